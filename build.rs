@@ -1,0 +1,50 @@
+//! Compiles the protos to Rust and to the descriptor set that reflection serves. Needs no protoc.
+
+use std::{env, error::Error, fs, path::Path};
+
+use prost::Message;
+use prost_build::{Service, ServiceGenerator};
+
+const ROOT: &str = "proto";
+const FILES: [&str; 4] = [
+    "tls/sessiond/v1/types.proto",
+    "tls/sessiond/v1/connection_service.proto",
+    "tls/sessiond/v1/session_service.proto",
+    "tls/sessiond/v1/context_service.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed={ROOT}");
+    let descriptors = protox::compile(FILES, [ROOT])?;
+    let out = env::var("OUT_DIR")?;
+    fs::write(Path::new(&out).join("descriptors.bin"), descriptors.encode_to_vec())?;
+
+    prost_build::Config::new()
+        .bytes(["."])
+        .service_generator(Box::new(RenameNew(tonic_prost_build::configure().service_generator())))
+        .compile_fds(descriptors)?;
+    Ok(())
+}
+
+/// The generated client has a constructor `new` of its own, so the RPC `New` becomes `new_connection` in Rust.
+/// Its name on the wire stays.
+struct RenameNew(Box<dyn ServiceGenerator>);
+
+impl ServiceGenerator for RenameNew {
+    fn generate(&mut self, mut service: Service, buf: &mut String) {
+        for method in &mut service.methods {
+            if method.proto_name == "New" {
+                method.name = "new_connection".into();
+            }
+        }
+        self.0.generate(service, buf);
+    }
+
+    fn finalize(&mut self, buf: &mut String) {
+        self.0.finalize(buf);
+    }
+
+    fn finalize_package(&mut self, package: &str, buf: &mut String) {
+        self.0.finalize_package(package, buf);
+    }
+}

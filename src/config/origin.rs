@@ -1,0 +1,148 @@
+//! Where each key came from: `--set` over the environment over the file. Errors name it.
+
+use std::path::{Path, PathBuf};
+
+use toml::{Spanned, Table, Value, de::DeTable, de::DeValue};
+
+use super::ConfigError;
+
+/// Prefix of environment variables; `__` stands between the parts of a key.
+pub(super) const ENV_PREFIX: &str = "TLS_SESSIOND__";
+
+/// The keys that were given, merged, and where each of them stands.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Origin {
+    file: Option<(PathBuf, String)>,
+    /// Dotted keys that were set beside the file, and how.
+    overrides: Vec<(String, String)>,
+}
+
+impl Origin {
+    /// Reads the file and lays the environment and the command line over it.
+    pub(super) fn merge(
+        file: Option<&Path>,
+        environment: impl Iterator<Item = (String, String)>,
+        set: &[String],
+    ) -> Result<(Self, Table), ConfigError> {
+        let mut origin = Self::default();
+        let mut table = Table::new();
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path)
+                .map_err(|err| ConfigError::plain(format!("cannot read {}: {err}", path.display())))?;
+            table = text.parse().map_err(|err: toml::de::Error| {
+                let line = err.span().map_or(1, |span| line_of(&text, span.start));
+                ConfigError::plain(format!("{}:{line}: {}", path.display(), err.message()))
+            })?;
+            origin.file = Some((path.to_owned(), text));
+        }
+        let mut given: Vec<_> = environment
+            .filter_map(|(name, value)| {
+                let key = name.strip_prefix(ENV_PREFIX)?.to_lowercase().replace("__", ".");
+                Some((key, value, format!("environment variable {name}")))
+            })
+            .collect();
+        given.sort();
+        for assignment in set {
+            let (key, value) = assignment
+                .split_once('=')
+                .ok_or_else(|| ConfigError::plain(format!("--set {assignment}: write it as key=value")))?;
+            given.push((key.trim().to_owned(), value.to_owned(), format!("--set {}", key.trim())));
+        }
+        for (key, value, from) in given {
+            assign(&mut table, &key, parse(&value)).map_err(|why| ConfigError::plain(format!("{from}: {why}")))?;
+            origin.overrides.push((key, from));
+        }
+        Ok((origin, table))
+    }
+
+    /// The folder that relative paths start from.
+    pub(super) fn folder(&self) -> &Path {
+        self.file.as_ref().and_then(|(path, _)| path.parent()).unwrap_or(Path::new(""))
+    }
+
+    /// Where a key stands, or the nearest of its parents.
+    pub(super) fn locate(&self, key: &str) -> String {
+        if let Some((_, from)) = self.overrides.iter().rev().find(|(set, _)| within(key, set)) {
+            return from.clone();
+        }
+        let Some((path, text)) = &self.file else { return "built-in defaults".into() };
+        let line = DeTable::parse(text).ok().map_or(1, |table| line_of(text, position(&table, key)));
+        format!("{}:{line}", path.display())
+    }
+}
+
+/// Whether `key` is `set` or lies below it.
+fn within(key: &str, set: &str) -> bool {
+    key.strip_prefix(set).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
+/// A value as TOML writes it; what is no TOML is a string, so that `--set listen.api=...` needs no quotes.
+fn parse(text: &str) -> Value {
+    format!("v = {text}")
+        .parse::<Table>()
+        .ok()
+        .and_then(|mut table| table.remove("v"))
+        .unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+/// Sets a dotted key; a number is a place in a list: `context.0.alpn`.
+fn assign(table: &mut Table, key: &str, value: Value) -> Result<(), String> {
+    let mut parts = key.split('.').peekable();
+    let first = parts.next().filter(|first| !first.is_empty()).ok_or("the key is empty")?;
+    let mut place = match parts.peek() {
+        None => {
+            table.insert(first.to_owned(), value);
+            return Ok(());
+        }
+        Some(_) => table.entry(first).or_insert_with(|| Value::Table(Table::new())),
+    };
+    while let Some(part) = parts.next() {
+        let last = parts.peek().is_none();
+        place = match place {
+            Value::Table(table) if last => {
+                table.insert(part.to_owned(), value);
+                return Ok(());
+            }
+            Value::Table(table) => table.entry(part).or_insert_with(|| Value::Table(Table::new())),
+            Value::Array(list) => part
+                .parse::<usize>()
+                .ok()
+                .and_then(|place| list.get_mut(place))
+                .ok_or_else(|| format!("`{part}` in `{key}` is no place in that list"))?,
+            _ => return Err(format!("`{key}` lies below a key that is a plain value")),
+        };
+        if last {
+            *place = value;
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// The byte position of a key as serde_path_to_error writes it: `context[0].alpn[1]`.
+fn position(table: &Spanned<DeTable<'_>>, key: &str) -> usize {
+    let mut at = 0;
+    let mut here: Option<&DeValue<'_>> = None;
+    for part in key.split(['.', '[']).map(|part| part.trim_end_matches(']')) {
+        let next = match here {
+            None => named(table.get_ref(), part),
+            Some(DeValue::Table(inner)) => named(inner, part),
+            Some(DeValue::Array(list)) => {
+                part.parse::<usize>().ok().and_then(|place| list.get(place)).map(|item| (item.span().start, item))
+            }
+            Some(_) => None,
+        };
+        let Some((start, value)) = next else { break };
+        at = start;
+        here = Some(value.get_ref());
+    }
+    at
+}
+
+fn named<'t, 's>(table: &'t DeTable<'s>, name: &str) -> Option<(usize, &'t Spanned<DeValue<'s>>)> {
+    table.iter().find(|(key, _)| key.get_ref() == name).map(|(key, value)| (key.span().start, value))
+}
+
+fn line_of(text: &str, position: usize) -> usize {
+    1 + text.bytes().take(position).filter(|&byte| byte == b'\n').count()
+}

@@ -1,0 +1,141 @@
+//! The file as it is written: every key optional, unknown keys refused.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct File {
+    pub(super) listen: Listen,
+    pub(super) limits: Limits,
+    pub(super) drain: Drain,
+    pub(super) context: Option<Vec<Context>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Listen {
+    pub(super) api: Vec<String>,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self { api: vec!["tcp://127.0.0.1:50551".into(), super::DEFAULT_SOCKET.into()] }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Limits {
+    pub(super) connections: usize,
+    pub(super) message: String,
+    pub(super) plaintext_buffer: String,
+    pub(super) streams: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 100_000,
+            message: "4MiB".into(),
+            plaintext_buffer: "1MiB".into(),
+            streams: 1_000,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Drain {
+    pub(super) delay: String,
+    pub(super) timeout: String,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { delay: "0s".into(), timeout: "30s".into() }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Context {
+    pub(super) name: String,
+    pub(super) certificate: OneOrMany,
+    pub(super) key: OneOrMany,
+    pub(super) client_certificates: Vec<Pair>,
+    pub(super) ca: String,
+    pub(super) client_auth: String,
+    pub(super) versions: Vec<String>,
+    pub(super) cipher_suites: Vec<String>,
+    pub(super) key_exchange: Vec<String>,
+    pub(super) alpn: Vec<String>,
+    pub(super) options: Vec<String>,
+    pub(super) session_id_context: String,
+    pub(super) client_sessions: String,
+    pub(super) tickets: usize,
+    pub(super) close_policy: String,
+    pub(super) session_timeout: String,
+    pub(super) session_bytes_max: String,
+    pub(super) cache_entries_max: usize,
+    pub(super) cache_bytes_max: String,
+    pub(super) idle_timeout: String,
+}
+
+impl Default for Context {
+    fn default() -> Self {
+        Self {
+            name: "default".into(),
+            certificate: OneOrMany::default(),
+            key: OneOrMany::default(),
+            client_certificates: Vec::new(),
+            ca: "system".into(),
+            client_auth: "none".into(),
+            versions: vec!["1.2".into(), "1.3".into()],
+            cipher_suites: Vec::new(),
+            key_exchange: Vec::new(),
+            alpn: Vec::new(),
+            options: Vec::new(),
+            session_id_context: String::new(),
+            client_sessions: "shared".into(),
+            tickets: 2,
+            close_policy: "flag".into(),
+            session_timeout: "2h".into(),
+            session_bytes_max: "16KiB".into(),
+            cache_entries_max: 20_480,
+            cache_bytes_max: "64MiB".into(),
+            idle_timeout: "5m".into(),
+        }
+    }
+}
+
+/// `"tls.crt"` or `["a.crt", "b.crt"]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a file name or a list of file names")]
+pub(super) enum OneOrMany {
+    One(PathBuf),
+    Many(Vec<PathBuf>),
+}
+
+impl Default for OneOrMany {
+    fn default() -> Self {
+        Self::Many(Vec::new())
+    }
+}
+
+impl OneOrMany {
+    pub(super) fn paths(&self) -> &[PathBuf] {
+        match self {
+            Self::One(path) => std::slice::from_ref(path),
+            Self::Many(paths) => paths,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Pair {
+    pub(super) certificate: PathBuf,
+    pub(super) key: PathBuf,
+}

@@ -1,0 +1,84 @@
+use super::*;
+
+fn load(text: &str) -> Result<Config, String> {
+    load_with(text, &[], &[])
+}
+
+fn load_with(text: &str, environment: &[(&str, &str)], set: &[&str]) -> Result<Config, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("c.toml");
+    std::fs::write(&path, text).unwrap();
+    let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let set: Vec<_> = set.iter().map(|set| (*set).to_owned()).collect();
+    let folder = format!("{}/", folder.path().display());
+    Config::load(Some(&path), environment, &set).map_err(|err| err.to_string().replace(&folder, ""))
+}
+
+#[test]
+fn the_defaults_are_those_of_the_manual() {
+    let config = Config::defaults();
+    assert_eq!(config.api.len(), 2);
+    assert_eq!(config.limits.message, 4 << 20);
+    assert_eq!(config.drain.timeout, Duration::from_secs(30));
+    let context = &config.contexts[0];
+    assert_eq!((context.name.as_str(), context.self_made, context.tickets), ("default", true, 2));
+    assert_eq!(context.versions, [Version::Tls12, Version::Tls13]);
+    assert_eq!(context.session_timeout, Duration::from_secs(7200));
+}
+
+#[test]
+fn what_is_wrong_is_told_with_key_and_line() {
+    for (text, said) in [
+        ("[listen]\napi = [\"tcp://0.0.0.0:1\"]\n", "c.toml:2: listen.api[0]: `tcp://0.0.0.0:1`: plaintext is served on"),
+        ("\n[lissten]\n", "c.toml:2: lissten: unknown field `lissten`, expected one of"),
+        ("[listen]\n\nadress = 1\n", "c.toml:3: listen.adress: unknown field `adress`, expected `api`"),
+        ("[limits]\nconnections = \"many\"\n", "c.toml:2: limits.connections: invalid type: string \"many\""),
+        ("[limits]\nstreams = 0\n", "c.toml:2: limits.streams: must be more than zero"),
+        ("[limits]\nmessage = \"4MB\"\n", "c.toml:2: limits.message: `4MB` is no size"),
+        ("[drain]\n# a comment\ntimeout = \"soon\"\n", "c.toml:3: drain.timeout: `soon` does not begin with"),
+        ("[[context]]\n[[context]]\nname = \"b\"\nversions = [\n\"1.2\",\n\"1.1\"]", "c.toml:6: context[1].versions[1]: `1.1`"),
+        ("[[context]]\nname = \"a b\"\n", "c.toml:2: context[0].name: `a b` is not 1 to 64 of"),
+        ("[[context]]\n[[context]]\n", "c.toml:2: context[1].name: a context named `default` stands above"),
+        ("[[context]]\ncertificate = \"a.crt\"\n", "c.toml:1: context[0].key: 1 certificates, but 0 keys"),
+        ("[[context]]\noptions = [\"no-tickets\"]\n", "c.toml:2: context[0].options[0]: `no-tickets` is not known"),
+        ("[[context]]\nsession_timeout = \"8d\"\n", "c.toml:2: context[0].session_timeout: `8d` is not between"),
+        ("[[context]]\ntickets = 17\n", "c.toml:2: context[0].tickets: 17 is more than 16"),
+        ("[[context]]\ncertificate = 7\n", "c.toml:2: context[0].certificate: expected a file name or a list"),
+        ("context = []\n", "c.toml:1: context: there must be at least one"),
+        ("a = [\n\n1\n", "c.toml:"),
+    ] {
+        let error = load(text).expect_err(text);
+        assert!(error.starts_with(said), "{text:?}\n said: {error}\n want: {said}");
+    }
+}
+
+#[test]
+fn command_line_over_environment_over_file() {
+    let text = "[limits]\nstreams = 1\nconnections = 1\nmessage = \"1B\"\n[[context]]\nname = \"a\"\n";
+    let environment = [("TLS_SESSIOND__LIMITS__STREAMS", "2"), ("TLS_SESSIOND__LIMITS__CONNECTIONS", "2")];
+    let config = load_with(text, &environment, &["limits.streams=3", "context.0.name=b"]).unwrap();
+    assert_eq!((config.limits.streams, config.limits.connections, config.limits.message), (3, 2, 1));
+    assert_eq!(config.contexts[0].name, "b");
+    let config = load_with(text, &[], &["listen.api=[\"tcp://127.0.0.1:1\"]"]).unwrap();
+    assert_eq!(config.api, [Endpoint::Tcp(([127, 0, 0, 1], 1).into())]);
+}
+
+#[test]
+fn error_names_the_override_it_comes_from() {
+    let error = load_with("", &[], &["limits.streams=0"]).unwrap_err();
+    assert!(error.starts_with("--set limits.streams: limits.streams: must be"), "{error}");
+    let error = load_with("", &[("TLS_SESSIOND__DRAIN__DELAY", "x")], &[]).unwrap_err();
+    assert!(error.starts_with("environment variable TLS_SESSIOND__DRAIN__DELAY: drain.delay: "), "{error}");
+    assert!(load_with("", &[], &["context.0.name=b"]).is_err());
+    assert!(load_with("", &[], &["limits"]).is_err());
+}
+
+#[test]
+fn paths_start_at_the_folder_of_the_file() {
+    let config = load("[[context]]\ncertificate = \"x/tls.crt\"\nkey = \"/tls.key\"\nca = \"ca.pem\"\n").unwrap();
+    let context = &config.contexts[0];
+    assert!(context.certificates[0].0.is_absolute() && context.certificates[0].0.ends_with("x/tls.crt"));
+    assert_eq!(context.certificates[0].1, Path::new("/tls.key"));
+    assert!(matches!(&context.trust, Trust::File(path) if path.is_absolute()));
+    assert!(!context.self_made);
+}

@@ -1,0 +1,65 @@
+//! Durations and sizes as people write them: `"30s"`, `"64MiB"`.
+
+use std::time::Duration;
+
+/// A whole number and a unit: ms, s, m, h or d.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = split(text)?;
+    let millis = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(format!("`{text}` is no duration: write a number and ms, s, m, h or d, as in \"30s\"")),
+    };
+    number
+        .checked_mul(millis)
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("`{text}` is longer than a duration can be"))
+}
+
+/// A whole number and a unit: B, KiB, MiB or GiB.
+pub(super) fn size(text: &str) -> Result<usize, String> {
+    let (number, unit) = split(text)?;
+    let bytes = match unit {
+        "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(format!("`{text}` is no size: write a number and B, KiB, MiB or GiB, as in \"64MiB\"")),
+    };
+    number
+        .checked_mul(bytes)
+        .and_then(|bytes| usize::try_from(bytes).ok())
+        .ok_or_else(|| format!("`{text}` is more than this machine can address"))
+}
+
+fn split(text: &str) -> Result<(u64, &str), String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    match number.parse() {
+        Ok(number) => Ok((number, unit)),
+        Err(_) => Err(format!("`{text}` does not begin with a whole number")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_sizes_have_units() {
+        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
+        assert_eq!(duration("0s"), Ok(Duration::ZERO));
+        assert_eq!(size("16KiB"), Ok(16_384));
+        for bad in ["", "s", "30", "30 s", "-1s", "1.5h", "30S", "99999999999999999999s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert!(duration("18446744073709551615d").is_err());
+        for bad in ["", "10", "10MB", "10mib", "18446744073709551615GiB"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! `tls-sessiond` holds TLS connection objects and the TLS session cache of many workers, behind gRPC.
+//!
+//! The rooms, in reading order; each imports only those below it (`ARCHITECTURE.md`):
+
+#![cfg_attr(test, allow(clippy::cast_possible_truncation, reason = "tests count small things"))]
+
+pub mod session; // what can be resumed, by whom, for how long
+pub mod store; // where sessions lie
+
+pub mod clock; // the one source of time
+pub mod config; // file, environment and command line in, a valid Config out

@@ -1,0 +1,217 @@
+//! The session cache of one scope and role: the policy over a store.
+//!
+//! Contexts whose scopes agree share one cache, so a session is never even looked for outside its own scope.
+//!
+//! Invariants:
+//!   - a removed, taken or expired session is never handed out again
+//!   - a single-use session is handed out at most once
+//!   - a full cache makes room; it never fails a handshake
+
+use std::sync::{Arc, atomic::AtomicU32};
+
+use aws_lc_rs::rand;
+use dashmap::DashMap;
+
+use super::{NewSession, Role, Session, SessionId, Version, stats::Counter};
+use crate::{
+    clock::Timestamp,
+    config::Offering,
+    store::memory::{Limits, Memory},
+};
+
+/// What a lookup answers where there is nothing to resume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Miss {
+    /// Never seen, removed, taken, or of the other version.
+    Unknown,
+    /// It was found, but its lifetime is over. Now it is gone.
+    Expired,
+}
+
+/// Sessions of one scope and role.
+pub struct Cache {
+    role: Role,
+    session_bytes_max: usize,
+    store: Memory<SessionId, Session>,
+    pool: Option<Pool>,
+    /// SSL_CTX_sess_cache_full: sessions evicted.
+    pub cache_full: Counter,
+}
+
+impl Cache {
+    /// An empty cache.
+    pub fn new(role: Role, offering: Offering, limits: Limits, session_bytes_max: usize) -> Self {
+        let pooled = role == Role::Client && offering == Offering::Shared;
+        Self {
+            role,
+            session_bytes_max,
+            store: Memory::new(limits, |session| session.secret().len()),
+            pool: pooled.then(Pool::default),
+            cache_full: Counter::default(),
+        }
+    }
+
+    /// Stores the session that a handshake made, or returns `None` where there is no life in it: its time, counted from
+    /// the authentication and cut by the peer's certificate, is over, or it is over the size limit.
+    pub fn put(&self, new: NewSession, now: Timestamp) -> Option<Arc<Session>> {
+        let mut expires = new.authenticated.after(new.timeout);
+        if let Some(peer) = &new.peer {
+            expires = expires.min(peer.not_after);
+        }
+        if now >= expires || new.secret.len() > self.session_bytes_max {
+            return None;
+        }
+        let id = match new.id {
+            Some(id) => id,
+            None => random_id()?,
+        };
+        let session = Arc::new(Session {
+            id,
+            role: self.role,
+            version: new.version,
+            cipher_suite: new.cipher_suite,
+            server_name: new.server_name,
+            context: new.context,
+            peer: new.peer,
+            created: now,
+            authenticated: new.authenticated,
+            expires,
+            secret: new.secret,
+            open: AtomicU32::new(0),
+        });
+        for _ in 0..self.store.put(Arc::clone(&session))? {
+            self.cache_full.count();
+        }
+        if let Some(pool) = &self.pool {
+            pool.push(&session, &self.store);
+        }
+        Some(session)
+    }
+
+    /// The session under this id for a peer that offers it in this version; a single-use one is gone with the answer.
+    ///
+    /// # Errors
+    /// [`Miss`] says why there is none.
+    pub fn find(&self, id: &SessionId, version: Version, now: Timestamp) -> Result<Arc<Session>, Miss> {
+        let session = self.store.get(id).filter(|session| session.version == version).ok_or(Miss::Unknown)?;
+        if session.expired(now) {
+            self.store.take(id);
+            return Err(Miss::Expired);
+        }
+        if session.single_use() {
+            return self.store.take(id).ok_or(Miss::Unknown);
+        }
+        Ok(session)
+    }
+
+    /// The session under this id, which stays, whatever its version. Not for resuming.
+    pub fn peek(&self, id: &SessionId, now: Timestamp) -> Option<Arc<Session>> {
+        self.store.get(id).filter(|session| !session.expired(now))
+    }
+
+    /// The newest session with this server in one of these versions, where the cache offers any; a single-use one is
+    /// gone with the answer.
+    pub fn newest(&self, server_name: &str, versions: &[Version], now: Timestamp) -> Option<Arc<Session>> {
+        let pool = self.pool.as_ref()?;
+        // Each round either returns, or takes a session out of the pool that is not to be had any more.
+        loop {
+            let session = pool.newest(server_name, versions, &self.store)?;
+            if let Ok(found) = self.find(&session.id, session.version, now) {
+                return Some(found);
+            }
+        }
+    }
+
+    /// Takes a session out for good; says whether it was there.
+    pub fn remove(&self, id: &SessionId) -> bool {
+        self.store.take(id).is_some()
+    }
+
+    /// Drops what has expired, oldest first, and what the pool no longer needs.
+    pub fn reap(&self, now: Timestamp) {
+        self.store.reap(|session| session.expired(now));
+        if let Some(pool) = &self.pool {
+            pool.shrink(&self.store);
+        }
+    }
+
+    /// Shows every session that has not expired, in no order.
+    pub fn scan(&self, now: Timestamp, mut visit: impl FnMut(&Arc<Session>)) {
+        self.store.scan(|session| {
+            if !session.expired(now) {
+                visit(session);
+            }
+        });
+    }
+
+    /// How many sessions it holds, expired ones that nobody asked for included.
+    pub fn len(&self) -> usize {
+        self.store.len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.store.is_empty()
+    }
+
+    /// Bytes of their secret parts.
+    pub fn bytes(&self) -> usize {
+        self.store.bytes()
+    }
+}
+
+fn random_id() -> Option<SessionId> {
+    let mut bytes = [0; 16];
+    rand::fill(&mut bytes).ok()?;
+    SessionId::new(&bytes)
+}
+
+/// Client sessions by server name, newest last. Ids of sessions that have left the store stay until they are met.
+///
+/// Here and nowhere else one map is asked while a guard of another is held: always pool first, store second.
+#[derive(Default)]
+struct Pool(DashMap<Arc<str>, Vec<SessionId>>);
+
+/// How many sessions of a version that does not fit are looked past.
+const LOOK_PAST_MAX: usize = 64;
+
+impl Pool {
+    fn push(&self, session: &Session, store: &Memory<SessionId, Session>) {
+        let mut ids = self.0.entry(Arc::clone(&session.server_name)).or_default();
+        if ids.len() >= 16 && ids.len() == ids.capacity() {
+            ids.retain(|id| store.get(id).is_some());
+        }
+        ids.push(session.id.clone());
+    }
+
+    fn newest(
+        &self,
+        server_name: &str,
+        versions: &[Version],
+        store: &Memory<SessionId, Session>,
+    ) -> Option<Arc<Session>> {
+        let mut ids = self.0.get_mut(server_name)?;
+        let mut place = ids.len();
+        for _ in 0..LOOK_PAST_MAX {
+            place = place.checked_sub(1)?;
+            match store.get(&ids[place]) {
+                Some(session) if versions.contains(&session.version) => return Some(session),
+                Some(_) => {}
+                None => {
+                    ids.remove(place);
+                }
+            }
+        }
+        None
+    }
+
+    /// Forgets names without sessions, once they are many.
+    fn shrink(&self, store: &Memory<SessionId, Session>) {
+        if self.0.len() > 2 * store.len() + 64 {
+            self.0.retain(|_, ids| {
+                ids.retain(|id| store.get(id).is_some());
+                !ids.is_empty()
+            });
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Sessions: what SSL_SESSION is in OpenSSL.
+//!
+//! * [`cache`]: the policy over the store - who finds what, for how long, and what makes room
+//! * [`resumption`]: rustls' storage traits, answered for one connection at a time
+//! * [`stats`]: the counters of SSL_CTX_sess_number(3)
+//!
+//! A session never changes once it is in the cache (CVE-2024-2511 came from one that did). What changes - how many open
+//! connections use it - is counted beside it.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+pub use crate::config::Version;
+use crate::clock::Timestamp;
+
+pub mod cache;
+pub mod resumption;
+pub mod stats;
+
+pub use cache::Cache;
+pub use resumption::Secret;
+
+/// Which side of the handshake: SSL_set_connect_state(3), SSL_set_accept_state(3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Begins handshakes.
+    Client,
+    /// Accepts them.
+    Server,
+}
+
+/// What names a session: a TLS 1.2 session id, the identity of a stateful TLS 1.3 ticket, or, on the client side, an id
+/// that the daemon gave it.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(Box<[u8]>);
+
+/// The longest id that the contract allows, in bytes.
+pub const SESSION_ID_MAX: usize = 64;
+
+impl SessionId {
+    /// Takes 1 to [`SESSION_ID_MAX`] bytes as they are; nothing is padded or cut.
+    pub fn new(bytes: &[u8]) -> Option<Self> {
+        (1..=SESSION_ID_MAX).contains(&bytes.len()).then(|| Self(bytes.into()))
+    }
+
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// Shows the first four bytes: enough to follow one in a log, too little to offer it.
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().take(4).try_for_each(|byte| write!(f, "{byte:02x}"))?;
+        f.write_str("…")
+    }
+}
+
+/// Why a session left the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemovalReason {
+    /// Its connection was cleared, freed or lost while open.
+    Unclosed,
+    /// A fatal alert was sent or received on one of its connections.
+    FatalAlert,
+    /// RemoveSession.
+    Removed,
+}
+
+/// Names that a peer's certificate proves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerIdentity {
+    /// SHA-256 of the leaf certificate's DER form.
+    pub certificate_sha256: [u8; 32],
+    /// The subject, in the form of RFC 4514.
+    pub subject: String,
+    /// DNS names of the subject alternative names.
+    pub dns_names: Vec<String>,
+    /// URI names, SPIFFE ids among them.
+    pub uris: Vec<String>,
+    /// When the certificate ends, and every session that it authenticated with it.
+    pub not_after: Timestamp,
+}
+
+/// A session as it was made. Holds its secret, which is zeroed when the last user drops it.
+pub struct Session {
+    /// What it is found by.
+    pub id: SessionId,
+    /// Whose it is.
+    pub role: Role,
+    /// The one version it can be resumed with.
+    pub version: Version,
+    /// IANA name of the cipher suite.
+    pub cipher_suite: &'static str,
+    /// Client: whom it resumes with. Server: the SNI it was made under, or empty.
+    pub server_name: Arc<str>,
+    /// Name of the context it was made under.
+    pub context: Arc<str>,
+    /// Who the peer proved to be.
+    pub peer: Option<Arc<PeerIdentity>>,
+    /// When the handshake made it.
+    pub created: Timestamp,
+    /// When the peers last authenticated with certificates; a resumption carries it over.
+    pub authenticated: Timestamp,
+    /// From then on it is not resumed.
+    pub expires: Timestamp,
+    secret: Secret,
+    open: AtomicU32,
+}
+
+impl Session {
+    /// TLS 1.3 tickets are handed out at most once (RFC 8446 appendix C.4).
+    pub fn single_use(&self) -> bool {
+        self.version == Version::Tls13
+    }
+
+    /// Whether it is over at `now`.
+    pub fn expired(&self, now: Timestamp) -> bool {
+        now >= self.expires
+    }
+
+    /// What rustls resumes it with.
+    pub fn secret(&self) -> &Secret {
+        &self.secret
+    }
+
+    /// How many open connections use it.
+    pub fn open_connections(&self) -> u32 {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// One more open connection uses it.
+    pub fn hold(&self) {
+        self.open.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One connection that used it is no longer open. Pairs with [`Self::hold`].
+    pub fn release(&self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl AsRef<SessionId> for Session {
+    fn as_ref(&self) -> &SessionId {
+        &self.id
+    }
+}
+
+/// Without the secret.
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("id", &self.id)
+            .field("role", &self.role)
+            .field("version", &self.version)
+            .field("server_name", &self.server_name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a handshake says of the session it made; the cache makes a [`Session`] of it.
+pub struct NewSession {
+    /// Server: what a peer will offer. Client: none, the cache gives one.
+    pub id: Option<SessionId>,
+    /// The version that the handshake agreed on.
+    pub version: Version,
+    /// IANA name of the cipher suite.
+    pub cipher_suite: &'static str,
+    /// The name it belongs to.
+    pub server_name: Arc<str>,
+    /// Name of the context it is made under.
+    pub context: Arc<str>,
+    /// Who the peer proved to be.
+    pub peer: Option<Arc<PeerIdentity>>,
+    /// When the peers authenticated.
+    pub authenticated: Timestamp,
+    /// How long after that it may be resumed.
+    pub timeout: std::time::Duration,
+    /// What rustls resumes it with.
+    pub secret: Secret,
+}

@@ -1,0 +1,197 @@
+//! rustls' storage traits, answered for one connection at a time.
+//!
+//! rustls asks for sessions and hands out new ones in the middle of a handshake step, by calls that cannot wait. So each
+//! connection has a [`Resumption`]: what the handshake may need is put into it beforehand, and what rustls wants
+//! stored is collected, to be taken out after the step. It is the connection's clock for rustls as well.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use rustls::{
+    NamedGroup,
+    client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSessionValue},
+    pki_types::{ServerName, UnixTime},
+    server::StoresServerSessions,
+    time_provider::TimeProvider,
+};
+use zeroize::Zeroizing;
+
+use super::{Session, SessionId};
+use crate::clock::Timestamp;
+
+/// The secret part of a session, in rustls' private form. Zeroed when dropped.
+pub enum Secret {
+    /// Server side: the encoding that rustls gave to its storage.
+    Server(Zeroizing<Vec<u8>>),
+    /// Client side, TLS 1.2: rustls keeps these as objects and has no encoding for them.
+    ClientTls12(Box<Tls12ClientSessionValue>, Option<NamedGroup>),
+    /// Client side, TLS 1.3: can be used once, and is taken out when it is.
+    ClientTls13(Box<Mutex<Option<Tls13ClientSessionValue>>>, Option<NamedGroup>),
+}
+
+impl Secret {
+    /// Its size in bytes. For a client's object this is what it holds in memory, nearly.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Server(bytes) => bytes.len(),
+            Self::ClientTls12(..) => CLIENT_OBJECT + size_of::<Tls12ClientSessionValue>(),
+            Self::ClientTls13(..) => CLIENT_OBJECT + size_of::<Tls13ClientSessionValue>(),
+        }
+    }
+
+    /// Never: a session has a secret.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// Ticket, secret and certificate chain behind a client's object, which rustls does not let us measure.
+const CLIENT_OBJECT: usize = 1024;
+
+/// A session that rustls wants stored.
+pub struct Made {
+    /// Server: its id. Client: none.
+    pub id: Option<SessionId>,
+    /// Its secret part.
+    pub secret: Secret,
+}
+
+/// What one connection's handshake may resume with, and what it made.
+pub struct Resumption {
+    now_millis: AtomicU64,
+    /// Whether a server keeps sessions at all (SSL_SESS_CACHE_OFF).
+    caching: bool,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    found: Option<Arc<Session>>,
+    made: Vec<Made>,
+    group: Option<NamedGroup>,
+}
+
+impl Resumption {
+    /// For one connection. Where `caching` is false a server gives its peers nothing to resume with.
+    pub fn new(caching: bool) -> Self {
+        Self { now_millis: AtomicU64::new(0), caching, inner: Mutex::default() }
+    }
+
+    /// The time of the step that comes.
+    pub fn set_now(&self, now: Timestamp) {
+        self.now_millis.store(now.as_millis(), Ordering::Relaxed);
+    }
+
+    /// The session that the handshake may resume. A single-use one must have been taken from the cache.
+    pub fn offer(&self, session: Option<Arc<Session>>) {
+        self.inner.lock().found = session;
+    }
+
+    /// What rustls wanted stored since the last call, oldest first.
+    pub fn take_made(&self) -> Vec<Made> {
+        std::mem::take(&mut self.inner.lock().made)
+    }
+
+    fn server_secret(&self, key: &[u8]) -> Option<Vec<u8>> {
+        let inner = self.inner.lock();
+        let session = inner.found.as_ref()?;
+        match session.secret() {
+            Secret::Server(bytes) if session.id.as_bytes() == key => Some(bytes.to_vec()),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Debug for Resumption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Resumption")
+    }
+}
+
+impl TimeProvider for Resumption {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_millis(self.now_millis.load(Ordering::Relaxed))))
+    }
+}
+
+impl StoresServerSessions for Resumption {
+    fn put(&self, key: Vec<u8>, value: Vec<u8>) -> bool {
+        let secret = Secret::Server(Zeroizing::new(value));
+        let Some(id) = SessionId::new(&key) else { return false };
+        if self.caching {
+            self.inner.lock().made.push(Made { id: Some(id), secret });
+        }
+        self.caching
+    }
+
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.server_secret(key)
+    }
+
+    /// Gone from the cache before rustls asks; here it goes from the connection too.
+    fn take(&self, key: &[u8]) -> Option<Vec<u8>> {
+        let bytes = self.server_secret(key)?;
+        self.inner.lock().found = None;
+        Some(bytes)
+    }
+
+    fn can_cache(&self) -> bool {
+        self.caching
+    }
+}
+
+impl ClientSessionStore for Resumption {
+    fn set_kx_hint(&self, _: ServerName<'static>, group: NamedGroup) {
+        self.inner.lock().group = Some(group);
+    }
+
+    /// The group that the session's own handshake ended with: it saves a HelloRetryRequest.
+    fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
+        match self.inner.lock().found.as_ref()?.secret() {
+            Secret::Server(_) => None,
+            Secret::ClientTls12(_, group) | Secret::ClientTls13(_, group) => *group,
+        }
+    }
+
+    fn set_tls12_session(&self, _: ServerName<'static>, value: Tls12ClientSessionValue) {
+        let mut inner = self.inner.lock();
+        let secret = Secret::ClientTls12(Box::new(value), inner.group);
+        inner.made.push(Made { id: None, secret });
+    }
+
+    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        match self.inner.lock().found.as_ref()?.secret() {
+            Secret::ClientTls12(value, _) => Some((**value).clone()),
+            _ => None,
+        }
+    }
+
+    /// rustls speaks of all sessions with the server here. Ours are removed by the close rule alone.
+    fn remove_tls12_session(&self, _: &ServerName<'static>) {}
+
+    fn insert_tls13_ticket(&self, _: ServerName<'static>, value: Tls13ClientSessionValue) {
+        let mut inner = self.inner.lock();
+        let secret = Secret::ClientTls13(Box::new(Mutex::new(Some(value))), inner.group);
+        inner.made.push(Made { id: None, secret });
+    }
+
+    fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        match self.inner.lock().found.as_ref()?.secret() {
+            Secret::ClientTls13(value, _) => value.lock().take(),
+            _ => None,
+        }
+    }
+}

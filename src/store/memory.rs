@@ -1,0 +1,246 @@
+//! The memory store: a dashmap, bounded in entries and bytes, that evicts what was put first.
+//!
+//! Invariants:
+//!   - what [`Memory::take`] returns, nobody gets again
+//!   - after every call there are at most `entries_max` values, of at most `bytes_max` bytes in all
+//!   - a value that was removed is not kept alive here
+
+use std::{
+    collections::VecDeque,
+    hash::Hash,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use dashmap::DashMap;
+use parking_lot::Mutex;
+
+/// How much a store may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most values.
+    pub entries_max: usize,
+    /// Most bytes, as [`Memory::new`]'s weight counts them.
+    pub bytes_max: usize,
+}
+
+/// Values by key. A value knows its key.
+pub struct Memory<K, V> {
+    map: DashMap<K, Arc<V>>,
+    /// In the order of their puts. A removed value stays here as a dead or stale pointer until it comes to the front,
+    /// or until there are too many of those.
+    order: Mutex<VecDeque<Weak<V>>>,
+    entries: AtomicUsize,
+    bytes: AtomicUsize,
+    limits: Limits,
+    weight: fn(&V) -> usize,
+}
+
+impl<K, V> Memory<K, V>
+where
+    K: Clone + Eq + Hash,
+    V: AsRef<K>,
+{
+    /// An empty store. `weight` tells the size of a value in bytes and must not change for a value.
+    pub fn new(limits: Limits, weight: fn(&V) -> usize) -> Self {
+        Self {
+            map: DashMap::new(),
+            order: Mutex::default(),
+            entries: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            limits,
+            weight,
+        }
+    }
+
+    /// Stores a value and returns how many others had to go for it, or `None` where it alone is over the limit. A value
+    /// under the same key is replaced.
+    pub fn put(&self, value: Arc<V>) -> Option<usize> {
+        let weight = (self.weight)(&value);
+        if weight > self.limits.bytes_max || self.limits.entries_max == 0 {
+            return None;
+        }
+        let place = Arc::downgrade(&value);
+        // Counted before it can be removed by others, so that the counters never go below zero.
+        self.entries.fetch_add(1, Ordering::AcqRel);
+        self.bytes.fetch_add(weight, Ordering::AcqRel);
+        if let Some(replaced) = self.map.insert(AsRef::<K>::as_ref(&*value).clone(), value) {
+            self.discount(&replaced);
+        }
+        let mut order = self.order.lock();
+        order.push_back(place);
+        let mut evicted = 0;
+        while self.len() > self.limits.entries_max || self.bytes() > self.limits.bytes_max {
+            let Some(oldest) = order.pop_front() else { break };
+            evicted += usize::from(self.remove_exactly(&oldest));
+        }
+        if order.len() > 2 * self.len() + 64 {
+            order.retain(|place| self.is_current(place));
+        }
+        Some(evicted)
+    }
+
+    /// The value, which stays.
+    pub fn get(&self, key: &K) -> Option<Arc<V>> {
+        self.map.get(key).map(|value| Arc::clone(&value))
+    }
+
+    /// The value, which is gone for everybody else: of any number of takes, one succeeds.
+    pub fn take(&self, key: &K) -> Option<Arc<V>> {
+        let (_, value) = self.map.remove(key)?;
+        self.discount(&value);
+        Some(value)
+    }
+
+    /// Drops the oldest values for as long as `over` says so of them.
+    pub fn reap(&self, over: impl Fn(&V) -> bool) {
+        let mut order = self.order.lock();
+        while let Some(place) = order.front() {
+            if place.upgrade().is_some_and(|value| self.is_current(place) && !over(&value)) {
+                break;
+            }
+            self.remove_exactly(place);
+            order.pop_front();
+        }
+    }
+
+    /// Shows every value to `visit`, in no order. What is put or removed meanwhile may be seen or not.
+    pub fn scan(&self, mut visit: impl FnMut(&Arc<V>)) {
+        self.map.iter().for_each(|entry| visit(entry.value()));
+    }
+
+    /// How many values there are.
+    pub fn len(&self) -> usize {
+        self.entries.load(Ordering::Acquire)
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The sum of their weights.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Acquire)
+    }
+
+    fn is_current(&self, place: &Weak<V>) -> bool {
+        place.upgrade().is_some_and(|value| {
+            self.map.get(AsRef::<K>::as_ref(&*value)).is_some_and(|held| Arc::ptr_eq(&held, &value))
+        })
+    }
+
+    /// Removes this value, but not another that took its key.
+    fn remove_exactly(&self, place: &Weak<V>) -> bool {
+        let Some(value) = place.upgrade() else { return false };
+        let removed = self.map.remove_if(AsRef::<K>::as_ref(&*value), |_, held| Arc::ptr_eq(held, &value));
+        if removed.is_some() {
+            self.discount(&value);
+        }
+        removed.is_some()
+    }
+
+    fn discount(&self, value: &V) {
+        self.entries.fetch_sub(1, Ordering::AcqRel);
+        self.bytes.fetch_sub((self.weight)(value), Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq)]
+    struct Value(u32, usize);
+
+    impl AsRef<u32> for Value {
+        fn as_ref(&self) -> &u32 {
+            &self.0
+        }
+    }
+
+    fn store(entries_max: usize, bytes_max: usize) -> Memory<u32, Value> {
+        Memory::new(Limits { entries_max, bytes_max }, |value| value.1)
+    }
+
+    fn keys(store: &Memory<u32, Value>) -> Vec<u32> {
+        let mut keys = Vec::new();
+        store.scan(|value| keys.push(value.0));
+        keys.sort_unstable();
+        keys
+    }
+
+    #[test]
+    fn full_store_evicts_what_was_put_first() {
+        let store = store(2, 100);
+        assert_eq!(store.put(Arc::new(Value(1, 10))), Some(0));
+        assert_eq!(store.put(Arc::new(Value(2, 10))), Some(0));
+        assert_eq!(store.put(Arc::new(Value(3, 10))), Some(1));
+        assert_eq!(keys(&store), [2, 3]);
+        assert_eq!(store.put(Arc::new(Value(4, 95))), Some(2), "bytes count as well");
+        assert_eq!((keys(&store), store.len(), store.bytes()), (vec![4], 1, 95));
+    }
+
+    #[test]
+    fn value_over_the_limit_is_refused_and_evicts_nothing() {
+        let store = store(2, 100);
+        store.put(Arc::new(Value(1, 10)));
+        assert_eq!(store.put(Arc::new(Value(2, 101))), None);
+        assert_eq!(keys(&store), [1]);
+    }
+
+    #[test]
+    fn replaced_value_leaves_its_place_and_its_bytes() {
+        let store = store(2, 100);
+        store.put(Arc::new(Value(1, 60)));
+        store.put(Arc::new(Value(1, 30)));
+        assert_eq!((store.len(), store.bytes()), (1, 30));
+        store.put(Arc::new(Value(2, 10)));
+        assert_eq!(store.put(Arc::new(Value(3, 10))), Some(1), "the stale place of 1 evicts nothing");
+        assert_eq!(keys(&store), [2, 3]);
+    }
+
+    #[test]
+    fn removed_values_are_not_kept_alive_and_their_places_are_bounded() {
+        let store = store(1_000, 1_000_000);
+        for round in 0..10_000 {
+            let value = Arc::new(Value(round, 1));
+            let watch = Arc::downgrade(&value);
+            store.put(value);
+            assert_eq!(store.take(&round).map(|value| value.0), Some(round));
+            assert!(watch.upgrade().is_none());
+        }
+        assert!(store.is_empty() && store.bytes() == 0);
+        assert!(store.order.lock().len() <= 66, "{} places", store.order.lock().len());
+    }
+
+    #[test]
+    fn one_of_many_takes_succeeds() {
+        let store = Arc::new(store(1_000, 1_000_000));
+        for key in 0..200 {
+            store.put(Arc::new(Value(key, 1)));
+            let takers: Vec<_> = (0..4)
+                .map(|_| {
+                    let store = Arc::clone(&store);
+                    std::thread::spawn(move || usize::from(store.take(&key).is_some()))
+                })
+                .collect();
+            let taken: usize = takers.into_iter().map(|taker| taker.join().unwrap()).sum();
+            assert_eq!(taken, 1);
+        }
+        assert_eq!((store.len(), store.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn reap_stops_at_the_first_that_is_not_over() {
+        let store = store(10, 100);
+        for key in 1..=5 {
+            store.put(Arc::new(Value(key, 1)));
+        }
+        store.take(&1);
+        store.reap(|value| value.0 < 4);
+        assert_eq!(keys(&store), [4, 5]);
+    }
+}

@@ -1,0 +1,5 @@
+//! Where sessions lie.
+//!
+//! * [`memory`]: in this process, over dashmap
+
+pub mod memory;

@@ -2,8 +2,7 @@
 //!
 //! The rooms, in reading order; each imports only those below it (`ARCHITECTURE.md`):
 
-#![cfg_attr(test, allow(clippy::cast_possible_truncation, reason = "tests count small things"))]
-
+pub mod context; // SSL_CTX: certificates, trust, versions, and whom they let resume
 pub mod session; // what can be resumed, by whom, for how long
 pub mod store; // where sessions lie
 

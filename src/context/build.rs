@@ -1,0 +1,304 @@
+//! Makes a [`Context`] of its configuration.
+
+use std::{fs, sync::Arc};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion,
+    client::{ResolvesClientCert, WebPkiServerVerifier, danger::ServerCertVerifier},
+    crypto::{CryptoProvider, aws_lc_rs::default_provider},
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject},
+    server::{ResolvesServerCert, WebPkiClientVerifier, danger::ClientCertVerifier},
+    version::{TLS12, TLS13},
+};
+
+use super::{
+    Context, Side,
+    credentials::{ClientCredentials, Credential, ServerCredentials},
+    iana_name,
+    registry::Interned,
+    scope::{Scope, ScopeBuilder},
+};
+use crate::{
+    config::{ClientAuth, ContextConfig, Offering, Trust, Version},
+    session::{Cache, Role, stats::HandshakeStats},
+    store::memory::Limits,
+};
+
+/// What is wrong with a context, and the key that says so.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) key: &'static str,
+    pub(super) why: String,
+}
+
+fn refuse(key: &'static str, why: impl ToString) -> Refusal {
+    Refusal { key, why: why.to_string() }
+}
+
+/// What contexts of one client scope share. rustls compares these by address before it resumes, so contexts that may
+/// resume each other's sessions must hold the same ones.
+#[derive(Clone)]
+pub(super) struct ClientTrust {
+    verifier: Arc<dyn ServerCertVerifier>,
+    credentials: Arc<dyn ResolvesClientCert>,
+}
+
+pub(super) fn build(config: &ContextConfig, shared: &mut Interned) -> Result<Context, Refusal> {
+    let provider = Arc::new(provider(config)?);
+    let certificates = load(&config.certificates, "certificate", &provider)?;
+    let certificates = if config.self_made { vec![self_made(&provider)?] } else { certificates };
+    let client_certificates = load(&config.client_certificates, "client_certificates", &provider)?;
+    let roots = roots(config, &certificates)?;
+
+    let versions: Vec<&'static SupportedProtocolVersion> =
+        config.versions.iter().map(|&version| supported(version)).collect();
+    if !versions.iter().all(|version| provider.cipher_suites.iter().any(|suite| suite.version() == *version)) {
+        return Err(refuse("cipher_suites", "none of them belongs to one of the versions"));
+    }
+
+    let server_scope = server_scope(config, &certificates, &roots);
+    let client_scope = client_scope(config, &client_certificates, &roots);
+    let limits = Limits { entries_max: config.cache_entries_max, bytes_max: config.cache_bytes_max };
+    let cache = |role| Cache::new(role, config.offering, limits, config.session_bytes_max);
+
+    Ok(Context {
+        name: config.name.as_str().into(),
+        versions: config.versions.clone(),
+        cipher_suites: provider
+            .cipher_suites
+            .iter()
+            .filter(|suite| versions.contains(&suite.version()))
+            .map(|suite| iana_name(suite.suite()))
+            .collect(),
+        alpn: config.alpn.clone(),
+        options: config.options,
+        close_policy: config.close_policy,
+        session_timeout: config.session_timeout,
+        idle_timeout: config.idle_timeout,
+        cache_entries_max: config.cache_entries_max,
+        cache_bytes_max: config.cache_bytes_max,
+        tickets: config.tickets,
+        certificate_ends: certificates.iter().chain(&client_certificates).map(|held| held.not_after).min(),
+        server: server(config, certificates, &roots, &provider, &versions)?,
+        client: client(config, client_certificates, &roots, &provider, &versions, client_scope, shared)?,
+        server_cache: shared.cache(server_scope, limits, || cache(Role::Server))?,
+        client_cache: shared.cache(client_scope, limits, || cache(Role::Client))?,
+        scope: ScopeBuilder::new("context").field(server_scope.as_bytes()).field(client_scope.as_bytes()).finish(),
+        stats: HandshakeStats::default(),
+    })
+}
+
+fn supported(version: Version) -> &'static SupportedProtocolVersion {
+    match version {
+        Version::Tls12 => &TLS12,
+        Version::Tls13 => &TLS13,
+    }
+}
+
+/// rustls' default provider, less what the configuration leaves out, in its order.
+fn provider(config: &ContextConfig) -> Result<CryptoProvider, Refusal> {
+    let mut provider = default_provider();
+    provider.cipher_suites = chosen("cipher_suites", &config.cipher_suites, provider.cipher_suites, |suite| {
+        iana_name(suite.suite()).to_owned()
+    })?;
+    provider.kx_groups = chosen("key_exchange", &config.key_exchange, provider.kx_groups, |group| {
+        group.name().as_str().unwrap_or("unknown").to_owned()
+    })?;
+    Ok(provider)
+}
+
+fn chosen<T: Copy>(
+    key: &'static str,
+    names: &[String],
+    all: Vec<T>,
+    name_of: impl Fn(&T) -> String,
+) -> Result<Vec<T>, Refusal> {
+    if names.is_empty() {
+        return Ok(all);
+    }
+    names
+        .iter()
+        .map(|name| {
+            all.iter().copied().find(|item| name_of(item).eq_ignore_ascii_case(name)).ok_or_else(|| {
+                let known: Vec<_> = all.iter().map(&name_of).collect();
+                refuse(key, format!("`{name}` is not known; it may be {}", known.join(", ")))
+            })
+        })
+        .collect()
+}
+
+fn load(
+    pairs: &[(std::path::PathBuf, std::path::PathBuf)],
+    key: &'static str,
+    provider: &CryptoProvider,
+) -> Result<Vec<Credential>, Refusal> {
+    pairs
+        .iter()
+        .map(|(chain, private)| Credential::load(chain, private, provider).map_err(|why| refuse(key, why)))
+        .collect()
+}
+
+/// A certificate for this host alone, whose key never leaves this process.
+fn self_made(provider: &CryptoProvider) -> Result<Credential, Refusal> {
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    let made = rcgen::generate_simple_self_signed(names).map_err(|err| refuse("certificate", err))?;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    Credential::new(vec![made.cert.der().clone()], key, provider).map_err(|why| refuse("certificate", why))
+}
+
+/// Whom this context trusts. The built-in one trusts itself as well, so that a first try needs no files.
+fn roots(config: &ContextConfig, certificates: &[Credential]) -> Result<Arc<RootCertStore>, Refusal> {
+    let mut roots = RootCertStore::empty();
+    match &config.trust {
+        Trust::System => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+        Trust::File(path) => {
+            let pem = fs::read(path).map_err(|err| refuse("ca", format!("cannot read {}: {err}", path.display())))?;
+            for der in CertificateDer::pem_slice_iter(&pem) {
+                let der = der.map_err(|err| refuse("ca", format!("{}: {err}", path.display())))?;
+                roots.add(der).map_err(|err| refuse("ca", format!("{}: {err}", path.display())))?;
+            }
+            if roots.is_empty() {
+                return Err(refuse("ca", format!("{} holds no certificate", path.display())));
+            }
+        }
+    }
+    if config.self_made {
+        for credential in certificates {
+            roots.add(credential.chain()[0].clone()).map_err(|err| refuse("certificate", err))?;
+        }
+    }
+    Ok(Arc::new(roots))
+}
+
+/// The digest of the trust anchors, whatever their order.
+fn anchors(roots: &RootCertStore) -> Vec<u8> {
+    let mut anchors: Vec<_> = roots
+        .roots
+        .iter()
+        .map(|anchor| {
+            let constraints = anchor.name_constraints.as_ref().map_or(&[][..], AsRef::as_ref);
+            ScopeBuilder::new("anchor")
+                .field(&anchor.subject)
+                .field(&anchor.subject_public_key_info)
+                .field(constraints)
+                .finish()
+        })
+        .map(|scope| scope.as_bytes().to_vec())
+        .collect();
+    anchors.sort_unstable();
+    digest(&SHA256, &anchors.concat()).as_ref().to_vec()
+}
+
+fn chains(builder: ScopeBuilder, credentials: &[Credential]) -> ScopeBuilder {
+    credentials.iter().fold(builder.field((credentials.len() as u64).to_be_bytes()), |builder, credential| {
+        builder.list(credential.chain().iter())
+    })
+}
+
+fn server_scope(config: &ContextConfig, certificates: &[Credential], roots: &RootCertStore) -> Scope {
+    let builder = ScopeBuilder::new("server").field(&config.session_id_context).field("rustls");
+    let builder = chains(builder, certificates).list(config.alpn.iter());
+    match config.client_auth {
+        ClientAuth::None => builder.field("none").finish(),
+        ClientAuth::Request => builder.field("request").field(anchors(roots)).finish(),
+        ClientAuth::Require => builder.field("require").field(anchors(roots)).finish(),
+    }
+}
+
+fn client_scope(config: &ContextConfig, certificates: &[Credential], roots: &RootCertStore) -> Scope {
+    let builder = ScopeBuilder::new("client").field(&config.session_id_context).field("rustls");
+    chains(builder, certificates)
+        .list(config.alpn.iter())
+        .field(anchors(roots))
+        .field(match config.offering {
+            Offering::Shared => "shared",
+            Offering::Explicit => "explicit",
+        })
+        .finish()
+}
+
+/// One configuration for all versions, and one for each.
+fn side<C>(
+    config: &ContextConfig,
+    versions: &[&'static SupportedProtocolVersion],
+    make: impl Fn(&[&'static SupportedProtocolVersion]) -> Result<C, rustls::Error>,
+) -> Result<Side<C>, Refusal> {
+    let make = |versions: &[&'static SupportedProtocolVersion]| {
+        make(versions).map(Arc::new).map_err(|err| refuse("versions", err))
+    };
+    let alone = |version| match config.versions.contains(&version) {
+        true => make(&[supported(version)]).map(Some),
+        false => Ok(None),
+    };
+    Ok(Side { all: make(versions)?, tls12: alone(Version::Tls12)?, tls13: alone(Version::Tls13)? })
+}
+
+fn alpn(config: &ContextConfig) -> Vec<Vec<u8>> {
+    config.alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect()
+}
+
+fn server(
+    config: &ContextConfig,
+    certificates: Vec<Credential>,
+    roots: &Arc<RootCertStore>,
+    provider: &Arc<CryptoProvider>,
+    versions: &[&'static SupportedProtocolVersion],
+) -> Result<Option<Side<ServerConfig>>, Refusal> {
+    if certificates.is_empty() {
+        return Ok(None);
+    }
+    let verifier: Arc<dyn ClientCertVerifier> = match config.client_auth {
+        ClientAuth::None => WebPkiClientVerifier::no_client_auth(),
+        asks => {
+            let builder = WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider));
+            let builder = match asks {
+                ClientAuth::Require => builder,
+                _ => builder.allow_unauthenticated(),
+            };
+            builder.build().map_err(|err| refuse("ca", format!("client_auth needs trust anchors: {err}")))?
+        }
+    };
+    let credentials: Arc<dyn ResolvesServerCert> = Arc::new(ServerCredentials::new(certificates));
+    let made = side(config, versions, |versions| {
+        let mut server = ServerConfig::builder_with_provider(Arc::clone(provider))
+            .with_protocol_versions(versions)?
+            .with_client_cert_verifier(Arc::clone(&verifier))
+            .with_cert_resolver(Arc::clone(&credentials));
+        server.alpn_protocols = alpn(config);
+        server.ignore_client_order = config.options.cipher_server_preference;
+        server.send_tls13_tickets = config.tickets;
+        Ok(server)
+    })?;
+    Ok(Some(made))
+}
+
+fn client(
+    config: &ContextConfig,
+    certificates: Vec<Credential>,
+    roots: &Arc<RootCertStore>,
+    provider: &Arc<CryptoProvider>,
+    versions: &[&'static SupportedProtocolVersion],
+    scope: Scope,
+    shared: &mut Interned,
+) -> Result<Option<Side<ClientConfig>>, Refusal> {
+    if roots.is_empty() {
+        return Ok(None);
+    }
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider))
+        .build()
+        .map_err(|err| refuse("ca", err))?;
+    let trust = shared.trust(scope, ClientTrust { verifier, credentials: Arc::new(ClientCredentials(certificates)) });
+    let made = side(config, versions, |versions| {
+        let mut client = ClientConfig::builder_with_provider(Arc::clone(provider))
+            .with_protocol_versions(versions)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::clone(&trust.verifier))
+            .with_client_cert_resolver(Arc::clone(&trust.credentials));
+        client.alpn_protocols = alpn(config);
+        Ok(client)
+    })?;
+    Ok(Some(made))
+}

@@ -1,0 +1,232 @@
+//! Certificate chains and keys, and which of them a handshake gets.
+
+use std::{collections::HashMap, fs, path::Path, sync::Arc};
+
+use rustls::{
+    SignatureScheme,
+    client::ResolvesClientCert,
+    crypto::CryptoProvider,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
+
+use super::identity::{alternative_names, not_after};
+use crate::clock::Timestamp;
+
+/// A chain, its key, and what the leaf says.
+#[derive(Clone, Debug)]
+pub(super) struct Credential {
+    pub(super) key: Arc<CertifiedKey>,
+    dns_names: Vec<String>,
+    /// DER of the issuer of each certificate of the chain.
+    issuers: Vec<Vec<u8>>,
+    pub(super) not_after: Timestamp,
+}
+
+impl Credential {
+    /// Reads PEM files.
+    ///
+    /// # Errors
+    /// In words, with the file's name.
+    pub(super) fn load(chain: &Path, key: &Path, provider: &CryptoProvider) -> Result<Self, String> {
+        let chain_pem = fs::read(chain).map_err(|err| format!("cannot read {}: {err}", chain.display()))?;
+        let certificates: Vec<_> = CertificateDer::pem_slice_iter(&chain_pem)
+            .collect::<Result<_, _>>()
+            .map_err(|err| format!("{}: {err}", chain.display()))?;
+        if certificates.is_empty() {
+            return Err(format!("{} holds no certificate", chain.display()));
+        }
+        let key_pem = zeroize::Zeroizing::new(
+            fs::read(key).map_err(|err| format!("cannot read {}: {err}", key.display()))?,
+        );
+        let private = PrivateKeyDer::from_pem_slice(&key_pem)
+            .map_err(|err| format!("{}: no private key: {err}", key.display()))?;
+        Self::new(certificates, private, provider)
+            .map_err(|why| format!("{} with {}: {why}", chain.display(), key.display()))
+    }
+
+    /// Checks that the key fits the chain.
+    pub(super) fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        provider: &CryptoProvider,
+    ) -> Result<Self, String> {
+        let key = CertifiedKey::from_der(chain, key, provider).map_err(|err| err.to_string())?;
+        let mut dns_names = Vec::new();
+        let mut issuers = Vec::new();
+        let mut ends = None;
+        for der in &key.cert {
+            let (_, certificate) = X509Certificate::from_der(der).map_err(|err| err.to_string())?;
+            issuers.push(certificate.issuer().as_raw().to_vec());
+            if ends.is_none() {
+                ends = Some(not_after(&certificate));
+                dns_names = alternative_names(&certificate)
+                    .filter_map(|name| match name {
+                        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+                        _ => None,
+                    })
+                    .collect();
+            }
+        }
+        Ok(Self { key: Arc::new(key), dns_names, issuers, not_after: ends.unwrap_or_default() })
+    }
+
+    /// All certificates of the chain, leaf first.
+    pub(super) fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.key.cert
+    }
+
+    fn signs(&self, schemes: &[SignatureScheme]) -> bool {
+        self.key.key.choose_scheme(schemes).is_some()
+    }
+}
+
+/// Server certificates by SNI (RFC 6066 section 3): the exact name, then a wildcard, then the first of the list. Among
+/// several for one name, the first whose key the client can verify.
+#[derive(Debug)]
+pub(super) struct ServerCredentials {
+    all: Vec<Credential>,
+    by_name: HashMap<String, Vec<usize>>,
+}
+
+impl ServerCredentials {
+    pub(super) fn new(all: Vec<Credential>) -> Self {
+        let mut by_name: HashMap<String, Vec<usize>> = HashMap::new();
+        for (place, credential) in all.iter().enumerate() {
+            for name in &credential.dns_names {
+                by_name.entry(name.clone()).or_default().push(place);
+            }
+        }
+        Self { all, by_name }
+    }
+
+    fn select(&self, server_name: Option<&str>, schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let named = server_name.and_then(|name| {
+            self.by_name.get(name).or_else(|| {
+                let (_, parent) = name.split_once('.')?;
+                self.by_name.get(&format!("*.{parent}"))
+            })
+        });
+        let fitting = |credential: &&Credential| credential.signs(schemes);
+        let chosen = match named {
+            Some(places) => places.iter().map(|&place| &self.all[place]).find(fitting),
+            None => None,
+        };
+        chosen
+            .or_else(|| self.all.iter().find(fitting))
+            .or_else(|| self.all.first())
+            .map(|credential| Arc::clone(&credential.key))
+    }
+}
+
+impl ResolvesServerCert for ServerCredentials {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.select(hello.server_name(), hello.signature_schemes())
+    }
+}
+
+/// Client certificates, chosen by what the server asks for: the job of SSL_CTX_set_client_cert_cb(3).
+#[derive(Debug)]
+pub(super) struct ClientCredentials(pub(super) Vec<Credential>);
+
+impl ResolvesClientCert for ClientCredentials {
+    /// The first that one of the named authorities issued, with a key that the server can verify. A server that names
+    /// none takes any (RFC 8446 section 4.2.4). None fits: no certificate is sent.
+    fn resolve(&self, authorities: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.0
+            .iter()
+            .filter(|credential| credential.signs(schemes))
+            .find(|credential| {
+                authorities.is_empty()
+                    || credential.issuers.iter().any(|issuer| authorities.contains(&issuer.as_slice()))
+            })
+            .map(|credential| Arc::clone(&credential.key))
+    }
+
+    fn has_certs(&self) -> bool {
+        !self.0.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DnType, IsCa, Issuer, KeyPair};
+    use rustls::crypto::aws_lc_rs::default_provider;
+
+    use super::*;
+
+    fn credential(names: &[&str], issuer: Option<&Issuer<'_, KeyPair>>) -> Credential {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>()).unwrap();
+        let certificate = match issuer {
+            Some(issuer) => params.signed_by(&key, issuer).unwrap(),
+            None => params.self_signed(&key).unwrap(),
+        };
+        let der = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        Credential::new(vec![certificate.der().clone()], der, &default_provider()).unwrap()
+    }
+
+    fn authority(name: &str) -> (Issuer<'static, KeyPair>, Vec<u8>) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let certificate = params.self_signed(&key).unwrap();
+        let (_, parsed) = X509Certificate::from_der(certificate.der()).unwrap();
+        let subject = parsed.subject().as_raw().to_vec();
+        (Issuer::new(params, key), subject)
+    }
+
+    const SCHEMES: [SignatureScheme; 1] = [SignatureScheme::ECDSA_NISTP256_SHA256];
+
+    #[test]
+    fn server_certificate_is_chosen_by_name() {
+        let all = vec![
+            credential(&["first.test"], None),
+            credential(&["exact.example.test"], None),
+            credential(&["*.Example.test"], None),
+        ];
+        let keys: Vec<_> = all.iter().map(|credential| Arc::clone(&credential.key)).collect();
+        let credentials = ServerCredentials::new(all);
+        for (name, place) in [
+            (Some("first.test"), 0),
+            (Some("exact.example.test"), 1),
+            (Some("other.example.test"), 2),
+            (Some("a.other.example.test"), 0),
+            (Some("unknown.test"), 0),
+            (None, 0),
+        ] {
+            let chosen = credentials.select(name, &SCHEMES).unwrap();
+            assert!(Arc::ptr_eq(&chosen, &keys[place]), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn client_certificate_is_chosen_by_the_authorities_that_the_server_names() {
+        let (one, one_name) = authority("one");
+        let (two, two_name) = authority("two");
+        let (_, three_name) = authority("three");
+        let all = vec![credential(&["a"], Some(&one)), credential(&["b"], Some(&two))];
+        let keys: Vec<_> = all.iter().map(|credential| Arc::clone(&credential.key)).collect();
+        let credentials = ClientCredentials(all);
+        let resolve = |authorities: &[&[u8]]| {
+            let chosen = credentials.resolve(authorities, &SCHEMES)?;
+            keys.iter().position(|key| Arc::ptr_eq(key, &chosen))
+        };
+        assert_eq!(resolve(&[&one_name]), Some(0));
+        assert_eq!(resolve(&[&three_name, &two_name]), Some(1));
+        assert_eq!(resolve(&[]), Some(0));
+        assert_eq!(resolve(&[&three_name]), None);
+        assert!(credentials.resolve(&[], &[SignatureScheme::ED25519]).is_none());
+    }
+
+    #[test]
+    fn key_of_another_certificate_is_refused() {
+        let one = credential(&["a"], None);
+        let key = PrivateKeyDer::try_from(KeyPair::generate().unwrap().serialize_der()).unwrap();
+        let error = Credential::new(one.chain().to_vec(), key, &default_provider()).unwrap_err();
+        assert!(error.contains("key"), "{error}");
+    }
+}

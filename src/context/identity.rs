@@ -1,0 +1,48 @@
+//! Who a certificate names.
+
+use std::sync::Arc;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use x509_parser::{
+    certificate::X509Certificate,
+    extensions::GeneralName,
+    prelude::{FromDer, ParsedExtension},
+};
+
+use crate::{clock::Timestamp, session::PeerIdentity};
+
+/// Reads the names of a DER certificate. rustls has verified it before, so what does not parse here is a certificate
+/// that webpki and x509-parser disagree on; it proves no name then, and ends at once.
+pub fn identity(der: &[u8]) -> Arc<PeerIdentity> {
+    let mut identity = PeerIdentity::default();
+    identity.certificate_sha256.copy_from_slice(digest(&SHA256, der).as_ref());
+    if let Ok((_, certificate)) = X509Certificate::from_der(der) {
+        identity.subject = certificate.subject().to_string();
+        identity.not_after = not_after(&certificate);
+        for name in alternative_names(&certificate) {
+            match name {
+                GeneralName::DNSName(name) => identity.dns_names.push((*name).to_owned()),
+                GeneralName::URI(uri) => identity.uris.push((*uri).to_owned()),
+                _ => {}
+            }
+        }
+    }
+    Arc::new(identity)
+}
+
+/// The subject alternative names of a certificate.
+pub(super) fn alternative_names<'c>(certificate: &'c X509Certificate<'_>) -> impl Iterator<Item = &'c GeneralName<'c>> {
+    certificate
+        .extensions()
+        .iter()
+        .filter_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::SubjectAlternativeName(names) => Some(&names.general_names),
+            _ => None,
+        })
+        .flatten()
+}
+
+/// The end of the second that a certificate is last valid in.
+pub(super) fn not_after(certificate: &X509Certificate<'_>) -> Timestamp {
+    Timestamp::from_secs(certificate.validity().not_after.timestamp().saturating_add(1))
+}

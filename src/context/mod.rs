@@ -1,0 +1,110 @@
+//! Contexts: what SSL_CTX is in OpenSSL. Connections inherit one as it is when they are made.
+//!
+//! * [`registry`]: contexts by name, and which of them share a cache
+//! * [`scope`]: the digest of everything that decides who may resume
+//! * [`identity`]: who a certificate names
+//! * `credentials`: chains and keys, and which of them a handshake gets
+
+use std::{sync::Arc, time::Duration};
+
+use rustls::{CipherSuite, ClientConfig, ServerConfig};
+
+use crate::{
+    clock::Timestamp,
+    config::{ClosePolicy, Options, Version},
+    session::{Cache, Role, stats::HandshakeStats},
+};
+
+mod build;
+mod credentials;
+pub mod identity;
+pub mod registry;
+pub mod scope;
+
+pub use registry::Registry;
+pub use scope::Scope;
+
+/// What connections inherit. Never changes.
+pub struct Context {
+    /// Its name in the configuration.
+    pub name: Arc<str>,
+    /// Versions it speaks, older first.
+    pub versions: Vec<Version>,
+    /// IANA names of its cipher suites, in the order of preference.
+    pub cipher_suites: Vec<&'static str>,
+    /// Application protocols, in the order of preference.
+    pub alpn: Vec<String>,
+    /// SSL_CTX_set_options(3).
+    pub options: Options,
+    /// How strict it is about the close rule.
+    pub close_policy: ClosePolicy,
+    /// How long after the authentication a session lives.
+    pub session_timeout: Duration,
+    /// How long a connection may lie unused.
+    pub idle_timeout: Duration,
+    /// Most sessions in the cache of each role.
+    pub cache_entries_max: usize,
+    /// Most bytes in the cache of each role.
+    pub cache_bytes_max: usize,
+    /// TLS 1.3 tickets of a full handshake.
+    pub tickets: usize,
+    /// When the first of its certificates ends.
+    pub certificate_ends: Option<Timestamp>,
+    /// Accepting handshakes. `None`: it has no certificate.
+    pub server: Option<Side<ServerConfig>>,
+    /// Beginning handshakes. `None`: it trusts nobody.
+    pub client: Option<Side<ClientConfig>>,
+    /// Sessions that servers made, shared with contexts of the same scope.
+    pub server_cache: Arc<Cache>,
+    /// Sessions that clients got, shared with contexts of the same scope.
+    pub client_cache: Arc<Cache>,
+    /// Who may resume: both roles in one.
+    pub scope: Scope,
+    /// What happened on its connections.
+    pub stats: HandshakeStats,
+}
+
+impl Context {
+    /// The cache of one role.
+    pub fn cache(&self, role: Role) -> &Arc<Cache> {
+        match role {
+            Role::Client => &self.client_cache,
+            Role::Server => &self.server_cache,
+        }
+    }
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").field("name", &self.name).field("scope", &self.scope).finish_non_exhaustive()
+    }
+}
+
+/// rustls' configuration for one role: for all versions of the context, and for each of them alone, which is what a
+/// pinned connection uses.
+pub struct Side<C> {
+    all: Arc<C>,
+    tls12: Option<Arc<C>>,
+    tls13: Option<Arc<C>>,
+}
+
+impl<C> Side<C> {
+    /// The configuration for a pin. `None` where the context does not speak that version.
+    pub fn pinned(&self, pin: Option<Version>) -> Option<&Arc<C>> {
+        match pin {
+            None => Some(&self.all),
+            Some(Version::Tls12) => self.tls12.as_ref(),
+            Some(Version::Tls13) => self.tls13.as_ref(),
+        }
+    }
+}
+
+/// The name of a cipher suite in the registry of IANA. rustls writes those of TLS 1.3 in a way of its own.
+pub fn iana_name(suite: CipherSuite) -> &'static str {
+    match suite {
+        CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
+        CipherSuite::TLS13_AES_256_GCM_SHA384 => "TLS_AES_256_GCM_SHA384",
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => "TLS_CHACHA20_POLY1305_SHA256",
+        other => other.as_str().unwrap_or("unknown"),
+    }
+}

@@ -360,7 +360,9 @@ fn context(check: &Check<'_>, place: usize, raw: &raw::Context) -> Result<Contex
     versions.sort_unstable();
     versions.dedup();
     if versions.is_empty() {
-        return Err(check.refuse(&key("versions"), "there must be at least one of \"1.2\" and \"1.3\"".into()));
+        return Err(
+            check.refuse(&key("versions"), "there must be at least one of \"1.2\" and \"1.3\"".into())
+        );
     }
     for (at, protocol) in raw.alpn.iter().enumerate() {
         // RFC 7301 section 3.1: a name has 1 to 255 bytes.
@@ -396,7 +398,11 @@ fn context(check: &Check<'_>, place: usize, raw: &raw::Context) -> Result<Contex
             .iter()
             .map(|pair| (relative(&pair.certificate), relative(&pair.key)))
             .collect(),
-        trust: if raw.ca == "system" { Trust::System } else { Trust::File(relative(&PathBuf::from(&raw.ca))) },
+        trust: if raw.ca == "system" {
+            Trust::System
+        } else {
+            Trust::File(relative(&PathBuf::from(&raw.ca)))
+        },
         client_auth: check.word(
             &key("client_auth"),
             &raw.client_auth,

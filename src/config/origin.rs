@@ -49,7 +49,8 @@ impl Origin {
             given.push((key.trim().to_owned(), value.to_owned(), format!("--set {}", key.trim())));
         }
         for (key, value, from) in given {
-            assign(&mut table, &key, parse(&value)).map_err(|why| ConfigError::plain(format!("{from}: {why}")))?;
+            assign(&mut table, &key, parse(&value))
+                .map_err(|why| ConfigError::plain(format!("{from}: {why}")))?;
             origin.overrides.push((key, from));
         }
         Ok((origin, table))
@@ -127,9 +128,11 @@ fn position(table: &Spanned<DeTable<'_>>, key: &str) -> usize {
         let next = match here {
             None => named(table.get_ref(), part),
             Some(DeValue::Table(inner)) => named(inner, part),
-            Some(DeValue::Array(list)) => {
-                part.parse::<usize>().ok().and_then(|place| list.get(place)).map(|item| (item.span().start, item))
-            }
+            Some(DeValue::Array(list)) => part
+                .parse::<usize>()
+                .ok()
+                .and_then(|place| list.get(place))
+                .map(|item| (item.span().start, item)),
             Some(_) => None,
         };
         let Some((start, value)) = next else { break };

@@ -36,12 +36,7 @@ pub(super) struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            connections: 100_000,
-            message: "4MiB".into(),
-            plaintext_buffer: "1MiB".into(),
-            streams: 1_000,
-        }
+        Self { connections: 100_000, message: "4MiB".into(), plaintext_buffer: "1MiB".into(), streams: 1_000 }
     }
 }
 

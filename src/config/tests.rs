@@ -29,21 +29,36 @@ fn the_defaults_are_those_of_the_manual() {
 #[test]
 fn what_is_wrong_is_told_with_key_and_line() {
     for (text, said) in [
-        ("[listen]\napi = [\"tcp://0.0.0.0:1\"]\n", "c.toml:2: listen.api[0]: `tcp://0.0.0.0:1`: plaintext is served on"),
+        (
+            "[listen]\napi = [\"tcp://0.0.0.0:1\"]\n",
+            "c.toml:2: listen.api[0]: `tcp://0.0.0.0:1`: plaintext is served on",
+        ),
         ("\n[lissten]\n", "c.toml:2: lissten: unknown field `lissten`, expected one of"),
         ("[listen]\n\nadress = 1\n", "c.toml:3: listen.adress: unknown field `adress`, expected `api`"),
         ("[limits]\nconnections = \"many\"\n", "c.toml:2: limits.connections: invalid type: string \"many\""),
         ("[limits]\nstreams = 0\n", "c.toml:2: limits.streams: must be more than zero"),
         ("[limits]\nmessage = \"4MB\"\n", "c.toml:2: limits.message: `4MB` is no size"),
         ("[drain]\n# a comment\ntimeout = \"soon\"\n", "c.toml:3: drain.timeout: `soon` does not begin with"),
-        ("[[context]]\n[[context]]\nname = \"b\"\nversions = [\n\"1.2\",\n\"1.1\"]", "c.toml:6: context[1].versions[1]: `1.1`"),
+        (
+            "[[context]]\n[[context]]\nname = \"b\"\nversions = [\n\"1.2\",\n\"1.1\"]",
+            "c.toml:6: context[1].versions[1]: `1.1`",
+        ),
         ("[[context]]\nname = \"a b\"\n", "c.toml:2: context[0].name: `a b` is not 1 to 64 of"),
         ("[[context]]\n[[context]]\n", "c.toml:2: context[1].name: a context named `default` stands above"),
         ("[[context]]\ncertificate = \"a.crt\"\n", "c.toml:1: context[0].key: 1 certificates, but 0 keys"),
-        ("[[context]]\noptions = [\"no-tickets\"]\n", "c.toml:2: context[0].options[0]: `no-tickets` is not known"),
-        ("[[context]]\nsession_timeout = \"8d\"\n", "c.toml:2: context[0].session_timeout: `8d` is not between"),
+        (
+            "[[context]]\noptions = [\"no-tickets\"]\n",
+            "c.toml:2: context[0].options[0]: `no-tickets` is not known",
+        ),
+        (
+            "[[context]]\nsession_timeout = \"8d\"\n",
+            "c.toml:2: context[0].session_timeout: `8d` is not between",
+        ),
         ("[[context]]\ntickets = 17\n", "c.toml:2: context[0].tickets: 17 is more than 16"),
-        ("[[context]]\ncertificate = 7\n", "c.toml:2: context[0].certificate: expected a file name or a list"),
+        (
+            "[[context]]\ncertificate = 7\n",
+            "c.toml:2: context[0].certificate: expected a file name or a list",
+        ),
         ("context = []\n", "c.toml:1: context: there must be at least one"),
         ("a = [\n\n1\n", "c.toml:"),
     ] {
@@ -75,7 +90,8 @@ fn error_names_the_override_it_comes_from() {
 
 #[test]
 fn paths_start_at_the_folder_of_the_file() {
-    let config = load("[[context]]\ncertificate = \"x/tls.crt\"\nkey = \"/tls.key\"\nca = \"ca.pem\"\n").unwrap();
+    let config =
+        load("[[context]]\ncertificate = \"x/tls.crt\"\nkey = \"/tls.key\"\nca = \"ca.pem\"\n").unwrap();
     let context = &config.contexts[0];
     assert!(context.certificates[0].0.is_absolute() && context.certificates[0].0.ends_with("x/tls.crt"));
     assert_eq!(context.certificates[0].1, Path::new("/tls.key"));

@@ -11,7 +11,11 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         "m" => 60_000,
         "h" => 3_600_000,
         "d" => 86_400_000,
-        _ => return Err(format!("`{text}` is no duration: write a number and ms, s, m, h or d, as in \"30s\"")),
+        _ => {
+            return Err(format!(
+                "`{text}` is no duration: write a number and ms, s, m, h or d, as in \"30s\""
+            ));
+        }
     };
     number
         .checked_mul(millis)
@@ -27,7 +31,11 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
         "KiB" => 1 << 10,
         "MiB" => 1 << 20,
         "GiB" => 1 << 30,
-        _ => return Err(format!("`{text}` is no size: write a number and B, KiB, MiB or GiB, as in \"64MiB\"")),
+        _ => {
+            return Err(format!(
+                "`{text}` is no size: write a number and B, KiB, MiB or GiB, as in \"64MiB\""
+            ));
+        }
     };
     number
         .checked_mul(bytes)

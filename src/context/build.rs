@@ -53,7 +53,8 @@ pub(super) fn build(config: &ContextConfig, shared: &mut Interned) -> Result<Con
 
     let versions: Vec<&'static SupportedProtocolVersion> =
         config.versions.iter().map(|&version| supported(version)).collect();
-    if !versions.iter().all(|version| provider.cipher_suites.iter().any(|suite| suite.version() == *version)) {
+    if !versions.iter().all(|version| provider.cipher_suites.iter().any(|suite| suite.version() == *version))
+    {
         return Err(refuse("cipher_suites", "none of them belongs to one of the versions"));
     }
 
@@ -84,7 +85,10 @@ pub(super) fn build(config: &ContextConfig, shared: &mut Interned) -> Result<Con
         client: client(config, client_certificates, &roots, &provider, &versions, client_scope, shared)?,
         server_cache: shared.cache(server_scope, limits, || cache(Role::Server))?,
         client_cache: shared.cache(client_scope, limits, || cache(Role::Client))?,
-        scope: ScopeBuilder::new("context").field(server_scope.as_bytes()).field(client_scope.as_bytes()).finish(),
+        scope: ScopeBuilder::new("context")
+            .field(server_scope.as_bytes())
+            .field(client_scope.as_bytes())
+            .finish(),
         stats: HandshakeStats::default(),
     })
 }
@@ -99,9 +103,10 @@ fn supported(version: Version) -> &'static SupportedProtocolVersion {
 /// rustls' default provider, less what the configuration leaves out, in its order.
 fn provider(config: &ContextConfig) -> Result<CryptoProvider, Refusal> {
     let mut provider = default_provider();
-    provider.cipher_suites = chosen("cipher_suites", &config.cipher_suites, provider.cipher_suites, |suite| {
-        iana_name(suite.suite()).to_owned()
-    })?;
+    provider.cipher_suites =
+        chosen("cipher_suites", &config.cipher_suites, provider.cipher_suites, |suite| {
+            iana_name(suite.suite()).to_owned()
+        })?;
     provider.kx_groups = chosen("key_exchange", &config.key_exchange, provider.kx_groups, |group| {
         group.name().as_str().unwrap_or("unknown").to_owned()
     })?;
@@ -155,7 +160,8 @@ fn roots(config: &ContextConfig, certificates: &[Credential]) -> Result<Arc<Root
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         }
         Trust::File(path) => {
-            let pem = fs::read(path).map_err(|err| refuse("ca", format!("cannot read {}: {err}", path.display())))?;
+            let pem = fs::read(path)
+                .map_err(|err| refuse("ca", format!("cannot read {}: {err}", path.display())))?;
             for der in CertificateDer::pem_slice_iter(&pem) {
                 let der = der.map_err(|err| refuse("ca", format!("{}: {err}", path.display())))?;
                 roots.add(der).map_err(|err| refuse("ca", format!("{}: {err}", path.display())))?;
@@ -253,7 +259,8 @@ fn server(
     let verifier: Arc<dyn ClientCertVerifier> = match config.client_auth {
         ClientAuth::None => WebPkiClientVerifier::no_client_auth(),
         asks => {
-            let builder = WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider));
+            let builder =
+                WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider));
             let builder = match asks {
                 ClientAuth::Require => builder,
                 _ => builder.allow_unauthenticated(),
@@ -290,7 +297,8 @@ fn client(
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider))
         .build()
         .map_err(|err| refuse("ca", err))?;
-    let trust = shared.trust(scope, ClientTrust { verifier, credentials: Arc::new(ClientCredentials(certificates)) });
+    let trust =
+        shared.trust(scope, ClientTrust { verifier, credentials: Arc::new(ClientCredentials(certificates)) });
     let made = side(config, versions, |versions| {
         let mut client = ClientConfig::builder_with_provider(Arc::clone(provider))
             .with_protocol_versions(versions)?

@@ -159,7 +159,8 @@ mod tests {
 
     fn credential(names: &[&str], issuer: Option<&Issuer<'_, KeyPair>>) -> Credential {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>()).unwrap();
+        let params =
+            CertificateParams::new(names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>()).unwrap();
         let certificate = match issuer {
             Some(issuer) => params.signed_by(&key, issuer).unwrap(),
             None => params.self_signed(&key).unwrap(),

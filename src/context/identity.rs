@@ -31,7 +31,9 @@ pub fn identity(der: &[u8]) -> Arc<PeerIdentity> {
 }
 
 /// The subject alternative names of a certificate.
-pub(super) fn alternative_names<'c>(certificate: &'c X509Certificate<'_>) -> impl Iterator<Item = &'c GeneralName<'c>> {
+pub(super) fn alternative_names<'c>(
+    certificate: &'c X509Certificate<'_>,
+) -> impl Iterator<Item = &'c GeneralName<'c>> {
     certificate
         .extensions()
         .iter()

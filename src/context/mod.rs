@@ -76,7 +76,10 @@ impl Context {
 
 impl std::fmt::Debug for Context {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Context").field("name", &self.name).field("scope", &self.scope).finish_non_exhaustive()
+        f.debug_struct("Context")
+            .field("name", &self.name)
+            .field("scope", &self.scope)
+            .finish_non_exhaustive()
     }
 }
 
@@ -89,6 +92,11 @@ pub struct Side<C> {
 }
 
 impl<C> Side<C> {
+    /// The configuration for all versions.
+    pub fn all(&self) -> &Arc<C> {
+        &self.all
+    }
+
     /// The configuration for a pin. `None` where the context does not speak that version.
     pub fn pinned(&self, pin: Option<Version>) -> Option<&Arc<C>> {
         match pin {

@@ -49,11 +49,13 @@ impl Registry {
     /// Every cache once, though contexts share some.
     pub fn caches(&self) -> impl Iterator<Item = &Arc<Cache>> {
         let mut seen = Vec::new();
-        self.contexts.iter().flat_map(|context| [&context.server_cache, &context.client_cache]).filter(move |cache| {
-            let new = !seen.contains(&Arc::as_ptr(cache));
-            seen.push(Arc::as_ptr(cache));
-            new
-        })
+        self.contexts.iter().flat_map(|context| [&context.server_cache, &context.client_cache]).filter(
+            move |cache| {
+                let new = !seen.contains(&Arc::as_ptr(cache));
+                seen.push(Arc::as_ptr(cache));
+                new
+            },
+        )
     }
 
     /// Drops expired sessions from every cache.
@@ -81,9 +83,10 @@ impl Interned {
         if *agreed != limits {
             return Err(Refusal {
                 key: "cache_entries_max",
-                why: "this context shares the cache of one above, which has other limits: they must agree in \
+                why:
+                    "this context shares the cache of one above, which has other limits: they must agree in \
                       cache_entries_max and cache_bytes_max, or differ in session_id_context"
-                    .into(),
+                        .into(),
             });
         }
         Ok(Arc::clone(cache))

@@ -22,7 +22,7 @@ use crate::{
 /// What a lookup answers where there is nothing to resume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Miss {
-    /// Never seen, removed, taken, or of the other version.
+    /// Never seen, removed, taken, or made in the other version or under another server name.
     Unknown,
     /// It was found, but its lifetime is over. Now it is gone.
     Expired,
@@ -88,12 +88,22 @@ impl Cache {
         Some(session)
     }
 
-    /// The session under this id for a peer that offers it in this version; a single-use one is gone with the answer.
+    /// The session under this id for a connection of this version and server name; a single-use one is gone with the
+    /// answer.
     ///
     /// # Errors
     /// [`Miss`] says why there is none.
-    pub fn find(&self, id: &SessionId, version: Version, now: Timestamp) -> Result<Arc<Session>, Miss> {
-        let session = self.store.get(id).filter(|session| session.version == version).ok_or(Miss::Unknown)?;
+    pub fn find(
+        &self,
+        id: &SessionId,
+        version: Version,
+        server_name: &str,
+        now: Timestamp,
+    ) -> Result<Arc<Session>, Miss> {
+        let session = self.store.get(id).ok_or(Miss::Unknown)?;
+        if session.version != version || *session.server_name != *server_name {
+            return Err(Miss::Unknown);
+        }
         if session.expired(now) {
             self.store.take(id);
             return Err(Miss::Expired);
@@ -116,7 +126,7 @@ impl Cache {
         // Each round either returns, or takes a session out of the pool that is not to be had any more.
         loop {
             let session = pool.newest(server_name, versions, &self.store)?;
-            if let Ok(found) = self.find(&session.id, session.version, now) {
+            if let Ok(found) = self.find(&session.id, session.version, server_name, now) {
                 return Some(found);
             }
         }

@@ -15,8 +15,8 @@ use std::{
     },
 };
 
-pub use crate::config::Version;
 use crate::clock::Timestamp;
+pub use crate::config::Version;
 
 pub mod cache;
 pub mod resumption;
@@ -68,15 +68,13 @@ impl fmt::Debug for SessionId {
     }
 }
 
-/// Why a session left the cache.
+/// Why a connection took its sessions out of the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RemovalReason {
     /// Its connection was cleared, freed or lost while open.
     Unclosed,
     /// A fatal alert was sent or received on one of its connections.
     FatalAlert,
-    /// RemoveSession.
-    Removed,
 }
 
 /// Names that a peer's certificate proves.

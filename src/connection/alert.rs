@@ -1,0 +1,107 @@
+//! TLS alerts: their names, and which one rustls sends for which error.
+
+use std::fmt;
+
+use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible, PeerMisbehaved};
+
+/// An alert that ended a connection (RFC 8446 section 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alert {
+    /// AlertDescription.
+    pub code: u8,
+    /// Whether the peer sent it.
+    pub received: bool,
+}
+
+impl Alert {
+    /// Its name in RFC 8446, or `unknown`.
+    pub fn name(self) -> &'static str {
+        match self.code {
+            0 => "close_notify",
+            10 => "unexpected_message",
+            20 => "bad_record_mac",
+            22 => "record_overflow",
+            30 => "decompression_failure",
+            40 => "handshake_failure",
+            42 => "bad_certificate",
+            43 => "unsupported_certificate",
+            44 => "certificate_revoked",
+            45 => "certificate_expired",
+            46 => "certificate_unknown",
+            47 => "illegal_parameter",
+            48 => "unknown_ca",
+            49 => "access_denied",
+            50 => "decode_error",
+            51 => "decrypt_error",
+            70 => "protocol_version",
+            71 => "insufficient_security",
+            80 => "internal_error",
+            86 => "inappropriate_fallback",
+            90 => "user_canceled",
+            100 => "no_renegotiation",
+            109 => "missing_extension",
+            110 => "unsupported_extension",
+            112 => "unrecognized_name",
+            113 => "bad_certificate_status_response",
+            115 => "unknown_psk_identity",
+            116 => "certificate_required",
+            120 => "no_application_protocol",
+            _ => "unknown",
+        }
+    }
+}
+
+impl fmt::Display for Alert {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let way = if self.received { "received" } else { "sent" };
+        write!(f, "fatal alert {way}: {} ({})", self.name(), self.code)
+    }
+}
+
+/// The alert that a failed step sent. `written` are the records of that step: while nothing is encrypted the alert can be
+/// read there; afterwards it follows from the error, as it does in rustls.
+pub(super) fn sent(error: &Error, written: &[u8]) -> Alert {
+    Alert { code: plain(written).unwrap_or_else(|| u8::from(described(error))), received: false }
+}
+
+/// The last record, where that is an alert in the clear: type 21, length 2, level fatal.
+fn plain(written: &[u8]) -> Option<u8> {
+    match written.last_chunk()? {
+        [21, 3, _, 0, 2, 2, code] => Some(*code),
+        _ => None,
+    }
+}
+
+fn described(error: &Error) -> AlertDescription {
+    match error {
+        Error::InvalidMessage(invalid) => AlertDescription::from(*invalid),
+        Error::InvalidCertificate(invalid) => certificate(invalid),
+        Error::InappropriateMessage { .. } | Error::InappropriateHandshakeMessage { .. } => {
+            AlertDescription::UnexpectedMessage
+        }
+        Error::PeerSentOversizedRecord => AlertDescription::RecordOverflow,
+        Error::DecryptError => AlertDescription::BadRecordMac,
+        Error::NoCertificatesPresented => AlertDescription::CertificateRequired,
+        Error::NoApplicationProtocol => AlertDescription::NoApplicationProtocol,
+        Error::PeerIncompatible(
+            PeerIncompatible::ServerDoesNotSupportTls12Or13
+            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
+            | PeerIncompatible::SupportedVersionsExtensionRequired
+            | PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::Tls12NotOfferedOrEnabled
+            | PeerIncompatible::Tls13RequiredForQuic,
+        ) => AlertDescription::ProtocolVersion,
+        Error::PeerIncompatible(_) => AlertDescription::HandshakeFailure,
+        Error::PeerMisbehaved(
+            PeerMisbehaved::IncorrectBinder
+            | PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme
+            | PeerMisbehaved::SignedKxWithWrongAlgorithm,
+        ) => AlertDescription::DecryptError,
+        Error::PeerMisbehaved(_) => AlertDescription::IllegalParameter,
+        _ => AlertDescription::InternalError,
+    }
+}
+
+fn certificate(error: &CertificateError) -> AlertDescription {
+    AlertDescription::from(error.clone())
+}

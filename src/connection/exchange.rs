@@ -1,0 +1,347 @@
+//! Bytes in, bytes out: SSL_do_handshake, SSL_read and SSL_write over memory.
+
+use std::sync::Arc;
+
+use rustls::Error as TlsError;
+
+use super::{
+    Alert, Choice, Connection, Error, Removed, Shutdown, State, alert,
+    client_hello::{FirstFlight, Offer, Progress},
+    engine::{End, Engine},
+};
+use crate::{
+    clock::Timestamp,
+    context::identity::identity,
+    session::{
+        NewSession, RemovalReason, Role, Session, Version,
+        cache::Miss,
+        resumption::{Made, Resumption},
+    },
+};
+
+/// What came from the peer, and what shall go to it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Input<'a> {
+    /// Records from the peer, cut anywhere.
+    pub ciphertext: &'a [u8],
+    /// Application data to encrypt.
+    pub plaintext: &'a [u8],
+    /// The transport ended.
+    pub end_of_stream: bool,
+}
+
+/// What a step made.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// Records for the peer.
+    pub ciphertext: Vec<u8>,
+    /// Application data from the peer.
+    pub plaintext: Vec<u8>,
+    /// What ended the connection.
+    pub alert: Option<Alert>,
+    /// Sessions that left the cache because of that.
+    pub removed: Vec<Removed>,
+}
+
+/// How many tickets a client keeps of one connection. A server may send any number, and each has its place in the cache.
+const TICKETS_KEPT_MAX: usize = 8;
+
+impl Connection {
+    /// One step. The first one begins the handshake.
+    ///
+    /// # Errors
+    /// The connection has failed, or plaintext came before the handshake was done or after SENT. Nothing of the input
+    /// was used then.
+    pub fn exchange(&mut self, input: Input<'_>, now: Timestamp) -> Result<Output, Error> {
+        match self.state {
+            State::Failed => {
+                return Err(Error::Failed(self.failure.clone().unwrap_or_default()));
+            }
+            State::Established if !input.plaintext.is_empty() && self.shutdown.sent => {
+                return Err(Error::ProtocolIsShutdown);
+            }
+            State::Before | State::Handshaking if !input.plaintext.is_empty() => {
+                return Err(Error::HandshakeNotFinished);
+            }
+            State::Before => self.begin(now)?,
+            State::Handshaking | State::Established => {}
+        }
+        let mut output = Output::default();
+        let end = self.read(input.ciphertext, now, &mut output)?;
+        self.progress(now);
+        if let Some(engine) = &mut self.engine {
+            if end.is_none() && !input.plaintext.is_empty() {
+                engine.write(input.plaintext);
+            }
+            engine.flush(&mut output.ciphertext);
+        }
+        match end {
+            None => {}
+            Some(End::CloseNotify) => self.shutdown.received = true,
+            Some(End::AlertReceived(alert)) => {
+                self.shutdown.received = true;
+                output.alert = Some(alert);
+                output.removed = self.condemn(RemovalReason::FatalAlert);
+                self.fail(alert.to_string());
+            }
+            Some(End::Refused(error)) => self.refuse(&error, &mut output),
+        }
+        if input.end_of_stream {
+            self.end_of_stream(&mut output);
+        }
+        Ok(output)
+    }
+
+    /// The first step of a handshake. Flags that were set before it are lost, as SSL_do_handshake loses them.
+    fn begin(&mut self, now: Timestamp) -> Result<(), Error> {
+        match self.role {
+            Role::Server => {
+                self.context.stats.accept.count();
+                self.first_flight = Some(FirstFlight::default());
+            }
+            Role::Client => {
+                let session = self.session_to_offer(now);
+                let (Some(side), Some((_, target))) = (&self.context.client, &self.target) else {
+                    return Err(Error::WithoutTrust(Arc::clone(&self.context.name)));
+                };
+                let config = side.pinned(self.pin).unwrap_or_else(|| side.all());
+                let resumption = Arc::new(Resumption::new(!self.context.options.no_session_cache));
+                resumption.offer(session.clone());
+                let engine =
+                    Engine::client(config, target.clone(), resumption, now).map_err(Error::Engine)?;
+                self.context.stats.connect.count();
+                self.attached.clone_from(&session);
+                self.offered = session;
+                self.engine = Some(engine);
+            }
+        }
+        self.shutdown = Shutdown::default();
+        self.state = State::Handshaking;
+        Ok(())
+    }
+
+    /// What a client offers: what is attached if it still may be resumed, else what the cache offers by itself. A
+    /// single-use session leaves the cache here.
+    fn session_to_offer(&self, now: Timestamp) -> Option<Arc<Session>> {
+        let cache = &self.context.client_cache;
+        let attached = self
+            .attached
+            .as_ref()
+            .and_then(|session| cache.find(&session.id, session.version, self.server_name(), now).ok());
+        match (attached, self.choice, self.pin) {
+            (Some(session), ..) => Some(session),
+            (None, Choice::Named, _) => None,
+            (None, Choice::Free, Some(pin)) => cache.newest(self.server_name(), &[pin], now),
+            (None, Choice::Free, None) => cache.newest(self.server_name(), &self.context.versions, now),
+        }
+    }
+
+    fn read(&mut self, ciphertext: &[u8], now: Timestamp, output: &mut Output) -> Result<Option<End>, Error> {
+        let Some(mut first_flight) = self.first_flight.take() else {
+            let Some(engine) = &mut self.engine else { return Ok(None) };
+            return Ok(engine.read(ciphertext, now, &mut output.plaintext));
+        };
+        match first_flight.push(ciphertext) {
+            Progress::Partial => {
+                self.first_flight = Some(first_flight);
+                Ok(None)
+            }
+            Progress::Whole(offer) => {
+                self.accept(&offer, now)?;
+                let Some(engine) = &mut self.engine else { return Ok(None) };
+                Ok(engine.read(&first_flight.into_bytes(), now, &mut output.plaintext))
+            }
+        }
+    }
+
+    /// A server's handshake begins in earnest: what the peer offers is fetched beforehand.
+    fn accept(&mut self, offer: &Offer, now: Timestamp) -> Result<(), Error> {
+        let Some(side) = &self.context.server else {
+            return Err(Error::WithoutCertificate(Arc::clone(&self.context.name)));
+        };
+        let config = side.pinned(self.pin).unwrap_or_else(|| side.all());
+        let found = if self.context.options.no_session_cache { None } else { self.lookup(offer, now) };
+        // Each resumption spends a ticket and needs one in return (OpenSSL's SSL_CTX_set_num_tickets(3)).
+        let tickets = match &found {
+            Some(session) if session.version == Version::Tls13 => self.context.tickets.min(1),
+            _ => self.context.tickets,
+        };
+        let resumption = Arc::new(Resumption::new(!self.context.options.no_session_cache));
+        resumption.offer(found.clone());
+        self.engine = Some(Engine::server(config, tickets, resumption, now).map_err(Error::Engine)?);
+        self.offered = found;
+        Ok(())
+    }
+
+    fn lookup(&self, offer: &Offer, now: Timestamp) -> Option<Arc<Session>> {
+        let speaks = |version| match self.pin {
+            Some(pin) => pin == version,
+            None => self.context.versions.contains(&version),
+        };
+        let (version, ids) = if offer.tls13 && speaks(Version::Tls13) {
+            (Version::Tls13, offer.identities.as_slice())
+        } else if speaks(Version::Tls12) {
+            (Version::Tls12, offer.session_id.as_slice())
+        } else {
+            return None;
+        };
+        let mut last = None;
+        for id in ids {
+            match self.context.server_cache.find(id, version, &offer.server_name, now) {
+                Ok(session) => return Some(session),
+                Err(miss) => last = Some(miss),
+            }
+        }
+        match last {
+            Some(Miss::Unknown) => self.context.stats.misses.count(),
+            Some(Miss::Expired) => self.context.stats.timeouts.count(),
+            None => {}
+        }
+        None
+    }
+
+    /// Takes from the engine what the handshake has decided and made so far.
+    fn progress(&mut self, now: Timestamp) {
+        let Some(engine) = self.engine.as_ref() else { return };
+        if self.state == State::Handshaking {
+            self.agreed.version = engine.version();
+            self.agreed.cipher_suite = engine.cipher_suite();
+            if self.role == Role::Server && self.agreed.server_name.is_none() {
+                self.agreed.server_name = engine.server_name().map(Into::into);
+            }
+            let made = engine.take_made();
+            if engine.resumed() && !self.agreed.reused {
+                self.resumed();
+            }
+            self.finish(now);
+            self.keep(made, now);
+        } else if self.state == State::Established {
+            let made = engine.take_made();
+            self.keep(made, now);
+        }
+    }
+
+    /// The peers agreed to resume what was offered.
+    fn resumed(&mut self) {
+        self.agreed.reused = true;
+        let Some(session) = self.offered.clone() else { return };
+        self.agreed.peer.clone_from(&session.peer);
+        self.agreed.authenticated = session.authenticated;
+        if self.role == Role::Server {
+            self.context.stats.hits.count();
+        }
+        // A ticket is spent; a TLS 1.2 session is shared by all who resume it.
+        if session.version == Version::Tls12 {
+            self.attached = Some(Arc::clone(&session));
+            self.family.join(session);
+        }
+    }
+
+    /// The handshake may be done.
+    fn finish(&mut self, now: Timestamp) {
+        let Some(engine) = self.engine.as_ref().filter(|engine| !engine.is_handshaking()) else { return };
+        self.state = State::Established;
+        self.agreed.alpn =
+            engine.alpn().map(|protocol| String::from_utf8_lossy(protocol).into_owned()).unwrap_or_default();
+        if !self.agreed.reused {
+            self.agreed.authenticated = now;
+            self.agreed.peer = engine.peer_certificate().map(identity);
+        }
+        // What was attached for this handshake is either in the family now or of no more use.
+        if !self.attached.as_ref().is_some_and(|session| self.family.contains(session)) {
+            self.attached = None;
+        }
+        self.offered = None;
+        match self.role {
+            Role::Server => self.context.stats.accept_good.count(),
+            Role::Client => {
+                self.context.stats.connect_good.count();
+                if self.agreed.reused {
+                    self.context.stats.hits.count();
+                }
+            }
+        }
+    }
+
+    /// Sessions that the handshake made join the cache and the family; the last one is attached.
+    fn keep(&mut self, made: Vec<Made>, now: Timestamp) {
+        let Some(version) = self.agreed.version else { return };
+        if self.context.options.no_session_cache || (version == Version::Tls12 && self.agreed.reused) {
+            return;
+        }
+        let server_name: Arc<str> = match (&self.target, &self.agreed.server_name) {
+            (Some((name, _)), _) | (None, Some(name)) => Arc::clone(name),
+            (None, None) => "".into(),
+        };
+        for Made { id, secret } in made {
+            if self.family.len() >= TICKETS_KEPT_MAX.max(self.context.tickets) {
+                return;
+            }
+            let session = self.context.cache(self.role).put(
+                NewSession {
+                    id,
+                    version,
+                    cipher_suite: self.agreed.cipher_suite,
+                    server_name: Arc::clone(&server_name),
+                    context: Arc::clone(&self.context.name),
+                    peer: self.agreed.peer.clone(),
+                    authenticated: self.agreed.authenticated,
+                    timeout: self.context.session_timeout,
+                    secret,
+                },
+                now,
+            );
+            if let Some(session) = session {
+                self.family.join(Arc::clone(&session));
+                self.attached = Some(session);
+            }
+        }
+    }
+
+    /// A fatal alert goes out. After SENT nothing does, and the family stays (OpenSSL 3, ssl3_send_alert).
+    fn refuse(&mut self, error: &TlsError, output: &mut Output) {
+        if self.shutdown.sent {
+            output.ciphertext.clear();
+            self.fail(format!("after this side closed, {error}"));
+            return;
+        }
+        let alert = alert::sent(error, &output.ciphertext);
+        output.alert = Some(alert);
+        output.removed = self.condemn(RemovalReason::FatalAlert);
+        self.fail(format!("{alert}: {error}"));
+    }
+
+    /// The transport ended. Without a close_notify before it somebody may have cut it (RFC 8446 section 6.1).
+    fn end_of_stream(&mut self, output: &mut Output) {
+        if self.shutdown.received || self.state == State::Failed {
+            return;
+        }
+        if self.context.options.ignore_unexpected_eof {
+            self.shutdown.received = true;
+            return;
+        }
+        if !self.shutdown.sent {
+            output.removed = self.condemn(RemovalReason::FatalAlert);
+        }
+        self.fail("the transport ended without a close_notify".into());
+    }
+
+    /// Whatever comes now is refused; the keys are gone.
+    fn fail(&mut self, why: String) {
+        let pinned = match self.pin.filter(|_| self.state == State::Handshaking) {
+            Some(version) => format!(
+                "; this handshake was pinned to {version} by Clear or SetSession: for another peer use GetSession, \
+                 New, SetSession and Free, or Free and New"
+            ),
+            None => String::new(),
+        };
+        self.failure = Some(why + &pinned);
+        if self.state == State::Handshaking {
+            self.first_flight = None;
+        }
+        self.family.release();
+        self.engine = None;
+        self.offered = None;
+        self.state = State::Failed;
+    }
+}

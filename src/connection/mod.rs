@@ -1,0 +1,450 @@
+//! Connection objects: what SSL is in OpenSSL.
+//!
+//! * [`table`]: all live connections, and who drives them
+//! * [`client_hello`]: which sessions a peer offers
+//! * [`alert`]: TLS alerts
+//! * `exchange`: bytes in, bytes out - the handshake and the traffic
+//! * `close`: Shutdown, SetShutdown, Clear and Free - the close rule
+//! * `engine`: rustls over memory
+//! * `family`: the sessions that a connection made or uses
+//!
+//! ```text
+//!               first Exchange               handshake done
+//!   New ─▶ Before ─────────────▶ Handshaking ─────────────▶ Established
+//!            ▲                       │ fatal alert, end of stream │
+//!            │                       ▼                            │
+//!            ├──────── Clear ───── Failed ◀───────────────────────┤
+//!            └──────── Clear ─────────────────────────────────────┘
+//! ```
+//!
+//! *Open* is: established, with a session, and not closed by this side as the context's policy wants it. What ends while it
+//! is open loses its family: every session or ticket that it made or uses.
+//!
+//! Nothing here waits, reads a clock or does I/O, so that a test can drive it like a simulation.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use aws_lc_rs::rand;
+use rustls::pki_types::ServerName;
+
+use crate::{
+    clock::Timestamp,
+    config::ClosePolicy,
+    context::Context,
+    session::{PeerIdentity, Role, Session, Version},
+};
+
+pub mod alert;
+pub mod client_hello;
+mod close;
+mod engine;
+mod exchange;
+mod family;
+pub mod table;
+
+pub use alert::Alert;
+pub use close::ShutdownStatus;
+pub use exchange::{Input, Output};
+pub use family::Removed;
+pub use table::Table;
+
+use client_hello::FirstFlight;
+use engine::Engine;
+use family::Family;
+
+/// Names a connection: 128 random bits, so that none can be guessed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId([u8; 16]);
+
+impl ConnectionId {
+    /// A new one.
+    ///
+    /// # Errors
+    /// The system has no random numbers.
+    pub fn random() -> Result<Self, Error> {
+        let mut bytes = [0; 16];
+        rand::fill(&mut bytes).map_err(|_| Error::NoRandomness)?;
+        Ok(Self(bytes))
+    }
+
+    /// Reads 32 lower-case hex digits.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits: &[u8; 32] = text.as_bytes().try_into().ok()?;
+        let digit = |byte: u8| match byte {
+            b'0'..=b'9' => Some(byte - b'0'),
+            b'a'..=b'f' => Some(byte - b'a' + 10),
+            _ => None,
+        };
+        let mut bytes = [0; 16];
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+        }
+        Some(Self(bytes))
+    }
+
+    /// The id of these bytes.
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// Why a call was refused. Nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No connection has this id.
+    #[error("no connection has the id {0}: it was freed, or lay unused for longer than its idle time-out")]
+    NotFound(ConnectionId),
+    /// A fatal error ended it.
+    #[error("the connection has failed: {0}; only Clear and Free help")]
+    Failed(String),
+    /// Plaintext came too early.
+    #[error("plaintext before the handshake is done: send it again once the connection is established")]
+    HandshakeNotFinished,
+    /// Plaintext came after SENT.
+    #[error("plaintext after this side closed: SENT is set")]
+    ProtocolIsShutdown,
+    /// SSL_R_SHUTDOWN_WHILE_IN_INIT.
+    #[error("no handshake is done that could be closed: use SetShutdown to set the flags alone")]
+    ShutdownInInit,
+    /// SetSession in the middle of a handshake.
+    #[error("a handshake is running with the session that it began with: finish it, or Clear first")]
+    HandshakeRunning,
+    /// A Drive runs it.
+    #[error("a Drive stream runs this connection: use its events, or end it first")]
+    Busy,
+    /// It was freed while a Drive ran it.
+    #[error("the connection was freed, or lay unused for longer than its idle time-out")]
+    Freed,
+    /// A client needs to know whom it speaks with.
+    #[error("a client needs server_name: the DNS name or IP address that the server's certificate must show")]
+    ServerNameRequired,
+    /// It is no name.
+    #[error("`{0}` is neither a DNS name nor an IP address")]
+    ServerNameMalformed(String),
+    /// The context cannot be a server.
+    #[error("context `{0}` has no certificate, which a server needs: set certificate and key")]
+    WithoutCertificate(Arc<str>),
+    /// The context cannot be a client.
+    #[error(
+        "context `{0}` trusts nobody, so no server can be verified: set ca, or install this system's certificates"
+    )]
+    WithoutTrust(Arc<str>),
+    /// The session was made elsewhere.
+    #[error("this session was made in another context or role, or with another server")]
+    SessionOutOfScope,
+    /// The table is full.
+    #[error("{0} connections are open, and limits.connections allows no more")]
+    TooManyConnections(usize),
+    /// The request id was used.
+    #[error("this request_id was used within the last minute for a request that differs")]
+    RequestIdReused,
+    /// The system has no random numbers.
+    #[error("the system gave no random numbers")]
+    NoRandomness,
+    /// rustls would not start.
+    #[error("the handshake could not begin: {0}")]
+    Engine(#[source] rustls::Error),
+}
+
+/// What SSL_get_state(3) tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// No handshake has begun since New or Clear.
+    Before,
+    /// SSL_in_init(3).
+    Handshaking,
+    /// SSL_is_init_finished(3).
+    Established,
+    /// A fatal error ended it.
+    Failed,
+}
+
+/// The mask of SSL_get_shutdown(3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shutdown {
+    /// SSL_SENT_SHUTDOWN.
+    pub sent: bool,
+    /// SSL_RECEIVED_SHUTDOWN.
+    pub received: bool,
+}
+
+/// What is known of how this side closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// SENT is not set.
+    None,
+    /// SetShutdown set it.
+    Asserted,
+    /// A close_notify was made.
+    Written,
+}
+
+/// What the next handshake of a client offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Choice {
+    /// What is attached, or else the newest that the cache offers by itself.
+    Free,
+    /// What is attached, and nothing else: SetSession said so.
+    Named,
+}
+
+/// What a handshake agreed on.
+#[derive(Clone, Debug, Default)]
+struct Agreed {
+    version: Option<Version>,
+    cipher_suite: &'static str,
+    alpn: String,
+    /// SNI, for a server.
+    server_name: Option<Arc<str>>,
+    reused: bool,
+    peer: Option<Arc<PeerIdentity>>,
+    authenticated: Timestamp,
+}
+
+/// What a new connection shall be.
+#[derive(Debug)]
+pub struct Plan {
+    /// What it inherits.
+    pub context: Arc<Context>,
+    /// Which side it plays.
+    pub role: Role,
+    /// A client's peer.
+    pub server_name: String,
+    /// The worker that owns it.
+    pub owner: Arc<str>,
+    /// How long it may lie unused; none: as the context says.
+    pub idle_timeout: Option<Duration>,
+}
+
+/// A connection object.
+pub struct Connection {
+    id: ConnectionId,
+    context: Arc<Context>,
+    role: Role,
+    owner: Arc<str>,
+    created: Timestamp,
+    idle_timeout: Duration,
+    /// A client's peer, as a name and as rustls wants it.
+    target: Option<(Arc<str>, ServerName<'static>)>,
+
+    state: State,
+    shutdown: Shutdown,
+    /// Whether a close_notify was made since the handshake.
+    written: bool,
+    pin: Option<Version>,
+    choice: Choice,
+    attached: Option<Arc<Session>>,
+    family: Family,
+    agreed: Agreed,
+    failure: Option<String>,
+
+    /// A server's, until the ClientHello is whole.
+    first_flight: Option<FirstFlight>,
+    engine: Option<Engine>,
+    /// What the handshake was given to resume with.
+    offered: Option<Arc<Session>>,
+}
+
+impl Connection {
+    /// SSL_new(3).
+    ///
+    /// # Errors
+    /// The context cannot play this role, or a client's server name is missing or malformed.
+    pub fn new(plan: Plan, now: Timestamp) -> Result<Self, Error> {
+        let target = match plan.role {
+            Role::Server if plan.context.server.is_none() => {
+                return Err(Error::WithoutCertificate(Arc::clone(&plan.context.name)));
+            }
+            Role::Server => None,
+            Role::Client if plan.server_name.is_empty() => return Err(Error::ServerNameRequired),
+            Role::Client => {
+                let name = ServerName::try_from(plan.server_name.to_ascii_lowercase())
+                    .map_err(|_| Error::ServerNameMalformed(plan.server_name.clone()))?;
+                if plan.context.client.is_none() {
+                    return Err(Error::WithoutTrust(Arc::clone(&plan.context.name)));
+                }
+                Some((name.to_str().into(), name))
+            }
+        };
+        Ok(Self {
+            id: ConnectionId::random()?,
+            idle_timeout: plan.idle_timeout.unwrap_or(plan.context.idle_timeout),
+            context: plan.context,
+            role: plan.role,
+            owner: plan.owner,
+            created: now,
+            target,
+            state: State::Before,
+            shutdown: Shutdown::default(),
+            written: false,
+            pin: None,
+            choice: Choice::Free,
+            attached: None,
+            family: Family::default(),
+            agreed: Agreed::default(),
+            failure: None,
+            first_flight: None,
+            engine: None,
+            offered: None,
+        })
+    }
+
+    /// SSL_set_session(3): what the next handshake offers, and, as the pin, the version it speaks. `None` detaches. The
+    /// sessions of an open connection are removed.
+    ///
+    /// # Errors
+    /// The session was made with another server, or a handshake is running.
+    pub fn set_session(&mut self, session: Option<Arc<Session>>) -> Result<Vec<Removed>, Error> {
+        if self.state == State::Handshaking {
+            return Err(Error::HandshakeRunning);
+        }
+        if let (Some(session), Some((name, _))) = (&session, &self.target)
+            && session.server_name != *name
+        {
+            return Err(Error::SessionOutOfScope);
+        }
+        let removed = self.leave_family();
+        // A context may share the cache of one that speaks other versions. Such a session cannot be offered.
+        let session = session.filter(|session| self.context.versions.contains(&session.version));
+        self.pin = session.as_ref().map(|session| session.version);
+        self.choice = Choice::Named;
+        if self.state == State::Established
+            && let Some(session) = &session
+        {
+            self.family.join(Arc::clone(session));
+        }
+        self.attached = session;
+        Ok(removed)
+    }
+
+    /// SSL_get_session(3).
+    pub fn session(&self) -> Option<&Arc<Session>> {
+        self.attached.as_ref()
+    }
+
+    /// Its id.
+    pub fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// What it inherited.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// Which side it plays.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// The worker that owns it.
+    pub fn owner(&self) -> &Arc<str> {
+        &self.owner
+    }
+
+    /// When it was made.
+    pub fn created(&self) -> Timestamp {
+        self.created
+    }
+
+    /// How long it may lie unused.
+    pub fn idle_timeout(&self) -> Duration {
+        self.idle_timeout
+    }
+
+    /// How far it is.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// SSL_get_shutdown(3).
+    pub fn shutdown_flags(&self) -> Shutdown {
+        self.shutdown
+    }
+
+    /// How this side closed.
+    pub fn evidence(&self) -> Evidence {
+        match (self.shutdown.sent, self.written) {
+            (false, _) => Evidence::None,
+            (true, false) => Evidence::Asserted,
+            (true, true) => Evidence::Written,
+        }
+    }
+
+    /// SSL_version(3), once it is chosen.
+    pub fn version(&self) -> Option<Version> {
+        self.agreed.version
+    }
+
+    /// The one version that the next handshake may use.
+    pub fn pinned_version(&self) -> Option<Version> {
+        self.pin
+    }
+
+    /// IANA name of the cipher suite, once it is chosen.
+    pub fn cipher_suite(&self) -> &'static str {
+        self.agreed.cipher_suite
+    }
+
+    /// The agreed application protocol, or empty.
+    pub fn alpn(&self) -> &str {
+        &self.agreed.alpn
+    }
+
+    /// Client: whom it asked for. Server: the SNI, or empty.
+    pub fn server_name(&self) -> &str {
+        match (&self.target, &self.agreed.server_name) {
+            (Some((name, _)), _) | (None, Some(name)) => name,
+            (None, None) => "",
+        }
+    }
+
+    /// SSL_session_reused(3).
+    pub fn session_reused(&self) -> bool {
+        self.agreed.reused
+    }
+
+    /// Who the peer proved to be.
+    pub fn peer(&self) -> Option<&Arc<PeerIdentity>> {
+        self.agreed.peer.as_ref()
+    }
+
+    /// Whether its sessions are lost if it ends now.
+    pub fn is_open(&self) -> bool {
+        let closed = match self.context.close_policy {
+            ClosePolicy::Flag => self.shutdown.sent,
+            ClosePolicy::Written => self.evidence() == Evidence::Written,
+            ClosePolicy::ErrorsOnly => true,
+        };
+        self.state == State::Established && !closed && (self.attached.is_some() || !self.family.is_empty())
+    }
+}
+
+/// Without keys and names.
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("id", &self.id)
+            .field("role", &self.role)
+            .field("state", &self.state)
+            .field("shutdown", &self.shutdown)
+            .finish_non_exhaustive()
+    }
+}

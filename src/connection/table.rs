@@ -1,0 +1,388 @@
+//! All live connections.
+//!
+//! A call locks its connection and nothing else, and never waits while it does. A connection that is freed while a call
+//! waits for its lock is gone for that call.
+
+use std::{
+    collections::BinaryHeap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    task::Waker,
+};
+
+use dashmap::DashMap;
+use parking_lot::Mutex;
+
+use super::{Connection, ConnectionId, Error, Input, Output, Plan, Removed, close::ShutdownStatus};
+use crate::{
+    clock::{Clock, Timestamp},
+    context::{Context, Registry},
+    session::{Role, Session, SessionId},
+};
+
+/// Connections by id.
+#[derive(Debug)]
+pub struct Table {
+    live: DashMap<ConnectionId, Arc<Held>>,
+    count: AtomicUsize,
+    connections_max: usize,
+    registry: Arc<Registry>,
+    clock: Clock,
+}
+
+/// A connection and what is asked of it without its lock.
+#[derive(Debug)]
+struct Held {
+    id: ConnectionId,
+    created: Timestamp,
+    context: Arc<str>,
+    /// When it counts as lost, in milliseconds.
+    expires: AtomicU64,
+    /// `None` once it is freed.
+    connection: Mutex<Option<Connection>>,
+    driven: AtomicBool,
+    /// Woken when the connection is freed.
+    driver: Mutex<Option<Waker>>,
+}
+
+impl Held {
+    fn expires(&self) -> Timestamp {
+        Timestamp::from_millis(self.expires.load(Ordering::Acquire))
+    }
+
+    fn touch(&self, connection: &Connection, now: Timestamp) {
+        self.expires.store(now.after(connection.idle_timeout()).as_millis(), Ordering::Release);
+    }
+
+    fn free(&self) -> Option<Vec<Removed>> {
+        let connection = self.connection.lock().take()?;
+        if let Some(driver) = self.driver.lock().take() {
+            driver.wake();
+        }
+        Some(connection.free())
+    }
+}
+
+/// Where a list goes on: connections made later than this, or at the same time with a higher id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cursor {
+    /// When the last one was made.
+    pub created: Timestamp,
+    /// Which it was.
+    pub id: ConnectionId,
+}
+
+impl Table {
+    /// An empty table, for at most `connections_max` connections.
+    pub fn new(registry: Arc<Registry>, clock: Clock, connections_max: usize) -> Self {
+        Self { live: DashMap::new(), count: AtomicUsize::new(0), connections_max, registry, clock }
+    }
+
+    /// SSL_new(3), and SSL_set_session(3) where a session is named. `see` reads the new connection.
+    ///
+    /// # Errors
+    /// Those of [`Connection::new`] and [`Self::set_session`], and the table being full.
+    pub fn create<R>(
+        &self,
+        plan: Plan,
+        session: Option<&SessionId>,
+        see: impl FnOnce(&Connection, Timestamp) -> R,
+    ) -> Result<R, Error> {
+        let now = self.clock.now();
+        let mut connection = Connection::new(plan, now)?;
+        if let Some(id) = session {
+            let session = self.resolve(connection.context(), connection.role(), id, now)?;
+            connection.set_session(session)?;
+        }
+        if self.count.fetch_add(1, Ordering::AcqRel) >= self.connections_max {
+            self.count.fetch_sub(1, Ordering::AcqRel);
+            return Err(Error::TooManyConnections(self.connections_max));
+        }
+        let expires = now.after(connection.idle_timeout());
+        let seen = see(&connection, expires);
+        let held = Held {
+            id: connection.id(),
+            created: now,
+            context: Arc::clone(&connection.context().name),
+            expires: AtomicU64::new(expires.as_millis()),
+            connection: Mutex::new(Some(connection)),
+            driven: AtomicBool::new(false),
+            driver: Mutex::default(),
+        };
+        self.live.insert(held.id, Arc::new(held));
+        Ok(seen)
+    }
+
+    /// Looks at a connection, which is no use of it. `see` gets the time when it counts as lost.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn look<R>(
+        &self,
+        id: ConnectionId,
+        see: impl FnOnce(&Connection, Timestamp) -> R,
+    ) -> Result<R, Error> {
+        let held = self.held(id)?;
+        let connection = held.connection.lock();
+        let connection = connection.as_ref().ok_or(Error::NotFound(id))?;
+        Ok(see(connection, held.expires()))
+    }
+
+    /// Uses a connection.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], and what the use refuses.
+    pub fn apply<R>(
+        &self,
+        id: ConnectionId,
+        call: impl FnOnce(&mut Connection, Timestamp) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        self.apply_held(&*self.held(id)?, call)
+    }
+
+    /// Uses a connection that no Drive runs.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Busy`], and what the use refuses.
+    pub fn apply_alone<R>(
+        &self,
+        id: ConnectionId,
+        call: impl FnOnce(&mut Connection, Timestamp) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        let held = self.held(id)?;
+        if held.driven.load(Ordering::Acquire) {
+            return Err(Error::Busy);
+        }
+        self.apply_held(&held, call)
+    }
+
+    /// SSL_set_session(3), by id; none detaches. An id that nobody has is accepted, and the next handshake is full.
+    ///
+    /// # Errors
+    /// Those of [`Self::apply_alone`]; the session is another context's, role's or server's.
+    pub fn set_session<R>(
+        &self,
+        id: ConnectionId,
+        session: Option<&SessionId>,
+        see: impl FnOnce(&Connection, Vec<Removed>) -> R,
+    ) -> Result<R, Error> {
+        self.apply_alone(id, |connection, now| {
+            let session = match session {
+                Some(id) => self.resolve(connection.context(), connection.role(), id, now)?,
+                None => None,
+            };
+            let removed = connection.set_session(session)?;
+            Ok(see(connection, removed))
+        })
+    }
+
+    /// SSL_free(3). A Drive that runs it ends.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn free(&self, id: ConnectionId) -> Result<Vec<Removed>, Error> {
+        let removed = self.held(id)?.free().ok_or(Error::NotFound(id))?;
+        self.forget(id);
+        Ok(removed)
+    }
+
+    /// Lends a connection to a stream that runs it. With `frees`, the connection is freed when the stream ends.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], and [`Error::Busy`] where another stream runs it.
+    pub fn drive(self: &Arc<Self>, id: ConnectionId, ending: Ending) -> Result<Driver, Error> {
+        let held = self.held(id)?;
+        if held.driven.swap(true, Ordering::AcqRel) {
+            return Err(Error::Busy);
+        }
+        Ok(Driver { table: Arc::clone(self), held, ending })
+    }
+
+    /// Frees what lay unused for longer than its idle time-out. Tells how many.
+    pub fn sweep(&self) -> usize {
+        let now = self.clock.now();
+        let mut lapsed = Vec::new();
+        self.live.iter().filter(|held| held.expires() <= now).for_each(|held| lapsed.push(Arc::clone(&held)));
+        lapsed.into_iter().filter(|held| self.free_if_lapsed(held, now)).count()
+    }
+
+    fn free_if_lapsed(&self, held: &Held, now: Timestamp) -> bool {
+        // The time is asked again under the lock that every use holds when it moves it.
+        let mut connection = held.connection.lock();
+        if held.expires() > now {
+            return false;
+        }
+        let Some(lapsed) = connection.take() else { return false };
+        drop(connection);
+        if let Some(driver) = held.driver.lock().take() {
+            driver.wake();
+        }
+        lapsed.free();
+        self.forget(held.id);
+        true
+    }
+
+    /// Frees every connection: the daemon stops.
+    pub fn free_all(&self) {
+        let mut all = Vec::new();
+        self.live.iter().for_each(|held| all.push(Arc::clone(&held)));
+        for held in all {
+            if held.free().is_some() {
+                self.forget(held.id);
+            }
+        }
+    }
+
+    /// How many connections there are.
+    pub fn len(&self) -> usize {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Up to `count` ids after a place, oldest first, of one context or of all.
+    pub fn page(&self, context: Option<&str>, after: Option<Cursor>, count: usize) -> Vec<Cursor> {
+        let mut oldest = BinaryHeap::with_capacity(count + 1);
+        for held in &self.live {
+            let place = Cursor { created: held.created, id: held.id };
+            if after.is_none_or(|after| place > after) && context.is_none_or(|name| *held.context == *name) {
+                oldest.push(place);
+                if oldest.len() > count {
+                    oldest.pop();
+                }
+            }
+        }
+        oldest.into_sorted_vec()
+    }
+
+    /// The contexts it makes connections from.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// Its time.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    fn held(&self, id: ConnectionId) -> Result<Arc<Held>, Error> {
+        self.live.get(&id).map(|held| Arc::clone(&held)).ok_or(Error::NotFound(id))
+    }
+
+    fn forget(&self, id: ConnectionId) {
+        if self.live.remove(&id).is_some() {
+            self.count.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    fn apply_held<R>(
+        &self,
+        held: &Held,
+        call: impl FnOnce(&mut Connection, Timestamp) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        let mut connection = held.connection.lock();
+        let connection = connection.as_mut().ok_or(Error::NotFound(held.id))?;
+        let now = self.clock.now();
+        held.touch(connection, now);
+        call(connection, now)
+    }
+
+    fn resolve(
+        &self,
+        context: &Context,
+        role: Role,
+        id: &SessionId,
+        now: Timestamp,
+    ) -> Result<Option<Arc<Session>>, Error> {
+        if let Some(session) = context.cache(role).peek(id, now) {
+            return Ok(Some(session));
+        }
+        match self.registry.caches().any(|cache| cache.peek(id, now).is_some()) {
+            true => Err(Error::SessionOutOfScope),
+            false => Ok(None),
+        }
+    }
+}
+
+/// What becomes of a connection when the stream that ran it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It is freed: the stream made it.
+    Free,
+    /// It stays: it was there before.
+    Keep,
+}
+
+/// A connection in the hands of one stream. Dropping it gives the connection back, or frees it.
+#[derive(Debug)]
+pub struct Driver {
+    table: Arc<Table>,
+    held: Arc<Held>,
+    ending: Ending,
+}
+
+impl Driver {
+    /// Looks at the connection.
+    ///
+    /// # Errors
+    /// [`Error::Freed`].
+    pub fn look<R>(&self, see: impl FnOnce(&Connection, Timestamp) -> R) -> Result<R, Error> {
+        let connection = self.held.connection.lock();
+        let connection = connection.as_ref().ok_or(Error::Freed)?;
+        Ok(see(connection, self.held.expires()))
+    }
+
+    /// One step.
+    ///
+    /// # Errors
+    /// [`Error::Freed`], and those of [`Connection::exchange`].
+    pub fn exchange(&self, input: Input<'_>) -> Result<Output, Error> {
+        self.apply(|connection, now| connection.exchange(input, now))
+    }
+
+    /// SSL_shutdown(3).
+    ///
+    /// # Errors
+    /// [`Error::Freed`], and those of [`Connection::shutdown`].
+    pub fn shutdown(&self, ciphertext: &mut Vec<u8>) -> Result<ShutdownStatus, Error> {
+        self.apply(|connection, _| connection.shutdown(ciphertext))
+    }
+
+    /// Whether the connection was freed by somebody else. If not, `waker` is woken when it is.
+    pub fn freed(&self, waker: &Waker) -> bool {
+        let connection = self.held.connection.lock();
+        if connection.is_none() {
+            return true;
+        }
+        let mut driver = self.held.driver.lock();
+        if !driver.as_ref().is_some_and(|held| held.will_wake(waker)) {
+            *driver = Some(waker.clone());
+        }
+        false
+    }
+
+    fn apply<R>(
+        &self,
+        call: impl FnOnce(&mut Connection, Timestamp) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        self.table.apply_held(&self.held, call).map_err(|err| match err {
+            Error::NotFound(_) => Error::Freed,
+            err => err,
+        })
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.held.driver.lock().take();
+        self.held.driven.store(false, Ordering::Release);
+        if self.ending == Ending::Free && self.held.free().is_some() {
+            self.table.forget(self.held.id);
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! ContextService.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status, async_trait};
+
+use super::{
+    connections::{answer, or_default},
+    convert,
+    status::Refusal,
+};
+use crate::{
+    clock::Timestamp,
+    connection::Table,
+    proto::{self as pb, context_service_server::ContextService},
+};
+
+/// Holds what the calls need.
+pub(super) struct Contexts {
+    pub(super) table: Arc<Table>,
+    pub(super) started: Timestamp,
+}
+
+#[async_trait]
+impl ContextService for Contexts {
+    async fn list_contexts(
+        &self,
+        _: Request<pb::ListContextsRequest>,
+    ) -> Result<Response<pb::ListContextsResponse>, Status> {
+        let uptime = self.table.now().since(self.started);
+        let contexts =
+            self.table.registry().all().iter().map(|context| convert::context(context, uptime)).collect();
+        Ok(Response::new(pb::ListContextsResponse { contexts }))
+    }
+
+    async fn get_context(
+        &self,
+        request: Request<pb::GetContextRequest>,
+    ) -> Result<Response<pb::GetContextResponse>, Status> {
+        let name = or_default(&request.get_ref().name);
+        let uptime = self.table.now().since(self.started);
+        answer(match self.table.registry().get(name) {
+            Some(context) => Ok(pb::GetContextResponse { context: Some(convert::context(context, uptime)) }),
+            None => Err(Refusal::ContextNotFound(name.to_owned())),
+        })
+    }
+}

@@ -1,0 +1,199 @@
+//! Domain types to messages, and fields of messages to domain types.
+
+use std::time::Duration;
+
+use prost_types::Timestamp as PbTimestamp;
+
+use super::status::Refusal;
+use crate::{
+    clock::Timestamp,
+    config::ClosePolicy,
+    connection::{self, ConnectionId, Evidence, Removed, Shutdown, State},
+    context::Context,
+    proto as pb,
+    session::{PeerIdentity, RemovalReason, Role, Session, SessionId, Version},
+};
+
+pub(super) fn connection_id(text: &str) -> Result<ConnectionId, Refusal> {
+    ConnectionId::parse(text).ok_or(Refusal::ConnectionIdMalformed)
+}
+
+/// An optional session id: empty is none.
+pub(super) fn session_id(text: &str) -> Result<Option<SessionId>, Refusal> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    hex(text).and_then(|bytes| SessionId::new(&bytes)).map(Some).ok_or(Refusal::SessionIdMalformed)
+}
+
+/// Lower-case hex.
+pub(super) fn hex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    if !text.len().is_multiple_of(2) {
+        return None;
+    }
+    text.as_bytes().chunks_exact(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
+}
+
+pub(super) fn role(value: i32) -> Result<Role, Refusal> {
+    match pb::Role::try_from(value) {
+        Ok(pb::Role::Client) => Ok(Role::Client),
+        Ok(pb::Role::Server) => Ok(Role::Server),
+        Ok(pb::Role::Unspecified) | Err(_) => Err(Refusal::RoleRequired),
+    }
+}
+
+pub(super) fn flags(flags: pb::ShutdownFlags) -> Shutdown {
+    Shutdown { sent: flags.sent, received: flags.received }
+}
+
+pub(super) fn connection(from: &connection::Connection, expires: Timestamp) -> pb::Connection {
+    let flags = from.shutdown_flags();
+    pb::Connection {
+        id: from.id().to_string(),
+        context: from.context().name.to_string(),
+        role: role_value(from.role()).into(),
+        engine: pb::Engine::Daemon.into(),
+        state: match from.state() {
+            State::Before => pb::ConnectionState::Before,
+            State::Handshaking => pb::ConnectionState::Handshaking,
+            State::Established => pb::ConnectionState::Established,
+            State::Failed => pb::ConnectionState::Failed,
+        }
+        .into(),
+        shutdown: Some(pb::ShutdownFlags { sent: flags.sent, received: flags.received }),
+        close_evidence: match from.evidence() {
+            Evidence::None => pb::CloseEvidence::Unspecified,
+            Evidence::Asserted => pb::CloseEvidence::Asserted,
+            Evidence::Written => pb::CloseEvidence::Written,
+        }
+        .into(),
+        version: version_value(from.version()),
+        pinned_version: version_value(from.pinned_version()),
+        cipher_suite: from.cipher_suite().into(),
+        alpn: from.alpn().into(),
+        server_name: from.server_name().into(),
+        session_reused: from.session_reused(),
+        session_id: from.session().map(|session| session.id.to_string()).unwrap_or_default(),
+        peer: from.peer().map(|peer| identity(peer)),
+        create_time: Some(timestamp(from.created())),
+        expire_time: Some(timestamp(expires)),
+        owner: from.owner().to_string(),
+    }
+}
+
+pub(super) fn session(from: &Session) -> pb::Session {
+    pb::Session {
+        id: from.id.to_string(),
+        context: from.context.to_string(),
+        role: role_value(from.role).into(),
+        version: version_value(Some(from.version)),
+        cipher_suite: from.cipher_suite.into(),
+        server_name: from.server_name.to_string(),
+        peer: from.peer.as_deref().map(identity),
+        single_use: from.single_use(),
+        format: "rustls".into(),
+        create_time: Some(timestamp(from.created)),
+        authenticate_time: Some(timestamp(from.authenticated)),
+        expire_time: Some(timestamp(from.expires)),
+        open_connections: from.open_connections(),
+        data_bytes: u32::try_from(from.secret().len()).unwrap_or(u32::MAX),
+    }
+}
+
+pub(super) fn context(from: &Context, uptime: Duration) -> pb::Context {
+    let caches = [&from.server_cache, &from.client_cache];
+    let stats = &from.stats;
+    pb::Context {
+        name: from.name.to_string(),
+        versions: from.versions.iter().map(|&version| version_value(Some(version))).collect(),
+        cipher_suites: from.cipher_suites.iter().map(|&name| name.into()).collect(),
+        alpn: from.alpn.clone(),
+        close_policy: match from.close_policy {
+            ClosePolicy::Flag => pb::ClosePolicy::Flag,
+            ClosePolicy::Written => pb::ClosePolicy::Written,
+            ClosePolicy::ErrorsOnly => pb::ClosePolicy::ErrorsOnly,
+        }
+        .into(),
+        session_timeout: Some(duration(from.session_timeout)),
+        cache_entries_max: from.cache_entries_max as u64,
+        cache_bytes_max: from.cache_bytes_max as u64,
+        scope: from.scope.to_string(),
+        certificate_expire_time: from.certificate_ends.map(timestamp),
+        stats: Some(pb::SessionStats {
+            sessions: caches.iter().map(|cache| cache.len() as u64).sum(),
+            session_bytes: caches.iter().map(|cache| cache.bytes() as u64).sum(),
+            accept: stats.accept.get(),
+            accept_good: stats.accept_good.get(),
+            connect: stats.connect.get(),
+            connect_good: stats.connect_good.get(),
+            hits: stats.hits.get(),
+            misses: stats.misses.get(),
+            timeouts: stats.timeouts.get(),
+            cache_full: caches.iter().map(|cache| cache.cache_full.get()).sum(),
+            unclosed: stats.unclosed.get(),
+            uptime: Some(duration(uptime)),
+        }),
+    }
+}
+
+pub(super) fn removed(from: Vec<Removed>) -> Vec<pb::RemovedSession> {
+    from.into_iter()
+        .map(|removed| pb::RemovedSession {
+            session_id: removed.id.to_string(),
+            reason: match removed.reason {
+                RemovalReason::Unclosed => pb::RemovalReason::Unclosed,
+                RemovalReason::FatalAlert => pb::RemovalReason::FatalAlert,
+            }
+            .into(),
+        })
+        .collect()
+}
+
+pub(super) fn alert(from: connection::Alert) -> pb::Alert {
+    pb::Alert { code: from.code.into(), name: from.name().into(), received: from.received }
+}
+
+fn identity(from: &PeerIdentity) -> pb::PeerIdentity {
+    pb::PeerIdentity {
+        certificate_sha256: from.certificate_sha256.iter().map(|byte| format!("{byte:02x}")).collect(),
+        subject: from.subject.clone(),
+        dns_names: from.dns_names.clone(),
+        uris: from.uris.clone(),
+    }
+}
+
+fn role_value(role: Role) -> pb::Role {
+    match role {
+        Role::Client => pb::Role::Client,
+        Role::Server => pb::Role::Server,
+    }
+}
+
+fn version_value(version: Option<Version>) -> i32 {
+    match version {
+        None => pb::ProtocolVersion::Unspecified,
+        Some(Version::Tls12) => pb::ProtocolVersion::Tls12,
+        Some(Version::Tls13) => pb::ProtocolVersion::Tls13,
+    }
+    .into()
+}
+
+fn timestamp(from: Timestamp) -> PbTimestamp {
+    let millis = from.as_millis();
+    PbTimestamp {
+        seconds: i64::try_from(millis / 1000).unwrap_or(i64::MAX),
+        nanos: i32::try_from(millis % 1000).unwrap_or(0) * 1_000_000,
+    }
+}
+
+fn duration(from: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(from.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(from.subsec_nanos()).unwrap_or(0),
+    }
+}

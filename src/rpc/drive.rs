@@ -1,0 +1,242 @@
+//! Drive: the whole life of one connection on one stream.
+//!
+//! The stream is polled by the task that writes the answers, and polls the requests itself: no task and no queue of its
+//! own. A request is read when everything that the last one made has gone out, so a worker that does not read is
+//! not read from either. Dropping the stream, for whatever reason, gives the connection back or frees it.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use tokio::time::Sleep;
+use tokio_stream::Stream;
+use tonic::{Status, Streaming};
+
+use super::{
+    connections::{Opener, within_limit},
+    convert,
+    status::Refusal,
+};
+use crate::{
+    connection::{
+        Input, Output, State,
+        table::{Driver, Ending},
+    },
+    proto::{self as pb, drive_request::Event as Request, drive_response::Event as Response},
+};
+
+/// The answers of one Drive.
+pub(super) struct Drive {
+    requests: Streaming<pb::DriveRequest>,
+    opener: Arc<Opener>,
+    owner: Arc<str>,
+    deadline: Option<Pin<Box<Sleep>>>,
+    plaintext_buffer: usize,
+    phase: Phase,
+    /// What has to go out before the next request is read.
+    answers: VecDeque<Response>,
+}
+
+enum Phase {
+    /// No message has come.
+    Opening,
+    Running(Running),
+    /// The stream ends when the answers are out, with this refusal if there is one.
+    Ending(Option<Refusal>),
+}
+
+struct Running {
+    driver: Driver,
+    /// Plaintext that waits for the handshake.
+    waiting: Vec<u8>,
+    established: bool,
+    closed: bool,
+}
+
+impl Drive {
+    pub(super) fn new(
+        requests: Streaming<pb::DriveRequest>,
+        opener: Arc<Opener>,
+        owner: Arc<str>,
+        deadline: Option<Pin<Box<Sleep>>>,
+        plaintext_buffer: usize,
+    ) -> Self {
+        let answers = VecDeque::new();
+        Self { requests, opener, owner, deadline, plaintext_buffer, phase: Phase::Opening, answers }
+    }
+
+    /// Why the stream ends without the worker's doing: its deadline, or somebody freed the connection.
+    fn cut(&mut self, cx: &mut Context<'_>) -> Option<Refusal> {
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            return Some(Refusal::DeadlineExceeded);
+        }
+        match &self.phase {
+            Phase::Running(running) if running.driver.freed(cx.waker()) => {
+                Some(crate::connection::Error::Freed.into())
+            }
+            _ => None,
+        }
+    }
+
+    fn event(&mut self, event: Option<Request>) -> Result<(), Refusal> {
+        match &mut self.phase {
+            Phase::Opening => self.open(event),
+            Phase::Running(running) => {
+                if running.event(event, self.plaintext_buffer, &mut self.answers)? {
+                    self.phase = Phase::Ending(None);
+                }
+                Ok(())
+            }
+            Phase::Ending(_) => Ok(()),
+        }
+    }
+
+    fn open(&mut self, event: Option<Request>) -> Result<(), Refusal> {
+        let (id, ending) = match event {
+            Some(Request::New(request)) => {
+                let made = self.opener.open(request, &self.owner)?.connection.unwrap_or_default();
+                (made.id, Ending::Free)
+            }
+            Some(Request::ConnectionId(id)) => (id, Ending::Keep),
+            _ => {
+                return Err(Refusal::DriveEventUnexpected(
+                    "the first message must be `new` or `connection_id`",
+                ));
+            }
+        };
+        let driver = self.opener.table.drive(convert::connection_id(&id)?, ending)?;
+        let (opened, state, client) = driver.look(|connection, expires| {
+            let client = connection.role() == crate::session::Role::Client;
+            (convert::connection(connection, expires), connection.state(), client)
+        })?;
+        self.answers.push_back(Response::Opened(opened));
+        let established = state == State::Established;
+        let mut running = Running { driver, waiting: Vec::new(), established, closed: false };
+        // A client has something to say before anything came; a server waits.
+        if client && matches!(state, State::Before | State::Handshaking) {
+            running.step(Input::default(), &mut self.answers)?;
+        }
+        self.phase = Phase::Running(running);
+        Ok(())
+    }
+}
+
+impl Running {
+    /// Says whether the stream is to end.
+    fn event(
+        &mut self,
+        event: Option<Request>,
+        plaintext_buffer: usize,
+        answers: &mut VecDeque<Response>,
+    ) -> Result<bool, Refusal> {
+        match event {
+            Some(Request::Ciphertext(ciphertext)) => {
+                within_limit("ciphertext", &ciphertext)?;
+                self.step(Input { ciphertext: &ciphertext, ..Input::default() }, answers)
+            }
+            Some(Request::Plaintext(plaintext)) => {
+                within_limit("plaintext", &plaintext)?;
+                if self.established {
+                    return self.step(Input { plaintext: &plaintext, ..Input::default() }, answers);
+                }
+                let waiting = self.waiting.len() + plaintext.len();
+                if waiting > plaintext_buffer {
+                    return Err(Refusal::PlaintextBufferFull { waiting, limit: plaintext_buffer });
+                }
+                self.waiting.extend_from_slice(&plaintext);
+                Ok(false)
+            }
+            Some(Request::Shutdown(_)) => {
+                let mut ciphertext = Vec::new();
+                self.driver.shutdown(&mut ciphertext)?;
+                push_bytes(answers, Response::Ciphertext, ciphertext);
+                Ok(false)
+            }
+            Some(Request::EndOfStream(_)) => {
+                self.step(Input { end_of_stream: true, ..Input::default() }, answers)
+            }
+            Some(Request::New(_) | Request::ConnectionId(_)) => {
+                Err(Refusal::DriveEventUnexpected("`new` and `connection_id` are for the first message only"))
+            }
+            None => Err(Refusal::DriveEventUnexpected(
+                "the message has no event, or one that this daemon does not know",
+            )),
+        }
+    }
+
+    fn step(&mut self, input: Input<'_>, answers: &mut VecDeque<Response>) -> Result<bool, Refusal> {
+        let mut output = self.driver.exchange(input)?;
+        push_bytes(answers, Response::Ciphertext, std::mem::take(&mut output.ciphertext));
+        let (state, flags) =
+            self.driver.look(|connection, _| (connection.state(), connection.shutdown_flags()))?;
+        if state == State::Established && !self.established {
+            self.established = true;
+            answers.push_back(Response::Established(self.driver.look(convert::connection)?));
+            let waiting = std::mem::take(&mut self.waiting);
+            if !waiting.is_empty() {
+                let written = self.driver.exchange(Input { plaintext: &waiting, ..Input::default() })?;
+                push_bytes(answers, Response::Ciphertext, written.ciphertext);
+            }
+        }
+        push_bytes(answers, Response::Plaintext, std::mem::take(&mut output.plaintext));
+        let failed = state == State::Failed;
+        if (failed || flags.received) && !self.closed {
+            self.closed = true;
+            answers.push_back(self.closed_answer(output)?);
+        }
+        Ok(failed)
+    }
+
+    fn closed_answer(&self, output: Output) -> Result<Response, Refusal> {
+        Ok(Response::Closed(pb::DriveClosed {
+            connection: Some(self.driver.look(convert::connection)?),
+            alert: output.alert.map(convert::alert),
+            removed_sessions: convert::removed(output.removed),
+        }))
+    }
+}
+
+fn push_bytes(answers: &mut VecDeque<Response>, kind: fn(Bytes) -> Response, bytes: Vec<u8>) {
+    if !bytes.is_empty() {
+        answers.push_back(kind(bytes.into()));
+    }
+}
+
+impl Stream for Drive {
+    type Item = Result<pb::DriveResponse, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        loop {
+            if let Some(answer) = this.answers.pop_front() {
+                return Poll::Ready(Some(Ok(pb::DriveResponse { event: Some(answer) })));
+            }
+            if let Phase::Ending(refusal) = &mut this.phase {
+                return Poll::Ready(refusal.take().map(|refusal| Err(refusal.into())));
+            }
+            if let Some(refusal) = this.cut(cx) {
+                this.phase = Phase::Ending(Some(refusal));
+                continue;
+            }
+            match ready!(Pin::new(&mut this.requests).poll_next(cx)) {
+                Some(Ok(request)) => {
+                    if let Err(refusal) = this.event(request.event) {
+                        this.phase = Phase::Ending(Some(refusal));
+                    }
+                }
+                Some(Err(status)) => {
+                    this.phase = Phase::Ending(None);
+                    return Poll::Ready(Some(Err(status)));
+                }
+                None => this.phase = Phase::Ending(None),
+            }
+        }
+    }
+}

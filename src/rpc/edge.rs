@@ -1,0 +1,115 @@
+//! What every call passes: its deadline, and details for errors that tonic makes by itself.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{HeaderMap, Request, Response};
+use tokio::time::Instant;
+use tonic::{Status, body::Body};
+use tower::{Layer, Service};
+
+use super::status::{Refusal, described};
+
+/// When a call must be answered; an extension of its request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadline(pub(super) Instant);
+
+/// Wraps the services.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Edge;
+
+impl<S> Layer<S> for Edge {
+    type Service = EdgeService<S>;
+
+    fn layer(&self, inner: S) -> EdgeService<S> {
+        EdgeService(inner)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct EdgeService<S>(S);
+
+impl<S> Service<Request<Body>> for EdgeService<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let arrived = Instant::now();
+        if let Some(deadline) = timeout(request.headers()).and_then(|timeout| arrived.checked_add(timeout)) {
+            // A call that cannot be answered in time is not begun. tonic would let it run, and answer CANCELLED.
+            if deadline <= Instant::now() {
+                return Box::pin(async { Ok(Status::from(Refusal::DeadlineExceeded).into_http()) });
+            }
+            request.extensions_mut().insert(Deadline(deadline));
+        }
+        let answer = self.0.call(request);
+        Box::pin(async move { answer.await.map(explained) })
+    }
+}
+
+/// Gives a refusal without details an ErrorInfo. It has its status in the header, for no body was made.
+fn explained(response: Response<Body>) -> Response<Body> {
+    let headers = response.headers();
+    if !headers.contains_key("grpc-status") || headers.contains_key("grpc-status-details-bin") {
+        return response;
+    }
+    match Status::from_header_map(headers) {
+        Some(status) if status.code() != tonic::Code::Ok => {
+            described(status.code(), status.message()).into_http()
+        }
+        _ => response,
+    }
+}
+
+/// Reads `grpc-timeout`: at most eight digits and a unit. What is malformed counts as none, as it does for tonic.
+fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_grpc_writes_them() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().unwrap());
+            timeout(&headers)
+        };
+        assert_eq!(read("1n"), Some(Duration::from_nanos(1)));
+        assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!(read("5S"), Some(Duration::from_secs(5)));
+        assert_eq!(read("250m"), Some(Duration::from_millis(250)));
+        for malformed in ["", "S", "5", "5s", "123456789S", "-1S", "5 S"] {
+            assert_eq!(read(malformed), None, "{malformed}");
+        }
+    }
+}

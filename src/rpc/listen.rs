@@ -1,0 +1,299 @@
+//! Sockets: TCP on loopback and Unix sockets, and a guard around each that ends it when it must.
+//!
+//! hyper waits for every connection before it stops, also for one that never said a word (hyper issue 4170). So the guard
+//! ends a connection that stays mute for [`FIRST_BYTE`], one that is mute when the daemon begins to stop, and
+//! every connection once the drain time-out is over.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    os::unix::{fs::PermissionsExt, net::UnixStream as StdUnixStream},
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    time::{Sleep, sleep},
+};
+use tokio_stream::Stream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::transport::server::Connected;
+
+use crate::config::Endpoint;
+
+/// How long a connection may be open before it sends its first byte.
+const FIRST_BYTE: Duration = Duration::from_secs(20);
+/// How long to wait when the system has no file descriptor for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Who calls.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// `local` over TCP, `uid:N` over a Unix socket.
+    pub owner: Arc<str>,
+}
+
+/// Bound sockets that wait for callers.
+pub struct Listeners {
+    sockets: Vec<Listener>,
+    pause: Option<Pin<Box<Sleep>>>,
+    signals: Signals,
+    local: Arc<str>,
+}
+
+/// When connections have to end.
+#[derive(Clone, Debug, Default)]
+pub struct Signals {
+    /// The daemon begins to stop.
+    pub draining: CancellationToken,
+    /// Whatever is still open is closed hard.
+    pub kill: CancellationToken,
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener, SocketFile),
+}
+
+/// A socket's file, which goes with it.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Err(err) = fs::remove_file(&self.0) {
+            tracing::warn!(path = %self.0.display(), %err, "cannot remove the socket's file");
+        }
+    }
+}
+
+impl Listeners {
+    /// Binds all endpoints. An optional Unix socket whose folder cannot be made is left out.
+    ///
+    /// # Errors
+    /// The endpoint that cannot be bound, and why.
+    pub fn bind(endpoints: &[Endpoint], signals: Signals) -> io::Result<Self> {
+        let mut sockets = Vec::new();
+        for endpoint in endpoints {
+            match endpoint {
+                Endpoint::Tcp(address) => sockets.push(Listener::Tcp(bind_tcp(*address)?)),
+                Endpoint::Unix { path, optional } => match bind_unix(path) {
+                    Ok(listener) => sockets.push(Listener::Unix(listener, SocketFile(path.clone()))),
+                    Err(err) if *optional => tracing::info!(%err, "the default Unix socket is left out"),
+                    Err(err) => return Err(err),
+                },
+            }
+        }
+        if sockets.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "listen.api names nothing to listen on"));
+        }
+        Ok(Self { sockets, pause: None, signals, local: "local".into() })
+    }
+
+    /// Where it listens, with the ports that the system chose.
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        self.sockets
+            .iter()
+            .filter_map(|listener| match listener {
+                Listener::Tcp(tcp) => tcp.local_addr().ok().map(Endpoint::Tcp),
+                Listener::Unix(_, file) => Some(Endpoint::Unix { path: file.0.clone(), optional: false }),
+            })
+            .collect()
+    }
+}
+
+fn named(err: io::Error, what: &dyn std::fmt::Display) -> io::Error {
+    io::Error::new(err.kind(), format!("cannot listen on {what}: {err}"))
+}
+
+fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    std::net::TcpListener::bind(address)
+        .and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)
+        })
+        .map_err(|err| named(err, &format_args!("tcp://{address}")))
+}
+
+/// Binds a socket that only its owner and group may use. A file that a dead daemon left behind is replaced; one that
+/// somebody answers on is not.
+fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    let bind = || {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        if path.exists() {
+            match StdUnixStream::connect(path) {
+                Err(err) if err.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
+                Ok(_) => {
+                    return Err(io::Error::new(io::ErrorKind::AddrInUse, "another daemon answers there"));
+                }
+                Err(err) => return Err(err),
+            }
+        }
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+        Ok(listener)
+    };
+    bind().map_err(|err| named(err, &format_args!("unix://{}", path.display())))
+}
+
+impl Stream for Listeners {
+    type Item = io::Result<Guarded>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if let Some(pause) = &mut this.pause {
+            std::task::ready!(pause.as_mut().poll(cx));
+            this.pause = None;
+        }
+        for listener in &this.sockets {
+            let accepted = match listener {
+                Listener::Tcp(tcp) => tcp.poll_accept(cx).map_ok(|(stream, _)| {
+                    // An answer that waits for an acknowledgement costs a handshake 40 ms.
+                    let delayed = stream.set_nodelay(true);
+                    if let Err(err) = delayed {
+                        tracing::debug!(%err, "cannot set TCP_NODELAY");
+                    }
+                    (Socket::Tcp(stream), Arc::clone(&this.local))
+                }),
+                Listener::Unix(unix, _) => unix.poll_accept(cx).map_ok(|(stream, _)| {
+                    let owner = match stream.peer_cred() {
+                        Ok(cred) => format!("uid:{}", cred.uid()).into(),
+                        Err(_) => Arc::clone(&this.local),
+                    };
+                    (Socket::Unix(stream), owner)
+                }),
+            };
+            match accepted {
+                Poll::Pending => {}
+                Poll::Ready(Ok((socket, owner))) => {
+                    return Poll::Ready(Some(Ok(Guarded::new(socket, Peer { owner }, &this.signals))));
+                }
+                Poll::Ready(Err(err)) => {
+                    tracing::warn!(%err, "cannot accept a connection");
+                    let mut pause = Box::pin(sleep(ACCEPT_PAUSE));
+                    if pause.as_mut().poll(cx).is_pending() {
+                        this.pause = Some(pause);
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+        Poll::Pending
+    }
+}
+
+enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+type Signal = Pin<Box<WaitForCancellationFutureOwned>>;
+
+/// A socket that ends when it must.
+pub struct Guarded {
+    socket: Socket,
+    peer: Peer,
+    kill: Signal,
+    mute: Option<Mute>,
+}
+
+/// Nothing has come yet.
+struct Mute {
+    until: Pin<Box<Sleep>>,
+    draining: Signal,
+}
+
+impl Guarded {
+    fn new(socket: Socket, peer: Peer, signals: &Signals) -> Self {
+        Self {
+            socket,
+            peer,
+            kill: Box::pin(signals.kill.clone().cancelled_owned()),
+            mute: Some(Mute {
+                until: Box::pin(sleep(FIRST_BYTE)),
+                draining: Box::pin(signals.draining.clone().cancelled_owned()),
+            }),
+        }
+    }
+
+    fn ends(&mut self, cx: &mut Context<'_>) -> Option<io::Error> {
+        if self.kill.as_mut().poll(cx).is_ready() {
+            return Some(io::Error::new(io::ErrorKind::ConnectionAborted, "the daemon stops"));
+        }
+        let mute = self.mute.as_mut()?;
+        if mute.draining.as_mut().poll(cx).is_ready() || mute.until.as_mut().poll(cx).is_ready() {
+            return Some(io::Error::new(io::ErrorKind::TimedOut, "the peer never sent a byte"));
+        }
+        None
+    }
+}
+
+impl Connected for Guarded {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Some(end) = this.ends(cx) {
+            return Poll::Ready(Err(end));
+        }
+        let before = buf.filled().len();
+        let read = match &mut this.socket {
+            Socket::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Socket::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
+        };
+        if buf.filled().len() > before {
+            this.mute = None;
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().socket {
+            Socket::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Socket::Unix(unix) => Pin::new(unix).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().socket {
+            Socket::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Socket::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().socket {
+            Socket::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
+            Socket::Unix(unix) => Pin::new(unix).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().socket {
+            Socket::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Socket::Unix(unix) => Pin::new(unix).poll_shutdown(cx),
+        }
+    }
+}

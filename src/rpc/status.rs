@@ -1,0 +1,145 @@
+//! The one place where errors turn into gRPC statuses. Every status has an ErrorInfo with a stable reason.
+
+use std::{collections::HashMap, time::Duration};
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::connection;
+
+/// `ErrorInfo.domain`.
+pub const DOMAIN: &str = "tls.sessiond.v1";
+
+/// Why a call is refused.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("connection_id must be 32 lower-case hex digits, as New answered it")]
+    ConnectionIdMalformed,
+    #[error("session_id is required: hex, 1 to 64 bytes")]
+    SessionIdRequired,
+    #[error("session_id must be hex, 1 to 64 bytes")]
+    SessionIdMalformed,
+    #[error("role must be ROLE_CLIENT or ROLE_SERVER")]
+    RoleRequired,
+    #[error("engine must be ENGINE_DAEMON: this daemon runs TLS itself and has no ENGINE_WORKER")]
+    EngineUnsupported,
+    #[error("the daemon runs TLS for this connection and sees its alerts: only ENGINE_WORKER reports them")]
+    WrongEngine,
+    #[error("no context is named `{0}`: ListContexts tells which there are")]
+    ContextNotFound(String),
+    #[error("shutdown is required: the flags to set, {{}} for none")]
+    ShutdownRequired,
+    #[error(
+        "alert is required, with a code of RFC 8446 section 6 that is not 0: close_notify is for Shutdown"
+    )]
+    AlertInvalid,
+    #[error("{field} has {length} bytes; {BYTES_MAX} fit in one message")]
+    BytesTooLong { field: &'static str, length: usize },
+    #[error("page_size is {0}; it is 0 to 1000, and 0 means 100")]
+    PageSizeInvalid(i32),
+    #[error("page_token is not one that this daemon gave for this list with these filters")]
+    PageTokenInvalid,
+    #[error("idle_timeout must be between 1 s and 24 h")]
+    IdleTimeoutInvalid,
+    #[error("request_id has {0} characters; 64 fit")]
+    RequestIdTooLong(usize),
+    #[error("{0}")]
+    DriveEventUnexpected(&'static str),
+    #[error("{waiting} bytes of plaintext wait for the handshake, and limits.plaintext_buffer is {limit}")]
+    PlaintextBufferFull { waiting: usize, limit: usize },
+    #[error("the daemon is about to stop and takes no new streams")]
+    Draining,
+    #[error("the deadline of the call has passed")]
+    DeadlineExceeded,
+    #[error(transparent)]
+    Connection(#[from] connection::Error),
+}
+
+/// Most bytes of ciphertext or plaintext in one message.
+pub const BYTES_MAX: usize = 1 << 20;
+
+/// How long a caller should wait where the daemon is full.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// Code, reason, and the field that is to blame.
+type Verdict = (Code, &'static str, Option<&'static str>);
+
+impl Refusal {
+    fn verdict(&self) -> Verdict {
+        let invalid = |reason, field| (Code::InvalidArgument, reason, Some(field));
+        match self {
+            Self::ConnectionIdMalformed => invalid("CONNECTION_ID_MALFORMED", "connection_id"),
+            Self::SessionIdRequired => invalid("SESSION_ID_REQUIRED", "session_id"),
+            Self::SessionIdMalformed => invalid("SESSION_ID_MALFORMED", "session_id"),
+            Self::RoleRequired => invalid("ROLE_REQUIRED", "role"),
+            Self::EngineUnsupported => (Code::Unimplemented, "ENGINE_UNSUPPORTED", Some("engine")),
+            Self::WrongEngine => (Code::FailedPrecondition, "WRONG_ENGINE", None),
+            Self::ContextNotFound(_) => (Code::NotFound, "CONTEXT_NOT_FOUND", Some("context")),
+            Self::ShutdownRequired => invalid("SHUTDOWN_REQUIRED", "shutdown"),
+            Self::AlertInvalid => invalid("ALERT_INVALID", "alert"),
+            Self::BytesTooLong { field, .. } => invalid("BYTES_TOO_LONG", field),
+            Self::PageSizeInvalid(_) => invalid("PAGE_SIZE_INVALID", "page_size"),
+            Self::PageTokenInvalid => invalid("PAGE_TOKEN_INVALID", "page_token"),
+            Self::IdleTimeoutInvalid => invalid("IDLE_TIMEOUT_INVALID", "idle_timeout"),
+            Self::RequestIdTooLong(_) => invalid("REQUEST_ID_TOO_LONG", "request_id"),
+            Self::DriveEventUnexpected(_) => invalid("DRIVE_EVENT_UNEXPECTED", "event"),
+            Self::PlaintextBufferFull { .. } => (Code::ResourceExhausted, "PLAINTEXT_BUFFER_FULL", None),
+            Self::Draining => (Code::Unavailable, "DRAINING", None),
+            Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", None),
+            Self::Connection(error) => connection_verdict(error),
+        }
+    }
+}
+
+fn connection_verdict(error: &connection::Error) -> Verdict {
+    use connection::Error;
+    let state = |reason| (Code::FailedPrecondition, reason, None);
+    let invalid = |reason, field| (Code::InvalidArgument, reason, Some(field));
+    match error {
+        Error::NotFound(_) => (Code::NotFound, "CONNECTION_NOT_FOUND", None),
+        Error::Failed(_) => state("CONNECTION_FAILED"),
+        Error::HandshakeNotFinished => state("HANDSHAKE_NOT_FINISHED"),
+        Error::ProtocolIsShutdown => state("PROTOCOL_IS_SHUTDOWN"),
+        Error::ShutdownInInit => state("SHUTDOWN_IN_INIT"),
+        Error::HandshakeRunning => state("HANDSHAKE_RUNNING"),
+        Error::Busy => state("CONNECTION_BUSY"),
+        Error::Freed => (Code::Aborted, "CONNECTION_FREED", None),
+        Error::ServerNameRequired => invalid("SERVER_NAME_REQUIRED", "server_name"),
+        Error::ServerNameMalformed(_) => invalid("SERVER_NAME_MALFORMED", "server_name"),
+        Error::WithoutCertificate(_) => state("CONTEXT_WITHOUT_CERTIFICATE"),
+        Error::WithoutTrust(_) => state("CONTEXT_WITHOUT_TRUST"),
+        Error::SessionOutOfScope => invalid("SESSION_OUT_OF_SCOPE", "session_id"),
+        Error::TooManyConnections(_) => (Code::ResourceExhausted, "CONNECTION_LIMIT", None),
+        Error::RequestIdReused => invalid("REQUEST_ID_REUSED", "request_id"),
+        Error::NoRandomness => (Code::Internal, "NO_RANDOMNESS", None),
+        Error::Engine(_) => (Code::Internal, "ENGINE", None),
+    }
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        let (code, reason, field) = refusal.verdict();
+        let message = refusal.to_string();
+        let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+        if let Some(field) = field.filter(|_| code == Code::InvalidArgument) {
+            details.add_bad_request_violation(field, message.clone());
+        }
+        if code == Code::ResourceExhausted {
+            details.set_retry_info(Some(RETRY_DELAY));
+        }
+        Self::with_error_details(code, message, details)
+    }
+}
+
+/// A status of tonic's own, which has no details: what arrives here never reached a service of ours.
+pub(super) fn described(code: Code, message: &str) -> Status {
+    let (code, reason) = match code {
+        // tonic's word for a message over the limit.
+        Code::OutOfRange => (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
+        Code::Unimplemented => (code, "METHOD_UNKNOWN"),
+        Code::Internal => (code, "MESSAGE_MALFORMED"),
+        Code::Cancelled => (code, "CANCELLED"),
+        other => (other, "TRANSPORT"),
+    };
+    Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new()))
+}

@@ -1,1 +1,4 @@
+//! The daemon as a whole, through its API and with real peers.
 
+mod harness;
+mod lifecycle;

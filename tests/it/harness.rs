@@ -1,0 +1,159 @@
+//! A real daemon in this process, on a port of its own, with a clock that the test moves.
+
+use std::{sync::Arc, time::Duration};
+
+use tls_sessiond::{
+    clock::{Clock, ManualClock, Timestamp},
+    config::{Config, Endpoint},
+    connection::Table,
+    daemon::Daemon,
+    proto::{
+        self as pb, connection_service_client::ConnectionServiceClient,
+        context_service_client::ContextServiceClient, session_service_client::SessionServiceClient,
+    },
+};
+use tokio::{sync::oneshot, task::JoinHandle};
+use tonic::{Request, Status, transport::Channel};
+use tonic_types::StatusExt;
+
+/// A daemon that ends with the test.
+pub(crate) struct TestDaemon {
+    /// `127.0.0.1:PORT`.
+    pub(crate) address: String,
+    pub(crate) clock: ManualClock,
+    pub(crate) table: Arc<Table>,
+    pub(crate) channel: Channel,
+    stop: Option<oneshot::Sender<()>>,
+    run: JoinHandle<()>,
+}
+
+/// A moment within the life of certificates that are made now.
+pub(crate) fn now() -> Timestamp {
+    Clock::System.now()
+}
+
+impl TestDaemon {
+    /// With the built-in context.
+    pub(crate) async fn start() -> Self {
+        Self::with("").await
+    }
+
+    /// With a configuration; `listen.api` is set here.
+    pub(crate) async fn with(config: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("test.toml");
+        std::fs::write(&file, config).unwrap();
+        let set = ["listen.api=[\"tcp://127.0.0.1:0\"]".to_owned()];
+        let config = Config::load(Some(&file), std::iter::empty(), &set).unwrap();
+        Self::run(&config).await
+    }
+
+    pub(crate) async fn run(config: &Config) -> Self {
+        let clock = ManualClock::starting(now());
+        let daemon = Daemon::bind(config, Clock::Manual(clock.clone())).unwrap();
+        let Some(Endpoint::Tcp(address)) = daemon.endpoints().pop() else { panic!("no TCP endpoint") };
+        let table = Arc::clone(daemon.table());
+        let (stop, stopped) = oneshot::channel();
+        let run = tokio::spawn(async move {
+            daemon.run(async { drop(stopped.await) }).await.unwrap();
+        });
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+        Self { address: address.to_string(), clock, table, channel, stop: Some(stop), run }
+    }
+
+    pub(crate) fn connections(&self) -> ConnectionServiceClient<Channel> {
+        ConnectionServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn sessions(&self) -> SessionServiceClient<Channel> {
+        SessionServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn contexts(&self) -> ContextServiceClient<Channel> {
+        ContextServiceClient::new(self.channel.clone())
+    }
+
+    /// Makes a connection of the default context and answers its id.
+    pub(crate) async fn open(&self, role: pb::Role) -> String {
+        self.open_in("", role).await
+    }
+
+    pub(crate) async fn open_in(&self, context: &str, role: pb::Role) -> String {
+        let request = new(context, role);
+        self.connections().new_connection(request).await.unwrap().into_inner().connection.unwrap().id
+    }
+
+    pub(crate) async fn exchange(
+        &self,
+        id: &str,
+        ciphertext: &[u8],
+        plaintext: &[u8],
+    ) -> Result<pb::ExchangeResponse, Status> {
+        let request = pb::ExchangeRequest {
+            connection_id: id.into(),
+            ciphertext: ciphertext.to_vec().into(),
+            plaintext: plaintext.to_vec().into(),
+            end_of_stream: false,
+        };
+        Ok(self.connections().exchange(request).await?.into_inner())
+    }
+
+    pub(crate) async fn get(&self, id: &str) -> pb::Connection {
+        let request = pb::GetConnectionRequest { connection_id: id.into() };
+        self.connections().get_connection(request).await.unwrap().into_inner().connection.unwrap()
+    }
+
+    /// Carries bytes between two connections until both are silent.
+    pub(crate) async fn handshake(&self, client: &str, server: &str) {
+        let mut to_server = self.exchange(client, b"", b"").await.unwrap().ciphertext;
+        while !to_server.is_empty() {
+            let to_client = self.exchange(server, &to_server, b"").await.unwrap().ciphertext;
+            to_server = self.exchange(client, &to_client, b"").await.unwrap().ciphertext;
+        }
+    }
+
+    pub(crate) async fn server_sessions(&self) -> usize {
+        let listed =
+            self.sessions().list_sessions(pb::ListSessionsRequest::default()).await.unwrap().into_inner();
+        listed.sessions.iter().filter(|session| session.role() == pb::Role::Server).count()
+    }
+
+    /// Waits, a bounded time, until a condition holds that other tasks bring about.
+    pub(crate) async fn until(&self, what: &str, mut holds: impl AsyncFnMut(&Self) -> bool) {
+        let wait = async {
+            while !holds(self).await {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+    }
+
+    /// Stops it and waits for the end.
+    pub(crate) async fn stop(mut self) {
+        drop(self.stop.take());
+        drop(self.channel);
+        self.run.await.unwrap();
+    }
+}
+
+/// A request for a new connection; clients speak with `localhost`.
+pub(crate) fn new(context: &str, role: pb::Role) -> pb::NewRequest {
+    pb::NewRequest {
+        context: context.into(),
+        role: role.into(),
+        server_name: "localhost".into(),
+        ..pb::NewRequest::default()
+    }
+}
+
+/// `ErrorInfo.reason` of a status.
+pub(crate) fn reason(status: &Status) -> String {
+    status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
+}
+
+/// A request that must be answered within a time.
+pub(crate) fn within<T>(timeout: &str, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("grpc-timeout", timeout.parse().unwrap());
+    request
+}

@@ -183,7 +183,3 @@ impl<'a> Reader<'a> {
         self.bytes(usize::from(length))
     }
 }
-
-#[cfg(test)]
-#[path = "client_hello_tests.rs"]
-mod tests;

@@ -1,0 +1,252 @@
+//! The reader of first flights, against hellos whose offer is known, against a second parser, and against garbage.
+
+use proptest::prelude::*;
+use tls_parser::{
+    TlsExtension, TlsMessage, TlsMessageHandshake, parse_tls_client_hello_extensions, parse_tls_plaintext,
+};
+use tls_sessiond::{
+    connection::client_hello::{FirstFlight, IDENTITIES_MAX, Offer, Progress},
+    session::{SESSION_ID_MAX, SessionId},
+};
+
+/// What a hello says, before it is bytes.
+#[derive(Clone, Debug)]
+struct Hello {
+    session_id: Vec<u8>,
+    suites: Vec<u16>,
+    extensions: Vec<Extension>,
+}
+
+#[derive(Clone, Debug)]
+enum Extension {
+    ServerName(String),
+    Ticket(Vec<u8>),
+    Versions(Vec<u16>),
+    Identities(Vec<Vec<u8>>),
+    /// GREASE (RFC 8701), or one that nobody knows.
+    Unknown(u16, Vec<u8>),
+}
+
+fn u16_vector(bytes: &[u8]) -> Vec<u8> {
+    [&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat()
+}
+
+fn u8_vector(bytes: &[u8]) -> Vec<u8> {
+    [&[u8::try_from(bytes.len()).unwrap()][..], bytes].concat()
+}
+
+fn u16s(values: &[u16]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_be_bytes()).collect()
+}
+
+impl Extension {
+    fn encode(&self) -> Vec<u8> {
+        let (kind, body) = match self {
+            Self::ServerName(name) => (0, u16_vector(&[&[0][..], &u16_vector(name.as_bytes())].concat())),
+            Self::Ticket(ticket) => (35, ticket.clone()),
+            Self::Versions(versions) => (43, u8_vector(&u16s(versions))),
+            Self::Identities(identities) => {
+                let list: Vec<u8> = identities
+                    .iter()
+                    .flat_map(|identity| [u16_vector(identity), vec![1, 2, 3, 4]].concat())
+                    .collect();
+                let binders: Vec<u8> = identities.iter().flat_map(|_| u8_vector(&[7; 32])).collect();
+                (41, [u16_vector(&list), u16_vector(&binders)].concat())
+            }
+            Self::Unknown(kind, body) => (*kind, body.clone()),
+        };
+        [&u16::to_be_bytes(kind)[..], &u16_vector(&body)].concat()
+    }
+}
+
+impl Hello {
+    fn message(&self) -> Vec<u8> {
+        let mut body = vec![3, 3];
+        body.extend([9; 32]);
+        body.extend(u8_vector(&self.session_id));
+        body.extend(u16_vector(&u16s(&self.suites)));
+        body.extend([1, 0]);
+        let extensions: Vec<u8> = self.extensions.iter().flat_map(Extension::encode).collect();
+        if !extensions.is_empty() {
+            body.extend(u16_vector(&extensions));
+        }
+        let length = u32::try_from(body.len()).unwrap().to_be_bytes();
+        [&[1, length[1], length[2], length[3]][..], &body].concat()
+    }
+
+    fn offer(&self) -> Offer {
+        let mut offer = Offer { session_id: SessionId::new(&self.session_id), ..Offer::default() };
+        for extension in &self.extensions {
+            match extension {
+                Extension::ServerName(name) => offer.server_name = name.to_lowercase(),
+                Extension::Ticket(ticket) if !ticket.is_empty() => offer.session_id = None,
+                Extension::Versions(versions) => offer.tls13 = versions.contains(&0x0304),
+                Extension::Identities(identities) => {
+                    let ours = identities.iter().filter(|identity| identity.len() <= SESSION_ID_MAX);
+                    offer.identities =
+                        ours.filter_map(|identity| SessionId::new(identity)).take(IDENTITIES_MAX).collect();
+                }
+                Extension::Ticket(_) | Extension::Unknown(..) => {}
+            }
+        }
+        offer
+    }
+}
+
+/// The message in records of these sizes, the last one as large as is left.
+fn records(message: &[u8], sizes: &[usize]) -> Vec<u8> {
+    let mut rest = message;
+    let mut sizes = sizes.iter();
+    let mut records = Vec::new();
+    while !rest.is_empty() {
+        let size = sizes.next().copied().unwrap_or(16_384).clamp(1, rest.len());
+        let (payload, after) = rest.split_at(size);
+        records.extend([22, 3, 1]);
+        records.extend(u16_vector(payload));
+        rest = after;
+    }
+    records
+}
+
+fn bytes(most: usize) -> impl Strategy<Value = Vec<u8>> {
+    proptest::collection::vec(any::<u8>(), 0..=most)
+}
+
+fn grease() -> impl Strategy<Value = u16> {
+    (0u16..16).prop_map(|digit| 0x0a0a + 0x1010 * digit)
+}
+
+fn hello() -> impl Strategy<Value = Hello> {
+    let version = prop_oneof![Just(0x0304u16), Just(0x0303), Just(0x0302), grease()];
+    let extensions = (
+        proptest::option::of("[a-zA-Z]{1,12}(\\.[a-z][a-z0-9]{0,11}){0,3}"),
+        proptest::option::of(bytes(80)),
+        proptest::option::of(proptest::collection::vec(version, 1..6)),
+        proptest::option::of(proptest::collection::vec(bytes(90), 1..24)),
+        proptest::collection::vec((prop_oneof![grease(), 100u16..60_000], bytes(40)), 0..6),
+        any::<prop::sample::Index>(),
+    )
+        .prop_map(|(name, ticket, versions, identities, unknown, turn)| {
+            let mut all: Vec<Extension> =
+                unknown.into_iter().map(|(kind, body)| Extension::Unknown(kind, body)).collect();
+            all.extend(name.map(Extension::ServerName));
+            all.extend(ticket.map(Extension::Ticket));
+            all.extend(versions.map(Extension::Versions));
+            if !all.is_empty() {
+                let turn = turn.index(all.len());
+                all.rotate_left(turn);
+            }
+            // RFC 8446 section 4.2.11: pre_shared_key is the last one.
+            all.extend(identities.map(Extension::Identities));
+            all
+        });
+    (bytes(32), proptest::collection::vec(any::<u16>(), 1..8), extensions)
+        .prop_map(|(session_id, suites, extensions)| Hello { session_id, suites, extensions })
+}
+
+fn push_all(flight: &mut FirstFlight, bytes: &[u8], chunk: usize) -> Progress {
+    let mut chunks = bytes.chunks(chunk.max(1)).peekable();
+    while let Some(chunk) = chunks.next() {
+        match flight.push(chunk) {
+            Progress::Partial => {}
+            whole @ Progress::Whole(_) => {
+                assert!(chunks.peek().is_none(), "whole before the last byte");
+                return whole;
+            }
+        }
+    }
+    Progress::Partial
+}
+
+/// The same as tls-parser reads it.
+fn oracle(record: &[u8]) -> Offer {
+    let (_, plaintext) = parse_tls_plaintext(record).unwrap();
+    let TlsMessage::Handshake(TlsMessageHandshake::ClientHello(hello)) = &plaintext.msg[0] else {
+        panic!("no ClientHello");
+    };
+    let session_id = hello.session_id.and_then(SessionId::new);
+    let mut offer = Offer { session_id, ..Offer::default() };
+    let (_, extensions) = parse_tls_client_hello_extensions(hello.ext.unwrap_or_default()).unwrap();
+    for extension in extensions {
+        match extension {
+            TlsExtension::SNI(names) => {
+                offer.server_name = String::from_utf8(names[0].1.to_vec()).unwrap().to_lowercase();
+            }
+            TlsExtension::SessionTicket(ticket) if !ticket.is_empty() => offer.session_id = None,
+            TlsExtension::SupportedVersions(versions) => {
+                offer.tls13 = versions.iter().any(|version| version.0 == 0x0304);
+            }
+            _ => {}
+        }
+    }
+    offer
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn offer_is_read_however_the_flight_is_cut(
+        hello in hello(),
+        sizes in proptest::collection::vec(1usize..400, 0..8),
+        chunk in 1usize..600,
+    ) {
+        let flight = records(&hello.message(), &sizes);
+        let mut reader = FirstFlight::default();
+        prop_assert_eq!(push_all(&mut reader, &flight, chunk), Progress::Whole(hello.offer()));
+        prop_assert_eq!(reader.into_bytes(), flight);
+    }
+
+    #[test]
+    fn a_second_parser_reads_the_same(hello in hello()) {
+        let message = hello.message();
+        let mut reader = FirstFlight::default();
+        let Progress::Whole(mut read) = reader.push(&records(&message, &[])) else { panic!("not whole") };
+        // tls-parser leaves PSK identities as raw bytes.
+        read.identities.clear();
+        prop_assert_eq!(read, oracle(&records(&message, &[])));
+    }
+
+    #[test]
+    fn garbage_is_handed_on_untouched(garbage in bytes(600), chunk in 1usize..64) {
+        let mut reader = FirstFlight::default();
+        let mut pushed = 0;
+        for chunk in garbage.chunks(chunk) {
+            pushed += chunk.len();
+            if reader.push(chunk) != Progress::Partial {
+                break;
+            }
+        }
+        prop_assert_eq!(reader.into_bytes(), &garbage[..pushed]);
+    }
+
+    #[test]
+    fn damaged_hello_offers_nothing_or_less_and_never_panics(
+        hello in hello(),
+        at in any::<prop::sample::Index>(),
+        flip in 1u8..,
+    ) {
+        let mut flight = records(&hello.message(), &[]);
+        let at = at.index(flight.len());
+        flight[at] ^= flip;
+        let mut reader = FirstFlight::default();
+        if let Progress::Whole(offer) = reader.push(&flight) {
+            prop_assert!(offer.identities.len() <= IDENTITIES_MAX);
+        }
+    }
+}
+
+#[test]
+fn what_can_never_be_a_hello_is_not_waited_for() {
+    for (what, flight) in [
+        ("a record of another type", &b"GET / HTTP/1.1\r\n"[..]),
+        ("an empty record", &[22, 3, 1, 0, 0]),
+        ("a record that is too long", &[22, 3, 1, 0x41, 0x01]),
+        ("another message", &[22, 3, 1, 0, 4, 2, 0, 0, 0]),
+        ("a message that is too long", &[22, 3, 1, 0, 4, 1, 1, 0, 0]),
+        ("a change_cipher_spec", &[20, 3, 1, 0, 1, 1]),
+    ] {
+        assert_eq!(FirstFlight::default().push(flight), Progress::Whole(Offer::default()), "{what}");
+    }
+    assert_eq!(FirstFlight::default().push(&[22, 3, 1, 0, 4, 1, 0, 0xff]), Progress::Partial);
+}

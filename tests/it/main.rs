@@ -3,5 +3,6 @@
 mod client_hello;
 mod harness;
 mod lifecycle;
+mod model;
 mod pki;
 mod scenarios;

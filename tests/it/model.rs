@@ -1,0 +1,592 @@
+//! Random sequences of all calls on connections that share sessions, held against a small model.
+//!
+//! Goal: no session that the close rule calls bad is ever handed out, and none that it calls good is lost. Method: what TLS
+//! does - states, alerts, new sessions - is observed; what that does to the cache is predicted, and after every call the
+//! cache must hold exactly the sessions that the model says are alive.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use proptest::prelude::*;
+use tls_sessiond::{
+    clock::{Clock, ManualClock, Timestamp},
+    config::Config,
+    connection::{
+        ConnectionId, Error, Input, Output, Plan, Shutdown, State, Table,
+        client_hello::{FirstFlight, Progress},
+    },
+    context::Registry,
+    session::{Role, SessionId, Version},
+};
+
+use crate::{harness::now, pki};
+
+const CONTEXTS: [&str; 3] = ["any", "tls12", "tls13"];
+const SLOTS: usize = 3;
+
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    New(Role, usize, usize),
+    Free(Role, usize),
+    Clear(Role, usize),
+    Shutdown(Role, usize),
+    SetShutdown(Role, usize, bool, bool),
+    /// Names the nth session that was ever seen, of either side, dead or alive.
+    SetSession(Role, usize, Option<prop::sample::Index>),
+    RemoveSession(prop::sample::Index),
+    /// New wires between two objects; what was in flight is lost.
+    Pair(usize, usize),
+    /// One Exchange with what is queued.
+    Step(Role, usize),
+    Write(Role, usize),
+    /// Steps on both ends until neither has anything to say.
+    Settle(usize, usize),
+    EndOfStream(Role, usize),
+    Garbage(Role, usize),
+    /// A whole connection: new wires, handshake, and both sides close or not.
+    Visit(usize, usize, bool, bool),
+    Wait(u64),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let role = || prop_oneof![Just(Role::Client), Just(Role::Server)];
+    let slot = || 0..SLOTS;
+    let index = any::<prop::sample::Index>;
+    prop_oneof![
+        2 => (role(), slot(), 0..CONTEXTS.len()).prop_map(|(r, s, c)| Op::New(r, s, c)),
+        2 => (role(), slot()).prop_map(|(r, s)| Op::Free(r, s)),
+        4 => (role(), slot()).prop_map(|(r, s)| Op::Clear(r, s)),
+        4 => (role(), slot()).prop_map(|(r, s)| Op::Shutdown(r, s)),
+        2 => (role(), slot(), any::<bool>(), any::<bool>()).prop_map(|(r, s, a, b)| Op::SetShutdown(r, s, a, b)),
+        3 => (role(), slot(), proptest::option::of(index())).prop_map(|(r, s, i)| Op::SetSession(r, s, i)),
+        1 => index().prop_map(Op::RemoveSession),
+        3 => (slot(), slot()).prop_map(|(c, s)| Op::Pair(c, s)),
+        4 => (role(), slot()).prop_map(|(r, s)| Op::Step(r, s)),
+        2 => (role(), slot()).prop_map(|(r, s)| Op::Write(r, s)),
+        4 => (slot(), slot()).prop_map(|(c, s)| Op::Settle(c, s)),
+        1 => (role(), slot()).prop_map(|(r, s)| Op::EndOfStream(r, s)),
+        1 => (role(), slot()).prop_map(|(r, s)| Op::Garbage(r, s)),
+        5 => (slot(), slot(), any::<bool>(), any::<bool>()).prop_map(|(c, s, a, b)| Op::Visit(c, s, a, b)),
+        1 => prop_oneof![Just(1u64), Just(60), Just(301), Just(7_200)].prop_map(Op::Wait),
+    ]
+}
+
+/// Which side of the cache, and which id there.
+type Key = (bool, SessionId);
+
+struct Object {
+    id: ConnectionId,
+    role: Role,
+    inbox: Vec<u8>,
+    peer: Option<(Role, usize)>,
+    // The model's part:
+    sent: bool,
+    family: BTreeSet<Key>,
+    flight: Option<FirstFlight>,
+    /// When the session ends that its handshake resumed.
+    until: Option<Timestamp>,
+}
+
+struct World {
+    table: Table,
+    registry: Arc<Registry>,
+    clock: ManualClock,
+    objects: BTreeMap<(bool, usize), Object>,
+    /// Every session that was ever in the cache.
+    seen: BTreeMap<Key, Born>,
+    alive: BTreeSet<Key>,
+}
+
+/// What never changes of a session.
+#[derive(Clone, Copy)]
+struct Born {
+    version: Version,
+    expires: Timestamp,
+}
+
+/// What is known of an object after a call.
+struct Seen {
+    state: State,
+    flags: Shutdown,
+    attached: Option<Key>,
+    reused: bool,
+    version: Option<Version>,
+}
+
+impl World {
+    /// With empty caches.
+    fn new(registry: &Arc<Registry>, clock: &ManualClock) -> Self {
+        let world = Self {
+            table: Table::new(Arc::clone(registry), Clock::Manual(clock.clone()), 1_000),
+            registry: Arc::clone(registry),
+            clock: clock.clone(),
+            objects: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            alive: BTreeSet::new(),
+        };
+        for (of_server, id) in world.cached().into_keys() {
+            let role = if of_server { Role::Server } else { Role::Client };
+            registry.get("any").unwrap().cache(role).remove(&id);
+        }
+        world
+    }
+
+    fn object(&mut self, role: Role, slot: usize) -> &mut Object {
+        if !self.objects.contains_key(&place(role, slot)) {
+            self.make(role, slot, 0);
+        }
+        self.objects.get_mut(&place(role, slot)).unwrap()
+    }
+
+    fn make(&mut self, role: Role, slot: usize, context: usize) {
+        let plan = Plan {
+            context: Arc::clone(self.registry.get(CONTEXTS[context]).unwrap()),
+            role,
+            server_name: "localhost".into(),
+            owner: "test".into(),
+            idle_timeout: None,
+        };
+        let id = self.table.create(plan, None, |connection, _| connection.id()).unwrap();
+        let object = Object {
+            id,
+            role,
+            inbox: Vec::new(),
+            peer: None,
+            sent: false,
+            family: BTreeSet::new(),
+            flight: None,
+            until: None,
+        };
+        self.objects.insert(place(role, slot), object);
+    }
+
+    /// `None`: its idle time-out has freed it.
+    fn look(&self, id: ConnectionId) -> Option<Seen> {
+        self.table
+            .look(id, |connection, _| Seen {
+                state: connection.state(),
+                flags: connection.shutdown_flags(),
+                attached: connection.session().map(|s| (connection.role() == Role::Server, s.id.clone())),
+                reused: connection.session_reused(),
+                version: connection.version(),
+            })
+            .ok()
+    }
+
+    fn run(&mut self, op: Op) {
+        match op {
+            Op::New(role, slot, context) => {
+                self.free(role, slot);
+                self.make(role, slot, context);
+            }
+            Op::Free(role, slot) => self.free(role, slot),
+            Op::Clear(role, slot) => self.clear(role, slot),
+            Op::Shutdown(role, slot) => self.shutdown(role, slot),
+            Op::SetShutdown(role, slot, sent, received) => {
+                let object = self.object(role, slot);
+                object.sent = sent;
+                let id = object.id;
+                let flags = Shutdown { sent, received };
+                self.table
+                    .apply_alone(id, |connection, _| {
+                        connection.set_shutdown(flags);
+                        Ok(())
+                    })
+                    .unwrap();
+            }
+            Op::SetSession(role, slot, which) => self.set_session(role, slot, which),
+            Op::RemoveSession(which) => self.remove_session(which),
+            Op::Pair(client, server) => self.pair(client, server),
+            Op::Step(role, slot) => {
+                self.exchange(role, slot, b"", false);
+            }
+            Op::Write(role, slot) => {
+                self.exchange(role, slot, b"text", false);
+            }
+            Op::Settle(client, server) => self.settle(client, server),
+            Op::EndOfStream(role, slot) => {
+                self.exchange(role, slot, b"", true);
+            }
+            Op::Garbage(role, slot) => {
+                self.object(role, slot).inbox.extend([23, 3, 3, 0, 24].iter().chain(&[0x55; 24]));
+                self.exchange(role, slot, b"", false);
+            }
+            Op::Visit(client, server, client_closes, server_closes) => {
+                self.clear(Role::Client, client);
+                self.clear(Role::Server, server);
+                self.pair(client, server);
+                self.settle(client, server);
+                if client_closes {
+                    self.shutdown(Role::Client, client);
+                }
+                if server_closes {
+                    self.shutdown(Role::Server, server);
+                }
+                self.settle(client, server);
+            }
+            Op::Wait(seconds) => self.wait(seconds),
+        }
+        self.compare(op);
+    }
+
+    /// The rule: what ends established and not closed by this side takes its family along.
+    fn ends(&mut self, role: Role, slot: usize, before: &Seen) {
+        let object = self.objects.get_mut(&place(role, slot)).unwrap();
+        let mut family = std::mem::take(&mut object.family);
+        if before.state == State::Established && !object.sent {
+            family.extend(before.attached.clone());
+            self.alive.retain(|key| !family.contains(key));
+        }
+    }
+
+    fn free(&mut self, role: Role, slot: usize) {
+        let Some(object) = self.objects.get(&place(role, slot)) else { return };
+        let id = object.id;
+        let before = self.look(id).unwrap();
+        self.ends(role, slot, &before);
+        self.table.free(id).unwrap();
+        self.objects.remove(&place(role, slot));
+    }
+
+    fn clear(&mut self, role: Role, slot: usize) {
+        let id = self.object(role, slot).id;
+        let before = self.look(id).unwrap();
+        self.ends(role, slot, &before);
+        self.table.apply_alone(id, |connection, _| Ok(connection.clear())).unwrap();
+        let object = self.object(role, slot);
+        object.sent = false;
+        object.flight = None;
+        object.until = None;
+    }
+
+    fn shutdown(&mut self, role: Role, slot: usize) {
+        let id = self.object(role, slot).id;
+        let established = self.look(id).unwrap().state == State::Established;
+        let mut ciphertext = Vec::new();
+        let done = self.table.apply_alone(id, |connection, _| connection.shutdown(&mut ciphertext));
+        assert_eq!(done.is_ok(), established, "Shutdown is for established connections alone");
+        if established {
+            self.object(role, slot).sent = true;
+        } else {
+            assert!(matches!(done, Err(Error::ShutdownInInit)) && ciphertext.is_empty());
+        }
+        self.send(role, slot, &ciphertext);
+    }
+
+    fn set_session(&mut self, role: Role, slot: usize, which: Option<prop::sample::Index>) {
+        let key = match which {
+            Some(index) if !self.seen.is_empty() => {
+                self.seen.keys().nth(index.index(self.seen.len())).cloned()
+            }
+            _ => None,
+        };
+        let id = self.object(role, slot).id;
+        let before = self.look(id).unwrap();
+        let done = self.table.set_session(id, key.as_ref().map(|key| &key.1), |connection, _| {
+            connection.session().map(|session| session.id.clone())
+        });
+        let foreign =
+            key.as_ref().is_some_and(|key| key.0 != (role == Role::Server) && self.alive.contains(key));
+        match done {
+            Err(Error::HandshakeRunning) => assert_eq!(before.state, State::Handshaking),
+            Err(Error::SessionOutOfScope) => assert!(foreign),
+            Err(other) => panic!("{other}"),
+            Ok(attached) => {
+                assert!(!foreign);
+                self.ends(role, slot, &before);
+                if before.state == State::Established {
+                    let key = attached.map(|id| (role == Role::Server, id));
+                    self.object(role, slot).family.extend(key);
+                }
+            }
+        }
+    }
+
+    fn remove_session(&mut self, which: prop::sample::Index) {
+        if self.seen.is_empty() {
+            return;
+        }
+        let key = self.seen.keys().nth(which.index(self.seen.len())).unwrap().clone();
+        let role = if key.0 { Role::Server } else { Role::Client };
+        self.registry.get("any").unwrap().cache(role).remove(&key.1);
+        self.alive.remove(&key);
+    }
+
+    fn pair(&mut self, client: usize, server: usize) {
+        let server_object = self.object(Role::Server, server);
+        server_object.peer = Some((Role::Client, client));
+        server_object.inbox.clear();
+        let client_object = self.object(Role::Client, client);
+        client_object.peer = Some((Role::Server, server));
+        client_object.inbox.clear();
+    }
+
+    fn send(&mut self, role: Role, slot: usize, bytes: &[u8]) {
+        let Some((peer, peer_slot)) = self.object(role, slot).peer else { return };
+        let back = Some((role, slot));
+        let peer = self.object(peer, peer_slot);
+        if peer.peer == back {
+            peer.inbox.extend_from_slice(bytes);
+        }
+    }
+
+    fn settle(&mut self, client: usize, server: usize) {
+        for _ in 0..20 {
+            let said = self.exchange(Role::Client, client, b"", false)
+                + self.exchange(Role::Server, server, b"", false);
+            if said == 0 {
+                return;
+            }
+        }
+        panic!("two peers talk for ever");
+    }
+
+    /// One Exchange, and what it must do to the cache. Answers how many bytes it made.
+    fn exchange(&mut self, role: Role, slot: usize, plaintext: &[u8], end_of_stream: bool) -> usize {
+        let object = self.object(role, slot);
+        let id = object.id;
+        let inbox = std::mem::take(&mut object.inbox);
+        let before = self.look(id).unwrap();
+        let input = Input { ciphertext: &inbox, plaintext, end_of_stream };
+        let output = match self.table.apply_alone(id, |connection, now| connection.exchange(input, now)) {
+            Ok(output) => output,
+            Err(refusal) => {
+                match refusal {
+                    Error::Failed(_) => assert_eq!(before.state, State::Failed),
+                    Error::ProtocolIsShutdown => assert!(before.flags.sent && !plaintext.is_empty()),
+                    Error::HandshakeNotFinished => {
+                        assert!(before.state != State::Established && !plaintext.is_empty());
+                    }
+                    other => panic!("{other}"),
+                }
+                if before.state != State::Failed {
+                    // Nothing of the call was used.
+                    self.object(role, slot).inbox = inbox;
+                }
+                return 0;
+            }
+        };
+        let after = self.look(id).unwrap();
+        self.observe(role, slot, &inbox, &before, &after, &output);
+        if before.state == State::Failed {
+            panic!("a failed connection went on");
+        }
+        self.send(role, slot, &output.ciphertext);
+        output.ciphertext.len()
+    }
+
+    fn observe(
+        &mut self,
+        role: Role,
+        slot: usize,
+        inbox: &[u8],
+        before: &Seen,
+        after: &Seen,
+        output: &Output,
+    ) {
+        let begins = before.state == State::Before;
+        if begins {
+            self.object(role, slot).sent = false;
+        }
+        if role == Role::Client && begins {
+            // What a client offers is attached from the first step on.
+            if let Some(offered) = &after.attached {
+                assert!(self.alive.contains(offered), "a client was handed a session that is bad");
+                if self.seen[offered].version == Version::Tls13 {
+                    self.alive.remove(offered);
+                }
+                self.object(role, slot).until = Some(self.seen[offered].expires);
+            }
+        }
+        if role == Role::Client && begins && after.state == State::Failed {
+            // It began and ended in one call: what it offered cannot be seen, but it is at most one session.
+            let cached = self.cached();
+            let offered: Vec<_> =
+                self.alive.iter().filter(|key| !cached.contains_key(key)).cloned().collect();
+            assert!(offered.len() <= 1, "a client that offers one session spent more");
+            self.alive.retain(|key| !offered.contains(key));
+            self.object(role, slot).family.extend(offered);
+        }
+        if role == Role::Server && matches!(before.state, State::Before | State::Handshaking) {
+            self.client_hello(slot, begins, inbox, after);
+        }
+        if role == Role::Client && after.reused && !before.reused && after.version == Some(Version::Tls12) {
+            let offered = before.attached.clone();
+            self.object(role, slot).family.extend(offered);
+        }
+
+        // New sessions belong to the one that spoke.
+        for (new, born) in self.cached() {
+            if !self.seen.contains_key(&new) {
+                assert_eq!(new.0, role == Role::Server, "the other side made a session");
+                if let Some(until) = self.object(role, slot).until.filter(|_| after.reused) {
+                    assert!(born.expires <= until, "a resumption made a life longer");
+                }
+                self.seen.insert(new.clone(), born);
+                self.alive.insert(new.clone());
+                self.object(role, slot).family.insert(new);
+            }
+        }
+
+        let sent = self.object(role, slot).sent;
+        let lost = match output.alert {
+            Some(alert) if alert.received => true,
+            _ => after.state == State::Failed && !sent,
+        };
+        if lost {
+            let mut family = std::mem::take(&mut self.object(role, slot).family);
+            family.extend(before.attached.clone());
+            self.alive.retain(|key| !family.contains(key));
+            for removed in &output.removed {
+                // One that was made in the same call was never seen.
+                let key = (role == Role::Server, removed.id.clone());
+                assert!(
+                    family.contains(&key) || !self.seen.contains_key(&key),
+                    "a session of another family is gone"
+                );
+            }
+        } else {
+            assert!(output.removed.is_empty());
+        }
+    }
+
+    /// Once a server has the whole ClientHello: the first ticket that it finds is spent, and a session that it resumes
+    /// must not be bad.
+    fn client_hello(&mut self, slot: usize, begins: bool, inbox: &[u8], after: &Seen) {
+        let object = self.object(Role::Server, slot);
+        if begins {
+            object.flight = Some(FirstFlight::default());
+        }
+        let Some(flight) = &mut object.flight else { return };
+        let Progress::Whole(offer) = flight.push(inbox) else { return };
+        object.flight = None;
+        let versions = self.speaks(slot);
+        let (version, ids) = if offer.tls13 && versions.contains(&Version::Tls13) {
+            (Version::Tls13, offer.identities)
+        } else {
+            (Version::Tls12, offer.session_id.into_iter().collect())
+        };
+        let found = ids.into_iter().map(|id| (true, id)).find(|key| {
+            self.alive.contains(key)
+                && self.seen[key].version == version
+                && versions.contains(&version)
+                && offer.server_name == "localhost"
+        });
+        if after.reused {
+            let found = found.as_ref().expect("a server resumed a session that is bad");
+            let until = self.seen[found].expires;
+            self.object(Role::Server, slot).until = Some(until);
+            if version == Version::Tls12 {
+                self.object(Role::Server, slot).family.insert(found.clone());
+            }
+        }
+        if let Some(found) = found.filter(|_| version == Version::Tls13) {
+            self.alive.remove(&found);
+        }
+    }
+
+    /// The versions that a server accepts in this handshake.
+    fn speaks(&mut self, slot: usize) -> Vec<Version> {
+        let id = self.object(Role::Server, slot).id;
+        self.table
+            .look(id, |connection, _| match connection.pinned_version() {
+                Some(pin) => vec![pin],
+                None => connection.context().versions.clone(),
+            })
+            .unwrap()
+    }
+
+    fn wait(&mut self, seconds: u64) {
+        self.clock.advance(Duration::from_secs(seconds));
+        let lapsed: Vec<_> = self
+            .objects
+            .iter()
+            .filter(|(_, object)| {
+                self.table.look(object.id, |_, expires| expires <= self.table.now()).unwrap()
+            })
+            .map(|(_, object)| (object.role, object.id))
+            .collect();
+        for (role, id) in lapsed {
+            let slot =
+                self.objects.iter().find(|(_, object)| object.id == id).map(|(place, _)| place.1).unwrap();
+            let before = self.look(id).unwrap();
+            self.ends(role, slot, &before);
+            self.objects.remove(&place(role, slot));
+        }
+        self.table.sweep();
+        self.registry.reap(self.table.now());
+        let now = self.table.now();
+        let seen = &self.seen;
+        self.alive.retain(|key| seen[key].expires > now);
+    }
+
+    fn cached(&self) -> BTreeMap<Key, Born> {
+        let context = self.registry.get("any").unwrap();
+        let mut cached = BTreeMap::new();
+        for role in [Role::Client, Role::Server] {
+            context.cache(role).scan(self.table.now(), |session| {
+                let born = Born { version: session.version, expires: session.expires };
+                cached.insert((role == Role::Server, session.id.clone()), born);
+            });
+        }
+        cached
+    }
+
+    fn compare(&self, op: Op) {
+        let cached: BTreeSet<_> = self.cached().into_keys().collect();
+        assert_eq!(cached, self.alive, "after {op:?} the cache is not what the rule says");
+        for (place, object) in &self.objects {
+            let seen = self.look(object.id).unwrap();
+            assert_eq!(seen.flags.sent, object.sent, "SENT of {place:?} after {op:?}");
+        }
+    }
+}
+
+fn place(role: Role, slot: usize) -> (bool, usize) {
+    (role == Role::Server, slot)
+}
+
+fn registry(client_sessions: &str) -> Arc<Registry> {
+    let folder = tempfile::tempdir().unwrap();
+    pki::localhost(folder.path());
+    let mut text = String::new();
+    for (name, versions) in CONTEXTS.iter().zip(["\"1.2\", \"1.3\"", "\"1.2\"", "\"1.3\""]) {
+        text += &format!(
+            "[[context]]\nname = \"{name}\"\nsession_id_context = \"model\"\nversions = [{versions}]\n\
+             certificate = \"tls.crt\"\nkey = \"tls.key\"\nca = \"ca.pem\"\nkey_exchange = [\"X25519\"]\n\
+             client_sessions = \"{client_sessions}\"\n"
+        );
+    }
+    let file = folder.path().join("model.toml");
+    std::fs::write(&file, text).unwrap();
+    let config = Config::load(Some(&file), std::iter::empty(), &[]).unwrap();
+    Arc::new(Registry::build(&config).unwrap())
+}
+
+fn sequences_keep_the_rule(client_sessions: &str, cases: u32) {
+    let registry = registry(client_sessions);
+    let clock = ManualClock::starting(now());
+    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    proptest::test_runner::TestRunner::new(config)
+        .run(&proptest::collection::vec(op(), 1..40), |ops| {
+            let mut world = World::new(&registry, &clock);
+            for op in ops {
+                world.run(op);
+            }
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn random_sequences_never_resume_a_bad_session_explicit() {
+    sequences_keep_the_rule("explicit", 5_000);
+}
+
+#[test]
+fn random_sequences_never_resume_a_bad_session_shared() {
+    sequences_keep_the_rule("shared", 5_000);
+}

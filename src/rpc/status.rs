@@ -119,7 +119,7 @@ fn connection_verdict(error: &connection::Error) -> Verdict {
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         let (code, reason, field) = refusal.verdict();
-        let message = refusal.to_string();
+        let message = excerpt(refusal.to_string());
         let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
         if let Some(field) = field.filter(|_| code == Code::InvalidArgument) {
             details.add_bad_request_violation(field, message.clone());
@@ -129,6 +129,18 @@ impl From<Refusal> for Status {
         }
         Self::with_error_details(code, message, details)
     }
+}
+
+/// Messages quote what the caller sent, and travel in a header block that the caller's side bounds: 8 KiB with some.
+const MESSAGE_MAX: usize = 400;
+
+fn excerpt(mut message: String) -> String {
+    if message.len() > MESSAGE_MAX {
+        let end = (0..=MESSAGE_MAX).rev().find(|&at| message.is_char_boundary(at)).unwrap_or(0);
+        message.truncate(end);
+        message.push('…');
+    }
+    message
 }
 
 /// A status of tonic's own, which has no details: what arrives here never reached a service of ours.
@@ -141,5 +153,9 @@ pub(super) fn described(code: Code, message: &str) -> Status {
         Code::Cancelled => (code, "CANCELLED"),
         other => (other, "TRANSPORT"),
     };
-    Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new()))
+    Status::with_error_details(
+        code,
+        excerpt(message.to_owned()),
+        ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new()),
+    )
 }

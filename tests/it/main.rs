@@ -5,4 +5,5 @@ mod harness;
 mod lifecycle;
 mod model;
 mod pki;
+mod refusals;
 mod scenarios;

@@ -3,7 +3,7 @@
 use std::{env, path::Path, process::Stdio, time::Duration};
 
 use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, BufReader},
     process::{Child, ChildStdout, Command},
     time::timeout,
 };
@@ -37,7 +37,8 @@ impl Binary {
         let mut line = String::new();
         let address = loop {
             line.clear();
-            let read = timeout(PATIENCE, stdout.read_line(&mut line)).await.expect("it says nothing").unwrap();
+            let read =
+                timeout(PATIENCE, stdout.read_line(&mut line)).await.expect("it says nothing").unwrap();
             assert_ne!(read, 0, "the daemon ended before it listened");
             if let Some(address) = line.trim().strip_prefix("listening on tcp://") {
                 break address.to_owned();
@@ -65,20 +66,17 @@ async fn run(address: &str) -> Vec<String> {
     let script = blocks().join(&format!("\nprintf '\\n{MARK}\\n'\n")).replace(ADDRESS, address);
     let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join(".peers/venv/bin");
     let path = format!("{}:{}", peers.display(), env::var("PATH").unwrap_or_default());
-    let found = Command::new("bash").args(["-c", "command -v grpcurl"]).env("PATH", &path).output().await.unwrap();
+    let found =
+        Command::new("bash").args(["-c", "command -v grpcurl"]).env("PATH", &path).output().await.unwrap();
     assert!(found.status.success(), "grpcurl is missing: `make test` installs it into .peers/venv/bin");
 
-    let mut bash = Command::new("bash")
-        .args(["-eu", "-o", "pipefail", "-s"])
+    let bash = Command::new("bash")
+        .args(["-eu", "-o", "pipefail", "-c", &script])
         .env("PATH", &path)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
+        .stdin(Stdio::null())
         .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    bash.stdin.take().unwrap().write_all(script.as_bytes()).await.unwrap();
-    let output = timeout(PATIENCE, bash.wait_with_output()).await.expect("the tour hangs").unwrap();
+        .output();
+    let output = timeout(PATIENCE, bash).await.expect("the tour hangs").unwrap();
     let printed = String::from_utf8(output.stdout).unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}\n{printed}\n{errors}", output.status);
@@ -108,7 +106,11 @@ async fn tour_of_the_readme_runs_word_for_word() {
     assert!(!resumed.contains("removedSessions"), "{resumed}");
 
     says(freed, &["CLOSE_EVIDENCE_ASSERTED"]);
-    assert_eq!(freed.matches("REMOVAL_REASON_UNCLOSED").count(), 1, "the open side alone loses its ticket: {freed}");
+    assert_eq!(
+        freed.matches("REMOVAL_REASON_UNCLOSED").count(),
+        1,
+        "the open side alone loses its ticket: {freed}"
+    );
     assert!(freed.find("CLOSE_EVIDENCE_ASSERTED") < freed.find("REMOVAL_REASON_UNCLOSED"), "{freed}");
 
     assert_eq!(told.matches("\"role\": \"ROLE_SERVER\"").count(), 1, "{told}");

@@ -1,5 +1,6 @@
 //! The daemon as a whole, through its API and with real peers.
 
+mod documents;
 mod harness;
 mod lifecycle;
 mod reflection;

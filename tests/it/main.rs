@@ -1,9 +1,15 @@
 //! The daemon as a whole, through its API and with real peers.
 
+#![allow(clippy::unwrap_used, reason = "in a test a panic is the report, in its helpers too")]
+
 mod client_hello;
+mod documents;
 mod harness;
 mod lifecycle;
 mod model;
 mod pki;
+mod reflection;
 mod refusals;
 mod scenarios;
+mod tidy;
+mod tour;

@@ -1,0 +1,85 @@
+//! What the documents say, held against what is.
+
+use std::{collections::HashSet, fs, path::Path};
+
+use tls_sessiond::config::{Config, ContextConfig};
+
+const REFERENCE: &str = include_str!("../../docs/configuration.md");
+const ARCHITECTURE: &str = include_str!("../../ARCHITECTURE.md");
+
+fn load(text: &str, set: &[&str]) -> Result<Config, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("reference.toml");
+    fs::write(&file, text).unwrap();
+    let set: Vec<_> = set.iter().map(|set| (*set).to_owned()).collect();
+    Config::load(Some(&file), std::iter::empty(), &set).map_err(|err| err.to_string())
+}
+
+/// The first TOML block: every key, with its default.
+fn reference() -> &'static str {
+    let (_, block) = REFERENCE.split_once("```toml\n").unwrap();
+    block.split_once("\n```").unwrap().0
+}
+
+#[test]
+fn configuration_reference_shows_the_defaults() {
+    let (said, real) = (load(reference(), &[]).unwrap(), Config::defaults());
+    assert_eq!(said.api, real.api);
+    assert_eq!(said.limits, real.limits);
+    assert_eq!(said.drain, real.drain);
+    // A context in a file does not make a certificate of its own.
+    let real = ContextConfig { self_made: false, ..real.contexts[0].clone() };
+    assert_eq!(format!("{:?}", said.contexts), format!("{:?}", [real]));
+}
+
+#[test]
+fn configuration_reference_has_every_key() {
+    let table: toml::Table = reference().parse().unwrap();
+    let context = table["context"][0].as_table().unwrap();
+    let keys = |table: &toml::Table| table.keys().cloned().collect::<HashSet<_>>();
+    let sections = [
+        ("no_such_key", keys(&table)),
+        ("listen.no_such_key", keys(table["listen"].as_table().unwrap())),
+        ("limits.no_such_key", keys(table["limits"].as_table().unwrap())),
+        ("drain.no_such_key", keys(table["drain"].as_table().unwrap())),
+        ("context.0.no_such_key", keys(context)),
+    ];
+    for (unknown, said) in sections {
+        // The refusal names the keys that there are.
+        let refusal = load(reference(), &[&format!("{unknown}=1")]).unwrap_err();
+        let (_, expected) = refusal.split_once("expected ").unwrap_or_else(|| panic!("{refusal}"));
+        let real: HashSet<_> = expected.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+        assert_eq!(said, real, "{unknown}");
+    }
+}
+
+#[test]
+fn tests_that_the_architecture_names_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut sources = String::new();
+    for folder in ["src", "tests"] {
+        read(&root.join(folder), &mut sources);
+    }
+    let (_, invariants) = ARCHITECTURE.split_once("## Invariants").unwrap();
+    let rows: Vec<_> = invariants.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+    assert!(rows.len() > 5, "the table of invariants is gone");
+    for row in rows {
+        let held_by = row.trim_end_matches(" |").rsplit(" | ").next().unwrap();
+        for name in held_by.split('`').skip(1).step_by(2) {
+            assert!(
+                sources.contains(&format!("fn {name}(")),
+                "ARCHITECTURE.md names the test {name}: there is none"
+            );
+        }
+    }
+}
+
+fn read(folder: &Path, into: &mut String) {
+    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_dir() {
+            read(&entry.path(), into);
+        } else if entry.path().extension().is_some_and(|extension| extension == "rs") {
+            into.push_str(&fs::read_to_string(entry.path()).unwrap());
+        }
+    }
+}

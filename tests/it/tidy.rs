@@ -1,0 +1,381 @@
+//! Holds the architecture: who imports whom, and which words stay in which room.
+//!
+//! Rules of imports and words are for the code that ships: comments, texts and test modules are blanked out first.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// The rooms from left to right: each imports only rooms to its right, and the leaves.
+const ARROW: [&str; 8] = ["main", "cli", "daemon", "rpc", "connection", "context", "session", "store"];
+/// Everybody may import these; they import no room.
+const LEAVES: [&str; 2] = ["clock", "config"];
+
+/// Words that only some files may say. A name in the list is a room, or a file below `src/`.
+const WORDS: [(&[&str], &[&str]); 8] = [
+    // daemon.rs: the error type of the transport.
+    (&["tonic", "tonic_health", "tonic_reflection", "tonic_types"], &["rpc", "proto.rs", "daemon.rs"]),
+    (&["prost", "prost_types", "http", "tower"], &["rpc", "proto.rs"]),
+    (&["rustls"], &["connection", "context", "session/resumption.rs"]),
+    (&["rustls_native_certs", "rcgen", "x509_parser"], &["context"]),
+    (&["tokio", "tokio_stream", "tokio_util"], &["rpc", "daemon.rs", "cli.rs"]),
+    (&["async", "await"], &["rpc", "daemon.rs", "cli.rs"]),
+    (&["SystemTime::now", "Instant::now"], &["clock.rs", "rpc", "daemon.rs"]),
+    (&["clap"], &["cli.rs"]),
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// All files below a folder with this extension, with their texts; paths start at the root.
+fn files(folder: &str, extension: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = fs::read_dir(&folder) else { continue };
+        for entry in entries.map(Result::unwrap) {
+            if entry.file_type().unwrap().is_dir() {
+                folders.push(entry.path());
+            } else if entry.path().extension().is_some_and(|held| held == extension) {
+                found.push((relative(&entry.path()), fs::read_to_string(entry.path()).unwrap()));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn relative(path: &Path) -> String {
+    path.strip_prefix(root()).unwrap().display().to_string()
+}
+
+/// The code that ships: `src/` without test files, blanked.
+fn shipped() -> Vec<(String, String)> {
+    let shipped: Vec<_> = files("src", "rs")
+        .into_iter()
+        .filter(|(path, _)| !path.ends_with("/tests.rs") && !path.ends_with("_tests.rs"))
+        .map(|(path, text)| (path, without_test_modules(&blank(&text))))
+        .collect();
+    assert!(shipped.len() > 20, "src/ was not found");
+    shipped
+}
+
+/// Replaces comments and what stands in quotes by blanks; lines stay where they are.
+fn blank(text: &str) -> String {
+    let text: Vec<char> = text.chars().collect();
+    let mut out = text.clone();
+    let hide = |out: &mut [char], from: usize, to: usize| {
+        out[from..to].iter_mut().filter(|c| **c != '\n').for_each(|c| *c = ' ');
+    };
+    let starts = |at: usize, what: &str| what.chars().enumerate().all(|(i, c)| text.get(at + i) == Some(&c));
+    let mut at = 0;
+    while at < text.len() {
+        let from = at;
+        if starts(at, "//") {
+            while at < text.len() && text[at] != '\n' {
+                at += 1;
+            }
+        } else if starts(at, "/*") {
+            let mut depth = 0;
+            loop {
+                let step = if starts(at, "/*") {
+                    depth += 1;
+                    2
+                } else if starts(at, "*/") {
+                    depth -= 1;
+                    2
+                } else {
+                    1
+                };
+                at += step;
+                if depth == 0 || at >= text.len() {
+                    break;
+                }
+            }
+        } else if let Some((open, hashes)) = raw_string(&text, at) {
+            at = open;
+            while at < text.len()
+                && !(text[at] == '"' && (1..=hashes).all(|i| text.get(at + i) == Some(&'#')))
+            {
+                at += 1;
+            }
+            at += 1 + hashes;
+        } else if text[at] == '"' {
+            at += 1;
+            while at < text.len() && text[at] != '"' {
+                at += if text[at] == '\\' { 2 } else { 1 };
+            }
+            at += 1;
+        } else if text[at] == '\'' && (text.get(at + 1) == Some(&'\\') || text.get(at + 2) == Some(&'\'')) {
+            // A character; what has no second quote is a lifetime.
+            at += if text[at + 1] == '\\' { 3 } else { 2 };
+            while at < text.len() && text[at] != '\'' {
+                at += 1;
+            }
+            at += 1;
+        } else {
+            at += 1;
+            continue;
+        }
+        at = at.min(text.len());
+        hide(&mut out, from, at);
+    }
+    out.into_iter().collect()
+}
+
+/// Whether `r"`, `r#"` ... begins here: where its text begins, and how many hashes it has.
+fn raw_string(text: &[char], at: usize) -> Option<(usize, usize)> {
+    let joined = at > 0 && (text[at - 1].is_alphanumeric() || text[at - 1] == '_') && text[at - 1] != 'b';
+    if text[at] != 'r' || joined {
+        return None;
+    }
+    let hashes = text[at + 1..].iter().take_while(|c| **c == '#').count();
+    (text.get(at + 1 + hashes) == Some(&'"')).then_some((at + 2 + hashes, hashes))
+}
+
+/// Blanks `#[cfg(test)] mod name { ... }`.
+fn without_test_modules(code: &str) -> String {
+    const MARK: &str = "#[cfg(test)]";
+    let mut code = code.to_owned();
+    let mut from = 0;
+    while let Some(at) = code[from..].find(MARK).map(|at| from + at) {
+        from = at + MARK.len();
+        let rest = &code[from..];
+        let (Some(open), end) = (rest.find('{'), rest.find(';').unwrap_or(usize::MAX)) else { continue };
+        if end < open || !rest.trim_start().starts_with("mod ") {
+            continue;
+        }
+        let mut depth = 0;
+        let close = rest[open..].find(|c| {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            depth == 0
+        });
+        let to = close.map_or(code.len(), |close| from + open + close + 1);
+        let blanked: String = code[at..to].chars().map(|c| if c == '\n' { c } else { ' ' }).collect();
+        code.replace_range(at..to, &blanked);
+        from = at;
+    }
+    code
+}
+
+fn line(code: &str, at: usize) -> usize {
+    1 + code[..at].matches('\n').count()
+}
+
+/// Where a word stands, apart from words that it is only a part of.
+fn places<'c>(code: &'c str, word: &'c str) -> impl Iterator<Item = usize> + 'c {
+    let part = |c: char| c.is_alphanumeric() || c == '_';
+    code.match_indices(word)
+        .map(|(at, _)| at)
+        .filter(move |&at| !code[..at].ends_with(part) && !code[at + word.len()..].starts_with(part))
+}
+
+/// The module path of a file below `src/`: `rpc/mod.rs` is `["rpc"]`, `rpc/page.rs` is `["rpc", "page"]`.
+fn module(path: &str) -> Vec<String> {
+    let path = path.trim_start_matches("src/").trim_end_matches(".rs");
+    let path = path.strip_suffix("/mod").unwrap_or(path);
+    path.split('/').map(str::to_owned).collect()
+}
+
+/// What a path imports from the root of the crate: the names after `crate::`, or after enough `super::`.
+fn imports(path: &str, code: &str) -> Vec<(usize, String)> {
+    let module = module(path);
+    let mut found = Vec::new();
+    for start in ["crate", "tls_sessiond"] {
+        for at in places(code, start) {
+            if let Some(rest) = code[at + start.len()..].strip_prefix("::") {
+                names(rest).into_iter().for_each(|name| found.push((line(code, at), name)));
+            }
+        }
+    }
+    for at in places(code, "super") {
+        if code[..at].ends_with("super::") {
+            continue;
+        }
+        let mut rest = &code[at..];
+        let mut here = module.as_slice();
+        while let Some(further) = rest.strip_prefix("super::") {
+            rest = further;
+            here = here.split_last().map_or(&[][..], |(_, parents)| parents);
+        }
+        if here.is_empty() {
+            names(rest).into_iter().for_each(|name| found.push((line(code, at), name)));
+        }
+    }
+    found
+}
+
+/// The first name of a path, or of each path in braces.
+fn names(rest: &str) -> Vec<String> {
+    let name = |text: &str| {
+        let text = text.trim_start();
+        text[..text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len())].to_owned()
+    };
+    let Some(group) = rest.trim_start().strip_prefix('{') else { return vec![name(rest)] };
+    let mut found = vec![name(group)];
+    let mut depth = 1;
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 1 => found.push(name(&group[at + 1..])),
+            _ => {}
+        }
+        if depth == 0 {
+            break;
+        }
+    }
+    found.retain(|name| !name.is_empty());
+    found
+}
+
+fn may_import(room: &str, wanted: &str) -> bool {
+    let place = |name: &str| ARROW.iter().position(|room| *room == name);
+    if room == wanted {
+        return true;
+    }
+    match (place(room), place(wanted)) {
+        (Some(here), Some(there)) => here < there,
+        (Some(_), None) => LEAVES.contains(&wanted) || (room == "rpc" && wanted == "proto"),
+        (None, _) => false,
+    }
+}
+
+fn report(rule: &str, broken: Vec<String>) {
+    assert!(broken.is_empty(), "{rule}:\n{}", broken.join("\n"));
+}
+
+#[test]
+fn rooms_import_only_rooms_to_their_right() {
+    let mut broken = Vec::new();
+    for (path, code) in shipped() {
+        let room = module(&path)[0].clone();
+        if room == "lib" {
+            continue;
+        }
+        for (line, wanted) in imports(&path, &code) {
+            if !may_import(&room, &wanted) {
+                broken.push(format!("{path}:{line}: {room} imports {wanted}"));
+            }
+        }
+    }
+    report(
+        "main → cli → daemon → rpc → connection → context → session → store; leaves: clock, config",
+        broken,
+    );
+}
+
+#[test]
+fn every_room_has_its_place() {
+    let mut broken = Vec::new();
+    for (path, _) in files("src", "rs") {
+        let room = module(&path)[0].clone();
+        let known = ARROW.contains(&&*room) || LEAVES.contains(&&*room) || ["lib", "proto"].contains(&&*room);
+        if !known {
+            broken.push(format!("{path}:1: `{room}` has no place in the arrow of tests/it/tidy.rs"));
+        }
+    }
+    report("a new room gets a place in ARCHITECTURE.md and here", broken);
+}
+
+#[test]
+fn words_stay_in_their_rooms() {
+    let mut broken = Vec::new();
+    for (path, code) in shipped() {
+        let file = path.trim_start_matches("src/");
+        for (words, homes) in WORDS {
+            if homes.iter().any(|home| file == *home || file.starts_with(&format!("{home}/"))) {
+                continue;
+            }
+            for word in words {
+                for at in places(&code, word) {
+                    broken.push(format!(
+                        "{path}:{}: `{word}` belongs to {}",
+                        line(&code, at),
+                        homes.join(", ")
+                    ));
+                }
+            }
+        }
+    }
+    report("a dependency is named in its room alone", broken);
+}
+
+#[test]
+fn nothing_is_left_for_later() {
+    // Written in two halves, so that this file does not find itself.
+    let later = [["TO", "DO"].concat(), ["FIX", "ME"].concat()];
+    let code = [["dbg", "!"].concat(), ["#[", "ignore"].concat()];
+    let mut broken = Vec::new();
+    let mut sources = Vec::new();
+    for folder in ["src", "tests", "benches", "examples"] {
+        sources.extend(files(folder, "rs"));
+    }
+    sources.push(("build.rs".into(), fs::read_to_string(root().join("build.rs")).unwrap()));
+    for (path, text) in &sources {
+        let blanked = blank(text);
+        for mark in &code {
+            blanked.match_indices(mark).for_each(|(at, _)| {
+                broken.push(format!("{path}:{}: {mark}", line(&blanked, at)));
+            });
+        }
+    }
+    sources.extend(files("proto", "proto"));
+    for (path, text) in &sources {
+        for mark in &later {
+            places(text, mark).for_each(|at| broken.push(format!("{path}:{}: {mark}", line(text, at))));
+        }
+    }
+    report("what is to be done is done, or is no comment in the code", broken);
+}
+
+#[test]
+fn every_dependency_says_what_it_is_for() {
+    let path: PathBuf = root().join("Cargo.toml");
+    let text = fs::read_to_string(path).unwrap();
+    let mut broken = Vec::new();
+    let (mut inside, mut above, mut seen) = (false, "", 0);
+    for (place, line) in text.lines().enumerate() {
+        if line.starts_with('[') {
+            inside = line.trim_matches(['[', ']']).ends_with("dependencies");
+        } else if inside && line.starts_with(|c: char| c.is_ascii_alphabetic()) && line.contains('=') {
+            seen += 1;
+            if !above.starts_with('#') {
+                broken.push(format!("Cargo.toml:{}: {line}", place + 1));
+            }
+        }
+        above = line;
+    }
+    assert!(seen > 20, "the dependencies were not found");
+    report("every dependency has a comment above it that says why", broken);
+}
+
+#[test]
+fn tidy_sees_what_it_looks_for() {
+    let code = "use crate::{a::{x, y}, b};\nuse super::super::c;\n// crate::d\nlet s = \"crate::e\"; let q = '\"'; \
+                crate::f::g();\n#[cfg(test)]\nmod tests {\n use crate::h;\n}\nuse crate::i as j; let r = r#\"crate::k\"#;\
+                /* crate::l /* */ crate::m */ fn f<'a>(x: &'a str) { crate::n::o(x) } use super::p;";
+    let blanked = without_test_modules(&blank(code));
+    let mut found: Vec<_> = imports("src/rpc/page.rs", &blanked)
+        .into_iter()
+        .map(|(line, name)| format!("{line}{name}"))
+        .collect();
+    found.sort();
+    assert_eq!(found, ["1a", "1b", "2c", "4f", "9i", "9n"]);
+    assert_eq!(places("tokio::x tokio_util tokio", "tokio").collect::<Vec<_>>(), [0, 20]);
+    for (room, wanted, may) in [
+        ("rpc", "connection", true),
+        ("rpc", "proto", true),
+        ("session", "config", true),
+        ("store", "session", false),
+        ("session", "context", false),
+        ("connection", "proto", false),
+        ("config", "session", false),
+        ("clock", "config", false),
+        ("rpc", "FromTheRoot", false),
+    ] {
+        assert_eq!(may_import(room, wanted), may, "{room} imports {wanted}");
+    }
+}

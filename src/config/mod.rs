@@ -13,8 +13,10 @@ mod origin;
 mod raw;
 mod units;
 
-/// Where the Unix socket lies where nothing else is said; left out where its folder cannot be made.
-pub const DEFAULT_SOCKET: &str = "unix:///run/tls-sessiond/api.sock";
+/// Where it listens where nothing else is said.
+const DEFAULT_ADDRESS: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 50551);
+const DEFAULT_SOCKET: &str = "/run/tls-sessiond/api.sock";
 
 /// What is wrong with a configuration. Displays as `FILE:LINE: key: what`.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -50,7 +52,7 @@ pub enum Endpoint {
     Unix {
         /// Where it lies.
         path: PathBuf,
-        /// The default socket is.
+        /// The default socket is: nobody asked for it.
         optional: bool,
     },
 }
@@ -215,13 +217,19 @@ impl Config {
             ConfigError::plain(format!("{}: {key}: {}", origin.locate(&key), what.message()))
         })?;
         let check = Check { origin: &origin };
-        let api = raw
-            .listen
-            .api
-            .iter()
-            .enumerate()
-            .map(|(place, text)| check.key(&format!("listen.api[{place}]"), endpoint(text)))
-            .collect::<Result<_, _>>()?;
+        let api = match &raw.listen.api {
+            None => {
+                vec![
+                    Endpoint::Tcp(DEFAULT_ADDRESS),
+                    Endpoint::Unix { path: DEFAULT_SOCKET.into(), optional: true },
+                ]
+            }
+            Some(list) => list
+                .iter()
+                .enumerate()
+                .map(|(place, text)| check.key(&format!("listen.api[{place}]"), endpoint(text)))
+                .collect::<Result<_, _>>()?,
+        };
         let limits = Limits {
             connections: check.at_least_one("limits.connections", raw.limits.connections)?,
             message: check.size("limits.message", &raw.limits.message)?,
@@ -243,6 +251,13 @@ impl Config {
                         return Err(check.refuse(&format!("context[{place}].name"), message));
                     }
                     contexts.push(context);
+                }
+                if let [only] = contexts.as_mut_slice()
+                    && only.certificates.is_empty()
+                    && !check.origin.file_has("context")
+                {
+                    // The built-in one, with some keys set over it.
+                    only.self_made = true;
                 }
                 if contexts.is_empty() {
                     return Err(check.refuse("context", "there must be at least one".into()));
@@ -317,9 +332,9 @@ impl Check<'_> {
 fn endpoint(text: &str) -> Result<Endpoint, String> {
     if let Some(path) = text.strip_prefix("unix://") {
         if !path.starts_with('/') {
-            return Err(format!("`{text}`: a socket's path is absolute, as in {DEFAULT_SOCKET}"));
+            return Err(format!("`{text}`: a socket's path is absolute, as in unix://{DEFAULT_SOCKET}"));
         }
-        return Ok(Endpoint::Unix { path: path.into(), optional: text == DEFAULT_SOCKET });
+        return Ok(Endpoint::Unix { path: path.into(), optional: false });
     }
     let address = text
         .strip_prefix("tcp://")

@@ -61,9 +61,18 @@ impl Origin {
         self.file.as_ref().and_then(|(path, _)| path.parent()).unwrap_or(Path::new(""))
     }
 
+    /// Whether the file itself has this key.
+    pub(super) fn file_has(&self, key: &str) -> bool {
+        self.file
+            .as_ref()
+            .and_then(|(_, text)| text.parse::<Table>().ok())
+            .is_some_and(|table| table.contains_key(key))
+    }
+
     /// Where a key stands, or the nearest of its parents.
     pub(super) fn locate(&self, key: &str) -> String {
-        if let Some((_, from)) = self.overrides.iter().rev().find(|(set, _)| within(key, set)) {
+        let dotted = key.replace('[', ".").replace(']', "");
+        if let Some((_, from)) = self.overrides.iter().rev().find(|(set, _)| within(&dotted, set)) {
             return from.clone();
         }
         let Some((path, text)) = &self.file else { return "built-in defaults".into() };
@@ -74,7 +83,7 @@ impl Origin {
 
 /// Whether `key` is `set` or lies below it.
 fn within(key: &str, set: &str) -> bool {
-    key.strip_prefix(set).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    key.strip_prefix(set).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// A value as TOML writes it; what is no TOML is a string, so that `--set listen.api=...` needs no quotes.
@@ -90,12 +99,16 @@ fn parse(text: &str) -> Value {
 fn assign(table: &mut Table, key: &str, value: Value) -> Result<(), String> {
     let mut parts = key.split('.').peekable();
     let first = parts.next().filter(|first| !first.is_empty()).ok_or("the key is empty")?;
+    let empty = |next: Option<&&str>| match next {
+        Some(&"0") => Value::Array(vec![Value::Table(Table::new())]),
+        _ => Value::Table(Table::new()),
+    };
     let mut place = match parts.peek() {
         None => {
             table.insert(first.to_owned(), value);
             return Ok(());
         }
-        Some(_) => table.entry(first).or_insert_with(|| Value::Table(Table::new())),
+        next => table.entry(first).or_insert_with(|| empty(next)),
     };
     while let Some(part) = parts.next() {
         let last = parts.peek().is_none();

@@ -13,16 +13,10 @@ pub(super) struct File {
     pub(super) context: Option<Vec<Context>>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Listen {
-    pub(super) api: Vec<String>,
-}
-
-impl Default for Listen {
-    fn default() -> Self {
-        Self { api: vec!["tcp://127.0.0.1:50551".into(), super::DEFAULT_SOCKET.into()] }
-    }
+    pub(super) api: Option<Vec<String>>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -84,8 +84,22 @@ fn error_names_the_override_it_comes_from() {
     assert!(error.starts_with("--set limits.streams: limits.streams: must be"), "{error}");
     let error = load_with("", &[("TLS_SESSIOND__DRAIN__DELAY", "x")], &[]).unwrap_err();
     assert!(error.starts_with("environment variable TLS_SESSIOND__DRAIN__DELAY: drain.delay: "), "{error}");
-    assert!(load_with("", &[], &["context.0.name=b"]).is_err());
+    let error = load_with("", &[("TLS_SESSIOND__CONTEXT__0__TICKETS", "17")], &[]).unwrap_err();
+    assert!(
+        error.starts_with("environment variable TLS_SESSIOND__CONTEXT__0__TICKETS: context[0].tickets:"),
+        "{error}"
+    );
+    assert!(load_with("", &[], &["context.1.name=b"]).is_err());
     assert!(load_with("", &[], &["limits"]).is_err());
+}
+
+#[test]
+fn built_in_context_takes_single_keys_and_stays_built_in() {
+    let config = load_with("", &[], &["context.0.tickets=4", "context.0.alpn=[\"h2\"]"]).unwrap();
+    let context = &config.contexts[0];
+    assert_eq!((context.tickets, context.alpn.len(), context.self_made), (4, 1, true));
+    let config = load_with("[[context]]\n", &[], &["context.0.tickets=4"]).unwrap();
+    assert!(!config.contexts[0].self_made, "a file that defines contexts defines all of them");
 }
 
 #[test]

@@ -45,8 +45,9 @@ impl Connection {
         })
     }
 
-    /// SSL_set_shutdown(3): assigns both flags in any state.
+    /// SSL_set_shutdown(3): assigns both flags in any state. Where it sets SENT, that is an assertion.
     pub fn set_shutdown(&mut self, flags: Shutdown) {
+        self.written &= self.shutdown.sent && flags.sent;
         self.shutdown = flags;
     }
 

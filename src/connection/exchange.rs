@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
+    config::ClosePolicy,
     context::identity::identity,
     session::{
         NewSession, RemovalReason, Role, Session, Version,
@@ -298,17 +299,20 @@ impl Connection {
         }
     }
 
-    /// A fatal alert goes out. After SENT nothing does, and the family stays (OpenSSL 3, ssl3_send_alert).
+    /// A fatal alert goes out. After SENT nothing does, and the family of a side that has closed stays (OpenSSL 3,
+    /// ssl3_send_alert).
     fn refuse(&mut self, error: &TlsError, output: &mut Output) {
+        if !self.is_closed() {
+            output.removed = self.condemn(RemovalReason::FatalAlert);
+        }
         if self.shutdown.sent {
             output.ciphertext.clear();
             self.fail(format!("after this side closed, {error}"));
-            return;
+        } else {
+            let alert = alert::sent(error, &output.ciphertext);
+            output.alert = Some(alert);
+            self.fail(format!("{alert}: {error}"));
         }
-        let alert = alert::sent(error, &output.ciphertext);
-        output.alert = Some(alert);
-        output.removed = self.condemn(RemovalReason::FatalAlert);
-        self.fail(format!("{alert}: {error}"));
     }
 
     /// The transport ended. Without a close_notify before it somebody may have cut it (RFC 8446 section 6.1).
@@ -320,7 +324,8 @@ impl Connection {
             self.shutdown.received = true;
             return;
         }
-        if !self.shutdown.sent {
+        // No alert: a context that minds nothing but alerts forgives it.
+        if !self.is_closed() && self.context.close_policy != ClosePolicy::ErrorsOnly {
             output.removed = self.condemn(RemovalReason::FatalAlert);
         }
         self.fail("the transport ended without a close_notify".into());

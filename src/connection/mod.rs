@@ -246,7 +246,7 @@ pub struct Connection {
 
     state: State,
     shutdown: Shutdown,
-    /// Whether a close_notify was made since the handshake.
+    /// Whether Shutdown set SENT, with a close_notify on the wire.
     written: bool,
     pin: Option<Version>,
     choice: Choice,
@@ -428,12 +428,18 @@ impl Connection {
 
     /// Whether its sessions are lost if it ends now.
     pub fn is_open(&self) -> bool {
-        let closed = match self.context.close_policy {
-            ClosePolicy::Flag => self.shutdown.sent,
+        self.state == State::Established
+            && self.context.close_policy != ClosePolicy::ErrorsOnly
+            && !self.is_closed()
+            && (self.attached.is_some() || !self.family.is_empty())
+    }
+
+    /// Whether this side has closed as its context wants it.
+    fn is_closed(&self) -> bool {
+        match self.context.close_policy {
+            ClosePolicy::Flag | ClosePolicy::ErrorsOnly => self.shutdown.sent,
             ClosePolicy::Written => self.evidence() == Evidence::Written,
-            ClosePolicy::ErrorsOnly => true,
-        };
-        self.state == State::Established && !closed && (self.attached.is_some() || !self.family.is_empty())
+        }
     }
 }
 

@@ -60,8 +60,12 @@ pub(super) fn build(config: &ContextConfig, shared: &mut Interned) -> Result<Con
 
     let server_scope = server_scope(config, &certificates, &roots);
     let client_scope = client_scope(config, &client_certificates, &roots);
-    let limits = Limits { entries_max: config.cache_entries_max, bytes_max: config.cache_bytes_max };
-    let cache = |role| Cache::new(role, config.offering, limits, config.session_bytes_max);
+    let limits = Limits {
+        entries_max: config.cache_entries_max,
+        bytes_max: config.cache_bytes_max,
+        value_bytes_max: config.session_bytes_max,
+    };
+    let cache = |role| Cache::new(role, config.offering, limits);
 
     Ok(Context {
         name: config.name.as_str().into(),

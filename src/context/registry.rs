@@ -85,7 +85,7 @@ impl Interned {
                 key: "cache_entries_max",
                 why:
                     "this context shares the cache of one above, which has other limits: they must agree in \
-                      cache_entries_max and cache_bytes_max, or differ in session_id_context"
+                      cache_entries_max, cache_bytes_max and session_bytes_max, or differ in session_id_context"
                         .into(),
             });
         }

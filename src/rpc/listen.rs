@@ -72,7 +72,7 @@ impl Drop for SocketFile {
 }
 
 impl Listeners {
-    /// Binds all endpoints. An optional Unix socket whose folder cannot be made is left out.
+    /// Binds all endpoints. An optional Unix socket that cannot be made is left out, unless another daemon has it.
     ///
     /// # Errors
     /// The endpoint that cannot be bound, and why.
@@ -83,7 +83,9 @@ impl Listeners {
                 Endpoint::Tcp(address) => sockets.push(Listener::Tcp(bind_tcp(*address)?)),
                 Endpoint::Unix { path, optional } => match bind_unix(path) {
                     Ok(listener) => sockets.push(Listener::Unix(listener, SocketFile(path.clone()))),
-                    Err(err) if *optional => tracing::info!(%err, "the default Unix socket is left out"),
+                    Err(err) if *optional && err.kind() != io::ErrorKind::AddrInUse => {
+                        tracing::info!(%err, "the default Unix socket is left out");
+                    }
                     Err(err) => return Err(err),
                 },
             }

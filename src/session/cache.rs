@@ -31,7 +31,6 @@ pub enum Miss {
 /// Sessions of one scope and role.
 pub struct Cache {
     role: Role,
-    session_bytes_max: usize,
     store: Memory<SessionId, Session>,
     pool: Option<Pool>,
     /// SSL_CTX_sess_cache_full: sessions evicted.
@@ -40,11 +39,10 @@ pub struct Cache {
 
 impl Cache {
     /// An empty cache.
-    pub fn new(role: Role, offering: Offering, limits: Limits, session_bytes_max: usize) -> Self {
+    pub fn new(role: Role, offering: Offering, limits: Limits) -> Self {
         let pooled = role == Role::Client && offering == Offering::Shared;
         Self {
             role,
-            session_bytes_max,
             store: Memory::new(limits, |session| session.secret().len()),
             pool: pooled.then(Pool::default),
             cache_full: Counter::default(),
@@ -58,7 +56,7 @@ impl Cache {
         if let Some(peer) = &new.peer {
             expires = expires.min(peer.not_after);
         }
-        if now >= expires || new.secret.len() > self.session_bytes_max {
+        if now >= expires {
             return None;
         }
         let id = match new.id {

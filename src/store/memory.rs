@@ -24,6 +24,8 @@ pub struct Limits {
     pub entries_max: usize,
     /// Most bytes, as [`Memory::new`]'s weight counts them.
     pub bytes_max: usize,
+    /// Most bytes of one value.
+    pub value_bytes_max: usize,
 }
 
 /// Values by key. A value knows its key.
@@ -59,7 +61,7 @@ where
     /// under the same key is replaced.
     pub fn put(&self, value: Arc<V>) -> Option<usize> {
         let weight = (self.weight)(&value);
-        if weight > self.limits.bytes_max || self.limits.entries_max == 0 {
+        if weight > self.limits.bytes_max.min(self.limits.value_bytes_max) || self.limits.entries_max == 0 {
             return None;
         }
         let place = Arc::downgrade(&value);
@@ -162,7 +164,7 @@ mod tests {
     }
 
     fn store(entries_max: usize, bytes_max: usize) -> Memory<u32, Value> {
-        Memory::new(Limits { entries_max, bytes_max }, |value| value.1)
+        Memory::new(Limits { entries_max, bytes_max, value_bytes_max: 100 }, |value| value.1)
     }
 
     fn keys(store: &Memory<u32, Value>) -> Vec<u32> {
@@ -188,6 +190,9 @@ mod tests {
         let store = store(2, 100);
         store.put(Arc::new(Value(1, 10)));
         assert_eq!(store.put(Arc::new(Value(2, 101))), None);
+        let store = self::store(2, 1000);
+        store.put(Arc::new(Value(1, 10)));
+        assert_eq!(store.put(Arc::new(Value(2, 101))), None, "over that of one value");
         assert_eq!(keys(&store), [1]);
     }
 

@@ -2,6 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
 use tls_sessiond::{
     clock::{Clock, ManualClock, Timestamp},
     config::{Config, Endpoint},
@@ -63,6 +67,14 @@ impl TestDaemon {
 
     pub(crate) fn connections(&self) -> ConnectionServiceClient<Channel> {
         ConnectionServiceClient::new(self.channel.clone())
+    }
+
+    /// A client that leaves deadlines to the daemon; tonic's channel would keep them itself.
+    pub(crate) fn patient_connections(
+        &self,
+    ) -> ConnectionServiceClient<Client<HttpConnector, tonic::body::Body>> {
+        let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+        ConnectionServiceClient::with_origin(client, format!("http://{}", self.address).parse().unwrap())
     }
 
     pub(crate) fn sessions(&self) -> SessionServiceClient<Channel> {
@@ -128,9 +140,14 @@ impl TestDaemon {
         tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap_or_else(|_| panic!("never: {what}"));
     }
 
+    /// Tells it to stop, as SIGTERM does.
+    pub(crate) fn begin_stop(&mut self) {
+        drop(self.stop.take());
+    }
+
     /// Stops it and waits for the end.
     pub(crate) async fn stop(mut self) {
-        drop(self.stop.take());
+        self.begin_stop();
         drop(self.channel);
         self.run.await.unwrap();
     }

@@ -99,13 +99,29 @@ async fn evidence_tells_a_written_close_from_an_asserted_one() {
     assert_flags(&daemon, &server, false, false).await;
     assert_eq!(daemon.get(&server).await.close_evidence(), pb::CloseEvidence::Unspecified);
     assert_flags(&daemon, &server, true, false).await;
-    assert_eq!(daemon.get(&server).await.close_evidence(), pb::CloseEvidence::Written, "it is on the wire");
+    assert_eq!(daemon.get(&server).await.close_evidence(), pb::CloseEvidence::Asserted, "after a reopening");
+    assert_flags(&daemon, &server, false, false).await;
+    let again = close(&daemon, &server).await;
+    assert_eq!(
+        (again.status(), again.ciphertext.len()),
+        (pb::ShutdownStatus::Sent, 0),
+        "one close_notify is enough"
+    );
+    assert_eq!(again.connection.unwrap().close_evidence(), pb::CloseEvidence::Written);
+    assert_flags(&daemon, &server, true, true).await;
+    assert_eq!(
+        daemon.get(&server).await.close_evidence(),
+        pb::CloseEvidence::Written,
+        "SENT was set already"
+    );
     daemon.stop().await;
 }
 
 #[tokio::test]
 async fn close_policy_decides_what_a_clean_close_is() {
-    for (policy, asserted, open) in [("flag", true, false), ("written", false, false), ("errors-only", true, true)] {
+    for (policy, asserted, open) in
+        [("flag", true, false), ("written", false, false), ("errors-only", true, true)]
+    {
         let folder = tempfile::tempdir().unwrap();
         let daemon = TestDaemon::with(&config(folder.path(), &format!("close_policy = \"{policy}\""))).await;
         for context in ["tls12", "tls13"] {
@@ -121,6 +137,24 @@ async fn close_policy_decides_what_a_clean_close_is() {
             let (client, server) = pair(&daemon, context).await;
             let removed = [free(&daemon, &client).await, free(&daemon, &server).await].concat();
             assert_eq!(removed.is_empty(), open, "{policy}, {context}: open");
+            // What fails after SENT was only asserted is not closed where a close must be written.
+            for end_of_stream in [true, false] {
+                let (client, server) = pair(&daemon, context).await;
+                assert_flags(&daemon, &server, true, false).await;
+                let ciphertext =
+                    if end_of_stream { Vec::new() } else { [&[23, 3, 3, 0, 24][..], &[7; 24]].concat() };
+                let request = pb::ExchangeRequest {
+                    connection_id: server.clone(),
+                    ciphertext: ciphertext.into(),
+                    end_of_stream,
+                    ..Default::default()
+                };
+                let failed = daemon.connections().exchange(request).await.unwrap().into_inner();
+                assert_eq!(failed.connection.unwrap().state(), pb::ConnectionState::Failed);
+                assert!(failed.ciphertext.is_empty() && failed.alert.is_none(), "nothing is sent after SENT");
+                assert_eq!(failed.removed_sessions.is_empty(), asserted, "{policy}, {context}: failed");
+                free(&daemon, &client).await;
+            }
         }
         daemon.stop().await;
     }
@@ -145,7 +179,8 @@ async fn ignored_end_of_stream_keeps_sent() {
     let (client, server) = pair(&daemon, "").await;
     close(&daemon, &server).await;
     for id in [&client, &server] {
-        let request = pb::ExchangeRequest { connection_id: id.clone(), end_of_stream: true, ..Default::default() };
+        let request =
+            pb::ExchangeRequest { connection_id: id.clone(), end_of_stream: true, ..Default::default() };
         let answer = daemon.connections().exchange(request).await.unwrap().into_inner();
         assert!(answer.alert.is_none() && answer.removed_sessions.is_empty());
     }
@@ -197,7 +232,11 @@ async fn kept_session_pins_its_version_until_it_is_let_go() {
     let error = daemon.exchange(&client, b"", b"").await.unwrap_err();
     assert!(error.message().contains("pinned to TLS 1.2"), "{}", error.message());
     let cleared = clear(&daemon, &client).await.connection.unwrap();
-    assert_eq!(cleared.pinned_version(), pb::ProtocolVersion::Unspecified, "nothing is kept, so nothing pins");
+    assert_eq!(
+        cleared.pinned_version(),
+        pb::ProtocolVersion::Unspecified,
+        "nothing is kept, so nothing pins"
+    );
 
     // SetSession("") lets go of both.
     let server = daemon.open_in("tls12", pb::Role::Server).await;
@@ -293,7 +332,8 @@ async fn sessions_expire_at_their_second_and_resumption_does_not_move_it() {
 async fn statistics_count_as_openssl_does() {
     let folder = tempfile::tempdir().unwrap();
     let daemon =
-        TestDaemon::with(&config(folder.path(), "client_sessions = \"explicit\"\ncache_entries_max = 2")).await;
+        TestDaemon::with(&config(folder.path(), "client_sessions = \"explicit\"\ncache_entries_max = 2"))
+            .await;
     let stats = async || {
         let request = pb::GetContextRequest { name: "tls12".into() };
         daemon.contexts().get_context(request).await.unwrap().into_inner().context.unwrap().stats.unwrap()
@@ -304,7 +344,8 @@ async fn statistics_count_as_openssl_does() {
     close(&daemon, &server).await;
     let offer = async || {
         let request = pb::NewRequest { session_id: session_id.clone(), ..new("tls12", pb::Role::Client) };
-        let id = daemon.connections().new_connection(request).await.unwrap().into_inner().connection.unwrap().id;
+        let id =
+            daemon.connections().new_connection(request).await.unwrap().into_inner().connection.unwrap().id;
         let server = daemon.open_in("tls12", pb::Role::Server).await;
         daemon.handshake(&id, &server).await;
         assert_flags(&daemon, &id, true, true).await;
@@ -377,7 +418,11 @@ async fn client_shows_the_certificate_that_the_server_asks_for() {
         let again = daemon.open_in(server_context, pb::Role::Server).await;
         daemon.handshake(&client, &again).await;
         let resumed = daemon.get(&again).await;
-        assert_eq!((resumed.session_reused, resumed.peer), (true, seen.peer), "{client_context} at {server_context}");
+        assert_eq!(
+            (resumed.session_reused, resumed.peer),
+            (true, seen.peer),
+            "{client_context} at {server_context}"
+        );
         close(&daemon, &client).await;
     }
     // None where one is required: the handshake fails.
@@ -424,17 +469,25 @@ async fn alpn_suites_groups_and_names_are_the_contexts() {
     // A hello that needs a HelloRetryRequest resumes all the same: `any` sends a share of another group first. The second
     // handshake with a name knows the group from its session; the first one had to be told.
     let request = pb::NewRequest { server_name: "a.test".into(), ..new("any", pb::Role::Client) };
-    let client = daemon.connections().new_connection(request).await.unwrap().into_inner().connection.unwrap().id;
+    let client =
+        daemon.connections().new_connection(request).await.unwrap().into_inner().connection.unwrap().id;
     let server = daemon.open(pb::Role::Server).await;
     daemon.handshake(&client, &server).await;
     assert!(daemon.get(&server).await.session_reused);
     // No protocol in common.
     let request = pb::NewRequest { server_name: "a.test".into(), ..new("other-alpn", pb::Role::Client) };
-    let client = daemon.connections().new_connection(request).await.unwrap().into_inner().connection.unwrap().id;
+    let client =
+        daemon.connections().new_connection(request).await.unwrap().into_inner().connection.unwrap().id;
     let server = daemon.open(pb::Role::Server).await;
-    let hello = daemon.exchange(&client, b"", b"").await.unwrap().ciphertext;
-    let refusal = daemon.exchange(&server, &hello, b"").await.unwrap();
-    assert_eq!(refusal.alert.unwrap().name, "no_application_protocol");
+    let mut bytes = daemon.exchange(&client, b"", b"").await.unwrap().ciphertext;
+    let alert = loop {
+        let answer = daemon.exchange(&server, &bytes, b"").await.unwrap();
+        if let Some(alert) = answer.alert {
+            break alert;
+        }
+        bytes = daemon.exchange(&client, &answer.ciphertext, b"").await.unwrap().ciphertext;
+    };
+    assert_eq!((alert.name.as_str(), alert.received), ("no_application_protocol", false));
     daemon.stop().await;
 }
 
@@ -478,11 +531,13 @@ async fn lists_go_page_by_page_oldest_first() {
 
     // Sessions: two of a server and two of a client for each handshake.
     let (client, _) = pair(&daemon, "").await;
-    let mut request = pb::ListSessionsRequest { page_size: 3, server_name: "localhost".into(), ..Default::default() };
+    let mut request =
+        pb::ListSessionsRequest { page_size: 3, server_name: "localhost".into(), ..Default::default() };
     let first = daemon.sessions().list_sessions(request.clone()).await.unwrap().into_inner();
     request.page_token = first.next_page_token;
     let second = daemon.sessions().list_sessions(request).await.unwrap().into_inner();
-    let mut ids: Vec<_> = first.sessions.iter().chain(&second.sessions).map(|session| session.id.clone()).collect();
+    let mut ids: Vec<_> =
+        first.sessions.iter().chain(&second.sessions).map(|session| session.id.clone()).collect();
     assert_eq!((first.sessions.len(), second.sessions.len(), second.next_page_token.as_str()), (3, 1, ""));
     ids.dedup();
     assert_eq!(ids.len(), 4);
@@ -535,7 +590,9 @@ async fn drive_carries_one_connection_for_its_whole_life() {
         }
     }
     assert!(established);
-    let Answer::Ciphertext(_) = answers.next().await.unwrap().unwrap().event.unwrap() else { panic!("no close") };
+    let Answer::Ciphertext(_) = answers.next().await.unwrap().unwrap().event.unwrap() else {
+        panic!("no close")
+    };
     let id = closed.unwrap();
     assert_eq!(daemon.get(&id).await.close_evidence(), pb::CloseEvidence::Written);
     drop(events);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report, in its helpers too")]
 
 mod client_hello;
+mod command;
 mod documents;
 mod harness;
 mod lifecycle;
@@ -11,5 +12,6 @@ mod pki;
 mod reflection;
 mod refusals;
 mod scenarios;
+mod stop;
 mod tidy;
 mod tour;

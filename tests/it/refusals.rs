@@ -99,7 +99,6 @@ async fn new_refuses() {
         ),
         ("no idle time at all", idle(0, 0), invalid, "IDLE_TIMEOUT_INVALID", Some("idle_timeout")),
         ("a negative idle time", idle(-5, 0), invalid, "IDLE_TIMEOUT_INVALID", Some("idle_timeout")),
-        ("a broken idle time", idle(5, -7), invalid, "IDLE_TIMEOUT_INVALID", Some("idle_timeout")),
         ("a huge idle time", idle(i64::MAX, 0), invalid, "IDLE_TIMEOUT_INVALID", Some("idle_timeout")),
         ("a session id that is no hex", session("xyz"), invalid, "SESSION_ID_MALFORMED", Some("session_id")),
         (
@@ -295,7 +294,7 @@ async fn lists_and_removals_refuse() {
 #[tokio::test]
 async fn deadline_that_has_passed_is_told_as_such_and_nothing_is_done() {
     let daemon = TestDaemon::start().await;
-    let mut rpc = daemon.connections();
+    let mut rpc = daemon.patient_connections();
     refused(
         "unary",
         rpc.new_connection(within("0n", server())).await,
@@ -448,7 +447,7 @@ async fn bad_records_end_a_connection_with_an_alert_and_disturb_no_other() {
         ("an unknown record type", vec![99, 3, 3, 0, 1, 0], Some("decode_error")),
         (
             "a hello that is cut short by its own length",
-            [&hello[..5], &[1, 0, 0, 4, 3, 3, 0, 0], &[0; 600]].concat(),
+            vec![22, 3, 1, 0, 12, 1, 0, 0, 8, 3, 3, 0, 0, 0, 0, 0, 0],
             Some("decode_error"),
         ),
         ("a server's message", vec![22, 3, 3, 0, 4, 14, 0, 0, 0], Some("unexpected_message")),

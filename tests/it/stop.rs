@@ -1,0 +1,119 @@
+//! How the daemon stops: health first, no new streams, running ones until the drain time-out, then hard.
+
+use std::time::{Duration, Instant};
+
+use tls_sessiond::{
+    connection::ConnectionId,
+    proto::{self as pb, drive_request::Event, drive_response::Event as Answer},
+};
+use tokio::{
+    io::AsyncReadExt,
+    net::TcpStream,
+    sync::mpsc::{self, Sender},
+};
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tonic::{Code, Streaming};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use crate::harness::{TestDaemon, new, reason};
+
+async fn drive(
+    daemon: &TestDaemon,
+    role: pb::Role,
+) -> (Sender<pb::DriveRequest>, Streaming<pb::DriveResponse>) {
+    let (events, receiver) = mpsc::channel(8);
+    events.send(event(Event::New(new("", role)))).await.unwrap();
+    let answers = daemon.connections().drive(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    (events, answers)
+}
+
+fn event(event: Event) -> pb::DriveRequest {
+    pb::DriveRequest { event: Some(event) }
+}
+
+async fn health(daemon: &TestDaemon, service: &str) -> ServingStatus {
+    let request = HealthCheckRequest { service: service.into() };
+    HealthClient::new(daemon.channel.clone()).check(request).await.unwrap().into_inner().status()
+}
+
+/// A mute connection is one that is accepted and never says a word: what lazy client pools leave behind.
+async fn mute(daemon: &TestDaemon) -> TcpStream {
+    TcpStream::connect(&daemon.address).await.unwrap()
+}
+
+#[tokio::test]
+async fn idle_daemon_stops_at_once_even_with_mute_connections() {
+    let daemon = TestDaemon::with("[drain]\ntimeout = \"1h\"\n").await;
+    let mut mute = mute(&daemon).await;
+    assert_eq!(health(&daemon, "").await, ServingStatus::Serving);
+    let (begun, table) = (Instant::now(), daemon.table.clone());
+    daemon.stop().await;
+    assert!(begun.elapsed() < Duration::from_secs(30), "it waited for somebody who never spoke");
+    assert!(table.is_empty());
+    // The daemon's own greeting may be read, but then the end comes.
+    let mut greeting = Vec::new();
+    let closed = tokio::time::timeout(Duration::from_secs(10), mute.read_to_end(&mut greeting)).await;
+    assert!(closed.is_ok(), "the mute connection stays open");
+}
+
+#[tokio::test]
+async fn running_stream_goes_on_until_the_drain_time_out_and_is_closed_hard_then() {
+    let mut daemon = TestDaemon::with("[drain]\ndelay = \"1s\"\ntimeout = \"1s\"\n").await;
+    let (events, mut answers) = drive(&daemon, pb::Role::Server).await;
+    let Answer::Opened(opened) = answers.next().await.unwrap().unwrap().event.unwrap() else {
+        panic!("not opened")
+    };
+    let client = daemon.open(pb::Role::Client).await;
+    let hello = daemon.exchange(&client, b"", b"").await.unwrap().ciphertext;
+    let mute = mute(&daemon).await;
+
+    daemon.begin_stop();
+    daemon
+        .until("health says so", async |daemon| health(daemon, "").await == ServingStatus::NotServing)
+        .await;
+    for service in ["ConnectionService", "SessionService", "ContextService"] {
+        let service = format!("tls.sessiond.v1.{service}");
+        assert_eq!(health(&daemon, &service).await, ServingStatus::NotServing, "{service}");
+    }
+    // The delay is over when a new stream is refused: by the daemon's word, or by its GOAWAY.
+    daemon
+        .until("new streams are refused", async |daemon| {
+            let requests = tokio_stream::iter([event(Event::New(new("", pb::Role::Server)))]);
+            match daemon.connections().drive(requests).await {
+                Ok(_) => false,
+                Err(status) => {
+                    assert!(
+                        status.code() == Code::Unavailable
+                            || reason(&status) == "DRAINING"
+                            || reason(&status).is_empty(),
+                        "{status:?}"
+                    );
+                    true
+                }
+            }
+        })
+        .await;
+    // The one that runs still works: the handshake goes on.
+    events.send(event(Event::Ciphertext(hello))).await.unwrap();
+    let Answer::Ciphertext(flight) = answers.next().await.unwrap().unwrap().event.unwrap() else {
+        panic!("no flight")
+    };
+    assert!(!flight.is_empty());
+    assert!(daemon.table.look(ConnectionId::parse(&opened.id).unwrap(), |_, _| ()).is_ok());
+
+    // Then it is cut, the connection is freed, and the daemon ends well although the worker never hung up.
+    let table = daemon.table.clone();
+    let end = loop {
+        match answers.next().await {
+            Some(Ok(_)) => {}
+            Some(Err(status)) => break Some(status),
+            None => break None,
+        }
+    };
+    assert!(end.is_some(), "a stream that is cut does not end well");
+    daemon.stop().await;
+    assert!(table.is_empty());
+    drop((events, mute));
+}

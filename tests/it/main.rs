@@ -9,6 +9,7 @@ mod harness;
 mod lifecycle;
 mod model;
 mod pki;
+mod races;
 mod reflection;
 mod refusals;
 mod scenarios;

@@ -1,0 +1,175 @@
+//! Threads that want the same session at the same moment.
+//!
+//! A ClientHello that was recorded once is played to many server objects at a time: what it offers is found by them or not,
+//! whatever the rest of the handshake would be.
+
+use std::sync::{
+    Arc, Barrier,
+    atomic::{AtomicBool, Ordering},
+};
+
+use tls_sessiond::{
+    clock::Clock,
+    config::Config,
+    connection::{ConnectionId, Input, Plan, Table},
+    context::Registry,
+    session::Role,
+};
+
+use crate::pki;
+
+const THREADS: usize = 4;
+
+fn table(version: &str, lines: &str) -> Arc<Table> {
+    let folder = tempfile::tempdir().unwrap();
+    pki::localhost(folder.path());
+    let file = folder.path().join("races.toml");
+    let text = format!(
+        "[[context]]\nversions = [\"{version}\"]\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\nca = \"ca.pem\"\n\
+         key_exchange = [\"X25519\"]\ntickets = 1\nclient_sessions = \"explicit\"\n{lines}\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    let config = Config::load(Some(&file), std::iter::empty(), &[]).unwrap();
+    Arc::new(Table::new(Arc::new(Registry::build(&config).unwrap()), Clock::System, 10_000))
+}
+
+fn make(table: &Table, role: Role) -> ConnectionId {
+    let plan = Plan {
+        context: Arc::clone(table.registry().get("default").unwrap()),
+        role,
+        server_name: "localhost".into(),
+        owner: "test".into(),
+        idle_timeout: None,
+    };
+    table.create(plan, None, |connection, _| connection.id()).unwrap()
+}
+
+fn step(table: &Table, id: ConnectionId, ciphertext: &[u8]) -> Vec<u8> {
+    let input = Input { ciphertext, ..Input::default() };
+    table.apply(id, |connection, now| connection.exchange(input, now)).unwrap().ciphertext
+}
+
+fn handshake(table: &Table) -> (ConnectionId, ConnectionId) {
+    let (client, server) = (make(table, Role::Client), make(table, Role::Server));
+    let mut to_server = step(table, client, b"");
+    while !to_server.is_empty() {
+        let to_client = step(table, server, &to_server);
+        to_server = step(table, client, &to_client);
+    }
+    (client, server)
+}
+
+/// A ClientHello that offers the session of this client's connection.
+fn hello_that_resumes(table: &Table, client: ConnectionId) -> Vec<u8> {
+    table.apply(client, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+    table.apply(client, |connection, _| Ok(connection.clear())).unwrap();
+    step(table, client, b"")
+}
+
+/// Whether a new server resumes what this hello offers.
+fn resumes(table: &Table, hello: &[u8]) -> bool {
+    let server = make(table, Role::Server);
+    step(table, server, hello);
+    let reused = table.look(server, |connection, _| connection.session_reused()).unwrap();
+    table.free(server).unwrap();
+    reused
+}
+
+#[test]
+fn of_many_servers_that_are_offered_one_ticket_one_resumes() {
+    let table = table("1.3", "");
+    for _ in 0..100 {
+        let (client, server) = handshake(&table);
+        table.apply(server, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+        let hello = hello_that_resumes(&table, client);
+        let start = Barrier::new(THREADS);
+        let resumed: usize = std::thread::scope(|scope| {
+            let all: Vec<_> = (0..THREADS)
+                .map(|_| {
+                    scope.spawn(|| {
+                        start.wait();
+                        usize::from(resumes(&table, &hello))
+                    })
+                })
+                .collect();
+            all.into_iter().map(|one| one.join().unwrap()).sum()
+        });
+        assert_eq!(resumed, 1);
+    }
+}
+
+#[test]
+fn nobody_resumes_after_the_free_of_an_open_connection_was_answered() {
+    let table = table("1.2", "");
+    for _ in 0..50 {
+        let (client, server) = handshake(&table);
+        let hello = hello_that_resumes(&table, client);
+        assert!(resumes(&table, &hello), "while it is open others may use it");
+        let (start, gone) = (Barrier::new(THREADS + 1), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    start.wait();
+                    for _ in 0..20 {
+                        let was_gone = gone.load(Ordering::SeqCst);
+                        let resumed = resumes(&table, &hello);
+                        assert!(!(was_gone && resumed), "a bad session was handed out");
+                    }
+                });
+            }
+            start.wait();
+            assert_eq!(table.free(server).unwrap().len(), 1);
+            gone.store(true, Ordering::SeqCst);
+        });
+        assert!(!resumes(&table, &hello));
+    }
+}
+
+#[test]
+fn eviction_and_resumption_at_the_same_time_keep_the_limit_and_the_count() {
+    let table = table("1.2", "cache_entries_max = 2");
+    let context = Arc::clone(table.registry().get("default").unwrap());
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                for _ in 0..60 {
+                    let (client, server) = handshake(&table);
+                    table.apply(server, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+                    let hello = hello_that_resumes(&table, client);
+                    resumes(&table, &hello);
+                    table.free(server).unwrap();
+                    table.free(client).unwrap();
+                }
+            });
+        }
+    });
+    let mut held = 0;
+    context.server_cache.scan(table.now(), |_| held += 1);
+    assert!(held <= 2);
+    assert_eq!((context.server_cache.len(), table.len()), (held, 0));
+    context.server_cache.scan(table.now(), |session| assert_eq!(session.open_connections(), 0));
+}
+
+#[test]
+fn free_and_exchange_at_the_same_time_leave_no_session_behind() {
+    let table = table("1.3", "");
+    for _ in 0..100 {
+        let (client, server) = (make(&table, Role::Client), make(&table, Role::Server));
+        let flight = step(&table, server, &step(&table, client, b""));
+        let finished = step(&table, client, &flight);
+        let start = Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                start.wait();
+                // Ends the handshake and makes a ticket, unless the object is gone already.
+                let input = Input { ciphertext: &finished, ..Input::default() };
+                drop(table.apply(server, |connection, now| connection.exchange(input, now)));
+            });
+            start.wait();
+            table.free(server).unwrap();
+        });
+        table.free(client).unwrap();
+        let context = table.registry().get("default").unwrap();
+        assert!(context.server_cache.is_empty(), "a session of a connection that was never closed");
+    }
+}

@@ -31,6 +31,8 @@ pub const IDENTITIES_MAX: usize = 16;
 const RECORD_MAX: usize = 16_384 + 256;
 /// The longest handshake message that rustls takes.
 const MESSAGE_MAX: usize = 0xffff;
+/// Records of a few bytes each could make much more of it than it says.
+const FLIGHT_MAX: usize = 2 * MESSAGE_MAX;
 const HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
 
@@ -56,6 +58,13 @@ impl FirstFlight {
     /// Takes the bytes that came.
     pub fn push(&mut self, bytes: &[u8]) -> Progress {
         self.raw.extend_from_slice(bytes);
+        match self.cut() {
+            Progress::Partial if self.raw.len() > FLIGHT_MAX => Progress::Whole(Offer::default()),
+            progress => progress,
+        }
+    }
+
+    fn cut(&mut self) -> Progress {
         loop {
             let rest = &self.raw[self.read..];
             if rest.first().is_some_and(|&kind| kind != HANDSHAKE) {

@@ -178,10 +178,8 @@ impl Stream for Listeners {
                 }
                 Poll::Ready(Err(err)) => {
                     tracing::warn!(%err, "cannot accept a connection");
-                    let mut pause = Box::pin(sleep(ACCEPT_PAUSE));
-                    if pause.as_mut().poll(cx).is_pending() {
-                        this.pause = Some(pause);
-                    }
+                    this.pause = Some(Box::pin(sleep(ACCEPT_PAUSE)));
+                    cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
             }

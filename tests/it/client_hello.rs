@@ -249,4 +249,10 @@ fn what_can_never_be_a_hello_is_not_waited_for() {
         assert_eq!(FirstFlight::default().push(flight), Progress::Whole(Offer::default()), "{what}");
     }
     assert_eq!(FirstFlight::default().push(&[22, 3, 1, 0, 4, 1, 0, 0xff]), Progress::Partial);
+    // A long message in records of one byte each.
+    let mut reader = FirstFlight::default();
+    let message = [&[1, 0, 0xff, 0xff][..], &[0; 0xffff]].concat();
+    let taken =
+        message.iter().take_while(|&&byte| reader.push(&[22, 3, 1, 0, 1, byte]) == Progress::Partial).count();
+    assert!((20_000..30_000).contains(&taken), "{taken} records were kept");
 }

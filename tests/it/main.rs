@@ -5,6 +5,7 @@
 mod client_hello;
 mod command;
 mod documents;
+mod foreign_client;
 mod harness;
 mod lifecycle;
 mod model;

@@ -1,0 +1,165 @@
+//! A rustls client of its own, not the daemon's, against the daemon's server objects in memory.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use parking_lot::Mutex;
+use rustls::{
+    ClientConfig, ClientConnection, HandshakeKind, NamedGroup, RootCertStore,
+    client::{ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue},
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
+use tls_sessiond::{
+    clock::Clock,
+    config::Config,
+    connection::{ConnectionId, Input, Plan, State, Table},
+    context::Registry,
+    session::Role,
+};
+
+use crate::pki;
+
+/// Keeps sessions, but forgets which group the server liked: so every hello needs a retry where the server likes another.
+#[derive(Default)]
+struct Forgetful {
+    tls12: Mutex<Option<Tls12ClientSessionValue>>,
+    tickets: Mutex<VecDeque<Tls13ClientSessionValue>>,
+}
+
+impl std::fmt::Debug for Forgetful {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Forgetful")
+    }
+}
+
+impl ClientSessionStore for Forgetful {
+    fn set_kx_hint(&self, _: ServerName<'static>, _: NamedGroup) {}
+    fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
+        None
+    }
+    fn set_tls12_session(&self, _: ServerName<'static>, value: Tls12ClientSessionValue) {
+        *self.tls12.lock() = Some(value);
+    }
+    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        self.tls12.lock().clone()
+    }
+    fn remove_tls12_session(&self, _: &ServerName<'static>) {}
+    fn insert_tls13_ticket(&self, _: ServerName<'static>, value: Tls13ClientSessionValue) {
+        self.tickets.lock().push_back(value);
+    }
+    fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        self.tickets.lock().pop_back()
+    }
+}
+
+fn daemon(lines: &str) -> (Table, Arc<ClientConfig>) {
+    let folder = tempfile::tempdir().unwrap();
+    pki::localhost(folder.path());
+    let file = folder.path().join("c.toml");
+    let text =
+        format!("[[context]]\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\nca = \"ca.pem\"\n{lines}\n");
+    std::fs::write(&file, text).unwrap();
+    let config = Config::load(Some(&file), std::iter::empty(), &[]).unwrap();
+    let table = Table::new(Arc::new(Registry::build(&config).unwrap()), Clock::System, 100);
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(folder.path().join("ca.pem")).unwrap()).unwrap();
+    let mut client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    client.resumption = Resumption::store(Arc::new(Forgetful::default()));
+    (table, Arc::new(client))
+}
+
+/// A whole handshake, `chunk` bytes at a time to the server. Answers what kind it was, and the server object.
+fn connect(table: &Table, config: &Arc<ClientConfig>, chunk: usize) -> (HandshakeKind, ConnectionId, usize) {
+    let plan = Plan {
+        context: Arc::clone(table.registry().get("default").unwrap()),
+        role: Role::Server,
+        server_name: String::new(),
+        owner: "test".into(),
+        idle_timeout: None,
+    };
+    let id = table.create(plan, None, |connection, _| connection.id()).unwrap();
+    let mut client = ClientConnection::new(Arc::clone(config), "localhost".try_into().unwrap()).unwrap();
+    let mut flights = 0;
+    while client.wants_write() {
+        flights += 1;
+        let mut to_server = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut to_server).unwrap();
+        }
+        for part in to_server.chunks(chunk) {
+            let input = Input { ciphertext: part, ..Input::default() };
+            let output = table.apply(id, |connection, now| connection.exchange(input, now)).unwrap();
+            assert_eq!(output.alert, None);
+            let mut to_client = output.ciphertext.as_slice();
+            while !to_client.is_empty() {
+                client.read_tls(&mut to_client).unwrap();
+                client.process_new_packets().unwrap();
+            }
+        }
+    }
+    assert_eq!(table.look(id, |connection, _| connection.state()).unwrap(), State::Established);
+    (client.handshake_kind().unwrap(), id, flights)
+}
+
+#[test]
+fn sessions_are_found_through_a_hello_retry_request() {
+    let (table, client) = daemon("key_exchange = [\"secp384r1\"]\nversions = [\"1.3\"]");
+    let (kind, first, flights) = connect(&table, &client, usize::MAX);
+    assert_eq!((kind, flights), (HandshakeKind::FullWithHelloRetryRequest, 3));
+    table.apply(first, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+    let (kind, second, flights) = connect(&table, &client, usize::MAX);
+    assert_eq!((kind, flights), (HandshakeKind::Resumed, 3), "two hellos and a Finished");
+    assert!(table.look(second, |connection, _| connection.session_reused()).unwrap());
+    // What the ticket was taken for is spent, and the resumption made one in return: two and one, less one.
+    assert_eq!(table.registry().get("default").unwrap().server_cache.len(), 2);
+}
+
+#[test]
+fn first_flight_may_be_cut_anywhere_in_both_versions() {
+    for version in ["1.2", "1.3"] {
+        let (table, client) = daemon(&format!("versions = [\"{version}\"]"));
+        for chunk in [1, 2, 3, 5, 7, 100] {
+            let (_, full, _) = connect(&table, &client, chunk);
+            let (kind, resumed, _) = connect(&table, &client, chunk);
+            assert_eq!(kind, HandshakeKind::Resumed, "TLS {version}, {chunk} bytes at a time");
+            for id in [full, resumed] {
+                table.apply(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+                table.free(id).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn tickets_are_two_after_a_full_handshake_and_one_after_a_resumption() {
+    let (table, client) = daemon("versions = [\"1.3\"]");
+    let made = || table.registry().get("default").unwrap().server_cache.len();
+    connect(&table, &client, usize::MAX);
+    assert_eq!(made(), 2);
+    connect(&table, &client, usize::MAX);
+    assert_eq!(made(), 2, "one was spent, one was made");
+}
+
+#[test]
+fn nothing_that_is_shown_holds_a_secret() {
+    let (table, client) = daemon("versions = [\"1.2\"]");
+    let (_, id, _) = connect(&table, &client, usize::MAX);
+    let context = Arc::clone(table.registry().get("default").unwrap());
+    let mut shown = format!("{context:?}{table:?}");
+    let mut secrets = 0;
+    context.server_cache.scan(table.now(), |session| {
+        shown += &format!("{session:?}{:?}", session.secret());
+        let tls_sessiond::session::Secret::Server(secret) = session.secret() else {
+            panic!("no server's secret")
+        };
+        // Any eight bytes of it in a row, as hex or as Rust prints bytes.
+        for part in secret.windows(8) {
+            let hex: String = part.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert!(!shown.contains(&hex) && !shown.contains(&format!("{part:?}")[1..]));
+        }
+        assert!(!shown.contains(&session.id.to_string()), "an id is what a peer offers: it is shown in part");
+        secrets += 1;
+    });
+    assert_eq!(secrets, 1);
+    shown += &table.look(id, |connection, _| format!("{connection:?}")).unwrap();
+    assert!(shown.contains("Secret(…)"));
+}

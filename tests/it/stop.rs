@@ -4,7 +4,10 @@ use std::time::{Duration, Instant};
 
 use tls_sessiond::{
     connection::ConnectionId,
-    proto::{self as pb, drive_request::Event, drive_response::Event as Answer},
+    proto::{
+        self as pb, connection_service_client::ConnectionServiceClient, drive_request::Event,
+        drive_response::Event as Answer,
+    },
 };
 use tokio::{
     io::AsyncReadExt,
@@ -12,12 +15,15 @@ use tokio::{
     sync::mpsc::{self, Sender},
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
-use tonic::{Code, Streaming};
+use tonic::{Code, Streaming, transport::Channel};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::harness::{TestDaemon, new, reason};
+use crate::{
+    binary::Binary,
+    harness::{TestDaemon, new, reason},
+};
 
 async fn drive(
     daemon: &TestDaemon,
@@ -116,4 +122,47 @@ async fn running_stream_goes_on_until_the_drain_time_out_and_is_closed_hard_then
     daemon.stop().await;
     assert!(table.is_empty());
     drop((events, mute));
+}
+
+#[tokio::test]
+async fn binary_greets_and_ends_with_status_0_on_sigterm() {
+    let daemon = Binary::start(&["--set", "drain.timeout=1s"]).await;
+    let mute = TcpStream::connect(&daemon.address).await.unwrap();
+    // A stream that nobody ever ends.
+    let channel =
+        Channel::from_shared(format!("http://{}", daemon.address)).unwrap().connect().await.unwrap();
+    let (events, receiver) = mpsc::channel(8);
+    events.send(event(Event::New(new("", pb::Role::Server)))).await.unwrap();
+    let mut client = ConnectionServiceClient::new(channel);
+    let mut answers = client.drive(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    assert!(answers.next().await.unwrap().is_ok());
+
+    daemon.terminate().await;
+    let address = daemon.address.clone();
+    let greeting = daemon.greeting.clone();
+    let (status, rest) = daemon.end().await;
+    assert_eq!(status.code(), Some(0));
+    assert!(greeting.starts_with(concat!("tls-sessiond ", env!("CARGO_PKG_VERSION"))), "{greeting}");
+    assert!(rest.contains("certificate for localhost"), "{rest}");
+    assert!(rest.ends_with(&format!("try: grpcurl -plaintext {address} list\n")), "{rest}");
+    drop((events, mute));
+}
+
+#[tokio::test]
+async fn second_signal_ends_the_binary_at_once() {
+    let daemon = Binary::start(&["--set", "drain.delay=1h"]).await;
+    daemon.terminate().await;
+    // The first one is seen when health says so.
+    let channel =
+        Channel::from_shared(format!("http://{}", daemon.address)).unwrap().connect().await.unwrap();
+    let mut health = HealthClient::new(channel);
+    let asked = async {
+        let request = HealthCheckRequest::default();
+        while health.check(request.clone()).await.unwrap().into_inner().status() != ServingStatus::NotServing
+        {
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), asked).await.unwrap();
+    daemon.terminate().await;
+    assert_eq!(daemon.end().await.0.code(), Some(128 + 15));
 }

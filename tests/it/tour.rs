@@ -1,52 +1,14 @@
 //! The tour of README.md, word for word: the real binary, the real grpcurl, and bash.
 
-use std::{env, path::Path, process::Stdio, time::Duration};
+use std::{env, path::Path, process::Stdio};
 
-use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::{Child, ChildStdout, Command},
-    time::timeout,
-};
+use tokio::{process::Command, time::timeout};
+
+use crate::binary::{Binary, PATIENCE};
 
 const README: &str = include_str!("../../README.md");
 /// Where the README says that the daemon listens.
 const ADDRESS: &str = "127.0.0.1:50551";
-/// Far more than the tour needs, so that a hang fails and does not hang the gate.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// The binary, killed when it is dropped.
-struct Binary {
-    address: String,
-    _child: Child,
-    /// Held open, for a daemon whose stdout is closed could not write to it.
-    _stdout: BufReader<ChildStdout>,
-}
-
-impl Binary {
-    async fn start() -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"))
-            .args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"])
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        let address = loop {
-            line.clear();
-            let read =
-                timeout(PATIENCE, stdout.read_line(&mut line)).await.expect("it says nothing").unwrap();
-            assert_ne!(read, 0, "the daemon ended before it listened");
-            if let Some(address) = line.trim().strip_prefix("listening on tcp://") {
-                break address.to_owned();
-            }
-        };
-        Self { address, _child: child, _stdout: stdout }
-    }
-}
 
 /// The blocks behind `<!-- tour -->`, in their order.
 fn blocks() -> Vec<&'static str> {
@@ -86,7 +48,7 @@ async fn run(address: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn tour_of_the_readme_runs_word_for_word() {
-    let daemon = Binary::start().await;
+    let daemon = Binary::start(&[]).await;
     let printed = run(&daemon.address).await;
     let [made, shaken, hello, closed, resumed, freed, told] = printed.as_slice() else {
         panic!("{} blocks: this test knows what seven of them print", printed.len());

@@ -1,0 +1,66 @@
+//! The daemon as a process of its own.
+
+use std::{
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    process::{Child, ChildStdout, Command},
+    time::timeout,
+};
+
+/// Far more than anything here needs, so that a hang fails and does not hang the gate.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The binary, killed when it is dropped.
+pub(crate) struct Binary {
+    /// `127.0.0.1:PORT`.
+    pub(crate) address: String,
+    /// What it has printed up to where it listens.
+    pub(crate) greeting: String,
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Binary {
+    /// On a port of its own, with more arguments.
+    pub(crate) async fn start(args: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"))
+            .args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"])
+            .args(args)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut greeting = String::new();
+        let address = loop {
+            let before = greeting.len();
+            let read =
+                timeout(PATIENCE, stdout.read_line(&mut greeting)).await.expect("it says nothing").unwrap();
+            assert_ne!(read, 0, "the daemon ended before it listened");
+            if let Some(address) = greeting[before..].trim().strip_prefix("listening on tcp://") {
+                break address.to_owned();
+            }
+        };
+        Self { address, greeting, child, stdout }
+    }
+
+    /// Sends SIGTERM.
+    pub(crate) async fn terminate(&self) {
+        let id = self.child.id().expect("it still runs").to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
+    }
+
+    /// Waits for its end; answers how it ended and what it printed after the greeting.
+    pub(crate) async fn end(mut self) -> (ExitStatus, String) {
+        let mut rest = String::new();
+        timeout(PATIENCE, self.stdout.read_to_string(&mut rest)).await.expect("it does not end").unwrap();
+        (timeout(PATIENCE, self.child.wait()).await.expect("it does not end").unwrap(), rest)
+    }
+}

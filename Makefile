@@ -1,0 +1,23 @@
+# What there is to do here. `make test` is the whole gate, and all that CI runs.
+.PHONY: run test bench demo
+
+# The daemon with its built-in defaults: no file needed.
+run:
+	cargo run --release
+
+# tests/peers.sh installs openssl, curl, gnutls-cli, sslyze, grpcurl and buf where they are missing.
+test:
+	tests/peers.sh
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	.peers/bin/buf lint
+	.peers/bin/buf format -d --exit-code
+	cargo test
+
+bench:
+	cargo bench
+
+# Returning clients over three workers, with one shared daemon and with a daemon for each.
+demo:
+	cargo build --bins --examples
+	cargo run --quiet --example demo

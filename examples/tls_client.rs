@@ -1,0 +1,104 @@
+//! A worker that fetches a page over HTTPS and ends. TLS runs in the daemon, and so the next run - any worker's -
+//! resumes this one's session.
+//!
+//!     tls-sessiond &
+//!     cargo run --example tls_client -- --connect 127.0.0.1:8443
+
+mod shared;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::Parser;
+use shared::{Result, Wire, describe};
+use tls_sessiond::proto::{
+    NewRequest, Role, connection_service_client::ConnectionServiceClient, drive_response::Event,
+};
+use tokio::net::TcpStream;
+use tonic::transport::Endpoint;
+
+#[derive(Parser)]
+struct Args {
+    /// Where the daemon answers; unix:///PATH for a Unix socket.
+    #[arg(long, default_value = "http://127.0.0.1:50551")]
+    daemon: String,
+    /// The daemon's context, which says whom to trust.
+    #[arg(long, default_value = "default")]
+    context: String,
+    /// The name that the server's certificate must show.
+    #[arg(long, default_value = "localhost")]
+    server_name: String,
+    /// Address of the server.
+    #[arg(long)]
+    connect: String,
+    /// What to fetch.
+    #[arg(long, default_value = "/")]
+    path: String,
+}
+
+/// Most bytes of an answer that are taken.
+const ANSWER_MAX: usize = 1 << 20;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match fetch(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("tls_client: {err}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn fetch(args: Args) -> Result<()> {
+    let daemon = ConnectionServiceClient::new(Endpoint::from_shared(args.daemon)?.connect().await?);
+    let socket = TcpStream::connect(&args.connect).await?;
+    let new = NewRequest {
+        context: args.context,
+        role: Role::Client.into(),
+        server_name: args.server_name.clone(),
+        ..NewRequest::default()
+    };
+    let mut wire = Wire::open(daemon, socket, new).await?;
+    // It waits in the daemon until the handshake is done.
+    wire.write(format!(
+        "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
+        args.path, args.server_name
+    ))
+    .await;
+
+    let mut answer = Vec::new();
+    let mut failure = None;
+    while let Some(event) = wire.next().await? {
+        match event {
+            Event::Established(connection) => writeln!(io::stdout(), "{}", describe(&connection))?,
+            Event::Plaintext(bytes) if answer.len() + bytes.len() > ANSWER_MAX => {
+                return Err(format!("the answer is longer than {ANSWER_MAX} bytes").into());
+            }
+            Event::Plaintext(bytes) => answer.extend_from_slice(&bytes),
+            Event::Closed(closed) => {
+                let received = closed.connection.unwrap_or_default().shutdown.unwrap_or_default().received;
+                failure = match closed.alert {
+                    Some(alert) if alert.received => Some(format!("the server sent {}", alert.name)),
+                    Some(alert) => Some(format!("the server was refused with {}", alert.name)),
+                    None if !received => Some("the server ended without a close_notify".to_owned()),
+                    None => None,
+                };
+                // Only now: tickets may arrive as long as the server has not closed.
+                wire.shutdown().await;
+                wire.finish();
+            }
+            _ => {}
+        }
+    }
+    io::stdout().write_all(body(&answer))?;
+    failure.map_or(Ok(()), |failure| Err(failure.into()))
+}
+
+/// What follows the header; all of it where there is none.
+fn body(answer: &[u8]) -> &[u8] {
+    let header = answer.windows(4).position(|end| end == b"\r\n\r\n").map_or(0, |end| end + 4);
+    &answer[header..]
+}

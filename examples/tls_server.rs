@@ -1,0 +1,125 @@
+//! A worker that serves HTTPS, and has neither keys nor a TLS library: TLS runs in the daemon, and so every replica
+//! resumes the sessions of all others.
+//!
+//!     tls-sessiond &
+//!     cargo run --example tls_server -- --listen 127.0.0.1:8443 --name a &
+//!     cargo run --example tls_server -- --listen 127.0.0.1:8444 --name b &
+//!     curl -k https://127.0.0.1:8443/ https://127.0.0.1:8444/
+
+mod shared;
+
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use clap::Parser;
+use shared::{Result, Wire, describe};
+use tls_sessiond::proto::{
+    NewRequest, Role, connection_service_client::ConnectionServiceClient, drive_response::Event,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::{sleep, timeout},
+};
+use tonic::transport::{Channel, Endpoint};
+
+#[derive(Parser)]
+struct Args {
+    /// Where the daemon answers; unix:///PATH for a Unix socket.
+    #[arg(long, default_value = "http://127.0.0.1:50551")]
+    daemon: String,
+    /// Where to listen; port 0 lets the system choose.
+    #[arg(long, default_value = "127.0.0.1:8443")]
+    listen: SocketAddr,
+    /// The daemon's context, which has the certificate.
+    #[arg(long, default_value = "default")]
+    context: String,
+    /// What this replica calls itself.
+    #[arg(long, default_value = "worker")]
+    name: String,
+}
+
+/// Most bytes of a request that are kept.
+const REQUEST_MAX: usize = 8 * 1024;
+/// How long one connection may take, whatever the peer does.
+const CONNECTION_MAX: Duration = Duration::from_secs(30);
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let args = Arc::new(Args::parse());
+    let daemon = ConnectionServiceClient::new(Endpoint::from_shared(args.daemon.clone())?.connect().await?);
+    let listener = TcpListener::bind(args.listen).await?;
+    writeln!(io::stdout(), "listening on {}", listener.local_addr()?)?;
+    loop {
+        let (socket, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(err) => {
+                eprintln!("cannot accept: {err}");
+                // Too many open files, most likely, and some will be closed.
+                sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (daemon, args) = (daemon.clone(), Arc::clone(&args));
+        tokio::spawn(async move {
+            match timeout(CONNECTION_MAX, serve(socket, daemon, &args)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(err)) => eprintln!("{peer}: {err}"),
+                Err(_) => eprintln!("{peer}: took too long"),
+            }
+        });
+    }
+}
+
+/// One connection, from the ClientHello to the close_notify.
+async fn serve(socket: TcpStream, daemon: ConnectionServiceClient<Channel>, args: &Args) -> Result<()> {
+    let new =
+        NewRequest { context: args.context.clone(), role: Role::Server.into(), ..NewRequest::default() };
+    let mut wire = Wire::open(daemon, socket, new).await?;
+    let mut page = String::new();
+    let mut request = Vec::new();
+    let mut answered = false;
+    while let Some(event) = wire.next().await? {
+        match event {
+            Event::Established(connection) => page = format!("{}: {}\n", args.name, describe(&connection)),
+            Event::Plaintext(bytes) if !answered => {
+                let room = REQUEST_MAX - request.len();
+                request.extend_from_slice(&bytes[..bytes.len().min(room)]);
+                if let Some(status) = status(&request) {
+                    answered = true;
+                    wire.write(response(status, &page)).await;
+                    wire.shutdown().await;
+                }
+            }
+            // The peer closed, or the connection failed; then there is nothing left to close.
+            Event::Closed(_) => {
+                wire.shutdown().await;
+                wire.finish();
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// What to answer, once the request is whole or too long.
+fn status(request: &[u8]) -> Option<&'static str> {
+    let whole = request.windows(4).any(|end| end == b"\r\n\r\n");
+    match (whole, request.starts_with(b"GET ")) {
+        (true, true) => Some("200 OK"),
+        (true, false) => Some("405 Method Not Allowed"),
+        (false, _) if request.len() == REQUEST_MAX => Some("431 Request Header Fields Too Large"),
+        (false, _) => None,
+    }
+}
+
+fn response(status: &str, page: &str) -> String {
+    let body = if status.starts_with("200") { page } else { status };
+    format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+}

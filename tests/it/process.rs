@@ -8,6 +8,8 @@ use tokio::{
     time::timeout,
 };
 
+use crate::harness::TestDaemon;
+
 /// How long anything may take that a process does.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -50,6 +52,22 @@ impl Process {
     /// Whether it ends well, by itself.
     pub(crate) async fn succeeds(mut self) -> bool {
         timeout(PATIENCE, self.child.wait()).await.expect("it ends by itself").unwrap().success()
+    }
+}
+
+/// The example `tls_server`, listening.
+pub(crate) struct Server {
+    pub(crate) address: String,
+    pub(crate) process: Process,
+}
+
+impl Server {
+    pub(crate) async fn start(daemon: &TestDaemon, name: &str) -> Self {
+        let daemon = format!("http://{}", daemon.address);
+        let args = ["--daemon", &daemon, "--listen", "127.0.0.1:0", "--name", name];
+        let mut process = Process::start(example("tls_server").args(args));
+        let address = process.says("listening on ").await;
+        Self { address, process }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use tls_sessiond::proto as pb;
 use tokio::{
-    io::copy_bidirectional,
+    io::{AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream},
     process::Command,
     task::JoinHandle,
@@ -63,6 +63,40 @@ async fn curl_fetches_the_page() {
     let (page, good) = run(Command::new("curl").args(["-sS", "-k", &url]), "").await;
     assert!(good, "{page}");
     assert_eq!(page, "replica-7: TLS 1.3 TLS_AES_256_GCM_SHA384 resumed: false\n");
+}
+
+#[tokio::test]
+async fn example_server_outlives_peers_that_misbehave() {
+    let daemon = TestDaemon::start().await;
+    let server = Server::start(&daemon, "one").await;
+    // Gone at once; never TLS; half a ClientHello.
+    for bytes in [&b""[..], b"GET / HTTP/1.1\r\n\r\n", &[22, 3, 1, 1, 0, 1]] {
+        let mut socket = TcpStream::connect(&server.address).await.unwrap();
+        socket.write_all(bytes).await.unwrap();
+    }
+    let url = format!("https://{}/", server.address);
+    let long = format!("X-Long: {}", "x".repeat(10_000));
+    for (args, status) in [(["-X", "POST"], "405"), (["-H", &long], "431"), (["-H", "X-Short: x"], "200")] {
+        let status_only = ["-sk", "-o", "/dev/null", "-w", "%{http_code}", &url];
+        let (said, _) = run(Command::new("curl").args(status_only).args(args), "").await;
+        assert_eq!(said, status);
+    }
+    daemon.until("all connections are freed", async |daemon| daemon.table.is_empty()).await;
+}
+
+#[tokio::test]
+async fn example_server_finds_the_daemon_at_a_unix_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = format!("unix://{}", folder.path().join("api.sock").display());
+    let set = format!("listen.api=[\"{socket}\"]");
+    let mut daemon = Process::start(Command::new(env!("CARGO_BIN_EXE_tls-sessiond")).args(["--set", &set]));
+    daemon.says("listening on unix://").await;
+    let args = ["--daemon", &socket, "--listen", "127.0.0.1:0"];
+    let mut server = Process::start(example("tls_server").args(args));
+    let address = server.says("listening on ").await;
+    let (said, good) =
+        run(example("tls_client").args(["--daemon", &socket, "--connect", &address]), "").await;
+    assert!(good && said.contains("worker: TLS 1.3"), "{said}");
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use crate::{
     table::{Goal, Round, Table, Unit},
 };
 
-const ROUNDS: usize = 15;
+const ROUNDS: usize = 41;
 /// Handshakes of each client in one round, one after the other.
 const REPEATS: usize = 6;
 /// HTTP/2 connections: each worker has one, and four TLS connections at a time on it.
@@ -75,6 +75,10 @@ pub(crate) fn measure(
     table: &mut Table,
 ) {
     let tls13 = name.contains("1.3");
+    let name = format!("{:?} {:?} {name}", way.call, way.socket);
+    if !table.wants(&name) {
+        return;
+    }
     let plain_config = setup.plain(if tls13 && kind == Kind::Resumed { 1 } else { 2 });
     let mut workers = Vec::new();
     for _ in 0..WORKERS {
@@ -100,6 +104,5 @@ pub(crate) fn measure(
         (Call::Drive, Kind::Resumed) => Goal::AtLeast(0.33),
         _ => Goal::None,
     };
-    let name = format!("{:?} {:?} {name}", way.call, way.socket);
     table.row(&name, Unit::Rate(IN_FLIGHT * REPEATS), goal, &rounds);
 }

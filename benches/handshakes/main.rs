@@ -1,4 +1,5 @@
-//! What the daemon costs beside plain rustls, as ratios of CPU time from one run: `cargo bench`.
+//! What the daemon costs beside plain rustls, as ratios of CPU time from one run: `cargo bench`. Words after `--` choose
+//! rows by name: `cargo bench --bench handshakes -- 'Drive Unix TLS 1.2'`.
 //!
 //! * `cpu`: CPU clocks of this thread and of the daemon
 //! * `peer`: the certificate, the clients, and plain rustls as a server
@@ -27,7 +28,7 @@ use table::Table;
 fn main() {
     let setup = Setup::make();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut table = Table::default();
+    let mut table = Table::wanted(std::env::args().skip(1));
     let scenarios = [
         ("TLS 1.3 full", &TLS13, Kind::Full),
         ("TLS 1.3 resumed", &TLS13, Kind::Resumed),

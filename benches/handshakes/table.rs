@@ -26,16 +26,28 @@ pub(crate) enum Unit {
 }
 
 /// Rows as they come.
-#[derive(Default)]
-pub(crate) struct Table(Vec<String>);
+pub(crate) struct Table {
+    lines: Vec<String>,
+    filters: Vec<String>,
+}
 
 impl Table {
+    /// With the words of the command line: only rows whose name holds one of them are measured; none means all.
+    pub(crate) fn wanted(arguments: impl Iterator<Item = String>) -> Self {
+        // cargo adds --bench.
+        Self { lines: Vec::new(), filters: arguments.filter(|word| !word.starts_with("--")).collect() }
+    }
+
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter.as_str()))
+    }
+
     pub(crate) fn section(&mut self, title: &str) {
         let head = format!(
             "{:30} {:>6} {:>13} {:>10} {:>10}  {}",
             "", "ratio", "quartiles", "ours", "plain", "goal"
         );
-        self.0.extend([String::new(), title.to_owned(), head]);
+        self.lines.extend([String::new(), title.to_owned(), head]);
     }
 
     /// The median of the rounds' ratios is the row's.
@@ -68,10 +80,10 @@ impl Table {
             shown(quartile(&|round| round.plain, 2)),
         );
         eprintln!("{row}");
-        self.0.push(row);
+        self.lines.push(row);
     }
 
     pub(crate) fn print(&self) {
-        self.0.iter().for_each(|row| println!("{}", row.trim_end()));
+        self.lines.iter().for_each(|row| println!("{}", row.trim_end()));
     }
 }

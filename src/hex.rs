@@ -1,4 +1,4 @@
-//! Lower-case hex, without the machinery of `{:02x}`: every answer of the API names a connection and its session.
+//! Lower-case hex, without the machinery of `{:02x}`: every answer names a connection, often its session too.
 
 use std::fmt::{self, Write};
 

@@ -23,7 +23,8 @@ pub(crate) fn process(id: u32) -> f64 {
     fs::read_dir(format!("/proc/{id}/task")).unwrap().map(|thread| of_thread(&thread.unwrap().path())).sum()
 }
 
-/// proc(5): nanoseconds in schedstat. Kernels without CONFIG_SCHED_INFO have milliseconds, with as many digits, in sched.
+/// proc(5): nanoseconds in schedstat. Kernels without CONFIG_SCHED_INFO have milliseconds, with as many digits, in
+/// sched.
 fn of_thread(folder: &Path) -> f64 {
     if let Ok(stat) = fs::read_to_string(folder.join("schedstat")) {
         return stat.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e9;

@@ -50,8 +50,8 @@ impl Server for Driver {
     }
 }
 
-/// CPU seconds of the server's side of one handshake for each client, from making the object to dropping it. All are in
-/// flight at once, and the clock is read only when the sides change.
+/// CPU seconds of the server's side of one handshake for each client, from making the object to dropping it. All
+/// are in flight at once, and the clock is read only when the sides change.
 fn handshakes<S: Server>(clients: &[Arc<ClientConfig>], kind: Kind, make: impl Fn() -> S) -> f64 {
     let mut used = 0.0;
     let mut peers: Vec<_> = clients.iter().map(Peer::client).collect();

@@ -1,5 +1,5 @@
-//! What the daemon costs beside plain rustls, as ratios of CPU time from one run: `cargo bench`. Words after `--` choose
-//! rows by name: `cargo bench --bench handshakes -- 'Drive Unix TLS 1.2'`.
+//! What the daemon costs beside plain rustls, as ratios of CPU time from one run: `cargo bench`. Words after `--`
+//! choose rows by name: `cargo bench --bench handshakes -- 'Drive Unix TLS 1.2'`.
 //!
 //! * `cpu`: CPU clocks of this thread and of the daemon
 //! * `peer`: the certificate, the clients, and plain rustls as a server
@@ -9,8 +9,9 @@
 //! * `bulk`: application data through Drive
 //! * `table`: medians, goals, and the table
 //!
-//! Both sides of a comparison take turns in many short rounds, and each round gives one ratio: whatever else the machine
-//! does meanwhile hits both. CPU time counts, not wall time. Handshakes that were meant to resume must have resumed.
+//! Both sides of a comparison take turns in many short rounds, and each round gives one ratio: whatever else the
+//! machine does meanwhile hits both. CPU time counts, not wall time. Handshakes that were meant to resume must have
+//! resumed.
 
 #![expect(clippy::unwrap_used, reason = "where anything fails there is nothing to measure")]
 

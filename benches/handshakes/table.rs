@@ -32,7 +32,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// With the words of the command line: only rows whose name holds one of them are measured; none means all.
+    /// With the words of the command line: only rows whose name holds one are measured; none means all.
     pub(crate) fn wanted(arguments: impl Iterator<Item = String>) -> Self {
         // cargo adds --bench.
         Self { lines: Vec::new(), filters: arguments.filter(|word| !word.starts_with("--")).collect() }

@@ -204,10 +204,10 @@ pub struct Guarded {
     answers: Answers,
 }
 
-/// Answers on their way out. HTTP/2 would write those of each call by themselves, though the calls that came in one read
-/// are answered one right after the other: so the first small write waits until the tasks that are ready have
-/// run, and what they add goes out with it in one system call. No vectored writes, so HTTP/2 puts frames below 1 KiB
-/// together; of a longer one it writes the beginning first, which is kept back to go out with the rest.
+/// Answers on their way out. HTTP/2 would write those of each call by themselves, though the calls that came in
+/// one read are answered one right after the other: so the first small write waits until the tasks that are ready
+/// have run, and what they add goes out with it in one system call. No vectored writes, so HTTP/2 puts frames
+/// below 1 KiB together; of a longer one it writes the beginning first, which is kept back to go out with the rest.
 #[derive(Default)]
 struct Answers {
     kept: Vec<u8>,

@@ -31,6 +31,7 @@ use crate::{
     clock::Timestamp,
     config::ClosePolicy,
     context::Context,
+    hex,
     session::{PeerIdentity, Role, Session, Version},
 };
 
@@ -95,7 +96,7 @@ impl ConnectionId {
 
 impl fmt::Display for ConnectionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        hex::write(&self.0, f)
     }
 }
 

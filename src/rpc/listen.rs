@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -150,7 +150,7 @@ impl Stream for Listeners {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         if let Some(pause) = &mut this.pause {
-            std::task::ready!(pause.as_mut().poll(cx));
+            ready!(pause.as_mut().poll(cx));
             this.pause = None;
         }
         for listener in &this.sockets {
@@ -201,6 +201,39 @@ pub struct Guarded {
     peer: Peer,
     kill: Signal,
     mute: Option<Mute>,
+    answers: Answers,
+}
+
+/// Answers on their way out. HTTP/2 would write those of each call by themselves, though the calls that came in
+/// one read are answered one right after the other: so the first small write waits until the tasks that are ready
+/// have run, and what they add goes out with it in one system call. No vectored writes, so HTTP/2 puts frames
+/// below 1 KiB together; of a longer one it writes the beginning first, which is kept back to go out with the rest.
+#[derive(Default)]
+struct Answers {
+    kept: Vec<u8>,
+    waited: bool,
+    /// Bytes since the last flush.
+    written: usize,
+}
+
+impl Answers {
+    /// A flush of more than this does not wait for company.
+    const SMALL: usize = 4096;
+    /// A write below this is kept back until the next one or the flush.
+    const KEPT: usize = 2048;
+
+    fn wait(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if std::mem::replace(&mut self.waited, true) {
+            return Poll::Ready(());
+        }
+        // Comes back behind everything that is ready now.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn flushed(&mut self) {
+        self.waited = std::mem::take(&mut self.written) > Self::SMALL;
+    }
 }
 
 /// Nothing has come yet.
@@ -219,6 +252,7 @@ impl Guarded {
                 until: Box::pin(sleep(FIRST_BYTE)),
                 draining: Box::pin(signals.draining.clone().cancelled_owned()),
             }),
+            answers: Answers::default(),
         }
     }
 
@@ -260,38 +294,72 @@ impl AsyncRead for Guarded {
     }
 }
 
+impl Socket {
+    fn poll_write(&mut self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Self::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, bufs),
+        }
+    }
+}
+
+impl Guarded {
+    /// Writes what was kept back, and some of `more` behind it. Tells how much of that.
+    fn write(&mut self, cx: &mut Context<'_>, more: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let kept = &mut self.answers.kept;
+            let bufs = [io::IoSlice::new(kept), io::IoSlice::new(more)];
+            let written = ready!(self.socket.poll_write(cx, &bufs))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            let of_kept = written.min(kept.len());
+            kept.drain(..of_kept);
+            if kept.is_empty() && (written > of_kept || more.is_empty()) {
+                return Poll::Ready(Ok(written - of_kept));
+            }
+        }
+    }
+
+    fn write_kept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.answers.kept.is_empty() {
+            true => Poll::Ready(Ok(())),
+            false => self.write(cx, &[]).map_ok(|_| ()),
+        }
+    }
+}
+
 impl AsyncWrite for Guarded {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().socket {
-            Socket::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
-            Socket::Unix(unix) => Pin::new(unix).poll_write(cx, buf),
+        let this = self.get_mut();
+        ready!(this.answers.wait(cx));
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
         }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().socket {
-            Socket::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
-            Socket::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
+        let written = if this.answers.kept.is_empty() && buf.len() < Answers::KEPT {
+            this.answers.kept.extend_from_slice(buf);
+            buf.len()
+        } else {
+            ready!(this.write(cx, buf))?
+        };
+        this.answers.written += written;
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().socket {
+        let this = self.get_mut();
+        ready!(this.write_kept(cx))?;
+        this.answers.flushed();
+        match &mut this.socket {
             Socket::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
             Socket::Unix(unix) => Pin::new(unix).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().socket {
+        let this = self.get_mut();
+        ready!(this.write_kept(cx))?;
+        match &mut this.socket {
             Socket::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Socket::Unix(unix) => Pin::new(unix).poll_shutdown(cx),
         }

@@ -6,6 +6,7 @@
 //! * `exchange`: bytes in, bytes out - the handshake and the traffic
 //! * `close`: Shutdown, SetShutdown, Clear and Free - the close rule
 //! * `engine`: rustls over memory
+//! * `id`: how connections are named
 //! * `family`: the sessions that a connection made or uses
 //!
 //! ```text
@@ -24,14 +25,12 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use aws_lc_rs::rand;
 use rustls::pki_types::ServerName;
 
 use crate::{
     clock::Timestamp,
     config::ClosePolicy,
     context::Context,
-    hex,
     session::{PeerIdentity, Role, Session, Version},
 };
 
@@ -41,70 +40,19 @@ mod close;
 mod engine;
 mod exchange;
 mod family;
+mod id;
 pub mod table;
 
 pub use alert::Alert;
 pub use close::ShutdownStatus;
 pub use exchange::{Input, Output};
 pub use family::Removed;
+pub use id::ConnectionId;
 pub use table::Table;
 
 use client_hello::FirstFlight;
 use engine::Engine;
 use family::Family;
-
-/// Names a connection: 128 random bits, so that none can be guessed.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnectionId([u8; 16]);
-
-impl ConnectionId {
-    /// A new one.
-    ///
-    /// # Errors
-    /// The system has no random numbers.
-    pub fn random() -> Result<Self, Error> {
-        let mut bytes = [0; 16];
-        rand::fill(&mut bytes).map_err(|_| Error::NoRandomness)?;
-        Ok(Self(bytes))
-    }
-
-    /// Reads 32 lower-case hex digits.
-    pub fn parse(text: &str) -> Option<Self> {
-        let digits: &[u8; 32] = text.as_bytes().try_into().ok()?;
-        let digit = |byte: u8| match byte {
-            b'0'..=b'9' => Some(byte - b'0'),
-            b'a'..=b'f' => Some(byte - b'a' + 10),
-            _ => None,
-        };
-        let mut bytes = [0; 16];
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-        }
-        Some(Self(bytes))
-    }
-
-    /// The id of these bytes.
-    pub fn from_bytes(bytes: [u8; 16]) -> Self {
-        Self(bytes)
-    }
-
-    /// The bytes.
-    pub fn as_bytes(&self) -> &[u8; 16] {
-        &self.0
-    }
-}
-
-impl fmt::Display for ConnectionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        hex::write(&self.0, f)
-    }
-}
-
-impl fmt::Debug for ConnectionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")
-    }
-}
 
 /// Why a call was refused. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]

@@ -10,7 +10,10 @@ use std::{
     os::unix::{fs::PermissionsExt, net::UnixStream as StdUnixStream},
     path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -42,7 +45,6 @@ pub struct Peer {
 pub struct Listeners {
     sockets: Vec<Listener>,
     pause: Option<Pin<Box<Sleep>>>,
-    signals: Signals,
     local: Arc<str>,
 }
 
@@ -76,7 +78,7 @@ impl Listeners {
     ///
     /// # Errors
     /// The endpoint that cannot be bound, and why.
-    pub fn bind(endpoints: &[Endpoint], signals: Signals) -> io::Result<Self> {
+    pub fn bind(endpoints: &[Endpoint]) -> io::Result<Self> {
         let mut sockets = Vec::new();
         for endpoint in endpoints {
             match endpoint {
@@ -93,7 +95,7 @@ impl Listeners {
         if sockets.is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "listen.api names nothing to listen on"));
         }
-        Ok(Self { sockets, pause: None, signals, local: "local".into() })
+        Ok(Self { sockets, pause: None, local: "local".into() })
     }
 
     /// Where it listens, with the ports that the system chose.
@@ -145,9 +147,9 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 }
 
 impl Stream for Listeners {
-    type Item = io::Result<Guarded>;
+    type Item = Accepted;
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Accepted>> {
         let this = self.get_mut();
         if let Some(pause) = &mut this.pause {
             ready!(pause.as_mut().poll(cx));
@@ -155,28 +157,30 @@ impl Stream for Listeners {
         }
         for listener in &this.sockets {
             let accepted = match listener {
-                Listener::Tcp(tcp) => tcp.poll_accept(cx).map_ok(|(stream, _)| {
+                Listener::Tcp(tcp) => tcp.poll_accept(cx).map(|accepted| {
+                    let (stream, _) = accepted?;
                     // An answer that waits for an acknowledgement costs a handshake 40 ms.
                     let delayed = stream.set_nodelay(true);
                     if let Err(err) = delayed {
                         tracing::debug!(%err, "cannot set TCP_NODELAY");
                     }
-                    (Socket::Tcp(stream), Arc::clone(&this.local))
+                    Ok((Waiting::Tcp(stream.into_std()?), Arc::clone(&this.local)))
                 }),
-                Listener::Unix(unix, _) => unix.poll_accept(cx).map_ok(|(stream, _)| {
+                Listener::Unix(unix, _) => unix.poll_accept(cx).map(|accepted| {
+                    let (stream, _) = accepted?;
                     let owner = match stream.peer_cred() {
                         Ok(cred) => format!("uid:{}", cred.uid()).into(),
                         Err(_) => Arc::clone(&this.local),
                     };
-                    (Socket::Unix(stream), owner)
+                    Ok((Waiting::Unix(stream.into_std()?), owner))
                 }),
             };
             match accepted {
                 Poll::Pending => {}
                 Poll::Ready(Ok((socket, owner))) => {
-                    return Poll::Ready(Some(Ok(Guarded::new(socket, Peer { owner }, &this.signals))));
+                    return Poll::Ready(Some(Accepted { socket, peer: Peer { owner }, counted: None }));
                 }
-                Poll::Ready(Err(err)) => {
+                Poll::Ready(Err::<_, io::Error>(err)) => {
                     tracing::warn!(%err, "cannot accept a connection");
                     this.pause = Some(Box::pin(sleep(ACCEPT_PAUSE)));
                     cx.waker().wake_by_ref();
@@ -185,6 +189,35 @@ impl Stream for Listeners {
             }
         }
         Poll::Pending
+    }
+}
+
+/// A connection that no thread has yet. Dropping it closes it.
+pub struct Accepted {
+    socket: Waiting,
+    peer: Peer,
+    counted: Option<Counted>,
+}
+
+enum Waiting {
+    Tcp(std::net::TcpStream),
+    Unix(StdUnixStream),
+}
+
+/// One open connection of a thread.
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Accepted {
+    /// Counts as open from now on.
+    pub(super) fn count_on(&mut self, open: &Arc<AtomicUsize>) {
+        open.fetch_add(1, Ordering::Relaxed);
+        self.counted = Some(Counted(Arc::clone(open)));
     }
 }
 
@@ -202,6 +235,7 @@ pub struct Guarded {
     kill: Signal,
     mute: Option<Mute>,
     answers: Answers,
+    _counted: Option<Counted>,
 }
 
 /// Answers on their way out. HTTP/2 would write those of each call by themselves, though the calls that came in
@@ -243,17 +277,23 @@ struct Mute {
 }
 
 impl Guarded {
-    fn new(socket: Socket, peer: Peer, signals: &Signals) -> Self {
-        Self {
+    /// Takes a socket over into this thread's runtime.
+    pub(super) fn adopt(accepted: Accepted, signals: &Signals) -> io::Result<Self> {
+        let socket = match accepted.socket {
+            Waiting::Tcp(tcp) => Socket::Tcp(TcpStream::from_std(tcp)?),
+            Waiting::Unix(unix) => Socket::Unix(UnixStream::from_std(unix)?),
+        };
+        Ok(Self {
             socket,
-            peer,
+            peer: accepted.peer,
+            _counted: accepted.counted,
             kill: Box::pin(signals.kill.clone().cancelled_owned()),
             mute: Some(Mute {
                 until: Box::pin(sleep(FIRST_BYTE)),
                 draining: Box::pin(signals.draining.clone().cancelled_owned()),
             }),
             answers: Answers::default(),
-        }
+        })
     }
 
     fn ends(&mut self, cx: &mut Context<'_>) -> Option<io::Error> {

@@ -44,7 +44,7 @@ impl Table {
 
     pub(crate) fn section(&mut self, title: &str) {
         let head = format!(
-            "{:30} {:>6} {:>13} {:>10} {:>10}  {}",
+            "{:40} {:>6} {:>13} {:>10} {:>10}  {}",
             "", "ratio", "quartiles", "ours", "plain", "goal"
         );
         self.lines.extend([String::new(), title.to_owned(), head]);
@@ -74,7 +74,7 @@ impl Table {
             }
         };
         let row = format!(
-            "{name:30} {median:>6.2} {:>13} {:>10} {:>10}  {goal}",
+            "{name:40} {median:>6.2} {:>13} {:>10} {:>10}  {goal}",
             format!("{:.2} .. {:.2}", quartile(&ratio, 1), quartile(&ratio, 3)),
             shown(quartile(&|round| round.ours, 2)),
             shown(quartile(&|round| round.plain, 2)),

@@ -20,6 +20,7 @@ mod reflection;
 mod refusals;
 mod returning;
 mod scenarios;
+mod scope;
 mod stop;
 mod tidy;
 mod tour;

@@ -114,7 +114,7 @@ fn check(file: PathBuf, overrides: &Overrides) -> Result<(), Error> {
 fn serve(args: &Serve) -> Result<(), Error> {
     let config = load(args.config.clone(), &args.overrides)?;
     log();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let stop = stop_signals()?;
         let daemon = Daemon::bind(&config, Clock::System)?;

@@ -10,7 +10,7 @@ use crate::{
     connection::{self, Table},
     context::Registry,
     rpc::{
-        Api, Serving,
+        Api, ServeError, Serving,
         listen::{Listeners, Signals},
     },
 };
@@ -32,9 +32,9 @@ pub enum Error {
     /// The services could not be made.
     #[error(transparent)]
     Api(#[from] connection::Error),
-    /// The transport failed while it served.
-    #[error("the API ended by itself: {0}")]
-    Serve(#[from] tonic::transport::Error),
+    /// The API failed while it served.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
 }
 
 /// A daemon that listens, and answers once it runs.
@@ -56,7 +56,7 @@ impl Daemon {
         let table = Arc::new(Table::new(registry, clock, config.limits.connections));
         let signals = Signals::default();
         let api = Api::new(Arc::clone(&table), &config.limits, &signals)?;
-        let listeners = Listeners::bind(&config.api, signals.clone())?;
+        let listeners = Listeners::bind(&config.api)?;
         Ok(Self { table, api, listeners, signals, drain: config.drain })
     }
 

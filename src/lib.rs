@@ -14,4 +14,5 @@ pub mod store; // where sessions lie
 
 pub mod clock; // the one source of time
 pub mod config; // file, environment and command line in, a valid Config out
+mod hex; // ids as the API writes them
 pub mod proto; // the generated contract

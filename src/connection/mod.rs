@@ -7,6 +7,7 @@
 //! * `close`: Shutdown, SetShutdown, Clear and Free - the close rule
 //! * `engine`: rustls over memory
 //! * [`worker`]: connections whose TLS runs in the worker
+//! * `id`: how connections are named
 //! * `family`: the sessions that a connection made or uses
 //!
 //! ```text
@@ -25,7 +26,6 @@
 
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
-use aws_lc_rs::rand;
 use rustls::pki_types::ServerName;
 
 use crate::{
@@ -41,6 +41,7 @@ mod close;
 mod engine;
 mod exchange;
 mod family;
+mod id;
 pub mod table;
 pub mod worker;
 
@@ -48,64 +49,12 @@ pub use alert::Alert;
 pub use close::ShutdownStatus;
 pub use exchange::{Input, Output};
 pub use family::Removed;
+pub use id::ConnectionId;
 pub use table::Table;
 
 use client_hello::FirstFlight;
 use engine::Engine;
 use family::Family;
-
-/// Names a connection: 128 random bits, so that none can be guessed.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnectionId([u8; 16]);
-
-impl ConnectionId {
-    /// A new one.
-    ///
-    /// # Errors
-    /// The system has no random numbers.
-    pub fn random() -> Result<Self, Error> {
-        let mut bytes = [0; 16];
-        rand::fill(&mut bytes).map_err(|_| Error::NoRandomness)?;
-        Ok(Self(bytes))
-    }
-
-    /// Reads 32 lower-case hex digits.
-    pub fn parse(text: &str) -> Option<Self> {
-        let digits: &[u8; 32] = text.as_bytes().try_into().ok()?;
-        let digit = |byte: u8| match byte {
-            b'0'..=b'9' => Some(byte - b'0'),
-            b'a'..=b'f' => Some(byte - b'a' + 10),
-            _ => None,
-        };
-        let mut bytes = [0; 16];
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-        }
-        Some(Self(bytes))
-    }
-
-    /// The id of these bytes.
-    pub fn from_bytes(bytes: [u8; 16]) -> Self {
-        Self(bytes)
-    }
-
-    /// The bytes.
-    pub fn as_bytes(&self) -> &[u8; 16] {
-        &self.0
-    }
-}
-
-impl fmt::Display for ConnectionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for ConnectionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")
-    }
-}
 
 /// Why a call was refused. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]

@@ -8,6 +8,8 @@ use std::fmt;
 
 use aws_lc_rs::digest::{Context as Hasher, SHA256};
 
+use crate::hex;
+
 /// SHA-256 over a list of fields, each with its length before it, so that no two lists run together.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Scope([u8; 32]);
@@ -21,7 +23,7 @@ impl Scope {
 
 impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        hex::write(&self.0, f)
     }
 }
 

@@ -27,6 +27,8 @@ use crate::{
 pub(super) const BATCH_MAX: usize = 1000;
 /// Answers of one batch are cut into messages of about this size, for many clients take no more than 4 MiB.
 const ANSWERS_BYTES: usize = 1 << 20;
+/// Connections of a stream that are not worth a search for those that are gone.
+const PRUNE_MIN: usize = 1024;
 /// The longest alias, `@` included.
 const ALIAS_MAX: usize = 64;
 
@@ -52,13 +54,22 @@ pub(super) struct Calls {
     sessions: Arc<Sessions>,
     owner: Arc<str>,
     made: HashMap<ConnectionId, Option<String>>,
+    /// How many may be in `made` before those that are gone are looked for.
+    prune_at: usize,
     /// Aliases of connections that were made here.
     aliases: HashMap<String, String>,
 }
 
 impl Calls {
     pub(super) fn new(connections: Arc<Connections>, sessions: Arc<Sessions>, owner: Arc<str>) -> Self {
-        Self { connections, sessions, owner, made: HashMap::new(), aliases: HashMap::new() }
+        Self {
+            connections,
+            sessions,
+            owner,
+            made: HashMap::new(),
+            prune_at: PRUNE_MIN,
+            aliases: HashMap::new(),
+        }
     }
 
     fn answer(&mut self, call: pb::Call) -> Option<pb::Answer> {
@@ -115,8 +126,24 @@ impl Calls {
                 self.aliases.insert(alias.clone(), connection.id.clone());
             }
             self.made.insert(convert::connection_id(&connection.id)?, alias);
+            if self.made.len() >= self.prune_at {
+                self.prune();
+            }
         }
         Ok(made)
+    }
+
+    /// Forgets connections that are gone without a Free on this stream: lapsed, or freed by others.
+    fn prune(&mut self) {
+        let table = &self.connections.opener.table;
+        self.made.retain(|id, alias| {
+            let live = table.look(*id, |_, _| ()).is_ok();
+            if let Some(alias) = alias.as_ref().filter(|_| !live) {
+                self.aliases.remove(alias);
+            }
+            live
+        });
+        self.prune_at = (2 * self.made.len()).max(PRUNE_MIN);
     }
 
     /// A connection is gone, whoever freed it; its alias may be used again.

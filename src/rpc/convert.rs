@@ -10,7 +10,7 @@ use crate::{
     config::ClosePolicy,
     connection::{self, ConnectionId, EngineKind, Evidence, Removed, Shutdown, State},
     context::Context,
-    proto as pb,
+    hex, proto as pb,
     session::{PeerIdentity, RemovalReason, Role, Session, SessionId, Version},
 };
 
@@ -23,20 +23,7 @@ pub(super) fn session_id(text: &str) -> Result<Option<SessionId>, Refusal> {
     if text.is_empty() {
         return Ok(None);
     }
-    hex(text).and_then(|bytes| SessionId::new(&bytes)).map(Some).ok_or(Refusal::SessionIdMalformed)
-}
-
-/// Lower-case hex.
-pub(super) fn hex(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        _ => None,
-    };
-    if !text.len().is_multiple_of(2) {
-        return None;
-    }
-    text.as_bytes().chunks_exact(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
+    hex::read(text).and_then(|bytes| SessionId::new(&bytes)).map(Some).ok_or(Refusal::SessionIdMalformed)
 }
 
 pub(super) fn role(value: i32) -> Result<Role, Refusal> {
@@ -54,7 +41,7 @@ pub(super) fn flags(flags: pb::ShutdownFlags) -> Shutdown {
 pub(super) fn connection(from: &connection::Connection, expires: Timestamp) -> pb::Connection {
     let flags = from.shutdown_flags();
     pb::Connection {
-        id: from.id().to_string(),
+        id: hex::string(from.id().as_bytes()),
         context: from.context().name.to_string(),
         role: role_value(from.role()).into(),
         engine: match from.engine_kind() {
@@ -82,7 +69,7 @@ pub(super) fn connection(from: &connection::Connection, expires: Timestamp) -> p
         alpn: from.alpn().into(),
         server_name: from.server_name().into(),
         session_reused: from.session_reused(),
-        session_id: from.session().map(|session| session.id.to_string()).unwrap_or_default(),
+        session_id: from.session().map(|session| hex::string(session.id.as_bytes())).unwrap_or_default(),
         peer: from.peer().map(|peer| identity(peer)),
         create_time: Some(timestamp(from.created())),
         expire_time: Some(timestamp(expires)),
@@ -92,7 +79,7 @@ pub(super) fn connection(from: &connection::Connection, expires: Timestamp) -> p
 
 pub(super) fn session(from: &Session) -> pb::Session {
     pb::Session {
-        id: from.id.to_string(),
+        id: hex::string(from.id.as_bytes()),
         context: from.context.to_string(),
         role: role_value(from.role).into(),
         version: version_value(Some(from.version)),
@@ -148,7 +135,7 @@ pub(super) fn context(from: &Context, uptime: Duration) -> pb::Context {
 pub(super) fn removed(from: Vec<Removed>) -> Vec<pb::RemovedSession> {
     from.into_iter()
         .map(|removed| pb::RemovedSession {
-            session_id: removed.id.to_string(),
+            session_id: hex::string(removed.id.as_bytes()),
             reason: match removed.reason {
                 RemovalReason::Unclosed => pb::RemovalReason::Unclosed,
                 RemovalReason::FatalAlert => pb::RemovalReason::FatalAlert,
@@ -164,7 +151,7 @@ pub(super) fn alert(from: connection::Alert) -> pb::Alert {
 
 fn identity(from: &PeerIdentity) -> pb::PeerIdentity {
     pb::PeerIdentity {
-        certificate_sha256: from.certificate_sha256.iter().map(|byte| format!("{byte:02x}")).collect(),
+        certificate_sha256: hex::string(&from.certificate_sha256),
         subject: from.subject.clone(),
         dns_names: from.dns_names.clone(),
         uris: from.uris.clone(),
@@ -178,7 +165,7 @@ pub(super) fn read_identity(from: pb::PeerIdentity) -> Result<PeerIdentity, Refu
     let names = from.dns_names.len() + from.uris.len();
     let longest =
         from.dns_names.iter().chain(&from.uris).chain([&from.subject]).map(String::len).max().unwrap_or(0);
-    let digest = hex(&from.certificate_sha256).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    let digest = hex::read(&from.certificate_sha256).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
     match digest {
         Some(certificate_sha256) if names <= NAMES_MAX && longest <= NAME_MAX => Ok(PeerIdentity {
             certificate_sha256,

@@ -10,8 +10,11 @@ use std::{
     os::unix::{fs::PermissionsExt, net::UnixStream as StdUnixStream},
     path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -42,7 +45,6 @@ pub struct Peer {
 pub struct Listeners {
     sockets: Vec<Listener>,
     pause: Option<Pin<Box<Sleep>>>,
-    signals: Signals,
     local: Arc<str>,
 }
 
@@ -76,7 +78,7 @@ impl Listeners {
     ///
     /// # Errors
     /// The endpoint that cannot be bound, and why.
-    pub fn bind(endpoints: &[Endpoint], signals: Signals) -> io::Result<Self> {
+    pub fn bind(endpoints: &[Endpoint]) -> io::Result<Self> {
         let mut sockets = Vec::new();
         for endpoint in endpoints {
             match endpoint {
@@ -93,7 +95,7 @@ impl Listeners {
         if sockets.is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "listen.api names nothing to listen on"));
         }
-        Ok(Self { sockets, pause: None, signals, local: "local".into() })
+        Ok(Self { sockets, pause: None, local: "local".into() })
     }
 
     /// Where it listens, with the ports that the system chose.
@@ -145,38 +147,40 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 }
 
 impl Stream for Listeners {
-    type Item = io::Result<Guarded>;
+    type Item = Accepted;
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Accepted>> {
         let this = self.get_mut();
         if let Some(pause) = &mut this.pause {
-            std::task::ready!(pause.as_mut().poll(cx));
+            ready!(pause.as_mut().poll(cx));
             this.pause = None;
         }
         for listener in &this.sockets {
             let accepted = match listener {
-                Listener::Tcp(tcp) => tcp.poll_accept(cx).map_ok(|(stream, _)| {
+                Listener::Tcp(tcp) => tcp.poll_accept(cx).map(|accepted| {
+                    let (stream, _) = accepted?;
                     // An answer that waits for an acknowledgement costs a handshake 40 ms.
                     let delayed = stream.set_nodelay(true);
                     if let Err(err) = delayed {
                         tracing::debug!(%err, "cannot set TCP_NODELAY");
                     }
-                    (Socket::Tcp(stream), Arc::clone(&this.local))
+                    Ok((Waiting::Tcp(stream.into_std()?), Arc::clone(&this.local)))
                 }),
-                Listener::Unix(unix, _) => unix.poll_accept(cx).map_ok(|(stream, _)| {
+                Listener::Unix(unix, _) => unix.poll_accept(cx).map(|accepted| {
+                    let (stream, _) = accepted?;
                     let owner = match stream.peer_cred() {
                         Ok(cred) => format!("uid:{}", cred.uid()).into(),
                         Err(_) => Arc::clone(&this.local),
                     };
-                    (Socket::Unix(stream), owner)
+                    Ok((Waiting::Unix(stream.into_std()?), owner))
                 }),
             };
             match accepted {
                 Poll::Pending => {}
                 Poll::Ready(Ok((socket, owner))) => {
-                    return Poll::Ready(Some(Ok(Guarded::new(socket, Peer { owner }, &this.signals))));
+                    return Poll::Ready(Some(Accepted { socket, peer: Peer { owner }, counted: None }));
                 }
-                Poll::Ready(Err(err)) => {
+                Poll::Ready(Err::<_, io::Error>(err)) => {
                     tracing::warn!(%err, "cannot accept a connection");
                     this.pause = Some(Box::pin(sleep(ACCEPT_PAUSE)));
                     cx.waker().wake_by_ref();
@@ -185,6 +189,35 @@ impl Stream for Listeners {
             }
         }
         Poll::Pending
+    }
+}
+
+/// A connection that no thread has yet. Dropping it closes it.
+pub struct Accepted {
+    socket: Waiting,
+    peer: Peer,
+    counted: Option<Counted>,
+}
+
+enum Waiting {
+    Tcp(std::net::TcpStream),
+    Unix(StdUnixStream),
+}
+
+/// One open connection of a thread.
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Accepted {
+    /// Counts as open from now on.
+    pub(super) fn count_on(&mut self, open: &Arc<AtomicUsize>) {
+        open.fetch_add(1, Ordering::Relaxed);
+        self.counted = Some(Counted(Arc::clone(open)));
     }
 }
 
@@ -201,6 +234,40 @@ pub struct Guarded {
     peer: Peer,
     kill: Signal,
     mute: Option<Mute>,
+    answers: Answers,
+    _counted: Option<Counted>,
+}
+
+/// Answers on their way out. HTTP/2 would write those of each call by themselves, though the calls that came in
+/// one read are answered one right after the other: so the first small write waits until the tasks that are ready
+/// have run, and what they add goes out with it in one system call. No vectored writes, so HTTP/2 puts frames
+/// below 1 KiB together; of a longer one it writes the beginning first, which is kept back to go out with the rest.
+#[derive(Default)]
+struct Answers {
+    kept: Vec<u8>,
+    waited: bool,
+    /// Bytes since the last flush.
+    written: usize,
+}
+
+impl Answers {
+    /// A flush of more than this does not wait for company.
+    const SMALL: usize = 4096;
+    /// A write below this is kept back until the next one or the flush.
+    const KEPT: usize = 2048;
+
+    fn wait(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if std::mem::replace(&mut self.waited, true) {
+            return Poll::Ready(());
+        }
+        // Comes back behind everything that is ready now.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn flushed(&mut self) {
+        self.waited = std::mem::take(&mut self.written) > Self::SMALL;
+    }
 }
 
 /// Nothing has come yet.
@@ -210,16 +277,23 @@ struct Mute {
 }
 
 impl Guarded {
-    fn new(socket: Socket, peer: Peer, signals: &Signals) -> Self {
-        Self {
+    /// Takes a socket over into this thread's runtime.
+    pub(super) fn adopt(accepted: Accepted, signals: &Signals) -> io::Result<Self> {
+        let socket = match accepted.socket {
+            Waiting::Tcp(tcp) => Socket::Tcp(TcpStream::from_std(tcp)?),
+            Waiting::Unix(unix) => Socket::Unix(UnixStream::from_std(unix)?),
+        };
+        Ok(Self {
             socket,
-            peer,
+            peer: accepted.peer,
+            _counted: accepted.counted,
             kill: Box::pin(signals.kill.clone().cancelled_owned()),
             mute: Some(Mute {
                 until: Box::pin(sleep(FIRST_BYTE)),
                 draining: Box::pin(signals.draining.clone().cancelled_owned()),
             }),
-        }
+            answers: Answers::default(),
+        })
     }
 
     fn ends(&mut self, cx: &mut Context<'_>) -> Option<io::Error> {
@@ -260,38 +334,72 @@ impl AsyncRead for Guarded {
     }
 }
 
+impl Socket {
+    fn poll_write(&mut self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Self::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, bufs),
+        }
+    }
+}
+
+impl Guarded {
+    /// Writes what was kept back, and some of `more` behind it. Tells how much of that.
+    fn write(&mut self, cx: &mut Context<'_>, more: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let kept = &mut self.answers.kept;
+            let bufs = [io::IoSlice::new(kept), io::IoSlice::new(more)];
+            let written = ready!(self.socket.poll_write(cx, &bufs))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            let of_kept = written.min(kept.len());
+            kept.drain(..of_kept);
+            if kept.is_empty() && (written > of_kept || more.is_empty()) {
+                return Poll::Ready(Ok(written - of_kept));
+            }
+        }
+    }
+
+    fn write_kept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.answers.kept.is_empty() {
+            true => Poll::Ready(Ok(())),
+            false => self.write(cx, &[]).map_ok(|_| ()),
+        }
+    }
+}
+
 impl AsyncWrite for Guarded {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().socket {
-            Socket::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
-            Socket::Unix(unix) => Pin::new(unix).poll_write(cx, buf),
+        let this = self.get_mut();
+        ready!(this.answers.wait(cx));
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
         }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().socket {
-            Socket::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
-            Socket::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
+        let written = if this.answers.kept.is_empty() && buf.len() < Answers::KEPT {
+            this.answers.kept.extend_from_slice(buf);
+            buf.len()
+        } else {
+            ready!(this.write(cx, buf))?
+        };
+        this.answers.written += written;
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().socket {
+        let this = self.get_mut();
+        ready!(this.write_kept(cx))?;
+        this.answers.flushed();
+        match &mut this.socket {
             Socket::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
             Socket::Unix(unix) => Pin::new(unix).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().socket {
+        let this = self.get_mut();
+        ready!(this.write_kept(cx))?;
+        match &mut this.socket {
             Socket::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Socket::Unix(unix) => Pin::new(unix).poll_shutdown(cx),
         }

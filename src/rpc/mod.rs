@@ -2,14 +2,16 @@
 //!
 //! * [`listen`]: sockets, who calls, and when a connection must end
 //! * [`status`]: the table of refusals
+//! * `lanes`: one thread for each core
 //! * `edge`: what every call passes
 //! * `connections`, `sessions`, `contexts`, `workers`: one file for each service
 //! * `drive`, `attach`: one for each stream
 //! * `convert`, `page`, `request_ids`: messages, lists, repeated requests
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroUsize, sync::Arc, thread, time::Duration};
 
-use tonic::transport::{Server, server::Router};
+use tokio_stream::StreamExt;
+use tonic::{service::Routes, transport::Server};
 use tonic_health::server::HealthReporter;
 
 use crate::{
@@ -28,6 +30,7 @@ mod contexts;
 mod convert;
 mod drive;
 mod edge;
+mod lanes;
 pub mod listen;
 mod page;
 mod request_ids;
@@ -38,6 +41,7 @@ mod workers;
 use connections::{Connections, Opener};
 use contexts::Contexts;
 use edge::Edge;
+use lanes::Lanes;
 use listen::{Listeners, Signals};
 use page::Pages;
 use request_ids::RequestIds;
@@ -63,8 +67,20 @@ const HEALTH_NAMES: [&str; 5] = [
 
 /// All services, ready to be served.
 pub struct Api {
-    router: Router<tower::layer::util::Stack<Edge, tower::layer::util::Identity>>,
+    routes: Routes,
+    streams: u32,
     health: Health,
+}
+
+/// Why the API does not serve any more.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The system gave no thread, or no event queue for it.
+    #[error("cannot start a thread of the API: {0}")]
+    Thread(#[from] std::io::Error),
+    /// gRPC failed by itself.
+    #[error("the API ended by itself: {0}")]
+    Transport(#[from] tonic::transport::Error),
 }
 
 /// Tells orchestrators whether to send work.
@@ -123,13 +139,7 @@ impl Api {
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
-        let router = Server::builder()
-            .max_concurrent_streams(limits.streams)
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .http2_max_header_list_size(HEADERS_MAX)
-            .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
-            .layer(Edge)
+        let routes = Routes::default()
             .add_service(
                 ConnectionServiceServer::from_arc(connections).max_decoding_message_size(limits.message),
             )
@@ -142,7 +152,7 @@ impl Api {
             .add_service(health)
             .add_service(reflection().build_v1().expect("the descriptors are valid"))
             .add_service(reflection().build_v1alpha().expect("the descriptors are valid"));
-        Ok(Self { router, health: Health(reporter) })
+        Ok(Self { routes, streams: limits.streams, health: Health(reporter) })
     }
 
     /// What tells whether the daemon serves.
@@ -150,11 +160,38 @@ impl Api {
         self.health.clone()
     }
 
-    /// Serves until `signals.draining` is cancelled and the last call has ended, or `signals.kill` is.
+    /// Serves on one thread for each core until `signals.draining` is cancelled and the last call has ended, or
+    /// `signals.kill` is.
     ///
     /// # Errors
-    /// Those of the transport.
-    pub async fn serve(self, listeners: Listeners, signals: &Signals) -> Result<(), tonic::transport::Error> {
-        self.router.serve_with_incoming_shutdown(listeners, signals.draining.clone().cancelled_owned()).await
+    /// Threads that cannot be had, and those of the transport.
+    pub async fn serve(self, mut listeners: Listeners, signals: &Signals) -> Result<(), ServeError> {
+        let (routes, streams, draining) = (self.routes, self.streams, signals.draining.clone());
+        let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let mut lanes = Lanes::start(cores, signals, move |incoming| {
+            Server::builder()
+                .max_concurrent_streams(streams)
+                .http2_keepalive_interval(Some(KEEPALIVE))
+                .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+                .http2_max_header_list_size(HEADERS_MAX)
+                .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
+                .layer(Edge)
+                .add_routes(routes.clone())
+                .serve_with_incoming_shutdown(incoming, draining.clone().cancelled_owned())
+        })?;
+        loop {
+            tokio::select! {
+                () = signals.draining.cancelled() => break,
+                Some(accepted) = listeners.next() => lanes.hand(accepted).await,
+                // None ends before it is told to, but by an error.
+                Some(ended) = lanes.ended() => ended?,
+            }
+        }
+        drop(listeners);
+        lanes.close();
+        while let Some(ended) = lanes.ended().await {
+            ended?;
+        }
+        Ok(())
     }
 }

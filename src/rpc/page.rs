@@ -6,6 +6,7 @@
 use aws_lc_rs::hmac;
 
 use super::status::Refusal;
+use crate::hex;
 
 /// How many items a page has where the caller does not say.
 const PAGE_SIZE: usize = 100;
@@ -35,7 +36,7 @@ impl Pages {
     /// The token that goes on after `place` in the list that `filters` name.
     pub(super) fn token(&self, filters: &[&str], place: &[u8]) -> String {
         let tag = self.tag(filters, place);
-        place.iter().chain(&tag.as_ref()[..TAG]).map(|byte| format!("{byte:02x}")).collect()
+        hex::string(&[place, &tag.as_ref()[..TAG]].concat())
     }
 
     /// The place of a token; `None` for the first page.
@@ -43,7 +44,7 @@ impl Pages {
         if token.is_empty() {
             return Ok(None);
         }
-        let mut bytes = super::convert::hex(token).ok_or(Refusal::PageTokenInvalid)?;
+        let mut bytes = hex::read(token).ok_or(Refusal::PageTokenInvalid)?;
         let split = bytes.len().checked_sub(TAG).ok_or(Refusal::PageTokenInvalid)?;
         let tag = bytes.split_off(split);
         let expected = self.tag(filters, &bytes);

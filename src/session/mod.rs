@@ -16,8 +16,8 @@ use std::{
     },
 };
 
-use crate::clock::Timestamp;
 pub use crate::config::Version;
+use crate::{clock::Timestamp, hex};
 
 pub mod cache;
 pub mod resumption;
@@ -57,14 +57,14 @@ impl SessionId {
 
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        hex::write(&self.0, f)
     }
 }
 
 /// Shows the first four bytes: enough to follow one in a log, too little to offer it.
 impl fmt::Debug for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().take(4).try_for_each(|byte| write!(f, "{byte:02x}"))?;
+        hex::write(&self.0[..self.0.len().min(4)], f)?;
         f.write_str("…")
     }
 }

@@ -1,20 +1,27 @@
 //! The daemon as a whole, through its API and with real peers.
 
-#![allow(clippy::unwrap_used, reason = "in a test a panic is the report, in its helpers too")]
+// Always so here; clippy allows unwrap where it is said.
+#![cfg(test)]
 
 mod binary;
 mod client_hello;
+mod closing;
 mod command;
 mod documents;
 mod foreign_client;
 mod harness;
+mod interop;
 mod lifecycle;
 mod model;
 mod pki;
+mod process;
 mod races;
 mod reflection;
 mod refusals;
+mod returning;
 mod scenarios;
+mod scope;
 mod stop;
 mod tidy;
 mod tour;
+mod worker_engine;

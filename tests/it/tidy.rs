@@ -10,7 +10,7 @@ use std::{
 /// The rooms from left to right: each imports only rooms to its right, and the leaves.
 const ARROW: [&str; 8] = ["main", "cli", "daemon", "rpc", "connection", "context", "session", "store"];
 /// Everybody may import these; they import no room.
-const LEAVES: [&str; 2] = ["clock", "config"];
+const LEAVES: [&str; 3] = ["clock", "config", "hex"];
 
 /// Words that only some files may say. A name in the list is a room, or a file below `src/`.
 const WORDS: [(&[&str], &[&str]); 8] = [
@@ -262,7 +262,7 @@ fn rooms_import_only_rooms_to_their_right() {
         }
     }
     report(
-        "main → cli → daemon → rpc → connection → context → session → store; leaves: clock, config",
+        "main → cli → daemon → rpc → connection → context → session → store; leaves: clock, config, hex",
         broken,
     );
 }

@@ -1,0 +1,164 @@
+//! The daemon as a process of its own, and its workers.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use rustls::ClientConfig;
+use tls_sessiond::proto::{
+    self as pb, connection_service_client::ConnectionServiceClient, drive_request::Event as Request,
+    drive_response::Event as Response,
+};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::{
+    Streaming,
+    transport::{Channel, Endpoint},
+};
+
+use crate::{
+    cpu,
+    peer::{Kind, Peer, Setup},
+};
+
+/// Ends with the value.
+pub(crate) struct Daemon {
+    child: Child,
+    tcp: String,
+    unix: String,
+}
+
+impl Daemon {
+    pub(crate) fn start(setup: &Setup) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"))
+            .arg("--config")
+            .arg(setup.folder.path().join("bench.toml"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let mut endpoint = |scheme: &str| {
+            let line = lines.find(|line| line.contains(scheme)).unwrap();
+            line.trim_start_matches("listening on ").to_owned()
+        };
+        let tcp = endpoint("tcp://").replace("tcp://", "http://");
+        let unix = endpoint("unix://");
+        Self { child, tcp, unix }
+    }
+
+    /// CPU seconds so far.
+    pub(crate) fn cpu(&self) -> f64 {
+        // Threads that run have not been charged for their last moments.
+        std::thread::sleep(std::time::Duration::from_millis(3));
+        cpu::process(self.child.id())
+    }
+
+    pub(crate) async fn worker(&self, socket: Socket) -> Worker {
+        let address = match socket {
+            Socket::Tcp => &self.tcp,
+            Socket::Unix => &self.unix,
+        };
+        let channel = Endpoint::from_shared(address.clone()).unwrap().connect().await.unwrap();
+        Worker(ConnectionServiceClient::new(channel))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Socket {
+    Tcp,
+    Unix,
+}
+
+/// Carries bytes between TLS clients and the daemon. Clones share one HTTP/2 connection.
+#[derive(Clone)]
+pub(crate) struct Worker(ConnectionServiceClient<Channel>);
+
+impl Worker {
+    /// One connection on one stream. `new` and the first flight go out together.
+    pub(crate) async fn drive(mut self, config: Arc<ClientConfig>, kind: Kind) {
+        let mut peer = Peer::client(&config);
+        let mut stream = self.open(&mut peer).await;
+        while let Some(answer) = stream.answers.message().await.unwrap() {
+            match answer.event.unwrap() {
+                Response::Ciphertext(records) => stream.send_records(peer.step(&records)),
+                Response::Established(_) => {
+                    stream.send(Request::Shutdown(pb::ShutdownRequest::default()));
+                    stream.requests = None;
+                }
+                Response::Opened(_) => {}
+                other => panic!("unexpected: {other:?}"),
+            }
+        }
+        peer.check(kind);
+    }
+
+    pub(crate) async fn open(&mut self, peer: &mut Peer) -> Stream {
+        let (requests, receiver) = unbounded_channel();
+        for event in [Request::New(new()), Request::Ciphertext(peer.flush().into())] {
+            requests.send(pb::DriveRequest { event: Some(event) }).unwrap();
+        }
+        let answers = self.0.drive(UnboundedReceiverStream::new(receiver)).await.unwrap().into_inner();
+        Stream { requests: Some(requests), answers }
+    }
+
+    /// One connection, call by call.
+    pub(crate) async fn exchange(mut self, config: Arc<ClientConfig>, kind: Kind) {
+        let mut peer = Peer::client(&config);
+        let made = self.0.new_connection(new()).await.unwrap().into_inner();
+        let connection_id = made.connection.unwrap().id;
+        let mut records = peer.flush();
+        loop {
+            let request = pb::ExchangeRequest {
+                connection_id: connection_id.clone(),
+                ciphertext: records.into(),
+                ..pb::ExchangeRequest::default()
+            };
+            let answer = self.0.exchange(request).await.unwrap().into_inner();
+            records = peer.step(&answer.ciphertext);
+            if answer.connection.unwrap().state() == pb::ConnectionState::Established {
+                break;
+            }
+        }
+        let request = pb::ShutdownRequest { connection_id: connection_id.clone() };
+        let answer = self.0.shutdown(request).await.unwrap().into_inner();
+        peer.step(&answer.ciphertext);
+        self.0.free(pb::FreeRequest { connection_id, allow_missing: false }).await.unwrap();
+        peer.check(kind);
+    }
+}
+
+fn new() -> pb::NewRequest {
+    pb::NewRequest { role: pb::Role::Server.into(), ..pb::NewRequest::default() }
+}
+
+/// Both directions of a Drive.
+pub(crate) struct Stream {
+    pub(crate) requests: Option<UnboundedSender<pb::DriveRequest>>,
+    pub(crate) answers: Streaming<pb::DriveResponse>,
+}
+
+impl Stream {
+    pub(crate) fn send(&self, event: Request) {
+        if let Some(requests) = &self.requests {
+            requests.send(pb::DriveRequest { event: Some(event) }).unwrap();
+        }
+    }
+
+    pub(crate) fn send_records(&self, records: impl Into<Bytes>) {
+        let records = records.into();
+        if !records.is_empty() {
+            self.send(Request::Ciphertext(records));
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! What the daemon costs beside plain rustls, as ratios of CPU time from one run: `cargo bench`. Words after `--`
+//! choose rows by name: `cargo bench --bench handshakes -- 'Drive Unix TLS 1.2'`.
+//!
+//! * `cpu`: CPU clocks of this thread and of the daemon
+//! * `peer`: the certificate, the clients, and plain rustls as a server
+//! * `engine`: connection objects in memory
+//! * `daemon`: the daemon as a process of its own, and its workers
+//! * `api`: handshakes through Drive and Exchange
+//! * `bulk`: application data through Drive
+//! * `table`: medians, goals, and the table
+//!
+//! Both sides of a comparison take turns in many short rounds, and each round gives one ratio: whatever else the
+//! machine does meanwhile hits both. CPU time counts, not wall time. Handshakes that were meant to resume must have
+//! resumed.
+
+#![expect(clippy::unwrap_used, reason = "where anything fails there is nothing to measure")]
+
+use rustls::version::{TLS12, TLS13};
+
+mod api;
+mod bulk;
+mod cpu;
+mod daemon;
+mod engine;
+mod peer;
+mod table;
+
+use peer::{Kind, Setup};
+use table::Table;
+
+fn main() {
+    let setup = Setup::make();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut table = Table::wanted(std::env::args().skip(1));
+    let scenarios = [
+        ("TLS 1.3 full", &TLS13, Kind::Full),
+        ("TLS 1.3 resumed", &TLS13, Kind::Resumed),
+        ("TLS 1.2 full", &TLS12, Kind::Full),
+        ("TLS 1.2 resumed", &TLS12, Kind::Resumed),
+    ];
+    table.section("engine, in memory: CPU of a server's handshake / plain rustls (less is better)");
+    for (name, version, kind) in scenarios {
+        engine::measure(&setup, name, version, kind, &mut table);
+    }
+    let daemon = daemon::Daemon::start(&setup);
+    table.section(
+        "API, 16 in flight: handshakes per CPU second of the daemon / plain rustls (more is better)",
+    );
+    for way in api::Way::ALL {
+        for (name, version, kind) in scenarios {
+            api::measure(&setup, &daemon, &runtime, way, (name, version, kind), &mut table);
+        }
+    }
+    table.section("bulk, 64 KiB messages: MiB per CPU second of the daemon / plain rustls (more is better)");
+    bulk::measure(&setup, &daemon, &runtime, &mut table);
+    table.print();
+}

@@ -1,0 +1,89 @@
+//! Medians, goals, and the table.
+
+/// What a row should come to.
+#[derive(Clone, Copy)]
+pub(crate) enum Goal {
+    None,
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+/// One round: what this project used and what plain rustls used for the same work, in CPU seconds.
+pub(crate) struct Round {
+    pub(crate) ours: f64,
+    pub(crate) plain: f64,
+}
+
+/// How a row writes the two sides.
+#[derive(Clone, Copy)]
+pub(crate) enum Unit {
+    /// CPU time of one of so many handshakes; the ratio is of that time.
+    Time(usize),
+    /// The same, but the ratio is of handshakes per CPU second.
+    Rate(usize),
+    /// So many MiB; the ratio is of MiB per CPU second.
+    Throughput(f64),
+}
+
+/// Rows as they come.
+pub(crate) struct Table {
+    lines: Vec<String>,
+    filters: Vec<String>,
+}
+
+impl Table {
+    /// With the words of the command line: only rows whose name holds one are measured; none means all.
+    pub(crate) fn wanted(arguments: impl Iterator<Item = String>) -> Self {
+        // cargo adds --bench.
+        Self { lines: Vec::new(), filters: arguments.filter(|word| !word.starts_with("--")).collect() }
+    }
+
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter.as_str()))
+    }
+
+    pub(crate) fn section(&mut self, title: &str) {
+        let head = format!(
+            "{:40} {:>6} {:>13} {:>10} {:>10}  {}",
+            "", "ratio", "quartiles", "ours", "plain", "goal"
+        );
+        self.lines.extend([String::new(), title.to_owned(), head]);
+    }
+
+    /// The median of the rounds' ratios is the row's.
+    pub(crate) fn row(&mut self, name: &str, unit: Unit, goal: Goal, rounds: &[Round]) {
+        let quartile = |of: &dyn Fn(&Round) -> f64, place: usize| {
+            let mut all: Vec<f64> = rounds.iter().map(of).collect();
+            all.sort_by(f64::total_cmp);
+            all[(all.len() - 1) * place / 4]
+        };
+        let ratio = |round: &Round| match unit {
+            Unit::Time(_) => round.ours / round.plain,
+            Unit::Rate(_) | Unit::Throughput(_) => round.plain / round.ours,
+        };
+        let shown = |seconds: f64| match unit {
+            Unit::Time(count) | Unit::Rate(count) => format!("{:.1} µs", seconds / count as f64 * 1e6),
+            Unit::Throughput(mib) => format!("{:.0} MiB/s", mib / seconds),
+        };
+        let median = quartile(&ratio, 2);
+        let goal = match goal {
+            Goal::None => String::new(),
+            Goal::AtMost(most) => format!("<= {most:.2} {}", if median <= most { "met" } else { "missed" }),
+            Goal::AtLeast(least) => {
+                format!(">= {least:.2} {}", if median >= least { "met" } else { "missed" })
+            }
+        };
+        let row = format!(
+            "{name:40} {median:>6.2} {:>13} {:>10} {:>10}  {goal}",
+            format!("{:.2} .. {:.2}", quartile(&ratio, 1), quartile(&ratio, 3)),
+            shown(quartile(&|round| round.ours, 2)),
+            shown(quartile(&|round| round.plain, 2)),
+        );
+        eprintln!("{row}");
+        self.lines.push(row);
+    }
+
+    pub(crate) fn print(&self) {
+        self.lines.iter().for_each(|row| println!("{}", row.trim_end()));
+    }
+}

@@ -51,6 +51,16 @@ use workers::Workers;
 /// How often an idle HTTP/2 connection is asked whether it lives, and how long it may take to answer.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// What a call may send ahead of being read. A Drive whose answers nobody reads is not read from either, and its window
+/// fills; the connection's window has room for all of them, or one such stream would stop every other call of its worker.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// RFC 9113 section 6.9.1.
+const WINDOW_MAX: u32 = (1 << 31) - 1;
+
+fn connection_window(streams: u32) -> u32 {
+    streams.saturating_add(1).saturating_mul(STREAM_WINDOW).min(WINDOW_MAX)
+}
+
 /// Largest header block of a call.
 const HEADERS_MAX: u32 = 16 << 10;
 /// Streams that a peer reset before they were handled (CVE-2023-44487).
@@ -171,6 +181,8 @@ impl Api {
         let mut lanes = Lanes::start(cores, signals, move |incoming| {
             Server::builder()
                 .max_concurrent_streams(streams)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(connection_window(streams))
                 .http2_keepalive_interval(Some(KEEPALIVE))
                 .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
                 .http2_max_header_list_size(HEADERS_MAX)

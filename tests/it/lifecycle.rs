@@ -615,3 +615,40 @@ async fn full_cache_makes_room_and_never_fails_a_handshake() {
     assert!(daemon.server_sessions().await > 0);
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn drive_that_nobody_reads_stops_no_other_call_and_loses_nothing() {
+    const MESSAGES: u32 = 48;
+    let daemon = TestDaemon::start().await;
+    let (client, server) = pair(&daemon, "").await;
+    let message =
+        |number: u32| -> Vec<u8> { (0..60_000u32).flat_map(|at| (at ^ number).to_be_bytes()).collect() };
+    let (events, receiver) = mpsc::channel(1);
+    let mut rpc = daemon.connections();
+    let sender = tokio::spawn(async move {
+        events.send(pb::DriveRequest { event: Some(Event::ConnectionId(server)) }).await.unwrap();
+        for number in 0..MESSAGES {
+            let event = Some(Event::Plaintext(message(number).into()));
+            events.send(pb::DriveRequest { event }).await.unwrap();
+        }
+        events
+    });
+    let mut answers = rpc.drive(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    let mut got = Vec::new();
+    while got.len() < MESSAGES as usize * 240_000 {
+        let Answer::Ciphertext(records) = answers.next().await.unwrap().unwrap().event.unwrap() else {
+            continue;
+        };
+        // Over the same HTTP/2 connection, while the stream is full in both directions.
+        for part in records.chunks(1 << 20) {
+            let opened =
+                tokio::time::timeout(Duration::from_secs(60), daemon.exchange(&client, part, b"")).await;
+            got.extend(opened.expect("the full stream stops the other call").unwrap().plaintext);
+        }
+    }
+    for (number, part) in got.chunks(240_000).enumerate() {
+        assert!(part == message(u32::try_from(number).unwrap()), "message {number} is damaged");
+    }
+    drop(sender.await.unwrap());
+    daemon.stop().await;
+}

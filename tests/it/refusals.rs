@@ -300,7 +300,7 @@ async fn deadline_that_has_passed_is_told_as_such_and_nothing_is_done() {
     // A Drive has its time, and then ends with the same code; its connection goes with it.
     let (events, receiver) = mpsc::channel(4);
     let mut request = Request::new(ReceiverStream::new(receiver));
-    request.metadata_mut().insert("grpc-timeout", "50m".parse().unwrap());
+    request.metadata_mut().insert("grpc-timeout", "700m".parse().unwrap());
     events.send(drive(Event::New(server()))).await.unwrap();
     let mut answers = rpc.drive(request).await.unwrap().into_inner();
     assert!(matches!(answers.next().await.unwrap().unwrap().event, Some(Answer::Opened(_))));

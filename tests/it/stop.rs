@@ -66,7 +66,7 @@ async fn idle_daemon_stops_at_once_even_with_mute_connections() {
 
 #[tokio::test]
 async fn running_stream_goes_on_until_the_drain_time_out_and_is_closed_hard_then() {
-    let mut daemon = TestDaemon::with("[drain]\ndelay = \"1s\"\ntimeout = \"1s\"\n").await;
+    let mut daemon = TestDaemon::with("[drain]\ndelay = \"1s\"\ntimeout = \"4s\"\n").await;
     let (events, mut answers) = drive(&daemon, pb::Role::Server).await;
     let Answer::Opened(opened) = answers.next().await.unwrap().unwrap().event.unwrap() else {
         panic!("not opened")

@@ -6,11 +6,12 @@ use prost::Message;
 use prost_build::{Service, ServiceGenerator};
 
 const ROOT: &str = "proto";
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "tls/sessiond/v1/types.proto",
     "tls/sessiond/v1/connection_service.proto",
     "tls/sessiond/v1/session_service.proto",
     "tls/sessiond/v1/context_service.proto",
+    "tls/sessiond/v1/worker_service.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -19,22 +19,25 @@ pub enum ShutdownStatus {
 }
 
 impl Connection {
-    /// SSL_shutdown(3). Appends the close_notify, if one is made, to `ciphertext`.
+    /// SSL_shutdown(3). Appends the close_notify, if one is made here, to `ciphertext`.
     ///
     /// # Errors
     /// [`Error::ShutdownInInit`] unless the connection is established.
     pub fn shutdown(&mut self, ciphertext: &mut Vec<u8>) -> Result<ShutdownStatus, Error> {
-        let Some(engine) = self.engine.as_mut().filter(|_| self.state == State::Established) else {
+        if self.state != State::Established {
             return Err(Error::ShutdownInInit);
-        };
+        }
         if self.context.options.quiet_shutdown {
             self.shutdown = Shutdown { sent: true, received: true };
             return Ok(ShutdownStatus::Complete);
         }
         let first = !self.shutdown.sent;
         if first {
-            engine.close_notify();
-            engine.flush(ciphertext);
+            // A worker's own library has made it.
+            if let Some(engine) = &mut self.engine {
+                engine.close_notify();
+                engine.flush(ciphertext);
+            }
             self.written = true;
             self.shutdown.sent = true;
         }

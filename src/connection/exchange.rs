@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rustls::Error as TlsError;
 
 use super::{
-    Alert, Choice, Connection, Error, Removed, Shutdown, State, alert,
+    Alert, Choice, Connection, EngineKind, Error, Removed, Shutdown, State, alert,
     client_hello::{FirstFlight, Offer, Progress},
     engine::{End, Engine},
 };
@@ -14,7 +14,7 @@ use crate::{
     config::ClosePolicy,
     context::identity::identity,
     session::{
-        NewSession, RemovalReason, Role, Session, Version,
+        Format, NewSession, RemovalReason, Role, Session, Terms, Version,
         cache::Miss,
         resumption::{Made, Resumption},
     },
@@ -51,9 +51,12 @@ impl Connection {
     /// One step. The first one begins the handshake.
     ///
     /// # Errors
-    /// The connection has failed, or plaintext came before the handshake was done or after SENT. Nothing of the input
+    /// The worker runs this connection, it has failed, or plaintext came before the handshake was done or after SENT. Nothing of the input
     /// was used then.
     pub fn exchange(&mut self, input: Input<'_>, now: Timestamp) -> Result<Output, Error> {
+        if self.engine_kind == EngineKind::Worker {
+            return Err(Error::WrongEngine(EngineKind::Daemon));
+        }
         match self.state {
             State::Failed => {
                 return Err(Error::Failed(self.failure.clone().unwrap_or_default()));
@@ -125,16 +128,22 @@ impl Connection {
     /// single-use session leaves the cache here.
     fn session_to_offer(&self, now: Timestamp) -> Option<Arc<Session>> {
         let cache = &self.context.client_cache;
-        let attached = self
-            .attached
-            .as_ref()
-            .and_then(|session| cache.find(&session.id, session.version, self.server_name(), now).ok());
-        match (attached, self.choice, self.pin) {
-            (Some(session), ..) => Some(session),
-            (None, Choice::Named, _) => None,
-            (None, Choice::Free, Some(pin)) => cache.newest(self.server_name(), &[pin], now),
-            (None, Choice::Free, None) => cache.newest(self.server_name(), &self.context.versions, now),
+        let terms = self.terms(self.server_name());
+        let attached = self.attached.as_ref().and_then(|session| cache.find(&session.id, &terms, now).ok());
+        match (attached, self.choice) {
+            (Some(session), _) => Some(session),
+            (None, Choice::Named) => None,
+            (None, Choice::Free) => cache.newest(self.server_name(), &terms, now),
         }
+    }
+
+    /// What this connection can resume: a session of the daemon's engine, in a version that it may speak.
+    fn terms<'a>(&'a self, server_name: &'a str) -> Terms<'a> {
+        let versions = match &self.pin {
+            Some(pin) => std::slice::from_ref(pin),
+            None => &self.context.versions,
+        };
+        Terms { format: &Format::Rustls, binding: &[], versions, server_name: Some(server_name) }
     }
 
     fn read(&mut self, ciphertext: &[u8], now: Timestamp, output: &mut Output) -> Result<Option<End>, Error> {
@@ -175,26 +184,24 @@ impl Connection {
     }
 
     fn lookup(&self, offer: &Offer, now: Timestamp) -> Option<Arc<Session>> {
-        let speaks = |version| match self.pin {
-            Some(pin) => pin == version,
-            None => self.context.versions.contains(&version),
-        };
-        let (version, ids) = if offer.tls13 && speaks(Version::Tls13) {
+        let spoken = self.terms(&offer.server_name);
+        let (version, ids) = if offer.tls13 && spoken.versions.contains(&Version::Tls13) {
             (Version::Tls13, offer.identities.as_slice())
-        } else if speaks(Version::Tls12) {
+        } else if spoken.versions.contains(&Version::Tls12) {
             (Version::Tls12, offer.session_id.as_slice())
         } else {
             return None;
         };
+        let terms = Terms { versions: &[version], ..spoken };
         let mut last = None;
         for id in ids {
-            match self.context.server_cache.find(id, version, &offer.server_name, now) {
+            match self.context.server_cache.find(id, &terms, now) {
                 Ok(session) => return Some(session),
                 Err(miss) => last = Some(miss),
             }
         }
         match last {
-            Some(Miss::Unknown) => self.context.stats.misses.count(),
+            Some(Miss::Unknown | Miss::Scope) => self.context.stats.misses.count(),
             Some(Miss::Expired) => self.context.stats.timeouts.count(),
             None => {}
         }
@@ -206,7 +213,7 @@ impl Connection {
         let Some(engine) = self.engine.as_ref() else { return };
         if self.state == State::Handshaking {
             self.agreed.version = engine.version();
-            self.agreed.cipher_suite = engine.cipher_suite();
+            self.agreed.cipher_suite = engine.cipher_suite().into();
             if self.role == Role::Server && self.agreed.server_name.is_none() {
                 self.agreed.server_name = engine.server_name().map(Into::into);
             }
@@ -282,8 +289,11 @@ impl Connection {
                 NewSession {
                     id,
                     version,
-                    cipher_suite: self.agreed.cipher_suite,
+                    cipher_suite: self.agreed.cipher_suite.clone(),
                     server_name: Arc::clone(&server_name),
+                    format: Format::Rustls,
+                    binding: [].into(),
+                    single_use: version == Version::Tls13,
                     context: Arc::clone(&self.context.name),
                     peer: self.agreed.peer.clone(),
                     authenticated: self.agreed.authenticated,
@@ -292,7 +302,7 @@ impl Connection {
                 },
                 now,
             );
-            if let Some(session) = session {
+            if let Ok(session) = session {
                 self.family.join(Arc::clone(&session));
                 self.attached = Some(session);
             }
@@ -332,7 +342,7 @@ impl Connection {
     }
 
     /// Whatever comes now is refused; the keys are gone.
-    fn fail(&mut self, why: String) {
+    pub(super) fn fail(&mut self, why: String) {
         let pinned = match self.pin.filter(|_| self.state == State::Handshaking) {
             Some(version) => format!(
                 "; this handshake was pinned to {version} by Clear or SetSession: for another peer use GetSession, \

@@ -6,6 +6,7 @@
 //! * `exchange`: bytes in, bytes out - the handshake and the traffic
 //! * `close`: Shutdown, SetShutdown, Clear and Free - the close rule
 //! * `engine`: rustls over memory
+//! * [`worker`]: connections whose TLS runs in the worker
 //! * `id`: how connections are named
 //! * `family`: the sessions that a connection made or uses
 //!
@@ -23,7 +24,7 @@
 //!
 //! Nothing here waits, reads a clock or does I/O, so that a test can drive it like a simulation.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use rustls::pki_types::ServerName;
 
@@ -42,6 +43,7 @@ mod exchange;
 mod family;
 mod id;
 pub mod table;
+pub mod worker;
 
 pub use alert::Alert;
 pub use close::ShutdownStatus;
@@ -75,6 +77,9 @@ pub enum Error {
     /// SetSession in the middle of a handshake.
     #[error("a handshake is running with the session that it began with: finish it, or Clear first")]
     HandshakeRunning,
+    /// The call is for connections of the other engine.
+    #[error("{}", wrong_engine(*.0))]
+    WrongEngine(EngineKind),
     /// A Drive runs it.
     #[error("a Drive stream runs this connection: use its events, or end it first")]
     Busy,
@@ -110,6 +115,37 @@ pub enum Error {
     /// rustls would not start.
     #[error("the handshake could not begin: {0}")]
     Engine(#[source] rustls::Error),
+}
+
+fn wrong_engine(wanted: EngineKind) -> &'static str {
+    match wanted {
+        EngineKind::Daemon => {
+            "the worker runs TLS for this connection: Exchange and Drive are for ENGINE_DAEMON"
+        }
+        EngineKind::Worker => {
+            "the daemon runs TLS for this connection: PutSession and ReportAlert are for ENGINE_WORKER"
+        }
+    }
+}
+
+/// Where the TLS of a connection runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineKind {
+    /// In this daemon.
+    Daemon,
+    /// In the worker's own library.
+    Worker,
+}
+
+/// What SetSession names.
+#[derive(Debug)]
+pub enum Named {
+    /// Nothing: detach.
+    Nothing,
+    /// A session that is not there, or not any more.
+    Gone,
+    /// A session of this scope.
+    Session(Arc<Session>),
 }
 
 /// What SSL_get_state(3) tells.
@@ -158,7 +194,7 @@ enum Choice {
 #[derive(Clone, Debug, Default)]
 struct Agreed {
     version: Option<Version>,
-    cipher_suite: &'static str,
+    cipher_suite: Cow<'static, str>,
     alpn: String,
     /// SNI, for a server.
     server_name: Option<Arc<str>>,
@@ -174,6 +210,8 @@ pub struct Plan {
     pub context: Arc<Context>,
     /// Which side it plays.
     pub role: Role,
+    /// Where its TLS runs.
+    pub engine: EngineKind,
     /// A client's peer.
     pub server_name: String,
     /// The worker that owns it.
@@ -187,6 +225,7 @@ pub struct Connection {
     id: ConnectionId,
     context: Arc<Context>,
     role: Role,
+    engine_kind: EngineKind,
     owner: Arc<str>,
     created: Timestamp,
     idle_timeout: Duration,
@@ -217,8 +256,9 @@ impl Connection {
     /// # Errors
     /// The context cannot play this role, or a client's server name is missing or malformed.
     pub fn new(plan: Plan, now: Timestamp) -> Result<Self, Error> {
+        let here = plan.engine == EngineKind::Daemon;
         let target = match plan.role {
-            Role::Server if plan.context.server.is_none() => {
+            Role::Server if here && plan.context.server.is_none() => {
                 return Err(Error::WithoutCertificate(Arc::clone(&plan.context.name)));
             }
             Role::Server => None,
@@ -226,7 +266,7 @@ impl Connection {
             Role::Client => {
                 let name = ServerName::try_from(plan.server_name.to_ascii_lowercase())
                     .map_err(|_| Error::ServerNameMalformed(plan.server_name.clone()))?;
-                if plan.context.client.is_none() {
+                if here && plan.context.client.is_none() {
                     return Err(Error::WithoutTrust(Arc::clone(&plan.context.name)));
                 }
                 Some((name.to_str().into(), name))
@@ -237,6 +277,7 @@ impl Connection {
             idle_timeout: plan.idle_timeout.unwrap_or(plan.context.idle_timeout),
             context: plan.context,
             role: plan.role,
+            engine_kind: plan.engine,
             owner: plan.owner,
             created: now,
             target,
@@ -255,12 +296,17 @@ impl Connection {
         })
     }
 
-    /// SSL_set_session(3): what the next handshake offers, and, as the pin, the version it speaks. `None` detaches. The
-    /// sessions of an open connection are removed.
+    /// SSL_set_session(3): what the next handshake offers, and, as the pin, the version it speaks. The sessions of an open
+    /// connection are removed. Of a worker's connection it tells that a handshake is finished and has resumed it.
     ///
     /// # Errors
     /// The session was made with another server, or a handshake is running.
-    pub fn set_session(&mut self, session: Option<Arc<Session>>) -> Result<Vec<Removed>, Error> {
+    pub fn set_session(&mut self, named: Named) -> Result<Vec<Removed>, Error> {
+        let resumed = self.engine_kind == EngineKind::Worker && !matches!(named, Named::Nothing);
+        let session = match named {
+            Named::Session(session) => Some(session),
+            Named::Nothing | Named::Gone => None,
+        };
         if self.state == State::Handshaking {
             return Err(Error::HandshakeRunning);
         }
@@ -269,11 +315,18 @@ impl Connection {
         {
             return Err(Error::SessionOutOfScope);
         }
+        if resumed && self.state == State::Failed {
+            return Err(Error::Failed(self.failure.clone().unwrap_or_default()));
+        }
         let removed = self.leave_family();
         // A context may share the cache of one that speaks other versions. Such a session cannot be offered.
         let session = session.filter(|session| self.context.versions.contains(&session.version));
-        self.pin = session.as_ref().map(|session| session.version);
-        self.choice = Choice::Named;
+        if resumed {
+            self.resumed_by_worker(session.as_ref());
+        } else {
+            self.pin = session.as_ref().map(|session| session.version);
+            self.choice = Choice::Named;
+        }
         if self.state == State::Established
             && let Some(session) = &session
         {
@@ -301,6 +354,11 @@ impl Connection {
     /// Which side it plays.
     pub fn role(&self) -> Role {
         self.role
+    }
+
+    /// Where its TLS runs.
+    pub fn engine_kind(&self) -> EngineKind {
+        self.engine_kind
     }
 
     /// The worker that owns it.
@@ -348,8 +406,8 @@ impl Connection {
     }
 
     /// IANA name of the cipher suite, once it is chosen.
-    pub fn cipher_suite(&self) -> &'static str {
-        self.agreed.cipher_suite
+    pub fn cipher_suite(&self) -> &str {
+        &self.agreed.cipher_suite
     }
 
     /// The agreed application protocol, or empty.

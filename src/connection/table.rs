@@ -15,11 +15,11 @@ use std::{
 use dashmap::DashMap;
 use parking_lot::Mutex;
 
-use super::{Connection, ConnectionId, Error, Input, Output, Plan, Removed, close::ShutdownStatus};
+use super::{Connection, ConnectionId, Error, Input, Named, Output, Plan, Removed, close::ShutdownStatus};
 use crate::{
     clock::{Clock, Timestamp},
     context::{Context, Registry},
-    session::{Role, Session, SessionId},
+    session::{Role, SessionId},
 };
 
 /// Connections by id.
@@ -93,8 +93,8 @@ impl Table {
         let now = self.clock.now();
         let mut connection = Connection::new(plan, now)?;
         if let Some(id) = session {
-            let session = self.resolve(connection.context(), connection.role(), id, now)?;
-            connection.set_session(session)?;
+            let named = self.resolve(connection.context(), connection.role(), id, now)?;
+            connection.set_session(named)?;
         }
         if self.count.fetch_add(1, Ordering::AcqRel) >= self.connections_max {
             self.count.fetch_sub(1, Ordering::AcqRel);
@@ -169,11 +169,11 @@ impl Table {
         see: impl FnOnce(&Connection, Vec<Removed>) -> R,
     ) -> Result<R, Error> {
         self.apply_alone(id, |connection, now| {
-            let session = match session {
+            let named = match session {
                 Some(id) => self.resolve(connection.context(), connection.role(), id, now)?,
-                None => None,
+                None => Named::Nothing,
             };
-            let removed = connection.set_session(session)?;
+            let removed = connection.set_session(named)?;
             Ok(see(connection, removed))
         })
     }
@@ -292,19 +292,13 @@ impl Table {
         call(connection, now)
     }
 
-    fn resolve(
-        &self,
-        context: &Context,
-        role: Role,
-        id: &SessionId,
-        now: Timestamp,
-    ) -> Result<Option<Arc<Session>>, Error> {
+    fn resolve(&self, context: &Context, role: Role, id: &SessionId, now: Timestamp) -> Result<Named, Error> {
         if let Some(session) = context.cache(role).peek(id, now) {
-            return Ok(Some(session));
+            return Ok(Named::Session(session));
         }
         match self.registry.caches().any(|cache| cache.peek(id, now).is_some()) {
             true => Err(Error::SessionOutOfScope),
-            false => Ok(None),
+            false => Ok(Named::Gone),
         }
     }
 }

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     config::IDLE_TIMEOUT_MAX,
-    connection::{ConnectionId, Input, Plan, ShutdownStatus, Table, table::Cursor},
+    connection::{Alert, ConnectionId, EngineKind, Input, Plan, ShutdownStatus, Table, table::Cursor},
     proto::{self as pb, connection_service_server::ConnectionService},
 };
 
@@ -48,10 +48,11 @@ impl Opener {
 
     fn plan(&self, request: &pb::NewRequest, owner: &Arc<str>) -> Result<Plan, Refusal> {
         let role = convert::role(request.role)?;
-        match pb::Engine::try_from(request.engine) {
-            Ok(pb::Engine::Unspecified | pb::Engine::Daemon) => {}
-            Ok(pb::Engine::Worker) | Err(_) => return Err(Refusal::EngineUnsupported),
-        }
+        let engine = match pb::Engine::try_from(request.engine) {
+            Ok(pb::Engine::Unspecified | pb::Engine::Daemon) => EngineKind::Daemon,
+            Ok(pb::Engine::Worker) => EngineKind::Worker,
+            Err(_) => return Err(Refusal::EngineUnknown),
+        };
         let idle_timeout = match request.idle_timeout {
             None => None,
             Some(wanted) => {
@@ -69,6 +70,7 @@ impl Opener {
         Ok(Plan {
             context: Arc::clone(context),
             role,
+            engine,
             server_name: request.server_name.clone(),
             owner: Arc::clone(owner),
             idle_timeout,
@@ -89,7 +91,8 @@ pub(super) fn within_limit(field: &'static str, bytes: &[u8]) -> Result<(), Refu
     }
 }
 
-fn owner<T>(request: &Request<T>) -> Arc<str> {
+/// Who calls.
+pub(super) fn owner<T>(request: &Request<T>) -> Arc<str> {
     request.extensions().get::<Peer>().map_or_else(|| "unknown".into(), |peer| Arc::clone(&peer.owner))
 }
 
@@ -110,7 +113,7 @@ impl Connections {
         Ok(Some(self.table().look(id, convert::connection)?))
     }
 
-    fn clear(&self, request: &pb::ClearRequest) -> Result<pb::ClearResponse, Refusal> {
+    pub(super) fn clear(&self, request: &pb::ClearRequest) -> Result<pb::ClearResponse, Refusal> {
         let id = convert::connection_id(&request.connection_id)?;
         let (connection, removed) = self.table().apply_alone(id, |connection, now| {
             let removed = connection.clear();
@@ -120,7 +123,7 @@ impl Connections {
         Ok(pb::ClearResponse { connection: Some(connection), removed_sessions })
     }
 
-    fn shutdown(&self, request: &pb::ShutdownRequest) -> Result<pb::ShutdownResponse, Refusal> {
+    pub(super) fn shutdown(&self, request: &pb::ShutdownRequest) -> Result<pb::ShutdownResponse, Refusal> {
         let id = convert::connection_id(&request.connection_id)?;
         let response = self.table().apply_alone(id, |connection, now| {
             let mut ciphertext = Vec::new();
@@ -134,7 +137,10 @@ impl Connections {
         Ok(response)
     }
 
-    fn set_shutdown(&self, request: &pb::SetShutdownRequest) -> Result<pb::SetShutdownResponse, Refusal> {
+    pub(super) fn set_shutdown(
+        &self,
+        request: &pb::SetShutdownRequest,
+    ) -> Result<pb::SetShutdownResponse, Refusal> {
         let id = convert::connection_id(&request.connection_id)?;
         let flags = convert::flags(request.shutdown.ok_or(Refusal::ShutdownRequired)?);
         let connection = self.table().apply(id, |connection, now| {
@@ -144,7 +150,7 @@ impl Connections {
         Ok(pb::SetShutdownResponse { connection: Some(connection) })
     }
 
-    fn free(&self, request: &pb::FreeRequest) -> Result<pb::FreeResponse, Refusal> {
+    pub(super) fn free(&self, request: &pb::FreeRequest) -> Result<pb::FreeResponse, Refusal> {
         let id = convert::connection_id(&request.connection_id)?;
         match self.table().free(id) {
             Ok(removed) => Ok(pb::FreeResponse { removed_sessions: convert::removed(removed) }),
@@ -178,7 +184,10 @@ impl Connections {
         Ok(pb::ListConnectionsResponse { connections, next_page_token })
     }
 
-    fn set_session(&self, request: &pb::SetSessionRequest) -> Result<pb::SetSessionResponse, Refusal> {
+    pub(super) fn set_session(
+        &self,
+        request: &pb::SetSessionRequest,
+    ) -> Result<pb::SetSessionResponse, Refusal> {
         let id = convert::connection_id(&request.connection_id)?;
         let session = convert::session_id(&request.session_id)?;
         let removed = self.table().set_session(id, session.as_ref(), |_, removed| removed)?;
@@ -193,13 +202,20 @@ impl Connections {
         Ok(pb::GetSessionResponse { session })
     }
 
-    fn report_alert(&self, request: &pb::ReportAlertRequest) -> Result<pb::ReportAlertResponse, Refusal> {
+    pub(super) fn report_alert(
+        &self,
+        request: &pb::ReportAlertRequest,
+    ) -> Result<pb::ReportAlertResponse, Refusal> {
         let id = convert::connection_id(&request.connection_id)?;
-        if !request.alert.as_ref().is_some_and(|alert| (1..=255).contains(&alert.code)) {
-            return Err(Refusal::AlertInvalid);
-        }
-        self.table().look(id, |_, _| ())?;
-        Err(Refusal::WrongEngine)
+        let alert = request.alert.as_ref().ok_or(Refusal::AlertInvalid)?;
+        let code = u8::try_from(alert.code).ok().filter(|&code| code != 0).ok_or(Refusal::AlertInvalid)?;
+        let alert = Alert { code, received: alert.received };
+        let (connection, removed) = self.table().apply_alone(id, |connection, now| {
+            let removed = connection.report_alert(alert)?;
+            Ok((convert::connection(connection, now.after(connection.idle_timeout())), removed))
+        })?;
+        let removed_sessions = convert::removed(removed);
+        Ok(pb::ReportAlertResponse { connection: Some(connection), removed_sessions })
     }
 
     fn exchange(&self, request: &pb::ExchangeRequest) -> Result<pb::ExchangeResponse, Refusal> {

@@ -8,7 +8,7 @@ use super::status::Refusal;
 use crate::{
     clock::Timestamp,
     config::ClosePolicy,
-    connection::{self, ConnectionId, Evidence, Removed, Shutdown, State},
+    connection::{self, ConnectionId, EngineKind, Evidence, Removed, Shutdown, State},
     context::Context,
     hex, proto as pb,
     session::{PeerIdentity, RemovalReason, Role, Session, SessionId, Version},
@@ -44,7 +44,11 @@ pub(super) fn connection(from: &connection::Connection, expires: Timestamp) -> p
         id: hex::string(from.id().as_bytes()),
         context: from.context().name.to_string(),
         role: role_value(from.role()).into(),
-        engine: pb::Engine::Daemon.into(),
+        engine: match from.engine_kind() {
+            EngineKind::Daemon => pb::Engine::Daemon,
+            EngineKind::Worker => pb::Engine::Worker,
+        }
+        .into(),
         state: match from.state() {
             State::Before => pb::ConnectionState::Before,
             State::Handshaking => pb::ConnectionState::Handshaking,
@@ -79,11 +83,11 @@ pub(super) fn session(from: &Session) -> pb::Session {
         context: from.context.to_string(),
         role: role_value(from.role).into(),
         version: version_value(Some(from.version)),
-        cipher_suite: from.cipher_suite.into(),
+        cipher_suite: from.cipher_suite.to_string(),
         server_name: from.server_name.to_string(),
         peer: from.peer.as_deref().map(identity),
-        single_use: from.single_use(),
-        format: "rustls".into(),
+        single_use: from.single_use,
+        format: from.format.name().into(),
         create_time: Some(timestamp(from.created)),
         authenticate_time: Some(timestamp(from.authenticated)),
         expire_time: Some(timestamp(from.expires)),
@@ -152,6 +156,32 @@ fn identity(from: &PeerIdentity) -> pb::PeerIdentity {
         dns_names: from.dns_names.clone(),
         uris: from.uris.clone(),
     }
+}
+
+/// Who a worker says its peer is. It has verified the certificate; when that ends, it says by the session's timeout.
+pub(super) fn read_identity(from: pb::PeerIdentity) -> Result<PeerIdentity, Refusal> {
+    const NAMES_MAX: usize = 64;
+    const NAME_MAX: usize = 2048;
+    let names = from.dns_names.len() + from.uris.len();
+    let longest =
+        from.dns_names.iter().chain(&from.uris).chain([&from.subject]).map(String::len).max().unwrap_or(0);
+    let digest = hex::read(&from.certificate_sha256).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    match digest {
+        Some(certificate_sha256) if names <= NAMES_MAX && longest <= NAME_MAX => Ok(PeerIdentity {
+            certificate_sha256,
+            subject: from.subject,
+            dns_names: from.dns_names,
+            uris: from.uris,
+            not_after: Timestamp::from_millis(u64::MAX),
+        }),
+        _ => Err(Refusal::PeerInvalid),
+    }
+}
+
+pub(super) fn read_timestamp(from: &PbTimestamp) -> Option<Timestamp> {
+    let seconds = u64::try_from(from.seconds).ok()?;
+    let millis = u64::try_from(from.nanos).ok().filter(|&nanos| nanos < 1_000_000_000)? / 1_000_000;
+    Some(Timestamp::from_millis(seconds.checked_mul(1000)?.checked_add(millis)?))
 }
 
 fn role_value(role: Role) -> pb::Role {

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     connection::{
-        Input, Output, State,
+        EngineKind, Input, Output, State,
         table::{Driver, Ending},
     },
     proto::{self as pb, drive_request::Event as Request, drive_response::Event as Response},
@@ -112,6 +112,9 @@ impl Drive {
             }
         };
         let driver = self.opener.table.drive(convert::connection_id(&id)?, ending)?;
+        if driver.look(|connection, _| connection.engine_kind())? == EngineKind::Worker {
+            return Err(crate::connection::Error::WrongEngine(EngineKind::Daemon).into());
+        }
         let (opened, state, client) = driver.look(|connection, expires| {
             let client = connection.role() == crate::session::Role::Client;
             (convert::connection(connection, expires), connection.state(), client)

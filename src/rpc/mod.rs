@@ -4,7 +4,8 @@
 //! * [`status`]: the table of refusals
 //! * `lanes`: one thread for each core
 //! * `edge`: what every call passes
-//! * `connections`, `drive`, `sessions`, `contexts`: one file for each service, and one for the stream
+//! * `connections`, `sessions`, `contexts`, `workers`: one file for each service
+//! * `drive`, `attach`: one for each stream
 //! * `convert`, `page`, `request_ids`: messages, lists, repeated requests
 
 use std::{num::NonZeroUsize, sync::Arc, thread, time::Duration};
@@ -19,9 +20,11 @@ use crate::{
     proto::{
         self, connection_service_server::ConnectionServiceServer,
         context_service_server::ContextServiceServer, session_service_server::SessionServiceServer,
+        worker_service_server::WorkerServiceServer,
     },
 };
 
+mod attach;
 mod connections;
 mod contexts;
 mod convert;
@@ -33,6 +36,7 @@ mod page;
 mod request_ids;
 mod sessions;
 pub mod status;
+mod workers;
 
 use connections::{Connections, Opener};
 use contexts::Contexts;
@@ -42,6 +46,7 @@ use listen::{Listeners, Signals};
 use page::Pages;
 use request_ids::RequestIds;
 use sessions::Sessions;
+use workers::Workers;
 
 /// How often an idle HTTP/2 connection is asked whether it lives, and how long it may take to answer.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -62,11 +67,12 @@ const HEADERS_MAX: u32 = 16 << 10;
 const PENDING_RESETS_MAX: usize = 64;
 
 /// The services that health speaks of; `""` is the daemon as a whole.
-const HEALTH_NAMES: [&str; 4] = [
+const HEALTH_NAMES: [&str; 5] = [
     "",
     "tls.sessiond.v1.ConnectionService",
     "tls.sessiond.v1.SessionService",
     "tls.sessiond.v1.ContextService",
+    "tls.sessiond.v1.WorkerService",
 ];
 
 /// All services, ready to be served.
@@ -125,11 +131,17 @@ impl Api {
         let (reporter, health) = tonic_health::server::health_reporter();
         let pages = Arc::new(Pages::new()?);
         let request_ids = RequestIds::new(limits.connections);
-        let connections = Connections {
+        let connections = Arc::new(Connections {
             opener: Arc::new(Opener { table: Arc::clone(&table), request_ids }),
             pages: Arc::clone(&pages),
             draining: signals.draining.clone(),
             plaintext_buffer: limits.plaintext_buffer,
+        });
+        let sessions = Arc::new(Sessions { table: Arc::clone(&table), pages });
+        let workers = Workers {
+            connections: Arc::clone(&connections),
+            sessions: Arc::clone(&sessions),
+            draining: signals.draining.clone(),
         };
         let reflection = || {
             tonic_reflection::server::Builder::configure()
@@ -138,15 +150,15 @@ impl Api {
                 .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
         let routes = Routes::default()
-            .add_service(ConnectionServiceServer::new(connections).max_decoding_message_size(limits.message))
             .add_service(
-                SessionServiceServer::new(Sessions { table: Arc::clone(&table), pages })
-                    .max_decoding_message_size(limits.message),
+                ConnectionServiceServer::from_arc(connections).max_decoding_message_size(limits.message),
             )
+            .add_service(SessionServiceServer::from_arc(sessions).max_decoding_message_size(limits.message))
             .add_service(
                 ContextServiceServer::new(Contexts { started: table.now(), table })
                     .max_decoding_message_size(limits.message),
             )
+            .add_service(WorkerServiceServer::new(workers).max_decoding_message_size(limits.message))
             .add_service(health)
             .add_service(reflection().build_v1().expect("the descriptors are valid"))
             .add_service(reflection().build_v1alpha().expect("the descriptors are valid"));

@@ -1,8 +1,10 @@
 //! SessionService.
 
-use std::{collections::BinaryHeap, sync::Arc};
+use std::{collections::BinaryHeap, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use tonic::{Request, Response, Status, async_trait};
+use zeroize::Zeroizing;
 
 use super::{
     connections::{answer, or_default},
@@ -12,9 +14,15 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    connection::Table,
+    connection::{
+        Table,
+        worker::{NotKept, Put},
+    },
     proto::{self as pb, session_service_server::SessionService},
-    session::{Cache, Role, Session},
+    session::{
+        Cache, Format, Role, Secret, Session, Terms, Version,
+        cache::{Miss, NotStored},
+    },
 };
 
 /// Holds what the calls need.
@@ -45,8 +53,149 @@ impl Ord for Listed {
     }
 }
 
+/// Most bytes of a binding.
+const BINDING_MAX: usize = 1024;
+/// Most bytes of a cipher suite's name, and of a server name.
+const CIPHER_SUITE_MAX: usize = 64;
+const SERVER_NAME_MAX: usize = 255;
+
+fn within(field: &'static str, length: usize, max: usize) -> Result<(), Refusal> {
+    if length > max { Err(Refusal::FieldTooLong { field, length, max }) } else { Ok(()) }
+}
+
+/// Workers name their libraries themselves; the daemon's own name is its own.
+fn format(name: &str) -> Result<Format, Refusal> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    if !(1..=32).contains(&name.len()) || !name.chars().all(plain) || name == Format::Rustls.name() {
+        return Err(Refusal::FormatInvalid);
+    }
+    Ok(Format::Worker(name.into()))
+}
+
 impl Sessions {
-    fn remove(&self, request: &pb::RemoveSessionRequest) -> Result<pb::RemoveSessionResponse, Refusal> {
+    pub(super) fn put(&self, request: pb::PutSessionRequest) -> Result<pb::PutSessionResponse, Refusal> {
+        let id = convert::connection_id(&request.connection_id)?;
+        let put = self.read_put(request)?;
+        let stored = self.table.apply_alone(id, |connection, now| {
+            match (connection.role(), &put.id) {
+                (Role::Server, None) => return Ok(Err(Refusal::SessionIdRequired)),
+                (Role::Client, Some(_)) => return Ok(Err(Refusal::SessionIdUnexpected)),
+                _ => {}
+            }
+            connection.put_session(put, now).map(Ok)
+        })??;
+        Ok(match stored {
+            Ok(session) => {
+                pb::PutSessionResponse { session: Some(convert::session(&session)), reason: String::new() }
+            }
+            Err(why) => pb::PutSessionResponse { session: None, reason: not_kept(why).into() },
+        })
+    }
+
+    fn read_put(&self, request: pb::PutSessionRequest) -> Result<Put, Refusal> {
+        if request.data.is_empty() {
+            return Err(Refusal::DataRequired);
+        }
+        within("binding", request.binding.len(), BINDING_MAX)?;
+        within("cipher_suite", request.cipher_suite.len(), CIPHER_SUITE_MAX)?;
+        within("server_name", request.server_name.len(), SERVER_NAME_MAX)?;
+        let version = match pb::ProtocolVersion::try_from(request.version) {
+            Ok(pb::ProtocolVersion::Tls12) => Version::Tls12,
+            Ok(pb::ProtocolVersion::Tls13) => Version::Tls13,
+            Ok(pb::ProtocolVersion::Unspecified) | Err(_) => return Err(Refusal::VersionRequired),
+        };
+        let timeout = match request.timeout {
+            None => None,
+            Some(wanted) => Some(
+                Duration::try_from(wanted)
+                    .ok()
+                    .filter(|timeout| !timeout.is_zero())
+                    .ok_or(Refusal::TimeoutInvalid)?,
+            ),
+        };
+        let authenticated = match request.authenticate_time {
+            None => None,
+            Some(told) => Some(
+                convert::read_timestamp(&told)
+                    .filter(|&told| told <= self.table.now())
+                    .ok_or(Refusal::AuthenticateTimeInvalid)?,
+            ),
+        };
+        Ok(Put {
+            id: convert::session_id(&request.session_id)?,
+            data: Zeroizing::new(request.data.to_vec()),
+            format: format(&request.format)?,
+            binding: (*request.binding).into(),
+            single_use: request.single_use,
+            version,
+            cipher_suite: request.cipher_suite,
+            server_name: request.server_name.to_ascii_lowercase(),
+            peer: request.peer.map(convert::read_identity).transpose()?,
+            timeout,
+            authenticated,
+        })
+    }
+
+    pub(super) fn lookup(
+        &self,
+        request: &pb::LookupSessionRequest,
+    ) -> Result<pb::LookupSessionResponse, Refusal> {
+        let name = or_default(&request.context);
+        let context =
+            self.table.registry().get(name).ok_or_else(|| Refusal::ContextNotFound(name.to_owned()))?;
+        let role = convert::role(request.role)?;
+        let id = convert::session_id(&request.session_id)?;
+        let format = format(&request.format)?;
+        within("binding", request.binding.len(), BINDING_MAX)?;
+        within("server_name", request.server_name.len(), SERVER_NAME_MAX)?;
+        let server_name = request.server_name.to_ascii_lowercase();
+        let terms = Terms {
+            format: &format,
+            binding: &request.binding,
+            versions: &context.versions,
+            server_name: Some(server_name.as_str()).filter(|name| !name.is_empty()),
+        };
+        let now = self.table.now();
+        let found = match (role, id) {
+            (Role::Server, None) => return Err(Refusal::SessionIdRequired),
+            (Role::Client, None) if server_name.is_empty() => return Err(Refusal::LookupTargetRequired),
+            _ if context.options.no_session_cache => Err(pb::MissReason::CacheOff),
+            (role, Some(id)) => context.cache(role).find(&id, &terms, now).map_err(|miss| match miss {
+                Miss::Expired => {
+                    context.stats.timeouts.count();
+                    pb::MissReason::Expired
+                }
+                Miss::Unknown => {
+                    context.stats.misses.count();
+                    pb::MissReason::Unknown
+                }
+                Miss::Scope => {
+                    context.stats.misses.count();
+                    pb::MissReason::Scope
+                }
+            }),
+            (Role::Client, None) => {
+                context.client_cache.newest(&server_name, &terms, now).ok_or(pb::MissReason::Unknown)
+            }
+        };
+        Ok(match found {
+            Ok(session) => pb::LookupSessionResponse {
+                found: true,
+                data: match session.secret() {
+                    Secret::Worker(data) => Bytes::copy_from_slice(data),
+                    _ => Bytes::new(),
+                },
+                session: Some(convert::session(&session)),
+                miss_reason: pb::MissReason::Unspecified.into(),
+            },
+            Err(miss) => pb::LookupSessionResponse { miss_reason: miss.into(), ..Default::default() },
+        })
+    }
+
+    pub(super) fn remove(
+        &self,
+        request: &pb::RemoveSessionRequest,
+    ) -> Result<pb::RemoveSessionResponse, Refusal> {
         let name = or_default(&request.context);
         let context =
             self.table.registry().get(name).ok_or_else(|| Refusal::ContextNotFound(name.to_owned()))?;
@@ -96,6 +245,17 @@ impl Sessions {
     }
 }
 
+/// Why a session was not stored, as the contract says it.
+fn not_kept(why: NotKept) -> &'static str {
+    match why {
+        NotKept::CacheOff => "CACHE_OFF",
+        NotKept::Cache(NotStored::Expired) => "EXPIRED",
+        NotKept::Cache(NotStored::TooLarge) => "TOO_LARGE",
+        NotKept::Cache(NotStored::IdTaken) => "ID_TAKEN",
+        NotKept::Cache(NotStored::NoRandomness) => "NO_RANDOMNESS",
+    }
+}
+
 fn write_place((created, id): &Place) -> Vec<u8> {
     [&created.as_millis().to_be_bytes()[..], id].concat()
 }
@@ -107,6 +267,20 @@ fn read_place(place: &[u8]) -> Option<Place> {
 
 #[async_trait]
 impl SessionService for Sessions {
+    async fn put_session(
+        &self,
+        request: Request<pb::PutSessionRequest>,
+    ) -> Result<Response<pb::PutSessionResponse>, Status> {
+        answer(self.put(request.into_inner()))
+    }
+
+    async fn lookup_session(
+        &self,
+        request: Request<pb::LookupSessionRequest>,
+    ) -> Result<Response<pb::LookupSessionResponse>, Status> {
+        answer(self.lookup(request.get_ref()))
+    }
+
     async fn remove_session(
         &self,
         request: Request<pb::RemoveSessionRequest>,

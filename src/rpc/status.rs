@@ -21,10 +21,38 @@ pub(super) enum Refusal {
     SessionIdMalformed,
     #[error("role must be ROLE_CLIENT or ROLE_SERVER")]
     RoleRequired,
-    #[error("engine must be ENGINE_DAEMON: this daemon runs TLS itself and has no ENGINE_WORKER")]
-    EngineUnsupported,
-    #[error("the daemon runs TLS for this connection and sees its alerts: only ENGINE_WORKER reports them")]
-    WrongEngine,
+    #[error("engine must be ENGINE_DAEMON or ENGINE_WORKER")]
+    EngineUnknown,
+    #[error("session_id must be empty for ROLE_CLIENT: the daemon gives one")]
+    SessionIdUnexpected,
+    #[error("server_name or session_id is required: which session, or any with which server")]
+    LookupTargetRequired,
+    #[error("data is required: the library's encoding of the session")]
+    DataRequired,
+    #[error(
+        "format is required: 1 to 32 of a-z, 0-9, `-` and `.`, and not `rustls`, which is the daemon's own"
+    )]
+    FormatInvalid,
+    #[error("version must be PROTOCOL_VERSION_TLS_1_2 or PROTOCOL_VERSION_TLS_1_3")]
+    VersionRequired,
+    #[error("peer needs certificate_sha256, 64 lower-case hex digits, and at most 64 names of 2048 bytes")]
+    PeerInvalid,
+    #[error("timeout must be more than 0")]
+    TimeoutInvalid,
+    #[error("authenticate_time must be a time that is not in the future")]
+    AuthenticateTimeInvalid,
+    #[error("{field} has {length} bytes; {max} are allowed")]
+    FieldTooLong { field: &'static str, length: usize, max: usize },
+    #[error("alias must be `@` and 1 to 63 characters, and stands with `new` alone")]
+    AliasMalformed,
+    #[error("alias is in use on this stream: Free gives it back")]
+    AliasTaken,
+    #[error("no connection of this stream has this alias")]
+    AliasUnknown,
+    #[error("the call has no method, or one that this daemon does not know")]
+    MethodRequired,
+    #[error("{0} calls in one message; {max} are allowed", max = super::attach::BATCH_MAX)]
+    BatchTooLarge(usize),
     #[error("no context is named `{0}`: ListContexts tells which there are")]
     ContextNotFound(String),
     #[error("shutdown is required: the flags to set, {{}} for none")]
@@ -72,8 +100,21 @@ impl Refusal {
             Self::SessionIdRequired => invalid("SESSION_ID_REQUIRED", "session_id"),
             Self::SessionIdMalformed => invalid("SESSION_ID_MALFORMED", "session_id"),
             Self::RoleRequired => invalid("ROLE_REQUIRED", "role"),
-            Self::EngineUnsupported => (Code::Unimplemented, "ENGINE_UNSUPPORTED", Some("engine")),
-            Self::WrongEngine => (Code::FailedPrecondition, "WRONG_ENGINE", None),
+            Self::EngineUnknown => invalid("ENGINE_UNKNOWN", "engine"),
+            Self::SessionIdUnexpected => invalid("SESSION_ID_UNEXPECTED", "session_id"),
+            Self::LookupTargetRequired => invalid("SERVER_NAME_REQUIRED", "server_name"),
+            Self::DataRequired => invalid("DATA_REQUIRED", "data"),
+            Self::FormatInvalid => invalid("FORMAT_INVALID", "format"),
+            Self::VersionRequired => invalid("VERSION_REQUIRED", "version"),
+            Self::PeerInvalid => invalid("PEER_INVALID", "peer"),
+            Self::TimeoutInvalid => invalid("TIMEOUT_INVALID", "timeout"),
+            Self::AuthenticateTimeInvalid => invalid("AUTHENTICATE_TIME_INVALID", "authenticate_time"),
+            Self::FieldTooLong { field, .. } => invalid("BYTES_TOO_LONG", field),
+            Self::AliasMalformed => invalid("ALIAS_MALFORMED", "alias"),
+            Self::AliasTaken => invalid("ALIAS_TAKEN", "alias"),
+            Self::AliasUnknown => invalid("ALIAS_UNKNOWN", "connection_id"),
+            Self::MethodRequired => invalid("METHOD_REQUIRED", "method"),
+            Self::BatchTooLarge(_) => invalid("BATCH_TOO_LARGE", "calls"),
             Self::ContextNotFound(_) => (Code::NotFound, "CONTEXT_NOT_FOUND", Some("context")),
             Self::ShutdownRequired => invalid("SHUTDOWN_REQUIRED", "shutdown"),
             Self::AlertInvalid => invalid("ALERT_INVALID", "alert"),
@@ -102,6 +143,7 @@ fn connection_verdict(error: &connection::Error) -> Verdict {
         Error::ProtocolIsShutdown => state("PROTOCOL_IS_SHUTDOWN"),
         Error::ShutdownInInit => state("SHUTDOWN_IN_INIT"),
         Error::HandshakeRunning => state("HANDSHAKE_RUNNING"),
+        Error::WrongEngine(_) => state("WRONG_ENGINE"),
         Error::Busy => state("CONNECTION_BUSY"),
         Error::Freed => (Code::Aborted, "CONNECTION_FREED", None),
         Error::ServerNameRequired => invalid("SERVER_NAME_REQUIRED", "server_name"),
@@ -113,6 +155,18 @@ fn connection_verdict(error: &connection::Error) -> Verdict {
         Error::RequestIdReused => invalid("REQUEST_ID_REUSED", "request_id"),
         Error::NoRandomness => (Code::Internal, "NO_RANDOMNESS", None),
         Error::Engine(_) => (Code::Internal, "ENGINE", None),
+    }
+}
+
+impl Refusal {
+    /// As an answer on a stream of calls.
+    pub(super) fn call_error(&self) -> crate::proto::CallError {
+        let (code, reason, _) = self.verdict();
+        crate::proto::CallError {
+            code: code.into(),
+            message: excerpt(self.to_string()),
+            reason: reason.into(),
+        }
     }
 }
 

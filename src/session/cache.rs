@@ -12,20 +12,35 @@ use std::sync::{Arc, atomic::AtomicU32};
 use aws_lc_rs::rand;
 use dashmap::DashMap;
 
-use super::{NewSession, Role, Session, SessionId, Version, stats::Counter};
+use super::{NewSession, Role, Session, SessionId, Terms, stats::Counter};
 use crate::{
     clock::Timestamp,
     config::Offering,
-    store::memory::{Limits, Memory},
+    store::memory::{Limits, Memory, Refused},
 };
 
 /// What a lookup answers where there is nothing to resume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Miss {
-    /// Never seen, removed, taken, or made in the other version or under another server name.
+    /// Never seen, removed or taken.
     Unknown,
     /// It was found, but its lifetime is over. Now it is gone.
     Expired,
+    /// It is there, but not on these terms.
+    Scope,
+}
+
+/// Why a session was not stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotStored {
+    /// There is no life in it: its time, counted from the authentication and cut by the peer's certificate, is over.
+    Expired,
+    /// It is over the size limit.
+    TooLarge,
+    /// Another session has its id.
+    IdTaken,
+    /// The system has no random numbers for an id.
+    NoRandomness,
 }
 
 /// Sessions of one scope and role.
@@ -49,26 +64,34 @@ impl Cache {
         }
     }
 
-    /// Stores the session that a handshake made, or returns `None` where there is no life in it: its time, counted from
-    /// the authentication and cut by the peer's certificate, is over, or it is over the size limit.
-    pub fn put(&self, new: NewSession, now: Timestamp) -> Option<Arc<Session>> {
+    /// Stores the session that a handshake made.
+    ///
+    /// # Errors
+    /// [`NotStored`] says why it was not; a handshake goes on without.
+    pub fn put(&self, new: NewSession, now: Timestamp) -> Result<Arc<Session>, NotStored> {
         let mut expires = new.authenticated.after(new.timeout);
         if let Some(peer) = &new.peer {
             expires = expires.min(peer.not_after);
         }
         if now >= expires {
-            return None;
+            return Err(NotStored::Expired);
         }
         let id = match new.id {
             Some(id) => id,
-            None => random_id()?,
+            None => random_id().ok_or(NotStored::NoRandomness)?,
         };
+        if self.store.get(&id).is_some_and(|old| old.expired(now)) {
+            self.store.take(&id);
+        }
         let session = Arc::new(Session {
             id,
             role: self.role,
             version: new.version,
             cipher_suite: new.cipher_suite,
             server_name: new.server_name,
+            format: new.format,
+            binding: new.binding,
+            single_use: new.single_use,
             context: new.context,
             peer: new.peer,
             created: now,
@@ -77,36 +100,33 @@ impl Cache {
             secret: new.secret,
             open: AtomicU32::new(0),
         });
-        for _ in 0..self.store.put(Arc::clone(&session))? {
+        let evicted = self.store.put(Arc::clone(&session)).map_err(|refused| match refused {
+            Refused::TooLarge => NotStored::TooLarge,
+            Refused::Taken => NotStored::IdTaken,
+        })?;
+        for _ in 0..evicted {
             self.cache_full.count();
         }
         if let Some(pool) = &self.pool {
             pool.push(&session, &self.store);
         }
-        Some(session)
+        Ok(session)
     }
 
-    /// The session under this id for a connection of this version and server name; a single-use one is gone with the
-    /// answer.
+    /// The session under this id, on these terms; a single-use one is gone with the answer.
     ///
     /// # Errors
     /// [`Miss`] says why there is none.
-    pub fn find(
-        &self,
-        id: &SessionId,
-        version: Version,
-        server_name: &str,
-        now: Timestamp,
-    ) -> Result<Arc<Session>, Miss> {
+    pub fn find(&self, id: &SessionId, terms: &Terms<'_>, now: Timestamp) -> Result<Arc<Session>, Miss> {
         let session = self.store.get(id).ok_or(Miss::Unknown)?;
-        if session.version != version || *session.server_name != *server_name {
-            return Err(Miss::Unknown);
+        if !session.fits(terms) {
+            return Err(Miss::Scope);
         }
         if session.expired(now) {
             self.store.take(id);
             return Err(Miss::Expired);
         }
-        if session.single_use() {
+        if session.single_use {
             return self.store.take(id).ok_or(Miss::Unknown);
         }
         Ok(session)
@@ -117,14 +137,14 @@ impl Cache {
         self.store.get(id).filter(|session| !session.expired(now))
     }
 
-    /// The newest session with this server in one of these versions, where the cache offers any; a single-use one is
-    /// gone with the answer.
-    pub fn newest(&self, server_name: &str, versions: &[Version], now: Timestamp) -> Option<Arc<Session>> {
+    /// The newest session with this server on these terms, where the cache offers any; a single-use one is gone with the
+    /// answer.
+    pub fn newest(&self, server_name: &str, terms: &Terms<'_>, now: Timestamp) -> Option<Arc<Session>> {
         let pool = self.pool.as_ref()?;
         // Each round either returns, or takes a session out of the pool that is not to be had any more.
         loop {
-            let session = pool.newest(server_name, versions, &self.store)?;
-            if let Ok(found) = self.find(&session.id, session.version, server_name, now) {
+            let session = pool.newest(server_name, terms, &self.store)?;
+            if let Ok(found) = self.find(&session.id, terms, now) {
                 return Some(found);
             }
         }
@@ -180,7 +200,7 @@ fn random_id() -> Option<SessionId> {
 #[derive(Default)]
 struct Pool(DashMap<Arc<str>, Vec<SessionId>>);
 
-/// How many sessions of a version that does not fit are looked past.
+/// How many sessions that do not fit are looked past.
 const LOOK_PAST_MAX: usize = 64;
 
 impl Pool {
@@ -195,7 +215,7 @@ impl Pool {
     fn newest(
         &self,
         server_name: &str,
-        versions: &[Version],
+        terms: &Terms<'_>,
         store: &Memory<SessionId, Session>,
     ) -> Option<Arc<Session>> {
         let mut ids = self.0.get_mut(server_name)?;
@@ -203,7 +223,7 @@ impl Pool {
         for _ in 0..LOOK_PAST_MAX {
             place = place.checked_sub(1)?;
             match store.get(&ids[place]) {
-                Some(session) if versions.contains(&session.version) => return Some(session),
+                Some(session) if session.fits(terms) => return Some(session),
                 Some(_) => {}
                 None => {
                     ids.remove(place);
@@ -231,7 +251,7 @@ mod tests {
     use zeroize::Zeroizing;
 
     use super::*;
-    use crate::session::{PeerIdentity, Secret};
+    use crate::session::{Format, PeerIdentity, Secret, Version};
 
     const NOW: Timestamp = Timestamp::from_millis(1_000_000);
     const HOUR: Duration = Duration::from_secs(3600);
@@ -245,14 +265,29 @@ mod tests {
         NewSession {
             id: SessionId::new(&[id]),
             version,
-            cipher_suite: "TLS_AES_128_GCM_SHA256",
+            cipher_suite: "TLS_AES_128_GCM_SHA256".into(),
             server_name: "a.test".into(),
+            format: Format::Rustls,
+            binding: [].into(),
+            single_use: version == Version::Tls13,
             context: "default".into(),
             peer: None,
             authenticated: NOW,
             timeout: HOUR,
             secret: Secret::Server(Zeroizing::new(vec![1; 50])),
         }
+    }
+
+    fn find(
+        cache: &Cache,
+        id: u8,
+        version: Version,
+        name: &str,
+        now: Timestamp,
+    ) -> Result<Arc<Session>, Miss> {
+        let terms =
+            Terms { format: &Format::Rustls, binding: &[], versions: &[version], server_name: Some(name) };
+        cache.find(&self::id(id), &terms, now)
     }
 
     fn id(id: u8) -> SessionId {
@@ -268,32 +303,60 @@ mod tests {
         assert_eq!(cache.put(cut, NOW).unwrap().expires, soon);
         let later = NOW.after(HOUR / 2);
         assert_eq!(cache.put(new(2, Version::Tls12), later).unwrap().expires, NOW.after(HOUR));
-        assert!(cache.put(new(3, Version::Tls12), NOW.after(HOUR)).is_none(), "nothing is left of it");
+        assert!(cache.put(new(3, Version::Tls12), NOW.after(HOUR)).is_err(), "nothing is left of it");
 
         let last = Timestamp::from_millis(soon.as_millis() - 1);
-        assert!(cache.find(&id(1), Version::Tls12, "a.test", last).is_ok());
-        assert_eq!(cache.find(&id(1), Version::Tls12, "a.test", soon).unwrap_err(), Miss::Expired);
-        assert_eq!(
-            cache.find(&id(1), Version::Tls12, "a.test", NOW).unwrap_err(),
-            Miss::Unknown,
-            "it is gone"
-        );
+        assert!(find(&cache, 1, Version::Tls12, "a.test", last).is_ok());
+        assert_eq!(find(&cache, 1, Version::Tls12, "a.test", soon).unwrap_err(), Miss::Expired);
+        assert_eq!(find(&cache, 1, Version::Tls12, "a.test", NOW).unwrap_err(), Miss::Unknown, "it is gone");
     }
 
     #[test]
     fn session_is_found_with_its_version_and_name_only_and_a_miss_spends_no_ticket() {
         let cache = cache();
         cache.put(new(1, Version::Tls13), NOW).unwrap();
-        assert!(cache.find(&id(1), Version::Tls12, "a.test", NOW).is_err());
-        assert!(cache.find(&id(1), Version::Tls13, "b.test", NOW).is_err());
-        assert!(cache.find(&id(1), Version::Tls13, "", NOW).is_err());
-        assert!(cache.find(&id(1), Version::Tls13, "a.test", NOW).is_ok());
-        assert!(cache.find(&id(1), Version::Tls13, "a.test", NOW).is_err(), "a ticket is handed out once");
+        assert!(find(&cache, 1, Version::Tls12, "a.test", NOW).is_err());
+        assert!(find(&cache, 1, Version::Tls13, "b.test", NOW).is_err());
+        assert!(find(&cache, 1, Version::Tls13, "", NOW).is_err());
+        assert!(find(&cache, 1, Version::Tls13, "a.test", NOW).is_ok());
+        assert!(find(&cache, 1, Version::Tls13, "a.test", NOW).is_err(), "a ticket is handed out once");
         cache.put(new(2, Version::Tls12), NOW).unwrap();
         for _ in 0..2 {
-            assert!(cache.find(&id(2), Version::Tls12, "a.test", NOW).is_ok());
+            assert!(find(&cache, 2, Version::Tls12, "a.test", NOW).is_ok());
         }
         assert!(cache.remove(&id(2)) && !cache.remove(&id(2)));
+    }
+
+    #[test]
+    fn session_goes_back_to_its_own_library_and_binding_only() {
+        let cache = cache();
+        let openssl = Format::Worker("openssl".into());
+        let alike = Format::Worker("rustls".into());
+        let put =
+            NewSession { format: openssl.clone(), binding: (*b"vhost").into(), ..new(1, Version::Tls13) };
+        cache.put(put, NOW).unwrap();
+        let terms =
+            |format, binding| Terms { format, binding, versions: &[Version::Tls13], server_name: None };
+        for (format, binding) in [
+            (&Format::Rustls, &b"vhost"[..]),
+            (&alike, b"vhost"),
+            (&openssl, b"vhos"),
+            (&openssl, b""),
+            (&openssl, b"vhost2"),
+        ] {
+            assert_eq!(cache.find(&id(1), &terms(format, binding), NOW).unwrap_err(), Miss::Scope);
+        }
+        assert!(cache.find(&id(1), &terms(&openssl, b"vhost"), NOW).is_ok(), "no miss has spent it");
+    }
+
+    #[test]
+    fn taken_id_is_not_replaced_unless_its_session_is_over() {
+        let cache = cache();
+        cache.put(new(1, Version::Tls12), NOW).unwrap();
+        assert_eq!(cache.put(new(1, Version::Tls12), NOW).unwrap_err(), NotStored::IdTaken);
+        let later = NOW.after(HOUR);
+        let next = NewSession { authenticated: later, ..new(1, Version::Tls12) };
+        assert_eq!(cache.put(next, later).unwrap().created, later);
     }
 
     #[test]
@@ -301,7 +364,7 @@ mod tests {
         let cache = cache();
         let large =
             NewSession { secret: Secret::Server(Zeroizing::new(vec![1; 101])), ..new(1, Version::Tls12) };
-        assert!(cache.put(large, NOW).is_none());
+        assert_eq!(cache.put(large, NOW).unwrap_err(), NotStored::TooLarge);
         assert!(cache.is_empty() && cache.bytes() == 0);
     }
 }

@@ -8,6 +8,7 @@
 //! connections use it - is counted beside it.
 
 use std::{
+    borrow::Cow,
     fmt,
     sync::{
         Arc,
@@ -92,6 +93,39 @@ pub struct PeerIdentity {
     pub not_after: Timestamp,
 }
 
+/// The library that can read a session's secret part. Only who names it gets it back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// The daemon's own engine.
+    Rustls,
+    /// What a worker calls its library's encoding.
+    Worker(Arc<str>),
+}
+
+impl Format {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Rustls => "rustls",
+            Self::Worker(name) => name,
+        }
+    }
+}
+
+/// What a resumption must agree with, besides the scope of the cache that it looks in. Every path asks
+/// [`Session::fits`]: by id, by ticket, and from the pool.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// Who can read the secret.
+    pub format: &'a Format,
+    /// Whatever else a worker says must agree; compared as a whole.
+    pub binding: &'a [u8],
+    /// The versions that can be spoken.
+    pub versions: &'a [Version],
+    /// The name of the server; none: it is not known, or part of the binding.
+    pub server_name: Option<&'a str>,
+}
+
 /// A session as it was made. Holds its secret, which is zeroed when the last user drops it.
 pub struct Session {
     /// What it is found by.
@@ -101,9 +135,15 @@ pub struct Session {
     /// The one version it can be resumed with.
     pub version: Version,
     /// IANA name of the cipher suite.
-    pub cipher_suite: &'static str,
+    pub cipher_suite: Cow<'static, str>,
     /// Client: whom it resumes with. Server: the SNI it was made under, or empty.
     pub server_name: Arc<str>,
+    /// Who can read its secret part.
+    pub format: Format,
+    /// Whatever else its worker says must agree.
+    pub binding: Box<[u8]>,
+    /// Handed out at most once (RFC 8446 appendix C.4).
+    pub single_use: bool,
     /// Name of the context it was made under.
     pub context: Arc<str>,
     /// Who the peer proved to be.
@@ -119,9 +159,12 @@ pub struct Session {
 }
 
 impl Session {
-    /// TLS 1.3 tickets are handed out at most once (RFC 8446 appendix C.4).
-    pub fn single_use(&self) -> bool {
-        self.version == Version::Tls13
+    /// Whether it may be resumed on these terms.
+    pub fn fits(&self, terms: &Terms<'_>) -> bool {
+        self.format == *terms.format
+            && *self.binding == *terms.binding
+            && terms.versions.contains(&self.version)
+            && terms.server_name.is_none_or(|name| *self.server_name == *name)
     }
 
     /// Whether it is over at `now`.
@@ -129,7 +172,7 @@ impl Session {
         now >= self.expires
     }
 
-    /// What rustls resumes it with.
+    /// What its library resumes it with.
     pub fn secret(&self) -> &Secret {
         &self.secret
     }
@@ -175,9 +218,15 @@ pub struct NewSession {
     /// The version that the handshake agreed on.
     pub version: Version,
     /// IANA name of the cipher suite.
-    pub cipher_suite: &'static str,
+    pub cipher_suite: Cow<'static, str>,
     /// The name it belongs to.
     pub server_name: Arc<str>,
+    /// Who can read its secret part.
+    pub format: Format,
+    /// Whatever else its worker says must agree.
+    pub binding: Box<[u8]>,
+    /// To be handed out at most once.
+    pub single_use: bool,
     /// Name of the context it is made under.
     pub context: Arc<str>,
     /// Who the peer proved to be.
@@ -186,6 +235,6 @@ pub struct NewSession {
     pub authenticated: Timestamp,
     /// How long after that it may be resumed.
     pub timeout: std::time::Duration,
-    /// What rustls resumes it with.
+    /// What its library resumes it with.
     pub secret: Secret,
 }

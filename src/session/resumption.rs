@@ -26,8 +26,10 @@ use zeroize::Zeroizing;
 use super::{Session, SessionId};
 use crate::clock::Timestamp;
 
-/// The secret part of a session, in rustls' private form. Zeroed when dropped.
+/// The secret part of a session, in its library's private form. Zeroed when dropped.
 pub enum Secret {
+    /// A worker's: bytes that the daemon does not read.
+    Worker(Zeroizing<Vec<u8>>),
     /// Server side: the encoding that rustls gave to its storage.
     Server(Zeroizing<Vec<u8>>),
     /// Client side, TLS 1.2: rustls keeps these as objects and has no encoding for them.
@@ -40,7 +42,7 @@ impl Secret {
     /// Its size in bytes. For a client's object this is what it holds in memory, nearly.
     pub fn len(&self) -> usize {
         match self {
-            Self::Server(bytes) => bytes.len(),
+            Self::Worker(bytes) | Self::Server(bytes) => bytes.len(),
             Self::ClientTls12(..) => CLIENT_OBJECT + size_of::<Tls12ClientSessionValue>(),
             Self::ClientTls13(..) => CLIENT_OBJECT + size_of::<Tls13ClientSessionValue>(),
         }
@@ -161,7 +163,7 @@ impl ClientSessionStore for Resumption {
     /// The group that the session's own handshake ended with: it saves a HelloRetryRequest.
     fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
         match self.inner.lock().found.as_ref()?.secret() {
-            Secret::Server(_) => None,
+            Secret::Worker(_) | Secret::Server(_) => None,
             Secret::ClientTls12(_, group) | Secret::ClientTls13(_, group) => *group,
         }
     }

@@ -14,7 +14,7 @@ use std::{
     },
 };
 
-use dashmap::DashMap;
+use dashmap::{DashMap, Entry};
 use parking_lot::Mutex;
 
 /// How much a store may hold.
@@ -26,6 +26,15 @@ pub struct Limits {
     pub bytes_max: usize,
     /// Most bytes of one value.
     pub value_bytes_max: usize,
+}
+
+/// Why a value was not stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// It is over a limit by itself.
+    TooLarge,
+    /// Another value has its key.
+    Taken,
 }
 
 /// Values by key. A value knows its key.
@@ -57,19 +66,25 @@ where
         }
     }
 
-    /// Stores a value and returns how many others had to go for it, or `None` where it alone is over the limit. A value
-    /// under the same key is replaced.
-    pub fn put(&self, value: Arc<V>) -> Option<usize> {
+    /// Stores a value where its key is free, and returns how many others had to go for it.
+    ///
+    /// # Errors
+    /// The key is taken, or the value alone is over a limit. Nothing has changed then.
+    pub fn put(&self, value: Arc<V>) -> Result<usize, Refused> {
         let weight = (self.weight)(&value);
         if weight > self.limits.bytes_max.min(self.limits.value_bytes_max) || self.limits.entries_max == 0 {
-            return None;
+            return Err(Refused::TooLarge);
         }
         let place = Arc::downgrade(&value);
         // Counted before it can be removed by others, so that the counters never go below zero.
         self.entries.fetch_add(1, Ordering::AcqRel);
         self.bytes.fetch_add(weight, Ordering::AcqRel);
-        if let Some(replaced) = self.map.insert(AsRef::<K>::as_ref(&*value).clone(), value) {
-            self.discount(&replaced);
+        match self.map.entry(AsRef::<K>::as_ref(&*value).clone()) {
+            Entry::Vacant(free) => drop(free.insert(value)),
+            Entry::Occupied(_) => {
+                self.discount(&value);
+                return Err(Refused::Taken);
+            }
         }
         let mut order = self.order.lock();
         order.push_back(place);
@@ -81,7 +96,7 @@ where
         if order.len() > 2 * self.len() + 64 {
             order.retain(|place| self.is_current(place));
         }
-        Some(evicted)
+        Ok(evicted)
     }
 
     /// The value, which stays.
@@ -177,33 +192,35 @@ mod tests {
     #[test]
     fn full_store_evicts_what_was_put_first() {
         let store = store(2, 100);
-        assert_eq!(store.put(Arc::new(Value(1, 10))), Some(0));
-        assert_eq!(store.put(Arc::new(Value(2, 10))), Some(0));
-        assert_eq!(store.put(Arc::new(Value(3, 10))), Some(1));
+        assert_eq!(store.put(Arc::new(Value(1, 10))), Ok(0));
+        assert_eq!(store.put(Arc::new(Value(2, 10))), Ok(0));
+        assert_eq!(store.put(Arc::new(Value(3, 10))), Ok(1));
         assert_eq!(keys(&store), [2, 3]);
-        assert_eq!(store.put(Arc::new(Value(4, 95))), Some(2), "bytes count as well");
+        assert_eq!(store.put(Arc::new(Value(4, 95))), Ok(2), "bytes count as well");
         assert_eq!((keys(&store), store.len(), store.bytes()), (vec![4], 1, 95));
     }
 
     #[test]
     fn value_over_the_limit_is_refused_and_evicts_nothing() {
         let store = store(2, 100);
-        store.put(Arc::new(Value(1, 10)));
-        assert_eq!(store.put(Arc::new(Value(2, 101))), None);
+        store.put(Arc::new(Value(1, 10))).unwrap();
+        assert_eq!(store.put(Arc::new(Value(2, 101))), Err(Refused::TooLarge));
         let store = self::store(2, 1000);
-        store.put(Arc::new(Value(1, 10)));
-        assert_eq!(store.put(Arc::new(Value(2, 101))), None, "over that of one value");
+        store.put(Arc::new(Value(1, 10))).unwrap();
+        assert_eq!(store.put(Arc::new(Value(2, 101))), Err(Refused::TooLarge), "over that of one value");
         assert_eq!(keys(&store), [1]);
     }
 
     #[test]
-    fn replaced_value_leaves_its_place_and_its_bytes() {
+    fn taken_key_stays_with_its_value_and_a_stale_place_evicts_nothing() {
         let store = store(2, 100);
-        store.put(Arc::new(Value(1, 60)));
-        store.put(Arc::new(Value(1, 30)));
-        assert_eq!((store.len(), store.bytes()), (1, 30));
-        store.put(Arc::new(Value(2, 10)));
-        assert_eq!(store.put(Arc::new(Value(3, 10))), Some(1), "the stale place of 1 evicts nothing");
+        store.put(Arc::new(Value(1, 60))).unwrap();
+        assert_eq!(store.put(Arc::new(Value(1, 30))), Err(Refused::Taken));
+        assert_eq!((store.len(), store.bytes()), (1, 60));
+        store.take(&1);
+        store.put(Arc::new(Value(1, 30))).unwrap();
+        store.put(Arc::new(Value(2, 10))).unwrap();
+        assert_eq!(store.put(Arc::new(Value(3, 10))), Ok(1), "the new 1 goes, and it alone");
         assert_eq!(keys(&store), [2, 3]);
     }
 
@@ -213,7 +230,7 @@ mod tests {
         for round in 0..10_000 {
             let value = Arc::new(Value(round, 1));
             let watch = Arc::downgrade(&value);
-            store.put(value);
+            store.put(value).unwrap();
             assert_eq!(store.take(&round).map(|value| value.0), Some(round));
             assert!(watch.upgrade().is_none());
         }
@@ -225,7 +242,7 @@ mod tests {
     fn one_of_many_takes_succeeds() {
         let store = Arc::new(store(1_000, 1_000_000));
         for key in 0..200 {
-            store.put(Arc::new(Value(key, 1)));
+            store.put(Arc::new(Value(key, 1))).unwrap();
             let takers: Vec<_> = (0..4)
                 .map(|_| {
                     let store = Arc::clone(&store);
@@ -242,7 +259,7 @@ mod tests {
     fn reap_stops_at_the_first_that_is_not_over() {
         let store = store(10, 100);
         for key in 1..=5 {
-            store.put(Arc::new(Value(key, 1)));
+            store.put(Arc::new(Value(key, 1))).unwrap();
         }
         store.take(&1);
         store.reap(|value| value.0 < 4);

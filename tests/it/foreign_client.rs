@@ -11,7 +11,7 @@ use rustls::{
 use tls_sessiond::{
     clock::Clock,
     config::Config,
-    connection::{ConnectionId, Input, Plan, State, Table},
+    connection::{ConnectionId, EngineKind, Input, Plan, State, Table},
     context::Registry,
     session::Role,
 };
@@ -72,6 +72,7 @@ fn connect(table: &Table, config: &Arc<ClientConfig>, chunk: usize) -> (Handshak
     let plan = Plan {
         context: Arc::clone(table.registry().get("default").unwrap()),
         role: Role::Server,
+        engine: EngineKind::Daemon,
         server_name: String::new(),
         owner: "test".into(),
         idle_timeout: None,

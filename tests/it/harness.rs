@@ -124,6 +124,11 @@ impl TestDaemon {
         }
     }
 
+    /// How many sessions the servers of the default context have in the cache.
+    pub(crate) fn server_cache_len(&self) -> usize {
+        self.table.registry().get("default").unwrap().server_cache.len()
+    }
+
     pub(crate) async fn server_sessions(&self) -> usize {
         let listed =
             self.sessions().list_sessions(pb::ListSessionsRequest::default()).await.unwrap().into_inner();

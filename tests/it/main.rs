@@ -24,3 +24,4 @@ mod scope;
 mod stop;
 mod tidy;
 mod tour;
+mod worker_engine;

@@ -18,7 +18,7 @@ use tls_sessiond::{
     clock::{Clock, ManualClock, Timestamp},
     config::Config,
     connection::{
-        ConnectionId, Error, Input, Output, Plan, Shutdown, State, Table,
+        ConnectionId, EngineKind, Error, Input, Output, Plan, Shutdown, State, Table,
         client_hello::{FirstFlight, Progress},
     },
     context::Registry,
@@ -158,6 +158,7 @@ impl World {
         let plan = Plan {
             context: Arc::clone(self.registry.get(CONTEXTS[context]).unwrap()),
             role,
+            engine: EngineKind::Daemon,
             server_name: "localhost".into(),
             owner: "test".into(),
             idle_timeout: None,

@@ -11,7 +11,7 @@ use std::sync::{
 use tls_sessiond::{
     clock::Clock,
     config::Config,
-    connection::{ConnectionId, Input, Plan, Table},
+    connection::{ConnectionId, EngineKind, Input, Plan, Table},
     context::Registry,
     session::Role,
 };
@@ -37,6 +37,7 @@ fn make(table: &Table, role: Role) -> ConnectionId {
     let plan = Plan {
         context: Arc::clone(table.registry().get("default").unwrap()),
         role,
+        engine: EngineKind::Daemon,
         server_name: "localhost".into(),
         owner: "test".into(),
         idle_timeout: None,

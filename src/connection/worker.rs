@@ -1,0 +1,171 @@
+//! Connections whose TLS runs in the worker's own library. The daemon sees no bytes: the worker tells what happened, and the
+//! rules are the same.
+//!
+//! Such a connection is *before* until a session tells that a handshake is finished: one that it made, or one that it
+//! resumed.
+
+use std::{sync::Arc, time::Duration};
+
+use zeroize::Zeroizing;
+
+use super::{Alert, Connection, EngineKind, Error, Removed, Shutdown, State};
+use crate::{
+    clock::Timestamp,
+    session::{
+        Format, NewSession, PeerIdentity, RemovalReason, Role, Secret, Session, SessionId, Version,
+        cache::NotStored,
+    },
+};
+
+/// A session that a worker's library made.
+pub struct Put {
+    /// Server: what a peer will offer. Client: none, the cache gives one.
+    pub id: Option<SessionId>,
+    /// The library's encoding.
+    pub data: Zeroizing<Vec<u8>>,
+    /// Who can read it.
+    pub format: Format,
+    /// Whatever else must agree to resume it.
+    pub binding: Box<[u8]>,
+    /// To be handed out at most once.
+    pub single_use: bool,
+    /// The version that the handshake agreed on.
+    pub version: Version,
+    /// IANA name, or empty.
+    pub cipher_suite: String,
+    /// Client: empty means the connection's. Server: the SNI.
+    pub server_name: String,
+    /// Who the peer proved to be.
+    pub peer: Option<PeerIdentity>,
+    /// How long it may live, if that is less than the context says.
+    pub timeout: Option<Duration>,
+    /// When the peers authenticated; none: now, or when the resumed session says.
+    pub authenticated: Option<Timestamp>,
+}
+
+/// Why a worker's session was not stored. Its handshake goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotKept {
+    /// The context keeps none.
+    CacheOff,
+    /// The cache did not take it.
+    Cache(NotStored),
+}
+
+impl Connection {
+    /// SSL_CTX_sess_set_new_cb(3): a handshake is finished, and made a session, which joins the family.
+    ///
+    /// # Errors
+    /// The daemon runs this connection, or it has failed. The inner error tells why the session is not kept.
+    pub fn put_session(&mut self, put: Put, now: Timestamp) -> Result<Result<Arc<Session>, NotKept>, Error> {
+        self.worker_engine()?;
+        self.establish();
+        let server_name: Arc<str> = match &self.target {
+            Some((name, _)) if put.server_name.is_empty() => Arc::clone(name),
+            _ => put.server_name.into(),
+        };
+        let authenticated = match (put.authenticated, self.agreed.reused) {
+            (Some(told), _) => told,
+            (None, true) if self.agreed.authenticated != Timestamp::default() => self.agreed.authenticated,
+            (None, _) => now,
+        };
+        let peer = put.peer.map(Arc::new);
+        self.agreed.version = Some(put.version);
+        self.agreed.cipher_suite = put.cipher_suite.into();
+        self.agreed.authenticated = authenticated;
+        if peer.is_some() {
+            self.agreed.peer.clone_from(&peer);
+        }
+        if self.role == Role::Server {
+            self.agreed.server_name = Some(Arc::clone(&server_name));
+        }
+        if self.context.options.no_session_cache {
+            return Ok(Err(NotKept::CacheOff));
+        }
+        let stored = self.context.cache(self.role).put(
+            NewSession {
+                id: put.id,
+                version: put.version,
+                cipher_suite: self.agreed.cipher_suite.clone(),
+                server_name,
+                format: put.format,
+                binding: put.binding,
+                single_use: put.single_use,
+                context: Arc::clone(&self.context.name),
+                peer: self.agreed.peer.clone(),
+                authenticated,
+                timeout: put
+                    .timeout
+                    .map_or(self.context.session_timeout, |t| t.min(self.context.session_timeout)),
+                secret: Secret::Worker(put.data),
+            },
+            now,
+        );
+        if let Ok(session) = &stored {
+            self.family.join(Arc::clone(session));
+            self.attached = Some(Arc::clone(session));
+        }
+        Ok(stored.map_err(NotKept::Cache))
+    }
+
+    /// A handshake is finished, and resumed a session; one that is gone was handed out for it.
+    pub(super) fn resumed_by_worker(&mut self, session: Option<&Arc<Session>>) {
+        self.establish();
+        self.agreed.reused = true;
+        self.context.stats.hits.count();
+        if let Some(session) = session {
+            self.agreed.version = Some(session.version);
+            self.agreed.cipher_suite = session.cipher_suite.clone();
+            self.agreed.peer.clone_from(&session.peer);
+            self.agreed.authenticated = session.authenticated;
+            if self.role == Role::Server {
+                self.agreed.server_name = Some(Arc::clone(&session.server_name));
+            }
+        }
+    }
+
+    /// A fatal alert ended the connection, or its handshake. One that this side sent after it closed removes nothing.
+    ///
+    /// # Errors
+    /// The daemon runs this connection, or it has failed before.
+    pub fn report_alert(&mut self, alert: Alert) -> Result<Vec<Removed>, Error> {
+        self.worker_engine()?;
+        let removed = if alert.received || !self.is_closed() {
+            self.condemn(RemovalReason::FatalAlert)
+        } else {
+            Vec::new()
+        };
+        self.shutdown.received |= alert.received;
+        self.fail(alert.to_string());
+        Ok(removed)
+    }
+
+    fn worker_engine(&self) -> Result<(), Error> {
+        match (self.engine_kind, self.state) {
+            (EngineKind::Daemon, _) => Err(Error::WrongEngine(EngineKind::Worker)),
+            (EngineKind::Worker, State::Failed) => {
+                Err(Error::Failed(self.failure.clone().unwrap_or_default()))
+            }
+            (EngineKind::Worker, _) => Ok(()),
+        }
+    }
+
+    /// The first word of a session ends the handshake. Flags that were set before it are lost, as in the daemon's engine.
+    fn establish(&mut self) {
+        if self.state != State::Before {
+            return;
+        }
+        let stats = &self.context.stats;
+        let (begun, finished) = match self.role {
+            Role::Server => (&stats.accept, &stats.accept_good),
+            Role::Client => (&stats.connect, &stats.connect_good),
+        };
+        begun.count();
+        finished.count();
+        self.shutdown = Shutdown::default();
+        self.written = false;
+        self.state = State::Established;
+        // What SetSession attached for this handshake stays only if it turns out to be resumed.
+        self.attached = None;
+    }
+}

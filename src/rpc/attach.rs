@@ -1,0 +1,250 @@
+//! Attach: all calls of one worker on one stream, and a life line for its connections.
+//!
+//! Polled like a Drive: no task, no queue. A batch is read when the answers of the last one have gone out. Dropping the
+//! stream frees every connection that was made on it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use prost::Message;
+use tokio::time::Sleep;
+use tokio_stream::Stream;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+use tonic::{Status, Streaming};
+
+use super::{connections::Connections, convert, sessions::Sessions, status::Refusal};
+use crate::{
+    connection::ConnectionId,
+    proto::{self as pb, answer::Result as Answered, call::Method},
+};
+
+/// Most calls of one message.
+pub(super) const BATCH_MAX: usize = 1000;
+/// Answers of one batch are cut into messages of about this size, for many clients take no more than 4 MiB.
+const ANSWERS_BYTES: usize = 1 << 20;
+/// Connections of a stream that are not worth a search for those that are gone.
+const PRUNE_MIN: usize = 1024;
+/// The longest alias, `@` included.
+const ALIAS_MAX: usize = 64;
+
+/// The answers of one Attach.
+pub(super) struct Attach {
+    requests: Streaming<pb::AttachRequest>,
+    deadline: Option<Pin<Box<Sleep>>>,
+    /// Until the worker was told.
+    draining: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    answers: VecDeque<pb::AttachResponse>,
+    phase: Phase,
+    calls: Calls,
+}
+
+enum Phase {
+    Running,
+    Ending(Option<Refusal>),
+}
+
+/// What the calls of one stream need, and what they made.
+pub(super) struct Calls {
+    connections: Arc<Connections>,
+    sessions: Arc<Sessions>,
+    owner: Arc<str>,
+    made: HashMap<ConnectionId, Option<String>>,
+    /// How many may be in `made` before those that are gone are looked for.
+    prune_at: usize,
+    /// Aliases of connections that were made here.
+    aliases: HashMap<String, String>,
+}
+
+impl Calls {
+    pub(super) fn new(connections: Arc<Connections>, sessions: Arc<Sessions>, owner: Arc<str>) -> Self {
+        Self {
+            connections,
+            sessions,
+            owner,
+            made: HashMap::new(),
+            prune_at: PRUNE_MIN,
+            aliases: HashMap::new(),
+        }
+    }
+
+    fn answer(&mut self, call: pb::Call) -> Option<pb::Answer> {
+        let id = call.id;
+        match self.call(call) {
+            Ok(_) if id == 0 => None,
+            Ok(result) => Some(pb::Answer { id, result: Some(result) }),
+            Err(refusal) => Some(pb::Answer { id, result: Some(Answered::Error(refusal.call_error())) }),
+        }
+    }
+
+    fn call(&mut self, call: pb::Call) -> Result<Answered, Refusal> {
+        let mut method = call.method.ok_or(Refusal::MethodRequired)?;
+        if !call.alias.is_empty() && !matches!(method, Method::New(_)) {
+            return Err(Refusal::AliasMalformed);
+        }
+        if let Some(id) = connection_id(&mut method)
+            && id.starts_with('@')
+        {
+            let named = self.aliases.get(id.as_str()).ok_or(Refusal::AliasUnknown)?;
+            id.clone_from(named);
+        }
+        Ok(match method {
+            Method::New(request) => Answered::New(self.make(request, call.alias)?),
+            Method::Clear(request) => Answered::Clear(self.connections.clear(&request)?),
+            Method::Shutdown(request) => Answered::Shutdown(self.connections.shutdown(&request)?),
+            Method::SetShutdown(request) => Answered::SetShutdown(self.connections.set_shutdown(&request)?),
+            Method::Free(request) => {
+                let freed = self.connections.free(&request);
+                self.forget(&request.connection_id);
+                Answered::Free(freed?)
+            }
+            Method::SetSession(request) => Answered::SetSession(self.connections.set_session(&request)?),
+            Method::PutSession(request) => Answered::PutSession(self.sessions.put(request)?),
+            Method::LookupSession(request) => Answered::LookupSession(self.sessions.lookup(&request)?),
+            Method::RemoveSession(request) => Answered::RemoveSession(self.sessions.remove(&request)?),
+            Method::ReportAlert(request) => Answered::ReportAlert(self.connections.report_alert(&request)?),
+        })
+    }
+
+    fn make(&mut self, request: pb::NewRequest, alias: String) -> Result<pb::NewResponse, Refusal> {
+        let alias = Some(alias).filter(|alias| !alias.is_empty());
+        if let Some(alias) = &alias {
+            if !alias.starts_with('@') || !(2..=ALIAS_MAX).contains(&alias.len()) {
+                return Err(Refusal::AliasMalformed);
+            }
+            if self.aliases.contains_key(alias) {
+                return Err(Refusal::AliasTaken);
+            }
+        }
+        let made = self.connections.opener.open(request, &self.owner)?;
+        if let Some(connection) = &made.connection {
+            if let Some(alias) = &alias {
+                self.aliases.insert(alias.clone(), connection.id.clone());
+            }
+            self.made.insert(convert::connection_id(&connection.id)?, alias);
+            if self.made.len() >= self.prune_at {
+                self.prune();
+            }
+        }
+        Ok(made)
+    }
+
+    /// Forgets connections that are gone without a Free on this stream: lapsed, or freed by others.
+    fn prune(&mut self) {
+        let table = &self.connections.opener.table;
+        self.made.retain(|id, alias| {
+            let live = table.look(*id, |_, _| ()).is_ok();
+            if let Some(alias) = alias.as_ref().filter(|_| !live) {
+                self.aliases.remove(alias);
+            }
+            live
+        });
+        self.prune_at = (2 * self.made.len()).max(PRUNE_MIN);
+    }
+
+    /// A connection is gone, whoever freed it; its alias may be used again.
+    fn forget(&mut self, id: &str) {
+        if let Ok(freed) = convert::connection_id(id)
+            && let Some(Some(alias)) = self.made.remove(&freed)
+        {
+            self.aliases.remove(&alias);
+        }
+    }
+}
+
+impl Drop for Calls {
+    /// The worker is gone: what it left open is lost.
+    fn drop(&mut self) {
+        for (id, _) in self.made.drain() {
+            // One that is not there was freed by its idle time-out, or by somebody else.
+            let _ = self.connections.opener.table.free(id);
+        }
+    }
+}
+
+/// The field that names a connection, where the method has one.
+fn connection_id(method: &mut Method) -> Option<&mut String> {
+    match method {
+        Method::New(_) | Method::LookupSession(_) | Method::RemoveSession(_) => None,
+        Method::Clear(request) => Some(&mut request.connection_id),
+        Method::Shutdown(request) => Some(&mut request.connection_id),
+        Method::SetShutdown(request) => Some(&mut request.connection_id),
+        Method::Free(request) => Some(&mut request.connection_id),
+        Method::SetSession(request) => Some(&mut request.connection_id),
+        Method::PutSession(request) => Some(&mut request.connection_id),
+        Method::ReportAlert(request) => Some(&mut request.connection_id),
+    }
+}
+
+impl Attach {
+    pub(super) fn new(
+        requests: Streaming<pb::AttachRequest>,
+        calls: Calls,
+        deadline: Option<Pin<Box<Sleep>>>,
+        draining: WaitForCancellationFutureOwned,
+    ) -> Self {
+        let draining = Some(Box::pin(draining));
+        Self { requests, deadline, draining, answers: VecDeque::new(), phase: Phase::Running, calls }
+    }
+
+    fn batch(&mut self, calls: Vec<pb::Call>) -> Result<(), Refusal> {
+        if calls.len() > BATCH_MAX {
+            return Err(Refusal::BatchTooLarge(calls.len()));
+        }
+        let mut response = pb::AttachResponse::default();
+        let mut size = 0;
+        for call in calls {
+            let Some(answer) = self.calls.answer(call) else { continue };
+            size += answer.encoded_len();
+            response.answers.push(answer);
+            if size >= ANSWERS_BYTES {
+                self.answers.push_back(std::mem::take(&mut response));
+                size = 0;
+            }
+        }
+        if !response.answers.is_empty() {
+            self.answers.push_back(response);
+        }
+        Ok(())
+    }
+}
+
+impl Stream for Attach {
+    type Item = Result<pb::AttachResponse, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        loop {
+            if let Some(response) = this.answers.pop_front() {
+                return Poll::Ready(Some(Ok(response)));
+            }
+            if let Phase::Ending(refusal) = &mut this.phase {
+                return Poll::Ready(refusal.take().map(|refusal| Err(refusal.into())));
+            }
+            if this.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
+                this.phase = Phase::Ending(Some(Refusal::DeadlineExceeded));
+                continue;
+            }
+            if this.draining.as_mut().is_some_and(|draining| draining.as_mut().poll(cx).is_ready()) {
+                this.draining = None;
+                return Poll::Ready(Some(Ok(pb::AttachResponse { answers: Vec::new(), draining: true })));
+            }
+            match ready!(Pin::new(&mut this.requests).poll_next(cx)) {
+                Some(Ok(request)) => {
+                    if let Err(refusal) = this.batch(request.calls) {
+                        this.phase = Phase::Ending(Some(refusal));
+                    }
+                }
+                Some(Err(status)) => {
+                    this.phase = Phase::Ending(None);
+                    return Poll::Ready(Some(Err(status)));
+                }
+                None => this.phase = Phase::Ending(None),
+            }
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! WorkerService.
+
+use std::sync::Arc;
+
+use tokio::time::sleep_until;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming, async_trait};
+
+use super::{
+    attach::{Attach, Calls},
+    connections::{Connections, owner},
+    edge::Deadline,
+    sessions::Sessions,
+    status::Refusal,
+};
+use crate::proto::{self as pb, worker_service_server::WorkerService};
+
+/// Holds what the streams need.
+pub(super) struct Workers {
+    pub(super) connections: Arc<Connections>,
+    pub(super) sessions: Arc<Sessions>,
+    pub(super) draining: CancellationToken,
+}
+
+#[async_trait]
+impl WorkerService for Workers {
+    type AttachStream = Attach;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<pb::AttachRequest>>,
+    ) -> Result<Response<Attach>, Status> {
+        if self.draining.is_cancelled() {
+            return Err(Refusal::Draining.into());
+        }
+        let owner = owner(&request);
+        let deadline =
+            request.extensions().get::<Deadline>().map(|deadline| Box::pin(sleep_until(deadline.0)));
+        let calls = Calls::new(Arc::clone(&self.connections), Arc::clone(&self.sessions), owner);
+        let draining = self.draining.clone().cancelled_owned();
+        Ok(Response::new(Attach::new(request.into_inner(), calls, deadline, draining)))
+    }
+}

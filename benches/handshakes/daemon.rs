@@ -57,6 +57,10 @@ impl Daemon {
         cpu::process(self.child.id())
     }
 
+    pub(crate) async fn channel(&self) -> Channel {
+        Endpoint::from_shared(self.unix.clone()).unwrap().connect().await.unwrap()
+    }
+
     pub(crate) async fn worker(&self, socket: Socket) -> Worker {
         let address = match socket {
             Socket::Tcp => &self.tcp,

@@ -6,6 +6,7 @@
 //! * `engine`: connection objects in memory
 //! * `daemon`: the daemon as a process of its own, and its workers
 //! * `api`: handshakes through Drive and Exchange
+//! * `worker`: the life of a connection whose TLS runs in the worker
 //! * `bulk`: application data through Drive
 //! * `table`: medians, goals, and the table
 //!
@@ -24,6 +25,7 @@ mod daemon;
 mod engine;
 mod peer;
 mod table;
+mod worker;
 
 use peer::{Kind, Setup};
 use table::Table;
@@ -51,6 +53,10 @@ fn main() {
             api::measure(&setup, &daemon, &runtime, way, (name, version, kind), &mut table);
         }
     }
+    table.section(
+        "worker engine, pipelined: CPU of the daemon for a resumed connection / plain rustls' own handshake",
+    );
+    worker::measure(&setup, &daemon, &runtime, &mut table);
     table.section("bulk, 64 KiB messages: MiB per CPU second of the daemon / plain rustls (more is better)");
     bulk::measure(&setup, &daemon, &runtime, &mut table);
     table.print();

@@ -48,7 +48,7 @@ impl Family {
         let mut removed = Vec::new();
         for session in self.0.drain(..) {
             session.release();
-            if cache.remove(&session.id) {
+            if cache.withdraw(&session) {
                 removed.push(Removed { id: session.id.clone(), reason });
             }
         }

@@ -318,9 +318,13 @@ impl Connection {
         if resumed && self.state == State::Failed {
             return Err(Error::Failed(self.failure.clone().unwrap_or_default()));
         }
-        let removed = self.leave_family();
+        // Naming what is attached already replaces nothing, so nothing is lost by it.
+        let same = matches!((&session, &self.attached), (Some(new), Some(old)) if Arc::ptr_eq(new, old));
+        let removed = if same && self.state == State::Established { Vec::new() } else { self.leave_family() };
         // A context may share the cache of one that speaks other versions. Such a session cannot be offered.
         let session = session.filter(|session| self.context.versions.contains(&session.version));
+        // One of the family that has just been removed is gone like any other.
+        let session = session.filter(|session| !removed.iter().any(|removed| removed.id == session.id));
         if resumed {
             self.resumed_by_worker(session.as_ref());
         } else {

@@ -201,7 +201,7 @@ impl Sessions {
             self.table.registry().get(name).ok_or_else(|| Refusal::ContextNotFound(name.to_owned()))?;
         let role = convert::role(request.role)?;
         let id = convert::session_id(&request.session_id)?.ok_or(Refusal::SessionIdRequired)?;
-        Ok(pb::RemoveSessionResponse { removed: context.cache(role).remove(&id) })
+        Ok(pb::RemoveSessionResponse { removed: context.cache(role).remove(&id, self.table.now()) })
     }
 
     fn list(&self, request: &pb::ListSessionsRequest) -> Result<pb::ListSessionsResponse, Refusal> {

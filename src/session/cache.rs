@@ -150,9 +150,14 @@ impl Cache {
         }
     }
 
-    /// Takes a session out for good; says whether it was there.
-    pub fn remove(&self, id: &SessionId) -> bool {
-        self.store.take(id).is_some()
+    /// Takes whatever has this id out for good; says whether it was there.
+    pub fn remove(&self, id: &SessionId, now: Timestamp) -> bool {
+        self.store.take(id).is_some_and(|session| !session.expired(now))
+    }
+
+    /// Takes this very session out for good, not another that has its id by now; says whether it was there.
+    pub fn withdraw(&self, session: &Arc<Session>) -> bool {
+        self.store.remove(session)
     }
 
     /// Drops what has expired, oldest first, and what the pool no longer needs.
@@ -324,7 +329,7 @@ mod tests {
         for _ in 0..2 {
             assert!(find(&cache, 2, Version::Tls12, "a.test", NOW).is_ok());
         }
-        assert!(cache.remove(&id(2)) && !cache.remove(&id(2)));
+        assert!(cache.remove(&id(2), NOW) && !cache.remove(&id(2), NOW));
     }
 
     #[test]

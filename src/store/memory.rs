@@ -91,7 +91,7 @@ where
         let mut evicted = 0;
         while self.len() > self.limits.entries_max || self.bytes() > self.limits.bytes_max {
             let Some(oldest) = order.pop_front() else { break };
-            evicted += usize::from(self.remove_exactly(&oldest));
+            evicted += usize::from(self.remove_at(&oldest));
         }
         if order.len() > 2 * self.len() + 64 {
             order.retain(|place| self.is_current(place));
@@ -111,6 +111,15 @@ where
         Some(value)
     }
 
+    /// Removes this very value, not another that took its key since; says whether it was there.
+    pub fn remove(&self, value: &Arc<V>) -> bool {
+        let removed = self.map.remove_if(AsRef::<K>::as_ref(&**value), |_, held| Arc::ptr_eq(held, value));
+        if removed.is_some() {
+            self.discount(value);
+        }
+        removed.is_some()
+    }
+
     /// Drops the oldest values for as long as `over` says so of them.
     pub fn reap(&self, over: impl Fn(&V) -> bool) {
         let mut order = self.order.lock();
@@ -118,7 +127,7 @@ where
             if place.upgrade().is_some_and(|value| self.is_current(place) && !over(&value)) {
                 break;
             }
-            self.remove_exactly(place);
+            self.remove_at(place);
             order.pop_front();
         }
     }
@@ -149,14 +158,8 @@ where
         })
     }
 
-    /// Removes this value, but not another that took its key.
-    fn remove_exactly(&self, place: &Weak<V>) -> bool {
-        let Some(value) = place.upgrade() else { return false };
-        let removed = self.map.remove_if(AsRef::<K>::as_ref(&*value), |_, held| Arc::ptr_eq(held, &value));
-        if removed.is_some() {
-            self.discount(&value);
-        }
-        removed.is_some()
+    fn remove_at(&self, place: &Weak<V>) -> bool {
+        place.upgrade().is_some_and(|value| self.remove(&value))
     }
 
     fn discount(&self, value: &V) {

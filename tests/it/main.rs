@@ -25,3 +25,4 @@ mod stop;
 mod tidy;
 mod tour;
 mod worker_engine;
+mod worker_model;

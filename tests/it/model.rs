@@ -142,7 +142,7 @@ impl World {
         };
         for (of_server, id) in world.cached().into_keys() {
             let role = if of_server { Role::Server } else { Role::Client };
-            registry.get("any").unwrap().cache(role).remove(&id);
+            registry.get("any").unwrap().cache(role).remove(&id, world.table.now());
         }
         world
     }
@@ -310,7 +310,11 @@ impl World {
             Err(other) => panic!("{other}"),
             Ok(attached) => {
                 assert!(!foreign);
-                self.ends(role, slot, &before);
+                // Naming what is attached already replaces nothing.
+                let same = key.is_some() && key == before.attached && attached.is_some();
+                if !(same && before.state == State::Established) {
+                    self.ends(role, slot, &before);
+                }
                 if before.state == State::Established {
                     let key = attached.map(|id| (role == Role::Server, id));
                     self.object(role, slot).family.extend(key);
@@ -325,7 +329,7 @@ impl World {
         }
         let key = self.seen.keys().nth(which.index(self.seen.len())).unwrap().clone();
         let role = if key.0 { Role::Server } else { Role::Client };
-        self.registry.get("any").unwrap().cache(role).remove(&key.1);
+        self.registry.get("any").unwrap().cache(role).remove(&key.1, self.table.now());
         self.alive.remove(&key);
     }
 

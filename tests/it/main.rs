@@ -24,4 +24,5 @@ mod scope;
 mod stop;
 mod tidy;
 mod tour;
+mod worker_client;
 mod worker_engine;

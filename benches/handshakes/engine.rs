@@ -7,7 +7,7 @@ use tls_sessiond::{
     clock::Clock,
     config::Config,
     connection::{
-        Input, Plan, Table,
+        EngineKind, Input, Plan, Table,
         table::{Driver, Ending},
     },
     context::Registry,
@@ -99,6 +99,7 @@ pub(crate) fn measure(
         let plan = Plan {
             context: Arc::clone(&context),
             role: Role::Server,
+            engine: EngineKind::Daemon,
             server_name: String::new(),
             owner: "bench".into(),
             idle_timeout: None,

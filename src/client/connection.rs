@@ -33,6 +33,7 @@ struct Told {
     /// The SENT flag.
     sent: bool,
     alert: bool,
+    resumed: bool,
 }
 
 impl Connection {
@@ -46,9 +47,11 @@ impl Connection {
     }
 
     /// SSL_set_session(3): the handshake is finished and has resumed this session. For those that opened the connection
-    /// before they knew.
+    /// before they knew. The first time it is told also when the queue is full.
     pub fn resumed(&self, session_id: &[u8]) {
-        self.tell(Weight::May, |connection_id| {
+        let mut told = self.told.lock();
+        let weight = if told.resumed { Weight::May } else { Weight::Must };
+        told.resumed |= self.tell(weight, |connection_id| {
             Method::SetSession(pb::SetSessionRequest { connection_id, session_id: hex::string(session_id) })
         });
     }

@@ -148,9 +148,7 @@ impl Link {
         state.queue.push_back(std::mem::take(call));
         let sender = state.sender.take();
         drop(state);
-        if let Some(sender) = sender {
-            sender.wake();
-        }
+        wake(sender);
         Ok(number)
     }
 
@@ -184,9 +182,9 @@ impl Link {
         if state.phase == Phase::Open {
             state.phase = Phase::Retired;
         }
-        if let Some(sender) = state.sender.take() {
-            sender.wake();
-        }
+        let sender = state.sender.take();
+        drop(state);
+        wake(sender);
     }
 
     /// The stream is gone: all that wait get nothing.
@@ -195,9 +193,11 @@ impl Link {
         state.phase = Phase::Closed;
         state.bytes = 0;
         let dropped = (std::mem::take(&mut state.queue), std::mem::take(&mut state.waiting));
-        // Their drop wakes tasks, which must not find the lock taken.
+        let sender = state.sender.take();
+        // This wakes tasks, which must not find the lock taken.
         drop(state);
         drop(dropped);
+        wake(sender);
     }
 
     /// All that is ready, as far as one message goes. `None`: the stream may end.
@@ -238,4 +238,10 @@ impl Link {
 
 fn call(method: Method) -> pb::Call {
     pb::Call { id: 0, method: Some(method), alias: String::new() }
+}
+
+fn wake(sender: Option<Waker>) {
+    if let Some(sender) = sender {
+        sender.wake();
+    }
 }

@@ -91,7 +91,8 @@ impl Worker {
     /// A connection object for a handshake of this worker. Clients name the server. `resumed` is the session that the
     /// handshake has resumed: the close of this connection decides about it from now on.
     ///
-    /// Waits for nothing. Where the daemon is away or the queue is full, the handle is one that tells nobody anything.
+    /// Waits for nothing. Where the daemon is away or the queue is full, the handle is one that tells nobody anything: the
+    /// connection makes no sessions, and a `resumed` one stays as it is.
     pub fn open(&self, role: Role, server_name: &str, resumed: Option<&[u8]>) -> Connection {
         let options = &self.shared.options;
         let request = pb::NewRequest {

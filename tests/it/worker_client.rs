@@ -95,10 +95,9 @@ async fn sessions_of_a_worker_live_by_the_close_rule() {
     for sessions in [[b"d", b"e"], [b"f", b"g"]] {
         for (place, id) in sessions.into_iter().enumerate() {
             let connection = established(&worker, id);
-            if place == 0 {
-                connection.shutdown()
-            } else {
-                connection.set_shutdown(true, false)
+            match place {
+                0 => connection.shutdown(),
+                _ => connection.set_shutdown(true, false),
             }
             connection.alert(0, false);
             drop(connection);
@@ -141,6 +140,7 @@ async fn single_use_sessions_and_bindings_go_through() {
     assert_eq!((first.single_use, first.server_name.as_str()), (true, "localhost"));
     assert!(first.authenticate_time < first.expire_time);
     assert!(worker.lookup(bound).await.is_none(), "it was handed out");
+    drop(connection);
 
     // What the daemon refuses is a miss, and is counted.
     let mut other = options(&format!("http://{}", daemon.address));
@@ -212,6 +212,15 @@ async fn calls_that_are_ready_together_go_out_as_one_message() {
     ask(b"d").await;
     assert_eq!(recorder.sizes(), [1000, 1000, 401]);
 
+    // A question that nobody waits for any more is not asked: a single-use session would be taken for nobody.
+    tokio::select! {
+        biased;
+        _ = ask(b"nobody") => panic!("nobody has answered yet"),
+        () = std::future::ready(()) => {}
+    }
+    ask(b"d").await;
+    assert_eq!(recorder.sizes(), [1]);
+
     // And about a MiB.
     let connection = worker.open(Role::Server, "", None);
     for _ in 0..5 {
@@ -220,7 +229,7 @@ async fn calls_that_are_ready_together_go_out_as_one_message() {
     ask(b"e").await;
     assert_eq!(recorder.sizes(), [3, 2, 2]);
     let counters = worker.counters();
-    assert_eq!((counters.messages, counters.calls), (7, 3 + 2401 + 7));
+    assert_eq!((counters.messages, counters.calls), (8, 3 + 2401 + 1 + 7));
 }
 
 #[tokio::test]
@@ -236,7 +245,7 @@ async fn full_queue_drops_and_counts_and_what_must_be_told_is_told() {
     assert_eq!((counters.reports_dropped, counters.lookups_dropped, counters.away), (6, 1, 0));
     daemon.until("the ten are open", async |daemon| daemon.table.len() == 10).await;
 
-    // An alert and Free go over the limit: 10 + 9 + 10 calls.
+    // The queue is full again; alerts and Free go over the limit.
     opened.truncate(10);
     let late = worker.open(Role::Server, "", None);
     let mut more: Vec<_> = (0..9).map(|_| worker.open(Role::Server, "", None)).collect();
@@ -254,6 +263,7 @@ async fn full_queue_drops_and_counts_and_what_must_be_told_is_told() {
     connection.put(put(b"b"));
     assert!(found(&worker, b"b").await);
     assert_eq!(worker.counters().reconnects, 0);
+    drop(connection);
     daemon.stop().await;
 }
 

@@ -1,9 +1,10 @@
-//! What a worker asks, tells and is told. Secrets are wiped when they are dropped, and nothing that holds one has Debug.
+//! What a worker asks, tells and is told. Secrets are wiped when they are dropped, and nothing that holds one has Debug;
+//! the buffers of the transport, which carries them, are not ours to wipe.
 
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::options::Options;
 use crate::{
@@ -101,8 +102,6 @@ pub struct Found {
 impl Found {
     /// `None`: there was nothing, or nothing that this client understands.
     pub(super) fn read(response: pb::LookupSessionResponse) -> Option<Self> {
-        let data = Zeroizing::new(response.data.to_vec());
-        wipe(response.data);
         let session = response.session.filter(|_| response.found)?;
         let version = match session.version() {
             pb::ProtocolVersion::Tls12 => Version::Tls12,
@@ -111,7 +110,7 @@ impl Found {
         };
         let time = |time: Option<prost_types::Timestamp>| SystemTime::try_from(time?).ok();
         Some(Self {
-            data,
+            data: Zeroizing::new(response.data.into()),
             session_id: hex::read(&session.id)?,
             version,
             cipher_suite: session.cipher_suite,
@@ -121,13 +120,6 @@ impl Found {
             authenticate_time: time(session.authenticate_time)?,
             expire_time: time(session.expire_time)?,
         })
-    }
-}
-
-/// Overwrites what the transport read, where nothing else of that message is held any more.
-fn wipe(data: Bytes) {
-    if let Ok(mut data) = data.try_into_mut() {
-        data.as_mut().zeroize();
     }
 }
 

@@ -11,6 +11,9 @@ use tonic::Streaming;
 use super::{backoff::Backoff, batches::Batches, link::Link, worker::Shared};
 use crate::proto::{self as pb, worker_service_client::WorkerServiceClient};
 
+/// The largest message of answers: the daemon cuts them at a MiB, but not within a session.
+const ANSWERS_BYTES: usize = 16 << 20;
+
 /// Ends when the last [`super::Worker`] is `gone`. Connections that are open then keep their stream.
 pub(super) async fn keep(shared: Arc<Shared>, mut gone: oneshot::Receiver<Infallible>) {
     let mut backoff = Backoff::new(shared.options.back_off);
@@ -48,7 +51,8 @@ pub(super) async fn keep(shared: Arc<Shared>, mut gone: oneshot::Receiver<Infall
 async fn attach(shared: &Shared) -> Option<(Arc<Link>, Streaming<pb::AttachResponse>)> {
     let channel = shared.options.endpoint.connect().await.ok()?;
     let link = Arc::new(Link::new(shared.options.limits.clone(), Arc::clone(&shared.tallies)));
-    let answers = WorkerServiceClient::new(channel).attach(Batches(Arc::clone(&link))).await.ok()?;
+    let mut client = WorkerServiceClient::new(channel).max_decoding_message_size(ANSWERS_BYTES);
+    let answers = client.attach(Batches(Arc::clone(&link))).await.ok()?;
     Some((link, answers.into_inner()))
 }
 

@@ -19,6 +19,8 @@ use crate::proto::{self as pb, answer::Result as Answered, call::Method};
 /// What one AttachRequest may hold.
 const BATCH_CALLS: usize = 1000;
 const BATCH_BYTES: usize = 1 << 20;
+/// What a call costs in a message beside its own bytes: a tag and a length.
+const FRAME_BYTES: usize = 5;
 
 pub(super) struct Link {
     state: Mutex<State>,
@@ -205,16 +207,17 @@ impl Link {
         let mut state = self.state.lock();
         let mut batch = Vec::new();
         let mut bytes = 0;
+        let most = self.limits.call_bytes.min(BATCH_BYTES);
         while let Some(call) = state.queue.front() {
             let size = call.encoded_len();
-            if batch.len() >= BATCH_CALLS || (bytes + size > BATCH_BYTES && !batch.is_empty()) {
+            if batch.len() >= BATCH_CALLS || (bytes + size + FRAME_BYTES > most && !batch.is_empty()) {
                 break;
             }
             let Some(call) = state.queue.pop_front() else { break };
             state.bytes -= size;
             // A single-use session would be taken for nobody.
             if call.id == 0 || state.waiting.contains_key(&call.id) {
-                bytes += size;
+                bytes += size + FRAME_BYTES;
                 batch.push(call);
             }
         }
@@ -243,5 +246,62 @@ fn call(method: Method) -> pb::Call {
 fn wake(sender: Option<Waker>) {
     if let Some(sender) = sender {
         sender.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(limits: Limits) -> Link {
+        Link::new(limits, Arc::default())
+    }
+
+    fn batch(link: &Link) -> Poll<Option<Vec<pb::Call>>> {
+        link.poll_batch(&mut Context::from_waker(Waker::noop()))
+    }
+
+    fn shutdown() -> Method {
+        Method::Shutdown(pb::ShutdownRequest { connection_id: "@".repeat(20) })
+    }
+
+    #[test]
+    fn messages_are_no_larger_than_the_largest_call_may_be() {
+        let link = link(Limits { call_bytes: 100, ..Limits::default() });
+        for _ in 0..10 {
+            link.tell(shutdown(), Weight::May).unwrap();
+        }
+        let mut sizes = Vec::new();
+        while let Poll::Ready(Some(calls)) = batch(&link) {
+            assert!(pb::AttachRequest { calls: calls.clone() }.encoded_len() <= 100);
+            sizes.push(calls.len());
+        }
+        assert_eq!(sizes, [3, 3, 3, 1]);
+        assert_eq!(link.state.lock().bytes, 0);
+    }
+
+    #[test]
+    fn retired_link_takes_nothing_new_and_ends_with_its_last_handle() {
+        let link = link(Limits::default());
+        let alias = link.open(pb::NewRequest::default()).unwrap();
+        link.retire();
+        assert_eq!(link.open(pb::NewRequest::default()), Err(NotTaken::Closed));
+        assert_eq!(link.tell(shutdown(), Weight::May), Ok(()));
+        assert!(matches!(batch(&link), Poll::Ready(Some(calls)) if calls.len() == 2));
+        assert!(batch(&link).is_pending());
+        link.free(alias);
+        assert!(matches!(batch(&link), Poll::Ready(Some(calls)) if calls.len() == 1));
+        assert!(matches!(batch(&link), Poll::Ready(None)));
+    }
+
+    #[test]
+    fn closed_link_takes_nothing_and_tells_who_waits() {
+        let link = link(Limits::default());
+        let (waiter, mut answer) = oneshot::channel();
+        link.ask(pb::LookupSessionRequest::default(), Waiter::Task(waiter)).unwrap();
+        link.close();
+        assert!(answer.try_recv().is_err_and(|err| err == oneshot::error::TryRecvError::Closed));
+        assert_eq!(link.tell(shutdown(), Weight::Must), Err(NotTaken::Closed));
+        assert!(matches!(batch(&link), Poll::Ready(None)));
     }
 }

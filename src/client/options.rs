@@ -36,7 +36,8 @@ pub struct Limits {
     pub queued_calls: usize,
     /// Their bytes. 16 MiB.
     pub queued_bytes: usize,
-    /// The largest call, which is also the largest message. 1 MiB; the daemon's `limits.message` must have room for it.
+    /// The largest call, and about the largest message. 1 MiB; the daemon's `limits.message` must have room for it, or the
+    /// daemon ends the stream.
     pub call_bytes: usize,
 }
 

@@ -5,7 +5,8 @@ use std::{
     time::Duration,
 };
 
-/// The pauses between attempts: doubled each time up to a maximum, and each shortened at random by up to a half.
+/// The pauses between attempts: doubled each time up to a maximum, and each shortened at random by up to a
+/// half.
 #[derive(Debug)]
 pub(super) struct Backoff {
     first: Duration,

@@ -14,11 +14,11 @@ use crate::{
     proto::{self as pb, call::Method},
 };
 
-/// A connection object in the daemon, freed when this is dropped: without [`Connection::shutdown`] before it, the
-/// sessions that the connection made or resumed leave the cache.
+/// A connection object in the daemon, freed when this is dropped: without [`Connection::shutdown`] before it,
+/// the sessions that the connection made or resumed leave the cache.
 ///
-/// It is bound to the stream that it was opened on. When that breaks, the daemon frees the object as unclosed, and the
-/// handle tells nobody anything any more.
+/// It is bound to the stream that it was opened on. When that breaks, the daemon frees the object as
+/// unclosed, and the handle tells nobody anything any more.
 pub struct Connection {
     /// None: the daemon was away.
     object: Option<(Arc<Link>, String)>,
@@ -46,8 +46,8 @@ impl Connection {
         self.tell(Weight::May, |alias| Method::PutSession(put.into_request(alias, self.format.clone())));
     }
 
-    /// SSL_set_session(3): the handshake is finished and has resumed this session. For those that opened the connection
-    /// before they knew. The first time it is told also when the queue is full.
+    /// SSL_set_session(3): the handshake is finished and has resumed this session. For those that opened the
+    /// connection before they knew. The first time it is told also when the queue is full.
     pub fn resumed(&self, session_id: &[u8]) {
         let mut told = self.told.lock();
         let weight = if told.resumed { Weight::May } else { Weight::Must };
@@ -63,8 +63,8 @@ impl Connection {
             self.tell(Weight::May, |connection_id| Method::Shutdown(pb::ShutdownRequest { connection_id }));
     }
 
-    /// SSL_set_shutdown(3): assigns both flags. `sent` makes the close count as clean; without it the connection is open
-    /// again.
+    /// SSL_set_shutdown(3): assigns both flags. `sent` makes the close count as clean; without it the
+    /// connection is open again.
     pub fn set_shutdown(&self, sent: bool, received: bool) {
         let mut told = self.told.lock();
         let weight = if told.sent && !sent { Weight::Must } else { Weight::May };
@@ -77,8 +77,8 @@ impl Connection {
         }
     }
 
-    /// A fatal alert, received from the peer or sent to it, has ended the connection: its sessions leave the cache. The
-    /// first one counts. A close_notify (0) is no such alert and is ignored.
+    /// A fatal alert, received from the peer or sent to it, has ended the connection: its sessions leave the
+    /// cache. The first one counts. A close_notify (0) is no such alert and is ignored.
     pub fn alert(&self, code: u8, received: bool) {
         let mut told = self.told.lock();
         if code == 0 || told.alert {

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Plain numbers since [`super::Worker::connect`].
 ///
-/// A lookup counts in one of `hits`, `misses`, `timeouts`, `away` and `lookups_dropped`, or in none where its future
-/// was dropped.
+/// A lookup counts in one of `hits`, `misses`, `timeouts`, `away` and `lookups_dropped`, or in none where its
+/// future was dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {

@@ -1,7 +1,7 @@
 //! One stream to the daemon: a bounded queue of calls, and who waits for their answers.
 //!
-//! A link is used for one stream only. So an alias never gets onto a stream that does not know it: the handles of a
-//! stream that broke hold a closed link, which takes nothing.
+//! A link is used for one stream only. So an alias never gets onto a stream that does not know it: the
+//! handles of a stream that broke hold a closed link, which takes nothing.
 
 use std::{
     collections::{HashMap, VecDeque},

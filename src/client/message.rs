@@ -1,5 +1,5 @@
-//! What a worker asks, tells and is told. Secrets are wiped when they are dropped, and nothing that holds one has Debug;
-//! the buffers of the transport, which carries them, are not ours to wipe.
+//! What a worker asks, tells and is told. Secrets are wiped when they are dropped, and nothing that holds one
+//! has Debug; the buffers of the transport, which carries them, are not ours to wipe.
 
 use std::time::{Duration, SystemTime};
 
@@ -37,7 +37,8 @@ pub struct Lookup {
     pub role: Role,
     /// Server: what the peer offers. Client: one session by its id, or empty.
     pub session_id: Vec<u8>,
-    /// Client: whom it resumes with; the newest session answers. With an id it is compared where it is not empty.
+    /// Client: whom it resumes with; the newest session answers. With an id it is compared where it is not
+    /// empty.
     pub server_name: String,
     /// As it was put: whatever else must agree, at most 1 KiB.
     pub binding: Vec<u8>,

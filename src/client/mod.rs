@@ -1,4 +1,5 @@
-//! What workers written in Rust import: lookups and reports over one Attach stream, which never hold a handshake up.
+//! What workers written in Rust import: lookups and reports over one Attach stream, which never hold a
+//! handshake up.
 //!
 //! ```no_run
 //! # async fn worker() -> Result<(), tls_sessiond::client::InvalidEndpoint> {
@@ -19,9 +20,10 @@
 //!
 //! * `worker`: what a program holds · `connection`: the handle of one connection object
 //! * `message`: what is asked, told and found · `options` · `counters`
-//! * `link`: one stream, its bounded queue, and who waits for its answers · `batches`: the queue as gRPC messages
-//! * `attach`: connects, reads answers, and connects again · `breaker`, `backoff`: when not to ask, sync and without a
-//!   clock of their own
+//! * `link`: one stream, its bounded queue, and who waits for its answers · `batches`: the queue as gRPC
+//!   messages
+//! * `attach`: connects, reads answers, and connects again · `breaker`, `backoff`: when not to ask, sync and
+//!   without a clock of their own
 
 mod attach;
 mod backoff;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tonic::transport::Endpoint;
 
-/// How long a new TCP or Unix connection and its stream may take, and how often a silent one is asked for life.
+/// How long a new TCP or Unix connection and its stream may take, and how often a silent one is asked for
+/// life.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -24,8 +25,8 @@ pub struct Options {
     pub limits: Limits,
     /// So many lookups in a row without an answer, and the daemon is not asked for a while. 5.
     pub breaker_timeouts: u32,
-    /// How long it is not asked then, and how long a lost daemon is not called: at first, and when it goes on.
-    /// 100 ms and 5 s.
+    /// How long it is not asked then, and how long a lost daemon is not called: at first, and when it goes
+    /// on. 100 ms and 5 s.
     pub back_off: (Duration, Duration),
 }
 
@@ -36,8 +37,8 @@ pub struct Limits {
     pub queued_calls: usize,
     /// Their bytes. 16 MiB.
     pub queued_bytes: usize,
-    /// The largest call, and about the largest message. 1 MiB; the daemon's `limits.message` must have room for it, or the
-    /// daemon ends the stream.
+    /// The largest call, and about the largest message. 1 MiB; the daemon's `limits.message` must have room
+    /// for it, or the daemon ends the stream.
     pub call_bytes: usize,
 }
 

@@ -22,9 +22,9 @@ use crate::{hex, proto as pb};
 
 /// A worker's line to its daemon. Clones share it.
 ///
-/// No call fails, and none waits longer than the lookup deadline, whatever becomes of the daemon. It is as if there
-/// were no cache then, and handshakes are full ones. When the last clone is dropped, connections that are still open
-/// keep their stream until they are dropped as well.
+/// No call fails, and none waits longer than the lookup deadline, whatever becomes of the daemon. It is as if
+/// there were no cache then, and handshakes are full ones. When the last clone is dropped, connections that
+/// are still open keep their stream until they are dropped as well.
 #[derive(Clone)]
 pub struct Worker {
     shared: Arc<Shared>,
@@ -42,8 +42,8 @@ pub(super) struct Shared {
 }
 
 impl Worker {
-    /// Returns at once and connects in the background, again and again, on the current runtime, which needs its timer
-    /// and its network. Until then the daemon is away.
+    /// Returns at once and connects in the background, again and again, on the current runtime, which needs
+    /// its timer and its network. Until then the daemon is away.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -59,8 +59,8 @@ impl Worker {
         Self { shared, _held: Arc::new(held) }
     }
 
-    /// SSL_CTX_sess_set_get_cb(3): the session that a handshake wants to resume. No answer by the deadline is a miss; a
-    /// daemon that is away, and one that has not answered for a while, is a miss at once.
+    /// SSL_CTX_sess_set_get_cb(3): the session that a handshake wants to resume. No answer by the deadline is
+    /// a miss; a daemon that is away, and one that has not answered for a while, is a miss at once.
     ///
     /// To be awaited on a tokio runtime with a timer.
     pub async fn lookup(&self, lookup: Lookup) -> Option<Found> {
@@ -74,8 +74,9 @@ impl Worker {
         asked.end(end)
     }
 
-    /// [`Worker::lookup`] for callers that are no task, OpenSSL's callbacks for example: blocks the thread until the
-    /// deadline at most. On the only thread of the runtime that [`Worker::connect`] was called on it always misses.
+    /// [`Worker::lookup`] for callers that are no task, OpenSSL's callbacks for example: blocks the thread
+    /// until the deadline at most. On the only thread of the runtime that [`Worker::connect`] was called on
+    /// it always misses.
     pub fn lookup_blocking(&self, lookup: Lookup) -> Option<Found> {
         let (waiter, answer) = mpsc::sync_channel(1);
         let asked = self.shared.ask(lookup, Waiter::Thread(waiter))?;
@@ -88,11 +89,11 @@ impl Worker {
         asked.end(end)
     }
 
-    /// A connection object for a handshake of this worker. Clients name the server. `resumed` is the session that the
-    /// handshake has resumed: the close of this connection decides about it from now on.
+    /// A connection object for a handshake of this worker. Clients name the server. `resumed` is the session
+    /// that the handshake has resumed: the close of this connection decides about it from now on.
     ///
-    /// Waits for nothing. Where the daemon is away or the queue is full, the handle is one that tells nobody anything: the
-    /// connection makes no sessions, and a `resumed` one stays as it is.
+    /// Waits for nothing. Where the daemon is away or the queue is full, the handle is one that tells nobody
+    /// anything: the connection makes no sessions, and a `resumed` one stays as it is.
     pub fn open(&self, role: Role, server_name: &str, resumed: Option<&[u8]>) -> Connection {
         let options = &self.shared.options;
         let request = pb::NewRequest {

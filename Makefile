@@ -10,6 +10,7 @@ test:
 	tests/peers.sh
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
+	cargo check --no-default-features --features client
 	.peers/bin/buf lint
 	.peers/bin/buf format -d --exit-code
 	cargo test

@@ -20,9 +20,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = env::var("OUT_DIR")?;
     fs::write(Path::new(&out).join("descriptors.bin"), descriptors.encode_to_vec())?;
 
+    // A worker that imports the client does not compile what only the daemon serves.
+    let daemon = env::var_os("CARGO_FEATURE_DAEMON").is_some();
+    let services = tonic_prost_build::configure().build_server(daemon).service_generator();
     prost_build::Config::new()
         .bytes(["."])
-        .service_generator(Box::new(RenameNew(tonic_prost_build::configure().service_generator())))
+        .service_generator(Box::new(RenameNew(services)))
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -2,17 +2,30 @@
 //!
 //! The rooms, in reading order; each imports only those below it (`ARCHITECTURE.md`):
 
+#[cfg(feature = "daemon")]
 pub mod cli; // serve and check
+#[cfg(feature = "daemon")]
 pub mod daemon; // the recipe, from configuration to drain
 
+#[cfg(feature = "daemon")]
 pub mod rpc; // gRPC: sockets, services, statuses
 
+#[cfg(feature = "daemon")]
 pub mod connection; // SSL: connection objects, their life, and the close rule
+#[cfg(feature = "daemon")]
 pub mod context; // SSL_CTX: certificates, trust, versions, and whom they let resume
+#[cfg(feature = "daemon")]
 pub mod session; // what can be resumed, by whom, for how long
+#[cfg(feature = "daemon")]
 pub mod store; // where sessions lie
 
+#[cfg(feature = "client")]
+pub mod client; // what workers written in Rust import
+
+#[cfg(feature = "daemon")]
 pub mod clock; // the one source of time
+#[cfg(feature = "daemon")]
 pub mod config; // file, environment and command line in, a valid Config out
+#[cfg(any(feature = "daemon", feature = "client"))]
 mod hex; // ids as the API writes them
 pub mod proto; // the generated contract

@@ -53,8 +53,18 @@ impl Binary {
 
     /// Sends SIGTERM.
     pub(crate) async fn terminate(&self) {
+        self.signal("-TERM").await;
+    }
+
+    /// Sends a signal, as kill(1) names it.
+    pub(crate) async fn signal(&self, signal: &str) {
         let id = self.child.id().expect("it still runs").to_string();
-        assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
+        assert!(Command::new("kill").args([signal, &id]).status().await.unwrap().success());
+    }
+
+    /// SIGKILL, which no process can answer.
+    pub(crate) async fn kill(mut self) {
+        self.child.kill().await.unwrap();
     }
 
     /// Waits for its end; answers how it ended and what it printed after the greeting.

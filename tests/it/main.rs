@@ -24,5 +24,6 @@ mod scope;
 mod stop;
 mod tidy;
 mod tour;
+mod worker_client;
 mod worker_engine;
 mod worker_model;

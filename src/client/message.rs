@@ -1,0 +1,203 @@
+//! What a worker asks, tells and is told. Secrets are wiped when they are dropped, and nothing that holds one
+//! has Debug; the buffers of the transport, which carries them, are not ours to wipe.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use zeroize::Zeroizing;
+
+use super::options::Options;
+use crate::{
+    hex,
+    proto::{self as pb, PeerIdentity},
+};
+
+/// Which side of the handshake the worker plays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It begins handshakes.
+    Client,
+    /// It accepts them.
+    Server,
+}
+
+/// The protocol version of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// RFC 5246.
+    Tls12,
+    /// RFC 8446.
+    Tls13,
+}
+
+/// Which session a handshake wants to resume.
+#[derive(Clone, Debug)]
+pub struct Lookup {
+    /// Whose session it is.
+    pub role: Role,
+    /// Server: what the peer offers. Client: one session by its id, or empty.
+    pub session_id: Vec<u8>,
+    /// Client: whom it resumes with; the newest session answers. With an id it is compared where it is not
+    /// empty.
+    pub server_name: String,
+    /// As it was put: whatever else must agree, at most 1 KiB.
+    pub binding: Vec<u8>,
+}
+
+impl Lookup {
+    /// What a peer offers to this server.
+    pub fn server(session_id: &[u8]) -> Self {
+        Self {
+            role: Role::Server,
+            session_id: session_id.to_vec(),
+            server_name: String::new(),
+            binding: Vec::new(),
+        }
+    }
+
+    /// Any session with a server, the newest first.
+    pub fn client(server_name: &str) -> Self {
+        Self {
+            role: Role::Client,
+            session_id: Vec::new(),
+            server_name: server_name.to_owned(),
+            binding: Vec::new(),
+        }
+    }
+
+    pub(super) fn into_request(self, options: &Options) -> pb::LookupSessionRequest {
+        pb::LookupSessionRequest {
+            context: options.context.clone(),
+            role: pb::Role::from(self.role).into(),
+            session_id: hex::string(&self.session_id),
+            server_name: self.server_name,
+            format: options.format.clone(),
+            binding: self.binding.into(),
+        }
+    }
+}
+
+/// A session to resume. A single-use one is this worker's alone.
+#[non_exhaustive]
+pub struct Found {
+    /// The library's own encoding, as it was put.
+    pub data: Zeroizing<Vec<u8>>,
+    /// What to name in [`super::Worker::open`] once it is resumed.
+    pub session_id: Vec<u8>,
+    /// The version it can be resumed with.
+    pub version: Version,
+    /// IANA name, or empty.
+    pub cipher_suite: String,
+    /// Client: whom it resumes with. Server: the SNI it was made under.
+    pub server_name: String,
+    /// Who the peer proved to be, where it was told.
+    pub peer: Option<PeerIdentity>,
+    /// It was handed out, and nobody else gets it.
+    pub single_use: bool,
+    /// When the peers authenticated. What is made of a single-use session carries it over, in [`Put`].
+    pub authenticate_time: SystemTime,
+    /// From then on it is not to be resumed.
+    pub expire_time: SystemTime,
+}
+
+impl Found {
+    /// `None`: there was nothing, or nothing that this client understands.
+    pub(super) fn read(response: pb::LookupSessionResponse) -> Option<Self> {
+        let session = response.session.filter(|_| response.found)?;
+        let version = match session.version() {
+            pb::ProtocolVersion::Tls12 => Version::Tls12,
+            pb::ProtocolVersion::Tls13 => Version::Tls13,
+            pb::ProtocolVersion::Unspecified => return None,
+        };
+        let time = |time: Option<prost_types::Timestamp>| SystemTime::try_from(time?).ok();
+        Some(Self {
+            data: Zeroizing::new(response.data.into()),
+            session_id: hex::read(&session.id)?,
+            version,
+            cipher_suite: session.cipher_suite,
+            server_name: session.server_name,
+            peer: session.peer,
+            single_use: session.single_use,
+            authenticate_time: time(session.authenticate_time)?,
+            expire_time: time(session.expire_time)?,
+        })
+    }
+}
+
+/// A session that the worker's library made.
+pub struct Put {
+    /// Server: what a peer will offer, 1 to 64 bytes. Client: empty, the daemon gives it an id.
+    pub session_id: Vec<u8>,
+    /// The library's own encoding.
+    pub data: Zeroizing<Vec<u8>>,
+    /// The version that the handshake agreed on.
+    pub version: Version,
+    /// To be handed out once: for TLS 1.3.
+    pub single_use: bool,
+    /// How long it may live, if that is less than the context says.
+    pub timeout: Option<Duration>,
+    /// IANA name, or empty.
+    pub cipher_suite: String,
+    /// Server: the SNI. Client: empty means the connection's.
+    pub server_name: String,
+    /// Whatever else must agree for a resumption to be safe, at most 1 KiB. Compared as a whole.
+    pub binding: Vec<u8>,
+    /// Who the peer proved to be.
+    pub peer: Option<PeerIdentity>,
+    /// When the peers authenticated; none: now, or when the resumed session says.
+    pub authenticate_time: Option<SystemTime>,
+}
+
+impl Put {
+    /// A session of this version, single-use where that is TLS 1.3.
+    pub fn new(version: Version, data: Vec<u8>) -> Self {
+        Self {
+            session_id: Vec::new(),
+            data: Zeroizing::new(data),
+            version,
+            single_use: version == Version::Tls13,
+            timeout: None,
+            cipher_suite: String::new(),
+            server_name: String::new(),
+            binding: Vec::new(),
+            peer: None,
+            authenticate_time: None,
+        }
+    }
+
+    pub(super) fn into_request(self, connection_id: String, format: String) -> pb::PutSessionRequest {
+        pb::PutSessionRequest {
+            connection_id,
+            session_id: hex::string(&self.session_id),
+            // Wiped when the message has been sent or dropped.
+            data: Bytes::from_owner(self.data),
+            format,
+            timeout: self.timeout.and_then(|timeout| timeout.try_into().ok()),
+            single_use: self.single_use,
+            version: pb::ProtocolVersion::from(self.version).into(),
+            cipher_suite: self.cipher_suite,
+            server_name: self.server_name,
+            binding: self.binding.into(),
+            peer: self.peer,
+            authenticate_time: self.authenticate_time.map(Into::into),
+        }
+    }
+}
+
+impl From<Role> for pb::Role {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Client => Self::Client,
+            Role::Server => Self::Server,
+        }
+    }
+}
+
+impl From<Version> for pb::ProtocolVersion {
+    fn from(version: Version) -> Self {
+        match version {
+            Version::Tls12 => Self::Tls12,
+            Version::Tls13 => Self::Tls13,
+        }
+    }
+}

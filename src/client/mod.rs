@@ -1,0 +1,45 @@
+//! What workers written in Rust import: lookups and reports over one Attach stream, which never hold a
+//! handshake up.
+//!
+//! ```no_run
+//! # async fn worker() -> Result<(), tls_sessiond::client::InvalidEndpoint> {
+//! use tls_sessiond::client::{Lookup, Options, Put, Role, Version, Worker};
+//!
+//! let worker = Worker::connect(Options::new("unix:///run/tls-sessiond/api.sock", "openssl")?);
+//! // A peer offers session id ab:cd. No answer in time is a miss: the handshake is a full one.
+//! let found = worker.lookup(Lookup::server(b"\xab\xcd")).await;
+//! let connection = worker.open(Role::Server, "", found.as_ref().map(|found| &*found.session_id));
+//! if found.is_none() {
+//!     let session = b"i2d_SSL_SESSION".to_vec();
+//!     connection.put(Put { session_id: b"\xef\x01".to_vec(), ..Put::new(Version::Tls12, session) });
+//! }
+//! connection.shutdown(); // without it, the session leaves the cache when the handle is dropped
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! * `worker`: what a program holds · `connection`: the handle of one connection object
+//! * `message`: what is asked, told and found · `options` · `counters`
+//! * `link`: one stream, its bounded queue, and who waits for its answers · `batches`: the queue as gRPC
+//!   messages
+//! * `attach`: connects, reads answers, and connects again · `breaker`, `backoff`: when not to ask, sync and
+//!   without a clock of their own
+
+mod attach;
+mod backoff;
+mod batches;
+mod breaker;
+mod connection;
+mod counters;
+mod link;
+mod message;
+mod options;
+mod worker;
+
+pub use connection::Connection;
+pub use counters::Counters;
+pub use message::{Found, Lookup, Put, Role, Version};
+pub use options::{InvalidEndpoint, Limits, Options};
+pub use worker::Worker;
+
+pub use crate::proto::PeerIdentity;

@@ -1,0 +1,88 @@
+//! How a worker reaches its daemon, and how much it may cost.
+
+use std::time::Duration;
+
+use tonic::transport::Endpoint;
+
+/// How long a new TCP or Unix connection and its stream may take, and how often a silent one is asked for
+/// life.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Where the daemon is, and what all calls of a worker have in common.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Options {
+    pub(super) endpoint: Endpoint,
+    /// The context of lookups and connections. Empty: `default`.
+    pub context: String,
+    /// Name of the encoding of this worker's sessions: `openssl`, `go` ...; 1 to 32 of a-z, 0-9, `-` and `.`.
+    pub format: String,
+    /// A lookup without an answer by then is a miss. 20 ms.
+    pub lookup_deadline: Duration,
+    /// What may pile up.
+    pub limits: Limits,
+    /// So many lookups in a row without an answer, and the daemon is not asked for a while. 5.
+    pub breaker_timeouts: u32,
+    /// How long it is not asked then, and how long a lost daemon is not called: at first, and when it goes
+    /// on. 100 ms and 5 s.
+    pub back_off: (Duration, Duration),
+}
+
+/// What may pile up between this process and the daemon. What is more is dropped and counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Calls that wait to be sent. 8192.
+    pub queued_calls: usize,
+    /// Their bytes. 16 MiB.
+    pub queued_bytes: usize,
+    /// The largest call, and about the largest message. 1 MiB; the daemon's `limits.message` must have room
+    /// for it, or the daemon ends the stream.
+    pub call_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { queued_calls: 8192, queued_bytes: 16 << 20, call_bytes: 1 << 20 }
+    }
+}
+
+/// The endpoint is none.
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is no endpoint: write http://HOST:PORT or unix:///PATH")]
+pub struct InvalidEndpoint(String);
+
+impl Options {
+    /// The daemon at `http://HOST:PORT` or `unix:///PATH`, for sessions of one format.
+    ///
+    /// # Errors
+    /// The endpoint is neither.
+    pub fn new(endpoint: &str, format: &str) -> Result<Self, InvalidEndpoint> {
+        let invalid = || InvalidEndpoint(endpoint.to_owned());
+        if !["http://", "unix:///"].iter().any(|scheme| endpoint.starts_with(scheme)) {
+            return Err(invalid());
+        }
+        let endpoint = Endpoint::from_shared(endpoint.to_owned())
+            .map_err(|_| invalid())?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true);
+        Ok(Self {
+            endpoint,
+            context: String::new(),
+            format: format.to_owned(),
+            lookup_deadline: Duration::from_millis(20),
+            limits: Limits::default(),
+            breaker_timeouts: 5,
+            back_off: (Duration::from_millis(100), Duration::from_secs(5)),
+        })
+    }
+
+    /// How long the stream may take to begin.
+    pub(super) fn connect_timeout(&self) -> Duration {
+        CONNECT_TIMEOUT
+    }
+}

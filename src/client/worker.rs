@@ -1,0 +1,210 @@
+//! The worker: what a program holds to look sessions up and to tell of its connections.
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, mpsc},
+    time::Instant,
+};
+
+use parking_lot::{Mutex, RwLock};
+use tokio::{sync::oneshot, time::timeout_at};
+
+use super::{
+    attach,
+    breaker::{Breaker, Outcome, Permit},
+    connection::Connection,
+    counters::{Counters, Tallies},
+    link::{Link, NotTaken, Waiter},
+    message::{Found, Lookup, Role},
+    options::Options,
+};
+use crate::{hex, proto as pb};
+
+/// A worker's line to its daemon. Clones share it.
+///
+/// No call fails, and none waits longer than the lookup deadline, whatever becomes of the daemon. It is as if
+/// there were no cache then, and handshakes are full ones. When the last clone is dropped, connections that
+/// are still open keep their stream until they are dropped as well.
+#[derive(Clone)]
+pub struct Worker {
+    shared: Arc<Shared>,
+    /// Its drop tells the task that keeps the stream.
+    _held: Arc<oneshot::Sender<Infallible>>,
+}
+
+/// What a worker and its tasks have in common.
+pub(super) struct Shared {
+    pub(super) options: Options,
+    pub(super) tallies: Arc<Tallies>,
+    breaker: Mutex<Breaker>,
+    /// The stream that takes new calls. None: the daemon is away.
+    link: RwLock<Option<Arc<Link>>>,
+}
+
+impl Worker {
+    /// Returns at once and connects in the background, again and again, on the current runtime, which needs
+    /// its timer and its network. Until then the daemon is away.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn connect(options: Options) -> Self {
+        let shared = Arc::new(Shared {
+            breaker: Mutex::new(Breaker::new(options.breaker_timeouts, options.back_off)),
+            options,
+            tallies: Arc::default(),
+            link: RwLock::new(None),
+        });
+        let (held, gone) = oneshot::channel();
+        tokio::spawn(attach::keep(Arc::clone(&shared), gone));
+        Self { shared, _held: Arc::new(held) }
+    }
+
+    /// SSL_CTX_sess_set_get_cb(3): the session that a handshake wants to resume. No answer by the deadline is
+    /// a miss; a daemon that is away, and one that has not answered for a while, is a miss at once.
+    ///
+    /// To be awaited on a tokio runtime with a timer.
+    pub async fn lookup(&self, lookup: Lookup) -> Option<Found> {
+        let (waiter, answer) = oneshot::channel();
+        let asked = self.shared.ask(lookup, Waiter::Task(waiter))?;
+        let end = match timeout_at((asked.begun + self.shared.options.lookup_deadline).into(), answer).await {
+            Ok(Ok(found)) => Ok(found),
+            Ok(Err(_)) => Err(NoAnswer::Broken),
+            Err(_) => Err(NoAnswer::TimedOut),
+        };
+        asked.end(end)
+    }
+
+    /// [`Worker::lookup`] for callers that are no task, OpenSSL's callbacks for example: blocks the thread
+    /// until the deadline at most. On the only thread of the runtime that [`Worker::connect`] was called on
+    /// it always misses.
+    pub fn lookup_blocking(&self, lookup: Lookup) -> Option<Found> {
+        let (waiter, answer) = mpsc::sync_channel(1);
+        let asked = self.shared.ask(lookup, Waiter::Thread(waiter))?;
+        let left = self.shared.options.lookup_deadline.saturating_sub(asked.begun.elapsed());
+        let end = match answer.recv_timeout(left) {
+            Ok(found) => Ok(found),
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(NoAnswer::Broken),
+            Err(mpsc::RecvTimeoutError::Timeout) => Err(NoAnswer::TimedOut),
+        };
+        asked.end(end)
+    }
+
+    /// A connection object for a handshake of this worker. Clients name the server. `resumed` is the session
+    /// that the handshake has resumed: the close of this connection decides about it from now on.
+    ///
+    /// Waits for nothing. Where the daemon is away or the queue is full, the handle is one that tells nobody
+    /// anything: the connection makes no sessions, and a `resumed` one stays as it is.
+    pub fn open(&self, role: Role, server_name: &str, resumed: Option<&[u8]>) -> Connection {
+        let options = &self.shared.options;
+        let request = pb::NewRequest {
+            context: options.context.clone(),
+            role: pb::Role::from(role).into(),
+            engine: pb::Engine::Worker.into(),
+            server_name: server_name.to_owned(),
+            session_id: resumed.map(hex::string).unwrap_or_default(),
+            ..pb::NewRequest::default()
+        };
+        let tallies = Arc::clone(&self.shared.tallies);
+        let opened = self.shared.link().and_then(|link| match link.open(request) {
+            Ok(alias) => Some((link, alias)),
+            Err(NotTaken::Full) => {
+                tallies.reports_dropped.count();
+                None
+            }
+            Err(NotTaken::Closed) => None,
+        });
+        Connection::new(opened, options.format.clone(), tallies)
+    }
+
+    /// Whether there is a stream that takes calls now.
+    pub fn is_attached(&self) -> bool {
+        self.shared.link().is_some()
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> Counters {
+        self.shared.tallies.read()
+    }
+}
+
+impl Shared {
+    fn link(&self) -> Option<Arc<Link>> {
+        self.link.read().clone()
+    }
+
+    /// A stream has begun.
+    pub(super) fn join(&self, link: &Arc<Link>) {
+        self.tallies.streams.count();
+        self.breaker.lock().close();
+        *self.link.write() = Some(Arc::clone(link));
+    }
+
+    /// A stream takes nothing new.
+    pub(super) fn leave(&self, link: &Arc<Link>) {
+        let mut current = self.link.write();
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
+            *current = None;
+        }
+    }
+
+    /// `None`: it was a miss at once.
+    fn ask(&self, lookup: Lookup, waiter: Waiter) -> Option<Asked<'_>> {
+        let begun = Instant::now();
+        let permitted = self.link().and_then(|link| Some((link, self.breaker.lock().admit(begun)?)));
+        let Some((link, permit)) = permitted else {
+            self.tallies.away.count();
+            return None;
+        };
+        match link.ask(lookup.into_request(&self.options), waiter) {
+            Ok(id) => Some(Asked { shared: self, link, id, permit, begun, outcome: Outcome::Unknown }),
+            Err(not_taken) => {
+                self.breaker.lock().settle(permit, Outcome::Unknown, begun);
+                match not_taken {
+                    NotTaken::Full => self.tallies.lookups_dropped.count(),
+                    NotTaken::Closed => self.tallies.away.count(),
+                }
+                None
+            }
+        }
+    }
+}
+
+/// A lookup that is out. Dropped without an end, nobody waits for its answer.
+struct Asked<'s> {
+    shared: &'s Shared,
+    link: Arc<Link>,
+    id: u64,
+    permit: Permit,
+    begun: Instant,
+    outcome: Outcome,
+}
+
+enum NoAnswer {
+    /// The stream is gone.
+    Broken,
+    TimedOut,
+}
+
+impl Asked<'_> {
+    fn end(mut self, end: Result<Option<Found>, NoAnswer>) -> Option<Found> {
+        let tallies = &self.shared.tallies;
+        let (outcome, tally) = match &end {
+            Ok(Some(_)) => (Outcome::Answered, &tallies.hits),
+            Ok(None) => (Outcome::Answered, &tallies.misses),
+            Err(NoAnswer::Broken) => (Outcome::Unknown, &tallies.away),
+            Err(NoAnswer::TimedOut) => (Outcome::TimedOut, &tallies.timeouts),
+        };
+        tally.count();
+        self.outcome = outcome;
+        end.unwrap_or_default()
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.link.forget(self.id);
+        if self.shared.breaker.lock().settle(self.permit, self.outcome, Instant::now()) {
+            self.shared.tallies.breaker_openings.count();
+        }
+    }
+}

@@ -37,7 +37,7 @@ fn make(alias: &str) -> pb::Call {
         engine: pb::Engine::Worker.into(),
         ..Default::default()
     };
-    pb::Call { alias: alias.into(), ..call(0, Method::New(request)) }
+    pb::Call { alias: alias.into(), ..call(0, Method::New(request.into())) }
 }
 
 fn close(alias: &str) -> [pb::Call; 2] {
@@ -59,7 +59,7 @@ fn life(number: usize) -> Vec<pb::Call> {
     };
     let set = pb::SetSessionRequest { connection_id: alias.clone(), session_id: SESSION.into() };
     let mut calls = vec![
-        call(number as u64 + 1, Method::LookupSession(lookup)),
+        call(number as u64 + 1, Method::LookupSession(lookup.into())),
         make(&alias),
         call(0, Method::SetSession(set)),
     ];
@@ -80,7 +80,7 @@ impl Attached {
             version: pb::ProtocolVersion::Tls12.into(),
             ..Default::default()
         };
-        let mut calls = vec![make("@first"), call(0, Method::PutSession(put))];
+        let mut calls = vec![make("@first"), call(0, Method::PutSession(put.into()))];
         calls.extend(close("@first"));
         requests.send(pb::AttachRequest { calls }).await.unwrap();
         Self { requests, answers }

@@ -43,7 +43,9 @@ impl Connection {
 
     /// SSL_CTX_sess_set_new_cb(3): the handshake is finished and made this session.
     pub fn put(&self, put: Put) {
-        self.tell(Weight::May, |alias| Method::PutSession(put.into_request(alias, self.format.clone())));
+        self.tell(Weight::May, |alias| {
+            Method::PutSession(put.into_request(alias, self.format.clone()).into())
+        });
     }
 
     /// SSL_set_session(3): the handshake is finished and has resumed this session. For those that opened the

@@ -93,7 +93,7 @@ impl Link {
 
     /// Asks; the waiter gets the answer unless [`Link::forget`] comes before it.
     pub(super) fn ask(&self, request: pb::LookupSessionRequest, waiter: Waiter) -> Result<u64, NotTaken> {
-        let mut call = call(Method::LookupSession(request));
+        let mut call = call(Method::LookupSession(request.into()));
         self.push(Phase::Open, Weight::May, &mut call, |state, call| {
             state.asked += 1;
             call.id = state.asked;
@@ -104,7 +104,7 @@ impl Link {
 
     /// Makes a connection; its alias is good on this link.
     pub(super) fn open(&self, request: pb::NewRequest) -> Result<String, NotTaken> {
-        let mut call = call(Method::New(request));
+        let mut call = call(Method::New(request.into()));
         self.push(Phase::Open, Weight::May, &mut call, |state, call| {
             state.opened += 1;
             state.handles += 1;

@@ -74,7 +74,8 @@ impl Connection {
         let end = self.read(input.ciphertext, now, &mut output)?;
         self.progress(now);
         if let Some(engine) = &mut self.engine {
-            if end.is_none() && !input.plaintext.is_empty() {
+            // The peer's close_notify ends its side alone: this one may go on (RFC 8446 section 6.1).
+            if matches!(end, None | Some(End::CloseNotify)) && !input.plaintext.is_empty() {
                 engine.write(input.plaintext);
             }
             engine.flush(&mut output.ciphertext);

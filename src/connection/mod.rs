@@ -300,29 +300,29 @@ impl Connection {
     /// connection are removed. Of a worker's connection it tells that a handshake is finished and has resumed it.
     ///
     /// # Errors
-    /// The session was made with another server, or a handshake is running.
+    /// The session was made with another server, a handshake is running, or the connection has failed.
     pub fn set_session(&mut self, named: Named) -> Result<Vec<Removed>, Error> {
         let resumed = self.engine_kind == EngineKind::Worker && !matches!(named, Named::Nothing);
         let session = match named {
             Named::Session(session) => Some(session),
             Named::Nothing | Named::Gone => None,
         };
-        if self.state == State::Handshaking {
-            return Err(Error::HandshakeRunning);
+        match self.state {
+            State::Handshaking => return Err(Error::HandshakeRunning),
+            State::Failed => return Err(Error::Failed(self.failure.clone().unwrap_or_default())),
+            State::Before | State::Established => {}
         }
         if let (Some(session), Some((name, _))) = (&session, &self.target)
             && session.server_name != *name
         {
             return Err(Error::SessionOutOfScope);
         }
-        if resumed && self.state == State::Failed {
-            return Err(Error::Failed(self.failure.clone().unwrap_or_default()));
-        }
         // Naming what is attached already replaces nothing, so nothing is lost by it.
         let same = matches!((&session, &self.attached), (Some(new), Some(old)) if Arc::ptr_eq(new, old));
         let removed = if same && self.state == State::Established { Vec::new() } else { self.leave_family() };
-        // A context may share the cache of one that speaks other versions. Such a session cannot be offered.
-        let session = session.filter(|session| self.context.versions.contains(&session.version));
+        // A context may share the cache of one that speaks other versions. Such a session cannot be offered; what a
+        // worker says that it has resumed, it has.
+        let session = session.filter(|session| resumed || self.context.versions.contains(&session.version));
         // One of the family that has just been removed is gone like any other.
         let session = session.filter(|session| !removed.iter().any(|removed| removed.id == session.id));
         if resumed {

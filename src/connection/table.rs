@@ -92,13 +92,18 @@ impl Table {
     ) -> Result<R, Error> {
         let now = self.clock.now();
         let mut connection = Connection::new(plan, now)?;
-        if let Some(id) = session {
-            let named = self.resolve(connection.context(), connection.role(), id, now)?;
-            connection.set_session(named)?;
-        }
+        // First of all, for a session that a worker has resumed is lost with a connection that is dropped.
         if self.count.fetch_add(1, Ordering::AcqRel) >= self.connections_max {
             self.count.fetch_sub(1, Ordering::AcqRel);
             return Err(Error::TooManyConnections(self.connections_max));
+        }
+        let named = session.map_or(Ok(None), |id| {
+            let named = self.resolve(connection.context(), connection.role(), id, now)?;
+            connection.set_session(named).map(Some)
+        });
+        if let Err(err) = named {
+            self.count.fetch_sub(1, Ordering::AcqRel);
+            return Err(err);
         }
         let expires = now.after(connection.idle_timeout());
         let seen = see(&connection, expires);
@@ -152,10 +157,10 @@ impl Table {
         call: impl FnOnce(&mut Connection, Timestamp) -> Result<R, Error>,
     ) -> Result<R, Error> {
         let held = self.held(id)?;
-        if held.driven.load(Ordering::Acquire) {
-            return Err(Error::Busy);
-        }
-        self.apply_held(&held, call)
+        self.apply_held(&held, |connection, now| {
+            // Asked under the connection's lock, which a Drive holds when it takes over.
+            if held.driven.load(Ordering::Acquire) { Err(Error::Busy) } else { call(connection, now) }
+        })
     }
 
     /// SSL_set_session(3), by id; none detaches. An id that nobody has is accepted, and the next handshake is full.
@@ -194,9 +199,11 @@ impl Table {
     /// [`Error::NotFound`], and [`Error::Busy`] where another stream runs it.
     pub fn drive(self: &Arc<Self>, id: ConnectionId, ending: Ending) -> Result<Driver, Error> {
         let held = self.held(id)?;
+        let connection = held.connection.lock();
         if held.driven.swap(true, Ordering::AcqRel) {
             return Err(Error::Busy);
         }
+        drop(connection);
         Ok(Driver { table: Arc::clone(self), held, ending })
     }
 
@@ -374,9 +381,9 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         self.held.driver.lock().take();
-        self.held.driven.store(false, Ordering::Release);
         if self.ending == Ending::Free && self.held.free().is_some() {
             self.table.forget(self.held.id);
         }
+        self.held.driven.store(false, Ordering::Release);
     }
 }

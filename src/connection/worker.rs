@@ -48,9 +48,16 @@ pub struct Put {
 pub enum NotKept {
     /// The context keeps none.
     CacheOff,
+    /// TLS 1.2 resumes the session itself; a resumption adds none, and brings none back.
+    Resumed,
+    /// The connection has made as many as one may.
+    TooMany,
     /// The cache did not take it.
     Cache(NotStored),
 }
+
+/// Sessions that one connection may have. Each is held until the connection ends, also when the cache has let go of it.
+const FAMILY_MAX: usize = 64;
 
 impl Connection {
     /// SSL_CTX_sess_set_new_cb(3): a handshake is finished, and made a session, which joins the family.
@@ -81,6 +88,12 @@ impl Connection {
         }
         if self.context.options.no_session_cache {
             return Ok(Err(NotKept::CacheOff));
+        }
+        if put.version == Version::Tls12 && self.agreed.reused {
+            return Ok(Err(NotKept::Resumed));
+        }
+        if self.family.len() >= FAMILY_MAX {
+            return Ok(Err(NotKept::TooMany));
         }
         let stored = self.context.cache(self.role).put(
             NewSession {

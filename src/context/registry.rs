@@ -18,6 +18,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Registry {
     contexts: Vec<Arc<Context>>,
+    caches: Vec<Arc<Cache>>,
 }
 
 impl Registry {
@@ -33,7 +34,8 @@ impl Registry {
                 .map_err(|refusal| config.context_error(place, refusal.key, refusal.why))?;
             contexts.push(Arc::new(context));
         }
-        Ok(Self { contexts })
+        let caches = shared.caches.into_values().map(|(_, cache)| cache).collect();
+        Ok(Self { contexts, caches })
     }
 
     /// The context of this name.
@@ -48,14 +50,7 @@ impl Registry {
 
     /// Every cache once, though contexts share some.
     pub fn caches(&self) -> impl Iterator<Item = &Arc<Cache>> {
-        let mut seen = Vec::new();
-        self.contexts.iter().flat_map(|context| [&context.server_cache, &context.client_cache]).filter(
-            move |cache| {
-                let new = !seen.contains(&Arc::as_ptr(cache));
-                seen.push(Arc::as_ptr(cache));
-                new
-            },
-        )
+        self.caches.iter()
     }
 
     /// Drops expired sessions from every cache.

@@ -93,7 +93,7 @@ impl Calls {
             id.clone_from(named);
         }
         Ok(match method {
-            Method::New(request) => Answered::New(self.make(request, call.alias)?),
+            Method::New(request) => Answered::New(self.make(*request, call.alias)?),
             Method::Clear(request) => Answered::Clear(self.connections.clear(&request)?),
             Method::Shutdown(request) => Answered::Shutdown(self.connections.shutdown(&request)?),
             Method::SetShutdown(request) => Answered::SetShutdown(self.connections.set_shutdown(&request)?),
@@ -103,7 +103,7 @@ impl Calls {
                 Answered::Free(freed?)
             }
             Method::SetSession(request) => Answered::SetSession(self.connections.set_session(&request)?),
-            Method::PutSession(request) => Answered::PutSession(self.sessions.put(request)?),
+            Method::PutSession(request) => Answered::PutSession(self.sessions.put(*request)?),
             Method::LookupSession(request) => Answered::LookupSession(self.sessions.lookup(&request)?),
             Method::RemoveSession(request) => Answered::RemoveSession(self.sessions.remove(&request)?),
             Method::ReportAlert(request) => Answered::ReportAlert(self.connections.report_alert(&request)?),
@@ -125,7 +125,10 @@ impl Calls {
             if let Some(alias) = &alias {
                 self.aliases.insert(alias.clone(), connection.id.clone());
             }
-            self.made.insert(convert::connection_id(&connection.id)?, alias);
+            // A repeated request answers the same connection, which then has the new alias.
+            if let Some(Some(old)) = self.made.insert(convert::connection_id(&connection.id)?, alias) {
+                self.aliases.remove(&old);
+            }
             if self.made.len() >= self.prune_at {
                 self.prune();
             }

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     config::IDLE_TIMEOUT_MAX,
-    connection::{Alert, ConnectionId, EngineKind, Input, Plan, ShutdownStatus, Table, table::Cursor},
+    connection::{self, Alert, ConnectionId, EngineKind, Input, Plan, ShutdownStatus, Table, table::Cursor},
     proto::{self as pb, connection_service_server::ConnectionService},
 };
 
@@ -38,6 +38,10 @@ pub(super) struct Opener {
 
 impl Opener {
     pub(super) fn open(&self, request: pb::NewRequest, owner: &Arc<str>) -> Result<pb::NewResponse, Refusal> {
+        // RFC 1035 section 2.3.4. Also for a server, who does not need it: requests are remembered.
+        if request.server_name.len() > 255 {
+            return Err(connection::Error::ServerNameMalformed(request.server_name).into());
+        }
         self.request_ids.once(owner, request, self.table.now(), |request| {
             let plan = self.plan(&request, owner)?;
             let session = convert::session_id(&request.session_id)?;

@@ -161,13 +161,12 @@ fn identity(from: &PeerIdentity) -> pb::PeerIdentity {
 /// Who a worker says its peer is. It has verified the certificate; when that ends, it says by the session's timeout.
 pub(super) fn read_identity(from: pb::PeerIdentity) -> Result<PeerIdentity, Refusal> {
     const NAMES_MAX: usize = 64;
-    const NAME_MAX: usize = 2048;
+    const BYTES_MAX: usize = 8 << 10;
     let names = from.dns_names.len() + from.uris.len();
-    let longest =
-        from.dns_names.iter().chain(&from.uris).chain([&from.subject]).map(String::len).max().unwrap_or(0);
+    let bytes: usize = from.dns_names.iter().chain(&from.uris).chain([&from.subject]).map(String::len).sum();
     let digest = hex::read(&from.certificate_sha256).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
     match digest {
-        Some(certificate_sha256) if names <= NAMES_MAX && longest <= NAME_MAX => Ok(PeerIdentity {
+        Some(certificate_sha256) if names <= NAMES_MAX && bytes <= BYTES_MAX => Ok(PeerIdentity {
             certificate_sha256,
             subject: from.subject,
             dns_names: from.dns_names,

@@ -61,6 +61,8 @@ fn connection_window(streams: u32) -> u32 {
     streams.saturating_add(1).saturating_mul(STREAM_WINDOW).min(WINDOW_MAX)
 }
 
+/// Largest batch of an Attach: what it says in few bytes takes many times as much once it is read.
+const BATCH_BYTES_MAX: usize = 2 << 20;
 /// Largest header block of a call.
 const HEADERS_MAX: u32 = 16 << 10;
 /// Streams that a peer reset before they were handled (CVE-2023-44487).
@@ -158,7 +160,10 @@ impl Api {
                 ContextServiceServer::new(Contexts { started: table.now(), table })
                     .max_decoding_message_size(limits.message),
             )
-            .add_service(WorkerServiceServer::new(workers).max_decoding_message_size(limits.message))
+            .add_service(
+                WorkerServiceServer::new(workers)
+                    .max_decoding_message_size(limits.message.min(BATCH_BYTES_MAX)),
+            )
             .add_service(health)
             .add_service(reflection().build_v1().expect("the descriptors are valid"))
             .add_service(reflection().build_v1alpha().expect("the descriptors are valid"));

@@ -249,6 +249,8 @@ impl Sessions {
 fn not_kept(why: NotKept) -> &'static str {
     match why {
         NotKept::CacheOff => "CACHE_OFF",
+        NotKept::Resumed => "RESUMED",
+        NotKept::TooMany => "TOO_MANY",
         NotKept::Cache(NotStored::Expired) => "EXPIRED",
         NotKept::Cache(NotStored::TooLarge) => "TOO_LARGE",
         NotKept::Cache(NotStored::IdTaken) => "ID_TAKEN",

@@ -35,7 +35,7 @@ pub(super) enum Refusal {
     FormatInvalid,
     #[error("version must be PROTOCOL_VERSION_TLS_1_2 or PROTOCOL_VERSION_TLS_1_3")]
     VersionRequired,
-    #[error("peer needs certificate_sha256, 64 lower-case hex digits, and at most 64 names of 2048 bytes")]
+    #[error("peer needs certificate_sha256, 64 lower-case hex digits, and at most 64 names of 8 KiB in all")]
     PeerInvalid,
     #[error("timeout must be more than 0")]
     TimeoutInvalid,

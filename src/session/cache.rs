@@ -7,7 +7,10 @@
 //!   - a single-use session is handed out at most once
 //!   - a full cache makes room; it never fails a handshake
 
-use std::sync::{Arc, atomic::AtomicU32};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, AtomicUsize, Ordering},
+};
 
 use aws_lc_rs::rand;
 use dashmap::DashMap;
@@ -52,13 +55,23 @@ pub struct Cache {
     pub cache_full: Counter,
 }
 
+/// How many, and nothing of what.
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache")
+            .field("role", &self.role)
+            .field("sessions", &self.len())
+            .finish_non_exhaustive()
+    }
+}
+
 impl Cache {
     /// An empty cache.
     pub fn new(role: Role, offering: Offering, limits: Limits) -> Self {
         let pooled = role == Role::Client && offering == Offering::Shared;
         Self {
             role,
-            store: Memory::new(limits, |session| session.secret().len()),
+            store: Memory::new(limits, Session::size),
             pool: pooled.then(Pool::default),
             cache_full: Counter::default(),
         }
@@ -80,8 +93,8 @@ impl Cache {
             Some(id) => id,
             None => random_id().ok_or(NotStored::NoRandomness)?,
         };
-        if self.store.get(&id).is_some_and(|old| old.expired(now)) {
-            self.store.take(&id);
+        if let Some(old) = self.store.get(&id).filter(|old| old.expired(now)) {
+            self.store.remove(&old);
         }
         let session = Arc::new(Session {
             id,
@@ -122,12 +135,13 @@ impl Cache {
         if !session.fits(terms) {
             return Err(Miss::Scope);
         }
+        // This very session was looked at, and no other that may have its id by now.
         if session.expired(now) {
-            self.store.take(id);
+            self.store.remove(&session);
             return Err(Miss::Expired);
         }
-        if session.single_use {
-            return self.store.take(id).ok_or(Miss::Unknown);
+        if session.single_use && !self.store.remove(&session) {
+            return Err(Miss::Unknown);
         }
         Ok(session)
     }
@@ -187,7 +201,7 @@ impl Cache {
         self.store.is_empty()
     }
 
-    /// Bytes of their secret parts.
+    /// What they take, in bytes; see [`Session::size`].
     pub fn bytes(&self) -> usize {
         self.store.bytes()
     }
@@ -203,18 +217,28 @@ fn random_id() -> Option<SessionId> {
 ///
 /// Here and nowhere else one map is asked while a guard of another is held: always pool first, store second.
 #[derive(Default)]
-struct Pool(DashMap<Arc<str>, Vec<SessionId>>);
+struct Pool {
+    by_name: DashMap<Arc<str>, Vec<SessionId>>,
+    /// How many ids there are in all, nearly.
+    ids: AtomicUsize,
+}
 
 /// How many sessions that do not fit are looked past.
 const LOOK_PAST_MAX: usize = 64;
 
 impl Pool {
     fn push(&self, session: &Session, store: &Memory<SessionId, Session>) {
-        let mut ids = self.0.entry(Arc::clone(&session.server_name)).or_default();
+        let mut ids = self.by_name.entry(Arc::clone(&session.server_name)).or_default();
         if ids.len() >= 16 && ids.len() == ids.capacity() {
-            ids.retain(|id| store.get(id).is_some());
+            self.retain(&mut ids, store);
+            // Where most of them live there is more room now, so that the next search is far away.
+            if ids.len() > ids.capacity() / 2 {
+                let more = ids.capacity();
+                ids.reserve(more);
+            }
         }
         ids.push(session.id.clone());
+        self.ids.fetch_add(1, Ordering::Relaxed);
     }
 
     fn newest(
@@ -223,7 +247,7 @@ impl Pool {
         terms: &Terms<'_>,
         store: &Memory<SessionId, Session>,
     ) -> Option<Arc<Session>> {
-        let mut ids = self.0.get_mut(server_name)?;
+        let mut ids = self.by_name.get_mut(server_name)?;
         let mut place = ids.len();
         for _ in 0..LOOK_PAST_MAX {
             place = place.checked_sub(1)?;
@@ -232,20 +256,28 @@ impl Pool {
                 Some(_) => {}
                 None => {
                     ids.remove(place);
+                    self.ids.fetch_sub(1, Ordering::Relaxed);
                 }
             }
         }
         None
     }
 
-    /// Forgets names without sessions, once they are many.
+    /// Forgets ids without sessions, and names without ids, once they are many.
     fn shrink(&self, store: &Memory<SessionId, Session>) {
-        if self.0.len() > 2 * store.len() + 64 {
-            self.0.retain(|_, ids| {
-                ids.retain(|id| store.get(id).is_some());
+        let most = 2 * store.len() + 64;
+        if self.ids.load(Ordering::Relaxed) > most || self.by_name.len() > most {
+            self.by_name.retain(|_, ids| {
+                self.retain(ids, store);
                 !ids.is_empty()
             });
         }
+    }
+
+    fn retain(&self, ids: &mut Vec<SessionId>, store: &Memory<SessionId, Session>) {
+        let before = ids.len();
+        ids.retain(|id| store.get(id).is_some());
+        self.ids.fetch_sub(before - ids.len(), Ordering::Relaxed);
     }
 }
 

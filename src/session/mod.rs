@@ -167,6 +167,14 @@ impl Session {
             && terms.server_name.is_none_or(|name| *self.server_name == *name)
     }
 
+    /// What it takes, in bytes, nearly: its secret and whatever else a worker or a peer decides the length of.
+    pub fn size(&self) -> usize {
+        let names = self.peer.as_deref().map_or(0, |peer| {
+            peer.dns_names.iter().chain(&peer.uris).chain([&peer.subject]).map(String::len).sum()
+        });
+        self.secret.len() + self.binding.len() + self.server_name.len() + names
+    }
+
     /// Whether it is over at `now`.
     pub fn expired(&self, now: Timestamp) -> bool {
         now >= self.expires

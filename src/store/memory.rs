@@ -76,15 +76,14 @@ where
             return Err(Refused::TooLarge);
         }
         let place = Arc::downgrade(&value);
-        // Counted before it can be removed by others, so that the counters never go below zero.
-        self.entries.fetch_add(1, Ordering::AcqRel);
-        self.bytes.fetch_add(weight, Ordering::AcqRel);
         match self.map.entry(AsRef::<K>::as_ref(&*value).clone()) {
-            Entry::Vacant(free) => drop(free.insert(value)),
-            Entry::Occupied(_) => {
-                self.discount(&value);
-                return Err(Refused::Taken);
+            Entry::Vacant(free) => {
+                // Counted before it can be removed by others, so that the counters never go below zero.
+                self.entries.fetch_add(1, Ordering::AcqRel);
+                self.bytes.fetch_add(weight, Ordering::AcqRel);
+                drop(free.insert(value));
             }
+            Entry::Occupied(_) => return Err(Refused::Taken),
         }
         let mut order = self.order.lock();
         order.push_back(place);

@@ -652,3 +652,14 @@ async fn drive_that_nobody_reads_stops_no_other_call_and_loses_nothing() {
     drop(sender.await.unwrap());
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn plaintext_goes_out_in_the_call_that_brings_the_peers_close() {
+    let daemon = TestDaemon::start().await;
+    let (client, server) = pair(&daemon, "").await;
+    let closing = close(&daemon, &client).await.ciphertext;
+    let answer = daemon.exchange(&server, &closing, b"half open").await.unwrap();
+    assert!(answer.connection.unwrap().shutdown.unwrap().received);
+    assert_eq!(daemon.exchange(&client, &answer.ciphertext, b"").await.unwrap().plaintext, "half open");
+    daemon.stop().await;
+}

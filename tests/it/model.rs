@@ -306,6 +306,7 @@ impl World {
             key.as_ref().is_some_and(|key| key.0 != (role == Role::Server) && self.alive.contains(key));
         match done {
             Err(Error::HandshakeRunning) => assert_eq!(before.state, State::Handshaking),
+            Err(Error::Failed(_)) => assert_eq!(before.state, State::Failed),
             Err(Error::SessionOutOfScope) => assert!(foreign),
             Err(other) => panic!("{other}"),
             Ok(attached) => {

@@ -152,7 +152,12 @@ async fn resumed_connection_shares_the_fate_of_its_session() {
 
     // A single-use one is gone with the lookup; its connection is resumed all the same, and what it makes is its own.
     let first = w.open(worker(pb::Role::Server)).await.id;
-    w.put(pb::PutSessionRequest { single_use: true, ..put(&first, "ba") }).await;
+    let ticket = |id: &str, session: &str| pb::PutSessionRequest {
+        single_use: true,
+        version: pb::ProtocolVersion::Tls13.into(),
+        ..put(id, session)
+    };
+    w.put(ticket(&first, "ba")).await;
     w.shutdown(&first).await;
     let found = w.lookup(lookup("ba")).await;
     assert_eq!((found.found, &found.data[..]), (true, &b"master secret"[..]));
@@ -161,13 +166,8 @@ async fn resumed_connection_shares_the_fate_of_its_session() {
     assert!(w.set_session(&second, "ba").await.session_reused);
     let authenticated = found.session.unwrap().authenticate_time;
     daemon.clock.advance(Duration::from_secs(60));
-    let next = w
-        .put(pb::PutSessionRequest {
-            single_use: true,
-            authenticate_time: authenticated,
-            ..put(&second, "bb")
-        })
-        .await;
+    let next =
+        w.put(pb::PutSessionRequest { authenticate_time: authenticated, ..ticket(&second, "bb") }).await;
     assert_eq!(next.session.unwrap().authenticate_time, authenticated, "a resumption authenticates nobody");
     assert_eq!(w.free(&second).await, 1);
     let stats = daemon.contexts().get_context(pb::GetContextRequest::default()).await.unwrap().into_inner();
@@ -303,7 +303,7 @@ fn call(id: u64, method: Method) -> pb::Call {
 }
 
 fn make(id: u64, alias: &str) -> pb::Call {
-    pb::Call { alias: alias.into(), ..call(id, Method::New(worker(pb::Role::Server))) }
+    pb::Call { alias: alias.into(), ..call(id, Method::New(worker(pb::Role::Server).into())) }
 }
 
 fn error(answer: &pb::Answer) -> (u64, &str) {
@@ -321,10 +321,10 @@ async fn one_batch_is_a_whole_life_and_asks_for_no_answer() {
     stream
         .send(vec![
             make(0, "@1"),
-            call(0, Method::PutSession(put("@1", "aa"))),
+            call(0, Method::PutSession(put("@1", "aa").into())),
             call(0, Method::Shutdown(pb::ShutdownRequest { connection_id: of("@1") })),
             call(0, Method::Free(pb::FreeRequest { connection_id: of("@1"), allow_missing: false })),
-            call(7, Method::LookupSession(lookup("aa"))),
+            call(7, Method::LookupSession(lookup("aa").into())),
             make(0, "@1"),
             call(
                 8,
@@ -366,7 +366,7 @@ async fn single_calls_fail_and_the_stream_goes_on() {
             pb::Call { id: 8, ..Default::default() },
             // No answer is wanted, but it fails.
             call(0, free("@nobody")),
-            call(9, Method::PutSession(no_format)),
+            call(9, Method::PutSession(no_format.into())),
             call(10, free("@1")),
             call(11, free("@1")),
             make(12, "@1"),
@@ -420,7 +420,7 @@ async fn worker_that_is_gone_takes_ten_thousand_open_connections_along() {
         let calls = (0..500).flat_map(|place| {
             let number = batch * 500 + place;
             let alias = format!("@{number}");
-            [make(0, &alias), call(0, Method::PutSession(put(&alias, &format!("{number:08x}"))))]
+            [make(0, &alias), call(0, Method::PutSession(put(&alias, &format!("{number:08x}")).into()))]
         });
         stream.send(calls.collect()).await;
     }
@@ -437,23 +437,38 @@ async fn worker_that_is_gone_takes_ten_thousand_open_connections_along() {
 #[tokio::test]
 async fn one_of_many_lookups_finds_a_single_use_session() {
     let daemon = TestDaemon::start().await;
-    let w = Worker(&daemon);
     let mut streams = Vec::new();
     for _ in 0..8 {
         streams.push(Stream::attach(&daemon).await);
     }
-    let maker = w.open(pb::NewRequest { request_id: String::new(), ..worker(pb::Role::Server) }).await.id;
     for round in 0..50 {
         let ids: Vec<String> = (0..200).map(|place| format!("{:08x}", round * 200 + place)).collect();
-        for id in &ids {
-            w.put(pb::PutSessionRequest { single_use: true, ..put(&maker, id) }).await;
-        }
+        let free =
+            |id: &str| Method::Free(pb::FreeRequest { connection_id: id.into(), allow_missing: false });
+        let calls = ids.iter().flat_map(|id| {
+            let alias = format!("@{id}");
+            let put = pb::PutSessionRequest { single_use: true, ..put(&alias, id) };
+            let shutdown = pb::ShutdownRequest { connection_id: alias.clone() };
+            [
+                make(0, &alias),
+                call(0, Method::PutSession(put.into())),
+                call(0, Method::Shutdown(shutdown)),
+                call(0, free(&alias)),
+            ]
+        });
+        streams[0].send(calls.collect()).await;
+        // All are stored when this is answered.
+        streams[0].send(vec![call(1, Method::LookupSession(lookup("00").into()))]).await;
+        streams[0].answers(1).await;
         // Each worker asks eight times for each: 64 lookups a session.
         for stream in &streams {
             for part in ids.chunks(100) {
                 let calls = part.iter().flat_map(|id| {
                     (0..8).map(|_| {
-                        call(u64::from_str_radix(id, 16).unwrap() + 1, Method::LookupSession(lookup(id)))
+                        call(
+                            u64::from_str_radix(id, 16).unwrap() + 1,
+                            Method::LookupSession(lookup(id).into()),
+                        )
                     })
                 });
                 stream.send(calls.collect()).await;
@@ -528,5 +543,89 @@ async fn calls_of_the_other_engine_are_refused() {
     ] {
         assert_eq!(reason(&daemon.sessions().lookup_session(request).await.expect_err(why)), why);
     }
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn one_connection_has_a_bounded_family() {
+    let daemon = TestDaemon::start().await;
+    let w = Worker(&daemon);
+    let id = w.open(worker(pb::Role::Server)).await.id;
+    for number in 0..64 {
+        assert_eq!(w.put(put(&id, &format!("{number:04x}"))).await.reason, "");
+    }
+    assert_eq!(w.put(put(&id, "ffff")).await.reason, "TOO_MANY");
+    assert_eq!(w.free(&id).await, 64);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn resumption_brings_no_removed_session_back() {
+    let daemon = TestDaemon::start().await;
+    let w = Worker(&daemon);
+    let first = w.established("aa").await;
+    let second = w.open(pb::NewRequest { session_id: "aa".into(), ..worker(pb::Role::Server) }).await.id;
+    assert_eq!(w.free(&first).await, 1);
+    assert_eq!(w.put(put(&second, "aa")).await.reason, "RESUMED");
+    w.shutdown(&second).await;
+    w.free(&second).await;
+    assert!(!w.found("aa").await);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn new_that_finds_no_room_removes_nothing() {
+    let daemon = TestDaemon::with("[limits]\nconnections = 1\n").await;
+    let w = Worker(&daemon);
+    let first = w.established("aa").await;
+    w.shutdown(&first).await;
+    let request = pb::NewRequest { session_id: "aa".into(), ..worker(pb::Role::Server) };
+    let refused = daemon.connections().new_connection(request.clone()).await.unwrap_err();
+    assert_eq!(reason(&refused), "CONNECTION_LIMIT");
+    assert!(w.found("aa").await);
+    w.free(&first).await;
+    assert!(w.open(request).await.session_reused);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn session_that_a_context_does_not_speak_is_the_workers_all_the_same() {
+    // Contexts that differ in versions alone share a cache.
+    let daemon = TestDaemon::with(
+        "[[context]]\nversions = [\"1.3\"]\nsession_id_context = \"one\"\n\
+         [[context]]\nname = \"both\"\nsession_id_context = \"one\"\n",
+    )
+    .await;
+    let w = Worker(&daemon);
+    let first = w.open(pb::NewRequest { context: "both".into(), ..worker(pb::Role::Server) }).await.id;
+    w.put(put(&first, "aa")).await;
+    w.shutdown(&first).await;
+    let second = w.open(pb::NewRequest { session_id: "aa".into(), ..worker(pb::Role::Server) }).await.id;
+    assert_eq!(w.free(&second).await, 1, "it was resumed and not closed, whatever its version");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn repeated_request_moves_its_alias() {
+    let daemon = TestDaemon::start().await;
+    let mut stream = Stream::attach(&daemon).await;
+    let again = pb::NewRequest { request_id: "r".into(), ..worker(pb::Role::Server) };
+    let make =
+        |id, alias: &str| pb::Call { alias: alias.into(), ..call(id, Method::New(again.clone().into())) };
+    let free = |id: &str| Method::Free(pb::FreeRequest { connection_id: id.into(), allow_missing: false });
+    stream.send(vec![make(1, "@1"), make(2, "@2"), call(3, free("@1")), call(4, free("@2"))]).await;
+    let answers = stream.answers(4).await;
+    assert_eq!(error(&answers[2]), (3, "ALIAS_UNKNOWN"));
+    assert!(matches!(answers[3].result, Some(Answered::Free(_))));
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn batch_of_millions_of_empty_calls_is_refused_before_it_is_read() {
+    let daemon = TestDaemon::start().await;
+    let mut stream = Stream::attach(&daemon).await;
+    stream.send(vec![pb::Call::default(); 1 << 20 | 1]).await;
+    let refused = stream.answers.message().await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
     daemon.stop().await;
 }

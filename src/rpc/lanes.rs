@@ -67,9 +67,8 @@ impl<E: Send + 'static> Lanes<E> {
 
     /// Gives a socket to the thread with the fewest.
     pub(super) async fn hand(&self, mut accepted: Accepted) {
-        let Some(lane) = self.lanes.iter().min_by_key(|lane| lane.open.load(Ordering::Relaxed)) else {
-            return;
-        };
+        let alive = self.lanes.iter().filter(|lane| !lane.accepted.is_closed());
+        let Some(lane) = alive.min_by_key(|lane| lane.open.load(Ordering::Relaxed)) else { return };
         accepted.count_on(&lane.open);
         if lane.accepted.send(accepted).await.is_err() {
             tracing::error!("a thread of the API has ended");

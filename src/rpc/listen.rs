@@ -296,9 +296,17 @@ impl Guarded {
         })
     }
 
+    /// Asked where either direction waits, for a blocked socket may be waited for in that one alone.
+    fn killed(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.kill.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the daemon stops")),
+            Poll::Pending => Ok(()),
+        }
+    }
+
     fn ends(&mut self, cx: &mut Context<'_>) -> Option<io::Error> {
-        if self.kill.as_mut().poll(cx).is_ready() {
-            return Some(io::Error::new(io::ErrorKind::ConnectionAborted, "the daemon stops"));
+        if let Err(stopped) = self.killed(cx) {
+            return Some(stopped);
         }
         let mute = self.mute.as_mut()?;
         if mute.draining.as_mut().poll(cx).is_ready() || mute.until.as_mut().poll(cx).is_ready() {
@@ -349,7 +357,11 @@ impl Guarded {
         loop {
             let kept = &mut self.answers.kept;
             let bufs = [io::IoSlice::new(kept), io::IoSlice::new(more)];
-            let written = ready!(self.socket.poll_write(cx, &bufs))?;
+            let Poll::Ready(written) = self.socket.poll_write(cx, &bufs) else {
+                self.killed(cx)?;
+                return Poll::Pending;
+            };
+            let written = written?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }

@@ -37,8 +37,8 @@ pub struct Limits {
     pub queued_calls: usize,
     /// Their bytes. 16 MiB.
     pub queued_bytes: usize,
-    /// The largest call, and about the largest message. 1 MiB; the daemon's `limits.message` must have room
-    /// for it, or the daemon ends the stream.
+    /// The largest call, and about the largest message. 1 MiB; the daemon takes 2 MiB, or its `limits.message` where
+    /// that is less, and ends the stream of who sends more.
     pub call_bytes: usize,
 }
 

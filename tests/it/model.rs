@@ -10,10 +10,7 @@ use std::{
     time::Duration,
 };
 
-use proptest::{
-    prelude::*,
-    test_runner::{RngAlgorithm, TestRng, TestRunner},
-};
+use proptest::prelude::*;
 use tls_sessiond::{
     clock::{Clock, ManualClock, Timestamp},
     config::Config,
@@ -25,7 +22,7 @@ use tls_sessiond::{
     session::{Role, SessionId, Version},
 };
 
-use crate::{harness::now, pki};
+use crate::{harness::now, pki, seed::runner};
 
 const CONTEXTS: [&str; 3] = ["any", "tls12", "tls13"];
 const SLOTS: usize = 3;
@@ -593,12 +590,7 @@ fn registry(client_sessions: &str) -> Arc<Registry> {
 fn sequences_keep_the_rule(client_sessions: &str, cases: u32) {
     let registry = registry(client_sessions);
     let clock = ManualClock::starting(now());
-    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
-    // The same sequences at every run; TLS_SESSIOND_SEED=n plays others.
-    let seed: u64 = std::env::var("TLS_SESSIOND_SEED").map_or(0, |seed| seed.parse().unwrap());
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
+    runner(cases)
         .run(&proptest::collection::vec(op(), 1..40), |ops| {
             let mut world = World::new(&registry, &clock);
             for op in ops {

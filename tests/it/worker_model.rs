@@ -7,10 +7,7 @@ use std::{
     time::Duration,
 };
 
-use proptest::{
-    prelude::*,
-    test_runner::{RngAlgorithm, TestRng, TestRunner},
-};
+use proptest::prelude::*;
 use tls_sessiond::{
     clock::{Clock, ManualClock, Timestamp},
     config::Config,
@@ -20,7 +17,7 @@ use tls_sessiond::{
 };
 use zeroize::Zeroizing;
 
-use crate::harness::now;
+use crate::{harness::now, seed::runner};
 
 const SLOTS: usize = 4;
 /// So few that they meet all the time.
@@ -368,12 +365,7 @@ impl World {
 #[test]
 fn random_sequences_of_workers_keep_the_rule() {
     let registry = Arc::new(Registry::build(&Config::defaults()).unwrap());
-    let config = ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() };
-    // The same sequences at every run; TLS_SESSIOND_SEED=n plays others.
-    let seed: u64 = std::env::var("TLS_SESSIOND_SEED").map_or(0, |seed| seed.parse().unwrap());
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
+    runner(20_000)
         .run(&proptest::collection::vec(op(), 1..60), |ops| {
             let mut world = World::new(&registry);
             ops.into_iter().for_each(|op| world.run(op));

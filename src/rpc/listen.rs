@@ -238,36 +238,31 @@ pub struct Guarded {
     _counted: Option<Counted>,
 }
 
-/// Answers on their way out. HTTP/2 would write those of each call by themselves, though the calls that came in
-/// one read are answered one right after the other: so the first small write waits until the tasks that are ready
-/// have run, and what they add goes out with it in one system call. No vectored writes, so HTTP/2 puts frames
-/// below 1 KiB together; of a longer one it writes the beginning first, which is kept back to go out with the rest.
+/// Answers on their way out. HTTP/2 writes and flushes those of each call by themselves, though the calls that came in one
+/// read are answered one right after the other. So a flush asks to be polled again behind the tasks that are ready
+/// now, and what they add goes out with it in one system call.
 #[derive(Default)]
 struct Answers {
     kept: Vec<u8>,
-    waited: bool,
-    /// Bytes since the last flush.
-    written: usize,
+    flush: Flush,
+}
+
+#[derive(Default, PartialEq)]
+enum Flush {
+    /// Nobody waits for what is kept.
+    #[default]
+    Unasked,
+    /// HTTP/2 flushed in this turn. It is told that this is done, so that it adds the frames that it has yet.
+    Asked,
+    /// The turn is over: what is kept goes out.
+    Due,
 }
 
 impl Answers {
-    /// A flush of more than this does not wait for company.
-    const SMALL: usize = 4096;
-    /// A write below this is kept back until the next one or the flush.
-    const KEPT: usize = 2048;
-
-    fn wait(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if std::mem::replace(&mut self.waited, true) {
-            return Poll::Ready(());
-        }
-        // Comes back behind everything that is ready now.
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    }
-
-    fn flushed(&mut self) {
-        self.waited = std::mem::take(&mut self.written) > Self::SMALL;
-    }
+    /// A write below this is kept until the flush.
+    const KEPT: usize = 4096;
+    /// Most of what is kept.
+    const ROOM: usize = 32 << 10;
 }
 
 /// Nothing has come yet.
@@ -330,6 +325,10 @@ impl AsyncRead for Guarded {
         if let Some(end) = this.ends(cx) {
             return Poll::Ready(Err(end));
         }
+        // HTTP/2 reads at the beginning of each turn.
+        if this.answers.flush == Flush::Asked {
+            this.answers.flush = Flush::Due;
+        }
         let before = buf.filled().len();
         let read = match &mut this.socket {
             Socket::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
@@ -367,7 +366,10 @@ impl Guarded {
             }
             let of_kept = written.min(kept.len());
             kept.drain(..of_kept);
-            if kept.is_empty() && (written > of_kept || more.is_empty()) {
+            if kept.is_empty() {
+                self.answers.flush = Flush::Unasked;
+            }
+            if self.answers.kept.is_empty() && (written > of_kept || more.is_empty()) {
                 return Poll::Ready(Ok(written - of_kept));
             }
         }
@@ -384,27 +386,27 @@ impl Guarded {
 impl AsyncWrite for Guarded {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.answers.wait(cx));
-        if buf.is_empty() {
-            return Poll::Ready(Ok(0));
+        let kept = &mut this.answers.kept;
+        if buf.len() < Answers::KEPT && kept.len() + buf.len() <= Answers::ROOM {
+            kept.extend_from_slice(buf);
+            return Poll::Ready(Ok(buf.len()));
         }
-        let written = if this.answers.kept.is_empty() && buf.len() < Answers::KEPT {
-            this.answers.kept.extend_from_slice(buf);
-            buf.len()
-        } else {
-            ready!(this.write(cx, buf))?
-        };
-        this.answers.written += written;
-        Poll::Ready(Ok(written))
+        this.write(cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.write_kept(cx))?;
-        this.answers.flushed();
-        match &mut this.socket {
-            Socket::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
-            Socket::Unix(unix) => Pin::new(unix).poll_flush(cx),
+        if this.answers.kept.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        match this.answers.flush {
+            Flush::Unasked => {
+                this.answers.flush = Flush::Asked;
+                cx.waker().wake_by_ref();
+                Poll::Ready(Ok(()))
+            }
+            Flush::Asked => Poll::Ready(Ok(())),
+            Flush::Due => this.write_kept(cx),
         }
     }
 

@@ -15,7 +15,7 @@ use rustls::{
 use super::{
     Context, Side,
     credentials::{ClientCredentials, Credential, ServerCredentials},
-    iana_name,
+    hkdf, iana_name,
     registry::Interned,
     scope::{Scope, ScopeBuilder},
 };
@@ -108,7 +108,7 @@ fn supported(version: Version) -> &'static SupportedProtocolVersion {
 fn provider(config: &ContextConfig) -> Result<CryptoProvider, Refusal> {
     let mut provider = default_provider();
     provider.cipher_suites =
-        chosen("cipher_suites", &config.cipher_suites, provider.cipher_suites, |suite| {
+        chosen("cipher_suites", &config.cipher_suites, hkdf::cipher_suites(), |suite| {
             iana_name(suite.suite()).to_owned()
         })?;
     provider.kx_groups = chosen("key_exchange", &config.key_exchange, provider.kx_groups, |group| {

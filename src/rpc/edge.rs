@@ -1,6 +1,7 @@
 //! What every call passes: its deadline, and details for errors that tonic makes by itself.
 
 use std::{
+    convert::Infallible,
     future::Future,
     pin::Pin,
     task::{Context, Poll},
@@ -8,55 +9,53 @@ use std::{
 };
 
 use http::{HeaderMap, Request, Response};
+use hyper::{body::Incoming, service::Service};
 use tokio::time::Instant;
-use tonic::{Status, body::Body};
-use tower::{Layer, Service};
+use tonic::{Status, body::Body, codegen::BoxFuture};
 
-use super::status::{Refusal, described};
+use super::{
+    http::Services,
+    listen::Peer,
+    status::{Refusal, described},
+};
 
 /// When a call must be answered; an extension of its request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline(pub(super) Instant);
 
-/// Wraps the services.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Edge;
-
-impl<S> Layer<S> for Edge {
-    type Service = EdgeService<S>;
-
-    fn layer(&self, inner: S) -> EdgeService<S> {
-        EdgeService(inner)
-    }
+/// Stands before the services of one HTTP/2 connection.
+pub(super) struct Edge {
+    pub(super) services: Services,
+    pub(super) peer: Peer,
 }
 
-#[derive(Clone, Debug)]
-pub(super) struct EdgeService<S>(S);
-
-impl<S> Service<Request<Body>> for EdgeService<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-{
+impl Service<Request<Incoming>> for Edge {
     type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+    type Error = Infallible;
+    type Future = Answer;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+    fn call(&self, mut request: Request<Incoming>) -> Answer {
         let arrived = Instant::now();
         if let Some(deadline) = timeout(request.headers()).and_then(|timeout| arrived.checked_add(timeout)) {
             // A call that cannot be answered in time is not begun. tonic would let it run, and answer CANCELLED.
             if deadline <= Instant::now() {
-                return Box::pin(async { Ok(Status::from(Refusal::DeadlineExceeded).into_http()) });
+                return Answer(Box::pin(async { Ok(Status::from(Refusal::DeadlineExceeded).into_http()) }));
             }
             request.extensions_mut().insert(Deadline(deadline));
         }
-        let answer = self.0.call(request);
-        Box::pin(async move { answer.await.map(explained) })
+        request.extensions_mut().insert(self.peer.clone());
+        Answer(self.services.call(request))
+    }
+}
+
+/// The answer of a service, with details where it is a refusal.
+pub(super) struct Answer(BoxFuture<Response<Body>, Infallible>);
+
+impl Future for Answer {
+    type Output = Result<Response<Body>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx).map_ok(explained)
     }
 }
 

@@ -5,29 +5,31 @@
 //! connection stays on the thread it was given to, and a new one goes to the thread with the fewest.
 
 use std::{
-    future::Future,
     io,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll, ready},
     thread,
 };
 
-use tokio::sync::mpsc;
-use tokio_stream::Stream;
+use tokio::{
+    sync::mpsc,
+    task::{JoinError, JoinSet},
+};
 
-use super::listen::{Accepted, Guarded, Signals};
+use super::{
+    http::Http,
+    listen::{Accepted, Signals},
+};
 
 /// Accepted sockets that a thread has not yet looked at.
 const WAITING_MAX: usize = 128;
 
 /// The threads.
-pub(super) struct Lanes<E> {
+pub(super) struct Lanes {
     lanes: Vec<Lane>,
-    ended: mpsc::Receiver<Result<(), E>>,
+    ended: mpsc::UnboundedReceiver<()>,
 }
 
 struct Lane {
@@ -35,30 +37,32 @@ struct Lane {
     open: Arc<AtomicUsize>,
 }
 
-impl<E: Send + 'static> Lanes<E> {
-    /// Starts the threads; each serves what `serve` makes of its sockets.
-    pub(super) fn start<F>(
-        count: usize,
-        signals: &Signals,
-        serve: impl Fn(Incoming) -> F + Clone + Send + 'static,
-    ) -> io::Result<Self>
-    where
-        F: Future<Output = Result<(), E>>,
-    {
-        let (end, ended) = mpsc::channel(count);
+/// Tells of its thread's end, whatever that is.
+struct Ends(mpsc::UnboundedSender<()>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        // Nobody listens where the daemon was dropped.
+        let _ = self.0.send(());
+    }
+}
+
+impl Lanes {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// The system gives no thread, or no event queue for it.
+    pub(super) fn start(count: usize, http: &Http, signals: &Signals) -> io::Result<Self> {
+        let (ends, ended) = mpsc::unbounded_channel();
         let mut lanes = Vec::with_capacity(count);
         for number in 0..count {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let (accepted, arriving) = mpsc::channel(WAITING_MAX);
             let open = Arc::new(AtomicUsize::new(0));
-            let incoming = Incoming { arriving, signals: signals.clone() };
-            let (serve, end) = (serve.clone(), end.clone());
+            let (http, signals, ends) = (http.clone(), signals.clone(), Ends(ends.clone()));
             thread::Builder::new().name(format!("api-{number}")).spawn(move || {
-                runtime.block_on(async {
-                    let result = serve(incoming).await;
-                    // Nobody listens where the daemon was dropped.
-                    let _ = end.send(result).await;
-                });
+                let _ends = ends;
+                runtime.block_on(lane(arriving, http, signals));
             })?;
             lanes.push(Lane { accepted, open });
         }
@@ -75,8 +79,8 @@ impl<E: Send + 'static> Lanes<E> {
         }
     }
 
-    /// The end of one thread, in the order they end; `None` when all have.
-    pub(super) async fn ended(&mut self) -> Option<Result<(), E>> {
+    /// The end of one thread; `None` when all have ended.
+    pub(super) async fn ended(&mut self) -> Option<()> {
         self.ended.recv().await
     }
 
@@ -86,17 +90,25 @@ impl<E: Send + 'static> Lanes<E> {
     }
 }
 
-/// The sockets of one thread.
-pub(super) struct Incoming {
-    arriving: mpsc::Receiver<Accepted>,
-    signals: Signals,
+/// Serves the sockets that come, and ends with the last of them once no more do.
+async fn lane(mut arriving: mpsc::Receiver<Accepted>, http: Http, signals: Signals) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            arrived = arriving.recv() => match arrived {
+                Some(accepted) => drop(connections.spawn(http.clone().serve(accepted, signals.clone()))),
+                None => break,
+            },
+            Some(ended) = connections.join_next() => report(ended),
+        }
+    }
+    while let Some(ended) = connections.join_next().await {
+        report(ended);
+    }
 }
 
-impl Stream for Incoming {
-    type Item = io::Result<Guarded>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let accepted = ready!(self.arriving.poll_recv(cx));
-        Poll::Ready(accepted.map(|accepted| Guarded::adopt(accepted, &self.signals)))
+fn report(ended: Result<(), JoinError>) {
+    if let Err(err) = ended {
+        tracing::error!(%err, "the task of an HTTP/2 connection failed");
     }
 }

@@ -17,11 +17,10 @@ const LEAVES: [&str; 3] = ["clock", "config", "hex"];
 
 /// Words that only some files may say. A name in the list is a room, or a file below `src/`.
 const WORDS: [(&[&str], &[&str]); 10] = [
-    // daemon.rs: the error type of the transport.
-    (&["tonic"], &["rpc", "client", "proto.rs", "daemon.rs"]),
+    (&["tonic"], &["rpc", "client", "proto.rs"]),
     (&["tonic_health", "tonic_reflection", "tonic_types"], &["rpc"]),
     (&["prost", "prost_types"], &["rpc", "client", "proto.rs"]),
-    (&["http", "tower"], &["rpc"]),
+    (&["http", "hyper", "hyper_util"], &["rpc"]),
     (&["rustls"], &["connection", "context", "session/resumption.rs"]),
     (&["rustls_native_certs", "rcgen", "x509_parser"], &["context"]),
     (&["tokio", "tokio_stream", "tokio_util"], &["rpc", "client", "daemon.rs", "cli.rs"]),

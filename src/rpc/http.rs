@@ -1,0 +1,136 @@
+//! One HTTP/2 connection of a worker, from its first byte to its end.
+//!
+//! hyper serves it, and calls go to the services directly: tonic's own server takes a call through a router and half a
+//! dozen boxes, which cost as much as the rest of a short call (docs/benchmarks.md).
+
+use std::{convert::Infallible, pin::pin, time::Duration};
+
+use http::{Request, Response};
+use hyper::{body::Incoming, server::conn::http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::time::sleep;
+use tonic::{body::Body, codegen::BoxFuture, codegen::Service, service::Routes};
+
+use super::{
+    connections::Connections,
+    contexts::Contexts,
+    edge::Edge,
+    listen::{Accepted, Signals},
+    sessions::Sessions,
+    workers::Workers,
+};
+use crate::proto::{
+    connection_service_server::{self, ConnectionServiceServer},
+    context_service_server::{self, ContextServiceServer},
+    session_service_server::{self, SessionServiceServer},
+    worker_service_server::{self, WorkerServiceServer},
+};
+
+/// How long a connection may be open before it sends its first byte. hyper waits for every connection before it stops,
+/// also for one that never said a word (hyper issue 4170).
+const FIRST_BYTE: Duration = Duration::from_secs(20);
+/// How often an idle HTTP/2 connection is asked whether it lives, and how long it may take to answer.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// What a call may send ahead of being read. A Drive whose answers nobody reads is not read from either, and its window
+/// fills; the connection's window has room for all of them, or one such stream would stop every other call of its worker.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// RFC 9113 section 6.9.1.
+const WINDOW_MAX: u32 = (1 << 31) - 1;
+/// Largest header block of a call.
+const HEADERS_MAX: u32 = 16 << 10;
+/// Streams that a peer reset before they were handled (CVE-2023-44487).
+const PENDING_RESETS_MAX: usize = 64;
+
+fn connection_window(streams: u32) -> u32 {
+    streams.saturating_add(1).saturating_mul(STREAM_WINDOW).min(WINDOW_MAX)
+}
+
+/// What there is to call.
+#[derive(Clone)]
+pub(super) struct Services {
+    pub(super) connections: ConnectionServiceServer<Connections>,
+    pub(super) sessions: SessionServiceServer<Sessions>,
+    pub(super) contexts: ContextServiceServer<Contexts>,
+    pub(super) workers: WorkerServiceServer<Workers>,
+    /// Health and reflection.
+    pub(super) others: Routes,
+}
+
+impl Services {
+    pub(super) fn call(&self, request: Request<Incoming>) -> BoxFuture<Response<Body>, Infallible> {
+        let path = request.uri().path();
+        let service =
+            path.strip_prefix('/').and_then(|path| path.split_once('/')).map(|(service, _)| service);
+        match service {
+            Some(connection_service_server::SERVICE_NAME) => self.connections.clone().call(request),
+            Some(session_service_server::SERVICE_NAME) => self.sessions.clone().call(request),
+            Some(context_service_server::SERVICE_NAME) => self.contexts.clone().call(request),
+            Some(worker_service_server::SERVICE_NAME) => self.workers.clone().call(request),
+            _ => Box::pin(self.others.clone().call(request)),
+        }
+    }
+}
+
+/// Serves HTTP/2 connections.
+#[derive(Clone)]
+pub(super) struct Http {
+    services: Services,
+    protocol: http2::Builder<TokioExecutor>,
+}
+
+impl Http {
+    /// With at most `streams` calls at a time on each connection.
+    pub(super) fn new(services: Services, streams: u32) -> Self {
+        let mut protocol = http2::Builder::new(TokioExecutor::new());
+        protocol
+            .timer(TokioTimer::new())
+            .auto_date_header(false)
+            .max_concurrent_streams(streams)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(connection_window(streams))
+            .keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .max_header_list_size(HEADERS_MAX)
+            .max_pending_accept_reset_streams(PENDING_RESETS_MAX);
+        Self { services, protocol }
+    }
+
+    /// Serves one connection: until its peer ends it, until its last call has ended once `signals.draining` is cancelled,
+    /// or until `signals.kill` is.
+    pub(super) async fn serve(self, accepted: Accepted, signals: Signals) {
+        // Held to the end, for the connection counts as open until then.
+        let (socket, peer, _counted) = match accepted.adopt() {
+            Ok(adopted) => adopted,
+            Err(err) => {
+                tracing::warn!(%err, "cannot take a connection over");
+                return;
+            }
+        };
+        let spoke = tokio::select! {
+            readable = socket.readable() => readable.is_ok(),
+            () = sleep(FIRST_BYTE) => false,
+            () = signals.draining.cancelled() => false,
+            () = signals.kill.cancelled() => false,
+        };
+        if !spoke {
+            return;
+        }
+        let edge = Edge { services: self.services, peer };
+        let mut connection = pin!(self.protocol.serve_connection(TokioIo::new(socket), edge));
+        let ended = tokio::select! {
+            ended = &mut connection => ended,
+            () = signals.draining.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    ended = &mut connection => ended,
+                    () = signals.kill.cancelled() => Ok(()),
+                }
+            }
+            () = signals.kill.cancelled() => Ok(()),
+        };
+        if let Err(err) = ended {
+            tracing::debug!(%err, "an HTTP/2 connection broke");
+        }
+    }
+}

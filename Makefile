@@ -9,14 +9,16 @@ run:
 test:
 	tests/peers.sh
 	cargo fmt --check
-	cargo clippy --all-targets -- -D warnings
+	cargo clippy --all-targets --all-features -- -D warnings
 	cargo check --no-default-features --features client
+	cargo check --no-default-features --features openssl
+	cargo check --no-default-features --features rustls
 	.peers/bin/buf lint
 	.peers/bin/buf format -d --exit-code
-	cargo test
+	cargo test --all-features
 
 bench:
-	cargo bench
+	cargo bench --all-features
 
 # Returning clients over three workers, with one shared daemon and with a daemon for each.
 demo:

@@ -102,6 +102,18 @@ impl Link {
         })
     }
 
+    /// Is answered, with nothing, when all before it is done: frees a connection that nobody has.
+    pub(super) fn mark(&self, waiter: oneshot::Sender<Option<Found>>) -> Result<u64, NotTaken> {
+        let request = pb::FreeRequest { connection_id: "0".repeat(32), allow_missing: true };
+        let mut call = call(Method::Free(request));
+        self.push(Phase::Retired, Weight::Must, &mut call, |state, call| {
+            state.asked += 1;
+            call.id = state.asked;
+            state.waiting.insert(call.id, Waiter::Task(waiter));
+            state.asked
+        })
+    }
+
     /// Makes a connection; its alias is good on this link.
     pub(super) fn open(&self, request: pb::NewRequest) -> Result<String, NotTaken> {
         let mut call = call(Method::New(request.into()));

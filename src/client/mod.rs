@@ -33,6 +33,8 @@ mod connection;
 mod counters;
 mod link;
 mod message;
+#[cfg(feature = "openssl")]
+pub mod openssl;
 mod options;
 mod worker;
 

@@ -3,11 +3,14 @@
 use std::{
     convert::Infallible,
     sync::{Arc, mpsc},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use parking_lot::{Mutex, RwLock};
-use tokio::{sync::oneshot, time::timeout_at};
+use tokio::{
+    sync::{oneshot, watch},
+    time::{timeout, timeout_at},
+};
 
 use super::{
     attach,
@@ -39,6 +42,8 @@ pub(super) struct Shared {
     breaker: Mutex<Breaker>,
     /// The stream that takes new calls. None: the daemon is away.
     link: RwLock<Option<Arc<Link>>>,
+    /// Changes when a stream has begun.
+    joined: watch::Sender<()>,
 }
 
 impl Worker {
@@ -53,6 +58,7 @@ impl Worker {
             options,
             tallies: Arc::default(),
             link: RwLock::new(None),
+            joined: watch::Sender::new(()),
         });
         let (held, gone) = oneshot::channel();
         tokio::spawn(attach::keep(Arc::clone(&shared), gone));
@@ -116,6 +122,32 @@ impl Worker {
         Connection::new(opened, options.format.clone(), tallies)
     }
 
+    /// Waits until the daemon has taken all that was told before, for processes that are about to end. Says
+    /// whether it has: not where it is away, or does not answer in time.
+    ///
+    /// To be awaited on a tokio runtime with a timer.
+    pub async fn flush(&self, within: Duration) -> bool {
+        let Some(link) = self.shared.link() else { return false };
+        let (waiter, answer) = oneshot::channel();
+        let Ok(id) = link.mark(waiter) else { return false };
+        let taken = matches!(timeout(within, answer).await, Ok(Ok(_)));
+        link.forget(id);
+        taken
+    }
+
+    /// Waits until there is a stream that takes calls, for processes that begin with a handshake: without it
+    /// their first lookup is a miss. Says whether there is one.
+    ///
+    /// To be awaited on a tokio runtime with a timer.
+    pub async fn attached(&self, within: Duration) -> bool {
+        let attached = async {
+            let mut joined = self.shared.joined.subscribe();
+            // An error would be the end of what this worker holds itself.
+            while self.shared.link().is_none() && joined.changed().await.is_ok() {}
+        };
+        timeout(within, attached).await.is_ok() && self.is_attached()
+    }
+
     /// Whether there is a stream that takes calls now.
     pub fn is_attached(&self) -> bool {
         self.shared.link().is_some()
@@ -137,6 +169,7 @@ impl Shared {
         self.tallies.streams.count();
         self.breaker.lock().close();
         *self.link.write() = Some(Arc::clone(link));
+        self.joined.send_replace(());
     }
 
     /// A stream takes nothing new.

@@ -13,6 +13,7 @@ mod harness;
 mod interop;
 mod lifecycle;
 mod model;
+mod openssl_worker;
 mod pki;
 mod process;
 mod races;

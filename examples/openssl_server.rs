@@ -1,0 +1,129 @@
+//! A worker that serves HTTPS with OpenSSL, and shares its sessions: every replica resumes the sessions of all others.
+//!
+//!     tls-sessiond &
+//!     openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -keyout tls.key -out tls.crt
+//!     cargo run --features openssl --example openssl_server -- --certificate tls.crt --key tls.key --name a
+
+use std::{
+    error::Error,
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use clap::Parser;
+use openssl::ssl::{
+    ShutdownResult, ShutdownState, SslAcceptor, SslFiletype, SslMethod, SslRef, SslStream, SslVerifyMode,
+};
+use tls_sessiond::client::{Options, Worker, openssl::ServerSessions};
+
+#[derive(Parser)]
+struct Args {
+    /// Where the daemon answers; unix:///PATH for a Unix socket.
+    #[arg(long, default_value = "http://127.0.0.1:50551")]
+    daemon: String,
+    /// Where to listen; port 0 lets the system choose.
+    #[arg(long, default_value = "127.0.0.1:8443")]
+    listen: SocketAddr,
+    /// The chain, PEM.
+    #[arg(long)]
+    certificate: PathBuf,
+    /// Its key, PEM.
+    #[arg(long)]
+    key: PathBuf,
+    /// What must agree between replicas, SSL_CTX_set_session_id_context(3).
+    #[arg(long, default_value = "www")]
+    session_id_context: String,
+    /// Groups for the key exchange, SSL_CTX_set1_groups_list(3).
+    #[arg(long)]
+    groups: Option<String>,
+    /// What this replica calls itself.
+    #[arg(long, default_value = "worker")]
+    name: String,
+}
+
+/// Most bytes of a request that are read.
+const REQUEST_MAX: usize = 8 * 1024;
+/// How long the daemon may take at the beginning.
+const DAEMON_MAX: Duration = Duration::from_secs(2);
+/// How long a peer may be silent.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args = Args::parse();
+    // OpenSSL blocks its threads; the line to the daemon has a runtime of its own.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let options = Options::new(&args.daemon, "openssl")?;
+    let worker = runtime.block_on(async {
+        let worker = Worker::connect(options);
+        // It serves without a daemon as well, but with one the first peer can resume already.
+        worker.attached(DAEMON_MAX).await;
+        worker
+    });
+    let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server())?;
+    acceptor.set_certificate_chain_file(&args.certificate)?;
+    acceptor.set_private_key_file(&args.key, SslFiletype::PEM)?;
+    acceptor.set_verify(SslVerifyMode::NONE);
+    if let Some(groups) = &args.groups {
+        acceptor.set_groups_list(groups)?;
+    }
+    ServerSessions::install(&mut acceptor, worker, args.session_id_context.as_bytes())?;
+    let acceptor = Arc::new(acceptor.build());
+
+    let listener = TcpListener::bind(args.listen)?;
+    writeln!(io::stdout(), "listening on {}", listener.local_addr()?)?;
+    let name: Arc<str> = args.name.into();
+    for socket in listener.incoming() {
+        let (socket, acceptor, name) = (socket?, Arc::clone(&acceptor), Arc::clone(&name));
+        thread::spawn(move || {
+            if let Err(err) = serve(socket, &acceptor, &name) {
+                eprintln!("{err}");
+            }
+        });
+    }
+    Ok(())
+}
+
+/// One connection, from the handshake to the close_notify. An early return is an unclean end: dropping the stream
+/// takes its sessions out of the cache.
+fn serve(socket: TcpStream, acceptor: &SslAcceptor, name: &str) -> Result<(), Box<dyn Error>> {
+    socket.set_read_timeout(Some(SILENCE_MAX))?;
+    socket.set_nodelay(true)?;
+    let mut stream = acceptor.accept(socket)?;
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        let mut bytes = [0; 1024];
+        let length = stream.read(&mut bytes)?;
+        request.extend_from_slice(&bytes[..length]);
+        if length == 0 && !stream.get_shutdown().contains(ShutdownState::RECEIVED) {
+            return Err("the socket ended without a close_notify".into());
+        }
+        if length == 0 || request.len() > REQUEST_MAX {
+            return close(&mut stream);
+        }
+    }
+    let page = format!("{name}: {}\n", describe(stream.ssl()));
+    write!(
+        stream,
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{page}",
+        page.len()
+    )?;
+    close(&mut stream)
+}
+
+/// Sends a close_notify, and waits for the peer's.
+fn close(stream: &mut SslStream<TcpStream>) -> Result<(), Box<dyn Error>> {
+    if stream.shutdown()? == ShutdownResult::Sent {
+        // The peer may just hang up: this side has closed, and that is what counts.
+        let _ = stream.shutdown();
+    }
+    Ok(())
+}
+
+fn describe(ssl: &SslRef) -> String {
+    let suite = ssl.current_cipher().and_then(|cipher| cipher.standard_name()).unwrap_or("unknown suite");
+    format!("{} {suite} resumed: {}", ssl.version_str().replace("TLSv", "TLS "), ssl.session_reused())
+}

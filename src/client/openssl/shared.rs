@@ -1,0 +1,128 @@
+//! What all SSLs of one context share: where sessions go, and what must agree.
+
+use std::time::Duration;
+
+use openssl::{
+    error::ErrorStack,
+    hash::MessageDigest,
+    nid::Nid,
+    ssl::{NameType, SslRef, SslSession, SslSessionRef, SslVersion},
+    x509::X509Ref,
+};
+
+use super::ffi;
+use crate::{
+    client::{Lookup, PeerIdentity, Put, Version, Worker},
+    hex,
+};
+
+pub(super) struct Shared {
+    pub(super) worker: Worker,
+    /// SSL_CTX_set_session_id_context(3), or what a client has in its place.
+    pub(super) session_id_context: Vec<u8>,
+}
+
+impl Shared {
+    /// What a server looks for: OpenSSL itself compares neither the name of a TLS 1.2 session nor how it was verified.
+    pub(super) fn offered(&self, ssl: &SslRef, session_id: &[u8]) -> Lookup {
+        let name = ffi::server_name_extension(ssl).and_then(host_name).unwrap_or_default();
+        Lookup { binding: self.binding(ssl, &name), ..Lookup::server(session_id) }
+    }
+
+    /// What a client looks for.
+    pub(super) fn newest(&self, ssl: &SslRef, server_name: &str) -> Lookup {
+        Lookup { binding: self.binding(ssl, ""), ..Lookup::client(server_name) }
+    }
+
+    /// A session that a handshake made.
+    ///
+    /// # Errors
+    /// OpenSSL cannot encode it.
+    pub(super) fn put(&self, ssl: &SslRef, session: &SslSessionRef) -> Result<Option<Put>, ErrorStack> {
+        let version = match session.protocol_version() {
+            SslVersion::TLS1_2 => Version::Tls12,
+            SslVersion::TLS1_3 => Version::Tls13,
+            _ => return Ok(None),
+        };
+        let server = ssl.is_server();
+        let name = match server {
+            true => ssl.servername(NameType::HOST_NAME).unwrap_or_default().to_ascii_lowercase(),
+            false => String::new(),
+        };
+        // What has no id cannot be offered: a stateless ticket, where the program has allowed them again.
+        if server && session.id().is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Put {
+            session_id: if server { session.id().to_vec() } else { Vec::new() },
+            timeout: u64::try_from(session.timeout()).ok().filter(|&s| s > 0).map(Duration::from_secs),
+            cipher_suite: ssl
+                .current_cipher()
+                .and_then(|cipher| cipher.standard_name())
+                .unwrap_or_default()
+                .to_owned(),
+            binding: self.binding(ssl, &name),
+            server_name: name,
+            peer: ssl.peer_certificate().map(|certificate| identity(&certificate)).transpose()?,
+            ..Put::new(version, session.to_der()?)
+        }))
+    }
+
+    /// session_id_context, verify mode and SNI, each with its length before it.
+    fn binding(&self, ssl: &SslRef, name: &str) -> Vec<u8> {
+        let mode = ssl.verify_mode().bits().to_be_bytes();
+        let mut binding = Vec::new();
+        for part in [self.session_id_context.as_slice(), &mode, name.as_bytes()] {
+            binding.extend_from_slice(&u16::try_from(part.len()).unwrap_or(u16::MAX).to_be_bytes());
+            binding.extend_from_slice(part);
+        }
+        binding
+    }
+}
+
+/// What OpenSSL can resume with. What does not decode is a miss.
+pub(super) fn decode(data: &[u8]) -> Option<SslSession> {
+    SslSession::from_der(data).ok()
+}
+
+/// The name in a server_name extension (RFC 6066 section 3), in lower case.
+fn host_name(extension: &[u8]) -> Option<String> {
+    const HOST_NAME: u8 = 0;
+    let (&[_, _, kind, high, low], rest) = extension.split_first_chunk()?;
+    let name = rest.get(..usize::from(u16::from_be_bytes([high, low])))?;
+    let name = std::str::from_utf8(name).ok().filter(|name| name.len() <= 255)?;
+    (kind == HOST_NAME).then(|| name.to_ascii_lowercase())
+}
+
+fn identity(certificate: &X509Ref) -> Result<PeerIdentity, ErrorStack> {
+    let digest = certificate.digest(MessageDigest::sha256())?;
+    let names = certificate.subject_alt_names();
+    let names = || names.iter().flatten();
+    let common_name = certificate.subject_name().entries_by_nid(Nid::COMMONNAME).next();
+    Ok(PeerIdentity {
+        certificate_sha256: hex::string(&digest),
+        subject: common_name
+            .and_then(|entry| entry.data().to_string().ok())
+            .map(|name| format!("CN={name}"))
+            .unwrap_or_default(),
+        dns_names: names().filter_map(|name| name.dnsname()).map(str::to_owned).collect(),
+        uris: names().filter_map(|name| name.uri()).map(str::to_owned).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_names_are_read_as_clients_write_them_and_nothing_else_is() {
+        let name = host_name(b"\x00\x0c\x00\x00\x09A.Example").unwrap();
+        assert_eq!(name, "a.example");
+        for malformed in
+            [&b""[..], b"\x00\x0c\x00\x00", b"\x00\x0c\x00\x00\x0aA.Example", b"\x00\x04\x01\x00\x01a"]
+        {
+            assert_eq!(host_name(malformed), None);
+        }
+        assert_eq!(host_name(b"\x00\x04\x00\x00\x01\xff"), None);
+    }
+}

@@ -21,6 +21,7 @@ mod refusals;
 mod returning;
 mod scenarios;
 mod scope;
+mod script;
 mod seed;
 mod stop;
 mod tidy;

@@ -29,3 +29,4 @@ mod tour;
 mod worker_client;
 mod worker_engine;
 mod worker_model;
+mod worker_scenarios;

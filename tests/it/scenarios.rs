@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use tls_sessiond::proto as pb;
 
-use crate::script::{Engine, Named, Script, Stage, open_and_close, returned, scripts};
+use crate::script::{Engine, Named, Script, Stage, Unseen, open_and_close, returned, scripts};
 
 /// What waits for an object.
 #[derive(Default)]
@@ -43,7 +43,7 @@ impl Replay {
 }
 
 impl Engine for Replay {
-    const UNSEEN: &'static [(&'static str, &'static str, &'static str)] = &[];
+    const UNSEEN: &'static [Unseen] = &[];
 
     async fn begin(_: &Script, stage: Stage) -> Self {
         Self { stage, wires: HashMap::new() }

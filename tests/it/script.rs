@@ -4,7 +4,7 @@
 //! An answer is a line of JSON-like pairs, and `expect` looks for pairs in the last one.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
@@ -51,50 +51,49 @@ impl Script {
         self.context.iter().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
     }
 
-    /// Plays it on a daemon of its own. Tells which expectations the engine does not see, and how many held.
-    pub(crate) async fn play<E: Engine>(&self) -> Played {
+    /// Plays it on a daemon of its own. Tells what it expects and the engine does not see.
+    pub(crate) async fn play<E: Engine>(&self) -> Vec<&'static Unseen> {
         let mut engine = E::begin(self, Stage::new(self).await).await;
-        let mut played = Played::default();
+        let (mut held, mut unseen) = (0, Vec::new());
         let (mut answer, mut operation) = (String::new(), "");
         for (number, line) in &self.lines {
             // Names the place for whoever reads a failure.
             println!("{}:{number}: {line}   after {answer}", self.path.display());
             let words: Vec<&str> = line.split_whitespace().collect();
-            match words[0] {
-                "expect" | "expect!" => {
-                    for pair in pairs(line.trim_start_matches(words[0]).trim()) {
-                        let key = pair.trim_start_matches('"').split('"').next().unwrap();
-                        if let Some(unseen) = E::UNSEEN.iter().find(|it| (it.0, it.1) == (operation, key)) {
-                            played.unseen.insert((unseen.0, unseen.1));
-                            continue;
-                        }
-                        let wanted = words[0] == "expect";
-                        let no = if wanted { "" } else { " no" };
-                        assert_eq!(holds(&answer, &pair), wanted, "expected{no} {pair} in {answer}");
-                        played.held += 1;
-                    }
-                }
-                of => {
+            let wanted = match words[0] {
+                "expect" => true,
+                "expect!" => false,
+                other => {
                     answer = perform(&mut engine, &words).await;
                     let cached = engine.stage().daemon.server_sessions().await;
                     write!(answer, "\"cache\":{cached}}}").unwrap();
-                    operation = of;
+                    operation = other;
+                    continue;
                 }
+            };
+            for (key, pair) in pairs(line.trim_start_matches(words[0]).trim()) {
+                if let Some(entry) = E::UNSEEN.iter().find(|it| it.operation == operation && it.key == key) {
+                    unseen.push(entry);
+                    continue;
+                }
+                let no = if wanted { "" } else { " no" };
+                assert_eq!(holds(&answer, &pair), wanted, "expected{no} {pair} in {answer}");
+                held += 1;
             }
         }
         engine.end().daemon.stop().await;
-        assert!(played.held > 0, "{} expects nothing that this engine sees", self.path.display());
-        played
+        assert!(held > 0, "{} expects nothing that this engine sees", self.path.display());
+        unseen
     }
 }
 
-/// What became of the expectations of a script.
-#[derive(Default)]
-pub(crate) struct Played {
-    /// How many held.
-    pub(crate) held: usize,
-    /// Operation and key of those that the engine does not see.
-    pub(crate) unseen: BTreeSet<(&'static str, &'static str)>,
+/// What nobody could hold against a daemon with some engine.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Unseen {
+    pub(crate) operation: &'static str,
+    /// Of the pair in its answer.
+    pub(crate) key: &'static str,
+    pub(crate) why: &'static str,
 }
 
 /// A session as both sides know it.
@@ -214,8 +213,8 @@ impl Stage {
 
 /// Moves the objects of a script.
 pub(crate) trait Engine {
-    /// Expectations that nobody could hold against a daemon with this engine: the operation, the key, and why.
-    const UNSEEN: &'static [(&'static str, &'static str, &'static str)];
+    /// Expectations that are skipped.
+    const UNSEEN: &'static [Unseen];
 
     async fn begin(script: &Script, stage: Stage) -> Self;
     fn stage(&mut self) -> &mut Stage;
@@ -275,13 +274,13 @@ async fn perform(engine: &mut impl Engine, words: &[&str]) -> String {
         ["set_session", x, name] => {
             (*x, format!("\"ret\":{},", u8::from(set_session(engine, x, name).await)))
         }
-        other => return perform_unseen(engine, other).await,
+        other => return arrange(engine, other).await,
     };
     engine.stage().state(about.0, &about.1).await
 }
 
 /// What has no object to answer for.
-async fn perform_unseen(engine: &mut impl Engine, words: &[&str]) -> String {
+async fn arrange(engine: &mut impl Engine, words: &[&str]) -> String {
     match words {
         ["pair" | "reset_transport", a, b] => pair(engine, a, b),
         ["bye", c, s] => bye(engine, c, s).await,
@@ -371,9 +370,12 @@ async fn free(engine: &mut impl Engine, gone: &[&str]) {
     gone.iter().for_each(|x| drop(engine.stage().actors.remove(*x)));
 }
 
-/// The pairs of an `expect`.
-fn pairs(text: &str) -> impl Iterator<Item = String> {
-    text.split(",\"").map(|pair| format!("\"{}", pair.trim_start_matches('"')))
+/// The pairs of an `expect`, with their keys.
+fn pairs(text: &str) -> impl Iterator<Item = (&str, String)> {
+    text.split(",\"").map(|pair| {
+        let pair = pair.trim_start_matches('"');
+        (pair.split('"').next().unwrap(), format!("\"{pair}"))
+    })
 }
 
 fn holds(answer: &str, pair: &str) -> bool {

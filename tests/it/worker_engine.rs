@@ -270,25 +270,25 @@ async fn client_workers_share_a_pool() {
 }
 
 /// Requests in, answers out.
-struct Stream {
+pub(crate) struct Stream {
     requests: Sender<pb::AttachRequest>,
     answers: Streaming<pb::AttachResponse>,
 }
 
 impl Stream {
-    async fn attach(daemon: &TestDaemon) -> Self {
+    pub(crate) async fn attach(daemon: &TestDaemon) -> Self {
         let (requests, receiver) = mpsc::channel(16);
         let mut client = WorkerServiceClient::new(daemon.channel.clone());
         let answers = client.attach(ReceiverStream::new(receiver)).await.unwrap().into_inner();
         Self { requests, answers }
     }
 
-    async fn send(&self, calls: Vec<pb::Call>) {
+    pub(crate) async fn send(&self, calls: Vec<pb::Call>) {
         self.requests.send(pb::AttachRequest { calls }).await.unwrap();
     }
 
     /// The answers to as many calls as want one.
-    async fn answers(&mut self, count: usize) -> Vec<pb::Answer> {
+    pub(crate) async fn answers(&mut self, count: usize) -> Vec<pb::Answer> {
         let mut answers = Vec::new();
         while answers.len() < count {
             answers.extend(self.answers.message().await.unwrap().expect("the stream ended").answers);
@@ -298,7 +298,7 @@ impl Stream {
     }
 }
 
-fn call(id: u64, method: Method) -> pb::Call {
+pub(crate) fn call(id: u64, method: Method) -> pb::Call {
     pb::Call { id, method: Some(method), alias: String::new() }
 }
 

@@ -40,6 +40,9 @@ struct Args {
     /// Groups for the key exchange, SSL_CTX_set1_groups_list(3).
     #[arg(long)]
     groups: Option<String>,
+    /// How long a handshake waits for the daemon, in milliseconds; then it is a full one.
+    #[arg(long, default_value = "20")]
+    lookup_deadline: u64,
     /// What this replica calls itself.
     #[arg(long, default_value = "worker")]
     name: String,
@@ -56,7 +59,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
     // OpenSSL blocks its threads; the line to the daemon has a runtime of its own.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let options = Options::new(&args.daemon, "openssl")?;
+    let mut options = Options::new(&args.daemon, "openssl")?;
+    options.lookup_deadline = Duration::from_millis(args.lookup_deadline);
     let worker = runtime.block_on(async {
         let worker = Worker::connect(options);
         // It serves without a daemon as well, but with one the first peer can resume already.

@@ -34,6 +34,8 @@ use crate::{
     process::{Process, example, run},
 };
 
+/// A worker that waits for the daemon however busy this machine is.
+const PATIENT: &[&str] = &["--lookup-deadline", "10000"];
 const GET: &str = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const VERSIONS: [&str; 2] = ["-tls1_2", "-tls1_3"];
 const RUSTLS_VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
@@ -103,9 +105,15 @@ fn kind(stream: &TlsStream<TcpStream>) -> HandshakeKind {
     stream.get_ref().1.handshake_kind().unwrap()
 }
 
-/// The sessions of a connection that was closed are there, and the connection is not.
-async fn told_and_freed(daemon: &TestDaemon) -> bool {
-    daemon.server_cache_len() > 0 && daemon.table.is_empty()
+/// How many handshakes of servers the daemon has been told of.
+fn told(daemon: &TestDaemon) -> u64 {
+    daemon.table.registry().get("default").unwrap().stats.accept_good.get()
+}
+
+/// Waits until one more has been told, and freed.
+async fn told_and_freed(daemon: &TestDaemon, before: u64) {
+    let freed = async |daemon: &TestDaemon| told(daemon) > before && daemon.table.is_empty();
+    daemon.until("the connection is told and freed", freed).await;
 }
 
 /// Reads the page, to the server's close_notify and the end of the socket.
@@ -134,8 +142,8 @@ async fn in_turn(servers: [&Server; 2]) -> (String, JoinHandle<()>) {
 #[tokio::test]
 async fn sessions_made_at_one_openssl_worker_resume_at_the_other() {
     let (daemon, files) = (TestDaemon::start().await, Files::new());
-    let one = files.server(&daemon.address, "one", &[]).await;
-    let two = files.server(&daemon.address, "two", &[]).await;
+    let one = files.server(&daemon.address, "one", PATIENT).await;
+    let two = files.server(&daemon.address, "two", PATIENT).await;
 
     for version in VERSIONS {
         let file = files.path(version);
@@ -150,11 +158,12 @@ async fn sessions_made_at_one_openssl_worker_resume_at_the_other() {
             (&two, "two: ", HandshakeKind::Resumed),
             (&one, "one: ", HandshakeKind::Resumed),
         ] {
+            let before = told(&daemon);
             let mut stream = connect(&client, &server.address).await;
             assert_eq!(kind(&stream), expected, "{version:?}");
             assert!(page(&mut stream).await.contains(name));
             drop(stream);
-            daemon.until("it is told and freed", told_and_freed).await;
+            told_and_freed(&daemon, before).await;
         }
     }
     let (address, running) = in_turn([&one, &two]).await;
@@ -180,8 +189,9 @@ async fn sessions_made_at_one_openssl_worker_resume_at_the_other() {
 #[tokio::test]
 async fn session_is_found_with_its_name_context_and_format_only() {
     let (daemon, files) = (TestDaemon::start().await, Files::new());
-    let one = files.server(&daemon.address, "one", &[]).await;
-    let other = files.server(&daemon.address, "other", &["--session-id-context", "mail"]).await;
+    let one = files.server(&daemon.address, "one", PATIENT).await;
+    let other =
+        files.server(&daemon.address, "other", &[PATIENT, &["--session-id-context", "mail"]].concat()).await;
     for version in VERSIONS {
         let file = files.path(version);
         let made = ["-servername", "localhost", "-sess_out", &file];
@@ -220,7 +230,7 @@ async fn session_is_found_with_its_name_context_and_format_only() {
 #[tokio::test]
 async fn ticket_survives_a_hello_retry_request() {
     let (daemon, files) = (TestDaemon::start().await, Files::new());
-    let server = files.server(&daemon.address, "one", &["--groups", "P-384"]).await;
+    let server = files.server(&daemon.address, "one", &[PATIENT, &["--groups", "P-384"]].concat()).await;
     let file = files.path("session");
     let groups = ["-groups", "X25519:P-384"];
     s_client(&server.address, "-tls1_3", &[&groups[..], &["-sess_out", &file]].concat()).await;
@@ -243,11 +253,11 @@ enum Ending {
 /// A clean connection, and one that resumes its session and ends badly. What the bad one made or resumed is lost then.
 async fn bad_ones_are_lost(ending: Ending, version: &'static SupportedProtocolVersion) {
     let (daemon, files) = (TestDaemon::start().await, Files::new());
-    let server = files.server(&daemon.address, "one", &[]).await;
+    let server = files.server(&daemon.address, "one", PATIENT).await;
     let client = files.rustls(version);
     // A clean one first, so that there is a session to lose by the handshake that resumes it.
     page(&mut connect(&client, &server.address).await).await;
-    daemon.until("it is told and freed", told_and_freed).await;
+    told_and_freed(&daemon, 0).await;
     let mut wire = Wire::to(&server.address).await;
     let mut stream = connect(&client, &wire.address).await;
     assert_eq!(kind(&stream), HandshakeKind::Resumed);
@@ -331,8 +341,10 @@ async fn sessions_of_connections_that_end_open_or_by_an_alert_are_lost() {
 #[tokio::test]
 async fn killed_openssl_worker_takes_its_open_sessions_with_it() {
     let (daemon, files) = (TestDaemon::start().await, Files::new());
-    let (one, two) =
-        (files.server(&daemon.address, "one", &[]).await, files.server(&daemon.address, "two", &[]).await);
+    let (one, two) = (
+        files.server(&daemon.address, "one", PATIENT).await,
+        files.server(&daemon.address, "two", PATIENT).await,
+    );
     for version in RUSTLS_VERSIONS {
         let client = files.rustls(version);
         let open = connect(&client, &one.address).await;
@@ -481,7 +493,9 @@ fn serve(files: &Files, worker: Worker, cache_size: i32) -> SocketAddr {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn overflow_of_openssls_own_cache_removes_nothing() {
     let (daemon, files) = (TestDaemon::start().await, Files::new());
-    let worker = Worker::connect(Options::new(&format!("http://{}", daemon.address), "openssl").unwrap());
+    let mut options = Options::new(&format!("http://{}", daemon.address), "openssl").unwrap();
+    options.lookup_deadline = Duration::from_secs(10);
+    let worker = Worker::connect(options);
     assert!(worker.attached(Duration::from_secs(20)).await);
     let address = serve(&files, worker.clone(), 1).to_string();
     let clients: Vec<_> = (0..10).map(|_| files.rustls(&TLS12)).collect();
@@ -502,7 +516,7 @@ async fn overflow_of_openssls_own_cache_removes_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn peers_that_are_no_tls_clients_end_their_connection_and_nothing_else() {
     let (daemon, files) = (TestDaemon::start().await, Files::new());
-    let server = files.server(&daemon.address, "one", &[]).await;
+    let server = files.server(&daemon.address, "one", PATIENT).await;
     for bytes in [&b""[..], b"GET / HTTP/1.1\r\n\r\n", &[22, 3, 1, 1, 0, 1], &[0xff; 20_000]] {
         let mut socket = StdTcpStream::connect(&server.address).unwrap();
         // The server may have hung up by then.

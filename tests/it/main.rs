@@ -30,4 +30,5 @@ mod tour;
 mod worker_client;
 mod worker_engine;
 mod worker_model;
+mod worker_process;
 mod worker_scenarios;

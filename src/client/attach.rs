@@ -49,7 +49,7 @@ pub(super) async fn keep(shared: Arc<Shared>, mut gone: oneshot::Receiver<Infall
 }
 
 async fn attach(shared: &Shared) -> Option<(Arc<Link>, Streaming<pb::AttachResponse>)> {
-    let channel = shared.options.endpoint.connect().await.ok()?;
+    let channel = shared.options.channel().await.ok()?;
     let link = Arc::new(Link::new(shared.options.limits.clone(), Arc::clone(&shared.tallies)));
     let mut client = WorkerServiceClient::new(channel).max_decoding_message_size(ANSWERS_BYTES);
     let answers = client.attach(Batches(Arc::clone(&link))).await.ok()?;

@@ -36,6 +36,8 @@ mod message;
 #[cfg(feature = "openssl")]
 pub mod openssl;
 mod options;
+#[cfg(feature = "rustls")]
+mod tls;
 mod worker;
 
 pub use connection::Connection;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 
 /// How long a new TCP or Unix connection and its stream may take, and how often a silent one is asked for
 /// life.
@@ -14,7 +14,9 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
-    pub(super) endpoint: Endpoint,
+    endpoint: Endpoint,
+    #[cfg(feature = "rustls")]
+    tls: Option<super::tls::Tls>,
     /// The context of lookups and connections. Empty: `default`.
     pub context: String,
     /// Name of the encoding of this worker's sessions: `openssl`, `go` ...; 1 to 32 of a-z, 0-9, `-` and `.`.
@@ -50,7 +52,7 @@ impl Default for Limits {
 
 /// The endpoint is none.
 #[derive(Debug, thiserror::Error)]
-#[error("`{0}` is no endpoint: write http://HOST:PORT or unix:///PATH")]
+#[error("`{0}` is no endpoint: write http://HOST:PORT, unix:///PATH, or https://HOST:PORT for TLS")]
 pub struct InvalidEndpoint(String);
 
 impl Options {
@@ -72,6 +74,8 @@ impl Options {
             .keep_alive_while_idle(true);
         Ok(Self {
             endpoint,
+            #[cfg(feature = "rustls")]
+            tls: None,
             context: String::new(),
             format: format.to_owned(),
             lookup_deadline: Duration::from_millis(20),
@@ -79,6 +83,36 @@ impl Options {
             breaker_timeouts: 5,
             back_off: (Duration::from_millis(100), Duration::from_secs(5)),
         })
+    }
+
+    /// The daemon at `https://HOST:PORT`, or what stands before it there. `config` has whom to trust, and for mutual TLS
+    /// the certificate of this worker; HOST is the name that the daemon's certificate must have. What it says of
+    /// application protocols is replaced by `h2`.
+    ///
+    /// # Errors
+    /// The endpoint is no such address.
+    #[cfg(feature = "rustls")]
+    pub fn over_tls(
+        endpoint: &str,
+        format: &str,
+        config: &rustls::ClientConfig,
+    ) -> Result<Self, InvalidEndpoint> {
+        let invalid = || InvalidEndpoint(endpoint.to_owned());
+        let address = endpoint.strip_prefix("https://").ok_or_else(invalid)?;
+        // The channel below TLS: tonic itself has no TLS here.
+        let mut options = Self::new(&format!("http://{address}"), format).map_err(|_| invalid())?;
+        let host = options.endpoint.uri().host().ok_or_else(invalid)?;
+        options.tls = Some(super::tls::Tls::new(config, host).ok_or_else(invalid)?);
+        Ok(options)
+    }
+
+    /// One HTTP/2 connection.
+    pub(super) async fn channel(&self) -> Result<Channel, tonic::transport::Error> {
+        #[cfg(feature = "rustls")]
+        if let Some(tls) = &self.tls {
+            return self.endpoint.connect_with_connector(tls.clone()).await;
+        }
+        self.endpoint.connect().await
     }
 
     /// How long the stream may take to begin.

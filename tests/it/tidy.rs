@@ -16,12 +16,13 @@ const CONTRACT: [&str; 2] = ["proto", "hex"];
 const LEAVES: [&str; 3] = ["clock", "config", "hex"];
 
 /// Words that only some files may say. A name in the list is a room, or a file below `src/`.
-const WORDS: [(&[&str], &[&str]); 10] = [
+const WORDS: [(&[&str], &[&str]); 12] = [
     (&["tonic"], &["rpc", "client", "proto.rs"]),
     (&["tonic_health", "tonic_reflection", "tonic_types"], &["rpc"]),
     (&["prost", "prost_types"], &["rpc", "client", "proto.rs"]),
-    (&["http", "hyper", "hyper_util"], &["rpc"]),
-    (&["rustls"], &["connection", "context", "session/resumption.rs"]),
+    (&["http", "hyper"], &["rpc"]),
+    (&["hyper_util"], &["rpc", "client/tls.rs"]),
+    (&["rustls"], &["connection", "context", "session/resumption.rs", "client"]),
     (&["rustls_native_certs", "rcgen", "x509_parser"], &["context"]),
     (&["tokio", "tokio_stream", "tokio_util"], &["rpc", "client", "daemon.rs", "cli.rs"]),
     (&["async", "await"], &["rpc", "client", "daemon.rs", "cli.rs"]),
@@ -30,6 +31,7 @@ const WORDS: [(&[&str], &[&str]); 10] = [
         &["clock.rs", "rpc", "daemon.rs", "client/attach.rs", "client/worker.rs"],
     ),
     (&["clap"], &["cli.rs"]),
+    (&["unsafe"], &["client/openssl/ffi.rs"]),
 ];
 
 fn root() -> &'static Path {

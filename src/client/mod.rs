@@ -24,6 +24,7 @@
 //!   messages
 //! * `attach`: connects, reads answers, and connects again · `breaker`, `backoff`: when not to ask, sync and
 //!   without a clock of their own
+//! * `rustls`: an acceptor for tokio-rustls (cargo feature `rustls`)
 
 mod attach;
 mod backoff;
@@ -34,6 +35,8 @@ mod counters;
 mod link;
 mod message;
 mod options;
+#[cfg(feature = "rustls")]
+pub mod rustls;
 mod worker;
 
 pub use connection::Connection;

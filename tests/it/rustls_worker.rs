@@ -1,15 +1,19 @@
 //! Workers that run rustls themselves, with the client's acceptor: real handshakes over real sockets.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use rustls::{
-    HandshakeKind, ServerConfig, SupportedProtocolVersion,
+    ClientConfig, HandshakeKind, RootCertStore, ServerConfig, SupportedProtocolVersion,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::WebPkiClientVerifier,
     version::{TLS12, TLS13},
 };
-use tls_sessiond::client::{
-    Options, Worker,
-    rustls::{self as sessions, Acceptor},
+use tls_sessiond::{
+    client::{
+        Options, Worker,
+        rustls::{self as sessions, Acceptor},
+    },
+    proto as pb,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional, sink},
@@ -17,12 +21,13 @@ use tokio::{
     process::Command,
     time::timeout,
 };
-use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
     binary::Binary,
     harness::TestDaemon,
     interop::{GET, VERSIONS, s_client},
+    pki::{Authority, Leaf},
     process::{PATIENCE, Process, Server, example, run},
     returning::{Certificate, Returning},
 };
@@ -405,6 +410,58 @@ async fn ticketer_of_the_config_is_not_used_and_older_configs_find_their_session
     daemon.until("it is put", async |daemon| daemon.server_cache_len() == 1).await;
     let second = s_client(&address, "-4", ["-sess_in", file]).await;
     assert!(second.contains("Reused, TLSv1.2") && second.contains("resumed: true"), "{second}");
+}
+
+/// A client that shows a certificate, and comes back.
+#[tokio::test]
+async fn client_certificate_is_told_once_and_carried_over() {
+    let daemon = TestDaemon::start().await;
+    let authority = Authority::new("test");
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap()).unwrap();
+    let roots = Arc::new(roots);
+    let chain = |leaf: &Leaf| vec![CertificateDer::from_pem_slice(leaf.chain.as_bytes()).unwrap()];
+    let key = |leaf: &Leaf| PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).unwrap();
+    let (server, client) = (authority.leaf(&["localhost"]), authority.leaf(&["client"]));
+    let verifier = WebPkiClientVerifier::builder(Arc::clone(&roots)).build().unwrap();
+    let config = ServerConfig::builder().with_client_cert_verifier(verifier);
+    let config = config.with_single_cert(chain(&server), key(&server)).unwrap();
+    let address = serve(acceptor(&daemon, config, sessions::FORMAT, "these clients").await).await;
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &chain(&client)[0]);
+    let digest: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+
+    for (version, sessions) in [(&TLS12, 1), (&TLS13, 2)] {
+        let config = ClientConfig::builder_with_protocol_versions(&[version])
+            .with_root_certificates(Arc::clone(&roots))
+            .with_client_auth_cert(chain(&client), key(&client))
+            .unwrap();
+        let connector = TlsConnector::from(Arc::new(config));
+        let others = daemon.server_cache_len();
+        let mut authenticated = None;
+        for resumed in [false, true, true] {
+            let socket = TcpStream::connect(&address).await.unwrap();
+            let mut tls = connector.connect("localhost".try_into().unwrap(), socket).await.unwrap();
+            tls.write_all(GET.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            timeout(PATIENCE, tls.read_to_string(&mut answer)).await.expect("an answer").unwrap();
+            assert_eq!(answer, format!("resumed: {resumed}\n"), "{version:?}");
+            tls.shutdown().await.unwrap();
+            let all = others + sessions;
+            daemon.until("it is put", async |daemon| daemon.server_cache_len() == all).await;
+            // Time passes, and what is made later was authenticated no later for that.
+            daemon.clock.advance(Duration::from_secs(60));
+            let request = pb::ListSessionsRequest::default();
+            let listed = daemon.sessions().list_sessions(request).await.unwrap().into_inner().sessions;
+            for session in &listed[others..] {
+                let peer = session.peer.as_ref().expect("it showed a certificate");
+                assert_eq!(peer.certificate_sha256, digest);
+                assert_eq!(
+                    session.authenticate_time,
+                    *authenticated.get_or_insert(session.authenticate_time)
+                );
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -8,14 +8,14 @@ use tls_sessiond::client_hello::{FirstFlight, IDENTITIES_MAX, Offer, Progress, S
 
 /// What a hello says, before it is bytes.
 #[derive(Clone, Debug)]
-struct Hello {
-    session_id: Vec<u8>,
-    suites: Vec<u16>,
-    extensions: Vec<Extension>,
+pub(crate) struct Hello {
+    pub(crate) session_id: Vec<u8>,
+    pub(crate) suites: Vec<u16>,
+    pub(crate) extensions: Vec<Extension>,
 }
 
 #[derive(Clone, Debug)]
-enum Extension {
+pub(crate) enum Extension {
     ServerName(String),
     Ticket(Vec<u8>),
     Versions(Vec<u16>),
@@ -57,7 +57,7 @@ impl Extension {
 }
 
 impl Hello {
-    fn message(&self) -> Vec<u8> {
+    pub(crate) fn message(&self) -> Vec<u8> {
         let mut body = vec![3, 3];
         body.extend([9; 32]);
         body.extend(u8_vector(&self.session_id));
@@ -91,7 +91,7 @@ impl Hello {
 }
 
 /// The message in records of these sizes, the last one as large as is left.
-fn records(message: &[u8], sizes: &[usize]) -> Vec<u8> {
+pub(crate) fn records(message: &[u8], sizes: &[usize]) -> Vec<u8> {
     let mut rest = message;
     let mut sizes = sizes.iter();
     let mut records = Vec::new();

@@ -10,7 +10,7 @@ use rustls::{
 };
 use tls_sessiond::{
     client::{
-        Options, Worker,
+        Options, Put, Role, Version, Worker,
         rustls::{self as sessions, Acceptor},
     },
     proto as pb,
@@ -25,6 +25,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
     binary::Binary,
+    client_hello::{Extension, Hello, records},
     harness::TestDaemon,
     interop::{GET, VERSIONS, s_client},
     pki::{Authority, Leaf},
@@ -358,8 +359,13 @@ fn config(certificate: &Certificate, versions: &[&'static SupportedProtocolVersi
 }
 
 async fn acceptor(daemon: &TestDaemon, config: ServerConfig, format: &str, binding: &str) -> Acceptor {
-    let mut options = Options::new(&format!("http://{}", daemon.address), format).unwrap();
-    options.lookup_deadline = PATIENCE;
+    let worker = attached(&daemon.address, format, PATIENCE).await;
+    Acceptor::new(worker, Arc::new(config), sessions::Options::new(binding))
+}
+
+async fn attached(daemon: &str, format: &str, lookup_deadline: Duration) -> Worker {
+    let mut options = Options::new(&format!("http://{daemon}"), format).unwrap();
+    options.lookup_deadline = lookup_deadline;
     let worker = Worker::connect(options);
     let attached = async {
         while !worker.is_attached() {
@@ -367,7 +373,62 @@ async fn acceptor(daemon: &TestDaemon, config: ServerConfig, format: &str, bindi
         }
     };
     timeout(PATIENCE, attached).await.expect("it attaches");
-    Acceptor::new(worker, Arc::new(config), sessions::Options::new(binding))
+    worker
+}
+
+/// Offers these identities to an acceptor, and nothing that a handshake could go on with.
+async fn offer(acceptor: &Acceptor, identities: &[&[u8]]) {
+    let identities = Extension::Identities(identities.iter().map(|id| id.to_vec()).collect());
+    let extensions = vec![Extension::Versions(vec![0x0304]), identities];
+    let hello = Hello { session_id: Vec::new(), suites: vec![0x1301], extensions };
+    let (near, mut far) = tokio::io::duplex(4096);
+    far.write_all(&records(&hello.message(), &[])).await.unwrap();
+    assert!(acceptor.accept(near).await.is_err());
+}
+
+#[tokio::test]
+async fn identities_are_asked_for_in_their_order_until_one_is_found() {
+    let daemon = TestDaemon::start().await;
+    let certificate = Certificate::new();
+    let worker = attached(&daemon.address, sessions::FORMAT, PATIENCE).await;
+    let options = sessions::Options::new("a");
+    let acceptor = Acceptor::new(worker.clone(), Arc::new(config(&certificate, &BOTH)), options);
+    let connection = worker.open(Role::Server, "", None);
+    let put = |id: &[u8], version, binding: &[u8]| {
+        let session = Put::new(version, b"session".to_vec());
+        connection.put(Put { session_id: id.to_vec(), binding: binding.to_vec(), ..session });
+    };
+    put(b"elsewhere", Version::Tls13, b"b");
+    put(b"first", Version::Tls13, b"a");
+    put(b"second", Version::Tls13, b"a");
+    connection.shutdown();
+    offer(&acceptor, &[b"unknown", b"elsewhere", b"first", b"second"]).await;
+    assert_eq!((worker.counters().hits, worker.counters().misses), (1, 2));
+    assert_eq!(daemon.server_cache_len(), 2, "the first is spent");
+
+    // Who speaks TLS 1.2 alone spends nobody's ticket.
+    let options = sessions::Options::new("a");
+    let old = Acceptor::new(worker.clone(), Arc::new(config(&certificate, &[&TLS12])), options);
+    offer(&old, &[b"second"]).await;
+    assert_eq!((worker.counters().hits, worker.counters().misses), (1, 2));
+}
+
+#[tokio::test]
+async fn all_lookups_of_a_handshake_share_one_deadline() {
+    let daemon = Binary::start(&[]).await;
+    let certificate = Certificate::new();
+    let worker = attached(&daemon.address, sessions::FORMAT, Duration::from_millis(50)).await;
+    let options = sessions::Options::new("a");
+    let acceptor = Acceptor::new(worker.clone(), Arc::new(config(&certificate, &BOTH)), options);
+    daemon.signal("-STOP").await;
+    // Its threads stop one after the other, so that some lookups may still be answered.
+    let stopped = async {
+        while worker.counters().timeouts == 0 {
+            offer(&acceptor, &[&b"unknown"[..]; 16]).await;
+        }
+    };
+    timeout(PATIENCE, stopped).await.expect("it stops");
+    assert_eq!((worker.counters().timeouts, worker.counters().away), (1, 0));
 }
 
 #[tokio::test]

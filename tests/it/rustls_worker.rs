@@ -59,12 +59,32 @@ impl Fleet {
         let certificate = Certificate::new();
         let one = worker(&daemon.address, &certificate, "one").await;
         let two = worker(&daemon.address, &certificate, "two").await;
-        for server in [&one, &two] {
-            returns(&certificate, &server.address, &server.address).await;
-        }
         let fleet = Self { daemon, certificate, one, two };
-        fleet.sessions_are(0).await;
+        for server in [&fleet.one, &fleet.two] {
+            fleet.attach(server).await;
+        }
         fleet
+    }
+
+    /// Waits until the daemon hears of this worker's connections, and leaves no session behind.
+    async fn attach(&self, server: &Server) {
+        let before = self.handshakes();
+        let told = async |_: &TestDaemon| {
+            drop(self.client(&TLS12).connect(&server.address).await);
+            self.handshakes() > before
+        };
+        self.daemon.until("a worker is attached", told).await;
+        // What is told comes in its order: when the last session is here, and gone, nothing is on its way.
+        let last = self.client(&TLS12);
+        last.fetch(&server.address).await;
+        for sessions in [1, 0] {
+            let settled =
+                async |daemon: &TestDaemon| daemon.table.is_empty() && daemon.server_cache_len() == sessions;
+            self.daemon.until("all is told", settled).await;
+            if sessions == 1 {
+                drop(last.connect(&server.address).await);
+            }
+        }
     }
 
     fn client(&self, version: &'static SupportedProtocolVersion) -> Returning {
@@ -96,14 +116,13 @@ impl Fleet {
     }
 }
 
-/// Waits, a bounded time, until a new client of `first` resumes at `then`, and leaves no session behind.
+/// Waits, a bounded time, until a new client of `first` resumes at `then`.
 async fn returns(certificate: &Certificate, first: &str, then: &str) {
     let resumes = async {
         loop {
             let client = Returning::new(certificate, &TLS12);
             client.fetch(first).await;
             if client.fetch(then).await.contains("resumed: true") {
-                drop(client.connect(then).await);
                 return;
             }
         }
@@ -223,15 +242,43 @@ async fn fatal_alerts_lose_the_sessions() {
         .await;
         // Sent by the peer.
         open_end_loses_sessions(version, async |mut tls| {
-            let (_, client) = tls.get_mut();
-            client.read_tls(&mut &JUNK[..]).unwrap();
-            assert!(client.process_new_packets().is_err());
-            let mut alert = Vec::new();
-            client.write_tls(&mut alert).unwrap();
-            tls.get_mut().0.write_all(&alert).await.unwrap();
+            send_alert(&mut tls).await;
             tls
         })
         .await;
+    }
+}
+
+async fn send_alert(tls: &mut TlsStream<TcpStream>) {
+    let (socket, client) = tls.get_mut();
+    client.read_tls(&mut &JUNK[..]).unwrap();
+    assert!(client.process_new_packets().is_err());
+    let mut alert = Vec::new();
+    client.write_tls(&mut alert).unwrap();
+    socket.write_all(&alert).await.unwrap();
+}
+
+#[tokio::test]
+async fn fatal_alert_after_the_close_counts_if_the_peer_sent_it() {
+    let fleet = Fleet::start().await;
+    for received in [false, true] {
+        let client = fleet.client(&TLS12);
+        let before = fleet.handshakes();
+        let mut tls = client.connect(&fleet.one.address).await;
+        tls.write_all(GET.as_bytes()).await.unwrap();
+        let closed = async |daemon: &TestDaemon| {
+            let listed = daemon.connections().list_connections(pb::ListConnectionsRequest::default()).await;
+            let listed = listed.unwrap().into_inner().connections;
+            listed.iter().any(|connection| connection.shutdown.is_some_and(|flags| flags.sent))
+        };
+        fleet.daemon.until("the worker has closed", closed).await;
+        match received {
+            true => send_alert(&mut tls).await,
+            false => tls.get_mut().0.write_all(&JUNK).await.unwrap(),
+        }
+        fleet.over(before).await;
+        let page = fleet.fetch(&client, &fleet.two).await;
+        assert!(page.contains(&format!("resumed: {}", !received)), "{page}");
     }
 }
 

@@ -22,6 +22,12 @@ pub mod store; // where sessions lie
 #[cfg(feature = "client")]
 pub mod client; // what workers written in Rust import
 
+#[cfg(any(feature = "daemon", feature = "rustls"))]
+pub mod alert; // how a connection was ended, by number and name
+#[cfg(any(feature = "daemon", feature = "rustls"))]
+pub mod cipher_suite; // cipher suites by name
+#[cfg(any(feature = "daemon", feature = "rustls"))]
+pub mod client_hello; // what a peer offers to resume
 #[cfg(feature = "daemon")]
 pub mod clock; // the one source of time
 #[cfg(feature = "daemon")]

@@ -24,6 +24,7 @@
 //!   messages
 //! * `attach`: connects, reads answers, and connects again · `breaker`, `backoff`: when not to ask, sync and
 //!   without a clock of their own
+//! * `rustls`: an acceptor for tokio-rustls (cargo feature `rustls`)
 
 mod attach;
 mod backoff;
@@ -36,6 +37,8 @@ mod message;
 #[cfg(feature = "openssl")]
 pub mod openssl;
 mod options;
+#[cfg(feature = "rustls")]
+pub mod rustls;
 #[cfg(feature = "rustls")]
 mod tls;
 mod worker;

@@ -70,9 +70,26 @@ impl Worker {
     ///
     /// To be awaited on a tokio runtime with a timer.
     pub async fn lookup(&self, lookup: Lookup) -> Option<Found> {
+        self.lookup_until(lookup, Instant::now() + self.shared.options.lookup_deadline).await
+    }
+
+    /// The first of several that is found. They are asked for one after the other, and share one deadline.
+    #[cfg(feature = "rustls")]
+    pub(super) async fn lookup_first(&self, lookups: impl Iterator<Item = Lookup>) -> Option<Found> {
+        let deadline = Instant::now() + self.shared.options.lookup_deadline;
+        for lookup in lookups {
+            let found = self.lookup_until(lookup, deadline).await;
+            if found.is_some() || Instant::now() >= deadline {
+                return found;
+            }
+        }
+        None
+    }
+
+    async fn lookup_until(&self, lookup: Lookup, deadline: Instant) -> Option<Found> {
         let (waiter, answer) = oneshot::channel();
         let asked = self.shared.ask(lookup, Waiter::Task(waiter))?;
-        let end = match timeout_at((asked.begun + self.shared.options.lookup_deadline).into(), answer).await {
+        let end = match timeout_at(deadline.into(), answer).await {
             Ok(Ok(found)) => Ok(found),
             Ok(Err(_)) => Err(NoAnswer::Broken),
             Err(_) => Err(NoAnswer::TimedOut),

@@ -10,10 +10,10 @@ use rustls::{
     client::Resumption as ClientResumption, pki_types::ServerName,
 };
 
-use super::alert::Alert;
 use crate::{
+    alert::Alert,
+    cipher_suite::iana_name,
     clock::Timestamp,
-    context::iana_name,
     session::{Version, resumption::Made, resumption::Resumption},
 };
 

@@ -5,16 +5,17 @@ use std::sync::Arc;
 use rustls::Error as TlsError;
 
 use super::{
-    Alert, Choice, Connection, EngineKind, Error, Removed, Shutdown, State, alert,
-    client_hello::{FirstFlight, Offer, Progress},
+    Alert, Choice, Connection, EngineKind, Error, Removed, Shutdown, State,
     engine::{End, Engine},
 };
 use crate::{
+    alert,
+    client_hello::{FirstFlight, Offer, Progress},
     clock::Timestamp,
     config::ClosePolicy,
     context::identity::identity,
     session::{
-        Format, NewSession, RemovalReason, Role, Session, Terms, Version,
+        Format, NewSession, RemovalReason, Role, Session, SessionId, Terms, Version,
         cache::Miss,
         resumption::{Made, Resumption},
     },
@@ -195,8 +196,8 @@ impl Connection {
         };
         let terms = Terms { versions: &[version], ..spoken };
         let mut last = None;
-        for id in ids {
-            match self.context.server_cache.find(id, &terms, now) {
+        for id in ids.iter().filter_map(|id| SessionId::new(id)) {
+            match self.context.server_cache.find(&id, &terms, now) {
                 Ok(session) => return Some(session),
                 Err(miss) => last = Some(miss),
             }

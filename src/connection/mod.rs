@@ -1,8 +1,6 @@
 //! Connection objects: what SSL is in OpenSSL.
 //!
 //! * [`table`]: all live connections, and who drives them
-//! * [`client_hello`]: which sessions a peer offers
-//! * [`alert`]: TLS alerts
 //! * `exchange`: bytes in, bytes out - the handshake and the traffic
 //! * `close`: Shutdown, SetShutdown, Clear and Free - the close rule
 //! * `engine`: rustls over memory
@@ -29,14 +27,13 @@ use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 use rustls::pki_types::ServerName;
 
 use crate::{
+    client_hello::FirstFlight,
     clock::Timestamp,
     config::ClosePolicy,
     context::Context,
     session::{PeerIdentity, Role, Session, Version},
 };
 
-pub mod alert;
-pub mod client_hello;
 mod close;
 mod engine;
 mod exchange;
@@ -45,14 +42,13 @@ mod id;
 pub mod table;
 pub mod worker;
 
-pub use alert::Alert;
+pub use crate::alert::Alert;
 pub use close::ShutdownStatus;
 pub use exchange::{Input, Output};
 pub use family::Removed;
 pub use id::ConnectionId;
 pub use table::Table;
 
-use client_hello::FirstFlight;
 use engine::Engine;
 use family::Family;
 

@@ -15,11 +15,12 @@ use rustls::{
 use super::{
     Context, Side,
     credentials::{ClientCredentials, Credential, ServerCredentials},
-    hkdf, iana_name,
+    hkdf,
     registry::Interned,
     scope::{Scope, ScopeBuilder},
 };
 use crate::{
+    cipher_suite::iana_name,
     config::{ClientAuth, ContextConfig, Offering, Trust, Version},
     session::{Cache, Role, stats::HandshakeStats},
     store::memory::Limits,

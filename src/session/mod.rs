@@ -16,7 +16,7 @@ use std::{
     },
 };
 
-pub use crate::config::Version;
+pub use crate::{client_hello::SESSION_ID_MAX, config::Version};
 use crate::{clock::Timestamp, hex};
 
 pub mod cache;
@@ -39,9 +39,6 @@ pub enum Role {
 /// that the daemon gave it.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(Box<[u8]>);
-
-/// The longest id that the contract allows, in bytes.
-pub const SESSION_ID_MAX: usize = 64;
 
 impl SessionId {
     /// Takes 1 to [`SESSION_ID_MAX`] bytes as they are; nothing is padded or cut.

@@ -4,21 +4,18 @@ use proptest::prelude::*;
 use tls_parser::{
     TlsExtension, TlsMessage, TlsMessageHandshake, parse_tls_client_hello_extensions, parse_tls_plaintext,
 };
-use tls_sessiond::{
-    connection::client_hello::{FirstFlight, IDENTITIES_MAX, Offer, Progress},
-    session::{SESSION_ID_MAX, SessionId},
-};
+use tls_sessiond::client_hello::{FirstFlight, IDENTITIES_MAX, Offer, Progress, SESSION_ID_MAX};
 
 /// What a hello says, before it is bytes.
 #[derive(Clone, Debug)]
-struct Hello {
-    session_id: Vec<u8>,
-    suites: Vec<u16>,
-    extensions: Vec<Extension>,
+pub(crate) struct Hello {
+    pub(crate) session_id: Vec<u8>,
+    pub(crate) suites: Vec<u16>,
+    pub(crate) extensions: Vec<Extension>,
 }
 
 #[derive(Clone, Debug)]
-enum Extension {
+pub(crate) enum Extension {
     ServerName(String),
     Ticket(Vec<u8>),
     Versions(Vec<u16>),
@@ -60,7 +57,7 @@ impl Extension {
 }
 
 impl Hello {
-    fn message(&self) -> Vec<u8> {
+    pub(crate) fn message(&self) -> Vec<u8> {
         let mut body = vec![3, 3];
         body.extend([9; 32]);
         body.extend(u8_vector(&self.session_id));
@@ -75,16 +72,16 @@ impl Hello {
     }
 
     fn offer(&self) -> Offer {
-        let mut offer = Offer { session_id: SessionId::new(&self.session_id), ..Offer::default() };
+        let session_id = Some(self.session_id.clone()).filter(|id| !id.is_empty());
+        let mut offer = Offer { session_id, ..Offer::default() };
         for extension in &self.extensions {
             match extension {
                 Extension::ServerName(name) => offer.server_name = name.to_lowercase(),
                 Extension::Ticket(ticket) if !ticket.is_empty() => offer.session_id = None,
                 Extension::Versions(versions) => offer.tls13 = versions.contains(&0x0304),
                 Extension::Identities(identities) => {
-                    let ours = identities.iter().filter(|identity| identity.len() <= SESSION_ID_MAX);
-                    offer.identities =
-                        ours.filter_map(|identity| SessionId::new(identity)).take(IDENTITIES_MAX).collect();
+                    let ours = |identity: &&Vec<u8>| (1..=SESSION_ID_MAX).contains(&identity.len());
+                    offer.identities = identities.iter().filter(ours).take(IDENTITIES_MAX).cloned().collect();
                 }
                 Extension::Ticket(_) | Extension::Unknown(..) => {}
             }
@@ -94,7 +91,7 @@ impl Hello {
 }
 
 /// The message in records of these sizes, the last one as large as is left.
-fn records(message: &[u8], sizes: &[usize]) -> Vec<u8> {
+pub(crate) fn records(message: &[u8], sizes: &[usize]) -> Vec<u8> {
     let mut rest = message;
     let mut sizes = sizes.iter();
     let mut records = Vec::new();
@@ -164,7 +161,7 @@ fn oracle(record: &[u8]) -> Offer {
     let TlsMessage::Handshake(TlsMessageHandshake::ClientHello(hello)) = &plaintext.msg[0] else {
         panic!("no ClientHello");
     };
-    let session_id = hello.session_id.and_then(SessionId::new);
+    let session_id = hello.session_id.map(<[u8]>::to_vec).filter(|id| !id.is_empty());
     let mut offer = Offer { session_id, ..Offer::default() };
     let (_, extensions) = parse_tls_client_hello_extensions(hello.ext.unwrap_or_default()).unwrap();
     for extension in extensions {

@@ -14,12 +14,12 @@ use crate::{
     returning::Certificate,
 };
 
-const GET: &str = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+pub(crate) const GET: &str = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 /// openssl's option, and how a page names it.
-const VERSIONS: [(&str, &str); 2] = [("-tls1_2", "TLS 1.2"), ("-tls1_3", "TLS 1.3")];
+pub(crate) const VERSIONS: [(&str, &str); 2] = [("-tls1_2", "TLS 1.2"), ("-tls1_3", "TLS 1.3")];
 
 /// Fetches a page and waits until the server closes; `session` says where the session comes from or goes to.
-async fn s_client(address: &str, version: &str, session: [&str; 2]) -> String {
+pub(crate) async fn s_client(address: &str, version: &str, session: [&str; 2]) -> String {
     let args = ["s_client", "-connect", address, "-servername", "localhost", version, "-ign_eof"];
     run(Command::new("openssl").args(args).args(session), GET).await.0
 }

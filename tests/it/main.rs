@@ -20,6 +20,7 @@ mod races;
 mod reflection;
 mod refusals;
 mod returning;
+mod rustls_worker;
 mod scenarios;
 mod scope;
 mod script;

@@ -12,12 +12,10 @@ use std::{
 
 use proptest::prelude::*;
 use tls_sessiond::{
+    client_hello::{FirstFlight, Progress},
     clock::{Clock, ManualClock, Timestamp},
     config::Config,
-    connection::{
-        ConnectionId, EngineKind, Error, Input, Output, Plan, Shutdown, State, Table,
-        client_hello::{FirstFlight, Progress},
-    },
+    connection::{ConnectionId, EngineKind, Error, Input, Output, Plan, Shutdown, State, Table},
     context::Registry,
     session::{Role, SessionId, Version},
 };
@@ -484,7 +482,8 @@ impl World {
         } else {
             (Version::Tls12, offer.session_id.into_iter().collect())
         };
-        let found = ids.into_iter().map(|id| (true, id)).find(|key| {
+        let ids = ids.iter().filter_map(|id| SessionId::new(id));
+        let found = ids.map(|id| (true, id)).find(|key| {
             self.alive.contains(key)
                 && self.seen[key].version == version
                 && versions.contains(&version)

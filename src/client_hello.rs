@@ -9,7 +9,8 @@
 
 use rustls::pki_types::DnsName;
 
-use crate::session::{SESSION_ID_MAX, SessionId};
+/// The longest id of a session that the contract allows, in bytes.
+pub const SESSION_ID_MAX: usize = 64;
 
 /// What a ClientHello offers to resume.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -17,9 +18,9 @@ pub struct Offer {
     /// Whether it offers TLS 1.3 (RFC 8446 section 4.2.1).
     pub tls13: bool,
     /// The TLS 1.2 session id. `None` where it offers a ticket, whose session id means nothing (RFC 5077 section 3.4).
-    pub session_id: Option<SessionId>,
-    /// The PSK identities that can be ours, in their order, at most [`IDENTITIES_MAX`].
-    pub identities: Vec<SessionId>,
+    pub session_id: Option<Vec<u8>>,
+    /// The PSK identities that can be ours, in their order: at most [`IDENTITIES_MAX`], of 1 to [`SESSION_ID_MAX`] bytes.
+    pub identities: Vec<Vec<u8>>,
     /// The SNI in lower case, or empty.
     pub server_name: String,
 }
@@ -117,7 +118,8 @@ fn offer(body: &[u8]) -> Option<Offer> {
     let session_id = body.vector8()?;
     body.vector16()?;
     body.vector8()?;
-    let mut offer = Offer { session_id: SessionId::new(session_id), ..Offer::default() };
+    let session_id = (1..=SESSION_ID_MAX).contains(&session_id.len()).then(|| session_id.to_vec());
+    let mut offer = Offer { session_id, ..Offer::default() };
     if body.0.is_empty() {
         // TLS 1.2 without extensions.
         return Some(offer);
@@ -155,14 +157,14 @@ fn server_name(extension: &mut Reader<'_>) -> Option<String> {
 }
 
 /// RFC 8446 section 4.2.11. An identity that is too long to be one of ours is somebody's ticket.
-fn identities(extension: &mut Reader<'_>) -> Option<Vec<SessionId>> {
+fn identities(extension: &mut Reader<'_>) -> Option<Vec<Vec<u8>>> {
     let mut list = Reader(extension.vector16()?);
     let mut identities = Vec::new();
     while !list.0.is_empty() {
         let identity = list.vector16()?;
         list.bytes(4)?;
-        if identities.len() < IDENTITIES_MAX && identity.len() <= SESSION_ID_MAX {
-            identities.extend(SessionId::new(identity));
+        if identities.len() < IDENTITIES_MAX && (1..=SESSION_ID_MAX).contains(&identity.len()) {
+            identities.push(identity.to_vec());
         }
     }
     Some(identities)

@@ -60,7 +60,7 @@ impl fmt::Display for Alert {
 
 /// The alert that a failed step sent. `written` are the records of that step: while nothing is encrypted the alert can be
 /// read there; afterwards it follows from the error, as it does in rustls.
-pub(super) fn sent(error: &Error, written: &[u8]) -> Alert {
+pub fn sent(error: &Error, written: &[u8]) -> Alert {
     Alert { code: plain(written).unwrap_or_else(|| u8::from(described(error))), received: false }
 }
 

@@ -1,0 +1,119 @@
+//! A worker that serves HTTPS with rustls, and shares its sessions: every replica resumes those of all others.
+//!
+//!     tls-sessiond &
+//!     cargo run --all-features --example rustls_worker -- --certificate tls.crt --key tls.key --listen 127.0.0.1:8443 &
+//!     cargo run --all-features --example rustls_worker -- --certificate tls.crt --key tls.key --listen 127.0.0.1:8444 &
+//!     openssl s_client -connect 127.0.0.1:8443 -sess_out session    # then GET / HTTP/1.1, and an empty line
+//!     openssl s_client -connect 127.0.0.1:8444 -sess_in session
+
+use std::{
+    error::Error,
+    io::{self, Write},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use clap::Parser;
+use rustls::{
+    ProtocolVersion, ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+use tls_sessiond::client::{
+    Options, Worker,
+    rustls::{self as sessions, Acceptor},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::{sleep, timeout},
+};
+
+#[derive(Parser)]
+struct Args {
+    /// Where the daemon answers; unix:///PATH for a Unix socket.
+    #[arg(long, default_value = "http://127.0.0.1:50551")]
+    daemon: String,
+    /// Where to listen; port 0 lets the system choose.
+    #[arg(long, default_value = "127.0.0.1:8443")]
+    listen: SocketAddr,
+    /// What this replica calls itself.
+    #[arg(long, default_value = "worker")]
+    name: String,
+    /// PEM, the leaf first.
+    #[arg(long)]
+    certificate: PathBuf,
+    /// PEM.
+    #[arg(long)]
+    key: PathBuf,
+    /// The daemon's context, which says how long sessions live.
+    #[arg(long, default_value = "default")]
+    context: String,
+}
+
+/// Most bytes of a request that are kept.
+const REQUEST_MAX: u64 = 8 * 1024;
+/// How long one connection may take, whatever the peer does.
+const CONNECTION_MAX: Duration = Duration::from_secs(30);
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let args = Args::parse();
+    let chain = CertificateDer::pem_file_iter(&args.certificate)?.collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(&args.key)?;
+    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
+
+    let mut options = Options::new(&args.daemon, sessions::FORMAT)?;
+    options.context = args.context;
+    let worker = Worker::connect(options);
+    let acceptor = Acceptor::new(worker, Arc::new(config), sessions::Options::new("no client certificates"));
+
+    let listener = TcpListener::bind(args.listen).await?;
+    writeln!(io::stdout(), "listening on {}", listener.local_addr()?)?;
+    let name: Arc<str> = args.name.into();
+    loop {
+        let (socket, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(err) => {
+                eprintln!("cannot accept: {err}");
+                // Too many open files, most likely, and some will be closed.
+                sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (acceptor, name) = (acceptor.clone(), Arc::clone(&name));
+        tokio::spawn(async move {
+            match timeout(CONNECTION_MAX, serve(socket, &acceptor, &name)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(err)) => eprintln!("{peer}: {err}"),
+                Err(_) => eprintln!("{peer}: took too long"),
+            }
+        });
+    }
+}
+
+/// One connection: a request, the answer, the close_notify, and whatever the peer still has to say.
+async fn serve(socket: TcpStream, acceptor: &Acceptor, name: &str) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    let mut tls = acceptor.accept(socket).await?;
+    let version = match tls.get_ref().get_ref().1.protocol_version() {
+        Some(ProtocolVersion::TLSv1_3) => "TLS 1.3",
+        _ => "TLS 1.2",
+    };
+    let page = format!("{name}: {version} {} resumed: {}\n", tls.cipher_suite(), tls.resumed());
+
+    let mut request = Vec::new();
+    while !request.windows(4).any(|end| end == b"\r\n\r\n") {
+        let room = REQUEST_MAX - request.len() as u64;
+        if (&mut tls).take(room).read_buf(&mut request).await? == 0 {
+            // The peer has closed, or asks for too much.
+            return tls.shutdown().await;
+        }
+    }
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close";
+    tls.write_all(format!("{head}\r\nContent-Length: {}\r\n\r\n{page}", page.len()).as_bytes()).await?;
+    tls.shutdown().await?;
+    // A socket that is closed with bytes unread is reset, and the peer may lose the answer.
+    tokio::io::copy(&mut tls, &mut tokio::io::sink()).await.map(drop)
+}

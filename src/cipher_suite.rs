@@ -1,0 +1,13 @@
+//! Cipher suites by name.
+
+use rustls::CipherSuite;
+
+/// The name of a cipher suite in the registry of IANA. rustls writes those of TLS 1.3 in a way of its own.
+pub fn iana_name(suite: CipherSuite) -> &'static str {
+    match suite {
+        CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
+        CipherSuite::TLS13_AES_256_GCM_SHA384 => "TLS_AES_256_GCM_SHA384",
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => "TLS_CHACHA20_POLY1305_SHA256",
+        other => other.as_str().unwrap_or("unknown"),
+    }
+}

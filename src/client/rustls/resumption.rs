@@ -1,0 +1,72 @@
+//! rustls' storage trait, answered for one handshake.
+
+use std::fmt;
+
+use parking_lot::Mutex;
+use rustls::server::StoresServerSessions;
+use zeroize::Zeroizing;
+
+use super::super::Found;
+
+/// What a handshake may resume with, found beforehand, and what it made.
+pub(super) struct Resumption(Mutex<Inner>);
+
+/// A session that rustls wants stored. Wiped when it is dropped.
+pub(super) struct Made {
+    pub(super) id: Vec<u8>,
+    pub(super) data: Zeroizing<Vec<u8>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// The id and the data; nobody else may have a single-use one.
+    found: Option<(Vec<u8>, Zeroizing<Vec<u8>>)>,
+    handed: bool,
+    made: Vec<Made>,
+}
+
+impl Resumption {
+    pub(super) fn new(found: Option<&Found>) -> Self {
+        let found = found.map(|found| (found.session_id.clone(), found.data.clone()));
+        Self(Mutex::new(Inner { found, ..Inner::default() }))
+    }
+
+    /// What rustls wanted stored since the last call, oldest first.
+    pub(super) fn take_made(&self) -> Vec<Made> {
+        std::mem::take(&mut self.0.lock().made)
+    }
+
+    /// Whether rustls has what was found. If it does not fit, it is not resumed for all that.
+    pub(super) fn handed(&self) -> bool {
+        self.0.lock().handed
+    }
+}
+
+impl fmt::Debug for Resumption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Resumption")
+    }
+}
+
+impl StoresServerSessions for Resumption {
+    fn put(&self, id: Vec<u8>, data: Vec<u8>) -> bool {
+        self.0.lock().made.push(Made { id, data: Zeroizing::new(data) });
+        true
+    }
+
+    /// A handshake resumes once. So what was found is handed over, and not copied.
+    fn get(&self, id: &[u8]) -> Option<Vec<u8>> {
+        let mut inner = self.0.lock();
+        let (_, mut data) = inner.found.take_if(|(found, _)| found == id)?;
+        inner.handed = true;
+        Some(std::mem::take(&mut *data))
+    }
+
+    fn take(&self, id: &[u8]) -> Option<Vec<u8>> {
+        self.get(id)
+    }
+
+    fn can_cache(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,605 @@
+//! Workers that run rustls themselves, with the client's acceptor: real handshakes over real sockets.
+
+use std::{sync::Arc, time::Duration};
+
+use rustls::{
+    ClientConfig, HandshakeKind, RootCertStore, ServerConfig, SupportedProtocolVersion,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::WebPkiClientVerifier,
+    version::{TLS12, TLS13},
+};
+use tls_sessiond::{
+    client::{
+        Options, Put, Role, Version, Worker,
+        rustls::{self as sessions, Acceptor},
+    },
+    proto as pb,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional, sink},
+    net::{TcpListener, TcpStream},
+    process::Command,
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::{
+    binary::Binary,
+    client_hello::{Extension, Hello, records},
+    harness::TestDaemon,
+    interop::{GET, VERSIONS, s_client},
+    pki::{Authority, Leaf},
+    process::{PATIENCE, Process, Server, example, run},
+    returning::{Certificate, Returning},
+};
+
+const BOTH: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
+
+/// The example `rustls_worker`, listening.
+async fn worker(daemon: &str, certificate: &Certificate, name: &str) -> Server {
+    let mut command = example("rustls_worker");
+    command.args(["--daemon", &format!("http://{daemon}"), "--listen", "127.0.0.1:0", "--name", name]);
+    command.arg("--certificate").arg(certificate.chain()).arg("--key").arg(certificate.key());
+    let mut process = Process::start(&mut command);
+    let address = process.says("listening on ").await;
+    Server { address, process }
+}
+
+/// A daemon, and two workers that are attached to it.
+struct Fleet {
+    daemon: TestDaemon,
+    certificate: Certificate,
+    one: Server,
+    two: Server,
+}
+
+impl Fleet {
+    async fn start() -> Self {
+        let daemon = TestDaemon::start().await;
+        let certificate = Certificate::new();
+        let one = worker(&daemon.address, &certificate, "one").await;
+        let two = worker(&daemon.address, &certificate, "two").await;
+        let fleet = Self { daemon, certificate, one, two };
+        for server in [&fleet.one, &fleet.two] {
+            fleet.attach(server).await;
+        }
+        fleet
+    }
+
+    /// Waits until the daemon hears of this worker's connections, and leaves no session behind.
+    async fn attach(&self, server: &Server) {
+        let before = self.handshakes();
+        let told = async |_: &TestDaemon| {
+            drop(self.client(&TLS12).connect(&server.address).await);
+            self.handshakes() > before
+        };
+        self.daemon.until("a worker is attached", told).await;
+        // What is told comes in its order: when the last session is here, and gone, nothing is on its way.
+        let last = self.client(&TLS12);
+        last.fetch(&server.address).await;
+        for sessions in [1, 0] {
+            let settled =
+                async |daemon: &TestDaemon| daemon.table.is_empty() && daemon.server_cache_len() == sessions;
+            self.daemon.until("all is told", settled).await;
+            if sessions == 1 {
+                drop(last.connect(&server.address).await);
+            }
+        }
+    }
+
+    fn client(&self, version: &'static SupportedProtocolVersion) -> Returning {
+        Returning::new(&self.certificate, version)
+    }
+
+    /// Handshakes that the daemon was told of.
+    fn handshakes(&self) -> u64 {
+        self.daemon.table.registry().get("default").unwrap().stats.accept_good.get()
+    }
+
+    /// Waits until the daemon knows of a handshake more than these, and of the end of all.
+    async fn over(&self, before: u64) {
+        let over = async |daemon: &TestDaemon| self.handshakes() > before && daemon.table.is_empty();
+        self.daemon.until("the connection is over", over).await;
+    }
+
+    /// Fetches a page, and waits until the daemon knows.
+    async fn fetch(&self, client: &Returning, server: &Server) -> String {
+        let before = self.handshakes();
+        let page = client.fetch(&server.address).await;
+        self.over(before).await;
+        page
+    }
+
+    async fn sessions_are(&self, count: usize) {
+        let what = format!("{count} sessions");
+        self.daemon.until(&what, async |daemon| daemon.server_cache_len() == count).await;
+    }
+}
+
+/// Waits, a bounded time, until a new client of `first` resumes at `then`.
+async fn returns(certificate: &Certificate, first: &str, then: &str) {
+    let resumes = async {
+        loop {
+            let client = Returning::new(certificate, &TLS12);
+            client.fetch(first).await;
+            if client.fetch(then).await.contains("resumed: true") {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE, resumes).await.expect("it never resumes");
+}
+
+#[tokio::test]
+async fn sessions_of_one_rustls_worker_resume_at_another() {
+    let fleet = Fleet::start().await;
+    for (version, words) in VERSIONS {
+        let file = fleet.certificate.chain().with_file_name(version);
+        let file = file.to_str().unwrap();
+        let before = fleet.handshakes();
+        let first = s_client(&fleet.one.address, version, ["-sess_out", file]).await;
+        assert!(first.contains("New, ") && first.contains(&format!("one: {words} ")), "{first}");
+        fleet.over(before).await;
+        let before = fleet.handshakes();
+        let second = s_client(&fleet.two.address, version, ["-sess_in", file]).await;
+        fleet.over(before).await;
+        assert!(second.contains("Reused, ") && second.contains(&format!("two: {words} ")), "{second}");
+        assert!(second.contains("resumed: true"), "{second}");
+    }
+
+    // gnutls-cli resumes where it was. So it is carried: its first connection to one, its second to the other.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    for priority in ["NORMAL:-VERS-ALL:+VERS-TLS1.2", "NORMAL:-VERS-ALL:+VERS-TLS1.3"] {
+        let before = fleet.handshakes();
+        let carry = async {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let mut one = TcpStream::connect(&fleet.one.address).await.unwrap();
+            // It closes its socket with our close_notify unread, which is a reset.
+            drop(copy_bidirectional(&mut near, &mut one).await);
+            let (mut near, _) = listener.accept().await.unwrap();
+            fleet.over(before).await;
+            let mut two = TcpStream::connect(&fleet.two.address).await.unwrap();
+            drop(copy_bidirectional(&mut near, &mut two).await);
+        };
+        let args = ["--resume", "--insecure", "--priority", priority, "--port", &port, "127.0.0.1"];
+        let mut gnutls = Command::new("gnutls-cli");
+        let ((said, _), ()) = tokio::join!(run(gnutls.args(args), GET), carry);
+        assert!(said.contains("This is a resumed session"), "{said}");
+        assert!(said.contains("two: ") && said.contains("resumed: true"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn client_resumes_wherever_it_returns_and_a_resumption_makes_one_ticket() {
+    let fleet = Fleet::start().await;
+    for (version, sessions) in [(&TLS12, 1), (&TLS13, 2)] {
+        let client = fleet.client(version);
+        let others = fleet.daemon.server_cache_len();
+        for (server, resumed) in [(&fleet.one, false), (&fleet.two, true), (&fleet.one, true)] {
+            let page = fleet.fetch(&client, server).await;
+            assert!(page.contains(&format!("resumed: {resumed}")), "{version:?}: {page}");
+            fleet.sessions_are(others + sessions).await;
+        }
+    }
+}
+
+/// Ends a connection that is open: its sessions, and the one that it resumed, are lost.
+async fn open_end_loses_sessions<F: Future>(
+    version: &'static SupportedProtocolVersion,
+    end: impl Fn(TlsStream<TcpStream>) -> F,
+) {
+    let fleet = Fleet::start().await;
+    let client = fleet.client(version);
+    let before = fleet.handshakes();
+    let tls = client.connect(&fleet.one.address).await;
+    fleet.daemon.until("it is put", async |daemon| daemon.server_cache_len() > 0).await;
+    let ended = end(tls).await;
+    fleet.over(before).await;
+    fleet.sessions_are(0).await;
+    drop(ended);
+    let page = fleet.fetch(&client, &fleet.two).await;
+    assert!(page.contains("resumed: false"), "{version:?}: {page}");
+
+    let before = fleet.handshakes();
+    let tls = client.connect(&fleet.one.address).await;
+    assert_eq!(tls.get_ref().1.handshake_kind(), Some(HandshakeKind::Resumed));
+    let ended = end(tls).await;
+    fleet.over(before).await;
+    drop(ended);
+    if version.version == rustls::ProtocolVersion::TLSv1_2 {
+        fleet.sessions_are(0).await;
+        let page = fleet.fetch(&client, &fleet.two).await;
+        assert!(page.contains("resumed: false"), "{page}");
+    } else {
+        // The other ticket of the connection that was closed.
+        fleet.sessions_are(1).await;
+    }
+}
+
+#[tokio::test]
+async fn peer_that_goes_without_a_close_notify_loses_the_sessions() {
+    for version in BOTH {
+        open_end_loses_sessions(version, async |tls| drop(tls)).await;
+    }
+}
+
+/// A record that no key opens.
+const JUNK: [u8; 37] = {
+    let mut record = [7; 37];
+    [record[0], record[1], record[2], record[3], record[4]] = [23, 3, 3, 0, 32];
+    record
+};
+
+#[tokio::test]
+async fn fatal_alerts_lose_the_sessions() {
+    for version in BOTH {
+        // Sent by the worker.
+        open_end_loses_sessions(version, async |mut tls| {
+            tls.get_mut().0.write_all(&JUNK).await.unwrap();
+            tls
+        })
+        .await;
+        // Sent by the peer.
+        open_end_loses_sessions(version, async |mut tls| {
+            send_alert(&mut tls).await;
+            tls
+        })
+        .await;
+    }
+}
+
+async fn send_alert(tls: &mut TlsStream<TcpStream>) {
+    let (socket, client) = tls.get_mut();
+    client.read_tls(&mut &JUNK[..]).unwrap();
+    assert!(client.process_new_packets().is_err());
+    let mut alert = Vec::new();
+    client.write_tls(&mut alert).unwrap();
+    socket.write_all(&alert).await.unwrap();
+}
+
+#[tokio::test]
+async fn fatal_alert_after_the_close_counts_if_the_peer_sent_it() {
+    let fleet = Fleet::start().await;
+    for received in [false, true] {
+        let client = fleet.client(&TLS12);
+        let before = fleet.handshakes();
+        let mut tls = client.connect(&fleet.one.address).await;
+        tls.write_all(GET.as_bytes()).await.unwrap();
+        let closed = async |daemon: &TestDaemon| {
+            let listed = daemon.connections().list_connections(pb::ListConnectionsRequest::default()).await;
+            let listed = listed.unwrap().into_inner().connections;
+            listed.iter().any(|connection| connection.shutdown.is_some_and(|flags| flags.sent))
+        };
+        fleet.daemon.until("the worker has closed", closed).await;
+        match received {
+            true => send_alert(&mut tls).await,
+            false => tls.get_mut().0.write_all(&JUNK).await.unwrap(),
+        }
+        fleet.over(before).await;
+        let page = fleet.fetch(&client, &fleet.two).await;
+        assert!(page.contains(&format!("resumed: {}", !received)), "{page}");
+    }
+}
+
+/// A peer that offers a session, and then says that the handshake has failed.
+#[tokio::test]
+async fn fatal_alert_in_a_handshake_that_resumes_loses_the_session() {
+    let fleet = Fleet::start().await;
+    let client = fleet.client(&TLS12);
+    fleet.fetch(&client, &fleet.one).await;
+    fleet.sessions_are(1).await;
+    let mut hello = Vec::new();
+    client.tls().write_tls(&mut hello).unwrap();
+    let mut socket = TcpStream::connect(&fleet.two.address).await.unwrap();
+    socket.write_all(&hello).await.unwrap();
+    socket.read_exact(&mut [0; 64]).await.unwrap();
+    socket.write_all(&[21, 3, 3, 0, 2, 2, 40]).await.unwrap();
+    fleet.sessions_are(0).await;
+
+    // One that only goes away takes none with it.
+    fleet.fetch(&client, &fleet.one).await;
+    let mut hello = Vec::new();
+    client.tls().write_tls(&mut hello).unwrap();
+    let mut socket = TcpStream::connect(&fleet.two.address).await.unwrap();
+    socket.write_all(&hello).await.unwrap();
+    socket.shutdown().await.unwrap();
+    timeout(PATIENCE, tokio::io::copy(&mut socket, &mut sink())).await.expect("it ends").unwrap();
+    assert!(fleet.fetch(&client, &fleet.two).await.contains("resumed: true"));
+}
+
+#[tokio::test]
+async fn killed_rustls_worker_takes_its_open_sessions_with_it() {
+    let fleet = Fleet::start().await;
+    let (closed, open) = (fleet.client(&TLS12), fleet.client(&TLS12));
+    fleet.fetch(&closed, &fleet.one).await;
+    let _held = open.connect(&fleet.one.address).await;
+    fleet.sessions_are(2).await;
+    let Fleet { daemon, one, two, .. } = fleet;
+    one.process.kill().await;
+    daemon.until("one is lost", async |daemon| daemon.server_cache_len() == 1).await;
+    assert!(open.fetch(&two.address).await.contains("resumed: false"));
+    assert!(closed.fetch(&two.address).await.contains("resumed: true"));
+}
+
+#[tokio::test]
+async fn stopped_or_restarted_daemon_fails_no_handshake_and_no_bad_session_resumes() {
+    let daemon = Binary::start(&[]).await;
+    let address = daemon.address.clone();
+    let certificate = Certificate::new();
+    let one = worker(&address, &certificate, "one").await;
+    let two = worker(&address, &certificate, "two").await;
+    returns(&certificate, &one.address, &two.address).await;
+
+    let clients = BOTH.map(|version| Returning::new(&certificate, version));
+    for client in &clients {
+        client.fetch(&one.address).await;
+    }
+    daemon.signal("-STOP").await;
+    // Its threads stop one after the other, so that some lookups may still be answered.
+    for _ in 0..4 {
+        for client in &clients {
+            client.fetch(&two.address).await;
+        }
+    }
+    let bad = BOTH.map(|version| Returning::new(&certificate, version));
+    for client in &bad {
+        drop(client.connect(&one.address).await);
+    }
+    daemon.signal("-CONT").await;
+    returns(&certificate, &one.address, &two.address).await;
+    for client in &bad {
+        assert!(client.fetch(&two.address).await.contains("resumed: false"));
+    }
+
+    let held = BOTH.map(|version| Returning::new(&certificate, version));
+    let mut open = Vec::new();
+    for client in &held {
+        open.push(client.connect(&one.address).await);
+    }
+    daemon.kill().await;
+    for client in clients.iter().chain(&bad) {
+        client.fetch(&one.address).await;
+        client.fetch(&two.address).await;
+    }
+    let daemon = Binary::start(&["--set", &format!("listen.api=[\"tcp://{address}\"]")]).await;
+    assert_eq!(daemon.address, address);
+    // What began before goes on.
+    for tls in &mut open {
+        tls.write_all(GET.as_bytes()).await.unwrap();
+        let mut page = String::new();
+        timeout(PATIENCE, tls.read_to_string(&mut page)).await.expect("a page").unwrap();
+        assert!(page.contains("one: "), "{page}");
+    }
+    returns(&certificate, &one.address, &two.address).await;
+    for client in &held {
+        assert!(client.fetch(&two.address).await.contains("resumed: false"), "that daemon is gone");
+    }
+}
+
+/// A worker in this process: tells whether it resumed, and closes.
+async fn serve(acceptor: Acceptor) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut tls) = acceptor.accept(socket).await else { return };
+                drop(tls.read(&mut [0; 1024]).await);
+                let answer = format!("resumed: {}\n", tls.resumed());
+                drop(tls.write_all(answer.as_bytes()).await);
+                drop(tls.shutdown().await);
+                drop(tokio::io::copy(&mut tls, &mut sink()).await);
+            });
+        }
+    });
+    address
+}
+
+fn config(certificate: &Certificate, versions: &[&'static SupportedProtocolVersion]) -> ServerConfig {
+    let chain = CertificateDer::pem_file_iter(certificate.chain()).unwrap().map(Result::unwrap).collect();
+    let key = PrivateKeyDer::from_pem_file(certificate.key()).unwrap();
+    let builder = ServerConfig::builder_with_protocol_versions(versions);
+    builder.with_no_client_auth().with_single_cert(chain, key).unwrap()
+}
+
+async fn acceptor(daemon: &TestDaemon, config: ServerConfig, format: &str, binding: &str) -> Acceptor {
+    let worker = attached(&daemon.address, format, PATIENCE).await;
+    Acceptor::new(worker, Arc::new(config), sessions::Options::new(binding))
+}
+
+async fn attached(daemon: &str, format: &str, lookup_deadline: Duration) -> Worker {
+    let mut options = Options::new(&format!("http://{daemon}"), format).unwrap();
+    options.lookup_deadline = lookup_deadline;
+    let worker = Worker::connect(options);
+    let attached = async {
+        while !worker.is_attached() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, attached).await.expect("it attaches");
+    worker
+}
+
+/// Offers these identities to an acceptor, and nothing that a handshake could go on with.
+async fn offer(acceptor: &Acceptor, identities: &[&[u8]]) {
+    let identities = Extension::Identities(identities.iter().map(|id| id.to_vec()).collect());
+    let extensions = vec![Extension::Versions(vec![0x0304]), identities];
+    let hello = Hello { session_id: Vec::new(), suites: vec![0x1301], extensions };
+    let (near, mut far) = tokio::io::duplex(4096);
+    far.write_all(&records(&hello.message(), &[])).await.unwrap();
+    assert!(acceptor.accept(near).await.is_err());
+}
+
+#[tokio::test]
+async fn identities_are_asked_for_in_their_order_until_one_is_found() {
+    let daemon = TestDaemon::start().await;
+    let certificate = Certificate::new();
+    let worker = attached(&daemon.address, sessions::FORMAT, PATIENCE).await;
+    let options = sessions::Options::new("a");
+    let acceptor = Acceptor::new(worker.clone(), Arc::new(config(&certificate, &BOTH)), options);
+    let connection = worker.open(Role::Server, "", None);
+    let put = |id: &[u8], version, binding: &[u8]| {
+        let session = Put::new(version, b"session".to_vec());
+        connection.put(Put { session_id: id.to_vec(), binding: binding.to_vec(), ..session });
+    };
+    put(b"elsewhere", Version::Tls13, b"b");
+    put(b"first", Version::Tls13, b"a");
+    put(b"second", Version::Tls13, b"a");
+    connection.shutdown();
+    offer(&acceptor, &[b"unknown", b"elsewhere", b"first", b"second"]).await;
+    assert_eq!((worker.counters().hits, worker.counters().misses), (1, 2));
+    assert_eq!(daemon.server_cache_len(), 2, "the first is spent");
+
+    // Who speaks TLS 1.2 alone spends nobody's ticket.
+    let options = sessions::Options::new("a");
+    let old = Acceptor::new(worker.clone(), Arc::new(config(&certificate, &[&TLS12])), options);
+    offer(&old, &[b"second"]).await;
+    assert_eq!((worker.counters().hits, worker.counters().misses), (1, 2));
+}
+
+#[tokio::test]
+async fn all_lookups_of_a_handshake_share_one_deadline() {
+    let daemon = Binary::start(&[]).await;
+    let certificate = Certificate::new();
+    let worker = attached(&daemon.address, sessions::FORMAT, Duration::from_millis(50)).await;
+    let options = sessions::Options::new("a");
+    let acceptor = Acceptor::new(worker.clone(), Arc::new(config(&certificate, &BOTH)), options);
+    daemon.signal("-STOP").await;
+    // Its threads stop one after the other, so that some lookups may still be answered.
+    let stopped = async {
+        while worker.counters().timeouts == 0 {
+            offer(&acceptor, &[&b"unknown"[..]; 16]).await;
+        }
+    };
+    timeout(PATIENCE, stopped).await.expect("it stops");
+    assert_eq!((worker.counters().timeouts, worker.counters().away), (1, 0));
+}
+
+#[tokio::test]
+async fn session_of_another_format_or_binding_is_not_found() {
+    let daemon = TestDaemon::start().await;
+    let certificate = Certificate::new();
+    let serving = async |format: &str, binding: &str| {
+        serve(acceptor(&daemon, config(&certificate, &BOTH), format, binding).await).await
+    };
+    let home = serving(sessions::FORMAT, "a").await;
+    let twin = serving(sessions::FORMAT, "a").await;
+    let strangers = [serving(sessions::FORMAT, "b").await, serving("openssl", "a").await];
+    for version in BOTH {
+        for stranger in &strangers {
+            let client = Returning::new(&certificate, version);
+            assert!(client.fetch(&home).await.contains("resumed: false"));
+            daemon.until("it is over", async |daemon| daemon.table.is_empty()).await;
+            assert!(client.fetch(stranger).await.contains("resumed: false"), "{version:?}");
+        }
+        let client = Returning::new(&certificate, version);
+        let before = daemon.server_cache_len();
+        client.fetch(&home).await;
+        daemon.until("it is put", async |daemon| daemon.server_cache_len() > before).await;
+        assert!(client.fetch(&twin).await.contains("resumed: true"), "{version:?}");
+    }
+}
+
+#[tokio::test]
+async fn ticketer_of_the_config_is_not_used_and_older_configs_find_their_sessions() {
+    let daemon = TestDaemon::start().await;
+    let certificate = Certificate::new();
+    let mut config = config(&certificate, &[&TLS12]);
+    config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().unwrap();
+    let address = serve(acceptor(&daemon, config, sessions::FORMAT, "a").await).await;
+    // A client that offers TLS 1.3 as well: -4 restricts nothing but the address.
+    let file = certificate.chain().with_file_name("session");
+    let file = file.to_str().unwrap();
+    let first = s_client(&address, "-4", ["-sess_out", file]).await;
+    assert!(first.contains("New, ") && !first.contains("TLS session ticket:"), "{first}");
+    daemon.until("it is put", async |daemon| daemon.server_cache_len() == 1).await;
+    let second = s_client(&address, "-4", ["-sess_in", file]).await;
+    assert!(second.contains("Reused, TLSv1.2") && second.contains("resumed: true"), "{second}");
+}
+
+/// A client that shows a certificate, and comes back.
+#[tokio::test]
+async fn client_certificate_is_told_once_and_carried_over() {
+    let daemon = TestDaemon::start().await;
+    let authority = Authority::new("test");
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap()).unwrap();
+    let roots = Arc::new(roots);
+    let chain = |leaf: &Leaf| vec![CertificateDer::from_pem_slice(leaf.chain.as_bytes()).unwrap()];
+    let key = |leaf: &Leaf| PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).unwrap();
+    let (server, client) = (authority.leaf(&["localhost"]), authority.leaf(&["client"]));
+    let verifier = WebPkiClientVerifier::builder(Arc::clone(&roots)).build().unwrap();
+    let config = ServerConfig::builder().with_client_cert_verifier(verifier);
+    let config = config.with_single_cert(chain(&server), key(&server)).unwrap();
+    let address = serve(acceptor(&daemon, config, sessions::FORMAT, "these clients").await).await;
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &chain(&client)[0]);
+    let digest: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+
+    for (version, sessions) in [(&TLS12, 1), (&TLS13, 2)] {
+        let config = ClientConfig::builder_with_protocol_versions(&[version])
+            .with_root_certificates(Arc::clone(&roots))
+            .with_client_auth_cert(chain(&client), key(&client))
+            .unwrap();
+        let connector = TlsConnector::from(Arc::new(config));
+        let others = daemon.server_cache_len();
+        let mut authenticated = None;
+        for resumed in [false, true, true] {
+            let socket = TcpStream::connect(&address).await.unwrap();
+            let mut tls = connector.connect("localhost".try_into().unwrap(), socket).await.unwrap();
+            tls.write_all(GET.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            timeout(PATIENCE, tls.read_to_string(&mut answer)).await.expect("an answer").unwrap();
+            assert_eq!(answer, format!("resumed: {resumed}\n"), "{version:?}");
+            tls.shutdown().await.unwrap();
+            let all = others + sessions;
+            daemon.until("it is put", async |daemon| daemon.server_cache_len() == all).await;
+            // Time passes, and what is made later was authenticated no later for that.
+            daemon.clock.advance(Duration::from_secs(60));
+            let request = pb::ListSessionsRequest::default();
+            let listed = daemon.sessions().list_sessions(request).await.unwrap().into_inner().sessions;
+            for session in &listed[others..] {
+                let peer = session.peer.as_ref().expect("it showed a certificate");
+                assert_eq!(peer.certificate_sha256, digest);
+                assert_eq!(
+                    session.authenticate_time,
+                    *authenticated.get_or_insert(session.authenticate_time)
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn garbage_ends_a_connection_and_nothing_else() {
+    let daemon = TestDaemon::start().await;
+    let certificate = Certificate::new();
+    let server = worker(&daemon.address, &certificate, "one").await;
+    for bytes in
+        [&b""[..], b"GET / HTTP/1.1\r\n\r\n", &[22, 3, 1, 1, 0, 1], &[22, 3, 1, 0, 4, 1, 1, 0, 0], &[0; 9000]]
+    {
+        let mut socket = TcpStream::connect(&server.address).await.unwrap();
+        socket.write_all(bytes).await.unwrap();
+        socket.shutdown().await.unwrap();
+        // With an alert or a reset, but it ends.
+        let end = timeout(PATIENCE, tokio::io::copy(&mut socket, &mut sink())).await.expect("it ends");
+        assert!(end.map_or(true, |said| said < 100));
+    }
+    returns(&certificate, &server.address, &server.address).await;
+
+    // A hello that never ends, in records of one byte: the worker takes so much of it and no more.
+    let acceptor = acceptor(&daemon, config(&certificate, &BOTH), sessions::FORMAT, "a").await;
+    let (near, mut far) = tokio::io::duplex(4096);
+    let accept = tokio::spawn(async move { acceptor.accept(near).await.is_err() });
+    let mut sent = 0;
+    for byte in [1, 0, 0xff, 0xff].into_iter().chain(std::iter::repeat(0)) {
+        if far.write_all(&[22, 3, 1, 0, 1, byte]).await.is_err() {
+            break;
+        }
+        sent += 6;
+    }
+    assert!(accept.await.unwrap());
+    assert!((100_000..300_000).contains(&sent), "{sent} bytes were taken");
+}

@@ -111,7 +111,7 @@ impl Found {
         };
         let time = |time: Option<prost_types::Timestamp>| SystemTime::try_from(time?).ok();
         Some(Self {
-            data: Zeroizing::new(response.data.into()),
+            data: Zeroizing::new(response.data.to_vec()),
             session_id: hex::read(&session.id)?,
             version,
             cipher_suite: session.cipher_suite,

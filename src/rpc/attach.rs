@@ -93,20 +93,20 @@ impl Calls {
             id.clone_from(named);
         }
         Ok(match method {
-            Method::New(request) => Answered::New(self.make(*request, call.alias)?),
-            Method::Clear(request) => Answered::Clear(self.connections.clear(&request)?),
-            Method::Shutdown(request) => Answered::Shutdown(self.connections.shutdown(&request)?),
-            Method::SetShutdown(request) => Answered::SetShutdown(self.connections.set_shutdown(&request)?),
+            Method::New(request) => Answered::New(self.make(*request, call.alias)?.into()),
+            Method::Clear(request) => Answered::Clear(self.connections.clear(&request)?.into()),
+            Method::Shutdown(request) => Answered::Shutdown(self.connections.shutdown(&request)?.into()),
+            Method::SetShutdown(request) => Answered::SetShutdown(self.connections.set_shutdown(&request)?.into()),
             Method::Free(request) => {
                 let freed = self.connections.free(&request);
                 self.forget(&request.connection_id);
                 Answered::Free(freed?)
             }
-            Method::SetSession(request) => Answered::SetSession(self.connections.set_session(&request)?),
-            Method::PutSession(request) => Answered::PutSession(self.sessions.put(*request)?),
-            Method::LookupSession(request) => Answered::LookupSession(self.sessions.lookup(&request)?),
+            Method::SetSession(request) => Answered::SetSession(self.connections.set_session(&request)?.into()),
+            Method::PutSession(request) => Answered::PutSession(self.sessions.put(*request)?.into()),
+            Method::LookupSession(request) => Answered::LookupSession(self.sessions.lookup(&request)?.into()),
             Method::RemoveSession(request) => Answered::RemoveSession(self.sessions.remove(&request)?),
-            Method::ReportAlert(request) => Answered::ReportAlert(self.connections.report_alert(&request)?),
+            Method::ReportAlert(request) => Answered::ReportAlert(self.connections.report_alert(&request)?.into()),
         })
     }
 

@@ -8,7 +8,7 @@ use tokio::{
 };
 use tonic::Streaming;
 
-use super::{backoff::Backoff, batches::Batches, link::Link, worker::Shared};
+use super::{backoff::Backoff, batches::Batches, connector::Connector, link::Link, worker::Shared};
 use crate::proto::{self as pb, worker_service_client::WorkerServiceClient};
 
 /// The largest message of answers: the daemon cuts them at a MiB, but not within a session.
@@ -49,7 +49,12 @@ pub(super) async fn keep(shared: Arc<Shared>, mut gone: oneshot::Receiver<Infall
 }
 
 async fn attach(shared: &Shared) -> Option<(Arc<Link>, Streaming<pb::AttachResponse>)> {
-    let channel = shared.options.endpoint.connect().await.ok()?;
+    let endpoint = &shared.options.endpoint;
+    let channel = match &shared.options.unix {
+        None => endpoint.connect().await,
+        Some(path) => endpoint.connect_with_connector(Connector(path.clone())).await,
+    };
+    let channel = channel.ok()?;
     let link = Arc::new(Link::new(shared.options.limits.clone(), Arc::clone(&shared.tallies)));
     let mut client = WorkerServiceClient::new(channel).max_decoding_message_size(ANSWERS_BYTES);
     let answers = client.attach(Batches(Arc::clone(&link))).await.ok()?;

@@ -1,6 +1,6 @@
 //! How a worker reaches its daemon, and how much it may cost.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use tonic::transport::Endpoint;
 
@@ -15,6 +15,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 #[non_exhaustive]
 pub struct Options {
     pub(super) endpoint: Endpoint,
+    /// Where the daemon is, if that is a Unix socket.
+    pub(super) unix: Option<PathBuf>,
     /// The context of lookups and connections. Empty: `default`.
     pub context: String,
     /// Name of the encoding of this worker's sessions: `openssl`, `go` ...; 1 to 32 of a-z, 0-9, `-` and `.`.
@@ -63,6 +65,7 @@ impl Options {
         if !["http://", "unix:///"].iter().any(|scheme| endpoint.starts_with(scheme)) {
             return Err(invalid());
         }
+        let unix = endpoint.strip_prefix("unix://").map(PathBuf::from);
         let endpoint = Endpoint::from_shared(endpoint.to_owned())
             .map_err(|_| invalid())?
             .connect_timeout(CONNECT_TIMEOUT)
@@ -72,6 +75,7 @@ impl Options {
             .keep_alive_while_idle(true);
         Ok(Self {
             endpoint,
+            unix,
             context: String::new(),
             format: format.to_owned(),
             lookup_deadline: Duration::from_millis(20),

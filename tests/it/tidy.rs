@@ -9,22 +9,23 @@ use std::{
 
 /// The rooms from left to right: each imports only rooms to its right, and the leaves.
 const ARROW: [&str; 8] = ["main", "cli", "daemon", "rpc", "connection", "context", "session", "store"];
-/// What workers import stands beside the arrow: these rooms share nothing with the daemon but the contract and hex.
+/// What workers import stands beside the arrow: these rooms share nothing with the daemon but these three.
 const BESIDE: [&str; 1] = ["client"];
-const CONTRACT: [&str; 2] = ["proto", "hex"];
+const SHARED: [&str; 3] = ["proto", "hex", "unix"];
 /// Everybody may import these; they import no room.
-const LEAVES: [&str; 3] = ["clock", "config", "hex"];
+const LEAVES: [&str; 4] = ["clock", "config", "hex", "unix"];
 
 /// Words that only some files may say. A name in the list is a room, or a file below `src/`.
-const WORDS: [(&[&str], &[&str]); 10] = [
+const WORDS: [(&[&str], &[&str]); 11] = [
     (&["tonic"], &["rpc", "client", "proto.rs"]),
     (&["tonic_health", "tonic_reflection", "tonic_types"], &["rpc"]),
     (&["prost", "prost_types"], &["rpc", "client", "proto.rs"]),
-    (&["http", "hyper", "hyper_util"], &["rpc"]),
+    (&["http", "hyper"], &["rpc"]),
+    (&["hyper_util"], &["rpc", "client/connector.rs"]),
     (&["rustls"], &["connection", "context", "session/resumption.rs"]),
     (&["rustls_native_certs", "rcgen", "x509_parser"], &["context"]),
-    (&["tokio", "tokio_stream", "tokio_util"], &["rpc", "client", "daemon.rs", "cli.rs"]),
-    (&["async", "await"], &["rpc", "client", "daemon.rs", "cli.rs"]),
+    (&["tokio", "tokio_stream", "tokio_util"], &["rpc", "client", "daemon.rs", "cli.rs", "unix.rs"]),
+    (&["async", "await"], &["rpc", "client", "daemon.rs", "cli.rs", "unix.rs"]),
     (
         &["SystemTime::now", "Instant::now"],
         &["clock.rs", "rpc", "daemon.rs", "client/attach.rs", "client/worker.rs"],
@@ -246,7 +247,7 @@ fn may_import(room: &str, wanted: &str) -> bool {
     match (place(room), place(wanted)) {
         (Some(here), Some(there)) => here < there,
         (Some(_), None) => LEAVES.contains(&wanted) || (room == "rpc" && wanted == "proto"),
-        (None, _) => BESIDE.contains(&room) && CONTRACT.contains(&wanted),
+        (None, _) => BESIDE.contains(&room) && SHARED.contains(&wanted),
     }
 }
 

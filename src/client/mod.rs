@@ -39,7 +39,7 @@ mod worker;
 
 pub use connection::Connection;
 pub use counters::Counters;
-pub use message::{Found, Lookup, Put, Role, Version};
+pub use message::{Data, Found, Lookup, Put, Role, Version};
 pub use options::{InvalidEndpoint, Limits, Options};
 pub use worker::Worker;
 

@@ -203,10 +203,13 @@ impl Asked<'_> {
 
 impl Drop for Asked<'_> {
     fn drop(&mut self) {
+        let mut now = self.begun;
+        // An answer has taken the waiter away, and the breaker does not ask when it came.
         if self.outcome != Outcome::Answered {
             self.link.forget(self.id);
+            now = Instant::now();
         }
-        if self.shared.breaker.lock().settle(self.permit, self.outcome, Instant::now()) {
+        if self.shared.breaker.lock().settle(self.permit, self.outcome, now) {
             self.shared.tallies.breaker_openings.count();
         }
     }

@@ -31,7 +31,7 @@ pub struct Half<T> {
 /// A longer message is not copied once more.
 const SHORT: usize = 32 << 10;
 /// Messages that are ready together leave in one piece, until it has so many bytes.
-const PIECE: usize = 4 << 10;
+const PIECE: usize = 2 << 10;
 
 impl<T> Half<T> {
     fn new() -> Self {
@@ -82,7 +82,7 @@ impl<T: Message> Encoder for Half<T> {
     }
 
     fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(2 * PIECE, PIECE)
+        BufferSettings::new(4 * PIECE, PIECE)
     }
 }
 

@@ -27,8 +27,8 @@ use crate::{
 pub(super) const BATCH_MAX: usize = 1000;
 /// Answers of one batch are cut into messages of about this size, for many clients take no more than 4 MiB.
 const ANSWERS_BYTES: usize = 1 << 20;
-/// So many answers leave before the next call of their batch is looked at: the worker goes on while the rest is answered.
-const ANSWERS: usize = 16;
+/// A batch is answered in quarters, of no fewer calls than this: the worker goes on while the rest is answered.
+const QUARTER_MIN: usize = 8;
 /// Connections of a stream that are not worth a search for those that are gone.
 const PRUNE_MIN: usize = 1024;
 /// The longest alias, `@` included.
@@ -42,6 +42,8 @@ pub(super) struct Attach {
     draining: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     /// Calls that wait for their turn.
     batch: vec::IntoIter<pb::Call>,
+    /// How many of them make a quarter.
+    quarter: usize,
     /// Answers have just been handed out, and more calls wait.
     pause: bool,
     phase: Phase,
@@ -203,14 +205,23 @@ impl Attach {
     ) -> Self {
         let draining = Some(Box::pin(draining));
         let batch = Vec::new().into_iter();
-        Self { requests, deadline, draining, batch, pause: false, phase: Phase::Running, calls }
+        Self {
+            requests,
+            deadline,
+            draining,
+            batch,
+            quarter: QUARTER_MIN,
+            pause: false,
+            phase: Phase::Running,
+            calls,
+        }
     }
 
     /// The next answers of the batch. `None`: no more are wanted.
     fn answers(&mut self) -> Option<pb::AttachResponse> {
-        let mut answers = Vec::with_capacity(ANSWERS.min(self.batch.len()));
+        let mut answers = Vec::with_capacity(self.quarter.min(self.batch.len()));
         let mut size = 0;
-        while answers.len() < ANSWERS && size < ANSWERS_BYTES {
+        while answers.len() < self.quarter && size < ANSWERS_BYTES {
             let Some(call) = self.batch.next() else { break };
             if let Some(answer) = self.calls.answer(call) {
                 size += weight(&answer);
@@ -259,7 +270,10 @@ impl Stream for Attach {
                     let refusal = Refusal::BatchTooLarge(request.calls.len());
                     this.phase = Phase::Ending(Some(refusal));
                 }
-                Some(Ok(request)) => this.batch = request.calls.into_iter(),
+                Some(Ok(request)) => {
+                    this.quarter = request.calls.len().div_ceil(4).max(QUARTER_MIN);
+                    this.batch = request.calls.into_iter();
+                }
                 Some(Err(status)) => {
                     this.phase = Phase::Ending(None);
                     return Poll::Ready(Some(Err(status)));

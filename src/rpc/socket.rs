@@ -40,7 +40,7 @@ enum Flush {
 }
 
 /// A write below this is kept until the flush.
-const KEPT: usize = 4096;
+const KEPT: usize = 2048;
 /// Most of what is kept.
 const ROOM: usize = 32 << 10;
 

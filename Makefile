@@ -17,7 +17,9 @@ test:
 	.peers/bin/buf format -d --exit-code
 	cargo test --all-features
 
+# tests/peers.sh installs redis-server and memcached where they are missing: lookups are measured against them.
 bench:
+	tests/peers.sh bench
 	cargo bench --all-features
 
 # Returning clients over three workers, with one shared daemon and with a daemon for each.

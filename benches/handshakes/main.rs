@@ -4,11 +4,11 @@
 //! * `cpu`: CPU clocks of this thread and of the daemon
 //! * `peer`: the certificate, the clients, and plain rustls as a server
 //! * `engine`: connection objects in memory
-//! * `daemon`: the daemon as a process of its own, and its workers
+//! * `daemon`: the daemon, its CPU time, and its workers
 //! * `api`: handshakes through Drive and Exchange
 //! * `worker`: the life of a connection whose TLS runs in the worker
 //! * `bulk`: application data through Drive
-//! * `table`: medians, goals, and the table
+//! * `shared/`: the table, the daemon's process, and cores that do not sleep
 //!
 //! Both sides of a comparison take turns in many short rounds, and each round gives one ratio: whatever else the
 //! machine does meanwhile hits both. CPU time counts, not wall time. Handshakes that were meant to resume must have
@@ -24,8 +24,17 @@ mod cpu;
 mod daemon;
 mod engine;
 mod peer;
-mod table;
 mod worker;
+
+#[path = "../shared/awake.rs"]
+mod awake;
+#[path = "../shared/cores.rs"]
+mod cores;
+#[path = "../shared/daemon.rs"]
+mod process;
+#[path = "../shared/table.rs"]
+#[allow(dead_code, reason = "each bench has its own units and goals")]
+mod table;
 
 use peer::{Kind, Setup};
 use table::Table;
@@ -33,7 +42,8 @@ use table::Table;
 fn main() {
     let setup = Setup::make();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut table = Table::wanted(std::env::args().skip(1));
+    let mut table = Table::wanted("plain", std::env::args().skip(1));
+    let _awake = awake::Awake::begin();
     let scenarios = [
         ("TLS 1.3 full", &TLS13, Kind::Full),
         ("TLS 1.3 resumed", &TLS13, Kind::Resumed),

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    hash::{BuildHasherDefault, Hasher},
     sync::{Arc, mpsc::SyncSender},
     task::{Context, Poll, Waker},
 };
@@ -13,7 +14,7 @@ use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::oneshot;
 
-use super::{counters::Tallies, message::Found, options::Limits};
+use super::{counters::Tallies, options::Limits};
 use crate::proto::{self as pb, answer::Result as Answered, call::Method};
 
 /// What one AttachRequest may hold.
@@ -30,10 +31,11 @@ pub(super) struct Link {
 
 struct State {
     phase: Phase,
-    queue: VecDeque<pb::Call>,
+    /// Each with its size.
+    queue: VecDeque<(pb::Call, usize)>,
     /// Of the calls in the queue.
     bytes: usize,
-    waiting: HashMap<u64, Waiter>,
+    waiting: HashMap<u64, Waiter, BuildHasherDefault<Spread>>,
     /// Calls that want an answer, and aliases, are numbered from 1.
     asked: u64,
     opened: u64,
@@ -52,10 +54,32 @@ enum Phase {
     Closed,
 }
 
+/// What the daemon said to a lookup, if it knew what to say.
+pub(super) type Answer = Option<Box<pb::LookupSessionResponse>>;
+
 /// Who waits for an answer; dropped where none will come.
 pub(super) enum Waiter {
-    Task(oneshot::Sender<Option<Found>>),
-    Thread(SyncSender<Option<Found>>),
+    Task(oneshot::Sender<Answer>),
+    Thread(SyncSender<Answer>),
+}
+
+/// Hashes numbers that count up, which nobody outside chooses.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // The golden ratio of 2^64: neighbours get far from each other, in the high bits too.
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
 }
 
 /// Why a call is not taken.
@@ -82,7 +106,7 @@ impl Link {
             phase: Phase::Open,
             queue: VecDeque::new(),
             bytes: 0,
-            waiting: HashMap::new(),
+            waiting: HashMap::default(),
             asked: 0,
             opened: 0,
             handles: 0,
@@ -103,7 +127,7 @@ impl Link {
     }
 
     /// Is answered, with nothing, when all before it is done: frees a connection that nobody has.
-    pub(super) fn mark(&self, waiter: oneshot::Sender<Option<Found>>) -> Result<u64, NotTaken> {
+    pub(super) fn mark(&self, waiter: oneshot::Sender<Answer>) -> Result<u64, NotTaken> {
         let request = pb::FreeRequest { connection_id: "0".repeat(32), allow_missing: true };
         let mut call = call(Method::Free(request));
         self.push(Phase::Retired, Weight::Must, &mut call, |state, call| {
@@ -158,8 +182,9 @@ impl Link {
             return Err(NotTaken::Full);
         }
         let number = number(&mut state, call);
-        state.bytes += call.encoded_len();
-        state.queue.push_back(std::mem::take(call));
+        let size = call.encoded_len();
+        state.bytes += size;
+        state.queue.push_back((std::mem::take(call), size));
         let sender = state.sender.take();
         drop(state);
         wake(sender);
@@ -174,8 +199,8 @@ impl Link {
     /// Hands an answer to who waits for it.
     pub(super) fn answer(&self, answer: pb::Answer) {
         let waiter = self.state.lock().waiting.remove(&answer.id);
-        let found = match answer.result {
-            Some(Answered::LookupSession(response)) => Found::read(response),
+        let answer = match answer.result {
+            Some(Answered::LookupSession(response)) => Some(response),
             Some(Answered::Error(_)) => {
                 self.tallies.refused.count();
                 None
@@ -184,8 +209,8 @@ impl Link {
         };
         // One that does not wait any more had its miss.
         match waiter {
-            Some(Waiter::Task(waiter)) => drop(waiter.send(found)),
-            Some(Waiter::Thread(waiter)) => drop(waiter.try_send(found)),
+            Some(Waiter::Task(waiter)) => drop(waiter.send(answer)),
+            Some(Waiter::Thread(waiter)) => drop(waiter.try_send(answer)),
             None => {}
         }
     }
@@ -217,15 +242,14 @@ impl Link {
     /// All that is ready, as far as one message goes. `None`: the stream may end.
     pub(super) fn poll_batch(&self, cx: &mut Context<'_>) -> Poll<Option<Vec<pb::Call>>> {
         let mut state = self.state.lock();
-        let mut batch = Vec::new();
+        let mut batch = Vec::with_capacity(state.queue.len().min(BATCH_CALLS));
         let mut bytes = 0;
         let most = self.limits.call_bytes.min(BATCH_BYTES);
-        while let Some(call) = state.queue.front() {
-            let size = call.encoded_len();
+        while let Some(&(_, size)) = state.queue.front() {
             if batch.len() >= BATCH_CALLS || (bytes + size + FRAME_BYTES > most && !batch.is_empty()) {
                 break;
             }
-            let Some(call) = state.queue.pop_front() else { break };
+            let Some((call, _)) = state.queue.pop_front() else { break };
             state.bytes -= size;
             // A single-use session would be taken for nobody.
             if call.id == 0 || state.waiting.contains_key(&call.id) {

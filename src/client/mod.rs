@@ -22,7 +22,7 @@
 //! * `message`: what is asked, told and found · `options` · `counters`
 //! * `link`: one stream, its bounded queue, and who waits for its answers · `batches`: the queue as gRPC
 //!   messages
-//! * `attach`: connects, reads answers, and connects again · `breaker`, `backoff`: when not to ask, sync and
+//! * `attach`: connects, reads answers, and connects again · `connector`: over a Unix socket · `breaker`, `backoff`: when not to ask, sync and
 //!   without a clock of their own
 //! * `rustls`: an acceptor for tokio-rustls (cargo feature `rustls`)
 
@@ -31,6 +31,7 @@ mod backoff;
 mod batches;
 mod breaker;
 mod connection;
+mod connector;
 mod counters;
 mod link;
 mod message;
@@ -45,7 +46,7 @@ mod worker;
 
 pub use connection::Connection;
 pub use counters::Counters;
-pub use message::{Found, Lookup, Put, Role, Version};
+pub use message::{Data, Found, Lookup, Put, Role, Version};
 pub use options::{InvalidEndpoint, Limits, Options};
 pub use worker::Worker;
 

@@ -1,8 +1,10 @@
 //! How a worker reaches its daemon, and how much it may cost.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use tonic::transport::{Channel, Endpoint};
+
+use super::connector::Connector;
 
 /// How long a new TCP or Unix connection and its stream may take, and how often a silent one is asked for
 /// life.
@@ -17,6 +19,8 @@ pub struct Options {
     endpoint: Endpoint,
     #[cfg(feature = "rustls")]
     tls: Option<super::tls::Tls>,
+    /// Where the daemon is, if that is a Unix socket.
+    unix: Option<PathBuf>,
     /// The context of lookups and connections. Empty: `default`.
     pub context: String,
     /// Name of the encoding of this worker's sessions: `openssl`, `go` ...; 1 to 32 of a-z, 0-9, `-` and `.`.
@@ -65,6 +69,7 @@ impl Options {
         if !["http://", "unix:///"].iter().any(|scheme| endpoint.starts_with(scheme)) {
             return Err(invalid());
         }
+        let unix = endpoint.strip_prefix("unix://").map(PathBuf::from);
         let endpoint = Endpoint::from_shared(endpoint.to_owned())
             .map_err(|_| invalid())?
             .connect_timeout(CONNECT_TIMEOUT)
@@ -76,6 +81,7 @@ impl Options {
             endpoint,
             #[cfg(feature = "rustls")]
             tls: None,
+            unix,
             context: String::new(),
             format: format.to_owned(),
             lookup_deadline: Duration::from_millis(20),
@@ -112,7 +118,10 @@ impl Options {
         if let Some(tls) = &self.tls {
             return self.endpoint.connect_with_connector(tls.clone()).await;
         }
-        self.endpoint.connect().await
+        match &self.unix {
+            None => self.endpoint.connect().await,
+            Some(path) => self.endpoint.connect_with_connector(Connector(path.clone())).await,
+        }
     }
 
     /// How long the stream may take to begin.

@@ -17,7 +17,7 @@ use super::{
     breaker::{Breaker, Outcome, Permit},
     connection::Connection,
     counters::{Counters, Tallies},
-    link::{Link, NotTaken, Waiter},
+    link::{Answer, Link, NotTaken, Waiter},
     message::{Found, Lookup, Role},
     options::Options,
 };
@@ -90,7 +90,7 @@ impl Worker {
         let (waiter, answer) = oneshot::channel();
         let asked = self.shared.ask(lookup, Waiter::Task(waiter))?;
         let end = match timeout_at(deadline.into(), answer).await {
-            Ok(Ok(found)) => Ok(found),
+            Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err(NoAnswer::Broken),
             Err(_) => Err(NoAnswer::TimedOut),
         };
@@ -105,7 +105,7 @@ impl Worker {
         let asked = self.shared.ask(lookup, Waiter::Thread(waiter))?;
         let left = self.shared.options.lookup_deadline.saturating_sub(asked.begun.elapsed());
         let end = match answer.recv_timeout(left) {
-            Ok(found) => Ok(found),
+            Ok(answer) => Ok(answer),
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(NoAnswer::Broken),
             Err(mpsc::RecvTimeoutError::Timeout) => Err(NoAnswer::TimedOut),
         };
@@ -236,7 +236,8 @@ enum NoAnswer {
 }
 
 impl Asked<'_> {
-    fn end(mut self, end: Result<Option<Found>, NoAnswer>) -> Option<Found> {
+    fn end(mut self, end: Result<Answer, NoAnswer>) -> Option<Found> {
+        let end = end.map(|answer| answer.and_then(|response| Found::read(*response)));
         let tallies = &self.shared.tallies;
         let (outcome, tally) = match &end {
             Ok(Some(_)) => (Outcome::Answered, &tallies.hits),
@@ -252,8 +253,13 @@ impl Asked<'_> {
 
 impl Drop for Asked<'_> {
     fn drop(&mut self) {
-        self.link.forget(self.id);
-        if self.shared.breaker.lock().settle(self.permit, self.outcome, Instant::now()) {
+        let mut now = self.begun;
+        // An answer has taken the waiter away, and the breaker does not ask when it came.
+        if self.outcome != Outcome::Answered {
+            self.link.forget(self.id);
+            now = Instant::now();
+        }
+        if self.shared.breaker.lock().settle(self.permit, self.outcome, now) {
             self.shared.tallies.breaker_openings.count();
         }
     }

@@ -4,14 +4,14 @@
 //! stream frees every connection that was made on it.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     future::Future,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    vec,
 };
 
-use prost::Message;
 use tokio::{runtime::Handle, task::yield_now, time::Sleep};
 use tokio_stream::Stream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -27,6 +27,8 @@ use crate::{
 pub(super) const BATCH_MAX: usize = 1000;
 /// Answers of one batch are cut into messages of about this size, for many clients take no more than 4 MiB.
 const ANSWERS_BYTES: usize = 1 << 20;
+/// A batch is answered in quarters, of no fewer calls than this: the worker goes on while the rest is answered.
+const QUARTER_MIN: usize = 8;
 /// Connections of a stream that are not worth a search for those that are gone.
 const PRUNE_MIN: usize = 1024;
 /// Connections of a stream that ended which are freed without a pause: less than a tenth of a millisecond.
@@ -40,7 +42,12 @@ pub(super) struct Attach {
     deadline: Option<Pin<Box<Sleep>>>,
     /// Until the worker was told.
     draining: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-    answers: VecDeque<pb::AttachResponse>,
+    /// Calls that wait for their turn.
+    batch: vec::IntoIter<pb::Call>,
+    /// How many of them make a quarter.
+    quarter: usize,
+    /// Answers have just been handed out, and more calls wait.
+    pause: bool,
     phase: Phase,
     calls: Calls,
 }
@@ -95,20 +102,26 @@ impl Calls {
             id.clone_from(named);
         }
         Ok(match method {
-            Method::New(request) => Answered::New(self.make(*request, call.alias)?),
-            Method::Clear(request) => Answered::Clear(self.connections.clear(&request)?),
-            Method::Shutdown(request) => Answered::Shutdown(self.connections.shutdown(&request)?),
-            Method::SetShutdown(request) => Answered::SetShutdown(self.connections.set_shutdown(&request)?),
+            Method::New(request) => Answered::New(self.make(*request, call.alias)?.into()),
+            Method::Clear(request) => Answered::Clear(self.connections.clear(&request)?.into()),
+            Method::Shutdown(request) => Answered::Shutdown(self.connections.shutdown(&request)?.into()),
+            Method::SetShutdown(request) => {
+                Answered::SetShutdown(self.connections.set_shutdown(&request)?.into())
+            }
             Method::Free(request) => {
                 let freed = self.connections.free(&request);
                 self.forget(&request.connection_id);
                 Answered::Free(freed?)
             }
-            Method::SetSession(request) => Answered::SetSession(self.connections.set_session(&request)?),
-            Method::PutSession(request) => Answered::PutSession(self.sessions.put(*request)?),
-            Method::LookupSession(request) => Answered::LookupSession(self.sessions.lookup(&request)?),
+            Method::SetSession(request) => {
+                Answered::SetSession(self.connections.set_session(&request)?.into())
+            }
+            Method::PutSession(request) => Answered::PutSession(self.sessions.put(*request)?.into()),
+            Method::LookupSession(request) => Answered::LookupSession(self.sessions.lookup(&request)?.into()),
             Method::RemoveSession(request) => Answered::RemoveSession(self.sessions.remove(&request)?),
-            Method::ReportAlert(request) => Answered::ReportAlert(self.connections.report_alert(&request)?),
+            Method::ReportAlert(request) => {
+                Answered::ReportAlert(self.connections.report_alert(&request)?.into())
+            }
         })
     }
 
@@ -210,28 +223,39 @@ impl Attach {
         draining: WaitForCancellationFutureOwned,
     ) -> Self {
         let draining = Some(Box::pin(draining));
-        Self { requests, deadline, draining, answers: VecDeque::new(), phase: Phase::Running, calls }
+        let batch = Vec::new().into_iter();
+        Self {
+            requests,
+            deadline,
+            draining,
+            batch,
+            quarter: QUARTER_MIN,
+            pause: false,
+            phase: Phase::Running,
+            calls,
+        }
     }
 
-    fn batch(&mut self, calls: Vec<pb::Call>) -> Result<(), Refusal> {
-        if calls.len() > BATCH_MAX {
-            return Err(Refusal::BatchTooLarge(calls.len()));
-        }
-        let mut response = pb::AttachResponse::default();
+    /// The next answers of the batch. `None`: no more are wanted.
+    fn answers(&mut self) -> Option<pb::AttachResponse> {
+        let mut answers = Vec::with_capacity(self.quarter.min(self.batch.len()));
         let mut size = 0;
-        for call in calls {
-            let Some(answer) = self.calls.answer(call) else { continue };
-            size += answer.encoded_len();
-            response.answers.push(answer);
-            if size >= ANSWERS_BYTES {
-                self.answers.push_back(std::mem::take(&mut response));
-                size = 0;
+        while answers.len() < self.quarter && size < ANSWERS_BYTES {
+            let Some(call) = self.batch.next() else { break };
+            if let Some(answer) = self.calls.answer(call) {
+                size += weight(&answer);
+                answers.push(answer);
             }
         }
-        if !response.answers.is_empty() {
-            self.answers.push_back(response);
-        }
-        Ok(())
+        (!answers.is_empty()).then_some(pb::AttachResponse { answers, draining: false })
+    }
+}
+
+/// What makes an answer large; the rest is some KiB at most.
+fn weight(answer: &pb::Answer) -> usize {
+    match &answer.result {
+        Some(Answered::LookupSession(looked)) => looked.data.len(),
+        _ => 0,
     }
 }
 
@@ -241,7 +265,12 @@ impl Stream for Attach {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         loop {
-            if let Some(response) = this.answers.pop_front() {
+            if std::mem::take(&mut this.pause) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if let Some(response) = this.answers() {
+                this.pause = this.batch.len() > 0;
                 return Poll::Ready(Some(Ok(response)));
             }
             if let Phase::Ending(refusal) = &mut this.phase {
@@ -256,10 +285,13 @@ impl Stream for Attach {
                 return Poll::Ready(Some(Ok(pb::AttachResponse { answers: Vec::new(), draining: true })));
             }
             match ready!(Pin::new(&mut this.requests).poll_next(cx)) {
+                Some(Ok(request)) if request.calls.len() > BATCH_MAX => {
+                    let refusal = Refusal::BatchTooLarge(request.calls.len());
+                    this.phase = Phase::Ending(Some(refusal));
+                }
                 Some(Ok(request)) => {
-                    if let Err(refusal) = this.batch(request.calls) {
-                        this.phase = Phase::Ending(Some(refusal));
-                    }
+                    this.quarter = request.calls.len().div_ceil(4).max(QUARTER_MIN);
+                    this.batch = request.calls.into_iter();
                 }
                 Some(Err(status)) => {
                     this.phase = Phase::Ending(None);

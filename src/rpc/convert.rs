@@ -23,7 +23,7 @@ pub(super) fn session_id(text: &str) -> Result<Option<SessionId>, Refusal> {
     if text.is_empty() {
         return Ok(None);
     }
-    hex::read(text).and_then(|bytes| SessionId::new(&bytes)).map(Some).ok_or(Refusal::SessionIdMalformed)
+    hex::read(text).and_then(SessionId::owned).map(Some).ok_or(Refusal::SessionIdMalformed)
 }
 
 pub(super) fn role(value: i32) -> Result<Role, Refusal> {

@@ -9,8 +9,10 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
-    net::{TcpStream, UnixStream},
+    net::TcpStream,
 };
+
+use crate::unix::Unix;
 
 /// A connected socket, and what waits to leave by it.
 ///
@@ -24,7 +26,7 @@ pub(super) struct Socket {
 
 enum Stream {
     Tcp(TcpStream),
-    Unix(UnixStream),
+    Unix(Unix),
 }
 
 #[derive(PartialEq)]
@@ -38,7 +40,7 @@ enum Flush {
 }
 
 /// A write below this is kept until the flush.
-const KEPT: usize = 4096;
+const KEPT: usize = 2048;
 /// Most of what is kept.
 const ROOM: usize = 32 << 10;
 
@@ -56,7 +58,7 @@ impl Socket {
     /// # Errors
     /// The runtime does not take it.
     pub(super) fn unix(stream: StdUnixStream) -> io::Result<Self> {
-        Ok(Self::over(Stream::Unix(UnixStream::from_std(stream)?)))
+        Ok(Self::over(Stream::Unix(Unix::new(stream)?)))
     }
 
     fn over(stream: Stream) -> Self {
@@ -69,10 +71,9 @@ impl Socket {
     /// Those of the socket.
     pub(super) async fn readable(&self) -> io::Result<()> {
         match &self.stream {
-            Stream::Tcp(tcp) => tcp.ready(Interest::READABLE).await,
-            Stream::Unix(unix) => unix.ready(Interest::READABLE).await,
+            Stream::Tcp(tcp) => tcp.ready(Interest::READABLE).await.map(|_| ()),
+            Stream::Unix(unix) => unix.readable().await,
         }
-        .map(|_| ())
     }
 
     /// Writes what is kept, and some of `more` behind it. Tells how much of that.

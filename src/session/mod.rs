@@ -43,6 +43,11 @@ pub struct SessionId(Box<[u8]>);
 impl SessionId {
     /// Takes 1 to [`SESSION_ID_MAX`] bytes as they are; nothing is padded or cut.
     pub fn new(bytes: &[u8]) -> Option<Self> {
+        Self::owned(bytes.to_vec())
+    }
+
+    /// The same, of bytes that are ours already.
+    pub fn owned(bytes: Vec<u8>) -> Option<Self> {
         (1..=SESSION_ID_MAX).contains(&bytes.len()).then(|| Self(bytes.into()))
     }
 

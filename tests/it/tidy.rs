@@ -12,9 +12,9 @@ const ARROW: [&str; 8] = ["main", "cli", "daemon", "rpc", "connection", "context
 /// What workers import stands beside the arrow: these rooms share nothing with the daemon but the contract, and leaves
 /// that keep nothing.
 const BESIDE: [&str; 1] = ["client"];
-const CONTRACT: [&str; 5] = ["proto", "hex", "alert", "cipher_suite", "client_hello"];
+const SHARED: [&str; 6] = ["proto", "hex", "unix", "alert", "cipher_suite", "client_hello"];
 /// Everybody may import these; they import no room.
-const LEAVES: [&str; 6] = ["alert", "cipher_suite", "client_hello", "clock", "config", "hex"];
+const LEAVES: [&str; 7] = ["alert", "cipher_suite", "client_hello", "clock", "config", "hex", "unix"];
 
 /// Words that only some files may say. A name in the list is a room, or a file below `src/`.
 const WORDS: [(&[&str], &[&str]); 13] = [
@@ -22,7 +22,7 @@ const WORDS: [(&[&str], &[&str]); 13] = [
     (&["tonic_health", "tonic_reflection", "tonic_types"], &["rpc"]),
     (&["prost", "prost_types"], &["rpc", "client", "proto.rs"]),
     (&["http", "hyper"], &["rpc"]),
-    (&["hyper_util"], &["rpc", "client/tls.rs"]),
+    (&["hyper_util"], &["rpc", "client/connector.rs", "client/tls.rs"]),
     (
         &["rustls"],
         &[
@@ -40,8 +40,8 @@ const WORDS: [(&[&str], &[&str]); 13] = [
     ),
     (&["tokio_rustls"], &["client/rustls", "client/tls.rs"]),
     (&["rustls_native_certs", "rcgen", "x509_parser"], &["context"]),
-    (&["tokio", "tokio_stream", "tokio_util"], &["rpc", "client", "daemon.rs", "cli.rs"]),
-    (&["async", "await"], &["rpc", "client", "daemon.rs", "cli.rs"]),
+    (&["tokio", "tokio_stream", "tokio_util"], &["rpc", "client", "daemon.rs", "cli.rs", "unix.rs"]),
+    (&["async", "await"], &["rpc", "client", "daemon.rs", "cli.rs", "unix.rs"]),
     (
         &["SystemTime::now", "Instant::now"],
         &["clock.rs", "rpc", "daemon.rs", "client/attach.rs", "client/worker.rs"],
@@ -264,7 +264,7 @@ fn may_import(room: &str, wanted: &str) -> bool {
     match (place(room), place(wanted)) {
         (Some(here), Some(there)) => here < there,
         (Some(_), None) => LEAVES.contains(&wanted) || (room == "rpc" && wanted == "proto"),
-        (None, _) => BESIDE.contains(&room) && CONTRACT.contains(&wanted),
+        (None, _) => BESIDE.contains(&room) && SHARED.contains(&wanted),
     }
 }
 

@@ -180,7 +180,7 @@ impl WorkerService for Recorder {
             sizes.lock().unwrap().push(calls.len());
             let missed = |call: &pb::Call| pb::Answer {
                 id: call.id,
-                result: Some(Answered::LookupSession(pb::LookupSessionResponse::default())),
+                result: Some(Answered::LookupSession(Box::default())),
             };
             let answers = calls.iter().filter(|call| call.id != 0).map(missed).collect();
             Ok(pb::AttachResponse { answers, draining: false })

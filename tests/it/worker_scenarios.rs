@@ -145,7 +145,7 @@ impl Worker {
     async fn lookup(&mut self, request: pb::LookupSessionRequest) -> pb::LookupSessionResponse {
         let request = pb::LookupSessionRequest { format: FORMAT.into(), ..request };
         match self.tell(vec![Method::LookupSession(request.into())]).await.remove(0) {
-            Answered::LookupSession(found) => found,
+            Answered::LookupSession(found) => *found,
             other => panic!("not what was asked: {other:?}"),
         }
     }

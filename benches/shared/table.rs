@@ -8,7 +8,7 @@ pub(crate) enum Goal {
     AtLeast(f64),
 }
 
-/// One round: what this project used and what plain rustls used for the same work, in CPU seconds.
+/// One round: what this project used and what the other side used for the same work, in seconds.
 pub(crate) struct Round {
     pub(crate) ours: f64,
     pub(crate) plain: f64,
@@ -23,19 +23,24 @@ pub(crate) enum Unit {
     Rate(usize),
     /// So many MiB; the ratio is of MiB per CPU second.
     Throughput(f64),
+    /// One of many; the ratio is of how many in a second.
+    PerSecond,
 }
 
 /// Rows as they come.
 pub(crate) struct Table {
+    /// The name of the other side.
+    other: &'static str,
     lines: Vec<String>,
     filters: Vec<String>,
 }
 
 impl Table {
     /// With the words of the command line: only rows whose name holds one are measured; none means all.
-    pub(crate) fn wanted(arguments: impl Iterator<Item = String>) -> Self {
+    pub(crate) fn wanted(other: &'static str, arguments: impl Iterator<Item = String>) -> Self {
         // cargo adds --bench.
-        Self { lines: Vec::new(), filters: arguments.filter(|word| !word.starts_with("--")).collect() }
+        let filters = arguments.filter(|word| !word.starts_with("--")).collect();
+        Self { other, lines: Vec::new(), filters }
     }
 
     pub(crate) fn wants(&self, name: &str) -> bool {
@@ -45,7 +50,7 @@ impl Table {
     pub(crate) fn section(&mut self, title: &str) {
         let head = format!(
             "{:40} {:>6} {:>13} {:>10} {:>10}  {}",
-            "", "ratio", "quartiles", "ours", "plain", "goal"
+            "", "ratio", "quartiles", "ours", self.other, "goal"
         );
         self.lines.extend([String::new(), title.to_owned(), head]);
     }
@@ -59,11 +64,12 @@ impl Table {
         };
         let ratio = |round: &Round| match unit {
             Unit::Time(_) => round.ours / round.plain,
-            Unit::Rate(_) | Unit::Throughput(_) => round.plain / round.ours,
+            Unit::Rate(_) | Unit::Throughput(_) | Unit::PerSecond => round.plain / round.ours,
         };
         let shown = |seconds: f64| match unit {
             Unit::Time(count) | Unit::Rate(count) => format!("{:.1} µs", seconds / count as f64 * 1e6),
             Unit::Throughput(mib) => format!("{:.0} MiB/s", mib / seconds),
+            Unit::PerSecond => format!("{:.0}/s", 1.0 / seconds),
         };
         let median = quartile(&ratio, 2);
         let goal = match goal {

@@ -1,0 +1,135 @@
+//! Who asks: the client of this project, redis-rs, and async-memcached.
+
+use std::time::{Duration, Instant};
+
+use async_memcached::AsciiProtocol;
+use redis::{AsyncConnectionConfig, IntoConnectionInfo, aio::MultiplexedConnection, io::tcp::TcpSettings};
+use tls_sessiond::client::{Lookup, Options, Put, Role, Version, Worker};
+
+use crate::servers::{Servers, Socket};
+
+/// A lookup that has no answer by then ends the run, whoever was asked. It is redis-rs' default.
+const DEADLINE: Duration = Duration::from_millis(500);
+/// The size of an OpenSSL session, nearly.
+const DATA: usize = 200;
+
+/// A TLS 1.2 session under an id of 32 bytes. They are letters, for memcached takes no others in its keys.
+pub(crate) struct Session {
+    id: String,
+    data: Vec<u8>,
+}
+
+impl Session {
+    pub(crate) fn make(number: usize) -> Self {
+        Self { id: format!("{number:032}"), data: format!("{number:0DATA$}").into() }
+    }
+}
+
+/// Who is asked.
+#[derive(Clone, Copy)]
+pub(crate) enum Side {
+    Ours,
+    Redis,
+    Memcached,
+}
+
+/// One of those that ask at the same time.
+pub(crate) enum Client {
+    Ours(Worker),
+    Redis(MultiplexedConnection),
+    Memcached(async_memcached::Client),
+}
+
+impl Side {
+    pub(crate) const ALL: [Self; 3] = [Self::Ours, Self::Redis, Self::Memcached];
+
+    /// They share one connection, but those of memcached: its client has one question on its way.
+    pub(crate) async fn clients(self, servers: &Servers, count: usize) -> Vec<Client> {
+        match self {
+            Self::Ours => {
+                let worker = worker(servers).await;
+                (0..count).map(|_| Client::Ours(worker.clone())).collect()
+            }
+            Self::Redis => {
+                let connection = redis(servers).await;
+                (0..count).map(|_| Client::Redis(connection.clone())).collect()
+            }
+            Self::Memcached => {
+                let mut clients = Vec::new();
+                for _ in 0..count {
+                    let client = async_memcached::Client::new(&servers.memcached.address).await.unwrap();
+                    clients.push(Client::Memcached(client));
+                }
+                clients
+            }
+        }
+    }
+}
+
+async fn worker(servers: &Servers) -> Worker {
+    let endpoint = match servers.socket {
+        Socket::Unix => &servers.daemon.unix,
+        Socket::Tcp => &servers.daemon.tcp,
+    };
+    let mut options = Options::new(endpoint, "openssl").unwrap();
+    options.lookup_deadline = DEADLINE;
+    let worker = Worker::connect(options);
+    let begun = Instant::now();
+    while !worker.is_attached() {
+        assert!(begun.elapsed() < Duration::from_secs(5), "the worker does not get onto its stream");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    worker
+}
+
+async fn redis(servers: &Servers) -> MultiplexedConnection {
+    let info = servers.redis.address.as_str().into_connection_info().unwrap();
+    // As the daemon's client and memcached's do.
+    let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
+    let config = AsyncConnectionConfig::new().set_response_timeout(Some(DEADLINE));
+    redis::Client::open(info).unwrap().get_multiplexed_async_connection_with_config(&config).await.unwrap()
+}
+
+impl Client {
+    /// The session must be there.
+    pub(crate) async fn find(&mut self, session: &Session) {
+        match self {
+            Self::Ours(worker) => {
+                let found = worker.lookup(Lookup::server(session.id.as_bytes())).await;
+                let found = found.unwrap_or_else(|| panic!("a miss: {:?}", worker.counters()));
+                assert_eq!(*found.data, session.data);
+            }
+            Self::Redis(connection) => {
+                let found: Vec<u8> =
+                    redis::cmd("GET").arg(&session.id).query_async(connection).await.unwrap();
+                assert_eq!(found, session.data);
+            }
+            Self::Memcached(client) => {
+                let found = client.get(&session.id).await.unwrap().expect("a miss");
+                assert_eq!(found.data.unwrap(), session.data);
+            }
+        }
+    }
+
+    /// Puts all sessions, and finds the last.
+    pub(crate) async fn put(&mut self, sessions: &[Session]) {
+        for session in sessions {
+            match self {
+                Self::Ours(worker) => {
+                    let connection = worker.open(Role::Server, "", None);
+                    let put = Put::new(Version::Tls12, session.data.clone());
+                    connection.put(Put { session_id: session.id.clone().into(), ..put });
+                    connection.shutdown();
+                }
+                Self::Redis(connection) => {
+                    let set = redis::cmd("SET").arg(&session.id).arg(&session.data).to_owned();
+                    set.exec_async(connection).await.unwrap();
+                }
+                Self::Memcached(client) => {
+                    client.set(&session.id, session.data.as_slice(), None, None).await.unwrap();
+                }
+            }
+        }
+        self.find(sessions.last().unwrap()).await;
+    }
+}

@@ -1,0 +1,140 @@
+//! The servers, each a process of its own; they end with their values, also when the bench panics.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    net::{TcpListener, TcpStream},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+use crate::process::Daemon;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Socket {
+    Unix,
+    Tcp,
+}
+
+/// Who answers, all over the same kind of socket.
+pub(crate) struct Servers {
+    pub(crate) socket: Socket,
+    pub(crate) daemon: Daemon,
+    pub(crate) redis: Server,
+    pub(crate) memcached: Server,
+    /// Removed when the servers are gone.
+    _folder: TempDir,
+}
+
+impl Servers {
+    /// On the cores of this thread.
+    pub(crate) fn start(socket: Socket) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("daemon.toml");
+        let api = folder.path().join("api.sock");
+        let text = format!("[listen]\napi = [\"tcp://127.0.0.1:0\", \"unix://{}\"]\n", api.display());
+        fs::write(&config, text).unwrap();
+        Self {
+            socket,
+            daemon: Daemon::run(&config),
+            redis: Server::redis(socket, folder.path()),
+            memcached: Server::memcached(socket, folder.path()),
+            _folder: folder,
+        }
+    }
+}
+
+/// One that is not ours.
+pub(crate) struct Server {
+    child: Child,
+    /// As its client writes it.
+    pub(crate) address: String,
+}
+
+/// Where a server is to listen.
+enum Place {
+    Unix(PathBuf),
+    Tcp(u16),
+}
+
+impl Place {
+    fn free(socket: Socket, folder: &Path, name: &str) -> Self {
+        match socket {
+            Socket::Unix => Self::Unix(folder.join(name)),
+            // The server listens on it next: nobody else is given a port that was free just now.
+            Socket::Tcp => Self::Tcp(TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()),
+        }
+    }
+
+    fn answers(&self) -> bool {
+        match self {
+            Self::Unix(path) => UnixStream::connect(path).is_ok(),
+            Self::Tcp(port) => TcpStream::connect(("127.0.0.1", *port)).is_ok(),
+        }
+    }
+}
+
+impl Server {
+    /// Keeps nothing on disk.
+    fn redis(socket: Socket, folder: &Path) -> Self {
+        let place = Place::free(socket, folder, "redis.sock");
+        let mut command = Command::new("redis-server");
+        command.args(["--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--dir"]).arg(folder);
+        match &place {
+            Place::Unix(path) => command.args(["--port", "0", "--unixsocket"]).arg(path),
+            Place::Tcp(port) => command.args(["--port", &port.to_string()]),
+        };
+        let address = match &place {
+            Place::Unix(path) => format!("unix://{}", path.display()),
+            Place::Tcp(port) => format!("redis://127.0.0.1:{port}"),
+        };
+        Self::run("redis-server", command, &place, address)
+    }
+
+    /// With one thread, for it has one core.
+    fn memcached(socket: Socket, folder: &Path) -> Self {
+        let place = Place::free(socket, folder, "memcached.sock");
+        let mut command = Command::new("memcached");
+        // Root must say whom to be; nobody else is asked.
+        command.args(["-t", "1", "-u", "root"]);
+        match &place {
+            Place::Unix(path) => command.arg("-s").arg(path),
+            Place::Tcp(port) => command.args(["-l", "127.0.0.1", "-p", &port.to_string()]),
+        };
+        let address = match &place {
+            Place::Unix(path) => format!("unix://{}", path.display()),
+            Place::Tcp(port) => format!("tcp://127.0.0.1:{port}"),
+        };
+        Self::run("memcached", command, &place, address)
+    }
+
+    fn run(name: &str, mut command: Command, place: &Place, address: String) -> Self {
+        let child = match command.stdin(Stdio::null()).stdout(Stdio::null()).spawn() {
+            Ok(child) => child,
+            Err(err) if err.kind() == ErrorKind::NotFound => {
+                panic!("no {name} here: apt-get install -y --no-install-recommends {name}")
+            }
+            Err(err) => panic!("{name}: {err}"),
+        };
+        let mut server = Self { child, address };
+        let begun = Instant::now();
+        while !place.answers() {
+            assert!(server.child.try_wait().unwrap().is_none(), "{name} has ended");
+            assert!(begun.elapsed() < Duration::from_secs(5), "{name} does not listen");
+            thread::sleep(Duration::from_millis(5));
+        }
+        server
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}

@@ -50,6 +50,9 @@ struct Args {
     /// The daemon's context, which says how long sessions live.
     #[arg(long, default_value = "default")]
     context: String,
+    /// How long a handshake waits for the daemon, in milliseconds; without an answer by then it is a full one.
+    #[arg(long, default_value_t = 20)]
+    lookup_deadline: u64,
 }
 
 /// Most bytes of a request that are kept.
@@ -66,6 +69,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let mut options = Options::new(&args.daemon, sessions::FORMAT)?;
     options.context = args.context;
+    options.lookup_deadline = Duration::from_millis(args.lookup_deadline);
     let worker = Worker::connect(options);
     let acceptor = Acceptor::new(worker, Arc::new(config), sessions::Options::new("no client certificates"));
 

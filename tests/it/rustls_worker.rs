@@ -35,10 +35,11 @@ use crate::{
 
 const BOTH: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 
-/// The example `rustls_worker`, listening.
-async fn worker(daemon: &str, certificate: &Certificate, name: &str) -> Server {
+/// The example `rustls_worker`, listening. Where the machine is busy, a lookup takes longer than its default deadline.
+async fn worker(daemon: &str, certificate: &Certificate, name: &str, lookup_deadline: Duration) -> Server {
     let mut command = example("rustls_worker");
     command.args(["--daemon", &format!("http://{daemon}"), "--listen", "127.0.0.1:0", "--name", name]);
+    command.args(["--lookup-deadline", &lookup_deadline.as_millis().to_string()]);
     command.arg("--certificate").arg(certificate.chain()).arg("--key").arg(certificate.key());
     let mut process = Process::start(&mut command);
     let address = process.says("listening on ").await;
@@ -57,8 +58,8 @@ impl Fleet {
     async fn start() -> Self {
         let daemon = TestDaemon::start().await;
         let certificate = Certificate::new();
-        let one = worker(&daemon.address, &certificate, "one").await;
-        let two = worker(&daemon.address, &certificate, "two").await;
+        let one = worker(&daemon.address, &certificate, "one", PATIENCE).await;
+        let two = worker(&daemon.address, &certificate, "two", PATIENCE).await;
         let fleet = Self { daemon, certificate, one, two };
         for server in [&fleet.one, &fleet.two] {
             fleet.attach(server).await;
@@ -68,10 +69,10 @@ impl Fleet {
 
     /// Waits until the daemon hears of this worker's connections, and leaves no session behind.
     async fn attach(&self, server: &Server) {
-        let before = self.handshakes();
+        let before = handshakes(&self.daemon);
         let told = async |_: &TestDaemon| {
             drop(self.client(&TLS12).connect(&server.address).await);
-            self.handshakes() > before
+            handshakes(&self.daemon) > before
         };
         self.daemon.until("a worker is attached", told).await;
         // What is told comes in its order: when the last session is here, and gone, nothing is on its way.
@@ -91,22 +92,11 @@ impl Fleet {
         Returning::new(&self.certificate, version)
     }
 
-    /// Handshakes that the daemon was told of.
-    fn handshakes(&self) -> u64 {
-        self.daemon.table.registry().get("default").unwrap().stats.accept_good.get()
-    }
-
-    /// Waits until the daemon knows of a handshake more than these, and of the end of all.
-    async fn over(&self, before: u64) {
-        let over = async |daemon: &TestDaemon| self.handshakes() > before && daemon.table.is_empty();
-        self.daemon.until("the connection is over", over).await;
-    }
-
     /// Fetches a page, and waits until the daemon knows.
     async fn fetch(&self, client: &Returning, server: &Server) -> String {
-        let before = self.handshakes();
+        let before = handshakes(&self.daemon);
         let page = client.fetch(&server.address).await;
-        self.over(before).await;
+        over(&self.daemon, before).await;
         page
     }
 
@@ -114,6 +104,17 @@ impl Fleet {
         let what = format!("{count} sessions");
         self.daemon.until(&what, async |daemon| daemon.server_cache_len() == count).await;
     }
+}
+
+/// Handshakes that the daemon was told of.
+fn handshakes(daemon: &TestDaemon) -> u64 {
+    daemon.table.registry().get("default").unwrap().stats.accept_good.get()
+}
+
+/// Waits until the daemon knows of a handshake more than these, and of the end of all.
+async fn over(daemon: &TestDaemon, before: u64) {
+    let over = async |daemon: &TestDaemon| handshakes(daemon) > before && daemon.table.is_empty();
+    daemon.until("the connection is over", over).await;
 }
 
 /// Waits, a bounded time, until a new client of `first` resumes at `then`.
@@ -136,13 +137,13 @@ async fn sessions_of_one_rustls_worker_resume_at_another() {
     for (version, words) in VERSIONS {
         let file = fleet.certificate.chain().with_file_name(version);
         let file = file.to_str().unwrap();
-        let before = fleet.handshakes();
+        let before = handshakes(&fleet.daemon);
         let first = s_client(&fleet.one.address, version, ["-sess_out", file]).await;
         assert!(first.contains("New, ") && first.contains(&format!("one: {words} ")), "{first}");
-        fleet.over(before).await;
-        let before = fleet.handshakes();
+        over(&fleet.daemon, before).await;
+        let before = handshakes(&fleet.daemon);
         let second = s_client(&fleet.two.address, version, ["-sess_in", file]).await;
-        fleet.over(before).await;
+        over(&fleet.daemon, before).await;
         assert!(second.contains("Reused, ") && second.contains(&format!("two: {words} ")), "{second}");
         assert!(second.contains("resumed: true"), "{second}");
     }
@@ -151,14 +152,14 @@ async fn sessions_of_one_rustls_worker_resume_at_another() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     for priority in ["NORMAL:-VERS-ALL:+VERS-TLS1.2", "NORMAL:-VERS-ALL:+VERS-TLS1.3"] {
-        let before = fleet.handshakes();
+        let before = handshakes(&fleet.daemon);
         let carry = async {
             let (mut near, _) = listener.accept().await.unwrap();
             let mut one = TcpStream::connect(&fleet.one.address).await.unwrap();
             // It closes its socket with our close_notify unread, which is a reset.
             drop(copy_bidirectional(&mut near, &mut one).await);
             let (mut near, _) = listener.accept().await.unwrap();
-            fleet.over(before).await;
+            over(&fleet.daemon, before).await;
             let mut two = TcpStream::connect(&fleet.two.address).await.unwrap();
             drop(copy_bidirectional(&mut near, &mut two).await);
         };
@@ -191,21 +192,21 @@ async fn open_end_loses_sessions<F: Future>(
 ) {
     let fleet = Fleet::start().await;
     let client = fleet.client(version);
-    let before = fleet.handshakes();
+    let before = handshakes(&fleet.daemon);
     let tls = client.connect(&fleet.one.address).await;
     fleet.daemon.until("it is put", async |daemon| daemon.server_cache_len() > 0).await;
     let ended = end(tls).await;
-    fleet.over(before).await;
+    over(&fleet.daemon, before).await;
     fleet.sessions_are(0).await;
     drop(ended);
     let page = fleet.fetch(&client, &fleet.two).await;
     assert!(page.contains("resumed: false"), "{version:?}: {page}");
 
-    let before = fleet.handshakes();
+    let before = handshakes(&fleet.daemon);
     let tls = client.connect(&fleet.one.address).await;
     assert_eq!(tls.get_ref().1.handshake_kind(), Some(HandshakeKind::Resumed));
     let ended = end(tls).await;
-    fleet.over(before).await;
+    over(&fleet.daemon, before).await;
     drop(ended);
     if version.version == rustls::ProtocolVersion::TLSv1_2 {
         fleet.sessions_are(0).await;
@@ -263,7 +264,7 @@ async fn fatal_alert_after_the_close_counts_if_the_peer_sent_it() {
     let fleet = Fleet::start().await;
     for received in [false, true] {
         let client = fleet.client(&TLS12);
-        let before = fleet.handshakes();
+        let before = handshakes(&fleet.daemon);
         let mut tls = client.connect(&fleet.one.address).await;
         tls.write_all(GET.as_bytes()).await.unwrap();
         let closed = async |daemon: &TestDaemon| {
@@ -276,7 +277,7 @@ async fn fatal_alert_after_the_close_counts_if_the_peer_sent_it() {
             true => send_alert(&mut tls).await,
             false => tls.get_mut().0.write_all(&JUNK).await.unwrap(),
         }
-        fleet.over(before).await;
+        over(&fleet.daemon, before).await;
         let page = fleet.fetch(&client, &fleet.two).await;
         assert!(page.contains(&format!("resumed: {}", !received)), "{page}");
     }
@@ -327,8 +328,9 @@ async fn stopped_or_restarted_daemon_fails_no_handshake_and_no_bad_session_resum
     let daemon = Binary::start(&[]).await;
     let address = daemon.address.clone();
     let certificate = Certificate::new();
-    let one = worker(&address, &certificate, "one").await;
-    let two = worker(&address, &certificate, "two").await;
+    let deadline = Duration::from_millis(200);
+    let one = worker(&address, &certificate, "one", deadline).await;
+    let two = worker(&address, &certificate, "two", deadline).await;
     returns(&certificate, &one.address, &two.address).await;
 
     let clients = BOTH.map(|version| Returning::new(&certificate, version));
@@ -488,18 +490,21 @@ async fn session_of_another_format_or_binding_is_not_found() {
     let home = serving(sessions::FORMAT, "a").await;
     let twin = serving(sessions::FORMAT, "a").await;
     let strangers = [serving(sessions::FORMAT, "b").await, serving("openssl", "a").await];
+    let fetch = async |client: &Returning, address: &str| {
+        let before = handshakes(&daemon);
+        let page = client.fetch(address).await;
+        over(&daemon, before).await;
+        page
+    };
     for version in BOTH {
         for stranger in &strangers {
             let client = Returning::new(&certificate, version);
-            assert!(client.fetch(&home).await.contains("resumed: false"));
-            daemon.until("it is over", async |daemon| daemon.table.is_empty()).await;
-            assert!(client.fetch(stranger).await.contains("resumed: false"), "{version:?}");
+            assert!(fetch(&client, &home).await.contains("resumed: false"));
+            assert!(fetch(&client, stranger).await.contains("resumed: false"), "{version:?}");
         }
         let client = Returning::new(&certificate, version);
-        let before = daemon.server_cache_len();
-        client.fetch(&home).await;
-        daemon.until("it is put", async |daemon| daemon.server_cache_len() > before).await;
-        assert!(client.fetch(&twin).await.contains("resumed: true"), "{version:?}");
+        assert!(fetch(&client, &home).await.contains("resumed: false"));
+        assert!(fetch(&client, &twin).await.contains("resumed: true"), "{version:?}");
     }
 }
 
@@ -576,7 +581,7 @@ async fn client_certificate_is_told_once_and_carried_over() {
 async fn garbage_ends_a_connection_and_nothing_else() {
     let daemon = TestDaemon::start().await;
     let certificate = Certificate::new();
-    let server = worker(&daemon.address, &certificate, "one").await;
+    let server = worker(&daemon.address, &certificate, "one", PATIENCE).await;
     for bytes in
         [&b""[..], b"GET / HTTP/1.1\r\n\r\n", &[22, 3, 1, 1, 0, 1], &[22, 3, 1, 0, 4, 1, 1, 0, 0], &[0; 9000]]
     {

@@ -5,7 +5,7 @@
 run:
 	cargo run --release
 
-# tests/peers.sh installs openssl, curl, gnutls-cli, sslyze, grpcurl and buf where they are missing.
+# tests/peers.sh installs openssl and its headers, curl, gnutls-cli, sslyze, grpcurl and buf where they are missing.
 test:
 	tests/peers.sh
 	cargo fmt --check

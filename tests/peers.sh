@@ -6,6 +6,7 @@
 #   .peers/bin/sslyze      from PyPI
 #   .peers/bin/buf         from npm
 #   openssl, curl, gnutls-cli, python3 with venv, npm: Debian packages, where this system has none
+#   pkg-config, libssl-dev: the same, to build the OpenSSL adapter
 #   redis-server, memcached: the same, for the benchmarks
 set -eu
 cd "$(dirname "$0")/.."
@@ -24,6 +25,9 @@ missing=
 need() {
     command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
 }
+# For the OpenSSL adapter: what it is built against.
+need pkg-config pkg-config
+pkg-config --exists openssl 2>/dev/null || missing="$missing libssl-dev"
 if [ "${1:-}" = bench ]; then
     need redis-server redis-server
     need memcached memcached

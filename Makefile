@@ -10,9 +10,9 @@ test:
 	tests/peers.sh
 	cargo fmt --check
 	cargo clippy --all-targets --all-features -- -D warnings
-	cargo check --no-default-features --features client
-	cargo check --no-default-features --features openssl
-	cargo check --no-default-features --features rustls
+	cargo clippy --no-default-features --features client -- -D warnings
+	cargo clippy --no-default-features --features openssl -- -D warnings
+	cargo clippy --no-default-features --features rustls -- -D warnings
 	.peers/bin/buf lint
 	.peers/bin/buf format -d --exit-code
 	cargo test --all-features

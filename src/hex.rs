@@ -1,5 +1,6 @@
 //! Lower-case hex, without the machinery of `{:02x}`: every answer names a connection, often its session too.
 
+#[cfg(feature = "daemon")]
 use std::fmt::{self, Write};
 
 const DIGITS: [u8; 16] = *b"0123456789abcdef";
@@ -20,6 +21,7 @@ fn pair(byte: u8) -> [u8; 2] {
 }
 
 /// Two digits for each byte.
+#[cfg(feature = "daemon")]
 pub(crate) fn write(bytes: &[u8], to: &mut impl Write) -> fmt::Result {
     bytes.iter().flat_map(|&byte| pair(byte)).try_for_each(|digit| to.write_char(digit.into()))
 }

@@ -65,6 +65,15 @@ impl Connection {
             self.tell(Weight::May, |connection_id| Method::Shutdown(pb::ShutdownRequest { connection_id }));
     }
 
+    /// [`Connection::shutdown`] and the end of the connection, which share a message.
+    pub fn close(mut self) {
+        if let Some((link, alias)) = self.object.take()
+            && link.close_and_free(alias) == Err(NotTaken::Full)
+        {
+            self.tallies.reports_dropped.count();
+        }
+    }
+
     /// SSL_set_shutdown(3): assigns both flags. `sent` makes the close count as clean; without it the
     /// connection is open again.
     pub fn set_shutdown(&self, sent: bool, received: bool) {

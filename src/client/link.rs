@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use prost::Message;
 use tokio::sync::oneshot;
 
@@ -162,6 +162,17 @@ impl Link {
         let _ = self.push(Phase::Retired, Weight::Must, &mut call(Method::Free(request)), freed);
     }
 
+    /// The last two words of a connection that was closed, in one message. Of the first it says whether it was taken.
+    pub(super) fn close_and_free(&self, alias: String) -> Result<(), NotTaken> {
+        let request = pb::ShutdownRequest { connection_id: alias.clone() };
+        // Nobody is woken for it alone.
+        let taken = self
+            .queue(Phase::Retired, Weight::May, &mut call(Method::Shutdown(request)), |_, _| ())
+            .map(|((), _)| ());
+        self.free(alias);
+        taken
+    }
+
     fn push<T>(
         &self,
         until: Phase,
@@ -169,6 +180,21 @@ impl Link {
         call: &mut pb::Call,
         number: impl FnOnce(&mut State, &mut pb::Call) -> T,
     ) -> Result<T, NotTaken> {
+        let (number, mut state) = self.queue(until, weight, call, number)?;
+        let sender = state.sender.take();
+        drop(state);
+        wake(sender);
+        Ok(number)
+    }
+
+    /// Puts a call into the queue, and does not wake the stream.
+    fn queue<T>(
+        &self,
+        until: Phase,
+        weight: Weight,
+        call: &mut pb::Call,
+        number: impl FnOnce(&mut State, &mut pb::Call) -> T,
+    ) -> Result<(T, MutexGuard<'_, State>), NotTaken> {
         // What the numbers add is little.
         let size = call.encoded_len();
         let mut state = self.state.lock();
@@ -185,10 +211,7 @@ impl Link {
         let size = call.encoded_len();
         state.bytes += size;
         state.queue.push_back((std::mem::take(call), size));
-        let sender = state.sender.take();
-        drop(state);
-        wake(sender);
-        Ok(number)
+        Ok((number, state))
     }
 
     /// Nobody waits for this answer any more; if it was not sent, the question is not sent either.
@@ -328,6 +351,19 @@ mod tests {
         link.free(alias);
         assert!(matches!(batch(&link), Poll::Ready(Some(calls)) if calls.len() == 1));
         assert!(matches!(batch(&link), Poll::Ready(None)));
+    }
+
+    #[test]
+    fn clean_end_is_one_message() {
+        let link = link(Limits::default());
+        let alias = link.open(pb::NewRequest::default()).unwrap();
+        assert!(matches!(batch(&link), Poll::Ready(Some(calls)) if calls.len() == 1));
+        assert!(batch(&link).is_pending());
+        assert_eq!(link.close_and_free(alias), Ok(()));
+        let Poll::Ready(Some(calls)) = batch(&link) else { panic!("nothing to send") };
+        let methods: Vec<_> = calls.into_iter().map(|call| call.method.unwrap()).collect();
+        assert!(matches!(&methods[..], [Method::Shutdown(_), Method::Free(_)]), "{methods:?}");
+        assert_eq!(link.state.lock().handles, 0);
     }
 
     #[test]

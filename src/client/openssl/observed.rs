@@ -22,8 +22,10 @@ pub(super) struct Observed {
     found: Option<Offered>,
     /// Opened with the first thing that there is to tell.
     connection: Option<Connection>,
-    /// What has been told of SENT.
-    told: Told,
+    /// Whether a close_notify has gone out.
+    close_notify: bool,
+    /// Whether an alert has ended it, and the daemon knows.
+    ended: bool,
 }
 
 /// A session that came from the daemon.
@@ -32,15 +34,6 @@ struct Offered {
     /// Until the handshake is done: after a HelloRetryRequest OpenSSL asks again, and a single-use session is there once.
     data: Option<Data>,
     authenticate_time: SystemTime,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Told {
-    Open,
-    /// A close_notify is on the wire.
-    Shutdown,
-    /// SENT was set by hand.
-    Asserted,
 }
 
 /// SSL_get_shutdown(3).
@@ -64,7 +57,7 @@ const FATAL: u8 = 2;
 impl Observed {
     pub(super) fn new(shared: Arc<Shared>, server_name: &str) -> Self {
         let server_name = server_name.to_owned();
-        Self { shared, server_name, found: None, connection: None, told: Told::Open }
+        Self { shared, server_name, found: None, connection: None, close_notify: false, ended: false }
     }
 
     /// The one of this SSL, made if there is none yet.
@@ -100,7 +93,7 @@ impl Observed {
         let Some(observed) = ssl.ex_data_mut(index) else { return };
         match event {
             Event::HandshakeDone => observed.handshake_done(server, reused),
-            Event::Alert { code: CLOSE_NOTIFY, received: false, .. } => observed.close_notify_sent(),
+            Event::Alert { code: CLOSE_NOTIFY, received: false, .. } => observed.close_notify = true,
             Event::Alert { level, code, received } => {
                 // RFC 8446 section 6: the level means nothing any more.
                 let fatal = match code {
@@ -148,43 +141,33 @@ impl Observed {
         self.connection.get_or_insert_with(|| self.shared.worker.open(role, &self.server_name, resumed))
     }
 
-    fn close_notify_sent(&mut self) {
-        if let Some(connection) = &self.connection
-            && self.told != Told::Shutdown
-        {
-            connection.shutdown();
-            self.told = Told::Shutdown;
-        }
-    }
-
     fn alert(&mut self, code: u8, received: bool, server: bool, resuming: bool, flags: Flags) {
         if self.connection.is_none() && self.found.is_some() && resuming {
             self.open(server);
         }
-        self.tell(flags);
-        if let Some(connection) = &self.connection {
+        if let Some(connection) = &self.connection
+            && !self.ended
+        {
+            // What an alert ends depends on whether this side had closed.
+            match (flags.sent, self.close_notify) {
+                (true, true) => connection.shutdown(),
+                (true, false) => connection.set_shutdown(true, flags.received),
+                (false, _) => {}
+            }
             connection.alert(code, received);
+            self.ended = true;
         }
     }
 
-    /// Tells of flags that were set by hand.
-    fn tell(&mut self, flags: Flags) {
-        let Some(connection) = &self.connection else { return };
-        match (self.told, flags.sent) {
-            (Told::Open, true) => {
-                connection.set_shutdown(true, flags.received);
-                self.told = Told::Asserted;
-            }
-            (Told::Shutdown | Told::Asserted, false) => {
-                connection.set_shutdown(false, flags.received);
-                self.told = Told::Open;
-            }
+    /// The SSL is being freed with these flags. Until now the daemon was told nothing of its close: if the process had died
+    /// before, it would have died with an open connection.
+    pub(super) fn end(mut self, flags: Flags) {
+        let Some(connection) = self.connection.take() else { return };
+        match (self.ended, flags.sent, self.close_notify) {
+            (false, true, true) => connection.close(),
+            // SENT was set by hand.
+            (false, true, false) => connection.set_shutdown(true, flags.received),
             _ => {}
         }
-    }
-
-    /// The SSL is being freed with these flags.
-    pub(super) fn end(mut self, flags: Flags) {
-        self.tell(flags);
     }
 }

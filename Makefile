@@ -10,6 +10,7 @@ test:
 	tests/peers.sh
 	cargo fmt --check
 	cargo clippy --all-targets --all-features -- -D warnings
+	cargo clippy --all-targets -- -D warnings
 	cargo clippy --no-default-features --features client -- -D warnings
 	cargo clippy --no-default-features --features openssl -- -D warnings
 	cargo clippy --no-default-features --features rustls -- -D warnings

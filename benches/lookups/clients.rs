@@ -1,6 +1,6 @@
 //! Who asks: the client of this project, redis-rs, and async-memcached.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_memcached::AsciiProtocol;
 use redis::{AsyncConnectionConfig, IntoConnectionInfo, aio::MultiplexedConnection, io::tcp::TcpSettings};
@@ -74,11 +74,7 @@ async fn worker(servers: &Servers) -> Worker {
     let mut options = Options::new(endpoint, "openssl").unwrap();
     options.lookup_deadline = DEADLINE;
     let worker = Worker::connect(options);
-    let begun = Instant::now();
-    while !worker.is_attached() {
-        assert!(begun.elapsed() < Duration::from_secs(5), "the worker does not get onto its stream");
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    assert!(worker.attached(Duration::from_secs(5)).await, "the worker does not get onto its stream");
     worker
 }
 

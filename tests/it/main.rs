@@ -33,3 +33,4 @@ mod worker_engine;
 mod worker_model;
 mod worker_process;
 mod worker_scenarios;
+mod worker_tls;

@@ -288,7 +288,7 @@ fn rooms_import_only_rooms_to_their_right() {
     }
     report(
         "main → cli → daemon → rpc → connection → context → session → store; leaves: alert, \
-         cipher_suite, client_hello, clock, config, hex",
+         cipher_suite, client_hello, clock, config, hex, unix",
         broken,
     );
 }

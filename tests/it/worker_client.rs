@@ -6,11 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustls::{
-    RootCertStore,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::WebPkiClientVerifier,
-};
 use tls_sessiond::{
     client::{Connection, Found, Lookup, Options, Put, Role, Version, Worker},
     config::Config,
@@ -23,11 +18,7 @@ use tls_sessiond::{
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use crate::{
-    binary::Binary,
-    harness::TestDaemon,
-    pki::{Authority, Leaf},
-};
+use crate::{binary::Binary, harness::TestDaemon};
 
 /// What a busy machine may add to a deadline.
 const SLACK: Duration = Duration::from_secs(2);
@@ -49,7 +40,7 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
-async fn attached(options: Options) -> Worker {
+pub(crate) async fn attached(options: Options) -> Worker {
     let worker = Worker::connect(options);
     until("the worker is attached", async || worker.is_attached()).await;
     worker
@@ -64,7 +55,7 @@ fn put(session_id: &[u8]) -> Put {
 }
 
 /// A server's connection that made this session.
-fn established(worker: &Worker, session_id: &[u8]) -> Connection {
+pub(crate) fn established(worker: &Worker, session_id: &[u8]) -> Connection {
     let connection = worker.open(Role::Server, "", None);
     connection.put(put(session_id));
     connection
@@ -74,7 +65,7 @@ async fn look(worker: &Worker, session_id: &[u8]) -> Option<Found> {
     worker.lookup(Lookup::server(session_id)).await
 }
 
-async fn found(worker: &Worker, session_id: &[u8]) -> bool {
+pub(crate) async fn found(worker: &Worker, session_id: &[u8]) -> bool {
     look(worker, session_id).await.is_some()
 }
 
@@ -455,91 +446,4 @@ async fn unix_socket_is_as_good_as_a_port() {
     drop(connection);
     assert!(!found(&worker, b"a").await);
     daemon.stop().await;
-}
-
-/// What stands before a daemon on another host: ends mutual TLS, and carries bytes to the loopback.
-async fn behind_mutual_tls(daemon: &TestDaemon, authority: &Authority, leaf: &Leaf) -> SocketAddr {
-    let verifier = WebPkiClientVerifier::builder(Arc::new(trust(authority))).build().unwrap();
-    let mut config = rustls::ServerConfig::builder()
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(chain(leaf), key(leaf))
-        .unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let daemon = daemon.address.clone();
-    tokio::spawn(async move {
-        while let Ok((socket, _)) = listener.accept().await {
-            let Ok(mut near) = acceptor.accept(socket).await else { continue };
-            let mut far = tokio::net::TcpStream::connect(&daemon).await.unwrap();
-            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut near, &mut far).await });
-        }
-    });
-    address
-}
-
-fn trust(authority: &Authority) -> RootCertStore {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap()).unwrap();
-    roots
-}
-
-fn chain(leaf: &Leaf) -> Vec<CertificateDer<'static>> {
-    vec![CertificateDer::from_pem_slice(leaf.chain.as_bytes()).unwrap()]
-}
-
-fn key(leaf: &Leaf) -> PrivateKeyDer<'static> {
-    PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).unwrap()
-}
-
-#[tokio::test]
-async fn mutual_tls_lets_the_right_worker_in_and_everybody_else_misses() {
-    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
-    let daemon = TestDaemon::start().await;
-    let address = behind_mutual_tls(&daemon, &ours, &ours.leaf(&["localhost"])).await;
-    let endpoint = format!("https://localhost:{}", address.port());
-    let config = |trusted: &Authority, leaf: Option<Leaf>| {
-        let config = rustls::ClientConfig::builder().with_root_certificates(trust(trusted));
-        match leaf {
-            Some(leaf) => config.with_client_auth_cert(chain(&leaf), key(&leaf)).unwrap(),
-            None => config.with_no_client_auth(),
-        }
-    };
-    let tls = |endpoint: &str, config: &rustls::ClientConfig| {
-        let mut options = Options::over_tls(endpoint, "openssl", config).unwrap();
-        options.lookup_deadline = Duration::from_secs(20);
-        options.back_off = (Duration::from_millis(10), Duration::from_millis(50));
-        options
-    };
-
-    let right = config(&ours, Some(ours.leaf(&["worker"])));
-    let worker = attached(tls(&endpoint, &right)).await;
-    let connection = established(&worker, b"a");
-    connection.shutdown();
-    drop(connection);
-    assert!(found(&worker, b"a").await);
-
-    let wrong = [
-        ("no certificate", endpoint.clone(), config(&ours, None)),
-        (
-            "a certificate of another authority",
-            endpoint.clone(),
-            config(&ours, Some(theirs.leaf(&["worker"]))),
-        ),
-        ("a daemon of another authority", endpoint.clone(), config(&theirs, Some(ours.leaf(&["worker"])))),
-        (
-            "a daemon of another name",
-            format!("https://127.0.0.1:{}", address.port()),
-            config(&ours, Some(ours.leaf(&["worker"]))),
-        ),
-    ];
-    for (what, endpoint, config) in wrong {
-        let worker = Worker::connect(tls(&endpoint, &config));
-        assert!(!worker.attached(Duration::from_millis(300)).await, "{what}");
-        assert!(!found(&worker, b"a").await, "{what}");
-    }
-    for endpoint in ["http://localhost:1", "https://", "localhost:1", "https://a b:1"] {
-        assert!(Options::over_tls(endpoint, "openssl", &right).is_err(), "{endpoint}");
-    }
 }

@@ -15,7 +15,7 @@ use crate::{
     clock::Clock,
     config::{Config, ConfigError, Endpoint},
     context::Registry,
-    daemon::{Daemon, Error},
+    daemon::{Daemon, Error, Reload},
 };
 
 /// Exit status for a bad configuration: EX_CONFIG of sysexits.h.
@@ -47,6 +47,7 @@ First calls:
   grpcurl -plaintext 127.0.0.1:50551 describe tls.sessiond.v1.ConnectionService
   grpcurl -plaintext -unix -authority localhost /run/tls-sessiond/api.sock list
 
+SIGHUP loads the contexts of the configuration anew, their certificates included; what is wrong changes nothing.
 Exit status: 0 stopped by a signal, 1 failed while running, 2 wrong usage, 78 bad configuration.
 Logs go to stderr: text on a terminal, JSON otherwise. RUST_LOG sets the level.";
 
@@ -63,7 +64,7 @@ enum Command {
     },
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 struct Serve {
     /// The configuration file (TOML). None: built-in defaults.
     #[arg(long, value_name = "FILE", env = "TLS_SESSIOND_CONFIG")]
@@ -72,7 +73,7 @@ struct Serve {
     overrides: Overrides,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 struct Overrides {
     /// Set one key over the file and the environment; may be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
@@ -117,10 +118,24 @@ fn serve(args: &Serve) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let stop = stop_signals()?;
+        let hangup = signal(SignalKind::hangup())?;
         let daemon = Daemon::bind(&config, Clock::System)?;
         say(&greeting(&config, &daemon.endpoints()))?;
-        daemon.run(stop).await
+        let reloading = tokio::spawn(reload_at(hangup, daemon.reload(), args.clone()));
+        let ended = daemon.run(stop).await;
+        reloading.abort();
+        ended
     })
+}
+
+/// Loads contexts anew at every SIGHUP. What is wrong is said, and the daemon goes on as it was.
+async fn reload_at(mut hangup: Signal, reload: Reload, args: Serve) {
+    while hangup.recv().await.is_some() {
+        match load(args.config.clone(), &args.overrides).and_then(|config| reload.apply(&config)) {
+            Ok(contexts) => tracing::info!(contexts, "configuration loaded anew"),
+            Err(err) => tracing::error!(%err, "the new configuration is not used"),
+        }
+    }
 }
 
 fn log() {

@@ -1,4 +1,4 @@
-//! The recipe: config → contexts → table → api → ready → wait → drain.
+//! The recipe: config → contexts → table → api → ready → wait → drain, and contexts again where they are loaded anew.
 
 use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
 
@@ -6,7 +6,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::{
     clock::Clock,
-    config::{Config, ConfigError, Drain, Endpoint},
+    config::{Config, ConfigError, Endpoint},
     connection::{self, Table},
     context::Registry,
     rpc::{
@@ -37,13 +37,35 @@ pub enum Error {
     Serve(#[from] ServeError),
 }
 
+/// Brings new contexts to a daemon that runs.
+#[derive(Clone)]
+pub struct Reload {
+    table: Arc<Table>,
+    running: Arc<Config>,
+}
+
+impl Reload {
+    /// Takes the contexts of another configuration, as a whole or not at all. Connections keep what they began with. Tells
+    /// how many contexts there are.
+    ///
+    /// # Errors
+    /// What is wrong with it, or that it changes more than contexts. Nothing has changed then.
+    pub fn apply(&self, config: &Config) -> Result<usize, ConfigError> {
+        config.can_follow(&self.running)?;
+        let registry = self.table.registry().rebuild(config)?;
+        let contexts = registry.all().len();
+        self.table.swap(Arc::new(registry));
+        Ok(contexts)
+    }
+}
+
 /// A daemon that listens, and answers once it runs.
 pub struct Daemon {
+    config: Arc<Config>,
     table: Arc<Table>,
     api: Api,
     listeners: Listeners,
     signals: Signals,
-    drain: Drain,
 }
 
 impl Daemon {
@@ -57,7 +79,7 @@ impl Daemon {
         let signals = Signals::default();
         let api = Api::new(Arc::clone(&table), &config.limits, &signals)?;
         let listeners = Listeners::bind(&config.api)?;
-        Ok(Self { table, api, listeners, signals, drain: config.drain })
+        Ok(Self { config: Arc::new(config.clone()), table, api, listeners, signals })
     }
 
     /// Where it listens.
@@ -68,6 +90,11 @@ impl Daemon {
     /// Its connections.
     pub fn table(&self) -> &Arc<Table> {
         &self.table
+    }
+
+    /// What loads contexts anew while it runs.
+    pub fn reload(&self) -> Reload {
+        Reload { table: Arc::clone(&self.table), running: Arc::clone(&self.config) }
     }
 
     /// Serves until `stop` is ready; then tells health, waits for running calls, and closes what is left.
@@ -91,10 +118,10 @@ impl Daemon {
                 health.set(Serving::No).await;
                 tokio::select! {
                     result = &mut serve => result?,
-                    () = sleep(self.drain.delay) => {}
+                    () = sleep(self.config.drain.delay) => {}
                 }
                 self.signals.draining.cancel();
-                match timeout(self.drain.timeout, &mut serve).await {
+                match timeout(self.config.drain.timeout, &mut serve).await {
                     Ok(result) => result,
                     Err(_) => {
                         tracing::warn!(

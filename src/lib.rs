@@ -35,5 +35,7 @@ pub mod config; // file, environment and command line in, a valid Config out
 #[cfg(any(feature = "daemon", feature = "client"))]
 mod hex; // ids as the API writes them
 pub mod proto; // the generated contract
+#[cfg(feature = "daemon")]
+mod sync; // what the core locks and counts with
 #[cfg(any(feature = "daemon", feature = "client"))]
 mod unix; // a Unix socket that wakes nobody for nothing

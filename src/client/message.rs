@@ -40,8 +40,8 @@ pub struct Lookup {
     pub role: Role,
     /// Server: what the peer offers. Client: one session by its id, or empty.
     pub session_id: Vec<u8>,
-    /// Client: whom it resumes with; the newest session answers. With an id it is compared where it is not
-    /// empty.
+    /// Server: the SNI that the peer sends, or empty. Client: whom it speaks with; without an id the newest session
+    /// answers. Always compared with the name that the session was made under.
     pub server_name: String,
     /// As it was put: whatever else must agree, at most 1 KiB.
     pub binding: Vec<u8>,

@@ -30,7 +30,7 @@ impl ConfigError {
 }
 
 /// A valid configuration.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// Where the API is served.
     pub api: Vec<Endpoint>,
@@ -68,6 +68,10 @@ pub struct Limits {
     pub plaintext_buffer: usize,
     /// Most concurrent calls of one HTTP/2 connection.
     pub streams: u32,
+    /// Most sessions in all caches together.
+    pub sessions: usize,
+    /// Most bytes in all caches together.
+    pub session_bytes: usize,
 }
 
 /// How the daemon stops.
@@ -198,7 +202,8 @@ pub struct ContextConfig {
 
 /// The longest idle time-out and the longest session time-out (RFC 8446 section 4.6.1), in seconds.
 pub const IDLE_TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
-const SESSION_TIMEOUT_MAX: Duration = Duration::from_secs(604_800);
+/// Longest life of a session after its authentication: seven days (RFC 8446 section 4.6.1).
+pub const SESSION_TIMEOUT_MAX: Duration = Duration::from_secs(604_800);
 
 impl Config {
     /// Reads and checks the configuration. Opens no file but the configuration itself.
@@ -235,6 +240,8 @@ impl Config {
             message: check.size("limits.message", &raw.limits.message)?,
             plaintext_buffer: check.size("limits.plaintext_buffer", &raw.limits.plaintext_buffer)?,
             streams: check.at_least_one("limits.streams", raw.limits.streams)?,
+            sessions: check.at_least_one("limits.sessions", raw.limits.sessions)?,
+            session_bytes: check.size("limits.session_bytes", &raw.limits.session_bytes)?,
         };
         let drain = Drain {
             delay: check.duration("drain.delay", &raw.drain.delay)?,
@@ -274,6 +281,25 @@ impl Config {
     /// Never: a test holds the defaults valid.
     pub fn defaults() -> Self {
         Self::load(None, std::iter::empty(), &[]).expect("the defaults are valid")
+    }
+
+    /// Whether this may follow `running` without a restart: only contexts may differ.
+    ///
+    /// # Errors
+    /// The first section that differs and cannot change while the daemon runs.
+    pub fn can_follow(&self, running: &Self) -> Result<(), ConfigError> {
+        let fixed = [
+            ("listen.api", self.api == running.api),
+            ("limits", self.limits == running.limits),
+            ("drain", self.drain == running.drain),
+        ];
+        match fixed.into_iter().find(|(_, same)| !same) {
+            None => Ok(()),
+            Some((key, _)) => Err(ConfigError::plain(format!(
+                "{key} differs from what the daemon runs with; that wants a restart, and nothing of the new \
+                 configuration is used before"
+            ))),
+        }
     }
 
     /// An error about a key of the context at `place`, found when its files were opened.

@@ -26,11 +26,20 @@ pub(super) struct Limits {
     pub(super) message: String,
     pub(super) plaintext_buffer: String,
     pub(super) streams: u32,
+    pub(super) sessions: usize,
+    pub(super) session_bytes: String,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 100_000, message: "4MiB".into(), plaintext_buffer: "1MiB".into(), streams: 1_000 }
+        Self {
+            connections: 100_000,
+            message: "4MiB".into(),
+            plaintext_buffer: "1MiB".into(),
+            streams: 1_000,
+            sessions: 1_000_000,
+            session_bytes: "1GiB".into(),
+        }
     }
 }
 

@@ -59,7 +59,7 @@ impl Connection {
         let established = self.state == State::Established;
         let removed = self.leave_family();
         if established || self.attached.is_none() {
-            self.pin = self.attached.as_ref().map(|session| session.version);
+            self.pin = self.attached.as_ref().map(|session| session.kind().version);
         }
         self.choice = Choice::Free;
         self.shutdown = Shutdown::default();
@@ -84,11 +84,7 @@ impl Connection {
             self.family.release();
             return Vec::new();
         }
-        let removed = self.condemn(RemovalReason::Unclosed);
-        for _ in &removed {
-            self.context.stats.unclosed.count();
-        }
-        removed
+        self.condemn(RemovalReason::Unclosed)
     }
 
     /// Removes the family and what is attached, whatever the flags say.

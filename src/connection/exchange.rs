@@ -16,7 +16,6 @@ use crate::{
     context::identity::identity,
     session::{
         Format, NewSession, RemovalReason, Role, Session, SessionId, Terms, Version,
-        cache::Miss,
         resumption::{Made, Resumption},
     },
 };
@@ -131,11 +130,11 @@ impl Connection {
     fn session_to_offer(&self, now: Timestamp) -> Option<Arc<Session>> {
         let cache = &self.context.client_cache;
         let terms = self.terms(self.server_name());
-        let attached = self.attached.as_ref().and_then(|session| cache.find(&session.id, &terms, now).ok());
+        let attached = self.attached.as_ref().and_then(|session| cache.find(session.id(), &terms, now).ok());
         match (attached, self.choice) {
             (Some(session), _) => Some(session),
             (None, Choice::Named) => None,
-            (None, Choice::Free) => cache.newest(self.server_name(), &terms, now),
+            (None, Choice::Free) => cache.newest(&terms, now),
         }
     }
 
@@ -145,7 +144,7 @@ impl Connection {
             Some(pin) => std::slice::from_ref(pin),
             None => &self.context.versions,
         };
-        Terms { format: &Format::Rustls, binding: &[], versions, server_name: Some(server_name) }
+        Terms { format: &Format::Rustls, binding: &[], versions, server_name }
     }
 
     fn read(&mut self, ciphertext: &[u8], now: Timestamp, output: &mut Output) -> Result<Option<End>, Error> {
@@ -175,7 +174,7 @@ impl Connection {
         let found = if self.context.options.no_session_cache { None } else { self.lookup(offer, now) };
         // Each resumption spends a ticket and needs one in return (OpenSSL's SSL_CTX_set_num_tickets(3)).
         let tickets = match &found {
-            Some(session) if session.version == Version::Tls13 => self.context.tickets.min(1),
+            Some(session) if session.kind().version == Version::Tls13 => self.context.tickets.min(1),
             _ => self.context.tickets,
         };
         let resumption = Arc::new(Resumption::new(!self.context.options.no_session_cache));
@@ -202,10 +201,8 @@ impl Connection {
                 Err(miss) => last = Some(miss),
             }
         }
-        match last {
-            Some(Miss::Unknown | Miss::Scope) => self.context.stats.misses.count(),
-            Some(Miss::Expired) => self.context.stats.timeouts.count(),
-            None => {}
+        if let Some(miss) = last {
+            self.context.stats.misses.count(miss);
         }
         None
     }
@@ -235,13 +232,13 @@ impl Connection {
     fn resumed(&mut self) {
         self.agreed.reused = true;
         let Some(session) = self.offered.clone() else { return };
-        self.agreed.peer.clone_from(&session.peer);
-        self.agreed.authenticated = session.authenticated;
+        self.agreed.peer.clone_from(&session.kind().peer);
+        self.agreed.authenticated = session.authenticated();
         if self.role == Role::Server {
             self.context.stats.hits.count();
         }
         // A ticket is spent; a TLS 1.2 session is shared by all who resume it.
-        if session.version == Version::Tls12 {
+        if session.kind().version == Version::Tls12 {
             self.attached = Some(Arc::clone(&session));
             self.family.join(session);
         }
@@ -296,7 +293,7 @@ impl Connection {
                     format: Format::Rustls,
                     binding: [].into(),
                     single_use: version == Version::Tls13,
-                    context: Arc::clone(&self.context.name),
+                    account: Arc::clone(&self.context.stats),
                     peer: self.agreed.peer.clone(),
                     authenticated: self.agreed.authenticated,
                     timeout: self.context.session_timeout,

@@ -48,8 +48,8 @@ impl Family {
         let mut removed = Vec::new();
         for session in self.0.drain(..) {
             session.release();
-            if cache.withdraw(&session) {
-                removed.push(Removed { id: session.id.clone(), reason });
+            if cache.withdraw(&session, reason) {
+                removed.push(Removed { id: session.id().clone(), reason });
             }
         }
         removed

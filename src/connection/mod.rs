@@ -31,7 +31,7 @@ use crate::{
     clock::Timestamp,
     config::ClosePolicy,
     context::Context,
-    session::{PeerIdentity, Role, Session, Version},
+    session::{PeerIdentity, Role, Session, Version, journal::Departure},
 };
 
 mod close;
@@ -140,6 +140,8 @@ pub enum Named {
     Nothing,
     /// A session that is not there, or not any more.
     Gone,
+    /// A single-use session of this scope, which was handed out.
+    HandedOut(Departure),
     /// A session of this scope.
     Session(Arc<Session>),
 }
@@ -299,9 +301,10 @@ impl Connection {
     /// The session was made with another server, a handshake is running, or the connection has failed.
     pub fn set_session(&mut self, named: Named) -> Result<Vec<Removed>, Error> {
         let resumed = self.engine_kind == EngineKind::Worker && !matches!(named, Named::Nothing);
-        let session = match named {
-            Named::Session(session) => Some(session),
-            Named::Nothing | Named::Gone => None,
+        let (session, handed_out) = match named {
+            Named::Session(session) => (Some(session), None),
+            Named::HandedOut(departure) => (None, Some(departure)),
+            Named::Nothing | Named::Gone => (None, None),
         };
         match self.state {
             State::Handshaking => return Err(Error::HandshakeRunning),
@@ -309,7 +312,7 @@ impl Connection {
             State::Before | State::Established => {}
         }
         if let (Some(session), Some((name, _))) = (&session, &self.target)
-            && session.server_name != *name
+            && session.kind().server_name != *name
         {
             return Err(Error::SessionOutOfScope);
         }
@@ -318,13 +321,16 @@ impl Connection {
         let removed = if same && self.state == State::Established { Vec::new() } else { self.leave_family() };
         // A context may share the cache of one that speaks other versions. Such a session cannot be offered; what a
         // worker says that it has resumed, it has.
-        let session = session.filter(|session| resumed || self.context.versions.contains(&session.version));
+        let session =
+            session.filter(|session| resumed || self.context.versions.contains(&session.kind().version));
         // One of the family that has just been removed is gone like any other.
-        let session = session.filter(|session| !removed.iter().any(|removed| removed.id == session.id));
+        let session = session.filter(|session| !removed.iter().any(|removed| removed.id == *session.id()));
         if resumed {
-            self.resumed_by_worker(session.as_ref());
+            let held = session.as_ref().map(|session| (session.kind(), session.authenticated()));
+            let gone = handed_out.as_ref().map(|departure| (&departure.kind, departure.authenticated));
+            self.resumed_by_worker(held.or(gone));
         } else {
-            self.pin = session.as_ref().map(|session| session.version);
+            self.pin = session.as_ref().map(|session| session.kind().version);
             self.choice = Choice::Named;
         }
         if self.state == State::Established

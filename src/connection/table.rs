@@ -12,6 +12,7 @@ use std::{
     task::Waker,
 };
 
+use arc_swap::{ArcSwap, Guard};
 use dashmap::DashMap;
 use parking_lot::Mutex;
 
@@ -19,7 +20,7 @@ use super::{Connection, ConnectionId, Error, Input, Named, Output, Plan, Removed
 use crate::{
     clock::{Clock, Timestamp},
     context::{Context, Registry},
-    session::{Role, SessionId},
+    session::{RemovalReason, Role, SessionId, cache::Known},
 };
 
 /// Connections by id.
@@ -28,7 +29,7 @@ pub struct Table {
     live: DashMap<ConnectionId, Arc<Held>>,
     count: AtomicUsize,
     connections_max: usize,
-    registry: Arc<Registry>,
+    registry: ArcSwap<Registry>,
     clock: Clock,
 }
 
@@ -77,6 +78,7 @@ pub struct Cursor {
 impl Table {
     /// An empty table, for at most `connections_max` connections.
     pub fn new(registry: Arc<Registry>, clock: Clock, connections_max: usize) -> Self {
+        let registry = ArcSwap::new(registry);
         Self { live: DashMap::new(), count: AtomicUsize::new(0), connections_max, registry, clock }
     }
 
@@ -267,9 +269,17 @@ impl Table {
         oldest.into_sorted_vec()
     }
 
-    /// The contexts it makes connections from.
-    pub fn registry(&self) -> &Arc<Registry> {
-        &self.registry
+    /// The contexts it makes connections from, as they are now.
+    pub fn registry(&self) -> Guard<Arc<Registry>> {
+        self.registry.load()
+    }
+
+    /// Makes connections from other contexts from now on. Running connections keep what they began with.
+    pub fn swap(&self, registry: Arc<Registry>) {
+        // Nobody finds the new ones before they are what they shall be.
+        registry.follow(&self.registry.load());
+        let before = self.registry.swap(registry);
+        before.retire(&self.registry.load());
     }
 
     /// Its time.
@@ -300,10 +310,14 @@ impl Table {
     }
 
     fn resolve(&self, context: &Context, role: Role, id: &SessionId, now: Timestamp) -> Result<Named, Error> {
-        if let Some(session) = context.cache(role).peek(id, now) {
-            return Ok(Named::Session(session));
+        match context.cache(role).explain(id, now) {
+            Known::Held(session, None) => return Ok(Named::Session(session)),
+            Known::Departed(departure) if departure.reason == RemovalReason::Taken => {
+                return Ok(Named::HandedOut(departure));
+            }
+            Known::Held(_, Some(_)) | Known::Departed(_) | Known::Nothing => {}
         }
-        match self.registry.caches().any(|cache| cache.peek(id, now).is_some()) {
+        match self.registry().caches().any(|cache| cache.peek(id, now).is_some()) {
             true => Err(Error::SessionOutOfScope),
             false => Ok(Named::Gone),
         }

@@ -6,13 +6,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use zeroize::Zeroizing;
-
 use super::{Alert, Connection, EngineKind, Error, Removed, Shutdown, State};
 use crate::{
     clock::Timestamp,
     session::{
-        Format, NewSession, PeerIdentity, RemovalReason, Role, Secret, Session, SessionId, Version,
+        Format, Kind, NewSession, PeerIdentity, RemovalReason, Role, Secret, Session, SessionId, Version,
         cache::NotStored,
     },
 };
@@ -22,7 +20,7 @@ pub struct Put {
     /// Server: what a peer will offer. Client: none, the cache gives one.
     pub id: Option<SessionId>,
     /// The library's encoding.
-    pub data: Zeroizing<Vec<u8>>,
+    pub secret: Secret,
     /// Who can read it.
     pub format: Format,
     /// Whatever else must agree to resume it.
@@ -52,6 +50,8 @@ pub enum NotKept {
     Resumed,
     /// The connection has made as many as one may.
     TooMany,
+    /// The connection resumed a session that the daemon knows nothing of, and nobody says when its peers authenticated.
+    AuthenticationUnknown,
     /// The cache did not take it.
     Cache(NotStored),
 }
@@ -71,15 +71,17 @@ impl Connection {
             Some((name, _)) if put.server_name.is_empty() => Arc::clone(name),
             _ => put.server_name.into(),
         };
-        let authenticated = match (put.authenticated, self.agreed.reused) {
-            (Some(told), _) => told,
-            (None, true) if self.agreed.authenticated != Timestamp::default() => self.agreed.authenticated,
-            (None, _) => now,
+        let known = Some(self.agreed.authenticated).filter(|&known| known != Timestamp::default());
+        // A resumption authenticates nobody anew, whatever its worker says.
+        let authenticated = match (put.authenticated, known) {
+            (Some(told), Some(known)) if self.agreed.reused => Some(told.min(known)),
+            (None, known) if self.agreed.reused => known,
+            (told, _) => Some(told.unwrap_or(now)),
         };
         let peer = put.peer.map(Arc::new);
         self.agreed.version = Some(put.version);
         self.agreed.cipher_suite = put.cipher_suite.into();
-        self.agreed.authenticated = authenticated;
+        self.agreed.authenticated = authenticated.unwrap_or_default();
         if peer.is_some() {
             self.agreed.peer.clone_from(&peer);
         }
@@ -95,6 +97,9 @@ impl Connection {
         if self.family.len() >= FAMILY_MAX {
             return Ok(Err(NotKept::TooMany));
         }
+        let Some(authenticated) = authenticated else {
+            return Ok(Err(NotKept::AuthenticationUnknown));
+        };
         let stored = self.context.cache(self.role).put(
             NewSession {
                 id: put.id,
@@ -104,13 +109,13 @@ impl Connection {
                 format: put.format,
                 binding: put.binding,
                 single_use: put.single_use,
-                context: Arc::clone(&self.context.name),
+                account: Arc::clone(&self.context.stats),
                 peer: self.agreed.peer.clone(),
                 authenticated,
                 timeout: put
                     .timeout
                     .map_or(self.context.session_timeout, |t| t.min(self.context.session_timeout)),
-                secret: Secret::Worker(put.data),
+                secret: put.secret,
             },
             now,
         );
@@ -121,18 +126,19 @@ impl Connection {
         Ok(stored.map_err(NotKept::Cache))
     }
 
-    /// A handshake is finished, and resumed a session; one that is gone was handed out for it.
-    pub(super) fn resumed_by_worker(&mut self, session: Option<&Arc<Session>>) {
+    /// A handshake is finished, and resumed a session. What is known of it holds for the connection: a single-use one has left
+    /// the cache, and the journal knows.
+    pub(super) fn resumed_by_worker(&mut self, session: Option<(&Arc<Kind>, Timestamp)>) {
         self.establish();
         self.agreed.reused = true;
         self.context.stats.hits.count();
-        if let Some(session) = session {
-            self.agreed.version = Some(session.version);
-            self.agreed.cipher_suite = session.cipher_suite.clone();
-            self.agreed.peer.clone_from(&session.peer);
-            self.agreed.authenticated = session.authenticated;
+        if let Some((kind, authenticated)) = session {
+            self.agreed.version = Some(kind.version);
+            self.agreed.cipher_suite = kind.cipher_suite.clone();
+            self.agreed.peer.clone_from(&kind.peer);
+            self.agreed.authenticated = authenticated;
             if self.role == Role::Server {
-                self.agreed.server_name = Some(Arc::clone(&session.server_name));
+                self.agreed.server_name = Some(Arc::clone(&kind.server_name));
             }
         }
     }

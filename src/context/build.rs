@@ -22,7 +22,7 @@ use super::{
 use crate::{
     cipher_suite::iana_name,
     config::{ClientAuth, ContextConfig, Offering, Trust, Version},
-    session::{Cache, Role, stats::HandshakeStats},
+    session::{Role, cache::Plan},
     store::memory::Limits,
 };
 
@@ -48,7 +48,10 @@ pub(super) struct ClientTrust {
 pub(super) fn build(config: &ContextConfig, shared: &mut Interned) -> Result<Context, Refusal> {
     let provider = Arc::new(provider(config)?);
     let certificates = load(&config.certificates, "certificate", &provider)?;
-    let certificates = if config.self_made { vec![self_made(&provider)?] } else { certificates };
+    let certificates = match config.self_made {
+        true => vec![shared.self_made(|| self_made(&provider))?],
+        false => certificates,
+    };
     let client_certificates = load(&config.client_certificates, "client_certificates", &provider)?;
     let roots = roots(config, &certificates)?;
 
@@ -61,12 +64,13 @@ pub(super) fn build(config: &ContextConfig, shared: &mut Interned) -> Result<Con
 
     let server_scope = server_scope(config, &certificates, &roots);
     let client_scope = client_scope(config, &client_certificates, &roots);
-    let limits = Limits {
-        entries_max: config.cache_entries_max,
-        bytes_max: config.cache_bytes_max,
-        value_bytes_max: config.session_bytes_max,
+    let plan = |role| Plan {
+        role,
+        offering: config.offering,
+        limits: Limits { entries_max: config.cache_entries_max, bytes_max: config.cache_bytes_max },
+        session_bytes_max: config.session_bytes_max,
+        session_id_context: &config.session_id_context,
     };
-    let cache = |role| Cache::new(role, config.offering, limits);
 
     Ok(Context {
         name: config.name.as_str().into(),
@@ -88,13 +92,13 @@ pub(super) fn build(config: &ContextConfig, shared: &mut Interned) -> Result<Con
         certificate_ends: certificates.iter().chain(&client_certificates).map(|held| held.not_after).min(),
         server: server(config, certificates, &roots, &provider, &versions)?,
         client: client(config, client_certificates, &roots, &provider, &versions, client_scope, shared)?,
-        server_cache: shared.cache(server_scope, limits, || cache(Role::Server))?,
-        client_cache: shared.cache(client_scope, limits, || cache(Role::Client))?,
+        server_cache: shared.cache(server_scope, &plan(Role::Server))?,
+        client_cache: shared.cache(client_scope, &plan(Role::Client))?,
         scope: ScopeBuilder::new("context")
             .field(server_scope.as_bytes())
             .field(client_scope.as_bytes())
             .finish(),
-        stats: HandshakeStats::default(),
+        stats: shared.account(&config.name),
     })
 }
 

@@ -21,7 +21,7 @@ pub fn identity(der: &[u8]) -> Arc<PeerIdentity> {
         identity.not_after = not_after(&certificate);
         for name in alternative_names(&certificate) {
             match name {
-                GeneralName::DNSName(name) => identity.dns_names.push((*name).to_owned()),
+                GeneralName::DNSName(name) => identity.dns_names.push(name.to_ascii_lowercase()),
                 GeneralName::URI(uri) => identity.uris.push((*uri).to_owned()),
                 _ => {}
             }

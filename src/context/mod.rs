@@ -13,7 +13,7 @@ use rustls::{ClientConfig, ServerConfig};
 use crate::{
     clock::Timestamp,
     config::{ClosePolicy, Options, Version},
-    session::{Cache, Role, stats::HandshakeStats},
+    session::{Cache, Role, stats::Account},
 };
 
 mod build;
@@ -63,7 +63,7 @@ pub struct Context {
     /// Who may resume: both roles in one.
     pub scope: Scope,
     /// What happened on its connections.
-    pub stats: HandshakeStats,
+    pub stats: Arc<Account>,
 }
 
 impl Context {

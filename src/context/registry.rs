@@ -5,20 +5,38 @@ use std::{collections::HashMap, sync::Arc};
 use super::{
     Context,
     build::{self, ClientTrust, Refusal},
+    credentials::Credential,
     scope::Scope,
 };
 use crate::{
     clock::Timestamp,
     config::{Config, ConfigError},
-    session::Cache,
+    session::{Cache, Role, cache::Plan, ledger::Ledger, stats::Account},
     store::memory::Limits,
 };
 
 /// All contexts of the daemon.
-#[derive(Debug)]
 pub struct Registry {
     contexts: Vec<Arc<Context>>,
-    caches: Vec<Arc<Cache>>,
+    by_name: HashMap<Arc<str>, usize>,
+    caches: HashMap<Scope, Kept>,
+    trust: HashMap<Scope, ClientTrust>,
+    self_made: Option<Credential>,
+    ledger: Arc<Ledger>,
+}
+
+/// A cache, and how much it shall hold.
+#[derive(Clone, Debug)]
+struct Kept {
+    cache: Arc<Cache>,
+    limits: Limits,
+    session_bytes_max: usize,
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").field("contexts", &self.contexts).finish_non_exhaustive()
+    }
 }
 
 impl Registry {
@@ -27,20 +45,77 @@ impl Registry {
     /// # Errors
     /// The first thing that is wrong, with its key and where that stands.
     pub fn build(config: &Config) -> Result<Self, ConfigError> {
-        let mut shared = Interned::default();
+        let total = Limits { entries_max: config.limits.sessions, bytes_max: config.limits.session_bytes };
+        let registry = Self::make(config, Interned::new(Arc::new(Ledger::new(total))))?;
+        registry.share();
+        Ok(registry)
+    }
+
+    /// The same, to follow this one. Scopes that stay keep their caches. Nothing changes before [`Self::follow`].
+    ///
+    /// # Errors
+    /// As [`Self::build`].
+    pub fn rebuild(&self, config: &Config) -> Result<Self, ConfigError> {
+        let mut shared = Interned::new(Arc::clone(&self.ledger));
+        shared.before = self.caches.clone();
+        shared.trust_before = self.trust.clone();
+        shared.self_made.clone_from(&self.self_made);
+        shared.accounts = self.contexts.iter().map(|context| Arc::clone(&context.stats)).collect();
+        Self::make(config, shared)
+    }
+
+    fn make(config: &Config, mut shared: Interned) -> Result<Self, ConfigError> {
         let mut contexts = Vec::with_capacity(config.contexts.len());
         for (place, context) in config.contexts.iter().enumerate() {
             let context = build::build(context, &mut shared)
                 .map_err(|refusal| config.context_error(place, refusal.key, refusal.why))?;
             contexts.push(Arc::new(context));
         }
-        let caches = shared.caches.into_values().map(|(_, cache)| cache).collect();
-        Ok(Self { contexts, caches })
+        let by_name =
+            contexts.iter().enumerate().map(|(place, context)| (Arc::clone(&context.name), place)).collect();
+        let Interned { caches, trust, self_made, ledger, .. } = shared;
+        Ok(Self { contexts, by_name, caches, trust, self_made, ledger })
+    }
+
+    /// Begins to be what connections are made from, after another: caches get their sizes, and new ones the revocations
+    /// of those that they take the place of.
+    pub fn follow(&self, before: &Self) {
+        for (scope, kept) in &self.caches {
+            if before.caches.contains_key(scope) {
+                kept.cache.resize(kept.limits, kept.session_bytes_max);
+            }
+        }
+        for context in &self.contexts {
+            for role in [Role::Server, Role::Client] {
+                let cache = context.cache(role);
+                let of_that_name = before.get(&context.name).map(|before| before.cache(role));
+                // Of one that is in neither, a worker may carry over sessions of any context.
+                let from: Vec<_> = match of_that_name {
+                    Some(old) => vec![old],
+                    None => before.caches().collect(),
+                };
+                from.into_iter().filter(|old| !Arc::ptr_eq(old, cache)).for_each(|old| cache.inherit(old));
+            }
+        }
+        self.share();
+    }
+
+    /// Ends to be what connections are made from: caches that the next one does not have are closed.
+    pub fn retire(&self, after: &Self) {
+        for (scope, kept) in &self.caches {
+            if !after.caches.contains_key(scope) {
+                kept.cache.close();
+            }
+        }
+    }
+
+    fn share(&self) {
+        self.ledger.budget.share(self.caches());
     }
 
     /// The context of this name.
     pub fn get(&self, name: &str) -> Option<&Arc<Context>> {
-        self.contexts.iter().find(|context| &*context.name == name)
+        self.contexts.get(*self.by_name.get(name)?)
     }
 
     /// All contexts in the order of the configuration.
@@ -49,8 +124,13 @@ impl Registry {
     }
 
     /// Every cache once, though contexts share some.
-    pub fn caches(&self) -> impl Iterator<Item = &Arc<Cache>> {
-        self.caches.iter()
+    pub fn caches(&self) -> impl Iterator<Item = &Arc<Cache>> + Clone {
+        self.caches.values().map(|kept| &kept.cache)
+    }
+
+    /// What its caches have in common.
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
     }
 
     /// Drops expired sessions from every cache.
@@ -60,22 +140,39 @@ impl Registry {
 }
 
 /// What contexts of the same scope hold in common.
-#[derive(Default)]
 pub(super) struct Interned {
-    caches: HashMap<Scope, (Limits, Arc<Cache>)>,
+    caches: HashMap<Scope, Kept>,
     trust: HashMap<Scope, ClientTrust>,
+    ledger: Arc<Ledger>,
+    /// Of the registry that this one follows.
+    before: HashMap<Scope, Kept>,
+    trust_before: HashMap<Scope, ClientTrust>,
+    self_made: Option<Credential>,
+    accounts: Vec<Arc<Account>>,
 }
 
 impl Interned {
+    fn new(ledger: Arc<Ledger>) -> Self {
+        Self {
+            caches: HashMap::new(),
+            trust: HashMap::new(),
+            ledger,
+            before: HashMap::new(),
+            trust_before: HashMap::new(),
+            self_made: None,
+            accounts: Vec::new(),
+        }
+    }
+
     /// The cache of a scope. Contexts that share one must agree on its size.
-    pub(super) fn cache(
-        &mut self,
-        scope: Scope,
-        limits: Limits,
-        make: impl FnOnce() -> Cache,
-    ) -> Result<Arc<Cache>, Refusal> {
-        let (agreed, cache) = self.caches.entry(scope).or_insert_with(|| (limits, Arc::new(make())));
-        if *agreed != limits {
+    pub(super) fn cache(&mut self, scope: Scope, plan: &Plan<'_>) -> Result<Arc<Cache>, Refusal> {
+        let Plan { limits, session_bytes_max, .. } = *plan;
+        let kept = self.caches.entry(scope).or_insert_with(|| {
+            let before = self.before.get(&scope).map(|before| Arc::clone(&before.cache));
+            let cache = before.unwrap_or_else(|| Arc::new(Cache::new(plan, &self.ledger)));
+            Kept { cache, limits, session_bytes_max }
+        });
+        if (kept.limits, kept.session_bytes_max) != (limits, session_bytes_max) {
             return Err(Refusal {
                 key: "cache_entries_max",
                 why:
@@ -84,11 +181,29 @@ impl Interned {
                         .into(),
             });
         }
-        Ok(Arc::clone(cache))
+        Ok(Arc::clone(&kept.cache))
     }
 
     /// What every client context of a scope must hold by the same address.
     pub(super) fn trust(&mut self, scope: Scope, made: ClientTrust) -> ClientTrust {
-        self.trust.entry(scope).or_insert(made).clone()
+        let held = self.trust_before.get(&scope).cloned().unwrap_or(made);
+        self.trust.entry(scope).or_insert(held).clone()
+    }
+
+    /// The certificate that the daemon makes for itself, once.
+    pub(super) fn self_made(
+        &mut self,
+        make: impl FnOnce() -> Result<Credential, Refusal>,
+    ) -> Result<Credential, Refusal> {
+        match &self.self_made {
+            Some(made) => Ok(made.clone()),
+            None => Ok(self.self_made.insert(make()?).clone()),
+        }
+    }
+
+    /// The account of a context, as it was before.
+    pub(super) fn account(&self, name: &str) -> Arc<Account> {
+        let before = self.accounts.iter().find(|account| &*account.name == name);
+        before.map_or_else(|| Arc::new(Account::new(name)), Arc::clone)
     }
 }

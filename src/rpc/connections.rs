@@ -13,6 +13,7 @@ use super::{
     listen::Peer,
     page::Pages,
     request_ids::RequestIds,
+    sessions::context,
     status::{BYTES_MAX, Refusal},
 };
 use crate::{
@@ -68,11 +69,9 @@ impl Opener {
                 Some(wanted)
             }
         };
-        let name = or_default(&request.context);
-        let context =
-            self.table.registry().get(name).ok_or_else(|| Refusal::ContextNotFound(name.to_owned()))?;
+        let context = Arc::clone(context(&self.table.registry(), &request.context)?);
         Ok(Plan {
-            context: Arc::clone(context),
+            context,
             role,
             engine,
             server_name: request.server_name.clone(),

@@ -4,11 +4,7 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{
-    connections::{answer, or_default},
-    convert,
-    status::Refusal,
-};
+use super::{connections::answer, convert, sessions::context};
 use crate::{
     clock::Timestamp,
     connection::Table,
@@ -37,11 +33,12 @@ impl ContextService for Contexts {
         &self,
         request: Request<pb::GetContextRequest>,
     ) -> Result<Response<pb::GetContextResponse>, Status> {
-        let name = or_default(&request.get_ref().name);
+        let name = &request.get_ref().name;
         let uptime = self.table.now().since(self.started);
-        answer(match self.table.registry().get(name) {
-            Some(context) => Ok(pb::GetContextResponse { context: Some(convert::context(context, uptime)) }),
-            None => Err(Refusal::ContextNotFound(name.to_owned())),
-        })
+        let registry = self.table.registry();
+        answer(
+            context(&registry, name)
+                .map(|context| pb::GetContextResponse { context: Some(convert::context(context, uptime)) }),
+        )
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     connection::{self, ConnectionId, EngineKind, Evidence, Removed, Shutdown, State},
     context::Context,
     hex, proto as pb,
-    session::{PeerIdentity, RemovalReason, Role, Session, SessionId, Version},
+    session::{Facts, PeerIdentity, RemovalReason, Role, Session, SessionId, Version, cache::Miss},
 };
 
 pub(super) fn connection_id(text: &str) -> Result<ConnectionId, Refusal> {
@@ -23,7 +23,7 @@ pub(super) fn session_id(text: &str) -> Result<Option<SessionId>, Refusal> {
     if text.is_empty() {
         return Ok(None);
     }
-    hex::read(text).and_then(SessionId::owned).map(Some).ok_or(Refusal::SessionIdMalformed)
+    hex::read(text).and_then(|bytes| SessionId::new(&bytes)).map(Some).ok_or(Refusal::SessionIdMalformed)
 }
 
 pub(super) fn role(value: i32) -> Result<Role, Refusal> {
@@ -69,7 +69,7 @@ pub(super) fn connection(from: &connection::Connection, expires: Timestamp) -> p
         alpn: from.alpn().into(),
         server_name: from.server_name().into(),
         session_reused: from.session_reused(),
-        session_id: from.session().map(|session| hex::string(session.id.as_bytes())).unwrap_or_default(),
+        session_id: from.session().map(|session| hex::string(session.id().as_bytes())).unwrap_or_default(),
         peer: from.peer().map(|peer| identity(peer)),
         create_time: Some(timestamp(from.created())),
         expire_time: Some(timestamp(expires)),
@@ -78,21 +78,48 @@ pub(super) fn connection(from: &connection::Connection, expires: Timestamp) -> p
 }
 
 pub(super) fn session(from: &Session) -> pb::Session {
+    facts(from.facts(), from.open_connections(), from.secret().len())
+}
+
+pub(super) fn facts(from: &Facts, open_connections: u32, data_bytes: usize) -> pb::Session {
+    let kind = &from.kind;
     pb::Session {
         id: hex::string(from.id.as_bytes()),
-        context: from.context.to_string(),
-        role: role_value(from.role).into(),
-        version: version_value(Some(from.version)),
-        cipher_suite: from.cipher_suite.to_string(),
-        server_name: from.server_name.to_string(),
-        peer: from.peer.as_deref().map(identity),
-        single_use: from.single_use,
-        format: from.format.name().into(),
-        create_time: Some(timestamp(from.created)),
+        context: kind.account.name.to_string(),
+        role: role_value(kind.role).into(),
+        version: version_value(Some(kind.version)),
+        cipher_suite: kind.cipher_suite.to_string(),
+        server_name: kind.server_name.to_string(),
+        peer: kind.peer.as_deref().map(identity),
+        single_use: kind.single_use,
+        format: kind.format.name().into(),
+        create_time: Some(timestamp(from.created())),
         authenticate_time: Some(timestamp(from.authenticated)),
-        expire_time: Some(timestamp(from.expires)),
-        open_connections: from.open_connections(),
-        data_bytes: u32::try_from(from.secret().len()).unwrap_or(u32::MAX),
+        expire_time: Some(timestamp(from.expires())),
+        open_connections,
+        data_bytes: u32::try_from(data_bytes).unwrap_or(u32::MAX),
+    }
+}
+
+pub(super) fn removal_reason(from: RemovalReason) -> pb::RemovalReason {
+    match from {
+        RemovalReason::Unclosed => pb::RemovalReason::Unclosed,
+        RemovalReason::FatalAlert => pb::RemovalReason::FatalAlert,
+        RemovalReason::Expired => pb::RemovalReason::Expired,
+        RemovalReason::CacheFull => pb::RemovalReason::CacheFull,
+        RemovalReason::Taken => pb::RemovalReason::Taken,
+        RemovalReason::Removed => pb::RemovalReason::Removed,
+        RemovalReason::Revoked => pb::RemovalReason::Revoked,
+    }
+}
+
+pub(super) fn miss_reason(from: Miss) -> pb::MissReason {
+    match from {
+        Miss::Unknown => pb::MissReason::Unknown,
+        Miss::Expired => pb::MissReason::Expired,
+        Miss::Removed => pb::MissReason::Removed,
+        Miss::Scope => pb::MissReason::Scope,
+        Miss::Revoked => pb::MissReason::Revoked,
     }
 }
 
@@ -123,11 +150,23 @@ pub(super) fn context(from: &Context, uptime: Duration) -> pb::Context {
             connect: stats.connect.get(),
             connect_good: stats.connect_good.get(),
             hits: stats.hits.get(),
-            misses: stats.misses.get(),
-            timeouts: stats.timeouts.get(),
-            cache_full: caches.iter().map(|cache| cache.cache_full.get()).sum(),
-            unclosed: stats.unclosed.get(),
+            misses: stats.misses.all_but_expired(),
+            timeouts: stats.misses.get(Miss::Expired),
+            cache_full: stats.removals.get(RemovalReason::CacheFull),
+            unclosed: stats.removals.get(RemovalReason::Unclosed),
             uptime: Some(duration(uptime)),
+            misses_by_reason: Miss::ALL
+                .into_iter()
+                .map(|why| (miss_reason(why), stats.misses.get(why)))
+                .filter(|(_, count)| *count > 0)
+                .map(|(reason, count)| pb::MissCount { reason: reason.into(), count })
+                .collect(),
+            removals_by_reason: RemovalReason::ALL
+                .into_iter()
+                .map(|why| (removal_reason(why), stats.removals.get(why)))
+                .filter(|(_, count)| *count > 0)
+                .map(|(reason, count)| pb::RemovalCount { reason: reason.into(), count })
+                .collect(),
         }),
     }
 }
@@ -136,11 +175,7 @@ pub(super) fn removed(from: Vec<Removed>) -> Vec<pb::RemovedSession> {
     from.into_iter()
         .map(|removed| pb::RemovedSession {
             session_id: hex::string(removed.id.as_bytes()),
-            reason: match removed.reason {
-                RemovalReason::Unclosed => pb::RemovalReason::Unclosed,
-                RemovalReason::FatalAlert => pb::RemovalReason::FatalAlert,
-            }
-            .into(),
+            reason: removal_reason(removed.reason).into(),
         })
         .collect()
 }
@@ -169,7 +204,7 @@ pub(super) fn read_identity(from: pb::PeerIdentity) -> Result<PeerIdentity, Refu
         Some(certificate_sha256) if names <= NAMES_MAX && bytes <= BYTES_MAX => Ok(PeerIdentity {
             certificate_sha256,
             subject: from.subject,
-            dns_names: from.dns_names,
+            dns_names: from.dns_names.iter().map(|name| name.to_ascii_lowercase()).collect(),
             uris: from.uris,
             not_after: Timestamp::from_millis(u64::MAX),
         }),
@@ -199,7 +234,7 @@ fn version_value(version: Option<Version>) -> i32 {
     .into()
 }
 
-fn timestamp(from: Timestamp) -> PbTimestamp {
+pub(super) fn timestamp(from: Timestamp) -> PbTimestamp {
     let millis = from.as_millis();
     PbTimestamp {
         seconds: i64::try_from(millis / 1000).unwrap_or(i64::MAX),

@@ -6,7 +6,8 @@
 //! * `http`, `socket`: one HTTP/2 connection, and the bytes under it
 //! * `edge`: what every call passes
 //! * `connections`, `sessions`, `contexts`, `workers`: one file for each service
-//! * `drive`, `attach`: one for each stream
+//! * `drive`, `attach`, `watch`: one for each stream
+//! * `revoke`, `explain`: who resumes no more, and why not
 //! * `convert`, `page`, `request_ids`: messages, lists, repeated requests
 
 use std::{num::NonZeroUsize, sync::Arc, thread};
@@ -33,14 +34,17 @@ mod contexts;
 mod convert;
 mod drive;
 mod edge;
+mod explain;
 mod http;
 mod lanes;
 pub mod listen;
 mod page;
 mod request_ids;
+mod revoke;
 mod sessions;
 mod socket;
 pub mod status;
+mod watch;
 mod workers;
 
 use connections::{Connections, Opener};
@@ -125,7 +129,8 @@ impl Api {
             draining: signals.draining.clone(),
             plaintext_buffer: limits.plaintext_buffer,
         });
-        let sessions = Arc::new(Sessions { table: Arc::clone(&table), pages });
+        let sessions =
+            Arc::new(Sessions { table: Arc::clone(&table), pages, draining: signals.draining.clone() });
         let workers = Workers {
             connections: Arc::clone(&connections),
             sessions: Arc::clone(&sessions),

@@ -3,14 +3,17 @@
 use std::{collections::BinaryHeap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use tokio::task::yield_now;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, async_trait};
-use zeroize::Zeroizing;
 
 use super::{
     connections::{answer, or_default},
     convert,
+    edge::Deadline,
     page::Pages,
     status::Refusal,
+    watch::Watched,
 };
 use crate::{
     clock::Timestamp,
@@ -18,17 +21,16 @@ use crate::{
         Table,
         worker::{NotKept, Put},
     },
+    context::{Context, Registry},
     proto::{self as pb, session_service_server::SessionService},
-    session::{
-        Cache, Format, Role, Secret, Session, Terms, Version,
-        cache::{Miss, NotStored},
-    },
+    session::{Cache, Format, Role, Secret, Session, Terms, Version, cache::NotStored, canonical},
 };
 
 /// Holds what the calls need.
 pub(super) struct Sessions {
     pub(super) table: Arc<Table>,
     pub(super) pages: Arc<Pages>,
+    pub(super) draining: CancellationToken,
 }
 
 /// Where a list goes on: when the last session was made, and its id. Ids are random, and differ between the two sides.
@@ -57,9 +59,9 @@ impl Ord for Listed {
 const BINDING_MAX: usize = 1024;
 /// Most bytes of a cipher suite's name, and of a server name.
 const CIPHER_SUITE_MAX: usize = 64;
-const SERVER_NAME_MAX: usize = 255;
+pub(super) const SERVER_NAME_MAX: usize = 255;
 
-fn within(field: &'static str, length: usize, max: usize) -> Result<(), Refusal> {
+pub(super) fn within(field: &'static str, length: usize, max: usize) -> Result<(), Refusal> {
     if length > max { Err(Refusal::FieldTooLong { field, length, max }) } else { Ok(()) }
 }
 
@@ -123,13 +125,13 @@ impl Sessions {
         };
         Ok(Put {
             id: convert::session_id(&request.session_id)?,
-            data: Zeroizing::new(request.data.to_vec()),
+            secret: Secret::copied(&request.data),
             format: format(&request.format)?,
             binding: (*request.binding).into(),
             single_use: request.single_use,
             version,
             cipher_suite: request.cipher_suite,
-            server_name: request.server_name.to_ascii_lowercase(),
+            server_name: canonical(&request.server_name),
             peer: request.peer.map(convert::read_identity).transpose()?,
             timeout,
             authenticated,
@@ -140,51 +142,35 @@ impl Sessions {
         &self,
         request: &pb::LookupSessionRequest,
     ) -> Result<pb::LookupSessionResponse, Refusal> {
-        let name = or_default(&request.context);
-        let context =
-            self.table.registry().get(name).ok_or_else(|| Refusal::ContextNotFound(name.to_owned()))?;
+        let registry = self.table.registry();
+        let context = context(&registry, &request.context)?;
         let role = convert::role(request.role)?;
         let id = convert::session_id(&request.session_id)?;
         let format = format(&request.format)?;
         within("binding", request.binding.len(), BINDING_MAX)?;
         within("server_name", request.server_name.len(), SERVER_NAME_MAX)?;
-        let server_name = request.server_name.to_ascii_lowercase();
+        let server_name = canonical(&request.server_name);
         let terms = Terms {
             format: &format,
             binding: &request.binding,
             versions: &context.versions,
-            server_name: Some(server_name.as_str()).filter(|name| !name.is_empty()),
+            server_name: &server_name,
         };
         let now = self.table.now();
         let found = match (role, id) {
             (Role::Server, None) => return Err(Refusal::SessionIdRequired),
-            (Role::Client, None) if server_name.is_empty() => return Err(Refusal::LookupTargetRequired),
+            (Role::Client, _) if server_name.is_empty() => return Err(Refusal::LookupTargetRequired),
             _ if context.options.no_session_cache => Err(pb::MissReason::CacheOff),
-            (role, Some(id)) => context.cache(role).find(&id, &terms, now).map_err(|miss| match miss {
-                Miss::Expired => {
-                    context.stats.timeouts.count();
-                    pb::MissReason::Expired
-                }
-                Miss::Unknown => {
-                    context.stats.misses.count();
-                    pb::MissReason::Unknown
-                }
-                Miss::Scope => {
-                    context.stats.misses.count();
-                    pb::MissReason::Scope
-                }
+            (role, Some(id)) => context.cache(role).find(&id, &terms, now).map_err(|miss| {
+                context.stats.misses.count(miss);
+                convert::miss_reason(miss)
             }),
-            (Role::Client, None) => {
-                context.client_cache.newest(&server_name, &terms, now).ok_or(pb::MissReason::Unknown)
-            }
+            (Role::Client, None) => context.client_cache.newest(&terms, now).ok_or(pb::MissReason::Unknown),
         };
         Ok(match found {
             Ok(session) => pb::LookupSessionResponse {
                 found: true,
-                data: match session.secret() {
-                    Secret::Worker(data) => Bytes::copy_from_slice(data),
-                    _ => Bytes::new(),
-                },
+                data: session.secret().as_bytes().map(Bytes::copy_from_slice).unwrap_or_default(),
                 session: Some(convert::session(&session)),
                 miss_reason: pb::MissReason::Unspecified.into(),
             },
@@ -196,24 +182,17 @@ impl Sessions {
         &self,
         request: &pb::RemoveSessionRequest,
     ) -> Result<pb::RemoveSessionResponse, Refusal> {
-        let name = or_default(&request.context);
-        let context =
-            self.table.registry().get(name).ok_or_else(|| Refusal::ContextNotFound(name.to_owned()))?;
+        let registry = self.table.registry();
+        let context = context(&registry, &request.context)?;
         let role = convert::role(request.role)?;
         let id = convert::session_id(&request.session_id)?.ok_or(Refusal::SessionIdRequired)?;
         Ok(pb::RemoveSessionResponse { removed: context.cache(role).remove(&id, self.table.now()) })
     }
 
-    fn list(&self, request: &pb::ListSessionsRequest) -> Result<pb::ListSessionsResponse, Refusal> {
+    async fn list(&self, request: &pb::ListSessionsRequest) -> Result<pb::ListSessionsResponse, Refusal> {
         let size = Pages::size(request.page_size)?;
-        let registry = self.table.registry();
-        let caches: Vec<&Arc<Cache>> = match request.context.as_str() {
-            "" => registry.caches().collect(),
-            name => {
-                let context = registry.get(name).ok_or_else(|| Refusal::ContextNotFound(name.to_owned()))?;
-                vec![context.cache(Role::Server), context.cache(Role::Client)]
-            }
-        };
+        let caches = self.caches(&request.context)?;
+        let server_name = canonical(&request.server_name);
         let filters = ["sessions", request.context.as_str(), request.server_name.as_str()];
         let after = match self.pages.place(&filters, &request.page_token)? {
             None => None,
@@ -222,18 +201,22 @@ impl Sessions {
         let now = self.table.now();
         let mut oldest = BinaryHeap::with_capacity(size + 1);
         for cache in caches {
-            cache.scan(now, |session| {
-                if !request.server_name.is_empty() && *session.server_name != *request.server_name {
-                    return;
-                }
-                let place = (session.created, session.id.as_bytes().to_vec());
-                if after.as_ref().is_none_or(|after| place > *after) {
-                    oldest.push(Listed(place, Arc::clone(session)));
-                    if oldest.len() > size {
-                        oldest.pop();
+            for part in 0..cache.parts() {
+                cache.scan_part(part, now, |session| {
+                    if !server_name.is_empty() && *session.kind().server_name != *server_name {
+                        return;
                     }
-                }
-            });
+                    let place = (session.facts().created(), session.id().as_bytes().to_vec());
+                    if after.as_ref().is_none_or(|after| place > *after) {
+                        oldest.push(Listed(place, Arc::clone(session)));
+                        if oldest.len() > size {
+                            oldest.pop();
+                        }
+                    }
+                });
+                // Millions of sessions take a while; other calls are served meanwhile.
+                yield_now().await;
+            }
         }
         let listed = oldest.into_sorted_vec();
         let next_page_token = match listed.last() {
@@ -243,6 +226,22 @@ impl Sessions {
         let sessions = listed.iter().map(|listed| convert::session(&listed.1)).collect();
         Ok(pb::ListSessionsResponse { sessions, next_page_token })
     }
+
+    /// The caches of one context, or of all.
+    pub(super) fn caches(&self, name: &str) -> Result<Vec<Arc<Cache>>, Refusal> {
+        let registry = self.table.registry();
+        if name.is_empty() {
+            return Ok(registry.caches().map(Arc::clone).collect());
+        }
+        let context = context(&registry, name)?;
+        Ok(vec![Arc::clone(&context.server_cache), Arc::clone(&context.client_cache)])
+    }
+}
+
+/// The context of this name; empty means the default one.
+pub(super) fn context<'r>(registry: &'r Registry, name: &str) -> Result<&'r Arc<Context>, Refusal> {
+    let name = or_default(name);
+    registry.get(name).ok_or_else(|| Refusal::ContextNotFound(name.to_owned()))
 }
 
 /// Why a session was not stored, as the contract says it.
@@ -251,10 +250,12 @@ fn not_kept(why: NotKept) -> &'static str {
         NotKept::CacheOff => "CACHE_OFF",
         NotKept::Resumed => "RESUMED",
         NotKept::TooMany => "TOO_MANY",
+        NotKept::AuthenticationUnknown => "AUTHENTICATION_UNKNOWN",
         NotKept::Cache(NotStored::Expired) => "EXPIRED",
         NotKept::Cache(NotStored::TooLarge) => "TOO_LARGE",
         NotKept::Cache(NotStored::IdTaken) => "ID_TAKEN",
         NotKept::Cache(NotStored::NoRandomness) => "NO_RANDOMNESS",
+        NotKept::Cache(NotStored::Revoked) => "REVOKED",
     }
 }
 
@@ -269,6 +270,30 @@ fn read_place(place: &[u8]) -> Option<Place> {
 
 #[async_trait]
 impl SessionService for Sessions {
+    type WatchSessionsStream = Watched;
+
+    async fn revoke_sessions(
+        &self,
+        request: Request<pb::RevokeSessionsRequest>,
+    ) -> Result<Response<pb::RevokeSessionsResponse>, Status> {
+        answer(self.revoke(request.into_inner()).await)
+    }
+
+    async fn explain_session(
+        &self,
+        request: Request<pb::ExplainSessionRequest>,
+    ) -> Result<Response<pb::ExplainSessionResponse>, Status> {
+        answer(self.explain(request.get_ref()))
+    }
+
+    async fn watch_sessions(
+        &self,
+        request: Request<pb::WatchSessionsRequest>,
+    ) -> Result<Response<Watched>, Status> {
+        let deadline = request.extensions().get::<Deadline>().copied();
+        answer(self.watch(&request.get_ref().context, deadline))
+    }
+
     async fn put_session(
         &self,
         request: Request<pb::PutSessionRequest>,
@@ -294,6 +319,6 @@ impl SessionService for Sessions {
         &self,
         request: Request<pb::ListSessionsRequest>,
     ) -> Result<Response<pb::ListSessionsResponse>, Status> {
-        answer(self.list(request.get_ref()))
+        answer(self.list(request.get_ref()).await)
     }
 }

@@ -71,6 +71,14 @@ pub(super) enum Refusal {
     IdleTimeoutInvalid,
     #[error("request_id has {0} characters; 64 fit")]
     RequestIdTooLong(usize),
+    #[error("selector is required: whose sessions, or `all: true`")]
+    SelectorRequired,
+    #[error("certificate_sha256 must be 64 lower-case hex digits: SHA-256 of the DER form")]
+    CertificateSha256Malformed,
+    #[error("before must be a time that is not in the future")]
+    BeforeInvalid,
+    #[error("{0} watch already; no more are served")]
+    WatcherLimit(usize),
     #[error("{0}")]
     DriveEventUnexpected(&'static str),
     #[error("{waiting} bytes of plaintext wait for the handshake, and limits.plaintext_buffer is {limit}")]
@@ -123,6 +131,10 @@ impl Refusal {
             Self::PageTokenInvalid => invalid("PAGE_TOKEN_INVALID", "page_token"),
             Self::IdleTimeoutInvalid => invalid("IDLE_TIMEOUT_INVALID", "idle_timeout"),
             Self::RequestIdTooLong(_) => invalid("REQUEST_ID_TOO_LONG", "request_id"),
+            Self::SelectorRequired => invalid("SELECTOR_REQUIRED", "selector"),
+            Self::CertificateSha256Malformed => invalid("CERTIFICATE_SHA256_MALFORMED", "certificate_sha256"),
+            Self::BeforeInvalid => invalid("BEFORE_INVALID", "before"),
+            Self::WatcherLimit(_) => (Code::ResourceExhausted, "WATCHER_LIMIT", None),
             Self::DriveEventUnexpected(_) => invalid("DRIVE_EVENT_UNEXPECTED", "event"),
             Self::PlaintextBufferFull { .. } => (Code::ResourceExhausted, "PLAINTEXT_BUFFER_FULL", None),
             Self::Draining => (Code::Unavailable, "DRAINING", None),

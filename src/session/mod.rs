@@ -1,8 +1,15 @@
 //! Sessions: what SSL_SESSION is in OpenSSL.
 //!
 //! * [`cache`]: the policy over the store - who finds what, for how long, and what makes room
+//! * `pool`: client sessions by server name
+//! * [`revocation`]: who may not resume any more, whatever the cache holds
+//! * [`budget`]: what all caches may hold together, and whose share gives way
+//! * [`journal`]: why a session left
+//! * [`ledger`]: what all caches have in common
+//! * [`watch`]: what happens to sessions, as it happens
 //! * [`resumption`]: rustls' storage traits, answered for one connection at a time
-//! * [`stats`]: the counters of SSL_CTX_sess_number(3)
+//! * [`stats`]: the counters of SSL_CTX_sess_number(3), and why sessions left or were missed
+//! * `id`, `kind`: a session's name, and what many sessions have in common
 //!
 //! A session never changes once it is in the cache (CVE-2024-2511 came from one that did). What changes - how many open
 //! connections use it - is counted beside it.
@@ -14,17 +21,34 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 pub use crate::{client_hello::SESSION_ID_MAX, config::Version};
-use crate::{clock::Timestamp, hex};
+use crate::{
+    clock::Timestamp,
+    store::memory::{Entry, Mark},
+};
 
+pub mod budget;
 pub mod cache;
+mod id;
+pub mod journal;
+mod kind;
+pub mod ledger;
+mod pool;
 pub mod resumption;
+pub mod revocation;
 pub mod stats;
+pub mod watch;
 
 pub use cache::Cache;
+pub use id::SessionId;
+pub use kind::{Kind, Kinds, canonical};
 pub use resumption::Secret;
+
+/// No session lives longer after its authentication.
+pub use crate::config::SESSION_TIMEOUT_MAX as LIFETIME_MAX;
 
 /// Which side of the handshake: SSL_set_connect_state(3), SSL_set_accept_state(3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,59 +59,46 @@ pub enum Role {
     Server,
 }
 
-/// What names a session: a TLS 1.2 session id, the identity of a stateful TLS 1.3 ticket, or, on the client side, an id
-/// that the daemon gave it.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SessionId(Box<[u8]>);
-
-impl SessionId {
-    /// Takes 1 to [`SESSION_ID_MAX`] bytes as they are; nothing is padded or cut.
-    pub fn new(bytes: &[u8]) -> Option<Self> {
-        Self::owned(bytes.to_vec())
-    }
-
-    /// The same, of bytes that are ours already.
-    pub fn owned(bytes: Vec<u8>) -> Option<Self> {
-        (1..=SESSION_ID_MAX).contains(&bytes.len()).then(|| Self(bytes.into()))
-    }
-
-    /// The bytes.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl fmt::Display for SessionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        hex::write(&self.0, f)
-    }
-}
-
-/// Shows the first four bytes: enough to follow one in a log, too little to offer it.
-impl fmt::Debug for SessionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        hex::write(&self.0[..self.0.len().min(4)], f)?;
-        f.write_str("…")
-    }
-}
-
-/// Why a connection took its sessions out of the cache.
+/// Why a session left the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RemovalReason {
     /// Its connection was cleared, freed or lost while open.
     Unclosed,
     /// A fatal alert was sent or received on one of its connections.
     FatalAlert,
+    /// Its lifetime was over.
+    Expired,
+    /// It had to make room.
+    CacheFull,
+    /// It was single-use, and handed out.
+    Taken,
+    /// Somebody asked for it: SSL_CTX_remove_session(3).
+    Removed,
+    /// It was revoked, or what decides who may resume has changed.
+    Revoked,
+}
+
+impl RemovalReason {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 7] = [
+        Self::Unclosed,
+        Self::FatalAlert,
+        Self::Expired,
+        Self::CacheFull,
+        Self::Taken,
+        Self::Removed,
+        Self::Revoked,
+    ];
 }
 
 /// Names that a peer's certificate proves.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PeerIdentity {
     /// SHA-256 of the leaf certificate's DER form.
     pub certificate_sha256: [u8; 32],
     /// The subject, in the form of RFC 4514.
     pub subject: String,
-    /// DNS names of the subject alternative names.
+    /// DNS names of the subject alternative names, in lower case.
     pub dns_names: Vec<String>,
     /// URI names, SPIFFE ids among them.
     pub uris: Vec<String>,
@@ -96,7 +107,7 @@ pub struct PeerIdentity {
 }
 
 /// The library that can read a session's secret part. Only who names it gets it back.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     /// The daemon's own engine.
     Rustls,
@@ -115,7 +126,7 @@ impl Format {
 }
 
 /// What a resumption must agree with, besides the scope of the cache that it looks in. Every path asks
-/// [`Session::fits`]: by id, by ticket, and from the pool.
+/// [`Kind::fits`]: by id, by ticket, and from the pool.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms<'a> {
     /// Who can read the secret.
@@ -124,62 +135,102 @@ pub struct Terms<'a> {
     pub binding: &'a [u8],
     /// The versions that can be spoken.
     pub versions: &'a [Version],
-    /// The name of the server; none: it is not known, or part of the binding.
-    pub server_name: Option<&'a str>,
+    /// The name of the server; empty: the peer named none.
+    pub server_name: &'a str,
 }
 
-/// A session as it was made. Holds its secret, which is zeroed when the last user drops it.
-pub struct Session {
+/// What is public of a session. Never changes.
+#[derive(Clone)]
+pub struct Facts {
     /// What it is found by.
     pub id: SessionId,
-    /// Whose it is.
-    pub role: Role,
-    /// The one version it can be resumed with.
-    pub version: Version,
-    /// IANA name of the cipher suite.
-    pub cipher_suite: Cow<'static, str>,
-    /// Client: whom it resumes with. Server: the SNI it was made under, or empty.
-    pub server_name: Arc<str>,
-    /// Who can read its secret part.
-    pub format: Format,
-    /// Whatever else its worker says must agree.
-    pub binding: Box<[u8]>,
-    /// Handed out at most once (RFC 8446 appendix C.4).
-    pub single_use: bool,
-    /// Name of the context it was made under.
-    pub context: Arc<str>,
-    /// Who the peer proved to be.
-    pub peer: Option<Arc<PeerIdentity>>,
-    /// When the handshake made it.
-    pub created: Timestamp,
+    /// What it has in common with others.
+    pub kind: Arc<Kind>,
     /// When the peers last authenticated with certificates; a resumption carries it over.
     pub authenticated: Timestamp,
-    /// From then on it is not resumed.
-    pub expires: Timestamp,
-    secret: Secret,
-    open: AtomicU32,
+    /// Milliseconds from then until the handshake made it, and until it is over: both within [`LIFETIME_MAX`].
+    created_after: u32,
+    lives: u32,
 }
 
-impl Session {
-    /// Whether it may be resumed on these terms.
-    pub fn fits(&self, terms: &Terms<'_>) -> bool {
-        self.format == *terms.format
-            && *self.binding == *terms.binding
-            && terms.versions.contains(&self.version)
-            && terms.server_name.is_none_or(|name| *self.server_name == *name)
+impl Facts {
+    /// When the handshake made it.
+    pub fn created(&self) -> Timestamp {
+        self.authenticated.after(Duration::from_millis(self.created_after.into()))
     }
 
-    /// What it takes, in bytes, nearly: its secret and whatever else a worker or a peer decides the length of.
-    pub fn size(&self) -> usize {
-        let names = self.peer.as_deref().map_or(0, |peer| {
-            peer.dns_names.iter().chain(&peer.uris).chain([&peer.subject]).map(String::len).sum()
-        });
-        self.secret.len() + self.binding.len() + self.server_name.len() + names
+    /// From then on it is not resumed.
+    pub fn expires(&self) -> Timestamp {
+        self.authenticated.after(Duration::from_millis(self.lives.into()))
     }
 
     /// Whether it is over at `now`.
     pub fn expired(&self, now: Timestamp) -> bool {
-        now >= self.expires
+        now >= self.expires()
+    }
+}
+
+impl fmt::Debug for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("id", &self.id)
+            .field("role", &self.kind.role)
+            .field("version", &self.kind.version)
+            .field("server_name", &self.kind.server_name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A session as it was made. Holds its secret, which is zeroed when the last user drops it.
+pub struct Session {
+    facts: Facts,
+    secret: Secret,
+    open: AtomicU32,
+    mark: Mark,
+}
+
+/// What a session takes beyond what its worker or its peer decides the length of: the object, its place in the store
+/// and its share of tables. A test measures it.
+pub const OVERHEAD: usize = 120;
+
+impl Session {
+    fn new(facts: Facts, secret: Secret) -> Self {
+        Self { facts, secret, open: AtomicU32::new(0), mark: Mark::default() }
+    }
+
+    /// What is public of it.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// What it is found by.
+    pub fn id(&self) -> &SessionId {
+        &self.facts.id
+    }
+
+    /// What it has in common with others.
+    pub fn kind(&self) -> &Arc<Kind> {
+        &self.facts.kind
+    }
+
+    /// When the peers authenticated.
+    pub fn authenticated(&self) -> Timestamp {
+        self.facts.authenticated
+    }
+
+    /// From then on it is not resumed.
+    pub fn expires(&self) -> Timestamp {
+        self.facts.expires()
+    }
+
+    /// What it takes, in bytes, nearly: its secret, whatever else a worker or a peer decides the length of, and [`OVERHEAD`].
+    pub fn size(&self) -> usize {
+        OVERHEAD + self.secret.len() + self.facts.kind.size()
+    }
+
+    /// Whether it is over at `now`.
+    pub fn expired(&self, now: Timestamp) -> bool {
+        self.facts.expired(now)
     }
 
     /// What its library resumes it with.
@@ -203,21 +254,28 @@ impl Session {
     }
 }
 
-impl AsRef<SessionId> for Session {
-    fn as_ref(&self) -> &SessionId {
-        &self.id
+impl Entry for Session {
+    fn key(&self) -> &[u8] {
+        self.facts.id.as_bytes()
+    }
+
+    fn weight(&self) -> usize {
+        self.size()
+    }
+
+    fn expires(&self) -> Timestamp {
+        self.facts.expires()
+    }
+
+    fn mark(&self) -> &Mark {
+        &self.mark
     }
 }
 
 /// Without the secret.
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Session")
-            .field("id", &self.id)
-            .field("role", &self.role)
-            .field("version", &self.version)
-            .field("server_name", &self.server_name)
-            .finish_non_exhaustive()
+        self.facts.fmt(f)
     }
 }
 
@@ -237,14 +295,14 @@ pub struct NewSession {
     pub binding: Box<[u8]>,
     /// To be handed out at most once.
     pub single_use: bool,
-    /// Name of the context it is made under.
-    pub context: Arc<str>,
+    /// The account of the context it is made under.
+    pub account: Arc<stats::Account>,
     /// Who the peer proved to be.
     pub peer: Option<Arc<PeerIdentity>>,
     /// When the peers authenticated.
     pub authenticated: Timestamp,
-    /// How long after that it may be resumed.
-    pub timeout: std::time::Duration,
+    /// How long after that it may be resumed, at most [`LIFETIME_MAX`].
+    pub timeout: Duration,
     /// What its library resumes it with.
     pub secret: Secret,
 }

@@ -28,29 +28,61 @@ use crate::clock::Timestamp;
 
 /// The secret part of a session, in its library's private form. Zeroed when dropped.
 pub enum Secret {
-    /// A worker's: bytes that the daemon does not read.
-    Worker(Zeroizing<Vec<u8>>),
-    /// Server side: the encoding that rustls gave to its storage.
-    Server(Zeroizing<Vec<u8>>),
-    /// Client side, TLS 1.2: rustls keeps these as objects and has no encoding for them.
-    ClientTls12(Box<Tls12ClientSessionValue>, Option<NamedGroup>),
-    /// Client side, TLS 1.3: can be used once, and is taken out when it is.
-    ClientTls13(Box<Mutex<Option<Tls13ClientSessionValue>>>, Option<NamedGroup>),
+    /// Bytes: what rustls gave to its storage, or what a worker's library made, which the daemon does not read.
+    Bytes(Zeroizing<Box<[u8]>>),
+    /// Client side of the daemon's engine: rustls keeps these as objects and has no encoding for them.
+    Client(Box<ClientSession>),
+}
+
+/// What rustls resumes a client's session with, and the group its handshake ended with.
+pub enum ClientSession {
+    /// TLS 1.2.
+    Tls12(Tls12ClientSessionValue, Option<NamedGroup>),
+    /// TLS 1.3: can be used once, and is taken out when it is.
+    Tls13(Mutex<Option<Tls13ClientSessionValue>>, Option<NamedGroup>),
 }
 
 impl Secret {
+    /// Bytes that are ours already. Copied once if they have room to spare, and the first copy is zeroed.
+    pub fn bytes(bytes: Vec<u8>) -> Self {
+        if bytes.len() == bytes.capacity() {
+            return Self::Bytes(Zeroizing::new(bytes.into_boxed_slice()));
+        }
+        let bytes = Zeroizing::new(bytes);
+        Self::copied(&bytes)
+    }
+
+    /// A copy of bytes.
+    pub fn copied(bytes: &[u8]) -> Self {
+        Self::Bytes(Zeroizing::new(bytes.into()))
+    }
+
+    /// The bytes, where it is bytes.
+    pub fn as_bytes(&self) -> Option<&[u8]> {
+        match self {
+            Self::Bytes(bytes) => Some(bytes),
+            Self::Client(_) => None,
+        }
+    }
+
     /// Its size in bytes. For a client's object this is what it holds in memory, nearly.
     pub fn len(&self) -> usize {
         match self {
-            Self::Worker(bytes) | Self::Server(bytes) => bytes.len(),
-            Self::ClientTls12(..) => CLIENT_OBJECT + size_of::<Tls12ClientSessionValue>(),
-            Self::ClientTls13(..) => CLIENT_OBJECT + size_of::<Tls13ClientSessionValue>(),
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Client(_) => CLIENT_OBJECT + size_of::<ClientSession>(),
         }
     }
 
     /// Never: a session has a secret.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    fn client(&self) -> Option<&ClientSession> {
+        match self {
+            Self::Bytes(_) => None,
+            Self::Client(client) => Some(client),
+        }
     }
 }
 
@@ -110,10 +142,10 @@ impl Resumption {
     fn server_secret(&self, key: &[u8]) -> Option<Vec<u8>> {
         let inner = self.inner.lock();
         let session = inner.found.as_ref()?;
-        match session.secret() {
-            Secret::Server(bytes) if session.id.as_bytes() == key => Some(bytes.to_vec()),
-            _ => None,
+        if session.id().as_bytes() != key {
+            return None;
         }
+        session.secret().as_bytes().map(<[u8]>::to_vec)
     }
 }
 
@@ -131,7 +163,7 @@ impl TimeProvider for Resumption {
 
 impl StoresServerSessions for Resumption {
     fn put(&self, key: Vec<u8>, value: Vec<u8>) -> bool {
-        let secret = Secret::Server(Zeroizing::new(value));
+        let secret = Secret::bytes(value);
         let Some(id) = SessionId::new(&key) else { return false };
         if self.caching {
             self.inner.lock().made.push(Made { id: Some(id), secret });
@@ -162,22 +194,21 @@ impl ClientSessionStore for Resumption {
 
     /// The group that the session's own handshake ended with: it saves a HelloRetryRequest.
     fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
-        match self.inner.lock().found.as_ref()?.secret() {
-            Secret::Worker(_) | Secret::Server(_) => None,
-            Secret::ClientTls12(_, group) | Secret::ClientTls13(_, group) => *group,
+        match self.inner.lock().found.as_ref()?.secret().client()? {
+            ClientSession::Tls12(_, group) | ClientSession::Tls13(_, group) => *group,
         }
     }
 
     fn set_tls12_session(&self, _: ServerName<'static>, value: Tls12ClientSessionValue) {
         let mut inner = self.inner.lock();
-        let secret = Secret::ClientTls12(Box::new(value), inner.group);
+        let secret = Secret::Client(Box::new(ClientSession::Tls12(value, inner.group)));
         inner.made.push(Made { id: None, secret });
     }
 
     fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
-        match self.inner.lock().found.as_ref()?.secret() {
-            Secret::ClientTls12(value, _) => Some((**value).clone()),
-            _ => None,
+        match self.inner.lock().found.as_ref()?.secret().client()? {
+            ClientSession::Tls12(value, _) => Some(value.clone()),
+            ClientSession::Tls13(..) => None,
         }
     }
 
@@ -186,14 +217,15 @@ impl ClientSessionStore for Resumption {
 
     fn insert_tls13_ticket(&self, _: ServerName<'static>, value: Tls13ClientSessionValue) {
         let mut inner = self.inner.lock();
-        let secret = Secret::ClientTls13(Box::new(Mutex::new(Some(value))), inner.group);
+        let value = Mutex::new(Some(value));
+        let secret = Secret::Client(Box::new(ClientSession::Tls13(value, inner.group)));
         inner.made.push(Made { id: None, secret });
     }
 
     fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
-        match self.inner.lock().found.as_ref()?.secret() {
-            Secret::ClientTls13(value, _) => value.lock().take(),
-            _ => None,
+        match self.inner.lock().found.as_ref()?.secret().client()? {
+            ClientSession::Tls13(value, _) => value.lock().take(),
+            ClientSession::Tls12(..) => None,
         }
     }
 }

@@ -1,6 +1,12 @@
-//! The counters of SSL_CTX_sess_number(3), one set for each context.
+//! The counters of SSL_CTX_sess_number(3), one set for each context, and why sessions left or were missed.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
+
+use super::{RemovalReason, cache::Miss};
+use crate::sync::{AtomicU64, Ordering};
 
 /// A counter that only goes up.
 #[derive(Debug, Default)]
@@ -18,9 +24,12 @@ impl Counter {
     }
 }
 
-/// What happened on the connections of one context since the daemon started.
-#[derive(Debug, Default)]
-pub struct HandshakeStats {
+/// What happened under one context since the daemon started. A session knows the account of the context that it was
+/// made under, and is told apart from others by its name.
+#[derive(Debug)]
+pub struct Account {
+    /// The context's name.
+    pub name: Arc<str>,
     /// SSL_CTX_sess_accept: handshakes begun as server.
     pub accept: Counter,
     /// SSL_CTX_sess_accept_good: handshakes finished as server.
@@ -31,10 +40,75 @@ pub struct HandshakeStats {
     pub connect_good: Counter,
     /// SSL_CTX_sess_hits: a server counts when it accepts the session, a client when the handshake ends.
     pub hits: Counter,
-    /// SSL_CTX_sess_misses: offered to this server and not in the cache.
-    pub misses: Counter,
-    /// SSL_CTX_sess_timeouts: offered and found, but expired.
-    pub timeouts: Counter,
-    /// Sessions removed because their connection was not closed.
-    pub unclosed: Counter,
+    /// Lookups that found nothing to resume, by reason.
+    pub misses: Misses,
+    /// Sessions that left the cache, by reason.
+    pub removals: Removals,
+}
+
+impl Account {
+    /// All counters at zero.
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            accept: Counter::default(),
+            accept_good: Counter::default(),
+            connect: Counter::default(),
+            connect_good: Counter::default(),
+            hits: Counter::default(),
+            misses: Misses::default(),
+            removals: Removals::default(),
+        }
+    }
+}
+
+impl PartialEq for Account {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Account {}
+
+impl Hash for Account {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
+}
+
+/// Lookups that found nothing.
+#[derive(Debug, Default)]
+pub struct Misses([Counter; Miss::ALL.len()]);
+
+impl Misses {
+    /// One more.
+    pub fn count(&self, why: Miss) {
+        self.0[why as usize].count();
+    }
+
+    /// How many for this reason.
+    pub fn get(&self, why: Miss) -> u64 {
+        self.0[why as usize].get()
+    }
+
+    /// SSL_CTX_sess_misses: offered, and not to be had, for whatever reason but its age.
+    pub fn all_but_expired(&self) -> u64 {
+        Miss::ALL.into_iter().filter(|&why| why != Miss::Expired).map(|why| self.get(why)).sum()
+    }
+}
+
+/// Sessions that left.
+#[derive(Debug, Default)]
+pub struct Removals([Counter; RemovalReason::ALL.len()]);
+
+impl Removals {
+    /// One more.
+    pub(super) fn count(&self, why: RemovalReason) {
+        self.0[why as usize].count();
+    }
+
+    /// How many for this reason.
+    pub fn get(&self, why: RemovalReason) -> u64 {
+        self.0[why as usize].get()
+    }
 }

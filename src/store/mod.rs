@@ -1,5 +1,5 @@
 //! Where sessions lie.
 //!
-//! * [`memory`]: in this process, over dashmap
+//! * [`memory`]: in this process
 
 pub mod memory;

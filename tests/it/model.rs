@@ -178,7 +178,7 @@ impl World {
             .look(id, |connection, _| Seen {
                 state: connection.state(),
                 flags: connection.shutdown_flags(),
-                attached: connection.session().map(|s| (connection.role() == Role::Server, s.id.clone())),
+                attached: connection.session().map(|s| (connection.role() == Role::Server, s.id().clone())),
                 reused: connection.session_reused(),
                 version: connection.version(),
             })
@@ -295,7 +295,7 @@ impl World {
         let id = self.object(role, slot).id;
         let before = self.look(id).unwrap();
         let done = self.table.set_session(id, key.as_ref().map(|key| &key.1), |connection, _| {
-            connection.session().map(|session| session.id.clone())
+            connection.session().map(|session| session.id().clone())
         });
         let foreign =
             key.as_ref().is_some_and(|key| key.0 != (role == Role::Server) && self.alive.contains(key));
@@ -548,8 +548,8 @@ impl World {
         let mut cached = BTreeMap::new();
         for role in [Role::Client, Role::Server] {
             context.cache(role).scan(self.table.now(), |session| {
-                let born = Born { version: session.version, expires: session.expires };
-                cached.insert((role == Role::Server, session.id.clone()), born);
+                let born = Born { version: session.kind().version, expires: session.expires() };
+                cached.insert((role == Role::Server, session.id().clone()), born);
             });
         }
         cached

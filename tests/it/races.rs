@@ -170,7 +170,7 @@ fn free_and_exchange_at_the_same_time_leave_no_session_behind() {
             table.free(server).unwrap();
         });
         table.free(client).unwrap();
-        let context = table.registry().get("default").unwrap();
+        let context = Arc::clone(table.registry().get("default").unwrap());
         assert!(context.server_cache.is_empty(), "a session of a connection that was never closed");
     }
 }

@@ -189,11 +189,16 @@ async fn lookup_says_why_it_found_nothing() {
         pb::PutSessionRequest { binding: "vhost a".into(), server_name: "A.test".into(), ..put(&id, "aa") };
     assert_eq!(w.put(bound).await.session.unwrap().server_name, "a.test");
     w.shutdown(&id).await;
-    let asked = pb::LookupSessionRequest { binding: "vhost a".into(), ..lookup("aa") };
+    let asked =
+        pb::LookupSessionRequest { binding: "vhost a".into(), server_name: "a.test".into(), ..lookup("aa") };
     let named = |name: &str| pb::LookupSessionRequest { server_name: name.into(), ..asked.clone() };
     for (what, request, why) in [
         ("unknown", lookup("ff"), pb::MissReason::Unknown),
-        ("no binding", lookup("aa"), pb::MissReason::Scope),
+        (
+            "no binding",
+            pb::LookupSessionRequest { binding: Vec::new().into(), ..asked.clone() },
+            pb::MissReason::Scope,
+        ),
         (
             "another binding",
             pb::LookupSessionRequest { binding: "vhost b".into(), ..asked.clone() },
@@ -205,6 +210,7 @@ async fn lookup_says_why_it_found_nothing() {
             pb::MissReason::Scope,
         ),
         ("another server name", named("b.test"), pb::MissReason::Scope),
+        ("no server name", named(""), pb::MissReason::Scope),
         (
             "another role",
             pb::LookupSessionRequest { role: pb::Role::Client.into(), ..asked.clone() },
@@ -219,7 +225,7 @@ async fn lookup_says_why_it_found_nothing() {
         let answer = w.lookup(request).await;
         assert_eq!((answer.found, answer.miss_reason(), answer.data.len()), (false, why, 0), "{what}");
     }
-    assert!(w.lookup(named("a.test")).await.found && w.lookup(asked.clone()).await.found);
+    assert!(w.lookup(named("A.test")).await.found && w.lookup(asked.clone()).await.found);
     daemon.clock.advance(Duration::from_secs(100));
     assert_eq!(w.lookup(asked).await.miss_reason(), pb::MissReason::Expired);
 

@@ -3,7 +3,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,9 +16,8 @@ use tls_sessiond::{
     config::Config,
     connection::{Alert, ConnectionId, EngineKind, Error, Plan, Shutdown, State, Table, worker::Put},
     context::Registry,
-    session::{Format, Role, SessionId, Terms, Version, cache::Miss},
+    session::{Format, Role, Secret, SessionId, Terms, Version, cache::Miss},
 };
-use zeroize::Zeroizing;
 
 use crate::{harness::now, seed::runner};
 
@@ -92,28 +94,49 @@ struct World {
     ids: [Option<ConnectionId>; SLOTS],
     models: [Model; SLOTS],
     alive: BTreeMap<u8, Alive>,
+    /// When the peers had authenticated of those that were handed out, and what came to the id since is gone too.
+    handed_out: BTreeMap<u8, Timestamp>,
     serial: u32,
+    /// The cache is one for all worlds, and remembers: each world has ids of its own.
+    world: u64,
 }
 
-fn session_id(id: u8) -> SessionId {
-    SessionId::new(&[id + 1]).unwrap()
-}
+static WORLDS: AtomicU64 = AtomicU64::new(0);
 
 impl World {
     fn new(registry: &Arc<Registry>) -> Self {
         let clock = ManualClock::starting(now());
         let table = Table::new(Arc::clone(registry), Clock::Manual(clock.clone()), 100);
-        for id in 0..IDS {
-            registry.get("default").unwrap().server_cache.remove(&session_id(id), table.now());
-        }
+        let cache = &registry.get("default").unwrap().server_cache;
+        let mut left = Vec::new();
+        cache.scan(table.now(), |session| left.push(session.id().clone()));
+        left.iter().for_each(|id| assert!(cache.remove(id, table.now())));
         Self {
             table,
             clock,
             ids: [None; SLOTS],
             models: Default::default(),
             alive: BTreeMap::new(),
+            handed_out: BTreeMap::new(),
             serial: 0,
+            world: WORLDS.fetch_add(1, Ordering::Relaxed),
         }
+    }
+
+    fn session_id(&self, id: u8) -> SessionId {
+        SessionId::new(&[&[id + 1][..], &self.world.to_be_bytes()].concat()).unwrap()
+    }
+
+    /// Sessions leave, and not by being handed out.
+    fn lose(&mut self, lost: impl Fn(u8, &Alive) -> bool) {
+        let handed_out = &mut self.handed_out;
+        self.alive.retain(|&id, alive| {
+            let lost = lost(id, alive);
+            if lost {
+                handed_out.remove(&id);
+            }
+            !lost
+        });
     }
 
     fn connection(&mut self, slot: usize) -> ConnectionId {
@@ -132,7 +155,7 @@ impl World {
             owner: "test".into(),
             idle_timeout: Some(Duration::from_secs(86_400)),
         };
-        let named = session.map(session_id);
+        let named = session.map(|id| self.session_id(id));
         let id = self.table.create(plan, named.as_ref(), |connection, _| connection.id()).unwrap();
         self.ids[slot] = Some(id);
         self.models[slot] = Model::default();
@@ -147,11 +170,11 @@ impl World {
         let model = &mut self.models[slot];
         let family = std::mem::take(&mut model.family);
         if model.phase == Phase::Established && !model.flags.sent {
-            self.alive.retain(|&id, alive| {
+            let attached = model.attached.take();
+            self.lose(|id, alive| {
                 let key = (id, alive.serial);
-                !family.contains(&key) && model.attached != Some(key)
+                family.contains(&key) || attached == Some(key)
             });
-            model.attached = None;
         }
     }
 
@@ -182,8 +205,9 @@ impl World {
         model.attached = found.map(|found| (id, found.serial));
         if let Some(found) = found {
             model.family.insert((id, found.serial));
-            model.authenticated = Some(found.authenticated);
         }
+        let known = found.map(|found| found.authenticated).or(self.handed_out.get(&id).copied());
+        model.authenticated = known.or(model.authenticated);
     }
 
     fn run(&mut self, op: Op) {
@@ -195,7 +219,7 @@ impl World {
             Op::Put(slot, id, once) => self.put(slot, id, once),
             Op::SetSession(slot, session) => {
                 let id = self.connection(slot);
-                let named = session.map(session_id);
+                let named = session.map(|id| self.session_id(id));
                 let done = self.table.set_session(id, named.as_ref(), |_, _| ());
                 if self.models[slot].phase == Phase::Failed {
                     assert!(matches!(done, Err(Error::Failed(_))));
@@ -233,13 +257,15 @@ impl World {
             Op::Free(slot) => self.free(slot),
             Op::Lookup(id) => self.lookup(id),
             Op::Remove(id) => {
-                let cache = &self.table.registry().get("default").unwrap().server_cache;
-                assert_eq!(cache.remove(&session_id(id), self.table.now()), self.alive.remove(&id).is_some());
+                let context = Arc::clone(self.table.registry().get("default").unwrap());
+                let removed = context.server_cache.remove(&self.session_id(id), self.table.now());
+                assert_eq!(removed, self.alive.contains_key(&id));
+                self.lose(|lost, _| lost == id);
             }
             Op::Wait(seconds) => {
                 self.clock.advance(Duration::from_secs(seconds));
                 let now = self.table.now();
-                self.alive.retain(|_, alive| alive.authenticated.after(LIFE) > now);
+                self.lose(|_, alive| alive.authenticated.after(LIFE) <= now);
                 self.table.registry().reap(now);
             }
         }
@@ -249,8 +275,8 @@ impl World {
     fn put(&mut self, slot: usize, id: u8, once: bool) {
         let connection = self.connection(slot);
         let put = Put {
-            id: Some(session_id(id)),
-            data: Zeroizing::new(vec![id; 4]),
+            id: Some(self.session_id(id)),
+            secret: Secret::bytes(vec![id; 4]),
             format: Format::Worker("test".into()),
             binding: [].into(),
             single_use: once,
@@ -269,13 +295,15 @@ impl World {
         self.establish(slot);
         let now = self.table.now();
         let model = &mut self.models[slot];
-        let authenticated = model.authenticated.filter(|_| model.reused).unwrap_or(now);
-        model.authenticated = Some(authenticated);
+        // A resumption of what nobody remembers authenticates nobody: what it makes is not kept.
+        let authenticated = if model.reused { model.authenticated } else { Some(now) };
+        model.authenticated = authenticated;
         // A TLS 1.2 resumption adds none; TLS 1.3 is told apart by single use.
         let resumed = model.reused && !once;
-        let kept = !resumed && !self.alive.contains_key(&id) && authenticated.after(LIFE) > now;
-        assert_eq!(done.unwrap().is_ok(), kept, "an id is not taken twice, and no life is made longer");
-        if kept {
+        let lives = authenticated.filter(|authenticated| authenticated.after(LIFE) > now);
+        let kept = lives.filter(|_| !resumed && !self.alive.contains_key(&id));
+        assert_eq!(done.unwrap().is_ok(), kept.is_some(), "an id is not taken twice, no life is made longer");
+        if let Some(authenticated) = kept {
             self.serial += 1;
             self.alive.insert(id, Alive { serial: self.serial, once, authenticated });
             model.family.insert((id, self.serial));
@@ -294,12 +322,13 @@ impl World {
         }
         let family = std::mem::take(&mut model.family);
         if received || !model.flags.sent {
-            self.alive.retain(|&id, alive| {
+            let attached = model.attached.take();
+            self.lose(|id, alive| {
                 let key = (id, alive.serial);
-                !family.contains(&key) && model.attached != Some(key)
+                family.contains(&key) || attached == Some(key)
             });
-            model.attached = None;
         }
+        let model = &mut self.models[slot];
         model.flags.received |= received;
         model.phase = Phase::Failed;
     }
@@ -317,26 +346,30 @@ impl World {
             format: &format,
             binding: &[],
             versions: &[Version::Tls12, Version::Tls13],
-            server_name: None,
+            server_name: "",
         };
-        let cache = &self.table.registry().get("default").unwrap().server_cache;
-        match (cache.find(&session_id(id), &terms, self.table.now()), self.alive.get(&id).copied()) {
+        let context = Arc::clone(self.table.registry().get("default").unwrap());
+        let found = context.server_cache.find(&self.session_id(id), &terms, self.table.now());
+        match (found, self.alive.get(&id).copied()) {
             (Ok(session), Some(alive)) => {
-                assert_eq!((session.single_use, session.authenticated), (alive.once, alive.authenticated));
+                let found = (session.kind().single_use, session.authenticated());
+                assert_eq!(found, (alive.once, alive.authenticated));
                 if alive.once {
                     self.alive.remove(&id);
+                    self.handed_out.insert(id, alive.authenticated);
                 }
             }
-            (Err(Miss::Unknown | Miss::Expired), None) => {}
+            (Err(Miss::Unknown | Miss::Expired | Miss::Removed), None) => {}
             (found, wanted) => panic!("{found:?}, and the rule says {wanted:?}"),
         }
     }
 
     fn compare(&self, op: Op) {
         let mut cached = BTreeMap::new();
-        let context = self.table.registry().get("default").unwrap();
+        let context = Arc::clone(self.table.registry().get("default").unwrap());
         context.server_cache.scan(self.table.now(), |session| {
-            cached.insert(session.id.as_bytes()[0] - 1, (session.single_use, session.authenticated));
+            let once = session.kind().single_use;
+            cached.insert(session.id().as_bytes()[0] - 1, (once, session.authenticated()));
         });
         let alive: BTreeMap<_, _> =
             self.alive.iter().map(|(&id, alive)| (id, (alive.once, alive.authenticated))).collect();
@@ -345,7 +378,7 @@ impl World {
             let Some(id) = *id else { continue };
             let model = &self.models[slot];
             let seen = self.table.look(id, |connection, _| {
-                let attached = connection.session().map(|session| session.id.as_bytes()[0] - 1);
+                let attached = connection.session().map(|session| session.id().as_bytes()[0] - 1);
                 (connection.state(), connection.shutdown_flags(), attached, connection.session_reused())
             });
             let state = match model.phase {

@@ -26,12 +26,12 @@ impl Shared {
     /// What a server looks for: OpenSSL itself compares neither the name of a TLS 1.2 session nor how it was verified.
     pub(super) fn offered(&self, ssl: &SslRef, session_id: &[u8]) -> Lookup {
         let name = ffi::server_name_extension(ssl).and_then(host_name).unwrap_or_default();
-        Lookup { binding: self.binding(ssl, &name), ..Lookup::server(session_id) }
+        Lookup { binding: self.binding(ssl), server_name: name, ..Lookup::server(session_id) }
     }
 
     /// What a client looks for.
     pub(super) fn newest(&self, ssl: &SslRef, server_name: &str) -> Lookup {
-        Lookup { binding: self.binding(ssl, ""), ..Lookup::client(server_name) }
+        Lookup { binding: self.binding(ssl), ..Lookup::client(server_name) }
     }
 
     /// A session that a handshake made.
@@ -61,18 +61,18 @@ impl Shared {
                 .and_then(|cipher| cipher.standard_name())
                 .unwrap_or_default()
                 .to_owned(),
-            binding: self.binding(ssl, &name),
+            binding: self.binding(ssl),
             server_name: name,
             peer: ssl.peer_certificate().map(|certificate| identity(&certificate)).transpose()?,
             ..Put::new(version, session.to_der()?)
         }))
     }
 
-    /// session_id_context, verify mode and SNI, each with its length before it.
-    fn binding(&self, ssl: &SslRef, name: &str) -> Vec<u8> {
+    /// session_id_context and verify mode, each with its length before it.
+    fn binding(&self, ssl: &SslRef) -> Vec<u8> {
         let mode = ssl.verify_mode().bits().to_be_bytes();
         let mut binding = Vec::new();
-        for part in [self.session_id_context.as_slice(), &mode, name.as_bytes()] {
+        for part in [self.session_id_context.as_slice(), &mode] {
             binding.extend_from_slice(&u16::try_from(part.len()).unwrap_or(u16::MAX).to_be_bytes());
             binding.extend_from_slice(part);
         }

@@ -1,0 +1,99 @@
+//! ExplainSession: why somebody does or does not resume.
+
+use super::{
+    convert,
+    sessions::{Sessions, context},
+    status::Refusal,
+};
+use crate::{
+    proto as pb,
+    session::{
+        RemovalReason,
+        cache::{Known, Miss},
+        journal::{DEPARTURES_MAX, Departure},
+    },
+};
+
+impl Sessions {
+    pub(super) fn explain(
+        &self,
+        request: &pb::ExplainSessionRequest,
+    ) -> Result<pb::ExplainSessionResponse, Refusal> {
+        let registry = self.table.registry();
+        let context = context(&registry, &request.context)?;
+        let role = convert::role(request.role)?;
+        let id = convert::session_id(&request.session_id)?.ok_or(Refusal::SessionIdRequired)?;
+        let now = self.table.now();
+        let mut told = match context.cache(role).explain(&id, now) {
+            Known::Held(session, miss) => pb::ExplainSessionResponse {
+                resumable: miss.is_none(),
+                session: Some(convert::session(&session)),
+                miss_reason: miss.map_or(pb::MissReason::Unspecified, convert::miss_reason).into(),
+                summary: match miss {
+                    None => format!(
+                        "It is resumed by whoever offers it with its own format, binding, version and server \
+                         name; {} s are left of its life.",
+                        session.expires().since(now).as_secs()
+                    ),
+                    Some(Miss::Revoked) => "It is revoked, and about to leave the cache.".into(),
+                    Some(_) => "Its life is over, and it is about to leave the cache.".into(),
+                },
+                ..Default::default()
+            },
+            Known::Departed(departure) => departed(&departure),
+            Known::Nothing => {
+                let foreign = registry.caches().any(|cache| cache.peek(&id, now).is_some());
+                let (miss, summary) = match foreign {
+                    true => (
+                        Miss::Scope,
+                        "It is in the cache of another scope or role, and is not found from here.".into(),
+                    ),
+                    false => (
+                        Miss::Unknown,
+                        format!(
+                            "It was never here, or left before the last {DEPARTURES_MAX} of its kind that are \
+                             remembered, or the daemon has been restarted since."
+                        ),
+                    ),
+                };
+                pb::ExplainSessionResponse {
+                    miss_reason: convert::miss_reason(miss).into(),
+                    summary,
+                    ..Default::default()
+                }
+            }
+        };
+        if context.options.no_session_cache {
+            told.resumable = false;
+            told.miss_reason = pb::MissReason::CacheOff.into();
+            told.summary = "The context has the option no-session-cache: nothing is resumed.".into();
+        }
+        Ok(told)
+    }
+}
+
+fn departed(departure: &Departure) -> pb::ExplainSessionResponse {
+    pb::ExplainSessionResponse {
+        miss_reason: convert::miss_reason(departure.miss()).into(),
+        removal_reason: convert::removal_reason(departure.reason).into(),
+        remove_time: Some(convert::timestamp(departure.at)),
+        summary: format!(
+            "It was made under context `{}` and left the cache: {}.",
+            departure.kind.account.name,
+            match departure.reason {
+                RemovalReason::Unclosed => {
+                    "its connection was cleared, freed or lost while open, the SENT flag not set"
+                }
+                RemovalReason::FatalAlert => {
+                    "a fatal alert, or an end without close_notify, ended one of its connections"
+                }
+                RemovalReason::Expired => "its life was over",
+                RemovalReason::CacheFull => "the cache was full and nobody had asked for it lately",
+                RemovalReason::Taken => "it is single-use and was handed out",
+                RemovalReason::Removed => "RemoveSession",
+                RemovalReason::Revoked => "RevokeSessions, or a new configuration changed who may resume",
+            }
+        ),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,85 @@
+//! RevokeSessions: who resumes no more.
+
+use std::time::Duration;
+
+use tokio::task::yield_now;
+
+use super::{
+    convert,
+    sessions::{SERVER_NAME_MAX, Sessions, within},
+    status::Refusal,
+};
+use crate::{
+    clock::Timestamp,
+    hex,
+    proto::{self as pb, revoke_sessions_request::Selector as Asked},
+    session::{canonical, revocation::Selector},
+};
+
+/// Most bytes of a URI name (the SPIFFE ID standard, section 2.3).
+const URI_MAX: usize = 2048;
+
+impl Sessions {
+    pub(super) async fn revoke(
+        &self,
+        request: pb::RevokeSessionsRequest,
+    ) -> Result<pb::RevokeSessionsResponse, Refusal> {
+        let caches = self.caches(&request.context)?;
+        let selector = read_selector(request.selector)?;
+        let now = self.table.now();
+        // Whoever authenticated in this very millisecond is not before it.
+        let next = now.after(Duration::from_millis(1));
+        let before = match &request.before {
+            None => next,
+            Some(told) => read_before(told).filter(|&told| told <= next).ok_or(Refusal::BeforeInvalid)?,
+        };
+        // All refuse before the first is looked through.
+        for cache in &caches {
+            cache.revoke(selector.clone(), before);
+        }
+        let mut removed = 0;
+        for cache in &caches {
+            for part in 0..cache.parts() {
+                removed += cache.purge(part) as u64;
+                yield_now().await;
+            }
+        }
+        tracing::info!(
+            context = request.context,
+            ?selector,
+            before_ms = before.as_millis(),
+            removed,
+            "sessions revoked"
+        );
+        Ok(pb::RevokeSessionsResponse { removed, before: Some(convert::timestamp(before)) })
+    }
+}
+
+fn read_selector(asked: Option<Asked>) -> Result<Selector, Refusal> {
+    let name = |field, name: String, max| match name.len() {
+        0 => Err(Refusal::SelectorRequired),
+        length => within(field, length, max).map(|()| name),
+    };
+    Ok(match asked {
+        None | Some(Asked::All(false)) => return Err(Refusal::SelectorRequired),
+        Some(Asked::All(true)) => Selector::All,
+        Some(Asked::CertificateSha256(digest)) => {
+            let digest = hex::read(&digest).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+            Selector::Certificate(digest.ok_or(Refusal::CertificateSha256Malformed)?)
+        }
+        Some(Asked::Uri(uri)) => Selector::Uri(name("uri", uri, URI_MAX)?.into()),
+        Some(Asked::DnsName(dns)) => {
+            Selector::DnsName(name("dns_name", dns, SERVER_NAME_MAX)?.to_ascii_lowercase().into())
+        }
+        Some(Asked::ServerName(server)) => {
+            Selector::ServerName(canonical(&name("server_name", server, SERVER_NAME_MAX)?).into())
+        }
+    })
+}
+
+/// A part of a millisecond counts as a whole one: too many rather than too few.
+fn read_before(told: &prost_types::Timestamp) -> Option<Timestamp> {
+    let before = convert::read_timestamp(told)?;
+    let part = told.nanos % 1_000_000 != 0;
+    Some(before.after(Duration::from_millis(part.into())))
+}

@@ -1,0 +1,105 @@
+//! WatchSessions: what happens to sessions, as it happens.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::time::{Sleep, sleep_until};
+use tokio_stream::Stream;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+use tonic::Status;
+
+use super::{
+    convert,
+    edge::Deadline,
+    sessions::{Sessions, context},
+    status::Refusal,
+};
+use crate::{
+    proto::{self as pb, watch_sessions_response::Event as Told},
+    session::{
+        Facts,
+        watch::{Event, News, WATCHERS_MAX, Watch, What},
+    },
+};
+
+/// The events of one watcher.
+pub(super) struct Watched {
+    watch: Watch,
+    waiting: VecDeque<News>,
+    deadline: Option<Pin<Box<Sleep>>>,
+    draining: Pin<Box<WaitForCancellationFutureOwned>>,
+    ended: bool,
+}
+
+impl Sessions {
+    pub(super) fn watch(&self, name: &str, deadline: Option<Deadline>) -> Result<Watched, Refusal> {
+        let registry = self.table.registry();
+        let wanted = match name {
+            "" => None,
+            name => Some(context(&registry, name)?.name.clone()),
+        };
+        let wanted =
+            move |facts: &Facts| wanted.as_ref().is_none_or(|context| *context == facts.kind.account.name);
+        let watch = registry.ledger().watchers.watch(wanted).ok_or(Refusal::WatcherLimit(WATCHERS_MAX))?;
+        Ok(Watched {
+            watch,
+            waiting: VecDeque::new(),
+            deadline: deadline.map(|Deadline(at)| Box::pin(sleep_until(at))),
+            draining: Box::pin(self.draining.clone().cancelled_owned()),
+            ended: false,
+        })
+    }
+}
+
+impl Stream for Watched {
+    type Item = Result<pb::WatchSessionsResponse, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        let expired = this.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
+        let over = match expired {
+            true => Some(Refusal::DeadlineExceeded),
+            false => this.draining.as_mut().poll(cx).is_ready().then_some(Refusal::Draining),
+        };
+        if let Some(refusal) = over {
+            this.ended = true;
+            return Poll::Ready(Some(Err(refusal.into())));
+        }
+        if this.waiting.is_empty() {
+            match this.watch.poll(cx.waker()) {
+                Poll::Ready(news) => this.waiting.extend(news),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(this.waiting.pop_front().map(|news| Ok(told(news))))
+    }
+}
+
+fn told(news: News) -> pb::WatchSessionsResponse {
+    match news {
+        News::Dropped(count) => {
+            pb::WatchSessionsResponse { event: Some(Told::Dropped(count)), ..Default::default() }
+        }
+        News::Event(event) => {
+            let Event { at, what, facts, open_connections, data_bytes } = *event;
+            let session = convert::facts(&facts, open_connections, data_bytes);
+            let (event, reason) = match what {
+                What::Added => (Told::Added(session), pb::RemovalReason::Unspecified),
+                What::Hit => (Told::Hit(session), pb::RemovalReason::Unspecified),
+                What::Removed(reason) => (Told::Removed(session), convert::removal_reason(reason)),
+            };
+            pb::WatchSessionsResponse {
+                time: Some(convert::timestamp(at)),
+                event: Some(event),
+                reason: reason.into(),
+            }
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What all caches may hold together.
+//!
+//! Each cache has a share of the total: its own limits, scaled down where those of all caches are more than the total.
+//! A cache may hold more than its share while there is room. When there is none, what is held beyond a share gives
+//! way. So no cache can push another below its share, and the total holds.
+
+use std::sync::{Arc, Weak};
+
+use super::Cache;
+use crate::{
+    store::memory::{Amount, Limits},
+    sync::RwLock,
+};
+
+/// The total, and who shares it.
+#[derive(Debug)]
+pub struct Budget {
+    limits: Limits,
+    held: Arc<Amount>,
+    caches: RwLock<Vec<Member>>,
+}
+
+#[derive(Debug)]
+struct Member {
+    cache: Weak<Cache>,
+    share: Limits,
+}
+
+impl Budget {
+    /// A total that nobody shares yet.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, held: Arc::default(), caches: RwLock::default() }
+    }
+
+    /// What all caches hold together.
+    pub fn held(&self) -> &Arc<Amount> {
+        &self.held
+    }
+
+    /// Divides the total among these caches, and no others.
+    pub fn share<'c>(&self, caches: impl Iterator<Item = &'c Arc<Cache>> + Clone) {
+        let sum =
+            |limit: fn(&Limits) -> usize| caches.clone().map(|cache| limit(&cache.limits()) as u128).sum();
+        let (entries, bytes) = (sum(|limits| limits.entries_max), sum(|limits| limits.bytes_max));
+        let members = caches
+            .map(|cache| Member {
+                cache: Arc::downgrade(cache),
+                share: Limits {
+                    entries_max: scale(cache.limits().entries_max, self.limits.entries_max, entries),
+                    bytes_max: scale(cache.limits().bytes_max, self.limits.bytes_max, bytes),
+                },
+            })
+            .collect();
+        *self.caches.write() = members;
+    }
+
+    /// Makes room where the total is exceeded: whoever is furthest above its share gives way.
+    pub(super) fn settle(&self) {
+        while self.held.exceeds(&self.limits) {
+            let Some(cache) = self.furthest_above() else { return };
+            if !cache.make_room() {
+                return;
+            }
+        }
+    }
+
+    fn furthest_above(&self) -> Option<Arc<Cache>> {
+        let entries = self.held.entries() > self.limits.entries_max;
+        let caches = self.caches.read();
+        let above = caches.iter().filter_map(|member| {
+            let cache = member.cache.upgrade()?;
+            let (held, share) = match entries {
+                true => (cache.len(), member.share.entries_max),
+                false => (cache.bytes(), member.share.bytes_max),
+            };
+            held.checked_sub(share).filter(|&above| above > 0).map(|above| (above, cache))
+        });
+        above.max_by_key(|(above, _)| *above).map(|(_, cache)| cache)
+    }
+}
+
+/// `limit`, or its part of `total` where all limits together are more than that.
+fn scale(limit: usize, total: usize, all: u128) -> usize {
+    if all <= total as u128 {
+        return limit;
+    }
+    let part = limit as u128 * total as u128 / all;
+    usize::try_from(part).unwrap_or(limit)
+}

@@ -1,0 +1,122 @@
+use std::time::Duration;
+
+use super::*;
+use crate::session::{Format, PeerIdentity, Secret, Version, stats::Account};
+
+const NOW: Timestamp = Timestamp::from_millis(1_000_000);
+const HOUR: Duration = Duration::from_secs(3600);
+
+const ROOM: Limits = Limits { entries_max: 10, bytes_max: 10_000 };
+
+fn cache() -> Cache {
+    cache_of(Role::Server, ROOM, &Arc::new(Ledger::new(ROOM)))
+}
+
+fn cache_of(role: Role, limits: Limits, ledger: &Arc<Ledger>) -> Cache {
+    let plan = Plan {
+        role,
+        offering: Offering::Shared,
+        limits,
+        session_bytes_max: 100,
+        session_id_context: "default",
+    };
+    Cache::new(&plan, ledger)
+}
+
+fn new(id: u8, version: Version) -> NewSession {
+    NewSession {
+        id: SessionId::new(&[id]),
+        version,
+        cipher_suite: "TLS_AES_128_GCM_SHA256".into(),
+        server_name: "a.test".into(),
+        format: Format::Rustls,
+        binding: [].into(),
+        single_use: version == Version::Tls13,
+        account: Arc::new(Account::new("default")),
+        peer: None,
+        authenticated: NOW,
+        timeout: HOUR,
+        secret: Secret::bytes(vec![1; 50]),
+    }
+}
+
+fn find(cache: &Cache, id: u8, version: Version, name: &str, now: Timestamp) -> Result<Arc<Session>, Miss> {
+    let terms = Terms { format: &Format::Rustls, binding: &[], versions: &[version], server_name: name };
+    cache.find(&self::id(id), &terms, now)
+}
+
+fn id(id: u8) -> SessionId {
+    SessionId::new(&[id]).unwrap()
+}
+
+#[test]
+fn life_is_counted_from_the_authentication_and_ends_with_the_certificate() {
+    let cache = cache();
+    let soon = NOW.after(Duration::from_secs(60));
+    let peer = PeerIdentity { not_after: soon, ..PeerIdentity::default() };
+    let cut = NewSession { peer: Some(Arc::new(peer)), ..new(1, Version::Tls12) };
+    assert_eq!(cache.put(cut, NOW).unwrap().expires(), soon);
+    let later = NOW.after(HOUR / 2);
+    assert_eq!(cache.put(new(2, Version::Tls12), later).unwrap().expires(), NOW.after(HOUR));
+    assert!(cache.put(new(3, Version::Tls12), NOW.after(HOUR)).is_err(), "nothing is left of it");
+
+    let last = Timestamp::from_millis(soon.as_millis() - 1);
+    assert!(find(&cache, 1, Version::Tls12, "a.test", last).is_ok());
+    assert_eq!(find(&cache, 1, Version::Tls12, "a.test", soon).unwrap_err(), Miss::Expired);
+    assert_eq!(find(&cache, 1, Version::Tls12, "a.test", NOW).unwrap_err(), Miss::Expired, "it is gone");
+}
+
+#[test]
+fn session_is_found_with_its_version_and_name_only_and_a_miss_spends_no_ticket() {
+    let cache = cache();
+    cache.put(new(1, Version::Tls13), NOW).unwrap();
+    assert!(find(&cache, 1, Version::Tls12, "a.test", NOW).is_err());
+    assert!(find(&cache, 1, Version::Tls13, "b.test", NOW).is_err());
+    assert!(find(&cache, 1, Version::Tls13, "", NOW).is_err());
+    assert!(find(&cache, 1, Version::Tls13, "a.test", NOW).is_ok());
+    assert!(find(&cache, 1, Version::Tls13, "a.test", NOW).is_err(), "a ticket is handed out once");
+    cache.put(new(2, Version::Tls12), NOW).unwrap();
+    for _ in 0..2 {
+        assert!(find(&cache, 2, Version::Tls12, "a.test", NOW).is_ok());
+    }
+    assert!(cache.remove(&id(2), NOW) && !cache.remove(&id(2), NOW));
+}
+
+#[test]
+fn session_goes_back_to_its_own_library_and_binding_only() {
+    let cache = cache();
+    let openssl = Format::Worker("openssl".into());
+    let alike = Format::Worker("rustls".into());
+    let put = NewSession { format: openssl.clone(), binding: (*b"vhost").into(), ..new(1, Version::Tls13) };
+    cache.put(put, NOW).unwrap();
+    let terms =
+        |format, binding| Terms { format, binding, versions: &[Version::Tls13], server_name: "a.test" };
+    for (format, binding) in [
+        (&Format::Rustls, &b"vhost"[..]),
+        (&alike, b"vhost"),
+        (&openssl, b"vhos"),
+        (&openssl, b""),
+        (&openssl, b"vhost2"),
+    ] {
+        assert_eq!(cache.find(&id(1), &terms(format, binding), NOW).unwrap_err(), Miss::Scope);
+    }
+    assert!(cache.find(&id(1), &terms(&openssl, b"vhost"), NOW).is_ok(), "no miss has spent it");
+}
+
+#[test]
+fn taken_id_is_not_replaced_unless_its_session_is_over() {
+    let cache = cache();
+    cache.put(new(1, Version::Tls12), NOW).unwrap();
+    assert_eq!(cache.put(new(1, Version::Tls12), NOW).unwrap_err(), NotStored::IdTaken);
+    let later = NOW.after(HOUR);
+    let next = NewSession { authenticated: later, ..new(1, Version::Tls12) };
+    assert_eq!(cache.put(next, later).unwrap().facts().created(), later);
+}
+
+#[test]
+fn session_over_the_size_limit_is_not_kept() {
+    let cache = cache();
+    let large = NewSession { secret: Secret::bytes(vec![1; 101]), ..new(1, Version::Tls12) };
+    assert_eq!(cache.put(large, NOW).unwrap_err(), NotStored::TooLarge);
+    assert!(cache.is_empty() && cache.bytes() == 0);
+}

@@ -1,0 +1,61 @@
+//! What all caches of a daemon have in common, and keep when a new configuration brings new caches.
+
+use std::sync::Arc;
+
+use super::{
+    Kinds, RemovalReason, Session,
+    budget::Budget,
+    journal::{Group, Journal},
+    watch::{Watchers, What},
+};
+use crate::{
+    clock::Timestamp,
+    store::memory::Limits,
+    sync::{AtomicU64, Ordering},
+};
+
+/// Held by every cache.
+pub struct Ledger {
+    /// What they may hold together.
+    pub budget: Budget,
+    /// Why sessions left.
+    pub journal: Journal,
+    /// Who watches.
+    pub watchers: Arc<Watchers>,
+    pub(super) kinds: Kinds,
+    /// The latest time that a cache was told, in milliseconds. Connections end where nobody tells the time; the daemon's sweep
+    /// keeps this within a quarter of a second.
+    latest: AtomicU64,
+}
+
+impl std::fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ledger").field("budget", &self.budget).finish_non_exhaustive()
+    }
+}
+
+impl Ledger {
+    /// Empty, for caches that hold so much together.
+    pub fn new(total: Limits) -> Self {
+        Self {
+            budget: Budget::new(total),
+            journal: Journal::default(),
+            watchers: Arc::default(),
+            kinds: Kinds::default(),
+            latest: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn tell_time(&self, now: Timestamp) {
+        if now.as_millis() > self.latest.load(Ordering::Relaxed) {
+            self.latest.store(now.as_millis(), Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn departed(&self, group: Group, session: &Session, reason: RemovalReason) {
+        session.kind().account.removals.count(reason);
+        let at = Timestamp::from_millis(self.latest.load(Ordering::Relaxed));
+        self.journal.record(group, session.facts(), reason, at);
+        self.watchers.tell(session, What::Removed(reason), at);
+    }
+}

@@ -1,0 +1,304 @@
+//! The memory store: a map in parts, each behind one lock, bounded in entries and bytes.
+//!
+//! An operation locks the one part that its key belongs to, for a time that does not grow with the number of values.
+//! A part holds the map and all that goes with it - whose turn it is to be evicted, and what is over when - so that
+//! there is no moment at which they disagree (decision 18).
+//!
+//! Invariants:
+//!   - what [`Memory::take`] returns, nobody gets again
+//!   - after every put there are at most `entries_max` values, of at most `bytes_max` bytes in all
+//!   - a value that was removed is not kept alive here
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::Arc,
+};
+
+use crate::{
+    clock::Timestamp,
+    sync::{AtomicUsize, Ordering, RwLock},
+};
+
+mod lists;
+mod shard;
+
+pub use shard::Mark;
+use shard::Shard;
+
+/// What a store holds. Nothing that it tells may change while it is held.
+pub trait Entry {
+    /// What it is found by.
+    fn key(&self) -> &[u8];
+    /// What it counts against the limits, in bytes.
+    fn weight(&self) -> usize;
+    /// When it is over.
+    fn expires(&self) -> Timestamp;
+    /// Room for the store's own notes.
+    fn mark(&self) -> &Mark;
+}
+
+/// How much a store may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most values.
+    pub entries_max: usize,
+    /// Most bytes, as [`Entry::weight`] counts them.
+    pub bytes_max: usize,
+}
+
+/// Why a value was not stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// It is over a limit by itself.
+    TooLarge,
+    /// Another value has its key.
+    Taken,
+}
+
+/// How much is held, in one store or in several.
+#[derive(Debug, Default)]
+pub struct Amount {
+    entries: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl Amount {
+    /// How many values.
+    pub fn entries(&self) -> usize {
+        self.entries.load(Ordering::Acquire)
+    }
+
+    /// The sum of their weights.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Acquire)
+    }
+
+    /// Whether it is more than that.
+    pub fn exceeds(&self, limits: &Limits) -> bool {
+        self.entries() > limits.entries_max || self.bytes() > limits.bytes_max
+    }
+
+    fn add(&self, weight: usize) {
+        self.entries.fetch_add(1, Ordering::AcqRel);
+        self.bytes.fetch_add(weight, Ordering::AcqRel);
+    }
+
+    fn subtract(&self, weight: usize) {
+        self.entries.fetch_sub(1, Ordering::AcqRel);
+        self.bytes.fetch_sub(weight, Ordering::AcqRel);
+    }
+}
+
+/// Values by key.
+pub struct Memory<V> {
+    shards: Box<[RwLock<Shard<V>>]>,
+    /// Keyed at random: whoever chooses keys cannot choose where they lie.
+    hasher: RandomState,
+    amount: Amount,
+    /// What this store holds together with others.
+    total: Arc<Amount>,
+    entries_max: AtomicUsize,
+    bytes_max: AtomicUsize,
+}
+
+/// A part has room for this many values at least, before there are more parts.
+const SHARD_ENTRIES: usize = 512;
+const SHARDS_MAX: usize = 256;
+/// How many values leave under one hold of a lock when their time is over.
+const SLICE: usize = 256;
+
+impl<V: Entry> Memory<V> {
+    /// An empty store, whose values count in `total` as well.
+    pub fn new(limits: Limits, total: Arc<Amount>) -> Self {
+        let shards = (limits.entries_max / SHARD_ENTRIES).clamp(1, SHARDS_MAX).next_power_of_two();
+        Self {
+            shards: (0..shards).map(|_| RwLock::new(Shard::new())).collect(),
+            hasher: RandomState::new(),
+            amount: Amount::default(),
+            total,
+            entries_max: AtomicUsize::new(limits.entries_max),
+            bytes_max: AtomicUsize::new(limits.bytes_max),
+        }
+    }
+
+    /// How much it may hold.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            entries_max: self.entries_max.load(Ordering::Relaxed),
+            bytes_max: self.bytes_max.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Changes how much it may hold. What has to go for it is handed to `evicted`.
+    pub fn resize(&self, limits: Limits, mut evicted: impl FnMut(Arc<V>)) {
+        self.entries_max.store(limits.entries_max, Ordering::Relaxed);
+        self.bytes_max.store(limits.bytes_max, Ordering::Relaxed);
+        while self.amount.exceeds(&limits)
+            && let Some(other) = self.evict()
+        {
+            evicted(other);
+        }
+    }
+
+    /// Stores a value where its key is free. What has to go for it is handed to `evicted`.
+    ///
+    /// # Errors
+    /// The key is taken, or the value alone is over a limit. Nothing has changed then.
+    pub fn put(&self, value: Arc<V>, mut evicted: impl FnMut(Arc<V>)) -> Result<(), Refused> {
+        let (weight, limits) = (value.weight(), self.limits());
+        if weight > limits.bytes_max || limits.entries_max == 0 {
+            return Err(Refused::TooLarge);
+        }
+        let (place, tag) = self.place(value.key());
+        let mut first = None;
+        {
+            let mut shard = self.shards[place].write();
+            shard.insert(tag, value)?;
+            self.amount.add(weight);
+            self.total.add(weight);
+            if self.amount.exceeds(&limits) {
+                first = self.evict_from(&mut shard);
+            }
+        }
+        if let Some(first) = first {
+            evicted(first);
+        }
+        while self.amount.exceeds(&limits)
+            && let Some(other) = self.evict_near(place)
+        {
+            evicted(other);
+        }
+        Ok(())
+    }
+
+    /// The value, which stays. It counts as a use, which keeps a value longer.
+    pub fn get(&self, key: &[u8]) -> Option<Arc<V>> {
+        let (place, tag) = self.place(key);
+        self.shards[place].read().ask(tag, key).map(Arc::clone)
+    }
+
+    /// The value, which stays, and is none the wiser.
+    pub fn peek(&self, key: &[u8]) -> Option<Arc<V>> {
+        let (place, tag) = self.place(key);
+        self.shards[place].read().get(tag, key).map(Arc::clone)
+    }
+
+    /// The value, which is gone for everybody else: of any number of takes, one succeeds.
+    pub fn take(&self, key: &[u8]) -> Option<Arc<V>> {
+        self.take_if(key, |_| true)
+    }
+
+    /// Removes this very value, not another that took its key since; says whether it was there.
+    pub fn remove(&self, value: &Arc<V>) -> bool {
+        self.take_if(value.key(), |held| Arc::ptr_eq(held, value)).is_some()
+    }
+
+    /// Whether this very value is there.
+    pub fn holds(&self, value: &Arc<V>) -> bool {
+        let (place, tag) = self.place(value.key());
+        self.shards[place].read().get(tag, value.key()).is_some_and(|held| Arc::ptr_eq(held, value))
+    }
+
+    /// Makes room: takes out one value that is of little use. `None`: there is none.
+    pub fn evict(&self) -> Option<Arc<V>> {
+        // A key nobody has says where to begin, so that no part is worse off than another.
+        self.evict_near(self.amount.entries())
+    }
+
+    /// Takes out what is over by `now`, four seconds late at most.
+    pub fn expire(&self, now: Timestamp, mut over: impl FnMut(Arc<V>)) {
+        for shard in &self.shards {
+            loop {
+                // Let go of between slices, and before anything is dropped.
+                let slice = {
+                    let mut shard = shard.write();
+                    let slice = shard.expire(now, SLICE, |key| self.place(key).1);
+                    slice.iter().for_each(|value| self.discount(value));
+                    slice
+                };
+                let last = slice.len() < SLICE;
+                slice.into_iter().for_each(&mut over);
+                if last {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Takes everything out.
+    pub fn drain(&self, mut out: impl FnMut(Arc<V>)) {
+        for shard in &self.shards {
+            let all = {
+                let mut shard = shard.write();
+                let all = shard.drain();
+                all.iter().for_each(|value| self.discount(value));
+                all
+            };
+            all.into_iter().for_each(&mut out);
+        }
+    }
+
+    /// In how many parts it can be looked through; see [`Self::scan`].
+    pub fn parts(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Shows every value of one part to `visit`, in no order. Nothing is put into that part or leaves it meanwhile.
+    pub fn scan(&self, part: usize, visit: impl FnMut(&Arc<V>)) {
+        if let Some(shard) = self.shards.get(part) {
+            shard.read().values().for_each(visit);
+        }
+    }
+
+    /// How much there is.
+    pub fn amount(&self) -> &Amount {
+        &self.amount
+    }
+
+    fn place(&self, key: &[u8]) -> (usize, u32) {
+        let hash = self.hasher.hash_one(key);
+        let [a, b, c, d, e, f, g, h] = hash.to_le_bytes();
+        let part = u32::from_le_bytes([a, b, c, d]) as usize & (self.shards.len() - 1);
+        (part, u32::from_le_bytes([e, f, g, h]))
+    }
+
+    fn take_if(&self, key: &[u8], wanted: impl FnOnce(&Arc<V>) -> bool) -> Option<Arc<V>> {
+        let (place, tag) = self.place(key);
+        let mut shard = self.shards[place].write();
+        let value = shard.remove(tag, key, wanted)?;
+        self.discount(&value);
+        Some(value)
+    }
+
+    /// From this part, or from the next one that has something.
+    fn evict_near(&self, place: usize) -> Option<Arc<V>> {
+        (0..self.shards.len())
+            .map(|step| &self.shards[(place + step) & (self.shards.len() - 1)])
+            .find_map(|shard| self.evict_from(&mut shard.write()))
+    }
+
+    fn evict_from(&self, shard: &mut Shard<V>) -> Option<Arc<V>> {
+        let value = shard.evict(|key| self.place(key).1)?;
+        self.discount(&value);
+        Some(value)
+    }
+
+    /// Under the lock of its part, so that no sum ever lacks what a put has yet to add.
+    fn discount(&self, value: &Arc<V>) {
+        let weight = value.weight();
+        self.amount.subtract(weight);
+        self.total.subtract(weight);
+    }
+}
+
+/// What is left counts in the total no more.
+impl<V> Drop for Memory<V> {
+    fn drop(&mut self) {
+        let (entries, bytes) = (self.amount.entries(), self.amount.bytes());
+        self.total.entries.fetch_sub(entries, Ordering::AcqRel);
+        self.total.bytes.fetch_sub(bytes, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests;

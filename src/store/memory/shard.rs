@@ -1,0 +1,242 @@
+//! One part of the store: what is behind one lock.
+//!
+//! Eviction is S3-FIFO (Yang et al., SOSP 2023): a value begins in the *trial* queue, a tenth of all. What was used by the
+//! time it comes to the front moves to the *main* queue, and what was not leaves. So a flood of values that nobody
+//! asks for passes through the trial queue and leaves the others alone.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+};
+
+use hashbrown::{HashTable, hash_table::Entry as TableEntry};
+
+use super::{
+    Entry, Refused,
+    lists::{Chain, List, Slot, Slots},
+};
+use crate::clock::Timestamp;
+
+/// How often a value was used lately, at most 3, and whether it is in the main queue. The store writes it, and only it.
+#[derive(Debug, Default)]
+pub struct Mark(AtomicU8);
+
+const USES_MAX: u8 = 3;
+const IN_MAIN: u8 = 0x80;
+
+impl Mark {
+    fn uses(&self) -> u8 {
+        self.0.load(Ordering::Relaxed) & !IN_MAIN
+    }
+
+    fn in_main(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & IN_MAIN != 0
+    }
+
+    /// Uses that meet may count once: it only orders evictions. Where a value lies changes under the writer's lock alone.
+    fn used(&self) {
+        let mark = self.0.load(Ordering::Relaxed);
+        if mark & !IN_MAIN < USES_MAX {
+            self.0.store(mark + 1, Ordering::Relaxed);
+        }
+    }
+
+    fn set(&self, in_main: bool, uses: u8) {
+        self.0.store(uses | if in_main { IN_MAIN } else { 0 }, Ordering::Relaxed);
+    }
+}
+
+/// The trial queue's part of all.
+const TRIAL: usize = 10;
+/// How many used values an eviction passes over, where all of them are in use.
+const ROUNDS: usize = 1024;
+/// A part with fewer slots is not worth making smaller.
+const SPARSE: usize = 64;
+
+/// Values that are over within the same four seconds lie together.
+fn due(expires: Timestamp) -> u32 {
+    u32::try_from(expires.as_millis() >> 12).unwrap_or(u32::MAX)
+}
+
+/// Where a value is found: 32 bits of its key's hash, and its slot.
+struct Found {
+    tag: u32,
+    slot: Slot,
+}
+
+/// The hash that the table wants. Made of the tag alone, so that the table grows without asking the values.
+fn spread(tag: u32) -> u64 {
+    u64::from(tag).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
+
+pub(super) struct Shard<V> {
+    table: HashTable<Found>,
+    slots: Slots<V>,
+    trial: List,
+    main: List,
+    due: BTreeMap<u32, List>,
+}
+
+impl<V: Entry> Shard<V> {
+    pub(super) const fn new() -> Self {
+        Self {
+            table: HashTable::new(),
+            slots: Slots::new(),
+            trial: List::new(),
+            main: List::new(),
+            due: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn get(&self, tag: u32, key: &[u8]) -> Option<&Arc<V>> {
+        let found = self.table.find(spread(tag), |found| self.is(found, tag, key))?;
+        self.slots.get(found.slot)
+    }
+
+    /// The same, as a use.
+    pub(super) fn ask(&self, tag: u32, key: &[u8]) -> Option<&Arc<V>> {
+        let value = self.get(tag, key)?;
+        value.mark().used();
+        Some(value)
+    }
+
+    fn is(&self, found: &Found, tag: u32, key: &[u8]) -> bool {
+        found.tag == tag && self.slots.get(found.slot).is_some_and(|value| value.key() == key)
+    }
+
+    pub(super) fn insert(&mut self, tag: u32, value: Arc<V>) -> Result<(), Refused> {
+        let slots = &self.slots;
+        let same = |found: &Found| {
+            found.tag == tag && slots.get(found.slot).is_some_and(|held| held.key() == value.key())
+        };
+        let TableEntry::Vacant(free) = self.table.entry(spread(tag), same, |found| spread(found.tag)) else {
+            return Err(Refused::Taken);
+        };
+        value.mark().set(false, 0);
+        let due = due(value.expires());
+        let slot = self.slots.add(value).ok_or(Refused::TooLarge)?;
+        free.insert(Found { tag, slot });
+        self.slots.push(&mut self.trial, Chain::Turn, slot);
+        self.slots.push(self.due.entry(due).or_insert_with(List::new), Chain::Due, slot);
+        Ok(())
+    }
+
+    /// Takes out the value of this key, if it is the one that is `wanted`.
+    pub(super) fn remove(
+        &mut self,
+        tag: u32,
+        key: &[u8],
+        wanted: impl FnOnce(&Arc<V>) -> bool,
+    ) -> Option<Arc<V>> {
+        let slots = &self.slots;
+        let same =
+            |found: &Found| found.tag == tag && slots.get(found.slot).is_some_and(|held| held.key() == key);
+        let entry = self.table.find_entry(spread(tag), same).ok()?;
+        if !self.slots.get(entry.get().slot).is_some_and(wanted) {
+            return None;
+        }
+        let (found, _) = entry.remove();
+        self.unlink(found.slot)
+    }
+
+    /// Empties a slot that the table no longer knows.
+    fn unlink(&mut self, slot: Slot) -> Option<Arc<V>> {
+        let value = self.slots.get(slot)?;
+        let (in_main, due) = (value.mark().in_main(), due(value.expires()));
+        let turn = if in_main { &mut self.main } else { &mut self.trial };
+        self.slots.unlink(turn, Chain::Turn, slot);
+        if let Some(list) = self.due.get_mut(&due) {
+            self.slots.unlink(list, Chain::Due, slot);
+            if list.len() == 0 {
+                self.due.remove(&due);
+            }
+        }
+        self.slots.take(slot)
+    }
+
+    fn forget(&mut self, slot: Slot, tag: impl Fn(&[u8]) -> u32) -> Option<Arc<V>> {
+        let tag = tag(self.slots.get(slot)?.key());
+        let entry = self.table.find_entry(spread(tag), |found| found.slot == slot).ok()?;
+        let (found, _) = entry.remove();
+        self.unlink(found.slot)
+    }
+
+    /// Takes out what is of least use. What was put last stays, so there may be nothing.
+    pub(super) fn evict(&mut self, tag: impl Fn(&[u8]) -> u32) -> Option<Arc<V>> {
+        let mut rounds = 0;
+        loop {
+            let trial_max = (self.table.len() / TRIAL).max(1);
+            let from_trial = self.trial.len() > trial_max;
+            let slot = if from_trial { self.trial.first() } else { self.main.first() }?;
+            let mark = self.slots.get(slot)?.mark();
+            let uses = mark.uses();
+            if uses == 0 || rounds == ROUNDS {
+                return self.forget(slot, tag);
+            }
+            rounds += 1;
+            mark.set(true, if from_trial { 0 } else { uses - 1 });
+            let from = if from_trial { &mut self.trial } else { &mut self.main };
+            self.slots.unlink(from, Chain::Turn, slot);
+            self.slots.push(&mut self.main, Chain::Turn, slot);
+        }
+    }
+
+    /// Takes out up to `most` values that were over before the four seconds that `now` is in.
+    pub(super) fn expire(&mut self, now: Timestamp, most: usize, tag: impl Fn(&[u8]) -> u32) -> Vec<Arc<V>> {
+        let now = due(now);
+        let mut over = Vec::new();
+        while over.len() < most
+            && let Some((&when, list)) = self.due.first_key_value()
+            && when < now
+            && let Some(slot) = list.first()
+        {
+            over.extend(self.forget(slot, &tag));
+        }
+        if self.slots.len() > SPARSE + 4 * self.table.len() {
+            self.compact(tag);
+        }
+        over
+    }
+
+    /// After a flood, or a night, the memory goes back.
+    fn compact(&mut self, tag: impl Fn(&[u8]) -> u32) {
+        let mut fresh = Self::new();
+        for (list, in_main) in [(&self.trial, false), (&self.main, true)] {
+            let mut next = list.first();
+            while let Some(slot) = next {
+                next = self.slots.after(Chain::Turn, slot);
+                let Some(value) = self.slots.get(slot) else { continue };
+                let uses = value.mark().uses();
+                // Into the trial queue first, like any other.
+                if fresh.insert(tag(value.key()), Arc::clone(value)).is_ok()
+                    && in_main
+                    && let Some(last) = fresh.trial.last()
+                {
+                    fresh.slots.unlink(&mut fresh.trial, Chain::Turn, last);
+                    fresh.slots.push(&mut fresh.main, Chain::Turn, last);
+                }
+                value.mark().set(in_main, uses);
+            }
+        }
+        *self = fresh;
+    }
+
+    /// How many slots it has, free ones included.
+    #[cfg(test)]
+    pub(super) fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(super) fn values(&self) -> impl Iterator<Item = &Arc<V>> {
+        self.slots.values()
+    }
+
+    pub(super) fn drain(&mut self) -> Vec<Arc<V>> {
+        let all = self.slots.values().map(Arc::clone).collect();
+        *self = Self::new();
+        all
+    }
+}

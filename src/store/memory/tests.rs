@@ -1,0 +1,187 @@
+use super::*;
+
+struct Value {
+    key: [u8; 4],
+    weight: usize,
+    expires: Timestamp,
+    mark: Mark,
+}
+
+impl Entry for Value {
+    fn key(&self) -> &[u8] {
+        &self.key
+    }
+
+    fn weight(&self) -> usize {
+        self.weight
+    }
+
+    fn expires(&self) -> Timestamp {
+        self.expires
+    }
+
+    fn mark(&self) -> &Mark {
+        &self.mark
+    }
+}
+
+const FOUR_SECONDS: u64 = 4096;
+
+fn value(key: u32, weight: usize) -> Arc<Value> {
+    lives(key, weight, u64::MAX)
+}
+
+fn lives(key: u32, weight: usize, millis: u64) -> Arc<Value> {
+    let expires = Timestamp::from_millis(millis);
+    Arc::new(Value { key: key.to_be_bytes(), weight, expires, mark: Mark::default() })
+}
+
+fn store(entries_max: usize, bytes_max: usize) -> Memory<Value> {
+    Memory::new(Limits { entries_max, bytes_max }, Arc::default())
+}
+
+/// Puts a value; tells what had to go.
+fn put(store: &Memory<Value>, value: Arc<Value>) -> Result<Vec<u32>, Refused> {
+    let mut evicted = Vec::new();
+    store.put(value, |value| evicted.push(u32::from_be_bytes(value.key)))?;
+    Ok(evicted)
+}
+
+fn keys(store: &Memory<Value>) -> Vec<u32> {
+    let mut keys = Vec::new();
+    (0..store.parts()).for_each(|part| store.scan(part, |value| keys.push(u32::from_be_bytes(value.key))));
+    keys.sort_unstable();
+    keys
+}
+
+fn amount(store: &Memory<Value>) -> (usize, usize) {
+    (store.amount().entries(), store.amount().bytes())
+}
+
+#[test]
+fn full_store_evicts_what_was_put_first_where_nobody_has_asked() {
+    let store = store(2, 100);
+    assert_eq!(put(&store, value(1, 10)), Ok(vec![]));
+    assert_eq!(put(&store, value(2, 10)), Ok(vec![]));
+    assert_eq!(put(&store, value(3, 10)), Ok(vec![1]));
+    assert_eq!(put(&store, value(4, 95)), Ok(vec![2, 3]), "bytes count as well");
+    assert_eq!((keys(&store), amount(&store)), (vec![4], (1, 95)));
+}
+
+#[test]
+fn value_over_the_limit_is_refused_and_evicts_nothing() {
+    let store = store(2, 100);
+    put(&store, value(1, 10)).unwrap();
+    assert_eq!(put(&store, value(2, 101)), Err(Refused::TooLarge));
+    assert_eq!(keys(&store), [1]);
+}
+
+#[test]
+fn taken_key_stays_with_its_value() {
+    let store = store(2, 100);
+    put(&store, value(1, 60)).unwrap();
+    assert_eq!(put(&store, value(1, 30)), Err(Refused::Taken));
+    assert_eq!(amount(&store), (1, 60));
+    let first = store.get(&1_u32.to_be_bytes()).unwrap();
+    assert!(store.take(&first.key).is_some());
+    put(&store, value(1, 30)).unwrap();
+    assert!(!store.holds(&first) && !store.remove(&first), "the new one has the key, and is another");
+    put(&store, value(2, 10)).unwrap();
+    assert_eq!(put(&store, value(3, 10)), Ok(vec![1]), "the new 1 goes, and it alone");
+    assert_eq!(keys(&store), [2, 3]);
+}
+
+#[test]
+fn flood_of_values_nobody_asks_for_leaves_those_alone_that_are_used() {
+    let store = store(10_000, usize::MAX);
+    for key in 0..5_000 {
+        put(&store, value(key, 1)).unwrap();
+        store.get(&key.to_be_bytes());
+    }
+    for key in 10_000..1_000_000 {
+        put(&store, value(key, 1)).unwrap();
+    }
+    let left = keys(&store).into_iter().filter(|&key| key < 5_000).count();
+    assert_eq!((left, store.amount().entries()), (5_000, 10_000));
+}
+
+#[test]
+fn removed_values_are_not_kept_alive() {
+    let store = store(1_000, 1_000_000);
+    for round in 0..10_000 {
+        let value = value(round, 1);
+        let watch = Arc::downgrade(&value);
+        put(&store, value).unwrap();
+        assert!(store.take(&round.to_be_bytes()).is_some());
+        assert!(watch.upgrade().is_none());
+    }
+    assert_eq!(amount(&store), (0, 0));
+}
+
+#[test]
+fn one_of_many_takes_succeeds() {
+    let store = Arc::new(store(1_000, 1_000_000));
+    for key in 0..200_u32 {
+        put(&store, value(key, 1)).unwrap();
+        let takers: Vec<_> = (0..4)
+            .map(|_| {
+                let store = Arc::clone(&store);
+                std::thread::spawn(move || usize::from(store.take(&key.to_be_bytes()).is_some()))
+            })
+            .collect();
+        let taken: usize = takers.into_iter().map(|taker| taker.join().unwrap()).sum();
+        assert_eq!(taken, 1);
+    }
+    assert_eq!(amount(&store), (0, 0));
+}
+
+#[test]
+fn what_is_over_leaves_in_whatever_order_it_came() {
+    let store = store(10_000, 1_000_000);
+    // The later they come the shorter they live.
+    for key in 0..5_000 {
+        put(&store, lives(key, 1, (5_000 - u64::from(key)) * FOUR_SECONDS)).unwrap();
+    }
+    let mut over = 0;
+    store.expire(Timestamp::from_millis(1_000 * FOUR_SECONDS), |value| {
+        assert!(value.expires.as_millis() < 1_000 * FOUR_SECONDS);
+        over += 1;
+    });
+    assert_eq!((over, store.amount().entries()), (999, 4_001));
+    store.expire(Timestamp::from_millis(6_000 * FOUR_SECONDS), |_| over += 1);
+    assert_eq!((over, amount(&store)), (5_000, (0, 0)));
+}
+
+#[test]
+fn store_that_has_emptied_gives_its_slots_back_and_keeps_what_is_left() {
+    let store = store(512, usize::MAX);
+    for round in 0..3 {
+        for key in 0..500_u32 {
+            let millis = if key < 5 { u64::MAX } else { (round + 1) * FOUR_SECONDS };
+            drop(put(&store, lives(key, 1, millis)));
+            store.get(&key.to_be_bytes());
+        }
+        store.expire(Timestamp::from_millis((round + 2) * FOUR_SECONDS), drop);
+        assert_eq!(keys(&store), [0, 1, 2, 3, 4]);
+        assert!(store.shards[0].read().slots() <= 16, "{} slots", store.shards[0].read().slots());
+    }
+}
+
+#[test]
+fn smaller_limits_hold_at_once_and_the_total_is_the_sum_of_all_stores() {
+    let total = Arc::new(Amount::default());
+    let limits = Limits { entries_max: 100, bytes_max: 1_000 };
+    let [one, two] = [(); 2].map(|()| Memory::<Value>::new(limits, Arc::clone(&total)));
+    for key in 0..50 {
+        put(&one, value(key, 2)).unwrap();
+        put(&two, value(key, 3)).unwrap();
+    }
+    assert_eq!((total.entries(), total.bytes()), (100, 250));
+    let mut evicted = 0;
+    one.resize(Limits { entries_max: 10, bytes_max: 1_000 }, |_| evicted += 1);
+    assert_eq!((evicted, amount(&one), total.entries()), (40, (10, 20), 60));
+    drop(two);
+    assert_eq!((total.entries(), total.bytes()), (10, 20));
+    one.drain(drop);
+    assert_eq!((total.entries(), total.bytes()), (0, 0));
+}

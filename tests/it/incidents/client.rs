@@ -3,6 +3,7 @@
 use tls_sessiond::proto as pb;
 
 use super::{At, Site, Then, VERSIONS, asks, at, serves, worker};
+use crate::harness::reason;
 
 #[tokio::test]
 async fn node_cve_2020_8172_a_session_of_a_server_that_nobody_verified() {
@@ -100,6 +101,22 @@ async fn curl_cve_2021_22890_a_ticket_of_the_proxy() {
         // The proxy's sessions are good with the proxy, and with nobody else.
         apart(&site, ("proxy", to_proxy), ("host", to_host), Then::Full).await;
         apart(&site, ("proxy", to_proxy), ("proxy", to_host), Then::Refused("bad_certificate")).await;
+
+        // Nor does a worker file what the proxy's connection got under the host's name, as curl did.
+        site.forget(pb::Role::Client).await;
+        let id = site.open(worker::worker(to_proxy, pb::Role::Client)).await.id;
+        let of_proxy =
+            pb::PutSessionRequest { session_id: String::new(), ..worker::to_put(&site, &id, "", b"") };
+        let misfiled = pb::PutSessionRequest { server_name: to_host.1.into(), ..of_proxy.clone() };
+        let refused =
+            site.daemon.sessions().put_session(misfiled).await.expect_err("it is filed under the host");
+        assert_eq!(reason(&refused), "SESSION_OUT_OF_SCOPE");
+        let put = site.daemon.sessions().put_session(of_proxy).await.unwrap().into_inner().session.unwrap();
+        let newest =
+            |place| pb::LookupSessionRequest { session_id: String::new(), ..worker::lookup(&put, place) };
+        worker::assert_miss(&site, to_host, newest(to_host)).await;
+        worker::assert_found(&site, newest(to_proxy)).await;
+        site.close(&id).await;
         site.daemon.stop().await;
     }
 }

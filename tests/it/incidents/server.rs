@@ -225,7 +225,7 @@ async fn stunnel_cve_2015_3644_redirect_of_a_resumed_stranger() {
             first = verdicts;
             site.daemon.clock.advance(Duration::from_secs(60));
         }
-        // A stranger's session is none where a certificate is required, and alice's would not be hers there.
+        // Where a certificate is required neither the stranger's session counts nor that of alice: both are asked for one.
         let refused = Then::Refused("certificate_required");
         for client in [&clients[2], &clients[0]] {
             apart(&site, client, gate, At("inside", "a.test"), refused).await;

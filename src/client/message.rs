@@ -161,7 +161,7 @@ pub struct Put {
     pub timeout: Option<Duration>,
     /// IANA name, or empty.
     pub cipher_suite: String,
-    /// Server: the SNI. Client: empty means the connection's.
+    /// Server: the SNI. Client: the connection's, or empty.
     pub server_name: String,
     /// Whatever else must agree for a resumption to be safe, at most 1 KiB. Compared as a whole.
     pub binding: Vec<u8>,

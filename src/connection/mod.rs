@@ -99,6 +99,11 @@ pub enum Error {
     /// The session was made elsewhere.
     #[error("this session was made in another context or role, or with another server")]
     SessionOutOfScope,
+    /// A client's session was put under another name than the connection's.
+    #[error(
+        "this connection speaks with `{0}`, and so do its sessions: leave server_name empty, or say that"
+    )]
+    ServerNameOther(Arc<str>),
     /// The table is full.
     #[error("{0} connections are open, and limits.connections allows no more")]
     TooManyConnections(usize),

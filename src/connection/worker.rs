@@ -31,7 +31,7 @@ pub struct Put {
     pub version: Version,
     /// IANA name, or empty.
     pub cipher_suite: String,
-    /// Client: empty means the connection's. Server: the SNI.
+    /// Client: the connection's, or empty. Server: the SNI.
     pub server_name: String,
     /// Who the peer proved to be.
     pub peer: Option<PeerIdentity>,
@@ -63,14 +63,19 @@ impl Connection {
     /// SSL_CTX_sess_set_new_cb(3): a handshake is finished, and made a session, which joins the family.
     ///
     /// # Errors
-    /// The daemon runs this connection, or it has failed. The inner error tells why the session is not kept.
+    /// The daemon runs this connection, it has failed, or a client's session is said to be with another server. The inner
+    /// error tells why the session is not kept.
     pub fn put_session(&mut self, put: Put, now: Timestamp) -> Result<Result<Arc<Session>, NotKept>, Error> {
         self.worker_engine()?;
-        self.establish();
         let server_name: Arc<str> = match &self.target {
-            Some((name, _)) if put.server_name.is_empty() => Arc::clone(name),
-            _ => put.server_name.into(),
+            // A client offers it to whomever it is filed under (CVE-2021-22890).
+            Some((name, _)) if !put.server_name.is_empty() && put.server_name != **name => {
+                return Err(Error::ServerNameOther(Arc::clone(name)));
+            }
+            Some((name, _)) => Arc::clone(name),
+            None => put.server_name.into(),
         };
+        self.establish();
         let known = Some(self.agreed.authenticated).filter(|&known| known != Timestamp::default());
         // A resumption authenticates nobody anew, whatever its worker says.
         let authenticated = match (put.authenticated, known) {

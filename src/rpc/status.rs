@@ -162,6 +162,7 @@ fn connection_verdict(error: &connection::Error) -> Verdict {
         Error::ServerNameMalformed(_) => invalid("SERVER_NAME_MALFORMED", "server_name"),
         Error::WithoutCertificate(_) => state("CONTEXT_WITHOUT_CERTIFICATE"),
         Error::WithoutTrust(_) => state("CONTEXT_WITHOUT_TRUST"),
+        Error::ServerNameOther(_) => invalid("SERVER_NAME_OTHER", "server_name"),
         Error::SessionOutOfScope => invalid("SESSION_OUT_OF_SCOPE", "session_id"),
         Error::TooManyConnections(_) => (Code::ResourceExhausted, "CONNECTION_LIMIT", None),
         Error::RequestIdReused => invalid("REQUEST_ID_REUSED", "request_id"),

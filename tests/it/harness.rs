@@ -8,9 +8,9 @@ use hyper_util::{
 };
 use tls_sessiond::{
     clock::{Clock, ManualClock, Timestamp},
-    config::{Config, Endpoint},
+    config::{Config, ConfigError, Endpoint},
     connection::Table,
-    daemon::Daemon,
+    daemon::{Daemon, Reload},
     proto::{
         self as pb, connection_service_client::ConnectionServiceClient,
         context_service_client::ContextServiceClient, session_service_client::SessionServiceClient,
@@ -27,6 +27,7 @@ pub(crate) struct TestDaemon {
     pub(crate) clock: ManualClock,
     pub(crate) table: Arc<Table>,
     pub(crate) channel: Channel,
+    reload: Reload,
     stop: Option<oneshot::Sender<()>>,
     run: JoinHandle<()>,
 }
@@ -44,12 +45,12 @@ impl TestDaemon {
 
     /// With a configuration; `listen.api` is set here.
     pub(crate) async fn with(config: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("test.toml");
-        std::fs::write(&file, config).unwrap();
-        let set = ["listen.api=[\"tcp://127.0.0.1:0\"]".to_owned()];
-        let config = Config::load(Some(&file), std::iter::empty(), &set).unwrap();
-        Self::run(&config).await
+        Self::run(&load(config)).await
+    }
+
+    /// Loads contexts anew, as SIGHUP does.
+    pub(crate) fn reload(&self, config: &str) -> Result<usize, ConfigError> {
+        self.reload.apply(&load(config))
     }
 
     pub(crate) async fn run(config: &Config) -> Self {
@@ -57,12 +58,13 @@ impl TestDaemon {
         let daemon = Daemon::bind(config, Clock::Manual(clock.clone())).unwrap();
         let Some(Endpoint::Tcp(address)) = daemon.endpoints().pop() else { panic!("no TCP endpoint") };
         let table = Arc::clone(daemon.table());
+        let reload = daemon.reload();
         let (stop, stopped) = oneshot::channel();
         let run = tokio::spawn(async move {
             daemon.run(async { drop(stopped.await) }).await.unwrap();
         });
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-        Self { address: address.to_string(), clock, table, channel, stop: Some(stop), run }
+        Self { address: address.to_string(), clock, table, channel, reload, stop: Some(stop), run }
     }
 
     pub(crate) fn connections(&self) -> ConnectionServiceClient<Channel> {
@@ -157,6 +159,15 @@ impl TestDaemon {
         drop(self.channel);
         self.run.await.unwrap();
     }
+}
+
+/// A configuration with this text; `listen.api` is set here. Files that it names are named in full.
+fn load(text: &str) -> Config {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("test.toml");
+    std::fs::write(&file, text).unwrap();
+    let set = ["listen.api=[\"tcp://127.0.0.1:0\"]".to_owned()];
+    Config::load(Some(&file), std::iter::empty(), &set).unwrap()
 }
 
 /// A request for a new connection; clients speak with `localhost`.

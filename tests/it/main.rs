@@ -3,7 +3,9 @@
 // Always so here; clippy allows unwrap where it is said.
 #![cfg(test)]
 
+mod answers;
 mod binary;
+mod calls;
 mod client_hello;
 mod closing;
 mod command;
@@ -20,7 +22,9 @@ mod process;
 mod races;
 mod reflection;
 mod refusals;
+mod reload;
 mod returning;
+mod revocation;
 mod rustls_worker;
 mod scenarios;
 mod scope;

@@ -44,6 +44,13 @@ impl Process {
         timeout(PATIENCE, find).await.unwrap_or_else(|_| panic!("{} never said `{prefix}`", self.name))
     }
 
+    /// Sends a signal.
+    pub(crate) async fn signal(&self, name: &str) {
+        let id = self.child.id().expect("it runs").to_string();
+        let sent = Command::new("kill").args(["-s", name, &id]).status().await.unwrap();
+        assert!(sent.success());
+    }
+
     /// SIGKILL, which no process can answer.
     pub(crate) async fn kill(mut self) {
         self.child.kill().await.unwrap();

@@ -10,74 +10,10 @@ use tokio::sync::mpsc::{self, Sender};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 
-use crate::harness::{TestDaemon, new, reason};
-
-fn worker(role: pb::Role) -> pb::NewRequest {
-    pb::NewRequest { engine: pb::Engine::Worker.into(), ..new("", role) }
-}
-
-fn put(connection_id: &str, session_id: &str) -> pb::PutSessionRequest {
-    pb::PutSessionRequest {
-        connection_id: connection_id.into(),
-        session_id: session_id.into(),
-        data: "master secret".into(),
-        format: "openssl".into(),
-        version: pb::ProtocolVersion::Tls12.into(),
-        cipher_suite: "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256".into(),
-        ..Default::default()
-    }
-}
-
-fn lookup(session_id: &str) -> pb::LookupSessionRequest {
-    pb::LookupSessionRequest {
-        role: pb::Role::Server.into(),
-        session_id: session_id.into(),
-        format: "openssl".into(),
-        ..Default::default()
-    }
-}
-
-struct Worker<'d>(&'d TestDaemon);
-
-impl Worker<'_> {
-    async fn open(&self, request: pb::NewRequest) -> pb::Connection {
-        self.0.connections().new_connection(request).await.unwrap().into_inner().connection.unwrap()
-    }
-
-    async fn put(&self, request: pb::PutSessionRequest) -> pb::PutSessionResponse {
-        self.0.sessions().put_session(request).await.unwrap().into_inner()
-    }
-
-    async fn lookup(&self, request: pb::LookupSessionRequest) -> pb::LookupSessionResponse {
-        self.0.sessions().lookup_session(request).await.unwrap().into_inner()
-    }
-
-    async fn found(&self, session_id: &str) -> bool {
-        self.lookup(lookup(session_id)).await.found
-    }
-
-    /// A server's connection with a session under this id.
-    async fn established(&self, session_id: &str) -> String {
-        let id = self.open(worker(pb::Role::Server)).await.id;
-        assert_eq!(self.put(put(&id, session_id)).await.reason, "");
-        id
-    }
-
-    async fn shutdown(&self, id: &str) -> pb::ShutdownResponse {
-        let request = pb::ShutdownRequest { connection_id: id.into() };
-        self.0.connections().shutdown(request).await.unwrap().into_inner()
-    }
-
-    async fn free(&self, id: &str) -> usize {
-        let request = pb::FreeRequest { connection_id: id.into(), allow_missing: false };
-        self.0.connections().free(request).await.unwrap().into_inner().removed_sessions.len()
-    }
-
-    async fn set_session(&self, id: &str, session_id: &str) -> pb::Connection {
-        let request = pb::SetSessionRequest { connection_id: id.into(), session_id: session_id.into() };
-        self.0.connections().set_session(request).await.unwrap().into_inner().connection.unwrap()
-    }
-}
+use crate::{
+    calls::{Worker, lookup, put, worker},
+    harness::{TestDaemon, reason},
+};
 
 #[tokio::test]
 async fn session_of_a_worker_lives_by_the_close_rule() {

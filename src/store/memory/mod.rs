@@ -23,7 +23,7 @@ mod lists;
 mod shard;
 
 pub use shard::Mark;
-use shard::Shard;
+use shard::{Newest, Shard};
 
 /// What a store holds. Nothing that it tells may change while it is held.
 pub trait Entry {
@@ -157,14 +157,14 @@ impl<V: Entry> Memory<V> {
             self.amount.add(weight);
             self.total.add(weight);
             if self.amount.exceeds(&limits) {
-                first = self.evict_from(&mut shard);
+                first = self.evict_from(&mut shard, Newest::Stays);
             }
         }
         if let Some(first) = first {
             evicted(first);
         }
         while self.amount.exceeds(&limits)
-            && let Some(other) = self.evict_near(place)
+            && let Some(other) = self.evict_near(place, Newest::Stays)
         {
             evicted(other);
         }
@@ -202,7 +202,7 @@ impl<V: Entry> Memory<V> {
     /// Makes room: takes out one value that is of little use. `None`: there is none.
     pub fn evict(&self) -> Option<Arc<V>> {
         // A key nobody has says where to begin, so that no part is worse off than another.
-        self.evict_near(self.amount.entries())
+        self.evict_near(self.amount.entries(), Newest::MayGo)
     }
 
     /// Takes out what is over by `now`, four seconds late at most.
@@ -270,15 +270,16 @@ impl<V: Entry> Memory<V> {
         Some(value)
     }
 
-    /// From this part, or from the next one that has something.
-    fn evict_near(&self, place: usize) -> Option<Arc<V>> {
-        (0..self.shards.len())
-            .map(|step| &self.shards[(place + step) & (self.shards.len() - 1)])
-            .find_map(|shard| self.evict_from(&mut shard.write()))
+    /// From this part, or from the next one that has something. The newest is that of this part.
+    fn evict_near(&self, place: usize, newest: Newest) -> Option<Arc<V>> {
+        let shard = |step| &self.shards[(place + step) & (self.shards.len() - 1)];
+        self.evict_from(&mut shard(0).write(), newest).or_else(|| {
+            (1..self.shards.len()).find_map(|step| self.evict_from(&mut shard(step).write(), Newest::MayGo))
+        })
     }
 
-    fn evict_from(&self, shard: &mut Shard<V>) -> Option<Arc<V>> {
-        let value = shard.evict(|key| self.place(key).1)?;
+    fn evict_from(&self, shard: &mut Shard<V>, newest: Newest) -> Option<Arc<V>> {
+        let value = shard.evict(newest, |key| self.place(key).1)?;
         self.discount(&value);
         Some(value)
     }

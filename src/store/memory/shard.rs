@@ -72,6 +72,15 @@ fn spread(tag: u32) -> u64 {
     u64::from(tag).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
+/// What becomes of the value that was put last.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Newest {
+    /// Others make room for it.
+    Stays,
+    /// It is like any other.
+    MayGo,
+}
+
 pub(super) struct Shard<V> {
     table: HashTable<Found>,
     slots: Slots<V>,
@@ -164,11 +173,11 @@ impl<V: Entry> Shard<V> {
         self.unlink(found.slot)
     }
 
-    /// Takes out what is of least use. What was put last stays, so there may be nothing.
-    pub(super) fn evict(&mut self, tag: impl Fn(&[u8]) -> u32) -> Option<Arc<V>> {
+    /// Takes out what is of least use. Where the `newest` stays there may be nothing.
+    pub(super) fn evict(&mut self, newest: Newest, tag: impl Fn(&[u8]) -> u32) -> Option<Arc<V>> {
         let mut rounds = 0;
         loop {
-            let trial_max = (self.table.len() / TRIAL).max(1);
+            let trial_max = (self.table.len() / TRIAL).max(usize::from(newest == Newest::Stays));
             let from_trial = self.trial.len() > trial_max;
             let slot = if from_trial { self.trial.first() } else { self.main.first() }?;
             let mark = self.slots.get(slot)?.mark();

@@ -106,6 +106,19 @@ fn flood_of_values_nobody_asks_for_leaves_those_alone_that_are_used() {
 }
 
 #[test]
+fn limits_hold_also_where_each_value_lies_in_a_part_of_its_own() {
+    let store = store(100_000, 10);
+    for key in 0..1_000 {
+        put(&store, value(key, 4)).unwrap();
+        assert!(amount(&store).1 <= 10);
+        assert!(store.get(&key.to_be_bytes()).is_some(), "the newest stays");
+    }
+    store.resize(Limits { entries_max: 1, bytes_max: 10 }, drop);
+    assert_eq!(amount(&store), (1, 4));
+    assert!(store.evict().is_some() && store.evict().is_none());
+}
+
+#[test]
 fn removed_values_are_not_kept_alive() {
     let store = store(1_000, 1_000_000);
     for round in 0..10_000 {

@@ -50,7 +50,11 @@ impl TestDaemon {
 
     /// Loads contexts anew, as SIGHUP does.
     pub(crate) fn reload(&self, config: &str) -> Result<usize, ConfigError> {
-        self.reload.apply(&load(config))
+        self.apply(&load(config))
+    }
+
+    pub(crate) fn apply(&self, config: &Config) -> Result<usize, ConfigError> {
+        self.reload.apply(config)
     }
 
     pub(crate) async fn run(config: &Config) -> Self {

@@ -34,6 +34,7 @@ use crate::{
 };
 
 mod client;
+mod reload;
 mod server;
 mod worker;
 
@@ -88,21 +89,13 @@ impl Site {
                 authority.leaf(names).write(folder.path(), file);
             }
         }
-        let spoken = if version.version == TLS12.version { "1.2" } else { "1.3" };
-        let mut text = String::new();
-        for (name, lines) in contexts {
-            text += &format!("[[context]]\nname = \"{name}\"\nversions = [\"{spoken}\"]\n{lines}\n");
-            for (key, value) in [("ca", "servers.pem"), ("session_id_context", "one")] {
-                if !lines.contains(&format!("{key} = ")) {
-                    text += &format!("{key} = \"{value}\"\n");
-                }
-            }
-        }
-        let file = folder.path().join("incident.toml");
-        std::fs::write(&file, text).unwrap();
-        let set = ["listen.api=[\"tcp://127.0.0.1:0\"]".to_owned()];
-        let config = Config::load(Some(&file), std::iter::empty(), &set).unwrap();
+        let config = config(&folder, version, contexts);
         Self { daemon: TestDaemon::run(&config).await, folder, version }
+    }
+
+    /// Loads other contexts, while the daemon runs.
+    fn reload(&self, contexts: &[(&str, String)]) {
+        self.daemon.apply(&config(&self.folder, self.version, contexts)).unwrap();
     }
 
     /// Makes a connection.
@@ -194,6 +187,23 @@ impl Site {
         let certificates = CertificateDer::pem_file_iter(self.folder.path().join(file)).unwrap();
         certificates.map(Result::unwrap).collect()
     }
+}
+
+fn config(folder: &TempDir, version: &SupportedProtocolVersion, contexts: &[(&str, String)]) -> Config {
+    let spoken = if version.version == TLS12.version { "1.2" } else { "1.3" };
+    let mut text = String::new();
+    for (name, lines) in contexts {
+        text += &format!("[[context]]\nname = \"{name}\"\nversions = [\"{spoken}\"]\n{lines}\n");
+        for (key, value) in [("ca", "servers.pem"), ("session_id_context", "one")] {
+            if !lines.contains(&format!("{key} = ")) {
+                text += &format!("{key} = \"{value}\"\n");
+            }
+        }
+    }
+    let file = folder.path().join("incident.toml");
+    std::fs::write(&file, text).unwrap();
+    let set = ["listen.api=[\"tcp://127.0.0.1:0\"]".to_owned()];
+    Config::load(Some(&file), std::iter::empty(), &set).unwrap()
 }
 
 /// The lines of a server's context.

@@ -98,7 +98,7 @@ pub(super) fn to_put(
 }
 
 /// Makes a session, and closes the connection that made it.
-async fn put(site: &Site, place: At, role: pb::Role, binding: &[u8]) -> pb::Session {
+pub(super) async fn put(site: &Site, place: At, role: pb::Role, binding: &[u8]) -> pb::Session {
     let id = site.open(worker(place, role)).await.id;
     let mut request = to_put(site, &id, place.1, binding);
     if role == pb::Role::Client {

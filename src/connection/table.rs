@@ -278,8 +278,10 @@ impl Table {
     pub fn swap(&self, registry: Arc<Registry>) {
         // Nobody finds the new ones before they are what they shall be.
         registry.follow(&self.registry.load());
-        let before = self.registry.swap(registry);
-        before.retire(&self.registry.load());
+        let before = self.registry.swap(Arc::clone(&registry));
+        // Whoever revoked meanwhile did it in the old ones, or sees the new ones and does it again.
+        registry.follow(&before);
+        before.retire(&registry);
     }
 
     /// Its time.

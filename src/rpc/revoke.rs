@@ -1,6 +1,6 @@
 //! RevokeSessions: who resumes no more.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::task::yield_now;
 
@@ -24,7 +24,7 @@ impl Sessions {
         &self,
         request: pb::RevokeSessionsRequest,
     ) -> Result<pb::RevokeSessionsResponse, Refusal> {
-        let caches = self.caches(&request.context)?;
+        let mut caches = self.caches(&request.context)?;
         let selector = read_selector(request.selector)?;
         let now = self.table.now();
         // Whoever authenticated in this very millisecond is not before it.
@@ -33,9 +33,17 @@ impl Sessions {
             None => next,
             Some(told) => read_before(told).filter(|&told| told <= next).ok_or(Refusal::BeforeInvalid)?,
         };
-        // All refuse before the first is looked through.
-        for cache in &caches {
-            cache.revoke(selector.clone(), before);
+        // All refuse before the first is looked through; those too that a new configuration brings meanwhile.
+        loop {
+            for cache in &caches {
+                cache.revoke(selector.clone(), before);
+            }
+            // The context may be gone, and its sessions with it.
+            let there_now = self.caches(&request.context).unwrap_or_default();
+            if there_now.iter().all(|now| caches.iter().any(|cache| Arc::ptr_eq(now, cache))) {
+                break;
+            }
+            caches = there_now;
         }
         let mut removed = 0;
         for cache in &caches {

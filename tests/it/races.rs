@@ -3,15 +3,18 @@
 //! A ClientHello that was recorded once is played to many server objects at a time: what it offers is found by them or not,
 //! whatever the rest of the handshake would be.
 
-use std::sync::{
-    Arc, Barrier,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    path::Path,
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 use tls_sessiond::{
     clock::Clock,
     config::Config,
-    connection::{ConnectionId, EngineKind, Input, Plan, Table},
+    connection::{ConnectionId, EngineKind, Input, Plan, State, Table},
     context::Registry,
     session::Role,
 };
@@ -23,14 +26,18 @@ const THREADS: usize = 4;
 fn table(version: &str, lines: &str) -> Arc<Table> {
     let folder = tempfile::tempdir().unwrap();
     pki::localhost(folder.path());
-    let file = folder.path().join("races.toml");
+    let config = config(folder.path(), version, lines);
+    Arc::new(Table::new(Arc::new(Registry::build(&config).unwrap()), Clock::System, 10_000))
+}
+
+fn config(folder: &Path, version: &str, lines: &str) -> Config {
+    let file = folder.join("races.toml");
     let text = format!(
         "[[context]]\nversions = [\"{version}\"]\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\nca = \"ca.pem\"\n\
          key_exchange = [\"X25519\"]\ntickets = 1\nclient_sessions = \"explicit\"\n{lines}\n"
     );
     std::fs::write(&file, text).unwrap();
-    let config = Config::load(Some(&file), std::iter::empty(), &[]).unwrap();
-    Arc::new(Table::new(Arc::new(Registry::build(&config).unwrap()), Clock::System, 10_000))
+    Config::load(Some(&file), std::iter::empty(), &[]).unwrap()
 }
 
 fn make(table: &Table, role: Role) -> ConnectionId {
@@ -172,5 +179,45 @@ fn free_and_exchange_at_the_same_time_leave_no_session_behind() {
         table.free(client).unwrap();
         let context = Arc::clone(table.registry().get("default").unwrap());
         assert!(context.server_cache.is_empty(), "a session of a connection that was never closed");
+    }
+}
+
+#[test]
+fn handshakes_succeed_while_contexts_are_loaded_anew_and_nothing_stays_of_the_old_ones() {
+    for version in ["1.2", "1.3"] {
+        let folder = tempfile::tempdir().unwrap();
+        pki::localhost(folder.path());
+        // The server's scope changes each time, the client's never.
+        let configs = ["none", "request"]
+            .map(|auth| config(folder.path(), version, &format!("client_auth = \"{auth}\"")));
+        let registry = Arc::new(Registry::build(&configs[0]).unwrap());
+        let table = Arc::new(Table::new(registry, Clock::System, 10_000));
+        let (done, made) = (AtomicBool::new(false), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        let (client, server) = handshake(&table);
+                        for id in [client, server] {
+                            let state = table.look(id, |connection, _| connection.state()).unwrap();
+                            assert_eq!(state, State::Established);
+                            table.apply(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+                            table.free(id).unwrap();
+                        }
+                        made.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            for round in 1..200 {
+                let next = table.registry().rebuild(&configs[round % 2]).unwrap();
+                table.swap(Arc::new(next));
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        assert!(made.load(Ordering::Relaxed) > 0);
+        // All that is held is held by the caches that can be found.
+        let registry = table.registry();
+        let found: usize = registry.caches().map(|cache| cache.len()).sum();
+        assert_eq!(registry.ledger().budget.held().entries(), found);
     }
 }

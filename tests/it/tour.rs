@@ -50,8 +50,8 @@ async fn run(address: &str) -> Vec<String> {
 async fn tour_of_the_readme_runs_word_for_word() {
     let daemon = Binary::start(&[]).await;
     let printed = run(&daemon.address).await;
-    let [made, shaken, hello, closed, resumed, freed, told] = printed.as_slice() else {
-        panic!("{} blocks: this test knows what seven of them print", printed.len());
+    let [made, shaken, hello, closed, resumed, freed, told, revoked] = printed.as_slice() else {
+        panic!("{} blocks: this test knows what eight of them print", printed.len());
     };
     let says = |text: &str, wanted: &[&str]| {
         wanted.iter().for_each(|wanted| assert!(text.contains(wanted), "no {wanted} in\n{text}"));
@@ -81,4 +81,6 @@ async fn tour_of_the_readme_runs_word_for_word() {
         says(told, &[&format!("\ntls.sessiond.v1.{service}\n")]);
     }
     says(told, &["// SSL_clear(3): makes the object ready", "returns ( .tls.sessiond.v1.ClearResponse )"]);
+
+    says(revoked, &["\"removed\": \"3\"", "MISS_REASON_REVOKED", "REMOVAL_REASON_REVOKED", "RevokeSessions"]);
 }

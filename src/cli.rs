@@ -8,6 +8,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -16,6 +17,7 @@ use crate::{
     config::{Config, ConfigError, Endpoint},
     context::Registry,
     daemon::{Daemon, Error, Reload},
+    rpc::tls::Acceptor,
 };
 
 /// Exit status for a bad configuration: EX_CONFIG of sysexits.h.
@@ -47,7 +49,7 @@ First calls:
   grpcurl -plaintext 127.0.0.1:50551 describe tls.sessiond.v1.ConnectionService
   grpcurl -plaintext -unix -authority localhost /run/tls-sessiond/api.sock list
 
-SIGHUP loads the contexts of the configuration anew, their certificates included; what is wrong changes nothing.
+SIGHUP loads contexts, access rules and certificates of the configuration anew; what is wrong changes nothing.
 Exit status: 0 stopped by a signal, 1 failed while running, 2 wrong usage, 78 bad configuration.
 Logs go to stderr: text on a terminal, JSON otherwise. RUST_LOG sets the level.";
 
@@ -108,6 +110,7 @@ fn load(file: Option<PathBuf>, overrides: &Overrides) -> Result<Config, ConfigEr
 fn check(file: PathBuf, overrides: &Overrides) -> Result<(), Error> {
     let config = load(Some(file.clone()), overrides)?;
     let registry = Registry::build(&config)?;
+    Acceptor::load(&config)?;
     let names: Vec<&str> = registry.all().iter().map(|context| &*context.name).collect();
     say(&format!("{}: good; contexts: {}\n", file.display(), names.join(", ")))
 }
@@ -115,6 +118,7 @@ fn check(file: PathBuf, overrides: &Overrides) -> Result<(), Error> {
 fn serve(args: &Serve) -> Result<(), Error> {
     let config = load(args.config.clone(), &args.overrides)?;
     log();
+    keep_memory_private();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let stop = stop_signals()?;
@@ -126,6 +130,17 @@ fn serve(args: &Serve) -> Result<(), Error> {
         reloading.abort();
         ended
     })
+}
+
+/// No core file has the secrets of a fleet in it, and no other process of this user reads them (prctl(2),
+/// PR_SET_DUMPABLE).
+fn keep_memory_private() {
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    let private =
+        setrlimit(Resource::Core, none).and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable));
+    if let Err(err) = private {
+        tracing::warn!(%err, "cannot switch core files off");
+    }
 }
 
 /// Loads contexts anew at every SIGHUP. What is wrong is said, and the daemon goes on as it was.
@@ -164,6 +179,11 @@ fn greeting(config: &Config, endpoints: &[Endpoint]) -> String {
                 text += &format!("listening on tcp://{address}\n");
                 format!("grpcurl -plaintext {address} list")
             }
+            Endpoint::Tls(address) => {
+                text += &format!("listening on tls://{address}\n");
+                continue;
+            }
+            Endpoint::Systemd => continue,
             Endpoint::Unix { path, .. } => {
                 text += &format!("listening on unix://{}\n", path.display());
                 format!("grpcurl -plaintext -unix -authority localhost {} list", path.display())

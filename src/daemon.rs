@@ -7,11 +7,13 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use crate::{
     clock::Clock,
     config::{Config, ConfigError, Endpoint},
-    connection::{self, Table},
+    connection::{self, Table, table::Most},
     context::Registry,
     rpc::{
-        Api, ServeError, Serving,
+        Api, Doors, ServeError, Serving,
+        access::Access,
         listen::{Listeners, Signals},
+        tls::Acceptor,
     },
 };
 
@@ -37,23 +39,30 @@ pub enum Error {
     Serve(#[from] ServeError),
 }
 
-/// Brings new contexts to a daemon that runs.
+/// Brings a new configuration to a daemon that runs.
 #[derive(Clone)]
 pub struct Reload {
     table: Arc<Table>,
+    doors: Doors,
     running: Arc<Config>,
 }
 
 impl Reload {
-    /// Takes the contexts of another configuration, as a whole or not at all. Connections keep what they began with. Tells
-    /// how many contexts there are.
+    /// Takes contexts, rules of access and TLS of another configuration, as a whole or not at all. Connections keep what they
+    /// began with, but for what their callers may do. Tells how many contexts there are.
     ///
     /// # Errors
     /// What is wrong with it, or that it changes more than contexts. Nothing has changed then.
     pub fn apply(&self, config: &Config) -> Result<usize, ConfigError> {
         config.can_follow(&self.running)?;
         let registry = self.table.registry().rebuild(config)?;
+        let tls = Acceptor::reload(config)?;
         let contexts = registry.all().len();
+        // Nothing can fail any more. Rights first: nobody uses old ones on new contexts.
+        self.doors.access.swap(&config.access);
+        if let (Some(acceptor), Some(tls)) = (&self.doors.acceptor, tls) {
+            acceptor.swap(tls);
+        }
         self.table.swap(Arc::new(registry));
         Ok(contexts)
     }
@@ -62,6 +71,7 @@ impl Reload {
 /// A daemon that listens, and answers once it runs.
 pub struct Daemon {
     config: Arc<Config>,
+    doors: Doors,
     table: Arc<Table>,
     api: Api,
     listeners: Listeners,
@@ -75,11 +85,15 @@ impl Daemon {
     /// What is wrong with the configuration, or which address cannot be had.
     pub fn bind(config: &Config, clock: Clock) -> Result<Self, Error> {
         let registry = Arc::new(Registry::build(config)?);
-        let table = Arc::new(Table::new(registry, clock, config.limits.connections));
+        let most = Most { all: config.limits.connections, of_one: config.limits.connections_per_owner };
+        let table = Arc::new(Table::new(registry, clock, most));
         let signals = Signals::default();
-        let api = Api::new(Arc::clone(&table), &config.limits, &signals)?;
-        let listeners = Listeners::bind(&config.api)?;
-        Ok(Self { config: Arc::new(config.clone()), table, api, listeners, signals })
+        let access = Arc::new(Access::new(&config.access));
+        let acceptor = Acceptor::load(config)?;
+        let doors = Doors { access: Arc::clone(&access), acceptor: acceptor.clone() };
+        let api = Api::new(Arc::clone(&table), &config.limits, doors.clone(), &signals)?;
+        let listeners = Listeners::bind(&config.api, config.unix, config.tls.is_some())?;
+        Ok(Self { config: Arc::new(config.clone()), doors, table, api, listeners, signals })
     }
 
     /// Where it listens.
@@ -94,7 +108,11 @@ impl Daemon {
 
     /// What loads contexts anew while it runs.
     pub fn reload(&self) -> Reload {
-        Reload { table: Arc::clone(&self.table), running: Arc::clone(&self.config) }
+        Reload {
+            table: Arc::clone(&self.table),
+            doors: self.doors.clone(),
+            running: Arc::clone(&self.config),
+        }
     }
 
     /// Serves until `stop` is ready; then tells health, waits for running calls, and closes what is left.

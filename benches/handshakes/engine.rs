@@ -8,6 +8,7 @@ use tls_sessiond::{
     config::Config,
     connection::{
         EngineKind, Input, Plan, Table,
+        table::Most,
         table::{Driver, Ending},
     },
     context::Registry,
@@ -94,7 +95,7 @@ pub(crate) fn measure(
         Config::load(Some(&setup.folder.path().join("bench.toml")), std::iter::empty(), &[]).unwrap();
     let registry = Arc::new(Registry::build(&config).unwrap());
     let context = Arc::clone(registry.get("default").unwrap());
-    let connections = Arc::new(Table::new(registry, Clock::System, 1_000));
+    let connections = Arc::new(Table::new(registry, Clock::System, Most::all(1_000)));
     let open = || {
         let plan = Plan {
             context: Arc::clone(&context),

@@ -9,9 +9,12 @@ use std::{
     time::Duration,
 };
 
+mod access;
 mod origin;
 mod raw;
 mod units;
+
+pub use access::{Access, AccessRole, IdentityPattern, Text};
 
 /// Where it listens where nothing else is said.
 const DEFAULT_ADDRESS: SocketAddr =
@@ -34,6 +37,12 @@ impl ConfigError {
 pub struct Config {
     /// Where the API is served.
     pub api: Vec<Endpoint>,
+    /// What a Unix socket's file gets.
+    pub unix: UnixFile,
+    /// What TLS is served with.
+    pub tls: Option<ListenTls>,
+    /// Who may do what; the first rule that matches counts. None: whoever is local may do everything.
+    pub access: Vec<Access>,
     /// Limits of the whole daemon.
     pub limits: Limits,
     /// How it stops.
@@ -43,11 +52,35 @@ pub struct Config {
     origin: origin::Origin,
 }
 
-/// An address to listen on. Plaintext, so only on this host.
+/// The file of a Unix socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnixFile {
+    /// Its permissions.
+    pub mode: u32,
+    /// User and group, by number. None: those of the daemon.
+    pub owner: Option<(u32, u32)>,
+}
+
+/// Mutual TLS: what this side shows, and who may come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenTls {
+    /// The chain, PEM.
+    pub certificate: PathBuf,
+    /// Its key, PEM.
+    pub key: PathBuf,
+    /// Who signs the certificates of workers, PEM.
+    pub client_ca: PathBuf,
+}
+
+/// An address to listen on. Plaintext only on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
-    /// A loopback address.
+    /// A loopback address, in plaintext.
     Tcp(SocketAddr),
+    /// Any address, with mutual TLS.
+    Tls(SocketAddr),
+    /// What systemd has bound and passed (sd_listen_fds(3)).
+    Systemd,
     /// A Unix socket. Where `optional`, it is left out if its folder cannot be made.
     Unix {
         /// Where it lies.
@@ -62,6 +95,14 @@ pub enum Endpoint {
 pub struct Limits {
     /// Most connection objects.
     pub connections: usize,
+    /// Most connection objects of one identity.
+    pub connections_per_owner: usize,
+    /// Most calls that are begun and not answered.
+    pub calls_in_flight: usize,
+    /// Most sockets.
+    pub sockets: usize,
+    /// Most lookups of one identity in a second that find nothing.
+    pub misses_per_second: u32,
     /// Largest gRPC message, in bytes.
     pub message: usize,
     /// Most plaintext that waits for a handshake on one Drive, in bytes.
@@ -235,8 +276,35 @@ impl Config {
                 .map(|(place, text)| check.key(&format!("listen.api[{place}]"), endpoint(text)))
                 .collect::<Result<_, _>>()?,
         };
+        let unix = UnixFile {
+            mode: check.key("listen.unix_mode", units::mode(&raw.listen.unix_mode))?,
+            owner: check.key("listen.unix_owner", units::user_and_group(&raw.listen.unix_owner))?,
+        };
+        let tls = raw.listen.tls.as_ref().map(|tls| ListenTls {
+            certificate: check.origin.folder().join(&tls.certificate),
+            key: check.origin.folder().join(&tls.key),
+            client_ca: check.origin.folder().join(&tls.client_ca),
+        });
+        if tls.is_none()
+            && let Some(place) = api.iter().position(|endpoint| matches!(endpoint, Endpoint::Tls(_)))
+        {
+            let message = "plaintext is served on loopback addresses and Unix sockets only, for session secrets \
+                           pass there: this one needs [listen.tls]";
+            return Err(check.refuse(&format!("listen.api[{place}]"), message.into()));
+        }
+        let access = access(&check, raw.access.as_deref().unwrap_or_default())?;
+        if tls.is_some() && access.is_empty() {
+            let message = "nobody who comes over TLS may do anything without an [[access]]".into();
+            return Err(check.refuse("listen.tls", message));
+        }
         let limits = Limits {
             connections: check.at_least_one("limits.connections", raw.limits.connections)?,
+            connections_per_owner: check
+                .at_least_one("limits.connections_per_owner", raw.limits.connections_per_owner)?,
+            calls_in_flight: check.at_least_one("limits.calls_in_flight", raw.limits.calls_in_flight)?,
+            sockets: check.at_least_one("limits.sockets", raw.limits.sockets)?,
+            misses_per_second: check
+                .at_least_one("limits.misses_per_second", raw.limits.misses_per_second)?,
             message: check.size("limits.message", &raw.limits.message)?,
             plaintext_buffer: check.size("limits.plaintext_buffer", &raw.limits.plaintext_buffer)?,
             streams: check.at_least_one("limits.streams", raw.limits.streams)?,
@@ -272,7 +340,14 @@ impl Config {
                 contexts
             }
         };
-        Ok(Self { api, limits, drain, contexts, origin })
+        for (place, rule) in access.iter().enumerate() {
+            let known = |name: &String| name == "*" || contexts.iter().any(|context| context.name == *name);
+            if let Some(at) = rule.contexts.iter().position(|name| !known(name)) {
+                let message = format!("no context is named `{}`", rule.contexts[at]);
+                return Err(check.refuse(&format!("access[{place}].contexts[{at}]"), message));
+            }
+        }
+        Ok(Self { api, unix, tls, access, limits, drain, contexts, origin })
     }
 
     /// The defaults, as without a file.
@@ -283,13 +358,16 @@ impl Config {
         Self::load(None, std::iter::empty(), &[]).expect("the defaults are valid")
     }
 
-    /// Whether this may follow `running` without a restart: only contexts may differ.
+    /// Whether this may follow `running` without a restart: contexts may differ, who may do what, and the files of
+    /// `listen.tls`.
     ///
     /// # Errors
     /// The first section that differs and cannot change while the daemon runs.
     pub fn can_follow(&self, running: &Self) -> Result<(), ConfigError> {
         let fixed = [
             ("listen.api", self.api == running.api),
+            ("listen.unix_mode or listen.unix_owner", self.unix == running.unix),
+            ("listen.tls", self.tls.is_some() == running.tls.is_some()),
             ("limits", self.limits == running.limits),
             ("drain", self.drain == running.drain),
         ];
@@ -300,6 +378,11 @@ impl Config {
                  configuration is used before"
             ))),
         }
+    }
+
+    /// An error about a key of `listen.tls`, found when its files were opened.
+    pub fn tls_error(&self, key: &str, what: impl fmt::Display) -> ConfigError {
+        Check { origin: &self.origin }.refuse(&format!("listen.tls.{key}"), what.to_string())
     }
 
     /// An error about a key of the context at `place`, found when its files were opened.
@@ -362,17 +445,45 @@ fn endpoint(text: &str) -> Result<Endpoint, String> {
         }
         return Ok(Endpoint::Unix { path: path.into(), optional: false });
     }
-    let address = text
-        .strip_prefix("tcp://")
-        .ok_or_else(|| format!("`{text}` begins with neither tcp:// nor unix://"))?
-        .parse::<SocketAddr>()
-        .map_err(|_| format!("`{text}` is not tcp://IP:PORT; host names are not looked up"))?;
-    if !address.ip().is_loopback() {
-        return Err(format!(
-            "`{text}`: plaintext is served on loopback addresses and Unix sockets only, for session secrets pass there"
-        ));
+    if text == "systemd" {
+        return Ok(Endpoint::Systemd);
     }
-    Ok(Endpoint::Tcp(address))
+    let (scheme, address) =
+        text.split_once("://").filter(|(scheme, _)| ["tcp", "tls"].contains(scheme)).ok_or_else(|| {
+            format!("`{text}` begins with none of tcp://, tls:// and unix://, and is not `systemd`")
+        })?;
+    let address = address
+        .parse::<SocketAddr>()
+        .map_err(|_| format!("`{text}` is not {scheme}://IP:PORT; host names are not looked up"))?;
+    Ok(match scheme == "tcp" && address.ip().is_loopback() {
+        true => Endpoint::Tcp(address),
+        false => Endpoint::Tls(address),
+    })
+}
+
+fn access(check: &Check<'_>, raw: &[raw::Access]) -> Result<Vec<Access>, ConfigError> {
+    raw.iter()
+        .enumerate()
+        .map(|(place, rule)| {
+            let key = |name: &str| format!("access[{place}].{name}");
+            if rule.contexts.is_empty() {
+                return Err(check.refuse(&key("contexts"), "names none; `[\"*\"]` is every one".into()));
+            }
+            Ok(Access {
+                identity: check.key(&key("identity"), IdentityPattern::read(&rule.identity))?,
+                contexts: rule.contexts.clone(),
+                role: check.word(
+                    &key("role"),
+                    &rule.role,
+                    &[
+                        ("worker", AccessRole::Worker),
+                        ("observer", AccessRole::Observer),
+                        ("admin", AccessRole::Admin),
+                    ],
+                )?,
+            })
+        })
+        .collect()
 }
 
 fn context(check: &Check<'_>, place: usize, raw: &raw::Context) -> Result<ContextConfig, ConfigError> {

@@ -8,21 +8,51 @@ use serde::Deserialize;
 #[serde(default, deny_unknown_fields)]
 pub(super) struct File {
     pub(super) listen: Listen,
+    pub(super) access: Option<Vec<Access>>,
     pub(super) limits: Limits,
     pub(super) drain: Drain,
     pub(super) context: Option<Vec<Context>>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Listen {
     pub(super) api: Option<Vec<String>>,
+    pub(super) unix_mode: String,
+    pub(super) unix_owner: String,
+    pub(super) tls: Option<ListenTls>,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self { api: None, unix_mode: "0660".into(), unix_owner: String::new(), tls: None }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListenTls {
+    pub(super) certificate: PathBuf,
+    pub(super) key: PathBuf,
+    pub(super) client_ca: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Access {
+    pub(super) identity: String,
+    pub(super) contexts: Vec<String>,
+    pub(super) role: String,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Limits {
     pub(super) connections: usize,
+    pub(super) connections_per_owner: usize,
+    pub(super) calls_in_flight: usize,
+    pub(super) sockets: usize,
+    pub(super) misses_per_second: u32,
     pub(super) message: String,
     pub(super) plaintext_buffer: String,
     pub(super) streams: u32,
@@ -34,6 +64,10 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 100_000,
+            connections_per_owner: 50_000,
+            calls_in_flight: 10_000,
+            sockets: 10_000,
+            misses_per_second: 100_000,
             message: "4MiB".into(),
             plaintext_buffer: "1MiB".into(),
             streams: 1_000,

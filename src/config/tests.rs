@@ -31,10 +31,13 @@ fn what_is_wrong_is_told_with_key_and_line() {
     for (text, said) in [
         (
             "[listen]\napi = [\"tcp://0.0.0.0:1\"]\n",
-            "c.toml:2: listen.api[0]: `tcp://0.0.0.0:1`: plaintext is served on",
+            "c.toml:2: listen.api[0]: plaintext is served on loopback addresses and Unix sockets only",
         ),
         ("\n[lissten]\n", "c.toml:2: lissten: unknown field `lissten`, expected one of"),
-        ("[listen]\n\nadress = 1\n", "c.toml:3: listen.adress: unknown field `adress`, expected `api`"),
+        (
+            "[listen]\n\nadress = 1\n",
+            "c.toml:3: listen.adress: unknown field `adress`, expected one of `api`, `unix_mode`, `unix_owner`, `tls`",
+        ),
         ("[limits]\nconnections = \"many\"\n", "c.toml:2: limits.connections: invalid type: string \"many\""),
         ("[limits]\nstreams = 0\n", "c.toml:2: limits.streams: must be more than zero"),
         ("[limits]\nmessage = \"4MB\"\n", "c.toml:2: limits.message: `4MB` is no size"),

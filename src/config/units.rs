@@ -1,4 +1,4 @@
-//! Durations and sizes as people write them: `"30s"`, `"64MiB"`.
+//! Durations, sizes and permissions as people write them: `"30s"`, `"64MiB"`, `"0660"`.
 
 use std::time::Duration;
 
@@ -21,6 +21,24 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         .checked_mul(millis)
         .map(Duration::from_millis)
         .ok_or_else(|| format!("`{text}` is longer than a duration can be"))
+}
+
+/// Permissions of a file in octal, without those to execute.
+pub(super) fn mode(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| mode & !0o666 == 0)
+        .ok_or_else(|| format!("`{text}` is no mode of a socket: write \"0660\", or 0600 or 0666"))
+}
+
+/// `UID:GID`; empty: none.
+pub(super) fn user_and_group(text: &str) -> Result<Option<(u32, u32)>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.split_once(':')
+        .and_then(|(user, group)| Some(Some((user.parse().ok()?, group.parse().ok()?))))
+        .ok_or_else(|| format!("`{text}` is not UID:GID, both numbers"))
 }
 
 /// A whole number and a unit: B, KiB, MiB or GiB.

@@ -107,6 +107,9 @@ pub enum Error {
     /// The table is full.
     #[error("{0} connections are open, and limits.connections allows no more")]
     TooManyConnections(usize),
+    /// One owner has too many.
+    #[error("this caller has {0} connections open, and limits.connections_per_owner allows no more")]
+    TooManyOfOwner(usize),
     /// The request id was used.
     #[error("this request_id was used within the last minute for a request that differs")]
     RequestIdReused,

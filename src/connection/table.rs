@@ -28,9 +28,26 @@ use crate::{
 pub struct Table {
     live: DashMap<ConnectionId, Arc<Held>>,
     count: AtomicUsize,
-    connections_max: usize,
+    owners: DashMap<Arc<str>, usize>,
+    most: Most,
     registry: ArcSwap<Registry>,
     clock: Clock,
+}
+
+/// How many connections there may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Most {
+    /// In all.
+    pub all: usize,
+    /// Of one owner.
+    pub of_one: usize,
+}
+
+impl Most {
+    /// So many, whoever owns them.
+    pub fn all(count: usize) -> Self {
+        Self { all: count, of_one: count }
+    }
 }
 
 /// A connection and what is asked of it without its lock.
@@ -39,6 +56,7 @@ struct Held {
     id: ConnectionId,
     created: Timestamp,
     context: Arc<str>,
+    owner: Arc<str>,
     /// When it counts as lost, in milliseconds.
     expires: AtomicU64,
     /// `None` once it is freed.
@@ -76,10 +94,17 @@ pub struct Cursor {
 }
 
 impl Table {
-    /// An empty table, for at most `connections_max` connections.
-    pub fn new(registry: Arc<Registry>, clock: Clock, connections_max: usize) -> Self {
+    /// An empty table.
+    pub fn new(registry: Arc<Registry>, clock: Clock, most: Most) -> Self {
         let registry = ArcSwap::new(registry);
-        Self { live: DashMap::new(), count: AtomicUsize::new(0), connections_max, registry, clock }
+        Self {
+            live: DashMap::new(),
+            count: AtomicUsize::new(0),
+            owners: DashMap::new(),
+            most,
+            registry,
+            clock,
+        }
     }
 
     /// SSL_new(3), and SSL_set_session(3) where a session is named. `see` reads the new connection.
@@ -95,16 +120,13 @@ impl Table {
         let now = self.clock.now();
         let mut connection = Connection::new(plan, now)?;
         // First of all, for a session that a worker has resumed is lost with a connection that is dropped.
-        if self.count.fetch_add(1, Ordering::AcqRel) >= self.connections_max {
-            self.count.fetch_sub(1, Ordering::AcqRel);
-            return Err(Error::TooManyConnections(self.connections_max));
-        }
+        self.count(connection.owner())?;
         let named = session.map_or(Ok(None), |id| {
             let named = self.resolve(connection.context(), connection.role(), id, now)?;
             connection.set_session(named).map(Some)
         });
         if let Err(err) = named {
-            self.count.fetch_sub(1, Ordering::AcqRel);
+            self.discount(connection.owner());
             return Err(err);
         }
         let expires = now.after(connection.idle_timeout());
@@ -113,6 +135,7 @@ impl Table {
             id: connection.id(),
             created: now,
             context: Arc::clone(&connection.context().name),
+            owner: Arc::clone(connection.owner()),
             expires: AtomicU64::new(expires.as_millis()),
             connection: Mutex::new(Some(connection)),
             driven: AtomicBool::new(false),
@@ -254,12 +277,26 @@ impl Table {
         self.len() == 0
     }
 
-    /// Up to `count` ids after a place, oldest first, of one context or of all.
-    pub fn page(&self, context: Option<&str>, after: Option<Cursor>, count: usize) -> Vec<Cursor> {
+    /// Asks for a connection's owner and context, which never change.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], also where the answer is no: as if it were not there.
+    pub fn belongs(&self, id: ConnectionId, to: impl FnOnce(&str, &str) -> bool) -> Result<(), Error> {
+        let held = self.live.get(&id).ok_or(Error::NotFound(id))?;
+        if to(&held.owner, &held.context) { Ok(()) } else { Err(Error::NotFound(id)) }
+    }
+
+    /// Up to `count` ids after a place, oldest first, of those whose owner and context are wanted.
+    pub fn page(
+        &self,
+        wanted: impl Fn(&str, &str) -> bool,
+        after: Option<Cursor>,
+        count: usize,
+    ) -> Vec<Cursor> {
         let mut oldest = BinaryHeap::with_capacity(count + 1);
         for held in &self.live {
             let place = Cursor { created: held.created, id: held.id };
-            if after.is_none_or(|after| place > after) && context.is_none_or(|name| *held.context == *name) {
+            if after.is_none_or(|after| place > after) && wanted(&held.owner, &held.context) {
                 oldest.push(place);
                 if oldest.len() > count {
                     oldest.pop();
@@ -294,9 +331,33 @@ impl Table {
     }
 
     fn forget(&self, id: ConnectionId) {
-        if self.live.remove(&id).is_some() {
-            self.count.fetch_sub(1, Ordering::AcqRel);
+        if let Some((_, held)) = self.live.remove(&id) {
+            self.discount(&held.owner);
         }
+    }
+
+    fn count(&self, owner: &Arc<str>) -> Result<(), Error> {
+        let all = self.count.fetch_add(1, Ordering::AcqRel);
+        let mut of_one = self.owners.entry(Arc::clone(owner)).or_insert(0);
+        *of_one += 1;
+        let too_many = if all >= self.most.all {
+            Error::TooManyConnections(self.most.all)
+        } else if *of_one > self.most.of_one {
+            Error::TooManyOfOwner(self.most.of_one)
+        } else {
+            return Ok(());
+        };
+        drop(of_one);
+        self.discount(owner);
+        Err(too_many)
+    }
+
+    fn discount(&self, owner: &Arc<str>) {
+        self.count.fetch_sub(1, Ordering::AcqRel);
+        self.owners.remove_if_mut(owner, |_, count| {
+            *count -= 1;
+            *count == 0
+        });
     }
 
     fn apply_held<R>(

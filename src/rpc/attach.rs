@@ -17,7 +17,13 @@ use tokio_stream::Stream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Status, Streaming};
 
-use super::{connections::Connections, convert, sessions::Sessions, status::Refusal};
+use super::{
+    access::{Caller, Roles},
+    connections::Connections,
+    convert,
+    sessions::Sessions,
+    status::Refusal,
+};
 use crate::{
     connection::{ConnectionId, Table},
     proto::{self as pb, answer::Result as Answered, call::Method},
@@ -42,6 +48,8 @@ pub(super) struct Attach {
     deadline: Option<Pin<Box<Sleep>>>,
     /// Until the worker was told.
     draining: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// Ready when the caller is no worker any more.
+    lost: Pin<Box<dyn Future<Output = Refusal> + Send>>,
     /// Calls that wait for their turn.
     batch: vec::IntoIter<pb::Call>,
     /// How many of them make a quarter.
@@ -61,7 +69,7 @@ enum Phase {
 pub(super) struct Calls {
     connections: Arc<Connections>,
     sessions: Arc<Sessions>,
-    owner: Arc<str>,
+    by: Arc<Caller>,
     made: HashMap<ConnectionId, Option<String>>,
     /// How many may be in `made` before those that are gone are looked for.
     prune_at: usize,
@@ -70,15 +78,8 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    pub(super) fn new(connections: Arc<Connections>, sessions: Arc<Sessions>, owner: Arc<str>) -> Self {
-        Self {
-            connections,
-            sessions,
-            owner,
-            made: HashMap::new(),
-            prune_at: PRUNE_MIN,
-            aliases: HashMap::new(),
-        }
+    pub(super) fn new(connections: Arc<Connections>, sessions: Arc<Sessions>, by: Arc<Caller>) -> Self {
+        Self { connections, sessions, by, made: HashMap::new(), prune_at: PRUNE_MIN, aliases: HashMap::new() }
     }
 
     fn answer(&mut self, call: pb::Call) -> Option<pb::Answer> {
@@ -103,24 +104,32 @@ impl Calls {
         }
         Ok(match method {
             Method::New(request) => Answered::New(self.make(*request, call.alias)?.into()),
-            Method::Clear(request) => Answered::Clear(self.connections.clear(&request)?.into()),
-            Method::Shutdown(request) => Answered::Shutdown(self.connections.shutdown(&request)?.into()),
+            Method::Clear(request) => Answered::Clear(self.connections.clear(&self.by, &request)?.into()),
+            Method::Shutdown(request) => {
+                Answered::Shutdown(self.connections.shutdown(&self.by, &request)?.into())
+            }
             Method::SetShutdown(request) => {
-                Answered::SetShutdown(self.connections.set_shutdown(&request)?.into())
+                Answered::SetShutdown(self.connections.set_shutdown(&self.by, &request)?.into())
             }
             Method::Free(request) => {
-                let freed = self.connections.free(&request);
+                let freed = self.connections.free(&self.by, &request);
                 self.forget(&request.connection_id);
                 Answered::Free(freed?)
             }
             Method::SetSession(request) => {
-                Answered::SetSession(self.connections.set_session(&request)?.into())
+                Answered::SetSession(self.connections.set_session(&self.by, &request)?.into())
             }
-            Method::PutSession(request) => Answered::PutSession(self.sessions.put(*request)?.into()),
-            Method::LookupSession(request) => Answered::LookupSession(self.sessions.lookup(&request)?.into()),
-            Method::RemoveSession(request) => Answered::RemoveSession(self.sessions.remove(&request)?),
+            Method::PutSession(request) => {
+                Answered::PutSession(self.sessions.put(&self.by, *request)?.into())
+            }
+            Method::LookupSession(request) => {
+                Answered::LookupSession(self.sessions.lookup(&self.by, &request)?.into())
+            }
+            Method::RemoveSession(request) => {
+                Answered::RemoveSession(self.sessions.remove(&self.by, &request)?)
+            }
             Method::ReportAlert(request) => {
-                Answered::ReportAlert(self.connections.report_alert(&request)?.into())
+                Answered::ReportAlert(self.connections.report_alert(&self.by, &request)?.into())
             }
         })
     }
@@ -135,7 +144,7 @@ impl Calls {
                 return Err(Refusal::AliasTaken);
             }
         }
-        let made = self.connections.opener.open(request, &self.owner)?;
+        let made = self.connections.opener.open(request, &self.by)?;
         if let Some(connection) = &made.connection {
             if let Some(alias) = &alias {
                 self.aliases.insert(alias.clone(), connection.id.clone());
@@ -223,11 +232,13 @@ impl Attach {
         draining: WaitForCancellationFutureOwned,
     ) -> Self {
         let draining = Some(Box::pin(draining));
+        let lost = Box::pin(Arc::clone(&calls.by).loses(Roles::WORKER, calls.sessions.table.now()));
         let batch = Vec::new().into_iter();
         Self {
             requests,
             deadline,
             draining,
+            lost,
             batch,
             quarter: QUARTER_MIN,
             pause: false,
@@ -278,6 +289,10 @@ impl Stream for Attach {
             }
             if this.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
                 this.phase = Phase::Ending(Some(Refusal::DeadlineExceeded));
+                continue;
+            }
+            if let Poll::Ready(refusal) = this.lost.as_mut().poll(cx) {
+                this.phase = Phase::Ending(Some(refusal));
                 continue;
             }
             if this.draining.as_mut().is_some_and(|draining| draining.as_mut().poll(cx).is_ready()) {

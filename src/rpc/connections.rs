@@ -7,13 +7,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::{
+    access::{Caller, Roles},
     convert,
     drive::Drive,
     edge::Deadline,
-    listen::Peer,
     page::Pages,
     request_ids::RequestIds,
-    sessions::context,
     status::{BYTES_MAX, Refusal},
 };
 use crate::{
@@ -38,20 +37,27 @@ pub(super) struct Opener {
 }
 
 impl Opener {
-    pub(super) fn open(&self, request: pb::NewRequest, owner: &Arc<str>) -> Result<pb::NewResponse, Refusal> {
+    pub(super) fn open(&self, request: pb::NewRequest, by: &Caller) -> Result<pb::NewResponse, Refusal> {
         // RFC 1035 section 2.3.4. Also for a server, who does not need it: requests are remembered.
         if request.server_name.len() > 255 {
             return Err(connection::Error::ServerNameMalformed(request.server_name).into());
         }
-        self.request_ids.once(owner, request, self.table.now(), |request| {
-            let plan = self.plan(&request, owner)?;
+        self.request_ids.once(by.owner(), request, self.table.now(), |request| {
+            let plan = self.plan(&request, by)?;
             let session = convert::session_id(&request.session_id)?;
             let connection = self.table.create(plan, session.as_ref(), convert::connection)?;
             Ok(pb::NewResponse { connection: Some(connection) })
         })
     }
 
-    fn plan(&self, request: &pb::NewRequest, owner: &Arc<str>) -> Result<Plan, Refusal> {
+    /// The connection of this id, which the caller drives. Another worker's is not there.
+    pub(super) fn driven(&self, by: &Caller, id: &str) -> Result<ConnectionId, Refusal> {
+        let id = convert::connection_id(id)?;
+        self.table.belongs(id, |owner, context| by.drives(owner, context))?;
+        Ok(id)
+    }
+
+    fn plan(&self, request: &pb::NewRequest, by: &Caller) -> Result<Plan, Refusal> {
         let role = convert::role(request.role)?;
         let engine = match pb::Engine::try_from(request.engine) {
             Ok(pb::Engine::Unspecified | pb::Engine::Daemon) => EngineKind::Daemon,
@@ -69,21 +75,16 @@ impl Opener {
                 Some(wanted)
             }
         };
-        let context = Arc::clone(context(&self.table.registry(), &request.context)?);
+        let context = Arc::clone(by.context(&self.table.registry(), &request.context, Roles::WORKER)?);
         Ok(Plan {
             context,
             role,
             engine,
             server_name: request.server_name.clone(),
-            owner: Arc::clone(owner),
+            owner: Arc::clone(by.owner()),
             idle_timeout,
         })
     }
-}
-
-/// The name of a context; empty means the default one.
-pub(super) fn or_default(name: &str) -> &str {
-    if name.is_empty() { "default" } else { name }
 }
 
 /// Bytes that are not more than one message may bring.
@@ -94,9 +95,12 @@ pub(super) fn within_limit(field: &'static str, bytes: &[u8]) -> Result<(), Refu
     }
 }
 
-/// Who calls.
-pub(super) fn owner<T>(request: &Request<T>) -> Arc<str> {
-    request.extensions().get::<Peer>().map_or_else(|| "unknown".into(), |peer| Arc::clone(&peer.owner))
+/// Who calls; every request has passed the edge, which knows.
+///
+/// # Errors
+/// It has not.
+pub(super) fn caller<T>(request: &Request<T>) -> Result<Arc<Caller>, Status> {
+    request.extensions().get::<Arc<Caller>>().cloned().ok_or_else(|| Refusal::Unauthenticated.into())
 }
 
 fn status(status: ShutdownStatus) -> pb::ShutdownStatus {
@@ -112,12 +116,28 @@ impl Connections {
         &self.opener.table
     }
 
+    /// The connection of this id, which the caller drives.
+    fn driven(&self, by: &Caller, id: &str) -> Result<ConnectionId, Refusal> {
+        self.opener.driven(by, id)
+    }
+
+    /// The connection of this id, which the caller may see.
+    fn seen(&self, by: &Caller, id: &str) -> Result<ConnectionId, Refusal> {
+        let id = convert::connection_id(id)?;
+        self.table().belongs(id, |owner, context| by.sees(owner, context))?;
+        Ok(id)
+    }
+
     fn view(&self, id: ConnectionId) -> Result<Option<pb::Connection>, Refusal> {
         Ok(Some(self.table().look(id, convert::connection)?))
     }
 
-    pub(super) fn clear(&self, request: &pb::ClearRequest) -> Result<pb::ClearResponse, Refusal> {
-        let id = convert::connection_id(&request.connection_id)?;
+    pub(super) fn clear(
+        &self,
+        by: &Caller,
+        request: &pb::ClearRequest,
+    ) -> Result<pb::ClearResponse, Refusal> {
+        let id = self.driven(by, &request.connection_id)?;
         let (connection, removed) = self.table().apply_alone(id, |connection, now| {
             let removed = connection.clear();
             Ok((convert::connection(connection, now.after(connection.idle_timeout())), removed))
@@ -126,8 +146,12 @@ impl Connections {
         Ok(pb::ClearResponse { connection: Some(connection), removed_sessions })
     }
 
-    pub(super) fn shutdown(&self, request: &pb::ShutdownRequest) -> Result<pb::ShutdownResponse, Refusal> {
-        let id = convert::connection_id(&request.connection_id)?;
+    pub(super) fn shutdown(
+        &self,
+        by: &Caller,
+        request: &pb::ShutdownRequest,
+    ) -> Result<pb::ShutdownResponse, Refusal> {
+        let id = self.driven(by, &request.connection_id)?;
         let response = self.table().apply_alone(id, |connection, now| {
             let mut ciphertext = Vec::new();
             let done = connection.shutdown(&mut ciphertext)?;
@@ -142,9 +166,10 @@ impl Connections {
 
     pub(super) fn set_shutdown(
         &self,
+        by: &Caller,
         request: &pb::SetShutdownRequest,
     ) -> Result<pb::SetShutdownResponse, Refusal> {
-        let id = convert::connection_id(&request.connection_id)?;
+        let id = self.driven(by, &request.connection_id)?;
         let flags = convert::flags(request.shutdown.ok_or(Refusal::ShutdownRequired)?);
         let connection = self.table().apply(id, |connection, now| {
             connection.set_shutdown(flags);
@@ -153,30 +178,41 @@ impl Connections {
         Ok(pb::SetShutdownResponse { connection: Some(connection) })
     }
 
-    pub(super) fn free(&self, request: &pb::FreeRequest) -> Result<pb::FreeResponse, Refusal> {
-        let id = convert::connection_id(&request.connection_id)?;
-        match self.table().free(id) {
+    pub(super) fn free(&self, by: &Caller, request: &pb::FreeRequest) -> Result<pb::FreeResponse, Refusal> {
+        let freed = self
+            .driven(by, &request.connection_id)
+            .and_then(|id| self.table().free(id).map_err(Refusal::from));
+        match freed {
             Ok(removed) => Ok(pb::FreeResponse { removed_sessions: convert::removed(removed) }),
-            Err(crate::connection::Error::NotFound(_)) if request.allow_missing => {
+            Err(Refusal::Connection(connection::Error::NotFound(_))) if request.allow_missing => {
                 Ok(pb::FreeResponse::default())
             }
-            Err(err) => Err(err.into()),
+            Err(refusal) => Err(refusal),
         }
     }
 
-    fn list(&self, request: &pb::ListConnectionsRequest) -> Result<pb::ListConnectionsResponse, Refusal> {
+    fn list(
+        &self,
+        by: &Caller,
+        request: &pb::ListConnectionsRequest,
+    ) -> Result<pb::ListConnectionsResponse, Refusal> {
         let size = Pages::size(request.page_size)?;
         let filters = ["connections", request.context.as_str()];
-        let context = match request.context.as_str() {
+        let filter = match request.context.as_str() {
             "" => None,
-            name if self.table().registry().get(name).is_some() => Some(name),
-            name => return Err(Refusal::ContextNotFound(name.to_owned())),
+            name => {
+                by.context(&self.table().registry(), name, Roles::WORKER.or(Roles::OBSERVER))?;
+                Some(name)
+            }
+        };
+        let wanted = |owner: &str, context: &str| {
+            filter.is_none_or(|name| *context == *name) && by.sees(owner, context)
         };
         let after = match self.pages.place(&filters, &request.page_token)? {
             None => None,
             Some(place) => Some(cursor(&place).ok_or(Refusal::PageTokenInvalid)?),
         };
-        let places = self.table().page(context, after, size);
+        let places = self.table().page(wanted, after, size);
         let next_page_token = match places.last() {
             Some(last) if places.len() == size => self.pages.token(&filters, &place(last)),
             _ => String::new(),
@@ -189,16 +225,21 @@ impl Connections {
 
     pub(super) fn set_session(
         &self,
+        by: &Caller,
         request: &pb::SetSessionRequest,
     ) -> Result<pb::SetSessionResponse, Refusal> {
-        let id = convert::connection_id(&request.connection_id)?;
+        let id = self.driven(by, &request.connection_id)?;
         let session = convert::session_id(&request.session_id)?;
         let removed = self.table().set_session(id, session.as_ref(), |_, removed| removed)?;
         Ok(pb::SetSessionResponse { connection: self.view(id)?, removed_sessions: convert::removed(removed) })
     }
 
-    fn get_session(&self, request: &pb::GetSessionRequest) -> Result<pb::GetSessionResponse, Refusal> {
-        let id = convert::connection_id(&request.connection_id)?;
+    fn get_session(
+        &self,
+        by: &Caller,
+        request: &pb::GetSessionRequest,
+    ) -> Result<pb::GetSessionResponse, Refusal> {
+        let id = self.seen(by, &request.connection_id)?;
         let session = self
             .table()
             .look(id, |connection, _| connection.session().map(|session| convert::session(session)))?;
@@ -207,9 +248,10 @@ impl Connections {
 
     pub(super) fn report_alert(
         &self,
+        by: &Caller,
         request: &pb::ReportAlertRequest,
     ) -> Result<pb::ReportAlertResponse, Refusal> {
-        let id = convert::connection_id(&request.connection_id)?;
+        let id = self.driven(by, &request.connection_id)?;
         let alert = request.alert.as_ref().ok_or(Refusal::AlertInvalid)?;
         let code = u8::try_from(alert.code).ok().filter(|&code| code != 0).ok_or(Refusal::AlertInvalid)?;
         let alert = Alert { code, received: alert.received };
@@ -221,8 +263,8 @@ impl Connections {
         Ok(pb::ReportAlertResponse { connection: Some(connection), removed_sessions })
     }
 
-    fn exchange(&self, request: &pb::ExchangeRequest) -> Result<pb::ExchangeResponse, Refusal> {
-        let id = convert::connection_id(&request.connection_id)?;
+    fn exchange(&self, by: &Caller, request: &pb::ExchangeRequest) -> Result<pb::ExchangeResponse, Refusal> {
+        let id = self.driven(by, &request.connection_id)?;
         within_limit("ciphertext", &request.ciphertext)?;
         within_limit("plaintext", &request.plaintext)?;
         let input = Input {
@@ -271,38 +313,39 @@ impl ConnectionService for Connections {
         &self,
         request: Request<pb::NewRequest>,
     ) -> Result<Response<pb::NewResponse>, Status> {
-        let owner = owner(&request);
-        answer(self.opener.open(request.into_inner(), &owner))
+        let by = caller(&request)?;
+        answer(self.opener.open(request.into_inner(), &by))
     }
 
     async fn clear(&self, request: Request<pb::ClearRequest>) -> Result<Response<pb::ClearResponse>, Status> {
-        answer(self.clear(request.get_ref()))
+        answer(self.clear(&*caller(&request)?, request.get_ref()))
     }
 
     async fn shutdown(
         &self,
         request: Request<pb::ShutdownRequest>,
     ) -> Result<Response<pb::ShutdownResponse>, Status> {
-        answer(self.shutdown(request.get_ref()))
+        answer(self.shutdown(&*caller(&request)?, request.get_ref()))
     }
 
     async fn set_shutdown(
         &self,
         request: Request<pb::SetShutdownRequest>,
     ) -> Result<Response<pb::SetShutdownResponse>, Status> {
-        answer(self.set_shutdown(request.get_ref()))
+        answer(self.set_shutdown(&*caller(&request)?, request.get_ref()))
     }
 
     async fn free(&self, request: Request<pb::FreeRequest>) -> Result<Response<pb::FreeResponse>, Status> {
-        answer(self.free(request.get_ref()))
+        answer(self.free(&*caller(&request)?, request.get_ref()))
     }
 
     async fn get_connection(
         &self,
         request: Request<pb::GetConnectionRequest>,
     ) -> Result<Response<pb::GetConnectionResponse>, Status> {
+        let by = caller(&request)?;
         answer(
-            convert::connection_id(&request.get_ref().connection_id)
+            self.seen(&by, &request.get_ref().connection_id)
                 .and_then(|id| self.view(id))
                 .map(|connection| pb::GetConnectionResponse { connection }),
         )
@@ -312,48 +355,48 @@ impl ConnectionService for Connections {
         &self,
         request: Request<pb::ListConnectionsRequest>,
     ) -> Result<Response<pb::ListConnectionsResponse>, Status> {
-        answer(self.list(request.get_ref()))
+        answer(self.list(&*caller(&request)?, request.get_ref()))
     }
 
     async fn set_session(
         &self,
         request: Request<pb::SetSessionRequest>,
     ) -> Result<Response<pb::SetSessionResponse>, Status> {
-        answer(self.set_session(request.get_ref()))
+        answer(self.set_session(&*caller(&request)?, request.get_ref()))
     }
 
     async fn get_session(
         &self,
         request: Request<pb::GetSessionRequest>,
     ) -> Result<Response<pb::GetSessionResponse>, Status> {
-        answer(self.get_session(request.get_ref()))
+        answer(self.get_session(&*caller(&request)?, request.get_ref()))
     }
 
     async fn report_alert(
         &self,
         request: Request<pb::ReportAlertRequest>,
     ) -> Result<Response<pb::ReportAlertResponse>, Status> {
-        answer(self.report_alert(request.get_ref()))
+        answer(self.report_alert(&*caller(&request)?, request.get_ref()))
     }
 
     async fn exchange(
         &self,
         request: Request<pb::ExchangeRequest>,
     ) -> Result<Response<pb::ExchangeResponse>, Status> {
-        answer(self.exchange(request.get_ref()))
+        answer(self.exchange(&*caller(&request)?, request.get_ref()))
     }
 
     async fn drive(&self, request: Request<Streaming<pb::DriveRequest>>) -> Result<Response<Drive>, Status> {
         if self.draining.is_cancelled() {
             return Err(Refusal::Draining.into());
         }
-        let owner = owner(&request);
+        let by = caller(&request)?;
         let deadline =
             request.extensions().get::<Deadline>().map(|deadline| Box::pin(sleep_until(deadline.0)));
         Ok(Response::new(Drive::new(
             request.into_inner(),
             Arc::clone(&self.opener),
-            owner,
+            by,
             deadline,
             self.plaintext_buffer,
         )))

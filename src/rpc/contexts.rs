@@ -4,12 +4,18 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{connections::answer, convert, sessions::context};
+use super::{
+    access::Roles,
+    connections::{answer, caller},
+    convert,
+};
 use crate::{
     clock::Timestamp,
     connection::Table,
     proto::{self as pb, context_service_server::ContextService},
 };
+
+const SEES: Roles = Roles::WORKER.or(Roles::OBSERVER);
 
 /// Holds what the calls need.
 pub(super) struct Contexts {
@@ -21,11 +27,18 @@ pub(super) struct Contexts {
 impl ContextService for Contexts {
     async fn list_contexts(
         &self,
-        _: Request<pb::ListContextsRequest>,
+        request: Request<pb::ListContextsRequest>,
     ) -> Result<Response<pb::ListContextsResponse>, Status> {
+        let by = caller(&request)?;
         let uptime = self.table.now().since(self.started);
-        let contexts =
-            self.table.registry().all().iter().map(|context| convert::context(context, uptime)).collect();
+        let contexts = self
+            .table
+            .registry()
+            .all()
+            .iter()
+            .filter(|context| by.may(SEES, &context.name))
+            .map(|context| convert::context(context, uptime))
+            .collect();
         Ok(Response::new(pb::ListContextsResponse { contexts }))
     }
 
@@ -37,7 +50,8 @@ impl ContextService for Contexts {
         let uptime = self.table.now().since(self.started);
         let registry = self.table.registry();
         answer(
-            context(&registry, name)
+            caller(&request)?
+                .context(&registry, name, SEES)
                 .map(|context| pb::GetContextResponse { context: Some(convert::context(context, uptime)) }),
         )
     }

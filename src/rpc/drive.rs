@@ -18,6 +18,7 @@ use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 
 use super::{
+    access::{Caller, Roles},
     connections::{Opener, within_limit},
     convert,
     status::Refusal,
@@ -34,8 +35,10 @@ use crate::{
 pub(super) struct Drive {
     requests: Streaming<pb::DriveRequest>,
     opener: Arc<Opener>,
-    owner: Arc<str>,
+    by: Arc<Caller>,
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Ready when the caller is no worker any more.
+    lost: Pin<Box<dyn Future<Output = Refusal> + Send>>,
     plaintext_buffer: usize,
     phase: Phase,
     /// What has to go out before the next request is read.
@@ -62,12 +65,13 @@ impl Drive {
     pub(super) fn new(
         requests: Streaming<pb::DriveRequest>,
         opener: Arc<Opener>,
-        owner: Arc<str>,
+        by: Arc<Caller>,
         deadline: Option<Pin<Box<Sleep>>>,
         plaintext_buffer: usize,
     ) -> Self {
         let answers = VecDeque::new();
-        Self { requests, opener, owner, deadline, plaintext_buffer, phase: Phase::Opening, answers }
+        let lost = Box::pin(Arc::clone(&by).loses(Roles::WORKER, opener.table.now()));
+        Self { requests, opener, by, deadline, lost, plaintext_buffer, phase: Phase::Opening, answers }
     }
 
     /// Why the stream ends without the worker's doing: its deadline, or somebody freed the connection.
@@ -76,6 +80,9 @@ impl Drive {
             && deadline.as_mut().poll(cx).is_ready()
         {
             return Some(Refusal::DeadlineExceeded);
+        }
+        if let Poll::Ready(refusal) = self.lost.as_mut().poll(cx) {
+            return Some(refusal);
         }
         match &self.phase {
             Phase::Running(running) if running.driver.freed(cx.waker()) => {
@@ -101,7 +108,7 @@ impl Drive {
     fn open(&mut self, event: Option<Request>) -> Result<(), Refusal> {
         let (id, ending) = match event {
             Some(Request::New(request)) => {
-                let made = self.opener.open(request, &self.owner)?.connection.unwrap_or_default();
+                let made = self.opener.open(request, &self.by)?.connection.unwrap_or_default();
                 (made.id, Ending::Free)
             }
             Some(Request::ConnectionId(id)) => (id, Ending::Keep),
@@ -111,7 +118,7 @@ impl Drive {
                 ));
             }
         };
-        let driver = self.opener.table.drive(convert::connection_id(&id)?, ending)?;
+        let driver = self.opener.table.drive(self.opener.driven(&self.by, &id)?, ending)?;
         if driver.look(|connection, _| connection.engine_kind())? == EngineKind::Worker {
             return Err(crate::connection::Error::WrongEngine(EngineKind::Daemon).into());
         }

@@ -1,32 +1,96 @@
-//! What every call passes: its deadline, and details for errors that tonic makes by itself.
+//! What every call passes: whether it may be made and there is room for it, its deadline, and details for errors that tonic
+//! makes by itself.
 
 use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
 
 use http::{HeaderMap, Request, Response};
 use hyper::{body::Incoming, service::Service};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tonic::{Status, body::Body, codegen::BoxFuture};
 
 use super::{
+    access::Caller,
     http::Services,
-    listen::Peer,
     status::{Refusal, described},
 };
+use crate::connection::Table;
 
 /// When a call must be answered; an extension of its request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline(pub(super) Instant);
 
+/// What is being answered, on all connections.
+pub(super) struct Load {
+    pub(super) table: Arc<Table>,
+    pub(super) calls_max: usize,
+    calls: AtomicUsize,
+    /// Refusals that may still be logged in this second.
+    lines: Mutex<(Instant, u32)>,
+}
+
+/// Lines of the log in a second that tell of refused calls.
+const LINES: u32 = 100;
+
+impl Load {
+    pub(super) fn new(table: Arc<Table>, calls_max: usize) -> Self {
+        Self { table, calls_max, calls: AtomicUsize::new(0), lines: Mutex::new((Instant::now(), LINES)) }
+    }
+
+    /// Room for one call, until what comes back is dropped.
+    fn admit(self: &Arc<Self>) -> Result<Admitted, Refusal> {
+        let admitted = Admitted(Arc::clone(self));
+        match self.calls.fetch_add(1, Ordering::Relaxed) {
+            calls if calls < self.calls_max => Ok(admitted),
+            _ => Err(Refusal::CallLimit(self.calls_max)),
+        }
+    }
+
+    /// A line for who reads the log later, but not more than somebody can read.
+    fn log(&self, caller: &Caller, path: &str, refusal: &Refusal) {
+        let mut lines = self.lines.lock();
+        if lines.0.elapsed() >= Duration::from_secs(1) {
+            *lines = (Instant::now(), LINES);
+        }
+        if lines.1 > 0 {
+            lines.1 -= 1;
+            drop(lines);
+            tracing::info!(target: "audit", owner = %caller.owner(), path, %refusal, "a call was refused");
+        }
+    }
+}
+
+/// A call that is being answered.
+struct Admitted(Arc<Load>);
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.0.calls.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Stands before the services of one HTTP/2 connection.
 pub(super) struct Edge {
     pub(super) services: Services,
-    pub(super) peer: Peer,
+    pub(super) caller: Arc<Caller>,
+    pub(super) load: Arc<Load>,
+}
+
+impl Edge {
+    fn admit(&self, path: &str) -> Result<Admitted, Refusal> {
+        let admitted = self.load.admit()?;
+        self.caller.may_call(path, self.load.table.now()).map(|()| admitted)
+    }
 }
 
 impl Service<Request<Incoming>> for Edge {
@@ -36,26 +100,43 @@ impl Service<Request<Incoming>> for Edge {
 
     fn call(&self, mut request: Request<Incoming>) -> Answer {
         let arrived = Instant::now();
+        let admitted = match self.admit(request.uri().path()) {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
+                self.load.log(&self.caller, request.uri().path(), &refusal);
+                return Answer::refused(refusal);
+            }
+        };
         if let Some(deadline) = timeout(request.headers()).and_then(|timeout| arrived.checked_add(timeout)) {
             // A call that cannot be answered in time is not begun. tonic would let it run, and answer CANCELLED.
             if deadline <= Instant::now() {
-                return Answer(Box::pin(async { Ok(Status::from(Refusal::DeadlineExceeded).into_http()) }));
+                return Answer::refused(Refusal::DeadlineExceeded);
             }
             request.extensions_mut().insert(Deadline(deadline));
         }
-        request.extensions_mut().insert(self.peer.clone());
-        Answer(self.services.call(request))
+        request.extensions_mut().insert(Arc::clone(&self.caller));
+        Answer { answer: self.services.call(request), _admitted: Some(admitted) }
     }
 }
 
-/// The answer of a service, with details where it is a refusal.
-pub(super) struct Answer(BoxFuture<Response<Body>, Infallible>);
+/// The answer of a service, with details where it is a refusal. Counts as a call in flight until it begins; a stream has
+/// a limit of its own.
+pub(super) struct Answer {
+    answer: BoxFuture<Response<Body>, Infallible>,
+    _admitted: Option<Admitted>,
+}
+
+impl Answer {
+    fn refused(refusal: Refusal) -> Self {
+        Self { answer: Box::pin(async { Ok(Status::from(refusal).into_http()) }), _admitted: None }
+    }
+}
 
 impl Future for Answer {
     type Output = Result<Response<Body>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(cx).map_ok(explained)
+        self.answer.as_mut().poll(cx).map_ok(explained)
     }
 }
 

@@ -1,8 +1,9 @@
 //! ExplainSession: why somebody does or does not resume.
 
 use super::{
+    access::{Caller, Roles},
     convert,
-    sessions::{Sessions, context},
+    sessions::Sessions,
     status::Refusal,
 };
 use crate::{
@@ -17,10 +18,11 @@ use crate::{
 impl Sessions {
     pub(super) fn explain(
         &self,
+        by: &Caller,
         request: &pb::ExplainSessionRequest,
     ) -> Result<pb::ExplainSessionResponse, Refusal> {
         let registry = self.table.registry();
-        let context = context(&registry, &request.context)?;
+        let context = by.context(&registry, &request.context, Roles::OBSERVER)?;
         let role = convert::role(request.role)?;
         let id = convert::session_id(&request.session_id)?.ok_or(Refusal::SessionIdRequired)?;
         let now = self.table.now();
@@ -42,7 +44,8 @@ impl Sessions {
             },
             Known::Departed(departure) => departed(&departure),
             Known::Nothing => {
-                let foreign = registry.caches().any(|cache| cache.peek(&id, now).is_some());
+                let seen = self.caches(by, "", Roles::OBSERVER)?;
+                let foreign = seen.iter().any(|cache| cache.peek(&id, now).is_some());
                 let (miss, summary) = match foreign {
                     true => (
                         Miss::Scope,

@@ -3,20 +3,25 @@
 //! hyper serves it, and calls go to the services directly: tonic's own server takes a call through a router that clones
 //! all services, and half a dozen boxes (decision 13).
 
-use std::{convert::Infallible, pin::pin, time::Duration};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::time::sleep;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, AsyncWrite, BufReader},
+    time::{sleep, timeout},
+};
 use tonic::{body::Body, codegen::BoxFuture, codegen::Service, service::Routes};
 
 use super::{
+    access::{Access, Caller, Peer},
     connections::Connections,
     contexts::Contexts,
-    edge::Edge,
-    listen::{Accepted, Signals},
+    edge::{Edge, Load},
+    listen::{Accepted, Known, Signals},
     sessions::Sessions,
+    tls::Acceptor,
     workers::Workers,
 };
 use crate::proto::{
@@ -37,6 +42,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const STREAM_WINDOW: u32 = 256 << 10;
 /// RFC 9113 section 6.9.1.
 const WINDOW_MAX: u32 = (1 << 31) - 1;
+/// What waits of one answer for a caller who does not read.
+const SEND_BUFFER: usize = 64 << 10;
 /// Largest header block of a call.
 const HEADERS_MAX: u32 = 16 << 10;
 /// Streams that a peer reset before they were handled (CVE-2023-44487).
@@ -72,16 +79,28 @@ impl Services {
     }
 }
 
+/// What all connections have in common.
+#[derive(Clone)]
+pub(super) struct Gate {
+    /// Who may do what.
+    pub(super) access: Arc<Access>,
+    /// Who comes over TLS. `None`: nobody does.
+    pub(super) tls: Option<Arc<Acceptor>>,
+    /// What is being answered.
+    pub(super) load: Arc<Load>,
+}
+
 /// Serves HTTP/2 connections.
 #[derive(Clone)]
 pub(super) struct Http {
     services: Services,
+    gate: Gate,
     protocol: http2::Builder<TokioExecutor>,
 }
 
 impl Http {
     /// With at most `streams` calls at a time on each connection.
-    pub(super) fn new(services: Services, streams: u32) -> Self {
+    pub(super) fn new(services: Services, gate: Gate, streams: u32) -> Self {
         let mut protocol = http2::Builder::new(TokioExecutor::new());
         protocol
             .timer(TokioTimer::new())
@@ -92,15 +111,16 @@ impl Http {
             .keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .max_header_list_size(HEADERS_MAX)
+            .max_send_buf_size(SEND_BUFFER)
             .max_pending_accept_reset_streams(PENDING_RESETS_MAX);
-        Self { services, protocol }
+        Self { services, gate, protocol }
     }
 
     /// Serves one connection: until its peer ends it, until its last call has ended once `signals.draining` is cancelled,
     /// or until `signals.kill` is.
     pub(super) async fn serve(self, accepted: Accepted, signals: Signals) {
         // Held to the end, for the connection counts as open until then.
-        let (socket, peer, _counted) = match accepted.adopt() {
+        let (socket, known, _counted) = match accepted.adopt() {
             Ok(adopted) => adopted,
             Err(err) => {
                 tracing::warn!(%err, "cannot take a connection over");
@@ -116,7 +136,36 @@ impl Http {
         if !spoke {
             return;
         }
-        let edge = Edge { services: self.services, peer };
+        let acceptor = match known {
+            Known::Peer(peer) => return self.converse(socket, peer, &signals).await,
+            Known::ByHandshake => self.gate.tls.clone(),
+        };
+        let Some(acceptor) = acceptor else { return };
+        // After the handshake it may still say nothing.
+        let greeted = async {
+            let (stream, peer) = acceptor.accept(socket).await?;
+            let mut stream = BufReader::new(stream);
+            let spoke = !timeout(FIRST_BYTE, stream.fill_buf()).await??.is_empty();
+            Ok::<_, std::io::Error>(spoke.then_some((stream, peer)))
+        };
+        let greeted = tokio::select! {
+            greeted = greeted => greeted,
+            () = signals.draining.cancelled() => Ok(None),
+            () = signals.kill.cancelled() => Ok(None),
+        };
+        match greeted {
+            Ok(Some((stream, peer))) => self.converse(stream, peer, &signals).await,
+            Ok(None) => {}
+            Err(err) => tracing::info!(target: "audit", %err, "nobody was let in over TLS"),
+        }
+    }
+
+    async fn converse<I>(self, socket: I, peer: Peer, signals: &Signals)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let caller = Arc::new(Caller::new(peer, &self.gate.access));
+        let edge = Edge { services: self.services, caller, load: self.gate.load };
         let mut connection = pin!(self.protocol.serve_connection(TokioIo::new(socket), edge));
         let ended = tokio::select! {
             ended = &mut connection => ended,

@@ -29,6 +29,7 @@ const WAITING_MAX: usize = 128;
 /// The threads.
 pub(super) struct Lanes {
     lanes: Vec<Lane>,
+    sockets_max: usize,
     ended: mpsc::UnboundedReceiver<()>,
 }
 
@@ -52,7 +53,12 @@ impl Lanes {
     ///
     /// # Errors
     /// The system gives no thread, or no event queue for it.
-    pub(super) fn start(count: usize, http: &Http, signals: &Signals) -> io::Result<Self> {
+    pub(super) fn start(
+        count: usize,
+        sockets_max: usize,
+        http: &Http,
+        signals: &Signals,
+    ) -> io::Result<Self> {
         let (ends, ended) = mpsc::unbounded_channel();
         let mut lanes = Vec::with_capacity(count);
         for number in 0..count {
@@ -66,11 +72,16 @@ impl Lanes {
             })?;
             lanes.push(Lane { accepted, open });
         }
-        Ok(Self { lanes, ended })
+        Ok(Self { lanes, sockets_max, ended })
     }
 
-    /// Gives a socket to the thread with the fewest.
+    /// Gives a socket to the thread with the fewest. Beyond the most there may be it is closed.
     pub(super) async fn hand(&self, mut accepted: Accepted) {
+        let open: usize = self.lanes.iter().map(|lane| lane.open.load(Ordering::Relaxed)).sum();
+        if open >= self.sockets_max {
+            tracing::debug!(open, "a socket too many was closed");
+            return;
+        }
         let alive = self.lanes.iter().filter(|lane| !lane.accepted.is_closed());
         let Some(lane) = alive.min_by_key(|lane| lane.open.load(Ordering::Relaxed)) else { return };
         accepted.count_on(&lane.open);

@@ -1,7 +1,10 @@
 //! The API: gRPC in, calls on the table, the caches and the contexts out. Errors turn into statuses here and nowhere else.
 //!
-//! * [`listen`]: where it listens, and who calls
+//! * [`listen`]: where it listens
+//! * [`access`]: who may do what
+//! * [`tls`]: mutual TLS under it
 //! * [`status`]: the table of refusals
+//! * `misses`: how many lookups of one caller may find nothing
 //! * `lanes`: one thread for each core
 //! * `http`, `socket`: one HTTP/2 connection, and the bytes under it
 //! * `edge`: what every call passes
@@ -28,6 +31,7 @@ use crate::{
     },
 };
 
+pub mod access;
 mod attach;
 mod connections;
 mod contexts;
@@ -38,23 +42,29 @@ mod explain;
 mod http;
 mod lanes;
 pub mod listen;
+mod misses;
 mod page;
 mod request_ids;
 mod revoke;
 mod sessions;
 mod socket;
 pub mod status;
+pub mod tls;
 mod watch;
 mod workers;
 
+use access::Access;
 use connections::{Connections, Opener};
 use contexts::Contexts;
-use http::{Http, Services};
+use edge::Load;
+use http::{Gate, Http, Services};
 use lanes::Lanes;
 use listen::{Listeners, Signals};
+use misses::Misses;
 use page::Pages;
 use request_ids::RequestIds;
 use sessions::Sessions;
+use tls::Acceptor;
 use workers::Workers;
 
 /// Largest batch of an Attach: what it says in few bytes takes many times as much once it is read.
@@ -71,7 +81,17 @@ const HEALTH_NAMES: [&str; 5] = [
 /// All services, ready to be served.
 pub struct Api {
     http: Http,
+    sockets_max: usize,
     health: Health,
+}
+
+/// Who is let in, and what that may do there. Both can change while it serves.
+#[derive(Clone)]
+pub struct Doors {
+    /// The rules.
+    pub access: Arc<Access>,
+    /// Who comes over TLS. `None`: nobody does.
+    pub acceptor: Option<Arc<Acceptor>>,
 }
 
 /// Why the API does not serve any more.
@@ -119,7 +139,7 @@ impl Api {
     ///
     /// # Panics
     /// Never: the descriptors are built in, and a test reads them.
-    pub fn new(table: Arc<Table>, limits: &Limits, signals: &Signals) -> Result<Self, Error> {
+    pub fn new(table: Arc<Table>, limits: &Limits, doors: Doors, signals: &Signals) -> Result<Self, Error> {
         let (reporter, health) = tonic_health::server::health_reporter();
         let pages = Arc::new(Pages::new()?);
         let request_ids = RequestIds::new(limits.connections);
@@ -129,8 +149,17 @@ impl Api {
             draining: signals.draining.clone(),
             plaintext_buffer: limits.plaintext_buffer,
         });
-        let sessions =
-            Arc::new(Sessions { table: Arc::clone(&table), pages, draining: signals.draining.clone() });
+        let sessions = Arc::new(Sessions {
+            table: Arc::clone(&table),
+            pages,
+            misses: Misses::new(limits.misses_per_second),
+            draining: signals.draining.clone(),
+        });
+        let gate = Gate {
+            access: doors.access,
+            tls: doors.acceptor,
+            load: Arc::new(Load::new(Arc::clone(&table), limits.calls_in_flight)),
+        };
         let workers = Workers {
             connections: Arc::clone(&connections),
             sessions: Arc::clone(&sessions),
@@ -156,7 +185,8 @@ impl Api {
                 .add_service(reflection().build_v1alpha().expect("the descriptors are valid"))
                 .prepare(),
         };
-        Ok(Self { http: Http::new(services, limits.streams), health: Health(reporter) })
+        let http = Http::new(services, gate, limits.streams);
+        Ok(Self { http, sockets_max: limits.sockets, health: Health(reporter) })
     }
 
     /// What tells whether the daemon serves.
@@ -171,7 +201,7 @@ impl Api {
     /// Threads that cannot be had, or that end by themselves.
     pub async fn serve(self, mut listeners: Listeners, signals: &Signals) -> Result<(), ServeError> {
         let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let mut lanes = Lanes::start(cores, &self.http, signals)?;
+        let mut lanes = Lanes::start(cores, self.sockets_max, &self.http, signals)?;
         loop {
             tokio::select! {
                 () = signals.draining.cancelled() => break,

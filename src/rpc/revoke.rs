@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::task::yield_now;
 
 use super::{
+    access::{Caller, Roles},
     convert,
     sessions::{SERVER_NAME_MAX, Sessions, within},
     status::Refusal,
@@ -22,9 +23,10 @@ const URI_MAX: usize = 2048;
 impl Sessions {
     pub(super) async fn revoke(
         &self,
+        by: &Caller,
         request: pb::RevokeSessionsRequest,
     ) -> Result<pb::RevokeSessionsResponse, Refusal> {
-        let mut caches = self.caches(&request.context)?;
+        let mut caches = self.caches(by, &request.context, Roles::ADMIN)?;
         let selector = read_selector(request.selector)?;
         let now = self.table.now();
         // Whoever authenticated in this very millisecond is not before it.
@@ -39,7 +41,7 @@ impl Sessions {
                 cache.revoke(selector.clone(), before);
             }
             // The context may be gone, and its sessions with it.
-            let there_now = self.caches(&request.context).unwrap_or_default();
+            let there_now = self.caches(by, &request.context, Roles::ADMIN).unwrap_or_default();
             if there_now.iter().all(|now| caches.iter().any(|cache| Arc::ptr_eq(now, cache))) {
                 break;
             }
@@ -53,11 +55,13 @@ impl Sessions {
             }
         }
         tracing::info!(
+            target: "audit",
+            owner = %by.owner(),
             context = request.context,
             ?selector,
             before_ms = before.as_millis(),
             removed,
-            "sessions revoked"
+            "RevokeSessions"
         );
         Ok(pb::RevokeSessionsResponse { removed, before: Some(convert::timestamp(before)) })
     }

@@ -8,9 +8,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{
-    connections::{answer, or_default},
+    access::{Caller, Roles},
+    connections::{answer, caller},
     convert,
     edge::Deadline,
+    misses::Misses,
     page::Pages,
     status::Refusal,
     watch::Watched,
@@ -21,7 +23,6 @@ use crate::{
         Table,
         worker::{NotKept, Put},
     },
-    context::{Context, Registry},
     proto::{self as pb, session_service_server::SessionService},
     session::{Cache, Format, Role, Secret, Session, Terms, Version, cache::NotStored, canonical},
 };
@@ -30,6 +31,7 @@ use crate::{
 pub(super) struct Sessions {
     pub(super) table: Arc<Table>,
     pub(super) pages: Arc<Pages>,
+    pub(super) misses: Misses,
     pub(super) draining: CancellationToken,
 }
 
@@ -75,8 +77,13 @@ fn format(name: &str) -> Result<Format, Refusal> {
 }
 
 impl Sessions {
-    pub(super) fn put(&self, request: pb::PutSessionRequest) -> Result<pb::PutSessionResponse, Refusal> {
+    pub(super) fn put(
+        &self,
+        by: &Caller,
+        request: pb::PutSessionRequest,
+    ) -> Result<pb::PutSessionResponse, Refusal> {
         let id = convert::connection_id(&request.connection_id)?;
+        self.table.belongs(id, |owner, context| by.drives(owner, context))?;
         let put = self.read_put(request)?;
         let stored = self.table.apply_alone(id, |connection, now| {
             match (connection.role(), &put.id) {
@@ -140,10 +147,11 @@ impl Sessions {
 
     pub(super) fn lookup(
         &self,
+        by: &Caller,
         request: &pb::LookupSessionRequest,
     ) -> Result<pb::LookupSessionResponse, Refusal> {
         let registry = self.table.registry();
-        let context = context(&registry, &request.context)?;
+        let context = by.context(&registry, &request.context, Roles::WORKER)?;
         let role = convert::role(request.role)?;
         let id = convert::session_id(&request.session_id)?;
         let format = format(&request.format)?;
@@ -157,12 +165,14 @@ impl Sessions {
             server_name: &server_name,
         };
         let now = self.table.now();
+        self.misses.admit(by.owner(), now)?;
         let found = match (role, id) {
             (Role::Server, None) => return Err(Refusal::SessionIdRequired),
             (Role::Client, _) if server_name.is_empty() => return Err(Refusal::LookupTargetRequired),
             _ if context.options.no_session_cache => Err(pb::MissReason::CacheOff),
             (role, Some(id)) => context.cache(role).find(&id, &terms, now).map_err(|miss| {
                 context.stats.misses.count(miss);
+                self.misses.count(by.owner());
                 convert::miss_reason(miss)
             }),
             (Role::Client, None) => context.client_cache.newest(&terms, now).ok_or(pb::MissReason::Unknown),
@@ -180,18 +190,25 @@ impl Sessions {
 
     pub(super) fn remove(
         &self,
+        by: &Caller,
         request: &pb::RemoveSessionRequest,
     ) -> Result<pb::RemoveSessionResponse, Refusal> {
         let registry = self.table.registry();
-        let context = context(&registry, &request.context)?;
+        let context = by.context(&registry, &request.context, Roles::ADMIN)?;
         let role = convert::role(request.role)?;
         let id = convert::session_id(&request.session_id)?.ok_or(Refusal::SessionIdRequired)?;
-        Ok(pb::RemoveSessionResponse { removed: context.cache(role).remove(&id, self.table.now()) })
+        let removed = context.cache(role).remove(&id, self.table.now());
+        tracing::info!(target: "audit", owner = %by.owner(), context = %context.name, session = ?id, removed, "RemoveSession");
+        Ok(pb::RemoveSessionResponse { removed })
     }
 
-    async fn list(&self, request: &pb::ListSessionsRequest) -> Result<pb::ListSessionsResponse, Refusal> {
+    async fn list(
+        &self,
+        by: &Caller,
+        request: &pb::ListSessionsRequest,
+    ) -> Result<pb::ListSessionsResponse, Refusal> {
         let size = Pages::size(request.page_size)?;
-        let caches = self.caches(&request.context)?;
+        let caches = self.caches(by, &request.context, Roles::OBSERVER)?;
         let server_name = canonical(&request.server_name);
         let filters = ["sessions", request.context.as_str(), request.server_name.as_str()];
         let after = match self.pages.place(&filters, &request.page_token)? {
@@ -203,7 +220,10 @@ impl Sessions {
         for cache in caches {
             for part in 0..cache.parts() {
                 cache.scan_part(part, now, |session| {
-                    if !server_name.is_empty() && *session.kind().server_name != *server_name {
+                    // Contexts that share a cache may be granted to different callers.
+                    if !by.may(Roles::OBSERVER, &session.kind().account.name)
+                        || (!server_name.is_empty() && *session.kind().server_name != *server_name)
+                    {
                         return;
                     }
                     let place = (session.facts().created(), session.id().as_bytes().to_vec());
@@ -227,21 +247,23 @@ impl Sessions {
         Ok(pb::ListSessionsResponse { sessions, next_page_token })
     }
 
-    /// The caches of one context, or of all.
-    pub(super) fn caches(&self, name: &str) -> Result<Vec<Arc<Cache>>, Refusal> {
+    /// The caches of one context, or of all, where the caller has one of these roles.
+    pub(super) fn caches(&self, by: &Caller, name: &str, roles: Roles) -> Result<Vec<Arc<Cache>>, Refusal> {
         let registry = self.table.registry();
-        if name.is_empty() {
-            return Ok(registry.caches().map(Arc::clone).collect());
+        let contexts: Vec<_> = match name {
+            "" => registry.all().iter().filter(|context| by.may(roles, &context.name)).collect(),
+            name => vec![by.context(&registry, name, roles)?],
+        };
+        let mut caches: Vec<Arc<Cache>> = Vec::with_capacity(2 * contexts.len());
+        for context in contexts {
+            for cache in [&context.server_cache, &context.client_cache] {
+                if !caches.iter().any(|held| Arc::ptr_eq(held, cache)) {
+                    caches.push(Arc::clone(cache));
+                }
+            }
         }
-        let context = context(&registry, name)?;
-        Ok(vec![Arc::clone(&context.server_cache), Arc::clone(&context.client_cache)])
+        Ok(caches)
     }
-}
-
-/// The context of this name; empty means the default one.
-pub(super) fn context<'r>(registry: &'r Registry, name: &str) -> Result<&'r Arc<Context>, Refusal> {
-    let name = or_default(name);
-    registry.get(name).ok_or_else(|| Refusal::ContextNotFound(name.to_owned()))
 }
 
 /// Why a session was not stored, as the contract says it.
@@ -276,14 +298,15 @@ impl SessionService for Sessions {
         &self,
         request: Request<pb::RevokeSessionsRequest>,
     ) -> Result<Response<pb::RevokeSessionsResponse>, Status> {
-        answer(self.revoke(request.into_inner()).await)
+        let by = caller(&request)?;
+        answer(self.revoke(&by, request.into_inner()).await)
     }
 
     async fn explain_session(
         &self,
         request: Request<pb::ExplainSessionRequest>,
     ) -> Result<Response<pb::ExplainSessionResponse>, Status> {
-        answer(self.explain(request.get_ref()))
+        answer(self.explain(&*caller(&request)?, request.get_ref()))
     }
 
     async fn watch_sessions(
@@ -291,34 +314,35 @@ impl SessionService for Sessions {
         request: Request<pb::WatchSessionsRequest>,
     ) -> Result<Response<Watched>, Status> {
         let deadline = request.extensions().get::<Deadline>().copied();
-        answer(self.watch(&request.get_ref().context, deadline))
+        answer(self.watch(&caller(&request)?, &request.get_ref().context, deadline))
     }
 
     async fn put_session(
         &self,
         request: Request<pb::PutSessionRequest>,
     ) -> Result<Response<pb::PutSessionResponse>, Status> {
-        answer(self.put(request.into_inner()))
+        let by = caller(&request)?;
+        answer(self.put(&by, request.into_inner()))
     }
 
     async fn lookup_session(
         &self,
         request: Request<pb::LookupSessionRequest>,
     ) -> Result<Response<pb::LookupSessionResponse>, Status> {
-        answer(self.lookup(request.get_ref()))
+        answer(self.lookup(&*caller(&request)?, request.get_ref()))
     }
 
     async fn remove_session(
         &self,
         request: Request<pb::RemoveSessionRequest>,
     ) -> Result<Response<pb::RemoveSessionResponse>, Status> {
-        answer(self.remove(request.get_ref()))
+        answer(self.remove(&*caller(&request)?, request.get_ref()))
     }
 
     async fn list_sessions(
         &self,
         request: Request<pb::ListSessionsRequest>,
     ) -> Result<Response<pb::ListSessionsResponse>, Status> {
-        answer(self.list(request.get_ref()).await)
+        answer(self.list(&*caller(&request)?, request.get_ref()).await)
     }
 }

@@ -1,15 +1,18 @@
 //! The socket under one HTTP/2 connection: what HTTP/2 writes and flushes piece by piece leaves in one system call.
 
 use std::{
+    future::Future,
     io::{self, IoSlice},
     os::unix::net::UnixStream as StdUnixStream,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
+    time::{Sleep, sleep},
 };
 
 use crate::unix::Unix;
@@ -22,7 +25,12 @@ pub(super) struct Socket {
     stream: Stream,
     kept: Vec<u8>,
     flush: Flush,
+    /// Since the peer takes nothing.
+    stalled: Option<Pin<Box<Sleep>>>,
 }
+
+/// How long a peer may take nothing of what is written.
+const STALLED_MAX: Duration = Duration::from_secs(30);
 
 enum Stream {
     Tcp(TcpStream),
@@ -62,7 +70,7 @@ impl Socket {
     }
 
     fn over(stream: Stream) -> Self {
-        Self { stream, kept: Vec::new(), flush: Flush::Unasked }
+        Self { stream, kept: Vec::new(), flush: Flush::Unasked, stalled: None }
     }
 
     /// Waits until the peer has sent something, or has ended.
@@ -80,10 +88,17 @@ impl Socket {
     fn write(&mut self, cx: &mut Context<'_>, more: &[u8]) -> Poll<io::Result<usize>> {
         loop {
             let bufs = [IoSlice::new(&self.kept), IoSlice::new(more)];
-            let written = ready!(match &mut self.stream {
+            let written = match &mut self.stream {
                 Stream::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, &bufs),
                 Stream::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, &bufs),
-            })?;
+            };
+            let Poll::Ready(written) = written else {
+                let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(STALLED_MAX)));
+                ready!(stalled.as_mut().poll(cx));
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            };
+            let written = written?;
+            self.stalled = None;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }

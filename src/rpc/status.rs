@@ -1,10 +1,11 @@
 //! The one place where errors turn into gRPC statuses. Every status has an ErrorInfo with a stable reason.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use super::access::Roles;
 use crate::connection;
 
 /// `ErrorInfo.domain`.
@@ -85,6 +86,17 @@ pub(super) enum Refusal {
     PlaintextBufferFull { waiting: usize, limit: usize },
     #[error("the daemon is about to stop and takes no new streams")]
     Draining,
+    #[error("this caller has no identity: its certificate has neither a URI, nor a DNS name, nor a subject")]
+    Unauthenticated,
+    #[error("the certificate that this connection was made with has ended: connect again with a new one")]
+    CertificateEnded,
+    #[error("`{owner}` is no {roles}{}: an [[access]] of the daemon's configuration must say so",
+        context.as_ref().map(|name| format!(" in context `{name}`")).unwrap_or_default())]
+    PermissionDenied { owner: Arc<str>, roles: Roles, context: Option<String> },
+    #[error("{0} calls are being answered, and limits.calls_in_flight allows no more")]
+    CallLimit(usize),
+    #[error("more than {0} lookups in a second found nothing, and limits.misses_per_second allows no more")]
+    MissLimit(u32),
     #[error("the deadline of the call has passed")]
     DeadlineExceeded,
     #[error(transparent)]
@@ -138,6 +150,14 @@ impl Refusal {
             Self::DriveEventUnexpected(_) => invalid("DRIVE_EVENT_UNEXPECTED", "event"),
             Self::PlaintextBufferFull { .. } => (Code::ResourceExhausted, "PLAINTEXT_BUFFER_FULL", None),
             Self::Draining => (Code::Unavailable, "DRAINING", None),
+            Self::Unauthenticated => (Code::Unauthenticated, "UNAUTHENTICATED", None),
+            Self::CertificateEnded => (Code::Unauthenticated, "CERTIFICATE_ENDED", None),
+            Self::PermissionDenied { context: None, .. } => {
+                (Code::PermissionDenied, "PERMISSION_DENIED", None)
+            }
+            Self::PermissionDenied { .. } => (Code::PermissionDenied, "PERMISSION_DENIED", Some("context")),
+            Self::CallLimit(_) => (Code::ResourceExhausted, "CALL_LIMIT", None),
+            Self::MissLimit(_) => (Code::ResourceExhausted, "MISS_LIMIT", None),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", None),
             Self::Connection(error) => connection_verdict(error),
         }
@@ -165,6 +185,7 @@ fn connection_verdict(error: &connection::Error) -> Verdict {
         Error::ServerNameOther(_) => invalid("SERVER_NAME_OTHER", "server_name"),
         Error::SessionOutOfScope => invalid("SESSION_OUT_OF_SCOPE", "session_id"),
         Error::TooManyConnections(_) => (Code::ResourceExhausted, "CONNECTION_LIMIT", None),
+        Error::TooManyOfOwner(_) => (Code::ResourceExhausted, "OWNER_CONNECTION_LIMIT", None),
         Error::RequestIdReused => invalid("REQUEST_ID_REUSED", "request_id"),
         Error::NoRandomness => (Code::Internal, "NO_RANDOMNESS", None),
         Error::Engine(_) => (Code::Internal, "ENGINE", None),

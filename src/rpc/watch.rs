@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -13,9 +14,10 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 
 use super::{
+    access::{Caller, Roles},
     convert,
     edge::Deadline,
-    sessions::{Sessions, context},
+    sessions::Sessions,
     status::Refusal,
 };
 use crate::{
@@ -32,24 +34,36 @@ pub(super) struct Watched {
     waiting: VecDeque<News>,
     deadline: Option<Pin<Box<Sleep>>>,
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Ready when the caller is no observer any more.
+    lost: Pin<Box<dyn Future<Output = Refusal> + Send>>,
     ended: bool,
 }
 
 impl Sessions {
-    pub(super) fn watch(&self, name: &str, deadline: Option<Deadline>) -> Result<Watched, Refusal> {
+    pub(super) fn watch(
+        &self,
+        by: &Arc<Caller>,
+        name: &str,
+        deadline: Option<Deadline>,
+    ) -> Result<Watched, Refusal> {
         let registry = self.table.registry();
         let wanted = match name {
             "" => None,
-            name => Some(context(&registry, name)?.name.clone()),
+            name => Some(by.context(&registry, name, Roles::OBSERVER)?.name.clone()),
         };
-        let wanted =
-            move |facts: &Facts| wanted.as_ref().is_none_or(|context| *context == facts.kind.account.name);
+        // Asked at each event, for the rules may change.
+        let watcher = Arc::clone(by);
+        let wanted = move |facts: &Facts| {
+            let context = &facts.kind.account.name;
+            wanted.as_ref().is_none_or(|name| name == context) && watcher.may(Roles::OBSERVER, context)
+        };
         let watch = registry.ledger().watchers.watch(wanted).ok_or(Refusal::WatcherLimit(WATCHERS_MAX))?;
         Ok(Watched {
             watch,
             waiting: VecDeque::new(),
             deadline: deadline.map(|Deadline(at)| Box::pin(sleep_until(at))),
             draining: Box::pin(self.draining.clone().cancelled_owned()),
+            lost: Box::pin(Arc::clone(by).loses(Roles::OBSERVER, self.table.now())),
             ended: false,
         })
     }
@@ -64,9 +78,12 @@ impl Stream for Watched {
             return Poll::Ready(None);
         }
         let expired = this.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
-        let over = match expired {
-            true => Some(Refusal::DeadlineExceeded),
-            false => this.draining.as_mut().poll(cx).is_ready().then_some(Refusal::Draining),
+        let over = if expired {
+            Some(Refusal::DeadlineExceeded)
+        } else if let Poll::Ready(refusal) = this.lost.as_mut().poll(cx) {
+            Some(refusal)
+        } else {
+            this.draining.as_mut().poll(cx).is_ready().then_some(Refusal::Draining)
         };
         if let Some(refusal) = over {
             this.ended = true;

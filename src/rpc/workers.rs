@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::{
     attach::{Attach, Calls},
-    connections::{Connections, owner},
+    connections::{Connections, caller},
     edge::Deadline,
     sessions::Sessions,
     status::Refusal,
@@ -33,10 +33,10 @@ impl WorkerService for Workers {
         if self.draining.is_cancelled() {
             return Err(Refusal::Draining.into());
         }
-        let owner = owner(&request);
+        let by = caller(&request)?;
         let deadline =
             request.extensions().get::<Deadline>().map(|deadline| Box::pin(sleep_until(deadline.0)));
-        let calls = Calls::new(Arc::clone(&self.connections), Arc::clone(&self.sessions), owner);
+        let calls = Calls::new(Arc::clone(&self.connections), Arc::clone(&self.sessions), by);
         let draining = self.draining.clone().cancelled_owned();
         Ok(Response::new(Attach::new(request.into_inner(), calls, deadline, draining)))
     }

@@ -21,6 +21,13 @@ fn reference() -> &'static str {
     block.split_once("\n```").unwrap().0
 }
 
+/// The first TOML block below a heading.
+fn section(heading: &str) -> &'static str {
+    let (_, below) = REFERENCE.split_once(&format!("{heading}\n")).unwrap();
+    let (_, block) = below.split_once("```toml\n").unwrap();
+    block.split_once("\n```").unwrap().0
+}
+
 #[test]
 fn configuration_reference_shows_the_defaults() {
     let (said, real) = (load(reference(), &[]).unwrap(), Config::defaults());
@@ -28,12 +35,14 @@ fn configuration_reference_shows_the_defaults() {
     let names = |api: &[Endpoint]| {
         api.iter()
             .map(|endpoint| match endpoint {
-                Endpoint::Tcp(address) => address.to_string(),
+                Endpoint::Tcp(address) | Endpoint::Tls(address) => address.to_string(),
+                Endpoint::Systemd => "systemd".into(),
                 Endpoint::Unix { path, .. } => path.display().to_string(),
             })
             .collect::<Vec<_>>()
     };
     assert_eq!(names(&said.api), names(&real.api));
+    assert_eq!((said.unix, &said.tls, &said.access), (real.unix, &real.tls, &real.access));
     assert_eq!(said.limits, real.limits);
     assert_eq!(said.drain, real.drain);
     // A context in a file does not make a certificate of its own.
@@ -46,9 +55,18 @@ fn configuration_reference_has_every_key() {
     let table: toml::Table = reference().parse().unwrap();
     let context = table["context"][0].as_table().unwrap();
     let keys = |table: &toml::Table| table.keys().cloned().collect::<HashSet<_>>();
+    // What has no default has a section of its own.
+    let and = |mut keys: HashSet<String>, key: &str| {
+        keys.insert(key.to_owned());
+        keys
+    };
+    let own: toml::Table = section("## listen.tls").parse().unwrap();
+    let access: toml::Table = section("## access").parse().unwrap();
     let sections = [
-        ("no_such_key", keys(&table)),
-        ("listen.no_such_key", keys(table["listen"].as_table().unwrap())),
+        ("no_such_key", and(keys(&table), "access")),
+        ("listen.no_such_key", and(keys(table["listen"].as_table().unwrap()), "tls")),
+        ("listen.tls.no_such_key", keys(own["listen"]["tls"].as_table().unwrap())),
+        ("access.0.no_such_key", keys(access["access"][0].as_table().unwrap())),
         ("limits.no_such_key", keys(table["limits"].as_table().unwrap())),
         ("drain.no_such_key", keys(table["drain"].as_table().unwrap())),
         ("context.0.no_such_key", keys(context)),

@@ -11,7 +11,7 @@ use rustls::{
 use tls_sessiond::{
     clock::Clock,
     config::Config,
-    connection::{ConnectionId, EngineKind, Input, Plan, State, Table},
+    connection::{ConnectionId, EngineKind, Input, Plan, State, Table, table::Most},
     context::Registry,
     session::Role,
 };
@@ -59,7 +59,7 @@ fn daemon(lines: &str) -> (Table, Arc<ClientConfig>) {
         format!("[[context]]\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\nca = \"ca.pem\"\n{lines}\n");
     std::fs::write(&file, text).unwrap();
     let config = Config::load(Some(&file), std::iter::empty(), &[]).unwrap();
-    let table = Table::new(Arc::new(Registry::build(&config).unwrap()), Clock::System, 100);
+    let table = Table::new(Arc::new(Registry::build(&config).unwrap()), Clock::System, Most::all(100));
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(folder.path().join("ca.pem")).unwrap()).unwrap();
     let mut client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();

@@ -15,7 +15,7 @@ use tls_sessiond::{
     client_hello::{FirstFlight, Progress},
     clock::{Clock, ManualClock, Timestamp},
     config::Config,
-    connection::{ConnectionId, EngineKind, Error, Input, Output, Plan, Shutdown, State, Table},
+    connection::{ConnectionId, EngineKind, Error, Input, Output, Plan, Shutdown, State, Table, table::Most},
     context::Registry,
     session::{Role, SessionId, Version},
 };
@@ -128,7 +128,7 @@ impl World {
     /// With empty caches.
     fn new(registry: &Arc<Registry>, clock: &ManualClock) -> Self {
         let world = Self {
-            table: Table::new(Arc::clone(registry), Clock::Manual(clock.clone()), 1_000),
+            table: Table::new(Arc::clone(registry), Clock::Manual(clock.clone()), Most::all(1_000)),
             registry: Arc::clone(registry),
             clock: clock.clone(),
             objects: BTreeMap::new(),

@@ -14,7 +14,7 @@ use std::{
 use tls_sessiond::{
     clock::Clock,
     config::Config,
-    connection::{ConnectionId, EngineKind, Input, Plan, State, Table},
+    connection::{ConnectionId, EngineKind, Input, Plan, State, Table, table::Most},
     context::Registry,
     session::Role,
 };
@@ -27,7 +27,7 @@ fn table(version: &str, lines: &str) -> Arc<Table> {
     let folder = tempfile::tempdir().unwrap();
     pki::localhost(folder.path());
     let config = config(folder.path(), version, lines);
-    Arc::new(Table::new(Arc::new(Registry::build(&config).unwrap()), Clock::System, 10_000))
+    Arc::new(Table::new(Arc::new(Registry::build(&config).unwrap()), Clock::System, Most::all(10_000)))
 }
 
 fn config(folder: &Path, version: &str, lines: &str) -> Config {
@@ -191,7 +191,7 @@ fn handshakes_succeed_while_contexts_are_loaded_anew_and_nothing_stays_of_the_ol
         let configs = ["none", "request"]
             .map(|auth| config(folder.path(), version, &format!("client_auth = \"{auth}\"")));
         let registry = Arc::new(Registry::build(&configs[0]).unwrap());
-        let table = Arc::new(Table::new(registry, Clock::System, 10_000));
+        let table = Arc::new(Table::new(registry, Clock::System, Most::all(10_000)));
         let (done, made) = (AtomicBool::new(false), AtomicUsize::new(0));
         std::thread::scope(|scope| {
             for _ in 0..2 {

@@ -28,6 +28,7 @@ const WORDS: [(&[&str], &[&str]); 13] = [
         &[
             "connection",
             "context",
+            "rpc/tls.rs",
             "session/resumption.rs",
             "client/mod.rs",
             "client/options.rs",
@@ -38,7 +39,7 @@ const WORDS: [(&[&str], &[&str]); 13] = [
             "client_hello.rs",
         ],
     ),
-    (&["tokio_rustls"], &["client/rustls", "client/tls.rs"]),
+    (&["tokio_rustls"], &["rpc/tls.rs", "client/rustls", "client/tls.rs"]),
     (&["rustls_native_certs", "rcgen", "x509_parser"], &["context"]),
     (&["tokio", "tokio_stream", "tokio_util"], &["rpc", "client", "daemon.rs", "cli.rs", "unix.rs"]),
     (&["async", "await"], &["rpc", "client", "daemon.rs", "cli.rs", "unix.rs"]),

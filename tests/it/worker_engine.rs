@@ -378,7 +378,7 @@ async fn worker_that_is_gone_takes_ten_thousand_open_connections_along() {
 
 #[tokio::test]
 async fn one_of_many_lookups_finds_a_single_use_session() {
-    let daemon = TestDaemon::start().await;
+    let daemon = TestDaemon::with("[limits]\nmisses_per_second = 10_000_000\n").await;
     let mut streams = Vec::new();
     for _ in 0..8 {
         streams.push(Stream::attach(&daemon).await);

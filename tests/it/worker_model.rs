@@ -14,7 +14,9 @@ use proptest::prelude::*;
 use tls_sessiond::{
     clock::{Clock, ManualClock, Timestamp},
     config::Config,
-    connection::{Alert, ConnectionId, EngineKind, Error, Plan, Shutdown, State, Table, worker::Put},
+    connection::{
+        Alert, ConnectionId, EngineKind, Error, Plan, Shutdown, State, Table, table::Most, worker::Put,
+    },
     context::Registry,
     session::{Format, Role, Secret, SessionId, Terms, Version, cache::Miss},
 };
@@ -106,7 +108,7 @@ static WORLDS: AtomicU64 = AtomicU64::new(0);
 impl World {
     fn new(registry: &Arc<Registry>) -> Self {
         let clock = ManualClock::starting(now());
-        let table = Table::new(Arc::clone(registry), Clock::Manual(clock.clone()), 100);
+        let table = Table::new(Arc::clone(registry), Clock::Manual(clock.clone()), Most::all(100));
         let cache = &registry.get("default").unwrap().server_cache;
         let mut left = Vec::new();
         cache.scan(table.now(), |session| left.push(session.id().clone()));

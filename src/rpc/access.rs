@@ -1,0 +1,431 @@
+//! Who may do what: identities against the rules of `[[access]]`, and calls against the table of rights.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::status::Refusal;
+use crate::{
+    clock::Timestamp,
+    config::{Access as Rule, AccessRole, IdentityPattern},
+    context::{Context, Registry},
+    session::PeerIdentity,
+};
+
+/// Roles, as a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Roles(u8);
+
+impl Roles {
+    /// Makes and drives connections, puts and looks up sessions with their secrets.
+    pub const WORKER: Self = Self(1);
+    /// Sees connections and sessions without secrets.
+    pub const OBSERVER: Self = Self(2);
+    /// Removes and revokes.
+    pub const ADMIN: Self = Self(4);
+    /// Whoever has a connection, whatever the rules say of it.
+    pub const ANYONE: Self = Self(8);
+    const ALL: Self = Self(7);
+
+    /// Both sets.
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether they have something in common.
+    pub const fn meet(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    fn of(role: AccessRole) -> Self {
+        match role {
+            AccessRole::Worker => Self::WORKER,
+            AccessRole::Observer => Self::OBSERVER,
+            // Who may remove may look.
+            AccessRole::Admin => Self::OBSERVER.or(Self::ADMIN),
+        }
+    }
+}
+
+impl fmt::Display for Roles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = [(Self::WORKER, "worker"), (Self::OBSERVER, "observer"), (Self::ADMIN, "admin")];
+        let held: Vec<_> = names.iter().filter(|(role, _)| role.meet(*self)).map(|(_, name)| *name).collect();
+        f.write_str(&held.join(" or "))
+    }
+}
+
+const WORKER: Roles = Roles::WORKER;
+const SEES: Roles = Roles::WORKER.or(Roles::OBSERVER);
+const OBSERVER: Roles = Roles::OBSERVER;
+const ADMIN: Roles = Roles::ADMIN;
+
+/// Which roles may call what. Whoever is a worker may see its own connections alone. SECURITY.md has this table, and a
+/// test holds both to what the daemon does.
+pub const RIGHTS: [(&str, Roles); 21] = [
+    ("/tls.sessiond.v1.ConnectionService/New", WORKER),
+    ("/tls.sessiond.v1.ConnectionService/Clear", WORKER),
+    ("/tls.sessiond.v1.ConnectionService/Shutdown", WORKER),
+    ("/tls.sessiond.v1.ConnectionService/SetShutdown", WORKER),
+    ("/tls.sessiond.v1.ConnectionService/Free", WORKER),
+    ("/tls.sessiond.v1.ConnectionService/GetConnection", SEES),
+    ("/tls.sessiond.v1.ConnectionService/ListConnections", SEES),
+    ("/tls.sessiond.v1.ConnectionService/SetSession", WORKER),
+    ("/tls.sessiond.v1.ConnectionService/GetSession", SEES),
+    ("/tls.sessiond.v1.ConnectionService/ReportAlert", WORKER),
+    ("/tls.sessiond.v1.ConnectionService/Exchange", WORKER),
+    ("/tls.sessiond.v1.ConnectionService/Drive", WORKER),
+    ("/tls.sessiond.v1.SessionService/PutSession", WORKER),
+    ("/tls.sessiond.v1.SessionService/LookupSession", WORKER),
+    ("/tls.sessiond.v1.SessionService/RemoveSession", ADMIN),
+    ("/tls.sessiond.v1.SessionService/RevokeSessions", ADMIN),
+    ("/tls.sessiond.v1.SessionService/ListSessions", OBSERVER),
+    ("/tls.sessiond.v1.SessionService/ExplainSession", OBSERVER),
+    ("/tls.sessiond.v1.SessionService/WatchSessions", OBSERVER),
+    ("/tls.sessiond.v1.ContextService/ListContexts", SEES),
+    ("/tls.sessiond.v1.ContextService/GetContext", SEES),
+];
+
+/// The rest: the stream of workers, and what tells nothing but the contract and whether the daemon serves.
+fn rights(path: &str) -> Roles {
+    match RIGHTS.iter().find(|(method, _)| *method == path) {
+        Some((_, roles)) => *roles,
+        None if path == "/tls.sessiond.v1.WorkerService/Attach" => WORKER,
+        None => Roles::ANYONE,
+    }
+}
+
+/// Something that is proved of a caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// It came over loopback or a Unix socket.
+    Local,
+    /// Its user, over a Unix socket.
+    Uid(u32),
+    /// Its primary group, over a Unix socket.
+    Gid(u32),
+    /// A URI of its certificate.
+    Uri(String),
+    /// A DNS name of its certificate, in lower case.
+    Dns(String),
+    /// The subject of its certificate.
+    Subject(String),
+}
+
+impl Identity {
+    fn fits(&self, pattern: &IdentityPattern) -> bool {
+        match (self, pattern) {
+            (Self::Local, IdentityPattern::Local) => true,
+            (Self::Uid(id), IdentityPattern::Uid(wanted)) | (Self::Gid(id), IdentityPattern::Gid(wanted)) => {
+                id == wanted
+            }
+            (Self::Uri(name), IdentityPattern::Uri(text)) | (Self::Dns(name), IdentityPattern::Dns(text)) => {
+                text.matches(name)
+            }
+            (Self::Subject(name), IdentityPattern::Subject(wanted)) => name == wanted,
+            _ => false,
+        }
+    }
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// What its connection objects belong to: `local`, `uid:N`, or the first name of its certificate.
+    pub owner: Arc<str>,
+    /// All that is proved of it.
+    pub identities: Vec<Identity>,
+    /// When its certificate ends.
+    pub ends: Option<Timestamp>,
+}
+
+impl Peer {
+    /// Over loopback.
+    pub fn local() -> Self {
+        Self { owner: "local".into(), identities: vec![Identity::Local], ends: None }
+    }
+
+    /// Over a Unix socket.
+    pub fn unix(uid: u32, gid: u32) -> Self {
+        Self {
+            owner: format!("uid:{uid}").into(),
+            identities: vec![Identity::Uid(uid), Identity::Gid(gid), Identity::Local],
+            ends: None,
+        }
+    }
+
+    /// With a certificate that was verified.
+    pub fn certified(certificate: &PeerIdentity) -> Self {
+        let subject = Some(&certificate.subject).filter(|subject| !subject.is_empty());
+        let identities: Vec<_> = (certificate.uris.iter().cloned().map(Identity::Uri))
+            .chain(certificate.dns_names.iter().cloned().map(Identity::Dns))
+            .chain(subject.cloned().map(Identity::Subject))
+            .collect();
+        let owner = match identities.first() {
+            Some(Identity::Uri(uri)) => uri.as_str().into(),
+            Some(Identity::Dns(name)) => format!("dns:{name}").into(),
+            Some(Identity::Subject(subject)) => format!("subject:{subject}").into(),
+            _ => "nobody".into(),
+        };
+        Self { owner, identities, ends: Some(certificate.not_after) }
+    }
+}
+
+/// The rules as they are now.
+#[derive(Debug)]
+pub struct Access {
+    rules: ArcSwap<Vec<Rule>>,
+    /// How often they have changed.
+    changes: AtomicU64,
+    changed: watch::Sender<u64>,
+}
+
+impl Access {
+    /// With these rules; none: whoever is local may do everything.
+    pub fn new(rules: &[Rule]) -> Self {
+        Self {
+            rules: ArcSwap::from_pointee(rules.to_vec()),
+            changes: AtomicU64::new(0),
+            changed: watch::Sender::new(0),
+        }
+    }
+
+    /// Other rules from now on, also for who is connected.
+    pub fn swap(&self, rules: &[Rule]) {
+        self.rules.store(Arc::new(rules.to_vec()));
+        let changes = self.changes.fetch_add(1, Ordering::AcqRel) + 1;
+        // Whoever has a stream looks again.
+        self.changed.send_replace(changes);
+    }
+
+    fn grants(&self, peer: &Peer) -> Grants {
+        let rules = self.rules.load();
+        if rules.is_empty() {
+            let local = peer.identities.contains(&Identity::Local);
+            return Grants(
+                local.then_some(Grant { contexts: None, roles: Roles::ALL }).into_iter().collect(),
+            );
+        }
+        let about = |rule: &&Rule| peer.identities.iter().any(|identity| identity.fits(&rule.identity));
+        Grants(
+            rules
+                .iter()
+                .filter(about)
+                .map(|rule| Grant {
+                    contexts: Some(rule.contexts.clone())
+                        .filter(|names| !names.iter().any(|name| name == "*")),
+                    roles: Roles::of(rule.role),
+                })
+                .collect(),
+        )
+    }
+}
+
+/// What the rules grant to one caller, in their order.
+#[derive(Debug)]
+struct Grants(Vec<Grant>);
+
+#[derive(Debug)]
+struct Grant {
+    /// None: in every context.
+    contexts: Option<Vec<String>>,
+    roles: Roles,
+}
+
+impl Grant {
+    fn covers(&self, context: &str) -> bool {
+        self.contexts.as_ref().is_none_or(|names| names.iter().any(|name| name == context))
+    }
+}
+
+/// Who calls, and what that may do. One for each connection.
+#[derive(Debug)]
+pub(super) struct Caller {
+    peer: Peer,
+    access: Arc<Access>,
+    /// As of how many changes.
+    grants: Mutex<(u64, Arc<Grants>)>,
+}
+
+impl Caller {
+    pub(super) fn new(peer: Peer, access: &Arc<Access>) -> Self {
+        let changes = access.changes.load(Ordering::Acquire);
+        let grants = Arc::new(access.grants(&peer));
+        Self { peer, access: Arc::clone(access), grants: Mutex::new((changes, grants)) }
+    }
+
+    /// What its connection objects belong to.
+    pub(super) fn owner(&self) -> &Arc<str> {
+        &self.peer.owner
+    }
+
+    fn grants(&self) -> Arc<Grants> {
+        let changes = self.access.changes.load(Ordering::Acquire);
+        let mut held = self.grants.lock();
+        if held.0 != changes {
+            *held = (changes, Arc::new(self.access.grants(&self.peer)));
+        }
+        Arc::clone(&held.1)
+    }
+
+    /// Whether it has one of these roles in a context: the first rule about it and the context counts.
+    pub(super) fn may(&self, roles: Roles, context: &str) -> bool {
+        self.grants()
+            .0
+            .iter()
+            .find(|grant| grant.covers(context))
+            .is_some_and(|grant| grant.roles.meet(roles))
+    }
+
+    /// Whether it may call this at all, in one context or another.
+    ///
+    /// # Errors
+    /// It has no identity, or no role that may.
+    pub(super) fn may_call(&self, path: &str, now: Timestamp) -> Result<(), Refusal> {
+        if self.peer.ends.is_some_and(|ends| ends <= now) {
+            return Err(Refusal::CertificateEnded);
+        }
+        let roles = rights(path);
+        if roles.meet(Roles::ANYONE) {
+            return Ok(());
+        }
+        if self.peer.identities.is_empty() {
+            return Err(Refusal::Unauthenticated);
+        }
+        match self.has_any(roles) {
+            true => Ok(()),
+            false => Err(self.denied(roles, None)),
+        }
+    }
+
+    fn has_any(&self, roles: Roles) -> bool {
+        self.grants().0.iter().any(|grant| grant.roles.meet(roles))
+    }
+
+    /// A context, where it has one of these roles; an empty name means the default one.
+    ///
+    /// # Errors
+    /// It has none, whether there is that context or not; or there is not.
+    pub(super) fn context<'r>(
+        &self,
+        registry: &'r Registry,
+        name: &str,
+        roles: Roles,
+    ) -> Result<&'r Arc<Context>, Refusal> {
+        let name = if name.is_empty() { "default" } else { name };
+        if !self.may(roles, name) {
+            return Err(self.denied(roles, Some(name)));
+        }
+        registry.get(name).ok_or_else(|| Refusal::ContextNotFound(name.to_owned()))
+    }
+
+    fn denied(&self, roles: Roles, context: Option<&str>) -> Refusal {
+        Refusal::PermissionDenied {
+            owner: Arc::clone(self.owner()),
+            roles,
+            context: context.map(ToOwned::to_owned),
+        }
+    }
+
+    /// Whether it drives this connection object.
+    pub(super) fn drives(&self, owner: &str, context: &str) -> bool {
+        **self.owner() == *owner && self.may(Roles::WORKER, context)
+    }
+
+    /// Whether it sees this connection object.
+    pub(super) fn sees(&self, owner: &str, context: &str) -> bool {
+        self.may(Roles::OBSERVER, context) || self.drives(owner, context)
+    }
+
+    /// Ready when it has none of these roles any more, in no context: its rules have changed, or its certificate has ended.
+    pub(super) async fn loses(self: Arc<Self>, roles: Roles, now: Timestamp) -> Refusal {
+        let mut changed = self.access.changed.subscribe();
+        let left = self.peer.ends.map(|ends| ends.since(now));
+        let end = async {
+            match left {
+                Some(left) => tokio::time::sleep(left).await,
+                None => std::future::pending().await,
+            }
+        };
+        let lost = async {
+            // Looked at once before, for the rules may have changed since the call was let in.
+            while self.has_any(roles) {
+                if changed.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::select! {
+            () = end => Refusal::CertificateEnded,
+            () = lost => self.denied(roles, None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Text;
+
+    fn rule(identity: IdentityPattern, contexts: &[&str], role: AccessRole) -> Rule {
+        Rule { identity, contexts: contexts.iter().map(|&name| name.to_owned()).collect(), role }
+    }
+
+    #[test]
+    fn first_rule_about_the_caller_and_the_context_counts() {
+        let rules = [
+            rule(IdentityPattern::Uid(7), &["web"], AccessRole::Observer),
+            rule(IdentityPattern::Local, &["web", "mail"], AccessRole::Worker),
+            rule(IdentityPattern::Uid(7), &["*"], AccessRole::Admin),
+        ];
+        let access = Arc::new(Access::new(&rules));
+        let seven = Caller::new(Peer::unix(7, 1), &access);
+        assert!(seven.may(Roles::OBSERVER, "web") && !seven.may(Roles::WORKER, "web"));
+        assert!(seven.may(Roles::WORKER, "mail") && !seven.may(Roles::ADMIN, "mail"));
+        assert!(seven.may(Roles::ADMIN, "other") && seven.may(Roles::OBSERVER, "other"));
+        let eight = Caller::new(Peer::unix(8, 7), &access);
+        assert!(eight.may(Roles::WORKER, "web") && !eight.may(Roles::WORKER.or(Roles::ADMIN), "other"));
+
+        access.swap(&rules[..1]);
+        assert!(seven.may(Roles::OBSERVER, "web") && !seven.may(Roles::WORKER, "mail"));
+        assert!(!eight.may(Roles::ALL, "web"));
+        access.swap(&[]);
+        assert!(eight.may(Roles::ADMIN, "other") && eight.may(Roles::WORKER, "other"));
+    }
+
+    #[test]
+    fn without_rules_only_who_is_local_may_do_something() {
+        let access = Arc::new(Access::new(&[]));
+        let certificate = PeerIdentity { subject: "CN=a".into(), ..PeerIdentity::default() };
+        assert!(Caller::new(Peer::local(), &access).may(Roles::ADMIN, "any"));
+        assert!(!Caller::new(Peer::certified(&certificate), &access).may(Roles::ALL, "any"));
+    }
+
+    #[test]
+    fn owner_of_a_certificate_is_its_first_name() {
+        let mut certificate = PeerIdentity {
+            subject: "CN=a".into(),
+            dns_names: vec!["a.test".into()],
+            uris: vec!["spiffe://a/b".into()],
+            ..PeerIdentity::default()
+        };
+        let owner = |certificate: &PeerIdentity| Peer::certified(certificate).owner.to_string();
+        assert_eq!(owner(&certificate), "spiffe://a/b");
+        certificate.uris.clear();
+        assert_eq!(owner(&certificate), "dns:a.test");
+        certificate.dns_names.clear();
+        assert_eq!(owner(&certificate), "subject:CN=a");
+        certificate.subject.clear();
+        assert!(Peer::certified(&certificate).identities.is_empty());
+        let text = Text::Exactly("a.test".into());
+        assert!(Identity::Dns("a.test".into()).fits(&IdentityPattern::Dns(text)));
+    }
+}

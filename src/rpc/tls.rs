@@ -1,0 +1,98 @@
+//! Mutual TLS under the API: who comes shows a certificate of the workers' authority.
+
+use std::{fs, io, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::aws_lc_rs::default_provider,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::WebPkiClientVerifier,
+    version::TLS13,
+};
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use super::{access::Peer, socket::Socket};
+use crate::{
+    config::{Config, ConfigError, ListenTls},
+    context::identity::identity,
+};
+
+/// How long a handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Shakes hands with workers. Loaded anew, it takes new ones with the new files; connections go on.
+pub struct Acceptor(ArcSwap<ServerConfig>);
+
+impl Acceptor {
+    /// Opens the files that the configuration names. `None`: TLS is not asked for.
+    ///
+    /// # Errors
+    /// What is wrong with which file.
+    pub fn load(config: &Config) -> Result<Option<Arc<Self>>, ConfigError> {
+        let made = config.tls.as_ref().map(|tls| server(config, tls)).transpose()?;
+        Ok(made.map(|server| Arc::new(Self(ArcSwap::new(server)))))
+    }
+
+    /// Reads the files for [`Self::swap`].
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn reload(config: &Config) -> Result<Option<Arc<ServerConfig>>, ConfigError> {
+        config.tls.as_ref().map(|tls| server(config, tls)).transpose()
+    }
+
+    /// New handshakes are made with this.
+    pub fn swap(&self, server: Arc<ServerConfig>) {
+        self.0.store(server);
+    }
+
+    /// A handshake, and who came.
+    ///
+    /// # Errors
+    /// It failed, or took too long.
+    pub(super) async fn accept(&self, socket: Socket) -> io::Result<(TlsStream<Socket>, Peer)> {
+        let acceptor = TlsAcceptor::from(self.0.load_full());
+        let stream = timeout(HANDSHAKE, acceptor.accept(socket)).await??;
+        let (_, tls) = stream.get_ref();
+        // The verifier wants one.
+        let certificate = tls.peer_certificates().and_then(|chain| chain.first());
+        let certificate = certificate.ok_or_else(|| io::Error::other("no certificate"))?;
+        let peer = Peer::certified(&identity(certificate));
+        Ok((stream, peer))
+    }
+}
+
+fn server(config: &Config, tls: &ListenTls) -> Result<Arc<ServerConfig>, ConfigError> {
+    let read = |key: &str, path: &std::path::Path| {
+        fs::read(path).map_err(|err| config.tls_error(key, format!("cannot read {}: {err}", path.display())))
+    };
+    let pem = read("certificate", &tls.certificate)?;
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
+        .map_err(|err| config.tls_error("certificate", err))?;
+    let key = PrivateKeyDer::from_pem_slice(&zeroize::Zeroizing::new(read("key", &tls.key)?))
+        .map_err(|err| config.tls_error("key", err))?;
+    let mut roots = RootCertStore::empty();
+    for der in CertificateDer::pem_slice_iter(&read("client_ca", &tls.client_ca)?) {
+        let added =
+            der.map_err(|err| err.to_string()).and_then(|der| roots.add(der).map_err(|err| err.to_string()));
+        added.map_err(|err| config.tls_error("client_ca", err))?;
+    }
+    let provider = Arc::new(default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+        .build()
+        .map_err(|err| config.tls_error("client_ca", err))?;
+    let mut server = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|err| config.tls_error("certificate", err))?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .map_err(|err| config.tls_error("key", err))?;
+    server.alpn_protocols = vec![b"h2".to_vec()];
+    // A resumption would not look at the certificate again, nor at the authority of today.
+    server.send_tls13_tickets = 0;
+    server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    Ok(Arc::new(server))
+}

@@ -270,11 +270,13 @@ impl<V: Entry> Memory<V> {
         Some(value)
     }
 
-    /// From this part, or from the next one that has something. The newest is that of this part.
+    /// From this part, or from the next one that has something. The newest is that of this part. One part is locked at a
+    /// time: two that look on from different parts would wait for each other.
     fn evict_near(&self, place: usize, newest: Newest) -> Option<Arc<V>> {
-        let shard = |step| &self.shards[(place + step) & (self.shards.len() - 1)];
-        self.evict_from(&mut shard(0).write(), newest).or_else(|| {
-            (1..self.shards.len()).find_map(|step| self.evict_from(&mut shard(step).write(), Newest::MayGo))
+        (0..self.shards.len()).find_map(|step| {
+            let newest = if step == 0 { newest } else { Newest::MayGo };
+            let mut shard = self.shards[(place + step) & (self.shards.len() - 1)].write();
+            self.evict_from(&mut shard, newest)
         })
     }
 

@@ -65,12 +65,12 @@ pub struct Amount {
 impl Amount {
     /// How many values.
     pub fn entries(&self) -> usize {
-        self.entries.load(Ordering::Acquire)
+        self.entries.load(Ordering::SeqCst)
     }
 
     /// The sum of their weights.
     pub fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Acquire)
+        self.bytes.load(Ordering::SeqCst)
     }
 
     /// Whether it is more than that.
@@ -79,13 +79,13 @@ impl Amount {
     }
 
     fn add(&self, weight: usize) {
-        self.entries.fetch_add(1, Ordering::AcqRel);
-        self.bytes.fetch_add(weight, Ordering::AcqRel);
+        self.entries.fetch_add(1, Ordering::SeqCst);
+        self.bytes.fetch_add(weight, Ordering::SeqCst);
     }
 
     fn subtract(&self, weight: usize) {
-        self.entries.fetch_sub(1, Ordering::AcqRel);
-        self.bytes.fetch_sub(weight, Ordering::AcqRel);
+        self.entries.fetch_sub(1, Ordering::SeqCst);
+        self.bytes.fetch_sub(weight, Ordering::SeqCst);
     }
 }
 
@@ -124,15 +124,15 @@ impl<V: Entry> Memory<V> {
     /// How much it may hold.
     pub fn limits(&self) -> Limits {
         Limits {
-            entries_max: self.entries_max.load(Ordering::Relaxed),
-            bytes_max: self.bytes_max.load(Ordering::Relaxed),
+            entries_max: self.entries_max.load(Ordering::SeqCst),
+            bytes_max: self.bytes_max.load(Ordering::SeqCst),
         }
     }
 
     /// Changes how much it may hold. What has to go for it is handed to `evicted`.
     pub fn resize(&self, limits: Limits, mut evicted: impl FnMut(Arc<V>)) {
-        self.entries_max.store(limits.entries_max, Ordering::Relaxed);
-        self.bytes_max.store(limits.bytes_max, Ordering::Relaxed);
+        self.entries_max.store(limits.entries_max, Ordering::SeqCst);
+        self.bytes_max.store(limits.bytes_max, Ordering::SeqCst);
         while self.amount.exceeds(&limits)
             && let Some(other) = self.evict()
         {
@@ -149,6 +149,8 @@ impl<V: Entry> Memory<V> {
         if weight > limits.bytes_max || limits.entries_max == 0 {
             return Err(Refused::TooLarge);
         }
+        // Asked anew once the value counts: who made them smaller meanwhile has seen it count, or is seen here.
+        let exceeded = || self.amount.exceeds(&self.limits());
         let (place, tag) = self.place(value.key());
         let mut first = None;
         {
@@ -156,14 +158,14 @@ impl<V: Entry> Memory<V> {
             shard.insert(tag, value)?;
             self.amount.add(weight);
             self.total.add(weight);
-            if self.amount.exceeds(&limits) {
+            if exceeded() {
                 first = self.evict_from(&mut shard, Newest::Stays);
             }
         }
         if let Some(first) = first {
             evicted(first);
         }
-        while self.amount.exceeds(&limits)
+        while exceeded()
             && let Some(other) = self.evict_near(place, Newest::Stays)
         {
             evicted(other);

@@ -11,6 +11,7 @@ mod closing;
 mod command;
 mod documents;
 mod foreign_client;
+mod hammer;
 mod harness;
 mod incidents;
 mod interop;

@@ -1,0 +1,371 @@
+//! A session's secret is overwritten when the session ends: the process looks for it in its own memory.
+//!
+//! A binary of its own, whose memory is small. The secret is looked for in every mapping that can be read and written. What
+//! is looked for is never whole here: it is kept as two halves, of which each alone is random, and put together byte by
+//! byte. That it is found while the session lives shows that it would be found.
+//!
+//! What gRPC and TLS libraries keep in their buffers is not looked for (SECURITY.md).
+
+// Always so here; clippy allows unwrap where it is said.
+#![cfg(test)]
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt,
+    sync::Arc,
+    time::Duration,
+};
+
+use aws_lc_rs::rand;
+use tls_sessiond::{
+    clock::{Clock, ManualClock, Timestamp},
+    config::{Config, Offering},
+    connection::{EngineKind, Plan as ConnectionPlan, Table, worker::Put},
+    context::Registry,
+    session::{
+        Cache, Format, NewSession, RemovalReason, Role, Secret, Session, SessionId, Terms, Version,
+        cache::{NotStored, Plan},
+        ledger::Ledger,
+        revocation::Selector,
+        stats::Account,
+        watch::Watch,
+    },
+    store::memory::Limits,
+};
+
+const LENGTH: usize = 64;
+
+/// A secret that this process holds nowhere but where it was put.
+struct Marker {
+    halves: [[u8; LENGTH]; 2],
+}
+
+impl Marker {
+    fn new() -> Self {
+        let mut halves = [[0; LENGTH]; 2];
+        halves.iter_mut().for_each(|half| rand::fill(half).unwrap());
+        Self { halves }
+    }
+
+    fn byte(&self, place: usize) -> u8 {
+        self.halves[0][place] ^ self.halves[1][place]
+    }
+
+    /// The one copy, with room to spare or without.
+    fn secret(&self, room: usize) -> Secret {
+        let mut bytes = Vec::with_capacity(LENGTH + room);
+        (0..LENGTH).for_each(|place| bytes.push(self.byte(place)));
+        Secret::bytes(bytes)
+    }
+
+    fn is_at(&self, bytes: &[u8]) -> bool {
+        bytes.len() >= LENGTH && (0..LENGTH).all(|place| bytes[place] == self.byte(place))
+    }
+
+    /// Whether it is anywhere in the memory of this process.
+    fn is_in_memory(&self) -> bool {
+        const STEP: usize = 1 << 20;
+        let memory = File::open("/proc/self/mem").unwrap();
+        // Steps overlap, so that it is not missed where two of them meet.
+        let mut buffer = vec![0; STEP + LENGTH];
+        let mut found = false;
+        for (from, to) in writable() {
+            for start in (from..to).step_by(STEP) {
+                let length = buffer.len().min(usize::try_from(to - start).unwrap());
+                // What has gone since the list was read is no place to look for.
+                let read = memory.read_at(&mut buffer[..length], start).unwrap_or(0);
+                let mut places = memchr::memchr_iter(self.byte(0), &buffer[..read]);
+                found |= places.any(|place| self.is_at(&buffer[place..read]));
+                // What it has read is in memory as well.
+                buffer.fill(0);
+            }
+        }
+        found
+    }
+}
+
+/// The mappings that can be read and written.
+fn writable() -> Vec<(u64, u64)> {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines()
+        .filter_map(|line| {
+            let (range, rest) = line.split_once(' ')?;
+            let (from, to) = range.split_once('-')?;
+            let read = |address| u64::from_str_radix(address, 16).unwrap();
+            rest.starts_with("rw").then(|| (read(from), read(to)))
+        })
+        .collect()
+}
+
+const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
+const HOUR: Duration = Duration::from_secs(3_600);
+const ROOM: Limits = Limits { entries_max: 4, bytes_max: 100_000 };
+const TERMS: Terms<'static> = Terms {
+    format: &Format::Rustls,
+    binding: &[],
+    versions: &[Version::Tls12, Version::Tls13],
+    server_name: "a.test",
+};
+
+fn id(id: u8) -> SessionId {
+    SessionId::new(&[id; 32]).unwrap()
+}
+
+fn new(number: u8, secret: Secret) -> NewSession {
+    NewSession {
+        id: Some(id(number)),
+        version: Version::Tls12,
+        cipher_suite: "".into(),
+        server_name: "a.test".into(),
+        format: Format::Rustls,
+        binding: [].into(),
+        single_use: false,
+        account: Arc::new(Account::new("default")),
+        peer: None,
+        authenticated: NOW,
+        timeout: HOUR,
+        secret,
+    }
+}
+
+/// Two caches that have four sessions together, with a watcher.
+struct Caches {
+    one: Arc<Cache>,
+    other: Arc<Cache>,
+    _watch: Watch,
+}
+
+impl Caches {
+    fn new(role: Role) -> Self {
+        let ledger = Arc::new(Ledger::new(ROOM));
+        let plan = Plan {
+            role,
+            offering: Offering::Shared,
+            limits: ROOM,
+            session_bytes_max: 1_000,
+            session_id_context: "default",
+        };
+        let [one, other] = [(); 2].map(|()| Arc::new(Cache::new(&plan, &ledger)));
+        ledger.budget.share([&one, &other].into_iter());
+        Self { one, other, _watch: ledger.watchers.watch(|_| true).unwrap() }
+    }
+}
+
+fn fill(cache: &Cache, from: u8) {
+    for number in from..from + 4 {
+        cache.put(new(number, Secret::copied(&[number])), NOW).unwrap();
+    }
+}
+
+fn purge(cache: &Cache) {
+    (0..cache.parts()).for_each(|part| {
+        cache.purge(part);
+    });
+}
+
+/// Session 1 of the first cache ends, and its secret must be in no place then. What `end` returns lives on meanwhile. In a
+/// client's cache the session is in the pool as well.
+fn assert_overwritten(end: fn(Caches) -> Option<Caches>) {
+    for role in [Role::Server, Role::Client] {
+        for room in [0, LENGTH] {
+            let (marker, caches) = (Marker::new(), Caches::new(role));
+            assert!(!marker.is_in_memory());
+            drop(caches.one.put(new(1, marker.secret(room)), NOW).unwrap());
+            assert!(marker.is_in_memory(), "it would not be found");
+            let caches = end(caches);
+            assert!(!marker.is_in_memory(), "a copy is left: {role:?}, {room}");
+            drop(caches);
+        }
+    }
+}
+
+#[test]
+fn removed_session_leaves_no_secret() {
+    assert_overwritten(|caches| {
+        assert!(caches.one.remove(&id(1), NOW));
+        Some(caches)
+    });
+}
+
+#[test]
+fn ticket_leaves_no_secret_once_its_user_drops_it() {
+    for role in [Role::Server, Role::Client] {
+        let (marker, caches) = (Marker::new(), Caches::new(role));
+        let ticket = NewSession { single_use: true, ..new(1, marker.secret(0)) };
+        drop(caches.one.put(ticket, NOW).unwrap());
+        let taken: Arc<Session> = match role {
+            Role::Server => caches.one.find(&id(1), &TERMS, NOW).unwrap(),
+            Role::Client => caches.one.newest(&TERMS, NOW).unwrap(),
+        };
+        assert!(caches.one.is_empty() && marker.is_in_memory(), "whoever took it has it");
+        drop(taken);
+        assert!(!marker.is_in_memory(), "a copy is left: {role:?}");
+    }
+}
+
+#[test]
+fn session_that_makes_room_in_its_cache_leaves_no_secret() {
+    assert_overwritten(|caches| {
+        fill(&caches.one, 2);
+        // Whoever it is that goes, of so many all of the first do.
+        fill(&caches.one, 6);
+        assert!(caches.one.peek(&id(1), NOW).is_none());
+        Some(caches)
+    });
+}
+
+#[test]
+fn session_that_makes_room_for_another_cache_leaves_no_secret() {
+    assert_overwritten(|caches| {
+        for number in 2..4 {
+            caches.one.put(new(number, Secret::copied(&[number])), NOW).unwrap();
+        }
+        fill(&caches.other, 10);
+        assert!(caches.one.peek(&id(1), NOW).is_none());
+        Some(caches)
+    });
+}
+
+#[test]
+fn expired_session_leaves_no_secret_when_it_is_reaped() {
+    assert_overwritten(|caches| {
+        caches.one.reap(NOW.after(HOUR + Duration::from_secs(5)));
+        assert!(caches.one.is_empty());
+        Some(caches)
+    });
+}
+
+#[test]
+fn expired_session_leaves_no_secret_when_it_is_looked_for() {
+    assert_overwritten(|caches| {
+        assert!(caches.one.find(&id(1), &TERMS, NOW.after(HOUR)).is_err());
+        Some(caches)
+    });
+}
+
+#[test]
+fn expired_session_leaves_no_secret_when_another_gets_its_id() {
+    assert_overwritten(|caches| {
+        let later = NOW.after(HOUR);
+        let next = NewSession { authenticated: later, ..new(1, Secret::copied(&[1])) };
+        drop(caches.one.put(next, later).unwrap());
+        Some(caches)
+    });
+}
+
+#[test]
+fn revoked_session_leaves_no_secret() {
+    assert_overwritten(|caches| {
+        caches.one.revoke(Selector::ServerName("a.test".into()), NOW.after(HOUR / 2));
+        purge(&caches.one);
+        Some(caches)
+    });
+}
+
+#[test]
+fn withdrawn_session_leaves_no_secret() {
+    assert_overwritten(|caches| {
+        let session = caches.one.peek(&id(1), NOW).unwrap();
+        assert!(caches.one.withdraw(&session, RemovalReason::FatalAlert));
+        Some(caches)
+    });
+}
+
+#[test]
+fn cache_that_is_made_smaller_leaves_no_secret() {
+    assert_overwritten(|caches| {
+        caches.one.resize(Limits { entries_max: 0, ..ROOM }, 1_000);
+        Some(caches)
+    });
+}
+
+#[test]
+fn closed_cache_leaves_no_secret() {
+    assert_overwritten(|caches| {
+        caches.one.close();
+        Some(caches)
+    });
+}
+
+#[test]
+fn dropped_cache_leaves_no_secret() {
+    assert_overwritten(|caches| {
+        drop(caches);
+        None
+    });
+}
+
+#[test]
+fn session_that_is_refused_leaves_no_secret() {
+    let caches = Caches::new(Role::Server);
+    let refused = |marker: &Marker, why: NotStored, change: fn(NewSession) -> NewSession| {
+        let new = change(new(1, marker.secret(LENGTH)));
+        assert!(marker.is_in_memory(), "it would not be found");
+        assert_eq!(caches.one.put(new, NOW).unwrap_err(), why);
+        assert!(!marker.is_in_memory(), "a copy is left: {why:?}");
+    };
+    refused(&Marker::new(), NotStored::Expired, |new| NewSession { timeout: Duration::ZERO, ..new });
+    refused(&Marker::new(), NotStored::TooLarge, |new| NewSession { binding: vec![0; 1_000].into(), ..new });
+    drop(caches.one.put(new(1, Secret::copied(&[1])), NOW).unwrap());
+    refused(&Marker::new(), NotStored::IdTaken, |new| new);
+    caches.one.close();
+    refused(&Marker::new(), NotStored::Revoked, |new| new);
+}
+
+/// A daemon's table with one context whose scope has this in it.
+fn config(alpn: &str) -> Config {
+    let mut config = Config::defaults();
+    config.contexts[0].alpn = vec![alpn.into()];
+    config
+}
+
+/// Puts a session through a connection that is open then.
+fn table_with(marker: &Marker) -> (Table, ManualClock) {
+    let clock = ManualClock::starting(Clock::System.now());
+    let registry = Arc::new(Registry::build(&config("one")).unwrap());
+    let table = Table::new(registry, Clock::Manual(clock.clone()), 100);
+    let plan = ConnectionPlan {
+        context: Arc::clone(table.registry().get("default").unwrap()),
+        role: Role::Server,
+        engine: EngineKind::Worker,
+        server_name: String::new(),
+        owner: "test".into(),
+        idle_timeout: Some(HOUR),
+    };
+    let connection = table.create(plan, None, |connection, _| connection.id()).unwrap();
+    let put = Put {
+        id: Some(id(1)),
+        secret: marker.secret(LENGTH),
+        format: Format::Worker("test".into()),
+        binding: [].into(),
+        single_use: false,
+        version: Version::Tls12,
+        cipher_suite: String::new(),
+        server_name: String::new(),
+        peer: None,
+        timeout: None,
+        authenticated: None,
+    };
+    table.apply_alone(connection, |connection, now| connection.put_session(put, now)).unwrap().unwrap();
+    assert!(marker.is_in_memory(), "it would not be found");
+    (table, clock)
+}
+
+#[test]
+fn session_of_a_connection_that_ends_open_leaves_no_secret() {
+    let marker = Marker::new();
+    let (table, clock) = table_with(&marker);
+    clock.advance(HOUR);
+    assert_eq!(table.sweep(), 1);
+    assert!(!marker.is_in_memory(), "a copy is left");
+}
+
+#[test]
+fn session_of_a_scope_that_is_gone_leaves_no_secret_once_its_connection_is() {
+    let marker = Marker::new();
+    let (table, _) = table_with(&marker);
+    let next = table.registry().rebuild(&config("two")).unwrap();
+    table.swap(Arc::new(next));
+    table.free_all();
+    assert!(!marker.is_in_memory(), "a copy is left");
+}

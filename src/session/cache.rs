@@ -264,9 +264,15 @@ impl Cache {
     /// Takes whatever has this id out for good; says whether it was there.
     pub fn remove(&self, id: &SessionId, now: Timestamp) -> bool {
         let Some(session) = self.store.take(id.as_bytes()) else { return false };
-        let alive = self.alive(&session, now);
-        self.departed(&session, if alive { RemovalReason::Removed } else { RemovalReason::Expired });
-        alive
+        let reason = if session.expired(now) {
+            RemovalReason::Expired
+        } else if self.revocations.cover(session.facts()) {
+            RemovalReason::Revoked
+        } else {
+            RemovalReason::Removed
+        };
+        self.departed(&session, reason);
+        reason == RemovalReason::Removed
     }
 
     /// Takes this very session out for good, not another that has its id by now; says whether it was there.

@@ -4,9 +4,12 @@
 //! A cache may hold more than its share while there is room. When there is none, what is held beyond a share gives
 //! way. So no cache can push another below its share, and the total holds.
 
-use std::sync::{Arc, Weak};
+use std::{
+    ptr,
+    sync::{Arc, Weak},
+};
 
-use super::Cache;
+use super::{Cache, Session};
 use crate::{
     store::memory::{Amount, Limits},
     sync::RwLock,
@@ -54,17 +57,20 @@ impl Budget {
         *self.caches.write() = members;
     }
 
-    /// Makes room where the total is exceeded: whoever is furthest above its share gives way.
-    pub(super) fn settle(&self) {
+    /// Makes room where the total is exceeded: whoever is furthest above its share gives way. What `putter` has just stored
+    /// stays, so a session that is alone above a share is there until the next one comes.
+    pub(super) fn settle(&self, putter: &Cache, newest: &Session) {
         while self.held.exceeds(&self.limits) {
-            let Some(cache) = self.furthest_above() else { return };
-            if !cache.make_room() {
+            let Some(cache) = self.furthest_above(putter) else { return };
+            let newest = ptr::eq(&*cache, putter).then_some(newest);
+            if !cache.make_room(newest) {
                 return;
             }
         }
     }
 
-    fn furthest_above(&self) -> Option<Arc<Cache>> {
+    /// Of the caches that have more than what the putter has just stored.
+    fn furthest_above(&self, putter: &Cache) -> Option<Arc<Cache>> {
         let entries = self.held.entries() > self.limits.entries_max;
         let caches = self.caches.read();
         let above = caches.iter().filter_map(|member| {
@@ -73,7 +79,8 @@ impl Budget {
                 true => (cache.len(), member.share.entries_max),
                 false => (cache.bytes(), member.share.bytes_max),
             };
-            held.checked_sub(share).filter(|&above| above > 0).map(|above| (above, cache))
+            let others = cache.len() > usize::from(ptr::eq(&*cache, putter));
+            held.checked_sub(share).filter(|&above| above > 0 && others).map(|above| (above, cache))
         });
         above.max_by_key(|(above, _)| *above).map(|(_, cache)| cache)
     }

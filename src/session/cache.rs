@@ -146,7 +146,7 @@ impl Cache {
             pool.push(&session, &self.store);
         }
         self.ledger.watchers.tell(&session, What::Added, now);
-        self.ledger.budget.settle();
+        self.ledger.budget.settle(self, &session);
         Ok(session)
     }
 
@@ -372,9 +372,9 @@ impl Cache {
         self.store.resize(limits, |evicted| self.departed(&evicted, RemovalReason::CacheFull));
     }
 
-    /// Gives up one session for others; says whether there was one.
-    pub(super) fn make_room(&self) -> bool {
-        let evicted = self.store.evict();
+    /// Gives up one session for others, and not the newest, where that is here; says whether there was one.
+    pub(super) fn make_room(&self, newest: Option<&Session>) -> bool {
+        let evicted = self.store.evict(newest);
         evicted.as_ref().inspect(|evicted| self.departed(evicted, RemovalReason::CacheFull)).is_some()
     }
 

@@ -134,7 +134,7 @@ impl<V: Entry> Memory<V> {
         self.entries_max.store(limits.entries_max, Ordering::SeqCst);
         self.bytes_max.store(limits.bytes_max, Ordering::SeqCst);
         while self.amount.exceeds(&limits)
-            && let Some(other) = self.evict()
+            && let Some(other) = self.evict(None)
         {
             evicted(other);
         }
@@ -166,7 +166,7 @@ impl<V: Entry> Memory<V> {
             evicted(first);
         }
         while exceeded()
-            && let Some(other) = self.evict_near(place, Newest::Stays)
+            && let Some(other) = self.evict_near(place, Some(place))
         {
             evicted(other);
         }
@@ -201,10 +201,10 @@ impl<V: Entry> Memory<V> {
         self.shards[place].read().get(tag, value.key()).is_some_and(|held| Arc::ptr_eq(held, value))
     }
 
-    /// Makes room: takes out one value that is of little use. `None`: there is none.
-    pub fn evict(&self) -> Option<Arc<V>> {
+    /// Makes room: takes out one value that is of little use, and not `newest`, which was put last. `None`: there is none.
+    pub fn evict(&self, newest: Option<&V>) -> Option<Arc<V>> {
         // A key nobody has says where to begin, so that no part is worse off than another.
-        self.evict_near(self.amount.entries(), Newest::MayGo)
+        self.evict_near(self.amount.entries(), newest.map(|newest| self.place(newest.key()).0))
     }
 
     /// Takes out what is over by `now`, four seconds late at most.
@@ -272,13 +272,13 @@ impl<V: Entry> Memory<V> {
         Some(value)
     }
 
-    /// From this part, or from the next one that has something. The newest is that of this part. One part is locked at a
-    /// time: two that look on from different parts would wait for each other.
-    fn evict_near(&self, place: usize, newest: Newest) -> Option<Arc<V>> {
+    /// From this part, or from the next one that has something; in the part where the newest is, it stays. One part is
+    /// locked at a time: two that look on from different parts would wait for each other.
+    fn evict_near(&self, first: usize, newest: Option<usize>) -> Option<Arc<V>> {
         (0..self.shards.len()).find_map(|step| {
-            let newest = if step == 0 { newest } else { Newest::MayGo };
-            let mut shard = self.shards[(place + step) & (self.shards.len() - 1)].write();
-            self.evict_from(&mut shard, newest)
+            let place = (first + step) & (self.shards.len() - 1);
+            let stays = if newest == Some(place) { Newest::Stays } else { Newest::MayGo };
+            self.evict_from(&mut self.shards[place].write(), stays)
         })
     }
 

@@ -115,7 +115,7 @@ fn limits_hold_also_where_each_value_lies_in_a_part_of_its_own() {
     }
     store.resize(Limits { entries_max: 1, bytes_max: 10 }, drop);
     assert_eq!(amount(&store), (1, 4));
-    assert!(store.evict().is_some() && store.evict().is_none());
+    assert!(store.evict(None).is_some() && store.evict(None).is_none());
 }
 
 #[test]

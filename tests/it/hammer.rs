@@ -40,7 +40,7 @@ const TOTAL: usize = 12;
 const TIME: Duration = Duration::from_secs(2);
 const MOMENTS: u32 = 1 << 21;
 /// How many moments a session lives.
-const LIFE: Duration = Duration::from_millis(3_000);
+const LIFE: Duration = Duration::from_millis(300);
 const TERMS: Terms<'static> = Terms {
     format: &Format::Rustls,
     binding: &[],

@@ -5,6 +5,7 @@
 
 mod answers;
 mod binary;
+mod cache_model;
 mod calls;
 mod client_hello;
 mod closing;

@@ -1,0 +1,234 @@
+//! Random sequences of calls on the session caches of a daemon, held against a naive model with a clock that the test moves:
+//! every answer, every departure and its reason, every counter, and what is held after every call.
+//!
+//! The model does not know whom an eviction takes; it says whether one had to be, whether this cache had to give way, and
+//! that it was not what was put just now. Whom it took is heard from a watcher, who must be told of each departure once.
+
+mod model;
+mod real;
+mod reload;
+mod world;
+
+use std::path::Path;
+
+use proptest::prelude::*;
+use tls_sessiond::config::{Config, Offering, Trust};
+
+use crate::{pki, seed::runner};
+use model::Key;
+use world::World;
+
+/// What all caches may hold together.
+const SESSIONS: usize = 12;
+const BYTES: usize = 3_600;
+
+/// A configuration of up to three contexts.
+#[derive(Clone, Copy, Debug, Default)]
+struct Setup {
+    /// Which of two scopes the first has.
+    moved: bool,
+    small: bool,
+    second: Second,
+    /// The third has so many parts that its sessions lie in different ones.
+    third: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum Second {
+    None,
+    #[default]
+    Apart,
+    /// Shares the caches of the first.
+    Sharing,
+}
+
+/// What a context of the model has.
+struct ContextPlan {
+    name: &'static str,
+    session_id_context: &'static str,
+    alpn: u8,
+    entries_max: usize,
+    bytes_max: usize,
+    session_bytes_max: usize,
+}
+
+impl ContextPlan {
+    fn key(&self, server: bool) -> Key {
+        Key { session_id_context: self.session_id_context, alpn: self.alpn, server }
+    }
+}
+
+impl Setup {
+    fn contexts(self) -> Vec<ContextPlan> {
+        let (entries_max, bytes_max, session_bytes_max) =
+            if self.small { (3, 900, 200) } else { (6, 1_800, 300) };
+        let first = ContextPlan {
+            name: "first",
+            session_id_context: "first",
+            alpn: u8::from(self.moved),
+            entries_max,
+            bytes_max,
+            session_bytes_max,
+        };
+        let second = match self.second {
+            Second::None => None,
+            Second::Apart => Some(ContextPlan {
+                name: "second",
+                session_id_context: "second",
+                alpn: 0,
+                entries_max: 5,
+                bytes_max: 2_000,
+                session_bytes_max: 300,
+            }),
+            Second::Sharing => Some(ContextPlan { name: "second", ..first }),
+        };
+        let third = self.third.then_some(ContextPlan {
+            name: "third",
+            session_id_context: "third",
+            alpn: 0,
+            entries_max: 2_048,
+            bytes_max: 1_500,
+            session_bytes_max: 300,
+        });
+        [Some(first), second, third].into_iter().flatten().collect()
+    }
+
+    fn config(self, folder: &Path) -> Config {
+        let mut config = Config::defaults();
+        config.limits.sessions = SESSIONS;
+        config.limits.session_bytes = BYTES;
+        let base = config.contexts.remove(0);
+        config.contexts = self
+            .contexts()
+            .into_iter()
+            .map(|plan| {
+                let mut context = base.clone();
+                context.name = plan.name.into();
+                context.session_id_context = plan.session_id_context.into();
+                context.alpn = vec![format!("p{}", plan.alpn)];
+                context.cache_entries_max = plan.entries_max;
+                context.cache_bytes_max = plan.bytes_max;
+                context.session_bytes_max = plan.session_bytes_max;
+                context.self_made = false;
+                context.offering = Offering::Shared;
+                context.trust = Trust::File(folder.join("ca.pem"));
+                context
+            })
+            .collect();
+        config
+    }
+}
+
+/// Which cache: that of a context, counted around, and a role.
+#[derive(Clone, Copy, Debug)]
+struct At {
+    context: usize,
+    server: bool,
+}
+
+/// A session that is put.
+#[derive(Clone, Copy, Debug)]
+struct New {
+    id: u8,
+    single_use: bool,
+    name: u8,
+    peer: u8,
+    /// How long ago it was authenticated, and how long after that it lives, in seconds.
+    ago: u64,
+    timeout: u64,
+    secret: usize,
+}
+
+/// On which terms is asked.
+#[derive(Clone, Copy, Debug)]
+enum Terms {
+    Good,
+    OtherFormat,
+    OtherBinding,
+    OtherVersion,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    Put(At, New),
+    Find(At, u8, u8, Terms),
+    Newest(At, u8),
+    Remove(At, u8),
+    Explain(At, u8),
+    /// One of the sessions that ever were.
+    Withdraw(At, prop::sample::Index, bool),
+    Hold(prop::sample::Index),
+    Release(prop::sample::Index),
+    /// Which selector, how many seconds ago, and whether what there is leaves at once.
+    Revoke(At, u8, u64, bool),
+    Reap,
+    Wait(u64),
+    Reload(Setup),
+}
+
+/// So few that they meet all the time.
+const IDS: u8 = 8;
+
+fn setup() -> impl Strategy<Value = Setup> {
+    let second = prop_oneof![Just(Second::None), Just(Second::Apart), Just(Second::Sharing)];
+    (any::<bool>(), any::<bool>(), second, any::<bool>()).prop_map(|(moved, small, second, third)| Setup {
+        moved,
+        small,
+        second,
+        third,
+    })
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let at = || (0..3_usize, prop::bool::weighted(0.6)).prop_map(|(context, server)| At { context, server });
+    let id = || 0..IDS;
+    let name = || 0..2_u8;
+    let which = any::<prop::sample::Index>;
+    let seconds = || prop_oneof![3 => Just(0_u64), 1 => 1..2_000_u64, 1 => Just(5_000)];
+    let timeout = prop_oneof![4 => Just(7_200_u64), 2 => 1..2_000_u64, 1 => Just(1_000_000)];
+    let new = (id(), any::<bool>(), name(), 0..3_u8, seconds(), timeout, 1..330_usize).prop_map(
+        |(id, single_use, name, peer, ago, timeout, secret)| New {
+            id,
+            single_use,
+            name,
+            peer,
+            ago,
+            timeout,
+            secret,
+        },
+    );
+    let terms = prop_oneof![
+        6 => Just(Terms::Good),
+        1 => Just(Terms::OtherFormat),
+        1 => Just(Terms::OtherBinding),
+        1 => Just(Terms::OtherVersion)
+    ];
+    prop_oneof![
+        14 => (at(), new).prop_map(|(at, new)| Op::Put(at, new)),
+        8 => (at(), id(), name(), terms).prop_map(|(at, id, name, terms)| Op::Find(at, id, name, terms)),
+        3 => (at(), name()).prop_map(|(at, name)| Op::Newest(at, name)),
+        2 => (at(), id()).prop_map(|(at, id)| Op::Remove(at, id)),
+        2 => (at(), id()).prop_map(|(at, id)| Op::Explain(at, id)),
+        2 => (at(), which(), any::<bool>()).prop_map(|(at, which, alert)| Op::Withdraw(at, which, alert)),
+        1 => which().prop_map(Op::Hold),
+        1 => which().prop_map(Op::Release),
+        2 => (at(), 0..7_u8, seconds(), any::<bool>())
+            .prop_map(|(at, selector, ago, purge)| Op::Revoke(at, selector, ago, purge)),
+        1 => Just(Op::Reap),
+        2 => prop_oneof![Just(1_u64), Just(5), 1..3_000_u64].prop_map(Op::Wait),
+        1 => setup().prop_map(Op::Reload),
+    ]
+}
+
+#[test]
+fn random_sequences_leave_the_caches_as_a_naive_model_says() {
+    let folder = tempfile::tempdir().unwrap();
+    pki::localhost(folder.path());
+    runner(3_000)
+        .run(&(setup(), proptest::collection::vec(op(), 1..120)), |(setup, ops)| {
+            let mut world = World::new(setup, folder.path());
+            ops.into_iter().for_each(|op| world.run(op));
+            Ok(())
+        })
+        .unwrap();
+}

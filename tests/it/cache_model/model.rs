@@ -1,0 +1,249 @@
+//! The naive model: lists that are looked through from end to end, and nothing that is remembered twice.
+
+use std::collections::BTreeMap;
+
+use tls_sessiond::{
+    session::{LIFETIME_MAX, OVERHEAD, RemovalReason, Role, cache::Miss, revocation::Selector},
+    store::memory::Limits,
+};
+
+/// What decides which contexts share a cache.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key {
+    pub(super) session_id_context: &'static str,
+    pub(super) alpn: u8,
+    pub(super) server: bool,
+}
+
+/// A session as it was put.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Held {
+    /// Ids come again, serials do not.
+    pub(super) serial: u32,
+    pub(super) id: u8,
+    pub(super) single_use: bool,
+    pub(super) name: u8,
+    pub(super) peer: Peer,
+    /// Milliseconds, like all times here.
+    pub(super) authenticated: u64,
+    pub(super) timeout: u64,
+    pub(super) secret: usize,
+    /// Which account.
+    pub(super) account: usize,
+}
+
+/// Who the other side proved to be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Peer {
+    Nobody,
+    /// Its certificate lives for ever.
+    One,
+    /// Its certificate ends then.
+    Other(u64),
+}
+
+impl Peer {
+    /// What the selectors for one of them are.
+    pub(super) fn digest(self) -> [u8; 32] {
+        match self {
+            Self::Nobody => [0; 32],
+            Self::One => [1; 32],
+            Self::Other(_) => [2; 32],
+        }
+    }
+
+    pub(super) fn dns_name(self) -> &'static str {
+        match self {
+            Self::Nobody => "",
+            Self::One => "one.test",
+            Self::Other(_) => "other.test",
+        }
+    }
+
+    pub(super) fn uri(self) -> &'static str {
+        match self {
+            Self::Nobody => "",
+            Self::One => "spiffe://one",
+            Self::Other(_) => "spiffe://other",
+        }
+    }
+}
+
+pub(super) fn server_name(name: u8) -> &'static str {
+    ["a.test", "long-name.test"][usize::from(name)]
+}
+
+fn millis(span: std::time::Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap()
+}
+
+impl Held {
+    pub(super) fn expires(&self) -> u64 {
+        let timed = self.authenticated + self.timeout.min(millis(LIFETIME_MAX));
+        match self.peer {
+            Peer::Other(not_after) => timed.min(not_after),
+            Peer::Nobody | Peer::One => timed,
+        }
+    }
+
+    pub(super) fn expired(&self, now: u64) -> bool {
+        now >= self.expires()
+    }
+
+    /// What its worker and its peer decide the length of.
+    pub(super) fn length(&self) -> usize {
+        let names = self.peer.dns_name().len() + self.peer.uri().len();
+        self.secret + server_name(self.name).len() + names
+    }
+
+    pub(super) fn size(&self) -> usize {
+        OVERHEAD + self.length()
+    }
+
+    fn matches(&self, selector: &Selector) -> bool {
+        let known = self.peer != Peer::Nobody;
+        match selector {
+            Selector::All => true,
+            Selector::Certificate(digest) => known && self.peer.digest() == *digest,
+            Selector::Uri(uri) => known && self.peer.uri() == &**uri,
+            Selector::DnsName(name) => known && self.peer.dns_name() == &**name,
+            Selector::ServerName(name) => server_name(self.name) == &**name,
+        }
+    }
+}
+
+/// A cache: what was put last is last.
+#[derive(Clone, Debug)]
+pub(super) struct ModelCache {
+    pub(super) key: Key,
+    pub(super) limits: Limits,
+    pub(super) session_bytes_max: usize,
+    pub(super) share: Limits,
+    pub(super) sessions: Vec<Held>,
+    /// What matches and was authenticated before the moment is revoked.
+    pub(super) revocations: Vec<(Selector, u64)>,
+}
+
+impl ModelCache {
+    pub(super) fn new(key: Key, limits: Limits, session_bytes_max: usize) -> Self {
+        Self { key, limits, session_bytes_max, share: limits, sessions: Vec::new(), revocations: Vec::new() }
+    }
+
+    pub(super) fn role(&self) -> Role {
+        if self.key.server { Role::Server } else { Role::Client }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.sessions.iter().map(Held::size).sum()
+    }
+
+    pub(super) fn over_limits(&self) -> bool {
+        self.sessions.len() > self.limits.entries_max || self.bytes() > self.limits.bytes_max
+    }
+
+    pub(super) fn revoked(&self, session: &Held) -> bool {
+        let covers = |(selector, before): &(Selector, u64)| {
+            session.matches(selector) && session.authenticated < *before
+        };
+        self.revocations.iter().any(covers)
+    }
+
+    pub(super) fn by_id(&self, id: u8) -> Option<&Held> {
+        self.sessions.iter().find(|held| held.id == id)
+    }
+
+    /// Why a lookup finds nothing of what is held.
+    pub(super) fn miss(&self, held: &Held, now: u64) -> Option<Miss> {
+        if held.expired(now) { Some(Miss::Expired) } else { self.revoked(held).then_some(Miss::Revoked) }
+    }
+
+    pub(super) fn take(&mut self, serial: u32) -> Held {
+        let place = self.sessions.iter().position(|held| held.serial == serial);
+        self.sessions.remove(place.unwrap_or_else(|| panic!("{serial} leaves, and is not in {:?}", self.key)))
+    }
+}
+
+/// All caches, and what they have in common.
+#[derive(Debug, Default)]
+pub(super) struct Model {
+    pub(super) caches: Vec<ModelCache>,
+    /// The last departure of an id under a session_id_context and a role: why, and when.
+    pub(super) departures: BTreeMap<(&'static str, bool, u8), (RemovalReason, u64)>,
+    /// How many left, by account and reason.
+    pub(super) removals: BTreeMap<(usize, usize), u64>,
+    /// The latest time that a cache was told.
+    pub(super) told: u64,
+}
+
+impl Model {
+    pub(super) fn held(&self) -> (usize, usize) {
+        (
+            self.caches.iter().map(|cache| cache.sessions.len()).sum(),
+            self.caches.iter().map(ModelCache::bytes).sum(),
+        )
+    }
+
+    pub(super) fn exceeds(&self, total: &Limits) -> bool {
+        let (entries, bytes) = self.held();
+        entries > total.entries_max || bytes > total.bytes_max
+    }
+
+    /// Which cache holds a session.
+    pub(super) fn holder(&self, serial: u32) -> Option<usize> {
+        self.caches.iter().position(|cache| cache.sessions.iter().any(|held| held.serial == serial))
+    }
+
+    /// By how much a cache is above its share, of what there is too much of.
+    fn above(&self, cache: &ModelCache, total: &Limits) -> usize {
+        if self.held().0 > total.entries_max {
+            cache.sessions.len().saturating_sub(cache.share.entries_max)
+        } else {
+            cache.bytes().saturating_sub(cache.share.bytes_max)
+        }
+    }
+
+    /// Whether this cache is one that gives way when the total is exceeded by a put of `newest`.
+    pub(super) fn gives_way(&self, cache: usize, total: &Limits, newest: u32) -> bool {
+        let above = |cache: &ModelCache| {
+            let others = cache.sessions.iter().any(|held| held.serial != newest);
+            if others { self.above(cache, total) } else { 0 }
+        };
+        let most = self.caches.iter().map(above).max().unwrap_or(0);
+        most > 0 && above(&self.caches[cache]) == most
+    }
+
+    /// A session leaves.
+    pub(super) fn leave(&mut self, cache: usize, serial: u32, reason: RemovalReason) -> Held {
+        let cache = &mut self.caches[cache];
+        let held = cache.take(serial);
+        let place = (cache.key.session_id_context, cache.key.server, held.id);
+        self.departures.insert(place, (reason, self.told));
+        *self.removals.entry((held.account, reason as usize)).or_default() += 1;
+        held
+    }
+
+    /// What a lookup answers where nothing is held.
+    pub(super) fn miss(&self, cache: usize, id: u8) -> Miss {
+        let key = &self.caches[cache].key;
+        match self.departures.get(&(key.session_id_context, key.server, id)) {
+            None => Miss::Unknown,
+            Some((RemovalReason::Expired, _)) => Miss::Expired,
+            Some((RemovalReason::Revoked, _)) => Miss::Revoked,
+            Some(_) => Miss::Removed,
+        }
+    }
+
+    /// Divides the total: each has its limit, or the part of the total that its limit is of all limits.
+    pub(super) fn share(&mut self, total: &Limits) {
+        let part =
+            |limit: usize, total: usize, all: usize| if all <= total { limit } else { limit * total / all };
+        let entries = self.caches.iter().map(|cache| cache.limits.entries_max).sum();
+        let bytes = self.caches.iter().map(|cache| cache.limits.bytes_max).sum();
+        for cache in &mut self.caches {
+            cache.share = Limits {
+                entries_max: part(cache.limits.entries_max, total.entries_max, entries),
+                bytes_max: part(cache.limits.bytes_max, total.bytes_max, bytes),
+            };
+        }
+    }
+}

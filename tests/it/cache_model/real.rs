@@ -1,0 +1,90 @@
+//! What the model has as numbers, as the daemon has it.
+
+use std::sync::Arc;
+
+use tls_sessiond::{
+    clock::Timestamp,
+    session::{
+        Facts, Format, PeerIdentity, RemovalReason, SessionId, Terms, Version, cache::Miss,
+        revocation::Selector,
+    },
+};
+
+use super::{
+    Terms as AskedOn,
+    model::{Peer, server_name},
+};
+
+/// When everything begins, in milliseconds.
+pub(super) const START: u64 = 1_700_000_000_000;
+
+pub(super) fn id(id: u8) -> SessionId {
+    SessionId::new(&[id + 1; 32]).unwrap()
+}
+
+pub(super) fn seconds(seconds: u64) -> u64 {
+    seconds * 1_000
+}
+
+pub(super) fn at(millis: u64) -> Timestamp {
+    Timestamp::from_millis(millis)
+}
+
+/// A session says its serial where its cipher suite stands, which decides nothing.
+pub(super) fn serial(session: &Facts) -> u32 {
+    session.kind.cipher_suite.parse().unwrap()
+}
+
+pub(super) fn peer(number: u8) -> Peer {
+    [Peer::Nobody, Peer::One, Peer::Other(START + seconds(4_000))][usize::from(number)]
+}
+
+pub(super) fn identity(peer: Peer) -> Option<Arc<PeerIdentity>> {
+    let not_after = match peer {
+        Peer::Nobody => return None,
+        Peer::One => u64::MAX,
+        Peer::Other(not_after) => not_after,
+    };
+    Some(Arc::new(PeerIdentity {
+        certificate_sha256: peer.digest(),
+        subject: String::new(),
+        dns_names: vec![peer.dns_name().into()],
+        uris: vec![peer.uri().into()],
+        not_after: at(not_after),
+    }))
+}
+
+pub(super) fn selector(number: u8) -> Selector {
+    let (one, other) = (peer(1), peer(2));
+    match number {
+        0 => Selector::All,
+        1 => Selector::Certificate(one.digest()),
+        2 => Selector::Certificate(other.digest()),
+        3 => Selector::Uri(one.uri().into()),
+        4 => Selector::DnsName(other.dns_name().into()),
+        5 => Selector::ServerName(server_name(0).into()),
+        _ => Selector::ServerName(server_name(1).into()),
+    }
+}
+
+/// What a worker asks on.
+pub(super) fn terms<'a>(terms: AskedOn, name: u8, version: Version, other: &'a Format) -> Terms<'a> {
+    const BOTH: &[Version] = &[Version::Tls12, Version::Tls13];
+    let good =
+        Terms { format: &Format::Rustls, binding: b"", versions: BOTH, server_name: server_name(name) };
+    match terms {
+        AskedOn::Good => good,
+        AskedOn::OtherFormat => Terms { format: other, ..good },
+        AskedOn::OtherBinding => Terms { binding: b"other", ..good },
+        AskedOn::OtherVersion if version == Version::Tls12 => Terms { versions: &BOTH[1..], ..good },
+        AskedOn::OtherVersion => Terms { versions: &BOTH[..1], ..good },
+    }
+}
+
+pub(super) fn version(single_use: bool) -> Version {
+    if single_use { Version::Tls13 } else { Version::Tls12 }
+}
+
+pub(super) fn reason(miss: Miss) -> RemovalReason {
+    if miss == Miss::Expired { RemovalReason::Expired } else { RemovalReason::Revoked }
+}

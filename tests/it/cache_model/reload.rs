@@ -1,0 +1,130 @@
+//! A new configuration: which caches stay, what new ones take over, and what is closed.
+
+use std::sync::Arc;
+
+use tls_sessiond::{
+    session::{Format, RemovalReason, Role, Version, cache::NotStored},
+    store::memory::Limits,
+};
+
+use super::{
+    IDS, Setup, Terms as AskedOn,
+    model::{Held, Key, ModelCache, Peer},
+    real::{id, seconds, serial, terms},
+    world::{TOTAL, World},
+};
+
+impl World {
+    pub(super) fn reload(&mut self, setup: Setup) {
+        let next = self.table.registry().rebuild(&setup.config(&self.folder)).unwrap();
+        self.table.swap(Arc::new(next));
+        let kept = self.adopt(setup);
+        for event in self.heard() {
+            let holder = self.model.holder(serial(&event.facts)).unwrap();
+            if holder < kept {
+                assert!(
+                    self.model.caches[holder].over_limits(),
+                    "room is made that is not needed: {event:?}"
+                );
+                self.leaves(&event, RemovalReason::CacheFull);
+            } else {
+                self.leaves(&event, RemovalReason::Revoked);
+            }
+        }
+        for gone in self.model.caches.drain(kept..) {
+            assert_eq!(gone.sessions, [], "{:?} is closed and has sessions", gone.key);
+        }
+        self.closed.extend(self.caches.drain(kept..));
+        assert!(!self.model.caches.iter().any(ModelCache::over_limits));
+        for closed in &self.closed {
+            let held = Held {
+                serial: 0,
+                id: 0,
+                single_use: false,
+                name: 0,
+                peer: Peer::One,
+                authenticated: self.now(),
+                timeout: seconds(1),
+                secret: 1,
+                account: 0,
+            };
+            let now = self.table.now();
+            self.model.told = now.as_millis();
+            assert_eq!(closed.put(self.new_session(&held), now).unwrap_err(), NotStored::Revoked);
+            let terms = terms(AskedOn::Good, 0, Version::Tls12, &Format::Rustls);
+            assert!((0..IDS).all(|number| closed.find(&id(number), &terms, now).is_err()));
+            assert!(closed.newest(&terms, now).is_none() && closed.is_empty());
+        }
+    }
+
+    /// Takes a registry over that the table has now. Its caches come first, those that are no more behind them; says how many
+    /// it has.
+    pub(super) fn adopt(&mut self, setup: Setup) -> usize {
+        let registry = Arc::clone(&self.table.registry());
+        let before: Vec<_> = self.setup.contexts();
+        let mut gone: Vec<_> = std::mem::take(&mut self.model.caches)
+            .into_iter()
+            .zip(std::mem::take(&mut self.caches))
+            .collect();
+        let old: Vec<_> = gone.iter().map(|(model, _)| model.key.clone()).collect();
+        for plan in setup.contexts() {
+            let context = registry.get(plan.name).unwrap();
+            let known = self.accounts.iter().any(|account| Arc::ptr_eq(account, &context.stats));
+            let stays = !old.is_empty() && before.iter().any(|before| before.name == plan.name);
+            assert_eq!(known, stays, "whoever stays keeps its account");
+            if !known {
+                self.accounts.push(Arc::clone(&context.stats));
+            }
+            for server in [true, false] {
+                let key = plan.key(server);
+                let real = context.cache(if server { Role::Server } else { Role::Client });
+                let limits = Limits { entries_max: plan.entries_max, bytes_max: plan.bytes_max };
+                if let Some(place) = self.model.caches.iter().position(|cache| cache.key == key) {
+                    assert!(Arc::ptr_eq(&self.caches[place], real), "one scope has one cache");
+                    continue;
+                }
+                let mut cache = ModelCache::new(key, limits, plan.session_bytes_max);
+                if let Some(place) = gone.iter().position(|(old, _)| old.key == cache.key) {
+                    let (old, same) = gone.remove(place);
+                    assert!(Arc::ptr_eq(&same, real), "a scope that stays keeps its cache");
+                    (cache.sessions, cache.revocations) = (old.sessions, old.revocations);
+                } else {
+                    let mut others = self.caches.iter().chain(gone.iter().map(|(_, cache)| cache));
+                    assert!(!others.any(|other| Arc::ptr_eq(other, real)), "two scopes share a cache");
+                }
+                self.model.caches.push(cache);
+                self.caches.push(Arc::clone(real));
+            }
+        }
+        self.model.share(&TOTAL);
+        let kept = self.caches.len();
+        for (model, real) in gone {
+            self.model.caches.push(model);
+            self.caches.push(real);
+        }
+        self.inherit(setup, &old);
+        self.setup = setup;
+        kept
+    }
+
+    /// A context's cache takes over the revocations of the one that it had, or, where it is new, of all that were; twice,
+    /// for a revocation may come between.
+    fn inherit(&mut self, setup: Setup, old: &[Key]) {
+        for plan in setup.contexts().iter().chain(&setup.contexts()) {
+            for server in [true, false] {
+                let had =
+                    self.setup.contexts().iter().find(|had| had.name == plan.name).map(|had| had.key(server));
+                let from = had.map_or(old.to_vec(), |had| vec![had]);
+                for from in self.model.caches.clone().iter().filter(|cache| from.contains(&cache.key)) {
+                    let heir =
+                        self.model.caches.iter_mut().find(|cache| cache.key == plan.key(server)).unwrap();
+                    for revocation in &from.revocations {
+                        if !heir.revocations.contains(revocation) {
+                            heir.revocations.push(revocation.clone());
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

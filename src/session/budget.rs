@@ -12,7 +12,7 @@ use std::{
 use super::{Cache, Session};
 use crate::{
     store::memory::{Amount, Limits},
-    sync::RwLock,
+    sync::{Mutex, RwLock},
 };
 
 /// The total, and who shares it.
@@ -21,6 +21,7 @@ pub struct Budget {
     limits: Limits,
     held: Arc<Amount>,
     caches: RwLock<Vec<Member>>,
+    settling: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -32,7 +33,7 @@ struct Member {
 impl Budget {
     /// A total that nobody shares yet.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, held: Arc::default(), caches: RwLock::default() }
+        Self { limits, held: Arc::default(), caches: RwLock::default(), settling: Mutex::default() }
     }
 
     /// What all caches hold together.
@@ -61,11 +62,18 @@ impl Budget {
     /// stays, so a session that is alone above a share is there until the next one comes.
     pub(super) fn settle(&self, putter: &Cache, newest: &Session) {
         while self.held.exceeds(&self.limits) {
-            let Some(cache) = self.furthest_above(putter) else { return };
-            let newest = ptr::eq(&*cache, putter).then_some(newest);
-            if !cache.make_room(newest) {
-                return;
-            }
+            let (cache, gone) = {
+                // One at a time: two who saw one cache above its share would push it below.
+                let _alone = self.settling.lock();
+                if !self.held.exceeds(&self.limits) {
+                    return;
+                }
+                let Some(cache) = self.furthest_above(putter) else { return };
+                let gone = cache.make_room(ptr::eq(&*cache, putter).then_some(newest));
+                (cache, gone)
+            };
+            let Some(gone) = gone else { return };
+            cache.made_room(&gone);
         }
     }
 

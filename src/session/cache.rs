@@ -372,10 +372,14 @@ impl Cache {
         self.store.resize(limits, |evicted| self.departed(&evicted, RemovalReason::CacheFull));
     }
 
-    /// Gives up one session for others, and not the newest, where that is here; says whether there was one.
-    pub(super) fn make_room(&self, newest: Option<&Session>) -> bool {
-        let evicted = self.store.evict(newest);
-        evicted.as_ref().inspect(|evicted| self.departed(evicted, RemovalReason::CacheFull)).is_some()
+    /// Gives up one session for others, and not the newest, where that is here. Whoever gets it calls [`Self::made_room`].
+    pub(super) fn make_room(&self, newest: Option<&Session>) -> Option<Arc<Session>> {
+        self.store.evict(newest)
+    }
+
+    /// Tells that this session had to make room.
+    pub(super) fn made_room(&self, gone: &Session) {
+        self.departed(gone, RemovalReason::CacheFull);
     }
 
     fn alive(&self, session: &Session, now: Timestamp) -> bool {

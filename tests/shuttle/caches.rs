@@ -27,6 +27,7 @@ use crate::{
 };
 
 pub(crate) const CHECKS: &[Check] = &[
+    ("two_who_make_room_push_nobody_below_its_share", two_who_make_room_push_nobody_below_its_share),
     ("ticket_is_spent_once_and_its_end_is_told_once", ticket_is_spent_once_and_its_end_is_told_once),
     ("nobody_finds_what_a_revocation_has_covered", nobody_finds_what_a_revocation_has_covered),
     ("closed_cache_hands_nothing_out_and_is_empty", closed_cache_hands_nothing_out_and_is_empty),
@@ -278,4 +279,19 @@ fn total_holds_and_who_is_within_its_share_keeps_all() {
     assert_eq!(held.entries(), modest.len() + greedy.len());
     assert!(held.entries() <= 4, "{} are held", held.entries());
     assert_eq!(modest.len(), 2, "it has never had more than its share");
+}
+
+fn two_who_make_room_push_nobody_below_its_share() {
+    let ledger = Arc::new(Ledger::new(limits(4)));
+    let caches = [(); 2].map(|()| cache(4, &ledger));
+    ledger.budget.share(caches.iter());
+    for (place, cache) in (0..).zip(&caches) {
+        (0..2).for_each(|number| drop(put(cache, 2 * place + number).unwrap()));
+    }
+    let [modest, greedy] = caches;
+    together([10, 11].map(|id| {
+        let greedy = Arc::clone(&greedy);
+        Box::new(move || drop(put(&greedy, id).unwrap())) as Box<dyn FnOnce() + Send>
+    }));
+    assert_eq!((modest.len(), greedy.len()), (2, 2));
 }

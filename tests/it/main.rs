@@ -10,6 +10,7 @@ mod command;
 mod documents;
 mod foreign_client;
 mod harness;
+mod hit_ratio;
 mod incidents;
 mod interop;
 mod lifecycle;

@@ -10,7 +10,7 @@
 //!   - a value that was removed is not kept alive here
 
 use std::{
-    hash::{BuildHasher, RandomState},
+    hash::{BuildHasher, Hasher, RandomState},
     sync::Arc,
 };
 
@@ -21,6 +21,7 @@ use crate::{
 
 mod lists;
 mod shard;
+mod table;
 
 pub use shard::Mark;
 use shard::Shard;
@@ -149,11 +150,11 @@ impl<V: Entry> Memory<V> {
         if weight > limits.bytes_max || limits.entries_max == 0 {
             return Err(Refused::TooLarge);
         }
-        let (place, tag) = self.place(value.key());
+        let (place, hash) = self.place(value.key());
         let mut first = None;
         {
             let mut shard = self.shards[place].write();
-            shard.insert(tag, value)?;
+            shard.insert(hash, value)?;
             self.amount.add(weight);
             self.total.add(weight);
             if self.amount.exceeds(&limits) {
@@ -173,14 +174,14 @@ impl<V: Entry> Memory<V> {
 
     /// The value, which stays. It counts as a use, which keeps a value longer.
     pub fn get(&self, key: &[u8]) -> Option<Arc<V>> {
-        let (place, tag) = self.place(key);
-        self.shards[place].read().ask(tag, key).map(Arc::clone)
+        let (place, hash) = self.place(key);
+        self.shards[place].read().ask(hash, key).map(Arc::clone)
     }
 
     /// The value, which stays, and is none the wiser.
     pub fn peek(&self, key: &[u8]) -> Option<Arc<V>> {
-        let (place, tag) = self.place(key);
-        self.shards[place].read().get(tag, key).map(Arc::clone)
+        let (place, hash) = self.place(key);
+        self.shards[place].read().get(hash, key).map(Arc::clone)
     }
 
     /// The value, which is gone for everybody else: of any number of takes, one succeeds.
@@ -195,8 +196,8 @@ impl<V: Entry> Memory<V> {
 
     /// Whether this very value is there.
     pub fn holds(&self, value: &Arc<V>) -> bool {
-        let (place, tag) = self.place(value.key());
-        self.shards[place].read().get(tag, value.key()).is_some_and(|held| Arc::ptr_eq(held, value))
+        let (place, hash) = self.place(value.key());
+        self.shards[place].read().get(hash, value.key()).is_some_and(|held| Arc::ptr_eq(held, value))
     }
 
     /// Makes room: takes out one value that is of little use. `None`: there is none.
@@ -212,7 +213,7 @@ impl<V: Entry> Memory<V> {
                 // Let go of between slices, and before anything is dropped.
                 let slice = {
                     let mut shard = shard.write();
-                    let slice = shard.expire(now, SLICE, |key| self.place(key).1);
+                    let slice = shard.expire(now, SLICE);
                     slice.iter().for_each(|value| self.discount(value));
                     slice
                 };
@@ -256,16 +257,17 @@ impl<V: Entry> Memory<V> {
     }
 
     fn place(&self, key: &[u8]) -> (usize, u32) {
-        let hash = self.hasher.hash_one(key);
-        let [a, b, c, d, e, f, g, h] = hash.to_le_bytes();
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write(key);
+        let [a, b, c, d, e, f, g, h] = hasher.finish().to_le_bytes();
         let part = u32::from_le_bytes([a, b, c, d]) as usize & (self.shards.len() - 1);
         (part, u32::from_le_bytes([e, f, g, h]))
     }
 
     fn take_if(&self, key: &[u8], wanted: impl FnOnce(&Arc<V>) -> bool) -> Option<Arc<V>> {
-        let (place, tag) = self.place(key);
+        let (place, hash) = self.place(key);
         let mut shard = self.shards[place].write();
-        let value = shard.remove(tag, key, wanted)?;
+        let value = shard.remove(hash, key, wanted)?;
         self.discount(&value);
         Some(value)
     }
@@ -278,7 +280,7 @@ impl<V: Entry> Memory<V> {
     }
 
     fn evict_from(&self, shard: &mut Shard<V>) -> Option<Arc<V>> {
-        let value = shard.evict(|key| self.place(key).1)?;
+        let value = shard.evict()?;
         self.discount(&value);
         Some(value)
     }

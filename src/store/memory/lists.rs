@@ -13,7 +13,7 @@ const NONE: Slot = Slot::MAX;
 
 /// Which of the two lists.
 #[derive(Clone, Copy)]
-pub(super) enum Chain {
+enum Chain {
     /// In the order of eviction.
     Turn,
     /// With those that are over at the same time.
@@ -37,7 +37,7 @@ pub(super) struct Slots<V> {
     free: Slot,
 }
 
-/// One list. Its links are in the slots.
+/// One list that has an order. Its links are in the slots.
 #[derive(Clone, Copy)]
 pub(super) struct List {
     first: Slot,
@@ -99,9 +99,9 @@ impl<V> Slots<V> {
         self.values.len()
     }
 
-    /// The slot after this one in its list.
-    pub(super) fn after(&self, chain: Chain, slot: Slot) -> Option<Slot> {
-        let after = self.links[slot as usize][chain as usize].after;
+    /// Whose turn it is after this one.
+    pub(super) fn after(&self, slot: Slot) -> Option<Slot> {
+        let after = self.links[slot as usize][Chain::Turn as usize].after;
         (after != NONE).then_some(after)
     }
 
@@ -125,28 +125,54 @@ impl<V> Slots<V> {
     }
 
     /// Appends to a list.
-    pub(super) fn push(&mut self, list: &mut List, chain: Chain, slot: Slot) {
-        *self.ends(slot, chain) = Links { before: list.last, after: NONE };
+    pub(super) fn push(&mut self, list: &mut List, slot: Slot) {
+        *self.ends(slot, Chain::Turn) = Links { before: list.last, after: NONE };
         match list.last {
             NONE => list.first = slot,
-            last => self.ends(last, chain).after = slot,
+            last => self.ends(last, Chain::Turn).after = slot,
         }
         list.last = slot;
         list.len += 1;
     }
 
     /// Takes out of the list that it is in.
-    pub(super) fn unlink(&mut self, list: &mut List, chain: Chain, slot: Slot) {
-        let Links { before, after } = std::mem::replace(self.ends(slot, chain), LOOSE);
-        match before {
-            NONE => list.first = after,
-            before => self.ends(before, chain).after = after,
+    pub(super) fn unlink(&mut self, list: &mut List, slot: Slot) {
+        let Links { before, after } = self.cut(slot, Chain::Turn);
+        if before == NONE {
+            list.first = after;
         }
-        match after {
-            NONE => list.last = before,
-            after => self.ends(after, chain).before = before,
+        if after == NONE {
+            list.last = before;
         }
         list.len -= 1;
+    }
+
+    /// Puts it before those that are over when it is; `first` is the first of them.
+    pub(super) fn join(&mut self, first: Option<Slot>, slot: Slot) {
+        let after = first.unwrap_or(NONE);
+        *self.ends(slot, Chain::Due) = Links { before: NONE, after };
+        if after != NONE {
+            self.ends(after, Chain::Due).before = slot;
+        }
+    }
+
+    /// Takes it from those that are over when it is, and says who is the first of them now.
+    pub(super) fn part(&mut self, first: Slot, slot: Slot) -> Option<Slot> {
+        let Links { after, .. } = self.cut(slot, Chain::Due);
+        let first = if first == slot { after } else { first };
+        (first != NONE).then_some(first)
+    }
+
+    /// Ties together those before it and after it.
+    fn cut(&mut self, slot: Slot, chain: Chain) -> Links {
+        let Links { before, after } = std::mem::replace(self.ends(slot, chain), LOOSE);
+        if before != NONE {
+            self.ends(before, chain).after = after;
+        }
+        if after != NONE {
+            self.ends(after, chain).before = before;
+        }
+        Links { before, after }
     }
 
     fn ends(&mut self, slot: Slot, chain: Chain) -> &mut Links {
@@ -156,8 +182,8 @@ impl<V> Slots<V> {
 
 fn push<T>(all: &mut Vec<T>, one: T) {
     if all.len() == all.capacity() {
-        // A quarter more, where a Vec would double: this is most of what a session costs besides itself.
-        all.reserve_exact((all.len() / 4).max(8));
+        // An eighth more, where a Vec would double: this is most of what a session costs besides itself.
+        all.reserve_exact((all.len() / 8).max(8));
     }
     all.push(one);
 }

@@ -14,6 +14,8 @@ use std::{
     sync::Arc,
 };
 
+use foldhash::quality::FixedState;
+
 use crate::{
     clock::Timestamp,
     sync::{AtomicUsize, Ordering, RwLock},
@@ -92,9 +94,11 @@ impl Amount {
 
 /// Values by key.
 pub struct Memory<V> {
-    shards: Box<[RwLock<Shard<V>>]>,
-    /// Keyed at random: whoever chooses keys cannot choose where they lie.
-    hasher: RandomState,
+    shards: Box<[Part<V>]>,
+    /// Keyed at random: whoever chooses keys cannot choose where they lie. What is fast here is no secret kept from who can
+    /// watch many answers closely; but he would have to store under ids of his choice, and those are random numbers of
+    /// TLS libraries. What a peer only asks for makes nobody's way longer.
+    hasher: FixedState,
     amount: Amount,
     /// What this store holds together with others.
     total: Arc<Amount>,
@@ -102,8 +106,12 @@ pub struct Memory<V> {
     bytes_max: AtomicUsize,
 }
 
+/// A lock and what is behind it, apart from its neighbours: whoever locks one does not slow down who locks the next.
+#[repr(align(128))]
+struct Part<V>(RwLock<Shard<V>>);
+
 /// A part has room for this many values at least, before there are more parts.
-const SHARD_ENTRIES: usize = 512;
+const SHARD_ENTRIES: usize = 64;
 const SHARDS_MAX: usize = 256;
 /// How many values leave under one hold of a lock when their time is over.
 const SLICE: usize = 256;
@@ -113,8 +121,8 @@ impl<V: Entry> Memory<V> {
     pub fn new(limits: Limits, total: Arc<Amount>) -> Self {
         let shards = (limits.entries_max / SHARD_ENTRIES).clamp(1, SHARDS_MAX).next_power_of_two();
         Self {
-            shards: (0..shards).map(|_| RwLock::new(Shard::new())).collect(),
-            hasher: RandomState::new(),
+            shards: (0..shards).map(|_| Part(RwLock::new(Shard::new()))).collect(),
+            hasher: FixedState::with_seed(RandomState::new().hash_one(0)),
             amount: Amount::default(),
             total,
             entries_max: AtomicUsize::new(limits.entries_max),
@@ -153,7 +161,7 @@ impl<V: Entry> Memory<V> {
         let (place, hash) = self.place(value.key());
         let mut first = None;
         {
-            let mut shard = self.shards[place].write();
+            let mut shard = self.shards[place].0.write();
             shard.insert(hash, value)?;
             self.amount.add(weight);
             self.total.add(weight);
@@ -175,13 +183,13 @@ impl<V: Entry> Memory<V> {
     /// The value, which stays. It counts as a use, which keeps a value longer.
     pub fn get(&self, key: &[u8]) -> Option<Arc<V>> {
         let (place, hash) = self.place(key);
-        self.shards[place].read().ask(hash, key).map(Arc::clone)
+        self.shards[place].0.read().ask(hash, key).map(Arc::clone)
     }
 
     /// The value, which stays, and is none the wiser.
     pub fn peek(&self, key: &[u8]) -> Option<Arc<V>> {
         let (place, hash) = self.place(key);
-        self.shards[place].read().get(hash, key).map(Arc::clone)
+        self.shards[place].0.read().get(hash, key).map(Arc::clone)
     }
 
     /// The value, which is gone for everybody else: of any number of takes, one succeeds.
@@ -197,7 +205,7 @@ impl<V: Entry> Memory<V> {
     /// Whether this very value is there.
     pub fn holds(&self, value: &Arc<V>) -> bool {
         let (place, hash) = self.place(value.key());
-        self.shards[place].read().get(hash, value.key()).is_some_and(|held| Arc::ptr_eq(held, value))
+        self.shards[place].0.read().get(hash, value.key()).is_some_and(|held| Arc::ptr_eq(held, value))
     }
 
     /// Makes room: takes out one value that is of little use. `None`: there is none.
@@ -212,7 +220,7 @@ impl<V: Entry> Memory<V> {
             loop {
                 // Let go of between slices, and before anything is dropped.
                 let slice = {
-                    let mut shard = shard.write();
+                    let mut shard = shard.0.write();
                     let slice = shard.expire(now, SLICE);
                     slice.iter().for_each(|value| self.discount(value));
                     slice
@@ -230,7 +238,7 @@ impl<V: Entry> Memory<V> {
     pub fn drain(&self, mut out: impl FnMut(Arc<V>)) {
         for shard in &self.shards {
             let all = {
-                let mut shard = shard.write();
+                let mut shard = shard.0.write();
                 let all = shard.drain();
                 all.iter().for_each(|value| self.discount(value));
                 all
@@ -247,7 +255,7 @@ impl<V: Entry> Memory<V> {
     /// Shows every value of one part to `visit`, in no order. Nothing is put into that part or leaves it meanwhile.
     pub fn scan(&self, part: usize, visit: impl FnMut(&Arc<V>)) {
         if let Some(shard) = self.shards.get(part) {
-            shard.read().values().for_each(visit);
+            shard.0.read().values().for_each(visit);
         }
     }
 
@@ -266,7 +274,7 @@ impl<V: Entry> Memory<V> {
 
     fn take_if(&self, key: &[u8], wanted: impl FnOnce(&Arc<V>) -> bool) -> Option<Arc<V>> {
         let (place, hash) = self.place(key);
-        let mut shard = self.shards[place].write();
+        let mut shard = self.shards[place].0.write();
         let value = shard.remove(hash, key, wanted)?;
         self.discount(&value);
         Some(value)
@@ -276,7 +284,7 @@ impl<V: Entry> Memory<V> {
     fn evict_near(&self, place: usize) -> Option<Arc<V>> {
         (0..self.shards.len())
             .map(|step| &self.shards[(place + step) & (self.shards.len() - 1)])
-            .find_map(|shard| self.evict_from(&mut shard.write()))
+            .find_map(|shard| self.evict_from(&mut shard.0.write()))
     }
 
     fn evict_from(&self, shard: &mut Shard<V>) -> Option<Arc<V>> {

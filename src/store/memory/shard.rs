@@ -5,7 +5,7 @@
 //! asks for passes through the trial queue and leaves the others alone.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry as BTreeEntry},
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -14,7 +14,7 @@ use std::{
 
 use super::{
     Entry, Refused,
-    lists::{Chain, List, Slot, Slots},
+    lists::{List, Slot, Slots},
     table::Table,
 };
 use crate::clock::Timestamp;
@@ -65,7 +65,8 @@ pub(super) struct Shard<V> {
     slots: Slots<V>,
     trial: List,
     main: List,
-    due: BTreeMap<u32, List>,
+    /// By when they are over the first of those; the others are linked to it.
+    due: BTreeMap<u32, Slot>,
 }
 
 impl<V: Entry> Shard<V> {
@@ -103,8 +104,9 @@ impl<V: Entry> Shard<V> {
         let slot = self.slots.add(hash, value).ok_or(Refused::TooLarge)?;
         let slots = &self.slots;
         self.table.insert(hash, slot, || slots.hashes().filter(|&(_, other)| other != slot));
-        self.slots.push(&mut self.trial, Chain::Turn, slot);
-        self.slots.push(self.due.entry(due).or_insert_with(List::new), Chain::Due, slot);
+        self.slots.push(&mut self.trial, slot);
+        let first = self.due.insert(due, slot);
+        self.slots.join(first, slot);
         Ok(())
     }
 
@@ -124,11 +126,11 @@ impl<V: Entry> Shard<V> {
         let (in_main, due) = (value.mark().in_main(), due(value.expires()));
         self.table.remove(self.slots.hash(slot), slot);
         let turn = if in_main { &mut self.main } else { &mut self.trial };
-        self.slots.unlink(turn, Chain::Turn, slot);
-        if let Some(list) = self.due.get_mut(&due) {
-            self.slots.unlink(list, Chain::Due, slot);
-            if list.len() == 0 {
-                self.due.remove(&due);
+        self.slots.unlink(turn, slot);
+        if let BTreeEntry::Occupied(mut first) = self.due.entry(due) {
+            match self.slots.part(*first.get(), slot) {
+                Some(other) => *first.get_mut() = other,
+                None => _ = first.remove(),
             }
         }
         self.slots.take(slot)
@@ -149,8 +151,8 @@ impl<V: Entry> Shard<V> {
             rounds += 1;
             mark.set(true, if from_trial { 0 } else { uses - 1 });
             let from = if from_trial { &mut self.trial } else { &mut self.main };
-            self.slots.unlink(from, Chain::Turn, slot);
-            self.slots.push(&mut self.main, Chain::Turn, slot);
+            self.slots.unlink(from, slot);
+            self.slots.push(&mut self.main, slot);
         }
     }
 
@@ -159,9 +161,8 @@ impl<V: Entry> Shard<V> {
         let now = due(now);
         let mut over = Vec::new();
         while over.len() < most
-            && let Some((&when, list)) = self.due.first_key_value()
+            && let Some((&when, &slot)) = self.due.first_key_value()
             && when < now
-            && let Some(slot) = list.first()
         {
             over.extend(self.forget(slot));
         }
@@ -177,7 +178,7 @@ impl<V: Entry> Shard<V> {
         for (list, in_main) in [(&self.trial, false), (&self.main, true)] {
             let mut next = list.first();
             while let Some(slot) = next {
-                next = self.slots.after(Chain::Turn, slot);
+                next = self.slots.after(slot);
                 let Some(value) = self.slots.get(slot) else { continue };
                 let uses = value.mark().uses();
                 // Into the trial queue first, like any other.
@@ -185,8 +186,8 @@ impl<V: Entry> Shard<V> {
                     && in_main
                     && let Some(last) = fresh.trial.last()
                 {
-                    fresh.slots.unlink(&mut fresh.trial, Chain::Turn, last);
-                    fresh.slots.push(&mut fresh.main, Chain::Turn, last);
+                    fresh.slots.unlink(&mut fresh.trial, last);
+                    fresh.slots.push(&mut fresh.main, last);
                 }
                 value.mark().set(in_main, uses);
             }

@@ -7,6 +7,8 @@
 use super::lists::Slot;
 
 const WAYS: usize = 12;
+/// The high bit of each byte.
+const HIGH: u128 = u128::from_le_bytes([0x80; 16]);
 
 #[derive(Clone)]
 #[repr(C, align(64))]
@@ -33,12 +35,13 @@ fn tag(hash: u32) -> u8 {
 impl Line {
     /// Where something has this tag.
     fn tagged(&self, tag: u8) -> impl Iterator<Item = usize> + use<> {
-        let mut found = 0_u32;
-        for (way, held) in self.tags.iter().enumerate() {
-            found |= u32::from(*held == tag) << way;
-        }
+        let mut held = [0; 16];
+        held[..WAYS].copy_from_slice(&self.tags);
+        let differs = u128::from_le_bytes(held) ^ u128::from_le_bytes([tag; 16]);
+        // The high bit of each byte that does not differ. The last four are no ways.
+        let mut found = !(((differs & !HIGH) + !HIGH) | differs) & HIGH;
         std::iter::from_fn(move || {
-            let way = found.trailing_zeros() as usize;
+            let way = found.trailing_zeros() as usize / 8;
             found &= found.wrapping_sub(1);
             (way < WAYS).then_some(way)
         })
@@ -77,7 +80,7 @@ impl Table {
     {
         // Four in five at most: few have to pass a line then.
         if (self.len + 1) * 5 > self.lines.len() * WAYS * 4 {
-            self.lines = vec![EMPTY; self.lines.len() + self.lines.len() / 2 + 1];
+            self.lines = vec![EMPTY; self.lines.len() + self.lines.len() / 4 + 1];
             all().for_each(|(hash, slot)| self.place(hash, slot));
         }
         self.place(hash, slot);
@@ -109,6 +112,12 @@ impl Table {
             line.passed -= 1;
             at = self.next(at);
         }
+    }
+
+    /// Whether a search goes on from any line.
+    #[cfg(test)]
+    pub(super) fn is_passed(&self) -> bool {
+        self.lines.iter().any(|line| line.passed > 0)
     }
 
     /// The line that a hash names: its part of 2^32 is the line's part of all.

@@ -16,7 +16,7 @@ use super::{Format, PeerIdentity, Role, Terms, Version, stats::Account};
 use crate::sync::{AtomicUsize, Ordering};
 
 /// All that two sessions may have in common.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug)]
 pub struct Kind {
     /// Whose it is.
     pub role: Role,
@@ -53,6 +53,33 @@ impl Kind {
             peer.dns_names.iter().chain(&peer.uris).chain([&peer.subject]).map(String::len).sum()
         });
         self.binding.len() + self.server_name.len() + names
+    }
+}
+
+impl PartialEq for Kind {
+    fn eq(&self, other: &Self) -> bool {
+        self.role == other.role
+            && self.version == other.version
+            && self.single_use == other.single_use
+            && self.server_name == other.server_name
+            && self.cipher_suite == other.cipher_suite
+            && self.format == other.format
+            && same(&self.binding, &other.binding)
+            && self.account == other.account
+            && self.peer == other.peer
+    }
+}
+
+impl Eq for Kind {}
+
+/// Of what there is much of: the rest has few values, and is compared.
+impl Hash for Kind {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.server_name.hash(state);
+        self.binding.hash(state);
+        if let Some(peer) = &self.peer {
+            state.write(&peer.certificate_sha256);
+        }
     }
 }
 

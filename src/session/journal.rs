@@ -4,8 +4,8 @@
 //! that expire - does not drive out what somebody will ask for.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    hash::{BuildHasher, RandomState},
+    collections::HashMap,
+    hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState},
     sync::Arc,
 };
 
@@ -65,10 +65,33 @@ struct Part {
     notable: Ring,
 }
 
+/// The last so many, by number; a new one takes the place of the oldest.
 #[derive(Debug, Default)]
 struct Ring {
-    departures: HashMap<u64, Departure>,
-    order: VecDeque<u64>,
+    all: Vec<Option<(u64, Departure)>>,
+    oldest: usize,
+    /// Where each is. The keys are hashes already.
+    places: HashMap<u64, usize, BuildHasherDefault<AsItIs>>,
+}
+
+const RING: usize = DEPARTURES_MAX / PARTS;
+
+/// Hashes what is a hash.
+#[derive(Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.0 = self.0 << 8 | u64::from(byte));
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 impl Default for Journal {
@@ -91,14 +114,14 @@ impl Journal {
         let part = &mut *part;
         match reason {
             RemovalReason::Expired | RemovalReason::CacheFull | RemovalReason::Taken => {
-                part.notable.departures.remove(&key);
+                part.notable.remove(key);
                 part.usual.push(key, departure);
             }
             RemovalReason::Unclosed
             | RemovalReason::FatalAlert
             | RemovalReason::Removed
             | RemovalReason::Revoked => {
-                part.usual.departures.remove(&key);
+                part.usual.remove(key);
                 part.notable.push(key, departure);
             }
         }
@@ -108,29 +131,48 @@ impl Journal {
     pub fn find(&self, group: Group, role: Role, id: &SessionId) -> Option<Departure> {
         let key = self.key(group, role, id);
         let part = self.part(key).lock();
-        part.usual.departures.get(&key).or_else(|| part.notable.departures.get(&key)).cloned()
+        part.usual.get(key).or_else(|| part.notable.get(key)).cloned()
     }
 
     fn key(&self, group: Group, role: Role, id: &SessionId) -> u64 {
-        self.hasher.hash_one((group, role, id))
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write_u64(group.0.wrapping_add(role as u64));
+        hasher.write(id.as_bytes());
+        hasher.finish()
     }
 
     fn part(&self, key: u64) -> &Mutex<Part> {
-        let [part, ..] = key.to_le_bytes();
+        // Bits that the tables of a part do not go by.
+        let [_, _, _, _, part, ..] = key.to_le_bytes();
         &self.parts[usize::from(part) % PARTS]
     }
 }
 
 impl Ring {
+    fn get(&self, key: u64) -> Option<&Departure> {
+        let place = *self.places.get(&key)?;
+        self.all.get(place)?.as_ref().map(|(_, departure)| departure)
+    }
+
+    fn remove(&mut self, key: u64) {
+        if let Some(place) = self.places.remove(&key) {
+            self.all[place] = None;
+        }
+    }
+
     fn push(&mut self, key: u64, departure: Departure) {
-        if self.departures.insert(key, departure).is_none() {
-            self.order.push_back(key);
+        self.remove(key);
+        let place = self.oldest;
+        self.oldest = (place + 1) % RING;
+        match self.all.get_mut(place) {
+            None => self.all.push(Some((key, departure))),
+            Some(held) => {
+                if let Some((oldest, _)) = held.replace((key, departure)) {
+                    self.places.remove(&oldest);
+                }
+            }
         }
-        if self.order.len() > DEPARTURES_MAX / PARTS
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.departures.remove(&oldest);
-        }
+        self.places.insert(key, place);
     }
 }
 
@@ -185,7 +227,7 @@ mod tests {
         for id in 1..200_000 {
             journal.record(group, &facts(id), RemovalReason::Taken, Timestamp::from_millis(6));
         }
-        let held: usize = journal.parts.iter().map(|part| part.lock().usual.departures.len()).sum();
+        let held: usize = journal.parts.iter().map(|part| part.lock().usual.places.len()).sum();
         assert!(held <= DEPARTURES_MAX, "{held}");
         assert_eq!(reason(&journal, group, 0), Some(RemovalReason::Revoked));
         assert_eq!(reason(&journal, group, 199_999), Some(RemovalReason::Taken), "the last is there");

@@ -16,7 +16,7 @@ use super::{Format, PeerIdentity, Role, Terms, Version, stats::Account};
 use crate::sync::{AtomicUsize, Ordering};
 
 /// All that two sessions may have in common.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug)]
 pub struct Kind {
     /// Whose it is.
     pub role: Role,
@@ -42,7 +42,7 @@ impl Kind {
     /// Whether its sessions may be resumed on these terms.
     pub fn fits(&self, terms: &Terms<'_>) -> bool {
         self.format == *terms.format
-            && *self.binding == *terms.binding
+            && same(&self.binding, terms.binding)
             && terms.versions.contains(&self.version)
             && *self.server_name == *terms.server_name
     }
@@ -54,6 +54,39 @@ impl Kind {
         });
         self.binding.len() + self.server_name.len() + names
     }
+}
+
+impl PartialEq for Kind {
+    fn eq(&self, other: &Self) -> bool {
+        self.role == other.role
+            && self.version == other.version
+            && self.single_use == other.single_use
+            && self.server_name == other.server_name
+            && self.cipher_suite == other.cipher_suite
+            && self.format == other.format
+            && same(&self.binding, &other.binding)
+            && self.account == other.account
+            && self.peer == other.peer
+    }
+}
+
+impl Eq for Kind {}
+
+/// Of what there is much of: the rest has few values, and is compared.
+impl Hash for Kind {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.server_name.hash(state);
+        self.binding.hash(state);
+        if let Some(peer) = &self.peer {
+            state.write(&peer.certificate_sha256);
+        }
+    }
+}
+
+/// Whether they are alike. An empty slice points nowhere, and some processors take long to find out that none of its no
+/// bytes is read: the C library compares with masks.
+fn same(one: &[u8], other: &[u8]) -> bool {
+    one.len() == other.len() && (one.is_empty() || one == other)
 }
 
 /// A server's name as sessions have it: in lower case, an address in its one form (RFC 5952).

@@ -6,6 +6,7 @@
 
 use std::{
     fmt,
+    ops::Deref,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -21,7 +22,7 @@ use rustls::{
     server::StoresServerSessions,
     time_provider::TimeProvider,
 };
-use zeroize::Zeroizing;
+use zeroize::{Zeroizing, optimization_barrier};
 
 use super::{Session, SessionId};
 use crate::clock::Timestamp;
@@ -29,9 +30,28 @@ use crate::clock::Timestamp;
 /// The secret part of a session, in its library's private form. Zeroed when dropped.
 pub enum Secret {
     /// Bytes: what rustls gave to its storage, or what a worker's library made, which the daemon does not read.
-    Bytes(Zeroizing<Box<[u8]>>),
+    Bytes(SecretBytes),
     /// Client side of the daemon's engine: rustls keeps these as objects and has no encoding for them.
     Client(Box<ClientSession>),
+}
+
+/// Overwritten when they are dropped, and at once: Zeroizing goes byte by byte.
+pub struct SecretBytes(Box<[u8]>);
+
+impl Deref for SecretBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for SecretBytes {
+    fn drop(&mut self) {
+        self.0.fill(0);
+        // Or the compiler would leave it out.
+        optimization_barrier(&*self.0);
+    }
 }
 
 /// What rustls resumes a client's session with, and the group its handshake ended with.
@@ -46,7 +66,7 @@ impl Secret {
     /// Bytes that are ours already. Copied once if they have room to spare, and the first copy is zeroed.
     pub fn bytes(bytes: Vec<u8>) -> Self {
         if bytes.len() == bytes.capacity() {
-            return Self::Bytes(Zeroizing::new(bytes.into_boxed_slice()));
+            return Self::Bytes(SecretBytes(bytes.into_boxed_slice()));
         }
         let bytes = Zeroizing::new(bytes);
         Self::copied(&bytes)
@@ -54,7 +74,7 @@ impl Secret {
 
     /// A copy of bytes.
     pub fn copied(bytes: &[u8]) -> Self {
-        Self::Bytes(Zeroizing::new(bytes.into()))
+        Self::Bytes(SecretBytes(bytes.into()))
     }
 
     /// The bytes, where it is bytes.

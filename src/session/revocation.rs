@@ -68,6 +68,7 @@ impl Revocations {
     }
 
     /// Whether a session is revoked.
+    #[inline]
     pub fn cover(&self, session: &Facts) -> bool {
         if session.authenticated.as_millis() >= self.latest.load(Ordering::SeqCst) {
             return false;

@@ -102,10 +102,15 @@ impl Watchers {
         Some(Watch { watchers: Arc::clone(self), queue })
     }
 
+    #[inline]
     pub(super) fn tell(&self, session: &Session, what: What, at: Timestamp) {
-        if self.count.load(Ordering::Relaxed) == 0 {
-            return;
+        if self.count.load(Ordering::Relaxed) > 0 {
+            self.tell_all(session, what, at);
         }
+    }
+
+    #[cold]
+    fn tell_all(&self, session: &Session, what: What, at: Timestamp) {
         for queue in self.all.read().iter().filter(|queue| (queue.wanted)(session.facts())) {
             let waker = queue.push(|| Event {
                 at,

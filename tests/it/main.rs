@@ -14,6 +14,7 @@ mod documents;
 mod foreign_client;
 mod hammer;
 mod harness;
+mod hit_ratio;
 mod incidents;
 mod interop;
 mod lifecycle;

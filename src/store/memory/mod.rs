@@ -10,9 +10,11 @@
 //!   - a value that was removed is not kept alive here
 
 use std::{
-    hash::{BuildHasher, RandomState},
+    hash::{BuildHasher, Hasher, RandomState},
     sync::Arc,
 };
+
+use foldhash::quality::FixedState;
 
 use crate::{
     clock::Timestamp,
@@ -21,6 +23,7 @@ use crate::{
 
 mod lists;
 mod shard;
+mod table;
 
 pub use shard::Mark;
 use shard::{Newest, Shard};
@@ -91,9 +94,11 @@ impl Amount {
 
 /// Values by key.
 pub struct Memory<V> {
-    shards: Box<[RwLock<Shard<V>>]>,
-    /// Keyed at random: whoever chooses keys cannot choose where they lie.
-    hasher: RandomState,
+    shards: Box<[Part<V>]>,
+    /// Keyed at random: whoever chooses keys cannot choose where they lie. What is fast here is no secret kept from who can
+    /// watch many answers closely; but he would have to store under ids of his choice, and those are random numbers of
+    /// TLS libraries. What a peer only asks for makes nobody's way longer.
+    hasher: FixedState,
     amount: Amount,
     /// What this store holds together with others.
     total: Arc<Amount>,
@@ -101,8 +106,12 @@ pub struct Memory<V> {
     bytes_max: AtomicUsize,
 }
 
+/// A lock and what is behind it, apart from its neighbours: whoever locks one does not slow down who locks the next.
+#[repr(align(128))]
+struct Part<V>(RwLock<Shard<V>>);
+
 /// A part has room for this many values at least, before there are more parts.
-const SHARD_ENTRIES: usize = 512;
+const SHARD_ENTRIES: usize = 64;
 const SHARDS_MAX: usize = 256;
 /// How many values leave under one hold of a lock when their time is over.
 const SLICE: usize = 256;
@@ -112,8 +121,8 @@ impl<V: Entry> Memory<V> {
     pub fn new(limits: Limits, total: Arc<Amount>) -> Self {
         let shards = (limits.entries_max / SHARD_ENTRIES).clamp(1, SHARDS_MAX).next_power_of_two();
         Self {
-            shards: (0..shards).map(|_| RwLock::new(Shard::new())).collect(),
-            hasher: RandomState::new(),
+            shards: (0..shards).map(|_| Part(RwLock::new(Shard::new()))).collect(),
+            hasher: FixedState::with_seed(RandomState::new().hash_one(0)),
             amount: Amount::default(),
             total,
             entries_max: AtomicUsize::new(limits.entries_max),
@@ -151,11 +160,11 @@ impl<V: Entry> Memory<V> {
         }
         // Asked anew once the value counts: who made them smaller meanwhile has seen it count, or is seen here.
         let exceeded = || self.amount.exceeds(&self.limits());
-        let (place, tag) = self.place(value.key());
+        let (place, hash) = self.place(value.key());
         let mut first = None;
         {
-            let mut shard = self.shards[place].write();
-            shard.insert(tag, value)?;
+            let mut shard = self.shards[place].0.write();
+            shard.insert(hash, value)?;
             self.amount.add(weight);
             self.total.add(weight);
             if exceeded() {
@@ -175,14 +184,14 @@ impl<V: Entry> Memory<V> {
 
     /// The value, which stays. It counts as a use, which keeps a value longer.
     pub fn get(&self, key: &[u8]) -> Option<Arc<V>> {
-        let (place, tag) = self.place(key);
-        self.shards[place].read().ask(tag, key).map(Arc::clone)
+        let (place, hash) = self.place(key);
+        self.shards[place].0.read().ask(hash, key).map(Arc::clone)
     }
 
     /// The value, which stays, and is none the wiser.
     pub fn peek(&self, key: &[u8]) -> Option<Arc<V>> {
-        let (place, tag) = self.place(key);
-        self.shards[place].read().get(tag, key).map(Arc::clone)
+        let (place, hash) = self.place(key);
+        self.shards[place].0.read().get(hash, key).map(Arc::clone)
     }
 
     /// The value, which is gone for everybody else: of any number of takes, one succeeds.
@@ -197,8 +206,8 @@ impl<V: Entry> Memory<V> {
 
     /// Whether this very value is there.
     pub fn holds(&self, value: &Arc<V>) -> bool {
-        let (place, tag) = self.place(value.key());
-        self.shards[place].read().get(tag, value.key()).is_some_and(|held| Arc::ptr_eq(held, value))
+        let (place, hash) = self.place(value.key());
+        self.shards[place].0.read().get(hash, value.key()).is_some_and(|held| Arc::ptr_eq(held, value))
     }
 
     /// Makes room: takes out one value that is of little use, and not `newest`, which was put last. `None`: there is none.
@@ -213,8 +222,8 @@ impl<V: Entry> Memory<V> {
             loop {
                 // Let go of between slices, and before anything is dropped.
                 let slice = {
-                    let mut shard = shard.write();
-                    let slice = shard.expire(now, SLICE, |key| self.place(key).1);
+                    let mut shard = shard.0.write();
+                    let slice = shard.expire(now, SLICE);
                     slice.iter().for_each(|value| self.discount(value));
                     slice
                 };
@@ -231,7 +240,7 @@ impl<V: Entry> Memory<V> {
     pub fn drain(&self, mut out: impl FnMut(Arc<V>)) {
         for shard in &self.shards {
             let all = {
-                let mut shard = shard.write();
+                let mut shard = shard.0.write();
                 let all = shard.drain();
                 all.iter().for_each(|value| self.discount(value));
                 all
@@ -248,7 +257,7 @@ impl<V: Entry> Memory<V> {
     /// Shows every value of one part to `visit`, in no order. Nothing is put into that part or leaves it meanwhile.
     pub fn scan(&self, part: usize, visit: impl FnMut(&Arc<V>)) {
         if let Some(shard) = self.shards.get(part) {
-            shard.read().values().for_each(visit);
+            shard.0.read().values().for_each(visit);
         }
     }
 
@@ -258,16 +267,17 @@ impl<V: Entry> Memory<V> {
     }
 
     fn place(&self, key: &[u8]) -> (usize, u32) {
-        let hash = self.hasher.hash_one(key);
-        let [a, b, c, d, e, f, g, h] = hash.to_le_bytes();
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write(key);
+        let [a, b, c, d, e, f, g, h] = hasher.finish().to_le_bytes();
         let part = u32::from_le_bytes([a, b, c, d]) as usize & (self.shards.len() - 1);
         (part, u32::from_le_bytes([e, f, g, h]))
     }
 
     fn take_if(&self, key: &[u8], wanted: impl FnOnce(&Arc<V>) -> bool) -> Option<Arc<V>> {
-        let (place, tag) = self.place(key);
-        let mut shard = self.shards[place].write();
-        let value = shard.remove(tag, key, wanted)?;
+        let (place, hash) = self.place(key);
+        let mut shard = self.shards[place].0.write();
+        let value = shard.remove(hash, key, wanted)?;
         self.discount(&value);
         Some(value)
     }
@@ -278,12 +288,12 @@ impl<V: Entry> Memory<V> {
         (0..self.shards.len()).find_map(|step| {
             let place = (first + step) & (self.shards.len() - 1);
             let stays = if newest == Some(place) { Newest::Stays } else { Newest::MayGo };
-            self.evict_from(&mut self.shards[place].write(), stays)
+            self.evict_from(&mut self.shards[place].0.write(), stays)
         })
     }
 
     fn evict_from(&self, shard: &mut Shard<V>, newest: Newest) -> Option<Arc<V>> {
-        let value = shard.evict(newest, |key| self.place(key).1)?;
+        let value = shard.evict(newest)?;
         self.discount(&value);
         Some(value)
     }

@@ -5,18 +5,17 @@
 //! asks for passes through the trial queue and leaves the others alone.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry as BTreeEntry},
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
     },
 };
 
-use hashbrown::{HashTable, hash_table::Entry as TableEntry};
-
 use super::{
     Entry, Refused,
-    lists::{Chain, List, Slot, Slots},
+    lists::{List, Slot, Slots},
+    table::Table,
 };
 use crate::clock::Timestamp;
 
@@ -61,17 +60,6 @@ fn due(expires: Timestamp) -> u32 {
     u32::try_from(expires.as_millis() >> 12).unwrap_or(u32::MAX)
 }
 
-/// Where a value is found: 32 bits of its key's hash, and its slot.
-struct Found {
-    tag: u32,
-    slot: Slot,
-}
-
-/// The hash that the table wants. Made of the tag alone, so that the table grows without asking the values.
-fn spread(tag: u32) -> u64 {
-    u64::from(tag).wrapping_mul(0x9E37_79B9_7F4A_7C15)
-}
-
 /// What becomes of the value that was put last.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Newest {
@@ -82,17 +70,18 @@ pub(super) enum Newest {
 }
 
 pub(super) struct Shard<V> {
-    table: HashTable<Found>,
+    table: Table,
     slots: Slots<V>,
     trial: List,
     main: List,
-    due: BTreeMap<u32, List>,
+    /// By when they are over the first of those; the others are linked to it.
+    due: BTreeMap<u32, Slot>,
 }
 
 impl<V: Entry> Shard<V> {
     pub(super) const fn new() -> Self {
         Self {
-            table: HashTable::new(),
+            table: Table::new(),
             slots: Slots::new(),
             trial: List::new(),
             main: List::new(),
@@ -100,81 +89,64 @@ impl<V: Entry> Shard<V> {
         }
     }
 
-    pub(super) fn get(&self, tag: u32, key: &[u8]) -> Option<&Arc<V>> {
-        let found = self.table.find(spread(tag), |found| self.is(found, tag, key))?;
-        self.slots.get(found.slot)
+    pub(super) fn get(&self, hash: u32, key: &[u8]) -> Option<&Arc<V>> {
+        self.slots.get(self.find(hash, key)?)
     }
 
     /// The same, as a use.
-    pub(super) fn ask(&self, tag: u32, key: &[u8]) -> Option<&Arc<V>> {
-        let value = self.get(tag, key)?;
+    pub(super) fn ask(&self, hash: u32, key: &[u8]) -> Option<&Arc<V>> {
+        let value = self.get(hash, key)?;
         value.mark().used();
         Some(value)
     }
 
-    fn is(&self, found: &Found, tag: u32, key: &[u8]) -> bool {
-        found.tag == tag && self.slots.get(found.slot).is_some_and(|value| value.key() == key)
+    fn find(&self, hash: u32, key: &[u8]) -> Option<Slot> {
+        self.table.find(hash, |slot| self.slots.get(slot).is_some_and(|value| value.key() == key))
     }
 
-    pub(super) fn insert(&mut self, tag: u32, value: Arc<V>) -> Result<(), Refused> {
-        let slots = &self.slots;
-        let same = |found: &Found| {
-            found.tag == tag && slots.get(found.slot).is_some_and(|held| held.key() == value.key())
-        };
-        let TableEntry::Vacant(free) = self.table.entry(spread(tag), same, |found| spread(found.tag)) else {
+    pub(super) fn insert(&mut self, hash: u32, value: Arc<V>) -> Result<(), Refused> {
+        if self.find(hash, value.key()).is_some() {
             return Err(Refused::Taken);
-        };
+        }
         value.mark().set(false, 0);
         let due = due(value.expires());
-        let slot = self.slots.add(value).ok_or(Refused::TooLarge)?;
-        free.insert(Found { tag, slot });
-        self.slots.push(&mut self.trial, Chain::Turn, slot);
-        self.slots.push(self.due.entry(due).or_insert_with(List::new), Chain::Due, slot);
+        let slot = self.slots.add(hash, value).ok_or(Refused::TooLarge)?;
+        let slots = &self.slots;
+        self.table.insert(hash, slot, || slots.hashes().filter(|&(_, other)| other != slot));
+        self.slots.push(&mut self.trial, slot);
+        let first = self.due.insert(due, slot);
+        self.slots.join(first, slot);
         Ok(())
     }
 
     /// Takes out the value of this key, if it is the one that is `wanted`.
     pub(super) fn remove(
         &mut self,
-        tag: u32,
+        hash: u32,
         key: &[u8],
         wanted: impl FnOnce(&Arc<V>) -> bool,
     ) -> Option<Arc<V>> {
-        let slots = &self.slots;
-        let same =
-            |found: &Found| found.tag == tag && slots.get(found.slot).is_some_and(|held| held.key() == key);
-        let entry = self.table.find_entry(spread(tag), same).ok()?;
-        if !self.slots.get(entry.get().slot).is_some_and(wanted) {
-            return None;
-        }
-        let (found, _) = entry.remove();
-        self.unlink(found.slot)
+        let slot = self.find(hash, key)?;
+        self.slots.get(slot).is_some_and(wanted).then(|| self.forget(slot))?
     }
 
-    /// Empties a slot that the table no longer knows.
-    fn unlink(&mut self, slot: Slot) -> Option<Arc<V>> {
+    fn forget(&mut self, slot: Slot) -> Option<Arc<V>> {
         let value = self.slots.get(slot)?;
         let (in_main, due) = (value.mark().in_main(), due(value.expires()));
+        self.table.remove(self.slots.hash(slot), slot);
         let turn = if in_main { &mut self.main } else { &mut self.trial };
-        self.slots.unlink(turn, Chain::Turn, slot);
-        if let Some(list) = self.due.get_mut(&due) {
-            self.slots.unlink(list, Chain::Due, slot);
-            if list.len() == 0 {
-                self.due.remove(&due);
+        self.slots.unlink(turn, slot);
+        if let BTreeEntry::Occupied(mut first) = self.due.entry(due) {
+            match self.slots.part(*first.get(), slot) {
+                Some(other) => *first.get_mut() = other,
+                None => _ = first.remove(),
             }
         }
         self.slots.take(slot)
     }
 
-    fn forget(&mut self, slot: Slot, tag: impl Fn(&[u8]) -> u32) -> Option<Arc<V>> {
-        let tag = tag(self.slots.get(slot)?.key());
-        let entry = self.table.find_entry(spread(tag), |found| found.slot == slot).ok()?;
-        let (found, _) = entry.remove();
-        self.unlink(found.slot)
-    }
-
     /// Takes out what is of least use. Where the `newest` stays there may be nothing.
-    pub(super) fn evict(&mut self, newest: Newest, tag: impl Fn(&[u8]) -> u32) -> Option<Arc<V>> {
+    pub(super) fn evict(&mut self, newest: Newest) -> Option<Arc<V>> {
         let mut rounds = 0;
         loop {
             let trial_max = (self.table.len() / TRIAL).max(usize::from(newest == Newest::Stays));
@@ -183,49 +155,48 @@ impl<V: Entry> Shard<V> {
             let mark = self.slots.get(slot)?.mark();
             let uses = mark.uses();
             if uses == 0 || rounds == ROUNDS {
-                return self.forget(slot, tag);
+                return self.forget(slot);
             }
             rounds += 1;
             mark.set(true, if from_trial { 0 } else { uses - 1 });
             let from = if from_trial { &mut self.trial } else { &mut self.main };
-            self.slots.unlink(from, Chain::Turn, slot);
-            self.slots.push(&mut self.main, Chain::Turn, slot);
+            self.slots.unlink(from, slot);
+            self.slots.push(&mut self.main, slot);
         }
     }
 
     /// Takes out up to `most` values that were over before the four seconds that `now` is in.
-    pub(super) fn expire(&mut self, now: Timestamp, most: usize, tag: impl Fn(&[u8]) -> u32) -> Vec<Arc<V>> {
+    pub(super) fn expire(&mut self, now: Timestamp, most: usize) -> Vec<Arc<V>> {
         let now = due(now);
         let mut over = Vec::new();
         while over.len() < most
-            && let Some((&when, list)) = self.due.first_key_value()
+            && let Some((&when, &slot)) = self.due.first_key_value()
             && when < now
-            && let Some(slot) = list.first()
         {
-            over.extend(self.forget(slot, &tag));
+            over.extend(self.forget(slot));
         }
         if self.slots.len() > SPARSE + 4 * self.table.len() {
-            self.compact(tag);
+            self.compact();
         }
         over
     }
 
     /// After a flood, or a night, the memory goes back.
-    fn compact(&mut self, tag: impl Fn(&[u8]) -> u32) {
+    fn compact(&mut self) {
         let mut fresh = Self::new();
         for (list, in_main) in [(&self.trial, false), (&self.main, true)] {
             let mut next = list.first();
             while let Some(slot) = next {
-                next = self.slots.after(Chain::Turn, slot);
+                next = self.slots.after(slot);
                 let Some(value) = self.slots.get(slot) else { continue };
                 let uses = value.mark().uses();
                 // Into the trial queue first, like any other.
-                if fresh.insert(tag(value.key()), Arc::clone(value)).is_ok()
+                if fresh.insert(self.slots.hash(slot), Arc::clone(value)).is_ok()
                     && in_main
                     && let Some(last) = fresh.trial.last()
                 {
-                    fresh.slots.unlink(&mut fresh.trial, Chain::Turn, last);
-                    fresh.slots.push(&mut fresh.main, Chain::Turn, last);
+                    fresh.slots.unlink(&mut fresh.trial, last);
+                    fresh.slots.push(&mut fresh.main, last);
                 }
                 value.mark().set(in_main, uses);
             }

@@ -1,0 +1,286 @@
+//! Who is measured.
+
+use std::{hint::black_box, sync::Arc, time::Duration};
+
+use dashmap::DashMap;
+use tls_sessiond::{
+    clock::Timestamp,
+    config::Offering,
+    session::{
+        Cache, Format, NewSession, Role, Secret, SessionId, Terms, Version, cache::Plan, ledger::Ledger,
+        stats::Account,
+    },
+    store::memory::{Amount, Entry, Limits, Mark, Memory},
+};
+
+/// What libraries call a session by.
+pub(crate) type Id = [u8; 32];
+/// The size of an OpenSSL session, nearly.
+pub(crate) const DATA: usize = 200;
+pub(crate) type Data = [u8; DATA];
+
+const NOW: Timestamp = Timestamp::from_millis(1_000_000_000);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Whether a session may be handed out again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Uses {
+    Once,
+    Many,
+}
+
+/// A cache. What it returns is looked at by [`black_box`] and dropped, as a user would drop it in the end.
+pub(crate) trait Contender: Sync {
+    /// What it finds a session by, made before the clock runs.
+    type Key;
+    /// What one thread needs to ask.
+    type Hand;
+
+    fn key(id: &Id) -> Self::Key;
+    fn hand(&self) -> Self::Hand;
+    /// Says whether it is there.
+    fn get(&self, hand: &mut Self::Hand, key: &Self::Key) -> bool;
+    /// The data are copied into it.
+    fn put(&self, hand: &mut Self::Hand, key: &Self::Key, data: &Data, uses: Uses);
+    /// Takes one out that may be used once; says whether it was there.
+    fn take(&self, hand: &mut Self::Hand, key: &Self::Key) -> bool;
+    /// Does what it has put off.
+    fn settle(&self) {}
+    /// While no clock runs: who evicts nothing takes these out.
+    fn trim(&self, _: &[Self::Key]) {}
+}
+
+/// The session cache with all that it looks at: terms, time, revocations, journal, watchers, the total of all caches.
+pub(crate) struct Ours {
+    cache: Cache,
+    server_name: Arc<str>,
+    account: Arc<Account>,
+}
+
+impl Ours {
+    pub(crate) fn new(size: usize) -> Self {
+        let limits = Limits { entries_max: size, bytes_max: usize::MAX };
+        let plan = Plan {
+            role: Role::Server,
+            offering: Offering::Explicit,
+            limits,
+            session_bytes_max: 16 * 1024,
+            session_id_context: "bench",
+        };
+        Self {
+            cache: Cache::new(&plan, &Arc::new(Ledger::new(limits))),
+            server_name: "www.example.com".into(),
+            account: Arc::new(Account::new("default")),
+        }
+    }
+}
+
+impl Contender for Ours {
+    type Key = SessionId;
+    type Hand = ();
+
+    fn key(id: &Id) -> SessionId {
+        SessionId::new(id).unwrap()
+    }
+
+    fn hand(&self) {}
+
+    fn get(&self, (): &mut (), key: &SessionId) -> bool {
+        let terms = Terms {
+            format: &Format::Rustls,
+            binding: b"",
+            versions: &[Version::Tls12, Version::Tls13],
+            server_name: &self.server_name,
+        };
+        black_box(self.cache.find(key, &terms, NOW)).is_ok()
+    }
+
+    fn put(&self, (): &mut (), key: &SessionId, data: &Data, uses: Uses) {
+        let (version, cipher_suite) = match uses {
+            Uses::Once => (Version::Tls13, "TLS13_AES_128_GCM_SHA256"),
+            Uses::Many => (Version::Tls12, "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256"),
+        };
+        let new = NewSession {
+            id: Some(key.clone()),
+            version,
+            cipher_suite: cipher_suite.into(),
+            server_name: Arc::clone(&self.server_name),
+            format: Format::Rustls,
+            binding: [].into(),
+            single_use: uses == Uses::Once,
+            account: Arc::clone(&self.account),
+            peer: None,
+            authenticated: NOW,
+            timeout: HOUR,
+            secret: Secret::copied(data),
+        };
+        black_box(self.cache.put(new, NOW).unwrap());
+    }
+
+    /// To find it is to take it.
+    fn take(&self, hand: &mut (), key: &SessionId) -> bool {
+        self.get(hand, key)
+    }
+}
+
+/// The store under it alone, without any policy.
+pub(crate) struct Bare(Memory<Value>);
+
+struct Value {
+    id: Id,
+    data: Box<Data>,
+    mark: Mark,
+}
+
+impl Entry for Value {
+    fn key(&self) -> &[u8] {
+        &self.id
+    }
+
+    fn weight(&self) -> usize {
+        self.data.len()
+    }
+
+    fn expires(&self) -> Timestamp {
+        NOW
+    }
+
+    fn mark(&self) -> &Mark {
+        &self.mark
+    }
+}
+
+impl Bare {
+    pub(crate) fn new(size: usize) -> Self {
+        let limits = Limits { entries_max: size, bytes_max: usize::MAX };
+        Self(Memory::new(limits, Arc::new(Amount::default())))
+    }
+}
+
+impl Contender for Bare {
+    type Key = Id;
+    type Hand = ();
+
+    fn key(id: &Id) -> Id {
+        *id
+    }
+
+    fn hand(&self) {}
+
+    fn get(&self, (): &mut (), key: &Id) -> bool {
+        black_box(self.0.get(key)).is_some()
+    }
+
+    fn put(&self, (): &mut (), key: &Id, data: &Data, _: Uses) {
+        let value = Value { id: *key, data: Box::new(*data), mark: Mark::default() };
+        self.0.put(Arc::new(value), |evicted| drop(black_box(evicted))).unwrap();
+    }
+
+    fn take(&self, (): &mut (), key: &Id) -> bool {
+        black_box(self.0.take(key)).is_some()
+    }
+}
+
+/// A map and nothing else: it evicts nothing. After each turn of puts they are taken out.
+pub(crate) struct Raw(DashMap<Id, Arc<Data>>);
+
+impl Raw {
+    pub(crate) fn new(_: usize) -> Self {
+        Self(DashMap::new())
+    }
+}
+
+impl Contender for Raw {
+    type Key = Id;
+    type Hand = ();
+
+    fn key(id: &Id) -> Id {
+        *id
+    }
+
+    fn hand(&self) {}
+
+    fn get(&self, (): &mut (), key: &Id) -> bool {
+        black_box(self.0.get(key).map(|held| Arc::clone(&held))).is_some()
+    }
+
+    fn put(&self, (): &mut (), key: &Id, data: &Data, _: Uses) {
+        drop(black_box(self.0.insert(*key, Arc::new(*data))));
+    }
+
+    fn take(&self, (): &mut (), key: &Id) -> bool {
+        black_box(self.0.remove(key)).is_some()
+    }
+
+    fn trim(&self, keys: &[Id]) {
+        keys.iter().for_each(|key| _ = self.0.remove(key));
+    }
+}
+
+/// TinyLFU, which puts off most of its work.
+pub(crate) struct Moka(moka::sync::Cache<Id, Arc<Data>>);
+
+impl Moka {
+    pub(crate) fn new(size: usize) -> Self {
+        Self(moka::sync::Cache::new(size as u64))
+    }
+}
+
+impl Contender for Moka {
+    type Key = Id;
+    type Hand = ();
+
+    fn key(id: &Id) -> Id {
+        *id
+    }
+
+    fn hand(&self) {}
+
+    fn get(&self, (): &mut (), key: &Id) -> bool {
+        black_box(self.0.get(key)).is_some()
+    }
+
+    fn put(&self, (): &mut (), key: &Id, data: &Data, _: Uses) {
+        self.0.insert(*key, Arc::new(*data));
+    }
+
+    fn take(&self, (): &mut (), key: &Id) -> bool {
+        black_box(self.0.remove(key)).is_some()
+    }
+
+    fn settle(&self) {
+        self.0.run_pending_tasks();
+    }
+}
+
+/// S3-FIFO as well.
+pub(crate) struct Quick(quick_cache::sync::Cache<Id, Arc<Data>>);
+
+impl Quick {
+    pub(crate) fn new(size: usize) -> Self {
+        Self(quick_cache::sync::Cache::new(size))
+    }
+}
+
+impl Contender for Quick {
+    type Key = Id;
+    type Hand = ();
+
+    fn key(id: &Id) -> Id {
+        *id
+    }
+
+    fn hand(&self) {}
+
+    fn get(&self, (): &mut (), key: &Id) -> bool {
+        black_box(self.0.get(key)).is_some()
+    }
+
+    fn put(&self, (): &mut (), key: &Id, data: &Data, _: Uses) {
+        self.0.insert(*key, Arc::new(*data));
+    }
+
+    fn take(&self, (): &mut (), key: &Id) -> bool {
+        black_box(self.0.remove(key)).is_some()
+    }
+}

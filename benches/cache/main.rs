@@ -1,0 +1,96 @@
+//! The session cache in memory against what a user would take instead: DashMap, moka, quick_cache, and OpenSSL's own
+//! cache. `cargo bench --bench cache`; words after `--` choose rows by name: `-- 'get, 1 thread'`, `-- ', 1M'`.
+//! OpenSSL takes part with feature `openssl`.
+//!
+//! * `contenders`: who is measured, each as a user would write it
+//! * `openssl`: OpenSSL's cache; all that is `unsafe`, but for the allocator
+//! * `turns`: what they do, in turns
+//! * `memory`: what a session takes, each contender in a process of its own
+//! * `table`: ratios and goals
+//! * `shared/`: cores that do not sleep
+//!
+//! All have the same ids of 32 bytes and values of 200. They take turns in many short rounds, and each round gives one
+//! ratio: whatever else the machine does meanwhile hits all of them. At ten million there is no room for all at once;
+//! there each is measured alone, one after the other.
+
+#![expect(clippy::unwrap_used, reason = "where anything fails there is nothing to measure")]
+
+mod contenders;
+mod memory;
+#[cfg(feature = "openssl")]
+mod openssl;
+mod table;
+mod turns;
+
+#[path = "../shared/awake.rs"]
+mod awake;
+#[path = "../shared/cores.rs"]
+mod cores;
+
+use contenders::{Bare, Moka, Ours, Quick, Raw};
+use table::Table;
+use turns::{Begun, Section, Side};
+
+/// How many sessions a cache has room for.
+const SIZES: [usize; 5] = [1_000, 10_000, 100_000, 1_000_000, 10_000_000];
+/// More than this many, and the contenders do not fit into memory together.
+const TOGETHER_MAX: usize = 1_000_000;
+
+/// Makes a contender for so many sessions.
+type Maker = fn(usize) -> Box<dyn Side>;
+
+/// In the order of the table's columns. Ours is the first.
+const CONTENDERS: &[(&str, Maker)] = &[
+    ("ours", |size| Begun::boxed(Ours::new(size))),
+    ("store", |size| Begun::boxed(Bare::new(size))),
+    ("DashMap", |size| Begun::boxed(Raw::new(size))),
+    ("moka", |size| Begun::boxed(Moka::new(size))),
+    ("quick_cache", |size| Begun::boxed(Quick::new(size))),
+    #[cfg(feature = "openssl")]
+    ("OpenSSL", |size| Begun::boxed(openssl::Context::new(size))),
+];
+
+/// OpenSSL's sessions are large.
+fn takes_part(name: &str, size: usize) -> bool {
+    name != "OpenSSL" || size <= TOGETHER_MAX
+}
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let [flag, name] = &words[..]
+        && flag == memory::FLAG
+    {
+        let (_, make) = CONTENDERS.iter().find(|(held, _)| held == name).unwrap();
+        return memory::tell(*make);
+    }
+    let mut table = Table::wanted(words);
+    {
+        let _awake = awake::Awake::begin();
+        for size in SIZES {
+            let sections: Vec<_> =
+                Section::all(size).into_iter().filter(|section| table.wants(&section.to_string())).collect();
+            if sections.is_empty() {
+                continue;
+            }
+            let names: Vec<_> = CONTENDERS.iter().filter(|(name, _)| takes_part(name, size)).collect();
+            let mut rounds = vec![vec![Vec::new(); CONTENDERS.len()]; sections.len()];
+            // All at once, or one after the other.
+            let together = if size > TOGETHER_MAX { 1 } else { names.len() };
+            for (group, names) in names.chunks(together).enumerate() {
+                let sides: Vec<_> = names.iter().map(|(_, make)| make(size)).collect();
+                for (section, rounds) in sections.iter().zip(&mut rounds) {
+                    for (place, nanos) in section.run(&sides).into_iter().enumerate() {
+                        rounds[group * together + place] = nanos;
+                    }
+                }
+            }
+            for (section, rounds) in sections.iter().zip(rounds) {
+                table.row(section, rounds);
+            }
+        }
+    }
+    table.print();
+    if table.wants(memory::TITLE) {
+        memory::print(CONTENDERS.iter().map(|(name, _)| *name));
+    }
+}

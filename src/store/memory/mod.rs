@@ -58,8 +58,9 @@ pub enum Refused {
     Taken,
 }
 
-/// How much is held, in one store or in several.
+/// How much is held, in one store or in several. Apart from what is only read: every put and removal may write it.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub struct Amount {
     entries: AtomicUsize,
     bytes: AtomicUsize,
@@ -84,6 +85,16 @@ impl Amount {
     fn add(&self, weight: usize) {
         self.entries.fetch_add(1, Ordering::SeqCst);
         self.bytes.fetch_add(weight, Ordering::SeqCst);
+    }
+
+    /// One value in the place of another. Where they weigh the same, which is so nearly always, nothing is written that
+    /// all threads share.
+    fn exchange(&self, old: usize, new: usize) {
+        if new > old {
+            self.bytes.fetch_add(new - old, Ordering::SeqCst);
+        } else if new < old {
+            self.bytes.fetch_sub(old - new, Ordering::SeqCst);
+        }
     }
 
     fn subtract(&self, weight: usize) {
@@ -161,16 +172,24 @@ impl<V: Entry> Memory<V> {
         // Asked anew once the value counts: who made them smaller meanwhile has seen it count, or is seen here.
         let exceeded = || self.amount.exceeds(&self.limits());
         let (place, hash) = self.place(value.key());
-        let mut first = None;
-        {
+        let full =
+            self.amount.entries() >= limits.entries_max || self.amount.bytes() + weight > limits.bytes_max;
+        let first = {
             let mut shard = self.shards[place].0.write();
             shard.insert(hash, value)?;
-            self.amount.add(weight);
-            self.total.add(weight);
-            if exceeded() {
-                first = self.evict_from(&mut shard, Newest::Stays);
+            let first = if full { shard.evict(Newest::Stays) } else { None };
+            match &first {
+                Some(first) => {
+                    self.amount.exchange(first.weight(), weight);
+                    self.total.exchange(first.weight(), weight);
+                }
+                None => {
+                    self.amount.add(weight);
+                    self.total.add(weight);
+                }
             }
-        }
+            first
+        };
         if let Some(first) = first {
             evicted(first);
         }

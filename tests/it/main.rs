@@ -7,6 +7,7 @@ mod answers;
 mod binary;
 mod calls;
 mod client_hello;
+mod clients;
 mod closing;
 mod command;
 mod documents;

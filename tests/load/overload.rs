@@ -298,3 +298,26 @@ async fn mute_connections_cost_little_and_those_beyond_the_limit_are_closed() {
     load(&daemon, callers, &hello).await;
     is_as_before(&daemon).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_never_arrive_whole_give_their_places_back() {
+    let _alone = alone().await;
+    let daemon = limited(&[]).await;
+    let mut client = ConnectionServiceClient::new(channel(&daemon).await);
+    let mut slow = Raw::connect(&daemon.address, 65_535).await;
+    let places = u32::try_from(SERVED).unwrap();
+    for stream in 0..places {
+        let head = frames::call("/tls.sessiond.v1.ConnectionService/ListConnections");
+        assert!(slow.send(&frame(HEADERS, END_HEADERS, 2 * stream + 1, &head)).await);
+    }
+    let begun = Instant::now();
+    let full =
+        async { while client.list_connections(pb::ListConnectionsRequest::default()).await.is_ok() {} };
+    timeout(Duration::from_secs(10), full).await.expect("calls that are not whole take no place");
+    // Twenty seconds.
+    for _ in 0..places {
+        timeout(Duration::from_secs(60), slow.until(HEADERS)).await.expect("nobody answers").unwrap();
+    }
+    println!("{places} places came back after {:?}", begun.elapsed());
+    is_as_before(&daemon).await;
+}

@@ -23,3 +23,4 @@ mod http2_abuse;
 mod meter;
 mod overload;
 
+mod soak;

@@ -9,7 +9,12 @@ use tls_sessiond::proto::{
     self as pb, connection_service_client::ConnectionServiceClient,
     session_service_client::SessionServiceClient,
 };
-use tokio::{io::AsyncReadExt, net::TcpStream, task::JoinSet, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinSet,
+    time::timeout,
+};
 use tonic::{Code, Response, Status, transport::Channel};
 use tonic_types::StatusExt;
 
@@ -19,6 +24,7 @@ use crate::{
     frames::{self, END_HEADERS, END_STREAM, HEADERS, PING, Raw, frame},
     harness::{new, reason},
     meter::{alone, memory, p99},
+    pki,
 };
 
 /// What the daemon answers at a time.
@@ -319,5 +325,46 @@ async fn calls_that_never_arrive_whole_give_their_places_back() {
         timeout(Duration::from_secs(60), slow.until(HEADERS)).await.expect("nobody answers").unwrap();
     }
     println!("{places} places came back after {:?}", begun.elapsed());
+    is_as_before(&daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_handshakes_that_nobody_finishes_end_and_disturb_nobody() {
+    const SOCKETS: usize = 200;
+    let _alone = alone().await;
+    let folder = tempfile::tempdir().unwrap();
+    pki::localhost(folder.path());
+    let file = folder.path().join("daemon.toml");
+    let text = "[listen.tls]\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\nclient_ca = \"ca.pem\"\n\
+                [[access]]\nidentity = \"local\"\ncontexts = [\"*\"]\nrole = \"worker\"\n";
+    std::fs::write(&file, text).unwrap();
+    let listen = "listen.api=[\"tls://127.0.0.1:0\", \"tcp://127.0.0.1:0\"]";
+    let daemon = limited(&["--config", file.to_str().unwrap(), "--set", listen]).await;
+    let tls = daemon.greeting.lines().find_map(|line| line.strip_prefix("listening on tls://")).unwrap();
+    let hello = hello(&daemon).await;
+    let calm = load(&daemon, SERVED / 2, &hello).await;
+    let before = memory(&daemon.process());
+    // Half a ClientHello each; whole ones without what has to follow.
+    let mut mute = Vec::new();
+    for number in 0..SOCKETS {
+        let mut socket = TcpStream::connect(tls).await.unwrap();
+        let said = if number % 2 == 0 { &hello[..] } else { &hello[..hello.len() / 2] };
+        socket.write_all(said).await.unwrap();
+        mute.push(socket);
+    }
+    let storm = load(&daemon, SERVED / 2, &hello).await;
+    let held = memory(&daemon.process());
+    let (calm, storm) = (p99(calm.admitted), p99(storm.admitted));
+    println!(
+        "p99 {calm:?}, with {SOCKETS} handshakes that nobody finishes {storm:?}; {before} MiB, {held} MiB"
+    );
+    assert!(storm <= calm * 5 + Duration::from_millis(20), "{storm:?} after {calm:?}");
+    assert!(held <= before + GROWTH, "{before} MiB before, {held} MiB held");
+    // A handshake may take ten seconds.
+    for mut socket in mute {
+        let mut heard = Vec::new();
+        let ended = timeout(Duration::from_secs(30), socket.read_to_end(&mut heard)).await;
+        assert!(ended.is_ok(), "a handshake that nobody finishes is not ended");
+    }
     is_as_before(&daemon).await;
 }

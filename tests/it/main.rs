@@ -8,6 +8,7 @@ mod binary;
 mod cache_model;
 mod calls;
 mod client_hello;
+mod clients;
 mod closing;
 mod command;
 mod documents;

@@ -1,0 +1,124 @@
+//! HTTP/2 by hand (RFC 9113), for peers that no library would make.
+
+use std::{io, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const PING: u8 = 6;
+pub(crate) const GOAWAY: u8 = 7;
+pub(crate) const WINDOW_UPDATE: u8 = 8;
+pub(crate) const CONTINUATION: u8 = 9;
+
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
+
+/// How long a daemon may take for what it does at once.
+pub(crate) const SOON: Duration = Duration::from_secs(40);
+
+pub(crate) struct Frame {
+    pub(crate) kind: u8,
+    pub(crate) stream: u32,
+    pub(crate) payload: Vec<u8>,
+}
+
+/// A connection.
+pub(crate) struct Raw(pub(crate) TcpStream);
+
+/// One frame as bytes.
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// A field that no table knows (RFC 7541 section 6.2.2).
+pub(crate) fn field(name: &str, value: &str) -> Vec<u8> {
+    let mut block = vec![0];
+    for text in [name, value] {
+        match u8::try_from(text.len()) {
+            Ok(short) if short < 127 => block.push(short),
+            _ => {
+                block.push(127);
+                let mut rest = text.len() - 127;
+                while rest >= 128 {
+                    block.push(u8::try_from(rest % 128).unwrap() | 128);
+                    rest /= 128;
+                }
+                block.push(u8::try_from(rest).unwrap());
+            }
+        }
+        block.extend(text.as_bytes());
+    }
+    block
+}
+
+/// The header block of a gRPC call.
+pub(crate) fn call(path: &str) -> Vec<u8> {
+    [
+        field(":method", "POST"),
+        field(":scheme", "http"),
+        field(":path", path),
+        field(":authority", "localhost"),
+        field("content-type", "application/grpc"),
+        field("te", "trailers"),
+    ]
+    .concat()
+}
+
+/// A gRPC message.
+pub(crate) fn message(bytes: &[u8]) -> Vec<u8> {
+    [&[0][..], &u32::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat()
+}
+
+impl Raw {
+    /// Greets, with a window for each stream.
+    pub(crate) async fn connect(address: &str, window: u32) -> Self {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        let setting = [&4u16.to_be_bytes()[..], &window.to_be_bytes()].concat();
+        let greeting = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(SETTINGS, 0, 0, &setting)[..]].concat();
+        socket.write_all(&greeting).await.unwrap();
+        Self(socket)
+    }
+
+    /// Sends bytes; `false` where the daemon has closed, or takes no more for a while.
+    pub(crate) async fn send(&mut self, bytes: &[u8]) -> bool {
+        let sent = timeout(Duration::from_secs(1), self.0.write_all(bytes)).await;
+        matches!(sent, Ok(Ok(())))
+    }
+
+    pub(crate) async fn next(&mut self) -> io::Result<Frame> {
+        let read = async {
+            let mut head = [0; 9];
+            self.0.read_exact(&mut head).await?;
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+            let mut payload = vec![0; usize::try_from(length).unwrap()];
+            self.0.read_exact(&mut payload).await?;
+            Ok(Frame { kind: head[3], stream, payload })
+        };
+        timeout(SOON, read).await.expect("the daemon says nothing")
+    }
+
+    /// Reads until such a frame comes; tells what stands in its payload, or that the connection ended.
+    pub(crate) async fn until(&mut self, kind: u8) -> io::Result<Frame> {
+        loop {
+            let next = self.next().await?;
+            if next.kind == kind {
+                return Ok(next);
+            }
+        }
+    }
+
+    /// Why the daemon ended this connection: the code of its GOAWAY; none where it only closed.
+    pub(crate) async fn end(&mut self) -> Option<u32> {
+        let frame = self.until(GOAWAY).await.ok()?;
+        Some(u32::from_be_bytes(frame.payload[4..8].try_into().unwrap()))
+    }
+}

@@ -1,0 +1,36 @@
+//! What a process uses, and how long calls take.
+
+use std::{fs, time::Duration};
+
+use tokio::sync::{Mutex, MutexGuard};
+
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// One test at a time, for they measure.
+pub(crate) async fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().await
+}
+
+/// A number of `/proc/PID/status`: `VmRSS` in KiB, `Threads`.
+pub(crate) fn status(process: &str, key: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// Resident memory in MiB.
+pub(crate) fn memory(process: &str) -> u64 {
+    status(process, "VmRSS") / 1024
+}
+
+/// Open file descriptors of this process.
+pub(crate) fn descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// What 99 of 100 do not exceed.
+pub(crate) fn p99(mut times: Vec<Duration>) -> Duration {
+    assert!(times.len() >= 500, "{} samples are too few for a p99", times.len());
+    times.sort();
+    times[times.len() * 99 / 100]
+}

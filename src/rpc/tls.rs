@@ -52,10 +52,13 @@ impl Acceptor {
     ///
     /// # Errors
     /// It failed, or took too long.
-    pub(super) async fn accept(&self, socket: Socket) -> io::Result<(TlsStream<Socket>, Peer)> {
+    pub(super) async fn accept(&self, mut socket: Socket) -> io::Result<(TlsStream<Socket>, Peer)> {
         let acceptor = TlsAcceptor::from(self.0.load_full());
-        let stream = timeout(HANDSHAKE, acceptor.accept(socket)).await??;
-        let (_, tls) = stream.get_ref();
+        // A handshake flushes once, and then waits for the answer.
+        socket.prompt();
+        let mut stream = timeout(HANDSHAKE, acceptor.accept(socket)).await??;
+        let (socket, tls) = stream.get_mut();
+        socket.gather();
         // The verifier wants one.
         let certificate = tls.peer_certificates().and_then(|chain| chain.first());
         let certificate = certificate.ok_or_else(|| io::Error::other("no certificate"))?;

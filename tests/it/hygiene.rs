@@ -117,7 +117,9 @@ async fn log_has_no_secret_and_no_whole_session_id_and_tells_who_was_refused_and
             .arg("--config")
             .arg(&file)
             .env("RUST_LOG", "debug")
-            .args(["--set", &format!("listen.api=[\"tcp://127.0.0.1:0\", \"unix://{}\"]", socket.display())]);
+            .args(["--set", &format!("listen.api=[\"tcp://127.0.0.1:0\", \"unix://{}\"]", socket.display())])
+            // Streams are open when it stops.
+            .args(["--set", "drain.timeout=100ms"]);
         let mut daemon = Process::logging(&mut command, File::create(&log).unwrap());
         let address = daemon.says("listening on tcp://").await;
         let mut worker = Guest::new(&over(TcpStream::connect(&address).await.unwrap()).await);

@@ -134,7 +134,7 @@ fn passed(sockets: &[&str], more: &[&str]) -> Command {
     command
 }
 
-const FROM_SYSTEMD: [&str; 2] = ["--set", "listen.api=[\"systemd\"]"];
+const FROM_SYSTEMD: [&str; 4] = ["--set", "listen.api=[\"systemd\"]", "--set", "drain.timeout=100ms"];
 
 #[tokio::test]
 async fn sockets_that_systemd_passes_are_served_and_stay_when_the_daemon_ends() {
@@ -176,7 +176,10 @@ async fn passed_address_that_is_not_loopback_wants_tls_and_nothing_passed_is_an_
                 client_ca = \"ca.pem\"\n";
     fs::write(&file, text.to_owned() + &rule("dns:*.test", "*", "worker")).unwrap();
     let file = file.display().to_string();
-    let mut daemon = Process::start(&mut passed(&["0.0.0.0", "127.0.0.1"], &["--config", &file]));
+    let mut daemon = Process::start(&mut passed(
+        &["0.0.0.0", "127.0.0.1"],
+        &["--config", &file, "--set", "drain.timeout=100ms"],
+    ));
     let [far, near] = [daemon.says("bound ").await, daemon.says("bound ").await];
     assert_eq!(daemon.says("listening on tls://0.0.0.0:").await, far);
     assert_eq!(daemon.says("listening on tcp://127.0.0.1:").await, near);

@@ -105,13 +105,13 @@ async fn log_has_no_secret_and_no_whole_session_id_and_tells_who_was_refused_and
         )
     };
     let uid = rustix::process::getuid().as_raw();
-    let rules = rule(&format!("uid:{uid}"), "*", "admin") + &rule("local", "default", "worker");
+    let rules = [rule(&format!("uid:{uid}"), "*", "admin"), rule("local", "default", "worker")];
     let mut seen = String::new();
     let mut ids: Vec<String> = Vec::new();
     for version in ["1.2", "1.3"] {
         let (file, log, socket) = (path("daemon.toml"), path("log"), path("api.sock"));
-        fs::write(&file, format!("{rules}{}{}", context("default", version), context("mail", "1.3")))
-            .unwrap();
+        let contexts = context("default", version) + &context("mail", "1.3");
+        fs::write(&file, rules.concat() + &contexts).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"));
         command
             .arg("--config")
@@ -164,6 +164,12 @@ async fn log_has_no_secret_and_no_whole_session_id_and_tells_who_was_refused_and
         let mut driven = worker.drive(Event::New(new("mail", pb::Role::Server))).await;
         assert_eq!(why(driven.answers.message().await), denied());
         assert_eq!(why(admin.open("").await), denied());
+        // A stream whose rule goes while it is open.
+        let mut attached = worker.attach().await;
+        let [admins, _] = &rules;
+        fs::write(&file, format!("{admins}{contexts}")).unwrap();
+        daemon.signal("HUP").await;
+        assert_eq!(why(attached.answers.message().await), denied());
         daemon.signal("TERM").await;
         assert!(daemon.succeeds().await);
         let written = fs::read_to_string(&log).unwrap();
@@ -184,6 +190,11 @@ async fn log_has_no_secret_and_no_whole_session_id_and_tells_who_was_refused_and
             ),
             ("revocation by a worker", 1, &["a call was refused", "\"owner\":\"local\"", "RevokeSessions"]),
             ("worker of another context", 2, &["a call was refused", "\"owner\":\"local\"", "`mail`"]),
+            (
+                "worker whose rule goes",
+                1,
+                &["a call was refused", "\"owner\":\"local\"", "`local` is no worker:"],
+            ),
             ("admin who makes a connection", 1, &["a call was refused", &admin, "ConnectionService/New"]),
         ] {
             let told = audit.iter().filter(|line| words.iter().all(|word| line.contains(word))).count();

@@ -3,7 +3,10 @@
 use std::{fs, time::Duration};
 
 use rcgen::{DnType, date_time_ymd};
-use tls_sessiond::proto::{self as pb, drive_request::Event, drive_response::Event as Told};
+use tls_sessiond::{
+    client::{Options, Worker},
+    proto::{self as pb, drive_request::Event, drive_response::Event as Told},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -15,6 +18,7 @@ use crate::{
     doors::{Guest, House, client, denied, rule, trust, why},
     harness::{new, now},
     pki::Authority,
+    worker_client::{attached, established, found},
 };
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -198,5 +202,26 @@ async fn new_certificate_and_new_authority_count_for_new_connections_and_old_one
     attached.established("ab").await;
     assert_eq!(house.daemon.get(&made).await.owner, "dns:a.test");
     drop(driven);
+    house.daemon.stop().await;
+}
+
+#[tokio::test]
+async fn client_of_the_crate_comes_over_mutual_tls() {
+    let house = House::with(&rule("dns:a.test", "*", "worker")).await;
+    let endpoint = format!("https://localhost:{}", house.tls.port());
+    let options = |config: &rustls::ClientConfig| {
+        let mut options = Options::over_tls(&endpoint, "openssl", config).unwrap();
+        options.lookup_deadline = Duration::from_secs(20);
+        options.back_off = (Duration::from_millis(10), Duration::from_millis(50));
+        options
+    };
+    let worker = attached(options(&house.client(Some(&house.authority.leaf(&["a.test"]))))).await;
+    let connection = established(&worker, b"a");
+    connection.shutdown();
+    drop(connection);
+    assert!(found(&worker, b"a").await);
+    // Let in, but without a rule: each lookup is a miss, and no handshake fails.
+    let stranger = Worker::connect(options(&house.client(Some(&house.authority.leaf(&["b.test"])))));
+    assert!(!found(&stranger, b"a").await);
     house.daemon.stop().await;
 }

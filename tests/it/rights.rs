@@ -285,7 +285,7 @@ async fn first_rule_about_a_caller_and_a_context_counts_and_each_context_by_itse
     assert_eq!(why(foreign), denied(), "an admin is no worker");
     let listed = guest.connections.list_connections(pb::ListConnectionsRequest::default()).await.unwrap();
     let ids: Vec<_> = listed.into_inner().connections.into_iter().map(|listed| listed.id).collect();
-    assert_eq!(ids, [own.clone()]);
+    assert_eq!(ids, std::slice::from_ref(&own));
     let sessions = |context: &str| pb::ListSessionsRequest { context: context.into(), ..Default::default() };
     assert_eq!(why(guest.sessions.list_sessions(sessions("mail")).await), denied());
     guest.sessions.list_sessions(sessions("default")).await.unwrap();

@@ -12,6 +12,7 @@ use std::{
     thread,
 };
 
+use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use rustls::{
@@ -40,7 +41,7 @@ use tonic::{
 };
 
 use crate::{
-    harness::{TestDaemon, reason},
+    harness::{TestDaemon, new, reason},
     pki::{Authority, Leaf},
 };
 
@@ -221,6 +222,33 @@ impl Guest {
     pub(crate) async fn open(&mut self, context: &str) -> Result<String, Status> {
         let request = pb::NewRequest { context: context.into(), ..crate::calls::worker(pb::Role::Server) };
         Ok(self.connections.new_connection(request).await?.into_inner().connection.unwrap().id)
+    }
+
+    pub(crate) async fn exchange(
+        &mut self,
+        connection_id: &str,
+        ciphertext: Bytes,
+        plaintext: Bytes,
+    ) -> pb::ExchangeResponse {
+        let connection_id = connection_id.to_owned();
+        let request = pb::ExchangeRequest { connection_id, ciphertext, plaintext, end_of_stream: false };
+        self.connections.exchange(request).await.unwrap().into_inner()
+    }
+
+    /// A client and a server of the default context whose TLS runs in the daemon, and that have shaken hands.
+    pub(crate) async fn pair(&mut self) -> [String; 2] {
+        let mut ends = Vec::new();
+        for role in [pb::Role::Client, pb::Role::Server] {
+            let made = self.connections.new_connection(new("", role)).await.unwrap().into_inner();
+            ends.push(made.connection.unwrap().id);
+        }
+        let [client, server] = ends.try_into().unwrap();
+        let mut flight = self.exchange(&client, Bytes::new(), Bytes::new()).await.ciphertext;
+        while !flight.is_empty() {
+            flight = self.exchange(&server, flight, Bytes::new()).await.ciphertext;
+            flight = self.exchange(&client, flight, Bytes::new()).await.ciphertext;
+        }
+        [client, server]
     }
 
     pub(crate) async fn attach(&mut self) -> Attached {

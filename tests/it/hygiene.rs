@@ -50,31 +50,8 @@ async fn memory_of_the_process_is_for_nobody_else_of_its_user_and_for_no_core_fi
 
 /// Shakes hands, says something, closes; answers the ids of the sessions that were made.
 async fn visit(guest: &mut Guest) -> Vec<String> {
-    let mut ends = Vec::new();
-    for role in [pb::Role::Client, pb::Role::Server] {
-        let made = guest.connections.new_connection(new("", role)).await.unwrap().into_inner();
-        ends.push(made.connection.unwrap().id);
-    }
-    let mut flight = Vec::new();
-    let mut silent = 0;
-    for turn in 0.. {
-        let request = pb::ExchangeRequest {
-            connection_id: ends[turn % 2].clone(),
-            ciphertext: std::mem::take(&mut flight).into(),
-            ..Default::default()
-        };
-        flight = guest.connections.exchange(request).await.unwrap().into_inner().ciphertext.to_vec();
-        silent = if flight.is_empty() { silent + 1 } else { 0 };
-        if silent == 2 {
-            break;
-        }
-    }
-    let request = pb::ExchangeRequest {
-        connection_id: ends[0].clone(),
-        plaintext: PLAINTEXT.into(),
-        ..Default::default()
-    };
-    guest.connections.exchange(request).await.unwrap();
+    let ends = guest.pair().await;
+    guest.exchange(&ends[0], Default::default(), PLAINTEXT.into()).await;
     let mut sessions = Vec::new();
     for connection_id in ends {
         let request = pb::GetSessionRequest { connection_id: connection_id.clone() };

@@ -165,8 +165,7 @@ async fn every_rpc_at_every_door_is_open_to_the_roles_of_the_table_and_to_no_oth
 
 /// A line through each door: loopback, the Unix socket as another user, and mutual TLS.
 async fn doors(house: &House, leaf: &Leaf) -> [Channel; 3] {
-    let tcp = tokio::net::TcpStream::connect(&house.daemon.address).await.unwrap();
-    [crate::doors::over(tcp).await, house.over_unix(SOMEBODY).await, house.over_tls(leaf).await]
+    [house.over_tcp().await, house.over_unix(SOMEBODY).await, house.over_tls(leaf).await]
 }
 
 #[tokio::test]

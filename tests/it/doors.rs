@@ -43,6 +43,7 @@ use tonic::{
 use crate::{
     harness::{TestDaemon, new, reason},
     pki::{Authority, Leaf},
+    process::PATIENCE,
 };
 
 /// Somebody on this host who is not root, and need not have a name.
@@ -327,6 +328,11 @@ pub(crate) fn why<T>(result: Result<T, Status>) -> (Code, String) {
         Ok(_) => (Code::Ok, String::new()),
         Err(status) => (status.code(), reason(&status)),
     }
+}
+
+/// The same of an answer that must come.
+pub(crate) async fn told<T>(answer: impl Future<Output = Result<T, Status>>) -> (Code, String) {
+    why(tokio::time::timeout(PATIENCE, answer).await.expect("the stream goes on"))
 }
 
 /// What a caller without the role gets.

@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::{
     calls,
-    doors::{Guest, SOMEBODY, denied, open_to_all, over, rule, why},
+    doors::{Guest, SOMEBODY, denied, open_to_all, over, rule, told, why},
     harness::new,
     process::Process,
 };
@@ -139,14 +139,14 @@ async fn log_has_no_secret_and_no_whole_session_id_and_tells_who_was_refused_and
         // In a context of others, in a call and on a stream; and somebody who may do that nowhere.
         assert_eq!(why(worker.open("mail").await), denied());
         let mut driven = worker.drive(Event::New(new("mail", pb::Role::Server))).await;
-        assert_eq!(why(driven.answers.message().await), denied());
+        assert_eq!(told(driven.answers.message()).await, denied());
         assert_eq!(why(admin.open("").await), denied());
         // A stream whose rule goes while it is open.
         let mut attached = worker.attach().await;
         let [admins, _] = &rules;
         fs::write(&file, format!("{admins}{contexts}")).unwrap();
         daemon.signal("HUP").await;
-        assert_eq!(why(attached.answers.message().await), denied());
+        assert_eq!(told(attached.answers.message()).await, denied());
         daemon.signal("TERM").await;
         assert!(daemon.succeeds().await);
         let written = fs::read_to_string(&log).unwrap();

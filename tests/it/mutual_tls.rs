@@ -15,7 +15,7 @@ use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{
-    doors::{Guest, House, client, denied, rule, trust, why},
+    doors::{Guest, House, client, denied, rule, told, trust, why},
     harness::{new, now},
     pki::Authority,
     worker_client::{attached, established, found},
@@ -149,9 +149,9 @@ async fn certificate_that_ends_takes_calls_and_streams_with_it() {
     assert!(matches!(driven.answers.message().await.unwrap().unwrap().event, Some(Told::Opened(_))));
     let mut watched = guest.watch("mail").await;
     let ended = (Code::Unauthenticated, "CERTIFICATE_ENDED".to_owned());
-    assert_eq!(why(attached.answers.message().await), ended);
-    assert_eq!(why(driven.answers.message().await), ended);
-    assert_eq!(why(watched.message().await), ended);
+    assert_eq!(told(attached.answers.message()).await, ended);
+    assert_eq!(told(driven.answers.message()).await, ended);
+    assert_eq!(told(watched.message()).await, ended);
     guest.open("").await.unwrap();
     daemon.clock.advance(Duration::from_millis(3000));
     assert_eq!(why(guest.open("").await), ended);

@@ -8,7 +8,7 @@ use tonic_types::StatusExt;
 
 use crate::{
     calls,
-    doors::{Guest, House, SOMEBODY, denied, not_there, rule, why},
+    doors::{Guest, House, SOMEBODY, denied, not_there, rule, told, why},
     rights::{Right, table},
 };
 
@@ -202,7 +202,7 @@ async fn owner_has_a_number_of_connections_and_the_rest_is_for_others() {
         assert!(refused.get_details_retry_info().is_some());
         assert_eq!(why::<()>(Err(refused)), full);
         let mut driven = guest.drive(Event::New(crate::harness::new("", pb::Role::Server))).await;
-        assert_eq!(why(driven.answers.message().await), full);
+        assert_eq!(told(driven.answers.message()).await, full);
     }
     let Answered::Error(error) = attached.call(Method::New(Box::new(calls::worker(pb::Role::Server)))).await
     else {

@@ -4,7 +4,7 @@ use tls_sessiond::proto::{self as pb, drive_request::Event};
 
 use crate::{
     calls,
-    doors::{Guest, House, SOMEBODY, denied, not_there, rule, why},
+    doors::{Guest, House, SOMEBODY, denied, not_there, rule, told, why},
     harness::new,
 };
 
@@ -31,9 +31,9 @@ async fn identity_that_leaves_the_rules_loses_its_streams_and_what_they_made_and
 
     house.reload(&(stays + &admin)).unwrap();
     let (attached, driven) = &mut streams[1];
-    assert_eq!(why(attached.answers.message().await), denied());
-    assert_eq!(why(driven.answers.message().await), denied());
-    assert_eq!(why(watched.message().await), denied());
+    assert_eq!(told(attached.answers.message()).await, denied());
+    assert_eq!(told(driven.answers.message()).await, denied());
+    assert_eq!(told(watched.message()).await, denied());
     // What New made without a stream waits for its idle time-out.
     house.daemon.until("what the streams made is freed", async |daemon| daemon.table.len() == 3).await;
     let daemon = &house.daemon;
@@ -85,8 +85,8 @@ async fn context_that_is_taken_away_ends_its_streams_and_hides_its_connections_a
     assert_eq!(house.daemon.table.len(), 4);
 
     house.reload(&(fewer + &admin)).unwrap();
-    assert_eq!(why(drives[0].answers.message().await), denied());
-    assert_eq!(why(watches[0].message().await), denied());
+    assert_eq!(told(drives[0].answers.message()).await, denied());
+    assert_eq!(told(watches[0].message()).await, denied());
     house.daemon.until("what the Drive made is freed", async |daemon| daemon.table.len() == 3).await;
     let get = |id: &str| pb::GetConnectionRequest { connection_id: id.into() };
     assert_eq!(why(guest.connections.get_connection(get(&here)).await), not_there());

@@ -70,6 +70,85 @@ fn what_is_wrong_is_told_with_key_and_line() {
     }
 }
 
+const TLS: &str = "[listen.tls]\ncertificate = \"a.crt\"\nkey = \"a.key\"\nclient_ca = \"ca.pem\"\n";
+
+#[test]
+fn who_listens_where_and_lets_whom_in_is_checked_with_key_and_line() {
+    let rule = |identity: &str, contexts: &str, role: &str| {
+        format!("[[access]]\nidentity = \"{identity}\"\ncontexts = [{contexts}]\nrole = \"{role}\"\n")
+    };
+    let good = rule("local", "\"*\"", "worker");
+    for (text, said) in [
+        (
+            "[listen]\napi = [\"tls://127.0.0.1:1\"]\n".into(),
+            "c.toml:2: listen.api[0]: plaintext is served on",
+        ),
+        (
+            "[listen]\napi = [\n\"tcp://127.0.0.1:1\",\n\"tcp://192.0.2.1:1\"]\n".into(),
+            "c.toml:4: listen.api[1]: plaintext is served on loopback",
+        ),
+        ("[listen]\napi = [\"tcp://[::]:1\"]\n".into(), "c.toml:2: listen.api[0]: plaintext is served on"),
+        (
+            "[listen]\napi = [\"tcp://[::ffff:127.0.0.1]:1\"]\n".into(),
+            "c.toml:2: listen.api[0]: plaintext is served on",
+        ),
+        (
+            "[listen]\napi = [\"tls://a.test:1\"]\n".into(),
+            "c.toml:2: listen.api[0]: `tls://a.test:1` is not tls://",
+        ),
+        (
+            "[listen]\napi = [\"unix://api.sock\"]\n".into(),
+            "c.toml:2: listen.api[0]: `unix://api.sock`: a socket's",
+        ),
+        ("[listen]\napi = [\"Systemd\"]\n".into(), "c.toml:2: listen.api[0]: `Systemd` begins with none of"),
+        (TLS.into(), "c.toml:1: listen.tls: nobody who comes over TLS may do anything without an [[access]]"),
+        (format!("{TLS}ca = \"x\"\n{good}"), "c.toml:5: listen.tls.ca: unknown field `ca`, expected one of"),
+        (
+            format!("{}{good}", TLS.replace("key = \"a.key\"\n", "")),
+            "c.toml:1: listen.tls: missing field `key`",
+        ),
+        (
+            "[listen]\n\nunix_mode = \"0770\"\n".into(),
+            "c.toml:3: listen.unix_mode: `0770` is no mode of a socket",
+        ),
+        ("[listen]\nunix_mode = \"rw\"\n".into(), "c.toml:2: listen.unix_mode: `rw` is no mode of a socket"),
+        (
+            "[listen]\nunix_owner = \"root:0\"\n".into(),
+            "c.toml:2: listen.unix_owner: `root:0` is not UID:GID",
+        ),
+        ("[listen]\nunix_owner = \"0\"\n".into(), "c.toml:2: listen.unix_owner: `0` is not UID:GID"),
+        (rule("root", "\"*\"", "worker"), "c.toml:2: access[0].identity: `root` is none of local, uid:N"),
+        (rule("uid:-1", "\"*\"", "worker"), "c.toml:2: access[0].identity: `uid:-1`: `-1` is no number"),
+        (
+            format!("{good}{}", rule("spiffe://a*", "\"*\"", "worker")),
+            "c.toml:6: access[1].identity: `spiffe://a*`: a `*` stands at the end, after a `/`",
+        ),
+        (rule("local", "", "worker"), "c.toml:3: access[0].contexts: names none; `[\"*\"]` is every one"),
+        (
+            rule("local", "\"default\", \"web\"", "worker"),
+            "c.toml:3: access[0].contexts[1]: no context is named `web`",
+        ),
+        (
+            rule("local", "\"*\"", "root"),
+            "c.toml:4: access[0].role: `root` is not known; it may be `worker`, `observer`, `admin`",
+        ),
+        ("[[access]]\nidentity = \"local\"\n".into(), "c.toml:1: access[0]: missing field `contexts`"),
+        (
+            "[limits]\nconnections_per_owner = 0\n".into(),
+            "c.toml:2: limits.connections_per_owner: must be more",
+        ),
+        ("[limits]\nmisses_per_second = -1\n".into(), "c.toml:2: limits.misses_per_second: invalid value"),
+    ] {
+        let error = load(&text).expect_err(&text);
+        assert!(error.starts_with(said), "{text:?}\n said: {error}\n want: {said}");
+    }
+    let both = "[listen]\napi = [\"tcp://192.0.2.1:1\", \"tcp://127.0.0.1:1\", \"tls://127.0.0.1:2\", \"systemd\"]\n";
+    let config = load(&format!("{both}{TLS}{good}")).unwrap();
+    let [Endpoint::Tls(_), Endpoint::Tcp(_), Endpoint::Tls(_), Endpoint::Systemd] = config.api[..] else {
+        panic!("{:?}", config.api)
+    };
+}
+
 #[test]
 fn command_line_over_environment_over_file() {
     let text = "[limits]\nstreams = 1\nconnections = 1\nmessage = \"1B\"\n[[context]]\nname = \"a\"\n";

@@ -93,6 +93,15 @@ pub struct Cursor {
     pub id: ConnectionId,
 }
 
+/// A session that somebody names, and the contexts whose sessions that one may know of.
+#[derive(Clone, Copy)]
+pub struct Wanted<'w> {
+    /// Its id.
+    pub id: &'w SessionId,
+    /// Whether a context of this name is one of them.
+    pub within: &'w dyn Fn(&str) -> bool,
+}
+
 impl Table {
     /// An empty table.
     pub fn new(registry: Arc<Registry>, clock: Clock, most: Most) -> Self {
@@ -114,15 +123,15 @@ impl Table {
     pub fn create<R>(
         &self,
         plan: Plan,
-        session: Option<&SessionId>,
+        session: Option<Wanted<'_>>,
         see: impl FnOnce(&Connection, Timestamp) -> R,
     ) -> Result<R, Error> {
         let now = self.clock.now();
         let mut connection = Connection::new(plan, now)?;
         // First of all, for a session that a worker has resumed is lost with a connection that is dropped.
         self.count(connection.owner())?;
-        let named = session.map_or(Ok(None), |id| {
-            let named = self.resolve(connection.context(), connection.role(), id, now)?;
+        let named = session.map_or(Ok(None), |wanted| {
+            let named = self.resolve(connection.context(), connection.role(), wanted, now)?;
             connection.set_session(named).map(Some)
         });
         if let Err(err) = named {
@@ -195,12 +204,12 @@ impl Table {
     pub fn set_session<R>(
         &self,
         id: ConnectionId,
-        session: Option<&SessionId>,
+        session: Option<Wanted<'_>>,
         see: impl FnOnce(&Connection, Vec<Removed>) -> R,
     ) -> Result<R, Error> {
         self.apply_alone(id, |connection, now| {
             let named = match session {
-                Some(id) => self.resolve(connection.context(), connection.role(), id, now)?,
+                Some(wanted) => self.resolve(connection.context(), connection.role(), wanted, now)?,
                 None => Named::Nothing,
             };
             let removed = connection.set_session(named)?;
@@ -372,7 +381,14 @@ impl Table {
         call(connection, now)
     }
 
-    fn resolve(&self, context: &Context, role: Role, id: &SessionId, now: Timestamp) -> Result<Named, Error> {
+    fn resolve(
+        &self,
+        context: &Context,
+        role: Role,
+        wanted: Wanted<'_>,
+        now: Timestamp,
+    ) -> Result<Named, Error> {
+        let id = wanted.id;
         match context.cache(role).explain(id, now) {
             Known::Held(session, None) => return Ok(Named::Session(session)),
             Known::Departed(departure) if departure.reason == RemovalReason::Taken => {
@@ -380,7 +396,13 @@ impl Table {
             }
             Known::Held(_, Some(_)) | Known::Departed(_) | Known::Nothing => {}
         }
-        match self.registry().caches().any(|cache| cache.peek(id, now).is_some()) {
+        // One of contexts that the caller does not know is as if it were not there.
+        let registry = self.registry();
+        let mut known = registry.all().iter().filter(|context| (wanted.within)(&context.name));
+        let mut held = |context: &Arc<Context>| {
+            [Role::Client, Role::Server].iter().any(|role| context.cache(*role).peek(id, now).is_some())
+        };
+        match known.any(&mut held) {
             true => Err(Error::SessionOutOfScope),
             false => Ok(Named::Gone),
         }

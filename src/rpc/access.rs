@@ -6,11 +6,12 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::status::Refusal;
 use crate::{
@@ -64,13 +65,14 @@ impl fmt::Display for Roles {
 }
 
 const WORKER: Roles = Roles::WORKER;
-const SEES: Roles = Roles::WORKER.or(Roles::OBSERVER);
+/// Of a context, and of the ids of its sessions.
+pub(super) const SEES: Roles = Roles::WORKER.or(Roles::OBSERVER);
 const OBSERVER: Roles = Roles::OBSERVER;
 const ADMIN: Roles = Roles::ADMIN;
 
 /// Which roles may call what. Whoever is a worker may see its own connections alone. SECURITY.md has this table, and a
 /// test holds both to what the daemon does.
-pub const RIGHTS: [(&str, Roles); 21] = [
+pub const RIGHTS: [(&str, Roles); 22] = [
     ("/tls.sessiond.v1.ConnectionService/New", WORKER),
     ("/tls.sessiond.v1.ConnectionService/Clear", WORKER),
     ("/tls.sessiond.v1.ConnectionService/Shutdown", WORKER),
@@ -92,15 +94,12 @@ pub const RIGHTS: [(&str, Roles); 21] = [
     ("/tls.sessiond.v1.SessionService/WatchSessions", OBSERVER),
     ("/tls.sessiond.v1.ContextService/ListContexts", SEES),
     ("/tls.sessiond.v1.ContextService/GetContext", SEES),
+    ("/tls.sessiond.v1.WorkerService/Attach", WORKER),
 ];
 
-/// The rest: the stream of workers, and what tells nothing but the contract and whether the daemon serves.
+/// The rest tells nothing but the contract and whether the daemon serves.
 fn rights(path: &str) -> Roles {
-    match RIGHTS.iter().find(|(method, _)| *method == path) {
-        Some((_, roles)) => *roles,
-        None if path == "/tls.sessiond.v1.WorkerService/Attach" => WORKER,
-        None => Roles::ANYONE,
-    }
+    RIGHTS.iter().find(|(method, _)| *method == path).map_or(Roles::ANYONE, |(_, roles)| *roles)
 }
 
 /// Something that is proved of a caller.
@@ -170,6 +169,8 @@ impl Peer {
             .chain(subject.cloned().map(Identity::Subject))
             .collect();
         let owner = match identities.first() {
+            // One such as `dns:a` or `uid:0` must not be taken for who has that name.
+            Some(Identity::Uri(uri)) if !uri.contains("://") => format!("uri:{uri}").into(),
             Some(Identity::Uri(uri)) => uri.as_str().into(),
             Some(Identity::Dns(name)) => format!("dns:{name}").into(),
             Some(Identity::Subject(subject)) => format!("subject:{subject}").into(),
@@ -186,7 +187,12 @@ pub struct Access {
     /// How often they have changed.
     changes: AtomicU64,
     changed: watch::Sender<u64>,
+    /// Refusals that may still be logged in this second.
+    lines: Mutex<(Instant, u32)>,
 }
+
+/// Lines of the log in a second that tell of refusals: no more than somebody can read.
+const LINES: u32 = 100;
 
 impl Access {
     /// With these rules; none: whoever is local may do everything.
@@ -195,6 +201,7 @@ impl Access {
             rules: ArcSwap::from_pointee(rules.to_vec()),
             changes: AtomicU64::new(0),
             changed: watch::Sender::new(0),
+            lines: Mutex::new((Instant::now(), LINES)),
         }
     }
 
@@ -206,6 +213,17 @@ impl Access {
         self.changed.send_replace(changes);
     }
 
+    /// Whether one more line may be logged in this second.
+    fn line(&self) -> bool {
+        let mut lines = self.lines.lock();
+        if lines.0.elapsed() >= Duration::from_secs(1) {
+            *lines = (Instant::now(), LINES);
+        }
+        let left = lines.1 > 0;
+        lines.1 = lines.1.saturating_sub(1);
+        left
+    }
+
     fn grants(&self, peer: &Peer) -> Grants {
         let rules = self.rules.load();
         if rules.is_empty() {
@@ -215,17 +233,20 @@ impl Access {
             );
         }
         let about = |rule: &&Rule| peer.identities.iter().any(|identity| identity.fits(&rule.identity));
-        Grants(
-            rules
-                .iter()
-                .filter(about)
-                .map(|rule| Grant {
-                    contexts: Some(rule.contexts.clone())
-                        .filter(|names| !names.iter().any(|name| name == "*")),
-                    roles: Roles::of(rule.role),
-                })
-                .collect(),
-        )
+        let mut grants: Vec<Grant> = Vec::new();
+        for rule in rules.iter().filter(about) {
+            let every = rule.contexts.iter().any(|name| name == "*");
+            // What an earlier rule says of a context is not said again: who has nothing else has lost it.
+            let new = |name: &&String| !grants.iter().any(|grant| grant.covers(name));
+            let contexts: Vec<_> = rule.contexts.iter().filter(new).cloned().collect();
+            if every || !contexts.is_empty() {
+                grants.push(Grant { contexts: (!every).then_some(contexts), roles: Roles::of(rule.role) });
+            }
+            if every {
+                break;
+            }
+        }
+        Grants(grants)
     }
 }
 
@@ -322,9 +343,18 @@ impl Caller {
     ) -> Result<&'r Arc<Context>, Refusal> {
         let name = if name.is_empty() { "default" } else { name };
         if !self.may(roles, name) {
-            return Err(self.denied(roles, Some(name)));
+            let refusal = self.denied(roles, Some(name));
+            self.audit(&refusal, None);
+            return Err(refusal);
         }
         registry.get(name).ok_or_else(|| Refusal::ContextNotFound(name.to_owned()))
+    }
+
+    /// A line for who reads the log later.
+    pub(super) fn audit(&self, refusal: &Refusal, path: Option<&str>) {
+        if self.access.line() {
+            tracing::info!(target: "audit", owner = %self.owner(), path, %refusal, "a call was refused");
+        }
     }
 
     fn denied(&self, roles: Roles, context: Option<&str>) -> Refusal {
@@ -345,8 +375,14 @@ impl Caller {
         self.may(Roles::OBSERVER, context) || self.drives(owner, context)
     }
 
-    /// Ready when it has none of these roles any more, in no context: its rules have changed, or its certificate has ended.
-    pub(super) async fn loses(self: Arc<Self>, roles: Roles, now: Timestamp) -> Refusal {
+    /// Ready when it has none of these roles any more, in this context or, without one, in any: its rules have changed, or
+    /// its certificate has ended.
+    pub(super) async fn loses(
+        self: Arc<Self>,
+        roles: Roles,
+        context: Option<Arc<str>>,
+        now: Timestamp,
+    ) -> Refusal {
         let mut changed = self.access.changed.subscribe();
         let left = self.peer.ends.map(|ends| ends.since(now));
         let end = async {
@@ -356,17 +392,23 @@ impl Caller {
             }
         };
         let lost = async {
+            let held = || match &context {
+                Some(context) => self.may(roles, context),
+                None => self.has_any(roles),
+            };
             // Looked at once before, for the rules may have changed since the call was let in.
-            while self.has_any(roles) {
+            while held() {
                 if changed.changed().await.is_err() {
                     std::future::pending::<()>().await;
                 }
             }
         };
-        tokio::select! {
+        let refusal = tokio::select! {
             () = end => Refusal::CertificateEnded,
-            () = lost => self.denied(roles, None),
-        }
+            () = lost => self.denied(roles, context.as_deref()),
+        };
+        self.audit(&refusal, None);
+        refusal
     }
 }
 
@@ -397,6 +439,14 @@ mod tests {
         access.swap(&rules[..1]);
         assert!(seven.may(Roles::OBSERVER, "web") && !seven.may(Roles::WORKER, "mail"));
         assert!(!eight.may(Roles::ALL, "web"));
+        // What is said later of the same contexts gives nothing, and keeps no stream.
+        access.swap(&[rules[2].clone(), rules[1].clone()]);
+        assert!(!seven.has_any(Roles::WORKER) && eight.has_any(Roles::WORKER));
+        access.swap(&[
+            rule(IdentityPattern::Local, &["web", "mail"], AccessRole::Observer),
+            rule(IdentityPattern::Uid(7), &["mail"], AccessRole::Worker),
+        ]);
+        assert!(!seven.has_any(Roles::WORKER) && seven.may(Roles::OBSERVER, "mail"));
         access.swap(&[]);
         assert!(eight.may(Roles::ADMIN, "other") && eight.may(Roles::WORKER, "other"));
     }
@@ -419,6 +469,10 @@ mod tests {
         };
         let owner = |certificate: &PeerIdentity| Peer::certified(certificate).owner.to_string();
         assert_eq!(owner(&certificate), "spiffe://a/b");
+        for uri in ["uid:0", "local", "dns:a.test"] {
+            certificate.uris = vec![uri.into()];
+            assert_eq!(owner(&certificate), format!("uri:{uri}"), "nobody else has that name");
+        }
         certificate.uris.clear();
         assert_eq!(owner(&certificate), "dns:a.test");
         certificate.dns_names.clear();

@@ -232,7 +232,7 @@ impl Attach {
         draining: WaitForCancellationFutureOwned,
     ) -> Self {
         let draining = Some(Box::pin(draining));
-        let lost = Box::pin(Arc::clone(&calls.by).loses(Roles::WORKER, calls.sessions.table.now()));
+        let lost = Box::pin(Arc::clone(&calls.by).loses(Roles::WORKER, None, calls.sessions.table.now()));
         let batch = Vec::new().into_iter();
         Self {
             requests,

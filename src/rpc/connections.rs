@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::{
-    access::{Caller, Roles},
+    access::{Caller, Roles, SEES},
     convert,
     drive::Drive,
     edge::Deadline,
@@ -18,7 +18,10 @@ use super::{
 use crate::{
     clock::Timestamp,
     config::IDLE_TIMEOUT_MAX,
-    connection::{self, Alert, ConnectionId, EngineKind, Input, Plan, ShutdownStatus, Table, table::Cursor},
+    connection::{
+        self, Alert, ConnectionId, EngineKind, Input, Plan, ShutdownStatus, Table,
+        table::{Cursor, Wanted},
+    },
     proto::{self as pb, connection_service_server::ConnectionService},
 };
 
@@ -45,7 +48,9 @@ impl Opener {
         self.request_ids.once(by.owner(), request, self.table.now(), |request| {
             let plan = self.plan(&request, by)?;
             let session = convert::session_id(&request.session_id)?;
-            let connection = self.table.create(plan, session.as_ref(), convert::connection)?;
+            let within = |context: &str| by.may(SEES, context);
+            let wanted = session.as_ref().map(|id| Wanted { id, within: &within });
+            let connection = self.table.create(plan, wanted, convert::connection)?;
             Ok(pb::NewResponse { connection: Some(connection) })
         })
     }
@@ -201,7 +206,7 @@ impl Connections {
         let filter = match request.context.as_str() {
             "" => None,
             name => {
-                by.context(&self.table().registry(), name, Roles::WORKER.or(Roles::OBSERVER))?;
+                by.context(&self.table().registry(), name, SEES)?;
                 Some(name)
             }
         };
@@ -230,7 +235,9 @@ impl Connections {
     ) -> Result<pb::SetSessionResponse, Refusal> {
         let id = self.driven(by, &request.connection_id)?;
         let session = convert::session_id(&request.session_id)?;
-        let removed = self.table().set_session(id, session.as_ref(), |_, removed| removed)?;
+        let within = |context: &str| by.may(SEES, context);
+        let wanted = session.as_ref().map(|id| Wanted { id, within: &within });
+        let removed = self.table().set_session(id, wanted, |_, removed| removed)?;
         Ok(pb::SetSessionResponse { connection: self.view(id)?, removed_sessions: convert::removed(removed) })
     }
 

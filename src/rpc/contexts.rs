@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{
-    access::Roles,
+    access::SEES,
     connections::{answer, caller},
     convert,
 };
@@ -14,8 +14,6 @@ use crate::{
     connection::Table,
     proto::{self as pb, context_service_server::ContextService},
 };
-
-const SEES: Roles = Roles::WORKER.or(Roles::OBSERVER);
 
 /// Holds what the calls need.
 pub(super) struct Contexts {

@@ -37,7 +37,7 @@ pub(super) struct Drive {
     opener: Arc<Opener>,
     by: Arc<Caller>,
     deadline: Option<Pin<Box<Sleep>>>,
-    /// Ready when the caller is no worker any more.
+    /// Ready when the caller is no worker any more: in any context at first, in the connection's once there is one.
     lost: Pin<Box<dyn Future<Output = Refusal> + Send>>,
     plaintext_buffer: usize,
     phase: Phase,
@@ -70,7 +70,7 @@ impl Drive {
         plaintext_buffer: usize,
     ) -> Self {
         let answers = VecDeque::new();
-        let lost = Box::pin(Arc::clone(&by).loses(Roles::WORKER, opener.table.now()));
+        let lost = Box::pin(Arc::clone(&by).loses(Roles::WORKER, None, opener.table.now()));
         Self { requests, opener, by, deadline, lost, plaintext_buffer, phase: Phase::Opening, answers }
     }
 
@@ -122,10 +122,13 @@ impl Drive {
         if driver.look(|connection, _| connection.engine_kind())? == EngineKind::Worker {
             return Err(crate::connection::Error::WrongEngine(EngineKind::Daemon).into());
         }
-        let (opened, state, client) = driver.look(|connection, expires| {
+        let (opened, state, client, context) = driver.look(|connection, expires| {
             let client = connection.role() == crate::session::Role::Client;
-            (convert::connection(connection, expires), connection.state(), client)
+            let context = Arc::clone(&connection.context().name);
+            (convert::connection(connection, expires), connection.state(), client, context)
         })?;
+        let now = self.opener.table.now();
+        self.lost = Box::pin(Arc::clone(&self.by).loses(Roles::WORKER, Some(context), now));
         self.answers.push_back(Response::Opened(opened));
         let established = state == State::Established;
         let mut running = Running { driver, waiting: Vec::new(), established, closed: false };

@@ -15,7 +15,6 @@ use std::{
 
 use http::{HeaderMap, Request, Response};
 use hyper::{body::Incoming, service::Service};
-use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep, sleep};
 use tonic::{Status, body::Body, codegen::BoxFuture};
 
@@ -35,18 +34,14 @@ pub(super) struct Load {
     pub(super) table: Arc<Table>,
     pub(super) calls_max: usize,
     calls: AtomicUsize,
-    /// Refusals that may still be logged in this second.
-    lines: Mutex<(Instant, u32)>,
 }
 
 /// How long a call may take to arrive whole. It counts as in flight meanwhile, and all else is answered at once.
 const ARRIVAL: Duration = Duration::from_secs(20);
-/// Lines of the log in a second that tell of refused calls.
-const LINES: u32 = 100;
 
 impl Load {
     pub(super) fn new(table: Arc<Table>, calls_max: usize) -> Self {
-        Self { table, calls_max, calls: AtomicUsize::new(0), lines: Mutex::new((Instant::now(), LINES)) }
+        Self { table, calls_max, calls: AtomicUsize::new(0) }
     }
 
     /// Room for one call, until what comes back is dropped.
@@ -55,19 +50,6 @@ impl Load {
         match self.calls.fetch_add(1, Ordering::Relaxed) {
             calls if calls < self.calls_max => Ok(admitted),
             _ => Err(Refusal::CallLimit(self.calls_max)),
-        }
-    }
-
-    /// A line for who reads the log later, but not more than somebody can read.
-    fn log(&self, caller: &Caller, path: &str, refusal: &Refusal) {
-        let mut lines = self.lines.lock();
-        if lines.0.elapsed() >= Duration::from_secs(1) {
-            *lines = (Instant::now(), LINES);
-        }
-        if lines.1 > 0 {
-            lines.1 -= 1;
-            drop(lines);
-            tracing::info!(target: "audit", owner = %caller.owner(), path, %refusal, "a call was refused");
         }
     }
 }
@@ -105,7 +87,7 @@ impl Service<Request<Incoming>> for Edge {
         let admitted = match self.admit(request.uri().path()) {
             Ok(admitted) => admitted,
             Err(refusal) => {
-                self.load.log(&self.caller, request.uri().path(), &refusal);
+                self.caller.audit(&refusal, Some(request.uri().path()));
                 return Answer::refused(refusal);
             }
         };

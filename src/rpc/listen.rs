@@ -4,7 +4,7 @@ use std::{
     fs, io,
     net::SocketAddr,
     os::unix::{
-        fs::{PermissionsExt, chown},
+        fs::{FileTypeExt, PermissionsExt, chown},
         net::UnixStream as StdUnixStream,
     },
     path::{Path, PathBuf},
@@ -170,7 +170,10 @@ fn bind_unix(path: &Path, file: UnixFile) -> io::Result<UnixListener> {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
-        if path.exists() {
+        if let Ok(there) = fs::symlink_metadata(path) {
+            if !there.file_type().is_socket() {
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is there, and is no socket"));
+            }
             match StdUnixStream::connect(path) {
                 Err(err) if err.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
                 Ok(_) => {

@@ -21,12 +21,12 @@ use crate::unix::Unix;
 ///
 /// HTTP/2 flushes after the frames of each call, though the calls that came in one read are answered one right after the
 /// other. So a flush asks to be polled again behind the tasks that are ready now, and what they add goes out with it.
+/// Who does not ask again, as a TLS handshake does not, needs it prompt.
 pub(super) struct Socket {
     stream: Stream,
+    writes: Writes,
     kept: Vec<u8>,
     flush: Flush,
-    /// Whether flushes wait for the end of a turn.
-    gathers: bool,
     /// Since the peer takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
 }
@@ -37,6 +37,14 @@ const STALLED_MAX: Duration = Duration::from_secs(30);
 enum Stream {
     Tcp(TcpStream),
     Unix(Unix),
+}
+
+#[derive(PartialEq)]
+enum Writes {
+    /// Small ones are kept until the flush that ends a turn.
+    Gathered,
+    /// What is written leaves.
+    Prompt,
 }
 
 #[derive(PartialEq)]
@@ -72,17 +80,17 @@ impl Socket {
     }
 
     fn over(stream: Stream) -> Self {
-        Self { stream, kept: Vec::new(), flush: Flush::Unasked, gathers: true, stalled: None }
+        Self { stream, writes: Writes::Gathered, kept: Vec::new(), flush: Flush::Unasked, stalled: None }
     }
 
-    /// A flush writes at once from now on: a TLS handshake flushes once and waits for the answer.
-    pub(super) fn write_through(&mut self) {
-        self.gathers = false;
+    /// Keeps nothing from now on, until it gathers.
+    pub(super) fn prompt(&mut self) {
+        self.writes = Writes::Prompt;
     }
 
-    /// Flushes wait for the end of a turn from now on: HTTP/2 flushes again in the next one.
+    /// Gathers from now on what HTTP/2 writes, as it does from the beginning.
     pub(super) fn gather(&mut self) {
-        self.gathers = true;
+        self.writes = Writes::Gathered;
     }
 
     /// Waits until the peer has sent something, or has ended.
@@ -150,7 +158,7 @@ impl AsyncRead for Socket {
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if buf.len() < KEPT && this.kept.len() + buf.len() <= ROOM {
+        if this.writes == Writes::Gathered && buf.len() < KEPT && this.kept.len() + buf.len() <= ROOM {
             this.kept.extend_from_slice(buf);
             return Poll::Ready(Ok(buf.len()));
         }
@@ -163,7 +171,6 @@ impl AsyncWrite for Socket {
             return Poll::Ready(Ok(()));
         }
         match this.flush {
-            _ if !this.gathers => this.write_kept(cx),
             Flush::Unasked => {
                 this.flush = Flush::Asked;
                 cx.waker().wake_by_ref();

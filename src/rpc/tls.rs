@@ -54,7 +54,8 @@ impl Acceptor {
     /// It failed, or took too long.
     pub(super) async fn accept(&self, mut socket: Socket) -> io::Result<(TlsStream<Socket>, Peer)> {
         let acceptor = TlsAcceptor::from(self.0.load_full());
-        socket.write_through();
+        // A handshake flushes once, and then waits for the answer.
+        socket.prompt();
         let mut stream = timeout(HANDSHAKE, acceptor.accept(socket)).await??;
         let (socket, tls) = stream.get_mut();
         socket.gather();

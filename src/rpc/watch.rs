@@ -34,7 +34,7 @@ pub(super) struct Watched {
     waiting: VecDeque<News>,
     deadline: Option<Pin<Box<Sleep>>>,
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Ready when the caller is no observer any more.
+    /// Ready when the caller is no observer of what it watches any more.
     lost: Pin<Box<dyn Future<Output = Refusal> + Send>>,
     ended: bool,
 }
@@ -51,6 +51,7 @@ impl Sessions {
             "" => None,
             name => Some(by.context(&registry, name, Roles::OBSERVER)?.name.clone()),
         };
+        let lost = Arc::clone(by).loses(Roles::OBSERVER, wanted.clone(), self.table.now());
         // Asked at each event, for the rules may change.
         let watcher = Arc::clone(by);
         let wanted = move |facts: &Facts| {
@@ -63,7 +64,7 @@ impl Sessions {
             waiting: VecDeque::new(),
             deadline: deadline.map(|Deadline(at)| Box::pin(sleep_until(at))),
             draining: Box::pin(self.draining.clone().cancelled_owned()),
-            lost: Box::pin(Arc::clone(by).loses(Roles::OBSERVER, self.table.now())),
+            lost: Box::pin(lost),
             ended: false,
         })
     }

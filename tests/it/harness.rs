@@ -27,6 +27,8 @@ pub(crate) struct TestDaemon {
     pub(crate) clock: ManualClock,
     pub(crate) table: Arc<Table>,
     pub(crate) channel: Channel,
+    /// Where else it listens.
+    pub(crate) endpoints: Vec<Endpoint>,
     reload: Reload,
     stop: Option<oneshot::Sender<()>>,
     run: JoinHandle<()>,
@@ -45,12 +47,22 @@ impl TestDaemon {
 
     /// With a configuration; `listen.api` is set here.
     pub(crate) async fn with(config: &str) -> Self {
-        Self::run(&load(config)).await
+        Self::run(&load(LOOPBACK, config)).await
+    }
+
+    /// Listening there, with at least one loopback address among them, as TOML has it.
+    pub(crate) async fn listening(api: &str, config: &str) -> Self {
+        Self::run(&load(api, config)).await
+    }
+
+    /// Loads rules and files anew, where it listens as this says.
+    pub(crate) fn reload_listening(&self, api: &str, config: &str) -> Result<usize, ConfigError> {
+        self.apply(&load(api, config))
     }
 
     /// Loads contexts anew, as SIGHUP does.
     pub(crate) fn reload(&self, config: &str) -> Result<usize, ConfigError> {
-        self.apply(&load(config))
+        self.apply(&load(LOOPBACK, config))
     }
 
     pub(crate) fn apply(&self, config: &Config) -> Result<usize, ConfigError> {
@@ -60,7 +72,12 @@ impl TestDaemon {
     pub(crate) async fn run(config: &Config) -> Self {
         let clock = ManualClock::starting(now());
         let daemon = Daemon::bind(config, Clock::Manual(clock.clone())).unwrap();
-        let Some(Endpoint::Tcp(address)) = daemon.endpoints().pop() else { panic!("no TCP endpoint") };
+        let endpoints = daemon.endpoints();
+        let tcp = |endpoint: &Endpoint| match endpoint {
+            Endpoint::Tcp(address) => Some(*address),
+            _ => None,
+        };
+        let address = endpoints.iter().find_map(tcp).expect("a loopback address");
         let table = Arc::clone(daemon.table());
         let reload = daemon.reload();
         let (stop, stopped) = oneshot::channel();
@@ -68,7 +85,7 @@ impl TestDaemon {
             daemon.run(async { drop(stopped.await) }).await.unwrap();
         });
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-        Self { address: address.to_string(), clock, table, channel, reload, stop: Some(stop), run }
+        Self { address: address.to_string(), clock, table, channel, endpoints, reload, stop: Some(stop), run }
     }
 
     pub(crate) fn connections(&self) -> ConnectionServiceClient<Channel> {
@@ -165,12 +182,15 @@ impl TestDaemon {
     }
 }
 
+/// Where a daemon of a test listens where nothing else is said.
+const LOOPBACK: &str = "[\"tcp://127.0.0.1:0\"]";
+
 /// A configuration with this text; `listen.api` is set here. Files that it names are named in full.
-fn load(text: &str) -> Config {
+fn load(api: &str, text: &str) -> Config {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("test.toml");
     std::fs::write(&file, text).unwrap();
-    let set = ["listen.api=[\"tcp://127.0.0.1:0\"]".to_owned()];
+    let set = [format!("listen.api={api}")];
     Config::load(Some(&file), std::iter::empty(), &set).unwrap()
 }
 

@@ -15,7 +15,10 @@ use tls_sessiond::{
     client_hello::{FirstFlight, Progress},
     clock::{Clock, ManualClock, Timestamp},
     config::Config,
-    connection::{ConnectionId, EngineKind, Error, Input, Output, Plan, Shutdown, State, Table, table::Most},
+    connection::{
+        ConnectionId, EngineKind, Error, Input, Output, Plan, Shutdown, State, Table,
+        table::{Most, Wanted},
+    },
     context::Registry,
     session::{Role, SessionId, Version},
 };
@@ -294,9 +297,11 @@ impl World {
         };
         let id = self.object(role, slot).id;
         let before = self.look(id).unwrap();
-        let done = self.table.set_session(id, key.as_ref().map(|key| &key.1), |connection, _| {
-            connection.session().map(|session| session.id().clone())
-        });
+        let done = self.table.set_session(
+            id,
+            key.as_ref().map(|key| Wanted { id: &key.1, within: &|_| true }),
+            |connection, _| connection.session().map(|session| session.id().clone()),
+        );
         let foreign =
             key.as_ref().is_some_and(|key| key.0 != (role == Role::Server) && self.alive.contains(key));
         match done {

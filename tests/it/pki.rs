@@ -28,12 +28,18 @@ impl Authority {
 
     /// For these DNS names and URIs.
     pub(crate) fn leaf(&self, names: &[&str]) -> Leaf {
+        self.sign(names, |_| {})
+    }
+
+    /// The same, changed before it is signed.
+    pub(crate) fn sign(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Leaf {
         let key = KeyPair::generate().unwrap();
         let (uris, dns): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| name.contains("://"));
         let mut params =
             CertificateParams::new(dns.iter().map(|&name| name.to_owned()).collect::<Vec<_>>()).unwrap();
-        params.distinguished_name.push(DnType::CommonName, names[0]);
+        params.distinguished_name.push(DnType::CommonName, names.first().copied().unwrap_or_default());
         params.subject_alt_names.extend(uris.iter().map(|&uri| SanType::URI(uri.try_into().unwrap())));
+        change(&mut params);
         Leaf { chain: params.signed_by(&key, &self.issuer).unwrap().pem(), key: key.serialize_pem() }
     }
 }

@@ -24,8 +24,13 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn start(command: &mut Command) -> Self {
+        Self::logging(command, Stdio::null())
+    }
+
+    /// With its standard error there.
+    pub(crate) fn logging(command: &mut Command, to: impl Into<Stdio>) -> Self {
         let name = name(command);
-        let mut child = spawn(command.stderr(Stdio::null()));
+        let mut child = spawn(command.stderr(to));
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let stdin = child.stdin.take().unwrap();
         Self { name, child, lines, _stdin: stdin }
@@ -44,9 +49,14 @@ impl Process {
         timeout(PATIENCE, find).await.unwrap_or_else(|_| panic!("{} never said `{prefix}`", self.name))
     }
 
+    /// Its id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
     /// Sends a signal.
     pub(crate) async fn signal(&self, name: &str) {
-        let id = self.child.id().expect("it runs").to_string();
+        let id = self.id().to_string();
         let sent = Command::new("kill").args(["-s", name, &id]).status().await.unwrap();
         assert!(sent.success());
     }

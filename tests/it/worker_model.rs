@@ -15,7 +15,9 @@ use tls_sessiond::{
     clock::{Clock, ManualClock, Timestamp},
     config::Config,
     connection::{
-        Alert, ConnectionId, EngineKind, Error, Plan, Shutdown, State, Table, table::Most, worker::Put,
+        Alert, ConnectionId, EngineKind, Error, Plan, Shutdown, State, Table,
+        table::{Most, Wanted},
+        worker::Put,
     },
     context::Registry,
     session::{Format, Role, Secret, SessionId, Terms, Version, cache::Miss},
@@ -158,7 +160,8 @@ impl World {
             idle_timeout: Some(Duration::from_secs(86_400)),
         };
         let named = session.map(|id| self.session_id(id));
-        let id = self.table.create(plan, named.as_ref(), |connection, _| connection.id()).unwrap();
+        let named = named.as_ref().map(|id| Wanted { id, within: &|_| true });
+        let id = self.table.create(plan, named, |connection, _| connection.id()).unwrap();
         self.ids[slot] = Some(id);
         self.models[slot] = Model::default();
         if session.is_some() {
@@ -222,7 +225,11 @@ impl World {
             Op::SetSession(slot, session) => {
                 let id = self.connection(slot);
                 let named = session.map(|id| self.session_id(id));
-                let done = self.table.set_session(id, named.as_ref(), |_, _| ());
+                let done = self.table.set_session(
+                    id,
+                    named.as_ref().map(|id| Wanted { id, within: &|_| true }),
+                    |_, _| (),
+                );
                 if self.models[slot].phase == Phase::Failed {
                     assert!(matches!(done, Err(Error::Failed(_))));
                 } else {

@@ -9,9 +9,13 @@ use std::{
 };
 
 use http::{HeaderMap, Request, Response};
-use hyper::{body::Incoming, service::Service};
+use hyper::service::Service;
 use tokio::time::Instant;
-use tonic::{Status, body::Body, codegen::BoxFuture};
+use tonic::{
+    Status,
+    body::Body,
+    codegen::{BoxFuture, Bytes, StdError},
+};
 
 use super::{
     http::Services,
@@ -23,18 +27,27 @@ use super::{
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline(pub(super) Instant);
 
+/// The body of a request: off a socket, or made in this process.
+pub(super) trait Incoming:
+    hyper::body::Body<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static
+{
+}
+
+impl<B: hyper::body::Body<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static> Incoming for B {}
+
 /// Stands before the services of one HTTP/2 connection.
+#[derive(Clone)]
 pub(super) struct Edge {
     pub(super) services: Services,
     pub(super) peer: Peer,
 }
 
-impl Service<Request<Incoming>> for Edge {
+impl<B: Incoming> Service<Request<B>> for Edge {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Answer;
 
-    fn call(&self, mut request: Request<Incoming>) -> Answer {
+    fn call(&self, mut request: Request<B>) -> Answer {
         let arrived = Instant::now();
         if let Some(deadline) = timeout(request.headers()).and_then(|timeout| arrived.checked_add(timeout)) {
             // A call that cannot be answered in time is not begun. tonic would let it run, and answer CANCELLED.
@@ -49,7 +62,7 @@ impl Service<Request<Incoming>> for Edge {
 }
 
 /// The answer of a service, with details where it is a refusal.
-pub(super) struct Answer(BoxFuture<Response<Body>, Infallible>);
+pub struct Answer(BoxFuture<Response<Body>, Infallible>);
 
 impl Future for Answer {
     type Output = Result<Response<Body>, Infallible>;

@@ -6,7 +6,7 @@
 use std::{convert::Infallible, pin::pin, time::Duration};
 
 use http::{Request, Response};
-use hyper::{body::Incoming, server::conn::http2};
+use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::time::sleep;
 use tonic::{body::Body, codegen::BoxFuture, codegen::Service, service::Routes};
@@ -14,7 +14,7 @@ use tonic::{body::Body, codegen::BoxFuture, codegen::Service, service::Routes};
 use super::{
     connections::Connections,
     contexts::Contexts,
-    edge::Edge,
+    edge::{Edge, Incoming},
     listen::{Accepted, Signals},
     sessions::Sessions,
     workers::Workers,
@@ -58,7 +58,7 @@ pub(super) struct Services {
 }
 
 impl Services {
-    pub(super) fn call(&self, request: Request<Incoming>) -> BoxFuture<Response<Body>, Infallible> {
+    pub(super) fn call(&self, request: Request<impl Incoming>) -> BoxFuture<Response<Body>, Infallible> {
         let path = request.uri().path();
         let service =
             path.strip_prefix('/').and_then(|path| path.split_once('/')).map(|(service, _)| service);
@@ -94,6 +94,10 @@ impl Http {
             .max_header_list_size(HEADERS_MAX)
             .max_pending_accept_reset_streams(PENDING_RESETS_MAX);
         Self { services, protocol }
+    }
+
+    pub(super) fn services(&self) -> Services {
+        self.services.clone()
     }
 
     /// Serves one connection: until its peer ends it, until its last call has ended once `signals.draining` is cancelled,

@@ -5,6 +5,7 @@
 //! * `lanes`: one thread for each core
 //! * `http`, `socket`: one HTTP/2 connection, and the bytes under it
 //! * `edge`: what every call passes
+//! * [`local`]: calls from this process
 //! * `connections`, `sessions`, `contexts`, `workers`: one file for each service
 //! * `drive`, `attach`, `watch`: one for each stream
 //! * `revoke`, `explain`: who resumes no more, and why not
@@ -38,6 +39,7 @@ mod explain;
 mod http;
 mod lanes;
 pub mod listen;
+pub mod local;
 mod page;
 mod request_ids;
 mod revoke;
@@ -52,6 +54,7 @@ use contexts::Contexts;
 use http::{Http, Services};
 use lanes::Lanes;
 use listen::{Listeners, Signals};
+use local::Local;
 use page::Pages;
 use request_ids::RequestIds;
 use sessions::Sessions;
@@ -162,6 +165,11 @@ impl Api {
     /// What tells whether the daemon serves.
     pub fn health(&self) -> Health {
         self.health.clone()
+    }
+
+    /// Answers calls of this process, as calls of `owner`: no socket is needed for it.
+    pub fn local(&self, owner: &str) -> Local {
+        Local::new(self.http.services(), owner)
     }
 
     /// Serves on one thread for each core until `signals.draining` is cancelled and the last call has ended, or

@@ -11,7 +11,11 @@
 //! * `revoke`, `explain`: who resumes no more, and why not
 //! * `convert`, `page`, `request_ids`: messages, lists, repeated requests
 
-use std::{num::NonZeroUsize, sync::Arc, thread};
+use std::{
+    num::NonZeroUsize,
+    sync::{Arc, LazyLock},
+    thread,
+};
 
 use tokio_stream::StreamExt;
 use tonic::service::Routes;
@@ -70,6 +74,21 @@ const HEALTH_NAMES: [&str; 5] = [
     context_service_server::SERVICE_NAME,
     worker_service_server::SERVICE_NAME,
 ];
+
+/// Reading the descriptors takes longer than all else that a daemon does at its start, and a test makes hundreds.
+static REFLECTION: LazyLock<Routes> = LazyLock::new(|| {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+    };
+    Routes::default()
+        .add_service(reflection().build_v1().expect("the descriptors are built in, and a test reads them"))
+        .add_service(
+            reflection().build_v1alpha().expect("the descriptors are built in, and a test reads them"),
+        )
+});
 
 /// All services, ready to be served.
 pub struct Api {
@@ -139,12 +158,6 @@ impl Api {
             sessions: Arc::clone(&sessions),
             draining: signals.draining.clone(),
         };
-        let reflection = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-        };
         let contexts = Contexts { started: table.now(), table };
         let services = Services {
             connections: ConnectionServiceServer::from_arc(connections)
@@ -153,11 +166,7 @@ impl Api {
             contexts: ContextServiceServer::new(contexts).max_decoding_message_size(limits.message),
             workers: WorkerServiceServer::new(workers)
                 .max_decoding_message_size(limits.message.min(BATCH_BYTES_MAX)),
-            others: Routes::default()
-                .add_service(health)
-                .add_service(reflection().build_v1().expect("the descriptors are valid"))
-                .add_service(reflection().build_v1alpha().expect("the descriptors are valid"))
-                .prepare(),
+            others: REFLECTION.clone().add_service(health).prepare(),
         };
         Ok(Self { http: Http::new(services, limits.streams), health: Health(reporter) })
     }

@@ -17,7 +17,12 @@ use tokio_stream::Stream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Status, Streaming};
 
-use super::{connections::Connections, convert, sessions::Sessions, status::Refusal};
+use super::{
+    connections::Connections,
+    convert,
+    sessions::Sessions,
+    status::{Refusal, described},
+};
 use crate::{
     connection::{ConnectionId, Table},
     proto::{self as pb, answer::Result as Answered, call::Method},
@@ -295,7 +300,7 @@ impl Stream for Attach {
                 }
                 Some(Err(status)) => {
                     this.phase = Phase::Ending(None);
-                    return Poll::Ready(Some(Err(status)));
+                    return Poll::Ready(Some(Err(described(status.code(), status.message()))));
                 }
                 None => this.phase = Phase::Ending(None),
             }

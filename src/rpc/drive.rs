@@ -20,7 +20,7 @@ use tonic::{Status, Streaming};
 use super::{
     connections::{Opener, within_limit},
     convert,
-    status::Refusal,
+    status::{Refusal, described},
 };
 use crate::{
     connection::{
@@ -236,7 +236,7 @@ impl Stream for Drive {
                 }
                 Some(Err(status)) => {
                     this.phase = Phase::Ending(None);
-                    return Poll::Ready(Some(Err(status)));
+                    return Poll::Ready(Some(Err(described(status.code(), status.message()))));
                 }
                 None => this.phase = Phase::Ending(None),
             }

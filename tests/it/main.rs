@@ -11,6 +11,7 @@ mod closing;
 mod command;
 mod documents;
 mod foreign_client;
+mod fuzzed;
 mod harness;
 mod incidents;
 mod interop;

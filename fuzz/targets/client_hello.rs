@@ -1,17 +1,27 @@
 //! The reader of first flights: the same answer however the flight is cut, as much memory as came, and the same offer as
-//! tls-parser and rustls read.
+//! tls-parser and rustls read; rustls asks for no session that was not read.
 //!
 //! ```text
 //! input: a byte of flags, a byte that the pieces come from, a byte that the records come from, then
 //!   RAW      the flight as it comes over the wire
 //!   else     the body of a ClientHello, which gets its header and its records here
+//!   OLD      rustls is asked as a server for TLS 1.2 alone
 //! ```
 
-use rustls::server::Acceptor;
+use std::sync::{Arc, LazyLock, Mutex};
+
+use rustls::{
+    ServerConfig,
+    crypto::aws_lc_rs,
+    pki_types::PrivateKeyDer,
+    server::{Acceptor, StoresServerSessions},
+    version::{TLS12, TLS13},
+};
 use tls_parser::{TlsExtension, TlsMessage, TlsMessageHandshake, parse_tls_client_hello_extensions};
 use tls_sessiond::client_hello::{FirstFlight, IDENTITIES_MAX, Offer, Progress, SESSION_ID_MAX};
 
 const RAW: u8 = 1;
+const OLD: u8 = 2;
 
 pub(crate) fn run(data: &[u8]) {
     let &[flags, pieces, records, ref rest @ ..] = data else { return };
@@ -21,7 +31,7 @@ pub(crate) fn run(data: &[u8]) {
     let answer = reader.push(&flight);
     assert_eq!(reader.into_bytes(), flight, "every byte is kept, and no other");
     in_pieces(&flight, pieces, &answer);
-    let taken = engine(&flight, &answer);
+    let taken = engine(&flight, &answer, flags & OLD != 0);
     if let Progress::Whole(offer) = &answer {
         assert!(offer.identities.len() <= IDENTITIES_MAX);
         let ids = offer.identities.iter().chain(&offer.session_id);
@@ -147,9 +157,9 @@ fn second_parser(flight: &[u8], read: &Offer) {
     }
 }
 
-/// What rustls takes must be what was read: the name decides which sessions are looked for. Tells whether
-/// it takes it.
-fn engine(flight: &[u8], answer: &Progress) -> bool {
+/// What rustls takes must be what was read: the name and what it asks its storage for decide which session is resumed, and
+/// the storage has nothing but what was read before. Tells whether it takes it.
+fn engine(flight: &[u8], answer: &Progress, old: bool) -> bool {
     let mut acceptor = Acceptor::default();
     let mut rest = flight;
     while !rest.is_empty() {
@@ -162,10 +172,78 @@ fn engine(flight: &[u8], answer: &Progress) -> bool {
                 let Progress::Whole(offer) = answer else { panic!("rustls has a whole ClientHello") };
                 let name = accepted.client_hello().server_name().unwrap_or_default().to_lowercase();
                 assert_eq!(offer.server_name, name, "rustls reads another name");
+                // It takes what it asks for, or refuses the hello after it asked.
+                let asked = Arc::new(Asked::default());
+                let _ = accepted.into_connection(server(Arc::clone(&asked), old));
+                asked.was_read(offer, old);
                 return true;
             }
             Err(_) => return false,
         }
     }
     false
+}
+
+/// A session storage that has nothing, and remembers what it was asked for.
+#[derive(Debug, Default)]
+struct Asked(Mutex<Vec<(Version, Vec<u8>)>>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    Tls12,
+    Tls13,
+}
+
+impl Asked {
+    fn was_read(&self, offer: &Offer, old: bool) {
+        for (version, id) in self.0.lock().expect("nobody panics with it").iter() {
+            let read = match version {
+                Version::Tls12 => offer.session_id.as_slice(),
+                Version::Tls13 => offer.identities.as_slice(),
+            };
+            assert_eq!(*version == Version::Tls13, offer.tls13 && !old, "rustls speaks another version");
+            let ours = (1..=SESSION_ID_MAX).contains(&id.len()) && read.len() < IDENTITIES_MAX;
+            assert!(!ours || read.contains(id), "rustls asks for {id:?}, which was not read");
+        }
+    }
+}
+
+impl StoresServerSessions for Asked {
+    fn put(&self, _: Vec<u8>, _: Vec<u8>) -> bool {
+        false
+    }
+
+    fn get(&self, id: &[u8]) -> Option<Vec<u8>> {
+        self.0.lock().expect("nobody panics with it").push((Version::Tls12, id.to_vec()));
+        None
+    }
+
+    fn take(&self, identity: &[u8]) -> Option<Vec<u8>> {
+        self.0.lock().expect("nobody panics with it").push((Version::Tls13, identity.to_vec()));
+        None
+    }
+
+    fn can_cache(&self) -> bool {
+        true
+    }
+}
+
+/// A server as the daemon makes them, for both versions or for the old one.
+fn server(asked: Arc<Asked>, old: bool) -> Arc<ServerConfig> {
+    static SERVERS: LazyLock<[ServerConfig; 2]> = LazyLock::new(|| {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("keys can be made");
+        let (chain, key) = (vec![made.cert.der().clone()], made.signing_key.serialize_der());
+        [&[&TLS12, &TLS13][..], &[&TLS12]].map(|versions| {
+            let key = PrivateKeyDer::Pkcs8(key.clone().into());
+            ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+                .with_protocol_versions(versions)
+                .expect("the provider has them")
+                .with_no_client_auth()
+                .with_single_cert(chain.clone(), key)
+                .expect("the key is the certificate's")
+        })
+    });
+    let mut config = SERVERS[usize::from(old)].clone();
+    config.session_storage = asked;
+    Arc::new(config)
 }

@@ -62,15 +62,25 @@ fn valid(config: &Config, again: &Config) {
     }
 }
 
-/// Where nothing but the file can be at fault, the error tells the line.
+/// Where nothing but the file can be at fault, the error tells the line, and the key or one of its parents stands there.
 fn located(error: &ConfigError, file: &Path, text: &[u8], alone: bool) {
     let message = error.to_string();
     assert!(!message.is_empty());
-    if !alone || std::str::from_utf8(text).is_err() {
+    let Ok(text) = std::str::from_utf8(text) else { return };
+    if !alone {
         return;
     }
-    let rest = message.strip_prefix(&format!("{}:", file.display()));
-    let line = rest.and_then(|rest| rest.split(':').next()).and_then(|line| line.parse::<usize>().ok());
-    let lines = 1 + text.iter().filter(|&&byte| byte == b'\n').count();
-    assert!(line.is_some_and(|line| (1..=lines).contains(&line)), "no line of the file: {message}");
+    let place = message.strip_prefix(&format!("{}:", file.display())).and_then(|rest| rest.split_once(": "));
+    let Some((line, what)) = place else { panic!("no line of the file: {message}") };
+    let lines: Vec<_> = text.split('\n').collect();
+    let line = line.parse::<usize>().ok().and_then(|line| lines.get(line.checked_sub(1)?));
+    let Some(line) = line else { panic!("not a line of the file: {message}") };
+    // An item of a list may stand on a line of its own, and a key may be written with escapes.
+    let part = |c: char| c.is_ascii_alphanumeric() || "_.[]-".contains(c);
+    let key =
+        what.split(": ").next().filter(|key| key.chars().all(part) && !key.is_empty() && !key.ends_with(']'));
+    if let Some(key) = key.filter(|_| !text.contains('\\')) {
+        let mut parts = key.split('.').map(|part| part.split('[').next().unwrap_or(part));
+        assert!(parts.any(|part| line.contains(part)), "`{line}` has nothing of that key: {message}");
+    }
 }

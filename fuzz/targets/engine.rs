@@ -14,8 +14,8 @@ use std::{
 
 use tls_sessiond::{
     clock::{Clock, ManualClock, Timestamp},
-    config::Config,
-    connection::{ConnectionId, EngineKind, Error, Input, Output, Plan, Shutdown, State, Table},
+    config::{ClosePolicy, Config},
+    connection::{ConnectionId, EngineKind, Error, Evidence, Input, Output, Plan, Shutdown, State, Table},
     context::Registry,
     session::{Role, SessionId},
 };
@@ -136,6 +136,7 @@ impl Side {
 struct Seen {
     state: State,
     flags: Shutdown,
+    /// The sessions that it has are lost if it ends now: said here once more, and not asked of the connection.
     open: bool,
     attached: Option<SessionId>,
 }
@@ -256,11 +257,18 @@ impl World {
 
     fn look(&self, id: ConnectionId) -> Seen {
         self.table
-            .look(id, |connection, _| Seen {
-                state: connection.state(),
-                flags: connection.shutdown_flags(),
-                open: connection.is_open(),
-                attached: connection.session().map(|session| session.id().clone()),
+            .look(id, |connection, _| {
+                let closed = match connection.context().close_policy {
+                    ClosePolicy::Flag => connection.shutdown_flags().sent,
+                    ClosePolicy::Written => connection.evidence() == Evidence::Written,
+                    ClosePolicy::ErrorsOnly => true,
+                };
+                Seen {
+                    state: connection.state(),
+                    flags: connection.shutdown_flags(),
+                    open: connection.state() == State::Established && !closed,
+                    attached: connection.session().map(|session| session.id().clone()),
+                }
             })
             .expect("it was not freed")
     }
@@ -314,10 +322,10 @@ impl World {
         }
         let failed = after.state == State::Failed;
         assert!(failed || (output.alert.is_none() && output.removed.is_empty()), "an alert ends it");
-        if failed && output.alert.is_some_and(|alert| alert.received) {
-            assert!(!after.open);
+        // A connection that fails while it is open, by a word of either side or without one, takes along what it has.
+        if failed && (before.open || output.alert.is_some_and(|alert| alert.received)) {
+            self.bad.extend(before.attached.clone().map(|id| (place.0, id)));
         }
-        // What came in an alert, or goes out in one, was lost with it.
         self.bad.extend(output.removed.iter().map(|removed| (place.0, removed.id.clone())));
         let object = self.objects.get_mut(&place).expect("it was used");
         object.heard.extend_from_slice(&output.plaintext);

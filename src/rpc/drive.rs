@@ -21,7 +21,7 @@ use super::{
     access::{Caller, Roles},
     connections::{Opener, within_limit},
     convert,
-    status::Refusal,
+    status::{Refusal, described},
 };
 use crate::{
     connection::{
@@ -246,7 +246,7 @@ impl Stream for Drive {
                 }
                 Some(Err(status)) => {
                     this.phase = Phase::Ending(None);
-                    return Poll::Ready(Some(Err(status)));
+                    return Poll::Ready(Some(Err(described(status.code(), status.message()))));
                 }
                 None => this.phase = Phase::Ending(None),
             }

@@ -14,9 +14,13 @@ use std::{
 };
 
 use http::{HeaderMap, Request, Response};
-use hyper::{body::Incoming, service::Service};
+use hyper::service::Service;
 use tokio::time::{Instant, Sleep, sleep};
-use tonic::{Status, body::Body, codegen::BoxFuture};
+use tonic::{
+    Status,
+    body::Body,
+    codegen::{BoxFuture, Bytes, StdError},
+};
 
 use super::{
     access::Caller,
@@ -62,8 +66,16 @@ impl Drop for Admitted {
         self.0.calls.fetch_sub(1, Ordering::Relaxed);
     }
 }
+/// The body of a request: off a socket, or made in this process.
+pub(super) trait Incoming:
+    hyper::body::Body<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static
+{
+}
+
+impl<B: hyper::body::Body<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static> Incoming for B {}
 
 /// Stands before the services of one HTTP/2 connection.
+#[derive(Clone)]
 pub(super) struct Edge {
     pub(super) services: Services,
     pub(super) caller: Arc<Caller>,
@@ -77,12 +89,12 @@ impl Edge {
     }
 }
 
-impl Service<Request<Incoming>> for Edge {
+impl<B: Incoming> Service<Request<B>> for Edge {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Answer;
 
-    fn call(&self, mut request: Request<Incoming>) -> Answer {
+    fn call(&self, mut request: Request<B>) -> Answer {
         let arrived = Instant::now();
         let admitted = match self.admit(request.uri().path()) {
             Ok(admitted) => admitted,
@@ -105,7 +117,7 @@ impl Service<Request<Incoming>> for Edge {
 
 /// The answer of a service, with details where it is a refusal. Counts as a call in flight until it begins; a stream has
 /// a limit of its own.
-pub(super) struct Answer {
+pub struct Answer {
     answer: BoxFuture<Response<Body>, Infallible>,
     /// Ready when the call should have arrived; none while nobody had to wait.
     late: Option<Pin<Box<Sleep>>>,

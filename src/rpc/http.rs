@@ -6,7 +6,7 @@
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use http::{Request, Response};
-use hyper::{body::Incoming, server::conn::http2};
+use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncWrite, BufReader},
@@ -18,7 +18,7 @@ use super::{
     access::{Access, Caller, Peer},
     connections::Connections,
     contexts::Contexts,
-    edge::{Edge, Load},
+    edge::{Edge, Incoming, Load},
     listen::{Accepted, Known, Signals},
     sessions::Sessions,
     tls::Acceptor,
@@ -65,7 +65,7 @@ pub(super) struct Services {
 }
 
 impl Services {
-    pub(super) fn call(&self, request: Request<Incoming>) -> BoxFuture<Response<Body>, Infallible> {
+    pub(super) fn call(&self, request: Request<impl Incoming>) -> BoxFuture<Response<Body>, Infallible> {
         let path = request.uri().path();
         let service =
             path.strip_prefix('/').and_then(|path| path.split_once('/')).map(|(service, _)| service);
@@ -116,6 +116,15 @@ impl Http {
         Self { services, gate, protocol }
     }
 
+    /// What the calls of one caller pass.
+    pub(super) fn edge(&self, peer: Peer) -> Edge {
+        Edge {
+            services: self.services.clone(),
+            caller: Arc::new(Caller::new(peer, &self.gate.access)),
+            load: Arc::clone(&self.gate.load),
+        }
+    }
+
     /// Serves one connection: until its peer ends it, until its last call has ended once `signals.draining` is cancelled,
     /// or until `signals.kill` is.
     pub(super) async fn serve(self, accepted: Accepted, signals: Signals) {
@@ -164,8 +173,7 @@ impl Http {
     where
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let caller = Arc::new(Caller::new(peer, &self.gate.access));
-        let edge = Edge { services: self.services, caller, load: self.gate.load };
+        let edge = self.edge(peer);
         let mut connection = pin!(self.protocol.serve_connection(TokioIo::new(socket), edge));
         let ended = tokio::select! {
             ended = &mut connection => ended,

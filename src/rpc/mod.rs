@@ -8,12 +8,17 @@
 //! * `lanes`: one thread for each core
 //! * `http`, `socket`: one HTTP/2 connection, and the bytes under it
 //! * `edge`: what every call passes
+//! * [`local`]: calls from this process
 //! * `connections`, `sessions`, `contexts`, `workers`: one file for each service
 //! * `drive`, `attach`, `watch`: one for each stream
 //! * `revoke`, `explain`: who resumes no more, and why not
 //! * `convert`, `page`, `request_ids`: messages, lists, repeated requests
 
-use std::{num::NonZeroUsize, sync::Arc, thread};
+use std::{
+    num::NonZeroUsize,
+    sync::{Arc, LazyLock},
+    thread,
+};
 
 use tokio_stream::StreamExt;
 use tonic::service::Routes;
@@ -42,6 +47,7 @@ mod explain;
 mod http;
 mod lanes;
 pub mod listen;
+pub mod local;
 mod misses;
 mod page;
 mod request_ids;
@@ -60,6 +66,7 @@ use edge::Load;
 use http::{Gate, Http, Services};
 use lanes::Lanes;
 use listen::{Listeners, Signals};
+use local::Local;
 use misses::Misses;
 use page::Pages;
 use request_ids::RequestIds;
@@ -77,6 +84,21 @@ const HEALTH_NAMES: [&str; 5] = [
     context_service_server::SERVICE_NAME,
     worker_service_server::SERVICE_NAME,
 ];
+
+/// Reading the descriptors takes longer than all else that a daemon does at its start, and a test makes hundreds.
+static REFLECTION: LazyLock<Routes> = LazyLock::new(|| {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+    };
+    Routes::default()
+        .add_service(reflection().build_v1().expect("the descriptors are built in, and a test reads them"))
+        .add_service(
+            reflection().build_v1alpha().expect("the descriptors are built in, and a test reads them"),
+        )
+});
 
 /// All services, ready to be served.
 pub struct Api {
@@ -165,12 +187,6 @@ impl Api {
             sessions: Arc::clone(&sessions),
             draining: signals.draining.clone(),
         };
-        let reflection = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-        };
         let contexts = Contexts { started: table.now(), table };
         let services = Services {
             connections: ConnectionServiceServer::from_arc(connections)
@@ -179,11 +195,7 @@ impl Api {
             contexts: ContextServiceServer::new(contexts).max_decoding_message_size(limits.message),
             workers: WorkerServiceServer::new(workers)
                 .max_decoding_message_size(limits.message.min(BATCH_BYTES_MAX)),
-            others: Routes::default()
-                .add_service(health)
-                .add_service(reflection().build_v1().expect("the descriptors are valid"))
-                .add_service(reflection().build_v1alpha().expect("the descriptors are valid"))
-                .prepare(),
+            others: REFLECTION.clone().add_service(health).prepare(),
         };
         let http = Http::new(services, gate, limits.streams);
         Ok(Self { http, sockets_max: limits.sockets, health: Health(reporter) })
@@ -192,6 +204,11 @@ impl Api {
     /// What tells whether the daemon serves.
     pub fn health(&self) -> Health {
         self.health.clone()
+    }
+
+    /// Answers calls of this process, as calls of `owner`: no socket is needed for it.
+    pub fn local(&self, owner: &str) -> Local {
+        Local::new(&self.http, owner)
     }
 
     /// Serves on one thread for each core until `signals.draining` is cancelled and the last call has ended, or

@@ -14,6 +14,7 @@ mod command;
 mod documents;
 mod doors;
 mod foreign_client;
+mod fuzzed;
 mod hammer;
 mod harness;
 mod hit_ratio;

@@ -547,3 +547,21 @@ async fn unknown_method_and_malformed_message_have_reasons_too() {
     refused("malformed", answer, Code::Internal, "MESSAGE_MALFORMED", None);
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn malformed_message_on_a_stream_has_a_reason_too() {
+    let daemon = TestDaemon::start().await;
+    // Field 1, which is a message with both, sent as a number.
+    let wrong = pb::LookupSessionResponse { found: true, ..Default::default() };
+    for path in ["/tls.sessiond.v1.ConnectionService/Drive", "/tls.sessiond.v1.WorkerService/Attach"] {
+        let mut client = tonic::client::Grpc::new(daemon.channel.clone());
+        client.ready().await.unwrap();
+        let codec = tonic_prost::ProstCodec::<pb::LookupSessionResponse, pb::NewResponse>::default();
+        let requests = Request::new(tokio_stream::iter([wrong.clone()]));
+        let mut answers =
+            client.streaming(requests, path.parse().unwrap(), codec).await.unwrap().into_inner();
+        let answer = answers.message().await;
+        refused(path, answer, Code::Internal, "MESSAGE_MALFORMED", None);
+    }
+    daemon.stop().await;
+}

@@ -2,10 +2,7 @@
 //!
 //! Rules of imports and words are for the code that ships: comments, texts and test modules are blanked out first.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 /// The rooms from left to right: each imports only rooms to its right, and the leaves.
 const ARROW: [&str; 8] = ["main", "cli", "daemon", "rpc", "connection", "context", "session", "store"];
@@ -338,7 +335,7 @@ fn nothing_is_left_for_later() {
     let code = [["dbg", "!"].concat(), ["#[", "ignore"].concat()];
     let mut broken = Vec::new();
     let mut sources = Vec::new();
-    for folder in ["src", "tests", "benches", "examples"] {
+    for folder in ["src", "tests", "benches", "examples", "fuzz/src", "fuzz/targets"] {
         sources.extend(files(folder, "rs"));
     }
     sources.push(("build.rs".into(), fs::read_to_string(root().join("build.rs")).unwrap()));
@@ -361,22 +358,23 @@ fn nothing_is_left_for_later() {
 
 #[test]
 fn every_dependency_says_what_it_is_for() {
-    let path: PathBuf = root().join("Cargo.toml");
-    let text = fs::read_to_string(path).unwrap();
     let mut broken = Vec::new();
-    let (mut inside, mut above, mut seen) = (false, "", 0);
-    for (place, line) in text.lines().enumerate() {
-        if line.starts_with('[') {
-            inside = line.trim_matches(['[', ']']).ends_with("dependencies");
-        } else if inside && line.starts_with(|c: char| c.is_ascii_alphabetic()) && line.contains('=') {
-            seen += 1;
-            if !above.starts_with('#') {
-                broken.push(format!("Cargo.toml:{}: {line}", place + 1));
+    for (path, least) in [("Cargo.toml", 21), ("fuzz/Cargo.toml", 5)] {
+        let text = fs::read_to_string(root().join(path)).unwrap();
+        let (mut inside, mut above, mut seen) = (false, "", 0);
+        for (place, line) in text.lines().enumerate() {
+            if line.starts_with('[') {
+                inside = line.trim_matches(['[', ']']).ends_with("dependencies");
+            } else if inside && line.starts_with(|c: char| c.is_ascii_alphabetic()) && line.contains('=') {
+                seen += 1;
+                if !above.starts_with('#') {
+                    broken.push(format!("{path}:{}: {line}", place + 1));
+                }
             }
+            above = line;
         }
-        above = line;
+        assert!(seen >= least, "the dependencies of {path} were not found");
     }
-    assert!(seen > 20, "the dependencies were not found");
     report("every dependency has a comment above it that says why", broken);
 }
 

@@ -568,6 +568,7 @@ async fn batch_of_millions_of_empty_calls_is_refused_before_it_is_read() {
     let mut stream = Stream::attach(&daemon).await;
     stream.send(vec![pb::Call::default(); 1 << 20 | 1]).await;
     let refused = stream.answers.message().await.unwrap_err();
-    assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
+    let told = (refused.code(), reason(&refused));
+    assert_eq!(told, (Code::ResourceExhausted, "MESSAGE_TOO_LARGE".into()), "{refused:?}");
     daemon.stop().await;
 }

@@ -1,0 +1,519 @@
+//! Connections of both roles that speak with each other over a wire that the fuzzer holds: it cuts, changes, repeats and
+//! swaps what is on its way, and calls everything that a worker may call in between.
+//!
+//! ```text
+//! input: steps, of a byte that says what, a byte that says to whom, and what the step needs; see `World::step`
+//! ```
+
+use std::{
+    cell::OnceCell,
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tls_sessiond::{
+    clock::{Clock, ManualClock, Timestamp},
+    config::{ClosePolicy, Config},
+    connection::{
+        ConnectionId, EngineKind, Error, Evidence, Input, Output, Plan, Shutdown, State, Table,
+        table::{Most, Wanted},
+    },
+    context::Registry,
+    session::{Role, SessionId},
+};
+
+use super::choices::Choices;
+use crate::pki;
+
+/// Pairs of a client and a server.
+const PAIRS: usize = 3;
+const CONNECTIONS_MAX: usize = 2 * PAIRS;
+const STEPS_MAX: usize = 200;
+/// What is on its way to one side, and what is remembered to be said again.
+const WIRE_MAX: usize = 64 << 10;
+const RECORDED_MAX: usize = 24;
+/// What a step may say beyond what it was given: a flight with its tickets.
+const FLIGHT_MAX: usize = 16 << 10;
+/// What of a record may have come before.
+const RECORD_MAX: usize = 16_384;
+const CONTEXTS: [(&str, &str); 6] = [
+    ("any", "client_sessions = \"shared\""),
+    ("old", "versions = [\"1.2\"]\nsession_id_context = \"any\""),
+    ("new", "versions = [\"1.3\"]\nsession_id_context = \"any\"\ntickets = 16"),
+    (
+        "written",
+        "close_policy = \"written\"\noptions = [\"ignore-unexpected-eof\"]\nalpn = [\"h2\", \"http/1.1\"]",
+    ),
+    ("quiet", "close_policy = \"errors-only\"\noptions = [\"quiet-shutdown\"]\ncache_entries_max = 2"),
+    (
+        "asks",
+        "client_auth = \"request\"\nclient_certificates = [{ certificate = \"tls.crt\", key = \"tls.key\" }]\n\
+         options = [\"no-session-cache\"]\nclient_sessions = \"explicit\"",
+    ),
+];
+
+thread_local! {
+    static CONFIG: OnceCell<(Config, Timestamp, tempfile::TempDir)> = const { OnceCell::new() };
+}
+
+pub(crate) fn run(data: &[u8]) {
+    CONFIG.with(|config| {
+        let (config, now, _) = config.get_or_init(configuration);
+        let mut world = World::new(config, *now);
+        let mut choices = Choices(data);
+        for _ in 0..STEPS_MAX {
+            if choices.is_empty() {
+                break;
+            }
+            world.step(&mut choices);
+            world.check();
+        }
+    });
+}
+
+fn configuration() -> (Config, Timestamp, tempfile::TempDir) {
+    let folder = tempfile::tempdir().expect("a folder for certificates");
+    pki::localhost(folder.path());
+    let mut text = String::new();
+    for (name, keys) in CONTEXTS {
+        text += &format!(
+            "[[context]]\nname = \"{name}\"\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\nca = \"ca.pem\"\n\
+             key_exchange = [\"X25519\"]\n{keys}\n"
+        );
+    }
+    let file = folder.path().join("fuzz.toml");
+    std::fs::write(&file, text).expect("the file can be written");
+    let config = Config::load(Some(&file), std::iter::empty(), &[]).expect("it is valid");
+    (config, Clock::System.now(), folder)
+}
+
+/// One connection object, and what the wire holds for it.
+struct Object {
+    id: ConnectionId,
+    context: usize,
+    inbox: Vec<u8>,
+    /// Application data of this handshake: what came, and which entry of `World::said` goes.
+    heard: Vec<u8>,
+    speech: usize,
+}
+
+struct World {
+    clock: ManualClock,
+    registry: Arc<Registry>,
+    table: Table,
+    objects: HashMap<(Side, usize), Object>,
+    /// What has been on the wire.
+    recorded: Vec<Vec<u8>>,
+    /// The application data of every handshake.
+    said: Vec<Vec<u8>>,
+    /// Sessions that were seen, oldest first, and those that were bad.
+    known: Vec<(Side, SessionId)>,
+    bad: HashSet<(Side, SessionId)>,
+}
+
+/// A role that can be a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Side {
+    Client,
+    Server,
+}
+
+impl Side {
+    fn role(self) -> Role {
+        match self {
+            Self::Client => Role::Client,
+            Self::Server => Role::Server,
+        }
+    }
+
+    fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Server,
+            Self::Server => Self::Client,
+        }
+    }
+}
+
+/// What a connection looks like from outside.
+struct Seen {
+    state: State,
+    flags: Shutdown,
+    /// The sessions that it has are lost if it ends now: said here once more, and not asked of the connection.
+    open: bool,
+    attached: Option<SessionId>,
+}
+
+impl World {
+    fn new(config: &Config, now: Timestamp) -> Self {
+        let clock = ManualClock::starting(now);
+        let registry = Arc::new(Registry::build(config).expect("the files are there"));
+        let table =
+            Table::new(Arc::clone(&registry), Clock::Manual(clock.clone()), Most::all(CONNECTIONS_MAX));
+        Self {
+            clock,
+            registry,
+            table,
+            objects: HashMap::new(),
+            recorded: Vec::new(),
+            said: vec![Vec::new()],
+            known: Vec::new(),
+            bad: HashSet::new(),
+        }
+    }
+
+    fn step(&mut self, choices: &mut Choices<'_>) {
+        let (what, whom) = (choices.byte(), choices.byte());
+        let side = if whom & 1 == 0 { Side::Client } else { Side::Server };
+        let place = (side, usize::from(whom >> 1) % PAIRS);
+        let context = usize::from(whom >> 3) % CONTEXTS.len();
+        match what % 20 {
+            0 => self.open(place, context, choices),
+            1 | 2 => self.settle(place.1, context),
+            3 | 4 => self.exchange(place, usize::MAX, b"", false),
+            5 => {
+                let count = choices.below(1024);
+                self.exchange(place, count, b"", false);
+            }
+            6 => self.change(place, choices),
+            7 => self.cut(place, choices),
+            8 => {
+                let bytes = choices.vector().to_vec();
+                self.deliver(place, &bytes);
+            }
+            9 => {
+                let which = choices.below(RECORDED_MAX);
+                if let Some(bytes) = self.recorded.get(which).cloned() {
+                    self.deliver(place, &bytes);
+                }
+            }
+            10 => {
+                let length = choices.below(20_000);
+                self.speak(place, length);
+            }
+            11 => self.shutdown(place),
+            12 => {
+                let flags = choices.byte();
+                self.set_shutdown(place, Shutdown { sent: flags & 1 != 0, received: flags & 2 != 0 });
+            }
+            13 => self.clear(place),
+            14 => self.free(place),
+            15 => {
+                let which = choices.byte();
+                self.set_session(place, which);
+            }
+            16 => {
+                let seconds = choices.below(10_000);
+                self.wait(seconds);
+            }
+            17 => self.exchange(place, usize::MAX, b"", true),
+            18 => {
+                if let Some(object) = self.objects.get_mut(&place) {
+                    object.inbox.clear();
+                }
+            }
+            // What is on its way to one connection reaches another one of its side.
+            _ => {
+                let other = (place.0, choices.below(PAIRS));
+                let taken = self.objects.get_mut(&place).map(|object| std::mem::take(&mut object.inbox));
+                self.deliver(other, &taken.unwrap_or_default());
+            }
+        }
+    }
+
+    fn open(&mut self, place: (Side, usize), context: usize, choices: &mut Choices<'_>) {
+        self.free(place);
+        let session = self.known.get(usize::from(choices.byte())).filter(|(side, _)| *side == place.0);
+        let session = session.map(|(_, id)| id.clone());
+        let plan = Plan {
+            context: Arc::clone(self.registry.get(CONTEXTS[context].0).expect("it is configured")),
+            role: place.0.role(),
+            engine: EngineKind::Daemon,
+            server_name: "localhost".into(),
+            owner: "fuzz".into(),
+            idle_timeout: None,
+        };
+        let session = session.as_ref().map(|id| Wanted { id, within: &|_| true });
+        let id = match self.table.create(plan, session, |connection, _| connection.id()) {
+            Ok(id) => id,
+            Err(Error::SessionOutOfScope) => return,
+            Err(other) => panic!("New: {other}"),
+        };
+        let object = Object { id, context, inbox: Vec::new(), heard: Vec::new(), speech: 0 };
+        self.objects.insert(place, object);
+    }
+
+    /// Makes what is missing of a pair and lets it talk until it is silent.
+    fn settle(&mut self, pair: usize, context: usize) {
+        for side in [Side::Client, Side::Server] {
+            if !self.objects.contains_key(&(side, pair)) {
+                self.open((side, pair), context, &mut Choices(&[0xff]));
+            }
+        }
+        for _ in 0..12 {
+            self.exchange((Side::Client, pair), usize::MAX, b"", false);
+            self.exchange((Side::Server, pair), usize::MAX, b"", false);
+            let silent = |side| self.objects.get(&(side, pair)).is_none_or(|object| object.inbox.is_empty());
+            if silent(Side::Client) && silent(Side::Server) {
+                return;
+            }
+        }
+    }
+
+    fn look(&self, id: ConnectionId) -> Seen {
+        self.table
+            .look(id, |connection, _| {
+                let closed = match connection.context().close_policy {
+                    ClosePolicy::Flag => connection.shutdown_flags().sent,
+                    ClosePolicy::Written => connection.evidence() == Evidence::Written,
+                    ClosePolicy::ErrorsOnly => true,
+                };
+                Seen {
+                    state: connection.state(),
+                    flags: connection.shutdown_flags(),
+                    open: connection.state() == State::Established && !closed,
+                    attached: connection.session().map(|session| session.id().clone()),
+                }
+            })
+            .expect("it was not freed")
+    }
+
+    /// One step with up to so much of what is on its way, and what it must and must not do.
+    fn exchange(&mut self, place: (Side, usize), count: usize, plaintext: &[u8], end_of_stream: bool) {
+        let Some(object) = self.objects.get_mut(&place) else { return };
+        let id = object.id;
+        let rest = object.inbox.split_off(count.min(object.inbox.len()));
+        let inbox = std::mem::replace(&mut object.inbox, rest);
+        let before = self.look(id);
+        let input = Input { ciphertext: &inbox, plaintext, end_of_stream };
+        let done = self.table.apply_alone(id, |connection, now| connection.exchange(input, now));
+        let after = self.look(id);
+        match done {
+            Ok(output) => {
+                assert!(before.state != State::Failed, "a failed connection went on");
+                self.said_and_done(place, &before, &after, inbox.len() + plaintext.len(), &output);
+                if !output.ciphertext.is_empty() && self.recorded.len() < RECORDED_MAX {
+                    self.recorded.push(output.ciphertext.clone());
+                }
+                self.deliver((place.0.other(), place.1), &output.ciphertext);
+            }
+            Err(refusal) => {
+                match refusal {
+                    Error::Failed(_) => assert!(before.state == State::Failed),
+                    Error::ProtocolIsShutdown => assert!(before.flags.sent && !plaintext.is_empty()),
+                    Error::HandshakeNotFinished => {
+                        assert!(before.state != State::Established && !plaintext.is_empty());
+                    }
+                    other => panic!("Exchange: {other}"),
+                }
+                assert!(after.state == before.state && after.flags == before.flags);
+            }
+        }
+    }
+
+    fn said_and_done(
+        &mut self,
+        place: (Side, usize),
+        before: &Seen,
+        after: &Seen,
+        given: usize,
+        output: &Output,
+    ) {
+        assert!(output.ciphertext.len() <= FLIGHT_MAX + 2 * given, "much is said for little");
+        assert!(output.plaintext.len() <= RECORD_MAX + given, "more was heard than came");
+        assert!(after.state != State::Before, "the first step begins the handshake");
+        if before.state == State::Established {
+            assert!(after.state != State::Handshaking, "a handshake that was done begins again");
+        }
+        let failed = after.state == State::Failed;
+        assert!(failed || (output.alert.is_none() && output.removed.is_empty()), "an alert ends it");
+        // A connection that fails while it is open, by a word of either side or without one, takes along what it has.
+        if failed && (before.open || output.alert.is_some_and(|alert| alert.received)) {
+            self.bad.extend(before.attached.clone().map(|id| (place.0, id)));
+        }
+        self.bad.extend(output.removed.iter().map(|removed| (place.0, removed.id.clone())));
+        let object = self.objects.get_mut(&place).expect("it was used");
+        object.heard.extend_from_slice(&output.plaintext);
+        let heard = &object.heard;
+        assert!(
+            heard.is_empty() || self.said.iter().any(|said| said.starts_with(heard)),
+            "somebody heard what nobody said"
+        );
+    }
+
+    /// Application data that no other handshake says.
+    fn speak(&mut self, place: (Side, usize), length: usize) {
+        let Some(object) = self.objects.get_mut(&place) else { return };
+        if object.speech == 0 {
+            object.speech = self.said.len();
+            self.said.push(Vec::new());
+        }
+        let (id, speech) = (object.id, object.speech);
+        let from = self.said[speech].len();
+        let word = |at: usize| [speech, at, at >> 8].map(|part| u8::try_from(part & 0xff).unwrap_or(0));
+        let text: Vec<u8> = (from..from + length).map(|at| word(at)[at % 3]).collect();
+        let before = self.look(id);
+        if before.state == State::Established && !before.flags.sent {
+            self.said[speech].extend_from_slice(&text);
+        }
+        self.exchange(place, 0, &text, false);
+    }
+
+    fn deliver(&mut self, place: (Side, usize), bytes: &[u8]) {
+        if let Some(object) = self.objects.get_mut(&place) {
+            let room = WIRE_MAX.saturating_sub(object.inbox.len());
+            object.inbox.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        }
+    }
+
+    fn change(&mut self, place: (Side, usize), choices: &mut Choices<'_>) {
+        let Some(object) = self.objects.get_mut(&place).filter(|object| !object.inbox.is_empty()) else {
+            return;
+        };
+        let at = choices.below(object.inbox.len().min(4096));
+        let change = choices.byte();
+        object.inbox[at] ^= change.max(1);
+    }
+
+    /// Takes a piece out of what is on its way, or says it twice, or puts another one there.
+    fn cut(&mut self, place: (Side, usize), choices: &mut Choices<'_>) {
+        let Some(object) = self.objects.get_mut(&place).filter(|object| !object.inbox.is_empty()) else {
+            return;
+        };
+        let from = choices.below(object.inbox.len().min(4096));
+        let to = (from + choices.below(256)).min(object.inbox.len());
+        let kind = choices.byte();
+        let piece = match kind % 3 {
+            0 => Vec::new(),
+            1 => object.inbox[from..to].repeat(2),
+            _ => choices.bytes(usize::from(kind >> 2)).to_vec(),
+        };
+        object.inbox.splice(from..to, piece);
+        object.inbox.truncate(WIRE_MAX);
+    }
+
+    fn shutdown(&mut self, place: (Side, usize)) {
+        let Some(object) = self.objects.get(&place) else { return };
+        let before = self.look(object.id);
+        let mut ciphertext = Vec::new();
+        let done = self.table.apply_alone(object.id, |connection, _| connection.shutdown(&mut ciphertext));
+        match done {
+            Ok(_) => assert!(before.state == State::Established && self.look(object.id).flags.sent),
+            Err(Error::ShutdownInInit) => {
+                assert!(before.state != State::Established && ciphertext.is_empty());
+            }
+            Err(other) => panic!("Shutdown: {other}"),
+        }
+        assert!(ciphertext.len() <= 64, "a close_notify is one record");
+        self.deliver((place.0.other(), place.1), &ciphertext);
+    }
+
+    fn set_shutdown(&mut self, place: (Side, usize), flags: Shutdown) {
+        let Some(object) = self.objects.get(&place) else { return };
+        let set = self.table.apply(object.id, |connection, _| {
+            connection.set_shutdown(flags);
+            Ok(connection.shutdown_flags())
+        });
+        assert_eq!(set.expect("it takes any flags"), flags);
+    }
+
+    fn clear(&mut self, place: (Side, usize)) {
+        let Some(object) = self.objects.get_mut(&place) else { return };
+        (object.heard, object.speech) = (Vec::new(), 0);
+        let id = object.id;
+        let before = self.look(id);
+        let removed =
+            self.table.apply_alone(id, |connection, _| Ok(connection.clear())).expect("nothing refuses");
+        self.ended(place, &before, removed.into_iter().map(|removed| removed.id).collect());
+        let after = self.look(id);
+        assert!(after.state == State::Before && after.flags == Shutdown::default() && !after.open);
+    }
+
+    fn free(&mut self, place: (Side, usize)) {
+        let Some(object) = self.objects.remove(&place) else { return };
+        let before = self.look(object.id);
+        let removed = self.table.free(object.id).expect("it is there");
+        self.ended(place, &before, removed.into_iter().map(|removed| removed.id).collect());
+        assert!(matches!(self.table.free(object.id), Err(Error::NotFound(_))));
+    }
+
+    /// The close rule, as far as it is seen from outside.
+    fn ended(&mut self, place: (Side, usize), before: &Seen, removed: Vec<SessionId>) {
+        if before.open {
+            self.bad.extend(before.attached.clone().map(|id| (place.0, id)));
+        } else {
+            assert!(removed.is_empty(), "one that was closed took sessions with it");
+        }
+        self.bad.extend(removed.into_iter().map(|id| (place.0, id)));
+    }
+
+    fn set_session(&mut self, place: (Side, usize), which: u8) {
+        let Some(object) = self.objects.get(&place) else { return };
+        let before = self.look(object.id);
+        let session = self.known.get(usize::from(which)).map(|(_, id)| id.clone());
+        let wanted = session.as_ref().map(|id| Wanted { id, within: &|_| true });
+        let done = self.table.set_session(object.id, wanted, |connection, removed| {
+            (connection.session().map(|session| session.id().clone()), removed)
+        });
+        match done {
+            Ok((attached, removed)) => {
+                assert!(matches!(before.state, State::Before | State::Established));
+                let removed: Vec<_> = removed.into_iter().map(|removed| removed.id).collect();
+                if attached.is_some() && attached == before.attached {
+                    assert!(removed.is_empty(), "what is attached already replaces nothing");
+                } else {
+                    self.ended(place, &before, removed);
+                }
+            }
+            Err(Error::HandshakeRunning) => assert!(before.state == State::Handshaking),
+            Err(Error::Failed(_)) => assert!(before.state == State::Failed),
+            Err(Error::SessionOutOfScope) => {}
+            Err(other) => panic!("SetSession: {other}"),
+        }
+    }
+
+    fn wait(&mut self, seconds: usize) {
+        self.clock.advance(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
+        let now = self.table.now();
+        let lapsed: Vec<_> = self
+            .objects
+            .iter()
+            .filter(|(_, object)| self.table.look(object.id, |_, expires| expires <= now).unwrap_or(false))
+            .map(|(place, _)| *place)
+            .collect();
+        for place in &lapsed {
+            let object = self.objects.remove(place).expect("it was just there");
+            let before = self.look(object.id);
+            self.ended(*place, &before, Vec::new());
+        }
+        assert_eq!(self.table.sweep(), lapsed.len());
+        self.registry.reap(now);
+    }
+
+    /// What is always true.
+    fn check(&mut self) {
+        assert_eq!(self.table.len(), self.objects.len());
+        let now = self.table.now();
+        for (name, _) in CONTEXTS {
+            let context = self.registry.get(name).expect("it is configured");
+            for side in [Side::Client, Side::Server] {
+                let cache = context.cache(side.role());
+                assert!(
+                    cache.len() <= cache.limits().entries_max && cache.bytes() <= cache.limits().bytes_max
+                );
+                cache.scan(now, |session| {
+                    let key = (side, session.id().clone());
+                    assert!(!self.bad.contains(&key), "a bad session is in the cache");
+                    if !self.known.contains(&key) {
+                        self.known.push(key);
+                    }
+                });
+            }
+        }
+        for object in self.objects.values() {
+            let context = CONTEXTS[object.context].0;
+            let same = self.table.look(object.id, |connection, _| *connection.context().name == *context);
+            assert!(same.expect("it is there"));
+        }
+    }
+}

@@ -1,0 +1,683 @@
+//! Every call of every service, with any bytes as its message, on a service that lives.
+//!
+//! ```text
+//! input: steps, of a byte that says what and the message with its length before it; see `World::step`. In a message a
+//!   field of two bytes stands for something that the service made: `#n` a connection's id, `$n` a session's, `%n` a page
+//!   token, `!n` ciphertext that was answered.
+//! ```
+//!
+//! Every refusal has its ErrorInfo, limits hold, an answer can be read, and nobody gets a session's secret who did not
+//! name its format and its binding.
+
+use std::{
+    cell::OnceCell,
+    convert::Infallible,
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::{Buf, BufMut, Bytes};
+use http::Request as HttpRequest;
+use hyper::body::{Body as _, Frame};
+use prost::Message;
+use tls_sessiond::{
+    clock::{Clock, ManualClock, Timestamp},
+    config::Config,
+    connection::{Table, table::Most},
+    context::Registry,
+    proto::{self as pb, answer::Result as Answered, call::Method},
+    rpc::{Api, Doors, access::Access, listen::Signals, local::Local, status::DOMAIN},
+};
+use tokio::{runtime::Runtime, sync::mpsc};
+use tokio_stream::{Stream, wrappers::UnboundedReceiverStream};
+use tonic::{
+    Code, Request, Status, Streaming,
+    body::Body,
+    client::Grpc,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    codegen::{Service, http::uri::PathAndQuery},
+};
+use tonic_types::StatusExt;
+
+use super::choices::Choices;
+use crate::pki;
+
+const STEPS_MAX: usize = 64;
+const STREAMS_MAX: usize = 3;
+const CONNECTIONS_MAX: usize = 6;
+const SESSIONS_MAX: usize = 12;
+const SESSION_BYTES_MAX: usize = 64 << 10;
+/// An answer that is longer cannot be read by most clients.
+const ANSWER_MAX: usize = 4 << 20;
+
+/// A session that lies in the cache from the beginning, and who may read it.
+const SECRET: &[u8] = b"a secret that nobody else may read";
+const SECRET_FORMAT: &str = "marker";
+const SECRET_BINDING: &[u8] = b"bound";
+const SECRET_ID: &str = "5ec2e7";
+
+const UNARY: [&str; 19] = [
+    "/tls.sessiond.v1.ConnectionService/New",
+    "/tls.sessiond.v1.ConnectionService/Clear",
+    "/tls.sessiond.v1.ConnectionService/Shutdown",
+    "/tls.sessiond.v1.ConnectionService/SetShutdown",
+    "/tls.sessiond.v1.ConnectionService/Free",
+    "/tls.sessiond.v1.ConnectionService/GetConnection",
+    "/tls.sessiond.v1.ConnectionService/ListConnections",
+    "/tls.sessiond.v1.ConnectionService/SetSession",
+    "/tls.sessiond.v1.ConnectionService/GetSession",
+    "/tls.sessiond.v1.ConnectionService/ReportAlert",
+    "/tls.sessiond.v1.ConnectionService/Exchange",
+    "/tls.sessiond.v1.SessionService/PutSession",
+    "/tls.sessiond.v1.SessionService/LookupSession",
+    "/tls.sessiond.v1.SessionService/RemoveSession",
+    "/tls.sessiond.v1.SessionService/RevokeSessions",
+    "/tls.sessiond.v1.SessionService/ListSessions",
+    "/tls.sessiond.v1.SessionService/ExplainSession",
+    "/tls.sessiond.v1.ContextService/ListContexts",
+    "/tls.sessiond.v1.ContextService/GetContext",
+];
+const STREAMS: [&str; 3] = [
+    "/tls.sessiond.v1.ConnectionService/Drive",
+    "/tls.sessiond.v1.WorkerService/Attach",
+    "/tls.sessiond.v1.SessionService/WatchSessions",
+];
+const HEALTH: &str = "/grpc.health.v1.Health/Check";
+
+thread_local! {
+    static FIXTURE: OnceCell<Fixture> = const { OnceCell::new() };
+}
+
+struct Fixture {
+    config: Config,
+    now: Timestamp,
+    runtime: Runtime,
+    _folder: tempfile::TempDir,
+}
+
+pub(crate) fn run(data: &[u8]) {
+    FIXTURE.with(|fixture| {
+        let fixture = fixture.get_or_init(Fixture::new);
+        fixture.runtime.block_on(async {
+            let mut world = World::new(&fixture.config, fixture.now).await;
+            let mut choices = Choices(data);
+            for _ in 0..STEPS_MAX {
+                if choices.is_empty() {
+                    break;
+                }
+                world.step(&mut choices).await;
+                world.check();
+            }
+            world.end().await;
+        });
+    });
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder for certificates");
+        pki::localhost(folder.path());
+        let mut text = format!(
+            "[limits]\nconnections = {CONNECTIONS_MAX}\nsessions = {SESSIONS_MAX}\nsession_bytes = \"64KiB\"\n\
+             message = \"64KiB\"\nplaintext_buffer = \"1KiB\"\n"
+        );
+        for (name, keys) in [
+            ("default", ""),
+            ("strict", "close_policy = \"written\"\nclient_sessions = \"explicit\"\ncache_entries_max = 2"),
+            ("off", "options = [\"no-session-cache\", \"ignore-unexpected-eof\"]\nversions = [\"1.2\"]"),
+        ] {
+            text += &format!(
+                "[[context]]\nname = \"{name}\"\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\nca = \"ca.pem\"\n\
+                 key_exchange = [\"X25519\"]\n{keys}\n"
+            );
+        }
+        let file = folder.path().join("fuzz.toml");
+        std::fs::write(&file, text).expect("the file can be written");
+        let config = Config::load(Some(&file), std::iter::empty(), &[]).expect("it is valid");
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime starts");
+        Self { config, now: Clock::System.now(), runtime, _folder: folder }
+    }
+}
+
+struct World {
+    clock: ManualClock,
+    registry: Arc<Registry>,
+    table: Arc<Table>,
+    service: Local,
+    streams: Vec<Open>,
+    made: Made,
+}
+
+/// What the service made, in the order in which it was answered.
+#[derive(Default)]
+struct Made {
+    connections: Vec<String>,
+    sessions: Vec<String>,
+    tokens: Vec<String>,
+    ciphertext: Vec<Bytes>,
+}
+
+/// A stream that is open.
+struct Open {
+    kind: usize,
+    requests: Option<mpsc::UnboundedSender<Bytes>>,
+    answers: Streaming<Bytes>,
+    /// Connections that end with it.
+    made: Vec<String>,
+    /// Whether one of its messages named the secret's format and binding.
+    entitled: bool,
+}
+
+impl World {
+    async fn new(config: &Config, now: Timestamp) -> Self {
+        let clock = ManualClock::starting(now);
+        let registry = Arc::new(Registry::build(config).expect("the files are there"));
+        let limits = &config.limits;
+        let table = Arc::new(Table::new(
+            Arc::clone(&registry),
+            Clock::Manual(clock.clone()),
+            Most::all(limits.connections),
+        ));
+        let doors = Doors { access: Arc::new(Access::new(&[])), acceptor: None };
+        let api = Api::new(Arc::clone(&table), limits, doors, &Signals::default())
+            .expect("there are random numbers");
+        let service = api.local("fuzz");
+        let made = Made { sessions: vec![SECRET_ID.into()], ..Made::default() };
+        let mut world = Self { clock, registry, table, service, streams: Vec::new(), made };
+        world.keep_the_secret().await;
+        world
+    }
+
+    async fn keep_the_secret(&mut self) {
+        let new = pb::NewRequest {
+            role: pb::Role::Server.into(),
+            engine: pb::Engine::Worker.into(),
+            ..pb::NewRequest::default()
+        };
+        let answer = self.unary(0, new.encode_to_vec().into()).await.expect("there is room for a connection");
+        let made = pb::NewResponse::decode(answer).expect("it is an answer").connection.expect("it was made");
+        let put = pb::PutSessionRequest {
+            connection_id: made.id.clone(),
+            session_id: SECRET_ID.into(),
+            data: SECRET.into(),
+            format: SECRET_FORMAT.into(),
+            version: pb::ProtocolVersion::Tls12.into(),
+            server_name: "localhost".into(),
+            binding: SECRET_BINDING.into(),
+            ..pb::PutSessionRequest::default()
+        };
+        self.unary(11, put.encode_to_vec().into()).await.expect("there is room for a session");
+        self.made.connection(made.id);
+    }
+
+    async fn step(&mut self, choices: &mut Choices<'_>) {
+        let what = usize::from(choices.byte());
+        match what {
+            0..190 => {
+                let rpc = what % UNARY.len();
+                let message = self.made.filled(choices.vector());
+                let entitled = rpc == 12 && lookup_entitles(&message);
+                let before = self.state();
+                match self.unary(rpc, message).await {
+                    Ok(answer) => self.read(rpc, &answer, entitled),
+                    Err(_) => assert_eq!(self.state(), before, "a call that was refused did something"),
+                }
+            }
+            190..205 => self.open((what - 190) % STREAMS.len(), choices).await,
+            205..230 => {
+                let which = choices.below(STREAMS_MAX);
+                let message = self.made.filled(choices.vector());
+                if let Some(stream) = self.streams.get_mut(which) {
+                    stream.entitled |= stream.kind == 1 && batch_entitles(&message);
+                    if let Some(requests) = &stream.requests {
+                        let _ = requests.send(message);
+                    }
+                    self.listen().await;
+                }
+            }
+            230..236 => {
+                let which = choices.below(STREAMS_MAX);
+                if which < self.streams.len() {
+                    // Without a word, or with the end of the requests.
+                    if choices.byte() & 1 == 0 {
+                        let stream = self.streams.swap_remove(which);
+                        self.ended(stream);
+                    } else {
+                        self.streams[which].requests = None;
+                        self.listen().await;
+                    }
+                }
+            }
+            236..242 => {
+                self.clock.advance(Duration::from_secs(choices.below(20_000).try_into().unwrap_or(0)));
+                self.table.sweep();
+                self.registry.reap(self.table.now());
+                self.listen().await;
+            }
+            _ => self.no_grpc(choices).await,
+        }
+    }
+
+    fn client(&self) -> Grpc<Local> {
+        Grpc::new(self.service.clone())
+            .max_decoding_message_size(usize::MAX)
+            .max_encoding_message_size(usize::MAX)
+    }
+
+    async fn unary(&self, rpc: usize, message: Bytes) -> Result<Bytes, Status> {
+        let answer =
+            self.client().unary(Request::new(message), PathAndQuery::from_static(UNARY[rpc]), Raw).await;
+        match answer {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(status) => {
+                refused(UNARY[rpc], &status);
+                Err(status)
+            }
+        }
+    }
+
+    async fn open(&mut self, kind: usize, choices: &mut Choices<'_>) {
+        let message = self.made.filled(choices.vector());
+        if self.streams.len() >= STREAMS_MAX {
+            let oldest = self.streams.remove(0);
+            self.ended(oldest);
+        }
+        let path = PathAndQuery::from_static(STREAMS[kind]);
+        let (sender, requests) = mpsc::unbounded_channel();
+        let entitled = kind == 1 && batch_entitles(&message);
+        let opened = if kind == 2 {
+            self.client().server_streaming(Request::new(message), path, Raw).await
+        } else {
+            let _ = sender.send(message);
+            self.client().streaming(Request::new(UnboundedReceiverStream::new(requests)), path, Raw).await
+        };
+        match opened {
+            Ok(answers) => {
+                let answers = answers.into_inner();
+                self.streams.push(Open { kind, requests: Some(sender), answers, made: Vec::new(), entitled });
+                self.listen().await;
+            }
+            Err(status) => refused(STREAMS[kind], &status),
+        }
+    }
+
+    /// Reads what the streams have to say now.
+    async fn listen(&mut self) {
+        let mut streams = std::mem::take(&mut self.streams);
+        let mut at = 0;
+        while at < streams.len() {
+            let stream = &mut streams[at];
+            // A stream that pauses between answers wakes itself.
+            let mut pauses = 0;
+            let ended = loop {
+                let next = poll_fn(|cx| Poll::Ready(Pin::new(&mut stream.answers).poll_next(cx))).await;
+                match next {
+                    Poll::Pending if pauses < 3 => {
+                        pauses += 1;
+                        tokio::task::yield_now().await;
+                    }
+                    Poll::Pending => break false,
+                    Poll::Ready(None) => break true,
+                    Poll::Ready(Some(Ok(answer))) => {
+                        pauses = 0;
+                        let known = self.made.connections.len();
+                        self.heard(stream.kind, &answer, stream.entitled);
+                        stream.made.extend_from_slice(&self.made.connections[known..]);
+                    }
+                    Poll::Ready(Some(Err(status))) => {
+                        refused(STREAMS[stream.kind], &status);
+                        break true;
+                    }
+                }
+            };
+            if ended {
+                self.ended(streams.swap_remove(at));
+            } else {
+                at += 1;
+            }
+        }
+        self.streams = streams;
+    }
+
+    /// A stream is gone, and what was made on it.
+    fn ended(&self, stream: Open) {
+        let Open { made, answers, requests, .. } = stream;
+        drop((answers, requests));
+        let live = self.table.page(|_, _| true, None, CONNECTIONS_MAX);
+        let left = live.iter().find(|place| made.contains(&place.id.to_string()));
+        assert!(left.is_none(), "a connection outlives the stream that it was made on");
+    }
+
+    fn heard(&mut self, kind: usize, answer: &Bytes, entitled: bool) {
+        secret_is_kept(answer, entitled);
+        match kind {
+            0 => match pb::DriveResponse::decode(answer.clone()).expect("it is an answer").event {
+                Some(pb::drive_response::Event::Opened(connection)) => self.made.connection(connection.id),
+                Some(pb::drive_response::Event::Ciphertext(bytes)) => self.made.ciphertext.push(bytes),
+                Some(_) => {}
+                None => panic!("an answer that says nothing"),
+            },
+            1 => {
+                let answers = pb::AttachResponse::decode(answer.clone()).expect("it is an answer");
+                assert!(!answers.draining && !answers.answers.is_empty());
+                for answer in answers.answers {
+                    self.answered(answer.result.expect("an answer says something"));
+                }
+            }
+            _ => {
+                let event = pb::WatchSessionsResponse::decode(answer.clone()).expect("it is an event");
+                assert!(event.event.is_some(), "an event that says nothing");
+            }
+        }
+    }
+
+    fn answered(&mut self, result: Answered) {
+        match result {
+            Answered::New(new) => {
+                self.made.connection(new.connection.expect("one was made").id);
+            }
+            Answered::PutSession(put) => self.made.sessions.extend(put.session.map(|session| session.id)),
+            Answered::Error(error) => {
+                let code = Code::from(error.code);
+                assert!(
+                    !error.reason.is_empty() && !matches!(code, Code::Ok | Code::Internal | Code::Unknown),
+                    "{error:?}"
+                );
+            }
+            _ => {}
+        }
+    }
+
+    /// Learns from the answer of a call that was not refused.
+    fn read(&mut self, rpc: usize, answer: &Bytes, entitled: bool) {
+        assert!(answer.len() <= ANSWER_MAX);
+        secret_is_kept(answer, entitled);
+        match rpc {
+            0 => {
+                let new = pb::NewResponse::decode(answer.clone()).expect("it is an answer");
+                self.made.connection(new.connection.expect("one was made").id);
+            }
+            6 => {
+                let list = pb::ListConnectionsResponse::decode(answer.clone()).expect("it is an answer");
+                assert!(list.connections.len() <= CONNECTIONS_MAX);
+                self.made.tokens.push(list.next_page_token);
+            }
+            10 => {
+                let exchanged = pb::ExchangeResponse::decode(answer.clone()).expect("it is an answer");
+                if !exchanged.ciphertext.is_empty() {
+                    self.made.ciphertext.push(exchanged.ciphertext);
+                }
+            }
+            11 => {
+                let put = pb::PutSessionResponse::decode(answer.clone()).expect("it is an answer");
+                assert_eq!(put.session.is_none(), !put.reason.is_empty(), "kept, or told why not");
+                self.made.sessions.extend(put.session.map(|session| session.id));
+            }
+            15 => {
+                let list = pb::ListSessionsResponse::decode(answer.clone()).expect("it is an answer");
+                assert!(list.sessions.len() <= SESSIONS_MAX);
+                self.made.tokens.push(list.next_page_token);
+                self.made.sessions.extend(list.sessions.into_iter().map(|session| session.id));
+                self.made.sessions.truncate(200);
+            }
+            _ => {}
+        }
+    }
+
+    /// A request that need not be gRPC: any frames, and any deadline.
+    async fn no_grpc(&mut self, choices: &mut Choices<'_>) {
+        let which = choices.below(UNARY.len() + STREAMS.len() + 2);
+        let all =
+            UNARY.iter().chain(&STREAMS).chain([&HEALTH, &"/tls.sessiond.v1.SessionService/NoSuchMethod"]);
+        let path = *all.clone().nth(which).expect("it is below their number");
+        let length = usize::from(choices.byte()) % 10;
+        let timeout = choices.bytes(length);
+        let bytes = Bytes::copy_from_slice(choices.vector());
+        let mut request =
+            HttpRequest::post(path).header("content-type", "application/grpc").header("te", "trailers");
+        if let Ok(timeout) = http::HeaderValue::from_bytes(timeout) {
+            request = request.header("grpc-timeout", timeout);
+        }
+        let request = request.body(Body::new(Frames(Some(bytes)))).expect("the headers are valid");
+        let response = self.service.call(request).await.expect("the edge always answers");
+        let (head, body) = response.into_parts();
+        let mut body = pin!(body);
+        let mut status = Status::from_header_map(&head.headers);
+        for _ in 0..100 {
+            let frame = poll_fn(|cx| Poll::Ready(body.as_mut().poll_frame(cx))).await;
+            match frame {
+                // It waits for something that does not come.
+                Poll::Pending => break,
+                Poll::Ready(None) => break,
+                Poll::Ready(Some(Err(failed))) => {
+                    status = Some(failed);
+                    break;
+                }
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => secret_is_kept(&data, true),
+                    Err(frame) => {
+                        status = frame.trailers_ref().and_then(Status::from_header_map).or(status);
+                    }
+                },
+            }
+        }
+        if let Some(status) = status.filter(|status| status.code() != Code::Ok) {
+            refused(path, &status);
+        }
+    }
+
+    /// What a call may change.
+    fn state(&self) -> Vec<String> {
+        let connections =
+            self.table.page(|_, _| true, None, CONNECTIONS_MAX).into_iter().filter_map(|place| {
+                let seen = self.table.look(place.id, |connection, _| {
+                    let session = connection.session().map(|session| session.id().clone());
+                    (
+                        connection.state(),
+                        connection.shutdown_flags(),
+                        connection.evidence(),
+                        connection.is_open(),
+                        session,
+                    )
+                });
+                seen.ok().map(|seen| format!("{} {seen:?}", place.id))
+            });
+        let sessions = self.registry.caches().map(|cache| format!("{} {}", cache.len(), cache.bytes()));
+        connections.chain(sessions).collect()
+    }
+
+    /// What is always true.
+    fn check(&self) {
+        assert!(self.table.len() <= CONNECTIONS_MAX, "more connections than may be");
+        assert_eq!(self.table.len(), self.table.page(|_, _| true, None, 100).len());
+        let (mut sessions, mut bytes) = (0, 0);
+        for cache in self.registry.caches() {
+            let limits = cache.limits();
+            assert!(cache.len() <= limits.entries_max && cache.bytes() <= limits.bytes_max);
+            (sessions, bytes) = (sessions + cache.len(), bytes + cache.bytes());
+        }
+        assert!(sessions <= SESSIONS_MAX && bytes <= SESSION_BYTES_MAX, "more sessions than may be");
+    }
+
+    /// Streams free what they made, and everything can be freed.
+    async fn end(mut self) {
+        self.streams.clear();
+        tokio::task::yield_now().await;
+        self.table.free_all();
+        assert!(self.table.is_empty());
+    }
+}
+
+/// Every refusal says why, in a word that a worker can compare. tonic's own word for a message that cannot be read is
+/// INTERNAL.
+fn refused(path: &str, status: &Status) {
+    let Some(info) = status.get_details_error_info() else { panic!("{path}: without ErrorInfo: {status:?}") };
+    let ours = info.domain == DOMAIN && !info.reason.is_empty();
+    let malformed = status.code() == Code::Internal && info.reason == "MESSAGE_MALFORMED";
+    assert!(
+        ours && (malformed || !matches!(status.code(), Code::Ok | Code::Internal | Code::Unknown)),
+        "{path}: {status:?}"
+    );
+    secret_is_kept(status.message().as_bytes(), false);
+    secret_is_kept(status.details(), false);
+}
+
+fn secret_is_kept(answer: &[u8], entitled: bool) {
+    assert!(
+        entitled || !answer.windows(SECRET.len()).any(|window| window == SECRET),
+        "a secret was told to somebody who did not name its format and binding"
+    );
+}
+
+fn entitles(request: &pb::LookupSessionRequest) -> bool {
+    request.format == SECRET_FORMAT && *request.binding == *SECRET_BINDING
+}
+
+fn lookup_entitles(message: &Bytes) -> bool {
+    pb::LookupSessionRequest::decode(message.clone()).is_ok_and(|request| entitles(&request))
+}
+
+fn batch_entitles(message: &Bytes) -> bool {
+    let Ok(batch) = pb::AttachRequest::decode(message.clone()) else { return false };
+    batch.calls.iter().any(|call| match &call.method {
+        Some(Method::LookupSession(request)) => entitles(request),
+        _ => false,
+    })
+}
+
+impl Made {
+    /// Learns an id, unless it is known.
+    fn connection(&mut self, id: String) {
+        if !self.connections.contains(&id) {
+            self.connections.push(id);
+        }
+    }
+
+    /// The message with what the service made in the places of what stands for it, at any depth. What is no message
+    /// stays as it is.
+    fn filled(&self, message: &[u8]) -> Bytes {
+        self.fields(message, 0).unwrap_or_else(|| message.to_vec()).into()
+    }
+
+    fn fields(&self, mut rest: &[u8], depth: usize) -> Option<Vec<u8>> {
+        let mut out = Vec::with_capacity(rest.len());
+        while !rest.is_empty() {
+            let key = varint(&mut rest)?;
+            put_varint(&mut out, key);
+            match key & 7 {
+                0 => {
+                    let value = varint(&mut rest)?;
+                    put_varint(&mut out, value);
+                }
+                wire @ (1 | 5) => {
+                    let (value, after) = rest.split_at_checked(if wire == 1 { 8 } else { 4 })?;
+                    out.extend_from_slice(value);
+                    rest = after;
+                }
+                2 => {
+                    let length = usize::try_from(varint(&mut rest)?).ok()?;
+                    let (value, after) = rest.split_at_checked(length)?;
+                    rest = after;
+                    let value = match self.stands_for(value) {
+                        Some(value) => value,
+                        None if depth < 4 => self.fields(value, depth + 1).unwrap_or_else(|| value.to_vec()),
+                        None => value.to_vec(),
+                    };
+                    put_varint(&mut out, value.len().try_into().ok()?);
+                    out.extend(value);
+                }
+                _ => return None,
+            }
+        }
+        Some(out)
+    }
+
+    fn stands_for(&self, value: &[u8]) -> Option<Vec<u8>> {
+        let &[kind, which] = value else { return None };
+        let which = usize::from(which & 0x0f);
+        match kind {
+            b'#' => self.connections.get(which).map(|id| id.clone().into_bytes()),
+            b'$' => self.sessions.get(which).map(|id| id.clone().into_bytes()),
+            b'%' => self.tokens.get(which).map(|token| token.clone().into_bytes()),
+            b'!' => self.ciphertext.get(which).map(|bytes| bytes.to_vec()),
+            _ => None,
+        }
+    }
+}
+
+fn varint(rest: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let (&byte, after) = rest.split_first()?;
+        *rest = after;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value.to_le_bytes()[0] | 0x80);
+        value >>= 7;
+    }
+    out.push(value.to_le_bytes()[0]);
+}
+
+/// Messages as they are.
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buf.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(buf.copy_to_bytes(buf.remaining())))
+    }
+}
+
+/// The body of a request, in one frame.
+struct Frames(Option<Bytes>);
+
+impl hyper::body::Body for Frames {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
+    }
+}

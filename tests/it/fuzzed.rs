@@ -1,0 +1,46 @@
+//! The fuzz targets, without a fuzzer: what `make fuzz` keeps is played again, and what it found has its names.
+
+use std::{fs, path::Path};
+
+#[path = "../../fuzz/targets/choices.rs"]
+mod choices;
+#[path = "../../fuzz/targets/client_hello.rs"]
+mod client_hello;
+#[path = "../../fuzz/targets/configuration.rs"]
+mod configuration;
+#[path = "../../fuzz/targets/engine.rs"]
+mod engine;
+#[path = "../../fuzz/targets/requests.rs"]
+mod requests;
+
+/// Plays all inputs of a target; where one breaks it, its name stands in the output.
+fn replay(target: &str, run: fn(&[u8])) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+    let mut inputs: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    inputs.sort();
+    assert!(inputs.len() >= 10, "{} has no corpus", folder.display());
+    for input in inputs {
+        println!("{}", input.display());
+        run(&fs::read(input).unwrap());
+    }
+}
+
+#[test]
+fn corpus_of_client_hello_is_read_by_all_parsers_alike() {
+    replay("client_hello", client_hello::run);
+}
+
+#[test]
+fn corpus_of_configuration_loads_or_is_refused_with_its_line() {
+    replay("configuration", configuration::run);
+}
+
+#[test]
+fn corpus_of_engine_keeps_the_close_rule() {
+    replay("engine", engine::run);
+}
+
+#[test]
+fn corpus_of_requests_is_answered_or_refused_with_a_reason() {
+    replay("requests", requests::run);
+}

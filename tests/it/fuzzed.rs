@@ -44,3 +44,14 @@ fn corpus_of_engine_keeps_the_close_rule() {
 fn corpus_of_requests_is_answered_or_refused_with_a_reason() {
     replay("requests", requests::run);
 }
+
+/// Plays an input that broke a target once.
+fn found(target: &str, name: &str, run: fn(&[u8])) {
+    let input = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/found").join(target).join(name);
+    run(&fs::read(input).unwrap());
+}
+
+#[test]
+fn malformed_message_on_a_stream_has_its_reason() {
+    found("requests", "malformed_message_on_a_stream_has_its_reason", requests::run);
+}

@@ -10,11 +10,19 @@ use std::{
 };
 
 mod access;
+mod check;
+mod context;
 mod origin;
 mod raw;
 mod units;
 
 pub use access::{Access, AccessRole, IdentityPattern, Text};
+use check::Check;
+use context::context;
+pub use context::{
+    ClientAuth, ClosePolicy, ContextConfig, IDLE_TIMEOUT_MAX, Offering, Options, SESSION_TIMEOUT_MAX, Trust,
+    Version,
+};
 
 /// Where it listens where nothing else is said.
 const DEFAULT_ADDRESS: SocketAddr =
@@ -123,128 +131,6 @@ pub struct Drain {
     /// How long running calls may go on then.
     pub timeout: Duration,
 }
-
-/// Whether a server asks its clients for a certificate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClientAuth {
-    /// SSL_VERIFY_NONE.
-    None,
-    /// SSL_VERIFY_PEER.
-    Request,
-    /// SSL_VERIFY_PEER with SSL_VERIFY_FAIL_IF_NO_PEER_CERT.
-    Require,
-}
-
-/// A protocol version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Version {
-    /// RFC 5246.
-    Tls12,
-    /// RFC 8446.
-    Tls13,
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tls12 => "TLS 1.2",
-            Self::Tls13 => "TLS 1.3",
-        })
-    }
-}
-
-/// Whether a new client connection may be offered sessions that nobody named.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Offering {
-    /// Newest first, from any worker.
-    Shared,
-    /// Only what New or SetSession names, as OpenSSL does.
-    Explicit,
-}
-
-/// How strict a context is about the close rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClosePolicy {
-    /// SSL_clear(3): the SENT flag decides.
-    Flag,
-    /// Only a close_notify that was made counts.
-    Written,
-    /// Only fatal alerts remove sessions.
-    ErrorsOnly,
-}
-
-/// Whom to trust.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trust {
-    /// The anchors of this system.
-    System,
-    /// Those of a PEM file.
-    File(PathBuf),
-}
-
-/// SSL_CTX_set_options(3), by name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Options {
-    /// SSL_OP_CIPHER_SERVER_PREFERENCE.
-    pub cipher_server_preference: bool,
-    /// SSL_OP_IGNORE_UNEXPECTED_EOF.
-    pub ignore_unexpected_eof: bool,
-    /// SSL_CTX_set_quiet_shutdown(3).
-    pub quiet_shutdown: bool,
-    /// SSL_SESS_CACHE_OFF.
-    pub no_session_cache: bool,
-}
-
-/// One `[[context]]`.
-#[derive(Clone, Debug)]
-pub struct ContextConfig {
-    /// Its name.
-    pub name: String,
-    /// Certificate chain and key, for each server name or kind of key. Empty: it cannot be a server, unless it is
-    /// the built-in one, which makes its own.
-    pub certificates: Vec<(PathBuf, PathBuf)>,
-    /// Whether it makes a certificate for localhost at start: only where no file defines contexts.
-    pub self_made: bool,
-    /// What a client chooses from when a server asks.
-    pub client_certificates: Vec<(PathBuf, PathBuf)>,
-    /// Whom to trust.
-    pub trust: Trust,
-    /// Whether clients must show a certificate.
-    pub client_auth: ClientAuth,
-    /// Versions, older first.
-    pub versions: Vec<Version>,
-    /// Names of cipher suites; empty: all that rustls has by default.
-    pub cipher_suites: Vec<String>,
-    /// Names of key exchange groups; empty: all that rustls has by default.
-    pub key_exchange: Vec<String>,
-    /// Application protocols in the order of preference.
-    pub alpn: Vec<String>,
-    /// SSL_CTX_set_options(3).
-    pub options: Options,
-    /// SSL_CTX_set_session_id_context(3).
-    pub session_id_context: String,
-    /// Whether client connections are offered sessions that nobody named.
-    pub offering: Offering,
-    /// TLS 1.3 tickets of a full handshake.
-    pub tickets: usize,
-    /// How strict it is about the close rule.
-    pub close_policy: ClosePolicy,
-    /// How long after the authentication a session lives.
-    pub session_timeout: Duration,
-    /// Largest session, in bytes.
-    pub session_bytes_max: usize,
-    /// Most sessions in the cache of each role.
-    pub cache_entries_max: usize,
-    /// Most bytes in the cache of each role.
-    pub cache_bytes_max: usize,
-    /// How long a connection may lie unused before it is freed as unclosed.
-    pub idle_timeout: Duration,
-}
-
-/// The longest idle time-out and the longest session time-out (RFC 8446 section 4.6.1), in seconds.
-pub const IDLE_TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
-/// Longest life of a session after its authentication: seven days (RFC 8446 section 4.6.1).
-pub const SESSION_TIMEOUT_MAX: Duration = Duration::from_secs(604_800);
 
 impl Config {
     /// Reads and checks the configuration. Opens no file but the configuration itself.
@@ -391,53 +277,6 @@ impl Config {
     }
 }
 
-/// Checks values and names the key in every refusal.
-struct Check<'a> {
-    origin: &'a origin::Origin,
-}
-
-impl Check<'_> {
-    fn refuse(&self, key: &str, message: String) -> ConfigError {
-        ConfigError::plain(format!("{}: {key}: {message}", self.origin.locate(key)))
-    }
-
-    fn key<T>(&self, key: &str, value: Result<T, String>) -> Result<T, ConfigError> {
-        value.map_err(|message| self.refuse(key, message))
-    }
-
-    fn duration(&self, key: &str, text: &str) -> Result<Duration, ConfigError> {
-        self.key(key, units::duration(text))
-    }
-
-    fn duration_within(&self, key: &str, text: &str, max: Duration) -> Result<Duration, ConfigError> {
-        let duration = self.duration(key, text)?;
-        if duration < Duration::from_secs(1) || duration > max {
-            return Err(self.refuse(key, format!("`{text}` is not between 1s and {}s", max.as_secs())));
-        }
-        Ok(duration)
-    }
-
-    fn size(&self, key: &str, text: &str) -> Result<usize, ConfigError> {
-        let size = self.key(key, units::size(text))?;
-        self.at_least_one(key, size)
-    }
-
-    fn at_least_one<N: PartialEq + From<u8>>(&self, key: &str, number: N) -> Result<N, ConfigError> {
-        if number == N::from(0) {
-            return Err(self.refuse(key, "must be more than zero: everything has a limit".into()));
-        }
-        Ok(number)
-    }
-
-    /// One of a few words.
-    fn word<T: Copy>(&self, key: &str, text: &str, words: &[(&str, T)]) -> Result<T, ConfigError> {
-        words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
-            let known: Vec<_> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
-            self.refuse(key, format!("`{text}` is not known; it may be {}", known.join(", ")))
-        })
-    }
-}
-
 fn endpoint(text: &str) -> Result<Endpoint, String> {
     if let Some(path) = text.strip_prefix("unix://") {
         if !path.starts_with('/') {
@@ -484,117 +323,6 @@ fn access(check: &Check<'_>, raw: &[raw::Access]) -> Result<Vec<Access>, ConfigE
             })
         })
         .collect()
-}
-
-fn context(check: &Check<'_>, place: usize, raw: &raw::Context) -> Result<ContextConfig, ConfigError> {
-    let key = |name: &str| format!("context[{place}].{name}");
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    for (field, name) in [("name", &raw.name), ("session_id_context", &raw.session_id_context)] {
-        if name.len() > 64 || !name.chars().all(plain) || (field == "name" && name.is_empty()) {
-            let message = format!("`{name}` is not 1 to 64 of a-z, A-Z, 0-9, `-`, `_` and `.`");
-            return Err(check.refuse(&key(field), message));
-        }
-    }
-    let relative = |path: &PathBuf| check.origin.folder().join(path);
-    let (chains, keys) = (raw.certificate.paths(), raw.key.paths());
-    if chains.len() != keys.len() {
-        let message = format!("{} certificates, but {} keys: they go in pairs", chains.len(), keys.len());
-        return Err(check.refuse(&key("key"), message));
-    }
-    let mut versions = Vec::new();
-    for (at, text) in raw.versions.iter().enumerate() {
-        versions.push(check.word(
-            &key(&format!("versions[{at}]")),
-            text,
-            &[("1.2", Version::Tls12), ("1.3", Version::Tls13)],
-        )?);
-    }
-    versions.sort_unstable();
-    versions.dedup();
-    if versions.is_empty() {
-        return Err(
-            check.refuse(&key("versions"), "there must be at least one of \"1.2\" and \"1.3\"".into())
-        );
-    }
-    for (at, protocol) in raw.alpn.iter().enumerate() {
-        // RFC 7301 section 3.1: a name has 1 to 255 bytes.
-        if !(1..=255).contains(&protocol.len()) {
-            let message = "a protocol name has 1 to 255 bytes".into();
-            return Err(check.refuse(&key(&format!("alpn[{at}]")), message));
-        }
-    }
-    let mut options = Options::default();
-    for (at, text) in raw.options.iter().enumerate() {
-        let set: fn(&mut Options) = check.word(
-            &key(&format!("options[{at}]")),
-            text,
-            &[
-                ("cipher-server-preference", (|o| o.cipher_server_preference = true) as fn(&mut Options)),
-                ("ignore-unexpected-eof", |o| o.ignore_unexpected_eof = true),
-                ("quiet-shutdown", |o| o.quiet_shutdown = true),
-                ("no-session-cache", |o| o.no_session_cache = true),
-            ],
-        )?;
-        set(&mut options);
-    }
-    // Each ticket costs a signature of the key schedule and an entry; OpenSSL's own clients keep two.
-    if raw.tickets > 16 {
-        return Err(check.refuse(&key("tickets"), format!("{} is more than 16", raw.tickets)));
-    }
-    Ok(ContextConfig {
-        name: raw.name.clone(),
-        certificates: chains.iter().zip(keys).map(|(c, k)| (relative(c), relative(k))).collect(),
-        self_made: false,
-        client_certificates: raw
-            .client_certificates
-            .iter()
-            .map(|pair| (relative(&pair.certificate), relative(&pair.key)))
-            .collect(),
-        trust: if raw.ca == "system" {
-            Trust::System
-        } else {
-            Trust::File(relative(&PathBuf::from(&raw.ca)))
-        },
-        client_auth: check.word(
-            &key("client_auth"),
-            &raw.client_auth,
-            &[("none", ClientAuth::None), ("request", ClientAuth::Request), ("require", ClientAuth::Require)],
-        )?,
-        versions,
-        cipher_suites: raw.cipher_suites.clone(),
-        key_exchange: raw.key_exchange.clone(),
-        alpn: raw.alpn.clone(),
-        options,
-        session_id_context: if raw.session_id_context.is_empty() {
-            raw.name.clone()
-        } else {
-            raw.session_id_context.clone()
-        },
-        offering: check.word(
-            &key("client_sessions"),
-            &raw.client_sessions,
-            &[("shared", Offering::Shared), ("explicit", Offering::Explicit)],
-        )?,
-        tickets: raw.tickets,
-        close_policy: check.word(
-            &key("close_policy"),
-            &raw.close_policy,
-            &[
-                ("flag", ClosePolicy::Flag),
-                ("written", ClosePolicy::Written),
-                ("errors-only", ClosePolicy::ErrorsOnly),
-            ],
-        )?,
-        session_timeout: check.duration_within(
-            &key("session_timeout"),
-            &raw.session_timeout,
-            SESSION_TIMEOUT_MAX,
-        )?,
-        session_bytes_max: check.size(&key("session_bytes_max"), &raw.session_bytes_max)?,
-        cache_entries_max: check.at_least_one(&key("cache_entries_max"), raw.cache_entries_max)?,
-        cache_bytes_max: check.size(&key("cache_bytes_max"), &raw.cache_bytes_max)?,
-        idle_timeout: check.duration_within(&key("idle_timeout"), &raw.idle_timeout, IDLE_TIMEOUT_MAX)?,
-    })
 }
 
 #[cfg(test)]

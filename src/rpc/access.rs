@@ -214,7 +214,7 @@ impl Access {
     }
 
     /// Whether one more line may be logged in this second.
-    fn line(&self) -> bool {
+    pub(super) fn line(&self) -> bool {
         let mut lines = self.lines.lock();
         if lines.0.elapsed() >= Duration::from_secs(1) {
             *lines = (Instant::now(), LINES);

@@ -66,6 +66,7 @@ impl Drop for Admitted {
         self.0.calls.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
 /// The body of a request: off a socket, or made in this process.
 pub(super) trait Incoming:
     hyper::body::Body<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static

@@ -29,7 +29,10 @@ impl Misses {
     /// It has missed too often in this second.
     pub(super) fn admit(&self, owner: &Arc<str>, now: Timestamp) -> Result<(), Refusal> {
         let second = now.as_secs();
-        if self.second.swap(second, Ordering::Relaxed) != second {
+        // Read first: every lookup passes here, and one in a second has something to write.
+        if self.second.load(Ordering::Relaxed) != second
+            && self.second.swap(second, Ordering::Relaxed) != second
+        {
             self.by_owner.clear();
         }
         match self.by_owner.get(owner).is_some_and(|misses| *misses >= self.most) {

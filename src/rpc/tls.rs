@@ -31,8 +31,8 @@ impl Acceptor {
     /// # Errors
     /// What is wrong with which file.
     pub fn load(config: &Config) -> Result<Option<Arc<Self>>, ConfigError> {
-        let made = config.tls.as_ref().map(|tls| server(config, tls)).transpose()?;
-        Ok(made.map(|server| Arc::new(Self(ArcSwap::new(server)))))
+        let server = Self::reload(config)?;
+        Ok(server.map(|server| Arc::new(Self(ArcSwap::new(server)))))
     }
 
     /// Reads the files for [`Self::swap`].

@@ -1,0 +1,61 @@
+//! Values of the file, checked one by one.
+
+use std::time::Duration;
+
+use super::{ConfigError, origin::Origin, units};
+
+/// Checks values and names the key in every refusal.
+pub(super) struct Check<'a> {
+    pub(super) origin: &'a Origin,
+}
+
+impl Check<'_> {
+    pub(super) fn refuse(&self, key: &str, message: String) -> ConfigError {
+        ConfigError::plain(format!("{}: {key}: {message}", self.origin.locate(key)))
+    }
+
+    pub(super) fn key<T>(&self, key: &str, value: Result<T, String>) -> Result<T, ConfigError> {
+        value.map_err(|message| self.refuse(key, message))
+    }
+
+    pub(super) fn duration(&self, key: &str, text: &str) -> Result<Duration, ConfigError> {
+        self.key(key, units::duration(text))
+    }
+
+    pub(super) fn duration_within(
+        &self,
+        key: &str,
+        text: &str,
+        max: Duration,
+    ) -> Result<Duration, ConfigError> {
+        let duration = self.duration(key, text)?;
+        if duration < Duration::from_secs(1) || duration > max {
+            return Err(self.refuse(key, format!("`{text}` is not between 1s and {}s", max.as_secs())));
+        }
+        Ok(duration)
+    }
+
+    pub(super) fn size(&self, key: &str, text: &str) -> Result<usize, ConfigError> {
+        let size = self.key(key, units::size(text))?;
+        self.at_least_one(key, size)
+    }
+
+    pub(super) fn at_least_one<N: PartialEq + From<u8>>(
+        &self,
+        key: &str,
+        number: N,
+    ) -> Result<N, ConfigError> {
+        if number == N::from(0) {
+            return Err(self.refuse(key, "must be more than zero: everything has a limit".into()));
+        }
+        Ok(number)
+    }
+
+    /// One of a few words.
+    pub(super) fn word<T: Copy>(&self, key: &str, text: &str, words: &[(&str, T)]) -> Result<T, ConfigError> {
+        words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
+            let known: Vec<_> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
+            self.refuse(key, format!("`{text}` is not known; it may be {}", known.join(", ")))
+        })
+    }
+}

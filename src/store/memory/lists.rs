@@ -1,13 +1,13 @@
-//! Values in numbered slots, and two lists through each: one for its turn to be evicted, one for the time it is over.
+//! Numbered slots, one for each value, and two lists through them: one for its turn to be evicted, one for the time it is
+//! over.
 //!
-//! A slot is 28 bytes on a machine of 64 bits. Adding, removing and moving take the same time however many there are.
-//! What a lookup reads, the value, lies apart from what it does not, so that more of it is near.
-
-use std::sync::Arc;
+//! A slot is 20 bytes. Adding, removing and moving take the same time however many there are. A lookup reads none of it.
 
 /// Number of a slot.
 pub(super) type Slot = u32;
 
+/// The highest number: a mark has room for 29 bits of it.
+pub(super) const SLOT_MAX: Slot = (1 << 29) - 1;
 /// No slot.
 const NONE: Slot = Slot::MAX;
 
@@ -28,12 +28,17 @@ struct Links {
 
 const LOOSE: Links = Links { before: NONE, after: NONE };
 
+#[derive(Clone, Copy)]
+struct Place {
+    links: [Links; 2],
+    /// Of the value's key.
+    hash: u32,
+}
+
 /// Slots, numbered from 0.
-pub(super) struct Slots<V> {
-    /// `None` in a free slot; the next free one is `links[0].after` then.
-    values: Vec<Option<Arc<V>>>,
-    links: Vec<[Links; 2]>,
-    hashes: Vec<u32>,
+pub(super) struct Slots {
+    /// The next free one after a free slot is `links[0].after`.
+    places: Vec<Place>,
     free: Slot,
 }
 
@@ -57,71 +62,52 @@ impl List {
     pub(super) fn first(&self) -> Option<Slot> {
         (self.first != NONE).then_some(self.first)
     }
-
-    pub(super) fn last(&self) -> Option<Slot> {
-        (self.last != NONE).then_some(self.last)
-    }
 }
 
-impl<V> Slots<V> {
+impl Slots {
     pub(super) const fn new() -> Self {
-        Self { values: Vec::new(), links: Vec::new(), hashes: Vec::new(), free: NONE }
+        Self { places: Vec::new(), free: NONE }
     }
 
-    /// A slot for the value, in no list. `None`: there are no more numbers.
-    pub(super) fn add(&mut self, hash: u32, value: Arc<V>) -> Option<Slot> {
+    /// A slot for a value, in no list. `None`: there are no more numbers.
+    pub(super) fn add(&mut self, hash: u32) -> Option<Slot> {
+        let fresh = Place { links: [LOOSE; 2], hash };
         if self.free != NONE {
             let slot = self.free;
-            let place = slot as usize;
-            self.free = self.links[place][0].after;
-            self.values[place] = Some(value);
-            self.links[place] = [LOOSE; 2];
-            self.hashes[place] = hash;
+            let place = &mut self.places[slot as usize];
+            self.free = place.links[0].after;
+            *place = fresh;
             return Some(slot);
         }
-        let slot = Slot::try_from(self.values.len()).ok().filter(|&slot| slot != NONE)?;
-        push(&mut self.values, Some(value));
-        push(&mut self.links, [LOOSE; 2]);
-        push(&mut self.hashes, hash);
+        let slot = Slot::try_from(self.places.len()).ok().filter(|&slot| slot <= SLOT_MAX)?;
+        if self.places.len() == self.places.capacity() {
+            // An eighth more, where a Vec would double: this is most of what a session costs besides itself.
+            self.places.reserve_exact((self.places.len() / 8).max(8));
+        }
+        self.places.push(fresh);
         Some(slot)
     }
 
-    /// Empties a slot, which must be in no list any more.
-    pub(super) fn take(&mut self, slot: Slot) -> Option<Arc<V>> {
-        let value = self.values[slot as usize].take();
-        self.links[slot as usize][0].after = self.free;
+    /// Gives back a slot, which must be in no list any more.
+    pub(super) fn release(&mut self, slot: Slot) {
+        self.places[slot as usize].links[0].after = self.free;
         self.free = slot;
-        value
     }
 
     /// How many slots there are, free ones included.
     pub(super) fn len(&self) -> usize {
-        self.values.len()
+        self.places.len()
     }
 
     /// Whose turn it is after this one.
     pub(super) fn after(&self, slot: Slot) -> Option<Slot> {
-        let after = self.links[slot as usize][Chain::Turn as usize].after;
+        let after = self.places[slot as usize].links[Chain::Turn as usize].after;
         (after != NONE).then_some(after)
-    }
-
-    pub(super) fn get(&self, slot: Slot) -> Option<&Arc<V>> {
-        self.values.get(slot as usize)?.as_ref()
-    }
-
-    pub(super) fn values(&self) -> impl Iterator<Item = &Arc<V>> {
-        self.values.iter().flatten()
     }
 
     /// The hash of the value's key.
     pub(super) fn hash(&self, slot: Slot) -> u32 {
-        self.hashes[slot as usize]
-    }
-
-    /// The hashes of all values, and their slots.
-    pub(super) fn hashes(&self) -> impl Iterator<Item = (u32, Slot)> {
-        let held = self.values.iter().zip(&self.hashes).zip(0..);
-        held.filter_map(|((value, hash), slot)| value.is_some().then_some((*hash, slot)))
+        self.places[slot as usize].hash
     }
 
     /// Appends to a list.
@@ -176,14 +162,6 @@ impl<V> Slots<V> {
     }
 
     fn ends(&mut self, slot: Slot, chain: Chain) -> &mut Links {
-        &mut self.links[slot as usize][chain as usize]
+        &mut self.places[slot as usize].links[chain as usize]
     }
-}
-
-fn push<T>(all: &mut Vec<T>, one: T) {
-    if all.len() == all.capacity() {
-        // An eighth more, where a Vec would double: this is most of what a session costs besides itself.
-        all.reserve_exact((all.len() / 8).max(8));
-    }
-    all.push(one);
 }

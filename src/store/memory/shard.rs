@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, btree_map::Entry as BTreeEntry},
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
 };
 
@@ -21,32 +21,40 @@ use super::{
 };
 use crate::clock::Timestamp;
 
-/// How often a value was used lately, at most 3, and whether it is in the main queue. The store writes it, and only it.
+/// How often a value was used lately, at most 3, whether it is in the main queue, and its slot. The store writes it, and
+/// only it.
 #[derive(Debug, Default)]
-pub struct Mark(AtomicU8);
+pub struct Mark(AtomicU32);
 
-const USES_MAX: u8 = 3;
-const IN_MAIN: u8 = 0x80;
+/// The lowest two bits.
+const USES: u32 = 3;
+const IN_MAIN: u32 = 4;
+/// The slot is above them.
+const SLOT_SHIFT: u32 = 3;
 
 impl Mark {
-    fn uses(&self) -> u8 {
-        self.0.load(Ordering::Relaxed) & !IN_MAIN
+    fn uses(&self) -> u32 {
+        self.0.load(Ordering::Relaxed) & USES
     }
 
     fn in_main(&self) -> bool {
         self.0.load(Ordering::Relaxed) & IN_MAIN != 0
     }
 
-    /// Uses that meet may count once: it only orders evictions. Where a value lies changes under the writer's lock alone.
+    fn slot(&self) -> Slot {
+        self.0.load(Ordering::Relaxed) >> SLOT_SHIFT
+    }
+
+    /// Uses that meet may count once: it only orders evictions. All else changes under the writer's lock alone.
     fn used(&self) {
         let mark = self.0.load(Ordering::Relaxed);
-        if mark & !IN_MAIN < USES_MAX {
+        if mark & USES < USES {
             self.0.store(mark + 1, Ordering::Relaxed);
         }
     }
 
-    fn set(&self, in_main: bool, uses: u8) {
-        self.0.store(uses | if in_main { IN_MAIN } else { 0 }, Ordering::Relaxed);
+    fn set(&self, slot: Slot, in_main: bool, uses: u32) {
+        self.0.store(slot << SLOT_SHIFT | if in_main { IN_MAIN } else { 0 } | uses, Ordering::Relaxed);
     }
 }
 
@@ -72,8 +80,8 @@ pub(super) enum Newest {
 }
 
 pub(super) struct Shard<V> {
-    table: Table,
-    slots: Slots<V>,
+    table: Table<V>,
+    slots: Slots,
     trial: List,
     main: List,
     /// By when they are over the first of those; the others are linked to it.
@@ -92,7 +100,8 @@ impl<V: Entry> Shard<V> {
     }
 
     pub(super) fn get(&self, hash: u32, key: &[u8]) -> Option<&Arc<V>> {
-        self.slots.get(self.find(hash, key)?)
+        // A key is a capability: how much of it was right shows in no time that it takes.
+        self.table.find(hash, |value| verify_slices_are_equal(value.key(), key).is_ok())
     }
 
     /// The same, as a use.
@@ -102,21 +111,19 @@ impl<V: Entry> Shard<V> {
         Some(value)
     }
 
-    fn find(&self, hash: u32, key: &[u8]) -> Option<Slot> {
-        // A key is a capability: how much of it was right shows in no time that it takes.
-        let same = |value: &Arc<V>| verify_slices_are_equal(value.key(), key).is_ok();
-        self.table.find(hash, |slot| self.slots.get(slot).is_some_and(same))
+    /// The value of a slot that has one.
+    fn of(&self, slot: Slot) -> Option<&Arc<V>> {
+        self.table.find(self.slots.hash(slot), |value| value.mark().slot() == slot)
     }
 
     pub(super) fn insert(&mut self, hash: u32, value: Arc<V>) -> Result<(), Refused> {
-        if self.find(hash, value.key()).is_some() {
+        if self.get(hash, value.key()).is_some() {
             return Err(Refused::Taken);
         }
-        value.mark().set(false, 0);
         let due = due(value.expires());
-        let slot = self.slots.add(hash, value).ok_or(Refused::TooLarge)?;
-        let slots = &self.slots;
-        self.table.insert(hash, slot, || slots.hashes().filter(|&(_, other)| other != slot));
+        let slot = self.slots.add(hash).ok_or(Refused::TooLarge)?;
+        value.mark().set(slot, false, 0);
+        self.table.insert(hash, value, |other| self.slots.hash(other.mark().slot()));
         self.slots.push(&mut self.trial, slot);
         let first = self.due.insert(due, slot);
         self.slots.join(first, slot);
@@ -130,23 +137,22 @@ impl<V: Entry> Shard<V> {
         key: &[u8],
         wanted: impl FnOnce(&Arc<V>) -> bool,
     ) -> Option<Arc<V>> {
-        let slot = self.find(hash, key)?;
-        self.slots.get(slot).is_some_and(wanted).then(|| self.forget(slot))?
+        let value = self.get(hash, key).filter(|value| wanted(value))?;
+        self.forget(value.mark().slot())
     }
 
     fn forget(&mut self, slot: Slot) -> Option<Arc<V>> {
-        let value = self.slots.get(slot)?;
-        let (in_main, due) = (value.mark().in_main(), due(value.expires()));
-        self.table.remove(self.slots.hash(slot), slot);
-        let turn = if in_main { &mut self.main } else { &mut self.trial };
+        let value = self.table.remove(self.slots.hash(slot), |value| value.mark().slot() == slot)?;
+        let turn = if value.mark().in_main() { &mut self.main } else { &mut self.trial };
         self.slots.unlink(turn, slot);
-        if let BTreeEntry::Occupied(mut first) = self.due.entry(due) {
+        if let BTreeEntry::Occupied(mut first) = self.due.entry(due(value.expires())) {
             match self.slots.part(*first.get(), slot) {
                 Some(other) => *first.get_mut() = other,
                 None => _ = first.remove(),
             }
         }
-        self.slots.take(slot)
+        self.slots.release(slot);
+        Some(value)
     }
 
     /// Takes out what is of least use. Where the `newest` stays there may be nothing.
@@ -156,13 +162,13 @@ impl<V: Entry> Shard<V> {
             let trial_max = (self.table.len() / TRIAL).max(usize::from(newest == Newest::Stays));
             let from_trial = self.trial.len() > trial_max;
             let slot = if from_trial { self.trial.first() } else { self.main.first() }?;
-            let mark = self.slots.get(slot)?.mark();
+            let mark = self.of(slot)?.mark();
             let uses = mark.uses();
             if uses == 0 || rounds == ROUNDS {
                 return self.forget(slot);
             }
             rounds += 1;
-            mark.set(true, if from_trial { 0 } else { uses - 1 });
+            mark.set(slot, true, if from_trial { 0 } else { uses - 1 });
             let from = if from_trial { &mut self.trial } else { &mut self.main };
             self.slots.unlink(from, slot);
             self.slots.push(&mut self.main, slot);
@@ -188,21 +194,24 @@ impl<V: Entry> Shard<V> {
     /// After a flood, or a night, the memory goes back.
     fn compact(&mut self) {
         let mut fresh = Self::new();
-        for (list, in_main) in [(&self.trial, false), (&self.main, true)] {
+        for (list, in_main) in [(self.trial, false), (self.main, true)] {
             let mut next = list.first();
             while let Some(slot) = next {
                 next = self.slots.after(slot);
-                let Some(value) = self.slots.get(slot) else { continue };
+                // Out of the old table first: its mark names one slot at a time.
+                let old = self.table.remove(self.slots.hash(slot), |value| value.mark().slot() == slot);
+                let Some(value) = old else { continue };
                 let uses = value.mark().uses();
-                // Into the trial queue first, like any other.
-                if fresh.insert(self.slots.hash(slot), Arc::clone(value)).is_ok()
-                    && in_main
-                    && let Some(last) = fresh.trial.last()
-                {
-                    fresh.slots.unlink(&mut fresh.trial, last);
-                    fresh.slots.push(&mut fresh.main, last);
+                if fresh.insert(self.slots.hash(slot), Arc::clone(&value)).is_err() {
+                    continue;
                 }
-                value.mark().set(in_main, uses);
+                // Into the trial queue, like any other.
+                let slot = value.mark().slot();
+                if in_main {
+                    fresh.slots.unlink(&mut fresh.trial, slot);
+                    fresh.slots.push(&mut fresh.main, slot);
+                }
+                value.mark().set(slot, in_main, uses);
             }
         }
         *self = fresh;
@@ -215,11 +224,11 @@ impl<V: Entry> Shard<V> {
     }
 
     pub(super) fn values(&self) -> impl Iterator<Item = &Arc<V>> {
-        self.slots.values()
+        self.table.values()
     }
 
     pub(super) fn drain(&mut self) -> Vec<Arc<V>> {
-        let all = self.slots.values().map(Arc::clone).collect();
+        let all = self.table.values().map(Arc::clone).collect();
         *self = Self::new();
         all
     }

@@ -1,28 +1,29 @@
-//! Where values are found: slots by the hash of their key.
+//! Where values are found, by the hash of their key.
 //!
-//! A line is what a processor fetches at once: the tags and slots of up to twelve values. A value lies in the line that its
-//! hash names, or, where that is full, in one of those after it. Each line counts the values that had to pass it, so that
-//! a search ends at the first line that none has passed, and nothing is left behind where a value was.
+//! A line is what a processor fetches at once: the tags of up to seven values, and where they are. A value lies in the line
+//! that its hash names, or, where that is full, in one of those after it. Each line counts the values that had to pass
+//! it, so that a search ends at the first line that none has passed, and nothing is left behind where a value was. So a
+//! search reads one line, nearly always, and then the value itself, however many there are.
 
-use super::lists::Slot;
+use std::{array, sync::Arc};
 
-const WAYS: usize = 12;
-/// The high bit of each byte.
-const HIGH: u128 = u128::from_le_bytes([0x80; 16]);
+const WAYS: usize = 7;
+/// The high bit of each byte that is a tag's.
+const HIGH: u64 = u64::from_le_bytes([0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0]);
+const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
+/// As many as these or more had to pass: how many of them are left is not known any more.
+const MANY: u8 = u8::MAX;
 
-#[derive(Clone)]
 #[repr(C, align(64))]
-struct Line {
+struct Line<V> {
     /// A byte of each hash; 0 where there is none.
     tags: [u8; WAYS],
-    passed: u32,
-    slots: [Slot; WAYS],
+    passed: u8,
+    values: [Option<Arc<V>>; WAYS],
 }
 
-const EMPTY: Line = Line { tags: [0; WAYS], passed: 0, slots: [0; WAYS] };
-
-pub(super) struct Table {
-    lines: Vec<Line>,
+pub(super) struct Table<V> {
+    lines: Vec<Line<V>>,
     len: usize,
 }
 
@@ -32,23 +33,31 @@ fn tag(hash: u32) -> u8 {
     low.max(1)
 }
 
-impl Line {
+impl<V> Line<V> {
+    fn empty() -> Self {
+        Self { tags: [0; WAYS], passed: 0, values: array::from_fn(|_| None) }
+    }
+
     /// Where something has this tag.
-    fn tagged(&self, tag: u8) -> impl Iterator<Item = usize> + use<> {
-        let mut held = [0; 16];
+    fn tagged(&self, tag: u8) -> impl Iterator<Item = usize> + use<V> {
+        let mut held = [0; 8];
         held[..WAYS].copy_from_slice(&self.tags);
-        let differs = u128::from_le_bytes(held) ^ u128::from_le_bytes([tag; 16]);
-        // The high bit of each byte that does not differ. The last four are no ways.
-        let mut found = !(((differs & !HIGH) + !HIGH) | differs) & HIGH;
+        let differs = u64::from_le_bytes(held) ^ u64::from_le_bytes([tag; 8]);
+        // The high bit of each byte that does not differ.
+        let mut found = !(((differs & LOW) + LOW) | differs) & HIGH;
         std::iter::from_fn(move || {
             let way = found.trailing_zeros() as usize / 8;
             found &= found.wrapping_sub(1);
             (way < WAYS).then_some(way)
         })
     }
+
+    fn way(&self, tag: u8, mut is: impl FnMut(&Arc<V>) -> bool) -> Option<usize> {
+        self.tagged(tag).find(|&way| self.values[way].as_ref().is_some_and(&mut is))
+    }
 }
 
-impl Table {
+impl<V> Table<V> {
     pub(super) const fn new() -> Self {
         Self { lines: Vec::new(), len: 0 }
     }
@@ -57,13 +66,18 @@ impl Table {
         self.len
     }
 
-    /// The slot with this hash that is the one.
-    pub(super) fn find(&self, hash: u32, mut is: impl FnMut(Slot) -> bool) -> Option<Slot> {
+    /// The value with this hash that is the one.
+    pub(super) fn find(&self, hash: u32, is: impl FnMut(&Arc<V>) -> bool) -> Option<&Arc<V>> {
+        let (at, way) = self.search(hash, is)?;
+        self.lines[at].values[way].as_ref()
+    }
+
+    fn search(&self, hash: u32, mut is: impl FnMut(&Arc<V>) -> bool) -> Option<(usize, usize)> {
         let mut at = self.home(hash);
         for _ in 0..self.lines.len() {
             let line = &self.lines[at];
-            if let Some(way) = line.tagged(tag(hash)).find(|&way| is(line.slots[way])) {
-                return Some(line.slots[way]);
+            if let Some(way) = line.way(tag(hash), &mut is) {
+                return Some((at, way));
             }
             if line.passed == 0 {
                 return None;
@@ -73,45 +87,52 @@ impl Table {
         None
     }
 
-    /// Adds a slot. Where there is no room for it `all` tells what is in here already, with its hashes.
-    pub(super) fn insert<I>(&mut self, hash: u32, slot: Slot, all: impl FnOnce() -> I)
-    where
-        I: Iterator<Item = (u32, Slot)>,
-    {
+    /// Adds a value. Where there is no room for it the others move, and `hash_of` tells their hashes.
+    pub(super) fn insert(&mut self, hash: u32, value: Arc<V>, hash_of: impl Fn(&V) -> u32) {
         // Four in five at most: few have to pass a line then.
         if (self.len + 1) * 5 > self.lines.len() * WAYS * 4 {
-            self.lines = vec![EMPTY; self.lines.len() + self.lines.len() / 4 + 1];
-            all().for_each(|(hash, slot)| self.place(hash, slot));
+            let lines = self.lines.len() + self.lines.len() / 4 + 1;
+            let old = std::mem::replace(&mut self.lines, (0..lines).map(|_| Line::empty()).collect());
+            for value in old.into_iter().flat_map(|line| line.values).flatten() {
+                self.place(hash_of(&value), value);
+            }
         }
-        self.place(hash, slot);
+        self.place(hash, value);
         self.len += 1;
     }
 
-    fn place(&mut self, hash: u32, slot: Slot) {
+    fn place(&mut self, hash: u32, value: Arc<V>) {
         let mut at = self.home(hash);
         while let Some(line) = self.lines.get_mut(at) {
             if let Some(way) = line.tagged(0).next() {
                 line.tags[way] = tag(hash);
-                line.slots[way] = slot;
+                line.values[way] = Some(value);
                 return;
             }
-            line.passed += 1;
+            line.passed = line.passed.saturating_add(1);
             at = self.next(at);
         }
     }
 
-    /// Takes out a slot that is in here.
-    pub(super) fn remove(&mut self, hash: u32, slot: Slot) {
+    /// Takes out the value with this hash that is the one.
+    pub(super) fn remove(&mut self, hash: u32, is: impl FnMut(&Arc<V>) -> bool) -> Option<Arc<V>> {
+        let (last, way) = self.search(hash, is)?;
         let mut at = self.home(hash);
-        while let Some(line) = self.lines.get_mut(at) {
-            if let Some(way) = line.tagged(tag(hash)).find(|&way| line.slots[way] == slot) {
-                line.tags[way] = 0;
-                self.len -= 1;
-                return;
+        while at != last {
+            let line = &mut self.lines[at];
+            if line.passed < MANY {
+                line.passed -= 1;
             }
-            line.passed -= 1;
             at = self.next(at);
         }
+        let line = &mut self.lines[last];
+        line.tags[way] = 0;
+        self.len -= 1;
+        line.values[way].take()
+    }
+
+    pub(super) fn values(&self) -> impl Iterator<Item = &Arc<V>> {
+        self.lines.iter().flat_map(|line| &line.values).flatten()
     }
 
     /// Whether a search goes on from any line.

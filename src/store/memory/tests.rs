@@ -201,8 +201,8 @@ fn smaller_limits_hold_at_once_and_the_total_is_the_sum_of_all_stores() {
 
 #[test]
 fn table_finds_what_is_in_it_also_where_all_hashes_are_alike_and_leaves_nothing_behind() {
-    let mut table = table::Table::new();
-    let mut held: Vec<(u32, u32)> = Vec::new();
+    let mut table = table::Table::<(u32, u32)>::new();
+    let mut held: Vec<Arc<(u32, u32)>> = Vec::new();
     let mut random = 1_u32;
     for round in 0..20_000 {
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -210,21 +210,35 @@ fn table_finds_what_is_in_it_also_where_all_hashes_are_alike_and_leaves_nothing_
         let hash = (random >> 28) << 24;
         let wave = if round / 500 % 2 == 0 { 3 } else { 1 };
         if random % 4 < wave {
-            table.insert(hash, round, || held.iter().copied());
-            held.push((hash, round));
+            let value = Arc::new((hash, round));
+            table.insert(hash, Arc::clone(&value), |&(hash, _)| hash);
+            held.push(value);
         } else if !held.is_empty() {
-            let (hash, slot) = held.swap_remove(random as usize % held.len());
-            table.remove(hash, slot);
-            assert_eq!(table.find(hash, |other| other == slot), None);
+            let gone = held.swap_remove(random as usize % held.len());
+            assert_eq!(table.remove(gone.0, |other| Arc::ptr_eq(other, &gone)), Some(Arc::clone(&gone)));
+            assert_eq!(table.find(gone.0, |other| Arc::ptr_eq(other, &gone)), None);
         }
-        assert_eq!(table.len(), held.len());
-        if let Some(&(hash, slot)) = held.last() {
-            assert_eq!(table.find(hash, |other| other == slot), Some(slot));
+        assert_eq!((table.len(), table.values().count()), (held.len(), held.len()));
+        if let Some(last) = held.last() {
+            assert_eq!(table.find(last.0, |other| Arc::ptr_eq(other, last)), Some(last));
         }
     }
-    for &(hash, slot) in &held {
-        assert_eq!(table.find(hash, |other| other == slot), Some(slot));
-        table.remove(hash, slot);
+    for gone in &held {
+        assert!(table.remove(gone.0, |other| Arc::ptr_eq(other, gone)).is_some());
     }
     assert!(table.len() == 0 && !table.is_passed(), "what has left is not searched for");
+}
+
+#[test]
+fn table_finds_all_where_more_pass_a_line_than_it_counts() {
+    let mut table = table::Table::<u32>::new();
+    for value in 0..2_000 {
+        table.insert(0, Arc::new(value), |_| 0);
+    }
+    for value in (0..2_000).rev() {
+        assert!(table.find(0, |held| **held == value).is_some(), "{value}");
+        assert_eq!(table.remove(0, |held| **held == value).as_deref(), Some(&value));
+        assert!(table.find(0, |held| **held == value).is_none());
+    }
+    assert_eq!(table.len(), 0);
 }

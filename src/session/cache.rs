@@ -166,7 +166,7 @@ impl Cache {
             Some(id) => id,
             None => random_id().ok_or(NotStored::NoRandomness)?,
         };
-        let kind = self.ledger.kinds.intern(Kind {
+        let kind = Kind {
             role: self.role,
             version: new.version,
             cipher_suite: new.cipher_suite,
@@ -176,7 +176,8 @@ impl Cache {
             single_use: new.single_use,
             account: new.account,
             peer: new.peer,
-        });
+        };
+        let kind = self.ledger.kinds.intern(kind, &id);
         let facts = Facts { id, kind, authenticated: new.authenticated, created_after, lives };
         Ok(Session::new(facts, new.secret))
     }

@@ -5,15 +5,16 @@
 
 use std::{
     borrow::{Borrow, Cow},
-    hash::{Hash, Hasher},
+    collections::HashSet,
+    hash::{BuildHasher, Hash, Hasher, RandomState},
     net::IpAddr,
     sync::Arc,
 };
 
-use dashmap::DashSet;
+use foldhash::quality::FixedState;
 
-use super::{Format, PeerIdentity, Role, Terms, Version, stats::Account};
-use crate::sync::{AtomicUsize, Ordering};
+use super::{Format, PeerIdentity, Role, SessionId, Terms, Version, stats::Account};
+use crate::sync::RwLock;
 
 /// All that two sessions may have in common.
 #[derive(Debug)]
@@ -98,29 +99,26 @@ pub fn canonical(server_name: &str) -> String {
 }
 
 /// The kinds that are in use.
+///
+/// There is one set for each part of the sessions, so that one kind may be here several times: each session counts as a user
+/// of its kind when it comes and when it goes, and threads that all count at one place wait for each other.
 pub struct Kinds {
-    all: DashSet<Shared>,
-    count: AtomicUsize,
+    parts: Box<[Part]>,
+}
+
+/// A lock and what is behind it, apart from its neighbours.
+#[repr(align(128))]
+struct Part(RwLock<Set>);
+
+struct Set {
+    all: HashSet<Shared, FixedState>,
     /// How many there may be before those that nobody uses are looked for.
-    enough: AtomicUsize,
+    enough: usize,
 }
 
 /// A kind, found by what it is.
+#[derive(PartialEq, Eq, Hash)]
 struct Shared(Arc<Kind>);
-
-impl PartialEq for Shared {
-    fn eq(&self, other: &Self) -> bool {
-        self.0 == other.0
-    }
-}
-
-impl Eq for Shared {}
-
-impl Hash for Shared {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.hash(state);
-    }
-}
 
 impl Borrow<Kind> for Shared {
     fn borrow(&self) -> &Kind {
@@ -128,50 +126,49 @@ impl Borrow<Kind> for Shared {
     }
 }
 
-const ENOUGH: usize = 64;
+const PARTS: usize = 32;
+const ENOUGH: usize = 8;
 
 impl Default for Kinds {
     fn default() -> Self {
-        Self { all: DashSet::new(), count: AtomicUsize::new(0), enough: AtomicUsize::new(ENOUGH) }
+        // Names and bindings are chosen by others: keyed at random.
+        let hasher = FixedState::with_seed(RandomState::new().hash_one(0));
+        let empty = || Set { all: HashSet::with_hasher(hasher.clone()), enough: ENOUGH };
+        Self { parts: (0..PARTS).map(|_| Part(RwLock::new(empty()))).collect() }
     }
 }
 
 impl Kinds {
-    /// The one kind that is like this.
-    pub fn intern(&self, kind: Kind) -> Arc<Kind> {
-        if let Some(held) = self.all.get(&kind) {
+    /// The kind that is like this, for the session with this id.
+    pub fn intern(&self, kind: Kind, id: &SessionId) -> Arc<Kind> {
+        // Libraries make random ids; where they put something before that, it is the end that differs.
+        let last = id.as_bytes().last().copied().unwrap_or_default();
+        let part = &self.parts[usize::from(last) % PARTS].0;
+        if let Some(held) = part.read().all.get(&kind) {
             return Arc::clone(&held.0);
         }
-        let kind = Arc::new(kind);
-        if self.all.insert(Shared(Arc::clone(&kind)))
-            && self.count.fetch_add(1, Ordering::Relaxed) >= self.enough.load(Ordering::Relaxed)
-        {
-            self.forget_unused();
+        let mut set = part.write();
+        if let Some(held) = set.all.get(&kind) {
+            return Arc::clone(&held.0);
         }
-        // Of two who came at once one is not in the set: that costs memory, and nothing else.
+        if set.all.len() >= set.enough {
+            // There are twice as many as were in use the last time, so it costs each of them a constant.
+            set.all.retain(|held| Arc::strong_count(&held.0) > 1);
+            set.enough = 2 * set.all.len() + ENOUGH;
+        }
+        let kind = Arc::new(kind);
+        set.all.insert(Shared(Arc::clone(&kind)));
         kind
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
+        self.parts.iter().map(|part| part.0.read().all.len()).sum()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// Asked when there are twice as many as were in use the last time, so that it costs each of them a constant.
-    fn forget_unused(&self) {
-        self.all.retain(|held| {
-            let used = Arc::strong_count(&held.0) > 1;
-            if !used {
-                self.count.fetch_sub(1, Ordering::Relaxed);
-            }
-            used
-        });
-        self.enough.store(2 * self.len() + ENOUGH, Ordering::Relaxed);
     }
 }
 
@@ -194,14 +191,16 @@ mod tests {
     }
 
     #[test]
-    fn like_kinds_are_one_and_unused_ones_are_forgotten() {
+    fn like_kinds_are_one_for_each_part_and_unused_ones_are_forgotten() {
         let kinds = Kinds::default();
-        let kept = kinds.intern(kind(1));
-        for other in 2..100_000 {
-            kinds.intern(kind(other));
-            assert!(kinds.len() <= 2 * ENOUGH + 4, "{} kinds", kinds.len());
+        let id = |last: u8| SessionId::new(&[7, last]).unwrap();
+        let kept = kinds.intern(kind(1), &id(1));
+        for other in 2..100_000_u32 {
+            let [last, ..] = other.to_le_bytes();
+            kinds.intern(kind(other), &id(last));
+            assert!(kinds.len() <= PARTS * ENOUGH + 3, "{} kinds", kinds.len());
         }
-        assert!(Arc::ptr_eq(&kept, &kinds.intern(kind(1))));
-        assert_eq!(kinds.len(), kinds.all.len());
+        assert!(Arc::ptr_eq(&kept, &kinds.intern(kind(1), &id(1))));
+        assert!(!Arc::ptr_eq(&kept, &kinds.intern(kind(1), &id(2))), "it is counted elsewhere");
     }
 }

@@ -97,18 +97,33 @@ impl Misses {
     }
 }
 
-/// Sessions that left.
+/// Sessions that left: every put into a full cache counts one, so threads count apart.
 #[derive(Debug, Default)]
-pub struct Removals([Counter; RemovalReason::ALL.len()]);
+pub struct Removals([Stripe; STRIPES]);
+
+/// What some threads counted.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Stripe([Counter; RemovalReason::ALL.len()]);
+
+const STRIPES: usize = 8;
+
+thread_local! {
+    /// Which stripe is this thread's.
+    static STRIPE: usize = {
+        static THREADS: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        THREADS.fetch_add(1, Ordering::Relaxed) % STRIPES
+    };
+}
 
 impl Removals {
     /// One more.
     pub(super) fn count(&self, why: RemovalReason) {
-        self.0[why as usize].count();
+        self.0[STRIPE.with(|stripe| *stripe)].0[why as usize].count();
     }
 
     /// How many for this reason.
     pub fn get(&self, why: RemovalReason) -> u64 {
-        self.0[why as usize].get()
+        self.0.iter().map(|stripe| stripe.0[why as usize].get()).sum()
     }
 }

@@ -3,6 +3,7 @@
 //! OpenSSL takes part with feature `openssl`.
 //!
 //! * `contenders`: who is measured, each as a user would write it
+//! * `floor`: an array, which no map can beat at gets
 //! * `openssl`: OpenSSL's cache; all that is `unsafe`, but for the allocator
 //! * `turns`: what they do, in turns
 //! * `memory`: what a session takes, each contender in a process of its own
@@ -16,6 +17,7 @@
 #![expect(clippy::unwrap_used, reason = "where anything fails there is nothing to measure")]
 
 mod contenders;
+mod floor;
 mod memory;
 #[cfg(feature = "openssl")]
 mod openssl;
@@ -28,8 +30,9 @@ mod awake;
 mod cores;
 
 use contenders::{Bare, Moka, Ours, Quick, Raw};
+use floor::Floor;
 use table::Table;
-use turns::{Begun, Section, Side};
+use turns::{Begun, Section, Side, Work};
 
 /// How many sessions a cache has room for.
 const SIZES: [usize; 5] = [1_000, 10_000, 100_000, 1_000_000, 10_000_000];
@@ -46,13 +49,18 @@ const CONTENDERS: &[(&str, Maker)] = &[
     ("DashMap", |size| Begun::boxed(Raw::new(size))),
     ("moka", |size| Begun::boxed(Moka::new(size))),
     ("quick_cache", |size| Begun::boxed(Quick::new(size))),
+    ("array", |size| Begun::boxed(Floor::new(size))),
     #[cfg(feature = "openssl")]
     ("OpenSSL", |size| Begun::boxed(openssl::Context::new(size))),
 ];
 
-/// OpenSSL's sessions are large.
-fn takes_part(name: &str, size: usize) -> bool {
-    name != "OpenSSL" || size <= TOGETHER_MAX
+/// OpenSSL's sessions are large, and in an array there is nothing to put or to take.
+fn takes_part(name: &str, section: &Section) -> bool {
+    match name {
+        "OpenSSL" => section.size <= TOGETHER_MAX,
+        "array" => section.work == Work::Get,
+        _ => true,
+    }
 }
 
 fn main() {
@@ -72,15 +80,21 @@ fn main() {
             if sections.is_empty() {
                 continue;
             }
-            let names: Vec<_> = CONTENDERS.iter().filter(|(name, _)| takes_part(name, size)).collect();
             let mut rounds = vec![vec![Vec::new(); CONTENDERS.len()]; sections.len()];
             // All at once, or one after the other.
-            let together = if size > TOGETHER_MAX { 1 } else { names.len() };
-            for (group, names) in names.chunks(together).enumerate() {
-                let sides: Vec<_> = names.iter().map(|(_, make)| make(size)).collect();
+            let together = if size > TOGETHER_MAX { 1 } else { CONTENDERS.len() };
+            for (group, contenders) in CONTENDERS.chunks(together).enumerate() {
+                let part = |name: &str| sections.iter().any(|section| takes_part(name, section));
+                let sides: Vec<_> =
+                    contenders.iter().map(|&(name, make)| part(name).then(|| (name, make(size)))).collect();
                 for (section, rounds) in sections.iter().zip(&mut rounds) {
-                    for (place, nanos) in section.run(&sides).into_iter().enumerate() {
-                        rounds[group * together + place] = nanos;
+                    let playing = sides.iter().enumerate().filter_map(|(place, side)| {
+                        let (name, side) = side.as_ref()?;
+                        takes_part(name, section).then_some((group * together + place, &**side))
+                    });
+                    let (places, sides): (Vec<_>, Vec<_>) = playing.unzip();
+                    for (place, nanos) in places.into_iter().zip(section.run(&sides)) {
+                        rounds[place] = nanos;
                     }
                 }
             }
@@ -91,6 +105,6 @@ fn main() {
     }
     table.print();
     if table.wants(memory::TITLE) {
-        memory::print(CONTENDERS.iter().map(|(name, _)| *name));
+        memory::print(CONTENDERS.iter().map(|(name, _)| *name).filter(|&name| name != "array"));
     }
 }

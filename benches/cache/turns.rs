@@ -64,7 +64,7 @@ impl Section {
     }
 
     /// Nanoseconds of one operation: for each contender, one number of each round.
-    pub(crate) fn run(&self, sides: &[Box<dyn Side>]) -> Vec<Vec<f64>> {
+    pub(crate) fn run(&self, sides: &[&dyn Side]) -> Vec<Vec<f64>> {
         let full = matches!(self.work, Work::Put | Work::Mixed);
         let wanted = if full { self.size } else { before_takes(self.size) };
         sides.iter().for_each(|side| side.fill(wanted));
@@ -114,12 +114,28 @@ fn id(number: u64) -> Id {
     id
 }
 
+/// The number that an id was made of, or one that is far too large.
+pub(crate) fn number(id: &Id) -> u64 {
+    let [first, ..] = id.as_chunks::<8>().0 else { return u64::MAX };
+    unmix(u64::from_le_bytes(*first)) / 4
+}
+
 /// splitmix64.
 fn mix(number: u64) -> u64 {
     let mixed = number.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     mixed ^ (mixed >> 31)
+}
+
+/// What [`mix`] was given.
+fn unmix(mixed: u64) -> u64 {
+    let number = mixed ^ (mixed >> 31) ^ (mixed >> 62);
+    let number = number.wrapping_mul(0x3196_42B2_D24D_8EC3);
+    let number = number ^ (number >> 27) ^ (number >> 54);
+    let number = number.wrapping_mul(0x96DE_1B17_3F11_9089);
+    let number = number ^ (number >> 30) ^ (number >> 60);
+    number.wrapping_mul(0xF1DE_83E1_9937_733D).wrapping_sub(1)
 }
 
 /// A contender that has begun.

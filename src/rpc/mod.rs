@@ -11,6 +11,7 @@
 //! * [`local`]: calls from this process
 //! * `connections`, `sessions`, `contexts`, `workers`: one file for each service
 //! * `drive`, `attach`, `watch`: one for each stream
+//! * `batch`, `answers`: the calls of one message of an Attach, and what they answer, as bytes
 //! * `timer`: the clock of HTTP/2
 //! * `seldom`: futures that are not asked at every wake-up
 //! * `revoke`, `explain`: who resumes no more, and why not
@@ -39,7 +40,9 @@ use crate::{
 };
 
 pub mod access;
+mod answers;
 mod attach;
+mod batch;
 mod connections;
 mod contexts;
 mod convert;

@@ -22,10 +22,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // A worker that imports the client does not compile what only the daemon serves.
     let daemon = env::var_os("CARGO_FEATURE_DAEMON").is_some();
-    let services = tonic_prost_build::configure()
-        .build_server(daemon)
-        .codec_path("crate::proto::Codec")
-        .service_generator();
+    let services = || tonic_prost_build::configure().codec_path("crate::proto::Codec");
+    let clients = services().build_server(false).service_generator();
+    let servers = services().build_server(daemon).build_client(false).service_generator();
     prost_build::Config::new()
         .bytes(["."])
         // A batch is a list of calls, and each takes the room of the largest: hostile ones are many and empty.
@@ -41,30 +40,44 @@ fn main() -> Result<(), Box<dyn Error>> {
         .boxed(".tls.sessiond.v1.Answer.result.put_session")
         .boxed(".tls.sessiond.v1.Answer.result.lookup_session")
         .boxed(".tls.sessiond.v1.Answer.result.report_alert")
-        .service_generator(Box::new(RenameNew(services)))
+        .service_generator(Box::new(Services { clients, servers }))
         .compile_fds(descriptors)?;
     Ok(())
 }
 
-/// The generated client has a constructor `new` of its own, so the RPC `New` becomes `new_connection` in Rust.
-/// Its name on the wire stays.
-struct RenameNew(Box<dyn ServiceGenerator>);
+/// Clients and servers, each with types of its own.
+struct Services {
+    clients: Box<dyn ServiceGenerator>,
+    servers: Box<dyn ServiceGenerator>,
+}
 
-impl ServiceGenerator for RenameNew {
+impl ServiceGenerator for Services {
     fn generate(&mut self, mut service: Service, buf: &mut String) {
+        // The generated client has a constructor `new` of its own, so the RPC `New` becomes `new_connection` in Rust.
+        // Its name on the wire stays.
         for method in &mut service.methods {
             if method.proto_name == "New" {
                 method.name = "new_connection".into();
             }
         }
-        self.0.generate(service, buf);
+        self.clients.generate(service.clone(), buf);
+        // The daemon reads the calls of an Attach where they lie, and writes what they answer as it is made.
+        for method in &mut service.methods {
+            if method.proto_name == "Attach" {
+                method.input_type = "Calls".into();
+                method.output_type = "Answers".into();
+            }
+        }
+        self.servers.generate(service, buf);
     }
 
     fn finalize(&mut self, buf: &mut String) {
-        self.0.finalize(buf);
+        self.clients.finalize(buf);
+        self.servers.finalize(buf);
     }
 
     fn finalize_package(&mut self, package: &str, buf: &mut String) {
-        self.0.finalize_package(package, buf);
+        self.clients.finalize_package(package, buf);
+        self.servers.finalize_package(package, buf);
     }
 }

@@ -5,8 +5,8 @@
 
 use std::marker::PhantomData;
 
-use bytes::{Buf, BufMut};
-use prost::Message;
+use bytes::{Buf, BufMut, Bytes};
+use prost::{DecodeError, Message};
 use tonic::{
     Status,
     codec::{BufferSettings, DecodeBuf, Decoder, EncodeBuf, Encoder},
@@ -45,10 +45,71 @@ impl<T, U> Default for Codec<T, U> {
     }
 }
 
+/// What comes in by a [`Codec`].
+pub trait Incoming: Sized + Send + Sync + 'static {
+    /// Reads it.
+    fn read(message: Bytes) -> Result<Self, DecodeError>;
+}
+
+impl<T: Message + Default + 'static> Incoming for T {
+    fn read(message: Bytes) -> Result<Self, DecodeError> {
+        Self::decode(message)
+    }
+}
+
+/// An [`AttachRequest`] as it came.
+#[cfg(feature = "daemon")]
+pub struct Calls(pub Bytes);
+
+#[cfg(feature = "daemon")]
+impl Incoming for Calls {
+    fn read(message: Bytes) -> Result<Self, DecodeError> {
+        Ok(Self(message))
+    }
+}
+
+/// What goes out by a [`Codec`].
+pub trait Outgoing: Send + Sync + 'static {
+    /// What is ready together leaves in one piece, until it has so many bytes.
+    const PIECE: usize = PIECE;
+
+    /// Writes it. `short` is room to use again.
+    fn write(self, to: &mut EncodeBuf<'_>, short: &mut Vec<u8>);
+}
+
+impl<T: Message + 'static> Outgoing for T {
+    fn write(self, to: &mut EncodeBuf<'_>, short: &mut Vec<u8>) {
+        let length = self.encoded_len();
+        to.reserve(length);
+        if length > SHORT {
+            self.encode_raw(to);
+        } else {
+            short.clear();
+            self.encode_raw(short);
+            to.put_slice(short);
+        }
+    }
+}
+
+/// An [`AttachResponse`] that was written as its answers were made.
+#[cfg(feature = "daemon")]
+pub struct Answers(pub Vec<u8>);
+
+#[cfg(feature = "daemon")]
+impl Outgoing for Answers {
+    /// Those that leave together are together already.
+    const PIECE: usize = 0;
+
+    fn write(self, to: &mut EncodeBuf<'_>, _: &mut Vec<u8>) {
+        to.reserve(self.0.len());
+        to.put_slice(&self.0);
+    }
+}
+
 impl<T, U> tonic::codec::Codec for Codec<T, U>
 where
-    T: Message + 'static,
-    U: Message + Default + 'static,
+    T: Outgoing,
+    U: Incoming,
 {
     type Encode = T;
     type Decode = U;
@@ -64,34 +125,26 @@ where
     }
 }
 
-impl<T: Message> Encoder for Half<T> {
+impl<T: Outgoing> Encoder for Half<T> {
     type Item = T;
     type Error = Status;
 
     fn encode(&mut self, item: T, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        let length = item.encoded_len();
-        buf.reserve(length);
-        if length > SHORT {
-            item.encode_raw(buf);
-        } else {
-            self.written.clear();
-            item.encode_raw(&mut self.written);
-            buf.put_slice(&self.written);
-        }
+        item.write(buf, &mut self.written);
         Ok(())
     }
 
     fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(4 * PIECE, PIECE)
+        BufferSettings::new(4 * PIECE, T::PIECE)
     }
 }
 
-impl<U: Message + Default> Decoder for Half<U> {
+impl<U: Incoming> Decoder for Half<U> {
     type Item = U;
     type Error = Status;
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         let message = buf.copy_to_bytes(buf.remaining());
-        U::decode(message).map(Some).map_err(|err| Status::internal(err.to_string()))
+        U::read(message).map(Some).map_err(|err| Status::internal(err.to_string()))
     }
 }

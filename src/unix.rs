@@ -19,7 +19,12 @@ pub(crate) struct Unix {
     stream: AsyncFd<UnixStream>,
     /// The same socket, while a write waits for room.
     full: Option<AsyncFd<UnixStream>>,
+    /// How much room the next read is given.
+    room: usize,
 }
+
+/// The least room of a read. Room is zeroed before it is read into, and most messages are short.
+const ROOM_MIN: usize = 1 << 10;
 
 impl Unix {
     /// Of a stream that does not block.
@@ -27,30 +32,33 @@ impl Unix {
     /// # Errors
     /// The runtime does not take it.
     pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
-        Ok(Self { stream: watch(stream, Interest::READABLE)?, full: None })
+        Ok(Self { stream: watch(stream, Interest::READABLE)?, full: None, room: ROOM_MIN })
     }
 
-    /// Waits until the peer has sent something, or has ended.
+    /// Ready when the peer has sent something, or has ended.
     ///
     /// # Errors
-    /// Those of the socket.
+    /// Those of the runtime.
     #[cfg(feature = "daemon")]
-    pub(crate) async fn readable(&self) -> io::Result<()> {
-        self.stream.readable().await.map(|_| ())
+    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.poll_read_ready(cx).map_ok(|_| ())
     }
 }
 
 impl AsyncRead for Unix {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let room = buf.initialize_unfilled();
+        let this = self.get_mut();
+        let room = buf.initialize_unfilled_to(this.room.min(buf.remaining()));
         loop {
-            let mut ready = ready!(self.stream.poll_read_ready(cx))?;
+            let mut ready = ready!(this.stream.poll_read_ready(cx))?;
             let Ok(read) = ready.try_io(|stream| stream.get_ref().read(room)) else { continue };
             let read = read?;
             // Less than there is room for was all there was: the next read need not find that out.
             if (1..room.len()).contains(&read) {
                 ready.clear_ready();
             }
+            // More may wait than there was room for; the next is about as long.
+            this.room = if read == room.len() { 8 * room.len() } else { 2 * read }.max(ROOM_MIN);
             buf.advance(read);
             return Poll::Ready(Ok(()));
         }

@@ -267,6 +267,11 @@ impl Grant {
     }
 }
 
+/// The name of a context; an empty one means the default one.
+pub(super) fn named(name: &str) -> &str {
+    if name.is_empty() { "default" } else { name }
+}
+
 /// Who calls, and what that may do. One for each connection.
 #[derive(Debug)]
 pub(super) struct Caller {
@@ -341,7 +346,7 @@ impl Caller {
         name: &str,
         roles: Roles,
     ) -> Result<&'r Arc<Context>, Refusal> {
-        let name = if name.is_empty() { "default" } else { name };
+        let name = named(name);
         if !self.may(roles, name) {
             let refusal = self.denied(roles, Some(name));
             self.audit(&refusal, None);

@@ -9,32 +9,35 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    vec,
 };
 
 use tokio::{runtime::Handle, task::yield_now, time::Sleep};
 use tokio_stream::Stream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use super::{
     access::{Caller, Roles},
+    answers::Answers,
+    batch::{Batch, Next, Unread},
     connections::Connections,
     convert,
-    sessions::Sessions,
+    seldom::Seldom,
+    sessions::{self, Moment, Sessions, Wanted},
     status::{Refusal, described},
 };
 use crate::{
     connection::{ConnectionId, Table},
     proto::{self as pb, answer::Result as Answered, call::Method},
+    session::Session,
 };
 
-/// Most calls of one message.
-pub(super) const BATCH_MAX: usize = 1000;
 /// Answers of one batch are cut into messages of about this size, for many clients take no more than 4 MiB.
 const ANSWERS_BYTES: usize = 1 << 20;
 /// A batch is answered in quarters, of no fewer calls than this: the worker goes on while the rest is answered.
 const QUARTER_MIN: usize = 8;
+/// The most room for answers that are not there yet.
+const ROOM_MAX: usize = 32 << 10;
 /// Connections of a stream that are not worth a search for those that are gone.
 const PRUNE_MIN: usize = 1024;
 /// Connections of a stream that ended which are freed without a pause: less than a tenth of a millisecond.
@@ -44,16 +47,18 @@ const ALIAS_MAX: usize = 64;
 
 /// The answers of one Attach.
 pub(super) struct Attach {
-    requests: Streaming<pb::AttachRequest>,
-    deadline: Option<Pin<Box<Sleep>>>,
+    requests: Streaming<pb::Calls>,
+    deadline: Option<Seldom<Sleep>>,
     /// Until the worker was told.
-    draining: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    draining: Option<Seldom<WaitForCancellationFutureOwned>>,
     /// Ready when the caller is no worker any more.
-    lost: Pin<Box<dyn Future<Output = Refusal> + Send>>,
+    lost: Seldom<dyn Future<Output = Refusal> + Send>,
     /// Calls that wait for their turn.
-    batch: vec::IntoIter<pb::Call>,
+    batch: Batch,
     /// How many of them make a quarter.
     quarter: usize,
+    /// How much room the next answers are given.
+    room: usize,
     /// Answers have just been handed out, and more calls wait.
     pause: bool,
     phase: Phase,
@@ -75,23 +80,52 @@ pub(super) struct Calls {
     prune_at: usize,
     /// Aliases of connections that were made here.
     aliases: HashMap<String, String>,
+    /// Of the lookups of one message.
+    moment: Moment,
+}
+
+/// What a call came to.
+enum Done {
+    /// A lookup's session, of which no message is made.
+    Found(Arc<Session>),
+    Other(Answered),
 }
 
 impl Calls {
     pub(super) fn new(connections: Arc<Connections>, sessions: Arc<Sessions>, by: Arc<Caller>) -> Self {
-        Self { connections, sessions, by, made: HashMap::new(), prune_at: PRUNE_MIN, aliases: HashMap::new() }
-    }
-
-    fn answer(&mut self, call: pb::Call) -> Option<pb::Answer> {
-        let id = call.id;
-        match self.call(call) {
-            Ok(_) if id == 0 => None,
-            Ok(result) => Some(pb::Answer { id, result: Some(result) }),
-            Err(refusal) => Some(pb::Answer { id, result: Some(Answered::Error(refusal.call_error())) }),
+        Self {
+            connections,
+            sessions,
+            by,
+            made: HashMap::new(),
+            prune_at: PRUNE_MIN,
+            aliases: HashMap::new(),
+            moment: Moment::default(),
         }
     }
 
-    fn call(&mut self, call: pb::Call) -> Result<Answered, Refusal> {
+    /// Writes what a call answers, where an answer is wanted.
+    fn answer(&mut self, next: Next<'_>, to: &mut Answers) {
+        let (id, result) = match next {
+            Next::Lookup(id, wanted) => (id, self.look(wanted)),
+            Next::Other(call) => (call.id, self.call(call)),
+        };
+        match result {
+            Ok(_) if id == 0 => {}
+            Ok(Done::Found(session)) => to.found(id, &session),
+            Ok(Done::Other(result)) => to.push(&pb::Answer { id, result: Some(result) }),
+            Err(refusal) => to.push(&pb::Answer { id, result: Some(Answered::Error(refusal.call_error())) }),
+        }
+    }
+
+    fn look(&mut self, wanted: Wanted<'_>) -> Result<Done, Refusal> {
+        Ok(match self.sessions.look(&self.by, &mut self.moment, wanted)? {
+            Ok(session) => Done::Found(session),
+            Err(miss) => Done::Other(Answered::LookupSession(sessions::missed(miss).into())),
+        })
+    }
+
+    fn call(&mut self, call: pb::Call) -> Result<Done, Refusal> {
         let mut method = call.method.ok_or(Refusal::MethodRequired)?;
         if !call.alias.is_empty() && !matches!(method, Method::New(_)) {
             return Err(Refusal::AliasMalformed);
@@ -102,7 +136,7 @@ impl Calls {
             let named = self.aliases.get(id.as_str()).ok_or(Refusal::AliasUnknown)?;
             id.clone_from(named);
         }
-        Ok(match method {
+        Ok(Done::Other(match method {
             Method::New(request) => Answered::New(self.make(*request, call.alias)?.into()),
             Method::Clear(request) => Answered::Clear(self.connections.clear(&self.by, &request)?.into()),
             Method::Shutdown(request) => {
@@ -122,16 +156,14 @@ impl Calls {
             Method::PutSession(request) => {
                 Answered::PutSession(self.sessions.put(&self.by, *request)?.into())
             }
-            Method::LookupSession(request) => {
-                Answered::LookupSession(self.sessions.lookup(&self.by, &request)?.into())
-            }
+            Method::LookupSession(request) => return self.look((&*request).into()),
             Method::RemoveSession(request) => {
                 Answered::RemoveSession(self.sessions.remove(&self.by, &request)?)
             }
             Method::ReportAlert(request) => {
                 Answered::ReportAlert(self.connections.report_alert(&self.by, &request)?.into())
             }
-        })
+        }))
     }
 
     fn make(&mut self, request: pb::NewRequest, alias: String) -> Result<pb::NewResponse, Refusal> {
@@ -226,21 +258,23 @@ fn connection_id(method: &mut Method) -> Option<&mut String> {
 
 impl Attach {
     pub(super) fn new(
-        requests: Streaming<pb::AttachRequest>,
+        requests: Streaming<pb::Calls>,
         calls: Calls,
         deadline: Option<Pin<Box<Sleep>>>,
         draining: WaitForCancellationFutureOwned,
     ) -> Self {
-        let draining = Some(Box::pin(draining));
-        let lost = Box::pin(Arc::clone(&calls.by).loses(Roles::WORKER, None, calls.sessions.table.now()));
-        let batch = Vec::new().into_iter();
+        let deadline = deadline.map(Seldom::new);
+        let draining = Some(Seldom::new(Box::pin(draining)));
+        let lost = Arc::clone(&calls.by).loses(Roles::WORKER, None, calls.sessions.table.now());
+        let lost = Seldom::new(Box::pin(lost) as Pin<Box<dyn Future<Output = Refusal> + Send>>);
         Self {
             requests,
             deadline,
             draining,
             lost,
-            batch,
+            batch: Batch::default(),
             quarter: QUARTER_MIN,
+            room: 0,
             pause: false,
             phase: Phase::Running,
             calls,
@@ -248,30 +282,27 @@ impl Attach {
     }
 
     /// The next answers of the batch. `None`: no more are wanted.
-    fn answers(&mut self) -> Option<pb::AttachResponse> {
-        let mut answers = Vec::with_capacity(self.quarter.min(self.batch.len()));
-        let mut size = 0;
-        while answers.len() < self.quarter && size < ANSWERS_BYTES {
-            let Some(call) = self.batch.next() else { break };
-            if let Some(answer) = self.calls.answer(call) {
-                size += weight(&answer);
-                answers.push(answer);
-            }
+    fn answers(&mut self) -> Option<Answers> {
+        if self.batch.len() == 0 {
+            return None;
         }
-        (!answers.is_empty()).then_some(pb::AttachResponse { answers, draining: false })
-    }
-}
-
-/// What makes an answer large; the rest is some KiB at most.
-fn weight(answer: &pb::Answer) -> usize {
-    match &answer.result {
-        Some(Answered::LookupSession(looked)) => looked.data.len(),
-        _ => 0,
+        self.calls.moment.pass(self.calls.sessions.table.now());
+        let mut answers = Answers::with_room(self.room);
+        while answers.count() < self.quarter && answers.len() < ANSWERS_BYTES {
+            let Some(call) = self.batch.next() else { break };
+            self.calls.answer(call, &mut answers);
+        }
+        if answers.count() == 0 {
+            return None;
+        }
+        // The next ones are about as long.
+        self.room = answers.len().min(ROOM_MAX);
+        Some(answers)
     }
 }
 
 impl Stream for Attach {
-    type Item = Result<pb::AttachResponse, Status>;
+    type Item = Result<pb::Answers, Status>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
@@ -280,34 +311,39 @@ impl Stream for Attach {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            if let Some(response) = this.answers() {
+            if let Some(answers) = this.answers() {
                 this.pause = this.batch.len() > 0;
-                return Poll::Ready(Some(Ok(response)));
+                return Poll::Ready(Some(Ok(answers.into())));
             }
             if let Phase::Ending(refusal) = &mut this.phase {
                 return Poll::Ready(refusal.take().map(|refusal| Err(refusal.into())));
             }
-            if this.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
+            if this.deadline.as_mut().is_some_and(|deadline| Pin::new(deadline).poll(cx).is_ready()) {
                 this.phase = Phase::Ending(Some(Refusal::DeadlineExceeded));
                 continue;
             }
-            if let Poll::Ready(refusal) = this.lost.as_mut().poll(cx) {
+            if let Poll::Ready(refusal) = Pin::new(&mut this.lost).poll(cx) {
                 this.phase = Phase::Ending(Some(refusal));
                 continue;
             }
-            if this.draining.as_mut().is_some_and(|draining| draining.as_mut().poll(cx).is_ready()) {
+            if this.draining.as_mut().is_some_and(|draining| Pin::new(draining).poll(cx).is_ready()) {
                 this.draining = None;
-                return Poll::Ready(Some(Ok(pb::AttachResponse { answers: Vec::new(), draining: true })));
+                return Poll::Ready(Some(Ok(Answers::draining().into())));
             }
             match ready!(Pin::new(&mut this.requests).poll_next(cx)) {
-                Some(Ok(request)) if request.calls.len() > BATCH_MAX => {
-                    let refusal = Refusal::BatchTooLarge(request.calls.len());
-                    this.phase = Phase::Ending(Some(refusal));
-                }
-                Some(Ok(request)) => {
-                    this.quarter = request.calls.len().div_ceil(4).max(QUARTER_MIN);
-                    this.batch = request.calls.into_iter();
-                }
+                Some(Ok(pb::Calls(message))) => match Batch::read(message) {
+                    Ok(batch) => {
+                        this.quarter = batch.len().div_ceil(4).max(QUARTER_MIN);
+                        this.batch = batch;
+                    }
+                    Err(Unread::TooMany(calls)) => {
+                        this.phase = Phase::Ending(Some(Refusal::BatchTooLarge(calls)));
+                    }
+                    Err(Unread::Malformed(err)) => {
+                        this.phase = Phase::Ending(None);
+                        return Poll::Ready(Some(Err(described(Code::Internal, &err.to_string()))));
+                    }
+                },
                 Some(Err(status)) => {
                     this.phase = Phase::Ending(None);
                     return Poll::Ready(Some(Err(described(status.code(), status.message()))));

@@ -11,7 +11,9 @@ use crate::{
     connection::{self, ConnectionId, EngineKind, Evidence, Removed, Shutdown, State},
     context::Context,
     hex, proto as pb,
-    session::{Facts, PeerIdentity, RemovalReason, Role, Session, SessionId, Version, cache::Miss},
+    session::{
+        Facts, PeerIdentity, RemovalReason, Role, SESSION_ID_MAX, Session, SessionId, Version, cache::Miss,
+    },
 };
 
 pub(super) fn connection_id(text: &str) -> Result<ConnectionId, Refusal> {
@@ -23,7 +25,9 @@ pub(super) fn session_id(text: &str) -> Result<Option<SessionId>, Refusal> {
     if text.is_empty() {
         return Ok(None);
     }
-    hex::read(text).and_then(|bytes| SessionId::new(&bytes)).map(Some).ok_or(Refusal::SessionIdMalformed)
+    let mut bytes = [0; SESSION_ID_MAX];
+    let read = hex::read_into(text, &mut bytes).and_then(SessionId::new);
+    read.map(Some).ok_or(Refusal::SessionIdMalformed)
 }
 
 pub(super) fn role(value: i32) -> Result<Role, Refusal> {
@@ -218,14 +222,14 @@ pub(super) fn read_timestamp(from: &PbTimestamp) -> Option<Timestamp> {
     Some(Timestamp::from_millis(seconds.checked_mul(1000)?.checked_add(millis)?))
 }
 
-fn role_value(role: Role) -> pb::Role {
+pub(super) fn role_value(role: Role) -> pb::Role {
     match role {
         Role::Client => pb::Role::Client,
         Role::Server => pb::Role::Server,
     }
 }
 
-fn version_value(version: Option<Version>) -> i32 {
+pub(super) fn version_value(version: Option<Version>) -> i32 {
     match version {
         None => pb::ProtocolVersion::Unspecified,
         Some(Version::Tls12) => pb::ProtocolVersion::Tls12,

@@ -3,11 +3,19 @@
 //! hyper serves it, and calls go to the services directly: tonic's own server takes a call through a router that clones
 //! all services, and half a dozen boxes (decision 13).
 
-use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    error::Error,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use http::{Request, Response};
 use hyper::server::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncWrite, BufReader},
     time::{sleep, timeout},
@@ -20,7 +28,10 @@ use super::{
     contexts::Contexts,
     edge::{Edge, Incoming, Load},
     listen::{Accepted, Known, Signals},
+    seldom::Seldom,
     sessions::Sessions,
+    socket::Turn,
+    timer::Timer,
     tls::Acceptor,
     workers::Workers,
 };
@@ -103,7 +114,7 @@ impl Http {
     pub(super) fn new(services: Services, gate: Gate, streams: u32) -> Self {
         let mut protocol = http2::Builder::new(TokioExecutor::new());
         protocol
-            .timer(TokioTimer::new())
+            .timer(Timer::new())
             .auto_date_header(false)
             .max_concurrent_streams(streams)
             .initial_stream_window_size(STREAM_WINDOW)
@@ -136,6 +147,7 @@ impl Http {
                 return;
             }
         };
+        let turn = socket.turn();
         let spoke = tokio::select! {
             readable = socket.readable() => readable.is_ok(),
             () = sleep(FIRST_BYTE) => false,
@@ -146,7 +158,7 @@ impl Http {
             return;
         }
         let acceptor = match known {
-            Known::Peer(peer) => return self.converse(socket, peer, &signals).await,
+            Known::Peer(peer) => return self.converse(socket, &turn, peer, &signals).await,
             Known::ByHandshake => self.gate.tls.clone(),
         };
         let Some(acceptor) = acceptor else { return };
@@ -163,7 +175,7 @@ impl Http {
             () = signals.kill.cancelled() => Ok(None),
         };
         match greeted {
-            Ok(Some((stream, peer))) => self.converse(stream, peer, &signals).await,
+            Ok(Some((stream, peer))) => self.converse(stream, &turn, peer, &signals).await,
             Ok(None) => {}
             // Anybody on the network can bring this about, as often as it likes.
             Err(err) if self.gate.access.line() => {
@@ -173,25 +185,44 @@ impl Http {
         }
     }
 
-    async fn converse<I>(self, socket: I, peer: Peer, signals: &Signals)
+    async fn converse<I>(self, socket: I, turn: &Turn, peer: Peer, signals: &Signals)
     where
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let edge = self.edge(peer);
         let mut connection = pin!(self.protocol.serve_connection(TokioIo::new(socket), edge));
+        let mut draining = Seldom::new(Box::pin(signals.draining.cancelled()));
+        let mut kill = Seldom::new(Box::pin(signals.kill.cancelled()));
         let ended = tokio::select! {
-            ended = &mut connection => ended,
-            () = signals.draining.cancelled() => {
+            biased;
+            () = &mut kill => Ok(()),
+            () = &mut draining => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
-                    ended = &mut connection => ended,
-                    () = signals.kill.cancelled() => Ok(()),
+                    biased;
+                    () = &mut kill => Ok(()),
+                    ended = turns(&mut connection, turn) => ended,
                 }
             }
-            () = signals.kill.cancelled() => Ok(()),
+            ended = turns(&mut connection, turn) => ended,
         };
         if let Err(err) = ended {
             tracing::debug!(%err, "an HTTP/2 connection broke");
         }
     }
+}
+
+/// Lets a connection have its turns, until it ends.
+async fn turns<C>(connection: &mut Pin<&mut C>, turn: &Turn) -> Result<(), Box<dyn Error + Send + Sync>>
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    poll_fn(|cx| match connection.as_mut().poll(cx) {
+        Poll::Ready(ended) => Poll::Ready(ended.map_err(Into::into)),
+        Poll::Pending => match turn.end(cx) {
+            Ok(()) => Poll::Pending,
+            Err(err) => Poll::Ready(Err(err.into())),
+        },
+    })
+    .await
 }

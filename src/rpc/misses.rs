@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use dashmap::DashMap;
@@ -15,12 +15,14 @@ pub(super) struct Misses {
     most: u32,
     /// Which second.
     second: AtomicU64,
+    /// Of all owners in this second: while it is less than one may have, nobody has more.
+    all: AtomicU32,
     by_owner: DashMap<Arc<str>, u32>,
 }
 
 impl Misses {
     pub(super) fn new(most: u32) -> Self {
-        Self { most, second: AtomicU64::new(0), by_owner: DashMap::new() }
+        Self { most, second: AtomicU64::new(0), all: AtomicU32::new(0), by_owner: DashMap::new() }
     }
 
     /// Whether this owner may look up.
@@ -33,7 +35,11 @@ impl Misses {
         if self.second.load(Ordering::Relaxed) != second
             && self.second.swap(second, Ordering::Relaxed) != second
         {
+            self.all.store(0, Ordering::Relaxed);
             self.by_owner.clear();
+        }
+        if self.all.load(Ordering::Relaxed) < self.most {
+            return Ok(());
         }
         match self.by_owner.get(owner).is_some_and(|misses| *misses >= self.most) {
             true => Err(Refusal::MissLimit(self.most)),
@@ -43,6 +49,7 @@ impl Misses {
 
     /// One more that found nothing.
     pub(super) fn count(&self, owner: &Arc<str>) {
+        self.all.fetch_add(1, Ordering::Relaxed);
         match self.by_owner.get_mut(owner) {
             Some(mut misses) => *misses = misses.saturating_add(1),
             None => drop(self.by_owner.insert(Arc::clone(owner), 1)),

@@ -11,6 +11,9 @@
 //! * [`local`]: calls from this process
 //! * `connections`, `sessions`, `contexts`, `workers`: one file for each service
 //! * `drive`, `attach`, `watch`: one for each stream
+//! * `batch`, `answers`: the calls of one message of an Attach, and what they answer, as bytes
+//! * `timer`: the clock of HTTP/2
+//! * `seldom`: futures that are not asked at every wake-up
 //! * `revoke`, `explain`: who resumes no more, and why not
 //! * `convert`, `page`, `request_ids`: messages, lists, repeated requests
 
@@ -37,7 +40,9 @@ use crate::{
 };
 
 pub mod access;
+mod answers;
 mod attach;
+mod batch;
 mod connections;
 mod contexts;
 mod convert;
@@ -52,9 +57,11 @@ mod misses;
 mod page;
 mod request_ids;
 mod revoke;
+mod seldom;
 mod sessions;
 mod socket;
 pub mod status;
+mod timer;
 pub mod tls;
 mod watch;
 mod workers;

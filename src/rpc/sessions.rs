@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{
-    access::{Caller, Roles},
+    access::{Caller, Roles, named},
     connections::{answer, caller},
     convert,
     edge::Deadline,
@@ -23,6 +23,7 @@ use crate::{
         Table,
         worker::{NotKept, Put},
     },
+    context::Context,
     proto::{self as pb, session_service_server::SessionService},
     session::{Cache, Format, Role, Secret, Session, Terms, Version, cache::NotStored, canonical},
 };
@@ -33,6 +34,67 @@ pub(super) struct Sessions {
     pub(super) pages: Arc<Pages>,
     pub(super) misses: Misses,
     pub(super) draining: CancellationToken,
+}
+
+/// What lookups that come right after each other need to find out once.
+#[derive(Default)]
+pub(super) struct Moment {
+    now: Timestamp,
+    /// The context of the last one, where its caller may look up.
+    context: Option<Arc<Context>>,
+    /// The format of the last one.
+    format: Option<Format>,
+}
+
+impl Moment {
+    pub(super) fn at(now: Timestamp) -> Self {
+        Self { now, ..Self::default() }
+    }
+
+    /// Time has passed: contexts and rights may be others.
+    pub(super) fn pass(&mut self, now: Timestamp) {
+        self.now = now;
+        self.context = None;
+    }
+}
+
+/// A context, where the caller may look up: the last one, or else as contexts and rights are now.
+fn granted<'l>(
+    last: &'l mut Option<Arc<Context>>,
+    table: &Table,
+    by: &Caller,
+    name: &str,
+) -> Result<&'l Arc<Context>, Refusal> {
+    let name = named(name);
+    let context = match last.take().filter(|last| *last.name == *name) {
+        Some(context) => context,
+        None => Arc::clone(by.context(&table.registry(), name, Roles::WORKER)?),
+    };
+    Ok(last.insert(context))
+}
+
+/// What LookupSession asks for, where it lies in its request.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Wanted<'r> {
+    pub(super) context: &'r str,
+    pub(super) role: i32,
+    pub(super) session_id: &'r str,
+    pub(super) server_name: &'r str,
+    pub(super) format: &'r str,
+    pub(super) binding: &'r [u8],
+}
+
+impl<'r> From<&'r pb::LookupSessionRequest> for Wanted<'r> {
+    fn from(request: &'r pb::LookupSessionRequest) -> Self {
+        Self {
+            context: &request.context,
+            role: request.role,
+            session_id: &request.session_id,
+            server_name: &request.server_name,
+            format: &request.format,
+            binding: &request.binding,
+        }
+    }
 }
 
 /// Where a list goes on: when the last session was made, and its id. Ids are random, and differ between the two sides.
@@ -145,28 +207,28 @@ impl Sessions {
         })
     }
 
-    pub(super) fn lookup(
+    /// The session that is asked for, or why there is none.
+    pub(super) fn look(
         &self,
         by: &Caller,
-        request: &pb::LookupSessionRequest,
-    ) -> Result<pb::LookupSessionResponse, Refusal> {
-        let registry = self.table.registry();
-        let context = by.context(&registry, &request.context, Roles::WORKER)?;
-        let role = convert::role(request.role)?;
-        let id = convert::session_id(&request.session_id)?;
-        let format = format(&request.format)?;
-        within("binding", request.binding.len(), BINDING_MAX)?;
-        within("server_name", request.server_name.len(), SERVER_NAME_MAX)?;
-        let server_name = canonical(&request.server_name);
-        let terms = Terms {
-            format: &format,
-            binding: &request.binding,
-            versions: &context.versions,
-            server_name: &server_name,
+        moment: &mut Moment,
+        wanted: Wanted<'_>,
+    ) -> Result<Result<Arc<Session>, pb::MissReason>, Refusal> {
+        let &mut Moment { now, ref mut context, format: ref mut last } = moment;
+        let context = granted(context, &self.table, by, wanted.context)?;
+        let role = convert::role(wanted.role)?;
+        let id = convert::session_id(wanted.session_id)?;
+        let format = match last.take().filter(|last| last.name() == wanted.format) {
+            Some(format) => last.insert(format),
+            None => last.insert(format(wanted.format)?),
         };
-        let now = self.table.now();
+        within("binding", wanted.binding.len(), BINDING_MAX)?;
+        within("server_name", wanted.server_name.len(), SERVER_NAME_MAX)?;
+        let server_name = canonical(wanted.server_name);
+        let terms =
+            Terms { format, binding: wanted.binding, versions: &context.versions, server_name: &server_name };
         self.misses.admit(by.owner(), now)?;
-        let found = match (role, id) {
+        Ok(match (role, id) {
             (Role::Server, None) => return Err(Refusal::SessionIdRequired),
             (Role::Client, _) if server_name.is_empty() => return Err(Refusal::LookupTargetRequired),
             _ if context.options.no_session_cache => Err(pb::MissReason::CacheOff),
@@ -176,15 +238,23 @@ impl Sessions {
                 convert::miss_reason(miss)
             }),
             (Role::Client, None) => context.client_cache.newest(&terms, now).ok_or(pb::MissReason::Unknown),
-        };
-        Ok(match found {
+        })
+    }
+
+    fn lookup(
+        &self,
+        by: &Caller,
+        request: &pb::LookupSessionRequest,
+    ) -> Result<pb::LookupSessionResponse, Refusal> {
+        let mut moment = Moment::at(self.table.now());
+        Ok(match self.look(by, &mut moment, request.into())? {
             Ok(session) => pb::LookupSessionResponse {
                 found: true,
                 data: session.secret().as_bytes().map(Bytes::copy_from_slice).unwrap_or_default(),
                 session: Some(convert::session(&session)),
                 miss_reason: pb::MissReason::Unspecified.into(),
             },
-            Err(miss) => pb::LookupSessionResponse { miss_reason: miss.into(), ..Default::default() },
+            Err(miss) => missed(miss),
         })
     }
 
@@ -264,6 +334,11 @@ impl Sessions {
         }
         Ok(caches)
     }
+}
+
+/// What LookupSession answers where there is nothing.
+pub(super) fn missed(why: pb::MissReason) -> pb::LookupSessionResponse {
+    pb::LookupSessionResponse { miss_reason: why.into(), ..Default::default() }
 }
 
 /// Why a session was not stored, as the contract says it.

@@ -1,16 +1,18 @@
 //! The socket under one HTTP/2 connection: what HTTP/2 writes and flushes piece by piece leaves in one system call.
 
 use std::{
-    future::Future,
+    future::{Future, poll_fn},
     io::{self, IoSlice},
     os::unix::net::UnixStream as StdUnixStream,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     time::{Sleep, sleep},
 };
@@ -19,14 +21,18 @@ use crate::unix::Unix;
 
 /// A connected socket, and what waits to leave by it.
 ///
-/// HTTP/2 flushes after the frames of each call, though the calls that came in one read are answered one right after the
-/// other. So a flush asks to be polled again behind the tasks that are ready now, and what they add goes out with it.
-/// Who does not ask again, as a TLS handshake does not, needs it prompt.
-pub(super) struct Socket {
+/// HTTP/2 flushes after each frame, though the calls that came in one read are answered one right after the other. So what
+/// it writes is kept until its turn is over, which [`Turn::end`] tells: what came together goes out together.
+/// Who has no turns, as a TLS handshake has none, needs it prompt.
+pub(super) struct Socket(Arc<Mutex<Wire>>);
+
+/// The turns of the HTTP/2 connection over one [`Socket`]. One task has both: nobody waits for the lock.
+pub(super) struct Turn(Arc<Mutex<Wire>>);
+
+struct Wire {
     stream: Stream,
     writes: Writes,
     kept: Vec<u8>,
-    flush: Flush,
     /// Since the peer takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
 }
@@ -41,23 +47,13 @@ enum Stream {
 
 #[derive(PartialEq)]
 enum Writes {
-    /// Small ones are kept until the flush that ends a turn.
+    /// Small ones are kept until the turn is over.
     Gathered,
     /// What is written leaves.
     Prompt,
 }
 
-#[derive(PartialEq)]
-enum Flush {
-    /// Nobody waits for what is kept.
-    Unasked,
-    /// HTTP/2 flushed in this turn. It is told that this is done, so that it adds the frames that it has yet.
-    Asked,
-    /// The turn is over: what is kept goes out.
-    Due,
-}
-
-/// A write below this is kept until the flush.
+/// A write below this is kept until the turn is over.
 const KEPT: usize = 2048;
 /// Most of what is kept.
 const ROOM: usize = 32 << 10;
@@ -80,17 +76,23 @@ impl Socket {
     }
 
     fn over(stream: Stream) -> Self {
-        Self { stream, writes: Writes::Gathered, kept: Vec::new(), flush: Flush::Unasked, stalled: None }
+        let wire = Wire { stream, writes: Writes::Gathered, kept: Vec::new(), stalled: None };
+        Self(Arc::new(Mutex::new(wire)))
+    }
+
+    /// Who tells when a turn is over.
+    pub(super) fn turn(&self) -> Turn {
+        Turn(Arc::clone(&self.0))
     }
 
     /// Keeps nothing from now on, until it gathers.
     pub(super) fn prompt(&mut self) {
-        self.writes = Writes::Prompt;
+        self.0.lock().writes = Writes::Prompt;
     }
 
     /// Gathers from now on what HTTP/2 writes, as it does from the beginning.
     pub(super) fn gather(&mut self) {
-        self.writes = Writes::Gathered;
+        self.0.lock().writes = Writes::Gathered;
     }
 
     /// Waits until the peer has sent something, or has ended.
@@ -98,12 +100,29 @@ impl Socket {
     /// # Errors
     /// Those of the socket.
     pub(super) async fn readable(&self) -> io::Result<()> {
-        match &self.stream {
-            Stream::Tcp(tcp) => tcp.ready(Interest::READABLE).await.map(|_| ()),
-            Stream::Unix(unix) => unix.readable().await,
+        poll_fn(|cx| match &self.0.lock().stream {
+            Stream::Tcp(tcp) => tcp.poll_read_ready(cx),
+            Stream::Unix(unix) => unix.poll_readable(cx),
+        })
+        .await
+    }
+}
+
+impl Turn {
+    /// Writes what was kept. Where the peer does not take it all, the rest goes with a later turn, and the task is woken
+    /// for it.
+    ///
+    /// # Errors
+    /// Those of the socket; the peer takes nothing for too long.
+    pub(super) fn end(&self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.0.lock().write_kept(cx) {
+            Poll::Ready(Err(err)) => Err(err),
+            _ => Ok(()),
         }
     }
+}
 
+impl Wire {
     /// Writes what is kept, and some of `more` behind it. Tells how much of that.
     fn write(&mut self, cx: &mut Context<'_>, more: &[u8]) -> Poll<io::Result<usize>> {
         loop {
@@ -124,11 +143,8 @@ impl Socket {
             }
             let of_kept = written.min(self.kept.len());
             self.kept.drain(..of_kept);
-            if self.kept.is_empty() {
-                self.flush = Flush::Unasked;
-                if written > of_kept || more.is_empty() {
-                    return Poll::Ready(Ok(written - of_kept));
-                }
+            if self.kept.is_empty() && (written > of_kept || more.is_empty()) {
+                return Poll::Ready(Ok(written - of_kept));
             }
         }
     }
@@ -143,12 +159,7 @@ impl Socket {
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        // HTTP/2 reads at the beginning of each turn.
-        if this.flush == Flush::Asked {
-            this.flush = Flush::Due;
-        }
-        match &mut this.stream {
+        match &mut self.0.lock().stream {
             Stream::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Stream::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
         }
@@ -157,34 +168,23 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        if this.writes == Writes::Gathered && buf.len() < KEPT && this.kept.len() + buf.len() <= ROOM {
-            this.kept.extend_from_slice(buf);
+        let mut wire = self.0.lock();
+        if wire.writes == Writes::Gathered && buf.len() < KEPT && wire.kept.len() + buf.len() <= ROOM {
+            wire.kept.extend_from_slice(buf);
             return Poll::Ready(Ok(buf.len()));
         }
-        this.write(cx, buf)
+        wire.write(cx, buf)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.kept.is_empty() {
-            return Poll::Ready(Ok(()));
-        }
-        match this.flush {
-            Flush::Unasked => {
-                this.flush = Flush::Asked;
-                cx.waker().wake_by_ref();
-                Poll::Ready(Ok(()))
-            }
-            Flush::Asked => Poll::Ready(Ok(())),
-            Flush::Due => this.write_kept(cx),
-        }
+    /// Nothing is done for it: the turn ends soon.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        ready!(this.write_kept(cx))?;
-        match &mut this.stream {
+        let mut wire = self.0.lock();
+        ready!(wire.write_kept(cx))?;
+        match &mut wire.stream {
             Stream::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Stream::Unix(unix) => Pin::new(unix).poll_shutdown(cx),
         }

@@ -52,7 +52,7 @@ pub(super) enum Refusal {
     AliasUnknown,
     #[error("the call has no method, or one that this daemon does not know")]
     MethodRequired,
-    #[error("{0} calls in one message; {max} are allowed", max = super::attach::BATCH_MAX)]
+    #[error("{0} calls in one message; {max} are allowed", max = super::batch::BATCH_MAX)]
     BatchTooLarge(usize),
     #[error("no context is named `{0}`: ListContexts tells which there are")]
     ContextNotFound(String),

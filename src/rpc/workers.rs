@@ -26,10 +26,7 @@ pub(super) struct Workers {
 impl WorkerService for Workers {
     type AttachStream = Attach;
 
-    async fn attach(
-        &self,
-        request: Request<Streaming<pb::AttachRequest>>,
-    ) -> Result<Response<Attach>, Status> {
+    async fn attach(&self, request: Request<Streaming<pb::Calls>>) -> Result<Response<Attach>, Status> {
         if self.draining.is_cancelled() {
             return Err(Refusal::Draining.into());
         }

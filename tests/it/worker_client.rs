@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use prost::Message;
 use tls_sessiond::{
     client::{Connection, Found, Lookup, Options, Put, Role, Version, Worker},
     config::Config,
@@ -155,26 +156,23 @@ async fn single_use_sessions_and_bindings_go_through() {
 #[derive(Clone, Default)]
 struct Recorder(Arc<Mutex<Vec<usize>>>);
 
-type Answers = std::pin::Pin<Box<dyn Stream<Item = Result<pb::AttachResponse, Status>> + Send>>;
+type Answers = std::pin::Pin<Box<dyn Stream<Item = Result<pb::Answers, Status>> + Send>>;
 
 #[async_trait]
 impl WorkerService for Recorder {
     type AttachStream = Answers;
 
-    async fn attach(
-        &self,
-        request: Request<Streaming<pb::AttachRequest>>,
-    ) -> Result<Response<Answers>, Status> {
+    async fn attach(&self, request: Request<Streaming<pb::Calls>>) -> Result<Response<Answers>, Status> {
         let sizes = Arc::clone(&self.0);
         let answers = request.into_inner().map(move |batch| {
-            let calls = batch?.calls;
+            let calls = pb::AttachRequest::decode(batch?.0).unwrap().calls;
             sizes.lock().unwrap().push(calls.len());
             let missed = |call: &pb::Call| pb::Answer {
                 id: call.id,
                 result: Some(Answered::LookupSession(Box::default())),
             };
             let answers = calls.iter().filter(|call| call.id != 0).map(missed).collect();
-            Ok(pb::AttachResponse { answers, draining: false })
+            Ok(pb::Answers(pb::AttachResponse { answers, draining: false }.encode_to_vec()))
         });
         Ok(Response::new(Box::pin(answers)))
     }

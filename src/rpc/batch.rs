@@ -1,0 +1,262 @@
+//! The calls of one message of an Attach.
+//!
+//! Most are lookups, and a lookup is asked for and forgotten: it is read where it lies in the message. What is not
+//! written as everybody writes it - fields in the order of their numbers, each once - is read by the generated types, and
+//! so is whatever else a worker calls.
+
+use std::{ops::Range, vec};
+
+use bytes::Bytes;
+use prost::{DecodeError, Message, encoding::decode_varint};
+
+use super::sessions::Wanted;
+use crate::proto as pb;
+
+/// Most calls of one message.
+pub(super) const BATCH_MAX: usize = 1000;
+
+/// Calls that wait for their turn.
+#[derive(Default)]
+pub(super) struct Batch {
+    message: Bytes,
+    calls: vec::IntoIter<Waiting>,
+}
+
+enum Waiting {
+    /// Where in the message it is.
+    Lookup(Range<usize>),
+    Other(pb::Call),
+}
+
+/// The next call.
+pub(super) enum Next<'b> {
+    /// A lookup, and its number.
+    Lookup(u64, Wanted<'b>),
+    Other(pb::Call),
+}
+
+/// What a message is not read for.
+pub(super) enum Unread {
+    /// It has so many calls.
+    TooMany(usize),
+    Malformed(DecodeError),
+}
+
+impl Batch {
+    pub(super) fn read(message: Bytes) -> Result<Self, Unread> {
+        let calls = match calls(&message) {
+            Some(calls) => calls,
+            None => {
+                let read = pb::AttachRequest::decode(message.clone()).map_err(Unread::Malformed)?;
+                if read.calls.len() > BATCH_MAX {
+                    return Err(Unread::TooMany(read.calls.len()));
+                }
+                read.calls.into_iter().map(Waiting::Other).collect()
+            }
+        };
+        Ok(Self { message, calls: calls.into_iter() })
+    }
+
+    /// How many calls wait.
+    pub(super) fn len(&self) -> usize {
+        self.calls.len()
+    }
+
+    pub(super) fn next(&mut self) -> Option<Next<'_>> {
+        let place = match self.calls.next()? {
+            Waiting::Other(call) => return Some(Next::Other(call)),
+            Waiting::Lookup(place) => place,
+        };
+        // It was one when the message was read.
+        lookup(self.message.get(place)?).map(|(id, wanted)| Next::Lookup(id, wanted))
+    }
+}
+
+/// `AttachRequest`. `None`: it is to be read otherwise, or not at all.
+fn calls(message: &Bytes) -> Option<Vec<Waiting>> {
+    // A lookup has some 80 bytes.
+    let mut calls = Vec::with_capacity((message.len() / 64).min(BATCH_MAX));
+    let mut rest = &message[..];
+    while let Some((&0x0a, after)) = rest.split_first() {
+        rest = after;
+        let call = piece(&mut rest)?;
+        if calls.len() == BATCH_MAX {
+            return None;
+        }
+        calls.push(match lookup(call) {
+            Some(_) => {
+                let end = message.len() - rest.len();
+                Waiting::Lookup(end - call.len()..end)
+            }
+            None => Waiting::Other(pb::Call::decode(message.slice_ref(call)).ok()?),
+        });
+    }
+    rest.is_empty().then_some(calls)
+}
+
+/// A `Call` that has nothing but its number and a LookupSessionRequest.
+fn lookup(call: &[u8]) -> Option<(u64, Wanted<'_>)> {
+    let mut rest = call;
+    let mut id = 0;
+    if let Some((&0x08, after)) = rest.split_first() {
+        rest = after;
+        id = decode_varint(&mut rest).ok()?;
+    }
+    let (&0x4a, after) = rest.split_first()? else { return None };
+    rest = after;
+    let mut fields = piece(&mut rest)?;
+    if !rest.is_empty() {
+        return None;
+    }
+    let mut wanted = Wanted::default();
+    let mut last = 0;
+    while let Some((&key, after)) = fields.split_first() {
+        if key <= last {
+            return None;
+        }
+        last = key;
+        fields = after;
+        match key {
+            0x0a => wanted.context = text(&mut fields)?,
+            0x10 => wanted.role = number(&mut fields)?,
+            0x1a => wanted.session_id = text(&mut fields)?,
+            0x22 => wanted.server_name = text(&mut fields)?,
+            0x2a => wanted.format = text(&mut fields)?,
+            0x32 => wanted.binding = piece(&mut fields)?,
+            _ => return None,
+        }
+    }
+    Some((id, wanted))
+}
+
+/// A length and so many bytes.
+fn piece<'b>(from: &mut &'b [u8]) -> Option<&'b [u8]> {
+    let length = usize::try_from(decode_varint(from).ok()?).ok()?;
+    let (piece, rest) = from.split_at_checked(length)?;
+    *from = rest;
+    Some(piece)
+}
+
+/// An enum, as the generated types read it: of more bits the lower half.
+fn number(from: &mut &[u8]) -> Option<i32> {
+    let [a, b, c, d, ..] = decode_varint(from).ok()?.to_le_bytes();
+    Some(i32::from_le_bytes([a, b, c, d]))
+}
+
+fn text<'b>(from: &mut &'b [u8]) -> Option<&'b str> {
+    str::from_utf8(piece(from)?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::call::Method;
+
+    fn lookup_call(id: u64, request: &pb::LookupSessionRequest) -> pb::Call {
+        pb::Call { id, method: Some(Method::LookupSession(request.clone().into())), alias: String::new() }
+    }
+
+    fn full() -> pb::LookupSessionRequest {
+        pb::LookupSessionRequest {
+            context: "web".into(),
+            role: -1,
+            session_id: "0f".repeat(32),
+            server_name: "\u{e4}.test".into(),
+            format: "openssl".into(),
+            binding: vec![0xff; 300].into(),
+        }
+    }
+
+    /// The calls as the generated types have them, and how many were read without them.
+    fn read(message: &[u8]) -> Result<(Vec<pb::Call>, usize), String> {
+        let mut batch = Batch::read(message.to_vec().into()).map_err(|unread| match unread {
+            Unread::TooMany(count) => format!("{count} calls"),
+            Unread::Malformed(err) => err.to_string(),
+        })?;
+        let (mut calls, mut lookups) = (Vec::new(), 0);
+        while let Some(next) = batch.next() {
+            calls.push(match next {
+                Next::Other(call) => call,
+                Next::Lookup(id, wanted) => {
+                    lookups += 1;
+                    let request = pb::LookupSessionRequest {
+                        context: wanted.context.into(),
+                        role: wanted.role,
+                        session_id: wanted.session_id.into(),
+                        server_name: wanted.server_name.into(),
+                        format: wanted.format.into(),
+                        binding: wanted.binding.to_vec().into(),
+                    };
+                    lookup_call(id, &request)
+                }
+            });
+        }
+        assert_eq!(batch.len(), 0);
+        Ok((calls, lookups))
+    }
+
+    fn generated(message: &[u8]) -> Result<Vec<pb::Call>, String> {
+        pb::AttachRequest::decode(message).map(|read| read.calls).map_err(|err| err.to_string())
+    }
+
+    #[test]
+    fn calls_are_what_the_generated_types_read() {
+        let free = pb::FreeRequest { connection_id: "0".repeat(32), allow_missing: true };
+        let calls = vec![
+            lookup_call(u64::MAX, &full()),
+            pb::Call { id: 7, method: Some(Method::Free(free)), alias: String::new() },
+            lookup_call(0, &pb::LookupSessionRequest { role: 2, ..Default::default() }),
+            pb::Call { alias: "@1".into(), ..lookup_call(1, &full()) },
+            pb::Call::default(),
+            lookup_call(300, &pb::LookupSessionRequest::default()),
+        ];
+        let message = pb::AttachRequest { calls: calls.clone() }.encode_to_vec();
+        assert_eq!(read(&message), Ok((calls, 3)));
+        assert_eq!(read(&[]), Ok((Vec::new(), 0)));
+    }
+
+    #[test]
+    fn whatever_is_changed_in_a_message_it_is_read_or_refused_as_the_generated_types_do() {
+        let calls = vec![lookup_call(5, &full()), lookup_call(300, &full())];
+        let message = pb::AttachRequest { calls }.encode_to_vec();
+        let same = |message: &[u8]| {
+            let read = read(message).map(|(calls, _)| calls);
+            assert_eq!(read, generated(message), "{message:?}");
+        };
+        for place in 0..message.len() {
+            same(&message[..place]);
+            for value in [0, 1, 0x0a, 0x0b, 0x12, 0x1a, 0x4a, 0x7f, 0x80, 0xff] {
+                let mut changed = message.clone();
+                changed[place] = value;
+                same(&changed);
+                changed = message.clone();
+                changed.insert(place, value);
+                same(&changed);
+            }
+        }
+    }
+
+    #[test]
+    fn fields_that_come_twice_or_in_another_order_count_as_they_always_do() {
+        let mut request = full().encode_to_vec();
+        request.extend(
+            pb::LookupSessionRequest { context: "mail".into(), ..Default::default() }.encode_to_vec(),
+        );
+        let mut call = vec![0x4a];
+        prost::encoding::encode_varint(request.len() as u64, &mut call);
+        call.extend(request);
+        call.extend([0x08, 9]);
+        let mut message = vec![0x0a];
+        prost::encoding::encode_varint(call.len() as u64, &mut message);
+        message.extend(call);
+        let wanted = pb::LookupSessionRequest { context: "mail".into(), ..full() };
+        assert_eq!(read(&message), Ok((vec![lookup_call(9, &wanted)], 0)));
+    }
+
+    #[test]
+    fn calls_too_many_are_counted() {
+        let empty = |count| pb::AttachRequest { calls: vec![pb::Call::default(); count] }.encode_to_vec();
+        assert_eq!(read(&empty(BATCH_MAX)).map(|(calls, _)| calls.len()), Ok(BATCH_MAX));
+        assert_eq!(read(&empty(BATCH_MAX + 1)), Err("1001 calls".into()));
+    }
+}

@@ -26,19 +26,26 @@ pub(crate) fn write(bytes: &[u8], to: &mut impl Write) -> fmt::Result {
     bytes.iter().flat_map(|&byte| pair(byte)).try_for_each(|digit| to.write_char(digit.into()))
 }
 
-/// The same as a string.
-pub(crate) fn string(bytes: &[u8]) -> String {
-    let mut text = vec![0; 2 * bytes.len()];
-    for (digits, &byte) in text.as_chunks_mut().0.iter_mut().zip(bytes) {
+/// The same at the end of a buffer.
+pub(crate) fn append(bytes: &[u8], to: &mut Vec<u8>) {
+    let before = to.len();
+    to.resize(before + 2 * bytes.len(), 0);
+    for (digits, &byte) in to[before..].as_chunks_mut().0.iter_mut().zip(bytes) {
         *digits = pair(byte);
     }
+}
+
+/// The same as a string.
+pub(crate) fn string(bytes: &[u8]) -> String {
+    let mut text = Vec::with_capacity(2 * bytes.len());
+    append(bytes, &mut text);
     // They are ASCII.
     String::from_utf8(text).unwrap_or_default()
 }
 
 /// Reads it back. `None`: it is something else.
-pub(crate) fn read(text: &str) -> Option<Vec<u8>> {
-    let (pairs, []) = text.as_bytes().as_chunks() else { return None };
+pub(crate) fn read(text: impl AsRef<[u8]>) -> Option<Vec<u8>> {
+    let (pairs, []) = text.as_ref().as_chunks() else { return None };
     let mut bytes = vec![0; pairs.len()];
     for (byte, &[high, low]) in bytes.iter_mut().zip(pairs) {
         *byte = VALUES[usize::from(high)]? << 4 | VALUES[usize::from(low)]?;

@@ -13,6 +13,10 @@ use super::{
 use crate::{hex, proto as pb};
 
 /// What one call was answered.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are sessions, and a box would be one more allocation for each"
+)]
 pub(super) enum Answer {
     /// A session.
     Found(Found),
@@ -45,7 +49,7 @@ fn read_answer(answer: &[u8]) -> Result<(u64, Answer), Malformed> {
         match field? {
             (1, Value::Number(number)) => id = number,
             (9, Value::Bytes(response)) => {
-                read = read_lookup(response)?.map_or(Answer::Nothing, Answer::Found)
+                read = read_lookup(response)?.map_or(Answer::Nothing, Answer::Found);
             }
             (15, Value::Bytes(_)) => read = Answer::Refused,
             _ => {}

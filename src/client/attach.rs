@@ -64,7 +64,8 @@ async fn attach(shared: &Shared) -> Option<(Arc<Link>, Streaming<Read>)> {
     Some((link, answers.into_inner()))
 }
 
-/// Reads the answers of one stream, which are handed out on the way. However it ends, also with its runtime, the link is closed.
+/// Reads the answers of one stream, which are handed out on the way. However it ends, also with its runtime, the link
+/// is closed.
 struct Reader {
     shared: Arc<Shared>,
     link: Arc<Link>,

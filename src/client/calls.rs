@@ -50,7 +50,7 @@ impl Question<'_> {
         let Lookup { session_id, server_name, binding, .. } = self.lookup;
         let role = 2;
         let texts = [2 * session_id.len(), server_name.len(), binding.len()];
-        self.terms.0.len() + role + texts.map(|length| bytes_size(length)).iter().sum::<usize>()
+        self.terms.0.len() + role + texts.map(bytes_size).iter().sum::<usize>()
     }
 }
 
@@ -155,7 +155,6 @@ mod tests {
     #[test]
     fn every_field_of_a_lookup_is_the_contracts() {
         let mut options = Options::new("http://a:1", "openssl").unwrap();
-        options.context = "www".into();
         for (lookup, context, role) in [
             (Lookup::server(&[0xab, 0x01]), "www", pb::Role::Server),
             (Lookup::client("a.test"), "", pb::Role::Client),

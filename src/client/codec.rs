@@ -1,5 +1,5 @@
-//! The messages of a stream: batches go out of the queue as they were written, and answers go to who waits for them as soon
-//! as they are read. Nothing is made of either in between.
+//! The messages of a stream: batches go out of the queue as they were written, and answers go to who waits for them as
+//! soon as they are read. Nothing is made of either in between.
 
 use std::{
     pin::Pin,

@@ -229,8 +229,8 @@ fn wake(waker: Option<Waker>) {
     }
 }
 
-/// A question that is out. `None` comes where no answer will. Dropped before, nobody waits for it any more; if it was not
-/// sent then, it is not sent at all.
+/// A question that is out. `None` comes where no answer will. Dropped before, nobody waits for it any more; if it was
+/// not sent then, it is not sent at all.
 pub(super) struct Waiting {
     link: Arc<Link>,
     id: u64,

@@ -20,11 +20,12 @@
 //!
 //! * `worker`: what a program holds · `connection`: the handle of one connection object
 //! * `message`: what is asked, told and found · `options` · `counters`
-//! * `link`: one stream · `queue`: what it is to send, bounded, over `calls`, which writes them, and `wiped`, a buffer that
-//!   leaves nothing behind · `places`: who waits for its answers
-//! * `codec`: batches out of the queue, and answers into their places · `answers`, over `fields`: reads them where they lie
+//! * `link`: one stream · `queue`: what it is to send, bounded, over `calls`, which writes it, and `wiped`, a buffer
+//!   that leaves nothing behind · `places`: who waits for its answers
+//! * `codec`: batches out of the queue, answers into their places · `answers`, over `fields`: reads them where they lie
 //! * `attach`: connects, and connects again · `connector`: over a Unix socket
-//! * `gate`: lets lookups out, over `breaker`; that and `backoff` say when not to ask, sync and without a clock of their own
+//! * `gate`: lets lookups out, over `breaker`; that and `backoff` say when not to ask, sync and without a clock of
+//!   their own
 //! * `rustls`: an acceptor for tokio-rustls (cargo feature `rustls`)
 
 mod answers;

@@ -2,8 +2,8 @@
 
 use std::task::{Poll, Waker};
 
-/// A number's low bits say which place it is, the others how often that was taken. So one that comes late, or that nobody
-/// gave out, finds nothing.
+/// A number's low bits say which place it is, the others how often that was taken. So one that comes late, or that
+/// nobody gave out, finds nothing.
 const PLACE_BITS: u32 = 24;
 
 /// Places of those who wait for a `T`.

@@ -45,15 +45,16 @@ pub(crate) fn string(bytes: &[u8]) -> String {
 }
 
 /// Reads it back. `None`: it is something else.
-pub(crate) fn read(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn read(text: impl AsRef<[u8]>) -> Option<Vec<u8>> {
+    let text = text.as_ref();
     let mut bytes = vec![0; text.len() / 2];
-    read_into(text, &mut bytes).map(|_| ())?;
+    read_into(text, &mut bytes)?;
     Some(bytes)
 }
 
 /// The same into room that is there, and what it filled. `None` also where there is too little.
-pub(crate) fn read_into<'b>(text: &str, bytes: &'b mut [u8]) -> Option<&'b [u8]> {
-    let (pairs, []) = text.as_bytes().as_chunks() else { return None };
+pub(crate) fn read_into<'b>(text: &[u8], bytes: &'b mut [u8]) -> Option<&'b [u8]> {
+    let (pairs, []) = text.as_chunks() else { return None };
     let bytes = bytes.get_mut(..pairs.len())?;
     let mut worst = 0;
     for (byte, &[high, low]) in bytes.iter_mut().zip(pairs) {

@@ -6,11 +6,17 @@ use tokio::{
     sync::oneshot,
     time::{sleep, timeout},
 };
-use tonic::Streaming;
+use tonic::{IntoStreamingRequest, Streaming, client::Grpc};
 
-use super::{backoff::Backoff, batches::Batches, link::Link, worker::Shared};
-use crate::proto::{self as pb, worker_service_client::WorkerServiceClient};
+use super::{
+    backoff::Backoff,
+    codec::{Batches, Codec, Read},
+    link::Link,
+    worker::Shared,
+};
 
+/// What is called.
+const METHOD: &str = "/tls.sessiond.v1.WorkerService/Attach";
 /// The largest message of answers: the daemon cuts them at a MiB, but not within a session.
 const ANSWERS_BYTES: usize = 16 << 20;
 
@@ -48,15 +54,18 @@ pub(super) async fn keep(shared: Arc<Shared>, mut gone: oneshot::Receiver<Infall
     }
 }
 
-async fn attach(shared: &Shared) -> Option<(Arc<Link>, Streaming<pb::AttachResponse>)> {
+async fn attach(shared: &Shared) -> Option<(Arc<Link>, Streaming<Read>)> {
     let channel = shared.options.channel().await.ok()?;
     let link = Arc::new(Link::new(shared.options.limits.clone(), Arc::clone(&shared.tallies)));
-    let mut client = WorkerServiceClient::new(channel).max_decoding_message_size(ANSWERS_BYTES);
-    let answers = client.attach(Batches(Arc::clone(&link))).await.ok()?;
+    let mut client = Grpc::new(channel).max_decoding_message_size(ANSWERS_BYTES);
+    client.ready().await.ok()?;
+    let batches = Batches(Arc::clone(&link)).into_streaming_request();
+    let answers = client.streaming(batches, METHOD.parse().ok()?, Codec(Arc::clone(&link))).await.ok()?;
     Some((link, answers.into_inner()))
 }
 
-/// Hands out the answers of one stream. However it ends, also with its runtime, the link is closed.
+/// Reads the answers of one stream, which are handed out on the way. However it ends, also with its runtime, the link
+/// is closed.
 struct Reader {
     shared: Arc<Shared>,
     link: Arc<Link>,
@@ -65,10 +74,9 @@ struct Reader {
 }
 
 impl Reader {
-    async fn read(mut self, mut answers: Streaming<pb::AttachResponse>) {
-        while let Ok(Some(response)) = answers.message().await {
-            response.answers.into_iter().for_each(|answer| self.link.answer(answer));
-            if response.draining {
+    async fn read(mut self, mut answers: Streaming<Read>) {
+        while let Ok(Some(read)) = answers.message().await {
+            if read.draining {
                 // Its connections may still tell how they end.
                 self.shared.leave(&self.link);
                 self.link.retire();

@@ -104,7 +104,7 @@ impl Connection {
     /// Whether it will be sent.
     fn tell(&self, weight: Weight, method: impl FnOnce(String) -> Method) -> bool {
         let Some((link, alias)) = &self.object else { return false };
-        match link.tell(method(alias.clone()), weight) {
+        match link.tell(&method(alias.clone()), weight) {
             Ok(()) => true,
             Err(NotTaken::Full) => {
                 self.tallies.reports_dropped.count();

@@ -4,40 +4,34 @@
 //! handles of a stream that broke hold a closed link, which takes nothing.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    hash::{BuildHasherDefault, Hasher},
-    sync::{Arc, mpsc::SyncSender},
+    pin::Pin,
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
 use parking_lot::{Mutex, MutexGuard};
-use prost::Message;
-use tokio::sync::oneshot;
 
-use super::{counters::Tallies, options::Limits};
-use crate::proto::{self as pb, answer::Result as Answered, call::Method};
-
-/// What one AttachRequest may hold.
-const BATCH_CALLS: usize = 1000;
-const BATCH_BYTES: usize = 1 << 20;
-/// What a call costs in a message beside its own bytes: a tag and a length.
-const FRAME_BYTES: usize = 5;
+use super::{
+    answers::Answer,
+    calls::{Call, Question, Words},
+    counters::Tallies,
+    options::Limits,
+    places::Places,
+    queue::Queue,
+    wiped::Wiped,
+};
+use crate::proto::{self as pb, call::Method};
 
 pub(super) struct Link {
     state: Mutex<State>,
-    limits: Limits,
     tallies: Arc<Tallies>,
 }
 
 struct State {
     phase: Phase,
-    /// Each with its size.
-    queue: VecDeque<(pb::Call, usize)>,
-    /// Of the calls in the queue.
-    bytes: usize,
-    waiting: HashMap<u64, Waiter, BuildHasherDefault<Spread>>,
-    /// Calls that want an answer, and aliases, are numbered from 1.
-    asked: u64,
+    queue: Queue,
+    waiting: Places<Answer>,
+    /// Aliases are numbered from 1.
     opened: u64,
     /// Connections that are not freed yet.
     handles: usize,
@@ -52,34 +46,6 @@ enum Phase {
     Retired,
     /// The stream is gone.
     Closed,
-}
-
-/// What the daemon said to a lookup, if it knew what to say.
-pub(super) type Answer = Option<Box<pb::LookupSessionResponse>>;
-
-/// Who waits for an answer; dropped where none will come.
-pub(super) enum Waiter {
-    Task(oneshot::Sender<Answer>),
-    Thread(SyncSender<Answer>),
-}
-
-/// Hashes numbers that count up, which nobody outside chooses.
-#[derive(Default)]
-struct Spread(u64);
-
-impl Hasher for Spread {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        // The golden ratio of 2^64: neighbours get far from each other, in the high bits too.
-        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
 }
 
 /// Why a call is not taken.
@@ -104,138 +70,107 @@ impl Link {
     pub(super) fn new(limits: Limits, tallies: Arc<Tallies>) -> Self {
         let state = State {
             phase: Phase::Open,
-            queue: VecDeque::new(),
-            bytes: 0,
-            waiting: HashMap::default(),
-            asked: 0,
+            queue: Queue::new(limits),
+            waiting: Places::default(),
             opened: 0,
             handles: 0,
             sender: None,
         };
-        Self { state: Mutex::new(state), limits, tallies }
+        Self { state: Mutex::new(state), tallies }
     }
 
-    /// Asks; the waiter gets the answer unless [`Link::forget`] comes before it.
-    pub(super) fn ask(&self, request: pb::LookupSessionRequest, waiter: Waiter) -> Result<u64, NotTaken> {
-        let mut call = call(Method::LookupSession(request.into()));
-        self.push(Phase::Open, Weight::May, &mut call, |state, call| {
-            state.asked += 1;
-            call.id = state.asked;
-            state.waiting.insert(call.id, waiter);
-            state.asked
-        })
+    /// Asks for the task of `waker`.
+    pub(super) fn ask(self: &Arc<Self>, question: &Question<'_>, waker: &Waker) -> Result<Waiting, NotTaken> {
+        self.push_asking(Phase::Open, Weight::May, question, waker)
     }
 
     /// Is answered, with nothing, when all before it is done: frees a connection that nobody has.
-    pub(super) fn mark(&self, waiter: oneshot::Sender<Answer>) -> Result<u64, NotTaken> {
+    pub(super) fn mark(self: &Arc<Self>, waker: &Waker) -> Result<Waiting, NotTaken> {
         let request = pb::FreeRequest { connection_id: "0".repeat(32), allow_missing: true };
-        let mut call = call(Method::Free(request));
-        self.push(Phase::Retired, Weight::Must, &mut call, |state, call| {
-            state.asked += 1;
-            call.id = state.asked;
-            state.waiting.insert(call.id, Waiter::Task(waiter));
-            state.asked
-        })
+        self.push_asking(Phase::Retired, Weight::Must, &Method::Free(request), waker)
+    }
+
+    fn push_asking(
+        self: &Arc<Self>,
+        until: Phase,
+        weight: Weight,
+        words: &impl Words,
+        waker: &Waker,
+    ) -> Result<Waiting, NotTaken> {
+        let words_size = words.size();
+        let mut state = self.admit(until, weight, words_size)?;
+        let id = state.waiting.take(waker).ok_or(NotTaken::Full)?;
+        state.queue.push(&Call { id, alias: "", words, words_size });
+        send(state);
+        Ok(Waiting { link: Arc::clone(self), id, fresh: true, over: false })
     }
 
     /// Makes a connection; its alias is good on this link.
     pub(super) fn open(&self, request: pb::NewRequest) -> Result<String, NotTaken> {
-        let mut call = call(Method::New(request.into()));
-        self.push(Phase::Open, Weight::May, &mut call, |state, call| {
-            state.opened += 1;
-            state.handles += 1;
-            call.alias = format!("@{}", state.opened);
-            call.alias.clone()
-        })
+        let words = &Method::New(request.into());
+        // What the alias adds is little.
+        let words_size = words.size();
+        let mut state = self.admit(Phase::Open, Weight::May, words_size)?;
+        state.opened += 1;
+        state.handles += 1;
+        let alias = format!("@{}", state.opened);
+        state.queue.push(&Call { id: 0, alias: &alias, words, words_size });
+        send(state);
+        Ok(alias)
     }
 
     /// Tells something of a connection; nobody waits for an answer.
-    pub(super) fn tell(&self, method: Method, weight: Weight) -> Result<(), NotTaken> {
-        self.push(Phase::Retired, weight, &mut call(method), |_, _| ())
+    pub(super) fn tell(&self, method: &Method, weight: Weight) -> Result<(), NotTaken> {
+        self.queue(method, weight).map(send)
     }
 
     /// The last word of a connection.
     pub(super) fn free(&self, alias: String) {
         let request = pb::FreeRequest { connection_id: alias, allow_missing: true };
-        let freed = |state: &mut State, _: &mut _| state.handles -= 1;
         // Closed: the daemon has freed it.
-        let _ = self.push(Phase::Retired, Weight::Must, &mut call(Method::Free(request)), freed);
+        if let Ok(mut state) = self.queue(&Method::Free(request), Weight::Must) {
+            state.handles -= 1;
+            send(state);
+        }
     }
 
     /// The last two words of a connection that was closed, in one message. Of the first it says whether it was taken.
     pub(super) fn close_and_free(&self, alias: String) -> Result<(), NotTaken> {
         let request = pb::ShutdownRequest { connection_id: alias.clone() };
         // Nobody is woken for it alone.
-        let taken = self
-            .queue(Phase::Retired, Weight::May, &mut call(Method::Shutdown(request)), |_, _| ())
-            .map(|((), _)| ());
+        let taken = self.queue(&Method::Shutdown(request), Weight::May).map(drop);
         self.free(alias);
         taken
     }
 
-    fn push<T>(
-        &self,
-        until: Phase,
-        weight: Weight,
-        call: &mut pb::Call,
-        number: impl FnOnce(&mut State, &mut pb::Call) -> T,
-    ) -> Result<T, NotTaken> {
-        let (number, mut state) = self.queue(until, weight, call, number)?;
-        let sender = state.sender.take();
-        drop(state);
-        wake(sender);
-        Ok(number)
+    /// Puts a call into the queue, and does not wake the stream.
+    fn queue(&self, words: &Method, weight: Weight) -> Result<MutexGuard<'_, State>, NotTaken> {
+        let words_size = words.size();
+        let mut state = self.admit(Phase::Retired, weight, words_size)?;
+        state.queue.push(&Call { id: 0, alias: "", words, words_size });
+        Ok(state)
     }
 
-    /// Puts a call into the queue, and does not wake the stream.
-    fn queue<T>(
-        &self,
-        until: Phase,
-        weight: Weight,
-        call: &mut pb::Call,
-        number: impl FnOnce(&mut State, &mut pb::Call) -> T,
-    ) -> Result<(T, MutexGuard<'_, State>), NotTaken> {
-        // What the numbers add is little.
-        let size = call.encoded_len();
-        let mut state = self.state.lock();
+    /// Whether a call of this size is taken.
+    fn admit(&self, until: Phase, weight: Weight, size: usize) -> Result<MutexGuard<'_, State>, NotTaken> {
+        let state = self.state.lock();
         if state.phase != Phase::Open && state.phase != until {
             return Err(NotTaken::Closed);
         }
-        let full = state.queue.len() >= self.limits.queued_calls
-            || state.bytes + size > self.limits.queued_bytes
-            || size > self.limits.call_bytes;
-        if full && weight == Weight::May {
+        if weight == Weight::May && state.queue.is_full(size) {
             return Err(NotTaken::Full);
         }
-        let number = number(&mut state, call);
-        let size = call.encoded_len();
-        state.bytes += size;
-        state.queue.push_back((std::mem::take(call), size));
-        Ok((number, state))
-    }
-
-    /// Nobody waits for this answer any more; if it was not sent, the question is not sent either.
-    pub(super) fn forget(&self, id: u64) {
-        self.state.lock().waiting.remove(&id);
+        Ok(state)
     }
 
     /// Hands an answer to who waits for it.
-    pub(super) fn answer(&self, answer: pb::Answer) {
-        let waiter = self.state.lock().waiting.remove(&answer.id);
-        let answer = match answer.result {
-            Some(Answered::LookupSession(response)) => Some(response),
-            Some(Answered::Error(_)) => {
-                self.tallies.refused.count();
-                None
-            }
-            _ => None,
-        };
-        // One that does not wait any more had its miss.
-        match waiter {
-            Some(Waiter::Task(waiter)) => drop(waiter.send(answer)),
-            Some(Waiter::Thread(waiter)) => drop(waiter.try_send(answer)),
-            None => {}
+    pub(super) fn answer(&self, id: u64, answer: Answer) {
+        if matches!(answer, Answer::Refused) {
+            self.tallies.refused.count();
         }
+        // One that does not wait any more had its miss.
+        let waker = self.state.lock().waiting.answer(id, answer);
+        wake(waker);
     }
 
     /// Takes nothing new, and ends the stream with the last handle.
@@ -244,45 +179,28 @@ impl Link {
         if state.phase == Phase::Open {
             state.phase = Phase::Retired;
         }
-        let sender = state.sender.take();
-        drop(state);
-        wake(sender);
+        send(state);
     }
 
     /// The stream is gone: all that wait get nothing.
     pub(super) fn close(&self) {
         let mut state = self.state.lock();
         state.phase = Phase::Closed;
-        state.bytes = 0;
-        let dropped = (std::mem::take(&mut state.queue), std::mem::take(&mut state.waiting));
-        let sender = state.sender.take();
+        state.queue.clear();
+        let waiting = state.waiting.wakers();
         // This wakes tasks, which must not find the lock taken.
-        drop(state);
-        drop(dropped);
-        wake(sender);
+        send(state);
+        waiting.into_iter().for_each(Waker::wake);
     }
 
     /// All that is ready, as far as one message goes. `None`: the stream may end.
-    pub(super) fn poll_batch(&self, cx: &mut Context<'_>) -> Poll<Option<Vec<pb::Call>>> {
+    pub(super) fn poll_batch(&self, cx: &mut Context<'_>) -> Poll<Option<Wiped>> {
         let mut state = self.state.lock();
-        let mut batch = Vec::with_capacity(state.queue.len().min(BATCH_CALLS));
-        let mut bytes = 0;
-        let most = self.limits.call_bytes.min(BATCH_BYTES);
-        while let Some(&(_, size)) = state.queue.front() {
-            if batch.len() >= BATCH_CALLS || (bytes + size + FRAME_BYTES > most && !batch.is_empty()) {
-                break;
-            }
-            let Some((call, _)) = state.queue.pop_front() else { break };
-            state.bytes -= size;
-            // A single-use session would be taken for nobody.
-            if call.id == 0 || state.waiting.contains_key(&call.id) {
-                bytes += size + FRAME_BYTES;
-                batch.push(call);
-            }
-        }
-        if !batch.is_empty() {
+        let State { queue, waiting, .. } = &mut *state;
+        // A single-use session would be taken for nobody.
+        if let Some((batch, calls)) = queue.pop(|id| waiting.waits(id)) {
             self.tallies.messages.count();
-            self.tallies.calls.add(batch.len());
+            self.tallies.calls.add(calls);
             return Poll::Ready(Some(batch));
         }
         let over = match state.phase {
@@ -298,54 +216,105 @@ impl Link {
     }
 }
 
-fn call(method: Method) -> pb::Call {
-    pb::Call { id: 0, method: Some(method), alias: String::new() }
+/// Wakes the stream, if it has nothing to send.
+fn send(mut state: MutexGuard<'_, State>) {
+    let sender = state.sender.take();
+    drop(state);
+    wake(sender);
 }
 
-fn wake(sender: Option<Waker>) {
-    if let Some(sender) = sender {
-        sender.wake();
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+/// A question that is out. `None` comes where no answer will. Dropped before, nobody waits for it any more; if it was
+/// not sent then, it is not sent at all.
+pub(super) struct Waiting {
+    link: Arc<Link>,
+    id: u64,
+    /// Not polled yet.
+    fresh: bool,
+    over: bool,
+}
+
+impl Future for Waiting {
+    type Output = Option<Answer>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Answer>> {
+        // Who asks and waits is one and the same: it is woken if there is an answer already.
+        if std::mem::take(&mut self.fresh) {
+            return Poll::Pending;
+        }
+        let mut state = self.link.state.lock();
+        let end = match state.waiting.poll(self.id) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            Poll::Pending if state.phase == Phase::Closed => Poll::Ready(None),
+            Poll::Pending => {
+                let before = state.waiting.renew(self.id, cx.waker());
+                drop(state);
+                drop(before);
+                return Poll::Pending;
+            }
+        };
+        drop(state);
+        self.over = matches!(end, Poll::Ready(Some(_)));
+        end
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if !self.over {
+            let left = self.link.state.lock().waiting.leave(self.id);
+            // What was waiting there is dropped without the lock.
+            drop(left);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::pin::pin;
 
-    fn link(limits: Limits) -> Link {
-        Link::new(limits, Arc::default())
+    use prost::Message;
+
+    use super::*;
+    use crate::client::{Lookup, Options, calls::Terms};
+
+    fn link() -> Arc<Link> {
+        Arc::new(Link::new(Limits::default(), Arc::default()))
     }
 
-    fn batch(link: &Link) -> Poll<Option<Vec<pb::Call>>> {
-        link.poll_batch(&mut Context::from_waker(Waker::noop()))
+    fn batch(link: &Link) -> Poll<Option<Vec<Method>>> {
+        let batch = link.poll_batch(&mut Context::from_waker(Waker::noop()));
+        batch.map(|batch| {
+            let calls = pb::AttachRequest::decode(batch?.bytes()).unwrap().calls;
+            Some(calls.into_iter().map(|call| call.method.unwrap()).collect())
+        })
     }
 
     fn shutdown() -> Method {
         Method::Shutdown(pb::ShutdownRequest { connection_id: "@".repeat(20) })
     }
 
-    #[test]
-    fn messages_are_no_larger_than_the_largest_call_may_be() {
-        let link = link(Limits { call_bytes: 100, ..Limits::default() });
-        for _ in 0..10 {
-            link.tell(shutdown(), Weight::May).unwrap();
-        }
-        let mut sizes = Vec::new();
-        while let Poll::Ready(Some(calls)) = batch(&link) {
-            assert!(pb::AttachRequest { calls: calls.clone() }.encoded_len() <= 100);
-            sizes.push(calls.len());
-        }
-        assert_eq!(sizes, [3, 3, 3, 1]);
-        assert_eq!(link.state.lock().bytes, 0);
+    fn ask(link: &Arc<Link>) -> Result<Waiting, NotTaken> {
+        let terms = Terms::of(&Options::new("http://a:1", "openssl").unwrap());
+        link.ask(&Question { terms: &terms, lookup: &Lookup::server(b"a") }, Waker::noop())
+    }
+
+    fn poll(waiting: &mut Waiting) -> Poll<Option<Answer>> {
+        pin!(waiting).poll(&mut Context::from_waker(Waker::noop()))
     }
 
     #[test]
     fn retired_link_takes_nothing_new_and_ends_with_its_last_handle() {
-        let link = link(Limits::default());
+        let link = link();
         let alias = link.open(pb::NewRequest::default()).unwrap();
         link.retire();
         assert_eq!(link.open(pb::NewRequest::default()), Err(NotTaken::Closed));
-        assert_eq!(link.tell(shutdown(), Weight::May), Ok(()));
+        assert_eq!(link.tell(&shutdown(), Weight::May), Ok(()));
         assert!(matches!(batch(&link), Poll::Ready(Some(calls)) if calls.len() == 2));
         assert!(batch(&link).is_pending());
         link.free(alias);
@@ -355,25 +324,41 @@ mod tests {
 
     #[test]
     fn clean_end_is_one_message() {
-        let link = link(Limits::default());
+        let link = link();
         let alias = link.open(pb::NewRequest::default()).unwrap();
         assert!(matches!(batch(&link), Poll::Ready(Some(calls)) if calls.len() == 1));
         assert!(batch(&link).is_pending());
         assert_eq!(link.close_and_free(alias), Ok(()));
-        let Poll::Ready(Some(calls)) = batch(&link) else { panic!("nothing to send") };
-        let methods: Vec<_> = calls.into_iter().map(|call| call.method.unwrap()).collect();
+        let Poll::Ready(Some(methods)) = batch(&link) else { panic!("nothing to send") };
         assert!(matches!(&methods[..], [Method::Shutdown(_), Method::Free(_)]), "{methods:?}");
         assert_eq!(link.state.lock().handles, 0);
     }
 
     #[test]
+    fn answer_comes_once_and_who_left_is_neither_asked_for_nor_answered() {
+        let link = link();
+        let [mut one, other] = [(); 2].map(|()| ask(&link).unwrap());
+        let left = other.id;
+        drop(other);
+        assert!(matches!(batch(&link), Poll::Ready(Some(calls)) if calls.len() == 1));
+        assert!(poll(&mut one).is_pending() && poll(&mut one).is_pending());
+        for id in [left, one.id, one.id] {
+            link.answer(id, Answer::Nothing);
+        }
+        assert!(matches!(poll(&mut one), Poll::Ready(Some(Answer::Nothing))));
+    }
+
+    #[test]
     fn closed_link_takes_nothing_and_tells_who_waits() {
-        let link = link(Limits::default());
-        let (waiter, mut answer) = oneshot::channel();
-        link.ask(pb::LookupSessionRequest::default(), Waiter::Task(waiter)).unwrap();
+        let link = link();
+        let [mut asked, mut answered] = [(); 2].map(|()| ask(&link).unwrap());
+        assert!(poll(&mut asked).is_pending() && poll(&mut answered).is_pending());
+        link.answer(answered.id, Answer::Nothing);
         link.close();
-        assert!(answer.try_recv().is_err_and(|err| err == oneshot::error::TryRecvError::Closed));
-        assert_eq!(link.tell(shutdown(), Weight::Must), Err(NotTaken::Closed));
+        assert!(matches!(poll(&mut asked), Poll::Ready(None)));
+        assert!(matches!(poll(&mut answered), Poll::Ready(Some(_))), "it came before");
+        assert_eq!(link.tell(&shutdown(), Weight::Must), Err(NotTaken::Closed));
+        assert_eq!(ask(&link).err(), Some(NotTaken::Closed));
         assert!(matches!(batch(&link), Poll::Ready(None)));
     }
 }

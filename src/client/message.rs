@@ -7,9 +7,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use zeroize::{Zeroizing, optimization_barrier};
+use zeroize::Zeroizing;
 
-use super::options::Options;
+use super::wiped::wipe;
 use crate::{
     hex,
     proto::{self as pb, PeerIdentity},
@@ -67,17 +67,6 @@ impl Lookup {
             binding: Vec::new(),
         }
     }
-
-    pub(super) fn into_request(self, options: &Options) -> pb::LookupSessionRequest {
-        pb::LookupSessionRequest {
-            context: options.context.clone(),
-            role: pb::Role::from(self.role).into(),
-            session_id: hex::string(&self.session_id),
-            server_name: self.server_name,
-            format: options.format.clone(),
-            binding: self.binding.into(),
-        }
-    }
 }
 
 /// A session to resume. A single-use one is this worker's alone.
@@ -103,9 +92,14 @@ pub struct Found {
     pub expire_time: SystemTime,
 }
 
-/// The secret part of a session that was found. Overwritten at once when it is dropped: Zeroizing goes byte by byte, and
-/// took a sixth of a lookup.
+/// The secret part of a session that was found. Overwritten when it is dropped.
 pub struct Data(Box<[u8]>);
+
+impl Data {
+    pub(super) fn copied(bytes: &[u8]) -> Self {
+        Self(bytes.into())
+    }
+}
 
 impl Deref for Data {
     type Target = [u8];
@@ -117,33 +111,7 @@ impl Deref for Data {
 
 impl Drop for Data {
     fn drop(&mut self) {
-        self.0.fill(0);
-        // Or the compiler would leave it out.
-        optimization_barrier(&*self.0);
-    }
-}
-
-impl Found {
-    /// `None`: there was nothing, or nothing that this client understands.
-    pub(super) fn read(response: pb::LookupSessionResponse) -> Option<Self> {
-        let session = response.session.filter(|_| response.found)?;
-        let version = match session.version() {
-            pb::ProtocolVersion::Tls12 => Version::Tls12,
-            pb::ProtocolVersion::Tls13 => Version::Tls13,
-            pb::ProtocolVersion::Unspecified => return None,
-        };
-        let time = |time: Option<prost_types::Timestamp>| SystemTime::try_from(time?).ok();
-        Some(Self {
-            data: Data(response.data[..].into()),
-            session_id: hex::read(&session.id)?,
-            version,
-            cipher_suite: session.cipher_suite,
-            server_name: session.server_name,
-            peer: session.peer,
-            single_use: session.single_use,
-            authenticate_time: time(session.authenticate_time)?,
-            expire_time: time(session.expire_time)?,
-        })
+        wipe(&mut self.0);
     }
 }
 
@@ -192,7 +160,7 @@ impl Put {
         pb::PutSessionRequest {
             connection_id,
             session_id: hex::string(&self.session_id),
-            // Wiped when the message has been sent or dropped.
+            // Wiped when the message has been written or dropped.
             data: Bytes::from_owner(self.data),
             format,
             timeout: self.timeout.and_then(|timeout| timeout.try_into().ok()),

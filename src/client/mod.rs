@@ -20,28 +20,37 @@
 //!
 //! * `worker`: what a program holds · `connection`: the handle of one connection object
 //! * `message`: what is asked, told and found · `options` · `counters`
-//! * `link`: one stream, its bounded queue, and who waits for its answers · `batches`: the queue as gRPC
-//!   messages
-//! * `attach`: connects, reads answers, and connects again · `connector`: over a Unix socket · `breaker`, `backoff`: when not to ask, sync and
-//!   without a clock of their own
+//! * `link`: one stream · `queue`: what it is to send, bounded, over `calls`, which writes it, and `wiped`, a buffer
+//!   that leaves nothing behind · `places`: who waits for its answers
+//! * `codec`: batches out of the queue, answers into their places · `answers`, over `fields`: reads them where they lie
+//! * `attach`: connects, and connects again · `connector`: over a Unix socket
+//! * `gate`: lets lookups out, over `breaker`; that and `backoff` say when not to ask, sync and without a clock of
+//!   their own
 //! * `rustls`: an acceptor for tokio-rustls (cargo feature `rustls`)
 
+mod answers;
 mod attach;
 mod backoff;
-mod batches;
 mod breaker;
+mod calls;
+mod codec;
 mod connection;
 mod connector;
 mod counters;
+mod fields;
+mod gate;
 mod link;
 mod message;
 #[cfg(feature = "openssl")]
 pub mod openssl;
 mod options;
+mod places;
+mod queue;
 #[cfg(feature = "rustls")]
 pub mod rustls;
 #[cfg(feature = "rustls")]
 mod tls;
+mod wiped;
 mod worker;
 
 pub use connection::Connection;

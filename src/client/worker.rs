@@ -2,22 +2,29 @@
 
 use std::{
     convert::Infallible,
-    sync::{Arc, mpsc},
+    future::poll_fn,
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker},
+    thread::{self, Thread},
     time::{Duration, Instant},
 };
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use tokio::{
     sync::{oneshot, watch},
     time::{timeout, timeout_at},
 };
 
 use super::{
+    answers::Answer,
     attach,
-    breaker::{Breaker, Outcome, Permit},
+    breaker::{Outcome, Permit},
+    calls::{Question, Terms},
     connection::Connection,
     counters::{Counters, Tallies},
-    link::{Answer, Link, NotTaken, Waiter},
+    gate::Gate,
+    link::{Link, NotTaken, Waiting},
     message::{Found, Lookup, Role},
     options::Options,
 };
@@ -39,7 +46,8 @@ pub struct Worker {
 pub(super) struct Shared {
     pub(super) options: Options,
     pub(super) tallies: Arc<Tallies>,
-    breaker: Mutex<Breaker>,
+    terms: Terms,
+    gate: Gate,
     /// The stream that takes new calls. None: the daemon is away.
     link: RwLock<Option<Arc<Link>>>,
     /// Changes when a stream has begun.
@@ -54,7 +62,8 @@ impl Worker {
     /// Outside of a tokio runtime.
     pub fn connect(options: Options) -> Self {
         let shared = Arc::new(Shared {
-            breaker: Mutex::new(Breaker::new(options.breaker_timeouts, options.back_off)),
+            terms: Terms::of(&options),
+            gate: Gate::new(options.breaker_timeouts, options.back_off),
             options,
             tallies: Arc::default(),
             link: RwLock::new(None),
@@ -70,28 +79,29 @@ impl Worker {
     ///
     /// To be awaited on a tokio runtime with a timer.
     pub async fn lookup(&self, lookup: Lookup) -> Option<Found> {
-        self.lookup_until(lookup, Instant::now() + self.shared.options.lookup_deadline).await
+        let begun = Instant::now();
+        self.lookup_until(&lookup, begun, begun + self.shared.options.lookup_deadline).await
     }
 
     /// The first of several that is found. They are asked for one after the other, and share one deadline.
     #[cfg(feature = "rustls")]
     pub(super) async fn lookup_first(&self, lookups: impl Iterator<Item = Lookup>) -> Option<Found> {
-        let deadline = Instant::now() + self.shared.options.lookup_deadline;
+        let mut begun = Instant::now();
+        let deadline = begun + self.shared.options.lookup_deadline;
         for lookup in lookups {
-            let found = self.lookup_until(lookup, deadline).await;
-            if found.is_some() || Instant::now() >= deadline {
+            let found = self.lookup_until(&lookup, begun, deadline).await;
+            begun = Instant::now();
+            if found.is_some() || begun >= deadline {
                 return found;
             }
         }
         None
     }
 
-    async fn lookup_until(&self, lookup: Lookup, deadline: Instant) -> Option<Found> {
-        let (waiter, answer) = oneshot::channel();
-        let asked = self.shared.ask(lookup, Waiter::Task(waiter))?;
-        let end = match timeout_at(deadline.into(), answer).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(NoAnswer::Broken),
+    async fn lookup_until(&self, lookup: &Lookup, begun: Instant, deadline: Instant) -> Option<Found> {
+        let mut asked = poll_fn(|cx| Poll::Ready(self.shared.ask(lookup, begun, cx.waker()))).await?;
+        let end = match timeout_at(deadline.into(), &mut asked.waiting).await {
+            Ok(answer) => answer.ok_or(NoAnswer::Broken),
             Err(_) => Err(NoAnswer::TimedOut),
         };
         asked.end(end)
@@ -101,13 +111,19 @@ impl Worker {
     /// until the deadline at most. On the only thread of the runtime that [`Worker::connect`] was called on
     /// it always misses.
     pub fn lookup_blocking(&self, lookup: Lookup) -> Option<Found> {
-        let (waiter, answer) = mpsc::sync_channel(1);
-        let asked = self.shared.ask(lookup, Waiter::Thread(waiter))?;
-        let left = self.shared.options.lookup_deadline.saturating_sub(asked.begun.elapsed());
-        let end = match answer.recv_timeout(left) {
-            Ok(answer) => Ok(answer),
-            Err(mpsc::RecvTimeoutError::Disconnected) => Err(NoAnswer::Broken),
-            Err(mpsc::RecvTimeoutError::Timeout) => Err(NoAnswer::TimedOut),
+        let waker = Waker::from(Arc::new(Parked(thread::current())));
+        let begun = Instant::now();
+        let deadline = begun + self.shared.options.lookup_deadline;
+        let mut asked = self.shared.ask(&lookup, begun, &waker)?;
+        let end = loop {
+            if let Poll::Ready(answer) = pin!(&mut asked.waiting).poll(&mut Context::from_waker(&waker)) {
+                break answer.ok_or(NoAnswer::Broken);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break Err(NoAnswer::TimedOut);
+            }
+            thread::park_timeout(left);
         };
         asked.end(end)
     }
@@ -145,11 +161,9 @@ impl Worker {
     /// To be awaited on a tokio runtime with a timer.
     pub async fn flush(&self, within: Duration) -> bool {
         let Some(link) = self.shared.link() else { return false };
-        let (waiter, answer) = oneshot::channel();
-        let Ok(id) = link.mark(waiter) else { return false };
-        let taken = matches!(timeout(within, answer).await, Ok(Ok(_)));
-        link.forget(id);
-        taken
+        let marked = poll_fn(|cx| Poll::Ready(link.mark(cx.waker()))).await;
+        let Ok(marked) = marked else { return false };
+        matches!(timeout(within, marked).await, Ok(Some(_)))
     }
 
     /// Waits until there is a stream that takes calls, for processes that begin with a handshake: without it
@@ -184,7 +198,7 @@ impl Shared {
     /// A stream has begun.
     pub(super) fn join(&self, link: &Arc<Link>) {
         self.tallies.streams.count();
-        self.breaker.lock().close();
+        self.gate.close();
         *self.link.write() = Some(Arc::clone(link));
         self.joined.send_replace(());
     }
@@ -197,18 +211,17 @@ impl Shared {
         }
     }
 
-    /// `None`: it was a miss at once.
-    fn ask(&self, lookup: Lookup, waiter: Waiter) -> Option<Asked<'_>> {
-        let begun = Instant::now();
-        let permitted = self.link().and_then(|link| Some((link, self.breaker.lock().admit(begun)?)));
+    /// Asks for the task of `waker`. `None`: it was a miss at once.
+    fn ask(&self, lookup: &Lookup, begun: Instant, waker: &Waker) -> Option<Asked<'_>> {
+        let permitted = self.link().and_then(|link| Some((link, self.gate.admit(begun)?)));
         let Some((link, permit)) = permitted else {
             self.tallies.away.count();
             return None;
         };
-        match link.ask(lookup.into_request(&self.options), waiter) {
-            Ok(id) => Some(Asked { shared: self, link, id, permit, begun, outcome: Outcome::Unknown }),
+        match link.ask(&Question { terms: &self.terms, lookup }, waker) {
+            Ok(waiting) => Some(Asked { shared: self, waiting, permit, outcome: Outcome::Unknown }),
             Err(not_taken) => {
-                self.breaker.lock().settle(permit, Outcome::Unknown, begun);
+                self.gate.settle(permit, Outcome::Unknown, || begun);
                 match not_taken {
                     NotTaken::Full => self.tallies.lookups_dropped.count(),
                     NotTaken::Closed => self.tallies.away.count(),
@@ -222,10 +235,8 @@ impl Shared {
 /// A lookup that is out. Dropped without an end, nobody waits for its answer.
 struct Asked<'s> {
     shared: &'s Shared,
-    link: Arc<Link>,
-    id: u64,
+    waiting: Waiting,
     permit: Permit,
-    begun: Instant,
     outcome: Outcome,
 }
 
@@ -237,30 +248,35 @@ enum NoAnswer {
 
 impl Asked<'_> {
     fn end(mut self, end: Result<Answer, NoAnswer>) -> Option<Found> {
-        let end = end.map(|answer| answer.and_then(|response| Found::read(*response)));
         let tallies = &self.shared.tallies;
         let (outcome, tally) = match &end {
-            Ok(Some(_)) => (Outcome::Answered, &tallies.hits),
-            Ok(None) => (Outcome::Answered, &tallies.misses),
+            Ok(Answer::Found(_)) => (Outcome::Answered, &tallies.hits),
+            Ok(Answer::Nothing | Answer::Refused) => (Outcome::Answered, &tallies.misses),
             Err(NoAnswer::Broken) => (Outcome::Unknown, &tallies.away),
             Err(NoAnswer::TimedOut) => (Outcome::TimedOut, &tallies.timeouts),
         };
         tally.count();
         self.outcome = outcome;
-        end.unwrap_or_default()
+        match end {
+            Ok(Answer::Found(found)) => Some(found),
+            _ => None,
+        }
     }
 }
 
 impl Drop for Asked<'_> {
     fn drop(&mut self) {
-        let mut now = self.begun;
-        // An answer has taken the waiter away, and the breaker does not ask when it came.
-        if self.outcome != Outcome::Answered {
-            self.link.forget(self.id);
-            now = Instant::now();
-        }
-        if self.shared.breaker.lock().settle(self.permit, self.outcome, now) {
+        if self.shared.gate.settle(self.permit, self.outcome, Instant::now) {
             self.shared.tallies.breaker_openings.count();
         }
+    }
+}
+
+/// A thread that waits for an answer.
+struct Parked(Thread);
+
+impl Wake for Parked {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
     }
 }

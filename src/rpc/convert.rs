@@ -26,7 +26,7 @@ pub(super) fn session_id(text: &str) -> Result<Option<SessionId>, Refusal> {
         return Ok(None);
     }
     let mut bytes = [0; SESSION_ID_MAX];
-    let read = hex::read_into(text, &mut bytes).and_then(SessionId::new);
+    let read = hex::read_into(text.as_bytes(), &mut bytes).and_then(SessionId::new);
     read.map(Some).ok_or(Refusal::SessionIdMalformed)
 }
 

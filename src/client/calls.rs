@@ -1,0 +1,191 @@
+//! Calls as they are sent: written once, when they are queued, and from then on bytes.
+
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
+
+use super::{
+    message::{Lookup, Role},
+    options::Options,
+};
+use crate::{hex, proto as pb, proto::call::Method};
+
+/// What a call asks or tells.
+pub(super) trait Words {
+    /// In bytes.
+    fn size(&self) -> usize;
+
+    /// So many.
+    fn write(&self, to: &mut Vec<u8>);
+}
+
+impl Words for Method {
+    fn size(&self) -> usize {
+        self.encoded_len()
+    }
+
+    fn write(&self, to: &mut Vec<u8>) {
+        self.encode(to);
+    }
+}
+
+/// What all lookups of a worker have in common, context and format, as it is sent.
+pub(super) struct Terms(Vec<u8>);
+
+impl Terms {
+    pub(super) fn of(options: &Options) -> Self {
+        let mut terms = Vec::new();
+        write_bytes(1, options.context.as_bytes(), &mut terms);
+        write_bytes(5, options.format.as_bytes(), &mut terms);
+        Self(terms)
+    }
+}
+
+/// A LookupSessionRequest in a Call. Its fields are not in the order of their tags, which readers do not mind.
+pub(super) struct Question<'l> {
+    pub(super) terms: &'l Terms,
+    pub(super) lookup: &'l Lookup,
+}
+
+impl Question<'_> {
+    fn request_size(&self) -> usize {
+        let Lookup { session_id, server_name, binding, .. } = self.lookup;
+        let role = 2;
+        let texts = [2 * session_id.len(), server_name.len(), binding.len()];
+        self.terms.0.len() + role + texts.map(bytes_size).iter().sum::<usize>()
+    }
+}
+
+impl Words for Question<'_> {
+    fn size(&self) -> usize {
+        bytes_size(self.request_size())
+    }
+
+    fn write(&self, to: &mut Vec<u8>) {
+        let Lookup { role, session_id, server_name, binding } = self.lookup;
+        write_head(9, self.request_size(), to);
+        to.extend_from_slice(&self.terms.0);
+        encode_key(2, WireType::Varint, to);
+        encode_varint(wire(*role), to);
+        if !session_id.is_empty() {
+            write_head(3, 2 * session_id.len(), to);
+            hex::append(session_id, to);
+        }
+        write_bytes(4, server_name.as_bytes(), to);
+        write_bytes(6, binding, to);
+    }
+}
+
+fn wire(role: Role) -> u64 {
+    match role {
+        Role::Client => pb::Role::Client as u64,
+        Role::Server => pb::Role::Server as u64,
+    }
+}
+
+/// A Call as a part of an AttachRequest, to which it is appended as a whole.
+pub(super) struct Call<'c, W> {
+    /// 0: no answer is wanted.
+    pub(super) id: u64,
+    pub(super) alias: &'c str,
+    pub(super) words: &'c W,
+    /// [`Words::size`], which was asked before.
+    pub(super) words_size: usize,
+}
+
+impl<W: Words> Call<'_, W> {
+    fn call_size(&self) -> usize {
+        let id = if self.id == 0 { 0 } else { 1 + encoded_len_varint(self.id) };
+        id + self.words_size + bytes_size(self.alias.len())
+    }
+
+    /// In bytes, with what goes before it.
+    pub(super) fn size(&self) -> usize {
+        head_size(self.call_size()) + self.call_size()
+    }
+
+    /// So many.
+    pub(super) fn write(&self, to: &mut Vec<u8>) {
+        write_head(1, self.call_size(), to);
+        if self.id != 0 {
+            encode_key(1, WireType::Varint, to);
+            encode_varint(self.id, to);
+        }
+        self.words.write(to);
+        write_bytes(11, self.alias.as_bytes(), to);
+    }
+}
+
+/// A tag and a length. Tags here are below 16: they take one byte.
+fn head_size(length: usize) -> usize {
+    1 + encoded_len_varint(length as u64)
+}
+
+fn write_head(tag: u32, length: usize, to: &mut Vec<u8>) {
+    encode_key(tag, WireType::LengthDelimited, to);
+    encode_varint(length as u64, to);
+}
+
+/// Of a field that is left out when it is empty.
+fn bytes_size(length: usize) -> usize {
+    if length == 0 { 0 } else { head_size(length) + length }
+}
+
+fn write_bytes(tag: u32, bytes: &[u8], to: &mut Vec<u8>) {
+    if !bytes.is_empty() {
+        write_head(tag, bytes.len(), to);
+        to.extend_from_slice(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+
+    fn written(id: u64, alias: &str, words: &impl Words) -> pb::Call {
+        let call = Call { id, alias, words, words_size: words.size() };
+        let mut bytes = Vec::new();
+        call.write(&mut bytes);
+        assert_eq!(bytes.len(), call.size());
+        let mut request = pb::AttachRequest::decode(&bytes[..]).unwrap();
+        assert_eq!(request.calls.len(), 1);
+        request.calls.remove(0)
+    }
+
+    #[test]
+    fn every_field_of_a_lookup_is_the_contracts() {
+        let mut options = Options::new("http://a:1", "openssl").unwrap();
+        for (lookup, context, role) in [
+            (Lookup::server(&[0xab, 0x01]), "www", pb::Role::Server),
+            (Lookup::client("a.test"), "", pb::Role::Client),
+            (
+                Lookup { server_name: "n".repeat(255), binding: vec![0; 1024], ..Lookup::server(&[7; 64]) },
+                "www",
+                pb::Role::Server,
+            ),
+        ] {
+            options.context = context.into();
+            let call = written(u64::MAX, "", &Question { terms: &Terms::of(&options), lookup: &lookup });
+            let expected = pb::LookupSessionRequest {
+                context: context.into(),
+                role: role.into(),
+                session_id: hex::string(&lookup.session_id),
+                server_name: lookup.server_name,
+                format: "openssl".into(),
+                binding: lookup.binding.into(),
+            };
+            assert_eq!((call.id, call.alias), (u64::MAX, String::new()));
+            assert_eq!(call.method, Some(Method::LookupSession(expected.into())));
+        }
+    }
+
+    #[test]
+    fn calls_have_their_number_and_their_alias() {
+        for (id, alias) in [(0, ""), (1, ""), (0, "@7"), (300, "@1234567")] {
+            let method =
+                Method::New(Box::new(pb::NewRequest { server_name: "a".repeat(200), ..Default::default() }));
+            let call = written(id, alias, &method);
+            assert_eq!((call.id, &*call.alias, call.method), (id, alias, Some(method)));
+        }
+    }
+}

@@ -27,19 +27,22 @@ impl Words for Method {
     }
 }
 
-/// What all lookups of a worker have in common, context and format, as it is sent.
-pub(super) struct Terms(Vec<u8>);
+/// What all lookups of a worker have in common, as it is sent.
+pub(super) struct Terms {
+    context: Vec<u8>,
+    format: Vec<u8>,
+}
 
 impl Terms {
     pub(super) fn of(options: &Options) -> Self {
-        let mut terms = Vec::new();
-        write_bytes(1, options.context.as_bytes(), &mut terms);
-        write_bytes(5, options.format.as_bytes(), &mut terms);
-        Self(terms)
+        let mut terms = Self { context: Vec::new(), format: Vec::new() };
+        write_bytes(1, options.context.as_bytes(), &mut terms.context);
+        write_bytes(5, options.format.as_bytes(), &mut terms.format);
+        terms
     }
 }
 
-/// A LookupSessionRequest in a Call. Its fields are not in the order of their tags, which readers do not mind.
+/// A LookupSessionRequest in a Call. Its fields are in the order of their tags: the daemon reads it faster so.
 pub(super) struct Question<'l> {
     pub(super) terms: &'l Terms,
     pub(super) lookup: &'l Lookup,
@@ -50,7 +53,10 @@ impl Question<'_> {
         let Lookup { session_id, server_name, binding, .. } = self.lookup;
         let role = 2;
         let texts = [2 * session_id.len(), server_name.len(), binding.len()];
-        self.terms.0.len() + role + texts.map(bytes_size).iter().sum::<usize>()
+        self.terms.context.len()
+            + self.terms.format.len()
+            + role
+            + texts.map(bytes_size).iter().sum::<usize>()
     }
 }
 
@@ -62,7 +68,7 @@ impl Words for Question<'_> {
     fn write(&self, to: &mut Vec<u8>) {
         let Lookup { role, session_id, server_name, binding } = self.lookup;
         write_head(9, self.request_size(), to);
-        to.extend_from_slice(&self.terms.0);
+        to.extend_from_slice(&self.terms.context);
         encode_key(2, WireType::Varint, to);
         encode_varint(wire(*role), to);
         if !session_id.is_empty() {
@@ -70,6 +76,7 @@ impl Words for Question<'_> {
             hex::append(session_id, to);
         }
         write_bytes(4, server_name.as_bytes(), to);
+        to.extend_from_slice(&self.terms.format);
         write_bytes(6, binding, to);
     }
 }
@@ -165,17 +172,24 @@ mod tests {
             ),
         ] {
             options.context = context.into();
-            let call = written(u64::MAX, "", &Question { terms: &Terms::of(&options), lookup: &lookup });
+            let question = Question { terms: &Terms::of(&options), lookup: &lookup };
+            let call = written(u64::MAX, "", &question);
             let expected = pb::LookupSessionRequest {
                 context: context.into(),
                 role: role.into(),
                 session_id: hex::string(&lookup.session_id),
-                server_name: lookup.server_name,
+                server_name: lookup.server_name.clone(),
                 format: "openssl".into(),
-                binding: lookup.binding.into(),
+                binding: lookup.binding.clone().into(),
             };
+            let mut words = Vec::new();
+            question.write(&mut words);
+            let method = Method::LookupSession(expected.into());
+            let mut canonical = Vec::new();
+            method.encode(&mut canonical);
+            assert_eq!(words, canonical, "in the order of the tags");
             assert_eq!((call.id, call.alias), (u64::MAX, String::new()));
-            assert_eq!(call.method, Some(Method::LookupSession(expected.into())));
+            assert_eq!(call.method, Some(method));
         }
     }
 

@@ -5,12 +5,16 @@
 use std::time::SystemTime;
 
 use prost::Message;
+use prost_types::Timestamp;
 
 use super::{
     fields::{Fields, Malformed, Value},
     message::{Data, Found, Version},
 };
-use crate::{hex, proto as pb};
+use crate::{
+    hex,
+    proto::{self as pb, PeerIdentity},
+};
 
 /// What one call was answered.
 #[expect(
@@ -89,15 +93,14 @@ fn read_session(session: &[u8], data: &[u8]) -> Result<Option<Found>, Malformed>
             (4, Value::Number(TLS_1_3)) => version = Some(Version::Tls13),
             (5, Value::Bytes(bytes)) => cipher_suite = text(bytes)?,
             (6, Value::Bytes(bytes)) => server_name = text(bytes)?,
-            (7, Value::Bytes(bytes)) => peer = Some(message(bytes)?),
+            (7, Value::Bytes(bytes)) => peer = Some(PeerIdentity::decode(bytes).map_err(|_| Malformed)?),
             (8, Value::Number(number)) => single_use = number != 0,
-            (11, Value::Bytes(bytes)) => authenticated = Some(message(bytes)?),
-            (12, Value::Bytes(bytes)) => expires = Some(message(bytes)?),
+            (11, Value::Bytes(bytes)) => authenticated = time(bytes)?,
+            (12, Value::Bytes(bytes)) => expires = time(bytes)?,
             _ => {}
         }
     }
-    let time = |time: Option<prost_types::Timestamp>| SystemTime::try_from(time?).ok();
-    let known = (version, time(authenticated), time(expires), hex::read(session_id));
+    let known = (version, authenticated, expires, hex::read(session_id));
     let (Some(version), Some(authenticate_time), Some(expire_time), Some(session_id)) = known else {
         return Ok(None);
     };
@@ -118,8 +121,20 @@ fn text(bytes: &[u8]) -> Result<&str, Malformed> {
     std::str::from_utf8(bytes).map_err(|_| Malformed)
 }
 
-fn message<M: Message + Default>(bytes: &[u8]) -> Result<M, Malformed> {
-    M::decode(bytes).map_err(|_| Malformed)
+/// A google.protobuf.Timestamp. `None`: a time that this machine has not.
+fn time(bytes: &[u8]) -> Result<Option<SystemTime>, Malformed> {
+    let mut time = Timestamp::default();
+    for field in Fields(bytes) {
+        match field? {
+            (1, Value::Number(seconds)) => time.seconds = seconds.cast_signed(),
+            (2, Value::Number(nanos)) => {
+                let Ok(nanos) = i32::try_from(nanos) else { return Ok(None) };
+                time.nanos = nanos;
+            }
+            _ => {}
+        }
+    }
+    Ok(time.try_into().ok())
 }
 
 #[cfg(test)]

@@ -80,18 +80,18 @@ impl Link {
     }
 
     /// Asks for the task of `waker`.
-    pub(super) fn ask(self: &Arc<Self>, question: &Question<'_>, waker: &Waker) -> Result<Waiting, NotTaken> {
+    pub(super) fn ask(self: Arc<Self>, question: &Question<'_>, waker: &Waker) -> Result<Waiting, NotTaken> {
         self.push_asking(Phase::Open, Weight::May, question, waker)
     }
 
     /// Is answered, with nothing, when all before it is done: frees a connection that nobody has.
-    pub(super) fn mark(self: &Arc<Self>, waker: &Waker) -> Result<Waiting, NotTaken> {
+    pub(super) fn mark(self: Arc<Self>, waker: &Waker) -> Result<Waiting, NotTaken> {
         let request = pb::FreeRequest { connection_id: "0".repeat(32), allow_missing: true };
         self.push_asking(Phase::Retired, Weight::Must, &Method::Free(request), waker)
     }
 
     fn push_asking(
-        self: &Arc<Self>,
+        self: Arc<Self>,
         until: Phase,
         weight: Weight,
         words: &impl Words,
@@ -102,7 +102,7 @@ impl Link {
         let id = state.waiting.take(waker).ok_or(NotTaken::Full)?;
         state.queue.push(&Call { id, alias: "", words, words_size });
         send(state);
-        Ok(Waiting { link: Arc::clone(self), id, fresh: true, over: false })
+        Ok(Waiting { link: self, id, fresh: true, over: false })
     }
 
     /// Makes a connection; its alias is good on this link.
@@ -301,7 +301,7 @@ mod tests {
 
     fn ask(link: &Arc<Link>) -> Result<Waiting, NotTaken> {
         let terms = Terms::of(&Options::new("http://a:1", "openssl").unwrap());
-        link.ask(&Question { terms: &terms, lookup: &Lookup::server(b"a") }, Waker::noop())
+        Arc::clone(link).ask(&Question { terms: &terms, lookup: &Lookup::server(b"a") }, Waker::noop())
     }
 
     fn poll(waiting: &mut Waiting) -> Poll<Option<Answer>> {

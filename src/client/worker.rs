@@ -161,7 +161,7 @@ impl Worker {
     /// To be awaited on a tokio runtime with a timer.
     pub async fn flush(&self, within: Duration) -> bool {
         let Some(link) = self.shared.link() else { return false };
-        let marked = poll_fn(|cx| Poll::Ready(link.mark(cx.waker()))).await;
+        let marked = poll_fn(|cx| Poll::Ready(Arc::clone(&link).mark(cx.waker()))).await;
         let Ok(marked) = marked else { return false };
         matches!(timeout(within, marked).await, Ok(Some(_)))
     }

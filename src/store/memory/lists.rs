@@ -1,7 +1,10 @@
 //! Numbered slots, one for each value, and two lists through them: one for its turn to be evicted, one for the time it is
 //! over.
 //!
-//! A slot is 20 bytes. Adding, removing and moving take the same time however many there are. A lookup reads none of it.
+//! A slot is 28 bytes on a machine of 64 bits. Adding, removing and moving take the same time however many there are. A
+//! lookup reads none of it. An eviction finds its value here: those that came together lie together.
+
+use std::sync::Arc;
 
 /// Number of a slot.
 pub(super) type Slot = u32;
@@ -36,9 +39,11 @@ struct Place {
 }
 
 /// Slots, numbered from 0.
-pub(super) struct Slots {
+pub(super) struct Slots<V> {
     /// The next free one after a free slot is `links[0].after`.
     places: Vec<Place>,
+    /// `None` in a free slot.
+    values: Vec<Option<Arc<V>>>,
     free: Slot,
 }
 
@@ -64,32 +69,32 @@ impl List {
     }
 }
 
-impl Slots {
+impl<V> Slots<V> {
     pub(super) const fn new() -> Self {
-        Self { places: Vec::new(), free: NONE }
+        Self { places: Vec::new(), values: Vec::new(), free: NONE }
     }
 
     /// A slot for a value, in no list. `None`: there are no more numbers.
-    pub(super) fn add(&mut self, hash: u32) -> Option<Slot> {
+    pub(super) fn add(&mut self, hash: u32, value: &Arc<V>) -> Option<Slot> {
         let fresh = Place { links: [LOOSE; 2], hash };
+        let value = Some(Arc::clone(value));
         if self.free != NONE {
             let slot = self.free;
             let place = &mut self.places[slot as usize];
             self.free = place.links[0].after;
             *place = fresh;
+            self.values[slot as usize] = value;
             return Some(slot);
         }
         let slot = Slot::try_from(self.places.len()).ok().filter(|&slot| slot <= SLOT_MAX)?;
-        if self.places.len() == self.places.capacity() {
-            // An eighth more, where a Vec would double: this is most of what a session costs besides itself.
-            self.places.reserve_exact((self.places.len() / 8).max(8));
-        }
-        self.places.push(fresh);
+        push(&mut self.places, fresh);
+        push(&mut self.values, value);
         Some(slot)
     }
 
     /// Gives back a slot, which must be in no list any more.
     pub(super) fn release(&mut self, slot: Slot) {
+        self.values[slot as usize] = None;
         self.places[slot as usize].links[0].after = self.free;
         self.free = slot;
     }
@@ -103,6 +108,11 @@ impl Slots {
     pub(super) fn after(&self, slot: Slot) -> Option<Slot> {
         let after = self.places[slot as usize].links[Chain::Turn as usize].after;
         (after != NONE).then_some(after)
+    }
+
+    /// The value of a slot that has one.
+    pub(super) fn get(&self, slot: Slot) -> Option<&Arc<V>> {
+        self.values.get(slot as usize)?.as_ref()
     }
 
     /// The hash of the value's key.
@@ -164,4 +174,12 @@ impl Slots {
     fn ends(&mut self, slot: Slot, chain: Chain) -> &mut Links {
         &mut self.places[slot as usize].links[chain as usize]
     }
+}
+
+fn push<T>(all: &mut Vec<T>, one: T) {
+    if all.len() == all.capacity() {
+        // An eighth more, where a Vec would double: this is most of what a session costs besides itself.
+        all.reserve_exact((all.len() / 8).max(8));
+    }
+    all.push(one);
 }

@@ -81,7 +81,7 @@ pub(super) enum Newest {
 
 pub(super) struct Shard<V> {
     table: Table<V>,
-    slots: Slots,
+    slots: Slots<V>,
     trial: List,
     main: List,
     /// By when they are over the first of those; the others are linked to it.
@@ -111,17 +111,12 @@ impl<V: Entry> Shard<V> {
         Some(value)
     }
 
-    /// The value of a slot that has one.
-    fn of(&self, slot: Slot) -> Option<&Arc<V>> {
-        self.table.find(self.slots.hash(slot), |value| value.mark().slot() == slot)
-    }
-
     pub(super) fn insert(&mut self, hash: u32, value: Arc<V>) -> Result<(), Refused> {
         if self.get(hash, value.key()).is_some() {
             return Err(Refused::Taken);
         }
         let due = due(value.expires());
-        let slot = self.slots.add(hash).ok_or(Refused::TooLarge)?;
+        let slot = self.slots.add(hash, &value).ok_or(Refused::TooLarge)?;
         value.mark().set(slot, false, 0);
         self.table.insert(hash, value, |other| self.slots.hash(other.mark().slot()));
         self.slots.push(&mut self.trial, slot);
@@ -162,7 +157,7 @@ impl<V: Entry> Shard<V> {
             let trial_max = (self.table.len() / TRIAL).max(usize::from(newest == Newest::Stays));
             let from_trial = self.trial.len() > trial_max;
             let slot = if from_trial { self.trial.first() } else { self.main.first() }?;
-            let mark = self.of(slot)?.mark();
+            let mark = self.slots.get(slot)?.mark();
             let uses = mark.uses();
             if uses == 0 || rounds == ROUNDS {
                 return self.forget(slot);

@@ -91,7 +91,7 @@ impl<V> Table<V> {
     pub(super) fn insert(&mut self, hash: u32, value: Arc<V>, hash_of: impl Fn(&V) -> u32) {
         // Four in five at most: few have to pass a line then.
         if (self.len + 1) * 5 > self.lines.len() * WAYS * 4 {
-            let lines = self.lines.len() + self.lines.len() / 4 + 1;
+            let lines = self.lines.len() + self.lines.len() / 8 + 1;
             let old = std::mem::replace(&mut self.lines, (0..lines).map(|_| Line::empty()).collect());
             for value in old.into_iter().flat_map(|line| line.values).flatten() {
                 self.place(hash_of(&value), value);

@@ -102,7 +102,7 @@ fn session_takes_at_most_its_overhead_besides_id_and_data() {
     let mut look = |held: usize| {
         // A few sessions pay for the parts of the cache, which are there from the beginning.
         if held >= ROOM / 2 {
-            most = most.max((LIVE.load(Ordering::Relaxed) - before) / held);
+            most = most.max((LIVE.load(Ordering::Relaxed) - before).div_ceil(held));
         }
     };
     fill(&cache, 0..ROOM * 5 / 4, &mut look);

@@ -178,8 +178,8 @@ impl<V> Slots<V> {
 
 fn push<T>(all: &mut Vec<T>, one: T) {
     if all.len() == all.capacity() {
-        // An eighth more, where a Vec would double: this is most of what a session costs besides itself.
-        all.reserve_exact((all.len() / 8).max(8));
+        // A sixteenth more, where a Vec would double: this is most of what a session costs besides itself.
+        all.reserve_exact((all.len() / 16).max(8));
     }
     all.push(one);
 }

@@ -286,12 +286,13 @@ impl Attach {
         if self.batch.len() == 0 {
             return None;
         }
-        self.calls.moment.pass(self.calls.sessions.table.now());
+        self.calls.moment.begin(self.calls.sessions.table.now());
         let mut answers = Answers::with_room(self.room);
         while answers.count() < self.quarter && answers.len() < ANSWERS_BYTES {
             let Some(call) = self.batch.next() else { break };
             self.calls.answer(call, &mut answers);
         }
+        self.calls.moment.end();
         if answers.count() == 0 {
             return None;
         }

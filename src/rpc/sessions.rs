@@ -51,9 +51,12 @@ impl Moment {
         Self { now, ..Self::default() }
     }
 
-    /// Time has passed: contexts and rights may be others.
-    pub(super) fn pass(&mut self, now: Timestamp) {
+    pub(super) fn begin(&mut self, now: Timestamp) {
         self.now = now;
+    }
+
+    /// Time passes: contexts and rights may be others, and none is kept alive by who waits.
+    pub(super) fn end(&mut self) {
         self.context = None;
     }
 }

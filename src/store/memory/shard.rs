@@ -189,15 +189,13 @@ impl<V: Entry> Shard<V> {
     /// After a flood, or a night, the memory goes back.
     fn compact(&mut self) {
         let mut fresh = Self::new();
-        for (list, in_main) in [(self.trial, false), (self.main, true)] {
+        for (list, in_main) in [(&self.trial, false), (&self.main, true)] {
             let mut next = list.first();
             while let Some(slot) = next {
                 next = self.slots.after(slot);
-                // Out of the old table first: its mark names one slot at a time.
-                let old = self.table.remove(self.slots.hash(slot), |value| value.mark().slot() == slot);
-                let Some(value) = old else { continue };
+                let Some(value) = self.slots.get(slot) else { continue };
                 let uses = value.mark().uses();
-                if fresh.insert(self.slots.hash(slot), Arc::clone(&value)).is_err() {
+                if fresh.insert(self.slots.hash(slot), Arc::clone(value)).is_err() {
                     continue;
                 }
                 // Into the trial queue, like any other.

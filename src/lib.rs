@@ -39,3 +39,5 @@ pub mod proto; // the generated contract
 mod sync; // what the core locks and counts with
 #[cfg(any(feature = "daemon", feature = "client"))]
 mod unix; // a Unix socket that wakes nobody for nothing
+#[cfg(any(feature = "daemon", feature = "client"))]
+mod wire; // fields of messages, written by hand

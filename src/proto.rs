@@ -31,7 +31,7 @@ pub struct Half<T> {
 /// A longer message is not copied once more.
 const SHORT: usize = 32 << 10;
 /// Messages that are ready together leave in one piece, until it has so many bytes.
-const PIECE: usize = 2 << 10;
+pub(crate) const PIECE: usize = 2 << 10;
 
 impl<T> Half<T> {
     fn new() -> Self {

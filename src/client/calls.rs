@@ -1,12 +1,14 @@
 //! Calls as they are sent: written once, when they are queued, and from then on bytes.
 
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
-
 use super::{
     message::{Lookup, Role},
     options::Options,
 };
-use crate::{hex, proto as pb, proto::call::Method};
+use crate::{
+    hex,
+    proto::{self as pb, call::Method},
+    wire,
+};
 
 /// What a call asks or tells.
 pub(super) trait Words {
@@ -36,8 +38,8 @@ pub(super) struct Terms {
 impl Terms {
     pub(super) fn of(options: &Options) -> Self {
         let mut terms = Self { context: Vec::new(), format: Vec::new() };
-        write_bytes(1, options.context.as_bytes(), &mut terms.context);
-        write_bytes(5, options.format.as_bytes(), &mut terms.format);
+        wire::bytes(1, options.context.as_bytes(), &mut terms.context);
+        wire::bytes(5, options.format.as_bytes(), &mut terms.format);
         terms
     }
 }
@@ -50,38 +52,36 @@ pub(super) struct Question<'l> {
 
 impl Question<'_> {
     fn request_size(&self) -> usize {
-        let Lookup { session_id, server_name, binding, .. } = self.lookup;
-        let role = 2;
-        let texts = [2 * session_id.len(), server_name.len(), binding.len()];
+        let Lookup { role, session_id, server_name, binding } = self.lookup;
+        let texts = [2 * session_id.len(), server_name.len(), binding.len()].map(wire::bytes_len);
         self.terms.context.len()
             + self.terms.format.len()
-            + role
-            + texts.map(bytes_size).iter().sum::<usize>()
+            + wire::number_len(number(*role))
+            + texts.iter().sum::<usize>()
     }
 }
 
 impl Words for Question<'_> {
     fn size(&self) -> usize {
-        bytes_size(self.request_size())
+        wire::bytes_len(self.request_size())
     }
 
     fn write(&self, to: &mut Vec<u8>) {
         let Lookup { role, session_id, server_name, binding } = self.lookup;
-        write_head(9, self.request_size(), to);
+        wire::head(9, self.request_size(), to);
         to.extend_from_slice(&self.terms.context);
-        encode_key(2, WireType::Varint, to);
-        encode_varint(wire(*role), to);
+        wire::number(2, number(*role), to);
         if !session_id.is_empty() {
-            write_head(3, 2 * session_id.len(), to);
+            wire::head(3, 2 * session_id.len(), to);
             hex::append(session_id, to);
         }
-        write_bytes(4, server_name.as_bytes(), to);
+        wire::bytes(4, server_name.as_bytes(), to);
         to.extend_from_slice(&self.terms.format);
-        write_bytes(6, binding, to);
+        wire::bytes(6, binding, to);
     }
 }
 
-fn wire(role: Role) -> u64 {
+fn number(role: Role) -> u64 {
     match role {
         Role::Client => pb::Role::Client as u64,
         Role::Server => pb::Role::Server as u64,
@@ -100,46 +100,20 @@ pub(super) struct Call<'c, W> {
 
 impl<W: Words> Call<'_, W> {
     fn call_size(&self) -> usize {
-        let id = if self.id == 0 { 0 } else { 1 + encoded_len_varint(self.id) };
-        id + self.words_size + bytes_size(self.alias.len())
+        wire::number_len(self.id) + self.words_size + wire::bytes_len(self.alias.len())
     }
 
     /// In bytes, with what goes before it.
     pub(super) fn size(&self) -> usize {
-        head_size(self.call_size()) + self.call_size()
+        wire::head_len(self.call_size()) + self.call_size()
     }
 
     /// So many.
     pub(super) fn write(&self, to: &mut Vec<u8>) {
-        write_head(1, self.call_size(), to);
-        if self.id != 0 {
-            encode_key(1, WireType::Varint, to);
-            encode_varint(self.id, to);
-        }
+        wire::head(1, self.call_size(), to);
+        wire::number(1, self.id, to);
         self.words.write(to);
-        write_bytes(11, self.alias.as_bytes(), to);
-    }
-}
-
-/// A tag and a length. Tags here are below 16: they take one byte.
-fn head_size(length: usize) -> usize {
-    1 + encoded_len_varint(length as u64)
-}
-
-fn write_head(tag: u32, length: usize, to: &mut Vec<u8>) {
-    encode_key(tag, WireType::LengthDelimited, to);
-    encode_varint(length as u64, to);
-}
-
-/// Of a field that is left out when it is empty.
-fn bytes_size(length: usize) -> usize {
-    if length == 0 { 0 } else { head_size(length) + length }
-}
-
-fn write_bytes(tag: u32, bytes: &[u8], to: &mut Vec<u8>) {
-    if !bytes.is_empty() {
-        write_head(tag, bytes.len(), to);
-        to.extend_from_slice(bytes);
+        wire::bytes(11, self.alias.as_bytes(), to);
     }
 }
 

@@ -15,9 +15,7 @@ use tonic::{
 };
 
 use super::{answers, link::Link, wiped::Wiped};
-
-/// Messages that are ready together leave in one piece, until it has so many bytes.
-const PIECE: usize = 2 << 10;
+use crate::proto::PIECE;
 
 /// The queue of a link as the requests of its stream: whatever is ready goes out as one message. Polled by the transport
 /// when it can send; no task and no queue of its own.

@@ -4,13 +4,14 @@
 //! most of them are what all sessions of a kind have. Here each field goes from where it lies into the bytes that leave.
 //! Field numbers are those of `proto/`; a test holds what is written to what the generated types write.
 
-use prost::{Message, encoding::encoded_len_varint};
+use prost::Message;
 
 use super::convert::{role_value, timestamp, version_value};
 use crate::{
     clock::Timestamp,
     hex, proto as pb,
     session::{PeerIdentity, Session},
+    wire,
 };
 
 /// The answers of one message.
@@ -61,12 +62,9 @@ impl Answers {
         self.session(session);
         let public = self.bytes.len() - start;
         // How long it is, is told before it: it is written first, and changes places with what stands before it.
-        let looked = 2
-            + head_len(public)
-            + public
-            + if data.is_empty() { 0 } else { head_len(data.len()) + data.len() };
-        let numbered = if id == 0 { 0 } else { 1 + encoded_len_varint(id) };
-        self.head(1, numbered + head_len(looked) + looked);
+        let found = wire::number_len(1);
+        let looked = found + wire::head_len(public) + public + wire::bytes_len(data.len());
+        self.head(1, wire::number_len(id) + wire::head_len(looked) + looked);
         self.number(1, id);
         self.head(9, looked);
         self.number(1, 1);
@@ -119,12 +117,8 @@ impl Answers {
         self.bytes[start - 1] = u8::try_from(self.bytes.len() - start).unwrap_or_default();
     }
 
-    /// What has its default value is left out, as proto3 has it.
     fn number(&mut self, field: u8, value: u64) {
-        if value != 0 {
-            self.bytes.push(field << 3);
-            self.varint(value);
-        }
+        wire::number(field, value, &mut self.bytes);
     }
 
     /// Of an enum.
@@ -133,10 +127,7 @@ impl Answers {
     }
 
     fn bytes(&mut self, field: u8, bytes: &[u8]) {
-        if !bytes.is_empty() {
-            self.head(field, bytes.len());
-            self.bytes.extend_from_slice(bytes);
-        }
+        wire::bytes(field, bytes, &mut self.bytes);
     }
 
     /// One of a list, which may be empty itself.
@@ -150,23 +141,9 @@ impl Answers {
         hex::append(bytes, &mut self.bytes);
     }
 
-    /// Of a field with so many bytes. All fields here have numbers below 16.
     fn head(&mut self, field: u8, length: usize) {
-        self.bytes.push(field << 3 | 2);
-        self.varint(length as u64);
+        wire::head(field, length, &mut self.bytes);
     }
-
-    fn varint(&mut self, mut value: u64) {
-        while value >= 0x80 {
-            self.bytes.push(value.to_le_bytes()[0] | 0x80);
-            value >>= 7;
-        }
-        self.bytes.push(value.to_le_bytes()[0]);
-    }
-}
-
-fn head_len(length: usize) -> usize {
-    1 + encoded_len_varint(length as u64)
 }
 
 /// Room for what stands before an answer's own fields.

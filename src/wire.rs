@@ -1,21 +1,18 @@
-//! Fields of protobuf messages, written by hand where a message would cost more than what it says.
+//! Fields of protobuf messages, written and read by hand where a message would cost more than what it says.
 //!
-//! Field numbers are below 16, so a key is one byte. What is empty or 0 is left out, as proto3 has it.
+//! Field numbers that are written are below 16, so a key is one byte. What is empty or 0 is left out, as proto3 has it.
 
-use prost::encoding::encoded_len_varint;
+use prost::encoding::{decode_varint, encoded_len_varint};
 
 const VARINT: u8 = 0;
 const LENGTH_DELIMITED: u8 = 2;
+/// The longest key and number.
+#[cfg(feature = "daemon")]
+pub(crate) const NUMBER_MAX: usize = 11;
 
 /// How long a key and a length are, before so many bytes.
 pub(crate) fn head_len(length: usize) -> usize {
     1 + encoded_len_varint(length as u64)
-}
-
-/// A key and a length, before so many bytes.
-pub(crate) fn head(field: u8, length: usize, to: &mut Vec<u8>) {
-    to.push(field << 3 | LENGTH_DELIMITED);
-    varint(length as u64, to);
 }
 
 /// How long a field of so many bytes is.
@@ -23,33 +20,105 @@ pub(crate) fn bytes_len(length: usize) -> usize {
     if length == 0 { 0 } else { head_len(length) + length }
 }
 
-/// A text or bytes.
-pub(crate) fn bytes(field: u8, bytes: &[u8], to: &mut Vec<u8>) {
-    if !bytes.is_empty() {
-        head(field, bytes.len(), to);
-        to.extend_from_slice(bytes);
-    }
-}
-
 /// How long a number's field is.
 pub(crate) fn number_len(value: u64) -> usize {
     if value == 0 { 0 } else { 1 + encoded_len_varint(value) }
 }
 
-/// A number, an enum or a truth value.
-pub(crate) fn number(field: u8, value: u64, to: &mut Vec<u8>) {
-    if value != 0 {
-        to.push(field << 3 | VARINT);
-        varint(value, to);
+/// Fields one behind the other, into room that is there.
+///
+/// # Panics
+/// Where there is too little of it.
+pub(crate) struct Writer<'r> {
+    room: &'r mut [u8],
+    at: usize,
+}
+
+impl<'r> Writer<'r> {
+    pub(crate) fn new(room: &'r mut [u8]) -> Self {
+        Self { room, at: 0 }
+    }
+
+    /// How long what is written is.
+    #[cfg(any(feature = "daemon", test))]
+    pub(crate) fn len(&self) -> usize {
+        self.at
+    }
+
+    /// What is written, from this place on.
+    #[cfg(feature = "daemon")]
+    pub(crate) fn since(&mut self, place: usize) -> &mut [u8] {
+        &mut self.room[place..self.at]
+    }
+
+    /// Room for so many bytes, which count as written.
+    pub(crate) fn take(&mut self, length: usize) -> &mut [u8] {
+        let start = self.at;
+        self.at += length;
+        &mut self.room[start..self.at]
+    }
+
+    /// Bytes as they are.
+    pub(crate) fn raw(&mut self, bytes: &[u8]) {
+        self.take(bytes.len()).copy_from_slice(bytes);
+    }
+
+    /// A key and a length, before so many bytes.
+    pub(crate) fn head(&mut self, field: u8, length: usize) {
+        self.byte(field << 3 | LENGTH_DELIMITED);
+        self.varint(length as u64);
+    }
+
+    /// A text or bytes.
+    pub(crate) fn bytes(&mut self, field: u8, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.head(field, bytes.len());
+            self.raw(bytes);
+        }
+    }
+
+    /// A number, an enum or a truth value.
+    pub(crate) fn number(&mut self, field: u8, value: u64) {
+        if value != 0 {
+            self.byte(field << 3 | VARINT);
+            self.varint(value);
+        }
+    }
+
+    fn varint(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.byte(value.to_le_bytes()[0] | 0x80);
+            value >>= 7;
+        }
+        self.byte(value.to_le_bytes()[0]);
+    }
+
+    fn byte(&mut self, byte: u8) {
+        self.room[self.at] = byte;
+        self.at += 1;
     }
 }
 
-fn varint(mut value: u64, to: &mut Vec<u8>) {
-    while value >= 0x80 {
-        to.push(value.to_le_bytes()[0] | 0x80);
-        value >>= 7;
+/// A number at the start of what is left.
+#[inline(always)]
+pub(crate) fn read_varint(from: &mut &[u8]) -> Option<u64> {
+    // Nearly all have one byte.
+    match from.split_first() {
+        Some((&byte @ ..0x80, rest)) => {
+            *from = rest;
+            Some(byte.into())
+        }
+        _ => decode_varint(from).ok(),
     }
-    to.push(value.to_le_bytes()[0]);
+}
+
+/// So many bytes as the number before them says.
+#[inline(always)]
+pub(crate) fn read_bytes<'b>(from: &mut &'b [u8]) -> Option<&'b [u8]> {
+    let length = usize::try_from(read_varint(from)?).ok()?;
+    let (bytes, rest) = from.split_at_checked(length)?;
+    *from = rest;
+    Some(bytes)
 }
 
 #[cfg(test)]
@@ -58,24 +127,41 @@ mod tests {
 
     use super::*;
 
+    fn written(length: usize, write: impl FnOnce(&mut Writer<'_>)) -> Vec<u8> {
+        let mut room = vec![0; length];
+        let mut writer = Writer::new(&mut room);
+        write(&mut writer);
+        assert_eq!(writer.len(), length);
+        room
+    }
+
     #[test]
     fn fields_are_what_prost_writes_and_as_long_as_they_are_said_to_be() {
         for value in [1, 0x7f, 0x80, 0x3fff, 0x4000, u64::MAX] {
-            let (mut ours, mut prosts) = (Vec::new(), Vec::new());
-            number(15, value, &mut ours);
+            let ours = written(number_len(value), |writer| writer.number(15, value));
+            let mut prosts = Vec::new();
             uint64::encode(15, &value, &mut prosts);
-            assert_eq!((ours.len(), &ours), (number_len(value), &prosts));
+            assert_eq!(ours, prosts);
+            let mut rest = &ours[1..];
+            assert_eq!((read_varint(&mut rest), rest), (Some(value), &[][..]));
+            assert_eq!(read_varint(&mut &ours[1..ours.len() - 1]), None);
         }
         for length in [1, 0x7f, 0x80, 0x4000] {
             let value = vec![7; length];
-            let (mut ours, mut prosts) = (Vec::new(), Vec::new());
-            bytes(1, &value, &mut ours);
+            let mut ours = written(bytes_len(length), |writer| writer.bytes(1, &value));
+            let mut prosts = Vec::new();
             prost_bytes::encode(1, &value, &mut prosts);
-            assert_eq!((ours.len(), &ours), (bytes_len(length), &prosts));
+            assert_eq!(ours, prosts);
+            ours.push(1);
+            let mut rest = &ours[1..];
+            assert_eq!((read_bytes(&mut rest), rest), (Some(&*value), &[1][..]));
+            assert_eq!(read_bytes(&mut &ours[1..ours.len() - 2]), None);
         }
-        let mut nothing = Vec::new();
-        number(1, 0, &mut nothing);
-        bytes(2, b"", &mut nothing);
-        assert_eq!((nothing.len(), number_len(0), bytes_len(0)), (0, 0, 0));
+        assert_eq!(read_varint(&mut &[0xff; 11][..]), None);
+        written(0, |writer| {
+            writer.number(1, 0);
+            writer.bytes(2, b"");
+        });
+        assert_eq!((number_len(0), bytes_len(0)), (0, 0));
     }
 }

@@ -93,7 +93,7 @@ impl Client {
             Self::Ours(worker) => {
                 let found = worker.lookup(Lookup::server(session.id.as_bytes())).await;
                 let found = found.unwrap_or_else(|| panic!("a miss: {:?}", worker.counters()));
-                assert_eq!(*found.data, session.data);
+                assert_eq!(found.data(), session.data);
             }
             Self::Redis(connection) => {
                 let found: Vec<u8> =

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     hex,
     proto::{self as pb, call::Method},
-    wire,
+    wire::{self, Writer},
 };
 
 /// What a call asks or tells.
@@ -16,7 +16,7 @@ pub(super) trait Words {
     fn size(&self) -> usize;
 
     /// So many.
-    fn write(&self, to: &mut Vec<u8>);
+    fn write(&self, to: &mut Writer<'_>);
 }
 
 impl Words for Method {
@@ -24,8 +24,8 @@ impl Words for Method {
         self.encoded_len()
     }
 
-    fn write(&self, to: &mut Vec<u8>) {
-        self.encode(to);
+    fn write(&self, to: &mut Writer<'_>) {
+        self.encode(&mut to.take(self.size()));
     }
 }
 
@@ -37,26 +37,28 @@ pub(super) struct Terms {
 
 impl Terms {
     pub(super) fn of(options: &Options) -> Self {
-        let mut terms = Self { context: Vec::new(), format: Vec::new() };
-        wire::bytes(1, options.context.as_bytes(), &mut terms.context);
-        wire::bytes(5, options.format.as_bytes(), &mut terms.format);
-        terms
+        let field = |number, text: &str| {
+            let mut field = vec![0; wire::bytes_len(text.len())];
+            Writer::new(&mut field).bytes(number, text.as_bytes());
+            field
+        };
+        Self { context: field(1, &options.context), format: field(5, &options.format) }
     }
 }
 
 /// A LookupSessionRequest in a Call. Its fields are in the order of their tags: the daemon reads it faster so.
 pub(super) struct Question<'l> {
     pub(super) terms: &'l Terms,
-    pub(super) lookup: &'l Lookup,
+    pub(super) lookup: &'l Lookup<'l>,
 }
 
 impl Question<'_> {
     fn request_size(&self) -> usize {
-        let Lookup { role, session_id, server_name, binding } = self.lookup;
+        let &Lookup { role, session_id, server_name, binding } = self.lookup;
         let texts = [2 * session_id.len(), server_name.len(), binding.len()].map(wire::bytes_len);
         self.terms.context.len()
             + self.terms.format.len()
-            + wire::number_len(number(*role))
+            + wire::number_len(number(role))
             + texts.iter().sum::<usize>()
     }
 }
@@ -66,18 +68,18 @@ impl Words for Question<'_> {
         wire::bytes_len(self.request_size())
     }
 
-    fn write(&self, to: &mut Vec<u8>) {
-        let Lookup { role, session_id, server_name, binding } = self.lookup;
-        wire::head(9, self.request_size(), to);
-        to.extend_from_slice(&self.terms.context);
-        wire::number(2, number(*role), to);
+    fn write(&self, to: &mut Writer<'_>) {
+        let &Lookup { role, session_id, server_name, binding } = self.lookup;
+        to.head(9, self.request_size());
+        to.raw(&self.terms.context);
+        to.number(2, number(role));
         if !session_id.is_empty() {
-            wire::head(3, 2 * session_id.len(), to);
-            hex::append(session_id, to);
+            to.head(3, 2 * session_id.len());
+            hex::write_into(session_id, to.take(2 * session_id.len()));
         }
-        wire::bytes(4, server_name.as_bytes(), to);
-        to.extend_from_slice(&self.terms.format);
-        wire::bytes(6, binding, to);
+        to.bytes(4, server_name.as_bytes());
+        to.raw(&self.terms.format);
+        to.bytes(6, binding);
     }
 }
 
@@ -109,11 +111,11 @@ impl<W: Words> Call<'_, W> {
     }
 
     /// So many.
-    pub(super) fn write(&self, to: &mut Vec<u8>) {
-        wire::head(1, self.call_size(), to);
-        wire::number(1, self.id, to);
+    pub(super) fn write(&self, to: &mut Writer<'_>) {
+        to.head(1, self.call_size());
+        to.number(1, self.id);
         self.words.write(to);
-        wire::bytes(11, self.alias.as_bytes(), to);
+        to.bytes(11, self.alias.as_bytes());
     }
 }
 
@@ -125,9 +127,10 @@ mod tests {
 
     fn written(id: u64, alias: &str, words: &impl Words) -> pb::Call {
         let call = Call { id, alias, words, words_size: words.size() };
-        let mut bytes = Vec::new();
-        call.write(&mut bytes);
-        assert_eq!(bytes.len(), call.size());
+        let mut bytes = vec![0; call.size()];
+        let mut writer = Writer::new(&mut bytes);
+        call.write(&mut writer);
+        assert_eq!(writer.len(), call.size());
         let mut request = pb::AttachRequest::decode(&bytes[..]).unwrap();
         assert_eq!(request.calls.len(), 1);
         request.calls.remove(0)
@@ -140,7 +143,7 @@ mod tests {
             (Lookup::server(&[0xab, 0x01]), "www", pb::Role::Server),
             (Lookup::client("a.test"), "", pb::Role::Client),
             (
-                Lookup { server_name: "n".repeat(255), binding: vec![0; 1024], ..Lookup::server(&[7; 64]) },
+                Lookup { server_name: &"n".repeat(255), binding: &[0; 1024], ..Lookup::server(&[7; 64]) },
                 "www",
                 pb::Role::Server,
             ),
@@ -151,13 +154,13 @@ mod tests {
             let expected = pb::LookupSessionRequest {
                 context: context.into(),
                 role: role.into(),
-                session_id: hex::string(&lookup.session_id),
-                server_name: lookup.server_name.clone(),
+                session_id: hex::string(lookup.session_id),
+                server_name: lookup.server_name.into(),
                 format: "openssl".into(),
-                binding: lookup.binding.clone().into(),
+                binding: lookup.binding.to_vec().into(),
             };
-            let mut words = Vec::new();
-            question.write(&mut words);
+            let mut words = vec![0; question.size()];
+            question.write(&mut Writer::new(&mut words));
             let method = Method::LookupSession(expected.into());
             let mut canonical = Vec::new();
             method.encode(&mut canonical);

@@ -4,7 +4,7 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use bytes::{Buf, BufMut};
@@ -14,7 +14,11 @@ use tonic::{
     codec::{BufferSettings, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
-use super::{answers, link::Link, wiped::Wiped};
+use super::{
+    answers::{self, Answer},
+    link::Link,
+    wiped::Wiped,
+};
 use crate::proto::PIECE;
 
 /// The queue of a link as the requests of its stream: whatever is ready goes out as one message. Polled by the transport
@@ -40,7 +44,12 @@ pub(super) struct Codec(pub(super) Arc<Link>);
 
 pub(super) struct Sender(());
 
-pub(super) struct Receiver(Arc<Link>);
+pub(super) struct Receiver {
+    link: Arc<Link>,
+    /// Those of one message, and whom to wake for them: empty in between, and kept for their room.
+    answers: Vec<(u64, Answer)>,
+    wake: Vec<Waker>,
+}
 
 impl tonic::codec::Codec for Codec {
     type Encode = Wiped;
@@ -53,7 +62,7 @@ impl tonic::codec::Codec for Codec {
     }
 
     fn decoder(&mut self) -> Receiver {
-        Receiver(Arc::clone(&self.0))
+        Receiver { link: Arc::clone(&self.0), answers: Vec::new(), wake: Vec::new() }
     }
 }
 
@@ -80,8 +89,9 @@ impl Decoder for Receiver {
         // It lies there in one piece.
         let message = buf.chunk();
         let length = message.len();
-        let draining = answers::read(message, |id, answer| self.0.answer(id, answer))
+        let draining = answers::read(message, |id, answer| self.answers.push((id, answer)))
             .map_err(|_| Status::internal("no message of answers"))?;
+        self.link.answer(self.answers.drain(..), &mut self.wake);
         buf.advance(length);
         Ok(Some(Read { draining }))
     }

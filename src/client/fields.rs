@@ -1,61 +1,60 @@
 //! The fields of a message where they lie, without a copy: what of an answer is kept is copied once, by who keeps it.
 
-use prost::encoding::{WireType, decode_key, decode_varint};
+use crate::wire::{read_bytes, read_varint};
 
-/// Bytes that are no message.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Malformed;
-
-/// One field after the other, each with its tag. Nothing comes after an error.
+/// One field after the other: first its key, then what it holds, or [`Fields::skip`]. `None` of any: this is no message.
 pub(super) struct Fields<'m>(pub(super) &'m [u8]);
 
-/// What a field holds, as it is written.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Value<'m> {
-    /// A number, an enum or a truth value.
-    Number(u64),
-    /// A text, bytes or a message.
-    Bytes(&'m [u8]),
-    /// Four or eight bytes, which no message of the contract has.
-    Fixed,
+/// There are no more fields. No field has this key.
+pub(super) const END: u32 = 0;
+
+/// The key of a number, an enum or a truth value.
+pub(super) const fn number(field: u32) -> u32 {
+    field << 3
+}
+
+/// The key of a text, of bytes or of a message.
+pub(super) const fn bytes(field: u32) -> u32 {
+    field << 3 | 2
 }
 
 impl<'m> Fields<'m> {
-    fn read(&mut self) -> Result<(u32, Value<'m>), Malformed> {
-        let (tag, wire_type) = decode_key(&mut self.0).map_err(|_| Malformed)?;
-        let value = match wire_type {
-            WireType::Varint => Value::Number(decode_varint(&mut self.0).map_err(|_| Malformed)?),
-            WireType::LengthDelimited => {
-                let length = decode_varint(&mut self.0).map_err(|_| Malformed)?;
-                Value::Bytes(self.cut(usize::try_from(length).map_err(|_| Malformed)?)?)
-            }
-            WireType::ThirtyTwoBit => self.cut(4).map(|_| Value::Fixed)?,
-            WireType::SixtyFourBit => self.cut(8).map(|_| Value::Fixed)?,
-            // proto3 has none.
-            WireType::StartGroup | WireType::EndGroup => return Err(Malformed),
-        };
-        Ok((tag, value))
-    }
-
-    fn cut(&mut self, length: usize) -> Result<&'m [u8], Malformed> {
-        let (cut, rest) = self.0.split_at_checked(length).ok_or(Malformed)?;
-        self.0 = rest;
-        Ok(cut)
-    }
-}
-
-impl<'m> Iterator for Fields<'m> {
-    type Item = Result<(u32, Value<'m>), Malformed>;
-
-    fn next(&mut self) -> Option<Self::Item> {
+    /// What comes next.
+    #[inline(always)]
+    pub(super) fn key(&mut self) -> Option<u32> {
         if self.0.is_empty() {
-            return None;
+            return Some(END);
         }
-        let field = self.read();
-        if field.is_err() {
-            self.0 = &[];
+        u32::try_from(read_varint(&mut self.0)?).ok().filter(|key| key >> 3 > 0)
+    }
+
+    #[inline(always)]
+    pub(super) fn number(&mut self) -> Option<u64> {
+        read_varint(&mut self.0)
+    }
+
+    #[inline(always)]
+    pub(super) fn bytes(&mut self) -> Option<&'m [u8]> {
+        read_bytes(&mut self.0)
+    }
+
+    /// Passes what the field with this key holds.
+    #[inline(always)]
+    pub(super) fn skip(&mut self, key: u32) -> Option<()> {
+        match key & 7 {
+            0 => self.number().map(drop),
+            2 => self.bytes().map(drop),
+            // No field of the contract has four or eight bytes.
+            1 => self.pass(8),
+            5 => self.pass(4),
+            // Groups, which proto3 has none of.
+            _ => None,
         }
-        Some(field)
+    }
+
+    fn pass(&mut self, length: usize) -> Option<()> {
+        self.0 = self.0.get(length..)?;
+        Some(())
     }
 }
 
@@ -63,21 +62,37 @@ impl<'m> Iterator for Fields<'m> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn fields_are_read_in_order_and_what_is_cut_short_is_malformed() {
-        // 1: 300, 2: "ab", 3: four bytes, 4: eight bytes
-        let message = b"\x08\xac\x02\x12\x02ab\x1d1234\x2112345678";
-        let fields: Result<Vec<_>, _> = Fields(message).collect();
-        let expected =
-            vec![(1, Value::Number(300)), (2, Value::Bytes(b"ab")), (3, Value::Fixed), (4, Value::Fixed)];
-        assert_eq!(fields, Ok(expected));
-        let whole = [0, 3, 7, 12];
-        for end in (0..message.len()).filter(|end| !whole.contains(end)) {
-            assert_eq!(Fields(&message[..end]).last(), Some(Err(Malformed)), "{end}");
+    /// All of it, skipped.
+    fn keys(message: &[u8]) -> Option<Vec<u32>> {
+        let mut fields = Fields(message);
+        let mut keys = Vec::new();
+        loop {
+            match fields.key()? {
+                END => return Some(keys),
+                key => {
+                    fields.skip(key)?;
+                    keys.push(key);
+                }
+            }
         }
-        for malformed in [&b"\x0b"[..], b"\x0c", b"\x00\x00", b"\x12\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"]
+    }
+
+    #[test]
+    fn fields_are_read_in_order_and_what_is_cut_short_is_no_message() {
+        // 1: 300, 2: "ab", 3: four bytes, 4: eight bytes, 100: 1
+        let message = b"\x08\xac\x02\x12\x02ab\x1d1234\x2112345678\xa0\x06\x01";
+        let mut fields = Fields(message);
+        assert_eq!((fields.key(), fields.number()), (Some(number(1)), Some(300)));
+        assert_eq!((fields.key(), fields.bytes()), (Some(bytes(2)), Some(&b"ab"[..])));
+        assert_eq!(keys(message), Some(vec![number(1), bytes(2), 3 << 3 | 5, 4 << 3 | 1, number(100)]));
+        let whole = [0, 3, 7, 12, 21, 24];
+        for end in 0..=message.len() {
+            assert_eq!(keys(&message[..end]).is_some(), whole.contains(&end), "{end}");
+        }
+        for malformed in
+            [&b"\x0b"[..], b"\x0c", b"\x00\x00", b"\x02\x00", b"\x12\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"]
         {
-            assert_eq!(Fields(malformed).last(), Some(Err(Malformed)));
+            assert_eq!(keys(malformed), None);
         }
     }
 }

@@ -163,14 +163,20 @@ impl Link {
         Ok(state)
     }
 
-    /// Hands an answer to who waits for it.
-    pub(super) fn answer(&self, id: u64, answer: Answer) {
-        if matches!(answer, Answer::Refused) {
-            self.tallies.refused.count();
+    /// Hands answers to who waits for them. `wake` is empty before and after: its room is used.
+    pub(super) fn answer(&self, answers: impl Iterator<Item = (u64, Answer)>, wake: &mut Vec<Waker>) {
+        let mut state = self.state.lock();
+        for (id, answer) in answers {
+            if matches!(answer, Answer::Refused) {
+                self.tallies.refused.count();
+            }
+            // One that does not wait any more had its miss.
+            let waker = state.waiting.answer(id, answer);
+            wake.extend(waker);
         }
-        // One that does not wait any more had its miss.
-        let waker = self.state.lock().waiting.answer(id, answer);
-        wake(waker);
+        drop(state);
+        // This wakes tasks, which must not find the lock taken.
+        wake.drain(..).for_each(Waker::wake);
     }
 
     /// Takes nothing new, and ends the stream with the last handle.
@@ -342,9 +348,7 @@ mod tests {
         drop(other);
         assert!(matches!(batch(&link), Poll::Ready(Some(calls)) if calls.len() == 1));
         assert!(poll(&mut one).is_pending() && poll(&mut one).is_pending());
-        for id in [left, one.id, one.id] {
-            link.answer(id, Answer::Nothing);
-        }
+        link.answer([left, one.id, one.id].map(|id| (id, Answer::Nothing)).into_iter(), &mut Vec::new());
         assert!(matches!(poll(&mut one), Poll::Ready(Some(Answer::Nothing))));
     }
 
@@ -353,7 +357,7 @@ mod tests {
         let link = link();
         let [mut asked, mut answered] = [(); 2].map(|()| ask(&link).unwrap());
         assert!(poll(&mut asked).is_pending() && poll(&mut answered).is_pending());
-        link.answer(answered.id, Answer::Nothing);
+        link.answer(std::iter::once((answered.id, Answer::Nothing)), &mut Vec::new());
         link.close();
         assert!(matches!(poll(&mut asked), Poll::Ready(None)));
         assert!(matches!(poll(&mut answered), Poll::Ready(Some(_))), "it came before");

@@ -1,15 +1,11 @@
-//! What a worker asks, tells and is told. Secrets are wiped when they are dropped, and nothing that holds one
+//! What a worker asks and tells. Secrets are wiped when they are dropped, and nothing that holds one
 //! has Debug; the buffers of the transport, which carries them, are not ours to wipe.
 
-use std::{
-    ops::Deref,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use zeroize::Zeroizing;
 
-use super::wiped::wipe;
 use crate::{
     hex,
     proto::{self as pb, PeerIdentity},
@@ -34,84 +30,28 @@ pub enum Version {
 }
 
 /// Which session a handshake wants to resume.
-#[derive(Clone, Debug)]
-pub struct Lookup {
+#[derive(Clone, Copy, Debug)]
+pub struct Lookup<'l> {
     /// Whose session it is.
     pub role: Role,
     /// Server: what the peer offers. Client: one session by its id, or empty.
-    pub session_id: Vec<u8>,
+    pub session_id: &'l [u8],
     /// Server: the SNI that the peer sends, or empty. Client: whom it speaks with; without an id the newest session
     /// answers. Always compared with the name that the session was made under.
-    pub server_name: String,
+    pub server_name: &'l str,
     /// As it was put: whatever else must agree, at most 1 KiB.
-    pub binding: Vec<u8>,
+    pub binding: &'l [u8],
 }
 
-impl Lookup {
+impl<'l> Lookup<'l> {
     /// What a peer offers to this server.
-    pub fn server(session_id: &[u8]) -> Self {
-        Self {
-            role: Role::Server,
-            session_id: session_id.to_vec(),
-            server_name: String::new(),
-            binding: Vec::new(),
-        }
+    pub fn server(session_id: &'l [u8]) -> Self {
+        Self { role: Role::Server, session_id, server_name: "", binding: &[] }
     }
 
     /// Any session with a server, the newest first.
-    pub fn client(server_name: &str) -> Self {
-        Self {
-            role: Role::Client,
-            session_id: Vec::new(),
-            server_name: server_name.to_owned(),
-            binding: Vec::new(),
-        }
-    }
-}
-
-/// A session to resume. A single-use one is this worker's alone.
-#[non_exhaustive]
-pub struct Found {
-    /// The library's own encoding, as it was put.
-    pub data: Data,
-    /// What to name in [`super::Worker::open`] once it is resumed.
-    pub session_id: Vec<u8>,
-    /// The version it can be resumed with.
-    pub version: Version,
-    /// IANA name, or empty.
-    pub cipher_suite: String,
-    /// Client: whom it resumes with. Server: the SNI it was made under.
-    pub server_name: String,
-    /// Who the peer proved to be, where it was told.
-    pub peer: Option<PeerIdentity>,
-    /// It was handed out, and nobody else gets it.
-    pub single_use: bool,
-    /// When the peers authenticated. What is made of a single-use session carries it over, in [`Put`].
-    pub authenticate_time: SystemTime,
-    /// From then on it is not to be resumed.
-    pub expire_time: SystemTime,
-}
-
-/// The secret part of a session that was found. Overwritten when it is dropped.
-pub struct Data(Box<[u8]>);
-
-impl Data {
-    pub(super) fn copied(bytes: &[u8]) -> Self {
-        Self(bytes.into())
-    }
-}
-
-impl Deref for Data {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl Drop for Data {
-    fn drop(&mut self) {
-        wipe(&mut self.0);
+    pub fn client(server_name: &'l str) -> Self {
+        Self { role: Role::Client, session_id: &[], server_name, binding: &[] }
     }
 }
 

@@ -8,7 +8,7 @@
 //! let worker = Worker::connect(Options::new("unix:///run/tls-sessiond/api.sock", "openssl")?);
 //! // A peer offers session id ab:cd. No answer in time is a miss: the handshake is a full one.
 //! let found = worker.lookup(Lookup::server(b"\xab\xcd")).await;
-//! let connection = worker.open(Role::Server, "", found.as_ref().map(|found| &*found.session_id));
+//! let connection = worker.open(Role::Server, "", found.as_ref().map(|found| found.session_id()));
 //! if found.is_none() {
 //!     let session = b"i2d_SSL_SESSION".to_vec();
 //!     connection.put(Put { session_id: b"\xef\x01".to_vec(), ..Put::new(Version::Tls12, session) });
@@ -19,10 +19,10 @@
 //! ```
 //!
 //! * `worker`: what a program holds · `connection`: the handle of one connection object
-//! * `message`: what is asked, told and found · `options` · `counters`
+//! * `message`: what is asked and told · `found`: what comes of it · `options` · `counters`
 //! * `link`: one stream · `queue`: what it is to send, bounded, over `calls`, which writes it, and `wiped`, a buffer
 //!   that leaves nothing behind · `places`: who waits for its answers
-//! * `codec`: batches out of the queue, answers into their places · `answers`, over `fields`: reads them where they lie
+//! * `codec`: batches out of the queue, answers into their places · `answers`, over `fields`: takes them apart
 //! * `attach`: connects, and connects again · `connector`: over a Unix socket
 //! * `gate`: lets lookups out, over `breaker`; that and `backoff` say when not to ask, sync and without a clock of
 //!   their own
@@ -38,6 +38,7 @@ mod connection;
 mod connector;
 mod counters;
 mod fields;
+mod found;
 mod gate;
 mod link;
 mod message;
@@ -55,7 +56,8 @@ mod worker;
 
 pub use connection::Connection;
 pub use counters::Counters;
-pub use message::{Data, Found, Lookup, Put, Role, Version};
+pub use found::Found;
+pub use message::{Lookup, Put, Role, Version};
 pub use options::{InvalidEndpoint, Limits, Options};
 pub use worker::Worker;
 

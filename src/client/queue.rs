@@ -7,6 +7,7 @@ use super::{
     options::Limits,
     wiped::Wiped,
 };
+use crate::wire::Writer;
 
 /// What one AttachRequest may hold.
 const BATCH_CALLS: usize = 1000;
@@ -53,7 +54,7 @@ impl Queue {
             self.batches.push_back(Batch { bytes, calls: 0 });
         }
         let Some(batch) = self.batches.back_mut() else { return };
-        call.write(batch.bytes.grow(size));
+        call.write(&mut Writer::new(batch.bytes.grow(size)));
         batch.calls += 1;
         self.calls.push_back((call.id, size));
         self.bytes += size;

@@ -11,19 +11,29 @@ impl Wiped {
         Self(Vec::with_capacity(capacity))
     }
 
-    /// Room for `more` bytes at the end, to be written at once. Who writes more leaves a copy behind.
-    pub(super) fn grow(&mut self, more: usize) -> &mut Vec<u8> {
+    pub(super) fn copied(bytes: &[u8]) -> Self {
+        Self(bytes.to_vec())
+    }
+
+    /// `more` bytes at the end, to be written.
+    pub(super) fn grow(&mut self, more: usize) -> &mut [u8] {
         if self.0.capacity() - self.0.len() < more {
             let mut larger = Vec::with_capacity((self.0.len() + more).max(2 * self.0.capacity()));
             larger.extend_from_slice(&self.0);
             wipe(&mut self.0);
             self.0 = larger;
         }
-        &mut self.0
+        let start = self.0.len();
+        self.0.resize(start + more, 0);
+        &mut self.0[start..]
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.0
     }
 
     /// Copies `length` bytes from one place to an earlier one.
@@ -58,7 +68,7 @@ mod tests {
     fn buffer_keeps_what_is_written_while_it_grows_and_is_cut() {
         let mut buffer = Wiped::with_capacity(1);
         for byte in 0..100 {
-            buffer.grow(2).extend([byte, byte]);
+            buffer.grow(2).fill(byte);
         }
         assert_eq!(buffer.bytes().len(), 200);
         assert_eq!(buffer.bytes()[198..], [99, 99]);

@@ -23,9 +23,10 @@ use super::{
     calls::{Question, Terms},
     connection::Connection,
     counters::{Counters, Tallies},
+    found::Found,
     gate::Gate,
     link::{Link, NotTaken, Waiting},
-    message::{Found, Lookup, Role},
+    message::{Lookup, Role},
     options::Options,
 };
 use crate::{hex, proto as pb};
@@ -78,14 +79,14 @@ impl Worker {
     /// a miss; a daemon that is away, and one that has not answered for a while, is a miss at once.
     ///
     /// To be awaited on a tokio runtime with a timer.
-    pub async fn lookup(&self, lookup: Lookup) -> Option<Found> {
+    pub async fn lookup(&self, lookup: Lookup<'_>) -> Option<Found> {
         let begun = Instant::now();
         self.lookup_until(&lookup, begun, begun + self.shared.options.lookup_deadline).await
     }
 
     /// The first of several that is found. They are asked for one after the other, and share one deadline.
     #[cfg(feature = "rustls")]
-    pub(super) async fn lookup_first(&self, lookups: impl Iterator<Item = Lookup>) -> Option<Found> {
+    pub(super) async fn lookup_first(&self, lookups: impl Iterator<Item = Lookup<'_>>) -> Option<Found> {
         let mut begun = Instant::now();
         let deadline = begun + self.shared.options.lookup_deadline;
         for lookup in lookups {
@@ -98,7 +99,7 @@ impl Worker {
         None
     }
 
-    async fn lookup_until(&self, lookup: &Lookup, begun: Instant, deadline: Instant) -> Option<Found> {
+    async fn lookup_until(&self, lookup: &Lookup<'_>, begun: Instant, deadline: Instant) -> Option<Found> {
         let mut asked = poll_fn(|cx| Poll::Ready(self.shared.ask(lookup, begun, cx.waker()))).await?;
         let end = match timeout_at(deadline.into(), &mut asked.waiting).await {
             Ok(answer) => answer.ok_or(NoAnswer::Broken),
@@ -110,7 +111,7 @@ impl Worker {
     /// [`Worker::lookup`] for callers that are no task, OpenSSL's callbacks for example: blocks the thread
     /// until the deadline at most. On the only thread of the runtime that [`Worker::connect`] was called on
     /// it always misses.
-    pub fn lookup_blocking(&self, lookup: Lookup) -> Option<Found> {
+    pub fn lookup_blocking(&self, lookup: Lookup<'_>) -> Option<Found> {
         let waker = Waker::from(Arc::new(Parked(thread::current())));
         let begun = Instant::now();
         let deadline = begun + self.shared.options.lookup_deadline;
@@ -212,7 +213,7 @@ impl Shared {
     }
 
     /// Asks for the task of `waker`. `None`: it was a miss at once.
-    fn ask(&self, lookup: &Lookup, begun: Instant, waker: &Waker) -> Option<Asked<'_>> {
+    fn ask(&self, lookup: &Lookup<'_>, begun: Instant, waker: &Waker) -> Option<Asked<'_>> {
         let permitted = self.link().and_then(|link| Some((link, self.gate.admit(begun)?)));
         let Some((link, permit)) = permitted else {
             self.tallies.away.count();
@@ -249,18 +250,21 @@ enum NoAnswer {
 impl Asked<'_> {
     fn end(mut self, end: Result<Answer, NoAnswer>) -> Option<Found> {
         let tallies = &self.shared.tallies;
-        let (outcome, tally) = match &end {
-            Ok(Answer::Found(_)) => (Outcome::Answered, &tallies.hits),
-            Ok(Answer::Nothing | Answer::Refused) => (Outcome::Answered, &tallies.misses),
-            Err(NoAnswer::Broken) => (Outcome::Unknown, &tallies.away),
-            Err(NoAnswer::TimedOut) => (Outcome::TimedOut, &tallies.timeouts),
+        let (outcome, found) = match end {
+            Ok(Answer::Looked(response)) => (Outcome::Answered, Found::read(response)),
+            Ok(Answer::Nothing | Answer::Refused) => (Outcome::Answered, None),
+            Err(NoAnswer::Broken) => (Outcome::Unknown, None),
+            Err(NoAnswer::TimedOut) => (Outcome::TimedOut, None),
+        };
+        let tally = match (outcome, &found) {
+            (Outcome::Answered, Some(_)) => &tallies.hits,
+            (Outcome::Answered, None) => &tallies.misses,
+            (Outcome::Unknown, _) => &tallies.away,
+            (Outcome::TimedOut, _) => &tallies.timeouts,
         };
         tally.count();
         self.outcome = outcome;
-        match end {
-            Ok(Answer::Found(found)) => Some(found),
-            _ => None,
-        }
+        found
     }
 }
 

@@ -6,12 +6,12 @@
 
 use prost::Message;
 
-use super::convert::{role_value, timestamp, version_value};
+use super::convert::{role_value, version_value};
 use crate::{
     clock::Timestamp,
     hex, proto as pb,
     session::{PeerIdentity, Session},
-    wire,
+    wire::{self, Writer},
 };
 
 /// The answers of one message.
@@ -30,7 +30,7 @@ impl Answers {
     /// `draining`, and no answers.
     pub(super) fn draining() -> Self {
         let mut answers = Self::default();
-        answers.number(2, 1);
+        answers.write(wire::NUMBER_MAX, |to| to.number(2, 1));
         answers
     }
 
@@ -48,108 +48,117 @@ impl Answers {
     pub(super) fn push(&mut self, answer: &pb::Answer) {
         self.count += 1;
         let length = answer.encoded_len();
-        self.bytes.reserve(length + HEAD);
-        self.head(1, length);
-        answer.encode_raw(&mut self.bytes);
+        self.write(wire::head_len(length) + length, |to| {
+            to.head(1, length);
+            answer.encode_raw(&mut to.take(length));
+        });
     }
 
     /// What LookupSession answers where it has found this.
-    pub(super) fn found(&mut self, id: u64, session: &Session) {
+    pub(super) fn found(&mut self, id: u64, found: &Session) {
         self.count += 1;
-        let data = session.secret().as_bytes().unwrap_or_default();
-        self.bytes.reserve(HEAD + PUBLIC + data.len());
+        let data = found.secret().as_bytes().unwrap_or_default();
+        self.write(HEADS + session_max(found) + data.len(), |to| {
+            session(found, to);
+            let public = to.len();
+            // How long it is, is told before it: it is written first, and changes places with what stands before it.
+            let looked = wire::number_len(1) + wire::head_len(public) + public + wire::bytes_len(data.len());
+            to.head(1, wire::number_len(id) + wire::head_len(looked) + looked);
+            to.number(1, id);
+            to.head(9, looked);
+            to.number(1, 1);
+            to.head(2, public);
+            to.since(0).rotate_left(public);
+            to.bytes(3, data);
+        });
+    }
+
+    /// Adds what is written, which is no longer than this.
+    fn write(&mut self, most: usize, write: impl FnOnce(&mut Writer<'_>)) {
         let start = self.bytes.len();
-        self.session(session);
-        let public = self.bytes.len() - start;
-        // How long it is, is told before it: it is written first, and changes places with what stands before it.
-        let found = wire::number_len(1);
-        let looked = found + wire::head_len(public) + public + wire::bytes_len(data.len());
-        self.head(1, wire::number_len(id) + wire::head_len(looked) + looked);
-        self.number(1, id);
-        self.head(9, looked);
-        self.number(1, 1);
-        self.head(2, public);
-        self.bytes[start..].rotate_left(public);
-        self.bytes(3, data);
-    }
-
-    /// `Session`, without its head.
-    fn session(&mut self, from: &Session) {
-        let facts = from.facts();
-        let kind = &facts.kind;
-        self.hex(1, facts.id.as_bytes());
-        self.bytes(2, kind.account.name.as_bytes());
-        self.value(3, role_value(kind.role).into());
-        self.value(4, version_value(Some(kind.version)));
-        self.bytes(5, kind.cipher_suite.as_bytes());
-        self.bytes(6, kind.server_name.as_bytes());
-        if let Some(peer) = kind.peer.as_deref() {
-            let start = self.bytes.len();
-            self.peer(peer);
-            let length = self.bytes.len() - start;
-            self.head(7, length);
-            self.bytes[start..].rotate_left(length);
-        }
-        self.number(8, kind.single_use.into());
-        self.bytes(9, kind.format.name().as_bytes());
-        self.timestamp(10, facts.created());
-        self.timestamp(11, facts.authenticated);
-        self.timestamp(12, facts.expires());
-        self.number(13, from.open_connections().into());
-        self.number(14, u32::try_from(from.secret().len()).unwrap_or(u32::MAX).into());
-    }
-
-    /// `PeerIdentity`, without its head.
-    fn peer(&mut self, peer: &PeerIdentity) {
-        self.hex(1, &peer.certificate_sha256);
-        self.bytes(2, peer.subject.as_bytes());
-        peer.dns_names.iter().for_each(|name| self.element(3, name));
-        peer.uris.iter().for_each(|uri| self.element(4, uri));
-    }
-
-    fn timestamp(&mut self, field: u8, from: Timestamp) {
-        let from = timestamp(from);
-        self.head(field, 0);
-        let start = self.bytes.len();
-        self.number(1, from.seconds.cast_unsigned());
-        self.number(2, i64::from(from.nanos).cast_unsigned());
-        // Two numbers: its length is one byte.
-        self.bytes[start - 1] = u8::try_from(self.bytes.len() - start).unwrap_or_default();
-    }
-
-    fn number(&mut self, field: u8, value: u64) {
-        wire::number(field, value, &mut self.bytes);
-    }
-
-    /// Of an enum.
-    fn value(&mut self, field: u8, value: i32) {
-        self.number(field, i64::from(value).cast_unsigned());
-    }
-
-    fn bytes(&mut self, field: u8, bytes: &[u8]) {
-        wire::bytes(field, bytes, &mut self.bytes);
-    }
-
-    /// One of a list, which may be empty itself.
-    fn element(&mut self, field: u8, text: &str) {
-        self.head(field, text.len());
-        self.bytes.extend_from_slice(text.as_bytes());
-    }
-
-    fn hex(&mut self, field: u8, bytes: &[u8]) {
-        self.head(field, 2 * bytes.len());
-        hex::append(bytes, &mut self.bytes);
-    }
-
-    fn head(&mut self, field: u8, length: usize) {
-        wire::head(field, length, &mut self.bytes);
+        self.bytes.resize(start + most, 0);
+        let mut writer = Writer::new(&mut self.bytes[start..]);
+        write(&mut writer);
+        let end = start + writer.len();
+        self.bytes.truncate(end);
     }
 }
 
-/// Room for what stands before an answer's own fields.
-const HEAD: usize = 32;
-/// Room for the public part of a session, nearly always.
-const PUBLIC: usize = 192;
+/// The most that all heads and numbers around a session and its data take.
+const HEADS: usize = 7 * wire::NUMBER_MAX;
+
+/// `Session`, without its head.
+fn session(from: &Session, to: &mut Writer<'_>) {
+    let facts = from.facts();
+    let kind = &facts.kind;
+    digits(1, facts.id.as_bytes(), to);
+    to.bytes(2, kind.account.name.as_bytes());
+    to.number(3, value(role_value(kind.role).into()));
+    to.number(4, value(version_value(Some(kind.version))));
+    to.bytes(5, kind.cipher_suite.as_bytes());
+    to.bytes(6, kind.server_name.as_bytes());
+    if let Some(from) = kind.peer.as_deref() {
+        let start = to.len();
+        peer(from, to);
+        let length = to.len() - start;
+        to.head(7, length);
+        to.since(start).rotate_left(length);
+    }
+    to.number(8, kind.single_use.into());
+    to.bytes(9, kind.format.name().as_bytes());
+    timestamp(10, facts.created(), to);
+    timestamp(11, facts.authenticated, to);
+    timestamp(12, facts.expires(), to);
+    to.number(13, from.open_connections().into());
+    to.number(14, u32::try_from(from.secret().len()).unwrap_or(u32::MAX).into());
+}
+
+/// The most bytes of it.
+fn session_max(from: &Session) -> usize {
+    let kind = from.kind();
+    let peer = kind.peer.as_deref().map_or(0, |peer| {
+        let names = peer.dns_names.iter().chain(&peer.uris).chain([&peer.subject]);
+        // Digits of a digest, and a head around them all.
+        names.map(|name| wire::NUMBER_MAX + name.len()).sum::<usize>() + 64 + 2 * wire::NUMBER_MAX
+    });
+    let texts = kind.account.name.len() + kind.cipher_suite.len() + kind.server_name.len();
+    // Fourteen fields, of which three hold two more.
+    20 * wire::NUMBER_MAX + 2 * from.id().as_bytes().len() + texts + kind.format.name().len() + peer
+}
+
+/// `PeerIdentity`, without its head.
+fn peer(from: &PeerIdentity, to: &mut Writer<'_>) {
+    digits(1, &from.certificate_sha256, to);
+    to.bytes(2, from.subject.as_bytes());
+    for (field, names) in [(3, &from.dns_names), (4, &from.uris)] {
+        // One of a list may be empty itself.
+        for name in names {
+            to.head(field, name.len());
+            to.raw(name.as_bytes());
+        }
+    }
+}
+
+/// Never empty.
+fn digits(field: u8, from: &[u8], to: &mut Writer<'_>) {
+    to.head(field, 2 * from.len());
+    hex::write_into(from, to.take(2 * from.len()));
+}
+
+fn timestamp(field: u8, from: Timestamp, to: &mut Writer<'_>) {
+    to.head(field, 0);
+    let start = to.len();
+    to.number(1, from.as_secs());
+    to.number(2, from.as_millis() % 1000 * 1_000_000);
+    // Two numbers: its length is one byte.
+    let length = to.len() - start;
+    to.since(start - 1)[0] = u8::try_from(length).unwrap_or_default();
+}
+
+/// Of an enum.
+fn value(from: i32) -> u64 {
+    i64::from(from).cast_unsigned()
+}
 
 impl From<Answers> for pb::Answers {
     fn from(answers: Answers) -> Self {

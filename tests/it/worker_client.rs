@@ -108,9 +108,9 @@ async fn sessions_of_a_worker_live_by_the_close_rule() {
 
     // Resumed: the close of that connection decides.
     let session = look(&worker, b"d").await.unwrap();
-    assert_eq!((&session.data[..], session.single_use), (&b"master secret"[..], false));
-    assert_eq!((&session.session_id[..], session.version), (&b"d"[..], Version::Tls12));
-    let connection = worker.open(Role::Server, "", Some(&session.session_id));
+    assert_eq!((session.data(), session.is_single_use()), (&b"master secret"[..], false));
+    assert_eq!((session.session_id(), session.version()), (&b"d"[..], Version::Tls12));
+    let connection = worker.open(Role::Server, "", Some(session.session_id()));
     connection.shutdown();
     drop(connection);
     assert!(found(&worker, b"d").await);
@@ -136,10 +136,10 @@ async fn single_use_sessions_and_bindings_go_through() {
     connection.put(made);
     connection.shutdown();
     assert!(worker.lookup(Lookup::client("localhost")).await.is_none(), "another binding");
-    let bound = Lookup { binding: b"h2".to_vec(), ..Lookup::client("localhost") };
-    let first = worker.lookup(bound.clone()).await.unwrap();
-    assert_eq!((first.single_use, first.server_name.as_str()), (true, "localhost"));
-    assert!(first.authenticate_time < first.expire_time);
+    let bound = Lookup { binding: b"h2", ..Lookup::client("localhost") };
+    let first = worker.lookup(bound).await.unwrap();
+    assert_eq!((first.is_single_use(), first.server_name()), (true, "localhost"));
+    assert!(first.authenticate_time() < first.expire_time());
     assert!(worker.lookup(bound).await.is_none(), "it was handed out");
     drop(connection);
 

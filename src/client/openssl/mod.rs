@@ -50,7 +50,7 @@ use self::{
     observed::Observed,
     shared::{Shared, decode},
 };
-use super::{Found, Worker};
+use super::{Found, Lookup, Worker};
 
 /// The server's side.
 pub struct ServerSessions(());
@@ -77,8 +77,8 @@ impl ServerSessions {
             if let Some(session) = ssl.ex_data(index).and_then(|observed| observed.offered(id)) {
                 return Some(session);
             }
-            let found = shared.worker.lookup_blocking(shared.offered(ssl, id))?;
-            let session = decode(&found.data)?;
+            let found = shared.find(ssl, id)?;
+            let session = decode(found.data())?;
             Observed::of(ssl, index, || Observed::new(Arc::clone(&shared), ""))?.offer(found);
             Some(session)
         });
@@ -114,20 +114,24 @@ impl ClientSessions {
     /// Offers the newest session with this server, before SSL_connect(3), and observes the SSL from then on: without it
     /// no session is kept. Says whether there was one.
     pub async fn offer(&self, ssl: &mut SslRef, server_name: &str) -> bool {
-        let found = self.shared.worker.lookup(self.shared.newest(ssl, server_name)).await;
+        let binding = self.shared.binding(ssl);
+        let newest = Lookup { binding: &binding, ..Lookup::client(server_name) };
+        let found = self.shared.worker.lookup(newest).await;
         self.set(ssl, server_name, found)
     }
 
     /// [`ClientSessions::offer`] for threads that are no tasks: blocks for the lookup deadline at most.
     pub fn offer_blocking(&self, ssl: &mut SslRef, server_name: &str) -> bool {
-        let found = self.shared.worker.lookup_blocking(self.shared.newest(ssl, server_name));
+        let binding = self.shared.binding(ssl);
+        let newest = Lookup { binding: &binding, ..Lookup::client(server_name) };
+        let found = self.shared.worker.lookup_blocking(newest);
         self.set(ssl, server_name, found)
     }
 
     fn set(&self, ssl: &mut SslRef, server_name: &str, found: Option<Found>) -> bool {
         // What OpenSSL does not take back is not offered; the handshake is full.
         let found = found.filter(|found| {
-            decode(&found.data).is_some_and(|session| ffi::set_session(ssl, &session).is_ok())
+            decode(found.data()).is_some_and(|session| ffi::set_session(ssl, &session).is_ok())
         });
         let make = || Observed::new(Arc::clone(&self.shared), server_name);
         match (Observed::of(ssl, self.index, make), found) {

@@ -11,7 +11,7 @@ use super::{
     ffi,
     shared::{Shared, decode},
 };
-use crate::client::{Connection, Data, Found, Put, Role, Version};
+use crate::client::{Connection, Found, Put, Role, Version};
 
 /// One SSL. Lives as long as it does.
 pub(super) struct Observed {
@@ -32,7 +32,7 @@ pub(super) struct Observed {
 struct Offered {
     id: Vec<u8>,
     /// Until the handshake is done: after a HelloRetryRequest OpenSSL asks again, and a single-use session is there once.
-    data: Option<Data>,
+    found: Option<Found>,
     authenticate_time: SystemTime,
 }
 
@@ -75,14 +75,14 @@ impl Observed {
 
     /// The handshake has this session to resume with.
     pub(super) fn offer(&mut self, found: Found) {
-        let Found { session_id: id, data, authenticate_time, .. } = found;
-        self.found = Some(Offered { id, data: Some(data), authenticate_time });
+        let (id, authenticate_time) = (found.session_id().to_vec(), found.authenticate_time());
+        self.found = Some(Offered { id, found: Some(found), authenticate_time });
     }
 
     /// The session that this handshake was given before, under this id.
     pub(super) fn offered(&self, id: &[u8]) -> Option<SslSession> {
         let found = self.found.as_ref().filter(|found| found.id == id)?;
-        decode(found.data.as_ref()?)
+        decode(found.found.as_ref()?.data())
     }
 
     /// Something happened on an SSL. What nothing is observed of has nothing to tell.
@@ -121,7 +121,7 @@ impl Observed {
     fn decided(&mut self, reused: bool) {
         self.found = self.found.take().filter(|_| reused);
         if let Some(found) = &mut self.found {
-            found.data = None;
+            found.found = None;
         }
     }
 

@@ -12,7 +12,7 @@ use openssl::{
 
 use super::ffi;
 use crate::{
-    client::{Lookup, PeerIdentity, Put, Version, Worker},
+    client::{Found, Lookup, PeerIdentity, Put, Version, Worker},
     hex,
 };
 
@@ -23,15 +23,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// What a server looks for: OpenSSL itself compares neither the name of a TLS 1.2 session nor how it was verified.
-    pub(super) fn offered(&self, ssl: &SslRef, session_id: &[u8]) -> Lookup {
-        let name = ffi::server_name_extension(ssl).and_then(host_name).unwrap_or_default();
-        Lookup { binding: self.binding(ssl), server_name: name, ..Lookup::server(session_id) }
-    }
-
-    /// What a client looks for.
-    pub(super) fn newest(&self, ssl: &SslRef, server_name: &str) -> Lookup {
-        Lookup { binding: self.binding(ssl), ..Lookup::client(server_name) }
+    /// What a peer offers: OpenSSL itself compares neither the name of a TLS 1.2 session nor how it was verified.
+    pub(super) fn find(&self, ssl: &SslRef, session_id: &[u8]) -> Option<Found> {
+        let server_name = &ffi::server_name_extension(ssl).and_then(host_name).unwrap_or_default();
+        let binding = &self.binding(ssl);
+        self.worker.lookup_blocking(Lookup { binding, server_name, ..Lookup::server(session_id) })
     }
 
     /// A session that a handshake made.
@@ -69,7 +65,7 @@ impl Shared {
     }
 
     /// session_id_context and verify mode, each with its length before it.
-    fn binding(&self, ssl: &SslRef) -> Vec<u8> {
+    pub(super) fn binding(&self, ssl: &SslRef) -> Vec<u8> {
         let mode = ssl.verify_mode().bits().to_be_bytes();
         let mut binding = Vec::new();
         for part in [self.session_id_context.as_slice(), &mode] {

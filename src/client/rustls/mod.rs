@@ -116,7 +116,7 @@ impl Acceptor {
         let found = self.find(&offer).await;
         let mut config = ServerConfig::clone(&self.config);
         // Each resumption spends a ticket and needs one in return (OpenSSL's SSL_CTX_set_num_tickets(3)).
-        if found.as_ref().is_some_and(|found| found.version == Version::Tls13) {
+        if found.as_ref().is_some_and(|found| found.version() == Version::Tls13) {
             config.send_tls13_tickets = config.send_tls13_tickets.min(1);
             config.max_tls13_tickets = config.max_tls13_tickets.min(1);
         }
@@ -139,11 +139,11 @@ impl Acceptor {
             false => (Version::Tls12, offer.session_id.as_slice()),
         };
         let lookups = ids.iter().map(|id| Lookup {
-            server_name: offer.server_name.clone(),
-            binding: self.options.binding.clone(),
+            server_name: &offer.server_name,
+            binding: &self.options.binding,
             ..Lookup::server(id)
         });
-        self.worker.lookup_first(lookups).await.filter(|found| found.version == version)
+        self.worker.lookup_first(lookups).await.filter(|found| found.version() == version)
     }
 
     fn established<IO>(
@@ -154,7 +154,7 @@ impl Acceptor {
     ) -> TlsStream<IO> {
         let (_, server) = tls.get_ref();
         let found = found.filter(|_| server.handshake_kind() == Some(HandshakeKind::Resumed));
-        let resumed = found.as_ref().map(|found| &*found.session_id);
+        let resumed = found.as_ref().map(|found| found.session_id());
         let connection = self.worker.open(Role::Server, "", resumed);
         let agreed = Agreed {
             version: match server.protocol_version() {
@@ -164,9 +164,9 @@ impl Acceptor {
             cipher_suite: server.negotiated_cipher_suite().map_or("", |suite| iana_name(suite.suite())),
             server_name: server.server_name().unwrap_or_default().to_owned(),
             resumed: found.is_some(),
-            authenticate_time: found.as_ref().map(|found| found.authenticate_time),
+            authenticate_time: found.as_ref().map(|found| found.authenticate_time()),
             peer: match found {
-                Some(found) => found.peer,
+                Some(found) => found.peer().cloned(),
                 None => peer(server),
             },
         };
@@ -176,9 +176,9 @@ impl Acceptor {
     /// A fatal alert ends the session also in a handshake that resumes it (RFC 5246 section 7.2.2). A ticket is spent
     /// already.
     fn failed(&self, err: &io::Error, resumption: &Resumption, found: Option<&Found>) {
-        let handed = found.filter(|found| found.version == Version::Tls12 && resumption.handed());
+        let handed = found.filter(|found| found.version() == Version::Tls12 && resumption.handed());
         if let (Some(found), Some(alert)) = (handed, fatal_alert(err)) {
-            let connection = self.worker.open(Role::Server, "", Some(&found.session_id));
+            let connection = self.worker.open(Role::Server, "", Some(found.session_id()));
             connection.alert(alert.code, alert.received);
         }
     }

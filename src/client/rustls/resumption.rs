@@ -27,7 +27,7 @@ struct Inner {
 
 impl Resumption {
     pub(super) fn new(found: Option<&Found>) -> Self {
-        let found = found.map(|found| (found.session_id.clone(), Zeroizing::new(found.data.to_vec())));
+        let found = found.map(|found| (found.session_id().to_vec(), Zeroizing::new(found.data().to_vec())));
         Self(Mutex::new(Inner { found, ..Inner::default() }))
     }
 

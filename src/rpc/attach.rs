@@ -11,6 +11,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use prost::DecodeError;
 use tokio::{runtime::Handle, task::yield_now, time::Sleep};
 use tokio_stream::Stream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -67,7 +68,7 @@ pub(super) struct Attach {
 
 enum Phase {
     Running,
-    Ending(Option<Refusal>),
+    Ending(Option<Status>),
 }
 
 /// What the calls of one stream need, and what they made.
@@ -289,8 +290,11 @@ impl Attach {
         self.calls.moment.begin(self.calls.sessions.table.now());
         let mut answers = Answers::with_room(self.room);
         while answers.count() < self.quarter && answers.len() < ANSWERS_BYTES {
-            let Some(call) = self.batch.next() else { break };
-            self.calls.answer(call, &mut answers);
+            match self.batch.next() {
+                Some(Ok(call)) => self.calls.answer(call, &mut answers),
+                Some(Err(err)) => self.phase = Phase::Ending(Some(malformed(&err))),
+                None => break,
+            }
         }
         self.calls.moment.end();
         if answers.count() == 0 {
@@ -300,6 +304,10 @@ impl Attach {
         self.room = answers.len().min(ROOM_MAX);
         Some(answers)
     }
+}
+
+fn malformed(err: &DecodeError) -> Status {
+    described(Code::Internal, &err.to_string())
 }
 
 impl Stream for Attach {
@@ -316,15 +324,15 @@ impl Stream for Attach {
                 this.pause = this.batch.len() > 0;
                 return Poll::Ready(Some(Ok(answers.into())));
             }
-            if let Phase::Ending(refusal) = &mut this.phase {
-                return Poll::Ready(refusal.take().map(|refusal| Err(refusal.into())));
+            if let Phase::Ending(status) = &mut this.phase {
+                return Poll::Ready(status.take().map(Err));
             }
             if this.deadline.as_mut().is_some_and(|deadline| Pin::new(deadline).poll(cx).is_ready()) {
-                this.phase = Phase::Ending(Some(Refusal::DeadlineExceeded));
+                this.phase = Phase::Ending(Some(Refusal::DeadlineExceeded.into()));
                 continue;
             }
             if let Poll::Ready(refusal) = Pin::new(&mut this.lost).poll(cx) {
-                this.phase = Phase::Ending(Some(refusal));
+                this.phase = Phase::Ending(Some(refusal.into()));
                 continue;
             }
             if this.draining.as_mut().is_some_and(|draining| Pin::new(draining).poll(cx).is_ready()) {
@@ -338,16 +346,12 @@ impl Stream for Attach {
                         this.batch = batch;
                     }
                     Err(Unread::TooMany(calls)) => {
-                        this.phase = Phase::Ending(Some(Refusal::BatchTooLarge(calls)));
+                        this.phase = Phase::Ending(Some(Refusal::BatchTooLarge(calls).into()));
                     }
-                    Err(Unread::Malformed(err)) => {
-                        this.phase = Phase::Ending(None);
-                        return Poll::Ready(Some(Err(described(Code::Internal, &err.to_string()))));
-                    }
+                    Err(Unread::Malformed(err)) => this.phase = Phase::Ending(Some(malformed(&err))),
                 },
                 Some(Err(status)) => {
-                    this.phase = Phase::Ending(None);
-                    return Poll::Ready(Some(Err(described(status.code(), status.message()))));
+                    this.phase = Phase::Ending(Some(described(status.code(), status.message())));
                 }
                 None => this.phase = Phase::Ending(None),
             }

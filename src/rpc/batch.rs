@@ -1,16 +1,19 @@
 //! The calls of one message of an Attach.
 //!
-//! Most are lookups, and a lookup is asked for and forgotten: it is read where it lies in the message. What is not
-//! written as everybody writes it - fields in the order of their numbers, each once - is read by the generated types, and
-//! so is whatever else a worker calls.
+//! Most are lookups, and a lookup is asked for and forgotten: it is read where it lies in the message, when its turn has
+//! come. What is not written as everybody writes it - fields in the order of their numbers, each once - is read by the
+//! generated types, and so is whatever else a worker calls.
 
-use std::{ops::Range, vec};
+use std::vec;
 
 use bytes::Bytes;
-use prost::{DecodeError, Message, encoding::decode_varint};
+use prost::{DecodeError, Message};
 
 use super::sessions::Wanted;
-use crate::proto as pb;
+use crate::{
+    proto as pb,
+    wire::{read_bytes, read_varint},
+};
 
 /// Most calls of one message.
 pub(super) const BATCH_MAX: usize = 1000;
@@ -19,13 +22,20 @@ pub(super) const BATCH_MAX: usize = 1000;
 #[derive(Default)]
 pub(super) struct Batch {
     message: Bytes,
-    calls: vec::IntoIter<Waiting>,
+    calls: Calls,
 }
 
-enum Waiting {
-    /// Where in the message it is.
-    Lookup(Range<usize>),
-    Other(pb::Call),
+enum Calls {
+    /// So many, one behind the other, from this place in the message on.
+    Lying(usize, usize),
+    /// The message had something else between them.
+    Read(vec::IntoIter<pb::Call>),
+}
+
+impl Default for Calls {
+    fn default() -> Self {
+        Self::Lying(0, 0)
+    }
 }
 
 /// The next call.
@@ -43,55 +53,63 @@ pub(super) enum Unread {
 }
 
 impl Batch {
+    /// Counts the calls of a message; they are read one by one.
     pub(super) fn read(message: Bytes) -> Result<Self, Unread> {
-        let calls = match calls(&message) {
-            Some(calls) => calls,
+        let calls = match count(&message) {
+            Some(count) => Calls::Lying(count, 0),
             None => {
                 let read = pb::AttachRequest::decode(message.clone()).map_err(Unread::Malformed)?;
-                if read.calls.len() > BATCH_MAX {
-                    return Err(Unread::TooMany(read.calls.len()));
-                }
-                read.calls.into_iter().map(Waiting::Other).collect()
+                Calls::Read(read.calls.into_iter())
             }
         };
-        Ok(Self { message, calls: calls.into_iter() })
+        let batch = Self { message, calls };
+        if batch.len() > BATCH_MAX { Err(Unread::TooMany(batch.len())) } else { Ok(batch) }
     }
 
     /// How many calls wait.
     pub(super) fn len(&self) -> usize {
-        self.calls.len()
+        match &self.calls {
+            Calls::Lying(count, _) => *count,
+            Calls::Read(calls) => calls.len(),
+        }
     }
 
-    pub(super) fn next(&mut self) -> Option<Next<'_>> {
-        let place = match self.calls.next()? {
-            Waiting::Other(call) => return Some(Next::Other(call)),
-            Waiting::Lookup(place) => place,
+    /// The next call. Nothing comes after an error.
+    pub(super) fn next(&mut self) -> Option<Result<Next<'_>, DecodeError>> {
+        let (count, at) = match &mut self.calls {
+            Calls::Lying(0, _) => return None,
+            Calls::Lying(count, at) => (count, at),
+            Calls::Read(calls) => return calls.next().map(|call| Ok(Next::Other(call))),
         };
-        // It was one when the message was read.
-        lookup(self.message.get(place)?).map(|(id, wanted)| Next::Lookup(id, wanted))
+        // It was counted, so it is there.
+        let mut rest = self.message.get(*at + KEY..)?;
+        let call = read_bytes(&mut rest)?;
+        *at = self.message.len() - rest.len();
+        *count -= 1;
+        if let Some((id, wanted)) = lookup(call) {
+            return Some(Ok(Next::Lookup(id, wanted)));
+        }
+        let read = pb::Call::decode(self.message.slice_ref(call)).map_err(|err| {
+            *count = 0;
+            // Where in the message it is, who reads all of it says.
+            pb::AttachRequest::decode(self.message.clone()).err().unwrap_or(err)
+        });
+        Some(read.map(Next::Other))
     }
 }
 
-/// `AttachRequest`. `None`: it is to be read otherwise, or not at all.
-fn calls(message: &Bytes) -> Option<Vec<Waiting>> {
-    // A lookup has some 80 bytes.
-    let mut calls = Vec::with_capacity((message.len() / 64).min(BATCH_MAX));
-    let mut rest = &message[..];
+/// The key of a call has one byte.
+const KEY: usize = 1;
+
+/// How many calls an `AttachRequest` has. `None`: it has something else as well, or is none.
+fn count(message: &[u8]) -> Option<usize> {
+    let (mut rest, mut count) = (message, 0);
     while let Some((&0x0a, after)) = rest.split_first() {
         rest = after;
-        let call = piece(&mut rest)?;
-        if calls.len() == BATCH_MAX {
-            return None;
-        }
-        calls.push(match lookup(call) {
-            Some(_) => {
-                let end = message.len() - rest.len();
-                Waiting::Lookup(end - call.len()..end)
-            }
-            None => Waiting::Other(pb::Call::decode(message.slice_ref(call)).ok()?),
-        });
+        read_bytes(&mut rest)?;
+        count += 1;
     }
-    rest.is_empty().then_some(calls)
+    rest.is_empty().then_some(count)
 }
 
 /// A `Call` that has nothing but its number and a LookupSessionRequest.
@@ -100,11 +118,11 @@ fn lookup(call: &[u8]) -> Option<(u64, Wanted<'_>)> {
     let mut id = 0;
     if let Some((&0x08, after)) = rest.split_first() {
         rest = after;
-        id = decode_varint(&mut rest).ok()?;
+        id = read_varint(&mut rest)?;
     }
     let (&0x4a, after) = rest.split_first()? else { return None };
     rest = after;
-    let mut fields = piece(&mut rest)?;
+    let mut fields = read_bytes(&mut rest)?;
     if !rest.is_empty() {
         return None;
     }
@@ -119,32 +137,24 @@ fn lookup(call: &[u8]) -> Option<(u64, Wanted<'_>)> {
         match key {
             0x0a => wanted.context = text(&mut fields)?,
             0x10 => wanted.role = number(&mut fields)?,
-            0x1a => wanted.session_id = text(&mut fields)?,
+            0x1a => wanted.session_id = read_bytes(&mut fields).filter(|id| id.is_ascii())?,
             0x22 => wanted.server_name = text(&mut fields)?,
             0x2a => wanted.format = text(&mut fields)?,
-            0x32 => wanted.binding = piece(&mut fields)?,
+            0x32 => wanted.binding = read_bytes(&mut fields)?,
             _ => return None,
         }
     }
     Some((id, wanted))
 }
 
-/// A length and so many bytes.
-fn piece<'b>(from: &mut &'b [u8]) -> Option<&'b [u8]> {
-    let length = usize::try_from(decode_varint(from).ok()?).ok()?;
-    let (piece, rest) = from.split_at_checked(length)?;
-    *from = rest;
-    Some(piece)
-}
-
 /// An enum, as the generated types read it: of more bits the lower half.
 fn number(from: &mut &[u8]) -> Option<i32> {
-    let [a, b, c, d, ..] = decode_varint(from).ok()?.to_le_bytes();
+    let [a, b, c, d, ..] = read_varint(from)?.to_le_bytes();
     Some(i32::from_le_bytes([a, b, c, d]))
 }
 
 fn text<'b>(from: &mut &'b [u8]) -> Option<&'b str> {
-    str::from_utf8(piece(from)?).ok()
+    str::from_utf8(read_bytes(from)?).ok()
 }
 
 #[cfg(test)]
@@ -175,14 +185,14 @@ mod tests {
         })?;
         let (mut calls, mut lookups) = (Vec::new(), 0);
         while let Some(next) = batch.next() {
-            calls.push(match next {
+            calls.push(match next.map_err(|err| err.to_string())? {
                 Next::Other(call) => call,
                 Next::Lookup(id, wanted) => {
                     lookups += 1;
                     let request = pb::LookupSessionRequest {
                         context: wanted.context.into(),
                         role: wanted.role,
-                        session_id: wanted.session_id.into(),
+                        session_id: str::from_utf8(wanted.session_id).unwrap().into(),
                         server_name: wanted.server_name.into(),
                         format: wanted.format.into(),
                         binding: wanted.binding.to_vec().into(),

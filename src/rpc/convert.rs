@@ -21,12 +21,13 @@ pub(super) fn connection_id(text: &str) -> Result<ConnectionId, Refusal> {
 }
 
 /// An optional session id: empty is none.
-pub(super) fn session_id(text: &str) -> Result<Option<SessionId>, Refusal> {
+pub(super) fn session_id(text: impl AsRef<[u8]>) -> Result<Option<SessionId>, Refusal> {
+    let text = text.as_ref();
     if text.is_empty() {
         return Ok(None);
     }
     let mut bytes = [0; SESSION_ID_MAX];
-    let read = hex::read_into(text.as_bytes(), &mut bytes).and_then(SessionId::new);
+    let read = hex::read_into(text, &mut bytes).and_then(SessionId::new);
     read.map(Some).ok_or(Refusal::SessionIdMalformed)
 }
 

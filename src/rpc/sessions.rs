@@ -81,7 +81,8 @@ fn granted<'l>(
 pub(super) struct Wanted<'r> {
     pub(super) context: &'r str,
     pub(super) role: i32,
-    pub(super) session_id: &'r str,
+    /// Digits, if it is well-formed.
+    pub(super) session_id: &'r [u8],
     pub(super) server_name: &'r str,
     pub(super) format: &'r str,
     pub(super) binding: &'r [u8],
@@ -92,7 +93,7 @@ impl<'r> From<&'r pb::LookupSessionRequest> for Wanted<'r> {
         Self {
             context: &request.context,
             role: request.role,
-            session_id: &request.session_id,
+            session_id: request.session_id.as_bytes(),
             server_name: &request.server_name,
             format: &request.format,
             binding: &request.binding,
@@ -203,7 +204,7 @@ impl Sessions {
             single_use: request.single_use,
             version,
             cipher_suite: request.cipher_suite,
-            server_name: canonical(&request.server_name),
+            server_name: canonical(&request.server_name).into_owned(),
             peer: request.peer.map(convert::read_identity).transpose()?,
             timeout,
             authenticated,

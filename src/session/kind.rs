@@ -91,10 +91,19 @@ fn same(one: &[u8], other: &[u8]) -> bool {
 }
 
 /// A server's name as sessions have it: in lower case, an address in its one form (RFC 5952).
-pub fn canonical(server_name: &str) -> String {
-    match server_name.parse::<IpAddr>() {
-        Ok(address) => address.to_string(),
-        Err(_) => server_name.to_ascii_lowercase(),
+pub fn canonical(server_name: &str) -> Cow<'_, str> {
+    // An address has a digit in front or a colon; few names have.
+    let address = match server_name.as_bytes() {
+        [b'0'..=b'9', ..] => server_name.parse::<IpAddr>().ok(),
+        bytes if bytes.contains(&b':') => server_name.parse::<IpAddr>().ok(),
+        _ => None,
+    };
+    match address {
+        Some(address) => address.to_string().into(),
+        None if server_name.bytes().any(|byte| byte.is_ascii_uppercase()) => {
+            server_name.to_ascii_lowercase().into()
+        }
+        None => server_name.into(),
     }
 }
 

@@ -67,8 +67,8 @@ fn put(cache: &Cache, number: u32, account: &Arc<Account>, name: &Arc<str>, time
 fn a_million_sessions_take_what_they_count_for_and_give_it_back_when_they_expire() {
     const HOURS: u32 = 10;
     const HOUR: Duration = Duration::from_secs(3_600);
-    /// What the journal of departures and its tables grow to, and keep; twice what a departure takes, for tables double.
-    const JOURNAL: usize = 200 * DEPARTURES_MAX;
+    /// What the journal of departures grows to, and keeps; twice what a departure takes, for tables double.
+    const JOURNAL: usize = 90 * DEPARTURES_MAX;
     let _alone = alone();
     let limits = Limits { entries_max: MILLION as usize, bytes_max: 1 << 30 };
     let ledger = Arc::new(Ledger::new(limits));

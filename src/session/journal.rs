@@ -4,10 +4,11 @@
 //! that expire - does not drive out what somebody will ask for.
 
 use std::{
-    collections::HashMap,
-    hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState},
+    hash::{BuildHasher, Hasher, RandomState},
     sync::Arc,
 };
+
+use foldhash::quality::FixedState;
 
 use super::{Facts, Kind, RemovalReason, Role, SessionId, cache::Miss};
 use crate::{clock::Timestamp, sync::Mutex};
@@ -44,16 +45,21 @@ impl Departure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Group(u64);
 
-/// How many departures of each kind are remembered in all. One takes about 90 bytes.
+/// How many departures of each kind are remembered in all. One takes 44 bytes.
 pub const DEPARTURES_MAX: usize = 1 << 15;
 
 const PARTS: usize = 64;
+/// Tags that are compared at once.
+const AT_ONCE: usize = 32;
 
 /// The last departures of all caches.
+///
+/// Every session departs, and few are asked for then: a departure is written behind the last one of its part, where memory
+/// is at hand, and found by looking through all of the part.
 #[derive(Debug)]
 pub struct Journal {
     /// Ids are not kept, but what they hash to with a key that nobody knows.
-    hasher: RandomState,
+    hasher: FixedState,
     parts: Box<[Mutex<Part>]>,
 }
 
@@ -63,40 +69,51 @@ struct Part {
     usual: Ring,
     /// All else.
     notable: Ring,
+    /// Of the next departure.
+    number: u32,
 }
 
-/// The last so many, by number; a new one takes the place of the oldest.
+/// The last so many; a new one takes the place of the oldest.
 #[derive(Debug, Default)]
 struct Ring {
-    all: Vec<Option<(u64, Departure)>>,
+    /// Half of each id's hash, apart from the rest: these are looked through.
+    tags: Vec<u32>,
+    all: Vec<Entry>,
     oldest: usize,
-    /// Where each is. The keys are hashes already.
-    places: HashMap<u64, usize, BuildHasherDefault<AsItIs>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// The other half.
+    check: u32,
+    /// Which of two came later.
+    number: u32,
+    departure: Departure,
+}
+
+impl Entry {
+    /// Numbers begin anew some day, but not within a millisecond.
+    fn is_before(&self, other: &Self) -> bool {
+        let (one, two) = (self.departure.at, other.departure.at);
+        one < two || (one == two && self.number.wrapping_sub(other.number).cast_signed() < 0)
+    }
+}
+
+/// What an id hashes to.
+#[derive(Clone, Copy)]
+struct Key {
+    tag: u32,
+    check: u32,
 }
 
 const RING: usize = DEPARTURES_MAX / PARTS;
 
-/// Hashes what is a hash.
-#[derive(Default)]
-struct AsItIs(u64);
-
-impl Hasher for AsItIs {
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.0 = self.0 << 8 | u64::from(byte));
-    }
-
-    fn write_u64(&mut self, key: u64) {
-        self.0 = key;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
 impl Default for Journal {
     fn default() -> Self {
-        Self { hasher: RandomState::new(), parts: (0..PARTS).map(|_| Mutex::default()).collect() }
+        Self {
+            hasher: FixedState::with_seed(RandomState::new().hash_one(0)),
+            parts: (0..PARTS).map(|_| Mutex::default()).collect(),
+        }
     }
 }
 
@@ -110,69 +127,87 @@ impl Journal {
         let key = self.key(group, session.kind.role, &session.id);
         let kind = Arc::clone(&session.kind);
         let departure = Departure { at, reason, kind, authenticated: session.authenticated };
-        let mut part = self.part(key).lock();
-        let part = &mut *part;
-        match reason {
-            RemovalReason::Expired | RemovalReason::CacheFull | RemovalReason::Taken => {
-                part.notable.remove(key);
-                part.usual.push(key, departure);
-            }
-            RemovalReason::Unclosed
-            | RemovalReason::FatalAlert
-            | RemovalReason::Removed
-            | RemovalReason::Revoked => {
-                part.usual.remove(key);
-                part.notable.push(key, departure);
-            }
-        }
+        let before = {
+            let mut part = self.part(key).lock();
+            let number = part.number;
+            part.number = number.wrapping_add(1);
+            let ring = match reason {
+                RemovalReason::Expired | RemovalReason::CacheFull | RemovalReason::Taken => &mut part.usual,
+                RemovalReason::Unclosed
+                | RemovalReason::FatalAlert
+                | RemovalReason::Removed
+                | RemovalReason::Revoked => &mut part.notable,
+            };
+            ring.push(key.tag, Entry { check: key.check, number, departure })
+        };
+        // It may be the last of its kind.
+        drop(before);
     }
 
     /// The last departure of a session with this id, if it is remembered.
     pub fn find(&self, group: Group, role: Role, id: &SessionId) -> Option<Departure> {
         let key = self.key(group, role, id);
         let part = self.part(key).lock();
-        part.usual.get(key).or_else(|| part.notable.get(key)).cloned()
+        let found = match (part.usual.newest(key), part.notable.newest(key)) {
+            (Some(one), Some(other)) if one.is_before(other) => other,
+            (Some(one), _) | (None, Some(one)) => one,
+            (None, None) => return None,
+        };
+        Some(found.departure.clone())
     }
 
-    fn key(&self, group: Group, role: Role, id: &SessionId) -> u64 {
+    fn key(&self, group: Group, role: Role, id: &SessionId) -> Key {
         let mut hasher = self.hasher.build_hasher();
         hasher.write_u64(group.0.wrapping_add(role as u64));
         hasher.write(id.as_bytes());
-        hasher.finish()
+        let [a, b, c, d, e, f, g, h] = hasher.finish().to_le_bytes();
+        Key { tag: u32::from_le_bytes([a, b, c, d]), check: u32::from_le_bytes([e, f, g, h]) }
     }
 
-    fn part(&self, key: u64) -> &Mutex<Part> {
-        // Bits that the tables of a part do not go by.
-        let [_, _, _, _, part, ..] = key.to_le_bytes();
-        &self.parts[usize::from(part) % PARTS]
+    fn part(&self, key: Key) -> &Mutex<Part> {
+        &self.parts[key.check as usize % PARTS]
     }
 }
 
 impl Ring {
-    fn get(&self, key: u64) -> Option<&Departure> {
-        let place = *self.places.get(&key)?;
-        self.all.get(place)?.as_ref().map(|(_, departure)| departure)
-    }
-
-    fn remove(&mut self, key: u64) {
-        if let Some(place) = self.places.remove(&key) {
-            self.all[place] = None;
-        }
-    }
-
-    fn push(&mut self, key: u64, departure: Departure) {
-        self.remove(key);
+    /// Answers what it takes the place of.
+    fn push(&mut self, tag: u32, entry: Entry) -> Option<Entry> {
         let place = self.oldest;
         self.oldest = (place + 1) % RING;
-        match self.all.get_mut(place) {
-            None => self.all.push(Some((key, departure))),
-            Some(held) => {
-                if let Some((oldest, _)) = held.replace((key, departure)) {
-                    self.places.remove(&oldest);
-                }
+        match (self.tags.get_mut(place), self.all.get_mut(place)) {
+            (Some(held), Some(before)) => {
+                *held = tag;
+                Some(std::mem::replace(before, entry))
+            }
+            _ => {
+                self.tags.push(tag);
+                self.all.push(entry);
+                None
             }
         }
-        self.places.insert(key, place);
+    }
+
+    fn newest(&self, key: Key) -> Option<&Entry> {
+        // Those that were written since the first place was, and before them those that are left of the last round.
+        let (new, old) = self.tags.split_at(self.oldest.min(self.tags.len()));
+        let among = |tags: &[u32], first: usize| {
+            let mut end = tags.len();
+            while end > 0 {
+                let start = end.saturating_sub(AT_ONCE);
+                let tags = &tags[start..end];
+                if tags.iter().fold(false, |any, &tag| any | (tag == key.tag)) {
+                    let mut places = (first + start..first + end).rev();
+                    let found = places
+                        .find(|&place| self.tags[place] == key.tag && self.all[place].check == key.check);
+                    if found.is_some() {
+                        return found;
+                    }
+                }
+                end = start;
+            }
+            None
+        };
+        among(new, 0).or_else(|| among(old, new.len())).map(|place| &self.all[place])
     }
 }
 
@@ -212,8 +247,13 @@ mod tests {
         let at = Timestamp::from_millis;
         journal.record(group, &facts(1), RemovalReason::Unclosed, at(5));
         assert_eq!(reason(&journal, group, 1), Some(RemovalReason::Unclosed));
-        journal.record(group, &facts(1), RemovalReason::Taken, at(6));
+        // At the same time, for it is which came later that counts; and of one kind twice.
+        journal.record(group, &facts(1), RemovalReason::Taken, at(5));
         assert_eq!(reason(&journal, group, 1), Some(RemovalReason::Taken));
+        journal.record(group, &facts(1), RemovalReason::CacheFull, at(5));
+        assert_eq!(reason(&journal, group, 1), Some(RemovalReason::CacheFull));
+        journal.record(group, &facts(1), RemovalReason::Revoked, at(5));
+        assert_eq!(reason(&journal, group, 1), Some(RemovalReason::Revoked));
         assert_eq!(reason(&journal, group, 2), None);
         assert_eq!(reason(&journal, journal.group("other"), 1), None);
         assert!(journal.find(group, Role::Client, &facts(1).id).is_none());
@@ -226,8 +266,13 @@ mod tests {
         journal.record(group, &facts(0), RemovalReason::Revoked, Timestamp::from_millis(5));
         for id in 1..200_000 {
             journal.record(group, &facts(id), RemovalReason::Taken, Timestamp::from_millis(6));
+            // Wherever the rings stand.
+            let other = id.saturating_sub(id % 97 * 100).max(1);
+            if id % 1009 == 0 {
+                assert_eq!(reason(&journal, group, other), Some(RemovalReason::Taken), "{other} of {id}");
+            }
         }
-        let held: usize = journal.parts.iter().map(|part| part.lock().usual.places.len()).sum();
+        let held: usize = journal.parts.iter().map(|part| part.lock().usual.all.len()).sum();
         assert!(held <= DEPARTURES_MAX, "{held}");
         assert_eq!(reason(&journal, group, 0), Some(RemovalReason::Revoked));
         assert_eq!(reason(&journal, group, 199_999), Some(RemovalReason::Taken), "the last is there");

@@ -38,6 +38,9 @@ pub trait Entry {
     fn expires(&self) -> Timestamp;
     /// Room for the store's own notes.
     fn mark(&self) -> &Mark;
+    /// Reads a little of all memory that its end will read or write. Nothing comes of it but that this memory is near by
+    /// then.
+    fn touch(&self) {}
 }
 
 /// How much a store may hold.

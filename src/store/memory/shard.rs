@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, btree_map::Entry as BTreeEntry},
+    hint::black_box,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -62,6 +63,8 @@ impl Mark {
 const TRIAL: usize = 10;
 /// How many used values an eviction passes over, where all of them are in use.
 const ROUNDS: usize = 1024;
+/// How many values that will leave are asked for at once.
+const AHEAD: u8 = 8;
 /// A part with fewer slots is not worth making smaller.
 const SPARSE: usize = 64;
 
@@ -86,6 +89,8 @@ pub(super) struct Shard<V> {
     main: List,
     /// By when they are over the first of those; the others are linked to it.
     due: BTreeMap<u32, Slot>,
+    /// How many evictions there are to come before the next values are asked for.
+    ahead: u8,
 }
 
 impl<V: Entry> Shard<V> {
@@ -96,6 +101,7 @@ impl<V: Entry> Shard<V> {
             trial: List::new(),
             main: List::new(),
             due: BTreeMap::new(),
+            ahead: 0,
         }
     }
 
@@ -152,6 +158,13 @@ impl<V: Entry> Shard<V> {
 
     /// Takes out what is of least use. Where the `newest` stays there may be nothing.
     pub(super) fn evict(&mut self, newest: Newest) -> Option<Arc<V>> {
+        match self.ahead {
+            0 => {
+                self.ask_ahead();
+                self.ahead = AHEAD - 1;
+            }
+            _ => self.ahead -= 1,
+        }
         let mut rounds = 0;
         loop {
             let trial_max = (self.table.len() / TRIAL).max(usize::from(newest == Newest::Stays));
@@ -167,6 +180,22 @@ impl<V: Entry> Shard<V> {
             let from = if from_trial { &mut self.trial } else { &mut self.main };
             self.slots.unlink(from, slot);
             self.slots.push(&mut self.main, slot);
+        }
+    }
+
+    /// Reads of the next values that will leave what their leaving will read, all at once: one after the other, each would be
+    /// waited for where there are more values than a processor has near.
+    fn ask_ahead(&self) {
+        let queue = if self.trial.len() > self.table.len() / TRIAL { &self.trial } else { &self.main };
+        let mut next = queue.first();
+        for _ in 0..AHEAD {
+            let Some(slot) = next else { return };
+            if let Some(value) = self.slots.get(slot) {
+                black_box(value.mark().uses());
+                value.touch();
+            }
+            self.table.touch(self.slots.hash(slot));
+            next = self.slots.after(slot);
         }
     }
 

@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeMap, btree_map::Entry as BTreeEntry},
-    hint::black_box,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -63,7 +62,7 @@ impl Mark {
 const TRIAL: usize = 10;
 /// How many used values an eviction passes over, where all of them are in use.
 const ROUNDS: usize = 1024;
-/// How many values that will leave are asked for at once.
+/// How many values that come to the front next are asked for at once.
 const AHEAD: u8 = 8;
 /// A part with fewer slots is not worth making smaller.
 const SPARSE: usize = 64;
@@ -89,7 +88,7 @@ pub(super) struct Shard<V> {
     main: List,
     /// By when they are over the first of those; the others are linked to it.
     due: BTreeMap<u32, Slot>,
-    /// How many evictions there are to come before the next values are asked for.
+    /// How many values have been asked for and not come to the front yet, nearly: there are two queues.
     ahead: u8,
 }
 
@@ -158,18 +157,18 @@ impl<V: Entry> Shard<V> {
 
     /// Takes out what is of least use. Where the `newest` stays there may be nothing.
     pub(super) fn evict(&mut self, newest: Newest) -> Option<Arc<V>> {
-        match self.ahead {
-            0 => {
-                self.ask_ahead();
-                self.ahead = AHEAD - 1;
-            }
-            _ => self.ahead -= 1,
-        }
         let mut rounds = 0;
         loop {
             let trial_max = (self.table.len() / TRIAL).max(usize::from(newest == Newest::Stays));
             let from_trial = self.trial.len() > trial_max;
             let slot = if from_trial { self.trial.first() } else { self.main.first() }?;
+            match self.ahead {
+                0 => {
+                    self.ask_ahead(slot);
+                    self.ahead = AHEAD - 1;
+                }
+                _ => self.ahead -= 1,
+            }
             let mark = self.slots.get(slot)?.mark();
             let uses = mark.uses();
             if uses == 0 || rounds == ROUNDS {
@@ -183,19 +182,20 @@ impl<V: Entry> Shard<V> {
         }
     }
 
-    /// Reads of the next values that will leave what their leaving will read, all at once: one after the other, each would be
-    /// waited for where there are more values than a processor has near.
-    fn ask_ahead(&self) {
-        let queue = if self.trial.len() > self.table.len() / TRIAL { &self.trial } else { &self.main };
-        let mut next = queue.first();
+    /// Reads of values that come next, from this slot on, what an eviction will read of them, all at once: one after the
+    /// other, each would be waited for where there are more values than a processor has near.
+    fn ask_ahead(&self, mut slot: Slot) {
         for _ in 0..AHEAD {
-            let Some(slot) = next else { return };
-            if let Some(value) = self.slots.get(slot) {
-                black_box(value.mark().uses());
+            if let Some(value) = self.slots.get(slot)
+                && value.mark().uses() == 0
+            {
                 value.touch();
+                self.table.touch(self.slots.hash(slot));
             }
-            self.table.touch(self.slots.hash(slot));
-            next = self.slots.after(slot);
+            match self.slots.after(slot) {
+                Some(after) => slot = after,
+                None => return,
+            }
         }
     }
 

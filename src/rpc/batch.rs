@@ -26,15 +26,15 @@ pub(super) struct Batch {
 }
 
 enum Calls {
-    /// So many, one behind the other, from this place in the message on.
-    Lying(usize, usize),
+    /// So many are left, one behind the other, from this place in the message on.
+    Lying { left: usize, at: usize },
     /// The message had something else between them.
     Read(vec::IntoIter<pb::Call>),
 }
 
 impl Default for Calls {
     fn default() -> Self {
-        Self::Lying(0, 0)
+        Self::Lying { left: 0, at: 0 }
     }
 }
 
@@ -56,7 +56,7 @@ impl Batch {
     /// Counts the calls of a message; they are read one by one.
     pub(super) fn read(message: Bytes) -> Result<Self, Unread> {
         let calls = match count(&message) {
-            Some(count) => Calls::Lying(count, 0),
+            Some(left) => Calls::Lying { left, at: 0 },
             None => {
                 let read = pb::AttachRequest::decode(message.clone()).map_err(Unread::Malformed)?;
                 Calls::Read(read.calls.into_iter())
@@ -69,28 +69,28 @@ impl Batch {
     /// How many calls wait.
     pub(super) fn len(&self) -> usize {
         match &self.calls {
-            Calls::Lying(count, _) => *count,
+            Calls::Lying { left, .. } => *left,
             Calls::Read(calls) => calls.len(),
         }
     }
 
     /// The next call. Nothing comes after an error.
     pub(super) fn next(&mut self) -> Option<Result<Next<'_>, DecodeError>> {
-        let (count, at) = match &mut self.calls {
-            Calls::Lying(0, _) => return None,
-            Calls::Lying(count, at) => (count, at),
+        let (left, at) = match &mut self.calls {
+            Calls::Lying { left: 0, .. } => return None,
+            Calls::Lying { left, at } => (left, at),
             Calls::Read(calls) => return calls.next().map(|call| Ok(Next::Other(call))),
         };
         // It was counted, so it is there.
         let mut rest = self.message.get(*at + KEY..)?;
         let call = read_bytes(&mut rest)?;
         *at = self.message.len() - rest.len();
-        *count -= 1;
+        *left -= 1;
         if let Some((id, wanted)) = lookup(call) {
             return Some(Ok(Next::Lookup(id, wanted)));
         }
         let read = pb::Call::decode(self.message.slice_ref(call)).map_err(|err| {
-            *count = 0;
+            *left = 0;
             // Where in the message it is, who reads all of it says.
             pb::AttachRequest::decode(self.message.clone()).err().unwrap_or(err)
         });

@@ -254,6 +254,18 @@ mod tests {
         assert_eq!(reason(&journal, group, 1), Some(RemovalReason::CacheFull));
         journal.record(group, &facts(1), RemovalReason::Revoked, at(5));
         assert_eq!(reason(&journal, group, 1), Some(RemovalReason::Revoked));
+        // Later, however many departed in between: their numbers begin anew.
+        for number in [1 << 31, u32::MAX] {
+            journal.parts.iter().for_each(|part| part.lock().number = number);
+            journal.record(group, &facts(1), RemovalReason::Taken, at(6));
+            assert_eq!(reason(&journal, group, 1), Some(RemovalReason::Taken));
+        }
+        journal.record(group, &facts(1), RemovalReason::Unclosed, at(6));
+        assert_eq!(
+            reason(&journal, group, 1),
+            Some(RemovalReason::Unclosed),
+            "0 comes after the last number"
+        );
         assert_eq!(reason(&journal, group, 2), None);
         assert_eq!(reason(&journal, journal.group("other"), 1), None);
         assert!(journal.find(group, Role::Client, &facts(1).id).is_none());

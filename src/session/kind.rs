@@ -93,12 +93,8 @@ fn same(one: &[u8], other: &[u8]) -> bool {
 /// A server's name as sessions have it: in lower case, an address in its one form (RFC 5952).
 pub fn canonical(server_name: &str) -> Cow<'_, str> {
     // An address has a digit in front or a colon; few names have.
-    let address = match server_name.as_bytes() {
-        [b'0'..=b'9', ..] => server_name.parse::<IpAddr>().ok(),
-        bytes if bytes.contains(&b':') => server_name.parse::<IpAddr>().ok(),
-        _ => None,
-    };
-    match address {
+    let may_be = matches!(server_name.as_bytes(), [b'0'..=b'9', ..]) || server_name.contains(':');
+    match may_be.then(|| server_name.parse::<IpAddr>().ok()).flatten() {
         Some(address) => address.to_string().into(),
         None if server_name.bytes().any(|byte| byte.is_ascii_uppercase()) => {
             server_name.to_ascii_lowercase().into()

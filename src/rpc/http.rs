@@ -28,6 +28,7 @@ use super::{
     contexts::Contexts,
     edge::{Edge, Incoming, Load},
     listen::{Accepted, Known, Signals},
+    lookout::Lookout,
     seldom::Seldom,
     sessions::Sessions,
     socket::Turn,
@@ -137,8 +138,8 @@ impl Http {
     }
 
     /// Serves one connection: until its peer ends it, until its last call has ended once `signals.draining` is cancelled,
-    /// or until `signals.kill` is.
-    pub(super) async fn serve(self, accepted: Accepted, signals: Signals) {
+    /// or until `signals.kill` is. `lookout` is told of its turns.
+    pub(super) async fn serve(self, accepted: Accepted, signals: Signals, lookout: Arc<Lookout>) {
         // Held to the end, for the connection counts as open until then.
         let (socket, known, _counted) = match accepted.adopt() {
             Ok(adopted) => adopted,
@@ -147,7 +148,7 @@ impl Http {
                 return;
             }
         };
-        let turn = socket.turn();
+        let turn = socket.turn(lookout);
         let spoke = tokio::select! {
             readable = socket.readable() => readable.is_ok(),
             () = sleep(FIRST_BYTE) => false,

@@ -21,6 +21,7 @@ use tokio::{
 use super::{
     http::Http,
     listen::{Accepted, Signals},
+    lookout::Lookout,
 };
 
 /// Accepted sockets that a thread has not yet looked at.
@@ -62,7 +63,7 @@ impl Lanes {
         let (ends, ended) = mpsc::unbounded_channel();
         let mut lanes = Vec::with_capacity(count);
         for number in 0..count {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
             let (accepted, arriving) = mpsc::channel(WAITING_MAX);
             let open = Arc::new(AtomicUsize::new(0));
             let (http, signals, ends) = (http.clone(), signals.clone(), Ends(ends.clone()));
@@ -103,11 +104,18 @@ impl Lanes {
 
 /// Serves the sockets that come, and ends with the last of them once no more do.
 async fn lane(mut arriving: mpsc::Receiver<Accepted>, http: Http, signals: Signals) {
+    let lookout = Arc::new(Lookout::default());
+    let looks = Arc::clone(&lookout);
+    // It ends with the thread's runtime.
+    tokio::spawn(async move { looks.keep().await });
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             arrived = arriving.recv() => match arrived {
-                Some(accepted) => drop(connections.spawn(http.clone().serve(accepted, signals.clone()))),
+                Some(accepted) => {
+                    let served = http.clone().serve(accepted, signals.clone(), Arc::clone(&lookout));
+                    connections.spawn(served);
+                }
                 None => break,
             },
             Some(ended) = connections.join_next() => report(ended),

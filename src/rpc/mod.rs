@@ -6,6 +6,7 @@
 //! * [`status`]: the table of refusals
 //! * `misses`: how many lookups of one caller may find nothing
 //! * `lanes`: one thread for each core
+//! * `lookout`: what such a thread does before it sleeps
 //! * `http`, `socket`: one HTTP/2 connection, and the bytes under it
 //! * `edge`: what every call passes
 //! * [`local`]: calls from this process
@@ -53,6 +54,7 @@ mod http;
 mod lanes;
 pub mod listen;
 pub mod local;
+mod lookout;
 mod misses;
 mod page;
 mod request_ids;

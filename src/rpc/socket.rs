@@ -17,6 +17,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
+use super::lookout::Lookout;
 use crate::unix::Unix;
 
 /// A connected socket, and what waits to leave by it.
@@ -27,7 +28,11 @@ use crate::unix::Unix;
 pub(super) struct Socket(Arc<Mutex<Wire>>);
 
 /// The turns of the HTTP/2 connection over one [`Socket`]. One task has both: nobody waits for the lock.
-pub(super) struct Turn(Arc<Mutex<Wire>>);
+pub(super) struct Turn {
+    wire: Arc<Mutex<Wire>>,
+    /// That of the thread.
+    lookout: Arc<Lookout>,
+}
 
 struct Wire {
     stream: Stream,
@@ -81,8 +86,8 @@ impl Socket {
     }
 
     /// Who tells when a turn is over.
-    pub(super) fn turn(&self) -> Turn {
-        Turn(Arc::clone(&self.0))
+    pub(super) fn turn(&self, lookout: Arc<Lookout>) -> Turn {
+        Turn { wire: Arc::clone(&self.0), lookout }
     }
 
     /// Keeps nothing from now on, until it gathers.
@@ -115,7 +120,8 @@ impl Turn {
     /// # Errors
     /// Those of the socket; the peer takes nothing for too long.
     pub(super) fn end(&self, cx: &mut Context<'_>) -> io::Result<()> {
-        match self.0.lock().write_kept(cx) {
+        self.lookout.turned();
+        match self.wire.lock().write_kept(cx) {
             Poll::Ready(Err(err)) => Err(err),
             _ => Ok(()),
         }

@@ -48,9 +48,9 @@ impl Unix {
 impl AsyncRead for Unix {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let room = buf.initialize_unfilled_to(this.room.min(buf.remaining()));
         loop {
             let mut ready = ready!(this.stream.poll_read_ready(cx))?;
+            let room = buf.initialize_unfilled_to(this.room.min(buf.remaining()));
             let Ok(read) = ready.try_io(|stream| stream.get_ref().read(room)) else { continue };
             let read = read?;
             // Less than there is room for was all there was: the next read need not find that out.

@@ -37,8 +37,9 @@ use crate::{
 const ANSWERS_BYTES: usize = 1 << 20;
 /// A batch is answered in quarters, of no fewer calls than this: the worker goes on while the rest is answered.
 const QUARTER_MIN: usize = 8;
-/// The most room for answers that are not there yet.
+/// The most room for answers that are not there yet, and how much of it is to spare.
 const ROOM_MAX: usize = 32 << 10;
+const ROOM_MORE: usize = 512;
 /// Connections of a stream that are not worth a search for those that are gone.
 const PRUNE_MIN: usize = 1024;
 /// Connections of a stream that ended which are freed without a pause: less than a tenth of a millisecond.
@@ -300,8 +301,8 @@ impl Attach {
         if answers.count() == 0 {
             return None;
         }
-        // The next ones are about as long.
-        self.room = answers.len().min(ROOM_MAX);
+        // The next ones are about as long, and the last of them asks for more than it takes.
+        self.room = (answers.len() + ROOM_MORE).min(ROOM_MAX);
         Some(answers)
     }
 }

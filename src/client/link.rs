@@ -199,7 +199,7 @@ impl Link {
         waiting.into_iter().for_each(Waker::wake);
     }
 
-    /// All that is ready, as far as one message goes. `None`: the stream may end.
+    /// All that is ready, as far as one message goes, behind its prefix. `None`: the stream may end.
     pub(super) fn poll_batch(&self, cx: &mut Context<'_>) -> Poll<Option<Wiped>> {
         let mut state = self.state.lock();
         let State { queue, waiting, .. } = &mut *state;
@@ -287,7 +287,7 @@ mod tests {
     use prost::Message;
 
     use super::*;
-    use crate::client::{Lookup, Options, calls::Terms};
+    use crate::client::{Lookup, Options, calls::Terms, frames::PREFIX};
 
     fn link() -> Arc<Link> {
         Arc::new(Link::new(Limits::default(), Arc::default()))
@@ -296,7 +296,7 @@ mod tests {
     fn batch(link: &Link) -> Poll<Option<Vec<Method>>> {
         let batch = link.poll_batch(&mut Context::from_waker(Waker::noop()));
         batch.map(|batch| {
-            let calls = pb::AttachRequest::decode(batch?.bytes()).unwrap().calls;
+            let calls = pb::AttachRequest::decode(&batch?.bytes()[PREFIX..]).unwrap().calls;
             Some(calls.into_iter().map(|call| call.method.unwrap()).collect())
         })
     }

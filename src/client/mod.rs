@@ -22,24 +22,28 @@
 //! * `message`: what is asked and told · `found`: what comes of it · `options` · `counters`
 //! * `link`: one stream · `queue`: what it is to send, bounded, over `calls`, which writes it, and `wiped`, a buffer
 //!   that leaves nothing behind · `places`: who waits for its answers
-//! * `codec`: batches out of the queue, answers into their places · `answers`, over `fields`: takes them apart
-//! * `attach`: connects, and connects again · `connector`: over a Unix socket
+//! * `stream`: batches out of the queue, answers into their places, over HTTP/2 · `frames`: messages behind their
+//!   lengths · `answers`, over `fields`: takes them apart · `bells`: which part of a stream has something to do ·
+//!   `keepalive`: whether a silent daemon lives
+//! * `attach`: connects, and connects again · `address`: where the daemon is, over `tls` where it is far
 //! * `gate`: lets lookups out, over `breaker`; that and `backoff` say when not to ask, sync and without a clock of
 //!   their own
 //! * `rustls`: an acceptor for tokio-rustls (cargo feature `rustls`)
 
+mod address;
 mod answers;
 mod attach;
 mod backoff;
+mod bells;
 mod breaker;
 mod calls;
-mod codec;
 mod connection;
-mod connector;
 mod counters;
 mod fields;
 mod found;
+mod frames;
 mod gate;
+mod keepalive;
 mod link;
 mod message;
 #[cfg(feature = "openssl")]
@@ -49,6 +53,7 @@ mod places;
 mod queue;
 #[cfg(feature = "rustls")]
 pub mod rustls;
+mod stream;
 #[cfg(feature = "rustls")]
 mod tls;
 mod wiped;

@@ -1,26 +1,19 @@
 //! How a worker reaches its daemon, and how much it may cost.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
-use tonic::transport::{Channel, Endpoint};
+use super::address::Address;
+#[cfg(feature = "rustls")]
+use super::tls::Tls;
 
-use super::connector::Connector;
-
-/// How long a new TCP or Unix connection and its stream may take, and how often a silent one is asked for
-/// life.
+/// How long a new line and its stream may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-const KEEPALIVE: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Where the daemon is, and what all calls of a worker have in common.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
-    endpoint: Endpoint,
-    #[cfg(feature = "rustls")]
-    tls: Option<super::tls::Tls>,
-    /// Where the daemon is, if that is a Unix socket.
-    unix: Option<PathBuf>,
+    pub(super) address: Address,
     /// The context of lookups and connections. Empty: `default`.
     pub context: String,
     /// Name of the encoding of this worker's sessions: `openssl`, `go` ...; 1 to 32 of a-z, 0-9, `-` and `.`.
@@ -65,30 +58,20 @@ impl Options {
     /// # Errors
     /// The endpoint is neither.
     pub fn new(endpoint: &str, format: &str) -> Result<Self, InvalidEndpoint> {
-        let invalid = || InvalidEndpoint(endpoint.to_owned());
-        if !["http://", "unix:///"].iter().any(|scheme| endpoint.starts_with(scheme)) {
-            return Err(invalid());
-        }
-        let unix = endpoint.strip_prefix("unix://").map(PathBuf::from);
-        let endpoint = Endpoint::from_shared(endpoint.to_owned())
-            .map_err(|_| invalid())?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .keep_alive_while_idle(true);
-        Ok(Self {
-            endpoint,
-            #[cfg(feature = "rustls")]
-            tls: None,
-            unix,
+        let address = Address::parse(endpoint).ok_or_else(|| InvalidEndpoint(endpoint.to_owned()))?;
+        Ok(Self::at(address, format))
+    }
+
+    fn at(address: Address, format: &str) -> Self {
+        Self {
+            address,
             context: String::new(),
             format: format.to_owned(),
             lookup_deadline: Duration::from_millis(20),
             limits: Limits::default(),
             breaker_timeouts: 5,
             back_off: (Duration::from_millis(100), Duration::from_secs(5)),
-        })
+        }
     }
 
     /// The daemon at `https://HOST:PORT`, or what stands before it there. `config` has whom to trust, and for mutual TLS
@@ -103,25 +86,9 @@ impl Options {
         format: &str,
         config: &rustls::ClientConfig,
     ) -> Result<Self, InvalidEndpoint> {
-        let invalid = || InvalidEndpoint(endpoint.to_owned());
-        let address = endpoint.strip_prefix("https://").ok_or_else(invalid)?;
-        // The channel below TLS: tonic itself has no TLS here.
-        let mut options = Self::new(&format!("http://{address}"), format).map_err(|_| invalid())?;
-        let host = options.endpoint.uri().host().ok_or_else(invalid)?;
-        options.tls = Some(super::tls::Tls::new(config, host).ok_or_else(invalid)?);
-        Ok(options)
-    }
-
-    /// One HTTP/2 connection.
-    pub(super) async fn channel(&self) -> Result<Channel, tonic::transport::Error> {
-        #[cfg(feature = "rustls")]
-        if let Some(tls) = &self.tls {
-            return self.endpoint.connect_with_connector(tls.clone()).await;
-        }
-        match &self.unix {
-            None => self.endpoint.connect().await,
-            Some(path) => self.endpoint.connect_with_connector(Connector(path.clone())).await,
-        }
+        let address = Address::parse_tls(endpoint, |host| Tls::new(config, host));
+        let address = address.ok_or_else(|| InvalidEndpoint(endpoint.to_owned()))?;
+        Ok(Self::at(address, format))
     }
 
     /// How long the stream may take to begin.

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::{
     calls::{Call, Words},
+    frames::{PREFIX, prefix},
     options::Limits,
     wiped::Wiped,
 };
@@ -48,9 +49,11 @@ impl Queue {
     pub(super) fn push(&mut self, call: &Call<'_, impl Words>) {
         let size = call.size();
         let most = self.limits.call_bytes.min(BATCH_BYTES);
-        let goes = |batch: &Batch| batch.calls < BATCH_CALLS && batch.bytes.bytes().len() + size <= most;
+        let goes =
+            |batch: &Batch| batch.calls < BATCH_CALLS && batch.bytes.bytes().len() - PREFIX + size <= most;
         if !self.batches.back().is_some_and(goes) {
-            let bytes = Wiped::with_capacity(self.usual.min(ROOM));
+            let mut bytes = Wiped::with_capacity(self.usual.min(ROOM));
+            bytes.grow(PREFIX);
             self.batches.push_back(Batch { bytes, calls: 0 });
         }
         let Some(batch) = self.batches.back_mut() else { return };
@@ -60,12 +63,13 @@ impl Queue {
         self.bytes += size;
     }
 
-    /// The next message, with how many calls it has. Calls with a number are left out where it is not `wanted` any more.
+    /// The next message behind its prefix, with how many calls it has. Calls with a number are left out where it is not
+    /// `wanted` any more.
     pub(super) fn pop(&mut self, wanted: impl Fn(u64) -> bool) -> Option<(Wiped, usize)> {
         loop {
             let Batch { mut bytes, calls } = self.batches.pop_front()?;
-            self.bytes -= bytes.bytes().len();
-            let (mut from, mut to, mut left) = (0, 0, calls);
+            self.bytes -= bytes.bytes().len() - PREFIX;
+            let (mut from, mut to, mut left) = (PREFIX, PREFIX, calls);
             for (id, size) in self.calls.drain(..calls) {
                 if id == 0 || wanted(id) {
                     if to < from {
@@ -78,6 +82,7 @@ impl Queue {
                 from += size;
             }
             bytes.truncate(to);
+            bytes.bytes_mut()[..PREFIX].copy_from_slice(&prefix(to - PREFIX));
             self.usual = to;
             if left > 0 {
                 return Some((bytes, left));
@@ -107,7 +112,9 @@ mod tests {
 
     fn pop(queue: &mut Queue, wanted: impl Fn(u64) -> bool) -> Option<Vec<u64>> {
         let (bytes, count) = queue.pop(wanted)?;
-        let calls = pb::AttachRequest::decode(bytes.bytes()).unwrap().calls;
+        let (prefix, message) = bytes.bytes().split_at(PREFIX);
+        assert_eq!(prefix, super::prefix(message.len()));
+        let calls = pb::AttachRequest::decode(message).unwrap().calls;
         assert_eq!(calls.len(), count);
         Some(calls.into_iter().map(|call| call.id).collect())
     }
@@ -118,7 +125,7 @@ mod tests {
         (0..10).for_each(|_| push(&mut queue, 0));
         let mut sizes = Vec::new();
         while let Some((bytes, calls)) = queue.pop(|_| false) {
-            assert!(bytes.bytes().len() <= 100);
+            assert!(bytes.bytes().len() <= PREFIX + 100);
             sizes.push(calls);
         }
         assert_eq!(sizes, [3, 3, 3, 1]);

@@ -1,0 +1,154 @@
+//! Wakers for the parts of one task. They tell which part has something to do, and wake the task only while it is not at
+//! work: what it does for one part often rings for another, and it looks again before it rests.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    task::{Context, Wake, Waker},
+};
+
+use parking_lot::Mutex;
+
+/// One or several parts, a bit each.
+pub(super) type Parts = u8;
+
+/// The task is at work.
+const WORKS: Parts = 1 << 7;
+
+/// What has rung for a task.
+pub(super) struct Bells {
+    state: AtomicU8,
+    task: Mutex<Option<Waker>>,
+}
+
+/// One part's bell, of which the waker is made.
+struct Bell {
+    bells: Arc<Bells>,
+    part: Parts,
+}
+
+impl Bells {
+    /// Those of `parts` have rung. No part has the highest bit.
+    pub(super) fn new(parts: Parts) -> Arc<Self> {
+        Arc::new(Self { state: AtomicU8::new(parts), task: Mutex::default() })
+    }
+
+    /// Rings for a part.
+    pub(super) fn waker(self: &Arc<Self>, part: Parts) -> Waker {
+        Waker::from(Arc::new(Bell { bells: Arc::clone(self), part }))
+    }
+
+    /// The task begins to work.
+    pub(super) fn begin(&self, cx: &Context<'_>) {
+        let mut task = self.task.lock();
+        let before = match &*task {
+            Some(before) if before.will_wake(cx.waker()) => None,
+            _ => task.replace(cx.waker().clone()),
+        };
+        drop(task);
+        // It may be the end of a task, which must not find the lock taken.
+        drop(before);
+        self.state.fetch_or(WORKS, Ordering::AcqRel);
+    }
+
+    /// The parts that have rung since they were asked for.
+    pub(super) fn rung(&self) -> Parts {
+        self.state.fetch_and(WORKS, Ordering::AcqRel) & !WORKS
+    }
+
+    /// The task stops to work, unless something has rung. Says whether it has stopped.
+    pub(super) fn rest(&self) -> bool {
+        self.state.compare_exchange(WORKS, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// The task stops to work though some parts still have something to do, and is woken for them.
+    pub(super) fn leave(&self, parts: Parts) {
+        let rung = (self.state.fetch_or(parts, Ordering::AcqRel) | parts) & !WORKS;
+        self.state.fetch_and(!WORKS, Ordering::AcqRel);
+        if rung != 0 {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        let task = self.task.lock().clone();
+        if let Some(task) = task {
+            task.wake();
+        }
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // Who rings first wakes it.
+        if self.bells.state.fetch_or(self.part, Ordering::AcqRel) == 0 {
+            self.bells.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    const ONE: Parts = 1;
+    const OTHER: Parts = 2;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn task_is_woken_once_while_it_rests_and_looks_again_before_it_does() {
+        let count = Arc::new(Count::default());
+        let task = Waker::from(Arc::clone(&count));
+        let woken = || count.0.load(Ordering::SeqCst);
+        let bells = Bells::new(ONE);
+        let [one, other] = [ONE, OTHER].map(|part| bells.waker(part));
+
+        bells.begin(&Context::from_waker(&task));
+        assert_eq!(bells.rung(), ONE);
+        other.wake_by_ref();
+        assert!(!bells.rest());
+        assert_eq!(bells.rung(), OTHER);
+        assert!(bells.rest());
+        assert_eq!(woken(), 0);
+
+        [&one, &other, &one].into_iter().for_each(Waker::wake_by_ref);
+        assert_eq!(woken(), 1);
+        bells.begin(&Context::from_waker(&task));
+        assert_eq!(bells.rung(), ONE | OTHER);
+        one.wake_by_ref();
+        bells.leave(OTHER);
+        assert_eq!(woken(), 2);
+        one.wake_by_ref();
+        assert_eq!(woken(), 2, "it was woken already");
+        bells.begin(&Context::from_waker(&task));
+        assert_eq!(bells.rung(), ONE | OTHER);
+    }
+
+    #[test]
+    fn last_task_is_the_one_that_is_woken() {
+        let counts = [(); 2].map(|()| Arc::new(Count::default()));
+        let bells = Bells::new(0);
+        for count in &counts {
+            bells.begin(&Context::from_waker(&Waker::from(Arc::clone(count))));
+            assert!(bells.rest());
+        }
+        bells.waker(ONE).wake();
+        assert_eq!(counts.map(|count| count.0.load(Ordering::SeqCst)), [0, 1]);
+    }
+}

@@ -34,7 +34,7 @@ pub mod clock; // the one source of time
 pub mod config; // file, environment and command line in, a valid Config out
 #[cfg(any(feature = "daemon", feature = "client"))]
 mod hex; // ids as the API writes them
-#[cfg(feature = "daemon")]
+#[cfg(any(feature = "daemon", feature = "client"))]
 mod looks; // when to look once more before one sleeps
 pub mod proto; // the generated contract
 #[cfg(feature = "daemon")]

@@ -16,7 +16,7 @@ use super::{
     calls::{Call, Question, Words},
     counters::Tallies,
     options::Limits,
-    places::Places,
+    places::{Asker, Places},
     queue::Queue,
     wiped::Wiped,
 };
@@ -79,29 +79,25 @@ impl Link {
         Self { state: Mutex::new(state), tallies }
     }
 
-    /// Asks for the task of `waker`.
-    pub(super) fn ask(self: Arc<Self>, question: &Question<'_>, waker: &Waker) -> Result<Waiting, NotTaken> {
-        self.push_asking(Phase::Open, Weight::May, question, waker)
+    /// Asks for who is woken by `waker`.
+    pub(super) fn ask(
+        self: Arc<Self>,
+        question: &Question<'_>,
+        waker: &Waker,
+        asker: Asker,
+    ) -> Result<Waiting, NotTaken> {
+        let words_size = question.size();
+        let state = self.admit(Phase::Open, Weight::May, words_size)?;
+        let id = push_asking(state, question, words_size, (waker, asker))?;
+        Ok(Waiting { link: self, id, fresh: true, over: false })
     }
 
     /// Is answered, with nothing, when all before it is done: frees a connection that nobody has.
     pub(super) fn mark(self: Arc<Self>, waker: &Waker) -> Result<Waiting, NotTaken> {
         let request = pb::FreeRequest { connection_id: "0".repeat(32), allow_missing: true };
-        self.push_asking(Phase::Retired, Weight::Must, &Method::Free(request), waker)
-    }
-
-    fn push_asking(
-        self: Arc<Self>,
-        until: Phase,
-        weight: Weight,
-        words: &impl Words,
-        waker: &Waker,
-    ) -> Result<Waiting, NotTaken> {
-        let words_size = words.size();
-        let mut state = self.admit(until, weight, words_size)?;
-        let id = state.waiting.take(waker).ok_or(NotTaken::Full)?;
-        state.queue.push(&Call { id, alias: "", words, words_size });
-        send(state);
+        let words = Method::Free(request);
+        let state = self.admit(Phase::Retired, Weight::Must, words.size())?;
+        let id = push_asking(state, &words, words.size(), (waker, Asker::Task))?;
         Ok(Waiting { link: self, id, fresh: true, over: false })
     }
 
@@ -163,8 +159,9 @@ impl Link {
         Ok(state)
     }
 
-    /// Hands answers to who waits for them. `wake` is empty before and after: its room is used.
-    pub(super) fn answer(&self, answers: impl Iterator<Item = (u64, Answer)>, wake: &mut Vec<Waker>) {
+    /// Hands answers to who waits for them, and says whether other tasks still wait. `wake` is empty before and after: its room
+    /// is used.
+    pub(super) fn answer(&self, answers: impl Iterator<Item = (u64, Answer)>, wake: &mut Vec<Waker>) -> bool {
         let mut state = self.state.lock();
         for (id, answer) in answers {
             if matches!(answer, Answer::Refused) {
@@ -174,9 +171,16 @@ impl Link {
             let waker = state.waiting.answer(id, answer);
             wake.extend(waker);
         }
+        let more = state.waiting.has_tasks();
         drop(state);
         // This wakes tasks, which must not find the lock taken.
         wake.drain(..).for_each(Waker::wake);
+        more
+    }
+
+    /// Whether any task waits for an answer.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.state.lock().waiting.has_tasks()
     }
 
     /// Takes nothing new, and ends the stream with the last handle.
@@ -220,6 +224,19 @@ impl Link {
         state.sender = Some(cx.waker().clone());
         Poll::Pending
     }
+}
+
+/// Puts a call into the queue that is answered, under the number that comes back.
+fn push_asking(
+    mut state: MutexGuard<'_, State>,
+    words: &impl Words,
+    words_size: usize,
+    (waker, asker): (&Waker, Asker),
+) -> Result<u64, NotTaken> {
+    let id = state.waiting.take(waker, asker).ok_or(NotTaken::Full)?;
+    state.queue.push(&Call { id, alias: "", words, words_size });
+    send(state);
+    Ok(id)
 }
 
 /// Wakes the stream, if it has nothing to send.
@@ -307,7 +324,11 @@ mod tests {
 
     fn ask(link: &Arc<Link>) -> Result<Waiting, NotTaken> {
         let terms = Terms::of(&Options::new("http://a:1", "openssl").unwrap());
-        Arc::clone(link).ask(&Question { terms: &terms, lookup: &Lookup::server(b"a") }, Waker::noop())
+        Arc::clone(link).ask(
+            &Question { terms: &terms, lookup: &Lookup::server(b"a") },
+            Waker::noop(),
+            Asker::Task,
+        )
     }
 
     fn poll(waiting: &mut Waiting) -> Poll<Option<Answer>> {

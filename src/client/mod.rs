@@ -24,7 +24,7 @@
 //!   that leaves nothing behind · `places`: who waits for its answers
 //! * `stream`: batches out of the queue, answers into their places, over HTTP/2 · `frames`: messages behind their
 //!   lengths · `answers`, over `fields`: takes them apart · `bells`: which part of a stream has something to do ·
-//!   `keepalive`: whether a silent daemon lives
+//!   `keepalive`: whether a silent daemon lives · `lookout`: what it does before it sleeps
 //! * `attach`: connects, and connects again · `address`: where the daemon is, over `tls` where it is far
 //! * `gate`: lets lookups out, over `breaker`; that and `backoff` say when not to ask, sync and without a clock of
 //!   their own
@@ -45,6 +45,7 @@ mod frames;
 mod gate;
 mod keepalive;
 mod link;
+mod lookout;
 mod message;
 #[cfg(feature = "openssl")]
 pub mod openssl;

@@ -31,6 +31,7 @@ use super::{
     frames::{Framed, Pieces, Unexpected},
     keepalive::KeepAlive,
     link::Link,
+    lookout::Lookout,
 };
 
 /// What is called.
@@ -65,6 +66,7 @@ pub(super) struct Stream<L> {
     batches: Batches,
     answers: Answers,
     life: KeepAlive,
+    lookout: Lookout,
     bells: Arc<Bells>,
     wakers: Wakers,
 }
@@ -120,7 +122,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
         };
         let batches = Batches { link: Arc::clone(&link), stream: batches, ended: false };
         let answers = Answers::new(link, response.into_body());
-        Some(Self { connection, batches, answers, life, bells, wakers })
+        Some(Self { connection, batches, answers, life, lookout: Lookout::default(), bells, wakers })
     }
 
     /// Sends and reads, until the daemon has something to say. `None`: the stream is over.
@@ -134,6 +136,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
         for _ in 0..ROUNDS {
             match self.turn(&mut due) {
                 Ok(Poll::Pending) if due == 0 && self.bells.rest() => {
+                    self.lookout.rest(cx);
                     return Poll::Pending;
                 }
                 Ok(Poll::Pending) => {}
@@ -151,7 +154,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
 
     /// Each part that is due, in the order in which they ring for each other.
     fn turn(&mut self, due: &mut Parts) -> Result<Poll<Draining>, Over> {
-        let Self { connection, batches, answers, life, bells, wakers } = self;
+        let Self { connection, batches, answers, life, lookout, bells, wakers } = self;
         let mut is_due = |part: Parts| {
             *due |= bells.rung();
             let is = *due & part != 0;
@@ -159,14 +162,14 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
             is
         };
         if is_due(BATCHES) {
-            batches.send(&mut Context::from_waker(&wakers.batches))?;
+            batches.send(&mut Context::from_waker(&wakers.batches), lookout)?;
         }
         let over = is_due(CONNECTION)
             && Pin::new(connection).poll(&mut Context::from_waker(&wakers.connection)).is_ready();
         let mut read = Poll::Pending;
         if is_due(ANSWERS) {
             life.heard();
-            read = answers.read(&mut Context::from_waker(&wakers.answers))?;
+            read = answers.read(&mut Context::from_waker(&wakers.answers), lookout)?;
         }
         if is_due(LIFE) && life.poll_dead(&mut Context::from_waker(&wakers.life)).is_ready() {
             return Err(Over);
@@ -202,7 +205,7 @@ struct Batches {
 
 impl Batches {
     /// All that is ready, as far as the daemon takes it.
-    fn send(&mut self, cx: &mut Context<'_>) -> Result<(), Over> {
+    fn send(&mut self, cx: &mut Context<'_>, lookout: &mut Lookout) -> Result<(), Over> {
         while !self.ended {
             // A batch goes as a whole once there is room for its first byte: HTTP/2 keeps the rest.
             self.stream.reserve_capacity(1);
@@ -215,7 +218,12 @@ impl Batches {
             }
             let batch = match self.link.poll_batch(cx) {
                 Poll::Pending => return Ok(()),
-                Poll::Ready(Some(batch)) => Framed::new(batch),
+                Poll::Ready(Some(batch)) => {
+                    if self.link.is_awaited() {
+                        lookout.asked();
+                    }
+                    Framed::new(batch)
+                }
                 Poll::Ready(None) => {
                     self.ended = true;
                     Framed::default()
@@ -243,11 +251,11 @@ impl Answers {
     }
 
     /// All that has come is handed out.
-    fn read(&mut self, cx: &mut Context<'_>) -> Result<Poll<Draining>, Over> {
+    fn read(&mut self, cx: &mut Context<'_>, lookout: &mut Lookout) -> Result<Poll<Draining>, Over> {
         while let Poll::Ready(piece) = self.stream.poll_data(cx) {
             let Some(Ok(piece)) = piece else { return Err(Over) };
             self.stream.flow_control().release_capacity(piece.len()).map_err(|_| Over)?;
-            if self.hand_out(&piece)? {
+            if self.hand_out(&piece, lookout)? {
                 return Ok(Poll::Ready(Draining));
             }
         }
@@ -255,14 +263,16 @@ impl Answers {
     }
 
     /// Whether the daemon is about to stop.
-    fn hand_out(&mut self, piece: &[u8]) -> Result<bool, Over> {
+    fn hand_out(&mut self, piece: &[u8], lookout: &mut Lookout) -> Result<bool, Over> {
         let Self { pieces, read, .. } = self;
         let mut draining = false;
         let whole = pieces.read(piece, |message| {
             draining |= answers::read(message, |id, answer| read.push((id, answer)))?;
             Ok(())
         });
-        self.link.answer(self.read.drain(..), &mut self.wake);
+        if !self.read.is_empty() {
+            lookout.answered(self.link.answer(self.read.drain(..), &mut self.wake));
+        }
         whole.map(|()| draining)
     }
 }
@@ -294,6 +304,7 @@ mod tests {
             frames::prefix,
             link::Weight,
             options::Limits,
+            places::Asker,
         },
         proto::{self as pb, answer::Result as Answered},
     };
@@ -351,7 +362,7 @@ mod tests {
     async fn ask(link: &Arc<Link>, id: &[u8]) -> Option<Answer> {
         let terms = Terms::of(&Options::new("http://a:1", "openssl").unwrap());
         let question = Question { terms: &terms, lookup: &Lookup::server(id) };
-        let asked = poll_fn(|cx| Poll::Ready(Arc::clone(link).ask(&question, cx.waker()))).await;
+        let asked = poll_fn(|cx| Poll::Ready(Arc::clone(link).ask(&question, cx.waker(), Asker::Task))).await;
         asked.ok()?.await
     }
 

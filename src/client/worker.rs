@@ -28,6 +28,7 @@ use super::{
     link::{Link, NotTaken, Waiting},
     message::{Lookup, Role},
     options::Options,
+    places::Asker,
 };
 use crate::{hex, proto as pb};
 
@@ -100,7 +101,8 @@ impl Worker {
     }
 
     async fn lookup_until(&self, lookup: &Lookup<'_>, begun: Instant, deadline: Instant) -> Option<Found> {
-        let mut asked = poll_fn(|cx| Poll::Ready(self.shared.ask(lookup, begun, cx.waker()))).await?;
+        let mut asked =
+            poll_fn(|cx| Poll::Ready(self.shared.ask(lookup, begun, cx.waker(), Asker::Task))).await?;
         let end = match timeout_at(deadline.into(), &mut asked.waiting).await {
             Ok(answer) => answer.ok_or(NoAnswer::Broken),
             Err(_) => Err(NoAnswer::TimedOut),
@@ -115,7 +117,7 @@ impl Worker {
         let waker = Waker::from(Arc::new(Parked(thread::current())));
         let begun = Instant::now();
         let deadline = begun + self.shared.options.lookup_deadline;
-        let mut asked = self.shared.ask(&lookup, begun, &waker)?;
+        let mut asked = self.shared.ask(&lookup, begun, &waker, Asker::Thread)?;
         let end = loop {
             if let Poll::Ready(answer) = pin!(&mut asked.waiting).poll(&mut Context::from_waker(&waker)) {
                 break answer.ok_or(NoAnswer::Broken);
@@ -212,14 +214,14 @@ impl Shared {
         }
     }
 
-    /// Asks for the task of `waker`. `None`: it was a miss at once.
-    fn ask(&self, lookup: &Lookup<'_>, begun: Instant, waker: &Waker) -> Option<Asked<'_>> {
+    /// Asks for who is woken by `waker`. `None`: it was a miss at once.
+    fn ask(&self, lookup: &Lookup<'_>, begun: Instant, waker: &Waker, asker: Asker) -> Option<Asked<'_>> {
         let permitted = self.link().and_then(|link| Some((link, self.gate.admit(begun)?)));
         let Some((link, permit)) = permitted else {
             self.tallies.away.count();
             return None;
         };
-        match link.ask(&Question { terms: &self.terms, lookup }, waker) {
+        match link.ask(&Question { terms: &self.terms, lookup }, waker, asker) {
             Ok(waiting) => Some(Asked { shared: self, waiting, permit, outcome: Outcome::Unknown }),
             Err(not_taken) => {
                 self.gate.settle(permit, Outcome::Unknown, || begun);

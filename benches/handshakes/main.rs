@@ -20,6 +20,7 @@ use rustls::version::{TLS12, TLS13};
 
 mod api;
 mod bulk;
+#[path = "../shared/cpu.rs"]
 mod cpu;
 mod daemon;
 mod engine;

@@ -43,6 +43,15 @@ pub(crate) enum Client {
 impl Side {
     pub(crate) const ALL: [Self; 3] = [Self::Ours, Self::Redis, Self::Memcached];
 
+    /// The process of who is asked.
+    pub(crate) fn server(self, servers: &Servers) -> u32 {
+        match self {
+            Self::Ours => servers.daemon.id(),
+            Self::Redis => servers.redis.id(),
+            Self::Memcached => servers.memcached.id(),
+        }
+    }
+
     /// They share one connection, but those of memcached: its client has one question on its way.
     pub(crate) async fn clients(self, servers: &Servers, count: usize) -> Vec<Client> {
         match self {

@@ -1,9 +1,10 @@
-//! Lookups through the client `Worker`, against Redis and memcached with clients of theirs: how many in a second, and
-//! how long one takes. `cargo bench --bench lookups`; words after `--` choose rows by name: `-- 'Unix, 16'`.
+//! Lookups through the client `Worker`, against Redis and memcached with clients of theirs: how many in a second, how long
+//! one takes, and how much CPU on either side. `cargo bench --bench lookups`; words after `--` choose rows by name:
+//! `-- 'Unix, 16'`.
 //!
 //! * `servers`: the daemon, Redis and memcached as processes of their own
 //! * `clients`: who asks them
-//! * `shared/`: the table, the daemon's process, and cores that do not sleep
+//! * `shared/`: the table, the daemon's process, CPU clocks, and cores that do not sleep
 //!
 //! One core has the servers, another one all clients. The three take turns in many short rounds, and each round gives one
 //! ratio: whatever else the machine does meanwhile hits all of them. Every lookup must find what was put.
@@ -24,8 +25,10 @@ mod servers;
 mod awake;
 #[path = "../shared/cores.rs"]
 mod cores;
+#[path = "../shared/cpu.rs"]
+#[allow(dead_code, reason = "each bench has its own clocks")]
+mod cpu;
 #[path = "../shared/daemon.rs"]
-#[allow(dead_code, reason = "here nobody asks for its CPU time")]
 mod process;
 #[path = "../shared/table.rs"]
 #[allow(dead_code, reason = "each bench has its own units and goals")]
@@ -36,6 +39,8 @@ use servers::{Servers, Socket};
 use table::{Goal, Round, Table, Unit};
 
 const IN_FLIGHT: [usize; 4] = [1, 16, 64, 256];
+/// What a client does between two lookups in the last row, as if it made a handshake.
+const PAUSE: Duration = Duration::from_micros(100);
 const ROUNDS: usize = 21;
 /// How long each side has in a round: with all rows 40 seconds.
 const TURN: Duration = Duration::from_millis(80);
@@ -47,11 +52,14 @@ struct Turn {
     seconds: f64,
     /// Nanoseconds of each lookup.
     took: Vec<u64>,
+    /// Seconds that one lookup took of the clients' core, and of the server's.
+    cpu: [f64; 2],
 }
 
-/// Every client looks sessions up, one after the other, until the turn is over.
-async fn turn(clients: &mut Vec<Client>, sessions: &Arc<[Session]>) -> Turn {
+/// Every client looks sessions up, one after the other and with this pause between them, until the turn is over.
+async fn turn(clients: &mut Vec<Client>, sessions: &Arc<[Session]>, pause: Duration, server: u32) -> Turn {
     let begun = Instant::now();
+    let before = [cpu::this_thread(), cpu::process(server)];
     let mut running = JoinSet::new();
     for (place, mut client) in clients.drain(..).enumerate() {
         let sessions = Arc::clone(sessions);
@@ -67,6 +75,11 @@ async fn turn(clients: &mut Vec<Client>, sessions: &Arc<[Session]>) -> Turn {
                 if now - begun > TURN {
                     break;
                 }
+                if !pause.is_zero() {
+                    while before < now + pause {
+                        before = Instant::now();
+                    }
+                }
             }
             (client, took)
         });
@@ -78,7 +91,20 @@ async fn turn(clients: &mut Vec<Client>, sessions: &Arc<[Session]>) -> Turn {
         clients.push(client);
         took.extend(more);
     }
-    Turn { seconds: begun.elapsed().as_secs_f64() / took.len() as f64, took }
+    let lookups = took.len() as f64;
+    let [client, server] = [cpu::this_thread() - before[0], cpu::process(server) - before[1]];
+    let cpu = [client / lookups - pause.as_secs_f64(), server / lookups];
+    Turn { seconds: begun.elapsed().as_secs_f64() / lookups, took, cpu }
+}
+
+/// The median of what a lookup takes of either core.
+fn cpu(turns: &[Turn]) -> String {
+    let of = |side: usize| {
+        let mut all: Vec<f64> = turns.iter().map(|turn| turn.cpu[side] * 1e6).collect();
+        all.sort_unstable_by(f64::total_cmp);
+        all[all.len() / 2]
+    };
+    format!("{:.1} / {:.1}", of(0), of(1))
 }
 
 /// Half of the lookups, and 99 of 100, were no slower.
@@ -95,20 +121,22 @@ fn measure(
     servers: &Servers,
     sessions: &Arc<[Session]>,
     [redis_table, memcached_table]: &mut [Table; 2],
-    latencies: &mut Vec<String>,
+    [latencies, cpus]: &mut [Vec<String>; 2],
 ) {
     for side in Side::ALL {
         runtime.block_on(async { side.clients(servers, 1).await[0].put(sessions).await });
     }
-    for count in IN_FLIGHT {
-        let name = format!("{:?}, {count} in flight", servers.socket);
+    let rows = IN_FLIGHT.into_iter().map(|count| (count, Duration::ZERO)).chain([(1, PAUSE)]);
+    for (count, pause) in rows {
+        let between = if pause.is_zero() { String::new() } else { format!(", {pause:?} between") };
+        let name = format!("{:?}, {count} in flight{between}", servers.socket);
         if !redis_table.wants(&name) {
             continue;
         }
         let mut sides = Side::ALL.map(|side| (runtime.block_on(side.clients(servers, count)), Vec::new()));
         for _ in 0..ROUNDS {
-            for (clients, turns) in &mut sides {
-                turns.push(runtime.block_on(turn(clients, sessions)));
+            for (side, (clients, turns)) in Side::ALL.into_iter().zip(&mut sides) {
+                turns.push(runtime.block_on(turn(clients, sessions, pause, side.server(servers))));
             }
         }
         let [ours, redis, memcached] = sides.map(|(_, turns)| turns);
@@ -119,10 +147,15 @@ fn measure(
                 .collect::<Vec<_>>()
         };
         let goal = Goal::AtLeast(if count < 64 { 1.0 } else { 1.5 });
-        redis_table.row(&name, Unit::PerSecond, goal, &rounds(&redis));
-        memcached_table.row(&name, Unit::PerSecond, Goal::None, &rounds(&memcached));
-        let [ours, redis, memcached] = [ours, redis, memcached].map(|turns| latency(&turns));
-        latencies.push(format!("{name:40} {ours:>13} {redis:>13} {memcached:>13}"));
+        // How many there are in a second depends on the pause.
+        if pause.is_zero() {
+            redis_table.row(&name, Unit::PerSecond, goal, &rounds(&redis));
+            memcached_table.row(&name, Unit::PerSecond, Goal::None, &rounds(&memcached));
+        }
+        for (rows, cell) in [(&mut *latencies, latency as fn(&[Turn]) -> String), (&mut *cpus, cpu)] {
+            let [ours, redis, memcached] = [&ours, &redis, &memcached].map(|turns| cell(turns));
+            rows.push(format!("{name:40} {ours:>13} {redis:>13} {memcached:>13}"));
+        }
     }
 }
 
@@ -138,16 +171,22 @@ fn main() {
     let _awake = awake::Awake::begin();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let sessions: Arc<[Session]> = (0..SESSIONS).map(Session::make).collect();
-    let mut latencies = Vec::new();
+    let mut more = [Vec::new(), Vec::new()];
     for socket in [Socket::Unix, Socket::Tcp] {
         // Who is started inherits the core.
         cores::pin(second);
         let servers = Servers::start(socket);
         cores::pin(first);
-        measure(&runtime, &servers, &sessions, &mut tables, &mut latencies);
+        measure(&runtime, &servers, &sessions, &mut tables, &mut more);
     }
     tables.iter().for_each(Table::print);
-    println!("\nmicroseconds of one lookup, median / 99 of 100");
-    println!("{:40} {:>13} {:>13} {:>13}", "", "ours", "Redis", "memcached");
-    latencies.iter().for_each(|row| println!("{row}"));
+    let titles = [
+        "microseconds of one lookup, median / 99 of 100",
+        "microseconds of CPU of one lookup, client / server: what is between lookups is not counted",
+    ];
+    for (title, rows) in titles.into_iter().zip(more) {
+        println!("\n{title}");
+        println!("{:40} {:>13} {:>13} {:>13}", "", "ours", "Redis", "memcached");
+        rows.iter().for_each(|row| println!("{row}"));
+    }
 }

@@ -18,7 +18,7 @@ mod tls;
 mod awake;
 #[path = "../shared/cores.rs"]
 mod cores;
-#[path = "../handshakes/cpu.rs"]
+#[path = "../shared/cpu.rs"]
 #[allow(dead_code, reason = "here nobody asks for the CPU time of a process")]
 mod cpu;
 #[path = "../shared/daemon.rs"]

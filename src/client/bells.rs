@@ -65,9 +65,9 @@ impl Bells {
 
     /// The task stops to work though some parts still have something to do, and is woken for them.
     pub(super) fn leave(&self, parts: Parts) {
-        let rung = (self.state.fetch_or(parts, Ordering::AcqRel) | parts) & !WORKS;
-        self.state.fetch_and(!WORKS, Ordering::AcqRel);
-        if rung != 0 {
+        self.state.fetch_or(parts, Ordering::AcqRel);
+        // Who rings before this does not wake the task, and who rings after it does where nobody has before.
+        if self.state.fetch_and(!WORKS, Ordering::AcqRel) != WORKS {
             self.wake();
         }
     }
@@ -138,6 +138,54 @@ mod tests {
         assert_eq!(woken(), 2, "it was woken already");
         bells.begin(&Context::from_waker(&task));
         assert_eq!(bells.rung(), ONE | OTHER);
+    }
+
+    #[test]
+    fn no_ring_of_another_thread_is_lost_however_the_task_stops() {
+        const RINGS: usize = 20_000;
+        let count = Arc::new(Count::default());
+        let task = Waker::from(Arc::clone(&count));
+        let bells = Bells::new(0);
+        let rung = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::new(AtomicUsize::new(0));
+        bells.begin(&Context::from_waker(&task));
+        assert!(bells.rest());
+        let ringer = std::thread::spawn({
+            let (bell, rung, seen) = (bells.waker(ONE), Arc::clone(&rung), Arc::clone(&seen));
+            move || {
+                for number in 1..=RINGS {
+                    rung.store(number, Ordering::SeqCst);
+                    bell.wake_by_ref();
+                    while seen.load(Ordering::SeqCst) < number {
+                        std::thread::yield_now();
+                    }
+                }
+            }
+        });
+        let (mut woken, mut turn) = (0, 0);
+        while seen.load(Ordering::SeqCst) < RINGS {
+            let begun = std::time::Instant::now();
+            while count.0.load(Ordering::SeqCst) == woken {
+                std::thread::yield_now();
+                assert!(begun.elapsed().as_secs() < 10, "a ring was lost");
+            }
+            woken = count.0.load(Ordering::SeqCst);
+            bells.begin(&Context::from_waker(&task));
+            loop {
+                if bells.rung() == ONE {
+                    seen.store(rung.load(Ordering::SeqCst), Ordering::SeqCst);
+                }
+                turn += 1;
+                if turn % 2 == 0 {
+                    bells.leave(0);
+                    break;
+                }
+                if bells.rest() {
+                    break;
+                }
+            }
+        }
+        ringer.join().unwrap();
     }
 
     #[test]

@@ -155,3 +155,52 @@ impl<V> Table<V> {
         if at + 1 < self.lines.len() { at + 1 } else { 0 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::hash_map::RandomState, hash::BuildHasher};
+
+    use super::*;
+
+    /// How many lines a search reads on average, and how many values it compares.
+    fn search(
+        table: &Table<u32>,
+        hash: &impl Fn(u32) -> u32,
+        keys: impl ExactSizeIterator<Item = u32>,
+    ) -> [f64; 2] {
+        let count = keys.len() as f64;
+        let (mut lines, mut compared) = (0, 0);
+        for key in keys {
+            let mut at = table.home(hash(key));
+            lines += 1;
+            while table.lines[at].way(tag(hash(key)), |value| **value == key).is_none()
+                && table.lines[at].passed > 0
+            {
+                at = table.next(at);
+                lines += 1;
+            }
+            table.find(hash(key), |value| {
+                compared += 1;
+                **value == key
+            });
+        }
+        [f64::from(lines), f64::from(compared)].map(|sum| sum / count)
+    }
+
+    #[test]
+    fn search_reads_as_much_among_hundreds_of_thousands_as_among_hundreds() {
+        let random = RandomState::new();
+        let hash = |key: u32| u32::try_from(random.hash_one(key) >> 32).unwrap();
+        let mut table = Table::new();
+        // At several fillings between two sizes, of which each is an eighth larger.
+        let sizes = [500, 1_000, 10_000, 100_000, 105_000, 110_000, 300_000];
+        for (from, to) in std::iter::once(0).chain(sizes).zip(sizes) {
+            (from..to).for_each(|key| table.insert(hash(key), Arc::new(key), |key| hash(*key)));
+            let step = usize::try_from(to / 500).unwrap();
+            let found = search(&table, &hash, (0..to).step_by(step));
+            let missed = search(&table, &hash, u32::MAX - 10_000..u32::MAX);
+            assert!(found[0] < 1.5 && found[1] < 1.1, "{to}: {found:?}");
+            assert!(missed[0] < 3.0 && missed[1] < 0.1, "{to}: {missed:?}");
+        }
+    }
+}

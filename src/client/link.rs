@@ -86,18 +86,28 @@ impl Link {
         waker: &Waker,
         asker: Asker,
     ) -> Result<Waiting, NotTaken> {
-        let words_size = question.size();
-        let state = self.admit(Phase::Open, Weight::May, words_size)?;
-        let id = push_asking(state, question, words_size, (waker, asker))?;
-        Ok(Waiting { link: self, id, fresh: true, over: false })
+        self.push_asking(Phase::Open, Weight::May, question, waker, asker)
     }
 
     /// Is answered, with nothing, when all before it is done: frees a connection that nobody has.
     pub(super) fn mark(self: Arc<Self>, waker: &Waker) -> Result<Waiting, NotTaken> {
         let request = pb::FreeRequest { connection_id: "0".repeat(32), allow_missing: true };
-        let words = Method::Free(request);
-        let state = self.admit(Phase::Retired, Weight::Must, words.size())?;
-        let id = push_asking(state, &words, words.size(), (waker, Asker::Task))?;
+        self.push_asking(Phase::Retired, Weight::Must, &Method::Free(request), waker, Asker::Task)
+    }
+
+    fn push_asking(
+        self: Arc<Self>,
+        until: Phase,
+        weight: Weight,
+        words: &impl Words,
+        waker: &Waker,
+        asker: Asker,
+    ) -> Result<Waiting, NotTaken> {
+        let words_size = words.size();
+        let mut state = self.admit(until, weight, words_size)?;
+        let id = state.waiting.take(waker, asker).ok_or(NotTaken::Full)?;
+        state.queue.push(&Call { id, alias: "", words, words_size });
+        send(state);
         Ok(Waiting { link: self, id, fresh: true, over: false })
     }
 
@@ -224,19 +234,6 @@ impl Link {
         state.sender = Some(cx.waker().clone());
         Poll::Pending
     }
-}
-
-/// Puts a call into the queue that is answered, under the number that comes back.
-fn push_asking(
-    mut state: MutexGuard<'_, State>,
-    words: &impl Words,
-    words_size: usize,
-    (waker, asker): (&Waker, Asker),
-) -> Result<u64, NotTaken> {
-    let id = state.waiting.take(waker, asker).ok_or(NotTaken::Full)?;
-    state.queue.push(&Call { id, alias: "", words, words_size });
-    send(state);
-    Ok(id)
 }
 
 /// Wakes the stream, if it has nothing to send.

@@ -73,7 +73,7 @@ impl Budget {
                 (cache, gone)
             };
             let Some(gone) = gone else { return };
-            cache.made_room(&gone);
+            cache.made_room(gone);
         }
     }
 

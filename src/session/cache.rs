@@ -17,6 +17,7 @@ use super::{
     ledger::Ledger,
     pool::Pool,
     revocation::{Revocations, Selector},
+    shell,
     watch::What,
 };
 use crate::{
@@ -129,7 +130,7 @@ impl Cache {
     /// [`NotStored`] says why it was not; a handshake goes on without.
     pub fn put(&self, new: NewSession, now: Timestamp) -> Result<Arc<Session>, NotStored> {
         self.ledger.tell_time(now);
-        let session = Arc::new(self.session(new, now)?);
+        let session = shell::fill(self.session(new, now)?);
         if session.size() - super::OVERHEAD > self.session_bytes_max.load(Ordering::Relaxed) {
             return Err(NotStored::TooLarge);
         }
@@ -184,9 +185,7 @@ impl Cache {
 
     /// A free id, or one whose session is over.
     fn store_or_replace(&self, session: &Arc<Session>, now: Timestamp) -> Result<(), NotStored> {
-        let put = || {
-            self.store.put(Arc::clone(session), |evicted| self.departed(&evicted, RemovalReason::CacheFull))
-        };
+        let put = || self.store.put(Arc::clone(session), |evicted| self.made_room(evicted));
         let mut stored = put();
         if stored == Err(Refused::Taken)
             && let Some(old) = self.store.peek(session.id().as_bytes()).filter(|old| old.expired(now))
@@ -370,7 +369,7 @@ impl Cache {
     /// Changes how much it may hold, in all and of one session. What has to go for it leaves.
     pub fn resize(&self, limits: Limits, session_bytes_max: usize) {
         self.session_bytes_max.store(session_bytes_max, Ordering::Relaxed);
-        self.store.resize(limits, |evicted| self.departed(&evicted, RemovalReason::CacheFull));
+        self.store.resize(limits, |evicted| self.made_room(evicted));
     }
 
     /// Gives up one session for others, and not the newest, where that is here. Whoever gets it calls [`Self::made_room`].
@@ -379,8 +378,9 @@ impl Cache {
     }
 
     /// Tells that this session had to make room.
-    pub(super) fn made_room(&self, gone: &Session) {
-        self.departed(gone, RemovalReason::CacheFull);
+    pub(super) fn made_room(&self, gone: Arc<Session>) {
+        self.departed(&gone, RemovalReason::CacheFull);
+        shell::leave(gone);
     }
 
     fn alive(&self, session: &Session, now: Timestamp) -> bool {

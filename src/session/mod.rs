@@ -8,6 +8,7 @@
 //! * [`ledger`]: what all caches have in common
 //! * [`watch`]: what happens to sessions, as it happens
 //! * [`resumption`]: rustls' storage traits, answered for one connection at a time
+//! * `secret`, `shell`: memory of sessions that left, used again
 //! * [`stats`]: the counters of SSL_CTX_sess_number(3), and why sessions left or were missed
 //! * `id`, `kind`: a session's name, and what many sessions have in common
 //!
@@ -39,6 +40,8 @@ pub mod ledger;
 mod pool;
 pub mod resumption;
 pub mod revocation;
+mod secret;
+mod shell;
 pub mod stats;
 pub mod watch;
 

@@ -6,7 +6,6 @@
 
 use std::{
     fmt,
-    ops::Deref,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -22,9 +21,9 @@ use rustls::{
     server::StoresServerSessions,
     time_provider::TimeProvider,
 };
-use zeroize::{Zeroizing, optimization_barrier};
+use zeroize::Zeroizing;
 
-use super::{Session, SessionId};
+use super::{Session, SessionId, secret::SecretBytes};
 use crate::clock::Timestamp;
 
 /// The secret part of a session, in its library's private form. Zeroed when dropped.
@@ -33,25 +32,6 @@ pub enum Secret {
     Bytes(SecretBytes),
     /// Client side of the daemon's engine: rustls keeps these as objects and has no encoding for them.
     Client(Box<ClientSession>),
-}
-
-/// Overwritten when they are dropped, and at once: Zeroizing goes byte by byte.
-pub struct SecretBytes(Box<[u8]>);
-
-impl Deref for SecretBytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl Drop for SecretBytes {
-    fn drop(&mut self) {
-        self.0.fill(0);
-        // Or the compiler would leave it out.
-        optimization_barrier(&*self.0);
-    }
 }
 
 /// What rustls resumes a client's session with, and the group its handshake ended with.
@@ -66,7 +46,7 @@ impl Secret {
     /// Bytes that are ours already. Copied once if they have room to spare, and the first copy is zeroed.
     pub fn bytes(bytes: Vec<u8>) -> Self {
         if bytes.len() == bytes.capacity() {
-            return Self::Bytes(SecretBytes(bytes.into_boxed_slice()));
+            return Self::Bytes(bytes.into_boxed_slice().into());
         }
         let bytes = Zeroizing::new(bytes);
         Self::copied(&bytes)
@@ -74,7 +54,7 @@ impl Secret {
 
     /// A copy of bytes.
     pub fn copied(bytes: &[u8]) -> Self {
-        Self::Bytes(SecretBytes(bytes.into()))
+        Self::Bytes(SecretBytes::copied(bytes))
     }
 
     /// The bytes, where it is bytes.

@@ -120,3 +120,38 @@ fn session_over_the_size_limit_is_not_kept() {
     assert_eq!(cache.put(large, NOW).unwrap_err(), NotStored::TooLarge);
     assert!(cache.is_empty() && cache.bytes() == 0);
 }
+
+#[test]
+fn session_that_somebody_has_is_never_written_over_and_memory_of_others_is_used_again() {
+    let limits = Limits { entries_max: 1, bytes_max: usize::MAX };
+    let cache = cache_of(Role::Server, limits, &Arc::new(Ledger::new(ROOM)));
+    let put = |id: u8| {
+        let secret = Secret::bytes(vec![id; 50]);
+        cache.put(NewSession { secret, ..new(id, Version::Tls12) }, NOW).unwrap()
+    };
+    let is = |session: &Session, id: u8| {
+        assert_eq!((session.id(), session.secret().as_bytes()), (&self::id(id), Some(&[id; 50][..])));
+    };
+    let held = put(1);
+    let gone = Arc::as_ptr(&put(2));
+    assert_eq!(Arc::strong_count(&held), 1, "it made room for the second");
+    let third = put(3);
+    assert_ne!(Arc::as_ptr(&third), gone, "the second was there until the third came");
+    // The second had left, and nobody had it; the third makes room now.
+    let fourth = put(4);
+    assert_eq!(Arc::as_ptr(&fourth), gone);
+    for (session, id) in [(&held, 1), (&third, 3), (&fourth, 4)] {
+        is(session, id);
+        assert_eq!(session.open_connections(), 0);
+    }
+    fourth.hold();
+    drop(fourth);
+    let fifth = put(5);
+    assert!(Arc::as_ptr(&fifth) != gone, "the fourth was there until the fifth came");
+    let sixth = put(6);
+    assert_eq!((Arc::as_ptr(&sixth), sixth.open_connections()), (gone, 0), "nothing is left of the fourth");
+    (1..6).for_each(|id| {
+        assert_eq!(find(&cache, id, Version::Tls12, "a.test", NOW).unwrap_err(), Miss::Removed);
+    });
+    is(&find(&cache, 6, Version::Tls12, "a.test", NOW).unwrap(), 6);
+}

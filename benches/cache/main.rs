@@ -3,7 +3,7 @@
 //! OpenSSL takes part with feature `openssl`.
 //!
 //! * `contenders`: who is measured, each as a user would write it
-//! * `floor`: an array, which no map can beat at gets
+//! * `floor`: an array and a chain, which need not search: what memory itself takes
 //! * `openssl`: OpenSSL's cache; all that is `unsafe`, but for the allocator
 //! * `turns`: what they do, in turns
 //! * `memory`: what a session takes, each contender in a process of its own
@@ -30,7 +30,7 @@ mod awake;
 mod cores;
 
 use contenders::{Bare, Moka, Ours, Quick, Raw};
-use floor::Floor;
+use floor::{Array, Chain};
 use table::Table;
 use turns::{Begun, Section, Side, Work};
 
@@ -49,16 +49,17 @@ const CONTENDERS: &[(&str, Maker)] = &[
     ("DashMap", |size| Begun::boxed(Raw::new(size))),
     ("moka", |size| Begun::boxed(Moka::new(size))),
     ("quick_cache", |size| Begun::boxed(Quick::new(size))),
-    ("array", |size| Begun::boxed(Floor::new(size))),
+    ("array", |size| Begun::boxed(Array::new(size))),
+    ("chain", |size| Begun::boxed(Chain::new(size))),
     #[cfg(feature = "openssl")]
     ("OpenSSL", |size| Begun::boxed(openssl::Context::new(size))),
 ];
 
-/// OpenSSL's sessions are large, and in an array there is nothing to put or to take.
+/// OpenSSL's sessions are large, and where nothing is searched there is nothing to put or to take.
 fn takes_part(name: &str, section: &Section) -> bool {
     match name {
         "OpenSSL" => section.size <= TOGETHER_MAX,
-        "array" => section.work == Work::Get,
+        name if floor::NAMES.contains(&name) => section.work == Work::Get,
         _ => true,
     }
 }
@@ -105,6 +106,6 @@ fn main() {
     }
     table.print();
     if table.wants(memory::TITLE) {
-        memory::print(CONTENDERS.iter().map(|(name, _)| *name).filter(|&name| name != "array"));
+        memory::print(CONTENDERS.iter().map(|(name, _)| *name).filter(|name| !floor::NAMES.contains(name)));
     }
 }

@@ -10,6 +10,8 @@ use crate::servers::{Servers, Socket};
 
 /// A lookup that has no answer by then ends the run, whoever was asked. It is redis-rs' default.
 const DEADLINE: Duration = Duration::from_millis(500);
+/// How many sessions are put before an answer is waited for.
+const AT_ONCE: usize = 1000;
 /// The size of an OpenSSL session, nearly.
 const DATA: usize = 200;
 
@@ -116,25 +118,39 @@ impl Client {
         }
     }
 
-    /// Puts all sessions, and finds the last.
-    pub(crate) async fn put(&mut self, sessions: &[Session]) {
-        for session in sessions {
-            match self {
-                Self::Ours(worker) => {
+    /// Puts all sessions, many at a time, and finds the last.
+    pub(crate) async fn put(&mut self, sessions: impl Iterator<Item = Session>) {
+        let mut sessions = sessions.peekable();
+        while sessions.peek().is_some() {
+            let some: Vec<_> = sessions.by_ref().take(AT_ONCE).collect();
+            self.put_some(&some).await;
+            self.find(some.last().unwrap()).await;
+        }
+    }
+
+    async fn put_some(&mut self, sessions: &[Session]) {
+        match self {
+            Self::Ours(worker) => {
+                for session in sessions {
                     let connection = worker.open(Role::Server, "", None);
                     let put = Put::new(Version::Tls12, session.data.clone());
                     connection.put(Put { session_id: session.id.clone().into(), ..put });
                     connection.shutdown();
                 }
-                Self::Redis(connection) => {
-                    let set = redis::cmd("SET").arg(&session.id).arg(&session.data).to_owned();
-                    set.exec_async(connection).await.unwrap();
+                assert!(worker.flush(Duration::from_secs(5)).await, "the daemon does not take them");
+            }
+            Self::Redis(connection) => {
+                let mut pipe = redis::pipe();
+                for session in sessions {
+                    pipe.cmd("SET").arg(&session.id).arg(&session.data).ignore();
                 }
-                Self::Memcached(client) => {
+                pipe.exec_async(connection).await.unwrap();
+            }
+            Self::Memcached(client) => {
+                for session in sessions {
                     client.set(&session.id, session.data.as_slice(), None, None).await.unwrap();
                 }
             }
         }
-        self.find(sessions.last().unwrap()).await;
     }
 }

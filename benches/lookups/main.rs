@@ -2,6 +2,8 @@
 //! one takes, and how much CPU on either side. `cargo bench --bench lookups`; words after `--` choose rows by name:
 //! `-- 'Unix, 16'`.
 //!
+//! * `turns`: what they do, in turns
+//! * `many`: the same among ten million sessions
 //! * `servers`: the daemon, Redis and memcached as processes of their own
 //! * `clients`: who asks them
 //! * `shared/`: the table, the daemon's process, CPU clocks, and cores that do not sleep
@@ -11,15 +13,14 @@
 
 #![expect(clippy::unwrap_used, reason = "where anything fails there is nothing to measure")]
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
-use tokio::{runtime::Runtime, task::JoinSet};
+use tokio::runtime::Runtime;
 
 mod clients;
+mod many;
 mod servers;
+mod turns;
 
 #[path = "../shared/awake.rs"]
 mod awake;
@@ -34,85 +35,24 @@ mod process;
 #[allow(dead_code, reason = "each bench has its own units and goals")]
 mod table;
 
-use clients::{Client, Session, Side};
+use clients::{Session, Side};
 use servers::{Servers, Socket};
 use table::{Goal, Round, Table, Unit};
+use turns::{Turn, cpus, latency, turn};
 
 const IN_FLIGHT: [usize; 4] = [1, 16, 64, 256];
 /// What a client does between two lookups in the last row, as if it made a handshake.
 const PAUSE: Duration = Duration::from_micros(100);
 const ROUNDS: usize = 21;
-/// How long each side has in a round: with all rows 40 seconds.
-const TURN: Duration = Duration::from_millis(80);
 const SESSIONS: usize = 1000;
 
-/// What one side did in its turn.
-struct Turn {
-    /// Of one lookup, when all are done.
-    seconds: f64,
-    /// Nanoseconds of each lookup.
-    took: Vec<u64>,
-    /// Seconds that one lookup took of the clients' core, and of the server's.
-    cpu: [f64; 2],
+fn goal(in_flight: usize) -> Goal {
+    Goal::AtLeast(if in_flight < 64 { 1.0 } else { 1.5 })
 }
 
-/// Every client looks sessions up, one after the other and with this pause between them, until the turn is over.
-async fn turn(clients: &mut Vec<Client>, sessions: &Arc<[Session]>, pause: Duration, server: u32) -> Turn {
-    let begun = Instant::now();
-    let before = [cpu::this_thread(), cpu::process(server)];
-    let mut running = JoinSet::new();
-    for (place, mut client) in clients.drain(..).enumerate() {
-        let sessions = Arc::clone(sessions);
-        running.spawn(async move {
-            let mut took = Vec::new();
-            let mut before = Instant::now();
-            // Each begins elsewhere.
-            for session in sessions.iter().cycle().skip(place * 31 % SESSIONS) {
-                client.find(session).await;
-                let now = Instant::now();
-                took.push(u64::try_from((now - before).as_nanos()).unwrap());
-                before = now;
-                if now - begun > TURN {
-                    break;
-                }
-                if !pause.is_zero() {
-                    while before < now + pause {
-                        before = Instant::now();
-                    }
-                }
-            }
-            (client, took)
-        });
-    }
-    let mut took = Vec::new();
-    // A lookup that found nothing ends the run.
-    while let Some(done) = running.join_next().await {
-        let (client, more) = done.unwrap();
-        clients.push(client);
-        took.extend(more);
-    }
-    let lookups = took.len() as f64;
-    let [client, server] = [cpu::this_thread() - before[0], cpu::process(server) - before[1]];
-    let cpu = [client / lookups - pause.as_secs_f64(), server / lookups];
-    Turn { seconds: begun.elapsed().as_secs_f64() / lookups, took, cpu }
-}
-
-/// The median of what a lookup takes of either core.
-fn cpu(turns: &[Turn]) -> String {
-    let of = |side: usize| {
-        let mut all: Vec<f64> = turns.iter().map(|turn| turn.cpu[side] * 1e6).collect();
-        all.sort_unstable_by(f64::total_cmp);
-        all[all.len() / 2]
-    };
-    format!("{:.1} / {:.1}", of(0), of(1))
-}
-
-/// Half of the lookups, and 99 of 100, were no slower.
-fn latency(turns: &[Turn]) -> String {
-    let mut all: Vec<u64> = turns.iter().flat_map(|turn| turn.took.iter().copied()).collect();
-    all.sort_unstable();
-    let of_hundred = |place: usize| all[(all.len() - 1) * place / 100] as f64 / 1e3;
-    format!("{:.0} / {:.0}", of_hundred(50), of_hundred(99))
+fn rounds(ours: &[Turn], theirs: &[Turn]) -> Vec<Round> {
+    let pairs = ours.iter().zip(theirs);
+    pairs.map(|(ours, theirs)| Round { ours: ours.seconds, plain: theirs.seconds }).collect()
 }
 
 /// All rows over one kind of socket.
@@ -121,10 +61,12 @@ fn measure(
     servers: &Servers,
     sessions: &Arc<[Session]>,
     [redis_table, memcached_table]: &mut [Table; 2],
-    [latencies, cpus]: &mut [Vec<String>; 2],
+    [latencies, all_cpus]: &mut [Vec<String>; 2],
 ) {
     for side in Side::ALL {
-        runtime.block_on(async { side.clients(servers, 1).await[0].put(sessions).await });
+        runtime.block_on(async {
+            side.clients(servers, 1).await[0].put((0..SESSIONS).map(Session::make)).await;
+        });
     }
     let rows = IN_FLIGHT.into_iter().map(|count| (count, Duration::ZERO)).chain([(1, PAUSE)]);
     for (count, pause) in rows {
@@ -134,25 +76,19 @@ fn measure(
             continue;
         }
         let mut sides = Side::ALL.map(|side| (runtime.block_on(side.clients(servers, count)), Vec::new()));
-        for _ in 0..ROUNDS {
+        for round in 0..ROUNDS {
             for (side, (clients, turns)) in Side::ALL.into_iter().zip(&mut sides) {
-                turns.push(runtime.block_on(turn(clients, sessions, pause, side.server(servers))));
+                let turn = turn(clients, sessions, round, pause, side.server(servers));
+                turns.push(runtime.block_on(turn));
             }
         }
         let [ours, redis, memcached] = sides.map(|(_, turns)| turns);
-        let rounds = |theirs: &[Turn]| {
-            let pairs = ours.iter().zip(theirs);
-            pairs
-                .map(|(ours, theirs)| Round { ours: ours.seconds, plain: theirs.seconds })
-                .collect::<Vec<_>>()
-        };
-        let goal = Goal::AtLeast(if count < 64 { 1.0 } else { 1.5 });
         // How many there are in a second depends on the pause.
         if pause.is_zero() {
-            redis_table.row(&name, Unit::PerSecond, goal, &rounds(&redis));
-            memcached_table.row(&name, Unit::PerSecond, Goal::None, &rounds(&memcached));
+            redis_table.row(&name, Unit::PerSecond, goal(count), &rounds(&ours, &redis));
+            memcached_table.row(&name, Unit::PerSecond, Goal::None, &rounds(&ours, &memcached));
         }
-        for (rows, cell) in [(&mut *latencies, latency as fn(&[Turn]) -> String), (&mut *cpus, cpu)] {
+        for (rows, cell) in [(&mut *latencies, latency as fn(&[Turn]) -> String), (&mut *all_cpus, cpus)] {
             let [ours, redis, memcached] = [&ours, &redis, &memcached].map(|turns| cell(turns));
             rows.push(format!("{name:40} {ours:>13} {redis:>13} {memcached:>13}"));
         }
@@ -175,11 +111,15 @@ fn main() {
     for socket in [Socket::Unix, Socket::Tcp] {
         // Who is started inherits the core.
         cores::pin(second);
-        let servers = Servers::start(socket);
+        let servers = Servers::start(socket, SESSIONS);
         cores::pin(first);
         measure(&runtime, &servers, &sessions, &mut tables, &mut more);
     }
+    let many = many::measure(&runtime, [first, second], &mut tables[0]);
     tables.iter().for_each(Table::print);
+    if let Some(many) = many {
+        println!("\n{many}");
+    }
     let titles = [
         "microseconds of one lookup, median / 99 of 100",
         "microseconds of CPU of one lookup, client / server: what is between lookups is not counted",

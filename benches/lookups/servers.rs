@@ -32,12 +32,19 @@ pub(crate) struct Servers {
 }
 
 impl Servers {
-    /// On the cores of this thread.
-    pub(crate) fn start(socket: Socket) -> Self {
+    /// On the cores of this thread; the daemon with room for so many sessions.
+    pub(crate) fn start(socket: Socket, sessions: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("daemon.toml");
         let api = folder.path().join("api.sock");
-        let text = format!("[listen]\napi = [\"tcp://127.0.0.1:0\", \"unix://{}\"]\n", api.display());
+        let text = format!(
+            r#"
+                listen.api = ["tcp://127.0.0.1:0", "unix://{}"]
+                limits = {{ sessions = {sessions}, session_bytes = "16GiB" }}
+                context = [{{ cache_entries_max = {sessions}, cache_bytes_max = "16GiB" }}]
+            "#,
+            api.display()
+        );
         fs::write(&config, text).unwrap();
         Self {
             socket,

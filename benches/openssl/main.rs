@@ -40,9 +40,12 @@ const ROUNDS: usize = 31;
 /// Handshakes of each side in a round.
 const HANDSHAKES: usize = 32;
 
+/// More than the handshakes of a run make.
+const SESSIONS: usize = 20_000;
+
 fn main() {
     let setup = Setup::make();
-    let servers = Servers::start(Socket::Unix);
+    let servers = Servers::start(Socket::Unix, SESSIONS);
     let words = || std::env::args().skip(1);
     let mut redis_table = Table::wanted("Redis", words());
     let mut own_table = Table::wanted("own", words());

@@ -1,0 +1,81 @@
+//! The same among ten million sessions, and how much longer a lookup takes there than among a thousand. Needs 11 GB of memory.
+//!
+//! Four servers take turns: the daemon and Redis, each with few and with many. A client looks sessions up at random, and
+//! has as many of them at hand in either case: what differs is where they are found.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::runtime::Runtime;
+
+use crate::{
+    ROUNDS, SESSIONS,
+    clients::{Session, Side},
+    cores, goal, rounds,
+    servers::{Servers, Socket},
+    table::{Table, Unit},
+    turns::{Turn, at_random, turn},
+};
+
+const MANY: usize = 10_000_000;
+/// How many of them are looked up.
+const ASKED: usize = 1_000_000;
+const IN_FLIGHT: [usize; 2] = [1, 64];
+const SIDES: [Side; 2] = [Side::Ours, Side::Redis];
+
+/// Servers with so many sessions, and what they are asked for.
+struct House {
+    servers: Servers,
+    asked: Arc<[Session]>,
+}
+
+impl House {
+    fn fill(runtime: &Runtime, [clients, servers]: [usize; 2], size: usize) -> Self {
+        // Who is started inherits the core.
+        cores::pin(servers);
+        let servers = Servers::start(Socket::Unix, size);
+        cores::pin(clients);
+        for side in SIDES {
+            runtime.block_on(async {
+                side.clients(&servers, 1).await[0].put((0..size).map(Session::make)).await;
+            });
+        }
+        let asked = (0..ASKED).map(|number| Session::make(at_random(number, size))).collect();
+        Self { servers, asked }
+    }
+}
+
+/// The rows, and what is to be said of them. `None`: none was wanted.
+pub(crate) fn measure(runtime: &Runtime, cores: [usize; 2], table: &mut Table) -> Option<String> {
+    let name = |count: usize| format!("Unix, {count} in flight, of {}M", MANY / 1_000_000);
+    let wanted: Vec<_> = IN_FLIGHT.into_iter().filter(|&count| table.wants(&name(count))).collect();
+    if wanted.is_empty() {
+        return None;
+    }
+    let [few, many] = [SESSIONS, MANY].map(|size| House::fill(runtime, cores, size));
+    let mut said = format!("a lookup among {MANY} takes as often that among {SESSIONS}");
+    for count in wanted {
+        let sides = [(&few, Side::Ours), (&few, Side::Redis), (&many, Side::Ours), (&many, Side::Redis)];
+        let mut sides = sides.map(|(house, side)| {
+            (house, side, runtime.block_on(side.clients(&house.servers, count)), Vec::new())
+        });
+        for round in 0..ROUNDS {
+            for (house, side, clients, turns) in &mut sides {
+                let server = side.server(&house.servers);
+                let turn = turn(clients, &house.asked, round, Duration::ZERO, server);
+                turns.push(runtime.block_on(turn));
+            }
+        }
+        let [few_ours, few_redis, ours, redis] = sides.map(|(_, _, _, turns)| turns);
+        table.row(&name(count), Unit::PerSecond, goal(count), &rounds(&ours, &redis));
+        let [ours, redis] = [(few_ours, ours), (few_redis, redis)].map(|(few, many)| growth(&few, &many));
+        said += &format!("\n{count} in flight: ours {ours:.2}, Redis {redis:.2}");
+    }
+    Some(said)
+}
+
+/// The median of the rounds' ratios.
+fn growth(few: &[Turn], many: &[Turn]) -> f64 {
+    let mut all: Vec<f64> = few.iter().zip(many).map(|(few, many)| many.seconds / few.seconds).collect();
+    all.sort_unstable_by(f64::total_cmp);
+    all[all.len() / 2]
+}

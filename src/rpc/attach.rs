@@ -30,13 +30,15 @@ use super::{
 use crate::{
     connection::{ConnectionId, Table},
     proto::{self as pb, answer::Result as Answered, call::Method},
-    session::Session,
+    session::{Session, cache::EXPECTED_MAX},
 };
 
 /// Answers of one batch are cut into messages of about this size, for many clients take no more than 4 MiB.
 const ANSWERS_BYTES: usize = 1 << 20;
 /// A batch is answered in quarters, of no fewer calls than this: the worker goes on while the rest is answered.
 const QUARTER_MIN: usize = 8;
+/// Fewer calls than this need no preparation.
+const EXPECTED_MIN: usize = 4;
 /// The most room for answers that are not there yet, and how much of it is to spare.
 const ROOM_MAX: usize = 32 << 10;
 const ROOM_MORE: usize = 512;
@@ -57,6 +59,8 @@ pub(super) struct Attach {
     lost: Seldom<dyn Future<Output = Refusal> + Send>,
     /// Calls that wait for their turn.
     batch: Batch,
+    /// How many of them have been prepared for.
+    expected: usize,
     /// How many of them make a quarter.
     quarter: usize,
     /// How much room the next answers are given.
@@ -118,6 +122,11 @@ impl Calls {
             Ok(Done::Other(result)) => to.push(&pb::Answer { id, result: Some(result) }),
             Err(refusal) => to.push(&pb::Answer { id, result: Some(Answered::Error(refusal.call_error())) }),
         }
+    }
+
+    /// Prepares for the lookups that come next.
+    fn expect(&mut self, batch: &Batch) {
+        self.sessions.expect(&self.by, &mut self.moment, batch.ahead());
     }
 
     fn look(&mut self, wanted: Wanted<'_>) -> Result<Done, Refusal> {
@@ -275,6 +284,7 @@ impl Attach {
             draining,
             lost,
             batch: Batch::default(),
+            expected: 0,
             quarter: QUARTER_MIN,
             room: 0,
             pause: false,
@@ -291,6 +301,11 @@ impl Attach {
         self.calls.moment.begin(self.calls.sessions.table.now());
         let mut answers = Answers::with_room(self.room);
         while answers.count() < self.quarter && answers.len() < ANSWERS_BYTES {
+            if self.expected == 0 && self.batch.len() >= EXPECTED_MIN {
+                self.calls.expect(&self.batch);
+                self.expected = EXPECTED_MAX;
+            }
+            self.expected = self.expected.saturating_sub(1);
             match self.batch.next() {
                 Some(Ok(call)) => self.calls.answer(call, &mut answers),
                 Some(Err(err)) => self.phase = Phase::Ending(Some(malformed(&err))),
@@ -345,6 +360,7 @@ impl Stream for Attach {
                     Ok(batch) => {
                         this.quarter = batch.len().div_ceil(4).max(QUARTER_MIN);
                         this.batch = batch;
+                        this.expected = 0;
                     }
                     Err(Unread::TooMany(calls)) => {
                         this.phase = Phase::Ending(Some(Refusal::BatchTooLarge(calls).into()));

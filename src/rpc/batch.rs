@@ -74,6 +74,19 @@ impl Batch {
         }
     }
 
+    /// The lookups that come next, as far as they lie behind each other, and as if none of them had been read.
+    pub(super) fn ahead(&self) -> impl Iterator<Item = Wanted<'_>> {
+        let (left, at) = match self.calls {
+            Calls::Lying { left, at } => (left, at),
+            Calls::Read(_) => (0, 0),
+        };
+        let mut rest = self.message.get(at..).unwrap_or_default();
+        (0..left).map_while(move |_| {
+            rest = rest.get(KEY..)?;
+            lookup(read_bytes(&mut rest)?).map(|(_, wanted)| wanted)
+        })
+    }
+
     /// The next call. Nothing comes after an error.
     pub(super) fn next(&mut self) -> Option<Result<Next<'_>, DecodeError>> {
         let (left, at) = match &mut self.calls {
@@ -177,14 +190,22 @@ mod tests {
         }
     }
 
-    /// The calls as the generated types have them, and how many were read without them.
+    /// The calls as the generated types have them, and how many were read without them. What is seen ahead is what comes.
     fn read(message: &[u8]) -> Result<(Vec<pb::Call>, usize), String> {
         let mut batch = Batch::read(message.to_vec().into()).map_err(|unread| match unread {
             Unread::TooMany(count) => format!("{count} calls"),
             Unread::Malformed(err) => err.to_string(),
         })?;
         let (mut calls, mut lookups) = (Vec::new(), 0);
-        while let Some(next) = batch.next() {
+        loop {
+            let ahead: Vec<_> = batch.ahead().map(|wanted| wanted.session_id.to_vec()).collect();
+            assert!(ahead.len() <= batch.len());
+            let Some(next) = batch.next() else { break };
+            let comes = match &next {
+                Ok(Next::Lookup(_, wanted)) => Some(wanted.session_id.to_vec()),
+                Ok(Next::Other(_)) | Err(_) => None,
+            };
+            assert_eq!(ahead.first(), comes.as_ref());
             calls.push(match next.map_err(|err| err.to_string())? {
                 Next::Other(call) => call,
                 Next::Lookup(id, wanted) => {

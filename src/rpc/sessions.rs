@@ -211,6 +211,24 @@ impl Sessions {
         })
     }
 
+    /// Prepares for lookups that come next, as many as belong together. Says nothing of what they may not ask: they will be
+    /// told.
+    pub(super) fn expect<'w>(
+        &self,
+        by: &Caller,
+        moment: &mut Moment,
+        wanted: impl Iterator<Item = Wanted<'w>>,
+    ) {
+        let mut wanted = wanted.peekable();
+        let Some(&Wanted { context: name, role: side, .. }) = wanted.peek() else { return };
+        let Ok(context) = granted(&mut moment.context, &self.table, by, name) else { return };
+        let Ok(role) = convert::role(side) else { return };
+        let ids = wanted
+            .take_while(|wanted| wanted.context == name && wanted.role == side)
+            .filter_map(|wanted| convert::session_id(wanted.session_id).ok()?);
+        context.cache(role).expect(ids);
+    }
+
     /// The session that is asked for, or why there is none.
     pub(super) fn look(
         &self,

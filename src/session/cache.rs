@@ -27,6 +27,9 @@ use crate::{
     sync::{AtomicUsize, Ordering},
 };
 
+/// How many lookups [`Cache::expect`] prepares for.
+pub use crate::store::memory::TOUCHED_MAX as EXPECTED_MAX;
+
 /// What a lookup answers where there is nothing to resume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Miss {
@@ -87,6 +90,9 @@ pub struct Plan<'a> {
     /// What its contexts call their sessions.
     pub session_id_context: &'a str,
 }
+
+/// So many sessions do not lie near any processor.
+const FAR: usize = 50_000;
 
 /// Sessions of one scope and role.
 pub struct Cache {
@@ -225,6 +231,14 @@ impl Cache {
         }
         self.ledger.watchers.tell(&session, What::Hit, now);
         Ok(session)
+    }
+
+    /// Prepares for lookups of these ids, which come next, where there are so many sessions that each would wait for memory
+    /// of its own: [`EXPECTED_MAX`] of them at most. Elsewhere no id is asked for.
+    pub fn expect(&self, ids: impl Iterator<Item = SessionId>) {
+        if self.len() >= FAR {
+            self.store.touch(ids);
+        }
     }
 
     /// The session under this id, which stays, whatever its version. Not for resuming.

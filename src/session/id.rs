@@ -48,6 +48,12 @@ impl SessionId {
     }
 }
 
+impl AsRef<[u8]> for SessionId {
+    fn as_ref(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}
+
 /// Takes the same time wherever two ids of one length differ: who may name one may resume it.
 impl PartialEq for SessionId {
     fn eq(&self, other: &Self) -> bool {

@@ -25,6 +25,7 @@ pub(crate) const CHECKS: &[Check] = &[
     ("counters_are_what_is_held_and_limits_hold", counters_are_what_is_held_and_limits_hold),
     ("smaller_limits_hold_whatever_is_put_meanwhile", smaller_limits_hold_whatever_is_put_meanwhile),
     ("what_a_put_has_pushed_out_is_not_handed_out", what_a_put_has_pushed_out_is_not_handed_out),
+    ("who_looks_ahead_stops_nobody_and_changes_nothing", who_looks_ahead_stops_nobody_and_changes_nothing),
 ];
 
 struct Value {
@@ -179,6 +180,31 @@ fn calls_are_answered_as_if_one_came_after_another() {
         }) as Box<dyn FnOnce() + Send>
     }));
     history.assert_of_a_map();
+    assert_counted(&store, &total);
+}
+
+fn who_looks_ahead_stops_nobody_and_changes_nothing() {
+    let total = Arc::default();
+    let store = store(any_parts(), 1_000, &total);
+    put(&store, value(1, 1)).unwrap();
+    let threads: [fn(&Memory<Value>); 4] = [
+        // In both orders: each may hold what the other comes to next.
+        |store| store.touch([[1], [2], [3]].iter()),
+        |store| store.touch([[3], [2], [1], [1]].iter()),
+        |store| {
+            put(store, value(2, 2)).unwrap();
+            assert_eq!(store.take(&[1]).map(|value| value.serial), Some(1));
+        },
+        |store| {
+            put(store, value(3, 3)).unwrap();
+            assert_eq!(store.get(&[3]).map(|value| value.serial), Some(3));
+        },
+    ];
+    together(threads.map(|thread| {
+        let store = Arc::clone(&store);
+        Box::new(move || thread(&store)) as Box<dyn FnOnce() + Send>
+    }));
+    assert_eq!([1, 2, 3].map(|key| store.get(&[key]).map(|value| value.serial)), [None, Some(2), Some(3)]);
     assert_counted(&store, &total);
 }
 

@@ -26,6 +26,10 @@ impl<T> RwLock<T> {
         self.0.read().unwrap()
     }
 
+    pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
+        self.0.try_read().ok()
+    }
+
     pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
         self.0.write().unwrap()
     }

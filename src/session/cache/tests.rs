@@ -155,3 +155,25 @@ fn session_that_somebody_has_is_never_written_over_and_memory_of_others_is_used_
     });
     is(&find(&cache, 6, Version::Tls12, "a.test", NOW).unwrap(), 6);
 }
+
+#[test]
+fn lookups_that_were_prepared_for_find_what_they_would_have_found() {
+    let limits = Limits { entries_max: FAR, bytes_max: usize::MAX };
+    let cache = cache_of(Role::Server, limits, &Arc::new(Ledger::new(limits)));
+    let id = |number: usize| SessionId::new(&number.to_be_bytes()).unwrap();
+    let put = |number: usize| {
+        cache.put(NewSession { id: Some(id(number)), ..new(0, Version::Tls13) }, NOW).unwrap();
+    };
+    (1..FAR).for_each(put);
+    cache.expect((0..1).map(|_| unreachable!("few sessions need no preparation")));
+    put(FAR);
+    let terms =
+        Terms { format: &Format::Rustls, binding: &[], versions: &[Version::Tls13], server_name: "a.test" };
+    // The last one twice, and one that is not there.
+    let wanted = || (FAR - 20..=FAR).chain([FAR, FAR + 1]).map(id);
+    cache.expect(wanted());
+    let found: Vec<_> =
+        wanted().map(|id| cache.find(&id, &terms, NOW).map(|found| found.id().clone())).collect();
+    let expected = (FAR - 20..=FAR).map(|number| Ok(id(number)));
+    assert!(found.into_iter().eq(expected.chain([Err(Miss::Removed), Err(Miss::Unknown)])));
+}

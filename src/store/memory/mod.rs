@@ -38,8 +38,8 @@ pub trait Entry {
     fn expires(&self) -> Timestamp;
     /// Room for the store's own notes.
     fn mark(&self) -> &Mark;
-    /// Reads a little of all memory that its end will read or write. Nothing comes of it but that this memory is near by
-    /// then.
+    /// Reads a little of all memory that who finds it will read, and its end read or write. Nothing comes of it but that this
+    /// memory is near by then.
     fn touch(&self) {}
 }
 
@@ -127,6 +127,8 @@ struct Part<V>(RwLock<Shard<V>>);
 /// A part has room for this many values at least, before there are more parts.
 const SHARD_ENTRIES: usize = 64;
 const SHARDS_MAX: usize = 256;
+/// How many keys are looked for at once before they are asked for.
+pub const TOUCHED_MAX: usize = 16;
 /// How many values leave under one hold of a lock when their time is over.
 const SLICE: usize = 256;
 
@@ -208,6 +210,25 @@ impl<V: Entry> Memory<V> {
     pub fn get(&self, key: &[u8]) -> Option<Arc<V>> {
         let (place, hash) = self.place(key);
         self.shards[place].0.read().ask(hash, key).map(Arc::clone)
+    }
+
+    /// Reads a little of all memory that lookups of these keys, which come next, will read: of up to [`TOUCHED_MAX`] of them
+    /// at once, where one after the other each would wait for its own. Nothing else comes of it, so what cannot be read at
+    /// once is passed over: a part in which somebody writes, and all but one key of a part.
+    pub fn touch<K: AsRef<[u8]>>(&self, keys: impl Iterator<Item = K>) {
+        let mut held: [Option<(usize, u32, _)>; TOUCHED_MAX] = [const { None }; TOUCHED_MAX];
+        // All locks before all else: at a lock a processor waits for what it has yet to read. And none is waited for, or two
+        // who hold what the other wants would wait forever.
+        for (next, key) in keys.take(TOUCHED_MAX).enumerate() {
+            let (place, hash) = self.place(key.as_ref());
+            let (before, free) = held.split_at_mut(next);
+            if !before.iter().flatten().any(|(other, ..)| *other == place) {
+                free[0] = self.shards[place].0.try_read().map(|shard| (place, hash, shard));
+            }
+        }
+        let held = || held.iter().flatten();
+        held().for_each(|(_, hash, shard)| shard.touch_line(*hash));
+        held().for_each(|(_, hash, shard)| shard.touch_value(*hash));
     }
 
     /// The value, which stays, and is none the wiser.

@@ -33,7 +33,7 @@ const IN_MAIN: u32 = 4;
 const SLOT_SHIFT: u32 = 3;
 
 impl Mark {
-    fn uses(&self) -> u32 {
+    pub(super) fn uses(&self) -> u32 {
         self.0.load(Ordering::Relaxed) & USES
     }
 
@@ -107,6 +107,18 @@ impl<V: Entry> Shard<V> {
     pub(super) fn get(&self, hash: u32, key: &[u8]) -> Option<&Arc<V>> {
         // A key is a capability: how much of it was right shows in no time that it takes.
         self.table.find(hash, |value| verify_slices_are_equal(value.key(), key).is_ok())
+    }
+
+    /// Reads of the table what a lookup will read.
+    pub(super) fn touch_line(&self, hash: u32) {
+        self.table.touch(hash);
+    }
+
+    /// Reads of the value what a lookup will read, and who has found it.
+    pub(super) fn touch_value(&self, hash: u32) {
+        if let Some(value) = self.table.likely(hash) {
+            value.touch();
+        }
     }
 
     /// The same, as a use.

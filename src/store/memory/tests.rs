@@ -242,3 +242,25 @@ fn table_finds_all_where_more_pass_a_line_than_it_counts() {
     }
     assert_eq!(table.len(), 0);
 }
+
+#[test]
+fn what_is_touched_stays_as_it_was() {
+    // One part, and several.
+    for entries_max in [20, 2000] {
+        let store = store(entries_max, usize::MAX);
+        let keys = |range: std::ops::Range<u32>| range.map(u32::to_be_bytes);
+        store.touch(keys(0..3));
+        (0..20).for_each(|key| drop(put(&store, value(key, 1)).unwrap()));
+        // More than are looked for at once, some twice, and some that are not there.
+        store.touch(keys(0..40).chain(keys(0..4)));
+        store.touch(keys(18..22).chain(keys(18..22)));
+        assert_eq!((self::keys(&store), amount(&store)), ((0..20).collect(), (20, 20)));
+        assert!((0..20_u32).all(|key| store.peek(&key.to_be_bytes()).unwrap().mark.uses() == 0));
+    }
+    let store = store(2000, usize::MAX);
+    put(&store, value(1, 1)).unwrap();
+    let (part, _) = store.place(&1_u32.to_be_bytes());
+    let writer = store.shards[part].0.write();
+    store.touch([1_u32.to_be_bytes()].iter());
+    drop(writer);
+}

@@ -25,7 +25,11 @@ use crate::{
     },
     context::Context,
     proto::{self as pb, session_service_server::SessionService},
-    session::{Cache, Format, Role, Secret, Session, Terms, Version, cache::NotStored, canonical},
+    session::{
+        Cache, Format, Role, Secret, Session, Terms, Version,
+        cache::{EXPECTED_MAX, NotStored},
+        canonical,
+    },
 };
 
 /// Holds what the calls need.
@@ -224,6 +228,8 @@ impl Sessions {
         let Ok(context) = granted(&mut moment.context, &self.table, by, name) else { return };
         let Ok(role) = convert::role(side) else { return };
         let ids = wanted
+            // Also of those that name no session: a message is looked through once, not once for each few of its calls.
+            .take(EXPECTED_MAX)
             .take_while(|wanted| wanted.context == name && wanted.role == side)
             .filter_map(|wanted| convert::session_id(wanted.session_id).ok()?);
         context.cache(role).expect(ids);

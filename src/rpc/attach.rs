@@ -59,7 +59,7 @@ pub(super) struct Attach {
     lost: Seldom<dyn Future<Output = Refusal> + Send>,
     /// Calls that wait for their turn.
     batch: Batch,
-    /// How many of them have been prepared for.
+    /// How many of the next ones are prepared for.
     expected: usize,
     /// How many of them make a quarter.
     quarter: usize,

@@ -315,8 +315,9 @@ async fn calls_that_never_arrive_whole_give_their_places_back() {
         let head = frames::call("/tls.sessiond.v1.ConnectionService/ListConnections");
         assert!(slow.send(&frame(HEADERS, END_HEADERS, 2 * stream + 1, &head)).await);
     };
-    let mut places = u32::try_from(SERVED).unwrap();
-    for stream in 0..places {
+    let served = u32::try_from(SERVED).unwrap();
+    let mut places = served;
+    for stream in 0..served {
         begin(stream).await;
     }
     let begun = Instant::now();
@@ -325,6 +326,7 @@ async fn calls_that_never_arrive_whole_give_their_places_back() {
             // One of those may have met this call, and been refused: another has its place.
             begin(places).await;
             places += 1;
+            assert!(places < 2 * served, "more calls are served than there are places");
         }
     };
     timeout(Duration::from_secs(10), full).await.expect("calls that are not whole take no place");

@@ -50,12 +50,12 @@ impl Contender for Array {
 /// keeps its values apart. And a get begins where the one before it ended, so that none overlaps with another, as it is
 /// where something else is done between two gets.
 pub(crate) struct Chain {
-    /// One line of a cache for each.
-    table: Box<[OnceLock<Line>]>,
+    table: Box<[Line]>,
 }
 
+/// One line of a processor's cache.
 #[repr(align(64))]
-struct Line(Box<Value>);
+struct Line(OnceLock<Box<Value>>);
 
 struct Value {
     /// Added to the next place. Nobody knows before it is read.
@@ -65,7 +65,7 @@ struct Value {
 
 impl Chain {
     pub(crate) fn new(size: usize) -> Self {
-        Self { table: (0..size).map(|_| OnceLock::new()).collect() }
+        Self { table: (0..size).map(|_| Line(OnceLock::new())).collect() }
     }
 }
 
@@ -83,14 +83,14 @@ impl Contender for Chain {
     }
 
     fn get(&self, last: &mut usize, &key: &usize) -> bool {
-        let Some(Line(value)) = self.table[key + *last].get() else { return false };
+        let Some(value) = self.table[key + *last].0.get() else { return false };
         *last = black_box(value.zero);
         true
     }
 
     fn put(&self, _: &mut usize, &key: &usize, &data: &Data, _: Uses) {
         let value = Value { zero: black_box(0), _data: data };
-        assert!(self.table[key].set(Line(Box::new(value))).is_ok(), "it has been put before");
+        assert!(self.table[key].0.set(Box::new(value)).is_ok(), "it has been put before");
     }
 
     fn take(&self, _: &mut usize, _: &usize) -> bool {

@@ -1,6 +1,7 @@
 //! The configuration: a file, or nothing, in; a valid [`Config`] out, or an error with key and line.
 //!
-//! Order of precedence: `--set listen.api=...` over `TLS_SESSIOND__LISTEN__API` over the file over the default.
+//! Order of precedence: `--set listen.api=...` over `TLS_SESSIOND__LISTEN__API` over the file over the default; `RUST_LOG`
+//! over every `log.level`.
 
 use std::{
     fmt,
@@ -12,6 +13,7 @@ use std::{
 mod access;
 mod check;
 mod context;
+mod log;
 mod origin;
 mod raw;
 mod units;
@@ -23,6 +25,8 @@ pub use context::{
     ClientAuth, ClosePolicy, ContextConfig, IDLE_TIMEOUT_MAX, Offering, Options, SESSION_TIMEOUT_MAX, Trust,
     Version,
 };
+pub use log::{Audit, Filter, Level, Log, LogFormat};
+use origin::ENV_PREFIX;
 
 /// Where it listens where nothing else is said.
 const DEFAULT_ADDRESS: SocketAddr =
@@ -55,6 +59,8 @@ pub struct Config {
     pub limits: Limits,
     /// How it stops.
     pub drain: Drain,
+    /// What it logs.
+    pub log: Log,
     /// What connections inherit, at least one.
     pub contexts: Vec<ContextConfig>,
     origin: origin::Origin,
@@ -132,6 +138,23 @@ pub struct Drain {
     pub timeout: Duration,
 }
 
+/// The variables of this process's environment that are about the configuration.
+///
+/// # Errors
+/// One of them is not UTF-8. Other variables may hold any bytes.
+pub fn environment() -> Result<Vec<(String, String)>, ConfigError> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| {
+            let name = name.into_string().ok()?;
+            (name.starts_with(ENV_PREFIX) || name == origin::RUST_LOG).then_some((name, value))
+        })
+        .map(|(name, value)| match value.into_string() {
+            Ok(value) => Ok((name, value)),
+            Err(_) => Err(ConfigError::plain(format!("environment variable {name}: the value is not UTF-8"))),
+        })
+        .collect()
+}
+
 impl Config {
     /// Reads and checks the configuration. Opens no file but the configuration itself.
     ///
@@ -201,6 +224,15 @@ impl Config {
             delay: check.duration("drain.delay", &raw.drain.delay)?,
             timeout: check.duration("drain.timeout", &raw.drain.timeout)?,
         };
+        let log = Log {
+            filter: check.key("log.level", Filter::read(&raw.log.level))?,
+            format: check.word(
+                "log.format",
+                &raw.log.format,
+                &[("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)],
+            )?,
+            audit: check.key("log.audit", log::audit(&raw.log.audit, check.origin.folder()))?,
+        };
         let contexts = match raw.context {
             None => vec![ContextConfig { self_made: true, ..context(&check, 0, &raw::Context::default())? }],
             Some(list) => {
@@ -233,7 +265,7 @@ impl Config {
                 return Err(check.refuse(&format!("access[{place}].contexts[{at}]"), message));
             }
         }
-        Ok(Self { api, unix, tls, access, limits, drain, contexts, origin })
+        Ok(Self { api, unix, tls, access, limits, drain, log, contexts, origin })
     }
 
     /// The defaults, as without a file.
@@ -256,6 +288,8 @@ impl Config {
             ("listen.tls", self.tls.is_some() == running.tls.is_some()),
             ("limits", self.limits == running.limits),
             ("drain", self.drain == running.drain),
+            ("log.format", self.log.format == running.log.format),
+            ("log.audit", self.log.audit == running.log.audit),
         ];
         match fixed.into_iter().find(|(_, same)| !same) {
             None => Ok(()),
@@ -264,6 +298,11 @@ impl Config {
                  configuration is used before"
             ))),
         }
+    }
+
+    /// An error about `log.audit`, found when the file was opened.
+    pub fn audit_error(&self, what: impl fmt::Display) -> ConfigError {
+        Check { origin: &self.origin }.refuse("log.audit", what.to_string())
     }
 
     /// An error about a key of `listen.tls`, found when its files were opened.

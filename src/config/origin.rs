@@ -9,6 +9,9 @@ use super::ConfigError;
 /// Prefix of environment variables; `__` stands between the parts of a key.
 pub(super) const ENV_PREFIX: &str = "TLS_SESSIOND__";
 
+/// Goes over every `log.level`: it is set for one run, to find a fault.
+pub(super) const RUST_LOG: &str = "RUST_LOG";
+
 /// The keys that were given, merged, and where each of them stands.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Origin {
@@ -35,8 +38,13 @@ impl Origin {
             })?;
             origin.file = Some((path.to_owned(), text));
         }
+        let mut rust_log = None;
         let mut given: Vec<_> = environment
             .filter_map(|(name, value)| {
+                if name == RUST_LOG {
+                    rust_log = Some(value).filter(|value| !value.is_empty());
+                    return None;
+                }
                 let key = name.strip_prefix(ENV_PREFIX)?.to_lowercase().replace("__", ".");
                 Some((key, value, format!("environment variable {name}")))
             })
@@ -47,6 +55,11 @@ impl Origin {
                 .split_once('=')
                 .ok_or_else(|| ConfigError::plain(format!("--set {assignment}: write it as key=value")))?;
             given.push((key.trim().to_owned(), value.to_owned(), format!("--set {}", key.trim())));
+        }
+        if let Some(directives) = rust_log {
+            // In quotes, for it is a text whatever it looks like.
+            let quoted = Value::String(directives).to_string();
+            given.push(("log.level".into(), quoted, format!("environment variable {RUST_LOG}")));
         }
         for (key, value, from) in given {
             assign(&mut table, &key, parse(&value))

@@ -11,6 +11,7 @@ pub(super) struct File {
     pub(super) access: Option<Vec<Access>>,
     pub(super) limits: Limits,
     pub(super) drain: Drain,
+    pub(super) log: Log,
     pub(super) context: Option<Vec<Context>>,
 }
 
@@ -87,6 +88,20 @@ pub(super) struct Drain {
 impl Default for Drain {
     fn default() -> Self {
         Self { delay: "0s".into(), timeout: "30s".into() }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Log {
+    pub(super) level: String,
+    pub(super) format: String,
+    pub(super) audit: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: "auto".into(), audit: "stderr".into() }
     }
 }
 

@@ -1,0 +1,145 @@
+//! Logging: `[log]`.
+
+use std::path::PathBuf;
+
+/// What is logged, how, and where audit lines go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// Which events become lines. Audit lines pass every filter.
+    pub filter: Filter,
+    /// The form of a line.
+    pub format: LogFormat,
+    /// Where audit lines go.
+    pub audit: Audit,
+}
+
+/// The form of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    /// One event a line, for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Where lines with the target `audit` go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Audit {
+    /// To stderr, beside all others.
+    Stderr,
+    /// Appended to a file, which SIGHUP opens again.
+    File(PathBuf),
+    /// Nowhere.
+    Off,
+}
+
+/// A level of the log. Each includes those above it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Nothing.
+    Off,
+    /// The daemon cannot do what it should.
+    Error,
+    /// An operator should look.
+    Warn,
+    /// State changes.
+    Info,
+    /// Single connections.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// Levels by target. Lines of other crates are off unless a directive names their target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// The level of this daemon's own lines.
+    pub own: Level,
+    /// Targets with a level of their own, in the order of the text: the last one for a target counts.
+    pub targets: Vec<(String, Level)>,
+}
+
+const LEVELS: [(&str, Level); 6] = [
+    ("off", Level::Off),
+    ("error", Level::Error),
+    ("warn", Level::Warn),
+    ("info", Level::Info),
+    ("debug", Level::Debug),
+    ("trace", Level::Trace),
+];
+
+impl Filter {
+    /// Reads `LEVEL` and `TARGET=LEVEL`, separated by commas: the directives of `log.level` and of `RUST_LOG`.
+    ///
+    /// # Errors
+    /// The directive that is neither.
+    pub(super) fn read(text: &str) -> Result<Self, String> {
+        let mut filter = Self { own: Level::Info, targets: Vec::new() };
+        for directive in text.split(',').map(str::trim) {
+            match directive.split_once('=') {
+                None => filter.own = level(directive, directive)?,
+                Some((target, name)) if is_target(target) => {
+                    filter.targets.push((target.to_owned(), level(directive, name)?));
+                }
+                Some(_) => return Err(invalid(directive)),
+            }
+        }
+        Ok(filter)
+    }
+}
+
+fn level(directive: &str, name: &str) -> Result<Level, String> {
+    let found = LEVELS.iter().find(|(level, _)| level.eq_ignore_ascii_case(name));
+    found.map(|(_, level)| *level).ok_or_else(|| invalid(directive))
+}
+
+fn is_target(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "_:-".contains(c))
+}
+
+fn invalid(directive: &str) -> String {
+    format!(
+        "invalid directive `{directive}`: expected off, error, warn, info, debug or trace, or TARGET=LEVEL as in \
+         `info,h2=debug`"
+    )
+}
+
+/// Reads `stderr`, `off` or the path of a file, relative to `folder`.
+pub(super) fn audit(text: &str, folder: &std::path::Path) -> Result<Audit, String> {
+    match text {
+        "stderr" => Ok(Audit::Stderr),
+        "off" => Ok(Audit::Off),
+        "" => Err("must not be empty: expected `stderr`, `off` or the path of a file".into()),
+        path => Ok(Audit::File(folder.join(path))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directives_are_levels_or_targets_with_levels() {
+        let filter = Filter::read("warn, h2=debug ,tls_sessiond::rpc=TRACE").unwrap();
+        assert_eq!(filter.own, Level::Warn);
+        let targets = [("h2".to_owned(), Level::Debug), ("tls_sessiond::rpc".to_owned(), Level::Trace)];
+        assert_eq!(filter.targets, targets);
+        assert_eq!(Filter::read("h2=off").unwrap().own, Level::Info, "a target alone changes nothing else");
+        for bad in [
+            "",
+            "inof",
+            "debug,",
+            "=debug",
+            "a=b",
+            "a=",
+            "a b=info",
+            "tls_sessiond",
+            "a=info=debug",
+            "[x]=info",
+        ] {
+            assert!(Filter::read(bad).is_err(), "{bad}");
+        }
+    }
+}

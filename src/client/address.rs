@@ -30,18 +30,18 @@ pub(super) enum Address {
 }
 
 impl Address {
-    /// `http://HOST:PORT` or `unix:///PATH`.
+    /// `tcp://HOST:PORT`, also written `http://`, or `unix:///PATH`: as the daemon prints where it listens.
     pub(super) fn parse(endpoint: &str) -> Option<Self> {
         match endpoint.strip_prefix("unix://") {
             Some(path) => path.starts_with('/').then(|| Self::Unix(path.into())),
-            None => authority(endpoint, "http").map(Self::Tcp),
+            None => authority(endpoint, &["tcp", "http"]).map(Self::Tcp),
         }
     }
 
-    /// `https://HOST:PORT`, with the TLS for HOST.
+    /// `tls://HOST:PORT`, also written `https://`, with the TLS for HOST.
     #[cfg(feature = "rustls")]
     pub(super) fn parse_tls(endpoint: &str, tls: impl FnOnce(&str) -> Option<Tls>) -> Option<Self> {
-        let authority = authority(endpoint, "https")?;
+        let authority = authority(endpoint, &["tls", "https"])?;
         let tls = tls(host(&authority))?;
         Some(Self::Tls(authority, tls))
     }
@@ -83,10 +83,10 @@ impl Address {
 }
 
 /// Of `SCHEME://HOST:PORT`, with nothing behind it but a slash, and nobody's name before it.
-fn authority(endpoint: &str, scheme: &str) -> Option<Authority> {
+fn authority(endpoint: &str, schemes: &[&str]) -> Option<Authority> {
     let uri: Uri = endpoint.parse().ok()?;
     let authority = uri.authority()?;
-    let plain = uri.scheme_str() == Some(scheme)
+    let plain = uri.scheme_str().is_some_and(|scheme| schemes.contains(&scheme))
         && uri.path_and_query().is_none_or(|path| path == "/")
         && !authority.as_str().contains('@')
         // What is behind the name is a port.
@@ -181,6 +181,7 @@ mod tests {
         for (endpoint, uri) in [
             ("http://127.0.0.1:7443", "http://127.0.0.1:7443/s/m"),
             ("http://[::1]:7443/", "http://[::1]:7443/s/m"),
+            ("tcp://127.0.0.1:7443", "http://127.0.0.1:7443/s/m"),
             ("http://daemon", "http://daemon/s/m"),
             ("unix:///run/api.sock", "http://localhost/s/m"),
         ] {
@@ -201,7 +202,9 @@ mod tests {
             "a:1",
             "unix://api.sock",
             "unix://",
-            "tcp://a:1",
+            "tls://a:1",
+            "tcp://a:1/path",
+            "gopher://a:1",
         ] {
             assert!(Address::parse(endpoint).is_none(), "{endpoint}");
         }

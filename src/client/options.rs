@@ -47,13 +47,15 @@ impl Default for Limits {
     }
 }
 
-/// The endpoint is none.
+/// The text is not an endpoint.
 #[derive(Debug, thiserror::Error)]
-#[error("`{0}` is no endpoint: write http://HOST:PORT, unix:///PATH, or https://HOST:PORT for TLS")]
+#[error(
+    "invalid endpoint `{0}`: expected tcp://HOST:PORT, unix:///PATH, or tls://HOST:PORT with TLS (also http:// and https://)"
+)]
 pub struct InvalidEndpoint(String);
 
 impl Options {
-    /// The daemon at `http://HOST:PORT` or `unix:///PATH`, for sessions of one format.
+    /// The daemon at `tcp://HOST:PORT` (or `http://`) or `unix:///PATH`, for sessions of one format.
     ///
     /// # Errors
     /// The endpoint is neither.
@@ -74,7 +76,7 @@ impl Options {
         }
     }
 
-    /// The daemon at `https://HOST:PORT`, or what stands before it there. `config` has whom to trust, and for mutual TLS
+    /// The daemon at `tls://HOST:PORT` (or `https://`), or what stands before it there. `config` has whom to trust, and for mutual TLS
     /// the certificate of this worker; HOST is the name that the daemon's certificate must have. What it says of
     /// application protocols is replaced by `h2`.
     ///

@@ -1,4 +1,4 @@
-//! The recipe: config → contexts → table → api → ready → wait → drain, and contexts again where they are loaded anew.
+//! The recipe: config → contexts → table → api → ready → wait → drain, and contexts again at a reload.
 
 use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
 
@@ -6,9 +6,10 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::{
     clock::Clock,
-    config::{Config, ConfigError, Endpoint},
+    config::{Config, ConfigError, Endpoint, Limits},
     connection::{self, Table, table::Most},
     context::Registry,
+    log::panics::caught,
     rpc::{
         Api, Doors, ServeError, Serving,
         access::Access,
@@ -37,6 +38,9 @@ pub enum Error {
     /// The API failed while it served.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// A panic outside of every task that could begin again.
+    #[error("a defect of the daemon ended it: the log has the panic; please report it")]
+    Panicked,
 }
 
 /// Brings a new configuration to a daemon that runs.
@@ -47,13 +51,20 @@ pub struct Reload {
     running: Arc<Config>,
 }
 
+/// What a reload did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reloaded {
+    /// Contexts that there are now.
+    pub contexts: usize,
+}
+
 impl Reload {
     /// Takes contexts, rules of access and TLS of another configuration, as a whole or not at all. Connections keep what they
-    /// began with, but for what their callers may do. Tells how many contexts there are.
+    /// began with, but for what their callers may do. Reads files, and may wait for them.
     ///
     /// # Errors
     /// What is wrong with it, or that it changes more than contexts. Nothing has changed then.
-    pub fn apply(&self, config: &Config) -> Result<usize, ConfigError> {
+    pub fn apply(&self, config: &Config) -> Result<Reloaded, ConfigError> {
         config.can_follow(&self.running)?;
         let registry = self.table.registry().rebuild(config)?;
         let tls = Acceptor::reload(config)?;
@@ -64,8 +75,66 @@ impl Reload {
             acceptor.swap(tls);
         }
         self.table.swap(Arc::new(registry));
-        Ok(contexts)
+        Ok(Reloaded { contexts })
     }
+}
+
+/// A configuration, and all that its files hold. Nothing listens yet.
+pub struct Prepared {
+    config: Config,
+    registry: Registry,
+    acceptor: Option<Arc<Acceptor>>,
+    open_files: Option<u64>,
+}
+
+impl Prepared {
+    /// Opens every file that the configuration names, and may wait for them.
+    ///
+    /// # Errors
+    /// What is wrong with which file.
+    pub fn read(config: Config) -> Result<Self, ConfigError> {
+        let registry = Registry::build(&config)?;
+        let acceptor = Acceptor::load(&config)?;
+        Ok(Self { config, registry, acceptor, open_files: None })
+    }
+
+    /// The process may have this many files open (RLIMIT_NOFILE): there are fewer sockets than `limits.sockets` where that is
+    /// less. None: as many as it wants.
+    #[must_use]
+    pub fn with_open_files(self, open_files: Option<u64>) -> Self {
+        Self { open_files, ..self }
+    }
+
+    /// Names of its contexts, in the order of the configuration.
+    pub fn context_names(&self) -> Vec<&str> {
+        self.registry.all().iter().map(|context| &*context.name).collect()
+    }
+
+    /// How many sockets there may be.
+    fn sockets_max(&self) -> usize {
+        let wanted = self.config.limits.sockets;
+        let sockets = match self.open_files.map(usize::try_from) {
+            Some(Ok(open_files)) => wanted.min(sockets_within(open_files)),
+            Some(Err(_)) | None => wanted,
+        };
+        if sockets < wanted {
+            tracing::warn!(
+                limits_sockets = wanted,
+                sockets,
+                open_files = self.open_files,
+                "limits.sockets cannot be reached: raise the limit of open files (LimitNOFILE=, ulimit -n)"
+            );
+        }
+        sockets
+    }
+}
+
+/// Open files that are no sockets of callers: listeners, event queues, the log, and the files of a reload.
+const FILES_RESERVED: usize = 64;
+
+/// Sockets that a process may have beside all else that it opens.
+fn sockets_within(open_files: usize) -> usize {
+    open_files.saturating_sub(FILES_RESERVED).max(open_files / 4).max(1)
 }
 
 /// A daemon that listens, and answers once it runs.
@@ -79,21 +148,34 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Opens every file and socket that the configuration names. Wants a tokio runtime around it.
+    /// Opens every file and socket that the configuration names. Needs a tokio runtime around it.
     ///
     /// # Errors
     /// What is wrong with the configuration, or which address cannot be had.
     pub fn bind(config: &Config, clock: Clock) -> Result<Self, Error> {
-        let registry = Arc::new(Registry::build(config)?);
+        Self::listen(Prepared::read(config.clone())?, clock)
+    }
+
+    /// Opens the sockets. Needs a tokio runtime around it.
+    ///
+    /// # Errors
+    /// Which address cannot be had.
+    pub fn listen(prepared: Prepared, clock: Clock) -> Result<Self, Error> {
+        let sockets_max = prepared.sockets_max();
+        let Prepared { config, registry, acceptor, .. } = prepared;
         let most = Most { all: config.limits.connections, of_one: config.limits.connections_per_owner };
-        let table = Arc::new(Table::new(registry, clock, most));
+        let table = Arc::new(Table::new(Arc::new(registry), clock, most));
         let signals = Signals::default();
-        let access = Arc::new(Access::new(&config.access));
-        let acceptor = Acceptor::load(config)?;
-        let doors = Doors { access: Arc::clone(&access), acceptor: acceptor.clone() };
-        let api = Api::new(Arc::clone(&table), &config.limits, doors.clone(), &signals)?;
+        let doors = Doors { access: Arc::new(Access::new(&config.access)), acceptor };
+        let limits = Limits { sockets: sockets_max, ..config.limits };
+        let api = Api::new(Arc::clone(&table), &limits, doors.clone(), &signals)?;
         let listeners = Listeners::bind(&config.api, config.unix, config.tls.is_some())?;
-        Ok(Self { config: Arc::new(config.clone()), doors, table, api, listeners, signals })
+        Ok(Self { config: Arc::new(config), doors, table, api, listeners, signals })
+    }
+
+    /// What it was started with.
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// Where it listens.
@@ -106,7 +188,7 @@ impl Daemon {
         &self.table
     }
 
-    /// What loads contexts anew while it runs.
+    /// What reloads contexts while it runs.
     pub fn reload(&self) -> Reload {
         Reload {
             table: Arc::clone(&self.table),
@@ -122,7 +204,7 @@ impl Daemon {
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let health = self.api.health();
         health.set(Serving::Yes).await;
-        let sweeper = tokio::spawn(sweep(Arc::clone(&self.table)));
+        let sweeper = tokio::spawn(sweeps(Arc::clone(&self.table), Arc::clone(&self.doors.access)));
         let mut serve = pin!(self.api.serve(self.listeners, &self.signals));
 
         let ended = tokio::select! {
@@ -159,16 +241,35 @@ impl Daemon {
     }
 }
 
-/// Frees connections that lapsed and drops sessions that expired.
-async fn sweep(table: Arc<Table>) {
+/// Sweeps for as long as the daemon runs; a panic of one sweep is no reason to end them.
+async fn sweeps(table: Arc<Table>, access: Arc<Access>) {
     let mut ticks = interval(SWEEP);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let freed = table.sweep();
-        if freed > 0 {
-            tracing::debug!(freed, "idle connections freed as unclosed");
+        // A panic has its line in the log already.
+        let _ = caught(async { sweep(&table, &access) }).await;
+    }
+}
+
+/// Frees connections that lapsed, drops sessions that expired, and tells of lines that the log left out.
+fn sweep(table: &Table, access: &Access) {
+    let freed = table.sweep();
+    if freed > 0 {
+        tracing::debug!(freed, "idle connections freed as unclosed");
+    }
+    table.registry().reap(table.now());
+    access.tell_left_out();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_leave_a_reserve_of_open_files() {
+        for (open_files, sockets) in [(1, 1), (8, 2), (64, 16), (80, 20), (256, 192), (1024, 960)] {
+            assert_eq!(sockets_within(open_files), sockets, "{open_files}");
         }
-        table.registry().reap(table.now());
     }
 }

@@ -8,7 +8,9 @@ pub mod cli; // serve and check
 pub mod daemon; // the recipe, from configuration to drain
 
 #[cfg(feature = "daemon")]
-pub mod rpc; // gRPC: sockets, services, statuses
+pub mod log;
+#[cfg(feature = "daemon")]
+pub mod rpc; // gRPC: sockets, services, statuses // lines on stderr, best effort and bounded
 
 #[cfg(feature = "daemon")]
 pub mod connection; // SSL: connection objects, their life, and the close rule

@@ -1,19 +1,20 @@
 //! Who may do what: identities against the rules of `[[access]]`, and calls against the table of rights.
 
 use std::{
-    fmt,
+    fmt, io,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 
-use super::status::Refusal;
+use super::{line_budget::LineBudget, status::Refusal};
 use crate::{
     clock::Timestamp,
     config::{Access as Rule, AccessRole, IdentityPattern},
@@ -187,12 +188,16 @@ pub struct Access {
     /// How often they have changed.
     changes: AtomicU64,
     changed: watch::Sender<u64>,
-    /// Refusals that may still be logged in this second.
-    lines: Mutex<(Instant, u32)>,
+    /// Lines about calls that were refused.
+    refusals: LineBudget,
+    /// Lines about peers that have not proved who they are: a flood of them hides no refused call.
+    strangers: LineBudget,
 }
 
-/// Lines of the log in a second that tell of refusals: no more than somebody can read.
-const LINES: u32 = 100;
+/// Lines in a second about refused calls, and about strangers: no more than a person can read.
+const REFUSALS: u32 = 100;
+const STRANGERS: u32 = 10;
+const SECOND: Duration = Duration::from_secs(1);
 
 impl Access {
     /// With these rules; none: whoever is local may do everything.
@@ -201,7 +206,8 @@ impl Access {
             rules: ArcSwap::from_pointee(rules.to_vec()),
             changes: AtomicU64::new(0),
             changed: watch::Sender::new(0),
-            lines: Mutex::new((Instant::now(), LINES)),
+            refusals: LineBudget::new(REFUSALS, SECOND),
+            strangers: LineBudget::new(STRANGERS, SECOND),
         }
     }
 
@@ -213,15 +219,20 @@ impl Access {
         self.changed.send_replace(changes);
     }
 
-    /// Whether one more line may be logged in this second.
-    pub(super) fn line(&self) -> bool {
-        let mut lines = self.lines.lock();
-        if lines.0.elapsed() >= Duration::from_secs(1) {
-            *lines = (Instant::now(), LINES);
+    /// A line about a peer that proved no identity.
+    pub(super) fn audit_stranger(&self, peer: SocketAddr, err: &io::Error) {
+        if let Some(left_out) = self.strangers.take(Instant::now()) {
+            tracing::info!(target: "audit", %peer, %err, left_out, "API client refused: TLS handshake failed");
         }
-        let left = lines.1 > 0;
-        lines.1 = lines.1.saturating_sub(1);
-        left
+    }
+
+    /// Tells how many lines were left out, where no later line does.
+    pub fn tell_left_out(&self) {
+        for (budget, of) in [(&self.refusals, "refused calls"), (&self.strangers, "failed TLS handshakes")] {
+            if let Some(left_out) = budget.left_out(Instant::now()) {
+                tracing::info!(target: "audit", of, left_out, "audit lines left out: too many in one second");
+            }
+        }
     }
 
     fn grants(&self, peer: &Peer) -> Grants {
@@ -357,8 +368,8 @@ impl Caller {
 
     /// A line for who reads the log later.
     pub(super) fn audit(&self, refusal: &Refusal, path: Option<&str>) {
-        if self.access.line() {
-            tracing::info!(target: "audit", owner = %self.owner(), path, %refusal, "a call was refused");
+        if let Some(left_out) = self.access.refusals.take(Instant::now()) {
+            tracing::info!(target: "audit", owner = %self.owner(), path, %refusal, left_out, "a call was refused");
         }
     }
 

@@ -25,6 +25,7 @@ use tonic::{
 use super::{
     access::Caller,
     http::Services,
+    listen::Beyond,
     status::{Refusal, described},
 };
 use crate::connection::Table;
@@ -81,10 +82,18 @@ pub(super) struct Edge {
     pub(super) services: Services,
     pub(super) caller: Arc<Caller>,
     pub(super) load: Arc<Load>,
+    /// The connection is one more than there may be.
+    pub(super) beyond: Option<Beyond>,
 }
+
+/// What a caller may ask over any connection.
+const HEALTH: &str = "/grpc.health.v1.Health/";
 
 impl Edge {
     fn admit(&self, path: &str) -> Result<Admitted, Refusal> {
+        if let Some(beyond) = self.beyond.filter(|_| !path.starts_with(HEALTH)) {
+            return Err(Refusal::SocketLimit(beyond.sockets_max));
+        }
         let admitted = self.load.admit()?;
         self.caller.may_call(path, self.load.table.now()).map(|()| admitted)
     }

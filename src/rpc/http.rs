@@ -27,7 +27,7 @@ use super::{
     connections::Connections,
     contexts::Contexts,
     edge::{Edge, Incoming, Load},
-    listen::{Accepted, Known, Signals},
+    listen::{Accepted, Beyond, Known, Signals},
     lookout::Lookout,
     seldom::Seldom,
     sessions::Sessions,
@@ -46,6 +46,8 @@ use crate::proto::{
 /// How long a connection may be open before it sends its first byte. hyper waits for every connection before it stops,
 /// also for one that never said a word (hyper issue 4170).
 const FIRST_BYTE: Duration = Duration::from_secs(20);
+/// How long a connection lives that is one more than there may be.
+const BEYOND: Duration = Duration::from_secs(2);
 /// How often an idle HTTP/2 connection is asked whether it lives, and how long it may take to answer.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -129,8 +131,9 @@ impl Http {
     }
 
     /// What the calls of one caller pass.
-    pub(super) fn edge(&self, peer: Peer) -> Edge {
+    pub(super) fn edge(&self, peer: Peer, beyond: Option<Beyond>) -> Edge {
         Edge {
+            beyond,
             services: self.services.clone(),
             caller: Arc::new(Caller::new(peer, &self.gate.access)),
             load: Arc::clone(&self.gate.load),
@@ -140,6 +143,7 @@ impl Http {
     /// Serves one connection: until its peer ends it, until its last call has ended once `signals.draining` is cancelled,
     /// or until `signals.kill` is. `lookout` is told of its turns.
     pub(super) async fn serve(self, accepted: Accepted, signals: Signals, lookout: Arc<Lookout>) {
+        let beyond = accepted.beyond();
         // Held to the end, for the connection counts as open until then.
         let (socket, known, _counted) = match accepted.adopt() {
             Ok(adopted) => adopted,
@@ -151,18 +155,21 @@ impl Http {
         let turn = socket.turn(lookout);
         let spoke = tokio::select! {
             readable = socket.readable() => readable.is_ok(),
-            () = sleep(FIRST_BYTE) => false,
+            () = sleep(if beyond.is_some() { BEYOND } else { FIRST_BYTE }) => false,
             () = signals.draining.cancelled() => false,
             () = signals.kill.cancelled() => false,
         };
         if !spoke {
             return;
         }
-        let acceptor = match known {
-            Known::Peer(peer) => return self.converse(socket, &turn, peer, &signals).await,
-            Known::ByHandshake => self.gate.tls.clone(),
+        let from = match known {
+            Known::Peer(peer) => {
+                let edge = self.edge(peer, beyond);
+                return self.converse(socket, &turn, edge, &signals).await;
+            }
+            Known::ByHandshake(from) => from,
         };
-        let Some(acceptor) = acceptor else { return };
+        let Some(acceptor) = self.gate.tls.clone() else { return };
         // After the handshake it may still say nothing.
         let greeted = async {
             let (stream, peer) = acceptor.accept(socket).await?;
@@ -176,21 +183,20 @@ impl Http {
             () = signals.kill.cancelled() => Ok(None),
         };
         match greeted {
-            Ok(Some((stream, peer))) => self.converse(stream, &turn, peer, &signals).await,
-            Ok(None) => {}
-            // Anybody on the network can bring this about, as often as it likes.
-            Err(err) if self.gate.access.line() => {
-                tracing::info!(target: "audit", %err, "nobody was let in over TLS");
+            Ok(Some((stream, peer))) => {
+                let edge = self.edge(peer, beyond);
+                self.converse(stream, &turn, edge, &signals).await;
             }
-            Err(_) => {}
+            Ok(None) => {}
+            Err(err) => self.gate.access.audit_stranger(from, &err),
         }
     }
 
-    async fn converse<I>(self, socket: I, turn: &Turn, peer: Peer, signals: &Signals)
+    async fn converse<I>(self, socket: I, turn: &Turn, edge: Edge, signals: &Signals)
     where
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let edge = self.edge(peer);
+        let beyond = edge.beyond.is_some();
         let mut connection = pin!(self.protocol.serve_connection(TokioIo::new(socket), edge));
         let mut draining = Seldom::new(Box::pin(signals.draining.cancelled()));
         let mut kill = Seldom::new(Box::pin(signals.kill.cancelled()));
@@ -205,6 +211,8 @@ impl Http {
                     ended = turns(&mut connection, turn) => ended,
                 }
             }
+            // Its place is for others that want to know the same.
+            () = sleep(BEYOND), if beyond => Ok(()),
             ended = turns(&mut connection, turn) => ended,
         };
         if let Err(err) = ended {

@@ -5,33 +5,40 @@
 //! connection stays on the thread it was given to, and a new one goes to the thread with the fewest.
 
 use std::{
+    future::Future,
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use tokio::{
+    runtime::Runtime,
     sync::mpsc,
     task::{JoinError, JoinSet},
 };
 
-use super::{
-    http::Http,
-    listen::{Accepted, Signals},
-    lookout::Lookout,
-};
+use super::{line_budget::LineBudget, listen::Accepted, lookout::Lookout};
 
 /// Accepted sockets that a thread has not yet looked at.
 const WAITING_MAX: usize = 128;
+/// Sockets beyond the limit whose callers are told so, and may ask for the daemon's health.
+const BEYOND: usize = 16;
+/// One line in this time tells that the limit is reached.
+const FULL: Duration = Duration::from_secs(10);
+/// Before a thread begins again after a panic, so that one that cannot run takes no core.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// The threads.
 pub(super) struct Lanes {
     lanes: Vec<Lane>,
     sockets_max: usize,
     ended: mpsc::UnboundedReceiver<()>,
+    full: LineBudget,
 }
 
 struct Lane {
@@ -50,38 +57,61 @@ impl Drop for Ends {
 }
 
 impl Lanes {
-    /// Starts the threads.
+    /// Starts the threads. `serve` has a connection from its first byte to its end.
     ///
     /// # Errors
     /// The system gives no thread, or no event queue for it.
-    pub(super) fn start(
+    pub(super) fn start<F>(
         count: usize,
         sockets_max: usize,
-        http: &Http,
-        signals: &Signals,
-    ) -> io::Result<Self> {
+        serve: impl Fn(Accepted, Arc<Lookout>) -> F + Clone + Send + 'static,
+    ) -> io::Result<Self>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let (ends, ended) = mpsc::unbounded_channel();
         let mut lanes = Vec::with_capacity(count);
         for number in 0..count {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-            let (accepted, arriving) = mpsc::channel(WAITING_MAX);
+            let mut runtime = Some(runtime()?);
+            let (accepted, mut arriving) = mpsc::channel(WAITING_MAX);
             let open = Arc::new(AtomicUsize::new(0));
-            let (http, signals, ends) = (http.clone(), signals.clone(), Ends(ends.clone()));
+            let (serve, ends) = (serve.clone(), Ends(ends.clone()));
             thread::Builder::new().name(format!("api-{number}")).spawn(move || {
                 let _ends = ends;
-                runtime.block_on(lane(arriving, http, signals));
+                // A panic in here has its line in the log. It costs the connections of this thread, whose tasks go with the
+                // runtime, and no others.
+                while let Some(here) = runtime.take() {
+                    let ran = catch_unwind(AssertUnwindSafe(|| here.block_on(lane(&mut arriving, &serve))));
+                    if ran.is_ok() {
+                        break;
+                    }
+                    drop(catch_unwind(AssertUnwindSafe(|| drop(here))));
+                    thread::sleep(AGAIN);
+                    runtime = self::runtime().ok();
+                }
             })?;
             lanes.push(Lane { accepted, open });
         }
-        Ok(Self { lanes, sockets_max, ended })
+        Ok(Self { lanes, sockets_max, ended, full: LineBudget::new(1, FULL) })
     }
 
-    /// Gives a socket to the thread with the fewest. Beyond the most there may be it is closed.
+    /// Gives a socket to the thread with the fewest. Beyond the most there may be, a few are told so and ask for health at
+    /// most; further ones are closed.
     pub(super) async fn hand(&self, mut accepted: Accepted) {
         let open: usize = self.lanes.iter().map(|lane| lane.open.load(Ordering::Relaxed)).sum();
         if open >= self.sockets_max {
-            tracing::debug!(open, "a socket too many was closed");
-            return;
+            if let Some(left_out) = self.full.take(Instant::now()) {
+                tracing::warn!(
+                    open,
+                    limit = self.sockets_max,
+                    left_out,
+                    "limits.sockets is reached: new sockets are refused"
+                );
+            }
+            if open >= self.sockets_max + BEYOND {
+                return;
+            }
+            accepted.is_beyond(self.sockets_max);
         }
         let alive = self.lanes.iter().filter(|lane| !lane.accepted.is_closed());
         let Some(lane) = alive.min_by_key(|lane| lane.open.load(Ordering::Relaxed)) else { return };
@@ -89,6 +119,11 @@ impl Lanes {
         if lane.accepted.send(accepted).await.is_err() {
             tracing::error!("a thread of the API has ended");
         }
+    }
+
+    /// How many threads run.
+    pub(super) fn alive(&self) -> usize {
+        self.lanes.iter().filter(|lane| !lane.accepted.is_closed()).count()
     }
 
     /// The end of one thread; `None` when all have ended.
@@ -102,8 +137,15 @@ impl Lanes {
     }
 }
 
+fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()
+}
+
 /// Serves the sockets that come, and ends with the last of them once no more do.
-async fn lane(mut arriving: mpsc::Receiver<Accepted>, http: Http, signals: Signals) {
+async fn lane<F: Future<Output = ()> + Send + 'static>(
+    arriving: &mut mpsc::Receiver<Accepted>,
+    serve: &impl Fn(Accepted, Arc<Lookout>) -> F,
+) {
     let lookout = Arc::new(Lookout::default());
     let looks = Arc::clone(&lookout);
     // It ends with the thread's runtime.
@@ -113,8 +155,7 @@ async fn lane(mut arriving: mpsc::Receiver<Accepted>, http: Http, signals: Signa
         tokio::select! {
             arrived = arriving.recv() => match arrived {
                 Some(accepted) => {
-                    let served = http.clone().serve(accepted, signals.clone(), Arc::clone(&lookout));
-                    connections.spawn(served);
+                    connections.spawn(serve(accepted, Arc::clone(&lookout)));
                 }
                 None => break,
             },
@@ -129,5 +170,57 @@ async fn lane(mut arriving: mpsc::Receiver<Accepted>, http: Http, signals: Signa
 fn report(ended: Result<(), JoinError>) {
     if let Err(err) = ended {
         tracing::error!(%err, "the task of an HTTP/2 connection failed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::SocketAddr, sync::Mutex};
+
+    use tokio::{io::AsyncReadExt, net::TcpStream};
+    use tokio_stream::StreamExt;
+
+    use super::*;
+    use crate::{
+        config::{Endpoint, UnixFile},
+        rpc::listen::Listeners,
+    };
+
+    /// What a caller sees: the end of its connection.
+    async fn ended(address: SocketAddr, listeners: &mut Listeners, lanes: &Lanes) {
+        let (mut caller, accepted) = tokio::join!(TcpStream::connect(address), listeners.next());
+        lanes.hand(accepted.unwrap()).await;
+        let mut rest = Vec::new();
+        // A reset is an end as well.
+        drop(caller.as_mut().unwrap().read_to_end(&mut rest).await);
+        assert!(rest.is_empty());
+    }
+
+    #[tokio::test]
+    async fn panic_of_a_thread_costs_its_connections_and_no_other() {
+        let here = SocketAddr::from(([127, 0, 0, 1], 0));
+        let file = UnixFile { mode: 0o600, owner: None };
+        let mut listeners = Listeners::bind(&[Endpoint::Tcp(here)], file, false).unwrap();
+        let [Endpoint::Tcp(address)] = listeners.endpoints()[..] else { panic!("one address") };
+        let served = Arc::new(Mutex::new(0));
+        let counts = Arc::clone(&served);
+        let serve = move |accepted: Accepted, _| {
+            let mut served = counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            *served += 1;
+            assert_ne!(*served, 2, "planted: on the thread itself, not in a task of it");
+            let third = *served == 3;
+            async move {
+                assert!(!third, "planted: in a task");
+                drop(accepted);
+            }
+        };
+        let mut lanes = Lanes::start(1, 10, serve).unwrap();
+        for _ in 0..5 {
+            ended(address, &mut listeners, &lanes).await;
+        }
+        assert_eq!(*served.lock().unwrap_or_else(std::sync::PoisonError::into_inner), 5);
+        assert_eq!(lanes.alive(), 1);
+        lanes.close();
+        assert_eq!(lanes.ended().await, Some(()));
     }
 }

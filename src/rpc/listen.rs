@@ -4,7 +4,7 @@ use std::{
     fs, io,
     net::SocketAddr,
     os::unix::{
-        fs::{FileTypeExt, PermissionsExt, chown},
+        fs::{FileTypeExt, MetadataExt, PermissionsExt, chown},
         net::UnixStream as StdUnixStream,
     },
     path::{Path, PathBuf},
@@ -14,10 +14,14 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use rustix::{fs::Mode, process::umask};
+use rustix::{
+    fs::Mode,
+    net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt},
+    process::umask,
+};
 use tokio::{
     net::{TcpListener, UnixListener},
     time::{Sleep, sleep},
@@ -25,16 +29,21 @@ use tokio::{
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 
-use super::{access::Peer, socket::Socket};
+use super::{access::Peer, line_budget::LineBudget, socket::Socket};
 use crate::config::{Endpoint, UnixFile};
 
 /// How long to wait when the system has no file descriptor for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// One line in this time tells of it.
+const ACCEPT_LINE: Duration = Duration::from_secs(10);
+/// Connections that the system keeps until they are accepted.
+const BACKLOG: i32 = 1024;
 
 /// Bound sockets that wait for callers.
 pub struct Listeners {
     sockets: Vec<Listener>,
     pause: Option<Pin<Box<Sleep>>>,
+    errors: LineBudget,
 }
 
 /// When connections have to end.
@@ -50,21 +59,37 @@ enum Listener {
     /// Plaintext, on loopback.
     Tcp(TcpListener),
     Tls(TcpListener),
-    Unix(UnixListener, SocketFile),
+    /// The file first: while the socket is open, no other file has the number of its own.
+    Unix(SocketFile, UnixListener),
 }
 
-/// A socket's file, which goes with it where the daemon has made it.
+/// A socket's file, which is removed with it where the daemon has made it.
 struct SocketFile {
     path: PathBuf,
-    ours: bool,
+    made: Option<FileNumber>,
+}
+
+/// Device and inode: another file in the same place is not the one that was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileNumber(u64, u64);
+
+impl FileNumber {
+    fn of(path: &Path) -> io::Result<Self> {
+        fs::symlink_metadata(path).map(|there| Self(there.dev(), there.ino()))
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if !self.ours {
-            return;
-        }
-        if let Err(err) = fs::remove_file(&self.path) {
+        let Some(made) = self.made else { return };
+        let removed = match FileNumber::of(&self.path) {
+            Ok(there) if there == made => fs::remove_file(&self.path),
+            // A successor has its own socket there by now.
+            Ok(_) => Ok(()),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(err) => Err(err),
+        };
+        if let Err(err) = removed {
             tracing::warn!(path = %self.path.display(), %err, "cannot remove the socket's file");
         }
     }
@@ -79,14 +104,11 @@ impl Listeners {
         let mut sockets = Vec::new();
         for endpoint in endpoints {
             match endpoint {
-                Endpoint::Tcp(address) => sockets.push(Listener::Tcp(bind_tcp(*address)?)),
-                Endpoint::Tls(address) => sockets.push(Listener::Tls(bind_tcp(*address)?)),
+                Endpoint::Tcp(address) => sockets.push(Listener::Tcp(bind_tcp(*address, endpoints)?)),
+                Endpoint::Tls(address) => sockets.push(Listener::Tls(bind_tcp(*address, endpoints)?)),
                 Endpoint::Systemd => sockets.extend(passed(tls)?),
                 Endpoint::Unix { path, optional } => match bind_unix(path, file) {
-                    Ok(listener) => {
-                        let file = SocketFile { path: path.clone(), ours: true };
-                        sockets.push(Listener::Unix(listener, file));
-                    }
+                    Ok((file, listener)) => sockets.push(Listener::Unix(file, listener)),
                     Err(err) if *optional && err.kind() != io::ErrorKind::AddrInUse => {
                         tracing::info!(%err, "the default Unix socket is left out");
                     }
@@ -97,7 +119,7 @@ impl Listeners {
         if sockets.is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "listen.api names nothing to listen on"));
         }
-        Ok(Self { sockets, pause: None })
+        Ok(Self { sockets, pause: None, errors: LineBudget::new(1, ACCEPT_LINE) })
     }
 
     /// Where it listens, with the ports that the system chose.
@@ -107,7 +129,7 @@ impl Listeners {
             .filter_map(|listener| match listener {
                 Listener::Tcp(tcp) => tcp.local_addr().ok().map(Endpoint::Tcp),
                 Listener::Tls(tcp) => tcp.local_addr().ok().map(Endpoint::Tls),
-                Listener::Unix(_, file) => Some(Endpoint::Unix { path: file.path.clone(), optional: false }),
+                Listener::Unix(file, _) => Some(Endpoint::Unix { path: file.path.clone(), optional: false }),
             })
             .collect()
     }
@@ -117,13 +139,31 @@ fn named(err: io::Error, what: &dyn std::fmt::Display) -> io::Error {
     io::Error::new(err.kind(), format!("cannot listen on {what}: {err}"))
 }
 
-fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
-    std::net::TcpListener::bind(address)
-        .and_then(|listener| {
-            listener.set_nonblocking(true)?;
-            TcpListener::from_std(listener)
+fn bind_tcp(address: SocketAddr, endpoints: &[Endpoint]) -> io::Result<TcpListener> {
+    let bind = || {
+        let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        if address.is_ipv6() && leaves_ipv4(address, endpoints) {
+            sockopt::set_ipv6_v6only(&socket, true)?;
+        }
+        rustix::net::bind(&socket, &address)?;
+        rustix::net::listen(&socket, BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    };
+    bind().map_err(|err| named(err, &format_args!("tcp://{address}")))
+}
+
+/// Whether `[::]`, which serves IPv4 as well, must leave that to another endpoint: one that names an IPv4 address and the same
+/// port.
+fn leaves_ipv4(address: SocketAddr, endpoints: &[Endpoint]) -> bool {
+    address.ip().is_unspecified()
+        && address.port() != 0
+        && endpoints.iter().any(|endpoint| match endpoint {
+            Endpoint::Tcp(other) | Endpoint::Tls(other) => other.is_ipv4() && other.port() == address.port(),
+            Endpoint::Systemd | Endpoint::Unix { .. } => false,
         })
-        .map_err(|err| named(err, &format_args!("tcp://{address}")))
 }
 
 /// Takes what systemd has bound. What is no loopback address is served with TLS, or not at all.
@@ -134,8 +174,8 @@ fn passed(tls: bool) -> io::Result<Vec<Listener>> {
         if let Ok(Some(listener)) = passed.take_unix_listener(number) {
             let path = listener.local_addr()?.as_pathname().map(Path::to_owned).unwrap_or_default();
             listener.set_nonblocking(true)?;
-            let file = SocketFile { path, ours: false };
-            sockets.push(Listener::Unix(UnixListener::from_std(listener)?, file));
+            let file = SocketFile { path, made: None };
+            sockets.push(Listener::Unix(file, UnixListener::from_std(listener)?));
             continue;
         }
         let taken = passed.take_tcp_listener(number)?;
@@ -165,14 +205,17 @@ fn passed(tls: bool) -> io::Result<Vec<Listener>> {
 
 /// Binds a socket that only those may use whom its mode names. A file that a dead daemon left behind is replaced; one that
 /// somebody answers on is not.
-fn bind_unix(path: &Path, file: UnixFile) -> io::Result<UnixListener> {
+fn bind_unix(path: &Path, file: UnixFile) -> io::Result<(SocketFile, UnixListener)> {
     let bind = || {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
         if let Ok(there) = fs::symlink_metadata(path) {
             if !there.file_type().is_socket() {
-                return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is there, and is no socket"));
+                return Err(io::Error::new(
+                    io::ErrorKind::AlreadyExists,
+                    "the path exists and is not a socket",
+                ));
             }
             match StdUnixStream::connect(path) {
                 Err(err) if err.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
@@ -187,11 +230,13 @@ fn bind_unix(path: &Path, file: UnixFile) -> io::Result<UnixListener> {
         let listener = UnixListener::bind(path);
         umask(others);
         let listener = listener?;
+        // From here on it is removed again where anything fails.
+        let made = SocketFile { path: path.to_owned(), made: Some(FileNumber::of(path)?) };
         if let Some((user, group)) = file.owner {
             chown(path, Some(user), Some(group))?;
         }
         fs::set_permissions(path, fs::Permissions::from_mode(file.mode))?;
-        Ok(listener)
+        Ok((made, listener))
     };
     bind().map_err(|err| named(err, &format_args!("unix://{}", path.display())))
 }
@@ -208,7 +253,7 @@ impl Stream for Listeners {
         for listener in &this.sockets {
             let accepted = match listener {
                 Listener::Tcp(tcp) | Listener::Tls(tcp) => tcp.poll_accept(cx).map(|accepted| {
-                    let (stream, _) = accepted?;
+                    let (stream, peer) = accepted?;
                     // An answer that waits for an acknowledgement costs a handshake 40 ms.
                     let delayed = stream.set_nodelay(true);
                     if let Err(err) = delayed {
@@ -216,11 +261,11 @@ impl Stream for Listeners {
                     }
                     let stream = stream.into_std()?;
                     Ok(match listener {
-                        Listener::Tls(_) => Waiting::Tls(stream),
+                        Listener::Tls(_) => Waiting::Tls(stream, peer),
                         _ => Waiting::Tcp(stream),
                     })
                 }),
-                Listener::Unix(unix, _) => unix.poll_accept(cx).map(|accepted| {
+                Listener::Unix(_, unix) => unix.poll_accept(cx).map(|accepted| {
                     let (stream, _) = accepted?;
                     let cred = stream.peer_cred()?;
                     Ok(Waiting::Unix(stream.into_std()?, Peer::unix(cred.uid(), cred.gid())))
@@ -229,10 +274,12 @@ impl Stream for Listeners {
             match accepted {
                 Poll::Pending => {}
                 Poll::Ready(Ok(socket)) => {
-                    return Poll::Ready(Some(Accepted { socket, counted: None }));
+                    return Poll::Ready(Some(Accepted { socket, counted: None, beyond: None }));
                 }
                 Poll::Ready(Err::<_, io::Error>(err)) => {
-                    tracing::warn!(%err, "cannot accept a connection");
+                    if let Some(left_out) = this.errors.take(Instant::now()) {
+                        tracing::warn!(%err, left_out, "cannot accept a connection; the next attempt is in 100 ms");
+                    }
                     this.pause = Some(Box::pin(sleep(ACCEPT_PAUSE)));
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
@@ -247,11 +294,19 @@ impl Stream for Listeners {
 pub struct Accepted {
     socket: Waiting,
     counted: Option<Counted>,
+    beyond: Option<Beyond>,
+}
+
+/// This socket is one more than there may be: its caller is told so, and may ask for health.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Beyond {
+    /// How many there may be.
+    pub(super) sockets_max: usize,
 }
 
 enum Waiting {
     Tcp(std::net::TcpStream),
-    Tls(std::net::TcpStream),
+    Tls(std::net::TcpStream, SocketAddr),
     Unix(StdUnixStream, Peer),
 }
 
@@ -259,8 +314,8 @@ enum Waiting {
 pub(super) enum Known {
     /// The system tells.
     Peer(Peer),
-    /// A handshake will.
-    ByHandshake,
+    /// A handshake will, with a peer that comes from this address.
+    ByHandshake(SocketAddr),
 }
 
 /// One open connection of a thread.
@@ -279,11 +334,21 @@ impl Accepted {
         self.counted = Some(Counted(Arc::clone(open)));
     }
 
+    /// Is one more than there may be.
+    pub(super) fn is_beyond(&mut self, sockets_max: usize) {
+        self.beyond = Some(Beyond { sockets_max });
+    }
+
+    /// Whether it is one more than there may be.
+    pub(super) fn beyond(&self) -> Option<Beyond> {
+        self.beyond
+    }
+
     /// Takes the socket over into this thread's runtime. It counts as open until what comes with it is dropped.
     pub(super) fn adopt(self) -> io::Result<(Socket, Known, Option<Counted>)> {
         let (socket, known) = match self.socket {
             Waiting::Tcp(tcp) => (Socket::tcp(tcp)?, Known::Peer(Peer::local())),
-            Waiting::Tls(tcp) => (Socket::tcp(tcp)?, Known::ByHandshake),
+            Waiting::Tls(tcp, peer) => (Socket::tcp(tcp)?, Known::ByHandshake(peer)),
             Waiting::Unix(unix, peer) => (Socket::unix(unix)?, Known::Peer(peer)),
         };
         Ok((socket, known, self.counted))

@@ -22,7 +22,7 @@ pub struct Local(Edge);
 impl Local {
     pub(super) fn new(http: &Http, owner: &str) -> Self {
         let peer = Peer { owner: owner.into(), ..Peer::local() };
-        Self(http.edge(peer))
+        Self(http.edge(peer, None))
     }
 }
 

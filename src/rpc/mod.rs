@@ -6,6 +6,7 @@
 //! * [`status`]: the table of refusals
 //! * `misses`: how many lookups of one caller may find nothing
 //! * `lanes`: one thread for each core
+//! * `line_budget`: how often the log tells of the same
 //! * `lookout`: what such a thread does before it sleeps
 //! * `http`, `socket`: one HTTP/2 connection, and the bytes under it
 //! * `edge`: what every call passes
@@ -31,6 +32,7 @@ use tonic_health::server::HealthReporter;
 use crate::{
     config::Limits,
     connection::{Error, Table},
+    log::panics::caught,
     proto::{
         self,
         connection_service_server::{self, ConnectionServiceServer},
@@ -52,6 +54,7 @@ mod edge;
 mod explain;
 mod http;
 mod lanes;
+mod line_budget;
 pub mod listen;
 pub mod local;
 mod lookout;
@@ -131,9 +134,9 @@ pub enum ServeError {
     /// The system gave no thread, or no event queue for it.
     #[error("cannot start a thread of the API: {0}")]
     Thread(#[from] std::io::Error),
-    /// A thread ended before it was told to.
-    #[error("a thread of the API ended by itself")]
-    ThreadEnded,
+    /// The system let no thread begin again after a panic.
+    #[error("all threads of the API ended by themselves")]
+    ThreadsEnded,
 }
 
 /// Tells orchestrators whether to send work.
@@ -224,15 +227,25 @@ impl Api {
     /// `signals.kill` is.
     ///
     /// # Errors
-    /// Threads that cannot be had, or that end by themselves.
+    /// Threads that cannot be had, or that all end by themselves.
     pub async fn serve(self, mut listeners: Listeners, signals: &Signals) -> Result<(), ServeError> {
         let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let mut lanes = Lanes::start(cores, self.sockets_max, &self.http, signals)?;
+        let (http, stop) = (self.http, signals.clone());
+        let serve = move |accepted, lookout| http.clone().serve(accepted, stop.clone(), lookout);
+        let mut lanes = Lanes::start(cores, self.sockets_max, serve)?;
         loop {
             tokio::select! {
                 () = signals.draining.cancelled() => break,
-                Some(accepted) = listeners.next() => lanes.hand(accepted).await,
-                Some(()) = lanes.ended() => return Err(ServeError::ThreadEnded),
+                // A panic has its line in the log, and costs the socket that it came with.
+                accepted = caught(listeners.next()) => if let Ok(Some(accepted)) = accepted {
+                    let _ = caught(lanes.hand(accepted)).await;
+                },
+                Some(()) = lanes.ended() => {
+                    if lanes.alive() == 0 {
+                        return Err(ServeError::ThreadsEnded);
+                    }
+                    tracing::error!(left = lanes.alive(), "a thread of the API ended and cannot begin again");
+                }
             }
         }
         drop(listeners);

@@ -95,6 +95,8 @@ pub(super) enum Refusal {
     PermissionDenied { owner: Arc<str>, roles: Roles, context: Option<String> },
     #[error("{0} calls are being answered, and limits.calls_in_flight allows no more")]
     CallLimit(usize),
+    #[error("{0} sockets are open, and limits.sockets or the system's limit of open files allows no more")]
+    SocketLimit(usize),
     #[error("more than {0} lookups in a second found nothing, and limits.misses_per_second allows no more")]
     MissLimit(u32),
     #[error("the deadline of the call has passed")]
@@ -157,6 +159,7 @@ impl Refusal {
             }
             Self::PermissionDenied { .. } => (Code::PermissionDenied, "PERMISSION_DENIED", Some("context")),
             Self::CallLimit(_) => (Code::ResourceExhausted, "CALL_LIMIT", None),
+            Self::SocketLimit(_) => (Code::ResourceExhausted, "SOCKET_LIMIT", None),
             Self::MissLimit(_) => (Code::ResourceExhausted, "MISS_LIMIT", None),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", None),
             Self::Connection(error) => connection_verdict(error),

@@ -66,7 +66,7 @@ impl TestDaemon {
     }
 
     pub(crate) fn apply(&self, config: &Config) -> Result<usize, ConfigError> {
-        self.reload.apply(config)
+        self.reload.apply(config).map(|reloaded| reloaded.contexts)
     }
 
     pub(crate) async fn run(config: &Config) -> Self {

@@ -1,0 +1,196 @@
+//! One run of the daemon: signals, configuration, log, greeting, reloads, stop.
+//!
+//! Signals are taken before anything is read, and every file is read on a thread of its own: a file that hangs, on a
+//! network file system for example, delays a start or a reload, but never a stop.
+
+use std::{io, thread, time::Duration};
+
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+    time::timeout,
+};
+
+use super::{Options, process, say};
+use crate::{
+    clock::Clock,
+    config::{Config, ConfigError, Endpoint},
+    daemon::{Daemon, Error, Prepared, Reload, Reloaded},
+    log::{Log, panics::caught},
+};
+
+/// How long files may take to read before the log tells that they do.
+const SLOW: Duration = Duration::from_secs(10);
+
+pub(super) fn serve(options: &Options) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ended = runtime.block_on(caught(run(options.clone())));
+    // A thread that still reads a file ends with the process.
+    runtime.shutdown_background();
+    ended.unwrap_or(Err(Error::Panicked))
+}
+
+async fn run(options: Options) -> Result<(), Error> {
+    let mut signals = Signals::take()?;
+    let mut reading = aside(move || {
+        let prepared = options.load().map_err(Error::from).and_then(|config| {
+            let log = start_log(&config)?;
+            let open_files = process::raise_open_files();
+            process::keep_memory_private();
+            Ok((Prepared::read(config)?.with_open_files(open_files), log))
+        });
+        prepared.map(|(prepared, log)| (prepared, log, options))
+    })?;
+    let (prepared, log, options) = tokio::select! {
+        read = &mut reading => read.map_err(|_| Error::Panicked)??,
+        _ = next(&mut signals.terminate, &mut signals.interrupt) => return Ok(()),
+    };
+    let ended = serve_prepared(prepared, signals, &log, options).await;
+    log.flush();
+    ended
+}
+
+async fn serve_prepared(
+    prepared: Prepared,
+    signals: Signals,
+    log: &Log,
+    options: Options,
+) -> Result<(), Error> {
+    let Signals { terminate, interrupt, hangup } = signals;
+    let daemon = Daemon::listen(prepared, Clock::System)?;
+    let text = greeting(daemon.config(), &daemon.endpoints());
+    // Whatever stands behind stdout may take nothing, and the daemon serves all the same.
+    drop(aside(move || say(io::stdout(), &text))?);
+    let reloading = tokio::spawn(reload_at(hangup, daemon.reload(), options, log.clone()));
+    let ended = daemon.run(stop(terminate, interrupt, log.clone())).await;
+    reloading.abort();
+    ended
+}
+
+fn start_log(config: &Config) -> Result<Log, Error> {
+    Log::start(&config.log).map_err(|err| config.audit_error(err).into())
+}
+
+/// Runs on a thread of its own; its end does not wait for it.
+fn aside<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> io::Result<oneshot::Receiver<T>> {
+    let (tells, told) = oneshot::channel();
+    thread::Builder::new().name("files".into()).spawn(move || {
+        // The receiver may be gone, when the daemon has stopped meanwhile.
+        drop(tells.send(act()));
+    })?;
+    Ok(told)
+}
+
+/// The signals that this process takes. From [`Signals::take`] on none of them ends it by itself; one that comes before it
+/// is waited for is kept.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn take() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+}
+
+/// Reloads at every SIGHUP. An error is told, and the daemon goes on as it was.
+async fn reload_at(mut hangup: Signal, reload: Reload, options: Options, log: Log) {
+    while hangup.recv().await.is_some() {
+        // A panic has its line in the log, and the next signal is waited for.
+        let _ = caught(reload_once(reload.clone(), options.clone(), log.clone())).await;
+    }
+}
+
+async fn reload_once(reload: Reload, options: Options, log: Log) {
+    let reloading = aside(move || {
+        let config = options.load()?;
+        let reloaded = reload.apply(&config)?;
+        if let Err(err) = log.reload(&config.log) {
+            tracing::error!(%err, "the audit file is not opened again; audit lines go where they went before");
+        }
+        Ok::<Reloaded, ConfigError>(reloaded)
+    });
+    match reloading {
+        Ok(reloading) => tell(patiently(reloading).await),
+        Err(err) => tracing::error!(%err, "reload refused: the system gives no thread"),
+    }
+}
+
+fn tell(reloaded: Result<Result<Reloaded, ConfigError>, oneshot::error::RecvError>) {
+    let refused = match reloaded {
+        Ok(Ok(reloaded)) => {
+            tracing::info!(contexts = reloaded.contexts, "configuration reloaded");
+            return;
+        }
+        Ok(Err(err)) => err.to_string(),
+        Err(_) => "a defect of the daemon: the log has the panic".into(),
+    };
+    tracing::error!(err = refused, "reload refused; the configuration stays as it was");
+}
+
+/// Waits for files that are read, and tells where that takes long.
+async fn patiently<T>(mut reading: oneshot::Receiver<T>) -> Result<T, oneshot::error::RecvError> {
+    if let Ok(read) = timeout(SLOW, &mut reading).await {
+        return read;
+    }
+    tracing::warn!(
+        seconds = SLOW.as_secs(),
+        "a reload waits for a file of the configuration; the daemon serves with the configuration that it has"
+    );
+    reading.await
+}
+
+/// Ready at the first SIGTERM or SIGINT. A second one ends the process at once, with status 128 and its number.
+async fn stop(mut terminate: Signal, mut interrupt: Signal, log: Log) {
+    next(&mut terminate, &mut interrupt).await;
+    tokio::spawn(async move {
+        let signal = next(&mut terminate, &mut interrupt).await;
+        tracing::warn!("second signal: the process ends at once");
+        log.flush();
+        std::process::exit(128 + signal.as_raw_value());
+    });
+}
+
+async fn next(terminate: &mut Signal, interrupt: &mut Signal) -> SignalKind {
+    tokio::select! {
+        _ = terminate.recv() => SignalKind::terminate(),
+        _ = interrupt.recv() => SignalKind::interrupt(),
+    }
+}
+
+/// Where it listens, and what to type first.
+fn greeting(config: &Config, endpoints: &[Endpoint]) -> String {
+    let mut text = format!("tls-sessiond {}\n", env!("CARGO_PKG_VERSION"));
+    let mut first = None;
+    for endpoint in endpoints {
+        let call = match endpoint {
+            Endpoint::Tcp(address) => {
+                text += &format!("listening on tcp://{address}\n");
+                format!("grpcurl -plaintext {address} list")
+            }
+            Endpoint::Tls(address) => {
+                text += &format!("listening on tls://{address}\n");
+                continue;
+            }
+            Endpoint::Systemd => continue,
+            Endpoint::Unix { path, .. } => {
+                text += &format!("listening on unix://{}\n", path.display());
+                format!("grpcurl -plaintext -unix -authority localhost {} list", path.display())
+            }
+        };
+        first.get_or_insert(call);
+    }
+    for context in config.contexts.iter().filter(|context| context.self_made) {
+        text += &format!(
+            "context `{}` has a certificate for localhost that was made now and ends with this process\n",
+            context.name
+        );
+    }
+    text + &first.map(|call| format!("try: {call}\n")).unwrap_or_default()
+}

@@ -1,0 +1,216 @@
+//! An event as a line. Every value may have been made by a peer, so each is cut and escaped: an event is one line, of a
+//! bounded length, and no control character of a value reaches a terminal.
+
+use std::fmt::{self, Write};
+
+use serde_json::Value;
+use tracing::{
+    Event, Level, Subscriber,
+    field::{Field, Visit},
+};
+use tracing_subscriber::{
+    fmt::{
+        FmtContext, FormatEvent, FormatFields,
+        format::Writer,
+        time::{FormatTime, SystemTime},
+    },
+    registry::LookupSpan,
+};
+
+/// Bytes of one value; more are cut.
+const VALUE_MAX: usize = 1024;
+/// Values of one event; more are left out.
+const VALUES_MAX: usize = 16;
+
+/// The form of every line of a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// `TIME LEVEL target: message name=value ...`
+    Text,
+    /// `{"timestamp": ..., "level": ..., "fields": {"message": ..., ...}, "target": ...}`
+    Json,
+}
+
+/// Writes events as lines.
+pub(super) struct Lines(pub(super) Form);
+
+impl<S, N> FormatEvent<S, N> for Lines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut values = Values::default();
+        event.record(&mut values);
+        let target = values.target.take();
+        let target = target.as_deref().unwrap_or_else(|| event.metadata().target());
+        to.write_str(&values.line(self.0, *event.metadata().level(), target))
+    }
+}
+
+/// A line of the log's own making, which passes by the subscriber.
+pub(super) fn notice(form: Form, message: &str, numbers: &[(&'static str, u64)]) -> Vec<u8> {
+    let mut values = Values { message: message.to_owned(), ..Values::default() };
+    numbers.iter().for_each(|(name, number)| values.push(name, (*number).into()));
+    values.line(form, Level::WARN, module_path!()).into_bytes()
+}
+
+/// The values of one event.
+#[derive(Default)]
+struct Values {
+    message: String,
+    fields: Vec<(&'static str, Value)>,
+    /// Of a record of the `log` facade, whose own target is a field.
+    target: Option<String>,
+}
+
+impl Values {
+    fn push(&mut self, name: &'static str, value: Value) {
+        if self.fields.len() < VALUES_MAX {
+            self.fields.push((name, value));
+        }
+    }
+
+    fn line(self, form: Form, level: Level, target: &str) -> String {
+        let mut time = String::new();
+        // It fails only where a time has no form; the line is without it then.
+        let _ = SystemTime.format_time(&mut Writer::new(&mut time));
+        match form {
+            Form::Json => {
+                let quoted = |text: &str| Value::from(text).to_string();
+                let mut line = format!(
+                    "{{\"timestamp\":{},\"level\":\"{level}\",\"fields\":{{\"message\":{}",
+                    quoted(&time),
+                    quoted(&self.message)
+                );
+                for (name, value) in &self.fields {
+                    // A String takes everything.
+                    let _ = write!(line, ",\"{name}\":{value}");
+                }
+                line + "},\"target\":" + &quoted(target) + "}\n"
+            }
+            Form::Text => {
+                let mut line = format!("{time} {level:>5} {target}: {}", printable(&self.message));
+                for (name, value) in &self.fields {
+                    let written = match value {
+                        Value::String(text) if plain(text) => write!(line, " {name}={text}"),
+                        Value::String(text) => write!(line, " {name}=\"{}\"", printable(text)),
+                        other => write!(line, " {name}={other}"),
+                    };
+                    // A String takes everything.
+                    let _ = written;
+                }
+                line.push('\n');
+                line
+            }
+        }
+    }
+}
+
+impl Visit for Values {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let mut text = Cut(String::new());
+        // An error means that it was cut.
+        let _ = write!(text, "{value:?}");
+        match field.name() {
+            "message" => self.message = text.0,
+            "log.target" => self.target = Some(text.0),
+            name if name.starts_with("log.") => {}
+            name => self.push(name, text.0.into()),
+        }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.push(field.name(), value.into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.push(field.name(), value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.push(field.name(), value.into());
+    }
+}
+
+/// A text of at most [`VALUE_MAX`] bytes. What makes it stops where it is full, however long it would become.
+struct Cut(String);
+
+impl Write for Cut {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = VALUE_MAX - self.0.len().min(VALUE_MAX);
+        if text.len() <= room {
+            self.0.push_str(text);
+            return Ok(());
+        }
+        let end = (0..=room).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        self.0.push_str(&text[..end]);
+        self.0.push('…');
+        Err(fmt::Error)
+    }
+}
+
+fn plain(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| !c.is_whitespace() && !c.is_control() && c != '"' && c != '\\')
+}
+
+/// With control characters, quotes, and what changes the direction of a text, escaped.
+fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for c in text.chars() {
+        let hidden = matches!(c, '"' | '\\' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        match hidden || c.is_control() {
+            true => printable.extend(c.escape_default()),
+            false => printable.push(c),
+        }
+    }
+    printable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(fields: &[(&'static str, &str)]) -> Values {
+        let mut values = Values { message: "it happened".into(), ..Values::default() };
+        for (name, text) in fields {
+            let mut cut = Cut(String::new());
+            let _ = cut.write_str(text);
+            values.push(name, cut.0.into());
+        }
+        values
+    }
+
+    #[test]
+    fn line_is_one_line_whatever_a_value_holds() {
+        let evil = "a\nb\r\u{1b}[31m\u{202e}\u{0}\"";
+        for form in [Form::Text, Form::Json] {
+            let line = values(&[("name", evil), ("plain", "10.0.0.7:1")]).line(form, Level::INFO, "audit");
+            let (inside, end) = line.split_at(line.len() - 1);
+            assert_eq!(end, "\n");
+            assert!(!inside.contains(|c: char| c.is_control()), "{line:?}");
+            assert!(inside.contains("10.0.0.7:1") && inside.contains("audit"), "{line:?}");
+        }
+        let text = values(&[("name", evil)]).line(Form::Text, Level::INFO, "audit");
+        assert!(!text.contains('\u{202e}') && text.contains("\\u{1b}[31m"), "{text}");
+        let json = values(&[("name", evil)]).line(Form::Json, Level::INFO, "audit");
+        let parsed: Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(parsed["fields"]["name"], evil);
+        assert_eq!((&parsed["level"], &parsed["target"]), (&"INFO".into(), &"audit".into()));
+    }
+
+    #[test]
+    fn values_are_cut_to_a_length_and_a_number() {
+        let long = "ä".repeat(60_000);
+        let many: Vec<_> = (0..100).map(|_| ("name", long.as_str())).collect();
+        let line = values(&many).line(Form::Json, Level::INFO, "a");
+        assert!(line.len() < VALUES_MAX * (VALUE_MAX + 32) + 256, "{}", line.len());
+        let parsed: Value = serde_json::from_str(&line).unwrap();
+        let name = parsed["fields"]["name"].as_str().unwrap();
+        assert!(name.len() <= VALUE_MAX + 3 && name.ends_with('…'), "{}", name.len());
+    }
+}

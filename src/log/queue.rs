@@ -1,0 +1,132 @@
+//! Lines that wait to be written, bounded in bytes.
+
+use std::collections::VecDeque;
+
+/// Bytes of lines that wait, of each kind.
+pub(super) const BYTES_MAX: usize = 1 << 20;
+/// What a line takes in the queue beside its bytes.
+const LINE_OVERHEAD: usize = 64;
+
+/// Which queue a line waits in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Passed the filter.
+    Ordinary,
+    /// Refusals, removals, revocations: a flood of other lines takes no room of theirs.
+    Audit,
+}
+
+/// Both queues. The line that came first is taken first, whichever its queue.
+#[derive(Debug, Default)]
+pub(super) struct Queues {
+    ordinary: Queue,
+    audit: Queue,
+    /// Of the next line.
+    number: u64,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    lines: VecDeque<(u64, Vec<u8>)>,
+    bytes: usize,
+    /// Since the last notice.
+    dropped: u64,
+}
+
+/// Lines that were dropped because their queue was full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Dropped {
+    pub(super) ordinary: u64,
+    pub(super) audit: u64,
+}
+
+impl Queues {
+    /// Adds a line, or counts it where there is no room. Says which.
+    pub(super) fn push(&mut self, kind: Kind, line: Vec<u8>) -> Pushed {
+        let queue = match kind {
+            Kind::Ordinary => &mut self.ordinary,
+            Kind::Audit => &mut self.audit,
+        };
+        let bytes = line.len() + LINE_OVERHEAD;
+        if queue.bytes + bytes > BYTES_MAX {
+            queue.dropped += 1;
+            return Pushed::Dropped;
+        }
+        queue.bytes += bytes;
+        queue.lines.push_back((self.number, line));
+        self.number += 1;
+        Pushed::Waits
+    }
+
+    /// Takes the line that came first.
+    pub(super) fn pop(&mut self) -> Option<Vec<u8>> {
+        let first = |queue: &Queue| queue.lines.front().map(|(number, _)| *number);
+        let queue = match (first(&self.ordinary), first(&self.audit)) {
+            (Some(ordinary), Some(audit)) if audit < ordinary => &mut self.audit,
+            (None, Some(_)) => &mut self.audit,
+            _ => &mut self.ordinary,
+        };
+        let (_, line) = queue.lines.pop_front()?;
+        queue.bytes -= line.len() + LINE_OVERHEAD;
+        Some(line)
+    }
+
+    /// Whether no line waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ordinary.lines.is_empty() && self.audit.lines.is_empty()
+    }
+
+    /// Takes the count of dropped lines, if there are any.
+    pub(super) fn take_dropped(&mut self) -> Option<Dropped> {
+        let dropped = Dropped {
+            ordinary: std::mem::take(&mut self.ordinary.dropped),
+            audit: std::mem::take(&mut self.audit.dropped),
+        };
+        (dropped != Dropped::default()).then_some(dropped)
+    }
+}
+
+/// What became of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pushed {
+    /// It waits to be written.
+    Waits,
+    /// It was counted and dropped.
+    Dropped,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_leave_in_the_order_they_came() {
+        let mut queues = Queues::default();
+        for (number, kind) in
+            [Kind::Ordinary, Kind::Audit, Kind::Audit, Kind::Ordinary].into_iter().enumerate()
+        {
+            assert_eq!(queues.push(kind, vec![u8::try_from(number).unwrap()]), Pushed::Waits);
+        }
+        let left: Vec<_> = std::iter::from_fn(|| queues.pop()).flatten().collect();
+        assert_eq!(left, [0, 1, 2, 3]);
+        assert_eq!(queues.take_dropped(), None);
+    }
+
+    #[test]
+    fn full_queue_drops_and_counts_and_leaves_the_other_its_room() {
+        let mut queues = Queues::default();
+        let line = || vec![b'x'; 1000];
+        let kept = (0..5000).filter(|_| queues.push(Kind::Ordinary, line()) == Pushed::Waits).count();
+        assert_eq!(kept, BYTES_MAX / (1000 + LINE_OVERHEAD));
+        assert_eq!(queues.push(Kind::Audit, line()), Pushed::Waits);
+        let dropped = queues.take_dropped().unwrap();
+        assert_eq!(dropped, Dropped { ordinary: 5000 - kept as u64, audit: 0 });
+        assert_eq!(queues.take_dropped(), None);
+        assert!(queues.pop().is_some());
+        assert_eq!(
+            queues.push(Kind::Ordinary, line()),
+            Pushed::Waits,
+            "room that is free again is used again"
+        );
+    }
+}

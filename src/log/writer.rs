@@ -1,0 +1,254 @@
+//! The thread that writes lines. It alone waits for whatever stands behind the file descriptor.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::OpenOptionsExt,
+    },
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use parking_lot::{Condvar, Mutex};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
+use tracing_subscriber::fmt::MakeWriter;
+
+use super::{
+    line::{Form, notice},
+    queue::{Kind, Pushed, Queues},
+};
+
+/// Between two attempts at a line that could not be written: at first, and at most.
+const RETRY: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+/// How long a descriptor that takes nothing now is waited for before it is asked again.
+const READY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// Where lines go.
+pub(super) enum Sink {
+    Stderr,
+    File { path: PathBuf, file: File },
+}
+
+/// Takes lines without waiting, and writes them on a thread of its own.
+pub(super) struct Writer(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    /// There is something to write, or to open again.
+    filled: Condvar,
+    /// Everything is written.
+    emptied: Condvar,
+    form: Form,
+    /// Attempts that the system refused.
+    failed: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    queues: Queues,
+    /// The thread has a line in hand.
+    writing: bool,
+    /// The file to write to from now on.
+    reopened: Option<File>,
+    path: Option<PathBuf>,
+}
+
+impl Writer {
+    /// Starts the thread, which runs as long as the process.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub(super) fn start(sink: Sink, form: Form) -> io::Result<Self> {
+        let path = match &sink {
+            Sink::Stderr => None,
+            Sink::File { path, .. } => Some(path.clone()),
+        };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State { path, ..State::default() }),
+            filled: Condvar::new(),
+            emptied: Condvar::new(),
+            form,
+            failed: AtomicU64::new(0),
+        });
+        let thread = Thread { shared: Arc::clone(&shared), sink };
+        thread::Builder::new().name("log".into()).spawn(move || thread.run())?;
+        Ok(Self(shared))
+    }
+
+    /// What the subscriber writes lines of one kind to.
+    pub(super) fn lines(&self, kind: Kind) -> LineWriter {
+        LineWriter { shared: Arc::clone(&self.0), kind }
+    }
+
+    /// Opens the file again by its path.
+    ///
+    /// # Errors
+    /// It cannot be opened; the file that was open stays in use.
+    pub(super) fn reopen(&self) -> io::Result<()> {
+        let Some(path) = self.0.state.lock().path.clone() else { return Ok(()) };
+        let file = open(&path)?;
+        self.0.state.lock().reopened = Some(file);
+        self.0.filled.notify_one();
+        Ok(())
+    }
+
+    /// Waits until everything is written, for at most this long.
+    pub(super) fn flush(&self, at_most: Duration) {
+        let mut state = self.0.state.lock();
+        let pending = |state: &mut State| state.writing || !state.queues.is_empty();
+        self.0.emptied.wait_while_for(&mut state, pending, at_most);
+    }
+}
+
+/// Opens a log file for appending; its owner alone may read it.
+///
+/// # Errors
+/// Those of the system, with the path.
+pub(super) fn open(path: &std::path::Path) -> io::Result<File> {
+    let opened = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+    opened.map_err(|err| io::Error::new(err.kind(), format!("cannot open {}: {err}", path.display())))
+}
+
+/// Puts lines of one kind into the queue. Never fails and never waits for the sink.
+#[derive(Clone)]
+pub(super) struct LineWriter {
+    shared: Arc<Shared>,
+    kind: Kind,
+}
+
+impl Write for LineWriter {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let pushed = self.shared.state.lock().queues.push(self.kind, line.to_vec());
+        if pushed == Pushed::Waits {
+            self.shared.filled.notify_one();
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for LineWriter {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
+}
+
+struct Thread {
+    shared: Arc<Shared>,
+    sink: Sink,
+}
+
+impl Thread {
+    fn run(mut self) {
+        loop {
+            let line = self.next();
+            self.write(line);
+            if let Some(notice) = self.notice() {
+                self.write(notice);
+            }
+        }
+    }
+
+    /// Waits for a line. Opens the file again where that is asked for.
+    fn next(&mut self) -> Vec<u8> {
+        let mut state = self.shared.state.lock();
+        loop {
+            if let (Some(reopened), Sink::File { file, .. }) = (state.reopened.take(), &mut self.sink) {
+                *file = reopened;
+            }
+            if let Some(line) = state.queues.pop() {
+                state.writing = true;
+                return line;
+            }
+            state.writing = false;
+            self.shared.emptied.notify_all();
+            self.shared.filled.wait(&mut state);
+        }
+    }
+
+    /// What was lost while the sink took nothing: it has just taken a line.
+    fn notice(&self) -> Option<Vec<u8>> {
+        let dropped = self.shared.state.lock().queues.take_dropped().unwrap_or_default();
+        let failed = self.shared.failed.swap(0, Ordering::Relaxed);
+        let numbers = [
+            ("dropped_lines", dropped.ordinary),
+            ("dropped_audit_lines", dropped.audit),
+            ("failed_writes", failed),
+        ];
+        numbers
+            .iter()
+            .any(|(_, number)| *number > 0)
+            .then(|| notice(self.shared.form, "the log could not be written for a while", &numbers))
+    }
+
+    /// Writes a line as a whole, however long that takes. A line that the system refuses is tried again, for the disk may
+    /// have room by then; the queue is bounded meanwhile.
+    fn write(&mut self, line: Vec<u8>) {
+        let mut rest = line.as_slice();
+        let mut retry = RETRY;
+        while !rest.is_empty() {
+            match self.sink.write(rest) {
+                Ok(written) if written > 0 => {
+                    rest = rest.get(written..).unwrap_or_default();
+                    retry = RETRY;
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) if self.sink.wait() => {}
+                Ok(_) | Err(_) => {
+                    self.shared.failed.fetch_add(1, Ordering::Relaxed);
+                    self.pause(retry);
+                    retry = (2 * retry).min(RETRY_MAX);
+                }
+            }
+        }
+    }
+
+    /// Waits, or until the file was opened again.
+    fn pause(&mut self, at_most: Duration) {
+        let mut state = self.shared.state.lock();
+        let mut waiting = |state: &mut State| state.reopened.is_none();
+        self.shared.filled.wait_while_for(&mut state, &mut waiting, at_most);
+        if let (Some(reopened), Sink::File { file, .. }) = (state.reopened.take(), &mut self.sink) {
+            *file = reopened;
+        }
+    }
+}
+
+impl Sink {
+    fn write(&self, bytes: &[u8]) -> rustix::io::Result<usize> {
+        self.with(|fd| rustix::io::write(fd, bytes))
+    }
+
+    /// Waits for a descriptor that does not block until it takes more. Says whether it will.
+    fn wait(&self) -> bool {
+        self.with(|fd| {
+            let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
+            let ready = poll(&mut fds, Some(&READY));
+            // One that fails now is found out by the next write, and waited for differently.
+            ready.is_ok() && !fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL)
+        })
+    }
+
+    fn with<T>(&self, act: impl FnOnce(BorrowedFd<'_>) -> T) -> T {
+        match self {
+            Self::Stderr => act(io::stderr().as_fd()),
+            Self::File { file, .. } => act(file.as_fd()),
+        }
+    }
+}

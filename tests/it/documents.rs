@@ -5,6 +5,7 @@ use std::{collections::HashSet, fs, path::Path};
 use tls_sessiond::config::{Config, ContextConfig, Endpoint};
 
 const REFERENCE: &str = include_str!("../../docs/configuration.md");
+const ROBUSTNESS: &str = include_str!("../../docs/robustness.md");
 const ARCHITECTURE: &str = include_str!("../../ARCHITECTURE.md");
 
 fn load(text: &str, set: &[&str]) -> Result<Config, String> {
@@ -45,6 +46,7 @@ fn configuration_reference_shows_the_defaults() {
     assert_eq!((said.unix, &said.tls, &said.access), (real.unix, &real.tls, &real.access));
     assert_eq!(said.limits, real.limits);
     assert_eq!(said.drain, real.drain);
+    assert_eq!(said.log, real.log);
     // A context in a file does not make a certificate of its own.
     let real = ContextConfig { self_made: false, ..real.contexts[0].clone() };
     assert_eq!(format!("{:?}", said.contexts), format!("{:?}", [real]));
@@ -69,6 +71,7 @@ fn configuration_reference_has_every_key() {
         ("access.0.no_such_key", keys(access["access"][0].as_table().unwrap())),
         ("limits.no_such_key", keys(table["limits"].as_table().unwrap())),
         ("drain.no_such_key", keys(table["drain"].as_table().unwrap())),
+        ("log.no_such_key", keys(table["log"].as_table().unwrap())),
         ("context.0.no_such_key", keys(context)),
     ];
     for (unknown, said) in sections {
@@ -80,22 +83,28 @@ fn configuration_reference_has_every_key() {
     }
 }
 
+/// Names of tests in the last column of a document's tables.
+fn named_tests(text: &'static str) -> Vec<&'static str> {
+    let rows = text.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| --- "));
+    let cells = rows.filter_map(|row| row.trim_end_matches(" |").rsplit(" | ").next());
+    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect()
+}
+
 #[test]
-fn tests_that_the_architecture_names_exist() {
+fn tests_that_the_documents_name_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut sources = String::new();
     for folder in ["src", "tests"] {
         read(&root.join(folder), &mut sources);
     }
     let (_, invariants) = ARCHITECTURE.split_once("## Invariants").unwrap();
-    let rows: Vec<_> = invariants.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
-    assert!(rows.len() > 5, "the table of invariants is gone");
-    for row in rows {
-        let held_by = row.trim_end_matches(" |").rsplit(" | ").next().unwrap();
-        for name in held_by.split('`').skip(1).step_by(2) {
+    for (document, text) in [("ARCHITECTURE.md", invariants), ("docs/robustness.md", ROBUSTNESS)] {
+        let names = named_tests(text);
+        assert!(names.len() > 20, "the tables of {document} are gone");
+        for name in names {
             assert!(
                 sources.contains(&format!("fn {name}(")),
-                "ARCHITECTURE.md names the test {name}: there is none"
+                "{document} names the test {name}: there is none"
             );
         }
     }

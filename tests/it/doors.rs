@@ -190,7 +190,15 @@ pub(crate) async fn over<S>(stream: S) -> Channel
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    Target::from_static("http://localhost").connect_with_connector(Once(Some(stream))).await.unwrap()
+    try_over(stream).await.unwrap()
+}
+
+/// The same, where the daemon may refuse the connection.
+pub(crate) async fn try_over<S>(stream: S) -> Result<Channel, tonic::transport::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    Target::from_static("http://localhost").connect_with_connector(Once(Some(stream))).await
 }
 
 struct Once<S>(Option<S>);
@@ -211,6 +219,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Service<Uri> for Once<S
 }
 
 /// One who calls over a channel.
+#[derive(Clone)]
 pub(crate) struct Guest {
     pub(crate) connections: ConnectionServiceClient<Channel>,
     pub(crate) sessions: SessionServiceClient<Channel>,

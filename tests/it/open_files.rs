@@ -1,0 +1,148 @@
+//! Few open files: the limit is raised, told, and leaves a reserve for health and reloads.
+
+use std::{fs, process::Stdio, time::Instant};
+
+use tempfile::TempDir;
+use tls_sessiond::proto as pb;
+use tokio::{net::TcpStream, process::Command};
+use tonic::Code;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use crate::{
+    doors::{Guest, over, try_over},
+    harness::{new, reason},
+    process::{PATIENCE, Process},
+};
+
+/// The daemon below a shell that limits its open files: `ulimit -S -n SOFT && ulimit -H -n HARD`.
+struct Limited {
+    process: Process,
+    address: String,
+    folder: TempDir,
+}
+
+impl Limited {
+    async fn start(soft: u32, hard: u32, config: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("daemon.toml"), config).unwrap();
+        let log = fs::File::create(folder.path().join("stderr")).unwrap();
+        let script = format!("ulimit -S -n {soft} && ulimit -H -n {hard} && exec \"$@\"");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_tls-sessiond"), "--config"]);
+        command.arg(folder.path().join("daemon.toml"));
+        command
+            .args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"])
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null());
+        let mut process = Process::logging(&mut command, log);
+        let address = process.says("listening on tcp://").await;
+        Self { process, address, folder }
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(&self.address).await.unwrap()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("stderr")).unwrap()
+    }
+
+    /// Ends it; answers its log.
+    async fn end(self) -> String {
+        self.process.signal("TERM").await;
+        assert!(self.process.succeeds().await);
+        fs::read_to_string(self.folder.path().join("stderr")).unwrap()
+    }
+
+    /// The limit that the process runs with.
+    fn soft_limit(&self) -> u32 {
+        let limits = fs::read_to_string(format!("/proc/{}/limits", self.process.id())).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        line.split_whitespace().nth(3).unwrap().parse().unwrap()
+    }
+
+    /// Asks for health over a new socket, until it gets an answer: places for that are few, and soon free again.
+    async fn health(&self) -> ServingStatus {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let asked = async {
+                let channel = try_over(self.connect().await).await.map_err(|err| err.to_string())?;
+                let answer = HealthClient::new(channel).check(HealthCheckRequest::default()).await;
+                answer.map(|answer| answer.into_inner().status()).map_err(|status| status.to_string())
+            };
+            match asked.await {
+                Ok(status) => return status,
+                Err(err) => assert!(Instant::now() < until, "no answer about health: {err}"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn soft_limit_of_open_files_is_raised_to_the_hard_one() {
+    let daemon = Limited::start(64, 1000, "").await;
+    assert_eq!(daemon.soft_limit(), 1000);
+    // The log is a little behind; it is written as a whole when the daemon has ended.
+    let log = daemon.end().await;
+    assert!(log.contains("limits.sockets cannot be reached"), "10,000 sockets do not fit: {log}");
+    let log = Limited::start(64, 1000, "[limits]\nsockets = 500\n").await.end().await;
+    assert!(log.contains("stopped") && !log.contains("limits.sockets cannot be reached"), "{log}");
+}
+
+#[tokio::test]
+async fn sockets_beyond_the_limit_are_told_so_and_may_ask_for_health() {
+    let daemon = Limited::start(1000, 1000, "[limits]\nsockets = 4\n").await;
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let mut guest = Guest::new(&over(daemon.connect().await).await);
+        guest.open("").await.unwrap();
+        held.push(guest);
+    }
+    let reached = Instant::now();
+    for _ in 0..3 {
+        let mut beyond = Guest::new(&over(daemon.connect().await).await);
+        let refused = beyond.connections.new_connection(new("", pb::Role::Server)).await.unwrap_err();
+        assert_eq!(
+            (refused.code(), reason(&refused).as_str()),
+            (Code::ResourceExhausted, "SOCKET_LIMIT"),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(daemon.health().await, ServingStatus::Serving);
+    // A place that is free again is for all calls.
+    drop(held.pop());
+    let until = Instant::now() + PATIENCE;
+    while Guest::new(&over(daemon.connect().await).await).open("").await.is_err() {
+        assert!(Instant::now() < until, "the place is never free");
+    }
+    drop(held);
+    let began = Instant::now();
+    let log = daemon.end().await;
+    let lines = log.matches("limits.sockets is reached").count();
+    let most = 1 + usize::try_from(began.duration_since(reached).as_secs() / 10).unwrap();
+    assert!((1..=most).contains(&lines), "one line in ten seconds: {log}");
+}
+
+#[tokio::test]
+async fn flood_of_sockets_leaves_files_for_health_and_reload() {
+    let daemon = Limited::start(120, 120, "").await;
+    let mut held = Vec::new();
+    // Many more than there are files; the ones that are refused are closed by the daemon.
+    for _ in 0..300 {
+        held.push(daemon.connect().await);
+    }
+    assert_eq!(daemon.health().await, ServingStatus::Serving);
+    let config = "[[context]]\nname = \"default\"\n[[context]]\nname = \"other\"\n";
+    fs::write(daemon.folder.path().join("daemon.toml"), config).unwrap();
+    daemon.process.signal("HUP").await;
+    let until = Instant::now() + PATIENCE;
+    while !daemon.log().contains("configuration reloaded") {
+        assert!(Instant::now() < until && !daemon.log().contains("Too many open files"), "{}", daemon.log());
+        tokio::task::yield_now().await;
+    }
+    drop(held);
+    let log = daemon.end().await;
+    assert!(!log.contains("cannot accept"), "{log}");
+}

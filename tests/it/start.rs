@@ -1,0 +1,277 @@
+//! The first and the last moments of a process: signals, files that hang, socket files, the command line, exit statuses.
+
+use std::{
+    fs,
+    io::Write,
+    net::SocketAddr,
+    os::unix::net::UnixListener,
+    path::Path,
+    process::{Command as StdCommand, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use tls_sessiond::{
+    client::{Options, Worker},
+    clock::Clock,
+    config::{Config, Endpoint},
+    daemon::Daemon,
+};
+use tokio::{net::TcpStream, process::Command, time::timeout};
+
+use crate::{
+    doors::{Guest, over, rule},
+    pki::Authority,
+    process::{PATIENCE, Process, run},
+};
+
+fn fifo(path: &Path) {
+    mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+}
+
+fn daemon(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"));
+    command.args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"]).args(args).env_remove("RUST_LOG");
+    command
+}
+
+async fn signal(id: u32, name: &str) {
+    assert!(Command::new("kill").args(["-s", name, &id.to_string()]).status().await.unwrap().success());
+}
+
+/// Opens a pipe for writing, which waits for its reader.
+async fn open_for(reader: &Path) -> fs::File {
+    let path = reader.to_owned();
+    let open = tokio::task::spawn_blocking(move || fs::File::options().write(true).open(path).unwrap());
+    timeout(PATIENCE, open).await.expect("the daemon reads it").unwrap()
+}
+
+#[tokio::test]
+async fn stop_during_a_start_that_hangs_ends_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config");
+    fifo(&config);
+    for name in ["TERM", "INT"] {
+        let mut child = daemon(&["--config", config.to_str().unwrap()]).kill_on_drop(true).spawn().unwrap();
+        let held = open_for(&config).await;
+        signal(child.id().unwrap(), name).await;
+        let ended = timeout(PATIENCE, child.wait()).await.expect("it ends").unwrap();
+        assert_eq!(ended.code(), Some(0), "{name}");
+        drop(held);
+    }
+}
+
+#[tokio::test]
+async fn sighup_before_the_configuration_is_read_is_kept_for_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, log) = (folder.path().join("config"), folder.path().join("log"));
+    fifo(&config);
+    let mut command = daemon(&["--config", config.to_str().unwrap()]);
+    let mut process = Process::logging(&mut command, fs::File::create(&log).unwrap());
+    let mut held = open_for(&config).await;
+    // Nothing of the configuration has come.
+    process.signal("HUP").await;
+    held.write_all(b"[log]\nlevel = \"info\"\n").unwrap();
+    drop(held);
+    let address = process.says("listening on tcp://").await;
+    // The reload that was asked for opens the pipe once more.
+    let mut held = open_for(&config).await;
+    held.write_all(b"[log]\nlevel = \"info\"\n").unwrap();
+    drop(held);
+    let until = Instant::now() + PATIENCE;
+    while !fs::read_to_string(&log).unwrap().contains("configuration reloaded") {
+        assert!(Instant::now() < until, "{}", fs::read_to_string(&log).unwrap());
+        tokio::task::yield_now().await;
+    }
+    Guest::new(&over(TcpStream::connect(&address).await.unwrap()).await).open("").await.unwrap();
+}
+
+#[tokio::test]
+async fn reload_that_hangs_holds_up_neither_calls_nor_the_stop() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config");
+    fs::write(&config, "").unwrap();
+    let mut process = Process::start(&mut daemon(&["--config", config.to_str().unwrap()]));
+    let address = process.says("listening on tcp://").await;
+    fs::remove_file(&config).unwrap();
+    fifo(&config);
+    process.signal("HUP").await;
+    let held = open_for(&config).await;
+    let mut guest = Guest::new(&over(TcpStream::connect(&address).await.unwrap()).await);
+    guest.open("").await.unwrap();
+    drop(guest);
+    let began = Instant::now();
+    process.signal("TERM").await;
+    assert!(process.succeeds().await, "status 0");
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    drop(held);
+}
+
+#[tokio::test]
+async fn daemon_that_ends_leaves_the_socket_of_its_successor() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("api.sock");
+    let bind = || {
+        let set = format!("listen.api=[\"unix://{}\"]", socket.display());
+        let config = Config::load(None, std::iter::empty(), &[set]).unwrap();
+        Daemon::bind(&config, Clock::System).unwrap()
+    };
+    let first = bind();
+    fs::remove_file(&socket).unwrap();
+    let second = bind();
+    drop(first);
+    assert!(socket.exists(), "it is that of the second one");
+    drop(second);
+    assert!(!socket.exists());
+    // A file of another kind in its place is not the daemon's either, and one that is gone is no error.
+    let third = bind();
+    fs::remove_file(&socket).unwrap();
+    let other = UnixListener::bind(&socket).unwrap();
+    drop(third);
+    assert!(socket.exists());
+    drop(other);
+}
+
+#[tokio::test]
+async fn both_wildcards_listen_on_one_port() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new("workers");
+    authority.leaf(&["localhost"]).write(folder.path(), "server");
+    fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
+    let file = folder.path().join("c.toml");
+    let text = "[listen.tls]\ncertificate = \"server.crt\"\nkey = \"server.key\"\nclient_ca = \"ca.pem\"\n"
+        .to_owned();
+    fs::write(&file, text + &rule("dns:a", "*", "worker")).unwrap();
+    let bind = |api: &str| {
+        let config = Config::load(Some(&file), std::iter::empty(), &[format!("listen.api={api}")]).unwrap();
+        Daemon::bind(&config, Clock::System)
+    };
+    // A port that is free may be taken by another test before it is bound again.
+    let mut tries = 0;
+    let (port, daemon) = loop {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        match bind(&format!("[\"tls://0.0.0.0:{port}\", \"tls://[::]:{port}\"]")) {
+            Ok(daemon) => break (port, daemon),
+            Err(err) => assert!(tries < 5, "{err}"),
+        }
+        tries += 1;
+    };
+    for address in
+        [SocketAddr::from(([127, 0, 0, 1], port)), SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port))]
+    {
+        assert!(TcpStream::connect(address).await.is_ok(), "{address}");
+    }
+    drop(daemon);
+    // Alone, [::] serves both.
+    let daemon = bind("[\"tls://[::]:0\"]").unwrap();
+    let [Endpoint::Tls(address)] = daemon.endpoints()[..] else { panic!("one endpoint") };
+    assert!(TcpStream::connect(("127.0.0.1", address.port())).await.is_ok());
+}
+
+#[test]
+fn default_socket_is_optional_while_listen_api_is_unset() {
+    let socket = |set: &[String]| {
+        let config = Config::load(None, std::iter::empty(), set).unwrap();
+        let unix = config.api.into_iter().find(|endpoint| matches!(endpoint, Endpoint::Unix { .. }));
+        match unix {
+            Some(Endpoint::Unix { path, optional }) => (path.display().to_string(), optional),
+            _ => panic!("no socket"),
+        }
+    };
+    let (path, optional) = socket(&[]);
+    assert!(optional);
+    assert_eq!(socket(&[format!("listen.api=[\"unix://{path}\"]")]), (path, false));
+}
+
+#[tokio::test]
+async fn socket_that_is_asked_for_and_fails_ends_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("file"), "").unwrap();
+    let api =
+        format!("listen.api=[\"tcp://127.0.0.1:0\", \"unix://{}/file/api.sock\"]", folder.path().display());
+    let (written, good) =
+        run(Command::new(env!("CARGO_BIN_EXE_tls-sessiond")).args(["--set", &api]), "").await;
+    assert!(!good && written.contains("cannot listen on unix://"), "{written}");
+}
+
+#[test]
+fn options_stand_before_or_after_the_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let (good, bad) = (path("good.toml", ""), path("bad.toml", "[limits]\nstreams = 0\n"));
+    let nowhere = "listen.api=[]";
+    for (args, status) in [
+        // Without an endpoint a daemon whose file is read ends with 1, and one whose file is wrong with 78.
+        (&["--config", &good, "--set", nowhere][..], 1),
+        (&["--config", &good, "--set", nowhere, "serve"], 1),
+        (&["serve", "--config", &good, "--set", nowhere], 1),
+        (&["--set", nowhere, "serve", "--config", &good], 1),
+        (&["--config", &bad, "serve"], 78),
+        (&["serve", "--config", &bad], 78),
+        (&["check", &good], 0),
+        (&["check", &bad], 78),
+        (&["--config", &good, "check"], 0),
+        (&["check", "--config", &bad], 78),
+        (&["--config", &bad, "check", &good], 0),
+        (&["check", &good, "--set", "limits.streams=0"], 78),
+        (&["--set", "limits.streams=0", "check", &good], 78),
+        (&["check"], 2),
+        (&["serve", &good], 2),
+        (&["--set"], 2),
+    ] {
+        let output = StdCommand::new(env!("CARGO_BIN_EXE_tls-sessiond"))
+            .args(args)
+            .env_remove("TLS_SESSIOND_CONFIG")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert_eq!(
+            output.status.code(),
+            Some(status),
+            "{args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
+
+#[tokio::test]
+async fn second_signal_has_the_status_that_the_help_documents() {
+    let (help, _) = run(daemon(&["--help"]).env_clear(), "").await;
+    let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("0 stopped by a signal, 1 failed while running, 2 wrong usage, 78 bad configuration, 128 + N ended at once by a second signal N"), "{help}");
+    let mut child =
+        daemon(&["--set", "drain.delay=1h"]).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut lines =
+        tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(child.stdout.take().unwrap()));
+    while !lines.next_line().await.unwrap().expect("it greets").starts_with("listening") {}
+    let until = Instant::now() + PATIENCE;
+    // The first one may not be taken yet when the second one comes, and the two are one then.
+    let ended = loop {
+        signal(child.id().unwrap(), "INT").await;
+        if let Ok(ended) = timeout(Duration::from_millis(100), child.wait()).await {
+            break ended.unwrap();
+        }
+        assert!(Instant::now() < until, "it does not end");
+    };
+    assert_eq!(ended.code(), Some(128 + 2));
+}
+
+#[tokio::test]
+async fn client_takes_the_endpoints_that_the_daemon_prints() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("api.sock");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"));
+    command.args(["--set", &format!("listen.api=[\"tcp://127.0.0.1:0\", \"unix://{}\"]", socket.display())]);
+    let mut process = Process::start(&mut command);
+    for _ in 0..2 {
+        let endpoint = process.says("listening on ").await;
+        let worker = Worker::connect(Options::new(&endpoint, "test").unwrap());
+        assert!(worker.attached(PATIENCE).await, "{endpoint}");
+    }
+}

@@ -258,7 +258,7 @@ fn sweep(table: &Table, access: &Access) {
     if freed > 0 {
         tracing::debug!(freed, "idle connections freed as unclosed");
     }
-    table.registry().reap(table.now());
+    table.registry().reap(table.now().at);
     access.tell_left_out();
 }
 

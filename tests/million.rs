@@ -13,7 +13,7 @@ use std::{
 
 use cap::Cap;
 use tls_sessiond::{
-    clock::Timestamp,
+    clock::Now,
     config::{Config, Offering},
     context::Registry,
     session::{
@@ -27,7 +27,7 @@ use tls_sessiond::{
 static HEAP: Cap<System> = Cap::new(System, usize::MAX);
 
 const MILLION: u32 = 1_000_000;
-const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
+const NOW: Now = Now::from_millis(1_700_000_000_000);
 const SECRET: usize = 150;
 const TERMS: Terms<'static> =
     Terms { format: &Format::Rustls, binding: &[], versions: &[Version::Tls12], server_name: "a.test" };
@@ -56,7 +56,7 @@ fn put(cache: &Cache, number: u32, account: &Arc<Account>, name: &Arc<str>, time
         single_use: false,
         account: Arc::clone(account),
         peer: None,
-        authenticated: NOW,
+        authenticated: NOW.at,
         timeout,
         secret: Secret::bytes(vec![7; SECRET]),
     };
@@ -98,7 +98,7 @@ fn a_million_sessions_take_what_they_count_for_and_give_it_back_when_they_expire
 
     for hour in 1..=HOURS {
         // What is over leaves up to four seconds late.
-        cache.reap(NOW.after(HOUR * hour + Duration::from_secs(5)));
+        cache.reap(NOW.at.after(HOUR * hour + Duration::from_secs(5)));
         let left = (MILLION / HOURS * (HOURS - hour)) as usize;
         assert_eq!(cache.len(), left);
         // Slots and tables go back when three quarters of them are free; each session's own bytes at once.

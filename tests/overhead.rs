@@ -13,7 +13,7 @@ use std::{
 };
 
 use tls_sessiond::{
-    clock::Timestamp,
+    clock::Now,
     config::Offering,
     session::{
         Cache, Format, NewSession, OVERHEAD, Role, Secret, SessionId, Version, cache::Plan, ledger::Ledger,
@@ -48,7 +48,7 @@ unsafe impl GlobalAlloc for Counting {
 const ID: usize = 32;
 const DATA: usize = 200;
 const ROOM: usize = 200_000;
-const NOW: Timestamp = Timestamp::from_millis(1_000_000_000);
+const NOW: Now = Now::from_millis(1_000_000_000);
 
 fn cache(ledger: &Arc<Ledger>) -> Cache {
     let plan = Plan {
@@ -78,7 +78,7 @@ fn fill(cache: &Cache, numbers: std::ops::Range<usize>, mut look: impl FnMut(usi
             single_use: false,
             account: Arc::clone(&account),
             peer: None,
-            authenticated: NOW,
+            authenticated: NOW.at,
             // They end at many times.
             timeout: Duration::from_secs(3600 + number as u64 % 600),
             secret: Secret::copied(&[1; DATA]),

@@ -18,7 +18,7 @@ use std::{
 
 use aws_lc_rs::rand;
 use tls_sessiond::{
-    clock::{Clock, ManualClock, Timestamp},
+    clock::{Clock, ManualClock, Now},
     config::{Config, Offering},
     connection::{EngineKind, Plan as ConnectionPlan, Table, table::Most, worker::Put},
     context::Registry,
@@ -107,7 +107,7 @@ fn writable() -> Vec<(u64, u64)> {
         .collect()
 }
 
-const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
+const NOW: Now = Now::from_millis(1_700_000_000_000);
 const HOUR: Duration = Duration::from_secs(3_600);
 const ROOM: Limits = Limits { entries_max: 4, bytes_max: 100_000 };
 const TERMS: Terms<'static> = Terms {
@@ -132,7 +132,7 @@ fn new(number: u8, secret: Secret) -> NewSession {
         single_use: false,
         account: Arc::new(Account::new("default")),
         peer: None,
-        authenticated: NOW,
+        authenticated: NOW.at,
         timeout: HOUR,
         secret,
     }
@@ -239,7 +239,7 @@ fn session_that_makes_room_for_another_cache_leaves_no_secret() {
 #[test]
 fn expired_session_leaves_no_secret_when_it_is_reaped() {
     assert_overwritten(|caches| {
-        caches.one.reap(NOW.after(HOUR + Duration::from_secs(5)));
+        caches.one.reap(NOW.at.after(HOUR + Duration::from_secs(5)));
         assert!(caches.one.is_empty());
         Some(caches)
     });
@@ -257,7 +257,7 @@ fn expired_session_leaves_no_secret_when_it_is_looked_for() {
 fn expired_session_leaves_no_secret_when_another_gets_its_id() {
     assert_overwritten(|caches| {
         let later = NOW.after(HOUR);
-        let next = NewSession { authenticated: later, ..new(1, Secret::copied(&[1])) };
+        let next = NewSession { authenticated: later.at, ..new(1, Secret::copied(&[1])) };
         drop(caches.one.put(next, later).unwrap());
         Some(caches)
     });
@@ -266,7 +266,7 @@ fn expired_session_leaves_no_secret_when_another_gets_its_id() {
 #[test]
 fn revoked_session_leaves_no_secret() {
     assert_overwritten(|caches| {
-        caches.one.revoke(Selector::ServerName("a.test".into()), NOW.after(HOUR / 2));
+        caches.one.revoke(Selector::ServerName("a.test".into()), NOW.at.after(HOUR / 2));
         purge(&caches.one);
         Some(caches)
     });
@@ -331,7 +331,7 @@ fn config(alpn: &str) -> Config {
 
 /// Puts a session through a connection that is open then.
 fn table_with(marker: &Marker) -> (Table, ManualClock) {
-    let clock = ManualClock::starting(Clock::System.now());
+    let clock = ManualClock::starting(Clock::System.now().wall());
     let registry = Arc::new(Registry::build(&config("one")).unwrap());
     let table = Table::new(registry, Clock::Manual(clock.clone()), Most::all(100));
     let plan = ConnectionPlan {

@@ -4,7 +4,7 @@ use std::{hint::black_box, sync::Arc, time::Duration};
 
 use dashmap::DashMap;
 use tls_sessiond::{
-    clock::Timestamp,
+    clock::{Now, Timestamp},
     config::Offering,
     session::{
         Cache, Format, NewSession, Role, Secret, SessionId, Terms, Version, cache::Plan, ledger::Ledger,
@@ -19,7 +19,7 @@ pub(crate) type Id = [u8; 32];
 pub(crate) const DATA: usize = 200;
 pub(crate) type Data = [u8; DATA];
 
-const NOW: Timestamp = Timestamp::from_millis(1_000_000_000);
+const NOW: Now = Now::from_millis(1_000_000_000);
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// Whether a session may be handed out again.
@@ -110,7 +110,7 @@ impl Contender for Ours {
             single_use: uses == Uses::Once,
             account: Arc::clone(&self.account),
             peer: None,
-            authenticated: NOW,
+            authenticated: NOW.at,
             timeout: HOUR,
             secret: Secret::copied(data),
         };
@@ -142,7 +142,7 @@ impl Entry for Value {
     }
 
     fn expires(&self) -> Timestamp {
-        NOW
+        NOW.at
     }
 
     fn mark(&self) -> &Mark {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use tls_sessiond::{
-    clock::{Clock, ManualClock, Timestamp},
+    clock::{Clock, ManualClock, WallTime},
     config::{ClosePolicy, Config},
     connection::{
         ConnectionId, EngineKind, Error, Evidence, Input, Output, Plan, Shutdown, State, Table,
@@ -54,7 +54,7 @@ const CONTEXTS: [(&str, &str); 6] = [
 ];
 
 thread_local! {
-    static CONFIG: OnceCell<(Config, Timestamp, tempfile::TempDir)> = const { OnceCell::new() };
+    static CONFIG: OnceCell<(Config, WallTime, tempfile::TempDir)> = const { OnceCell::new() };
 }
 
 pub(crate) fn run(data: &[u8]) {
@@ -72,7 +72,7 @@ pub(crate) fn run(data: &[u8]) {
     });
 }
 
-fn configuration() -> (Config, Timestamp, tempfile::TempDir) {
+fn configuration() -> (Config, WallTime, tempfile::TempDir) {
     let folder = tempfile::tempdir().expect("a folder for certificates");
     pki::localhost(folder.path());
     let mut text = String::new();
@@ -85,7 +85,7 @@ fn configuration() -> (Config, Timestamp, tempfile::TempDir) {
     let file = folder.path().join("fuzz.toml");
     std::fs::write(&file, text).expect("the file can be written");
     let config = Config::load(Some(&file), std::iter::empty(), &[]).expect("it is valid");
-    (config, Clock::System.now(), folder)
+    (config, Clock::System.now().wall(), folder)
 }
 
 /// One connection object, and what the wire holds for it.
@@ -145,7 +145,7 @@ struct Seen {
 }
 
 impl World {
-    fn new(config: &Config, now: Timestamp) -> Self {
+    fn new(config: &Config, now: WallTime) -> Self {
         let clock = ManualClock::starting(now);
         let registry = Arc::new(Registry::build(config).expect("the files are there"));
         let table =
@@ -474,11 +474,11 @@ impl World {
 
     fn wait(&mut self, seconds: usize) {
         self.clock.advance(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
-        let now = self.table.now();
+        let now = self.table.now().at;
         let lapsed: Vec<_> = self
             .objects
             .iter()
-            .filter(|(_, object)| self.table.look(object.id, |_, expires| expires <= now).unwrap_or(false))
+            .filter(|(_, object)| self.table.look(object.id, |_, lapse| lapse.at <= now).unwrap_or(false))
             .map(|(place, _)| *place)
             .collect();
         for place in &lapsed {

@@ -24,7 +24,7 @@ use http::Request as HttpRequest;
 use hyper::body::{Body as _, Frame};
 use prost::Message;
 use tls_sessiond::{
-    clock::{Clock, ManualClock, Timestamp},
+    clock::{Clock, ManualClock, WallTime},
     config::Config,
     connection::{Table, table::Most},
     context::Registry,
@@ -93,7 +93,7 @@ thread_local! {
 
 struct Fixture {
     config: Config,
-    now: Timestamp,
+    now: WallTime,
     runtime: Runtime,
     _folder: tempfile::TempDir,
 }
@@ -139,7 +139,7 @@ impl Fixture {
         let config = Config::load(Some(&file), std::iter::empty(), &[]).expect("it is valid");
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime starts");
-        Self { config, now: Clock::System.now(), runtime, _folder: folder }
+        Self { config, now: Clock::System.now().wall(), runtime, _folder: folder }
     }
 }
 
@@ -173,7 +173,7 @@ struct Open {
 }
 
 impl World {
-    async fn new(config: &Config, now: Timestamp) -> Self {
+    async fn new(config: &Config, now: WallTime) -> Self {
         let clock = ManualClock::starting(now);
         let registry = Arc::new(Registry::build(config).expect("the files are there"));
         let limits = &config.limits;
@@ -255,7 +255,7 @@ impl World {
             236..242 => {
                 self.clock.advance(Duration::from_secs(choices.below(20_000).try_into().unwrap_or(0)));
                 self.table.sweep();
-                self.registry.reap(self.table.now());
+                self.registry.reap(self.table.now().at);
                 self.listen().await;
             }
             _ => self.no_grpc(choices).await,

@@ -13,7 +13,7 @@ use rustls::{
 use crate::{
     alert::Alert,
     cipher_suite::iana_name,
-    clock::Timestamp,
+    clock::WallTime,
     session::{Version, resumption::Made, resumption::Resumption},
 };
 
@@ -40,7 +40,7 @@ impl Engine {
         config: &ServerConfig,
         tickets: usize,
         resumption: Arc<Resumption>,
-        now: Timestamp,
+        now: WallTime,
     ) -> Result<Self, Error> {
         resumption.set_now(now);
         let mut config = config.clone();
@@ -56,7 +56,7 @@ impl Engine {
         config: &ClientConfig,
         server: ServerName<'static>,
         resumption: Arc<Resumption>,
-        now: Timestamp,
+        now: WallTime,
     ) -> Result<Self, Error> {
         resumption.set_now(now);
         let mut config = config.clone();
@@ -74,12 +74,7 @@ impl Engine {
 
     /// Takes records from the peer and appends the application data in them. What follows a close_notify is ignored
     /// (RFC 8446 section 6.1).
-    pub(super) fn read(
-        &mut self,
-        mut records: &[u8],
-        now: Timestamp,
-        plaintext: &mut Vec<u8>,
-    ) -> Option<End> {
+    pub(super) fn read(&mut self, mut records: &[u8], now: WallTime, plaintext: &mut Vec<u8>) -> Option<End> {
         self.resumption.set_now(now);
         while !records.is_empty() {
             match self.tls.read_tls(&mut records as &mut dyn Read) {

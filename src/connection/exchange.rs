@@ -11,7 +11,7 @@ use super::{
 use crate::{
     alert,
     client_hello::{FirstFlight, Offer, Progress},
-    clock::Timestamp,
+    clock::Now,
     config::ClosePolicy,
     context::identity::identity,
     session::{
@@ -53,7 +53,7 @@ impl Connection {
     /// # Errors
     /// The worker runs this connection, it has failed, or plaintext came before the handshake was done or after SENT. Nothing of the input
     /// was used then.
-    pub fn exchange(&mut self, input: Input<'_>, now: Timestamp) -> Result<Output, Error> {
+    pub fn exchange(&mut self, input: Input<'_>, now: Now) -> Result<Output, Error> {
         if self.engine_kind == EngineKind::Worker {
             return Err(Error::WrongEngine(EngineKind::Daemon));
         }
@@ -98,7 +98,7 @@ impl Connection {
     }
 
     /// The first step of a handshake. Flags that were set before it are lost, as SSL_do_handshake loses them.
-    fn begin(&mut self, now: Timestamp) -> Result<(), Error> {
+    fn begin(&mut self, now: Now) -> Result<(), Error> {
         match self.role {
             Role::Server => {
                 self.context.stats.accept.count();
@@ -113,7 +113,7 @@ impl Connection {
                 let resumption = Arc::new(Resumption::new(!self.context.options.no_session_cache));
                 resumption.offer(session.clone());
                 let engine =
-                    Engine::client(config, target.clone(), resumption, now).map_err(Error::Engine)?;
+                    Engine::client(config, target.clone(), resumption, now.wall()).map_err(Error::Engine)?;
                 self.context.stats.connect.count();
                 self.attached.clone_from(&session);
                 self.offered = session;
@@ -127,7 +127,7 @@ impl Connection {
 
     /// What a client offers: what is attached if it still may be resumed, else what the cache offers by itself. A
     /// single-use session leaves the cache here.
-    fn session_to_offer(&self, now: Timestamp) -> Option<Arc<Session>> {
+    fn session_to_offer(&self, now: Now) -> Option<Arc<Session>> {
         let cache = &self.context.client_cache;
         let terms = self.terms(self.server_name());
         let attached = self.attached.as_ref().and_then(|session| cache.find(session.id(), &terms, now).ok());
@@ -147,10 +147,10 @@ impl Connection {
         Terms { format: &Format::Rustls, binding: &[], versions, server_name }
     }
 
-    fn read(&mut self, ciphertext: &[u8], now: Timestamp, output: &mut Output) -> Result<Option<End>, Error> {
+    fn read(&mut self, ciphertext: &[u8], now: Now, output: &mut Output) -> Result<Option<End>, Error> {
         let Some(mut first_flight) = self.first_flight.take() else {
             let Some(engine) = &mut self.engine else { return Ok(None) };
-            return Ok(engine.read(ciphertext, now, &mut output.plaintext));
+            return Ok(engine.read(ciphertext, now.wall(), &mut output.plaintext));
         };
         match first_flight.push(ciphertext) {
             Progress::Partial => {
@@ -160,13 +160,13 @@ impl Connection {
             Progress::Whole(offer) => {
                 self.accept(&offer, now)?;
                 let Some(engine) = &mut self.engine else { return Ok(None) };
-                Ok(engine.read(&first_flight.into_bytes(), now, &mut output.plaintext))
+                Ok(engine.read(&first_flight.into_bytes(), now.wall(), &mut output.plaintext))
             }
         }
     }
 
     /// A server's handshake begins in earnest: what the peer offers is fetched beforehand.
-    fn accept(&mut self, offer: &Offer, now: Timestamp) -> Result<(), Error> {
+    fn accept(&mut self, offer: &Offer, now: Now) -> Result<(), Error> {
         let Some(side) = &self.context.server else {
             return Err(Error::WithoutCertificate(Arc::clone(&self.context.name)));
         };
@@ -179,12 +179,12 @@ impl Connection {
         };
         let resumption = Arc::new(Resumption::new(!self.context.options.no_session_cache));
         resumption.offer(found.clone());
-        self.engine = Some(Engine::server(config, tickets, resumption, now).map_err(Error::Engine)?);
+        self.engine = Some(Engine::server(config, tickets, resumption, now.wall()).map_err(Error::Engine)?);
         self.offered = found;
         Ok(())
     }
 
-    fn lookup(&self, offer: &Offer, now: Timestamp) -> Option<Arc<Session>> {
+    fn lookup(&self, offer: &Offer, now: Now) -> Option<Arc<Session>> {
         let spoken = self.terms(&offer.server_name);
         let (version, ids) = if offer.tls13 && spoken.versions.contains(&Version::Tls13) {
             (Version::Tls13, offer.identities.as_slice())
@@ -208,7 +208,7 @@ impl Connection {
     }
 
     /// Takes from the engine what the handshake has decided and made so far.
-    fn progress(&mut self, now: Timestamp) {
+    fn progress(&mut self, now: Now) {
         let Some(engine) = self.engine.as_ref() else { return };
         if self.state == State::Handshaking {
             self.agreed.version = engine.version();
@@ -245,13 +245,13 @@ impl Connection {
     }
 
     /// The handshake may be done.
-    fn finish(&mut self, now: Timestamp) {
+    fn finish(&mut self, now: Now) {
         let Some(engine) = self.engine.as_ref().filter(|engine| !engine.is_handshaking()) else { return };
         self.state = State::Established;
         self.agreed.alpn =
             engine.alpn().map(|protocol| String::from_utf8_lossy(protocol).into_owned()).unwrap_or_default();
         if !self.agreed.reused {
-            self.agreed.authenticated = now;
+            self.agreed.authenticated = now.at;
             self.agreed.peer = engine.peer_certificate().map(identity);
         }
         // What was attached for this handshake is either in the family now or of no more use.
@@ -271,7 +271,7 @@ impl Connection {
     }
 
     /// Sessions that the handshake made join the cache and the family; the last one is attached.
-    fn keep(&mut self, made: Vec<Made>, now: Timestamp) {
+    fn keep(&mut self, made: Vec<Made>, now: Now) {
         let Some(version) = self.agreed.version else { return };
         if self.context.options.no_session_cache || (version == Version::Tls12 && self.agreed.reused) {
             return;

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 
 use super::{Connection, ConnectionId, Error, Input, Named, Output, Plan, Removed, close::ShutdownStatus};
 use crate::{
-    clock::{Clock, Timestamp},
+    clock::{Clock, Now, Timestamp, WallOffset, WallTime},
     context::{Context, Registry},
     session::{RemovalReason, Role, SessionId, cache::Known},
 };
@@ -71,8 +71,8 @@ impl Held {
         Timestamp::from_millis(self.expires.load(Ordering::Acquire))
     }
 
-    fn touch(&self, connection: &Connection, now: Timestamp) {
-        self.expires.store(now.after(connection.idle_timeout()).as_millis(), Ordering::Release);
+    fn touch(&self, connection: &Connection, now: Now) {
+        self.expires.store(now.at.after(connection.idle_timeout()).as_millis(), Ordering::Release);
     }
 
     fn free(&self) -> Option<Vec<Removed>> {
@@ -81,6 +81,27 @@ impl Held {
             driver.wake();
         }
         Some(connection.free())
+    }
+}
+
+/// When a connection lapses: it counts as lost if nothing uses it before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lapse {
+    /// The moment.
+    pub at: Timestamp,
+    /// How the wall clock is set now.
+    pub offset: WallOffset,
+}
+
+impl Lapse {
+    /// Of a connection that is used now.
+    pub fn of(connection: &Connection, now: Now) -> Self {
+        Self { at: now.at.after(connection.idle_timeout()), offset: now.offset }
+    }
+
+    /// What the wall clock will show then.
+    pub fn wall(self) -> WallTime {
+        self.offset.wall(self.at)
     }
 }
 
@@ -124,10 +145,10 @@ impl Table {
         &self,
         plan: Plan,
         session: Option<Wanted<'_>>,
-        see: impl FnOnce(&Connection, Timestamp) -> R,
+        see: impl FnOnce(&Connection, Lapse) -> R,
     ) -> Result<R, Error> {
         let now = self.clock.now();
-        let mut connection = Connection::new(plan, now)?;
+        let mut connection = Connection::new(plan, now.at)?;
         // First of all, for a session that a worker has resumed is lost with a connection that is dropped.
         self.count(connection.owner())?;
         let named = session.map_or(Ok(None), |wanted| {
@@ -138,14 +159,14 @@ impl Table {
             self.discount(connection.owner());
             return Err(err);
         }
-        let expires = now.after(connection.idle_timeout());
-        let seen = see(&connection, expires);
+        let lapse = Lapse::of(&connection, now);
+        let seen = see(&connection, lapse);
         let held = Held {
             id: connection.id(),
-            created: now,
+            created: now.at,
             context: Arc::clone(&connection.context().name),
             owner: Arc::clone(connection.owner()),
-            expires: AtomicU64::new(expires.as_millis()),
+            expires: AtomicU64::new(lapse.at.as_millis()),
             connection: Mutex::new(Some(connection)),
             driven: AtomicBool::new(false),
             driver: Mutex::default(),
@@ -154,19 +175,15 @@ impl Table {
         Ok(seen)
     }
 
-    /// Looks at a connection, which is no use of it. `see` gets the time when it counts as lost.
+    /// Looks at a connection, which is no use of it. `see` is told when it lapses.
     ///
     /// # Errors
     /// [`Error::NotFound`].
-    pub fn look<R>(
-        &self,
-        id: ConnectionId,
-        see: impl FnOnce(&Connection, Timestamp) -> R,
-    ) -> Result<R, Error> {
+    pub fn look<R>(&self, id: ConnectionId, see: impl FnOnce(&Connection, Lapse) -> R) -> Result<R, Error> {
         let held = self.held(id)?;
         let connection = held.connection.lock();
         let connection = connection.as_ref().ok_or(Error::NotFound(id))?;
-        Ok(see(connection, held.expires()))
+        Ok(see(connection, self.lapse(&held)))
     }
 
     /// Uses a connection.
@@ -176,7 +193,7 @@ impl Table {
     pub fn apply<R>(
         &self,
         id: ConnectionId,
-        call: impl FnOnce(&mut Connection, Timestamp) -> Result<R, Error>,
+        call: impl FnOnce(&mut Connection, Now) -> Result<R, Error>,
     ) -> Result<R, Error> {
         self.apply_held(&*self.held(id)?, call)
     }
@@ -188,7 +205,7 @@ impl Table {
     pub fn apply_alone<R>(
         &self,
         id: ConnectionId,
-        call: impl FnOnce(&mut Connection, Timestamp) -> Result<R, Error>,
+        call: impl FnOnce(&mut Connection, Now) -> Result<R, Error>,
     ) -> Result<R, Error> {
         let held = self.held(id)?;
         self.apply_held(&held, |connection, now| {
@@ -243,7 +260,7 @@ impl Table {
 
     /// Frees what lay unused for longer than its idle time-out. Tells how many.
     pub fn sweep(&self) -> usize {
-        let now = self.clock.now();
+        let now = self.clock.now().at;
         let mut lapsed = Vec::new();
         self.live.iter().filter(|held| held.expires() <= now).for_each(|held| lapsed.push(Arc::clone(&held)));
         lapsed.into_iter().filter(|held| self.free_if_lapsed(held, now)).count()
@@ -330,9 +347,18 @@ impl Table {
         before.retire(&registry);
     }
 
-    /// Its time.
-    pub fn now(&self) -> Timestamp {
+    /// Reads its clock.
+    pub fn now(&self) -> Now {
         self.clock.now()
+    }
+
+    /// Its clock.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    fn lapse(&self, held: &Held) -> Lapse {
+        Lapse { at: held.expires(), offset: self.clock.offset() }
     }
 
     fn held(&self, id: ConnectionId) -> Result<Arc<Held>, Error> {
@@ -372,7 +398,7 @@ impl Table {
     fn apply_held<R>(
         &self,
         held: &Held,
-        call: impl FnOnce(&mut Connection, Timestamp) -> Result<R, Error>,
+        call: impl FnOnce(&mut Connection, Now) -> Result<R, Error>,
     ) -> Result<R, Error> {
         let mut connection = held.connection.lock();
         let connection = connection.as_mut().ok_or(Error::NotFound(held.id))?;
@@ -381,13 +407,7 @@ impl Table {
         call(connection, now)
     }
 
-    fn resolve(
-        &self,
-        context: &Context,
-        role: Role,
-        wanted: Wanted<'_>,
-        now: Timestamp,
-    ) -> Result<Named, Error> {
+    fn resolve(&self, context: &Context, role: Role, wanted: Wanted<'_>, now: Now) -> Result<Named, Error> {
         let id = wanted.id;
         match context.cache(role).explain(id, now) {
             Known::Held(session, None) => return Ok(Named::Session(session)),
@@ -431,10 +451,10 @@ impl Driver {
     ///
     /// # Errors
     /// [`Error::Freed`].
-    pub fn look<R>(&self, see: impl FnOnce(&Connection, Timestamp) -> R) -> Result<R, Error> {
+    pub fn look<R>(&self, see: impl FnOnce(&Connection, Lapse) -> R) -> Result<R, Error> {
         let connection = self.held.connection.lock();
         let connection = connection.as_ref().ok_or(Error::Freed)?;
-        Ok(see(connection, self.held.expires()))
+        Ok(see(connection, self.table.lapse(&self.held)))
     }
 
     /// One step.
@@ -466,10 +486,7 @@ impl Driver {
         false
     }
 
-    fn apply<R>(
-        &self,
-        call: impl FnOnce(&mut Connection, Timestamp) -> Result<R, Error>,
-    ) -> Result<R, Error> {
+    fn apply<R>(&self, call: impl FnOnce(&mut Connection, Now) -> Result<R, Error>) -> Result<R, Error> {
         self.table.apply_held(&self.held, call).map_err(|err| match err {
             Error::NotFound(_) => Error::Freed,
             err => err,

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{Alert, Connection, EngineKind, Error, Removed, Shutdown, State};
 use crate::{
-    clock::Timestamp,
+    clock::{Now, Timestamp},
     session::{
         Format, Kind, NewSession, PeerIdentity, RemovalReason, Role, Secret, Session, SessionId, Version,
         cache::NotStored,
@@ -65,7 +65,7 @@ impl Connection {
     /// # Errors
     /// The daemon runs this connection, it has failed, or a client's session is said to be with another server. The inner
     /// error tells why the session is not kept.
-    pub fn put_session(&mut self, put: Put, now: Timestamp) -> Result<Result<Arc<Session>, NotKept>, Error> {
+    pub fn put_session(&mut self, put: Put, now: Now) -> Result<Result<Arc<Session>, NotKept>, Error> {
         self.worker_engine()?;
         let server_name: Arc<str> = match &self.target {
             // A client offers it to whomever it is filed under (CVE-2021-22890).
@@ -81,7 +81,7 @@ impl Connection {
         let authenticated = match (put.authenticated, known) {
             (Some(told), Some(known)) if self.agreed.reused => Some(told.min(known)),
             (None, known) if self.agreed.reused => known,
-            (told, _) => Some(told.unwrap_or(now)),
+            (told, _) => Some(told.unwrap_or(now.at)),
         };
         let peer = put.peer.map(Arc::new);
         self.agreed.version = Some(put.version);

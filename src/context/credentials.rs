@@ -13,7 +13,7 @@ use rustls::{
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
 use super::identity::{alternative_names, not_after};
-use crate::clock::Timestamp;
+use crate::clock::WallTime;
 
 /// A chain, its key, and what the leaf says.
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ pub(super) struct Credential {
     dns_names: Vec<String>,
     /// DER of the issuer of each certificate of the chain.
     issuers: Vec<Vec<u8>>,
-    pub(super) not_after: Timestamp,
+    pub(super) not_after: WallTime,
 }
 
 impl Credential {

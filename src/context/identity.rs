@@ -9,7 +9,7 @@ use x509_parser::{
     prelude::{FromDer, ParsedExtension},
 };
 
-use crate::{clock::Timestamp, session::PeerIdentity};
+use crate::{clock::WallTime, session::PeerIdentity};
 
 /// Reads the names of a DER certificate. rustls has verified it before, so what does not parse here is a certificate
 /// that webpki and x509-parser disagree on; it proves no name then, and ends at once.
@@ -45,6 +45,6 @@ pub(super) fn alternative_names<'c>(
 }
 
 /// The end of the second that a certificate is last valid in.
-pub(super) fn not_after(certificate: &X509Certificate<'_>) -> Timestamp {
-    Timestamp::from_secs(certificate.validity().not_after.timestamp().saturating_add(1))
+pub(super) fn not_after(certificate: &X509Certificate<'_>) -> WallTime {
+    WallTime::from_secs(certificate.validity().not_after.timestamp().saturating_add(1))
 }

@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 use rustls::{ClientConfig, ServerConfig};
 
 use crate::{
-    clock::Timestamp,
+    clock::WallTime,
     config::{ClosePolicy, Options, Version},
     session::{Cache, Role, stats::Account},
 };
@@ -50,8 +50,8 @@ pub struct Context {
     pub cache_bytes_max: usize,
     /// TLS 1.3 tickets of a full handshake.
     pub tickets: usize,
-    /// When the first of its certificates ends.
-    pub certificate_ends: Option<Timestamp>,
+    /// When the first of its certificates ends, by the wall clock.
+    pub certificate_ends: Option<WallTime>,
     /// Accepting handshakes. `None`: it has no certificate.
     pub server: Option<Side<ServerConfig>>,
     /// Beginning handshakes. `None`: it trusts nobody.

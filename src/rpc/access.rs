@@ -16,8 +16,9 @@ use tokio::sync::watch;
 
 use super::{line_budget::LineBudget, status::Refusal};
 use crate::{
-    clock::Timestamp,
+    clock::{Clock, WallTime},
     config::{Access as Rule, AccessRole, IdentityPattern},
+    connection::Table,
     context::{Context, Registry},
     session::PeerIdentity,
 };
@@ -143,8 +144,8 @@ pub struct Peer {
     pub owner: Arc<str>,
     /// All that is proved of it.
     pub identities: Vec<Identity>,
-    /// When its certificate ends.
-    pub ends: Option<Timestamp>,
+    /// When its certificate ends, by the wall clock.
+    pub ends: Option<WallTime>,
 }
 
 impl Peer {
@@ -198,6 +199,9 @@ pub struct Access {
 const REFUSALS: u32 = 100;
 const STRANGERS: u32 = 10;
 const SECOND: Duration = Duration::from_secs(1);
+
+/// How often a stream compares the end of its caller's certificate with the wall clock, which may have been set forward.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(5);
 
 impl Access {
     /// With these rules; none: whoever is local may do everything.
@@ -326,8 +330,8 @@ impl Caller {
     ///
     /// # Errors
     /// It has no identity, or no role that may.
-    pub(super) fn may_call(&self, path: &str, now: Timestamp) -> Result<(), Refusal> {
-        if self.peer.ends.is_some_and(|ends| ends <= now) {
+    pub(super) fn may_call(&self, path: &str, clock: &Clock) -> Result<(), Refusal> {
+        if self.peer.ends.is_some_and(|ends| ends <= clock.now().wall()) {
             return Err(Refusal::CertificateEnded);
         }
         let roles = rights(path);
@@ -397,14 +401,17 @@ impl Caller {
         self: Arc<Self>,
         roles: Roles,
         context: Option<Arc<str>>,
-        now: Timestamp,
+        table: Arc<Table>,
     ) -> Refusal {
         let mut changed = self.access.changed.subscribe();
-        let left = self.peer.ends.map(|ends| ends.since(now));
         let end = async {
-            match left {
-                Some(left) => tokio::time::sleep(left).await,
-                None => std::future::pending().await,
+            let Some(ends) = self.peer.ends else { return std::future::pending().await };
+            loop {
+                let left = ends.since(table.now().wall());
+                if left.is_zero() {
+                    return;
+                }
+                tokio::time::sleep(left.min(CERTIFICATE_CHECK)).await;
             }
         };
         let lost = async {

@@ -8,7 +8,7 @@ use prost::Message;
 
 use super::convert::{role_value, version_value};
 use crate::{
-    clock::Timestamp,
+    clock::{WallOffset, WallTime},
     hex, proto as pb,
     session::{PeerIdentity, Session},
     wire::{self, Writer},
@@ -55,11 +55,11 @@ impl Answers {
     }
 
     /// What LookupSession answers where it has found this.
-    pub(super) fn found(&mut self, id: u64, found: &Session) {
+    pub(super) fn found(&mut self, id: u64, found: &Session, offset: WallOffset) {
         self.count += 1;
         let data = found.secret().as_bytes().unwrap_or_default();
         self.write(HEADS + session_max(found) + data.len(), |to| {
-            session(found, to);
+            session(found, offset, to);
             let public = to.len();
             // How long it is, is told before it: it is written first, and changes places with what stands before it.
             let looked = wire::number_len(1) + wire::head_len(public) + public + wire::bytes_len(data.len());
@@ -88,7 +88,7 @@ impl Answers {
 const HEADS: usize = 7 * wire::NUMBER_MAX;
 
 /// `Session`, without its head.
-fn session(from: &Session, to: &mut Writer<'_>) {
+fn session(from: &Session, offset: WallOffset, to: &mut Writer<'_>) {
     let facts = from.facts();
     let kind = &facts.kind;
     digits(1, facts.id.as_bytes(), to);
@@ -106,9 +106,9 @@ fn session(from: &Session, to: &mut Writer<'_>) {
     }
     to.number(8, kind.single_use.into());
     to.bytes(9, kind.format.name().as_bytes());
-    timestamp(10, facts.created(), to);
-    timestamp(11, facts.authenticated, to);
-    timestamp(12, facts.expires(), to);
+    timestamp(10, offset.wall(facts.created()), to);
+    timestamp(11, offset.wall(facts.authenticated), to);
+    timestamp(12, offset.wall(facts.expires()), to);
     to.number(13, from.open_connections().into());
     to.number(14, u32::try_from(from.secret().len()).unwrap_or(u32::MAX).into());
 }
@@ -145,7 +145,7 @@ fn digits(field: u8, from: &[u8], to: &mut Writer<'_>) {
     hex::write_into(from, to.take(2 * from.len()));
 }
 
-fn timestamp(field: u8, from: Timestamp, to: &mut Writer<'_>) {
+fn timestamp(field: u8, from: WallTime, to: &mut Writer<'_>) {
     to.head(field, 0);
     let start = to.len();
     to.number(1, from.as_secs());
@@ -172,6 +172,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        clock::{Clock, ManualClock, Now, Step, Timestamp},
         proto::answer::Result as Answered,
         rpc::convert,
         session::{
@@ -181,7 +182,7 @@ mod tests {
         store::memory::Limits,
     };
 
-    const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_123);
+    const NOW: Now = Now::from_millis(1_700_000_000_123);
 
     fn peer(names: usize) -> PeerIdentity {
         PeerIdentity {
@@ -189,7 +190,7 @@ mod tests {
             subject: "CN=a".repeat(names),
             dns_names: (0..names).map(|name| format!("{name}.test")).chain([String::new()]).collect(),
             uris: (0..names).map(|name| format!("spiffe://a/{name}")).collect(),
-            not_after: Timestamp::from_millis(u64::MAX),
+            not_after: WallTime::MAX,
         }
     }
 
@@ -216,17 +217,17 @@ mod tests {
             single_use: false,
             account: Arc::new(Account::new("default")),
             peer: None,
-            authenticated: NOW,
+            authenticated: NOW.at,
             timeout: Duration::from_secs(300),
             secret: Secret::copied(secret),
         }
     }
 
     /// The same by the generated types.
-    fn generated(id: u64, session: &Session) -> pb::Answer {
+    fn generated(id: u64, session: &Session, offset: WallOffset) -> pb::Answer {
         let looked = pb::LookupSessionResponse {
             found: true,
-            session: Some(convert::session(session)),
+            session: Some(convert::session(session, offset)),
             data: session.secret().as_bytes().map(|data| data.to_vec().into()).unwrap_or_default(),
             miss_reason: 0,
         };
@@ -235,6 +236,9 @@ mod tests {
 
     #[test]
     fn found_session_is_written_as_the_generated_types_write_it() {
+        let manual = ManualClock::starting(NOW.wall());
+        manual.set_wall(Step::Back(Duration::from_millis(1_234_567)));
+        let offset = Clock::Manual(manual).offset();
         let long = "n".repeat(200);
         let sessions = [
             session(new(&[1], &[2])),
@@ -257,9 +261,9 @@ mod tests {
         for session in &sessions {
             for (id, open) in [(1, 0), (127, 1), (128, 300), (u64::MAX, 0)] {
                 (0..open).for_each(|_| session.hold());
-                let answer = generated(id, session);
+                let answer = generated(id, session, offset);
                 let mut answers = Answers::default();
-                answers.found(id, session);
+                answers.found(id, session, offset);
                 answers.push(&answer);
                 let same = pb::AttachResponse { answers: vec![answer.clone(), answer], draining: false };
                 assert_eq!(answers.bytes, same.encode_to_vec());

@@ -118,7 +118,7 @@ impl Calls {
         };
         match result {
             Ok(_) if id == 0 => {}
-            Ok(Done::Found(session)) => to.found(id, &session),
+            Ok(Done::Found(session)) => to.found(id, &session, self.moment.now.offset),
             Ok(Done::Other(result)) => to.push(&pb::Answer { id, result: Some(result) }),
             Err(refusal) => to.push(&pb::Answer { id, result: Some(Answered::Error(refusal.call_error())) }),
         }
@@ -276,7 +276,7 @@ impl Attach {
     ) -> Self {
         let deadline = deadline.map(Seldom::new);
         let draining = Some(Seldom::new(Box::pin(draining)));
-        let lost = Arc::clone(&calls.by).loses(Roles::WORKER, None, calls.sessions.table.now());
+        let lost = Arc::clone(&calls.by).loses(Roles::WORKER, None, Arc::clone(&calls.sessions.table));
         let lost = Seldom::new(Box::pin(lost) as Pin<Box<dyn Future<Output = Refusal> + Send>>);
         Self {
             requests,

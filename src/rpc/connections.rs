@@ -20,7 +20,7 @@ use crate::{
     config::IDLE_TIMEOUT_MAX,
     connection::{
         self, Alert, ConnectionId, EngineKind, Input, Plan, ShutdownStatus, Table,
-        table::{Cursor, Wanted},
+        table::{Cursor, Lapse, Wanted},
     },
     proto::{self as pb, connection_service_server::ConnectionService},
 };
@@ -45,7 +45,7 @@ impl Opener {
         if request.server_name.len() > 255 {
             return Err(connection::Error::ServerNameMalformed(request.server_name).into());
         }
-        self.request_ids.once(by.owner(), request, self.table.now(), |request| {
+        self.request_ids.once(by.owner(), request, self.table.now().at, |request| {
             let plan = self.plan(&request, by)?;
             let session = convert::session_id(&request.session_id)?;
             let within = |context: &str| by.may(SEES, context);
@@ -145,7 +145,7 @@ impl Connections {
         let id = self.driven(by, &request.connection_id)?;
         let (connection, removed) = self.table().apply_alone(id, |connection, now| {
             let removed = connection.clear();
-            Ok((convert::connection(connection, now.after(connection.idle_timeout())), removed))
+            Ok((convert::connection(connection, Lapse::of(connection, now)), removed))
         })?;
         let removed_sessions = convert::removed(removed);
         Ok(pb::ClearResponse { connection: Some(connection), removed_sessions })
@@ -163,7 +163,7 @@ impl Connections {
             Ok(pb::ShutdownResponse {
                 status: status(done).into(),
                 ciphertext: ciphertext.into(),
-                connection: Some(convert::connection(connection, now.after(connection.idle_timeout()))),
+                connection: Some(convert::connection(connection, Lapse::of(connection, now))),
             })
         })?;
         Ok(response)
@@ -178,7 +178,7 @@ impl Connections {
         let flags = convert::flags(request.shutdown.ok_or(Refusal::ShutdownRequired)?);
         let connection = self.table().apply(id, |connection, now| {
             connection.set_shutdown(flags);
-            Ok(convert::connection(connection, now.after(connection.idle_timeout())))
+            Ok(convert::connection(connection, Lapse::of(connection, now)))
         })?;
         Ok(pb::SetShutdownResponse { connection: Some(connection) })
     }
@@ -247,9 +247,9 @@ impl Connections {
         request: &pb::GetSessionRequest,
     ) -> Result<pb::GetSessionResponse, Refusal> {
         let id = self.seen(by, &request.connection_id)?;
-        let session = self
-            .table()
-            .look(id, |connection, _| connection.session().map(|session| convert::session(session)))?;
+        let session = self.table().look(id, |connection, lapse| {
+            connection.session().map(|session| convert::session(session, lapse.offset))
+        })?;
         Ok(pb::GetSessionResponse { session })
     }
 
@@ -264,7 +264,7 @@ impl Connections {
         let alert = Alert { code, received: alert.received };
         let (connection, removed) = self.table().apply_alone(id, |connection, now| {
             let removed = connection.report_alert(alert)?;
-            Ok((convert::connection(connection, now.after(connection.idle_timeout())), removed))
+            Ok((convert::connection(connection, Lapse::of(connection, now)), removed))
         })?;
         let removed_sessions = convert::removed(removed);
         Ok(pb::ReportAlertResponse { connection: Some(connection), removed_sessions })
@@ -284,7 +284,7 @@ impl Connections {
             Ok(pb::ExchangeResponse {
                 ciphertext: output.ciphertext.into(),
                 plaintext: output.plaintext.into(),
-                connection: Some(convert::connection(connection, now.after(connection.idle_timeout()))),
+                connection: Some(convert::connection(connection, Lapse::of(connection, now))),
                 alert: output.alert.map(convert::alert),
                 removed_sessions: convert::removed(output.removed),
             })

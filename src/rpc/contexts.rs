@@ -28,7 +28,7 @@ impl ContextService for Contexts {
         request: Request<pb::ListContextsRequest>,
     ) -> Result<Response<pb::ListContextsResponse>, Status> {
         let by = caller(&request)?;
-        let uptime = self.table.now().since(self.started);
+        let uptime = self.table.now().at.since(self.started);
         let contexts = self
             .table
             .registry()
@@ -45,7 +45,7 @@ impl ContextService for Contexts {
         request: Request<pb::GetContextRequest>,
     ) -> Result<Response<pb::GetContextResponse>, Status> {
         let name = &request.get_ref().name;
-        let uptime = self.table.now().since(self.started);
+        let uptime = self.table.now().at.since(self.started);
         let registry = self.table.registry();
         answer(
             caller(&request)?

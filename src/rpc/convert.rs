@@ -6,9 +6,9 @@ use prost_types::Timestamp as PbTimestamp;
 
 use super::status::Refusal;
 use crate::{
-    clock::Timestamp,
+    clock::{Now, Timestamp, WallOffset, WallTime},
     config::ClosePolicy,
-    connection::{self, ConnectionId, EngineKind, Evidence, Removed, Shutdown, State},
+    connection::{self, ConnectionId, EngineKind, Evidence, Removed, Shutdown, State, table::Lapse},
     context::Context,
     hex, proto as pb,
     session::{
@@ -43,7 +43,7 @@ pub(super) fn flags(flags: pb::ShutdownFlags) -> Shutdown {
     Shutdown { sent: flags.sent, received: flags.received }
 }
 
-pub(super) fn connection(from: &connection::Connection, expires: Timestamp) -> pb::Connection {
+pub(super) fn connection(from: &connection::Connection, lapse: Lapse) -> pb::Connection {
     let flags = from.shutdown_flags();
     pb::Connection {
         id: hex::string(from.id().as_bytes()),
@@ -76,17 +76,22 @@ pub(super) fn connection(from: &connection::Connection, expires: Timestamp) -> p
         session_reused: from.session_reused(),
         session_id: from.session().map(|session| hex::string(session.id().as_bytes())).unwrap_or_default(),
         peer: from.peer().map(|peer| identity(peer)),
-        create_time: Some(timestamp(from.created())),
-        expire_time: Some(timestamp(expires)),
+        create_time: Some(timestamp(lapse.offset.wall(from.created()))),
+        expire_time: Some(timestamp(lapse.wall())),
         owner: from.owner().to_string(),
     }
 }
 
-pub(super) fn session(from: &Session) -> pb::Session {
-    facts(from.facts(), from.open_connections(), from.secret().len())
+pub(super) fn session(from: &Session, offset: WallOffset) -> pb::Session {
+    facts(from.facts(), offset, from.open_connections(), from.secret().len())
 }
 
-pub(super) fn facts(from: &Facts, open_connections: u32, data_bytes: usize) -> pb::Session {
+pub(super) fn facts(
+    from: &Facts,
+    offset: WallOffset,
+    open_connections: u32,
+    data_bytes: usize,
+) -> pb::Session {
     let kind = &from.kind;
     pb::Session {
         id: hex::string(from.id.as_bytes()),
@@ -98,9 +103,9 @@ pub(super) fn facts(from: &Facts, open_connections: u32, data_bytes: usize) -> p
         peer: kind.peer.as_deref().map(identity),
         single_use: kind.single_use,
         format: kind.format.name().into(),
-        create_time: Some(timestamp(from.created())),
-        authenticate_time: Some(timestamp(from.authenticated)),
-        expire_time: Some(timestamp(from.expires())),
+        create_time: Some(timestamp(offset.wall(from.created()))),
+        authenticate_time: Some(timestamp(offset.wall(from.authenticated))),
+        expire_time: Some(timestamp(offset.wall(from.expires()))),
         open_connections,
         data_bytes: u32::try_from(data_bytes).unwrap_or(u32::MAX),
     }
@@ -211,16 +216,26 @@ pub(super) fn read_identity(from: pb::PeerIdentity) -> Result<PeerIdentity, Refu
             subject: from.subject,
             dns_names: from.dns_names.iter().map(|name| name.to_ascii_lowercase()).collect(),
             uris: from.uris,
-            not_after: Timestamp::from_millis(u64::MAX),
+            not_after: WallTime::MAX,
         }),
         _ => Err(Refusal::PeerInvalid),
     }
 }
 
-pub(super) fn read_timestamp(from: &PbTimestamp) -> Option<Timestamp> {
+/// How far a caller's clock may be ahead of the daemon's.
+const AHEAD_MAX: Duration = Duration::from_secs(60);
+
+/// Reads a time at which something has happened, by a caller's clock. A time after `latest` counts as `latest`, which is
+/// now or the next moment. `None`: the time is malformed, or more than [`AHEAD_MAX`] ahead of the daemon's wall clock.
+pub(super) fn past(told: &PbTimestamp, now: Now, latest: Timestamp) -> Option<Timestamp> {
+    let told = read_timestamp(told).filter(|told| told.since(now.wall()) <= AHEAD_MAX)?;
+    Some(now.offset.at(told).min(latest))
+}
+
+fn read_timestamp(from: &PbTimestamp) -> Option<WallTime> {
     let seconds = u64::try_from(from.seconds).ok()?;
     let millis = u64::try_from(from.nanos).ok().filter(|&nanos| nanos < 1_000_000_000)? / 1_000_000;
-    Some(Timestamp::from_millis(seconds.checked_mul(1000)?.checked_add(millis)?))
+    Some(WallTime::from_millis(seconds.checked_mul(1000)?.checked_add(millis)?))
 }
 
 pub(super) fn role_value(role: Role) -> pb::Role {
@@ -239,7 +254,7 @@ pub(super) fn version_value(version: Option<Version>) -> i32 {
     .into()
 }
 
-pub(super) fn timestamp(from: Timestamp) -> PbTimestamp {
+pub(super) fn timestamp(from: WallTime) -> PbTimestamp {
     let millis = from.as_millis();
     PbTimestamp {
         seconds: i64::try_from(millis / 1000).unwrap_or(i64::MAX),

@@ -70,7 +70,7 @@ impl Drive {
         plaintext_buffer: usize,
     ) -> Self {
         let answers = VecDeque::new();
-        let lost = Box::pin(Arc::clone(&by).loses(Roles::WORKER, None, opener.table.now()));
+        let lost = Box::pin(Arc::clone(&by).loses(Roles::WORKER, None, Arc::clone(&opener.table)));
         Self { requests, opener, by, deadline, lost, plaintext_buffer, phase: Phase::Opening, answers }
     }
 
@@ -127,8 +127,8 @@ impl Drive {
             let context = Arc::clone(&connection.context().name);
             (convert::connection(connection, expires), connection.state(), client, context)
         })?;
-        let now = self.opener.table.now();
-        self.lost = Box::pin(Arc::clone(&self.by).loses(Roles::WORKER, Some(context), now));
+        let table = Arc::clone(&self.opener.table);
+        self.lost = Box::pin(Arc::clone(&self.by).loses(Roles::WORKER, Some(context), table));
         self.answers.push_back(Response::Opened(opened));
         let established = state == State::Established;
         let mut running = Running { driver, waiting: Vec::new(), established, closed: false };

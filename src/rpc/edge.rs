@@ -95,7 +95,7 @@ impl Edge {
             return Err(Refusal::SocketLimit(beyond.sockets_max));
         }
         let admitted = self.load.admit()?;
-        self.caller.may_call(path, self.load.table.now()).map(|()| admitted)
+        self.caller.may_call(path, self.load.table.clock()).map(|()| admitted)
     }
 }
 

@@ -7,6 +7,7 @@ use super::{
     status::Refusal,
 };
 use crate::{
+    clock::WallOffset,
     proto as pb,
     session::{
         RemovalReason,
@@ -29,20 +30,20 @@ impl Sessions {
         let mut told = match context.cache(role).explain(&id, now) {
             Known::Held(session, miss) => pb::ExplainSessionResponse {
                 resumable: miss.is_none(),
-                session: Some(convert::session(&session)),
+                session: Some(convert::session(&session, now.offset)),
                 miss_reason: miss.map_or(pb::MissReason::Unspecified, convert::miss_reason).into(),
                 summary: match miss {
                     None => format!(
                         "It is resumed by whoever offers it with its own format, binding, version and server \
                          name; {} s are left of its life.",
-                        session.expires().since(now).as_secs()
+                        session.expires().since(now.at).as_secs()
                     ),
                     Some(Miss::Revoked) => "It is revoked, and about to leave the cache.".into(),
                     Some(_) => "Its life is over, and it is about to leave the cache.".into(),
                 },
                 ..Default::default()
             },
-            Known::Departed(departure) => departed(&departure),
+            Known::Departed(departure) => departed(&departure, now.offset),
             Known::Nothing => {
                 let seen = self.caches(by, "", Roles::OBSERVER)?;
                 let foreign = seen.iter().any(|cache| cache.peek(&id, now).is_some());
@@ -75,11 +76,11 @@ impl Sessions {
     }
 }
 
-fn departed(departure: &Departure) -> pb::ExplainSessionResponse {
+fn departed(departure: &Departure, offset: WallOffset) -> pb::ExplainSessionResponse {
     pb::ExplainSessionResponse {
         miss_reason: convert::miss_reason(departure.miss()).into(),
         removal_reason: convert::removal_reason(departure.reason).into(),
-        remove_time: Some(convert::timestamp(departure.at)),
+        remove_time: Some(convert::timestamp(offset.wall(departure.at))),
         summary: format!(
             "It was made under context `{}` and left the cache: {}.",
             departure.kind.account.name,

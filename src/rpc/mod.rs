@@ -199,7 +199,7 @@ impl Api {
             sessions: Arc::clone(&sessions),
             draining: signals.draining.clone(),
         };
-        let contexts = Contexts { started: table.now(), table };
+        let contexts = Contexts { started: table.now().at, table };
         let services = Services {
             connections: ConnectionServiceServer::from_arc(connections)
                 .max_decoding_message_size(limits.message),

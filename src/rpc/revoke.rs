@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::task::yield_now;
+use tokio::{task::yield_now, time::sleep};
 
 use super::{
     access::{Caller, Roles},
@@ -11,12 +11,13 @@ use super::{
     status::Refusal,
 };
 use crate::{
-    clock::Timestamp,
     hex,
     proto::{self as pb, revoke_sessions_request::Selector as Asked},
     session::{canonical, revocation::Selector},
 };
 
+/// The resolution of the daemon's time.
+const MILLISECOND: Duration = Duration::from_millis(1);
 /// Most bytes of a URI name (the SPIFFE ID standard, section 2.3).
 const URI_MAX: usize = 2048;
 
@@ -29,11 +30,16 @@ impl Sessions {
         let mut caches = self.caches(by, &request.context, Roles::ADMIN)?;
         let selector = read_selector(request.selector)?;
         let now = self.table.now();
-        // Whoever authenticated in this very millisecond is not before it.
-        let next = now.after(Duration::from_millis(1));
+        // A session that authenticated in this very millisecond is not before it.
+        let next = now.at.after(MILLISECOND);
         let before = match &request.before {
             None => next,
-            Some(told) => read_before(told).filter(|&told| told <= next).ok_or(Refusal::BeforeInvalid)?,
+            Some(told) => {
+                let before = convert::past(told, now, next).ok_or(Refusal::BeforeInvalid)?;
+                // A part of a millisecond counts as a whole one: too many sessions rather than too few.
+                let part = told.nanos % 1_000_000 != 0;
+                if part { before.after(MILLISECOND).min(next) } else { before }
+            }
         };
         // All refuse before the first is looked through; those too that a new configuration brings meanwhile.
         loop {
@@ -54,6 +60,11 @@ impl Sessions {
                 yield_now().await;
             }
         }
+        // What authenticates after the answer does so in a later millisecond, and is not covered.
+        while let Some(left) = self.table.clock().until(before) {
+            sleep(left).await;
+        }
+        let before = now.offset.wall(before);
         tracing::info!(
             target: "audit",
             owner = %by.owner(),
@@ -87,11 +98,4 @@ fn read_selector(asked: Option<Asked>) -> Result<Selector, Refusal> {
             Selector::ServerName(canonical(&name("server_name", server, SERVER_NAME_MAX)?).into())
         }
     })
-}
-
-/// A part of a millisecond counts as a whole one: too many rather than too few.
-fn read_before(told: &prost_types::Timestamp) -> Option<Timestamp> {
-    let before = convert::read_timestamp(told)?;
-    let part = told.nanos % 1_000_000 != 0;
-    Some(before.after(Duration::from_millis(part.into())))
 }

@@ -18,7 +18,7 @@ use super::{
     watch::Watched,
 };
 use crate::{
-    clock::Timestamp,
+    clock::{Now, Timestamp},
     connection::{
         Table,
         worker::{NotKept, Put},
@@ -43,7 +43,7 @@ pub(super) struct Sessions {
 /// What lookups that come right after each other need to find out once.
 #[derive(Default)]
 pub(super) struct Moment {
-    now: Timestamp,
+    pub(super) now: Now,
     /// The context of the last one, where its caller may look up.
     context: Option<Arc<Context>>,
     /// The format of the last one.
@@ -51,11 +51,11 @@ pub(super) struct Moment {
 }
 
 impl Moment {
-    pub(super) fn at(now: Timestamp) -> Self {
+    pub(super) fn at(now: Now) -> Self {
         Self { now, ..Self::default() }
     }
 
-    pub(super) fn begin(&mut self, now: Timestamp) {
+    pub(super) fn begin(&mut self, now: Now) {
         self.now = now;
     }
 
@@ -161,13 +161,14 @@ impl Sessions {
                 (Role::Client, Some(_)) => return Ok(Err(Refusal::SessionIdUnexpected)),
                 _ => {}
             }
-            connection.put_session(put, now).map(Ok)
+            Ok(Ok((connection.put_session(put, now)?, now.offset)))
         })??;
         Ok(match stored {
-            Ok(session) => {
-                pb::PutSessionResponse { session: Some(convert::session(&session)), reason: String::new() }
-            }
-            Err(why) => pb::PutSessionResponse { session: None, reason: not_kept(why).into() },
+            (Ok(session), offset) => pb::PutSessionResponse {
+                session: Some(convert::session(&session, offset)),
+                reason: String::new(),
+            },
+            (Err(why), _) => pb::PutSessionResponse { session: None, reason: not_kept(why).into() },
         })
     }
 
@@ -194,11 +195,10 @@ impl Sessions {
         };
         let authenticated = match request.authenticate_time {
             None => None,
-            Some(told) => Some(
-                convert::read_timestamp(&told)
-                    .filter(|&told| told <= self.table.now())
-                    .ok_or(Refusal::AuthenticateTimeInvalid)?,
-            ),
+            Some(told) => {
+                let now = self.table.now();
+                Some(convert::past(&told, now, now.at).ok_or(Refusal::AuthenticateTimeInvalid)?)
+            }
         };
         Ok(Put {
             id: convert::session_id(&request.session_id)?,
@@ -255,7 +255,7 @@ impl Sessions {
         let server_name = canonical(wanted.server_name);
         let terms =
             Terms { format, binding: wanted.binding, versions: &context.versions, server_name: &server_name };
-        self.misses.admit(by.owner(), now)?;
+        self.misses.admit(by.owner(), now.at)?;
         Ok(match (role, id) {
             (Role::Server, None) => return Err(Refusal::SessionIdRequired),
             (Role::Client, _) if server_name.is_empty() => return Err(Refusal::LookupTargetRequired),
@@ -279,7 +279,7 @@ impl Sessions {
             Ok(session) => pb::LookupSessionResponse {
                 found: true,
                 data: session.secret().as_bytes().map(Bytes::copy_from_slice).unwrap_or_default(),
-                session: Some(convert::session(&session)),
+                session: Some(convert::session(&session, moment.now.offset)),
                 miss_reason: pb::MissReason::Unspecified.into(),
             },
             Err(miss) => missed(miss),
@@ -341,7 +341,7 @@ impl Sessions {
             Some(last) if listed.len() == size => self.pages.token(&filters, &write_place(&last.0)),
             _ => String::new(),
         };
-        let sessions = listed.iter().map(|listed| convert::session(&listed.1)).collect();
+        let sessions = listed.iter().map(|listed| convert::session(&listed.1, now.offset)).collect();
         Ok(pb::ListSessionsResponse { sessions, next_page_token })
     }
 

@@ -40,7 +40,7 @@ pub(super) enum Refusal {
     PeerInvalid,
     #[error("timeout must be more than 0")]
     TimeoutInvalid,
-    #[error("authenticate_time must be a time that is not in the future")]
+    #[error("authenticate_time must be a time, at most 60 s ahead of the daemon's wall clock")]
     AuthenticateTimeInvalid,
     #[error("{field} has {length} bytes; {max} are allowed")]
     FieldTooLong { field: &'static str, length: usize, max: usize },
@@ -76,7 +76,7 @@ pub(super) enum Refusal {
     SelectorRequired,
     #[error("certificate_sha256 must be 64 lower-case hex digits: SHA-256 of the DER form")]
     CertificateSha256Malformed,
-    #[error("before must be a time that is not in the future")]
+    #[error("before must be a time, at most 60 s ahead of the daemon's wall clock")]
     BeforeInvalid,
     #[error("{0} watch already; no more are served")]
     WatcherLimit(usize),

@@ -21,6 +21,8 @@ use super::{
     status::Refusal,
 };
 use crate::{
+    clock::WallOffset,
+    connection::Table,
     proto::{self as pb, watch_sessions_response::Event as Told},
     session::{
         Facts,
@@ -31,6 +33,7 @@ use crate::{
 /// The events of one watcher.
 pub(super) struct Watched {
     watch: Watch,
+    table: Arc<Table>,
     waiting: VecDeque<News>,
     deadline: Option<Pin<Box<Sleep>>>,
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -51,7 +54,7 @@ impl Sessions {
             "" => None,
             name => Some(by.context(&registry, name, Roles::OBSERVER)?.name.clone()),
         };
-        let lost = Arc::clone(by).loses(Roles::OBSERVER, wanted.clone(), self.table.now());
+        let lost = Arc::clone(by).loses(Roles::OBSERVER, wanted.clone(), Arc::clone(&self.table));
         // Asked at each event, for the rules may change.
         let watcher = Arc::clone(by);
         let wanted = move |facts: &Facts| {
@@ -61,6 +64,7 @@ impl Sessions {
         let watch = registry.ledger().watchers.watch(wanted).ok_or(Refusal::WatcherLimit(WATCHERS_MAX))?;
         Ok(Watched {
             watch,
+            table: Arc::clone(&self.table),
             waiting: VecDeque::new(),
             deadline: deadline.map(|Deadline(at)| Box::pin(sleep_until(at))),
             draining: Box::pin(self.draining.clone().cancelled_owned()),
@@ -96,25 +100,25 @@ impl Stream for Watched {
                 Poll::Pending => return Poll::Pending,
             }
         }
-        Poll::Ready(this.waiting.pop_front().map(|news| Ok(told(news))))
+        Poll::Ready(this.waiting.pop_front().map(|news| Ok(told(news, this.table.now().offset))))
     }
 }
 
-fn told(news: News) -> pb::WatchSessionsResponse {
+fn told(news: News, offset: WallOffset) -> pb::WatchSessionsResponse {
     match news {
         News::Dropped(count) => {
             pb::WatchSessionsResponse { event: Some(Told::Dropped(count)), ..Default::default() }
         }
         News::Event(event) => {
             let Event { at, what, facts, open_connections, data_bytes } = *event;
-            let session = convert::facts(&facts, open_connections, data_bytes);
+            let session = convert::facts(&facts, offset, open_connections, data_bytes);
             let (event, reason) = match what {
                 What::Added => (Told::Added(session), pb::RemovalReason::Unspecified),
                 What::Hit => (Told::Hit(session), pb::RemovalReason::Unspecified),
                 What::Removed(reason) => (Told::Removed(session), convert::removal_reason(reason)),
             };
             pb::WatchSessionsResponse {
-                time: Some(convert::timestamp(at)),
+                time: Some(convert::timestamp(offset.wall(at))),
                 event: Some(event),
                 reason: reason.into(),
             }

@@ -21,7 +21,7 @@ use super::{
     watch::What,
 };
 use crate::{
-    clock::Timestamp,
+    clock::{Now, Timestamp},
     config::Offering,
     store::memory::{Limits, Memory, Refused},
     sync::{AtomicUsize, Ordering},
@@ -134,8 +134,8 @@ impl Cache {
     ///
     /// # Errors
     /// [`NotStored`] says why it was not; a handshake goes on without.
-    pub fn put(&self, new: NewSession, now: Timestamp) -> Result<Arc<Session>, NotStored> {
-        self.ledger.tell_time(now);
+    pub fn put(&self, new: NewSession, now: Now) -> Result<Arc<Session>, NotStored> {
+        self.ledger.tell_time(now.at);
         let session = shell::fill(self.session(new, now)?);
         if session.size() - super::OVERHEAD > self.session_bytes_max.load(Ordering::Relaxed) {
             return Err(NotStored::TooLarge);
@@ -152,21 +152,21 @@ impl Cache {
         if let Some(pool) = &self.pool {
             pool.push(&session, &self.store);
         }
-        self.ledger.watchers.tell(&session, What::Added, now);
+        self.ledger.watchers.tell(&session, What::Added, now.at);
         self.ledger.budget.settle(self, &session);
         Ok(session)
     }
 
-    fn session(&self, new: NewSession, now: Timestamp) -> Result<Session, NotStored> {
+    fn session(&self, new: NewSession, now: Now) -> Result<Session, NotStored> {
         let mut expires = new.authenticated.after(new.timeout.min(LIFETIME_MAX));
         if let Some(peer) = &new.peer {
-            expires = expires.min(peer.not_after);
+            expires = expires.min(now.offset.at(peer.not_after));
         }
         let after = |moment: Timestamp| u32::try_from(moment.since(new.authenticated).as_millis());
-        let (Ok(created_after), Ok(lives)) = (after(now), after(expires)) else {
+        let (Ok(created_after), Ok(lives)) = (after(now.at), after(expires)) else {
             return Err(NotStored::Expired);
         };
-        if now >= expires {
+        if now.at >= expires {
             return Err(NotStored::Expired);
         }
         let id = match new.id {
@@ -190,7 +190,7 @@ impl Cache {
     }
 
     /// A free id, or one whose session is over.
-    fn store_or_replace(&self, session: &Arc<Session>, now: Timestamp) -> Result<(), NotStored> {
+    fn store_or_replace(&self, session: &Arc<Session>, now: Now) -> Result<(), NotStored> {
         let put = || self.store.put(Arc::clone(session), |evicted| self.made_room(evicted));
         let mut stored = put();
         if stored == Err(Refused::Taken)
@@ -209,7 +209,7 @@ impl Cache {
     ///
     /// # Errors
     /// [`Miss`] says why there is none.
-    pub fn find(&self, id: &SessionId, terms: &Terms<'_>, now: Timestamp) -> Result<Arc<Session>, Miss> {
+    pub fn find(&self, id: &SessionId, terms: &Terms<'_>, now: Now) -> Result<Arc<Session>, Miss> {
         let Some(session) = self.store.get(id.as_bytes()) else {
             let departure = self.ledger.journal.find(self.group, self.role, id);
             return Err(departure.map_or(Miss::Unknown, |departure| departure.miss()));
@@ -229,7 +229,7 @@ impl Cache {
         if session.kind().single_use && !self.withdraw(&session, RemovalReason::Taken) {
             return Err(Miss::Removed);
         }
-        self.ledger.watchers.tell(&session, What::Hit, now);
+        self.ledger.watchers.tell(&session, What::Hit, now.at);
         Ok(session)
     }
 
@@ -242,12 +242,12 @@ impl Cache {
     }
 
     /// The session under this id, which stays, whatever its version. Not for resuming.
-    pub fn peek(&self, id: &SessionId, now: Timestamp) -> Option<Arc<Session>> {
+    pub fn peek(&self, id: &SessionId, now: Now) -> Option<Arc<Session>> {
         self.store.peek(id.as_bytes()).filter(|session| self.alive(session, now))
     }
 
     /// What is known of an id; it stays as it is.
-    pub fn explain(&self, id: &SessionId, now: Timestamp) -> Known {
+    pub fn explain(&self, id: &SessionId, now: Now) -> Known {
         if let Some(session) = self.store.peek(id.as_bytes()) {
             let miss = if session.expired(now) {
                 Some(Miss::Expired)
@@ -264,7 +264,7 @@ impl Cache {
 
     /// The newest session with this server on these terms, where the cache offers any; a single-use one is gone with the
     /// answer.
-    pub fn newest(&self, terms: &Terms<'_>, now: Timestamp) -> Option<Arc<Session>> {
+    pub fn newest(&self, terms: &Terms<'_>, now: Now) -> Option<Arc<Session>> {
         let pool = self.pool.as_ref()?;
         // Each round either returns, or takes a session out of the pool that is not to be had any more.
         loop {
@@ -276,7 +276,7 @@ impl Cache {
     }
 
     /// Takes whatever has this id out for good; says whether it was there.
-    pub fn remove(&self, id: &SessionId, now: Timestamp) -> bool {
+    pub fn remove(&self, id: &SessionId, now: Now) -> bool {
         let Some(session) = self.store.take(id.as_bytes()) else { return false };
         let reason = if session.expired(now) {
             RemovalReason::Expired
@@ -347,12 +347,12 @@ impl Cache {
     }
 
     /// Shows every session that may be resumed, in no order.
-    pub fn scan(&self, now: Timestamp, mut visit: impl FnMut(&Arc<Session>)) {
+    pub fn scan(&self, now: Now, mut visit: impl FnMut(&Arc<Session>)) {
         (0..self.parts()).for_each(|part| self.scan_part(part, now, &mut visit));
     }
 
     /// The same, of one of [`Self::parts`]: nothing enters that part or leaves it meanwhile.
-    pub fn scan_part(&self, part: usize, now: Timestamp, mut visit: impl FnMut(&Arc<Session>)) {
+    pub fn scan_part(&self, part: usize, now: Now, mut visit: impl FnMut(&Arc<Session>)) {
         self.store.scan(part, |session| {
             if self.alive(session, now) {
                 visit(session);
@@ -397,7 +397,7 @@ impl Cache {
         shell::leave(gone);
     }
 
-    fn alive(&self, session: &Session, now: Timestamp) -> bool {
+    fn alive(&self, session: &Session, now: Now) -> bool {
         !session.expired(now) && !self.revocations.cover(session.facts())
     }
 

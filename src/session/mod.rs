@@ -27,7 +27,7 @@ use std::{
 
 pub use crate::{client_hello::SESSION_ID_MAX, config::Version};
 use crate::{
-    clock::Timestamp,
+    clock::{Now, Timestamp, WallTime},
     store::memory::{Entry, Mark},
 };
 
@@ -105,8 +105,8 @@ pub struct PeerIdentity {
     pub dns_names: Vec<String>,
     /// URI names, SPIFFE ids among them.
     pub uris: Vec<String>,
-    /// When the certificate ends, and every session that it authenticated with it.
-    pub not_after: Timestamp,
+    /// When the certificate ends, by the wall clock. Every session that was authenticated with it ends then.
+    pub not_after: WallTime,
 }
 
 /// The library that can read a session's secret part. Only who names it gets it back.
@@ -167,9 +167,10 @@ impl Facts {
         self.authenticated.after(Duration::from_millis(self.lives.into()))
     }
 
-    /// Whether it is over at `now`.
-    pub fn expired(&self, now: Timestamp) -> bool {
-        now >= self.expires()
+    /// Whether its life is over, or its peer's certificate has ended. The second may happen before [`Self::expires`] where
+    /// the wall clock was set forward since the session was made.
+    pub fn expired(&self, now: Now) -> bool {
+        now.at >= self.expires() || self.kind.peer.as_ref().is_some_and(|peer| now.wall() >= peer.not_after)
     }
 }
 
@@ -233,8 +234,8 @@ impl Session {
         OVERHEAD + self.secret.len() + self.facts.kind.size()
     }
 
-    /// Whether it is over at `now`.
-    pub fn expired(&self, now: Timestamp) -> bool {
+    /// Whether it is over; see [`Facts::expired`].
+    pub fn expired(&self, now: Now) -> bool {
         self.facts.expired(now)
     }
 

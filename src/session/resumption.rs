@@ -24,7 +24,7 @@ use rustls::{
 use zeroize::Zeroizing;
 
 use super::{Session, SessionId, secret::SecretBytes};
-use crate::clock::Timestamp;
+use crate::clock::WallTime;
 
 /// The secret part of a session, in its library's private form. Zeroed when dropped.
 pub enum Secret {
@@ -124,8 +124,8 @@ impl Resumption {
         Self { now_millis: AtomicU64::new(0), caching, inner: Mutex::default() }
     }
 
-    /// The time of the step that comes.
-    pub fn set_now(&self, now: Timestamp) {
+    /// Sets the time of the next step. rustls verifies certificates with it, so it is the wall clock's.
+    pub fn set_now(&self, now: WallTime) {
         self.now_millis.store(now.as_millis(), Ordering::Relaxed);
     }
 

@@ -18,7 +18,7 @@ use std::{
 };
 
 use tls_sessiond::{
-    clock::Timestamp,
+    clock::{Now, Timestamp},
     config::Offering,
     session::{
         Cache, Format, NewSession, RemovalReason, Role, Secret, Session, SessionId, Terms, Version,
@@ -81,6 +81,10 @@ fn id(key: usize) -> SessionId {
 
 fn at(moment: u32) -> Timestamp {
     Timestamp::from_millis(moment.into())
+}
+
+fn reading(moment: u32) -> Now {
+    Now::from_millis(moment.into())
 }
 
 fn number(authenticated: Timestamp) -> u32 {
@@ -161,7 +165,7 @@ impl World {
             timeout: LIFE,
             secret: Secret::bytes(number.to_be_bytes().to_vec()),
         };
-        match self.caches[cache].put(new, at(number)) {
+        match self.caches[cache].put(new, reading(number)) {
             Ok(_) => self.fates[number as usize].stored.store(self.tick(), Ordering::SeqCst),
             Err(why) => self.happened(&format!("{why:?}")),
         }
@@ -171,14 +175,14 @@ impl World {
         let swept = self.swept[cache][key].load(Ordering::SeqCst);
         let revoked = self.revoked[cache].load(Ordering::SeqCst);
         let began = self.tick();
-        let session = match self.caches[cache].find(&id(key), &TERMS, at(began)) {
+        let session = match self.caches[cache].find(&id(key), &TERMS, reading(began)) {
             Ok(session) => session,
             Err(why) => return self.happened(&format!("{why:?}")),
         };
         let (number, fate) = (number(session.authenticated()), self.fate(session.authenticated()));
         assert_eq!(session.id(), &id(key));
         assert_eq!(session.secret().as_bytes(), Some(&number.to_be_bytes()[..]));
-        assert!(!session.expired(at(began)), "{number} was over at {began}");
+        assert!(!session.expired(reading(began)), "{number} was over at {began}");
         assert!(number >= revoked, "{number} was revoked before {began}");
         let gone = fate.gone.load(Ordering::SeqCst);
         assert!(gone == 0 || gone > began, "{number} was gone at {gone}, and was found at {began}");
@@ -203,7 +207,7 @@ impl World {
     }
 
     fn withdraw(&self, cache: usize, key: usize) {
-        let Some(session) = self.caches[cache].peek(&id(key), at(self.tick())) else { return };
+        let Some(session) = self.caches[cache].peek(&id(key), reading(self.tick())) else { return };
         if self.caches[cache].withdraw(&session, RemovalReason::Unclosed) {
             self.got(&session, "withdrawn");
         }
@@ -211,7 +215,7 @@ impl World {
 
     fn remove(&self, cache: usize, key: usize) {
         let began = self.tick();
-        if self.caches[cache].remove(&id(key), at(began)) {
+        if self.caches[cache].remove(&id(key), reading(began)) {
             self.happened("removed");
         }
         self.swept[cache][key].fetch_max(began, Ordering::SeqCst);
@@ -275,7 +279,7 @@ fn nothing_is_handed_out_after_its_end_was_acknowledged_and_nothing_is_spent_twi
     for cache in &world.caches {
         let mut entries = 0;
         (0..cache.parts()).for_each(|part| {
-            cache.scan_part(part, Timestamp::default(), |session| {
+            cache.scan_part(part, Now::default(), |session| {
                 let fate = world.fate(session.authenticated());
                 assert_eq!(fate.gone.load(Ordering::SeqCst), 0, "{session:?} is there, and is gone");
                 entries += 1;

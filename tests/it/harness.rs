@@ -7,7 +7,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use tls_sessiond::{
-    clock::{Clock, ManualClock, Timestamp},
+    clock::{Clock, ManualClock, WallTime},
     config::{Config, ConfigError, Endpoint},
     connection::Table,
     daemon::{Daemon, Reload},
@@ -35,8 +35,8 @@ pub(crate) struct TestDaemon {
 }
 
 /// A moment within the life of certificates that are made now.
-pub(crate) fn now() -> Timestamp {
-    Clock::System.now()
+pub(crate) fn now() -> WallTime {
+    Clock::System.now().wall()
 }
 
 impl TestDaemon {

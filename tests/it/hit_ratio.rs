@@ -7,7 +7,7 @@ use std::{
 };
 
 use tls_sessiond::{
-    clock::Timestamp,
+    clock::Now,
     config::Offering,
     session::{
         Cache, Format, NewSession, Role, Secret, SessionId, Terms, Version, cache::Plan, ledger::Ledger,
@@ -73,7 +73,7 @@ fn found(trace: &[u64], mut ask: impl FnMut(u64) -> bool) -> f64 {
 }
 
 fn ours(trace: &[u64]) -> f64 {
-    const NOW: Timestamp = Timestamp::from_millis(1_000_000);
+    const NOW: Now = Now::from_millis(1_000_000);
     let limits = Limits { entries_max: ROOM, bytes_max: usize::MAX };
     let plan = Plan {
         role: Role::Server,
@@ -106,7 +106,7 @@ fn ours(trace: &[u64]) -> f64 {
             single_use: false,
             account: Arc::clone(&account),
             peer: None,
-            authenticated: NOW,
+            authenticated: NOW.at,
             timeout: Duration::from_secs(3600),
             secret: Secret::copied(&[1; 48]),
         };

@@ -524,7 +524,7 @@ impl World {
             .objects
             .iter()
             .filter(|(_, object)| {
-                self.table.look(object.id, |_, expires| expires <= self.table.now()).unwrap()
+                self.table.look(object.id, |_, lapse| lapse.at <= self.table.now().at).unwrap()
             })
             .map(|(_, object)| (object.role, object.id))
             .collect();
@@ -536,8 +536,8 @@ impl World {
             self.objects.remove(&place(role, slot));
         }
         self.table.sweep();
-        self.registry.reap(self.table.now());
-        let now = self.table.now();
+        let now = self.table.now().at;
+        self.registry.reap(now);
         let seen = &self.seen;
         self.alive.retain(|key| seen[key].expires > now);
     }

@@ -240,7 +240,7 @@ async fn who_guesses_ids_has_some_guesses_in_a_second() {
     let id = one.open("").await.unwrap();
     one.sessions.put_session(calls::put(&id, "aa")).await.unwrap();
     // To the beginning of a second.
-    let part = house.daemon.table.now().as_millis() % 1000;
+    let part = house.daemon.table.now().at.as_millis() % 1000;
     house.daemon.clock.advance(Duration::from_millis(1000 - part));
     for round in 0..2 {
         // What is found costs nothing.

@@ -273,7 +273,7 @@ impl World {
             }
             Op::Wait(seconds) => {
                 self.clock.advance(Duration::from_secs(seconds));
-                let now = self.table.now();
+                let now = self.table.now().at;
                 self.lose(|_, alive| alive.authenticated.after(LIFE) <= now);
                 self.table.registry().reap(now);
             }
@@ -302,7 +302,7 @@ impl World {
             return;
         }
         self.establish(slot);
-        let now = self.table.now();
+        let now = self.table.now().at;
         let model = &mut self.models[slot];
         // A resumption of what nobody remembers authenticates nobody: what it makes is not kept.
         let authenticated = if model.reused { model.authenticated } else { Some(now) };

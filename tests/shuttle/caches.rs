@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     Check,
-    clock::Timestamp,
+    clock::Now,
     config::{Offering, Version},
     session::{
         Cache, Format, NewSession, RemovalReason, Role, Secret, Session, SessionId, Terms,
@@ -37,7 +37,7 @@ pub(crate) const CHECKS: &[Check] = &[
     ("total_holds_and_who_is_within_its_share_keeps_all", total_holds_and_who_is_within_its_share_keeps_all),
 ];
 
-const NOW: Timestamp = Timestamp::from_millis(1_000_000);
+const NOW: Now = Now::from_millis(1_000_000);
 const HOUR: Duration = Duration::from_secs(3600);
 const TERMS: Terms<'static> = Terms {
     format: &Format::Rustls,
@@ -78,7 +78,7 @@ fn new(id: u8, version: Version) -> NewSession {
         single_use: version == Version::Tls13,
         account: Arc::new(Account::new("default")),
         peer: None,
-        authenticated: NOW,
+        authenticated: NOW.at,
         timeout: HOUR,
         secret: Secret::bytes(vec![1; 8]),
     }
@@ -169,7 +169,7 @@ fn end_while_put_and_asked(end: fn(&Cache)) {
 
 fn nobody_finds_what_a_revocation_has_covered() {
     end_while_put_and_asked(|cache| {
-        cache.revoke(Selector::All, NOW.after(Duration::from_millis(1)));
+        cache.revoke(Selector::All, NOW.at.after(Duration::from_millis(1)));
         (0..cache.parts()).for_each(|part| {
             cache.purge(part);
         });
@@ -183,7 +183,7 @@ fn closed_cache_hands_nothing_out_and_is_empty() {
 fn revocations_that_are_inherited_hold_at_once() {
     let (before, ledger, _watch) = lonely(10);
     let after = cache(10, &ledger);
-    before.revoke(Selector::ServerName("a.test".into()), NOW.after(Duration::from_millis(1)));
+    before.revoke(Selector::ServerName("a.test".into()), NOW.at.after(Duration::from_millis(1)));
     let inherited = Arc::new(AtomicBool::new(false));
     let (heir, told) = (Arc::clone(&after), Arc::clone(&inherited));
     together([
@@ -199,7 +199,7 @@ fn revocations_that_are_inherited_hold_at_once() {
             let found = cache.find(&id(1), &TERMS, NOW).is_ok();
             assert!(!(was_inherited && found), "it was found afterwards");
             // Moments that are over are forgotten, and these are not.
-            cache.reap(NOW);
+            cache.reap(NOW.at);
         }),
     ]);
 }
@@ -246,7 +246,7 @@ fn of_two_puts_one_has_the_id_of_what_is_over() {
     together([(); 2].map(|()| {
         let (cache, stored) = (Arc::clone(&cache), Arc::clone(&stored));
         Box::new(move || {
-            let new = NewSession { authenticated: later, ..new(1, Version::Tls12) };
+            let new = NewSession { authenticated: later.at, ..new(1, Version::Tls12) };
             match cache.put(new, later) {
                 Ok(_) => {
                     stored.fetch_add(1, Ordering::SeqCst);

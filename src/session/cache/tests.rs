@@ -1,9 +1,12 @@
 use std::time::Duration;
 
 use super::*;
-use crate::session::{Format, PeerIdentity, Secret, Version, stats::Account};
+use crate::{
+    clock::{Clock, ManualClock, Step},
+    session::{Format, PeerIdentity, Secret, Version, stats::Account},
+};
 
-const NOW: Timestamp = Timestamp::from_millis(1_000_000);
+const NOW: Now = Now::from_millis(1_000_000);
 const HOUR: Duration = Duration::from_secs(3600);
 
 const ROOM: Limits = Limits { entries_max: 10, bytes_max: 10_000 };
@@ -34,13 +37,13 @@ fn new(id: u8, version: Version) -> NewSession {
         single_use: version == Version::Tls13,
         account: Arc::new(Account::new("default")),
         peer: None,
-        authenticated: NOW,
+        authenticated: NOW.at,
         timeout: HOUR,
         secret: Secret::bytes(vec![1; 50]),
     }
 }
 
-fn find(cache: &Cache, id: u8, version: Version, name: &str, now: Timestamp) -> Result<Arc<Session>, Miss> {
+fn find(cache: &Cache, id: u8, version: Version, name: &str, now: Now) -> Result<Arc<Session>, Miss> {
     let terms = Terms { format: &Format::Rustls, binding: &[], versions: &[version], server_name: name };
     cache.find(&self::id(id), &terms, now)
 }
@@ -53,17 +56,45 @@ fn id(id: u8) -> SessionId {
 fn life_is_counted_from_the_authentication_and_ends_with_the_certificate() {
     let cache = cache();
     let soon = NOW.after(Duration::from_secs(60));
-    let peer = PeerIdentity { not_after: soon, ..PeerIdentity::default() };
+    let peer = PeerIdentity { not_after: soon.wall(), ..PeerIdentity::default() };
     let cut = NewSession { peer: Some(Arc::new(peer)), ..new(1, Version::Tls12) };
-    assert_eq!(cache.put(cut, NOW).unwrap().expires(), soon);
+    assert_eq!(cache.put(cut, NOW).unwrap().expires(), soon.at);
     let later = NOW.after(HOUR / 2);
-    assert_eq!(cache.put(new(2, Version::Tls12), later).unwrap().expires(), NOW.after(HOUR));
+    assert_eq!(cache.put(new(2, Version::Tls12), later).unwrap().expires(), NOW.at.after(HOUR));
     assert!(cache.put(new(3, Version::Tls12), NOW.after(HOUR)).is_err(), "nothing is left of it");
 
-    let last = Timestamp::from_millis(soon.as_millis() - 1);
+    let last = Now::from_millis(soon.at.as_millis() - 1);
     assert!(find(&cache, 1, Version::Tls12, "a.test", last).is_ok());
     assert_eq!(find(&cache, 1, Version::Tls12, "a.test", soon).unwrap_err(), Miss::Expired);
     assert_eq!(find(&cache, 1, Version::Tls12, "a.test", NOW).unwrap_err(), Miss::Expired, "it is gone");
+}
+
+#[test]
+fn wall_clock_that_passes_a_certificate_ends_its_session() {
+    let cache = cache();
+    let peer = PeerIdentity { not_after: NOW.after(HOUR).wall(), ..PeerIdentity::default() };
+    let put = |id| {
+        let new = NewSession { peer: Some(Arc::new(peer.clone())), ..new(id, Version::Tls12) };
+        cache.put(new, NOW).unwrap();
+    };
+    put(1);
+    let manual = ManualClock::starting(NOW.wall());
+    manual.set_wall(Step::Forward(HOUR - Duration::from_millis(1)));
+    let now = || Clock::Manual(manual.clone()).now();
+    assert!(find(&cache, 1, Version::Tls12, "a.test", now()).is_ok());
+    manual.set_wall(Step::Forward(Duration::from_millis(1)));
+    assert!(cache.peek(&id(1), now()).is_none());
+    assert_eq!(find(&cache, 1, Version::Tls12, "a.test", now()).unwrap_err(), Miss::Expired);
+    let again = NewSession { peer: Some(Arc::new(peer.clone())), ..new(1, Version::Tls12) };
+    assert_eq!(cache.put(again, now()).unwrap_err(), NotStored::Expired);
+    manual.set_wall(Step::Back(2 * HOUR));
+    put(2);
+    manual.advance(HOUR);
+    assert_eq!(
+        find(&cache, 2, Version::Tls12, "a.test", now()).unwrap_err(),
+        Miss::Expired,
+        "its end was cut"
+    );
 }
 
 #[test]
@@ -109,8 +140,8 @@ fn taken_id_is_not_replaced_unless_its_session_is_over() {
     cache.put(new(1, Version::Tls12), NOW).unwrap();
     assert_eq!(cache.put(new(1, Version::Tls12), NOW).unwrap_err(), NotStored::IdTaken);
     let later = NOW.after(HOUR);
-    let next = NewSession { authenticated: later, ..new(1, Version::Tls12) };
-    assert_eq!(cache.put(next, later).unwrap().facts().created(), later);
+    let next = NewSession { authenticated: later.at, ..new(1, Version::Tls12) };
+    assert_eq!(cache.put(next, later).unwrap().facts().created(), later.at);
 }
 
 #[test]

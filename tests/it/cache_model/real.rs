@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tls_sessiond::{
-    clock::Timestamp,
+    clock::{Now, Timestamp, WallTime},
     session::{
         Facts, Format, PeerIdentity, RemovalReason, SessionId, Terms, Version, cache::Miss,
         revocation::Selector,
@@ -30,6 +30,11 @@ pub(super) fn at(millis: u64) -> Timestamp {
     Timestamp::from_millis(millis)
 }
 
+/// A reading of the clock then; nothing sets the wall clock here.
+pub(super) fn reading(millis: u64) -> Now {
+    Now::from_millis(millis)
+}
+
 /// A session says its serial where its cipher suite stands, which decides nothing.
 pub(super) fn serial(session: &Facts) -> u32 {
     session.kind.cipher_suite.parse().unwrap()
@@ -50,7 +55,7 @@ pub(super) fn identity(peer: Peer) -> Option<Arc<PeerIdentity>> {
         subject: String::new(),
         dns_names: vec![peer.dns_name().into()],
         uris: vec![peer.uri().into()],
-        not_after: at(not_after),
+        not_after: WallTime::from_millis(not_after),
     }))
 }
 

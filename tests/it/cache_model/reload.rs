@@ -49,7 +49,7 @@ impl World {
                 account: 0,
             };
             let now = self.table.now();
-            self.model.told = now.as_millis();
+            self.model.told = now.at.as_millis();
             assert_eq!(closed.put(self.new_session(&held), now).unwrap_err(), NotStored::Revoked);
             let terms = terms(AskedOn::Good, 0, Version::Tls12, &Format::Rustls);
             assert!((0..IDS).all(|number| closed.find(&id(number), &terms, now).is_err()));

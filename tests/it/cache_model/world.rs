@@ -10,7 +10,7 @@ use std::{
 
 use proptest::sample::Index;
 use tls_sessiond::{
-    clock::{Clock, ManualClock},
+    clock::{Clock, ManualClock, WallTime},
     connection::{Table, table::Most},
     context::Registry,
     session::{
@@ -25,7 +25,7 @@ use tls_sessiond::{
 use super::{
     At, BYTES, New, Op, SESSIONS, Setup, Terms as AskedOn,
     model::{Held, Model, server_name},
-    real::{START, at, id, identity, peer, reason, seconds, selector, serial, terms, version},
+    real::{START, at, id, identity, peer, reading, reason, seconds, selector, serial, terms, version},
 };
 
 pub(super) const TOTAL: Limits = Limits { entries_max: SESSIONS, bytes_max: BYTES };
@@ -52,7 +52,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(setup: Setup, folder: &Path) -> Self {
-        let clock = ManualClock::starting(at(START));
+        let clock = ManualClock::starting(WallTime::from_millis(START));
         let registry = Arc::new(Registry::build(&setup.config(folder)).unwrap());
         let watch = registry.ledger().watchers.watch(|_| true).unwrap();
         let table = Table::new(registry, Clock::Manual(clock.clone()), Most::all(1));
@@ -74,7 +74,7 @@ impl World {
     }
 
     pub(super) fn now(&self) -> u64 {
-        self.table.now().as_millis()
+        self.table.now().at.as_millis()
     }
 
     /// The place of a cache, and of the account of the context that it is asked for under.
@@ -147,7 +147,7 @@ impl World {
             there.as_ref().filter(|there| !there.expired(now)).map(|_| NotStored::IdTaken)
         };
         let put = self.new_session(&held);
-        let stored = self.caches[cache].put(put, at(now));
+        let stored = self.caches[cache].put(put, reading(now));
         assert_eq!(stored.as_ref().err(), refused.as_ref(), "{held:?}");
         let Ok(session) = stored else { return };
         assert_eq!((session.size(), session.expires()), (held.size(), at(held.expires())));
@@ -203,7 +203,8 @@ impl World {
         let held = self.model.caches[cache].by_id(session).cloned();
         let other = Format::Worker("other".into());
         let terms = terms(on, name, version(held.as_ref().is_some_and(|held| held.single_use)), &other);
-        let found = self.caches[cache].find(&id(session), &terms, at(now)).map(|found| serial(found.facts()));
+        let found =
+            self.caches[cache].find(&id(session), &terms, reading(now)).map(|found| serial(found.facts()));
         let Some(held) = held else {
             assert_eq!(found, Err(self.model.miss(cache, session)));
             return;
@@ -239,7 +240,7 @@ impl World {
         let (cache, _) = self.place(which);
         let now = self.now();
         let terms = terms(AskedOn::Good, name, Version::Tls12, &Format::Rustls);
-        let found = self.caches[cache].newest(&terms, at(now)).map(|found| serial(found.facts()));
+        let found = self.caches[cache].newest(&terms, reading(now)).map(|found| serial(found.facts()));
         if which.server {
             assert_eq!(found, None, "servers offer nothing");
             return;
@@ -266,7 +267,7 @@ impl World {
     fn remove(&mut self, which: At, session: u8) {
         let (cache, _) = self.place(which);
         let now = self.now();
-        let removed = self.caches[cache].remove(&id(session), at(now));
+        let removed = self.caches[cache].remove(&id(session), reading(now));
         let held = self.model.caches[cache].by_id(session).cloned();
         let miss = held.as_ref().and_then(|held| self.model.caches[cache].miss(held, now));
         assert_eq!(removed, held.is_some() && miss.is_none());
@@ -280,7 +281,7 @@ impl World {
         let (cache, _) = self.place(which);
         let now = self.now();
         let model = &self.model.caches[cache];
-        let known = self.caches[cache].explain(&id(session), at(now));
+        let known = self.caches[cache].explain(&id(session), reading(now));
         let departure = (model.key.session_id_context, model.key.server, session);
         match (known, model.by_id(session), self.model.departures.get(&departure)) {
             (Known::Held(found, miss), Some(held), _) => {
@@ -293,7 +294,7 @@ impl World {
             (known, held, left) => panic!("{known:?} is known of {held:?} that left as {left:?}"),
         }
         let alive = model.by_id(session).filter(|held| model.miss(held, now).is_none());
-        let seen = self.caches[cache].peek(&id(session), at(now)).map(|seen| serial(seen.facts()));
+        let seen = self.caches[cache].peek(&id(session), reading(now)).map(|seen| serial(seen.facts()));
         assert_eq!(seen, alive.map(|held| held.serial));
     }
 
@@ -338,7 +339,7 @@ impl World {
         self.model.told = self.model.told.max(now);
         self.table.registry().reap(at(now));
         for event in self.heard() {
-            assert!(event.facts.expired(at(now)));
+            assert!(event.facts.expired(reading(now)));
             self.leaves(&event, RemovalReason::Expired);
         }
         let mut left = self.model.caches.iter().flat_map(|cache| &cache.sessions);
@@ -376,7 +377,7 @@ impl World {
             let right = (model.sessions.len(), model.bytes(), model.limits);
             assert_eq!(held, right, "after {op:?} in {:?}", model.key);
             let mut alive = Vec::new();
-            cache.scan(at(now), |session| alive.push(serial(session.facts())));
+            cache.scan(reading(now), |session| alive.push(serial(session.facts())));
             alive.sort_unstable();
             let right: Vec<_> =
                 model.sessions.iter().filter(|held| model.miss(held, now).is_none()).collect();

@@ -8,7 +8,8 @@
 #   .peers/venv            Python with grpcio, from PyPI
 #   .peers/node_modules    with @grpc/grpc-js, from npm
 #   .peers/bin/grpc-go     tests/clients/go, built here with Debian's Go and grpc-go
-#   openssl, curl, gnutls-cli, python3 with venv, npm, Go with grpc-go: Debian packages, where this system has none
+#   openssl, curl, gnutls-cli, python3 with venv, npm, Go with grpc-go, libfaketime: Debian packages, where this system
+#                          has none
 #   pkg-config, libssl-dev: the same, to build the OpenSSL adapter
 #   redis-server, memcached: the same, for the benchmarks
 #   g++: the same, for libFuzzer
@@ -51,6 +52,8 @@ bench)
     need node nodejs
     need npm npm
     need go golang-go
+    # A library without a command: the tests preload it.
+    ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || missing="$missing libfaketime"
     # Sources below GOPATH; a release of Debian has one version of each.
     for part in grpc genproto protobuf; do
         [ -d "$gocode/src/google.golang.org/$part" ] || missing="$missing golang-google-$part-dev"

@@ -9,6 +9,7 @@ mod cache_model;
 mod calls;
 mod client_hello;
 mod clients;
+mod clocks;
 mod closing;
 mod command;
 mod documents;

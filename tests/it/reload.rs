@@ -14,7 +14,7 @@ use crate::{
     process::{Process, run},
 };
 
-fn files() -> TempDir {
+pub(crate) fn files() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     pki::localhost(folder.path());
     let other = Authority::new("other");
@@ -24,7 +24,7 @@ fn files() -> TempDir {
 }
 
 /// A context that speaks one version, with `more` beside its certificate.
-fn context(folder: &Path, name: &str, version: &str, more: &str) -> String {
+pub(crate) fn context(folder: &Path, name: &str, version: &str, more: &str) -> String {
     let path = folder.display();
     format!(
         "[[context]]\nname = \"{name}\"\nversions = [\"{version}\"]\ncertificate = \"{path}/tls.crt\"\n\
@@ -33,7 +33,7 @@ fn context(folder: &Path, name: &str, version: &str, more: &str) -> String {
 }
 
 /// A handshake that ends well; whether the server resumed.
-async fn visit(daemon: &TestDaemon) -> bool {
+pub(crate) async fn visit(daemon: &TestDaemon) -> bool {
     let client = daemon.open(pb::Role::Client).await;
     let server = daemon.open(pb::Role::Server).await;
     daemon.handshake(&client, &server).await;
@@ -190,7 +190,7 @@ async fn revocations_outlive_the_cache_that_they_were_made_in() {
     let daemon = TestDaemon::with(&base).await;
     let w = Worker(&daemon);
     let authenticated =
-        std::time::SystemTime::UNIX_EPOCH + Duration::from_millis(daemon.table.now().as_millis());
+        std::time::SystemTime::UNIX_EPOCH + Duration::from_millis(daemon.table.now().wall().as_millis());
     daemon.clock.advance(Duration::from_secs(10));
     let request = pb::RevokeSessionsRequest {
         selector: Some(Selector::ServerName("a.test".into())),

@@ -18,6 +18,7 @@ mod origin;
 mod raw;
 mod units;
 
+mod withhold;
 pub use access::{Access, AccessRole, IdentityPattern, Text};
 use check::Check;
 use context::context;
@@ -33,14 +34,15 @@ const DEFAULT_ADDRESS: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 50551);
 const DEFAULT_SOCKET: &str = "/run/tls-sessiond/api.sock";
 
-/// What is wrong with a configuration. Displays as `FILE:LINE: key: what`.
+/// What is wrong with a configuration. Displays as `FILE:LINE: key: what`, on one line, without what looks like a key.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0}")]
 pub struct ConfigError(String);
 
 impl ConfigError {
+    /// Makes an error. There is no other way to make one, so every message passes through [`withhold::withhold`].
     fn plain(message: String) -> Self {
-        Self(message)
+        Self(withhold::withhold(&message))
     }
 }
 

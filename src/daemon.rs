@@ -2,6 +2,7 @@
 
 use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::{
@@ -43,19 +44,23 @@ pub enum Error {
     Panicked,
 }
 
-/// Brings a new configuration to a daemon that runs.
+/// Brings a new configuration to a daemon that runs. Clones reload the same daemon.
 #[derive(Clone)]
 pub struct Reload {
     table: Arc<Table>,
     doors: Doors,
-    running: Arc<Config>,
+    /// The configuration that the daemon runs with now. Held while another takes its place, so that two reloads at once
+    /// follow each other.
+    running: Arc<Mutex<Arc<Config>>>,
 }
 
-/// What a reload did.
+/// The outcome of a reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reloaded {
-    /// Contexts that there are now.
+    /// Number of contexts now.
     pub contexts: usize,
+    /// Number of contexts that the reload removed.
+    pub removed: usize,
 }
 
 impl Reload {
@@ -63,11 +68,13 @@ impl Reload {
     /// began with, but for what their callers may do. Reads files, and may wait for them.
     ///
     /// # Errors
-    /// What is wrong with it, or that it changes more than contexts. Nothing has changed then.
+    /// What is wrong with it, or that it must not follow the one that runs ([`Config::can_follow`]). Nothing has changed then.
     pub fn apply(&self, config: &Config) -> Result<Reloaded, ConfigError> {
-        config.can_follow(&self.running)?;
+        let mut running = self.running.lock();
+        config.can_follow(&running)?;
         let registry = self.table.registry().rebuild(config)?;
         let tls = Acceptor::reload(config)?;
+        let removed = config.removed_contexts(&running).len();
         let contexts = registry.all().len();
         // Nothing can fail any more. Rights first: nobody uses old ones on new contexts.
         self.doors.access.swap(&config.access);
@@ -75,7 +82,8 @@ impl Reload {
             acceptor.swap(tls);
         }
         self.table.swap(Arc::new(registry));
-        Ok(Reloaded { contexts })
+        *running = Arc::new(config.clone());
+        Ok(Reloaded { contexts, removed })
     }
 }
 
@@ -140,6 +148,7 @@ fn sockets_within(open_files: usize) -> usize {
 /// A daemon that listens, and answers once it runs.
 pub struct Daemon {
     config: Arc<Config>,
+    running: Arc<Mutex<Arc<Config>>>,
     doors: Doors,
     table: Arc<Table>,
     api: Api,
@@ -170,7 +179,9 @@ impl Daemon {
         let limits = Limits { sockets: sockets_max, ..config.limits };
         let api = Api::new(Arc::clone(&table), &limits, doors.clone(), &signals)?;
         let listeners = Listeners::bind(&config.api, config.unix, config.tls.is_some())?;
-        Ok(Self { config: Arc::new(config), doors, table, api, listeners, signals })
+        let config = Arc::new(config);
+        let running = Arc::new(Mutex::new(Arc::clone(&config)));
+        Ok(Self { config, running, doors, table, api, listeners, signals })
     }
 
     /// What it was started with.
@@ -193,7 +204,7 @@ impl Daemon {
         Reload {
             table: Arc::clone(&self.table),
             doors: self.doors.clone(),
-            running: Arc::clone(&self.config),
+            running: Arc::clone(&self.running),
         }
     }
 

@@ -43,6 +43,9 @@ fn load(file: &Path, data: &[u8]) {
 fn valid(config: &Config, again: &Config) {
     assert_eq!(format!("{config:?}"), format!("{again:?}"));
     config.can_follow(again).expect("it differs from itself");
+    // An empty file loosens nothing: it follows only what has its values.
+    let empty = Config::defaults();
+    assert!(empty.can_follow(config).is_err() || empty == *config, "an empty file changes what runs");
     let limits = config.limits;
     let counts =
         [limits.connections, limits.message, limits.plaintext_buffer, limits.sessions, limits.session_bytes];

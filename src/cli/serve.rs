@@ -125,7 +125,8 @@ async fn reload_once(reload: Reload, options: Options, log: Log) {
 fn tell(reloaded: Result<Result<Reloaded, ConfigError>, oneshot::error::RecvError>) {
     let refused = match reloaded {
         Ok(Ok(reloaded)) => {
-            tracing::info!(contexts = reloaded.contexts, "configuration reloaded");
+            let Reloaded { contexts, removed } = reloaded;
+            tracing::info!(contexts, removed, "configuration reloaded");
             return;
         }
         Ok(Err(err)) => err.to_string(),

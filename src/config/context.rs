@@ -76,7 +76,7 @@ pub struct Options {
 }
 
 /// One `[[context]]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ContextConfig {
     /// Its name.
     pub name: String,

@@ -14,11 +14,12 @@ mod access;
 mod check;
 mod context;
 mod log;
+mod omission;
 mod origin;
 mod raw;
 mod units;
-
 mod withhold;
+
 pub use access::{Access, AccessRole, IdentityPattern, Text};
 use check::Check;
 use context::context;
@@ -47,7 +48,7 @@ impl ConfigError {
 }
 
 /// A valid configuration.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Where the API is served.
     pub api: Vec<Endpoint>,
@@ -167,8 +168,14 @@ impl Config {
         environment: impl Iterator<Item = (String, String)>,
         set: &[String],
     ) -> Result<Self, ConfigError> {
-        let (origin, table) = origin::Origin::merge(file, environment, set)?;
-        let raw: raw::File = serde_path_to_error::deserialize(table).map_err(|err| {
+        let origin = origin::Origin::read(file, environment, set)?;
+        let keys = origin.merged().clone();
+        Self::check(origin, keys)
+    }
+
+    /// Checks the values of `keys`. `origin` has their places, for errors.
+    fn check(origin: origin::Origin, keys: toml::Table) -> Result<Self, ConfigError> {
+        let raw: raw::File = serde_path_to_error::deserialize(keys).map_err(|err| {
             let key = err.path().to_string();
             let what = err.into_inner();
             ConfigError::plain(format!("{}: {key}: {}", origin.locate(&key), what.message()))
@@ -235,7 +242,8 @@ impl Config {
             )?,
             audit: check.key("log.audit", log::audit(&raw.log.audit, check.origin.folder()))?,
         };
-        let contexts = match raw.context {
+        // `context = []` says explicitly what a missing key means.
+        let contexts = match raw.context.filter(|list| !list.is_empty()) {
             None => vec![ContextConfig { self_made: true, ..context(&check, 0, &raw::Context::default())? }],
             Some(list) => {
                 let mut contexts: Vec<ContextConfig> = Vec::with_capacity(list.len());
@@ -249,13 +257,10 @@ impl Config {
                 }
                 if let [only] = contexts.as_mut_slice()
                     && only.certificates.is_empty()
-                    && !check.origin.file_has("context")
+                    && !check.origin.file_defines_contexts()
                 {
                     // The built-in one, with some keys set over it.
                     only.self_made = true;
-                }
-                if contexts.is_empty() {
-                    return Err(check.refuse("context", "there must be at least one".into()));
                 }
                 contexts
             }
@@ -278,12 +283,13 @@ impl Config {
         Self::load(None, std::iter::empty(), &[]).expect("the defaults are valid")
     }
 
-    /// Whether this may follow `running` without a restart: contexts may differ, who may do what, and the files of
-    /// `listen.tls`.
+    /// Checks whether a reload may put this configuration in the place of `running`: contexts may differ, rules of access,
+    /// and the files of `listen.tls`; and no key returns to its default because it is missing.
     ///
     /// # Errors
-    /// The first section that differs and cannot change while the daemon runs.
+    /// The first key that is missing, or the first section that differs and cannot change at run time.
     pub fn can_follow(&self, running: &Self) -> Result<(), ConfigError> {
+        omission::check(self, running)?;
         let fixed = [
             ("listen.api", self.api == running.api),
             ("listen.unix_mode or listen.unix_owner", self.unix == running.unix),
@@ -296,8 +302,7 @@ impl Config {
         match fixed.into_iter().find(|(_, same)| !same) {
             None => Ok(()),
             Some((key, _)) => Err(ConfigError::plain(format!(
-                "{key} differs from what the daemon runs with; that wants a restart, and nothing of the new \
-                 configuration is used before"
+                "{key} cannot change at run time; restart the daemon to apply it. Nothing of the new configuration is used"
             ))),
         }
     }
@@ -305,6 +310,12 @@ impl Config {
     /// An error about `log.audit`, found when the file was opened.
     pub fn audit_error(&self, what: impl fmt::Display) -> ConfigError {
         Check { origin: &self.origin }.refuse("log.audit", what.to_string())
+    }
+
+    /// Returns the names of the contexts that `running` has and this configuration does not have.
+    pub fn removed_contexts<'r>(&self, running: &'r Self) -> Vec<&'r str> {
+        let names = running.contexts.iter().map(|context| context.name.as_str());
+        names.filter(|name| self.contexts.iter().all(|context| context.name != *name)).collect()
     }
 
     /// An error about a key of `listen.tls`, found when its files were opened.

@@ -16,23 +16,33 @@ pub(super) const RUST_LOG: &str = "RUST_LOG";
 #[derive(Clone, Debug, Default)]
 pub(super) struct Origin {
     file: Option<(PathBuf, String)>,
+    /// The keys of the file alone.
+    own: Table,
+    /// The keys of the file with the overrides laid over them.
+    merged: Table,
     /// Dotted keys that were set beside the file, and how.
     overrides: Vec<(String, String)>,
 }
 
+/// Two origins are always equal, so that configurations are compared by their values and not by where their keys stand.
+impl PartialEq for Origin {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
 impl Origin {
     /// Reads the file and lays the environment and the command line over it.
-    pub(super) fn merge(
+    pub(super) fn read(
         file: Option<&Path>,
         environment: impl Iterator<Item = (String, String)>,
         set: &[String],
-    ) -> Result<(Self, Table), ConfigError> {
+    ) -> Result<Self, ConfigError> {
         let mut origin = Self::default();
-        let mut table = Table::new();
         if let Some(path) = file {
             let text = std::fs::read_to_string(path)
                 .map_err(|err| ConfigError::plain(format!("cannot read {}: {err}", path.display())))?;
-            table = text.parse().map_err(|err: toml::de::Error| {
+            origin.own = text.parse().map_err(|err: toml::de::Error| {
                 let line = err.span().map_or(1, |span| line_of(&text, span.start));
                 ConfigError::plain(format!("{}:{line}: {}", path.display(), err.message()))
             })?;
@@ -61,12 +71,18 @@ impl Origin {
             let quoted = Value::String(directives).to_string();
             given.push(("log.level".into(), quoted, format!("environment variable {RUST_LOG}")));
         }
+        origin.merged = origin.own.clone();
         for (key, value, from) in given {
-            assign(&mut table, &key, parse(&value))
+            assign(&mut origin.merged, &key, parse(&value))
                 .map_err(|why| ConfigError::plain(format!("{from}: {why}")))?;
             origin.overrides.push((key, from));
         }
-        Ok((origin, table))
+        Ok(origin)
+    }
+
+    /// Returns the keys of the file, the environment and the command line, merged.
+    pub(super) fn merged(&self) -> &Table {
+        &self.merged
     }
 
     /// The folder that relative paths start from.
@@ -74,12 +90,17 @@ impl Origin {
         self.file.as_ref().and_then(|(path, _)| path.parent()).unwrap_or(Path::new(""))
     }
 
-    /// Whether the file itself has this key.
-    pub(super) fn file_has(&self, key: &str) -> bool {
-        self.file
-            .as_ref()
-            .and_then(|(_, text)| text.parse::<Table>().ok())
-            .is_some_and(|table| table.contains_key(key))
+    /// Returns whether the file itself defines at least one context.
+    pub(super) fn file_defines_contexts(&self) -> bool {
+        self.own.get("context").is_some_and(|contexts| !is_empty(contexts))
+    }
+
+    /// Returns whether the built-in context is asked for explicitly, by `context = []`.
+    pub(super) fn asks_for_built_in_context(&self) -> bool {
+        match self.overrides.iter().any(|(key, _)| key == "context") {
+            true => self.merged.get("context").is_some_and(is_empty),
+            false => self.own.get("context").is_some_and(is_empty),
+        }
     }
 
     /// Where a key stands, or the nearest of its parents.
@@ -92,6 +113,10 @@ impl Origin {
         let line = DeTable::parse(text).ok().map_or(1, |table| line_of(text, position(&table, key)));
         format!("{}:{line}", path.display())
     }
+}
+
+fn is_empty(value: &Value) -> bool {
+    value.as_array().is_some_and(Vec::is_empty)
 }
 
 /// Whether `key` is `set` or lies below it.
@@ -131,11 +156,16 @@ fn assign(table: &mut Table, key: &str, value: Value) -> Result<(), String> {
                 return Ok(());
             }
             Value::Table(table) => table.entry(part).or_insert_with(|| Value::Table(Table::new())),
-            Value::Array(list) => part
-                .parse::<usize>()
-                .ok()
-                .and_then(|place| list.get_mut(place))
-                .ok_or_else(|| format!("`{part}` in `{key}` is no place in that list"))?,
+            Value::Array(list) => {
+                // As where the key is missing: `context = []` means the built-in one.
+                if list.is_empty() && part == "0" {
+                    list.push(Value::Table(Table::new()));
+                }
+                part.parse::<usize>()
+                    .ok()
+                    .and_then(|place| list.get_mut(place))
+                    .ok_or_else(|| format!("`{part}` in `{key}` is no place in that list"))?
+            }
             _ => return Err(format!("`{key}` lies below a key that is a plain value")),
         };
         if last {

@@ -62,7 +62,6 @@ fn what_is_wrong_is_told_with_key_and_line() {
             "[[context]]\ncertificate = 7\n",
             "c.toml:2: context[0].certificate: expected a file name or a list",
         ),
-        ("context = []\n", "c.toml:1: context: there must be at least one"),
         ("a = [\n\n1\n", "c.toml:"),
     ] {
         let error = load(text).expect_err(text);
@@ -182,6 +181,12 @@ fn built_in_context_takes_single_keys_and_stays_built_in() {
     assert_eq!((context.tickets, context.alpn.len(), context.self_made), (4, 1, true));
     let config = load_with("[[context]]\n", &[], &["context.0.tickets=4"]).unwrap();
     assert!(!config.contexts[0].self_made, "a file that defines contexts defines all of them");
+    let config = load_with("context = []\n", &[], &["context.0.tickets=4"]).unwrap();
+    assert!(
+        config.contexts[0].self_made && config.contexts[0].tickets == 4,
+        "an empty list is the built-in one"
+    );
+    assert!(load("context = []\n").unwrap() == Config::defaults());
 }
 
 #[test]

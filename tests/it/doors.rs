@@ -22,6 +22,7 @@ use rustls::{
 use tempfile::TempDir;
 use tls_sessiond::{
     config::{ConfigError, Endpoint},
+    daemon::Reloaded,
     proto::{
         self as pb, connection_service_client::ConnectionServiceClient,
         session_service_client::SessionServiceClient, worker_service_client::WorkerServiceClient,
@@ -89,7 +90,7 @@ impl House {
     }
 
     /// Other rules from now on, and the files as they are now.
-    pub(crate) fn reload(&self, rules: &str) -> Result<usize, ConfigError> {
+    pub(crate) fn reload(&self, rules: &str) -> Result<Reloaded, ConfigError> {
         self.daemon.reload_listening(&self.api, &config(self.folder.path(), self.limits, rules))
     }
 

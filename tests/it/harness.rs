@@ -10,7 +10,7 @@ use tls_sessiond::{
     clock::{Clock, ManualClock, WallTime},
     config::{Config, ConfigError, Endpoint},
     connection::Table,
-    daemon::{Daemon, Reload},
+    daemon::{Daemon, Reload, Reloaded},
     proto::{
         self as pb, connection_service_client::ConnectionServiceClient,
         context_service_client::ContextServiceClient, session_service_client::SessionServiceClient,
@@ -56,17 +56,17 @@ impl TestDaemon {
     }
 
     /// Loads rules and files anew, where it listens as this says.
-    pub(crate) fn reload_listening(&self, api: &str, config: &str) -> Result<usize, ConfigError> {
+    pub(crate) fn reload_listening(&self, api: &str, config: &str) -> Result<Reloaded, ConfigError> {
         self.apply(&load(api, config))
     }
 
     /// Loads contexts anew, as SIGHUP does.
-    pub(crate) fn reload(&self, config: &str) -> Result<usize, ConfigError> {
+    pub(crate) fn reload(&self, config: &str) -> Result<Reloaded, ConfigError> {
         self.apply(&load(LOOPBACK, config))
     }
 
-    pub(crate) fn apply(&self, config: &Config) -> Result<usize, ConfigError> {
-        self.reload.apply(config).map(|reloaded| reloaded.contexts)
+    pub(crate) fn apply(&self, config: &Config) -> Result<Reloaded, ConfigError> {
+        self.reload.apply(config)
     }
 
     pub(crate) async fn run(config: &Config) -> Self {

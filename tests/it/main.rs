@@ -45,6 +45,7 @@ mod scenarios;
 mod scope;
 mod script;
 mod seed;
+mod shrunk;
 mod sockets;
 mod start;
 mod stop;

@@ -23,12 +23,22 @@ pub(crate) fn files() -> TempDir {
     folder
 }
 
-/// A context that speaks one version, with `more` beside its certificate.
+/// A context that speaks one version, with `more` beside its certificate. Keys that tests change stand there with their
+/// default otherwise, because a reload does not return a key to its default where it is missing.
 pub(crate) fn context(folder: &Path, name: &str, version: &str, more: &str) -> String {
     let path = folder.display();
+    let defaults = [
+        "client_auth = \"none\"",
+        "alpn = []",
+        "session_timeout = \"2h\"",
+        "tickets = 2",
+        "cache_entries_max = 20_480",
+    ];
+    let written = |line: &&str| !more.contains(line.split('=').next().unwrap_or(line));
+    let rest = defaults.into_iter().filter(written).collect::<Vec<_>>().join("\n");
     format!(
         "[[context]]\nname = \"{name}\"\nversions = [\"{version}\"]\ncertificate = \"{path}/tls.crt\"\n\
-         key = \"{path}/tls.key\"\nca = \"{path}/ca.pem\"\n{more}\n"
+         key = \"{path}/tls.key\"\nca = \"{path}/ca.pem\"\n{more}\n{rest}\n"
     )
 }
 

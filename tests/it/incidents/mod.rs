@@ -194,7 +194,8 @@ fn config(folder: &TempDir, version: &SupportedProtocolVersion, contexts: &[(&st
     let mut text = String::new();
     for (name, lines) in contexts {
         text += &format!("[[context]]\nname = \"{name}\"\nversions = [\"{spoken}\"]\n{lines}\n");
-        for (key, value) in [("ca", "servers.pem"), ("session_id_context", "one")] {
+        // Each in words, for a reload returns none of them to its default by leaving it out.
+        for (key, value) in [("ca", "servers.pem"), ("session_id_context", "one"), ("client_auth", "none")] {
             if !lines.contains(&format!("{key} = ")) {
                 text += &format!("{key} = \"{value}\"\n");
             }

@@ -1,0 +1,173 @@
+//! A reload does not loosen by omission.
+//!
+//! A file that was cut while it was written, or is empty, is a valid configuration: every key is optional, and what is
+//! missing has its default. Without rules of access every local caller may do everything, and without a context there is
+//! the built-in one. So a key that the running configuration has may be missing in the next one only if its default is the
+//! value that runs anyway. [`check`] compares the keys themselves, so it covers every key that exists and every key that is added later.
+//!
+//! * Contexts are matched by name. One that is missing while others are there is removed: its users lose it. One whose name
+//!   is new is taken as it is written.
+//! * Rules of access may be fewer. All of their keys are required, and the first rule that matches counts, so that a file
+//!   that ends earlier grants less.
+//! * `access = []` and `context = []` say explicitly what a missing key means.
+
+use toml::{Table, Value};
+
+use super::{Config, ConfigError, check::Check};
+
+/// Longest value that an error shows, in characters.
+const VALUE_MAX: usize = 80;
+/// Most keys that an error names.
+const NAMED_MAX: usize = 5;
+
+/// A key of the running configuration that the next one does not have.
+struct Missing<'r> {
+    /// Its path in the running configuration: names, and places in lists.
+    path: Vec<String>,
+    /// The key in the next configuration.
+    key: String,
+    value: &'r Value,
+}
+
+/// Checks that no key returns to its default in `next` because it is missing there.
+///
+/// # Errors
+/// Names the first such key, its value in `running`, and what to write instead.
+pub(super) fn check(next: &Config, running: &Config) -> Result<(), ConfigError> {
+    let check = Check { origin: &next.origin };
+    let (old, new) = (running.origin.merged(), next.origin.merged());
+    let mut missing = Vec::new();
+    compare(old, new, &mut Vec::new(), "", &mut missing);
+    if let (Some(old), Some(new)) = (contexts(old), contexts(new))
+        && !new.is_empty()
+    {
+        for (place, context) in new.iter().enumerate() {
+            let before = old.iter().position(|old| name(old) == name(context));
+            match before.and_then(|place| Some((place, old[place].as_table()?))) {
+                Some((before, old)) => {
+                    let mut path = vec!["context".into(), before.to_string()];
+                    let new = context.as_table().unwrap_or(old);
+                    compare(old, new, &mut path, &format!("context[{place}]."), &mut missing);
+                }
+                None if context.get("name").is_none() => {
+                    let message = "a context without a name takes the name `default`, and the running configuration has no \
+                                   context of that name; write its name, or restart the daemon";
+                    return Err(check.refuse(&format!("context[{place}].name"), message.into()));
+                }
+                None => {}
+            }
+        }
+    }
+    if let Some(refused) = returned(&missing, running) {
+        let named: Vec<_> = refused.iter().take(NAMED_MAX).map(|missing| missing.key.as_str()).collect();
+        let first = refused[0];
+        let mut message = format!("not set, and the running configuration has {}; {REFUSED}", shown(first));
+        message += match first.key.as_str() {
+            "access" => "; write `access = []` to remove all rules, or restart the daemon",
+            "context" => "; write `context = []` to return to the built-in context, or restart the daemon",
+            _ => "; write the key with its value, or restart the daemon",
+        };
+        if refused.len() > 1 {
+            message += &format!(" ({} keys are missing: {}", refused.len(), named.join(", "));
+            message += if refused.len() > NAMED_MAX { ", ...)" } else { ")" };
+        }
+        return Err(check.refuse(&first.key, message));
+    }
+    // Keys that are set beside the file make a context of their own where the file has none.
+    let built_in = |config: &Config| config.contexts.iter().any(|context| context.self_made);
+    if built_in(next) && !built_in(running) && !next.origin.asks_for_built_in_context() {
+        let message = format!(
+            "the file defines no context any more; {REFUSED}; write `context = []` to return to the built-in context, or \
+             restart the daemon"
+        );
+        return Err(check.refuse("context", message));
+    }
+    Ok(())
+}
+
+const REFUSED: &str = "a reload returns no key to its default because it is missing";
+
+/// Finds the keys of `old` that `new` does not have. Lists are not looked into.
+fn compare<'r>(
+    old: &'r Table,
+    new: &Table,
+    path: &mut Vec<String>,
+    key: &str,
+    missing: &mut Vec<Missing<'r>>,
+) {
+    let nothing = Table::new();
+    for (name, value) in old {
+        path.push(name.clone());
+        match (value, new.get(name)) {
+            (Value::Table(old), new) => {
+                let new = new.and_then(Value::as_table).unwrap_or(&nothing);
+                compare(old, new, path, &format!("{key}{name}."), missing);
+            }
+            (value, None) => missing.push(Missing { path: path.clone(), key: format!("{key}{name}"), value }),
+            (_, Some(_)) => {}
+        }
+        path.pop();
+    }
+}
+
+fn contexts(keys: &Table) -> Option<&Vec<Value>> {
+    keys.get("context")?.as_array()
+}
+
+fn name(context: &Value) -> &str {
+    context.get("name").and_then(Value::as_str).unwrap_or("default")
+}
+
+/// Returns those of the missing keys without which the running configuration would be another one. Returns `None` where it
+/// would be the same.
+fn returned<'m, 'r>(missing: &'m [Missing<'r>], running: &Config) -> Option<Vec<&'m Missing<'r>>> {
+    let matters = |left_out: &[&Missing<'_>]| {
+        let mut keys = running.origin.merged().clone();
+        left_out.iter().for_each(|missing| remove(&mut keys, &missing.path));
+        Config::check(running.origin.clone(), keys).map_or(true, |without| without != *running)
+    };
+    let all: Vec<_> = missing.iter().collect();
+    if all.is_empty() || !matters(&all) {
+        return None;
+    }
+    let each: Vec<_> = all.iter().copied().filter(|missing| matters(&[missing])).collect();
+    // Keys may matter together alone.
+    Some(if each.is_empty() { all } else { each })
+}
+
+fn remove(keys: &mut Table, path: &[String]) {
+    let Some((last, parents)) = path.split_last() else { return };
+    let Some((first, parents)) = parents.split_first() else {
+        keys.remove(last);
+        return;
+    };
+    let mut here = keys.get_mut(first);
+    for part in parents {
+        here = match here {
+            Some(Value::Table(table)) => table.get_mut(part),
+            Some(Value::Array(list)) => part.parse::<usize>().ok().and_then(|place| list.get_mut(place)),
+            _ => None,
+        };
+    }
+    if let Some(Value::Table(table)) = here {
+        table.remove(last);
+    }
+}
+
+/// Returns the running value of a key for an error. No key has a secret as its value; [`ConfigError`] withholds what looks
+/// like one nevertheless.
+fn shown(missing: &Missing<'_>) -> String {
+    match (missing.key.as_str(), missing.value) {
+        ("access", Value::Array(rules)) => format!("{} rules", rules.len()),
+        ("context", Value::Array(contexts)) => {
+            let names: Vec<_> =
+                contexts.iter().take(NAMED_MAX).map(|context| format!("`{}`", name(context))).collect();
+            format!("the contexts {}", names.join(", "))
+        }
+        (_, value) => {
+            let text = value.to_string();
+            let cut: String = text.chars().take(VALUE_MAX).collect();
+            format!("`{cut}{}`", if cut.len() < text.len() { "..." } else { "" })
+        }
+    }
+}

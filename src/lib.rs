@@ -38,6 +38,8 @@ pub mod config; // file, environment and command line in, a valid Config out
 mod hex; // ids as the API writes them
 #[cfg(any(feature = "daemon", feature = "client"))]
 mod looks; // when to look once more before one sleeps
+#[cfg(feature = "daemon")]
+mod pem; // reads keys and certificates; its errors hold no content of a file
 pub mod proto; // the generated contract
 #[cfg(feature = "daemon")]
 mod sync; // what the core locks and counts with

@@ -1,14 +1,15 @@
 //! Makes a [`Context`] of its configuration.
 
-use std::{fs, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion,
     client::{ResolvesClientCert, WebPkiServerVerifier, danger::ServerCertVerifier},
     crypto::{CryptoProvider, aws_lc_rs::default_provider},
-    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject},
+    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
     server::{ResolvesServerCert, WebPkiClientVerifier, danger::ClientCertVerifier},
+    sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
 
@@ -22,19 +23,20 @@ use super::{
 use crate::{
     cipher_suite::iana_name,
     config::{ClientAuth, ContextConfig, Offering, Trust, Version},
+    pem::{self, PairError},
     session::{Role, cache::Plan},
     store::memory::Limits,
 };
 
-/// What is wrong with a context, and the key that says so.
+/// What is wrong with a context, and the key of `[[context]]` that is at fault, `key[1]` for example.
 #[derive(Debug)]
 pub(super) struct Refusal {
-    pub(super) key: &'static str,
+    pub(super) key: String,
     pub(super) why: String,
 }
 
-fn refuse(key: &'static str, why: impl ToString) -> Refusal {
-    Refusal { key, why: why.to_string() }
+fn refuse(key: impl Into<String>, why: impl ToString) -> Refusal {
+    Refusal { key: key.into(), why: why.to_string() }
 }
 
 /// What contexts of one client scope share. rustls compares these by address before it resumes, so contexts that may
@@ -47,12 +49,17 @@ pub(super) struct ClientTrust {
 
 pub(super) fn build(config: &ContextConfig, shared: &mut Interned) -> Result<Context, Refusal> {
     let provider = Arc::new(provider(config)?);
-    let certificates = load(&config.certificates, "certificate", &provider)?;
+    let several = config.certificates.len() > 1;
+    let certificates = load(&config.certificates, |place, key| match several {
+        true => format!("{key}[{place}]"),
+        false => key.to_owned(),
+    })?;
     let certificates = match config.self_made {
         true => vec![shared.self_made(|| self_made(&provider))?],
         false => certificates,
     };
-    let client_certificates = load(&config.client_certificates, "client_certificates", &provider)?;
+    let client_certificates =
+        load(&config.client_certificates, |place, key| format!("client_certificates[{place}].{key}"))?;
     let roots = roots(config, &certificates)?;
 
     let versions: Vec<&'static SupportedProtocolVersion> =
@@ -142,15 +149,23 @@ fn chosen<T: Copy>(
         .collect()
 }
 
+/// Reads chains and their keys. `name` makes the name of a key of the configuration: of `certificate` or `key` of the pair
+/// at a place.
 fn load(
-    pairs: &[(std::path::PathBuf, std::path::PathBuf)],
-    key: &'static str,
-    provider: &CryptoProvider,
+    pairs: &[(PathBuf, PathBuf)],
+    name: impl Fn(usize, &str) -> String,
 ) -> Result<Vec<Credential>, Refusal> {
-    pairs
-        .iter()
-        .map(|(chain, private)| Credential::load(chain, private, provider).map_err(|why| refuse(key, why)))
-        .collect()
+    let load = |(place, (chain, key)): (usize, &(PathBuf, PathBuf))| {
+        let certified = pem::read_pair(chain, key).map_err(|err| match err {
+            PairError::Certificate(err) => refuse(name(place, "certificate"), err),
+            PairError::Key(err) => refuse(name(place, "key"), err),
+        })?;
+        Credential::new(certified).map_err(|bad| {
+            let why = format!("{}: certificate {bad} is not a valid X.509 certificate", chain.display());
+            refuse(name(place, "certificate"), why)
+        })
+    };
+    pairs.iter().enumerate().map(load).collect()
 }
 
 /// A certificate for this host alone, whose key never leaves this process.
@@ -158,28 +173,22 @@ fn self_made(provider: &CryptoProvider) -> Result<Credential, Refusal> {
     let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
     let made = rcgen::generate_simple_self_signed(names).map_err(|err| refuse("certificate", err))?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
-    Credential::new(vec![made.cert.der().clone()], key, provider).map_err(|why| refuse("certificate", why))
+    let certified = CertifiedKey::from_der(vec![made.cert.der().clone()], key, provider)
+        .map_err(|err| refuse("certificate", err))?;
+    Credential::new(certified)
+        .map_err(|_| refuse("certificate", "the certificate that was made is not valid"))
 }
 
 /// Whom this context trusts. The built-in one trusts itself as well, so that a first try needs no files.
 fn roots(config: &ContextConfig, certificates: &[Credential]) -> Result<Arc<RootCertStore>, Refusal> {
-    let mut roots = RootCertStore::empty();
-    match &config.trust {
+    let mut roots = match &config.trust {
         Trust::System => {
+            let mut roots = RootCertStore::empty();
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            roots
         }
-        Trust::File(path) => {
-            let pem = fs::read(path)
-                .map_err(|err| refuse("ca", format!("cannot read {}: {err}", path.display())))?;
-            for der in CertificateDer::pem_slice_iter(&pem) {
-                let der = der.map_err(|err| refuse("ca", format!("{}: {err}", path.display())))?;
-                roots.add(der).map_err(|err| refuse("ca", format!("{}: {err}", path.display())))?;
-            }
-            if roots.is_empty() {
-                return Err(refuse("ca", format!("{} holds no certificate", path.display())));
-            }
-        }
-    }
+        Trust::File(path) => pem::read_anchors(path).map_err(|err| refuse("ca", err))?,
+    };
     if config.self_made {
         for credential in certificates {
             roots.add(credential.chain()[0].clone()).map_err(|err| refuse("certificate", err))?;

@@ -1,12 +1,11 @@
 //! Certificate chains and keys, and which of them a handshake gets.
 
-use std::{collections::HashMap, fs, path::Path, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use rustls::{
     SignatureScheme,
     client::ResolvesClientCert,
-    crypto::CryptoProvider,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    pki_types::CertificateDer,
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
@@ -26,39 +25,17 @@ pub(super) struct Credential {
 }
 
 impl Credential {
-    /// Reads PEM files.
+    /// Takes a chain and its key, and reads what the certificates say.
     ///
     /// # Errors
-    /// In words, with the file's name.
-    pub(super) fn load(chain: &Path, key: &Path, provider: &CryptoProvider) -> Result<Self, String> {
-        let chain_pem = fs::read(chain).map_err(|err| format!("cannot read {}: {err}", chain.display()))?;
-        let certificates: Vec<_> = CertificateDer::pem_slice_iter(&chain_pem)
-            .collect::<Result<_, _>>()
-            .map_err(|err| format!("{}: {err}", chain.display()))?;
-        if certificates.is_empty() {
-            return Err(format!("{} holds no certificate", chain.display()));
-        }
-        let key_pem = zeroize::Zeroizing::new(
-            fs::read(key).map_err(|err| format!("cannot read {}: {err}", key.display()))?,
-        );
-        let private = PrivateKeyDer::from_pem_slice(&key_pem)
-            .map_err(|err| format!("{}: no private key: {err}", key.display()))?;
-        Self::new(certificates, private, provider)
-            .map_err(|why| format!("{} with {}: {why}", chain.display(), key.display()))
-    }
-
-    /// Checks that the key fits the chain.
-    pub(super) fn new(
-        chain: Vec<CertificateDer<'static>>,
-        key: PrivateKeyDer<'static>,
-        provider: &CryptoProvider,
-    ) -> Result<Self, String> {
-        let key = CertifiedKey::from_der(chain, key, provider).map_err(|err| err.to_string())?;
+    /// The place in the chain, from 1, of a certificate that cannot be parsed. What the parser says is dropped, as in
+    /// [`crate::pem`].
+    pub(super) fn new(key: CertifiedKey) -> Result<Self, usize> {
         let mut dns_names = Vec::new();
         let mut issuers = Vec::new();
         let mut ends = None;
-        for der in &key.cert {
-            let (_, certificate) = X509Certificate::from_der(der).map_err(|err| err.to_string())?;
+        for (place, der) in key.cert.iter().enumerate() {
+            let (_, certificate) = X509Certificate::from_der(der).map_err(|_| place + 1)?;
             issuers.push(certificate.issuer().as_raw().to_vec());
             if ends.is_none() {
                 ends = Some(not_after(&certificate));
@@ -153,7 +130,7 @@ impl ResolvesClientCert for ClientCredentials {
 #[cfg(test)]
 mod tests {
     use rcgen::{CertificateParams, DnType, IsCa, Issuer, KeyPair};
-    use rustls::crypto::aws_lc_rs::default_provider;
+    use rustls::{crypto::aws_lc_rs::default_provider, pki_types::PrivateKeyDer};
 
     use super::*;
 
@@ -166,7 +143,8 @@ mod tests {
             None => params.self_signed(&key).unwrap(),
         };
         let der = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        Credential::new(vec![certificate.der().clone()], der, &default_provider()).unwrap()
+        let chain = vec![certificate.der().clone()];
+        Credential::new(CertifiedKey::from_der(chain, der, &default_provider()).unwrap()).unwrap()
     }
 
     fn authority(name: &str) -> (Issuer<'static, KeyPair>, Vec<u8>) {
@@ -221,13 +199,5 @@ mod tests {
         assert_eq!(resolve(&[]), Some(0));
         assert_eq!(resolve(&[&three_name]), None);
         assert!(credentials.resolve(&[], &[SignatureScheme::ED25519]).is_none());
-    }
-
-    #[test]
-    fn key_of_another_certificate_is_refused() {
-        let one = credential(&["a"], None);
-        let key = PrivateKeyDer::try_from(KeyPair::generate().unwrap().serialize_der()).unwrap();
-        let error = Credential::new(one.chain().to_vec(), key, &default_provider()).unwrap_err();
-        assert!(error.contains("key"), "{error}");
     }
 }

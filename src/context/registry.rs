@@ -68,7 +68,7 @@ impl Registry {
         let mut contexts = Vec::with_capacity(config.contexts.len());
         for (place, context) in config.contexts.iter().enumerate() {
             let context = build::build(context, &mut shared)
-                .map_err(|refusal| config.context_error(place, refusal.key, refusal.why))?;
+                .map_err(|refusal| config.context_error(place, &refusal.key, refusal.why))?;
             contexts.push(Arc::new(context));
         }
         let by_name =
@@ -174,7 +174,7 @@ impl Interned {
         });
         if (kept.limits, kept.session_bytes_max) != (limits, session_bytes_max) {
             return Err(Refusal {
-                key: "cache_entries_max",
+                key: "cache_entries_max".into(),
                 why:
                     "this context shares the cache of one above, which has other limits: they must agree in \
                       cache_entries_max, cache_bytes_max and session_bytes_max, or differ in session_id_context"

@@ -1,13 +1,10 @@
 //! Mutual TLS under the API: who comes shows a certificate of the workers' authority.
 
-use std::{fs, io, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use rustls::{
-    RootCertStore, ServerConfig,
-    crypto::aws_lc_rs::default_provider,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::WebPkiClientVerifier,
+    ServerConfig, crypto::aws_lc_rs::default_provider, server::WebPkiClientVerifier, sign::SingleCertAndKey,
     version::TLS13,
 };
 use tokio::time::timeout;
@@ -17,6 +14,7 @@ use super::{access::Peer, socket::Socket};
 use crate::{
     config::{Config, ConfigError, ListenTls},
     context::identity::identity,
+    pem::{self, PairError},
 };
 
 /// How long a handshake may take.
@@ -68,21 +66,11 @@ impl Acceptor {
 }
 
 fn server(config: &Config, tls: &ListenTls) -> Result<Arc<ServerConfig>, ConfigError> {
-    let read = |key: &str, path: &std::path::Path| {
-        fs::read(path).map_err(|err| config.tls_error(key, format!("cannot read {}: {err}", path.display())))
-    };
-    let pem = read("certificate", &tls.certificate)?;
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem)
-        .collect::<Result<_, _>>()
-        .map_err(|err| config.tls_error("certificate", err))?;
-    let key = PrivateKeyDer::from_pem_slice(&zeroize::Zeroizing::new(read("key", &tls.key)?))
-        .map_err(|err| config.tls_error("key", err))?;
-    let mut roots = RootCertStore::empty();
-    for der in CertificateDer::pem_slice_iter(&read("client_ca", &tls.client_ca)?) {
-        let added =
-            der.map_err(|err| err.to_string()).and_then(|der| roots.add(der).map_err(|err| err.to_string()));
-        added.map_err(|err| config.tls_error("client_ca", err))?;
-    }
+    let certified = pem::read_pair(&tls.certificate, &tls.key).map_err(|err| match err {
+        PairError::Certificate(err) => config.tls_error("certificate", err),
+        PairError::Key(err) => config.tls_error("key", err),
+    })?;
+    let roots = pem::read_anchors(&tls.client_ca).map_err(|err| config.tls_error("client_ca", err))?;
     let provider = Arc::new(default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
         .build()
@@ -91,8 +79,7 @@ fn server(config: &Config, tls: &ListenTls) -> Result<Arc<ServerConfig>, ConfigE
         .with_protocol_versions(&[&TLS13])
         .map_err(|err| config.tls_error("certificate", err))?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(|err| config.tls_error("key", err))?;
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     server.alpn_protocols = vec![b"h2".to_vec()];
     // A resumption would not look at the certificate again, nor at the authority of today.
     server.send_tls13_tickets = 0;

@@ -43,8 +43,8 @@ fn check_says_what_is_wrong_with_key_and_line() {
         ("[listen]\nport = 1\n".into(), 78, "c.toml:2: listen.port: unknown field"),
         (good.replace("tls.crt", "nowhere.crt"), 78, "c.toml:2: context[0].certificate: cannot read"),
         (good.replace("tls.crt", "empty.pem"), 78, "c.toml:2: context[0].certificate: "),
-        (good.replace("tls.key", "other.key"), 78, "c.toml:2: context[0].certificate: "),
-        (good.replace("tls.key", "ca.pem"), 78, "no private key"),
+        (good.replace("tls.key", "other.key"), 78, "c.toml:3: context[0].key: "),
+        (good.replace("tls.key", "ca.pem"), 78, "c.toml:3: context[0].key: "),
         (good.replace("ca.pem", "empty.pem"), 78, "c.toml:4: context[0].ca: "),
         (
             format!("{good}cipher_suites = [\"TLS_RSA_WITH_RC4_128_MD5\"]\n"),

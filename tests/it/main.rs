@@ -22,6 +22,7 @@ mod hit_ratio;
 mod hygiene;
 mod incidents;
 mod interop;
+mod key_files;
 mod lifecycle;
 mod log_faults;
 mod log_lines;

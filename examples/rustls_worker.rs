@@ -10,7 +10,7 @@ use std::{
     error::Error,
     io::{self, Write},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -18,7 +18,10 @@ use std::{
 use clap::Parser;
 use rustls::{
     ProtocolVersion, ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{self, PemObject},
+    },
 };
 use tls_sessiond::client::{
     Options, Worker,
@@ -60,11 +63,21 @@ const REQUEST_MAX: u64 = 8 * 1024;
 /// How long one connection may take, whatever the peer does.
 const CONNECTION_MAX: Duration = Duration::from_secs(30);
 
+/// Says what is wrong with a PEM file. Errors of the parser are not printed, because some hold lines of the file.
+fn unreadable(path: &Path, err: &pem::Error) -> String {
+    match err {
+        pem::Error::Io(err) => format!("cannot read {}: {err}", path.display()),
+        _ => format!("{}: expected PEM with a certificate chain, or one private key", path.display()),
+    }
+}
+
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
-    let chain = CertificateDer::pem_file_iter(&args.certificate)?.collect::<Result<Vec<_>, _>>()?;
-    let key = PrivateKeyDer::from_pem_file(&args.key)?;
+    let chain = CertificateDer::pem_file_iter(&args.certificate)
+        .and_then(|certificates| certificates.collect::<Result<Vec<_>, _>>())
+        .map_err(|err| unreadable(&args.certificate, &err))?;
+    let key = PrivateKeyDer::from_pem_file(&args.key).map_err(|err| unreadable(&args.key, &err))?;
     let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
 
     let mut options = Options::new(&args.daemon, sessions::FORMAT)?;

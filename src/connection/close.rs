@@ -27,25 +27,32 @@ impl Connection {
         if self.state != State::Established {
             return Err(Error::ShutdownInInit);
         }
-        if self.context.options.quiet_shutdown {
-            self.shutdown = Shutdown { sent: true, received: true };
-            return Ok(ShutdownStatus::Complete);
-        }
         let first = !self.shutdown.sent;
-        if first {
-            // A worker's own library has made it.
-            if let Some(engine) = &mut self.engine {
-                engine.close_notify();
-                engine.flush(ciphertext);
-            }
-            self.written = true;
-            self.shutdown.sent = true;
-        }
+        self.close_side(ciphertext);
         Ok(match (self.shutdown.received, first) {
             (true, _) => ShutdownStatus::Complete,
             (false, true) => ShutdownStatus::Sent,
             (false, false) => ShutdownStatus::WantRead,
         })
+    }
+
+    /// Closes this side of an established connection, unless SENT is set already. Appends the close_notify to
+    /// `ciphertext`; with `quiet-shutdown` both flags are set and none is made.
+    pub(super) fn close_side(&mut self, ciphertext: &mut Vec<u8>) {
+        if self.context.options.quiet_shutdown {
+            self.shutdown = Shutdown { sent: true, received: true };
+            return;
+        }
+        if self.shutdown.sent {
+            return;
+        }
+        // The library of a worker's own engine has made the alert.
+        if let Some(engine) = &mut self.engine {
+            engine.close_notify();
+            engine.flush(ciphertext);
+        }
+        self.written = true;
+        self.shutdown.sent = true;
     }
 
     /// SSL_set_shutdown(3): assigns both flags in any state. Where it sets SENT, that is an assertion.

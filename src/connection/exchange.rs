@@ -27,7 +27,8 @@ pub struct Input<'a> {
     pub ciphertext: &'a [u8],
     /// Application data to encrypt.
     pub plaintext: &'a [u8],
-    /// The transport ended.
+    /// The transport ended. Where the peer has closed, also by a close_notify in `ciphertext`, this side closes too: its
+    /// close_notify follows the records of `plaintext`. Where it has not, the connection fails.
     pub end_of_stream: bool,
 }
 
@@ -324,13 +325,18 @@ impl Connection {
         }
     }
 
-    /// The transport ended. Without a close_notify before it somebody may have cut it (RFC 8446 section 6.1).
+    /// The transport ended. After the peer's close_notify nothing more can come, so this side closes as well. Without a
+    /// close_notify an attacker may have cut the transport, and the connection fails (RFC 8446 section 6.1).
     fn end_of_stream(&mut self, output: &mut Output) {
-        if self.shutdown.received || self.state == State::Failed {
+        if self.state == State::Failed {
             return;
         }
-        if self.context.options.ignore_unexpected_eof {
-            self.shutdown.received = true;
+        self.shutdown.received |= self.context.options.ignore_unexpected_eof;
+        if self.shutdown.received {
+            // A handshake that has not finished has nothing to close (SSL_R_SHUTDOWN_WHILE_IN_INIT).
+            if self.state == State::Established && !self.shutdown.sent {
+                self.close_side(&mut output.ciphertext);
+            }
             return;
         }
         // No alert: a context that minds nothing but alerts forgives it.

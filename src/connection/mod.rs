@@ -17,6 +17,21 @@
 //!            └──────── Clear ─────────────────────────────────────┘
 //! ```
 //!
+//! Within Established the two flags of [`Shutdown`] say which sides have closed:
+//!
+//! ```text
+//!                  Shutdown, SetShutdown
+//!   open ──────────────────────────────────────▶ SENT
+//!    │                                             │ close_notify
+//!    │ close_notify                                ▼
+//!    └────────▶ RECEIVED ───────────────────▶ SENT and RECEIVED
+//!                          Shutdown, SetShutdown,
+//!                          end of stream
+//! ```
+//!
+//! The end of the stream fails a connection without RECEIVED, unless the context has `ignore-unexpected-eof`: there it
+//! counts as the peer's close_notify. With RECEIVED it closes this side, because nothing more can come.
+//!
 //! *Open* is: established, with a session, and not closed by this side as the context's policy wants it. What ends while it
 //! is open loses its family: every session or ticket that it made or uses.
 //!

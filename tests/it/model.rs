@@ -399,6 +399,10 @@ impl World {
         if before.state == State::Failed {
             panic!("a failed connection went on");
         }
+        if end_of_stream && after.state == State::Established {
+            assert!(after.flags.received, "the transport ended without a close_notify");
+            self.object(role, slot).sent = true;
+        }
         self.send(role, slot, &output.ciphertext);
         output.ciphertext.len()
     }

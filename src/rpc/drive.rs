@@ -3,6 +3,9 @@
 //! The stream is polled by the task that writes the answers, and polls the requests itself: no task and no queue of its
 //! own. A request is read when everything that the last one made has gone out, so a worker that does not read is
 //! not read from either. Dropping the stream, for whatever reason, gives the connection back or frees it.
+//!
+//! The stream ends by itself once nothing more can come from the peer: after a failure, and after the end of the transport.
+//! The answers made before that go out first. The README draws the life of a Drive.
 
 use std::{
     collections::VecDeque,
@@ -172,8 +175,11 @@ impl Running {
                 push_bytes(answers, Response::Ciphertext, ciphertext);
                 Ok(false)
             }
-            Some(Request::EndOfStream(_)) => {
-                self.step(Input { end_of_stream: true, ..Input::default() }, answers)
+            Some(Request::EndOfStream(false)) => Err(Refusal::EndOfStreamInvalid),
+            Some(Request::EndOfStream(true)) => {
+                self.step(Input { end_of_stream: true, ..Input::default() }, answers)?;
+                // The connection has failed, or both sides have closed; in a handshake, it can never be finished.
+                Ok(true)
             }
             Some(Request::New(_) | Request::ConnectionId(_)) => {
                 Err(Refusal::DriveEventUnexpected("`new` and `connection_id` are for the first message only"))

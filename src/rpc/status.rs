@@ -82,6 +82,8 @@ pub(super) enum Refusal {
     WatcherLimit(usize),
     #[error("{0}")]
     DriveEventUnexpected(&'static str),
+    #[error("end_of_stream must be true: send it once, when the transport has ended")]
+    EndOfStreamInvalid,
     #[error("{waiting} bytes of plaintext wait for the handshake, and limits.plaintext_buffer is {limit}")]
     PlaintextBufferFull { waiting: usize, limit: usize },
     #[error("the daemon is about to stop and takes no new streams")]
@@ -150,6 +152,7 @@ impl Refusal {
             Self::BeforeInvalid => invalid("BEFORE_INVALID", "before"),
             Self::WatcherLimit(_) => (Code::ResourceExhausted, "WATCHER_LIMIT", None),
             Self::DriveEventUnexpected(_) => invalid("DRIVE_EVENT_UNEXPECTED", "event"),
+            Self::EndOfStreamInvalid => invalid("END_OF_STREAM_INVALID", "end_of_stream"),
             Self::PlaintextBufferFull { .. } => (Code::ResourceExhausted, "PLAINTEXT_BUFFER_FULL", None),
             Self::Draining => (Code::Unavailable, "DRAINING", None),
             Self::Unauthenticated => (Code::Unauthenticated, "UNAUTHENTICATED", None),

@@ -14,6 +14,7 @@ mod closing;
 mod command;
 mod documents;
 mod doors;
+mod drive_close;
 mod foreign_client;
 mod fuzzed;
 mod hammer;

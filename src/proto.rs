@@ -30,6 +30,8 @@ pub struct Half<T> {
 
 /// A longer message is not copied once more.
 const SHORT: usize = 32 << 10;
+/// Room that a stream keeps between its messages, in each direction: a quiet Drive holds it for the life of its connection.
+const KEPT: usize = 1 << 10;
 /// Messages that are ready together leave in one piece, until it has so many bytes.
 pub(crate) const PIECE: usize = 2 << 10;
 
@@ -47,6 +49,9 @@ impl<T, U> Default for Codec<T, U> {
 
 /// What comes in by a [`Codec`].
 pub trait Incoming: Sized + Send + Sync + 'static {
+    /// Room for bytes that have come, at first. A longer message makes more.
+    const ROOM: usize = KEPT;
+
     /// Reads it.
     fn read(message: Bytes) -> Result<Self, DecodeError>;
 }
@@ -63,6 +68,9 @@ pub struct Calls(pub Bytes);
 
 #[cfg(feature = "daemon")]
 impl Incoming for Calls {
+    /// A worker has one such stream, and long messages on it.
+    const ROOM: usize = 4 * PIECE;
+
     fn read(message: Bytes) -> Result<Self, DecodeError> {
         Ok(Self(message))
     }
@@ -72,6 +80,8 @@ impl Incoming for Calls {
 pub trait Outgoing: Send + Sync + 'static {
     /// What is ready together leaves in one piece, until it has so many bytes.
     const PIECE: usize = PIECE;
+    /// Room for bytes that are to leave, at first. A longer message makes more.
+    const ROOM: usize = KEPT;
 
     /// Writes it. `short` is room to use again.
     fn write(self, to: &mut EncodeBuf<'_>, short: &mut Vec<u8>);
@@ -99,6 +109,8 @@ pub struct Answers(pub Vec<u8>);
 impl Outgoing for Answers {
     /// Those that leave together are together already.
     const PIECE: usize = 0;
+    /// A worker has one such stream, and long messages on it.
+    const ROOM: usize = 4 * PIECE;
 
     fn write(self, to: &mut EncodeBuf<'_>, _: &mut Vec<u8>) {
         to.reserve(self.0.len());
@@ -131,11 +143,14 @@ impl<T: Outgoing> Encoder for Half<T> {
 
     fn encode(&mut self, item: T, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
         item.write(buf, &mut self.written);
+        if self.written.capacity() > KEPT {
+            self.written = Vec::new();
+        }
         Ok(())
     }
 
     fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(4 * PIECE, T::PIECE)
+        BufferSettings::new(T::ROOM, T::PIECE)
     }
 }
 
@@ -146,5 +161,10 @@ impl<U: Incoming> Decoder for Half<U> {
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         let message = buf.copy_to_bytes(buf.remaining());
         U::read(message).map(Some).map_err(|err| Status::internal(err.to_string()))
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        // Only what is written waits for a piece to be full.
+        BufferSettings::new(U::ROOM, PIECE)
     }
 }

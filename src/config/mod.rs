@@ -124,8 +124,10 @@ pub struct Limits {
     pub message: usize,
     /// Most plaintext that waits for a handshake on one Drive, in bytes.
     pub plaintext_buffer: usize,
-    /// Most concurrent calls of one HTTP/2 connection.
+    /// Most concurrent calls of one HTTP/2 connection whose caller has the role worker.
     pub streams: u32,
+    /// Most concurrent calls of one HTTP/2 connection of another caller; not above `streams`.
+    pub streams_non_worker: u32,
     /// Most sessions in all caches together.
     pub sessions: usize,
     /// Most bytes in all caches together.
@@ -226,6 +228,9 @@ impl Config {
             message: check.size("limits.message", &raw.limits.message)?,
             plaintext_buffer: check.size("limits.plaintext_buffer", &raw.limits.plaintext_buffer)?,
             streams: check.at_least_one("limits.streams", raw.limits.streams)?,
+            streams_non_worker: check
+                .at_least_one("limits.streams_non_worker", raw.limits.streams_non_worker)?
+                .min(raw.limits.streams),
             sessions: check.at_least_one("limits.sessions", raw.limits.sessions)?,
             session_bytes: check.size("limits.session_bytes", &raw.limits.session_bytes)?,
         };

@@ -57,6 +57,7 @@ pub(super) struct Limits {
     pub(super) message: String,
     pub(super) plaintext_buffer: String,
     pub(super) streams: u32,
+    pub(super) streams_non_worker: u32,
     pub(super) sessions: usize,
     pub(super) session_bytes: String,
 }
@@ -71,7 +72,8 @@ impl Default for Limits {
             misses_per_second: 100_000,
             message: "4MiB".into(),
             plaintext_buffer: "1MiB".into(),
-            streams: 1_000,
+            streams: 8_000,
+            streams_non_worker: 100,
             sessions: 1_000_000,
             session_bytes: "1GiB".into(),
         }

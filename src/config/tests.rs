@@ -40,6 +40,7 @@ fn what_is_wrong_is_told_with_key_and_line() {
         ),
         ("[limits]\nconnections = \"many\"\n", "c.toml:2: limits.connections: invalid type: string \"many\""),
         ("[limits]\nstreams = 0\n", "c.toml:2: limits.streams: must be more than zero"),
+        ("[limits]\nstreams_non_worker = 0\n", "c.toml:2: limits.streams_non_worker: must be more than zero"),
         ("[limits]\nmessage = \"4MB\"\n", "c.toml:2: limits.message: `4MB` is no size"),
         ("[drain]\n# a comment\ntimeout = \"soon\"\n", "c.toml:3: drain.timeout: `soon` does not begin with"),
         (

@@ -14,7 +14,11 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{line_budget::LineBudget, status::Refusal};
+use super::{
+    line_budget::LineBudget,
+    status::Refusal,
+    streams::{StreamLimits, StreamTotals, Streams},
+};
 use crate::{
     clock::{Clock, WallTime},
     config::{Access as Rule, AccessRole, IdentityPattern},
@@ -269,6 +273,13 @@ impl Access {
 #[derive(Debug)]
 struct Grants(Vec<Grant>);
 
+impl Grants {
+    /// Whether one of these roles is granted in any context.
+    fn any(&self, roles: Roles) -> bool {
+        self.0.iter().any(|grant| grant.roles.meet(roles))
+    }
+}
+
 #[derive(Debug)]
 struct Grant {
     /// None: in every context.
@@ -294,13 +305,26 @@ pub(super) struct Caller {
     access: Arc<Access>,
     /// As of how many changes.
     grants: Mutex<(u64, Arc<Grants>)>,
+    streams: Streams,
 }
 
 impl Caller {
-    pub(super) fn new(peer: Peer, access: &Arc<Access>) -> Self {
+    /// The limit of its streams is that of the roles it has now; later changes of the rules do not move it.
+    pub(super) fn new(
+        peer: Peer,
+        access: &Arc<Access>,
+        limits: &StreamLimits,
+        totals: &Arc<StreamTotals>,
+    ) -> Self {
         let changes = access.changes.load(Ordering::Acquire);
         let grants = Arc::new(access.grants(&peer));
-        Self { peer, access: Arc::clone(access), grants: Mutex::new((changes, grants)) }
+        let streams = Streams::new(limits, grants.any(Roles::WORKER), totals);
+        Self { peer, access: Arc::clone(access), grants: Mutex::new((changes, grants)), streams }
+    }
+
+    /// The long streams of its connection.
+    pub(super) fn streams(&self) -> &Streams {
+        &self.streams
     }
 
     /// What its connection objects belong to.
@@ -348,7 +372,7 @@ impl Caller {
     }
 
     fn has_any(&self, roles: Roles) -> bool {
-        self.grants().0.iter().any(|grant| grant.roles.meet(roles))
+        self.grants().any(roles)
     }
 
     /// A context, where it has one of these roles; an empty name means the default one.
@@ -444,6 +468,11 @@ mod tests {
         Rule { identity, contexts: contexts.iter().map(|&name| name.to_owned()).collect(), role }
     }
 
+    fn caller(peer: Peer, access: &Arc<Access>) -> Caller {
+        let limits = StreamLimits { worker: 8, non_worker: 1 };
+        Caller::new(peer, access, &limits, &Arc::new(StreamTotals::new()))
+    }
+
     #[test]
     fn first_rule_about_the_caller_and_the_context_counts() {
         let rules = [
@@ -452,11 +481,11 @@ mod tests {
             rule(IdentityPattern::Uid(7), &["*"], AccessRole::Admin),
         ];
         let access = Arc::new(Access::new(&rules));
-        let seven = Caller::new(Peer::unix(7, 1), &access);
+        let seven = caller(Peer::unix(7, 1), &access);
         assert!(seven.may(Roles::OBSERVER, "web") && !seven.may(Roles::WORKER, "web"));
         assert!(seven.may(Roles::WORKER, "mail") && !seven.may(Roles::ADMIN, "mail"));
         assert!(seven.may(Roles::ADMIN, "other") && seven.may(Roles::OBSERVER, "other"));
-        let eight = Caller::new(Peer::unix(8, 7), &access);
+        let eight = caller(Peer::unix(8, 7), &access);
         assert!(eight.may(Roles::WORKER, "web") && !eight.may(Roles::WORKER.or(Roles::ADMIN), "other"));
 
         access.swap(&rules[..1]);
@@ -478,8 +507,20 @@ mod tests {
     fn without_rules_only_who_is_local_may_do_something() {
         let access = Arc::new(Access::new(&[]));
         let certificate = PeerIdentity { subject: "CN=a".into(), ..PeerIdentity::default() };
-        assert!(Caller::new(Peer::local(), &access).may(Roles::ADMIN, "any"));
-        assert!(!Caller::new(Peer::certified(&certificate), &access).may(Roles::ALL, "any"));
+        assert!(caller(Peer::local(), &access).may(Roles::ADMIN, "any"));
+        assert!(!caller(Peer::certified(&certificate), &access).may(Roles::ALL, "any"));
+    }
+
+    #[test]
+    fn worker_of_any_context_has_the_workers_stream_limit() {
+        let rules = [
+            rule(IdentityPattern::Uid(7), &["web"], AccessRole::Worker),
+            rule(IdentityPattern::Local, &["*"], AccessRole::Admin),
+        ];
+        let access = Arc::new(Access::new(&rules));
+        assert_eq!(caller(Peer::unix(7, 1), &access).streams().limit(), 8);
+        assert_eq!(caller(Peer::unix(8, 1), &access).streams().limit(), 1);
+        assert_eq!(caller(Peer::local(), &Arc::new(Access::new(&[]))).streams().limit(), 8);
     }
 
     #[test]

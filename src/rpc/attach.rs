@@ -26,6 +26,7 @@ use super::{
     seldom::Seldom,
     sessions::{self, Moment, Sessions, Wanted},
     status::{Refusal, described},
+    streams::StreamPlace,
 };
 use crate::{
     connection::{ConnectionId, Table},
@@ -81,6 +82,7 @@ pub(super) struct Calls {
     connections: Arc<Connections>,
     sessions: Arc<Sessions>,
     by: Arc<Caller>,
+    _place: StreamPlace,
     made: HashMap<ConnectionId, Option<String>>,
     /// How many may be in `made` before those that are gone are looked for.
     prune_at: usize,
@@ -102,6 +104,7 @@ impl Calls {
         Self {
             connections,
             sessions,
+            _place: StreamPlace::hold(&by),
             by,
             made: HashMap::new(),
             prune_at: PRUNE_MIN,

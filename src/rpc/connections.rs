@@ -14,6 +14,7 @@ use super::{
     page::Pages,
     request_ids::RequestIds,
     status::{BYTES_MAX, Refusal},
+    streams::StreamPlace,
 };
 use crate::{
     clock::Timestamp,
@@ -403,7 +404,7 @@ impl ConnectionService for Connections {
         Ok(Response::new(Drive::new(
             request.into_inner(),
             Arc::clone(&self.opener),
-            by,
+            StreamPlace::hold(&by),
             deadline,
             self.plaintext_buffer,
         )))

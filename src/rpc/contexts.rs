@@ -8,6 +8,7 @@ use super::{
     access::SEES,
     connections::{answer, caller},
     convert,
+    streams::StreamTotals,
 };
 use crate::{
     clock::Timestamp,
@@ -19,6 +20,7 @@ use crate::{
 pub(super) struct Contexts {
     pub(super) table: Arc<Table>,
     pub(super) started: Timestamp,
+    pub(super) stream_totals: Arc<StreamTotals>,
 }
 
 #[async_trait]
@@ -37,7 +39,11 @@ impl ContextService for Contexts {
             .filter(|context| by.may(SEES, &context.name))
             .map(|context| convert::context(context, uptime))
             .collect();
-        Ok(Response::new(pb::ListContextsResponse { contexts }))
+        let daemon = pb::DaemonStats {
+            stream_limit_connections: self.stream_totals.connections(),
+            stream_limit_reached: self.stream_totals.reached(),
+        };
+        Ok(Response::new(pb::ListContextsResponse { contexts, daemon: Some(daemon) }))
     }
 
     async fn get_context(

@@ -21,10 +21,11 @@ use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 
 use super::{
-    access::{Caller, Roles},
+    access::Roles,
     connections::{Opener, within_limit},
     convert,
     status::{Refusal, described},
+    streams::StreamPlace,
 };
 use crate::{
     connection::{
@@ -38,7 +39,7 @@ use crate::{
 pub(super) struct Drive {
     requests: Streaming<pb::DriveRequest>,
     opener: Arc<Opener>,
-    by: Arc<Caller>,
+    place: StreamPlace,
     deadline: Option<Pin<Box<Sleep>>>,
     /// Ready when the caller is no worker any more: in any context at first, in the connection's once there is one.
     lost: Pin<Box<dyn Future<Output = Refusal> + Send>>,
@@ -68,13 +69,13 @@ impl Drive {
     pub(super) fn new(
         requests: Streaming<pb::DriveRequest>,
         opener: Arc<Opener>,
-        by: Arc<Caller>,
+        place: StreamPlace,
         deadline: Option<Pin<Box<Sleep>>>,
         plaintext_buffer: usize,
     ) -> Self {
         let answers = VecDeque::new();
-        let lost = Box::pin(Arc::clone(&by).loses(Roles::WORKER, None, Arc::clone(&opener.table)));
-        Self { requests, opener, by, deadline, lost, plaintext_buffer, phase: Phase::Opening, answers }
+        let lost = Box::pin(Arc::clone(place.caller()).loses(Roles::WORKER, None, Arc::clone(&opener.table)));
+        Self { requests, opener, place, deadline, lost, plaintext_buffer, phase: Phase::Opening, answers }
     }
 
     /// Why the stream ends without the worker's doing: its deadline, or somebody freed the connection.
@@ -109,9 +110,10 @@ impl Drive {
     }
 
     fn open(&mut self, event: Option<Request>) -> Result<(), Refusal> {
+        let by = self.place.caller();
         let (id, ending) = match event {
             Some(Request::New(request)) => {
-                let made = self.opener.open(request, &self.by)?.connection.unwrap_or_default();
+                let made = self.opener.open(request, by)?.connection.unwrap_or_default();
                 (made.id, Ending::Free)
             }
             Some(Request::ConnectionId(id)) => (id, Ending::Keep),
@@ -121,7 +123,7 @@ impl Drive {
                 ));
             }
         };
-        let driver = self.opener.table.drive(self.opener.driven(&self.by, &id)?, ending)?;
+        let driver = self.opener.table.drive(self.opener.driven(by, &id)?, ending)?;
         if driver.look(|connection, _| connection.engine_kind())? == EngineKind::Worker {
             return Err(crate::connection::Error::WrongEngine(EngineKind::Daemon).into());
         }
@@ -131,7 +133,7 @@ impl Drive {
             (convert::connection(connection, expires), connection.state(), client, context)
         })?;
         let table = Arc::clone(&self.opener.table);
-        self.lost = Box::pin(Arc::clone(&self.by).loses(Roles::WORKER, Some(context), table));
+        self.lost = Box::pin(Arc::clone(by).loses(Roles::WORKER, Some(context), table));
         self.answers.push_back(Response::Opened(opened));
         let established = state == State::Established;
         let mut running = Running { driver, waiting: Vec::new(), established, closed: false };

@@ -32,6 +32,7 @@ use super::{
     seldom::Seldom,
     sessions::Sessions,
     socket::Turn,
+    streams::{StreamLimits, StreamTotals},
     timer::Timer,
     tls::Acceptor,
     workers::Workers,
@@ -54,6 +55,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// What a call may send ahead of being read. A Drive whose answers nobody reads is not read from either, and its window
 /// fills; the connection's window has room for all of them, or one such stream would stop every other call of its worker.
 const STREAM_WINDOW: u32 = 256 << 10;
+/// The least window of a stream: one frame of the size that every peer may send (RFC 9113 section 4.2).
+const STREAM_WINDOW_MIN: u32 = 16 << 10;
 /// RFC 9113 section 6.9.1.
 const WINDOW_MAX: u32 = (1 << 31) - 1;
 /// What waits of one answer for a caller who does not read.
@@ -63,8 +66,12 @@ const HEADERS_MAX: u32 = 16 << 10;
 /// Streams that a peer reset before they were handled (CVE-2023-44487).
 const PENDING_RESETS_MAX: usize = 64;
 
-fn connection_window(streams: u32) -> u32 {
-    streams.saturating_add(1).saturating_mul(STREAM_WINDOW).min(WINDOW_MAX)
+/// The window of a stream and that of its connection, which has room for the windows of so many streams and one more. The
+/// protocol's largest window holds those of 8,190 streams; with more, each stream has a smaller one.
+fn windows(streams: u32) -> (u32, u32) {
+    let all = streams.saturating_add(1);
+    let stream = STREAM_WINDOW.min(WINDOW_MAX / all).max(STREAM_WINDOW_MIN);
+    (stream, all.saturating_mul(stream).min(WINDOW_MAX))
 }
 
 /// What there is to call.
@@ -102,6 +109,10 @@ pub(super) struct Gate {
     pub(super) tls: Option<Arc<Acceptor>>,
     /// What is being answered.
     pub(super) load: Arc<Load>,
+    /// How many streams one connection may have.
+    pub(super) streams: StreamLimits,
+    /// The connections that had as many.
+    pub(super) stream_totals: Arc<StreamTotals>,
 }
 
 /// Serves HTTP/2 connections.
@@ -109,34 +120,39 @@ pub(super) struct Gate {
 pub(super) struct Http {
     services: Services,
     gate: Gate,
-    protocol: http2::Builder<TokioExecutor>,
+}
+
+/// HTTP/2 with at most `streams` calls at a time.
+fn protocol(streams: u32) -> http2::Builder<TokioExecutor> {
+    let (stream_window, connection_window) = windows(streams);
+    let mut protocol = http2::Builder::new(TokioExecutor::new());
+    protocol
+        .timer(Timer::new())
+        .auto_date_header(false)
+        .max_concurrent_streams(streams)
+        .initial_stream_window_size(stream_window)
+        .initial_connection_window_size(connection_window)
+        .keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .max_header_list_size(HEADERS_MAX)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(PENDING_RESETS_MAX);
+    protocol
 }
 
 impl Http {
-    /// With at most `streams` calls at a time on each connection.
-    pub(super) fn new(services: Services, gate: Gate, streams: u32) -> Self {
-        let mut protocol = http2::Builder::new(TokioExecutor::new());
-        protocol
-            .timer(Timer::new())
-            .auto_date_header(false)
-            .max_concurrent_streams(streams)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(connection_window(streams))
-            .keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .max_header_list_size(HEADERS_MAX)
-            .max_send_buf_size(SEND_BUFFER)
-            .max_pending_accept_reset_streams(PENDING_RESETS_MAX);
-        Self { services, gate, protocol }
+    pub(super) fn new(services: Services, gate: Gate) -> Self {
+        Self { services, gate }
     }
 
     /// What the calls of one caller pass.
     pub(super) fn edge(&self, peer: Peer, beyond: Option<Beyond>) -> Edge {
+        let Gate { access, streams, stream_totals, load, .. } = &self.gate;
         Edge {
             beyond,
             services: self.services.clone(),
-            caller: Arc::new(Caller::new(peer, &self.gate.access)),
-            load: Arc::clone(&self.gate.load),
+            caller: Arc::new(Caller::new(peer, access, streams, stream_totals)),
+            load: Arc::clone(load),
         }
     }
 
@@ -197,7 +213,8 @@ impl Http {
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let beyond = edge.beyond.is_some();
-        let mut connection = pin!(self.protocol.serve_connection(TokioIo::new(socket), edge));
+        let protocol = protocol(edge.caller.streams().limit());
+        let mut connection = pin!(protocol.serve_connection(TokioIo::new(socket), edge));
         let mut draining = Seldom::new(Box::pin(signals.draining.cancelled()));
         let mut kill = Seldom::new(Box::pin(signals.kill.cancelled()));
         let ended = tokio::select! {
@@ -234,4 +251,20 @@ where
         },
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn window_of_a_connection_has_room_for_those_of_its_streams() {
+        for streams in [1, 100, 8_000, 8_190, 8_191, 50_000, 131_070] {
+            let (stream, connection) = windows(streams);
+            assert!(u64::from(stream) * u64::from(streams + 1) <= u64::from(connection), "{streams}");
+            assert!((STREAM_WINDOW_MIN..=STREAM_WINDOW).contains(&stream) && connection <= WINDOW_MAX);
+        }
+        assert_eq!(windows(8_190).0, STREAM_WINDOW, "the default takes nothing from a stream");
+        assert_eq!(windows(u32::MAX), (STREAM_WINDOW_MIN, WINDOW_MAX));
+    }
 }

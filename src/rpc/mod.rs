@@ -13,6 +13,7 @@
 //! * [`local`]: calls from this process
 //! * `connections`, `sessions`, `contexts`, `workers`: one file for each service
 //! * `drive`, `attach`, `watch`: one for each stream
+//! * `streams`: how many of them one HTTP/2 connection holds
 //! * `batch`, `answers`: the calls of one message of an Attach, and what they answer, as bytes
 //! * `timer`: the clock of HTTP/2
 //! * `seldom`: futures that are not asked at every wake-up
@@ -66,6 +67,7 @@ mod seldom;
 mod sessions;
 mod socket;
 pub mod status;
+mod streams;
 mod timer;
 pub mod tls;
 mod watch;
@@ -83,6 +85,7 @@ use misses::Misses;
 use page::Pages;
 use request_ids::RequestIds;
 use sessions::Sessions;
+use streams::{StreamLimits, StreamTotals};
 use tls::Acceptor;
 use workers::Workers;
 
@@ -193,13 +196,16 @@ impl Api {
             access: doors.access,
             tls: doors.acceptor,
             load: Arc::new(Load::new(Arc::clone(&table), limits.calls_in_flight)),
+            streams: StreamLimits { worker: limits.streams, non_worker: limits.streams_non_worker },
+            stream_totals: Arc::new(StreamTotals::new()),
         };
         let workers = Workers {
             connections: Arc::clone(&connections),
             sessions: Arc::clone(&sessions),
             draining: signals.draining.clone(),
         };
-        let contexts = Contexts { started: table.now().at, table };
+        let stream_totals = Arc::clone(&gate.stream_totals);
+        let contexts = Contexts { started: table.now().at, table, stream_totals };
         let services = Services {
             connections: ConnectionServiceServer::from_arc(connections)
                 .max_decoding_message_size(limits.message),
@@ -209,7 +215,7 @@ impl Api {
                 .max_decoding_message_size(limits.message.min(BATCH_BYTES_MAX)),
             others: REFLECTION.clone().add_service(health).prepare(),
         };
-        let http = Http::new(services, gate, limits.streams);
+        let http = Http::new(services, gate);
         Ok(Self { http, sockets_max: limits.sockets, health: Health(reporter) })
     }
 

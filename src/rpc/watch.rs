@@ -19,6 +19,7 @@ use super::{
     edge::Deadline,
     sessions::Sessions,
     status::Refusal,
+    streams::StreamPlace,
 };
 use crate::{
     clock::WallOffset,
@@ -40,6 +41,7 @@ pub(super) struct Watched {
     /// Ready when the caller is no observer of what it watches any more.
     lost: Pin<Box<dyn Future<Output = Refusal> + Send>>,
     ended: bool,
+    _place: StreamPlace,
 }
 
 impl Sessions {
@@ -70,6 +72,7 @@ impl Sessions {
             draining: Box::pin(self.draining.clone().cancelled_owned()),
             lost: Box::pin(lost),
             ended: false,
+            _place: StreamPlace::hold(by),
         })
     }
 }

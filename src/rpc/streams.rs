@@ -1,0 +1,190 @@
+//! The long streams of one HTTP/2 connection: how many it holds, and the counters and the log line that tell of its limit.
+//!
+//! A client holds a call back that is beyond SETTINGS_MAX_CONCURRENT_STREAMS (RFC 9113 section 5.1.2), and the daemon never
+//! learns of it. So the daemon counts the streams that hold a place for long: `Drive`, `Attach` and `WatchSessions`. Calls that
+//! are answered at once give their place back at once, and are not counted.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::access::Caller;
+
+/// Concurrent streams of one HTTP/2 connection, by what its caller may do.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StreamLimits {
+    /// Of a caller with the role worker in any context.
+    pub(super) worker: u32,
+    /// Of any other caller.
+    pub(super) non_worker: u32,
+}
+
+/// What happened on all connections, since the daemon started.
+#[derive(Debug)]
+pub(super) struct StreamTotals {
+    connections: AtomicU64,
+    reached: AtomicU64,
+    /// The second that lines of the log are counted in, and how many may still be written in it.
+    lines: Mutex<(Instant, u32)>,
+}
+
+/// Lines of the log in a second that tell of a limit that was reached. The counters have the rest.
+const LINES: u32 = 10;
+
+impl StreamTotals {
+    pub(super) fn new() -> Self {
+        Self {
+            connections: AtomicU64::new(0),
+            reached: AtomicU64::new(0),
+            lines: Mutex::new((Instant::now(), LINES)),
+        }
+    }
+
+    /// Connections that have reached their limit at least once.
+    pub(super) fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// How often a connection has reached its limit.
+    pub(super) fn reached(&self) -> u64 {
+        self.reached.load(Ordering::Relaxed)
+    }
+
+    fn line(&self) -> bool {
+        let mut lines = self.lines.lock();
+        if lines.0.elapsed() >= Duration::from_secs(1) {
+            *lines = (Instant::now(), LINES);
+        }
+        let left = lines.1 > 0;
+        lines.1 = lines.1.saturating_sub(1);
+        left
+    }
+}
+
+/// The streams of one HTTP/2 connection.
+#[derive(Debug)]
+pub(super) struct Streams {
+    limit: u32,
+    /// The key of the configuration that sets the limit.
+    key: &'static str,
+    held: AtomicU32,
+    /// Whether it was told that the limit is reached. False again once a quarter of the limit is free.
+    told: AtomicBool,
+    ever: AtomicBool,
+    totals: Arc<StreamTotals>,
+}
+
+impl Streams {
+    /// With the limit of a worker, or of another caller.
+    pub(super) fn new(limits: &StreamLimits, worker: bool, totals: &Arc<StreamTotals>) -> Self {
+        let (limit, key) = match worker {
+            true => (limits.worker, "limits.streams"),
+            false => (limits.non_worker, "limits.streams_non_worker"),
+        };
+        Self {
+            limit,
+            key,
+            held: AtomicU32::new(0),
+            told: AtomicBool::new(false),
+            ever: AtomicBool::new(false),
+            totals: Arc::clone(totals),
+        }
+    }
+
+    /// SETTINGS_MAX_CONCURRENT_STREAMS of its connection.
+    pub(super) fn limit(&self) -> u32 {
+        self.limit
+    }
+
+    fn hold(&self, owner: &str) {
+        let held = self.held.fetch_add(1, Ordering::Relaxed) + 1;
+        if held < self.limit || self.told.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if !self.ever.swap(true, Ordering::Relaxed) {
+            self.totals.connections.fetch_add(1, Ordering::Relaxed);
+        }
+        let reached = self.totals.reached.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.totals.line() {
+            let key = self.key;
+            tracing::warn!(
+                owner,
+                limit = self.limit,
+                reached,
+                "an HTTP/2 connection holds as many streams as {key} allows, and its further calls wait: open another \
+                 connection earlier, or raise {key}"
+            );
+        }
+    }
+
+    fn release(&self) {
+        let held = self.held.fetch_sub(1, Ordering::Relaxed) - 1;
+        if held <= self.limit - self.limit.div_ceil(4) {
+            self.told.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The place of one long stream on its HTTP/2 connection. Dropping it gives the place back.
+pub(super) struct StreamPlace(Arc<Caller>);
+
+impl StreamPlace {
+    pub(super) fn hold(by: &Arc<Caller>) -> Self {
+        by.streams().hold(by.owner());
+        Self(Arc::clone(by))
+    }
+
+    /// The caller that holds it.
+    pub(super) fn caller(&self) -> &Arc<Caller> {
+        &self.0
+    }
+}
+
+impl Drop for StreamPlace {
+    fn drop(&mut self) {
+        self.0.streams().release();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limit_is_told_once_until_a_quarter_is_free() {
+        let totals = Arc::new(StreamTotals::new());
+        let streams = Streams::new(&StreamLimits { worker: 8, non_worker: 1 }, true, &totals);
+        (0..7).for_each(|_| streams.hold("test"));
+        assert_eq!((totals.connections(), totals.reached()), (0, 0));
+        // A place that is given back and taken again at the limit.
+        for _ in 0..5 {
+            streams.hold("test");
+            streams.release();
+        }
+        assert_eq!((totals.connections(), totals.reached()), (1, 1));
+        streams.release();
+        (0..2).for_each(|_| streams.hold("test"));
+        assert_eq!((totals.connections(), totals.reached()), (1, 2), "two of eight were free");
+    }
+
+    #[test]
+    fn lines_of_one_second_are_bounded_and_counters_are_not() {
+        let totals = Arc::new(StreamTotals::new());
+        let limits = StreamLimits { worker: 8, non_worker: 1 };
+        let lines = (0..100).filter(|_| totals.line()).count();
+        assert!(lines <= 2 * LINES as usize, "{lines} lines");
+        for _ in 0..100 {
+            let streams = Streams::new(&limits, false, &totals);
+            streams.hold("test");
+            streams.release();
+        }
+        assert_eq!((totals.connections(), totals.reached()), (100, 100));
+    }
+}

@@ -12,12 +12,9 @@ use std::{
 };
 
 use clap::Parser;
-use shared::{Result, Wire, describe};
-use tls_sessiond::proto::{
-    NewRequest, Role, connection_service_client::ConnectionServiceClient, drive_response::Event,
-};
+use shared::{Channels, Result, Wire, describe};
+use tls_sessiond::proto::{NewRequest, Role, drive_response::Event};
 use tokio::net::TcpStream;
-use tonic::transport::Endpoint;
 
 #[derive(Parser)]
 struct Args {
@@ -53,7 +50,8 @@ async fn main() -> ExitCode {
 }
 
 async fn fetch(args: Args) -> Result<()> {
-    let daemon = ConnectionServiceClient::new(Endpoint::from_shared(args.daemon)?.connect().await?);
+    // One connection, and so one stream on one channel.
+    let channels = Channels::open(args.daemon, 1).await?;
     let socket = TcpStream::connect(&args.connect).await?;
     let new = NewRequest {
         context: args.context,
@@ -61,7 +59,7 @@ async fn fetch(args: Args) -> Result<()> {
         server_name: args.server_name.clone(),
         ..NewRequest::default()
     };
-    let mut wire = Wire::open(daemon, socket, new).await?;
+    let mut wire = Wire::open(channels.place().await?, socket, new).await?;
     // It waits in the daemon until the handshake is done.
     wire.write(format!(
         "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",

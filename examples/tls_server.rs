@@ -16,15 +16,12 @@ use std::{
 };
 
 use clap::Parser;
-use shared::{Result, Wire, describe};
-use tls_sessiond::proto::{
-    NewRequest, Role, connection_service_client::ConnectionServiceClient, drive_response::Event,
-};
+use shared::{Channels, Place, Result, Wire, describe};
+use tls_sessiond::proto::{NewRequest, Role, drive_response::Event};
 use tokio::{
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
 };
-use tonic::transport::{Channel, Endpoint};
 
 #[derive(Parser)]
 struct Args {
@@ -40,6 +37,9 @@ struct Args {
     /// What this replica calls itself.
     #[arg(long, default_value = "worker")]
     name: String,
+    /// Connections on one channel to the daemon, before another channel is opened: less than its limits.streams.
+    #[arg(long, default_value = "1000")]
+    streams: usize,
 }
 
 /// Most bytes of a request that are kept.
@@ -50,7 +50,7 @@ const CONNECTION_MAX: Duration = Duration::from_secs(30);
 #[tokio::main]
 async fn main() -> Result<()> {
     let args = Arc::new(Args::parse());
-    let daemon = ConnectionServiceClient::new(Endpoint::from_shared(args.daemon.clone())?.connect().await?);
+    let channels = Arc::new(Channels::open(args.daemon.clone(), args.streams).await?);
     let listener = TcpListener::bind(args.listen).await?;
     writeln!(io::stdout(), "listening on {}", listener.local_addr()?)?;
     loop {
@@ -63,9 +63,10 @@ async fn main() -> Result<()> {
                 continue;
             }
         };
-        let (daemon, args) = (daemon.clone(), Arc::clone(&args));
+        let (channels, args) = (Arc::clone(&channels), Arc::clone(&args));
         tokio::spawn(async move {
-            match timeout(CONNECTION_MAX, serve(socket, daemon, &args)).await {
+            let served = async { serve(socket, channels.place().await?, &args).await };
+            match timeout(CONNECTION_MAX, served).await {
                 Ok(Ok(())) => {}
                 Ok(Err(err)) => eprintln!("{peer}: {err}"),
                 Err(_) => eprintln!("{peer}: took too long"),
@@ -75,10 +76,10 @@ async fn main() -> Result<()> {
 }
 
 /// One connection, from the ClientHello to the close_notify.
-async fn serve(socket: TcpStream, daemon: ConnectionServiceClient<Channel>, args: &Args) -> Result<()> {
+async fn serve(socket: TcpStream, place: Place, args: &Args) -> Result<()> {
     let new =
         NewRequest { context: args.context.clone(), role: Role::Server.into(), ..NewRequest::default() };
-    let mut wire = Wire::open(daemon, socket, new).await?;
+    let mut wire = Wire::open(place, socket, new).await?;
     let mut page = String::new();
     let mut request = Vec::new();
     let mut answered = false;
@@ -94,7 +95,9 @@ async fn serve(socket: TcpStream, daemon: ConnectionServiceClient<Channel>, args
                     wire.shutdown().await;
                 }
             }
-            // The peer closed, or the connection failed; then there is nothing left to close.
+            // The peer has closed, and has got its whole answer or wants none: this side closes as well. A peer may wait for
+            // that with its socket open; where the socket has ended too, the daemon has closed by itself. After a failure
+            // there is nothing left to close.
             Event::Closed(_) => {
                 wire.shutdown().await;
                 wire.finish();

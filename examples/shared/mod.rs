@@ -1,6 +1,6 @@
-//! What both workers do: carry ciphertext between a socket and a Drive stream.
+//! The part that both workers share: ciphertext between a socket and a Drive stream, and enough channels for the streams.
 
-use std::error::Error;
+use std::{error::Error, sync::Arc};
 
 use tls_sessiond::proto::{
     Connection, DriveRequest, DriveResponse, NewRequest, ProtocolVersion, ShutdownRequest,
@@ -10,17 +10,62 @@ use tls_sessiond::proto::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::mpsc,
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Streaming, transport::Channel};
+use tonic::{
+    Streaming,
+    transport::{Channel, Endpoint},
+};
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
+/// Channels to the daemon, with at most `streams` Drives on each. A call beyond the daemon's `limits.streams` waits on its
+/// channel until a stream ends, without an error, so a further channel is opened before that.
+pub(crate) struct Channels {
+    daemon: Endpoint,
+    streams: usize,
+    open: Mutex<Vec<(Channel, Arc<Semaphore>)>>,
+}
+
+/// A place for one Drive on one of the channels. Dropping it gives the place back.
+pub(crate) struct Place {
+    channel: Channel,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Channels {
+    /// Opens the first channel. `streams` is at least 1, and less than the daemon's `limits.streams`: the unary calls of a
+    /// channel need places as well.
+    pub(crate) async fn open(daemon: String, streams: usize) -> Result<Self> {
+        let channels =
+            Self { daemon: Endpoint::from_shared(daemon)?, streams: streams.max(1), open: Mutex::default() };
+        channels.place().await?;
+        Ok(channels)
+    }
+
+    /// Takes a place on the first channel that has one, and opens a channel where none has.
+    pub(crate) async fn place(&self) -> Result<Place> {
+        // Held while a channel is opened: of many callers that find no place, one opens it.
+        let mut open = self.open.lock().await;
+        for (channel, places) in open.iter() {
+            if let Ok(permit) = Arc::clone(places).try_acquire_owned() {
+                return Ok(Place { channel: channel.clone(), _permit: permit });
+            }
+        }
+        let channel = self.daemon.connect().await?;
+        let places = Arc::new(Semaphore::new(self.streams));
+        let permit = Arc::clone(&places).try_acquire_owned()?;
+        open.push((channel.clone(), places));
+        Ok(Place { channel, _permit: permit })
+    }
+}
+
 /// A socket whose TLS runs in the daemon. Dropping it ends the stream, and the daemon frees the connection then: as
-/// unclosed, unless `shutdown` was called.
+/// unclosed, unless `shutdown` was called, or the peer has closed and its socket has ended.
 pub(crate) struct Wire {
     socket: TcpStream,
+    _place: Place,
     /// `None` once this side has nothing more to say.
     requests: Option<mpsc::Sender<DriveRequest>>,
     answers: Streaming<DriveResponse>,
@@ -29,21 +74,18 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    pub(crate) async fn open(
-        mut daemon: ConnectionServiceClient<Channel>,
-        socket: TcpStream,
-        new: NewRequest,
-    ) -> Result<Self> {
+    pub(crate) async fn open(place: Place, socket: TcpStream, new: NewRequest) -> Result<Self> {
         socket.set_nodelay(true)?;
         let (requests, receiver) = mpsc::channel(4);
         requests.send(DriveRequest { event: Some(Request::New(new)) }).await?;
+        let mut daemon = ConnectionServiceClient::new(place.channel.clone());
         let answers = daemon.drive(ReceiverStream::new(receiver)).await?.into_inner();
         let records = vec![0; 16 * 1024];
-        Ok(Self { socket, requests: Some(requests), answers, records, socket_ended: false })
+        Ok(Self { socket, _place: place, requests: Some(requests), answers, records, socket_ended: false })
     }
 
     /// Carries ciphertext both ways until something happens that a worker wants to know: established, plaintext or
-    /// closed. `None`: the connection is over.
+    /// closed. `None`: the stream has ended. It ends by itself soon after the peer has closed and its socket has ended.
     pub(crate) async fn next(&mut self) -> Result<Option<Answer>> {
         loop {
             let requests = self.requests.as_ref().filter(|_| !self.socket_ended);
@@ -92,7 +134,8 @@ async fn carry(
     let read = socket.read(records).await;
     let event = match read {
         Ok(length @ 1..) => Request::Ciphertext(records[..length].to_vec().into()),
-        // A reset is an end like any other: what counts is whether a close_notify came before it.
+        // A reset is an end like any other: the daemon looks whether a close_notify came before it, and then closes this
+        // side itself. Data for a peer that has only closed its half would be sent before this event.
         Ok(0) | Err(_) => Request::EndOfStream(true),
     };
     let ended = matches!(event, Request::EndOfStream(_));

@@ -51,6 +51,7 @@ mod shrunk;
 mod sockets;
 mod start;
 mod stop;
+mod stream_limit;
 mod tidy;
 mod tour;
 mod worker_client;

@@ -18,6 +18,9 @@
 //! # }
 //! ```
 //!
+//! A [`Worker`] needs one stream, on an HTTP/2 connection of its own, for all its calls and connections. So it never meets
+//! the daemon's `limits.streams`, and opens no further connection.
+//!
 //! * `worker`: what a program holds · `connection`: the handle of one connection object
 //! * `message`: what is asked and told · `found`: what comes of it · `options` · `counters`
 //! * `link`: one stream · `queue`: what it is to send, bounded, over `calls`, which writes it, and `wiped`, a buffer

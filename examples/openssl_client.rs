@@ -3,22 +3,27 @@
 //!     tls-sessiond &
 //!     cargo run --features openssl --example openssl_client -- --connect 127.0.0.1:8443 --ca tls.crt
 
+#[path = "shared/ended.rs"]
+mod ended;
+
 use std::{
     error::Error,
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
     path::PathBuf,
+    process::ExitCode,
     time::Duration,
 };
 
 use clap::{Parser, ValueEnum};
+use ended::ended;
 use openssl::ssl::{SslConnector, SslMethod, SslStream, SslVersion};
 use tls_sessiond::client::{Options, Worker, openssl::ClientSessions};
 
 #[derive(Parser)]
 struct Args {
-    /// Where the daemon answers; unix:///PATH for a Unix socket.
-    #[arg(long, default_value = "http://127.0.0.1:50551")]
+    /// Where the daemon answers, as it prints it: tcp://HOST:PORT or unix:///PATH.
+    #[arg(long, default_value = "tcp://127.0.0.1:50551")]
     daemon: String,
     /// The server.
     #[arg(long)]
@@ -48,8 +53,11 @@ enum Version {
 /// How long the daemon may take at the beginning, and at the end.
 const DAEMON_MAX: Duration = Duration::from_secs(2);
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    ended("openssl_client", run(Args::parse()))
+}
+
+fn run(args: Args) -> Result<(), Box<dyn Error + Send + Sync>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let mut options = Options::new(&args.daemon, "openssl")?;
     options.lookup_deadline = Duration::from_millis(500);
@@ -88,7 +96,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     fetched
 }
 
-fn fetch(stream: &mut SslStream<TcpStream>, args: &Args) -> Result<(), Box<dyn Error>> {
+fn fetch(stream: &mut SslStream<TcpStream>, args: &Args) -> Result<(), Box<dyn Error + Send + Sync>> {
     write!(stream, "GET / HTTP/1.0\r\nHost: {}\r\n\r\n", args.server_name)?;
     let mut page = Vec::new();
     // A server that hangs up without a close_notify is an error here, and its session a bad one.

@@ -4,17 +4,22 @@
 //!     openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -keyout tls.key -out tls.crt
 //!     cargo run --features openssl --example openssl_server -- --certificate tls.crt --key tls.key --name a
 
+#[path = "shared/ended.rs"]
+mod ended;
+
 use std::{
     error::Error,
     io::{self, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
+    process::ExitCode,
     sync::Arc,
     thread,
     time::Duration,
 };
 
 use clap::Parser;
+use ended::ended;
 use openssl::ssl::{
     ShutdownResult, ShutdownState, SslAcceptor, SslFiletype, SslMethod, SslRef, SslStream, SslVerifyMode,
 };
@@ -22,8 +27,8 @@ use tls_sessiond::client::{Options, Worker, openssl::ServerSessions};
 
 #[derive(Parser)]
 struct Args {
-    /// Where the daemon answers; unix:///PATH for a Unix socket.
-    #[arg(long, default_value = "http://127.0.0.1:50551")]
+    /// Where the daemon answers, as it prints it: tcp://HOST:PORT or unix:///PATH.
+    #[arg(long, default_value = "tcp://127.0.0.1:50551")]
     daemon: String,
     /// Where to listen; port 0 lets the system choose.
     #[arg(long, default_value = "127.0.0.1:8443")]
@@ -55,8 +60,11 @@ const DAEMON_MAX: Duration = Duration::from_secs(2);
 /// How long a peer may be silent.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    ended("openssl_server", run(Args::parse()))
+}
+
+fn run(args: Args) -> Result<(), Box<dyn Error + Send + Sync>> {
     // OpenSSL blocks its threads; the line to the daemon has a runtime of its own.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let mut options = Options::new(&args.daemon, "openssl")?;
@@ -93,7 +101,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// One connection, from the handshake to the close_notify. An early return is an unclean end: dropping the stream
 /// takes its sessions out of the cache.
-fn serve(socket: TcpStream, acceptor: &SslAcceptor, name: &str) -> Result<(), Box<dyn Error>> {
+fn serve(socket: TcpStream, acceptor: &SslAcceptor, name: &str) -> Result<(), Box<dyn Error + Send + Sync>> {
     socket.set_read_timeout(Some(SILENCE_MAX))?;
     socket.set_nodelay(true)?;
     let mut stream = acceptor.accept(socket)?;
@@ -119,7 +127,7 @@ fn serve(socket: TcpStream, acceptor: &SslAcceptor, name: &str) -> Result<(), Bo
 }
 
 /// Sends a close_notify, and waits for the peer's.
-fn close(stream: &mut SslStream<TcpStream>) -> Result<(), Box<dyn Error>> {
+fn close(stream: &mut SslStream<TcpStream>) -> Result<(), Box<dyn Error + Send + Sync>> {
     if stream.shutdown()? == ShutdownResult::Sent {
         // The peer may just hang up: this side has closed, and that is what counts.
         let _ = stream.shutdown();

@@ -6,16 +6,21 @@
 //!     openssl s_client -connect 127.0.0.1:8443 -sess_out session    # then GET / HTTP/1.1, and an empty line
 //!     openssl s_client -connect 127.0.0.1:8444 -sess_in session
 
+#[path = "shared/ended.rs"]
+mod ended;
+
 use std::{
     error::Error,
     io::{self, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
+    process::ExitCode,
     sync::Arc,
     time::Duration,
 };
 
 use clap::Parser;
+use ended::ended;
 use rustls::{
     ProtocolVersion, ServerConfig,
     pki_types::{
@@ -35,8 +40,8 @@ use tokio::{
 
 #[derive(Parser)]
 struct Args {
-    /// Where the daemon answers; unix:///PATH for a Unix socket.
-    #[arg(long, default_value = "http://127.0.0.1:50551")]
+    /// Where the daemon answers, as it prints it: tcp://HOST:PORT or unix:///PATH.
+    #[arg(long, default_value = "tcp://127.0.0.1:50551")]
     daemon: String,
     /// Where to listen; port 0 lets the system choose.
     #[arg(long, default_value = "127.0.0.1:8443")]
@@ -72,8 +77,11 @@ fn unreadable(path: &Path, err: &pem::Error) -> String {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
-    let args = Args::parse();
+async fn main() -> ExitCode {
+    ended("rustls_worker", run(Args::parse()).await)
+}
+
+async fn run(args: Args) -> Result<(), Box<dyn Error + Send + Sync>> {
     let chain = CertificateDer::pem_file_iter(&args.certificate)
         .and_then(|certificates| certificates.collect::<Result<Vec<_>, _>>())
         .map_err(|err| unreadable(&args.certificate, &err))?;

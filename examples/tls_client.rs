@@ -12,14 +12,14 @@ use std::{
 };
 
 use clap::Parser;
-use shared::{Channels, Result, Wire, describe};
+use shared::{Channels, Result, Wire, describe, ended::ended};
 use tls_sessiond::proto::{NewRequest, Role, drive_response::Event};
 use tokio::net::TcpStream;
 
 #[derive(Parser)]
 struct Args {
-    /// Where the daemon answers; unix:///PATH for a Unix socket.
-    #[arg(long, default_value = "http://127.0.0.1:50551")]
+    /// Where the daemon answers, as it prints it: tcp://HOST:PORT or unix:///PATH.
+    #[arg(long, default_value = "tcp://127.0.0.1:50551")]
     daemon: String,
     /// The daemon's context, which says whom to trust.
     #[arg(long, default_value = "default")]
@@ -40,18 +40,12 @@ const ANSWER_MAX: usize = 1 << 20;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match fetch(Args::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(err) => {
-            eprintln!("tls_client: {err}");
-            ExitCode::FAILURE
-        }
-    }
+    ended("tls_client", fetch(Args::parse()).await)
 }
 
 async fn fetch(args: Args) -> Result<()> {
     // One connection, and so one stream on one channel.
-    let channels = Channels::open(args.daemon, 1).await?;
+    let channels = Channels::open(&args.daemon, 1).await?;
     let socket = TcpStream::connect(&args.connect).await?;
     let new = NewRequest {
         context: args.context,

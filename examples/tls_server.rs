@@ -11,12 +11,13 @@ mod shared;
 use std::{
     io::{self, Write},
     net::SocketAddr,
+    process::ExitCode,
     sync::Arc,
     time::Duration,
 };
 
 use clap::Parser;
-use shared::{Channels, Place, Result, Wire, describe};
+use shared::{Channels, Place, Result, Wire, describe, ended::ended};
 use tls_sessiond::proto::{NewRequest, Role, drive_response::Event};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -25,8 +26,8 @@ use tokio::{
 
 #[derive(Parser)]
 struct Args {
-    /// Where the daemon answers; unix:///PATH for a Unix socket.
-    #[arg(long, default_value = "http://127.0.0.1:50551")]
+    /// Where the daemon answers, as it prints it: tcp://HOST:PORT or unix:///PATH.
+    #[arg(long, default_value = "tcp://127.0.0.1:50551")]
     daemon: String,
     /// Where to listen; port 0 lets the system choose.
     #[arg(long, default_value = "127.0.0.1:8443")]
@@ -48,9 +49,12 @@ const REQUEST_MAX: usize = 8 * 1024;
 const CONNECTION_MAX: Duration = Duration::from_secs(30);
 
 #[tokio::main]
-async fn main() -> Result<()> {
-    let args = Arc::new(Args::parse());
-    let channels = Arc::new(Channels::open(args.daemon.clone(), args.streams).await?);
+async fn main() -> ExitCode {
+    ended("tls_server", run(Arc::new(Args::parse())).await)
+}
+
+async fn run(args: Arc<Args>) -> Result<()> {
+    let channels = Arc::new(Channels::open(&args.daemon, args.streams).await?);
     let listener = TcpListener::bind(args.listen).await?;
     writeln!(io::stdout(), "listening on {}", listener.local_addr()?)?;
     loop {

@@ -1,5 +1,7 @@
 //! The part that both workers share: ciphertext between a socket and a Drive stream, and enough channels for the streams.
 
+pub(crate) mod ended;
+
 use std::{error::Error, sync::Arc};
 
 use tls_sessiond::proto::{
@@ -37,9 +39,8 @@ pub(crate) struct Place {
 impl Channels {
     /// Opens the first channel. `streams` is at least 1, and less than the daemon's `limits.streams`: the unary calls of a
     /// channel need places as well.
-    pub(crate) async fn open(daemon: String, streams: usize) -> Result<Self> {
-        let channels =
-            Self { daemon: Endpoint::from_shared(daemon)?, streams: streams.max(1), open: Mutex::default() };
+    pub(crate) async fn open(daemon: &str, streams: usize) -> Result<Self> {
+        let channels = Self { daemon: endpoint(daemon)?, streams: streams.max(1), open: Mutex::default() };
         channels.place().await?;
         Ok(channels)
     }
@@ -59,6 +60,20 @@ impl Channels {
         open.push((channel.clone(), places));
         Ok(Place { channel, _permit: permit })
     }
+}
+
+/// What the daemon prints where it listens in plaintext: `tcp://HOST:PORT`, also written `http://`, or `unix:///PATH`.
+fn endpoint(daemon: &str) -> Result<Endpoint> {
+    let uri = match (daemon.strip_prefix("tcp://"), daemon.split_once("://")) {
+        (Some(authority), _) => format!("http://{authority}"),
+        (None, Some(("http" | "unix", _))) => daemon.to_owned(),
+        _ => {
+            return Err(
+                format!("invalid endpoint `{daemon}`: expected tcp://HOST:PORT or unix:///PATH").into()
+            );
+        }
+    };
+    Ok(Endpoint::from_shared(uri)?)
 }
 
 /// A socket whose TLS runs in the daemon. Dropping it ends the stream, and the daemon frees the connection then: as

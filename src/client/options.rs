@@ -50,7 +50,7 @@ impl Default for Limits {
 /// The text is not an endpoint.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "invalid endpoint `{0}`: expected tcp://HOST:PORT, unix:///PATH, or tls://HOST:PORT with TLS (also http:// and https://)"
+    "invalid endpoint `{0}`: expected tcp://HOST:PORT, unix:///PATH, or tls://HOST:PORT with TLS; http:// and https:// mean the same"
 )]
 pub struct InvalidEndpoint(String);
 

@@ -21,8 +21,8 @@ use tokio::{net::TcpStream, process::Command, time::timeout};
 
 use crate::{
     doors::{Guest, over, rule},
-    pki::Authority,
-    process::{PATIENCE, Process, run},
+    pki::{self, Authority},
+    process::{PATIENCE, Process, example, run},
 };
 
 fn fifo(path: &Path) {
@@ -273,5 +273,29 @@ async fn client_takes_the_endpoints_that_the_daemon_prints() {
         let endpoint = process.says("listening on ").await;
         let worker = Worker::connect(Options::new(&endpoint, "test").unwrap());
         assert!(worker.attached(PATIENCE).await, "{endpoint}");
+    }
+}
+
+#[tokio::test]
+async fn examples_print_the_text_of_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    pki::localhost(folder.path());
+    let (certificate, key) = (folder.path().join("tls.crt"), folder.path().join("tls.key"));
+    let (certificate, key) = (certificate.to_str().unwrap(), key.to_str().unwrap());
+    let bad = ["--daemon", "gopher://nowhere"];
+    for (name, args) in [
+        ("tls_server", &["--listen", "127.0.0.1:0"][..]),
+        ("tls_client", &["--connect", "127.0.0.1:1", "--server-name", "a"]),
+        ("rustls_worker", &["--certificate", certificate, "--key", key, "--listen", "127.0.0.1:0"]),
+        ("openssl_server", &["--certificate", certificate, "--key", key, "--listen", "127.0.0.1:0"]),
+        ("openssl_client", &["--connect", "127.0.0.1:1", "--ca", certificate]),
+    ] {
+        let (written, good) = run(example(name).args(bad).args(args), "").await;
+        assert!(!good, "{name}: {written}");
+        assert!(written.starts_with(&format!("{name}: ")), "{name}: {written}");
+        assert!(
+            !written.contains("Error:") && !written.contains('(') && written.contains("gopher://nowhere"),
+            "{name}: {written}"
+        );
     }
 }

@@ -9,13 +9,10 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use parking_lot::Mutex;
-use tokio::time::Instant;
-
-use super::access::Caller;
+use super::{access::Caller, line_budget::LineBudget};
 
 /// Concurrent streams of one HTTP/2 connection, by what its caller may do.
 #[derive(Clone, Copy, Debug)]
@@ -31,8 +28,7 @@ pub(super) struct StreamLimits {
 pub(super) struct StreamTotals {
     connections: AtomicU64,
     reached: AtomicU64,
-    /// The second that lines of the log are counted in, and how many may still be written in it.
-    lines: Mutex<(Instant, u32)>,
+    lines: LineBudget,
 }
 
 /// Lines of the log in a second that tell of a limit that was reached. The counters have the rest.
@@ -43,7 +39,7 @@ impl StreamTotals {
         Self {
             connections: AtomicU64::new(0),
             reached: AtomicU64::new(0),
-            lines: Mutex::new((Instant::now(), LINES)),
+            lines: LineBudget::new(LINES, Duration::from_secs(1)),
         }
     }
 
@@ -55,16 +51,6 @@ impl StreamTotals {
     /// How often a connection has reached its limit.
     pub(super) fn reached(&self) -> u64 {
         self.reached.load(Ordering::Relaxed)
-    }
-
-    fn line(&self) -> bool {
-        let mut lines = self.lines.lock();
-        if lines.0.elapsed() >= Duration::from_secs(1) {
-            *lines = (Instant::now(), LINES);
-        }
-        let left = lines.1 > 0;
-        lines.1 = lines.1.saturating_sub(1);
-        left
     }
 }
 
@@ -112,12 +98,13 @@ impl Streams {
             self.totals.connections.fetch_add(1, Ordering::Relaxed);
         }
         let reached = self.totals.reached.fetch_add(1, Ordering::Relaxed) + 1;
-        if self.totals.line() {
+        if let Some(left_out) = self.totals.lines.take(Instant::now()) {
             let key = self.key;
             tracing::warn!(
                 owner,
                 limit = self.limit,
                 reached,
+                left_out,
                 "an HTTP/2 connection holds as many streams as {key} allows, and its further calls wait: open another \
                  connection earlier, or raise {key}"
             );
@@ -178,8 +165,9 @@ mod tests {
     fn lines_of_one_second_are_bounded_and_counters_are_not() {
         let totals = Arc::new(StreamTotals::new());
         let limits = StreamLimits { worker: 8, non_worker: 1 };
-        let lines = (0..100).filter(|_| totals.line()).count();
-        assert!(lines <= 2 * LINES as usize, "{lines} lines");
+        let now = Instant::now();
+        let lines = (0..100).filter(|_| totals.lines.take(now).is_some()).count();
+        assert_eq!(lines, LINES as usize);
         for _ in 0..100 {
             let streams = Streams::new(&limits, false, &totals);
             streams.hold("test");

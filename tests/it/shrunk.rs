@@ -176,8 +176,7 @@ impl Reloading {
             loop {
                 let log = fs::read_to_string(&self.log).unwrap();
                 let mut lines = log.lines().filter(|line| {
-                    line.contains("configuration loaded anew")
-                        || line.contains("the new configuration is not used")
+                    line.contains("configuration reloaded") || line.contains("reload refused")
                 });
                 if let Some(line) = lines.nth(self.told) {
                     return line.to_owned();
@@ -198,7 +197,7 @@ impl Reloading {
 
 /// Whether such a line says that the configuration is used.
 pub(crate) fn taken(line: &str) -> bool {
-    line.contains("configuration loaded anew")
+    line.contains("configuration reloaded")
 }
 
 #[tokio::test]

@@ -116,6 +116,12 @@ pub struct Limits {
     pub connections_per_owner: usize,
     /// Most calls that are begun and not answered.
     pub calls_in_flight: usize,
+    /// Most of those of one identity.
+    pub calls_per_owner: usize,
+    /// Most bytes of requests that have not come as a whole.
+    pub request_bytes: usize,
+    /// Most of those of one identity.
+    pub request_bytes_per_owner: usize,
     /// Most sockets.
     pub sockets: usize,
     /// Most lookups of one identity in a second that find nothing.
@@ -141,6 +147,11 @@ pub struct Drain {
     pub delay: Duration,
     /// How long running calls may go on then.
     pub timeout: Duration,
+}
+
+/// Says whether something in a text looks like a private key, so that no error must print it.
+pub fn holds_key(text: &str) -> bool {
+    withhold::holds_key(text)
 }
 
 /// The variables of this process's environment that are about the configuration.
@@ -222,6 +233,10 @@ impl Config {
             connections_per_owner: check
                 .at_least_one("limits.connections_per_owner", raw.limits.connections_per_owner)?,
             calls_in_flight: check.at_least_one("limits.calls_in_flight", raw.limits.calls_in_flight)?,
+            calls_per_owner: check.at_least_one("limits.calls_per_owner", raw.limits.calls_per_owner)?,
+            request_bytes: check.size("limits.request_bytes", &raw.limits.request_bytes)?,
+            request_bytes_per_owner: check
+                .size("limits.request_bytes_per_owner", &raw.limits.request_bytes_per_owner)?,
             sockets: check.at_least_one("limits.sockets", raw.limits.sockets)?,
             misses_per_second: check
                 .at_least_one("limits.misses_per_second", raw.limits.misses_per_second)?,
@@ -338,6 +353,9 @@ fn endpoint(text: &str) -> Result<Endpoint, String> {
     if let Some(path) = text.strip_prefix("unix://") {
         if !path.starts_with('/') {
             return Err(format!("`{text}`: a socket's path is absolute, as in unix://{DEFAULT_SOCKET}"));
+        }
+        if path.contains('\0') {
+            return Err("a socket's path has no NUL".into());
         }
         return Ok(Endpoint::Unix { path: path.into(), optional: false });
     }

@@ -1,7 +1,7 @@
 //! Who may do what: identities against the rules of `[[access]]`, and calls against the table of rights.
 
 use std::{
-    fmt, io,
+    fmt,
     net::SocketAddr,
     sync::{
         Arc,
@@ -15,9 +15,10 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
+    accounts::{Accounts, Holder},
     line_budget::LineBudget,
     status::Refusal,
-    streams::{StreamLimits, StreamTotals, Streams},
+    streams::{Class, StreamLimits, StreamTotals, Streams},
 };
 use crate::{
     clock::{Clock, WallTime},
@@ -228,9 +229,16 @@ impl Access {
     }
 
     /// A line about a peer that proved no identity.
-    pub(super) fn audit_stranger(&self, peer: SocketAddr, err: &io::Error) {
+    pub(super) fn audit_stranger(&self, peer: SocketAddr, err: &dyn fmt::Display) {
         if let Some(left_out) = self.strangers.take(Instant::now()) {
             tracing::info!(target: "audit", %peer, %err, left_out, "API client refused: TLS handshake failed");
+        }
+    }
+
+    /// A line about a caller without a role that has too many connections, or came when all of its kind have.
+    pub(super) fn audit_crowd(&self, owner: &str) {
+        if let Some(left_out) = self.strangers.take(Instant::now()) {
+            tracing::info!(target: "audit", owner, left_out, "API client refused: too many sockets of callers without a role");
         }
     }
 
@@ -306,6 +314,7 @@ pub(super) struct Caller {
     /// As of how many changes.
     grants: Mutex<(u64, Arc<Grants>)>,
     streams: Streams,
+    holder: Arc<Holder>,
 }
 
 impl Caller {
@@ -315,11 +324,23 @@ impl Caller {
         access: &Arc<Access>,
         limits: &StreamLimits,
         totals: &Arc<StreamTotals>,
+        accounts: &Arc<Accounts>,
     ) -> Self {
         let changes = access.changes.load(Ordering::Acquire);
         let grants = Arc::new(access.grants(&peer));
-        let streams = Streams::new(limits, grants.any(Roles::WORKER), totals);
-        Self { peer, access: Arc::clone(access), grants: Mutex::new((changes, grants)), streams }
+        let class = match (grants.any(Roles::WORKER), grants.any(Roles::ALL)) {
+            (true, _) => Class::Worker,
+            (false, true) => Class::OtherRole,
+            (false, false) => Class::NoRole,
+        };
+        let streams = Streams::new(limits, class, totals);
+        let holder = accounts.holder(&peer.owner);
+        Self { peer, access: Arc::clone(access), grants: Mutex::new((changes, grants)), streams, holder }
+    }
+
+    /// The account of its identity.
+    pub(super) fn holder(&self) -> &Arc<Holder> {
+        &self.holder
     }
 
     /// The long streams of its connection.
@@ -470,7 +491,8 @@ mod tests {
 
     fn caller(peer: Peer, access: &Arc<Access>) -> Caller {
         let limits = StreamLimits { worker: 8, non_worker: 1 };
-        Caller::new(peer, access, &limits, &Arc::new(StreamTotals::new()))
+        let accounts = Arc::new(Accounts::new(&crate::config::Config::defaults().limits));
+        Caller::new(peer, access, &limits, &Arc::new(StreamTotals::new()), &accounts)
     }
 
     #[test]

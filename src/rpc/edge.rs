@@ -5,10 +5,7 @@ use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -24,9 +21,11 @@ use tonic::{
 
 use super::{
     access::Caller,
+    accounts::Held,
     http::Services,
     listen::Beyond,
     status::{Refusal, described},
+    whole::Whole,
 };
 use crate::connection::Table;
 
@@ -34,68 +33,43 @@ use crate::connection::Table;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline(pub(super) Instant);
 
-/// What is being answered, on all connections.
-pub(super) struct Load {
-    pub(super) table: Arc<Table>,
-    pub(super) calls_max: usize,
-    calls: AtomicUsize,
-}
-
 /// How long a call may take to arrive whole. It counts as in flight meanwhile, and all else is answered at once.
 const ARRIVAL: Duration = Duration::from_secs(20);
 
-impl Load {
-    pub(super) fn new(table: Arc<Table>, calls_max: usize) -> Self {
-        Self { table, calls_max, calls: AtomicUsize::new(0) }
-    }
-
-    /// Room for one call, until what comes back is dropped.
-    fn admit(self: &Arc<Self>) -> Result<Admitted, Refusal> {
-        let admitted = Admitted(Arc::clone(self));
-        match self.calls.fetch_add(1, Ordering::Relaxed) {
-            calls if calls < self.calls_max => Ok(admitted),
-            _ => Err(Refusal::CallLimit(self.calls_max)),
-        }
-    }
-}
-
-/// A call that is being answered.
-struct Admitted(Arc<Load>);
-
-impl Drop for Admitted {
-    fn drop(&mut self) {
-        self.0.calls.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// The body of a request: off a socket, or made in this process.
 pub(super) trait Incoming:
-    hyper::body::Body<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static
+    hyper::body::Body<Data = Bytes, Error: Into<StdError> + Send> + Unpin + Send + 'static
 {
 }
 
-impl<B: hyper::body::Body<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static> Incoming for B {}
+impl<B: hyper::body::Body<Data = Bytes, Error: Into<StdError> + Send> + Unpin + Send + 'static> Incoming
+    for B
+{
+}
 
 /// Stands before the services of one HTTP/2 connection.
 #[derive(Clone)]
 pub(super) struct Edge {
     pub(super) services: Services,
     pub(super) caller: Arc<Caller>,
-    pub(super) load: Arc<Load>,
+    pub(super) table: Arc<Table>,
     /// The connection is one more than there may be.
     pub(super) beyond: Option<Beyond>,
 }
 
-/// What a caller may ask over any connection.
-const HEALTH: &str = "/grpc.health.v1.Health/";
+/// What every caller may ask, over any connection: health, and reflection, which tools need to ask for it.
+const OPEN: &str = "/grpc.";
 
 impl Edge {
-    fn admit(&self, path: &str) -> Result<Admitted, Refusal> {
-        if let Some(beyond) = self.beyond.filter(|_| !path.starts_with(HEALTH)) {
+    fn admit(&self, path: &str) -> Result<Held, Refusal> {
+        if let Some(beyond) = self.beyond.filter(|_| !path.starts_with(OPEN)) {
             return Err(Refusal::SocketLimit(beyond.sockets_max));
         }
-        let admitted = self.load.admit()?;
-        self.caller.may_call(path, self.load.table.clock()).map(|()| admitted)
+        self.caller.may_call(path, self.table.clock())?;
+        match path.starts_with(OPEN) {
+            true => self.caller.holder().open_call(),
+            false => self.caller.holder().call(),
+        }
     }
 }
 
@@ -121,6 +95,8 @@ impl<B: Incoming> Service<Request<B>> for Edge {
             request.extensions_mut().insert(Deadline(deadline));
         }
         request.extensions_mut().insert(Arc::clone(&self.caller));
+        let message_max = self.services.message_max(request.uri().path());
+        let request = request.map(|body| Whole::new(body, message_max, Arc::clone(self.caller.holder())));
         Answer { answer: self.services.call(request), late: None, _admitted: Some(admitted) }
     }
 }
@@ -131,7 +107,7 @@ pub struct Answer {
     answer: BoxFuture<Response<Body>, Infallible>,
     /// Ready when the call should have arrived; none while nobody had to wait.
     late: Option<Pin<Box<Sleep>>>,
-    _admitted: Option<Admitted>,
+    _admitted: Option<Held>,
 }
 
 impl Answer {

@@ -7,6 +7,7 @@ use std::{
     convert::Infallible,
     error::Error,
     future::{Future, poll_fn},
+    io,
     pin::{Pin, pin},
     sync::Arc,
     task::Poll,
@@ -17,36 +18,41 @@ use http::{Request, Response};
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, AsyncWrite, BufReader},
+    io::{AsyncRead, AsyncWrite},
     time::{sleep, timeout},
 };
 use tonic::{body::Body, codegen::BoxFuture, codegen::Service, service::Routes};
 
 use super::{
     access::{Access, Caller, Peer},
+    accounts::Accounts,
     connections::Connections,
     contexts::Contexts,
-    edge::{Edge, Incoming, Load},
+    edge::{Edge, Incoming},
     listen::{Accepted, Beyond, Known, Signals},
     lookout::Lookout,
+    preface::preface,
     seldom::Seldom,
     sessions::Sessions,
     socket::Turn,
-    streams::{StreamLimits, StreamTotals},
+    streams::{Class, StreamLimits, StreamTotals},
     timer::Timer,
     tls::Acceptor,
     workers::Workers,
 };
-use crate::proto::{
-    connection_service_server::{self, ConnectionServiceServer},
-    context_service_server::{self, ContextServiceServer},
-    session_service_server::{self, SessionServiceServer},
-    worker_service_server::{self, WorkerServiceServer},
+use crate::{
+    connection::Table,
+    proto::{
+        connection_service_server::{self, ConnectionServiceServer},
+        context_service_server::{self, ContextServiceServer},
+        session_service_server::{self, SessionServiceServer},
+        worker_service_server::{self, WorkerServiceServer},
+    },
 };
 
-/// How long a connection may be open before it sends its first byte. hyper waits for every connection before it stops,
-/// also for one that never said a word (hyper issue 4170).
-const FIRST_BYTE: Duration = Duration::from_secs(20);
+/// How long a connection may take to send its preface, and before it the first byte of its TLS handshake. hyper waits for every
+/// connection before it stops, also for one that never said a word (hyper issue 4170).
+const FIRST_BYTES: Duration = Duration::from_secs(20);
 /// How long a connection lives that is one more than there may be.
 const BEYOND: Duration = Duration::from_secs(2);
 /// How often an idle HTTP/2 connection is asked whether it lives, and how long it may take to answer.
@@ -61,6 +67,10 @@ const STREAM_WINDOW_MIN: u32 = 16 << 10;
 const WINDOW_MAX: u32 = (1 << 31) - 1;
 /// What waits of one answer for a caller who does not read.
 const SEND_BUFFER: usize = 64 << 10;
+/// The same for a caller without a role.
+const SEND_BUFFER_NO_ROLE: usize = 16 << 10;
+/// The window that every connection and stream begins with: none can be less (RFC 9113 section 6.9.2).
+const LEAST_WINDOW: u32 = (64 << 10) - 1;
 /// Largest header block of a call.
 const HEADERS_MAX: u32 = 16 << 10;
 /// Streams that a peer reset before they were handled (CVE-2023-44487).
@@ -83,14 +93,38 @@ pub(super) struct Services {
     pub(super) workers: WorkerServiceServer<Workers>,
     /// Health and reflection.
     pub(super) others: Routes,
+    pub(super) messages: MessageLimits,
+}
+
+/// Largest message of each service, in bytes.
+#[derive(Clone, Copy)]
+pub(super) struct MessageLimits {
+    pub(super) connections: usize,
+    pub(super) sessions: usize,
+    pub(super) contexts: usize,
+    pub(super) workers: usize,
+    pub(super) others: usize,
+}
+
+/// The service of a path.
+fn service(path: &str) -> Option<&str> {
+    path.strip_prefix('/').and_then(|path| path.split_once('/')).map(|(service, _)| service)
 }
 
 impl Services {
+    /// Largest message that the service of this path reads.
+    pub(super) fn message_max(&self, path: &str) -> usize {
+        match service(path) {
+            Some(connection_service_server::SERVICE_NAME) => self.messages.connections,
+            Some(session_service_server::SERVICE_NAME) => self.messages.sessions,
+            Some(context_service_server::SERVICE_NAME) => self.messages.contexts,
+            Some(worker_service_server::SERVICE_NAME) => self.messages.workers,
+            _ => self.messages.others,
+        }
+    }
+
     pub(super) fn call(&self, request: Request<impl Incoming>) -> BoxFuture<Response<Body>, Infallible> {
-        let path = request.uri().path();
-        let service =
-            path.strip_prefix('/').and_then(|path| path.split_once('/')).map(|(service, _)| service);
-        match service {
+        match service(request.uri().path()) {
             Some(connection_service_server::SERVICE_NAME) => self.connections.clone().call(request),
             Some(session_service_server::SERVICE_NAME) => self.sessions.clone().call(request),
             Some(context_service_server::SERVICE_NAME) => self.contexts.clone().call(request),
@@ -107,8 +141,10 @@ pub(super) struct Gate {
     pub(super) access: Arc<Access>,
     /// Who comes over TLS. `None`: nobody does.
     pub(super) tls: Option<Arc<Acceptor>>,
-    /// What is being answered.
-    pub(super) load: Arc<Load>,
+    /// What each identity holds.
+    pub(super) accounts: Arc<Accounts>,
+    /// The connection objects, and the time.
+    pub(super) table: Arc<Table>,
     /// How many streams one connection may have.
     pub(super) streams: StreamLimits,
     /// The connections that had as many.
@@ -122,9 +158,15 @@ pub(super) struct Http {
     gate: Gate,
 }
 
-/// HTTP/2 with at most `streams` calls at a time.
-fn protocol(streams: u32) -> http2::Builder<TokioExecutor> {
-    let (stream_window, connection_window) = windows(streams);
+/// HTTP/2 for a caller of this class, with at most `streams` calls at a time.
+fn protocol(streams: u32, class: Class) -> http2::Builder<TokioExecutor> {
+    let (stream_window, connection_window) = match class {
+        Class::Worker => windows(streams),
+        // What these callers send is short, and a stream that it fills holds up none of a worker's.
+        Class::OtherRole => (LEAST_WINDOW, LEAST_WINDOW * 16),
+        Class::NoRole => (LEAST_WINDOW, LEAST_WINDOW),
+    };
+    let send_buffer = if class == Class::NoRole { SEND_BUFFER_NO_ROLE } else { SEND_BUFFER };
     let mut protocol = http2::Builder::new(TokioExecutor::new());
     protocol
         .timer(Timer::new())
@@ -135,7 +177,7 @@ fn protocol(streams: u32) -> http2::Builder<TokioExecutor> {
         .keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .max_header_list_size(HEADERS_MAX)
-        .max_send_buf_size(SEND_BUFFER)
+        .max_send_buf_size(send_buffer)
         .max_pending_accept_reset_streams(PENDING_RESETS_MAX);
     protocol
 }
@@ -147,12 +189,12 @@ impl Http {
 
     /// What the calls of one caller pass.
     pub(super) fn edge(&self, peer: Peer, beyond: Option<Beyond>) -> Edge {
-        let Gate { access, streams, stream_totals, load, .. } = &self.gate;
+        let Gate { access, streams, stream_totals, accounts, table, .. } = &self.gate;
         Edge {
             beyond,
             services: self.services.clone(),
-            caller: Arc::new(Caller::new(peer, access, streams, stream_totals)),
-            load: Arc::clone(load),
+            caller: Arc::new(Caller::new(peer, access, streams, stream_totals, accounts)),
+            table: Arc::clone(table),
         }
     }
 
@@ -169,42 +211,40 @@ impl Http {
             }
         };
         let turn = socket.turn(lookout);
-        let spoke = tokio::select! {
-            readable = socket.readable() => readable.is_ok(),
-            () = sleep(if beyond.is_some() { BEYOND } else { FIRST_BYTE }) => false,
-            () = signals.draining.cancelled() => false,
-            () = signals.kill.cancelled() => false,
-        };
-        if !spoke {
-            return;
-        }
-        let from = match known {
+        let first_bytes = if beyond.is_some() { BEYOND } else { FIRST_BYTES };
+        match known {
             Known::Peer(peer) => {
+                let greeted = until(&signals, async { timeout(first_bytes, preface(socket)).await? });
+                // One that says nothing, or half a word, is closed without one.
+                let Some(Ok(greeted)) = greeted.await else { return };
                 let edge = self.edge(peer, beyond);
-                return self.converse(socket, &turn, edge, &signals).await;
+                self.converse(greeted, &turn, edge, &signals).await;
             }
-            Known::ByHandshake(from) => from,
-        };
-        let Some(acceptor) = self.gate.tls.clone() else { return };
-        // After the handshake it may still say nothing.
-        let greeted = async {
-            let (stream, peer) = acceptor.accept(socket).await?;
-            let mut stream = BufReader::new(stream);
-            let spoke = !timeout(FIRST_BYTE, stream.fill_buf()).await??.is_empty();
-            Ok::<_, std::io::Error>(spoke.then_some((stream, peer)))
-        };
-        let greeted = tokio::select! {
-            greeted = greeted => greeted,
-            () = signals.draining.cancelled() => Ok(None),
-            () = signals.kill.cancelled() => Ok(None),
-        };
-        match greeted {
-            Ok(Some((stream, peer))) => {
-                let edge = self.edge(peer, beyond);
-                self.converse(stream, &turn, edge, &signals).await;
+            Known::ByHandshake(from) => {
+                let Some(acceptor) = self.gate.tls.clone() else { return };
+                let Some(handshake) = self.gate.accounts.handshake(from.ip()) else {
+                    return self
+                        .gate
+                        .access
+                        .audit_stranger(from, &"too many handshakes of its network are unfinished");
+                };
+                let greeted = until(&signals, async {
+                    timeout(first_bytes, socket.readable()).await??;
+                    let (stream, peer) = acceptor.accept(socket).await?;
+                    // After the handshake it may still say nothing.
+                    Ok::<_, io::Error>((timeout(first_bytes, preface(stream)).await??, peer))
+                });
+                let greeted = greeted.await;
+                drop(handshake);
+                match greeted {
+                    Some(Ok((stream, peer))) => {
+                        let edge = self.edge(peer, beyond);
+                        self.converse(stream, &turn, edge, &signals).await;
+                    }
+                    Some(Err(err)) => self.gate.access.audit_stranger(from, &err),
+                    None => {}
+                }
             }
-            Ok(None) => {}
-            Err(err) => self.gate.access.audit_stranger(from, &err),
         }
     }
 
@@ -213,7 +253,15 @@ impl Http {
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let beyond = edge.beyond.is_some();
-        let protocol = protocol(edge.caller.streams().limit());
+        let streams = edge.caller.streams();
+        let _place = match streams.class() {
+            Class::NoRole => match edge.caller.holder().socket_without_role() {
+                None => return self.gate.access.audit_crowd(edge.caller.owner()),
+                place => place,
+            },
+            Class::Worker | Class::OtherRole => None,
+        };
+        let protocol = protocol(streams.limit(), streams.class());
         let mut connection = pin!(protocol.serve_connection(TokioIo::new(socket), edge));
         let mut draining = Seldom::new(Box::pin(signals.draining.cancelled()));
         let mut kill = Seldom::new(Box::pin(signals.kill.cancelled()));
@@ -235,6 +283,15 @@ impl Http {
         if let Err(err) = ended {
             tracing::debug!(%err, "an HTTP/2 connection broke");
         }
+    }
+}
+
+/// What a connection begins with, unless the daemon stops meanwhile.
+async fn until<T>(signals: &Signals, begins: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        begun = begins => Some(begun),
+        () = signals.draining.cancelled() => None,
+        () = signals.kill.cancelled() => None,
     }
 }
 

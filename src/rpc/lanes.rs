@@ -26,8 +26,10 @@ use super::{line_budget::LineBudget, listen::Accepted, lookout::Lookout};
 
 /// Accepted sockets that a thread has not yet looked at.
 const WAITING_MAX: usize = 128;
-/// Sockets beyond the limit whose callers are told so, and may ask for the daemon's health.
+/// Sockets beyond the limit whose callers, on this host, are told so, and may ask for the daemon's health.
 const BEYOND: usize = 16;
+/// One of so many places is kept for callers over loopback and Unix sockets.
+const LOCAL_SHARE: usize = 8;
 /// One line in this time tells that the limit is reached.
 const FULL: Duration = Duration::from_secs(10);
 /// Before a thread begins again after a panic, so that one that cannot run takes no core.
@@ -99,19 +101,25 @@ impl Lanes {
     /// most; further ones are closed.
     pub(super) async fn hand(&self, mut accepted: Accepted) {
         let open: usize = self.lanes.iter().map(|lane| lane.open.load(Ordering::Relaxed)).sum();
-        if open >= self.sockets_max {
+        // Of all places some are for callers on this host, whatever comes from elsewhere.
+        let sockets_max = match accepted.is_local() {
+            true => self.sockets_max,
+            false => self.sockets_max - self.sockets_max / LOCAL_SHARE,
+        };
+        if open >= sockets_max {
             if let Some(left_out) = self.full.take(Instant::now()) {
                 tracing::warn!(
                     open,
-                    limit = self.sockets_max,
+                    limit = sockets_max,
                     left_out,
                     "limits.sockets is reached: new sockets are refused"
                 );
             }
-            if open >= self.sockets_max + BEYOND {
+            // Peers from elsewhere that have proved nothing would take these places from the probes of this host.
+            if !accepted.is_local() || open >= sockets_max + BEYOND {
                 return;
             }
-            accepted.is_beyond(self.sockets_max);
+            accepted.is_beyond(sockets_max);
         }
         let alive = self.lanes.iter().filter(|lane| !lane.accepted.is_closed());
         let Some(lane) = alive.min_by_key(|lane| lane.open.load(Ordering::Relaxed)) else { return };

@@ -14,12 +14,14 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
+    thread,
     time::{Duration, Instant},
 };
 
 use rustix::{
-    fs::Mode,
-    net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt},
+    fs::{FlockOperation, Mode, flock},
+    io::Errno,
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with, sockopt},
     process::umask,
 };
 use tokio::{
@@ -36,6 +38,8 @@ use crate::config::{Endpoint, UnixFile};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// One line in this time tells of it.
 const ACCEPT_LINE: Duration = Duration::from_secs(10);
+/// Most sockets that systemd passes.
+const PASSED_MAX: u32 = 64;
 /// Connections that the system keeps until they are accepted.
 const BACKLOG: i32 = 1024;
 
@@ -168,6 +172,14 @@ fn leaves_ipv4(address: SocketAddr, endpoints: &[Endpoint]) -> bool {
 
 /// Takes what systemd has bound. What is no loopback address is served with TLS, or not at all.
 fn passed(tls: bool) -> io::Result<Vec<Listener>> {
+    // The library adds to this number before it looks at it.
+    let count = std::env::var("LISTEN_FDS").ok().and_then(|count| count.parse::<u32>().ok());
+    if count.is_some_and(|count| count > PASSED_MAX) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("LISTEN_FDS is more than {PASSED_MAX}, the most sockets that are taken from systemd"),
+        ));
+    }
     let mut passed = listenfd::ListenFd::from_env();
     let mut sockets = Vec::new();
     for number in 0..passed.len() {
@@ -210,6 +222,8 @@ fn bind_unix(path: &Path, file: UnixFile) -> io::Result<(SocketFile, UnixListene
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
+        // Two daemons that start at once look one after the other: the later one sees the socket of the earlier.
+        let _looking = lock_folder(path)?;
         if let Ok(there) = fs::symlink_metadata(path) {
             if !there.file_type().is_socket() {
                 return Err(io::Error::new(
@@ -217,12 +231,9 @@ fn bind_unix(path: &Path, file: UnixFile) -> io::Result<(SocketFile, UnixListene
                     "the path exists and is not a socket",
                 ));
             }
-            match StdUnixStream::connect(path) {
-                Err(err) if err.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
-                Ok(_) => {
-                    return Err(io::Error::new(io::ErrorKind::AddrInUse, "another daemon answers there"));
-                }
-                Err(err) => return Err(err),
+            match is_served(path)? {
+                true => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another daemon answers there")),
+                false => fs::remove_file(path)?,
             }
         }
         // Nobody gets in before the file is what it shall be.
@@ -239,6 +250,39 @@ fn bind_unix(path: &Path, file: UnixFile) -> io::Result<(SocketFile, UnixListene
         Ok((made, listener))
     };
     bind().map_err(|err| named(err, &format_args!("unix://{}", path.display())))
+}
+
+/// Whether a process listens on a socket's file. Does not wait: a socket whose backlog is full has a listener.
+fn is_served(path: &Path) -> io::Result<bool> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        Ok(()) | Err(Errno::AGAIN | Errno::INPROGRESS) => Ok(true),
+        Err(Errno::CONNREFUSED) => Ok(false),
+        Err(err) => Err(err.into()),
+    }
+}
+
+/// How long another process may hold the lock of the folder.
+const LOCKED: Duration = Duration::from_secs(2);
+
+/// Locks the folder of a socket's file (flock(2)) until what comes back is dropped.
+fn lock_folder(path: &Path) -> io::Result<fs::File> {
+    let folder = fs::File::open(path.parent().unwrap_or(Path::new("/")))?;
+    let until = Instant::now() + LOCKED;
+    loop {
+        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(folder),
+            Err(Errno::WOULDBLOCK) if Instant::now() < until => thread::sleep(LOCKED / 100),
+            Err(Errno::WOULDBLOCK) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::AddrInUse,
+                    "another process holds the lock of its folder",
+                ));
+            }
+            Err(err) => return Err(err.into()),
+        }
+    }
 }
 
 impl Stream for Listeners {
@@ -337,6 +381,11 @@ impl Accepted {
     /// Is one more than there may be.
     pub(super) fn is_beyond(&mut self, sockets_max: usize) {
         self.beyond = Some(Beyond { sockets_max });
+    }
+
+    /// Whether it came over loopback or a Unix socket.
+    pub(super) fn is_local(&self) -> bool {
+        !matches!(self.socket, Waiting::Tls(..))
     }
 
     /// Whether it is one more than there may be.

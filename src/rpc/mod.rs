@@ -4,12 +4,15 @@
 //! * [`access`]: who may do what
 //! * [`tls`]: mutual TLS under it
 //! * [`status`]: the table of refusals
+//! * `accounts`: what one identity holds at a time
 //! * `misses`: how many lookups of one caller may find nothing
 //! * `lanes`: one thread for each core
 //! * `line_budget`: how often the log tells of the same
 //! * `lookout`: what such a thread does before it sleeps
 //! * `http`, `socket`: one HTTP/2 connection, and the bytes under it
+//! * `preface`: the first bytes of a connection
 //! * `edge`: what every call passes
+//! * `whole`: requests in whole messages
 //! * [`local`]: calls from this process
 //! * `connections`, `sessions`, `contexts`, `workers`: one file for each service
 //! * `drive`, `attach`, `watch`: one for each stream
@@ -44,6 +47,7 @@ use crate::{
 };
 
 pub mod access;
+mod accounts;
 mod answers;
 mod attach;
 mod batch;
@@ -61,6 +65,7 @@ pub mod local;
 mod lookout;
 mod misses;
 mod page;
+mod preface;
 mod request_ids;
 mod revoke;
 mod seldom;
@@ -71,13 +76,14 @@ mod streams;
 mod timer;
 pub mod tls;
 mod watch;
+mod whole;
 mod workers;
 
 use access::Access;
+use accounts::Accounts;
 use connections::{Connections, Opener};
 use contexts::Contexts;
-use edge::Load;
-use http::{Gate, Http, Services};
+use http::{Gate, Http, MessageLimits, Services};
 use lanes::Lanes;
 use listen::{Listeners, Signals};
 use local::Local;
@@ -91,6 +97,10 @@ use workers::Workers;
 
 /// Largest batch of an Attach: what it says in few bytes takes many times as much once it is read.
 const BATCH_BYTES_MAX: usize = 2 << 20;
+/// Largest request that names contexts.
+const SHORT_BYTES_MAX: usize = 64 << 10;
+/// Largest request of health and reflection, which are open to callers without a role.
+const OPEN_BYTES_MAX: usize = 16 << 10;
 /// The services that health speaks of; `""` is the daemon as a whole.
 const HEALTH_NAMES: [&str; 5] = [
     "",
@@ -109,9 +119,17 @@ static REFLECTION: LazyLock<Routes> = LazyLock::new(|| {
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     Routes::default()
-        .add_service(reflection().build_v1().expect("the descriptors are built in, and a test reads them"))
         .add_service(
-            reflection().build_v1alpha().expect("the descriptors are built in, and a test reads them"),
+            reflection()
+                .build_v1()
+                .expect("the descriptors are built in, and a test reads them")
+                .max_decoding_message_size(OPEN_BYTES_MAX),
+        )
+        .add_service(
+            reflection()
+                .build_v1alpha()
+                .expect("the descriptors are built in, and a test reads them")
+                .max_decoding_message_size(OPEN_BYTES_MAX),
         )
 });
 
@@ -195,7 +213,8 @@ impl Api {
         let gate = Gate {
             access: doors.access,
             tls: doors.acceptor,
-            load: Arc::new(Load::new(Arc::clone(&table), limits.calls_in_flight)),
+            accounts: Arc::new(Accounts::new(limits)),
+            table: Arc::clone(&table),
             streams: StreamLimits { worker: limits.streams, non_worker: limits.streams_non_worker },
             stream_totals: Arc::new(StreamTotals::new()),
         };
@@ -206,14 +225,22 @@ impl Api {
         };
         let stream_totals = Arc::clone(&gate.stream_totals);
         let contexts = Contexts { started: table.now().at, table, stream_totals };
+        let messages = MessageLimits {
+            connections: limits.message,
+            sessions: limits.message.min(BATCH_BYTES_MAX),
+            contexts: limits.message.min(SHORT_BYTES_MAX),
+            workers: limits.message.min(BATCH_BYTES_MAX),
+            others: OPEN_BYTES_MAX,
+        };
+        let health = health.max_decoding_message_size(messages.others);
         let services = Services {
             connections: ConnectionServiceServer::from_arc(connections)
-                .max_decoding_message_size(limits.message),
-            sessions: SessionServiceServer::from_arc(sessions).max_decoding_message_size(limits.message),
-            contexts: ContextServiceServer::new(contexts).max_decoding_message_size(limits.message),
-            workers: WorkerServiceServer::new(workers)
-                .max_decoding_message_size(limits.message.min(BATCH_BYTES_MAX)),
+                .max_decoding_message_size(messages.connections),
+            sessions: SessionServiceServer::from_arc(sessions).max_decoding_message_size(messages.sessions),
+            contexts: ContextServiceServer::new(contexts).max_decoding_message_size(messages.contexts),
+            workers: WorkerServiceServer::new(workers).max_decoding_message_size(messages.workers),
             others: REFLECTION.clone().add_service(health).prepare(),
+            messages,
         };
         let http = Http::new(services, gate);
         Ok(Self { http, sockets_max: limits.sockets, health: Health(reporter) })

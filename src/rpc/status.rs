@@ -97,6 +97,12 @@ pub(super) enum Refusal {
     PermissionDenied { owner: Arc<str>, roles: Roles, context: Option<String> },
     #[error("{0} calls are being answered, and limits.calls_in_flight allows no more")]
     CallLimit(usize),
+    #[error("{0} calls of this caller are being answered, and limits.calls_per_owner allows no more")]
+    OwnerCallLimit(usize),
+    #[error(
+        "{0} bytes of unfinished requests are held, and limits.request_bytes or request_bytes_per_owner allows no more"
+    )]
+    RequestBytesLimit(usize),
     #[error("{0} sockets are open, and limits.sockets or the system's limit of open files allows no more")]
     SocketLimit(usize),
     #[error("more than {0} lookups in a second found nothing, and limits.misses_per_second allows no more")]
@@ -162,6 +168,8 @@ impl Refusal {
             }
             Self::PermissionDenied { .. } => (Code::PermissionDenied, "PERMISSION_DENIED", Some("context")),
             Self::CallLimit(_) => (Code::ResourceExhausted, "CALL_LIMIT", None),
+            Self::OwnerCallLimit(_) => (Code::ResourceExhausted, "OWNER_CALL_LIMIT", None),
+            Self::RequestBytesLimit(_) => (Code::ResourceExhausted, "REQUEST_BYTES_LIMIT", None),
             Self::SocketLimit(_) => (Code::ResourceExhausted, "SOCKET_LIMIT", None),
             Self::MissLimit(_) => (Code::ResourceExhausted, "MISS_LIMIT", None),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", None),

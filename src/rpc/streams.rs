@@ -23,6 +23,20 @@ pub(super) struct StreamLimits {
     pub(super) non_worker: u32,
 }
 
+/// What a caller may do, as far as it decides how much of HTTP/2 it gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// It is a worker in some context.
+    Worker,
+    /// It has other roles.
+    OtherRole,
+    /// It has no role: health and reflection answer it, and nothing else.
+    NoRole,
+}
+
+/// Concurrent streams of a connection whose caller has no role.
+const STREAMS_NO_ROLE: u32 = 16;
+
 /// What happened on all connections, since the daemon started.
 #[derive(Debug)]
 pub(super) struct StreamTotals {
@@ -57,6 +71,7 @@ impl StreamTotals {
 /// The streams of one HTTP/2 connection.
 #[derive(Debug)]
 pub(super) struct Streams {
+    class: Class,
     limit: u32,
     /// The key of the configuration that sets the limit.
     key: &'static str,
@@ -68,13 +83,17 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    /// With the limit of a worker, or of another caller.
-    pub(super) fn new(limits: &StreamLimits, worker: bool, totals: &Arc<StreamTotals>) -> Self {
-        let (limit, key) = match worker {
-            true => (limits.worker, "limits.streams"),
-            false => (limits.non_worker, "limits.streams_non_worker"),
+    /// With the limit of a caller of this class.
+    pub(super) fn new(limits: &StreamLimits, class: Class, totals: &Arc<StreamTotals>) -> Self {
+        let (limit, key) = match class {
+            Class::Worker => (limits.worker, "limits.streams"),
+            Class::OtherRole => (limits.non_worker, "limits.streams_non_worker"),
+            Class::NoRole => {
+                (limits.non_worker.min(STREAMS_NO_ROLE), "the daemon for callers without a role")
+            }
         };
         Self {
+            class,
             limit,
             key,
             held: AtomicU32::new(0),
@@ -82,6 +101,11 @@ impl Streams {
             ever: AtomicBool::new(false),
             totals: Arc::clone(totals),
         }
+    }
+
+    /// What its caller may do, as of the connection's beginning.
+    pub(super) fn class(&self) -> Class {
+        self.class
     }
 
     /// SETTINGS_MAX_CONCURRENT_STREAMS of its connection.
@@ -147,7 +171,7 @@ mod tests {
     #[test]
     fn limit_is_told_once_until_a_quarter_is_free() {
         let totals = Arc::new(StreamTotals::new());
-        let streams = Streams::new(&StreamLimits { worker: 8, non_worker: 1 }, true, &totals);
+        let streams = Streams::new(&StreamLimits { worker: 8, non_worker: 1 }, Class::Worker, &totals);
         (0..7).for_each(|_| streams.hold("test"));
         assert_eq!((totals.connections(), totals.reached()), (0, 0));
         // A place that is given back and taken again at the limit.
@@ -169,7 +193,7 @@ mod tests {
         let lines = (0..100).filter(|_| totals.lines.take(now).is_some()).count();
         assert_eq!(lines, LINES as usize);
         for _ in 0..100 {
-            let streams = Streams::new(&limits, false, &totals);
+            let streams = Streams::new(&limits, Class::OtherRole, &totals);
             streams.hold("test");
             streams.release();
         }

@@ -16,10 +16,14 @@ mod documents;
 mod doors;
 mod drive_close;
 mod foreign_client;
+#[path = "../load/frames.rs"]
+#[allow(dead_code, reason = "shared with the tests of load")]
+mod frames;
 mod fuzzed;
 mod hammer;
 mod harness;
 mod hit_ratio;
+mod hostile_callers;
 mod hygiene;
 mod incidents;
 mod interop;

@@ -19,6 +19,7 @@ mod harness;
 mod pki;
 
 mod frames;
+mod hostile;
 mod http2_abuse;
 mod meter;
 mod overload;

@@ -1,0 +1,366 @@
+//! What one identity holds at a time, over all of its connections: calls, bytes of unfinished requests, sockets.
+//!
+//! Each of them has a limit for all callers together and a smaller one for each identity, so that no caller takes what is for
+//! all. Callers that have no role, and peers that have not proved who they are, have small pools of their own: whatever they do
+//! takes no place of a worker.
+
+use std::{
+    hash::Hash,
+    net::{IpAddr, Ipv6Addr},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use dashmap::DashMap;
+
+use super::status::Refusal;
+use crate::config::Limits;
+
+/// Calls in flight of health and reflection, which every caller may make: in all, and of one identity.
+const OPEN_CALLS: usize = 256;
+const OPEN_CALLS_OF_ONE: usize = 32;
+/// Sockets of callers that have no role: in all, and of one identity.
+const SOCKETS_WITHOUT_ROLE: usize = 128;
+const SOCKETS_WITHOUT_ROLE_OF_ONE: usize = 4;
+/// TLS handshakes of the API that are not finished: in all, and from one address (of IPv6: from one network of 64 bits).
+const HANDSHAKES: usize = 512;
+const HANDSHAKES_OF_ONE: usize = 64;
+
+/// Everything that is counted for identities.
+pub(super) struct Accounts {
+    calls: Pool,
+    open_calls: Pool,
+    sockets_without_role: Pool,
+    handshakes: Pool,
+    bytes: Pool,
+    by_owner: Members<Arc<str>, Account>,
+    by_address: Members<IpAddr, Source>,
+}
+
+/// How much is taken of something, and how much there is, in all and for one identity.
+struct Pool {
+    taken: AtomicUsize,
+    most: usize,
+    most_of_one: usize,
+}
+
+/// What one identity holds.
+#[derive(Default)]
+pub(super) struct Account {
+    calls: AtomicUsize,
+    open_calls: AtomicUsize,
+    sockets_without_role: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+/// What one address holds before it has proved an identity.
+#[derive(Default)]
+struct Source {
+    handshakes: AtomicUsize,
+}
+
+/// Those that hold something now, by key. One that holds nothing is forgotten.
+struct Members<K: Eq + Hash, M>(DashMap<K, Weak<M>>);
+
+impl<K: Eq + Hash + Clone, M: Default> Members<K, M> {
+    /// The member of this key, made where there is none.
+    fn get(&self, key: &K) -> Arc<M> {
+        let mut entry = self.0.entry(key.clone()).or_default();
+        if let Some(member) = entry.upgrade() {
+            return member;
+        }
+        let member = Arc::new(M::default());
+        *entry = Arc::downgrade(&member);
+        member
+    }
+
+    /// Forgets the member of this key if nothing holds it any more.
+    fn forget(&self, key: &K) {
+        self.0.remove_if(key, |_, member| member.strong_count() == 0);
+    }
+}
+
+impl Pool {
+    const fn new(most: usize, most_of_one: usize) -> Self {
+        Self { taken: AtomicUsize::new(0), most, most_of_one }
+    }
+
+    /// Takes some for one identity, or none of it. The error tells which limit is reached.
+    fn take(&self, of_one: &AtomicUsize, amount: usize) -> Result<(), Full> {
+        if !add_within(of_one, amount, self.most_of_one) {
+            return Err(Full::OfOne(self.most_of_one));
+        }
+        if !add_within(&self.taken, amount, self.most) {
+            of_one.fetch_sub(amount, Ordering::Relaxed);
+            return Err(Full::OfAll(self.most));
+        }
+        Ok(())
+    }
+
+    fn give_back(&self, of_one: &AtomicUsize, amount: usize) {
+        of_one.fetch_sub(amount, Ordering::Relaxed);
+        self.taken.fetch_sub(amount, Ordering::Relaxed);
+    }
+}
+
+/// A limit that is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Full {
+    OfOne(usize),
+    OfAll(usize),
+}
+
+fn add_within(taken: &AtomicUsize, amount: usize, most: usize) -> bool {
+    taken
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
+            taken.checked_add(amount).filter(|taken| *taken <= most)
+        })
+        .is_ok()
+}
+
+/// The account of an identity, in the hands of one of its connections.
+pub(super) struct Holder {
+    accounts: Arc<Accounts>,
+    owner: Arc<str>,
+    account: Arc<Account>,
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        // The account itself is dropped behind this; the last holder finds one reference, its own.
+        if Arc::strong_count(&self.account) == 1 {
+            self.account = Arc::default();
+            self.accounts.by_owner.forget(&self.owner);
+        }
+    }
+}
+
+impl std::fmt::Debug for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Holder").field("owner", &self.owner).finish_non_exhaustive()
+    }
+}
+
+impl Accounts {
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self {
+            calls: Pool::new(limits.calls_in_flight, limits.calls_per_owner),
+            open_calls: Pool::new(OPEN_CALLS, OPEN_CALLS_OF_ONE),
+            sockets_without_role: Pool::new(SOCKETS_WITHOUT_ROLE, SOCKETS_WITHOUT_ROLE_OF_ONE),
+            handshakes: Pool::new(HANDSHAKES, HANDSHAKES_OF_ONE),
+            bytes: Pool::new(limits.request_bytes, limits.request_bytes_per_owner),
+            by_owner: Members(DashMap::new()),
+            by_address: Members(DashMap::new()),
+        }
+    }
+
+    /// The account of an identity, for one of its connections.
+    pub(super) fn holder(self: &Arc<Self>, owner: &Arc<str>) -> Arc<Holder> {
+        let account = self.by_owner.get(owner);
+        Arc::new(Holder { accounts: Arc::clone(self), owner: Arc::clone(owner), account })
+    }
+
+    /// A TLS handshake with a peer from this address, until what comes back is dropped. `None`: there are too many already.
+    pub(super) fn handshake(self: &Arc<Self>, from: IpAddr) -> Option<Handshake> {
+        let from = network(from);
+        let source = self.by_address.get(&from);
+        let taken = self.handshakes.take(&source.handshakes, 1);
+        if taken.is_err() {
+            drop(source);
+            self.by_address.forget(&from);
+            return None;
+        }
+        Some(Handshake { accounts: Arc::clone(self), from, source: Some(source) })
+    }
+}
+
+/// Who has one address of a network of IPv6 has all of them.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+        address => address,
+    }
+}
+
+/// A handshake that is not finished.
+pub(super) struct Handshake {
+    accounts: Arc<Accounts>,
+    from: IpAddr,
+    source: Option<Arc<Source>>,
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        if let Some(source) = self.source.take() {
+            self.accounts.handshakes.give_back(&source.handshakes, 1);
+        }
+        self.accounts.by_address.forget(&self.from);
+    }
+}
+
+/// What an identity has taken: one of something, or bytes. Dropping it gives it back.
+pub(super) struct Held {
+    holder: Arc<Holder>,
+    what: What,
+    amount: usize,
+}
+
+#[derive(Clone, Copy)]
+enum What {
+    Call,
+    OpenCall,
+    SocketWithoutRole,
+    Bytes,
+}
+
+impl Holder {
+    fn place(&self, what: What) -> (&Pool, &AtomicUsize) {
+        let (accounts, account) = (&self.accounts, &self.account);
+        match what {
+            What::Call => (&accounts.calls, &account.calls),
+            What::OpenCall => (&accounts.open_calls, &account.open_calls),
+            What::SocketWithoutRole => (&accounts.sockets_without_role, &account.sockets_without_role),
+            What::Bytes => (&accounts.bytes, &account.bytes),
+        }
+    }
+
+    fn take(self: &Arc<Self>, what: What) -> Result<Held, Full> {
+        let (pool, of_one) = self.place(what);
+        pool.take(of_one, 1)?;
+        Ok(Held { holder: Arc::clone(self), what, amount: 1 })
+    }
+
+    /// Room for a call, until it is answered.
+    ///
+    /// # Errors
+    /// [`Refusal::CallLimit`] or [`Refusal::OwnerCallLimit`].
+    pub(super) fn call(self: &Arc<Self>) -> Result<Held, Refusal> {
+        self.take(What::Call).map_err(|full| match full {
+            Full::OfOne(most) => Refusal::OwnerCallLimit(most),
+            Full::OfAll(most) => Refusal::CallLimit(most),
+        })
+    }
+
+    /// Room for a call that every caller may make.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub(super) fn open_call(self: &Arc<Self>) -> Result<Held, Refusal> {
+        self.take(What::OpenCall).map_err(|full| match full {
+            Full::OfOne(most) => Refusal::OwnerCallLimit(most),
+            Full::OfAll(most) => Refusal::CallLimit(most),
+        })
+    }
+
+    /// A place for a socket of a caller that has no role. `None`: there are too many already.
+    pub(super) fn socket_without_role(self: &Arc<Self>) -> Option<Held> {
+        self.take(What::SocketWithoutRole).ok()
+    }
+
+    /// No bytes yet, of a request that has not come as a whole.
+    pub(super) fn no_bytes(self: &Arc<Self>) -> Held {
+        Held { holder: Arc::clone(self), what: What::Bytes, amount: 0 }
+    }
+}
+
+impl Held {
+    /// Takes more of the same.
+    ///
+    /// # Errors
+    /// [`Refusal::RequestBytesLimit`]; what was held stays.
+    pub(super) fn grow(&mut self, more: usize) -> Result<(), Refusal> {
+        let (pool, of_one) = self.holder.place(self.what);
+        pool.take(of_one, more).map_err(|full| match full {
+            Full::OfOne(most) | Full::OfAll(most) => Refusal::RequestBytesLimit(most),
+        })?;
+        self.amount += more;
+        Ok(())
+    }
+
+    /// Gives everything back, and can grow again.
+    pub(super) fn clear(&mut self) {
+        let (pool, of_one) = self.holder.place(self.what);
+        pool.give_back(of_one, std::mem::take(&mut self.amount));
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn accounts(calls: usize, of_one: usize) -> Arc<Accounts> {
+        let limits = Config::defaults().limits;
+        let limits = Limits { calls_in_flight: calls, calls_per_owner: of_one, ..limits };
+        Arc::new(Accounts::new(&limits))
+    }
+
+    #[test]
+    fn one_identity_does_not_take_what_is_for_all() {
+        let accounts = accounts(5, 3);
+        let (one, other) = (accounts.holder(&"one".into()), accounts.holder(&"other".into()));
+        // The second connection of the same identity has the same account.
+        let again = accounts.holder(&"one".into());
+        let held: Vec<_> = [one.call(), again.call(), one.call()].into_iter().map(Result::unwrap).collect();
+        assert!(matches!(again.call(), Err(Refusal::OwnerCallLimit(3))));
+        let others = [other.call().unwrap(), other.call().unwrap()];
+        assert!(matches!(other.call(), Err(Refusal::CallLimit(5))));
+        drop(held);
+        assert!(other.call().is_ok() && one.call().is_ok());
+        drop(others);
+        assert_eq!(accounts.calls.taken.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn identities_that_hold_nothing_are_forgotten() {
+        let accounts = accounts(10, 10);
+        for number in 0..1000 {
+            let owner: Arc<str> = format!("owner {number}").into();
+            let holder = accounts.holder(&owner);
+            let held = holder.call().unwrap();
+            drop(holder);
+            assert_eq!(accounts.by_owner.0.len(), 1, "a call that goes on keeps its account");
+            drop(held);
+            assert_eq!(accounts.by_owner.0.len(), 0);
+        }
+        for number in 0..1000_u32 {
+            drop(accounts.handshake(IpAddr::from(number.to_be_bytes())));
+        }
+        assert_eq!(accounts.by_address.0.len(), 0);
+    }
+
+    #[test]
+    fn bytes_are_taken_as_they_come_and_given_back() {
+        let limits = Limits { request_bytes: 100, request_bytes_per_owner: 60, ..Config::defaults().limits };
+        let accounts = Arc::new(Accounts::new(&limits));
+        let holder = accounts.holder(&"one".into());
+        let mut bytes = holder.no_bytes();
+        bytes.grow(40).unwrap();
+        assert!(matches!(bytes.grow(21), Err(Refusal::RequestBytesLimit(60))));
+        bytes.grow(20).unwrap();
+        bytes.clear();
+        bytes.grow(60).unwrap();
+        drop(bytes);
+        assert_eq!(accounts.bytes.taken.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn addresses_of_one_network_share_their_handshakes() {
+        let accounts = accounts(10, 10);
+        let from = |text: &str| accounts.handshake(text.parse().unwrap());
+        let held: Vec<_> = (0..HANDSHAKES_OF_ONE).map(|at| from(&format!("2001:db8::{at:x}"))).collect();
+        assert!(held.iter().all(Option::is_some));
+        assert!(from("2001:db8::ffff:1").is_none() && from("2001:db8:0:1::1").is_some());
+        assert!(from("192.0.2.1").is_some() && from("::ffff:192.0.2.1").is_some());
+        drop(held);
+        assert!(from("2001:db8::ffff:1").is_some());
+    }
+}

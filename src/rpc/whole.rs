@@ -1,0 +1,339 @@
+//! The body of a request, handed on in whole messages.
+//!
+//! gRPC puts the length of a message before it, and tonic reserves that many bytes when it has read the length. So five bytes of
+//! a peer could take 4 MiB. This body hands a message on only when all of it has come: nothing is reserved that has not. The
+//! part that has come is counted for its caller, and a message that stays unfinished for too long ends the call.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::time::{Sleep, sleep};
+use tonic::{Status, codegen::StdError};
+
+use super::{
+    accounts::{Held, Holder},
+    status::Refusal,
+};
+
+/// The compressed flag and the length of a message.
+const PREFIX: usize = 5;
+/// How long a message may take from its first byte to its last.
+const UNFINISHED: Duration = Duration::from_secs(20);
+/// A piece shorter than this is copied: it would keep the buffer alive that it was read into.
+const COPIED: usize = 1024;
+
+/// A body in whole messages.
+pub(super) struct Whole<B> {
+    body: B,
+    /// The body has no more frames.
+    ended: bool,
+    /// What a service reads of one message; of a longer one it gets the prefix at once, and refuses it.
+    message_max: usize,
+    /// Of the message that has not come as a whole, or of whole ones that wait to be handed on.
+    pieces: VecDeque<Bytes>,
+    /// Bytes of `pieces` that belong to whole messages.
+    whole: usize,
+    /// Bytes of `pieces`, whole or not.
+    held: usize,
+    /// Bytes that the last message still needs, its prefix included.
+    missing: usize,
+    /// The prefix of the last message, as far as it has come.
+    prefix: [u8; PREFIX],
+    prefix_len: usize,
+    /// Everything is handed on as it comes.
+    through: bool,
+    holder: Arc<Holder>,
+    /// None while nothing is held back.
+    counted: Option<Held>,
+    late: Option<Pin<Box<Sleep>>>,
+}
+
+impl<B> Whole<B> {
+    /// Counts for `holder` what is held back.
+    pub(super) fn new(body: B, message_max: usize, holder: Arc<Holder>) -> Self {
+        Self {
+            body,
+            ended: false,
+            message_max,
+            pieces: VecDeque::new(),
+            whole: 0,
+            held: 0,
+            missing: 0,
+            prefix: [0; PREFIX],
+            prefix_len: 0,
+            through: false,
+            holder,
+            counted: None,
+            late: None,
+        }
+    }
+
+    /// Follows the lengths of messages through `data`. Returns how many bytes of it end with a whole message.
+    fn follow(&mut self, data: &[u8]) -> usize {
+        let (mut at, mut ends) = (0, 0);
+        while at < data.len() {
+            if self.prefix_len < PREFIX {
+                let piece = (PREFIX - self.prefix_len).min(data.len() - at);
+                self.prefix[self.prefix_len..self.prefix_len + piece].copy_from_slice(&data[at..at + piece]);
+                self.prefix_len += piece;
+                at += piece;
+                if self.prefix_len < PREFIX {
+                    break;
+                }
+                let [_, length @ ..] = self.prefix;
+                // A length that this machine cannot address is longer than any message.
+                self.missing = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+                if self.missing > self.message_max {
+                    self.through = true;
+                    return data.len();
+                }
+            }
+            let piece = self.missing.min(data.len() - at);
+            self.missing -= piece;
+            at += piece;
+            if self.missing == 0 {
+                self.prefix_len = 0;
+                ends = at;
+            }
+        }
+        ends
+    }
+
+    /// Takes what has come. Returns what can be handed on at once.
+    fn take(&mut self, mut data: Bytes) -> Result<Option<Bytes>, Refusal> {
+        if self.through {
+            return Ok(Some(data));
+        }
+        let ends = self.follow(&data);
+        if self.pieces.is_empty() && ends == data.len() {
+            return Ok(Some(data));
+        }
+        let rest = data.split_off(ends);
+        if !data.is_empty() {
+            self.push(data);
+            self.whole = self.held;
+        }
+        if !rest.is_empty() {
+            // Counted with what a piece takes beside its bytes.
+            let counted = self.counted.get_or_insert_with(|| self.holder.no_bytes());
+            counted.grow(rest.len() + COUNTED_MORE)?;
+            self.push(rest);
+        }
+        Ok(self.pop())
+    }
+
+    fn push(&mut self, data: Bytes) {
+        self.held += data.len();
+        if data.len() >= COPIED {
+            self.pieces.push_back(data);
+            return;
+        }
+        // Short ones are joined, so that a message that comes byte by byte takes no more than its bytes.
+        match self.pieces.pop_back() {
+            Some(last) if last.len() < COPIED => {
+                let mut joined = last.try_into_mut().unwrap_or_else(|last| BytesMut::from(&last[..]));
+                joined.extend_from_slice(&data);
+                self.pieces.push_back(joined.freeze());
+            }
+            last => {
+                self.pieces.extend(last);
+                self.pieces.push_back(Bytes::copy_from_slice(&data));
+            }
+        }
+    }
+
+    /// The next piece of whole messages.
+    fn pop(&mut self) -> Option<Bytes> {
+        if self.whole == 0 {
+            return None;
+        }
+        let mut piece = self.pieces.pop_front()?;
+        if piece.len() > self.whole {
+            // Joined with the beginning of the next message.
+            let rest = piece.split_off(self.whole);
+            self.pieces.push_front(rest);
+        }
+        self.whole -= piece.len();
+        self.held -= piece.len();
+        if self.held == 0 {
+            self.pieces = VecDeque::new();
+            self.counted = None;
+            self.late = None;
+        }
+        Some(piece)
+    }
+}
+
+/// What one piece takes beside its bytes.
+const COUNTED_MORE: usize = 32;
+
+impl<B> Body for Whole<B>
+where
+    B: Body<Data = Bytes, Error: Into<StdError>> + Unpin,
+{
+    type Data = Bytes;
+    type Error = StdError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
+        let this = &mut *self;
+        loop {
+            if let Some(piece) = this.pop() {
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            if this.ended {
+                return Poll::Ready(None);
+            }
+            let frame = match Pin::new(&mut this.body).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => frame,
+                Poll::Ready(Some(Err(err))) => return Poll::Ready(Some(Err(err.into()))),
+                // What is held back is no whole message: tonic says so.
+                Poll::Ready(None) => {
+                    (this.ended, this.whole) = (true, this.held);
+                    continue;
+                }
+                Poll::Pending => {
+                    if this.held == 0 {
+                        return Poll::Pending;
+                    }
+                    let late = this.late.get_or_insert_with(|| Box::pin(sleep(UNFINISHED)));
+                    return late.as_mut().poll(cx).map(|()| Some(Err(refused(Refusal::DeadlineExceeded))));
+                }
+            };
+            match frame.into_data() {
+                Ok(data) => match this.take(data) {
+                    Ok(Some(piece)) => return Poll::Ready(Some(Ok(Frame::data(piece)))),
+                    Ok(None) => {}
+                    Err(refusal) => return Poll::Ready(Some(Err(refused(refusal)))),
+                },
+                Err(other) => return Poll::Ready(Some(Ok(other))),
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.held == 0 && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+fn refused(refusal: Refusal) -> StdError {
+    Box::new(Status::from(refusal))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+    use crate::{
+        config::{Config, Limits},
+        rpc::accounts::Accounts,
+    };
+
+    /// Frames that are there already, and no end.
+    struct Frames(VecDeque<Bytes>, bool);
+
+    impl Body for Frames {
+        type Data = Bytes;
+        type Error = StdError;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
+            match (self.0.pop_front(), self.1) {
+                (Some(data), _) => Poll::Ready(Some(Ok(Frame::data(data)))),
+                (None, true) => Poll::Ready(None),
+                (None, false) => Poll::Pending,
+            }
+        }
+    }
+
+    fn accounts(bytes: usize) -> Arc<Accounts> {
+        let limits =
+            Limits { request_bytes: bytes, request_bytes_per_owner: bytes, ..Config::defaults().limits };
+        Arc::new(Accounts::new(&limits))
+    }
+
+    fn message(length: usize) -> Vec<u8> {
+        let prefix = u32::try_from(length).unwrap().to_be_bytes();
+        let body = (0..length).map(|at| u8::try_from(at % 251).unwrap());
+        [0].into_iter().chain(prefix).chain(body).collect()
+    }
+
+    async fn read(body: &mut Whole<Frames>) -> Option<Result<Bytes, StdError>> {
+        let frame = poll_fn(|cx| match Pin::new(&mut *body).poll_frame(cx) {
+            Poll::Pending => Poll::Ready(None),
+            Poll::Ready(frame) => Poll::Ready(frame),
+        });
+        frame.await.map(|frame| frame.map(|frame| frame.into_data().unwrap()))
+    }
+
+    #[tokio::test]
+    async fn messages_come_out_as_they_went_in_however_they_are_cut() {
+        let accounts = accounts(1 << 20);
+        let holder = accounts.holder(&"one".into());
+        let all: Vec<u8> =
+            [0, 1, 4, 5, 6, 900, 1023, 1024, 5000, 0, 20_000, 3].into_iter().flat_map(message).collect();
+        for cut in [1, 2, 5, 7, 1000, 1024, 4096, 16_384, all.len()] {
+            let frames = all.chunks(cut).map(Bytes::copy_from_slice).collect();
+            let mut body = Whole::new(Frames(frames, true), 1 << 20, Arc::clone(&holder));
+            let mut out = Vec::new();
+            while let Some(piece) = read(&mut body).await {
+                out.extend_from_slice(&piece.unwrap());
+            }
+            assert!(out == all, "cut at {cut}");
+            assert_eq!(body.held, 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_handed_on_of_a_message_that_has_not_come() {
+        let accounts = accounts(1 << 20);
+        let holder = accounts.holder(&"one".into());
+        let first = message(10);
+        let announced = [0, 0, 0x40, 0, 0];
+        let frames = [[&first[..], &announced, b"some"].concat().into(), Bytes::from_static(b"more")];
+        let mut body = Whole::new(Frames(frames.into(), false), 4 << 20, Arc::clone(&holder));
+        assert_eq!(read(&mut body).await.unwrap().unwrap(), first);
+        assert!(read(&mut body).await.is_none(), "it waits");
+        assert_eq!(body.held, 5 + 4 + 4);
+        // One that is longer than the service reads is the service's to refuse, at once.
+        let frames = [Bytes::from_static(&[0, 0, 0x40, 0, 1])];
+        let mut body = Whole::new(Frames(frames.into(), false), 4 << 20, holder);
+        assert_eq!(read(&mut body).await.unwrap().unwrap().len(), 5);
+    }
+
+    #[tokio::test]
+    async fn bytes_of_unfinished_messages_have_a_limit_and_are_given_back() {
+        let accounts = accounts(10_000);
+        let holder = accounts.holder(&"one".into());
+        let begun = || Bytes::from(message(9000)[..6000].to_vec());
+        let body = |frames: Vec<Bytes>| Whole::new(Frames(frames.into(), true), 1 << 20, Arc::clone(&holder));
+        let mut one = body(vec![begun(), Bytes::from(message(9000)[6000..].to_vec())]);
+        let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut one).poll_frame(cx))).await;
+        assert!(first.is_ready(), "it came as a whole");
+        drop(one);
+        let mut one = Whole::new(Frames([begun()].into(), false), 1 << 20, Arc::clone(&holder));
+        assert!(read(&mut one).await.is_none());
+        let refused = read(&mut body(vec![begun()])).await.unwrap().unwrap_err();
+        let status = refused.downcast_ref::<Status>().expect("a status with details");
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status:?}");
+        drop(one);
+        assert!(read(&mut body(vec![begun()])).await.unwrap().is_ok(), "there is room again");
+    }
+}

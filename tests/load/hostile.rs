@@ -1,0 +1,143 @@
+//! Callers that announce and never send: memory follows what has come, whatever the caller may do.
+
+use std::time::{Duration, Instant};
+
+use tokio::{io::AsyncReadExt, io::AsyncWriteExt, net::TcpStream};
+
+use crate::{
+    binary::Binary,
+    frames::{self, DATA, END_HEADERS, HEADERS, Raw, SETTINGS, WINDOW_UPDATE, frame},
+    meter::memory,
+};
+
+/// What a caller without a role may hold, in MiB, and what the unfinished requests of a worker may.
+const WITHOUT_ROLE: u64 = 20;
+const WORKER: u64 = 150;
+/// Rules that give a local caller no role.
+const NO_ROLE: [&str; 2] = ["--set", "access=[{identity=\"uid:54321\", contexts=[\"*\"], role=\"worker\"}]"];
+
+/// A call, and the prefix of a message of this many bytes.
+fn announce(stream: u32, path: &str, bytes: u32) -> Vec<u8> {
+    let prefix = [&[0][..], &bytes.to_be_bytes()].concat();
+    [frame(HEADERS, END_HEADERS, stream, &frames::call(path)), frame(DATA, 0, stream, &prefix)].concat()
+}
+
+/// Waits until the daemon has read what was sent: it answers a PING behind it.
+async fn read_through(raw: &mut Raw) -> bool {
+    raw.send(&frame(frames::PING, 0, 0, &[7; 8])).await && raw.until(frames::PING).await.is_ok()
+}
+
+async fn grows_by(args: &[&str], path: &str, announced: u32, connections: usize) -> u64 {
+    let daemon = Binary::start(args).await;
+    // What every first call costs once.
+    let mut first = Raw::connect(&daemon.address, 65_535).await;
+    let _ = first.send(&announce(1, path, 5)).await && read_through(&mut first).await;
+    drop(first);
+    let before = memory(&daemon.process());
+    let mut held = Vec::new();
+    for _ in 0..connections {
+        let mut raw = Raw::connect(&daemon.address, 65_535).await;
+        // A connection that is one too many is closed.
+        let Ok(settings) = raw.until(SETTINGS).await else { continue };
+        let limit =
+            settings.payload.chunks(6).find(|setting| setting[..2] == [0, 3]).expect("a limit of streams");
+        let limit = u32::from_be_bytes(limit[2..6].try_into().unwrap()).min(1000);
+        for stream in 0..limit {
+            if !raw.send(&announce(2 * stream + 1, path, announced)).await {
+                break;
+            }
+        }
+        if read_through(&mut raw).await {
+            held.push(raw);
+        }
+    }
+    assert!(!held.is_empty(), "{path}: no connection is open");
+    let after = memory(&daemon.process());
+    println!("{path}: {before} MiB, {after} MiB with {} connections", held.len());
+    after.saturating_sub(before)
+}
+
+#[tokio::test]
+async fn announced_messages_of_a_worker_take_no_memory() {
+    for path in [
+        "/tls.sessiond.v1.ConnectionService/Drive",
+        "/tls.sessiond.v1.ConnectionService/Exchange",
+        "/tls.sessiond.v1.WorkerService/Attach",
+        "/tls.sessiond.v1.SessionService/PutSession",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    ] {
+        let announced = if path.starts_with("/grpc") { 16 << 10 } else { 2 << 20 };
+        let grown = grows_by(&[], path, announced, 2).await;
+        assert!(grown < WORKER / 2, "{path}: {grown} MiB");
+    }
+}
+
+#[tokio::test]
+async fn caller_without_a_role_holds_less_than_20_mib() {
+    for path in [
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/tls.sessiond.v1.ConnectionService/Drive",
+        "/nowhere/Nothing",
+    ] {
+        let grown = grows_by(&NO_ROLE, path, 16 << 10, 40).await;
+        assert!(grown < WITHOUT_ROLE, "{path}: {grown} MiB");
+    }
+}
+
+#[tokio::test]
+async fn answers_that_a_caller_without_a_role_does_not_read_are_few() {
+    let daemon = Binary::start(&NO_ROLE).await;
+    let before = memory(&daemon.process());
+    let mut held = Vec::new();
+    for _ in 0..40 {
+        // No window for any answer, and questions whose answers are long.
+        let mut raw = Raw::connect(&daemon.address, 0).await;
+        if raw.until(SETTINGS).await.is_err() {
+            continue;
+        }
+        let symbol = b"\x22\x21tls.sessiond.v1.ConnectionService";
+        for stream in 0..16 {
+            // In one frame: many small ones end the connection by themselves.
+            let asks = frames::message(symbol).repeat(50);
+            let path = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+            let mut bytes = frame(HEADERS, END_HEADERS, 2 * stream + 1, &frames::call(path));
+            bytes.extend(frame(DATA, 0, 2 * stream + 1, &asks));
+            if !raw.send(&bytes).await {
+                break;
+            }
+        }
+        let _ = raw.send(&frame(WINDOW_UPDATE, 0, 0, &1u32.to_be_bytes())).await;
+        if read_through(&mut raw).await {
+            held.push(raw);
+        }
+    }
+    assert!((1..=4).contains(&held.len()), "{} connections of a caller without a role", held.len());
+    let grown = memory(&daemon.process()).saturating_sub(before);
+    assert!(grown < WITHOUT_ROLE, "{grown} MiB");
+}
+
+#[tokio::test]
+async fn preface_that_never_comes_whole_ends_and_holds_up_no_stop() {
+    let daemon = Binary::start(&["--set", "drain.timeout=1h"]).await;
+    let mut mute = Vec::new();
+    for bytes in [1, 10, 23] {
+        let mut socket = TcpStream::connect(&daemon.address).await.unwrap();
+        socket.write_all(&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..bytes]).await.unwrap();
+        mute.push(socket);
+    }
+    // One of them is waited for: the daemon closes it by itself.
+    let mut first = mute.remove(0);
+    let mut rest = Vec::new();
+    let closed = tokio::time::timeout(frames::SOON, first.read_to_end(&mut rest)).await;
+    assert!(closed.is_ok(), "it stays open");
+    let mut late = TcpStream::connect(&daemon.address).await.unwrap();
+    late.write_all(b"PRI * HTTP").await.unwrap();
+    let began = Instant::now();
+    daemon.terminate().await;
+    let (status, _) = daemon.end().await;
+    assert_eq!(status.code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    drop((mute, late));
+}

@@ -70,11 +70,27 @@ impl Reload {
     /// # Errors
     /// What is wrong with it, or that it must not follow the one that runs ([`Config::can_follow`]). Nothing has changed then.
     pub fn apply(&self, config: &Config) -> Result<Reloaded, ConfigError> {
+        self.replace(config, &mut self.running.lock())
+    }
+
+    /// The same, unless another reload has taken its place: `is_wanted` says whether it still is wanted. `None`: it was not.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn apply_while(
+        &self,
+        config: &Config,
+        is_wanted: impl FnOnce() -> bool,
+    ) -> Result<Option<Reloaded>, ConfigError> {
         let mut running = self.running.lock();
-        config.can_follow(&running)?;
+        is_wanted().then(|| self.replace(config, &mut running)).transpose()
+    }
+
+    fn replace(&self, config: &Config, running: &mut Arc<Config>) -> Result<Reloaded, ConfigError> {
+        config.can_follow(running)?;
         let registry = self.table.registry().rebuild(config)?;
         let tls = Acceptor::reload(config)?;
-        let removed = config.removed_contexts(&running).len();
+        let removed = config.removed_contexts(running).len();
         let contexts = registry.all().len();
         // Nothing can fail any more. Rights first: nobody uses old ones on new contexts.
         self.doors.access.swap(&config.access);
@@ -119,10 +135,13 @@ impl Prepared {
     }
 
     /// How many sockets there may be.
-    fn sockets_max(&self) -> usize {
+    ///
+    /// # Errors
+    /// The system allows too few open files for any.
+    fn sockets_max(&self) -> io::Result<usize> {
         let wanted = self.config.limits.sockets;
         let sockets = match self.open_files.map(usize::try_from) {
-            Some(Ok(open_files)) => wanted.min(sockets_within(open_files)),
+            Some(Ok(open_files)) => wanted.min(sockets_within(open_files)?),
             Some(Err(_)) | None => wanted,
         };
         if sockets < wanted {
@@ -133,16 +152,27 @@ impl Prepared {
                 "limits.sockets cannot be reached: raise the limit of open files (LimitNOFILE=, ulimit -n)"
             );
         }
-        sockets
+        Ok(sockets)
     }
 }
 
-/// Open files that are no sockets of callers: listeners, event queues, the log, and the files of a reload.
+/// Open files that are no sockets of callers: listeners, event queues, the log, the files of a reload, and sockets beyond the
+/// limit that ask for health.
 const FILES_RESERVED: usize = 64;
+/// Fewest sockets that are worth a daemon.
+const SOCKETS_MIN: usize = 16;
 
 /// Sockets that a process may have beside all else that it opens.
-fn sockets_within(open_files: usize) -> usize {
-    open_files.saturating_sub(FILES_RESERVED).max(open_files / 4).max(1)
+///
+/// # Errors
+/// There are too few.
+fn sockets_within(open_files: usize) -> io::Result<usize> {
+    open_files.checked_sub(FILES_RESERVED).filter(|sockets| *sockets >= SOCKETS_MIN).ok_or_else(|| {
+        let least = FILES_RESERVED + SOCKETS_MIN;
+        io::Error::other(format!(
+            "the system allows {open_files} open files, and {least} are needed: raise the limit (LimitNOFILE=, ulimit -n)"
+        ))
+    })
 }
 
 /// A daemon that listens, and answers once it runs.
@@ -170,7 +200,7 @@ impl Daemon {
     /// # Errors
     /// Which address cannot be had.
     pub fn listen(prepared: Prepared, clock: Clock) -> Result<Self, Error> {
-        let sockets_max = prepared.sockets_max();
+        let sockets_max = prepared.sockets_max()?;
         let Prepared { config, registry, acceptor, .. } = prepared;
         let most = Most { all: config.limits.connections, of_one: config.limits.connections_per_owner };
         let table = Arc::new(Table::new(Arc::new(registry), clock, most));
@@ -279,8 +309,11 @@ mod tests {
 
     #[test]
     fn sockets_leave_a_reserve_of_open_files() {
-        for (open_files, sockets) in [(1, 1), (8, 2), (64, 16), (80, 20), (256, 192), (1024, 960)] {
-            assert_eq!(sockets_within(open_files), sockets, "{open_files}");
+        for (open_files, sockets) in [(80, 16), (256, 192), (1024, 960)] {
+            assert_eq!(sockets_within(open_files).ok(), Some(sockets), "{open_files}");
+        }
+        for open_files in [0, 8, 64, 79] {
+            assert!(sockets_within(open_files).is_err(), "{open_files}");
         }
     }
 }

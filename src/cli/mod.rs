@@ -20,6 +20,8 @@ use crate::{
 mod process;
 mod serve;
 
+/// Exit status for wrong usage, as clap has it.
+const EX_USAGE: u8 = 2;
 /// Exit status for a bad configuration: EX_CONFIG of sysexits.h.
 const EX_CONFIG: u8 = 78;
 
@@ -85,7 +87,18 @@ impl Options {
 
 /// Runs the command that the arguments name.
 pub fn run() -> ExitCode {
-    let Cli { command, options } = Cli::parse();
+    let Cli { command, options } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // The library quotes arguments, and one of them may be a key that was pasted.
+        Err(err) if err.use_stderr() && config::holds_key(&err.to_string()) => {
+            say(
+                io::stderr(),
+                "tls-sessiond: an argument looks like a private key, and is not expected; see --help\n",
+            );
+            return ExitCode::from(EX_USAGE);
+        }
+        Err(err) => err.exit(),
+    };
     let done = match command {
         None | Some(Command::Serve) => serve::serve(&options),
         Some(Command::Check { file }) => match file.or(options.config) {

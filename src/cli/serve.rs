@@ -3,12 +3,20 @@
 //! Signals are taken before anything is read, and every file is read on a thread of its own: a file that hangs, on a
 //! network file system for example, delays a start or a reload, but never a stop.
 
-use std::{io, thread, time::Duration};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use super::{Options, process, say};
@@ -19,8 +27,10 @@ use crate::{
     log::{Log, panics::caught},
 };
 
-/// How long files may take to read before the log tells that they do.
+/// How long files may take to read before the log tells that they do, and before another SIGHUP begins a reload of its own.
 const SLOW: Duration = Duration::from_secs(10);
+/// Reloads that wait for files at a time.
+const HANGING_MAX: usize = 8;
 
 pub(super) fn serve(options: &Options) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -56,7 +66,7 @@ async fn serve_prepared(
     log: &Log,
     options: Options,
 ) -> Result<(), Error> {
-    let Signals { terminate, interrupt, hangup } = signals;
+    let Signals { terminate, interrupt, hangup, _file_size } = signals;
     let daemon = Daemon::listen(prepared, Clock::System)?;
     let text = greeting(daemon.config(), &daemon.endpoints());
     // Whatever stands behind stdout may take nothing, and the daemon serves all the same.
@@ -84,6 +94,8 @@ fn aside<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> io::Res
 /// The signals that this process takes. From [`Signals::take`] on none of them ends it by itself; one that comes before it
 /// is waited for is kept.
 struct Signals {
+    /// write(2) beyond the limit of a file's size is an error then, and does not end the process. Nothing waits for it.
+    _file_size: Signal,
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
@@ -92,6 +104,7 @@ struct Signals {
 impl Signals {
     fn take() -> io::Result<Self> {
         Ok(Self {
+            _file_size: signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?,
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -101,20 +114,57 @@ impl Signals {
 
 /// Reloads at every SIGHUP. An error is told, and the daemon goes on as it was.
 async fn reload_at(mut hangup: Signal, reload: Reload, options: Options, log: Log) {
-    while hangup.recv().await.is_some() {
+    let latest = Arc::new(AtomicUsize::new(0));
+    let mut asked = hangup.recv().await;
+    while asked.is_some() {
+        if Arc::strong_count(&latest) > HANGING_MAX {
+            tracing::error!(
+                "reload refused: {HANGING_MAX} earlier ones still wait for files of the configuration"
+            );
+            asked = hangup.recv().await;
+            continue;
+        }
+        let attempt = Attempt::next(&latest);
         // A panic has its line in the log, and the next signal is waited for.
-        let _ = caught(reload_once(reload.clone(), options.clone(), log.clone())).await;
+        let reloading = caught(reload_once(attempt, reload.clone(), options.clone(), log.clone()));
+        tokio::select! {
+            _ = reloading => asked = hangup.recv().await,
+            // A file that hangs holds up its own reload, and no later one.
+            next = next_after(SLOW, &mut hangup) => asked = next,
+        }
     }
 }
 
-async fn reload_once(reload: Reload, options: Options, log: Log) {
+/// The next signal, if this has waited for a while.
+async fn next_after(wait: Duration, hangup: &mut Signal) -> Option<()> {
+    sleep(wait).await;
+    hangup.recv().await
+}
+
+/// One attempt at a reload. It is void once another has begun.
+struct Attempt {
+    number: usize,
+    latest: Arc<AtomicUsize>,
+}
+
+impl Attempt {
+    fn next(latest: &Arc<AtomicUsize>) -> Self {
+        Self { number: latest.fetch_add(1, Ordering::SeqCst) + 1, latest: Arc::clone(latest) }
+    }
+
+    fn is_latest(&self) -> bool {
+        self.latest.load(Ordering::SeqCst) == self.number
+    }
+}
+
+async fn reload_once(attempt: Attempt, reload: Reload, options: Options, log: Log) {
     let reloading = aside(move || {
         let config = options.load()?;
-        let reloaded = reload.apply(&config)?;
+        let Some(reloaded) = reload.apply_while(&config, || attempt.is_latest())? else { return Ok(None) };
         if let Err(err) = log.reload(&config.log) {
             tracing::error!(%err, "the audit file is not opened again; audit lines go where they went before");
         }
-        Ok::<Reloaded, ConfigError>(reloaded)
+        Ok::<_, ConfigError>(Some(reloaded))
     });
     match reloading {
         Ok(reloading) => tell(patiently(reloading).await),
@@ -122,10 +172,10 @@ async fn reload_once(reload: Reload, options: Options, log: Log) {
     }
 }
 
-fn tell(reloaded: Result<Result<Reloaded, ConfigError>, oneshot::error::RecvError>) {
+fn tell(reloaded: Result<Result<Option<Reloaded>, ConfigError>, oneshot::error::RecvError>) {
     let refused = match reloaded {
-        Ok(Ok(reloaded)) => {
-            let Reloaded { contexts, removed } = reloaded;
+        Ok(Ok(None)) => return,
+        Ok(Ok(Some(Reloaded { contexts, removed }))) => {
             tracing::info!(contexts, removed, "configuration reloaded");
             return;
         }

@@ -8,7 +8,7 @@
 //! * Contexts are matched by name. One that is missing while others are there is removed: its users lose it. One whose name
 //!   is new is taken as it is written.
 //! * Rules of access may be fewer. All of their keys are required, and the first rule that matches counts, so that a file
-//!   that ends earlier grants less.
+//!   that ends earlier grants less. A rule that is taken out before others is an edit: no omission looks like it.
 //! * `access = []` and `context = []` say explicitly what a missing key means.
 
 use toml::{Table, Value};
@@ -43,19 +43,29 @@ pub(super) fn check(next: &Config, running: &Config) -> Result<(), ConfigError> 
     {
         for (place, context) in new.iter().enumerate() {
             let before = old.iter().position(|old| name(old) == name(context));
+            // One that was cut before its name would take the place of the default one, with less.
+            let named = |place: usize| old[place].get("name").is_some();
+            if context.get("name").is_none() && before.is_none_or(named) {
+                let message = "a context without a name takes the name `default`, and the running configuration has no \
+                               context that is called so without a name; write its name, or restart the daemon";
+                return Err(check.refuse(&format!("context[{place}].name"), message.into()));
+            }
             match before.and_then(|place| Some((place, old[place].as_table()?))) {
                 Some((before, old)) => {
                     let mut path = vec!["context".into(), before.to_string()];
                     let new = context.as_table().unwrap_or(old);
                     compare(old, new, &mut path, &format!("context[{place}]."), &mut missing);
                 }
-                None if context.get("name").is_none() => {
-                    let message = "a context without a name takes the name `default`, and the running configuration has no \
-                                   context of that name; write its name, or restart the daemon";
-                    return Err(check.refuse(&format!("context[{place}].name"), message.into()));
-                }
                 None => {}
             }
+        }
+    }
+    for place in next.origin.overridden_contexts() {
+        let at = |config: &Config| config.contexts.get(place).map(|context| context.name.clone());
+        if at(next) != at(running) {
+            let message = "a key of this context is set beside the file, by its place, and another context has this place \
+                           now; keep the order of the contexts, or restart the daemon";
+            return Err(check.refuse(&format!("context[{place}].name"), message.into()));
         }
     }
     if let Some(refused) = returned(&missing, running) {

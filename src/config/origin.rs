@@ -1,6 +1,11 @@
 //! Where each key came from: `--set` over the environment over the file. Errors name it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
 
 use toml::{Spanned, Table, Value, de::DeTable, de::DeValue};
 
@@ -11,6 +16,11 @@ pub(super) const ENV_PREFIX: &str = "TLS_SESSIOND__";
 
 /// Goes over every `log.level`: it is set for one run, to find a fault.
 pub(super) const RUST_LOG: &str = "RUST_LOG";
+
+/// Largest configuration file, in bytes.
+const FILE_MAX: u64 = 4 << 20;
+/// Most parts of a key that is set beside the file.
+const DEPTH_MAX: usize = 8;
 
 /// The keys that were given, merged, and where each of them stands.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +50,7 @@ impl Origin {
     ) -> Result<Self, ConfigError> {
         let mut origin = Self::default();
         if let Some(path) = file {
-            let text = std::fs::read_to_string(path)
+            let text = read(path)
                 .map_err(|err| ConfigError::plain(format!("cannot read {}: {err}", path.display())))?;
             origin.own = text.parse().map_err(|err: toml::de::Error| {
                 let line = err.span().map_or(1, |span| line_of(&text, span.start));
@@ -103,6 +113,13 @@ impl Origin {
         }
     }
 
+    /// Places of contexts that have keys set beside the file.
+    pub(super) fn overridden_contexts(&self) -> BTreeSet<usize> {
+        let places =
+            self.overrides.iter().filter_map(|(key, _)| key.strip_prefix("context.")?.split('.').next());
+        places.filter_map(|place| place.parse().ok()).collect()
+    }
+
     /// Where a key stands, or the nearest of its parents.
     pub(super) fn locate(&self, key: &str) -> String {
         let dotted = key.replace('[', ".").replace(']', "");
@@ -117,6 +134,16 @@ impl Origin {
 
 fn is_empty(value: &Value) -> bool {
     value.as_array().is_some_and(Vec::is_empty)
+}
+
+/// Reads a configuration file, also one that is a pipe.
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(FILE_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > FILE_MAX {
+        return Err(io::Error::other(format!("it has more than {FILE_MAX} bytes")));
+    }
+    Ok(text)
 }
 
 /// Whether `key` is `set` or lies below it.
@@ -135,6 +162,9 @@ fn parse(text: &str) -> Value {
 
 /// Sets a dotted key; a number is a place in a list: `context.0.alpn`.
 fn assign(table: &mut Table, key: &str, value: Value) -> Result<(), String> {
+    if key.split('.').count() > DEPTH_MAX {
+        return Err(format!("no key has more than {DEPTH_MAX} parts"));
+    }
     let mut parts = key.split('.').peekable();
     let first = parts.next().filter(|first| !first.is_empty()).ok_or("the key is empty")?;
     let empty = |next: Option<&&str>| match next {

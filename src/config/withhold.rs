@@ -36,6 +36,11 @@ pub(super) fn withhold(message: &str) -> String {
     shown
 }
 
+/// Says whether something in a text looks like key material.
+pub(super) fn holds_key(text: &str) -> bool {
+    secret(text).is_some()
+}
+
 /// Returns the range from the first to the last byte that looks like key material.
 fn secret(message: &str) -> Option<(usize, usize)> {
     let bytes = message.as_bytes();
@@ -63,6 +68,12 @@ fn secret(message: &str) -> Option<(usize, usize)> {
         let hex = length >= HEX_RUN && run.iter().all(u8::is_ascii_hexdigit);
         if (length >= BASE64_RUN && mixed) || hex {
             add(at, at + length);
+        }
+        // As openssl prints the numbers of a key: `54:52:bc`.
+        let colons = bytes[at..].iter().take_while(|byte| byte.is_ascii_hexdigit() || **byte == b':').count();
+        let digits = bytes[at..at + colons].iter().filter(|byte| byte.is_ascii_hexdigit()).count();
+        if digits >= HEX_RUN && 2 * (colons - digits) + 2 >= digits {
+            add(at, at + colons);
         }
         at += length.max(1);
     }

@@ -10,7 +10,9 @@
 //! * `writer`: the thread that writes them
 //! * `panics`: a panic is a line as well
 
-use std::{fs, io, io::IsTerminal, sync::Arc, time::Duration};
+use std::{io, io::IsTerminal, path::Path, sync::Arc, time::Duration};
+
+use rustix::fs::Access;
 
 use tracing_subscriber::{
     Layer, Registry,
@@ -87,12 +89,12 @@ impl Log {
     /// It cannot.
     pub fn check(config: &crate::config::Log) -> io::Result<()> {
         let Audit::File(path) = &config.audit else { return Ok(()) };
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let there = match path.exists() {
-            true => fs::OpenOptions::new().append(true).open(path).map(drop),
-            false => folder.map_or(Ok(()), |folder| fs::read_dir(folder).map(drop)),
-        };
-        there.map_err(|err| io::Error::new(err.kind(), format!("cannot open {}: {err}", path.display())))
+        if path.symlink_metadata().is_ok() {
+            return writer::open_existing(path).map(drop);
+        }
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK)
+            .map_err(|err| io::Error::new(err.kind(), format!("cannot open {}: {err}", path.display())))
     }
 
     /// Applies another filter, and opens the audit file again: it may have been renamed by a rotation.

@@ -7,7 +7,7 @@ use std::{
         fd::{AsFd, BorrowedFd},
         unix::fs::OpenOptionsExt,
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -19,6 +19,7 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    fs::OFlags,
     io::Errno,
 };
 use tracing_subscriber::fmt::MakeWriter;
@@ -111,13 +112,35 @@ impl Writer {
     }
 }
 
-/// Opens a log file for appending; its owner alone may read it.
+/// Opens a log file for appending, and makes it where there is none: its owner alone may read it then. Never waits: a named pipe
+/// is refused.
 ///
 /// # Errors
-/// Those of the system, with the path.
-pub(super) fn open(path: &std::path::Path) -> io::Result<File> {
-    let opened = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
-    opened.map_err(|err| io::Error::new(err.kind(), format!("cannot open {}: {err}", path.display())))
+/// Those of the system, with the path, and the path being no regular file.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    open_with(path, OpenOptions::new().create(true))
+}
+
+/// Opens a log file that is there.
+///
+/// # Errors
+/// As [`open`].
+pub(super) fn open_existing(path: &Path) -> io::Result<File> {
+    open_with(path, &mut OpenOptions::new())
+}
+
+fn open_with(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    // Without NONBLOCK, open(2) of a named pipe waits for its reader.
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let flags = i32::try_from(flags.bits()).map_err(io::Error::other)?;
+    let mut open = || {
+        let file = options.append(true).mode(0o600).custom_flags(flags).open(path)?;
+        match file.metadata()?.is_file() {
+            true => Ok(file),
+            false => Err(io::Error::other("it is not a regular file")),
+        }
+    };
+    open().map_err(|err| io::Error::new(err.kind(), format!("cannot open {}: {err}", path.display())))
 }
 
 /// Puts lines of one kind into the queue. Never fails and never waits for the sink.

@@ -254,3 +254,25 @@ async fn output_that_cannot_be_written_is_no_reason_not_to_serve() {
         assert_eq!(ended.code(), Some(status), "{args:?}");
     }
 }
+
+#[tokio::test]
+async fn limit_of_the_size_of_a_file_ends_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, log) = (folder.path().join("daemon.toml"), folder.path().join("log"));
+    fs::write(&config, rule("local", "*", "worker")).unwrap();
+    // Blocks of 512 bytes: a handful of lines.
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -f 1 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_tls-sessiond"), "--config"]);
+    command.arg(&config).args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"]);
+    let mut process = Process::logging(&mut command, File::create(&log).unwrap());
+    let address = process.says("listening on tcp://").await;
+    let mut worker = Guest::new(&over(TcpStream::connect(&address).await.unwrap()).await);
+    for _ in 0..100 {
+        assert_eq!(why(worker.sessions.revoke_sessions(revoke("a://b")).await), denied());
+    }
+    worker.open("").await.unwrap();
+    drop(worker);
+    process.signal("TERM").await;
+    assert!(process.succeeds().await, "status 0");
+    assert!(fs::metadata(&log).unwrap().len() <= 1024, "the limit was reached");
+}

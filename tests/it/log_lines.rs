@@ -302,6 +302,16 @@ fn audit_file_that_cannot_be_opened_is_an_error_with_its_key() {
         assert!(said.contains("c.toml:2: log.audit: cannot open "), "{said}");
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "check makes no file");
+    // A named pipe would hold up the start until something reads it.
+    let fifo = folder.path().join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    fs::write(&file, "[log]\naudit = \"fifo\"\n").unwrap();
+    for args in [&["check", path][..], &["--config", path]] {
+        let output = run(args, "UNRELATED", b"");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(78), "{said}");
+        assert!(said.contains("c.toml:2: log.audit: cannot open "), "{said}");
+    }
 }
 
 #[tokio::test]

@@ -146,3 +146,12 @@ async fn flood_of_sockets_leaves_files_for_health_and_reload() {
     let log = daemon.end().await;
     assert!(!log.contains("cannot accept"), "{log}");
 }
+
+#[tokio::test]
+async fn too_few_open_files_for_any_socket_end_the_start() {
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 40 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_tls-sessiond")]);
+    command.args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"]).env_remove("RUST_LOG");
+    let (written, good) = crate::process::run(&mut command, "").await;
+    assert!(!good && written.contains("40 open files, and 80 are needed"), "{written}");
+}

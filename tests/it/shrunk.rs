@@ -399,3 +399,54 @@ async fn a_start_takes_what_the_file_says() {
     assert!(taken(&again.reload("").await));
     again.end().await;
 }
+
+#[tokio::test]
+async fn a_context_cut_before_its_name_replaces_no_default() {
+    let folder = files();
+    let context = |name: &str, client_auth: &str| {
+        let path = folder.path().display();
+        format!(
+            "[[context]]\ncertificate = \"{path}/tls.crt\"\nkey = \"{path}/tls.key\"\nca = \"{path}/ca.pem\"\n\
+             client_auth = \"{client_auth}\"\nname = \"{name}\"\n"
+        )
+    };
+    let whole = context("public", "none") + &context("default", "require");
+    let daemon = TestDaemon::run(&load(folder.path(), &whole).unwrap()).await;
+    let lines: Vec<_> = whole.lines().collect();
+    for count in 0..lines.len() {
+        let cut = lines[..count].join("\n");
+        let Ok(config) = load(folder.path(), &cut) else { continue };
+        if daemon.apply(&config).is_ok() {
+            let now = daemon.table.registry();
+            let name = now.get("default").map(|context| context.name.to_string());
+            assert_eq!(name, None, "cut after line {count}: {cut}");
+        }
+    }
+    // A context that runs without a name needs none.
+    let path = folder.path().display();
+    let nameless = format!(
+        "[[context]]\ncertificate = \"{path}/tls.crt\"\nkey = \"{path}/tls.key\"\nca = \"{path}/ca.pem\"\n"
+    );
+    let nameless = load(folder.path(), &nameless).unwrap();
+    TestDaemon::run(&nameless).await.apply(&nameless).unwrap();
+}
+
+#[test]
+fn keys_set_by_place_stay_with_their_context() {
+    let folder = files();
+    let file = folder.path().join("c.toml");
+    let context = |name: &str| {
+        format!(
+            "[[context]]\nname = \"{name}\"\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\nca = \"ca.pem\"\nclient_auth = \"none\"\n"
+        )
+    };
+    let set = ["context.0.client_auth=require".to_owned()];
+    let load = |text: String| {
+        fs::write(&file, text).unwrap();
+        Config::load(Some(&file), std::iter::empty(), &set).unwrap()
+    };
+    let running = load(context("web") + &context("mail"));
+    let error = load(context("mail") + &context("web")).can_follow(&running).unwrap_err().to_string();
+    assert!(error.contains("context[0].name") && error.contains("set beside the file"), "{error}");
+    load(context("web") + &context("other")).can_follow(&running).unwrap();
+}

@@ -299,3 +299,123 @@ async fn examples_print_the_text_of_an_error() {
         );
     }
 }
+
+#[tokio::test]
+async fn full_backlog_of_another_daemon_is_no_hang() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("api.sock");
+    let socket = listen_for_nothing(&path);
+    // Fills it: what connects is not accepted.
+    let mut waiting = Vec::new();
+    while let Ok(stream) = connect_at_once(&path) {
+        waiting.push(stream);
+    }
+    let api = format!("listen.api=[\"unix://{}\"]", path.display());
+    let (written, good) =
+        run(Command::new(env!("CARGO_BIN_EXE_tls-sessiond")).args(["--set", &api]), "").await;
+    assert!(!good && written.contains("another daemon answers there"), "{written}");
+    drop((socket, waiting));
+}
+
+fn unix_socket() -> rustix::fd::OwnedFd {
+    let flags = rustix::net::SocketFlags::NONBLOCK;
+    let (family, kind) = (rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM);
+    rustix::net::socket_with(family, kind, flags, None).unwrap()
+}
+
+/// A listener with the shortest backlog, which accepts nothing.
+fn listen_for_nothing(path: &Path) -> rustix::fd::OwnedFd {
+    let socket = unix_socket();
+    rustix::net::bind(&socket, &rustix::net::SocketAddrUnix::new(path).unwrap()).unwrap();
+    rustix::net::listen(&socket, 0).unwrap();
+    socket
+}
+
+fn connect_at_once(path: &Path) -> rustix::io::Result<rustix::fd::OwnedFd> {
+    let socket = unix_socket();
+    rustix::net::connect(&socket, &rustix::net::SocketAddrUnix::new(path).unwrap()).map(|()| socket)
+}
+
+#[tokio::test]
+async fn of_many_daemons_that_start_at_once_one_has_the_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("api.sock");
+    for round in 0..10 {
+        // A dead daemon left it.
+        drop(UnixListener::bind(&path).unwrap());
+        let start = std::sync::Arc::new(std::sync::Barrier::new(4));
+        let starting: Vec<_> = (0..4)
+            .map(|_| {
+                let (start, set) = (start.clone(), format!("listen.api=[\"unix://{}\"]", path.display()));
+                tokio::task::spawn_blocking(move || {
+                    let config = Config::load(None, std::iter::empty(), &[set]).unwrap();
+                    start.wait();
+                    Daemon::bind(&config, Clock::System).ok()
+                })
+            })
+            .collect();
+        let mut live = Vec::new();
+        for daemon in starting {
+            live.extend(daemon.await.unwrap());
+        }
+        assert_eq!(live.len(), 1, "round {round}");
+        assert!(tokio::net::UnixStream::connect(&path).await.is_ok(), "round {round}: it is reached");
+        drop(live);
+        assert!(!path.exists());
+    }
+}
+
+#[tokio::test]
+async fn reload_after_one_that_hangs_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, log) = (folder.path().join("config"), folder.path().join("log"));
+    fs::write(&config, "").unwrap();
+    let mut command = daemon(&["--config", config.to_str().unwrap()]);
+    let mut process = Process::logging(&mut command, fs::File::create(&log).unwrap());
+    process.says("listening on tcp://").await;
+    fs::remove_file(&config).unwrap();
+    fifo(&config);
+    process.signal("HUP").await;
+    let held = open_for(&config).await;
+    fs::remove_file(&config).unwrap();
+    fs::write(&config, "").unwrap();
+    process.signal("HUP").await;
+    let until = Instant::now() + PATIENCE;
+    while !fs::read_to_string(&log).unwrap().contains("configuration reloaded") {
+        assert!(Instant::now() < until, "{}", fs::read_to_string(&log).unwrap());
+        tokio::task::yield_now().await;
+    }
+    // The one that hung is void when its file comes at last.
+    drop(held);
+    process.signal("TERM").await;
+    assert!(process.succeeds().await);
+    let log = fs::read_to_string(&log).unwrap();
+    assert_eq!(log.matches("configuration reloaded").count(), 1, "{log}");
+}
+
+#[test]
+fn key_in_an_argument_is_not_printed() {
+    let key = Authority::new("any").leaf(&["a"]).key;
+    let body: String = key.lines().filter(|line| !line.starts_with("-----")).collect();
+    for args in [&["--set", &key][..], &[&key], &["check", "x", &body], &["--port", &key], &["serve", &body]]
+    {
+        let output = StdCommand::new(env!("CARGO_BIN_EXE_tls-sessiond")).args(args).output().unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(matches!(output.status.code(), Some(2 | 78)), "{said}");
+        assert!(!said.contains(&body[8..40]), "a part of the key is printed: {said}");
+    }
+}
+
+#[test]
+fn configuration_that_is_endless_or_deep_is_refused() {
+    let deep = format!("a{}=1", ".a".repeat(30_000));
+    for (args, said) in [
+        (&["check", "/dev/zero"][..], "cannot read /dev/zero"),
+        (&["check", "/dev/null", "--set", &deep], "--set a.a.a"),
+    ] {
+        let output = StdCommand::new(env!("CARGO_BIN_EXE_tls-sessiond")).args(args).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(78), "{text}");
+        assert!(text.contains(said), "{text}");
+    }
+}

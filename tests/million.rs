@@ -67,8 +67,8 @@ fn put(cache: &Cache, number: u32, account: &Arc<Account>, name: &Arc<str>, time
 fn a_million_sessions_take_what_they_count_for_and_give_it_back_when_they_expire() {
     const HOURS: u32 = 10;
     const HOUR: Duration = Duration::from_secs(3_600);
-    /// What the journal of departures grows to, and keeps; twice what a departure takes, for tables double.
-    const JOURNAL: usize = 90 * DEPARTURES_MAX;
+    /// What the journal of departures grows to, and keeps; twice what a departure takes, for lists double.
+    const JOURNAL: usize = 100 * DEPARTURES_MAX;
     let _alone = alone();
     let limits = Limits { entries_max: MILLION as usize, bytes_max: 1 << 30 };
     let ledger = Arc::new(Ledger::new(limits));
@@ -89,9 +89,12 @@ fn a_million_sessions_take_what_they_count_for_and_give_it_back_when_they_expire
     let full = HEAP.allocated() - before;
     assert_eq!(cache.len(), MILLION as usize);
     let counted = cache.bytes();
+    // All have one kind, which lies in memory a few times and counts for each of them.
+    let kind = cache.peek(&id(0), NOW).unwrap().kind().size();
+    let own = counted - MILLION as usize * kind;
     assert!(
-        full.abs_diff(counted) < counted / 10,
-        "{} bytes of heap a session, and {} are counted",
+        full.abs_diff(own) < own / 10 && full <= counted,
+        "{} bytes of heap a session, and {} are counted, of which {kind} for its kind",
         full / MILLION as usize,
         counted / MILLION as usize
     );

@@ -1,4 +1,4 @@
-//! What a session takes besides its id and its data. A process of its own, for the allocator that counts is everybody's.
+//! What a session takes besides its data. A process of its own, for the allocator that counts is everybody's.
 
 #![cfg(test)]
 #![allow(unsafe_code, reason = "an allocator that counts")]
@@ -6,7 +6,7 @@
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -16,8 +16,12 @@ use tls_sessiond::{
     clock::Now,
     config::Offering,
     session::{
-        Cache, Format, NewSession, OVERHEAD, Role, Secret, SessionId, Version, cache::Plan, ledger::Ledger,
+        Cache, Format, NewSession, OVERHEAD, PeerIdentity, Role, Secret, SessionId, Terms, Version,
+        cache::Plan,
+        journal::{DEPARTURES_MAX, KINDS_BYTES_MAX},
+        ledger::Ledger,
         stats::Account,
+        watch::{EVENTS_BYTES_MAX, EVENTS_MAX},
     },
     store::memory::Limits,
 };
@@ -43,6 +47,12 @@ unsafe impl GlobalAlloc for Counting {
         // SAFETY: the caller's promise.
         unsafe { System.dealloc(place, layout) }
     }
+}
+
+/// The heap is one for all tests: one at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 const ID: usize = 32;
@@ -88,8 +98,153 @@ fn fill(cache: &Cache, numbers: std::ops::Range<usize>, mut look: impl FnMut(usi
     }
 }
 
+/// What one session names: each of them something else.
+type Names = fn(number: usize) -> (PeerIdentity, Box<[u8]>, Format, Arc<str>, String);
+
+/// Names that take much more heap than they have bytes, and names of many bytes.
+const SHAPES: [(&str, Names); 6] = [
+    ("a subject", |number| plain(number, |peer| peer.subject = format!("CN={number}"))),
+    ("a long subject", |number| plain(number, |peer| peer.subject = format!("{number:08000}"))),
+    ("64 empty names", |number| plain(number, |peer| peer.uris = vec![String::new(); 64])),
+    ("64 names of a byte", |number| plain(number, |peer| peer.dns_names = vec!["a".to_owned(); 64])),
+    ("32 names of 200 bytes", |number| plain(number, |peer| peer.uris = vec!["u".repeat(200); 32])),
+    ("the rest", |number| {
+        let (peer, ..) = plain(number, |_| ());
+        let name = format!("{number:0255}");
+        (
+            peer,
+            [7; 1024].into(),
+            Format::Worker("openssl-3.5.0-with-a-long-name-32".into()),
+            name.into(),
+            "S".repeat(64),
+        )
+    }),
+];
+
+fn plain(
+    number: usize,
+    change: impl FnOnce(&mut PeerIdentity),
+) -> (PeerIdentity, Box<[u8]>, Format, Arc<str>, String) {
+    let mut peer = PeerIdentity { not_after: tls_sessiond::clock::WallTime::MAX, ..PeerIdentity::default() };
+    peer.certificate_sha256[..8].copy_from_slice(&number.to_be_bytes());
+    change(&mut peer);
+    (peer, [].into(), Format::Rustls, "a.test".into(), String::new())
+}
+
+fn id(number: usize) -> SessionId {
+    let mut id = [0; ID];
+    id[..8].copy_from_slice(&number.to_be_bytes());
+    // The end decides which part of the kinds it is.
+    id[ID - 8..].copy_from_slice(&number.to_be_bytes());
+    SessionId::new(&id).unwrap()
+}
+
+fn put_named(cache: &Cache, account: &Arc<Account>, number: usize, names: Names) {
+    let (peer, binding, format, server_name, cipher_suite) = names(number);
+    let new = NewSession {
+        id: Some(id(number)),
+        version: Version::Tls12,
+        cipher_suite: cipher_suite.into(),
+        server_name,
+        format,
+        binding,
+        single_use: true,
+        account: Arc::clone(account),
+        peer: Some(Arc::new(peer)),
+        authenticated: NOW.at,
+        timeout: Duration::from_secs(3600),
+        secret: Secret::copied(&[1; DATA]),
+    };
+    cache.put(new, NOW).unwrap();
+}
+
+fn live() -> usize {
+    LIVE.load(Ordering::Relaxed)
+}
+
+fn small_cache(ledger: &Arc<Ledger>) -> Cache {
+    let plan = Plan {
+        role: Role::Server,
+        offering: Offering::Explicit,
+        limits: Limits { entries_max: ROOM, bytes_max: 64 << 20 },
+        session_bytes_max: 16 << 10,
+        session_id_context: "",
+    };
+    Cache::new(&plan, ledger)
+}
+
 #[test]
-fn session_takes_at_most_its_overhead_besides_id_and_data() {
+fn names_count_with_the_heap_they_take_and_give_it_back() {
+    let _alone = alone();
+    let account = Arc::new(Account::new("default"));
+    for (shape, names) in SHAPES {
+        let ledger = Arc::new(Ledger::new(Limits { entries_max: ROOM, bytes_max: usize::MAX }));
+        let cache = small_cache(&ledger);
+        let before = live();
+        // Until it is full: the heap stays within the limit, whatever the names are.
+        let mut most = 0;
+        for number in 0..60_000 {
+            put_named(&cache, &account, number, names);
+            most = most.max(live().saturating_sub(before));
+        }
+        let (counted, journal) = (cache.bytes(), KINDS_BYTES_MAX / 2 + DEPARTURES_MAX * 128);
+        println!("{shape}: {most} bytes at most, {counted} counted, {} sessions", cache.len());
+        assert!(most < (64 << 20) + journal, "{shape}: {most} bytes of heap");
+        assert!(counted <= 64 << 20);
+        cache.close();
+        (0..2_000).for_each(|_| ledger.reap());
+        let left = live().saturating_sub(before);
+        assert!(left < KINDS_BYTES_MAX + 2 * DEPARTURES_MAX * 128, "{shape}: {left} bytes are left");
+    }
+}
+
+#[test]
+fn sessions_of_distinct_names_take_no_more_heap_than_is_counted() {
+    let _alone = alone();
+    let account = Arc::new(Account::new("default"));
+    for (shape, names) in SHAPES {
+        let ledger = Arc::new(Ledger::new(Limits { entries_max: ROOM, bytes_max: usize::MAX }));
+        let cache = small_cache(&ledger);
+        let before = live();
+        (0..4_000).for_each(|number| put_named(&cache, &account, number, names));
+        let (took, counted) = (live() - before, cache.bytes());
+        println!("{shape}: {took} bytes taken, {counted} counted");
+        assert!(took <= counted, "{shape}: {took} bytes of heap, and {counted} are counted");
+        assert!(counted < 2 * took, "{shape}: {took} bytes of heap, and {counted} are counted");
+    }
+}
+
+#[test]
+fn journal_and_watchers_hold_long_names_within_their_bytes() {
+    let _alone = alone();
+    let account = Arc::new(Account::new("default"));
+    let (_, long) = SHAPES[1];
+    let ledger = Arc::new(Ledger::new(Limits { entries_max: ROOM, bytes_max: usize::MAX }));
+    let cache = small_cache(&ledger);
+    let watches: Vec<_> = (0..8).map(|_| ledger.watchers.watch(|_| true).unwrap()).collect();
+    let terms =
+        Terms { format: &Format::Rustls, binding: &[], versions: &[Version::Tls12], server_name: "a.test" };
+    let before = live();
+    let mut most = 0;
+    for number in 0..70_000 {
+        put_named(&cache, &account, number, long);
+        // Both kinds of departure.
+        match number % 2 {
+            0 => drop(cache.find(&id(number), &terms, NOW).unwrap()),
+            _ => assert!(cache.remove(&id(number), NOW)),
+        }
+        most = most.max(live().saturating_sub(before));
+    }
+    let events = EVENTS_BYTES_MAX + EVENTS_MAX * 256;
+    let bound = KINDS_BYTES_MAX + 2 * DEPARTURES_MAX * 128 + watches.len() * events;
+    println!("{most} bytes at most, of {bound}");
+    assert!(most < bound, "{most} bytes of heap, and {bound} are allowed");
+    assert!(most > KINDS_BYTES_MAX / 2, "the journal keeps what it may");
+}
+
+#[test]
+fn session_takes_at_most_its_overhead_besides_its_data() {
+    let _alone = alone();
     let ledger = Arc::new(Ledger::new(Limits { entries_max: 10 * ROOM, bytes_max: usize::MAX }));
     {
         // The journal is full before anything is measured: it does not grow with the sessions.
@@ -107,6 +262,6 @@ fn session_takes_at_most_its_overhead_besides_id_and_data() {
     };
     fill(&cache, 0..ROOM * 5 / 4, &mut look);
     assert_eq!(cache.len(), ROOM);
-    println!("{} bytes besides {ID} of id and {DATA} of data, at most", most - ID - DATA);
-    assert!(most <= OVERHEAD + ID + DATA, "{} of {OVERHEAD} bytes", most - ID - DATA);
+    println!("{} bytes besides {DATA} of data, at most", most - DATA);
+    assert!(most <= OVERHEAD + DATA, "{} of {OVERHEAD} bytes", most - DATA);
 }

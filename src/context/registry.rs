@@ -133,9 +133,10 @@ impl Registry {
         &self.ledger
     }
 
-    /// Drops expired sessions from every cache.
+    /// Drops expired sessions from every cache, and what they leave behind in the ledger.
     pub fn reap(&self, now: Timestamp) {
         self.caches().for_each(|cache| cache.reap(now));
+        self.ledger().reap();
     }
 }
 

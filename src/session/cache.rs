@@ -137,7 +137,7 @@ impl Cache {
     pub fn put(&self, new: NewSession, now: Now) -> Result<Arc<Session>, NotStored> {
         self.ledger.tell_time(now.at);
         let session = shell::fill(self.session(new, now)?);
-        if session.size() - super::OVERHEAD > self.session_bytes_max.load(Ordering::Relaxed) {
+        if session.told() > self.session_bytes_max.load(Ordering::Relaxed) {
             return Err(NotStored::TooLarge);
         }
         if self.revocations.cover(session.facts()) {

@@ -7,7 +7,7 @@ use std::{
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 
-use super::SESSION_ID_MAX;
+use super::{SESSION_ID_MAX, kind::heap};
 use crate::hex;
 
 /// A TLS 1.2 session id, the identity of a stateful TLS 1.3 ticket, or, on the client side, an id that the daemon gave.
@@ -37,6 +37,14 @@ impl SessionId {
             }
             _ => Bytes::Long(bytes.into()),
         }))
+    }
+
+    /// Upper bound of the heap that it takes, in bytes.
+    pub(super) fn heap(&self) -> usize {
+        match &self.0 {
+            Bytes::Short { .. } => 0,
+            Bytes::Long(bytes) => heap(bytes.len()),
+        }
     }
 
     /// The bytes.

@@ -4,14 +4,16 @@
 //! that expire - does not drive out what somebody will ask for.
 
 use std::{
-    hash::{BuildHasher, Hasher, RandomState},
+    hash::{BuildHasher, Hasher},
     sync::Arc,
 };
 
-use foldhash::quality::FixedState;
-
 use super::{Facts, Kind, RemovalReason, Role, SessionId, cache::Miss};
-use crate::{clock::Timestamp, sync::Mutex};
+use crate::{
+    clock::Timestamp,
+    store::keyed::{Keyed, keyed},
+    sync::Mutex,
+};
 
 /// A session that left the cache.
 #[derive(Clone, Debug)]
@@ -45,8 +47,11 @@ impl Departure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Group(u64);
 
-/// How many departures of each kind are remembered in all. One takes 44 bytes.
+/// How many departures of each kind are remembered in all. One takes 52 bytes, and keeps its [`Kind`].
 pub const DEPARTURES_MAX: usize = 1 << 15;
+/// Most bytes of all [`Kind`]s that the journal keeps, each counted for every departure that has it. Ordinary names take some
+/// hundreds of bytes, and then [`DEPARTURES_MAX`] counts.
+pub const KINDS_BYTES_MAX: usize = 32 << 20;
 
 const PARTS: usize = 64;
 /// Tags that are compared at once.
@@ -59,7 +64,7 @@ const AT_ONCE: usize = 32;
 #[derive(Debug)]
 pub struct Journal {
     /// Ids are not kept, but what they hash to with a key that nobody knows.
-    hasher: FixedState,
+    hasher: Keyed,
     parts: Box<[Mutex<Part>]>,
 }
 
@@ -73,13 +78,19 @@ struct Part {
     number: u32,
 }
 
-/// The last so many; a new one takes the place of the oldest.
+/// The last [`RING`] departures, or fewer where their kinds take more than [`RING_BYTES`]. The oldest leave first.
 #[derive(Debug, Default)]
 struct Ring {
     /// Half of each id's hash, apart from the rest: these are looked through.
     tags: Vec<u32>,
-    all: Vec<Entry>,
+    /// `None`: dropped for its bytes.
+    all: Vec<Option<Entry>>,
+    /// Where the next one goes.
+    next: usize,
+    /// The oldest of those that are left.
     oldest: usize,
+    /// Sizes of their kinds.
+    bytes: usize,
 }
 
 #[derive(Debug)]
@@ -88,6 +99,8 @@ struct Entry {
     check: u32,
     /// Which of two came later.
     number: u32,
+    /// Of its kind, which lies elsewhere.
+    bytes: u32,
     departure: Departure,
 }
 
@@ -99,6 +112,13 @@ impl Entry {
     }
 }
 
+/// What leaves the journal for one departure: one, nearly always.
+#[derive(Default)]
+struct Dropped {
+    first: Option<Entry>,
+    more: Vec<Entry>,
+}
+
 /// What an id hashes to.
 #[derive(Clone, Copy)]
 struct Key {
@@ -107,13 +127,12 @@ struct Key {
 }
 
 const RING: usize = DEPARTURES_MAX / PARTS;
+/// There are two rings in each part.
+const RING_BYTES: usize = KINDS_BYTES_MAX / PARTS / 2;
 
 impl Default for Journal {
     fn default() -> Self {
-        Self {
-            hasher: FixedState::with_seed(RandomState::new().hash_one(0)),
-            parts: (0..PARTS).map(|_| Mutex::default()).collect(),
-        }
+        Self { hasher: keyed(), parts: (0..PARTS).map(|_| Mutex::default()).collect() }
     }
 }
 
@@ -126,8 +145,10 @@ impl Journal {
     pub(super) fn record(&self, group: Group, session: &Facts, reason: RemovalReason, at: Timestamp) {
         let key = self.key(group, session.kind.role, &session.id);
         let kind = Arc::clone(&session.kind);
+        let bytes = u32::try_from(kind.size()).unwrap_or(u32::MAX);
         let departure = Departure { at, reason, kind, authenticated: session.authenticated };
-        let before = {
+        let mut before = Dropped::default();
+        {
             let mut part = self.part(key).lock();
             let number = part.number;
             part.number = number.wrapping_add(1);
@@ -138,9 +159,9 @@ impl Journal {
                 | RemovalReason::Removed
                 | RemovalReason::Revoked => &mut part.notable,
             };
-            ring.push(key.tag, Entry { check: key.check, number, departure })
-        };
-        // It may be the last of its kind.
+            ring.push(key.tag, Entry { check: key.check, number, bytes, departure }, &mut before);
+        }
+        // They may be the last of their kinds.
         drop(before);
     }
 
@@ -170,26 +191,37 @@ impl Journal {
 }
 
 impl Ring {
-    /// Answers what it takes the place of.
-    fn push(&mut self, tag: u32, entry: Entry) -> Option<Entry> {
-        let place = self.oldest;
-        self.oldest = (place + 1) % RING;
+    /// Moves what it drops for this entry to `before`.
+    fn push(&mut self, tag: u32, entry: Entry, before: &mut Dropped) {
+        self.bytes += entry.bytes as usize;
+        let place = self.next;
+        self.next = (place + 1) % RING;
         match (self.tags.get_mut(place), self.all.get_mut(place)) {
-            (Some(held), Some(before)) => {
+            (Some(held), Some(oldest)) => {
                 *held = tag;
-                Some(std::mem::replace(before, entry))
+                if let Some(oldest) = oldest.replace(entry) {
+                    self.bytes -= oldest.bytes as usize;
+                    self.oldest = self.next;
+                    before.first = Some(oldest);
+                }
             }
             _ => {
                 self.tags.push(tag);
-                self.all.push(entry);
-                None
+                self.all.push(Some(entry));
             }
+        }
+        while self.bytes > RING_BYTES && self.oldest != place {
+            if let Some(oldest) = self.all.get_mut(self.oldest).and_then(Option::take) {
+                self.bytes -= oldest.bytes as usize;
+                before.more.push(oldest);
+            }
+            self.oldest = (self.oldest + 1) % RING;
         }
     }
 
     fn newest(&self, key: Key) -> Option<&Entry> {
         // Those that were written since the first place was, and before them those that are left of the last round.
-        let (new, old) = self.tags.split_at(self.oldest.min(self.tags.len()));
+        let (new, old) = self.tags.split_at(self.next.min(self.tags.len()));
         let among = |tags: &[u32], first: usize| {
             let mut end = tags.len();
             while end > 0 {
@@ -197,8 +229,10 @@ impl Ring {
                 let tags = &tags[start..end];
                 if tags.iter().fold(false, |any, &tag| any | (tag == key.tag)) {
                     let mut places = (first + start..first + end).rev();
-                    let found = places
-                        .find(|&place| self.tags[place] == key.tag && self.all[place].check == key.check);
+                    let found = places.find_map(|place| {
+                        let entry = self.all[place].as_ref()?;
+                        (self.tags[place] == key.tag && entry.check == key.check).then_some(entry)
+                    });
                     if found.is_some() {
                         return found;
                     }
@@ -207,14 +241,14 @@ impl Ring {
             }
             None
         };
-        among(new, 0).or_else(|| among(old, new.len())).map(|place| &self.all[place])
+        among(new, 0).or_else(|| among(old, new.len()))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::{Format, Version, stats::Account};
+    use crate::session::{Format, PeerIdentity, Version, stats::Account};
 
     fn facts(id: u32) -> Facts {
         Facts {
@@ -269,6 +303,44 @@ mod tests {
         assert_eq!(reason(&journal, group, 2), None);
         assert_eq!(reason(&journal, journal.group("other"), 1), None);
         assert!(journal.find(group, Role::Client, &facts(1).id).is_none());
+    }
+
+    #[test]
+    fn long_names_are_forgotten_sooner_and_short_ones_as_before() {
+        let journal = Journal::default();
+        let group = journal.group("web");
+        let named = |id: u32, length: usize| {
+            let facts = facts(id);
+            let peer = PeerIdentity { subject: "n".repeat(length), ..PeerIdentity::default() };
+            let plain = Arc::into_inner(facts.kind).unwrap();
+            Facts { kind: Arc::new(Kind { peer: Some(Arc::new(peer)), ..plain }), ..facts }
+        };
+        let held = || {
+            let parts = journal.parts.iter().map(|part| {
+                let part = part.lock();
+                let kinds = part.usual.all.iter().flatten().map(|entry| entry.departure.kind.size());
+                let (count, bytes) = kinds.fold((0, 0), |(count, bytes), size| (count + 1, bytes + size));
+                assert_eq!(part.usual.bytes, bytes);
+                (count, bytes)
+            });
+            parts.fold((0, 0), |(count, bytes), part| (count + part.0, bytes + part.1))
+        };
+        let at = Timestamp::from_millis(6);
+        for round in 0..3 {
+            for id in 0..20_000 {
+                journal.record(group, &named(id, 9_000), RemovalReason::Taken, at);
+            }
+            let (count, bytes) = held();
+            assert!(bytes <= KINDS_BYTES_MAX / 2 && bytes > KINDS_BYTES_MAX / 3, "{count} of {bytes} bytes");
+            for id in 19_990..20_000 {
+                assert_eq!(reason(&journal, group, id), Some(RemovalReason::Taken), "{id} in round {round}");
+            }
+            for id in 100_000..200_000 {
+                journal.record(group, &named(id, 20), RemovalReason::Taken, at);
+            }
+            assert_eq!(held().0, DEPARTURES_MAX, "names of ordinary length take no room of others");
+            assert_eq!(reason(&journal, group, 19_999), None);
+        }
     }
 
     #[test]

@@ -1,20 +1,23 @@
 //! What many sessions have in common, held once.
 //!
 //! All sessions of one virtual host agree in nearly everything but id, secret and times. So a session costs what is
-//! its own, and the rest is shared (OVERHEAD is held by a test).
+//! its own, and the rest is shared. The limits count it for each of them all the same: an upper bound that no order of
+//! puts and removals can get around (decision 37).
 
 use std::{
-    borrow::{Borrow, Cow},
-    collections::HashSet,
-    hash::{BuildHasher, Hash, Hasher, RandomState},
+    borrow::Cow,
+    collections::HashMap,
+    hash::{BuildHasher, BuildHasherDefault, Hash, Hasher},
+    mem::size_of,
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
-use foldhash::quality::FixedState;
-
 use super::{Format, PeerIdentity, Role, SessionId, Terms, Version, stats::Account};
-use crate::sync::RwLock;
+use crate::{
+    store::keyed::{Keyed, keyed},
+    sync::RwLock,
+};
 
 /// All that two sessions may have in common.
 #[derive(Debug)]
@@ -48,13 +51,55 @@ impl Kind {
             && *self.server_name == *terms.server_name
     }
 
-    /// What a worker or a peer decides the length of, in bytes.
-    pub fn size(&self) -> usize {
+    /// Bytes whose number a worker or a peer decides: binding and names. `session_bytes_max` limits them.
+    pub fn told(&self) -> usize {
         let names = self.peer.as_deref().map_or(0, |peer| {
             peer.dns_names.iter().chain(&peer.uris).chain([&peer.subject]).map(String::len).sum()
         });
         self.binding.len() + self.server_name.len() + names
     }
+
+    /// Upper bound of the heap that it takes, in bytes, with its place in [`Kinds`]. `tests/overhead.rs` measures it.
+    pub fn size(&self) -> usize {
+        let cipher_suite = match &self.cipher_suite {
+            Cow::Borrowed(_) => 0,
+            Cow::Owned(name) => heap(name.capacity()),
+        };
+        let format = match &self.format {
+            Format::Rustls => 0,
+            Format::Worker(name) => shared(name.len()),
+        };
+        let peer = self.peer.as_deref().map_or(0, |peer| {
+            let list = |names: &Vec<String>| {
+                let texts: usize = names.iter().map(|name| heap(name.capacity())).sum();
+                heap(names.capacity() * size_of::<String>()) + texts
+            };
+            shared(size_of::<PeerIdentity>())
+                + heap(peer.subject.capacity())
+                + list(&peer.dns_names)
+                + list(&peer.uris)
+        });
+        PLACE
+            + shared(size_of::<Self>())
+            + shared(self.server_name.len())
+            + heap(self.binding.len())
+            + cipher_suite
+            + format
+            + peer
+    }
+}
+
+/// Upper bound of the place of a kind in [`Kinds`]: table and ring, each at most half empty.
+const PLACE: usize = 64;
+
+/// Upper bound of what one allocation takes: allocators round up to classes of size, and to 16 bytes.
+pub(super) const fn heap(bytes: usize) -> usize {
+    if bytes == 0 { 0 } else { bytes + bytes / 8 + 16 }
+}
+
+/// The same, behind an [`Arc`].
+const fn shared(bytes: usize) -> usize {
+    heap(bytes + 2 * size_of::<usize>())
 }
 
 impl PartialEq for Kind {
@@ -73,14 +118,12 @@ impl PartialEq for Kind {
 
 impl Eq for Kind {}
 
-/// Of what there is much of: the rest has few values, and is compared.
+/// Covers every field: one that is left out is one in which a caller can make any number of kinds collide.
 impl Hash for Kind {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.server_name.hash(state);
-        self.binding.hash(state);
-        if let Some(peer) = &self.peer {
-            state.write(&peer.certificate_sha256);
-        }
+        let Self { role, version, cipher_suite, server_name, format, binding, single_use, account, peer } =
+            self;
+        (role, version, cipher_suite, server_name, format, binding, single_use, account, peer).hash(state);
     }
 }
 
@@ -108,6 +151,7 @@ pub fn canonical(server_name: &str) -> Cow<'_, str> {
 /// There is one set for each part of the sessions, so that one kind may be here several times: each session counts as a user
 /// of its kind when it comes and when it goes, and threads that all count at one place wait for each other.
 pub struct Kinds {
+    hasher: Keyed,
     parts: Box<[Part]>,
 }
 
@@ -115,65 +159,116 @@ pub struct Kinds {
 #[repr(align(128))]
 struct Part(RwLock<Set>);
 
+/// Kinds by the hash of all that they are. A kind belongs to its sessions, and its memory is freed with the last of them; its
+/// place is given back by the next kinds that come, or by [`Kinds::reap`].
+#[derive(Default)]
 struct Set {
-    all: HashSet<Shared, FixedState>,
-    /// How many there may be before those that nobody uses are looked for.
-    enough: usize,
+    by_hash: HashMap<u64, Weak<Kind>, BuildHasherDefault<AsItIs>>,
+    /// The same hashes. A hand goes round them and looks which kinds are gone.
+    ring: Vec<u64>,
+    hand: usize,
 }
 
-/// A kind, found by what it is.
-#[derive(PartialEq, Eq, Hash)]
-struct Shared(Arc<Kind>);
+/// Hashes a hash.
+#[derive(Default)]
+struct AsItIs(u64);
 
-impl Borrow<Kind> for Shared {
-    fn borrow(&self) -> &Kind {
-        &self.0
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
     }
 }
 
 const PARTS: usize = 32;
-const ENOUGH: usize = 8;
+/// How many places are looked at for each kind that comes: two, so that they cannot become more than those in use.
+const LOOKED_AT: usize = 2;
+/// How many places of each part [`Kinds::reap`] looks at.
+const REAPED: usize = 64;
+/// Tables that are smaller than this stay as they are.
+const SMALL: usize = 64;
 
 impl Default for Kinds {
     fn default() -> Self {
-        // Names and bindings are chosen by others: keyed at random.
-        let hasher = FixedState::with_seed(RandomState::new().hash_one(0));
-        let empty = || Set { all: HashSet::with_hasher(hasher.clone()), enough: ENOUGH };
-        Self { parts: (0..PARTS).map(|_| Part(RwLock::new(empty()))).collect() }
+        Self { hasher: keyed(), parts: (0..PARTS).map(|_| Part(RwLock::default())).collect() }
     }
 }
 
 impl Kinds {
-    /// The kind that is like this, for the session with this id.
+    /// Returns the kind that is like this, for the session with this id.
+    ///
+    /// The cost depends on the size of this kind alone. No kind is compared with more than one other: a kind whose hash
+    /// another one has is not shared.
     pub fn intern(&self, kind: Kind, id: &SessionId) -> Arc<Kind> {
         // Libraries make random ids; where they put something before that, it is the end that differs.
         let last = id.as_bytes().last().copied().unwrap_or_default();
         let part = &self.parts[usize::from(last) % PARTS].0;
-        if let Some(held) = part.read().all.get(&kind) {
-            return Arc::clone(&held.0);
-        }
-        let mut set = part.write();
-        if let Some(held) = set.all.get(&kind) {
-            return Arc::clone(&held.0);
-        }
-        if set.all.len() >= set.enough {
-            // There are twice as many as were in use the last time, so it costs each of them a constant.
-            set.all.retain(|held| Arc::strong_count(&held.0) > 1);
-            set.enough = 2 * set.all.len() + ENOUGH;
+        let hash = self.hasher.hash_one(&kind);
+        // Dropped after the lock is let go of: it may be the last user.
+        let held = part.read().by_hash.get(&hash).and_then(Weak::upgrade);
+        if let Some(held) = held {
+            return if *held == kind { held } else { Arc::new(kind) };
         }
         let kind = Arc::new(kind);
-        set.all.insert(Shared(Arc::clone(&kind)));
+        let mut set = part.write();
+        match set.by_hash.insert(hash, Arc::downgrade(&kind)) {
+            // Another thread has brought one meanwhile, or the last one is gone and its place is used again.
+            Some(_) => {}
+            None => set.ring.push(hash),
+        }
+        set.look_at(LOOKED_AT);
         kind
     }
 
-    /// How many there are.
+    /// Gives back places of kinds that are gone: a bounded number of them, so it is called again and again.
+    pub fn reap(&self) {
+        for part in &self.parts {
+            let mut set = part.0.write();
+            set.look_at(REAPED);
+            set.shrink();
+        }
+    }
+
+    /// How many there are, those that are gone and have yet to be noticed included.
     pub fn len(&self) -> usize {
-        self.parts.iter().map(|part| part.0.read().all.len()).sum()
+        self.parts.iter().map(|part| part.0.read().by_hash.len()).sum()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+impl Set {
+    fn look_at(&mut self, places: usize) {
+        for _ in 0..places.min(self.ring.len()) {
+            self.hand = if self.hand < self.ring.len() { self.hand } else { 0 };
+            let Some(&hash) = self.ring.get(self.hand) else { return };
+            if self.by_hash.get(&hash).is_some_and(|kind| kind.strong_count() > 0) {
+                self.hand += 1;
+            } else {
+                self.by_hash.remove(&hash);
+                self.ring.swap_remove(self.hand);
+            }
+        }
+    }
+
+    fn shrink(&mut self) {
+        let wanted = 2 * self.ring.len().max(SMALL);
+        if self.ring.capacity() > 2 * wanted {
+            self.ring.shrink_to(wanted);
+            self.by_hash.shrink_to(wanted);
+        }
     }
 }
 
@@ -195,6 +290,44 @@ mod tests {
         }
     }
 
+    /// Kinds that differ from the first in one field each.
+    fn variants() -> Vec<Kind> {
+        let peer = |change: fn(&mut PeerIdentity)| {
+            let mut peer = PeerIdentity { subject: "CN=a".into(), ..PeerIdentity::default() };
+            change(&mut peer);
+            Some(Arc::new(peer))
+        };
+        let like = || Kind { peer: peer(|_| ()), ..kind(1) };
+        vec![
+            like(),
+            Kind { role: Role::Client, ..like() },
+            Kind { version: Version::Tls13, ..like() },
+            Kind { cipher_suite: "other".into(), ..like() },
+            Kind { server_name: "b.test".into(), ..like() },
+            Kind { format: Format::Worker("openssl".into()), ..like() },
+            Kind { binding: [1].into(), ..like() },
+            Kind { single_use: true, ..like() },
+            Kind { account: Arc::new(Account::new("other")), ..like() },
+            Kind { peer: None, ..like() },
+            Kind { peer: peer(|peer| peer.certificate_sha256[31] = 1), ..like() },
+            Kind { peer: peer(|peer| peer.subject = "CN=b".into()), ..like() },
+            Kind { peer: peer(|peer| peer.dns_names = vec!["a".into()]), ..like() },
+            Kind { peer: peer(|peer| peer.uris = vec!["a".into()]), ..like() },
+            Kind { peer: peer(|peer| peer.not_after = crate::clock::WallTime::MAX), ..like() },
+        ]
+    }
+
+    #[test]
+    fn hash_and_equality_cover_every_field_of_a_kind() {
+        let hasher = keyed();
+        for (place, one) in variants().iter().enumerate() {
+            for (other_place, other) in variants().iter().enumerate() {
+                assert_eq!(one == other, place == other_place, "{place} {other_place}");
+                assert_eq!(hasher.hash_one(one) == hasher.hash_one(other), place == other_place);
+            }
+        }
+    }
+
     #[test]
     fn like_kinds_are_one_for_each_part_and_unused_ones_are_forgotten() {
         let kinds = Kinds::default();
@@ -203,9 +336,23 @@ mod tests {
         for other in 2..100_000_u32 {
             let [last, ..] = other.to_le_bytes();
             kinds.intern(kind(other), &id(last));
-            assert!(kinds.len() <= PARTS * ENOUGH + 3, "{} kinds", kinds.len());
+            assert!(kinds.len() <= 2 * PARTS * LOOKED_AT, "{} kinds", kinds.len());
         }
         assert!(Arc::ptr_eq(&kept, &kinds.intern(kind(1), &id(1))));
         assert!(!Arc::ptr_eq(&kept, &kinds.intern(kind(1), &id(2))), "it is counted elsewhere");
+    }
+
+    #[test]
+    fn kinds_that_are_gone_give_their_places_back() {
+        let kinds = Kinds::default();
+        let id = SessionId::new(&[7]).unwrap();
+        let used: Vec<_> = (0..10_000).map(|number| kinds.intern(kind(number), &id)).collect();
+        assert_eq!(kinds.len(), used.len(), "those in use stay");
+        drop(used);
+        // 64 of a part at a time.
+        (0..=10_000 / REAPED).for_each(|_| kinds.reap());
+        assert!(kinds.is_empty(), "{} kinds", kinds.len());
+        let part = kinds.parts[7].0.read();
+        assert!(part.ring.capacity() <= 4 * SMALL && part.by_hash.capacity() <= 8 * SMALL);
     }
 }

@@ -46,6 +46,11 @@ impl Ledger {
         }
     }
 
+    /// Gives back a bounded number of places of kinds that no session has any more. Called at every sweep.
+    pub fn reap(&self) {
+        self.kinds.reap();
+    }
+
     pub(super) fn tell_time(&self, now: Timestamp) {
         if now.as_millis() > self.latest.load(Ordering::Relaxed) {
             self.latest.store(now.as_millis(), Ordering::Relaxed);

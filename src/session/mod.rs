@@ -195,9 +195,9 @@ pub struct Session {
     secret: Secret,
 }
 
-/// What a session takes beyond what its worker or its peer decides the length of: the object, its place in the store
-/// and its share of tables. `tests/overhead.rs` measures it.
-pub const OVERHEAD: usize = 120;
+/// What a session takes beside its secret and its [`Kind`], in bytes: the object with an id of up to 38 bytes, its place in the
+/// store and its share of tables. `tests/overhead.rs` measures it.
+pub const OVERHEAD: usize = 152;
 
 impl Session {
     fn new(facts: Facts, secret: Secret) -> Self {
@@ -229,9 +229,14 @@ impl Session {
         self.facts.expires()
     }
 
-    /// What it takes, in bytes, nearly: its secret, whatever else a worker or a peer decides the length of, and [`OVERHEAD`].
+    /// Upper bound of what it takes, in bytes: its secret, all that it has in common with others, and [`OVERHEAD`].
     pub fn size(&self) -> usize {
-        OVERHEAD + self.secret.len() + self.facts.kind.size()
+        OVERHEAD + self.facts.id.heap() + self.secret.len() + self.facts.kind.size()
+    }
+
+    /// Bytes whose number its worker or its peer decides: secret, binding and names. `session_bytes_max` limits them.
+    pub fn told(&self) -> usize {
+        self.secret.len() + self.facts.kind.told()
     }
 
     /// Whether it is over; see [`Facts::expired`].

@@ -53,6 +53,9 @@ pub enum News {
 
 /// Events that wait for one watcher.
 pub const EVENTS_MAX: usize = 1024;
+/// Most bytes of what waiting events name, for one watcher; an event counts with its whole [`Kind`](super::Kind). With ordinary names
+/// [`EVENTS_MAX`] counts. A watcher that reads slowly holds twice that: what it reads now, and what waits.
+pub const EVENTS_BYTES_MAX: usize = 512 << 10;
 /// Watchers at a time.
 pub const WATCHERS_MAX: usize = 64;
 
@@ -78,6 +81,8 @@ impl fmt::Debug for Queue {
 #[derive(Default)]
 struct State {
     events: VecDeque<Event>,
+    /// Sizes of their kinds.
+    bytes: usize,
     dropped: u64,
     waker: Option<Waker>,
 }
@@ -112,7 +117,7 @@ impl Watchers {
     #[cold]
     fn tell_all(&self, session: &Session, what: What, at: Timestamp) {
         for queue in self.all.read().iter().filter(|queue| (queue.wanted)(session.facts())) {
-            let waker = queue.push(|| Event {
+            let waker = queue.push(session.kind().size(), || Event {
                 at,
                 what,
                 facts: session.facts().clone(),
@@ -127,12 +132,14 @@ impl Watchers {
 }
 
 impl Queue {
-    fn push(&self, event: impl FnOnce() -> Event) -> Option<Waker> {
+    fn push(&self, bytes: usize, event: impl FnOnce() -> Event) -> Option<Waker> {
         let mut state = self.state.lock();
         // Once one is missing, those after it wait until the watcher has been told so.
-        if state.events.len() >= EVENTS_MAX || state.dropped > 0 {
+        let full = state.events.len() >= EVENTS_MAX || state.bytes + bytes > EVENTS_BYTES_MAX;
+        if full || state.dropped > 0 {
             state.dropped += 1;
         } else {
+            state.bytes += bytes;
             state.events.push_back(event());
         }
         state.waker.take()
@@ -150,6 +157,7 @@ impl Watch {
             return Poll::Pending;
         }
         let events = mem::take(&mut state.events);
+        state.bytes = 0;
         let dropped = mem::take(&mut state.dropped);
         drop(state);
         let mut news: Vec<_> = events.into_iter().map(|event| News::Event(Box::new(event))).collect();

@@ -606,7 +606,7 @@ async fn drive_carries_one_connection_for_its_whole_life() {
 #[tokio::test]
 async fn full_cache_makes_room_and_never_fails_a_handshake() {
     let folder = tempfile::tempdir().unwrap();
-    let lines = "cache_entries_max = 3\ncache_bytes_max = \"250B\"\nclient_sessions = \"explicit\"";
+    let lines = "cache_entries_max = 3\ncache_bytes_max = \"600B\"\nclient_sessions = \"explicit\"";
     let daemon = TestDaemon::with(&config(folder.path(), lines)).await;
     for _ in 0..5 {
         let (client, server) = pair(&daemon, "tls13").await;

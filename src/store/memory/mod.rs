@@ -10,12 +10,11 @@
 //!   - a value that was removed is not kept alive here
 
 use std::{
-    hash::{BuildHasher, Hasher, RandomState},
+    hash::{BuildHasher, Hasher},
     sync::Arc,
 };
 
-use foldhash::quality::FixedState;
-
+use super::keyed::{Keyed, keyed};
 use crate::{
     clock::Timestamp,
     sync::{AtomicUsize, Ordering, RwLock},
@@ -109,10 +108,9 @@ impl Amount {
 /// Values by key.
 pub struct Memory<V> {
     shards: Box<[Part<V>]>,
-    /// Keyed at random: whoever chooses keys cannot choose where they lie. What is fast here is no secret kept from who can
-    /// watch many answers closely; but he would have to store under ids of his choice, and those are random numbers of
-    /// TLS libraries. What a peer only asks for makes nobody's way longer.
-    hasher: FixedState,
+    /// Its seeds are random, so a caller that chooses keys cannot choose where they lie. A caller that measures many answers
+    /// closely might learn something of the seeds; a collision would cost it a longer search among its own keys.
+    hasher: Keyed,
     amount: Amount,
     /// What this store holds together with others.
     total: Arc<Amount>,
@@ -138,7 +136,7 @@ impl<V: Entry> Memory<V> {
         let shards = (limits.entries_max / SHARD_ENTRIES).clamp(1, SHARDS_MAX).next_power_of_two();
         Self {
             shards: (0..shards).map(|_| Part(RwLock::new(Shard::new()))).collect(),
-            hasher: FixedState::with_seed(RandomState::new().hash_one(0)),
+            hasher: keyed(),
             amount: Amount::default(),
             total,
             entries_max: AtomicUsize::new(limits.entries_max),

@@ -20,7 +20,7 @@ use world::World;
 
 /// What all caches may hold together.
 const SESSIONS: usize = 12;
-const BYTES: usize = 3_600;
+const BYTES: usize = 9_000;
 
 /// A configuration of up to three contexts.
 #[derive(Clone, Copy, Debug, Default)]
@@ -61,7 +61,7 @@ impl ContextPlan {
 impl Setup {
     fn contexts(self) -> Vec<ContextPlan> {
         let (entries_max, bytes_max, session_bytes_max) =
-            if self.small { (3, 900, 200) } else { (6, 1_800, 300) };
+            if self.small { (3, 2_300, 200) } else { (6, 4_500, 300) };
         let first = ContextPlan {
             name: "first",
             session_id_context: "first",
@@ -77,7 +77,7 @@ impl Setup {
                 session_id_context: "second",
                 alpn: 0,
                 entries_max: 5,
-                bytes_max: 2_000,
+                bytes_max: 5_000,
                 session_bytes_max: 300,
             }),
             Second::Sharing => Some(ContextPlan { name: "second", ..first }),
@@ -87,7 +87,7 @@ impl Setup {
             session_id_context: "third",
             alpn: 0,
             entries_max: 2_048,
-            bytes_max: 1_500,
+            bytes_max: 3_800,
             session_bytes_max: 300,
         });
         [Some(first), second, third].into_iter().flatten().collect()

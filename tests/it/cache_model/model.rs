@@ -1,9 +1,12 @@
 //! The naive model: lists that are looked through from end to end, and nothing that is remembered twice.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use tls_sessiond::{
-    session::{LIFETIME_MAX, OVERHEAD, RemovalReason, Role, cache::Miss, revocation::Selector},
+    session::{
+        Format, Kind, LIFETIME_MAX, OVERHEAD, PeerIdentity, RemovalReason, Role, Version, cache::Miss,
+        revocation::Selector, stats::Account,
+    },
     store::memory::Limits,
 };
 
@@ -96,8 +99,24 @@ impl Held {
         self.secret + server_name(self.name).len() + names
     }
 
+    /// What it counts: its secret, and all that its kind takes, whoever else has it.
     pub(super) fn size(&self) -> usize {
-        OVERHEAD + self.length()
+        let peer = (self.peer != Peer::Nobody).then(|| {
+            let (dns_name, uri) = (self.peer.dns_name().to_owned(), self.peer.uri().to_owned());
+            Arc::new(PeerIdentity { dns_names: vec![dns_name], uris: vec![uri], ..PeerIdentity::default() })
+        });
+        let kind = Kind {
+            role: Role::Server,
+            version: Version::Tls12,
+            cipher_suite: self.serial.to_string().into(),
+            server_name: server_name(self.name).into(),
+            format: Format::Rustls,
+            binding: [].into(),
+            single_use: false,
+            account: Arc::new(Account::new("")),
+            peer,
+        };
+        OVERHEAD + self.secret + kind.size()
     }
 
     fn matches(&self, selector: &Selector) -> bool {

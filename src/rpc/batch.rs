@@ -7,7 +7,10 @@
 use std::vec;
 
 use bytes::Bytes;
-use prost::{DecodeError, Message};
+use prost::{
+    DecodeError, Message,
+    encoding::{DecodeContext, decode_key, skip_field},
+};
 
 use super::sessions::Wanted;
 use crate::{
@@ -53,17 +56,21 @@ pub(super) enum Unread {
 }
 
 impl Batch {
-    /// Counts the calls of a message; they are read one by one.
+    /// Counts the calls of a message, which takes no memory; they are read one by one.
     pub(super) fn read(message: Bytes) -> Result<Self, Unread> {
-        let calls = match count(&message) {
+        let lying = count(&message);
+        let calls = lying.unwrap_or_else(|| count_among_others(&message));
+        if calls > BATCH_MAX {
+            return Err(Unread::TooMany(calls));
+        }
+        let calls = match lying {
             Some(left) => Calls::Lying { left, at: 0 },
             None => {
                 let read = pb::AttachRequest::decode(message.clone()).map_err(Unread::Malformed)?;
                 Calls::Read(read.calls.into_iter())
             }
         };
-        let batch = Self { message, calls };
-        if batch.len() > BATCH_MAX { Err(Unread::TooMany(batch.len())) } else { Ok(batch) }
+        Ok(Self { message, calls })
     }
 
     /// How many calls wait.
@@ -123,6 +130,20 @@ fn count(message: &[u8]) -> Option<usize> {
         count += 1;
     }
     rest.is_empty().then_some(count)
+}
+
+/// How many calls the generated types would read before they come to the end, or to what is malformed.
+fn count_among_others(message: &[u8]) -> usize {
+    const CALLS: u32 = 1;
+    let (mut rest, mut count) = (message, 0);
+    while !rest.is_empty() {
+        let Ok((field, wire)) = decode_key(&mut rest) else { break };
+        if skip_field(wire, field, &mut rest, DecodeContext::default()).is_err() {
+            break;
+        }
+        count += usize::from(field == CALLS);
+    }
+    count
 }
 
 /// A `Call` that has nothing but its number and a LookupSessionRequest.
@@ -289,5 +310,17 @@ mod tests {
         let empty = |count| pb::AttachRequest { calls: vec![pb::Call::default(); count] }.encode_to_vec();
         assert_eq!(read(&empty(BATCH_MAX)).map(|(calls, _)| calls.len()), Ok(BATCH_MAX));
         assert_eq!(read(&empty(BATCH_MAX + 1)), Err("1001 calls".into()));
+        // Unknown fields, keys and lengths of more bytes than they need, and a malformed end.
+        let written = |call: &[u8], count: usize, end: &[u8]| [&call.repeat(count), end].concat();
+        for call in [&[0x0a, 0][..], &[0x0a, 0x80, 0], &[0x8a, 0, 0], &[0x10, 7, 0x0a, 0]] {
+            for end in [&[][..], &[0x10, 1], &[0x0a], &[0xff; 11]] {
+                assert_eq!(
+                    read(&written(call, BATCH_MAX + 1, end)),
+                    Err("1001 calls".into()),
+                    "{call:?} {end:?}"
+                );
+            }
+            assert_eq!(read(&written(call, 3, &[])).map(|(calls, _)| calls.len()), Ok(3));
+        }
     }
 }

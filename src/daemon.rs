@@ -12,7 +12,7 @@ use crate::{
     context::Registry,
     log::panics::caught,
     rpc::{
-        Api, Doors, ServeError, Serving,
+        Api, Doors, Memory, ServeError, Serving,
         access::Access,
         listen::{Listeners, Signals},
         tls::Acceptor,
@@ -245,7 +245,8 @@ impl Daemon {
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let health = self.api.health();
         health.set(Serving::Yes).await;
-        let sweeper = tokio::spawn(sweeps(Arc::clone(&self.table), Arc::clone(&self.doors.access)));
+        let sweeper =
+            tokio::spawn(sweeps(Arc::clone(&self.table), Arc::clone(&self.doors.access), self.api.memory()));
         let mut serve = pin!(self.api.serve(self.listeners, &self.signals));
 
         let ended = tokio::select! {
@@ -283,23 +284,25 @@ impl Daemon {
 }
 
 /// Sweeps for as long as the daemon runs; a panic of one sweep is no reason to end them.
-async fn sweeps(table: Arc<Table>, access: Arc<Access>) {
+async fn sweeps(table: Arc<Table>, access: Arc<Access>, memory: Memory) {
     let mut ticks = interval(SWEEP);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         // A panic has its line in the log already.
-        let _ = caught(async { sweep(&table, &access) }).await;
+        let _ = caught(async { sweep(&table, &access, &memory) }).await;
     }
 }
 
-/// Frees connections that lapsed, drops sessions that expired, and tells of lines that the log left out.
-fn sweep(table: &Table, access: &Access) {
+/// Frees connections that lapsed, drops sessions that expired, forgets requests that are too old, and tells of lines that the log left out.
+fn sweep(table: &Table, access: &Access, memory: &Memory) {
     let freed = table.sweep();
     if freed > 0 {
         tracing::debug!(freed, "idle connections freed as unclosed");
     }
-    table.registry().reap(table.now().at);
+    let now = table.now().at;
+    table.registry().reap(now);
+    memory.expire(now);
     access.tell_left_out();
 }
 

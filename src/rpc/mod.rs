@@ -34,6 +34,7 @@ use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
 use crate::{
+    clock::Timestamp,
     config::Limits,
     connection::{Error, Table},
     log::panics::caught,
@@ -138,6 +139,18 @@ pub struct Api {
     http: Http,
     sockets_max: usize,
     health: Health,
+    memory: Memory,
+}
+
+/// What the API remembers of calls for some time.
+#[derive(Clone)]
+pub struct Memory(Arc<Opener>);
+
+impl Memory {
+    /// Forgets what is too old. Called at every sweep, for no other call may come.
+    pub fn expire(&self, now: Timestamp) {
+        self.0.request_ids.expire(now);
+    }
 }
 
 /// Who is let in, and what that may do there. Both can change while it serves.
@@ -197,9 +210,9 @@ impl Api {
     pub fn new(table: Arc<Table>, limits: &Limits, doors: Doors, signals: &Signals) -> Result<Self, Error> {
         let (reporter, health) = tonic_health::server::health_reporter();
         let pages = Arc::new(Pages::new()?);
-        let request_ids = RequestIds::new(limits.connections);
+        let opener = Arc::new(Opener { table: Arc::clone(&table), request_ids: RequestIds::default() });
         let connections = Arc::new(Connections {
-            opener: Arc::new(Opener { table: Arc::clone(&table), request_ids }),
+            opener: Arc::clone(&opener),
             pages: Arc::clone(&pages),
             draining: signals.draining.clone(),
             plaintext_buffer: limits.plaintext_buffer,
@@ -243,12 +256,17 @@ impl Api {
             messages,
         };
         let http = Http::new(services, gate);
-        Ok(Self { http, sockets_max: limits.sockets, health: Health(reporter) })
+        Ok(Self { http, sockets_max: limits.sockets, health: Health(reporter), memory: Memory(opener) })
     }
 
     /// What tells whether the daemon serves.
     pub fn health(&self) -> Health {
         self.health.clone()
+    }
+
+    /// What it remembers of calls.
+    pub fn memory(&self) -> Memory {
+        self.memory.clone()
     }
 
     /// Answers calls of this process, as calls of `owner`: no socket is needed for it.

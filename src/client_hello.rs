@@ -32,18 +32,26 @@ pub const IDENTITIES_MAX: usize = 16;
 const RECORD_MAX: usize = 16_384 + 256;
 /// The longest handshake message that rustls takes.
 const MESSAGE_MAX: usize = 0xffff;
-/// Records of a few bytes each could make much more of it than it says.
-const FLIGHT_MAX: usize = 2 * MESSAGE_MAX;
+/// Most bytes that are gathered: the longest message in records of ordinary length, or a tenth of it in records of a byte each.
+pub const FLIGHT_MAX: usize = MESSAGE_MAX + RECORD_MAX;
+/// Room is made for at least so many bytes at a time, so that it is little more than what came.
+const ROOM: usize = 256;
+/// Kind and length.
+const HEAD: usize = 4;
 const HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
 
-/// Gathers the first flight, cut anywhere, until the ClientHello is whole.
+/// Gathers the first flight, cut anywhere, until the ClientHello is whole. Takes at most [`FLIGHT_MAX`] bytes, and as many more as
+/// came with the last call.
 #[derive(Default)]
 pub struct FirstFlight {
     raw: Vec<u8>,
     /// Up to here `raw` has been cut into records.
     read: usize,
-    message: Vec<u8>,
+    /// Bytes of the message in those records.
+    message: usize,
+    /// The first of them.
+    head: [u8; HEAD],
 }
 
 /// Whether the ClientHello is whole.
@@ -58,11 +66,19 @@ pub enum Progress {
 impl FirstFlight {
     /// Takes the bytes that came.
     pub fn push(&mut self, bytes: &[u8]) -> Progress {
+        if self.raw.capacity() - self.raw.len() < bytes.len() {
+            self.raw.reserve_exact(bytes.len().max(ROOM));
+        }
         self.raw.extend_from_slice(bytes);
         match self.cut() {
             Progress::Partial if self.raw.len() > FLIGHT_MAX => Progress::Whole(Offer::default()),
             progress => progress,
         }
+    }
+
+    /// How many bytes it takes.
+    pub fn size(&self) -> usize {
+        self.raw.capacity()
     }
 
     fn cut(&mut self) -> Progress {
@@ -78,7 +94,9 @@ impl FirstFlight {
                 return Progress::Whole(Offer::default());
             }
             let Some(payload) = rest.get(5..5 + length) else { return Progress::Partial };
-            self.message.extend_from_slice(payload);
+            let head = self.head.iter_mut().skip(self.message);
+            head.zip(payload).for_each(|(place, &byte)| *place = byte);
+            self.message += length;
             self.read += 5 + length;
             if let Some(offer) = self.whole_message() {
                 return Progress::Whole(offer);
@@ -92,16 +110,45 @@ impl FirstFlight {
     }
 
     fn whole_message(&self) -> Option<Offer> {
-        if self.message.first().is_some_and(|&kind| kind != CLIENT_HELLO) {
+        let [kind, high, middle, low] = self.head;
+        if kind != CLIENT_HELLO {
             return Some(Offer::default());
         }
-        let &[_, high, middle, low] = self.message.first_chunk()?;
+        if self.message < HEAD {
+            return None;
+        }
         let length = usize::try_from(u32::from_be_bytes([0, high, middle, low])).unwrap_or(usize::MAX);
         if length > MESSAGE_MAX {
             return Some(Offer::default());
         }
-        let body = self.message.get(4..4 + length)?;
-        Some(offer(body).unwrap_or_default())
+        if self.message < HEAD + length {
+            return None;
+        }
+        let mut records = self.records();
+        let first = records.next().unwrap_or_default();
+        let offered = match first.get(HEAD..HEAD + length) {
+            Some(body) => offer(body),
+            // In several records.
+            None => {
+                let mut message = Vec::with_capacity(self.message);
+                message.extend_from_slice(first);
+                records.for_each(|payload| message.extend_from_slice(payload));
+                message.get(HEAD..HEAD + length).and_then(offer)
+            }
+        };
+        Some(offered.unwrap_or_default())
+    }
+
+    /// The payloads of the records that have been cut.
+    fn records(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = &self.raw[..self.read];
+        std::iter::from_fn(move || {
+            let &[_, _, _, high, low] = rest.first_chunk()?;
+            let length = usize::from(u16::from_be_bytes([high, low]));
+            let payload = rest.get(5..5 + length)?;
+            rest = &rest[5 + length..];
+            Some(payload)
+        })
     }
 }
 

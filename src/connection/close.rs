@@ -4,7 +4,7 @@
 //! > RFC2246. A session is considered open, if SSL_shutdown(3) was not called for the connection or at least
 //! > SSL_set_shutdown(3) was used to set the SSL_SENT_SHUTDOWN state.
 
-use super::{Agreed, Choice, Connection, Error, Removed, Shutdown, State};
+use super::{Agreed, Choice, Connection, Error, Lease, Removed, Shutdown, State};
 use crate::session::RemovalReason;
 
 /// What SSL_shutdown(3) returns.
@@ -77,6 +77,7 @@ impl Connection {
         self.first_flight = None;
         self.engine = None;
         self.offered = None;
+        self.unanswered.iter_mut().for_each(Lease::release);
         removed
     }
 
@@ -97,7 +98,7 @@ impl Connection {
     /// Removes the family and what is attached, whatever the flags say.
     pub(super) fn condemn(&mut self, reason: RemovalReason) -> Vec<Removed> {
         if let Some(attached) = self.attached.take() {
-            self.family.join(attached);
+            self.family.join(&attached);
         }
         let cache = self.context.cache(self.role);
         self.family.remove(cache, reason)

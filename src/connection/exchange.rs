@@ -7,10 +7,11 @@ use rustls::Error as TlsError;
 use super::{
     Alert, Choice, Connection, EngineKind, Error, Removed, Shutdown, State,
     engine::{End, Engine},
+    unanswered::Lease,
 };
 use crate::{
     alert,
-    client_hello::{FirstFlight, Offer, Progress},
+    client_hello::{FLIGHT_MAX, FirstFlight, Offer, Progress},
     clock::Now,
     config::ClosePolicy,
     context::identity::identity,
@@ -53,11 +54,40 @@ impl Connection {
     ///
     /// # Errors
     /// The worker runs this connection, it has failed, or plaintext came before the handshake was done or after SENT. Nothing of the input
-    /// was used then.
+    /// was used then. Where the peers have begun too many handshakes, a handshake that is not whole fails.
     pub fn exchange(&mut self, input: Input<'_>, now: Now) -> Result<Output, Error> {
         if self.engine_kind == EngineKind::Worker {
             return Err(Error::WrongEngine(EngineKind::Daemon));
         }
+        if !matches!(self.state, State::Before | State::Handshaking) {
+            return self.step(input, now);
+        }
+        let output = self.step(input, now)?;
+        let kept = self.unanswered_bytes(input.ciphertext.len(), !output.ciphertext.is_empty());
+        // Asked afterwards: a handshake that goes on keeps nothing, and is not held up by others that do not.
+        if let Some(Err(error)) = self.unanswered.as_mut().map(|lease| lease.keep(kept, now.at)) {
+            self.fail(error.to_string());
+            return Err(error);
+        }
+        Ok(output)
+    }
+
+    /// What a handshake keeps of what its peer has sent, in bytes, after a step in which so many came.
+    fn unanswered_bytes(&self, came: usize, answered: bool) -> usize {
+        /// What rustls reads into at least.
+        const ENGINE_MIN: usize = 4096;
+        let before = self.unanswered.as_ref().map_or(0, Lease::bytes);
+        match (&self.first_flight, self.state) {
+            (Some(first_flight), State::Handshaking) => first_flight.size(),
+            // What came since the last answer, at most.
+            (None, State::Handshaking) if !answered && before + came > 0 => {
+                (before.max(ENGINE_MIN) + came).min(FLIGHT_MAX)
+            }
+            (_, State::Before | State::Handshaking | State::Established | State::Failed) => 0,
+        }
+    }
+
+    fn step(&mut self, input: Input<'_>, now: Now) -> Result<Output, Error> {
         match self.state {
             State::Failed => {
                 return Err(Error::Failed(self.failure.clone().unwrap_or_default()));
@@ -241,7 +271,7 @@ impl Connection {
         // A ticket is spent; a TLS 1.2 session is shared by all who resume it.
         if session.kind().version == Version::Tls12 {
             self.attached = Some(Arc::clone(&session));
-            self.family.join(session);
+            self.family.join(&session);
         }
     }
 
@@ -303,7 +333,7 @@ impl Connection {
                 now,
             );
             if let Ok(session) = session {
-                self.family.join(Arc::clone(&session));
+                self.family.join(&session);
                 self.attached = Some(session);
             }
         }
@@ -362,6 +392,7 @@ impl Connection {
         self.family.release();
         self.engine = None;
         self.offered = None;
+        self.unanswered.iter_mut().for_each(Lease::release);
         self.state = State::Failed;
     }
 }

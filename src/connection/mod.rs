@@ -6,6 +6,7 @@
 //! * `engine`: rustls over memory
 //! * [`worker`]: connections whose TLS runs in the worker
 //! * `id`: how connections are named
+//! * [`unanswered`]: bytes of unfinished handshakes
 //! * `family`: the sessions that a connection made or uses
 //!
 //! ```text
@@ -55,6 +56,7 @@ mod exchange;
 mod family;
 mod id;
 pub mod table;
+pub mod unanswered;
 pub mod worker;
 
 pub use crate::alert::Alert;
@@ -66,6 +68,7 @@ pub use table::Table;
 
 use engine::Engine;
 use family::Family;
+use unanswered::Lease;
 
 /// Why a call was refused. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +128,14 @@ pub enum Error {
     /// One owner has too many.
     #[error("this caller has {0} connections open, and limits.connections_per_owner allows no more")]
     TooManyOfOwner(usize),
+    /// Peers have begun too many handshakes of one owner.
+    #[error(
+        "unfinished handshakes of this caller's connections hold {0} bytes, and no more are kept: they end after 60 s"
+    )]
+    UnansweredOfOwner(usize),
+    /// Peers have begun too many handshakes.
+    #[error("unfinished handshakes hold {0} bytes, and no more are kept: they end after 60 s")]
+    Unanswered(usize),
     /// The request id was used.
     #[error("this request_id was used within the last minute for a request that differs")]
     RequestIdReused,
@@ -269,6 +280,8 @@ pub struct Connection {
     engine: Option<Engine>,
     /// What the handshake was given to resume with.
     offered: Option<Arc<Session>>,
+    /// What is kept of an unfinished handshake. `None`: not counted, for the connection is in no table.
+    unanswered: Option<Lease>,
 }
 
 impl Connection {
@@ -314,6 +327,7 @@ impl Connection {
             first_flight: None,
             engine: None,
             offered: None,
+            unanswered: None,
         })
     }
 
@@ -359,7 +373,7 @@ impl Connection {
         if self.state == State::Established
             && let Some(session) = &session
         {
-            self.family.join(Arc::clone(session));
+            self.family.join(session);
         }
         self.attached = session;
         Ok(removed)
@@ -403,6 +417,16 @@ impl Connection {
     /// How long it may lie unused.
     pub fn idle_timeout(&self) -> Duration {
         self.idle_timeout
+    }
+
+    /// When it lapses if nothing uses it from now on: after its idle time-out, or before that because its peer does not go on
+    /// with a handshake.
+    pub fn lapses(&self, now: Timestamp) -> Timestamp {
+        let idle = now.after(self.idle_timeout);
+        match self.unanswered.as_ref().and_then(Lease::ends) {
+            Some(ends) => idle.min(ends),
+            None => idle,
+        }
     }
 
     /// How far it is.

@@ -16,7 +16,11 @@ use arc_swap::{ArcSwap, Guard};
 use dashmap::DashMap;
 use parking_lot::Mutex;
 
-use super::{Connection, ConnectionId, Error, Input, Named, Output, Plan, Removed, close::ShutdownStatus};
+use super::{
+    Connection, ConnectionId, Error, Input, Named, Output, Plan, Removed,
+    close::ShutdownStatus,
+    unanswered::{Unanswered, UnansweredOfOne},
+};
 use crate::{
     clock::{Clock, Now, Timestamp, WallOffset, WallTime},
     context::{Context, Registry},
@@ -28,7 +32,8 @@ use crate::{
 pub struct Table {
     live: DashMap<ConnectionId, Arc<Held>>,
     count: AtomicUsize,
-    owners: DashMap<Arc<str>, usize>,
+    owners: DashMap<Arc<str>, Owner>,
+    unanswered: Unanswered,
     most: Most,
     registry: ArcSwap<Registry>,
     clock: Clock,
@@ -48,6 +53,13 @@ impl Most {
     pub fn all(count: usize) -> Self {
         Self { all: count, of_one: count }
     }
+}
+
+/// What the connections of one owner hold.
+#[derive(Debug)]
+struct Owner {
+    connections: usize,
+    unanswered: UnansweredOfOne,
 }
 
 /// A connection and what is asked of it without its lock.
@@ -72,7 +84,7 @@ impl Held {
     }
 
     fn touch(&self, connection: &Connection, now: Now) {
-        self.expires.store(now.at.after(connection.idle_timeout()).as_millis(), Ordering::Release);
+        self.expires.store(connection.lapses(now.at).as_millis(), Ordering::Release);
     }
 
     fn free(&self) -> Option<Vec<Removed>> {
@@ -96,7 +108,7 @@ pub struct Lapse {
 impl Lapse {
     /// Of a connection that is used now.
     pub fn of(connection: &Connection, now: Now) -> Self {
-        Self { at: now.at.after(connection.idle_timeout()), offset: now.offset }
+        Self { at: connection.lapses(now.at), offset: now.offset }
     }
 
     /// What the wall clock will show then.
@@ -131,6 +143,7 @@ impl Table {
             live: DashMap::new(),
             count: AtomicUsize::new(0),
             owners: DashMap::new(),
+            unanswered: Unanswered::default(),
             most,
             registry,
             clock,
@@ -150,7 +163,8 @@ impl Table {
         let now = self.clock.now();
         let mut connection = Connection::new(plan, now.at)?;
         // First of all, for a session that a worker has resumed is lost with a connection that is dropped.
-        self.count(connection.owner())?;
+        let unanswered = self.count(connection.owner())?;
+        connection.unanswered = Some(unanswered.lease());
         let named = session.map_or(Ok(None), |wanted| {
             let named = self.resolve(connection.context(), connection.role(), wanted, now)?;
             connection.set_session(named).map(Some)
@@ -303,6 +317,11 @@ impl Table {
         self.len() == 0
     }
 
+    /// How many bytes of unfinished handshakes all connections hold.
+    pub fn unanswered(&self) -> usize {
+        self.unanswered.bytes()
+    }
+
     /// Asks for a connection's owner and context, which never change.
     ///
     /// # Errors
@@ -371,27 +390,30 @@ impl Table {
         }
     }
 
-    fn count(&self, owner: &Arc<str>) -> Result<(), Error> {
+    fn count(&self, owner: &Arc<str>) -> Result<UnansweredOfOne, Error> {
         let all = self.count.fetch_add(1, Ordering::AcqRel);
-        let mut of_one = self.owners.entry(Arc::clone(owner)).or_insert(0);
-        *of_one += 1;
+        let mut held = self
+            .owners
+            .entry(Arc::clone(owner))
+            .or_insert_with(|| Owner { connections: 0, unanswered: self.unanswered.of_one() });
+        held.connections += 1;
         let too_many = if all >= self.most.all {
             Error::TooManyConnections(self.most.all)
-        } else if *of_one > self.most.of_one {
+        } else if held.connections > self.most.of_one {
             Error::TooManyOfOwner(self.most.of_one)
         } else {
-            return Ok(());
+            return Ok(held.unanswered.clone());
         };
-        drop(of_one);
+        drop(held);
         self.discount(owner);
         Err(too_many)
     }
 
     fn discount(&self, owner: &Arc<str>) {
         self.count.fetch_sub(1, Ordering::AcqRel);
-        self.owners.remove_if_mut(owner, |_, count| {
-            *count -= 1;
-            *count == 0
+        self.owners.remove_if_mut(owner, |_, held| {
+            held.connections -= 1;
+            held.connections == 0
         });
     }
 
@@ -403,8 +425,10 @@ impl Table {
         let mut connection = held.connection.lock();
         let connection = connection.as_mut().ok_or(Error::NotFound(held.id))?;
         let now = self.clock.now();
+        let result = call(connection, now);
+        // Afterwards: what the call has left of a handshake decides as well.
         held.touch(connection, now);
-        call(connection, now)
+        result
     }
 
     fn resolve(&self, context: &Context, role: Role, wanted: Wanted<'_>, now: Now) -> Result<Named, Error> {

@@ -125,7 +125,7 @@ impl Connection {
             now,
         );
         if let Ok(session) = &stored {
-            self.family.join(Arc::clone(session));
+            self.family.join(session);
             self.attached = Some(Arc::clone(session));
         }
         Ok(stored.map_err(NotKept::Cache))

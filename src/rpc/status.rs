@@ -200,6 +200,8 @@ fn connection_verdict(error: &connection::Error) -> Verdict {
         Error::SessionOutOfScope => invalid("SESSION_OUT_OF_SCOPE", "session_id"),
         Error::TooManyConnections(_) => (Code::ResourceExhausted, "CONNECTION_LIMIT", None),
         Error::TooManyOfOwner(_) => (Code::ResourceExhausted, "OWNER_CONNECTION_LIMIT", None),
+        Error::UnansweredOfOwner(_) => (Code::ResourceExhausted, "OWNER_HANDSHAKE_BYTES_LIMIT", None),
+        Error::Unanswered(_) => (Code::ResourceExhausted, "HANDSHAKE_BYTES_LIMIT", None),
         Error::RequestIdReused => invalid("REQUEST_ID_REUSED", "request_id"),
         Error::NoRandomness => (Code::Internal, "NO_RANDOMNESS", None),
         Error::Engine(_) => (Code::Internal, "ENGINE", None),

@@ -4,7 +4,8 @@
 //! waits for its lock is gone for that call.
 
 use std::{
-    collections::BinaryHeap,
+    collections::BTreeMap,
+    ops::Bound,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -31,6 +32,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Table {
     live: DashMap<ConnectionId, Arc<Held>>,
+    /// The same, in the order of lists.
+    order: Mutex<BTreeMap<Cursor, Arc<Held>>>,
     count: AtomicUsize,
     owners: DashMap<Arc<str>, Owner>,
     unanswered: Unanswered,
@@ -79,6 +82,10 @@ struct Held {
 }
 
 impl Held {
+    fn place(&self) -> Cursor {
+        Cursor { created: self.created, id: self.id }
+    }
+
     fn expires(&self) -> Timestamp {
         Timestamp::from_millis(self.expires.load(Ordering::Acquire))
     }
@@ -126,6 +133,9 @@ pub struct Cursor {
     pub id: ConnectionId,
 }
 
+/// How many connections one step of a list looks at, under one hold of a lock: some microseconds.
+pub const LISTED_AT_ONCE: usize = 128;
+
 /// A session that somebody names, and the contexts whose sessions that one may know of.
 #[derive(Clone, Copy)]
 pub struct Wanted<'w> {
@@ -141,6 +151,7 @@ impl Table {
         let registry = ArcSwap::new(registry);
         Self {
             live: DashMap::new(),
+            order: Mutex::default(),
             count: AtomicUsize::new(0),
             owners: DashMap::new(),
             unanswered: Unanswered::default(),
@@ -185,7 +196,10 @@ impl Table {
             driven: AtomicBool::new(false),
             driver: Mutex::default(),
         };
-        self.live.insert(held.id, Arc::new(held));
+        let held = Arc::new(held);
+        // Nothing frees it before it is in both.
+        self.order.lock().insert(held.place(), Arc::clone(&held));
+        self.live.insert(held.id, held);
         Ok(seen)
     }
 
@@ -322,6 +336,11 @@ impl Table {
         self.unanswered.bytes()
     }
 
+    /// Whether a connection has this id.
+    pub fn holds(&self, id: ConnectionId) -> bool {
+        self.live.contains_key(&id)
+    }
+
     /// Asks for a connection's owner and context, which never change.
     ///
     /// # Errors
@@ -331,24 +350,34 @@ impl Table {
         if to(&held.owner, &held.context) { Ok(()) } else { Err(Error::NotFound(id)) }
     }
 
-    /// Up to `count` ids after a place, oldest first, of those whose owner and context are wanted.
+    /// Looks at up to [`LISTED_AT_ONCE`] connections after a place, oldest first, and appends up to `count` of those whose owner
+    /// and context are wanted to `found`. Returns where to go on; `None`: there are no more.
     pub fn page(
         &self,
         wanted: impl Fn(&str, &str) -> bool,
         after: Option<Cursor>,
         count: usize,
-    ) -> Vec<Cursor> {
-        let mut oldest = BinaryHeap::with_capacity(count + 1);
-        for held in &self.live {
-            let place = Cursor { created: held.created, id: held.id };
-            if after.is_none_or(|after| place > after) && wanted(&held.owner, &held.context) {
-                oldest.push(place);
-                if oldest.len() > count {
-                    oldest.pop();
-                }
+        found: &mut Vec<Cursor>,
+    ) -> Option<Cursor> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let slice: Vec<_> = {
+            let order = self.order.lock();
+            let places = order.range((from, Bound::Unbounded)).take(LISTED_AT_ONCE);
+            places.map(|(place, held)| (*place, Arc::clone(held))).collect()
+        };
+        let mut last = None;
+        let mut left = count;
+        for (place, held) in &slice {
+            if left == 0 {
+                return last;
             }
+            if wanted(&held.owner, &held.context) {
+                found.push(*place);
+                left -= 1;
+            }
+            last = Some(*place);
         }
-        oldest.into_sorted_vec()
+        last.filter(|_| slice.len() == LISTED_AT_ONCE)
     }
 
     /// The contexts it makes connections from, as they are now.
@@ -386,6 +415,7 @@ impl Table {
 
     fn forget(&self, id: ConnectionId) {
         if let Some((_, held)) = self.live.remove(&id) {
+            self.order.lock().remove(&held.place());
             self.discount(&held.owner);
         }
     }

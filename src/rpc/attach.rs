@@ -4,7 +4,7 @@
 //! stream frees every connection that was made on it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -47,8 +47,8 @@ const EXPECTED_MIN: usize = 4;
 /// The most room for answers that are not there yet, and how much of it is to spare.
 const ROOM_MAX: usize = 32 << 10;
 const ROOM_MORE: usize = 512;
-/// Connections of a stream that are not worth a search for those that are gone.
-const PRUNE_MIN: usize = 1024;
+/// How many connections of a stream are looked at for each new one: two, so that those that are gone do not become many.
+const LOOKED_AT: usize = 2;
 /// Connections of a stream that ended which are freed without a pause: less than a tenth of a millisecond.
 const FREED_AT_ONCE: usize = 128;
 /// The longest alias, `@` included.
@@ -88,8 +88,8 @@ pub(super) struct Calls {
     by: Arc<Caller>,
     _place: StreamPlace,
     made: HashMap<ConnectionId, Option<String>>,
-    /// How many may be in `made` before those that are gone are looked for.
-    prune_at: usize,
+    /// The same, and some that are gone: looked at by turns.
+    order: VecDeque<ConnectionId>,
     /// Aliases of connections that were made here.
     aliases: HashMap<String, String>,
     /// Of the lookups of one message.
@@ -111,7 +111,7 @@ impl Calls {
             _place: StreamPlace::hold(&by),
             by,
             made: HashMap::new(),
-            prune_at: PRUNE_MIN,
+            order: VecDeque::new(),
             aliases: HashMap::new(),
             moment: Moment::default(),
         }
@@ -199,28 +199,31 @@ impl Calls {
             if let Some(alias) = &alias {
                 self.aliases.insert(alias.clone(), connection.id.clone());
             }
+            let id = convert::connection_id(&connection.id)?;
             // A repeated request answers the same connection, which then has the new alias.
-            if let Some(Some(old)) = self.made.insert(convert::connection_id(&connection.id)?, alias) {
-                self.aliases.remove(&old);
+            match self.made.insert(id, alias) {
+                Some(Some(old)) => drop(self.aliases.remove(&old)),
+                Some(None) => {}
+                None => self.order.push_back(id),
             }
-            if self.made.len() >= self.prune_at {
-                self.prune();
-            }
+            self.prune();
         }
         Ok(made)
     }
 
-    /// Forgets connections that are gone without a Free on this stream: lapsed, or freed by others.
+    /// Forgets connections that are gone without a Free on this stream: lapsed, or freed by others. Looks at a few of them.
     fn prune(&mut self) {
-        let table = &self.connections.opener.table;
-        self.made.retain(|id, alias| {
-            let live = table.look(*id, |_, _| ()).is_ok();
-            if let Some(alias) = alias.as_ref().filter(|_| !live) {
-                self.aliases.remove(alias);
+        for _ in 0..LOOKED_AT {
+            let Some(id) = self.order.pop_front() else { return };
+            if !self.made.contains_key(&id) {
+                continue;
             }
-            live
-        });
-        self.prune_at = (2 * self.made.len()).max(PRUNE_MIN);
+            if self.connections.opener.table.holds(id) {
+                self.order.push_back(id);
+            } else if let Some(Some(alias)) = self.made.remove(&id) {
+                self.aliases.remove(&alias);
+            }
+        }
     }
 
     /// A connection is gone, whoever freed it; its alias may be used again.

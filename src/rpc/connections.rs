@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::time::sleep_until;
+use tokio::{task::yield_now, time::sleep_until};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
@@ -15,6 +15,7 @@ use super::{
     request_ids::RequestIds,
     status::{BYTES_MAX, Refusal},
     streams::StreamPlace,
+    turns::Turns,
 };
 use crate::{
     clock::Timestamp,
@@ -30,6 +31,7 @@ use crate::{
 pub(super) struct Connections {
     pub(super) opener: Arc<Opener>,
     pub(super) pages: Arc<Pages>,
+    pub(super) lists: Arc<Turns>,
     pub(super) draining: CancellationToken,
     pub(super) plaintext_buffer: usize,
 }
@@ -197,7 +199,7 @@ impl Connections {
         }
     }
 
-    fn list(
+    async fn list(
         &self,
         by: &Caller,
         request: &pb::ListConnectionsRequest,
@@ -214,18 +216,29 @@ impl Connections {
         let wanted = |owner: &str, context: &str| {
             filter.is_none_or(|name| *context == *name) && by.sees(owner, context)
         };
-        let after = match self.pages.place(&filters, &request.page_token)? {
+        let mut after = match self.pages.place(&filters, &request.page_token)? {
             None => None,
             Some(place) => Some(cursor(&place).ok_or(Refusal::PageTokenInvalid)?),
         };
-        let places = self.table().page(wanted, after, size);
+        let _turn = self.lists.wait(by.owner()).await;
+        let (mut places, mut connections) = (Vec::new(), Vec::new());
+        loop {
+            let before = places.len();
+            let next = self.table().page(wanted, after, size - before, &mut places);
+            // One that was freed since is simply not listed.
+            let new = places[before..].iter();
+            connections.extend(new.filter_map(|place| self.table().look(place.id, convert::connection).ok()));
+            if next.is_none() || places.len() == size {
+                break;
+            }
+            after = next;
+            // Of a hundred thousand connections few may be wanted; other calls are served meanwhile.
+            yield_now().await;
+        }
         let next_page_token = match places.last() {
             Some(last) if places.len() == size => self.pages.token(&filters, &place(last)),
             _ => String::new(),
         };
-        // One that was freed since is simply not listed.
-        let connections =
-            places.iter().filter_map(|place| self.table().look(place.id, convert::connection).ok()).collect();
         Ok(pb::ListConnectionsResponse { connections, next_page_token })
     }
 
@@ -363,7 +376,7 @@ impl ConnectionService for Connections {
         &self,
         request: Request<pb::ListConnectionsRequest>,
     ) -> Result<Response<pb::ListConnectionsResponse>, Status> {
-        answer(self.list(&*caller(&request)?, request.get_ref()))
+        answer(self.list(&*caller(&request)?, request.get_ref()).await)
     }
 
     async fn set_session(

@@ -21,7 +21,7 @@
 //! * `timer`: the clock of HTTP/2
 //! * `seldom`: futures that are not asked at every wake-up
 //! * `revoke`, `explain`: who resumes no more, and why not
-//! * `convert`, `page`, `request_ids`: messages, lists, repeated requests
+//! * `convert`, `page`, `turns`, `request_ids`: messages, lists, one list at a time, repeated requests
 
 use std::{
     num::NonZeroUsize,
@@ -76,6 +76,7 @@ pub mod status;
 mod streams;
 mod timer;
 pub mod tls;
+mod turns;
 mod watch;
 mod whole;
 mod workers;
@@ -94,6 +95,7 @@ use request_ids::RequestIds;
 use sessions::Sessions;
 use streams::{StreamLimits, StreamTotals};
 use tls::Acceptor;
+use turns::Turns;
 use workers::Workers;
 
 /// Largest batch of an Attach: what it says in few bytes takes many times as much once it is read.
@@ -211,13 +213,16 @@ impl Api {
         let (reporter, health) = tonic_health::server::health_reporter();
         let pages = Arc::new(Pages::new()?);
         let opener = Arc::new(Opener { table: Arc::clone(&table), request_ids: RequestIds::default() });
+        let lists = Arc::new(Turns::default());
         let connections = Arc::new(Connections {
+            lists: Arc::clone(&lists),
             opener: Arc::clone(&opener),
             pages: Arc::clone(&pages),
             draining: signals.draining.clone(),
             plaintext_buffer: limits.plaintext_buffer,
         });
         let sessions = Arc::new(Sessions {
+            lists,
             table: Arc::clone(&table),
             pages,
             misses: Misses::new(limits.misses_per_second),

@@ -18,6 +18,8 @@ use crate::{
 
 /// The resolution of the daemon's time.
 const MILLISECOND: Duration = Duration::from_millis(1);
+/// How many sessions leave without a pause: a tenth of a millisecond.
+const PURGED_AT_ONCE: usize = 256;
 /// Most bytes of a URI name (the SPIFFE ID standard, section 2.3).
 const URI_MAX: usize = 2048;
 
@@ -56,7 +58,10 @@ impl Sessions {
         let mut removed = 0;
         for cache in &caches {
             for part in 0..cache.parts() {
-                removed += cache.purge(part) as u64;
+                for slice in cache.revoked(part).chunks(PURGED_AT_ONCE) {
+                    removed += cache.withdraw_revoked(slice) as u64;
+                    yield_now().await;
+                }
                 yield_now().await;
             }
         }

@@ -306,13 +306,23 @@ impl Cache {
 
     /// Takes out what is revoked of one of [`Self::parts`]; says how many.
     pub fn purge(&self, part: usize) -> usize {
+        self.withdraw_revoked(&self.revoked(part))
+    }
+
+    /// What is revoked of one of [`Self::parts`], and there still, for [`Self::withdraw_revoked`].
+    pub fn revoked(&self, part: usize) -> Vec<Arc<Session>> {
         let mut revoked = Vec::new();
         self.store.scan(part, |session| {
             if self.revocations.cover(session.facts()) {
                 revoked.push(Arc::clone(session));
             }
         });
-        revoked.into_iter().filter(|session| self.withdraw(session, RemovalReason::Revoked)).count()
+        revoked
+    }
+
+    /// Takes these out; says how many were there.
+    pub fn withdraw_revoked(&self, sessions: &[Arc<Session>]) -> usize {
+        sessions.iter().filter(|session| self.withdraw(session, RemovalReason::Revoked)).count()
     }
 
     /// Nothing is found here any more, nor stored, and what there is leaves: no context has this scope now.

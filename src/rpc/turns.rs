@@ -1,0 +1,86 @@
+//! One list at a time for each caller: lists look through much, and a caller that asks for several of them has its own wait.
+
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+
+/// Who lists, and who waits for it. Callers without a list have no entry.
+#[derive(Default)]
+pub(super) struct Turns(Mutex<HashMap<Arc<str>, Queue>>);
+
+/// The lists of one caller, in the order in which they were asked for.
+#[derive(Default)]
+struct Queue {
+    running: Arc<AsyncMutex<()>>,
+    /// The one that runs included.
+    lists: usize,
+}
+
+/// A list may run while this is held. Dropping it lets the caller's next one run.
+pub(super) struct Turn<'t> {
+    _running: OwnedMutexGuard<()>,
+    _place: Place<'t>,
+}
+
+/// Counts in its queue, also when its call is cancelled while it waits.
+struct Place<'t> {
+    turns: &'t Turns,
+    owner: Arc<str>,
+}
+
+impl Turns {
+    /// Waits until no other list of this caller runs. The call's deadline bounds the wait.
+    pub(super) async fn wait(&self, owner: &Arc<str>) -> Turn<'_> {
+        let running = {
+            let mut queues = self.0.lock();
+            let queue = queues.entry(Arc::clone(owner)).or_default();
+            queue.lists += 1;
+            Arc::clone(&queue.running)
+        };
+        let place = Place { turns: self, owner: Arc::clone(owner) };
+        Turn { _running: running.lock_owned().await, _place: place }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut queues = self.turns.0.lock();
+        if let Some(queue) = queues.get_mut(&self.owner) {
+            queue.lists -= 1;
+            if queue.lists == 0 {
+                queues.remove(&self.owner);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::Future,
+        pin::pin,
+        task::{Context, Poll, Waker},
+    };
+
+    use super::*;
+
+    #[test]
+    fn second_list_of_a_caller_waits_and_that_of_another_does_not() {
+        let turns = Turns::default();
+        let [one, other]: [Arc<str>; 2] = ["uid:1".into(), "uid:2".into()];
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut first = pin!(turns.wait(&one));
+        let mut second = Box::pin(turns.wait(&one));
+        let cancelled = Box::pin(turns.wait(&one));
+        let Poll::Ready(running) = first.as_mut().poll(&mut cx) else { panic!("it waits for nothing") };
+        assert!(second.as_mut().poll(&mut cx).is_pending());
+        let Poll::Ready(others) = pin!(turns.wait(&other)).poll(&mut cx) else { panic!("another caller waits") };
+        drop(cancelled);
+        drop(running);
+        let Poll::Ready(next) = second.as_mut().poll(&mut cx) else { panic!("the first has ended") };
+        assert_eq!(turns.0.lock().len(), 2);
+        drop((next, others));
+        assert!(turns.0.lock().is_empty(), "nothing is left of callers without a list");
+    }
+}

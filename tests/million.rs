@@ -72,13 +72,7 @@ fn a_million_sessions_take_what_they_count_for_and_give_it_back_when_they_expire
     let _alone = alone();
     let limits = Limits { entries_max: MILLION as usize, bytes_max: 1 << 30 };
     let ledger = Arc::new(Ledger::new(limits));
-    let plan = Plan {
-        role: Role::Server,
-        offering: Offering::Explicit,
-        limits,
-        session_bytes_max: 1 << 14,
-        session_id_context: "web",
-    };
+    let plan = Plan { role: Role::Server, offering: Offering::Explicit, limits, session_bytes_max: 1 << 14 };
     let cache = Cache::new(&plan, &ledger);
     let (account, name) = (Arc::new(Account::new("web")), Arc::from("a.test"));
 

@@ -66,7 +66,6 @@ fn cache(ledger: &Arc<Ledger>) -> Cache {
         offering: Offering::Explicit,
         limits: Limits { entries_max: ROOM, bytes_max: usize::MAX },
         session_bytes_max: 1024,
-        session_id_context: "",
     };
     Cache::new(&plan, ledger)
 }

@@ -148,13 +148,7 @@ struct Caches {
 impl Caches {
     fn new(role: Role) -> Self {
         let ledger = Arc::new(Ledger::new(ROOM));
-        let plan = Plan {
-            role,
-            offering: Offering::Shared,
-            limits: ROOM,
-            session_bytes_max: 1_000,
-            session_id_context: "default",
-        };
+        let plan = Plan { role, offering: Offering::Shared, limits: ROOM, session_bytes_max: 1_000 };
         let [one, other] = [(); 2].map(|()| Arc::new(Cache::new(&plan, &ledger)));
         ledger.budget.share([&one, &other].into_iter());
         Self { one, other, _watch: ledger.watchers.watch(|_| true).unwrap() }

@@ -60,13 +60,8 @@ pub(crate) struct Ours {
 impl Ours {
     pub(crate) fn new(size: usize) -> Self {
         let limits = Limits { entries_max: size, bytes_max: usize::MAX };
-        let plan = Plan {
-            role: Role::Server,
-            offering: Offering::Explicit,
-            limits,
-            session_bytes_max: 16 * 1024,
-            session_id_context: "bench",
-        };
+        let plan =
+            Plan { role: Role::Server, offering: Offering::Explicit, limits, session_bytes_max: 16 * 1024 };
         Self {
             cache: Cache::new(&plan, &Arc::new(Ledger::new(limits))),
             server_name: "www.example.com".into(),

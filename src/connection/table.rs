@@ -387,11 +387,12 @@ impl Table {
 
     /// Makes connections from other contexts from now on. Running connections keep what they began with.
     pub fn swap(&self, registry: Arc<Registry>) {
+        let since = self.clock.now().at;
         // Nobody finds the new ones before they are what they shall be.
-        registry.follow(&self.registry.load());
+        registry.follow(&self.registry.load(), since);
         let before = self.registry.swap(Arc::clone(&registry));
         // Whoever revoked meanwhile did it in the old ones, or sees the new ones and does it again.
-        registry.follow(&before);
+        registry.follow(&before, since);
         before.retire(&registry);
     }
 

@@ -76,9 +76,10 @@ pub(super) fn build(config: &ContextConfig, shared: &mut Interned) -> Result<Con
         offering: config.offering,
         limits: Limits { entries_max: config.cache_entries_max, bytes_max: config.cache_bytes_max },
         session_bytes_max: config.session_bytes_max,
-        session_id_context: &config.session_id_context,
     };
 
+    let server_cache = shared.cache(server_scope, &plan(Role::Server))?;
+    let client_cache = shared.cache(client_scope, &plan(Role::Client))?;
     Ok(Context {
         name: config.name.as_str().into(),
         versions: config.versions.clone(),
@@ -99,8 +100,9 @@ pub(super) fn build(config: &ContextConfig, shared: &mut Interned) -> Result<Con
         certificate_ends: certificates.iter().chain(&client_certificates).map(|held| held.not_after).min(),
         server: server(config, certificates, &roots, &provider, &versions)?,
         client: client(config, client_certificates, &roots, &provider, &versions, client_scope, shared)?,
-        server_cache: shared.cache(server_scope, &plan(Role::Server))?,
-        client_cache: shared.cache(client_scope, &plan(Role::Client))?,
+        former: shared.former(&config.name, &server_cache, &client_cache),
+        server_cache,
+        client_cache,
         scope: ScopeBuilder::new("context")
             .field(server_scope.as_bytes())
             .field(client_scope.as_bytes())

@@ -13,7 +13,11 @@ use rustls::{ClientConfig, ServerConfig};
 use crate::{
     clock::WallTime,
     config::{ClosePolicy, Options, Version},
-    session::{Cache, Role, stats::Account},
+    session::{
+        Cache, Role, SessionId,
+        journal::{Departure, Group},
+        stats::Account,
+    },
 };
 
 mod build;
@@ -64,6 +68,27 @@ pub struct Context {
     pub scope: Scope,
     /// What happened on its connections.
     pub stats: Arc<Account>,
+    /// The caches that reloads replaced under this context's name.
+    former: Former,
+}
+
+/// How many replaced caches of each role a context remembers.
+const FORMER_MAX: usize = 4;
+
+/// Groups of replaced caches, the last one first: at most [`FORMER_MAX`] of each role.
+#[derive(Clone, Debug, Default)]
+struct Former {
+    server: Vec<Group>,
+    client: Vec<Group>,
+}
+
+impl Former {
+    fn of(&self, role: Role) -> &[Group] {
+        match role {
+            Role::Client => &self.client,
+            Role::Server => &self.server,
+        }
+    }
 }
 
 impl Context {
@@ -73,6 +98,22 @@ impl Context {
             Role::Client => &self.client_cache,
             Role::Server => &self.server_cache,
         }
+    }
+
+    /// Returns why a session left that was made under this context, before a reload replaced its scope. For explanations
+    /// alone: such a session is void, and no lookup or resumption asks for it.
+    pub fn formerly(&self, role: Role, id: &SessionId) -> Option<Departure> {
+        let cache = self.cache(role);
+        let mut departures = self.former.of(role).iter().filter_map(|group| cache.departure_from(*group, id));
+        // Another context may have had that scope as well, and may have it still.
+        departures.find(|departure| departure.kind.account.name == self.name)
+    }
+
+    /// The replaced caches of a context that follows this one under its name, with this cache.
+    fn former_beside(&self, role: Role, next: &Arc<Cache>) -> Vec<Group> {
+        let own = self.cache(role);
+        let replaced = (!Arc::ptr_eq(own, next)).then(|| own.group());
+        replaced.into_iter().chain(self.former.of(role).iter().copied()).take(FORMER_MAX).collect()
     }
 }
 

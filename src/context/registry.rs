@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    Context,
+    Context, Former,
     build::{self, ClientTrust, Refusal},
     credentials::Credential,
     scope::Scope,
@@ -11,7 +11,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     config::{Config, ConfigError},
-    session::{Cache, Role, cache::Plan, ledger::Ledger, stats::Account},
+    session::{Cache, Role, cache::Plan, ledger::Ledger, revocation::Selector, stats::Account},
     store::memory::Limits,
 };
 
@@ -60,7 +60,7 @@ impl Registry {
         shared.before = self.caches.clone();
         shared.trust_before = self.trust.clone();
         shared.self_made.clone_from(&self.self_made);
-        shared.accounts = self.contexts.iter().map(|context| Arc::clone(&context.stats)).collect();
+        shared.contexts_before.clone_from(&self.contexts);
         Self::make(config, shared)
     }
 
@@ -77,12 +77,15 @@ impl Registry {
         Ok(Self { contexts, by_name, caches, trust, self_made, ledger })
     }
 
-    /// Begins to be what connections are made from, after another: caches get their sizes, and new ones the revocations
-    /// of those that they take the place of.
-    pub fn follow(&self, before: &Self) {
+    /// Begins to be what connections are made from, after another, at a moment: caches get their sizes, and new ones the
+    /// revocations of those that they take the place of. Nothing that authenticated before the moment is stored in a new
+    /// one, because it authenticated under another scope.
+    pub fn follow(&self, before: &Self, since: Timestamp) {
         for (scope, kept) in &self.caches {
             if before.caches.contains_key(scope) {
                 kept.cache.resize(kept.limits, kept.session_bytes_max);
+            } else {
+                kept.cache.revoke(Selector::All, since);
             }
         }
         for context in &self.contexts {
@@ -149,7 +152,7 @@ pub(super) struct Interned {
     before: HashMap<Scope, Kept>,
     trust_before: HashMap<Scope, ClientTrust>,
     self_made: Option<Credential>,
-    accounts: Vec<Arc<Account>>,
+    contexts_before: Vec<Arc<Context>>,
 }
 
 impl Interned {
@@ -161,12 +164,12 @@ impl Interned {
             before: HashMap::new(),
             trust_before: HashMap::new(),
             self_made: None,
-            accounts: Vec::new(),
+            contexts_before: Vec::new(),
         }
     }
 
     /// The cache of a scope. Contexts that share one must agree on its size.
-    pub(super) fn cache(&mut self, scope: Scope, plan: &Plan<'_>) -> Result<Arc<Cache>, Refusal> {
+    pub(super) fn cache(&mut self, scope: Scope, plan: &Plan) -> Result<Arc<Cache>, Refusal> {
         let Plan { limits, session_bytes_max, .. } = *plan;
         let kept = self.caches.entry(scope).or_insert_with(|| {
             let before = self.before.get(&scope).map(|before| Arc::clone(&before.cache));
@@ -204,7 +207,19 @@ impl Interned {
 
     /// The account of a context, as it was before.
     pub(super) fn account(&self, name: &str) -> Arc<Account> {
-        let before = self.accounts.iter().find(|account| &*account.name == name);
-        before.map_or_else(|| Arc::new(Account::new(name)), Arc::clone)
+        let before = self.context_before(name);
+        before.map_or_else(|| Arc::new(Account::new(name)), |before| Arc::clone(&before.stats))
+    }
+
+    /// The replaced caches of a context that has these now.
+    pub(super) fn former(&self, name: &str, server: &Arc<Cache>, client: &Arc<Cache>) -> Former {
+        self.context_before(name).map_or_else(Former::default, |before| Former {
+            server: before.former_beside(Role::Server, server),
+            client: before.former_beside(Role::Client, client),
+        })
+    }
+
+    fn context_before(&self, name: &str) -> Option<&Arc<Context>> {
+        self.contexts_before.iter().find(|context| &*context.name == name)
     }
 }

@@ -201,7 +201,6 @@ mod tests {
             offering: crate::config::Offering::Shared,
             limits,
             session_bytes_max: 1 << 20,
-            session_id_context: "a",
         };
         Cache::new(&plan, &Arc::new(Ledger::new(limits))).put(new, NOW).unwrap()
     }

@@ -47,23 +47,22 @@ impl Sessions {
             Known::Nothing => {
                 let seen = self.caches(by, "", Roles::OBSERVER)?;
                 let foreign = seen.iter().any(|cache| cache.peek(&id, now).is_some());
-                let (miss, summary) = match foreign {
-                    true => (
-                        Miss::Scope,
-                        "It is in the cache of another scope or role, and is not found from here.".into(),
-                    ),
-                    false => (
-                        Miss::Unknown,
-                        format!(
-                            "It was never here, or left before the last {DEPARTURES_MAX} of its kind that are \
-                             remembered, or the daemon has been restarted since."
+                match (foreign, context.formerly(role, &id)) {
+                    (true, _) => pb::ExplainSessionResponse {
+                        miss_reason: pb::MissReason::Scope.into(),
+                        summary: "It is in the cache of another scope or role, and is not found from here."
+                            .into(),
+                        ..Default::default()
+                    },
+                    (false, Some(departure)) => formerly_departed(&departure, now.offset),
+                    (false, None) => pb::ExplainSessionResponse {
+                        miss_reason: pb::MissReason::Unknown.into(),
+                        summary: format!(
+                            "It was never in this scope, or left before the last {DEPARTURES_MAX} of its kind that \
+                             are remembered, or the daemon has been restarted since."
                         ),
-                    ),
-                };
-                pb::ExplainSessionResponse {
-                    miss_reason: convert::miss_reason(miss).into(),
-                    summary,
-                    ..Default::default()
+                        ..Default::default()
+                    },
                 }
             }
         };
@@ -73,6 +72,16 @@ impl Sessions {
             told.summary = "The context has the option no-session-cache: nothing is resumed.".into();
         }
         Ok(told)
+    }
+}
+
+/// A departure from a scope that a reload has replaced. Lookups know nothing of it.
+fn formerly_departed(departure: &Departure, offset: WallOffset) -> pb::ExplainSessionResponse {
+    let told = departed(departure, offset);
+    pb::ExplainSessionResponse {
+        miss_reason: pb::MissReason::Unknown.into(),
+        summary: format!("A reload has since changed what decides who may resume. {}", told.summary),
+        ..told
     }
 }
 

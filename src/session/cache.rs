@@ -78,7 +78,7 @@ pub enum Known {
 
 /// What a cache is made for.
 #[derive(Clone, Copy, Debug)]
-pub struct Plan<'a> {
+pub struct Plan {
     /// Whose sessions.
     pub role: Role,
     /// Whether clients are offered sessions that they did not name.
@@ -87,8 +87,6 @@ pub struct Plan<'a> {
     pub limits: Limits,
     /// Most bytes of one session: secret, binding and names.
     pub session_bytes_max: usize,
-    /// What its contexts call their sessions.
-    pub session_id_context: &'a str,
 }
 
 /// So many sessions do not lie near any processor.
@@ -117,11 +115,11 @@ impl std::fmt::Debug for Cache {
 
 impl Cache {
     /// An empty cache.
-    pub fn new(plan: &Plan<'_>, ledger: &Arc<Ledger>) -> Self {
+    pub fn new(plan: &Plan, ledger: &Arc<Ledger>) -> Self {
         let pooled = plan.role == Role::Client && plan.offering == Offering::Shared;
         Self {
             role: plan.role,
-            group: ledger.journal.group(plan.session_id_context),
+            group: ledger.journal.new_group(),
             session_bytes_max: AtomicUsize::new(plan.session_bytes_max),
             store: Memory::new(plan.limits, Arc::clone(ledger.budget.held())),
             pool: pooled.then(Pool::default),
@@ -260,6 +258,16 @@ impl Cache {
             Some(departure) => Known::Departed(departure),
             None => Known::Nothing,
         }
+    }
+
+    /// What names this cache in the journal, also after it was closed.
+    pub fn group(&self) -> Group {
+        self.group
+    }
+
+    /// Returns the last departure of a session with this id from another cache of this role.
+    pub fn departure_from(&self, other: Group, id: &SessionId) -> Option<Departure> {
+        self.ledger.journal.find(other, self.role, id)
     }
 
     /// The newest session with this server on these terms, where the cache offers any; a single-use one is gone with the

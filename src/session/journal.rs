@@ -12,7 +12,7 @@ use super::{Facts, Kind, RemovalReason, Role, SessionId, cache::Miss};
 use crate::{
     clock::Timestamp,
     store::keyed::{Keyed, keyed},
-    sync::Mutex,
+    sync::{AtomicU64, Mutex, Ordering},
 };
 
 /// A session that left the cache.
@@ -43,7 +43,8 @@ impl Departure {
     }
 }
 
-/// Who shares a name for sessions: contexts of one session_id_context.
+/// Names one cache in the journal. No two caches have the same group, also if their scopes agree: a scope that a reload
+/// ended and a later reload brings back does not find what departed before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Group(u64);
 
@@ -66,6 +67,8 @@ pub struct Journal {
     /// Ids are not kept, but what they hash to with a key that nobody knows.
     hasher: Keyed,
     parts: Box<[Mutex<Part>]>,
+    /// Of the next cache.
+    next_group: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -132,14 +135,18 @@ const RING_BYTES: usize = KINDS_BYTES_MAX / PARTS / 2;
 
 impl Default for Journal {
     fn default() -> Self {
-        Self { hasher: keyed(), parts: (0..PARTS).map(|_| Mutex::default()).collect() }
+        Self {
+            hasher: keyed(),
+            parts: (0..PARTS).map(|_| Mutex::default()).collect(),
+            next_group: AtomicU64::new(0),
+        }
     }
 }
 
 impl Journal {
-    /// The group of a session_id_context.
-    pub fn group(&self, session_id_context: &str) -> Group {
-        Group(self.hasher.hash_one(session_id_context))
+    /// Returns the group of a new cache.
+    pub fn new_group(&self) -> Group {
+        Group(self.next_group.fetch_add(1, Ordering::Relaxed))
     }
 
     pub(super) fn record(&self, group: Group, session: &Facts, reason: RemovalReason, at: Timestamp) {
@@ -179,7 +186,7 @@ impl Journal {
 
     fn key(&self, group: Group, role: Role, id: &SessionId) -> Key {
         let mut hasher = self.hasher.build_hasher();
-        hasher.write_u64(group.0.wrapping_add(role as u64));
+        hasher.write_u64(group.0.wrapping_mul(2).wrapping_add(role as u64));
         hasher.write(id.as_bytes());
         let [a, b, c, d, e, f, g, h] = hasher.finish().to_le_bytes();
         Key { tag: u32::from_le_bytes([a, b, c, d]), check: u32::from_le_bytes([e, f, g, h]) }
@@ -277,7 +284,7 @@ mod tests {
     #[test]
     fn last_departure_of_an_id_is_found_in_its_own_group_and_role() {
         let journal = Journal::default();
-        let group = journal.group("web");
+        let group = journal.new_group();
         let at = Timestamp::from_millis;
         journal.record(group, &facts(1), RemovalReason::Unclosed, at(5));
         assert_eq!(reason(&journal, group, 1), Some(RemovalReason::Unclosed));
@@ -301,7 +308,7 @@ mod tests {
             "0 comes after the last number"
         );
         assert_eq!(reason(&journal, group, 2), None);
-        assert_eq!(reason(&journal, journal.group("other"), 1), None);
+        assert_eq!(reason(&journal, journal.new_group(), 1), None);
         assert!(journal.find(group, Role::Client, &facts(1).id).is_none());
     }
 
@@ -346,7 +353,7 @@ mod tests {
     #[test]
     fn it_is_bounded_and_what_is_usual_drives_out_nothing_else() {
         let journal = Journal::default();
-        let group = journal.group("web");
+        let group = journal.new_group();
         journal.record(group, &facts(0), RemovalReason::Revoked, Timestamp::from_millis(5));
         for id in 1..200_000 {
             journal.record(group, &facts(id), RemovalReason::Taken, Timestamp::from_millis(6));

@@ -102,7 +102,6 @@ impl World {
             offering: Offering::Explicit,
             limits: limits(ENTRIES_MAX),
             session_bytes_max: 1 << 10,
-            session_id_context: "hammer",
         };
         let caches = [(); 2].map(|()| Arc::new(Cache::new(&plan, ledger)));
         ledger.budget.share(caches.iter());

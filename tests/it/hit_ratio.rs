@@ -75,13 +75,7 @@ fn found(trace: &[u64], mut ask: impl FnMut(u64) -> bool) -> f64 {
 fn ours(trace: &[u64]) -> f64 {
     const NOW: Now = Now::from_millis(1_000_000);
     let limits = Limits { entries_max: ROOM, bytes_max: usize::MAX };
-    let plan = Plan {
-        role: Role::Server,
-        offering: Offering::Explicit,
-        limits,
-        session_bytes_max: 100,
-        session_id_context: "",
-    };
+    let plan = Plan { role: Role::Server, offering: Offering::Explicit, limits, session_bytes_max: 100 };
     let cache = Cache::new(&plan, &Arc::new(Ledger::new(limits)));
     let account = Arc::new(Account::new("default"));
     let server_name: Arc<str> = "a.test".into();

@@ -207,14 +207,20 @@ async fn revocations_outlive_the_cache_that_they_were_made_in() {
         ..Default::default()
     };
     daemon.sessions().revoke_sessions(request).await.unwrap();
-    // Another scope, then another name, then both at once.
-    for config in [
-        context(folder, "default", "1.2", "alpn = [\"h2\"]"),
-        format!("{base}{}", context(folder, "new", "1.2", "")),
-        context(folder, "new", "1.2", "alpn = [\"h2\"]"),
+    // Another name in the same scope, another scope, then both at once.
+    let named = |name: &str, more: &str| context(folder, name, "1.2", more);
+    let beside = named("beside", "session_id_context = \"default\"");
+    for (config, stores) in [
+        (format!("{base}{beside}"), true),
+        (named("default", "alpn = [\"h2\"]"), false),
+        (format!("{base}{}", named("new", "")), false),
+        (named("new", "alpn = [\"h2\"]"), false),
     ] {
         daemon.reload(&config).unwrap();
-        for name in ["default", "new"].into_iter().filter(|name| config.contains(&format!("\"{name}\""))) {
+        for name in ["default", "beside", "new"]
+            .into_iter()
+            .filter(|name| config.contains(&format!("name = \"{name}\"")))
+        {
             let request = pb::NewRequest { context: name.into(), ..worker(pb::Role::Server) };
             let id = w.open(request).await.id;
             let old = pb::PutSessionRequest {
@@ -224,7 +230,8 @@ async fn revocations_outlive_the_cache_that_they_were_made_in() {
             };
             assert_eq!(w.put(old.clone()).await.reason, "REVOKED", "{config}");
             let other = pb::PutSessionRequest { server_name: "b.test".into(), ..old };
-            assert_eq!(w.put(other).await.reason, "");
+            let reason = if stores { "" } else { "REVOKED" };
+            assert_eq!(w.put(other).await.reason, reason, "authenticated before the scope began: {config}");
             w.free(&id).await;
         }
     }

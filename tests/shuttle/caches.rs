@@ -56,7 +56,6 @@ fn cache(entries_max: usize, ledger: &Arc<Ledger>) -> Arc<Cache> {
         offering: Offering::Explicit,
         limits: limits(entries_max),
         session_bytes_max: 100,
-        session_id_context: "default",
     };
     Arc::new(Cache::new(&plan, ledger))
 }

@@ -16,13 +16,7 @@ fn cache() -> Cache {
 }
 
 fn cache_of(role: Role, limits: Limits, ledger: &Arc<Ledger>) -> Cache {
-    let plan = Plan {
-        role,
-        offering: Offering::Shared,
-        limits,
-        session_bytes_max: 100,
-        session_id_context: "default",
-    };
+    let plan = Plan { role, offering: Offering::Shared, limits, session_bytes_max: 100 };
     Cache::new(&plan, ledger)
 }
 

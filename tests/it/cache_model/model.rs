@@ -135,6 +135,8 @@ impl Held {
 #[derive(Clone, Debug)]
 pub(super) struct ModelCache {
     pub(super) key: Key,
+    /// Scopes come again, caches do not.
+    pub(super) number: u32,
     pub(super) limits: Limits,
     pub(super) session_bytes_max: usize,
     pub(super) share: Limits,
@@ -144,8 +146,16 @@ pub(super) struct ModelCache {
 }
 
 impl ModelCache {
-    pub(super) fn new(key: Key, limits: Limits, session_bytes_max: usize) -> Self {
-        Self { key, limits, session_bytes_max, share: limits, sessions: Vec::new(), revocations: Vec::new() }
+    pub(super) fn new(key: Key, number: u32, limits: Limits, session_bytes_max: usize) -> Self {
+        Self {
+            key,
+            number,
+            limits,
+            session_bytes_max,
+            share: limits,
+            sessions: Vec::new(),
+            revocations: Vec::new(),
+        }
     }
 
     pub(super) fn role(&self) -> Role {
@@ -186,8 +196,8 @@ impl ModelCache {
 #[derive(Debug, Default)]
 pub(super) struct Model {
     pub(super) caches: Vec<ModelCache>,
-    /// The last departure of an id under a session_id_context and a role: why, and when.
-    pub(super) departures: BTreeMap<(&'static str, bool, u8), (RemovalReason, u64)>,
+    /// The last departure of an id from a cache: why, and when.
+    pub(super) departures: BTreeMap<(u32, u8), (RemovalReason, u64)>,
     /// How many left, by account and reason.
     pub(super) removals: BTreeMap<(usize, usize), u64>,
     /// The latest time that a cache was told.
@@ -235,16 +245,14 @@ impl Model {
     pub(super) fn leave(&mut self, cache: usize, serial: u32, reason: RemovalReason) -> Held {
         let cache = &mut self.caches[cache];
         let held = cache.take(serial);
-        let place = (cache.key.session_id_context, cache.key.server, held.id);
-        self.departures.insert(place, (reason, self.told));
+        self.departures.insert((cache.number, held.id), (reason, self.told));
         *self.removals.entry((held.account, reason as usize)).or_default() += 1;
         held
     }
 
     /// What a lookup answers where nothing is held.
     pub(super) fn miss(&self, cache: usize, id: u8) -> Miss {
-        let key = &self.caches[cache].key;
-        match self.departures.get(&(key.session_id_context, key.server, id)) {
+        match self.departures.get(&(self.caches[cache].number, id)) {
             None => Miss::Unknown,
             Some((RemovalReason::Expired, _)) => Miss::Expired,
             Some((RemovalReason::Revoked, _)) => Miss::Revoked,

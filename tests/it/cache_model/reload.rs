@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tls_sessiond::{
-    session::{Format, RemovalReason, Role, Version, cache::NotStored},
+    session::{Format, RemovalReason, Role, Version, cache::NotStored, revocation::Selector},
     store::memory::Limits,
 };
 
@@ -83,12 +83,18 @@ impl World {
                     assert!(Arc::ptr_eq(&self.caches[place], real), "one scope has one cache");
                     continue;
                 }
-                let mut cache = ModelCache::new(key, limits, plan.session_bytes_max);
+                self.caches_made += 1;
+                let mut cache = ModelCache::new(key, self.caches_made, limits, plan.session_bytes_max);
                 if let Some(place) = gone.iter().position(|(old, _)| old.key == cache.key) {
                     let (old, same) = gone.remove(place);
                     assert!(Arc::ptr_eq(&same, real), "a scope that stays keeps its cache");
+                    cache.number = old.number;
                     (cache.sessions, cache.revocations) = (old.sessions, old.revocations);
                 } else {
+                    if !old.is_empty() {
+                        // What authenticated before did so under another scope.
+                        cache.revocations.push((Selector::All, self.table.now().at.as_millis()));
+                    }
                     let mut others = self.caches.iter().chain(gone.iter().map(|(_, cache)| cache));
                     assert!(!others.any(|other| Arc::ptr_eq(other, real)), "two scopes share a cache");
                 }

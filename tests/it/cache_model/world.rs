@@ -48,6 +48,8 @@ pub(super) struct World {
     /// All that were ever stored, and how many open connections use each.
     sessions: BTreeMap<u32, (Arc<Session>, u32)>,
     serial: u32,
+    /// How many caches there ever were.
+    pub(super) caches_made: u32,
 }
 
 impl World {
@@ -68,6 +70,7 @@ impl World {
             accounts: Vec::new(),
             sessions: BTreeMap::new(),
             serial: 0,
+            caches_made: 0,
         };
         world.adopt(setup);
         world
@@ -282,8 +285,7 @@ impl World {
         let now = self.now();
         let model = &self.model.caches[cache];
         let known = self.caches[cache].explain(&id(session), reading(now));
-        let departure = (model.key.session_id_context, model.key.server, session);
-        match (known, model.by_id(session), self.model.departures.get(&departure)) {
+        match (known, model.by_id(session), self.model.departures.get(&(model.number, session))) {
             (Known::Held(found, miss), Some(held), _) => {
                 assert_eq!((serial(found.facts()), miss), (held.serial, model.miss(held, now)));
             }

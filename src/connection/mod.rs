@@ -174,8 +174,8 @@ pub enum Named {
     Nothing,
     /// A session that is not there, or not any more.
     Gone,
-    /// A single-use session of this scope, which was handed out.
-    HandedOut(Departure),
+    /// A session of this scope that left the cache, and that a handshake may have been given before.
+    Departed(Departure),
     /// A session of this scope.
     Session(Arc<Session>),
 }
@@ -338,9 +338,9 @@ impl Connection {
     /// The session was made with another server, a handshake is running, or the connection has failed.
     pub fn set_session(&mut self, named: Named) -> Result<Vec<Removed>, Error> {
         let resumed = self.engine_kind == EngineKind::Worker && !matches!(named, Named::Nothing);
-        let (session, handed_out) = match named {
+        let (session, departed) = match named {
             Named::Session(session) => (Some(session), None),
-            Named::HandedOut(departure) => (None, Some(departure)),
+            Named::Departed(departure) => (None, Some(departure)),
             Named::Nothing | Named::Gone => (None, None),
         };
         match self.state {
@@ -364,7 +364,7 @@ impl Connection {
         let session = session.filter(|session| !removed.iter().any(|removed| removed.id == *session.id()));
         if resumed {
             let held = session.as_ref().map(|session| (session.kind(), session.authenticated()));
-            let gone = handed_out.as_ref().map(|departure| (&departure.kind, departure.authenticated));
+            let gone = departed.as_ref().map(|departure| (&departure.kind, departure.authenticated));
             self.resumed_by_worker(held.or(gone));
         } else {
             self.pin = session.as_ref().map(|session| session.kind().version);

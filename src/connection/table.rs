@@ -466,8 +466,8 @@ impl Table {
         let id = wanted.id;
         match context.cache(role).explain(id, now) {
             Known::Held(session, None) => return Ok(Named::Session(session)),
-            Known::Departed(departure) if departure.reason == RemovalReason::Taken => {
-                return Ok(Named::HandedOut(departure));
+            Known::Departed(departure) if may_be_on_its_way(departure.reason) => {
+                return Ok(Named::Departed(departure));
             }
             Known::Held(_, Some(_)) | Known::Departed(_) | Known::Nothing => {}
         }
@@ -481,6 +481,19 @@ impl Table {
             true => Err(Error::SessionOutOfScope),
             false => Ok(Named::Gone),
         }
+    }
+}
+
+/// Whether a handshake may have what left for this reason and go on with it, so that the record of it counts. What it makes
+/// is not stored if the session was revoked. A session that is bad or was removed leaves no record to go on with, and
+/// nothing that it makes is stored.
+fn may_be_on_its_way(reason: RemovalReason) -> bool {
+    match reason {
+        RemovalReason::Taken | RemovalReason::CacheFull | RemovalReason::Revoked => true,
+        RemovalReason::Unclosed
+        | RemovalReason::FatalAlert
+        | RemovalReason::Expired
+        | RemovalReason::Removed => false,
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Alert, Connection, EngineKind, Error, Removed, Shutdown, State};
+use super::{Agreed, Alert, Connection, EngineKind, Error, Removed, Shutdown, State};
 use crate::{
     clock::{Now, Timestamp},
     session::{
@@ -33,11 +33,11 @@ pub struct Put {
     pub cipher_suite: String,
     /// Client: the connection's, or empty. Server: the SNI.
     pub server_name: String,
-    /// Who the peer proved to be.
+    /// Who the peer proved to be. Counts for a full handshake alone.
     pub peer: Option<PeerIdentity>,
     /// How long it may live, if that is less than the context says.
     pub timeout: Option<Duration>,
-    /// When the peers authenticated; none: now, or when the resumed session says.
+    /// When the peers authenticated. None: when the connection's handshake did, as far as that is known, or else now.
     pub authenticated: Option<Timestamp>,
 }
 
@@ -50,7 +50,8 @@ pub enum NotKept {
     Resumed,
     /// The connection has made as many as one may.
     TooMany,
-    /// The connection resumed a session that the daemon knows nothing of, and nobody says when its peers authenticated.
+    /// The connection resumed a session that the daemon knows nothing of. So it knows neither who the peer is nor when the
+    /// peers authenticated, and cannot tell whether that was revoked.
     AuthenticationUnknown,
     /// The cache did not take it.
     Cache(NotStored),
@@ -61,6 +62,10 @@ const FAMILY_MAX: usize = 64;
 
 impl Connection {
     /// SSL_CTX_sess_set_new_cb(3): a handshake is finished, and made a session, which joins the family.
+    ///
+    /// One handshake authenticates once. Its first session tells who the peer is and when the peers authenticated; later
+    /// ones may tell an earlier time and replace nothing. After a resumption all of that, and the server name, is what the
+    /// daemon knows of the resumed session.
     ///
     /// # Errors
     /// The daemon runs this connection, it has failed, or a client's session is said to be with another server. The inner
@@ -76,19 +81,27 @@ impl Connection {
             None => put.server_name.into(),
         };
         self.establish();
+        let resumed = self.agreed.reused;
         let known = Some(self.agreed.authenticated).filter(|&known| known != Timestamp::default());
-        // A resumption authenticates nobody anew, whatever its worker says.
         let authenticated = match (put.authenticated, known) {
-            (Some(told), Some(known)) if self.agreed.reused => Some(told.min(known)),
-            (None, known) if self.agreed.reused => known,
-            (told, _) => Some(told.unwrap_or(now.at)),
+            (Some(told), Some(known)) => Some(told.min(known)),
+            (None, Some(known)) => Some(known),
+            // A resumption makes no authentication, whatever its worker says.
+            (_, None) if resumed => None,
+            (told, None) => Some(told.unwrap_or(now.at)),
         };
-        let peer = put.peer.map(Arc::new);
-        self.agreed.version = Some(put.version);
+        let server_name = match (self.role, &self.agreed.server_name) {
+            (Role::Server, Some(carried)) if resumed => Arc::clone(carried),
+            _ => server_name,
+        };
+        // A resumption never changes the version.
+        let version = self.agreed.version.filter(|_| resumed).unwrap_or(put.version);
+        let resumed_tls12 = resumed && [version, put.version].contains(&Version::Tls12);
+        self.agreed.version = Some(version);
         self.agreed.cipher_suite = put.cipher_suite.into();
         self.agreed.authenticated = authenticated.unwrap_or_default();
-        if peer.is_some() {
-            self.agreed.peer.clone_from(&peer);
+        if self.agreed.peer.is_none() && !resumed {
+            self.agreed.peer = put.peer.map(Arc::new);
         }
         if self.role == Role::Server {
             self.agreed.server_name = Some(Arc::clone(&server_name));
@@ -96,7 +109,7 @@ impl Connection {
         if self.context.options.no_session_cache {
             return Ok(Err(NotKept::CacheOff));
         }
-        if put.version == Version::Tls12 && self.agreed.reused {
+        if resumed_tls12 {
             return Ok(Err(NotKept::Resumed));
         }
         if self.family.len() >= FAMILY_MAX {
@@ -131,12 +144,12 @@ impl Connection {
         Ok(stored.map_err(NotKept::Cache))
     }
 
-    /// A handshake is finished, and resumed a session. What is known of it holds for the connection: a single-use one has left
-    /// the cache, and the journal knows.
+    /// A handshake is finished, and resumed a session. What is known of that session holds for the connection, and nothing
+    /// else does: not what an earlier handshake of the connection told.
     pub(super) fn resumed_by_worker(&mut self, session: Option<(&Arc<Kind>, Timestamp)>) {
         self.establish();
-        self.agreed.reused = true;
         self.context.stats.hits.count();
+        self.agreed = Agreed { reused: true, ..Agreed::default() };
         if let Some((kind, authenticated)) = session {
             self.agreed.version = Some(kind.version);
             self.agreed.cipher_suite = kind.cipher_suite.clone();

@@ -176,7 +176,9 @@ async fn lookup_says_why_it_found_nothing() {
         let answer = w.put(request).await;
         assert_eq!((answer.session, answer.reason.as_str()), (None, why));
     }
-    w.put(put(&id, "ba")).await;
+    // The handshake of that connection authenticated long ago, whatever is said later.
+    assert_eq!(w.put(put(&id, "ba")).await.reason, "EXPIRED");
+    let id = w.established("ba").await;
     assert_eq!(w.put(put(&id, "ba")).await.reason, "ID_TAKEN");
     let off = w.open(pb::NewRequest { context: "off".into(), ..worker(pb::Role::Server) }).await.id;
     assert_eq!(w.put(put(&off, "ca")).await.reason, "CACHE_OFF");

@@ -3,27 +3,27 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use proptest::prelude::*;
 use tls_sessiond::{
-    clock::{Clock, ManualClock, Timestamp},
-    config::Config,
+    clock::{Clock, ManualClock, Timestamp, WallTime},
+    config::{Config, Trust},
     connection::{
         Alert, ConnectionId, EngineKind, Error, Plan, Shutdown, State, Table,
         table::{Most, Wanted},
         worker::Put,
     },
     context::Registry,
-    session::{Format, Role, Secret, SessionId, Terms, Version, cache::Miss},
+    session::{
+        Format, PeerIdentity, Role, Secret, SessionId, Terms, Version, cache::Miss, revocation::Selector,
+    },
 };
 
-use crate::{harness::now, seed::runner};
+use crate::{harness::now, pki, seed::runner};
 
 const SLOTS: usize = 4;
 /// So few that they meet all the time.
@@ -34,7 +34,7 @@ const LIFE: Duration = Duration::from_secs(7_200);
 #[derive(Clone, Copy, Debug)]
 enum Op {
     New(usize, Option<u8>),
-    Put(usize, u8, bool),
+    Put(usize, u8, bool, Claim),
     SetSession(usize, Option<u8>),
     Shutdown(usize),
     SetShutdown(usize, bool, bool),
@@ -43,7 +43,41 @@ enum Op {
     Free(usize),
     Lookup(u8),
     Remove(u8),
+    /// The sessions of a peer, or all of them (0), authenticated so many seconds ago or before.
+    Revoke(u8, u64),
+    /// The context moves to another scope.
+    Reload,
     Wait(u64),
+}
+
+/// What a worker says of a handshake.
+#[derive(Clone, Copy, Debug)]
+struct Claim {
+    /// How many seconds ago the peers authenticated.
+    ago: Option<u64>,
+    /// One of [`PEERS`], counted from 1. 0: none.
+    peer: u8,
+}
+
+const PEERS: [&str; 2] = ["spiffe://one", "spiffe://two"];
+
+impl Claim {
+    fn identity(self) -> Option<PeerIdentity> {
+        let uri = PEERS.get(usize::from(self.peer).checked_sub(1)?)?;
+        let certificate_sha256 = [self.peer; 32];
+        Some(PeerIdentity {
+            certificate_sha256,
+            uris: vec![(*uri).into()],
+            not_after: WallTime::MAX,
+            ..Default::default()
+        })
+    }
+}
+
+fn claim() -> impl Strategy<Value = Claim> {
+    let ago =
+        prop_oneof![3 => Just(None), 1 => Just(Some(0)), 1 => Just(Some(1_800_u64)), 1 => Just(Some(7_200))];
+    (ago, 0..3_u8).prop_map(|(ago, peer)| Claim { ago, peer })
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -51,7 +85,7 @@ fn op() -> impl Strategy<Value = Op> {
     let id = || 0..IDS;
     prop_oneof![
         2 => (slot(), proptest::option::of(id())).prop_map(|(s, i)| Op::New(s, i)),
-        6 => (slot(), id(), any::<bool>()).prop_map(|(s, i, once)| Op::Put(s, i, once)),
+        6 => (slot(), id(), any::<bool>(), claim()).prop_map(|(s, i, once, c)| Op::Put(s, i, once, c)),
         4 => (slot(), proptest::option::of(id())).prop_map(|(s, i)| Op::SetSession(s, i)),
         3 => slot().prop_map(Op::Shutdown),
         2 => (slot(), any::<bool>(), any::<bool>()).prop_map(|(s, a, b)| Op::SetShutdown(s, a, b)),
@@ -60,6 +94,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => slot().prop_map(Op::Free),
         4 => id().prop_map(Op::Lookup),
         1 => id().prop_map(Op::Remove),
+        1 => (0..3_u8, prop_oneof![Just(0_u64), Just(1_800)]).prop_map(|(p, ago)| Op::Revoke(p, ago)),
+        1 => Just(Op::Reload),
         1 => prop_oneof![Just(1u64), Just(3_600), Just(7_200)].prop_map(Op::Wait),
     ]
 }
@@ -81,6 +117,10 @@ struct Model {
     attached: Option<(u8, u32)>,
     reused: bool,
     authenticated: Option<Timestamp>,
+    peer: u8,
+    version: Option<Version>,
+    /// Of the scope that it was made in.
+    generation: u32,
 }
 
 /// A session as the rule sees it.
@@ -90,6 +130,11 @@ struct Alive {
     serial: u32,
     once: bool,
     authenticated: Timestamp,
+    peer: u8,
+}
+
+fn version(once: bool) -> Version {
+    if once { Version::Tls13 } else { Version::Tls12 }
 }
 
 struct World {
@@ -98,49 +143,57 @@ struct World {
     ids: [Option<ConnectionId>; SLOTS],
     models: [Model; SLOTS],
     alive: BTreeMap<u8, Alive>,
-    /// When the peers had authenticated of those that were handed out, and what came to the id since is gone too.
-    handed_out: BTreeMap<u8, Timestamp>,
+    /// Those that were handed out or revoked, by scope, and what came to the id since is gone too.
+    gone: BTreeMap<(u32, u8), Alive>,
+    /// Whose sessions are revoked that authenticated before when.
+    revoked: Vec<(u8, Timestamp)>,
     serial: u32,
-    /// The cache is one for all worlds, and remembers: each world has ids of its own.
-    world: u64,
+    /// How many scopes there were before this one.
+    generation: u32,
+    folder: PathBuf,
 }
 
-static WORLDS: AtomicU64 = AtomicU64::new(0);
-
 impl World {
-    fn new(registry: &Arc<Registry>) -> Self {
+    fn new(folder: &Path) -> Self {
         let clock = ManualClock::starting(now());
-        let table = Table::new(Arc::clone(registry), Clock::Manual(clock.clone()), Most::all(100));
-        let cache = &registry.get("default").unwrap().server_cache;
-        let mut left = Vec::new();
-        cache.scan(table.now(), |session| left.push(session.id().clone()));
-        left.iter().for_each(|id| assert!(cache.remove(id, table.now())));
+        let registry = Arc::new(Registry::build(&config(folder, 0)).unwrap());
         Self {
-            table,
+            table: Table::new(registry, Clock::Manual(clock.clone()), Most::all(100)),
             clock,
             ids: [None; SLOTS],
             models: Default::default(),
             alive: BTreeMap::new(),
-            handed_out: BTreeMap::new(),
+            gone: BTreeMap::new(),
+            revoked: Vec::new(),
             serial: 0,
-            world: WORLDS.fetch_add(1, Ordering::Relaxed),
+            generation: 0,
+            folder: folder.to_owned(),
         }
     }
 
-    fn session_id(&self, id: u8) -> SessionId {
-        SessionId::new(&[&[id + 1][..], &self.world.to_be_bytes()].concat()).unwrap()
+    /// Sessions leave, and were neither handed out nor revoked.
+    fn lose(&mut self, lost: impl Fn(u8, &Alive) -> bool) {
+        for (id, _) in self.leaving(lost) {
+            self.gone.remove(&(self.generation, id));
+        }
     }
 
-    /// Sessions leave, and not by being handed out.
-    fn lose(&mut self, lost: impl Fn(u8, &Alive) -> bool) {
-        let handed_out = &mut self.handed_out;
-        self.alive.retain(|&id, alive| {
-            let lost = lost(id, alive);
-            if lost {
-                handed_out.remove(&id);
-            }
-            !lost
-        });
+    /// Sessions leave that a handshake may go on with.
+    fn let_go(&mut self, lost: impl Fn(u8, &Alive) -> bool) {
+        for (id, alive) in self.leaving(lost) {
+            self.gone.insert((self.generation, id), alive);
+        }
+    }
+
+    fn leaving(&mut self, lost: impl Fn(u8, &Alive) -> bool) -> Vec<(u8, Alive)> {
+        let left: Vec<_> = self
+            .alive
+            .iter()
+            .map(|(&id, &alive)| (id, alive))
+            .filter(|(id, alive)| lost(*id, alive))
+            .collect();
+        self.alive.retain(|id, _| !left.iter().any(|(left, _)| left == id));
+        left
     }
 
     fn connection(&mut self, slot: usize) -> ConnectionId {
@@ -159,11 +212,11 @@ impl World {
             owner: "test".into(),
             idle_timeout: Some(Duration::from_secs(86_400)),
         };
-        let named = session.map(|id| self.session_id(id));
+        let named = session.map(|id| session_id(id));
         let named = named.as_ref().map(|id| Wanted { id, within: &|_| true });
         let id = self.table.create(plan, named, |connection, _| connection.id()).unwrap();
         self.ids[slot] = Some(id);
-        self.models[slot] = Model::default();
+        self.models[slot] = Model { generation: self.generation, ..Model::default() };
         if session.is_some() {
             self.resume(slot, session);
         }
@@ -192,9 +245,18 @@ impl World {
         }
     }
 
+    /// What a connection finds under an id: in its own scope, and no more once that was replaced.
+    fn held(&self, slot: usize, id: u8) -> Option<Alive> {
+        self.alive.get(&id).copied().filter(|_| self.models[slot].generation == self.generation)
+    }
+
+    fn record(&self, slot: usize, id: u8) -> Option<Alive> {
+        self.gone.get(&(self.models[slot].generation, id)).copied()
+    }
+
     fn resume(&mut self, slot: usize, session: Option<u8>) {
+        let named = session.and_then(|id| self.held(slot, id).map(|alive| (id, alive.serial)));
         let model = &self.models[slot];
-        let named = session.and_then(|id| self.alive.get(&id).map(|alive| (id, alive.serial)));
         let same = named.is_some() && named == model.attached;
         if !(same && model.phase == Phase::Established) {
             self.leave(slot);
@@ -203,16 +265,20 @@ impl World {
             self.models[slot].attached = None;
             return;
         };
+        // As it was named: its connection may have been the one that it left with.
+        let found = self.held(slot, id).filter(|found| named == Some((id, found.serial)));
+        let known = found.or_else(|| self.record(slot, id));
         self.establish(slot);
-        let found = self.alive.get(&id).copied();
         let model = &mut self.models[slot];
         model.reused = true;
         model.attached = found.map(|found| (id, found.serial));
         if let Some(found) = found {
             model.family.insert((id, found.serial));
         }
-        let known = found.map(|found| found.authenticated).or(self.handed_out.get(&id).copied());
-        model.authenticated = known.or(model.authenticated);
+        // What an earlier handshake of the connection told is no more.
+        model.authenticated = known.map(|known| known.authenticated);
+        model.peer = known.map_or(0, |known| known.peer);
+        model.version = known.map(|known| version(known.once));
     }
 
     fn run(&mut self, op: Op) {
@@ -221,16 +287,24 @@ impl World {
                 self.free(slot);
                 self.make(slot, session);
             }
-            Op::Put(slot, id, once) => self.put(slot, id, once),
+            Op::Put(slot, id, once, claim) => self.put(slot, id, once, claim),
             Op::SetSession(slot, session) => {
                 let id = self.connection(slot);
-                let named = session.map(|id| self.session_id(id));
+                let named = session.map(|id| session_id(id));
                 let done = self.table.set_session(
                     id,
                     named.as_ref().map(|id| Wanted { id, within: &|_| true }),
                     |_, _| (),
                 );
-                if self.models[slot].phase == Phase::Failed {
+                // The new scope has this id, and the connection's own knows nothing of it.
+                let elsewhere = session.is_some_and(|id| {
+                    self.alive.contains_key(&id)
+                        && self.held(slot, id).is_none()
+                        && self.record(slot, id).is_none()
+                });
+                if elsewhere {
+                    assert!(matches!(done, Err(Error::SessionOutOfScope)));
+                } else if self.models[slot].phase == Phase::Failed {
                     assert!(matches!(done, Err(Error::Failed(_))));
                 } else {
                     done.unwrap();
@@ -260,41 +334,74 @@ impl World {
                 let id = self.connection(slot);
                 self.leave(slot);
                 self.table.apply_alone(id, |connection, _| Ok(connection.clear())).unwrap();
-                let attached = self.models[slot].attached;
-                self.models[slot] = Model { attached, ..Model::default() };
+                let Model { attached, generation, .. } = self.models[slot];
+                self.models[slot] = Model { attached, generation, ..Model::default() };
             }
             Op::Free(slot) => self.free(slot),
             Op::Lookup(id) => self.lookup(id),
             Op::Remove(id) => {
                 let context = Arc::clone(self.table.registry().get("default").unwrap());
-                let removed = context.server_cache.remove(&self.session_id(id), self.table.now());
+                let removed = context.server_cache.remove(&session_id(id), self.table.now());
                 assert_eq!(removed, self.alive.contains_key(&id));
                 self.lose(|lost, _| lost == id);
             }
+            Op::Revoke(peer, ago) => self.revoke(peer, ago),
+            Op::Reload => {
+                let next = config(&self.folder, self.generation + 1);
+                self.table.swap(Arc::new(self.table.registry().rebuild(&next).unwrap()));
+                self.let_go(|_, _| true);
+                self.generation += 1;
+                // What authenticated before did so under another scope.
+                self.revoked.push((0, self.table.now().at));
+            }
             Op::Wait(seconds) => {
                 self.clock.advance(Duration::from_secs(seconds));
-                let now = self.table.now().at;
-                self.lose(|_, alive| alive.authenticated.after(LIFE) <= now);
-                self.table.registry().reap(now);
+                let now = self.table.now();
+                let over = |alive: &Alive| alive.authenticated.after(LIFE) <= now.at;
+                // The sweep may be some seconds late.
+                let context = Arc::clone(self.table.registry().get("default").unwrap());
+                for (&id, _) in self.alive.iter().filter(|(_, alive)| over(alive)) {
+                    assert!(!context.server_cache.remove(&session_id(id), now));
+                }
+                self.lose(|_, alive| over(alive));
+                self.table.registry().reap(now.at);
             }
         }
         self.compare(op);
     }
 
-    fn put(&mut self, slot: usize, id: u8, once: bool) {
+    fn revoke(&mut self, peer: u8, ago: u64) {
+        let before = Timestamp::from_millis(self.table.now().at.as_millis() - ago * 1000 + 1);
+        let selector = match PEERS.get(usize::from(peer).wrapping_sub(1)) {
+            Some(&uri) => Selector::Uri(uri.into()),
+            None => Selector::All,
+        };
+        let context = Arc::clone(self.table.registry().get("default").unwrap());
+        context.server_cache.revoke(selector, before);
+        self.revoked.push((peer, before));
+        let purged: usize =
+            (0..context.server_cache.parts()).map(|part| context.server_cache.purge(part)).sum();
+        let held = self.alive.len();
+        self.let_go(|_, alive| (peer == 0 || peer == alive.peer) && alive.authenticated < before);
+        assert_eq!(purged, held - self.alive.len());
+    }
+
+    fn put(&mut self, slot: usize, id: u8, once: bool, claim: Claim) {
         let connection = self.connection(slot);
+        let now = self.table.now().at;
+        let told = claim.ago.map(|ago| Timestamp::from_millis(now.as_millis() - ago * 1000));
         let put = Put {
-            id: Some(self.session_id(id)),
+            id: Some(session_id(id)),
             secret: Secret::bytes(vec![id; 4]),
             format: Format::Worker("test".into()),
             binding: [].into(),
             single_use: once,
-            version: if once { Version::Tls13 } else { Version::Tls12 },
+            version: version(once),
             cipher_suite: String::new(),
             server_name: String::new(),
-            peer: None,
+            peer: claim.identity(),
             timeout: None,
-            authenticated: None,
+            authenticated: told,
         };
         let done = self.table.apply_alone(connection, |connection, now| connection.put_session(put, now));
         if self.models[slot].phase == Phase::Failed {
@@ -302,19 +409,34 @@ impl World {
             return;
         }
         self.establish(slot);
-        let now = self.table.now().at;
         let model = &mut self.models[slot];
-        // A resumption of what nobody remembers authenticates nobody: what it makes is not kept.
-        let authenticated = if model.reused { model.authenticated } else { Some(now) };
-        model.authenticated = authenticated;
-        // A TLS 1.2 resumption adds none; TLS 1.3 is told apart by single use.
-        let resumed = model.reused && !once;
-        let lives = authenticated.filter(|authenticated| authenticated.after(LIFE) > now);
-        let kept = lives.filter(|_| !resumed && !self.alive.contains_key(&id));
+        // One handshake authenticates once. A resumption of what is not known authenticates nothing: what it makes is
+        // not kept.
+        model.authenticated = match (told, model.authenticated) {
+            (told, Some(known)) => Some(told.map_or(known, |told| told.min(known))),
+            (_, None) if model.reused => None,
+            (told, None) => Some(told.unwrap_or(now)),
+        };
+        if model.peer == 0 && !model.reused {
+            model.peer = claim.peer;
+        }
+        model.version = model.version.filter(|_| model.reused).or(Some(version(once)));
+        // A TLS 1.2 resumption adds none.
+        let resumed = model.reused && (!once || model.version == Some(Version::Tls12));
+        let lives = model.authenticated.filter(|authenticated| authenticated.after(LIFE) > now);
+        let kept = lives.filter(|authenticated| {
+            let covers = |(peer, before): &(u8, Timestamp)| {
+                (*peer == 0 || *peer == model.peer) && authenticated < before
+            };
+            !resumed
+                && model.generation == self.generation
+                && !self.revoked.iter().any(covers)
+                && !self.alive.contains_key(&id)
+        });
         assert_eq!(done.unwrap().is_ok(), kept.is_some(), "an id is not taken twice, no life is made longer");
         if let Some(authenticated) = kept {
             self.serial += 1;
-            self.alive.insert(id, Alive { serial: self.serial, once, authenticated });
+            self.alive.insert(id, Alive { serial: self.serial, once, authenticated, peer: model.peer });
             model.family.insert((id, self.serial));
             model.attached = Some((id, self.serial));
         }
@@ -358,17 +480,16 @@ impl World {
             server_name: "",
         };
         let context = Arc::clone(self.table.registry().get("default").unwrap());
-        let found = context.server_cache.find(&self.session_id(id), &terms, self.table.now());
+        let found = context.server_cache.find(&session_id(id), &terms, self.table.now());
         match (found, self.alive.get(&id).copied()) {
             (Ok(session), Some(alive)) => {
                 let found = (session.kind().single_use, session.authenticated());
                 assert_eq!(found, (alive.once, alive.authenticated));
                 if alive.once {
-                    self.alive.remove(&id);
-                    self.handed_out.insert(id, alive.authenticated);
+                    self.let_go(|taken, _| taken == id);
                 }
             }
-            (Err(Miss::Unknown | Miss::Expired | Miss::Removed), None) => {}
+            (Err(Miss::Unknown | Miss::Expired | Miss::Removed | Miss::Revoked), None) => {}
             (found, wanted) => panic!("{found:?}, and the rule says {wanted:?}"),
         }
     }
@@ -378,10 +499,14 @@ impl World {
         let context = Arc::clone(self.table.registry().get("default").unwrap());
         context.server_cache.scan(self.table.now(), |session| {
             let once = session.kind().single_use;
-            cached.insert(session.id().as_bytes()[0] - 1, (once, session.authenticated()));
+            let peer = session.kind().peer.as_ref().map_or(0, |peer| peer.certificate_sha256[0]);
+            cached.insert(session.id().as_bytes()[0] - 1, (once, session.authenticated(), peer));
         });
-        let alive: BTreeMap<_, _> =
-            self.alive.iter().map(|(&id, alive)| (id, (alive.once, alive.authenticated))).collect();
+        let alive: BTreeMap<_, _> = self
+            .alive
+            .iter()
+            .map(|(&id, alive)| (id, (alive.once, alive.authenticated, alive.peer)))
+            .collect();
         assert_eq!(cached, alive, "after {op:?} the cache is not what the rule says");
         for (slot, id) in self.ids.iter().enumerate() {
             let Some(id) = *id else { continue };
@@ -404,12 +529,28 @@ impl World {
     }
 }
 
+fn session_id(id: u8) -> SessionId {
+    SessionId::new(&[id + 1]).unwrap()
+}
+
+/// One context, whose scope is another in each generation.
+fn config(folder: &Path, generation: u32) -> Config {
+    let mut config = Config::defaults();
+    let context = &mut config.contexts[0];
+    context.self_made = false;
+    context.trust = Trust::File(folder.join("ca.pem"));
+    // As a reload that is taken back brings an earlier scope.
+    context.alpn = vec![format!("p{}", generation % 2)];
+    config
+}
+
 #[test]
 fn random_sequences_of_workers_keep_the_rule() {
-    let registry = Arc::new(Registry::build(&Config::defaults()).unwrap());
-    runner(20_000)
+    let folder = tempfile::tempdir().unwrap();
+    pki::localhost(folder.path());
+    runner(5_000)
         .run(&proptest::collection::vec(op(), 1..60), |ops| {
-            let mut world = World::new(&registry);
+            let mut world = World::new(folder.path());
             ops.into_iter().for_each(|op| world.run(op));
             world.table.free_all();
             Ok(())

@@ -185,7 +185,7 @@ impl World {
         let doors = Doors { access: Arc::new(Access::new(&[])), acceptor: None };
         let api = Api::new(Arc::clone(&table), limits, doors, &Signals::default())
             .expect("there are random numbers");
-        let service = api.local("fuzz");
+        let service = api.local();
         let made = Made { sessions: vec![SECRET_ID.into()], ..Made::default() };
         let mut world = Self { clock, registry, table, service, streams: Vec::new(), made };
         world.keep_the_secret().await;

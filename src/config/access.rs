@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::distinguished_name::DistinguishedName;
+
 /// One rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Access {
@@ -37,8 +39,8 @@ pub enum IdentityPattern {
     Uri(Text),
     /// Whose client certificate has this DNS name, in lower case.
     Dns(Text),
-    /// Whose client certificate has this subject, in the form of RFC 4514.
-    Subject(String),
+    /// Callers whose client certificate has this subject, attribute by attribute.
+    Subject(DistinguishedName),
 }
 
 /// A text, or one with a `*` in the place of one part of it or more.
@@ -83,12 +85,23 @@ impl IdentityPattern {
             Some(("gid", digits)) => Ok(Self::Gid(number(digits)?)),
             Some(("uri", uri)) if !uri.is_empty() => Ok(Self::Uri(below(uri)?)),
             Some(("dns", name)) if !name.is_empty() => Ok(Self::Dns(one_label(name)?)),
-            Some(("subject", subject)) if !subject.is_empty() => Ok(Self::Subject(subject.to_owned())),
+            Some(("subject", subject)) if !subject.is_empty() => {
+                Ok(Self::Subject(self::subject(text, subject)?))
+            }
             _ => Err(format!(
                 "`{text}` is none of local, uid:N, gid:N, spiffe://DOMAIN/PATH, uri:URI, dns:NAME, subject:NAME"
             )),
         }
     }
+}
+
+fn subject(text: &str, subject: &str) -> Result<DistinguishedName, String> {
+    DistinguishedName::parse(subject).map_err(|err| {
+        format!(
+            "`{text}`: {err}. Expected the form of RFC 4514: what `openssl x509 -noout -subject -nameopt RFC2253 -in \
+             FILE` prints after `subject=`; a TOML text in single quotes keeps its backslashes"
+        )
+    })
 }
 
 fn below(text: &str) -> Result<Text, String> {
@@ -169,6 +182,10 @@ mod tests {
             "spiffe://a*",
             "uri:",
             "subject:",
+            "subject:job",
+            "subject:O=Admins, CN=job",
+            "subject:/CN=job",
+            "subject:CN = job",
             "root",
             "Local",
         ] {

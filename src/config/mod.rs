@@ -13,6 +13,7 @@ use std::{
 mod access;
 mod check;
 mod context;
+mod distinguished_name;
 mod log;
 mod omission;
 mod origin;
@@ -27,6 +28,7 @@ pub use context::{
     ClientAuth, ClosePolicy, ContextConfig, IDLE_TIMEOUT_MAX, Offering, Options, SESSION_TIMEOUT_MAX, Trust,
     Version,
 };
+pub use distinguished_name::{DistinguishedName, NameError};
 pub use log::{Audit, Filter, Level, Log, LogFormat};
 use origin::ENV_PREFIX;
 

@@ -9,7 +9,7 @@ use x509_parser::{
     prelude::{FromDer, ParsedExtension},
 };
 
-use crate::{clock::WallTime, session::PeerIdentity};
+use crate::{clock::WallTime, config::DistinguishedName, session::PeerIdentity};
 
 /// Reads the names of a DER certificate. rustls has verified it before, so what does not parse here is a certificate
 /// that webpki and x509-parser disagree on; it proves no name then, and ends at once.
@@ -17,7 +17,8 @@ pub fn identity(der: &[u8]) -> Arc<PeerIdentity> {
     let mut identity = PeerIdentity::default();
     identity.certificate_sha256.copy_from_slice(digest(&SHA256, der).as_ref());
     if let Ok((_, certificate)) = X509Certificate::from_der(der) {
-        identity.subject = certificate.subject().to_string();
+        let subject = DistinguishedName::from_der(certificate.subject().as_raw());
+        identity.subject = subject.map(|subject| subject.to_string()).unwrap_or_default();
         identity.not_after = not_after(&certificate);
         for name in alternative_names(&certificate) {
             match name {

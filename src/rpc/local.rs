@@ -20,9 +20,8 @@ use super::{
 pub struct Local(Edge);
 
 impl Local {
-    pub(super) fn new(http: &Http, owner: &str) -> Self {
-        let peer = Peer { owner: owner.into(), ..Peer::local() };
-        Self(http.edge(peer, None))
+    pub(super) fn new(http: &Http) -> Self {
+        Self(http.edge(Peer::local(), None))
     }
 }
 

@@ -274,9 +274,9 @@ impl Api {
         self.memory.clone()
     }
 
-    /// Answers calls of this process, as calls of `owner`: no socket is needed for it.
-    pub fn local(&self, owner: &str) -> Local {
-        Local::new(&self.http, owner)
+    /// Answers calls of this process as those of a caller over loopback, without a socket.
+    pub fn local(&self) -> Local {
+        Local::new(&self.http)
     }
 
     /// Serves on one thread for each core until `signals.draining` is cancelled and the last call has ended, or

@@ -99,7 +99,8 @@ impl RemovalReason {
 pub struct PeerIdentity {
     /// SHA-256 of the leaf certificate's DER form.
     pub certificate_sha256: [u8; 32],
-    /// The subject, in the form of RFC 4514.
+    /// The subject in the string form of RFC 4514, with its escapes; empty where there is none. Of a worker's session, as the
+    /// worker put it.
     pub subject: String,
     /// DNS names of the subject alternative names, in lower case.
     pub dns_names: Vec<String>,

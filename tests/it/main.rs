@@ -25,6 +25,7 @@ mod harness;
 mod hit_ratio;
 mod hostile_callers;
 mod hygiene;
+mod identity;
 mod incidents;
 mod interop;
 mod key_files;

@@ -104,14 +104,14 @@ async fn names_of_a_certificate_are_who_calls_and_the_first_of_them_owns() {
         params.subject_alt_names = vec![rcgen::SanType::URI("urn:a:1".try_into().unwrap())];
     });
     for (leaf, owner) in [
-        (ours.leaf(&["spiffe://example.org/ns/web/a"]), Some("spiffe://example.org/ns/web/a")),
+        (ours.leaf(&["spiffe://example.org/ns/web/a"]), Some("uri:spiffe://example.org/ns/web/a")),
         (ours.leaf(&["A.Workers.Test"]), Some("dns:a.workers.test")),
         (named("job"), Some("subject:CN=job")),
         (urn, Some("uri:urn:a:1")),
         // Whichever name the rule is about, the first URI owns.
         (
             ours.leaf(&["spiffe://example.org/ns/mail/a", "b.workers.test"]),
-            Some("spiffe://example.org/ns/mail/a"),
+            Some("uri:spiffe://example.org/ns/mail/a"),
         ),
         (ours.leaf(&["spiffe://example.org/ns/mail/a"]), None),
         (ours.leaf(&["spiffe://example.org/ns/web/"]), None),

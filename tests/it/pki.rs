@@ -26,6 +26,11 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
+    /// Its key in PEM, for another program that signs.
+    pub(crate) fn key(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// For these DNS names and URIs.
     pub(crate) fn leaf(&self, names: &[&str]) -> Leaf {
         self.sign(names, |_| {})

@@ -39,7 +39,7 @@ impl Roles {
     pub const OBSERVER: Self = Self(2);
     /// Removes and revokes.
     pub const ADMIN: Self = Self(4);
-    /// Whoever has a connection, whatever the rules say of it.
+    /// Every caller that has a connection, whatever the rules say of it.
     pub const ANYONE: Self = Self(8);
     const ALL: Self = Self(7);
 
@@ -76,10 +76,11 @@ const WORKER: Roles = Roles::WORKER;
 pub(super) const SEES: Roles = Roles::WORKER.or(Roles::OBSERVER);
 const OBSERVER: Roles = Roles::OBSERVER;
 const ADMIN: Roles = Roles::ADMIN;
+const ANYONE: Roles = Roles::ANYONE;
 
-/// Which roles may call what. Whoever is a worker may see its own connections alone. SECURITY.md has this table, and a
-/// test holds both to what the daemon does.
-pub const RIGHTS: [(&str, Roles); 22] = [
+/// The roles that may call each method. A worker sees its own connections alone. A method that is not in this table is
+/// refused to every caller. SECURITY.md has this table, and a test holds both to what the daemon does.
+pub const RIGHTS: [(&str, Roles); 26] = [
     ("/tls.sessiond.v1.ConnectionService/New", WORKER),
     ("/tls.sessiond.v1.ConnectionService/Clear", WORKER),
     ("/tls.sessiond.v1.ConnectionService/Shutdown", WORKER),
@@ -102,11 +103,23 @@ pub const RIGHTS: [(&str, Roles); 22] = [
     ("/tls.sessiond.v1.ContextService/ListContexts", SEES),
     ("/tls.sessiond.v1.ContextService/GetContext", SEES),
     ("/tls.sessiond.v1.WorkerService/Attach", WORKER),
+    // These tell nothing but the contract and whether the daemon serves.
+    ("/grpc.health.v1.Health/Check", ANYONE),
+    ("/grpc.health.v1.Health/Watch", ANYONE),
+    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", ANYONE),
+    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", ANYONE),
 ];
 
-/// The rest tells nothing but the contract and whether the daemon serves.
-fn rights(path: &str) -> Roles {
-    RIGHTS.iter().find(|(method, _)| *method == path).map_or(Roles::ANYONE, |(_, roles)| *roles)
+/// The roles that a table gives a method.
+///
+/// # Errors
+/// The table does not list it: it is refused, whether the daemon serves it or not.
+fn rights(table: &[(&str, Roles)], path: &str, served: impl FnOnce(&str) -> bool) -> Result<Roles, Refusal> {
+    match table.iter().find(|(method, _)| *method == path) {
+        Some((_, roles)) => Ok(*roles),
+        None if served(path) => Err(Refusal::MethodUnlisted),
+        None => Err(Refusal::MethodUnknown),
+    }
 }
 
 /// A fact that is proved of a caller. Displays as a rule about it is written, and no two identities display alike: every
@@ -403,12 +416,12 @@ impl Caller {
     /// Whether it may call this at all, in one context or another.
     ///
     /// # Errors
-    /// It has no identity, or no role that may.
+    /// The method is not in the table of rights; the caller has no identity, or no role that may.
     pub(super) fn may_call(&self, path: &str, clock: &Clock) -> Result<(), Refusal> {
         if self.peer.ends.is_some_and(|ends| ends <= clock.now().wall()) {
             return Err(Refusal::CertificateEnded);
         }
-        let roles = rights(path);
+        let roles = rights(&RIGHTS, path, super::serves)?;
         if roles.meet(Roles::ANYONE) {
             return Ok(());
         }
@@ -562,6 +575,21 @@ mod tests {
         let certificate = PeerIdentity { subject: "CN=a".into(), ..PeerIdentity::default() };
         assert!(caller(Peer::local(), &access).may(Roles::ADMIN, "any"));
         assert!(!caller(Peer::certified(&certificate), &access).may(Roles::ALL, "any"));
+    }
+
+    #[test]
+    fn method_that_the_table_does_not_list_is_refused() {
+        let get = "/tls.sessiond.v1.ConnectionService/GetConnection";
+        assert_eq!(rights(&RIGHTS, get, crate::rpc::serves).unwrap(), SEES);
+        let without: Vec<_> = RIGHTS.into_iter().filter(|(path, _)| *path != get).collect();
+        let refused = |path| rights(&without, path, crate::rpc::serves).unwrap_err();
+        assert!(matches!(refused(get), Refusal::MethodUnlisted));
+        for path in ["/tls.sessiond.v1.ConnectionService/Get", "/other.Service/Call", "/", "", "*"] {
+            assert!(matches!(refused(path), Refusal::MethodUnknown), "{path}");
+        }
+        for (path, _) in RIGHTS {
+            assert!(crate::rpc::serves(path), "{path}");
+        }
     }
 
     #[test]

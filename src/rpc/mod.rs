@@ -24,11 +24,14 @@
 //! * `convert`, `page`, `turns`, `request_ids`: messages, lists, one list at a time, repeated requests
 
 use std::{
+    collections::HashSet,
     num::NonZeroUsize,
     sync::{Arc, LazyLock},
     thread,
 };
 
+use prost::Message;
+use prost_types::FileDescriptorSet;
 use tokio_stream::StreamExt;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
@@ -135,6 +138,36 @@ static REFLECTION: LazyLock<Routes> = LazyLock::new(|| {
                 .max_decoding_message_size(OPEN_BYTES_MAX),
         )
 });
+
+/// Paths of all methods that are served. Only calls that the table of rights does not list ask for them.
+static METHODS: LazyLock<HashSet<String>> = LazyLock::new(|| {
+    let sets = [
+        proto::FILE_DESCRIPTOR_SET,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ];
+    let mut methods = HashSet::new();
+    for set in sets {
+        let set =
+            FileDescriptorSet::decode(set).expect("the descriptors are built in, and a test reads them");
+        for file in &set.file {
+            for service in &file.service {
+                let paths = service
+                    .method
+                    .iter()
+                    .map(|method| format!("/{}.{}/{}", file.package(), service.name(), method.name()));
+                methods.extend(paths);
+            }
+        }
+    }
+    methods
+});
+
+/// Whether the daemon serves a method, by its descriptors.
+fn serves(path: &str) -> bool {
+    METHODS.contains(path)
+}
 
 /// All services, ready to be served.
 pub struct Api {

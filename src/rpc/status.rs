@@ -95,6 +95,10 @@ pub(super) enum Refusal {
     #[error("`{owner}` is no {roles}{}: an [[access]] of the daemon's configuration must say so",
         context.as_ref().map(|name| format!(" in context `{name}`")).unwrap_or_default())]
     PermissionDenied { owner: Arc<str>, roles: Roles, context: Option<String> },
+    #[error("this daemon has no such method: reflection lists the methods that it has")]
+    MethodUnknown,
+    #[error("no role may call this method: the daemon's table of rights does not list it")]
+    MethodUnlisted,
     #[error("{0} calls are being answered, and limits.calls_in_flight allows no more")]
     CallLimit(usize),
     #[error("{0} calls of this caller are being answered, and limits.calls_per_owner allows no more")]
@@ -167,6 +171,8 @@ impl Refusal {
                 (Code::PermissionDenied, "PERMISSION_DENIED", None)
             }
             Self::PermissionDenied { .. } => (Code::PermissionDenied, "PERMISSION_DENIED", Some("context")),
+            Self::MethodUnknown => (Code::Unimplemented, "METHOD_UNKNOWN", None),
+            Self::MethodUnlisted => (Code::PermissionDenied, "PERMISSION_DENIED", None),
             Self::CallLimit(_) => (Code::ResourceExhausted, "CALL_LIMIT", None),
             Self::OwnerCallLimit(_) => (Code::ResourceExhausted, "OWNER_CALL_LIMIT", None),
             Self::RequestBytesLimit(_) => (Code::ResourceExhausted, "REQUEST_BYTES_LIMIT", None),

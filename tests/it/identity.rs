@@ -1,16 +1,22 @@
 //! Identities of callers, owners, and the rights that rules give them: how names are compared, what a reload changes at once,
 //! and that nothing is open because it is not listed.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 
+use prost::Message;
+use prost_types::FileDescriptorProto;
 use rcgen::{
     DnType, DnValue, SanType,
     string::{BmpString, PrintableString, TeletexString, UniversalString},
 };
 use tempfile::TempDir;
-use tls_sessiond::proto as pb;
+use tls_sessiond::{
+    proto as pb,
+    rpc::access::{RIGHTS, Roles},
+};
 use tokio::{net::TcpStream, process::Command};
 use tokio_rustls::TlsConnector;
+use tonic::{Code, Request, transport::Channel};
 
 use crate::{
     doors::{Guest, client, denied, not_there, over, why},
@@ -293,6 +299,95 @@ async fn owners_of_different_kinds_do_not_collide() {
     for (guest, foreign) in [(&mut one, &others), (&mut other, &ones)] {
         let request = pb::FreeRequest { connection_id: foreign.clone(), allow_missing: false };
         assert_eq!(why(guest.connections.free(request).await), not_there());
+    }
+    daemon.stop().await;
+}
+
+/// Paths of all methods of all services, as one version of reflection tells them.
+macro_rules! reflected {
+    ($version:ident, $channel:expr) => {{
+        use tonic_reflection::pb::$version::{
+            ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+            server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+        };
+        let ask = async |wanted: MessageRequest| {
+            let request = ServerReflectionRequest { host: String::new(), message_request: Some(wanted) };
+            let mut client = ServerReflectionClient::new($channel.clone());
+            let mut answers =
+                client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
+            answers.message().await.unwrap().unwrap().message_response.unwrap()
+        };
+        let MessageResponse::ListServicesResponse(listed) =
+            ask(MessageRequest::ListServices(String::new())).await
+        else {
+            panic!("no list")
+        };
+        let mut paths = BTreeSet::new();
+        for service in listed.service {
+            let wanted = MessageRequest::FileContainingSymbol(service.name.clone());
+            let MessageResponse::FileDescriptorResponse(files) = ask(wanted).await else {
+                panic!("no file has {}", service.name)
+            };
+            for file in files.file_descriptor_proto {
+                let file = FileDescriptorProto::decode(&*file).unwrap();
+                for declared in &file.service {
+                    let name = format!("{}.{}", file.package(), declared.name());
+                    if name == service.name {
+                        paths.extend(
+                            declared.method.iter().map(|method| format!("/{name}/{}", method.name())),
+                        );
+                    }
+                }
+            }
+        }
+        paths
+    }};
+}
+
+/// Calls with an empty message; tells how it is refused, if it is.
+async fn call(channel: &Channel, path: &str) -> (Code, String) {
+    let mut grpc = tonic::client::Grpc::new(channel.clone());
+    grpc.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::<(), ()>::default();
+    why(grpc.streaming(Request::new(tokio_stream::once(())), path.parse().unwrap(), codec).await)
+}
+
+#[tokio::test]
+async fn every_method_that_is_served_is_in_the_table_of_rights() {
+    let daemon = Running::with("").await;
+    let channel = daemon.local().await.channel;
+    let mut served = reflected!(v1, channel);
+    served.append(&mut reflected!(v1alpha, channel));
+    assert!(served.len() > 20, "reflection lists {served:?}");
+    let listed: BTreeSet<_> = RIGHTS.iter().map(|(path, _)| (*path).to_owned()).collect();
+    assert_eq!(served, listed);
+    // A caller without a role: all but what is open to anyone.
+    let stranger = daemon.over_tls(&daemon.authority.leaf(&["stranger.test"])).await;
+    for (path, roles) in RIGHTS {
+        let answered = call(&stranger.channel, path).await;
+        assert_eq!(answered == denied(), !roles.meet(Roles::ANYONE), "{path}: {answered:?}");
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn unknown_methods_are_told_apart_by_nothing() {
+    let daemon = Running::with("").await;
+    let stranger = daemon.over_tls(&daemon.authority.leaf(&["stranger.test"])).await.channel;
+    for channel in [daemon.local().await.channel, stranger] {
+        for path in [
+            "/tls.sessiond.v1.ConnectionService/NoSuchMethod",
+            "/tls.sessiond.v1.ConnectionService/New/",
+            "/tls.sessiond.v1.ConnectionService/new",
+            "//tls.sessiond.v1.ConnectionService/New",
+            "/tls.sessiond.v1.NoSuchService/New",
+            "/grpc.health.v1.Health/List",
+            "/grpc.health.v1.Health/check",
+            "/grpc.reflection.v1.ServerReflection/",
+            "/",
+        ] {
+            assert_eq!(call(&channel, path).await, (Code::Unimplemented, "METHOD_UNKNOWN".into()), "{path}");
+        }
     }
     daemon.stop().await;
 }

@@ -376,7 +376,7 @@ impl Caller {
             (false, false) => Class::NoRole,
         };
         let streams = Streams::new(limits, class, totals);
-        let holder = accounts.holder(&peer.owner);
+        let holder = accounts.holder(peer.owner.name());
         Self { peer, access: Arc::clone(access), grants: Mutex::new((changes, grants)), streams, holder }
     }
 

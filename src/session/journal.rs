@@ -315,7 +315,7 @@ mod tests {
     #[test]
     fn long_names_are_forgotten_sooner_and_short_ones_as_before() {
         let journal = Journal::default();
-        let group = journal.group("web");
+        let group = journal.new_group();
         let named = |id: u32, length: usize| {
             let facts = facts(id);
             let peer = PeerIdentity { subject: "n".repeat(length), ..PeerIdentity::default() };

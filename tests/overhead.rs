@@ -167,7 +167,6 @@ fn small_cache(ledger: &Arc<Ledger>) -> Cache {
         offering: Offering::Explicit,
         limits: Limits { entries_max: ROOM, bytes_max: 64 << 20 },
         session_bytes_max: 16 << 10,
-        session_id_context: "",
     };
     Cache::new(&plan, ledger)
 }

@@ -26,7 +26,10 @@ use prost::Message;
 use tls_sessiond::{
     clock::{Clock, ManualClock, WallTime},
     config::Config,
-    connection::{Table, table::Most},
+    connection::{
+        Table,
+        table::{Cursor, Most},
+    },
     context::Registry,
     proto::{self as pb, answer::Result as Answered, call::Method},
     rpc::{Api, Doors, access::Access, listen::Signals, local::Local, status::DOMAIN},
@@ -121,7 +124,7 @@ impl Fixture {
         let folder = tempfile::tempdir().expect("a folder for certificates");
         pki::localhost(folder.path());
         let mut text = format!(
-            "[limits]\nconnections = {CONNECTIONS_MAX}\nsessions = {SESSIONS_MAX}\nsession_bytes = \"64KiB\"\n\
+            "[limits]\nconnections = {CONNECTIONS_MAX}\nsessions = {SESSIONS_MAX}\nsession_bytes = \"160KiB\"\n\
              message = \"64KiB\"\nplaintext_buffer = \"1KiB\"\n"
         );
         for (name, keys) in [
@@ -347,7 +350,7 @@ impl World {
     fn ended(&self, stream: Open) {
         let Open { made, answers, requests, .. } = stream;
         drop((answers, requests));
-        let live = self.table.page(|_, _| true, None, CONNECTIONS_MAX);
+        let live = self.live();
         let left = live.iter().find(|place| made.contains(&place.id.to_string()));
         assert!(left.is_none(), "a connection outlives the stream that it was made on");
     }
@@ -470,22 +473,28 @@ impl World {
         }
     }
 
+    /// The connections as a list shows them; they fit into one step of it.
+    fn live(&self) -> Vec<Cursor> {
+        let mut found = Vec::new();
+        assert_eq!(self.table.page(|_, _| true, None, 100, &mut found), None);
+        found
+    }
+
     /// What a call may change.
     fn state(&self) -> Vec<String> {
-        let connections =
-            self.table.page(|_, _| true, None, CONNECTIONS_MAX).into_iter().filter_map(|place| {
-                let seen = self.table.look(place.id, |connection, _| {
-                    let session = connection.session().map(|session| session.id().clone());
-                    (
-                        connection.state(),
-                        connection.shutdown_flags(),
-                        connection.evidence(),
-                        connection.is_open(),
-                        session,
-                    )
-                });
-                seen.ok().map(|seen| format!("{} {seen:?}", place.id))
+        let connections = self.live().into_iter().filter_map(|place| {
+            let seen = self.table.look(place.id, |connection, _| {
+                let session = connection.session().map(|session| session.id().clone());
+                (
+                    connection.state(),
+                    connection.shutdown_flags(),
+                    connection.evidence(),
+                    connection.is_open(),
+                    session,
+                )
             });
+            seen.ok().map(|seen| format!("{} {seen:?}", place.id))
+        });
         let sessions = self.registry.caches().map(|cache| format!("{} {}", cache.len(), cache.bytes()));
         connections.chain(sessions).collect()
     }
@@ -493,7 +502,7 @@ impl World {
     /// What is always true.
     fn check(&self) {
         assert!(self.table.len() <= CONNECTIONS_MAX, "more connections than may be");
-        assert_eq!(self.table.len(), self.table.page(|_, _| true, None, 100).len());
+        assert_eq!(self.table.len(), self.live().len());
         let (mut sessions, mut bytes) = (0, 0);
         for cache in self.registry.caches() {
             let limits = cache.limits();

@@ -75,7 +75,9 @@ mod tests {
         let cancelled = Box::pin(turns.wait(&one));
         let Poll::Ready(running) = first.as_mut().poll(&mut cx) else { panic!("it waits for nothing") };
         assert!(second.as_mut().poll(&mut cx).is_pending());
-        let Poll::Ready(others) = pin!(turns.wait(&other)).poll(&mut cx) else { panic!("another caller waits") };
+        let Poll::Ready(others) = pin!(turns.wait(&other)).poll(&mut cx) else {
+            panic!("another caller waits")
+        };
         drop(cancelled);
         drop(running);
         let Poll::Ready(next) = second.as_mut().poll(&mut cx) else { panic!("the first has ended") };

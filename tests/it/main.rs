@@ -24,6 +24,7 @@ mod hammer;
 mod harness;
 mod hit_ratio;
 mod hostile_callers;
+mod hostile_sessions;
 mod hygiene;
 mod identity;
 mod incidents;

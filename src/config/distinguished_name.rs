@@ -266,7 +266,7 @@ fn attribute(text: &str) -> Result<(Attribute, &str), NameError> {
     let (value, rest) = match value.strip_prefix('#') {
         Some(_) => {
             let (digits, rest) = value.split_at(value.find([',', '+']).unwrap_or(value.len()));
-            let ber = read_hex(digits[1..].as_bytes());
+            let ber = read_hex(&digits.as_bytes()[1..]);
             let value = ber.and_then(|ber| Value::from_ber(&ber));
             (value.ok_or_else(|| NameError::Ber(digits.to_owned()))?, rest)
         }

@@ -50,13 +50,10 @@ pub(super) fn check(next: &Config, running: &Config) -> Result<(), ConfigError> 
                                context that is called so without a name; write its name, or restart the daemon";
                 return Err(check.refuse(&format!("context[{place}].name"), message.into()));
             }
-            match before.and_then(|place| Some((place, old[place].as_table()?))) {
-                Some((before, old)) => {
-                    let mut path = vec!["context".into(), before.to_string()];
-                    let new = context.as_table().unwrap_or(old);
-                    compare(old, new, &mut path, &format!("context[{place}]."), &mut missing);
-                }
-                None => {}
+            if let Some((before, old)) = before.and_then(|place| Some((place, old[place].as_table()?))) {
+                let mut path = vec!["context".into(), before.to_string()];
+                let new = context.as_table().unwrap_or(old);
+                compare(old, new, &mut path, &format!("context[{place}]."), &mut missing);
             }
         }
     }

@@ -212,7 +212,7 @@ impl World {
             owner: "test".into(),
             idle_timeout: Some(Duration::from_secs(86_400)),
         };
-        let named = session.map(|id| session_id(id));
+        let named = session.map(session_id);
         let named = named.as_ref().map(|id| Wanted { id, within: &|_| true });
         let id = self.table.create(plan, named, |connection, _| connection.id()).unwrap();
         self.ids[slot] = Some(id);
@@ -290,7 +290,7 @@ impl World {
             Op::Put(slot, id, once, claim) => self.put(slot, id, once, claim),
             Op::SetSession(slot, session) => {
                 let id = self.connection(slot);
-                let named = session.map(|id| session_id(id));
+                let named = session.map(session_id);
                 let done = self.table.set_session(
                     id,
                     named.as_ref().map(|id| Wanted { id, within: &|_| true }),

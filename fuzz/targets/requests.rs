@@ -28,7 +28,7 @@ use tls_sessiond::{
     config::Config,
     connection::{
         Table,
-        table::{Cursor, Most},
+        table::{Listed, Most},
     },
     context::Registry,
     proto::{self as pb, answer::Result as Answered, call::Method},
@@ -474,7 +474,7 @@ impl World {
     }
 
     /// The connections as a list shows them; they fit into one step of it.
-    fn live(&self) -> Vec<Cursor> {
+    fn live(&self) -> Vec<Listed> {
         let mut found = Vec::new();
         assert_eq!(self.table.page(|_, _| true, None, 100, &mut found), None);
         found

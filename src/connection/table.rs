@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeMap,
-    ops::Bound,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -33,7 +32,9 @@ use crate::{
 pub struct Table {
     live: DashMap<ConnectionId, Arc<Held>>,
     /// The same, in the order of lists.
-    order: Mutex<BTreeMap<Cursor, Arc<Held>>>,
+    order: Mutex<Order>,
+    /// How many connections there have been.
+    made: AtomicU64,
     count: AtomicUsize,
     owners: DashMap<Arc<str>, Owner>,
     unanswered: Unanswered,
@@ -69,7 +70,8 @@ struct Owner {
 #[derive(Debug)]
 struct Held {
     id: ConnectionId,
-    created: Timestamp,
+    /// How many connections were made before it.
+    number: u64,
     context: Arc<str>,
     owner: Arc<str>,
     /// When it counts as lost, in milliseconds.
@@ -82,10 +84,6 @@ struct Held {
 }
 
 impl Held {
-    fn place(&self) -> Cursor {
-        Cursor { created: self.created, id: self.id }
-    }
-
     fn expires(&self) -> Timestamp {
         Timestamp::from_millis(self.expires.load(Ordering::Acquire))
     }
@@ -124,13 +122,57 @@ impl Lapse {
     }
 }
 
-/// Where a list goes on: connections made later than this, or at the same time with a higher id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Cursor {
-    /// When the last one was made.
-    pub created: Timestamp,
-    /// Which it was.
+/// A connection of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Where the list goes on after it: how many connections were made before it.
+    pub number: u64,
+    /// Its id.
     pub id: ConnectionId,
+}
+
+/// Connections in the order in which they were made: blocks of neighbours, of which each has one at least. A connection is
+/// added at the end and removed from its place, and both touch one block.
+#[derive(Debug, Default)]
+struct Order(BTreeMap<u64, Box<Block>>);
+
+#[derive(Debug, Default)]
+struct Block {
+    held: [Option<Arc<Held>>; BLOCK],
+    count: usize,
+}
+
+/// How many connections lie in a block. One that has a block for itself takes 300 bytes of it.
+const BLOCK: usize = 32;
+
+/// Which block, and where in it.
+fn split(number: u64) -> (u64, usize) {
+    let block = BLOCK as u64;
+    (number / block, usize::try_from(number % block).unwrap_or_default())
+}
+
+impl Order {
+    fn insert(&mut self, held: &Arc<Held>) {
+        let (block, place) = split(held.number);
+        let block = self.0.entry(block).or_default();
+        block.held[place] = Some(Arc::clone(held));
+        block.count += 1;
+    }
+
+    fn remove(&mut self, number: u64) -> Option<(Arc<Held>, Option<Box<Block>>)> {
+        let (at, place) = split(number);
+        let block = self.0.get_mut(&at)?;
+        let held = block.held[place].take()?;
+        block.count -= 1;
+        let empty = block.count == 0;
+        Some((held, if empty { self.0.remove(&at) } else { None }))
+    }
+
+    fn after(&self, number: Option<u64>) -> impl Iterator<Item = &Arc<Held>> {
+        let first = number.map_or(0, |number| number.saturating_add(1));
+        let blocks = self.0.range(split(first).0..).flat_map(|(_, block)| &block.held);
+        blocks.flatten().skip_while(move |held| held.number < first)
+    }
 }
 
 /// How many connections one step of a list looks at, under one hold of a lock: some microseconds.
@@ -152,6 +194,7 @@ impl Table {
         Self {
             live: DashMap::new(),
             order: Mutex::default(),
+            made: AtomicU64::new(0),
             count: AtomicUsize::new(0),
             owners: DashMap::new(),
             unanswered: Unanswered::default(),
@@ -188,7 +231,7 @@ impl Table {
         let seen = see(&connection, lapse);
         let held = Held {
             id: connection.id(),
-            created: now.at,
+            number: self.made.fetch_add(1, Ordering::Relaxed),
             context: Arc::clone(&connection.context().name),
             owner: Arc::clone(connection.owner()),
             expires: AtomicU64::new(lapse.at.as_millis()),
@@ -198,7 +241,7 @@ impl Table {
         };
         let held = Arc::new(held);
         // Nothing frees it before it is in both.
-        self.order.lock().insert(held.place(), Arc::clone(&held));
+        self.order.lock().insert(&held);
         self.live.insert(held.id, held);
         Ok(seen)
     }
@@ -355,27 +398,22 @@ impl Table {
     pub fn page(
         &self,
         wanted: impl Fn(&str, &str) -> bool,
-        after: Option<Cursor>,
+        after: Option<u64>,
         count: usize,
-        found: &mut Vec<Cursor>,
-    ) -> Option<Cursor> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let slice: Vec<_> = {
-            let order = self.order.lock();
-            let places = order.range((from, Bound::Unbounded)).take(LISTED_AT_ONCE);
-            places.map(|(place, held)| (*place, Arc::clone(held))).collect()
-        };
+        found: &mut Vec<Listed>,
+    ) -> Option<u64> {
+        let slice: Vec<_> = self.order.lock().after(after).take(LISTED_AT_ONCE).map(Arc::clone).collect();
         let mut last = None;
         let mut left = count;
-        for (place, held) in &slice {
+        for held in &slice {
             if left == 0 {
                 return last;
             }
             if wanted(&held.owner, &held.context) {
-                found.push(*place);
+                found.push(Listed { number: held.number, id: held.id });
                 left -= 1;
             }
-            last = Some(*place);
+            last = Some(held.number);
         }
         last.filter(|_| slice.len() == LISTED_AT_ONCE)
     }
@@ -416,7 +454,9 @@ impl Table {
 
     fn forget(&self, id: ConnectionId) {
         if let Some((_, held)) = self.live.remove(&id) {
-            self.order.lock().remove(&held.place());
+            let last = self.order.lock().remove(held.number);
+            // Its memory is given back after the lock is let go of.
+            drop(last);
             self.discount(&held.owner);
         }
     }

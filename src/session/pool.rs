@@ -1,6 +1,9 @@
 //! Client sessions by server name, newest last.
 
-use std::sync::{Arc, Weak};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Weak},
+};
 
 use dashmap::DashMap;
 
@@ -15,26 +18,28 @@ use crate::{
 /// Here and nowhere else one map is asked while a guard of another is held: always pool first, store second.
 #[derive(Default)]
 pub(super) struct Pool {
-    by_name: DashMap<Arc<str>, Vec<Weak<Session>>>,
+    by_name: DashMap<Arc<str>, VecDeque<Weak<Session>>>,
     /// How many sessions there are in all, nearly.
     sessions: AtomicUsize,
 }
 
+/// How many of the oldest sessions of a name a push looks at: two, so that those that are gone do not become many.
+const LOOKED_AT: usize = 2;
 /// How many sessions that do not fit are looked past.
 const LOOK_PAST_MAX: usize = 64;
 
 impl Pool {
     pub(super) fn push(&self, session: &Arc<Session>, store: &Memory<Session>) {
         let mut sessions = self.by_name.entry(Arc::clone(&session.kind().server_name)).or_default();
-        if sessions.len() >= 16 && sessions.len() == sessions.capacity() {
-            self.retain(&mut sessions, store);
-            // Where most of them live there is more room now, so that the next search is far away.
-            if sessions.len() > sessions.capacity() / 2 {
-                let more = sessions.capacity();
-                sessions.reserve(more);
+        // Looking through all of them would hold up the others of this name. What is gone behind one that stays waits for
+        // `shrink`.
+        for _ in 0..LOOKED_AT {
+            if sessions.front().is_some_and(|oldest| !held(oldest, store)) {
+                sessions.pop_front();
+                self.sessions.fetch_sub(1, Ordering::Relaxed);
             }
         }
-        sessions.push(Arc::downgrade(session));
+        sessions.push_back(Arc::downgrade(session));
         self.sessions.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -67,9 +72,13 @@ impl Pool {
         }
     }
 
-    fn retain(&self, sessions: &mut Vec<Weak<Session>>, store: &Memory<Session>) {
+    fn retain(&self, sessions: &mut VecDeque<Weak<Session>>, store: &Memory<Session>) {
         let before = sessions.len();
-        sessions.retain(|session| session.upgrade().is_some_and(|session| store.holds(&session)));
+        sessions.retain(|session| held(session, store));
         self.sessions.fetch_sub(before - sessions.len(), Ordering::Relaxed);
     }
+}
+
+fn held(session: &Weak<Session>, store: &Memory<Session>) -> bool {
+    session.upgrade().is_some_and(|session| store.holds(&session))
 }

@@ -76,7 +76,7 @@ async fn session_that_is_not_single_use_is_revoked_on_its_way() {
     let mut served = started().await;
     for (place, selector) in selectors().into_iter().enumerate() {
         for version in [pb::ProtocolVersion::Tls12, pb::ProtocolVersion::Tls13] {
-            let id = format!("a{place}{:02x}", version as u8);
+            let id = format!("a{place}{:02x}", version as i32);
             served.keep("", pb::PutSessionRequest { version: version.into(), ..named("", &id) }).await;
             let before = served.taken(&id).await;
             assert_eq!(served.revoke(selector.clone()).await, 1, "{selector:?}");

@@ -92,12 +92,14 @@ impl Reload {
         let tls = Acceptor::reload(config)?;
         let removed = config.removed_contexts(running).len();
         let contexts = registry.all().len();
-        // Nothing can fail any more. Rights first: nobody uses old ones on new contexts.
-        self.doors.access.swap(&config.access);
+        // Nothing can fail any more. Contexts and rules are one value, and change at once.
+        self.table.swap(Arc::new(registry));
+        self.doors.access.rules_changed();
+        // Last: a certificate that a new authority signed never meets the old rules. One of an old authority that is let in
+        // until here is as one that was let in before.
         if let (Some(acceptor), Some(tls)) = (&self.doors.acceptor, tls) {
             acceptor.swap(tls);
         }
-        self.table.swap(Arc::new(registry));
         *running = Arc::new(config.clone());
         Ok(Reloaded { contexts, removed })
     }
@@ -205,7 +207,7 @@ impl Daemon {
         let most = Most { all: config.limits.connections, of_one: config.limits.connections_per_owner };
         let table = Arc::new(Table::new(Arc::new(registry), clock, most));
         let signals = Signals::default();
-        let doors = Doors { access: Arc::new(Access::new(&config.access)), acceptor };
+        let doors = Doors { access: Arc::new(Access::new()), acceptor };
         let limits = Limits { sockets: sockets_max, ..config.limits };
         let api = Api::new(Arc::clone(&table), &limits, doors.clone(), &signals)?;
         let listeners = Listeners::bind(&config.api, config.unix, config.tls.is_some())?;

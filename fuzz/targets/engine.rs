@@ -233,7 +233,7 @@ impl World {
             owner: "fuzz".into(),
             idle_timeout: None,
         };
-        let session = session.as_ref().map(|id| Wanted { id, within: &|_| true });
+        let session = session.as_ref().map(|id| Wanted { id, registry: &self.registry, within: &|_| true });
         let id = match self.table.create(plan, session, |connection, _| connection.id()) {
             Ok(id) => id,
             Err(Error::SessionOutOfScope) => return,
@@ -451,7 +451,7 @@ impl World {
         let Some(object) = self.objects.get(&place) else { return };
         let before = self.look(object.id);
         let session = self.known.get(usize::from(which)).map(|(_, id)| id.clone());
-        let wanted = session.as_ref().map(|id| Wanted { id, within: &|_| true });
+        let wanted = session.as_ref().map(|id| Wanted { id, registry: &self.registry, within: &|_| true });
         let done = self.table.set_session(object.id, wanted, |connection, removed| {
             (connection.session().map(|session| session.id().clone()), removed)
         });

@@ -185,7 +185,7 @@ impl World {
             Clock::Manual(clock.clone()),
             Most::all(limits.connections),
         ));
-        let doors = Doors { access: Arc::new(Access::new(&[])), acceptor: None };
+        let doors = Doors { access: Arc::new(Access::new()), acceptor: None };
         let api = Api::new(Arc::clone(&table), limits, doors, &Signals::default())
             .expect("there are random numbers");
         let service = api.local();

@@ -178,11 +178,13 @@ impl Order {
 /// How many connections one step of a list looks at, under one hold of a lock: some microseconds.
 pub const LISTED_AT_ONCE: usize = 128;
 
-/// A session that somebody names, and the contexts whose sessions that one may know of.
+/// A session that a caller names, and the contexts whose sessions that caller may know of.
 #[derive(Clone, Copy)]
 pub struct Wanted<'w> {
     /// Its id.
     pub id: &'w SessionId,
+    /// The contexts as they are for the call.
+    pub registry: &'w Registry,
     /// Whether a context of this name is one of them.
     pub within: &'w dyn Fn(&str) -> bool,
 }
@@ -418,12 +420,13 @@ impl Table {
         last.filter(|_| slice.len() == LISTED_AT_ONCE)
     }
 
-    /// The contexts it makes connections from, as they are now.
+    /// The contexts it makes connections from and the rules of access to them, as they are now. A call asks once, and takes
+    /// its rights and its context from the answer.
     pub fn registry(&self) -> Guard<Arc<Registry>> {
         self.registry.load()
     }
 
-    /// Makes connections from other contexts from now on. Running connections keep what they began with.
+    /// Makes connections from other contexts, by other rules, from now on. Running connections keep what they began with.
     pub fn swap(&self, registry: Arc<Registry>) {
         let since = self.clock.now().at;
         // Nobody finds the new ones before they are what they shall be.
@@ -512,8 +515,7 @@ impl Table {
             Known::Held(_, Some(_)) | Known::Departed(_) | Known::Nothing => {}
         }
         // One of contexts that the caller does not know is as if it were not there.
-        let registry = self.registry();
-        let mut known = registry.all().iter().filter(|context| (wanted.within)(&context.name));
+        let mut known = wanted.registry.all().iter().filter(|context| (wanted.within)(&context.name));
         let mut held = |context: &Arc<Context>| {
             [Role::Client, Role::Server].iter().any(|role| context.cache(*role).peek(id, now).is_some())
         };

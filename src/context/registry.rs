@@ -1,6 +1,12 @@
-//! Contexts by name, and which of them share a cache.
+//! Contexts by name, which of them share a cache, and the rules of access to them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use super::{
     Context, Former,
@@ -10,12 +16,13 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    config::{Config, ConfigError},
+    config::{Access, Config, ConfigError},
     session::{Cache, Role, cache::Plan, ledger::Ledger, revocation::Selector, stats::Account},
     store::memory::Limits,
 };
 
-/// All contexts of the daemon.
+/// All contexts of the daemon, and the rules of access that came with them in one configuration. A call takes both from one
+/// registry, so that a reload gives it neither new rights on old contexts nor old rights on new ones (decision 33).
 pub struct Registry {
     contexts: Vec<Arc<Context>>,
     by_name: HashMap<Arc<str>, usize>,
@@ -23,6 +30,10 @@ pub struct Registry {
     trust: HashMap<Scope, ClientTrust>,
     self_made: Option<Credential>,
     ledger: Arc<Ledger>,
+    rules: Vec<Access>,
+    version: u64,
+    /// The version of the next one that is built. Registries that follow each other share it.
+    next_version: Arc<AtomicU64>,
 }
 
 /// A cache, and how much it shall hold.
@@ -57,6 +68,7 @@ impl Registry {
     /// As [`Self::build`].
     pub fn rebuild(&self, config: &Config) -> Result<Self, ConfigError> {
         let mut shared = Interned::new(Arc::clone(&self.ledger));
+        shared.next_version = Arc::clone(&self.next_version);
         shared.before = self.caches.clone();
         shared.trust_before = self.trust.clone();
         shared.self_made.clone_from(&self.self_made);
@@ -73,8 +85,10 @@ impl Registry {
         }
         let by_name =
             contexts.iter().enumerate().map(|(place, context)| (Arc::clone(&context.name), place)).collect();
-        let Interned { caches, trust, self_made, ledger, .. } = shared;
-        Ok(Self { contexts, by_name, caches, trust, self_made, ledger })
+        let Interned { caches, trust, self_made, ledger, next_version, .. } = shared;
+        let version = next_version.fetch_add(1, Ordering::Relaxed);
+        let rules = config.access.clone();
+        Ok(Self { contexts, by_name, caches, trust, self_made, ledger, rules, version, next_version })
     }
 
     /// Begins to be what connections are made from, after another, at a moment: caches get their sizes, and new ones the
@@ -126,6 +140,16 @@ impl Registry {
         &self.contexts
     }
 
+    /// The rules of access, in the order of the configuration.
+    pub fn rules(&self) -> &[Access] {
+        &self.rules
+    }
+
+    /// A number that no other registry of this daemon has. One that is built later has a higher number.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
     /// Every cache once, though contexts share some.
     pub fn caches(&self) -> impl Iterator<Item = &Arc<Cache>> + Clone {
         self.caches.values().map(|kept| &kept.cache)
@@ -153,6 +177,7 @@ pub(super) struct Interned {
     trust_before: HashMap<Scope, ClientTrust>,
     self_made: Option<Credential>,
     contexts_before: Vec<Arc<Context>>,
+    next_version: Arc<AtomicU64>,
 }
 
 impl Interned {
@@ -165,6 +190,7 @@ impl Interned {
             trust_before: HashMap::new(),
             self_made: None,
             contexts_before: Vec::new(),
+            next_version: Arc::default(),
         }
     }
 

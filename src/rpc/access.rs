@@ -3,14 +3,10 @@
 use std::{
     fmt,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -21,7 +17,7 @@ use super::{
     streams::{Class, StreamLimits, StreamTotals, Streams},
 };
 use crate::{
-    clock::{Clock, WallTime},
+    clock::WallTime,
     config::{Access as Rule, AccessRole, DistinguishedName, IdentityPattern},
     connection::Table,
     context::{Context, Registry},
@@ -229,13 +225,11 @@ impl Peer {
     }
 }
 
-/// The rules as they are now.
+/// Tells streams that the rules have changed, and the log which calls were refused. The rules themselves stand beside the
+/// contexts in the [`Registry`], so that both change at once.
 #[derive(Debug)]
 pub struct Access {
-    rules: ArcSwap<Vec<Rule>>,
-    /// How often they have changed.
-    changes: AtomicU64,
-    changed: watch::Sender<u64>,
+    changed: watch::Sender<()>,
     /// Lines about calls that were refused.
     refusals: LineBudget,
     /// Lines about peers that have not proved who they are: a flood of them hides no refused call.
@@ -251,23 +245,18 @@ const SECOND: Duration = Duration::from_secs(1);
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(5);
 
 impl Access {
-    /// With these rules; none: whoever is local may do everything.
-    pub fn new(rules: &[Rule]) -> Self {
+    /// Nothing has changed yet.
+    pub fn new() -> Self {
         Self {
-            rules: ArcSwap::from_pointee(rules.to_vec()),
-            changes: AtomicU64::new(0),
-            changed: watch::Sender::new(0),
+            changed: watch::Sender::new(()),
             refusals: LineBudget::new(REFUSALS, SECOND),
             strangers: LineBudget::new(STRANGERS, SECOND),
         }
     }
 
-    /// Other rules from now on, also for who is connected.
-    pub fn swap(&self, rules: &[Rule]) {
-        self.rules.store(Arc::new(rules.to_vec()));
-        let changes = self.changes.fetch_add(1, Ordering::AcqRel) + 1;
-        // Whoever has a stream looks again.
-        self.changed.send_replace(changes);
+    /// The table has other rules now: every stream asks for its rights again.
+    pub fn rules_changed(&self) {
+        self.changed.send_replace(());
     }
 
     /// A line about a peer that proved no identity.
@@ -292,20 +281,30 @@ impl Access {
             }
         }
     }
+}
 
-    fn grants(&self, peer: &Peer) -> Grants {
-        let rules = self.rules.load();
+impl Default for Access {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What the rules grant to one caller, in their order.
+#[derive(Debug)]
+struct Grants(Vec<Grant>);
+
+impl Grants {
+    /// To this peer. Without rules a local one may do everything.
+    fn of(rules: &[Rule], peer: &Peer) -> Self {
         if rules.is_empty() {
             let local = peer.identities.contains(&Identity::Local);
-            return Grants(
-                local.then_some(Grant { contexts: None, roles: Roles::ALL }).into_iter().collect(),
-            );
+            return Self(local.then_some(Grant { contexts: None, roles: Roles::ALL }).into_iter().collect());
         }
         let about = |rule: &&Rule| peer.identities.iter().any(|identity| identity.fits(&rule.identity));
         let mut grants: Vec<Grant> = Vec::new();
         for rule in rules.iter().filter(about) {
             let every = rule.contexts.iter().any(|name| name == "*");
-            // What an earlier rule says of a context is not said again: who has nothing else has lost it.
+            // What an earlier rule says of a context is not said again: a caller that has nothing else has lost it.
             let new = |name: &&String| !grants.iter().any(|grant| grant.covers(name));
             let contexts: Vec<_> = rule.contexts.iter().filter(new).cloned().collect();
             if every || !contexts.is_empty() {
@@ -315,15 +314,9 @@ impl Access {
                 break;
             }
         }
-        Grants(grants)
+        Self(grants)
     }
-}
 
-/// What the rules grant to one caller, in their order.
-#[derive(Debug)]
-struct Grants(Vec<Grant>);
-
-impl Grants {
     /// Whether one of these roles is granted in any context.
     fn any(&self, roles: Roles) -> bool {
         self.0.iter().any(|grant| grant.roles.meet(roles))
@@ -348,12 +341,12 @@ pub(super) fn named(name: &str) -> &str {
     if name.is_empty() { "default" } else { name }
 }
 
-/// Who calls, and what that may do. One for each connection.
+/// The caller of one connection. What it may do, it is asked together with the registry that its call works with.
 #[derive(Debug)]
 pub(super) struct Caller {
     peer: Peer,
     access: Arc<Access>,
-    /// As of how many changes.
+    /// By the rules of the newest registry that was asked about, and the version of that.
     grants: Mutex<(u64, Arc<Grants>)>,
     streams: Streams,
     holder: Arc<Holder>,
@@ -364,12 +357,12 @@ impl Caller {
     pub(super) fn new(
         peer: Peer,
         access: &Arc<Access>,
+        registry: &Registry,
         limits: &StreamLimits,
         totals: &Arc<StreamTotals>,
         accounts: &Arc<Accounts>,
     ) -> Self {
-        let changes = access.changes.load(Ordering::Acquire);
-        let grants = Arc::new(access.grants(&peer));
+        let grants = Arc::new(Grants::of(registry.rules(), &peer));
         let class = match (grants.any(Roles::WORKER), grants.any(Roles::ALL)) {
             (true, _) => Class::Worker,
             (false, true) => Class::OtherRole,
@@ -377,7 +370,8 @@ impl Caller {
         };
         let streams = Streams::new(limits, class, totals);
         let holder = accounts.holder(peer.owner.name());
-        Self { peer, access: Arc::clone(access), grants: Mutex::new((changes, grants)), streams, holder }
+        let grants = Mutex::new((registry.version(), grants));
+        Self { peer, access: Arc::clone(access), grants, streams, holder }
     }
 
     /// The account of its identity.
@@ -395,18 +389,23 @@ impl Caller {
         self.peer.owner.name()
     }
 
-    fn grants(&self) -> Arc<Grants> {
-        let changes = self.access.changes.load(Ordering::Acquire);
+    fn grants(&self, registry: &Registry) -> Arc<Grants> {
+        let version = registry.version();
         let mut held = self.grants.lock();
-        if held.0 != changes {
-            *held = (changes, Arc::new(self.access.grants(&self.peer)));
+        if held.0 == version {
+            return Arc::clone(&held.1);
         }
-        Arc::clone(&held.1)
+        let grants = Arc::new(Grants::of(registry.rules(), &self.peer));
+        // A call that began before a reload leaves those of after it in place.
+        if held.0 < version {
+            *held = (version, Arc::clone(&grants));
+        }
+        grants
     }
 
     /// Whether it has one of these roles in a context: the first rule about it and the context counts.
-    pub(super) fn may(&self, roles: Roles, context: &str) -> bool {
-        self.grants()
+    pub(super) fn may(&self, registry: &Registry, roles: Roles, context: &str) -> bool {
+        self.grants(registry)
             .0
             .iter()
             .find(|grant| grant.covers(context))
@@ -417,8 +416,8 @@ impl Caller {
     ///
     /// # Errors
     /// The method is not in the table of rights; the caller has no identity, or no role that may.
-    pub(super) fn may_call(&self, path: &str, clock: &Clock) -> Result<(), Refusal> {
-        if self.peer.ends.is_some_and(|ends| ends <= clock.now().wall()) {
+    pub(super) fn may_call(&self, path: &str, table: &Table) -> Result<(), Refusal> {
+        if self.peer.ends.is_some_and(|ends| ends <= table.now().wall()) {
             return Err(Refusal::CertificateEnded);
         }
         let roles = rights(&RIGHTS, path, super::serves)?;
@@ -428,14 +427,14 @@ impl Caller {
         if self.peer.identities.is_empty() {
             return Err(Refusal::Unauthenticated);
         }
-        match self.has_any(roles) {
+        match self.has_any(&table.registry(), roles) {
             true => Ok(()),
             false => Err(self.denied(roles, None)),
         }
     }
 
-    fn has_any(&self, roles: Roles) -> bool {
-        self.grants().any(roles)
+    fn has_any(&self, registry: &Registry, roles: Roles) -> bool {
+        self.grants(registry).any(roles)
     }
 
     /// A context, where it has one of these roles; an empty name means the default one.
@@ -449,7 +448,7 @@ impl Caller {
         roles: Roles,
     ) -> Result<&'r Arc<Context>, Refusal> {
         let name = named(name);
-        if !self.may(roles, name) {
+        if !self.may(registry, roles, name) {
             let refusal = self.denied(roles, Some(name));
             self.audit(&refusal, None);
             return Err(refusal);
@@ -473,13 +472,13 @@ impl Caller {
     }
 
     /// Whether it drives this connection object.
-    pub(super) fn drives(&self, owner: &str, context: &str) -> bool {
-        **self.owner() == *owner && self.may(Roles::WORKER, context)
+    pub(super) fn drives(&self, registry: &Registry, owner: &str, context: &str) -> bool {
+        **self.owner() == *owner && self.may(registry, Roles::WORKER, context)
     }
 
     /// Whether it sees this connection object.
-    pub(super) fn sees(&self, owner: &str, context: &str) -> bool {
-        self.may(Roles::OBSERVER, context) || self.drives(owner, context)
+    pub(super) fn sees(&self, registry: &Registry, owner: &str, context: &str) -> bool {
+        self.may(registry, Roles::OBSERVER, context) || self.drives(registry, owner, context)
     }
 
     /// Ready when it has none of these roles any more, in this context or, without one, in any: its rules have changed, or
@@ -503,8 +502,8 @@ impl Caller {
         };
         let lost = async {
             let held = || match &context {
-                Some(context) => self.may(roles, context),
-                None => self.has_any(roles),
+                Some(context) => self.may(&table.registry(), roles, context),
+                None => self.has_any(&table.registry(), roles),
             };
             // Looked at once before, for the rules may have changed since the call was let in.
             while held() {
@@ -527,16 +526,37 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::Text;
+    use crate::config::{Config, Text};
 
     fn rule(identity: IdentityPattern, contexts: &[&str], role: AccessRole) -> Rule {
         Rule { identity, contexts: contexts.iter().map(|&name| name.to_owned()).collect(), role }
     }
 
-    fn caller(peer: Peer, access: &Arc<Access>) -> Caller {
+    fn config(rules: &[Rule]) -> Config {
+        let mut config = Config::defaults();
+        config.access = rules.to_vec();
+        config
+    }
+
+    fn registry(rules: &[Rule]) -> Registry {
+        Registry::build(&config(rules)).unwrap()
+    }
+
+    fn followed_by(registry: &Registry, rules: &[Rule]) -> Registry {
+        registry.rebuild(&config(rules)).unwrap()
+    }
+
+    fn caller(peer: Peer, registry: &Registry) -> Caller {
         let limits = StreamLimits { worker: 8, non_worker: 1 };
         let accounts = Arc::new(Accounts::new(&crate::config::Config::defaults().limits));
-        Caller::new(peer, access, &limits, &Arc::new(StreamTotals::new()), &accounts)
+        Caller::new(
+            peer,
+            &Arc::new(Access::new()),
+            registry,
+            &limits,
+            &Arc::new(StreamTotals::new()),
+            &accounts,
+        )
     }
 
     #[test]
@@ -546,35 +566,52 @@ mod tests {
             rule(IdentityPattern::Local, &["web", "mail"], AccessRole::Worker),
             rule(IdentityPattern::Uid(7), &["*"], AccessRole::Admin),
         ];
-        let access = Arc::new(Access::new(&rules));
-        let seven = caller(Peer::unix(7, 1), &access);
-        assert!(seven.may(Roles::OBSERVER, "web") && !seven.may(Roles::WORKER, "web"));
-        assert!(seven.may(Roles::WORKER, "mail") && !seven.may(Roles::ADMIN, "mail"));
-        assert!(seven.may(Roles::ADMIN, "other") && seven.may(Roles::OBSERVER, "other"));
-        let eight = caller(Peer::unix(8, 7), &access);
-        assert!(eight.may(Roles::WORKER, "web") && !eight.may(Roles::WORKER.or(Roles::ADMIN), "other"));
+        let now = registry(&rules);
+        let seven = caller(Peer::unix(7, 1), &now);
+        assert!(seven.may(&now, Roles::OBSERVER, "web") && !seven.may(&now, Roles::WORKER, "web"));
+        assert!(seven.may(&now, Roles::WORKER, "mail") && !seven.may(&now, Roles::ADMIN, "mail"));
+        assert!(seven.may(&now, Roles::ADMIN, "other") && seven.may(&now, Roles::OBSERVER, "other"));
+        let eight = caller(Peer::unix(8, 7), &now);
+        assert!(eight.may(&now, Roles::WORKER, "web"));
+        assert!(!eight.may(&now, Roles::WORKER.or(Roles::ADMIN), "other"));
 
-        access.swap(&rules[..1]);
-        assert!(seven.may(Roles::OBSERVER, "web") && !seven.may(Roles::WORKER, "mail"));
-        assert!(!eight.may(Roles::ALL, "web"));
+        let now = followed_by(&now, &rules[..1]);
+        assert!(seven.may(&now, Roles::OBSERVER, "web") && !seven.may(&now, Roles::WORKER, "mail"));
+        assert!(!eight.may(&now, Roles::ALL, "web"));
         // What is said later of the same contexts gives nothing, and keeps no stream.
-        access.swap(&[rules[2].clone(), rules[1].clone()]);
-        assert!(!seven.has_any(Roles::WORKER) && eight.has_any(Roles::WORKER));
-        access.swap(&[
-            rule(IdentityPattern::Local, &["web", "mail"], AccessRole::Observer),
-            rule(IdentityPattern::Uid(7), &["mail"], AccessRole::Worker),
-        ]);
-        assert!(!seven.has_any(Roles::WORKER) && seven.may(Roles::OBSERVER, "mail"));
-        access.swap(&[]);
-        assert!(eight.may(Roles::ADMIN, "other") && eight.may(Roles::WORKER, "other"));
+        let now = followed_by(&now, &[rules[2].clone(), rules[1].clone()]);
+        assert!(!seven.has_any(&now, Roles::WORKER) && eight.has_any(&now, Roles::WORKER));
+        let now = followed_by(
+            &now,
+            &[
+                rule(IdentityPattern::Local, &["web", "mail"], AccessRole::Observer),
+                rule(IdentityPattern::Uid(7), &["mail"], AccessRole::Worker),
+            ],
+        );
+        assert!(!seven.has_any(&now, Roles::WORKER) && seven.may(&now, Roles::OBSERVER, "mail"));
+        let now = followed_by(&now, &[]);
+        assert!(eight.may(&now, Roles::ADMIN, "other") && eight.may(&now, Roles::WORKER, "other"));
     }
 
     #[test]
-    fn without_rules_only_who_is_local_may_do_something() {
-        let access = Arc::new(Access::new(&[]));
+    fn each_registry_is_asked_by_its_own_rules() {
+        let before = registry(&[rule(IdentityPattern::Local, &["a"], AccessRole::Worker)]);
+        let after = followed_by(&before, &[rule(IdentityPattern::Local, &["b"], AccessRole::Worker)]);
+        let caller = caller(Peer::local(), &before);
+        // A call that began before the reload may ask between calls that began after it.
+        for _ in 0..2 {
+            assert!(caller.may(&before, Roles::WORKER, "a") && !caller.may(&before, Roles::WORKER, "b"));
+            assert!(caller.may(&after, Roles::WORKER, "b") && !caller.may(&after, Roles::WORKER, "a"));
+        }
+    }
+
+    #[test]
+    fn without_rules_only_a_local_caller_may_do_something() {
+        let registry = registry(&[]);
         let certificate = PeerIdentity { subject: "CN=a".into(), ..PeerIdentity::default() };
-        assert!(caller(Peer::local(), &access).may(Roles::ADMIN, "any"));
-        assert!(!caller(Peer::certified(&certificate), &access).may(Roles::ALL, "any"));
+        assert!(caller(Peer::local(), &registry).may(&registry, Roles::ADMIN, "any"));
+        let certified = caller(Peer::certified(&certificate), &registry);
+        assert!(!certified.may(&registry, Roles::ALL, "any"));
     }
 
     #[test]
@@ -598,10 +635,10 @@ mod tests {
             rule(IdentityPattern::Uid(7), &["web"], AccessRole::Worker),
             rule(IdentityPattern::Local, &["*"], AccessRole::Admin),
         ];
-        let access = Arc::new(Access::new(&rules));
-        assert_eq!(caller(Peer::unix(7, 1), &access).streams().limit(), 8);
-        assert_eq!(caller(Peer::unix(8, 1), &access).streams().limit(), 1);
-        assert_eq!(caller(Peer::local(), &Arc::new(Access::new(&[]))).streams().limit(), 8);
+        let ruled = registry(&rules);
+        assert_eq!(caller(Peer::unix(7, 1), &ruled).streams().limit(), 8);
+        assert_eq!(caller(Peer::unix(8, 1), &ruled).streams().limit(), 1);
+        assert_eq!(caller(Peer::local(), &registry(&[])).streams().limit(), 8);
     }
 
     #[test]

@@ -165,7 +165,7 @@ impl Calls {
             }
             Method::Free(request) => {
                 let freed = self.connections.free(&self.by, &request);
-                self.forget(&request.connection_id);
+                self.forget_if_gone(&request.connection_id);
                 Answered::Free(freed?)
             }
             Method::SetSession(request) => {
@@ -226,10 +226,12 @@ impl Calls {
         }
     }
 
-    /// A connection is gone, whoever freed it; its alias may be used again.
-    fn forget(&mut self, id: &str) {
-        if let Ok(freed) = convert::connection_id(id)
-            && let Some(Some(alias)) = self.made.remove(&freed)
+    /// Forgets a connection that is gone, and its alias, which may be used again. One that a Free did not free stays: it is
+    /// freed with the stream, whatever its caller may do by then.
+    fn forget_if_gone(&mut self, id: &str) {
+        if let Ok(id) = convert::connection_id(id)
+            && self.connections.opener.table.look(id, |_, _| ()).is_err()
+            && let Some(Some(alias)) = self.made.remove(&id)
         {
             self.aliases.remove(&alias);
         }

@@ -23,6 +23,7 @@ use crate::{
         self, Alert, ConnectionId, EngineKind, Input, Plan, ShutdownStatus, Table,
         table::{Lapse, Wanted},
     },
+    context::Context,
     proto::{self as pb, connection_service_server::ConnectionService},
 };
 
@@ -47,11 +48,15 @@ impl Opener {
         if request.server_name.len() > 255 {
             return Err(connection::Error::ServerNameMalformed(request.server_name).into());
         }
+        // Rights, context and the other contexts that a session may be of: all as of one configuration. A remembered answer
+        // is for a caller that has the role now.
+        let registry = self.table.registry();
+        let context = by.context(&registry, &request.context, Roles::WORKER)?;
         self.request_ids.once(by.owner(), request, self.table.now().at, |request| {
-            let plan = self.plan(&request, by)?;
+            let plan = plan(&request, context, by)?;
             let session = convert::session_id(&request.session_id)?;
-            let within = |context: &str| by.may(SEES, context);
-            let wanted = session.as_ref().map(|id| Wanted { id, within: &within });
+            let within = |context: &str| by.may(&registry, SEES, context);
+            let wanted = session.as_ref().map(|id| Wanted { id, registry: &registry, within: &within });
             let connection = self.table.create(plan, wanted, convert::connection)?;
             Ok(pb::NewResponse { connection: Some(connection) })
         })
@@ -60,38 +65,37 @@ impl Opener {
     /// The connection of this id, which the caller drives. Another worker's is not there.
     pub(super) fn driven(&self, by: &Caller, id: &str) -> Result<ConnectionId, Refusal> {
         let id = convert::connection_id(id)?;
-        self.table.belongs(id, |owner, context| by.drives(owner, context))?;
+        let registry = self.table.registry();
+        self.table.belongs(id, |owner, context| by.drives(&registry, owner, context))?;
         Ok(id)
     }
+}
 
-    fn plan(&self, request: &pb::NewRequest, by: &Caller) -> Result<Plan, Refusal> {
-        let role = convert::role(request.role)?;
-        let engine = match pb::Engine::try_from(request.engine) {
-            Ok(pb::Engine::Unspecified | pb::Engine::Daemon) => EngineKind::Daemon,
-            Ok(pb::Engine::Worker) => EngineKind::Worker,
-            Err(_) => return Err(Refusal::EngineUnknown),
-        };
-        let idle_timeout = match request.idle_timeout {
-            None => None,
-            Some(wanted) => {
-                let wanted =
-                    std::time::Duration::try_from(wanted).map_err(|_| Refusal::IdleTimeoutInvalid)?;
-                if wanted.as_secs() < 1 || wanted > IDLE_TIMEOUT_MAX {
-                    return Err(Refusal::IdleTimeoutInvalid);
-                }
-                Some(wanted)
+fn plan(request: &pb::NewRequest, context: &Arc<Context>, by: &Caller) -> Result<Plan, Refusal> {
+    let role = convert::role(request.role)?;
+    let engine = match pb::Engine::try_from(request.engine) {
+        Ok(pb::Engine::Unspecified | pb::Engine::Daemon) => EngineKind::Daemon,
+        Ok(pb::Engine::Worker) => EngineKind::Worker,
+        Err(_) => return Err(Refusal::EngineUnknown),
+    };
+    let idle_timeout = match request.idle_timeout {
+        None => None,
+        Some(wanted) => {
+            let wanted = std::time::Duration::try_from(wanted).map_err(|_| Refusal::IdleTimeoutInvalid)?;
+            if wanted.as_secs() < 1 || wanted > IDLE_TIMEOUT_MAX {
+                return Err(Refusal::IdleTimeoutInvalid);
             }
-        };
-        let context = Arc::clone(by.context(&self.table.registry(), &request.context, Roles::WORKER)?);
-        Ok(Plan {
-            context,
-            role,
-            engine,
-            server_name: request.server_name.clone(),
-            owner: Arc::clone(by.owner()),
-            idle_timeout,
-        })
-    }
+            Some(wanted)
+        }
+    };
+    Ok(Plan {
+        context: Arc::clone(context),
+        role,
+        engine,
+        server_name: request.server_name.clone(),
+        owner: Arc::clone(by.owner()),
+        idle_timeout,
+    })
 }
 
 /// Bytes that are not more than one message may bring.
@@ -131,7 +135,8 @@ impl Connections {
     /// The connection of this id, which the caller may see.
     fn seen(&self, by: &Caller, id: &str) -> Result<ConnectionId, Refusal> {
         let id = convert::connection_id(id)?;
-        self.table().belongs(id, |owner, context| by.sees(owner, context))?;
+        let registry = self.table().registry();
+        self.table().belongs(id, |owner, context| by.sees(&registry, owner, context))?;
         Ok(id)
     }
 
@@ -205,15 +210,16 @@ impl Connections {
     ) -> Result<pb::ListConnectionsResponse, Refusal> {
         let size = Pages::size(request.page_size)?;
         let filters = ["connections", request.context.as_str()];
+        let registry = self.table().registry();
         let filter = match request.context.as_str() {
             "" => None,
             name => {
-                by.context(&self.table().registry(), name, SEES)?;
+                by.context(&registry, name, SEES)?;
                 Some(name)
             }
         };
         let wanted = |owner: &str, context: &str| {
-            filter.is_none_or(|name| *context == *name) && by.sees(owner, context)
+            filter.is_none_or(|name| *context == *name) && by.sees(&registry, owner, context)
         };
         let mut after = match self.pages.place(&filters, &request.page_token)? {
             None => None,
@@ -248,8 +254,9 @@ impl Connections {
     ) -> Result<pb::SetSessionResponse, Refusal> {
         let id = self.driven(by, &request.connection_id)?;
         let session = convert::session_id(&request.session_id)?;
-        let within = |context: &str| by.may(SEES, context);
-        let wanted = session.as_ref().map(|id| Wanted { id, within: &within });
+        let registry = self.table().registry();
+        let within = |context: &str| by.may(&registry, SEES, context);
+        let wanted = session.as_ref().map(|id| Wanted { id, registry: &registry, within: &within });
         let removed = self.table().set_session(id, wanted, |_, removed| removed)?;
         Ok(pb::SetSessionResponse { connection: self.view(id)?, removed_sessions: convert::removed(removed) })
     }

@@ -31,12 +31,11 @@ impl ContextService for Contexts {
     ) -> Result<Response<pb::ListContextsResponse>, Status> {
         let by = caller(&request)?;
         let uptime = self.table.now().at.since(self.started);
-        let contexts = self
-            .table
-            .registry()
+        let registry = self.table.registry();
+        let contexts = registry
             .all()
             .iter()
-            .filter(|context| by.may(SEES, &context.name))
+            .filter(|context| by.may(&registry, SEES, &context.name))
             .map(|context| convert::context(context, uptime))
             .collect();
         let daemon = pb::DaemonStats {

@@ -112,18 +112,20 @@ impl Drive {
     fn open(&mut self, event: Option<Request>) -> Result<(), Refusal> {
         let by = self.place.caller();
         let (id, ending) = match event {
+            // Not asked again whether the caller drives it: this stream frees what it made, also where the role was lost
+            // since.
             Some(Request::New(request)) => {
                 let made = self.opener.open(request, by)?.connection.unwrap_or_default();
-                (made.id, Ending::Free)
+                (convert::connection_id(&made.id)?, Ending::Free)
             }
-            Some(Request::ConnectionId(id)) => (id, Ending::Keep),
+            Some(Request::ConnectionId(id)) => (self.opener.driven(by, &id)?, Ending::Keep),
             _ => {
                 return Err(Refusal::DriveEventUnexpected(
                     "the first message must be `new` or `connection_id`",
                 ));
             }
         };
-        let driver = self.opener.table.drive(self.opener.driven(by, &id)?, ending)?;
+        let driver = self.opener.table.drive(id, ending)?;
         if driver.look(|connection, _| connection.engine_kind())? == EngineKind::Worker {
             return Err(crate::connection::Error::WrongEngine(EngineKind::Daemon).into());
         }

@@ -65,7 +65,7 @@ impl Edge {
         if let Some(beyond) = self.beyond.filter(|_| !path.starts_with(OPEN)) {
             return Err(Refusal::SocketLimit(beyond.sockets_max));
         }
-        self.caller.may_call(path, self.table.clock())?;
+        self.caller.may_call(path, &self.table)?;
         match path.starts_with(OPEN) {
             true => self.caller.holder().open_call(),
             false => self.caller.holder().call(),

@@ -3,7 +3,7 @@
 use super::{
     access::{Caller, Roles},
     convert,
-    sessions::Sessions,
+    sessions::{Sessions, caches},
     status::Refusal,
 };
 use crate::{
@@ -45,7 +45,7 @@ impl Sessions {
             },
             Known::Departed(departure) => departed(&departure, now.offset),
             Known::Nothing => {
-                let seen = self.caches(by, "", Roles::OBSERVER)?;
+                let seen = caches(&registry, by, "", Roles::OBSERVER)?;
                 let foreign = seen.iter().any(|cache| cache.peek(&id, now).is_some());
                 match (foreign, context.formerly(role, &id)) {
                     (true, _) => pb::ExplainSessionResponse {

@@ -193,7 +193,7 @@ impl Http {
         Edge {
             beyond,
             services: self.services.clone(),
-            caller: Arc::new(Caller::new(peer, access, streams, stream_totals, accounts)),
+            caller: Arc::new(Caller::new(peer, access, &table.registry(), streams, stream_totals, accounts)),
             table: Arc::clone(table),
         }
     }

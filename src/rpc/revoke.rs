@@ -7,7 +7,7 @@ use tokio::{task::yield_now, time::sleep};
 use super::{
     access::{Caller, Roles},
     convert,
-    sessions::{SERVER_NAME_MAX, Sessions, within},
+    sessions::{SERVER_NAME_MAX, Sessions, caches, within},
     status::Refusal,
 };
 use crate::{
@@ -29,7 +29,7 @@ impl Sessions {
         by: &Caller,
         request: pb::RevokeSessionsRequest,
     ) -> Result<pb::RevokeSessionsResponse, Refusal> {
-        let mut caches = self.caches(by, &request.context, Roles::ADMIN)?;
+        let mut caches = caches(&self.table.registry(), by, &request.context, Roles::ADMIN)?;
         let selector = read_selector(request.selector)?;
         let now = self.table.now();
         // A session that authenticated in this very millisecond is not before it.
@@ -49,7 +49,8 @@ impl Sessions {
                 cache.revoke(selector.clone(), before);
             }
             // The context may be gone, and its sessions with it.
-            let there_now = self.caches(by, &request.context, Roles::ADMIN).unwrap_or_default();
+            let there_now =
+                self::caches(&self.table.registry(), by, &request.context, Roles::ADMIN).unwrap_or_default();
             if there_now.iter().all(|now| caches.iter().any(|cache| Arc::ptr_eq(now, cache))) {
                 break;
             }

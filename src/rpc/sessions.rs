@@ -24,7 +24,7 @@ use crate::{
         Table,
         worker::{NotKept, Put},
     },
-    context::Context,
+    context::{Context, Registry},
     proto::{self as pb, session_service_server::SessionService},
     session::{
         Cache, Format, Role, Secret, Session, Terms, Version,
@@ -159,7 +159,8 @@ impl Sessions {
         request: pb::PutSessionRequest,
     ) -> Result<pb::PutSessionResponse, Refusal> {
         let id = convert::connection_id(&request.connection_id)?;
-        self.table.belongs(id, |owner, context| by.drives(owner, context))?;
+        let registry = self.table.registry();
+        self.table.belongs(id, |owner, context| by.drives(&registry, owner, context))?;
         let put = self.read_put(request)?;
         let stored = self.table.apply_alone(id, |connection, now| {
             match (connection.role(), &put.id) {
@@ -312,7 +313,8 @@ impl Sessions {
         request: &pb::ListSessionsRequest,
     ) -> Result<pb::ListSessionsResponse, Refusal> {
         let size = Pages::size(request.page_size)?;
-        let caches = self.caches(by, &request.context, Roles::OBSERVER)?;
+        let registry = Arc::clone(&self.table.registry());
+        let caches = caches(&registry, by, &request.context, Roles::OBSERVER)?;
         let server_name = canonical(&request.server_name);
         let filters = ["sessions", request.context.as_str(), request.server_name.as_str()];
         let after = match self.pages.place(&filters, &request.page_token)? {
@@ -331,7 +333,7 @@ impl Sessions {
                     let may = match &granted {
                         Some((last, may)) if Arc::ptr_eq(last, account) => *may,
                         _ => {
-                            let may = by.may(Roles::OBSERVER, &account.name);
+                            let may = by.may(&registry, Roles::OBSERVER, &account.name);
                             granted.insert((Arc::clone(account), may)).1
                         }
                     };
@@ -368,24 +370,31 @@ impl Sessions {
         }
         Ok(pb::ListSessionsResponse { sessions, next_page_token })
     }
+}
 
-    /// The caches of one context, or of all, where the caller has one of these roles.
-    pub(super) fn caches(&self, by: &Caller, name: &str, roles: Roles) -> Result<Vec<Arc<Cache>>, Refusal> {
-        let registry = self.table.registry();
-        let contexts: Vec<_> = match name {
-            "" => registry.all().iter().filter(|context| by.may(roles, &context.name)).collect(),
-            name => vec![by.context(&registry, name, roles)?],
-        };
-        let mut caches: Vec<Arc<Cache>> = Vec::with_capacity(2 * contexts.len());
-        for context in contexts {
-            for cache in [&context.server_cache, &context.client_cache] {
-                if !caches.iter().any(|held| Arc::ptr_eq(held, cache)) {
-                    caches.push(Arc::clone(cache));
-                }
+/// The caches of one context of a registry, or of all, where the caller has one of these roles.
+///
+/// # Errors
+/// Those of [`Caller::context`].
+pub(super) fn caches(
+    registry: &Registry,
+    by: &Caller,
+    name: &str,
+    roles: Roles,
+) -> Result<Vec<Arc<Cache>>, Refusal> {
+    let contexts: Vec<_> = match name {
+        "" => registry.all().iter().filter(|context| by.may(registry, roles, &context.name)).collect(),
+        name => vec![by.context(registry, name, roles)?],
+    };
+    let mut caches: Vec<Arc<Cache>> = Vec::with_capacity(2 * contexts.len());
+    for context in contexts {
+        for cache in [&context.server_cache, &context.client_cache] {
+            if !caches.iter().any(|held| Arc::ptr_eq(held, cache)) {
+                caches.push(Arc::clone(cache));
             }
         }
-        Ok(caches)
     }
+    Ok(caches)
 }
 
 /// What LookupSession answers where there is nothing.

@@ -58,10 +58,11 @@ impl Sessions {
         };
         let lost = Arc::clone(by).loses(Roles::OBSERVER, wanted.clone(), Arc::clone(&self.table));
         // Asked at each event, for the rules may change.
-        let watcher = Arc::clone(by);
+        let (watcher, table) = (Arc::clone(by), Arc::clone(&self.table));
         let wanted = move |facts: &Facts| {
             let context = &facts.kind.account.name;
-            wanted.as_ref().is_none_or(|name| name == context) && watcher.may(Roles::OBSERVER, context)
+            wanted.as_ref().is_none_or(|name| name == context)
+                && watcher.may(&table.registry(), Roles::OBSERVER, context)
         };
         let watch = registry.ledger().watchers.watch(wanted).ok_or(Refusal::WatcherLimit(WATCHERS_MAX))?;
         Ok(Watched {

@@ -1,7 +1,7 @@
 //! Identities of callers, owners, and the rights that rules give them: how names are compared, what a reload changes at once,
 //! and that nothing is open because it is not listed.
 
-use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
+use std::{collections::BTreeSet, fs, path::Path, sync::Arc, time::Duration};
 
 use prost::Message;
 use prost_types::FileDescriptorProto;
@@ -16,18 +16,21 @@ use tls_sessiond::{
 };
 use tokio::{net::TcpStream, process::Command};
 use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, transport::Channel};
 
 use crate::{
+    calls,
     doors::{Guest, client, denied, not_there, over, why},
-    pki::{Authority, Leaf},
-    process::{Process, run},
+    harness::{TestDaemon, new},
+    pki::{self, Authority, Leaf},
+    process::{PATIENCE, Process, run},
 };
 
 /// The binary, listening on loopback and with mutual TLS.
 struct Running {
     process: Process,
-    _folder: TempDir,
+    folder: TempDir,
     authority: Authority,
     tcp: String,
     tls: String,
@@ -41,7 +44,8 @@ fn rule(identity: &str, contexts: &str, role: &str) -> String {
 fn write_config(folder: &Path, rules: &str) {
     let text = format!(
         "[listen]\napi = [\"tcp://127.0.0.1:0\", \"tls://127.0.0.1:0\"]\n\
-         [listen.tls]\ncertificate = \"server.crt\"\nkey = \"server.key\"\nclient_ca = \"ca.pem\"\n{rules}"
+         [listen.tls]\ncertificate = \"server.crt\"\nkey = \"server.key\"\nclient_ca = \"ca.pem\"\n{rules}\
+         [[context]]\nname = \"default\"\n[[context]]\nname = \"mail\"\n[drain]\ntimeout = \"100ms\"\n"
     );
     fs::write(folder.join("daemon.toml"), text).unwrap();
 }
@@ -69,7 +73,13 @@ impl Running {
         let mut process = Process::start(&mut command);
         let tcp = process.says("listening on tcp://").await;
         let tls = process.says("listening on tls://").await;
-        Self { process, _folder: folder, authority, tcp, tls }
+        Self { process, folder, authority, tcp, tls }
+    }
+
+    /// Brings these rules to it with SIGHUP, and `local` as an observer. The caller waits until they hold.
+    async fn reload(&self, rules: &str) {
+        write_config(self.folder.path(), &(rules.to_owned() + &rule("local", "*", "observer")));
+        self.process.signal("HUP").await;
     }
 
     async fn over_tls(&self, leaf: &Leaf) -> Guest {
@@ -389,5 +399,188 @@ async fn unknown_methods_are_told_apart_by_nothing() {
             assert_eq!(call(&channel, path).await, (Code::Unimplemented, "METHOD_UNKNOWN".into()), "{path}");
         }
     }
+    daemon.stop().await;
+}
+
+/// Waits until a call is answered as it must be once a reload has been applied.
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let wait = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+/// Reloads of the race.
+const ROUNDS: usize = 200;
+
+/// One of the contexts has the role, and its life of an unused connection, in seconds: both change with each reload.
+const LIVES: [(&str, i64); 2] = [("a", 100), ("b", 200)];
+
+fn one_or_other(folder: &Path, (granted, life): (&str, i64)) -> String {
+    let folder = folder.display();
+    let context = |name: &str| {
+        format!(
+            "[[context]]\nname = \"{name}\"\ncertificate = \"{folder}/tls.crt\"\nkey = \"{folder}/tls.key\"\n\
+             idle_timeout = \"{life}s\"\n"
+        )
+    };
+    rule("local", granted, "worker") + &context("a") + &context("b")
+}
+
+/// Checks a connection that a call made, or how the call was refused.
+fn is_of_one_configuration(made: Result<pb::Connection, Code>) -> u64 {
+    match made {
+        Ok(made) => {
+            let life = made.expire_time.unwrap().seconds - made.create_time.unwrap().seconds;
+            assert!(LIVES.contains(&(made.context.as_str(), life)), "`{}` with {life} s", made.context);
+            1
+        }
+        Err(code) => {
+            assert_eq!(code, Code::PermissionDenied);
+            0
+        }
+    }
+}
+
+/// Makes connections in both contexts until it is told to stop, by one way or another; tells how many it made.
+async fn make_connections(channel: Channel, way: usize, stop: CancellationToken) -> u64 {
+    let mut guest = Guest::new(&channel);
+    let mut made = 0;
+    while !stop.is_cancelled() {
+        // Both contexts: an Attach ends with the last role of its caller, and is begun again.
+        for (context, _) in LIVES {
+            let request = new(context, pb::Role::Server);
+            made += match way {
+                0 => {
+                    let answer = guest.connections.new_connection(request).await;
+                    let answer = answer.map(|made| made.into_inner().connection.unwrap());
+                    is_of_one_configuration(answer.map_err(|status| status.code()))
+                }
+                1 => {
+                    let calls = [request].into_iter().map(|request| pb::Call {
+                        id: 1,
+                        method: Some(pb::call::Method::New(Box::new(request))),
+                        alias: String::new(),
+                    });
+                    let message = pb::AttachRequest { calls: calls.collect() };
+                    let mut answers =
+                        guest.workers.attach(tokio_stream::once(message)).await.unwrap().into_inner();
+                    let answer = answers.message().await.unwrap().unwrap().answers.remove(0).result.unwrap();
+                    is_of_one_configuration(match answer {
+                        pb::answer::Result::New(made) => Ok(made.connection.unwrap()),
+                        pb::answer::Result::Error(error) => Err(error.code.into()),
+                        other => panic!("{other:?}"),
+                    })
+                }
+                _ => {
+                    let first = pb::DriveRequest { event: Some(pb::drive_request::Event::New(request)) };
+                    let mut answers =
+                        guest.connections.drive(tokio_stream::once(first)).await.unwrap().into_inner();
+                    is_of_one_configuration(match answers.message().await {
+                        Ok(Some(pb::DriveResponse {
+                            event: Some(pb::drive_response::Event::Opened(made)),
+                        })) => Ok(made),
+                        Ok(other) => panic!("{other:?}"),
+                        Err(status) => Err(status.code()),
+                    })
+                }
+            };
+        }
+    }
+    made
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rights_and_contexts_of_a_reload_change_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    pki::localhost(folder.path());
+    let configs = LIVES.map(|life| one_or_other(folder.path(), life));
+    let daemon = TestDaemon::with(&configs[0]).await;
+    let stop = CancellationToken::new();
+    let mut callers = [(); 3].map(|()| Vec::new());
+    for (way, tasks) in callers.iter_mut().enumerate() {
+        let channel =
+            Channel::from_shared(format!("http://{}", daemon.address)).unwrap().connect().await.unwrap();
+        for _ in 0..2 {
+            tasks.push(tokio::spawn(make_connections(channel.clone(), way, stop.clone())));
+        }
+    }
+    for round in 1..=ROUNDS {
+        tokio::task::block_in_place(|| daemon.reload(&configs[round % 2])).unwrap();
+        tokio::task::yield_now().await;
+    }
+    stop.cancel();
+    let mut made = [0; 3];
+    for (made, tasks) in made.iter_mut().zip(callers) {
+        for task in tasks {
+            *made += task.await.unwrap();
+        }
+    }
+    assert!(made.iter().all(|made| *made > 100), "{made:?} were made");
+    // What streams made ended with them, whatever the rules were by then; what single calls made is left.
+    let [left, ..] = made;
+    daemon.until("streams free what they made", async |daemon| daemon.table.len() as u64 == left).await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn free_that_is_refused_leaves_its_session_to_the_end_of_the_stream() {
+    let both = rule("dns:a.test", "*", "worker");
+    let daemon = Running::with(&both).await;
+    let mut guest = daemon.over_tls(&daemon.authority.leaf(&["a.test"])).await;
+    let mut attached = guest.attach().await;
+    let ids = [attached.established("aa").await, attached.established("bb").await];
+    daemon.reload(&rule("dns:a.test", "mail", "worker")).await;
+    until("the role in `default` is lost", async || guest.open("").await.is_err()).await;
+    for (connection_id, allow_missing) in ids.clone().into_iter().zip([false, true]) {
+        let free = pb::FreeRequest { connection_id, allow_missing };
+        match attached.call(pb::call::Method::Free(free)).await {
+            pb::answer::Result::Error(error) => assert_eq!(error.reason, "CONNECTION_NOT_FOUND"),
+            pb::answer::Result::Free(freed) => assert!(allow_missing && freed.removed_sessions.is_empty()),
+            other => panic!("{other:?}"),
+        }
+    }
+    let mut observer = daemon.local().await;
+    let mut explain = async |session_id: &str| {
+        let request = pb::ExplainSessionRequest {
+            session_id: session_id.into(),
+            role: pb::Role::Server.into(),
+            ..Default::default()
+        };
+        observer.sessions.explain_session(request).await.unwrap().into_inner()
+    };
+    for session in ["aa", "bb"] {
+        assert!(explain(session).await.resumable, "{session}: its connection is still there");
+    }
+    drop(attached);
+    for session in ["aa", "bb"] {
+        until("the stream's end removes the session", async || !explain(session).await.resumable).await;
+        assert_eq!(explain(session).await.removal_reason(), pb::RemovalReason::Unclosed);
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn remembered_request_id_answers_only_a_caller_with_the_role() {
+    let both = rule("dns:a.test", "*", "worker");
+    let daemon = Running::with(&both).await;
+    let mut guest = daemon.over_tls(&daemon.authority.leaf(&["a.test"])).await;
+    let request = pb::NewRequest { request_id: "once".into(), ..calls::worker(pb::Role::Server) };
+    let first = guest.connections.new_connection(request.clone()).await.unwrap().into_inner();
+    let again = guest.connections.new_connection(request.clone()).await.unwrap().into_inner();
+    assert_eq!(first, again);
+    daemon.reload(&rule("dns:a.test", "mail", "worker")).await;
+    until("the role in `default` is lost", async || guest.open("").await.is_err()).await;
+    assert_eq!(why(guest.connections.new_connection(request.clone()).await), denied());
+    let mut attached = guest.attach().await;
+    let method = pb::call::Method::New(Box::new(request.clone()));
+    assert!(
+        matches!(attached.call(method).await, pb::answer::Result::Error(error) if error.reason == "PERMISSION_DENIED")
+    );
+    daemon.reload(&both).await;
+    until("the role is back", async || guest.open("").await.is_ok()).await;
+    assert_eq!(guest.connections.new_connection(request).await.unwrap().into_inner(), first);
     daemon.stop().await;
 }

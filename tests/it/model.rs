@@ -299,7 +299,7 @@ impl World {
         let before = self.look(id).unwrap();
         let done = self.table.set_session(
             id,
-            key.as_ref().map(|key| Wanted { id: &key.1, within: &|_| true }),
+            key.as_ref().map(|key| Wanted { id: &key.1, registry: &self.registry, within: &|_| true }),
             |connection, _| connection.session().map(|session| session.id().clone()),
         );
         let foreign =

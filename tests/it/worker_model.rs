@@ -213,7 +213,8 @@ impl World {
             idle_timeout: Some(Duration::from_secs(86_400)),
         };
         let named = session.map(session_id);
-        let named = named.as_ref().map(|id| Wanted { id, within: &|_| true });
+        let registry = self.table.registry();
+        let named = named.as_ref().map(|id| Wanted { id, registry: &registry, within: &|_| true });
         let id = self.table.create(plan, named, |connection, _| connection.id()).unwrap();
         self.ids[slot] = Some(id);
         self.models[slot] = Model { generation: self.generation, ..Model::default() };
@@ -291,9 +292,10 @@ impl World {
             Op::SetSession(slot, session) => {
                 let id = self.connection(slot);
                 let named = session.map(session_id);
+                let registry = self.table.registry();
                 let done = self.table.set_session(
                     id,
-                    named.as_ref().map(|id| Wanted { id, within: &|_| true }),
+                    named.as_ref().map(|id| Wanted { id, registry: &registry, within: &|_| true }),
                     |_, _| (),
                 );
                 // The new scope has this id, and the connection's own knows nothing of it.

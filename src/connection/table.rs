@@ -17,14 +17,14 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 
 use super::{
-    Connection, ConnectionId, Error, Input, Named, Output, Plan, Removed,
+    Connection, ConnectionId, Error, Input, Named, Output, Plan, Removed, State,
     close::ShutdownStatus,
     unanswered::{Unanswered, UnansweredOfOne},
 };
 use crate::{
     clock::{Clock, Now, Timestamp, WallOffset, WallTime},
     context::{Context, Registry},
-    session::{RemovalReason, Role, SessionId, cache::Known},
+    session::{RemovalReason, Role, Session, SessionId, cache::Known},
 };
 
 /// Connections by id.
@@ -287,7 +287,8 @@ impl Table {
         })
     }
 
-    /// SSL_set_session(3), by id; none detaches. An id that nobody has is accepted, and the next handshake is full.
+    /// SSL_set_session(3), by id; none detaches. An id of no session is accepted, and the next handshake is full. The id of
+    /// the attached session replaces nothing on an established connection, also where that session has left the cache since.
     ///
     /// # Errors
     /// Those of [`Self::apply_alone`]; the session is another context's, role's or server's.
@@ -299,7 +300,14 @@ impl Table {
     ) -> Result<R, Error> {
         self.apply_alone(id, |connection, now| {
             let named = match session {
-                Some(wanted) => self.resolve(connection.context(), connection.role(), wanted, now)?,
+                Some(wanted) => {
+                    let resolved = self.resolve(connection.context(), connection.role(), wanted, now);
+                    match (resolved, attached(connection, wanted.id)) {
+                        (Ok(Named::Session(session)), _) => Named::Session(session),
+                        (_, Some(attached)) => Named::Session(attached),
+                        (resolved, None) => resolved?,
+                    }
+                }
                 None => Named::Nothing,
             };
             let removed = connection.set_session(named)?;
@@ -537,6 +545,12 @@ fn may_be_on_its_way(reason: RemovalReason) -> bool {
         | RemovalReason::Expired
         | RemovalReason::Removed => false,
     }
+}
+
+/// The session that an established connection shows as attached, where it has this id.
+fn attached(connection: &Connection, id: &SessionId) -> Option<Arc<Session>> {
+    let attached = connection.session().filter(|attached| attached.id() == id);
+    attached.filter(|_| connection.state() == State::Established).cloned()
 }
 
 /// What becomes of a connection when the stream that ran it ends.

@@ -584,3 +584,40 @@ async fn remembered_request_id_answers_only_a_caller_with_the_role() {
     assert_eq!(guest.connections.new_connection(request).await.unwrap().into_inner(), first);
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn naming_what_is_attached_replaces_nothing_though_it_was_taken() {
+    let daemon = Running::with(&rule("dns:a.test", "*", "worker")).await;
+    let mut guest = daemon.over_tls(&daemon.authority.leaf(&["a.test"])).await;
+    let open = guest.open("").await.unwrap();
+    // Two sessions of one open connection, the second of them attached.
+    for (session, single_use) in [("aa", false), ("bb", true)] {
+        let put = pb::PutSessionRequest { single_use, ..calls::put(&open, session) };
+        assert_eq!(guest.sessions.put_session(put).await.unwrap().into_inner().reason, "");
+    }
+    let shown = pb::GetSessionRequest { connection_id: open.clone() };
+    let shown = async |guest: &mut Guest| {
+        let answer = guest.connections.get_session(shown.clone()).await.unwrap().into_inner();
+        answer.session.map(|session| session.id)
+    };
+    let attached = shown(&mut guest).await;
+    assert_eq!(attached.as_deref(), Some("bb"));
+    let lookup = guest.sessions.lookup_session(calls::lookup("bb")).await.unwrap().into_inner();
+    assert!(lookup.found, "another connection takes it");
+    let name =
+        |session: &str| pb::SetSessionRequest { connection_id: open.clone(), session_id: session.into() };
+    let named = guest.connections.set_session(name("bb")).await.unwrap().into_inner();
+    assert_eq!((named.removed_sessions.len(), shown(&mut guest).await), (0, attached));
+    let found = async |guest: &mut Guest, session: &str| {
+        guest.sessions.lookup_session(calls::lookup(session)).await.unwrap().into_inner().found
+    };
+    assert!(found(&mut guest, "aa").await);
+    // Any other name still replaces: what was handed out and is not attached, and what was never there.
+    let other = guest.connections.set_session(name("cc")).await.unwrap().into_inner();
+    assert_eq!(
+        other.removed_sessions.into_iter().map(|removed| removed.session_id).collect::<Vec<_>>(),
+        ["aa"]
+    );
+    assert!(!found(&mut guest, "aa").await);
+    daemon.stop().await;
+}

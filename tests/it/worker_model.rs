@@ -147,6 +147,8 @@ struct World {
     gone: BTreeMap<(u32, u8), Alive>,
     /// Whose sessions are revoked that authenticated before when.
     revoked: Vec<(u8, Timestamp)>,
+    /// Every session that there was, by its number.
+    every: BTreeMap<u32, Alive>,
     serial: u32,
     /// How many scopes there were before this one.
     generation: u32,
@@ -165,6 +167,7 @@ impl World {
             alive: BTreeMap::new(),
             gone: BTreeMap::new(),
             revoked: Vec::new(),
+            every: BTreeMap::new(),
             serial: 0,
             generation: 0,
             folder: folder.to_owned(),
@@ -258,8 +261,10 @@ impl World {
     fn resume(&mut self, slot: usize, session: Option<u8>) {
         let named = session.and_then(|id| self.held(slot, id).map(|alive| (id, alive.serial)));
         let model = &self.models[slot];
-        let same = named.is_some() && named == model.attached;
-        if !(same && model.phase == Phase::Established) {
+        // What is attached, named by its id, replaces nothing: also where it has left the cache since.
+        let attached = model.attached.filter(|_| model.phase == Phase::Established);
+        let same = attached.filter(|&(id, _)| session == Some(id) && (named.is_none() || named == attached));
+        if same.is_none() {
             self.leave(slot);
         }
         let Some(id) = session else {
@@ -268,14 +273,13 @@ impl World {
         };
         // As it was named: its connection may have been the one that it left with.
         let found = self.held(slot, id).filter(|found| named == Some((id, found.serial)));
-        let known = found.or_else(|| self.record(slot, id));
+        let of_attached = same.and_then(|(_, serial)| self.every.get(&serial).copied());
+        let known = of_attached.or(found).or_else(|| self.record(slot, id));
         self.establish(slot);
         let model = &mut self.models[slot];
         model.reused = true;
-        model.attached = found.map(|found| (id, found.serial));
-        if let Some(found) = found {
-            model.family.insert((id, found.serial));
-        }
+        model.attached = same.or(found.map(|found| (id, found.serial)));
+        model.family.extend(model.attached);
         // What an earlier handshake of the connection told is no more.
         model.authenticated = known.map(|known| known.authenticated);
         model.peer = known.map_or(0, |known| known.peer);
@@ -438,7 +442,9 @@ impl World {
         assert_eq!(done.unwrap().is_ok(), kept.is_some(), "an id is not taken twice, no life is made longer");
         if let Some(authenticated) = kept {
             self.serial += 1;
-            self.alive.insert(id, Alive { serial: self.serial, once, authenticated, peer: model.peer });
+            let alive = Alive { serial: self.serial, once, authenticated, peer: model.peer };
+            self.alive.insert(id, alive);
+            self.every.insert(self.serial, alive);
             model.family.insert((id, self.serial));
             model.attached = Some((id, self.serial));
         }

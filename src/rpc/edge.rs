@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, Request, Response};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{ALLOW, CONTENT_TYPE},
+};
 use hyper::service::Service;
 use tokio::time::{Instant, Sleep, sleep};
 use tonic::{
@@ -79,6 +82,9 @@ impl<B: Incoming> Service<Request<B>> for Edge {
     type Future = Answer;
 
     fn call(&self, mut request: Request<B>) -> Answer {
+        if let Some(status) = not_grpc(request.method(), request.headers()) {
+            return Answer::by_http(status);
+        }
         let arrived = Instant::now();
         let admitted = match self.admit(request.uri().path()) {
             Ok(admitted) => admitted,
@@ -114,6 +120,29 @@ impl Answer {
     fn refused(refusal: Refusal) -> Self {
         let answer = Box::pin(async { Ok(Status::from(refusal).into_http()) });
         Self { answer, late: None, _admitted: None }
+    }
+
+    fn by_http(status: StatusCode) -> Self {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = status;
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+        }
+        Self { answer: Box::pin(async { Ok(response) }), late: None, _admitted: None }
+    }
+}
+
+/// The HTTP status of a request that is not a gRPC call: another method than POST, or another content type than
+/// `application/grpc` or `application/grpc+proto`, with or without parameters. Its sender does not read a gRPC status.
+fn not_grpc(method: &Method, headers: &HeaderMap) -> Option<StatusCode> {
+    if method != Method::POST {
+        return Some(StatusCode::METHOD_NOT_ALLOWED);
+    }
+    let content_type = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    let rest = content_type.strip_prefix(b"application/grpc");
+    match rest.map(|rest| rest.strip_prefix(b"+proto").unwrap_or(rest)) {
+        Some([] | [b';', ..]) => None,
+        _ => Some(StatusCode::UNSUPPORTED_MEDIA_TYPE),
     }
 }
 

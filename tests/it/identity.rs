@@ -3,6 +3,10 @@
 
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc, time::Duration};
 
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
 use prost::Message;
 use prost_types::FileDescriptorProto;
 use rcgen::{
@@ -17,11 +21,11 @@ use tls_sessiond::{
 use tokio::{net::TcpStream, process::Command};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Request, transport::Channel};
+use tonic::{Code, Request, Streaming, transport::Channel};
 
 use crate::{
     calls,
-    doors::{Guest, client, denied, not_there, over, why},
+    doors::{Guest, client, denied, not_there, over, try_over, why},
     harness::{TestDaemon, new},
     pki::{self, Authority, Leaf},
     process::{PATIENCE, Process, run},
@@ -444,6 +448,11 @@ fn is_of_one_configuration(made: Result<pb::Connection, Code>) -> u64 {
     }
 }
 
+/// Reads a stream to its end: h2 ends a connection on which too many streams were reset.
+async fn to_its_end<T>(answers: &mut Streaming<T>) {
+    while let Ok(Some(_)) = answers.message().await {}
+}
+
 /// Makes connections in both contexts until it is told to stop, by one way or another; tells how many it made.
 async fn make_connections(channel: Channel, way: usize, stop: CancellationToken) -> u64 {
     let mut guest = Guest::new(&channel);
@@ -468,6 +477,7 @@ async fn make_connections(channel: Channel, way: usize, stop: CancellationToken)
                     let mut answers =
                         guest.workers.attach(tokio_stream::once(message)).await.unwrap().into_inner();
                     let answer = answers.message().await.unwrap().unwrap().answers.remove(0).result.unwrap();
+                    to_its_end(&mut answers).await;
                     is_of_one_configuration(match answer {
                         pb::answer::Result::New(made) => Ok(made.connection.unwrap()),
                         pb::answer::Result::Error(error) => Err(error.code.into()),
@@ -478,7 +488,9 @@ async fn make_connections(channel: Channel, way: usize, stop: CancellationToken)
                     let first = pb::DriveRequest { event: Some(pb::drive_request::Event::New(request)) };
                     let mut answers =
                         guest.connections.drive(tokio_stream::once(first)).await.unwrap().into_inner();
-                    is_of_one_configuration(match answers.message().await {
+                    let opened = answers.message().await;
+                    to_its_end(&mut answers).await;
+                    is_of_one_configuration(match opened {
                         Ok(Some(pb::DriveResponse {
                             event: Some(pb::drive_response::Event::Opened(made)),
                         })) => Ok(made),
@@ -619,5 +631,70 @@ async fn naming_what_is_attached_replaces_nothing_though_it_was_taken() {
         ["aa"]
     );
     assert!(!found(&mut guest, "aa").await);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn requests_that_are_not_grpc_calls_reach_no_service() {
+    let daemon = Running::with("").await;
+    let client: Client<HttpConnector, tonic::body::Body> =
+        Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let path = "/grpc.health.v1.Health/Check";
+    for (method, content_type, status) in [
+        ("POST", Some("application/grpc"), 200),
+        ("POST", Some("application/grpc+proto"), 200),
+        ("POST", Some("application/grpc;charset=utf-8"), 200),
+        ("POST", Some("application/grpc-web"), 415),
+        ("POST", Some("application/grpc-web+proto"), 415),
+        ("POST", Some("application/grpc+json"), 415),
+        ("POST", Some("application/grpcx"), 415),
+        ("POST", Some("text/plain"), 415),
+        ("POST", Some("application/json"), 415),
+        ("POST", None, 415),
+        ("GET", Some("application/grpc"), 405),
+        ("GET", None, 405),
+        ("PUT", Some("application/grpc"), 405),
+        ("OPTIONS", None, 405),
+        ("BREW", Some("application/grpc"), 405),
+    ] {
+        let mut request = http::Request::builder().method(method).uri(format!("http://{}{path}", daemon.tcp));
+        if let Some(content_type) = content_type {
+            request = request.header("content-type", content_type);
+        }
+        // One message, which is empty.
+        let body = tonic::body::Body::new(String::from("\0\0\0\0\0"));
+        let answer = client.request(request.body(body).unwrap()).await.unwrap();
+        let what = format!("{method} {content_type:?}");
+        assert_eq!(answer.status(), status, "{what}");
+        let served = answer.headers().get("content-type").is_some_and(|kind| kind == "application/grpc");
+        assert_eq!(served, status == 200, "{what}");
+        let allow = answer.headers().get("allow").map(|allow| allow.to_str().unwrap());
+        assert_eq!(allow, (status == 405).then_some("POST"), "{what}");
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn extended_key_usage_of_a_client_certificate_needs_client_auth() {
+    use rcgen::ExtendedKeyUsagePurpose::{Any, ClientAuth, ServerAuth};
+    let daemon = Running::with(&rule("dns:a.test", "*", "worker")).await;
+    for (usages, taken) in [
+        (vec![], true),
+        (vec![ClientAuth], true),
+        (vec![ServerAuth, ClientAuth], true),
+        (vec![ServerAuth], false),
+        (vec![Any], false),
+    ] {
+        let leaf = daemon.authority.sign(&["a.test"], |params| params.extended_key_usages = usages.clone());
+        let socket = TcpStream::connect(&daemon.tls).await.unwrap();
+        let connector = TlsConnector::from(Arc::new(client(&daemon.authority.pem, Some(&leaf))));
+        // In TLS 1.3 the refusal comes with the first read.
+        let stream = connector.connect("localhost".try_into().unwrap(), socket).await.unwrap();
+        let opened = match try_over(stream).await {
+            Ok(channel) => Guest::new(&channel).open("").await.is_ok(),
+            Err(_) => false,
+        };
+        assert_eq!(opened, taken, "{usages:?}");
+    }
     daemon.stop().await;
 }

@@ -456,9 +456,10 @@ impl Caller {
         registry.get(name).ok_or_else(|| Refusal::ContextNotFound(name.to_owned()))
     }
 
-    /// A line for who reads the log later.
+    /// A line about a call that was refused.
     pub(super) fn audit(&self, refusal: &Refusal, path: Option<&str>) {
-        if let Some(left_out) = self.access.refusals.take(Instant::now()) {
+        let (all, of_one) = (&self.access.refusals, self.holder.refusals());
+        if let Some(left_out) = all.take_of_one(of_one, Instant::now()) {
             tracing::info!(target: "audit", owner = %self.owner(), path, %refusal, left_out, "a call was refused");
         }
     }

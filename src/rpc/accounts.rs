@@ -11,12 +11,13 @@ use std::{
         Arc, Weak,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use dashmap::DashMap;
 
-use super::status::Refusal;
-use crate::config::Limits;
+use super::{line_budget::LineBudget, status::Refusal};
+use crate::{config::Limits, session::watch::WATCHERS_MAX};
 
 /// Calls in flight of health and reflection, which every caller may make: in all, and of one identity.
 const OPEN_CALLS: usize = 256;
@@ -24,6 +25,11 @@ const OPEN_CALLS_OF_ONE: usize = 32;
 /// Sockets of callers that have no role: in all, and of one identity.
 const SOCKETS_WITHOUT_ROLE: usize = 128;
 const SOCKETS_WITHOUT_ROLE_OF_ONE: usize = 4;
+/// Streams of WatchSessions: in all, and of one identity.
+const WATCHERS: usize = WATCHERS_MAX;
+const WATCHERS_OF_ONE: usize = WATCHERS_MAX / 2;
+/// Lines in a second about refused calls of one identity.
+const REFUSALS_OF_ONE: u32 = 20;
 /// TLS handshakes of the API that are not finished: in all, and from one address (of IPv6: from one network of 64 bits).
 const HANDSHAKES: usize = 512;
 const HANDSHAKES_OF_ONE: usize = 64;
@@ -34,6 +40,7 @@ pub(super) struct Accounts {
     open_calls: Pool,
     sockets_without_role: Pool,
     handshakes: Pool,
+    watchers: Pool,
     bytes: Pool,
     by_owner: Members<Arc<str>, Account>,
     by_address: Members<IpAddr, Source>,
@@ -47,12 +54,26 @@ struct Pool {
 }
 
 /// What one identity holds.
-#[derive(Default)]
 pub(super) struct Account {
     calls: AtomicUsize,
     open_calls: AtomicUsize,
     sockets_without_role: AtomicUsize,
+    watchers: AtomicUsize,
     bytes: AtomicUsize,
+    refusals: LineBudget,
+}
+
+impl Default for Account {
+    fn default() -> Self {
+        Self {
+            calls: AtomicUsize::new(0),
+            open_calls: AtomicUsize::new(0),
+            sockets_without_role: AtomicUsize::new(0),
+            watchers: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            refusals: LineBudget::new(REFUSALS_OF_ONE, Duration::from_secs(1)),
+        }
+    }
 }
 
 /// What one address holds before it has proved an identity.
@@ -150,6 +171,7 @@ impl Accounts {
             open_calls: Pool::new(OPEN_CALLS, OPEN_CALLS_OF_ONE),
             sockets_without_role: Pool::new(SOCKETS_WITHOUT_ROLE, SOCKETS_WITHOUT_ROLE_OF_ONE),
             handshakes: Pool::new(HANDSHAKES, HANDSHAKES_OF_ONE),
+            watchers: Pool::new(WATCHERS, WATCHERS_OF_ONE),
             bytes: Pool::new(limits.request_bytes, limits.request_bytes_per_owner),
             by_owner: Members(DashMap::new()),
             by_address: Members(DashMap::new()),
@@ -212,6 +234,7 @@ enum What {
     Call,
     OpenCall,
     SocketWithoutRole,
+    Watcher,
     Bytes,
 }
 
@@ -222,6 +245,7 @@ impl Holder {
             What::Call => (&accounts.calls, &account.calls),
             What::OpenCall => (&accounts.open_calls, &account.open_calls),
             What::SocketWithoutRole => (&accounts.sockets_without_role, &account.sockets_without_role),
+            What::Watcher => (&accounts.watchers, &account.watchers),
             What::Bytes => (&accounts.bytes, &account.bytes),
         }
     }
@@ -257,6 +281,21 @@ impl Holder {
     /// A place for a socket of a caller that has no role. `None`: there are too many already.
     pub(super) fn socket_without_role(self: &Arc<Self>) -> Option<Held> {
         self.take(What::SocketWithoutRole).ok()
+    }
+
+    /// A place for a watcher, until its stream ends.
+    ///
+    /// # Errors
+    /// [`Refusal::WatcherLimit`].
+    pub(super) fn watcher(self: &Arc<Self>) -> Result<Held, Refusal> {
+        self.take(What::Watcher).map_err(|full| match full {
+            Full::OfOne(most) | Full::OfAll(most) => Refusal::WatcherLimit(most),
+        })
+    }
+
+    /// The budget of log lines about refused calls of this identity.
+    pub(super) fn refusals(&self) -> &LineBudget {
+        &self.account.refusals
     }
 
     /// No bytes yet, of a request that has not come as a whole.

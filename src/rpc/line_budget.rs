@@ -38,6 +38,18 @@ impl LineBudget {
         Some(std::mem::take(&mut held.left_out))
     }
 
+    /// Asks for a line of one identity, which has a budget of its own: it takes no line of others. Both have to allow it, and this
+    /// one counts what either leaves out.
+    pub(super) fn take_of_one(&self, of_one: &Self, now: Instant) -> Option<u64> {
+        if of_one.take(now).is_some() {
+            return self.take(now);
+        }
+        let mut held = self.held.lock();
+        self.begin(&mut held, now);
+        held.left_out += 1;
+        None
+    }
+
     /// How many were left out, where the span is over in which they came and no line has told of them.
     pub(super) fn left_out(&self, now: Instant) -> Option<u64> {
         let mut held = self.held.lock();
@@ -72,5 +84,15 @@ mod tests {
         assert_eq!((budget.take(now), budget.take(now), budget.take(now)), (Some(0), None, None));
         now += span;
         assert_eq!((budget.left_out(now), budget.left_out(now)), (Some(2), None));
+    }
+
+    #[test]
+    fn one_identity_takes_no_line_of_others() {
+        let now = Instant::now();
+        let all = LineBudget::new(5, Duration::from_secs(1));
+        let [one, other] = [(); 2].map(|()| LineBudget::new(2, Duration::from_secs(1)));
+        let taken = (0..100).filter(|_| all.take_of_one(&one, now).is_some()).count();
+        assert_eq!(taken, 2);
+        assert_eq!(all.take_of_one(&other, now), Some(98), "its line tells of what was left out");
     }
 }

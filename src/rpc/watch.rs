@@ -15,6 +15,7 @@ use tonic::Status;
 
 use super::{
     access::{Caller, Roles},
+    accounts::Held,
     convert,
     edge::Deadline,
     sessions::Sessions,
@@ -42,6 +43,7 @@ pub(super) struct Watched {
     lost: Pin<Box<dyn Future<Output = Refusal> + Send>>,
     ended: bool,
     _place: StreamPlace,
+    _held: Held,
 }
 
 impl Sessions {
@@ -64,6 +66,7 @@ impl Sessions {
             wanted.as_ref().is_none_or(|name| name == context)
                 && watcher.may(&table.registry(), Roles::OBSERVER, context)
         };
+        let held = by.holder().watcher()?;
         let watch = registry.ledger().watchers.watch(wanted).ok_or(Refusal::WatcherLimit(WATCHERS_MAX))?;
         Ok(Watched {
             watch,
@@ -74,6 +77,7 @@ impl Sessions {
             lost: Box::pin(lost),
             ended: false,
             _place: StreamPlace::hold(by),
+            _held: held,
         })
     }
 }

@@ -53,6 +53,25 @@ async fn unfinished_calls_of_one_identity_leave_places_for_others() {
 }
 
 #[tokio::test]
+async fn watchers_of_one_identity_leave_places_for_others() {
+    let rules = rule("uid:0", "*", "observer") + &rule("local", "*", "observer");
+    let house = House::with(&rules).await;
+    let mut held = Vec::new();
+    let mut local = Guest::new(&house.over_tcp().await);
+    let refused = loop {
+        let request = tls_sessiond::proto::WatchSessionsRequest::default();
+        match local.sessions.watch_sessions(request).await {
+            Ok(stream) => held.push(stream),
+            Err(status) => break status,
+        }
+        assert!(held.len() < 64, "it has the places of all");
+    };
+    assert_eq!((crate::harness::reason(&refused).as_str(), held.len()), ("WATCHER_LIMIT", 32), "{refused:?}");
+    let mut other = Guest::new(&house.over_unix(0).await);
+    other.sessions.watch_sessions(tls_sessiond::proto::WatchSessionsRequest::default()).await.unwrap();
+}
+
+#[tokio::test]
 async fn peers_without_a_certificate_take_no_place_of_others() {
     let rules = rule("dns:a.test", "*", "worker") + &rule("local", "*", "worker");
     let house = House::limited("[limits]\nsockets = 160", &rules).await;

@@ -259,6 +259,41 @@ async fn refusals_have_a_budget_and_the_rest_is_counted() {
 }
 
 #[tokio::test]
+async fn flood_of_one_identity_hides_no_refusal_of_another() {
+    let uid = rustix::process::getuid().as_raw();
+    let rules = rule(&format!("uid:{uid}"), "*", "observer") + &rule("local", "*", "worker");
+    let folder = tempfile::tempdir().unwrap();
+    let (config, log, socket) =
+        (folder.path().join("daemon.toml"), folder.path().join("stderr"), folder.path().join("api.sock"));
+    fs::write(&config, rules).unwrap();
+    let api = format!("listen.api=[\"tcp://127.0.0.1:0\", \"unix://{}\"]", socket.display());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"));
+    command.arg("--config").arg(&config).args(["--set", &api]).env_remove("RUST_LOG");
+    let mut process = Process::logging(&mut command, fs::File::create(&log).unwrap());
+    let address = process.says("listening on tcp://").await;
+    let flooding = Guest::new(&over(TcpStream::connect(&address).await.unwrap()).await);
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..1000 {
+        let mut guest = flooding.clone();
+        asking.spawn(async move { refused(&mut guest).await });
+    }
+    let mut other = Guest::new(&over(tokio::net::UnixStream::connect(&socket).await.unwrap()).await);
+    for _ in 0..5 {
+        refused(&mut other).await;
+    }
+    asking.join_all().await;
+    drop((flooding, other));
+    process.signal("TERM").await;
+    assert!(process.succeeds().await);
+    let lines = lines(&log);
+    let of = |owner: &str| {
+        of_target(&lines, "audit").iter().filter(|line| line["fields"]["owner"] == owner).count()
+    };
+    assert_eq!(of(&format!("uid:{uid}")), 5, "every refusal of the quiet identity has its line");
+    assert!(of("local") < 1000, "the flood has its own budget");
+}
+
+#[tokio::test]
 async fn audit_file_is_opened_again_at_a_reload_and_log_level_changes() {
     let config = |level: &str| {
         rule("local", "*", "worker") + &format!("[log]\naudit = \"audit.log\"\nlevel = \"{level}\"\n")

@@ -7,7 +7,7 @@ use tokio::{io::AsyncReadExt, io::AsyncWriteExt, net::TcpStream};
 use crate::{
     binary::Binary,
     frames::{self, DATA, END_HEADERS, HEADERS, Raw, SETTINGS, WINDOW_UPDATE, frame},
-    meter::memory,
+    meter::{alone, memory},
 };
 
 /// What a caller without a role may hold, in MiB, and what the unfinished requests of a worker may.
@@ -59,6 +59,7 @@ async fn grows_by(args: &[&str], path: &str, announced: u32, connections: usize)
 
 #[tokio::test]
 async fn announced_messages_of_a_worker_take_no_memory() {
+    let _alone = alone().await;
     for path in [
         "/tls.sessiond.v1.ConnectionService/Drive",
         "/tls.sessiond.v1.ConnectionService/Exchange",
@@ -74,6 +75,7 @@ async fn announced_messages_of_a_worker_take_no_memory() {
 
 #[tokio::test]
 async fn caller_without_a_role_holds_less_than_20_mib() {
+    let _alone = alone().await;
     for path in [
         "/grpc.health.v1.Health/Check",
         "/grpc.health.v1.Health/Watch",
@@ -88,6 +90,7 @@ async fn caller_without_a_role_holds_less_than_20_mib() {
 
 #[tokio::test]
 async fn answers_that_a_caller_without_a_role_does_not_read_are_few() {
+    let _alone = alone().await;
     let daemon = Binary::start(&NO_ROLE).await;
     let before = memory(&daemon.process());
     let mut held = Vec::new();

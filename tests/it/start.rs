@@ -245,8 +245,12 @@ async fn second_signal_has_the_status_that_the_help_documents() {
     let (help, _) = run(daemon(&["--help"]).env_clear(), "").await;
     let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(words.contains("0 stopped by a signal, 1 failed while running, 2 wrong usage, 78 bad configuration, 128 + N ended at once by a second signal N"), "{help}");
-    let mut child =
-        daemon(&["--set", "drain.delay=1h"]).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut child = daemon(&["--set", "drain.delay=1h"])
+        .stderr(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
     let mut lines =
         tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(child.stdout.take().unwrap()));
     while !lines.next_line().await.unwrap().expect("it greets").starts_with("listening") {}

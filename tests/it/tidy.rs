@@ -341,6 +341,72 @@ fn words_stay_in_their_rooms() {
     report("a dependency is named in its room alone", broken);
 }
 
+/// Types that grow with what callers bring.
+const COLLECTIONS: [&str; 7] =
+    ["DashMap", "HashMap", "HashSet", "BTreeMap", "BTreeSet", "VecDeque", "BinaryHeap"];
+
+/// Fields of structs, and structs over one value, whose type is a collection.
+fn collections(code: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut depth = 0;
+    let mut structure: Option<i32> = None;
+    for line in code.lines() {
+        let has = COLLECTIONS
+            .iter()
+            .any(|name| places(line, name).any(|at| line[at + name.len()..].starts_with('<')));
+        let text = line
+            .trim_start()
+            .trim_start_matches("pub(super) ")
+            .trim_start_matches("pub(crate) ")
+            .trim_start_matches("pub ");
+        if let Some(rest) = text.strip_prefix("struct ") {
+            let name = &rest[..rest.find(|c: char| !c.is_alphanumeric()).unwrap_or(rest.len())];
+            if has {
+                found.push(name.to_owned());
+            }
+            structure = line.contains('{').then_some(depth);
+        } else if let (true, Some(_), Some((field, _))) = (has, structure, text.split_once(':')) {
+            found.push(field.to_owned());
+        }
+        depth += i32::try_from(line.matches('{').count()).unwrap()
+            - i32::try_from(line.matches('}').count()).unwrap();
+        if structure.is_some_and(|outside| depth <= outside) {
+            structure = None;
+        }
+    }
+    found
+}
+
+#[test]
+fn collections_that_callers_fill_have_a_limit() {
+    let security = fs::read_to_string(root().join("SECURITY.md")).unwrap();
+    let (_, limits) = security.split_once("\n## Limits\n").unwrap();
+    let (limits, _) = limits.split_once("\n## ").unwrap();
+    let mut broken = Vec::new();
+    let mut seen = 0;
+    for (path, code) in shipped() {
+        let file = path.trim_start_matches("src/");
+        if file.starts_with("client/") {
+            continue;
+        }
+        for name in collections(&code) {
+            seen += 1;
+            if !limits.contains(&format!("`{file} {name}`")) {
+                broken.push(format!("{path}: `{file} {name}` stands in no row of SECURITY.md, Limits"));
+            }
+        }
+    }
+    assert!(seen > 25, "the collections were not found: {seen}");
+    report("every collection that can grow has a limit, which SECURITY.md names", broken);
+}
+
+#[test]
+fn collections_are_seen_in_structs_alone() {
+    let code = "struct A {\n    one: DashMap<u8, u8>,\n    two: Vec<u8>,\n}\npub struct B(VecDeque<u8>);\nfn f(x: HashMap<u8, u8>) {\n    \
+                let y: BTreeMap<u8, u8> = z;\n}\npub(super) struct C<T> {\n    pub(super) three: Mutex<HashSet<T>>,\n}\n";
+    assert_eq!(collections(code), ["one", "B", "three"]);
+}
+
 #[test]
 fn nothing_is_left_for_later() {
     // Written in two halves, so that this file does not find itself.

@@ -29,6 +29,9 @@ use crate::{
 
 /// How long files may take to read before the log tells that they do, and before another SIGHUP begins a reload of its own.
 const SLOW: Duration = Duration::from_secs(10);
+/// How long the end of the process waits for lines of the log that are not written yet; and after a second signal.
+const FLUSH: Duration = Duration::from_secs(1);
+const FLUSH_AT_ONCE: Duration = Duration::from_millis(50);
 /// Reloads that wait for files at a time.
 const HANGING_MAX: usize = 8;
 
@@ -56,7 +59,7 @@ async fn run(options: Options) -> Result<(), Error> {
         _ = next(&mut signals.terminate, &mut signals.interrupt) => return Ok(()),
     };
     let ended = serve_prepared(prepared, signals, &log, options).await;
-    log.flush();
+    log.flush(FLUSH);
     ended
 }
 
@@ -203,7 +206,7 @@ async fn stop(mut terminate: Signal, mut interrupt: Signal, log: Log) {
     tokio::spawn(async move {
         let signal = next(&mut terminate, &mut interrupt).await;
         tracing::warn!("second signal: the process ends at once");
-        log.flush();
+        log.flush(FLUSH_AT_ONCE);
         std::process::exit(128 + signal.as_raw_value());
     });
 }

@@ -38,9 +38,6 @@ use writer::{Sink, Writer};
 /// The target of lines about refused calls, removals and revocations.
 const AUDIT: &str = "audit";
 
-/// How long the end of the process waits for lines that are not written yet.
-const FLUSH: Duration = Duration::from_secs(1);
-
 /// The log of this process.
 #[derive(Clone)]
 pub struct Log {
@@ -110,11 +107,12 @@ impl Log {
         }
     }
 
-    /// Waits until every line is written, for at most a second: a reader that stalls does not hold up the end of the process.
-    pub fn flush(&self) {
-        self.stderr.flush(FLUSH);
+    /// Waits until every line is written, for at most this long for stderr and for the audit file: a reader that stalls does not
+    /// hold up the end of the process.
+    pub fn flush(&self, at_most: Duration) {
+        self.stderr.flush(at_most);
         if let Some(audit) = &self.audit {
-            audit.flush(FLUSH);
+            audit.flush(at_most);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a session takes besides its data. A process of its own, for the allocator that counts is everybody's.
+//! What a session takes besides its data. A process of its own, because the allocator that counts serves the whole process.
 
 #![cfg(test)]
 #![allow(unsafe_code, reason = "an allocator that counts")]

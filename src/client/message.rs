@@ -73,7 +73,7 @@ pub struct Put {
     pub server_name: String,
     /// Whatever else must agree for a resumption to be safe, at most 1 KiB. Compared as a whole.
     pub binding: Vec<u8>,
-    /// Who the peer proved to be in a full handshake. After a resumption the daemon's record of the resumed session counts.
+    /// The identity that the peer proved in a full handshake. After a resumption the daemon's record of the resumed session counts.
     pub peer: Option<PeerIdentity>,
     /// When the peers authenticated. None: when those of the resumed session did, or of the connection's first session, or
     /// now. A later time than one of the first two counts for nothing.

@@ -33,7 +33,7 @@ pub struct Put {
     pub cipher_suite: String,
     /// Client: the connection's, or empty. Server: the SNI.
     pub server_name: String,
-    /// Who the peer proved to be. Counts for a full handshake alone.
+    /// The identity that the peer proved. Counts for a full handshake alone.
     pub peer: Option<PeerIdentity>,
     /// How long it may live, if that is less than the context says.
     pub timeout: Option<Duration>,
@@ -50,7 +50,7 @@ pub enum NotKept {
     Resumed,
     /// The connection has made as many as one may.
     TooMany,
-    /// The connection resumed a session that the daemon knows nothing of. So it knows neither who the peer is nor when the
+    /// The connection resumed a session that the daemon knows nothing of. So it knows neither the peer's identity nor when the
     /// peers authenticated, and cannot tell whether that was revoked.
     AuthenticationUnknown,
     /// The cache did not take it.
@@ -63,7 +63,7 @@ const FAMILY_MAX: usize = 64;
 impl Connection {
     /// SSL_CTX_sess_set_new_cb(3): a handshake is finished, and made a session, which joins the family.
     ///
-    /// One handshake authenticates once. Its first session tells who the peer is and when the peers authenticated; later
+    /// One handshake authenticates once. Its first session tells the peer's identity and when the peers authenticated; later
     /// ones may tell an earlier time and replace nothing. After a resumption all of that, and the server name, is what the
     /// daemon knows of the resumed session.
     ///

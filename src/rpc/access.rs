@@ -53,7 +53,7 @@ impl Roles {
         match role {
             AccessRole::Worker => Self::WORKER,
             AccessRole::Observer => Self::OBSERVER,
-            // Who may remove may look.
+            // The right to remove includes the right to look.
             AccessRole::Admin => Self::OBSERVER.or(Self::ADMIN),
         }
     }
@@ -232,7 +232,7 @@ pub struct Access {
     changed: watch::Sender<()>,
     /// Lines about calls that were refused.
     refusals: LineBudget,
-    /// Lines about peers that have not proved who they are: a flood of them hides no refused call.
+    /// Lines about peers that have not proved an identity: a flood of them hides no refused call.
     strangers: LineBudget,
 }
 

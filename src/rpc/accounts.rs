@@ -1,7 +1,7 @@
 //! What one identity holds at a time, over all of its connections: calls, bytes of unfinished requests, sockets.
 //!
 //! Each of them has a limit for all callers together and a smaller one for each identity, so that no caller takes what is for
-//! all. Callers that have no role, and peers that have not proved who they are, have small pools of their own: whatever they do
+//! all. Callers that have no role, and peers that have not proved an identity, have small pools of their own: whatever they do
 //! takes no place of a worker.
 
 use std::{
@@ -198,7 +198,7 @@ impl Accounts {
     }
 }
 
-/// Who has one address of a network of IPv6 has all of them.
+/// Counts the addresses of one IPv6 network as one: a host that has one of them has all.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),

@@ -80,7 +80,7 @@ fn formerly_departed(departure: &Departure, offset: WallOffset) -> pb::ExplainSe
     let told = departed(departure, offset);
     pb::ExplainSessionResponse {
         miss_reason: pb::MissReason::Unknown.into(),
-        summary: format!("A reload has since changed what decides who may resume. {}", told.summary),
+        summary: format!("A reload has since replaced the scope of the context. {}", told.summary),
         ..told
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-/// Who lists, and who waits for it. Callers without a list have no entry.
+/// Callers whose list runs, with those of their lists that wait. Callers without a list have no entry.
 #[derive(Default)]
 pub(super) struct Turns(Mutex<HashMap<Arc<str>, Queue>>);
 

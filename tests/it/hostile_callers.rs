@@ -1,4 +1,4 @@
-//! Callers that take what is for all: calls that never finish, sockets that never say who is there.
+//! Callers that take what is for all: calls that never finish, sockets that never prove an identity.
 
 use std::{
     net::SocketAddr,

@@ -1,7 +1,7 @@
 //! Identities of callers, owners, and the rights that rules give them: how names are compared, what a reload changes at once,
 //! and that nothing is open because it is not listed.
 
-use std::{collections::BTreeSet, fs, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -410,7 +410,7 @@ async fn unknown_methods_are_told_apart_by_nothing() {
 async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !holds().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::task::yield_now().await;
         }
     };
     tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"));

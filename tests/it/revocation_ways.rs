@@ -125,7 +125,7 @@ async fn resumption_keeps_the_peer_that_the_daemon_knows() {
                     ..ticket(&connection, "bb")
                 };
                 let stored = served.put(next).await.session.unwrap();
-                assert_eq!(stored.peer, Some(peer()), "who the peer is does not change");
+                assert_eq!(stored.peer, Some(peer()), "the peer's identity does not change");
                 assert_eq!(
                     (stored.authenticate_time, stored.server_name.as_str()),
                     (authenticated, "a.test")

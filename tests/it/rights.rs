@@ -108,7 +108,7 @@ fn document_and_code_have_one_table_of_rights_and_every_method_is_in_it() {
     for row in &table {
         let (_, roles) = RIGHTS.into_iter().find(|(path, _)| *path == row.path).unwrap();
         let anyone = roles.meet(Roles::ANYONE);
-        // Who may remove may look.
+        // The right to remove includes the right to look.
         let may = [Roles::WORKER, Roles::OBSERVER, Roles::OBSERVER.or(Roles::ADMIN), Roles::ANYONE]
             .map(|role| anyone || roles.meet(role));
         assert_eq!(row.rights.map(|right| right != Right::No), may, "{}", row.path);

@@ -4,7 +4,6 @@
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use tempfile::TempDir;
@@ -181,7 +180,7 @@ impl Reloading {
                 if let Some(line) = lines.nth(self.told) {
                     return line.to_owned();
                 }
-                tokio::time::sleep(Duration::from_millis(2)).await;
+                tokio::task::yield_now().await;
             }
         };
         let line = tokio::time::timeout(PATIENCE, wait).await.expect("the reload says nothing");

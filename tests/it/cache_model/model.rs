@@ -99,7 +99,7 @@ impl Held {
         self.secret + server_name(self.name).len() + names
     }
 
-    /// What it counts: its secret, and all that its kind takes, whoever else has it.
+    /// What it counts: its secret, and all that its kind takes, also where other sessions share it.
     pub(super) fn size(&self) -> usize {
         let peer = (self.peer != Peer::Nobody).then(|| {
             let (dns_name, uri) = (self.peer.dns_name().to_owned(), self.peer.uri().to_owned());

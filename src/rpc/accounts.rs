@@ -150,11 +150,9 @@ pub(super) struct Holder {
 
 impl Drop for Holder {
     fn drop(&mut self) {
-        // The account itself is dropped behind this; the last holder finds one reference, its own.
-        if Arc::strong_count(&self.account) == 1 {
-            self.account = Arc::default();
-            self.accounts.by_owner.forget(&self.owner);
-        }
+        // The account is given up before it is looked for: of several holders that go at once, the last one finds it unheld.
+        self.account = Arc::default();
+        self.accounts.by_owner.forget(&self.owner);
     }
 }
 
@@ -374,6 +372,26 @@ mod tests {
             drop(accounts.handshake(IpAddr::from(number.to_be_bytes())));
         }
         assert_eq!(accounts.by_address.0.len(), 0);
+    }
+
+    #[test]
+    fn of_connections_that_end_at_once_the_last_forgets_their_identity() {
+        let accounts = accounts(10, 10);
+        let barrier = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..5000 {
+                        let holder = accounts.holder(&"one".into());
+                        barrier.wait();
+                        drop(holder);
+                        barrier.wait();
+                        assert_eq!(accounts.by_owner.0.len(), 0);
+                        barrier.wait();
+                    }
+                });
+            }
+        });
     }
 
     #[test]

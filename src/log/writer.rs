@@ -192,9 +192,7 @@ impl Thread {
     fn next(&mut self) -> Vec<u8> {
         let mut state = self.shared.state.lock();
         loop {
-            if let (Some(reopened), Sink::File { file, .. }) = (state.reopened.take(), &mut self.sink) {
-                *file = reopened;
-            }
+            self.sink.replace(&mut state.reopened);
             if let Some(line) = state.queues.pop() {
                 state.writing = true;
                 return line;
@@ -247,13 +245,18 @@ impl Thread {
         let mut state = self.shared.state.lock();
         let mut waiting = |state: &mut State| state.reopened.is_none();
         self.shared.filled.wait_while_for(&mut state, &mut waiting, at_most);
-        if let (Some(reopened), Sink::File { file, .. }) = (state.reopened.take(), &mut self.sink) {
-            *file = reopened;
-        }
+        self.sink.replace(&mut state.reopened);
     }
 }
 
 impl Sink {
+    /// Writes to the file that was opened again, if one was.
+    fn replace(&mut self, reopened: &mut Option<File>) {
+        if let (Some(reopened), Self::File { file, .. }) = (reopened.take(), self) {
+            *file = reopened;
+        }
+    }
+
     fn write(&self, bytes: &[u8]) -> rustix::io::Result<usize> {
         self.with(|fd| rustix::io::write(fd, bytes))
     }

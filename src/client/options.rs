@@ -76,7 +76,7 @@ impl Options {
         }
     }
 
-    /// The daemon at `tls://HOST:PORT` (or `https://`), or what stands before it there. `config` has whom to trust, and for mutual TLS
+    /// The daemon at `tls://HOST:PORT` (or `https://`), or what stands before it there. `config` names the authorities to trust, and for mutual TLS
     /// the certificate of this worker; HOST is the name that the daemon's certificate must have. What it says of
     /// application protocols is replaced by `h2`.
     ///

@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn panic_of_a_future_is_an_error_of_who_waits_for_it() {
+    async fn panic_of_a_future_is_an_error_of_its_waiter() {
         assert_eq!(caught(async { 7 }).await, Ok(7));
         let mut polls = 0;
         let panics = poll_fn(|cx| {

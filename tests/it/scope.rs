@@ -32,7 +32,7 @@ fn shared(folder: &Path, one: &str, two: &str) -> (bool, bool) {
 }
 
 #[test]
-fn contexts_share_sessions_only_where_everything_agrees_that_decides_who_may_resume() {
+fn contexts_share_sessions_only_where_all_that_resumption_depends_on_agrees() {
     let folder = tempfile::tempdir().unwrap();
     files(folder.path());
     let keys = "certificate = \"tls.crt\"\nkey = \"tls.key\"\n";

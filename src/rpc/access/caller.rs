@@ -1,0 +1,316 @@
+//! The caller of one connection, and what it may do now.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+use super::{
+    Access,
+    grants::Grants,
+    peer::Peer,
+    rights::{RIGHTS, Roles, rights},
+};
+use crate::{
+    connection::Table,
+    context::{Context, Registry},
+    rpc::{
+        accounts::{Accounts, Holder},
+        status::Refusal,
+        streams::{Class, StreamLimits, StreamTotals, Streams},
+    },
+};
+
+/// How often a stream compares the end of its caller's certificate with the wall clock, which may have been set forward.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(5);
+
+/// The name of a context; an empty one means the default one.
+pub(in crate::rpc) fn named(name: &str) -> &str {
+    if name.is_empty() { "default" } else { name }
+}
+
+/// The caller of one connection. What it may do, it is asked together with the registry that its call works with.
+#[derive(Debug)]
+pub(in crate::rpc) struct Caller {
+    peer: Peer,
+    access: Arc<Access>,
+    /// By the rules of the newest registry that was asked about, and the version of that.
+    grants: Mutex<(u64, Arc<Grants>)>,
+    streams: Streams,
+    holder: Arc<Holder>,
+}
+
+impl Caller {
+    /// The limit of its streams is that of the roles it has now; later changes of the rules do not move it.
+    pub(in crate::rpc) fn new(
+        peer: Peer,
+        access: &Arc<Access>,
+        registry: &Registry,
+        limits: &StreamLimits,
+        totals: &Arc<StreamTotals>,
+        accounts: &Arc<Accounts>,
+    ) -> Self {
+        let grants = Arc::new(Grants::of(registry.rules(), &peer));
+        let class = match (grants.any(Roles::WORKER), grants.any(Roles::ALL)) {
+            (true, _) => Class::Worker,
+            (false, true) => Class::OtherRole,
+            (false, false) => Class::NoRole,
+        };
+        let streams = Streams::new(limits, class, totals);
+        let holder = accounts.holder(peer.owner.name());
+        let grants = Mutex::new((registry.version(), grants));
+        Self { peer, access: Arc::clone(access), grants, streams, holder }
+    }
+
+    /// The account of its identity.
+    pub(in crate::rpc) fn holder(&self) -> &Arc<Holder> {
+        &self.holder
+    }
+
+    /// The long streams of its connection.
+    pub(in crate::rpc) fn streams(&self) -> &Streams {
+        &self.streams
+    }
+
+    /// What its connection objects belong to.
+    pub(in crate::rpc) fn owner(&self) -> &Arc<str> {
+        self.peer.owner.name()
+    }
+
+    fn grants(&self, registry: &Registry) -> Arc<Grants> {
+        let version = registry.version();
+        let mut held = self.grants.lock();
+        if held.0 == version {
+            return Arc::clone(&held.1);
+        }
+        let grants = Arc::new(Grants::of(registry.rules(), &self.peer));
+        // A call that began before a reload leaves those of after it in place.
+        if held.0 < version {
+            *held = (version, Arc::clone(&grants));
+        }
+        grants
+    }
+
+    /// Whether it has one of these roles in a context: the first rule about it and the context counts.
+    pub(in crate::rpc) fn may(&self, registry: &Registry, roles: Roles, context: &str) -> bool {
+        self.grants(registry).in_context(roles, context)
+    }
+
+    /// Whether it may call this at all, in one context or another.
+    ///
+    /// # Errors
+    /// The method is not in the table of rights; the caller has no identity, or no role that may.
+    pub(in crate::rpc) fn may_call(&self, path: &str, table: &Table) -> Result<(), Refusal> {
+        if self.peer.ends.is_some_and(|ends| ends <= table.now().wall()) {
+            return Err(Refusal::CertificateEnded);
+        }
+        let roles = rights(&RIGHTS, path, crate::rpc::serves)?;
+        if roles.meet(Roles::ANYONE) {
+            return Ok(());
+        }
+        if self.peer.identities.is_empty() {
+            return Err(Refusal::Unauthenticated);
+        }
+        match self.has_any(&table.registry(), roles) {
+            true => Ok(()),
+            false => Err(self.denied(roles, None)),
+        }
+    }
+
+    fn has_any(&self, registry: &Registry, roles: Roles) -> bool {
+        self.grants(registry).any(roles)
+    }
+
+    /// A context, where it has one of these roles; an empty name means the default one.
+    ///
+    /// # Errors
+    /// It has none, whether there is that context or not; or there is not.
+    pub(in crate::rpc) fn context<'r>(
+        &self,
+        registry: &'r Registry,
+        name: &str,
+        roles: Roles,
+    ) -> Result<&'r Arc<Context>, Refusal> {
+        let name = named(name);
+        if !self.may(registry, roles, name) {
+            let refusal = self.denied(roles, Some(name));
+            self.audit(&refusal, None);
+            return Err(refusal);
+        }
+        registry.get(name).ok_or_else(|| Refusal::ContextNotFound(name.to_owned()))
+    }
+
+    /// A line about a call that was refused.
+    pub(in crate::rpc) fn audit(&self, refusal: &Refusal, path: Option<&str>) {
+        let (all, of_one) = (&self.access.refusals, self.holder.refusals());
+        if let Some(left_out) = all.take_of_one(of_one, Instant::now()) {
+            tracing::info!(target: "audit", owner = %self.owner(), path, %refusal, left_out, "a call was refused");
+        }
+    }
+
+    fn denied(&self, roles: Roles, context: Option<&str>) -> Refusal {
+        Refusal::PermissionDenied {
+            owner: Arc::clone(self.owner()),
+            roles,
+            context: context.map(ToOwned::to_owned),
+        }
+    }
+
+    /// Whether it drives this connection object.
+    pub(in crate::rpc) fn drives(&self, registry: &Registry, owner: &str, context: &str) -> bool {
+        **self.owner() == *owner && self.may(registry, Roles::WORKER, context)
+    }
+
+    /// Whether it sees this connection object.
+    pub(in crate::rpc) fn sees(&self, registry: &Registry, owner: &str, context: &str) -> bool {
+        self.may(registry, Roles::OBSERVER, context) || self.drives(registry, owner, context)
+    }
+
+    /// Ready when it has none of these roles any more, in this context or, without one, in any: its rules have changed, or
+    /// its certificate has ended.
+    pub(in crate::rpc) async fn loses(
+        self: Arc<Self>,
+        roles: Roles,
+        context: Option<Arc<str>>,
+        table: Arc<Table>,
+    ) -> Refusal {
+        let mut changed = self.access.changed.subscribe();
+        let end = async {
+            let Some(ends) = self.peer.ends else { return std::future::pending().await };
+            loop {
+                let left = ends.since(table.now().wall());
+                if left.is_zero() {
+                    return;
+                }
+                tokio::time::sleep(left.min(CERTIFICATE_CHECK)).await;
+            }
+        };
+        let lost = async {
+            let held = || match &context {
+                Some(context) => self.may(&table.registry(), roles, context),
+                None => self.has_any(&table.registry(), roles),
+            };
+            // Looked at once before, for the rules may have changed since the call was let in.
+            while held() {
+                if changed.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let refusal = tokio::select! {
+            () = end => Refusal::CertificateEnded,
+            () = lost => self.denied(roles, context.as_deref()),
+        };
+        self.audit(&refusal, None);
+        refusal
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::{Access as Rule, AccessRole, Config, IdentityPattern},
+        session::PeerIdentity,
+    };
+
+    fn rule(identity: IdentityPattern, contexts: &[&str], role: AccessRole) -> Rule {
+        Rule { identity, contexts: contexts.iter().map(|&name| name.to_owned()).collect(), role }
+    }
+
+    fn config(rules: &[Rule]) -> Config {
+        let mut config = Config::defaults();
+        config.access = rules.to_vec();
+        config
+    }
+
+    fn registry(rules: &[Rule]) -> Registry {
+        Registry::build(&config(rules)).unwrap()
+    }
+
+    fn followed_by(registry: &Registry, rules: &[Rule]) -> Registry {
+        registry.rebuild(&config(rules)).unwrap()
+    }
+
+    fn caller(peer: Peer, registry: &Registry) -> Caller {
+        let limits = StreamLimits { worker: 8, non_worker: 1 };
+        let accounts = Arc::new(Accounts::new(&crate::config::Config::defaults().limits));
+        Caller::new(
+            peer,
+            &Arc::new(Access::new()),
+            registry,
+            &limits,
+            &Arc::new(StreamTotals::new()),
+            &accounts,
+        )
+    }
+
+    #[test]
+    fn first_rule_about_the_caller_and_the_context_counts() {
+        let rules = [
+            rule(IdentityPattern::Uid(7), &["web"], AccessRole::Observer),
+            rule(IdentityPattern::Local, &["web", "mail"], AccessRole::Worker),
+            rule(IdentityPattern::Uid(7), &["*"], AccessRole::Admin),
+        ];
+        let now = registry(&rules);
+        let seven = caller(Peer::unix(7, 1), &now);
+        assert!(seven.may(&now, Roles::OBSERVER, "web") && !seven.may(&now, Roles::WORKER, "web"));
+        assert!(seven.may(&now, Roles::WORKER, "mail") && !seven.may(&now, Roles::ADMIN, "mail"));
+        assert!(seven.may(&now, Roles::ADMIN, "other") && seven.may(&now, Roles::OBSERVER, "other"));
+        let eight = caller(Peer::unix(8, 7), &now);
+        assert!(eight.may(&now, Roles::WORKER, "web"));
+        assert!(!eight.may(&now, Roles::WORKER.or(Roles::ADMIN), "other"));
+
+        let now = followed_by(&now, &rules[..1]);
+        assert!(seven.may(&now, Roles::OBSERVER, "web") && !seven.may(&now, Roles::WORKER, "mail"));
+        assert!(!eight.may(&now, Roles::ALL, "web"));
+        // What is said later of the same contexts gives nothing, and keeps no stream.
+        let now = followed_by(&now, &[rules[2].clone(), rules[1].clone()]);
+        assert!(!seven.has_any(&now, Roles::WORKER) && eight.has_any(&now, Roles::WORKER));
+        let now = followed_by(
+            &now,
+            &[
+                rule(IdentityPattern::Local, &["web", "mail"], AccessRole::Observer),
+                rule(IdentityPattern::Uid(7), &["mail"], AccessRole::Worker),
+            ],
+        );
+        assert!(!seven.has_any(&now, Roles::WORKER) && seven.may(&now, Roles::OBSERVER, "mail"));
+        let now = followed_by(&now, &[]);
+        assert!(eight.may(&now, Roles::ADMIN, "other") && eight.may(&now, Roles::WORKER, "other"));
+    }
+
+    #[test]
+    fn each_registry_is_asked_by_its_own_rules() {
+        let before = registry(&[rule(IdentityPattern::Local, &["a"], AccessRole::Worker)]);
+        let after = followed_by(&before, &[rule(IdentityPattern::Local, &["b"], AccessRole::Worker)]);
+        let caller = caller(Peer::local(), &before);
+        // A call that began before the reload may ask between calls that began after it.
+        for _ in 0..2 {
+            assert!(caller.may(&before, Roles::WORKER, "a") && !caller.may(&before, Roles::WORKER, "b"));
+            assert!(caller.may(&after, Roles::WORKER, "b") && !caller.may(&after, Roles::WORKER, "a"));
+        }
+    }
+
+    #[test]
+    fn without_rules_only_a_local_caller_may_do_something() {
+        let registry = registry(&[]);
+        let certificate = PeerIdentity { subject: "CN=a".into(), ..PeerIdentity::default() };
+        assert!(caller(Peer::local(), &registry).may(&registry, Roles::ADMIN, "any"));
+        let certified = caller(Peer::certified(&certificate), &registry);
+        assert!(!certified.may(&registry, Roles::ALL, "any"));
+    }
+
+    #[test]
+    fn worker_of_any_context_has_the_workers_stream_limit() {
+        let rules = [
+            rule(IdentityPattern::Uid(7), &["web"], AccessRole::Worker),
+            rule(IdentityPattern::Local, &["*"], AccessRole::Admin),
+        ];
+        let ruled = registry(&rules);
+        assert_eq!(caller(Peer::unix(7, 1), &ruled).streams().limit(), 8);
+        assert_eq!(caller(Peer::unix(8, 1), &ruled).streams().limit(), 1);
+        assert_eq!(caller(Peer::local(), &registry(&[])).streams().limit(), 8);
+    }
+}

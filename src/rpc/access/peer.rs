@@ -1,0 +1,183 @@
+//! What is proved of the caller at the other end of a connection, and the name that its connection objects belong to.
+
+use std::{fmt, sync::Arc};
+
+use crate::{
+    clock::WallTime,
+    config::{DistinguishedName, IdentityPattern},
+    session::PeerIdentity,
+};
+
+/// A fact that is proved of a caller. Displays as a rule about it is written, and no two identities display alike: every
+/// kind but `local` has its own prefix, and a subject is written with its escapes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// It came over loopback or a Unix socket.
+    Local,
+    /// Its user, over a Unix socket.
+    Uid(u32),
+    /// Its primary group, over a Unix socket.
+    Gid(u32),
+    /// A URI of its certificate.
+    Uri(String),
+    /// A DNS name of its certificate, in lower case.
+    Dns(String),
+    /// The subject of its certificate.
+    Subject(DistinguishedName),
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local => f.write_str("local"),
+            Self::Uid(id) => write!(f, "uid:{id}"),
+            Self::Gid(id) => write!(f, "gid:{id}"),
+            Self::Uri(uri) => write!(f, "uri:{uri}"),
+            Self::Dns(name) => write!(f, "dns:{name}"),
+            Self::Subject(subject) => write!(f, "subject:{subject}"),
+        }
+    }
+}
+
+impl Identity {
+    pub(super) fn fits(&self, pattern: &IdentityPattern) -> bool {
+        match (self, pattern) {
+            (Self::Local, IdentityPattern::Local) => true,
+            (Self::Uid(id), IdentityPattern::Uid(wanted)) | (Self::Gid(id), IdentityPattern::Gid(wanted)) => {
+                id == wanted
+            }
+            (Self::Uri(name), IdentityPattern::Uri(text)) | (Self::Dns(name), IdentityPattern::Dns(text)) => {
+                text.matches(name)
+            }
+            (Self::Subject(name), IdentityPattern::Subject(wanted)) => name == wanted,
+            _ => false,
+        }
+    }
+}
+
+/// The name that connection objects belong to: that of one identity, or `nobody` where there is none. Equal names are
+/// names of equal identities.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner(Arc<str>);
+
+impl Owner {
+    /// Of a caller that has this identity.
+    pub fn of(identity: &Identity) -> Self {
+        Self(identity.to_string().into())
+    }
+
+    fn nobody() -> Self {
+        Self("nobody".into())
+    }
+
+    /// Its text, for maps and messages.
+    pub fn name(&self) -> &Arc<str> {
+        &self.0
+    }
+}
+
+/// The caller at the other end of a connection.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Owner of its connection objects.
+    pub owner: Owner,
+    /// All that is proved of it.
+    pub identities: Vec<Identity>,
+    /// When its certificate ends, by the wall clock.
+    pub ends: Option<WallTime>,
+}
+
+impl Peer {
+    /// Over loopback. `local` owns.
+    pub fn local() -> Self {
+        Self::owned_by_first(vec![Identity::Local], None)
+    }
+
+    /// Over a Unix socket. The user owns.
+    pub fn unix(uid: u32, gid: u32) -> Self {
+        Self::owned_by_first(vec![Identity::Uid(uid), Identity::Gid(gid), Identity::Local], None)
+    }
+
+    /// With a certificate that was verified. Its first URI owns, or else its first DNS name, or else its subject. A subject
+    /// that is no name in the form of RFC 4514, or is empty, proves nothing.
+    pub fn certified(certificate: &PeerIdentity) -> Self {
+        let subject = DistinguishedName::parse(&certificate.subject).ok().filter(|name| !name.is_empty());
+        let identities: Vec<_> = (certificate.uris.iter().cloned().map(Identity::Uri))
+            .chain(certificate.dns_names.iter().cloned().map(Identity::Dns))
+            .chain(subject.map(Identity::Subject))
+            .collect();
+        Self::owned_by_first(identities, Some(certificate.not_after))
+    }
+
+    fn owned_by_first(identities: Vec<Identity>, ends: Option<WallTime>) -> Self {
+        let owner = identities.first().map_or_else(Owner::nobody, Owner::of);
+        Self { owner, identities, ends }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::Text;
+
+    #[test]
+    fn owner_of_a_certificate_is_its_first_name() {
+        let mut certificate = PeerIdentity {
+            subject: "CN=a".into(),
+            dns_names: vec!["a.test".into()],
+            uris: vec!["spiffe://a/b".into()],
+            ..PeerIdentity::default()
+        };
+        let owner = |certificate: &PeerIdentity| Peer::certified(certificate).owner.name().to_string();
+        assert_eq!(owner(&certificate), "uri:spiffe://a/b");
+        for uri in ["uid:0", "local", "dns:a.test"] {
+            certificate.uris = vec![uri.into()];
+            assert_eq!(owner(&certificate), format!("uri:{uri}"), "no other kind has that name");
+        }
+        certificate.uris.clear();
+        assert_eq!(owner(&certificate), "dns:a.test");
+        certificate.dns_names.clear();
+        assert_eq!(owner(&certificate), "subject:CN=a");
+        for nothing in ["", "no name"] {
+            certificate.subject = nothing.into();
+            assert!(Peer::certified(&certificate).identities.is_empty());
+            assert_eq!(owner(&certificate), "nobody");
+        }
+        let text = Text::Exactly("a.test".into());
+        assert!(Identity::Dns("a.test".into()).fits(&IdentityPattern::Dns(text)));
+    }
+
+    #[test]
+    fn subject_and_uri_that_read_alike_have_two_owners() {
+        let with = |subject: &str, uris: &[&str]| {
+            let uris = uris.iter().map(|&uri| uri.into()).collect();
+            Peer::certified(&PeerIdentity { subject: subject.into(), uris, ..PeerIdentity::default() }).owner
+        };
+        assert_ne!(with("CN=a://b", &[]), with("", &["subject:CN=a://b"]));
+        assert_ne!(with("CN=a\\,O=b", &[]), with("CN=a,O=b", &[]));
+        assert_ne!(with("CN=local", &[]), Peer::local().owner);
+    }
+
+    fn identities() -> impl Strategy<Value = Identity> {
+        let text = "(subject:|uri:|dns:|uid:|gid:|local|CN=)?[a-c:/0,=\\\\ ]{0,4}";
+        prop_oneof![
+            Just(Identity::Local),
+            (0u32..3).prop_map(Identity::Uid),
+            (0u32..3).prop_map(Identity::Gid),
+            text.prop_map(Identity::Uri),
+            text.prop_map(Identity::Dns),
+            "CN=[a-c:/]{0,3}(,O=[a-c]{0,2})?".prop_map(|text| {
+                Identity::Subject(DistinguishedName::parse(&text).expect("it has nothing to escape"))
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn owners_are_equal_only_where_identities_are(a in identities(), b in identities()) {
+            prop_assert_eq!(Owner::of(&a) == Owner::of(&b), a == b);
+        }
+    }
+}

@@ -3,8 +3,10 @@
 //! A call locks its connection and nothing else, and never waits while it does. A connection that is freed while a call
 //! waits for its lock is gone for that call.
 
+mod driver;
+mod order;
+
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -16,9 +18,10 @@ use arc_swap::{ArcSwap, Guard};
 use dashmap::DashMap;
 use parking_lot::Mutex;
 
+pub use self::driver::{Driver, Ending};
+use self::order::Order;
 use super::{
-    Connection, ConnectionId, Error, Input, Named, Output, Plan, Removed, State,
-    close::ShutdownStatus,
+    Connection, ConnectionId, Error, Named, Plan, Removed, State,
     unanswered::{Unanswered, UnansweredOfOne},
 };
 use crate::{
@@ -129,50 +132,6 @@ pub struct Listed {
     pub number: u64,
     /// Its id.
     pub id: ConnectionId,
-}
-
-/// Connections in the order in which they were made: blocks of neighbours, of which each has one at least. A connection is
-/// added at the end and removed from its place, and both touch one block.
-#[derive(Debug, Default)]
-struct Order(BTreeMap<u64, Box<Block>>);
-
-#[derive(Debug, Default)]
-struct Block {
-    held: [Option<Arc<Held>>; BLOCK],
-    count: usize,
-}
-
-/// How many connections lie in a block. One that has a block for itself takes 300 bytes of it.
-const BLOCK: usize = 32;
-
-/// Which block, and where in it.
-fn split(number: u64) -> (u64, usize) {
-    let block = BLOCK as u64;
-    (number / block, usize::try_from(number % block).unwrap_or_default())
-}
-
-impl Order {
-    fn insert(&mut self, held: &Arc<Held>) {
-        let (block, place) = split(held.number);
-        let block = self.0.entry(block).or_default();
-        block.held[place] = Some(Arc::clone(held));
-        block.count += 1;
-    }
-
-    fn remove(&mut self, number: u64) -> Option<(Arc<Held>, Option<Box<Block>>)> {
-        let (at, place) = split(number);
-        let block = self.0.get_mut(&at)?;
-        let held = block.held[place].take()?;
-        block.count -= 1;
-        let empty = block.count == 0;
-        Some((held, if empty { self.0.remove(&at) } else { None }))
-    }
-
-    fn after(&self, number: Option<u64>) -> impl Iterator<Item = &Arc<Held>> {
-        let first = number.map_or(0, |number| number.saturating_add(1));
-        let blocks = self.0.range(split(first).0..).flat_map(|(_, block)| &block.held);
-        blocks.flatten().skip_while(move |held| held.number < first)
-    }
 }
 
 /// How many connections one step of a list looks at, under one hold of a lock: some microseconds.
@@ -551,79 +510,4 @@ fn may_be_on_its_way(reason: RemovalReason) -> bool {
 fn attached(connection: &Connection, id: &SessionId) -> Option<Arc<Session>> {
     let attached = connection.session().filter(|attached| attached.id() == id);
     attached.filter(|_| connection.state() == State::Established).cloned()
-}
-
-/// What becomes of a connection when the stream that ran it ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// It is freed: the stream made it.
-    Free,
-    /// It stays: it was there before.
-    Keep,
-}
-
-/// A connection in the hands of one stream. Dropping it gives the connection back, or frees it.
-#[derive(Debug)]
-pub struct Driver {
-    table: Arc<Table>,
-    held: Arc<Held>,
-    ending: Ending,
-}
-
-impl Driver {
-    /// Looks at the connection.
-    ///
-    /// # Errors
-    /// [`Error::Freed`].
-    pub fn look<R>(&self, see: impl FnOnce(&Connection, Lapse) -> R) -> Result<R, Error> {
-        let connection = self.held.connection.lock();
-        let connection = connection.as_ref().ok_or(Error::Freed)?;
-        Ok(see(connection, self.table.lapse(&self.held)))
-    }
-
-    /// One step.
-    ///
-    /// # Errors
-    /// [`Error::Freed`], and those of [`Connection::exchange`].
-    pub fn exchange(&self, input: Input<'_>) -> Result<Output, Error> {
-        self.apply(|connection, now| connection.exchange(input, now))
-    }
-
-    /// SSL_shutdown(3).
-    ///
-    /// # Errors
-    /// [`Error::Freed`], and those of [`Connection::shutdown`].
-    pub fn shutdown(&self, ciphertext: &mut Vec<u8>) -> Result<ShutdownStatus, Error> {
-        self.apply(|connection, _| connection.shutdown(ciphertext))
-    }
-
-    /// Whether the connection was freed by somebody else. If not, `waker` is woken when it is.
-    pub fn freed(&self, waker: &Waker) -> bool {
-        let connection = self.held.connection.lock();
-        if connection.is_none() {
-            return true;
-        }
-        let mut driver = self.held.driver.lock();
-        if !driver.as_ref().is_some_and(|held| held.will_wake(waker)) {
-            *driver = Some(waker.clone());
-        }
-        false
-    }
-
-    fn apply<R>(&self, call: impl FnOnce(&mut Connection, Now) -> Result<R, Error>) -> Result<R, Error> {
-        self.table.apply_held(&self.held, call).map_err(|err| match err {
-            Error::NotFound(_) => Error::Freed,
-            err => err,
-        })
-    }
-}
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        self.held.driver.lock().take();
-        if self.ending == Ending::Free && self.held.free().is_some() {
-            self.table.forget(self.held.id);
-        }
-        self.held.driven.store(false, Ordering::Release);
-    }
 }

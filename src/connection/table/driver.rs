@@ -1,0 +1,87 @@
+//! A connection in the hands of one stream.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    task::Waker,
+};
+
+use super::{Held, Lapse, Table};
+use crate::{
+    clock::Now,
+    connection::{Connection, Error, Input, Output, close::ShutdownStatus},
+};
+
+/// What becomes of a connection when the stream that ran it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It is freed: the stream made it.
+    Free,
+    /// It stays: it was there before.
+    Keep,
+}
+
+/// A connection in the hands of one stream. Dropping it gives the connection back, or frees it.
+#[derive(Debug)]
+pub struct Driver {
+    pub(super) table: Arc<Table>,
+    pub(super) held: Arc<Held>,
+    pub(super) ending: Ending,
+}
+
+impl Driver {
+    /// Looks at the connection.
+    ///
+    /// # Errors
+    /// [`Error::Freed`].
+    pub fn look<R>(&self, see: impl FnOnce(&Connection, Lapse) -> R) -> Result<R, Error> {
+        let connection = self.held.connection.lock();
+        let connection = connection.as_ref().ok_or(Error::Freed)?;
+        Ok(see(connection, self.table.lapse(&self.held)))
+    }
+
+    /// One step.
+    ///
+    /// # Errors
+    /// [`Error::Freed`], and those of [`Connection::exchange`].
+    pub fn exchange(&self, input: Input<'_>) -> Result<Output, Error> {
+        self.apply(|connection, now| connection.exchange(input, now))
+    }
+
+    /// SSL_shutdown(3).
+    ///
+    /// # Errors
+    /// [`Error::Freed`], and those of [`Connection::shutdown`].
+    pub fn shutdown(&self, ciphertext: &mut Vec<u8>) -> Result<ShutdownStatus, Error> {
+        self.apply(|connection, _| connection.shutdown(ciphertext))
+    }
+
+    /// Whether the connection was freed by another call. If not, `waker` is woken when it is.
+    pub fn freed(&self, waker: &Waker) -> bool {
+        let connection = self.held.connection.lock();
+        if connection.is_none() {
+            return true;
+        }
+        let mut driver = self.held.driver.lock();
+        if !driver.as_ref().is_some_and(|held| held.will_wake(waker)) {
+            *driver = Some(waker.clone());
+        }
+        false
+    }
+
+    fn apply<R>(&self, call: impl FnOnce(&mut Connection, Now) -> Result<R, Error>) -> Result<R, Error> {
+        self.table.apply_held(&self.held, call).map_err(|err| match err {
+            Error::NotFound(_) => Error::Freed,
+            err => err,
+        })
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.held.driver.lock().take();
+        if self.ending == Ending::Free && self.held.free().is_some() {
+            self.table.forget(self.held.id);
+        }
+        self.held.driven.store(false, Ordering::Release);
+    }
+}

@@ -1,0 +1,49 @@
+//! The order of lists.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::Held;
+
+/// Connections in the order in which they were made: blocks of neighbours, of which each has one at least. A connection is
+/// added at the end and removed from its place, and both touch one block.
+#[derive(Debug, Default)]
+pub(super) struct Order(BTreeMap<u64, Box<Block>>);
+
+#[derive(Debug, Default)]
+pub(super) struct Block {
+    held: [Option<Arc<Held>>; BLOCK],
+    count: usize,
+}
+
+/// How many connections lie in a block. One that has a block for itself takes 300 bytes of it.
+const BLOCK: usize = 32;
+
+/// Which block, and where in it.
+fn split(number: u64) -> (u64, usize) {
+    let block = BLOCK as u64;
+    (number / block, usize::try_from(number % block).unwrap_or_default())
+}
+
+impl Order {
+    pub(super) fn insert(&mut self, held: &Arc<Held>) {
+        let (block, place) = split(held.number);
+        let block = self.0.entry(block).or_default();
+        block.held[place] = Some(Arc::clone(held));
+        block.count += 1;
+    }
+
+    pub(super) fn remove(&mut self, number: u64) -> Option<(Arc<Held>, Option<Box<Block>>)> {
+        let (at, place) = split(number);
+        let block = self.0.get_mut(&at)?;
+        let held = block.held[place].take()?;
+        block.count -= 1;
+        let empty = block.count == 0;
+        Some((held, if empty { self.0.remove(&at) } else { None }))
+    }
+
+    pub(super) fn after(&self, number: Option<u64>) -> impl Iterator<Item = &Arc<Held>> {
+        let first = number.map_or(0, |number| number.saturating_add(1));
+        let blocks = self.0.range(split(first).0..).flat_map(|(_, block)| &block.held);
+        blocks.flatten().skip_while(move |held| held.number < first)
+    }
+}

@@ -4,28 +4,29 @@
 //! waits for its lock is gone for that call.
 
 mod driver;
+mod held;
 mod order;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
-    task::Waker,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 
 use arc_swap::{ArcSwap, Guard};
 use dashmap::DashMap;
 use parking_lot::Mutex;
 
-pub use self::driver::{Driver, Ending};
-use self::order::Order;
+pub use self::{
+    driver::{Driver, Ending},
+    held::Lapse,
+};
+use self::{held::Held, order::Order};
 use super::{
     Connection, ConnectionId, Error, Named, Plan, Removed, State,
     unanswered::{Unanswered, UnansweredOfOne},
 };
 use crate::{
-    clock::{Clock, Now, Timestamp, WallOffset, WallTime},
+    clock::{Clock, Now, Timestamp},
     context::{Context, Registry},
     session::{RemovalReason, Role, Session, SessionId, cache::Known},
 };
@@ -67,62 +68,6 @@ impl Most {
 struct Owner {
     connections: usize,
     unanswered: UnansweredOfOne,
-}
-
-/// A connection and what is asked of it without its lock.
-#[derive(Debug)]
-struct Held {
-    id: ConnectionId,
-    /// How many connections were made before it.
-    number: u64,
-    context: Arc<str>,
-    owner: Arc<str>,
-    /// When it counts as lost, in milliseconds.
-    expires: AtomicU64,
-    /// `None` once it is freed.
-    connection: Mutex<Option<Connection>>,
-    driven: AtomicBool,
-    /// Woken when the connection is freed.
-    driver: Mutex<Option<Waker>>,
-}
-
-impl Held {
-    fn expires(&self) -> Timestamp {
-        Timestamp::from_millis(self.expires.load(Ordering::Acquire))
-    }
-
-    fn touch(&self, connection: &Connection, now: Now) {
-        self.expires.store(connection.lapses(now.at).as_millis(), Ordering::Release);
-    }
-
-    fn free(&self) -> Option<Vec<Removed>> {
-        let connection = self.connection.lock().take()?;
-        if let Some(driver) = self.driver.lock().take() {
-            driver.wake();
-        }
-        Some(connection.free())
-    }
-}
-
-/// When a connection lapses: it counts as lost if nothing uses it before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lapse {
-    /// The moment.
-    pub at: Timestamp,
-    /// How the wall clock is set now.
-    pub offset: WallOffset,
-}
-
-impl Lapse {
-    /// Of a connection that is used now.
-    pub fn of(connection: &Connection, now: Now) -> Self {
-        Self { at: connection.lapses(now.at), offset: now.offset }
-    }
-
-    /// What the wall clock will show then.
-    pub fn wall(self) -> WallTime {
-        self.offset.wall(self.at)
-    }
 }
 
 /// A connection of a list.

@@ -1,0 +1,72 @@
+//! One connection of the table.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::Waker,
+};
+
+use parking_lot::Mutex;
+
+use crate::{
+    clock::{Now, Timestamp, WallOffset, WallTime},
+    connection::{Connection, ConnectionId, Removed},
+};
+
+/// A connection and what is asked of it without its lock.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) id: ConnectionId,
+    /// How many connections were made before it.
+    pub(super) number: u64,
+    pub(super) context: Arc<str>,
+    pub(super) owner: Arc<str>,
+    /// When it counts as lost, in milliseconds.
+    pub(super) expires: AtomicU64,
+    /// `None` once it is freed.
+    pub(super) connection: Mutex<Option<Connection>>,
+    pub(super) driven: AtomicBool,
+    /// Woken when the connection is freed.
+    pub(super) driver: Mutex<Option<Waker>>,
+}
+
+impl Held {
+    pub(super) fn expires(&self) -> Timestamp {
+        Timestamp::from_millis(self.expires.load(Ordering::Acquire))
+    }
+
+    pub(super) fn touch(&self, connection: &Connection, now: Now) {
+        self.expires.store(connection.lapses(now.at).as_millis(), Ordering::Release);
+    }
+
+    pub(super) fn free(&self) -> Option<Vec<Removed>> {
+        let connection = self.connection.lock().take()?;
+        if let Some(driver) = self.driver.lock().take() {
+            driver.wake();
+        }
+        Some(connection.free())
+    }
+}
+
+/// When a connection lapses: it counts as lost if nothing uses it before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lapse {
+    /// The moment.
+    pub at: Timestamp,
+    /// How the wall clock is set now.
+    pub offset: WallOffset,
+}
+
+impl Lapse {
+    /// Of a connection that is used now.
+    pub fn of(connection: &Connection, now: Now) -> Self {
+        Self { at: connection.lapses(now.at), offset: now.offset }
+    }
+
+    /// What the wall clock will show then.
+    pub fn wall(self) -> WallTime {
+        self.offset.wall(self.at)
+    }
+}

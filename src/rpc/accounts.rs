@@ -303,29 +303,34 @@ impl Holder {
 }
 
 impl Held {
-    /// Takes more of the same.
+    /// Holds this many from now on.
     ///
     /// # Errors
     /// [`Refusal::RequestBytesLimit`]; what was held stays.
-    pub(super) fn grow(&mut self, more: usize) -> Result<(), Refusal> {
-        let (pool, of_one) = self.holder.place(self.what);
-        pool.take(of_one, more).map_err(|full| match full {
-            Full::OfOne(most) | Full::OfAll(most) => Refusal::RequestBytesLimit(most),
-        })?;
-        self.amount += more;
+    pub(super) fn resize(&mut self, amount: usize) -> Result<(), Refusal> {
+        if let Some(more) = amount.checked_sub(self.amount) {
+            let (pool, of_one) = self.holder.place(self.what);
+            pool.take(of_one, more).map_err(|full| match full {
+                Full::OfOne(most) | Full::OfAll(most) => Refusal::RequestBytesLimit(most),
+            })?;
+            self.amount = amount;
+        }
+        self.shrink(amount);
         Ok(())
     }
 
-    /// Gives everything back, and can grow again.
-    pub(super) fn clear(&mut self) {
+    /// Holds no more than this many from now on.
+    pub(super) fn shrink(&mut self, at_most: usize) {
+        let less = self.amount.saturating_sub(at_most);
         let (pool, of_one) = self.holder.place(self.what);
-        pool.give_back(of_one, std::mem::take(&mut self.amount));
+        pool.give_back(of_one, less);
+        self.amount -= less;
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.clear();
+        self.shrink(0);
     }
 }
 
@@ -400,11 +405,16 @@ mod tests {
         let accounts = Arc::new(Accounts::new(&limits));
         let holder = accounts.holder(&"one".into());
         let mut bytes = holder.no_bytes();
-        bytes.grow(40).unwrap();
-        assert!(matches!(bytes.grow(21), Err(Refusal::RequestBytesLimit(60))));
-        bytes.grow(20).unwrap();
-        bytes.clear();
-        bytes.grow(60).unwrap();
+        bytes.resize(40).unwrap();
+        assert!(matches!(bytes.resize(61), Err(Refusal::RequestBytesLimit(60))));
+        bytes.resize(60).unwrap();
+        bytes.resize(10).unwrap();
+        let mut others = holder.no_bytes();
+        others.resize(50).unwrap();
+        bytes.shrink(20);
+        assert!(bytes.resize(11).is_err(), "it holds ten still");
+        drop(others);
+        bytes.resize(60).unwrap();
         drop(bytes);
         assert_eq!(accounts.bytes.taken.load(Ordering::Relaxed), 0);
     }

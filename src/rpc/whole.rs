@@ -120,12 +120,13 @@ impl<B> Whole<B> {
         if !data.is_empty() {
             self.push(data);
             self.whole = self.held;
+            // The message came in time. What begins behind it has its own.
+            self.late = None;
         }
         if !rest.is_empty() {
-            // Counted with what a piece takes beside its bytes.
-            let counted = self.counted.get_or_insert_with(|| self.holder.no_bytes());
-            counted.grow(rest.len() + COUNTED_MORE)?;
             self.push(rest);
+            let counted = self.counted.get_or_insert_with(|| self.holder.no_bytes());
+            counted.resize(self.held + COUNTED_MORE * self.pieces.len())?;
         }
         Ok(self.pop())
     }
@@ -167,6 +168,8 @@ impl<B> Whole<B> {
             self.pieces = VecDeque::new();
             self.counted = None;
             self.late = None;
+        } else if let Some(counted) = &mut self.counted {
+            counted.shrink(self.held + COUNTED_MORE * self.pieces.len());
         }
         Some(piece)
     }
@@ -316,6 +319,30 @@ mod tests {
         let frames = [Bytes::from_static(&[0, 0, 0x40, 0, 1])];
         let mut body = Whole::new(Frames(frames.into(), false), 4 << 20, holder);
         assert_eq!(read(&mut body).await.unwrap().unwrap().len(), 5);
+    }
+
+    #[tokio::test]
+    async fn each_message_has_its_own_count_and_time() {
+        let accounts = accounts(10_000);
+        let holder = accounts.holder(&"one".into());
+        let sent = message(5000).repeat(100);
+        let mut body = Whole::new(Frames(VecDeque::new(), false), 1 << 20, Arc::clone(&holder));
+        let (mut came, mut ends) = (0, None);
+        // No frame but the last ends with a message, and their sum is far above the limit.
+        for frame in sent.chunks(3001) {
+            body.body.0.push_back(Bytes::copy_from_slice(frame));
+            let before = came;
+            while let Some(piece) = read(&mut body).await {
+                came += piece.unwrap().len();
+            }
+            assert!(body.held < 5005 && came + body.held <= sent.len());
+            let until = body.late.as_ref().map(|late| late.deadline());
+            assert!(ends.is_none() || until.is_none() || (came > before) == (until > ends), "{came}");
+            ends = until;
+        }
+        assert_eq!((came, body.held), (sent.len(), 0));
+        assert!(body.late.is_none());
+        assert_eq!(body.holder.no_bytes().resize(10_000).ok(), Some(()), "all of it was given back");
     }
 
     #[tokio::test]

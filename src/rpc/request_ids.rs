@@ -22,7 +22,7 @@ const REMEMBERED: Duration = Duration::from_secs(60);
 const ID_MAX: usize = 64;
 /// Most bytes of all owners. One answer of an owner that has no other is remembered beyond it.
 const BYTES_MAX: usize = 64 << 20;
-/// Most bytes of one owner: 8,000 requests with the longest names, and 20,000 ordinary ones.
+/// Most bytes of one owner: 20,000 ordinary answers, 8,000 with the longest server names, and 900 with the most names of a peer.
 const BYTES_OF_ONE_MAX: usize = 8 << 20;
 /// What an answer takes beside its own bytes, at most: its place in table and queue, each at most half empty.
 const PLACE: usize = 240;

@@ -1,4 +1,4 @@
-//! RevokeSessions: who resumes no more.
+//! RevokeSessions: which sessions resume no more.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,6 +11,7 @@ use super::{
     status::Refusal,
 };
 use crate::{
+    clock::WallTime,
     hex,
     proto::{self as pb, revoke_sessions_request::Selector as Asked},
     session::{canonical, revocation::Selector},
@@ -56,11 +57,18 @@ impl Sessions {
             }
             caches = there_now;
         }
-        let mut removed = 0;
+        let mut told = Told {
+            by,
+            context: &request.context,
+            selector,
+            before: now.offset.wall(before),
+            removed: 0,
+            finished: false,
+        };
         for cache in &caches {
             for part in 0..cache.parts() {
                 for slice in cache.revoked(part).chunks(PURGED_AT_ONCE) {
-                    removed += cache.withdraw_revoked(slice) as u64;
+                    told.removed += cache.withdraw_revoked(slice) as u64;
                     yield_now().await;
                 }
                 yield_now().await;
@@ -70,17 +78,37 @@ impl Sessions {
         while let Some(left) = self.table.clock().until(before) {
             sleep(left).await;
         }
-        let before = now.offset.wall(before);
+        told.finished = true;
+        Ok(pb::RevokeSessionsResponse {
+            removed: told.removed,
+            before: Some(convert::timestamp(told.before)),
+        })
+    }
+}
+
+/// The line about a revocation that has taken effect. Dropping it writes the line, also where the caller goes before the answer.
+struct Told<'r> {
+    by: &'r Caller,
+    context: &'r str,
+    selector: Selector,
+    before: WallTime,
+    removed: u64,
+    /// All that the caches held of it is removed. If not, it leaves when it is looked up, or at its end.
+    finished: bool,
+}
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
         tracing::info!(
             target: "audit",
-            owner = %by.owner(),
-            context = request.context,
-            ?selector,
-            before_ms = before.as_millis(),
-            removed,
+            owner = %self.by.owner(),
+            context = self.context,
+            selector = ?self.selector,
+            before_ms = self.before.as_millis(),
+            removed = self.removed,
+            finished = self.finished,
             "RevokeSessions"
         );
-        Ok(pb::RevokeSessionsResponse { removed, before: Some(convert::timestamp(before)) })
     }
 }
 

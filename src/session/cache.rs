@@ -307,12 +307,12 @@ impl Cache {
     }
 
     /// From now on what this matches and was authenticated before `before` is not resumed, nor stored. What the cache holds
-    /// of it leaves with [`Self::purge`].
+    /// of it leaves with [`Self::withdraw_revoked`], or when it is looked up.
     pub fn revoke(&self, selector: Selector, before: Timestamp) {
         self.revocations.revoke(selector, before);
     }
 
-    /// Takes out what is revoked of one of [`Self::parts`]; says how many.
+    /// Takes out what is revoked of one of [`Self::parts`], in one piece; says how many.
     pub fn purge(&self, part: usize) -> usize {
         self.withdraw_revoked(&self.revoked(part))
     }
@@ -359,7 +359,7 @@ impl Cache {
         }
     }
 
-    /// In how many parts [`Self::scan_part`] and [`Self::purge`] look through it.
+    /// In how many parts [`Self::scan_part`] and [`Self::revoked`] look through it.
     pub fn parts(&self) -> usize {
         self.store.parts()
     }

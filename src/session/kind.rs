@@ -159,8 +159,8 @@ pub struct Kinds {
 #[repr(align(128))]
 struct Part(RwLock<Set>);
 
-/// Kinds by the hash of all that they are. A kind belongs to its sessions, and its memory is freed with the last of them; its
-/// place is given back by the next kinds that come, or by [`Kinds::reap`].
+/// Kinds by the hash of all that they are. A kind belongs to its sessions, and its names are freed with the last of them; its
+/// place, and some hundred bytes of the object, are given back by the next kinds that come, or by [`Kinds::reap`].
 #[derive(Default)]
 struct Set {
     by_hash: HashMap<u64, Weak<Kind>, BuildHasherDefault<AsItIs>>,

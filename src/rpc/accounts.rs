@@ -11,12 +11,11 @@ use std::{
         Arc, Weak,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use dashmap::DashMap;
 
-use super::{line_budget::LineBudget, status::Refusal};
+use super::status::Refusal;
 use crate::{config::Limits, session::watch::WATCHERS_MAX};
 
 /// Calls in flight of health and reflection, which every caller may make: in all, and of one identity.
@@ -28,8 +27,6 @@ const SOCKETS_WITHOUT_ROLE_OF_ONE: usize = 4;
 /// Streams of WatchSessions: in all, and of one identity.
 const WATCHERS: usize = WATCHERS_MAX;
 const WATCHERS_OF_ONE: usize = WATCHERS_MAX / 2;
-/// Lines in a second about refused calls of one identity.
-const REFUSALS_OF_ONE: u32 = 20;
 /// TLS handshakes of the API that are not finished: in all, and from one address (of IPv6: from one network of 64 bits).
 const HANDSHAKES: usize = 512;
 const HANDSHAKES_OF_ONE: usize = 64;
@@ -54,26 +51,13 @@ struct Pool {
 }
 
 /// What one identity holds.
+#[derive(Default)]
 pub(super) struct Account {
     calls: AtomicUsize,
     open_calls: AtomicUsize,
     sockets_without_role: AtomicUsize,
     watchers: AtomicUsize,
     bytes: AtomicUsize,
-    refusals: LineBudget,
-}
-
-impl Default for Account {
-    fn default() -> Self {
-        Self {
-            calls: AtomicUsize::new(0),
-            open_calls: AtomicUsize::new(0),
-            sockets_without_role: AtomicUsize::new(0),
-            watchers: AtomicUsize::new(0),
-            bytes: AtomicUsize::new(0),
-            refusals: LineBudget::new(REFUSALS_OF_ONE, Duration::from_secs(1)),
-        }
-    }
 }
 
 /// What one address holds before it has proved an identity.
@@ -268,11 +252,11 @@ impl Holder {
     /// Room for a call that every caller may make.
     ///
     /// # Errors
-    /// As [`Self::call`].
+    /// [`Refusal::OpenCallLimit`] or [`Refusal::OwnerOpenCallLimit`].
     pub(super) fn open_call(self: &Arc<Self>) -> Result<Held, Refusal> {
         self.take(What::OpenCall).map_err(|full| match full {
-            Full::OfOne(most) => Refusal::OwnerCallLimit(most),
-            Full::OfAll(most) => Refusal::CallLimit(most),
+            Full::OfOne(most) => Refusal::OwnerOpenCallLimit(most),
+            Full::OfAll(most) => Refusal::OpenCallLimit(most),
         })
     }
 
@@ -289,11 +273,6 @@ impl Holder {
         self.take(What::Watcher).map_err(|full| match full {
             Full::OfOne(most) | Full::OfAll(most) => Refusal::WatcherLimit(most),
         })
-    }
-
-    /// The budget of log lines about refused calls of this identity.
-    pub(super) fn refusals(&self) -> &LineBudget {
-        &self.account.refusals
     }
 
     /// No bytes yet, of a request that has not come as a whole.

@@ -16,7 +16,7 @@ use prost::DecodeError;
 use tokio::{runtime::Handle, task::yield_now, time::Sleep};
 use tokio_stream::Stream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use super::{
     access::{Caller, Roles},
@@ -243,25 +243,40 @@ impl Drop for Calls {
     /// workers of this thread have their turns between.
     fn drop(&mut self) {
         let table = Arc::clone(&self.connections.opener.table);
-        let left: Vec<ConnectionId> = self.made.drain().map(|(id, _)| id).collect();
-        let free = |table: &Table, slice: &[ConnectionId]| {
-            for id in slice {
-                // One that is not there was freed by its idle time-out, or by somebody else.
-                let _ = table.free(*id);
-            }
-        };
-        match Handle::try_current() {
-            Ok(runtime) if left.len() > FREED_AT_ONCE => {
-                // Where the runtime ends before it, so does the daemon, which frees all that is left.
-                runtime.spawn(async move {
-                    for slice in left.chunks(FREED_AT_ONCE) {
-                        free(&table, slice);
-                        yield_now().await;
-                    }
-                });
-            }
-            _ => free(&table, &left),
+        let mut left = Left { table, ids: self.made.drain().map(|(id, _)| id).collect() };
+        if let Ok(runtime) = Handle::try_current()
+            && left.ids.len() > FREED_AT_ONCE
+        {
+            runtime.spawn(async move {
+                while left.free_some() {
+                    yield_now().await;
+                }
+            });
         }
+    }
+}
+
+/// Connections of a stream that has ended. Dropping it frees all that are left, also where a runtime that ends drops the task
+/// that frees them slice by slice.
+struct Left {
+    table: Arc<Table>,
+    ids: Vec<ConnectionId>,
+}
+
+impl Left {
+    /// Says whether there are more.
+    fn free_some(&mut self) -> bool {
+        for id in self.ids.drain(self.ids.len().saturating_sub(FREED_AT_ONCE)..) {
+            // One that is not there was freed by its idle time-out, or by another call.
+            let _ = self.table.free(id);
+        }
+        !self.ids.is_empty()
+    }
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        while self.free_some() {}
     }
 }
 
@@ -346,7 +361,7 @@ impl Attach {
 }
 
 fn malformed(err: &DecodeError) -> Status {
-    described(Code::Internal, &err.to_string())
+    described(&Status::internal(err.to_string()))
 }
 
 impl Stream for Attach {
@@ -396,7 +411,7 @@ impl Stream for Attach {
                     Err(Unread::Malformed(err)) => this.phase = Phase::Ending(Some(malformed(&err))),
                 },
                 Some(Err(status)) => {
-                    this.phase = Phase::Ending(Some(described(status.code(), status.message())));
+                    this.phase = Phase::Ending(Some(described(&status)));
                 }
                 None => this.phase = Phase::Ending(None),
             }

@@ -210,7 +210,9 @@ impl Connections {
     ) -> Result<pb::ListConnectionsResponse, Refusal> {
         let size = Pages::size(request.page_size)?;
         let filters = ["connections", request.context.as_str()];
-        let registry = self.table().registry();
+        let _turn = self.lists.wait(by.owner()).await;
+        // Rights are those of after the wait.
+        let registry = Arc::clone(&self.table().registry());
         let filter = match request.context.as_str() {
             "" => None,
             name => {
@@ -225,7 +227,6 @@ impl Connections {
             None => None,
             Some(place) => Some(read_place(&place).ok_or(Refusal::PageTokenInvalid)?),
         };
-        let _turn = self.lists.wait(by.owner()).await;
         let (mut places, mut connections) = (Vec::new(), Vec::new());
         loop {
             let before = places.len();

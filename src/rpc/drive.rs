@@ -256,7 +256,7 @@ impl Stream for Drive {
                 }
                 Some(Err(status)) => {
                     this.phase = Phase::Ending(None);
-                    return Poll::Ready(Some(Err(described(status.code(), status.message()))));
+                    return Poll::Ready(Some(Err(described(&status))));
                 }
                 None => this.phase = Phase::Ending(None),
             }

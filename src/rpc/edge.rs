@@ -36,7 +36,8 @@ use crate::connection::Table;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline(pub(super) Instant);
 
-/// How long a call may take to arrive whole. It counts as in flight meanwhile, and all else is answered at once.
+/// How long a call may take to arrive as a whole and to be answered: it counts as in flight meanwhile. A list that waits for
+/// the caller's other lists waits no longer either.
 const ARRIVAL: Duration = Duration::from_secs(20);
 
 /// The body of a request: off a socket, or made in this process.
@@ -111,7 +112,7 @@ impl<B: Incoming> Service<Request<B>> for Edge {
 /// a limit of its own.
 pub struct Answer {
     answer: BoxFuture<Response<Body>, Infallible>,
-    /// Ready when the call should have arrived; none while nobody had to wait.
+    /// Ready when the call should have been answered; none while nothing had to be waited for.
     late: Option<Pin<Box<Sleep>>>,
     _admitted: Option<Held>,
 }
@@ -165,9 +166,7 @@ fn explained(response: Response<Body>) -> Response<Body> {
         return response;
     }
     match Status::from_header_map(headers) {
-        Some(status) if status.code() != tonic::Code::Ok => {
-            described(status.code(), status.message()).into_http()
-        }
+        Some(status) if status.code() != tonic::Code::Ok => described(&status).into_http(),
         _ => response,
     }
 }

@@ -65,7 +65,7 @@ const STREAM_WINDOW: u32 = 256 << 10;
 const STREAM_WINDOW_MIN: u32 = 16 << 10;
 /// RFC 9113 section 6.9.1.
 const WINDOW_MAX: u32 = (1 << 31) - 1;
-/// What waits of one answer for a caller who does not read.
+/// What waits of one answer for a caller that does not read.
 const SEND_BUFFER: usize = 64 << 10;
 /// The same for a caller without a role.
 const SEND_BUFFER_NO_ROLE: usize = 16 << 10;
@@ -137,9 +137,9 @@ impl Services {
 /// What all connections have in common.
 #[derive(Clone)]
 pub(super) struct Gate {
-    /// Who may do what.
+    /// Tells of changed rules and of refused calls.
     pub(super) access: Arc<Access>,
-    /// Who comes over TLS. `None`: nobody does.
+    /// Shakes hands with callers over TLS. `None`: there are none.
     pub(super) tls: Option<Arc<Acceptor>>,
     /// What each identity holds.
     pub(super) accounts: Arc<Accounts>,
@@ -231,18 +231,19 @@ impl Http {
                 let greeted = until(&signals, async {
                     timeout(first_bytes, socket.readable()).await??;
                     let (stream, peer) = acceptor.accept(socket).await?;
-                    // After the handshake it may still say nothing.
-                    Ok::<_, io::Error>((timeout(first_bytes, preface(stream)).await??, peer))
+                    // One that says nothing after its handshake, or half a word, is closed without a line.
+                    let greeted = timeout(first_bytes, preface(stream)).await.ok().and_then(Result::ok);
+                    Ok::<_, io::Error>(greeted.map(|stream| (stream, peer)))
                 });
                 let greeted = greeted.await;
                 drop(handshake);
                 match greeted {
-                    Some(Ok((stream, peer))) => {
+                    Some(Ok(Some((stream, peer)))) => {
                         let edge = self.edge(peer, beyond);
                         self.converse(stream, &turn, edge, &signals).await;
                     }
                     Some(Err(err)) => self.gate.access.audit_stranger(from, &err),
-                    None => {}
+                    Some(Ok(None)) | None => {}
                 }
             }
         }

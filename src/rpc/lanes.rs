@@ -89,7 +89,7 @@ impl Lanes {
                     }
                     drop(catch_unwind(AssertUnwindSafe(|| drop(here))));
                     thread::sleep(AGAIN);
-                    runtime = self::runtime().ok();
+                    runtime = again();
                 }
             })?;
             lanes.push(Lane { accepted, open });
@@ -143,6 +143,11 @@ impl Lanes {
     pub(super) fn close(&mut self) {
         self.lanes.clear();
     }
+}
+
+/// A runtime for a thread that begins again.
+fn again() -> Option<Runtime> {
+    runtime().inspect_err(|err| tracing::error!(%err, "a thread of the API cannot begin again")).ok()
 }
 
 fn runtime() -> io::Result<Runtime> {

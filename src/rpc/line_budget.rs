@@ -38,16 +38,11 @@ impl LineBudget {
         Some(std::mem::take(&mut held.left_out))
     }
 
-    /// Asks for a line of one identity, which has a budget of its own: it takes no line of others. Both have to allow it, and this
-    /// one counts what either leaves out.
-    pub(super) fn take_of_one(&self, of_one: &Self, now: Instant) -> Option<u64> {
-        if of_one.take(now).is_some() {
-            return self.take(now);
-        }
+    /// Counts a line that is left out for another reason.
+    pub(super) fn leave_out(&self, now: Instant) {
         let mut held = self.held.lock();
         self.begin(&mut held, now);
         held.left_out += 1;
-        None
     }
 
     /// How many were left out, where the span is over in which they came and no line has told of them.
@@ -87,12 +82,10 @@ mod tests {
     }
 
     #[test]
-    fn one_identity_takes_no_line_of_others() {
+    fn line_tells_also_of_those_that_were_left_out_for_another_reason() {
         let now = Instant::now();
-        let all = LineBudget::new(5, Duration::from_secs(1));
-        let [one, other] = [(); 2].map(|()| LineBudget::new(2, Duration::from_secs(1)));
-        let taken = (0..100).filter(|_| all.take_of_one(&one, now).is_some()).count();
-        assert_eq!(taken, 2);
-        assert_eq!(all.take_of_one(&other, now), Some(98), "its line tells of what was left out");
+        let budget = LineBudget::new(5, Duration::from_secs(1));
+        (0..98).for_each(|_| budget.leave_out(now));
+        assert_eq!((budget.take(now), budget.take(now)), (Some(98), Some(0)));
     }
 }

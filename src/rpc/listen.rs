@@ -46,6 +46,8 @@ const BACKLOG: i32 = 1024;
 /// Bound sockets that wait for callers.
 pub struct Listeners {
     sockets: Vec<Listener>,
+    /// The one that is asked first: it has waited longest.
+    next: usize,
     pause: Option<Pin<Box<Sleep>>>,
     errors: LineBudget,
 }
@@ -123,7 +125,7 @@ impl Listeners {
         if sockets.is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "listen.api names nothing to listen on"));
         }
-        Ok(Self { sockets, pause: None, errors: LineBudget::new(1, ACCEPT_LINE) })
+        Ok(Self { sockets, next: 0, pause: None, errors: LineBudget::new(1, ACCEPT_LINE) })
     }
 
     /// Where it listens, with the ports that the system chose.
@@ -294,7 +296,10 @@ impl Stream for Listeners {
             ready!(pause.as_mut().poll(cx));
             this.pause = None;
         }
-        for listener in &this.sockets {
+        let (before, from) = this.sockets.split_at(this.next);
+        for listener in from.iter().chain(before) {
+            // Behind it the next round begins: a flood at one endpoint keeps no caller out of another.
+            this.next = (this.next + 1) % this.sockets.len();
             let accepted = match listener {
                 Listener::Tcp(tcp) | Listener::Tls(tcp) => tcp.poll_accept(cx).map(|accepted| {
                     let (stream, peer) = accepted?;

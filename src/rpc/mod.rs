@@ -1,11 +1,11 @@
 //! The API: gRPC in, calls on the table, the caches and the contexts out. Errors turn into statuses here and nowhere else.
 //!
 //! * [`listen`]: where it listens
-//! * [`access`]: who may do what
+//! * [`access`]: what each caller may do
 //! * [`tls`]: mutual TLS under it
 //! * [`status`]: the table of refusals
 //! * `accounts`: what one identity holds at a time
-//! * `misses`: how many lookups of one caller may find nothing
+//! * `each_second`: how often one may do something in a second
 //! * `lanes`: one thread for each core
 //! * `line_budget`: how often the log tells of the same
 //! * `lookout`: what such a thread does before it sleeps
@@ -20,7 +20,7 @@
 //! * `batch`, `answers`: the calls of one message of an Attach, and what they answer, as bytes
 //! * `timer`: the clock of HTTP/2
 //! * `seldom`: futures that are not asked at every wake-up
-//! * `revoke`, `explain`: who resumes no more, and why not
+//! * `revoke`, `explain`: which sessions resume no more, and why not
 //! * `convert`, `page`, `turns`, `request_ids`: messages, lists, one list at a time, repeated requests
 
 use std::{
@@ -59,6 +59,7 @@ mod connections;
 mod contexts;
 mod convert;
 mod drive;
+mod each_second;
 mod edge;
 mod explain;
 mod http;
@@ -67,7 +68,6 @@ mod line_budget;
 pub mod listen;
 pub mod local;
 mod lookout;
-mod misses;
 mod page;
 mod preface;
 mod request_ids;
@@ -88,11 +88,11 @@ use access::Access;
 use accounts::Accounts;
 use connections::{Connections, Opener};
 use contexts::Contexts;
+use each_second::EachSecond;
 use http::{Gate, Http, MessageLimits, Services};
 use lanes::Lanes;
 use listen::{Listeners, Signals};
 use local::Local;
-use misses::Misses;
 use page::Pages;
 use request_ids::RequestIds;
 use sessions::Sessions;
@@ -258,7 +258,7 @@ impl Api {
             lists,
             table: Arc::clone(&table),
             pages,
-            misses: Misses::new(limits.misses_per_second),
+            misses: EachSecond::new(limits.misses_per_second),
             draining: signals.draining.clone(),
         });
         let gate = Gate {

@@ -11,8 +11,8 @@ use super::{
     access::{Caller, Roles, named},
     connections::{answer, caller},
     convert,
+    each_second::EachSecond,
     edge::Deadline,
-    misses::Misses,
     page::Pages,
     status::Refusal,
     turns::Turns,
@@ -39,7 +39,8 @@ pub(super) struct Sessions {
     pub(super) table: Arc<Table>,
     pub(super) pages: Arc<Pages>,
     pub(super) lists: Arc<Turns>,
-    pub(super) misses: Misses,
+    /// Lookups that found nothing.
+    pub(super) misses: EachSecond,
     pub(super) draining: CancellationToken,
 }
 
@@ -262,7 +263,9 @@ impl Sessions {
         let server_name = canonical(wanted.server_name);
         let terms =
             Terms { format, binding: wanted.binding, versions: &context.versions, server_name: &server_name };
-        self.misses.admit(by.owner(), now.at)?;
+        if !self.misses.admits(by.owner(), now.at.as_secs()) {
+            return Err(Refusal::MissLimit(self.misses.most()));
+        }
         Ok(match (role, id) {
             (Role::Server, None) => return Err(Refusal::SessionIdRequired),
             (Role::Client, _) if server_name.is_empty() => return Err(Refusal::LookupTargetRequired),
@@ -313,6 +316,8 @@ impl Sessions {
         request: &pb::ListSessionsRequest,
     ) -> Result<pb::ListSessionsResponse, Refusal> {
         let size = Pages::size(request.page_size)?;
+        let _turn = self.lists.wait(by.owner()).await;
+        // Rights are those of after the wait.
         let registry = Arc::clone(&self.table.registry());
         let caches = caches(&registry, by, &request.context, Roles::OBSERVER)?;
         let server_name = canonical(&request.server_name);
@@ -321,7 +326,6 @@ impl Sessions {
             None => None,
             Some(place) => Some(read_place(&place).ok_or(Refusal::PageTokenInvalid)?),
         };
-        let _turn = self.lists.wait(by.owner()).await;
         let now = self.table.now();
         let mut oldest: BinaryHeap<Listed> = BinaryHeap::with_capacity(size + 1);
         // Contexts that share a cache may be granted to different callers. Most sessions that follow each other have one account.
@@ -353,9 +357,8 @@ impl Sessions {
                         }
                     }
                 });
-                // Millions of sessions take a while; other calls are served meanwhile, and rights may change.
+                // Millions of sessions take a while; other calls are served meanwhile.
                 yield_now().await;
-                granted = None;
             }
         }
         let listed = oldest.into_sorted_vec();

@@ -104,6 +104,14 @@ pub(super) enum Refusal {
     #[error("{0} calls of this caller are being answered, and limits.calls_per_owner allows no more")]
     OwnerCallLimit(usize),
     #[error(
+        "{0} calls of health and reflection are being answered, and the daemon answers no more at a time"
+    )]
+    OpenCallLimit(usize),
+    #[error(
+        "{0} calls of health and reflection of this caller are being answered, and it may have no more at a time"
+    )]
+    OwnerOpenCallLimit(usize),
+    #[error(
         "{0} bytes of unfinished requests are held, and limits.request_bytes or request_bytes_per_owner allows no more"
     )]
     RequestBytesLimit(usize),
@@ -173,8 +181,10 @@ impl Refusal {
             Self::PermissionDenied { .. } => (Code::PermissionDenied, "PERMISSION_DENIED", Some("context")),
             Self::MethodUnknown => (Code::Unimplemented, "METHOD_UNKNOWN", None),
             Self::MethodUnlisted => (Code::PermissionDenied, "PERMISSION_DENIED", None),
-            Self::CallLimit(_) => (Code::ResourceExhausted, "CALL_LIMIT", None),
-            Self::OwnerCallLimit(_) => (Code::ResourceExhausted, "OWNER_CALL_LIMIT", None),
+            Self::CallLimit(_) | Self::OpenCallLimit(_) => (Code::ResourceExhausted, "CALL_LIMIT", None),
+            Self::OwnerCallLimit(_) | Self::OwnerOpenCallLimit(_) => {
+                (Code::ResourceExhausted, "OWNER_CALL_LIMIT", None)
+            }
             Self::RequestBytesLimit(_) => (Code::ResourceExhausted, "REQUEST_BYTES_LIMIT", None),
             Self::SocketLimit(_) => (Code::ResourceExhausted, "SOCKET_LIMIT", None),
             Self::MissLimit(_) => (Code::ResourceExhausted, "MISS_LIMIT", None),
@@ -253,19 +263,22 @@ fn excerpt(mut message: String) -> String {
     message
 }
 
-/// A status of tonic's own, which has no details: what arrives here never reached a service of ours.
-pub(super) fn described(code: Code, message: &str) -> Status {
-    let (code, reason) = match code {
+/// A status with details. Where it has none, it is tonic's own, and never reached a service of ours.
+pub(super) fn described(status: &Status) -> Status {
+    if !status.details().is_empty() {
+        return status.clone();
+    }
+    let (code, reason) = match status.code() {
         // tonic's word for a message over the limit.
         Code::OutOfRange => (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
-        Code::Unimplemented => (code, "METHOD_UNKNOWN"),
-        Code::Internal => (code, "MESSAGE_MALFORMED"),
-        Code::Cancelled => (code, "CANCELLED"),
+        Code::Unimplemented => (Code::Unimplemented, "METHOD_UNKNOWN"),
+        Code::Internal => (Code::Internal, "MESSAGE_MALFORMED"),
+        Code::Cancelled => (Code::Cancelled, "CANCELLED"),
         other => (other, "TRANSPORT"),
     };
     Status::with_error_details(
         code,
-        excerpt(message.to_owned()),
+        excerpt(status.message().to_owned()),
         ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new()),
     )
 }

@@ -30,7 +30,7 @@ struct Place<'t> {
 }
 
 impl Turns {
-    /// Waits until no other list of this caller runs. The call's deadline bounds the wait.
+    /// Waits until no other list of this caller runs. The wait ends with the call: at its deadline, or when the edge ends it.
     pub(super) async fn wait(&self, owner: &Arc<str>) -> Turn<'_> {
         let running = {
             let mut queues = self.0.lock();

@@ -1,9 +1,6 @@
 //! The caller of one connection, and what it may do now.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 
@@ -144,10 +141,7 @@ impl Caller {
 
     /// A line about a call that was refused.
     pub(in crate::rpc) fn audit(&self, refusal: &Refusal, path: Option<&str>) {
-        let (all, of_one) = (&self.access.refusals, self.holder.refusals());
-        if let Some(left_out) = all.take_of_one(of_one, Instant::now()) {
-            tracing::info!(target: "audit", owner = %self.owner(), path, %refusal, left_out, "a call was refused");
-        }
+        self.access.audit(self.owner(), refusal, path);
     }
 
     fn denied(&self, roles: Roles, context: Option<&str>) -> Refusal {

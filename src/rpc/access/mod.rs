@@ -8,12 +8,13 @@ mod rights;
 use std::{
     fmt,
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
 
-use super::line_budget::LineBudget;
+use super::{each_second::EachSecond, line_budget::LineBudget, status::Refusal};
 
 pub(super) use self::{
     caller::{Caller, named},
@@ -29,14 +30,17 @@ pub use self::{
 #[derive(Debug)]
 pub struct Access {
     changed: watch::Sender<()>,
-    /// Lines about calls that were refused.
+    began: Instant,
+    /// Lines about calls that were refused, of all callers and of each: a flood of one hides no refusal of another.
     refusals: LineBudget,
+    refusals_of_one: EachSecond,
     /// Lines about peers that have not proved an identity: a flood of them hides no refused call.
     strangers: LineBudget,
 }
 
 /// Lines in a second about refused calls, and about strangers: no more than a person can read.
 const REFUSALS: u32 = 100;
+const REFUSALS_OF_ONE: u32 = 20;
 const STRANGERS: u32 = 10;
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -45,7 +49,9 @@ impl Access {
     pub fn new() -> Self {
         Self {
             changed: watch::Sender::new(()),
+            began: Instant::now(),
             refusals: LineBudget::new(REFUSALS, SECOND),
+            refusals_of_one: EachSecond::new(REFUSALS_OF_ONE),
             strangers: LineBudget::new(STRANGERS, SECOND),
         }
     }
@@ -53,6 +59,18 @@ impl Access {
     /// The table has other rules now: every stream asks for its rights again.
     pub fn rules_changed(&self) {
         self.changed.send_replace(());
+    }
+
+    /// A line about a call that was refused.
+    pub(super) fn audit(&self, owner: &Arc<str>, refusal: &Refusal, path: Option<&str>) {
+        let now = Instant::now();
+        if !self.refusals_of_one.admits(owner, now.saturating_duration_since(self.began).as_secs()) {
+            return self.refusals.leave_out(now);
+        }
+        self.refusals_of_one.count(owner);
+        if let Some(left_out) = self.refusals.take(now) {
+            tracing::info!(target: "audit", %owner, path, %refusal, left_out, "a call was refused");
+        }
     }
 
     /// A line about a peer that proved no identity.

@@ -1,0 +1,69 @@
+//! How often each identity may do something in a second, over all of its connections, and whether or not these still exist.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, AtomicU64, Ordering},
+};
+
+use dashmap::DashMap;
+
+/// Numbers of this second, by owner.
+#[derive(Debug)]
+pub(super) struct EachSecond {
+    most: u32,
+    /// Which second.
+    second: AtomicU64,
+    /// Of all owners in this second: while it is less than one may have, no owner has more.
+    all: AtomicU32,
+    by_owner: DashMap<Arc<str>, u32>,
+}
+
+impl EachSecond {
+    pub(super) fn new(most: u32) -> Self {
+        Self { most, second: AtomicU64::new(0), all: AtomicU32::new(0), by_owner: DashMap::new() }
+    }
+
+    /// How often one owner may, in a second.
+    pub(super) fn most(&self) -> u32 {
+        self.most
+    }
+
+    /// Whether this owner may do it once more. Seconds count from any moment.
+    pub(super) fn admits(&self, owner: &Arc<str>, second: u64) -> bool {
+        // Read first: every lookup passes here, and one in a second has something to write.
+        if self.second.load(Ordering::Relaxed) != second
+            && self.second.swap(second, Ordering::Relaxed) != second
+        {
+            self.all.store(0, Ordering::Relaxed);
+            self.by_owner.clear();
+        }
+        self.all.load(Ordering::Relaxed) < self.most
+            || self.by_owner.get(owner).is_none_or(|times| *times < self.most)
+    }
+
+    /// This owner did it.
+    pub(super) fn count(&self, owner: &Arc<str>) {
+        self.all.fetch_add(1, Ordering::Relaxed);
+        match self.by_owner.get_mut(owner) {
+            Some(mut times) => *times = times.saturating_add(1),
+            None => drop(self.by_owner.insert(Arc::clone(owner), 1)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owner_that_did_it_too_often_waits_for_the_next_second_and_others_do_not() {
+        let times = EachSecond::new(3);
+        let [one, two]: [Arc<str>; 2] = ["uid:1".into(), "uid:2".into()];
+        for _ in 0..3 {
+            assert!(times.admits(&one, 5));
+            times.count(&one);
+        }
+        assert!(!times.admits(&one, 5));
+        assert!(times.admits(&two, 5) && times.admits(&one, 6));
+    }
+}

@@ -37,6 +37,8 @@ pub mod config; // file, environment and command line in, a valid Config out
 #[cfg(any(feature = "daemon", feature = "client"))]
 mod hex; // ids as the API writes them
 #[cfg(any(feature = "daemon", feature = "client"))]
+mod keepalive; // whether the peer of an HTTP/2 connection lives
+#[cfg(any(feature = "daemon", feature = "client"))]
 mod looks; // when to look once more before one sleeps
 #[cfg(feature = "daemon")]
 mod pem; // reads keys and certificates; its errors hold no content of a file

@@ -68,9 +68,6 @@ pub struct Calls(pub Bytes);
 
 #[cfg(feature = "daemon")]
 impl Incoming for Calls {
-    /// A worker has one such stream, and long messages on it.
-    const ROOM: usize = 4 * PIECE;
-
     fn read(message: Bytes) -> Result<Self, DecodeError> {
         Ok(Self(message))
     }
@@ -109,9 +106,6 @@ pub struct Answers(pub Vec<u8>);
 impl Outgoing for Answers {
     /// Those that leave together are together already.
     const PIECE: usize = 0;
-    /// A worker has one such stream, and long messages on it.
-    const ROOM: usize = 4 * PIECE;
-
     fn write(self, to: &mut EncodeBuf<'_>, _: &mut Vec<u8>) {
         to.reserve(self.0.len());
         to.put_slice(&self.0);

@@ -21,7 +21,7 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes};
 use http::Request as HttpRequest;
-use hyper::body::{Body as _, Frame};
+use http_body::{Body as _, Frame};
 use prost::Message;
 use tls_sessiond::{
     clock::{Clock, ManualClock, WallTime},
@@ -679,7 +679,7 @@ impl Decoder for Raw {
 /// The body of a request, in one frame.
 struct Frames(Option<Bytes>);
 
-impl hyper::body::Body for Frames {
+impl http_body::Body for Frames {
     type Data = Bytes;
     type Error = Infallible;
 

@@ -46,7 +46,6 @@ mod fields;
 mod found;
 mod frames;
 mod gate;
-mod keepalive;
 mod link;
 mod lookout;
 mod message;

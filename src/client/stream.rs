@@ -29,10 +29,10 @@ use super::{
     answers::{self, Answer, Malformed},
     bells::{Bells, Parts},
     frames::{Framed, Pieces, Unexpected},
-    keepalive::KeepAlive,
     link::Link,
     lookout::Lookout,
 };
+use crate::keepalive::KeepAlive;
 
 /// What is called.
 pub(super) const METHOD: &str = "/tls.sessiond.v1.WorkerService/Attach";
@@ -43,6 +43,9 @@ const WINDOW: u32 = 1 << 20;
 const SEND_BUFFER: usize = 256 << 10;
 /// Largest header block of the answer.
 const HEADERS_MAX: u32 = 16 << 10;
+/// How long a daemon may be silent before it is asked whether it lives, and how long it may then take.
+const SILENT_MAX: Duration = Duration::from_secs(10);
+const ANSWER_MAX: Duration = Duration::from_secs(20);
 /// How long the last bytes of a connection may take to leave.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -91,7 +94,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
             .handshake(line)
             .await
             .ok()?;
-        let life = KeepAlive::new(connection.ping_pong()?);
+        let life = KeepAlive::new(connection.ping_pong()?, SILENT_MAX, ANSWER_MAX);
         let request = Request::post(uri)
             .version(Version::HTTP_2)
             .header(TE, "trailers")

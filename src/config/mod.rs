@@ -120,7 +120,7 @@ pub struct Limits {
     pub calls_in_flight: usize,
     /// Most of those of one identity.
     pub calls_per_owner: usize,
-    /// Most bytes of requests that have not come as a whole.
+    /// Most bytes of requests that have not come as a whole, of answers that have no window, and of requests behind these.
     pub request_bytes: usize,
     /// Most of those of one identity.
     pub request_bytes_per_owner: usize,

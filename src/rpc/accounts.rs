@@ -1,4 +1,5 @@
-//! What one identity holds at a time, over all of its connections: calls, bytes of unfinished requests, sockets.
+//! What one identity holds at a time, over all of its connections: calls, bytes of unfinished requests and unread
+//! answers, sockets.
 //!
 //! Each of them has a limit for all callers together and a smaller one for each identity, so that no caller takes what is for
 //! all. Callers that have no role, and peers that have not proved an identity, have small pools of their own: whatever they do
@@ -31,14 +32,24 @@ const WATCHERS_OF_ONE: usize = WATCHERS_MAX / 2;
 const HANDSHAKES: usize = 512;
 const HANDSHAKES_OF_ONE: usize = 64;
 
+/// Bytes of answers that HTTP/2 has taken and not written: of all connections, of those of one identity, and the least that a
+/// connection may have.
+const ANSWERS: usize = 256 << 20;
+const ANSWERS_OF_ONE: usize = 16 << 20;
+const ANSWERS_LEAST: usize = 8 << 10;
+const ANSWERS_MOST: usize = 1 << 20;
+
 /// Everything that is counted for identities.
 pub(super) struct Accounts {
     calls: Pool,
+    attached: Pool,
     open_calls: Pool,
     sockets_without_role: Pool,
     handshakes: Pool,
     watchers: Pool,
     bytes: Pool,
+    /// Connections whose identity is known.
+    connections: AtomicUsize,
     by_owner: Members<Arc<str>, Account>,
     by_address: Members<IpAddr, Source>,
 }
@@ -54,6 +65,7 @@ struct Pool {
 #[derive(Default)]
 pub(super) struct Account {
     calls: AtomicUsize,
+    attached: AtomicUsize,
     open_calls: AtomicUsize,
     sockets_without_role: AtomicUsize,
     watchers: AtomicUsize,
@@ -136,6 +148,7 @@ impl Drop for Holder {
     fn drop(&mut self) {
         // The account is given up before it is looked for: of several holders that go at once, the last one finds it unheld.
         self.account = Arc::default();
+        self.accounts.connections.fetch_sub(1, Ordering::Relaxed);
         self.accounts.by_owner.forget(&self.owner);
     }
 }
@@ -150,11 +163,13 @@ impl Accounts {
     pub(super) fn new(limits: &Limits) -> Self {
         Self {
             calls: Pool::new(limits.calls_in_flight, limits.calls_per_owner),
+            attached: Pool::new(limits.calls_in_flight, limits.calls_per_owner),
             open_calls: Pool::new(OPEN_CALLS, OPEN_CALLS_OF_ONE),
             sockets_without_role: Pool::new(SOCKETS_WITHOUT_ROLE, SOCKETS_WITHOUT_ROLE_OF_ONE),
             handshakes: Pool::new(HANDSHAKES, HANDSHAKES_OF_ONE),
             watchers: Pool::new(WATCHERS, WATCHERS_OF_ONE),
             bytes: Pool::new(limits.request_bytes, limits.request_bytes_per_owner),
+            connections: AtomicUsize::new(0),
             by_owner: Members(DashMap::new()),
             by_address: Members(DashMap::new()),
         }
@@ -163,6 +178,7 @@ impl Accounts {
     /// The account of an identity, for one of its connections.
     pub(super) fn holder(self: &Arc<Self>, owner: &Arc<str>) -> Arc<Holder> {
         let account = self.by_owner.get(owner);
+        self.connections.fetch_add(1, Ordering::Relaxed);
         Arc::new(Holder { accounts: Arc::clone(self), owner: Arc::clone(owner), account })
     }
 
@@ -214,6 +230,7 @@ pub(super) struct Held {
 #[derive(Clone, Copy)]
 enum What {
     Call,
+    Attached,
     OpenCall,
     SocketWithoutRole,
     Watcher,
@@ -225,6 +242,7 @@ impl Holder {
         let (accounts, account) = (&self.accounts, &self.account);
         match what {
             What::Call => (&accounts.calls, &account.calls),
+            What::Attached => (&accounts.attached, &account.attached),
             What::OpenCall => (&accounts.open_calls, &account.open_calls),
             What::SocketWithoutRole => (&accounts.sockets_without_role, &account.sockets_without_role),
             What::Watcher => (&accounts.watchers, &account.watchers),
@@ -244,6 +262,17 @@ impl Holder {
     /// [`Refusal::CallLimit`] or [`Refusal::OwnerCallLimit`].
     pub(super) fn call(self: &Arc<Self>) -> Result<Held, Refusal> {
         self.take(What::Call).map_err(|full| match full {
+            Full::OfOne(most) => Refusal::OwnerCallLimit(most),
+            Full::OfAll(most) => Refusal::CallLimit(most),
+        })
+    }
+
+    /// Room for an Attach, until its stream ends: there may be as many as calls in flight, beside these.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub(super) fn attached(self: &Arc<Self>) -> Result<Held, Refusal> {
+        self.take(What::Attached).map_err(|full| match full {
             Full::OfOne(most) => Refusal::OwnerCallLimit(most),
             Full::OfAll(most) => Refusal::CallLimit(most),
         })
@@ -275,7 +304,29 @@ impl Holder {
         })
     }
 
-    /// No bytes yet, of a request that has not come as a whole.
+    /// Whether a call may begin that will have bytes: one that changes something must be able to tell of it.
+    ///
+    /// # Errors
+    /// [`Refusal::RequestBytesLimit`].
+    pub(super) fn has_room_for_bytes(&self) -> Result<(), Refusal> {
+        let (pool, of_one) = self.place(What::Bytes);
+        let room = |taken: &AtomicUsize, most| taken.load(Ordering::Relaxed) <= most / 16 * 15;
+        match (room(of_one, pool.most_of_one), room(&pool.taken, pool.most)) {
+            (true, true) => Ok(()),
+            (false, _) => Err(Refusal::RequestBytesLimit(pool.most_of_one)),
+            (true, false) => Err(Refusal::RequestBytesLimit(pool.most)),
+        }
+    }
+
+    /// How many bytes of answers its connection may have in HTTP/2: its share of what all have, and of what those of its identity
+    /// have.
+    pub(super) fn answers_max(&self) -> usize {
+        let all = self.accounts.connections.load(Ordering::Relaxed).max(1);
+        let of_one = Arc::strong_count(&self.account);
+        (ANSWERS / all).min(ANSWERS_OF_ONE / of_one).clamp(ANSWERS_LEAST, ANSWERS_MOST)
+    }
+
+    /// No bytes yet, of a request that has not come as a whole or of what waits to be read.
     pub(super) fn no_bytes(self: &Arc<Self>) -> Held {
         Held { holder: Arc::clone(self), what: What::Bytes, amount: 0 }
     }

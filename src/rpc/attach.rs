@@ -20,6 +20,7 @@ use tonic::{Status, Streaming};
 
 use super::{
     access::{Caller, Roles},
+    accounts::Held,
     answers::Answers,
     batch::{Batch, Next, Unread},
     connections::Connections,
@@ -87,6 +88,7 @@ pub(super) struct Calls {
     sessions: Arc<Sessions>,
     by: Arc<Caller>,
     _place: StreamPlace,
+    _attached: Held,
     made: HashMap<ConnectionId, Option<String>>,
     /// The same, and some that are gone: looked at by turns.
     order: VecDeque<ConnectionId>,
@@ -104,17 +106,24 @@ enum Done {
 }
 
 impl Calls {
-    pub(super) fn new(connections: Arc<Connections>, sessions: Arc<Sessions>, by: Arc<Caller>) -> Self {
-        Self {
+    /// # Errors
+    /// [`Refusal::CallLimit`] or [`Refusal::OwnerCallLimit`]: there are too many streams.
+    pub(super) fn new(
+        connections: Arc<Connections>,
+        sessions: Arc<Sessions>,
+        by: Arc<Caller>,
+    ) -> Result<Self, Refusal> {
+        Ok(Self {
             connections,
             sessions,
+            _attached: by.holder().attached()?,
             _place: StreamPlace::hold(&by),
             by,
             made: HashMap::new(),
             order: VecDeque::new(),
             aliases: HashMap::new(),
             moment: Moment::default(),
-        }
+        })
     }
 
     /// Writes what a call answers, where an answer is wanted.

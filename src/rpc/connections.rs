@@ -10,7 +10,7 @@ use super::{
     access::{Caller, Roles, SEES},
     convert,
     drive::Drive,
-    edge::Deadline,
+    edge::{Deadline, Place},
     page::Pages,
     request_ids::RequestIds,
     status::{BYTES_MAX, Refusal},
@@ -415,10 +415,12 @@ impl ConnectionService for Connections {
         let by = caller(&request)?;
         let deadline =
             request.extensions().get::<Deadline>().map(|deadline| Box::pin(sleep_until(deadline.0)));
+        let opening = request.extensions().get::<Place>().cloned();
         Ok(Response::new(Drive::new(
             request.into_inner(),
             Arc::clone(&self.opener),
             StreamPlace::hold(&by),
+            opening,
             deadline,
             self.plaintext_buffer,
         )))

@@ -12,11 +12,12 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use tokio::time::Sleep;
+use tokio::time::{Sleep, sleep};
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 
@@ -24,6 +25,7 @@ use super::{
     access::Roles,
     connections::{Opener, within_limit},
     convert,
+    edge::Place,
     status::{Refusal, described},
     streams::StreamPlace,
 };
@@ -34,6 +36,9 @@ use crate::{
     },
     proto::{self as pb, drive_request::Event as Request, drive_response::Event as Response},
 };
+
+/// How long a Drive may take to say which connection it is about.
+const OPENING_MAX: Duration = Duration::from_secs(20);
 
 /// The answers of one Drive.
 pub(super) struct Drive {
@@ -50,8 +55,11 @@ pub(super) struct Drive {
 }
 
 enum Phase {
-    /// No message has come.
-    Opening,
+    /// No message has come. It counts as a call in flight until one has.
+    Opening {
+        late: Option<Pin<Box<Sleep>>>,
+        _place: Option<Place>,
+    },
     Running(Running),
     /// The stream ends when the answers are out, with this refusal if there is one.
     Ending(Option<Refusal>),
@@ -70,12 +78,14 @@ impl Drive {
         requests: Streaming<pb::DriveRequest>,
         opener: Arc<Opener>,
         place: StreamPlace,
+        opening: Option<Place>,
         deadline: Option<Pin<Box<Sleep>>>,
         plaintext_buffer: usize,
     ) -> Self {
+        let phase = Phase::Opening { late: None, _place: opening };
         let answers = VecDeque::new();
         let lost = Box::pin(Arc::clone(place.caller()).loses(Roles::WORKER, None, Arc::clone(&opener.table)));
-        Self { requests, opener, place, deadline, lost, plaintext_buffer, phase: Phase::Opening, answers }
+        Self { requests, opener, place, deadline, lost, plaintext_buffer, phase, answers }
     }
 
     /// Why the stream ends without the worker's doing: its deadline, or somebody freed the connection.
@@ -88,7 +98,10 @@ impl Drive {
         if let Poll::Ready(refusal) = self.lost.as_mut().poll(cx) {
             return Some(refusal);
         }
-        match &self.phase {
+        match &mut self.phase {
+            Phase::Opening { late: Some(late), .. } => {
+                late.as_mut().poll(cx).is_ready().then_some(Refusal::DeadlineExceeded)
+            }
             Phase::Running(running) if running.driver.freed(cx.waker()) => {
                 Some(crate::connection::Error::Freed.into())
             }
@@ -98,7 +111,7 @@ impl Drive {
 
     fn event(&mut self, event: Option<Request>) -> Result<(), Refusal> {
         match &mut self.phase {
-            Phase::Opening => self.open(event),
+            Phase::Opening { .. } => self.open(event),
             Phase::Running(running) => {
                 if running.event(event, self.plaintext_buffer, &mut self.answers)? {
                     self.phase = Phase::Ending(None);
@@ -248,7 +261,17 @@ impl Stream for Drive {
                 this.phase = Phase::Ending(Some(refusal));
                 continue;
             }
-            match ready!(Pin::new(&mut this.requests).poll_next(cx)) {
+            let request = match Pin::new(&mut this.requests).poll_next(cx) {
+                Poll::Ready(request) => request,
+                Poll::Pending => match &mut this.phase {
+                    Phase::Opening { late: late @ None, .. } => {
+                        *late = Some(Box::pin(sleep(OPENING_MAX)));
+                        continue;
+                    }
+                    _ => return Poll::Pending,
+                },
+            };
+            match request {
                 Some(Ok(request)) => {
                     if let Err(refusal) = this.event(request.event) {
                         this.phase = Phase::Ending(Some(refusal));

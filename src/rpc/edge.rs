@@ -14,7 +14,6 @@ use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
     header::{ALLOW, CONTENT_TYPE},
 };
-use hyper::service::Service;
 use tokio::time::{Instant, Sleep, sleep};
 use tonic::{
     Status,
@@ -36,20 +35,24 @@ use crate::connection::Table;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline(pub(super) Instant);
 
+/// The place of a Drive among the calls in flight; an extension of its request. The Drive keeps it until it has said which
+/// connection it is about.
+#[derive(Clone)]
+pub(super) struct Place(#[allow(dead_code, reason = "dropping it gives the place back")] Arc<Held>);
+
+const DRIVE: &str = "/tls.sessiond.v1.ConnectionService/Drive";
+
 /// How long a call may take to arrive as a whole and to be answered: it counts as in flight meanwhile. A list that waits for
 /// the caller's other lists waits no longer either.
 const ARRIVAL: Duration = Duration::from_secs(20);
 
 /// The body of a request: off a socket, or made in this process.
 pub(super) trait Incoming:
-    hyper::body::Body<Data = Bytes, Error: Into<StdError> + Send> + Unpin + Send + 'static
+    http_body::Body<Data = Bytes, Error: Into<StdError> + Send> + Unpin + Send + 'static
 {
 }
 
-impl<B: hyper::body::Body<Data = Bytes, Error: Into<StdError> + Send> + Unpin + Send + 'static> Incoming
-    for B
-{
-}
+impl<B: http_body::Body<Data = Bytes, Error: Into<StdError> + Send> + Unpin + Send + 'static> Incoming for B {}
 
 /// Stands before the services of one HTTP/2 connection.
 #[derive(Clone)]
@@ -70,6 +73,7 @@ impl Edge {
             return Err(Refusal::SocketLimit(beyond.sockets_max));
         }
         self.caller.may_call(path, &self.table)?;
+        self.caller.holder().has_room_for_bytes()?;
         match path.starts_with(OPEN) {
             true => self.caller.holder().open_call(),
             false => self.caller.holder().call(),
@@ -77,16 +81,13 @@ impl Edge {
     }
 }
 
-impl<B: Incoming> Service<Request<B>> for Edge {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Answer;
-
-    fn call(&self, mut request: Request<B>) -> Answer {
+impl Edge {
+    pub(super) fn call(&self, mut request: Request<impl Incoming>) -> Answer {
         if let Some(status) = not_grpc(request.method(), request.headers()) {
             return Answer::by_http(status);
         }
         let arrived = Instant::now();
+        let open = request.uri().path().starts_with(OPEN);
         let admitted = match self.admit(request.uri().path()) {
             Ok(admitted) => admitted,
             Err(refusal) => {
@@ -102,25 +103,39 @@ impl<B: Incoming> Service<Request<B>> for Edge {
             request.extensions_mut().insert(Deadline(deadline));
         }
         request.extensions_mut().insert(Arc::clone(&self.caller));
+        let admitted = match request.uri().path() {
+            DRIVE => {
+                request.extensions_mut().insert(Place(Arc::new(admitted)));
+                None
+            }
+            _ => Some(admitted),
+        };
         let message_max = self.services.message_max(request.uri().path());
         let request = request.map(|body| Whole::new(body, message_max, Arc::clone(self.caller.holder())));
-        Answer { answer: self.services.call(request), late: None, _admitted: Some(admitted) }
+        Answer { answer: self.services.call(request), late: None, admitted, open }
     }
 }
 
 /// The answer of a service, with details where it is a refusal. Counts as a call in flight until it begins; a stream has
-/// a limit of its own.
+/// a limit of its own, and one of health and reflection counts to its end.
 pub struct Answer {
     answer: BoxFuture<Response<Body>, Infallible>,
     /// Ready when the call should have been answered; none while nothing had to be waited for.
     late: Option<Pin<Box<Sleep>>>,
-    _admitted: Option<Held>,
+    admitted: Option<Held>,
+    /// Of health or reflection.
+    open: bool,
 }
 
 impl Answer {
+    /// The place that this call has, if it counts to the end of its answer.
+    pub(super) fn place_of_stream(&mut self) -> Option<Held> {
+        self.admitted.take().filter(|_| self.open)
+    }
+
     fn refused(refusal: Refusal) -> Self {
         let answer = Box::pin(async { Ok(Status::from(refusal).into_http()) });
-        Self { answer, late: None, _admitted: None }
+        Self { answer, late: None, admitted: None, open: false }
     }
 
     fn by_http(status: StatusCode) -> Self {
@@ -129,7 +144,7 @@ impl Answer {
         if status == StatusCode::METHOD_NOT_ALLOWED {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
         }
-        Self { answer: Box::pin(async { Ok(response) }), late: None, _admitted: None }
+        Self { answer: Box::pin(async { Ok(response) }), late: None, admitted: None, open: false }
     }
 }
 

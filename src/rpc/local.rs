@@ -6,7 +6,6 @@ use std::{
 };
 
 use http::{Request, Response};
-use hyper::service::Service as _;
 use tonic::{body::Body, codegen::Service};
 
 use super::{

@@ -18,7 +18,6 @@
 //! * `drive`, `attach`, `watch`: one for each stream
 //! * `streams`: how many of them one HTTP/2 connection holds
 //! * `batch`, `answers`: the calls of one message of an Attach, and what they answer, as bytes
-//! * `timer`: the clock of HTTP/2
 //! * `seldom`: futures that are not asked at every wake-up
 //! * `revoke`, `explain`: which sessions resume no more, and why not
 //! * `convert`, `page`, `turns`, `request_ids`: messages, lists, one list at a time, repeated requests
@@ -77,7 +76,6 @@ mod sessions;
 mod socket;
 pub mod status;
 mod streams;
-mod timer;
 pub mod tls;
 mod turns;
 mod watch;

@@ -1,4 +1,5 @@
-//! The first bytes of an HTTP/2 connection. hyper waits for them without a limit of time, and a stop waits for hyper.
+//! The first bytes of an HTTP/2 connection. HTTP/2 waits for them without a limit of time, and a stop waits for
+//! every connection.
 
 use std::{
     io::{self, IoSlice},
@@ -20,7 +21,7 @@ pub(super) struct Greeted<I> {
     to: usize,
 }
 
-/// Waits for the preface, or for bytes that are none: hyper answers those.
+/// Waits for the preface, or for bytes that are none: HTTP/2 answers those.
 ///
 /// # Errors
 /// Those of the socket, and its end before anything came.

@@ -38,6 +38,8 @@ struct Wire {
     stream: Stream,
     writes: Writes,
     kept: Vec<u8>,
+    /// Something was read since it was last asked.
+    heard: bool,
     /// Since the peer takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
 }
@@ -81,7 +83,7 @@ impl Socket {
     }
 
     fn over(stream: Stream) -> Self {
-        let wire = Wire { stream, writes: Writes::Gathered, kept: Vec::new(), stalled: None };
+        let wire = Wire { stream, writes: Writes::Gathered, kept: Vec::new(), heard: false, stalled: None };
         Self(Arc::new(Mutex::new(wire)))
     }
 
@@ -114,6 +116,11 @@ impl Socket {
 }
 
 impl Turn {
+    /// Whether the peer sent anything since this was last asked.
+    pub(super) fn heard(&self) -> bool {
+        std::mem::take(&mut self.wire.lock().heard)
+    }
+
     /// Writes what was kept. Where the peer does not take it all, the rest goes with a later turn, and the task is woken
     /// for it.
     ///
@@ -165,10 +172,13 @@ impl Wire {
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.0.lock().stream {
+        let mut wire = self.0.lock();
+        let read = match &mut wire.stream {
             Stream::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Stream::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
-        }
+        };
+        wire.heard |= read.is_ready();
+        read
     }
 }
 

@@ -112,7 +112,7 @@ pub(super) enum Refusal {
     )]
     OwnerOpenCallLimit(usize),
     #[error(
-        "{0} bytes of unfinished requests are held, and limits.request_bytes or request_bytes_per_owner allows no more"
+        "{0} bytes of unfinished requests and unread answers are held, and limits.request_bytes or request_bytes_per_owner allows no more"
     )]
     RequestBytesLimit(usize),
     #[error("{0} sockets are open, and limits.sockets or the system's limit of open files allows no more")]

@@ -5,8 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tls_sessiond::proto as pb;
 use tokio::{io::AsyncReadExt, net::TcpSocket, net::TcpStream};
 use tokio_rustls::TlsConnector;
+use tonic_types::StatusExt;
 
 use crate::{
     doors::{Guest, House, over, rule},
@@ -59,7 +61,7 @@ async fn watchers_of_one_identity_leave_places_for_others() {
     let mut held = Vec::new();
     let mut local = Guest::new(&house.over_tcp().await);
     let refused = loop {
-        let request = tls_sessiond::proto::WatchSessionsRequest::default();
+        let request = pb::WatchSessionsRequest::default();
         match local.sessions.watch_sessions(request).await {
             Ok(stream) => held.push(stream),
             Err(status) => break status,
@@ -68,7 +70,7 @@ async fn watchers_of_one_identity_leave_places_for_others() {
     };
     assert_eq!((crate::harness::reason(&refused).as_str(), held.len()), ("WATCHER_LIMIT", 32), "{refused:?}");
     let mut other = Guest::new(&house.over_unix(0).await);
-    other.sessions.watch_sessions(tls_sessiond::proto::WatchSessionsRequest::default()).await.unwrap();
+    other.sessions.watch_sessions(pb::WatchSessionsRequest::default()).await.unwrap();
 }
 
 #[tokio::test]
@@ -102,4 +104,115 @@ async fn peers_without_a_certificate_take_no_place_of_others() {
         }
     }
     assert!(closed >= 200, "{closed} of 300 were closed");
+}
+
+/// What a refusal says: its reason, and whether it says when to come back.
+fn refused_with(status: &tonic::Status) -> (String, bool) {
+    (crate::harness::reason(status), status.get_details_retry_info().is_some())
+}
+
+#[tokio::test]
+async fn streams_refused_for_their_bytes_say_so_and_when_to_come_back() {
+    let limits = "[limits]\nrequest_bytes = \"1MiB\"\nrequest_bytes_per_owner = \"256KiB\"";
+    let house = House::limited(limits, &rule("local", "default", "worker")).await;
+    let mut guest = Guest::new(&house.over_tcp().await);
+    let reason = ("REQUEST_BYTES_LIMIT".to_owned(), true);
+    let driven = |bytes: usize| {
+        let first = pb::drive_request::Event::New(crate::harness::new("", pb::Role::Server));
+        let long = pb::drive_request::Event::Ciphertext(vec![0; bytes].into());
+        tokio_stream::iter([first, long].map(|event| pb::DriveRequest { event: Some(event) }))
+    };
+    let mut answers = guest.connections.drive(driven(300 << 10)).await.unwrap().into_inner();
+    let refused = loop {
+        match answers.message().await {
+            Ok(answer) => assert!(answer.is_some(), "it ends with a refusal"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(refused_with(&refused), reason, "{refused:?}");
+    let session_id = "0".repeat(300 << 10);
+    let lookup = pb::LookupSessionRequest { session_id, ..Default::default() };
+    let call =
+        pb::Call { method: Some(pb::call::Method::LookupSession(Box::new(lookup))), ..Default::default() };
+    let calls = tokio_stream::iter([pb::AttachRequest { calls: vec![call] }]);
+    let refused = match guest.workers.attach(calls).await {
+        Ok(answers) => answers.into_inner().message().await.unwrap_err(),
+        Err(status) => status,
+    };
+    assert_eq!(refused_with(&refused), reason, "{refused:?}");
+    // What they held was given back.
+    let mut answers = guest.connections.drive(driven(100 << 10)).await.unwrap().into_inner();
+    assert!(answers.message().await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn requests_behind_unread_answers_are_counted_and_their_calls_reset() {
+    let limits = "[limits]\nrequest_bytes = \"1MiB\"\nrequest_bytes_per_owner = \"256KiB\"";
+    let rules = rule("local", "default", "worker");
+    let house = House::limited(limits, &rules).await;
+    let mut honest = Guest::new(&house.over_unix(0).await);
+    // No answer has a window, and pieces of one byte go behind each.
+    let mut raw = Raw::connect(&house.daemon.address, 0).await;
+    raw.agree().await;
+    let opens = frames::message(&[10, 2, 16, 2]);
+    let mut sent = Vec::new();
+    for stream in (1..32).step_by(2) {
+        sent.extend(frame(
+            HEADERS,
+            END_HEADERS,
+            stream,
+            &frames::call("/tls.sessiond.v1.ConnectionService/Drive"),
+        ));
+        sent.extend(frame(DATA, 0, stream, &opens));
+        sent.extend(frame(DATA, 0, stream, &[0]).repeat(100));
+        sent.extend(frame(DATA, 0, stream, &[0; 16_000]).repeat(4));
+    }
+    assert!(raw.send(&sent).await);
+    let reset = raw.until(frames::RST_STREAM).await.unwrap();
+    let calm = 11u32.to_be_bytes();
+    assert_eq!(reset.payload, calm, "ENHANCE_YOUR_CALM");
+    // Another identity has its own bytes, and this one is served again when it has read or gone.
+    honest.open("").await.unwrap();
+    drop(raw);
+    let until = Instant::now() + PATIENCE;
+    while Guest::new(&house.over_tcp().await).open("").await.is_err() {
+        assert!(Instant::now() < until, "the bytes are never given back");
+    }
+}
+
+#[tokio::test]
+async fn drives_that_say_nothing_count_as_calls_and_end() {
+    let rules = rule("local", "default", "worker");
+    let house = House::limited("[limits]\ncalls_in_flight = 40\ncalls_per_owner = 20", &rules).await;
+    let mut raw = Raw::connect(&house.daemon.address, 65_535).await;
+    for stream in 0..20 {
+        let begun = frames::call("/tls.sessiond.v1.ConnectionService/Drive");
+        assert!(raw.send(&frame(HEADERS, END_HEADERS, 2 * stream + 1, &begun)).await);
+    }
+    assert!(raw.send(&frame(frames::PING, 0, 0, &[7; 8])).await);
+    raw.until(frames::PING).await.unwrap();
+    let refused = Guest::new(&house.over_tcp().await).open("").await.unwrap_err();
+    assert_eq!(crate::harness::reason(&refused), "OWNER_CALL_LIMIT", "{refused:?}");
+    // They have 20 s: their end is waited for.
+    let until = Instant::now() + PATIENCE;
+    while Guest::new(&house.over_tcp().await).open("").await.is_err() {
+        assert!(Instant::now() < until, "they never end");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn attached_streams_of_one_identity_have_a_limit() {
+    let rules = rule("local", "default", "worker");
+    let house = House::limited("[limits]\ncalls_in_flight = 40\ncalls_per_owner = 20", &rules).await;
+    let mut guest = Guest::new(&house.over_tcp().await);
+    let mut held = Vec::new();
+    for _ in 0..20 {
+        held.push(guest.attach().await);
+    }
+    let (_calls, calls) = tokio::sync::mpsc::channel(1);
+    let refused = guest.workers.attach(tokio_stream::wrappers::ReceiverStream::new(calls)).await.unwrap_err();
+    assert_eq!(crate::harness::reason(&refused), "OWNER_CALL_LIMIT", "{refused:?}");
+    guest.open("").await.unwrap();
+    Guest::new(&house.over_unix(0).await).attach().await;
 }

@@ -17,6 +17,7 @@ pub(crate) const GOAWAY: u8 = 7;
 pub(crate) const WINDOW_UPDATE: u8 = 8;
 pub(crate) const CONTINUATION: u8 = 9;
 
+pub(crate) const ACK: u8 = 1;
 pub(crate) const END_STREAM: u8 = 1;
 pub(crate) const END_HEADERS: u8 = 4;
 
@@ -87,10 +88,29 @@ impl Raw {
         Self(socket)
     }
 
+    /// Waits for the window of a worker's connection, and agrees to the settings: what is sent before would be too much.
+    pub(crate) async fn agree(&mut self) {
+        self.until(SETTINGS).await.unwrap();
+        assert!(self.send(&frame(SETTINGS, ACK, 0, &[])).await);
+        self.until(WINDOW_UPDATE).await.unwrap();
+        assert!(self.send(&frame(PING, 0, 0, &[7; 8])).await);
+        self.until(PING).await.unwrap();
+    }
+
     /// Sends bytes; `false` where the daemon has closed, or takes no more for a while.
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> bool {
         let sent = timeout(Duration::from_secs(1), self.0.write_all(bytes)).await;
         matches!(sent, Ok(Ok(())))
+    }
+
+    /// Sends many bytes, and reads nothing; `false` where the daemon has closed, or takes no more for a while.
+    pub(crate) async fn send_all(&mut self, bytes: &[u8]) -> bool {
+        for piece in bytes.chunks(64 << 10) {
+            if !self.send(piece).await {
+                return false;
+            }
+        }
+        true
     }
 
     pub(crate) async fn next(&mut self) -> io::Result<Frame> {

@@ -121,6 +121,161 @@ async fn answers_that_a_caller_without_a_role_does_not_read_are_few() {
     assert!(grown < WITHOUT_ROLE, "{grown} MiB");
 }
 
+/// What a worker keeps the daemon from getting rid of.
+struct Unread {
+    path: &'static str,
+    /// What opens each call.
+    opens: Vec<u8>,
+    /// What it sends behind it, of each stream in turn.
+    more: Vec<u8>,
+    /// So often.
+    times: u32,
+    /// The window that it gives to each answer.
+    window: u32,
+    /// So many calls on each of so many connections.
+    streams: u32,
+    connections: usize,
+}
+
+/// `new { role: ROLE_SERVER }`, on a Drive.
+fn new() -> Vec<u8> {
+    frames::message(&[10, 2, 16, 2])
+}
+
+impl Unread {
+    /// Returns the connections that hold what came of it, whether calls were reset meanwhile or not.
+    async fn sent_to(&self, address: &str) -> Vec<Raw> {
+        let mut held = Vec::new();
+        for _ in 0..self.connections {
+            let mut raw = Raw::connect(address, self.window).await;
+            raw.agree().await;
+            let step = (i32::MAX as u32 - 65_535).to_be_bytes();
+            let _ = self.window > 0 && raw.send(&frame(WINDOW_UPDATE, 0, 0, &step)).await;
+            let mut bytes = Vec::new();
+            for stream in 0..self.streams {
+                bytes.extend(frame(HEADERS, END_HEADERS, 2 * stream + 1, &frames::call(self.path)));
+                if !self.opens.is_empty() {
+                    bytes.extend(frame(DATA, 0, 2 * stream + 1, &self.opens));
+                }
+            }
+            let mut goes_on = raw.send_all(&bytes).await;
+            for _ in 0..self.times {
+                let round: Vec<u8> =
+                    (0..self.streams).flat_map(|stream| frame(DATA, 0, 2 * stream + 1, &self.more)).collect();
+                goes_on = goes_on && raw.send_all(&round).await;
+            }
+            held.push(raw);
+        }
+        // The daemon has read what it is going to read once it answers on another connection.
+        let mut other = Raw::connect(address, 65_535).await;
+        assert!(read_through(&mut other).await, "{}: no other connection is served", self.path);
+        held
+    }
+}
+
+#[tokio::test]
+async fn what_a_worker_does_not_read_takes_less_than_150_mib() {
+    let _alone = alone().await;
+    const DRIVE: &str = "/tls.sessiond.v1.ConnectionService/Drive";
+    const ATTACH: &str = "/tls.sessiond.v1.WorkerService/Attach";
+    const LIST: &str = "/tls.sessiond.v1.ContextService/ListContexts";
+    // A call of an Attach with the number 1, which makes nothing: lookup_session {}.
+    let calls = frames::message(&[10, 4, 8, 1, 74, 0].repeat(100));
+    let wide = i32::MAX as u32;
+    let attacks = [
+        // Answers that have no window, and requests behind them: large pieces, and pieces of one byte.
+        Unread {
+            path: DRIVE,
+            opens: new(),
+            more: vec![0; 16_000],
+            times: 10,
+            window: 0,
+            streams: 1000,
+            connections: 2,
+        },
+        Unread {
+            path: DRIVE,
+            opens: new(),
+            more: vec![0],
+            times: 500,
+            window: 0,
+            streams: 200,
+            connections: 2,
+        },
+        Unread {
+            path: ATTACH,
+            opens: calls.clone(),
+            more: vec![0; 16_000],
+            times: 10,
+            window: 0,
+            streams: 1000,
+            connections: 2,
+        },
+        Unread {
+            path: LIST,
+            opens: frames::message(&[]),
+            more: Vec::new(),
+            times: 0,
+            window: 0,
+            streams: 4000,
+            connections: 8,
+        },
+        // Wide windows, and a socket that is not read.
+        Unread {
+            path: ATTACH,
+            opens: calls.clone(),
+            more: calls,
+            times: 500,
+            window: wide,
+            streams: 50,
+            connections: 4,
+        },
+        Unread {
+            path: LIST,
+            opens: frames::message(&[]),
+            more: Vec::new(),
+            times: 0,
+            window: wide,
+            streams: 4000,
+            connections: 8,
+        },
+        // Calls that say nothing.
+        Unread {
+            path: DRIVE,
+            opens: Vec::new(),
+            more: Vec::new(),
+            times: 0,
+            window: 65_535,
+            streams: 4000,
+            connections: 4,
+        },
+        Unread {
+            path: ATTACH,
+            opens: Vec::new(),
+            more: Vec::new(),
+            times: 0,
+            window: 65_535,
+            streams: 4000,
+            connections: 4,
+        },
+    ];
+    let all = Binary::start(&[]).await;
+    let (before_all, mut held) = (memory(&all.process()), Vec::new());
+    for attack in &attacks {
+        let daemon = Binary::start(&[]).await;
+        let before = memory(&daemon.process());
+        let alone = attack.sent_to(&daemon.address).await;
+        let grown = memory(&daemon.process()).saturating_sub(before);
+        println!("{} {} x {}: {grown} MiB", attack.path, attack.connections, attack.streams);
+        assert!(grown < WORKER, "{}: {grown} MiB", attack.path);
+        drop((alone, daemon));
+        held.push(attack.sent_to(&all.address).await);
+        println!("    after those before: {} MiB", memory(&all.process()).saturating_sub(before_all));
+    }
+    let grown = memory(&all.process()).saturating_sub(before_all);
+    assert!(grown < WORKER, "all at once: {grown} MiB");
+}
+
 #[tokio::test]
 async fn preface_that_never_comes_whole_ends_and_holds_up_no_stop() {
     let daemon = Binary::start(&["--set", "drain.timeout=1h"]).await;

@@ -201,7 +201,7 @@ async fn data_without_anything_in_it_is_bounded() {
         assert!(raw.send(&frame(HEADERS, END_HEADERS, 1, &frames::call(path))).await);
         if path == DRIVE {
             // new { role: ROLE_SERVER }
-            assert!(raw.send(&frame(DATA, 0, 1, &frames::message(&[10, 2, 16, 1]))).await);
+            assert!(raw.send(&frame(DATA, 0, 1, &frames::message(&[10, 2, 16, 2]))).await);
         }
         let sent = flood(&mut raw, 1 << 20, |_| frame(DATA, 0, 1, &[])).await;
         println!("{path} {window}: {sent} were taken; {} MiB", memory(&victim.daemon.process()));

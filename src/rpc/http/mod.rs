@@ -1,7 +1,17 @@
 //! One HTTP/2 connection of a worker, from its first byte to its end.
 //!
-//! hyper serves it, and calls go to the services directly: tonic's own server takes a call through a router that clones
-//! all services, and half a dozen boxes (decision 13).
+//! Calls go from HTTP/2 to the services directly: servers in between hide how much of a call is read and written, and that has to be
+//! counted (decision 39).
+//!
+//! * `conversation`: the connection, which calls come off
+//! * `call`: one call, and its answer
+//! * `inbox`: its request
+//! * `outbox`: what all answers of the connection may have in HTTP/2
+
+mod call;
+mod conversation;
+mod inbox;
+mod outbox;
 
 use std::{
     convert::Infallible,
@@ -14,15 +24,15 @@ use std::{
     time::Duration,
 };
 
+use h2::server::Builder;
 use http::{Request, Response};
-use hyper::server::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::{sleep, timeout},
 };
 use tonic::{body::Body, codegen::BoxFuture, codegen::Service, service::Routes};
 
+use self::conversation::Conversation;
 use super::{
     access::{Access, Caller, Peer},
     accounts::Accounts,
@@ -36,7 +46,6 @@ use super::{
     sessions::Sessions,
     socket::Turn,
     streams::{Class, StreamLimits, StreamTotals},
-    timer::Timer,
     tls::Acceptor,
     workers::Workers,
 };
@@ -50,14 +59,10 @@ use crate::{
     },
 };
 
-/// How long a connection may take to send its preface, and before it the first byte of its TLS handshake. hyper waits for every
-/// connection before it stops, also for one that never said a word (hyper issue 4170).
+/// How long a connection may take to send its preface, and before it the first byte of its TLS handshake.
 const FIRST_BYTES: Duration = Duration::from_secs(20);
 /// How long a connection lives that is one more than there may be.
 const BEYOND: Duration = Duration::from_secs(2);
-/// How often an idle HTTP/2 connection is asked whether it lives, and how long it may take to answer.
-const KEEPALIVE: Duration = Duration::from_secs(60);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// What a call may send ahead of being read. A Drive whose answers nobody reads is not read from either, and its window
 /// fills; the connection's window has room for all of them, or one such stream would stop every other call of its worker.
 const STREAM_WINDOW: u32 = 256 << 10;
@@ -69,12 +74,18 @@ const WINDOW_MAX: u32 = (1 << 31) - 1;
 const SEND_BUFFER: usize = 64 << 10;
 /// The same for a caller without a role.
 const SEND_BUFFER_NO_ROLE: usize = 16 << 10;
+/// What frames of few bytes may take beside them, in bytes, while calls have not read them: h2 counts 256 for each, less the
+/// frame's own. Above it the connection ends with ENHANCE_YOUR_CALM. For a caller without a role it is h2's least.
+const SMALL_FRAMES: usize = 4 << 20;
+const SMALL_FRAMES_NO_ROLE: usize = 25_600;
 /// The window that every connection and stream begins with: none can be less (RFC 9113 section 6.9.2).
 const LEAST_WINDOW: u32 = (64 << 10) - 1;
 /// Largest header block of a call.
 const HEADERS_MAX: u32 = 16 << 10;
 /// Streams that a peer reset before they were handled (CVE-2023-44487).
 const PENDING_RESETS_MAX: usize = 64;
+/// Streams that the daemon reset, and on which the peer may still send what it had begun.
+const OWN_RESETS_MAX: usize = 1024;
 
 /// The window of a stream and that of its connection, which has room for the windows of so many streams and one more. The
 /// protocol's largest window holds those of 8,190 streams; with more, each stream has a smaller one.
@@ -159,25 +170,26 @@ pub(super) struct Http {
 }
 
 /// HTTP/2 for a caller of this class, with at most `streams` calls at a time.
-fn protocol(streams: u32, class: Class) -> http2::Builder<TokioExecutor> {
+fn protocol(streams: u32, class: Class) -> Builder {
     let (stream_window, connection_window) = match class {
         Class::Worker => windows(streams),
         // What these callers send is short, and a stream that it fills holds up none of a worker's.
         Class::OtherRole => (LEAST_WINDOW, LEAST_WINDOW * 16),
         Class::NoRole => (LEAST_WINDOW, LEAST_WINDOW),
     };
-    let send_buffer = if class == Class::NoRole { SEND_BUFFER_NO_ROLE } else { SEND_BUFFER };
-    let mut protocol = http2::Builder::new(TokioExecutor::new());
+    let (send_buffer, small_frames) = match class {
+        Class::NoRole => (SEND_BUFFER_NO_ROLE, SMALL_FRAMES_NO_ROLE),
+        Class::Worker | Class::OtherRole => (SEND_BUFFER, SMALL_FRAMES),
+    };
+    let mut protocol = Builder::new();
     protocol
-        .timer(Timer::new())
-        .auto_date_header(false)
         .max_concurrent_streams(streams)
-        .initial_stream_window_size(stream_window)
+        .initial_window_size(stream_window)
         .initial_connection_window_size(connection_window)
-        .keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .max_header_list_size(HEADERS_MAX)
-        .max_send_buf_size(send_buffer)
+        .max_send_buffer_size(send_buffer)
+        .data_frame_budget(small_frames)
+        .max_concurrent_reset_streams(OWN_RESETS_MAX)
         .max_pending_accept_reset_streams(PENDING_RESETS_MAX);
     protocol
 }
@@ -263,23 +275,28 @@ impl Http {
             Class::Worker | Class::OtherRole => None,
         };
         let protocol = protocol(streams.limit(), streams.class());
-        let mut connection = pin!(protocol.serve_connection(TokioIo::new(socket), edge));
+        let begun = until(signals, Conversation::begin(&protocol, socket, edge, turn)).await;
+        let mut conversation = match begun {
+            Some(Ok(conversation)) => pin!(conversation),
+            Some(Err(err)) => return tracing::debug!(%err, "an HTTP/2 connection did not begin"),
+            None => return,
+        };
         let mut draining = Seldom::new(Box::pin(signals.draining.cancelled()));
         let mut kill = Seldom::new(Box::pin(signals.kill.cancelled()));
         let ended = tokio::select! {
             biased;
             () = &mut kill => Ok(()),
             () = &mut draining => {
-                connection.as_mut().graceful_shutdown();
+                conversation.as_mut().drain();
                 tokio::select! {
                     biased;
                     () = &mut kill => Ok(()),
-                    ended = turns(&mut connection, turn) => ended,
+                    ended = turns(&mut conversation, turn) => ended,
                 }
             }
             // Its place is for others that want to know the same.
             () = sleep(BEYOND), if beyond => Ok(()),
-            ended = turns(&mut connection, turn) => ended,
+            ended = turns(&mut conversation, turn) => ended,
         };
         if let Err(err) = ended {
             tracing::debug!(%err, "an HTTP/2 connection broke");
@@ -299,7 +316,7 @@ async fn until<T>(signals: &Signals, begins: impl Future<Output = T>) -> Option<
 /// Lets a connection have its turns, until it ends.
 async fn turns<C>(connection: &mut Pin<&mut C>, turn: &Turn) -> Result<(), Box<dyn Error + Send + Sync>>
 where
-    C: Future<Output = hyper::Result<()>>,
+    C: Future<Output = Result<(), h2::Error>>,
 {
     poll_fn(|cx| match connection.as_mut().poll(cx) {
         Poll::Ready(ended) => Poll::Ready(ended.map_err(Into::into)),

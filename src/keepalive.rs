@@ -1,4 +1,5 @@
-//! Whether a daemon that says nothing still lives: it is asked, and must answer in time (RFC 9113 section 6.7).
+//! Whether the peer of an HTTP/2 connection that says nothing still lives: it is asked, and must answer in time (RFC 9113 section
+//! 6.7).
 
 use std::{
     pin::Pin,
@@ -9,18 +10,16 @@ use std::{
 use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep, sleep};
 
-/// How long a daemon may be silent before it is asked, and how long it may then take.
-const SILENT_MAX: Duration = Duration::from_secs(10);
-const ANSWER_MAX: Duration = Duration::from_secs(20);
-
 /// The pings of one HTTP/2 connection.
-pub(super) struct KeepAlive {
+pub(crate) struct KeepAlive {
     pings: PingPong,
     timer: Pin<Box<Sleep>>,
     life: Life,
+    silent_max: Duration,
+    answer_max: Duration,
 }
 
-/// What is known of the daemon since the timer was set.
+/// What is known of the peer since the timer was set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Life {
     Silent,
@@ -40,17 +39,18 @@ enum Due {
 }
 
 impl KeepAlive {
-    pub(super) fn new(pings: PingPong) -> Self {
-        Self { pings, timer: Box::pin(sleep(SILENT_MAX)), life: Life::Silent }
+    /// The peer may be silent for `silent_max` before it is asked, and may then take `answer_max`.
+    pub(crate) fn new(pings: PingPong, silent_max: Duration, answer_max: Duration) -> Self {
+        Self { pings, timer: Box::pin(sleep(silent_max)), life: Life::Silent, silent_max, answer_max }
     }
 
     /// Something came.
-    pub(super) fn heard(&mut self) {
+    pub(crate) fn heard(&mut self) {
         self.life.heard();
     }
 
-    /// Ready when the daemon lives no more.
-    pub(super) fn poll_dead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready when the peer lives no more.
+    pub(crate) fn poll_dead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if self.life == Life::Asked
                 && let Poll::Ready(answered) = self.pings.poll_pong(cx)
@@ -59,12 +59,12 @@ impl KeepAlive {
                     return Poll::Ready(());
                 }
                 self.life = Life::Silent;
-                self.set(SILENT_MAX);
+                self.set(self.silent_max);
             }
             ready!(self.timer.as_mut().poll(cx));
             match self.life.due() {
-                Due::Wait => self.set(SILENT_MAX),
-                Due::Ask if self.pings.send_ping(Ping::opaque()).is_ok() => self.set(ANSWER_MAX),
+                Due::Wait => self.set(self.silent_max),
+                Due::Ask if self.pings.send_ping(Ping::opaque()).is_ok() => self.set(self.answer_max),
                 Due::Ask | Due::Dead => return Poll::Ready(()),
             }
         }
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn daemon_is_asked_after_silence_and_dead_after_no_answer() {
+    fn peer_is_asked_after_silence_and_dead_after_no_answer() {
         let mut life = Life::Silent;
         life.heard();
         life.heard();

@@ -1,0 +1,206 @@
+//! One call: the service's answer, and its way onto the stream. Each call is a task.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use h2::{Reason, RecvStream, SendStream, server::SendResponse};
+use http::{Request, Response};
+use http_body::Body as _;
+use tonic::body::Body;
+
+use super::{
+    inbox::Inbox,
+    outbox::{Outbox, Piece},
+};
+use crate::rpc::{
+    accounts::Held,
+    edge::{Answer, Edge},
+    status::Refusal,
+};
+
+/// What is asked of the peer's windows at a time: calls that ask for much hold what others wait for.
+const ASKED: usize = 16 << 10;
+/// What a call takes that cannot go on, beside its bytes: its task, its service, and the stream in HTTP/2.
+const WAITING: usize = 4 << 10;
+
+/// A call, from its header to the end of its answer.
+pub(super) struct Call {
+    respond: SendResponse<Piece>,
+    inbox: Arc<Inbox>,
+    outbox: Arc<Outbox>,
+    state: State,
+    /// What cannot go out, and the call that waits for that.
+    waiting: Held,
+    /// The service is not asked for more, and its request is read ahead.
+    read_ahead: bool,
+}
+
+enum State {
+    Answering(Answer),
+    Sending(Sending),
+}
+
+/// An answer that has begun.
+struct Sending {
+    stream: SendStream<Piece>,
+    body: Pin<Box<Body>>,
+    /// Of a chunk of the body, what has not gone out.
+    left: Bytes,
+    /// Of a call that counts until its answer has ended.
+    _place: Option<Held>,
+}
+
+/// How a call ends before its answer has.
+enum Cut {
+    /// The peer is gone, or wants no more of it.
+    Gone,
+    /// The caller's identity holds too much.
+    Full(Refusal),
+    /// The service broke its answer off.
+    Broken,
+}
+
+impl From<h2::Error> for Cut {
+    fn from(_: h2::Error) -> Self {
+        Self::Gone
+    }
+}
+
+impl Call {
+    pub(super) fn begin(
+        request: Request<RecvStream>,
+        respond: SendResponse<Piece>,
+        edge: &Edge,
+        outbox: &Arc<Outbox>,
+    ) -> Self {
+        let holder = edge.caller.holder();
+        let (head, stream) = request.into_parts();
+        let (inbox, body) = Inbox::new(stream, holder);
+        let answer = edge.call(Request::from_parts(head, body));
+        let waiting = holder.no_bytes();
+        Self {
+            respond,
+            inbox,
+            outbox: Arc::clone(outbox),
+            state: State::Answering(answer),
+            waiting,
+            read_ahead: false,
+        }
+    }
+
+    /// The answer has begun. `None`: it has ended with that.
+    fn answer(&mut self, answer: Response<Body>, place: Option<Held>) -> Result<Option<Sending>, Cut> {
+        let (head, body) = answer.into_parts();
+        let ended = body.is_end_stream();
+        let stream = self.respond.send_response(Response::from_parts(head, ()), ended)?;
+        Ok((!ended).then(|| Sending { stream, body: Box::pin(body), left: Bytes::new(), _place: place }))
+    }
+
+    fn poll_answered(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
+        loop {
+            match &mut self.state {
+                State::Answering(answer) => match Pin::new(&mut *answer).poll(cx) {
+                    Poll::Ready(answered) => {
+                        let place = answer.place_of_stream();
+                        let Ok(answered) = answered;
+                        match self.answer(answered, place)? {
+                            Some(sending) => self.state = State::Sending(sending),
+                            None => return Poll::Ready(Ok(())),
+                        }
+                    }
+                    Poll::Pending => {
+                        // A call that its caller gave up ends, and its service with it.
+                        let reset = ready!(self.respond.poll_reset(cx)).map(|_| ());
+                        return Poll::Ready(reset.and(Err(Reason::CANCEL.into())).map_err(Into::into));
+                    }
+                },
+                State::Sending(sending) => {
+                    let sent = sending.poll_sent(&self.outbox, cx);
+                    if sent.is_pending() && !sending.left.is_empty() {
+                        self.waiting.resize(WAITING + sending.left.len()).map_err(Cut::Full)?;
+                        self.inbox.read_ahead(cx).map_err(Cut::Full)?;
+                        self.read_ahead = true;
+                    } else if std::mem::take(&mut self.read_ahead) {
+                        self.waiting.shrink(0);
+                        self.inbox.read_no_further(cx);
+                    }
+                    return sent;
+                }
+            }
+        }
+    }
+
+    fn reset(&mut self, reason: Reason) {
+        match &mut self.state {
+            State::Answering(_) => self.respond.send_reset(reason),
+            State::Sending(sending) => sending.stream.send_reset(reason),
+        }
+    }
+}
+
+impl Sending {
+    fn poll_sent(&mut self, outbox: &Arc<Outbox>, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
+        loop {
+            if self.stream.poll_reset(cx)?.is_ready() {
+                return Poll::Ready(Err(Cut::Gone));
+            }
+            while !self.left.is_empty() {
+                ready!(self.poll_piece(outbox, cx))?;
+            }
+            match ready!(self.body.as_mut().poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.left = data,
+                    Err(frame) => {
+                        if let Ok(trailers) = frame.into_trailers() {
+                            return Poll::Ready(self.stream.send_trailers(trailers).map_err(Into::into));
+                        }
+                    }
+                },
+                Some(Err(_)) => return Poll::Ready(Err(Cut::Broken)),
+                None => return Poll::Ready(self.stream.send_data(Piece::empty(), true).map_err(Into::into)),
+            }
+        }
+    }
+
+    /// Hands on as much of what is left as the peer's windows and the outbox have room for, but some.
+    fn poll_piece(&mut self, outbox: &Arc<Outbox>, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
+        let room = outbox.room();
+        if room == 0 {
+            outbox.wait(cx);
+            return Poll::Pending;
+        }
+        self.stream.reserve_capacity(self.left.len().min(ASKED));
+        while self.stream.capacity() == 0 {
+            match ready!(self.stream.poll_capacity(cx)) {
+                Some(capacity) => drop(capacity?),
+                None => return Poll::Ready(Err(Cut::Gone)),
+            }
+        }
+        let piece = self.left.remaining().min(self.stream.capacity()).min(room);
+        let piece = outbox.hold(self.left.split_to(piece));
+        Poll::Ready(self.stream.send_data(piece, false).map_err(Into::into))
+    }
+}
+
+impl Future for Call {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        match ready!(this.poll_answered(cx)) {
+            Ok(()) | Err(Cut::Gone) => {}
+            // gRPC reads this reset as RESOURCE_EXHAUSTED. Nothing else could reach the caller, which does not read.
+            Err(Cut::Full(refusal)) => {
+                this.reset(Reason::ENHANCE_YOUR_CALM);
+                tracing::debug!(%refusal, "a call was reset");
+            }
+            Err(Cut::Broken) => this.reset(Reason::INTERNAL_ERROR),
+        }
+        Poll::Ready(())
+    }
+}

@@ -1,0 +1,131 @@
+//! The request of one call: read by its service, and read ahead while the service has to wait.
+//!
+//! A service whose answers the caller does not read is not polled, and reads nothing. What came meanwhile would lie in HTTP/2
+//! where nothing counts it, frame by frame, each far larger than what is in it. So the call reads it ahead into one buffer,
+//! counts it for the caller's identity, and widens no window until the service has it.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use bytes::{Bytes, BytesMut};
+use h2::RecvStream;
+use http_body::{Body, Frame};
+use parking_lot::Mutex;
+use tonic::codegen::StdError;
+
+use crate::rpc::{
+    accounts::{Held, Holder},
+    status::Refusal,
+};
+
+/// What a call and the body of its request share. None when the service has dropped the body.
+pub(super) struct Inbox(Mutex<Option<Requests>>);
+
+struct Requests {
+    stream: RecvStream,
+    /// What came while the service did not read. No window was widened for it.
+    ahead: BytesMut,
+    counted: Held,
+    /// The task that waits for more, which need not be the call's: reflection has one of its own.
+    reader: Option<Waker>,
+    /// HTTP/2 wakes the call in its place.
+    reader_waits_in_vain: bool,
+}
+
+impl Inbox {
+    /// An inbox, and the body for the service.
+    pub(super) fn new(stream: RecvStream, holder: &Arc<Holder>) -> (Arc<Self>, RequestBody) {
+        let requests = Requests {
+            stream,
+            ahead: BytesMut::new(),
+            counted: holder.no_bytes(),
+            reader: None,
+            reader_waits_in_vain: false,
+        };
+        let inbox = Arc::new(Self(Mutex::new(Some(requests))));
+        (Arc::clone(&inbox), RequestBody(inbox))
+    }
+
+    /// Reads what has come, and lets the task be woken by more.
+    ///
+    /// # Errors
+    /// [`Refusal::RequestBytesLimit`]: the identity of the caller holds too much. What had come before stays.
+    pub(super) fn read_ahead(&self, cx: &mut Context<'_>) -> Result<(), Refusal> {
+        let mut inbox = self.0.lock();
+        let Some(requests) = &mut *inbox else { return Ok(()) };
+        requests.reader_waits_in_vain = true;
+        // The end and errors come again when the service reads.
+        while let Poll::Ready(Some(Ok(data))) = requests.stream.poll_data(cx) {
+            requests.ahead.extend_from_slice(&data);
+            requests.counted.resize(requests.ahead.capacity())?;
+        }
+        Ok(())
+    }
+
+    /// The service reads by itself again.
+    pub(super) fn read_no_further(&self, cx: &Context<'_>) {
+        let mut inbox = self.0.lock();
+        let Some(requests) = inbox.as_mut().filter(|requests| requests.reader_waits_in_vain) else { return };
+        requests.reader_waits_in_vain = false;
+        let reader = requests.reader.take().filter(|reader| !reader.will_wake(cx.waker()));
+        drop(inbox);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+}
+
+impl Requests {
+    fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, h2::Error>>> {
+        let data = match self.ahead.is_empty() {
+            true => match self.stream.poll_data(cx) {
+                Poll::Ready(Some(Ok(data))) => data,
+                Poll::Pending => {
+                    if !self.reader.as_ref().is_some_and(|reader| reader.will_wake(cx.waker())) {
+                        self.reader = Some(cx.waker().clone());
+                    }
+                    return Poll::Pending;
+                }
+                other => return other,
+            },
+            false => {
+                self.counted.shrink(0);
+                std::mem::take(&mut self.ahead).freeze()
+            }
+        };
+        Poll::Ready(Some(self.stream.flow_control().release_capacity(data.len()).map(|()| data)))
+    }
+}
+
+/// The body of a request, as its service reads it.
+pub(in crate::rpc) struct RequestBody(Arc<Inbox>);
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = StdError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
+        let mut inbox = self.0.0.lock();
+        let Some(requests) = &mut *inbox else { return Poll::Ready(None) };
+        requests.next(cx).map(|data| data.map(|data| data.map(Frame::data).map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let inbox = self.0.0.lock();
+        inbox.as_ref().is_none_or(|requests| requests.ahead.is_empty() && requests.stream.is_end_stream())
+    }
+}
+
+impl Drop for RequestBody {
+    /// What comes from now on is of no use: HTTP/2 may forget it.
+    fn drop(&mut self) {
+        let requests = self.0.0.lock().take();
+        drop(requests);
+    }
+}

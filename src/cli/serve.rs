@@ -47,7 +47,7 @@ async fn run(options: Options) -> Result<(), Error> {
     let mut signals = Signals::take()?;
     let mut reading = aside(move || {
         let prepared = options.load().map_err(Error::from).and_then(|config| {
-            let log = start_log(&config)?;
+            let log = Flushed(start_log(&config)?);
             let open_files = process::raise_open_files();
             process::keep_memory_private();
             Ok((Prepared::read(config)?.with_open_files(open_files), log))
@@ -58,9 +58,16 @@ async fn run(options: Options) -> Result<(), Error> {
         read = &mut reading => read.map_err(|_| Error::Panicked)??,
         _ = next(&mut signals.terminate, &mut signals.interrupt) => return Ok(()),
     };
-    let ended = serve_prepared(prepared, signals, &log, options).await;
-    log.flush(FLUSH);
-    ended
+    serve_prepared(prepared, signals, &log.0, options).await
+}
+
+/// A log whose lines are written before it goes, also where an error or a panic ends the process.
+struct Flushed(Log);
+
+impl Drop for Flushed {
+    fn drop(&mut self) {
+        self.0.flush(FLUSH);
+    }
 }
 
 async fn serve_prepared(

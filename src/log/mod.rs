@@ -86,7 +86,8 @@ impl Log {
     /// It cannot.
     pub fn check(config: &crate::config::Log) -> io::Result<()> {
         let Audit::File(path) = &config.audit else { return Ok(()) };
-        if path.symlink_metadata().is_ok() {
+        // A link to a file that is not there yet makes that file, as the start does.
+        if path.exists() {
             return writer::open_existing(path).map(drop);
         }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -111,7 +112,7 @@ impl Log {
     /// hold up the end of the process.
     pub fn flush(&self, at_most: Duration) {
         self.stderr.flush(at_most);
-        if let Some(audit) = &self.audit {
+        if let Some(audit) = self.audit.as_ref().filter(|audit| !Arc::ptr_eq(audit, &self.stderr)) {
             audit.flush(at_most);
         }
     }

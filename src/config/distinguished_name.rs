@@ -38,7 +38,7 @@ pub enum NameError {
     #[error("`{0}` is not an attribute: expected TYPE=VALUE")]
     Attribute(String),
     /// The type before the `=` is neither a known name nor an OID.
-    #[error("`{0}` is not an attribute type that openssl prints: write its OID, digits and dots")]
+    #[error("`{0}` is not an attribute type known here: write its OID, digits and dots")]
     Type(String),
     /// OpenSSL means uniqueIdentifier by `uid`, and RFC 4514 means userId.
     #[error("`uid` has two meanings: write `UID` for userId, `{UNIQUE_IDENTIFIER}` for uniqueIdentifier")]
@@ -62,8 +62,8 @@ pub enum NameError {
 
 const UNIQUE_IDENTIFIER: &str = "0.9.2342.19200300.100.1.44";
 
-/// Short names of attribute types as OpenSSL 3 prints them. `uid` is left out: [`NameError::Uid`].
-const TYPES: [(&str, &str); 56] = [
+/// Short names of attribute types that subjects have, as OpenSSL 3 prints them; others are written as OIDs. `uid` is left out: [`NameError::Uid`].
+const TYPES: [(&str, &str); 61] = [
     ("CN", "2.5.4.3"),
     ("SN", "2.5.4.4"),
     ("serialNumber", "2.5.4.5"),
@@ -117,6 +117,11 @@ const TYPES: [(&str, &str); 56] = [
     ("DC", "0.9.2342.19200300.100.1.25"),
     ("emailAddress", "1.2.840.113549.1.9.1"),
     ("unstructuredName", "1.2.840.113549.1.9.2"),
+    ("challengePassword", "1.2.840.113549.1.9.7"),
+    ("unstructuredAddress", "1.2.840.113549.1.9.8"),
+    ("INN", "1.2.643.3.131.1.1"),
+    ("OGRN", "1.2.643.100.1"),
+    ("SNILS", "1.2.643.100.3"),
     ("jurisdictionL", "1.3.6.1.4.1.311.60.2.1.1"),
     ("jurisdictionST", "1.3.6.1.4.1.311.60.2.1.2"),
     ("jurisdictionC", "1.3.6.1.4.1.311.60.2.1.3"),
@@ -124,7 +129,7 @@ const TYPES: [(&str, &str); 56] = [
 
 impl DistinguishedName {
     /// Reads the string form of RFC 4514. Types are the short names that OpenSSL prints, in its spelling, or OIDs.
-    /// `text.parse::<Self>()?.to_string()` is one spelling of the name, and equal names have the same one.
+    /// `Self::parse(text)?.to_string()` is one spelling of the name, and equal names have the same one.
     ///
     /// # Errors
     /// Which rule of RFC 4514 section 3 the text breaks.

@@ -110,6 +110,7 @@ async fn what_openssl_prints_of_a_subject_is_a_rule_that_matches() {
         "/O=multi/CN=two+OU=in one+UID=set",
         "/emailAddress=job@example.org/serialNumber=7/street=Main Street 1/SN=Doe/GN=Jo",
         "/1.3.6.1.4.1.99999.7=no name for its type/CN=x",
+        "/unstructuredAddress=here/challengePassword=none/INN=1/OGRN=2/SNILS=3/CN=x",
         "/C=DE/ST=Berlin/L=Berlin/postalCode=10115/businessCategory=none/jurisdictionC=DE",
     ] {
         leaves.push(signed_by_openssl(folder.path(), subject).await);

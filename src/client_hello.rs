@@ -32,7 +32,7 @@ pub const IDENTITIES_MAX: usize = 16;
 const RECORD_MAX: usize = 16_384 + 256;
 /// The longest handshake message that rustls takes.
 const MESSAGE_MAX: usize = 0xffff;
-/// Most bytes that are gathered: the longest message in records of ordinary length, or a tenth of it in records of a byte each.
+/// Most bytes that are gathered: the longest message in records of ordinary length, or a fifth of it in records of a byte each.
 pub const FLIGHT_MAX: usize = MESSAGE_MAX + RECORD_MAX;
 /// Room is made for at least so many bytes at a time, so that it is little more than what came.
 const ROOM: usize = 256;

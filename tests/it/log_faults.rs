@@ -274,5 +274,6 @@ async fn limit_of_the_size_of_a_file_ends_nothing() {
     drop(worker);
     process.signal("TERM").await;
     assert!(process.succeeds().await, "status 0");
-    assert!(fs::metadata(&log).unwrap().len() <= 1024, "the limit was reached");
+    let written = fs::metadata(&log).unwrap().len();
+    assert!((512..=1024).contains(&written), "the limit was reached: {written}");
 }

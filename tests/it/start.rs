@@ -16,6 +16,7 @@ use tls_sessiond::{
     clock::Clock,
     config::{Config, Endpoint},
     daemon::Daemon,
+    proto::{self as pb, context_service_client::ContextServiceClient},
 };
 use tokio::{net::TcpStream, process::Command, time::timeout};
 
@@ -369,6 +370,14 @@ async fn of_many_daemons_that_start_at_once_one_has_the_socket() {
     }
 }
 
+/// Whether a thread of the daemon reads files of its configuration.
+fn reads_files(process: &Process) -> bool {
+    let threads = fs::read_dir(format!("/proc/{}/task", process.id())).unwrap();
+    threads
+        .filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok())
+        .any(|name| name == "files\n")
+}
+
 #[tokio::test]
 async fn reload_after_one_that_hangs_is_made() {
     let folder = tempfile::tempdir().unwrap();
@@ -376,11 +385,11 @@ async fn reload_after_one_that_hangs_is_made() {
     fs::write(&config, "").unwrap();
     let mut command = daemon(&["--config", config.to_str().unwrap()]);
     let mut process = Process::logging(&mut command, fs::File::create(&log).unwrap());
-    process.says("listening on tcp://").await;
+    let address = process.says("listening on tcp://").await;
     fs::remove_file(&config).unwrap();
     fifo(&config);
     process.signal("HUP").await;
-    let held = open_for(&config).await;
+    let mut held = open_for(&config).await;
     fs::remove_file(&config).unwrap();
     fs::write(&config, "").unwrap();
     process.signal("HUP").await;
@@ -389,8 +398,18 @@ async fn reload_after_one_that_hangs_is_made() {
         assert!(Instant::now() < until, "{}", fs::read_to_string(&log).unwrap());
         tokio::task::yield_now().await;
     }
-    // The one that hung is void when its file comes at last.
+    // The one that hung is void when its file comes at last, although it would add a context.
+    let late = "[[context]]\nname = \"default\"\n[[context]]\nname = \"late\"\n";
+    std::io::Write::write_all(&mut held, late.as_bytes()).unwrap();
     drop(held);
+    let until = Instant::now() + PATIENCE;
+    while reads_files(&process) {
+        assert!(Instant::now() < until, "the reload that hung never ends");
+        tokio::task::yield_now().await;
+    }
+    let mut contexts = ContextServiceClient::connect(format!("http://{address}")).await.unwrap();
+    let late = contexts.get_context(pb::GetContextRequest { name: "late".into() }).await.unwrap_err();
+    assert_eq!(late.code(), tonic::Code::NotFound, "{late:?}");
     process.signal("TERM").await;
     assert!(process.succeeds().await);
     let log = fs::read_to_string(&log).unwrap();

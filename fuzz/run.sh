@@ -9,7 +9,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-all="client_hello configuration engine requests"
+all="access client_hello configuration engine http2 reload requests"
 host=$(rustc -vV | sed -n 's/^host: //p')
 home=target/fuzz
 built=$home/$host/release
@@ -33,9 +33,12 @@ build() {
 # The longest input that a target makes anything of.
 longest() {
     case $1 in
+    access) echo 1024 ;;
     client_hello) echo 8192 ;;
     configuration) echo 4096 ;;
     engine) echo 2048 ;;
+    http2) echo 4096 ;;
+    reload) echo 4096 ;;
     requests) echo 4096 ;;
     esac
 }

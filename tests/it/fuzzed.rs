@@ -2,6 +2,8 @@
 
 use std::{fs, path::Path};
 
+#[path = "../../fuzz/targets/access.rs"]
+mod access;
 #[path = "../../fuzz/targets/choices.rs"]
 mod choices;
 #[path = "../../fuzz/targets/client_hello.rs"]
@@ -10,6 +12,10 @@ mod client_hello;
 mod configuration;
 #[path = "../../fuzz/targets/engine.rs"]
 mod engine;
+#[path = "../../fuzz/targets/http2.rs"]
+mod http2;
+#[path = "../../fuzz/targets/reload.rs"]
+mod reload;
 #[path = "../../fuzz/targets/requests.rs"]
 mod requests;
 
@@ -38,6 +44,21 @@ fn corpus_of_configuration_loads_or_is_refused_with_its_line() {
 #[test]
 fn corpus_of_engine_keeps_the_close_rule() {
     replay("engine", engine::run);
+}
+
+#[test]
+fn corpus_of_access_finds_one_spelling_for_each_name_and_no_rule_for_others() {
+    replay("access", access::run);
+}
+
+#[test]
+fn corpus_of_http2_panics_nothing_and_leaves_the_places_free() {
+    replay("http2", http2::run);
+}
+
+#[test]
+fn corpus_of_reload_loosens_nothing_by_omission() {
+    replay("reload", reload::run);
 }
 
 #[test]

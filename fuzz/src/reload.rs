@@ -1,0 +1,7 @@
+//! A configuration that follows another.
+#![no_main]
+
+#[path = "../targets/reload.rs"]
+mod reload;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| reload::run(data));

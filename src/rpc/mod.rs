@@ -20,6 +20,7 @@
 //! * `batch`, `answers`: the calls of one message of an Attach, and what they answer, as bytes
 //! * `seldom`: futures that are not asked at every wake-up
 //! * `revoke`, `explain`: which sessions resume no more, and why not
+//! * `session_list`: pages of sessions
 //! * `convert`, `page`, `turns`, `request_ids`: messages, lists, one list at a time, repeated requests
 
 use std::{
@@ -72,6 +73,7 @@ mod preface;
 mod request_ids;
 mod revoke;
 mod seldom;
+mod session_list;
 mod sessions;
 mod socket;
 pub mod status;

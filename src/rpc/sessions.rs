@@ -1,9 +1,8 @@
 //! SessionService.
 
-use std::{collections::BinaryHeap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, async_trait};
 
@@ -19,7 +18,7 @@ use super::{
     watch::Watched,
 };
 use crate::{
-    clock::{Now, Timestamp},
+    clock::Now,
     connection::{
         Table,
         worker::{NotKept, Put},
@@ -30,7 +29,6 @@ use crate::{
         Cache, Format, Role, Secret, Session, Terms, Version,
         cache::{EXPECTED_MAX, NotStored},
         canonical,
-        stats::Account,
     },
 };
 
@@ -108,31 +106,6 @@ impl<'r> From<&'r pb::LookupSessionRequest> for Wanted<'r> {
         }
     }
 }
-
-/// Where a list goes on: when the last session was made, and its id. Ids are random, and differ between the two sides.
-type Place = (Timestamp, Vec<u8>);
-
-struct Listed(Place, Arc<Session>);
-
-impl PartialEq for Listed {
-    fn eq(&self, other: &Self) -> bool {
-        self.0 == other.0
-    }
-}
-impl Eq for Listed {}
-impl PartialOrd for Listed {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Listed {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.cmp(&other.0)
-    }
-}
-
-/// How many sessions of a page are written without a pause: each may have 64 names.
-const WRITTEN_AT_ONCE: usize = 64;
 
 /// Most bytes of a binding.
 const BINDING_MAX: usize = 1024;
@@ -309,70 +282,6 @@ impl Sessions {
         tracing::info!(target: "audit", owner = %by.owner(), context = %context.name, session = ?id, removed, "RemoveSession");
         Ok(pb::RemoveSessionResponse { removed })
     }
-
-    async fn list(
-        &self,
-        by: &Caller,
-        request: &pb::ListSessionsRequest,
-    ) -> Result<pb::ListSessionsResponse, Refusal> {
-        let size = Pages::size(request.page_size)?;
-        let _turn = self.lists.wait(by.owner()).await;
-        // Rights are those of after the wait.
-        let registry = Arc::clone(&self.table.registry());
-        let caches = caches(&registry, by, &request.context, Roles::OBSERVER)?;
-        let server_name = canonical(&request.server_name);
-        let filters = ["sessions", request.context.as_str(), request.server_name.as_str()];
-        let after = match self.pages.place(&filters, &request.page_token)? {
-            None => None,
-            Some(place) => Some(read_place(&place).ok_or(Refusal::PageTokenInvalid)?),
-        };
-        let now = self.table.now();
-        let mut oldest: BinaryHeap<Listed> = BinaryHeap::with_capacity(size + 1);
-        // Contexts that share a cache may be granted to different callers. Most sessions that follow each other have one account.
-        let mut granted: Option<(Arc<Account>, bool)> = None;
-        for cache in caches {
-            for part in 0..cache.parts() {
-                cache.scan_part(part, now, |session| {
-                    let account = &session.kind().account;
-                    let may = match &granted {
-                        Some((last, may)) if Arc::ptr_eq(last, account) => *may,
-                        _ => {
-                            let may = by.may(&registry, Roles::OBSERVER, &account.name);
-                            granted.insert((Arc::clone(account), may)).1
-                        }
-                    };
-                    let named = || server_name.is_empty() || *session.kind().server_name == *server_name;
-                    // Places are compared before anything is allocated: of a million sessions a page has a few.
-                    let (created, id) = (session.facts().created(), session.id().as_bytes());
-                    let listed = |place: &Place| (created, id).cmp(&(place.0, place.1.as_slice()));
-                    let full = oldest.len() == size;
-                    if may
-                        && named()
-                        && after.as_ref().is_none_or(|after| listed(after).is_gt())
-                        && (!full || oldest.peek().is_some_and(|last| listed(&last.0).is_lt()))
-                    {
-                        oldest.push(Listed((created, id.to_vec()), Arc::clone(session)));
-                        if oldest.len() > size {
-                            oldest.pop();
-                        }
-                    }
-                });
-                // Millions of sessions take a while; other calls are served meanwhile.
-                yield_now().await;
-            }
-        }
-        let listed = oldest.into_sorted_vec();
-        let next_page_token = match listed.last() {
-            Some(last) if listed.len() == size => self.pages.token(&filters, &write_place(&last.0)),
-            _ => String::new(),
-        };
-        let mut sessions = Vec::with_capacity(listed.len());
-        for slice in listed.chunks(WRITTEN_AT_ONCE) {
-            sessions.extend(slice.iter().map(|listed| convert::session(&listed.1, now.offset)));
-            yield_now().await;
-        }
-        Ok(pb::ListSessionsResponse { sessions, next_page_token })
-    }
 }
 
 /// The caches of one context of a registry, or of all, where the caller has one of these roles.
@@ -418,15 +327,6 @@ fn not_kept(why: NotKept) -> &'static str {
         NotKept::Cache(NotStored::NoRandomness) => "NO_RANDOMNESS",
         NotKept::Cache(NotStored::Revoked) => "REVOKED",
     }
-}
-
-fn write_place((created, id): &Place) -> Vec<u8> {
-    [&created.as_millis().to_be_bytes()[..], id].concat()
-}
-
-fn read_place(place: &[u8]) -> Option<Place> {
-    let (created, id) = place.split_first_chunk::<8>()?;
-    Some((Timestamp::from_millis(u64::from_be_bytes(*created)), id.to_vec()))
 }
 
 #[async_trait]

@@ -430,6 +430,39 @@ async fn list_of_connections_looks_at_a_bounded_number_in_a_step() {
     daemon.stop().await;
 }
 
+/// All pages of a list: how many there are, and the ids on them.
+async fn pages(sessions: &mut SessionServiceClient<Channel>, server_name: &str) -> (usize, Vec<String>) {
+    let server_name = server_name.to_owned();
+    let mut request = pb::ListSessionsRequest { page_size: 1000, server_name, ..Default::default() };
+    let (mut count, mut ids) = (0, Vec::new());
+    loop {
+        let page = sessions.list_sessions(request.clone()).await.unwrap().into_inner();
+        assert!(page.sessions.len() <= 1000);
+        (count, request.page_token) = (count + 1, page.next_page_token);
+        ids.extend(page.sessions.into_iter().map(|session| session.id));
+        if request.page_token.is_empty() {
+            return (count, ids);
+        }
+    }
+}
+
+#[tokio::test]
+async fn page_of_sessions_costs_what_is_on_it() {
+    const SESSIONS: u32 = 24_000;
+    let binary = Binary::start(&["--set", "context.0.cache_entries_max=40000"]).await;
+    let id = |number: u32| format!("{:016x}", u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    put_all(&binary, SESSIONS, |number| put("", &id(number))).await;
+    let mut sessions = SessionServiceClient::new(channel(&binary).await);
+    let (count, mut ids) = pages(&mut sessions, "").await;
+    assert!((24..=25).contains(&count), "{count} pages of 1,000");
+    ids.sort_unstable();
+    let mut all: Vec<String> = (0..SESSIONS).map(id).collect();
+    all.sort_unstable();
+    assert!(ids == all, "each is listed once");
+    // Nothing has this name: a page looks at a part of them all the same, and no page looks at all.
+    assert_eq!(pages(&mut sessions, "other.test").await, (2, Vec::new()));
+}
+
 #[tokio::test]
 async fn many_lists_of_one_caller_leave_turns_to_others() {
     const LISTS: usize = 40;

@@ -1,9 +1,9 @@
 //! HTTP/2 by hand (RFC 9113), for peers that no library would make.
 
-use std::{io, time::Duration};
+use std::{future::poll_fn, io, pin::Pin, task::Poll, time::Duration};
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
     time::timeout,
 };
@@ -30,8 +30,13 @@ pub(crate) struct Frame {
     pub(crate) payload: Vec<u8>,
 }
 
+/// What HTTP/2 goes over.
+pub(crate) trait Line: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<L: AsyncRead + AsyncWrite + Unpin + Send> Line for L {}
+
 /// A connection.
-pub(crate) struct Raw(pub(crate) TcpStream);
+pub(crate) struct Raw(Box<dyn Line>);
 
 /// One frame as bytes.
 pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -79,13 +84,32 @@ pub(crate) fn message(bytes: &[u8]) -> Vec<u8> {
 }
 
 impl Raw {
-    /// Greets, with a window for each stream.
+    /// Greets over loopback, with a window for each stream.
     pub(crate) async fn connect(address: &str, window: u32) -> Self {
-        let mut socket = TcpStream::connect(address).await.unwrap();
+        Self::over(TcpStream::connect(address).await.unwrap(), window).await
+    }
+
+    /// The same over a line.
+    pub(crate) async fn over(line: impl Line + 'static, window: u32) -> Self {
+        let mut raw = Self(Box::new(line));
         let setting = [&4u16.to_be_bytes()[..], &window.to_be_bytes()].concat();
         let greeting = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(SETTINGS, 0, 0, &setting)[..]].concat();
-        socket.write_all(&greeting).await.unwrap();
-        Self(socket)
+        raw.0.write_all(&greeting).await.unwrap();
+        // TLS keeps what it has no room for.
+        raw.0.flush().await.unwrap();
+        raw
+    }
+
+    /// Reads away what has come, and waits for nothing.
+    pub(crate) async fn drain(&mut self) {
+        let mut heard = [0; 65_536];
+        loop {
+            let mut heard = ReadBuf::new(&mut heard);
+            let read = poll_fn(|cx| Poll::Ready(Pin::new(&mut *self.0).poll_read(cx, &mut heard))).await;
+            if !matches!(read, Poll::Ready(Ok(()))) || heard.filled().is_empty() {
+                break;
+            }
+        }
     }
 
     /// Waits for the window of a worker's connection, and agrees to the settings: what is sent before would be too much.
@@ -99,8 +123,11 @@ impl Raw {
 
     /// Sends bytes; `false` where the daemon has closed, or takes no more for a while.
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> bool {
-        let sent = timeout(Duration::from_secs(1), self.0.write_all(bytes)).await;
-        matches!(sent, Ok(Ok(())))
+        let sent = async {
+            self.0.write_all(bytes).await?;
+            self.0.flush().await
+        };
+        matches!(timeout(Duration::from_secs(1), sent).await, Ok(Ok(())))
     }
 
     /// Sends many bytes, and reads nothing; `false` where the daemon has closed, or takes no more for a while.

@@ -1,18 +1,23 @@
-//! HTTP/2 that is meant to hurt: the connection ends, or its frames are taken; memory is bounded, and others are served.
+//! HTTP/2 that is meant to hurt, at every listener and with every role: the connection ends, or its frames are taken; memory and the
+//! time of others are bounded, and others are served.
 
-use tls_sessiond::proto::{self as pb, context_service_client::ContextServiceClient};
-use tonic::transport::Channel;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
 
 use crate::{
-    binary::Binary,
+    callers::{CALLERS, Caller, Guarded},
     frames::{
         self, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, Raw, SETTINGS,
-        SOON, WINDOW_UPDATE, frame,
+        WINDOW_UPDATE, frame,
     },
-    meter::{alone, memory},
+    meter::{alone, cpu, memory},
 };
 
 const LIST: &str = "/tls.sessiond.v1.ContextService/ListContexts";
+/// Answered to every role.
+const CHECK: &str = "/grpc.health.v1.Health/Check";
+const WATCH: &str = "/grpc.health.v1.Health/Watch";
 const DRIVE: &str = "/tls.sessiond.v1.ConnectionService/Drive";
 /// What a daemon may grow by, in MiB, whatever one connection does.
 const GROWTH: u64 = 32;
@@ -20,48 +25,84 @@ const GROWTH: u64 = 32;
 const FLOW_CONTROL_ERROR: u32 = 3;
 const FRAME_SIZE_ERROR: u32 = 6;
 
-/// A daemon, and somebody else who calls it all the time.
+/// How long a call of another caller may take meanwhile: far above what it takes, for hosts that are busy. A daemon that hangs is
+/// above it.
+const LATENCY: Duration = Duration::from_secs(5);
+
+/// A daemon, and an honest worker that calls it all the time.
 struct Victim {
-    daemon: Binary,
+    guarded: Guarded,
     before: u64,
-    neighbour: tokio::task::JoinHandle<()>,
+    stop: oneshot::Sender<()>,
+    neighbour: tokio::task::JoinHandle<Duration>,
+}
+
+/// One call of the honest worker.
+async fn call(raw: &mut Raw, stream: u32) {
+    let call =
+        [frame(HEADERS, END_HEADERS, stream, &frames::call(LIST)), frame(DATA, END_STREAM, stream, &[0; 5])];
+    assert!(raw.send(&call.concat()).await, "a neighbour was cut off");
+    assert_eq!(raw.until(DATA).await.unwrap().stream, stream);
+    let received = raw.until(HEADERS).await.unwrap();
+    assert_eq!(received.stream, stream, "the trailers");
 }
 
 impl Victim {
     async fn start() -> Self {
-        let daemon = Binary::start(&[]).await;
-        let channel =
-            Channel::from_shared(format!("http://{}", daemon.address)).unwrap().connect().await.unwrap();
-        let mut client = ContextServiceClient::new(channel);
-        for _ in 0..50 {
-            client.list_contexts(pb::ListContextsRequest {}).await.unwrap();
+        let guarded = Guarded::start().await;
+        for caller in CALLERS {
+            guarded.raw(caller, 65_535).await.until(SETTINGS).await.unwrap();
         }
-        let before = memory(&daemon.process());
+        let mut raw = guarded.raw(Caller::Unix, 1 << 30).await;
+        raw.agree().await;
+        let wide = frame(WINDOW_UPDATE, 0, 0, &(1u32 << 30).to_be_bytes());
+        assert!(raw.send(&wide).await);
+        for number in 0..50 {
+            call(&mut raw, 2 * number + 1).await;
+        }
+        let before = memory(&guarded.daemon.process());
+        let (stop, mut stopped) = oneshot::channel();
         let neighbour = tokio::spawn(async move {
-            loop {
-                let call = client.list_contexts(pb::ListContextsRequest {});
-                tokio::time::timeout(SOON, call).await.expect("a neighbour waits").unwrap();
+            let mut longest = Duration::ZERO;
+            for number in 50.. {
+                let begun = Instant::now();
+                call(&mut raw, 2 * number + 1).await;
+                longest = longest.max(begun.elapsed());
+                if stopped.try_recv().is_ok() {
+                    break;
+                }
                 tokio::task::yield_now().await;
             }
+            longest
         });
-        Self { daemon, before, neighbour }
+        Self { guarded, before, stop, neighbour }
     }
 
-    async fn raw(&self) -> Raw {
-        Raw::connect(&self.daemon.address, 65_535).await
+    async fn raw(&self, caller: Caller) -> Raw {
+        self.guarded.raw(caller, 65_535).await
     }
 
-    /// Memory is bounded, the neighbour was served, and who comes now is too.
+    /// Memory is bounded, the neighbour was served in time, and a caller that comes now is too, whatever its role.
     async fn stands(self, what: &str) {
-        let after = memory(&self.daemon.process());
-        println!("{what}: {} MiB, {after} MiB", self.before);
+        let process = self.guarded.daemon.process();
+        let after = memory(&process);
         assert!(after <= self.before + GROWTH, "{what}: {} MiB before, {after} MiB after", self.before);
-        assert!(!self.neighbour.is_finished(), "{what}: {:?}", self.neighbour.await);
-        self.neighbour.abort();
-        let mut next = self.raw().await;
-        let call = [frame(HEADERS, END_HEADERS, 1, &frames::call(LIST)), frame(DATA, END_STREAM, 1, &[0; 5])];
-        assert!(next.send(&call.concat()).await);
-        assert_eq!(next.until(DATA).await.unwrap().stream, 1, "{what}");
+        for caller in CALLERS {
+            let mut next = self.raw(caller).await;
+            let call =
+                [frame(HEADERS, END_HEADERS, 1, &frames::call(CHECK)), frame(DATA, END_STREAM, 1, &[0; 5])];
+            assert!(next.send(&call.concat()).await);
+            assert_eq!(next.until(DATA).await.unwrap().stream, 1, "{what}: {caller:?}");
+        }
+        self.stop.send(()).unwrap_or_else(|()| panic!("{what}: the neighbour was not served"));
+        let longest = self.neighbour.await.unwrap();
+        println!("{what}: {} MiB, {after} MiB; a neighbour waited {longest:?} at most", self.before);
+        assert!(longest < LATENCY, "{what}: a neighbour waited {longest:?}");
+        // Nothing goes on behind it: in a quarter of a second the daemon works less than half of that.
+        let worked = cpu(&process);
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        let spent = cpu(&process) - worked;
+        assert!(spent < Duration::from_millis(125), "{what}: {spent:?} of work with nothing to do");
     }
 }
 
@@ -73,8 +114,7 @@ async fn flood(raw: &mut Raw, most: u32, make: impl Fn(u32) -> Vec<u8>) -> u32 {
         if !raw.send(&bytes).await {
             return batch * BATCH;
         }
-        let mut heard = [0; 65536];
-        while matches!(raw.0.try_read(&mut heard), Ok(1..)) {}
+        raw.drain().await;
     }
     most
 }
@@ -83,8 +123,8 @@ async fn flood(raw: &mut Raw, most: u32, make: impl Fn(u32) -> Vec<u8>) -> u32 {
 async fn streams_that_are_reset_at_once_cost_nobody_else() {
     let _alone = alone().await;
     let victim = Victim::start().await;
-    for path in [LIST, DRIVE] {
-        let mut raw = victim.raw().await;
+    for (caller, path) in CALLERS.into_iter().flat_map(|caller| [(caller, LIST), (caller, DRIVE)]) {
+        let mut raw = victim.raw(caller).await;
         let block = frames::call(path);
         let sent = flood(&mut raw, 20_480, |number| {
             let stream = 2 * number + 1;
@@ -92,24 +132,20 @@ async fn streams_that_are_reset_at_once_cost_nobody_else() {
             [frame(HEADERS, END_HEADERS, stream, &block), frame(RST_STREAM, 0, stream, &cancel)].concat()
         })
         .await;
-        println!("{path}: {sent} were sent before the end");
-        assert!(sent < 20_480, "streams are reset without end");
+        assert!(sent < 20_480, "{caller:?} {path}: streams are reset without end");
     }
     victim.stands("rapid reset").await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn header_blocks_beyond_the_limit_are_refused_and_ones_without_end_end_the_connection() {
-    let _alone = alone().await;
-    let victim = Victim::start().await;
+async fn header_blocks(victim: &Victim, caller: Caller) {
     // One call too large, in a frame and its continuation: the call is refused, the next one is answered.
-    let mut raw = victim.raw().await;
-    let block = [frames::call(LIST), frames::field("x-large", &"x".repeat(20_000))].concat();
+    let mut raw = victim.raw(caller).await;
+    let block = [frames::call(CHECK), frames::field("x-large", &"x".repeat(20_000))].concat();
     let (head, tail) = block.split_at(16_000);
     let large = [
         frame(HEADERS, END_STREAM, 1, head),
         frame(CONTINUATION, END_HEADERS, 1, tail),
-        frame(HEADERS, END_HEADERS, 3, &frames::call(LIST)),
+        frame(HEADERS, END_HEADERS, 3, &frames::call(CHECK)),
         frame(DATA, END_STREAM, 3, &[0; 5]),
     ];
     assert!(raw.send(&large.concat()).await);
@@ -123,21 +159,29 @@ async fn header_blocks_beyond_the_limit_are_refused_and_ones_without_end_end_the
             _ => break false,
         }
     };
-    assert!(answered, "one call too large ended the connection");
+    assert!(answered, "{caller:?}: one call too large ended the connection");
 
     // A frame beyond what was agreed.
-    let mut raw = victim.raw().await;
+    let mut raw = victim.raw(caller).await;
     raw.send(&frame(HEADERS, END_HEADERS, 1, &vec![0; 16_385])).await;
-    assert_eq!(raw.end().await, Some(FRAME_SIZE_ERROR));
+    assert_eq!(raw.end().await, Some(FRAME_SIZE_ERROR), "{caller:?}");
 
     // CONTINUATION without end, with and without anything in it (CVE-2024-27316 and its kin).
     for piece in [&b""[..], &frames::field("x", &"y".repeat(1000)), &frames::field("x", &"y".repeat(16_000))]
     {
-        let mut raw = victim.raw().await;
-        assert!(raw.send(&frame(HEADERS, 0, 1, &frames::call(LIST))).await);
+        let mut raw = victim.raw(caller).await;
+        assert!(raw.send(&frame(HEADERS, 0, 1, &frames::call(CHECK))).await);
         let sent = flood(&mut raw, 51_200, |_| frame(CONTINUATION, 0, 1, piece)).await;
-        println!("CONTINUATION of {}: {sent} were taken", piece.len());
-        assert!(sent < 51_200, "CONTINUATION frames of {} bytes are taken without end", piece.len());
+        assert!(sent < 51_200, "{caller:?}: CONTINUATION of {} bytes is taken without end", piece.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn header_blocks_beyond_the_limit_are_refused_and_ones_without_end_end_the_connection() {
+    let _alone = alone().await;
+    let victim = Victim::start().await;
+    for caller in CALLERS {
+        header_blocks(&victim, caller).await;
     }
     victim.stands("header blocks").await;
 }
@@ -146,24 +190,24 @@ async fn header_blocks_beyond_the_limit_are_refused_and_ones_without_end_end_the
 async fn settings_and_pings_that_nobody_reads_the_answers_of_are_bounded() {
     let _alone = alone().await;
     let victim = Victim::start().await;
-    for (what, bytes) in [("PING", frame(PING, 0, 0, &[1; 8])), ("SETTINGS", frame(SETTINGS, 0, 0, &[]))] {
-        let mut raw = victim.raw().await;
-        let many = bytes.repeat(1000);
-        let mut sent = 0;
-        // Bounded: 2 million frames.
-        while sent < 2000 && raw.send(&many).await {
-            sent += 1;
+    for caller in CALLERS {
+        for bytes in [frame(PING, 0, 0, &[1; 8]), frame(SETTINGS, 0, 0, &[])] {
+            let mut raw = victim.raw(caller).await;
+            let many = bytes.repeat(1000);
+            let mut sent = 0;
+            // Bounded: 2 million frames.
+            while sent < 2000 && raw.send(&many).await {
+                sent += 1;
+            }
         }
-        println!("{what}: {sent} thousand were taken");
     }
     victim.stands("SETTINGS and PING").await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn windows_that_are_wrong_end_the_stream_or_the_connection() {
-    let _alone = alone().await;
-    let victim = Victim::start().await;
-    let open = frame(HEADERS, END_HEADERS, 1, &frames::call(DRIVE));
+async fn windows(victim: &Victim, caller: Caller) {
+    // A stream that stays open: any caller may watch the daemon's health.
+    let path = if caller.is_worker() { DRIVE } else { WATCH };
+    let open = frame(HEADERS, END_HEADERS, 1, &frames::call(path));
     let most = 0x7fff_ffffu32.to_be_bytes();
     let over = [&4u16.to_be_bytes()[..], &0x8000_0000u32.to_be_bytes()].concat();
     for (what, bytes) in [
@@ -173,21 +217,29 @@ async fn windows_that_are_wrong_end_the_stream_or_the_connection() {
         ("of half a size", frame(WINDOW_UPDATE, 0, 0, &[0; 3])),
         ("of a stream that never was", frame(WINDOW_UPDATE, 0, 9, &most)),
     ] {
-        let mut raw = victim.raw().await;
+        let mut raw = victim.raw(caller).await;
         raw.send(&[&open[..], &bytes].concat()).await;
         let end = raw.end().await;
-        assert!(end.is_some_and(|code| code != 0), "{what}: {end:?}");
+        assert!(end.is_some_and(|code| code != 0), "{caller:?} {what}: {end:?}");
     }
-    let mut raw = victim.raw().await;
+    let mut raw = victim.raw(caller).await;
     raw.send(&[&open[..], &frame(WINDOW_UPDATE, 0, 1, &most)].concat()).await;
     let reset = raw.until(RST_STREAM).await.unwrap();
     assert_eq!((reset.stream, &reset.payload[..]), (1, &FLOW_CONTROL_ERROR.to_be_bytes()[..]));
     // More than the window of a connection's other end: it takes 256 KiB of a stream that it does not read.
-    let mut raw = victim.raw().await;
+    let mut raw = victim.raw(caller).await;
     raw.send(&open).await;
     let data = frame(DATA, 0, 1, &[0; 16_000]);
-    let sent = flood(&mut raw, 5120, |_| data.clone()).await;
-    println!("{sent} DATA frames of 16000 bytes went out");
+    flood(&mut raw, 5120, |_| data.clone()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn windows_that_are_wrong_end_the_stream_or_the_connection() {
+    let _alone = alone().await;
+    let victim = Victim::start().await;
+    for caller in CALLERS {
+        windows(&victim, caller).await;
+    }
     victim.stands("windows").await;
 }
 
@@ -196,16 +248,18 @@ async fn data_without_anything_in_it_is_bounded() {
     let _alone = alone().await;
     let victim = Victim::start().await;
     // A call that is read, and a Drive whose answers have no window: it is not read from.
-    for (path, window) in [(LIST, 65_535), (DRIVE, 65_535), (DRIVE, 0)] {
-        let mut raw = Raw::connect(&victim.daemon.address, window).await;
+    let all = CALLERS
+        .into_iter()
+        .flat_map(|caller| [(caller, LIST, 65_535), (caller, DRIVE, 65_535), (caller, DRIVE, 0)]);
+    for (caller, path, window) in all {
+        let mut raw = victim.guarded.raw(caller, window).await;
         assert!(raw.send(&frame(HEADERS, END_HEADERS, 1, &frames::call(path))).await);
         if path == DRIVE {
             // new { role: ROLE_SERVER }
             assert!(raw.send(&frame(DATA, 0, 1, &frames::message(&[10, 2, 16, 2]))).await);
         }
         let sent = flood(&mut raw, 1 << 20, |_| frame(DATA, 0, 1, &[])).await;
-        println!("{path} {window}: {sent} were taken; {} MiB", memory(&victim.daemon.process()));
-        assert!(sent < 1 << 20, "frames with nothing in them are taken without end");
+        assert!(sent < 1 << 20, "{caller:?} {path}: frames with nothing in them are taken without end");
     }
     victim.stands("empty DATA").await;
 }

@@ -18,6 +18,7 @@ mod harness;
 #[allow(dead_code, reason = "shared with the other tests")]
 mod pki;
 
+mod callers;
 mod frames;
 mod hostile;
 mod http2_abuse;

@@ -23,6 +23,15 @@ pub(crate) fn memory(process: &str) -> u64 {
     status(process, "VmRSS") / 1024
 }
 
+/// Time of all cores that a process has used.
+pub(crate) fn cpu(process: &str) -> Duration {
+    let text = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    // Behind the name in parentheses: utime and stime are the 14th and 15th field, in hundredths of a second (proc(5)).
+    let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
+    let hundredths: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
+    Duration::from_millis(hundredths * 10)
+}
+
 /// Open file descriptors of this process.
 pub(crate) fn descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()

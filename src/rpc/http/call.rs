@@ -23,8 +23,6 @@ use crate::rpc::{
     status::Refusal,
 };
 
-/// What is asked of the peer's windows at a time: calls that ask for much hold what others wait for.
-const ASKED: usize = 16 << 10;
 /// What a call takes that cannot go on, beside its bytes: its task, its service, and the stream in HTTP/2.
 const WAITING: usize = 4 << 10;
 
@@ -174,7 +172,7 @@ impl Sending {
             outbox.wait(cx);
             return Poll::Pending;
         }
-        self.stream.reserve_capacity(self.left.len().min(ASKED));
+        self.stream.reserve_capacity(self.left.len().min(room));
         while self.stream.capacity() == 0 {
             match ready!(self.stream.poll_capacity(cx)) {
                 Some(capacity) => drop(capacity?),

@@ -5,6 +5,7 @@
 //! counts it for the caller's identity, and widens no window until the service has it.
 
 use std::{
+    collections::VecDeque,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -21,13 +22,18 @@ use crate::rpc::{
     status::Refusal,
 };
 
+/// A piece shorter than this is copied: it would keep the buffer alive that HTTP/2 has read it into.
+const COPIED: usize = 8 << 10;
+
 /// What a call and the body of its request share. None when the service has dropped the body.
 pub(super) struct Inbox(Mutex<Option<Requests>>);
 
 struct Requests {
     stream: RecvStream,
     /// What came while the service did not read. No window was widened for it.
-    ahead: BytesMut,
+    ahead: VecDeque<Ahead>,
+    /// What that takes, in bytes.
+    taken: usize,
     counted: Held,
     /// The task that waits for more, which need not be the call's: reflection has one of its own.
     reader: Option<Waker>,
@@ -35,12 +41,20 @@ struct Requests {
     reader_waits_in_vain: bool,
 }
 
+/// A piece of a request that was read ahead.
+enum Ahead {
+    AsItCame(Bytes),
+    /// Pieces that were short.
+    Joined(BytesMut),
+}
+
 impl Inbox {
     /// An inbox, and the body for the service.
     pub(super) fn new(stream: RecvStream, holder: &Arc<Holder>) -> (Arc<Self>, RequestBody) {
         let requests = Requests {
             stream,
-            ahead: BytesMut::new(),
+            ahead: VecDeque::new(),
+            taken: 0,
             counted: holder.no_bytes(),
             reader: None,
             reader_waits_in_vain: false,
@@ -59,8 +73,8 @@ impl Inbox {
         requests.reader_waits_in_vain = true;
         // The end and errors come again when the service reads.
         while let Poll::Ready(Some(Ok(data))) = requests.stream.poll_data(cx) {
-            requests.ahead.extend_from_slice(&data);
-            requests.counted.resize(requests.ahead.capacity())?;
+            requests.keep(data);
+            requests.counted.resize(requests.taken)?;
         }
         Ok(())
     }
@@ -79,9 +93,28 @@ impl Inbox {
 }
 
 impl Requests {
+    fn keep(&mut self, data: Bytes) {
+        if data.len() >= COPIED {
+            self.taken += data.len();
+            return self.ahead.push_back(Ahead::AsItCame(data));
+        }
+        match self.ahead.back_mut() {
+            Some(Ahead::Joined(last)) if last.len() < COPIED => {
+                self.taken -= last.capacity();
+                last.extend_from_slice(&data);
+                self.taken += last.capacity();
+            }
+            _ => {
+                let first = BytesMut::from(&data[..]);
+                self.taken += first.capacity();
+                self.ahead.push_back(Ahead::Joined(first));
+            }
+        }
+    }
+
     fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, h2::Error>>> {
-        let data = match self.ahead.is_empty() {
-            true => match self.stream.poll_data(cx) {
+        let data = match self.ahead.pop_front() {
+            None => match self.stream.poll_data(cx) {
                 Poll::Ready(Some(Ok(data))) => data,
                 Poll::Pending => {
                     if !self.reader.as_ref().is_some_and(|reader| reader.will_wake(cx.waker())) {
@@ -91,9 +124,14 @@ impl Requests {
                 }
                 other => return other,
             },
-            false => {
-                self.counted.shrink(0);
-                std::mem::take(&mut self.ahead).freeze()
+            Some(ahead) => {
+                let (taken, data) = match ahead {
+                    Ahead::AsItCame(data) => (data.len(), data),
+                    Ahead::Joined(data) => (data.capacity(), data.freeze()),
+                };
+                self.taken -= taken;
+                self.counted.shrink(self.taken);
+                data
             }
         };
         Poll::Ready(Some(self.stream.flow_control().release_capacity(data.len()).map(|()| data)))

@@ -1,0 +1,110 @@
+//! A daemon with a listener of each kind, and callers with each role at them.
+
+use std::{fs, fs::Permissions, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc};
+
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+use tempfile::TempDir;
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+
+use crate::{
+    binary::Binary,
+    frames::Raw,
+    pki::{Authority, Leaf},
+};
+
+/// At which listener, and with which role there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Caller {
+    /// Over loopback, without any role.
+    Loopback,
+    /// Over the Unix socket, as a worker.
+    Unix,
+    /// With a certificate for this name, which is that of its role; `none` has none.
+    Tls(&'static str),
+}
+
+/// Every listener, and every role.
+pub(crate) const CALLERS: [Caller; 6] = [
+    Caller::Loopback,
+    Caller::Unix,
+    Caller::Tls("none"),
+    Caller::Tls("worker"),
+    Caller::Tls("observer"),
+    Caller::Tls("admin"),
+];
+
+impl Caller {
+    pub(crate) fn is_worker(self) -> bool {
+        matches!(self, Self::Unix | Self::Tls("worker"))
+    }
+}
+
+/// The daemon.
+pub(crate) struct Guarded {
+    pub(crate) daemon: Binary,
+    authority: Authority,
+    tls: String,
+    socket: PathBuf,
+    _folder: TempDir,
+}
+
+impl Guarded {
+    pub(crate) async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        let authority = Authority::new("callers");
+        authority.leaf(&["localhost"]).write(folder.path(), "server");
+        fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
+        let uid = rustix::process::getuid().as_raw();
+        let rule = |identity: &str, role: &str| {
+            format!("[[access]]\nidentity = \"{identity}\"\ncontexts = [\"*\"]\nrole = \"{role}\"\n")
+        };
+        let text = format!(
+            "[listen.tls]\ncertificate = \"server.crt\"\nkey = \"server.key\"\nclient_ca = \"ca.pem\"\n{}{}{}{}",
+            rule(&format!("uid:{uid}"), "worker"),
+            rule("dns:worker", "worker"),
+            rule("dns:observer", "observer"),
+            rule("dns:admin", "admin")
+        );
+        let config = folder.path().join("daemon.toml");
+        fs::write(&config, text).unwrap();
+        let socket = folder.path().join("api.sock");
+        // The last one is waited for.
+        let api = format!(
+            "listen.api=[\"tls://127.0.0.1:0\", \"unix://{}\", \"tcp://127.0.0.1:0\"]",
+            socket.display()
+        );
+        let daemon = Binary::start(&["--config", config.to_str().unwrap(), "--set", &api]).await;
+        let tls = daemon.greeting.lines().find_map(|line| line.strip_prefix("listening on tls://"));
+        Self { tls: tls.unwrap().to_owned(), daemon, authority, socket, _folder: folder }
+    }
+
+    /// A connection of this caller, with a window for each of its streams.
+    pub(crate) async fn raw(&self, caller: Caller, window: u32) -> Raw {
+        match caller {
+            Caller::Loopback => Raw::connect(&self.daemon.address, window).await,
+            Caller::Unix => Raw::over(UnixStream::connect(&self.socket).await.unwrap(), window).await,
+            Caller::Tls(name) => {
+                let connector = TlsConnector::from(Arc::new(self.client(&self.authority.leaf(&[name]))));
+                let socket = TcpStream::connect(&self.tls).await.unwrap();
+                let stream = connector.connect("localhost".try_into().unwrap(), socket).await.unwrap();
+                Raw::over(stream, window).await
+            }
+        }
+    }
+
+    fn client(&self, leaf: &Leaf) -> ClientConfig {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.authority.pem.as_bytes()).unwrap()).unwrap();
+        let chain = vec![CertificateDer::from_pem_slice(leaf.chain.as_bytes()).unwrap()];
+        let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).unwrap();
+        let config = ClientConfig::builder().with_root_certificates(roots);
+        let mut config = config.with_client_auth_cert(chain, key).unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config
+    }
+}

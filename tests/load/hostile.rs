@@ -6,6 +6,7 @@ use tokio::{io::AsyncReadExt, io::AsyncWriteExt, net::TcpStream};
 
 use crate::{
     binary::Binary,
+    callers::{Caller, Guarded},
     frames::{self, DATA, END_HEADERS, HEADERS, Raw, SETTINGS, WINDOW_UPDATE, frame},
     meter::{alone, memory},
 };
@@ -145,9 +146,14 @@ fn new() -> Vec<u8> {
 impl Unread {
     /// Returns the connections that hold what came of it, whether calls were reset meanwhile or not.
     async fn sent_to(&self, address: &str) -> Vec<Raw> {
+        self.sent_by(async || Raw::connect(address, self.window).await).await
+    }
+
+    /// The same on connections of any caller with a role.
+    async fn sent_by(&self, connect: impl AsyncFn() -> Raw) -> Vec<Raw> {
         let mut held = Vec::new();
         for _ in 0..self.connections {
-            let mut raw = Raw::connect(address, self.window).await;
+            let mut raw = connect().await;
             raw.agree().await;
             let step = (i32::MAX as u32 - 65_535).to_be_bytes();
             let _ = self.window > 0 && raw.send(&frame(WINDOW_UPDATE, 0, 0, &step)).await;
@@ -167,8 +173,7 @@ impl Unread {
             held.push(raw);
         }
         // The daemon has read what it is going to read once it answers on another connection.
-        let mut other = Raw::connect(address, 65_535).await;
-        assert!(read_through(&mut other).await, "{}: no other connection is served", self.path);
+        assert!(read_through(&mut connect().await).await, "{}: no other connection is served", self.path);
         held
     }
 }
@@ -274,6 +279,36 @@ async fn what_a_worker_does_not_read_takes_less_than_150_mib() {
     }
     let grown = memory(&all.process()).saturating_sub(before_all);
     assert!(grown < WORKER, "all at once: {grown} MiB");
+}
+
+#[tokio::test]
+async fn what_observers_and_admins_do_not_read_takes_less_than_150_mib() {
+    let _alone = alone().await;
+    let guarded = Guarded::start().await;
+    let before = memory(&guarded.daemon.process());
+    let mut held = Vec::new();
+    for (caller, window) in [("observer", 0), ("observer", i32::MAX as u32), ("admin", 0)] {
+        for path in [
+            "/tls.sessiond.v1.ContextService/ListContexts",
+            "/tls.sessiond.v1.SessionService/WatchSessions",
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        ] {
+            let attack = Unread {
+                path,
+                opens: frames::message(&[]),
+                more: vec![0; 400],
+                times: 10,
+                window,
+                streams: 100,
+                connections: 20,
+            };
+            held.push(attack.sent_by(async || guarded.raw(Caller::Tls(caller), window).await).await);
+        }
+    }
+    let grown = memory(&guarded.daemon.process()).saturating_sub(before);
+    println!("{grown} MiB with {} connections", held.iter().map(Vec::len).sum::<usize>());
+    // Two identities, and their TLS connections beside.
+    assert!(grown < WORKER, "{grown} MiB");
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use tonic::body::Body;
 
 use super::{
     inbox::Inbox,
-    outbox::{Outbox, Piece},
+    outbox::{Outbox, Piece, Queued},
 };
 use crate::rpc::{
     accounts::Held,
@@ -49,6 +49,7 @@ struct Sending {
     body: Pin<Box<Body>>,
     /// Of a chunk of the body, what has not gone out.
     left: Bytes,
+    queued: Queued,
     /// Of a call that counts until its answer has ended.
     _place: Option<Held>,
 }
@@ -96,7 +97,13 @@ impl Call {
         let (head, body) = answer.into_parts();
         let ended = body.is_end_stream();
         let stream = self.respond.send_response(Response::from_parts(head, ()), ended)?;
-        Ok((!ended).then(|| Sending { stream, body: Box::pin(body), left: Bytes::new(), _place: place }))
+        Ok((!ended).then(|| Sending {
+            stream,
+            body: Box::pin(body),
+            left: Bytes::new(),
+            queued: Queued::default(),
+            _place: place,
+        }))
     }
 
     fn poll_answered(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
@@ -167,11 +174,15 @@ impl Sending {
 
     /// Hands on as much of what is left as the peer's windows and the outbox have room for, but some.
     fn poll_piece(&mut self, outbox: &Arc<Outbox>, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
-        let room = outbox.room();
+        let mut room = outbox.room();
         if room == 0 {
-            outbox.wait(cx);
-            return Poll::Pending;
+            outbox.wait(&mut self.queued, cx);
+            room = outbox.room();
+            if room == 0 {
+                return Poll::Pending;
+            }
         }
+        outbox.leave(&mut self.queued);
         self.stream.reserve_capacity(self.left.len().min(room));
         while self.stream.capacity() == 0 {
             match ready!(self.stream.poll_capacity(cx)) {
@@ -182,6 +193,14 @@ impl Sending {
         let piece = self.left.remaining().min(self.stream.capacity()).min(room);
         let piece = outbox.hold(self.left.split_to(piece));
         Poll::Ready(self.stream.send_data(piece, false).map_err(Into::into))
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if let State::Sending(sending) = &mut self.state {
+            self.outbox.leave(&mut sending.queued);
+        }
     }
 }
 

@@ -48,6 +48,15 @@ enum Ahead {
     Joined(BytesMut),
 }
 
+impl Ahead {
+    fn len(&self) -> usize {
+        match self {
+            Self::AsItCame(data) => data.len(),
+            Self::Joined(data) => data.len(),
+        }
+    }
+}
+
 impl Inbox {
     /// An inbox, and the body for the service.
     pub(super) fn new(stream: RecvStream, holder: &Arc<Holder>) -> (Arc<Self>, RequestBody) {
@@ -161,9 +170,11 @@ impl Body for RequestBody {
 }
 
 impl Drop for RequestBody {
-    /// What comes from now on is of no use: HTTP/2 may forget it.
+    /// What has come ahead, and what comes from now on, is of no use: the connection's window has it back.
     fn drop(&mut self) {
-        let requests = self.0.0.lock().take();
-        drop(requests);
+        let Some(mut requests) = self.0.0.lock().take() else { return };
+        let ahead: usize = requests.ahead.iter().map(Ahead::len).sum();
+        // It fails for a stream that is over, of which HTTP/2 has given back everything.
+        drop(requests.stream.flow_control().release_capacity(ahead));
     }
 }

@@ -5,7 +5,7 @@
 //! wait for no other connection: a socket that takes nothing for a while is closed.
 
 use std::{
-    collections::VecDeque,
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -24,10 +24,20 @@ const SENT: usize = 16 << 10;
 /// The answers of one connection.
 pub(super) struct Outbox {
     held: AtomicUsize,
-    /// Calls that have more to send than there is room.
-    waiting: Mutex<VecDeque<Waker>>,
+    waiting: Mutex<Waiting>,
     holder: Arc<Holder>,
 }
+
+/// Calls that have more to send than there is room, in the order in which they came.
+#[derive(Default)]
+struct Waiting {
+    next: u64,
+    calls: BTreeMap<u64, Waker>,
+}
+
+/// The place of a call among those that wait, if it has one.
+#[derive(Default)]
+pub(super) struct Queued(Option<u64>);
 
 impl Outbox {
     pub(super) fn new(holder: Arc<Holder>) -> Arc<Self> {
@@ -40,8 +50,23 @@ impl Outbox {
     }
 
     /// Wakes the task when there is room again.
-    pub(super) fn wait(&self, cx: &Context<'_>) {
-        self.waiting.lock().push_back(cx.waker().clone());
+    pub(super) fn wait(&self, queued: &mut Queued, cx: &Context<'_>) {
+        let mut waiting = self.waiting.lock();
+        if let Some(waker) = queued.0.and_then(|place| waiting.calls.get_mut(&place)) {
+            waker.clone_from(cx.waker());
+            return;
+        }
+        let place = waiting.next;
+        waiting.next += 1;
+        waiting.calls.insert(place, cx.waker().clone());
+        queued.0 = Some(place);
+    }
+
+    /// The call waits no longer.
+    pub(super) fn leave(&self, queued: &mut Queued) {
+        if let Some(place) = queued.0.take() {
+            self.waiting.lock().calls.remove(&place);
+        }
     }
 
     /// Holds these bytes until what comes back is dropped.
@@ -53,13 +78,18 @@ impl Outbox {
     fn release(&self, counted: usize) {
         let left = self.held.fetch_sub(counted, Ordering::Relaxed) - counted;
         let mut waiting = self.waiting.lock();
-        if waiting.is_empty() {
+        if waiting.calls.is_empty() {
             return;
         }
         let room = self.holder.answers_max().saturating_sub(left);
-        // With nothing left no later release would wake the rest.
-        let woken = if left == 0 { waiting.len() } else { (room / SENT).min(waiting.len()) };
-        let woken: Vec<Waker> = waiting.drain(..woken).collect();
+        // With nothing left no later release would wake the rest: one that is woken may have no use for the room.
+        let woken = match (left, room) {
+            (0, _) => waiting.calls.len(),
+            (_, 0) => 0,
+            (_, room) => (room / SENT).clamp(1, waiting.calls.len()),
+        };
+        let woken: Vec<Waker> =
+            std::iter::from_fn(|| waiting.calls.pop_first()).take(woken).map(|(_, waker)| waker).collect();
         drop(waiting);
         woken.into_iter().for_each(Waker::wake);
     }
@@ -128,9 +158,14 @@ mod tests {
         let count = Arc::new(Count::default());
         let waker = Waker::from(Arc::clone(&count));
         let calls = 1000;
-        for _ in 0..calls {
-            outbox.wait(&Context::from_waker(&waker));
+        let mut queued: Vec<Queued> = (0..calls + 2).map(|_| Queued::default()).collect();
+        for _ in 0..3 {
+            // A call that asks again has one place.
+            queued.iter_mut().for_each(|queued| outbox.wait(queued, &Context::from_waker(&waker)));
         }
+        assert_eq!(outbox.waiting.lock().calls.len(), calls + 2);
+        // Calls that are gone have none.
+        queued.iter_mut().take(2).for_each(|queued| outbox.leave(queued));
         let woken = || count.0.load(Ordering::Relaxed);
         let mut pieces = pieces.into_iter();
         drop(pieces.next());

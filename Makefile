@@ -18,6 +18,7 @@ test:
 	cargo clippy --no-default-features --features rustls -- -D warnings
 	.peers/bin/buf lint
 	.peers/bin/buf format -d --exit-code
+	.peers/bin/buf breaking --against proto/v1.binpb
 	cargo test --all-features
 
 # tests/peers.sh installs redis-server and memcached where they are missing: lookups are measured against them.

@@ -8,8 +8,8 @@
 #   .peers/venv            Python with grpcio, from PyPI
 #   .peers/node_modules    with @grpc/grpc-js, from npm
 #   .peers/bin/grpc-go     tests/clients/go, built here with Debian's Go and grpc-go
-#   openssl, curl, gnutls-cli, python3 with venv, npm, Go with grpc-go, libfaketime: Debian packages, where this system
-#                          has none
+#   openssl, curl, gnutls-cli, python3 with venv, npm, Go with grpc-go, protoc with its plugins for Go, libfaketime: Debian
+#                          packages, where this system has none
 #   pkg-config, libssl-dev: the same, to build the OpenSSL adapter
 #   redis-server, memcached: the same, for the benchmarks
 #   g++: the same, for libFuzzer
@@ -52,6 +52,10 @@ bench)
     need node nodejs
     need npm npm
     need go golang-go
+    # What authors of workers in other languages make code with.
+    need protoc protobuf-compiler
+    need protoc-gen-go protoc-gen-go-1-5
+    need protoc-gen-go-grpc protoc-gen-go-grpc
     # A library without a command: the tests preload it.
     ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || missing="$missing libfaketime"
     # Sources below GOPATH; a release of Debian has one version of each.

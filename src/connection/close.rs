@@ -4,7 +4,7 @@
 //! > RFC2246. A session is considered open, if SSL_shutdown(3) was not called for the connection or at least
 //! > SSL_set_shutdown(3) was used to set the SSL_SENT_SHUTDOWN state.
 
-use super::{Agreed, Choice, Connection, Error, Lease, Removed, Shutdown, State};
+use super::{Agreed, Choice, Connection, EngineKind, Error, Lease, Removed, Shutdown, State};
 use crate::session::RemovalReason;
 
 /// What SSL_shutdown(3) returns.
@@ -22,9 +22,11 @@ impl Connection {
     /// SSL_shutdown(3). Appends the close_notify, if one is made here, to `ciphertext`.
     ///
     /// # Errors
-    /// [`Error::ShutdownInInit`] unless the connection is established.
+    /// [`Error::ShutdownInInit`] unless the connection is established. Of a handshake in the worker's library the daemon learns
+    /// by a session only; one that has none is closed on the worker's word.
     pub fn shutdown(&mut self, ciphertext: &mut Vec<u8>) -> Result<ShutdownStatus, Error> {
-        if self.state != State::Established {
+        let unheard_of = self.state == State::Before && self.engine_kind() == EngineKind::Worker;
+        if self.state != State::Established && !unheard_of {
             return Err(Error::ShutdownInInit);
         }
         let first = !self.shutdown.sent;

@@ -128,15 +128,18 @@ impl Calls {
 
     /// Writes what a call answers, where an answer is wanted.
     fn answer(&mut self, next: Next<'_>, to: &mut Answers) {
-        let (id, result) = match next {
-            Next::Lookup(id, wanted) => (id, self.look(wanted)),
-            Next::Other(call) => (call.id, self.call(call)),
+        let (id, told, result) = match next {
+            Next::Lookup(id, wanted) => (id, Told::of_lookup(id), self.look(wanted)),
+            Next::Other(mut call) => (call.id, Told::of(&mut call), self.call(call)),
         };
         match result {
             Ok(_) if id == 0 => {}
             Ok(Done::Found(session)) => to.found(id, &session, self.moment.now.offset),
             Ok(Done::Other(result)) => to.push(&pb::Answer { id, result: Some(result) }),
-            Err(refusal) => to.push(&pb::Answer { id, result: Some(Answered::Error(refusal.call_error())) }),
+            Err(refusal) => {
+                let error = told.unwrap_or_default().with(refusal.call_error());
+                to.push(&pb::Answer { id, result: Some(Answered::Error(error)) });
+            }
         }
     }
 
@@ -290,6 +293,50 @@ impl Drop for Left {
 }
 
 /// The field that names a connection, where the method has one.
+/// What the error of a call without an id names the call by.
+#[derive(Default)]
+struct Told {
+    method: &'static str,
+    alias: String,
+    connection_id: String,
+}
+
+impl Told {
+    fn of_lookup(id: u64) -> Option<Self> {
+        (id == 0).then(|| Self { method: "lookup_session", ..Self::default() })
+    }
+
+    fn of(call: &mut pb::Call) -> Option<Self> {
+        if call.id != 0 {
+            return None;
+        }
+        let method = call.method.as_mut()?;
+        let connection_id = connection_id(method).cloned().unwrap_or_default();
+        let method = match method {
+            Method::New(_) => "new",
+            Method::Clear(_) => "clear",
+            Method::Shutdown(_) => "shutdown",
+            Method::SetShutdown(_) => "set_shutdown",
+            Method::Free(_) => "free",
+            Method::SetSession(_) => "set_session",
+            Method::PutSession(_) => "put_session",
+            Method::LookupSession(_) => "lookup_session",
+            Method::RemoveSession(_) => "remove_session",
+            Method::ReportAlert(_) => "report_alert",
+        };
+        Some(Self { method, alias: call.alias.clone(), connection_id })
+    }
+
+    fn with(self, error: pb::CallError) -> pb::CallError {
+        pb::CallError {
+            method: self.method.into(),
+            alias: self.alias,
+            connection_id: self.connection_id,
+            ..error
+        }
+    }
+}
+
 fn connection_id(method: &mut Method) -> Option<&mut String> {
     match method {
         Method::New(_) | Method::LookupSession(_) | Method::RemoveSession(_) => None,

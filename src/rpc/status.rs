@@ -232,6 +232,7 @@ impl Refusal {
             code: code.into(),
             message: excerpt(self.to_string()),
             reason: reason.into(),
+            ..Default::default()
         }
     }
 }

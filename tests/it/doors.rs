@@ -310,8 +310,13 @@ impl Attached {
     /// Calls, and tells what is answered to each.
     pub(crate) async fn call(&mut self, method: pb::call::Method) -> pb::answer::Result {
         let call = pb::Call { id: 1, method: Some(method), alias: String::new() };
+        self.answer(call).await.result.unwrap()
+    }
+
+    /// The next answer after a call.
+    pub(crate) async fn answer(&mut self, call: pb::Call) -> pb::Answer {
         self.calls.send(pb::AttachRequest { calls: vec![call] }).await.unwrap();
-        self.answers.message().await.unwrap().unwrap().answers.remove(0).result.unwrap()
+        self.answers.message().await.unwrap().unwrap().answers.remove(0)
     }
 
     /// Makes a connection, and a session with this id on it.

@@ -12,6 +12,7 @@ mod clients;
 mod clocks;
 mod closing;
 mod command;
+mod contract;
 mod documents;
 mod doors;
 mod drive_close;

@@ -409,6 +409,10 @@ impl Engine for Worker {
 
     /// SSL_shutdown looks for the peer's close_notify once it has sent its own.
     async fn shutdown(&mut self, x: &str) -> i8 {
+        // The library refuses it by itself in a handshake; the daemon knows of none.
+        if !matches!(self.object(x).progress, Progress::Done(_)) {
+            return -1;
+        }
         let again = self.stage.look(x).await.shutdown.unwrap().sent;
         if again {
             self.run(x).await;

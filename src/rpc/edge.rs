@@ -26,8 +26,8 @@ use super::{
     accounts::Held,
     http::Services,
     listen::Beyond,
-    status::{Refusal, described},
-    whole::Whole,
+    status::{ACCEPT_ENCODING, Refusal, described},
+    whole::{Expects, Whole},
 };
 use crate::connection::Table;
 
@@ -41,6 +41,16 @@ pub(super) struct Deadline(pub(super) Instant);
 pub(super) struct Place(#[allow(dead_code, reason = "dropping it gives the place back")] Arc<Held>);
 
 const DRIVE: &str = "/tls.sessiond.v1.ConnectionService/Drive";
+const ATTACH: &str = "/tls.sessiond.v1.WorkerService/Attach";
+const REFLECTION: &str = "/grpc.reflection.";
+
+/// How many messages the method of this path reads.
+fn expects(path: &str) -> Expects {
+    match path == DRIVE || path == ATTACH || path.starts_with(REFLECTION) {
+        true => Expects::Any,
+        false => Expects::One,
+    }
+}
 
 /// How long a call may take to arrive as a whole and to be answered: it counts as in flight meanwhile. A list that waits for
 /// the caller's other lists waits no longer either.
@@ -110,8 +120,10 @@ impl Edge {
             }
             _ => Some(admitted),
         };
-        let message_max = self.services.message_max(request.uri().path());
-        let request = request.map(|body| Whole::new(body, message_max, Arc::clone(self.caller.holder())));
+        let path = request.uri().path();
+        let (expects, message_max) = (expects(path), self.services.message_max(path));
+        let request =
+            request.map(|body| Whole::new(body, expects, message_max, Arc::clone(self.caller.holder())));
         Answer { answer: self.services.call(request), late: None, admitted, open }
     }
 }
@@ -181,7 +193,14 @@ fn explained(response: Response<Body>) -> Response<Body> {
         return response;
     }
     match Status::from_header_map(headers) {
-        Some(status) if status.code() != tonic::Code::Ok => described(&status).into_http(),
+        Some(status) if status.code() != tonic::Code::Ok => {
+            let encodings = headers.get(ACCEPT_ENCODING).cloned();
+            let mut described = described(&status).into_http();
+            if let Some(encodings) = encodings {
+                described.headers_mut().insert(ACCEPT_ENCODING, encodings);
+            }
+            described
+        }
         _ => response,
     }
 }
@@ -207,7 +226,27 @@ fn timeout(headers: &HeaderMap) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+    use prost_types::FileDescriptorSet;
+
     use super::*;
+
+    #[test]
+    fn methods_read_as_many_messages_as_the_contract_says() {
+        let all = FileDescriptorSet::decode(crate::proto::FILE_DESCRIPTOR_SET).unwrap();
+        let mut count = 0;
+        for file in &all.file {
+            for service in &file.service {
+                for method in &service.method {
+                    let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                    let any = expects(&path) == Expects::Any;
+                    assert_eq!(any, method.client_streaming(), "{path}");
+                    count += 1;
+                }
+            }
+        }
+        assert!(count > 20, "{count}");
+    }
 
     #[test]
     fn timeouts_are_read_as_grpc_writes_them() {

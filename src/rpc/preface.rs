@@ -37,6 +37,16 @@ pub(super) async fn preface<I: AsyncRead + Unpin>(io: I) -> io::Result<Greeted<I
     Ok(greeted)
 }
 
+impl<I> Greeted<I> {
+    /// Whether the peer speaks HTTP/1: its first bytes are a method of that (RFC 9110 section 9.1).
+    pub(super) fn speaks_http1(&self) -> bool {
+        let first = &self.first[..self.to];
+        [&b"GET "[..], b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH "]
+            .iter()
+            .any(|method| first.starts_with(method))
+    }
+}
+
 impl<I: AsyncRead + Unpin> AsyncRead for Greeted<I> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
@@ -104,6 +114,18 @@ mod tests {
         let (peer, io) = duplex(1024);
         drop(peer);
         assert!(preface(io).await.is_err(), "it said nothing");
+    }
+
+    #[tokio::test]
+    async fn http1_is_known_by_its_method() {
+        for (first, is) in
+            [(&b"GET / HTTP/1.1\r\n"[..], true), (b"POST /x", true), (PREFACE, false), (b"GETS", false)]
+        {
+            let (mut peer, io) = duplex(1024);
+            peer.write_all(first).await.unwrap();
+            drop(peer);
+            assert_eq!(preface(io).await.unwrap().speaks_http1(), is);
+        }
     }
 
     #[tokio::test]

@@ -97,6 +97,9 @@ pub(super) enum Refusal {
     PermissionDenied { owner: Arc<str>, roles: Roles, context: Option<String> },
     #[error("this daemon has no such method: reflection lists the methods that it has")]
     MethodUnknown,
+    /// A unary call with another number of request messages than one.
+    #[error("this method reads one message, no more and no less")]
+    MessageCount,
     #[error("no role may call this method: the daemon's table of rights does not list it")]
     MethodUnlisted,
     #[error("{0} calls are being answered, and limits.calls_in_flight allows no more")]
@@ -180,6 +183,7 @@ impl Refusal {
             }
             Self::PermissionDenied { .. } => (Code::PermissionDenied, "PERMISSION_DENIED", Some("context")),
             Self::MethodUnknown => (Code::Unimplemented, "METHOD_UNKNOWN", None),
+            Self::MessageCount => (Code::Unimplemented, "MESSAGE_COUNT", None),
             Self::MethodUnlisted => (Code::PermissionDenied, "PERMISSION_DENIED", None),
             Self::CallLimit(_) | Self::OpenCallLimit(_) => (Code::ResourceExhausted, "CALL_LIMIT", None),
             Self::OwnerCallLimit(_) | Self::OwnerOpenCallLimit(_) => {
@@ -264,6 +268,11 @@ fn excerpt(mut message: String) -> String {
     message
 }
 
+/// What tonic names with a refusal of compression: the encodings that it takes.
+pub(super) const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
+/// tonic's word for a unary call without a message.
+const NO_MESSAGE: &str = "Missing request message.";
+
 /// A status with details. Where it has none, it is tonic's own, and never reached a service of ours.
 pub(super) fn described(status: &Status) -> Status {
     if !status.details().is_empty() {
@@ -272,7 +281,11 @@ pub(super) fn described(status: &Status) -> Status {
     let (code, reason) = match status.code() {
         // tonic's word for a message over the limit.
         Code::OutOfRange => (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
+        Code::Unimplemented if status.metadata().contains_key(ACCEPT_ENCODING) => {
+            (Code::Unimplemented, "COMPRESSION_UNSUPPORTED")
+        }
         Code::Unimplemented => (Code::Unimplemented, "METHOD_UNKNOWN"),
+        Code::Internal if status.message() == NO_MESSAGE => return Refusal::MessageCount.into(),
         Code::Internal => (Code::Internal, "MESSAGE_MALFORMED"),
         Code::Cancelled => (Code::Cancelled, "CANCELLED"),
         other => (other, "TRANSPORT"),

@@ -30,9 +30,19 @@ const UNFINISHED: Duration = Duration::from_secs(20);
 /// A piece shorter than this is copied: it would keep the buffer alive that it was read into.
 const COPIED: usize = 1024;
 
+/// How many messages a method reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Expects {
+    One,
+    Any,
+}
+
 /// A body in whole messages.
 pub(super) struct Whole<B> {
     body: B,
+    expects: Expects,
+    /// Messages whose first byte has come.
+    begun: u64,
     /// The body has no more frames.
     ended: bool,
     /// What a service reads of one message; of a longer one it gets the prefix at once, and refuses it.
@@ -58,9 +68,11 @@ pub(super) struct Whole<B> {
 
 impl<B> Whole<B> {
     /// Counts for `holder` what is held back.
-    pub(super) fn new(body: B, message_max: usize, holder: Arc<Holder>) -> Self {
+    pub(super) fn new(body: B, expects: Expects, message_max: usize, holder: Arc<Holder>) -> Self {
         Self {
             body,
+            expects,
+            begun: 0,
             ended: false,
             message_max,
             pieces: VecDeque::new(),
@@ -77,10 +89,19 @@ impl<B> Whole<B> {
     }
 
     /// Follows the lengths of messages through `data`. Returns how many bytes of it end with a whole message.
-    fn follow(&mut self, data: &[u8]) -> usize {
+    ///
+    /// # Errors
+    /// [`Refusal::MessageCount`]: a message more than the method reads has begun.
+    fn follow(&mut self, data: &[u8]) -> Result<usize, Refusal> {
         let (mut at, mut ends) = (0, 0);
         while at < data.len() {
             if self.prefix_len < PREFIX {
+                if self.prefix_len == 0 {
+                    self.begun += 1;
+                    if self.begun > 1 && self.expects == Expects::One {
+                        return Err(Refusal::MessageCount);
+                    }
+                }
                 let piece = (PREFIX - self.prefix_len).min(data.len() - at);
                 self.prefix[self.prefix_len..self.prefix_len + piece].copy_from_slice(&data[at..at + piece]);
                 self.prefix_len += piece;
@@ -93,7 +114,7 @@ impl<B> Whole<B> {
                 self.missing = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
                 if self.missing > self.message_max {
                     self.through = true;
-                    return data.len();
+                    return Ok(data.len());
                 }
             }
             let piece = self.missing.min(data.len() - at);
@@ -104,7 +125,7 @@ impl<B> Whole<B> {
                 ends = at;
             }
         }
-        ends
+        Ok(ends)
     }
 
     /// Takes what has come. Returns what can be handed on at once.
@@ -112,7 +133,7 @@ impl<B> Whole<B> {
         if self.through {
             return Ok(Some(data));
         }
-        let ends = self.follow(&data);
+        let ends = self.follow(&data)?;
         if self.pieces.is_empty() && ends == data.len() {
             return Ok(Some(data));
         }
@@ -294,7 +315,7 @@ mod tests {
             [0, 1, 4, 5, 6, 900, 1023, 1024, 5000, 0, 20_000, 3].into_iter().flat_map(message).collect();
         for cut in [1, 2, 5, 7, 1000, 1024, 4096, 16_384, all.len()] {
             let frames = all.chunks(cut).map(Bytes::copy_from_slice).collect();
-            let mut body = Whole::new(Frames(frames, true), 1 << 20, Arc::clone(&holder));
+            let mut body = Whole::new(Frames(frames, true), Expects::Any, 1 << 20, Arc::clone(&holder));
             let mut out = Vec::new();
             while let Some(piece) = read(&mut body).await {
                 out.extend_from_slice(&piece.unwrap());
@@ -311,13 +332,13 @@ mod tests {
         let first = message(10);
         let announced = [0, 0, 0x40, 0, 0];
         let frames = [[&first[..], &announced, b"some"].concat().into(), Bytes::from_static(b"more")];
-        let mut body = Whole::new(Frames(frames.into(), false), 4 << 20, Arc::clone(&holder));
+        let mut body = Whole::new(Frames(frames.into(), false), Expects::Any, 4 << 20, Arc::clone(&holder));
         assert_eq!(read(&mut body).await.unwrap().unwrap(), first);
         assert!(read(&mut body).await.is_none(), "it waits");
         assert_eq!(body.held, 5 + 4 + 4);
         // One that is longer than the service reads is the service's to refuse, at once.
         let frames = [Bytes::from_static(&[0, 0, 0x40, 0, 1])];
-        let mut body = Whole::new(Frames(frames.into(), false), 4 << 20, holder);
+        let mut body = Whole::new(Frames(frames.into(), false), Expects::Any, 4 << 20, holder);
         assert_eq!(read(&mut body).await.unwrap().unwrap().len(), 5);
     }
 
@@ -326,7 +347,7 @@ mod tests {
         let accounts = accounts(10_000);
         let holder = accounts.holder(&"one".into());
         let sent = message(5000).repeat(100);
-        let mut body = Whole::new(Frames(VecDeque::new(), false), 1 << 20, Arc::clone(&holder));
+        let mut body = Whole::new(Frames(VecDeque::new(), false), Expects::Any, 1 << 20, Arc::clone(&holder));
         let (mut came, mut ends) = (0, None);
         // No frame but the last ends with a message, and their sum is far above the limit.
         for frame in sent.chunks(3001) {
@@ -350,17 +371,37 @@ mod tests {
         let accounts = accounts(10_000);
         let holder = accounts.holder(&"one".into());
         let begun = || Bytes::from(message(9000)[..6000].to_vec());
-        let body = |frames: Vec<Bytes>| Whole::new(Frames(frames.into(), true), 1 << 20, Arc::clone(&holder));
+        let body = |frames: Vec<Bytes>| {
+            Whole::new(Frames(frames.into(), true), Expects::Any, 1 << 20, Arc::clone(&holder))
+        };
         let mut one = body(vec![begun(), Bytes::from(message(9000)[6000..].to_vec())]);
         let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut one).poll_frame(cx))).await;
         assert!(first.is_ready(), "it came as a whole");
         drop(one);
-        let mut one = Whole::new(Frames([begun()].into(), false), 1 << 20, Arc::clone(&holder));
+        let mut one = Whole::new(Frames([begun()].into(), false), Expects::Any, 1 << 20, Arc::clone(&holder));
         assert!(read(&mut one).await.is_none());
         let refused = read(&mut body(vec![begun()])).await.unwrap().unwrap_err();
         let status = refused.downcast_ref::<Status>().expect("a status with details");
         assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status:?}");
         drop(one);
         assert!(read(&mut body(vec![begun()])).await.unwrap().is_ok(), "there is room again");
+    }
+
+    #[tokio::test]
+    async fn second_message_of_a_method_that_reads_one_is_refused() {
+        let accounts = accounts(1 << 20);
+        let holder = accounts.holder(&"one".into());
+        let second = [&message(9)[..], &[0]].concat();
+        for frames in [vec![second.clone()], vec![message(9), vec![0]]] {
+            let frames = frames.into_iter().map(Bytes::from).collect();
+            let mut body = Whole::new(Frames(frames, true), Expects::One, 1 << 20, Arc::clone(&holder));
+            let refused = loop {
+                if let Err(err) = read(&mut body).await.expect("it is refused before its end") {
+                    break err;
+                }
+            };
+            let status = refused.downcast_ref::<Status>().unwrap();
+            assert_eq!(status.code(), tonic::Code::Unimplemented, "{status:?}");
+        }
     }
 }

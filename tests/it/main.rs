@@ -21,6 +21,7 @@ mod foreign_client;
 #[allow(dead_code, reason = "shared with the tests of load")]
 mod frames;
 mod fuzzed;
+mod grpc_corners;
 mod hammer;
 mod harness;
 mod hit_ratio;

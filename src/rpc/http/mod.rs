@@ -27,7 +27,7 @@ use std::{
 use h2::server::Builder;
 use http::{Request, Response};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::{sleep, timeout},
 };
 use tonic::{body::Body, codegen::BoxFuture, codegen::Service, service::Routes};
@@ -41,7 +41,7 @@ use super::{
     edge::{Edge, Incoming},
     listen::{Accepted, Beyond, Known, Signals},
     lookout::Lookout,
-    preface::preface,
+    preface::{Greeted, preface},
     seldom::Seldom,
     sessions::Sessions,
     socket::Turn,
@@ -84,6 +84,14 @@ const LEAST_WINDOW: u32 = (64 << 10) - 1;
 const HEADERS_MAX: u32 = 16 << 10;
 /// Streams that a peer reset before they were handled (CVE-2023-44487).
 const PENDING_RESETS_MAX: usize = 64;
+/// The same for a caller with a role: a client that gives up many calls at once has more of them in one read.
+const PENDING_RESETS_ROLE: usize = 1000;
+/// What a peer is told that speaks HTTP/1.
+const NO_HTTP1: &[u8] =
+    b"HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-type: text/plain\r\ncontent-length: 75\r\n\
+connection: close\r\n\r\nThis is tls-sessiond: it speaks gRPC over HTTP/2. Try grpcurl, not HTTP/1.\n";
+/// How long such a peer may take to read it.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Streams that the daemon reset, and on which the peer may still send what it had begun.
 const OWN_RESETS_MAX: usize = 1024;
 
@@ -177,9 +185,9 @@ fn protocol(streams: u32, class: Class) -> Builder {
         Class::OtherRole => (LEAST_WINDOW, LEAST_WINDOW * 16),
         Class::NoRole => (LEAST_WINDOW, LEAST_WINDOW),
     };
-    let (send_buffer, small_frames) = match class {
-        Class::NoRole => (SEND_BUFFER_NO_ROLE, SMALL_FRAMES_NO_ROLE),
-        Class::Worker | Class::OtherRole => (SEND_BUFFER, SMALL_FRAMES),
+    let (send_buffer, small_frames, resets) = match class {
+        Class::NoRole => (SEND_BUFFER_NO_ROLE, SMALL_FRAMES_NO_ROLE, PENDING_RESETS_MAX),
+        Class::Worker | Class::OtherRole => (SEND_BUFFER, SMALL_FRAMES, PENDING_RESETS_ROLE),
     };
     let mut protocol = Builder::new();
     protocol
@@ -190,7 +198,7 @@ fn protocol(streams: u32, class: Class) -> Builder {
         .max_send_buffer_size(send_buffer)
         .data_frame_budget(small_frames)
         .max_concurrent_reset_streams(OWN_RESETS_MAX)
-        .max_pending_accept_reset_streams(PENDING_RESETS_MAX);
+        .max_pending_accept_reset_streams(resets);
     protocol
 }
 
@@ -261,10 +269,13 @@ impl Http {
         }
     }
 
-    async fn converse<I>(self, socket: I, turn: &Turn, edge: Edge, signals: &Signals)
+    async fn converse<I>(self, socket: Greeted<I>, turn: &Turn, edge: Edge, signals: &Signals)
     where
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
+        if socket.speaks_http1() {
+            return drop(timeout(FAREWELL, farewell(socket)).await);
+        }
         let beyond = edge.beyond.is_some();
         let streams = edge.caller.streams();
         let _place = match streams.class() {
@@ -311,6 +322,15 @@ async fn until<T>(signals: &Signals, begins: impl Future<Output = T>) -> Option<
         () = signals.draining.cancelled() => None,
         () = signals.kill.cancelled() => None,
     }
+}
+
+/// Tells a peer that speaks HTTP/1 what this is. What it still sends is read away, or closing would take the answer from it.
+async fn farewell<I: AsyncRead + AsyncWrite + Unpin>(mut socket: I) -> io::Result<()> {
+    socket.write_all(NO_HTTP1).await?;
+    socket.shutdown().await?;
+    let mut rest = [0; 1024];
+    while socket.read(&mut rest).await? > 0 {}
+    Ok(())
 }
 
 /// Lets a connection have its turns, until it ends.

@@ -4,8 +4,8 @@
 //! input: steps, of a byte that says what; see `step`
 //! ```
 //!
-//! Nothing panics, the daemon closes when the peer does, answers in frames that may be as long as they are, and has all of its
-//! places for the next caller.
+//! Nothing panics, the daemon closes when the peer does, answers in whole frames that may be as long as they are, and serves the next
+//! caller, for whom it has few places.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -86,7 +86,7 @@ pub(crate) fn run(data: &[u8]) {
     assert!(matches!(ended, Ok(_) | Err(ErrorKind::ConnectionReset)), "the daemon does not close: {ended:?}");
     // What another size of frames was agreed for is not looked at.
     if shape & 1 == 0 && !sent.windows(2).any(|setting| setting == [0, 5]) {
-        frames_are_whole(&answered);
+        frames_are_whole(&answered, ended.is_ok());
     }
     serves(socket);
     assert!(!PANICKED.load(Ordering::SeqCst), "a thread of the daemon panicked");
@@ -131,14 +131,15 @@ fn call(path: &str) -> Vec<u8> {
     fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect()
 }
 
-/// The daemon writes whole frames, of the size that every peer takes, unless its connection was reset.
-fn frames_are_whole(mut answered: &[u8]) {
+/// The daemon writes whole frames, of the size that every peer takes. A connection that was reset may end within one.
+fn frames_are_whole(mut answered: &[u8], in_order: bool) {
     while let [high, middle, low, kind, _, stream @ ..] = answered {
         let length = usize::from(*high) << 16 | usize::from(*middle) << 8 | usize::from(*low);
         assert!(length <= FRAME_MAX && *kind < 10, "a frame of {length} bytes, kind {kind}");
-        let Some(rest) = stream.get(4 + length..) else { return };
+        let Some(rest) = stream.get(4 + length..) else { break };
         answered = rest;
     }
+    assert!(answered.is_empty() || !in_order, "{} bytes are no frame", answered.len());
 }
 
 /// Another caller has its answer.

@@ -90,6 +90,8 @@ impl Log {
         if path.exists() {
             return writer::open_existing(path).map(drop);
         }
+        let target = path.read_link().map(|target| path.with_file_name(target));
+        let path = target.as_deref().unwrap_or(path);
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK)
             .map_err(|err| io::Error::new(err.kind(), format!("cannot open {}: {err}", path.display())))

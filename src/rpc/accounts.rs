@@ -48,6 +48,8 @@ pub(super) struct Accounts {
     handshakes: Pool,
     watchers: Pool,
     bytes: Pool,
+    /// Bytes of answers that HTTP/2 has.
+    answers: AtomicUsize,
     /// Connections whose identity is known.
     connections: AtomicUsize,
     by_owner: Members<Arc<str>, Account>,
@@ -70,6 +72,8 @@ pub(super) struct Account {
     sockets_without_role: AtomicUsize,
     watchers: AtomicUsize,
     bytes: AtomicUsize,
+    /// Bytes of answers that HTTP/2 has.
+    answers: AtomicUsize,
 }
 
 /// What one address holds before it has proved an identity.
@@ -169,6 +173,7 @@ impl Accounts {
             handshakes: Pool::new(HANDSHAKES, HANDSHAKES_OF_ONE),
             watchers: Pool::new(WATCHERS, WATCHERS_OF_ONE),
             bytes: Pool::new(limits.request_bytes, limits.request_bytes_per_owner),
+            answers: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             by_owner: Members(DashMap::new()),
             by_address: Members(DashMap::new()),
@@ -318,12 +323,28 @@ impl Holder {
         }
     }
 
-    /// How many bytes of answers its connection may have in HTTP/2: its share of what all have, and of what those of its identity
-    /// have.
-    pub(super) fn answers_max(&self) -> usize {
-        let all = self.accounts.connections.load(Ordering::Relaxed).max(1);
+    /// How many bytes of answers more a connection may have in HTTP/2 that has so many there: its share, as far as its identity and
+    /// all together leave it. One that has none always has room for some.
+    pub(super) fn answers_room(&self, held: usize) -> usize {
+        let connections = self.accounts.connections.load(Ordering::Relaxed).max(1);
         let of_one = Arc::strong_count(&self.account);
-        (ANSWERS / all).min(ANSWERS_OF_ONE / of_one).clamp(ANSWERS_LEAST, ANSWERS_MOST)
+        let share = (ANSWERS / connections).min(ANSWERS_OF_ONE / of_one).clamp(ANSWERS_LEAST, ANSWERS_MOST);
+        let left = |most: usize, taken: &AtomicUsize| most.saturating_sub(taken.load(Ordering::Relaxed));
+        let left = left(ANSWERS_OF_ONE, &self.account.answers).min(left(ANSWERS, &self.accounts.answers));
+        let room = share.saturating_sub(held).min(left);
+        if held == 0 { room.max(ANSWERS_LEAST) } else { room }
+    }
+
+    /// Counts bytes of an answer that HTTP/2 has taken.
+    pub(super) fn hold_answer(&self, bytes: usize) {
+        self.account.answers.fetch_add(bytes, Ordering::Relaxed);
+        self.accounts.answers.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// They were written, or their connection is gone.
+    pub(super) fn release_answer(&self, bytes: usize) {
+        self.account.answers.fetch_sub(bytes, Ordering::Relaxed);
+        self.accounts.answers.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// No bytes yet, of a request that has not come as a whole or of what waits to be read.
@@ -347,6 +368,11 @@ impl Held {
         }
         self.shrink(amount);
         Ok(())
+    }
+
+    /// How many it holds.
+    pub(super) fn bytes(&self) -> usize {
+        self.amount
     }
 
     /// Holds no more than this many from now on.

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use prost::DecodeError;
 use tokio::{runtime::Handle, task::yield_now, time::Sleep};
 use tokio_stream::Stream;
@@ -65,6 +66,8 @@ pub(super) struct Attach {
     lost: Seldom<dyn Future<Output = Refusal> + Send>,
     /// Calls that wait for their turn.
     batch: Batch,
+    /// The bytes of its message.
+    held: Held,
     /// How many of the next ones are prepared for.
     expected: usize,
     /// How many of them make a quarter.
@@ -292,8 +295,7 @@ impl Drop for Left {
     }
 }
 
-/// The field that names a connection, where the method has one.
-/// What the error of a call without an id names the call by.
+/// By which names the error of a call without an id tells of the call.
 #[derive(Default)]
 struct Told {
     method: &'static str,
@@ -337,6 +339,7 @@ impl Told {
     }
 }
 
+/// The field that names a connection, where the method has one.
 fn connection_id(method: &mut Method) -> Option<&mut String> {
     match method {
         Method::New(_) | Method::LookupSession(_) | Method::RemoveSession(_) => None,
@@ -357,6 +360,7 @@ impl Attach {
         deadline: Option<Pin<Box<Sleep>>>,
         draining: WaitForCancellationFutureOwned,
     ) -> Self {
+        let held = calls.by.holder().no_bytes();
         let deadline = deadline.map(Seldom::new);
         let draining = Some(Seldom::new(Box::pin(draining)));
         let lost = Arc::clone(&calls.by).loses(Roles::WORKER, None, Arc::clone(&calls.sessions.table));
@@ -367,6 +371,7 @@ impl Attach {
             draining,
             lost,
             batch: Batch::default(),
+            held,
             expected: 0,
             quarter: QUARTER_MIN,
             room: 0,
@@ -376,9 +381,27 @@ impl Attach {
         }
     }
 
+    /// The calls of this message come next. They count as bytes of the caller until all of them are answered.
+    fn take(&mut self, message: Bytes) -> Result<(), Status> {
+        self.held.resize(message.len())?;
+        let batch = Batch::read(message).map_err(|unread| match unread {
+            Unread::TooMany(calls) => Refusal::BatchTooLarge(calls).into(),
+            Unread::Malformed(err) => malformed(&err),
+        })?;
+        self.quarter = batch.len().div_ceil(4).max(QUARTER_MIN);
+        self.batch = batch;
+        self.expected = 0;
+        Ok(())
+    }
+
     /// The next answers of the batch. `None`: there are none now; calls may be left all the same.
     fn answers(&mut self) -> Option<Answers> {
         if self.batch.len() == 0 {
+            // Its message goes with it.
+            if self.held.bytes() > 0 {
+                self.batch = Batch::default();
+                self.held.shrink(0);
+            }
             return None;
         }
         self.calls.moment.begin(self.calls.sessions.table.now());
@@ -455,17 +478,11 @@ impl Stream for Attach {
                 return Poll::Ready(Some(Ok(Answers::draining().into())));
             }
             match ready!(Pin::new(&mut this.requests).poll_next(cx)) {
-                Some(Ok(pb::Calls(message))) => match Batch::read(message) {
-                    Ok(batch) => {
-                        this.quarter = batch.len().div_ceil(4).max(QUARTER_MIN);
-                        this.batch = batch;
-                        this.expected = 0;
+                Some(Ok(pb::Calls(message))) => {
+                    if let Err(status) = this.take(message) {
+                        this.phase = Phase::Ending(Some(status));
                     }
-                    Err(Unread::TooMany(calls)) => {
-                        this.phase = Phase::Ending(Some(Refusal::BatchTooLarge(calls).into()));
-                    }
-                    Err(Unread::Malformed(err)) => this.phase = Phase::Ending(Some(malformed(&err))),
-                },
+                }
                 Some(Err(status)) => {
                     this.phase = Phase::Ending(Some(described(&status)));
                 }

@@ -23,6 +23,7 @@ use tonic::{Status, Streaming};
 
 use super::{
     access::Roles,
+    accounts::Held,
     connections::{Opener, within_limit},
     convert,
     edge::Place,
@@ -69,6 +70,8 @@ struct Running {
     driver: Driver,
     /// Plaintext that waits for the handshake.
     waiting: Vec<u8>,
+    /// Its bytes.
+    counted: Held,
     established: bool,
     closed: bool,
 }
@@ -151,7 +154,13 @@ impl Drive {
         self.lost = Box::pin(Arc::clone(by).loses(Roles::WORKER, Some(context), table));
         self.answers.push_back(Response::Opened(opened));
         let established = state == State::Established;
-        let mut running = Running { driver, waiting: Vec::new(), established, closed: false };
+        let mut running = Running {
+            driver,
+            waiting: Vec::new(),
+            counted: by.holder().no_bytes(),
+            established,
+            closed: false,
+        };
         // A client has something to say before anything came; a server waits.
         if client && matches!(state, State::Before | State::Handshaking) {
             running.step(Input::default(), &mut self.answers)?;
@@ -183,6 +192,7 @@ impl Running {
                 if waiting > plaintext_buffer {
                     return Err(Refusal::PlaintextBufferFull { waiting, limit: plaintext_buffer });
                 }
+                self.counted.resize(waiting)?;
                 self.waiting.extend_from_slice(&plaintext);
                 Ok(false)
             }
@@ -216,6 +226,7 @@ impl Running {
             self.established = true;
             answers.push_back(Response::Established(self.driver.look(convert::connection)?));
             let waiting = std::mem::take(&mut self.waiting);
+            self.counted.shrink(0);
             if !waiting.is_empty() {
                 let written = self.driver.exchange(Input { plaintext: &waiting, ..Input::default() })?;
                 push_bytes(answers, Response::Ciphertext, written.ciphertext);

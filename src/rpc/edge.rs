@@ -42,6 +42,7 @@ pub(super) struct Place(#[allow(dead_code, reason = "dropping it gives the place
 
 const DRIVE: &str = "/tls.sessiond.v1.ConnectionService/Drive";
 const ATTACH: &str = "/tls.sessiond.v1.WorkerService/Attach";
+const WATCH: &str = "/tls.sessiond.v1.SessionService/WatchSessions";
 const REFLECTION: &str = "/grpc.reflection.";
 
 /// How many messages the method of this path reads.
@@ -83,11 +84,11 @@ impl Edge {
             return Err(Refusal::SocketLimit(beyond.sockets_max));
         }
         self.caller.may_call(path, &self.table)?;
-        self.caller.holder().has_room_for_bytes()?;
-        match path.starts_with(OPEN) {
-            true => self.caller.holder().open_call(),
-            false => self.caller.holder().call(),
+        if path.starts_with(OPEN) {
+            return self.caller.holder().open_call();
         }
+        self.caller.holder().has_room_for_bytes()?;
+        self.caller.holder().call()
     }
 }
 
@@ -97,7 +98,6 @@ impl Edge {
             return Answer::by_http(status);
         }
         let arrived = Instant::now();
-        let open = request.uri().path().starts_with(OPEN);
         let admitted = match self.admit(request.uri().path()) {
             Ok(admitted) => admitted,
             Err(refusal) => {
@@ -122,32 +122,33 @@ impl Edge {
         };
         let path = request.uri().path();
         let (expects, message_max) = (expects(path), self.services.message_max(path));
+        let kept = path != ATTACH && path != WATCH;
         let request =
             request.map(|body| Whole::new(body, expects, message_max, Arc::clone(self.caller.holder())));
-        Answer { answer: self.services.call(request), late: None, admitted, open }
+        Answer { answer: self.services.call(request), late: None, admitted, kept }
     }
 }
 
-/// The answer of a service, with details where it is a refusal. Counts as a call in flight until it begins; a stream has
-/// a limit of its own, and one of health and reflection counts to its end.
+/// The answer of a service, with details where it is a refusal. Counts as a call in flight until it has gone out; an Attach and a
+/// WatchSessions, which have limits of their own, until they begin.
 pub struct Answer {
     answer: BoxFuture<Response<Body>, Infallible>,
     /// Ready when the call should have been answered; none while nothing had to be waited for.
     late: Option<Pin<Box<Sleep>>>,
     admitted: Option<Held>,
-    /// Of health or reflection.
-    open: bool,
+    /// The place is kept until the answer has gone out.
+    kept: bool,
 }
 
 impl Answer {
-    /// The place that this call has, if it counts to the end of its answer.
-    pub(super) fn place_of_stream(&mut self) -> Option<Held> {
-        self.admitted.take().filter(|_| self.open)
+    /// The place that this call has, if it counts until its answer has gone out.
+    pub(super) fn kept_place(&mut self) -> Option<Held> {
+        self.admitted.take().filter(|_| self.kept)
     }
 
     fn refused(refusal: Refusal) -> Self {
         let answer = Box::pin(async { Ok(Status::from(refusal).into_http()) });
-        Self { answer, late: None, admitted: None, open: false }
+        Self { answer, late: None, admitted: None, kept: false }
     }
 
     fn by_http(status: StatusCode) -> Self {
@@ -156,7 +157,7 @@ impl Answer {
         if status == StatusCode::METHOD_NOT_ALLOWED {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
         }
-        Self { answer: Box::pin(async { Ok(response) }), late: None, admitted: None, open: false }
+        Self { answer: Box::pin(async { Ok(response) }), late: None, admitted: None, kept: false }
     }
 }
 

@@ -21,7 +21,7 @@ pub(super) struct Greeted<I> {
     to: usize,
 }
 
-/// Waits for the preface, or for bytes that are none: HTTP/2 answers those.
+/// Waits for the preface, or for bytes that are none: HTTP/2 ends with those.
 ///
 /// # Errors
 /// Those of the socket, and its end before anything came.

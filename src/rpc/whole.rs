@@ -27,6 +27,8 @@ use super::{
 const PREFIX: usize = 5;
 /// How long a message may take from its first byte to its last.
 const UNFINISHED: Duration = Duration::from_secs(20);
+/// From this length on the room of a message counts; shorter ones are within what a stream takes.
+const LONG: usize = 32 << 10;
 /// A piece shorter than this is copied: it would keep the buffer alive that it was read into.
 const COPIED: usize = 1024;
 
@@ -53,7 +55,8 @@ pub(super) struct Whole<B> {
     whole: usize,
     /// Bytes of `pieces`, whole or not.
     held: usize,
-    /// Bytes that the last message still needs, its prefix included.
+    /// Length of the last message, and how much of it is still missing.
+    length: usize,
     missing: usize,
     /// The prefix of the last message, as far as it has come.
     prefix: [u8; PREFIX],
@@ -63,6 +66,8 @@ pub(super) struct Whole<B> {
     holder: Arc<Holder>,
     /// None while nothing is held back.
     counted: Option<Held>,
+    /// The longest message of a stream, if it was a long one: tonic keeps the room for it as long as the stream lives.
+    room: Option<Held>,
     late: Option<Pin<Box<Sleep>>>,
 }
 
@@ -78,12 +83,14 @@ impl<B> Whole<B> {
             pieces: VecDeque::new(),
             whole: 0,
             held: 0,
+            length: 0,
             missing: 0,
             prefix: [0; PREFIX],
             prefix_len: 0,
             through: false,
             holder,
             counted: None,
+            room: None,
             late: None,
         }
     }
@@ -112,6 +119,7 @@ impl<B> Whole<B> {
                 let [_, length @ ..] = self.prefix;
                 // A length that this machine cannot address is longer than any message.
                 self.missing = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+                self.length = self.missing;
                 if self.missing > self.message_max {
                     self.through = true;
                     return Ok(data.len());
@@ -121,11 +129,21 @@ impl<B> Whole<B> {
             self.missing -= piece;
             at += piece;
             if self.missing == 0 {
+                self.keep_room()?;
                 self.prefix_len = 0;
                 ends = at;
             }
         }
         Ok(ends)
+    }
+
+    /// Counts the room of a long message, which has come as a whole.
+    fn keep_room(&mut self) -> Result<(), Refusal> {
+        if self.length < LONG || self.expects == Expects::One {
+            return Ok(());
+        }
+        let room = self.room.get_or_insert_with(|| self.holder.no_bytes());
+        if room.bytes() < self.length { room.resize(self.length) } else { Ok(()) }
     }
 
     /// Takes what has come. Returns what can be handed on at once.

@@ -52,7 +52,7 @@ fn corpus_of_access_finds_one_spelling_for_each_name_and_no_rule_for_others() {
 }
 
 #[test]
-fn corpus_of_http2_panics_nothing_and_leaves_the_places_free() {
+fn corpus_of_http2_panics_nothing_and_the_next_caller_is_served() {
     replay("http2", http2::run);
 }
 

@@ -7,7 +7,7 @@ use tokio::{io::AsyncReadExt, io::AsyncWriteExt, net::TcpStream};
 use crate::{
     binary::Binary,
     callers::{Caller, Guarded},
-    frames::{self, DATA, END_HEADERS, HEADERS, Raw, SETTINGS, WINDOW_UPDATE, frame},
+    frames::{self, DATA, END_HEADERS, END_STREAM, HEADERS, Raw, SETTINGS, WINDOW_UPDATE, frame},
     meter::{alone, memory},
 };
 
@@ -125,8 +125,9 @@ async fn answers_that_a_caller_without_a_role_does_not_read_are_few() {
 /// What a worker keeps the daemon from getting rid of.
 struct Unread {
     path: &'static str,
-    /// What opens each call.
+    /// What opens each call, and the flags of that frame.
     opens: Vec<u8>,
+    flags: u8,
     /// What it sends behind it, of each stream in turn.
     more: Vec<u8>,
     /// So often.
@@ -141,6 +142,13 @@ struct Unread {
 /// `new { role: ROLE_SERVER }`, on a Drive.
 fn new() -> Vec<u8> {
     frames::message(&[10, 2, 16, 2])
+}
+
+/// A call of an Attach, `lookup_session {}`, of 16,000 bytes with a field that nothing knows.
+fn long_call() -> Vec<u8> {
+    let length = |bytes: usize| [u8::try_from(bytes & 127).unwrap() | 128, u8::try_from(bytes >> 7).unwrap()];
+    let call = [&[8, 1, 74, 0, 122][..], &length(15_990), &[0; 15_990]].concat();
+    [&[10][..], &length(call.len()), &call].concat()
 }
 
 impl Unread {
@@ -161,7 +169,7 @@ impl Unread {
             for stream in 0..self.streams {
                 bytes.extend(frame(HEADERS, END_HEADERS, 2 * stream + 1, &frames::call(self.path)));
                 if !self.opens.is_empty() {
-                    bytes.extend(frame(DATA, 0, 2 * stream + 1, &self.opens));
+                    bytes.extend(frame(DATA, self.flags, 2 * stream + 1, &self.opens));
                 }
             }
             let mut goes_on = raw.send_all(&bytes).await;
@@ -192,6 +200,7 @@ async fn what_a_worker_does_not_read_takes_less_than_150_mib() {
         Unread {
             path: DRIVE,
             opens: new(),
+            flags: 0,
             more: vec![0; 16_000],
             times: 10,
             window: 0,
@@ -201,6 +210,7 @@ async fn what_a_worker_does_not_read_takes_less_than_150_mib() {
         Unread {
             path: DRIVE,
             opens: new(),
+            flags: 0,
             more: vec![0],
             times: 500,
             window: 0,
@@ -210,6 +220,7 @@ async fn what_a_worker_does_not_read_takes_less_than_150_mib() {
         Unread {
             path: ATTACH,
             opens: calls.clone(),
+            flags: 0,
             more: vec![0; 16_000],
             times: 10,
             window: 0,
@@ -219,6 +230,7 @@ async fn what_a_worker_does_not_read_takes_less_than_150_mib() {
         Unread {
             path: LIST,
             opens: frames::message(&[]),
+            flags: END_STREAM,
             more: Vec::new(),
             times: 0,
             window: 0,
@@ -229,6 +241,7 @@ async fn what_a_worker_does_not_read_takes_less_than_150_mib() {
         Unread {
             path: ATTACH,
             opens: calls.clone(),
+            flags: 0,
             more: calls,
             times: 500,
             window: wide,
@@ -238,16 +251,29 @@ async fn what_a_worker_does_not_read_takes_less_than_150_mib() {
         Unread {
             path: LIST,
             opens: frames::message(&[]),
+            flags: END_STREAM,
             more: Vec::new(),
             times: 0,
             window: wide,
             streams: 4000,
             connections: 8,
         },
+        // Long messages that are read and answered: a stream keeps the room of its longest one.
+        Unread {
+            path: ATTACH,
+            opens: [&[0][..], &(64u32 * 16_000).to_be_bytes()].concat(),
+            flags: 0,
+            more: long_call(),
+            times: 64,
+            window: wide,
+            streams: 60,
+            connections: 3,
+        },
         // Calls that say nothing.
         Unread {
             path: DRIVE,
             opens: Vec::new(),
+            flags: 0,
             more: Vec::new(),
             times: 0,
             window: 65_535,
@@ -257,6 +283,7 @@ async fn what_a_worker_does_not_read_takes_less_than_150_mib() {
         Unread {
             path: ATTACH,
             opens: Vec::new(),
+            flags: 0,
             more: Vec::new(),
             times: 0,
             window: 65_535,
@@ -293,11 +320,17 @@ async fn what_observers_and_admins_do_not_read_takes_less_than_150_mib() {
             "/tls.sessiond.v1.SessionService/WatchSessions",
             "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         ] {
+            let attack = if path.starts_with("/grpc.reflection") {
+                (frames::message(b"\x22\x21tls.sessiond.v1.ConnectionService").repeat(20), 0)
+            } else {
+                (frames::message(&[]), END_STREAM)
+            };
             let attack = Unread {
                 path,
-                opens: frames::message(&[]),
+                opens: attack.0,
+                flags: attack.1,
                 more: vec![0; 400],
-                times: 10,
+                times: if attack.1 == 0 { 10 } else { 0 },
                 window,
                 streams: 100,
                 connections: 20,

@@ -18,21 +18,25 @@ use super::{
     outbox::{Outbox, Piece, Queued},
 };
 use crate::rpc::{
+    access::Caller,
     accounts::Held,
     edge::{Answer, Edge},
     status::Refusal,
 };
 
-/// What a call takes that cannot go on, beside its bytes: its task, its service, and the stream in HTTP/2.
-const WAITING: usize = 4 << 10;
+/// Memory of a call that cannot go on, beside its bytes and beside its place among the calls or the connections.
+const WAITING: usize = 512;
+/// The longest piece that is handed to HTTP/2: each has to leave as a whole before others have its room.
+const PIECE_MAX: usize = 64 << 10;
 
 /// A call, from its header to the end of its answer.
 pub(super) struct Call {
     respond: SendResponse<Piece>,
     inbox: Arc<Inbox>,
     outbox: Arc<Outbox>,
+    caller: Arc<Caller>,
     state: State,
-    /// What cannot go out, and the call that waits for that.
+    /// Bytes that cannot go out, and the call that waits for that.
     waiting: Held,
     /// The service is not asked for more, and its request is read ahead.
     read_ahead: bool,
@@ -50,7 +54,7 @@ struct Sending {
     /// Of a chunk of the body, what has not gone out.
     left: Bytes,
     queued: Queued,
-    /// Of a call that counts until its answer has ended.
+    /// Of a call that counts until its answer has gone out.
     _place: Option<Held>,
 }
 
@@ -86,6 +90,7 @@ impl Call {
             respond,
             inbox,
             outbox: Arc::clone(outbox),
+            caller: Arc::clone(&edge.caller),
             state: State::Answering(answer),
             waiting,
             read_ahead: false,
@@ -111,7 +116,7 @@ impl Call {
             match &mut self.state {
                 State::Answering(answer) => match Pin::new(&mut *answer).poll(cx) {
                     Poll::Ready(answered) => {
-                        let place = answer.place_of_stream();
+                        let place = answer.kept_place();
                         let Ok(answered) = answered;
                         match self.answer(answered, place)? {
                             Some(sending) => self.state = State::Sending(sending),
@@ -127,9 +132,9 @@ impl Call {
                 State::Sending(sending) => {
                     let sent = sending.poll_sent(&self.outbox, cx);
                     if sent.is_pending() && !sending.left.is_empty() {
+                        self.read_ahead = true;
                         self.waiting.resize(WAITING + sending.left.len()).map_err(Cut::Full)?;
                         self.inbox.read_ahead(cx).map_err(Cut::Full)?;
-                        self.read_ahead = true;
                     } else if std::mem::take(&mut self.read_ahead) {
                         self.waiting.shrink(0);
                         self.inbox.read_no_further(cx);
@@ -182,7 +187,12 @@ impl Sending {
                 return Poll::Pending;
             }
         }
+        let handed = self.hand_on(room.min(PIECE_MAX), outbox, cx);
         outbox.leave(&mut self.queued);
+        handed
+    }
+
+    fn hand_on(&mut self, room: usize, outbox: &Arc<Outbox>, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
         self.stream.reserve_capacity(self.left.len().min(room));
         while self.stream.capacity() == 0 {
             match ready!(self.stream.poll_capacity(cx)) {
@@ -209,12 +219,15 @@ impl Future for Call {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        match ready!(this.poll_answered(cx)) {
+        let ended = ready!(this.poll_answered(cx));
+        // A service that reads in a task of its own would wait for ever: HTTP/2 has the call's waker in place of its own.
+        this.inbox.read_no_further(cx);
+        match ended {
             Ok(()) | Err(Cut::Gone) => {}
             // gRPC reads this reset as RESOURCE_EXHAUSTED. Nothing else could reach the caller, which does not read.
             Err(Cut::Full(refusal)) => {
+                this.caller.audit(&refusal, None);
                 this.reset(Reason::ENHANCE_YOUR_CALM);
-                tracing::debug!(%refusal, "a call was reset");
             }
             Err(Cut::Broken) => this.reset(Reason::INTERNAL_ERROR),
         }

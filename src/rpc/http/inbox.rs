@@ -174,7 +174,7 @@ impl Drop for RequestBody {
     fn drop(&mut self) {
         let Some(mut requests) = self.0.0.lock().take() else { return };
         let ahead: usize = requests.ahead.iter().map(Ahead::len).sum();
-        // It fails for a stream that is over, of which HTTP/2 has given back everything.
+        // It is no more than what HTTP/2 has handed out of this stream.
         drop(requests.stream.flow_control().release_capacity(ahead));
     }
 }

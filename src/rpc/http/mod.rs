@@ -72,7 +72,7 @@ const STREAM_WINDOW_MIN: u32 = 16 << 10;
 const WINDOW_MAX: u32 = (1 << 31) - 1;
 /// What HTTP/2 takes of one answer that is not written yet; the outbox bounds what it takes of all. For callers with a role, and
 /// without.
-const SEND_BUFFER: usize = 1 << 20;
+const SEND_BUFFER: usize = 256 << 10;
 const SEND_BUFFER_NO_ROLE: usize = 16 << 10;
 /// What frames of few bytes may take beside them, in bytes, while calls have not read them: h2 counts 256 for each, less the
 /// frame's own. Above it the connection ends with ENHANCE_YOUR_CALM. For a caller without a role it is h2's least.

@@ -246,7 +246,7 @@ impl Daemon {
     /// The transport failed by itself.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let health = self.api.health();
-        health.set(Serving::Yes).await;
+        health.set(Serving::Yes);
         let sweeper =
             tokio::spawn(sweeps(Arc::clone(&self.table), Arc::clone(&self.doors.access), self.api.memory()));
         let mut serve = pin!(self.api.serve(self.listeners, &self.signals));
@@ -259,7 +259,7 @@ impl Daemon {
             Some(result) => result,
             None => {
                 tracing::info!(connections = self.table.len(), "stopping");
-                health.set(Serving::No).await;
+                health.set(Serving::No);
                 tokio::select! {
                     result = &mut serve => result?,
                     () = sleep(self.config.drain.delay) => {}

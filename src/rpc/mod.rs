@@ -6,6 +6,7 @@
 //! * [`status`]: the table of refusals
 //! * `accounts`: what one identity holds at a time
 //! * `each_second`: how often one may do something in a second
+//! * `health`: whether the daemon wants work
 //! * `lanes`: one thread for each core
 //! * `line_budget`: how often the log tells of the same
 //! * `lookout`: what such a thread does before it sleeps
@@ -34,7 +35,7 @@ use prost::Message;
 use prost_types::FileDescriptorSet;
 use tokio_stream::StreamExt;
 use tonic::service::Routes;
-use tonic_health::server::HealthReporter;
+use tonic_health::pb::health_server::HealthServer;
 
 use crate::{
     clock::Timestamp,
@@ -42,11 +43,9 @@ use crate::{
     connection::{Error, Table},
     log::panics::caught,
     proto::{
-        self,
-        connection_service_server::{self, ConnectionServiceServer},
-        context_service_server::{self, ContextServiceServer},
-        session_service_server::{self, SessionServiceServer},
-        worker_service_server::{self, WorkerServiceServer},
+        self, connection_service_server::ConnectionServiceServer,
+        context_service_server::ContextServiceServer, session_service_server::SessionServiceServer,
+        worker_service_server::WorkerServiceServer,
     },
 };
 
@@ -62,6 +61,7 @@ mod drive;
 mod each_second;
 mod edge;
 mod explain;
+mod health;
 mod http;
 mod lanes;
 mod line_budget;
@@ -84,6 +84,7 @@ mod watch;
 mod whole;
 mod workers;
 
+pub use self::health::{Health, Serving};
 use access::Access;
 use accounts::Accounts;
 use connections::{Connections, Opener};
@@ -107,15 +108,6 @@ const BATCH_BYTES_MAX: usize = 2 << 20;
 const SHORT_BYTES_MAX: usize = 64 << 10;
 /// Largest request of health and reflection, which are open to callers without a role.
 const OPEN_BYTES_MAX: usize = 16 << 10;
-/// The services that health speaks of; `""` is the daemon as a whole.
-const HEALTH_NAMES: [&str; 5] = [
-    "",
-    connection_service_server::SERVICE_NAME,
-    session_service_server::SERVICE_NAME,
-    context_service_server::SERVICE_NAME,
-    worker_service_server::SERVICE_NAME,
-];
-
 /// Reading the descriptors takes longer than all else that a daemon does at its start, and a test makes hundreds.
 static REFLECTION: LazyLock<Routes> = LazyLock::new(|| {
     let reflection = || {
@@ -208,32 +200,6 @@ pub enum ServeError {
     ThreadsEnded,
 }
 
-/// Tells orchestrators whether to send work.
-#[derive(Clone)]
-pub struct Health(HealthReporter);
-
-impl Health {
-    /// grpc.health.v1: for the daemon and for each service.
-    pub async fn set(&self, serving: Serving) {
-        let status = match serving {
-            Serving::Yes => tonic_health::ServingStatus::Serving,
-            Serving::No => tonic_health::ServingStatus::NotServing,
-        };
-        for name in HEALTH_NAMES {
-            self.0.set_service_status(name, status).await;
-        }
-    }
-}
-
-/// Whether the daemon wants work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Serving {
-    /// SERVING.
-    Yes,
-    /// NOT_SERVING: it starts or stops.
-    No,
-}
-
 impl Api {
     /// Puts the services together.
     ///
@@ -243,7 +209,7 @@ impl Api {
     /// # Panics
     /// Never: the descriptors are built in, and a test reads them.
     pub fn new(table: Arc<Table>, limits: &Limits, doors: Doors, signals: &Signals) -> Result<Self, Error> {
-        let (reporter, health) = tonic_health::server::health_reporter();
+        let health = Health::default();
         let pages = Arc::new(Pages::new()?);
         let opener = Arc::new(Opener { table: Arc::clone(&table), request_ids: RequestIds::default() });
         let lists = Arc::new(Turns::default());
@@ -283,18 +249,18 @@ impl Api {
             workers: limits.message.min(BATCH_BYTES_MAX),
             others: OPEN_BYTES_MAX,
         };
-        let health = health.max_decoding_message_size(messages.others);
+        let answers = HealthServer::new(health.clone()).max_decoding_message_size(messages.others);
         let services = Services {
             connections: ConnectionServiceServer::from_arc(connections)
                 .max_decoding_message_size(messages.connections),
             sessions: SessionServiceServer::from_arc(sessions).max_decoding_message_size(messages.sessions),
             contexts: ContextServiceServer::new(contexts).max_decoding_message_size(messages.contexts),
             workers: WorkerServiceServer::new(workers).max_decoding_message_size(messages.workers),
-            others: REFLECTION.clone().add_service(health).prepare(),
+            others: REFLECTION.clone().add_service(answers).prepare(),
             messages,
         };
         let http = Http::new(services, gate);
-        Ok(Self { http, sockets_max: limits.sockets, health: Health(reporter), memory: Memory(opener) })
+        Ok(Self { http, sockets_max: limits.sockets, health, memory: Memory(opener) })
     }
 
     /// What tells whether the daemon serves.

@@ -97,6 +97,9 @@ pub(super) enum Refusal {
     PermissionDenied { owner: Arc<str>, roles: Roles, context: Option<String> },
     #[error("this daemon has no such method: reflection lists the methods that it has")]
     MethodUnknown,
+    /// Health of a service that is not there.
+    #[error("the daemon has no such service")]
+    ServiceUnknown,
     /// A unary call with another number of request messages than one.
     #[error("this method reads one message, no more and no less")]
     MessageCount,
@@ -183,6 +186,7 @@ impl Refusal {
             }
             Self::PermissionDenied { .. } => (Code::PermissionDenied, "PERMISSION_DENIED", Some("context")),
             Self::MethodUnknown => (Code::Unimplemented, "METHOD_UNKNOWN", None),
+            Self::ServiceUnknown => (Code::NotFound, "SERVICE_UNKNOWN", Some("service")),
             Self::MessageCount => (Code::Unimplemented, "MESSAGE_COUNT", None),
             Self::MethodUnlisted => (Code::PermissionDenied, "PERMISSION_DENIED", None),
             Self::CallLimit(_) | Self::OpenCallLimit(_) => (Code::ResourceExhausted, "CALL_LIMIT", None),

@@ -1,0 +1,119 @@
+//! grpc.health.v1: whether the daemon wants work, as a whole and for each of its services.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tokio::sync::watch;
+use tokio_stream::{Stream, wrappers::WatchStream};
+use tonic::{Request, Response, Status, async_trait};
+use tonic_health::pb::{
+    HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
+    health_server::Health as HealthService,
+};
+
+use super::status::Refusal;
+use crate::proto::{
+    connection_service_server, context_service_server, session_service_server, worker_service_server,
+};
+
+/// The services that health speaks of; `""` is the daemon as a whole.
+const NAMES: [&str; 5] = [
+    "",
+    connection_service_server::SERVICE_NAME,
+    session_service_server::SERVICE_NAME,
+    context_service_server::SERVICE_NAME,
+    worker_service_server::SERVICE_NAME,
+];
+
+/// Whether the daemon wants work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serving {
+    /// SERVING.
+    Yes,
+    /// NOT_SERVING: it starts or stops.
+    No,
+}
+
+impl Serving {
+    fn response(self) -> HealthCheckResponse {
+        let status = match self {
+            Self::Yes => ServingStatus::Serving,
+            Self::No => ServingStatus::NotServing,
+        };
+        HealthCheckResponse { status: status.into() }
+    }
+}
+
+/// Tells orchestrators whether to send work. Before it is told anything, the daemon does not serve.
+#[derive(Clone)]
+pub struct Health(Arc<watch::Sender<Serving>>);
+
+impl Default for Health {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(Serving::No)))
+    }
+}
+
+impl Health {
+    /// For the daemon and for each service, from now on.
+    pub fn set(&self, serving: Serving) {
+        self.0.send_replace(serving);
+    }
+}
+
+#[async_trait]
+impl HealthService for Health {
+    type WatchStream = Watched;
+
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        let service = request.into_inner().service;
+        if !NAMES.contains(&service.as_str()) {
+            return Err(Refusal::ServiceUnknown.into());
+        }
+        Ok(Response::new(self.0.borrow().response()))
+    }
+
+    /// A service that is not there may come with a later version: its stream says SERVICE_UNKNOWN and stays open.
+    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Watched>, Status> {
+        let known = NAMES.contains(&request.into_inner().service.as_str());
+        Ok(Response::new(match known {
+            true => Watched::Known(WatchStream::new(self.0.subscribe())),
+            false => Watched::Unknown { told: false },
+        }))
+    }
+}
+
+/// What Watch answers.
+pub enum Watched {
+    /// About a service of the daemon, at once and with every change.
+    Known(WatchStream<Serving>),
+    /// About no service of the daemon.
+    Unknown {
+        /// The only answer was given.
+        told: bool,
+    },
+}
+
+impl Stream for Watched {
+    type Item = Result<HealthCheckResponse, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        match self.get_mut() {
+            Self::Known(serving) => {
+                Pin::new(serving).poll_next(cx).map(|serving| serving.map(|serving| Ok(serving.response())))
+            }
+            Self::Unknown { told: true } => Poll::Pending,
+            Self::Unknown { told } => {
+                *told = true;
+                let status = ServingStatus::ServiceUnknown.into();
+                Poll::Ready(Some(Ok(HealthCheckResponse { status })))
+            }
+        }
+    }
+}

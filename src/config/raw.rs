@@ -73,7 +73,7 @@ impl Default for Limits {
             calls_in_flight: 10_000,
             calls_per_owner: 5_000,
             request_bytes: "256MiB".into(),
-            request_bytes_per_owner: "48MiB".into(),
+            request_bytes_per_owner: "64MiB".into(),
             sockets: 10_000,
             misses_per_second: 100_000,
             message: "4MiB".into(),

@@ -1,6 +1,7 @@
 //! grpc.health.v1: whether the daemon wants work, as a whole and for each of its services.
 
 use std::{
+    future::Future,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -8,13 +9,14 @@ use std::{
 
 use tokio::sync::watch;
 use tokio_stream::{Stream, wrappers::WatchStream};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Request, Response, Status, async_trait};
 use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
     health_server::Health as HealthService,
 };
 
-use super::status::Refusal;
+use super::{seldom::Seldom, status::Refusal};
 use crate::proto::{
     connection_service_server, context_service_server, session_service_server, worker_service_server,
 };
@@ -49,18 +51,20 @@ impl Serving {
 
 /// Tells orchestrators whether to send work. Before it is told anything, the daemon does not serve.
 #[derive(Clone)]
-pub struct Health(Arc<watch::Sender<Serving>>);
-
-impl Default for Health {
-    fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(Serving::No)))
-    }
+pub struct Health {
+    serving: Arc<watch::Sender<Serving>>,
+    draining: CancellationToken,
 }
 
 impl Health {
+    /// Streams end once `draining` is cancelled: they would hold up the stop.
+    pub(super) fn new(draining: CancellationToken) -> Self {
+        Self { serving: Arc::new(watch::Sender::new(Serving::No)), draining }
+    }
+
     /// For the daemon and for each service, from now on.
     pub fn set(&self, serving: Serving) {
-        self.0.send_replace(serving);
+        self.serving.send_replace(serving);
     }
 }
 
@@ -76,44 +80,51 @@ impl HealthService for Health {
         if !NAMES.contains(&service.as_str()) {
             return Err(Refusal::ServiceUnknown.into());
         }
-        Ok(Response::new(self.0.borrow().response()))
+        Ok(Response::new(self.serving.borrow().response()))
     }
 
     /// A service that is not there may come with a later version: its stream says SERVICE_UNKNOWN and stays open.
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Watched>, Status> {
         let known = NAMES.contains(&request.into_inner().service.as_str());
-        Ok(Response::new(match known {
-            true => Watched::Known(WatchStream::new(self.0.subscribe())),
-            false => Watched::Unknown { told: false },
-        }))
+        let about = match known {
+            true => About::Known(WatchStream::new(self.serving.subscribe())),
+            false => About::Unknown { told: false },
+        };
+        let draining = Seldom::new(Box::pin(self.draining.clone().cancelled_owned()));
+        Ok(Response::new(Watched { about, draining }))
     }
 }
 
-/// What Watch answers.
-pub enum Watched {
+/// The answers of one Watch.
+pub struct Watched {
+    about: About,
+    draining: Seldom<WaitForCancellationFutureOwned>,
+}
+
+enum About {
     /// About a service of the daemon, at once and with every change.
     Known(WatchStream<Serving>),
-    /// About no service of the daemon.
-    Unknown {
-        /// The only answer was given.
-        told: bool,
-    },
+    /// About no service of the daemon: there is one answer.
+    Unknown { told: bool },
 }
 
 impl Stream for Watched {
     type Item = Result<HealthCheckResponse, Status>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        match self.get_mut() {
-            Self::Known(serving) => {
-                Pin::new(serving).poll_next(cx).map(|serving| serving.map(|serving| Ok(serving.response())))
-            }
-            Self::Unknown { told: true } => Poll::Pending,
-            Self::Unknown { told } => {
+        let this = self.get_mut();
+        let next = match &mut this.about {
+            About::Known(serving) => Pin::new(serving).poll_next(cx).map(|next| next.map(Serving::response)),
+            About::Unknown { told: true } => Poll::Pending,
+            About::Unknown { told } => {
                 *told = true;
                 let status = ServingStatus::ServiceUnknown.into();
-                Poll::Ready(Some(Ok(HealthCheckResponse { status })))
+                Poll::Ready(Some(HealthCheckResponse { status }))
             }
+        };
+        match next {
+            Poll::Ready(next) => Poll::Ready(next.map(Ok)),
+            Poll::Pending => Pin::new(&mut this.draining).poll(cx).map(|()| None),
         }
     }
 }

@@ -209,7 +209,7 @@ impl Api {
     /// # Panics
     /// Never: the descriptors are built in, and a test reads them.
     pub fn new(table: Arc<Table>, limits: &Limits, doors: Doors, signals: &Signals) -> Result<Self, Error> {
-        let health = Health::default();
+        let health = Health::new(signals.draining.clone());
         let pages = Arc::new(Pages::new()?);
         let opener = Arc::new(Opener { table: Arc::clone(&table), request_ids: RequestIds::default() });
         let lists = Arc::new(Turns::default());

@@ -40,6 +40,8 @@ struct Wire {
     kept: Vec<u8>,
     /// Something was read since it was last asked.
     heard: bool,
+    /// Bytes that were read in this turn.
+    read: usize,
     /// Since the peer takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
 }
@@ -62,6 +64,8 @@ enum Writes {
 
 /// A write below this is kept until the turn is over.
 const KEPT: usize = 2048;
+/// About so many bytes are read in one turn: some thousand of the shortest frames.
+const TURN: usize = 32 << 10;
 /// Most of what is kept.
 const ROOM: usize = 32 << 10;
 
@@ -83,7 +87,8 @@ impl Socket {
     }
 
     fn over(stream: Stream) -> Self {
-        let wire = Wire { stream, writes: Writes::Gathered, kept: Vec::new(), heard: false, stalled: None };
+        let wire =
+            Wire { stream, writes: Writes::Gathered, kept: Vec::new(), heard: false, read: 0, stalled: None };
         Self(Arc::new(Mutex::new(wire)))
     }
 
@@ -128,7 +133,9 @@ impl Turn {
     /// Those of the socket; the peer takes nothing for too long.
     pub(super) fn end(&self, cx: &mut Context<'_>) -> io::Result<()> {
         self.lookout.turned();
-        match self.wire.lock().write_kept(cx) {
+        let mut wire = self.wire.lock();
+        wire.read = 0;
+        match wire.write_kept(cx) {
             Poll::Ready(Err(err)) => Err(err),
             _ => Ok(()),
         }
@@ -173,11 +180,18 @@ impl Wire {
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut wire = self.0.lock();
+        if wire.writes == Writes::Gathered && wire.read >= TURN {
+            // The rest is read in the next turn, behind those of other connections.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
         let read = match &mut wire.stream {
             Stream::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Stream::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
         };
         wire.heard |= read.is_ready();
+        wire.read += buf.filled().len() - before;
         read
     }
 }

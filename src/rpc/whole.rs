@@ -27,10 +27,13 @@ use super::{
 const PREFIX: usize = 5;
 /// How long a message may take from its first byte to its last.
 const UNFINISHED: Duration = Duration::from_secs(20);
-/// From this length on the room of a message counts; shorter ones are within what a stream takes.
-const LONG: usize = 32 << 10;
+/// Above this length the room of a message counts for as long as its stream lives; shorter ones are within the size of a stream.
+pub(super) const LONG: usize = 72 << 10;
 /// A piece shorter than this is copied: it would keep the buffer alive that it was read into.
-const COPIED: usize = 1024;
+const COPIED: usize = 8 << 10;
+/// Memory of held bytes: the buffer that a longer piece was read into, and the room that a joined one grows by, are twice as long at
+/// most.
+const COUNTED_TIMES: usize = 2;
 
 /// How many messages a method reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +142,7 @@ impl<B> Whole<B> {
 
     /// Counts the room of a long message, which has come as a whole.
     fn keep_room(&mut self) -> Result<(), Refusal> {
-        if self.length < LONG || self.expects == Expects::One {
+        if self.length <= LONG || self.expects == Expects::One {
             return Ok(());
         }
         let room = self.room.get_or_insert_with(|| self.holder.no_bytes());
@@ -165,7 +168,7 @@ impl<B> Whole<B> {
         if !rest.is_empty() {
             self.push(rest);
             let counted = self.counted.get_or_insert_with(|| self.holder.no_bytes());
-            counted.resize(self.held + COUNTED_MORE * self.pieces.len())?;
+            counted.resize(self.held * COUNTED_TIMES)?;
         }
         Ok(self.pop())
     }
@@ -208,14 +211,11 @@ impl<B> Whole<B> {
             self.counted = None;
             self.late = None;
         } else if let Some(counted) = &mut self.counted {
-            counted.shrink(self.held + COUNTED_MORE * self.pieces.len());
+            counted.shrink(self.held * COUNTED_TIMES);
         }
         Some(piece)
     }
 }
-
-/// What one piece takes beside its bytes.
-const COUNTED_MORE: usize = 32;
 
 impl<B> Body for Whole<B>
 where
@@ -362,7 +362,7 @@ mod tests {
 
     #[tokio::test]
     async fn each_message_has_its_own_count_and_time() {
-        let accounts = accounts(10_000);
+        let accounts = accounts(20_000);
         let holder = accounts.holder(&"one".into());
         let sent = message(5000).repeat(100);
         let mut body = Whole::new(Frames(VecDeque::new(), false), Expects::Any, 1 << 20, Arc::clone(&holder));
@@ -381,12 +381,12 @@ mod tests {
         }
         assert_eq!((came, body.held), (sent.len(), 0));
         assert!(body.late.is_none());
-        assert_eq!(body.holder.no_bytes().resize(10_000).ok(), Some(()), "all of it was given back");
+        assert_eq!(body.holder.no_bytes().resize(20_000).ok(), Some(()), "all of it was given back");
     }
 
     #[tokio::test]
     async fn bytes_of_unfinished_messages_have_a_limit_and_are_given_back() {
-        let accounts = accounts(10_000);
+        let accounts = accounts(20_000);
         let holder = accounts.holder(&"one".into());
         let begun = || Bytes::from(message(9000)[..6000].to_vec());
         let body = |frames: Vec<Bytes>| {

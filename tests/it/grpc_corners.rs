@@ -8,13 +8,16 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use tonic::{Code, Status, client::Grpc, codegen::http::uri::PathAndQuery, metadata::MetadataMap};
+use tonic::{
+    Code, Status, client::Grpc, codegen::http::uri::PathAndQuery, metadata::MetadataMap, transport::Channel,
+};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 use tonic_types::StatusExt;
 
 use crate::{
+    binary::Binary,
     frames::{self, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, Raw, frame},
     harness::{TestDaemon, new, reason},
     process::{PATIENCE, run},
@@ -139,4 +142,28 @@ async fn watch_of_an_unknown_service_says_so_and_goes_on() {
     assert_eq!(first.status(), ServingStatus::ServiceUnknown);
     assert_eq!(health.check(unknown).await.unwrap_err().code(), Code::NotFound);
     daemon.stop().await;
+}
+
+#[tokio::test]
+async fn watches_of_health_hold_up_no_stop() {
+    let binary = Binary::start(&["--set", "drain.timeout=1h"]).await;
+    let channel =
+        Channel::from_shared(format!("http://{}", binary.address)).unwrap().connect().await.unwrap();
+    let mut health = HealthClient::new(channel);
+    let mut watches = Vec::new();
+    for (service, first) in [("", ServingStatus::Serving), ("no.such.Service", ServingStatus::ServiceUnknown)]
+    {
+        let request = HealthCheckRequest { service: service.into() };
+        let mut watch = health.watch(request).await.unwrap().into_inner();
+        assert_eq!(watch.message().await.unwrap().unwrap().status(), first);
+        watches.push(watch);
+    }
+    binary.terminate().await;
+    let told = tokio::time::timeout(PATIENCE, watches[0].message()).await.expect("it is told").unwrap();
+    assert_eq!(told.unwrap().status(), ServingStatus::NotServing);
+    for mut watch in watches {
+        assert!(watch.message().await.unwrap().is_none(), "it ends in order");
+    }
+    drop(health);
+    assert_eq!(binary.end().await.0.code(), Some(0));
 }

@@ -22,6 +22,7 @@ use crate::rpc::{
     accounts::Held,
     edge::{Answer, Edge},
     status::Refusal,
+    whole::LONG,
 };
 
 /// Memory of a call that cannot go on, beside its bytes and beside its place among the calls or the connections.
@@ -51,8 +52,11 @@ enum State {
 struct Sending {
     stream: SendStream<Piece>,
     body: Pin<Box<Body>>,
-    /// Of a chunk of the body, what has not gone out.
+    /// Bytes of a chunk of the body that have not gone out, and the length of that chunk, whose memory they keep.
     left: Bytes,
+    chunk: usize,
+    /// The longest chunk, if it was a long one: tonic keeps its room as long as the body lives.
+    room: usize,
     queued: Queued,
     /// Of a call that counts until its answer has gone out.
     _place: Option<Held>,
@@ -106,6 +110,8 @@ impl Call {
             stream,
             body: Box::pin(body),
             left: Bytes::new(),
+            chunk: 0,
+            room: 0,
             queued: Queued::default(),
             _place: place,
         }))
@@ -133,11 +139,17 @@ impl Call {
                     let sent = sending.poll_sent(&self.outbox, cx);
                     if sent.is_pending() && !sending.left.is_empty() {
                         self.read_ahead = true;
-                        self.waiting.resize(WAITING + sending.left.len()).map_err(Cut::Full)?;
+                        let kept = sending.chunk.max(sending.room);
+                        self.waiting.resize(WAITING + kept).map_err(Cut::Full)?;
                         self.inbox.read_ahead(cx).map_err(Cut::Full)?;
-                    } else if std::mem::take(&mut self.read_ahead) {
-                        self.waiting.shrink(0);
-                        self.inbox.read_no_further(cx);
+                    } else {
+                        if std::mem::take(&mut self.read_ahead) {
+                            self.waiting.shrink(sending.room);
+                            self.inbox.read_no_further(cx);
+                        }
+                        if sent.is_pending() && self.waiting.bytes() < sending.room {
+                            self.waiting.resize(sending.room).map_err(Cut::Full)?;
+                        }
                     }
                     return sent;
                 }
@@ -164,7 +176,13 @@ impl Sending {
             }
             match ready!(self.body.as_mut().poll_frame(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => self.left = data,
+                    Ok(data) => {
+                        self.chunk = data.len();
+                        self.left = data;
+                        if self.chunk > LONG {
+                            self.room = self.room.max(self.chunk);
+                        }
+                    }
                     Err(frame) => {
                         if let Ok(trailers) = frame.into_trailers() {
                             return Poll::Ready(self.stream.send_trailers(trailers).map_err(Into::into));

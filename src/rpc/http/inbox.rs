@@ -24,6 +24,8 @@ use crate::rpc::{
 
 /// A piece shorter than this is copied: it would keep the buffer alive that HTTP/2 has read it into.
 const COPIED: usize = 8 << 10;
+/// A longer one keeps a buffer alive that is twice as long at most.
+const PINNED: usize = 2;
 
 /// What a call and the body of its request share. None when the service has dropped the body.
 pub(super) struct Inbox(Mutex<Option<Requests>>);
@@ -81,11 +83,20 @@ impl Inbox {
         let Some(requests) = &mut *inbox else { return Ok(()) };
         requests.reader_waits_in_vain = true;
         // The end and errors come again when the service reads.
-        while let Poll::Ready(Some(Ok(data))) = requests.stream.poll_data(cx) {
-            requests.keep(data);
-            requests.counted.resize(requests.taken)?;
+        loop {
+            match requests.stream.poll_data(cx) {
+                Poll::Ready(Some(Ok(data))) => {
+                    requests.keep(data);
+                    requests.counted.resize(requests.taken)?;
+                }
+                // gRPC has no trailers of a request: they are not kept.
+                Poll::Ready(None) => {
+                    let _ = requests.stream.poll_trailers(cx);
+                    return Ok(());
+                }
+                Poll::Ready(Some(Err(_))) | Poll::Pending => return Ok(()),
+            }
         }
-        Ok(())
     }
 
     /// The service reads by itself again.
@@ -104,7 +115,7 @@ impl Inbox {
 impl Requests {
     fn keep(&mut self, data: Bytes) {
         if data.len() >= COPIED {
-            self.taken += data.len();
+            self.taken += data.len() * PINNED;
             return self.ahead.push_back(Ahead::AsItCame(data));
         }
         match self.ahead.back_mut() {
@@ -135,7 +146,7 @@ impl Requests {
             },
             Some(ahead) => {
                 let (taken, data) = match ahead {
-                    Ahead::AsItCame(data) => (data.len(), data),
+                    Ahead::AsItCame(data) => (data.len() * PINNED, data),
                     Ahead::Joined(data) => (data.capacity(), data.freeze()),
                 };
                 self.taken -= taken;

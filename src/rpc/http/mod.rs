@@ -90,6 +90,8 @@ const PENDING_RESETS_ROLE: usize = 1000;
 const NO_HTTP1: &[u8] =
     b"HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-type: text/plain\r\ncontent-length: 75\r\n\
 connection: close\r\n\r\nThis is tls-sessiond: it speaks gRPC over HTTP/2. Try grpcurl, not HTTP/1.\n";
+/// How often its request is read on, a KiB at most each time.
+const FAREWELL_READS: usize = 48;
 /// How long such a peer may take to read it.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Streams that the daemon reset, and on which the peer may still send what it had begun.
@@ -329,7 +331,11 @@ async fn farewell<I: AsyncRead + AsyncWrite + Unpin>(mut socket: I) -> io::Resul
     socket.write_all(NO_HTTP1).await?;
     socket.shutdown().await?;
     let mut rest = [0; 1024];
-    while socket.read(&mut rest).await? > 0 {}
+    for _ in 0..FAREWELL_READS {
+        if socket.read(&mut rest).await? == 0 {
+            break;
+        }
+    }
     Ok(())
 }
 

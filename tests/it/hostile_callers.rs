@@ -216,3 +216,23 @@ async fn attached_streams_of_one_identity_have_a_limit() {
     guest.open("").await.unwrap();
     Guest::new(&house.over_unix(0).await).attach().await;
 }
+
+#[tokio::test]
+async fn short_messages_for_calls_that_have_ended_end_no_connection() {
+    let house = House::with(&rule("local", "default", "worker")).await;
+    for rules in [rule("local", "*", "worker"), rule("uid:4", "*", "worker")] {
+        house.reload(&rules).unwrap();
+        let mut raw = Raw::connect(&house.daemon.address, 65_535).await;
+        raw.until(frames::SETTINGS).await.unwrap();
+        // Each is refused before its message has come, and no more are open than a caller without a role may have.
+        for stream in (1..8001).step_by(2) {
+            let call = frame(HEADERS, END_HEADERS, stream, &frames::call("/no.such.Service/Method"));
+            let late = frame(DATA, frames::END_STREAM, stream, &[0; 5]);
+            assert!(raw.send(&[call, late].concat()).await, "{rules}: it ended at stream {stream}");
+            if stream % 20 == 19 {
+                assert!(raw.send(&frame(frames::PING, 0, 0, &[7; 8])).await);
+                raw.until(frames::PING).await.unwrap_or_else(|err| panic!("{rules} {stream}: {err}"));
+            }
+        }
+    }
+}

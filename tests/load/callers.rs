@@ -38,6 +38,10 @@ pub(crate) const CALLERS: [Caller; 6] = [
 ];
 
 impl Caller {
+    pub(crate) fn has_role(self) -> bool {
+        !matches!(self, Self::Loopback | Self::Tls("none"))
+    }
+
     pub(crate) fn is_worker(self) -> bool {
         matches!(self, Self::Unix | Self::Tls("worker"))
     }

@@ -74,10 +74,10 @@ const WINDOW_MAX: u32 = (1 << 31) - 1;
 /// without.
 const SEND_BUFFER: usize = 256 << 10;
 const SEND_BUFFER_NO_ROLE: usize = 16 << 10;
-/// What frames of few bytes may take beside them, in bytes, while calls have not read them: h2 counts 256 for each, less the
-/// frame's own. Above it the connection ends with ENHANCE_YOUR_CALM. For a caller without a role it is h2's least.
-const SMALL_FRAMES: usize = 4 << 20;
-const SMALL_FRAMES_NO_ROLE: usize = 25_600;
+/// h2 ends a connection that has had too many short frames, and counts those for good that come for a call which has ended: a worker
+/// whose Drives end a moment before its last message would lose all the others. Here calls read every frame away, and a turn reads
+/// few of them.
+const SHORT_FRAMES: usize = usize::MAX;
 /// The window that every connection and stream begins with: none can be less (RFC 9113 section 6.9.2).
 const LEAST_WINDOW: u32 = (64 << 10) - 1;
 /// Largest header block of a call.
@@ -187,9 +187,9 @@ fn protocol(streams: u32, class: Class) -> Builder {
         Class::OtherRole => (LEAST_WINDOW, LEAST_WINDOW * 16),
         Class::NoRole => (LEAST_WINDOW, LEAST_WINDOW),
     };
-    let (send_buffer, small_frames, resets) = match class {
-        Class::NoRole => (SEND_BUFFER_NO_ROLE, SMALL_FRAMES_NO_ROLE, PENDING_RESETS_MAX),
-        Class::Worker | Class::OtherRole => (SEND_BUFFER, SMALL_FRAMES, PENDING_RESETS_ROLE),
+    let (send_buffer, resets) = match class {
+        Class::NoRole => (SEND_BUFFER_NO_ROLE, PENDING_RESETS_MAX),
+        Class::Worker | Class::OtherRole => (SEND_BUFFER, PENDING_RESETS_ROLE),
     };
     let mut protocol = Builder::new();
     protocol
@@ -198,7 +198,7 @@ fn protocol(streams: u32, class: Class) -> Builder {
         .initial_connection_window_size(connection_window)
         .max_header_list_size(HEADERS_MAX)
         .max_send_buffer_size(send_buffer)
-        .data_frame_budget(small_frames)
+        .data_frame_budget(SHORT_FRAMES)
         .max_concurrent_reset_streams(OWN_RESETS_MAX)
         .max_pending_accept_reset_streams(resets);
     protocol

@@ -6,7 +6,7 @@
 //! * [`status`]: the table of refusals
 //! * `accounts`: what one identity holds at a time
 //! * `each_second`: how often one may do something in a second
-//! * `health`: whether the daemon wants work
+//! * `health`, `reflection`: whether the daemon wants work, and what there is to call
 //! * `lanes`: one thread for each core
 //! * `line_budget`: how often the log tells of the same
 //! * `lookout`: what such a thread does before it sleeps
@@ -36,6 +36,9 @@ use prost_types::FileDescriptorSet;
 use tokio_stream::StreamExt;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
+use tonic_reflection::pb::{
+    v1::server_reflection_server as v1, v1alpha::server_reflection_server as v1alpha,
+};
 
 use crate::{
     clock::Timestamp,
@@ -70,6 +73,7 @@ pub mod local;
 mod lookout;
 mod page;
 mod preface;
+mod reflection;
 mod request_ids;
 mod revoke;
 mod seldom;
@@ -95,6 +99,7 @@ use lanes::Lanes;
 use listen::{Listeners, Signals};
 use local::Local;
 use page::Pages;
+use reflection::Reflection;
 use request_ids::RequestIds;
 use sessions::Sessions;
 use streams::{StreamLimits, StreamTotals};
@@ -108,29 +113,6 @@ const BATCH_BYTES_MAX: usize = 2 << 20;
 const SHORT_BYTES_MAX: usize = 64 << 10;
 /// Largest request of health and reflection, which are open to callers without a role.
 const OPEN_BYTES_MAX: usize = 16 << 10;
-/// Reading the descriptors takes longer than all else that a daemon does at its start, and a test makes hundreds.
-static REFLECTION: LazyLock<Routes> = LazyLock::new(|| {
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-    };
-    Routes::default()
-        .add_service(
-            reflection()
-                .build_v1()
-                .expect("the descriptors are built in, and a test reads them")
-                .max_decoding_message_size(OPEN_BYTES_MAX),
-        )
-        .add_service(
-            reflection()
-                .build_v1alpha()
-                .expect("the descriptors are built in, and a test reads them")
-                .max_decoding_message_size(OPEN_BYTES_MAX),
-        )
-});
-
 /// Paths of all methods that are served. Only calls that the table of rights does not list ask for them.
 static METHODS: LazyLock<HashSet<String>> = LazyLock::new(|| {
     let sets = [
@@ -249,6 +231,7 @@ impl Api {
             workers: limits.message.min(BATCH_BYTES_MAX),
             others: OPEN_BYTES_MAX,
         };
+        let reflection = Reflection::new(signals.draining.clone());
         let answers = HealthServer::new(health.clone()).max_decoding_message_size(messages.others);
         let services = Services {
             connections: ConnectionServiceServer::from_arc(connections)
@@ -256,7 +239,16 @@ impl Api {
             sessions: SessionServiceServer::from_arc(sessions).max_decoding_message_size(messages.sessions),
             contexts: ContextServiceServer::new(contexts).max_decoding_message_size(messages.contexts),
             workers: WorkerServiceServer::new(workers).max_decoding_message_size(messages.workers),
-            others: REFLECTION.clone().add_service(answers).prepare(),
+            others: Routes::new(answers)
+                .add_service(
+                    v1::ServerReflectionServer::new(reflection.clone())
+                        .max_decoding_message_size(messages.others),
+                )
+                .add_service(
+                    v1alpha::ServerReflectionServer::new(reflection)
+                        .max_decoding_message_size(messages.others),
+                )
+                .prepare(),
             messages,
         };
         let http = Http::new(services, gate);

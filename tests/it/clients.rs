@@ -22,7 +22,7 @@ const ANSWERS: [&str; 4] = [
     "error NOT_FOUND CONNECTION_NOT_FOUND tls.sessiond.v1",
 ];
 /// What reflection lists through its older name, which all of them speak.
-const SERVICES: &str = "services grpc.health.v1.Health grpc.reflection.v1alpha.ServerReflection tls.sessiond.v1.ConnectionService \
+const SERVICES: &str = "services grpc.health.v1.Health grpc.reflection.v1.ServerReflection grpc.reflection.v1alpha.ServerReflection tls.sessiond.v1.ConnectionService \
     tls.sessiond.v1.ContextService tls.sessiond.v1.SessionService tls.sessiond.v1.WorkerService";
 
 /// A daemon that listens in three ways.

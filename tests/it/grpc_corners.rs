@@ -167,3 +167,41 @@ async fn watches_of_health_hold_up_no_stop() {
     drop(health);
     assert_eq!(binary.end().await.0.code(), Some(0));
 }
+
+/// Asks reflection for symbols on one stream; tells how long each file is, or which error there is.
+macro_rules! reflected {
+    ($daemon:expr, $version:ident, $symbols:expr) => {{
+        use tonic_reflection::pb::$version::{
+            ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+            server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+        };
+        let requests = $symbols.map(|symbol| ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::FileContainingSymbol(symbol.to_owned())),
+        });
+        let mut client = ServerReflectionClient::new($daemon.channel.clone());
+        let stream = client.server_reflection_info(tokio_stream::iter(requests)).await.unwrap();
+        let mut stream = stream.into_inner();
+        let mut answers = Vec::new();
+        while let Some(answer) = stream.message().await.unwrap() {
+            answers.push(match answer.message_response.unwrap() {
+                MessageResponse::FileDescriptorResponse(file) => Ok(file.file_descriptor_proto[0].len()),
+                MessageResponse::ErrorResponse(error) => Err(error.error_code),
+                other => panic!("{other:?}"),
+            });
+        }
+        answers
+    }};
+}
+
+#[tokio::test]
+async fn symbol_that_is_not_there_is_an_error_response_and_the_stream_goes_on() {
+    let daemon = TestDaemon::start().await;
+    let symbols = ["no.such.Symbol", "tls.sessiond.v1.ConnectionService", "", "grpc.health.v1.Health"];
+    let not_found = Err(i32::from(Code::NotFound));
+    for answers in [reflected!(daemon, v1, symbols), reflected!(daemon, v1alpha, symbols)] {
+        assert!(matches!(answers[..], [_, Ok(1000..), _, Ok(1..)]), "{answers:?}");
+        assert_eq!((&answers[0], &answers[2]), (&not_found, &not_found));
+    }
+    daemon.stop().await;
+}

@@ -145,7 +145,6 @@ impl Call {
                     } else {
                         if std::mem::take(&mut self.read_ahead) {
                             self.waiting.shrink(sending.room);
-                            self.inbox.read_no_further(cx);
                         }
                         if sent.is_pending() && self.waiting.bytes() < sending.room {
                             self.waiting.resize(sending.room).map_err(Cut::Full)?;
@@ -237,10 +236,7 @@ impl Future for Call {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        let ended = ready!(this.poll_answered(cx));
-        // A service that reads in a task of its own would wait for ever: HTTP/2 has the call's waker in place of its own.
-        this.inbox.read_no_further(cx);
-        match ended {
+        match ready!(this.poll_answered(cx)) {
             Ok(()) | Err(Cut::Gone) => {}
             // gRPC reads this reset as RESOURCE_EXHAUSTED. Nothing else could reach the caller, which does not read.
             Err(Cut::Full(refusal)) => {

@@ -3,12 +3,14 @@
 //! A service whose answers the caller does not read is not polled, and reads nothing. What came meanwhile would lie in HTTP/2
 //! where nothing counts it, frame by frame, each far larger than what is in it. So the call reads it ahead into one buffer,
 //! counts it for the caller's identity, and widens no window until the service has it.
+//!
+//! HTTP/2 wakes one task for what comes. So a service reads in the task of its call, and in none of its own.
 
 use std::{
     collections::VecDeque,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -37,10 +39,6 @@ struct Requests {
     /// What that takes, in bytes.
     taken: usize,
     counted: Held,
-    /// The task that waits for more, which need not be the call's: reflection has one of its own.
-    reader: Option<Waker>,
-    /// HTTP/2 wakes the call in its place.
-    reader_waits_in_vain: bool,
 }
 
 /// A piece of a request that was read ahead.
@@ -62,14 +60,7 @@ impl Ahead {
 impl Inbox {
     /// An inbox, and the body for the service.
     pub(super) fn new(stream: RecvStream, holder: &Arc<Holder>) -> (Arc<Self>, RequestBody) {
-        let requests = Requests {
-            stream,
-            ahead: VecDeque::new(),
-            taken: 0,
-            counted: holder.no_bytes(),
-            reader: None,
-            reader_waits_in_vain: false,
-        };
+        let requests = Requests { stream, ahead: VecDeque::new(), taken: 0, counted: holder.no_bytes() };
         let inbox = Arc::new(Self(Mutex::new(Some(requests))));
         (Arc::clone(&inbox), RequestBody(inbox))
     }
@@ -81,7 +72,6 @@ impl Inbox {
     pub(super) fn read_ahead(&self, cx: &mut Context<'_>) -> Result<(), Refusal> {
         let mut inbox = self.0.lock();
         let Some(requests) = &mut *inbox else { return Ok(()) };
-        requests.reader_waits_in_vain = true;
         // The end and errors come again when the service reads.
         loop {
             match requests.stream.poll_data(cx) {
@@ -96,18 +86,6 @@ impl Inbox {
                 }
                 Poll::Ready(Some(Err(_))) | Poll::Pending => return Ok(()),
             }
-        }
-    }
-
-    /// The service reads by itself again.
-    pub(super) fn read_no_further(&self, cx: &Context<'_>) {
-        let mut inbox = self.0.lock();
-        let Some(requests) = inbox.as_mut().filter(|requests| requests.reader_waits_in_vain) else { return };
-        requests.reader_waits_in_vain = false;
-        let reader = requests.reader.take().filter(|reader| !reader.will_wake(cx.waker()));
-        drop(inbox);
-        if let Some(reader) = reader {
-            reader.wake();
         }
     }
 }
@@ -136,12 +114,6 @@ impl Requests {
         let data = match self.ahead.pop_front() {
             None => match self.stream.poll_data(cx) {
                 Poll::Ready(Some(Ok(data))) => data,
-                Poll::Pending => {
-                    if !self.reader.as_ref().is_some_and(|reader| reader.will_wake(cx.waker())) {
-                        self.reader = Some(cx.waker().clone());
-                    }
-                    return Poll::Pending;
-                }
                 other => return other,
             },
             Some(ahead) => {

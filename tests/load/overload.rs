@@ -311,27 +311,32 @@ async fn calls_that_never_arrive_whole_give_their_places_back() {
     let daemon = limited(&[]).await;
     let mut client = ConnectionServiceClient::new(channel(&daemon).await);
     let mut slow = Raw::connect(&daemon.address, 65_535).await;
-    let mut begin = async |stream: u32| {
-        let head = frames::call("/tls.sessiond.v1.ConnectionService/ListConnections");
-        assert!(slow.send(&frame(HEADERS, END_HEADERS, 2 * stream + 1, &head)).await);
-    };
+    let head = frames::call("/tls.sessiond.v1.ConnectionService/ListConnections");
+    let begin = |stream: u32| frame(HEADERS, END_HEADERS, 2 * stream + 1, &head);
     let served = u32::try_from(SERVED).unwrap();
-    let mut places = served;
+    let (mut places, mut refused) = (served, 0);
     for stream in 0..served {
-        begin(stream).await;
+        assert!(slow.send(&begin(stream)).await);
     }
     let begun = Instant::now();
     let full = async {
         while client.list_connections(pb::ListConnectionsRequest::default()).await.is_ok() {
-            // One of those may have met this call, and been refused: another has its place.
-            begin(places).await;
+            // One of those may have met this call, and been refused: another has its place before the next call comes.
+            assert!(slow.send(&[begin(places), frame(PING, 0, 0, &[0; 8])].concat()).await);
             places += 1;
             assert!(places < 2 * served, "more calls are served than there are places");
+            loop {
+                match slow.next().await.unwrap().kind {
+                    PING => break,
+                    HEADERS => refused += 1,
+                    _ => {}
+                }
+            }
         }
     };
     timeout(Duration::from_secs(10), full).await.expect("calls that are not whole take no place");
     // Twenty seconds.
-    for _ in 0..places {
+    for _ in refused..places {
         timeout(Duration::from_secs(60), slow.until(HEADERS)).await.expect("nobody answers").unwrap();
     }
     println!("{places} places came back after {:?}", begun.elapsed());

@@ -30,7 +30,7 @@ pub struct Half<T> {
 
 /// A longer message is not copied once more.
 const SHORT: usize = 32 << 10;
-/// Room that a stream keeps between its messages, in each direction: a quiet Drive holds it for the life of its connection.
+/// Room that a stream begins with, in each direction. tonic keeps that of its longest message for the life of the stream.
 const KEPT: usize = 1 << 10;
 /// Messages that are ready together leave in one piece, until it has so many bytes.
 pub(crate) const PIECE: usize = 2 << 10;
@@ -49,9 +49,6 @@ impl<T, U> Default for Codec<T, U> {
 
 /// What comes in by a [`Codec`].
 pub trait Incoming: Sized + Send + Sync + 'static {
-    /// Room for bytes that have come, at first. A longer message makes more.
-    const ROOM: usize = KEPT;
-
     /// Reads it.
     fn read(message: Bytes) -> Result<Self, DecodeError>;
 }
@@ -77,8 +74,6 @@ impl Incoming for Calls {
 pub trait Outgoing: Send + Sync + 'static {
     /// What is ready together leaves in one piece, until it has so many bytes.
     const PIECE: usize = PIECE;
-    /// Room for bytes that are to leave, at first. A longer message makes more.
-    const ROOM: usize = KEPT;
 
     /// Writes it. `short` is room to use again.
     fn write(self, to: &mut EncodeBuf<'_>, short: &mut Vec<u8>);
@@ -144,7 +139,7 @@ impl<T: Outgoing> Encoder for Half<T> {
     }
 
     fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(T::ROOM, T::PIECE)
+        BufferSettings::new(KEPT, T::PIECE)
     }
 }
 
@@ -159,6 +154,6 @@ impl<U: Incoming> Decoder for Half<U> {
 
     fn buffer_settings(&self) -> BufferSettings {
         // Only what is written waits for a piece to be full.
-        BufferSettings::new(U::ROOM, PIECE)
+        BufferSettings::new(KEPT, PIECE)
     }
 }

@@ -133,6 +133,15 @@ enum Full {
     OfAll(usize),
 }
 
+impl Full {
+    fn of_calls(self) -> Refusal {
+        match self {
+            Self::OfOne(most) => Refusal::OwnerCallLimit(most),
+            Self::OfAll(most) => Refusal::CallLimit(most),
+        }
+    }
+}
+
 fn add_within(taken: &AtomicUsize, amount: usize, most: usize) -> bool {
     taken
         .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
@@ -266,10 +275,7 @@ impl Holder {
     /// # Errors
     /// [`Refusal::CallLimit`] or [`Refusal::OwnerCallLimit`].
     pub(super) fn call(self: &Arc<Self>) -> Result<Held, Refusal> {
-        self.take(What::Call).map_err(|full| match full {
-            Full::OfOne(most) => Refusal::OwnerCallLimit(most),
-            Full::OfAll(most) => Refusal::CallLimit(most),
-        })
+        self.take(What::Call).map_err(Full::of_calls)
     }
 
     /// Room for an Attach, until its stream ends: there may be as many as calls in flight, beside these.
@@ -277,10 +283,7 @@ impl Holder {
     /// # Errors
     /// As [`Self::call`].
     pub(super) fn attached(self: &Arc<Self>) -> Result<Held, Refusal> {
-        self.take(What::Attached).map_err(|full| match full {
-            Full::OfOne(most) => Refusal::OwnerCallLimit(most),
-            Full::OfAll(most) => Refusal::CallLimit(most),
-        })
+        self.take(What::Attached).map_err(Full::of_calls)
     }
 
     /// Room for a call that every caller may make.

@@ -195,101 +195,56 @@ async fn what_a_worker_does_not_read_takes_less_than_150_mib() {
     // A call of an Attach with the number 1, which makes nothing: lookup_session {}.
     let calls = frames::message(&[10, 4, 8, 1, 74, 0].repeat(100));
     let wide = i32::MAX as u32;
+    // Requests go on behind answers that have no window.
+    let stuck = |path, opens| Unread {
+        path,
+        opens,
+        flags: 0,
+        more: vec![0; 16_000],
+        times: 10,
+        window: 0,
+        streams: 1000,
+        connections: 2,
+    };
+    let lists = |window| Unread {
+        opens: frames::message(&[]),
+        flags: END_STREAM,
+        times: 0,
+        window,
+        streams: 4000,
+        connections: 8,
+        ..stuck(LIST, Vec::new())
+    };
+    let mute =
+        |path| Unread { times: 0, window: 65_535, streams: 4000, connections: 4, ..stuck(path, Vec::new()) };
     let attacks = [
-        // Answers that have no window, and requests behind them: large pieces, and pieces of one byte.
-        Unread {
-            path: DRIVE,
-            opens: new(),
-            flags: 0,
-            more: vec![0; 16_000],
-            times: 10,
-            window: 0,
-            streams: 1000,
-            connections: 2,
-        },
-        Unread {
-            path: DRIVE,
-            opens: new(),
-            flags: 0,
-            more: vec![0],
-            times: 500,
-            window: 0,
-            streams: 200,
-            connections: 2,
-        },
-        Unread {
-            path: ATTACH,
-            opens: calls.clone(),
-            flags: 0,
-            more: vec![0; 16_000],
-            times: 10,
-            window: 0,
-            streams: 1000,
-            connections: 2,
-        },
-        Unread {
-            path: LIST,
-            opens: frames::message(&[]),
-            flags: END_STREAM,
-            more: Vec::new(),
-            times: 0,
-            window: 0,
-            streams: 4000,
-            connections: 8,
-        },
+        stuck(DRIVE, new()),
+        Unread { more: vec![0], times: 500, streams: 200, ..stuck(DRIVE, new()) },
+        stuck(ATTACH, calls.clone()),
+        lists(0),
         // Wide windows, and a socket that is not read.
         Unread {
-            path: ATTACH,
-            opens: calls.clone(),
-            flags: 0,
-            more: calls,
+            more: calls.clone(),
             times: 500,
             window: wide,
             streams: 50,
             connections: 4,
+            ..stuck(ATTACH, calls)
         },
-        Unread {
-            path: LIST,
-            opens: frames::message(&[]),
-            flags: END_STREAM,
-            more: Vec::new(),
-            times: 0,
-            window: wide,
-            streams: 4000,
-            connections: 8,
-        },
+        lists(wide),
         // Long messages that are read and answered: a stream keeps the room of its longest one.
         Unread {
-            path: ATTACH,
             opens: [&[0][..], &(64u32 * 16_000).to_be_bytes()].concat(),
-            flags: 0,
             more: long_call(),
             times: 64,
             window: wide,
             streams: 60,
             connections: 3,
+            ..stuck(ATTACH, Vec::new())
         },
         // Calls that say nothing.
-        Unread {
-            path: DRIVE,
-            opens: Vec::new(),
-            flags: 0,
-            more: Vec::new(),
-            times: 0,
-            window: 65_535,
-            streams: 4000,
-            connections: 4,
-        },
-        Unread {
-            path: ATTACH,
-            opens: Vec::new(),
-            flags: 0,
-            more: Vec::new(),
-            times: 0,
-            window: 65_535,
-            streams: 4000,
-            connections: 4,
-        },
+        mute(DRIVE),
+        mute(ATTACH),
     ];
     let all = Binary::start(&[]).await;
     let (before_all, mut held) = (memory(&all.process()), Vec::new());

@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, server::SendResponse};
 use http::{Request, Response};
 use http_body::Body as _;
@@ -131,8 +131,8 @@ impl Call {
                     }
                     Poll::Pending => {
                         // A call that its caller gave up ends, and its service with it.
-                        let reset = ready!(self.respond.poll_reset(cx)).map(|_| ());
-                        return Poll::Ready(reset.and(Err(Reason::CANCEL.into())).map_err(Into::into));
+                        ready!(self.respond.poll_reset(cx))?;
+                        return Poll::Ready(Err(Cut::Gone));
                     }
                 },
                 State::Sending(sending) => {
@@ -194,7 +194,7 @@ impl Sending {
         }
     }
 
-    /// Hands on as much of what is left as the peer's windows and the outbox have room for, but some.
+    /// Hands a piece of the rest on, when there is room for one.
     fn poll_piece(&mut self, outbox: &Arc<Outbox>, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
         let mut room = outbox.room();
         if room == 0 {
@@ -209,6 +209,7 @@ impl Sending {
         handed
     }
 
+    /// The piece is as long as the peer's windows and this room allow, and not empty.
     fn hand_on(&mut self, room: usize, outbox: &Arc<Outbox>, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
         self.stream.reserve_capacity(self.left.len().min(room));
         while self.stream.capacity() == 0 {
@@ -217,7 +218,7 @@ impl Sending {
                 None => return Poll::Ready(Err(Cut::Gone)),
             }
         }
-        let piece = self.left.remaining().min(self.stream.capacity()).min(room);
+        let piece = self.left.len().min(self.stream.capacity()).min(room);
         let piece = outbox.hold(self.left.split_to(piece));
         Poll::Ready(self.stream.send_data(piece, false).map_err(Into::into))
     }

@@ -1,8 +1,8 @@
 //! The request of one call: read by its service, and read ahead while the service has to wait.
 //!
 //! A service whose answers the caller does not read is not polled, and reads nothing. What came meanwhile would lie in HTTP/2
-//! where nothing counts it, frame by frame, each far larger than what is in it. So the call reads it ahead into one buffer,
-//! counts it for the caller's identity, and widens no window until the service has it.
+//! where nothing counts it, frame by frame, each far larger than its bytes. So the call reads it ahead, joins short pieces, counts
+//! all of it for the caller's identity, and widens no window until the service has it.
 //!
 //! HTTP/2 wakes one task for what comes. So a service reads in the task of its call, and in none of its own.
 

@@ -181,6 +181,31 @@ async fn requests_behind_unread_answers_are_counted_and_their_calls_reset() {
 }
 
 #[tokio::test]
+async fn answers_that_stay_unread_give_their_places_back() {
+    let rules = rule("local", "default", "worker");
+    let house = House::limited("[limits]\ncalls_in_flight = 40\ncalls_per_owner = 20", &rules).await;
+    let mut raw = Raw::connect(&house.daemon.address, 0).await;
+    raw.agree().await;
+    for stream in 0..20 {
+        let list = frames::call("/tls.sessiond.v1.ContextService/ListContexts");
+        let call = [
+            frame(HEADERS, END_HEADERS, 2 * stream + 1, &list),
+            frame(DATA, frames::END_STREAM, 2 * stream + 1, &[0; 5]),
+        ];
+        assert!(raw.send(&call.concat()).await);
+    }
+    assert!(raw.send(&frame(frames::PING, 0, 0, &[7; 8])).await);
+    raw.until(frames::PING).await.unwrap();
+    let refused = Guest::new(&house.over_tcp().await).open("").await.unwrap_err();
+    assert_eq!(crate::harness::reason(&refused), "OWNER_CALL_LIMIT", "{refused:?}");
+    for _ in 0..20 {
+        let reset = raw.until(frames::RST_STREAM).await.unwrap();
+        assert_eq!(reset.payload, 8u32.to_be_bytes(), "CANCEL");
+    }
+    Guest::new(&house.over_tcp().await).open("").await.unwrap();
+}
+
+#[tokio::test]
 async fn drives_that_say_nothing_count_as_calls_and_end() {
     let rules = rule("local", "default", "worker");
     let house = House::limited("[limits]\ncalls_in_flight = 40\ncalls_per_owner = 20", &rules).await;

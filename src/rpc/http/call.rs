@@ -5,12 +5,14 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, server::SendResponse};
 use http::{Request, Response};
 use http_body::Body as _;
+use tokio::time::{Sleep, sleep};
 use tonic::body::Body;
 
 use super::{
@@ -29,6 +31,9 @@ use crate::rpc::{
 const WAITING: usize = 512;
 /// The longest piece that is handed to HTTP/2: each has to leave as a whole before others have its room.
 const PIECE_MAX: usize = 64 << 10;
+/// How long a caller may leave an answer unread that counts as a call in flight, and any answer while bytes are short: places and
+/// bytes are for all.
+const UNREAD_MAX: Duration = Duration::from_secs(30);
 
 /// A call, from its header to the end of its answer.
 pub(super) struct Call {
@@ -59,7 +64,9 @@ struct Sending {
     room: usize,
     queued: Queued,
     /// Of a call that counts until its answer has gone out.
-    _place: Option<Held>,
+    place: Option<Held>,
+    /// Ready when a chunk could not go out for so long.
+    unread: Option<Pin<Box<Sleep>>>,
 }
 
 /// How a call ends before its answer has.
@@ -68,6 +75,8 @@ enum Cut {
     Gone,
     /// The caller's identity holds too much.
     Full(Refusal),
+    /// The caller has not read its answer in time.
+    Unread,
     /// The service broke its answer off.
     Broken,
 }
@@ -113,7 +122,8 @@ impl Call {
             chunk: 0,
             room: 0,
             queued: Queued::default(),
-            _place: place,
+            place,
+            unread: None,
         }))
     }
 
@@ -142,6 +152,10 @@ impl Call {
                         let kept = sending.chunk.max(sending.room);
                         self.waiting.resize(WAITING + kept).map_err(Cut::Full)?;
                         self.inbox.read_ahead(cx).map_err(Cut::Full)?;
+                        let short = self.caller.holder().has_room_for_bytes().is_err();
+                        if sending.is_late(short, cx) {
+                            return Poll::Ready(Err(Cut::Unread));
+                        }
                     } else {
                         if std::mem::take(&mut self.read_ahead) {
                             self.waiting.shrink(sending.room);
@@ -173,6 +187,7 @@ impl Sending {
             while !self.left.is_empty() {
                 ready!(self.poll_piece(outbox, cx))?;
             }
+            self.unread = None;
             match ready!(self.body.as_mut().poll_frame(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
@@ -192,6 +207,19 @@ impl Sending {
                 None => return Poll::Ready(self.stream.send_data(Piece::empty(), true).map_err(Into::into)),
             }
         }
+    }
+
+    /// Whether the chunk that cannot go out is unread for too long.
+    fn is_late(&mut self, bytes_are_short: bool, cx: &mut Context<'_>) -> bool {
+        let unread = self.unread.get_or_insert_with(|| Box::pin(sleep(UNREAD_MAX)));
+        while unread.as_mut().poll(cx).is_ready() {
+            if self.place.is_some() || bytes_are_short {
+                return true;
+            }
+            // A peer of the worker may be slow: it is looked at again.
+            unread.set(sleep(UNREAD_MAX));
+        }
+        false
     }
 
     /// Hands a piece of the rest on, when there is room for one.
@@ -244,6 +272,7 @@ impl Future for Call {
                 this.caller.audit(&refusal, None);
                 this.reset(Reason::ENHANCE_YOUR_CALM);
             }
+            Err(Cut::Unread) => this.reset(Reason::CANCEL),
             Err(Cut::Broken) => this.reset(Reason::INTERNAL_ERROR),
         }
         Poll::Ready(())

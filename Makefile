@@ -31,9 +31,9 @@ demo:
 	cargo build --bins --examples
 	cargo run --quiet --example demo
 
-# Every fuzz target for so many seconds, on the stable toolchain. Stops by itself, and fails where one broke; `make fuzz
+# Every fuzz target for so many seconds, an hour in all, on the stable toolchain. Stops by itself, and fails where one broke; `make fuzz
 # SECONDS=minimise` takes what was found new into fuzz/corpus. tests/peers.sh installs a C++ compiler where there is none.
-SECONDS ?= 60
+SECONDS ?= 510
 fuzz:
 	tests/peers.sh fuzz
 	fuzz/run.sh $(SECONDS)

@@ -76,14 +76,14 @@ async fn killed_worker_with_ten_thousand_open_connections_takes_their_sessions_a
     let begun = Instant::now();
     let mut slowest = Duration::ZERO;
     let mut lookups = 0;
-    while daemon.server_cache_len() > 1 {
+    // The last session leaves a moment before its connection.
+    while daemon.server_cache_len() > 1 || !daemon.table.is_empty() {
         let asked = Instant::now();
         assert!(neighbour.lookup(Lookup::server(b"mine")).await.is_some());
         slowest = slowest.max(asked.elapsed());
         lookups += 1;
         assert!(begun.elapsed() < Duration::from_secs(1), "{} are left", daemon.server_cache_len());
     }
-    assert!(daemon.table.is_empty());
     println!("{OPEN} freed in {:?}; {lookups} lookups meanwhile, the slowest {slowest:?}", begun.elapsed());
     assert!(lookups > 0 && slowest < Duration::from_millis(250), "a lookup waited {slowest:?}");
     assert!(neighbour.lookup(Lookup::server(b"mine")).await.is_some());

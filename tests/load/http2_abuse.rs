@@ -98,11 +98,18 @@ impl Victim {
         let longest = self.neighbour.await.unwrap();
         println!("{what}: {} MiB, {after} MiB; a neighbour waited {longest:?} at most", self.before);
         assert!(longest < LATENCY, "{what}: a neighbour waited {longest:?}");
-        // Nothing goes on behind it: in a quarter of a second the daemon works less than half of that.
-        let worked = cpu(&process);
-        tokio::time::sleep(Duration::from_millis(250)).await;
-        let spent = cpu(&process) - worked;
-        assert!(spent < Duration::from_millis(125), "{what}: {spent:?} of work with nothing to do");
+        // What was sent before is worked off, and nothing goes on behind it: the daemon comes to work less than half of the time.
+        let mut spans = 0;
+        loop {
+            let worked = cpu(&process);
+            tokio::time::sleep(Duration::from_millis(250)).await;
+            let spent = cpu(&process) - worked;
+            if spent < Duration::from_millis(125) {
+                break;
+            }
+            spans += 1;
+            assert!(spans < 40, "{what}: {spent:?} of work with nothing to do");
+        }
     }
 }
 

@@ -56,11 +56,18 @@ pub(super) struct Accounts {
     by_address: Members<IpAddr, Source>,
 }
 
+/// The part of its limit that an identity may have even where all others have taken everything: one in this many.
+///
+/// Bytes and streams of Attach have no limit of time, so a few identities could otherwise keep all others out.
+const LEAST_OF_ONE: usize = 16;
+
 /// How much is taken of something, and how much there is, in all and for one identity.
 struct Pool {
     taken: AtomicUsize,
     most: usize,
     most_of_one: usize,
+    /// An identity that holds no more than this is within the limit for all, whatever the others hold.
+    least_of_one: usize,
 }
 
 /// What one identity holds.
@@ -105,7 +112,12 @@ impl<K: Eq + Hash + Clone, M: Default> Members<K, M> {
 
 impl Pool {
     const fn new(most: usize, most_of_one: usize) -> Self {
-        Self { taken: AtomicUsize::new(0), most, most_of_one }
+        Self { taken: AtomicUsize::new(0), most, most_of_one, least_of_one: 0 }
+    }
+
+    /// A pool of which each identity may have a part in any case.
+    const fn with_reserve(most: usize, most_of_one: usize) -> Self {
+        Self { least_of_one: most_of_one / LEAST_OF_ONE, ..Self::new(most, most_of_one) }
     }
 
     /// Takes some for one identity, or none of it. The error tells which limit is reached.
@@ -113,8 +125,25 @@ impl Pool {
         if !add_within(of_one, amount, self.most_of_one) {
             return Err(Full::OfOne(self.most_of_one));
         }
-        if !add_within(&self.taken, amount, self.most) {
-            of_one.fetch_sub(amount, Ordering::Relaxed);
+        if add_within(&self.taken, amount, self.most) {
+            return Ok(());
+        }
+        if of_one.load(Ordering::Relaxed) <= self.least_of_one {
+            self.taken.fetch_add(amount, Ordering::Relaxed);
+            return Ok(());
+        }
+        of_one.fetch_sub(amount, Ordering::Relaxed);
+        Err(Full::OfAll(self.most))
+    }
+
+    /// Whether an identity that holds `of_one` could take a sixteenth of its limit more.
+    fn has_room(&self, of_one: &AtomicUsize) -> Result<(), Full> {
+        let room = |taken: usize, most| taken <= most / 16 * 15;
+        let of_one = of_one.load(Ordering::Relaxed);
+        if !room(of_one, self.most_of_one) {
+            return Err(Full::OfOne(self.most_of_one));
+        }
+        if !room(self.taken.load(Ordering::Relaxed), self.most) && of_one > self.least_of_one / 2 {
             return Err(Full::OfAll(self.most));
         }
         Ok(())
@@ -139,6 +168,11 @@ impl Full {
             Self::OfOne(most) => Refusal::OwnerCallLimit(most),
             Self::OfAll(most) => Refusal::CallLimit(most),
         }
+    }
+
+    fn of_bytes(self) -> Refusal {
+        let (Self::OfOne(most) | Self::OfAll(most)) = self;
+        Refusal::RequestBytesLimit(most)
     }
 }
 
@@ -176,12 +210,12 @@ impl Accounts {
     pub(super) fn new(limits: &Limits) -> Self {
         Self {
             calls: Pool::new(limits.calls_in_flight, limits.calls_per_owner),
-            attached: Pool::new(limits.calls_in_flight, limits.calls_per_owner),
+            attached: Pool::with_reserve(limits.calls_in_flight, limits.calls_per_owner),
             open_calls: Pool::new(OPEN_CALLS, OPEN_CALLS_OF_ONE),
             sockets_without_role: Pool::new(SOCKETS_WITHOUT_ROLE, SOCKETS_WITHOUT_ROLE_OF_ONE),
             handshakes: Pool::new(HANDSHAKES, HANDSHAKES_OF_ONE),
             watchers: Pool::new(WATCHERS, WATCHERS_OF_ONE),
-            bytes: Pool::new(limits.request_bytes, limits.request_bytes_per_owner),
+            bytes: Pool::with_reserve(limits.request_bytes, limits.request_bytes_per_owner),
             answers: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             by_owner: Members(DashMap::new()),
@@ -318,12 +352,7 @@ impl Holder {
     /// [`Refusal::RequestBytesLimit`].
     pub(super) fn has_room_for_bytes(&self) -> Result<(), Refusal> {
         let (pool, of_one) = self.place(What::Bytes);
-        let room = |taken: &AtomicUsize, most| taken.load(Ordering::Relaxed) <= most / 16 * 15;
-        match (room(of_one, pool.most_of_one), room(&pool.taken, pool.most)) {
-            (true, true) => Ok(()),
-            (false, _) => Err(Refusal::RequestBytesLimit(pool.most_of_one)),
-            (true, false) => Err(Refusal::RequestBytesLimit(pool.most)),
-        }
+        pool.has_room(of_one).map_err(Full::of_bytes)
     }
 
     /// How many bytes of answers more a connection may have in HTTP/2 that has so many there: its share, as far as its identity and
@@ -364,9 +393,7 @@ impl Held {
     pub(super) fn resize(&mut self, amount: usize) -> Result<(), Refusal> {
         if let Some(more) = amount.checked_sub(self.amount) {
             let (pool, of_one) = self.holder.place(self.what);
-            pool.take(of_one, more).map_err(|full| match full {
-                Full::OfOne(most) | Full::OfAll(most) => Refusal::RequestBytesLimit(most),
-            })?;
+            pool.take(of_one, more).map_err(Full::of_bytes)?;
             self.amount = amount;
         }
         self.shrink(amount);
@@ -476,6 +503,32 @@ mod tests {
         bytes.resize(60).unwrap();
         drop(bytes);
         assert_eq!(accounts.bytes.taken.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn identities_that_take_everything_leave_each_other_one_its_reserve() {
+        let limits = Limits { request_bytes: 256, request_bytes_per_owner: 64, ..Config::defaults().limits };
+        let limits = Limits { calls_in_flight: 64, calls_per_owner: 32, ..limits };
+        let accounts = Arc::new(Accounts::new(&limits));
+        let holder = |name: &str| accounts.holder(&name.into());
+        let hostile = ["a", "b", "c", "d"].map(|name| {
+            let mut bytes = holder(name).no_bytes();
+            bytes.resize(64).unwrap();
+            bytes
+        });
+        let honest = holder("honest");
+        honest.has_room_for_bytes().unwrap();
+        let mut bytes = honest.no_bytes();
+        bytes.resize(4).unwrap();
+        assert!(matches!(bytes.resize(5), Err(Refusal::RequestBytesLimit(256))));
+        assert!(matches!(honest.has_room_for_bytes(), Err(Refusal::RequestBytesLimit(256))));
+        let attached: Vec<_> =
+            ["a", "b"].iter().flat_map(|name| (0..32).map(|_| holder(name).attached().unwrap())).collect();
+        let mine = [honest.attached().unwrap(), honest.attached().unwrap()];
+        assert!(matches!(honest.attached(), Err(Refusal::CallLimit(64))));
+        drop((hostile, attached, mine, bytes));
+        assert_eq!(accounts.bytes.taken.load(Ordering::Relaxed), 0);
+        assert_eq!(accounts.attached.taken.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -18,13 +18,13 @@ const WORKER: u64 = 150;
 const NO_ROLE: [&str; 2] = ["--set", "access=[{identity=\"uid:54321\", contexts=[\"*\"], role=\"worker\"}]"];
 
 /// A call, and the prefix of a message of this many bytes.
-fn announce(stream: u32, path: &str, bytes: u32) -> Vec<u8> {
+pub(crate) fn announce(stream: u32, path: &str, bytes: u32) -> Vec<u8> {
     let prefix = [&[0][..], &bytes.to_be_bytes()].concat();
     [frame(HEADERS, END_HEADERS, stream, &frames::call(path)), frame(DATA, 0, stream, &prefix)].concat()
 }
 
 /// Waits until the daemon has read what was sent: it answers a PING behind it.
-async fn read_through(raw: &mut Raw) -> bool {
+pub(crate) async fn read_through(raw: &mut Raw) -> bool {
     raw.send(&frame(frames::PING, 0, 0, &[7; 8])).await && raw.until(frames::PING).await.is_ok()
 }
 

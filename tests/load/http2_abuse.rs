@@ -11,6 +11,7 @@ use crate::{
         self, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, Raw, SETTINGS,
         WINDOW_UPDATE, frame,
     },
+    hostile::{announce, read_through},
     meter::{alone, cpu, memory},
 };
 
@@ -274,4 +275,31 @@ async fn data_without_anything_in_it_is_bounded() {
         assert!(sent < 1 << 20, "{caller:?} {path}: frames with nothing in them are taken without end");
     }
     victim.stands("empty DATA").await;
+}
+
+#[tokio::test]
+async fn calls_that_are_announced_and_never_finished_cost_nobody_else() {
+    let _alone = alone().await;
+    let victim = Victim::start().await;
+    let mut held = Vec::new();
+    for caller in CALLERS {
+        // A caller without a role has four connections, of which the last one asks afterwards.
+        for path in [
+            "/tls.sessiond.v1.ConnectionService/Drive",
+            "/tls.sessiond.v1.WorkerService/Attach",
+            "/tls.sessiond.v1.SessionService/PutSession",
+        ] {
+            let mut raw = victim.raw(caller).await;
+            raw.until(SETTINGS).await.unwrap();
+            let streams = if caller.is_worker() { 200 } else { 16 };
+            let announced = if caller.has_role() { 2 << 20 } else { 16 << 10 };
+            for stream in 0..streams {
+                assert!(raw.send(&announce(2 * stream + 1, path, announced)).await, "{caller:?}");
+            }
+            assert!(read_through(&mut raw).await, "{caller:?}: {path}");
+            held.push(raw);
+        }
+    }
+    victim.stands("announced messages").await;
+    drop(held);
 }

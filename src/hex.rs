@@ -47,17 +47,28 @@ pub(crate) fn string(bytes: &[u8]) -> String {
     String::from_utf8(text).unwrap_or_default()
 }
 
-/// Reads it back. `None`: it is something else.
+/// Reads digits as people and tools type them: of either case, with a colon between all bytes or none. `None`: it is something
+/// else.
 #[cfg(any(feature = "daemon", test))]
 pub(crate) fn read(text: impl AsRef<[u8]>) -> Option<Vec<u8>> {
     let text = text.as_ref();
     let mut bytes = vec![0; text.len() / 2];
-    read_into(text, &mut bytes)?;
+    let length = read_into(text, &mut bytes)?.len();
+    bytes.truncate(length);
     Some(bytes)
 }
 
 /// The same into room that is there, and what it filled. `None` also where there is too little.
 pub(crate) fn read_into<'b>(text: &[u8], bytes: &'b mut [u8]) -> Option<&'b [u8]> {
+    let length = match read_canonical(text, bytes) {
+        Some(length) => length,
+        None => read_typed(text, bytes)?,
+    };
+    bytes.get(..length)
+}
+
+/// Of lower case and without colons, as the API writes ids. Returns how many bytes there are.
+fn read_canonical(text: &[u8], bytes: &mut [u8]) -> Option<usize> {
     let (pairs, []) = text.as_chunks() else { return None };
     let bytes = bytes.get_mut(..pairs.len())?;
     let mut others = 0;
@@ -66,7 +77,32 @@ pub(crate) fn read_into<'b>(text: &[u8], bytes: &'b mut [u8]) -> Option<&'b [u8]
         others |= other;
         *to = byte;
     }
-    (others == 0).then_some(bytes)
+    (others == 0).then_some(bytes.len())
+}
+
+#[cold]
+fn read_typed(text: &[u8], bytes: &mut [u8]) -> Option<usize> {
+    let step = if text.get(2) == Some(&b':') { 3 } else { 2 };
+    if !(text.len() + step - 2).is_multiple_of(step) {
+        return None;
+    }
+    let pieces = text.chunks(step);
+    let length = pieces.len();
+    let bytes = bytes.get_mut(..length)?;
+    for (place, (piece, to)) in pieces.zip(bytes).enumerate() {
+        let [high, low, colon @ ..] = piece else { return None };
+        let wanted: &[u8] = if step == 3 && place + 1 < length { b":" } else { b"" };
+        if colon != wanted {
+            return None;
+        }
+        let pair = [high.to_ascii_lowercase(), low.to_ascii_lowercase()];
+        let (value, other) = byte(u16::from_le_bytes(pair));
+        if other != 0 {
+            return None;
+        }
+        *to = value;
+    }
+    Some(length)
 }
 
 #[cfg(test)]
@@ -77,6 +113,16 @@ mod tests {
         assert_eq!(super::string(&[]), "");
         assert_eq!(super::read("001fa9ff"), Some(vec![0x00, 0x1f, 0xa9, 0xff]));
         assert_eq!(super::read("0"), None);
+        for same in ["001FA9FF", "00:1f:a9:ff", "00:1F:a9:FF"] {
+            assert_eq!(super::read(same), super::read("001fa9ff"), "{same}");
+        }
+        for other in
+            ["00:1fa9ff", "001f:a9ff", "00:1f:a9:ff:", ":00", "00:", "0:0", "00::1f", "00 1f", "00-1f", "é0"]
+        {
+            assert_eq!(super::read(other), None, "{other}");
+        }
+        assert_eq!(super::read(""), Some(vec![]));
+        assert_eq!(super::read("A1"), Some(vec![0xa1]));
     }
 
     #[test]
@@ -88,8 +134,7 @@ mod tests {
         for pair in 0..=u16::MAX {
             let text = pair.to_le_bytes();
             let read = super::read(text);
-            let expected =
-                str::from_utf8(&text).ok().filter(|text| !text.contains(|c: char| c.is_ascii_uppercase()));
+            let expected = str::from_utf8(&text).ok();
             // It would take a sign as well.
             let expected = expected.filter(|text| !text.starts_with('+'));
             assert_eq!(

@@ -38,19 +38,11 @@ impl ConnectionId {
         POOL.with_borrow_mut(Pool::take).map(Self)
     }
 
-    /// Reads 32 lower-case hex digits.
+    /// Reads 32 hex digits, as [`crate::hex`] takes them.
     pub fn parse(text: &str) -> Option<Self> {
-        let digits: &[u8; 32] = text.as_bytes().try_into().ok()?;
-        let digit = |byte: u8| match byte {
-            b'0'..=b'9' => Some(byte - b'0'),
-            b'a'..=b'f' => Some(byte - b'a' + 10),
-            _ => None,
-        };
         let mut bytes = [0; 16];
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-        }
-        Some(Self(bytes))
+        let length = hex::read_into(text.as_bytes(), &mut bytes)?.len();
+        (length == bytes.len()).then_some(Self(bytes))
     }
 
     /// The id of these bytes.
@@ -114,8 +106,9 @@ mod tests {
         assert_eq!(ids.len(), 10_000);
         for id in ids.into_iter().take(10) {
             assert_eq!(ConnectionId::parse(&id.to_string()), Some(id));
+            assert_eq!(ConnectionId::parse(&id.to_string().to_uppercase()), Some(id));
         }
-        for bad in ["", "0", &"g".repeat(32), &"A".repeat(32), &"0".repeat(33), &"\u{e4}".repeat(16)] {
+        for bad in ["", "0", &"g".repeat(32), &"A".repeat(30), &"0".repeat(33), &"\u{e4}".repeat(16)] {
             assert_eq!(ConnectionId::parse(bad), None, "{bad}");
         }
     }

@@ -44,7 +44,9 @@ impl Pages {
         if token.is_empty() {
             return Ok(None);
         }
-        let mut bytes = hex::read(token).ok_or(Refusal::PageTokenInvalid)?;
+        // A token is copied, not typed: there is one form of it.
+        let read = hex::read(token).filter(|bytes| hex::string(bytes) == token);
+        let mut bytes = read.ok_or(Refusal::PageTokenInvalid)?;
         let split = bytes.len().checked_sub(TAG).ok_or(Refusal::PageTokenInvalid)?;
         let tag = bytes.split_off(split);
         let expected = self.tag(filters, &bytes);

@@ -183,7 +183,7 @@ async fn session_of_another_scope_is_told_from_one_that_never_was() {
         (request("none", "aa", pb::Role::Server), "CONTEXT_NOT_FOUND"),
         (request("", "aa", pb::Role::Unspecified), "ROLE_REQUIRED"),
         (request("", "", pb::Role::Server), "SESSION_ID_REQUIRED"),
-        (request("", "AA", pb::Role::Server), "SESSION_ID_MALFORMED"),
+        (request("", "ag", pb::Role::Server), "SESSION_ID_MALFORMED"),
         (request("", &"aa".repeat(65), pb::Role::Server), "SESSION_ID_MALFORMED"),
     ] {
         assert_eq!(reason(&explain(request).await.unwrap_err()), why);
@@ -210,7 +210,8 @@ async fn watcher_sees_its_context_and_is_told_what_it_missed() {
         format: &format,
         binding: &[],
         versions: &context.versions,
-        server_name: "",
+        server_name: &tls_sessiond::server_name::ServerName::NONE,
+        cipher_suite: None,
     };
     let bb = tls_sessiond::session::SessionId::new(&[0xbb]).unwrap();
     for _ in 0..lookups {

@@ -122,7 +122,7 @@ async fn every_call_on_a_connection_refuses_bad_ids() {
     for (id, code, why) in [
         ("", Code::InvalidArgument, "CONNECTION_ID_MALFORMED"),
         ("17", Code::InvalidArgument, "CONNECTION_ID_MALFORMED"),
-        ("ABCDEF00000000000000000000000000", Code::InvalidArgument, "CONNECTION_ID_MALFORMED"),
+        ("ABCDEF000000000000000000000000:0", Code::InvalidArgument, "CONNECTION_ID_MALFORMED"),
         ("zz000000000000000000000000000000", Code::InvalidArgument, "CONNECTION_ID_MALFORMED"),
         (UNKNOWN_ID, Code::NotFound, "CONNECTION_NOT_FOUND"),
     ] {

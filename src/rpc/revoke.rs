@@ -14,7 +14,8 @@ use crate::{
     clock::WallTime,
     hex,
     proto::{self as pb, revoke_sessions_request::Selector as Asked},
-    session::{canonical, revocation::Selector},
+    server_name::ServerName,
+    session::revocation::Selector,
 };
 
 /// The resolution of the daemon's time.
@@ -47,6 +48,7 @@ impl Sessions {
         // All refuse before the first is looked through; those too that a new configuration brings meanwhile.
         loop {
             for cache in &caches {
+                cache.tell_time(now.at);
                 cache.revoke(selector.clone(), before);
             }
             // The context may be gone, and its sessions with it.
@@ -113,9 +115,13 @@ impl Drop for Told<'_> {
 }
 
 fn read_selector(asked: Option<Asked>) -> Result<Selector, Refusal> {
-    let name = |field, name: String, max| match name.len() {
+    let text = |field, text: String, max| match text.len() {
         0 => Err(Refusal::SelectorRequired),
-        length => within(field, length, max).map(|()| name),
+        length => within(field, length, max).map(|()| text),
+    };
+    let name = |field, told| {
+        let name = ServerName::new(&text(field, told, SERVER_NAME_MAX)?).into_owned();
+        if name.is_empty() { Err(Refusal::SelectorRequired) } else { Ok(name) }
     };
     Ok(match asked {
         None | Some(Asked::All(false)) => return Err(Refusal::SelectorRequired),
@@ -124,12 +130,8 @@ fn read_selector(asked: Option<Asked>) -> Result<Selector, Refusal> {
             let digest = hex::read(&digest).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
             Selector::Certificate(digest.ok_or(Refusal::CertificateSha256Malformed)?)
         }
-        Some(Asked::Uri(uri)) => Selector::Uri(name("uri", uri, URI_MAX)?.into()),
-        Some(Asked::DnsName(dns)) => {
-            Selector::DnsName(name("dns_name", dns, SERVER_NAME_MAX)?.to_ascii_lowercase().into())
-        }
-        Some(Asked::ServerName(server)) => {
-            Selector::ServerName(canonical(&name("server_name", server, SERVER_NAME_MAX)?).into())
-        }
+        Some(Asked::Uri(uri)) => Selector::Uri(text("uri", uri, URI_MAX)?.into()),
+        Some(Asked::DnsName(dns)) => Selector::DnsName(name("dns_name", dns)?),
+        Some(Asked::ServerName(server)) => Selector::ServerName(name("server_name", server)?),
     })
 }

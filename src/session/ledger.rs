@@ -23,8 +23,7 @@ pub struct Ledger {
     /// Who watches.
     pub watchers: Arc<Watchers>,
     pub(super) kinds: Kinds,
-    /// The latest time that a cache was told, in milliseconds. Connections end where nobody tells the time; the daemon's sweep
-    /// keeps this within a quarter of a second.
+    /// The latest time that a cache was told, in milliseconds: whatever makes a session leave tells it first.
     latest: AtomicU64,
 }
 

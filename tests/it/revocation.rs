@@ -266,8 +266,9 @@ async fn bad_revocations_are_refused_and_revoke_nothing() {
         (selects(Selector::Uri(String::new())), Code::InvalidArgument, "SELECTOR_REQUIRED"),
         (selects(Selector::DnsName(String::new())), Code::InvalidArgument, "SELECTOR_REQUIRED"),
         (selects(Selector::ServerName(String::new())), Code::InvalidArgument, "SELECTOR_REQUIRED"),
+        (selects(Selector::ServerName(".".into())), Code::InvalidArgument, "SELECTOR_REQUIRED"),
         (
-            selects(Selector::CertificateSha256("AB".repeat(32))),
+            selects(Selector::CertificateSha256("AB:".repeat(32))),
             Code::InvalidArgument,
             "CERTIFICATE_SHA256_MALFORMED",
         ),

@@ -79,7 +79,7 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         self.held.driver.lock().take();
-        if self.ending == Ending::Free && self.held.free().is_some() {
+        if self.ending == Ending::Free && self.held.free(self.table.clock.now().at).is_some() {
             self.table.forget(self.held.id);
         }
         self.held.driven.store(false, Ordering::Release);

@@ -41,8 +41,10 @@ impl Held {
         self.expires.store(connection.lapses(now.at).as_millis(), Ordering::Release);
     }
 
-    pub(super) fn free(&self) -> Option<Vec<Removed>> {
+    /// Frees the connection at this moment. `None`: it was freed before.
+    pub(super) fn free(&self, now: Timestamp) -> Option<Vec<Removed>> {
         let connection = self.connection.lock().take()?;
+        connection.tell_time(now);
         if let Some(driver) = self.driver.lock().take() {
             driver.wake();
         }

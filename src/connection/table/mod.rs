@@ -224,7 +224,7 @@ impl Table {
     /// # Errors
     /// [`Error::NotFound`].
     pub fn free(&self, id: ConnectionId) -> Result<Vec<Removed>, Error> {
-        let removed = self.held(id)?.free().ok_or(Error::NotFound(id))?;
+        let removed = self.held(id)?.free(self.clock.now().at).ok_or(Error::NotFound(id))?;
         self.forget(id);
         Ok(removed)
     }
@@ -262,6 +262,7 @@ impl Table {
         if let Some(driver) = held.driver.lock().take() {
             driver.wake();
         }
+        lapsed.tell_time(now);
         lapsed.free();
         self.forget(held.id);
         true
@@ -271,8 +272,9 @@ impl Table {
     pub fn free_all(&self) {
         let mut all = Vec::new();
         self.live.iter().for_each(|held| all.push(Arc::clone(&held)));
+        let now = self.clock.now().at;
         for held in all {
-            if held.free().is_some() {
+            if held.free(now).is_some() {
                 self.forget(held.id);
             }
         }
@@ -411,6 +413,7 @@ impl Table {
         let mut connection = held.connection.lock();
         let connection = connection.as_mut().ok_or(Error::NotFound(held.id))?;
         let now = self.clock.now();
+        connection.tell_time(now.at);
         let result = call(connection, now);
         // Afterwards: what the call has left of a handshake decides as well.
         held.touch(connection, now);

@@ -188,7 +188,7 @@ impl World {
             id: Some(id(held.id)),
             version: version(held.single_use),
             cipher_suite: held.serial.to_string().into(),
-            server_name: server_name(held.name).into(),
+            server_name: server_name(held.name).clone(),
             format: Format::Rustls,
             binding: [].into(),
             single_use: held.single_use,
@@ -203,6 +203,7 @@ impl World {
     fn find(&mut self, which: At, session: u8, name: u8, on: AskedOn) {
         let (cache, _) = self.place(which);
         let now = self.now();
+        self.model.told = self.model.told.max(now);
         let held = self.model.caches[cache].by_id(session).cloned();
         let other = Format::Worker("other".into());
         let terms = terms(on, name, version(held.as_ref().is_some_and(|held| held.single_use)), &other);
@@ -252,6 +253,7 @@ impl World {
         let fit =
             self.model.caches[cache].sessions.clone().into_iter().rev().filter(|held| held.name == name);
         for held in fit {
+            self.model.told = self.model.told.max(now);
             match self.model.caches[cache].miss(&held, now) {
                 Some(miss) => {
                     self.leaves(&heard.next().unwrap(), reason(miss));
@@ -270,6 +272,7 @@ impl World {
     fn remove(&mut self, which: At, session: u8) {
         let (cache, _) = self.place(which);
         let now = self.now();
+        self.model.told = self.model.told.max(now);
         let removed = self.caches[cache].remove(&id(session), reading(now));
         let held = self.model.caches[cache].by_id(session).cloned();
         let miss = held.as_ref().and_then(|held| self.model.caches[cache].miss(held, now));

@@ -1,7 +1,8 @@
-//! TLS alerts: their names, and which one rustls sends for which error.
+//! TLS alerts: their names, and which one left.
 
 use std::fmt;
 
+#[cfg(feature = "rustls")]
 use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible, PeerMisbehaved};
 
 /// An alert that ended a connection (RFC 8446 section 6).
@@ -58,20 +59,23 @@ impl fmt::Display for Alert {
     }
 }
 
-/// The alert that a failed step sent. `written` are the records of that step: while nothing is encrypted the alert can be
-/// read there; afterwards it follows from the error, as it does in rustls.
-pub fn sent(error: &Error, written: &[u8]) -> Alert {
-    Alert { code: plain(written).unwrap_or_else(|| u8::from(described(error))), received: false }
-}
-
-/// The last record, where that is an alert in the clear: type 21, length 2, level fatal.
-fn plain(written: &[u8]) -> Option<u8> {
-    match written.last_chunk()? {
+/// Returns the description of the fatal alert in the last of these records, where that is an alert in the clear: type 21,
+/// length 2, level 2.
+pub fn in_clear(records: &[u8]) -> Option<u8> {
+    match records.last_chunk()? {
         [21, 3, _, 0, 2, 2, code] => Some(*code),
         _ => None,
     }
 }
 
+/// Returns the alert that rustls sends for an error, as far as the error tells: for a worker whose rustls the daemon's client
+/// does not run itself.
+#[cfg(feature = "rustls")]
+pub fn for_error(error: &Error) -> Alert {
+    Alert { code: described(error).into(), received: false }
+}
+
+#[cfg(feature = "rustls")]
 fn described(error: &Error) -> AlertDescription {
     match error {
         Error::InvalidMessage(invalid) => AlertDescription::from(*invalid),
@@ -102,6 +106,7 @@ fn described(error: &Error) -> AlertDescription {
     }
 }
 
+#[cfg(feature = "rustls")]
 fn certificate(error: &CertificateError) -> AlertDescription {
     AlertDescription::from(error.clone())
 }

@@ -43,6 +43,8 @@ mod looks; // when to look once more before one sleeps
 #[cfg(feature = "daemon")]
 mod pem; // reads keys and certificates; its errors hold no content of a file
 pub mod proto; // the generated contract
+#[cfg(any(feature = "daemon", feature = "openssl", feature = "rustls"))]
+pub mod server_name; // names of servers, in the one form in which they are compared
 #[cfg(feature = "daemon")]
 mod sync; // what the core locks and counts with
 #[cfg(any(feature = "daemon", feature = "client"))]

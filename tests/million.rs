@@ -7,7 +7,7 @@
 
 use std::{
     alloc::System,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -16,6 +16,7 @@ use tls_sessiond::{
     clock::Now,
     config::{Config, Offering},
     context::Registry,
+    server_name::ServerName,
     session::{
         Cache, Format, NewSession, Role, Secret, SessionId, Terms, Version, cache::Plan,
         journal::DEPARTURES_MAX, ledger::Ledger, stats::Account,
@@ -29,8 +30,18 @@ static HEAP: Cap<System> = Cap::new(System, usize::MAX);
 const MILLION: u32 = 1_000_000;
 const NOW: Now = Now::from_millis(1_700_000_000_000);
 const SECRET: usize = 150;
-const TERMS: Terms<'static> =
-    Terms { format: &Format::Rustls, binding: &[], versions: &[Version::Tls12], server_name: "a.test" };
+
+/// What every session is asked for on.
+fn terms() -> Terms<'static> {
+    static NAME: LazyLock<ServerName<'static>> = LazyLock::new(|| "a.test".into());
+    Terms {
+        format: &Format::Rustls,
+        binding: &[],
+        versions: &[Version::Tls12],
+        server_name: &NAME,
+        cipher_suite: None,
+    }
+}
 
 /// The heap is one for all tests: one at a time.
 fn alone() -> MutexGuard<'static, ()> {
@@ -45,12 +56,12 @@ fn id(number: u32) -> SessionId {
     SessionId::new(&bytes).unwrap()
 }
 
-fn put(cache: &Cache, number: u32, account: &Arc<Account>, name: &Arc<str>, timeout: Duration) {
+fn put(cache: &Cache, number: u32, account: &Arc<Account>, name: &ServerName<'static>, timeout: Duration) {
     let new = NewSession {
         id: Some(id(number)),
         version: Version::Tls12,
         cipher_suite: "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256".into(),
-        server_name: Arc::clone(name),
+        server_name: name.clone(),
         format: Format::Rustls,
         binding: [].into(),
         single_use: false,
@@ -74,7 +85,7 @@ fn a_million_sessions_take_what_they_count_for_and_give_it_back_when_they_expire
     let ledger = Arc::new(Ledger::new(limits));
     let plan = Plan { role: Role::Server, offering: Offering::Explicit, limits, session_bytes_max: 1 << 14 };
     let cache = Cache::new(&plan, &ledger);
-    let (account, name) = (Arc::new(Account::new("web")), Arc::from("a.test"));
+    let (account, name) = (Arc::new(Account::new("web")), ServerName::new("a.test").into_owned());
 
     let before = HEAP.allocated();
     for number in 0..MILLION {
@@ -122,7 +133,7 @@ fn a_flood_of_a_million_sessions_in_one_context_takes_none_of_another() {
     let registry = Registry::build(&Config::load(Some(&file), std::iter::empty(), &[]).unwrap()).unwrap();
     let [web, flooded] = ["web", "flooded"].map(|name| Arc::clone(registry.get(name).unwrap()));
     let share = TOTAL / registry.caches().count();
-    let name = Arc::from("a.test");
+    let name = ServerName::new("a.test").into_owned();
     let timeout = Duration::from_secs(7_200);
     let grow = |from: usize, to: usize| {
         for number in from..to {
@@ -133,7 +144,7 @@ fn a_flood_of_a_million_sessions_in_one_context_takes_none_of_another() {
         assert_eq!(web.server_cache.len(), sessions);
         for number in 0..sessions {
             let id = id(u32::try_from(number).unwrap());
-            assert!(web.server_cache.find(&id, &TERMS, NOW).is_ok(), "session {number} is gone");
+            assert!(web.server_cache.find(&id, &terms(), NOW).is_ok(), "session {number} is gone");
         }
     };
 

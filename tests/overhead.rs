@@ -15,6 +15,7 @@ use std::{
 use tls_sessiond::{
     clock::Now,
     config::Offering,
+    server_name::ServerName,
     session::{
         Cache, Format, NewSession, OVERHEAD, PeerIdentity, Role, Secret, SessionId, Terms, Version,
         cache::Plan,
@@ -73,7 +74,7 @@ fn cache(ledger: &Arc<Ledger>) -> Cache {
 /// Puts sessions of one kind; after each `look` is told how many there are.
 fn fill(cache: &Cache, numbers: std::ops::Range<usize>, mut look: impl FnMut(usize)) {
     let account = Arc::new(Account::new("default"));
-    let server_name: Arc<str> = "a.test".into();
+    let server_name = ServerName::new("a.test").into_owned();
     for number in numbers {
         let mut id = [0; ID];
         id[..8].copy_from_slice(&number.to_be_bytes());
@@ -81,7 +82,7 @@ fn fill(cache: &Cache, numbers: std::ops::Range<usize>, mut look: impl FnMut(usi
             id: SessionId::new(&id),
             version: Version::Tls12,
             cipher_suite: "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256".into(),
-            server_name: Arc::clone(&server_name),
+            server_name: server_name.clone(),
             format: Format::Rustls,
             binding: [].into(),
             single_use: false,
@@ -98,7 +99,7 @@ fn fill(cache: &Cache, numbers: std::ops::Range<usize>, mut look: impl FnMut(usi
 }
 
 /// What one session names: each of them something else.
-type Names = fn(number: usize) -> (PeerIdentity, Box<[u8]>, Format, Arc<str>, String);
+type Names = fn(number: usize) -> (PeerIdentity, Box<[u8]>, Format, ServerName<'static>, String);
 
 /// Names that take much more heap than they have bytes, and names of many bytes.
 const SHAPES: [(&str, Names); 6] = [
@@ -114,7 +115,7 @@ const SHAPES: [(&str, Names); 6] = [
             peer,
             [7; 1024].into(),
             Format::Worker("openssl-3.5.0-with-a-long-name-32".into()),
-            name.into(),
+            ServerName::new(&name).into_owned(),
             "S".repeat(64),
         )
     }),
@@ -123,11 +124,11 @@ const SHAPES: [(&str, Names); 6] = [
 fn plain(
     number: usize,
     change: impl FnOnce(&mut PeerIdentity),
-) -> (PeerIdentity, Box<[u8]>, Format, Arc<str>, String) {
+) -> (PeerIdentity, Box<[u8]>, Format, ServerName<'static>, String) {
     let mut peer = PeerIdentity { not_after: tls_sessiond::clock::WallTime::MAX, ..PeerIdentity::default() };
     peer.certificate_sha256[..8].copy_from_slice(&number.to_be_bytes());
     change(&mut peer);
-    (peer, [].into(), Format::Rustls, "a.test".into(), String::new())
+    (peer, [].into(), Format::Rustls, ServerName::new("a.test").into_owned(), String::new())
 }
 
 fn id(number: usize) -> SessionId {
@@ -220,8 +221,13 @@ fn journal_and_watchers_hold_long_names_within_their_bytes() {
     let ledger = Arc::new(Ledger::new(Limits { entries_max: ROOM, bytes_max: usize::MAX }));
     let cache = small_cache(&ledger);
     let watches: Vec<_> = (0..8).map(|_| ledger.watchers.watch(|_| true).unwrap()).collect();
-    let terms =
-        Terms { format: &Format::Rustls, binding: &[], versions: &[Version::Tls12], server_name: "a.test" };
+    let terms = Terms {
+        format: &Format::Rustls,
+        binding: &[],
+        versions: &[Version::Tls12],
+        server_name: &ServerName::new("a.test"),
+        cipher_suite: None,
+    };
     let before = live();
     let mut most = 0;
     for number in 0..70_000 {

@@ -12,7 +12,7 @@
 use std::{
     fs::{self, File},
     os::unix::fs::FileExt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -22,6 +22,7 @@ use tls_sessiond::{
     config::{Config, Offering},
     connection::{EngineKind, Plan as ConnectionPlan, Table, table::Most, worker::Put},
     context::Registry,
+    server_name::ServerName,
     session::{
         Cache, Format, NewSession, RemovalReason, Role, Secret, Session, SessionId, Terms, Version,
         cache::{NotStored, Plan},
@@ -110,12 +111,18 @@ fn writable() -> Vec<(u64, u64)> {
 const NOW: Now = Now::from_millis(1_700_000_000_000);
 const HOUR: Duration = Duration::from_secs(3_600);
 const ROOM: Limits = Limits { entries_max: 4, bytes_max: 100_000 };
-const TERMS: Terms<'static> = Terms {
-    format: &Format::Rustls,
-    binding: &[],
-    versions: &[Version::Tls12, Version::Tls13],
-    server_name: "a.test",
-};
+
+/// What every session is asked for on.
+fn terms() -> Terms<'static> {
+    static NAME: LazyLock<ServerName<'static>> = LazyLock::new(|| "a.test".into());
+    Terms {
+        format: &Format::Rustls,
+        binding: &[],
+        versions: &[Version::Tls12, Version::Tls13],
+        server_name: &NAME,
+        cipher_suite: None,
+    }
+}
 
 fn id(id: u8) -> SessionId {
     SessionId::new(&[id; 32]).unwrap()
@@ -198,8 +205,8 @@ fn ticket_leaves_no_secret_once_its_user_drops_it() {
         let ticket = NewSession { single_use: true, ..new(1, marker.secret(0)) };
         drop(caches.one.put(ticket, NOW).unwrap());
         let taken: Arc<Session> = match role {
-            Role::Server => caches.one.find(&id(1), &TERMS, NOW).unwrap(),
-            Role::Client => caches.one.newest(&TERMS, NOW).unwrap(),
+            Role::Server => caches.one.find(&id(1), &terms(), NOW).unwrap(),
+            Role::Client => caches.one.newest(&terms(), NOW).unwrap(),
         };
         assert!(caches.one.is_empty() && marker.is_in_memory(), "whoever took it has it");
         drop(taken);
@@ -242,7 +249,7 @@ fn expired_session_leaves_no_secret_when_it_is_reaped() {
 #[test]
 fn expired_session_leaves_no_secret_when_it_is_looked_for() {
     assert_overwritten(|caches| {
-        assert!(caches.one.find(&id(1), &TERMS, NOW.after(HOUR)).is_err());
+        assert!(caches.one.find(&id(1), &terms(), NOW.after(HOUR)).is_err());
         Some(caches)
     });
 }
@@ -345,7 +352,7 @@ fn table_with(marker: &Marker) -> (Table, ManualClock) {
         single_use: false,
         version: Version::Tls12,
         cipher_suite: String::new(),
-        server_name: String::new(),
+        server_name: ServerName::NONE,
         peer: None,
         timeout: None,
         authenticated: None,

@@ -6,6 +6,7 @@ use dashmap::DashMap;
 use tls_sessiond::{
     clock::{Now, Timestamp},
     config::Offering,
+    server_name::ServerName,
     session::{
         Cache, Format, NewSession, Role, Secret, SessionId, Terms, Version, cache::Plan, ledger::Ledger,
         stats::Account,
@@ -53,7 +54,7 @@ pub(crate) trait Contender: Sync {
 /// The session cache with all that it looks at: terms, time, revocations, journal, watchers, the total of all caches.
 pub(crate) struct Ours {
     cache: Cache,
-    server_name: Arc<str>,
+    server_name: ServerName<'static>,
     account: Arc<Account>,
 }
 
@@ -64,7 +65,7 @@ impl Ours {
             Plan { role: Role::Server, offering: Offering::Explicit, limits, session_bytes_max: 16 * 1024 };
         Self {
             cache: Cache::new(&plan, &Arc::new(Ledger::new(limits))),
-            server_name: "www.example.com".into(),
+            server_name: ServerName::new("www.example.com").into_owned(),
             account: Arc::new(Account::new("default")),
         }
     }
@@ -86,6 +87,7 @@ impl Contender for Ours {
             binding: b"",
             versions: &[Version::Tls12, Version::Tls13],
             server_name: &self.server_name,
+            cipher_suite: None,
         };
         black_box(self.cache.find(key, &terms, NOW)).is_ok()
     }
@@ -99,7 +101,7 @@ impl Contender for Ours {
             id: Some(key.clone()),
             version,
             cipher_suite: cipher_suite.into(),
-            server_name: Arc::clone(&self.server_name),
+            server_name: self.server_name.clone(),
             format: Format::Rustls,
             binding: [].into(),
             single_use: uses == Uses::Once,

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::distinguished_name::DistinguishedName;
+use crate::server_name::ServerName;
 
 /// One rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,7 +114,7 @@ fn below(text: &str) -> Result<Text, String> {
 }
 
 fn one_label(text: &str) -> Result<Text, String> {
-    let text = text.to_ascii_lowercase();
+    let text = ServerName::new(text).to_string();
     match text.split_once('*') {
         None => Ok(Text::Exactly(text)),
         Some(("", suffix)) if suffix.starts_with('.') && !suffix.contains('*') => {

@@ -6,15 +6,16 @@ use std::{
 };
 
 use rustls::{
-    ClientConfig, ClientConnection, Connection, Error, HandshakeKind, ServerConfig, ServerConnection,
-    client::Resumption as ClientResumption, pki_types::ServerName,
+    AlertDescription, ClientConfig, ClientConnection, Connection, Error, HandshakeKind, ServerConfig,
+    ServerConnection, client::Resumption as ClientResumption, pki_types::ServerName,
 };
 
 use crate::{
     alert::Alert,
     cipher_suite::iana_name,
     clock::WallTime,
-    session::{Version, resumption::Made, resumption::Resumption},
+    context::sent_alerts,
+    session::{Session, Version, resumption::Made, resumption::Resumption},
 };
 
 /// One handshake and the traffic after it.
@@ -30,8 +31,22 @@ pub(super) enum End {
     CloseNotify,
     /// A fatal alert came.
     AlertReceived(Alert),
-    /// The peer did something that TLS forbids, and was told so.
-    Refused(Error),
+    /// The peer did something that TLS forbids.
+    Refused(Refused),
+}
+
+/// What the peer did, and the alert that answered it.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) error: String,
+    /// AlertDescription. `None`: none was sent that is encrypted; one in the clear is among the records of [`Engine::flush`].
+    pub(super) alert: Option<u8>,
+}
+
+impl Refused {
+    fn new(error: &Error) -> Self {
+        Self { error: error.to_string(), alert: sent_alerts::take() }
+    }
 }
 
 impl Engine {
@@ -76,21 +91,25 @@ impl Engine {
     /// (RFC 8446 section 6.1).
     pub(super) fn read(&mut self, mut records: &[u8], now: WallTime, plaintext: &mut Vec<u8>) -> Option<End> {
         self.resumption.set_now(now);
+        // What another connection's step has left.
+        sent_alerts::take();
         while !records.is_empty() {
             match self.tls.read_tls(&mut records as &mut dyn Read) {
                 Ok(0) => break,
                 Ok(_) => {}
-                Err(err) => return Some(End::Refused(Error::General(err.to_string()))),
+                Err(err) => return Some(End::Refused(Refused { error: err.to_string(), alert: None })),
             }
             let processed = self.tls.process_new_packets();
             self.drain(plaintext);
             match processed {
                 Ok(state) if state.peer_has_closed() => return Some(End::CloseNotify),
                 Ok(_) => {}
+                // In a handshake, where rustls takes it for a warning, which TLS 1.3 does not have.
+                Err(Error::AlertReceived(AlertDescription::CloseNotify)) => return Some(End::CloseNotify),
                 Err(Error::AlertReceived(description)) => {
                     return Some(End::AlertReceived(Alert { code: description.into(), received: true }));
                 }
-                Err(error) => return Some(End::Refused(error)),
+                Err(error) => return Some(End::Refused(Refused::new(&error))),
             }
         }
         None
@@ -128,6 +147,18 @@ impl Engine {
         }
     }
 
+    /// Whether a HelloRetryRequest has left, and no ServerHello that resumes a session.
+    pub(super) fn retried(&self) -> bool {
+        self.tls.handshake_kind() == Some(HandshakeKind::FullWithHelloRetryRequest)
+    }
+
+    /// Gives a server the session that the ClientHello after a HelloRetryRequest offers, and room for the one ticket that its
+    /// resumption makes.
+    pub(super) fn offer(&self, session: Arc<Session>) {
+        self.resumption.offer(Some(session));
+        self.resumption.limit_tickets(1);
+    }
+
     /// The sessions that the handshake made since the last call.
     pub(super) fn take_made(&self) -> Vec<Made> {
         self.resumption.take_made()
@@ -158,7 +189,7 @@ impl Engine {
         self.tls.alpn_protocol()
     }
 
-    /// The SNI that a client sent, in lower case.
+    /// The SNI that a client sent, in lower case, with the dot at its end if it has one.
     pub(super) fn server_name(&self) -> Option<&str> {
         match &self.tls {
             Connection::Server(server) => server.server_name(),

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use rustls::Error as TlsError;
+use rustls::{AlertDescription, ServerConfig};
 
 use super::{
     Alert, Choice, Connection, EngineKind, Error, Removed, Shutdown, State,
-    engine::{End, Engine},
+    engine::{End, Engine, Refused},
+    outlook,
     unanswered::Lease,
 };
 use crate::{
@@ -15,8 +16,10 @@ use crate::{
     clock::Now,
     config::ClosePolicy,
     context::identity::identity,
+    server_name::ServerName,
     session::{
         Format, NewSession, RemovalReason, Role, Session, SessionId, Terms, Version,
+        cache::Miss,
         resumption::{Made, Resumption},
     },
 };
@@ -48,6 +51,14 @@ pub struct Output {
 
 /// How many tickets a client keeps of one connection. A server may send any number, and each has its place in the cache.
 const TICKETS_KEPT_MAX: usize = 8;
+
+/// The alert of RFC 7507 in the clear.
+const INAPPROPRIATE_FALLBACK: [u8; 7] = [21, 3, 3, 0, 2, 2, 86];
+
+/// The binding of sessions by the form of their SNI: rustls resumes only with the very form, and [`ServerName`] has one.
+fn dot(dotted: bool) -> &'static [u8] {
+    if dotted { b"." } else { b"" }
+}
 
 impl Connection {
     /// One step. The first one begins the handshake.
@@ -102,6 +113,7 @@ impl Connection {
             State::Handshaking | State::Established => {}
         }
         let mut output = Output::default();
+        let had_closed = self.written;
         let end = self.read(input.ciphertext, now, &mut output)?;
         self.progress(now);
         if let Some(engine) = &mut self.engine {
@@ -110,17 +122,25 @@ impl Connection {
                 engine.write(input.plaintext);
             }
             engine.flush(&mut output.ciphertext);
+            // Nothing follows a close_notify (RFC 8446 section 6.1), though rustls answers some records all the same.
+            if had_closed {
+                output.ciphertext.clear();
+            }
         }
+        self.await_second_hello();
         match end {
             None => {}
-            Some(End::CloseNotify) => self.shutdown.received = true,
+            Some(End::CloseNotify) => self.close_received(&mut output),
             Some(End::AlertReceived(alert)) => {
                 self.shutdown.received = true;
+                if self.shutdown.sent {
+                    output.ciphertext.clear();
+                }
                 output.alert = Some(alert);
                 output.removed = self.condemn(RemovalReason::FatalAlert);
                 self.fail(alert.to_string());
             }
-            Some(End::Refused(error)) => self.refuse(&error, &mut output),
+            Some(End::Refused(refused)) => self.refuse(refused, &mut output),
         }
         if input.end_of_stream {
             self.end_of_stream(&mut output);
@@ -170,12 +190,12 @@ impl Connection {
     }
 
     /// What this connection can resume: a session of the daemon's engine, in a version that it may speak.
-    fn terms<'a>(&'a self, server_name: &'a str) -> Terms<'a> {
+    fn terms<'a>(&'a self, server_name: &'a ServerName<'a>) -> Terms<'a> {
         let versions = match &self.pin {
             Some(pin) => std::slice::from_ref(pin),
             None => &self.context.versions,
         };
-        Terms { format: &Format::Rustls, binding: &[], versions, server_name }
+        Terms { format: &Format::Rustls, binding: &[], versions, server_name, cipher_suite: None }
     }
 
     fn read(&mut self, ciphertext: &[u8], now: Now, output: &mut Output) -> Result<Option<End>, Error> {
@@ -189,11 +209,50 @@ impl Connection {
                 Ok(None)
             }
             Progress::Whole(offer) => {
-                self.accept(&offer, now)?;
+                if first_flight.is_second() {
+                    self.accept_second(&offer, now);
+                } else if self.falls_back(&offer) {
+                    output.ciphertext.extend_from_slice(&INAPPROPRIATE_FALLBACK);
+                    return Ok(Some(End::Refused(Refused {
+                        error: "the client fell back to an older version (RFC 7507)".into(),
+                        alert: Some(AlertDescription::InappropriateFallback.into()),
+                    })));
+                } else {
+                    self.accept(&offer, now)?;
+                }
                 let Some(engine) = &mut self.engine else { return Ok(None) };
                 Ok(engine.read(&first_flight.into_bytes(), now.wall(), &mut output.plaintext))
             }
         }
+    }
+
+    /// Whether the client could not agree on TLS 1.3 with a server that speaks it, which only an attacker brings about.
+    fn falls_back(&self, offer: &Offer) -> bool {
+        let spoken = self.terms(&ServerName::NONE).versions;
+        offer.fallback && !offer.tls13 && spoken.contains(&Version::Tls13)
+    }
+
+    /// After a HelloRetryRequest the flight is gathered anew: the second ClientHello may offer other sessions (RFC 8446 section
+    /// 4.1.2).
+    fn await_second_hello(&mut self) {
+        let retried = self.engine.as_ref().is_some_and(Engine::retried);
+        if retried && !self.retried && self.role == Role::Server {
+            self.retried = true;
+            self.first_flight = Some(FirstFlight::after_retry());
+        }
+    }
+
+    fn accept_second(&mut self, offer: &Offer, now: Now) {
+        if self.offered.is_some() || self.context.options.no_session_cache {
+            return;
+        }
+        let Some(side) = &self.context.server else { return };
+        let config = side.pinned(self.pin).unwrap_or_else(|| side.all());
+        let found = self.lookup(config, offer, now);
+        if let (Some(engine), Some(session)) = (&self.engine, &found) {
+            engine.offer(Arc::clone(session));
+        }
+        self.offered = found;
     }
 
     /// A server's handshake begins in earnest: what the peer offers is fetched beforehand.
@@ -202,7 +261,8 @@ impl Connection {
             return Err(Error::WithoutCertificate(Arc::clone(&self.context.name)));
         };
         let config = side.pinned(self.pin).unwrap_or_else(|| side.all());
-        let found = if self.context.options.no_session_cache { None } else { self.lookup(offer, now) };
+        let found =
+            if self.context.options.no_session_cache { None } else { self.lookup(config, offer, now) };
         // Each resumption spends a ticket and needs one in return (OpenSSL's SSL_CTX_set_num_tickets(3)).
         let tickets = match &found {
             Some(session) if session.kind().version == Version::Tls13 => self.context.tickets.min(1),
@@ -215,16 +275,19 @@ impl Connection {
         Ok(())
     }
 
-    fn lookup(&self, offer: &Offer, now: Now) -> Option<Arc<Session>> {
+    /// The first session that the offer names and that rustls will resume. A single-use session leaves the cache here.
+    fn lookup(&self, config: &ServerConfig, offer: &Offer, now: Now) -> Option<Arc<Session>> {
         let spoken = self.terms(&offer.server_name);
-        let (version, ids) = if offer.tls13 && spoken.versions.contains(&Version::Tls13) {
-            (Version::Tls13, offer.identities.as_slice())
+        let spoken = Terms { binding: dot(offer.dotted), ..spoken };
+        let (version, ids, cipher_suite) = if offer.tls13 && spoken.versions.contains(&Version::Tls13) {
+            let cipher_suite = outlook::tls13_suite(config, &offer.parameters)?;
+            (Version::Tls13, offer.identities.as_slice(), Some(cipher_suite))
         } else if spoken.versions.contains(&Version::Tls12) {
-            (Version::Tls12, offer.session_id.as_slice())
+            (Version::Tls12, offer.session_id.as_slice(), None)
         } else {
             return None;
         };
-        let terms = Terms { versions: &[version], ..spoken };
+        let terms = Terms { versions: &[version], cipher_suite, ..spoken };
         let mut last = None;
         for id in ids.iter().filter_map(|id| SessionId::new(id)) {
             match self.context.server_cache.find(&id, &terms, now) {
@@ -245,7 +308,9 @@ impl Connection {
             self.agreed.version = engine.version();
             self.agreed.cipher_suite = engine.cipher_suite().into();
             if self.role == Role::Server && self.agreed.server_name.is_none() {
-                self.agreed.server_name = engine.server_name().map(Into::into);
+                let name = engine.server_name();
+                self.agreed.server_name = name.map(|name| ServerName::new(name).into_owned());
+                self.agreed.dotted = name.is_some_and(|name| name.ends_with('.'));
             }
             let made = engine.take_made();
             if engine.resumed() && !self.agreed.reused {
@@ -289,9 +354,15 @@ impl Connection {
         if !self.attached.as_ref().is_some_and(|session| self.family.contains(session)) {
             self.attached = None;
         }
-        self.offered = None;
+        let offered = self.offered.take();
         match self.role {
-            Role::Server => self.context.stats.accept_good.count(),
+            Role::Server => {
+                self.context.stats.accept_good.count();
+                // rustls found that it does not fit: by its cipher suite or its extended master secret, say.
+                if offered.is_some() && !self.agreed.reused {
+                    self.context.stats.misses.count(Miss::Scope);
+                }
+            }
             Role::Client => {
                 self.context.stats.connect_good.count();
                 if self.agreed.reused {
@@ -304,30 +375,34 @@ impl Connection {
     /// Sessions that the handshake made join the cache and the family; the last one is attached.
     fn keep(&mut self, made: Vec<Made>, now: Now) {
         let Some(version) = self.agreed.version else { return };
-        if self.context.options.no_session_cache || (version == Version::Tls12 && self.agreed.reused) {
+        if self.context.options.no_session_cache {
             return;
         }
-        let server_name: Arc<str> = match (&self.target, &self.agreed.server_name) {
-            (Some((name, _)), _) | (None, Some(name)) => Arc::clone(name),
-            (None, None) => "".into(),
-        };
-        for Made { id, secret } in made {
+        // TLS 1.2 resumes the session itself. A server may give its client a new ticket with it (RFC 5077 section 3.3).
+        let resumed_itself = version == Version::Tls12 && self.agreed.reused;
+        let renewed = |made: &Made| !resumed_itself || (self.role == Role::Client && made.renews);
+        let made: Vec<_> = made.into_iter().filter(renewed).collect();
+        let server_name = self.server_name().clone();
+        for Made { id, secret, lifetime, .. } in made {
             if self.family.len() >= TICKETS_KEPT_MAX.max(self.context.tickets) {
                 return;
             }
+            // A lifetime counts from now, a timeout from the authentication.
+            let ends = lifetime.map(|lifetime| now.at.since(self.agreed.authenticated) + lifetime);
+            let timeout = self.context.session_timeout;
             let session = self.context.cache(self.role).put(
                 NewSession {
                     id,
                     version,
                     cipher_suite: self.agreed.cipher_suite.clone(),
-                    server_name: Arc::clone(&server_name),
+                    server_name: server_name.clone(),
                     format: Format::Rustls,
-                    binding: [].into(),
+                    binding: dot(self.agreed.dotted).into(),
                     single_use: version == Version::Tls13,
                     account: Arc::clone(&self.context.stats),
                     peer: self.agreed.peer.clone(),
                     authenticated: self.agreed.authenticated,
-                    timeout: self.context.session_timeout,
+                    timeout: ends.map_or(timeout, |ends| ends.min(timeout)),
                     secret,
                 },
                 now,
@@ -339,20 +414,33 @@ impl Connection {
         }
     }
 
-    /// A fatal alert goes out. After SENT nothing does, and the family of a side that has closed stays (OpenSSL 3,
-    /// ssl3_send_alert).
-    fn refuse(&mut self, error: &TlsError, output: &mut Output) {
+    /// The peer closed its side. In a handshake that ends the connection: nothing can follow that would finish it, and nothing
+    /// is answered.
+    fn close_received(&mut self, output: &mut Output) {
+        self.shutdown.received = true;
+        if self.state == State::Handshaking {
+            output.ciphertext.clear();
+            self.fail("the peer closed during the handshake".into());
+        }
+    }
+
+    /// The peer did what TLS forbids, and an alert goes out where rustls makes one. After SENT nothing does, and the family of a
+    /// side that has closed stays (OpenSSL 3, ssl3_send_alert).
+    fn refuse(&mut self, refused: Refused, output: &mut Output) {
+        let Refused { error, alert } = refused;
         if !self.is_closed() {
             output.removed = self.condemn(RemovalReason::FatalAlert);
         }
         if self.shutdown.sent {
             output.ciphertext.clear();
-            self.fail(format!("after this side closed, {error}"));
-        } else {
-            let alert = alert::sent(error, &output.ciphertext);
-            output.alert = Some(alert);
-            self.fail(format!("{alert}: {error}"));
+            return self.fail(format!("after this side closed, {error}"));
         }
+        let sent = alert.or_else(|| alert::in_clear(&output.ciphertext));
+        output.alert = sent.map(|code| Alert { code, received: false });
+        self.fail(match output.alert {
+            Some(alert) => format!("{alert}: {error}"),
+            None => error,
+        });
     }
 
     /// The transport ended. After the peer's close_notify nothing more can come, so this side closes as well. Without a

@@ -4,6 +4,7 @@
 //! * `exchange`: bytes in, bytes out - the handshake and the traffic
 //! * `close`: Shutdown, SetShutdown, Clear and Free - the close rule
 //! * `engine`: rustls over memory
+//! * `outlook`: how rustls will answer a ClientHello
 //! * [`worker`]: connections whose TLS runs in the worker
 //! * `id`: how connections are named
 //! * [`unanswered`]: bytes of unfinished handshakes
@@ -40,13 +41,14 @@
 
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
-use rustls::pki_types::ServerName;
+use rustls::pki_types;
 
 use crate::{
     client_hello::FirstFlight,
     clock::Timestamp,
     config::ClosePolicy,
     context::Context,
+    server_name::ServerName,
     session::{PeerIdentity, Role, Session, Version, journal::Departure},
 };
 
@@ -55,6 +57,7 @@ mod engine;
 mod exchange;
 mod family;
 mod id;
+mod outlook;
 pub mod table;
 pub mod unanswered;
 pub mod worker;
@@ -121,7 +124,7 @@ pub enum Error {
     #[error(
         "this connection speaks with `{0}`, and so do its sessions: leave server_name empty, or say that"
     )]
-    ServerNameOther(Arc<str>),
+    ServerNameOther(ServerName<'static>),
     /// The table is full.
     #[error("{0} connections are open, and limits.connections allows no more")]
     TooManyConnections(usize),
@@ -229,7 +232,9 @@ struct Agreed {
     cipher_suite: Cow<'static, str>,
     alpn: String,
     /// SNI, for a server.
-    server_name: Option<Arc<str>>,
+    server_name: Option<ServerName<'static>>,
+    /// Whether the SNI came with a trailing dot.
+    dotted: bool,
     reused: bool,
     peer: Option<Arc<PeerIdentity>>,
     authenticated: Timestamp,
@@ -262,7 +267,7 @@ pub struct Connection {
     created: Timestamp,
     idle_timeout: Duration,
     /// A client's peer, as a name and as rustls wants it.
-    target: Option<(Arc<str>, ServerName<'static>)>,
+    target: Option<(ServerName<'static>, pki_types::ServerName<'static>)>,
 
     state: State,
     shutdown: Shutdown,
@@ -278,6 +283,8 @@ pub struct Connection {
     /// A server's, until the ClientHello is whole.
     first_flight: Option<FirstFlight>,
     engine: Option<Engine>,
+    /// Whether a HelloRetryRequest has left in this handshake.
+    retried: bool,
     /// What the handshake was given to resume with.
     offered: Option<Arc<Session>>,
     /// What is kept of an unfinished handshake. `None`: not counted, for the connection is in no table.
@@ -298,12 +305,13 @@ impl Connection {
             Role::Server => None,
             Role::Client if plan.server_name.is_empty() => return Err(Error::ServerNameRequired),
             Role::Client => {
-                let name = ServerName::try_from(plan.server_name.to_ascii_lowercase())
+                let name = ServerName::new(&plan.server_name).into_owned();
+                let target = pki_types::ServerName::try_from(name.to_string())
                     .map_err(|_| Error::ServerNameMalformed(plan.server_name.clone()))?;
                 if here && plan.context.client.is_none() {
                     return Err(Error::WithoutTrust(Arc::clone(&plan.context.name)));
                 }
-                Some((name.to_str().into(), name))
+                Some((name, target))
             }
         };
         Ok(Self {
@@ -326,6 +334,7 @@ impl Connection {
             failure: None,
             first_flight: None,
             engine: None,
+            retried: false,
             offered: None,
             unanswered: None,
         })
@@ -382,6 +391,11 @@ impl Connection {
     /// SSL_get_session(3).
     pub fn session(&self) -> Option<&Arc<Session>> {
         self.attached.as_ref()
+    }
+
+    /// Tells the time of what comes next, for the records of sessions that leave by it.
+    pub(super) fn tell_time(&self, now: Timestamp) {
+        self.context.cache(self.role).tell_time(now);
     }
 
     /// Its id.
@@ -469,10 +483,10 @@ impl Connection {
     }
 
     /// Client: whom it asked for. Server: the SNI, or empty.
-    pub fn server_name(&self) -> &str {
+    pub fn server_name(&self) -> &ServerName<'static> {
         match (&self.target, &self.agreed.server_name) {
             (Some((name, _)), _) | (None, Some(name)) => name,
-            (None, None) => "",
+            (None, None) => &ServerName::NONE,
         }
     }
 

@@ -9,6 +9,7 @@ use std::{sync::Arc, time::Duration};
 use super::{Agreed, Alert, Connection, EngineKind, Error, Removed, Shutdown, State};
 use crate::{
     clock::{Now, Timestamp},
+    server_name::ServerName,
     session::{
         Format, Kind, NewSession, PeerIdentity, RemovalReason, Role, Secret, Session, SessionId, Version,
         cache::NotStored,
@@ -32,7 +33,7 @@ pub struct Put {
     /// IANA name, or empty.
     pub cipher_suite: String,
     /// Client: the connection's, or empty. Server: the SNI.
-    pub server_name: String,
+    pub server_name: ServerName<'static>,
     /// The identity that the peer proved. Counts for a full handshake alone.
     pub peer: Option<PeerIdentity>,
     /// How long it may live, if that is less than the context says.
@@ -72,13 +73,13 @@ impl Connection {
     /// error tells why the session is not kept.
     pub fn put_session(&mut self, put: Put, now: Now) -> Result<Result<Arc<Session>, NotKept>, Error> {
         self.worker_engine()?;
-        let server_name: Arc<str> = match &self.target {
+        let server_name = match &self.target {
             // A client offers it to whomever it is filed under (CVE-2021-22890).
-            Some((name, _)) if !put.server_name.is_empty() && put.server_name != **name => {
-                return Err(Error::ServerNameOther(Arc::clone(name)));
+            Some((name, _)) if !put.server_name.is_empty() && put.server_name != *name => {
+                return Err(Error::ServerNameOther(name.clone()));
             }
-            Some((name, _)) => Arc::clone(name),
-            None => put.server_name.into(),
+            Some((name, _)) => name.clone(),
+            None => put.server_name,
         };
         self.establish();
         let resumed = self.agreed.reused;
@@ -91,7 +92,7 @@ impl Connection {
             (told, None) => Some(told.unwrap_or(now.at)),
         };
         let server_name = match (self.role, &self.agreed.server_name) {
-            (Role::Server, Some(carried)) if resumed => Arc::clone(carried),
+            (Role::Server, Some(carried)) if resumed => carried.clone(),
             _ => server_name,
         };
         // A resumption never changes the version.
@@ -104,7 +105,7 @@ impl Connection {
             self.agreed.peer = put.peer.map(Arc::new);
         }
         if self.role == Role::Server {
-            self.agreed.server_name = Some(Arc::clone(&server_name));
+            self.agreed.server_name = Some(server_name.clone());
         }
         if self.context.options.no_session_cache {
             return Ok(Err(NotKept::CacheOff));
@@ -156,7 +157,7 @@ impl Connection {
             self.agreed.peer.clone_from(&kind.peer);
             self.agreed.authenticated = authenticated;
             if self.role == Role::Server {
-                self.agreed.server_name = Some(Arc::clone(&kind.server_name));
+                self.agreed.server_name = Some(kind.server_name.clone());
             }
         }
     }

@@ -16,9 +16,9 @@ use rustls::{
 use super::{
     Context, Side,
     credentials::{ClientCredentials, Credential, ServerCredentials},
-    hkdf,
     registry::Interned,
     scope::{Scope, ScopeBuilder},
+    suites::cipher_suites,
 };
 use crate::{
     cipher_suite::iana_name,
@@ -121,10 +121,9 @@ fn supported(version: Version) -> &'static SupportedProtocolVersion {
 /// rustls' default provider, less what the configuration leaves out, in its order.
 fn provider(config: &ContextConfig) -> Result<CryptoProvider, Refusal> {
     let mut provider = default_provider();
-    provider.cipher_suites =
-        chosen("cipher_suites", &config.cipher_suites, hkdf::cipher_suites(), |suite| {
-            iana_name(suite.suite()).to_owned()
-        })?;
+    provider.cipher_suites = chosen("cipher_suites", &config.cipher_suites, cipher_suites(), |suite| {
+        iana_name(suite.suite()).to_owned()
+    })?;
     provider.kx_groups = chosen("key_exchange", &config.key_exchange, provider.kx_groups, |group| {
         group.name().as_str().unwrap_or("unknown").to_owned()
     })?;

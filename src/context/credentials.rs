@@ -12,13 +12,13 @@ use rustls::{
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
 use super::identity::{alternative_names, not_after};
-use crate::clock::WallTime;
+use crate::{clock::WallTime, server_name::ServerName};
 
 /// A chain, its key, and what the leaf says.
 #[derive(Clone, Debug)]
 pub(super) struct Credential {
     pub(super) key: Arc<CertifiedKey>,
-    dns_names: Vec<String>,
+    dns_names: Vec<ServerName<'static>>,
     /// DER of the issuer of each certificate of the chain.
     issuers: Vec<Vec<u8>>,
     pub(super) not_after: WallTime,
@@ -41,7 +41,7 @@ impl Credential {
                 ends = Some(not_after(&certificate));
                 dns_names = alternative_names(&certificate)
                     .filter_map(|name| match name {
-                        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+                        GeneralName::DNSName(name) => Some(ServerName::new(name).into_owned()),
                         _ => None,
                     })
                     .collect();
@@ -65,12 +65,12 @@ impl Credential {
 #[derive(Debug)]
 pub(super) struct ServerCredentials {
     all: Vec<Credential>,
-    by_name: HashMap<String, Vec<usize>>,
+    by_name: HashMap<ServerName<'static>, Vec<usize>>,
 }
 
 impl ServerCredentials {
     pub(super) fn new(all: Vec<Credential>) -> Self {
-        let mut by_name: HashMap<String, Vec<usize>> = HashMap::new();
+        let mut by_name: HashMap<_, Vec<usize>> = HashMap::new();
         for (place, credential) in all.iter().enumerate() {
             for name in &credential.dns_names {
                 by_name.entry(name.clone()).or_default().push(place);
@@ -80,10 +80,10 @@ impl ServerCredentials {
     }
 
     fn select(&self, server_name: Option<&str>, schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        let named = server_name.and_then(|name| {
-            self.by_name.get(name).or_else(|| {
+        let named = server_name.map(ServerName::new).and_then(|name| {
+            self.by_name.get(&*name).or_else(|| {
                 let (_, parent) = name.split_once('.')?;
-                self.by_name.get(&format!("*.{parent}"))
+                self.by_name.get(format!("*.{parent}").as_str())
             })
         });
         let fitting = |credential: &&Credential| credential.signs(schemes);
@@ -173,6 +173,8 @@ mod tests {
             (Some("first.test"), 0),
             (Some("exact.example.test"), 1),
             (Some("other.example.test"), 2),
+            (Some("exact.example.test."), 1),
+            (Some("Other.example.test."), 2),
             (Some("a.other.example.test"), 0),
             (Some("unknown.test"), 0),
             (None, 0),

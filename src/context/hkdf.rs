@@ -1,53 +1,26 @@
-//! The cipher suites of TLS 1.3 with a key schedule that hashes each of its keys once.
+//! A key schedule of TLS 1.3 that hashes each of its keys once.
 //!
 //! rustls' provider hashes the key anew for every secret that is derived from it, two blocks of four. rustls can also run
 //! HKDF over an HMAC, whose key is hashed when it is made: a resumed handshake with SHA-384 takes 7 % less CPU then
 //! (docs/benchmarks.md). HKDF is rustls', HMAC is of the library that its provider runs on; only the seam is here.
 
-use std::sync::LazyLock;
-
 use aws_lc_rs::hmac;
 use rustls::{
-    SupportedCipherSuite, Tls13CipherSuite,
+    Tls13CipherSuite,
     crypto::{
-        CipherSuiteCommon,
-        aws_lc_rs::default_provider,
         hash::HashAlgorithm,
         hmac::{Hmac, Key, Tag},
-        tls13::HkdfUsingHmac,
+        tls13::{Hkdf, HkdfUsingHmac},
     },
 };
 
-/// rustls' suites, in its order.
-pub(super) fn cipher_suites() -> Vec<SupportedCipherSuite> {
-    static TLS13: LazyLock<Vec<Tls13CipherSuite>> = LazyLock::new(|| {
-        default_provider()
-            .cipher_suites
-            .iter()
-            .filter_map(SupportedCipherSuite::tls13)
-            .map(over_hmac)
-            .collect()
-    });
-    let tls12 = default_provider().cipher_suites.into_iter().filter(|suite| suite.tls13().is_none());
-    TLS13.iter().map(SupportedCipherSuite::Tls13).chain(tls12).collect()
-}
-
-fn over_hmac(suite: &Tls13CipherSuite) -> Tls13CipherSuite {
-    let common = &suite.common;
-    Tls13CipherSuite {
-        common: CipherSuiteCommon {
-            suite: common.suite,
-            hash_provider: common.hash_provider,
-            confidentiality_limit: common.confidentiality_limit,
-        },
-        hkdf_provider: match common.hash_provider.algorithm() {
-            HashAlgorithm::SHA256 => &HkdfUsingHmac(&Hash { hmac: hmac::HMAC_SHA256, length: 32 }),
-            HashAlgorithm::SHA384 => &HkdfUsingHmac(&Hash { hmac: hmac::HMAC_SHA384, length: 48 }),
-            // There is no other now; one that comes keeps what rustls gives it.
-            _ => suite.hkdf_provider,
-        },
-        aead_alg: suite.aead_alg,
-        quic: suite.quic,
+/// Returns the key schedule of a suite over HMAC.
+pub(super) fn over_hmac(suite: &Tls13CipherSuite) -> &'static dyn Hkdf {
+    match suite.common.hash_provider.algorithm() {
+        HashAlgorithm::SHA256 => &HkdfUsingHmac(&Hash { hmac: hmac::HMAC_SHA256, length: 32 }),
+        HashAlgorithm::SHA384 => &HkdfUsingHmac(&Hash { hmac: hmac::HMAC_SHA384, length: 48 }),
+        // There is no other now; one that comes keeps what rustls gives it.
+        _ => suite.hkdf_provider,
     }
 }
 
@@ -88,9 +61,9 @@ impl Key for Hashed {
 
 #[cfg(test)]
 mod tests {
-    use rustls::crypto::tls13::OkmBlock;
+    use rustls::crypto::{aws_lc_rs::default_provider, tls13::OkmBlock};
 
-    use super::*;
+    use super::super::suites::cipher_suites;
 
     /// Everything that a key schedule derives must be what rustls' own provider derives.
     #[test]

@@ -9,7 +9,7 @@ use x509_parser::{
     prelude::{FromDer, ParsedExtension},
 };
 
-use crate::{clock::WallTime, config::DistinguishedName, session::PeerIdentity};
+use crate::{clock::WallTime, config::DistinguishedName, server_name::ServerName, session::PeerIdentity};
 
 /// Reads the names of a DER certificate. rustls has verified it before, so what does not parse here is a certificate
 /// that webpki and x509-parser disagree on; it proves no name then, and ends at once.
@@ -22,7 +22,7 @@ pub fn identity(der: &[u8]) -> Arc<PeerIdentity> {
         identity.not_after = not_after(&certificate);
         for name in alternative_names(&certificate) {
             match name {
-                GeneralName::DNSName(name) => identity.dns_names.push(name.to_ascii_lowercase()),
+                GeneralName::DNSName(name) => identity.dns_names.push(ServerName::new(name).to_string()),
                 GeneralName::URI(uri) => identity.uris.push((*uri).to_owned()),
                 _ => {}
             }

@@ -4,7 +4,7 @@
 //! * [`scope`]: the digest of everything that decides who may resume
 //! * [`identity`]: who a certificate names
 //! * `credentials`: chains and keys, and which of them a handshake gets
-//! * `hkdf`: the cipher suites of TLS 1.3, with a faster key schedule
+//! * `suites`: rustls' cipher suites, over `hkdf`, a faster key schedule, and [`sent_alerts`], which tells the alerts that left
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,6 +26,8 @@ mod hkdf;
 pub mod identity;
 pub mod registry;
 pub mod scope;
+pub mod sent_alerts;
+mod suites;
 
 pub use registry::Registry;
 pub use scope::Scope;

@@ -175,6 +175,7 @@ mod tests {
         clock::{Clock, ManualClock, Now, Step, Timestamp},
         proto::answer::Result as Answered,
         rpc::convert,
+        server_name::ServerName,
         session::{
             Cache, Format, NewSession, Role, Secret, SessionId, Version, cache::Plan, ledger::Ledger,
             stats::Account,
@@ -251,7 +252,7 @@ mod tests {
                 ..new(&[0x1f; 32], &[3; 200])
             }),
             session(NewSession {
-                server_name: long.as_str().into(),
+                server_name: ServerName::new(&long).into_owned(),
                 account: Arc::new(Account::new(&long)),
                 peer: Some(Arc::new(peer(20))),
                 ..new(&[0xff; 64], &[4; 70_000])

@@ -11,6 +11,7 @@ use crate::{
     connection::{self, ConnectionId, EngineKind, Evidence, Removed, Shutdown, State, table::Lapse},
     context::Context,
     hex, proto as pb,
+    server_name::ServerName,
     session::{
         Facts, PeerIdentity, RemovalReason, Role, SESSION_ID_MAX, Session, SessionId, Version, cache::Miss,
     },
@@ -72,7 +73,7 @@ pub(super) fn connection(from: &connection::Connection, lapse: Lapse) -> pb::Con
         pinned_version: version_value(from.pinned_version()),
         cipher_suite: from.cipher_suite().into(),
         alpn: from.alpn().into(),
-        server_name: from.server_name().into(),
+        server_name: from.server_name().to_string(),
         session_reused: from.session_reused(),
         session_id: from.session().map(|session| hex::string(session.id().as_bytes())).unwrap_or_default(),
         peer: from.peer().map(|peer| identity(peer)),
@@ -214,7 +215,7 @@ pub(super) fn read_identity(from: pb::PeerIdentity) -> Result<PeerIdentity, Refu
         Some(certificate_sha256) if names <= NAMES_MAX && bytes <= BYTES_MAX => Ok(PeerIdentity {
             certificate_sha256,
             subject: from.subject,
-            dns_names: from.dns_names.iter().map(|name| name.to_ascii_lowercase()).collect(),
+            dns_names: from.dns_names.iter().map(|name| ServerName::new(name).to_string()).collect(),
             uris: from.uris,
             not_after: WallTime::MAX,
         }),

@@ -18,7 +18,8 @@ use crate::{
     clock::Now,
     context::Registry,
     proto as pb,
-    session::{Cache, Session, canonical, stats::Account},
+    server_name::ServerName,
+    session::{Cache, Session, stats::Account},
 };
 
 /// After how many sessions that were looked at a page ends, with whatever is on it.
@@ -136,7 +137,7 @@ impl Sessions {
         // Rights are those of after the wait.
         let registry = Arc::clone(&self.table.registry());
         let caches = caches(&registry, by, &request.context, Roles::OBSERVER)?;
-        let server_name = canonical(&request.server_name);
+        let server_name = ServerName::new(&request.server_name);
         let filters = ["sessions", request.context.as_str(), request.server_name.as_str()];
         let mut place = match self.pages.place(&filters, &request.page_token)? {
             None => Place::BEGINNING,

@@ -25,10 +25,10 @@ use crate::{
     },
     context::{Context, Registry},
     proto::{self as pb, session_service_server::SessionService},
+    server_name::ServerName,
     session::{
         Cache, Format, Role, Secret, Session, Terms, Version,
         cache::{EXPECTED_MAX, NotStored},
-        canonical,
     },
 };
 
@@ -189,7 +189,7 @@ impl Sessions {
             single_use: request.single_use,
             version,
             cipher_suite: request.cipher_suite,
-            server_name: canonical(&request.server_name).into_owned(),
+            server_name: ServerName::new(&request.server_name).into_owned(),
             peer: request.peer.map(convert::read_identity).transpose()?,
             timeout,
             authenticated,
@@ -233,9 +233,14 @@ impl Sessions {
         };
         within("binding", wanted.binding.len(), BINDING_MAX)?;
         within("server_name", wanted.server_name.len(), SERVER_NAME_MAX)?;
-        let server_name = canonical(wanted.server_name);
-        let terms =
-            Terms { format, binding: wanted.binding, versions: &context.versions, server_name: &server_name };
+        let server_name = ServerName::new(wanted.server_name);
+        let terms = Terms {
+            format,
+            binding: wanted.binding,
+            versions: &context.versions,
+            server_name: &server_name,
+            cipher_suite: None,
+        };
         if !self.misses.admits(by.owner(), now.at.as_secs()) {
             return Err(Refusal::MissLimit(self.misses.most()));
         }

@@ -208,6 +208,7 @@ impl Cache {
     /// # Errors
     /// [`Miss`] says why there is none.
     pub fn find(&self, id: &SessionId, terms: &Terms<'_>, now: Now) -> Result<Arc<Session>, Miss> {
+        self.tell_time(now.at);
         let Some(session) = self.store.get(id.as_bytes()) else {
             let departure = self.ledger.journal.find(self.group, self.role, id);
             return Err(departure.map_or(Miss::Unknown, |departure| departure.miss()));
@@ -237,6 +238,11 @@ impl Cache {
         if self.len() >= FAR {
             self.store.touch(ids);
         }
+    }
+
+    /// Tells the time, so that no session is said to have left before what made it leave.
+    pub fn tell_time(&self, now: Timestamp) {
+        self.ledger.tell_time(now);
     }
 
     /// The session under this id, which stays, whatever its version. Not for resuming.
@@ -285,6 +291,7 @@ impl Cache {
 
     /// Takes whatever has this id out for good; says whether it was there.
     pub fn remove(&self, id: &SessionId, now: Now) -> bool {
+        self.tell_time(now.at);
         let Some(session) = self.store.take(id.as_bytes()) else { return false };
         let reason = if session.expired(now) {
             RemovalReason::Expired

@@ -9,12 +9,12 @@ use std::{
     collections::HashMap,
     hash::{BuildHasher, BuildHasherDefault, Hash, Hasher},
     mem::size_of,
-    net::IpAddr,
     sync::{Arc, Weak},
 };
 
 use super::{Format, PeerIdentity, Role, SessionId, Terms, Version, stats::Account};
 use crate::{
+    server_name::ServerName,
     store::keyed::{Keyed, keyed},
     sync::RwLock,
 };
@@ -29,7 +29,7 @@ pub struct Kind {
     /// IANA name of the cipher suite.
     pub cipher_suite: Cow<'static, str>,
     /// Client: whom it resumes with. Server: the SNI it was made under, or empty.
-    pub server_name: Arc<str>,
+    pub server_name: ServerName<'static>,
     /// Who can read its secret part.
     pub format: Format,
     /// Whatever else its worker says must agree.
@@ -48,7 +48,8 @@ impl Kind {
         self.format == *terms.format
             && same(&self.binding, terms.binding)
             && terms.versions.contains(&self.version)
-            && *self.server_name == *terms.server_name
+            && self.server_name == *terms.server_name
+            && terms.cipher_suite.is_none_or(|suite| *self.cipher_suite == *suite)
     }
 
     /// Bytes whose number a worker or a peer decides: binding and names. `session_bytes_max` limits them.
@@ -131,19 +132,6 @@ impl Hash for Kind {
 /// bytes is read: the C library compares with masks.
 fn same(one: &[u8], other: &[u8]) -> bool {
     one.len() == other.len() && (one.is_empty() || one == other)
-}
-
-/// A server's name as sessions have it: in lower case, an address in its one form (RFC 5952).
-pub fn canonical(server_name: &str) -> Cow<'_, str> {
-    // An address has a digit in front or a colon; few names have.
-    let may_be = matches!(server_name.as_bytes(), [b'0'..=b'9', ..]) || server_name.contains(':');
-    match may_be.then(|| server_name.parse::<IpAddr>().ok()).flatten() {
-        Some(address) => address.to_string().into(),
-        None if server_name.bytes().any(|byte| byte.is_ascii_uppercase()) => {
-            server_name.to_ascii_lowercase().into()
-        }
-        None => server_name.into(),
-    }
 }
 
 /// The kinds that are in use.

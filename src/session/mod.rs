@@ -28,6 +28,7 @@ use std::{
 pub use crate::{client_hello::SESSION_ID_MAX, config::Version};
 use crate::{
     clock::{Now, Timestamp, WallTime},
+    server_name::ServerName,
     store::memory::{Entry, Mark},
 };
 
@@ -47,7 +48,7 @@ pub mod watch;
 
 pub use cache::Cache;
 pub use id::SessionId;
-pub use kind::{Kind, Kinds, canonical};
+pub use kind::{Kind, Kinds};
 pub use resumption::Secret;
 
 /// No session lives longer after its authentication.
@@ -102,7 +103,7 @@ pub struct PeerIdentity {
     /// The subject in the string form of RFC 4514, with its escapes; empty where there is none. Of a worker's session, as the
     /// worker put it.
     pub subject: String,
-    /// DNS names of the subject alternative names, in lower case.
+    /// DNS names of the subject alternative names, as [`ServerName`] writes them.
     pub dns_names: Vec<String>,
     /// URI names, SPIFFE ids among them.
     pub uris: Vec<String>,
@@ -140,7 +141,9 @@ pub struct Terms<'a> {
     /// The versions that can be spoken.
     pub versions: &'a [Version],
     /// The name of the server; empty: the peer named none.
-    pub server_name: &'a str,
+    pub server_name: &'a ServerName<'a>,
+    /// The IANA name of the one cipher suite that can be agreed on. None: any.
+    pub cipher_suite: Option<&'a str>,
 }
 
 /// What is public of a session. Never changes.
@@ -308,7 +311,7 @@ pub struct NewSession {
     /// IANA name of the cipher suite.
     pub cipher_suite: Cow<'static, str>,
     /// The name it belongs to.
-    pub server_name: Arc<str>,
+    pub server_name: ServerName<'static>,
     /// Who can read its secret part.
     pub format: Format,
     /// Whatever else its worker says must agree.

@@ -9,6 +9,7 @@ use dashmap::DashMap;
 
 use super::{Session, Terms};
 use crate::{
+    server_name::ServerName,
     store::memory::Memory,
     sync::{AtomicUsize, Ordering},
 };
@@ -18,7 +19,7 @@ use crate::{
 /// Here and nowhere else one map is asked while a guard of another is held: always pool first, store second.
 #[derive(Default)]
 pub(super) struct Pool {
-    by_name: DashMap<Arc<str>, VecDeque<Weak<Session>>>,
+    by_name: DashMap<ServerName<'static>, VecDeque<Weak<Session>>>,
     /// How many sessions there are in all, nearly.
     sessions: AtomicUsize,
 }
@@ -30,7 +31,7 @@ const LOOK_PAST_MAX: usize = 64;
 
 impl Pool {
     pub(super) fn push(&self, session: &Arc<Session>, store: &Memory<Session>) {
-        let mut sessions = self.by_name.entry(Arc::clone(&session.kind().server_name)).or_default();
+        let mut sessions = self.by_name.entry(session.kind().server_name.clone()).or_default();
         // Looking through all of them would hold up the others of this name. What is gone behind one that stays waits for
         // `shrink`.
         for _ in 0..LOOKED_AT {
@@ -44,7 +45,7 @@ impl Pool {
     }
 
     pub(super) fn newest(&self, terms: &Terms<'_>, store: &Memory<Session>) -> Option<Arc<Session>> {
-        let mut sessions = self.by_name.get_mut(terms.server_name)?;
+        let mut sessions = self.by_name.get_mut(&**terms.server_name)?;
         let mut place = sessions.len();
         for _ in 0..LOOK_PAST_MAX {
             place = place.checked_sub(1)?;

@@ -101,6 +101,10 @@ pub struct Made {
     pub id: Option<SessionId>,
     /// Its secret part.
     pub secret: Secret,
+    /// Client: how long the server lets it be resumed, from now on. `None`: the server does not say.
+    pub lifetime: Option<Duration>,
+    /// Client: whether its ticket is another than the one that the handshake offered.
+    pub renews: bool,
 }
 
 /// What one connection's handshake may resume with, and what it made.
@@ -116,6 +120,8 @@ struct Inner {
     found: Option<Arc<Session>>,
     made: Vec<Made>,
     group: Option<NamedGroup>,
+    /// Server: how many more sessions it may make. `None`: as many as rustls wants.
+    room: Option<usize>,
 }
 
 impl Resumption {
@@ -132,6 +138,11 @@ impl Resumption {
     /// The session that the handshake may resume. A single-use one must have been taken from the cache.
     pub fn offer(&self, session: Option<Arc<Session>>) {
         self.inner.lock().found = session;
+    }
+
+    /// Lets a server make no more than this many tickets from now on.
+    pub fn limit_tickets(&self, most: usize) {
+        self.inner.lock().room = Some(most);
     }
 
     /// What rustls wanted stored since the last call, oldest first.
@@ -165,10 +176,13 @@ impl StoresServerSessions for Resumption {
     fn put(&self, key: Vec<u8>, value: Vec<u8>) -> bool {
         let secret = Secret::bytes(value);
         let Some(id) = SessionId::new(&key) else { return false };
-        if self.caching {
-            self.inner.lock().made.push(Made { id: Some(id), secret });
+        let mut inner = self.inner.lock();
+        if !self.caching || inner.room == Some(0) {
+            return false;
         }
-        self.caching
+        inner.room = inner.room.map(|room| room - 1);
+        inner.made.push(Made { id: Some(id), secret, lifetime: None, renews: true });
+        true
     }
 
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
@@ -201,8 +215,16 @@ impl ClientSessionStore for Resumption {
 
     fn set_tls12_session(&self, _: ServerName<'static>, value: Tls12ClientSessionValue) {
         let mut inner = self.inner.lock();
+        let ticket = Ticket::of(&value);
+        let offered = match inner.found.as_ref().and_then(|found| found.secret().client()) {
+            Some(ClientSession::Tls12(offered, _)) => Ticket::of(offered),
+            Some(ClientSession::Tls13(..)) | None => Ticket::default(),
+        };
+        let renews = ticket.digits != offered.digits;
+        // RFC 5077 section 3.3: zero is no statement.
+        let lifetime = Some(ticket.lifetime).filter(|lifetime| !lifetime.is_zero());
         let secret = Secret::Client(Box::new(ClientSession::Tls12(value, inner.group)));
-        inner.made.push(Made { id: None, secret });
+        inner.made.push(Made { id: None, secret, lifetime, renews });
     }
 
     fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
@@ -216,16 +238,64 @@ impl ClientSessionStore for Resumption {
     fn remove_tls12_session(&self, _: &ServerName<'static>) {}
 
     fn insert_tls13_ticket(&self, _: ServerName<'static>, value: Tls13ClientSessionValue) {
+        let Ticket { lifetime, .. } = Ticket::of(&value);
+        // RFC 8446 section 4.6.1: a ticket of lifetime zero is discarded.
+        if lifetime.is_zero() {
+            return;
+        }
         let mut inner = self.inner.lock();
         let value = Mutex::new(Some(value));
         let secret = Secret::Client(Box::new(ClientSession::Tls13(value, inner.group)));
-        inner.made.push(Made { id: None, secret });
+        inner.made.push(Made { id: None, secret, lifetime: Some(lifetime), renews: true });
     }
 
     fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
         match self.inner.lock().found.as_ref()?.secret().client()? {
             ClientSession::Tls13(value, _) => value.lock().take(),
             ClientSession::Tls12(..) => None,
+        }
+    }
+}
+
+/// A client's ticket, as far as rustls shows it: in the `Debug` form of a session alone, which has no secret. A test fails where
+/// an update of rustls changes that form.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Ticket {
+    /// The ticket in hex; empty for a session without one.
+    digits: String,
+    /// lifetime, or lifetime_hint: zero where the form cannot be read.
+    lifetime: Duration,
+}
+
+impl Ticket {
+    fn of(session: &impl fmt::Debug) -> Self {
+        /// Takes text up to the end of `lifetime_secs`, and refuses the rest, so that no certificate is formatted.
+        struct Head(String);
+
+        const LIFETIME: &str = "lifetime_secs: ";
+
+        impl fmt::Write for Head {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                let complete = self.0.split_once(LIFETIME).is_some_and(|(_, rest)| rest.contains(','));
+                if complete {
+                    return Err(fmt::Error);
+                }
+                self.0.push_str(text);
+                Ok(())
+            }
+        }
+
+        let mut head = Head(String::new());
+        // An error says that all is there that is wanted.
+        let _complete = fmt::write(&mut head, format_args!("{session:?}"));
+        let Head(text) = head;
+        let value = |key: &str| text.split_once(key).and_then(|(_, rest)| rest.split_once(','));
+        Self {
+            digits: value("ticket: ").map(|(digits, _)| digits.to_owned()).unwrap_or_default(),
+            lifetime: value(LIFETIME)
+                .and_then(|(seconds, _)| seconds.parse().ok())
+                .map(Duration::from_secs)
+                .unwrap_or_default(),
         }
     }
 }

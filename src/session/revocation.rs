@@ -13,6 +13,7 @@ use std::{
 use super::{Facts, LIFETIME_MAX};
 use crate::{
     clock::Timestamp,
+    server_name::ServerName,
     sync::{AtomicU64, Ordering, RwLock},
 };
 
@@ -25,10 +26,10 @@ pub enum Selector {
     Certificate([u8; 32]),
     /// Those of the peer with this URI name, a SPIFFE id for example.
     Uri(Box<str>),
-    /// Those of the peer with this DNS name, in lower case.
-    DnsName(Box<str>),
-    /// Those made under this server name, in lower case.
-    ServerName(Box<str>),
+    /// Those of the peer with this DNS name.
+    DnsName(ServerName<'static>),
+    /// Those made under this server name.
+    ServerName(ServerName<'static>),
 }
 
 /// How many selectors are kept apart. Beyond it the oldest become one that matches everybody: some make a full handshake
@@ -49,8 +50,8 @@ struct Held {
     all: Timestamp,
     certificates: HashMap<[u8; 32], Timestamp>,
     uris: HashMap<Box<str>, Timestamp>,
-    dns_names: HashMap<Box<str>, Timestamp>,
-    server_names: HashMap<Box<str>, Timestamp>,
+    dns_names: HashMap<ServerName<'static>, Timestamp>,
+    server_names: HashMap<ServerName<'static>, Timestamp>,
 }
 
 impl Revocations {
@@ -140,8 +141,8 @@ impl Held {
     }
 
     fn moments(&self) -> impl Iterator<Item = Timestamp> {
-        let names = [&self.uris, &self.dns_names, &self.server_names].into_iter().flat_map(HashMap::values);
-        self.certificates.values().chain(names).copied()
+        let names = [&self.dns_names, &self.server_names].into_iter().flat_map(HashMap::values);
+        self.certificates.values().chain(self.uris.values()).chain(names).copied()
     }
 
     fn latest(&self) -> Timestamp {
@@ -153,7 +154,8 @@ impl Held {
             self.all = Timestamp::default();
         }
         self.certificates.retain(|_, before| alive(*before));
-        for names in [&mut self.uris, &mut self.dns_names, &mut self.server_names] {
+        self.uris.retain(|_, before| alive(*before));
+        for names in [&mut self.dns_names, &mut self.server_names] {
             names.retain(|_, before| alive(*before));
         }
     }

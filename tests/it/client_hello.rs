@@ -4,7 +4,10 @@ use proptest::prelude::*;
 use tls_parser::{
     TlsExtension, TlsMessage, TlsMessageHandshake, parse_tls_client_hello_extensions, parse_tls_plaintext,
 };
-use tls_sessiond::client_hello::{FirstFlight, IDENTITIES_MAX, Offer, Progress, SESSION_ID_MAX};
+use tls_sessiond::{
+    client_hello::{FirstFlight, IDENTITIES_MAX, Offer, Parameters, Progress, SESSION_ID_MAX},
+    server_name::ServerName,
+};
 
 /// What a hello says, before it is bytes.
 #[derive(Clone, Debug)]
@@ -37,6 +40,25 @@ fn u16s(values: &[u16]) -> Vec<u8> {
 }
 
 impl Extension {
+    /// What a TLS 1.3 server wants beside the versions: groups, signature algorithms, key shares, and modes of a PSK.
+    pub(crate) fn negotiable(groups: &[u16], shares: &[u16], modes: &[u8]) -> Vec<Self> {
+        let shares: Vec<u8> = shares
+            .iter()
+            .flat_map(|&group| {
+                // An uncompressed point of P-256 would have to be on the curve: no share of it is ever read here.
+                [&group.to_be_bytes()[..], &u16_vector(&[9; 32])].concat()
+            })
+            .collect();
+        let mut all = vec![
+            Self::Versions(vec![0x0304]),
+            Self::Unknown(10, u16_vector(&u16s(groups))),
+            Self::Unknown(13, u16_vector(&u16s(&[0x0403, 0x0804]))),
+            Self::Unknown(51, u16_vector(&shares)),
+        ];
+        all.extend((!modes.is_empty()).then(|| Self::Unknown(45, u8_vector(modes))));
+        all
+    }
+
     fn encode(&self) -> Vec<u8> {
         let (kind, body) = match self {
             Self::ServerName(name) => (0, u16_vector(&[&[0][..], &u16_vector(name.as_bytes())].concat())),
@@ -71,18 +93,24 @@ impl Hello {
         [&[1, length[1], length[2], length[3]][..], &body].concat()
     }
 
+    /// What a server that resumes nothing without psk_dhe_ke makes of it.
     fn offer(&self) -> Offer {
         let session_id = Some(self.session_id.clone()).filter(|id| !id.is_empty());
-        let mut offer = Offer { session_id, ..Offer::default() };
+        let parameters = Parameters { cipher_suites: self.suites.clone(), ..Parameters::default() };
+        let fallback = self.suites.contains(&0x5600);
+        let mut offer = Offer { session_id, fallback, parameters, ..Offer::default() };
         for extension in &self.extensions {
             match extension {
-                Extension::ServerName(name) => offer.server_name = name.to_lowercase(),
+                Extension::ServerName(name) => offer.server_name = ServerName::new(name).into_owned(),
                 Extension::Ticket(ticket) if !ticket.is_empty() => offer.session_id = None,
                 Extension::Versions(versions) => offer.tls13 = versions.contains(&0x0304),
                 Extension::Identities(identities) => {
                     let ours = |identity: &&Vec<u8>| (1..=SESSION_ID_MAX).contains(&identity.len());
                     offer.identities = identities.iter().filter(ours).take(IDENTITIES_MAX).cloned().collect();
                 }
+                // The strategy gives these one body alone.
+                Extension::Unknown(10, _) => offer.parameters.groups = vec![29],
+                Extension::Unknown(51, _) => offer.parameters.key_shares = vec![29],
                 Extension::Ticket(_) | Extension::Unknown(..) => {}
             }
         }
@@ -119,15 +147,23 @@ fn hello() -> impl Strategy<Value = Hello> {
         proptest::option::of("[a-zA-Z]{1,12}(\\.[a-z][a-z0-9]{0,11}){0,3}"),
         proptest::option::of(bytes(80)),
         proptest::option::of(proptest::collection::vec(version, 1..6)),
-        proptest::option::of(proptest::collection::vec(bytes(90), 1..24)),
+        proptest::option::of(proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..90), 1..24)),
         proptest::collection::vec((prop_oneof![grease(), unknown()], bytes(40)), 0..6),
         any::<prop::sample::Index>(),
     )
         .prop_map(|(name, ticket, versions, identities, unknown, turn)| {
             let mut all: Vec<Extension> =
                 unknown.into_iter().map(|(kind, body)| Extension::Unknown(kind, body)).collect();
+            // Each is there once.
+            let kind = |extension: &Extension| match extension {
+                Extension::Unknown(kind, _) => *kind,
+                _ => 0,
+            };
+            all.sort_by_key(kind);
+            all.dedup_by_key(|extension| kind(extension));
             all.extend(name.map(Extension::ServerName));
             all.extend(ticket.map(Extension::Ticket));
+            all.extend(Extension::negotiable(&[29], &[29], &[1]).split_off(1));
             all.extend(versions.map(Extension::Versions));
             if !all.is_empty() {
                 let turn = turn.index(all.len());
@@ -172,7 +208,8 @@ fn oracle(record: &[u8]) -> Offer {
     for extension in extensions {
         match extension {
             TlsExtension::SNI(names) => {
-                offer.server_name = String::from_utf8(names[0].1.to_vec()).unwrap().to_lowercase();
+                let name = str::from_utf8(names[0].1).unwrap();
+                offer.server_name = ServerName::new(name).into_owned();
             }
             TlsExtension::SessionTicket(ticket) if !ticket.is_empty() => offer.session_id = None,
             TlsExtension::SupportedVersions(versions) => {
@@ -206,6 +243,8 @@ proptest! {
         let Progress::Whole(mut read) = reader.push(&records(&message, &[])) else { panic!("not whole") };
         // tls-parser leaves PSK identities as raw bytes.
         read.identities.clear();
+        read.parameters = Parameters::default();
+        read.fallback = false;
         prop_assert_eq!(read, oracle(&records(&message, &[])));
     }
 
@@ -235,6 +274,74 @@ proptest! {
         if let Progress::Whole(offer) = reader.push(&flight) {
             prop_assert!(offer.identities.len() <= IDENTITIES_MAX);
         }
+    }
+}
+
+#[test]
+fn hello_that_every_server_refuses_offers_nothing() {
+    let usual = || {
+        let mut all = Extension::negotiable(&[29], &[29], &[1]);
+        all.push(Extension::Identities(vec![vec![7; 32]]));
+        all
+    };
+    let read = |extensions: Vec<Extension>| {
+        let hello = Hello { session_id: vec![3; 32], suites: vec![0x1301], extensions };
+        match FirstFlight::default().push(&records(&hello.message(), &[])) {
+            Progress::Whole(offer) => offer,
+            Progress::Partial => panic!("it is whole"),
+        }
+    };
+    assert_eq!(read(usual()).identities, [vec![7; 32]]);
+    let with = |change: &dyn Fn(&mut Vec<Extension>)| {
+        let mut all = usual();
+        change(&mut all);
+        read(all)
+    };
+    let name = |name: &str| Extension::ServerName(name.into());
+    for (what, offer) in [
+        ("an extension twice", with(&|all| all.insert(0, Extension::Unknown(45, vec![1, 1])))),
+        (
+            "one that nobody knows twice",
+            with(&|all| {
+                all.insert(0, Extension::Unknown(60_000, vec![]));
+                all.insert(0, Extension::Unknown(60_000, vec![]));
+            }),
+        ),
+        ("an extension behind the pre_shared_key", with(&|all| all.push(Extension::Unknown(60_000, vec![])))),
+        (
+            "an empty identity",
+            with(&|all| {
+                all.pop();
+                all.push(Extension::Identities(vec![vec![7; 32], vec![]]));
+            }),
+        ),
+        ("a server name that is none", with(&|all| all.insert(0, name("a.test:443")))),
+        ("a wildcard", with(&|all| all.insert(0, name("*.b.test")))),
+    ] {
+        assert_eq!(offer, Offer::default(), "{what}");
+    }
+    for (what, missing) in [("signature_algorithms", 2), ("psk_key_exchange_modes", 4)] {
+        let offer = with(&|all| drop(all.remove(missing)));
+        assert!(offer.identities.is_empty() && offer.tls13, "{what}");
+    }
+    let psk_alone = with(&|all| all[4] = Extension::Unknown(45, vec![1, 0]));
+    assert!(psk_alone.identities.is_empty(), "psk_ke alone");
+}
+
+#[test]
+fn second_hello_may_have_a_change_cipher_spec_before_it() {
+    let hello = Hello { session_id: vec![3; 32], suites: vec![0x1301], extensions: Vec::new() };
+    let message = records(&hello.message(), &[]);
+    let flight = [&[20, 3, 3, 0, 1, 1][..], &message].concat();
+    for chunk in [1, 3, 6, 7, flight.len()] {
+        let mut reader = FirstFlight::after_retry();
+        assert_eq!(push_all(&mut reader, &flight, chunk), Progress::Whole(hello.offer()), "{chunk}");
+        assert_eq!(reader.into_bytes(), flight);
+    }
+    assert_eq!(FirstFlight::after_retry().push(&message), Progress::Whole(hello.offer()));
+    // Another record is for rustls.
+    for other in [&[20, 3, 3, 0, 1, 2][..], &[23, 3, 3, 0, 1, 2], &[20, 3, 3, 0, 2, 1, 1]] {
+        assert_eq!(FirstFlight::after_retry().push(other), Progress::Whole(Offer::default()), "{other:?}");
     }
 }
 

@@ -52,6 +52,25 @@ impl ClientSessionStore for Forgetful {
 }
 
 fn daemon(lines: &str) -> (Table, Arc<ClientConfig>) {
+    let (table, roots) = with_roots(lines);
+    (table, client(&roots, |_| true))
+}
+
+/// A client that trusts these, with those suites of rustls that it wants.
+pub(crate) fn client(roots: &RootCertStore, wants: impl Fn(u16) -> bool) -> Arc<ClientConfig> {
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.cipher_suites.retain(|suite| wants(suite.suite().into()));
+    let mut client = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots.clone())
+        .with_no_client_auth();
+    client.resumption = Resumption::store(Arc::new(Forgetful::default()));
+    Arc::new(client)
+}
+
+/// Connections of the default context with these lines, and whom its peers trust.
+pub(crate) fn with_roots(lines: &str) -> (Table, RootCertStore) {
     let folder = tempfile::tempdir().unwrap();
     pki::localhost(folder.path());
     let file = folder.path().join("c.toml");
@@ -62,22 +81,33 @@ fn daemon(lines: &str) -> (Table, Arc<ClientConfig>) {
     let table = Table::new(Arc::new(Registry::build(&config).unwrap()), Clock::System, Most::all(100));
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(folder.path().join("ca.pem")).unwrap()).unwrap();
-    let mut client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    client.resumption = Resumption::store(Arc::new(Forgetful::default()));
-    (table, Arc::new(client))
+    (table, roots)
 }
 
-/// A whole handshake, `chunk` bytes at a time to the server. Answers what kind it was, and the server object.
-fn connect(table: &Table, config: &Arc<ClientConfig>, chunk: usize) -> (HandshakeKind, ConnectionId, usize) {
+/// A server object of the default context.
+pub(crate) fn server(table: &Table) -> ConnectionId {
+    open(table, Role::Server, "")
+}
+
+pub(crate) fn open(table: &Table, role: Role, server_name: &str) -> ConnectionId {
     let plan = Plan {
         context: Arc::clone(table.registry().get("default").unwrap()),
-        role: Role::Server,
+        role,
         engine: EngineKind::Daemon,
-        server_name: String::new(),
+        server_name: server_name.into(),
         owner: "test".into(),
         idle_timeout: None,
     };
-    let id = table.create(plan, None, |connection, _| connection.id()).unwrap();
+    table.create(plan, None, |connection, _| connection.id()).unwrap()
+}
+
+/// A whole handshake, `chunk` bytes at a time to the server. Answers what kind it was, and the server object.
+pub(crate) fn connect(
+    table: &Table,
+    config: &Arc<ClientConfig>,
+    chunk: usize,
+) -> (HandshakeKind, ConnectionId, usize) {
+    let id = server(table);
     let mut client = ClientConnection::new(Arc::clone(config), "localhost".try_into().unwrap()).unwrap();
     let mut flights = 0;
     while client.wants_write() {

@@ -10,7 +10,7 @@ use std::{
     array,
     collections::BTreeSet,
     sync::{
-        Arc, Mutex,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     task::{Poll, Waker},
@@ -20,6 +20,7 @@ use std::{
 use tls_sessiond::{
     clock::{Now, Timestamp},
     config::Offering,
+    server_name::ServerName,
     session::{
         Cache, Format, NewSession, RemovalReason, Role, Secret, Session, SessionId, Terms, Version,
         cache::Plan,
@@ -41,12 +42,17 @@ const TIME: Duration = Duration::from_secs(2);
 const MOMENTS: u32 = 1 << 21;
 /// How many moments a session lives.
 const LIFE: Duration = Duration::from_millis(300);
-const TERMS: Terms<'static> = Terms {
-    format: &Format::Rustls,
-    binding: &[],
-    versions: &[Version::Tls12, Version::Tls13],
-    server_name: "a.test",
-};
+/// What every session is asked for on.
+fn terms() -> Terms<'static> {
+    static NAME: LazyLock<ServerName<'static>> = LazyLock::new(|| "a.test".into());
+    Terms {
+        format: &Format::Rustls,
+        binding: &[],
+        versions: &[Version::Tls12, Version::Tls13],
+        server_name: &NAME,
+        cipher_suite: None,
+    }
+}
 
 /// What is known of one session.
 #[derive(Default)]
@@ -174,7 +180,7 @@ impl World {
         let swept = self.swept[cache][key].load(Ordering::SeqCst);
         let revoked = self.revoked[cache].load(Ordering::SeqCst);
         let began = self.tick();
-        let session = match self.caches[cache].find(&id(key), &TERMS, reading(began)) {
+        let session = match self.caches[cache].find(&id(key), &terms(), reading(began)) {
             Ok(session) => session,
             Err(why) => return self.happened(&format!("{why:?}")),
         };

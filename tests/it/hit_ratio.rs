@@ -9,6 +9,7 @@ use std::{
 use tls_sessiond::{
     clock::Now,
     config::Offering,
+    server_name::ServerName,
     session::{
         Cache, Format, NewSession, Role, Secret, SessionId, Terms, Version, cache::Plan, ledger::Ledger,
         stats::Account,
@@ -78,12 +79,13 @@ fn ours(trace: &[u64]) -> f64 {
     let plan = Plan { role: Role::Server, offering: Offering::Explicit, limits, session_bytes_max: 100 };
     let cache = Cache::new(&plan, &Arc::new(Ledger::new(limits)));
     let account = Arc::new(Account::new("default"));
-    let server_name: Arc<str> = "a.test".into();
+    let server_name = ServerName::new("a.test").into_owned();
     let terms = Terms {
         format: &Format::Rustls,
         binding: &[],
         versions: &[Version::Tls12],
         server_name: &server_name,
+        cipher_suite: None,
     };
     found(trace, |peer| {
         let id = SessionId::new(&peer.to_be_bytes()).unwrap();
@@ -94,7 +96,7 @@ fn ours(trace: &[u64]) -> f64 {
             id: Some(id),
             version: Version::Tls12,
             cipher_suite: "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256".into(),
-            server_name: Arc::clone(&server_name),
+            server_name: server_name.clone(),
             format: Format::Rustls,
             binding: [].into(),
             single_use: false,

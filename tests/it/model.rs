@@ -496,7 +496,7 @@ impl World {
             self.alive.contains(key)
                 && self.seen[key].version == version
                 && versions.contains(&version)
-                && offer.server_name == "localhost"
+                && *offer.server_name == *"localhost"
         });
         if after.reused {
             let found = found.as_ref().expect("a server resumed a session that is bad");

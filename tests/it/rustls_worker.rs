@@ -428,10 +428,12 @@ async fn attached(daemon: &str, format: &str, lookup_deadline: Duration) -> Work
 /// Offers these identities to an acceptor, and nothing that a handshake could go on with.
 async fn offer(acceptor: &Acceptor, identities: &[&[u8]]) {
     let identities = Extension::Identities(identities.iter().map(|id| id.to_vec()).collect());
-    let extensions = vec![Extension::Versions(vec![0x0304]), identities];
+    let mut extensions = Extension::negotiable(&[29], &[29], &[1]);
+    extensions.push(identities);
     let hello = Hello { session_id: Vec::new(), suites: vec![0x1301], extensions };
     let (near, mut far) = tokio::io::duplex(4096);
     far.write_all(&records(&hello.message(), &[])).await.unwrap();
+    drop(far);
     assert!(acceptor.accept(near).await.is_err());
 }
 

@@ -18,6 +18,7 @@ use tls_sessiond::{
         worker::Put,
     },
     context::Registry,
+    server_name::ServerName,
     session::{
         Format, PeerIdentity, Role, Secret, SessionId, Terms, Version, cache::Miss, revocation::Selector,
     },
@@ -405,7 +406,7 @@ impl World {
             single_use: once,
             version: version(once),
             cipher_suite: String::new(),
-            server_name: String::new(),
+            server_name: ServerName::NONE,
             peer: claim.identity(),
             timeout: None,
             authenticated: told,
@@ -486,7 +487,8 @@ impl World {
             format: &format,
             binding: &[],
             versions: &[Version::Tls12, Version::Tls13],
-            server_name: "",
+            server_name: &ServerName::NONE,
+            cipher_suite: None,
         };
         let context = Arc::clone(self.table.registry().get("default").unwrap());
         let found = context.server_cache.find(&session_id(id), &terms, self.table.now());

@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     task::{Poll, Waker},
@@ -14,6 +14,7 @@ use crate::{
     Check,
     clock::Now,
     config::{Offering, Version},
+    server_name::ServerName,
     session::{
         Cache, Format, NewSession, RemovalReason, Role, Secret, Session, SessionId, Terms,
         cache::{Miss, NotStored, Plan},
@@ -39,12 +40,18 @@ pub(crate) const CHECKS: &[Check] = &[
 
 const NOW: Now = Now::from_millis(1_000_000);
 const HOUR: Duration = Duration::from_secs(3600);
-const TERMS: Terms<'static> = Terms {
-    format: &Format::Rustls,
-    binding: &[],
-    versions: &[Version::Tls12, Version::Tls13],
-    server_name: "a.test",
-};
+
+/// What every session is asked for on.
+fn terms() -> Terms<'static> {
+    static NAME: LazyLock<ServerName<'static>> = LazyLock::new(|| "a.test".into());
+    Terms {
+        format: &Format::Rustls,
+        binding: &[],
+        versions: &[Version::Tls12, Version::Tls13],
+        server_name: &NAME,
+        cipher_suite: None,
+    }
+}
 
 fn limits(entries_max: usize) -> Limits {
     Limits { entries_max, bytes_max: 100_000 }
@@ -109,8 +116,8 @@ fn ticket_is_spent_once_and_its_end_is_told_once() {
     let ticket = cache.put(new(1, Version::Tls13), NOW).unwrap();
     let got = Arc::new(AtomicU32::new(0));
     let ways: [fn(&Cache, &Arc<Session>) -> bool; 4] = [
-        |cache, _| cache.find(&id(1), &TERMS, NOW).is_ok(),
-        |cache, _| cache.find(&id(1), &TERMS, NOW).is_ok(),
+        |cache, _| cache.find(&id(1), &terms(), NOW).is_ok(),
+        |cache, _| cache.find(&id(1), &terms(), NOW).is_ok(),
         |cache, _| cache.remove(&id(1), NOW),
         |cache, ticket| cache.withdraw(ticket, RemovalReason::Unclosed),
     ];
@@ -126,7 +133,7 @@ fn ticket_is_spent_once_and_its_end_is_told_once() {
     let counted = |reason| ticket.kind().account.removals.get(reason);
     assert_eq!(RemovalReason::ALL.map(counted).iter().sum::<u64>(), 1);
     assert_eq!(counted(told[0].1), 1);
-    assert_eq!(cache.find(&id(1), &TERMS, NOW).unwrap_err(), Miss::Removed);
+    assert_eq!(cache.find(&id(1), &terms(), NOW).unwrap_err(), Miss::Removed);
 }
 
 /// Puts, ends what was authenticated until now, and asks, all at the same time; fails where somebody who asked after the end
@@ -149,7 +156,7 @@ fn end_while_put_and_asked(end: fn(&Cache)) {
         Box::new(move || {
             for session in [2, 1, 2] {
                 let was_ended = ended.load(Ordering::SeqCst);
-                let found = cache.find(&id(session), &TERMS, NOW).is_ok();
+                let found = cache.find(&id(session), &terms(), NOW).is_ok();
                 assert!(!(was_ended && found), "session {session} was found afterwards");
             }
         })
@@ -195,7 +202,7 @@ fn revocations_that_are_inherited_hold_at_once() {
             let stored = put(cache, 1).is_ok();
             assert!(!(was_inherited && stored), "it was stored afterwards");
             let was_inherited = inherited.load(Ordering::SeqCst);
-            let found = cache.find(&id(1), &TERMS, NOW).is_ok();
+            let found = cache.find(&id(1), &terms(), NOW).is_ok();
             assert!(!(was_inherited && found), "it was found afterwards");
             // Moments that are over are forgotten, and these are not.
             cache.reap(NOW.at);
@@ -219,7 +226,7 @@ fn lookup_and_withdrawal_meet_an_eviction() {
         Box::new(move || {
             for _ in 0..3 {
                 let was_gone = gone.load(Ordering::SeqCst);
-                assert!(!(was_gone && cache.find(&id(1), &TERMS, NOW).is_ok()), "it was found afterwards");
+                assert!(!(was_gone && cache.find(&id(1), &terms(), NOW).is_ok()), "it was found afterwards");
             }
         })
     };
@@ -256,7 +263,7 @@ fn of_two_puts_one_has_the_id_of_what_is_over() {
     }));
     assert_eq!(stored.load(Ordering::SeqCst), 1);
     assert_eq!(told(&watch), [(1, RemovalReason::Expired)]);
-    let held = cache.find(&id(1), &TERMS, later).unwrap();
+    let held = cache.find(&id(1), &terms(), later).unwrap();
     assert!(!Arc::ptr_eq(&held, &old));
     assert_eq!((cache.len(), ledger.budget.held().entries()), (1, 1));
 }

@@ -14,6 +14,7 @@ use super::ffi;
 use crate::{
     client::{Found, Lookup, PeerIdentity, Put, Version, Worker},
     hex,
+    server_name::ServerName,
 };
 
 pub(super) struct Shared {
@@ -42,7 +43,7 @@ impl Shared {
         };
         let server = ssl.is_server();
         let name = match server {
-            true => ssl.servername(NameType::HOST_NAME).unwrap_or_default().to_ascii_lowercase(),
+            true => ServerName::new(ssl.servername(NameType::HOST_NAME).unwrap_or_default()).to_string(),
             false => String::new(),
         };
         // What has no id cannot be offered: a stateless ticket, where the program has allowed them again.
@@ -81,13 +82,13 @@ pub(super) fn decode(data: &[u8]) -> Option<SslSession> {
     SslSession::from_der(data).ok()
 }
 
-/// The name in a server_name extension (RFC 6066 section 3), in lower case.
+/// The name in a server_name extension (RFC 6066 section 3).
 fn host_name(extension: &[u8]) -> Option<String> {
     const HOST_NAME: u8 = 0;
     let (&[_, _, kind, high, low], rest) = extension.split_first_chunk()?;
     let name = rest.get(..usize::from(u16::from_be_bytes([high, low])))?;
     let name = std::str::from_utf8(name).ok().filter(|name| name.len() <= 255)?;
-    (kind == HOST_NAME).then(|| name.to_ascii_lowercase())
+    (kind == HOST_NAME).then(|| ServerName::new(name).to_string())
 }
 
 fn identity(certificate: &X509Ref) -> Result<PeerIdentity, ErrorStack> {

@@ -212,7 +212,7 @@ fn fatal_alert(err: &io::Error) -> Option<Alert> {
         rustls::Error::AlertReceived(description) => {
             Some(Alert { code: (*description).into(), received: true })
         }
-        error => Some(alert::sent(error, &[])),
+        error => Some(alert::for_error(error)),
     }
 }
 

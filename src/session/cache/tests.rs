@@ -3,6 +3,7 @@ use std::time::Duration;
 use super::*;
 use crate::{
     clock::{Clock, ManualClock, Step},
+    server_name::ServerName,
     session::{Format, PeerIdentity, Secret, Version, stats::Account},
 };
 
@@ -38,7 +39,13 @@ fn new(id: u8, version: Version) -> NewSession {
 }
 
 fn find(cache: &Cache, id: u8, version: Version, name: &str, now: Now) -> Result<Arc<Session>, Miss> {
-    let terms = Terms { format: &Format::Rustls, binding: &[], versions: &[version], server_name: name };
+    let terms = Terms {
+        format: &Format::Rustls,
+        binding: &[],
+        versions: &[version],
+        server_name: &name.into(),
+        cipher_suite: None,
+    };
     cache.find(&self::id(id), &terms, now)
 }
 
@@ -114,8 +121,14 @@ fn session_goes_back_to_its_own_library_and_binding_only() {
     let alike = Format::Worker("rustls".into());
     let put = NewSession { format: openssl.clone(), binding: (*b"vhost").into(), ..new(1, Version::Tls13) };
     cache.put(put, NOW).unwrap();
-    let terms =
-        |format, binding| Terms { format, binding, versions: &[Version::Tls13], server_name: "a.test" };
+    let name = ServerName::from("a.test");
+    let terms = |format, binding| Terms {
+        format,
+        binding,
+        versions: &[Version::Tls13],
+        server_name: &name,
+        cipher_suite: None,
+    };
     for (format, binding) in [
         (&Format::Rustls, &b"vhost"[..]),
         (&alike, b"vhost"),
@@ -192,8 +205,13 @@ fn lookups_that_were_prepared_for_find_what_they_would_have_found() {
     (1..FAR).for_each(put);
     cache.expect((0..1).map(|_| unreachable!("few sessions need no preparation")));
     put(FAR);
-    let terms =
-        Terms { format: &Format::Rustls, binding: &[], versions: &[Version::Tls13], server_name: "a.test" };
+    let terms = Terms {
+        format: &Format::Rustls,
+        binding: &[],
+        versions: &[Version::Tls13],
+        server_name: &"a.test".into(),
+        cipher_suite: None,
+    };
     // The last one twice, and one that is not there.
     let wanted = || (FAR - 20..=FAR).chain([FAR, FAR + 1]).map(id);
     cache.expect(wanted());

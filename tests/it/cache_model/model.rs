@@ -1,8 +1,12 @@
 //! The naive model: lists that are looked through from end to end, and nothing that is remembered twice.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+};
 
 use tls_sessiond::{
+    server_name::ServerName,
     session::{
         Format, Kind, LIFETIME_MAX, OVERHEAD, PeerIdentity, RemovalReason, Role, Version, cache::Miss,
         revocation::Selector, stats::Account,
@@ -72,8 +76,10 @@ impl Peer {
     }
 }
 
-pub(super) fn server_name(name: u8) -> &'static str {
-    ["a.test", "long-name.test"][usize::from(name)]
+pub(super) fn server_name(name: u8) -> &'static ServerName<'static> {
+    static NAMES: LazyLock<[ServerName<'static>; 2]> =
+        LazyLock::new(|| ["a.test", "long-name.test"].map(|name| ServerName::new(name).into_owned()));
+    &NAMES[usize::from(name)]
 }
 
 fn millis(span: std::time::Duration) -> u64 {
@@ -109,7 +115,7 @@ impl Held {
             role: Role::Server,
             version: Version::Tls12,
             cipher_suite: self.serial.to_string().into(),
-            server_name: server_name(self.name).into(),
+            server_name: server_name(self.name).clone(),
             format: Format::Rustls,
             binding: [].into(),
             single_use: false,
@@ -126,7 +132,7 @@ impl Held {
             Selector::Certificate(digest) => known && self.peer.digest() == *digest,
             Selector::Uri(uri) => known && self.peer.uri() == &**uri,
             Selector::DnsName(name) => known && self.peer.dns_name() == &**name,
-            Selector::ServerName(name) => server_name(self.name) == &**name,
+            Selector::ServerName(name) => server_name(self.name) == name,
         }
     }
 }

@@ -67,16 +67,21 @@ pub(super) fn selector(number: u8) -> Selector {
         2 => Selector::Certificate(other.digest()),
         3 => Selector::Uri(one.uri().into()),
         4 => Selector::DnsName(other.dns_name().into()),
-        5 => Selector::ServerName(server_name(0).into()),
-        _ => Selector::ServerName(server_name(1).into()),
+        5 => Selector::ServerName(server_name(0).clone()),
+        _ => Selector::ServerName(server_name(1).clone()),
     }
 }
 
 /// What a worker asks on.
 pub(super) fn terms<'a>(terms: AskedOn, name: u8, version: Version, other: &'a Format) -> Terms<'a> {
     const BOTH: &[Version] = &[Version::Tls12, Version::Tls13];
-    let good =
-        Terms { format: &Format::Rustls, binding: b"", versions: BOTH, server_name: server_name(name) };
+    let good = Terms {
+        format: &Format::Rustls,
+        binding: b"",
+        versions: BOTH,
+        server_name: server_name(name),
+        cipher_suite: None,
+    };
     match terms {
         AskedOn::Good => good,
         AskedOn::OtherFormat => Terms { format: other, ..good },

@@ -342,6 +342,7 @@ fn table_with(marker: &Marker) -> (Table, ManualClock) {
         server_name: String::new(),
         owner: "test".into(),
         idle_timeout: Some(HOUR),
+        peer_address: String::new(),
     };
     let connection = table.create(plan, None, |connection, _| connection.id()).unwrap();
     let put = Put {

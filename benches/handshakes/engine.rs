@@ -104,6 +104,7 @@ pub(crate) fn measure(
             server_name: String::new(),
             owner: "bench".into(),
             idle_timeout: None,
+            peer_address: String::new(),
         };
         let id = connections.create(plan, None, |connection, _| connection.id()).unwrap();
         connections.drive(id, Ending::Free).unwrap()

@@ -232,6 +232,7 @@ impl World {
             server_name: "localhost".into(),
             owner: "fuzz".into(),
             idle_timeout: None,
+            peer_address: String::new(),
         };
         let session = session.as_ref().map(|id| Wanted { id, registry: &self.registry, within: &|_| true });
         let id = match self.table.create(plan, session, |connection, _| connection.id()) {

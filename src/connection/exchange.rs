@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rustls::{AlertDescription, ServerConfig};
 
 use super::{
-    Alert, Choice, Connection, EngineKind, Error, Removed, Shutdown, State,
+    Alert, Choice, Connection, EngineKind, Error, Failure, Removed, Shutdown, State,
     engine::{End, Engine, Refused},
     outlook,
     unanswered::Lease,
@@ -77,7 +77,7 @@ impl Connection {
         let kept = self.unanswered_bytes(input.ciphertext.len(), !output.ciphertext.is_empty());
         // Asked afterwards: a handshake that goes on keeps nothing, and is not held up by others that do not.
         if let Some(Err(error)) = self.unanswered.as_mut().map(|lease| lease.keep(kept, now.at)) {
-            self.fail(error.to_string());
+            self.fail(error.to_string(), None);
             return Err(error);
         }
         Ok(output)
@@ -101,7 +101,7 @@ impl Connection {
     fn step(&mut self, input: Input<'_>, now: Now) -> Result<Output, Error> {
         match self.state {
             State::Failed => {
-                return Err(Error::Failed(self.failure.clone().unwrap_or_default()));
+                return Err(self.has_failed());
             }
             State::Established if !input.plaintext.is_empty() && self.shutdown.sent => {
                 return Err(Error::ProtocolIsShutdown);
@@ -138,7 +138,7 @@ impl Connection {
                 }
                 output.alert = Some(alert);
                 output.removed = self.condemn(RemovalReason::FatalAlert);
-                self.fail(alert.to_string());
+                self.fail(alert.to_string(), Some(alert));
             }
             Some(End::Refused(refused)) => self.refuse(refused, &mut output),
         }
@@ -292,11 +292,12 @@ impl Connection {
         for id in ids.iter().filter_map(|id| SessionId::new(id)) {
             match self.context.server_cache.find(&id, &terms, now) {
                 Ok(session) => return Some(session),
-                Err(miss) => last = Some(miss),
+                Err(miss) => last = Some((id, miss)),
             }
         }
-        if let Some(miss) = last {
-            self.context.stats.misses.count(miss);
+        if let Some((id, miss)) = last {
+            let cache = &self.context.server_cache;
+            cache.missed(&self.context.stats, &id, &offer.server_name, miss, now);
         }
         None
     }
@@ -359,8 +360,9 @@ impl Connection {
             Role::Server => {
                 self.context.stats.accept_good.count();
                 // rustls found that it does not fit: by its cipher suite or its extended master secret, say.
-                if offered.is_some() && !self.agreed.reused {
-                    self.context.stats.misses.count(Miss::Scope);
+                if let Some(offered) = offered.filter(|_| !self.agreed.reused) {
+                    let cache = &self.context.server_cache;
+                    cache.missed(&self.context.stats, offered.id(), self.server_name(), Miss::Scope, now);
                 }
             }
             Role::Client => {
@@ -420,7 +422,7 @@ impl Connection {
         self.shutdown.received = true;
         if self.state == State::Handshaking {
             output.ciphertext.clear();
-            self.fail("the peer closed during the handshake".into());
+            self.fail("the peer closed during the handshake".into(), None);
         }
     }
 
@@ -433,14 +435,15 @@ impl Connection {
         }
         if self.shutdown.sent {
             output.ciphertext.clear();
-            return self.fail(format!("after this side closed, {error}"));
+            return self.fail(format!("after this side closed, {error}"), None);
         }
         let sent = alert.or_else(|| alert::in_clear(&output.ciphertext));
         output.alert = sent.map(|code| Alert { code, received: false });
-        self.fail(match output.alert {
+        let why = match output.alert {
             Some(alert) => format!("{alert}: {error}"),
             None => error,
-        });
+        };
+        self.fail(why, output.alert);
     }
 
     /// The transport ended. After the peer's close_notify nothing more can come, so this side closes as well. Without a
@@ -461,11 +464,16 @@ impl Connection {
         if !self.is_closed() && self.context.close_policy != ClosePolicy::ErrorsOnly {
             output.removed = self.condemn(RemovalReason::FatalAlert);
         }
-        self.fail("the transport ended without a close_notify".into());
+        self.fail("the transport ended without a close_notify".into(), None);
     }
 
-    /// Whatever comes now is refused; the keys are gone.
-    pub(super) fn fail(&mut self, why: String) {
+    /// Whatever comes now is refused; the keys are gone. `alert`: what ended the connection, where an alert did.
+    pub(super) fn fail(&mut self, why: String, alert: Option<Alert>) {
+        // A worker's handshake is not heard of before it is done.
+        let in_handshake = matches!(self.state, State::Before | State::Handshaking);
+        if in_handshake {
+            self.context.stats.failures.count(alert);
+        }
         let pinned = match self.pin.filter(|_| self.state == State::Handshaking) {
             Some(version) => format!(
                 "; this handshake was pinned to {version} by Clear or SetSession: for another peer use GetSession, \
@@ -473,7 +481,7 @@ impl Connection {
             ),
             None => String::new(),
         };
-        self.failure = Some(why + &pinned);
+        self.failure = Some(Failure { why: why + &pinned, in_handshake });
         if self.state == State::Handshaking {
             self.first_flight = None;
         }

@@ -255,6 +255,16 @@ pub struct Plan {
     pub owner: Arc<str>,
     /// How long it may lie unused; none: as the context says.
     pub idle_timeout: Option<Duration>,
+    /// The address of its peer, as the worker gave it, or empty. Nothing is decided by it.
+    pub peer_address: String,
+}
+
+/// Why a connection failed.
+#[derive(Debug)]
+struct Failure {
+    why: String,
+    /// Before the handshake was done.
+    in_handshake: bool,
 }
 
 /// A connection object.
@@ -266,6 +276,7 @@ pub struct Connection {
     owner: Arc<str>,
     created: Timestamp,
     idle_timeout: Duration,
+    peer_address: Box<str>,
     /// A client's peer, as a name and as rustls wants it.
     target: Option<(ServerName<'static>, pki_types::ServerName<'static>)>,
 
@@ -278,7 +289,7 @@ pub struct Connection {
     attached: Option<Arc<Session>>,
     family: Family,
     agreed: Agreed,
-    failure: Option<String>,
+    failure: Option<Failure>,
 
     /// A server's, until the ClientHello is whole.
     first_flight: Option<FirstFlight>,
@@ -321,6 +332,7 @@ impl Connection {
             role: plan.role,
             engine_kind: plan.engine,
             owner: plan.owner,
+            peer_address: plan.peer_address.into(),
             created: now,
             target,
             state: State::Before,
@@ -354,7 +366,7 @@ impl Connection {
         };
         match self.state {
             State::Handshaking => return Err(Error::HandshakeRunning),
-            State::Failed => return Err(Error::Failed(self.failure.clone().unwrap_or_default())),
+            State::Failed => return Err(self.has_failed()),
             State::Before | State::Established => {}
         }
         if let (Some(session), Some((name, _))) = (&session, &self.target)
@@ -391,6 +403,20 @@ impl Connection {
     /// SSL_get_session(3).
     pub fn session(&self) -> Option<&Arc<Session>> {
         self.attached.as_ref()
+    }
+
+    fn has_failed(&self) -> Error {
+        Error::Failed(self.failure.as_ref().map(|failure| failure.why.clone()).unwrap_or_default())
+    }
+
+    /// Why its handshake failed, if one did since New or Clear.
+    pub fn handshake_failure(&self) -> Option<&str> {
+        self.failure.as_ref().filter(|failure| failure.in_handshake).map(|failure| &*failure.why)
+    }
+
+    /// The address of its peer, as the worker gave it, or empty.
+    pub fn peer_address(&self) -> &str {
+        &self.peer_address
     }
 
     /// Tells the time of what comes next, for the records of sessions that leave by it.

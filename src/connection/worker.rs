@@ -174,16 +174,14 @@ impl Connection {
             Vec::new()
         };
         self.shutdown.received |= alert.received;
-        self.fail(alert.to_string());
+        self.fail(alert.to_string(), Some(alert));
         Ok(removed)
     }
 
     fn worker_engine(&self) -> Result<(), Error> {
         match (self.engine_kind, self.state) {
             (EngineKind::Daemon, _) => Err(Error::WrongEngine(EngineKind::Worker)),
-            (EngineKind::Worker, State::Failed) => {
-                Err(Error::Failed(self.failure.clone().unwrap_or_default()))
-            }
+            (EngineKind::Worker, State::Failed) => Err(self.has_failed()),
             (EngineKind::Worker, _) => Ok(()),
         }
     }

@@ -13,6 +13,7 @@ use super::{
     edge::{Deadline, Place},
     page::Pages,
     request_ids::RequestIds,
+    sessions::within,
     status::{BYTES_MAX, Refusal},
     streams::StreamPlace,
     turns::Turns,
@@ -48,6 +49,7 @@ impl Opener {
         if request.server_name.len() > 255 {
             return Err(connection::Error::ServerNameMalformed(request.server_name).into());
         }
+        within("peer_address", request.peer_address.len(), PEER_ADDRESS_MAX)?;
         // Rights, context and the other contexts that a session may be of: all as of one configuration. A remembered answer
         // is for a caller that has the role now.
         let registry = self.table.registry();
@@ -95,7 +97,25 @@ fn plan(request: &pb::NewRequest, context: &Arc<Context>, by: &Caller) -> Result
         server_name: request.server_name.clone(),
         owner: Arc::clone(by.owner()),
         idle_timeout,
+        peer_address: request.peer_address.clone(),
     })
+}
+
+/// Most bytes of a peer's address: an IPv6 address with its zone and port has fewer.
+const PEER_ADDRESS_MAX: usize = 64;
+
+/// A line about a connection that has just failed, if that was in its handshake. A peer causes as many as it likes: it is for
+/// those that look for something.
+pub(super) fn tell_failure(connection: &connection::Connection) {
+    let Some(why) = connection.handshake_failure() else { return };
+    tracing::debug!(
+        context = %connection.context().name,
+        role = ?connection.role(),
+        server_name = %connection.server_name(),
+        peer_address = connection.peer_address(),
+        why,
+        "handshake failed"
+    );
 }
 
 /// Bytes that are not more than one message may bring.
@@ -285,6 +305,7 @@ impl Connections {
         let alert = Alert { code, received: alert.received };
         let (connection, removed) = self.table().apply_alone(id, |connection, now| {
             let removed = connection.report_alert(alert)?;
+            tell_failure(connection);
             Ok((convert::connection(connection, Lapse::of(connection, now)), removed))
         })?;
         let removed_sessions = convert::removed(removed);
@@ -302,6 +323,7 @@ impl Connections {
         };
         let response = self.table().apply_alone(id, |connection, now| {
             let output = connection.exchange(input, now)?;
+            tell_failure(connection);
             Ok(pb::ExchangeResponse {
                 ciphertext: output.ciphertext.into(),
                 plaintext: output.plaintext.into(),

@@ -80,6 +80,7 @@ pub(super) fn connection(from: &connection::Connection, lapse: Lapse) -> pb::Con
         create_time: Some(timestamp(lapse.offset.wall(from.created()))),
         expire_time: Some(timestamp(lapse.wall())),
         owner: from.owner().to_string(),
+        peer_address: from.peer_address().into(),
     }
 }
 
@@ -177,6 +178,11 @@ pub(super) fn context(from: &Context, uptime: Duration) -> pb::Context {
                 .map(|why| (removal_reason(why), stats.removals.get(why)))
                 .filter(|(_, count)| *count > 0)
                 .map(|(reason, count)| pb::RemovalCount { reason: reason.into(), count })
+                .collect(),
+            failures_by_alert: stats
+                .failures
+                .all()
+                .map(|(alert, count)| pb::AlertCount { alert: alert.map(self::alert), count })
                 .collect(),
         }),
     }

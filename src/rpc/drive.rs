@@ -24,7 +24,7 @@ use tonic::{Status, Streaming};
 use super::{
     access::Roles,
     accounts::Held,
-    connections::{Opener, within_limit},
+    connections::{Opener, tell_failure, within_limit},
     convert,
     edge::Place,
     status::{Refusal, described},
@@ -234,6 +234,9 @@ impl Running {
         }
         push_bytes(answers, Response::Plaintext, std::mem::take(&mut output.plaintext));
         let failed = state == State::Failed;
+        if failed {
+            self.driver.look(|connection, _| tell_failure(connection))?;
+        }
         if (failed || flags.received) && !self.closed {
             self.closed = true;
             answers.push_back(self.closed_answer(output)?);

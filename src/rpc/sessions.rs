@@ -249,7 +249,7 @@ impl Sessions {
             (Role::Client, _) if server_name.is_empty() => return Err(Refusal::LookupTargetRequired),
             _ if context.options.no_session_cache => Err(pb::MissReason::CacheOff),
             (role, Some(id)) => context.cache(role).find(&id, &terms, now).map_err(|miss| {
-                context.stats.misses.count(miss);
+                context.cache(role).missed(&context.stats, &id, &server_name, miss, now);
                 self.misses.count(by.owner());
                 convert::miss_reason(miss)
             }),

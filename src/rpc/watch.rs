@@ -25,11 +25,9 @@ use super::{
 use crate::{
     clock::WallOffset,
     connection::Table,
+    hex,
     proto::{self as pb, watch_sessions_response::Event as Told},
-    session::{
-        Facts,
-        watch::{Event, News, WATCHERS_MAX, Watch, What},
-    },
+    session::watch::{Event, MissEvent, News, WATCHERS_MAX, Watch, What},
 };
 
 /// The events of one watcher.
@@ -61,9 +59,8 @@ impl Sessions {
         let lost = Arc::clone(by).loses(Roles::OBSERVER, wanted.clone(), Arc::clone(&self.table));
         // Asked at each event, for the rules may change.
         let (watcher, table) = (Arc::clone(by), Arc::clone(&self.table));
-        let wanted = move |facts: &Facts| {
-            let context = &facts.kind.account.name;
-            wanted.as_ref().is_none_or(|name| name == context)
+        let wanted = move |context: &str| {
+            wanted.as_ref().is_none_or(|name| **name == *context)
                 && watcher.may(&table.registry(), Roles::OBSERVER, context)
         };
         let held = by.holder().watcher()?;
@@ -116,6 +113,21 @@ fn told(news: News, offset: WallOffset) -> pb::WatchSessionsResponse {
     match news {
         News::Dropped(count) => {
             pb::WatchSessionsResponse { event: Some(Told::Dropped(count)), ..Default::default() }
+        }
+        News::Missed(miss) => {
+            let MissEvent { at, id, role, context, server_name, why } = *miss;
+            let missed = pb::SessionMiss {
+                session_id_prefix: hex::string(id.prefix()),
+                context: context.to_string(),
+                role: convert::role_value(role).into(),
+                server_name: server_name.to_string(),
+                reason: convert::miss_reason(why).into(),
+            };
+            pb::WatchSessionsResponse {
+                time: Some(convert::timestamp(offset.wall(at))),
+                event: Some(Told::Missed(missed)),
+                ..Default::default()
+            }
         }
         News::Event(event) => {
             let Event { at, what, facts, open_connections, data_bytes } = *event;

@@ -18,11 +18,13 @@ use super::{
     pool::Pool,
     revocation::{Revocations, Selector},
     shell,
-    watch::What,
+    stats::Account,
+    watch::{MissEvent, What},
 };
 use crate::{
     clock::{Now, Timestamp},
     config::Offering,
+    server_name::ServerName,
     store::memory::{Limits, Memory, Refused},
     sync::{AtomicUsize, Ordering},
 };
@@ -230,6 +232,26 @@ impl Cache {
         }
         self.ledger.watchers.tell(&session, What::Hit, now.at);
         Ok(session)
+    }
+
+    /// Counts and tells a lookup of this cache that missed, under a context.
+    pub fn missed(
+        &self,
+        account: &Account,
+        id: &SessionId,
+        server_name: &ServerName<'_>,
+        why: Miss,
+        now: Now,
+    ) {
+        account.misses.count(why);
+        self.ledger.watchers.tell_miss(|| MissEvent {
+            at: now.at,
+            id: id.clone(),
+            role: self.role,
+            context: Arc::clone(&account.name),
+            server_name: server_name.clone().into_owned(),
+            why,
+        });
     }
 
     /// Prepares for lookups of these ids, which come next, where there are so many sessions that each would wait for memory

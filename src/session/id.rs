@@ -47,6 +47,12 @@ impl SessionId {
         }
     }
 
+    /// The first bytes, four at most: what logs and watchers are told.
+    pub fn prefix(&self) -> &[u8] {
+        let bytes = self.as_bytes();
+        bytes.get(..4).unwrap_or(bytes)
+    }
+
     /// The bytes.
     pub fn as_bytes(&self) -> &[u8] {
         match &self.0 {

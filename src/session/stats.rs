@@ -6,7 +6,10 @@ use std::{
 };
 
 use super::{RemovalReason, cache::Miss};
-use crate::sync::{AtomicU64, Ordering};
+use crate::{
+    alert::Alert,
+    sync::{AtomicU64, Ordering},
+};
 
 /// A counter that only goes up.
 #[derive(Debug, Default)]
@@ -44,6 +47,8 @@ pub struct Account {
     pub misses: Misses,
     /// Sessions that left the cache, by reason.
     pub removals: Removals,
+    /// Handshakes that failed, by alert.
+    pub failures: Failures,
 }
 
 impl Account {
@@ -58,6 +63,7 @@ impl Account {
             hits: Counter::default(),
             misses: Misses::default(),
             removals: Removals::default(),
+            failures: Failures::default(),
         }
     }
 }
@@ -73,6 +79,44 @@ impl Eq for Account {}
 impl Hash for Account {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.name.hash(state);
+    }
+}
+
+/// Handshakes that failed, by the alert that ended them.
+#[derive(Debug)]
+pub struct Failures {
+    sent: Box<[Counter]>,
+    received: Box<[Counter]>,
+    silent: Counter,
+}
+
+impl Default for Failures {
+    fn default() -> Self {
+        let codes = || (0..=u8::MAX).map(|_| Counter::default()).collect();
+        Self { sent: codes(), received: codes(), silent: Counter::default() }
+    }
+}
+
+impl Failures {
+    /// One more. `None`: it ended without an alert.
+    pub fn count(&self, alert: Option<Alert>) {
+        match alert {
+            None => self.silent.count(),
+            Some(Alert { code, received: false }) => self.sent[usize::from(code)].count(),
+            Some(Alert { code, received: true }) => self.received[usize::from(code)].count(),
+        }
+    }
+
+    /// Those that have happened: ended without an alert, then by alerts that were sent, then by alerts that were received.
+    pub fn all(&self) -> impl Iterator<Item = (Option<Alert>, u64)> {
+        let by_alert = |received: bool| {
+            let counters = if received { &self.received } else { &self.sent };
+            (0..=u8::MAX)
+                .zip(counters)
+                .map(move |(code, count)| (Some(Alert { code, received }), count.get()))
+        };
+        let all = [(None, self.silent.get())].into_iter().chain(by_alert(false)).chain(by_alert(true));
+        all.filter(|(_, count)| *count > 0)
     }
 }
 

@@ -10,9 +10,10 @@ use std::{
     task::{Poll, Waker},
 };
 
-use super::{Facts, RemovalReason, Session};
+use super::{Facts, RemovalReason, Role, Session, SessionId, cache::Miss};
 use crate::{
     clock::Timestamp,
+    server_name::ServerName,
     sync::{AtomicUsize, Mutex, Ordering, RwLock},
 };
 
@@ -42,11 +43,30 @@ pub struct Event {
     pub data_bytes: usize,
 }
 
+/// A lookup that found nothing to resume.
+#[derive(Clone, Debug)]
+pub struct MissEvent {
+    /// When.
+    pub at: Timestamp,
+    /// The id that was looked up.
+    pub id: SessionId,
+    /// Whose session was wanted.
+    pub role: Role,
+    /// The context in which it was looked up.
+    pub context: Arc<str>,
+    /// The name under which it was looked up, or none.
+    pub server_name: ServerName<'static>,
+    /// Why there was none.
+    pub why: Miss,
+}
+
 /// What a watcher is told.
 #[derive(Clone, Debug)]
 pub enum News {
-    /// It happened.
+    /// Something happened to a session.
     Event(Box<Event>),
+    /// A lookup missed.
+    Missed(Box<MissEvent>),
     /// So many events did not fit, after those told before.
     Dropped(u64),
 }
@@ -67,8 +87,16 @@ pub struct Watchers {
     all: RwLock<Vec<Arc<Queue>>>,
 }
 
+/// Whether something happened to a session.
+#[derive(Clone, Copy)]
+enum NewsKind {
+    Change,
+    Miss,
+}
+
 struct Queue {
-    wanted: Box<dyn Fn(&Facts) -> bool + Send + Sync>,
+    /// Whether events of a context are for this watcher, by the context's name.
+    wanted: Box<dyn Fn(&str) -> bool + Send + Sync>,
     state: Mutex<State>,
 }
 
@@ -80,10 +108,12 @@ impl fmt::Debug for Queue {
 
 #[derive(Default)]
 struct State {
-    events: VecDeque<Event>,
-    /// Sizes of their kinds.
+    events: VecDeque<News>,
+    /// Sizes of what they name.
     bytes: usize,
     dropped: u64,
+    /// Misses among them: they hold nothing else up.
+    dropped_misses: u64,
     waker: Option<Waker>,
 }
 
@@ -95,8 +125,8 @@ pub struct Watch {
 }
 
 impl Watchers {
-    /// Begins to watch the sessions that are wanted. `None`: there are [`WATCHERS_MAX`] already.
-    pub fn watch(self: &Arc<Self>, wanted: impl Fn(&Facts) -> bool + Send + Sync + 'static) -> Option<Watch> {
+    /// Begins to watch what happens under the contexts whose names are wanted. `None`: there are [`WATCHERS_MAX`] already.
+    pub fn watch(self: &Arc<Self>, wanted: impl Fn(&str) -> bool + Send + Sync + 'static) -> Option<Watch> {
         let queue = Arc::new(Queue { wanted: Box::new(wanted), state: Mutex::default() });
         let mut all = self.all.write();
         if all.len() >= WATCHERS_MAX {
@@ -116,15 +146,34 @@ impl Watchers {
 
     #[cold]
     fn tell_all(&self, session: &Session, what: What, at: Timestamp) {
-        for queue in self.all.read().iter().filter(|queue| (queue.wanted)(session.facts())) {
-            let waker = queue.push(session.kind().size(), || Event {
+        self.push(NewsKind::Change, &session.kind().account.name, session.kind().size(), || {
+            News::Event(Box::new(Event {
                 at,
                 what,
                 facts: session.facts().clone(),
                 open_connections: session.open_connections(),
                 data_bytes: session.secret().len(),
-            });
-            if let Some(waker) = waker {
+            }))
+        });
+    }
+
+    /// Tells of a lookup that missed, where anybody watches.
+    #[inline]
+    pub(super) fn tell_miss(&self, miss: impl FnOnce() -> MissEvent) {
+        if self.count.load(Ordering::Relaxed) > 0 {
+            self.tell_miss_to_all(miss());
+        }
+    }
+
+    #[cold]
+    fn tell_miss_to_all(&self, miss: MissEvent) {
+        let bytes = size_of::<MissEvent>() + miss.server_name.len();
+        self.push(NewsKind::Miss, &Arc::clone(&miss.context), bytes, || News::Missed(Box::new(miss.clone())));
+    }
+
+    fn push(&self, kind: NewsKind, context: &str, bytes: usize, news: impl Fn() -> News) {
+        for queue in self.all.read().iter().filter(|queue| (queue.wanted)(context)) {
+            if let Some(waker) = queue.push(kind, bytes, &news) {
                 waker.wake();
             }
         }
@@ -132,15 +181,20 @@ impl Watchers {
 }
 
 impl Queue {
-    fn push(&self, bytes: usize, event: impl FnOnce() -> Event) -> Option<Waker> {
+    fn push(&self, kind: NewsKind, bytes: usize, news: impl FnOnce() -> News) -> Option<Waker> {
         let mut state = self.state.lock();
-        // Once one is missing, those after it wait until the watcher has been told so.
-        let full = state.events.len() >= EVENTS_MAX || state.bytes + bytes > EVENTS_BYTES_MAX;
-        if full || state.dropped > 0 {
-            state.dropped += 1;
-        } else {
-            state.bytes += bytes;
-            state.events.push_back(event());
+        let room = |part: usize| {
+            state.events.len() < EVENTS_MAX / part && state.bytes + bytes <= EVENTS_BYTES_MAX / part
+        };
+        // Misses are as many as peers and workers like, so they take no more than half of the room.
+        match kind {
+            NewsKind::Miss if state.dropped > 0 || !room(2) => state.dropped_misses += 1,
+            // Once one is missing, those after it wait until the watcher has been told so.
+            NewsKind::Change if state.dropped > 0 || !room(1) => state.dropped += 1,
+            NewsKind::Miss | NewsKind::Change => {
+                state.bytes += bytes;
+                state.events.push_back(news());
+            }
         }
         state.waker.take()
     }
@@ -150,7 +204,7 @@ impl Watch {
     /// What happened since the last call, oldest first. Where it is nothing yet, `waker` is woken when something does.
     pub fn poll(&self, waker: &Waker) -> Poll<Vec<News>> {
         let mut state = self.queue.state.lock();
-        if state.events.is_empty() && state.dropped == 0 {
+        if state.events.is_empty() && state.dropped + state.dropped_misses == 0 {
             if !state.waker.as_ref().is_some_and(|held| held.will_wake(waker)) {
                 state.waker = Some(waker.clone());
             }
@@ -158,9 +212,9 @@ impl Watch {
         }
         let events = mem::take(&mut state.events);
         state.bytes = 0;
-        let dropped = mem::take(&mut state.dropped);
+        let dropped = mem::take(&mut state.dropped) + mem::take(&mut state.dropped_misses);
         drop(state);
-        let mut news: Vec<_> = events.into_iter().map(|event| News::Event(Box::new(event))).collect();
+        let mut news = Vec::from(events);
         if dropped > 0 {
             news.push(News::Dropped(dropped));
         }

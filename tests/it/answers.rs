@@ -148,6 +148,7 @@ async fn every_way_out_is_explained_counted_and_watched() {
                     assert_eq!(*why, told.reason());
                 }
             }
+            Event::Missed(miss) => assert!(!miss.session_id_prefix.is_empty()),
             Event::Dropped(_) => panic!("nothing was dropped"),
         }
         assert!(told.time.is_some());
@@ -223,6 +224,7 @@ async fn watcher_sees_its_context_and_is_told_what_it_missed() {
             Event::Added(session) => assert_eq!(session.id, "bb", "and nothing of another context"),
             Event::Hit(_) => hits += 1,
             Event::Removed(_) => panic!("nothing was removed"),
+            Event::Missed(_) => panic!("nothing was missed"),
             Event::Dropped(count) => dropped += count,
         }
     }

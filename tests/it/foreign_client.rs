@@ -97,6 +97,7 @@ pub(crate) fn open(table: &Table, role: Role, server_name: &str) -> ConnectionId
         server_name: server_name.into(),
         owner: "test".into(),
         idle_timeout: None,
+        peer_address: String::new(),
     };
     table.create(plan, None, |connection, _| connection.id()).unwrap()
 }

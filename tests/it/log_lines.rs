@@ -21,14 +21,14 @@ use crate::{
 };
 
 /// A daemon whose stderr is a file.
-struct Logging {
+pub(crate) struct Logging {
     process: Process,
     address: String,
     folder: TempDir,
 }
 
 impl Logging {
-    async fn start(rust_log: Option<&str>, config: &str) -> Self {
+    pub(crate) async fn start(rust_log: Option<&str>, config: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("daemon.toml"), config).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"));
@@ -45,6 +45,10 @@ impl Logging {
         Self { process, address, folder }
     }
 
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
     async fn guest(&self) -> Guest {
         Guest::new(&over(TcpStream::connect(&self.address).await.unwrap()).await)
     }
@@ -54,7 +58,7 @@ impl Logging {
     }
 
     /// Waits for a line in a file.
-    async fn until(&self, name: &str, word: &str) {
+    pub(crate) async fn until(&self, name: &str, word: &str) {
         let until = Instant::now() + PATIENCE;
         while !fs::read_to_string(self.path(name)).unwrap_or_default().contains(word) {
             assert!(Instant::now() < until, "{name} never has `{word}`");
@@ -63,7 +67,7 @@ impl Logging {
     }
 
     /// Ends it; answers the lines of its stderr.
-    async fn end(self) -> Vec<Value> {
+    pub(crate) async fn end(self) -> Vec<Value> {
         self.process.signal("TERM").await;
         assert!(self.process.succeeds().await);
         lines(&self.folder.path().join("stderr"))

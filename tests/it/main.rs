@@ -16,6 +16,7 @@ mod contract;
 mod documents;
 mod doors;
 mod drive_close;
+mod explaining;
 mod foreign_client;
 #[path = "../load/frames.rs"]
 #[allow(dead_code, reason = "shared with the tests of load")]

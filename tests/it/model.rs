@@ -160,6 +160,7 @@ impl World {
             server_name: "localhost".into(),
             owner: "test".into(),
             idle_timeout: None,
+            peer_address: String::new(),
         };
         let id = self.table.create(plan, None, |connection, _| connection.id()).unwrap();
         let object = Object {

@@ -48,6 +48,7 @@ fn make(table: &Table, role: Role) -> ConnectionId {
         server_name: "localhost".into(),
         owner: "test".into(),
         idle_timeout: None,
+        peer_address: String::new(),
     };
     table.create(plan, None, |connection, _| connection.id()).unwrap()
 }

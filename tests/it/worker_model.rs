@@ -215,6 +215,7 @@ impl World {
             server_name: String::new(),
             owner: "test".into(),
             idle_timeout: Some(Duration::from_secs(86_400)),
+            peer_address: String::new(),
         };
         let named = session.map(session_id);
         let registry = self.table.registry();

@@ -17,7 +17,7 @@ use shuttle::{
     scheduler::{PctScheduler, RandomScheduler},
 };
 // What the core imports, and needs no scheduler for.
-use tls_sessiond::{client_hello, clock, config, server_name};
+use tls_sessiond::{alert, client_hello, clock, config, server_name};
 
 mod caches;
 mod history;

@@ -341,10 +341,11 @@ fn protocols(extension: &mut Reader<'_>) -> Option<Vec<Vec<u8>>> {
     Some(protocols)
 }
 
-/// RFC 8446 section 4.2.11. An identity that is too long to be one of ours is somebody's ticket. Each has a binder.
+/// RFC 8446 section 4.2.11. An identity that is too long to be one of ours is somebody's ticket. Each has a binder, or TLS 1.3 is
+/// refused.
 fn identities(extension: &mut Reader<'_>) -> Option<Vec<Vec<u8>>> {
     let mut list = Reader(extension.vector16()?);
-    let (mut identities, mut count) = (Vec::new(), 0i32);
+    let (mut identities, mut count) = (Vec::new(), 0);
     while !list.0.is_empty() {
         let identity = list.vector16()?;
         list.bytes(4)?;
@@ -356,11 +357,17 @@ fn identities(extension: &mut Reader<'_>) -> Option<Vec<Vec<u8>>> {
             identities.push(identity.to_vec());
         }
     }
-    let mut binders = Reader(extension.vector16()?);
-    while !binders.0.is_empty() {
-        count = if binders.vector8()?.is_empty() { return None } else { count - 1 };
+    let (mut list, mut binders) = (Reader(extension.vector16()?), 0);
+    while !list.0.is_empty() {
+        binders += 1;
+        if list.vector8()?.is_empty() {
+            return None;
+        }
     }
-    (count == 0).then_some(identities)
+    if binders != count {
+        identities.clear();
+    }
+    Some(identities)
 }
 
 /// Takes things off the front; `None` where they are not there.

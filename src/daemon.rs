@@ -9,12 +9,13 @@ use crate::{
     clock::Clock,
     config::{Config, ConfigError, Endpoint, Limits},
     connection::{self, Table, table::Most},
-    context::Registry,
+    context::{Dropped, Registry},
     log::panics::caught,
     rpc::{
-        Api, Doors, Memory, ServeError, Serving,
+        Api, Doors, LiveLimits, Memory, ServeError, Serving,
         access::Access,
         listen::{Listeners, Signals},
+        reloads::{Outcome, Reloads},
         tls::Acceptor,
     },
 };
@@ -49,18 +50,22 @@ pub enum Error {
 pub struct Reload {
     table: Arc<Table>,
     doors: Doors,
+    limits: LiveLimits,
+    reloads: Arc<Reloads>,
     /// The configuration that the daemon runs with now. Held while another takes its place, so that two reloads at once
     /// follow each other.
     running: Arc<Mutex<Arc<Config>>>,
 }
 
 /// The outcome of a reload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reloaded {
     /// Number of contexts now.
     pub contexts: usize,
     /// Number of contexts that the reload removed.
     pub removed: usize,
+    /// Numbers of sessions that the reload dropped, by context: what decides who may resume has changed there.
+    pub dropped: Dropped,
 }
 
 impl Reload {
@@ -86,14 +91,33 @@ impl Reload {
         is_wanted().then(|| self.replace(config, &mut running)).transpose()
     }
 
+    /// Tells those that ask later that a reload was refused before it came here: a file could not be read, for example.
+    pub fn refused(&self, error: &str) {
+        self.reloads.refuse(self.table.now().wall(), error);
+    }
+
     fn replace(&self, config: &Config, running: &mut Arc<Config>) -> Result<Reloaded, ConfigError> {
+        let reloaded = self.try_replace(config, running);
+        match &reloaded {
+            Ok(reloaded) => {
+                let outcome = Outcome::Applied { dropped: reloaded.dropped.clone() };
+                self.reloads.tell(self.table.now().wall(), outcome);
+            }
+            Err(err) => self.refused(&err.to_string()),
+        }
+        reloaded
+    }
+
+    fn try_replace(&self, config: &Config, running: &mut Arc<Config>) -> Result<Reloaded, ConfigError> {
         config.can_follow(running)?;
         let registry = self.table.registry().rebuild(config)?;
         let tls = Acceptor::reload(config)?;
         let removed = config.removed_contexts(running).len();
         let contexts = registry.all().len();
         // Nothing can fail any more. Contexts and rules are one value, and change at once.
-        self.table.swap(Arc::new(registry));
+        let dropped = self.table.swap(Arc::new(registry));
+        self.table.resize(most(&config.limits));
+        self.limits.apply(&config.limits);
         self.doors.access.rules_changed();
         // Last: a certificate that a new authority signed never meets the old rules. One of an old authority that is let in
         // until here is as one that was let in before.
@@ -101,8 +125,12 @@ impl Reload {
             acceptor.swap(tls);
         }
         *running = Arc::new(config.clone());
-        Ok(Reloaded { contexts, removed })
+        Ok(Reloaded { contexts, removed, dropped })
     }
+}
+
+fn most(limits: &Limits) -> Most {
+    Most { all: limits.connections, of_one: limits.connections_per_owner }
 }
 
 /// A configuration, and all that its files hold. Nothing listens yet.
@@ -204,8 +232,7 @@ impl Daemon {
     pub fn listen(prepared: Prepared, clock: Clock) -> Result<Self, Error> {
         let sockets_max = prepared.sockets_max()?;
         let Prepared { config, registry, acceptor, .. } = prepared;
-        let most = Most { all: config.limits.connections, of_one: config.limits.connections_per_owner };
-        let table = Arc::new(Table::new(Arc::new(registry), clock, most));
+        let table = Arc::new(Table::new(Arc::new(registry), clock, most(&config.limits)));
         let signals = Signals::default();
         let doors = Doors { access: Arc::new(Access::new()), acceptor };
         let limits = Limits { sockets: sockets_max, ..config.limits };
@@ -236,6 +263,8 @@ impl Daemon {
         Reload {
             table: Arc::clone(&self.table),
             doors: self.doors.clone(),
+            limits: self.api.live_limits(),
+            reloads: self.api.reloads(),
             running: Arc::clone(&self.running),
         }
     }
@@ -259,13 +288,15 @@ impl Daemon {
             Some(result) => result,
             None => {
                 tracing::info!(connections = self.table.len(), "stopping");
+                // A reload may have changed it.
+                let drain = self.running.lock().drain;
                 health.set(Serving::No);
                 tokio::select! {
                     result = &mut serve => result?,
-                    () = sleep(self.config.drain.delay) => {}
+                    () = sleep(drain.delay) => {}
                 }
                 self.signals.draining.cancel();
-                match timeout(self.config.drain.timeout, &mut serve).await {
+                match timeout(drain.timeout, &mut serve).await {
                     Ok(result) => result,
                     Err(_) => {
                         tracing::warn!(

@@ -190,7 +190,7 @@ fn names_count_with_the_heap_they_take_and_give_it_back() {
         println!("{shape}: {most} bytes at most, {counted} counted, {} sessions", cache.len());
         assert!(most < (64 << 20) + journal, "{shape}: {most} bytes of heap");
         assert!(counted <= 64 << 20);
-        cache.close();
+        cache.close(|_| ());
         (0..2_000).for_each(|_| ledger.reap());
         let left = live().saturating_sub(before);
         assert!(left < KINDS_BYTES_MAX + 2 * DEPARTURES_MAX * 128, "{shape}: {left} bytes are left");

@@ -293,7 +293,7 @@ fn cache_that_is_made_smaller_leaves_no_secret() {
 #[test]
 fn closed_cache_leaves_no_secret() {
     assert_overwritten(|caches| {
-        caches.one.close();
+        caches.one.close(|_| ());
         Some(caches)
     });
 }
@@ -319,7 +319,7 @@ fn session_that_is_refused_leaves_no_secret() {
     refused(&Marker::new(), NotStored::TooLarge, |new| NewSession { binding: vec![0; 1_000].into(), ..new });
     drop(caches.one.put(new(1, Secret::copied(&[1])), NOW).unwrap());
     refused(&Marker::new(), NotStored::IdTaken, |new| new);
-    caches.one.close();
+    caches.one.close(|_| ());
     refused(&Marker::new(), NotStored::Revoked, |new| new);
 }
 

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use tls_sessiond::{
     config::{Config, DistinguishedName, IdentityPattern, Text},
     rpc::access::{Identity, Owner, Peer},
+    server_name::ServerName,
     session::PeerIdentity,
 };
 
@@ -48,7 +49,7 @@ pub(crate) fn run(data: &[u8]) {
             assert!(matches!(text, Text::Exactly(_) | Text::Below(_)));
         }
         Some(IdentityPattern::Dns(text)) => {
-            let wanted = rule["dns:".len()..].to_ascii_lowercase();
+            let wanted = ServerName::new(&rule["dns:".len()..]).to_string();
             assert_eq!(text.matches(&dns), one_label(&wanted, &dns), "{rule} {dns}");
         }
         Some(IdentityPattern::Subject(wanted)) => {

@@ -329,7 +329,9 @@ impl World {
         let failed = after.state == State::Failed;
         assert!(failed || (output.alert.is_none() && output.removed.is_empty()), "an alert ends it");
         // A connection that fails while it is open, by a word of either side or without one, takes along what it has.
-        if failed && (before.open || output.alert.is_some_and(|alert| alert.received)) {
+        // What is attached before a handshake is that handshake's only if it resumes nothing else.
+        let began = before.state != State::Before;
+        if failed && began && (before.open || output.alert.is_some_and(|alert| alert.received)) {
             self.bad.extend(before.attached.clone().map(|id| (place.0, id)));
         }
         self.bad.extend(output.removed.iter().map(|removed| (place.0, removed.id.clone())));

@@ -168,8 +168,9 @@ impl Attempt {
 }
 
 async fn reload_once(attempt: Attempt, reload: Reload, options: Options, log: Log) {
+    let refused = reload.clone();
     let reloading = aside(move || {
-        let config = options.load()?;
+        let config = options.load().inspect_err(|err| reload.refused(&err.to_string()))?;
         let Some(reloaded) = reload.apply_while(&config, || attempt.is_latest())? else { return Ok(None) };
         if let Err(err) = log.reload(&config.log) {
             tracing::error!(%err, "the audit file is not opened again; audit lines go where they went before");
@@ -177,20 +178,32 @@ async fn reload_once(attempt: Attempt, reload: Reload, options: Options, log: Lo
         Ok::<_, ConfigError>(Some(reloaded))
     });
     match reloading {
-        Ok(reloading) => tell(patiently(reloading).await),
+        Ok(reloading) => tell(patiently(reloading).await, &refused),
         Err(err) => tracing::error!(%err, "reload refused: the system gives no thread"),
     }
 }
 
-fn tell(reloaded: Result<Result<Option<Reloaded>, ConfigError>, oneshot::error::RecvError>) {
+fn tell(reloaded: Result<Result<Option<Reloaded>, ConfigError>, oneshot::error::RecvError>, reload: &Reload) {
     let refused = match reloaded {
         Ok(Ok(None)) => return,
-        Ok(Ok(Some(Reloaded { contexts, removed }))) => {
-            tracing::info!(contexts, removed, "configuration reloaded");
+        Ok(Ok(Some(Reloaded { contexts, removed, dropped }))) => {
+            for (context, sessions) in &dropped {
+                tracing::warn!(
+                    %context,
+                    sessions,
+                    "the reload changed what decides who may resume: sessions of this context were dropped"
+                );
+            }
+            let dropped: u64 = dropped.values().sum();
+            tracing::info!(contexts, removed, dropped, "configuration reloaded");
             return;
         }
         Ok(Err(err)) => err.to_string(),
-        Err(_) => "a defect of the daemon: the log has the panic".into(),
+        Err(_) => {
+            let defect = "a defect of the daemon: the log has the panic";
+            reload.refused(defect);
+            defect.into()
+        }
     };
     tracing::error!(err = refused, "reload refused; the configuration stays as it was");
 }

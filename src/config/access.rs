@@ -116,6 +116,7 @@ fn below(text: &str) -> Result<Text, String> {
 fn one_label(text: &str) -> Result<Text, String> {
     let text = ServerName::new(text).to_string();
     match text.split_once('*') {
+        None if text.is_empty() => Err("a DNS name has a label".into()),
         None => Ok(Text::Exactly(text)),
         Some(("", suffix)) if suffix.starts_with('.') && !suffix.contains('*') => {
             Ok(Text::OneLabel(suffix.to_owned()))
@@ -176,6 +177,7 @@ mod tests {
             "uid:x",
             "gid:-1",
             "dns:",
+            "dns:.",
             "dns:a.*",
             "dns:*",
             "dns:*.*.test",

@@ -42,6 +42,16 @@ pub enum Offering {
     Explicit,
 }
 
+/// What of a context's certificates decides who may resume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScopeBy {
+    /// The certificates themselves: a renewed one begins a new scope.
+    Certificate,
+    /// The names that they prove, and the authority at the end of each chain: a renewed certificate for the same names keeps the
+    /// scope.
+    Names,
+}
+
 /// How strict a context is about the close rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClosePolicy {
@@ -103,6 +113,8 @@ pub struct ContextConfig {
     pub options: Options,
     /// SSL_CTX_set_session_id_context(3).
     pub session_id_context: String,
+    /// What of its certificates decides who may resume.
+    pub scope_by: ScopeBy,
     /// Whether client connections are offered sessions that nobody named.
     pub offering: Offering,
     /// TLS 1.3 tickets of a full handshake.
@@ -215,6 +227,11 @@ pub(super) fn context(
         } else {
             raw.session_id_context.clone()
         },
+        scope_by: check.word(
+            &key("scope_by"),
+            &raw.scope_by,
+            &[("certificate", ScopeBy::Certificate), ("names", ScopeBy::Names)],
+        )?,
         offering: check.word(
             &key("client_sessions"),
             &raw.client_sessions,

@@ -25,8 +25,8 @@ pub use access::{Access, AccessRole, IdentityPattern, Text};
 use check::Check;
 use context::context;
 pub use context::{
-    ClientAuth, ClosePolicy, ContextConfig, IDLE_TIMEOUT_MAX, Offering, Options, SESSION_TIMEOUT_MAX, Trust,
-    Version,
+    ClientAuth, ClosePolicy, ContextConfig, IDLE_TIMEOUT_MAX, Offering, Options, SESSION_TIMEOUT_MAX,
+    ScopeBy, Trust, Version,
 };
 pub use distinguished_name::{DistinguishedName, NameError};
 pub use log::{Audit, Filter, Level, Log, LogFormat};
@@ -316,8 +316,8 @@ impl Config {
             ("listen.api", self.api == running.api),
             ("listen.unix_mode or listen.unix_owner", self.unix == running.unix),
             ("listen.tls", self.tls.is_some() == running.tls.is_some()),
-            ("limits", self.limits == running.limits),
-            ("drain", self.drain == running.drain),
+            ("limits.sockets", self.limits.sockets == running.limits.sockets),
+            ("limits.message", self.limits.message == running.limits.message),
             ("log.format", self.log.format == running.log.format),
             ("log.audit", self.log.audit == running.log.audit),
         ];

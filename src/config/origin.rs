@@ -206,30 +206,39 @@ fn assign(table: &mut Table, key: &str, value: Value) -> Result<(), String> {
     Ok(())
 }
 
-/// The byte position of a key as serde_path_to_error writes it: `context[0].alpn[1]`.
+/// The byte position of a key as serde_path_to_error writes it: `context[0].alpn[1]`. A name in it may have dots and brackets of
+/// its own, for TOML has quoted keys.
 fn position(table: &Spanned<DeTable<'_>>, key: &str) -> usize {
-    let mut at = 0;
+    let (mut at, mut rest) = (0, key);
     let mut here: Option<&DeValue<'_>> = None;
-    for part in key.split(['.', '[']).map(|part| part.trim_end_matches(']')) {
+    loop {
         let next = match here {
-            None => named(table.get_ref(), part),
-            Some(DeValue::Table(inner)) => named(inner, part),
-            Some(DeValue::Array(list)) => part
-                .parse::<usize>()
-                .ok()
-                .and_then(|place| list.get(place))
-                .map(|item| (item.span().start, item)),
+            None => named(table.get_ref(), rest),
+            Some(DeValue::Table(inner)) => named(inner, rest),
+            Some(DeValue::Array(list)) => placed(list, rest),
             Some(_) => None,
         };
-        let Some((start, value)) = next else { break };
-        at = start;
-        here = Some(value.get_ref());
+        let Some((start, value, left)) = next else { return at };
+        (at, here, rest) = (start, Some(value.get_ref()), left.strip_prefix('.').unwrap_or(left));
     }
-    at
 }
 
-fn named<'t, 's>(table: &'t DeTable<'s>, name: &str) -> Option<(usize, &'t Spanned<DeValue<'s>>)> {
-    table.iter().find(|(key, _)| key.get_ref() == name).map(|(key, value)| (key.span().start, value))
+type Found<'t, 's, 'k> = (usize, &'t Spanned<DeValue<'s>>, &'k str);
+
+/// The entry with the longest name that a key begins with, and the rest of the key.
+fn named<'t, 's, 'k>(table: &'t DeTable<'s>, key: &'k str) -> Option<Found<'t, 's, 'k>> {
+    let begins = table.iter().filter_map(|(name, value)| {
+        let rest = key.strip_prefix(name.get_ref().as_ref())?;
+        (rest.is_empty() || rest.starts_with(['.', '['])).then(|| (name.span().start, value, rest))
+    });
+    begins.min_by_key(|(_, _, rest)| rest.len())
+}
+
+/// The item of a list whose place a key begins with, and the rest of the key.
+fn placed<'t, 's, 'k>(list: &'t [Spanned<DeValue<'s>>], key: &'k str) -> Option<Found<'t, 's, 'k>> {
+    let (place, rest) = key.strip_prefix('[')?.split_once(']')?;
+    let item = list.get(place.parse::<usize>().ok()?)?;
+    Some((item.span().start, item, rest))
 }
 
 fn line_of(text: &str, position: usize) -> usize {

@@ -39,6 +39,8 @@ fn what_is_wrong_is_told_with_key_and_line() {
             "c.toml:3: listen.adress: unknown field `adress`, expected one of `api`, `unix_mode`, `unix_owner`, `tls`",
         ),
         ("[limits]\nconnections = \"many\"\n", "c.toml:2: limits.connections: invalid type: string \"many\""),
+        ("[limits]\n\n[\"1.3\"]\n", "c.toml:3: 1.3: unknown field `1.3`, expected one of"),
+        ("[limits]\n\"a[0].b\" = 1\n", "c.toml:2: limits.a[0].b: unknown field `a[0].b`, expected one of"),
         ("[limits]\nstreams = 0\n", "c.toml:2: limits.streams: must be more than zero"),
         ("[limits]\nstreams_non_worker = 0\n", "c.toml:2: limits.streams_non_worker: must be more than zero"),
         ("[limits]\nmessage = \"4MB\"\n", "c.toml:2: limits.message: `4MB` is no size"),

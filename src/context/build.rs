@@ -1,11 +1,11 @@
 //! Makes a [`Context`] of its configuration.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion,
-    client::{ResolvesClientCert, WebPkiServerVerifier, danger::ServerCertVerifier},
+    client::{WebPkiServerVerifier, danger::ServerCertVerifier},
     crypto::{CryptoProvider, aws_lc_rs::default_provider},
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
     server::{ResolvesServerCert, WebPkiClientVerifier, danger::ClientCertVerifier},
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     cipher_suite::iana_name,
-    config::{ClientAuth, ContextConfig, Offering, Trust, Version},
+    config::{ClientAuth, ContextConfig, Offering, ScopeBy, Trust, Version},
     pem::{self, PairError},
     session::{Role, cache::Plan},
     store::memory::Limits,
@@ -44,22 +44,25 @@ fn refuse(key: impl Into<String>, why: impl ToString) -> Refusal {
 #[derive(Clone)]
 pub(super) struct ClientTrust {
     verifier: Arc<dyn ServerCertVerifier>,
-    credentials: Arc<dyn ResolvesClientCert>,
+    pub(super) credentials: Arc<ClientCredentials>,
 }
 
 pub(super) fn build(config: &ContextConfig, shared: &mut Interned) -> Result<Context, Refusal> {
     let provider = Arc::new(provider(config)?);
     let several = config.certificates.len() > 1;
-    let certificates = load(&config.certificates, |place, key| match several {
+    let certificate_key = |place, key: &str| match several {
         true => format!("{key}[{place}]"),
         false => key.to_owned(),
-    })?;
+    };
+    let certificates = load(&config.certificates, certificate_key)?;
+    named(config, &certificates, |place| certificate_key(place, "certificate"))?;
     let certificates = match config.self_made {
         true => vec![shared.self_made(|| self_made(&provider))?],
         false => certificates,
     };
-    let client_certificates =
-        load(&config.client_certificates, |place, key| format!("client_certificates[{place}].{key}"))?;
+    let client_key = |place, key: &str| format!("client_certificates[{place}].{key}");
+    let client_certificates = load(&config.client_certificates, client_key)?;
+    named(config, &client_certificates, |place| client_key(place, "certificate"))?;
     let roots = roots(config, &certificates)?;
 
     let versions: Vec<&'static SupportedProtocolVersion> =
@@ -217,15 +220,45 @@ fn anchors(roots: &RootCertStore) -> Vec<u8> {
     digest(&SHA256, &anchors.concat()).as_ref().to_vec()
 }
 
-fn chains(builder: ScopeBuilder, credentials: &[Credential]) -> ScopeBuilder {
-    credentials.iter().fold(builder.field((credentials.len() as u64).to_be_bytes()), |builder, credential| {
-        builder.list(credential.chain().iter())
-    })
+/// What of the certificates decides who may resume.
+fn certificates_of_scope(
+    config: &ContextConfig,
+    builder: ScopeBuilder,
+    credentials: &[Credential],
+) -> ScopeBuilder {
+    if config.scope_by == ScopeBy::Certificate || config.self_made {
+        let builder = builder.field((credentials.len() as u64).to_be_bytes());
+        return credentials
+            .iter()
+            .fold(builder, |builder, credential| builder.list(credential.chain().iter()));
+    }
+    // Once for keys of two kinds, and in an order that is not that of the file.
+    let proved: BTreeSet<_> = credentials.iter().filter_map(Credential::proves).collect();
+    let builder = builder.field("names").field((proved.len() as u64).to_be_bytes());
+    proved
+        .into_iter()
+        .fold(builder, |builder, (names, authority)| builder.list(names.iter()).field(authority))
+}
+
+/// Refuses a certificate that a scope by names would tell from no other.
+fn named(
+    config: &ContextConfig,
+    credentials: &[Credential],
+    name: impl Fn(usize) -> String,
+) -> Result<(), Refusal> {
+    let nameless = || credentials.iter().position(|credential| credential.proves().is_none());
+    match config.scope_by {
+        ScopeBy::Names => nameless().map_or(Ok(()), |place| {
+            let why = "has no DNS, IP or URI name among its subject alternative names, which scope_by = \"names\" needs";
+            Err(refuse(name(place), why))
+        }),
+        ScopeBy::Certificate => Ok(()),
+    }
 }
 
 fn server_scope(config: &ContextConfig, certificates: &[Credential], roots: &RootCertStore) -> Scope {
     let builder = ScopeBuilder::new("server").field(&config.session_id_context).field("rustls");
-    let builder = chains(builder, certificates).list(config.alpn.iter());
+    let builder = certificates_of_scope(config, builder, certificates).list(config.alpn.iter());
     match config.client_auth {
         ClientAuth::None => builder.field("none").finish(),
         ClientAuth::Request => builder.field("request").field(anchors(roots)).finish(),
@@ -235,7 +268,7 @@ fn server_scope(config: &ContextConfig, certificates: &[Credential], roots: &Roo
 
 fn client_scope(config: &ContextConfig, certificates: &[Credential], roots: &RootCertStore) -> Scope {
     let builder = ScopeBuilder::new("client").field(&config.session_id_context).field("rustls");
-    chains(builder, certificates)
+    certificates_of_scope(config, builder, certificates)
         .list(config.alpn.iter())
         .field(anchors(roots))
         .field(match config.offering {
@@ -316,14 +349,14 @@ fn client(
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider))
         .build()
         .map_err(|err| refuse("ca", err))?;
-    let trust =
-        shared.trust(scope, ClientTrust { verifier, credentials: Arc::new(ClientCredentials(certificates)) });
+    let trust = shared
+        .trust(scope, ClientTrust { verifier, credentials: Arc::new(ClientCredentials::new(certificates)) });
     let made = side(config, versions, |versions| {
         let mut client = ClientConfig::builder_with_provider(Arc::clone(provider))
             .with_protocol_versions(versions)?
             .dangerous()
             .with_custom_certificate_verifier(Arc::clone(&trust.verifier))
-            .with_client_cert_resolver(Arc::clone(&trust.credentials));
+            .with_client_cert_resolver(Arc::<ClientCredentials>::clone(&trust.credentials));
         client.alpn_protocols = alpn(config);
         Ok(client)
     })?;

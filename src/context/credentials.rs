@@ -1,6 +1,11 @@
 //! Certificate chains and keys, and which of them a handshake gets.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
 
 use rustls::{
     SignatureScheme,
@@ -9,7 +14,11 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
+use x509_parser::{
+    certificate::X509Certificate,
+    extensions::GeneralName,
+    prelude::{FromDer, ParsedExtension},
+};
 
 use super::identity::{alternative_names, not_after};
 use crate::{clock::WallTime, server_name::ServerName};
@@ -19,6 +28,10 @@ use crate::{clock::WallTime, server_name::ServerName};
 pub(super) struct Credential {
     pub(super) key: Arc<CertifiedKey>,
     dns_names: Vec<ServerName<'static>>,
+    /// The subject alternative names of the leaf that name servers and workloads, each with its kind before it.
+    names: BTreeSet<Vec<u8>>,
+    /// What tells the authority at the end of the chain from others.
+    authority: Vec<u8>,
     /// DER of the issuer of each certificate of the chain.
     issuers: Vec<Vec<u8>>,
     pub(super) not_after: WallTime,
@@ -31,14 +44,16 @@ impl Credential {
     /// The place in the chain, from 1, of a certificate that cannot be parsed. What the parser says is dropped, as in
     /// [`crate::pem`].
     pub(super) fn new(key: CertifiedKey) -> Result<Self, usize> {
-        let mut dns_names = Vec::new();
-        let mut issuers = Vec::new();
+        let (mut dns_names, mut names) = (Vec::new(), BTreeSet::new());
+        let (mut issuers, mut authority) = (Vec::new(), Vec::new());
         let mut ends = None;
         for (place, der) in key.cert.iter().enumerate() {
             let (_, certificate) = X509Certificate::from_der(der).map_err(|_| place + 1)?;
             issuers.push(certificate.issuer().as_raw().to_vec());
+            authority = self::authority(&certificate);
             if ends.is_none() {
                 ends = Some(not_after(&certificate));
+                names = alternative_names(&certificate).filter_map(kind_and_name).collect();
                 dns_names = alternative_names(&certificate)
                     .filter_map(|name| match name {
                         GeneralName::DNSName(name) => Some(ServerName::new(name).into_owned()),
@@ -47,7 +62,14 @@ impl Credential {
                     .collect();
             }
         }
-        Ok(Self { key: Arc::new(key), dns_names, issuers, not_after: ends.unwrap_or_default() })
+        Ok(Self {
+            key: Arc::new(key),
+            dns_names,
+            names,
+            authority,
+            issuers,
+            not_after: ends.unwrap_or_default(),
+        })
     }
 
     /// All certificates of the chain, leaf first.
@@ -55,9 +77,44 @@ impl Credential {
         &self.key.cert
     }
 
+    /// What a renewed certificate has in common with this one: the names that it proves, and the authority that its chain ends with.
+    /// `None`: it proves no name.
+    pub(super) fn proves(&self) -> Option<(&BTreeSet<Vec<u8>>, &[u8])> {
+        (!self.names.is_empty()).then_some((&self.names, &self.authority))
+    }
+
     fn signs(&self, schemes: &[SignatureScheme]) -> bool {
         self.key.key.choose_scheme(schemes).is_some()
     }
+}
+
+/// A name as bytes that no name of another kind has.
+fn kind_and_name(name: &GeneralName<'_>) -> Option<Vec<u8>> {
+    match name {
+        GeneralName::DNSName(name) => Some(format!("dns:{}", ServerName::new(name)).into_bytes()),
+        GeneralName::IPAddress(address) => Some([&b"ip:"[..], address].concat()),
+        GeneralName::URI(uri) => Some(format!("uri:{uri}").into_bytes()),
+        _ => None,
+    }
+}
+
+/// The name of a certificate's issuer, with the identifier of its key (RFC 5280 section 4.2.1.1), and with the key itself where the
+/// certificate is its own issuer.
+fn authority(certificate: &X509Certificate<'_>) -> Vec<u8> {
+    let key_id = certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(authority) => {
+            authority.key_identifier.as_ref().map(|id| id.0)
+        }
+        _ => None,
+    });
+    let own = certificate.issuer().as_raw() == certificate.subject().as_raw();
+    let key = if own { certificate.public_key().raw } else { &[] };
+    let mut all = Vec::new();
+    for part in [certificate.issuer().as_raw(), key_id.unwrap_or_default(), key] {
+        all.extend_from_slice(&(part.len() as u64).to_be_bytes());
+        all.extend_from_slice(part);
+    }
+    all
 }
 
 /// Server certificates by SNI (RFC 6066 section 3): the exact name, then a wildcard, then the first of the list. Among
@@ -105,14 +162,29 @@ impl ResolvesServerCert for ServerCredentials {
 }
 
 /// Client certificates, chosen by what the server asks for: the job of SSL_CTX_set_client_cert_cb(3).
+///
+/// rustls resumes a session only with the very object that its handshake had, so a scope that outlives a renewal keeps this one, with
+/// other certificates in it.
 #[derive(Debug)]
-pub(super) struct ClientCredentials(pub(super) Vec<Credential>);
+pub(super) struct ClientCredentials(ArcSwap<Vec<Credential>>);
+
+impl ClientCredentials {
+    pub(super) fn new(all: Vec<Credential>) -> Self {
+        Self(ArcSwap::from_pointee(all))
+    }
+
+    /// Shows the certificates of another in the handshakes that begin from now on.
+    pub(super) fn renew(&self, from: &Self) {
+        self.0.store(from.0.load_full());
+    }
+}
 
 impl ResolvesClientCert for ClientCredentials {
     /// The first that one of the named authorities issued, with a key that the server can verify. A server that names
     /// none takes any (RFC 8446 section 4.2.4). None fits: no certificate is sent.
     fn resolve(&self, authorities: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         self.0
+            .load()
             .iter()
             .filter(|credential| credential.signs(schemes))
             .find(|credential| {
@@ -123,7 +195,7 @@ impl ResolvesClientCert for ClientCredentials {
     }
 
     fn has_certs(&self) -> bool {
-        !self.0.is_empty()
+        !self.0.load().is_empty()
     }
 }
 
@@ -191,7 +263,7 @@ mod tests {
         let (_, three_name) = authority("three");
         let all = vec![credential(&["a"], Some(&one)), credential(&["b"], Some(&two))];
         let keys: Vec<_> = all.iter().map(|credential| Arc::clone(&credential.key)).collect();
-        let credentials = ClientCredentials(all);
+        let credentials = ClientCredentials::new(all);
         let resolve = |authorities: &[&[u8]]| {
             let chosen = credentials.resolve(authorities, &SCHEMES)?;
             keys.iter().position(|key| Arc::ptr_eq(key, &chosen))

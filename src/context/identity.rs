@@ -22,7 +22,11 @@ pub fn identity(der: &[u8]) -> Arc<PeerIdentity> {
         identity.not_after = not_after(&certificate);
         for name in alternative_names(&certificate) {
             match name {
-                GeneralName::DNSName(name) => identity.dns_names.push(ServerName::new(name).to_string()),
+                GeneralName::DNSName(name) => {
+                    // A name of dots alone is none.
+                    let name = ServerName::new(name);
+                    identity.dns_names.extend((!name.is_empty()).then(|| name.to_string()));
+                }
                 GeneralName::URI(uri) => identity.uris.push((*uri).to_owned()),
                 _ => {}
             }

@@ -29,7 +29,7 @@ pub mod scope;
 pub mod sent_alerts;
 mod suites;
 
-pub use registry::Registry;
+pub use registry::{Dropped, Registry};
 pub use scope::Scope;
 
 /// What connections inherit. Never changes.

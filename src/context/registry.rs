@@ -1,7 +1,7 @@
 //! Contexts by name, which of them share a cache, and the rules of access to them.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -11,7 +11,7 @@ use std::{
 use super::{
     Context, Former,
     build::{self, ClientTrust, Refusal},
-    credentials::Credential,
+    credentials::{ClientCredentials, Credential},
     scope::Scope,
 };
 use crate::{
@@ -28,13 +28,20 @@ pub struct Registry {
     by_name: HashMap<Arc<str>, usize>,
     caches: HashMap<Scope, Kept>,
     trust: HashMap<Scope, ClientTrust>,
+    /// Client certificates in use, and those that take their place once this registry follows.
+    renewed: Vec<(Arc<ClientCredentials>, Arc<ClientCredentials>)>,
     self_made: Option<Credential>,
     ledger: Arc<Ledger>,
+    /// What all caches may hold together.
+    total: Limits,
     rules: Vec<Access>,
     version: u64,
     /// The version of the next one that is built. Registries that follow each other share it.
     next_version: Arc<AtomicU64>,
 }
+
+/// Numbers of sessions that a reload dropped, by the context that they were made under.
+pub type Dropped = BTreeMap<Arc<str>, u64>;
 
 /// A cache, and how much it shall hold.
 #[derive(Clone, Debug)]
@@ -56,8 +63,7 @@ impl Registry {
     /// # Errors
     /// The first thing that is wrong, with its key and where that stands.
     pub fn build(config: &Config) -> Result<Self, ConfigError> {
-        let total = Limits { entries_max: config.limits.sessions, bytes_max: config.limits.session_bytes };
-        let registry = Self::make(config, Interned::new(Arc::new(Ledger::new(total))))?;
+        let registry = Self::make(config, Interned::new(Arc::new(Ledger::new(total(config)))))?;
         registry.share();
         Ok(registry)
     }
@@ -85,16 +91,30 @@ impl Registry {
         }
         let by_name =
             contexts.iter().enumerate().map(|(place, context)| (Arc::clone(&context.name), place)).collect();
-        let Interned { caches, trust, self_made, ledger, next_version, .. } = shared;
+        let Interned { caches, trust, renewed, self_made, ledger, next_version, .. } = shared;
         let version = next_version.fetch_add(1, Ordering::Relaxed);
         let rules = config.access.clone();
-        Ok(Self { contexts, by_name, caches, trust, self_made, ledger, rules, version, next_version })
+        let total = total(config);
+        Ok(Self {
+            contexts,
+            by_name,
+            caches,
+            trust,
+            renewed,
+            self_made,
+            ledger,
+            total,
+            rules,
+            version,
+            next_version,
+        })
     }
 
     /// Begins to be what connections are made from, after another, at a moment: caches get their sizes, and new ones the
     /// revocations of those that they take the place of. Nothing that authenticated before the moment is stored in a new
     /// one, because it authenticated under another scope.
     pub fn follow(&self, before: &Self, since: Timestamp) {
+        self.renewed.iter().for_each(|(used, fresh)| used.renew(fresh));
         for (scope, kept) in &self.caches {
             if before.caches.contains_key(scope) {
                 kept.cache.resize(kept.limits, kept.session_bytes_max);
@@ -117,16 +137,22 @@ impl Registry {
         self.share();
     }
 
-    /// Ends to be what connections are made from: caches that the next one does not have are closed.
-    pub fn retire(&self, after: &Self) {
+    /// Ends to be what connections are made from: caches that the next one does not have are closed. Returns how many sessions
+    /// that dropped, by the context that each was made under.
+    pub fn retire(&self, after: &Self) -> Dropped {
+        let mut dropped = Dropped::new();
         for (scope, kept) in &self.caches {
             if !after.caches.contains_key(scope) {
-                kept.cache.close();
+                kept.cache.close(|session| {
+                    *dropped.entry(Arc::clone(&session.kind().account.name)).or_default() += 1;
+                });
             }
         }
+        dropped
     }
 
     fn share(&self) {
+        self.ledger.budget.resize(self.total);
         self.ledger.budget.share(self.caches());
     }
 
@@ -167,6 +193,10 @@ impl Registry {
     }
 }
 
+fn total(config: &Config) -> Limits {
+    Limits { entries_max: config.limits.sessions, bytes_max: config.limits.session_bytes }
+}
+
 /// What contexts of the same scope hold in common.
 pub(super) struct Interned {
     caches: HashMap<Scope, Kept>,
@@ -175,6 +205,7 @@ pub(super) struct Interned {
     /// Of the registry that this one follows.
     before: HashMap<Scope, Kept>,
     trust_before: HashMap<Scope, ClientTrust>,
+    renewed: Vec<(Arc<ClientCredentials>, Arc<ClientCredentials>)>,
     self_made: Option<Credential>,
     contexts_before: Vec<Arc<Context>>,
     next_version: Arc<AtomicU64>,
@@ -188,6 +219,7 @@ impl Interned {
             ledger,
             before: HashMap::new(),
             trust_before: HashMap::new(),
+            renewed: Vec::new(),
             self_made: None,
             contexts_before: Vec::new(),
             next_version: Arc::default(),
@@ -216,6 +248,9 @@ impl Interned {
 
     /// What every client context of a scope must hold by the same address.
     pub(super) fn trust(&mut self, scope: Scope, made: ClientTrust) -> ClientTrust {
+        if let Some(held) = self.trust_before.get(&scope).filter(|_| !self.trust.contains_key(&scope)) {
+            self.renewed.push((Arc::clone(&held.credentials), Arc::clone(&made.credentials)));
+        }
         let held = self.trust_before.get(&scope).cloned().unwrap_or(made);
         self.trust.entry(scope).or_insert(held).clone()
     }

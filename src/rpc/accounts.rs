@@ -64,10 +64,10 @@ const LEAST_OF_ONE: usize = 16;
 /// How much is taken of something, and how much there is, in all and for one identity.
 struct Pool {
     taken: AtomicUsize,
-    most: usize,
-    most_of_one: usize,
-    /// An identity that holds no more than this is within the limit for all, whatever the others hold.
-    least_of_one: usize,
+    most: AtomicUsize,
+    most_of_one: AtomicUsize,
+    /// Whether an identity may have one part in [`LEAST_OF_ONE`] of its limit, whatever the others hold.
+    reserves: bool,
 }
 
 /// What one identity holds.
@@ -112,39 +112,58 @@ impl<K: Eq + Hash + Clone, M: Default> Members<K, M> {
 
 impl Pool {
     const fn new(most: usize, most_of_one: usize) -> Self {
-        Self { taken: AtomicUsize::new(0), most, most_of_one, least_of_one: 0 }
+        Self {
+            taken: AtomicUsize::new(0),
+            most: AtomicUsize::new(most),
+            most_of_one: AtomicUsize::new(most_of_one),
+            reserves: false,
+        }
     }
 
     /// A pool of which each identity may have a part in any case.
     const fn with_reserve(most: usize, most_of_one: usize) -> Self {
-        Self { least_of_one: most_of_one / LEAST_OF_ONE, ..Self::new(most, most_of_one) }
+        Self { reserves: true, ..Self::new(most, most_of_one) }
+    }
+
+    /// Changes the limits. What is taken beyond them stays taken.
+    fn resize(&self, most: usize, most_of_one: usize) {
+        self.most.store(most, Ordering::Relaxed);
+        self.most_of_one.store(most_of_one, Ordering::Relaxed);
+    }
+
+    fn least_of_one(&self) -> usize {
+        if self.reserves { self.most_of_one.load(Ordering::Relaxed) / LEAST_OF_ONE } else { 0 }
     }
 
     /// Takes some for one identity, or none of it. The error tells which limit is reached.
     fn take(&self, of_one: &AtomicUsize, amount: usize) -> Result<(), Full> {
-        if !add_within(of_one, amount, self.most_of_one) {
-            return Err(Full::OfOne(self.most_of_one));
+        let (most, most_of_one) =
+            (self.most.load(Ordering::Relaxed), self.most_of_one.load(Ordering::Relaxed));
+        if !add_within(of_one, amount, most_of_one) {
+            return Err(Full::OfOne(most_of_one));
         }
-        if add_within(&self.taken, amount, self.most) {
+        if add_within(&self.taken, amount, most) {
             return Ok(());
         }
-        if of_one.load(Ordering::Relaxed) <= self.least_of_one {
+        if of_one.load(Ordering::Relaxed) <= self.least_of_one() {
             self.taken.fetch_add(amount, Ordering::Relaxed);
             return Ok(());
         }
         of_one.fetch_sub(amount, Ordering::Relaxed);
-        Err(Full::OfAll(self.most))
+        Err(Full::OfAll(most))
     }
 
     /// Whether an identity that holds `of_one` could take a sixteenth of its limit more.
     fn has_room(&self, of_one: &AtomicUsize) -> Result<(), Full> {
+        let (most, most_of_one) =
+            (self.most.load(Ordering::Relaxed), self.most_of_one.load(Ordering::Relaxed));
         let room = |taken: usize, most| taken <= most / 16 * 15;
         let of_one = of_one.load(Ordering::Relaxed);
-        if !room(of_one, self.most_of_one) {
-            return Err(Full::OfOne(self.most_of_one));
+        if !room(of_one, most_of_one) {
+            return Err(Full::OfOne(most_of_one));
         }
-        if !room(self.taken.load(Ordering::Relaxed), self.most) && of_one > self.least_of_one / 2 {
-            return Err(Full::OfAll(self.most));
+        if !room(self.taken.load(Ordering::Relaxed), most) && of_one > self.least_of_one() / 2 {
+            return Err(Full::OfAll(most));
         }
         Ok(())
     }
@@ -221,6 +240,13 @@ impl Accounts {
             by_owner: Members(DashMap::new()),
             by_address: Members(DashMap::new()),
         }
+    }
+
+    /// Takes the limits of a new configuration.
+    pub(super) fn resize(&self, limits: &Limits) {
+        self.calls.resize(limits.calls_in_flight, limits.calls_per_owner);
+        self.attached.resize(limits.calls_in_flight, limits.calls_per_owner);
+        self.bytes.resize(limits.request_bytes, limits.request_bytes_per_owner);
     }
 
     /// The account of an identity, for one of its connections.

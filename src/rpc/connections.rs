@@ -1,6 +1,9 @@
 //! ConnectionService.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use tokio::{task::yield_now, time::sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -34,7 +37,8 @@ pub(super) struct Connections {
     pub(super) pages: Arc<Pages>,
     pub(super) lists: Arc<Turns>,
     pub(super) draining: CancellationToken,
-    pub(super) plaintext_buffer: usize,
+    /// Most plaintext that waits for a handshake on one Drive, in bytes.
+    pub(super) plaintext_buffer: AtomicUsize,
 }
 
 /// Makes connections from requests: for New, and for the first message of a Drive.
@@ -444,7 +448,7 @@ impl ConnectionService for Connections {
             StreamPlace::hold(&by),
             opening,
             deadline,
-            self.plaintext_buffer,
+            self.plaintext_buffer.load(Ordering::Relaxed),
         )))
     }
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{
-    access::SEES,
+    access::{Roles, SEES},
     connections::{answer, caller},
     convert,
+    reloads::Reloads,
     streams::StreamTotals,
 };
 use crate::{
@@ -21,6 +22,7 @@ pub(super) struct Contexts {
     pub(super) table: Arc<Table>,
     pub(super) started: Timestamp,
     pub(super) stream_totals: Arc<StreamTotals>,
+    pub(super) reloads: Arc<Reloads>,
 }
 
 #[async_trait]
@@ -42,7 +44,9 @@ impl ContextService for Contexts {
             stream_limit_connections: self.stream_totals.connections(),
             stream_limit_reached: self.stream_totals.reached(),
         };
-        Ok(Response::new(pb::ListContextsResponse { contexts, daemon: Some(daemon) }))
+        let operates = by.has_any(&registry, Roles::OBSERVER);
+        let last_reload = self.reloads.last(|context| by.may(&registry, SEES, context), operates);
+        Ok(Response::new(pb::ListContextsResponse { contexts, daemon: Some(daemon), last_reload }))
     }
 
     async fn get_context(

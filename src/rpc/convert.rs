@@ -122,6 +122,7 @@ pub(super) fn removal_reason(from: RemovalReason) -> pb::RemovalReason {
         RemovalReason::Taken => pb::RemovalReason::Taken,
         RemovalReason::Removed => pb::RemovalReason::Removed,
         RemovalReason::Revoked => pb::RemovalReason::Revoked,
+        RemovalReason::ScopeChanged => pb::RemovalReason::ScopeChanged,
     }
 }
 

@@ -10,7 +10,7 @@ use dashmap::DashMap;
 /// Numbers of this second, by owner.
 #[derive(Debug)]
 pub(super) struct EachSecond {
-    most: u32,
+    most: AtomicU32,
     /// Which second.
     second: AtomicU64,
     /// Of all owners in this second: while it is less than one may have, no owner has more.
@@ -20,12 +20,22 @@ pub(super) struct EachSecond {
 
 impl EachSecond {
     pub(super) fn new(most: u32) -> Self {
-        Self { most, second: AtomicU64::new(0), all: AtomicU32::new(0), by_owner: DashMap::new() }
+        Self {
+            most: AtomicU32::new(most),
+            second: AtomicU64::new(0),
+            all: AtomicU32::new(0),
+            by_owner: DashMap::new(),
+        }
     }
 
     /// How often one owner may, in a second.
     pub(super) fn most(&self) -> u32 {
-        self.most
+        self.most.load(Ordering::Relaxed)
+    }
+
+    /// Changes how often one owner may, in a second.
+    pub(super) fn resize(&self, most: u32) {
+        self.most.store(most, Ordering::Relaxed);
     }
 
     /// Whether this owner may do it once more. Seconds count from any moment.
@@ -37,8 +47,8 @@ impl EachSecond {
             self.all.store(0, Ordering::Relaxed);
             self.by_owner.clear();
         }
-        self.all.load(Ordering::Relaxed) < self.most
-            || self.by_owner.get(owner).is_none_or(|times| *times < self.most)
+        let most = self.most();
+        self.all.load(Ordering::Relaxed) < most || self.by_owner.get(owner).is_none_or(|times| *times < most)
     }
 
     /// This owner did it.

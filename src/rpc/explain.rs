@@ -104,7 +104,10 @@ fn departed(departure: &Departure, offset: WallOffset) -> pb::ExplainSessionResp
                 RemovalReason::CacheFull => "the cache was full and nobody had asked for it lately",
                 RemovalReason::Taken => "it is single-use and was handed out",
                 RemovalReason::Removed => "RemoveSession",
-                RemovalReason::Revoked => "RevokeSessions, or a new configuration changed who may resume",
+                RemovalReason::Revoked => "RevokeSessions",
+                RemovalReason::ScopeChanged => {
+                    "a reload changed what decides who may resume, for example the certificate or the trust anchors"
+                }
             }
         ),
         ..Default::default()

@@ -20,6 +20,7 @@
 //! * `streams`: how many of them one HTTP/2 connection holds
 //! * `batch`, `answers`: the calls of one message of an Attach, and what they answer, as bytes
 //! * `seldom`: futures that are not asked at every wake-up
+//! * [`reloads`]: the last reload, for those that ask
 //! * `revoke`, `explain`: which sessions resume no more, and why not
 //! * `session_list`: pages of sessions
 //! * `convert`, `page`, `turns`, `request_ids`: messages, lists, one list at a time, repeated requests
@@ -27,7 +28,10 @@
 use std::{
     collections::HashSet,
     num::NonZeroUsize,
-    sync::{Arc, LazyLock},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
 };
 
@@ -74,6 +78,7 @@ mod lookout;
 mod page;
 mod preface;
 mod reflection;
+pub mod reloads;
 mod request_ids;
 mod revoke;
 mod seldom;
@@ -100,6 +105,7 @@ use listen::{Listeners, Signals};
 use local::Local;
 use page::Pages;
 use reflection::Reflection;
+use reloads::Reloads;
 use request_ids::RequestIds;
 use sessions::Sessions;
 use streams::{StreamLimits, StreamTotals};
@@ -149,6 +155,27 @@ pub struct Api {
     sockets_max: usize,
     health: Health,
     memory: Memory,
+    live: LiveLimits,
+    reloads: Arc<Reloads>,
+}
+
+/// The limits of the API that a reload may change. Clones change the same ones.
+#[derive(Clone)]
+pub struct LiveLimits {
+    accounts: Arc<Accounts>,
+    streams: Arc<StreamLimits>,
+    connections: Arc<Connections>,
+    sessions: Arc<Sessions>,
+}
+
+impl LiveLimits {
+    /// Takes the limits of a new configuration: for what is asked for from now on. What is held beyond them stays.
+    pub fn apply(&self, limits: &Limits) {
+        self.accounts.resize(limits);
+        self.streams.resize(limits.streams, limits.streams_non_worker);
+        self.connections.plaintext_buffer.store(limits.plaintext_buffer, Ordering::Relaxed);
+        self.sessions.misses.resize(limits.misses_per_second);
+    }
 }
 
 /// What the API remembers of calls for some time.
@@ -200,7 +227,7 @@ impl Api {
             opener: Arc::clone(&opener),
             pages: Arc::clone(&pages),
             draining: signals.draining.clone(),
-            plaintext_buffer: limits.plaintext_buffer,
+            plaintext_buffer: AtomicUsize::new(limits.plaintext_buffer),
         });
         let sessions = Arc::new(Sessions {
             lists,
@@ -214,7 +241,7 @@ impl Api {
             tls: doors.acceptor,
             accounts: Arc::new(Accounts::new(limits)),
             table: Arc::clone(&table),
-            streams: StreamLimits { worker: limits.streams, non_worker: limits.streams_non_worker },
+            streams: Arc::new(StreamLimits::new(limits.streams, limits.streams_non_worker)),
             stream_totals: Arc::new(StreamTotals::new()),
         };
         let workers = Workers {
@@ -223,7 +250,15 @@ impl Api {
             draining: signals.draining.clone(),
         };
         let stream_totals = Arc::clone(&gate.stream_totals);
-        let contexts = Contexts { started: table.now().at, table, stream_totals };
+        let live = LiveLimits {
+            accounts: Arc::clone(&gate.accounts),
+            streams: Arc::clone(&gate.streams),
+            connections: Arc::clone(&connections),
+            sessions: Arc::clone(&sessions),
+        };
+        let reloads = Arc::new(Reloads::default());
+        let contexts =
+            Contexts { started: table.now().at, table, stream_totals, reloads: Arc::clone(&reloads) };
         let messages = MessageLimits {
             connections: limits.message,
             sessions: limits.message.min(BATCH_BYTES_MAX),
@@ -252,7 +287,7 @@ impl Api {
             messages,
         };
         let http = Http::new(services, gate);
-        Ok(Self { http, sockets_max: limits.sockets, health, memory: Memory(opener) })
+        Ok(Self { http, sockets_max: limits.sockets, health, memory: Memory(opener), live, reloads })
     }
 
     /// What tells whether the daemon serves.
@@ -263,6 +298,16 @@ impl Api {
     /// What it remembers of calls.
     pub fn memory(&self) -> Memory {
         self.memory.clone()
+    }
+
+    /// What a reload may change of its limits.
+    pub fn live_limits(&self) -> LiveLimits {
+        self.live.clone()
+    }
+
+    /// Where the outcome of each reload is told.
+    pub fn reloads(&self) -> Arc<Reloads> {
+        Arc::clone(&self.reloads)
     }
 
     /// Answers calls of this process as those of a caller over loopback, without a socket.

@@ -15,12 +15,24 @@ use std::{
 use super::{access::Caller, line_budget::LineBudget};
 
 /// Concurrent streams of one HTTP/2 connection, by what its caller may do.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct StreamLimits {
     /// Of a caller with the role worker in any context.
-    pub(super) worker: u32,
+    worker: AtomicU32,
     /// Of any other caller.
-    pub(super) non_worker: u32,
+    non_worker: AtomicU32,
+}
+
+impl StreamLimits {
+    pub(super) fn new(worker: u32, non_worker: u32) -> Self {
+        Self { worker: worker.into(), non_worker: non_worker.into() }
+    }
+
+    /// Changes the limits of HTTP/2 connections that begin from now on.
+    pub(super) fn resize(&self, worker: u32, non_worker: u32) {
+        self.worker.store(worker, Ordering::Relaxed);
+        self.non_worker.store(non_worker, Ordering::Relaxed);
+    }
 }
 
 /// What a caller may do, as far as it decides how much of HTTP/2 it gets.
@@ -85,12 +97,12 @@ pub(super) struct Streams {
 impl Streams {
     /// With the limit of a caller of this class.
     pub(super) fn new(limits: &StreamLimits, class: Class, totals: &Arc<StreamTotals>) -> Self {
+        let worker = limits.worker.load(Ordering::Relaxed);
+        let non_worker = limits.non_worker.load(Ordering::Relaxed);
         let (limit, key) = match class {
-            Class::Worker => (limits.worker, "limits.streams"),
-            Class::OtherRole => (limits.non_worker, "limits.streams_non_worker"),
-            Class::NoRole => {
-                (limits.non_worker.min(STREAMS_NO_ROLE), "the daemon for callers without a role")
-            }
+            Class::Worker => (worker, "limits.streams"),
+            Class::OtherRole => (non_worker, "limits.streams_non_worker"),
+            Class::NoRole => (non_worker.min(STREAMS_NO_ROLE), "the daemon for callers without a role"),
         };
         Self {
             class,
@@ -171,7 +183,7 @@ mod tests {
     #[test]
     fn limit_is_told_once_until_a_quarter_is_free() {
         let totals = Arc::new(StreamTotals::new());
-        let streams = Streams::new(&StreamLimits { worker: 8, non_worker: 1 }, Class::Worker, &totals);
+        let streams = Streams::new(&StreamLimits::new(8, 1), Class::Worker, &totals);
         (0..7).for_each(|_| streams.hold("test"));
         assert_eq!((totals.connections(), totals.reached()), (0, 0));
         // A place that is given back and taken again at the limit.
@@ -188,7 +200,7 @@ mod tests {
     #[test]
     fn lines_of_one_second_are_bounded_and_counters_are_not() {
         let totals = Arc::new(StreamTotals::new());
-        let limits = StreamLimits { worker: 8, non_worker: 1 };
+        let limits = StreamLimits::new(8, 1);
         let now = Instant::now();
         let lines = (0..100).filter(|_| totals.lines.take(now).is_some()).count();
         assert_eq!(lines, LINES as usize);

@@ -12,13 +12,14 @@ use std::{
 use super::{Cache, Session};
 use crate::{
     store::memory::{Amount, Limits},
-    sync::{Mutex, RwLock},
+    sync::{AtomicUsize, Mutex, Ordering, RwLock},
 };
 
 /// The total, and who shares it.
 #[derive(Debug)]
 pub struct Budget {
-    limits: Limits,
+    entries_max: AtomicUsize,
+    bytes_max: AtomicUsize,
     held: Arc<Amount>,
     caches: RwLock<Vec<Member>>,
     settling: Mutex<()>,
@@ -33,7 +34,26 @@ struct Member {
 impl Budget {
     /// A total that nobody shares yet.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, held: Arc::default(), caches: RwLock::default(), settling: Mutex::default() }
+        Self {
+            entries_max: AtomicUsize::new(limits.entries_max),
+            bytes_max: AtomicUsize::new(limits.bytes_max),
+            held: Arc::default(),
+            caches: RwLock::default(),
+            settling: Mutex::default(),
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            entries_max: self.entries_max.load(Ordering::Relaxed),
+            bytes_max: self.bytes_max.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Changes the total, for those that share it from then on ([`Self::share`]).
+    pub fn resize(&self, limits: Limits) {
+        self.entries_max.store(limits.entries_max, Ordering::Relaxed);
+        self.bytes_max.store(limits.bytes_max, Ordering::Relaxed);
     }
 
     /// What all caches hold together.
@@ -46,30 +66,38 @@ impl Budget {
         let sum =
             |limit: fn(&Limits) -> usize| caches.clone().map(|cache| limit(&cache.limits()) as u128).sum();
         let (entries, bytes) = (sum(|limits| limits.entries_max), sum(|limits| limits.bytes_max));
+        let total = self.limits();
         let members = caches
             .map(|cache| Member {
                 cache: Arc::downgrade(cache),
                 share: Limits {
-                    entries_max: scale(cache.limits().entries_max, self.limits.entries_max, entries),
-                    bytes_max: scale(cache.limits().bytes_max, self.limits.bytes_max, bytes),
+                    entries_max: scale(cache.limits().entries_max, total.entries_max, entries),
+                    bytes_max: scale(cache.limits().bytes_max, total.bytes_max, bytes),
                 },
             })
             .collect();
         *self.caches.write() = members;
+        // The total may have become smaller.
+        self.make_room(None);
     }
 
     /// Makes room where the total is exceeded: whoever is furthest above its share gives way. What `putter` has just stored
     /// stays, so a session that is alone above a share is there until the next one comes.
     pub(super) fn settle(&self, putter: &Cache, newest: &Session) {
-        while self.held.exceeds(&self.limits) {
+        self.make_room(Some((putter, newest)));
+    }
+
+    fn make_room(&self, newest: Option<(&Cache, &Session)>) {
+        while self.held.exceeds(&self.limits()) {
             let (cache, gone) = {
                 // One at a time: two who saw one cache above its share would push it below.
                 let _alone = self.settling.lock();
-                if !self.held.exceeds(&self.limits) {
+                if !self.held.exceeds(&self.limits()) {
                     return;
                 }
-                let Some(cache) = self.furthest_above(putter) else { return };
-                let gone = cache.make_room(ptr::eq(&*cache, putter).then_some(newest));
+                let Some(cache) = self.furthest_above(newest.map(|(putter, _)| putter)) else { return };
+                let kept = newest.filter(|(putter, _)| ptr::eq(&*cache, *putter)).map(|(_, newest)| newest);
+                let gone = cache.make_room(kept);
                 (cache, gone)
             };
             let Some(gone) = gone else { return };
@@ -78,8 +106,8 @@ impl Budget {
     }
 
     /// Of the caches that have more than what the putter has just stored.
-    fn furthest_above(&self, putter: &Cache) -> Option<Arc<Cache>> {
-        let entries = self.held.entries() > self.limits.entries_max;
+    fn furthest_above(&self, putter: Option<&Cache>) -> Option<Arc<Cache>> {
+        let entries = self.held.entries() > self.limits().entries_max;
         let caches = self.caches.read();
         let above = caches.iter().filter_map(|member| {
             let cache = member.cache.upgrade()?;
@@ -87,7 +115,8 @@ impl Budget {
                 true => (cache.len(), member.share.entries_max),
                 false => (cache.bytes(), member.share.bytes_max),
             };
-            let others = cache.len() > usize::from(ptr::eq(&*cache, putter));
+            let puts = putter.is_some_and(|putter| ptr::eq(&*cache, putter));
+            let others = cache.len() > usize::from(puts);
             held.checked_sub(share).filter(|&above| above > 0 && others).map(|above| (above, cache))
         });
         above.max_by_key(|(above, _)| *above).map(|(_, cache)| cache)

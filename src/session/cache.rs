@@ -362,10 +362,14 @@ impl Cache {
         sessions.iter().filter(|session| self.withdraw(session, RemovalReason::Revoked)).count()
     }
 
-    /// Nothing is found here any more, nor stored, and what there is leaves: no context has this scope now.
-    pub fn close(&self) {
+    /// Nothing is found here any more, nor stored, and what there is leaves: no context has this scope now. `see` is shown each
+    /// session that leaves.
+    pub fn close(&self, mut see: impl FnMut(&Session)) {
         self.revocations.close();
-        self.store.drain(|session| self.departed(&session, RemovalReason::Revoked));
+        self.store.drain(|session| {
+            self.departed(&session, RemovalReason::ScopeChanged);
+            see(&session);
+        });
     }
 
     /// Takes over the revocations of a cache that it follows.

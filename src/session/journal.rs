@@ -34,6 +34,7 @@ impl Departure {
         match self.reason {
             RemovalReason::Expired => Miss::Expired,
             RemovalReason::Revoked => Miss::Revoked,
+            RemovalReason::ScopeChanged => Miss::Scope,
             RemovalReason::Unclosed
             | RemovalReason::FatalAlert
             | RemovalReason::CacheFull
@@ -164,7 +165,8 @@ impl Journal {
                 RemovalReason::Unclosed
                 | RemovalReason::FatalAlert
                 | RemovalReason::Removed
-                | RemovalReason::Revoked => &mut part.notable,
+                | RemovalReason::Revoked
+                | RemovalReason::ScopeChanged => &mut part.notable,
             };
             ring.push(key.tag, Entry { check: key.check, number, bytes, departure }, &mut before);
         }

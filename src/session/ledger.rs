@@ -50,7 +50,8 @@ impl Ledger {
         self.kinds.reap();
     }
 
-    pub(super) fn tell_time(&self, now: Timestamp) {
+    /// Tells the time of what comes next.
+    pub fn tell_time(&self, now: Timestamp) {
         if now.as_millis() > self.latest.load(Ordering::Relaxed) {
             self.latest.store(now.as_millis(), Ordering::Relaxed);
         }

@@ -78,13 +78,15 @@ pub enum RemovalReason {
     Taken,
     /// Somebody asked for it: SSL_CTX_remove_session(3).
     Removed,
-    /// It was revoked, or what decides who may resume has changed.
+    /// It was revoked.
     Revoked,
+    /// A reload replaced the scope that it was made in: what decides who may resume has changed.
+    ScopeChanged,
 }
 
 impl RemovalReason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Unclosed,
         Self::FatalAlert,
         Self::Expired,
@@ -92,6 +94,7 @@ impl RemovalReason {
         Self::Taken,
         Self::Removed,
         Self::Revoked,
+        Self::ScopeChanged,
     ];
 }
 

@@ -272,3 +272,27 @@ async fn failed_handshake_has_a_line_with_the_peers_address() {
     assert_eq!(fields["context"], "default");
     assert!(fields["why"].as_str().unwrap().contains("handshake_failure"), "{line}");
 }
+
+/// Puts a session under a context, past every right.
+pub(crate) fn store(
+    context: &std::sync::Arc<tls_sessiond::context::Context>,
+    table: &tls_sessiond::connection::Table,
+    id: u8,
+) {
+    use tls_sessiond::session::{Format, NewSession, Secret, SessionId, Version};
+    let new = NewSession {
+        id: SessionId::new(&[id; 32]),
+        version: Version::Tls12,
+        cipher_suite: "".into(),
+        server_name: tls_sessiond::server_name::ServerName::NONE,
+        format: Format::Worker("test".into()),
+        binding: [].into(),
+        single_use: false,
+        account: std::sync::Arc::clone(&context.stats),
+        peer: None,
+        authenticated: table.now().at,
+        timeout: Duration::from_secs(60),
+        secret: Secret::copied(b"secret"),
+    };
+    context.server_cache.put(new, table.now()).unwrap();
+}

@@ -34,6 +34,7 @@ mod incidents;
 mod interop;
 mod key_files;
 mod lifecycle;
+mod live_reload;
 mod log_faults;
 mod log_lines;
 mod model;

@@ -133,8 +133,9 @@ async fn configuration_that_is_wrong_or_changes_more_is_not_used_at_all() {
     let lost = context(folder, "lost", "1.3", "").replace("tls.crt", "nothing.crt");
     for (config, said) in [
         (format!("{good}{lost}"), "nothing.crt"),
-        (format!("[limits]\nconnections = 1\n{base}{good}"), "limits"),
-        (format!("[drain]\ndelay = \"1s\"\n{base}{good}"), "drain"),
+        (format!("[limits]\nsockets = 500\n{base}{good}"), "limits.sockets"),
+        (format!("[limits]\nmessage = \"1MiB\"\n{base}{good}"), "limits.message"),
+        (format!("[log]\nformat = \"json\"\n{base}{good}"), "log.format"),
         (
             format!(
                 "{base}{good}{}",
@@ -185,7 +186,7 @@ async fn connections_keep_what_they_began_with_and_their_sessions_find_no_way_ou
         .await
         .unwrap()
         .into_inner();
-    assert_eq!(told.removal_reason(), pb::RemovalReason::Revoked, "{}", told.summary);
+    assert_eq!(told.removal_reason(), pb::RemovalReason::ScopeChanged, "{}", told.summary);
     assert_eq!(daemon.server_cache_len(), 0);
     let listed = daemon.sessions().list_sessions(pb::ListSessionsRequest::default()).await.unwrap();
     assert!(listed.into_inner().sessions.is_empty());

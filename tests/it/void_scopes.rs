@@ -424,7 +424,7 @@ async fn explain_tells_why_a_session_of_the_former_scope_left() {
     let told = served.explain("", "ac").await;
     assert_eq!(
         (told.miss_reason(), told.removal_reason()),
-        (pb::MissReason::Unknown, pb::RemovalReason::Revoked)
+        (pb::MissReason::Unknown, pb::RemovalReason::ScopeChanged)
     );
     assert_eq!(served.explain("", "ab").await.removal_reason(), pb::RemovalReason::Taken, "two reloads ago");
     assert_unknown(&mut served, "beside", "ac").await;

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     clock::{Clock, Now, Timestamp},
-    context::{Context, Registry},
+    context::{Context, Dropped, Registry},
     session::{RemovalReason, Role, Session, SessionId, cache::Known},
 };
 
@@ -42,7 +42,7 @@ pub struct Table {
     count: AtomicUsize,
     owners: DashMap<Arc<str>, Owner>,
     unanswered: Unanswered,
-    most: Most,
+    most: LiveMost,
     registry: ArcSwap<Registry>,
     clock: Clock,
 }
@@ -61,6 +61,13 @@ impl Most {
     pub fn all(count: usize) -> Self {
         Self { all: count, of_one: count }
     }
+}
+
+/// The same, which a reload may change.
+#[derive(Debug)]
+struct LiveMost {
+    all: AtomicUsize,
+    of_one: AtomicUsize,
 }
 
 /// What the connections of one owner hold.
@@ -104,7 +111,7 @@ impl Table {
             count: AtomicUsize::new(0),
             owners: DashMap::new(),
             unanswered: Unanswered::default(),
-            most,
+            most: LiveMost { all: most.all.into(), of_one: most.of_one.into() },
             registry,
             clock,
         }
@@ -341,14 +348,22 @@ impl Table {
     }
 
     /// Makes connections from other contexts, by other rules, from now on. Running connections keep what they began with.
-    pub fn swap(&self, registry: Arc<Registry>) {
+    /// Returns how many sessions that dropped.
+    pub fn swap(&self, registry: Arc<Registry>) -> Dropped {
         let since = self.clock.now().at;
+        self.registry.load().ledger().tell_time(since);
         // Nobody finds the new ones before they are what they shall be.
         registry.follow(&self.registry.load(), since);
         let before = self.registry.swap(Arc::clone(&registry));
         // Whoever revoked meanwhile did it in the old ones, or sees the new ones and does it again.
         registry.follow(&before, since);
-        before.retire(&registry);
+        before.retire(&registry)
+    }
+
+    /// Changes how many connections there may be. Those that there are stay.
+    pub fn resize(&self, most: Most) {
+        self.most.all.store(most.all, Ordering::Relaxed);
+        self.most.of_one.store(most.of_one, Ordering::Relaxed);
     }
 
     /// Reads its clock.
@@ -385,10 +400,12 @@ impl Table {
             .entry(Arc::clone(owner))
             .or_insert_with(|| Owner { connections: 0, unanswered: self.unanswered.of_one() });
         held.connections += 1;
-        let too_many = if all >= self.most.all {
-            Error::TooManyConnections(self.most.all)
-        } else if held.connections > self.most.of_one {
-            Error::TooManyOfOwner(self.most.of_one)
+        let most = &self.most;
+        let (most, most_of_one) = (most.all.load(Ordering::Relaxed), most.of_one.load(Ordering::Relaxed));
+        let too_many = if all >= most {
+            Error::TooManyConnections(most)
+        } else if held.connections > most_of_one {
+            Error::TooManyOfOwner(most_of_one)
         } else {
             return Ok(held.unanswered.clone());
         };
@@ -446,7 +463,10 @@ impl Table {
 /// nothing that it makes is stored.
 fn may_be_on_its_way(reason: RemovalReason) -> bool {
     match reason {
-        RemovalReason::Taken | RemovalReason::CacheFull | RemovalReason::Revoked => true,
+        RemovalReason::Taken
+        | RemovalReason::CacheFull
+        | RemovalReason::Revoked
+        | RemovalReason::ScopeChanged => true,
         RemovalReason::Unclosed
         | RemovalReason::FatalAlert
         | RemovalReason::Expired

@@ -116,7 +116,8 @@ impl Caller {
         }
     }
 
-    fn has_any(&self, registry: &Registry, roles: Roles) -> bool {
+    /// Whether it has one of these roles in any context.
+    pub(in crate::rpc) fn has_any(&self, registry: &Registry, roles: Roles) -> bool {
         self.grants(registry).any(roles)
     }
 
@@ -229,7 +230,7 @@ mod tests {
     }
 
     fn caller(peer: Peer, registry: &Registry) -> Caller {
-        let limits = StreamLimits { worker: 8, non_worker: 1 };
+        let limits = StreamLimits::new(8, 1);
         let accounts = Arc::new(Accounts::new(&crate::config::Config::defaults().limits));
         Caller::new(
             peer,

@@ -167,7 +167,7 @@ pub(super) struct Gate {
     /// The connection objects, and the time.
     pub(super) table: Arc<Table>,
     /// How many streams one connection may have.
-    pub(super) streams: StreamLimits,
+    pub(super) streams: Arc<StreamLimits>,
     /// The connections that had as many.
     pub(super) stream_totals: Arc<StreamTotals>,
 }

@@ -262,6 +262,7 @@ impl Model {
             None => Miss::Unknown,
             Some((RemovalReason::Expired, _)) => Miss::Expired,
             Some((RemovalReason::Revoked, _)) => Miss::Revoked,
+            Some((RemovalReason::ScopeChanged, _)) => Miss::Scope,
             Some(_) => Miss::Removed,
         }
     }

@@ -17,6 +17,7 @@ use super::{
 impl World {
     pub(super) fn reload(&mut self, setup: Setup) {
         let next = self.table.registry().rebuild(&setup.config(&self.folder)).unwrap();
+        self.model.told = self.model.told.max(self.now());
         self.table.swap(Arc::new(next));
         let kept = self.adopt(setup);
         for event in self.heard() {
@@ -28,7 +29,7 @@ impl World {
                 );
                 self.leaves(&event, RemovalReason::CacheFull);
             } else {
-                self.leaves(&event, RemovalReason::Revoked);
+                self.leaves(&event, RemovalReason::ScopeChanged);
             }
         }
         for gone in self.model.caches.drain(kept..) {

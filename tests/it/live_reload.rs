@@ -1,0 +1,257 @@
+//! What a reload changes while the daemon runs: limits, the scope of renewed certificates, and what it tells of itself.
+
+use std::{path::Path, time::Duration};
+
+use tls_sessiond::proto::{self as pb, watch_sessions_response::Event};
+
+use crate::{
+    calls::{Worker, lookup},
+    frames::{Raw, SETTINGS},
+    harness::{TestDaemon, new, reason},
+    pki::Authority,
+    reload::{context, files, visit},
+};
+
+async fn last_reload(daemon: &TestDaemon) -> Option<pb::Reload> {
+    let listed = daemon.contexts().list_contexts(pb::ListContextsRequest::default()).await.unwrap();
+    listed.into_inner().last_reload
+}
+
+async fn refusal(daemon: &TestDaemon) -> Option<String> {
+    let refused = daemon.connections().new_connection(new("", pb::Role::Client)).await.err()?;
+    Some(reason(&refused))
+}
+
+#[tokio::test]
+async fn limits_change_at_a_reload_and_what_is_held_stays() {
+    let folder = files();
+    let base = context(folder.path(), "default", "1.2", "");
+    let limits = |connections: usize, sessions: usize, misses: u32, streams: u32| {
+        format!(
+            "[limits]\nconnections = {connections}\nconnections_per_owner = {connections}\nsessions = {sessions}\n\
+             misses_per_second = {misses}\nstreams = {streams}\nstreams_non_worker = {streams}\n\
+             calls_in_flight = 100\ncalls_per_owner = 100\n[drain]\ndelay = \"0s\"\ntimeout = \"{connections}s\"\n{base}"
+        )
+    };
+    let daemon = TestDaemon::with(&limits(10, 100, 1000, 50)).await;
+    let w = Worker(&daemon);
+    let mut open = Vec::new();
+    for id in ["a1", "a2", "a3"] {
+        open.push(w.established(id).await);
+    }
+    daemon.reload(&limits(2, 1, 1, 7)).unwrap();
+
+    // Those that there are stay, and no more are made.
+    assert_eq!(daemon.table.len(), 3);
+    assert_eq!(refusal(&daemon).await.as_deref(), Some("CONNECTION_LIMIT"));
+    assert_eq!(daemon.server_cache_len(), 1, "the others made room");
+    let misses = async || {
+        let mut limited = 0;
+        for _ in 0..20 {
+            let missed = daemon.sessions().lookup_session(lookup("ee")).await;
+            limited += usize::from(missed.is_err_and(|status| reason(&status) == "MISS_LIMIT"));
+        }
+        limited
+    };
+    assert!(misses().await >= 10, "one in a second");
+    let streams = async || {
+        let settings = Raw::connect(&daemon.address, 65_535).await.until(SETTINGS).await.unwrap();
+        let setting = settings.payload.chunks(6).find(|setting| setting[..2] == [0, 3]).unwrap();
+        u32::from_be_bytes(setting[2..6].try_into().unwrap())
+    };
+    assert_eq!(streams().await, 7);
+
+    daemon.reload(&limits(10, 100, 1000, 50)).unwrap();
+    daemon.clock.advance(Duration::from_secs(1));
+    assert_eq!((refusal(&daemon).await, misses().await, streams().await), (None, 0, 50));
+    for id in ["b1", "b2"] {
+        open.push(w.established(id).await);
+    }
+    assert_eq!(daemon.server_cache_len(), 3);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn renewed_certificate_comes_with_changed_limits() {
+    let folder = files();
+    let base = context(folder.path(), "default", "1.3", "");
+    let daemon = TestDaemon::with(&base).await;
+    assert!(!visit(&daemon).await);
+    let renewed =
+        base.replace("tls.crt", "other.crt").replace("tls.key", "other.key").replace("ca.pem", "other.pem");
+    daemon.reload(&format!("[limits]\nconnections = 500\nconnections_per_owner = 400\n{renewed}")).unwrap();
+    assert!(!visit(&daemon).await && visit(&daemon).await, "under the other certificate");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn last_reload_is_told_with_its_time_and_result() {
+    let folder = files();
+    let base = context(folder.path(), "default", "1.2", "");
+    let daemon = TestDaemon::with(&base).await;
+    assert_eq!(last_reload(&daemon).await, None);
+
+    daemon.reload(&base).unwrap();
+    let first = last_reload(&daemon).await.unwrap();
+    assert!(
+        first.applied
+            && first.time == first.applied_time
+            && first.error.is_empty()
+            && first.dropped.is_empty()
+    );
+
+    daemon.clock.advance(Duration::from_secs(60));
+    let said = daemon.reload(&base.replace("tls.crt", "nothing.crt")).unwrap_err().to_string();
+    let second = last_reload(&daemon).await.unwrap();
+    assert_eq!((second.applied, &second.error), (false, &said));
+    assert_eq!(second.applied_time, first.time, "the one before is in force");
+    assert_eq!(second.time.unwrap().seconds, first.time.unwrap().seconds + 60);
+
+    // Sessions that it drops have a reason of their own, wherever it is asked for.
+    let w = Worker(&daemon);
+    w.established("aa").await;
+    w.established("ab").await;
+    let mut watch =
+        daemon.sessions().watch_sessions(pb::WatchSessionsRequest::default()).await.unwrap().into_inner();
+    daemon.reload(&context(folder.path(), "default", "1.2", "alpn = [\"h2\"]")).unwrap();
+    let third = last_reload(&daemon).await.unwrap();
+    let dropped: Vec<_> = third.dropped.iter().map(|it| (it.context.as_str(), it.sessions)).collect();
+    assert_eq!((third.applied, dropped), (true, vec![("default", 2)]));
+    for _ in 0..2 {
+        let told = watch.message().await.unwrap().unwrap();
+        assert!(matches!(told.event, Some(Event::Removed(_))));
+        assert_eq!(told.reason(), pb::RemovalReason::ScopeChanged);
+    }
+    let context = daemon.contexts().get_context(pb::GetContextRequest::default()).await.unwrap().into_inner();
+    let removals = context.context.unwrap().stats.unwrap().removals_by_reason;
+    assert_eq!(removals.len(), 1);
+    assert_eq!((removals[0].reason(), removals[0].count), (pb::RemovalReason::ScopeChanged, 2));
+    let explain = pb::ExplainSessionRequest {
+        session_id: "aa".into(),
+        role: pb::Role::Server.into(),
+        ..pb::ExplainSessionRequest::default()
+    };
+    let told = daemon.sessions().explain_session(explain).await.unwrap().into_inner();
+    assert_eq!(told.removal_reason(), pb::RemovalReason::ScopeChanged, "{}", told.summary);
+    assert_eq!(told.remove_time, third.time, "no sooner, no later");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn caller_without_the_role_hears_of_no_error_and_no_foreign_context() {
+    let folder = files();
+    let text = |alpn: &str| {
+        let one = context(folder.path(), "default", "1.2", "");
+        let other = context(folder.path(), "other", "1.2", &format!("alpn = [{alpn}]"));
+        format!("[[access]]\nidentity = \"local\"\ncontexts = [\"default\"]\nrole = \"worker\"\n{one}{other}")
+    };
+    let daemon = TestDaemon::with(&text("")).await;
+    daemon.reload(&text("").replace("tls.crt", "nothing.crt")).unwrap_err();
+    let told = last_reload(&daemon).await.unwrap();
+    assert!(!told.applied && told.error.is_empty(), "{told:?}");
+    // A session of the other context, which this caller does not see.
+    let registry = daemon.table.registry();
+    let other = registry.get("other").unwrap();
+    crate::explaining::store(other, &daemon.table, 7);
+    daemon.reload(&text("\"h2\"")).unwrap();
+    let told = last_reload(&daemon).await.unwrap();
+    assert!(told.applied && told.dropped.is_empty(), "{told:?}");
+    daemon.stop().await;
+}
+
+/// Writes a certificate for these names, signed by this authority, in the place of the one that there is.
+fn renew(folder: &Path, authority: &Authority, names: &[&str]) {
+    // With the identifier of the authority's key, as RFC 5280 section 4.2.1.1 wants it.
+    authority.sign(names, |params| params.use_authority_key_identifier_extension = true).write(folder, "tls");
+}
+
+#[tokio::test]
+async fn renewed_certificate_keeps_the_sessions_of_a_scope_by_names() {
+    for (scope_by, keeps) in [("names", true), ("certificate", false)] {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::new("mesh");
+        std::fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
+        renew(folder.path(), &authority, &["localhost", "spiffe://mesh.test/a"]);
+        let config = context(folder.path(), "default", "1.3", &format!("scope_by = \"{scope_by}\""));
+        let daemon = TestDaemon::with(&config).await;
+        assert!(!visit(&daemon).await && visit(&daemon).await);
+
+        // In another order: names are a set.
+        renew(folder.path(), &authority, &["spiffe://mesh.test/a", "localhost"]);
+        daemon.reload(&config).unwrap();
+        assert_eq!(visit(&daemon).await, keeps, "{scope_by}");
+        assert_eq!(last_reload(&daemon).await.unwrap().dropped.is_empty(), keeps);
+
+        // Another name, or another authority of the same name, begins anew in any case.
+        assert!(visit(&daemon).await);
+        renew(folder.path(), &authority, &["localhost", "spiffe://mesh.test/b"]);
+        daemon.reload(&config).unwrap();
+        assert!(!visit(&daemon).await && visit(&daemon).await, "{scope_by}");
+        let impostor = Authority::new("mesh");
+        std::fs::write(folder.path().join("ca.pem"), format!("{}{}", authority.pem, impostor.pem)).unwrap();
+        daemon.reload(&config).unwrap();
+        visit(&daemon).await;
+        assert!(visit(&daemon).await);
+        renew(folder.path(), &impostor, &["localhost", "spiffe://mesh.test/b"]);
+        daemon.reload(&config).unwrap();
+        assert!(!visit(&daemon).await, "{scope_by}");
+        daemon.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn renewed_client_certificate_is_shown_and_its_sessions_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new("mesh");
+    std::fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
+    renew(folder.path(), &authority, &["localhost"]);
+    let path = folder.path().display();
+    authority.leaf(&["client.test"]).write(folder.path(), "client");
+    let more = format!(
+        "scope_by = \"names\"\nclient_auth = \"require\"\n\
+         client_certificates = [{{ certificate = \"{path}/client.crt\", key = \"{path}/client.key\" }}]"
+    );
+    let config = context(folder.path(), "default", "1.2", &more);
+    let daemon = TestDaemon::with(&config).await;
+    let shown = async |resumes: bool| {
+        let client = daemon.open(pb::Role::Client).await;
+        let server = daemon.open(pb::Role::Server).await;
+        if !resumes {
+            let nothing = pb::SetSessionRequest { connection_id: client.clone(), session_id: String::new() };
+            daemon.connections().set_session(nothing).await.unwrap();
+        }
+        daemon.handshake(&client, &server).await;
+        let seen = daemon.get(&server).await;
+        assert_eq!((seen.state(), seen.session_reused), (pb::ConnectionState::Established, resumes));
+        let w = Worker(&daemon);
+        for id in [&client, &server] {
+            w.shutdown(id).await;
+            w.free(id).await;
+        }
+        seen.peer.unwrap().certificate_sha256
+    };
+    let first = shown(false).await;
+    assert_eq!(shown(true).await, first);
+    authority.leaf(&["client.test"]).write(folder.path(), "client");
+    daemon.reload(&config).unwrap();
+    assert_eq!(shown(true).await, first, "a resumption carries who authenticated");
+    let second = shown(false).await;
+    assert_ne!(second, first, "a full handshake shows the renewed one");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn scope_by_names_wants_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new("mesh");
+    std::fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
+    renew(folder.path(), &authority, &[]);
+    let by = |scope_by: &str| context(folder.path(), "default", "1.3", &format!("scope_by = \"{scope_by}\""));
+    let daemon = TestDaemon::with(&by("certificate")).await;
+    let refused = daemon.reload(&by("names")).unwrap_err().to_string();
+    assert!(
+        refused.contains("context[0].certificate") && refused.contains("subject alternative names"),
+        "{refused}"
+    );
+    daemon.stop().await;
+}

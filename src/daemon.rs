@@ -9,7 +9,7 @@ use crate::{
     clock::Clock,
     config::{Config, ConfigError, Endpoint, Limits},
     connection::{self, Table, table::Most},
-    context::{Dropped, Registry},
+    context::{Dropped, Registry, warnings},
     log::panics::caught,
     rpc::{
         Api, Doors, LiveLimits, Memory, ServeError, Serving,
@@ -96,6 +96,11 @@ impl Reload {
         self.reloads.refuse(self.table.now().wall(), error);
     }
 
+    /// What a configuration allows and seldom means, as of now.
+    pub fn warnings(&self, config: &Config) -> Vec<ConfigError> {
+        warnings(config, self.table.now().wall())
+    }
+
     fn replace(&self, config: &Config, running: &mut Arc<Config>) -> Result<Reloaded, ConfigError> {
         let reloaded = self.try_replace(config, running);
         match &reloaded {
@@ -157,6 +162,11 @@ impl Prepared {
     #[must_use]
     pub fn with_open_files(self, open_files: Option<u64>) -> Self {
         Self { open_files, ..self }
+    }
+
+    /// What the configuration allows and seldom means, as of now.
+    pub fn warnings(&self) -> Vec<ConfigError> {
+        warnings(&self.config, Clock::System.now().wall())
     }
 
     /// Names of its contexts, in the order of the configuration.

@@ -102,8 +102,19 @@ enum PemFault {
     NoCertificate(&'static str),
     #[error("holds {0} private keys; expected one")]
     ManyKeys(usize),
-    #[error("the private key is of no supported kind; expected RSA, ECDSA or Ed25519")]
+    #[error(
+        "the private key is of no supported kind; expected RSA, ECDSA with P-256, P-384 or P-521, or Ed25519"
+    )]
     Unsupported,
+    #[error("the RSA key has {0} bits; expected 2048 to 8192")]
+    RsaSize(usize),
+    #[error(
+        "block {0} is an X.509 certificate of version 1; expected version 3: issue it again, with `-extfile` of `openssl x509 -req` for \
+         example"
+    )]
+    Version1(usize),
+    #[error("the block that begins in line {0} is {1}")]
+    NotUsed(usize, &'static str),
     #[error("the private key does not belong to the certificate")]
     Mismatch,
     #[error("block {0} is not a valid X.509 certificate")]
@@ -118,18 +129,24 @@ pub(crate) fn read_pair(chain: &Path, key: &Path) -> Result<CertifiedKey, PairEr
     let certificates = read_certificates(chain).map_err(PairError::Certificate)?;
     let private = read_key(key).map_err(PairError::Key)?;
     pair(certificates, &private).map_err(|cause| match cause {
-        PemFault::Certificate(_) => PairError::Certificate(PemError { path: chain.to_owned(), cause }),
+        PemFault::Certificate(_) | PemFault::Version1(_) => {
+            PairError::Certificate(PemError { path: chain.to_owned(), cause })
+        }
         cause => PairError::Key(PemError { path: key.to_owned(), cause }),
     })
 }
 
-/// Reads the certificates of a file, in their order. Blocks of other kinds are skipped.
+/// Reads the certificates of a file, in their order. Blocks that hold no certificate are skipped.
 ///
 /// # Errors
-/// The file cannot be read or parsed, or holds no certificate.
+/// The file cannot be read or parsed, holds no certificate, or holds some in a form that is not read.
 pub(crate) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, PemError> {
     let read = || {
         let blocks = blocks(&read(path, CERTIFICATE_FILE_MAX)?, "x509")?;
+        // Skipped, it would drop a certificate that its file was meant to bring.
+        if let Some(lost) = blocks.iter().find(|block| block.kind.may_hold_certificates()) {
+            return Err(PemFault::NotUsed(lost.line, lost.kind.name()));
+        }
         let first = blocks.first().map_or("nothing", |block| block.kind.name());
         let certificates: Vec<_> = blocks
             .into_iter()
@@ -175,14 +192,65 @@ fn read_key(path: &Path) -> Result<Zeroizing<PrivateKeyDer<'static>>, PemError> 
 
 /// Checks that a key belongs to a chain.
 fn pair(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'_>) -> Result<CertifiedKey, PemFault> {
-    let signing = any_supported_type(key).map_err(|_| PemFault::Unsupported)?;
+    let signing = any_supported_type(key).map_err(|_| match rsa_bits(key) {
+        Some(bits) if !(2048..=8192).contains(&bits) => PemFault::RsaSize(bits),
+        Some(_) | None => PemFault::Unsupported,
+    })?;
+    let old = chain.iter().position(|certificate| is_version_1(certificate));
     let certified = CertifiedKey::new(chain, signing);
     match certified.keys_match() {
         // A key that cannot tell its public half is not compared, as in `CertifiedKey::from_der`.
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(certified),
         Err(rustls::Error::InconsistentKeys(_)) => Err(PemFault::Mismatch),
-        Err(_) => Err(PemFault::Certificate(1)),
+        Err(_) => Err(old.map_or(PemFault::Certificate(1), |place| PemFault::Version1(place + 1))),
     }
+}
+
+/// The content of the element that a DER text begins with, if it has this tag, and what follows it (X.690 section 8.1).
+fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
+    let (&[held, first], rest) = der.split_first_chunk()?;
+    let (length, rest) = match first {
+        0..0x80 => (usize::from(first), rest),
+        _ => {
+            let (length, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
+            if length.len() > size_of::<u32>() {
+                return None;
+            }
+            (length.iter().fold(0, |length, &byte| length << 8 | usize::from(byte)), rest)
+        }
+    };
+    rest.split_at_checked(length).filter(|_| held == tag)
+}
+
+const INTEGER: u8 = 0x02;
+const OCTET_STRING: u8 = 0x04;
+const SEQUENCE: u8 = 0x30;
+
+/// The length of an RSA key's modulus, in bits (RFC 8017 appendix A.1.2, RFC 5958 section 2). `None`: it is another key.
+fn rsa_bits(key: &PrivateKeyDer<'_>) -> Option<usize> {
+    let own = match key {
+        PrivateKeyDer::Pkcs1(key) => key.secret_pkcs1_der(),
+        PrivateKeyDer::Pkcs8(key) => {
+            let (fields, _) = element(key.secret_pkcs8_der(), SEQUENCE)?;
+            let (_, rest) = element(fields, INTEGER)?;
+            let (_, rest) = element(rest, SEQUENCE)?;
+            element(rest, OCTET_STRING)?.0
+        }
+        _ => return None,
+    };
+    let (fields, _) = element(own, SEQUENCE)?;
+    let (_, rest) = element(fields, INTEGER)?;
+    let (modulus, _) = element(rest, INTEGER)?;
+    let modulus = modulus.strip_prefix(&[0]).unwrap_or(modulus);
+    let first = modulus.first()?;
+    // An ECDSA key has an OCTET STRING there, and an Ed25519 key no SEQUENCE.
+    Some(modulus.len() * 8 - first.leading_zeros() as usize)
+}
+
+/// Whether a certificate has no version, which is the first one (RFC 5280 section 4.1.2.1).
+fn is_version_1(certificate: &[u8]) -> bool {
+    let body = || element(element(certificate, SEQUENCE)?.0, SEQUENCE);
+    body().is_some_and(|(fields, _)| element(fields, INTEGER).is_some())
 }
 
 /// Reads a regular file of at most `max` bytes. The buffers are zeroed when they are dropped.
@@ -233,6 +301,8 @@ fn regular(mode: rustix::fs::RawMode) -> Result<(), PemFault> {
 /// A block between `-----BEGIN ...-----` and `-----END ...-----`.
 struct PemBlock {
     kind: BlockKind,
+    /// Of its BEGIN line.
+    line: usize,
     /// The content of a certificate or a private key, and nothing of the other kinds.
     der: Zeroizing<Vec<u8>>,
 }
@@ -252,6 +322,8 @@ impl PemBlock {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BlockKind {
     Certificate,
+    TrustedCertificate,
+    Pkcs7,
     Pkcs8,
     Pkcs1,
     Sec1,
@@ -268,7 +340,10 @@ impl BlockKind {
     /// Returns the kind that a label names (RFC 7468; RFC 5915 section 4; OpenSSL's PEM_read(3)).
     fn of(label: &[u8]) -> Self {
         match label {
-            b"CERTIFICATE" => Self::Certificate,
+            // The second is the older name of the same (RFC 7468 section 5.1).
+            b"CERTIFICATE" | b"X509 CERTIFICATE" => Self::Certificate,
+            b"TRUSTED CERTIFICATE" => Self::TrustedCertificate,
+            b"PKCS7" | b"CMS" => Self::Pkcs7,
             b"PRIVATE KEY" => Self::Pkcs8,
             b"RSA PRIVATE KEY" => Self::Pkcs1,
             b"EC PRIVATE KEY" => Self::Sec1,
@@ -282,6 +357,10 @@ impl BlockKind {
         }
     }
 
+    fn may_hold_certificates(self) -> bool {
+        matches!(self, Self::TrustedCertificate | Self::Pkcs7 | Self::Other)
+    }
+
     fn is_used(self) -> bool {
         matches!(self, Self::Certificate | Self::Pkcs8 | Self::Pkcs1 | Self::Sec1)
     }
@@ -289,6 +368,10 @@ impl BlockKind {
     fn name(self) -> &'static str {
         match self {
             Self::Certificate => "a certificate",
+            Self::TrustedCertificate => {
+                "an OpenSSL TRUSTED CERTIFICATE; convert it with `openssl x509 -in FILE`, which drops the trust settings"
+            }
+            Self::Pkcs7 => "a PKCS#7 bundle; convert it with `openssl pkcs7 -print_certs -in FILE`",
             Self::Pkcs8 | Self::Pkcs1 | Self::Sec1 => "a private key",
             Self::Encrypted => "an encrypted private key; decrypt it with `openssl pkey -in FILE`",
             Self::OpenSsh => {
@@ -351,7 +434,7 @@ fn blocks(text: &[u8], tool: &'static str) -> Result<Vec<PemBlock>, PemFault> {
                             return Err(PemFault::Damaged(*begin));
                         }
                     }
-                    blocks.push(PemBlock { kind: *kind, der });
+                    blocks.push(PemBlock { kind: *kind, line: *begin, der });
                     open = None;
                 } else if line.starts_with(BEGIN) {
                     return Err(PemFault::Truncated(*begin));

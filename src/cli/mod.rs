@@ -61,7 +61,7 @@ Logs go to stderr: text on a terminal, JSON otherwise. RUST_LOG=debug goes over 
 enum Command {
     /// Serve; what happens where no command is given.
     Serve,
-    /// Check a configuration and every file it names, as serve does before it binds.
+    /// Check a configuration and every file it names, as serve does before it binds. Warnings go to stderr and leave the status 0.
     Check {
         /// The configuration file; without it, that of --config.
         file: Option<PathBuf>,
@@ -125,7 +125,16 @@ fn check(file: &std::path::Path, set: Vec<String>) -> Result<(), Error> {
     let config = options.load()?;
     Log::check(&config.log).map_err(|err| config.audit_error(err))?;
     let prepared = Prepared::read(config)?;
-    let good = format!("{}: good; contexts: {}\n", file.display(), prepared.context_names().join(", "));
+    let warnings = prepared.warnings();
+    for warning in &warnings {
+        say(io::stderr(), &format!("tls-sessiond: warning: {warning}\n"));
+    }
+    let contexts = prepared.context_names().join(", ");
+    let good = match warnings.len() {
+        0 => format!("{}: good; contexts: {contexts}\n", file.display()),
+        1 => format!("{}: good, with a warning; contexts: {contexts}\n", file.display()),
+        count => format!("{}: good, with {count} warnings; contexts: {contexts}\n", file.display()),
+    };
     say(io::stdout(), &good);
     Ok(())
 }

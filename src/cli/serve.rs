@@ -50,7 +50,9 @@ async fn run(options: Options) -> Result<(), Error> {
             let log = Flushed(start_log(&config)?);
             let open_files = process::raise_open_files();
             process::keep_memory_private();
-            Ok((Prepared::read(config)?.with_open_files(open_files), log))
+            let prepared = Prepared::read(config)?.with_open_files(open_files);
+            tell_warnings(&prepared.warnings());
+            Ok((prepared, log))
         });
         prepared.map(|(prepared, log)| (prepared, log, options))
     })?;
@@ -172,6 +174,7 @@ async fn reload_once(attempt: Attempt, reload: Reload, options: Options, log: Lo
     let reloading = aside(move || {
         let config = options.load().inspect_err(|err| reload.refused(&err.to_string()))?;
         let Some(reloaded) = reload.apply_while(&config, || attempt.is_latest())? else { return Ok(None) };
+        tell_warnings(&reload.warnings(&config));
         if let Err(err) = log.reload(&config.log) {
             tracing::error!(%err, "the audit file is not opened again; audit lines go where they went before");
         }
@@ -180,6 +183,13 @@ async fn reload_once(attempt: Attempt, reload: Reload, options: Options, log: Lo
     match reloading {
         Ok(reloading) => tell(patiently(reloading).await, &refused),
         Err(err) => tracing::error!(%err, "reload refused: the system gives no thread"),
+    }
+}
+
+/// One line for each warning about a configuration.
+fn tell_warnings(warnings: &[ConfigError]) {
+    for warning in warnings {
+        tracing::warn!(%warning, "the configuration is valid, and may not be meant");
     }
 }
 

@@ -4,6 +4,7 @@
 //! * [`scope`]: the digest of everything that decides who may resume
 //! * [`identity`]: who a certificate names
 //! * `credentials`: chains and keys, and which of them a handshake gets
+//! * `warnings`: what a configuration allows and seldom means
 //! * `suites`: rustls' cipher suites, over `hkdf`, a faster key schedule, and [`sent_alerts`], which tells the alerts that left
 
 use std::{sync::Arc, time::Duration};
@@ -28,9 +29,11 @@ pub mod registry;
 pub mod scope;
 pub mod sent_alerts;
 mod suites;
+mod warnings;
 
 pub use registry::{Dropped, Registry};
 pub use scope::Scope;
+pub use warnings::warnings;
 
 /// What connections inherit. Never changes.
 pub struct Context {

@@ -7,7 +7,7 @@ use std::{
 
 use crate::pki;
 
-fn run(args: &[&str]) -> Output {
+pub(crate) fn run(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_tls-sessiond"))
         .args(args)
         .env_remove("TLS_SESSIOND_CONFIG")
@@ -15,7 +15,7 @@ fn run(args: &[&str]) -> Output {
         .unwrap()
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 

@@ -142,6 +142,45 @@ async fn ids_are_taken_as_openssl_and_people_write_them() {
 }
 
 #[tokio::test]
+async fn server_names_are_compared_in_one_form() {
+    use pb::revoke_sessions_request::Selector;
+    let daemon = TestDaemon::start().await;
+    let w = Worker(&daemon);
+    let named =
+        |session: &str, name: &str| pb::LookupSessionRequest { server_name: name.into(), ..lookup(session) };
+    for (session, selector) in
+        [("aa", Selector::ServerName("A.test.".into())), ("ab", Selector::DnsName("Client.TEST.".into()))]
+    {
+        let id = w.open(worker(pb::Role::Server)).await.id;
+        let peer = pb::PeerIdentity {
+            certificate_sha256: "ab".repeat(32),
+            dns_names: vec!["client.test.".into()],
+            ..pb::PeerIdentity::default()
+        };
+        let told =
+            pb::PutSessionRequest { server_name: "a.Test.".into(), peer: Some(peer), ..put(&id, session) };
+        let stored = w.put(told).await.session.unwrap();
+        assert_eq!(
+            (stored.server_name.as_str(), &stored.peer.unwrap().dns_names[..]),
+            ("a.test", &["client.test".to_owned()][..])
+        );
+        for name in ["a.test", "A.TEST", "a.test."] {
+            assert!(w.lookup(named(session, name)).await.found, "{name}");
+            let listed =
+                pb::ListSessionsRequest { server_name: name.into(), ..pb::ListSessionsRequest::default() };
+            assert_eq!(daemon.sessions().list_sessions(listed).await.unwrap().into_inner().sessions.len(), 1);
+        }
+        daemon.clock.advance(Duration::from_secs(1));
+        let revoke =
+            pb::RevokeSessionsRequest { selector: Some(selector), ..pb::RevokeSessionsRequest::default() };
+        assert_eq!(daemon.sessions().revoke_sessions(revoke).await.unwrap().into_inner().removed, 1);
+        assert!(!w.lookup(named(session, "a.test")).await.found);
+        daemon.clock.advance(Duration::from_secs(1));
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn no_session_left_before_its_cause() {
     let daemon = TestDaemon::start().await;
     let w = Worker(&daemon);

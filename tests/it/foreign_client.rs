@@ -1,6 +1,6 @@
 //! A rustls client of its own, not the daemon's, against the daemon's server objects in memory.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, path::Path, sync::Arc};
 
 use parking_lot::Mutex;
 use rustls::{
@@ -73,14 +73,19 @@ pub(crate) fn client(roots: &RootCertStore, wants: impl Fn(u16) -> bool) -> Arc<
 pub(crate) fn with_roots(lines: &str) -> (Table, RootCertStore) {
     let folder = tempfile::tempdir().unwrap();
     pki::localhost(folder.path());
-    let file = folder.path().join("c.toml");
+    with_roots_in(folder.path(), lines)
+}
+
+/// The same with the certificates of a folder.
+pub(crate) fn with_roots_in(folder: &Path, lines: &str) -> (Table, RootCertStore) {
+    let file = folder.join("c.toml");
     let text =
         format!("[[context]]\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\nca = \"ca.pem\"\n{lines}\n");
     std::fs::write(&file, text).unwrap();
     let config = Config::load(Some(&file), std::iter::empty(), &[]).unwrap();
     let table = Table::new(Arc::new(Registry::build(&config).unwrap()), Clock::System, Most::all(100));
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(folder.path().join("ca.pem")).unwrap()).unwrap();
+    roots.add(CertificateDer::from_pem_file(folder.join("ca.pem")).unwrap()).unwrap();
     (table, roots)
 }
 

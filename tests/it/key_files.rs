@@ -204,6 +204,11 @@ fn broken(leaf: &Leaf) -> Vec<Broken> {
         text("certificate's label", relabelled("CERTIFICATE"), "it holds a certificate"),
         text("PKCS#8 as RSA", relabelled("RSA PRIVATE KEY"), ""),
         text("RFC 4716", format!("---- BEGIN SSH2 PRIVATE KEY ----\n{}\n", body.concat()), "is not PEM"),
+        bytes(
+            "RSA of 1024 bits",
+            PKey::from_rsa(Rsa::generate(1024).unwrap()).unwrap().private_key_to_pem_pkcs8().unwrap(),
+            "the RSA key has 1024 bits",
+        ),
         text("two keys", format!("{pem}{ec}"), "holds 2 private keys"),
         text("key of another certificate", pem.clone(), "does not belong to the certificate"),
         text("TOML", format!("key = \"\"\"\n{pem}\"\"\"\n"), ""),

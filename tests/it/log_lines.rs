@@ -45,6 +45,10 @@ impl Logging {
         Self { process, address, folder }
     }
 
+    pub(crate) async fn reload(&self) {
+        self.process.signal("HUP").await;
+    }
+
     pub(crate) fn address(&self) -> &str {
         &self.address
     }

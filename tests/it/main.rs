@@ -7,6 +7,7 @@ mod answers;
 mod binary;
 mod cache_model;
 mod calls;
+mod certificates;
 mod client_hello;
 mod clients;
 mod clocks;

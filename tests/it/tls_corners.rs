@@ -1,10 +1,28 @@
 //! Corners of TLS: hellos that a careful server reads twice, and endings that are seldom.
 
-use std::sync::Arc;
+use std::{
+    collections::VecDeque,
+    io::{self, Read, Write},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
+use openssl::ssl::{
+    ShutdownState, SslConnector, SslMethod, SslOptions, SslSession, SslStream, SslVerifyMode, SslVersion,
+};
 use rustls::{
-    ClientConnection, Connection as Tls, RootCertStore, ServerConfig, ServerConnection,
-    pki_types::{PrivateKeyDer, pem::PemObject},
+    ClientConfig, ClientConnection, Connection as Tls, RootCertStore, ServerConfig, ServerConnection,
+    SupportedCipherSuite, SupportedProtocolVersion, Tls13CipherSuite,
+    crypto::{
+        CipherSuiteCommon,
+        aws_lc_rs::{cipher_suite::TLS13_AES_128_GCM_SHA256, default_provider},
+        hmac::Tag,
+        tls13::{Hkdf, HkdfExpander, OkmBlock},
+    },
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::ProducesTickets,
     version::{TLS12, TLS13},
 };
@@ -15,7 +33,7 @@ use tls_sessiond::{
 
 use crate::{
     client_hello::{Extension, Hello, records},
-    foreign_client::{client, connect, open, server, with_roots},
+    foreign_client::{client, connect, open, server, with_roots, with_roots_in},
     pki,
     psk_hello::{
         AES_128, AES_256, CHACHA20, PskHello, SECP256R1, Ticket, X25519, after_retry, first_message, resumed,
@@ -45,6 +63,33 @@ fn cached(table: &Table) -> usize {
 
 fn misses(table: &Table, why: Miss) -> u64 {
     table.registry().get("default").unwrap().stats.misses.get(why)
+}
+
+/// What rustls itself answers to the same flight, as a server with the same certificate.
+fn plain_rustls(folder: &Path, alpn: &[&[u8]], flight: &[u8]) -> Vec<u8> {
+    let mut config = plain_config(folder, &[&TLS12, &TLS13]);
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    let mut server = ServerConnection::new(Arc::new(config)).unwrap();
+    let (mut rest, mut answer) = (flight, Vec::new());
+    while !rest.is_empty() && server.read_tls(&mut rest).is_ok_and(|read| read > 0) {
+        if server.process_new_packets().is_err() {
+            break;
+        }
+    }
+    while server.wants_write() {
+        server.write_tls(&mut answer).unwrap();
+    }
+    answer
+}
+
+fn plain_config(folder: &Path, versions: &[&'static SupportedProtocolVersion]) -> ServerConfig {
+    let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
+    let chain = CertificateDer::pem_slice_iter(&read("tls.crt")).map(Result::unwrap).collect();
+    let key = PrivateKeyDer::from_pem_slice(&read("tls.key")).unwrap();
+    ServerConfig::builder_with_protocol_versions(versions)
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap()
 }
 
 /// Makes sessions by a full handshake of a client with these suites, ends it well, and answers their tickets, newest last.
@@ -151,7 +196,9 @@ fn second_hello_after_a_retry_is_read_again() {
 
 #[test]
 fn hello_that_is_refused_spends_no_ticket() {
-    let (table, roots) = with_roots("versions = [\"1.3\"]\nalpn = [\"h2\"]");
+    let folder = tempfile::tempdir().unwrap();
+    pki::localhost(folder.path());
+    let (table, roots) = with_roots_in(folder.path(), "alpn = [\"h2\"]");
     let all = tickets(&table, &roots, AES_128);
     let ticket = &all[0];
     let usual = || PskHello::offering(&[ticket]);
@@ -176,6 +223,12 @@ fn hello_that_is_refused_spends_no_ticket() {
         let id = server(&table);
         let output = send(&table, id, &hello.flight());
         assert!(output.alert.is_some() && state(&table, id) == State::Failed, "{what}");
+        let theirs = plain_rustls(folder.path(), &[b"h2"], &hello.flight());
+        // Behind a ServerHello, whose random and key differ, the alert is encrypted.
+        match theirs.first() {
+            Some(21) => assert_eq!(output.ciphertext, theirs, "{what}"),
+            _ => assert_eq!(output.ciphertext.len(), theirs.len(), "{what}"),
+        }
         assert_eq!(cached(&table), all.len(), "{what}");
         table.free(id).unwrap();
     }
@@ -319,7 +372,7 @@ fn alert_that_is_named_is_the_one_that_left() {
     // One leaves in the clear, one encrypted: the last byte of a record is not what was encrypted.
     for version in ["1.2", "1.3"] {
         let mut pair = Pair::with_client(version);
-        std::io::Write::write_all(&mut pair.peer.writer(), b"damaged on its way").unwrap();
+        pair.peer.writer().write_all(b"damaged on its way").unwrap();
         let mut record = pair.said();
         *record.last_mut().unwrap() ^= 1;
         let output = send(&pair.table, pair.id, &record);
@@ -372,7 +425,7 @@ fn nothing_follows_our_close_notify() {
         pair.table.apply(pair.id, |connection, _| connection.shutdown(&mut close)).unwrap();
         assert!(!close.is_empty());
         // A damaged record, which rustls answers with an alert.
-        std::io::Write::write_all(&mut pair.peer.writer(), b"damaged on its way").unwrap();
+        pair.peer.writer().write_all(b"damaged on its way").unwrap();
         let mut record = pair.said();
         *record.last_mut().unwrap() ^= 1;
         let output = send(&pair.table, pair.id, &record);
@@ -410,20 +463,8 @@ impl ProducesTickets for Lifetime {
 }
 
 /// A handshake of the daemon's client with a rustls server whose tickets have this lifetime. Answers whether it was resumed.
-fn visit(
-    table: &Table,
-    folder: &std::path::Path,
-    version: &'static rustls::SupportedProtocolVersion,
-    lifetime: u32,
-) -> bool {
-    let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
-    let chain =
-        rustls::pki_types::CertificateDer::pem_slice_iter(&read("tls.crt")).map(Result::unwrap).collect();
-    let key = PrivateKeyDer::from_pem_slice(&read("tls.key")).unwrap();
-    let mut config = ServerConfig::builder_with_protocol_versions(&[version])
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .unwrap();
+fn visit(table: &Table, folder: &Path, version: &'static SupportedProtocolVersion, lifetime: u32) -> bool {
+    let mut config = plain_config(folder, &[version]);
     config.ticketer = Arc::new(Lifetime(lifetime));
     let id = open(table, Role::Client, "localhost");
     let mut peer = ServerConnection::new(Arc::new(config)).unwrap();
@@ -513,4 +554,198 @@ fn client_daemon(lines: &str) -> (Table, tempfile::TempDir) {
     std::fs::write(&file, format!("[[context]]\nca = \"ca.pem\"\n{lines}\n")).unwrap();
     let config = Config::load(Some(&file), std::iter::empty(), &[]).unwrap();
     (Table::new(Arc::new(Registry::build(&config).unwrap()), Clock::System, Most::all(100)), folder)
+}
+
+#[test]
+fn server_name_that_is_none_is_refused_as_rustls_refuses_it() {
+    let folder = tempfile::tempdir().unwrap();
+    pki::localhost(folder.path());
+    let (table, _) = with_roots_in(folder.path(), "");
+    for (name, refused) in [
+        ("node.1", true),
+        ("123", true),
+        ("a.test:443", true),
+        ("*.b.test", true),
+        ("a b.test", true),
+        ("unknown.test", false),
+        ("under_score.test", false),
+        // An address counts as no name (RFC 6066 section 3 forbids it there).
+        ("192.0.2.1", false),
+        ("2001:db8::1", false),
+    ] {
+        let id = server(&table);
+        let hello = PskHello { server_name: Some(name), ..PskHello::offering(&[]) }.flight();
+        let output = send(&table, id, &hello);
+        let theirs = plain_rustls(folder.path(), &[], &hello);
+        assert_eq!(output.alert.map(|alert| alert.code), refused.then_some(47), "{name}");
+        if refused {
+            assert_eq!(output.ciphertext, theirs, "{name}: illegal_parameter in the clear");
+            assert!(failure(&table, id).contains("ServerName"), "{name}: {}", failure(&table, id));
+        } else {
+            assert_eq!(
+                first_message(&output.ciphertext)[0],
+                first_message(&theirs)[0],
+                "{name}: a ServerHello"
+            );
+        }
+    }
+}
+
+#[test]
+fn warnings_and_a_hello_that_never_comes_whole_name_no_alert() {
+    // rustls passes over four warnings, and sends nothing at the fifth.
+    let (table, _) = with_roots("");
+    let id = server(&table);
+    let output = send(&table, id, &[21, 3, 3, 0, 2, 1, 90].repeat(6));
+    assert_eq!((output.alert, output.ciphertext.len(), state(&table, id)), (None, 0, State::Failed));
+    assert!(!failure(&table, id).contains("alert sent"), "{}", failure(&table, id));
+    let id = server(&table);
+    let hello = PskHello::offering(&[]).flight();
+    send(&table, id, &hello[..40]);
+    let end = Input { end_of_stream: true, ..Input::default() };
+    let output = table.apply(id, |connection, now| connection.exchange(end, now)).unwrap();
+    assert_eq!((output.alert, output.ciphertext.len(), state(&table, id)), (None, 0, State::Failed));
+    assert!(!failure(&table, id).contains("alert"), "{}", failure(&table, id));
+}
+
+/// The key schedule of a client whose Finished is wrong: the second HMAC that it makes, for the first one is the server's.
+struct WrongFinished(&'static dyn Hkdf, AtomicUsize);
+
+impl Hkdf for WrongFinished {
+    fn extract_from_zero_ikm(&self, salt: Option<&[u8]>) -> Box<dyn HkdfExpander> {
+        self.0.extract_from_zero_ikm(salt)
+    }
+    fn extract_from_secret(&self, salt: Option<&[u8]>, secret: &[u8]) -> Box<dyn HkdfExpander> {
+        self.0.extract_from_secret(salt, secret)
+    }
+    fn expander_for_okm(&self, okm: &OkmBlock) -> Box<dyn HkdfExpander> {
+        self.0.expander_for_okm(okm)
+    }
+    fn hmac_sign(&self, key: &OkmBlock, message: &[u8]) -> Tag {
+        let tag = self.0.hmac_sign(key, message);
+        match self.1.fetch_add(1, Ordering::Relaxed) {
+            1 => Tag::new(&vec![0; tag.as_ref().len()]),
+            _ => tag,
+        }
+    }
+}
+
+#[test]
+fn wrong_finished_is_a_decrypt_error_on_the_wire_and_in_the_answer() {
+    let SupportedCipherSuite::Tls13(suite) = TLS13_AES_128_GCM_SHA256 else { panic!("of TLS 1.3") };
+    let wrong = Tls13CipherSuite {
+        common: CipherSuiteCommon { ..suite.common },
+        hkdf_provider: Box::leak(Box::new(WrongFinished(suite.hkdf_provider, AtomicUsize::new(0)))),
+        aead_alg: suite.aead_alg,
+        quic: None,
+    };
+    let mut provider = default_provider();
+    provider.cipher_suites = vec![SupportedCipherSuite::Tls13(Box::leak(Box::new(wrong)))];
+    let (table, roots) = with_roots("");
+    let config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let peer = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
+    let id = server(&table);
+    let mut pair = Pair { table, id, peer: peer.into() };
+    let hello = pair.said();
+    let flight = send(&pair.table, id, &hello).ciphertext;
+    pair.hears(&flight).unwrap();
+    let finished = pair.said();
+    let output = send(&pair.table, id, &finished);
+    assert_eq!(output.alert, Some(Alert { code: 51, received: false }));
+    let heard = pair.hears(&output.ciphertext);
+    named(&pair, &output, heard, "a wrong Finished");
+}
+
+/// What lies on the way to an OpenSSL client, and from it.
+#[derive(Default)]
+struct Wire {
+    to: VecDeque<u8>,
+    from: Vec<u8>,
+}
+
+impl Read for Wire {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.to.read(buffer) {
+            Ok(0) => Err(io::ErrorKind::WouldBlock.into()),
+            read => read,
+        }
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.from.write(bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A handshake of TLS 1.2 with an OpenSSL client, with or without extended_master_secret. Answers how it ended for the daemon.
+fn openssl(
+    table: &Table,
+    extended: bool,
+    session: Option<&SslSession>,
+) -> (Option<SslSession>, ConnectionId, Option<Alert>) {
+    /// SSL_OP_NO_EXTENDED_MASTER_SECRET.
+    const NO_EXTENDED_MASTER_SECRET: SslOptions = SslOptions::from_bits_retain(1);
+    let mut connector = SslConnector::builder(SslMethod::tls_client()).unwrap();
+    connector.set_verify(SslVerifyMode::NONE);
+    connector.set_max_proto_version(Some(SslVersion::TLS1_2)).unwrap();
+    if !extended {
+        connector.set_options(NO_EXTENDED_MASTER_SECRET);
+    }
+    let mut ssl = connector.build().configure().unwrap().into_ssl("localhost").unwrap();
+    if let Some(session) = session {
+        // It is one of this library, in this process.
+        #[allow(unsafe_code, reason = "SSL_set_session has no other form")]
+        unsafe {
+            ssl.set_session(session).unwrap();
+        }
+    }
+    let mut client = SslStream::new(ssl, Wire::default()).unwrap();
+    let id = server(table);
+    for _ in 0..6 {
+        let done = client.connect();
+        let said = std::mem::take(&mut client.get_mut().from);
+        let output = send(table, id, &said);
+        client.get_mut().to.extend(&output.ciphertext);
+        if output.alert.is_some() {
+            return (None, id, output.alert);
+        }
+        if done.is_ok() {
+            // OpenSSL has the close rule too.
+            client.set_shutdown(ShutdownState::SENT);
+            return (client.ssl().session().map(ToOwned::to_owned), id, None);
+        }
+    }
+    panic!("it does not end");
+}
+
+#[test]
+fn session_is_not_resumed_across_extended_master_secret() {
+    let (table, _) = with_roots("versions = [\"1.2\"]");
+    let closed = |id| {
+        table.apply(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+        table.free(id).unwrap();
+    };
+    let reused = |id| table.look(id, |connection, _| connection.session_reused()).unwrap();
+    // RFC 7627 section 5.3: of a session without it, a hello with it makes a full handshake.
+    let (session, id, _) = openssl(&table, false, None);
+    closed(id);
+    let (_, id, alert) = openssl(&table, true, session.as_ref());
+    assert_eq!((alert, reused(id), misses(&table, Miss::Scope)), (None, false, 1));
+    closed(id);
+    // Of a session with it, a hello without it ends the handshake.
+    let (session, id, _) = openssl(&table, true, None);
+    closed(id);
+    let (_, id, alert) = openssl(&table, false, session.as_ref());
+    assert_eq!((alert.map(|alert| alert.code), state(&table, id)), (Some(47), State::Failed));
+    // With the same in both it is resumed.
+    let (_, id, alert) = openssl(&table, true, session.as_ref());
+    assert_eq!((alert, reused(id)), (None, true));
 }

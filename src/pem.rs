@@ -25,6 +25,10 @@ use rustls::{
 };
 use zeroize::{Zeroize, Zeroizing};
 
+mod der;
+
+use der::{is_version_1, is_whole, rsa_bits};
+
 /// Largest file of a private key, in bytes.
 pub(crate) const KEY_FILE_MAX: usize = 1 << 20;
 /// Largest file of certificates, in bytes. A bundle of all public authorities has less than 1 MiB.
@@ -204,53 +208,6 @@ fn pair(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'_>) -> Result<
         Err(rustls::Error::InconsistentKeys(_)) => Err(PemFault::Mismatch),
         Err(_) => Err(old.map_or(PemFault::Certificate(1), |place| PemFault::Version1(place + 1))),
     }
-}
-
-/// The content of the element that a DER text begins with, if it has this tag, and what follows it (X.690 section 8.1).
-fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
-    let (&[held, first], rest) = der.split_first_chunk()?;
-    let (length, rest) = match first {
-        0..0x80 => (usize::from(first), rest),
-        _ => {
-            let (length, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
-            if length.len() > size_of::<u32>() {
-                return None;
-            }
-            (length.iter().fold(0, |length, &byte| length << 8 | usize::from(byte)), rest)
-        }
-    };
-    rest.split_at_checked(length).filter(|_| held == tag)
-}
-
-const INTEGER: u8 = 0x02;
-const OCTET_STRING: u8 = 0x04;
-const SEQUENCE: u8 = 0x30;
-
-/// The length of an RSA key's modulus, in bits (RFC 8017 appendix A.1.2, RFC 5958 section 2). `None`: it is another key.
-fn rsa_bits(key: &PrivateKeyDer<'_>) -> Option<usize> {
-    let own = match key {
-        PrivateKeyDer::Pkcs1(key) => key.secret_pkcs1_der(),
-        PrivateKeyDer::Pkcs8(key) => {
-            let (fields, _) = element(key.secret_pkcs8_der(), SEQUENCE)?;
-            let (_, rest) = element(fields, INTEGER)?;
-            let (_, rest) = element(rest, SEQUENCE)?;
-            element(rest, OCTET_STRING)?.0
-        }
-        _ => return None,
-    };
-    let (fields, _) = element(own, SEQUENCE)?;
-    let (_, rest) = element(fields, INTEGER)?;
-    let (modulus, _) = element(rest, INTEGER)?;
-    let modulus = modulus.strip_prefix(&[0]).unwrap_or(modulus);
-    let first = modulus.first()?;
-    // An ECDSA key has an OCTET STRING there, and an Ed25519 key no SEQUENCE.
-    Some(modulus.len() * 8 - first.leading_zeros() as usize)
-}
-
-/// Whether a certificate has no version, which is the first one (RFC 5280 section 4.1.2.1).
-fn is_version_1(certificate: &[u8]) -> bool {
-    let body = || element(element(certificate, SEQUENCE)?.0, SEQUENCE);
-    body().is_some_and(|(fields, _)| element(fields, INTEGER).is_some())
 }
 
 /// Reads a regular file of at most `max` bytes. The buffers are zeroed when they are dropped.
@@ -488,20 +445,6 @@ fn damaged(line: &[u8], place: usize) -> PemFault {
     } else {
         PemFault::Marker(place)
     }
-}
-
-/// Returns whether this is exactly one complete SEQUENCE of DER (X.690 section 8.1.3).
-fn is_whole(der: &[u8]) -> bool {
-    let [0x30, first, rest @ ..] = der else { return false };
-    if *first < 0x80 {
-        return rest.len() == usize::from(*first);
-    }
-    let count = usize::from(first & 0x7f);
-    if !(1..=4).contains(&count) || rest.len() < count {
-        return false;
-    }
-    let (length, content) = rest.split_at(count);
-    content.len() == length.iter().fold(0, |length, &byte| length << 8 | usize::from(byte))
 }
 
 /// Decodes base64 with its padding (RFC 4648 section 4).

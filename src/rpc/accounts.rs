@@ -16,7 +16,10 @@ use std::{
 
 use dashmap::DashMap;
 
-use super::status::Refusal;
+use super::{
+    pool::{Full, Pool},
+    status::Refusal,
+};
 use crate::{config::Limits, session::watch::WATCHERS_MAX};
 
 /// Calls in flight of health and reflection, which every caller may make: in all, and of one identity.
@@ -54,20 +57,6 @@ pub(super) struct Accounts {
     connections: AtomicUsize,
     by_owner: Members<Arc<str>, Account>,
     by_address: Members<IpAddr, Source>,
-}
-
-/// The part of its limit that an identity may have even where all others have taken everything: one in this many.
-///
-/// Bytes and streams of Attach have no limit of time, so a few identities could otherwise keep all others out.
-const LEAST_OF_ONE: usize = 16;
-
-/// How much is taken of something, and how much there is, in all and for one identity.
-struct Pool {
-    taken: AtomicUsize,
-    most: AtomicUsize,
-    most_of_one: AtomicUsize,
-    /// Whether an identity may have one part in [`LEAST_OF_ONE`] of its limit, whatever the others hold.
-    reserves: bool,
 }
 
 /// What one identity holds.
@@ -108,99 +97,6 @@ impl<K: Eq + Hash + Clone, M: Default> Members<K, M> {
     fn forget(&self, key: &K) {
         self.0.remove_if(key, |_, member| member.strong_count() == 0);
     }
-}
-
-impl Pool {
-    const fn new(most: usize, most_of_one: usize) -> Self {
-        Self {
-            taken: AtomicUsize::new(0),
-            most: AtomicUsize::new(most),
-            most_of_one: AtomicUsize::new(most_of_one),
-            reserves: false,
-        }
-    }
-
-    /// A pool of which each identity may have a part in any case.
-    const fn with_reserve(most: usize, most_of_one: usize) -> Self {
-        Self { reserves: true, ..Self::new(most, most_of_one) }
-    }
-
-    /// Changes the limits. What is taken beyond them stays taken.
-    fn resize(&self, most: usize, most_of_one: usize) {
-        self.most.store(most, Ordering::Relaxed);
-        self.most_of_one.store(most_of_one, Ordering::Relaxed);
-    }
-
-    fn least_of_one(&self) -> usize {
-        if self.reserves { self.most_of_one.load(Ordering::Relaxed) / LEAST_OF_ONE } else { 0 }
-    }
-
-    /// Takes some for one identity, or none of it. The error tells which limit is reached.
-    fn take(&self, of_one: &AtomicUsize, amount: usize) -> Result<(), Full> {
-        let (most, most_of_one) =
-            (self.most.load(Ordering::Relaxed), self.most_of_one.load(Ordering::Relaxed));
-        if !add_within(of_one, amount, most_of_one) {
-            return Err(Full::OfOne(most_of_one));
-        }
-        if add_within(&self.taken, amount, most) {
-            return Ok(());
-        }
-        if of_one.load(Ordering::Relaxed) <= self.least_of_one() {
-            self.taken.fetch_add(amount, Ordering::Relaxed);
-            return Ok(());
-        }
-        of_one.fetch_sub(amount, Ordering::Relaxed);
-        Err(Full::OfAll(most))
-    }
-
-    /// Whether an identity that holds `of_one` could take a sixteenth of its limit more.
-    fn has_room(&self, of_one: &AtomicUsize) -> Result<(), Full> {
-        let (most, most_of_one) =
-            (self.most.load(Ordering::Relaxed), self.most_of_one.load(Ordering::Relaxed));
-        let room = |taken: usize, most| taken <= most / 16 * 15;
-        let of_one = of_one.load(Ordering::Relaxed);
-        if !room(of_one, most_of_one) {
-            return Err(Full::OfOne(most_of_one));
-        }
-        if !room(self.taken.load(Ordering::Relaxed), most) && of_one > self.least_of_one() / 2 {
-            return Err(Full::OfAll(most));
-        }
-        Ok(())
-    }
-
-    fn give_back(&self, of_one: &AtomicUsize, amount: usize) {
-        of_one.fetch_sub(amount, Ordering::Relaxed);
-        self.taken.fetch_sub(amount, Ordering::Relaxed);
-    }
-}
-
-/// A limit that is reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Full {
-    OfOne(usize),
-    OfAll(usize),
-}
-
-impl Full {
-    fn of_calls(self) -> Refusal {
-        match self {
-            Self::OfOne(most) => Refusal::OwnerCallLimit(most),
-            Self::OfAll(most) => Refusal::CallLimit(most),
-        }
-    }
-
-    fn of_bytes(self) -> Refusal {
-        let (Self::OfOne(most) | Self::OfAll(most)) = self;
-        Refusal::RequestBytesLimit(most)
-    }
-}
-
-fn add_within(taken: &AtomicUsize, amount: usize, most: usize) -> bool {
-    taken
-        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
-            taken.checked_add(amount).filter(|taken| *taken <= most)
-        })
-        .is_ok()
 }
 
 /// The account of an identity, in the hands of one of its connections.

@@ -4,7 +4,7 @@
 //! * [`access`]: what each caller may do
 //! * [`tls`]: mutual TLS under it
 //! * [`status`]: the table of refusals
-//! * `accounts`: what one identity holds at a time
+//! * `accounts`, over `pool`: what one identity holds at a time
 //! * `each_second`: how often one may do something in a second
 //! * `health`, `reflection`: whether the daemon wants work, and what there is to call
 //! * `lanes`: one thread for each core
@@ -76,6 +76,7 @@ pub mod listen;
 pub mod local;
 mod lookout;
 mod page;
+mod pool;
 mod preface;
 mod reflection;
 pub mod reloads;

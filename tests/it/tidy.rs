@@ -61,6 +61,7 @@ const WORDS: [(&[&str], &[&str]); 16] = [
             "cipher_suite.rs",
             "client_hello.rs",
             "pem.rs",
+            "pem/der.rs",
         ],
     ),
     (&["tokio_rustls"], &["rpc/tls.rs", "client/rustls", "client/tls.rs"]),

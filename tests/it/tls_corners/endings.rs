@@ -1,0 +1,254 @@
+//! Endings that are seldom: the alert that left, or none; closes in a handshake; nothing after a close_notify.
+
+use std::{
+    io::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use rustls::{
+    ClientConfig, ClientConnection, Connection as Tls, SupportedCipherSuite, Tls13CipherSuite,
+    crypto::{
+        CipherSuiteCommon,
+        aws_lc_rs::{cipher_suite::TLS13_AES_128_GCM_SHA256, default_provider},
+        hmac::Tag,
+        tls13::{Hkdf, HkdfExpander, OkmBlock},
+    },
+    version::TLS13,
+};
+use tls_sessiond::connection::{Alert, ConnectionId, Input, Output, State, Table};
+
+use super::{cached, failure, old_hello, send, state, tickets};
+use crate::{
+    foreign_client::{client, server, with_roots},
+    psk_hello::{AES_128, PskHello, SECP256R1, X25519},
+};
+
+const CLOSE_NOTIFY: [u8; 7] = [21, 3, 3, 0, 2, 1, 0];
+
+#[test]
+fn close_notify_during_a_handshake_is_a_close() {
+    for version in ["1.2", "1.3"] {
+        let (table, roots) = with_roots(&format!("versions = [\"{version}\"]"));
+        let ticket = (version == "1.3").then(|| tickets(&table, &roots, AES_128).remove(0));
+        let before = cached(&table);
+        let id = server(&table);
+        let hello = PskHello { tickets: Vec::new(), ..PskHello::offering(&[]) };
+        let flight = if ticket.is_some() { hello.flight() } else { old_hello(&[0xc02b]) };
+        send(&table, id, &flight);
+        let output = send(&table, id, &CLOSE_NOTIFY);
+        let flags = table.look(id, |connection, _| connection.shutdown_flags()).unwrap();
+        assert_eq!((output.alert, output.ciphertext.len()), (None, 0), "TLS {version}");
+        if version == "1.3" {
+            assert!(flags.received && state(&table, id) == State::Failed, "TLS {version}");
+            assert!(failure(&table, id).contains("closed during the handshake"), "{}", failure(&table, id));
+        } else {
+            // rustls passes over it as over any warning in the clear, which nobody has signed.
+            assert_eq!(state(&table, id), State::Handshaking);
+        }
+        assert_eq!(cached(&table), before);
+    }
+}
+
+/// A handshake of the daemon with a rustls peer, and both ends of it.
+struct Pair {
+    table: Table,
+    id: ConnectionId,
+    peer: Tls,
+}
+
+impl Pair {
+    /// The daemon is the server.
+    fn with_client(versions: &str) -> Self {
+        let (table, roots) = with_roots(&format!("versions = [\"{versions}\"]"));
+        let id = server(&table);
+        let peer = ClientConnection::new(client(&roots, |_| true), "localhost".try_into().unwrap()).unwrap();
+        let mut pair = Self { table, id, peer: peer.into() };
+        pair.settle();
+        assert_eq!(state(&pair.table, id), State::Established);
+        pair
+    }
+
+    /// What the peer has to say.
+    fn said(&mut self) -> Vec<u8> {
+        let mut said = Vec::new();
+        while self.peer.wants_write() {
+            self.peer.write_tls(&mut said).unwrap();
+        }
+        said
+    }
+
+    /// What the peer makes of it.
+    fn hears(&mut self, mut ciphertext: &[u8]) -> Result<(), rustls::Error> {
+        while !ciphertext.is_empty() {
+            self.peer.read_tls(&mut ciphertext).unwrap();
+            self.peer.process_new_packets()?;
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self) {
+        loop {
+            let said = self.said();
+            let answer = send(&self.table, self.id, &said).ciphertext;
+            if said.is_empty() && answer.is_empty() {
+                return;
+            }
+            self.hears(&answer).unwrap();
+        }
+    }
+}
+
+#[test]
+fn alert_that_is_named_is_the_one_that_left() {
+    // Nothing leaves: rustls has an error of its own and sends no alert.
+    let mut pair = Pair::with_client("1.3");
+    let mut updates = Vec::new();
+    for _ in 0..40 {
+        pair.peer.refresh_traffic_keys().unwrap();
+        updates.extend(pair.said());
+    }
+    let output = send(&pair.table, pair.id, &updates);
+    let heard = pair.hears(&output.ciphertext);
+    named(&pair, &output, heard, "many KeyUpdates");
+
+    // One leaves in the clear, one encrypted: the last byte of a record is not what was encrypted.
+    for version in ["1.2", "1.3"] {
+        let mut pair = Pair::with_client(version);
+        pair.peer.writer().write_all(b"damaged on its way").unwrap();
+        let mut record = pair.said();
+        *record.last_mut().unwrap() ^= 1;
+        let output = send(&pair.table, pair.id, &record);
+        assert_eq!(output.alert, Some(Alert { code: 20, received: false }), "TLS {version}: bad_record_mac");
+        let heard = pair.hears(&output.ciphertext);
+        named(&pair, &output, heard, "a damaged record");
+    }
+
+    // A ClientHello that TLS 1.3 refuses in the clear.
+    let (table, _) = with_roots("versions = [\"1.3\"]");
+    let id = server(&table);
+    let output = send(&table, id, &PskHello { suites: vec![0x1305], ..PskHello::offering(&[]) }.flight());
+    assert_eq!(output.ciphertext, [21, 3, 3, 0, 2, 2, 40]);
+    assert_eq!(output.alert.map(|alert| alert.code), Some(40));
+
+    // A retry that is answered with another name: rustls says nothing.
+    let (table, _) = with_roots("versions = [\"1.3\"]\nkey_exchange = [\"X25519\"]");
+    let id = server(&table);
+    let groups = vec![SECP256R1, X25519];
+    let first = PskHello { groups: groups.clone(), shares: vec![SECP256R1], ..PskHello::offering(&[]) };
+    send(&table, id, &first.flight());
+    let second = PskHello { groups, server_name: Some("other.test"), ..PskHello::offering(&[]) };
+    let output = send(&table, id, &second.flight());
+    assert_eq!((output.alert, output.ciphertext.len()), (None, 0));
+    assert_eq!(state(&table, id), State::Failed);
+    assert!(!failure(&table, id).contains("alert"), "{}", failure(&table, id));
+}
+
+/// The peer heard what the daemon says that it sent.
+fn named(pair: &Pair, output: &Output, heard: Result<(), rustls::Error>, what: &str) {
+    let heard = match heard {
+        Ok(()) => None,
+        Err(rustls::Error::AlertReceived(description)) => Some(u8::from(description)),
+        Err(err) => panic!("{what}: {err}"),
+    };
+    assert_eq!(
+        output.alert.map(|alert| (alert.code, alert.received)),
+        heard.map(|code| (code, false)),
+        "{what}"
+    );
+    assert_eq!(state(&pair.table, pair.id), State::Failed, "{what}");
+    assert_eq!(failure(&pair.table, pair.id).contains("alert sent"), heard.is_some(), "{what}");
+}
+
+#[test]
+fn nothing_follows_our_close_notify() {
+    for version in ["1.2", "1.3"] {
+        let mut pair = Pair::with_client(version);
+        let mut close = Vec::new();
+        pair.table.apply(pair.id, |connection, _| connection.shutdown(&mut close)).unwrap();
+        assert!(!close.is_empty());
+        // A damaged record, which rustls answers with an alert.
+        pair.peer.writer().write_all(b"damaged on its way").unwrap();
+        let mut record = pair.said();
+        *record.last_mut().unwrap() ^= 1;
+        let output = send(&pair.table, pair.id, &record);
+        assert_eq!((output.alert, output.ciphertext.len()), (None, 0), "TLS {version}");
+    }
+    // A KeyUpdate that wants one in return.
+    let mut pair = Pair::with_client("1.3");
+    pair.table.apply(pair.id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+    pair.peer.refresh_traffic_keys().unwrap();
+    let update = pair.said();
+    assert!(send(&pair.table, pair.id, &update).ciphertext.is_empty());
+}
+
+#[test]
+fn warnings_and_a_hello_that_never_comes_whole_name_no_alert() {
+    // rustls passes over four warnings, and sends nothing at the fifth.
+    let (table, _) = with_roots("");
+    let id = server(&table);
+    let output = send(&table, id, &[21, 3, 3, 0, 2, 1, 90].repeat(6));
+    assert_eq!((output.alert, output.ciphertext.len(), state(&table, id)), (None, 0, State::Failed));
+    assert!(!failure(&table, id).contains("alert sent"), "{}", failure(&table, id));
+    let id = server(&table);
+    let hello = PskHello::offering(&[]).flight();
+    send(&table, id, &hello[..40]);
+    let end = Input { end_of_stream: true, ..Input::default() };
+    let output = table.apply(id, |connection, now| connection.exchange(end, now)).unwrap();
+    assert_eq!((output.alert, output.ciphertext.len(), state(&table, id)), (None, 0, State::Failed));
+    assert!(!failure(&table, id).contains("alert"), "{}", failure(&table, id));
+}
+
+/// The key schedule of a client whose Finished is wrong: the second HMAC that it makes, for the first one is the server's.
+struct WrongFinished(&'static dyn Hkdf, AtomicUsize);
+
+impl Hkdf for WrongFinished {
+    fn extract_from_zero_ikm(&self, salt: Option<&[u8]>) -> Box<dyn HkdfExpander> {
+        self.0.extract_from_zero_ikm(salt)
+    }
+    fn extract_from_secret(&self, salt: Option<&[u8]>, secret: &[u8]) -> Box<dyn HkdfExpander> {
+        self.0.extract_from_secret(salt, secret)
+    }
+    fn expander_for_okm(&self, okm: &OkmBlock) -> Box<dyn HkdfExpander> {
+        self.0.expander_for_okm(okm)
+    }
+    fn hmac_sign(&self, key: &OkmBlock, message: &[u8]) -> Tag {
+        let tag = self.0.hmac_sign(key, message);
+        match self.1.fetch_add(1, Ordering::Relaxed) {
+            1 => Tag::new(&vec![0; tag.as_ref().len()]),
+            _ => tag,
+        }
+    }
+}
+
+#[test]
+fn wrong_finished_is_a_decrypt_error_on_the_wire_and_in_the_answer() {
+    let SupportedCipherSuite::Tls13(suite) = TLS13_AES_128_GCM_SHA256 else { panic!("of TLS 1.3") };
+    let wrong = Tls13CipherSuite {
+        common: CipherSuiteCommon { ..suite.common },
+        hkdf_provider: Box::leak(Box::new(WrongFinished(suite.hkdf_provider, AtomicUsize::new(0)))),
+        aead_alg: suite.aead_alg,
+        quic: None,
+    };
+    let mut provider = default_provider();
+    provider.cipher_suites = vec![SupportedCipherSuite::Tls13(Box::leak(Box::new(wrong)))];
+    let (table, roots) = with_roots("");
+    let config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let peer = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
+    let id = server(&table);
+    let mut pair = Pair { table, id, peer: peer.into() };
+    let hello = pair.said();
+    let flight = send(&pair.table, id, &hello).ciphertext;
+    pair.hears(&flight).unwrap();
+    let finished = pair.said();
+    let output = send(&pair.table, id, &finished);
+    assert_eq!(output.alert, Some(Alert { code: 51, received: false }));
+    let heard = pair.hears(&output.ciphertext);
+    named(&pair, &output, heard, "a wrong Finished");
+}

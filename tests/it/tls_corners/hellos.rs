@@ -1,0 +1,304 @@
+//! Hellos that a careful server reads twice: several tickets, retries, names, fallbacks.
+
+use std::{
+    collections::VecDeque,
+    io::{self, Read, Write},
+};
+
+use openssl::ssl::{
+    ShutdownState, SslConnector, SslMethod, SslOptions, SslSession, SslStream, SslVerifyMode, SslVersion,
+};
+use tls_sessiond::{
+    connection::{Alert, ConnectionId, State, Table},
+    session::{SessionId, cache::Miss},
+};
+
+use super::{all_tickets, cached, failure, misses, offer, old_hello, plain_rustls, send, state, tickets};
+use crate::{
+    client_hello::Extension,
+    foreign_client::{server, with_roots, with_roots_in},
+    pki,
+    psk_hello::{
+        AES_128, AES_256, CHACHA20, PskHello, SECP256R1, Ticket, X25519, after_retry, first_message, resumed,
+    },
+};
+
+#[test]
+fn of_several_tickets_the_first_that_fits_is_resumed() {
+    let (table, roots) = with_roots("versions = [\"1.3\"]");
+    let other_suite = tickets(&table, &roots, AES_256).remove(0);
+    let fits = tickets(&table, &roots, AES_128).remove(0);
+    let unknown = Ticket { identity: vec![1; 32], psk: vec![2; 32] };
+    assert_eq!(cached(&table), 4);
+    // The other suite has another hash: its binder is never looked at, and its ticket is not spent.
+    let hello = PskHello::offering(&[&unknown, &other_suite, &fits]);
+    assert_eq!(offer(&table, &hello), (Some(2), 3), "one was spent, which was resumed");
+    let left = all_tickets(&table);
+    assert!(left.iter().any(|ticket| ticket.identity == other_suite.identity));
+    assert!(left.iter().all(|ticket| ticket.identity != fits.identity));
+}
+
+#[test]
+fn ticket_of_another_suite_is_a_miss_and_the_full_handshake_makes_all_tickets() {
+    let (table, roots) = with_roots("versions = [\"1.3\"]\ntickets = 3");
+    // Both have SHA-256, so a client may offer the one and agree on the other; rustls resumes the very suite alone.
+    let ticket = tickets(&table, &roots, AES_128).remove(0);
+    let hello = PskHello { suites: vec![CHACHA20], ..PskHello::offering(&[&ticket]) };
+    assert_eq!(offer(&table, &hello), (None, 3), "nothing is spent");
+    assert_eq!(misses(&table, Miss::Scope), 1);
+    // The same client, the same suite: what a full handshake makes does not depend on what was offered.
+    assert_eq!(tickets(&table, &roots, CHACHA20).len(), 3);
+}
+
+#[test]
+fn second_hello_after_a_retry_is_read_again() {
+    let (table, roots) = with_roots("versions = [\"1.3\"]\nkey_exchange = [\"X25519\"]");
+    let ticket = tickets(&table, &roots, AES_128).remove(0);
+    assert_eq!(cached(&table), 2);
+    let unknown = Ticket { identity: vec![1; 32], psk: vec![2; 32] };
+    let groups = vec![SECP256R1, X25519];
+    let first = |offered: &Ticket| PskHello {
+        groups: groups.clone(),
+        shares: vec![SECP256R1],
+        ..PskHello::offering(&[offered])
+    };
+    for (offered, compatible) in [(&unknown, true), (&ticket, false)] {
+        let id = server(&table);
+        let first = first(offered);
+        let retry = send(&table, id, &first.flight()).ciphertext;
+        assert_eq!(cached(&table), 2, "a hello that is retried spends nothing");
+        let before = after_retry(&first.message(), first_message(&retry));
+        let second = match compatible {
+            // The first offer held nothing of the suite that the retry names, and so the client offers another.
+            true => PskHello { groups: groups.clone(), before, ..PskHello::offering(&[&ticket]) },
+            false => PskHello { groups: groups.clone(), before, ..PskHello::offering(&[&unknown]) },
+        };
+        let flight = [&[20, 3, 3, 0, 1, 1][..], &second.flight()].concat();
+        let mut answer = Vec::new();
+        for piece in flight.chunks(40) {
+            let output = send(&table, id, piece);
+            assert_eq!(output.alert, None);
+            answer.extend(output.ciphertext);
+        }
+        let spent = usize::from(compatible);
+        assert_eq!(resumed(first_message(&answer)), compatible.then_some(0));
+        assert_eq!(cached(&table), 2 - spent);
+        table.free(id).unwrap();
+        if compatible {
+            // For the second round.
+            tickets(&table, &roots, AES_128);
+            let more = all_tickets(&table).pop().unwrap();
+            let registry = table.registry();
+            let cache = &registry.get("default").unwrap().server_cache;
+            let id = SessionId::new(&more.identity).unwrap();
+            assert!(cache.remove(&id, table.now()));
+        }
+    }
+}
+
+#[test]
+fn hello_that_is_refused_spends_no_ticket() {
+    let folder = tempfile::tempdir().unwrap();
+    pki::localhost(folder.path());
+    let (table, roots) = with_roots_in(folder.path(), "alpn = [\"h2\"]");
+    let all = tickets(&table, &roots, AES_128);
+    let ticket = &all[0];
+    let usual = || PskHello::offering(&[ticket]);
+    let nameless = Ticket { identity: Vec::new(), psk: vec![2; 32] };
+    let alpn = |name: &[u8]| {
+        let list = [&[u8::try_from(name.len()).unwrap()][..], name].concat();
+        Extension::Unknown(16, [&[0, u8::try_from(list.len()).unwrap()][..], &list].concat())
+    };
+    for (what, hello) in [
+        ("an identity of no bytes", PskHello::offering(&[ticket, &nameless])),
+        ("an extension twice", PskHello { more: vec![Extension::Unknown(45, vec![1, 1])], ..usual() }),
+        (
+            "an extension behind the pre_shared_key",
+            PskHello { behind: vec![Extension::Unknown(60_000, vec![])], ..usual() },
+        ),
+        ("no psk_key_exchange_modes", PskHello { modes: vec![], ..usual() }),
+        ("no protocol in common", PskHello { more: vec![alpn(b"http/1.1")], ..usual() }),
+        ("no suite in common", PskHello { suites: vec![0x1305], ..usual() }),
+        ("no group in common", PskHello { groups: vec![0x6a6a], shares: vec![0x6a6a], ..usual() }),
+        ("a name that is none", PskHello { server_name: Some("*.b.test"), ..usual() }),
+    ] {
+        let id = server(&table);
+        let output = send(&table, id, &hello.flight());
+        assert!(output.alert.is_some() && state(&table, id) == State::Failed, "{what}");
+        let theirs = plain_rustls(folder.path(), &[b"h2"], &hello.flight());
+        // Behind a ServerHello, whose random and key differ, the alert is encrypted.
+        match theirs.first() {
+            Some(21) => assert_eq!(output.ciphertext, theirs, "{what}"),
+            _ => assert_eq!(output.ciphertext.len(), theirs.len(), "{what}"),
+        }
+        assert_eq!(cached(&table), all.len(), "{what}");
+        table.free(id).unwrap();
+    }
+    let agreed = PskHello { more: vec![alpn(b"h2")], ..usual() };
+    assert_eq!(offer(&table, &agreed), (Some(0), all.len() - 1), "the usual one is resumed");
+}
+
+#[test]
+fn name_with_a_dot_is_the_same_name() {
+    let (table, roots) = with_roots("versions = [\"1.3\"]");
+    let ticket = tickets(&table, &roots, AES_128).remove(0);
+    let before = cached(&table);
+    let id = server(&table);
+    let dotted = PskHello { server_name: Some("LocalHost."), ..PskHello::offering(&[&ticket]) };
+    let output = send(&table, id, &dotted.flight());
+    let name = table.look(id, |connection, _| connection.server_name().to_string()).unwrap();
+    assert_eq!((output.alert, name.as_str()), (None, "localhost"));
+    // rustls compares names as they were sent: it would not resume, so nothing is spent.
+    assert_eq!((resumed(first_message(&output.ciphertext)), cached(&table)), (None, before));
+}
+
+#[test]
+fn fallback_that_an_attacker_brought_about_is_refused() {
+    const SCSV: u16 = 0x5600;
+    let suite = 0xc02b;
+    for (versions, suites, refused) in [
+        ("\"1.2\", \"1.3\"", vec![suite, SCSV], true),
+        ("\"1.2\", \"1.3\"", vec![suite], false),
+        ("\"1.2\"", vec![suite, SCSV], false),
+    ] {
+        let (table, _) = with_roots(&format!("versions = [{versions}]"));
+        let id = server(&table);
+        let output = send(&table, id, &old_hello(&suites));
+        if refused {
+            assert_eq!(output.alert, Some(Alert { code: 86, received: false }));
+            assert_eq!(output.ciphertext, [21, 3, 3, 0, 2, 2, 86]);
+            assert!(failure(&table, id).contains("inappropriate_fallback"), "{}", failure(&table, id));
+        } else {
+            assert_eq!(
+                (output.alert, state(&table, id)),
+                (None, State::Handshaking),
+                "{versions} {suites:x?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn server_name_that_is_none_is_refused_as_rustls_refuses_it() {
+    let folder = tempfile::tempdir().unwrap();
+    pki::localhost(folder.path());
+    let (table, _) = with_roots_in(folder.path(), "");
+    for (name, refused) in [
+        ("node.1", true),
+        ("123", true),
+        ("a.test:443", true),
+        ("*.b.test", true),
+        ("a b.test", true),
+        ("unknown.test", false),
+        ("under_score.test", false),
+        // An address counts as no name (RFC 6066 section 3 forbids it there).
+        ("192.0.2.1", false),
+        ("2001:db8::1", false),
+    ] {
+        let id = server(&table);
+        let hello = PskHello { server_name: Some(name), ..PskHello::offering(&[]) }.flight();
+        let output = send(&table, id, &hello);
+        let theirs = plain_rustls(folder.path(), &[], &hello);
+        assert_eq!(output.alert.map(|alert| alert.code), refused.then_some(47), "{name}");
+        if refused {
+            assert_eq!(output.ciphertext, theirs, "{name}: illegal_parameter in the clear");
+            assert!(failure(&table, id).contains("ServerName"), "{name}: {}", failure(&table, id));
+        } else {
+            assert_eq!(
+                first_message(&output.ciphertext)[0],
+                first_message(&theirs)[0],
+                "{name}: a ServerHello"
+            );
+        }
+    }
+}
+
+/// What lies on the way to an OpenSSL client, and from it.
+#[derive(Default)]
+struct Wire {
+    to: VecDeque<u8>,
+    from: Vec<u8>,
+}
+
+impl Read for Wire {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.to.read(buffer) {
+            Ok(0) => Err(io::ErrorKind::WouldBlock.into()),
+            read => read,
+        }
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.from.write(bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A handshake of TLS 1.2 with an OpenSSL client, with or without extended_master_secret. Answers how it ended for the daemon.
+fn openssl(
+    table: &Table,
+    extended: bool,
+    session: Option<&SslSession>,
+) -> (Option<SslSession>, ConnectionId, Option<Alert>) {
+    /// SSL_OP_NO_EXTENDED_MASTER_SECRET.
+    const NO_EXTENDED_MASTER_SECRET: SslOptions = SslOptions::from_bits_retain(1);
+    let mut connector = SslConnector::builder(SslMethod::tls_client()).unwrap();
+    connector.set_verify(SslVerifyMode::NONE);
+    connector.set_max_proto_version(Some(SslVersion::TLS1_2)).unwrap();
+    if !extended {
+        connector.set_options(NO_EXTENDED_MASTER_SECRET);
+    }
+    let mut ssl = connector.build().configure().unwrap().into_ssl("localhost").unwrap();
+    if let Some(session) = session {
+        // It is one of this library, in this process.
+        #[allow(unsafe_code, reason = "SSL_set_session has no other form")]
+        unsafe {
+            ssl.set_session(session).unwrap();
+        }
+    }
+    let mut client = SslStream::new(ssl, Wire::default()).unwrap();
+    let id = server(table);
+    for _ in 0..6 {
+        let done = client.connect();
+        let said = std::mem::take(&mut client.get_mut().from);
+        let output = send(table, id, &said);
+        client.get_mut().to.extend(&output.ciphertext);
+        if output.alert.is_some() {
+            return (None, id, output.alert);
+        }
+        if done.is_ok() {
+            // OpenSSL has the close rule too.
+            client.set_shutdown(ShutdownState::SENT);
+            return (client.ssl().session().map(ToOwned::to_owned), id, None);
+        }
+    }
+    panic!("it does not end");
+}
+
+#[test]
+fn session_is_not_resumed_across_extended_master_secret() {
+    let (table, _) = with_roots("versions = [\"1.2\"]");
+    let closed = |id| {
+        table.apply(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+        table.free(id).unwrap();
+    };
+    let reused = |id| table.look(id, |connection, _| connection.session_reused()).unwrap();
+    // RFC 7627 section 5.3: of a session without it, a hello with it makes a full handshake.
+    let (session, id, _) = openssl(&table, false, None);
+    closed(id);
+    let (_, id, alert) = openssl(&table, true, session.as_ref());
+    assert_eq!((alert, reused(id), misses(&table, Miss::Scope)), (None, false, 1));
+    closed(id);
+    // Of a session with it, a hello without it ends the handshake.
+    let (session, id, _) = openssl(&table, true, None);
+    closed(id);
+    let (_, id, alert) = openssl(&table, false, session.as_ref());
+    assert_eq!((alert.map(|alert| alert.code), state(&table, id)), (Some(47), State::Failed));
+    // With the same in both it is resumed.
+    let (_, id, alert) = openssl(&table, true, session.as_ref());
+    assert_eq!((alert, reused(id)), (None, true));
+}

@@ -1,0 +1,113 @@
+//! Corners of TLS, with plain rustls beside the daemon where the wire decides.
+//!
+//! * `hellos`: hellos that a careful server reads twice
+//! * `endings`: alerts and closes that are seldom
+//! * `client_tickets`: what a client makes of a server's tickets
+
+mod client_tickets;
+mod endings;
+mod hellos;
+
+use std::{path::Path, sync::Arc};
+
+use rustls::{
+    RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVersion,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    version::{TLS12, TLS13},
+};
+use tls_sessiond::{
+    connection::{ConnectionId, Input, Output, State, Table},
+    session::cache::Miss,
+};
+
+use crate::{
+    client_hello::{Extension, Hello, records},
+    foreign_client::{client, connect, server},
+    psk_hello::{PskHello, Ticket, X25519, first_message, resumed},
+};
+
+fn send(table: &Table, id: ConnectionId, ciphertext: &[u8]) -> Output {
+    let input = Input { ciphertext, ..Input::default() };
+    table.apply(id, |connection, now| connection.exchange(input, now)).unwrap()
+}
+
+fn state(table: &Table, id: ConnectionId) -> State {
+    table.look(id, |connection, _| connection.state()).unwrap()
+}
+
+/// Why it failed.
+fn failure(table: &Table, id: ConnectionId) -> String {
+    let again = table.apply(id, |connection, now| connection.exchange(Input::default(), now));
+    again.unwrap_err().to_string()
+}
+
+fn cached(table: &Table) -> usize {
+    table.registry().get("default").unwrap().server_cache.len()
+}
+
+fn misses(table: &Table, why: Miss) -> u64 {
+    table.registry().get("default").unwrap().stats.misses.get(why)
+}
+
+/// What rustls itself answers to the same flight, as a server with the same certificate.
+fn plain_rustls(folder: &Path, alpn: &[&[u8]], flight: &[u8]) -> Vec<u8> {
+    let mut config = plain_config(folder, &[&TLS12, &TLS13]);
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    let mut server = ServerConnection::new(Arc::new(config)).unwrap();
+    let (mut rest, mut answer) = (flight, Vec::new());
+    while !rest.is_empty() && server.read_tls(&mut rest).is_ok_and(|read| read > 0) {
+        if server.process_new_packets().is_err() {
+            break;
+        }
+    }
+    while server.wants_write() {
+        server.write_tls(&mut answer).unwrap();
+    }
+    answer
+}
+
+fn plain_config(folder: &Path, versions: &[&'static SupportedProtocolVersion]) -> ServerConfig {
+    let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
+    let chain = CertificateDer::pem_slice_iter(&read("tls.crt")).map(Result::unwrap).collect();
+    let key = PrivateKeyDer::from_pem_slice(&read("tls.key")).unwrap();
+    ServerConfig::builder_with_protocol_versions(versions)
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap()
+}
+
+/// Makes sessions by a full handshake of a client with these suites, ends it well, and answers their tickets, newest last.
+fn tickets(table: &Table, roots: &RootCertStore, suite: u16) -> Vec<Ticket> {
+    let before = all_tickets(table);
+    let (_, id, _) = connect(table, &client(roots, |ours| ours == suite), usize::MAX);
+    table.apply(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+    table.free(id).unwrap();
+    let known = |ticket: &Ticket| before.iter().any(|other| other.identity == ticket.identity);
+    all_tickets(table).into_iter().filter(|ticket| !known(ticket)).collect()
+}
+
+fn all_tickets(table: &Table) -> Vec<Ticket> {
+    let mut all = Vec::new();
+    table.registry().get("default").unwrap().server_cache.scan(table.now(), |session| {
+        all.push(Ticket::of(session.id().as_bytes(), session.secret().as_bytes().unwrap()));
+    });
+    all
+}
+
+/// The place of the ticket that the server resumes, and how many sessions are in the cache then.
+fn offer(table: &Table, hello: &PskHello) -> (Option<u16>, usize) {
+    let id = server(table);
+    let output = send(table, id, &hello.flight());
+    assert_eq!(output.alert, None, "{}", failure(table, id));
+    let place = resumed(first_message(&output.ciphertext));
+    let left = cached(table);
+    table.free(id).unwrap();
+    (place, left)
+}
+
+/// A ClientHello of TLS 1.2 with these suites.
+fn old_hello(suites: &[u16]) -> Vec<u8> {
+    let mut extensions = Extension::negotiable(&[X25519], &[], &[]);
+    extensions.retain(|extension| matches!(extension, Extension::Unknown(10 | 13, _)));
+    records(&Hello { session_id: Vec::new(), suites: suites.to_vec(), extensions }.message(), &[])
+}

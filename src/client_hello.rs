@@ -5,11 +5,12 @@
 //! about the handshake: what does not parse is passed on to rustls, which finds the right alert for it.
 //!
 //! A ClientHello that every server refuses offers nothing here, so that it spends no ticket: one with an extension twice, with
-//! an empty PSK identity, or with a pre_shared_key that is not the last extension (RFC 8446 section 4.2).
+//! an empty PSK identity, or with a pre_shared_key that is not the last extension (RFC 8446 section 4.2). rustls itself has the last
+//! word on that: [`FirstFlight::is_taken_by_rustls`].
 
 use std::collections::BTreeSet;
 
-use rustls::pki_types;
+use rustls::{pki_types, server::Acceptor};
 
 use crate::server_name::ServerName;
 
@@ -47,6 +48,8 @@ pub struct Parameters {
     pub key_shares: Vec<u16>,
     /// Names of application protocols. `None`: the extension is not there.
     pub protocols: Option<Vec<Vec<u8>>>,
+    /// Whether early data is announced, which a second ClientHello must not do (RFC 8446 section 4.2.10).
+    pub early_data: bool,
 }
 
 /// How many PSK identities are looked up for one ClientHello. Clients offer one or two.
@@ -103,6 +106,25 @@ impl FirstFlight {
     /// Whether it answers a HelloRetryRequest.
     pub fn is_second(&self) -> bool {
         self.second
+    }
+
+    /// Whether rustls takes the ClientHello, which is whole, as far as that does not depend on a configuration: it parses each
+    /// extension to its end, and nothing follows the message in its records. A session is worth a lookup only then.
+    pub fn is_taken_by_rustls(&self) -> bool {
+        let mut acceptor = Acceptor::default();
+        let mut records = &self.raw[self.begin..];
+        while !records.is_empty() {
+            match acceptor.read_tls(&mut records) {
+                Ok(0) | Err(_) => return false,
+                Ok(_) => {}
+            }
+            match acceptor.accept() {
+                Ok(None) => {}
+                Ok(Some(_)) => return true,
+                Err(_) => return false,
+            }
+        }
+        false
     }
 
     /// Takes the bytes that came.
@@ -211,10 +233,12 @@ impl FirstFlight {
 
 const SERVER_NAME: u16 = 0;
 const SUPPORTED_GROUPS: u16 = 10;
+const COMPRESS_CERTIFICATE: u16 = 27;
 const SIGNATURE_ALGORITHMS: u16 = 13;
 const ALPN: u16 = 16;
 const SESSION_TICKET: u16 = 35;
 const PRE_SHARED_KEY: u16 = 41;
+const EARLY_DATA: u16 = 42;
 const SUPPORTED_VERSIONS: u16 = 43;
 const PSK_KEY_EXCHANGE_MODES: u16 = 45;
 const KEY_SHARE: u16 = 51;
@@ -245,7 +269,7 @@ fn offer(body: &[u8]) -> Option<Offer> {
     let mut extensions = Reader(body.vector16()?);
     body.ends()?;
     let mut seen = Seen::default();
-    let (mut signatures, mut forward_secret) = (false, false);
+    let (mut signatures, mut forward_secret, mut twice) = (false, false, false);
     while !extensions.0.is_empty() {
         let kind = extensions.u16()?;
         let mut extension = Reader(extensions.vector16()?);
@@ -263,12 +287,15 @@ fn offer(body: &[u8]) -> Option<Offer> {
             }
             PSK_KEY_EXCHANGE_MODES => forward_secret = extension.vector8()?.contains(&PSK_DHE_KE),
             KEY_SHARE => offer.parameters.key_shares = key_shares(&mut extension)?,
+            EARLY_DATA => offer.parameters.early_data = true,
+            COMPRESS_CERTIFICATE => twice |= has_twice(&u16s(extension.vector8()?)?),
             PRE_SHARED_KEY if extensions.0.is_empty() => offer.identities = identities(&mut extension)?,
             PRE_SHARED_KEY => return None,
             _ => {}
         }
     }
-    if !(signatures && forward_secret && compression == NO_COMPRESSION) {
+    twice |= has_twice(&offer.parameters.key_shares);
+    if !(signatures && forward_secret && compression == NO_COMPRESSION) || twice {
         offer.identities.clear();
     }
     Some(offer)
@@ -292,6 +319,12 @@ impl Seen {
             None => self.others.insert(kind),
         }
     }
+}
+
+/// Whether a value stands there more than once.
+fn has_twice(values: &[u16]) -> bool {
+    let mut seen = Seen::default();
+    !values.iter().all(|&value| seen.is_new(value))
 }
 
 fn u16s(bytes: &[u8]) -> Option<Vec<u16>> {

@@ -92,6 +92,10 @@ enum PemFault {
     Indented(usize),
     #[error("line {0}: a BEGIN or END line is damaged")]
     Marker(usize),
+    #[error("line {0}: there are bytes that are no text; save the file as plain ASCII text")]
+    NotText(usize),
+    #[error("line {0}: there is base64 outside of a block; a BEGIN and an END line are missing")]
+    WithoutMarkers(usize),
     #[error("line {0}: this END line does not belong to a BEGIN line above it")]
     Unpaired(usize),
     #[error("is truncated: the block that begins in line {0} has no END line")]
@@ -113,7 +117,7 @@ enum PemFault {
     #[error("the RSA key has {0} bits; expected 2048 to 8192")]
     RsaSize(usize),
     #[error(
-        "block {0} is an X.509 certificate of version 1; expected version 3: issue it again, with `-extfile` of `openssl x509 -req` for \
+        "certificate {0} of the file is an X.509 certificate of version 1; expected version 3: issue it again, with `-extfile` of `openssl x509 -req` for \
          example"
     )]
     Version1(usize),
@@ -121,7 +125,7 @@ enum PemFault {
     NotUsed(usize, &'static str),
     #[error("the private key does not belong to the certificate")]
     Mismatch,
-    #[error("block {0} is not a valid X.509 certificate")]
+    #[error("certificate {0} of the file is not a valid X.509 certificate")]
     Certificate(usize),
 }
 
@@ -360,6 +364,7 @@ fn blocks(text: &[u8], tool: &'static str) -> Result<Vec<PemBlock>, PemFault> {
     encoding(text, tool)?;
     let mut blocks = Vec::new();
     let mut open: Option<(usize, &[u8], BlockKind)> = None;
+    let mut stray = None;
     // The base64 of one block after the other. It has room for all of the file, so that it never grows.
     let mut body = Zeroizing::new(Vec::with_capacity(text.len()));
     // A line ends in LF, CR LF or CR; numbers count LF.
@@ -377,6 +382,11 @@ fn blocks(text: &[u8], tool: &'static str) -> Result<Vec<PemBlock>, PemFault> {
                     return Err(damaged(line, place));
                 } else if contains(line, END) {
                     return Err(PemFault::Unpaired(place));
+                } else if is_body(line) {
+                    // An END line behind it tells more.
+                    stray.get_or_insert(place);
+                } else if let Some(fault) = lost(line, place) {
+                    return Err(fault);
                 }
             }
             Some((begin, opened, kind)) => {
@@ -408,8 +418,11 @@ fn blocks(text: &[u8], tool: &'static str) -> Result<Vec<PemBlock>, PemFault> {
     }
     match open {
         Some((begin, ..)) => Err(PemFault::Truncated(begin)),
-        None if blocks.is_empty() => Err(PemFault::NotPem),
-        None => Ok(blocks),
+        None => match stray {
+            Some(place) => Err(PemFault::WithoutMarkers(place)),
+            None if blocks.is_empty() => Err(PemFault::NotPem),
+            None => Ok(blocks),
+        },
     }
 }
 
@@ -429,6 +442,31 @@ fn encoding(text: &[u8], tool: &'static str) -> Result<(), PemFault> {
 /// Returns whether a line is the beginning of `-----BEGIN ` and ends there.
 fn cut_marker(line: &[u8]) -> bool {
     line.len() > 5 && BEGIN.starts_with(line)
+}
+
+/// Returns whether a line between blocks looks like one of the body of a block, which has 64 or 76 characters (RFC 7468 section 2,
+/// RFC 2045 section 6.8).
+fn is_body(line: &[u8]) -> bool {
+    const LEAST: usize = 60;
+    let line = line.trim_ascii();
+    line.len() >= LEAST
+        && line.iter().all(|&byte| sextet(byte).is_some() || byte == b'=')
+        && !line.iter().all(u8::is_ascii_hexdigit)
+}
+
+/// Returns what is wrong with a line between blocks that was meant as a marker, or is of another encoding.
+fn lost(line: &[u8], place: usize) -> Option<PemFault> {
+    let line = line.trim_ascii();
+    let upper = line.to_ascii_uppercase();
+    let names = |words: &[&[u8]]| words.iter().any(|word| contains(&upper, word));
+    let comment = line.first().is_some_and(|byte| byte.is_ascii_alphanumeric() || *byte == b'#');
+    if line.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
+        Some(PemFault::NotText(place))
+    } else if !comment && names(&[b"BEGIN", b"END"]) && names(&[b"CERTIFICATE", b"PRIVATE", b"PKCS"]) {
+        Some(PemFault::Marker(place))
+    } else {
+        None
+    }
 }
 
 /// Returns the cause for a line that contains a part of `-----BEGIN ...-----` or `-----END ...-----` in it.

@@ -130,9 +130,9 @@ async fn reload_at(mut hangup: Signal, reload: Reload, options: Options, log: Lo
     let mut asked = hangup.recv().await;
     while asked.is_some() {
         if Arc::strong_count(&latest) > HANGING_MAX {
-            tracing::error!(
-                "reload refused: {HANGING_MAX} earlier ones still wait for files of the configuration"
-            );
+            let why = format!("{HANGING_MAX} earlier ones still wait for files of the configuration");
+            tracing::error!("reload refused: {why}");
+            reload.refused(&why);
             asked = hangup.recv().await;
             continue;
         }
@@ -172,7 +172,12 @@ impl Attempt {
 async fn reload_once(attempt: Attempt, reload: Reload, options: Options, log: Log) {
     let refused = reload.clone();
     let reloading = aside(move || {
-        let config = options.load().inspect_err(|err| reload.refused(&err.to_string()))?;
+        let config = options.load();
+        // One that is void says nothing: another one has taken its place.
+        if !attempt.is_latest() {
+            return Ok(None);
+        }
+        let config = config.inspect_err(|err| reload.refused(&err.to_string()))?;
         let Some(reloaded) = reload.apply_while(&config, || attempt.is_latest())? else { return Ok(None) };
         tell_warnings(&reload.warnings(&config));
         if let Err(err) = log.reload(&config.log) {
@@ -182,7 +187,10 @@ async fn reload_once(attempt: Attempt, reload: Reload, options: Options, log: Lo
     });
     match reloading {
         Ok(reloading) => tell(patiently(reloading).await, &refused),
-        Err(err) => tracing::error!(%err, "reload refused: the system gives no thread"),
+        Err(err) => {
+            tracing::error!(%err, "reload refused: the system gives no thread");
+            refused.refused(&format!("the system gives no thread: {err}"));
+        }
     }
 }
 

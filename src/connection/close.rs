@@ -77,6 +77,7 @@ impl Connection {
         self.agreed = Agreed::default();
         self.failure = None;
         self.first_flight = None;
+        self.retry = None;
         self.retried = false;
         self.engine = None;
         self.offered = None;

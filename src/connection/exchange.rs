@@ -7,7 +7,7 @@ use rustls::{AlertDescription, ServerConfig};
 use super::{
     Alert, Choice, Connection, EngineKind, Error, Failure, Removed, Shutdown, State,
     engine::{End, Engine, Refused},
-    outlook,
+    outlook::{self, Retried},
     unanswered::Lease,
 };
 use crate::{
@@ -181,7 +181,15 @@ impl Connection {
     fn session_to_offer(&self, now: Now) -> Option<Arc<Session>> {
         let cache = &self.context.client_cache;
         let terms = self.terms(self.server_name());
-        let attached = self.attached.as_ref().and_then(|session| cache.find(session.id(), &terms, now).ok());
+        let attached = self.attached.as_ref().and_then(|session| {
+            let found = cache.find(session.id(), &terms, now);
+            // SSL_CTX_sess_misses counts servers alone.
+            found
+                .inspect_err(|&why| {
+                    cache.tell_missed(&self.context.name, session.id(), self.server_name(), why, now);
+                })
+                .ok()
+        });
         match (attached, self.choice) {
             (Some(session), _) => Some(session),
             (None, Choice::Named) => None,
@@ -210,7 +218,7 @@ impl Connection {
             }
             Progress::Whole(offer) => {
                 if first_flight.is_second() {
-                    self.accept_second(&offer, now);
+                    self.accept_second(&first_flight, &offer, now);
                 } else if self.falls_back(&offer) {
                     output.ciphertext.extend_from_slice(&INAPPROPRIATE_FALLBACK);
                     return Ok(Some(End::Refused(Refused {
@@ -218,7 +226,7 @@ impl Connection {
                         alert: Some(AlertDescription::InappropriateFallback.into()),
                     })));
                 } else {
-                    self.accept(&offer, now)?;
+                    self.accept(&first_flight, &offer, now)?;
                 }
                 let Some(engine) = &mut self.engine else { return Ok(None) };
                 Ok(engine.read(&first_flight.into_bytes(), now.wall(), &mut output.plaintext))
@@ -242,13 +250,16 @@ impl Connection {
         }
     }
 
-    fn accept_second(&mut self, offer: &Offer, now: Now) {
+    fn accept_second(&mut self, flight: &FirstFlight, offer: &Offer, now: Now) {
         if self.offered.is_some() || self.context.options.no_session_cache {
             return;
         }
         let Some(side) = &self.context.server else { return };
         let config = side.pinned(self.pin).unwrap_or_else(|| side.all());
-        let found = self.lookup(config, offer, now);
+        if !self.retry.as_ref().is_some_and(|retry| retry.goes_on_with(config, offer)) {
+            return;
+        }
+        let found = self.lookup(config, flight, offer, now);
         if let (Some(engine), Some(session)) = (&self.engine, &found) {
             engine.offer(Arc::clone(session));
         }
@@ -256,13 +267,14 @@ impl Connection {
     }
 
     /// A server's handshake begins in earnest: what the peer offers is fetched beforehand.
-    fn accept(&mut self, offer: &Offer, now: Now) -> Result<(), Error> {
+    fn accept(&mut self, flight: &FirstFlight, offer: &Offer, now: Now) -> Result<(), Error> {
         let Some(side) = &self.context.server else {
             return Err(Error::WithoutCertificate(Arc::clone(&self.context.name)));
         };
         let config = side.pinned(self.pin).unwrap_or_else(|| side.all());
-        let found =
-            if self.context.options.no_session_cache { None } else { self.lookup(config, offer, now) };
+        let caches = !self.context.options.no_session_cache;
+        let found = if caches { self.lookup(config, flight, offer, now) } else { None };
+        let retry = Retried::of(config, offer);
         // Each resumption spends a ticket and needs one in return (OpenSSL's SSL_CTX_set_num_tickets(3)).
         let tickets = match &found {
             Some(session) if session.kind().version == Version::Tls13 => self.context.tickets.min(1),
@@ -271,12 +283,19 @@ impl Connection {
         let resumption = Arc::new(Resumption::new(!self.context.options.no_session_cache));
         resumption.offer(found.clone());
         self.engine = Some(Engine::server(config, tickets, resumption, now.wall()).map_err(Error::Engine)?);
+        self.retry = Some(retry);
         self.offered = found;
         Ok(())
     }
 
     /// The first session that the offer names and that rustls will resume. A single-use session leaves the cache here.
-    fn lookup(&self, config: &ServerConfig, offer: &Offer, now: Now) -> Option<Arc<Session>> {
+    fn lookup(
+        &self,
+        config: &ServerConfig,
+        flight: &FirstFlight,
+        offer: &Offer,
+        now: Now,
+    ) -> Option<Arc<Session>> {
         let spoken = self.terms(&offer.server_name);
         let spoken = Terms { binding: dot(offer.dotted), ..spoken };
         let (version, ids, cipher_suite) = if offer.tls13 && spoken.versions.contains(&Version::Tls13) {
@@ -287,17 +306,24 @@ impl Connection {
         } else {
             return None;
         };
+        if ids.is_empty() || !flight.is_taken_by_rustls() {
+            return None;
+        }
         let terms = Terms { versions: &[version], cipher_suite, ..spoken };
-        let mut last = None;
+        let cache = &self.context.server_cache;
+        let mut missed = Vec::new();
         for id in ids.iter().filter_map(|id| SessionId::new(id)) {
-            match self.context.server_cache.find(&id, &terms, now) {
+            match cache.find(&id, &terms, now) {
                 Ok(session) => return Some(session),
-                Err(miss) => last = Some((id, miss)),
+                Err(miss) => missed.push((id, miss)),
             }
         }
-        if let Some((id, miss)) = last {
-            let cache = &self.context.server_cache;
-            cache.missed(&self.context.stats, &id, &offer.server_name, miss, now);
+        for (id, miss) in &missed {
+            cache.tell_missed(&self.context.name, id, &offer.server_name, *miss, now);
+        }
+        // One hello counts one miss, as SSL_CTX_sess_misses does: that of its last ticket.
+        if let Some((_, miss)) = missed.last() {
+            self.context.stats.misses.count(*miss);
         }
         None
     }
@@ -454,8 +480,11 @@ impl Connection {
         }
         self.shutdown.received |= self.context.options.ignore_unexpected_eof;
         if self.shutdown.received {
-            // A handshake that has not finished has nothing to close (SSL_R_SHUTDOWN_WHILE_IN_INIT).
-            if self.state == State::Established && !self.shutdown.sent {
+            // A handshake that has not finished has nothing to close (SSL_R_SHUTDOWN_WHILE_IN_INIT), and never will be finished.
+            if self.state != State::Established {
+                return self.close_received(output);
+            }
+            if !self.shutdown.sent {
                 self.close_side(&mut output.ciphertext);
             }
             return;

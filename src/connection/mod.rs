@@ -74,6 +74,7 @@ pub use table::Table;
 
 use engine::Engine;
 use family::Family;
+use outlook::Retried;
 use unanswered::Lease;
 
 /// Where the TLS of a connection runs.
@@ -209,6 +210,8 @@ pub struct Connection {
     /// A server's, until the ClientHello is whole.
     first_flight: Option<FirstFlight>,
     engine: Option<Engine>,
+    /// A server's, from its ClientHello on: what the ClientHello after a HelloRetryRequest must agree with.
+    retry: Option<Retried>,
     /// Whether a HelloRetryRequest has left in this handshake.
     retried: bool,
     /// What the handshake was given to resume with.
@@ -261,6 +264,7 @@ impl Connection {
             failure: None,
             first_flight: None,
             engine: None,
+            retry: None,
             retried: false,
             offered: None,
             unanswered: None,

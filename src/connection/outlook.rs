@@ -7,7 +7,37 @@
 
 use rustls::{ServerConfig, SupportedCipherSuite, SupportedProtocolVersion, version::TLS13};
 
-use crate::{cipher_suite::iana_name, client_hello::Parameters};
+use crate::{
+    cipher_suite::iana_name,
+    client_hello::{Offer, Parameters},
+    server_name::ServerName,
+};
+
+/// The part of a ClientHello by which rustls refuses the one that answers its HelloRetryRequest.
+#[derive(Debug)]
+pub(super) struct Retried {
+    server_name: ServerName<'static>,
+    dotted: bool,
+    cipher_suite: Option<&'static str>,
+}
+
+impl Retried {
+    /// Of the ClientHello that may be answered with a HelloRetryRequest.
+    pub(super) fn of(config: &ServerConfig, first: &Offer) -> Self {
+        Self {
+            server_name: first.server_name.clone(),
+            dotted: first.dotted,
+            cipher_suite: chosen(config, &first.parameters),
+        }
+    }
+
+    /// Whether rustls goes on with the second ClientHello.
+    pub(super) fn goes_on_with(&self, config: &ServerConfig, second: &Offer) -> bool {
+        (&self.server_name, self.dotted) == (&second.server_name, second.dotted)
+            && self.cipher_suite == chosen(config, &second.parameters)
+            && !second.parameters.early_data
+    }
+}
 
 /// Returns the IANA name of the cipher suite of the ServerHello. `None`: the hello is refused, or answered with a
 /// HelloRetryRequest.
@@ -25,8 +55,13 @@ pub(super) fn tls13_suite(config: &ServerConfig, hello: &Parameters) -> Option<&
     if !hello.protocols.as_ref().is_none_or(agreed) {
         return None;
     }
+    chosen(config, hello)
+}
+
+/// The cipher suite that both sides have.
+fn chosen(config: &ServerConfig, hello: &Parameters) -> Option<&'static str> {
     let version: &SupportedProtocolVersion = &TLS13;
-    let mut suites = provider.cipher_suites.iter().filter(|suite| suite.version() == version);
+    let mut suites = config.crypto_provider().cipher_suites.iter().filter(|suite| suite.version() == version);
     let number = |suite: &&SupportedCipherSuite| u16::from(suite.suite());
     let chosen = if config.ignore_client_order {
         suites.find(|suite| hello.cipher_suites.contains(&number(suite)))

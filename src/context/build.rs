@@ -349,8 +349,10 @@ fn client(
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider))
         .build()
         .map_err(|err| refuse("ca", err))?;
-    let trust = shared
-        .trust(scope, ClientTrust { verifier, credentials: Arc::new(ClientCredentials::new(certificates)) });
+    let trust = shared.trust(
+        scope,
+        ClientTrust { verifier, credentials: Arc::new(ClientCredentials::new(certificates)) },
+    )?;
     let made = side(config, versions, |versions| {
         let mut client = ClientConfig::builder_with_provider(Arc::clone(provider))
             .with_protocol_versions(versions)?

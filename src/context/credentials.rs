@@ -173,6 +173,12 @@ impl ClientCredentials {
         Self(ArcSwap::from_pointee(all))
     }
 
+    /// Whether the other shows the same certificates, in the same order.
+    pub(super) fn shows_as(&self, other: &Self) -> bool {
+        let (one, other) = (self.0.load(), other.0.load());
+        one.iter().map(Credential::chain).eq(other.iter().map(Credential::chain))
+    }
+
     /// Shows the certificates of another in the handshakes that begin from now on.
     pub(super) fn renew(&self, from: &Self) {
         self.0.store(from.0.load_full());

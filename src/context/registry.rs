@@ -206,6 +206,8 @@ pub(super) struct Interned {
     before: HashMap<Scope, Kept>,
     trust_before: HashMap<Scope, ClientTrust>,
     renewed: Vec<(Arc<ClientCredentials>, Arc<ClientCredentials>)>,
+    /// Client certificates of each scope, as this configuration has them.
+    certificates: HashMap<Scope, Arc<ClientCredentials>>,
     self_made: Option<Credential>,
     contexts_before: Vec<Arc<Context>>,
     next_version: Arc<AtomicU64>,
@@ -220,6 +222,7 @@ impl Interned {
             before: HashMap::new(),
             trust_before: HashMap::new(),
             renewed: Vec::new(),
+            certificates: HashMap::new(),
             self_made: None,
             contexts_before: Vec::new(),
             next_version: Arc::default(),
@@ -246,13 +249,29 @@ impl Interned {
         Ok(Arc::clone(&kept.cache))
     }
 
-    /// What every client context of a scope must hold by the same address.
-    pub(super) fn trust(&mut self, scope: Scope, made: ClientTrust) -> ClientTrust {
-        if let Some(held) = self.trust_before.get(&scope).filter(|_| !self.trust.contains_key(&scope)) {
-            self.renewed.push((Arc::clone(&held.credentials), Arc::clone(&made.credentials)));
+    /// What every client context of a scope must hold by the same address. Contexts that share it must agree on the certificates,
+    /// which a scope by names does not settle.
+    pub(super) fn trust(&mut self, scope: Scope, made: ClientTrust) -> Result<ClientTrust, Refusal> {
+        let fresh = self.certificates.entry(scope).or_insert_with(|| Arc::clone(&made.credentials));
+        if !Arc::ptr_eq(fresh, &made.credentials) {
+            return match (fresh.shows_as(&made.credentials), self.trust.get(&scope)) {
+                (true, Some(trust)) => Ok(trust.clone()),
+                _ => Err(Refusal {
+                    key: "client_certificates".into(),
+                    why: "this context shares sessions by names with one above, which has other certificates for these names: \
+                          they must have the same client_certificates, or differ in session_id_context"
+                        .into(),
+                }),
+            };
         }
-        let held = self.trust_before.get(&scope).cloned().unwrap_or(made);
-        self.trust.entry(scope).or_insert(held).clone()
+        let held = match self.trust_before.get(&scope) {
+            Some(held) => {
+                self.renewed.push((Arc::clone(&held.credentials), Arc::clone(&made.credentials)));
+                held.clone()
+            }
+            None => made,
+        };
+        Ok(self.trust.entry(scope).or_insert(held).clone())
     }
 
     /// The certificate that the daemon makes for itself, once.

@@ -2,16 +2,18 @@
 
 use std::{path::Path, time::Duration};
 
-use x509_parser::{certificate::X509Certificate, prelude::FromDer, time::ASN1Time};
+use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
 use crate::{
     clock::WallTime,
-    config::{ClosePolicy, Config, ConfigError, ContextConfig, Version},
+    config::{ClosePolicy, Config, ConfigError, ContextConfig, Trust, Version},
     pem,
 };
 
 /// A certificate that ends within this time is told of, unless its whole life is short.
 const ENDS_SOON: Duration = Duration::from_secs(7 * 86_400);
+/// Below so many bytes no session fits: a session of rustls has 150, and takes as much beside it.
+const SESSION_LEAST: usize = 512;
 /// Of a certificate that lives for less than three times as long: so much of its life.
 const LAST_PART: i64 = 3;
 
@@ -22,7 +24,8 @@ pub fn warnings(config: &Config, now: WallTime) -> Vec<ConfigError> {
     let mut all = Vec::new();
     for (place, context) in config.contexts.iter().enumerate() {
         let mut warn = |key: String, why: String| all.push(config.context_error(place, &key, why));
-        settings(context, &mut warn);
+        settings(context, config.limits.session_bytes, &mut warn);
+        anchors(context, now, &mut |why| warn("ca".into(), why));
         let several = context.certificates.len() > 1;
         for (at, (chain, _)) in context.certificates.iter().enumerate() {
             let key = if several { format!("certificate[{at}]") } else { "certificate".into() };
@@ -34,12 +37,24 @@ pub fn warnings(config: &Config, now: WallTime) -> Vec<ConfigError> {
     }
     if let Some(tls) = &config.tls {
         certificate(&tls.certificate, now, &mut |why| all.push(config.tls_error("certificate", why)));
+        expired(&tls.client_ca, now, &mut |why| all.push(config.tls_error("client_ca", why)));
     }
     all
 }
 
-fn settings(context: &ContextConfig, warn: &mut impl FnMut(String, String)) {
+/// `all_bytes`: what all caches may hold together.
+fn settings(context: &ContextConfig, all_bytes: usize, warn: &mut impl FnMut(String, String)) {
     let options = context.options;
+    let room = context.session_bytes_max.min(context.cache_bytes_max).min(all_bytes);
+    if room < SESSION_LEAST {
+        let key = if room == context.session_bytes_max { "session_bytes_max" } else { "cache_bytes_max" };
+        warn(
+            key.into(),
+            format!(
+                "with room for {room} bytes hardly any session is kept: one takes some hundreds and more"
+            ),
+        );
+    }
     if options.no_session_cache {
         warn("options".into(), "with no-session-cache no client ever resumes in this context".into());
     }
@@ -54,33 +69,72 @@ fn settings(context: &ContextConfig, warn: &mut impl FnMut(String, String)) {
     }
 }
 
-/// Of the leaf, which stands first.
+/// Of a chain: the leaf, which stands first, and the time of all.
 fn certificate(chain: &Path, now: WallTime, warn: &mut impl FnMut(String)) {
     let Ok(certificates) = pem::read_certificates(chain) else { return };
-    let Some(Ok((_, leaf))) = certificates.first().map(|der| X509Certificate::from_der(der)) else { return };
     let file = chain.display();
-    if leaf.is_ca() {
-        warn(format!(
-            "{file}: the certificate is one of an authority (CA:TRUE), which peers refuse as a server's or client's own"
-        ));
-    }
-    let seconds = i64::try_from(now.as_millis() / 1000).unwrap_or(i64::MAX);
-    let (begins, ends) = (leaf.validity().not_before, leaf.validity().not_after);
-    if let Some(why) = validity(seconds, begins, ends) {
-        warn(format!("{file}: {why}"));
+    for (place, der) in certificates.iter().enumerate() {
+        let Ok((_, certificate)) = X509Certificate::from_der(der) else { continue };
+        if place == 0 && certificate.is_ca() {
+            warn(format!(
+                "{file}: the certificate is one of an authority (CA:TRUE), which peers refuse as a server's or client's own"
+            ));
+        }
+        let which = if place == 0 {
+            "the certificate".into()
+        } else {
+            format!("certificate {} of the chain", place + 1)
+        };
+        if let Some(why) = validity(now, &certificate) {
+            warn(format!("{file}: {which} {why}"));
+        }
     }
 }
 
-fn validity(now: i64, begins: ASN1Time, ends: ASN1Time) -> Option<String> {
+/// Whom the context trusts: anchors that have expired, and what could not be read of the system's.
+fn anchors(context: &ContextConfig, now: WallTime, warn: &mut impl FnMut(String)) {
+    match &context.trust {
+        Trust::File(path) => expired(path, now, warn),
+        Trust::System if context.self_made => {}
+        Trust::System => {
+            for error in rustls_native_certs::load_native_certs().errors {
+                warn(format!("trust anchors of this system cannot be read: {error}"));
+            }
+        }
+    }
+}
+
+fn expired(anchors: &Path, now: WallTime, warn: &mut impl FnMut(String)) {
+    let Ok(certificates) = pem::read_certificates(anchors) else { return };
+    for (place, der) in certificates.iter().enumerate() {
+        let Ok((_, certificate)) = X509Certificate::from_der(der) else { continue };
+        if seconds(now) > certificate.validity().not_after.timestamp() {
+            let until = certificate.validity().not_after;
+            warn(format!(
+                "{}: trust anchor {} has expired: it was valid until {until}",
+                anchors.display(),
+                place + 1
+            ));
+        }
+    }
+}
+
+fn seconds(now: WallTime) -> i64 {
+    i64::try_from(now.as_millis() / 1000).unwrap_or(i64::MAX)
+}
+
+fn validity(now: WallTime, certificate: &X509Certificate<'_>) -> Option<String> {
+    let (now, validity) = (seconds(now), certificate.validity());
+    let (begins, ends) = (validity.not_before, validity.not_after);
     let (from, to) = (begins.timestamp(), ends.timestamp());
     let soon =
         i64::try_from(ENDS_SOON.as_secs()).unwrap_or(i64::MAX).min(to.saturating_sub(from) / LAST_PART);
     if now < from {
-        Some(format!("the certificate is not valid before {begins}"))
+        Some(format!("is not valid before {begins}"))
     } else if now > to {
-        Some(format!("the certificate has expired: it was valid until {ends}"))
+        Some(format!("has expired: it was valid until {ends}"))
     } else if to - now < soon {
-        Some(format!("the certificate expires soon: it is valid until {ends}"))
+        Some(format!("expires soon: it is valid until {ends}"))
     } else {
         None
     }

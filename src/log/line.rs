@@ -87,7 +87,7 @@ impl Values {
                     // A String takes everything.
                     let _ = write!(line, ",\"{name}\":{value}");
                 }
-                line + "},\"target\":" + &quoted(target) + "}\n"
+                escaped(&(line + "},\"target\":" + &quoted(target) + "}")) + "\n"
             }
             Form::Text => {
                 let mut line = format!("{time} {level:>5} {target}: {}", printable(&self.message));
@@ -155,15 +155,34 @@ impl Write for Cut {
 }
 
 fn plain(text: &str) -> bool {
-    !text.is_empty() && text.chars().all(|c| !c.is_whitespace() && !c.is_control() && c != '"' && c != '\\')
+    let shown = |c: char| !c.is_whitespace() && !is_hidden(c) && c != '"' && c != '\\';
+    !text.is_empty() && text.chars().all(shown)
 }
 
-/// With control characters, quotes, and what changes the direction of a text, escaped.
+/// Control characters, those without a width, and those that break a line or change its direction.
+fn is_hidden(c: char) -> bool {
+    let marks =
+        matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+    marks || c.is_control()
+}
+
+/// JSON with the hidden characters of its texts escaped. It has none elsewhere.
+fn escaped(json: &str) -> String {
+    let mut line = String::with_capacity(json.len());
+    for c in json.chars() {
+        match u32::from(c) {
+            code @ 0..=0xffff if is_hidden(c) => line += &format!("\\u{code:04x}"),
+            _ => line.push(c),
+        }
+    }
+    line
+}
+
+/// With hidden characters and quotes escaped.
 fn printable(text: &str) -> String {
     let mut printable = String::with_capacity(text.len());
     for c in text.chars() {
-        let hidden = matches!(c, '"' | '\\' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        match hidden || c.is_control() {
+        match matches!(c, '"' | '\\') || is_hidden(c) {
             true => printable.extend(c.escape_default()),
             false => printable.push(c),
         }
@@ -187,12 +206,17 @@ mod tests {
 
     #[test]
     fn line_is_one_line_whatever_a_value_holds() {
-        let evil = "a\nb\r\u{1b}[31m\u{202e}\u{0}\"";
+        let evil = "a\nb\r\u{1b}[31m\u{202e}\u{0}\u{9b}\u{2028}\"";
         for form in [Form::Text, Form::Json] {
-            let line = values(&[("name", evil), ("plain", "10.0.0.7:1")]).line(form, Level::INFO, "audit");
+            // Without a blank or a quote, the text form has no quotes around it.
+            let line = values(&[("name", evil), ("turned", "a\u{202e}b"), ("plain", "10.0.0.7:1")]).line(
+                form,
+                Level::INFO,
+                "audit",
+            );
             let (inside, end) = line.split_at(line.len() - 1);
             assert_eq!(end, "\n");
-            assert!(!inside.contains(|c: char| c.is_control()), "{line:?}");
+            assert!(!inside.contains(is_hidden), "{line:?}");
             assert!(inside.contains("10.0.0.7:1") && inside.contains("audit"), "{line:?}");
         }
         let text = values(&[("name", evil)]).line(Form::Text, Level::INFO, "audit");

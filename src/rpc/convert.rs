@@ -133,6 +133,7 @@ pub(super) fn miss_reason(from: Miss) -> pb::MissReason {
         Miss::Removed => pb::MissReason::Removed,
         Miss::Scope => pb::MissReason::Scope,
         Miss::Revoked => pb::MissReason::Revoked,
+        Miss::CacheOff => pb::MissReason::CacheOff,
     }
 }
 

@@ -80,7 +80,8 @@ impl Ord for ById {
 struct Filter<'l> {
     by: &'l Caller,
     registry: &'l Registry,
-    server_name: &'l str,
+    /// None: of every server.
+    server_name: Option<&'l ServerName<'l>>,
     /// Contexts that share a cache may be granted to different callers. Most sessions that follow each other have one account.
     granted: Option<(Arc<Account>, bool)>,
 }
@@ -88,7 +89,7 @@ struct Filter<'l> {
 impl Filter<'_> {
     fn shows(&mut self, session: &Session) -> bool {
         let kind = session.kind();
-        if !self.server_name.is_empty() && *kind.server_name != *self.server_name {
+        if self.server_name.is_some_and(|wanted| kind.server_name != *wanted) {
             return false;
         }
         match &self.granted {
@@ -137,14 +138,15 @@ impl Sessions {
         // Rights are those of after the wait.
         let registry = Arc::clone(&self.table.registry());
         let caches = caches(&registry, by, &request.context, Roles::OBSERVER)?;
-        let server_name = ServerName::new(&request.server_name);
+        // A name of dots alone is one that no session has, and not none.
+        let server_name = Some(&*request.server_name).filter(|name| !name.is_empty()).map(ServerName::new);
         let filters = ["sessions", request.context.as_str(), request.server_name.as_str()];
         let mut place = match self.pages.place(&filters, &request.page_token)? {
             None => Place::BEGINNING,
             Some(place) => Place::read(&place).ok_or(Refusal::PageTokenInvalid)?,
         };
         let now = self.table.now();
-        let mut filter = Filter { by, registry: &registry, server_name: &server_name, granted: None };
+        let mut filter = Filter { by, registry: &registry, server_name: server_name.as_ref(), granted: None };
         let (mut listed, mut looked_at, mut ends) = (Vec::new(), 0, true);
         'page: while let Some(cache) = caches.get(place.cache as usize) {
             while (place.part as usize) < cache.parts() {

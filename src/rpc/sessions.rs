@@ -28,7 +28,7 @@ use crate::{
     server_name::ServerName,
     session::{
         Cache, Format, Role, Secret, Session, Terms, Version,
-        cache::{EXPECTED_MAX, NotStored},
+        cache::{EXPECTED_MAX, Miss, NotStored},
     },
 };
 
@@ -247,7 +247,13 @@ impl Sessions {
         Ok(match (role, id) {
             (Role::Server, None) => return Err(Refusal::SessionIdRequired),
             (Role::Client, _) if server_name.is_empty() => return Err(Refusal::LookupTargetRequired),
-            _ if context.options.no_session_cache => Err(pb::MissReason::CacheOff),
+            (role, id) if context.options.no_session_cache => {
+                if let Some(id) = id {
+                    let cache = context.cache(role);
+                    cache.missed(&context.stats, &id, &server_name, Miss::CacheOff, now);
+                }
+                Err(pb::MissReason::CacheOff)
+            }
             (role, Some(id)) => context.cache(role).find(&id, &terms, now).map_err(|miss| {
                 context.cache(role).missed(&context.stats, &id, &server_name, miss, now);
                 self.misses.count(by.owner());

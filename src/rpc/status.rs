@@ -14,7 +14,7 @@ pub const DOMAIN: &str = "tls.sessiond.v1";
 /// Why a call is refused.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
-    #[error("connection_id must be 32 lower-case hex digits, as New answered it")]
+    #[error("connection_id must be 32 hex digits, as New answered it")]
     ConnectionIdMalformed,
     #[error("session_id is required: hex, 1 to 64 bytes")]
     SessionIdRequired,
@@ -36,7 +36,7 @@ pub(super) enum Refusal {
     FormatInvalid,
     #[error("version must be PROTOCOL_VERSION_TLS_1_2 or PROTOCOL_VERSION_TLS_1_3")]
     VersionRequired,
-    #[error("peer needs certificate_sha256, 64 lower-case hex digits, and at most 64 names of 8 KiB in all")]
+    #[error("peer needs certificate_sha256, 64 hex digits, and at most 64 names of 8 KiB in all")]
     PeerInvalid,
     #[error("timeout must be more than 0")]
     TimeoutInvalid,
@@ -74,7 +74,9 @@ pub(super) enum Refusal {
     RequestIdTooLong(usize),
     #[error("selector is required: whose sessions, or `all: true`")]
     SelectorRequired,
-    #[error("certificate_sha256 must be 64 lower-case hex digits: SHA-256 of the DER form")]
+    #[error(
+        "certificate_sha256 must be 64 hex digits, with colons between all bytes or none: SHA-256 of the DER form"
+    )]
     CertificateSha256Malformed,
     #[error("before must be a time, at most 60 s ahead of the daemon's wall clock")]
     BeforeInvalid,

@@ -45,11 +45,14 @@ pub enum Miss {
     Scope,
     /// It was revoked.
     Revoked,
+    /// The context keeps none (SSL_SESS_CACHE_OFF).
+    CacheOff,
 }
 
 impl Miss {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 5] = [Self::Unknown, Self::Expired, Self::Removed, Self::Scope, Self::Revoked];
+    pub const ALL: [Self; 6] =
+        [Self::Unknown, Self::Expired, Self::Removed, Self::Scope, Self::Revoked, Self::CacheOff];
 }
 
 /// Why a session was not stored.
@@ -244,11 +247,23 @@ impl Cache {
         now: Now,
     ) {
         account.misses.count(why);
+        self.tell_missed(&account.name, id, server_name, why, now);
+    }
+
+    /// Tells those that watch of a lookup of this cache that missed, under a context.
+    pub fn tell_missed(
+        &self,
+        context: &Arc<str>,
+        id: &SessionId,
+        server_name: &ServerName<'_>,
+        why: Miss,
+        now: Now,
+    ) {
         self.ledger.watchers.tell_miss(|| MissEvent {
             at: now.at,
             id: id.clone(),
             role: self.role,
-            context: Arc::clone(&account.name),
+            context: Arc::clone(context),
             server_name: server_name.clone().into_owned(),
             why,
         });

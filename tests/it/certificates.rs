@@ -69,6 +69,22 @@ fn bundle_that_would_lose_an_anchor_is_refused() {
         fs::write(folder.join("ca.pem"), bundle).unwrap();
         refused(folder, &["c.toml:4: context[0].ca: ", &said], what);
     }
+    // What was meant as a block, and is none.
+    let lines: Vec<_> = second.lines().collect();
+    let body = lines[1..lines.len() - 1].join("\n") + "\n";
+    for (what, bytes) in [
+        ("four dashes", second.replace("-----", "----").into_bytes()),
+        ("a blank behind the dashes", second.replace("-----BEGIN", "----- BEGIN").into_bytes()),
+        ("other dashes", second.replace("-----", "\u{2013}\u{2013}").into_bytes()),
+        ("lower case", second.replace("BEGIN CERTIFICATE", "begin certificate").into_bytes()),
+        ("a tab", second.replace("BEGIN CERTIFICATE", "BEGIN\tCERTIFICATE").into_bytes()),
+        ("no markers", body.into_bytes()),
+        ("DER", X509::from_pem(second.as_bytes()).unwrap().to_der().unwrap()),
+        ("UTF-16", second.encode_utf16().flat_map(u16::to_le_bytes).collect()),
+    ] {
+        fs::write(folder.join("ca.pem"), [first.as_bytes(), &bytes].concat()).unwrap();
+        refused(folder, &["c.toml:4: context[0].ca: ", "ca.pem: line "], what);
+    }
     // The older label of the same, and what tools write between the blocks.
     let good =
         format!("# first\n{first}\nsubject=CN=second\n{}", second.replace("CERTIFICATE", "X509 CERTIFICATE"));
@@ -116,7 +132,7 @@ fn errors_of_certificates_and_keys_say_what_is_wrong() {
     write(&pem(&good), &of(&good, 0));
     refused(
         folder,
-        &[certificate, "block 1 is an X.509 certificate of version 1; expected version 3"],
+        &[certificate, "certificate 1 of the file is an X.509 certificate of version 1; expected version 3"],
         "version 1",
     );
     let encrypted = good.private_key_to_pem_pkcs8_passphrase(openssl::symm::Cipher::aes_128_cbc(), b"pass");
@@ -181,6 +197,11 @@ fn check_warns_of_what_is_valid_and_seldom_meant() {
     ] {
         warned(&format!("{CONTEXT}{lines}"), place, said);
     }
+    warned(
+        &format!("{CONTEXT}session_bytes_max = \"1B\"\n"),
+        "5: context[0].session_bytes_max",
+        "hardly any session is kept",
+    );
     for (from, to, said) in [
         (-80, 3, "the certificate expires soon: it is valid until "),
         (-30, -1, "the certificate has expired: it was valid until "),
@@ -192,6 +213,20 @@ fn check_warns_of_what_is_valid_and_seldom_meant() {
     let ca = |params: &mut rcgen::CertificateParams| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     authority.sign(&["localhost"], ca).write(folder, "tls");
     warned(CONTEXT, "2: context[0].certificate", "CA:TRUE");
+
+    // Behind the leaf, and among the anchors.
+    valid(&authority, folder, -1, 90);
+    let leaf = fs::read_to_string(folder.join("tls.crt")).unwrap();
+    let key = fs::read(folder.join("tls.key")).unwrap();
+    valid(&authority, folder, -30, -1);
+    let ended = fs::read_to_string(folder.join("tls.crt")).unwrap();
+    fs::write(folder.join("tls.crt"), leaf.clone() + &ended).unwrap();
+    fs::write(folder.join("tls.key"), &key).unwrap();
+    warned(CONTEXT, "2: context[0].certificate", "certificate 2 of the chain has expired");
+    fs::write(folder.join("tls.crt"), leaf).unwrap();
+    fs::write(folder.join("ca.pem"), format!("{}{ended}", authority.pem)).unwrap();
+    warned(CONTEXT, "4: context[0].ca", "trust anchor 2 has expired");
+    fs::write(folder.join("ca.pem"), &authority.pem).unwrap();
 
     // One of a mesh lives for a day, and is fresh.
     valid(&authority, folder, 0, 1);

@@ -33,7 +33,10 @@ async fn miss(watch: &mut Streaming<pb::WatchSessionsResponse>) -> pb::SessionMi
 #[tokio::test]
 async fn watchers_are_told_of_misses_with_their_reason() {
     let certificate = Certificate::new();
-    let config = format!("{}[[context]]\nname = \"other\"\n", certificate.context());
+    let config = format!(
+        "{}[[context]]\nname = \"other\"\n[[context]]\nname = \"off\"\noptions = [\"no-session-cache\"]\n",
+        certificate.context()
+    );
     let daemon = TestDaemon::with(&config).await;
     let w = Worker(&daemon);
     let (mut watch_all, mut watch_other) = (watch(&daemon, "").await, watch(&daemon, "other").await);
@@ -64,12 +67,18 @@ async fn watchers_are_told_of_misses_with_their_reason() {
         assert_eq!(told.reason(), pb::MissReason::Unknown);
     }
 
-    // A handshake of the daemon's engine.
-    let unknown = Ticket { identity: vec![7; 32], psk: vec![1; 32] };
+    // A handshake of the daemon's engine: each ticket is told, and the hello counts once.
+    let unknown = |byte| Ticket { identity: vec![byte; 32], psk: vec![1; 32] };
     let server = daemon.open(pb::Role::Server).await;
-    daemon.exchange(&server, &PskHello::offering(&[&unknown]).flight(), b"").await.unwrap();
-    let told = miss(&mut watch_all).await;
-    assert_eq!((told.session_id_prefix.as_str(), told.server_name.as_str()), ("07070707", "localhost"));
+    let hello = PskHello::offering(&[&unknown(7), &unknown(8)]);
+    daemon.exchange(&server, &hello.flight(), b"").await.unwrap();
+    for prefix in ["07070707", "08080808"] {
+        let told = miss(&mut watch_all).await;
+        assert_eq!((told.session_id_prefix.as_str(), told.server_name.as_str()), (prefix, "localhost"));
+    }
+    let off = pb::LookupSessionRequest { context: "off".into(), ..lookup("ee") };
+    assert!(!w.lookup(off).await.found);
+    assert_eq!(miss(&mut watch_all).await.reason(), pb::MissReason::CacheOff);
     daemon.stop().await;
 }
 

@@ -165,8 +165,8 @@ fn broken(leaf: &Leaf) -> Vec<Broken> {
         bytes("DER of RSA", rsa.private_key_to_pkcs8().unwrap(), "is DER, not PEM"),
         bytes("DER that was cut", der[..der.len() / 2].to_vec(), "is DER, not PEM"),
         bytes("PKCS#12", p12, "PKCS#12"),
-        text("base64 alone", body.concat(), "is not PEM"),
-        text("body lines alone", body.join("\n"), "is not PEM"),
+        text("base64 alone", body.concat(), "base64 outside of a block"),
+        text("body lines alone", body.join("\n"), "base64 outside of a block"),
         bytes(
             "encrypted PKCS#8",
             key.private_key_to_pem_pkcs8_passphrase(Cipher::aes_128_cbc(), b"pass").unwrap(),
@@ -203,7 +203,7 @@ fn broken(leaf: &Leaf) -> Vec<Broken> {
         text("unknown kind", relabelled("SECRET KEY"), "PEM block of another kind"),
         text("certificate's label", relabelled("CERTIFICATE"), "it holds a certificate"),
         text("PKCS#8 as RSA", relabelled("RSA PRIVATE KEY"), ""),
-        text("RFC 4716", format!("---- BEGIN SSH2 PRIVATE KEY ----\n{}\n", body.concat()), "is not PEM"),
+        text("RFC 4716", format!("---- BEGIN SSH2 PRIVATE KEY ----\n{}\n", body.concat()), "is damaged"),
         bytes(
             "RSA of 1024 bits",
             PKey::from_rsa(Rsa::generate(1024).unwrap()).unwrap().private_key_to_pem_pkcs8().unwrap(),

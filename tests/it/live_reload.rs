@@ -255,3 +255,32 @@ async fn scope_by_names_wants_names() {
     );
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn contexts_that_share_by_names_show_the_same_client_certificates() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new("mesh");
+    std::fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
+    renew(folder.path(), &authority, &["localhost"]);
+    for name in ["one", "other"] {
+        authority.leaf(&["client.test"]).write(folder.path(), name);
+    }
+    let path = folder.path().display();
+    let of = |context: &str, file: &str, scope_by: &str| {
+        let more = format!(
+            "scope_by = \"{scope_by}\"\nsession_id_context = \"shared\"\n\
+             client_certificates = [{{ certificate = \"{path}/{file}.crt\", key = \"{path}/{file}.key\" }}]"
+        );
+        self::context(folder.path(), context, "1.2", &more)
+    };
+    let both = |first: &str, second: &str, scope_by: &str| {
+        of("default", first, scope_by) + &of("second", second, scope_by)
+    };
+    let daemon = TestDaemon::with(&both("one", "one", "names")).await;
+    let refused = daemon.reload(&both("one", "other", "names")).unwrap_err().to_string();
+    assert!(refused.contains("context[1].client_certificates"), "{refused}");
+    // Both move at once, or they have scopes of their own.
+    daemon.reload(&both("other", "other", "names")).unwrap();
+    daemon.reload(&both("one", "other", "certificate")).unwrap();
+    daemon.stop().await;
+}

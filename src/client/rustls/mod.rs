@@ -191,7 +191,11 @@ async fn first_flight(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(Offe
     loop {
         let length = stream.read(&mut bytes).await?;
         match flight.push(&bytes[..length]) {
-            Progress::Whole(offer) => return Ok((offer, flight.into_bytes())),
+            Progress::Whole(offer) => {
+                // What rustls refuses spends no ticket.
+                let offer = if flight.is_taken_by_rustls() { offer } else { Offer::default() };
+                return Ok((offer, flight.into_bytes()));
+            }
             // rustls finds out what the end means.
             Progress::Partial if length == 0 => return Ok((Offer::default(), flight.into_bytes())),
             Progress::Partial => {}

@@ -97,6 +97,33 @@ fn second_hello_after_a_retry_is_read_again() {
 }
 
 #[test]
+fn second_hello_that_is_refused_spends_no_ticket() {
+    let (table, roots) = with_roots("versions = [\"1.3\"]\nkey_exchange = [\"X25519\"]");
+    let ticket = tickets(&table, &roots, AES_128).remove(0);
+    let groups = vec![SECP256R1, X25519];
+    let first = || PskHello {
+        groups: groups.clone(),
+        shares: vec![SECP256R1],
+        suites: vec![AES_128, AES_256],
+        ..PskHello::offering(&[&ticket])
+    };
+    let second = || PskHello { shares: vec![X25519], ..first() };
+    for (what, second) in [
+        ("another name", PskHello { server_name: Some("other.test"), ..second() }),
+        ("no name", PskHello { server_name: None, ..second() }),
+        ("another suite", PskHello { suites: vec![AES_256], ..second() }),
+        ("early data", PskHello { more: vec![Extension::Unknown(42, vec![])], ..second() }),
+    ] {
+        let id = server(&table);
+        let retry = send(&table, id, &first().flight()).ciphertext;
+        let before = after_retry(&first().message(), first_message(&retry));
+        send(&table, id, &PskHello { before, ..second }.flight());
+        assert_eq!((state(&table, id), cached(&table)), (State::Failed, 2), "{what}");
+        table.free(id).unwrap();
+    }
+}
+
+#[test]
 fn hello_that_is_refused_spends_no_ticket() {
     let folder = tempfile::tempdir().unwrap();
     pki::localhost(folder.path());
@@ -109,6 +136,7 @@ fn hello_that_is_refused_spends_no_ticket() {
         let list = [&[u8::try_from(name.len()).unwrap()][..], name].concat();
         Extension::Unknown(16, [&[0, u8::try_from(list.len()).unwrap()][..], &list].concat())
     };
+    let raw = |kind, body: &[u8]| Extension::Unknown(kind, body.to_vec());
     for (what, hello) in [
         ("an identity of no bytes", PskHello::offering(&[ticket, &nameless])),
         ("an extension twice", PskHello { more: vec![Extension::Unknown(45, vec![1, 1])], ..usual() }),
@@ -120,6 +148,16 @@ fn hello_that_is_refused_spends_no_ticket() {
         ("no protocol in common", PskHello { more: vec![alpn(b"http/1.1")], ..usual() }),
         ("no suite in common", PskHello { suites: vec![0x1305], ..usual() }),
         ("no group in common", PskHello { groups: vec![0x6a6a], shares: vec![0x6a6a], ..usual() }),
+        ("a share twice", PskHello { shares: vec![X25519, X25519], ..usual() }),
+        ("bytes behind the modes", PskHello { modes: vec![], more: vec![raw(45, &[1, 1, 0])], ..usual() }),
+        ("an empty list of protocols", PskHello { more: vec![raw(16, &[0, 0])], ..usual() }),
+        ("extended_master_secret with a body", PskHello { more: vec![raw(23, &[0])], ..usual() }),
+        ("early_data with a body", PskHello { more: vec![raw(42, &[0])], ..usual() }),
+        ("a malformed status_request", PskHello { more: vec![raw(5, &[1])], ..usual() }),
+        (
+            "one way to compress certificates twice",
+            PskHello { more: vec![raw(27, &[4, 0, 2, 0, 2])], ..usual() },
+        ),
         ("a name that is none", PskHello { server_name: Some("*.b.test"), ..usual() }),
     ] {
         let id = server(&table);
@@ -134,6 +172,11 @@ fn hello_that_is_refused_spends_no_ticket() {
         assert_eq!(cached(&table), all.len(), "{what}");
         table.free(id).unwrap();
     }
+    // More in the records of the hello than the hello.
+    let id = server(&table);
+    let message = [usual().message(), vec![1, 0, 0, 0]].concat();
+    let output = send(&table, id, &crate::client_hello::records(&message, &[]));
+    assert!(output.alert.is_some() && cached(&table) == all.len(), "a message behind the hello");
     let agreed = PskHello { more: vec![alpn(b"h2")], ..usual() };
     assert_eq!(offer(&table, &agreed), (Some(0), all.len() - 1), "the usual one is resumed");
 }

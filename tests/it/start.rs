@@ -380,6 +380,16 @@ fn reads_files(process: &Process) -> bool {
 
 #[tokio::test]
 async fn reload_after_one_that_hangs_is_made() {
+    // The one that hung is void when its file comes at last, although it would add a context.
+    reload_that_hangs_is_void("[[context]]\nname = \"default\"\n[[context]]\nname = \"late\"\n").await;
+}
+
+#[tokio::test]
+async fn reload_that_hung_on_a_broken_file_says_nothing() {
+    reload_that_hangs_is_void("[[context]\n").await;
+}
+
+async fn reload_that_hangs_is_void(late: &str) {
     let folder = tempfile::tempdir().unwrap();
     let (config, log) = (folder.path().join("config"), folder.path().join("log"));
     fs::write(&config, "").unwrap();
@@ -398,8 +408,6 @@ async fn reload_after_one_that_hangs_is_made() {
         assert!(Instant::now() < until, "{}", fs::read_to_string(&log).unwrap());
         tokio::task::yield_now().await;
     }
-    // The one that hung is void when its file comes at last, although it would add a context.
-    let late = "[[context]]\nname = \"default\"\n[[context]]\nname = \"late\"\n";
     std::io::Write::write_all(&mut held, late.as_bytes()).unwrap();
     drop(held);
     let until = Instant::now() + PATIENCE;
@@ -410,6 +418,8 @@ async fn reload_after_one_that_hangs_is_made() {
     let mut contexts = ContextServiceClient::connect(format!("http://{address}")).await.unwrap();
     let late = contexts.get_context(pb::GetContextRequest { name: "late".into() }).await.unwrap_err();
     assert_eq!(late.code(), tonic::Code::NotFound, "{late:?}");
+    let listed = contexts.list_contexts(pb::ListContextsRequest::default()).await.unwrap().into_inner();
+    assert!(listed.last_reload.unwrap().applied, "the last reload is the one that is in force");
     process.signal("TERM").await;
     assert!(process.succeeds().await);
     let log = fs::read_to_string(&log).unwrap();

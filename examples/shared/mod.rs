@@ -91,6 +91,8 @@ pub(crate) struct Wire {
 impl Wire {
     pub(crate) async fn open(place: Place, socket: TcpStream, new: NewRequest) -> Result<Self> {
         socket.set_nodelay(true)?;
+        // For the daemon's log: which peer it was.
+        let new = NewRequest { peer_address: socket.peer_addr()?.to_string(), ..new };
         let (requests, receiver) = mpsc::channel(4);
         requests.send(DriveRequest { event: Some(Request::New(new)) }).await?;
         let mut daemon = ConnectionServiceClient::new(place.channel.clone());

@@ -38,7 +38,7 @@ impl ConnectionId {
         POOL.with_borrow_mut(Pool::take).map(Self)
     }
 
-    /// Reads 32 hex digits, as [`crate::hex`] takes them.
+    /// Reads 32 hex digits, as `hex` takes them: of either case, with colons or without.
     pub fn parse(text: &str) -> Option<Self> {
         let mut bytes = [0; 16];
         let length = hex::read_into(text.as_bytes(), &mut bytes)?.len();

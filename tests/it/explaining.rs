@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rustls::version::TLS13;
-use tls_sessiond::proto::{self as pb, watch_sessions_response::Event};
+use tls_sessiond::proto::{self as pb, drive_request, watch_sessions_response::Event};
 use tonic::Streaming;
 
 use crate::{
@@ -310,6 +310,13 @@ async fn failed_handshake_has_a_line_with_the_peers_address() {
     };
     rpc.exchange(request).await.unwrap();
     daemon.until("stderr", "handshake failed").await;
+    // The same over Drive.
+    let request = pb::NewRequest { peer_address: "[2001:db8::1]:443".into(), ..new("", pb::Role::Server) };
+    let events = [drive_request::Event::New(request), drive_request::Event::Ciphertext(old_hello().into())];
+    let requests = events.map(|event| pb::DriveRequest { event: Some(event) });
+    let mut answers = rpc.drive(tokio_stream::iter(requests)).await.unwrap().into_inner();
+    while let Ok(Some(_)) = answers.message().await {}
+    daemon.until("stderr", "[2001:db8::1]:443").await;
     let lines = daemon.end().await;
     let line = lines.iter().find(|line| line["fields"]["message"] == "handshake failed").unwrap();
     let fields = &line["fields"];

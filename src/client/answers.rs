@@ -2,15 +2,14 @@
 //!
 //! The tags are the contract's; the test holds them against the generated messages.
 
-use super::{
-    fields::{END, Fields, bytes, number},
-    wiped::Wiped,
-};
+use tls_sessiond_types::secret::SecretBuffer;
+
+use super::fields::{END, Fields, bytes, number};
 
 /// What one call was answered.
 pub(super) enum Answer {
     /// A LookupSessionResponse, as [`super::found::Found`] reads it.
-    Looked(Wiped),
+    Looked(SecretBuffer),
     /// The call was none that finds something.
     Nothing,
     /// The call failed.
@@ -56,7 +55,7 @@ fn read_answer(answer: &[u8]) -> Option<(u64, Answer)> {
         match fields.key()? {
             END => return Some((id, read)),
             ID => id = fields.number()?,
-            LOOKUP_SESSION => read = Answer::Looked(Wiped::copied(fields.bytes()?)),
+            LOOKUP_SESSION => read = Answer::Looked(SecretBuffer::copied(fields.bytes()?)),
             ERROR => {
                 fields.skip(ERROR)?;
                 read = Answer::Refused;

@@ -6,10 +6,11 @@ use std::time::{Duration, SystemTime};
 
 use prost::Message;
 
+use tls_sessiond_types::secret::SecretBuffer;
+
 use super::{
     fields::{END, Fields, bytes, number},
     message::Version,
-    wiped::Wiped,
 };
 use crate::{
     hex,
@@ -39,7 +40,7 @@ const NANOS: u32 = number(2);
 /// A session to resume. A single-use one is this worker's alone. Overwritten when it is dropped.
 pub struct Found {
     /// A LookupSessionResponse as it came, but that the id's bytes are where its digits were.
-    response: Wiped,
+    response: SecretBuffer,
     data: Place,
     session_id: Place,
     cipher_suite: Place,
@@ -98,7 +99,7 @@ impl Found {
     }
 
     /// Reads a LookupSessionResponse. `None`: it has no session, or none that this client understands.
-    pub(super) fn read(mut response: Wiped) -> Option<Self> {
+    pub(super) fn read(mut response: SecretBuffer) -> Option<Self> {
         let all = response.bytes();
         let place = |part: &[u8]| Place::of(part, all);
         let (mut fields, mut found, mut session, mut data) = (Fields(all), false, None, Place::default());
@@ -241,7 +242,7 @@ mod tests {
     }
 
     fn read(response: &[u8]) -> Option<Found> {
-        Found::read(Wiped::copied(response))
+        Found::read(SecretBuffer::copied(response))
     }
 
     #[test]

@@ -4,8 +4,7 @@
 //! Length-Prefixed-Message of PROTOCOL-HTTP2.md: a byte that says whether it is compressed, and four of the length.
 
 use bytes::Buf;
-
-use super::wiped::Wiped;
+use tls_sessiond_types::secret::SecretBuffer;
 
 /// What goes before a message.
 pub(super) const PREFIX: usize = 5;
@@ -22,12 +21,12 @@ pub(super) fn prefix(length: usize) -> [u8; PREFIX] {
 /// A message with its prefix, as HTTP/2 sends it.
 #[derive(Default)]
 pub(super) struct Framed {
-    bytes: Wiped,
+    bytes: SecretBuffer,
     sent: usize,
 }
 
 impl Framed {
-    pub(super) fn new(bytes: Wiped) -> Self {
+    pub(super) fn new(bytes: SecretBuffer) -> Self {
         Self { bytes, sent: 0 }
     }
 }
@@ -55,7 +54,7 @@ pub(super) struct Unexpected;
 #[derive(Default)]
 pub(super) struct Pieces {
     /// The beginning of a message whose end has not come.
-    begun: Wiped,
+    begun: SecretBuffer,
 }
 
 impl Pieces {
@@ -82,7 +81,7 @@ impl Pieces {
     }
 
     /// Takes of `piece` what the message lacks, and hands it out once it is whole.
-    fn go_on(&mut self, piece: &mut &[u8]) -> Result<Option<Wiped>, Unexpected> {
+    fn go_on(&mut self, piece: &mut &[u8]) -> Result<Option<SecretBuffer>, Unexpected> {
         self.take(piece, PREFIX);
         let Some(length) = length(self.begun.bytes())? else { return Ok(None) };
         self.take(piece, PREFIX + length);
@@ -99,7 +98,7 @@ impl Pieces {
     }
 }
 
-fn append(to: &mut Wiped, bytes: &[u8]) {
+fn append(to: &mut SecretBuffer, bytes: &[u8]) {
     to.grow(bytes.len()).copy_from_slice(bytes);
 }
 
@@ -167,7 +166,7 @@ mod tests {
 
     #[test]
     fn framed_message_is_sent_piece_by_piece() {
-        let mut bytes = Wiped::default();
+        let mut bytes = SecretBuffer::default();
         append(&mut bytes, &framed(b"abc"));
         let mut framed = Framed::new(bytes);
         framed.advance(6);

@@ -11,6 +11,8 @@ use std::{
 
 use parking_lot::{Mutex, MutexGuard};
 
+use tls_sessiond_types::secret::SecretBuffer;
+
 use super::{
     answers::Answer,
     calls::{Call, Question, Words},
@@ -18,7 +20,6 @@ use super::{
     options::Limits,
     places::{Asker, Places},
     queue::Queue,
-    wiped::Wiped,
 };
 use crate::proto::{self as pb, call::Method};
 
@@ -214,7 +215,7 @@ impl Link {
     }
 
     /// All that is ready, as far as one message goes, behind its prefix. `None`: the stream may end.
-    pub(super) fn poll_batch(&self, cx: &mut Context<'_>) -> Poll<Option<Wiped>> {
+    pub(super) fn poll_batch(&self, cx: &mut Context<'_>) -> Poll<Option<SecretBuffer>> {
         let mut state = self.state.lock();
         let State { queue, waiting, .. } = &mut *state;
         // A single-use session would be taken for nobody.

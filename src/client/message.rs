@@ -4,30 +4,13 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+pub use tls_sessiond_types::{Role, Version};
 use zeroize::Zeroizing;
 
 use crate::{
     hex,
     proto::{self as pb, PeerIdentity},
 };
-
-/// Which side of the handshake the worker plays.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// It begins handshakes.
-    Client,
-    /// It accepts them.
-    Server,
-}
-
-/// The protocol version of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
-    /// RFC 5246.
-    Tls12,
-    /// RFC 8446.
-    Tls13,
-}
 
 /// Which session a handshake wants to resume.
 #[derive(Clone, Copy, Debug)]

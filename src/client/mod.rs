@@ -59,7 +59,6 @@ pub mod rustls;
 mod stream;
 #[cfg(feature = "rustls")]
 mod tls;
-mod wiped;
 mod worker;
 
 pub use connection::Connection;

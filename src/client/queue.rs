@@ -2,11 +2,12 @@
 
 use std::collections::VecDeque;
 
+use tls_sessiond_types::secret::SecretBuffer;
+
 use super::{
     calls::{Call, Words},
     frames::{PREFIX, prefix},
     options::Limits,
-    wiped::Wiped,
 };
 use crate::wire::Writer;
 
@@ -29,7 +30,7 @@ pub(super) struct Queue {
 }
 
 struct Batch {
-    bytes: Wiped,
+    bytes: SecretBuffer,
     calls: usize,
 }
 
@@ -52,7 +53,7 @@ impl Queue {
         let goes =
             |batch: &Batch| batch.calls < BATCH_CALLS && batch.bytes.bytes().len() - PREFIX + size <= most;
         if !self.batches.back().is_some_and(goes) {
-            let mut bytes = Wiped::with_capacity(self.usual.min(ROOM));
+            let mut bytes = SecretBuffer::with_capacity(self.usual.min(ROOM));
             bytes.grow(PREFIX);
             self.batches.push_back(Batch { bytes, calls: 0 });
         }
@@ -65,7 +66,7 @@ impl Queue {
 
     /// The next message behind its prefix, with how many calls it has. Calls with a number are left out where it is not
     /// `wanted` any more.
-    pub(super) fn pop(&mut self, wanted: impl Fn(u64) -> bool) -> Option<(Wiped, usize)> {
+    pub(super) fn pop(&mut self, wanted: impl Fn(u64) -> bool) -> Option<(SecretBuffer, usize)> {
         loop {
             let Batch { mut bytes, calls } = self.batches.pop_front()?;
             self.bytes -= bytes.bytes().len() - PREFIX;

@@ -1,6 +1,8 @@
 //! What connections inherit: `[[context]]`.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
+
+pub use tls_sessiond_types::Version;
 
 use super::{ConfigError, check::Check, raw};
 
@@ -13,24 +15,6 @@ pub enum ClientAuth {
     Request,
     /// SSL_VERIFY_PEER with SSL_VERIFY_FAIL_IF_NO_PEER_CERT.
     Require,
-}
-
-/// A protocol version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Version {
-    /// RFC 5246.
-    Tls12,
-    /// RFC 8446.
-    Tls13,
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tls12 => "TLS 1.2",
-            Self::Tls13 => "TLS 1.3",
-        })
-    }
 }
 
 /// Whether a new client connection may be offered sessions that nobody named.

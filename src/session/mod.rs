@@ -25,7 +25,9 @@ use std::{
     time::Duration,
 };
 
-pub use crate::{client_hello::SESSION_ID_MAX, config::Version};
+pub use tls_sessiond_types::{Role, Version};
+
+pub use crate::client_hello::SESSION_ID_MAX;
 use crate::{
     clock::{Now, Timestamp, WallTime},
     server_name::ServerName,
@@ -41,7 +43,6 @@ pub mod ledger;
 mod pool;
 pub mod resumption;
 pub mod revocation;
-mod secret;
 mod shell;
 pub mod stats;
 pub mod watch;
@@ -53,15 +54,6 @@ pub use resumption::Secret;
 
 /// No session lives longer after its authentication.
 pub use crate::config::SESSION_TIMEOUT_MAX as LIFETIME_MAX;
-
-/// Which side of the handshake: SSL_set_connect_state(3), SSL_set_accept_state(3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// Begins handshakes.
-    Client,
-    /// Accepts them.
-    Server,
-}
 
 /// Why a session left the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

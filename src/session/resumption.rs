@@ -21,9 +21,10 @@ use rustls::{
     server::StoresServerSessions,
     time_provider::TimeProvider,
 };
+use tls_sessiond_types::secret::SecretBytes;
 use zeroize::Zeroizing;
 
-use super::{Session, SessionId, secret::SecretBytes};
+use super::{Session, SessionId};
 use crate::clock::WallTime;
 
 /// The secret part of a session, in its library's private form. Zeroed when dropped.

@@ -17,16 +17,14 @@ use shuttle::{
     scheduler::{PctScheduler, RandomScheduler},
 };
 // What the core imports, and needs no scheduler for.
-use tls_sessiond::{alert, client_hello, clock, config, server_name};
+use tls_sessiond::{clock, config};
+use tls_sessiond_types::{alert, client_hello, hex, server_name};
 
 mod caches;
 mod history;
 mod stores;
 mod sync;
 
-#[path = "../../src/hex.rs"]
-#[allow(dead_code, unreachable_pub)]
-mod hex;
 #[path = "../../src/session/mod.rs"]
 #[allow(dead_code, unused_imports, unreachable_pub)]
 mod session;

@@ -11,7 +11,7 @@ use super::super::Found;
 /// What a handshake may resume with, found beforehand, and what it made.
 pub(super) struct Resumption(Mutex<Inner>);
 
-/// A session that rustls wants stored. Wiped when it is dropped.
+/// A session that rustls wants stored. SecretBuffer when it is dropped.
 pub(super) struct Made {
     pub(super) id: Vec<u8>,
     pub(super) data: Zeroizing<Vec<u8>>,

@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-#[cfg(feature = "rustls")]
 use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible, PeerMisbehaved};
 
 /// An alert that ended a connection (RFC 8446 section 6).
@@ -70,12 +69,10 @@ pub fn in_clear(records: &[u8]) -> Option<u8> {
 
 /// Returns the alert that rustls sends for an error, as far as the error tells: for a worker whose rustls the daemon's client
 /// does not run itself.
-#[cfg(feature = "rustls")]
 pub fn for_error(error: &Error) -> Alert {
     Alert { code: described(error).into(), received: false }
 }
 
-#[cfg(feature = "rustls")]
 fn described(error: &Error) -> AlertDescription {
     match error {
         Error::InvalidMessage(invalid) => AlertDescription::from(*invalid),
@@ -106,7 +103,6 @@ fn described(error: &Error) -> AlertDescription {
     }
 }
 
-#[cfg(feature = "rustls")]
 fn certificate(error: &CertificateError) -> AlertDescription {
     AlertDescription::from(error.clone())
 }

@@ -1,6 +1,5 @@
 //! Lower-case hex, without the machinery of `{:02x}`: every answer names a connection, often its session too.
 
-#[cfg(feature = "daemon")]
 use std::fmt::{self, Write};
 
 /// The digits of one byte, the first one low. Without a table, two digits in one number: whole ids are worked on at once.
@@ -27,20 +26,19 @@ fn byte(pair: u16) -> (u8, u16) {
 }
 
 /// Two digits for each byte.
-#[cfg(feature = "daemon")]
-pub(crate) fn write(bytes: &[u8], to: &mut impl Write) -> fmt::Result {
+pub fn write(bytes: &[u8], to: &mut impl Write) -> fmt::Result {
     bytes.iter().flat_map(|&byte| pair(byte).to_le_bytes()).try_for_each(|digit| to.write_char(digit.into()))
 }
 
 /// The same into room that is there; as much as it holds.
-pub(crate) fn write_into(bytes: &[u8], to: &mut [u8]) {
+pub fn write_into(bytes: &[u8], to: &mut [u8]) {
     for (digits, &byte) in to.as_chunks_mut().0.iter_mut().zip(bytes) {
         *digits = pair(byte).to_le_bytes();
     }
 }
 
 /// The same as a string.
-pub(crate) fn string(bytes: &[u8]) -> String {
+pub fn string(bytes: &[u8]) -> String {
     let mut text = vec![0; 2 * bytes.len()];
     write_into(bytes, &mut text);
     // They are ASCII.
@@ -49,8 +47,7 @@ pub(crate) fn string(bytes: &[u8]) -> String {
 
 /// Reads digits as people and tools type them: of either case, with a colon between all bytes or none. `None`: it is something
 /// else.
-#[cfg(any(feature = "daemon", test))]
-pub(crate) fn read(text: impl AsRef<[u8]>) -> Option<Vec<u8>> {
+pub fn read(text: impl AsRef<[u8]>) -> Option<Vec<u8>> {
     let text = text.as_ref();
     let mut bytes = vec![0; text.len() / 2];
     let length = read_into(text, &mut bytes)?.len();
@@ -59,7 +56,7 @@ pub(crate) fn read(text: impl AsRef<[u8]>) -> Option<Vec<u8>> {
 }
 
 /// The same into room that is there, and what it filled. `None` also where there is too little.
-pub(crate) fn read_into<'b>(text: &[u8], bytes: &'b mut [u8]) -> Option<&'b [u8]> {
+pub fn read_into<'b>(text: &[u8], bytes: &'b mut [u8]) -> Option<&'b [u8]> {
     let length = match read_canonical(text, bytes) {
         Some(length) => length,
         None => read_typed(text, bytes)?,

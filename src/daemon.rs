@@ -3,13 +3,15 @@
 use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
+use tls_sessiond_core::{
+    clock::{Clock, WallTime},
+    connection::{self, Table, table::Most},
+    context::{Dropped, Registry, warnings},
+};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::{
-    clock::Clock,
     config::{Config, ConfigError, Endpoint, Limits},
-    connection::{self, Table, table::Most},
-    context::{Dropped, Registry, warnings},
     log::panics::caught,
     rpc::{
         Api, Doors, LiveLimits, Memory, ServeError, Serving,
@@ -98,7 +100,7 @@ impl Reload {
 
     /// What a configuration allows and seldom means, as of now.
     pub fn warnings(&self, config: &Config) -> Vec<ConfigError> {
-        warnings(config, self.table.now().wall())
+        warnings_about(config, self.table.now().wall())
     }
 
     fn replace(&self, config: &Config, running: &mut Arc<Config>) -> Result<Reloaded, ConfigError> {
@@ -115,7 +117,8 @@ impl Reload {
 
     fn try_replace(&self, config: &Config, running: &mut Arc<Config>) -> Result<Reloaded, ConfigError> {
         config.can_follow(running)?;
-        let registry = self.table.registry().rebuild(config)?;
+        let registry =
+            self.table.registry().rebuild(&config.settings()).map_err(|err| config.context_error(&err))?;
         let tls = Acceptor::reload(config)?;
         let removed = config.removed_contexts(running).len();
         let contexts = registry.all().len();
@@ -132,6 +135,19 @@ impl Reload {
         *running = Arc::new(config.clone());
         Ok(Reloaded { contexts, removed, dropped })
     }
+}
+
+/// Returns what a configuration allows and seldom means, as of `now`: each warning with its key and line.
+fn warnings_about(config: &Config, now: WallTime) -> Vec<ConfigError> {
+    let contexts = warnings::contexts(&config.settings(), now);
+    let mut all: Vec<_> = contexts.iter().map(|warning| config.context_error(warning)).collect();
+    if let Some(tls) = &config.tls {
+        warnings::certificate(&tls.certificate, now, &mut |why| {
+            all.push(config.tls_error("certificate", why));
+        });
+        warnings::expired(&tls.client_ca, now, &mut |why| all.push(config.tls_error("client_ca", why)));
+    }
+    all
 }
 
 fn most(limits: &Limits) -> Most {
@@ -152,7 +168,7 @@ impl Prepared {
     /// # Errors
     /// What is wrong with which file.
     pub fn read(config: Config) -> Result<Self, ConfigError> {
-        let registry = Registry::build(&config)?;
+        let registry = Registry::build(&config.settings()).map_err(|err| config.context_error(&err))?;
         let acceptor = Acceptor::load(&config)?;
         Ok(Self { config, registry, acceptor, open_files: None })
     }
@@ -166,7 +182,7 @@ impl Prepared {
 
     /// What the configuration allows and seldom means, as of now.
     pub fn warnings(&self) -> Vec<ConfigError> {
-        warnings(&self.config, Clock::System.now().wall())
+        warnings_about(&self.config, Clock::System.now().wall())
     }
 
     /// Names of its contexts, in the order of the configuration.

@@ -12,17 +12,15 @@ use std::{
 };
 
 use cap::Cap;
-use tls_sessiond::{
+use tls_sessiond::config::Config;
+use tls_sessiond_core::{
+    cache::{Cache, Offering, Plan, shared::Ledger, tombstones::DEPARTURES_MAX},
     clock::Now,
-    config::{Config, Offering},
     context::Registry,
-    server_name::ServerName,
-    session::{
-        Cache, Format, NewSession, Role, Secret, SessionId, Terms, Version, cache::Plan,
-        journal::DEPARTURES_MAX, ledger::Ledger, stats::Account,
-    },
+    session::{Format, NewSession, Secret, SessionId, Terms, stats::Account},
     store::memory::Limits,
 };
+use tls_sessiond_types::{Role, Version, server_name::ServerName};
 
 #[global_allocator]
 static HEAP: Cap<System> = Cap::new(System, usize::MAX);
@@ -130,7 +128,8 @@ fn a_flood_of_a_million_sessions_in_one_context_takes_none_of_another() {
     let context = |name| format!("[[context]]\nname = \"{name}\"\ncache_entries_max = {TOTAL}\n");
     let text = format!("[limits]\nsessions = {TOTAL}\n{}{}", context("web"), context("flooded"));
     std::fs::write(&file, text).unwrap();
-    let registry = Registry::build(&Config::load(Some(&file), std::iter::empty(), &[]).unwrap()).unwrap();
+    let registry =
+        Registry::build(&Config::load(Some(&file), std::iter::empty(), &[]).unwrap().settings()).unwrap();
     let [web, flooded] = ["web", "flooded"].map(|name| Arc::clone(registry.get(name).unwrap()));
     let share = TOTAL / registry.caches().count();
     let name = ServerName::new("a.test").into_owned();

@@ -12,20 +12,21 @@ use std::{
     time::Duration,
 };
 
-use tls_sessiond::{
+use tls_sessiond_core::{
+    cache::{
+        Cache, Offering, Plan,
+        shared::Ledger,
+        tombstones::{DEPARTURES_MAX, KINDS_BYTES_MAX},
+    },
     clock::Now,
-    config::Offering,
-    server_name::ServerName,
     session::{
-        Cache, Format, NewSession, OVERHEAD, PeerIdentity, Role, Secret, SessionId, Terms, Version,
-        cache::Plan,
-        journal::{DEPARTURES_MAX, KINDS_BYTES_MAX},
-        ledger::Ledger,
+        Format, NewSession, OVERHEAD, PeerIdentity, Secret, SessionId, Terms,
+        events::{EVENTS_BYTES_MAX, EVENTS_MAX},
         stats::Account,
-        watch::{EVENTS_BYTES_MAX, EVENTS_MAX},
     },
     store::memory::Limits,
 };
+use tls_sessiond_types::{Role, Version, server_name::ServerName};
 
 struct Counting;
 
@@ -125,7 +126,8 @@ fn plain(
     number: usize,
     change: impl FnOnce(&mut PeerIdentity),
 ) -> (PeerIdentity, Box<[u8]>, Format, ServerName<'static>, String) {
-    let mut peer = PeerIdentity { not_after: tls_sessiond::clock::WallTime::MAX, ..PeerIdentity::default() };
+    let mut peer =
+        PeerIdentity { not_after: tls_sessiond_core::clock::WallTime::MAX, ..PeerIdentity::default() };
     peer.certificate_sha256[..8].copy_from_slice(&number.to_be_bytes());
     change(&mut peer);
     (peer, [].into(), Format::Rustls, ServerName::new("a.test").into_owned(), String::new())

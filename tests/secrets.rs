@@ -17,22 +17,18 @@ use std::{
 };
 
 use aws_lc_rs::rand;
-use tls_sessiond::{
+use tls_sessiond::config::Config;
+use tls_sessiond_core::{
+    cache::{Cache, NotStored, Offering, Plan, revocation::Selector, shared::Ledger},
     clock::{Clock, ManualClock, Now},
-    config::{Config, Offering},
-    connection::{EngineKind, Plan as ConnectionPlan, Table, table::Most, worker::Put},
+    connection::{EngineKind, Plan as ConnectionPlan, Table, table::Most, worker_engine::Put},
     context::Registry,
-    server_name::ServerName,
     session::{
-        Cache, Format, NewSession, RemovalReason, Role, Secret, Session, SessionId, Terms, Version,
-        cache::{NotStored, Plan},
-        ledger::Ledger,
-        revocation::Selector,
-        stats::Account,
-        watch::Watch,
+        Format, NewSession, RemovalReason, Secret, Session, SessionId, Terms, events::Watch, stats::Account,
     },
     store::memory::Limits,
 };
+use tls_sessiond_types::{Role, Version, server_name::ServerName};
 
 const LENGTH: usize = 64;
 /// Parts that are looked for one by one, and where they begin.
@@ -333,7 +329,7 @@ fn config(alpn: &str) -> Config {
 /// Puts a session through a connection that is open then.
 fn table_with(marker: &Marker) -> (Table, ManualClock) {
     let clock = ManualClock::starting(Clock::System.now().wall());
-    let registry = Arc::new(Registry::build(&config("one")).unwrap());
+    let registry = Arc::new(Registry::build(&config("one").settings()).unwrap());
     let table = Table::new(registry, Clock::Manual(clock.clone()), Most::all(100));
     let plan = ConnectionPlan {
         context: Arc::clone(table.registry().get("default").unwrap()),
@@ -376,7 +372,7 @@ fn session_of_a_connection_that_ends_open_leaves_no_secret() {
 fn session_of_a_scope_that_is_gone_leaves_no_secret_once_its_connection_is() {
     let marker = Marker::new();
     let (table, _) = table_with(&marker);
-    let next = table.registry().rebuild(&config("two")).unwrap();
+    let next = table.registry().rebuild(&config("two").settings()).unwrap();
     table.swap(Arc::new(next));
     table.free_all();
     assert!(!marker.is_in_memory(), "a copy is left");

@@ -3,16 +3,13 @@
 use std::{hint::black_box, sync::Arc, time::Duration};
 
 use dashmap::DashMap;
-use tls_sessiond::{
+use tls_sessiond_core::{
+    cache::{Cache, Offering, Plan, shared::Ledger},
     clock::{Now, Timestamp},
-    config::Offering,
-    server_name::ServerName,
-    session::{
-        Cache, Format, NewSession, Role, Secret, SessionId, Terms, Version, cache::Plan, ledger::Ledger,
-        stats::Account,
-    },
+    session::{Format, NewSession, Secret, SessionId, Terms, stats::Account},
     store::memory::{Amount, Entry, Limits, Mark, Memory},
 };
+use tls_sessiond_types::{Role, Version, server_name::ServerName};
 
 /// What libraries call a session by.
 pub(crate) type Id = [u8; 32];

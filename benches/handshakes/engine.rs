@@ -3,17 +3,16 @@
 use std::sync::Arc;
 
 use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
-use tls_sessiond::{
+use tls_sessiond::config::Config;
+use tls_sessiond_core::{
     clock::Clock,
-    config::Config,
     connection::{
         EngineKind, Input, Plan, Table,
-        table::Most,
-        table::{Driver, Ending},
+        table::{Driver, Ending, Most},
     },
     context::Registry,
-    session::Role,
 };
+use tls_sessiond_types::Role;
 
 use crate::{
     cpu,
@@ -93,7 +92,7 @@ pub(crate) fn measure(
 ) {
     let config =
         Config::load(Some(&setup.folder.path().join("bench.toml")), std::iter::empty(), &[]).unwrap();
-    let registry = Arc::new(Registry::build(&config).unwrap());
+    let registry = Arc::new(Registry::build(&config.settings()).unwrap());
     let context = Arc::clone(registry.get("default").unwrap());
     let connections = Arc::new(Table::new(registry, Clock::System, Most::all(1_000)));
     let open = || {

@@ -9,11 +9,14 @@ use std::{cell::OnceCell, fs, path::Path};
 
 use tempfile::TempDir;
 use tls_sessiond::{
-    config::{Config, DistinguishedName, IdentityPattern, Text},
+    config::Config,
     rpc::access::{Identity, Owner, Peer},
-    server_name::ServerName,
+};
+use tls_sessiond_core::{
+    access::{DistinguishedName, IdentityPattern, Text},
     session::PeerIdentity,
 };
+use tls_sessiond_types::server_name::ServerName;
 
 use super::choices::Choices;
 

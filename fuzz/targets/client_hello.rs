@@ -18,7 +18,7 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 use tls_parser::{TlsExtension, TlsMessage, TlsMessageHandshake, parse_tls_client_hello_extensions};
-use tls_sessiond::{
+use tls_sessiond_types::{
     client_hello::{FirstFlight, IDENTITIES_MAX, Offer, Progress, SESSION_ID_MAX},
     server_name::ServerName,
 };

@@ -9,6 +9,7 @@ use std::{cell::OnceCell, fs, path::Path};
 
 use tempfile::TempDir;
 use tls_sessiond::config::{Config, ConfigError, Endpoint};
+use tls_sessiond_core::context::{ContextRefusal, Refusal};
 
 thread_local! {
     static FOLDER: OnceCell<TempDir> = const { OnceCell::new() };
@@ -63,7 +64,9 @@ fn valid(config: &Config, again: &Config) {
         assert!((1..=64).contains(&context.name.len()) && !context.versions.is_empty());
         assert!(config.contexts[..place].iter().all(|other| other.name != context.name));
         assert!(context.tickets <= 16 && context.cache_entries_max > 0 && context.cache_bytes_max > 0);
-        assert!(!config.context_error(place, "certificate", "it is away").to_string().is_empty());
+        let refusal = Refusal { key: "certificate".into(), why: "it is away".into() };
+        let error = config.context_error(&ContextRefusal { place, refusal });
+        assert!(error.to_string().ends_with(&format!("context[{place}].certificate: it is away")));
     }
 }
 

@@ -12,16 +12,17 @@ use std::{
     time::Duration,
 };
 
-use tls_sessiond::{
+use tls_sessiond::config::Config;
+use tls_sessiond_core::{
     clock::{Clock, ManualClock, WallTime},
-    config::{ClosePolicy, Config},
     connection::{
         ConnectionId, EngineKind, Error, Evidence, Input, Output, Plan, Shutdown, State, Table,
         table::{Most, Wanted},
     },
-    context::Registry,
-    session::{Role, SessionId},
+    context::{ClosePolicy, Registry},
+    session::SessionId,
 };
+use tls_sessiond_types::Role;
 
 use super::choices::Choices;
 use crate::pki;
@@ -147,7 +148,7 @@ struct Seen {
 impl World {
     fn new(config: &Config, now: WallTime) -> Self {
         let clock = ManualClock::starting(now);
-        let registry = Arc::new(Registry::build(config).expect("the files are there"));
+        let registry = Arc::new(Registry::build(&config.settings()).expect("the files are there"));
         let table =
             Table::new(Arc::clone(&registry), Clock::Manual(clock.clone()), Most::all(CONNECTIONS_MAX));
         Self {

@@ -21,7 +21,8 @@ use std::{
     time::Duration,
 };
 
-use tls_sessiond::{clock::Clock, config::Config, daemon::Daemon};
+use tls_sessiond::{config::Config, daemon::Daemon};
+use tls_sessiond_core::clock::Clock;
 
 use super::choices::Choices;
 use crate::pki;

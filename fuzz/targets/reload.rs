@@ -8,7 +8,8 @@
 use std::{cell::OnceCell, fs, path::Path};
 
 use tempfile::TempDir;
-use tls_sessiond::config::{Config, ContextConfig};
+use tls_sessiond::config::Config;
+use tls_sessiond_core::context::ContextConfig;
 
 thread_local! {
     static FOLDER: OnceCell<TempDir> = const { OnceCell::new() };

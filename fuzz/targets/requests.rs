@@ -24,15 +24,18 @@ use http::Request as HttpRequest;
 use http_body::{Body as _, Frame};
 use prost::Message;
 use tls_sessiond::{
-    clock::{Clock, ManualClock, WallTime},
     config::Config,
+    proto as pb,
+    proto::{answer::Result as Answered, call::Method},
+    rpc::{Api, Doors, access::Access, listen::Signals, local::Local, status::DOMAIN},
+};
+use tls_sessiond_core::{
+    clock::{Clock, ManualClock, WallTime},
     connection::{
         Table,
         table::{Listed, Most},
     },
     context::Registry,
-    proto::{self as pb, answer::Result as Answered, call::Method},
-    rpc::{Api, Doors, access::Access, listen::Signals, local::Local, status::DOMAIN},
 };
 use tokio::{runtime::Runtime, sync::mpsc};
 use tokio_stream::{Stream, wrappers::UnboundedReceiverStream};
@@ -178,7 +181,7 @@ struct Open {
 impl World {
     async fn new(config: &Config, now: WallTime) -> Self {
         let clock = ManualClock::starting(now);
-        let registry = Arc::new(Registry::build(config).expect("the files are there"));
+        let registry = Arc::new(Registry::build(&config.settings()).expect("the files are there"));
         let limits = &config.limits;
         let table = Arc::new(Table::new(
             Arc::clone(&registry),

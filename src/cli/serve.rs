@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use tls_sessiond_core::clock::Clock;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
@@ -21,7 +22,6 @@ use tokio::{
 
 use super::{Options, process, say};
 use crate::{
-    clock::Clock,
     config::{Config, ConfigError, Endpoint},
     daemon::{Daemon, Error, Prepared, Reload, Reloaded},
     log::{Log, panics::caught},

@@ -1,12 +1,14 @@
 //! Calls as they are sent: written once, when they are queued, and from then on bytes.
 
+use tls_sessiond_types::hex;
+
 use super::{
     message::{Lookup, Role},
     options::Options,
 };
 use crate::{
-    hex,
-    proto::{self as pb, call::Method},
+    proto as pb,
+    proto::call::Method,
     wire::{self, Writer},
 };
 

@@ -3,16 +3,14 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tls_sessiond_types::hex;
 
 use super::{
     counters::Tallies,
     link::{Link, NotTaken, Weight},
     message::Put,
 };
-use crate::{
-    hex,
-    proto::{self as pb, call::Method},
-};
+use crate::{proto as pb, proto::call::Method};
 
 /// A connection object in the daemon, freed when this is dropped: without [`Connection::shutdown`] before it,
 /// the sessions that the connection made or resumed leave the cache.

@@ -5,17 +5,13 @@
 use std::time::{Duration, SystemTime};
 
 use prost::Message;
-
-use tls_sessiond_types::secret::SecretBuffer;
+use tls_sessiond_types::{hex, secret::SecretBuffer};
 
 use super::{
     fields::{END, Fields, bytes, number},
     message::Version,
 };
-use crate::{
-    hex,
-    proto::{self as pb, PeerIdentity},
-};
+use crate::{proto as pb, proto::PeerIdentity};
 
 /// The longest session id that the contract has, in bytes.
 const ID_MAX: usize = 64;

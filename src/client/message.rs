@@ -7,10 +7,9 @@ use bytes::Bytes;
 pub use tls_sessiond_types::{Role, Version};
 use zeroize::Zeroizing;
 
-use crate::{
-    hex,
-    proto::{self as pb, PeerIdentity},
-};
+use tls_sessiond_types::hex;
+
+use crate::{proto as pb, proto::PeerIdentity};
 
 /// Which session a handshake wants to resume.
 #[derive(Clone, Copy, Debug)]

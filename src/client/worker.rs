@@ -11,6 +11,7 @@ use std::{
 };
 
 use parking_lot::RwLock;
+use tls_sessiond_types::hex;
 use tokio::{
     sync::{oneshot, watch},
     time::{timeout, timeout_at},
@@ -30,7 +31,7 @@ use super::{
     options::Options,
     places::Asker,
 };
-use crate::{hex, proto as pb};
+use crate::proto as pb;
 
 /// A worker's line to its daemon. Clones share it.
 ///

@@ -10,10 +10,8 @@ use std::{
     time::Duration,
 };
 
-mod access;
 mod check;
 mod context;
-mod distinguished_name;
 mod log;
 mod omission;
 mod origin;
@@ -21,16 +19,15 @@ mod raw;
 mod units;
 mod withhold;
 
-pub use access::{Access, AccessRole, IdentityPattern, Text};
 use check::Check;
 use context::context;
-pub use context::{
-    ClientAuth, ClosePolicy, ContextConfig, IDLE_TIMEOUT_MAX, Offering, Options, SESSION_TIMEOUT_MAX,
-    ScopeBy, Trust, Version,
-};
-pub use distinguished_name::{DistinguishedName, NameError};
 pub use log::{Audit, Filter, Level, Log, LogFormat};
 use origin::ENV_PREFIX;
+use tls_sessiond_core::{
+    access::{Access, AccessRole, IdentityPattern},
+    context::{ContextConfig, ContextRefusal, Refusal, Settings},
+    store,
+};
 
 /// Where it listens where nothing else is said.
 const DEFAULT_ADDRESS: SocketAddr =
@@ -345,9 +342,22 @@ impl Config {
         Check { origin: &self.origin }.refuse(&format!("listen.tls.{key}"), what.to_string())
     }
 
-    /// An error about a key of the context at `place`, found when its files were opened.
-    pub fn context_error(&self, place: usize, key: &str, what: impl fmt::Display) -> ConfigError {
-        Check { origin: &self.origin }.refuse(&format!("context[{place}].{key}"), what.to_string())
+    /// Returns a fault of a context's settings, or a warning about them, with the line of its key.
+    pub fn context_error(&self, refusal: &ContextRefusal) -> ConfigError {
+        let ContextRefusal { place, refusal: Refusal { key, why } } = refusal;
+        Check { origin: &self.origin }.refuse(&format!("context[{place}].{key}"), why.clone())
+    }
+
+    /// Returns the settings that contexts are made from.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            contexts: self.contexts.clone(),
+            total: store::memory::Limits {
+                entries_max: self.limits.sessions,
+                bytes_max: self.limits.session_bytes,
+            },
+            rules: self.access.clone(),
+        }
     }
 }
 
@@ -386,7 +396,10 @@ fn access(check: &Check<'_>, raw: &[raw::Access]) -> Result<Vec<Access>, ConfigE
                 return Err(check.refuse(&key("contexts"), "names none; `[\"*\"]` is every one".into()));
             }
             Ok(Access {
-                identity: check.key(&key("identity"), IdentityPattern::read(&rule.identity))?,
+                identity: check.key(
+                    &key("identity"),
+                    rule.identity.parse::<IdentityPattern>().map_err(|err| err.to_string()),
+                )?,
                 contexts: rule.contexts.clone(),
                 role: check.word(
                     &key("role"),

@@ -1,3 +1,6 @@
+use tls_sessiond_core::context::Trust;
+use tls_sessiond_types::Version;
+
 use super::*;
 
 fn load(text: &str) -> Result<Config, String> {

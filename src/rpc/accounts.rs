@@ -15,12 +15,13 @@ use std::{
 };
 
 use dashmap::DashMap;
+use tls_sessiond_core::session::events::WATCHERS_MAX;
 
 use super::{
     pool::{Full, Pool},
     status::Refusal,
 };
-use crate::{config::Limits, session::watch::WATCHERS_MAX};
+use crate::config::Limits;
 
 /// Calls in flight of health and reflection, which every caller may make: in all, and of one identity.
 const OPEN_CALLS: usize = 256;

@@ -5,12 +5,15 @@
 //! Field numbers are those of `proto/`; a test holds what is written to what the generated types write.
 
 use prost::Message;
+use tls_sessiond_core::{
+    clock::{WallOffset, WallTime},
+    session::{PeerIdentity, Session},
+};
+use tls_sessiond_types::hex;
 
 use super::convert::{role_value, version_value};
 use crate::{
-    clock::{WallOffset, WallTime},
-    hex, proto as pb,
-    session::{PeerIdentity, Session},
+    proto as pb,
     wire::{self, Writer},
 };
 
@@ -171,17 +174,14 @@ mod tests {
     use std::{sync::Arc, time::Duration};
 
     use super::*;
-    use crate::{
+    use crate::{proto::answer::Result as Answered, rpc::convert};
+    use tls_sessiond_core::{
+        cache::{Cache, Plan, shared::Ledger},
         clock::{Clock, ManualClock, Now, Step, Timestamp},
-        proto::answer::Result as Answered,
-        rpc::convert,
-        server_name::ServerName,
-        session::{
-            Cache, Format, NewSession, Role, Secret, SessionId, Version, cache::Plan, ledger::Ledger,
-            stats::Account,
-        },
+        session::{Format, NewSession, Secret, SessionId, stats::Account},
         store::memory::Limits,
     };
+    use tls_sessiond_types::{Role, Version, server_name::ServerName};
 
     const NOW: Now = Now::from_millis(1_700_000_000_123);
 
@@ -199,7 +199,7 @@ mod tests {
         let limits = Limits { entries_max: 4, bytes_max: 1 << 20 };
         let plan = Plan {
             role: Role::Server,
-            offering: crate::config::Offering::Shared,
+            offering: tls_sessiond_core::cache::Offering::Shared,
             limits,
             session_bytes_max: 1 << 20,
         };

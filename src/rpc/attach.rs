@@ -14,6 +14,11 @@ use std::{
 
 use bytes::Bytes;
 use prost::DecodeError;
+use tls_sessiond_core::{
+    cache::EXPECTED_MAX,
+    connection::{ConnectionId, Table},
+    session::Session,
+};
 use tokio::{runtime::Handle, task::yield_now, time::Sleep};
 use tokio_stream::Stream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -32,9 +37,8 @@ use super::{
     streams::StreamPlace,
 };
 use crate::{
-    connection::{ConnectionId, Table},
-    proto::{self as pb, answer::Result as Answered, call::Method},
-    session::{Session, cache::EXPECTED_MAX},
+    proto as pb,
+    proto::{answer::Result as Answered, call::Method},
 };
 
 /// Answers of one batch are cut into messages of about this size, for many clients take no more than 4 MiB.

@@ -5,6 +5,13 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
+use tls_sessiond_core::{
+    connection::{
+        self, Alert, ConnectionId, EngineKind, Input, Plan, ShutdownStatus, Table,
+        table::{Lapse, Wanted},
+    },
+    context::{Context, IDLE_TIMEOUT_MAX},
+};
 use tokio::{task::yield_now, time::sleep_until};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, async_trait};
@@ -21,15 +28,7 @@ use super::{
     streams::StreamPlace,
     turns::Turns,
 };
-use crate::{
-    config::IDLE_TIMEOUT_MAX,
-    connection::{
-        self, Alert, ConnectionId, EngineKind, Input, Plan, ShutdownStatus, Table,
-        table::{Lapse, Wanted},
-    },
-    context::Context,
-    proto::{self as pb, connection_service_server::ConnectionService},
-};
+use crate::{proto as pb, proto::connection_service_server::ConnectionService};
 
 /// Holds what the calls need.
 pub(super) struct Connections {

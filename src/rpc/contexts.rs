@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tls_sessiond_core::{clock::Timestamp, connection::Table};
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{
@@ -11,11 +12,7 @@ use super::{
     reloads::Reloads,
     streams::StreamTotals,
 };
-use crate::{
-    clock::Timestamp,
-    connection::Table,
-    proto::{self as pb, context_service_server::ContextService},
-};
+use crate::{proto as pb, proto::context_service_server::ContextService};
 
 /// Holds what the calls need.
 pub(super) struct Contexts {

@@ -3,19 +3,16 @@
 use std::time::Duration;
 
 use prost_types::Timestamp as PbTimestamp;
+use tls_sessiond_core::{
+    clock::{Now, Timestamp, WallOffset, WallTime},
+    connection::{self, ConnectionId, EngineKind, Evidence, Removed, Shutdown, State, table::Lapse},
+    context::{ClosePolicy, Context},
+    session::{Facts, Miss, PeerIdentity, RemovalReason, Session, SessionId},
+};
+use tls_sessiond_types::{Role, Version, client_hello::SESSION_ID_MAX, hex, server_name::ServerName};
 
 use super::status::Refusal;
-use crate::{
-    clock::{Now, Timestamp, WallOffset, WallTime},
-    config::ClosePolicy,
-    connection::{self, ConnectionId, EngineKind, Evidence, Removed, Shutdown, State, table::Lapse},
-    context::Context,
-    hex, proto as pb,
-    server_name::ServerName,
-    session::{
-        Facts, PeerIdentity, RemovalReason, Role, SESSION_ID_MAX, Session, SessionId, Version, cache::Miss,
-    },
-};
+use crate::proto as pb;
 
 pub(super) fn connection_id(text: &str) -> Result<ConnectionId, Refusal> {
     ConnectionId::parse(text).ok_or(Refusal::ConnectionIdMalformed)

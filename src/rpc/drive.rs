@@ -17,6 +17,10 @@ use std::{
 };
 
 use bytes::Bytes;
+use tls_sessiond_core::connection::{
+    EngineKind, Input, Output, State,
+    table::{Driver, Ending},
+};
 use tokio::time::{Sleep, sleep};
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
@@ -31,11 +35,8 @@ use super::{
     streams::StreamPlace,
 };
 use crate::{
-    connection::{
-        EngineKind, Input, Output, State,
-        table::{Driver, Ending},
-    },
-    proto::{self as pb, drive_request::Event as Request, drive_response::Event as Response},
+    proto as pb,
+    proto::{drive_request::Event as Request, drive_response::Event as Response},
 };
 
 /// How long a Drive may take to say which connection it is about.
@@ -106,7 +107,7 @@ impl Drive {
                 late.as_mut().poll(cx).is_ready().then_some(Refusal::DeadlineExceeded)
             }
             Phase::Running(running) if running.driver.freed(cx.waker()) => {
-                Some(crate::connection::Error::Freed.into())
+                Some(tls_sessiond_core::connection::Error::Freed.into())
             }
             _ => None,
         }
@@ -143,10 +144,10 @@ impl Drive {
         };
         let driver = self.opener.table.drive(id, ending)?;
         if driver.look(|connection, _| connection.engine_kind())? == EngineKind::Worker {
-            return Err(crate::connection::Error::WrongEngine(EngineKind::Daemon).into());
+            return Err(tls_sessiond_core::connection::Error::WrongEngine(EngineKind::Daemon).into());
         }
         let (opened, state, client, context) = driver.look(|connection, expires| {
-            let client = connection.role() == crate::session::Role::Client;
+            let client = connection.role() == tls_sessiond_types::Role::Client;
             let context = Arc::clone(&connection.context().name);
             (convert::connection(connection, expires), connection.state(), client, context)
         })?;

@@ -14,6 +14,7 @@ use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
     header::{ALLOW, CONTENT_TYPE, HeaderName},
 };
+use tls_sessiond_core::connection::Table;
 use tokio::time::{Instant, Sleep, sleep};
 use tonic::{
     Status,
@@ -29,7 +30,6 @@ use super::{
     status::{ACCEPT_ENCODING, Refusal, described},
     whole::{Expects, Whole},
 };
-use crate::connection::Table;
 
 /// When a call must be answered; an extension of its request.
 #[derive(Clone, Copy, Debug)]

@@ -1,20 +1,21 @@
 //! ExplainSession: why somebody does or does not resume.
 
+use tls_sessiond_core::{
+    cache::{
+        Known,
+        tombstones::{DEPARTURES_MAX, Departure},
+    },
+    clock::WallOffset,
+    session::{Miss, RemovalReason},
+};
+
 use super::{
     access::{Caller, Roles},
     convert,
     sessions::{Sessions, caches},
     status::Refusal,
 };
-use crate::{
-    clock::WallOffset,
-    proto as pb,
-    session::{
-        RemovalReason,
-        cache::{Known, Miss},
-        journal::{DEPARTURES_MAX, Departure},
-    },
-};
+use crate::proto as pb;
 
 impl Sessions {
     pub(super) fn explain(

@@ -37,6 +37,10 @@ use std::{
 
 use prost::Message;
 use prost_types::FileDescriptorSet;
+use tls_sessiond_core::{
+    clock::Timestamp,
+    connection::{Error, Table},
+};
 use tokio_stream::StreamExt;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
@@ -45,9 +49,7 @@ use tonic_reflection::pb::{
 };
 
 use crate::{
-    clock::Timestamp,
     config::Limits,
-    connection::{Error, Table},
     log::panics::caught,
     proto::{
         self, connection_service_server::ConnectionServiceServer,

@@ -4,9 +4,9 @@
 //! that belongs to another list, is told from a good one. The key lives as long as the daemon.
 
 use aws_lc_rs::hmac;
+use tls_sessiond_types::hex;
 
 use super::status::Refusal;
-use crate::hex;
 
 /// How many items a page has where the caller does not say.
 const PAGE_SIZE: usize = 100;
@@ -18,10 +18,10 @@ const TAG: usize = 16;
 pub(super) struct Pages(hmac::Key);
 
 impl Pages {
-    pub(super) fn new() -> Result<Self, crate::connection::Error> {
+    pub(super) fn new() -> Result<Self, tls_sessiond_core::connection::Error> {
         hmac::Key::generate(hmac::HMAC_SHA256, &aws_lc_rs::rand::SystemRandom::new())
             .map(Self)
-            .map_err(|_| crate::connection::Error::NoRandomness)
+            .map_err(|_| tls_sessiond_core::connection::Error::NoRandomness)
     }
 
     /// Checks a page size.

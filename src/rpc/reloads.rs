@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tls_sessiond_core::{clock::WallTime, context::Dropped};
 
 use super::convert;
-use crate::{clock::WallTime, context::Dropped, proto as pb};
+use crate::proto as pb;
 
 /// The last reload, and the last one that was applied.
 #[derive(Debug, Default)]

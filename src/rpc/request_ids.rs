@@ -12,9 +12,10 @@ use std::{
 use aws_lc_rs::digest::{SHA256, digest};
 use parking_lot::Mutex;
 use prost::Message;
+use tls_sessiond_core::{clock::Timestamp, connection::Error};
 
 use super::status::Refusal;
-use crate::{clock::Timestamp, connection::Error, proto as pb};
+use crate::proto as pb;
 
 /// How long an answer is remembered.
 const REMEMBERED: Duration = Duration::from_secs(60);

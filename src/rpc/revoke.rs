@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tls_sessiond_core::{cache::revocation::Selector, clock::WallTime};
+use tls_sessiond_types::{hex, server_name::ServerName};
 use tokio::{task::yield_now, time::sleep};
 
 use super::{
@@ -10,13 +12,7 @@ use super::{
     sessions::{SERVER_NAME_MAX, Sessions, caches, within},
     status::Refusal,
 };
-use crate::{
-    clock::WallTime,
-    hex,
-    proto::{self as pb, revoke_sessions_request::Selector as Asked},
-    server_name::ServerName,
-    session::revocation::Selector,
-};
+use crate::{proto as pb, proto::revoke_sessions_request::Selector as Asked};
 
 /// The resolution of the daemon's time.
 const MILLISECOND: Duration = Duration::from_millis(1);

@@ -5,6 +5,13 @@
 
 use std::{cmp::Ordering, collections::BinaryHeap, sync::Arc};
 
+use tls_sessiond_core::{
+    cache::Cache,
+    clock::Now,
+    context::Registry,
+    session::{Session, stats::Account},
+};
+use tls_sessiond_types::server_name::ServerName;
 use tokio::task::yield_now;
 
 use super::{
@@ -14,13 +21,7 @@ use super::{
     sessions::{Sessions, caches},
     status::Refusal,
 };
-use crate::{
-    clock::Now,
-    context::Registry,
-    proto as pb,
-    server_name::ServerName,
-    session::{Cache, Session, stats::Account},
-};
+use crate::proto as pb;
 
 /// After how many sessions that were looked at a page ends, with whatever is on it.
 const LOOKED_AT_MAX: usize = 20_000;

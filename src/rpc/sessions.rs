@@ -3,6 +3,17 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use tls_sessiond_core::{
+    cache::{Cache, EXPECTED_MAX, NotStored},
+    clock::Now,
+    connection::{
+        Table,
+        worker_engine::{NotKept, Put},
+    },
+    context::{Context, Registry},
+    session::{Format, Miss, Secret, Session, Terms},
+};
+use tls_sessiond_types::{Role, Version, server_name::ServerName};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, async_trait};
 
@@ -17,20 +28,7 @@ use super::{
     turns::Turns,
     watch::Watched,
 };
-use crate::{
-    clock::Now,
-    connection::{
-        Table,
-        worker::{NotKept, Put},
-    },
-    context::{Context, Registry},
-    proto::{self as pb, session_service_server::SessionService},
-    server_name::ServerName,
-    session::{
-        Cache, Format, Role, Secret, Session, Terms, Version,
-        cache::{EXPECTED_MAX, Miss, NotStored},
-    },
-};
+use crate::{proto as pb, proto::session_service_server::SessionService};
 
 /// Holds what the calls need.
 pub(super) struct Sessions {

@@ -2,11 +2,11 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use tls_sessiond_core::connection;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::access::Roles;
-use crate::connection;
 
 /// `ErrorInfo.domain`.
 pub const DOMAIN: &str = "tls.sessiond.v1";

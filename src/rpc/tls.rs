@@ -7,15 +7,15 @@ use rustls::{
     ServerConfig, crypto::aws_lc_rs::default_provider, server::WebPkiClientVerifier, sign::SingleCertAndKey,
     version::TLS13,
 };
+use tls_sessiond_core::{
+    context::identity::identity,
+    pem::{self, PairError},
+};
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{access::Peer, socket::Socket};
-use crate::{
-    config::{Config, ConfigError, ListenTls},
-    context::identity::identity,
-    pem::{self, PairError},
-};
+use crate::config::{Config, ConfigError, ListenTls};
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);

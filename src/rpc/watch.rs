@@ -8,6 +8,12 @@ use std::{
     task::{Context, Poll},
 };
 
+use tls_sessiond_core::{
+    clock::WallOffset,
+    connection::Table,
+    session::events::{Event, MissEvent, News, WATCHERS_MAX, Watch, What},
+};
+use tls_sessiond_types::hex;
 use tokio::time::{Sleep, sleep_until};
 use tokio_stream::Stream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -22,13 +28,7 @@ use super::{
     status::Refusal,
     streams::StreamPlace,
 };
-use crate::{
-    clock::WallOffset,
-    connection::Table,
-    hex,
-    proto::{self as pb, watch_sessions_response::Event as Told},
-    session::watch::{Event, MissEvent, News, WATCHERS_MAX, Watch, What},
-};
+use crate::{proto as pb, proto::watch_sessions_response::Event as Told};
 
 /// The events of one watcher.
 pub(super) struct Watched {

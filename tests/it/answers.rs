@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use tls_sessiond::{
-    proto::{self as pb, revoke_sessions_request::Selector, watch_sessions_response::Event},
-    session::watch::{EVENTS_MAX, WATCHERS_MAX},
+    proto as pb,
+    proto::{revoke_sessions_request::Selector, watch_sessions_response::Event},
 };
+use tls_sessiond_core::session::events::{EVENTS_MAX, WATCHERS_MAX};
 use tonic::{Code, Streaming};
 
 use crate::{
@@ -206,15 +207,15 @@ async fn watcher_sees_its_context_and_is_told_what_it_missed() {
     let there = pb::NewRequest { context: "other".into(), ..worker(pb::Role::Server) };
     let id = w.open(there).await.id;
     w.put(put(&id, "bb")).await;
-    let format = tls_sessiond::session::Format::Worker("openssl".into());
-    let terms = tls_sessiond::session::Terms {
+    let format = tls_sessiond_core::session::Format::Worker("openssl".into());
+    let terms = tls_sessiond_core::session::Terms {
         format: &format,
         binding: &[],
         versions: &context.versions,
-        server_name: &tls_sessiond::server_name::ServerName::NONE,
+        server_name: &tls_sessiond_types::server_name::ServerName::NONE,
         cipher_suite: None,
     };
-    let bb = tls_sessiond::session::SessionId::new(&[0xbb]).unwrap();
+    let bb = tls_sessiond_core::session::SessionId::new(&[0xbb]).unwrap();
     for _ in 0..lookups {
         context.server_cache.find(&bb, &terms, daemon.table.now()).unwrap();
     }

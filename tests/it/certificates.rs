@@ -12,7 +12,7 @@ use openssl::{
     x509::{X509, X509NameBuilder},
 };
 use rcgen::{BasicConstraints, IsCa, date_time_ymd};
-use tls_sessiond::clock::Clock;
+use tls_sessiond_core::clock::Clock;
 
 use crate::{
     command::{run, text},

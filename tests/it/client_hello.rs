@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use tls_parser::{
     TlsExtension, TlsMessage, TlsMessageHandshake, parse_tls_client_hello_extensions, parse_tls_plaintext,
 };
-use tls_sessiond::{
+use tls_sessiond_types::{
     client_hello::{FirstFlight, IDENTITIES_MAX, Offer, Parameters, Progress, SESSION_ID_MAX},
     server_name::ServerName,
 };

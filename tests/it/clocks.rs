@@ -10,13 +10,13 @@ use std::{
 use rcgen::date_time_ymd;
 use tempfile::TempDir;
 use tls_sessiond::{
-    clock::Step,
+    proto as pb,
     proto::{
-        self as pb, answer::Result as Answered, call::Method, drive_request::Event,
-        revoke_sessions_request::Selector, session_service_client::SessionServiceClient,
-        watch_sessions_response::Event as Told,
+        answer::Result as Answered, call::Method, drive_request::Event, revoke_sessions_request::Selector,
+        session_service_client::SessionServiceClient, watch_sessions_response::Event as Told,
     },
 };
+use tls_sessiond_core::clock::Step;
 use tokio::{net::TcpStream, process::Command, time::timeout};
 use tokio_rustls::TlsConnector;
 use tonic::{Code, transport::Channel};

@@ -2,7 +2,8 @@
 
 use std::{collections::HashSet, fs, path::Path};
 
-use tls_sessiond::config::{Config, ContextConfig, Endpoint};
+use tls_sessiond::config::{Config, Endpoint};
+use tls_sessiond_core::context::ContextConfig;
 
 const REFERENCE: &str = include_str!("../../docs/configuration.md");
 const ROBUSTNESS: &str = include_str!("../../docs/robustness.md");
@@ -95,7 +96,7 @@ fn named_tests(text: &'static str) -> Vec<&'static str> {
 fn tests_that_the_documents_name_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut sources = String::new();
-    for folder in ["src", "tests"] {
+    for folder in ["src", "crates", "tests"] {
         read(&root.join(folder), &mut sources);
     }
     let (_, invariants) = ARCHITECTURE.split_once("## Invariants").unwrap();

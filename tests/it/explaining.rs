@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use rustls::version::TLS13;
-use tls_sessiond::proto::{self as pb, drive_request, watch_sessions_response::Event};
+use tls_sessiond::{
+    proto as pb,
+    proto::{drive_request, watch_sessions_response::Event},
+};
 use tonic::Streaming;
 
 use crate::{
@@ -90,14 +93,14 @@ async fn flood_of_misses_hides_no_removal_from_a_watcher() {
     let id = w.established("aa").await;
     let registry = daemon.table.registry();
     let context = registry.get("default").unwrap();
-    let unknown = tls_sessiond::session::SessionId::new(&[9; 32]).unwrap();
+    let unknown = tls_sessiond_core::session::SessionId::new(&[9; 32]).unwrap();
     for _ in 0..5000 {
-        let (cache, name) = (&context.server_cache, tls_sessiond::server_name::ServerName::NONE);
+        let (cache, name) = (&context.server_cache, tls_sessiond_types::server_name::ServerName::NONE);
         cache.missed(
             &context.stats,
             &unknown,
             &name,
-            tls_sessiond::session::cache::Miss::Unknown,
+            tls_sessiond_core::session::Miss::Unknown,
             daemon.table.now(),
         );
     }
@@ -330,16 +333,17 @@ async fn failed_handshake_has_a_line_with_the_peers_address() {
 
 /// Puts a session under a context, past every right.
 pub(crate) fn store(
-    context: &std::sync::Arc<tls_sessiond::context::Context>,
-    table: &tls_sessiond::connection::Table,
+    context: &std::sync::Arc<tls_sessiond_core::context::Context>,
+    table: &tls_sessiond_core::connection::Table,
     id: u8,
 ) {
-    use tls_sessiond::session::{Format, NewSession, Secret, SessionId, Version};
+    use tls_sessiond_core::session::{Format, NewSession, Secret, SessionId};
+    use tls_sessiond_types::Version;
     let new = NewSession {
         id: SessionId::new(&[id; 32]),
         version: Version::Tls12,
         cipher_suite: "".into(),
-        server_name: tls_sessiond::server_name::ServerName::NONE,
+        server_name: tls_sessiond_types::server_name::ServerName::NONE,
         format: Format::Worker("test".into()),
         binding: [].into(),
         single_use: false,

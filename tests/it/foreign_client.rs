@@ -8,13 +8,13 @@ use rustls::{
     client::{ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue},
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
-use tls_sessiond::{
+use tls_sessiond::config::Config;
+use tls_sessiond_core::{
     clock::Clock,
-    config::Config,
     connection::{ConnectionId, EngineKind, Input, Plan, State, Table, table::Most},
     context::Registry,
-    session::Role,
 };
+use tls_sessiond_types::Role;
 
 use crate::pki;
 
@@ -83,7 +83,8 @@ pub(crate) fn with_roots_in(folder: &Path, lines: &str) -> (Table, RootCertStore
         format!("[[context]]\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\nca = \"ca.pem\"\n{lines}\n");
     std::fs::write(&file, text).unwrap();
     let config = Config::load(Some(&file), std::iter::empty(), &[]).unwrap();
-    let table = Table::new(Arc::new(Registry::build(&config).unwrap()), Clock::System, Most::all(100));
+    let table =
+        Table::new(Arc::new(Registry::build(&config.settings()).unwrap()), Clock::System, Most::all(100));
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(folder.join("ca.pem")).unwrap()).unwrap();
     (table, roots)

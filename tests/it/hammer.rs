@@ -17,20 +17,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tls_sessiond::{
+use tls_sessiond_core::{
+    cache::{Cache, Offering, Plan, revocation::Selector, shared::Ledger},
     clock::{Now, Timestamp},
-    config::Offering,
-    server_name::ServerName,
     session::{
-        Cache, Format, NewSession, RemovalReason, Role, Secret, Session, SessionId, Terms, Version,
-        cache::Plan,
-        ledger::Ledger,
-        revocation::Selector,
+        Format, NewSession, RemovalReason, Secret, Session, SessionId, Terms,
+        events::{News, Watch, What},
         stats::Account,
-        watch::{News, Watch, What},
     },
     store::memory::Limits,
 };
+use tls_sessiond_types::{Role, Version, server_name::ServerName};
 
 const THREADS: u64 = 32;
 const KEYS: usize = 12;

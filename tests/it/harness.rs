@@ -7,14 +7,17 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use tls_sessiond::{
-    clock::{Clock, ManualClock, WallTime},
     config::{Config, ConfigError, Endpoint},
-    connection::Table,
     daemon::{Daemon, Reload, Reloaded},
+    proto as pb,
     proto::{
-        self as pb, connection_service_client::ConnectionServiceClient,
-        context_service_client::ContextServiceClient, session_service_client::SessionServiceClient,
+        connection_service_client::ConnectionServiceClient, context_service_client::ContextServiceClient,
+        session_service_client::SessionServiceClient,
     },
+};
+use tls_sessiond_core::{
+    clock::{Clock, ManualClock, WallTime},
+    connection::Table,
 };
 use tokio::{sync::oneshot, task::JoinHandle};
 use tonic::{Request, Status, transport::Channel};

@@ -6,16 +6,13 @@ use std::{
     time::Duration,
 };
 
-use tls_sessiond::{
+use tls_sessiond_core::{
+    cache::{Cache, Offering, Plan, shared::Ledger},
     clock::Now,
-    config::Offering,
-    server_name::ServerName,
-    session::{
-        Cache, Format, NewSession, Role, Secret, SessionId, Terms, Version, cache::Plan, ledger::Ledger,
-        stats::Account,
-    },
+    session::{Format, NewSession, Secret, SessionId, Terms, stats::Account},
     store::memory::Limits,
 };
+use tls_sessiond_types::{Role, Version, server_name::ServerName};
 
 /// Peers that come back, some often and most of them seldom.
 const PEERS: usize = 10_000;

@@ -6,7 +6,10 @@ use std::{
 };
 
 use tls_sessiond::proto as pb;
-use tokio::{io::AsyncReadExt, net::TcpSocket, net::TcpStream};
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpSocket, TcpStream},
+};
 use tokio_rustls::TlsConnector;
 use tonic_types::StatusExt;
 

@@ -11,16 +11,19 @@ use std::{
 };
 
 use proptest::prelude::*;
-use tls_sessiond::{
-    client_hello::{FirstFlight, Progress},
+use tls_sessiond::config::Config;
+use tls_sessiond_core::{
     clock::{Clock, ManualClock, Timestamp},
-    config::Config,
     connection::{
         ConnectionId, EngineKind, Error, Input, Output, Plan, Shutdown, State, Table,
         table::{Most, Wanted},
     },
     context::Registry,
-    session::{Role, SessionId, Version},
+    session::SessionId,
+};
+use tls_sessiond_types::{
+    Role, Version,
+    client_hello::{FirstFlight, Progress},
 };
 
 use crate::{harness::now, pki, seed::runner};
@@ -593,7 +596,7 @@ fn registry(client_sessions: &str) -> Arc<Registry> {
     let file = folder.path().join("model.toml");
     std::fs::write(&file, text).unwrap();
     let config = Config::load(Some(&file), std::iter::empty(), &[]).unwrap();
-    Arc::new(Registry::build(&config).unwrap())
+    Arc::new(Registry::build(&config.settings()).unwrap())
 }
 
 fn sequences_keep_the_rule(client_sessions: &str, cases: u32) {

@@ -11,13 +11,13 @@ use std::{
     },
 };
 
-use tls_sessiond::{
+use tls_sessiond::config::Config;
+use tls_sessiond_core::{
     clock::Clock,
-    config::Config,
     connection::{ConnectionId, EngineKind, Input, Plan, State, Table, table::Most},
     context::Registry,
-    session::Role,
 };
+use tls_sessiond_types::Role;
 
 use crate::pki;
 
@@ -27,7 +27,11 @@ fn table(version: &str, lines: &str) -> Arc<Table> {
     let folder = tempfile::tempdir().unwrap();
     pki::localhost(folder.path());
     let config = config(folder.path(), version, lines);
-    Arc::new(Table::new(Arc::new(Registry::build(&config).unwrap()), Clock::System, Most::all(10_000)))
+    Arc::new(Table::new(
+        Arc::new(Registry::build(&config.settings()).unwrap()),
+        Clock::System,
+        Most::all(10_000),
+    ))
 }
 
 fn config(folder: &Path, version: &str, lines: &str) -> Config {
@@ -191,7 +195,7 @@ fn handshakes_succeed_while_contexts_are_loaded_anew_and_nothing_stays_of_the_ol
         // The server's scope changes each time, the client's never.
         let configs = ["none", "request"]
             .map(|auth| config(folder.path(), version, &format!("client_auth = \"{auth}\"")));
-        let registry = Arc::new(Registry::build(&configs[0]).unwrap());
+        let registry = Arc::new(Registry::build(&configs[0].settings()).unwrap());
         let table = Arc::new(Table::new(registry, Clock::System, Most::all(10_000)));
         let (done, made) = (AtomicBool::new(false), AtomicUsize::new(0));
         std::thread::scope(|scope| {
@@ -210,7 +214,7 @@ fn handshakes_succeed_while_contexts_are_loaded_anew_and_nothing_stays_of_the_ol
                 });
             }
             for round in 1..200 {
-                let next = table.registry().rebuild(&configs[round % 2]).unwrap();
+                let next = table.registry().rebuild(&configs[round % 2].settings()).unwrap();
                 table.swap(Arc::new(next));
             }
             done.store(true, Ordering::Relaxed);

@@ -2,7 +2,9 @@
 
 use std::{fs, path::Path, sync::Arc};
 
-use tls_sessiond::{config::Config, context::Registry, session::Role};
+use tls_sessiond::config::Config;
+use tls_sessiond_core::context::Registry;
+use tls_sessiond_types::Role;
 
 use crate::pki::{self, Authority};
 
@@ -23,7 +25,8 @@ fn shared(folder: &Path, one: &str, two: &str) -> (bool, bool) {
         format!("[[context]]\nname = \"a\"\n{base}{one}\n[[context]]\nname = \"b\"\n{base}{two}\n"),
     )
     .unwrap();
-    let registry = Registry::build(&Config::load(Some(&file), std::iter::empty(), &[]).unwrap()).unwrap();
+    let registry =
+        Registry::build(&Config::load(Some(&file), std::iter::empty(), &[]).unwrap().settings()).unwrap();
     let (a, b) = (registry.get("a").unwrap(), registry.get("b").unwrap());
     let same = |role| Arc::ptr_eq(a.cache(role), b.cache(role));
     let both = same(Role::Server) && same(Role::Client);
@@ -85,7 +88,8 @@ fn contexts_of_other_names_share_nothing_unless_they_say_so() {
     let base = "certificate = \"tls.crt\"\nkey = \"tls.key\"\nca = \"ca.pem\"\n";
     let file = folder.path().join("scope.toml");
     fs::write(&file, format!("[[context]]\nname = \"a\"\n{base}[[context]]\nname = \"b\"\n{base}")).unwrap();
-    let registry = Registry::build(&Config::load(Some(&file), std::iter::empty(), &[]).unwrap()).unwrap();
+    let registry =
+        Registry::build(&Config::load(Some(&file), std::iter::empty(), &[]).unwrap().settings()).unwrap();
     assert_eq!(registry.caches().count(), 4);
     assert_ne!(registry.get("a").unwrap().scope, registry.get("b").unwrap().scope);
 }

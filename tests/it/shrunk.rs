@@ -7,10 +7,8 @@ use std::{
 };
 
 use tempfile::TempDir;
-use tls_sessiond::{
-    config::{AccessRole, Config},
-    proto as pb,
-};
+use tls_sessiond::{config::Config, proto as pb};
+use tls_sessiond_core::access::AccessRole;
 use tokio::process::Command;
 
 use crate::{

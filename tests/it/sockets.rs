@@ -10,10 +10,10 @@ use std::{
 };
 
 use tls_sessiond::{
-    clock::Clock,
     config::Config,
     daemon::{Daemon, Error},
 };
+use tls_sessiond_core::clock::Clock;
 use tokio::{net::TcpStream, process::Command};
 
 use crate::{

@@ -13,11 +13,12 @@ use std::{
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tls_sessiond::{
     client::{Options, Worker},
-    clock::Clock,
     config::{Config, Endpoint},
     daemon::Daemon,
-    proto::{self as pb, context_service_client::ContextServiceClient},
+    proto as pb,
+    proto::context_service_client::ContextServiceClient,
 };
+use tls_sessiond_core::clock::Clock;
 use tokio::{net::TcpStream, process::Command, time::timeout};
 
 use crate::{

@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use tls_sessiond::{
-    connection::ConnectionId,
+    proto as pb,
     proto::{
-        self as pb, connection_service_client::ConnectionServiceClient, drive_request::Event,
+        connection_service_client::ConnectionServiceClient, drive_request::Event,
         drive_response::Event as Answer,
     },
 };
+use tls_sessiond_core::connection::ConnectionId;
 use tokio::{
     io::AsyncReadExt,
     net::TcpStream,

@@ -1,81 +1,56 @@
-//! Holds the architecture: who imports whom, and which words stay in which room.
+//! Holds the architecture within the crates: which room imports which, and which words stay in which room.
 //!
-//! Rules of imports and words are for the code that ships: comments, texts and test modules are blanked out first.
+//! The manifests say which crate knows which library, and `clippy.toml` which functions a crate may not call. This file says the
+//! rest. Its rules are for the code that ships: comments, texts and test modules are blanked out first.
 
 use std::{fs, path::Path};
 
-/// The rooms from left to right: each imports only rooms to its right, and the leaves.
-const ARROW: [&str; 9] = ["main", "cli", "daemon", "rpc", "log", "connection", "context", "session", "store"];
-/// What workers import stands beside the arrow: these rooms share nothing with the daemon but the contract, and leaves
-/// that keep nothing.
-const BESIDE: [&str; 1] = ["client"];
-const SHARED: [&str; 10] = [
-    "proto",
-    "hex",
-    "keepalive",
-    "looks",
-    "server_name",
-    "unix",
-    "wire",
-    "alert",
-    "cipher_suite",
-    "client_hello",
-];
-/// Everybody may import these; they import no room.
-const LEAVES: [&str; 13] = [
-    "alert",
-    "cipher_suite",
-    "client_hello",
-    "clock",
-    "config",
-    "hex",
-    "keepalive",
-    "looks",
-    "pem",
-    "server_name",
-    "sync",
-    "unix",
-    "wire",
+/// A crate: the folder of its sources, its name in paths, its rooms from left to right, and its leaves. A room imports only rooms
+/// to its right, and leaves. A leaf imports leaves that stand after it.
+struct Crate {
+    folder: &'static str,
+    name: &'static str,
+    arrow: &'static [&'static str],
+    leaves: &'static [&'static str],
+}
+
+const CRATES: [Crate; 3] = [
+    Crate {
+        folder: "src/",
+        name: "tls_sessiond",
+        arrow: &["main", "cli", "daemon", "rpc", "client"],
+        leaves: &["log", "config", "keepalive", "looks", "proto", "unix", "wire"],
+    },
+    Crate {
+        folder: "crates/core/src/",
+        name: "tls_sessiond_core",
+        arrow: &["connection", "context", "cache", "session", "store"],
+        leaves: &["pem", "access", "clock", "sync"],
+    },
+    Crate {
+        folder: "crates/types/src/",
+        name: "tls_sessiond_types",
+        arrow: &["client_hello", "alert", "cipher_suite", "hex", "role", "secret", "server_name", "version"],
+        leaves: &[],
+    },
 ];
 
-/// Words that only some files may say. A name in the list is a room, or a file below `src/`.
-const WORDS: [(&[&str], &[&str]); 16] = [
-    (&["tonic"], &["rpc", "client", "proto.rs"]),
-    (&["tonic_health", "tonic_reflection", "tonic_types"], &["rpc"]),
-    (&["prost", "prost_types"], &["rpc", "client", "proto.rs", "wire.rs"]),
-    (&["http"], &["rpc", "client/address.rs", "client/stream.rs"]),
-    (&["http_body"], &["rpc"]),
-    (&["h2"], &["rpc/http", "keepalive.rs", "client/stream.rs"]),
+/// Words that only some files of a crate may say, where no manifest and no lint can say so. A name in the list is a room, or a file
+/// below the sources of the crate.
+const WORDS: [(&str, &[&str], &[&str]); 9] = [
+    ("src/", &["tonic_health", "tonic_reflection", "tonic_types", "http_body"], &["rpc"]),
+    ("src/", &["prost", "prost_types"], &["rpc", "client", "proto.rs", "wire.rs"]),
+    ("src/", &["h2"], &["rpc/http", "keepalive.rs", "client/stream.rs"]),
+    ("src/", &["tokio_rustls"], &["rpc/tls.rs", "client/rustls", "client/tls.rs"]),
+    ("src/", &["SystemTime::now"], &[]),
     (
-        &["rustls"],
-        &[
-            "connection",
-            "context",
-            "rpc/tls.rs",
-            "session/resumption.rs",
-            "client/mod.rs",
-            "client/options.rs",
-            "client/tls.rs",
-            "client/rustls",
-            "alert.rs",
-            "cipher_suite.rs",
-            "client_hello.rs",
-            "pem.rs",
-            "pem/der.rs",
-        ],
+        "src/",
+        &["Instant::now"],
+        &["rpc", "daemon.rs", "client/attach.rs", "client/worker.rs", "keepalive.rs"],
     ),
-    (&["tokio_rustls"], &["rpc/tls.rs", "client/rustls", "client/tls.rs"]),
-    (&["rustls_native_certs", "rcgen", "x509_parser"], &["context"]),
-    (
-        &["tokio", "tokio_stream", "tokio_util"],
-        &["rpc", "client", "daemon.rs", "cli", "keepalive.rs", "unix.rs"],
-    ),
-    (&["async", "await"], &["rpc", "client", "daemon.rs", "cli", "unix.rs"]),
-    (&["SystemTime::now"], &["clock.rs"]),
-    (&["clock_gettime"], &["clock.rs"]),
-    (&["Instant::now"], &["rpc", "daemon.rs", "client/attach.rs", "client/worker.rs", "keepalive.rs"]),
-    (&["clap"], &["cli"]),
-    (&["unsafe"], &["client/openssl/ffi.rs"]),
+    ("src/", &["clap"], &["cli"]),
+    ("crates/core/src/", &["async", "await", "rcgen", "x509_parser"], &["context"]),
+    ("crates/core/src/", &["clock_gettime"], &["clock.rs"]),
 ];
 
 fn root() -> &'static Path {
@@ -104,14 +79,14 @@ fn relative(path: &Path) -> String {
     path.strip_prefix(root()).unwrap().display().to_string()
 }
 
-/// The code that ships: `src/` without test files, blanked.
-fn shipped() -> Vec<(String, String)> {
-    let shipped: Vec<_> = files("src", "rs")
+/// The sources of one crate that ship: without test files, blanked. Paths start at the crate's sources.
+fn shipped(krate: &Crate) -> Vec<(String, String)> {
+    let shipped: Vec<_> = files(krate.folder, "rs")
         .into_iter()
         .filter(|(path, _)| !path.ends_with("/tests.rs") && !path.ends_with("_tests.rs"))
-        .map(|(path, text)| (path, without_test_modules(&blank(&text))))
+        .map(|(path, text)| (path[krate.folder.len()..].to_owned(), without_test_modules(&blank(&text))))
         .collect();
-    assert!(shipped.len() > 20, "src/ was not found");
+    assert!(shipped.len() > 4, "{} was not found", krate.folder);
     shipped
 }
 
@@ -225,18 +200,18 @@ fn places<'c>(code: &'c str, word: &'c str) -> impl Iterator<Item = usize> + 'c 
         .filter(move |&at| !code[..at].ends_with(part) && !code[at + word.len()..].starts_with(part))
 }
 
-/// The module path of a file below `src/`: `rpc/mod.rs` is `["rpc"]`, `rpc/page.rs` is `["rpc", "page"]`.
+/// The module path of a file of a crate: `rpc/mod.rs` is `["rpc"]`, `rpc/page.rs` is `["rpc", "page"]`.
 fn module(path: &str) -> Vec<String> {
-    let path = path.trim_start_matches("src/").trim_end_matches(".rs");
+    let path = path.trim_end_matches(".rs");
     let path = path.strip_suffix("/mod").unwrap_or(path);
     path.split('/').map(str::to_owned).collect()
 }
 
 /// What a path imports from the root of the crate: the names after `crate::`, or after enough `super::`.
-fn imports(path: &str, code: &str) -> Vec<(usize, String)> {
+fn imports(krate: &Crate, path: &str, code: &str) -> Vec<(usize, String)> {
     let module = module(path);
     let mut found = Vec::new();
-    for start in ["crate", "tls_sessiond"] {
+    for start in ["crate", krate.name] {
         for at in places(code, start) {
             if let Some(rest) = code[at + start.len()..].strip_prefix("::") {
                 names(rest).into_iter().for_each(|name| found.push((line(code, at), name)));
@@ -284,17 +259,18 @@ fn names(rest: &str) -> Vec<String> {
     found
 }
 
-fn may_import(room: &str, wanted: &str) -> bool {
-    let place = |name: &str| ARROW.iter().position(|room| *room == name);
+fn may_import(krate: &Crate, room: &str, wanted: &str) -> bool {
+    let place = |rooms: &[&str], name: &str| rooms.iter().position(|room| *room == name);
+    let (here, there) = (place(krate.arrow, room), place(krate.arrow, wanted));
+    let (leaf, leaf_wanted) = (place(krate.leaves, room), place(krate.leaves, wanted));
     if room == wanted {
         return true;
     }
-    match (place(room), place(wanted)) {
-        (Some(here), Some(there)) => here < there,
-        (Some(_), None) => LEAVES.contains(&wanted) || (room == "rpc" && wanted == "proto"),
-        // Names of servers are compared in other leaves too.
-        (None, None) if wanted == "server_name" => LEAVES.contains(&room) || BESIDE.contains(&room),
-        (None, _) => BESIDE.contains(&room) && SHARED.contains(&wanted),
+    match (here, there, leaf, leaf_wanted) {
+        (Some(here), Some(there), ..) => here < there,
+        (Some(_), None, _, Some(_)) => true,
+        (None, None, Some(leaf), Some(wanted)) => leaf < wanted,
+        _ => false,
     }
 }
 
@@ -305,33 +281,32 @@ fn report(rule: &str, broken: Vec<String>) {
 #[test]
 fn rooms_import_only_rooms_to_their_right() {
     let mut broken = Vec::new();
-    for (path, code) in shipped() {
-        let room = module(&path)[0].clone();
-        if room == "lib" {
-            continue;
-        }
-        for (line, wanted) in imports(&path, &code) {
-            if !may_import(&room, &wanted) {
-                broken.push(format!("{path}:{line}: {room} imports {wanted}"));
+    for krate in &CRATES {
+        for (path, code) in shipped(krate) {
+            let room = module(&path)[0].clone();
+            if room == "lib" {
+                continue;
+            }
+            for (line, wanted) in imports(krate, &path, &code) {
+                // Types that `lib.rs` exports from a leaf have names of their own.
+                if wanted.starts_with(char::is_lowercase) && !may_import(krate, &room, &wanted) {
+                    broken.push(format!("{}{path}:{line}: {room} imports {wanted}", krate.folder));
+                }
             }
         }
     }
-    report(
-        "main → cli → daemon → rpc → log → connection → context → session → store; leaves: alert, \
-         cipher_suite, client_hello, clock, config, hex, pem, server_name, unix",
-        broken,
-    );
+    report("a room imports rooms to its right and leaves: CRATES in tests/it/tidy.rs", broken);
 }
 
 #[test]
 fn every_room_has_its_place() {
     let mut broken = Vec::new();
-    for (path, _) in files("src", "rs") {
-        let room = module(&path)[0].clone();
-        let known =
-            [&ARROW[..], &BESIDE, &LEAVES, &["lib", "proto"]].iter().any(|rooms| rooms.contains(&&*room));
-        if !known {
-            broken.push(format!("{path}:1: `{room}` has no place in the arrow of tests/it/tidy.rs"));
+    for krate in &CRATES {
+        for (path, _) in files(krate.folder, "rs") {
+            let room = module(&path[krate.folder.len()..])[0].clone();
+            if room != "lib" && !krate.arrow.contains(&&*room) && !krate.leaves.contains(&&*room) {
+                broken.push(format!("{path}:1: `{room}` has no place in CRATES of tests/it/tidy.rs"));
+            }
         }
     }
     report("a new room gets a place in ARCHITECTURE.md and here", broken);
@@ -340,24 +315,24 @@ fn every_room_has_its_place() {
 #[test]
 fn words_stay_in_their_rooms() {
     let mut broken = Vec::new();
-    for (path, code) in shipped() {
-        let file = path.trim_start_matches("src/");
-        for (words, homes) in WORDS {
-            if homes.iter().any(|home| file == *home || file.starts_with(&format!("{home}/"))) {
-                continue;
-            }
-            for word in words {
-                for at in places(&code, word) {
-                    broken.push(format!(
-                        "{path}:{}: `{word}` belongs to {}",
-                        line(&code, at),
-                        homes.join(", ")
-                    ));
+    for krate in &CRATES {
+        for (file, code) in shipped(krate) {
+            for (folder, words, homes) in WORDS {
+                let is_home = |home: &&str| file == **home || file.starts_with(&format!("{home}/"));
+                if folder != krate.folder || homes.iter().any(is_home) {
+                    continue;
+                }
+                for word in words {
+                    for at in places(&code, word) {
+                        let line = line(&code, at);
+                        broken
+                            .push(format!("{folder}{file}:{line}: `{word}` belongs to {}", homes.join(", ")));
+                    }
                 }
             }
         }
     }
-    report("a dependency is named in its room alone", broken);
+    report("these words are said in their rooms alone", broken);
 }
 
 /// Types that grow with what callers bring.
@@ -403,15 +378,19 @@ fn collections_that_callers_fill_have_a_limit() {
     let (limits, _) = limits.split_once("\n## ").unwrap();
     let mut broken = Vec::new();
     let mut seen = 0;
-    for (path, code) in shipped() {
-        let file = path.trim_start_matches("src/");
-        if file.starts_with("client/") {
-            continue;
-        }
-        for name in collections(&code) {
-            seen += 1;
-            if !limits.contains(&format!("`{file} {name}`")) {
-                broken.push(format!("{path}: `{file} {name}` stands in no row of SECURITY.md, Limits"));
+    for krate in &CRATES {
+        for (file, code) in shipped(krate) {
+            if file.starts_with("client/") {
+                continue;
+            }
+            for name in collections(&code) {
+                seen += 1;
+                if !limits.contains(&format!("`{file} {name}`")) {
+                    let folder = krate.folder;
+                    broken.push(format!(
+                        "{folder}{file}: `{file} {name}` stands in no row of SECURITY.md, Limits"
+                    ));
+                }
             }
         }
     }
@@ -433,7 +412,7 @@ fn nothing_is_left_for_later() {
     let code = [["dbg", "!"].concat(), ["#[", "ignore"].concat()];
     let mut broken = Vec::new();
     let mut sources = Vec::new();
-    for folder in ["src", "tests", "benches", "examples", "fuzz/src", "fuzz/targets"] {
+    for folder in ["src", "crates", "tests", "benches", "examples", "fuzz/src", "fuzz/targets"] {
         sources.extend(files(folder, "rs"));
     }
     sources.push(("build.rs".into(), fs::read_to_string(root().join("build.rs")).unwrap()));
@@ -457,12 +436,18 @@ fn nothing_is_left_for_later() {
 #[test]
 fn every_dependency_says_what_it_is_for() {
     let mut broken = Vec::new();
-    for (path, least) in [("Cargo.toml", 21), ("fuzz/Cargo.toml", 5)] {
+    for (path, least) in [
+        ("Cargo.toml", 21),
+        ("crates/core/Cargo.toml", 14),
+        ("crates/types/Cargo.toml", 2),
+        ("fuzz/Cargo.toml", 5),
+    ] {
         let text = fs::read_to_string(root().join(path)).unwrap();
         let (mut inside, mut above, mut seen) = (false, "", 0);
         for (place, line) in text.lines().enumerate() {
             if line.starts_with('[') {
-                inside = line.trim_matches(['[', ']']).ends_with("dependencies");
+                inside = line.trim_matches(['[', ']']).ends_with("dependencies")
+                    && line != "[workspace.dependencies]";
             } else if inside && line.starts_with(|c: char| c.is_ascii_alphabetic()) && line.contains('=') {
                 seen += 1;
                 if !above.starts_with('#') {
@@ -482,29 +467,27 @@ fn tidy_sees_what_it_looks_for() {
                 crate::f::g();\n#[cfg(test)]\nmod tests {\n use crate::h;\n}\nuse crate::i as j; let r = r#\"crate::k\"#;\
                 /* crate::l /* */ crate::m */ fn f<'a>(x: &'a str) { crate::n::o(x) } use super::p;";
     let blanked = without_test_modules(&blank(code));
-    let mut found: Vec<_> = imports("src/rpc/page.rs", &blanked)
+    let mut found: Vec<_> = imports(&CRATES[0], "rpc/page.rs", &blanked)
         .into_iter()
         .map(|(line, name)| format!("{line}{name}"))
         .collect();
     found.sort();
     assert_eq!(found, ["1a", "1b", "2c", "4f", "9i", "9n"]);
     assert_eq!(places("tokio::x tokio_util tokio", "tokio").collect::<Vec<_>>(), [0, 20]);
-    for (room, wanted, may) in [
-        ("rpc", "connection", true),
-        ("rpc", "proto", true),
-        ("session", "config", true),
-        ("store", "session", false),
-        ("session", "context", false),
-        ("connection", "proto", false),
-        ("config", "session", false),
-        ("clock", "config", false),
-        ("rpc", "FromTheRoot", false),
-        ("client", "proto", true),
-        ("client", "clock", false),
-        ("client", "client_hello", true),
-        ("client_hello", "session", false),
-        ("rpc", "client", false),
+    for (place, room, wanted, may) in [
+        (0, "rpc", "config", true),
+        (0, "config", "rpc", false),
+        (0, "cli", "daemon", true),
+        (0, "daemon", "cli", false),
+        (0, "log", "config", true),
+        (0, "config", "log", false),
+        (1, "context", "cache", true),
+        (1, "cache", "context", false),
+        (1, "store", "session", false),
+        (1, "session", "clock", true),
+        (1, "clock", "access", false),
+        (1, "session", "elsewhere", false),
     ] {
-        assert_eq!(may_import(room, wanted), may, "{room} imports {wanted}");
+        assert_eq!(may_import(&CRATES[place], room, wanted), may, "{room} imports {wanted}");
     }
 }

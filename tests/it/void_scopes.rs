@@ -6,8 +6,9 @@ use std::{fs, path::Path};
 use bytes::Bytes;
 use prost_types::Timestamp;
 use tempfile::TempDir;
-use tls_sessiond::proto::{
-    self as pb, context_service_client::ContextServiceClient, revoke_sessions_request::Selector,
+use tls_sessiond::{
+    proto as pb,
+    proto::{context_service_client::ContextServiceClient, revoke_sessions_request::Selector},
 };
 use tokio::{net::TcpStream, time::timeout};
 

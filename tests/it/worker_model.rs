@@ -9,20 +9,19 @@ use std::{
 };
 
 use proptest::prelude::*;
-use tls_sessiond::{
+use tls_sessiond::config::Config;
+use tls_sessiond_core::{
+    cache::revocation::Selector,
     clock::{Clock, ManualClock, Timestamp, WallTime},
-    config::{Config, Trust},
     connection::{
         Alert, ConnectionId, EngineKind, Error, Plan, Shutdown, State, Table,
         table::{Most, Wanted},
-        worker::Put,
+        worker_engine::Put,
     },
-    context::Registry,
-    server_name::ServerName,
-    session::{
-        Format, PeerIdentity, Role, Secret, SessionId, Terms, Version, cache::Miss, revocation::Selector,
-    },
+    context::{Registry, Trust},
+    session::{Format, Miss, PeerIdentity, Secret, SessionId, Terms},
 };
+use tls_sessiond_types::{Role, Version, server_name::ServerName};
 
 use crate::{harness::now, pki, seed::runner};
 
@@ -159,7 +158,7 @@ struct World {
 impl World {
     fn new(folder: &Path) -> Self {
         let clock = ManualClock::starting(now());
-        let registry = Arc::new(Registry::build(&config(folder, 0)).unwrap());
+        let registry = Arc::new(Registry::build(&config(folder, 0).settings()).unwrap());
         Self {
             table: Table::new(registry, Clock::Manual(clock.clone()), Most::all(100)),
             clock,
@@ -357,7 +356,7 @@ impl World {
             Op::Revoke(peer, ago) => self.revoke(peer, ago),
             Op::Reload => {
                 let next = config(&self.folder, self.generation + 1);
-                self.table.swap(Arc::new(self.table.registry().rebuild(&next).unwrap()));
+                self.table.swap(Arc::new(self.table.registry().rebuild(&next.settings()).unwrap()));
                 self.let_go(|_, _| true);
                 self.generation += 1;
                 // What authenticated before did so under another scope.

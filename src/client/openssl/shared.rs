@@ -9,13 +9,10 @@ use openssl::{
     ssl::{NameType, SslRef, SslSession, SslSessionRef, SslVersion},
     x509::X509Ref,
 };
+use tls_sessiond_types::{hex, server_name::ServerName};
 
 use super::ffi;
-use crate::{
-    client::{Found, Lookup, PeerIdentity, Put, Version, Worker},
-    hex,
-    server_name::ServerName,
-};
+use crate::client::{Found, Lookup, PeerIdentity, Put, Version, Worker};
 
 pub(super) struct Shared {
     pub(super) worker: Worker,

@@ -52,7 +52,7 @@ use tokio_rustls::TlsAcceptor;
 
 use self::{resumption::Resumption, stream::Agreed};
 use super::{Found, Lookup, PeerIdentity, Role, Version, Worker};
-use crate::{
+use tls_sessiond_types::{
     alert::{self, Alert},
     cipher_suite::iana_name,
     client_hello::{FirstFlight, Offer, Progress},
@@ -207,7 +207,10 @@ async fn first_flight(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(Offe
 fn peer(server: &ServerConnection) -> Option<PeerIdentity> {
     let leaf = server.peer_certificates()?.first()?;
     let sha256 = TLS13_AES_128_GCM_SHA256.tls13()?.common.hash_provider.hash(leaf);
-    Some(PeerIdentity { certificate_sha256: crate::hex::string(sha256.as_ref()), ..PeerIdentity::default() })
+    Some(PeerIdentity {
+        certificate_sha256: tls_sessiond_types::hex::string(sha256.as_ref()),
+        ..PeerIdentity::default()
+    })
 }
 
 /// The alert that an error came from or was answered with. None: the stream failed, and nothing was said.

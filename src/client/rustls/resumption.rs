@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use rustls::server::StoresServerSessions;
 use zeroize::Zeroizing;
 
-use super::super::Found;
+use crate::client::Found;
 
 /// What a handshake may resume with, found beforehand, and what it made.
 pub(super) struct Resumption(Mutex<Inner>);

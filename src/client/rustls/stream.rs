@@ -12,10 +12,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::server;
 
 use super::{
-    super::{Connection, PeerIdentity, Put, Version},
     Options, Replay, fatal_alert,
     resumption::{Made, Resumption},
 };
+use crate::client::{Connection, PeerIdentity, Put, Version};
 
 /// A server's connection. How it ends decides about the sessions that it made or resumed:
 ///

@@ -3,6 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
+use tls_sessiond_core::{
+    connection::Table,
+    context::{Context, Registry},
+};
 
 use super::{
     Access,
@@ -10,14 +14,10 @@ use super::{
     peer::Peer,
     rights::{RIGHTS, Roles, rights},
 };
-use crate::{
-    connection::Table,
-    context::{Context, Registry},
-    rpc::{
-        accounts::{Accounts, Holder},
-        status::Refusal,
-        streams::{Class, StreamLimits, StreamTotals, Streams},
-    },
+use crate::rpc::{
+    accounts::{Accounts, Holder},
+    status::Refusal,
+    streams::{Class, StreamLimits, StreamTotals, Streams},
 };
 
 /// How often a stream compares the end of its caller's certificate with the wall clock, which may have been set forward.
@@ -206,8 +206,9 @@ impl Caller {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        config::{Access as Rule, AccessRole, Config, IdentityPattern},
+    use crate::config::Config;
+    use tls_sessiond_core::{
+        access::{Access as Rule, AccessRole, IdentityPattern},
         session::PeerIdentity,
     };
 
@@ -222,11 +223,11 @@ mod tests {
     }
 
     fn registry(rules: &[Rule]) -> Registry {
-        Registry::build(&config(rules)).unwrap()
+        Registry::build(&config(rules).settings()).unwrap()
     }
 
     fn followed_by(registry: &Registry, rules: &[Rule]) -> Registry {
-        registry.rebuild(&config(rules)).unwrap()
+        registry.rebuild(&config(rules).settings()).unwrap()
     }
 
     fn caller(peer: Peer, registry: &Registry) -> Caller {

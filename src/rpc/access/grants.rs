@@ -1,10 +1,11 @@
 //! What the rules of `[[access]]` grant to one caller.
 
+use tls_sessiond_core::access::Access as Rule;
+
 use super::{
     peer::{Identity, Peer},
     rights::Roles,
 };
-use crate::config::Access as Rule;
 
 /// What the rules grant to one caller, in their order.
 #[derive(Debug)]

@@ -26,7 +26,7 @@ pub use self::{
 };
 
 /// Tells streams that the rules have changed, and the log which calls were refused. The rules themselves stand beside the
-/// contexts in the [`Registry`](crate::context::Registry), so that both change at once.
+/// contexts in the [`Registry`](tls_sessiond_core::context::Registry), so that both change at once.
 #[derive(Debug)]
 pub struct Access {
     changed: watch::Sender<()>,

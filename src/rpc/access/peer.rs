@@ -2,9 +2,9 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::{
+use tls_sessiond_core::{
+    access::{DistinguishedName, IdentityPattern},
     clock::WallTime,
-    config::{DistinguishedName, IdentityPattern},
     session::PeerIdentity,
 };
 
@@ -120,7 +120,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::Text;
+    use tls_sessiond_core::access::Text;
 
     #[test]
     fn owner_of_a_certificate_is_its_first_name() {

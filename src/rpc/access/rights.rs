@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use crate::{config::AccessRole, rpc::status::Refusal};
+use tls_sessiond_core::access::AccessRole;
+
+use crate::rpc::status::Refusal;
 
 /// Roles, as a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

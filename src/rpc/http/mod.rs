@@ -26,11 +26,16 @@ use std::{
 
 use h2::server::Builder;
 use http::{Request, Response};
+use tls_sessiond_core::connection::Table;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::{sleep, timeout},
 };
-use tonic::{body::Body, codegen::BoxFuture, codegen::Service, service::Routes};
+use tonic::{
+    body::Body,
+    codegen::{BoxFuture, Service},
+    service::Routes,
+};
 
 use self::conversation::Conversation;
 use super::{
@@ -49,14 +54,11 @@ use super::{
     tls::Acceptor,
     workers::Workers,
 };
-use crate::{
-    connection::Table,
-    proto::{
-        connection_service_server::{self, ConnectionServiceServer},
-        context_service_server::{self, ContextServiceServer},
-        session_service_server::{self, SessionServiceServer},
-        worker_service_server::{self, WorkerServiceServer},
-    },
+use crate::proto::{
+    connection_service_server::{self, ConnectionServiceServer},
+    context_service_server::{self, ContextServiceServer},
+    session_service_server::{self, SessionServiceServer},
+    worker_service_server::{self, WorkerServiceServer},
 };
 
 /// How long a connection may take to send its preface, and before it the first byte of its TLS handshake.

@@ -11,12 +11,13 @@ mod world;
 
 use std::path::Path;
 
+use model::Key;
 use proptest::prelude::*;
-use tls_sessiond::config::{Config, Offering, Trust};
+use tls_sessiond::config::Config;
+use tls_sessiond_core::{cache::Offering, context::Trust};
+use world::World;
 
 use crate::{pki, seed::runner};
-use model::Key;
-use world::World;
 
 /// What all caches may hold together.
 const SESSIONS: usize = 12;

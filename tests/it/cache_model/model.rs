@@ -5,14 +5,12 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
-use tls_sessiond::{
-    server_name::ServerName,
-    session::{
-        Format, Kind, LIFETIME_MAX, OVERHEAD, PeerIdentity, RemovalReason, Role, Version, cache::Miss,
-        revocation::Selector, stats::Account,
-    },
+use tls_sessiond_core::{
+    cache::revocation::Selector,
+    session::{Format, Kind, LIFETIME_MAX, Miss, OVERHEAD, PeerIdentity, RemovalReason, stats::Account},
     store::memory::Limits,
 };
+use tls_sessiond_types::{Role, Version, server_name::ServerName};
 
 /// What decides which contexts share a cache.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use tls_sessiond::{
+use tls_sessiond_core::{
+    cache::revocation::Selector,
     clock::{Now, Timestamp, WallTime},
-    session::{
-        Facts, Format, PeerIdentity, RemovalReason, SessionId, Terms, Version, cache::Miss,
-        revocation::Selector,
-    },
+    session::{Facts, Format, Miss, PeerIdentity, RemovalReason, SessionId, Terms},
 };
+use tls_sessiond_types::Version;
 
 use super::{
     Terms as AskedOn,

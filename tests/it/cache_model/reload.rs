@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use tls_sessiond::{
-    session::{Format, RemovalReason, Role, Version, cache::NotStored, revocation::Selector},
+use tls_sessiond_core::{
+    cache::{NotStored, revocation::Selector},
+    session::{Format, RemovalReason},
     store::memory::Limits,
 };
+use tls_sessiond_types::{Role, Version};
 
 use super::{
     IDS, Setup, Terms as AskedOn,
@@ -16,7 +18,7 @@ use super::{
 
 impl World {
     pub(super) fn reload(&mut self, setup: Setup) {
-        let next = self.table.registry().rebuild(&setup.config(&self.folder)).unwrap();
+        let next = self.table.registry().rebuild(&setup.config(&self.folder).settings()).unwrap();
         self.model.told = self.model.told.max(self.now());
         self.table.swap(Arc::new(next));
         let kept = self.adopt(setup);

@@ -9,18 +9,19 @@ use std::{
 };
 
 use proptest::sample::Index;
-use tls_sessiond::{
+use tls_sessiond_core::{
+    cache::{Cache, Known, NotStored},
     clock::{Clock, ManualClock, WallTime},
     connection::{Table, table::Most},
     context::Registry,
     session::{
-        Cache, Format, NewSession, RemovalReason, Secret, Session, Version,
-        cache::{Known, Miss, NotStored},
+        Format, Miss, NewSession, RemovalReason, Secret, Session,
+        events::{Event, News, Watch, What},
         stats::Account,
-        watch::{Event, News, Watch, What},
     },
     store::memory::Limits,
 };
+use tls_sessiond_types::Version;
 
 use super::{
     At, BYTES, New, Op, SESSIONS, Setup, Terms as AskedOn,
@@ -55,7 +56,7 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(setup: Setup, folder: &Path) -> Self {
         let clock = ManualClock::starting(WallTime::from_millis(START));
-        let registry = Arc::new(Registry::build(&setup.config(folder)).unwrap());
+        let registry = Arc::new(Registry::build(&setup.config(folder).settings()).unwrap());
         let watch = registry.ledger().watchers.watch(|_| true).unwrap();
         let table = Table::new(registry, Clock::Manual(clock.clone()), Most::all(1));
         let mut world = Self {

@@ -7,10 +7,8 @@ use rustls::{
     server::ProducesTickets,
     version::{TLS12, TLS13},
 };
-use tls_sessiond::{
-    connection::{State, Table},
-    session::Role,
-};
+use tls_sessiond_core::connection::{State, Table};
+use tls_sessiond_types::Role;
 
 use super::{plain_config, send, state};
 use crate::{foreign_client::open, pki};
@@ -123,11 +121,15 @@ fn renewed_ticket_of_a_tls12_resumption_is_kept() {
 }
 
 fn client_daemon(lines: &str) -> (Table, tempfile::TempDir) {
-    use tls_sessiond::{clock::Clock, config::Config, connection::table::Most, context::Registry};
+    use tls_sessiond::config::Config;
+    use tls_sessiond_core::{clock::Clock, connection::table::Most, context::Registry};
     let folder = tempfile::tempdir().unwrap();
     pki::localhost(folder.path());
     let file = folder.path().join("c.toml");
     std::fs::write(&file, format!("[[context]]\nca = \"ca.pem\"\n{lines}\n")).unwrap();
     let config = Config::load(Some(&file), std::iter::empty(), &[]).unwrap();
-    (Table::new(Arc::new(Registry::build(&config).unwrap()), Clock::System, Most::all(100)), folder)
+    (
+        Table::new(Arc::new(Registry::build(&config.settings()).unwrap()), Clock::System, Most::all(100)),
+        folder,
+    )
 }

@@ -18,7 +18,7 @@ use rustls::{
     },
     version::TLS13,
 };
-use tls_sessiond::connection::{Alert, ConnectionId, Input, Output, State, Table};
+use tls_sessiond_core::connection::{Alert, ConnectionId, Input, Output, State, Table};
 
 use super::{cached, failure, old_hello, send, state, tickets};
 use crate::{

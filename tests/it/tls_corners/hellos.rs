@@ -8,9 +8,9 @@ use std::{
 use openssl::ssl::{
     ShutdownState, SslConnector, SslMethod, SslOptions, SslSession, SslStream, SslVerifyMode, SslVersion,
 };
-use tls_sessiond::{
+use tls_sessiond_core::{
     connection::{Alert, ConnectionId, State, Table},
-    session::{SessionId, cache::Miss},
+    session::{Miss, SessionId},
 };
 
 use super::{all_tickets, cached, failure, misses, offer, old_hello, plain_rustls, send, state, tickets};

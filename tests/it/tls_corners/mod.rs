@@ -15,9 +15,9 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     version::{TLS12, TLS13},
 };
-use tls_sessiond::{
+use tls_sessiond_core::{
     connection::{ConnectionId, Input, Output, State, Table},
-    session::cache::Miss,
+    session::Miss,
 };
 
 use crate::{

@@ -1,0 +1,197 @@
+//! Who may not resume any more, whatever the cache holds.
+//!
+//! A revocation says: what a selector matches and was authenticated before a moment is not resumed. It is asked at every
+//! put and at every lookup, so it holds for sessions that are put later with an older authentication, and for those
+//! that are on their way. It is forgotten when no session that it could match can be alive: [`LIFETIME_MAX`] after
+//! its moment.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    hash::Hash,
+};
+
+use tls_sessiond_types::server_name::ServerName;
+
+use crate::{
+    clock::Timestamp,
+    session::{Facts, LIFETIME_MAX},
+    sync::{AtomicU64, Ordering, RwLock},
+};
+
+/// Whose sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selector {
+    /// Everybody's.
+    All,
+    /// Those of the peer with this certificate: SHA-256 of its DER form.
+    Certificate([u8; 32]),
+    /// Those of the peer with this URI name, a SPIFFE id for example.
+    Uri(Box<str>),
+    /// Those of the peer with this DNS name.
+    DnsName(ServerName<'static>),
+    /// Those made under this server name.
+    ServerName(ServerName<'static>),
+}
+
+/// How many selectors are kept apart. Beyond it the oldest become one that matches everybody: some make a full handshake
+/// who need not, and nobody resumes who must not.
+pub const SELECTORS_MAX: usize = 4096;
+
+/// The revocations of one cache.
+#[derive(Debug, Default)]
+pub struct Revocations {
+    /// The latest moment of all of them, in milliseconds: most sessions are younger, and need no further look.
+    latest: AtomicU64,
+    held: RwLock<Held>,
+}
+
+/// The moment of each.
+#[derive(Clone, Debug, Default)]
+struct Held {
+    all: Timestamp,
+    certificates: HashMap<[u8; 32], Timestamp>,
+    uris: HashMap<Box<str>, Timestamp>,
+    dns_names: HashMap<ServerName<'static>, Timestamp>,
+    server_names: HashMap<ServerName<'static>, Timestamp>,
+}
+
+impl Revocations {
+    /// From now on what this matches and was authenticated before `before` is revoked.
+    pub fn revoke(&self, selector: Selector, before: Timestamp) {
+        let mut held = self.held.write();
+        held.raise(selector, before);
+        held.bound();
+        self.latest.fetch_max(before.as_millis(), Ordering::SeqCst);
+    }
+
+    /// Everything is, and will be.
+    pub fn close(&self) {
+        self.revoke(Selector::All, Timestamp::from_millis(u64::MAX));
+    }
+
+    /// Whether a session is revoked.
+    #[inline]
+    pub fn cover(&self, session: &Facts) -> bool {
+        if session.authenticated.as_millis() >= self.latest.load(Ordering::SeqCst) {
+            return false;
+        }
+        self.held.read().cover(session)
+    }
+
+    /// Takes over what another cache holds.
+    pub fn inherit(&self, from: &Self) {
+        let from = from.held.read().clone();
+        let mut latest = from.all;
+        let mut held = self.held.write();
+        held.all = held.all.max(from.all);
+        raise_all(&mut held.certificates, from.certificates, &mut latest);
+        raise_all(&mut held.uris, from.uris, &mut latest);
+        raise_all(&mut held.dns_names, from.dns_names, &mut latest);
+        raise_all(&mut held.server_names, from.server_names, &mut latest);
+        held.bound();
+        self.latest.fetch_max(latest.as_millis(), Ordering::SeqCst);
+    }
+
+    /// Forgets those that can match nothing alive.
+    pub fn forget(&self, now: Timestamp) {
+        if self.is_empty() {
+            return;
+        }
+        let mut held = self.held.write();
+        held.retain(|before| before.after(LIFETIME_MAX) > now);
+        self.latest.store(held.latest().as_millis(), Ordering::SeqCst);
+    }
+
+    /// How many selectors there are.
+    pub fn len(&self) -> usize {
+        let held = self.held.read();
+        held.selectors() + usize::from(held.all > Timestamp::default())
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.latest.load(Ordering::SeqCst) == 0
+    }
+}
+
+impl Held {
+    fn cover(&self, session: &Facts) -> bool {
+        let covers =
+            |before: Option<&Timestamp>| before.is_some_and(|before| session.authenticated < *before);
+        session.authenticated < self.all
+            || covers(self.server_names.get(&*session.kind.server_name))
+            || session.kind.peer.as_deref().is_some_and(|peer| {
+                covers(self.certificates.get(&peer.certificate_sha256))
+                    || peer.uris.iter().any(|uri| covers(self.uris.get(uri.as_str())))
+                    || peer.dns_names.iter().any(|name| covers(self.dns_names.get(name.as_str())))
+            })
+    }
+
+    fn raise(&mut self, selector: Selector, before: Timestamp) {
+        match selector {
+            Selector::All => self.all = self.all.max(before),
+            Selector::Certificate(digest) => raise(&mut self.certificates, digest, before),
+            Selector::Uri(uri) => raise(&mut self.uris, uri, before),
+            Selector::DnsName(name) => raise(&mut self.dns_names, name, before),
+            Selector::ServerName(name) => raise(&mut self.server_names, name, before),
+        }
+    }
+
+    fn selectors(&self) -> usize {
+        self.certificates.len() + self.uris.len() + self.dns_names.len() + self.server_names.len()
+    }
+
+    fn moments(&self) -> impl Iterator<Item = Timestamp> {
+        let names = [&self.dns_names, &self.server_names].into_iter().flat_map(HashMap::values);
+        self.certificates.values().chain(self.uris.values()).chain(names).copied()
+    }
+
+    fn latest(&self) -> Timestamp {
+        self.moments().fold(self.all, Timestamp::max)
+    }
+
+    fn retain(&mut self, alive: impl Fn(Timestamp) -> bool) {
+        if !alive(self.all) {
+            self.all = Timestamp::default();
+        }
+        self.certificates.retain(|_, before| alive(*before));
+        self.uris.retain(|_, before| alive(*before));
+        for names in [&mut self.dns_names, &mut self.server_names] {
+            names.retain(|_, before| alive(*before));
+        }
+    }
+
+    /// The older half becomes one that matches everybody.
+    fn bound(&mut self) {
+        if self.selectors() <= SELECTORS_MAX {
+            return;
+        }
+        let mut moments: Vec<_> = self.moments().collect();
+        let middle = moments.len() / 2;
+        let before = *moments.select_nth_unstable(middle).1;
+        self.all = self.all.max(before);
+        // What is not after it is in it.
+        self.retain(|other| other > before);
+        self.all = self.all.max(before);
+    }
+}
+
+fn raise<K: Eq + Hash>(held: &mut HashMap<K, Timestamp>, key: K, before: Timestamp) {
+    match held.entry(key) {
+        Entry::Occupied(mut entry) => *entry.get_mut() = before.max(*entry.get()),
+        Entry::Vacant(entry) => {
+            entry.insert(before);
+        }
+    }
+}
+
+fn raise_all<K: Eq + Hash>(
+    held: &mut HashMap<K, Timestamp>,
+    from: HashMap<K, Timestamp>,
+    latest: &mut Timestamp,
+) {
+    for (key, before) in from {
+        *latest = before.max(*latest);
+        raise(held, key, before);
+    }
+}

@@ -1,0 +1,521 @@
+//! Bytes in, bytes out: SSL_do_handshake, SSL_read and SSL_write over memory.
+
+use std::sync::Arc;
+
+use rustls::{AlertDescription, ServerConfig};
+use tls_sessiond_types::{
+    Role, Version, alert,
+    client_hello::{FLIGHT_MAX, FirstFlight, Offer, Progress},
+    server_name::ServerName,
+};
+
+use super::{
+    Alert, Choice, Connection, EngineKind, Error, Failure, Removed, Shutdown, State,
+    daemon_engine::{End, Engine, Refused},
+    outlook::{self, Retried},
+    unanswered::Lease,
+};
+use crate::{
+    clock::Now,
+    connection::handshake_store::{Made, Resumption},
+    context::{ClosePolicy, identity::identity},
+    session::{Format, Miss, NewSession, RemovalReason, Session, SessionId, Terms},
+};
+
+/// What came from the peer, and what shall go to it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Input<'a> {
+    /// Records from the peer, cut anywhere.
+    pub ciphertext: &'a [u8],
+    /// Application data to encrypt.
+    pub plaintext: &'a [u8],
+    /// The transport ended. Where the peer has closed, also by a close_notify in `ciphertext`, this side closes too: its
+    /// close_notify follows the records of `plaintext`. Where it has not, the connection fails.
+    pub end_of_stream: bool,
+}
+
+/// What a step made.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// Records for the peer.
+    pub ciphertext: Vec<u8>,
+    /// Application data from the peer.
+    pub plaintext: Vec<u8>,
+    /// What ended the connection.
+    pub alert: Option<Alert>,
+    /// Sessions that left the cache because of that.
+    pub removed: Vec<Removed>,
+}
+
+/// How many tickets a client keeps of one connection. A server may send any number, and each has its place in the cache.
+const TICKETS_KEPT_MAX: usize = 8;
+
+/// The alert of RFC 7507 in the clear.
+const INAPPROPRIATE_FALLBACK: [u8; 7] = [21, 3, 3, 0, 2, 2, 86];
+
+/// The binding of sessions by the form of their SNI: rustls resumes only with the very form, and [`ServerName`] has one.
+fn dot(dotted: bool) -> &'static [u8] {
+    if dotted { b"." } else { b"" }
+}
+
+impl Connection {
+    /// One step. The first one begins the handshake.
+    ///
+    /// # Errors
+    /// The worker runs this connection, it has failed, or plaintext came before the handshake was done or after SENT. Nothing of the input
+    /// was used then. Where the peers have begun too many handshakes, a handshake that is not whole fails.
+    pub fn exchange(&mut self, input: Input<'_>, now: Now) -> Result<Output, Error> {
+        if self.engine_kind == EngineKind::Worker {
+            return Err(Error::WrongEngine(EngineKind::Daemon));
+        }
+        if !matches!(self.state, State::Before | State::Handshaking) {
+            return self.step(input, now);
+        }
+        let output = self.step(input, now)?;
+        let kept = self.unanswered_bytes(input.ciphertext.len(), !output.ciphertext.is_empty());
+        // Asked afterwards: a handshake that goes on keeps nothing, and is not held up by others that do not.
+        if let Some(Err(error)) = self.unanswered.as_mut().map(|lease| lease.keep(kept, now.at)) {
+            self.fail(error.to_string(), None);
+            return Err(error);
+        }
+        Ok(output)
+    }
+
+    /// What a handshake keeps of what its peer has sent, in bytes, after a step in which so many came.
+    fn unanswered_bytes(&self, came: usize, answered: bool) -> usize {
+        /// What rustls reads into at least.
+        const ENGINE_MIN: usize = 4096;
+        let before = self.unanswered.as_ref().map_or(0, Lease::bytes);
+        match (&self.first_flight, self.state) {
+            (Some(first_flight), State::Handshaking) => first_flight.size(),
+            // What came since the last answer, at most.
+            (None, State::Handshaking) if !answered && before + came > 0 => {
+                (before.max(ENGINE_MIN) + came).min(FLIGHT_MAX)
+            }
+            (_, State::Before | State::Handshaking | State::Established | State::Failed) => 0,
+        }
+    }
+
+    fn step(&mut self, input: Input<'_>, now: Now) -> Result<Output, Error> {
+        match self.state {
+            State::Failed => {
+                return Err(self.has_failed());
+            }
+            State::Established if !input.plaintext.is_empty() && self.shutdown.sent => {
+                return Err(Error::ProtocolIsShutdown);
+            }
+            State::Before | State::Handshaking if !input.plaintext.is_empty() => {
+                return Err(Error::HandshakeNotFinished);
+            }
+            State::Before => self.begin(now)?,
+            State::Handshaking | State::Established => {}
+        }
+        let mut output = Output::default();
+        let had_closed = self.written;
+        let end = self.read(input.ciphertext, now, &mut output)?;
+        self.progress(now);
+        if let Some(engine) = &mut self.engine {
+            // The peer's close_notify ends its side alone: this one may go on (RFC 8446 section 6.1).
+            if matches!(end, None | Some(End::CloseNotify)) && !input.plaintext.is_empty() {
+                engine.write(input.plaintext);
+            }
+            engine.flush(&mut output.ciphertext);
+            // Nothing follows a close_notify (RFC 8446 section 6.1), though rustls answers some records all the same.
+            if had_closed {
+                output.ciphertext.clear();
+            }
+        }
+        self.await_second_hello();
+        match end {
+            None => {}
+            Some(End::CloseNotify) => self.close_received(&mut output),
+            Some(End::AlertReceived(alert)) => {
+                self.shutdown.received = true;
+                if self.shutdown.sent {
+                    output.ciphertext.clear();
+                }
+                output.alert = Some(alert);
+                output.removed = self.condemn(RemovalReason::FatalAlert);
+                self.fail(alert.to_string(), Some(alert));
+            }
+            Some(End::Refused(refused)) => self.refuse(refused, &mut output),
+        }
+        if input.end_of_stream {
+            self.end_of_stream(&mut output);
+        }
+        Ok(output)
+    }
+
+    /// The first step of a handshake. Flags that were set before it are lost, as SSL_do_handshake loses them.
+    fn begin(&mut self, now: Now) -> Result<(), Error> {
+        match self.role {
+            Role::Server => {
+                self.context.stats.accept.count();
+                self.first_flight = Some(FirstFlight::default());
+            }
+            Role::Client => {
+                let session = self.session_to_offer(now);
+                let (Some(side), Some((_, target))) = (&self.context.client, &self.target) else {
+                    return Err(Error::WithoutTrust(Arc::clone(&self.context.name)));
+                };
+                let config = side.pinned(self.pin).unwrap_or_else(|| side.all());
+                let resumption = Arc::new(Resumption::new(!self.context.options.no_session_cache));
+                resumption.offer(session.clone());
+                let engine =
+                    Engine::client(config, target.clone(), resumption, now.wall()).map_err(Error::Engine)?;
+                self.context.stats.connect.count();
+                self.attached.clone_from(&session);
+                self.offered = session;
+                self.engine = Some(engine);
+            }
+        }
+        self.shutdown = Shutdown::default();
+        self.state = State::Handshaking;
+        Ok(())
+    }
+
+    /// What a client offers: what is attached if it still may be resumed, else what the cache offers by itself. A
+    /// single-use session leaves the cache here.
+    fn session_to_offer(&self, now: Now) -> Option<Arc<Session>> {
+        let cache = &self.context.client_cache;
+        let terms = self.terms(self.server_name());
+        let attached = self.attached.as_ref().and_then(|session| {
+            let found = cache.find(session.id(), &terms, now);
+            // SSL_CTX_sess_misses counts servers alone.
+            found
+                .inspect_err(|&why| {
+                    cache.tell_missed(&self.context.name, session.id(), self.server_name(), why, now);
+                })
+                .ok()
+        });
+        match (attached, self.choice) {
+            (Some(session), _) => Some(session),
+            (None, Choice::Named) => None,
+            (None, Choice::Free) => cache.newest(&terms, now),
+        }
+    }
+
+    /// What this connection can resume: a session of the daemon's engine, in a version that it may speak.
+    fn terms<'a>(&'a self, server_name: &'a ServerName<'a>) -> Terms<'a> {
+        let versions = match &self.pin {
+            Some(pin) => std::slice::from_ref(pin),
+            None => &self.context.versions,
+        };
+        Terms { format: &Format::Rustls, binding: &[], versions, server_name, cipher_suite: None }
+    }
+
+    fn read(&mut self, ciphertext: &[u8], now: Now, output: &mut Output) -> Result<Option<End>, Error> {
+        let Some(mut first_flight) = self.first_flight.take() else {
+            let Some(engine) = &mut self.engine else { return Ok(None) };
+            return Ok(engine.read(ciphertext, now.wall(), &mut output.plaintext));
+        };
+        match first_flight.push(ciphertext) {
+            Progress::Partial => {
+                self.first_flight = Some(first_flight);
+                Ok(None)
+            }
+            Progress::Whole(offer) => {
+                if first_flight.is_second() {
+                    self.accept_second(&first_flight, &offer, now);
+                } else if self.falls_back(&offer) {
+                    output.ciphertext.extend_from_slice(&INAPPROPRIATE_FALLBACK);
+                    return Ok(Some(End::Refused(Refused {
+                        error: "the client fell back to an older version (RFC 7507)".into(),
+                        alert: Some(AlertDescription::InappropriateFallback.into()),
+                    })));
+                } else {
+                    self.accept(&first_flight, &offer, now)?;
+                }
+                let Some(engine) = &mut self.engine else { return Ok(None) };
+                Ok(engine.read(&first_flight.into_bytes(), now.wall(), &mut output.plaintext))
+            }
+        }
+    }
+
+    /// Whether the client could not agree on TLS 1.3 with a server that speaks it, which only an attacker brings about.
+    fn falls_back(&self, offer: &Offer) -> bool {
+        let spoken = self.terms(&ServerName::NONE).versions;
+        offer.fallback && !offer.tls13 && spoken.contains(&Version::Tls13)
+    }
+
+    /// After a HelloRetryRequest the flight is gathered anew: the second ClientHello may offer other sessions (RFC 8446 section
+    /// 4.1.2).
+    fn await_second_hello(&mut self) {
+        let retried = self.engine.as_ref().is_some_and(Engine::retried);
+        if retried && !self.retried && self.role == Role::Server {
+            self.retried = true;
+            self.first_flight = Some(FirstFlight::after_retry());
+        }
+    }
+
+    fn accept_second(&mut self, flight: &FirstFlight, offer: &Offer, now: Now) {
+        if self.offered.is_some() || self.context.options.no_session_cache {
+            return;
+        }
+        let Some(side) = &self.context.server else { return };
+        let config = side.pinned(self.pin).unwrap_or_else(|| side.all());
+        if !self.retry.as_ref().is_some_and(|retry| retry.goes_on_with(config, offer)) {
+            return;
+        }
+        let found = self.lookup(config, flight, offer, now);
+        if let (Some(engine), Some(session)) = (&self.engine, &found) {
+            engine.offer(Arc::clone(session));
+        }
+        self.offered = found;
+    }
+
+    /// A server's handshake begins in earnest: what the peer offers is fetched beforehand.
+    fn accept(&mut self, flight: &FirstFlight, offer: &Offer, now: Now) -> Result<(), Error> {
+        let Some(side) = &self.context.server else {
+            return Err(Error::WithoutCertificate(Arc::clone(&self.context.name)));
+        };
+        let config = side.pinned(self.pin).unwrap_or_else(|| side.all());
+        let caches = !self.context.options.no_session_cache;
+        let found = if caches { self.lookup(config, flight, offer, now) } else { None };
+        let retry = Retried::of(config, offer);
+        // Each resumption spends a ticket and needs one in return (OpenSSL's SSL_CTX_set_num_tickets(3)).
+        let tickets = match &found {
+            Some(session) if session.kind().version == Version::Tls13 => self.context.tickets.min(1),
+            _ => self.context.tickets,
+        };
+        let resumption = Arc::new(Resumption::new(!self.context.options.no_session_cache));
+        resumption.offer(found.clone());
+        self.engine = Some(Engine::server(config, tickets, resumption, now.wall()).map_err(Error::Engine)?);
+        self.retry = Some(retry);
+        self.offered = found;
+        Ok(())
+    }
+
+    /// The first session that the offer names and that rustls will resume. A single-use session leaves the cache here.
+    fn lookup(
+        &self,
+        config: &ServerConfig,
+        flight: &FirstFlight,
+        offer: &Offer,
+        now: Now,
+    ) -> Option<Arc<Session>> {
+        let spoken = self.terms(&offer.server_name);
+        let spoken = Terms { binding: dot(offer.dotted), ..spoken };
+        let (version, ids, cipher_suite) = if offer.tls13 && spoken.versions.contains(&Version::Tls13) {
+            let cipher_suite = outlook::tls13_suite(config, &offer.parameters)?;
+            (Version::Tls13, offer.identities.as_slice(), Some(cipher_suite))
+        } else if spoken.versions.contains(&Version::Tls12) {
+            (Version::Tls12, offer.session_id.as_slice(), None)
+        } else {
+            return None;
+        };
+        if ids.is_empty() || !flight.is_taken_by_rustls() {
+            return None;
+        }
+        let terms = Terms { versions: &[version], cipher_suite, ..spoken };
+        let cache = &self.context.server_cache;
+        let mut missed = Vec::new();
+        for id in ids.iter().filter_map(|id| SessionId::new(id)) {
+            match cache.find(&id, &terms, now) {
+                Ok(session) => return Some(session),
+                Err(miss) => missed.push((id, miss)),
+            }
+        }
+        for (id, miss) in &missed {
+            cache.tell_missed(&self.context.name, id, &offer.server_name, *miss, now);
+        }
+        // One hello counts one miss, as SSL_CTX_sess_misses does: that of its last ticket.
+        if let Some((_, miss)) = missed.last() {
+            self.context.stats.misses.count(*miss);
+        }
+        None
+    }
+
+    /// Takes from the engine what the handshake has decided and made so far.
+    fn progress(&mut self, now: Now) {
+        let Some(engine) = self.engine.as_ref() else { return };
+        if self.state == State::Handshaking {
+            self.agreed.version = engine.version();
+            self.agreed.cipher_suite = engine.cipher_suite().into();
+            if self.role == Role::Server && self.agreed.server_name.is_none() {
+                let name = engine.server_name();
+                self.agreed.server_name = name.map(|name| ServerName::new(name).into_owned());
+                self.agreed.dotted = name.is_some_and(|name| name.ends_with('.'));
+            }
+            let made = engine.take_made();
+            if engine.resumed() && !self.agreed.reused {
+                self.resumed();
+            }
+            self.finish(now);
+            self.keep(made, now);
+        } else if self.state == State::Established {
+            let made = engine.take_made();
+            self.keep(made, now);
+        }
+    }
+
+    /// The peers agreed to resume what was offered.
+    fn resumed(&mut self) {
+        self.agreed.reused = true;
+        let Some(session) = self.offered.clone() else { return };
+        self.agreed.peer.clone_from(&session.kind().peer);
+        self.agreed.authenticated = session.authenticated();
+        if self.role == Role::Server {
+            self.context.stats.hits.count();
+        }
+        // A ticket is spent; a TLS 1.2 session is shared by all who resume it.
+        if session.kind().version == Version::Tls12 {
+            self.attached = Some(Arc::clone(&session));
+            self.family.join(&session);
+        }
+    }
+
+    /// The handshake may be done.
+    fn finish(&mut self, now: Now) {
+        let Some(engine) = self.engine.as_ref().filter(|engine| !engine.is_handshaking()) else { return };
+        self.state = State::Established;
+        self.agreed.alpn =
+            engine.alpn().map(|protocol| String::from_utf8_lossy(protocol).into_owned()).unwrap_or_default();
+        if !self.agreed.reused {
+            self.agreed.authenticated = now.at;
+            self.agreed.peer = engine.peer_certificate().map(identity);
+        }
+        // What was attached for this handshake is either in the family now or of no more use.
+        if !self.attached.as_ref().is_some_and(|session| self.family.contains(session)) {
+            self.attached = None;
+        }
+        let offered = self.offered.take();
+        match self.role {
+            Role::Server => {
+                self.context.stats.accept_good.count();
+                // rustls found that it does not fit: by its cipher suite or its extended master secret, say.
+                if let Some(offered) = offered.filter(|_| !self.agreed.reused) {
+                    let cache = &self.context.server_cache;
+                    cache.missed(&self.context.stats, offered.id(), self.server_name(), Miss::Scope, now);
+                }
+            }
+            Role::Client => {
+                self.context.stats.connect_good.count();
+                if self.agreed.reused {
+                    self.context.stats.hits.count();
+                }
+            }
+        }
+    }
+
+    /// Sessions that the handshake made join the cache and the family; the last one is attached.
+    fn keep(&mut self, made: Vec<Made>, now: Now) {
+        let Some(version) = self.agreed.version else { return };
+        if self.context.options.no_session_cache {
+            return;
+        }
+        // TLS 1.2 resumes the session itself. A server may give its client a new ticket with it (RFC 5077 section 3.3).
+        let resumed_itself = version == Version::Tls12 && self.agreed.reused;
+        let renewed = |made: &Made| !resumed_itself || (self.role == Role::Client && made.renews);
+        let made: Vec<_> = made.into_iter().filter(renewed).collect();
+        let server_name = self.server_name().clone();
+        for Made { id, secret, lifetime, .. } in made {
+            if self.family.len() >= TICKETS_KEPT_MAX.max(self.context.tickets) {
+                return;
+            }
+            // A lifetime counts from now, a timeout from the authentication.
+            let ends = lifetime.map(|lifetime| now.at.since(self.agreed.authenticated) + lifetime);
+            let timeout = self.context.session_timeout;
+            let session = self.context.cache(self.role).put(
+                NewSession {
+                    id,
+                    version,
+                    cipher_suite: self.agreed.cipher_suite.clone(),
+                    server_name: server_name.clone(),
+                    format: Format::Rustls,
+                    binding: dot(self.agreed.dotted).into(),
+                    single_use: version == Version::Tls13,
+                    account: Arc::clone(&self.context.stats),
+                    peer: self.agreed.peer.clone(),
+                    authenticated: self.agreed.authenticated,
+                    timeout: ends.map_or(timeout, |ends| ends.min(timeout)),
+                    secret,
+                },
+                now,
+            );
+            if let Ok(session) = session {
+                self.family.join(&session);
+                self.attached = Some(session);
+            }
+        }
+    }
+
+    /// The peer closed its side. In a handshake that ends the connection: nothing can follow that would finish it, and nothing
+    /// is answered.
+    fn close_received(&mut self, output: &mut Output) {
+        self.shutdown.received = true;
+        if self.state == State::Handshaking {
+            output.ciphertext.clear();
+            self.fail("the peer closed during the handshake".into(), None);
+        }
+    }
+
+    /// The peer did what TLS forbids, and an alert goes out where rustls makes one. After SENT nothing does, and the family of a
+    /// side that has closed stays (OpenSSL 3, ssl3_send_alert).
+    fn refuse(&mut self, refused: Refused, output: &mut Output) {
+        let Refused { error, alert } = refused;
+        if !self.is_closed() {
+            output.removed = self.condemn(RemovalReason::FatalAlert);
+        }
+        if self.shutdown.sent {
+            output.ciphertext.clear();
+            return self.fail(format!("after this side closed, {error}"), None);
+        }
+        let sent = alert.or_else(|| alert::in_clear(&output.ciphertext));
+        output.alert = sent.map(|code| Alert { code, received: false });
+        let why = match output.alert {
+            Some(alert) => format!("{alert}: {error}"),
+            None => error,
+        };
+        self.fail(why, output.alert);
+    }
+
+    /// The transport ended. After the peer's close_notify nothing more can come, so this side closes as well. Without a
+    /// close_notify an attacker may have cut the transport, and the connection fails (RFC 8446 section 6.1).
+    fn end_of_stream(&mut self, output: &mut Output) {
+        if self.state == State::Failed {
+            return;
+        }
+        self.shutdown.received |= self.context.options.ignore_unexpected_eof;
+        if self.shutdown.received {
+            // A handshake that has not finished has nothing to close (SSL_R_SHUTDOWN_WHILE_IN_INIT), and never will be finished.
+            if self.state != State::Established {
+                return self.close_received(output);
+            }
+            if !self.shutdown.sent {
+                self.close_side(&mut output.ciphertext);
+            }
+            return;
+        }
+        // No alert: a context that minds nothing but alerts forgives it.
+        if !self.is_closed() && self.context.close_policy != ClosePolicy::ErrorsOnly {
+            output.removed = self.condemn(RemovalReason::FatalAlert);
+        }
+        self.fail("the transport ended without a close_notify".into(), None);
+    }
+
+    /// Whatever comes now is refused; the keys are gone. `alert`: what ended the connection, where an alert did.
+    pub(super) fn fail(&mut self, why: String, alert: Option<Alert>) {
+        // A worker's handshake is not heard of before it is done.
+        let in_handshake = matches!(self.state, State::Before | State::Handshaking);
+        if in_handshake {
+            self.context.stats.failures.count(alert);
+        }
+        let pinned = match self.pin.filter(|_| self.state == State::Handshaking) {
+            Some(version) => format!(
+                "; this handshake was pinned to {version} by Clear or SetSession: for another peer use GetSession, \
+                 New, SetSession and Free, or Free and New"
+            ),
+            None => String::new(),
+        };
+        self.failure = Some(Failure { why: why + &pinned, in_handshake });
+        if self.state == State::Handshaking {
+            self.first_flight = None;
+        }
+        self.family.release();
+        self.engine = None;
+        self.offered = None;
+        self.unanswered.iter_mut().for_each(Lease::release);
+        self.state = State::Failed;
+    }
+}

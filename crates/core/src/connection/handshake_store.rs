@@ -1,0 +1,233 @@
+//! rustls' storage traits, answered for one connection at a time.
+//!
+//! rustls asks for sessions and hands out new ones in the middle of a handshake step, by calls that cannot wait. So each
+//! connection has a [`Resumption`]: what the handshake may need is put into it beforehand, and what rustls wants
+//! stored is collected, to be taken out after the step. It is the connection's clock for rustls as well.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use rustls::{
+    NamedGroup,
+    client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSessionValue},
+    pki_types::{ServerName, UnixTime},
+    server::StoresServerSessions,
+    time_provider::TimeProvider,
+};
+
+use crate::{
+    clock::WallTime,
+    session::{ClientSession, Secret, Session, SessionId},
+};
+
+/// A session that rustls wants stored.
+pub struct Made {
+    /// Server: its id. Client: none.
+    pub id: Option<SessionId>,
+    /// Its secret part.
+    pub secret: Secret,
+    /// Client: how long the server lets it be resumed, from now on. `None`: the server does not say.
+    pub lifetime: Option<Duration>,
+    /// Client: whether its ticket is another than the one that the handshake offered.
+    pub renews: bool,
+}
+
+/// What one connection's handshake may resume with, and what it made.
+pub struct Resumption {
+    now_millis: AtomicU64,
+    /// Whether a server keeps sessions at all (SSL_SESS_CACHE_OFF).
+    caching: bool,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    found: Option<Arc<Session>>,
+    made: Vec<Made>,
+    group: Option<NamedGroup>,
+    /// Server: how many more sessions it may make. `None`: as many as rustls wants.
+    room: Option<usize>,
+}
+
+impl Resumption {
+    /// For one connection. Where `caching` is false a server gives its peers nothing to resume with.
+    pub fn new(caching: bool) -> Self {
+        Self { now_millis: AtomicU64::new(0), caching, inner: Mutex::default() }
+    }
+
+    /// Sets the time of the next step. rustls verifies certificates with it, so it is the wall clock's.
+    pub fn set_now(&self, now: WallTime) {
+        self.now_millis.store(now.as_millis(), Ordering::Relaxed);
+    }
+
+    /// The session that the handshake may resume. A single-use one must have been taken from the cache.
+    pub fn offer(&self, session: Option<Arc<Session>>) {
+        self.inner.lock().found = session;
+    }
+
+    /// Lets a server make no more than this many tickets from now on.
+    pub fn limit_tickets(&self, most: usize) {
+        self.inner.lock().room = Some(most);
+    }
+
+    /// What rustls wanted stored since the last call, oldest first.
+    pub fn take_made(&self) -> Vec<Made> {
+        std::mem::take(&mut self.inner.lock().made)
+    }
+
+    fn server_secret(&self, key: &[u8]) -> Option<Vec<u8>> {
+        let inner = self.inner.lock();
+        let session = inner.found.as_ref()?;
+        if session.id().as_bytes() != key {
+            return None;
+        }
+        session.secret().as_bytes().map(<[u8]>::to_vec)
+    }
+}
+
+impl fmt::Debug for Resumption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Resumption")
+    }
+}
+
+impl TimeProvider for Resumption {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_millis(self.now_millis.load(Ordering::Relaxed))))
+    }
+}
+
+impl StoresServerSessions for Resumption {
+    fn put(&self, key: Vec<u8>, value: Vec<u8>) -> bool {
+        let secret = Secret::bytes(value);
+        let Some(id) = SessionId::new(&key) else { return false };
+        let mut inner = self.inner.lock();
+        if !self.caching || inner.room == Some(0) {
+            return false;
+        }
+        inner.room = inner.room.map(|room| room - 1);
+        inner.made.push(Made { id: Some(id), secret, lifetime: None, renews: true });
+        true
+    }
+
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.server_secret(key)
+    }
+
+    /// Gone from the cache before rustls asks; here it goes from the connection too.
+    fn take(&self, key: &[u8]) -> Option<Vec<u8>> {
+        let bytes = self.server_secret(key)?;
+        self.inner.lock().found = None;
+        Some(bytes)
+    }
+
+    fn can_cache(&self) -> bool {
+        self.caching
+    }
+}
+
+impl ClientSessionStore for Resumption {
+    fn set_kx_hint(&self, _: ServerName<'static>, group: NamedGroup) {
+        self.inner.lock().group = Some(group);
+    }
+
+    /// The group that the session's own handshake ended with: it saves a HelloRetryRequest.
+    fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
+        match self.inner.lock().found.as_ref()?.secret().client()? {
+            ClientSession::Tls12(_, group) | ClientSession::Tls13(_, group) => *group,
+        }
+    }
+
+    fn set_tls12_session(&self, _: ServerName<'static>, value: Tls12ClientSessionValue) {
+        let mut inner = self.inner.lock();
+        let ticket = Ticket::of(&value);
+        let offered = match inner.found.as_ref().and_then(|found| found.secret().client()) {
+            Some(ClientSession::Tls12(offered, _)) => Ticket::of(offered),
+            Some(ClientSession::Tls13(..)) | None => Ticket::default(),
+        };
+        let renews = ticket.digits != offered.digits;
+        // RFC 5077 section 3.3: zero is no statement.
+        let lifetime = Some(ticket.lifetime).filter(|lifetime| !lifetime.is_zero());
+        let secret = Secret::Client(Box::new(ClientSession::Tls12(value, inner.group)));
+        inner.made.push(Made { id: None, secret, lifetime, renews });
+    }
+
+    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        match self.inner.lock().found.as_ref()?.secret().client()? {
+            ClientSession::Tls12(value, _) => Some(value.clone()),
+            ClientSession::Tls13(..) => None,
+        }
+    }
+
+    /// rustls speaks of all sessions with the server here. Ours are removed by the close rule alone.
+    fn remove_tls12_session(&self, _: &ServerName<'static>) {}
+
+    fn insert_tls13_ticket(&self, _: ServerName<'static>, value: Tls13ClientSessionValue) {
+        let Ticket { lifetime, .. } = Ticket::of(&value);
+        // RFC 8446 section 4.6.1: a ticket of lifetime zero is discarded.
+        if lifetime.is_zero() {
+            return;
+        }
+        let mut inner = self.inner.lock();
+        let value = Mutex::new(Some(value));
+        let secret = Secret::Client(Box::new(ClientSession::Tls13(value, inner.group)));
+        inner.made.push(Made { id: None, secret, lifetime: Some(lifetime), renews: true });
+    }
+
+    fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        match self.inner.lock().found.as_ref()?.secret().client()? {
+            ClientSession::Tls13(value, _) => value.lock().take(),
+            ClientSession::Tls12(..) => None,
+        }
+    }
+}
+
+/// A client's ticket, as far as rustls shows it: in the `Debug` form of a session alone, which has no secret. A test fails where
+/// an update of rustls changes that form.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Ticket {
+    /// The ticket in hex; empty for a session without one.
+    digits: String,
+    /// lifetime, or lifetime_hint: zero where the form cannot be read.
+    lifetime: Duration,
+}
+
+impl Ticket {
+    fn of(session: &impl fmt::Debug) -> Self {
+        /// Takes text up to the end of `lifetime_secs`, and refuses the rest, so that no certificate is formatted.
+        struct Head(String);
+
+        const LIFETIME: &str = "lifetime_secs: ";
+
+        impl fmt::Write for Head {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                let complete = self.0.split_once(LIFETIME).is_some_and(|(_, rest)| rest.contains(','));
+                if complete {
+                    return Err(fmt::Error);
+                }
+                self.0.push_str(text);
+                Ok(())
+            }
+        }
+
+        let mut head = Head(String::new());
+        // An error says that all is there that is wanted.
+        let _complete = fmt::write(&mut head, format_args!("{session:?}"));
+        let Head(text) = head;
+        let value = |key: &str| text.split_once(key).and_then(|(_, rest)| rest.split_once(','));
+        Self {
+            digits: value("ticket: ").map(|(digits, _)| digits.to_owned()).unwrap_or_default(),
+            lifetime: value(LIFETIME)
+                .and_then(|(seconds, _)| seconds.parse().ok())
+                .map(Duration::from_secs)
+                .unwrap_or_default(),
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The settings of a context, as the configuration has them: `[[context]]`.
+
+use std::{path::PathBuf, time::Duration};
+
+use tls_sessiond_types::Version;
+
+use crate::cache::Offering;
+use crate::{access::Access, store::memory::Limits};
+
+/// The settings of all contexts, and of all that they share.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// At least one, with names that differ.
+    pub contexts: Vec<ContextConfig>,
+    /// The limits of all caches together.
+    pub total: Limits,
+    /// The rules of access to the contexts, in the order in which they are tried.
+    pub rules: Vec<Access>,
+}
+
+/// Whether a server asks its clients for a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// SSL_VERIFY_NONE.
+    None,
+    /// SSL_VERIFY_PEER.
+    Request,
+    /// SSL_VERIFY_PEER with SSL_VERIFY_FAIL_IF_NO_PEER_CERT.
+    Require,
+}
+
+/// What of a context's certificates decides who may resume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScopeBy {
+    /// The certificates themselves: a renewed one begins a new scope.
+    Certificate,
+    /// The names that they prove, and the authority at the end of each chain: a renewed certificate for the same names keeps the
+    /// scope.
+    Names,
+}
+
+/// How strict a context is about the close rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClosePolicy {
+    /// SSL_clear(3): the SENT flag decides.
+    Flag,
+    /// Only a close_notify that was made counts.
+    Written,
+    /// Only fatal alerts remove sessions.
+    ErrorsOnly,
+}
+
+/// Whom to trust.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// The anchors of this system.
+    System,
+    /// Those of a PEM file.
+    File(PathBuf),
+}
+
+/// SSL_CTX_set_options(3), by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// SSL_OP_CIPHER_SERVER_PREFERENCE.
+    pub cipher_server_preference: bool,
+    /// SSL_OP_IGNORE_UNEXPECTED_EOF.
+    pub ignore_unexpected_eof: bool,
+    /// SSL_CTX_set_quiet_shutdown(3).
+    pub quiet_shutdown: bool,
+    /// SSL_SESS_CACHE_OFF.
+    pub no_session_cache: bool,
+}
+
+/// One `[[context]]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ContextConfig {
+    /// Its name.
+    pub name: String,
+    /// Certificate chain and key, for each server name or kind of key. Empty: it cannot be a server, unless it is
+    /// the built-in one, which makes its own.
+    pub certificates: Vec<(PathBuf, PathBuf)>,
+    /// Whether it makes a certificate for localhost at start: only where no file defines contexts.
+    pub self_made: bool,
+    /// What a client chooses from when a server asks.
+    pub client_certificates: Vec<(PathBuf, PathBuf)>,
+    /// Whom to trust.
+    pub trust: Trust,
+    /// Whether clients must show a certificate.
+    pub client_auth: ClientAuth,
+    /// Versions, older first.
+    pub versions: Vec<Version>,
+    /// Names of cipher suites; empty: all that rustls has by default.
+    pub cipher_suites: Vec<String>,
+    /// Names of key exchange groups; empty: all that rustls has by default.
+    pub key_exchange: Vec<String>,
+    /// Application protocols in the order of preference.
+    pub alpn: Vec<String>,
+    /// SSL_CTX_set_options(3).
+    pub options: Options,
+    /// SSL_CTX_set_session_id_context(3).
+    pub session_id_context: String,
+    /// What of its certificates decides who may resume.
+    pub scope_by: ScopeBy,
+    /// Whether client connections are offered sessions that nobody named.
+    pub offering: Offering,
+    /// TLS 1.3 tickets of a full handshake.
+    pub tickets: usize,
+    /// How strict it is about the close rule.
+    pub close_policy: ClosePolicy,
+    /// How long after the authentication a session lives.
+    pub session_timeout: Duration,
+    /// Largest session, in bytes.
+    pub session_bytes_max: usize,
+    /// Most sessions in the cache of each role.
+    pub cache_entries_max: usize,
+    /// Most bytes in the cache of each role.
+    pub cache_bytes_max: usize,
+    /// How long a connection may lie unused before it is freed as unclosed.
+    pub idle_timeout: Duration,
+}
+
+/// The longest idle time-out of a connection: a day.
+pub const IDLE_TIMEOUT_MAX: Duration = Duration::from_secs(86_400);

@@ -1,0 +1,347 @@
+//! What many sessions have in common, held once.
+//!
+//! All sessions of one virtual host agree in nearly everything but id, secret and times. So a session costs what is
+//! its own, and the rest is shared. The limits count it for each of them all the same: an upper bound that no order of
+//! puts and removals can get around (decision 37).
+
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    hash::{BuildHasher, BuildHasherDefault, Hash, Hasher},
+    mem::size_of,
+    sync::{Arc, Weak},
+};
+
+use tls_sessiond_types::{Role, Version, server_name::ServerName};
+
+use super::{Format, PeerIdentity, SessionId, Terms, stats::Account};
+use crate::{
+    store::keyed::{Keyed, keyed},
+    sync::RwLock,
+};
+
+/// All that two sessions may have in common.
+#[derive(Debug)]
+pub struct Kind {
+    /// Whose it is.
+    pub role: Role,
+    /// The one version it can be resumed with.
+    pub version: Version,
+    /// IANA name of the cipher suite.
+    pub cipher_suite: Cow<'static, str>,
+    /// Client: whom it resumes with. Server: the SNI it was made under, or empty.
+    pub server_name: ServerName<'static>,
+    /// Who can read its secret part.
+    pub format: Format,
+    /// Whatever else its worker says must agree.
+    pub binding: Box<[u8]>,
+    /// Handed out at most once (RFC 8446 appendix C.4).
+    pub single_use: bool,
+    /// The account of the context it was made under.
+    pub account: Arc<Account>,
+    /// Who the peer proved to be.
+    pub peer: Option<Arc<PeerIdentity>>,
+}
+
+impl Kind {
+    /// Whether its sessions may be resumed on these terms.
+    pub fn fits(&self, terms: &Terms<'_>) -> bool {
+        self.format == *terms.format
+            && same(&self.binding, terms.binding)
+            && terms.versions.contains(&self.version)
+            && self.server_name == *terms.server_name
+            && terms.cipher_suite.is_none_or(|suite| *self.cipher_suite == *suite)
+    }
+
+    /// Bytes whose number a worker or a peer decides: binding and names. `session_bytes_max` limits them.
+    pub fn told(&self) -> usize {
+        let names = self.peer.as_deref().map_or(0, |peer| {
+            peer.dns_names.iter().chain(&peer.uris).chain([&peer.subject]).map(String::len).sum()
+        });
+        self.binding.len() + self.server_name.len() + names
+    }
+
+    /// Upper bound of the heap that it takes, in bytes, with its place in [`Kinds`]. `tests/overhead.rs` measures it.
+    pub fn size(&self) -> usize {
+        let cipher_suite = match &self.cipher_suite {
+            Cow::Borrowed(_) => 0,
+            Cow::Owned(name) => heap(name.capacity()),
+        };
+        let format = match &self.format {
+            Format::Rustls => 0,
+            Format::Worker(name) => shared(name.len()),
+        };
+        let peer = self.peer.as_deref().map_or(0, |peer| {
+            let list = |names: &Vec<String>| {
+                let texts: usize = names.iter().map(|name| heap(name.capacity())).sum();
+                heap(names.capacity() * size_of::<String>()) + texts
+            };
+            shared(size_of::<PeerIdentity>())
+                + heap(peer.subject.capacity())
+                + list(&peer.dns_names)
+                + list(&peer.uris)
+        });
+        PLACE
+            + shared(size_of::<Self>())
+            + shared(self.server_name.len())
+            + heap(self.binding.len())
+            + cipher_suite
+            + format
+            + peer
+    }
+}
+
+/// Upper bound of the place of a kind in [`Kinds`]: table and ring, each at most half empty.
+const PLACE: usize = 64;
+
+/// Upper bound of what one allocation takes: allocators round up to classes of size, and to 16 bytes.
+pub(super) const fn heap(bytes: usize) -> usize {
+    if bytes == 0 { 0 } else { bytes + bytes / 8 + 16 }
+}
+
+/// The same, behind an [`Arc`].
+const fn shared(bytes: usize) -> usize {
+    heap(bytes + 2 * size_of::<usize>())
+}
+
+impl PartialEq for Kind {
+    fn eq(&self, other: &Self) -> bool {
+        self.role == other.role
+            && self.version == other.version
+            && self.single_use == other.single_use
+            && self.server_name == other.server_name
+            && self.cipher_suite == other.cipher_suite
+            && self.format == other.format
+            && same(&self.binding, &other.binding)
+            && self.account == other.account
+            && self.peer == other.peer
+    }
+}
+
+impl Eq for Kind {}
+
+/// Covers every field: one that is left out is one in which a caller can make any number of kinds collide.
+impl Hash for Kind {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { role, version, cipher_suite, server_name, format, binding, single_use, account, peer } =
+            self;
+        (role, version, cipher_suite, server_name, format, binding, single_use, account, peer).hash(state);
+    }
+}
+
+/// Whether they are alike. An empty slice points nowhere, and some processors take long to find out that none of its no
+/// bytes is read: the C library compares with masks.
+fn same(one: &[u8], other: &[u8]) -> bool {
+    one.len() == other.len() && (one.is_empty() || one == other)
+}
+
+/// The kinds that are in use.
+///
+/// There is one set for each part of the sessions, so that one kind may be here several times: each session counts as a user
+/// of its kind when it comes and when it goes, and threads that all count at one place wait for each other.
+pub struct Kinds {
+    hasher: Keyed,
+    parts: Box<[Part]>,
+}
+
+/// A lock and what is behind it, apart from its neighbours.
+#[repr(align(128))]
+struct Part(RwLock<Set>);
+
+/// Kinds by the hash of all that they are. A kind belongs to its sessions, and its names are freed with the last of them; its
+/// place, and some hundred bytes of the object, are given back by the next kinds that come, or by [`Kinds::reap`].
+#[derive(Default)]
+struct Set {
+    by_hash: HashMap<u64, Weak<Kind>, BuildHasherDefault<AsItIs>>,
+    /// The same hashes. A hand goes round them and looks which kinds are gone.
+    ring: Vec<u64>,
+    hand: usize,
+}
+
+/// Hashes a hash.
+#[derive(Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
+
+const PARTS: usize = 32;
+/// How many places are looked at for each kind that comes: two, so that they cannot become more than those in use.
+const LOOKED_AT: usize = 2;
+/// How many places of each part [`Kinds::reap`] looks at.
+const REAPED: usize = 64;
+/// Tables that are smaller than this stay as they are.
+const SMALL: usize = 64;
+
+impl Default for Kinds {
+    fn default() -> Self {
+        Self { hasher: keyed(), parts: (0..PARTS).map(|_| Part(RwLock::default())).collect() }
+    }
+}
+
+impl Kinds {
+    /// Returns the kind that is like this, for the session with this id.
+    ///
+    /// The cost depends on the size of this kind alone. No kind is compared with more than one other: a kind whose hash
+    /// another one has is not shared.
+    pub fn intern(&self, kind: Kind, id: &SessionId) -> Arc<Kind> {
+        // Libraries make random ids; where they put something before that, it is the end that differs.
+        let last = id.as_bytes().last().copied().unwrap_or_default();
+        let part = &self.parts[usize::from(last) % PARTS].0;
+        let hash = self.hasher.hash_one(&kind);
+        // Dropped after the lock is let go of: it may be the last user.
+        let held = part.read().by_hash.get(&hash).and_then(Weak::upgrade);
+        if let Some(held) = held {
+            return if *held == kind { held } else { Arc::new(kind) };
+        }
+        let kind = Arc::new(kind);
+        let mut set = part.write();
+        match set.by_hash.insert(hash, Arc::downgrade(&kind)) {
+            // Another thread has brought one meanwhile, or the last one is gone and its place is used again.
+            Some(_) => {}
+            None => set.ring.push(hash),
+        }
+        set.look_at(LOOKED_AT);
+        kind
+    }
+
+    /// Gives back places of kinds that are gone: a bounded number of them, so it is called again and again.
+    pub fn reap(&self) {
+        for part in &self.parts {
+            let mut set = part.0.write();
+            set.look_at(REAPED);
+            set.shrink();
+        }
+    }
+
+    /// How many there are, those that are gone and have yet to be noticed included.
+    pub fn len(&self) -> usize {
+        self.parts.iter().map(|part| part.0.read().by_hash.len()).sum()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Set {
+    fn look_at(&mut self, places: usize) {
+        for _ in 0..places.min(self.ring.len()) {
+            self.hand = if self.hand < self.ring.len() { self.hand } else { 0 };
+            let Some(&hash) = self.ring.get(self.hand) else { return };
+            if self.by_hash.get(&hash).is_some_and(|kind| kind.strong_count() > 0) {
+                self.hand += 1;
+            } else {
+                self.by_hash.remove(&hash);
+                self.ring.swap_remove(self.hand);
+            }
+        }
+    }
+
+    fn shrink(&mut self) {
+        let wanted = 2 * self.ring.len().max(SMALL);
+        if self.ring.capacity() > 2 * wanted {
+            self.ring.shrink_to(wanted);
+            self.by_hash.shrink_to(wanted);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(binding: u32) -> Kind {
+        Kind {
+            role: Role::Server,
+            version: Version::Tls12,
+            cipher_suite: "".into(),
+            server_name: "a.test".into(),
+            format: Format::Rustls,
+            binding: binding.to_be_bytes().into(),
+            single_use: false,
+            account: Arc::new(Account::new("default")),
+            peer: None,
+        }
+    }
+
+    /// Kinds that differ from the first in one field each.
+    fn variants() -> Vec<Kind> {
+        let peer = |change: fn(&mut PeerIdentity)| {
+            let mut peer = PeerIdentity { subject: "CN=a".into(), ..PeerIdentity::default() };
+            change(&mut peer);
+            Some(Arc::new(peer))
+        };
+        let like = || Kind { peer: peer(|_| ()), ..kind(1) };
+        vec![
+            like(),
+            Kind { role: Role::Client, ..like() },
+            Kind { version: Version::Tls13, ..like() },
+            Kind { cipher_suite: "other".into(), ..like() },
+            Kind { server_name: "b.test".into(), ..like() },
+            Kind { format: Format::Worker("openssl".into()), ..like() },
+            Kind { binding: [1].into(), ..like() },
+            Kind { single_use: true, ..like() },
+            Kind { account: Arc::new(Account::new("other")), ..like() },
+            Kind { peer: None, ..like() },
+            Kind { peer: peer(|peer| peer.certificate_sha256[31] = 1), ..like() },
+            Kind { peer: peer(|peer| peer.subject = "CN=b".into()), ..like() },
+            Kind { peer: peer(|peer| peer.dns_names = vec!["a".into()]), ..like() },
+            Kind { peer: peer(|peer| peer.uris = vec!["a".into()]), ..like() },
+            Kind { peer: peer(|peer| peer.not_after = crate::clock::WallTime::MAX), ..like() },
+        ]
+    }
+
+    #[test]
+    fn hash_and_equality_cover_every_field_of_a_kind() {
+        let hasher = keyed();
+        for (place, one) in variants().iter().enumerate() {
+            for (other_place, other) in variants().iter().enumerate() {
+                assert_eq!(one == other, place == other_place, "{place} {other_place}");
+                assert_eq!(hasher.hash_one(one) == hasher.hash_one(other), place == other_place);
+            }
+        }
+    }
+
+    #[test]
+    fn like_kinds_are_one_for_each_part_and_unused_ones_are_forgotten() {
+        let kinds = Kinds::default();
+        let id = |last: u8| SessionId::new(&[7, last]).unwrap();
+        let kept = kinds.intern(kind(1), &id(1));
+        for other in 2..100_000_u32 {
+            let [last, ..] = other.to_le_bytes();
+            kinds.intern(kind(other), &id(last));
+            assert!(kinds.len() <= 2 * PARTS * LOOKED_AT, "{} kinds", kinds.len());
+        }
+        assert!(Arc::ptr_eq(&kept, &kinds.intern(kind(1), &id(1))));
+        assert!(!Arc::ptr_eq(&kept, &kinds.intern(kind(1), &id(2))), "it is counted elsewhere");
+    }
+
+    #[test]
+    fn kinds_that_are_gone_give_their_places_back() {
+        let kinds = Kinds::default();
+        let id = SessionId::new(&[7]).unwrap();
+        let used: Vec<_> = (0..10_000).map(|number| kinds.intern(kind(number), &id)).collect();
+        assert_eq!(kinds.len(), used.len(), "those in use stay");
+        drop(used);
+        // 64 of a part at a time.
+        (0..=10_000 / REAPED).for_each(|_| kinds.reap());
+        assert!(kinds.is_empty(), "{} kinds", kinds.len());
+        let part = kinds.parts[7].0.read();
+        assert!(part.ring.capacity() <= 4 * SMALL && part.by_hash.capacity() <= 8 * SMALL);
+    }
+}

@@ -1,0 +1,286 @@
+//! The store: of those who want one value one gets it, and its counters are what it holds.
+
+use std::sync::{
+    Arc, Weak,
+    atomic::{AtomicBool, AtomicU32, Ordering},
+};
+
+use shuttle::rand::{Rng, thread_rng};
+use tls_sessiond_core::{
+    clock::Timestamp,
+    store::memory::{Amount, Entry, Limits, Mark, Memory, Refused},
+};
+
+use crate::{
+    Check,
+    history::{Answer, Call, History},
+    together,
+};
+
+pub(crate) const CHECKS: &[Check] = &[
+    (
+        "of_two_takes_a_removal_and_an_eviction_one_succeeds",
+        of_two_takes_a_removal_and_an_eviction_one_succeeds,
+    ),
+    ("of_two_puts_of_one_key_one_succeeds", of_two_puts_of_one_key_one_succeeds),
+    ("calls_are_answered_as_if_one_came_after_another", calls_are_answered_as_if_one_came_after_another),
+    ("counters_are_what_is_held_and_limits_hold", counters_are_what_is_held_and_limits_hold),
+    ("smaller_limits_hold_whatever_is_put_meanwhile", smaller_limits_hold_whatever_is_put_meanwhile),
+    ("what_a_put_has_pushed_out_is_not_handed_out", what_a_put_has_pushed_out_is_not_handed_out),
+    ("who_looks_ahead_stops_nobody_and_changes_nothing", who_looks_ahead_stops_nobody_and_changes_nothing),
+];
+
+struct Value {
+    key: [u8; 1],
+    serial: u32,
+    weight: usize,
+    expires: Timestamp,
+    mark: Mark,
+}
+
+impl Entry for Value {
+    fn key(&self) -> &[u8] {
+        &self.key
+    }
+
+    fn weight(&self) -> usize {
+        self.weight
+    }
+
+    fn expires(&self) -> Timestamp {
+        self.expires
+    }
+
+    fn mark(&self) -> &Mark {
+        &self.mark
+    }
+}
+
+fn value(key: u8, serial: u32) -> Arc<Value> {
+    Arc::new(Value {
+        key: [key],
+        serial,
+        weight: 10 + usize::from(key),
+        expires: Timestamp::from_millis(u64::from(key) << 20),
+        mark: Mark::default(),
+    })
+}
+
+/// In one part, or in two.
+fn store(entries_max: usize, bytes_max: usize, total: &Arc<Amount>) -> Arc<Memory<Value>> {
+    Arc::new(Memory::new(Limits { entries_max, bytes_max }, Arc::clone(total)))
+}
+
+const PARTS: [usize; 2] = [100, 1024];
+
+fn any_parts() -> usize {
+    PARTS[thread_rng().gen_range(0..PARTS.len())]
+}
+
+fn put(store: &Memory<Value>, value: Arc<Value>) -> Result<(), Refused> {
+    store.put(value, drop)
+}
+
+/// That the counters of the store, and of all stores, are what it holds.
+fn assert_counted(store: &Memory<Value>, total: &Amount) {
+    let (mut entries, mut bytes) = (0, 0);
+    (0..store.parts()).for_each(|part| {
+        store.scan(part, |value| {
+            entries += 1;
+            bytes += value.weight;
+        });
+    });
+    assert_eq!((store.amount().entries(), store.amount().bytes()), (entries, bytes));
+    assert_eq!((total.entries(), total.bytes()), (entries, bytes));
+}
+
+/// A way to get a value for oneself alone; says whether one did.
+type Way = fn(&Memory<Value>, Arc<Value>) -> bool;
+
+fn of_two_takes_a_removal_and_an_eviction_one_succeeds() {
+    let total = Arc::default();
+    let store = store(any_parts(), 1_000, &total);
+    let wanted = value(1, 1);
+    let watch: Weak<Value> = Arc::downgrade(&wanted);
+    put(&store, Arc::clone(&wanted)).unwrap();
+    let got = Arc::new(AtomicU32::new(0));
+    let count = |got: &AtomicU32, one: bool| got.fetch_add(u32::from(one), Ordering::SeqCst);
+    let ways: [Way; 4] = [
+        |store, _| store.take(&[1]).is_some(),
+        |store, _| store.take(&[1]).is_some(),
+        |store, wanted| store.remove(&wanted),
+        |store, _| {
+            // Whatever is put last stays, so that this one may go.
+            put(store, value(2, 2)).unwrap();
+            let mut evicted = false;
+            store.resize(Limits { entries_max: 1, bytes_max: 1_000 }, |value| evicted |= value.serial == 1);
+            evicted
+        },
+    ];
+    together(ways.map(|way| {
+        let (store, wanted, got) = (Arc::clone(&store), Arc::clone(&wanted), Arc::clone(&got));
+        Box::new(move || {
+            count(&got, way(&store, wanted));
+        }) as Box<dyn FnOnce() + Send>
+    }));
+    assert!(store.get(&[1]).is_none());
+    assert_eq!(got.load(Ordering::SeqCst), 1);
+    drop(wanted);
+    assert!(watch.upgrade().is_none(), "it is kept alive");
+    assert_counted(&store, &total);
+}
+
+fn of_two_puts_of_one_key_one_succeeds() {
+    let total = Arc::default();
+    let store = store(any_parts(), 1_000, &total);
+    let winner = Arc::new(AtomicU32::new(0));
+    together([1, 2].map(|serial| {
+        let (store, winner) = (Arc::clone(&store), Arc::clone(&winner));
+        Box::new(move || match put(&store, value(1, serial)) {
+            Ok(()) => assert_eq!(winner.swap(serial, Ordering::SeqCst), 0, "both succeed"),
+            Err(refused) => assert_eq!(refused, Refused::Taken),
+        }) as Box<dyn FnOnce() + Send>
+    }));
+    assert_eq!(store.get(&[1]).unwrap().serial, winner.load(Ordering::SeqCst));
+    assert_counted(&store, &total);
+}
+
+fn calls_are_answered_as_if_one_came_after_another() {
+    let total = Arc::default();
+    let store = store(any_parts(), 1_000, &total);
+    let history = Arc::new(History::default());
+    // Three threads with three calls each, on two keys; who removes a value has put it.
+    together([1, 2, 3].map(|thread| {
+        let mut calls = Vec::new();
+        for call in 0..3 {
+            calls.push((
+                thread_rng().gen_range(0..5_u8),
+                thread_rng().gen_range(1..3_u8),
+                10 * thread + call,
+            ));
+        }
+        let (store, history) = (Arc::clone(&store), Arc::clone(&history));
+        Box::new(move || {
+            let mut own = None;
+            for (what, key, serial) in calls {
+                let found = |value: Option<Arc<Value>>| Answer::Found(value.map(|value| value.serial));
+                match what {
+                    0 | 1 => {
+                        let value = value(key, serial);
+                        own = Some(Arc::clone(&value));
+                        history.record(Call::Put(key, serial), || Answer::Done(put(&store, value).is_ok()));
+                    }
+                    2 => history.record(Call::Get(key), || found(store.get(&[key]))),
+                    3 => history.record(Call::Take(key), || found(store.take(&[key]))),
+                    _ => {
+                        let Some(own) = &own else { continue };
+                        let call = Call::Remove(own.key[0], own.serial);
+                        history.record(call, || Answer::Done(store.remove(own)));
+                    }
+                }
+            }
+        }) as Box<dyn FnOnce() + Send>
+    }));
+    history.assert_of_a_map();
+    assert_counted(&store, &total);
+}
+
+fn who_looks_ahead_stops_nobody_and_changes_nothing() {
+    let total = Arc::default();
+    let store = store(any_parts(), 1_000, &total);
+    put(&store, value(1, 1)).unwrap();
+    let threads: [fn(&Memory<Value>); 4] = [
+        // In both orders: each may hold what the other comes to next.
+        |store| store.touch([[1], [2], [3]].iter()),
+        |store| store.touch([[3], [2], [1], [1]].iter()),
+        |store| {
+            put(store, value(2, 2)).unwrap();
+            assert_eq!(store.take(&[1]).map(|value| value.serial), Some(1));
+        },
+        |store| {
+            put(store, value(3, 3)).unwrap();
+            assert_eq!(store.get(&[3]).map(|value| value.serial), Some(3));
+        },
+    ];
+    together(threads.map(|thread| {
+        let store = Arc::clone(&store);
+        Box::new(move || thread(&store)) as Box<dyn FnOnce() + Send>
+    }));
+    assert_eq!([1, 2, 3].map(|key| store.get(&[key]).map(|value| value.serial)), [None, Some(2), Some(3)]);
+    assert_counted(&store, &total);
+}
+
+fn counters_are_what_is_held_and_limits_hold() {
+    let total = Arc::default();
+    // By entries in one part, by bytes in two.
+    let (entries_max, bytes_max) = [(2, 1_000), (1024, 30)][thread_rng().gen_range(0..2_usize)];
+    let store = store(entries_max, bytes_max, &total);
+    let threads: [fn(&Memory<Value>); 4] = [
+        |store| (1..4).for_each(|key| put(store, value(key, 1)).unwrap()),
+        |store| (4..7).for_each(|key| put(store, value(key, 2)).unwrap()),
+        |store| {
+            store.get(&[1]).inspect(|value| {
+                store.remove(value);
+            });
+            store.take(&[4]);
+            store.expire(Timestamp::from_millis(3 << 20), drop);
+        },
+        |store| {
+            // What has yet to be pushed out may be there as well, and nothing that was subtracted before it was added.
+            for _ in 0..3 {
+                assert!(store.amount().entries() <= 6 && store.amount().bytes() <= 6 * 16);
+            }
+        },
+    ];
+    together(threads.map(|thread| {
+        let store = Arc::clone(&store);
+        Box::new(move || thread(&store)) as Box<dyn FnOnce() + Send>
+    }));
+    assert_counted(&store, &total);
+    assert!(!store.amount().exceeds(&store.limits()), "{:?}", store.amount());
+    store.drain(drop);
+    assert_counted(&store, &total);
+}
+
+fn smaller_limits_hold_whatever_is_put_meanwhile() {
+    let total = Arc::default();
+    let store = store(any_parts(), 1_000, &total);
+    put(&store, value(1, 1)).unwrap();
+    put(&store, value(2, 1)).unwrap();
+    let smaller = Limits { entries_max: 1, bytes_max: 1_000 };
+    let (one, two) = (Arc::clone(&store), Arc::clone(&store));
+    together([
+        Box::new(move || one.resize(smaller, drop)),
+        Box::new(move || put(&two, value(3, 1)).unwrap()),
+    ]);
+    assert_counted(&store, &total);
+    assert!(!store.amount().exceeds(&smaller), "{:?}", store.amount());
+}
+
+fn what_a_put_has_pushed_out_is_not_handed_out() {
+    let total = Arc::default();
+    let store = store(1, 1_000, &total);
+    let gone = Arc::new([const { AtomicBool::new(false) }; 4]);
+    put(&store, value(1, 1)).unwrap();
+    let putter = {
+        let (store, gone) = (Arc::clone(&store), Arc::clone(&gone));
+        move || {
+            for key in 2..4 {
+                store
+                    .put(value(key, 1), |out| gone[usize::from(out.key[0])].store(true, Ordering::SeqCst))
+                    .unwrap();
+            }
+        }
+    };
+    let asker = {
+        let (store, gone) = (Arc::clone(&store), Arc::clone(&gone));
+        move || {
+            for key in [1, 2, 1, 2] {
+                let was_gone = gone[usize::from(key)].load(Ordering::SeqCst);
+                assert!(!(was_gone && store.get(&[key]).is_some()), "{key} was pushed out");
+            }
+        }
+    };
+    together([Box::new(putter), Box::new(asker)]);
+    assert_counted(&store, &total);
+}

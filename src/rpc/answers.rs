@@ -1,8 +1,12 @@
-//! What an Attach answers, written as it is made.
+//! Encodes the answers of an Attach directly into bytes.
 //!
-//! A message of a found session is a dozen allocations, its fields are measured once for every message around them, and
-//! most of them are what all sessions of a kind have. Here each field goes from where it lies into the bytes that leave.
-//! Field numbers are those of `proto/`; a test holds what is written to what the generated types write.
+//! With the generated types, a found session would cost a dozen allocations, and its fields would
+//! be measured once for every message around them. Most of these fields are the same for all
+//! sessions with common attributes. Here each field is copied from the session straight into the
+//! output.
+//!
+//! Field numbers are those of `proto/`. A test compares the output with that of the generated
+//! types.
 
 use prost::Message;
 use tls_sessiond_core::{
@@ -17,7 +21,7 @@ use crate::{
     wire::{self, Writer},
 };
 
-/// The answers of one message.
+/// The encoded answers of one `AttachResponse`.
 #[derive(Default)]
 pub(super) struct Answers {
     bytes: Vec<u8>,
@@ -25,29 +29,29 @@ pub(super) struct Answers {
 }
 
 impl Answers {
-    /// With room for so many bytes.
+    /// Returns an empty message with capacity for `bytes` bytes.
     pub(super) fn with_room(bytes: usize) -> Self {
         Self { bytes: Vec::with_capacity(bytes), count: 0 }
     }
 
-    /// `draining`, and no answers.
+    /// Returns a message with `draining` set and no answers.
     pub(super) fn draining() -> Self {
         let mut answers = Self::default();
         answers.write(wire::NUMBER_MAX, |to| to.number(2, 1));
         answers
     }
 
-    /// How many there are.
+    /// Returns the number of answers.
     pub(super) fn count(&self) -> usize {
         self.count
     }
 
-    /// How long they are.
+    /// Returns the encoded length in bytes.
     pub(super) fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Whatever a call answers.
+    /// Appends an answer of the generated type.
     pub(super) fn push(&mut self, answer: &pb::Answer) {
         self.count += 1;
         let length = answer.encoded_len();
@@ -57,14 +61,15 @@ impl Answers {
         });
     }
 
-    /// What LookupSession answers where it has found this.
+    /// Appends the answer of a LookupSession that found this session.
     pub(super) fn found(&mut self, id: u64, found: &Session, offset: WallOffset) {
         self.count += 1;
         let data = found.secret().as_bytes().unwrap_or_default();
         self.write(HEADS + session_max(found) + data.len(), |to| {
             session(found, offset, to);
             let public = to.len();
-            // How long it is, is told before it: it is written first, and changes places with what stands before it.
+            // The length of the session comes before the session. So the session is written first,
+            // and then rotated behind its head.
             let looked = wire::number_len(1) + wire::head_len(public) + public + wire::bytes_len(data.len());
             to.head(1, wire::number_len(id) + wire::head_len(looked) + looked);
             to.number(1, id);
@@ -76,7 +81,7 @@ impl Answers {
         });
     }
 
-    /// Adds what is written, which is no longer than this.
+    /// Appends the output of `write`, which writes at most `most` bytes.
     fn write(&mut self, most: usize, write: impl FnOnce(&mut Writer<'_>)) {
         let start = self.bytes.len();
         self.bytes.resize(start + most, 0);
@@ -87,10 +92,10 @@ impl Answers {
     }
 }
 
-/// The most that all heads and numbers around a session and its data take.
+/// Upper bound, in bytes, of all heads and numbers around a session and its data.
 const HEADS: usize = 7 * wire::NUMBER_MAX;
 
-/// `Session`, without its head.
+/// Writes the message `Session`, without its head.
 fn session(from: &Session, offset: WallOffset, to: &mut Writer<'_>) {
     let facts = from.facts();
     let kind = &facts.kind;
@@ -116,25 +121,26 @@ fn session(from: &Session, offset: WallOffset, to: &mut Writer<'_>) {
     to.number(14, u32::try_from(from.secret().len()).unwrap_or(u32::MAX).into());
 }
 
-/// The most bytes of it.
+/// Returns an upper bound of the bytes that [`session`] writes.
 fn session_max(from: &Session) -> usize {
     let kind = from.kind();
     let peer = kind.peer.as_deref().map_or(0, |peer| {
         let names = peer.dns_names.iter().chain(&peer.uris).chain([&peer.subject]);
-        // Digits of a digest, and a head around them all.
+        // 64 digits of the digest with their head, and the head of the whole message.
         names.map(|name| wire::NUMBER_MAX + name.len()).sum::<usize>() + 64 + 2 * wire::NUMBER_MAX
     });
     let texts = kind.account.name.len() + kind.cipher_suite.len() + kind.server_name.len();
-    // Fourteen fields, of which three hold two more.
+    // Fourteen fields; three of them are timestamps with two fields each.
     20 * wire::NUMBER_MAX + 2 * from.id().as_bytes().len() + texts + kind.format.name().len() + peer
 }
 
-/// `PeerIdentity`, without its head.
+/// Writes the message `PeerIdentity`, without its head.
 fn peer(from: &PeerIdentity, to: &mut Writer<'_>) {
     digits(1, &from.certificate_sha256, to);
     to.bytes(2, from.subject.as_bytes());
     for (field, names) in [(3, &from.dns_names), (4, &from.uris)] {
-        // One of a list may be empty itself.
+        // Proto3 encodes an empty element of a repeated field, so `Writer::bytes` does not fit
+        // here.
         for name in names {
             to.head(field, name.len());
             to.raw(name.as_bytes());
@@ -142,7 +148,7 @@ fn peer(from: &PeerIdentity, to: &mut Writer<'_>) {
     }
 }
 
-/// Never empty.
+/// Writes bytes as hex digits. `from` is never empty, so the field is always present.
 fn digits(field: u8, from: &[u8], to: &mut Writer<'_>) {
     to.head(field, 2 * from.len());
     hex::write_into(from, to.take(2 * from.len()));
@@ -153,12 +159,12 @@ fn timestamp(field: u8, from: WallTime, to: &mut Writer<'_>) {
     let start = to.len();
     to.number(1, from.as_secs());
     to.number(2, from.as_millis() % 1000 * 1_000_000);
-    // Two numbers: its length is one byte.
+    // Two numbers take less than 128 bytes, so the length is one byte.
     let length = to.len() - start;
     to.since(start - 1)[0] = u8::try_from(length).unwrap_or_default();
 }
 
-/// Of an enum.
+/// Converts the value of an enum to the number on the wire.
 fn value(from: i32) -> u64 {
     i64::from(from).cast_unsigned()
 }
@@ -223,7 +229,7 @@ mod tests {
         }
     }
 
-    /// The same by the generated types.
+    /// Builds the same answer with the generated types.
     fn generated(id: u64, session: &Session, offset: WallOffset) -> pb::Answer {
         let looked = pb::LookupSessionResponse {
             found: true,
@@ -273,7 +279,7 @@ mod tests {
         assert_eq!(Answers::draining().bytes, draining.encode_to_vec());
     }
 
-    /// A field that is new in the contract is to be written here as well.
+    /// Fails when the contract gets a field that this file does not write.
     #[test]
     fn every_field_of_the_contract_is_known_here() {
         let fields = |message: &str| {

@@ -1,7 +1,8 @@
-//! Attach: all calls of one worker on one stream, and a life line for its connections.
+//! Attach: all calls of one worker on one stream, which also owns the connections made on it.
 //!
-//! Polled like a Drive: no task, no queue. A batch is read when the answers of the last one have gone out. Dropping the
-//! stream frees every connection that was made on it.
+//! Like a Drive, the stream polls its requests itself, without a task and without a queue. It reads
+//! a batch after the answers of the last one have gone out. Dropping the stream frees every
+//! connection that was made on it.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -41,44 +42,51 @@ use crate::{
     proto::{answer::Result as Answered, call::Method},
 };
 
-/// Answers of one batch are cut into messages of about this size, for many clients take no more than 4 MiB.
+/// The approximate size, in bytes, at which a message of answers ends. Many clients accept at most
+/// 4 MiB.
 const ANSWERS_BYTES: usize = 1 << 20;
-/// A batch is answered in quarters, of no fewer calls than this: the worker goes on while the rest is answered.
+/// The fewest answers of one message, unless the batch or its time ends first. A batch is answered
+/// in quarters, so that the worker can use the first answers while the daemon makes the rest.
 const QUARTER_MIN: usize = 8;
-/// How long the calls of a batch are answered before other streams of the thread have their turns. Calls cost from a tenth of a
-/// microsecond to a millisecond, so their number says little.
+/// How long the stream answers calls of a batch before it yields to the other streams of the
+/// thread. The limit is a time and not a number of calls, because a call costs from a tenth of a
+/// microsecond to a millisecond.
 const TURN: Duration = Duration::from_millis(1);
-/// Fewer calls than this need no preparation.
+/// The fewest remaining calls for which lookups are prefetched.
 const EXPECTED_MIN: usize = 4;
-/// The most room for answers that are not there yet, and how much of it is to spare.
+/// The largest initial capacity of a message of answers, and how much it exceeds the length of the
+/// last message. In bytes.
 const ROOM_MAX: usize = 32 << 10;
 const ROOM_MORE: usize = 512;
-/// How many connections of a stream are looked at for each new one: two, so that those that are gone do not become many.
+/// How many known connections of a stream are checked for each new one. With two, removed
+/// connections cannot pile up.
 const LOOKED_AT: usize = 2;
-/// Connections of a stream that ended which are freed without a pause: less than a tenth of a millisecond.
+/// How many connections of an ended stream are freed without a pause. It takes less than a tenth of
+/// a millisecond.
 const FREED_AT_ONCE: usize = 128;
-/// The longest alias, `@` included.
+/// The longest alias in bytes, `@` included.
 const ALIAS_MAX: usize = 64;
 
 /// The answers of one Attach.
 pub(super) struct Attach {
     requests: Streaming<pb::Calls>,
     deadline: Option<Seldom<Sleep>>,
-    /// Until the worker was told.
+    /// `None` once the worker has been told that the daemon drains.
     draining: Option<Seldom<WaitForCancellationFutureOwned>>,
-    /// Ready when the caller is no worker any more.
+    /// Ready when the caller has lost the role `worker` in every context, or its certificate has
+    /// expired.
     lost: Seldom<dyn Future<Output = Refusal> + Send>,
-    /// Calls that wait for their turn.
+    /// The calls of the current batch that are not yet answered.
     batch: Batch,
-    /// The bytes of its message.
+    /// Counts the bytes of the batch's message for the caller's identity.
     held: Held,
-    /// How many of the next ones are prepared for.
+    /// How many of the next calls are prefetched.
     expected: usize,
-    /// How many of them make a quarter.
+    /// How many answers make a message.
     quarter: usize,
-    /// How much room the next answers are given.
+    /// The initial capacity of the next message of answers, in bytes.
     room: usize,
-    /// More calls wait, and other streams have their turns first.
+    /// Set when the stream yields to other streams although calls remain.
     pause: bool,
     phase: Phase,
     calls: Calls,
@@ -89,32 +97,33 @@ enum Phase {
     Ending(Option<Status>),
 }
 
-/// What the calls of one stream need, and what they made.
+/// State of the calls of one stream: what they need, and the connections that they made.
 pub(super) struct Calls {
     connections: Arc<Connections>,
     sessions: Arc<Sessions>,
     by: Arc<Caller>,
     _place: StreamPlace,
     _attached: Held,
+    /// The connections made on this stream, with their aliases.
     made: HashMap<ConnectionId, Option<String>>,
-    /// The same, and some that are gone: looked at by turns.
+    /// The keys of `made`, and some that were removed since. [`Self::prune`] checks them in turn.
     order: VecDeque<ConnectionId>,
-    /// Aliases of connections that were made here.
+    /// Connection ids by alias.
     aliases: HashMap<String, String>,
-    /// Of the lookups of one message.
+    /// Scratch state shared by the lookups of one message.
     moment: Moment,
 }
 
-/// What a call came to.
+/// The result of a call that succeeded.
 enum Done {
-    /// A lookup's session, of which no message is made.
+    /// The session that a lookup found. It is encoded without the generated types.
     Found(Arc<Session>),
     Other(Answered),
 }
 
 impl Calls {
     /// # Errors
-    /// [`Refusal::CallLimit`] or [`Refusal::OwnerCallLimit`]: there are too many streams.
+    /// [`Refusal::CallLimit`] or [`Refusal::OwnerCallLimit`] when too many Attach streams are open.
     pub(super) fn new(
         connections: Arc<Connections>,
         sessions: Arc<Sessions>,
@@ -133,7 +142,7 @@ impl Calls {
         })
     }
 
-    /// Writes what a call answers, where an answer is wanted.
+    /// Executes a call and appends its answer. A call with id 0 gets an answer only if it fails.
     fn answer(&mut self, next: Next<'_>, to: &mut Answers) {
         let (id, told, result) = match next {
             Next::Lookup(id, wanted) => (id, Told::of_lookup(id), self.look(wanted)),
@@ -150,7 +159,7 @@ impl Calls {
         }
     }
 
-    /// Prepares for the lookups that come next.
+    /// Prefetches the sessions of the next lookups.
     fn expect(&mut self, batch: &Batch) {
         self.sessions.expect(&self.by, &mut self.moment, batch.ahead());
     }
@@ -219,7 +228,8 @@ impl Calls {
                 self.aliases.insert(alias.clone(), connection.id.clone());
             }
             let id = convert::connection_id(&connection.id)?;
-            // A repeated request answers the same connection, which then has the new alias.
+            // A repeated request returns the same connection. The new alias then replaces the old
+            // one.
             match self.made.insert(id, alias) {
                 Some(Some(old)) => drop(self.aliases.remove(&old)),
                 Some(None) => {}
@@ -230,7 +240,8 @@ impl Calls {
         Ok(made)
     }
 
-    /// Forgets connections that are gone without a Free on this stream: lapsed, or freed by others. Looks at a few of them.
+    /// Checks [`LOOKED_AT`] connections, and forgets those that were removed without a Free on this
+    /// stream: by their idle time-out, or by a call elsewhere.
     fn prune(&mut self) {
         for _ in 0..LOOKED_AT {
             let Some(id) = self.order.pop_front() else { return };
@@ -245,8 +256,9 @@ impl Calls {
         }
     }
 
-    /// Forgets a connection that is gone, and its alias, which may be used again. One that a Free did not free stays: it is
-    /// freed with the stream, whatever its caller may do by then.
+    /// Forgets a connection that no longer exists, and its alias, which can then be used again. A
+    /// connection that a refused Free left alive stays: it is freed with the stream, even if the
+    /// caller has lost its role by then.
     fn forget_if_gone(&mut self, id: &str) {
         if let Ok(id) = convert::connection_id(id)
             && self.connections.opener.table.look(id, |_, _| ()).is_err()
@@ -258,8 +270,8 @@ impl Calls {
 }
 
 impl Drop for Calls {
-    /// The worker is gone: what it left open is lost. A few are freed here; many are freed slice by slice, and other
-    /// workers of this thread have their turns between.
+    /// Frees the connections that the worker left. A few are freed here. Many are freed slice by
+    /// slice in a task, so that the thread can serve other workers in between.
     fn drop(&mut self) {
         let table = Arc::clone(&self.connections.opener.table);
         let mut left = Left { table, ids: self.made.drain().map(|(id, _)| id).collect() };
@@ -275,18 +287,19 @@ impl Drop for Calls {
     }
 }
 
-/// Connections of a stream that has ended. Dropping it frees all that are left, also where a runtime that ends drops the task
-/// that frees them slice by slice.
+/// The connections of a stream that has ended. Dropping it frees all that remain. That also happens
+/// when the runtime ends and drops the task that frees them slice by slice.
 struct Left {
     table: Arc<Table>,
     ids: Vec<ConnectionId>,
 }
 
 impl Left {
-    /// Says whether there are more.
+    /// Frees up to [`FREED_AT_ONCE`] connections. Returns whether more remain.
     fn free_some(&mut self) -> bool {
         for id in self.ids.drain(self.ids.len().saturating_sub(FREED_AT_ONCE)..) {
-            // One that is not there was freed by its idle time-out, or by another call.
+            // An error means that the idle time-out or another call has freed the connection
+            // before.
             let _ = self.table.free(id);
         }
         !self.ids.is_empty()
@@ -299,7 +312,8 @@ impl Drop for Left {
     }
 }
 
-/// By which names the error of a call without an id tells of the call.
+/// Names a failed call with id 0. The worker cannot match the error by id, so the error carries
+/// these names.
 #[derive(Default)]
 struct Told {
     method: &'static str,
@@ -343,7 +357,7 @@ impl Told {
     }
 }
 
-/// The field that names a connection, where the method has one.
+/// Returns the field that names a connection, if the method has one.
 fn connection_id(method: &mut Method) -> Option<&mut String> {
     match method {
         Method::New(_) | Method::LookupSession(_) | Method::RemoveSession(_) => None,
@@ -385,7 +399,8 @@ impl Attach {
         }
     }
 
-    /// The calls of this message come next. They count as bytes of the caller until all of them are answered.
+    /// Makes this message the current batch. Its bytes count for the caller's identity until all
+    /// its calls are answered.
     fn take(&mut self, message: Bytes) -> Result<(), Status> {
         self.held.resize(message.len())?;
         let batch = Batch::read(message).map_err(|unread| match unread {
@@ -398,10 +413,11 @@ impl Attach {
         Ok(())
     }
 
-    /// The next answers of the batch. `None`: there are none now; calls may be left all the same.
+    /// Executes the next calls of the batch and returns their answers. Returns `None` if there are
+    /// no answers; calls may remain even then.
     fn answers(&mut self) -> Option<Answers> {
         if self.batch.len() == 0 {
-            // Its message goes with it.
+            // All calls are answered, so the memory of their message is released.
             if self.held.bytes() > 0 {
                 self.batch = Batch::default();
                 self.held.shrink(0);
@@ -419,7 +435,8 @@ impl Attach {
             self.expected = self.expected.saturating_sub(1);
             match self.batch.next() {
                 Some(Ok(call)) => {
-                    // Sixteen lookups take some microseconds, and reading the clock a tenth of one lookup.
+                    // Lookups read the clock once for each prefetched group: the group takes some
+                    // microseconds, and reading the clock costs a tenth of one lookup.
                     let asks_clock = matches!(call, Next::Other(_)) || self.expected == 0;
                     self.calls.answer(call, &mut answers);
                     if asks_clock
@@ -437,7 +454,8 @@ impl Attach {
         if answers.count() == 0 {
             return None;
         }
-        // The next ones are about as long, and the last of them asks for more than it takes.
+        // The next message is about as long. `Answers::found` reserves more than it writes, hence
+        // the reserve for the last answer.
         self.room = (answers.len() + ROOM_MORE).min(ROOM_MAX);
         Some(answers)
     }
@@ -461,7 +479,7 @@ impl Stream for Attach {
                 this.pause = this.batch.len() > 0;
                 return Poll::Ready(Some(Ok(answers.into())));
             }
-            // The turn is over, and no call of it wanted an answer.
+            // The time is used up, and none of the calls so far has an answer.
             if this.batch.len() > 0 && matches!(this.phase, Phase::Running) {
                 this.pause = true;
                 continue;

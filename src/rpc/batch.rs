@@ -1,8 +1,8 @@
-//! The calls of one message of an Attach.
+//! Decodes the calls of one message of an Attach.
 //!
-//! Most are lookups, and a lookup is asked for and forgotten: it is read where it lies in the message, when its turn has
-//! come. What is not written as everybody writes it - fields in the order of their numbers, each once - is read by the
-//! generated types, and so is whatever else a worker calls.
+//! Most calls are lookups. A lookup is decoded in place, without a copy, when its turn comes. This
+//! fast path takes only the usual encoding: fields in the order of their numbers, each at most
+//! once. The generated types decode lookups in any other encoding, and all other calls.
 
 use std::vec;
 
@@ -18,10 +18,10 @@ use crate::{
     wire::{read_bytes, read_varint},
 };
 
-/// Most calls of one message.
+/// The most calls of one message.
 pub(super) const BATCH_MAX: usize = 1000;
 
-/// Calls that wait for their turn.
+/// The calls of a message that are not yet read.
 #[derive(Default)]
 pub(super) struct Batch {
     message: Bytes,
@@ -29,9 +29,10 @@ pub(super) struct Batch {
 }
 
 enum Calls {
-    /// So many are left, one behind the other, from this place in the message on.
+    /// The message has nothing but calls. `left` calls remain, one after the other, from offset
+    /// `at` on.
     Lying { left: usize, at: usize },
-    /// The message had something else between them.
+    /// The message has other fields too, so the generated types have decoded all of it.
     Read(vec::IntoIter<pb::Call>),
 }
 
@@ -43,20 +44,24 @@ impl Default for Calls {
 
 /// The next call.
 pub(super) enum Next<'b> {
-    /// A lookup, and its number.
+    /// The id of a call, and its lookup.
     Lookup(u64, Wanted<'b>),
     Other(pb::Call),
 }
 
-/// What a message is not read for.
+/// Why a message is refused.
 pub(super) enum Unread {
-    /// It has so many calls.
+    /// It has more than [`BATCH_MAX`] calls: this many.
     TooMany(usize),
     Malformed(DecodeError),
 }
 
 impl Batch {
-    /// Counts the calls of a message, which takes no memory; they are read one by one.
+    /// Counts the calls of a message without allocating. [`Self::next`] decodes them one by one.
+    ///
+    /// # Errors
+    /// The message has more than [`BATCH_MAX`] calls. Or it has other fields than calls, and is
+    /// malformed.
     pub(super) fn read(message: Bytes) -> Result<Self, Unread> {
         let lying = count(&message);
         let calls = lying.unwrap_or_else(|| count_among_others(&message));
@@ -73,7 +78,7 @@ impl Batch {
         Ok(Self { message, calls })
     }
 
-    /// How many calls wait.
+    /// Returns the number of calls that are not yet read.
     pub(super) fn len(&self) -> usize {
         match &self.calls {
             Calls::Lying { left, .. } => *left,
@@ -81,7 +86,8 @@ impl Batch {
         }
     }
 
-    /// The lookups that come next, as far as they lie behind each other, and as if none of them had been read.
+    /// Returns the next lookups, up to the first call that the fast path does not decode. Consumes
+    /// none of them.
     pub(super) fn ahead(&self) -> impl Iterator<Item = Wanted<'_>> {
         let (left, at) = match self.calls {
             Calls::Lying { left, at } => (left, at),
@@ -94,14 +100,14 @@ impl Batch {
         })
     }
 
-    /// The next call. Nothing comes after an error.
+    /// Reads the next call. After an error there are no more calls.
     pub(super) fn next(&mut self) -> Option<Result<Next<'_>, DecodeError>> {
         let (left, at) = match &mut self.calls {
             Calls::Lying { left: 0, .. } => return None,
             Calls::Lying { left, at } => (left, at),
             Calls::Read(calls) => return calls.next().map(|call| Ok(Next::Other(call))),
         };
-        // It was counted, so it is there.
+        // `count` has seen this call, so the message has it.
         let mut rest = self.message.get(*at + KEY..)?;
         let call = read_bytes(&mut rest)?;
         *at = self.message.len() - rest.len();
@@ -111,17 +117,19 @@ impl Batch {
         }
         let read = pb::Call::decode(self.message.slice_ref(call)).map_err(|err| {
             *left = 0;
-            // Where in the message it is, who reads all of it says.
+            // Decoding the whole message gives an error that says where in the message the fault
+            // is.
             pb::AttachRequest::decode(self.message.clone()).err().unwrap_or(err)
         });
         Some(read.map(Next::Other))
     }
 }
 
-/// The key of a call has one byte.
+/// The length of the key before each call, in bytes.
 const KEY: usize = 1;
 
-/// How many calls an `AttachRequest` has. `None`: it has something else as well, or is none.
+/// Counts the calls of an `AttachRequest`. Returns `None` if it has other fields too, or is
+/// malformed.
 fn count(message: &[u8]) -> Option<usize> {
     let (mut rest, mut count) = (message, 0);
     while let Some((&0x0a, after)) = rest.split_first() {
@@ -132,7 +140,8 @@ fn count(message: &[u8]) -> Option<usize> {
     rest.is_empty().then_some(count)
 }
 
-/// How many calls the generated types would read before they come to the end, or to what is malformed.
+/// Counts the calls that the generated types would read before the end, or before a malformed
+/// field.
 fn count_among_others(message: &[u8]) -> usize {
     const CALLS: u32 = 1;
     let (mut rest, mut count) = (message, 0);
@@ -146,7 +155,8 @@ fn count_among_others(message: &[u8]) -> usize {
     count
 }
 
-/// A `Call` that has nothing but its number and a LookupSessionRequest.
+/// Decodes a `Call` that has nothing but its id and a `LookupSessionRequest`. Returns `None` for
+/// any other call, and where a field is out of order, repeated or malformed.
 fn lookup(call: &[u8]) -> Option<(u64, Wanted<'_>)> {
     let mut rest = call;
     let mut id = 0;
@@ -181,7 +191,7 @@ fn lookup(call: &[u8]) -> Option<(u64, Wanted<'_>)> {
     Some((id, wanted))
 }
 
-/// An enum, as the generated types read it: of more bits the lower half.
+/// Reads an enum as the generated types do: the lower 32 bits of the number.
 fn number(from: &mut &[u8]) -> Option<i32> {
     let [a, b, c, d, ..] = read_varint(from)?.to_le_bytes();
     Some(i32::from_le_bytes([a, b, c, d]))
@@ -211,7 +221,8 @@ mod tests {
         }
     }
 
-    /// The calls as the generated types have them, and how many were read without them. What is seen ahead is what comes.
+    /// Returns the calls as the generated types have them, and how many of them the fast path
+    /// decoded. Checks that the first lookup of `ahead` is the next call.
     fn read(message: &[u8]) -> Result<(Vec<pb::Call>, usize), String> {
         let mut batch = Batch::read(message.to_vec().into()).map_err(|unread| match unread {
             Unread::TooMany(count) => format!("{count} calls"),

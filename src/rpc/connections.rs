@@ -1,4 +1,4 @@
-//! ConnectionService.
+//! Implements ConnectionService.
 
 use std::sync::{
     Arc,
@@ -30,17 +30,17 @@ use super::{
 };
 use crate::{proto as pb, proto::connection_service_server::ConnectionService};
 
-/// Holds what the calls need.
+/// Holds the state that the calls of ConnectionService share.
 pub(super) struct Connections {
     pub(super) opener: Arc<Opener>,
     pub(super) pages: Arc<Pages>,
     pub(super) lists: Arc<Turns>,
     pub(super) draining: CancellationToken,
-    /// Most plaintext that waits for a handshake on one Drive, in bytes.
+    /// The most plaintext, in bytes, that one Drive holds back until its handshake is finished.
     pub(super) plaintext_buffer: AtomicUsize,
 }
 
-/// Makes connections from requests: for New, and for the first message of a Drive.
+/// Makes connections from requests, for New and for the first message of a Drive.
 pub(super) struct Opener {
     pub(super) table: Arc<Table>,
     pub(super) request_ids: RequestIds,
@@ -48,13 +48,14 @@ pub(super) struct Opener {
 
 impl Opener {
     pub(super) fn open(&self, request: pb::NewRequest, by: &Caller) -> Result<pb::NewResponse, Refusal> {
-        // RFC 1035 section 2.3.4. Also for a server, who does not need it: requests are remembered.
+        // RFC 1035 section 2.3.4. A server does not need the name, but its length is limited too,
+        // because answers are remembered by request id.
         if request.server_name.len() > 255 {
             return Err(connection::Error::ServerNameMalformed(request.server_name).into());
         }
         within("peer_address", request.peer_address.len(), PEER_ADDRESS_MAX)?;
-        // Rights, context and the other contexts that a session may be of: all as of one configuration. A remembered answer
-        // is for a caller that has the role now.
+        // One registry gives the rights, the context and the other contexts of a session, so all
+        // are of one configuration. The role is checked before a remembered answer is returned.
         let registry = self.table.registry();
         let context = by.context(&registry, &request.context, Roles::WORKER)?;
         self.request_ids.once(by.owner(), request, self.table.now().at, |request| {
@@ -67,7 +68,11 @@ impl Opener {
         })
     }
 
-    /// The connection of this id, which the caller drives. Another worker's is not there.
+    /// Parses the id of a connection that the caller drives.
+    ///
+    /// # Errors
+    /// The id is malformed, or there is no such connection. A connection of another worker counts
+    /// as not found.
     pub(super) fn driven(&self, by: &Caller, id: &str) -> Result<ConnectionId, Refusal> {
         let id = convert::connection_id(id)?;
         let registry = self.table.registry();
@@ -104,11 +109,11 @@ fn plan(request: &pb::NewRequest, context: &Arc<Context>, by: &Caller) -> Result
     })
 }
 
-/// Most bytes of a peer's address: an IPv6 address with its zone and port has fewer.
+/// The longest `peer_address`, in bytes. An IPv6 address with its zone and port is shorter.
 const PEER_ADDRESS_MAX: usize = 64;
 
-/// A line about a connection that has just failed, if that was in its handshake. A peer causes as many as it likes: it is for
-/// those that look for something.
+/// Logs that the handshake of this connection failed, if it did. The level is debug, because a peer
+/// can cause any number of these lines.
 pub(super) fn tell_failure(connection: &connection::Connection) {
     let Some(why) = connection.handshake_failure() else { return };
     tracing::debug!(
@@ -121,7 +126,7 @@ pub(super) fn tell_failure(connection: &connection::Connection) {
     );
 }
 
-/// Bytes that are not more than one message may bring.
+/// Checks that a field has at most [`BYTES_MAX`] bytes.
 pub(super) fn within_limit(field: &'static str, bytes: &[u8]) -> Result<(), Refusal> {
     match bytes.len() {
         length if length > BYTES_MAX => Err(Refusal::BytesTooLong { field, length }),
@@ -129,10 +134,10 @@ pub(super) fn within_limit(field: &'static str, bytes: &[u8]) -> Result<(), Refu
     }
 }
 
-/// Who calls; every request has passed the edge, which knows.
+/// Returns the caller of a request, which admission has put into the request's extensions.
 ///
 /// # Errors
-/// It has not.
+/// [`Refusal::Unauthenticated`] for a request that did not pass admission.
 pub(super) fn caller<T>(request: &Request<T>) -> Result<Arc<Caller>, Status> {
     request.extensions().get::<Arc<Caller>>().cloned().ok_or_else(|| Refusal::Unauthenticated.into())
 }
@@ -150,12 +155,16 @@ impl Connections {
         &self.opener.table
     }
 
-    /// The connection of this id, which the caller drives.
+    /// Does the same as [`Opener::driven`].
     fn driven(&self, by: &Caller, id: &str) -> Result<ConnectionId, Refusal> {
         self.opener.driven(by, id)
     }
 
-    /// The connection of this id, which the caller may see.
+    /// Parses the id of a connection that the caller may see.
+    ///
+    /// # Errors
+    /// The id is malformed, or there is no such connection. A connection that the caller may not
+    /// see counts as not found.
     fn seen(&self, by: &Caller, id: &str) -> Result<ConnectionId, Refusal> {
         let id = convert::connection_id(id)?;
         let registry = self.table().registry();
@@ -234,7 +243,7 @@ impl Connections {
         let size = Pages::size(request.page_size)?;
         let filters = ["connections", request.context.as_str()];
         let _turn = self.lists.wait(by.owner()).await;
-        // Rights are those of after the wait.
+        // The registry is loaded after the wait, so that the rights are current.
         let registry = Arc::clone(&self.table().registry());
         let filter = match request.context.as_str() {
             "" => None,
@@ -254,14 +263,15 @@ impl Connections {
         loop {
             let before = places.len();
             let next = self.table().page(wanted, after, size - before, &mut places);
-            // One that was freed since is simply not listed.
+            // A connection that was freed since then is not listed.
             let new = places[before..].iter();
             connections.extend(new.filter_map(|place| self.table().look(place.id, convert::connection).ok()));
             if next.is_none() || places.len() == size {
                 break;
             }
             after = next;
-            // Of a hundred thousand connections few may be wanted; other calls are served meanwhile.
+            // The filter may match few of a hundred thousand connections. Yield, so that other
+            // calls are served meanwhile.
             yield_now().await;
         }
         let next_page_token = match places.last() {
@@ -339,12 +349,12 @@ impl Connections {
     }
 }
 
-/// Where a list goes on, out of the bytes of a page token.
+/// Reads the number of the last listed connection from the bytes of a page token.
 fn read_place(place: &[u8]) -> Option<u64> {
     place.try_into().ok().map(u64::from_be_bytes)
 }
 
-/// What a call answers, as tonic wants it.
+/// Converts the result of a call to the form that tonic expects.
 pub(super) fn answer<T>(result: Result<T, Refusal>) -> Result<Response<T>, Status> {
     match result {
         Ok(message) => Ok(Response::new(message)),

@@ -1,4 +1,4 @@
-//! ContextService.
+//! Implements ContextService.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{proto as pb, proto::context_service_server::ContextService};
 
-/// Holds what the calls need.
+/// Holds the state that the calls of ContextService share.
 pub(super) struct Contexts {
     pub(super) table: Arc<Table>,
     pub(super) started: Timestamp,

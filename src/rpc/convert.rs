@@ -1,4 +1,4 @@
-//! Domain types to messages, and fields of messages to domain types.
+//! Converts domain types to messages, and fields of messages to domain types.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ pub(super) fn connection_id(text: &str) -> Result<ConnectionId, Refusal> {
     ConnectionId::parse(text).ok_or(Refusal::ConnectionIdMalformed)
 }
 
-/// An optional session id: empty is none.
+/// Parses an optional session id. Empty text means no id.
 pub(super) fn session_id(text: impl AsRef<[u8]>) -> Result<Option<SessionId>, Refusal> {
     let text = text.as_ref();
     if text.is_empty() {
@@ -209,7 +209,13 @@ fn identity(from: &PeerIdentity) -> pb::PeerIdentity {
     }
 }
 
-/// Who a worker says its peer is. It has verified the certificate; when that ends, it says by the session's timeout.
+/// Reads the identity that a worker reports for its peer. The worker has verified the certificate,
+/// and limits the session to the certificate's validity by `timeout`. So the identity itself has no
+/// end.
+///
+/// # Errors
+/// [`Refusal::PeerInvalid`] where the digest is not 32 bytes in hex, there are more than 64 names, or
+/// names and subject together have more than 8 KiB.
 pub(super) fn read_identity(from: pb::PeerIdentity) -> Result<PeerIdentity, Refusal> {
     const NAMES_MAX: usize = 64;
     const BYTES_MAX: usize = 8 << 10;
@@ -228,11 +234,12 @@ pub(super) fn read_identity(from: pb::PeerIdentity) -> Result<PeerIdentity, Refu
     }
 }
 
-/// How far a caller's clock may be ahead of the daemon's.
+/// How far a caller's clock may be ahead of the daemon's wall clock.
 const AHEAD_MAX: Duration = Duration::from_secs(60);
 
-/// Reads a time at which something has happened, by a caller's clock. A time after `latest` counts as `latest`, which is
-/// now or the next moment. `None`: the time is malformed, or more than [`AHEAD_MAX`] ahead of the daemon's wall clock.
+/// Reads a past time that a caller took from its own clock. A time after `latest` counts as
+/// `latest`, which is now or the next millisecond. Returns `None` if the time is malformed, or more
+/// than [`AHEAD_MAX`] ahead of the daemon's wall clock.
 pub(super) fn past(told: &PbTimestamp, now: Now, latest: Timestamp) -> Option<Timestamp> {
     let told = read_timestamp(told).filter(|told| told.since(now.wall()) <= AHEAD_MAX)?;
     Some(now.offset.at(told).min(latest))

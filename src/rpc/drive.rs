@@ -1,11 +1,13 @@
 //! Drive: the whole life of one connection on one stream.
 //!
-//! The stream is polled by the task that writes the answers, and polls the requests itself: no task and no queue of its
-//! own. A request is read when everything that the last one made has gone out, so a worker that does not read is
-//! not read from either. Dropping the stream, for whatever reason, gives the connection back or frees it.
+//! The task that writes the answers polls this stream, and the stream polls the requests itself. It
+//! has no task and no queue of its own. It reads a request only after all answers to the last one
+//! have gone out. So the daemon does not read from a worker that does not read its answers.
+//! Dropping the stream gives the connection back or frees it.
 //!
-//! The stream ends by itself once nothing more can come from the peer: after a failure, and after the end of the transport.
-//! The answers made before that go out first. The README draws the life of a Drive.
+//! The stream ends by itself after a failure of the connection, and after the end of the transport,
+//! because nothing more can come from the peer then. Earlier answers go out first. The README draws
+//! the life of a Drive.
 
 use std::{
     collections::VecDeque,
@@ -39,7 +41,7 @@ use crate::{
     proto::{drive_request::Event as Request, drive_response::Event as Response},
 };
 
-/// How long a Drive may take to say which connection it is about.
+/// How long a Drive waits for its first message, which names the connection.
 const OPENING_MAX: Duration = Duration::from_secs(20);
 
 /// The answers of one Drive.
@@ -48,30 +50,32 @@ pub(super) struct Drive {
     opener: Arc<Opener>,
     place: StreamPlace,
     deadline: Option<Pin<Box<Sleep>>>,
-    /// Ready when the caller is no worker any more: in any context at first, in the connection's once there is one.
+    /// Ready when the caller has lost the role `worker`, or its certificate has expired. Before the
+    /// first message the role in any context counts, and after it the role in the connection's
+    /// context.
     lost: Pin<Box<dyn Future<Output = Refusal> + Send>>,
     plaintext_buffer: usize,
     phase: Phase,
-    /// What has to go out before the next request is read.
+    /// Answers that have to go out before the next request is read.
     answers: VecDeque<Response>,
 }
 
 enum Phase {
-    /// No message has come. It counts as a call in flight until one has.
+    /// No message has come yet. Until then the Drive counts as a call in flight.
     Opening {
         late: Option<Pin<Box<Sleep>>>,
         _place: Option<Place>,
     },
     Running(Running),
-    /// The stream ends when the answers are out, with this refusal if there is one.
+    /// The stream ends once the answers are out, with this refusal if there is one.
     Ending(Option<Refusal>),
 }
 
 struct Running {
     driver: Driver,
-    /// Plaintext that waits for the handshake.
+    /// Plaintext that waits for the end of the handshake.
     waiting: Vec<u8>,
-    /// Its bytes.
+    /// Counts the bytes of `waiting` for the caller's identity.
     counted: Held,
     established: bool,
     closed: bool,
@@ -92,7 +96,8 @@ impl Drive {
         Self { requests, opener, place, deadline, lost, plaintext_buffer, phase, answers }
     }
 
-    /// Why the stream ends without the worker's doing: its deadline, or somebody freed the connection.
+    /// Returns the reason to end the stream that did not come as a message: a deadline passed, the
+    /// caller lost its role, or the connection was freed elsewhere.
     fn cut(&mut self, cx: &mut Context<'_>) -> Option<Refusal> {
         if let Some(deadline) = &mut self.deadline
             && deadline.as_mut().poll(cx).is_ready()
@@ -129,8 +134,8 @@ impl Drive {
     fn open(&mut self, event: Option<Request>) -> Result<(), Refusal> {
         let by = self.place.caller();
         let (id, ending) = match event {
-            // Not asked again whether the caller drives it: this stream frees what it made, also where the role was lost
-            // since.
+            // There is no second check that the caller drives this connection. The stream must free
+            // the connection that it made even if the caller has lost the role since.
             Some(Request::New(request)) => {
                 let made = self.opener.open(request, by)?.connection.unwrap_or_default();
                 (convert::connection_id(&made.id)?, Ending::Free)
@@ -162,7 +167,7 @@ impl Drive {
             established,
             closed: false,
         };
-        // A client has something to say before anything came; a server waits.
+        // A client sends the first flight, so it steps before any input. A server waits for input.
         if client && matches!(state, State::Before | State::Handshaking) {
             running.step(Input::default(), &mut self.answers)?;
         }
@@ -172,7 +177,7 @@ impl Drive {
 }
 
 impl Running {
-    /// Says whether the stream is to end.
+    /// Handles one message. Returns whether the stream is to end.
     fn event(
         &mut self,
         event: Option<Request>,
@@ -206,7 +211,8 @@ impl Running {
             Some(Request::EndOfStream(false)) => Err(Refusal::EndOfStreamInvalid),
             Some(Request::EndOfStream(true)) => {
                 self.step(Input { end_of_stream: true, ..Input::default() }, answers)?;
-                // The connection has failed, or both sides have closed; in a handshake, it can never be finished.
+                // Nothing more can come: the connection has failed, both sides have closed, or the
+                // handshake can never be finished.
                 Ok(true)
             }
             Some(Request::New(_) | Request::ConnectionId(_)) => {

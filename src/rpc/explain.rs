@@ -1,4 +1,4 @@
-//! ExplainSession: why somebody does or does not resume.
+//! ExplainSession: whether a session can be resumed, and why not.
 
 use tls_sessiond_core::{
     cache::{
@@ -35,12 +35,12 @@ impl Sessions {
                 miss_reason: miss.map_or(pb::MissReason::Unspecified, convert::miss_reason).into(),
                 summary: match miss {
                     None => format!(
-                        "It is resumed by whoever offers it with its own format, binding, version and server \
-                         name; {} s are left of its life.",
+                        "It can be resumed by a lookup or handshake with its format, binding, version and \
+                         server name; it expires in {} s.",
                         session.expires().since(now.at).as_secs()
                     ),
-                    Some(Miss::Revoked) => "It is revoked, and about to leave the cache.".into(),
-                    Some(_) => "Its life is over, and it is about to leave the cache.".into(),
+                    Some(Miss::Revoked) => "It is revoked, and will be removed from the cache.".into(),
+                    Some(_) => "It has expired, and will be removed from the cache.".into(),
                 },
                 ..Default::default()
             },
@@ -51,7 +51,7 @@ impl Sessions {
                 match (foreign, context.formerly(role, &id)) {
                     (true, _) => pb::ExplainSessionResponse {
                         miss_reason: pb::MissReason::Scope.into(),
-                        summary: "It is in the cache of another scope or role, and is not found from here."
+                        summary: "It is in the cache of another scope or role, and no lookup here finds it."
                             .into(),
                         ..Default::default()
                     },
@@ -59,8 +59,8 @@ impl Sessions {
                     (false, None) => pb::ExplainSessionResponse {
                         miss_reason: pb::MissReason::Unknown.into(),
                         summary: format!(
-                            "It was never in this scope, or left before the last {DEPARTURES_MAX} of its kind that \
-                             are remembered, or the daemon has been restarted since."
+                            "It was never in this scope, or the daemon was restarted since, or its removal is \
+                             forgotten: the daemon remembers at most {DEPARTURES_MAX} removals of each kind."
                         ),
                         ..Default::default()
                     },
@@ -70,13 +70,14 @@ impl Sessions {
         if context.options.no_session_cache {
             told.resumable = false;
             told.miss_reason = pb::MissReason::CacheOff.into();
-            told.summary = "The context has the option no-session-cache: nothing is resumed.".into();
+            told.summary = "The context has the option no-session-cache: no session is resumed.".into();
         }
         Ok(told)
     }
 }
 
-/// A departure from a scope that a reload has replaced. Lookups know nothing of it.
+/// Explains a tombstone of a scope that a reload has replaced. The miss reason is `UNKNOWN`,
+/// because lookups do not consult such tombstones.
 fn formerly_departed(departure: &Departure, offset: WallOffset) -> pb::ExplainSessionResponse {
     let told = departed(departure, offset);
     pb::ExplainSessionResponse {
@@ -92,22 +93,22 @@ fn departed(departure: &Departure, offset: WallOffset) -> pb::ExplainSessionResp
         removal_reason: convert::removal_reason(departure.reason).into(),
         remove_time: Some(convert::timestamp(offset.wall(departure.at))),
         summary: format!(
-            "It was made under context `{}` and left the cache: {}.",
+            "It was made under context `{}` and was removed from the cache: {}.",
             departure.kind.account.name,
             match departure.reason {
                 RemovalReason::Unclosed => {
-                    "its connection was cleared, freed or lost while open, the SENT flag not set"
+                    "its connection was cleared, freed or lost while open (its SENT flag was not set)"
                 }
                 RemovalReason::FatalAlert => {
                     "a fatal alert, or an end without close_notify, ended one of its connections"
                 }
-                RemovalReason::Expired => "its life was over",
-                RemovalReason::CacheFull => "the cache was full and nobody had asked for it lately",
+                RemovalReason::Expired => "it expired",
+                RemovalReason::CacheFull => "the cache was full, and it had not been used lately",
                 RemovalReason::Taken => "it is single-use and was handed out",
-                RemovalReason::Removed => "RemoveSession",
-                RemovalReason::Revoked => "RevokeSessions",
+                RemovalReason::Removed => "RemoveSession removed it",
+                RemovalReason::Revoked => "RevokeSessions revoked it",
                 RemovalReason::ScopeChanged => {
-                    "a reload changed what decides who may resume, for example the certificate or the trust anchors"
+                    "a reload changed the scope of the context, for example its certificate or trust anchors"
                 }
             }
         ),

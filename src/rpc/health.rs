@@ -1,4 +1,5 @@
-//! grpc.health.v1: whether the daemon wants work, as a whole and for each of its services.
+//! Implements grpc.health.v1: whether the daemon accepts work, as a whole and for each of its
+//! services.
 
 use std::{
     future::Future,
@@ -21,7 +22,7 @@ use crate::proto::{
     connection_service_server, context_service_server, session_service_server, worker_service_server,
 };
 
-/// The services that health speaks of; `""` is the daemon as a whole.
+/// The services that have a health status. `""` is the daemon as a whole.
 const NAMES: [&str; 5] = [
     "",
     connection_service_server::SERVICE_NAME,
@@ -30,12 +31,12 @@ const NAMES: [&str; 5] = [
     worker_service_server::SERVICE_NAME,
 ];
 
-/// Whether the daemon wants work.
+/// Whether the daemon accepts work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Serving {
     /// SERVING.
     Yes,
-    /// NOT_SERVING: it starts or stops.
+    /// NOT_SERVING: it is starting or stopping.
     No,
 }
 
@@ -49,7 +50,7 @@ impl Serving {
     }
 }
 
-/// Tells orchestrators whether to send work. Before it is told anything, the daemon does not serve.
+/// Tells orchestrators whether to send work. The initial status is [`Serving::No`].
 #[derive(Clone)]
 pub struct Health {
     serving: Arc<watch::Sender<Serving>>,
@@ -57,12 +58,13 @@ pub struct Health {
 }
 
 impl Health {
-    /// Streams end once `draining` is cancelled: they would hold up the stop.
+    /// Returns the service with the status [`Serving::No`]. Its streams end once `draining` is
+    /// cancelled, because they would delay the stop.
     pub(super) fn new(draining: CancellationToken) -> Self {
         Self { serving: Arc::new(watch::Sender::new(Serving::No)), draining }
     }
 
-    /// For the daemon and for each service, from now on.
+    /// Sets the status of the daemon and of each service.
     pub fn set(&self, serving: Serving) {
         self.serving.send_replace(serving);
     }
@@ -83,7 +85,8 @@ impl HealthService for Health {
         Ok(Response::new(self.serving.borrow().response()))
     }
 
-    /// A service that is not there may come with a later version: its stream says SERVICE_UNKNOWN and stays open.
+    /// Watches the status of a service. The stream of an unknown service says SERVICE_UNKNOWN and
+    /// stays open, because a later version may have that service.
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Watched>, Status> {
         let known = NAMES.contains(&request.into_inner().service.as_str());
         let about = match known {
@@ -95,16 +98,16 @@ impl HealthService for Health {
     }
 }
 
-/// The answers of one Watch.
+/// The stream of answers of one Watch.
 pub struct Watched {
     about: About,
     draining: Seldom<WaitForCancellationFutureOwned>,
 }
 
 enum About {
-    /// About a service of the daemon, at once and with every change.
+    /// A service of the daemon: one answer at once and one after every change.
     Known(WatchStream<Serving>),
-    /// About no service of the daemon: there is one answer.
+    /// An unknown service: one answer in all.
     Unknown { told: bool },
 }
 

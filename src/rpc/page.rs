@@ -1,20 +1,22 @@
 //! Page sizes and page tokens.
 //!
-//! A token is the place of the last item and a keyed checksum over it and the filters, so that one that was made up, or
-//! that belongs to another list, is told from a good one. The key lives as long as the daemon.
+//! A token is the place at which the list continues and a MAC over that place and the filters of
+//! the list. So the daemon detects a forged token and a token of another list. The key lives as
+//! long as the daemon.
 
 use aws_lc_rs::hmac;
 use tls_sessiond_types::hex;
 
 use super::status::Refusal;
 
-/// How many items a page has where the caller does not say.
+/// Items of a page when the request has no page size.
 const PAGE_SIZE: usize = 100;
 /// The most items of one page.
 const PAGE_SIZE_MAX: usize = 1000;
+/// Bytes of the MAC in a token: a truncated HMAC-SHA-256.
 const TAG: usize = 16;
 
-/// Makes and reads tokens.
+/// Makes and verifies page tokens.
 pub(super) struct Pages(hmac::Key);
 
 impl Pages {
@@ -24,7 +26,10 @@ impl Pages {
             .map_err(|_| tls_sessiond_core::connection::Error::NoRandomness)
     }
 
-    /// Checks a page size.
+    /// Checks a page size of a request. 0 means [`PAGE_SIZE`].
+    ///
+    /// # Errors
+    /// [`Refusal::PageSizeInvalid`] outside of 0 to [`PAGE_SIZE_MAX`].
     pub(super) fn size(wanted: i32) -> Result<usize, Refusal> {
         match usize::try_from(wanted) {
             Ok(0) => Ok(PAGE_SIZE),
@@ -33,18 +38,22 @@ impl Pages {
         }
     }
 
-    /// The token that goes on after `place` in the list that `filters` name.
+    /// Returns a token that continues the list of these `filters` at `place`.
     pub(super) fn token(&self, filters: &[&str], place: &[u8]) -> String {
         let tag = self.tag(filters, place);
         hex::string(&[place, &tag.as_ref()[..TAG]].concat())
     }
 
-    /// The place of a token; `None` for the first page.
+    /// Returns the place in a token, or `None` for the empty token of the first page.
+    ///
+    /// # Errors
+    /// [`Refusal::PageTokenInvalid`] for a token that this daemon did not make for these `filters`.
     pub(super) fn place(&self, filters: &[&str], token: &str) -> Result<Option<Vec<u8>>, Refusal> {
         if token.is_empty() {
             return Ok(None);
         }
-        // A token is copied, not typed: there is one form of it.
+        // `hex::read` also accepts forms that people type. A token is copied, so only the form that
+        // the daemon wrote is valid.
         let read = hex::read(token).filter(|bytes| hex::string(bytes) == token);
         let mut bytes = read.ok_or(Refusal::PageTokenInvalid)?;
         let split = bytes.len().checked_sub(TAG).ok_or(Refusal::PageTokenInvalid)?;

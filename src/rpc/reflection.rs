@@ -1,7 +1,7 @@
-//! grpc.reflection.v1 and v1alpha: what there is to call, as grpcurl and others ask for it.
+//! Implements grpc.reflection.v1 and v1alpha: describes the API to grpcurl and other tools.
 //!
-//! A stream answers each question when it is asked, and needs no task. A question without an answer is answered with an
-//! `error_response`, and the next one is read.
+//! A stream answers each request as it reads it, without a task. A request that cannot be answered
+//! gets an `error_response`, and the stream goes on.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -19,7 +19,7 @@ use tonic::{Code, Request, Response, Status, Streaming, async_trait};
 
 use super::{seldom::Seldom, status::described};
 
-/// What is served, and all that its messages are made of.
+/// The descriptors of all services, and of all types that their messages use.
 const SETS: [&[u8]; 5] = [
     crate::proto::FILE_DESCRIPTOR_SET,
     tonic_health::pb::FILE_DESCRIPTOR_SET,
@@ -28,7 +28,8 @@ const SETS: [&[u8]; 5] = [
     tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
 ];
 
-/// Reading the descriptors takes longer than all else that a daemon does at its start, and a test makes hundreds.
+/// The index of all descriptors, built at the first request. Building it takes longer than
+/// everything else at the start of the daemon, and the tests start hundreds of daemons.
 static INDEX: LazyLock<Index> = LazyLock::new(|| {
     let mut index = Index::default();
     for set in SETS {
@@ -39,7 +40,7 @@ static INDEX: LazyLock<Index> = LazyLock::new(|| {
     index
 });
 
-/// Files by their names, and by the names of what is in them.
+/// Files by their own names and by the names of the symbols that they define.
 #[derive(Default)]
 struct Index {
     services: BTreeSet<String>,
@@ -92,7 +93,8 @@ impl Index {
         self.symbol(file, name, true);
     }
 
-    /// Values are named beside their enum, not within it.
+    /// Adds an enum and its values. The scope of a value is the scope of its enum, not the enum
+    /// itself.
     fn enumeration(&mut self, file: &Arc<str>, scope: &str, of_one: &EnumDescriptorProto) {
         for value in &of_one.value {
             self.symbol(file, within(scope, value.name()), false);
@@ -120,7 +122,7 @@ impl Index {
                 }
             }
             Asked::Services => Ok(Answered::Services(self.services.iter().cloned().collect())),
-            Asked::Nothing => Err((Code::InvalidArgument, "the request asks for nothing".into())),
+            Asked::Nothing => Err((Code::InvalidArgument, "message_request is required".into())),
         }
     }
 }
@@ -134,7 +136,7 @@ fn missing(kind: &str, name: &str) -> (Code, String) {
     (Code::NotFound, format!("no {kind} `{shown}`"))
 }
 
-/// How much of a name an error repeats.
+/// How many characters of a name an error repeats.
 const SHOWN: usize = 200;
 
 enum Asked {
@@ -148,19 +150,20 @@ enum Asked {
 
 enum Answered {
     File(Vec<u8>),
-    /// No message has any: the message's name.
+    /// The name of a message. No message has extensions.
     NoExtensions(String),
     Services(Vec<String>),
 }
 
-/// Both versions of the service.
+/// Implements both versions of the service.
 #[derive(Clone)]
 pub(super) struct Reflection {
     draining: CancellationToken,
 }
 
 impl Reflection {
-    /// Streams end once `draining` is cancelled: they would hold up the stop.
+    /// Returns the service. Its streams end once `draining` is cancelled, because they would delay
+    /// the stop.
     pub(super) fn new(draining: CancellationToken) -> Self {
         Self { draining }
     }
@@ -171,7 +174,7 @@ impl Reflection {
     }
 }
 
-/// The answers of one stream.
+/// The stream of answers to one stream of requests.
 pub(super) struct Reflected<Q, A> {
     requests: Streaming<Q>,
     answer: fn(Q) -> A,
@@ -192,7 +195,7 @@ impl<Q, A> Stream for Reflected<Q, A> {
     }
 }
 
-/// The messages of both versions have the same fields.
+/// Implements the service for one version. The messages of both versions have the same fields.
 macro_rules! version {
     ($version:ident) => {
         mod $version {
@@ -289,7 +292,7 @@ mod tests {
             assert!(INDEX.answer(Asked::Symbol(name.into())).is_ok(), "{name}");
         }
         assert!(INDEX.answer(Asked::Symbol("tls.sessiond.v1.ROLE".into())).is_err());
-        // A file is there with all that it imports.
+        // The index has every file that an indexed file imports.
         for file in INDEX.files.values() {
             for import in FileDescriptorProto::decode(&file[..]).unwrap().dependency {
                 assert!(INDEX.files.contains_key(&import), "{import}");
@@ -297,7 +300,7 @@ mod tests {
         }
         let Ok(Answered::Services(services)) = INDEX.answer(Asked::Services) else { panic!() };
         assert!(services.contains(&"tls.sessiond.v1.WorkerService".to_owned()) && services.is_sorted());
-        assert!(INDEX.answer(Asked::Extensions("tls.sessiond.v1.Role".into())).is_err(), "an enum has none");
+        assert!(INDEX.answer(Asked::Extensions("tls.sessiond.v1.Role".into())).is_err(), "not a message");
         assert!(INDEX.answer(Asked::Extensions("tls.sessiond.v1.NewRequest".into())).is_ok());
     }
 }

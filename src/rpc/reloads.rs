@@ -1,4 +1,5 @@
-//! The outcome of the last reload, for ListContexts: what the log told at the time, long after.
+//! Keeps the outcome of the last reload for ListContexts. The log tells it only at the time of the
+//! reload.
 
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use tls_sessiond_core::{clock::WallTime, context::Dropped};
 use super::convert;
 use crate::proto as pb;
 
-/// The last reload, and the last one that was applied.
+/// Holds the outcome of the last reload, and the time of the last reload that was applied.
 #[derive(Debug, Default)]
 pub struct Reloads(Mutex<Option<Last>>);
 
@@ -24,21 +25,21 @@ struct Last {
 pub enum Outcome {
     /// The new configuration is in force.
     Applied {
-        /// Sessions that it dropped, because the scope of their context changed.
+        /// How many sessions of each context were dropped because its scope changed.
         dropped: Dropped,
     },
-    /// Nothing has changed.
+    /// The old configuration stays in force.
     Refused {
-        /// Why, as the log tells it.
+        /// The error, as in the log.
         error: Arc<str>,
     },
 }
 
-/// Longest error that is kept, in bytes.
+/// The most bytes of an error that are kept.
 const ERROR_MAX: usize = 1024;
 
 impl Reloads {
-    /// A reload ended.
+    /// Records the outcome of a reload.
     pub fn tell(&self, at: WallTime, outcome: Outcome) {
         let mut last = self.0.lock();
         let before = last.as_ref().and_then(|last| last.applied);
@@ -46,14 +47,15 @@ impl Reloads {
         *last = Some(Last { at, outcome, applied });
     }
 
-    /// A reload was refused.
+    /// Records a refused reload. Of the error, at most 1024 bytes are kept.
     pub fn refuse(&self, at: WallTime, error: &str) {
         let cut = (0..=ERROR_MAX.min(error.len())).rev().find(|&at| error.is_char_boundary(at)).unwrap_or(0);
         self.tell(at, Outcome::Refused { error: error[..cut].into() });
     }
 
-    /// The last one, as a caller may see it: of the contexts that `shows` it, and with the error of a refusal where it `operates`
-    /// the daemon.
+    /// Returns the last reload as a caller may see it, or `None` if there was none. The dropped
+    /// sessions are those of contexts for which `shows` returns true. The error of a refused reload
+    /// is included only if `operates` is set.
     pub(super) fn last(&self, shows: impl Fn(&str) -> bool, operates: bool) -> Option<pb::Reload> {
         let Last { at, outcome, applied } = self.0.lock().clone()?;
         let (error, dropped) = match outcome {

@@ -1,7 +1,9 @@
-//! Repeated requests (AIP-155): the same request_id within a minute gets the first answer.
+//! Idempotency of New (AIP-155): a request that repeats a request_id within a minute gets the first
+//! answer.
 //!
-//! A request is remembered by its digest, and its answer as bytes, in a bounded number of them for each owner and in all. An
-//! owner that needs more forgets its own oldest answers, never those of another owner.
+//! Of each request the digest is remembered, and the answer as bytes. The bytes are limited for
+//! each owner and for all owners together. An owner that exceeds a limit loses its own oldest
+//! answers, never those of another owner.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -21,22 +23,26 @@ use crate::proto as pb;
 const REMEMBERED: Duration = Duration::from_secs(60);
 /// The longest request id, in characters.
 const ID_MAX: usize = 64;
-/// Most bytes of all owners. One answer of an owner that has no other is remembered beyond it.
+/// The most bytes of all owners together. An owner can exceed it by one answer, if it has no other.
 const BYTES_MAX: usize = 64 << 20;
-/// Most bytes of one owner: 20,000 ordinary answers, 8,000 with the longest server names, and 900 with the most names of a peer.
+/// The most bytes of one owner. These are 20,000 ordinary answers, 8,000 with the longest server
+/// names, or 900 with the most names of a peer.
 const BYTES_OF_ONE_MAX: usize = 8 << 20;
-/// What an answer takes beside its own bytes, at most: its place in table and queue, each at most half empty.
+/// The most bytes that an answer takes beside its encoding: its entries in the map and the queue,
+/// of which each is at most half empty.
 const PLACE: usize = 240;
-/// How many answers one sweep forgets, and one call: calls wait meanwhile.
+/// How many expired answers one sweep removes, and one call. Both are limited because calls wait
+/// for the lock meanwhile.
 const FORGOTTEN_BY_SWEEP: usize = 8192;
 const FORGOTTEN_BY_CALL: usize = 8;
-/// Tables that are smaller than this stay as they are.
+/// Maps and queues below this capacity are not shrunk.
 const SMALL: usize = 64;
 
-/// The first half of a digest: an owner that finds two request ids for one has fooled itself.
+/// The first half of the SHA-256 of a request id. Half is enough: an owner that finds a collision
+/// affects only its own answers.
 type Id = [u8; 16];
 
-/// Answers by owner and request id.
+/// Holds the remembered answers by owner and request id.
 #[derive(Default)]
 pub(super) struct RequestIds(Mutex<Answers>);
 
@@ -50,7 +56,7 @@ struct Answers {
 #[derive(Default)]
 struct Owned {
     by_id: HashMap<Id, Answer>,
-    /// Until when each is remembered, oldest first.
+    /// When each answer expires, oldest first.
     order: VecDeque<(Timestamp, Id)>,
     bytes: usize,
 }
@@ -59,18 +65,25 @@ struct Answer {
     until: Timestamp,
     /// SHA-256 of the request.
     request: [u8; 32],
-    /// Encoded, without the owner.
+    /// The encoded `NewResponse`, without the owner of its connection.
     response: Box<[u8]>,
 }
 
 impl Answer {
+    /// Returns the bytes that count for this answer: [`PLACE`], its encoding and an eighth of that.
     fn size(&self) -> usize {
         PLACE + self.response.len() + self.response.len() / 8
     }
 }
 
 impl RequestIds {
-    /// Returns the remembered answer, or what `make` answers now. Two calls with one id never both make something.
+    /// Returns the remembered answer, or else the answer of `make`. Of two calls with the same id,
+    /// only one calls `make` successfully within the minute. A request without an id is never
+    /// remembered.
+    ///
+    /// # Errors
+    /// [`Refusal::RequestIdTooLong`], [`Error::RequestIdReused`] where another request had the same
+    /// id, and the errors of `make`, which are not remembered.
     pub(super) fn once(
         &self,
         owner: &Arc<str>,
@@ -102,7 +115,7 @@ impl RequestIds {
         Ok(response)
     }
 
-    /// Forgets answers whose minute has passed.
+    /// Removes expired answers, and releases unused capacity.
     pub(super) fn expire(&self, now: Timestamp) {
         let mut answers = self.0.lock();
         let Answers { owners, bytes } = &mut *answers;
@@ -137,7 +150,7 @@ impl Answers {
         owned.order.push_back((answer.until, id));
         owned.bytes += size;
         self.bytes += size;
-        // The one before it is too old, and has yet to be forgotten.
+        // An earlier answer under this id has expired, and has not been removed yet.
         if let Some(old) = owned.by_id.insert(id, answer) {
             owned.bytes -= old.size();
             self.bytes -= old.size();
@@ -146,7 +159,7 @@ impl Answers {
 }
 
 impl Owned {
-    /// Forgets up to `most` answers; says how many.
+    /// Removes up to `most` expired answers. Returns how many.
     fn expire(&mut self, now: Timestamp, all: &mut usize, most: usize) -> usize {
         let mut forgotten = 0;
         while forgotten < most && self.order.front().is_some_and(|(until, _)| *until <= now) {
@@ -156,15 +169,15 @@ impl Owned {
         forgotten
     }
 
-    /// One whose minute has passed may be there still.
+    /// Returns the answer of this id, unless it has expired.
     fn find(&self, id: &Id, now: Timestamp) -> Option<&Answer> {
         self.by_id.get(id).filter(|answer| answer.until > now)
     }
 
-    /// Says whether there was one.
+    /// Removes the oldest answer. Returns whether there was one.
     fn drop_oldest(&mut self, all: &mut usize) -> bool {
         let Some((until, id)) = self.order.pop_front() else { return false };
-        // Under the same id there may be a later one.
+        // A later answer may have replaced the oldest one under the same id. It stays.
         if self.by_id.get(&id).is_some_and(|answer| answer.until == until)
             && let Some(answer) = self.by_id.remove(&id)
         {
@@ -229,7 +242,7 @@ mod tests {
         pb::NewResponse { connection: Some(connection) }
     }
 
-    /// Whether the answer was remembered; it is the first one then.
+    /// Returns whether the answer was remembered. Checks that it equals the first one.
     fn repeated(ids: &RequestIds, owner: &Arc<str>, id: u32, now: Timestamp) -> bool {
         let mut made = false;
         let answer = ids.once(owner, request(id), now, |_| {
@@ -246,7 +259,7 @@ mod tests {
         let now = Timestamp::from_millis(1);
         let quiet: Arc<str> = "uid:0".into();
         assert!(!repeated(&ids, &quiet, 7, now));
-        // Of eleven owners with as much as they may have, three are beyond what all may have.
+        // Eleven owners at their own limit exceed the limit of all owners by three.
         let owners: Vec<Arc<str>> = (1..12).map(|owner| format!("uid:{owner}").into()).collect();
         for owner in &owners {
             for id in 0..20_000 {
@@ -254,7 +267,7 @@ mod tests {
             }
             assert!(repeated(&ids, owner, 19_999, now));
         }
-        assert!(repeated(&ids, &quiet, 7, now), "others cannot push it out");
+        assert!(repeated(&ids, &quiet, 7, now), "other owners cannot evict it");
         assert!(repeated(&ids, &owners[0], 19_000, now));
         let answers = ids.0.lock();
         assert!(answers.bytes <= BYTES_MAX + owners.len() * 1_000, "{}", answers.bytes);
@@ -283,7 +296,7 @@ mod tests {
         let now = Timestamp::from_millis(1);
         assert!(!repeated(&ids, &owner, 1, now));
         let other = pb::NewRequest { server_name: "b.test".into(), ..request(1) };
-        let refused = ids.once(&owner, other, now, |_| panic!("it is not made"));
+        let refused = ids.once(&owner, other, now, |_| panic!("`make` must not be called"));
         assert!(matches!(refused, Err(Refusal::Connection(Error::RequestIdReused))));
     }
 }

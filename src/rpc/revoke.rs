@@ -1,4 +1,4 @@
-//! RevokeSessions: which sessions resume no more.
+//! RevokeSessions: makes sessions unusable for resumption.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,11 +14,11 @@ use super::{
 };
 use crate::{proto as pb, proto::revoke_sessions_request::Selector as Asked};
 
-/// The resolution of the daemon's time.
+/// The resolution of the daemon's clock.
 const MILLISECOND: Duration = Duration::from_millis(1);
-/// How many sessions leave without a pause: a tenth of a millisecond.
+/// How many sessions are removed without a pause. It takes a tenth of a millisecond.
 const PURGED_AT_ONCE: usize = 256;
-/// Most bytes of a URI name (the SPIFFE ID standard, section 2.3).
+/// The most bytes of a URI name (SPIFFE ID standard, section 2.3).
 const URI_MAX: usize = 2048;
 
 impl Sessions {
@@ -30,24 +30,27 @@ impl Sessions {
         let mut caches = caches(&self.table.registry(), by, &request.context, Roles::ADMIN)?;
         let selector = read_selector(request.selector)?;
         let now = self.table.now();
-        // A session that authenticated in this very millisecond is not before it.
+        // A revocation covers sessions authenticated before its time. With the next millisecond it
+        // also covers those of the current one.
         let next = now.at.after(MILLISECOND);
         let before = match &request.before {
             None => next,
             Some(told) => {
                 let before = convert::past(told, now, next).ok_or(Refusal::BeforeInvalid)?;
-                // A part of a millisecond counts as a whole one: too many sessions rather than too few.
+                // Round up to a whole millisecond, so that the revocation covers too many sessions
+                // rather than too few.
                 let part = told.nanos % 1_000_000 != 0;
                 if part { before.after(MILLISECOND).min(next) } else { before }
             }
         };
-        // All refuse before the first is looked through; those too that a new configuration brings meanwhile.
+        // Every cache refuses matching sessions before the first cache is scanned. The loop repeats
+        // for caches that a reload adds meanwhile.
         loop {
             for cache in &caches {
                 cache.tell_time(now.at);
                 cache.revoke(selector.clone(), before);
             }
-            // The context may be gone, and its sessions with it.
+            // A reload may have removed the context, and its sessions with it.
             let there_now =
                 self::caches(&self.table.registry(), by, &request.context, Roles::ADMIN).unwrap_or_default();
             if there_now.iter().all(|now| caches.iter().any(|cache| Arc::ptr_eq(now, cache))) {
@@ -72,7 +75,8 @@ impl Sessions {
                 yield_now().await;
             }
         }
-        // What authenticates after the answer does so in a later millisecond, and is not covered.
+        // Wait until `before` has passed, so that a session that authenticates after the answer is
+        // not covered.
         while let Some(left) = self.table.clock().until(before) {
             sleep(left).await;
         }
@@ -84,14 +88,16 @@ impl Sessions {
     }
 }
 
-/// The line about a revocation that has taken effect. Dropping it writes the line, also where the caller goes before the answer.
+/// The audit line of a revocation that is in force. It is written on drop, so that it is also
+/// written when the caller cancels the call.
 struct Told<'r> {
     by: &'r Caller,
     context: &'r str,
     selector: Selector,
     before: WallTime,
     removed: u64,
-    /// All that the caches held of it is removed. If not, it leaves when it is looked up, or at its end.
+    /// Set once all matching sessions are removed from the caches. Otherwise the rest are removed
+    /// when they are looked up or expire.
     finished: bool,
 }
 

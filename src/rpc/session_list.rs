@@ -1,7 +1,10 @@
-//! ListSessions: a page costs what is on it, however many sessions there are (decision 40).
+//! ListSessions: a page costs the sessions on it and a scan of at least one shard, not a scan of all
+//! sessions (decision 40).
 //!
-//! A list goes through the caches, through the parts of each, and through each part by id. A page is full, or it ends with a part
-//! after which it has looked at enough: a filter that fits little makes short pages, not long ones.
+//! A list goes through the caches, through the shards of each cache, and through each shard in the
+//! order of ids. A page ends when it is full. It also ends after the shard with which it has
+//! examined [`LOOKED_AT_MAX`] sessions. So a filter that matches few sessions makes short pages,
+//! not slow ones.
 
 use std::{cmp::Ordering, collections::BinaryHeap, sync::Arc};
 
@@ -23,17 +26,18 @@ use super::{
 };
 use crate::proto as pb;
 
-/// After how many sessions that were looked at a page ends, with whatever is on it.
+/// After how many examined sessions a page ends, even if it is not full.
 const LOOKED_AT_MAX: usize = 20_000;
-/// How many sessions of a page are written without a pause: each may have 64 names.
+/// How many sessions of a page are converted without a pause. Each may have 64 names.
 const WRITTEN_AT_ONCE: usize = 64;
 
-/// Where a list goes on.
+/// The place at which a list continues.
 struct Place {
-    /// Which of the caches that the caller may see, as [`caches`] has them.
+    /// Index into the caches that the caller may see, in the order of [`caches`].
     cache: u32,
+    /// The shard of that cache.
     part: u32,
-    /// Behind this id; empty at the beginning of a part.
+    /// The last listed id of the shard. Empty at the beginning of a shard.
     id: Vec<u8>,
 }
 
@@ -51,7 +55,7 @@ impl Place {
     }
 }
 
-/// A session by its id.
+/// A session that compares by its id.
 struct ById(Arc<Session>);
 
 impl ById {
@@ -77,13 +81,15 @@ impl Ord for ById {
     }
 }
 
-/// Which sessions a caller is shown.
+/// Decides which sessions a caller is shown.
 struct Filter<'l> {
     by: &'l Caller,
     registry: &'l Registry,
-    /// None: of every server.
+    /// `None` for all server names.
     server_name: Option<&'l ServerName<'l>>,
-    /// Contexts that share a cache may be granted to different callers. Most sessions that follow each other have one account.
+    /// The account of the last session, and whether the caller may see its context. The check is
+    /// per session, because contexts that share a cache may be granted to different callers. The
+    /// last answer is kept, because consecutive sessions mostly have the same account.
     granted: Option<(Arc<Account>, bool)>,
 }
 
@@ -102,7 +108,8 @@ impl Filter<'_> {
         }
     }
 
-    /// The sessions of one part behind an id, so many at most, in the order of their ids; and how many were looked at.
+    /// Returns up to `most` sessions of one shard after the id `behind`, in the order of ids, and
+    /// how many sessions were examined.
     fn of_part(
         &mut self,
         cache: &Cache,
@@ -114,7 +121,8 @@ impl Filter<'_> {
         let (mut first, mut looked_at) = (BinaryHeap::with_capacity(most + 1), 0);
         cache.scan_part(part, now, |session| {
             looked_at += 1;
-            // Ids are compared first, and nothing is counted up: of a part a page has a few.
+            // Ids are compared first, because that is cheap and most sessions of a shard are not on
+            // the page. A session is cloned only if it is on the page so far.
             let id = session.id().as_bytes();
             let late = first.len() == most && first.peek().is_some_and(|last: &ById| id >= last.id());
             if id > behind && !late && self.shows(session) {
@@ -136,10 +144,10 @@ impl Sessions {
     ) -> Result<pb::ListSessionsResponse, Refusal> {
         let size = Pages::size(request.page_size)?;
         let _turn = self.lists.wait(by.owner()).await;
-        // Rights are those of after the wait.
+        // The registry is loaded after the wait, so that the rights are current.
         let registry = Arc::clone(&self.table.registry());
         let caches = caches(&registry, by, &request.context, Roles::OBSERVER)?;
-        // A name of dots alone is one that no session has, and not none.
+        // An empty name means no filter. A name of dots alone is a filter that matches no session.
         let server_name = Some(&*request.server_name).filter(|name| !name.is_empty()).map(ServerName::new);
         let filters = ["sessions", request.context.as_str(), request.server_name.as_str()];
         let mut place = match self.pages.place(&filters, &request.page_token)? {
@@ -168,7 +176,7 @@ impl Sessions {
                     ends = false;
                     break 'page;
                 }
-                // Other calls are served meanwhile.
+                // Yield, so that other calls are served meanwhile.
                 yield_now().await;
             }
             place = Place { cache: place.cache + 1, ..Place::BEGINNING };

@@ -1,4 +1,4 @@
-//! SessionService.
+//! Implements SessionService.
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,23 +30,23 @@ use super::{
 };
 use crate::{proto as pb, proto::session_service_server::SessionService};
 
-/// Holds what the calls need.
+/// Holds the state that the calls of SessionService share.
 pub(super) struct Sessions {
     pub(super) table: Arc<Table>,
     pub(super) pages: Arc<Pages>,
     pub(super) lists: Arc<Turns>,
-    /// Lookups that found nothing.
+    /// Limits the misses of each owner in a second.
     pub(super) misses: EachSecond,
     pub(super) draining: CancellationToken,
 }
 
-/// What lookups that come right after each other need to find out once.
+/// State shared by consecutive lookups of one batch: the time, the last context, the last format.
 #[derive(Default)]
 pub(super) struct Moment {
     pub(super) now: Now,
-    /// The context of the last one, where its caller may look up.
+    /// The context of the last lookup. Its caller has the role `worker` there.
     context: Option<Arc<Context>>,
-    /// The format of the last one.
+    /// The format of the last lookup.
     format: Option<Format>,
 }
 
@@ -55,17 +55,24 @@ impl Moment {
         Self { now, ..Self::default() }
     }
 
+    /// Sets the time for the next lookups.
     pub(super) fn begin(&mut self, now: Now) {
         self.now = now;
     }
 
-    /// Time passes: contexts and rights may be others, and none is kept alive by who waits.
+    /// Ends a run of consecutive lookups. Drops the context, because a reload may change contexts
+    /// and rights before the next run, and because a waiting stream must not keep an old context
+    /// alive.
     pub(super) fn end(&mut self) {
         self.context = None;
     }
 }
 
-/// A context, where the caller may look up: the last one, or else as contexts and rights are now.
+/// Returns the context of this name, in which the caller has the role `worker`. Takes it from the
+/// last lookup if the name is the same, else from the current registry.
+///
+/// # Errors
+/// Those of [`Caller::context`].
 fn granted<'l>(
     last: &'l mut Option<Arc<Context>>,
     table: &Table,
@@ -80,12 +87,12 @@ fn granted<'l>(
     Ok(last.insert(context))
 }
 
-/// What LookupSession asks for, where it lies in its request.
+/// The fields of a LookupSession request, borrowed from its message.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Wanted<'r> {
     pub(super) context: &'r str,
     pub(super) role: i32,
-    /// Digits, if it is well-formed.
+    /// Hex digits, if the id is well-formed.
     pub(super) session_id: &'r [u8],
     pub(super) server_name: &'r str,
     pub(super) format: &'r str,
@@ -105,17 +112,19 @@ impl<'r> From<&'r pb::LookupSessionRequest> for Wanted<'r> {
     }
 }
 
-/// Most bytes of a binding.
+/// The most bytes of a binding.
 const BINDING_MAX: usize = 1024;
-/// Most bytes of a cipher suite's name, and of a server name.
+/// The most bytes of a cipher suite's name, and of a server name.
 const CIPHER_SUITE_MAX: usize = 64;
 pub(super) const SERVER_NAME_MAX: usize = 255;
 
+/// Checks that a field has at most `max` bytes.
 pub(super) fn within(field: &'static str, length: usize, max: usize) -> Result<(), Refusal> {
     if length > max { Err(Refusal::FieldTooLong { field, length, max }) } else { Ok(()) }
 }
 
-/// Workers name their libraries themselves; the daemon's own name is its own.
+/// Parses a format. Workers choose the names of their formats, but `rustls` is reserved for the
+/// daemon.
 fn format(name: &str) -> Result<Format, Refusal> {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
     if !(1..=32).contains(&name.len()) || !name.chars().all(plain) || name == Format::Rustls.name() {
@@ -194,8 +203,8 @@ impl Sessions {
         })
     }
 
-    /// Prepares for lookups that come next, as many as belong together. Says nothing of what they may not ask: they will be
-    /// told.
+    /// Prefetches the sessions of the next lookups, as long as they name the same context and role.
+    /// Reports no error: the lookups themselves will.
     pub(super) fn expect<'w>(
         &self,
         by: &Caller,
@@ -207,14 +216,19 @@ impl Sessions {
         let Ok(context) = granted(&mut moment.context, &self.table, by, name) else { return };
         let Ok(role) = convert::role(side) else { return };
         let ids = wanted
-            // Also of those that name no session: a message is looked through once, not once for each few of its calls.
+            // The limit counts malformed ids too, so that each call of a message is scanned once.
             .take(EXPECTED_MAX)
             .take_while(|wanted| wanted.context == name && wanted.role == side)
             .filter_map(|wanted| convert::session_id(wanted.session_id).ok()?);
         context.cache(role).expect(ids);
     }
 
-    /// The session that is asked for, or why there is none.
+    /// Looks up a session. Returns the session, or the reason for the miss. A single-use session is
+    /// consumed.
+    ///
+    /// # Errors
+    /// The caller lacks the role `worker` in the context, a field is invalid, or the caller has too
+    /// many misses in this second.
     pub(super) fn look(
         &self,
         by: &Caller,
@@ -293,7 +307,9 @@ impl Sessions {
     }
 }
 
-/// The caches of one context of a registry, or of all, where the caller has one of these roles.
+/// Returns the caches of the context `name`, or of all contexts if `name` is empty, as far as the
+/// caller has one of these roles there. Each cache is returned once, even if several contexts share
+/// it.
 ///
 /// # Errors
 /// Those of [`Caller::context`].
@@ -318,12 +334,12 @@ pub(super) fn caches(
     Ok(caches)
 }
 
-/// What LookupSession answers where there is nothing.
+/// Builds the LookupSession response of a miss.
 pub(super) fn missed(why: pb::MissReason) -> pb::LookupSessionResponse {
     pb::LookupSessionResponse { miss_reason: why.into(), ..Default::default() }
 }
 
-/// Why a session was not stored, as the contract says it.
+/// Returns the name that the contract has for the reason not to store a session.
 fn not_kept(why: NotKept) -> &'static str {
     match why {
         NotKept::CacheOff => "CACHE_OFF",

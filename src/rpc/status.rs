@@ -1,4 +1,5 @@
-//! The one place where errors turn into gRPC statuses. Every status has an ErrorInfo with a stable reason.
+//! Converts errors to gRPC statuses. No other file does. Every status has an ErrorInfo with a
+//! stable reason.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -14,7 +15,7 @@ pub const DOMAIN: &str = "tls.sessiond.v1";
 /// Why a call is refused.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
-    #[error("connection_id must be 32 hex digits, as New answered it")]
+    #[error("connection_id must be 32 hex digits, as returned by New")]
     ConnectionIdMalformed,
     #[error("session_id is required: hex, 1 to 64 bytes")]
     SessionIdRequired,
@@ -24,63 +25,63 @@ pub(super) enum Refusal {
     RoleRequired,
     #[error("engine must be ENGINE_DAEMON or ENGINE_WORKER")]
     EngineUnknown,
-    #[error("session_id must be empty for ROLE_CLIENT: the daemon gives one")]
+    #[error("session_id must be empty for ROLE_CLIENT: the daemon assigns one")]
     SessionIdUnexpected,
-    #[error("server_name or session_id is required: which session, or any with which server")]
+    #[error("server_name is required for ROLE_CLIENT: the name of the server that the session was made with")]
     LookupTargetRequired,
     #[error("data is required: the library's encoding of the session")]
     DataRequired,
     #[error(
-        "format is required: 1 to 32 of a-z, 0-9, `-` and `.`, and not `rustls`, which is the daemon's own"
+        "format must be 1 to 32 of the characters a-z, 0-9, `-` and `.`, and not `rustls`: the daemon reserves it"
     )]
     FormatInvalid,
     #[error("version must be PROTOCOL_VERSION_TLS_1_2 or PROTOCOL_VERSION_TLS_1_3")]
     VersionRequired,
-    #[error("peer needs certificate_sha256, 64 hex digits, and at most 64 names of 8 KiB in all")]
+    #[error("peer must have 64 hex digits in certificate_sha256, and at most 64 names of 8 KiB in all")]
     PeerInvalid,
     #[error("timeout must be more than 0")]
     TimeoutInvalid,
     #[error("authenticate_time must be a time, at most 60 s ahead of the daemon's wall clock")]
     AuthenticateTimeInvalid,
-    #[error("{field} has {length} bytes; {max} are allowed")]
+    #[error("{field} has {length} bytes; at most {max} are allowed")]
     FieldTooLong { field: &'static str, length: usize, max: usize },
-    #[error("alias must be `@` and 1 to 63 characters, and stands with `new` alone")]
+    #[error("alias must be `@` and 1 to 63 bytes, and is allowed only with `new`")]
     AliasMalformed,
-    #[error("alias is in use on this stream: Free gives it back")]
+    #[error("alias is in use on this stream: choose another, or Free its connection first")]
     AliasTaken,
     #[error("no connection of this stream has this alias")]
     AliasUnknown,
     #[error("the call has no method, or one that this daemon does not know")]
     MethodRequired,
-    #[error("{0} calls in one message; {max} are allowed", max = super::batch::BATCH_MAX)]
+    #[error("{0} calls in one message; at most {max} are allowed", max = super::batch::BATCH_MAX)]
     BatchTooLarge(usize),
-    #[error("no context is named `{0}`: ListContexts tells which there are")]
+    #[error("no context is named `{0}`: ListContexts lists the names")]
     ContextNotFound(String),
-    #[error("shutdown is required: the flags to set, {{}} for none")]
+    #[error("shutdown is required: the flags to set, or {{}} to set none")]
     ShutdownRequired,
     #[error(
-        "alert is required, with a code of RFC 8446 section 6 that is not 0: close_notify is for Shutdown"
+        "alert is required, with a code from 1 to 255 (RFC 8446 section 6): for close_notify use Shutdown"
     )]
     AlertInvalid,
-    #[error("{field} has {length} bytes; {BYTES_MAX} fit in one message")]
+    #[error("{field} has {length} bytes; at most {BYTES_MAX} are allowed in one message")]
     BytesTooLong { field: &'static str, length: usize },
-    #[error("page_size is {0}; it is 0 to 1000, and 0 means 100")]
+    #[error("invalid page_size {0}: expected 0 to 1000, where 0 means 100")]
     PageSizeInvalid(i32),
-    #[error("page_token is not one that this daemon gave for this list with these filters")]
+    #[error("invalid page_token: this daemon has not issued it for this list with these filters")]
     PageTokenInvalid,
     #[error("idle_timeout must be between 1 s and 24 h")]
     IdleTimeoutInvalid,
-    #[error("request_id has {0} characters; 64 fit")]
+    #[error("request_id has {0} characters; at most 64 are allowed")]
     RequestIdTooLong(usize),
-    #[error("selector is required: whose sessions, or `all: true`")]
+    #[error("selector is required and must not be empty: name the sessions to revoke, or `all: true`")]
     SelectorRequired,
     #[error(
-        "certificate_sha256 must be 64 hex digits, with colons between all bytes or none: SHA-256 of the DER form"
+        "certificate_sha256 must be the SHA-256 of the DER form: 64 hex digits, with colons between all bytes or none"
     )]
     CertificateSha256Malformed,
     #[error("before must be a time, at most 60 s ahead of the daemon's wall clock")]
     BeforeInvalid,
-    #[error("{0} watch already; no more are served")]
+    #[error("{0} WatchSessions streams are open, in all or of this caller, and no more are allowed")]
     WatcherLimit(usize),
     #[error("{0}")]
     DriveEventUnexpected(&'static str),
@@ -92,18 +93,18 @@ pub(super) enum Refusal {
     Draining,
     #[error("this caller has no identity: its certificate has neither a URI, nor a DNS name, nor a subject")]
     Unauthenticated,
-    #[error("the certificate that this connection was made with has ended: connect again with a new one")]
+    #[error("the client certificate of this connection has expired: connect again with a new one")]
     CertificateEnded,
-    #[error("`{owner}` is no {roles}{}: an [[access]] of the daemon's configuration must say so",
+    #[error("identity `{owner}` does not have the role {roles}{}: grant it with an [[access]] rule of the daemon",
         context.as_ref().map(|name| format!(" in context `{name}`")).unwrap_or_default())]
     PermissionDenied { owner: Arc<str>, roles: Roles, context: Option<String> },
     #[error("this daemon has no such method: reflection lists the methods that it has")]
     MethodUnknown,
-    /// Health of a service that is not there.
+    /// A health check of a service that the daemon does not have.
     #[error("the daemon has no such service")]
     ServiceUnknown,
-    /// A unary call with another number of request messages than one.
-    #[error("this method reads one message, no more and no less")]
+    /// A call with no request message or several, for a method that takes one.
+    #[error("this method takes exactly one request message")]
     MessageCount,
     #[error("no role may call this method: the daemon's table of rights does not list it")]
     MethodUnlisted,
@@ -133,13 +134,13 @@ pub(super) enum Refusal {
     Connection(#[from] connection::Error),
 }
 
-/// Most bytes of ciphertext or plaintext in one message.
+/// The most bytes of ciphertext or plaintext in one message.
 pub const BYTES_MAX: usize = 1 << 20;
 
-/// How long a caller should wait where the daemon is full.
+/// How long a caller should wait before it retries a call with RESOURCE_EXHAUSTED.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Code, reason, and the field that is to blame.
+/// The code, the reason, and the field at fault.
 type Verdict = (Code, &'static str, Option<&'static str>);
 
 impl Refusal {
@@ -235,7 +236,7 @@ fn connection_verdict(error: &connection::Error) -> Verdict {
 }
 
 impl Refusal {
-    /// As an answer on a stream of calls.
+    /// Returns this refusal as the answer to one call of an Attach.
     pub(super) fn call_error(&self) -> crate::proto::CallError {
         let (code, reason, _) = self.verdict();
         crate::proto::CallError {
@@ -262,7 +263,8 @@ impl From<Refusal> for Status {
     }
 }
 
-/// Messages quote what the caller sent, and travel in a header block that the caller's side bounds: 8 KiB with some.
+/// The most bytes of an error message. Messages quote the request, and are sent in a header block.
+/// Clients limit its size, some to 8 KiB.
 const MESSAGE_MAX: usize = 400;
 
 fn excerpt(mut message: String) -> String {
@@ -274,18 +276,19 @@ fn excerpt(mut message: String) -> String {
     message
 }
 
-/// What tonic names with a refusal of compression: the encodings that it takes.
+/// The header with which tonic lists its encodings when it refuses a compressed message.
 pub(super) const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
-/// tonic's word for a unary call without a message.
+/// The message of tonic's status for a unary call without a request message.
 const NO_MESSAGE: &str = "Missing request message.";
 
-/// A status with details. Where it has none, it is tonic's own, and never reached a service of ours.
+/// Returns the status with details. A status without details comes from tonic, and not from a
+/// service of the daemon. It gets a reason by its code.
 pub(super) fn described(status: &Status) -> Status {
     if !status.details().is_empty() {
         return status.clone();
     }
     let (code, reason) = match status.code() {
-        // tonic's word for a message over the limit.
+        // tonic refuses a message over the size limit with this code.
         Code::OutOfRange => (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
         Code::Unimplemented if status.metadata().contains_key(ACCEPT_ENCODING) => {
             (Code::Unimplemented, "COMPRESSION_UNSUPPORTED")

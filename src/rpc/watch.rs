@@ -1,4 +1,4 @@
-//! WatchSessions: what happens to sessions, as it happens.
+//! WatchSessions: streams the events of sessions as they happen.
 
 use std::{
     collections::VecDeque,
@@ -30,14 +30,15 @@ use super::{
 };
 use crate::{proto as pb, proto::watch_sessions_response::Event as Told};
 
-/// The events of one watcher.
+/// The stream of events of one watcher.
 pub(super) struct Watched {
     watch: Watch,
     table: Arc<Table>,
     waiting: VecDeque<News>,
     deadline: Option<Pin<Box<Sleep>>>,
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Ready when the caller is no observer of what it watches any more.
+    /// Ready when the caller has lost the role `observer` for the contexts that it watches, or its
+    /// certificate has expired.
     lost: Pin<Box<dyn Future<Output = Refusal> + Send>>,
     ended: bool,
     _place: StreamPlace,
@@ -57,7 +58,7 @@ impl Sessions {
             name => Some(by.context(&registry, name, Roles::OBSERVER)?.name.clone()),
         };
         let lost = Arc::clone(by).loses(Roles::OBSERVER, wanted.clone(), Arc::clone(&self.table));
-        // Asked at each event, for the rules may change.
+        // Rights are checked at each event, because a reload may change the rules.
         let (watcher, table) = (Arc::clone(by), Arc::clone(&self.table));
         let wanted = move |context: &str| {
             wanted.as_ref().is_none_or(|name| **name == *context)

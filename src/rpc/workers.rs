@@ -1,4 +1,4 @@
-//! WorkerService.
+//! Implements WorkerService.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::proto::{self as pb, worker_service_server::WorkerService};
 
-/// Holds what the streams need.
+/// Holds the state that the streams of WorkerService share.
 pub(super) struct Workers {
     pub(super) connections: Arc<Connections>,
     pub(super) sessions: Arc<Sessions>,

@@ -171,7 +171,7 @@ async fn log_has_no_secret_and_no_whole_session_id_and_tells_who_was_refused_and
             (
                 "worker whose rule goes",
                 1,
-                &["a call was refused", "\"owner\":\"local\"", "`local` is no worker:"],
+                &["a call was refused", "\"owner\":\"local\"", "`local` does not have the role worker:"],
             ),
             ("admin who makes a connection", 1, &["a call was refused", &admin, "ConnectionService/New"]),
         ] {

@@ -1,9 +1,9 @@
-//! What one identity holds at a time, over all of its connections: calls, bytes of unfinished requests and unread
-//! answers, sockets.
+//! Limits on the resources that one identity holds at a time, over all of its connections: calls,
+//! bytes of unfinished requests and unread answers, sockets.
 //!
-//! Each of them has a limit for all callers together and a smaller one for each identity, so that no caller takes what is for
-//! all. Callers that have no role, and peers that have not proved an identity, have small pools of their own: whatever they do
-//! takes no place of a worker.
+//! Each resource has a limit for all callers together and a smaller one for each identity, so that
+//! no caller exhausts the resource for the others. Callers without a role, and peers that have not
+//! proved an identity, have small pools of their own. They never take a place of a worker.
 
 use std::{
     hash::Hash,
@@ -23,27 +23,29 @@ use super::{
 };
 use crate::config::Limits;
 
-/// Calls in flight of health and reflection, which every caller may make: in all, and of one identity.
+/// Most calls of health and reflection in flight, in all and of one identity. Every caller may make
+/// these calls.
 const OPEN_CALLS: usize = 256;
 const OPEN_CALLS_OF_ONE: usize = 32;
-/// Sockets of callers that have no role: in all, and of one identity.
+/// Most sockets of callers without a role, in all and of one identity.
 const SOCKETS_WITHOUT_ROLE: usize = 128;
 const SOCKETS_WITHOUT_ROLE_OF_ONE: usize = 4;
-/// Streams of WatchSessions: in all, and of one identity.
+/// Most streams of WatchSessions, in all and of one identity.
 const WATCHERS: usize = WATCHERS_MAX;
 const WATCHERS_OF_ONE: usize = WATCHERS_MAX / 2;
-/// TLS handshakes of the API that are not finished: in all, and from one address (of IPv6: from one network of 64 bits).
+/// Most unfinished TLS handshakes of the API, in all and from one source. A source is an IPv4
+/// address or an IPv6 network of 64 bits.
 const HANDSHAKES: usize = 512;
 const HANDSHAKES_OF_ONE: usize = 64;
 
-/// Bytes of answers that HTTP/2 has taken and not written: of all connections, of those of one identity, and the least that a
-/// connection may have.
+/// Most bytes of answers that HTTP/2 has accepted and not yet written, of all connections and of
+/// those of one identity. The last two bound the share of one connection.
 const ANSWERS: usize = 256 << 20;
 const ANSWERS_OF_ONE: usize = 16 << 20;
 const ANSWERS_LEAST: usize = 8 << 10;
 const ANSWERS_MOST: usize = 1 << 20;
 
-/// Everything that is counted for identities.
+/// All pools, and the account of each identity.
 pub(super) struct Accounts {
     calls: Pool,
     attached: Pool,
@@ -52,7 +54,7 @@ pub(super) struct Accounts {
     handshakes: Pool,
     watchers: Pool,
     bytes: Pool,
-    /// Bytes of answers that HTTP/2 has.
+    /// Bytes of answers that HTTP/2 holds.
     answers: AtomicUsize,
     /// Connections whose identity is known.
     connections: AtomicUsize,
@@ -60,7 +62,7 @@ pub(super) struct Accounts {
     by_address: Members<IpAddr, Source>,
 }
 
-/// What one identity holds.
+/// The resources that one identity holds.
 #[derive(Default)]
 pub(super) struct Account {
     calls: AtomicUsize,
@@ -69,21 +71,21 @@ pub(super) struct Account {
     sockets_without_role: AtomicUsize,
     watchers: AtomicUsize,
     bytes: AtomicUsize,
-    /// Bytes of answers that HTTP/2 has.
+    /// Bytes of answers that HTTP/2 holds.
     answers: AtomicUsize,
 }
 
-/// What one address holds before it has proved an identity.
+/// The resources that one source address holds before an identity is proved.
 #[derive(Default)]
 struct Source {
     handshakes: AtomicUsize,
 }
 
-/// Those that hold something now, by key. One that holds nothing is forgotten.
+/// Members that hold a resource now, by key. Others have no entry.
 struct Members<K: Eq + Hash, M>(DashMap<K, Weak<M>>);
 
 impl<K: Eq + Hash + Clone, M: Default> Members<K, M> {
-    /// The member of this key, made where there is none.
+    /// Returns the member of this key, and creates it if there is none.
     fn get(&self, key: &K) -> Arc<M> {
         let mut entry = self.0.entry(key.clone()).or_default();
         if let Some(member) = entry.upgrade() {
@@ -94,13 +96,13 @@ impl<K: Eq + Hash + Clone, M: Default> Members<K, M> {
         member
     }
 
-    /// Forgets the member of this key if nothing holds it any more.
+    /// Removes the entry of this key if its member is no longer referenced.
     fn forget(&self, key: &K) {
         self.0.remove_if(key, |_, member| member.strong_count() == 0);
     }
 }
 
-/// The account of an identity, in the hands of one of its connections.
+/// The account of an identity, as one of its connections holds it.
 pub(super) struct Holder {
     accounts: Arc<Accounts>,
     owner: Arc<str>,
@@ -109,7 +111,8 @@ pub(super) struct Holder {
 
 impl Drop for Holder {
     fn drop(&mut self) {
-        // The account is given up before it is looked for: of several holders that go at once, the last one finds it unheld.
+        // Release the account before looking at its count. When several holders are dropped at
+        // once, the last one then finds it unreferenced.
         self.account = Arc::default();
         self.accounts.connections.fetch_sub(1, Ordering::Relaxed);
         self.accounts.by_owner.forget(&self.owner);
@@ -139,21 +142,22 @@ impl Accounts {
         }
     }
 
-    /// Takes the limits of a new configuration.
+    /// Applies the limits of a new configuration.
     pub(super) fn resize(&self, limits: &Limits) {
         self.calls.resize(limits.calls_in_flight, limits.calls_per_owner);
         self.attached.resize(limits.calls_in_flight, limits.calls_per_owner);
         self.bytes.resize(limits.request_bytes, limits.request_bytes_per_owner);
     }
 
-    /// The account of an identity, for one of its connections.
+    /// Returns the account of an identity, for one more of its connections.
     pub(super) fn holder(self: &Arc<Self>, owner: &Arc<str>) -> Arc<Holder> {
         let account = self.by_owner.get(owner);
         self.connections.fetch_add(1, Ordering::Relaxed);
         Arc::new(Holder { accounts: Arc::clone(self), owner: Arc::clone(owner), account })
     }
 
-    /// A TLS handshake with a peer from this address, until what comes back is dropped. `None`: there are too many already.
+    /// Counts a TLS handshake with a peer from this address until the return value is dropped.
+    /// Returns `None` if too many are unfinished, in all or from this source.
     pub(super) fn handshake(self: &Arc<Self>, from: IpAddr) -> Option<Handshake> {
         let from = network(from);
         let source = self.by_address.get(&from);
@@ -167,7 +171,8 @@ impl Accounts {
     }
 }
 
-/// Counts the addresses of one IPv6 network as one: a host that has one of them has all.
+/// Returns the source that an address counts for. All addresses of one IPv6 network of 64 bits are
+/// one source, because one host can use all of them.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
@@ -175,7 +180,7 @@ fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// A handshake that is not finished.
+/// An unfinished handshake. Dropping it ends its count.
 pub(super) struct Handshake {
     accounts: Arc<Accounts>,
     from: IpAddr,
@@ -191,7 +196,8 @@ impl Drop for Handshake {
     }
 }
 
-/// What an identity has taken: one of something, or bytes. Dropping it gives it back.
+/// A resource that an identity holds: one place, or a number of bytes. Dropping it returns the
+/// resource.
 pub(super) struct Held {
     holder: Arc<Holder>,
     what: What,
@@ -227,7 +233,7 @@ impl Holder {
         Ok(Held { holder: Arc::clone(self), what, amount: 1 })
     }
 
-    /// Room for a call, until it is answered.
+    /// Takes a place for a call, held until the call is answered.
     ///
     /// # Errors
     /// [`Refusal::CallLimit`] or [`Refusal::OwnerCallLimit`].
@@ -235,7 +241,8 @@ impl Holder {
         self.take(What::Call).map_err(Full::of_calls)
     }
 
-    /// Room for an Attach, until its stream ends: there may be as many as calls in flight, beside these.
+    /// Takes a place for an Attach, held until its stream ends. Attach streams have the same limits
+    /// as calls in flight, and are counted apart from them.
     ///
     /// # Errors
     /// As [`Self::call`].
@@ -243,7 +250,7 @@ impl Holder {
         self.take(What::Attached).map_err(Full::of_calls)
     }
 
-    /// Room for a call that every caller may make.
+    /// Takes a place for a call of health or reflection, which every caller may make.
     ///
     /// # Errors
     /// [`Refusal::OpenCallLimit`] or [`Refusal::OwnerOpenCallLimit`].
@@ -254,12 +261,13 @@ impl Holder {
         })
     }
 
-    /// A place for a socket of a caller that has no role. `None`: there are too many already.
+    /// Takes a place for a socket of a caller without a role. Returns `None` if the limit is
+    /// reached.
     pub(super) fn socket_without_role(self: &Arc<Self>) -> Option<Held> {
         self.take(What::SocketWithoutRole).ok()
     }
 
-    /// A place for a watcher, until its stream ends.
+    /// Takes a place for a watcher, held until its stream ends.
     ///
     /// # Errors
     /// [`Refusal::WatcherLimit`].
@@ -269,7 +277,8 @@ impl Holder {
         })
     }
 
-    /// Whether a call may begin that will have bytes: one that changes something must be able to tell of it.
+    /// Checks that a new call would have room for its bytes. A call that changes state must have
+    /// room to report the result.
     ///
     /// # Errors
     /// [`Refusal::RequestBytesLimit`].
@@ -278,8 +287,10 @@ impl Holder {
         pool.has_room(of_one).map_err(Full::of_bytes)
     }
 
-    /// How many bytes of answers more a connection may have in HTTP/2 that has so many there: its share, as far as its identity and
-    /// all together leave it. One that has none always has room for some.
+    /// Returns how many more bytes of answers a connection may have in HTTP/2, where it has `held`
+    /// bytes already. That is the rest of its share, within the rest of the limits of its identity
+    /// and of all callers. A connection that holds nothing always has room for [`ANSWERS_LEAST`]
+    /// bytes.
     pub(super) fn answers_room(&self, held: usize) -> usize {
         let connections = self.accounts.connections.load(Ordering::Relaxed).max(1);
         let of_one = Arc::strong_count(&self.account);
@@ -290,29 +301,30 @@ impl Holder {
         if held == 0 { room.max(ANSWERS_LEAST) } else { room }
     }
 
-    /// Counts bytes of an answer that HTTP/2 has taken.
+    /// Counts bytes of an answer that HTTP/2 has accepted.
     pub(super) fn hold_answer(&self, bytes: usize) {
         self.account.answers.fetch_add(bytes, Ordering::Relaxed);
         self.accounts.answers.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// They were written, or their connection is gone.
+    /// Ends the count of bytes that were written, or whose connection has closed.
     pub(super) fn release_answer(&self, bytes: usize) {
         self.account.answers.fetch_sub(bytes, Ordering::Relaxed);
         self.accounts.answers.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// No bytes yet, of a request that has not come as a whole or of what waits to be read.
+    /// Returns a count of 0 bytes, for an unfinished request or an unread answer. Grows with
+    /// [`Held::resize`].
     pub(super) fn no_bytes(self: &Arc<Self>) -> Held {
         Held { holder: Arc::clone(self), what: What::Bytes, amount: 0 }
     }
 }
 
 impl Held {
-    /// Holds this many from now on.
+    /// Changes the amount held.
     ///
     /// # Errors
-    /// [`Refusal::RequestBytesLimit`]; what was held stays.
+    /// [`Refusal::RequestBytesLimit`]. The amount then stays as it was.
     pub(super) fn resize(&mut self, amount: usize) -> Result<(), Refusal> {
         if let Some(more) = amount.checked_sub(self.amount) {
             let (pool, of_one) = self.holder.place(self.what);
@@ -323,12 +335,12 @@ impl Held {
         Ok(())
     }
 
-    /// How many it holds.
+    /// Returns the amount held.
     pub(super) fn bytes(&self) -> usize {
         self.amount
     }
 
-    /// Holds no more than this many from now on.
+    /// Reduces the amount held to this many, if it is more.
     pub(super) fn shrink(&mut self, at_most: usize) {
         let less = self.amount.saturating_sub(at_most);
         let (pool, of_one) = self.holder.place(self.what);
@@ -358,7 +370,7 @@ mod tests {
     fn one_identity_does_not_take_what_is_for_all() {
         let accounts = accounts(5, 3);
         let (one, other) = (accounts.holder(&"one".into()), accounts.holder(&"other".into()));
-        // The second connection of the same identity has the same account.
+        // A second connection of one identity shares its account.
         let again = accounts.holder(&"one".into());
         let held: Vec<_> = [one.call(), again.call(), one.call()].into_iter().map(Result::unwrap).collect();
         assert!(matches!(again.call(), Err(Refusal::OwnerCallLimit(3))));
@@ -378,7 +390,7 @@ mod tests {
             let holder = accounts.holder(&owner);
             let held = holder.call().unwrap();
             drop(holder);
-            assert_eq!(accounts.by_owner.0.len(), 1, "a call that goes on keeps its account");
+            assert_eq!(accounts.by_owner.0.len(), 1, "a running call keeps its account");
             drop(held);
             assert_eq!(accounts.by_owner.0.len(), 0);
         }
@@ -421,7 +433,7 @@ mod tests {
         let mut others = holder.no_bytes();
         others.resize(50).unwrap();
         bytes.shrink(20);
-        assert!(bytes.resize(11).is_err(), "it holds ten still");
+        assert!(bytes.resize(11).is_err(), "the first count still holds 10 bytes");
         drop(others);
         bytes.resize(60).unwrap();
         drop(bytes);

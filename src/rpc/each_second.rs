@@ -1,4 +1,5 @@
-//! How often each identity may do something in a second, over all of its connections, and whether or not these still exist.
+//! A rate limit per second for each owner, over all of its connections, those that have closed
+//! included.
 
 use std::sync::{
     Arc,
@@ -7,13 +8,14 @@ use std::sync::{
 
 use dashmap::DashMap;
 
-/// Numbers of this second, by owner.
+/// The events of the current second, counted by owner.
 #[derive(Debug)]
 pub(super) struct EachSecond {
     most: AtomicU32,
-    /// Which second.
+    /// The second that the counts belong to.
     second: AtomicU64,
-    /// Of all owners in this second: while it is less than one may have, no owner has more.
+    /// Events of all owners in this second. While it is below the limit of one owner, no owner is
+    /// over it.
     all: AtomicU32,
     by_owner: DashMap<Arc<str>, u32>,
 }
@@ -28,19 +30,19 @@ impl EachSecond {
         }
     }
 
-    /// How often one owner may, in a second.
+    /// Returns the limit of one owner, in events per second.
     pub(super) fn most(&self) -> u32 {
         self.most.load(Ordering::Relaxed)
     }
 
-    /// Changes how often one owner may, in a second.
+    /// Changes the limit of one owner, in events per second.
     pub(super) fn resize(&self, most: u32) {
         self.most.store(most, Ordering::Relaxed);
     }
 
-    /// Whether this owner may do it once more. Seconds count from any moment.
+    /// Returns whether this owner is below the limit. `second` counts from any fixed moment.
     pub(super) fn admits(&self, owner: &Arc<str>, second: u64) -> bool {
-        // Read first: every lookup passes here, and one in a second has something to write.
+        // Read before the swap: every lookup comes here, and only one in a second has to write.
         if self.second.load(Ordering::Relaxed) != second
             && self.second.swap(second, Ordering::Relaxed) != second
         {
@@ -51,7 +53,7 @@ impl EachSecond {
         self.all.load(Ordering::Relaxed) < most || self.by_owner.get(owner).is_none_or(|times| *times < most)
     }
 
-    /// This owner did it.
+    /// Counts one event of this owner.
     pub(super) fn count(&self, owner: &Arc<str>) {
         self.all.fetch_add(1, Ordering::Relaxed);
         match self.by_owner.get_mut(owner) {

@@ -1,5 +1,5 @@
-//! What every call passes: whether it may be made and there is room for it, its deadline, and details for errors that tonic
-//! makes by itself.
+//! Admission of every call: checks rights and limits, enforces the deadline, and adds details to
+//! errors that tonic creates itself.
 
 use std::{
     convert::Infallible,
@@ -31,12 +31,12 @@ use super::{
     whole::{Expects, Whole},
 };
 
-/// When a call must be answered; an extension of its request.
+/// The deadline of a call. Stored as an extension of its request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline(pub(super) Instant);
 
-/// The place of a Drive among the calls in flight; an extension of its request. The Drive keeps it until it has said which
-/// connection it is about.
+/// The place of a Drive among the calls in flight. Stored as an extension of its request. The Drive
+/// keeps the place until its first message has named the connection.
 #[derive(Clone)]
 pub(super) struct Place(#[allow(dead_code, reason = "dropping it gives the place back")] Arc<Held>);
 
@@ -45,7 +45,7 @@ const ATTACH: &str = "/tls.sessiond.v1.WorkerService/Attach";
 const WATCH: &str = "/tls.sessiond.v1.SessionService/WatchSessions";
 const REFLECTION: &str = "/grpc.reflection.";
 
-/// How many messages the method of this path reads.
+/// Returns how many messages the method of this path reads.
 fn expects(path: &str) -> Expects {
     match path == DRIVE || path == ATTACH || path.starts_with(REFLECTION) {
         true => Expects::Any,
@@ -53,11 +53,11 @@ fn expects(path: &str) -> Expects {
     }
 }
 
-/// How long a call may take to arrive as a whole and to be answered: it counts as in flight meanwhile. A list that waits for
-/// the caller's other lists waits no longer either.
+/// How long a call may take until it has arrived completely and is answered. It counts as in flight
+/// during that time. The limit also bounds how long a list waits for other lists of its caller.
 const ARRIVAL: Duration = Duration::from_secs(20);
 
-/// The body of a request: off a socket, or made in this process.
+/// The body of a request, from a socket or from an in-process client.
 pub(super) trait Incoming:
     http_body::Body<Data = Bytes, Error: Into<StdError> + Send> + Unpin + Send + 'static
 {
@@ -65,17 +65,18 @@ pub(super) trait Incoming:
 
 impl<B: http_body::Body<Data = Bytes, Error: Into<StdError> + Send> + Unpin + Send + 'static> Incoming for B {}
 
-/// Stands before the services of one HTTP/2 connection.
+/// Admits the calls of one HTTP/2 connection to the services.
 #[derive(Clone)]
 pub(super) struct Edge {
     pub(super) services: Services,
     pub(super) caller: Arc<Caller>,
     pub(super) table: Arc<Table>,
-    /// The connection is one more than there may be.
+    /// Set if the connection is beyond the limit of sockets.
     pub(super) beyond: Option<Beyond>,
 }
 
-/// What every caller may ask, over any connection: health, and reflection, which tools need to ask for it.
+/// Path prefix of health and reflection. Every caller may call these, over any connection. Tools
+/// need reflection to call health.
 const OPEN: &str = "/grpc.";
 
 impl Edge {
@@ -107,7 +108,8 @@ impl Edge {
             }
         };
         if let Some(deadline) = timeout(request.headers()).and_then(|timeout| arrived.checked_add(timeout)) {
-            // A call that cannot be answered in time is not begun. tonic would let it run, and answer CANCELLED.
+            // Do not start a call that cannot be answered in time. tonic would run it and answer
+            // CANCELLED.
             if deadline <= Instant::now() {
                 return Answer::refused(Refusal::DeadlineExceeded);
             }
@@ -130,19 +132,20 @@ impl Edge {
     }
 }
 
-/// The answer of a service, with details where it is a refusal. Counts as a call in flight until it has gone out; an Attach and a
-/// WatchSessions, which have limits of their own, until they begin.
+/// The answer of a service, with details if it is a refusal. It counts as a call in flight until it
+/// has been sent. An Attach or WatchSessions counts only until its answer begins, because these
+/// streams have limits of their own.
 pub struct Answer {
     answer: BoxFuture<Response<Body>, Infallible>,
-    /// Ready when the call should have been answered; none while nothing had to be waited for.
+    /// The timer of [`ARRIVAL`]. `None` until the call has to wait for the first time.
     late: Option<Pin<Box<Sleep>>>,
     admitted: Option<Held>,
-    /// The place is kept until the answer has gone out.
+    /// Whether the place is kept until the answer has been sent.
     kept: bool,
 }
 
 impl Answer {
-    /// The place that this call has, if it counts until its answer has gone out.
+    /// Takes the place of this call, if the call counts until its answer has been sent.
     pub(super) fn kept_place(&mut self) -> Option<Held> {
         self.admitted.take().filter(|_| self.kept)
     }
@@ -162,9 +165,9 @@ impl Answer {
     }
 }
 
-/// Headers that are read after this. With many others a call would take 50 KiB for as long as it waits.
+/// The headers that later code reads. With many other headers, a waiting call would hold 50 KiB.
 const READ: [&str; 4] = ["content-type", "grpc-encoding", "grpc-accept-encoding", "grpc-timeout"];
-/// A call of an ordinary client has fewer headers.
+/// Headers up to this number are all kept. A call of an ordinary client has fewer.
 const FEW: usize = 16;
 
 fn keep_few(headers: &mut HeaderMap) {
@@ -174,8 +177,9 @@ fn keep_few(headers: &mut HeaderMap) {
     }
 }
 
-/// The HTTP status of a request that is not a gRPC call: another method than POST, or another content type than
-/// `application/grpc` or `application/grpc+proto`, with or without parameters. Its sender does not read a gRPC status.
+/// Returns the HTTP status for a request that is not a gRPC call, because its method is not POST or
+/// its content type is neither `application/grpc` nor `application/grpc+proto`, with or without
+/// parameters. The sender of such a request does not read a gRPC status.
 fn not_grpc(method: &Method, headers: &HeaderMap) -> Option<StatusCode> {
     if method != Method::POST {
         return Some(StatusCode::METHOD_NOT_ALLOWED);
@@ -200,7 +204,8 @@ impl Future for Answer {
     }
 }
 
-/// Gives a refusal without details an ErrorInfo. It has its status in the header, for no body was made.
+/// Adds an ErrorInfo to a refusal without details. Such a refusal has its status in the headers,
+/// because tonic created no body.
 fn explained(response: Response<Body>) -> Response<Body> {
     let headers = response.headers();
     if !headers.contains_key("grpc-status") || headers.contains_key("grpc-status-details-bin") {
@@ -219,7 +224,8 @@ fn explained(response: Response<Body>) -> Response<Body> {
     }
 }
 
-/// Reads `grpc-timeout`: at most eight digits and a unit. What is malformed counts as none, as it does for tonic.
+/// Reads the header `grpc-timeout`: at most eight digits and a unit. A malformed value is ignored,
+/// as tonic ignores it.
 fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;

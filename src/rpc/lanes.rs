@@ -1,8 +1,9 @@
-//! One thread for each core, each with the connections that it was given.
+//! The server threads: one for each core, each with connections of its own.
 //!
-//! A call's task and the task of its HTTP/2 connection wake each other for every message. On one thread that is a push to
-//! a queue; across threads it is a wake-up of another core, which costs as much as a short handshake's own work. So a
-//! connection stays on the thread it was given to, and a new one goes to the thread with the fewest.
+//! The task of a call and the task of its HTTP/2 connection wake each other for every message. On
+//! one thread, such a wake-up is a push to a queue. Across threads it wakes another core, which
+//! costs as much as the work of a short handshake. So a connection stays on its thread, and a new
+//! one goes to the thread with the fewest connections.
 
 use std::{
     future::Future,
@@ -24,18 +25,21 @@ use tokio::{
 
 use super::{line_budget::LineBudget, listen::Accepted, lookout::Lookout};
 
-/// Accepted sockets that a thread has not yet looked at.
+/// Most accepted sockets in the queue of one thread.
 const WAITING_MAX: usize = 128;
-/// Sockets beyond the limit whose callers, on this host, are told so, and may ask for the daemon's health.
+/// Most local sockets beyond the limit. Their callers get an error that names the limit, and may
+/// call health and reflection.
 const BEYOND: usize = 16;
-/// One of so many places is kept for callers over loopback and Unix sockets.
+/// The share of all sockets that is reserved for callers over loopback and Unix sockets: one in
+/// this many.
 const LOCAL_SHARE: usize = 8;
-/// One line in this time tells that the limit is reached.
+/// Shortest interval between two log lines about the limit of sockets.
 const FULL: Duration = Duration::from_secs(10);
-/// Before a thread begins again after a panic, so that one that cannot run takes no core.
+/// Delay before a thread restarts after a panic. Without it, a thread that always panics would use
+/// a whole core.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// The threads.
+/// The server threads.
 pub(super) struct Lanes {
     lanes: Vec<Lane>,
     sockets_max: usize,
@@ -48,21 +52,21 @@ struct Lane {
     open: Arc<AtomicUsize>,
 }
 
-/// Tells of its thread's end, whatever that is.
+/// Reports the end of its thread when dropped, also after a panic.
 struct Ends(mpsc::UnboundedSender<()>);
 
 impl Drop for Ends {
     fn drop(&mut self) {
-        // Nobody listens where the daemon was dropped.
+        // The receiver is closed if the daemon was dropped.
         let _ = self.0.send(());
     }
 }
 
 impl Lanes {
-    /// Starts the threads. `serve` has a connection from its first byte to its end.
+    /// Starts the threads. `serve` serves one connection, from its first byte to its end.
     ///
     /// # Errors
-    /// The system gives no thread, or no event queue for it.
+    /// The system refuses to create a thread or its event queue.
     pub(super) fn start<F>(
         count: usize,
         sockets_max: usize,
@@ -80,8 +84,8 @@ impl Lanes {
             let (serve, ends) = (serve.clone(), Ends(ends.clone()));
             thread::Builder::new().name(format!("api-{number}")).spawn(move || {
                 let _ends = ends;
-                // A panic in here has its line in the log. It costs the connections of this thread, whose tasks go with the
-                // runtime, and no others.
+                // A panic here is logged. It ends the connections of this thread, because their
+                // tasks are dropped with the runtime. Other threads are not affected.
                 while let Some(here) = runtime.take() {
                     let ran = catch_unwind(AssertUnwindSafe(|| here.block_on(lane(&mut arriving, &serve))));
                     if ran.is_ok() {
@@ -97,11 +101,12 @@ impl Lanes {
         Ok(Self { lanes, sockets_max, ended, full: LineBudget::new(1, FULL) })
     }
 
-    /// Gives a socket to the thread with the fewest. Beyond the most there may be, a few are told so and ask for health at
-    /// most; further ones are closed.
+    /// Passes a socket to the thread with the fewest connections. Beyond the limit of sockets, up
+    /// to [`BEYOND`] local ones are served an error and may call health and reflection. All others
+    /// are closed.
     pub(super) async fn hand(&self, mut accepted: Accepted) {
         let open: usize = self.lanes.iter().map(|lane| lane.open.load(Ordering::Relaxed)).sum();
-        // Of all places some are for callers on this host, whatever comes from elsewhere.
+        // Remote callers cannot use the places that are reserved for callers on this host.
         let sockets_max = match accepted.is_local() {
             true => self.sockets_max,
             false => self.sockets_max - self.sockets_max / LOCAL_SHARE,
@@ -115,7 +120,8 @@ impl Lanes {
                     "limits.sockets is reached: new sockets are refused"
                 );
             }
-            // Peers from elsewhere that have proved nothing would take these places from the probes of this host.
+            // Remote peers without a proved identity would take these places from health probes of
+            // this host.
             if !accepted.is_local() || open >= sockets_max + BEYOND {
                 return;
             }
@@ -125,43 +131,43 @@ impl Lanes {
         let Some(lane) = alive.min_by_key(|lane| lane.open.load(Ordering::Relaxed)) else { return };
         accepted.count_on(&lane.open);
         if lane.accepted.send(accepted).await.is_err() {
-            tracing::error!("a thread of the API has ended");
+            tracing::error!("a server thread of the API has ended");
         }
     }
 
-    /// How many threads run.
+    /// Returns how many threads run.
     pub(super) fn alive(&self) -> usize {
         self.lanes.iter().filter(|lane| !lane.accepted.is_closed()).count()
     }
 
-    /// The end of one thread; `None` when all have ended.
+    /// Waits for the end of one thread. Returns `None` when all have ended.
     pub(super) async fn ended(&mut self) -> Option<()> {
         self.ended.recv().await
     }
 
-    /// No more sockets come: each thread ends with its last connection.
+    /// Closes the queues of sockets. Each thread then ends with its last connection.
     pub(super) fn close(&mut self) {
         self.lanes.clear();
     }
 }
 
-/// A runtime for a thread that begins again.
+/// Creates the runtime of a thread that restarts.
 fn again() -> Option<Runtime> {
-    runtime().inspect_err(|err| tracing::error!(%err, "a thread of the API cannot begin again")).ok()
+    runtime().inspect_err(|err| tracing::error!(%err, "cannot restart a server thread of the API")).ok()
 }
 
 fn runtime() -> io::Result<Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()
 }
 
-/// Serves the sockets that come, and ends with the last of them once no more do.
+/// Serves the arriving sockets. Ends when the queue is closed and the last connection has ended.
 async fn lane<F: Future<Output = ()> + Send + 'static>(
     arriving: &mut mpsc::Receiver<Accepted>,
     serve: &impl Fn(Accepted, Arc<Lookout>) -> F,
 ) {
     let lookout = Arc::new(Lookout::default());
     let looks = Arc::clone(&lookout);
-    // It ends with the thread's runtime.
+    // This task ends with the runtime of the thread.
     tokio::spawn(async move { looks.keep().await });
     let mut connections = JoinSet::new();
     loop {
@@ -199,12 +205,12 @@ mod tests {
         rpc::listen::Listeners,
     };
 
-    /// What a caller sees: the end of its connection.
+    /// Connects, and checks that the connection ends without data.
     async fn ended(address: SocketAddr, listeners: &mut Listeners, lanes: &Lanes) {
         let (mut caller, accepted) = tokio::join!(TcpStream::connect(address), listeners.next());
         lanes.hand(accepted.unwrap()).await;
         let mut rest = Vec::new();
-        // A reset is an end as well.
+        // A reset counts as an end.
         drop(caller.as_mut().unwrap().read_to_end(&mut rest).await);
         assert!(rest.is_empty());
     }

@@ -1,10 +1,11 @@
-//! How many lines of one kind the log gets in a while: no more than a person can read, and a count of the rest.
+//! A rate limit for log lines of one kind. It allows as many lines as an operator can read, and
+//! counts the rest.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// Lines that many callers can cause, as often as they like.
+/// A budget of log lines that callers can cause without limit.
 #[derive(Debug)]
 pub(super) struct LineBudget {
     most: u32,
@@ -16,17 +17,18 @@ pub(super) struct LineBudget {
 struct Held {
     began: Instant,
     left: u32,
-    /// Since a line told of it.
+    /// Lines left out since a line last reported their number.
     left_out: u64,
 }
 
 impl LineBudget {
-    /// At most `most` lines in each `span`.
+    /// Creates a budget of `most` lines in each `span`.
     pub(super) fn new(most: u32, span: Duration) -> Self {
         Self { most, span, held: Mutex::new(Held { began: Instant::now(), left: most, left_out: 0 }) }
     }
 
-    /// Asks for a line. Answers how many were left out since the last one; `None`: this one is left out as well.
+    /// Takes one line from the budget. Returns how many lines were left out since the last one, or
+    /// `None` if this line must be left out too.
     pub(super) fn take(&self, now: Instant) -> Option<u64> {
         let mut held = self.held.lock();
         self.begin(&mut held, now);
@@ -38,14 +40,14 @@ impl LineBudget {
         Some(std::mem::take(&mut held.left_out))
     }
 
-    /// Counts a line that is left out for another reason.
+    /// Counts a line that is left out for a reason other than this budget.
     pub(super) fn leave_out(&self, now: Instant) {
         let mut held = self.held.lock();
         self.begin(&mut held, now);
         held.left_out += 1;
     }
 
-    /// How many were left out, where the span is over in which they came and no line has told of them.
+    /// Returns how many lines were left out and not reported, if no line was taken in this span.
     pub(super) fn left_out(&self, now: Instant) -> Option<u64> {
         let mut held = self.held.lock();
         self.begin(&mut held, now);
@@ -73,9 +75,9 @@ mod tests {
         let mut now = Instant::now();
         let taken: Vec<_> = (0..5).map(|_| budget.take(now)).collect();
         assert_eq!(taken, [Some(0), Some(0), None, None, None]);
-        assert_eq!(budget.left_out(now), None, "the span is not over");
+        assert_eq!(budget.left_out(now), None, "the span has not passed");
         now += span;
-        assert_eq!(budget.take(now), Some(3), "the next line tells");
+        assert_eq!(budget.take(now), Some(3), "the next line reports them");
         assert_eq!((budget.take(now), budget.take(now), budget.take(now)), (Some(0), None, None));
         now += span;
         assert_eq!((budget.left_out(now), budget.left_out(now)), (Some(2), None));

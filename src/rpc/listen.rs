@@ -1,4 +1,5 @@
-//! Where the daemon listens: TCP on loopback, Unix sockets, TCP with mutual TLS, and what systemd passes.
+//! The listening sockets: TCP on loopback, Unix sockets, TCP with mutual TLS, and sockets that
+//! systemd passes.
 
 use std::{
     fs, io,
@@ -34,30 +35,30 @@ use tokio_util::sync::CancellationToken;
 use super::{access::Peer, line_budget::LineBudget, socket::Socket};
 use crate::config::{Endpoint, UnixFile};
 
-/// How long to wait when the system has no file descriptor for a connection.
+/// How long to wait after an accept failed, for example because no file descriptor was free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// One line in this time tells of it.
+/// Shortest interval between two log lines about failed accepts.
 const ACCEPT_LINE: Duration = Duration::from_secs(10);
-/// Most sockets that systemd passes.
+/// Most sockets that the daemon takes from systemd.
 const PASSED_MAX: u32 = 64;
-/// Connections that the system keeps until they are accepted.
+/// Most connections that the system queues until they are accepted (listen(2)).
 const BACKLOG: i32 = 1024;
 
-/// Bound sockets that wait for callers.
+/// The bound sockets, as a stream of accepted connections.
 pub struct Listeners {
     sockets: Vec<Listener>,
-    /// The one that is asked first: it has waited longest.
+    /// Index of the listener that is polled first. It was polled least recently.
     next: usize,
     pause: Option<Pin<Box<Sleep>>>,
     errors: LineBudget,
 }
 
-/// When connections have to end.
+/// The two stages of a stop.
 #[derive(Clone, Debug, Default)]
 pub struct Signals {
-    /// The daemon begins to stop.
+    /// Cancelled when the daemon begins to drain.
     pub draining: CancellationToken,
-    /// Whatever is still open is closed hard.
+    /// Cancelled when all remaining connections must be closed at once.
     pub kill: CancellationToken,
 }
 
@@ -65,17 +66,18 @@ enum Listener {
     /// Plaintext, on loopback.
     Tcp(TcpListener),
     Tls(TcpListener),
-    /// The file first: while the socket is open, no other file has the number of its own.
+    /// The file comes first, so it is dropped first. While the socket is open, no other file can
+    /// have the inode number of its file.
     Unix(SocketFile, UnixListener),
 }
 
-/// A socket's file, which is removed with it where the daemon has made it.
+/// The file of a Unix socket. Dropping it removes the file if the daemon created it.
 struct SocketFile {
     path: PathBuf,
     made: Option<FileNumber>,
 }
 
-/// Device and inode: another file in the same place is not the one that was made.
+/// Device and inode number of a file. They tell whether the file at a path is still the same one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileNumber(u64, u64);
 
@@ -90,22 +92,23 @@ impl Drop for SocketFile {
         let Some(made) = self.made else { return };
         let removed = match FileNumber::of(&self.path) {
             Ok(there) if there == made => fs::remove_file(&self.path),
-            // A successor has its own socket there by now.
+            // Another daemon has created its own socket there since.
             Ok(_) => Ok(()),
             Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(err) => Err(err),
         };
         if let Err(err) = removed {
-            tracing::warn!(path = %self.path.display(), %err, "cannot remove the socket's file");
+            tracing::warn!(path = %self.path.display(), %err, "cannot remove the file of the Unix socket");
         }
     }
 }
 
 impl Listeners {
-    /// Binds all endpoints. An optional Unix socket that cannot be made is left out, unless another daemon has it.
+    /// Binds all endpoints. An optional Unix socket that cannot be bound is left out, unless
+    /// another daemon listens on it.
     ///
     /// # Errors
-    /// The endpoint that cannot be bound, and why.
+    /// An endpoint cannot be bound. The text names the endpoint and the reason.
     pub fn bind(endpoints: &[Endpoint], file: UnixFile, tls: bool) -> io::Result<Self> {
         let mut sockets = Vec::new();
         for endpoint in endpoints {
@@ -116,19 +119,19 @@ impl Listeners {
                 Endpoint::Unix { path, optional } => match bind_unix(path, file) {
                     Ok((file, listener)) => sockets.push(Listener::Unix(file, listener)),
                     Err(err) if *optional && err.kind() != io::ErrorKind::AddrInUse => {
-                        tracing::info!(%err, "the default Unix socket is left out");
+                        tracing::info!(%err, "cannot bind the default Unix socket; continuing without it");
                     }
                     Err(err) => return Err(err),
                 },
             }
         }
         if sockets.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "listen.api names nothing to listen on"));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "listen.api has no usable endpoint"));
         }
         Ok(Self { sockets, next: 0, pause: None, errors: LineBudget::new(1, ACCEPT_LINE) })
     }
 
-    /// Where it listens, with the ports that the system chose.
+    /// Returns the bound endpoints, with the ports that the system chose.
     pub fn endpoints(&self) -> Vec<Endpoint> {
         self.sockets
             .iter()
@@ -161,8 +164,8 @@ fn bind_tcp(address: SocketAddr, endpoints: &[Endpoint]) -> io::Result<TcpListen
     bind().map_err(|err| named(err, &format_args!("tcp://{address}")))
 }
 
-/// Whether `[::]`, which serves IPv4 as well, must leave that to another endpoint: one that names an IPv4 address and the same
-/// port.
+/// Returns whether an endpoint on `[::]` must serve IPv6 only, because another endpoint names an
+/// IPv4 address with the same port. Otherwise `[::]` serves IPv4 too.
 fn leaves_ipv4(address: SocketAddr, endpoints: &[Endpoint]) -> bool {
     address.ip().is_unspecified()
         && address.port() != 0
@@ -172,14 +175,15 @@ fn leaves_ipv4(address: SocketAddr, endpoints: &[Endpoint]) -> bool {
         })
 }
 
-/// Takes what systemd has bound. What is no loopback address is served with TLS, or not at all.
+/// Takes the sockets that systemd has bound. A TCP socket on another address than loopback is
+/// served with TLS, and is an error if no TLS is configured.
 fn passed(tls: bool) -> io::Result<Vec<Listener>> {
-    // The library adds to this number before it looks at it.
+    // listenfd adds to this number without a check, so a large one would overflow.
     let count = std::env::var("LISTEN_FDS").ok().and_then(|count| count.parse::<u32>().ok());
     if count.is_some_and(|count| count > PASSED_MAX) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("LISTEN_FDS is more than {PASSED_MAX}, the most sockets that are taken from systemd"),
+            format!("invalid LISTEN_FDS: at most {PASSED_MAX} sockets can be taken from systemd"),
         ));
     }
     let mut passed = listenfd::ListenFd::from_env();
@@ -217,14 +221,15 @@ fn passed(tls: bool) -> io::Result<Vec<Listener>> {
     Ok(sockets)
 }
 
-/// Binds a socket that only those may use whom its mode names. A file that a dead daemon left behind is replaced; one that
-/// somebody answers on is not.
+/// Binds a Unix socket with the configured owner and mode. Replaces the socket file of a dead
+/// daemon, but not a socket that a process listens on.
 fn bind_unix(path: &Path, file: UnixFile) -> io::Result<(SocketFile, UnixListener)> {
     let bind = || {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
-        // Two daemons that start at once look one after the other: the later one sees the socket of the earlier.
+        // The lock orders two daemons that start at once. The later one then sees the socket of the
+        // earlier.
         let _looking = lock_folder(path)?;
         if let Ok(there) = fs::symlink_metadata(path) {
             if !there.file_type().is_socket() {
@@ -238,12 +243,12 @@ fn bind_unix(path: &Path, file: UnixFile) -> io::Result<(SocketFile, UnixListene
                 false => fs::remove_file(path)?,
             }
         }
-        // Nobody gets in before the file is what it shall be.
+        // No client may connect before the file has its owner and mode.
         let others = umask(Mode::from_raw_mode(0o777));
         let listener = UnixListener::bind(path);
         umask(others);
         let listener = listener?;
-        // From here on it is removed again where anything fails.
+        // From here on, an error drops this value and so removes the file.
         let made = SocketFile { path: path.to_owned(), made: Some(FileNumber::of(path)?) };
         if let Some((user, group)) = file.owner {
             chown(path, Some(user), Some(group))?;
@@ -254,7 +259,8 @@ fn bind_unix(path: &Path, file: UnixFile) -> io::Result<(SocketFile, UnixListene
     bind().map_err(|err| named(err, &format_args!("unix://{}", path.display())))
 }
 
-/// Whether a process listens on a socket's file. Does not wait: a socket whose backlog is full has a listener.
+/// Returns whether a process listens on a socket's file. Does not block. A socket whose backlog is
+/// full has a listener.
 fn is_served(path: &Path) -> io::Result<bool> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -265,10 +271,11 @@ fn is_served(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// How long another process may hold the lock of the folder.
+/// How long to wait for the lock of the folder.
 const LOCKED: Duration = Duration::from_secs(2);
 
-/// Locks the folder of a socket's file (flock(2)) until what comes back is dropped.
+/// Locks the folder of a socket's file with flock(2). The lock is held until the returned file is
+/// dropped.
 fn lock_folder(path: &Path) -> io::Result<fs::File> {
     let folder = fs::File::open(path.parent().unwrap_or(Path::new("/")))?;
     let until = Instant::now() + LOCKED;
@@ -279,7 +286,7 @@ fn lock_folder(path: &Path) -> io::Result<fs::File> {
             Err(Errno::WOULDBLOCK) => {
                 return Err(io::Error::new(
                     io::ErrorKind::AddrInUse,
-                    "another process holds the lock of its folder",
+                    "another process holds the lock of the folder of the socket",
                 ));
             }
             Err(err) => return Err(err.into()),
@@ -298,12 +305,14 @@ impl Stream for Listeners {
         }
         let (before, from) = this.sockets.split_at(this.next);
         for listener in from.iter().chain(before) {
-            // Behind it the next round begins: a flood at one endpoint keeps no caller out of another.
+            // The next poll begins with the listener after this one, so that a flood at one
+            // endpoint does not starve another.
             this.next = (this.next + 1) % this.sockets.len();
             let accepted = match listener {
                 Listener::Tcp(tcp) | Listener::Tls(tcp) => tcp.poll_accept(cx).map(|accepted| {
                     let (stream, peer) = accepted?;
-                    // An answer that waits for an acknowledgement costs a handshake 40 ms.
+                    // With Nagle's algorithm, an answer that waits for an acknowledgement delays a
+                    // handshake by 40 ms.
                     let delayed = stream.set_nodelay(true);
                     if let Err(err) = delayed {
                         tracing::debug!(%err, "cannot set TCP_NODELAY");
@@ -339,17 +348,18 @@ impl Stream for Listeners {
     }
 }
 
-/// A connection that no thread has yet. Dropping it closes it.
+/// An accepted connection that no server thread has taken yet. Dropping it closes the connection.
 pub struct Accepted {
     socket: Waiting,
     counted: Option<Counted>,
     beyond: Option<Beyond>,
 }
 
-/// This socket is one more than there may be: its caller is told so, and may ask for health.
+/// Marks a socket beyond the limit. Its caller gets an error that names the limit, and may call
+/// health and reflection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Beyond {
-    /// How many there may be.
+    /// The limit of sockets.
     pub(super) sockets_max: usize,
 }
 
@@ -359,15 +369,15 @@ enum Waiting {
     Unix(StdUnixStream, Peer),
 }
 
-/// How to find out who is at the other end.
+/// How the identity of the peer becomes known.
 pub(super) enum Known {
-    /// The system tells.
+    /// Known from the listener, or from the credentials of the Unix socket.
     Peer(Peer),
-    /// A handshake will, with a peer that comes from this address.
+    /// Proved by a TLS handshake with the peer at this address.
     ByHandshake(SocketAddr),
 }
 
-/// One open connection of a thread.
+/// Counts one open connection of a thread until it is dropped.
 pub(super) struct Counted(Arc<AtomicUsize>);
 
 impl Drop for Counted {
@@ -377,28 +387,29 @@ impl Drop for Counted {
 }
 
 impl Accepted {
-    /// Counts as open from now on.
+    /// Counts the connection as open, in this counter of a thread.
     pub(super) fn count_on(&mut self, open: &Arc<AtomicUsize>) {
         open.fetch_add(1, Ordering::Relaxed);
         self.counted = Some(Counted(Arc::clone(open)));
     }
 
-    /// Is one more than there may be.
+    /// Marks the connection as beyond the limit of sockets.
     pub(super) fn is_beyond(&mut self, sockets_max: usize) {
         self.beyond = Some(Beyond { sockets_max });
     }
 
-    /// Whether it came over loopback or a Unix socket.
+    /// Returns whether the connection came over a plaintext listener: loopback or a Unix socket.
     pub(super) fn is_local(&self) -> bool {
         !matches!(self.socket, Waiting::Tls(..))
     }
 
-    /// Whether it is one more than there may be.
+    /// Returns the mark of a connection beyond the limit of sockets.
     pub(super) fn beyond(&self) -> Option<Beyond> {
         self.beyond
     }
 
-    /// Takes the socket over into this thread's runtime. It counts as open until what comes with it is dropped.
+    /// Registers the socket with the runtime of this thread. The connection counts as open until
+    /// the returned [`Counted`] is dropped.
     pub(super) fn adopt(self) -> io::Result<(Socket, Known, Option<Counted>)> {
         let (socket, known) = match self.socket {
             Waiting::Tcp(tcp) => (Socket::tcp(tcp)?, Known::Peer(Peer::local())),

@@ -1,4 +1,5 @@
-//! The API without sockets: calls are answered in this process, past the same edge as those that come over a socket.
+//! In-process calls of the API, without a socket. They pass the same admission as calls over a
+//! socket.
 
 use std::{
     convert::Infallible,
@@ -14,7 +15,7 @@ use super::{
     http::Http,
 };
 
-/// What a client of the contract calls in place of a channel.
+/// An in-process service that a generated client uses in place of a channel.
 #[derive(Clone)]
 pub struct Local(Edge);
 

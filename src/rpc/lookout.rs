@@ -1,6 +1,8 @@
-//! A thread that has just served somebody looks out for a moment before it sleeps.
+//! Busy polling: a server thread that has just served a connection polls for I/O for a short time
+//! before it blocks.
 //!
-//! A worker that asks one thing at a time comes back a few microseconds after its answer.
+//! A worker that sends one request at a time sends the next one a few microseconds after its
+//! answer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,21 +10,24 @@ use tokio::{sync::Notify, task::yield_now};
 
 use crate::looks::Looks;
 
-/// How often it looks: a worker that asks one thing at a time has read its answer by then, and asked again.
+/// Number of polls without work before the thread blocks. A worker that sends one request at a time
+/// has read its answer and sent the next request by then.
 const LOOKS: u32 = 24;
 
-/// What one thread knows of its turns. Only that thread writes it.
+/// Decides when one server thread busy-polls. Only that thread writes to it.
+///
+/// A turn is one poll of an HTTP/2 connection.
 #[derive(Default)]
 pub(super) struct Lookout {
-    /// How often one of the thread's connections had a turn.
+    /// Number of turns of all connections of the thread.
     turns: AtomicU64,
-    /// The turn from which on the thread looks.
+    /// The number of turns from which on the thread busy-polls again.
     looks_from: AtomicU64,
     look: Notify,
 }
 
 impl Lookout {
-    /// A connection had its turn.
+    /// Counts a turn of a connection, and starts busy polling unless it is backed off.
     pub(super) fn turned(&self) {
         let turns = self.turns() + 1;
         self.turns.store(turns, Ordering::Relaxed);
@@ -35,7 +40,7 @@ impl Lookout {
         self.turns.load(Ordering::Relaxed)
     }
 
-    /// Looks out, on the thread and its runtime. Never ends.
+    /// Runs busy polling, as a task on the runtime of the thread. Never returns.
     pub(super) async fn keep(&self) {
         let mut looks = Looks::default();
         loop {
@@ -44,19 +49,20 @@ impl Lookout {
                 continue;
             }
             let pass = looks.ended(self.anything().await);
-            // Turns that were looked at may have asked for another look.
+            // Turns that polling found may have requested another round.
             self.looks_from.store(self.turns() + pass + 1, Ordering::Relaxed);
         }
     }
 
-    /// Whether anything came before it had looked in vain for long enough.
+    /// Polls until [`LOOKS`] polls in a row find no turn. Returns whether any turn was found.
     async fn anything(&self) -> bool {
-        // What is ready already has its turn.
+        // Tasks that are already ready run first and do not count.
         yield_now().await;
         let begun = self.turns();
         let (mut turns, mut vain) = (begun, 0);
         while vain < LOOKS {
-            // The runtime asks the system, without waiting, before it comes back to a task that yields.
+            // The runtime polls the system for I/O, without blocking, before it resumes a yielded
+            // task.
             yield_now().await;
             vain = if self.turns() == turns { vain + 1 } else { 0 };
             turns = self.turns();
@@ -71,23 +77,23 @@ mod tests {
 
     use super::*;
 
-    /// Beside a lookout, on its thread.
+    /// Runs the test while busy polling runs on the same thread.
     async fn beside<T>(lookout: &Lookout, test: impl Future<Output = T>) -> T {
         tokio::select! {
             biased;
-            () = lookout.keep() => unreachable!("it never ends"),
+            () = lookout.keep() => unreachable!("keep never returns"),
             tested = test => tested,
         }
     }
 
-    /// A turn, and nothing for long. Says whether the thread looked.
+    /// Makes one turn with no turn after it. Returns whether the thread busy-polled.
     async fn turn(lookout: &Lookout) -> bool {
         let looks = lookout.turns() + 1 >= lookout.looks_from.load(Ordering::Relaxed);
         lookout.turned();
         for _ in 0..2 * LOOKS {
             yield_now().await;
         }
-        assert!(lookout.turns() < lookout.looks_from.load(Ordering::Relaxed), "it looks no more");
+        assert!(lookout.turns() < lookout.looks_from.load(Ordering::Relaxed), "polling is backed off");
         looks
     }
 
@@ -104,7 +110,7 @@ mod tests {
             looks
         };
         let looks = beside(&lookout, test).await;
-        // 1, 3, 7 ... 1023 pass in between.
+        // 1, 3, 7 ... 1023 turns are skipped in between.
         let expected: Vec<u32> = (1..=11).map(|times| (1 << times) - 2).chain([3070, 4094]).collect();
         assert_eq!(looks, expected);
     }
@@ -113,7 +119,7 @@ mod tests {
     async fn turns_that_follow_each_other_are_looked_for_to_the_last() {
         let lookout = Lookout::default();
         let test = async {
-            // Nothing came: the next ones pass.
+            // No turn follows, so the next turns are skipped.
             for _ in 0..100 {
                 turn(&lookout).await;
             }
@@ -126,6 +132,6 @@ mod tests {
             turn(&lookout).await;
             turn(&lookout).await
         };
-        assert!(beside(&lookout, test).await, "it looks after the next turn again");
+        assert!(beside(&lookout, test).await, "the thread polls again after the next turn");
     }
 }

@@ -1,29 +1,33 @@
-//! The API: gRPC in, calls on the table, the caches and the contexts out. Errors turn into statuses here and nowhere else.
+//! The gRPC API. Translates calls into operations on the connection table, the session caches and
+//! the contexts. This is the only room that turns errors into gRPC statuses.
 //!
-//! * [`listen`]: where it listens
-//! * [`access`]: what each caller may do
-//! * [`tls`]: mutual TLS under it
-//! * [`status`]: the table of refusals
-//! * `accounts`, over `pool`: what one identity holds at a time
-//! * `each_second`: how often one may do something in a second
-//! * `health`, `reflection`: whether the daemon wants work, and what there is to call
-//! * `lanes`: one thread for each core
-//! * `line_budget`: how often the log tells of the same
-//! * `lookout`: what such a thread does before it sleeps
-//! * `http`, `socket`: one HTTP/2 connection, and the bytes under it
+//! * [`listen`]: the listening sockets
+//! * [`access`]: identities, roles and the rights of each caller
+//! * [`tls`]: mutual TLS for API connections
+//! * [`status`]: the table of refusals and their gRPC statuses
+//! * `accounts`, over `pool`: limits on the resources that one identity holds at a time
+//! * `each_second`: rate limits for each owner, per second
+//! * `health`, `reflection`: the standard gRPC services of these names
+//! * `lanes`: the server threads, one for each core
+//! * `line_budget`: rate limits for log lines
+//! * `lookout`: busy polling of a server thread before it blocks
+//! * `http`, `socket`: one HTTP/2 connection, and the buffered socket under it
 //! * `preface`: the first bytes of a connection
-//! * `edge`: what every call passes
-//! * `whole`: requests in whole messages
-//! * [`local`]: calls from this process
+//! * `edge`: admission of calls: rights, limits and deadline
+//! * `whole`: request bodies that hold a message back until it is complete
+//! * [`local`]: in-process calls, without a socket
 //! * `connections`, `sessions`, `contexts`, `workers`: one file for each service
-//! * `drive`, `attach`, `watch`: one for each stream
-//! * `streams`: how many of them one HTTP/2 connection holds
-//! * `batch`, `answers`: the calls of one message of an Attach, and what they answer, as bytes
-//! * `seldom`: futures that are not asked at every wake-up
-//! * [`reloads`]: the last reload, for those that ask
-//! * `revoke`, `explain`: which sessions resume no more, and why not
+//! * `drive`, `attach`, `watch`: one file for each streaming RPC
+//! * `streams`: how many long streams one HTTP/2 connection holds
+//! * `batch`, `answers`: decode the calls of one Attach message and encode their answers
+//! * `seldom`: futures that are polled only after their own waker fired
+//! * [`reloads`]: the outcome of the last reload
+//! * `revoke`, `explain`: revocation, and why a session is no longer found
 //! * `session_list`: pages of sessions
-//! * `convert`, `page`, `turns`, `request_ids`: messages, lists, one list at a time, repeated requests
+//! * `convert`: conversion to and from API messages
+//! * `page`: page tokens of lists
+//! * `turns`: one running list for each caller
+//! * `request_ids`: idempotency of repeated requests
 
 use std::{
     collections::HashSet,
@@ -116,13 +120,14 @@ use tls::Acceptor;
 use turns::Turns;
 use workers::Workers;
 
-/// Largest batch of an Attach: what it says in few bytes takes many times as much once it is read.
+/// Largest batch of an Attach, in bytes. A decoded batch takes many times the memory of its bytes.
 const BATCH_BYTES_MAX: usize = 2 << 20;
-/// Largest request that names contexts.
+/// Largest request of the context service, in bytes.
 const SHORT_BYTES_MAX: usize = 64 << 10;
-/// Largest request of health and reflection, which are open to callers without a role.
+/// Largest request of health and reflection, in bytes. Callers without a role may call these.
 const OPEN_BYTES_MAX: usize = 16 << 10;
-/// Paths of all methods that are served. Only calls that the table of rights does not list ask for them.
+/// The paths of all methods that the daemon serves. Read only for a call that the table of rights
+/// does not list.
 static METHODS: LazyLock<HashSet<String>> = LazyLock::new(|| {
     let sets = [
         proto::FILE_DESCRIPTOR_SET,
@@ -133,7 +138,7 @@ static METHODS: LazyLock<HashSet<String>> = LazyLock::new(|| {
     let mut methods = HashSet::new();
     for set in sets {
         let set =
-            FileDescriptorSet::decode(set).expect("the descriptors are built in, and a test reads them");
+            FileDescriptorSet::decode(set).expect("the descriptors are compiled in and a test decodes them");
         for file in &set.file {
             for service in &file.service {
                 let paths = service
@@ -147,7 +152,7 @@ static METHODS: LazyLock<HashSet<String>> = LazyLock::new(|| {
     methods
 });
 
-/// Whether the daemon serves a method, by its descriptors.
+/// Returns whether the protobuf descriptors of the daemon have the method of this path.
 fn serves(path: &str) -> bool {
     METHODS.contains(path)
 }
@@ -162,7 +167,7 @@ pub struct Api {
     reloads: Arc<Reloads>,
 }
 
-/// The limits of the API that a reload may change. Clones change the same ones.
+/// The limits of the API that a reload may change. All clones share the same limits.
 #[derive(Clone)]
 pub struct LiveLimits {
     accounts: Arc<Accounts>,
@@ -172,7 +177,8 @@ pub struct LiveLimits {
 }
 
 impl LiveLimits {
-    /// Takes the limits of a new configuration: for what is asked for from now on. What is held beyond them stays.
+    /// Applies the limits of a new configuration to later requests. Resources that are already held
+    /// stay held, even where they exceed a new limit.
     pub fn apply(&self, limits: &Limits) {
         self.accounts.resize(limits);
         self.streams.resize(limits.streams, limits.streams_non_worker);
@@ -181,45 +187,45 @@ impl LiveLimits {
     }
 }
 
-/// What the API remembers of calls for some time.
+/// The answers that the API remembers for a time, to repeat them for a repeated request id.
 #[derive(Clone)]
 pub struct Memory(Arc<Opener>);
 
 impl Memory {
-    /// Forgets what is too old. Called at every sweep, for no other call may come.
+    /// Removes expired answers. Every sweep calls this, because no later call may come to do it.
     pub fn expire(&self, now: Timestamp) {
         self.0.request_ids.expire(now);
     }
 }
 
-/// Who is let in, and what that may do there. Both can change while it serves.
+/// The access rules and the TLS acceptor of the API. A reload can change both while the API serves.
 #[derive(Clone)]
 pub struct Doors {
-    /// The rules.
+    /// Announces changed rules, and writes the audit log.
     pub access: Arc<Access>,
-    /// Who comes over TLS. `None`: nobody does.
+    /// Performs TLS handshakes with clients. `None` where no TLS is configured.
     pub acceptor: Option<Arc<Acceptor>>,
 }
 
-/// Why the API does not serve any more.
+/// Why the API stopped serving.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The system gave no thread, or no event queue for it.
-    #[error("cannot start a thread of the API: {0}")]
+    /// The system refused to create a thread or its event queue.
+    #[error("cannot start a server thread of the API: {0}")]
     Thread(#[from] std::io::Error),
-    /// The system let no thread begin again after a panic.
-    #[error("all threads of the API ended by themselves")]
+    /// All server threads ended, and the system refused to restart them.
+    #[error("all server threads of the API ended after panics and cannot be restarted")]
     ThreadsEnded,
 }
 
 impl Api {
-    /// Puts the services together.
+    /// Creates all services.
     ///
     /// # Errors
-    /// The system has no random numbers.
+    /// The system provides no random numbers.
     ///
     /// # Panics
-    /// Never: the descriptors are built in, and a test reads them.
+    /// Never. The descriptors are compiled in, and a test decodes them.
     pub fn new(table: Arc<Table>, limits: &Limits, doors: Doors, signals: &Signals) -> Result<Self, Error> {
         let health = Health::new(signals.draining.clone());
         let pages = Arc::new(Pages::new()?);
@@ -293,36 +299,36 @@ impl Api {
         Ok(Self { http, sockets_max: limits.sockets, health, memory: Memory(opener), live, reloads })
     }
 
-    /// What tells whether the daemon serves.
+    /// Returns the handle that sets whether the daemon reports itself as serving.
     pub fn health(&self) -> Health {
         self.health.clone()
     }
 
-    /// What it remembers of calls.
+    /// Returns the remembered answers, so that the sweep can expire them.
     pub fn memory(&self) -> Memory {
         self.memory.clone()
     }
 
-    /// What a reload may change of its limits.
+    /// Returns the limits that a reload may change.
     pub fn live_limits(&self) -> LiveLimits {
         self.live.clone()
     }
 
-    /// Where the outcome of each reload is told.
+    /// Returns the record of the last reload's outcome.
     pub fn reloads(&self) -> Arc<Reloads> {
         Arc::clone(&self.reloads)
     }
 
-    /// Answers calls of this process as those of a caller over loopback, without a socket.
+    /// Returns an in-process client. The API treats its calls as those of a caller over loopback.
     pub fn local(&self) -> Local {
         Local::new(&self.http)
     }
 
-    /// Serves on one thread for each core until `signals.draining` is cancelled and the last call has ended, or
-    /// `signals.kill` is.
+    /// Serves on one server thread for each core. Returns when `signals.draining` is cancelled and
+    /// the last call has ended, or when `signals.kill` is cancelled.
     ///
     /// # Errors
-    /// Threads that cannot be had, or that all end by themselves.
+    /// A server thread cannot be started, or all of them ended and cannot be restarted.
     pub async fn serve(self, mut listeners: Listeners, signals: &Signals) -> Result<(), ServeError> {
         let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let (http, stop) = (self.http, signals.clone());
@@ -331,7 +337,7 @@ impl Api {
         loop {
             tokio::select! {
                 () = signals.draining.cancelled() => break,
-                // A panic has its line in the log, and costs the socket that it came with.
+                // A panic is logged and costs only the socket that was accepted.
                 accepted = caught(listeners.next()) => if let Ok(Some(accepted)) = accepted {
                     let _ = caught(lanes.hand(accepted)).await;
                 },
@@ -339,7 +345,7 @@ impl Api {
                     if lanes.alive() == 0 {
                         return Err(ServeError::ThreadsEnded);
                     }
-                    tracing::error!(left = lanes.alive(), "a thread of the API ended and cannot begin again");
+                    tracing::error!(left = lanes.alive(), "a server thread of the API ended and cannot be restarted");
                 }
             }
         }

@@ -1,20 +1,23 @@
-//! How much is taken of something that there is little of, in all and by each identity.
+//! A limited resource: how much of it is taken in all and by each identity.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::status::Refusal;
 
-/// The part of its limit that an identity may have even where all others have taken everything: one in this many.
+/// The reserve of an identity: one part in this many of its limit. It can take its reserve even if
+/// others have taken everything.
 ///
-/// Bytes and streams of Attach have no limit of time, so a few identities could otherwise keep all others out.
+/// Bytes and Attach streams can be held without a time limit. Without a reserve, a few identities
+/// could lock out all others.
 const LEAST_OF_ONE: usize = 16;
 
-/// How much is taken of something, and how much there is, in all and for one identity.
+/// A limited resource, with a limit in all and a limit for one identity. The amount that an
+/// identity has taken is kept by the caller, as `of_one`.
 pub(super) struct Pool {
     pub(super) taken: AtomicUsize,
     most: AtomicUsize,
     most_of_one: AtomicUsize,
-    /// Whether an identity may have one part in [`LEAST_OF_ONE`] of its limit, whatever the others hold.
+    /// Whether each identity has a reserve of one part in [`LEAST_OF_ONE`] of its limit.
     reserves: bool,
 }
 
@@ -28,12 +31,12 @@ impl Pool {
         }
     }
 
-    /// A pool of which each identity may have a part in any case.
+    /// Creates a pool in which each identity has a reserve.
     pub(super) const fn with_reserve(most: usize, most_of_one: usize) -> Self {
         Self { reserves: true, ..Self::new(most, most_of_one) }
     }
 
-    /// Changes the limits. What is taken beyond them stays taken.
+    /// Changes the limits. Amounts that exceed a new limit stay taken.
     pub(super) fn resize(&self, most: usize, most_of_one: usize) {
         self.most.store(most, Ordering::Relaxed);
         self.most_of_one.store(most_of_one, Ordering::Relaxed);
@@ -43,7 +46,10 @@ impl Pool {
         if self.reserves { self.most_of_one.load(Ordering::Relaxed) / LEAST_OF_ONE } else { 0 }
     }
 
-    /// Takes some for one identity, or none of it. The error tells which limit is reached.
+    /// Takes `amount` for one identity, or nothing.
+    ///
+    /// # Errors
+    /// The limit that would be exceeded.
     pub(super) fn take(&self, of_one: &AtomicUsize, amount: usize) -> Result<(), Full> {
         let (most, most_of_one) =
             (self.most.load(Ordering::Relaxed), self.most_of_one.load(Ordering::Relaxed));
@@ -61,7 +67,12 @@ impl Pool {
         Err(Full::OfAll(most))
     }
 
-    /// Whether an identity that holds `of_one` could take a sixteenth of its limit more.
+    /// Checks that a sixteenth of each limit is free: of the limit of the identity that holds
+    /// `of_one`, and of the limit in all. An identity that holds at most half of its reserve needs
+    /// only the first.
+    ///
+    /// # Errors
+    /// The limit that has less room.
     pub(super) fn has_room(&self, of_one: &AtomicUsize) -> Result<(), Full> {
         let (most, most_of_one) =
             (self.most.load(Ordering::Relaxed), self.most_of_one.load(Ordering::Relaxed));
@@ -82,7 +93,7 @@ impl Pool {
     }
 }
 
-/// A limit that is reached.
+/// A limit that is reached, with its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Full {
     OfOne(usize),

@@ -1,5 +1,5 @@
-//! The first bytes of an HTTP/2 connection. HTTP/2 waits for them without a limit of time, and a stop waits for
-//! every connection.
+//! The first bytes of an HTTP/2 connection. h2 waits for them without a time limit, and a stop
+//! waits for every connection. So the daemon reads them before, with a time limit.
 
 use std::{
     io::{self, IoSlice},
@@ -9,22 +9,22 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-/// RFC 9113 section 3.4.
+/// The connection preface of a client (RFC 9113 section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A connection whose first bytes were read ahead, and are read once more.
+/// A connection whose first bytes were read ahead. A read returns these bytes first.
 pub(super) struct Greeted<I> {
     io: I,
     first: [u8; PREFACE.len()],
-    /// What is left of `first`.
+    /// The range of `first` that has not been returned yet.
     from: usize,
     to: usize,
 }
 
-/// Waits for the preface, or for bytes that are none: HTTP/2 ends with those.
+/// Waits for the preface, or for the first bytes that differ from it. HTTP/2 then fails on those.
 ///
 /// # Errors
-/// Those of the socket, and its end before anything came.
+/// An error of the socket, or its end before the first byte.
 pub(super) async fn preface<I: AsyncRead + Unpin>(io: I) -> io::Result<Greeted<I>> {
     let mut greeted = Greeted { io, first: [0; PREFACE.len()], from: 0, to: 0 };
     while greeted.to < PREFACE.len() && greeted.first[..greeted.to] == PREFACE[..greeted.to] {
@@ -38,7 +38,8 @@ pub(super) async fn preface<I: AsyncRead + Unpin>(io: I) -> io::Result<Greeted<I
 }
 
 impl<I> Greeted<I> {
-    /// Whether the peer speaks HTTP/1: its first bytes are a method of that (RFC 9110 section 9.1).
+    /// Returns whether the peer speaks HTTP/1. Its first bytes are then an HTTP method (RFC 9110
+    /// section 9.1).
     pub(super) fn speaks_http1(&self) -> bool {
         let first = &self.first[..self.to];
         [&b"GET "[..], b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH "]
@@ -113,7 +114,7 @@ mod tests {
         }
         let (peer, io) = duplex(1024);
         drop(peer);
-        assert!(preface(io).await.is_err(), "it said nothing");
+        assert!(preface(io).await.is_err(), "the peer sent no byte");
     }
 
     #[tokio::test]

@@ -1,7 +1,8 @@
-//! A future that is seldom ready, among those that have something to do at every wake-up.
+//! A future that is polled only after its own waker fired.
 //!
-//! Who waits for several things asks all of them whenever one may have happened. A stream's end, its deadline and the
-//! daemon's stop happen once at most; to ask for them with every message costs as much as a small message does.
+//! A task that waits on several futures polls all of them at every wake-up. The end of a stream,
+//! its deadline and the stop of the daemon happen at most once. Polling them with every message
+//! would cost as much as a small message.
 
 use std::{
     future::Future,
@@ -15,17 +16,18 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// Asks a future only after it was woken by it, whoever else wakes its task.
+/// Polls the inner future at first, and then only after that future has woken its task. Other
+/// wake-ups of the task do not poll it.
 pub(super) struct Seldom<F: ?Sized> {
     bell: Arc<Bell>,
-    /// The bell, as the future knows it.
+    /// The wake flag as a waker, for the inner future.
     waker: Waker,
-    /// Whom the bell wakes.
+    /// The waker of the task that the wake flag wakes.
     task: Option<Waker>,
     future: Pin<Box<F>>,
 }
 
-/// Remembers that it was rung.
+/// A wake flag. Records a wake-up by the inner future, and wakes the task.
 #[derive(Default)]
 struct Bell {
     rung: AtomicBool,
@@ -39,7 +41,7 @@ impl Wake for Bell {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.rung.store(true, Ordering::Release);
-        // A task that comes into its place later sees that it was rung.
+        // A task that is registered after this reads `rung` in the same poll.
         let task = self.task.lock().clone();
         if let Some(task) = task {
             task.wake();
@@ -49,7 +51,7 @@ impl Wake for Bell {
 
 impl<F: Future + ?Sized> Seldom<F> {
     pub(super) fn new(future: Pin<Box<F>>) -> Self {
-        // The first time it is asked without that.
+        // The flag begins set, so that the first poll reaches the future.
         let bell = Arc::new(Bell { rung: AtomicBool::new(true), task: Mutex::default() });
         let waker = Waker::from(Arc::clone(&bell));
         Self { bell, waker, task: None, future }
@@ -68,7 +70,7 @@ impl<F: Future + ?Sized> Future for Seldom<F> {
         if !this.bell.rung.load(Ordering::Acquire) {
             return Poll::Pending;
         }
-        // Before it is asked: what happens meanwhile rings again.
+        // Reset the flag before polling, so that a wake-up during the poll sets it again.
         this.bell.rung.store(false, Ordering::Release);
         this.future.as_mut().poll(&mut Context::from_waker(&this.waker))
     }

@@ -1,4 +1,5 @@
-//! The socket under one HTTP/2 connection: what HTTP/2 writes and flushes piece by piece leaves in one system call.
+//! The buffered socket under one HTTP/2 connection. Small writes of HTTP/2 leave in one system
+//! call, although HTTP/2 flushes after each of them.
 
 use std::{
     future::{Future, poll_fn},
@@ -20,17 +21,19 @@ use tokio::{
 use super::lookout::Lookout;
 use crate::unix::Unix;
 
-/// A connected socket, and what waits to leave by it.
+/// A connected socket with a write buffer.
 ///
-/// HTTP/2 flushes after each frame, though the calls that came in one read are answered one right after the other. So what
-/// it writes is kept until its turn is over, which [`Turn::end`] tells: what came together goes out together.
-/// Who has no turns, as a TLS handshake has none, needs it prompt.
+/// h2 flushes after each frame, although calls that arrived in one read are answered right after
+/// each other. So the socket buffers small writes until the turn of the connection ends, and
+/// [`Turn::end`] writes the buffer. Requests that arrived together are then answered together. A
+/// TLS handshake has no turns. It needs the unbuffered mode, which [`Self::prompt`] sets.
 pub(super) struct Socket(Arc<Mutex<Wire>>);
 
-/// The turns of the HTTP/2 connection over one [`Socket`]. One task has both: nobody waits for the lock.
+/// The flush handle of one [`Socket`]. A turn is one poll of the HTTP/2 connection. The same task
+/// holds the socket and this handle, so the lock is never contended.
 pub(super) struct Turn {
     wire: Arc<Mutex<Wire>>,
-    /// That of the thread.
+    /// The busy polling of the server thread.
     lookout: Arc<Lookout>,
 }
 
@@ -38,15 +41,15 @@ struct Wire {
     stream: Stream,
     writes: Writes,
     kept: Vec<u8>,
-    /// Something was read since it was last asked.
+    /// Whether a read returned since [`Turn::heard`] was last called.
     heard: bool,
-    /// Bytes that were read in this turn.
+    /// Bytes read in this turn.
     read: usize,
-    /// Since the peer takes nothing.
+    /// The timer of [`STALLED_MAX`], while the peer accepts no bytes.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-/// How long a peer may take nothing of what is written.
+/// How long a peer may accept no bytes of a write.
 const STALLED_MAX: Duration = Duration::from_secs(30);
 
 enum Stream {
@@ -56,32 +59,32 @@ enum Stream {
 
 #[derive(PartialEq)]
 enum Writes {
-    /// Small ones are kept until the turn is over.
+    /// Small writes are buffered until the turn ends.
     Gathered,
-    /// What is written leaves.
+    /// Every write goes to the system.
     Prompt,
 }
 
-/// A write below this is kept until the turn is over.
+/// A write shorter than this is buffered until the turn ends, in bytes.
 const KEPT: usize = 2048;
-/// About so many bytes are read in one turn: some thousand of the shortest frames.
+/// Bytes after which a turn reads no further: some thousand of the shortest frames.
 const TURN: usize = 32 << 10;
-/// Most of what is kept.
+/// Capacity of the write buffer, in bytes.
 const ROOM: usize = 32 << 10;
 
 impl Socket {
-    /// Over TCP. The stream does not block.
+    /// Creates a socket over TCP. The stream must be non-blocking.
     ///
     /// # Errors
-    /// The runtime does not take it.
+    /// The runtime cannot register the stream.
     pub(super) fn tcp(stream: std::net::TcpStream) -> io::Result<Self> {
         Ok(Self::over(Stream::Tcp(TcpStream::from_std(stream)?)))
     }
 
-    /// Over a Unix socket. The stream does not block.
+    /// Creates a socket over a Unix stream. The stream must be non-blocking.
     ///
     /// # Errors
-    /// The runtime does not take it.
+    /// The runtime cannot register the stream.
     pub(super) fn unix(stream: StdUnixStream) -> io::Result<Self> {
         Ok(Self::over(Stream::Unix(Unix::new(stream)?)))
     }
@@ -92,25 +95,25 @@ impl Socket {
         Self(Arc::new(Mutex::new(wire)))
     }
 
-    /// Who tells when a turn is over.
+    /// Returns the handle that ends turns.
     pub(super) fn turn(&self, lookout: Arc<Lookout>) -> Turn {
         Turn { wire: Arc::clone(&self.0), lookout }
     }
 
-    /// Keeps nothing from now on, until it gathers.
+    /// Sets the unbuffered mode: every write goes to the system, until [`Self::gather`].
     pub(super) fn prompt(&mut self) {
         self.0.lock().writes = Writes::Prompt;
     }
 
-    /// Gathers from now on what HTTP/2 writes, as it does from the beginning.
+    /// Sets the buffered mode, which is also the initial one.
     pub(super) fn gather(&mut self) {
         self.0.lock().writes = Writes::Gathered;
     }
 
-    /// Waits until the peer has sent something, or has ended.
+    /// Waits until the peer has sent data or closed the connection.
     ///
     /// # Errors
-    /// Those of the socket.
+    /// An error of the socket.
     pub(super) async fn readable(&self) -> io::Result<()> {
         poll_fn(|cx| match &self.0.lock().stream {
             Stream::Tcp(tcp) => tcp.poll_read_ready(cx),
@@ -121,16 +124,16 @@ impl Socket {
 }
 
 impl Turn {
-    /// Whether the peer sent anything since this was last asked.
+    /// Returns whether a read of the socket returned since the last call of this.
     pub(super) fn heard(&self) -> bool {
         std::mem::take(&mut self.wire.lock().heard)
     }
 
-    /// Writes what was kept. Where the peer does not take it all, the rest goes with a later turn, and the task is woken
-    /// for it.
+    /// Ends a turn: writes the buffer. If the peer does not accept all of it, the task is woken
+    /// later and a later turn writes the rest.
     ///
     /// # Errors
-    /// Those of the socket; the peer takes nothing for too long.
+    /// An error of the socket, or `TimedOut` if the peer has accepted nothing for [`STALLED_MAX`].
     pub(super) fn end(&self, cx: &mut Context<'_>) -> io::Result<()> {
         self.lookout.turned();
         let mut wire = self.wire.lock();
@@ -143,7 +146,7 @@ impl Turn {
 }
 
 impl Wire {
-    /// Writes what is kept, and some of `more` behind it. Tells how much of that.
+    /// Writes the buffer, and then bytes of `more`. Returns how many bytes of `more` were written.
     fn write(&mut self, cx: &mut Context<'_>, more: &[u8]) -> Poll<io::Result<usize>> {
         loop {
             let bufs = [IoSlice::new(&self.kept), IoSlice::new(more)];
@@ -181,7 +184,7 @@ impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut wire = self.0.lock();
         if wire.writes == Writes::Gathered && wire.read >= TURN {
-            // The rest is read in the next turn, behind those of other connections.
+            // The rest is read in the next turn, after other connections of the thread had theirs.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -206,7 +209,7 @@ impl AsyncWrite for Socket {
         wire.write(cx, buf)
     }
 
-    /// Nothing is done for it: the turn ends soon.
+    /// Does nothing, because the end of the turn writes the buffer.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

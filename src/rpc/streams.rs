@@ -1,8 +1,9 @@
-//! The long streams of one HTTP/2 connection: how many it holds, and the counters and the log line that tell of its limit.
+//! The long streams of one HTTP/2 connection, with counters and a log line about its limit.
 //!
-//! A client holds a call back that is beyond SETTINGS_MAX_CONCURRENT_STREAMS (RFC 9113 section 5.1.2), and the daemon never
-//! learns of it. So the daemon counts the streams that hold a place for long: `Drive`, `Attach` and `WatchSessions`. Calls that
-//! are answered at once give their place back at once, and are not counted.
+//! A client delays a call beyond SETTINGS_MAX_CONCURRENT_STREAMS (RFC 9113 section 5.1.2), and the
+//! daemon does not learn of it. So the daemon counts the streams that hold a place for long:
+//! `Drive`, `Attach` and `WatchSessions`. Calls that are answered at once also release their place
+//! at once, and are not counted.
 
 use std::{
     sync::{
@@ -14,12 +15,12 @@ use std::{
 
 use super::{access::Caller, line_budget::LineBudget};
 
-/// Concurrent streams of one HTTP/2 connection, by what its caller may do.
+/// Limits of concurrent streams on one HTTP/2 connection, by the roles of its caller.
 #[derive(Debug)]
 pub(super) struct StreamLimits {
-    /// Of a caller with the role worker in any context.
+    /// The limit of a caller with the role worker in any context.
     worker: AtomicU32,
-    /// Of any other caller.
+    /// The limit of any other caller.
     non_worker: AtomicU32,
 }
 
@@ -28,28 +29,28 @@ impl StreamLimits {
         Self { worker: worker.into(), non_worker: non_worker.into() }
     }
 
-    /// Changes the limits of HTTP/2 connections that begin from now on.
+    /// Changes the limits of later HTTP/2 connections.
     pub(super) fn resize(&self, worker: u32, non_worker: u32) {
         self.worker.store(worker, Ordering::Relaxed);
         self.non_worker.store(non_worker, Ordering::Relaxed);
     }
 }
 
-/// What a caller may do, as far as it decides how much of HTTP/2 it gets.
+/// Class of a caller by its roles. Decides the HTTP/2 limits of its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
-    /// It is a worker in some context.
+    /// The caller has the role worker in some context.
     Worker,
-    /// It has other roles.
+    /// The caller has only other roles.
     OtherRole,
-    /// It has no role: health and reflection answer it, and nothing else.
+    /// The caller has no role. It may call only health and reflection.
     NoRole,
 }
 
-/// Concurrent streams of a connection whose caller has no role.
+/// Most concurrent streams of a connection whose caller has no role.
 const STREAMS_NO_ROLE: u32 = 16;
 
-/// What happened on all connections, since the daemon started.
+/// Counters over all connections since the daemon started, and the budget of log lines.
 #[derive(Debug)]
 pub(super) struct StreamTotals {
     connections: AtomicU64,
@@ -57,7 +58,7 @@ pub(super) struct StreamTotals {
     lines: LineBudget,
 }
 
-/// Lines of the log in a second that tell of a limit that was reached. The counters have the rest.
+/// Log lines per second about a reached limit. The counters count every time.
 const LINES: u32 = 10;
 
 impl StreamTotals {
@@ -69,12 +70,12 @@ impl StreamTotals {
         }
     }
 
-    /// Connections that have reached their limit at least once.
+    /// Returns the number of connections that reached their limit at least once.
     pub(super) fn connections(&self) -> u64 {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// How often a connection has reached its limit.
+    /// Returns how often any connection reached its limit.
     pub(super) fn reached(&self) -> u64 {
         self.reached.load(Ordering::Relaxed)
     }
@@ -85,24 +86,25 @@ impl StreamTotals {
 pub(super) struct Streams {
     class: Class,
     limit: u32,
-    /// The key of the configuration that sets the limit.
+    /// The configuration key that sets the limit, or text for a limit that no key sets.
     key: &'static str,
     held: AtomicU32,
-    /// Whether it was told that the limit is reached. False again once a quarter of the limit is free.
+    /// Whether the current reach of the limit was counted. Reset once a quarter of the limit is
+    /// free.
     told: AtomicBool,
     ever: AtomicBool,
     totals: Arc<StreamTotals>,
 }
 
 impl Streams {
-    /// With the limit of a caller of this class.
+    /// Creates the state of one connection, with the limit of this class.
     pub(super) fn new(limits: &StreamLimits, class: Class, totals: &Arc<StreamTotals>) -> Self {
         let worker = limits.worker.load(Ordering::Relaxed);
         let non_worker = limits.non_worker.load(Ordering::Relaxed);
         let (limit, key) = match class {
             Class::Worker => (worker, "limits.streams"),
             Class::OtherRole => (non_worker, "limits.streams_non_worker"),
-            Class::NoRole => (non_worker.min(STREAMS_NO_ROLE), "the daemon for callers without a role"),
+            Class::NoRole => (non_worker.min(STREAMS_NO_ROLE), "fixed for callers without a role"),
         };
         Self {
             class,
@@ -115,12 +117,12 @@ impl Streams {
         }
     }
 
-    /// What its caller may do, as of the connection's beginning.
+    /// Returns the class that its caller had when the connection began.
     pub(super) fn class(&self) -> Class {
         self.class
     }
 
-    /// SETTINGS_MAX_CONCURRENT_STREAMS of its connection.
+    /// Returns SETTINGS_MAX_CONCURRENT_STREAMS of its connection.
     pub(super) fn limit(&self) -> u32 {
         self.limit
     }
@@ -141,8 +143,8 @@ impl Streams {
                 limit = self.limit,
                 reached,
                 left_out,
-                "an HTTP/2 connection holds as many streams as {key} allows, and its further calls wait: open another \
-                 connection earlier, or raise {key}"
+                "an HTTP/2 connection has reached its limit of streams ({key}), and its further calls wait: \
+                 open another connection earlier, or raise the limit"
             );
         }
     }
@@ -155,7 +157,7 @@ impl Streams {
     }
 }
 
-/// The place of one long stream on its HTTP/2 connection. Dropping it gives the place back.
+/// The place of one long stream on its HTTP/2 connection. Dropping it releases the place.
 pub(super) struct StreamPlace(Arc<Caller>);
 
 impl StreamPlace {
@@ -164,7 +166,7 @@ impl StreamPlace {
         Self(Arc::clone(by))
     }
 
-    /// The caller that holds it.
+    /// Returns the caller that holds the place.
     pub(super) fn caller(&self) -> &Arc<Caller> {
         &self.0
     }
@@ -186,7 +188,7 @@ mod tests {
         let streams = Streams::new(&StreamLimits::new(8, 1), Class::Worker, &totals);
         (0..7).for_each(|_| streams.hold("test"));
         assert_eq!((totals.connections(), totals.reached()), (0, 0));
-        // A place that is given back and taken again at the limit.
+        // A place is released and taken again at the limit.
         for _ in 0..5 {
             streams.hold("test");
             streams.release();

@@ -1,4 +1,5 @@
-//! Mutual TLS under the API: who comes shows a certificate of the workers' authority.
+//! Mutual TLS for API connections. A client must present a certificate of the authority in
+//! `client_ca`.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -17,17 +18,18 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use super::{access::Peer, socket::Socket};
 use crate::config::{Config, ConfigError, ListenTls};
 
-/// How long a handshake may take.
+/// Time limit of a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// Shakes hands with workers. Loaded anew, it takes new ones with the new files; connections go on.
+/// Performs TLS handshakes with clients. After a reload, new handshakes use the new files. Existing
+/// connections continue.
 pub struct Acceptor(ArcSwap<ServerConfig>);
 
 impl Acceptor {
-    /// Opens the files that the configuration names. `None`: TLS is not asked for.
+    /// Reads the files that the configuration names. Returns `None` if no TLS is configured.
     ///
     /// # Errors
-    /// What is wrong with which file.
+    /// A file cannot be used. The error names the configuration key and the reason.
     pub fn load(config: &Config) -> Result<Option<Arc<Self>>, ConfigError> {
         let server = Self::reload(config)?;
         Ok(server.map(|server| Arc::new(Self(ArcSwap::new(server)))))
@@ -41,25 +43,25 @@ impl Acceptor {
         config.tls.as_ref().map(|tls| server(config, tls)).transpose()
     }
 
-    /// New handshakes are made with this.
+    /// Makes new handshakes use this configuration.
     pub fn swap(&self, server: Arc<ServerConfig>) {
         self.0.store(server);
     }
 
-    /// A handshake, and who came.
+    /// Performs a handshake. Returns the TLS stream and the caller that the certificate proves.
     ///
     /// # Errors
-    /// It failed, or took too long.
+    /// The handshake failed, or took longer than [`HANDSHAKE`].
     pub(super) async fn accept(&self, mut socket: Socket) -> io::Result<(TlsStream<Socket>, Peer)> {
         let acceptor = TlsAcceptor::from(self.0.load_full());
-        // A handshake flushes once, and then waits for the answer.
+        // A handshake waits for the peer's answer after each flush, and no turn ends meanwhile.
         socket.prompt();
         let mut stream = timeout(HANDSHAKE, acceptor.accept(socket)).await??;
         let (socket, tls) = stream.get_mut();
         socket.gather();
-        // The verifier wants one.
+        // Always present, because the verifier requires a certificate.
         let certificate = tls.peer_certificates().and_then(|chain| chain.first());
-        let certificate = certificate.ok_or_else(|| io::Error::other("no certificate"))?;
+        let certificate = certificate.ok_or_else(|| io::Error::other("the client sent no certificate"))?;
         let peer = Peer::certified(&identity(certificate));
         Ok((stream, peer))
     }
@@ -81,7 +83,7 @@ fn server(config: &Config, tls: &ListenTls) -> Result<Arc<ServerConfig>, ConfigE
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     server.alpn_protocols = vec![b"h2".to_vec()];
-    // A resumption would not look at the certificate again, nor at the authority of today.
+    // No resumption: it would not verify the certificate again, against the current authority.
     server.send_tls13_tickets = 0;
     server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     Ok(Arc::new(server))

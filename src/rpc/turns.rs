@@ -1,36 +1,39 @@
-//! One list at a time for each caller: lists look through much, and a caller that asks for several of them has its own wait.
+//! One running list at a time for each caller. A list is expensive, so several lists of one caller
+//! wait for each other and delay no other caller.
 
 use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-/// Callers whose list runs, with those of their lists that wait. Callers without a list have no entry.
+/// The running and waiting lists of each caller. Callers without a list have no entry.
 #[derive(Default)]
 pub(super) struct Turns(Mutex<HashMap<Arc<str>, Queue>>);
 
-/// The lists of one caller, in the order in which they were asked for.
+/// The lists of one caller, in the order of their requests.
 #[derive(Default)]
 struct Queue {
     running: Arc<AsyncMutex<()>>,
-    /// The one that runs included.
+    /// Number of lists, the running one included.
     lists: usize,
 }
 
-/// A list may run while this is held. Dropping it lets the caller's next one run.
+/// The right to run a list. Dropping it lets the next list of the caller run.
 pub(super) struct Turn<'t> {
     _running: OwnedMutexGuard<()>,
     _place: Place<'t>,
 }
 
-/// Counts in its queue, also when its call is cancelled while it waits.
+/// Counts a list in the queue of its caller. Dropping it ends the count, also if the call is
+/// cancelled while the list waits.
 struct Place<'t> {
     turns: &'t Turns,
     owner: Arc<str>,
 }
 
 impl Turns {
-    /// Waits until no other list of this caller runs. The wait ends with the call: at its deadline, or when the edge ends it.
+    /// Waits until no other list of this caller runs. The wait ends with the call, which has a
+    /// deadline or the time limit of admission.
     pub(super) async fn wait(&self, owner: &Arc<str>) -> Turn<'_> {
         let running = {
             let mut queues = self.0.lock();
@@ -73,16 +76,16 @@ mod tests {
         let mut first = pin!(turns.wait(&one));
         let mut second = Box::pin(turns.wait(&one));
         let cancelled = Box::pin(turns.wait(&one));
-        let Poll::Ready(running) = first.as_mut().poll(&mut cx) else { panic!("it waits for nothing") };
+        let Poll::Ready(running) = first.as_mut().poll(&mut cx) else { panic!("it must not wait") };
         assert!(second.as_mut().poll(&mut cx).is_pending());
         let Poll::Ready(others) = pin!(turns.wait(&other)).poll(&mut cx) else {
             panic!("another caller waits")
         };
         drop(cancelled);
         drop(running);
-        let Poll::Ready(next) = second.as_mut().poll(&mut cx) else { panic!("the first has ended") };
+        let Poll::Ready(next) = second.as_mut().poll(&mut cx) else { panic!("no list runs any more") };
         assert_eq!(turns.0.lock().len(), 2);
         drop((next, others));
-        assert!(turns.0.lock().is_empty(), "nothing is left of callers without a list");
+        assert!(turns.0.lock().is_empty(), "callers without a list have no entry");
     }
 }

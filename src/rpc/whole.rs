@@ -1,8 +1,10 @@
-//! The body of a request, handed on in whole messages.
+//! A request body that passes only complete messages on.
 //!
-//! gRPC puts the length of a message before it, and tonic reserves that many bytes when it has read the length. So five bytes of
-//! a peer could take 4 MiB. This body hands a message on only when all of it has come: nothing is reserved that has not. The
-//! part that has come is counted for its caller, and a message that stays unfinished for too long ends the call.
+//! gRPC sends the length of a message before the message, and tonic allocates that many bytes once
+//! it has read the length. So a peer could make the daemon allocate 4 MiB with five bytes. This
+//! body holds a message back until it is complete, so tonic allocates only for bytes that have
+//! arrived. The bytes held back count for the caller, and a message that stays incomplete for too
+//! long ends the call.
 
 use std::{
     collections::VecDeque,
@@ -23,16 +25,18 @@ use super::{
     status::Refusal,
 };
 
-/// The compressed flag and the length of a message.
+/// Length of the prefix of a message in bytes: the compressed flag and the length.
 const PREFIX: usize = 5;
 /// How long a message may take from its first byte to its last.
 const UNFINISHED: Duration = Duration::from_secs(20);
-/// Above this length the room of a message counts for as long as its stream lives; shorter ones are within the size of a stream.
+/// The buffer for a message longer than this counts as long as its stream lives, in bytes. Buffers
+/// for shorter messages are part of the accounted size of a stream.
 pub(super) const LONG: usize = 72 << 10;
-/// A piece shorter than this is copied: it would keep the buffer alive that it was read into.
+/// A piece shorter than this is copied, in bytes. Otherwise it would keep its whole read buffer
+/// alive.
 const COPIED: usize = 8 << 10;
-/// Memory of held bytes: the buffer that a longer piece was read into, and the room that a joined one grows by, are twice as long at
-/// most.
+/// Factor from held bytes to their memory. The read buffer of a longer piece is at most twice as
+/// long as the piece, and so is the capacity of a joined piece.
 const COUNTED_TIMES: usize = 2;
 
 /// How many messages a method reads.
@@ -42,40 +46,42 @@ pub(super) enum Expects {
     Any,
 }
 
-/// A body in whole messages.
+/// A body that passes only complete messages on.
 pub(super) struct Whole<B> {
     body: B,
     expects: Expects,
-    /// Messages whose first byte has come.
+    /// Number of messages whose first byte has arrived.
     begun: u64,
-    /// The body has no more frames.
+    /// Whether the body has no more frames.
     ended: bool,
-    /// What a service reads of one message; of a longer one it gets the prefix at once, and refuses it.
+    /// Longest message that the service reads, in bytes. The prefix of a longer one is passed on at
+    /// once, so that the service refuses it.
     message_max: usize,
-    /// Of the message that has not come as a whole, or of whole ones that wait to be handed on.
+    /// Pieces of the incomplete message, and of complete ones that wait to be passed on.
     pieces: VecDeque<Bytes>,
-    /// Bytes of `pieces` that belong to whole messages.
+    /// Bytes of `pieces` that belong to complete messages.
     whole: usize,
-    /// Bytes of `pieces`, whole or not.
+    /// All bytes of `pieces`.
     held: usize,
-    /// Length of the last message, and how much of it is still missing.
+    /// Length of the last message, and how many bytes of it are missing.
     length: usize,
     missing: usize,
-    /// The prefix of the last message, as far as it has come.
+    /// The prefix of the last message, as far as it has arrived.
     prefix: [u8; PREFIX],
     prefix_len: usize,
-    /// Everything is handed on as it comes.
+    /// Whether all data is passed on as it arrives, because a message was too long.
     through: bool,
     holder: Arc<Holder>,
-    /// None while nothing is held back.
+    /// Counts the bytes held back. `None` while there are none.
     counted: Option<Held>,
-    /// The longest message of a stream, if it was a long one: tonic keeps the room for it as long as the stream lives.
+    /// Counts the longest message of a stream, if it was longer than [`LONG`]. tonic keeps a buffer
+    /// of that size as long as the stream lives.
     room: Option<Held>,
     late: Option<Pin<Box<Sleep>>>,
 }
 
 impl<B> Whole<B> {
-    /// Counts for `holder` what is held back.
+    /// Wraps a body. Bytes held back count for `holder`.
     pub(super) fn new(body: B, expects: Expects, message_max: usize, holder: Arc<Holder>) -> Self {
         Self {
             body,
@@ -98,10 +104,12 @@ impl<B> Whole<B> {
         }
     }
 
-    /// Follows the lengths of messages through `data`. Returns how many bytes of it end with a whole message.
+    /// Follows the message lengths through `data`. Returns the number of bytes up to the end of
+    /// the last complete message, or all of them if a message is too long for the service.
     ///
     /// # Errors
-    /// [`Refusal::MessageCount`]: a message more than the method reads has begun.
+    /// * [`Refusal::MessageCount`] if more messages have begun than the method reads.
+    /// * [`Refusal::RequestBytesLimit`] if there is no room for a long message.
     fn follow(&mut self, data: &[u8]) -> Result<usize, Refusal> {
         let (mut at, mut ends) = (0, 0);
         while at < data.len() {
@@ -120,7 +128,7 @@ impl<B> Whole<B> {
                     break;
                 }
                 let [_, length @ ..] = self.prefix;
-                // A length that this machine cannot address is longer than any message.
+                // A length beyond the address space is longer than any message limit.
                 self.missing = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
                 self.length = self.missing;
                 if self.missing > self.message_max {
@@ -140,7 +148,7 @@ impl<B> Whole<B> {
         Ok(ends)
     }
 
-    /// Counts the room of a long message, which has come as a whole.
+    /// Counts the buffer for a long message that is complete.
     fn keep_room(&mut self) -> Result<(), Refusal> {
         if self.length <= LONG || self.expects == Expects::One {
             return Ok(());
@@ -149,7 +157,7 @@ impl<B> Whole<B> {
         if room.bytes() < self.length { room.resize(self.length) } else { Ok(()) }
     }
 
-    /// Takes what has come. Returns what can be handed on at once.
+    /// Takes data that has arrived. Returns data that can be passed on at once.
     fn take(&mut self, mut data: Bytes) -> Result<Option<Bytes>, Refusal> {
         if self.through {
             return Ok(Some(data));
@@ -162,7 +170,7 @@ impl<B> Whole<B> {
         if !data.is_empty() {
             self.push(data);
             self.whole = self.held;
-            // The message came in time. What begins behind it has its own.
+            // A message completed in time. The next one has a time limit of its own.
             self.late = None;
         }
         if !rest.is_empty() {
@@ -179,7 +187,8 @@ impl<B> Whole<B> {
             self.pieces.push_back(data);
             return;
         }
-        // Short ones are joined, so that a message that comes byte by byte takes no more than its bytes.
+        // Join short pieces, so that a message that arrives byte by byte takes little more than its
+        // bytes.
         match self.pieces.pop_back() {
             Some(last) if last.len() < COPIED => {
                 let mut joined = last.try_into_mut().unwrap_or_else(|last| BytesMut::from(&last[..]));
@@ -193,14 +202,14 @@ impl<B> Whole<B> {
         }
     }
 
-    /// The next piece of whole messages.
+    /// Returns the next piece of complete messages.
     fn pop(&mut self) -> Option<Bytes> {
         if self.whole == 0 {
             return None;
         }
         let mut piece = self.pieces.pop_front()?;
         if piece.len() > self.whole {
-            // Joined with the beginning of the next message.
+            // The piece also has the beginning of the next message.
             let rest = piece.split_off(self.whole);
             self.pieces.push_front(rest);
         }
@@ -239,7 +248,7 @@ where
             let frame = match Pin::new(&mut this.body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => frame,
                 Poll::Ready(Some(Err(err))) => return Poll::Ready(Some(Err(err.into()))),
-                // What is held back is no whole message: tonic says so.
+                // The rest is an incomplete message. Pass it on, so that tonic reports the error.
                 Poll::Ready(None) => {
                     (this.ended, this.whole) = (true, this.held);
                     continue;
@@ -286,7 +295,7 @@ mod tests {
         rpc::accounts::Accounts,
     };
 
-    /// Frames that are there already, and no end.
+    /// A body of these frames. The flag says whether it ends after them.
     struct Frames(VecDeque<Bytes>, bool);
 
     impl Body for Frames {
@@ -352,9 +361,9 @@ mod tests {
         let frames = [[&first[..], &announced, b"some"].concat().into(), Bytes::from_static(b"more")];
         let mut body = Whole::new(Frames(frames.into(), false), Expects::Any, 4 << 20, Arc::clone(&holder));
         assert_eq!(read(&mut body).await.unwrap().unwrap(), first);
-        assert!(read(&mut body).await.is_none(), "it waits");
+        assert!(read(&mut body).await.is_none(), "the body waits");
         assert_eq!(body.held, 5 + 4 + 4);
-        // One that is longer than the service reads is the service's to refuse, at once.
+        // A message longer than the limit is passed on at once, and the service refuses it.
         let frames = [Bytes::from_static(&[0, 0, 0x40, 0, 1])];
         let mut body = Whole::new(Frames(frames.into(), false), Expects::Any, 4 << 20, holder);
         assert_eq!(read(&mut body).await.unwrap().unwrap().len(), 5);
@@ -367,7 +376,7 @@ mod tests {
         let sent = message(5000).repeat(100);
         let mut body = Whole::new(Frames(VecDeque::new(), false), Expects::Any, 1 << 20, Arc::clone(&holder));
         let (mut came, mut ends) = (0, None);
-        // No frame but the last ends with a message, and their sum is far above the limit.
+        // Only the last frame ends with a message, and the frames together far exceed the limit.
         for frame in sent.chunks(3001) {
             body.body.0.push_back(Bytes::copy_from_slice(frame));
             let before = came;
@@ -381,7 +390,7 @@ mod tests {
         }
         assert_eq!((came, body.held), (sent.len(), 0));
         assert!(body.late.is_none());
-        assert_eq!(body.holder.no_bytes().resize(20_000).ok(), Some(()), "all of it was given back");
+        assert_eq!(body.holder.no_bytes().resize(20_000).ok(), Some(()), "all bytes are released");
     }
 
     #[tokio::test]
@@ -394,7 +403,7 @@ mod tests {
         };
         let mut one = body(vec![begun(), Bytes::from(message(9000)[6000..].to_vec())]);
         let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut one).poll_frame(cx))).await;
-        assert!(first.is_ready(), "it came as a whole");
+        assert!(first.is_ready(), "the message is complete");
         drop(one);
         let mut one = Whole::new(Frames([begun()].into(), false), Expects::Any, 1 << 20, Arc::clone(&holder));
         assert!(read(&mut one).await.is_none());
@@ -414,7 +423,7 @@ mod tests {
             let frames = frames.into_iter().map(Bytes::from).collect();
             let mut body = Whole::new(Frames(frames, true), Expects::One, 1 << 20, Arc::clone(&holder));
             let refused = loop {
-                if let Err(err) = read(&mut body).await.expect("it is refused before its end") {
+                if let Err(err) = read(&mut body).await.expect("the body is refused before its end") {
                     break err;
                 }
             };

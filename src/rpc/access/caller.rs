@@ -1,4 +1,4 @@
-//! The caller of one connection, and what it may do now.
+//! The caller of one HTTP/2 connection, and its current rights.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,27 +20,30 @@ use crate::rpc::{
     streams::{Class, StreamLimits, StreamTotals, Streams},
 };
 
-/// How often a stream compares the end of its caller's certificate with the wall clock, which may have been set forward.
+/// Longest interval between two comparisons of the certificate's end with the wall clock. The clock
+/// may be set forward while a stream waits.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(5);
 
-/// The name of a context; an empty one means the default one.
+/// Returns the context name of a request. An empty name means `default`.
 pub(in crate::rpc) fn named(name: &str) -> &str {
     if name.is_empty() { "default" } else { name }
 }
 
-/// The caller of one connection. What it may do, it is asked together with the registry that its call works with.
+/// The caller of one HTTP/2 connection. Each question about its rights takes the [`Registry`] that
+/// the call uses, so that rights and contexts come from one configuration.
 #[derive(Debug)]
 pub(in crate::rpc) struct Caller {
     peer: Peer,
     access: Arc<Access>,
-    /// By the rules of the newest registry that was asked about, and the version of that.
+    /// The version of the newest registry asked about, and the grants by its rules.
     grants: Mutex<(u64, Arc<Grants>)>,
     streams: Streams,
     holder: Arc<Holder>,
 }
 
 impl Caller {
-    /// The limit of its streams is that of the roles it has now; later changes of the rules do not move it.
+    /// Creates a caller. Its stream limit follows from the roles it has now. Later changes of the
+    /// rules do not change that limit.
     pub(in crate::rpc) fn new(
         peer: Peer,
         access: &Arc<Access>,
@@ -61,17 +64,17 @@ impl Caller {
         Self { peer, access: Arc::clone(access), grants, streams, holder }
     }
 
-    /// The account of its identity.
+    /// Returns the account of its identity.
     pub(in crate::rpc) fn holder(&self) -> &Arc<Holder> {
         &self.holder
     }
 
-    /// The long streams of its connection.
+    /// Returns the long streams of its connection.
     pub(in crate::rpc) fn streams(&self) -> &Streams {
         &self.streams
     }
 
-    /// What its connection objects belong to.
+    /// Returns the owner name of its connection objects.
     pub(in crate::rpc) fn owner(&self) -> &Arc<str> {
         self.peer.owner.name()
     }
@@ -83,22 +86,25 @@ impl Caller {
             return Arc::clone(&held.1);
         }
         let grants = Arc::new(Grants::of(registry.rules(), &self.peer));
-        // A call that began before a reload leaves those of after it in place.
+        // A call that began before a reload must not replace newer grants.
         if held.0 < version {
             *held = (version, Arc::clone(&grants));
         }
         grants
     }
 
-    /// Whether it has one of these roles in a context: the first rule about it and the context counts.
+    /// Returns whether the caller has one of these roles in a context. The first rule that matches
+    /// both the caller and the context decides.
     pub(in crate::rpc) fn may(&self, registry: &Registry, roles: Roles, context: &str) -> bool {
         self.grants(registry).in_context(roles, context)
     }
 
-    /// Whether it may call this at all, in one context or another.
+    /// Checks that the caller may call this method in at least one context.
     ///
     /// # Errors
-    /// The method is not in the table of rights; the caller has no identity, or no role that may.
+    /// * The certificate of the caller has expired.
+    /// * The method is not in the table of rights.
+    /// * The caller has no identity, or no role that may call the method.
     pub(in crate::rpc) fn may_call(&self, path: &str, table: &Table) -> Result<(), Refusal> {
         if self.peer.ends.is_some_and(|ends| ends <= table.now().wall()) {
             return Err(Refusal::CertificateEnded);
@@ -116,15 +122,17 @@ impl Caller {
         }
     }
 
-    /// Whether it has one of these roles in any context.
+    /// Returns whether the caller has one of these roles in any context.
     pub(in crate::rpc) fn has_any(&self, registry: &Registry, roles: Roles) -> bool {
         self.grants(registry).any(roles)
     }
 
-    /// A context, where it has one of these roles; an empty name means the default one.
+    /// Returns a context in which the caller has one of these roles. An empty name means `default`.
     ///
     /// # Errors
-    /// It has none, whether there is that context or not; or there is not.
+    /// * The caller has none of the roles. This comes first, so the error does not tell whether the
+    ///   context exists.
+    /// * The context does not exist.
     pub(in crate::rpc) fn context<'r>(
         &self,
         registry: &'r Registry,
@@ -140,7 +148,7 @@ impl Caller {
         registry.get(name).ok_or_else(|| Refusal::ContextNotFound(name.to_owned()))
     }
 
-    /// A line about a call that was refused.
+    /// Writes an audit line about a refused call.
     pub(in crate::rpc) fn audit(&self, refusal: &Refusal, path: Option<&str>) {
         self.access.audit(self.owner(), refusal, path);
     }
@@ -153,18 +161,19 @@ impl Caller {
         }
     }
 
-    /// Whether it drives this connection object.
+    /// Returns whether the caller may drive a connection object of this owner and context.
     pub(in crate::rpc) fn drives(&self, registry: &Registry, owner: &str, context: &str) -> bool {
         **self.owner() == *owner && self.may(registry, Roles::WORKER, context)
     }
 
-    /// Whether it sees this connection object.
+    /// Returns whether the caller may see a connection object of this owner and context.
     pub(in crate::rpc) fn sees(&self, registry: &Registry, owner: &str, context: &str) -> bool {
         self.may(registry, Roles::OBSERVER, context) || self.drives(registry, owner, context)
     }
 
-    /// Ready when it has none of these roles any more, in this context or, without one, in any: its rules have changed, or
-    /// its certificate has ended.
+    /// Waits until the caller has lost all of these roles, because the rules changed or its
+    /// certificate expired. Returns the refusal. Looks at `context` or, if that is `None`, at all
+    /// contexts.
     pub(in crate::rpc) async fn loses(
         self: Arc<Self>,
         roles: Roles,
@@ -187,7 +196,7 @@ impl Caller {
                 Some(context) => self.may(&table.registry(), roles, context),
                 None => self.has_any(&table.registry(), roles),
             };
-            // Looked at once before, for the rules may have changed since the call was let in.
+            // The rules may have changed since admission, so check once before waiting.
             while held() {
                 if changed.changed().await.is_err() {
                     std::future::pending::<()>().await;
@@ -262,7 +271,7 @@ mod tests {
         let now = followed_by(&now, &rules[..1]);
         assert!(seven.may(&now, Roles::OBSERVER, "web") && !seven.may(&now, Roles::WORKER, "mail"));
         assert!(!eight.may(&now, Roles::ALL, "web"));
-        // What is said later of the same contexts gives nothing, and keeps no stream.
+        // A later rule about the same contexts grants nothing and keeps no stream alive.
         let now = followed_by(&now, &[rules[2].clone(), rules[1].clone()]);
         assert!(!seven.has_any(&now, Roles::WORKER) && eight.has_any(&now, Roles::WORKER));
         let now = followed_by(
@@ -282,7 +291,7 @@ mod tests {
         let before = registry(&[rule(IdentityPattern::Local, &["a"], AccessRole::Worker)]);
         let after = followed_by(&before, &[rule(IdentityPattern::Local, &["b"], AccessRole::Worker)]);
         let caller = caller(Peer::local(), &before);
-        // A call that began before the reload may ask between calls that began after it.
+        // A call from before the reload may alternate with calls from after it.
         for _ in 0..2 {
             assert!(caller.may(&before, Roles::WORKER, "a") && !caller.may(&before, Roles::WORKER, "b"));
             assert!(caller.may(&after, Roles::WORKER, "b") && !caller.may(&after, Roles::WORKER, "a"));

@@ -1,4 +1,4 @@
-//! What the rules of `[[access]]` grant to one caller.
+//! The roles that the `[[access]]` rules grant to one caller.
 
 use tls_sessiond_core::access::Access as Rule;
 
@@ -7,12 +7,13 @@ use super::{
     rights::Roles,
 };
 
-/// What the rules grant to one caller, in their order.
+/// The grants to one caller, in the order of the rules.
 #[derive(Debug)]
 pub(super) struct Grants(Vec<Grant>);
 
 impl Grants {
-    /// To this peer. Without rules a local one may do everything.
+    /// Returns the grants to this peer. Without rules, a local peer has all roles and others have
+    /// none.
     pub(super) fn of(rules: &[Rule], peer: &Peer) -> Self {
         if rules.is_empty() {
             let local = peer.identities.contains(&Identity::Local);
@@ -22,7 +23,8 @@ impl Grants {
         let mut grants: Vec<Grant> = Vec::new();
         for rule in rules.iter().filter(about) {
             let every = rule.contexts.iter().any(|name| name == "*");
-            // What an earlier rule says of a context is not said again: a caller that has nothing else has lost it.
+            // The first rule about a context decides. A context that an earlier grant covers is
+            // left out, or `any` would count a role that the caller has nowhere.
             let new = |name: &&String| !grants.iter().any(|grant| grant.covers(name));
             let contexts: Vec<_> = rule.contexts.iter().filter(new).cloned().collect();
             if every || !contexts.is_empty() {
@@ -35,12 +37,13 @@ impl Grants {
         Self(grants)
     }
 
-    /// Whether one of these roles is granted in any context.
+    /// Returns whether one of these roles is granted in any context.
     pub(super) fn any(&self, roles: Roles) -> bool {
         self.0.iter().any(|grant| grant.roles.meet(roles))
     }
 
-    /// Whether one of these roles is granted in this context: the first grant about it counts.
+    /// Returns whether one of these roles is granted in this context. The first grant that covers
+    /// it decides.
     pub(super) fn in_context(&self, roles: Roles, context: &str) -> bool {
         self.0.iter().find(|grant| grant.covers(context)).is_some_and(|grant| grant.roles.meet(roles))
     }
@@ -48,7 +51,7 @@ impl Grants {
 
 #[derive(Debug)]
 struct Grant {
-    /// None: in every context.
+    /// `None` means every context.
     contexts: Option<Vec<String>>,
     roles: Roles,
 }

@@ -1,4 +1,5 @@
-//! The rights of each caller: identities against the rules of `[[access]]`, and calls against the table of rights.
+//! Access control: matches identities against the `[[access]]` rules, and calls against the table
+//! of rights.
 
 mod caller;
 mod grants;
@@ -25,27 +26,30 @@ pub use self::{
     rights::{RIGHTS, Roles},
 };
 
-/// Tells streams that the rules have changed, and the log which calls were refused. The rules themselves stand beside the
-/// contexts in the [`Registry`](tls_sessiond_core::context::Registry), so that both change at once.
+/// Notifies streams of changed rules, and writes the audit log. The rules themselves are part of
+/// the [`Registry`](tls_sessiond_core::context::Registry), so that rules and contexts change together.
 #[derive(Debug)]
 pub struct Access {
     changed: watch::Sender<()>,
     began: Instant,
-    /// Lines about calls that were refused, of all callers and of each: a flood of one hides no refusal of another.
+    /// Budgets of lines about refused calls, for all callers together and for each owner. A flood
+    /// of one owner does not hide the refusals of another.
     refusals: LineBudget,
     refusals_of_one: EachSecond,
-    /// Lines about peers that have not proved an identity: a flood of them hides no refused call.
+    /// Budget of lines about peers without a proved identity. A flood of them does not hide refused
+    /// calls.
     strangers: LineBudget,
 }
 
-/// Lines in a second about refused calls, and about strangers: no more than a person can read.
+/// Audit lines per second: about refused calls of all owners, about those of one owner, and about
+/// peers without a proved identity. An operator can read that many.
 const REFUSALS: u32 = 100;
 const REFUSALS_OF_ONE: u32 = 20;
 const STRANGERS: u32 = 10;
 const SECOND: Duration = Duration::from_secs(1);
 
 impl Access {
-    /// Nothing has changed yet.
+    /// Creates an instance with full line budgets.
     pub fn new() -> Self {
         Self {
             changed: watch::Sender::new(()),
@@ -56,12 +60,12 @@ impl Access {
         }
     }
 
-    /// The table has other rules now: every stream asks for its rights again.
+    /// Notifies all streams that the registry has new rules. Each stream checks its rights again.
     pub fn rules_changed(&self) {
         self.changed.send_replace(());
     }
 
-    /// A line about a call that was refused.
+    /// Writes an audit line about a refused call.
     pub(super) fn audit(&self, owner: &Arc<str>, refusal: &Refusal, path: Option<&str>) {
         let now = Instant::now();
         if !self.refusals_of_one.admits(owner, now.saturating_duration_since(self.began).as_secs()) {
@@ -73,21 +77,23 @@ impl Access {
         }
     }
 
-    /// A line about a peer that proved no identity.
+    /// Writes an audit line about a peer that was refused before it proved an identity.
     pub(super) fn audit_stranger(&self, peer: SocketAddr, err: &dyn fmt::Display) {
         if let Some(left_out) = self.strangers.take(Instant::now()) {
             tracing::info!(target: "audit", %peer, %err, left_out, "API client refused: TLS handshake failed");
         }
     }
 
-    /// A line about a caller without a role that has too many connections, or came when all of its kind have.
+    /// Writes an audit line about a caller without a role that was refused because it, or all such
+    /// callers together, have too many sockets.
     pub(super) fn audit_crowd(&self, owner: &str) {
         if let Some(left_out) = self.strangers.take(Instant::now()) {
             tracing::info!(target: "audit", owner, left_out, "API client refused: too many sockets of callers without a role");
         }
     }
 
-    /// Tells how many lines were left out, where no later line does.
+    /// Logs how many audit lines were left out in the last second, unless a later line has logged
+    /// it.
     pub fn tell_left_out(&self) {
         for (budget, of) in [(&self.refusals, "refused calls"), (&self.strangers, "failed TLS handshakes")] {
             if let Some(left_out) = budget.left_out(Instant::now()) {

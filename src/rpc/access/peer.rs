@@ -1,4 +1,4 @@
-//! What is proved of the caller at the other end of a connection, and the name that its connection objects belong to.
+//! The proved identities of a caller, and the owner name of its connection objects.
 
 use std::{fmt, sync::Arc};
 
@@ -8,21 +8,22 @@ use tls_sessiond_core::{
     session::PeerIdentity,
 };
 
-/// A fact that is proved of a caller. Displays as a rule about it is written, and no two identities display alike: every
-/// kind but `local` has its own prefix, and a subject is written with its escapes.
+/// A proved identity of a caller. Displays in the syntax of an `[[access]]` rule. Different
+/// identities have different texts, because every kind but `local` has its own prefix and a subject
+/// is escaped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Identity {
-    /// It came over loopback or a Unix socket.
+    /// A caller over loopback or a Unix socket.
     Local,
-    /// Its user, over a Unix socket.
+    /// The user of a caller over a Unix socket.
     Uid(u32),
-    /// Its primary group, over a Unix socket.
+    /// The primary group of a caller over a Unix socket.
     Gid(u32),
-    /// A URI of its certificate.
+    /// A URI of the caller's certificate.
     Uri(String),
-    /// A DNS name of its certificate, in lower case.
+    /// A DNS name of the caller's certificate, in lower case.
     Dns(String),
-    /// The subject of its certificate.
+    /// The subject of the caller's certificate.
     Subject(DistinguishedName),
 }
 
@@ -55,13 +56,13 @@ impl Identity {
     }
 }
 
-/// The name that connection objects belong to: that of one identity, or `nobody` where there is none. Equal names are
-/// names of equal identities.
+/// The name that connection objects belong to. It is the text of one identity, or `nobody` for a
+/// caller without one. Equal names mean equal identities.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner(Arc<str>);
 
 impl Owner {
-    /// Of a caller that has this identity.
+    /// Returns the owner name of this identity.
     pub fn of(identity: &Identity) -> Self {
         Self(identity.to_string().into())
     }
@@ -70,7 +71,7 @@ impl Owner {
         Self("nobody".into())
     }
 
-    /// Its text, for maps and messages.
+    /// Returns the name as text, for maps and messages.
     pub fn name(&self) -> &Arc<str> {
         &self.0
     }
@@ -79,27 +80,28 @@ impl Owner {
 /// The caller at the other end of a connection.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Owner of its connection objects.
+    /// The owner of its connection objects.
     pub owner: Owner,
-    /// All that is proved of it.
+    /// All proved identities.
     pub identities: Vec<Identity>,
-    /// When its certificate ends, by the wall clock.
+    /// When its certificate expires, by the wall clock. `None` for a caller without a certificate.
     pub ends: Option<WallTime>,
 }
 
 impl Peer {
-    /// Over loopback. `local` owns.
+    /// Returns a caller over loopback. Its owner is `local`.
     pub fn local() -> Self {
         Self::owned_by_first(vec![Identity::Local], None)
     }
 
-    /// Over a Unix socket. The user owns.
+    /// Returns a caller over a Unix socket. Its owner is the user.
     pub fn unix(uid: u32, gid: u32) -> Self {
         Self::owned_by_first(vec![Identity::Uid(uid), Identity::Gid(gid), Identity::Local], None)
     }
 
-    /// With a certificate that was verified. Its first URI owns, or else its first DNS name, or else its subject. A subject
-    /// that is no name in the form of RFC 4514, or is empty, proves nothing.
+    /// Returns a caller with a verified certificate. Its owner is the first URI of the certificate,
+    /// else the first DNS name, else the subject. A subject that is empty or not in the form of RFC
+    /// 4514 is no identity.
     pub fn certified(certificate: &PeerIdentity) -> Self {
         let subject = DistinguishedName::parse(&certificate.subject).ok().filter(|name| !name.is_empty());
         let identities: Vec<_> = (certificate.uris.iter().cloned().map(Identity::Uri))
@@ -134,7 +136,7 @@ mod tests {
         assert_eq!(owner(&certificate), "uri:spiffe://a/b");
         for uri in ["uid:0", "local", "dns:a.test"] {
             certificate.uris = vec![uri.into()];
-            assert_eq!(owner(&certificate), format!("uri:{uri}"), "no other kind has that name");
+            assert_eq!(owner(&certificate), format!("uri:{uri}"), "the prefix tells the kinds apart");
         }
         certificate.uris.clear();
         assert_eq!(owner(&certificate), "dns:a.test");
@@ -169,7 +171,7 @@ mod tests {
             text.prop_map(Identity::Uri),
             text.prop_map(Identity::Dns),
             "CN=[a-c:/]{0,3}(,O=[a-c]{0,2})?".prop_map(|text| {
-                Identity::Subject(DistinguishedName::parse(&text).expect("it has nothing to escape"))
+                Identity::Subject(DistinguishedName::parse(&text).expect("the text needs no escapes"))
             }),
         ]
     }

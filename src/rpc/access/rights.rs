@@ -1,4 +1,4 @@
-//! Roles, and the roles that may call each method.
+//! Roles, and the table of rights: which roles may call each method.
 
 use std::fmt;
 
@@ -6,27 +6,27 @@ use tls_sessiond_core::access::AccessRole;
 
 use crate::rpc::status::Refusal;
 
-/// Roles, as a set.
+/// A set of roles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Roles(u8);
 
 impl Roles {
-    /// Makes and drives connections, puts and looks up sessions with their secrets.
+    /// May create and drive connections, and put and look up sessions with their secrets.
     pub const WORKER: Self = Self(1);
-    /// Sees connections and sessions without secrets.
+    /// May see connections and sessions, without secrets.
     pub const OBSERVER: Self = Self(2);
-    /// Removes and revokes.
+    /// May remove and revoke sessions.
     pub const ADMIN: Self = Self(4);
-    /// Every caller that has a connection, whatever the rules say of it.
+    /// Every caller that has a connection, with or without a role.
     pub const ANYONE: Self = Self(8);
     pub(super) const ALL: Self = Self(7);
 
-    /// Both sets.
+    /// Returns the union of both sets.
     pub const fn or(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// Whether they have something in common.
+    /// Returns whether the sets have a role in common.
     pub const fn meet(self, other: Self) -> bool {
         self.0 & other.0 != 0
     }
@@ -35,7 +35,7 @@ impl Roles {
         match role {
             AccessRole::Worker => Self::WORKER,
             AccessRole::Observer => Self::OBSERVER,
-            // The right to remove includes the right to look.
+            // An administrator must see the sessions that it may remove.
             AccessRole::Admin => Self::OBSERVER.or(Self::ADMIN),
         }
     }
@@ -50,14 +50,15 @@ impl fmt::Display for Roles {
 }
 
 const WORKER: Roles = Roles::WORKER;
-/// Of a context, and of the ids of its sessions.
+/// The roles that may see a context and the ids of its sessions.
 pub(in crate::rpc) const SEES: Roles = Roles::WORKER.or(Roles::OBSERVER);
 const OBSERVER: Roles = Roles::OBSERVER;
 const ADMIN: Roles = Roles::ADMIN;
 const ANYONE: Roles = Roles::ANYONE;
 
-/// The roles that may call each method. A worker sees its own connections alone. A method that is not in this table is
-/// refused to every caller. SECURITY.md has this table, and a test holds both to what the daemon does.
+/// The roles that may call each method. A method that is not in this table is refused to every
+/// caller. A worker sees only its own connections. SECURITY.md has the same table, and a test
+/// compares both with the daemon.
 pub const RIGHTS: [(&str, Roles); 26] = [
     ("/tls.sessiond.v1.ConnectionService/New", WORKER),
     ("/tls.sessiond.v1.ConnectionService/Clear", WORKER),
@@ -81,17 +82,17 @@ pub const RIGHTS: [(&str, Roles); 26] = [
     ("/tls.sessiond.v1.ContextService/ListContexts", SEES),
     ("/tls.sessiond.v1.ContextService/GetContext", SEES),
     ("/tls.sessiond.v1.WorkerService/Attach", WORKER),
-    // These tell nothing but the contract and whether the daemon serves.
+    // These reveal only the contract and whether the daemon serves.
     ("/grpc.health.v1.Health/Check", ANYONE),
     ("/grpc.health.v1.Health/Watch", ANYONE),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", ANYONE),
     ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", ANYONE),
 ];
 
-/// The roles that a table gives a method.
+/// Returns the roles that may call a method.
 ///
 /// # Errors
-/// The table does not list it: it is refused, whether the daemon serves it or not.
+/// The table does not list the method. `served` decides which of two refusals is returned.
 pub(super) fn rights(
     table: &[(&str, Roles)],
     path: &str,

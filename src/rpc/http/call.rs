@@ -1,4 +1,4 @@
-//! One call: the service's answer, and its way onto the stream. Each call is a task.
+//! One call: runs its service and sends the answer on the HTTP/2 stream. Each call is a task.
 
 use std::{
     future::Future,
@@ -27,12 +27,15 @@ use crate::rpc::{
     whole::LONG,
 };
 
-/// Memory of a call that cannot go on, beside its bytes and beside its place among the calls or the connections.
+/// Memory of a call that waits to send, in bytes. It comes on top of the bytes of its answer and of
+/// the place that it has among the calls or the connections.
 const WAITING: usize = 512;
-/// The longest piece that is handed to HTTP/2: each has to leave as a whole before others have its room.
+/// The longest piece that is handed to HTTP/2, in bytes. The room of a piece is free again only
+/// when all of it is written.
 const PIECE_MAX: usize = 64 << 10;
-/// How long a caller may leave an answer unread that counts as a call in flight, and any answer while bytes are short: places and
-/// bytes are for all.
+/// How long a caller may leave an answer unread. The limit applies to an answer that counts as a
+/// call in flight, and to every answer while the limit of bytes is nearly reached. All callers
+/// share both resources.
 const UNREAD_MAX: Duration = Duration::from_secs(30);
 
 /// A call, from its header to the end of its answer.
@@ -42,9 +45,10 @@ pub(super) struct Call {
     outbox: Arc<Outbox>,
     caller: Arc<Caller>,
     state: State,
-    /// Bytes that cannot go out, and the call that waits for that.
+    /// Counts the memory of a call that waits to send, and of long chunks.
     waiting: Held,
-    /// The service is not asked for more, and its request is read ahead.
+    /// Whether the call waits to send. The service is not polled meanwhile, and the request is read
+    /// ahead.
     read_ahead: bool,
 }
 
@@ -53,31 +57,33 @@ enum State {
     Sending(Sending),
 }
 
-/// An answer that has begun.
+/// An answer whose headers have been sent.
 struct Sending {
     stream: SendStream<Piece>,
     body: Pin<Box<Body>>,
-    /// Bytes of a chunk of the body that have not gone out, and the length of that chunk, whose memory they keep.
+    /// Unsent bytes of the current chunk of the body, and the length of that chunk. The bytes keep
+    /// the memory of the whole chunk alive.
     left: Bytes,
     chunk: usize,
-    /// The longest chunk, if it was a long one: tonic keeps its room as long as the body lives.
+    /// Length of the longest chunk above [`LONG`], or 0. tonic keeps a buffer of that size as long
+    /// as the body lives.
     room: usize,
     queued: Queued,
-    /// Of a call that counts until its answer has gone out.
+    /// The place among the calls in flight, for a call that counts until its answer has been sent.
     place: Option<Held>,
-    /// Ready when a chunk could not go out for so long.
+    /// The timer of [`UNREAD_MAX`], while a chunk waits to be sent.
     unread: Option<Pin<Box<Sleep>>>,
 }
 
-/// How a call ends before its answer has.
+/// Why a call ends before its answer is complete.
 enum Cut {
-    /// The peer is gone, or wants no more of it.
+    /// The peer disconnected or reset the stream.
     Gone,
-    /// The caller's identity holds too much.
+    /// The caller's identity holds too many bytes.
     Full(Refusal),
-    /// The caller has not read its answer in time.
+    /// The caller did not read its answer in time.
     Unread,
-    /// The service broke its answer off.
+    /// The service failed in the middle of its answer.
     Broken,
 }
 
@@ -110,7 +116,7 @@ impl Call {
         }
     }
 
-    /// The answer has begun. `None`: it has ended with that.
+    /// Sends the headers of the answer. Returns `None` if they end the answer.
     fn answer(&mut self, answer: Response<Body>, place: Option<Held>) -> Result<Option<Sending>, Cut> {
         let (head, body) = answer.into_parts();
         let ended = body.is_end_stream();
@@ -140,7 +146,7 @@ impl Call {
                         }
                     }
                     Poll::Pending => {
-                        // A call that its caller gave up ends, and its service with it.
+                        // A call that its caller cancelled ends, and with it its service.
                         ready!(self.respond.poll_reset(cx))?;
                         return Poll::Ready(Err(Cut::Gone));
                     }
@@ -209,20 +215,21 @@ impl Sending {
         }
     }
 
-    /// Whether the chunk that cannot go out is unread for too long.
+    /// Returns whether the unsent chunk has been unread for too long.
     fn is_late(&mut self, bytes_are_short: bool, cx: &mut Context<'_>) -> bool {
         let unread = self.unread.get_or_insert_with(|| Box::pin(sleep(UNREAD_MAX)));
         while unread.as_mut().poll(cx).is_ready() {
             if self.place.is_some() || bytes_are_short {
                 return true;
             }
-            // A peer of the worker may be slow: it is looked at again.
+            // Such an answer may wait longer, because a TLS peer of the worker may be slow. Check
+            // again later.
             unread.set(sleep(UNREAD_MAX));
         }
         false
     }
 
-    /// Hands a piece of the rest on, when there is room for one.
+    /// Sends a piece of the unsent bytes once there is room for one.
     fn poll_piece(&mut self, outbox: &Arc<Outbox>, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
         let mut room = outbox.room();
         if room == 0 {
@@ -237,7 +244,7 @@ impl Sending {
         handed
     }
 
-    /// The piece is as long as the peer's windows and this room allow, and not empty.
+    /// Sends a piece that is not empty and as long as the peer's windows and `room` allow.
     fn hand_on(&mut self, room: usize, outbox: &Arc<Outbox>, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
         self.stream.reserve_capacity(self.left.len().min(room));
         while self.stream.capacity() == 0 {
@@ -267,7 +274,8 @@ impl Future for Call {
         let this = &mut *self;
         match ready!(this.poll_answered(cx)) {
             Ok(()) | Err(Cut::Gone) => {}
-            // gRPC reads this reset as RESOURCE_EXHAUSTED. Nothing else could reach the caller, which does not read.
+            // gRPC reads this reset as RESOURCE_EXHAUSTED. A status could not reach the caller,
+            // which does not read its answer.
             Err(Cut::Full(refusal)) => {
                 this.caller.audit(&refusal, None);
                 this.reset(Reason::ENHANCE_YOUR_CALM);

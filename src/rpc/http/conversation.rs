@@ -1,4 +1,4 @@
-//! HTTP/2 on one connection: calls are taken off it, and a peer that lives no more is noticed.
+//! HTTP/2 on one connection: accepts its calls, and detects a dead peer.
 
 use std::{
     future::Future,
@@ -23,7 +23,8 @@ use crate::{
     rpc::{edge::Edge, socket::Turn},
 };
 
-/// How long a connection may be silent before its peer is asked whether it lives, and how long the answer may take.
+/// How long a connection may be silent before the daemon sends a PING, and how long the peer may
+/// take to answer it.
 const SILENT_MAX: Duration = Duration::from_secs(60);
 const ANSWER_MAX: Duration = Duration::from_secs(20);
 
@@ -37,10 +38,10 @@ pub(super) struct Conversation<'t, I> {
 }
 
 impl<'t, I: AsyncRead + AsyncWrite + Unpin> Conversation<'t, I> {
-    /// Begins it with a peer whose preface has come.
+    /// Starts HTTP/2 with a peer whose preface has arrived.
     ///
     /// # Errors
-    /// What came is no preface, or the socket ended.
+    /// The first bytes are not a preface, or the socket has ended.
     pub(super) async fn begin(
         protocol: &Builder,
         socket: I,
@@ -53,7 +54,7 @@ impl<'t, I: AsyncRead + AsyncWrite + Unpin> Conversation<'t, I> {
         Ok(Self { connection, life, edge, outbox, turn })
     }
 
-    /// Takes no further calls, and ends when those that run have ended.
+    /// Accepts no further calls. The connection then ends when its running calls have ended.
     pub(super) fn drain(&mut self) {
         self.connection.graceful_shutdown();
     }
@@ -69,7 +70,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Future for Conversation<'_, I> {
                 life.heard();
             }
             if life.poll_dead(cx).is_ready() {
-                tracing::debug!("a peer does not answer: its connection ends");
+                tracing::debug!("the peer did not answer a PING in time; closing its connection");
                 this.connection.abrupt_shutdown(Reason::NO_ERROR);
                 this.life = None;
             }

@@ -1,10 +1,13 @@
-//! The request of one call: read by its service, and read ahead while the service has to wait.
+//! The request body of one call. Its service reads it. The call reads ahead while the service
+//! waits.
 //!
-//! A service whose answers the caller does not read is not polled, and reads nothing. What came meanwhile would lie in HTTP/2
-//! where nothing counts it, frame by frame, each far larger than its bytes. So the call reads it ahead, joins short pieces, counts
-//! all of it for the caller's identity, and widens no window until the service has it.
+//! A service is not polled while its caller leaves answers unread, and then reads no request.
+//! Frames that arrive meanwhile would stay in h2, where nothing counts them and each takes far more
+//! memory than its bytes. So the call reads them ahead, joins short pieces, and counts all of them
+//! for the caller's identity. It releases no flow-control capacity until the service has read them.
 //!
-//! HTTP/2 wakes one task for what comes. So a service reads in the task of its call, and in none of its own.
+//! h2 wakes only one task for an arriving frame. So a service must read in the task of its call,
+//! not in a task of its own.
 
 use std::{
     collections::VecDeque,
@@ -24,19 +27,22 @@ use crate::rpc::{
     status::Refusal,
 };
 
-/// A piece shorter than this is copied: it would keep the buffer alive that HTTP/2 has read it into.
+/// A piece shorter than this is copied, in bytes. Otherwise it would keep the whole read buffer of
+/// HTTP/2 alive.
 const COPIED: usize = 8 << 10;
-/// A longer one keeps a buffer alive that is twice as long at most.
+/// A longer piece keeps a read buffer alive that is at most this many times as long.
 const PINNED: usize = 2;
 
-/// What a call and the body of its request share. None when the service has dropped the body.
+/// The state that a call and the body of its request share. `None` after the service dropped the
+/// body.
 pub(super) struct Inbox(Mutex<Option<Requests>>);
 
 struct Requests {
     stream: RecvStream,
-    /// What came while the service did not read. No window was widened for it.
+    /// Pieces that arrived while the service did not read. Their flow-control capacity is not
+    /// released.
     ahead: VecDeque<Ahead>,
-    /// What that takes, in bytes.
+    /// Memory of these pieces, in bytes.
     taken: usize,
     counted: Held,
 }
@@ -44,7 +50,7 @@ struct Requests {
 /// A piece of a request that was read ahead.
 enum Ahead {
     AsItCame(Bytes),
-    /// Pieces that were short.
+    /// Short pieces, joined.
     Joined(BytesMut),
 }
 
@@ -58,28 +64,29 @@ impl Ahead {
 }
 
 impl Inbox {
-    /// An inbox, and the body for the service.
+    /// Creates an inbox and the body for the service.
     pub(super) fn new(stream: RecvStream, holder: &Arc<Holder>) -> (Arc<Self>, RequestBody) {
         let requests = Requests { stream, ahead: VecDeque::new(), taken: 0, counted: holder.no_bytes() };
         let inbox = Arc::new(Self(Mutex::new(Some(requests))));
         (Arc::clone(&inbox), RequestBody(inbox))
     }
 
-    /// Reads what has come, and lets the task be woken by more.
+    /// Reads all data that has arrived, and registers the task to be woken by more.
     ///
     /// # Errors
-    /// [`Refusal::RequestBytesLimit`]: the identity of the caller holds too much. What had come before stays.
+    /// [`Refusal::RequestBytesLimit`] if the identity of the caller holds too many bytes. Data that
+    /// was read stays in the inbox.
     pub(super) fn read_ahead(&self, cx: &mut Context<'_>) -> Result<(), Refusal> {
         let mut inbox = self.0.lock();
         let Some(requests) = &mut *inbox else { return Ok(()) };
-        // The end and errors come again when the service reads.
+        // The end and errors are reported again when the service reads.
         loop {
             match requests.stream.poll_data(cx) {
                 Poll::Ready(Some(Ok(data))) => {
                     requests.keep(data);
                     requests.counted.resize(requests.taken)?;
                 }
-                // gRPC has no trailers of a request: they are not kept.
+                // A gRPC request has no trailers, so they are discarded.
                 Poll::Ready(None) => {
                     let _ = requests.stream.poll_trailers(cx);
                     return Ok(());
@@ -130,7 +137,7 @@ impl Requests {
     }
 }
 
-/// The body of a request, as its service reads it.
+/// The body of a request, for its service.
 pub(in crate::rpc) struct RequestBody(Arc<Inbox>);
 
 impl Body for RequestBody {
@@ -153,11 +160,12 @@ impl Body for RequestBody {
 }
 
 impl Drop for RequestBody {
-    /// What has come ahead, and what comes from now on, is of no use: the connection's window has it back.
+    /// Discards the data read ahead and all later data, and returns their capacity to the window of
+    /// the connection.
     fn drop(&mut self) {
         let Some(mut requests) = self.0.0.lock().take() else { return };
         let ahead: usize = requests.ahead.iter().map(Ahead::len).sum();
-        // It is no more than what HTTP/2 has handed out of this stream.
+        // This cannot fail: h2 has handed out at least that many bytes of this stream.
         drop(requests.stream.flow_control().release_capacity(ahead));
     }
 }

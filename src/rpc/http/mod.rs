@@ -1,12 +1,12 @@
-//! One HTTP/2 connection of a worker, from its first byte to its end.
+//! One HTTP/2 connection of a client, from its first byte to its end.
 //!
-//! Calls go from HTTP/2 to the services directly: servers in between hide how much of a call is read and written, and that has to be
-//! counted (decision 39).
+//! Calls go from h2 directly to the services. A server library in between would hide how much of a
+//! call is read and written, and the daemon has to count that (decision 39).
 //!
-//! * `conversation`: the connection, which calls come off
-//! * `call`: one call, and its answer
-//! * `inbox`: its request
-//! * `outbox`: what all answers of the connection may have in HTTP/2
+//! * `conversation`: accepts the calls of a connection
+//! * `call`: one call and its answer
+//! * `inbox`: the request of a call
+//! * `outbox`: bytes of unsent answers of one connection
 
 mod call;
 mod conversation;
@@ -61,53 +61,63 @@ use crate::proto::{
     worker_service_server::{self, WorkerServiceServer},
 };
 
-/// How long a connection may take to send its preface, and before it the first byte of its TLS handshake.
+/// How long a client may take to send its HTTP/2 preface. Over TLS it may take as long to send the
+/// first byte of its handshake before.
 const FIRST_BYTES: Duration = Duration::from_secs(20);
-/// How long a connection lives that is one more than there may be.
+/// How long a connection beyond the limit of sockets lives.
 const BEYOND: Duration = Duration::from_secs(2);
-/// What a call may send ahead of being read. A Drive whose answers nobody reads is not read from either, and its window
-/// fills; the connection's window has room for all of them, or one such stream would stop every other call of its worker.
+/// Flow-control window of a stream: how many bytes a call may send before they are read. The daemon
+/// stops reading a Drive whose answers its worker does not read, so the window of that stream
+/// fills. The window of the connection has room for all streams. Otherwise one such stream would
+/// stop all other calls of its worker.
 const STREAM_WINDOW: u32 = 256 << 10;
-/// The least window of a stream: one frame of the size that every peer may send (RFC 9113 section 4.2).
+/// The smallest window of a stream: one frame of the size that every peer may send (RFC 9113
+/// section 4.2).
 const STREAM_WINDOW_MIN: u32 = 16 << 10;
-/// RFC 9113 section 6.9.1.
+/// Largest window that HTTP/2 allows (RFC 9113 section 6.9.1).
 const WINDOW_MAX: u32 = (1 << 31) - 1;
-/// What HTTP/2 takes of one answer that is not written yet; the outbox bounds what it takes of all. For callers with a role, and
-/// without.
+/// How many unwritten bytes of one answer HTTP/2 accepts, for callers with a role and for callers
+/// without. The outbox bounds the bytes of all answers.
 const SEND_BUFFER: usize = 256 << 10;
 const SEND_BUFFER_NO_ROLE: usize = 16 << 10;
-/// h2 ends a connection that has had too many short frames, and counts those for good that come for a call which has ended: a worker
-/// whose Drives end a moment before its last message would lose all the others. Here calls read every frame away, and a turn reads
-/// few of them.
+/// Disables h2's limit of short frames. h2 closes a connection on which the peer sent too many, and
+/// never forgets those for a call that had already ended. A worker whose Drives end shortly before
+/// its last messages would lose all its other calls. The limit is not needed: calls read all
+/// frames, and one turn of a connection reads only few.
 const SHORT_FRAMES: usize = usize::MAX;
-/// The window that every connection and stream begins with: none can be less (RFC 9113 section 6.9.2).
+/// The window that every connection and stream begins with. The window of a connection cannot be
+/// made smaller (RFC 9113 section 6.9.2).
 const LEAST_WINDOW: u32 = (64 << 10) - 1;
-/// Largest header block of a call.
+/// Largest header block of a call, in bytes.
 const HEADERS_MAX: u32 = 16 << 10;
-/// Streams that a peer reset before they were handled (CVE-2023-44487).
+/// Most streams that the peer reset and the daemon has not yet handled (CVE-2023-44487), for a
+/// caller without a role.
 const PENDING_RESETS_MAX: usize = 64;
-/// The same for a caller with a role: a client that gives up many calls at once has more of them in one read.
+/// The same for a caller with a role. A client that cancels many calls at once sends many resets in
+/// one read.
 const PENDING_RESETS_ROLE: usize = 1000;
-/// What a peer is told that speaks HTTP/1.
+/// The answer to a peer that speaks HTTP/1.
 const NO_HTTP1: &[u8] =
     b"HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-type: text/plain\r\ncontent-length: 75\r\n\
 connection: close\r\n\r\nThis is tls-sessiond: it speaks gRPC over HTTP/2. Try grpcurl, not HTTP/1.\n";
-/// How often its request is read on, a KiB at most each time.
+/// Most reads of the rest of an HTTP/1 request, of at most 1 KiB each.
 const FAREWELL_READS: usize = 48;
-/// How long such a peer may take to read it.
+/// How long a peer that speaks HTTP/1 may take to receive the answer.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// Streams that the daemon reset, and on which the peer may still send what it had begun.
+/// Most streams that the daemon reset and still remembers. Frames that the peer had already sent on
+/// them are ignored.
 const OWN_RESETS_MAX: usize = 1024;
 
-/// The window of a stream and that of its connection, which has room for the windows of so many streams and one more. The
-/// protocol's largest window holds those of 8,190 streams; with more, each stream has a smaller one.
+/// Returns the windows of a stream and of its connection, in bytes. The connection's window holds
+/// those of `streams` streams and of one more. The largest window of HTTP/2 suffices for 8,190
+/// streams. With more streams, the window of each is smaller.
 fn windows(streams: u32) -> (u32, u32) {
     let all = streams.saturating_add(1);
     let stream = STREAM_WINDOW.min(WINDOW_MAX / all).max(STREAM_WINDOW_MIN);
     (stream, all.saturating_mul(stream).min(WINDOW_MAX))
 }
 
-/// What there is to call.
+/// All services.
 #[derive(Clone)]
 pub(super) struct Services {
     pub(super) connections: ConnectionServiceServer<Connections>,
@@ -129,13 +139,13 @@ pub(super) struct MessageLimits {
     pub(super) others: usize,
 }
 
-/// The service of a path.
+/// Returns the service name in a method's path.
 fn service(path: &str) -> Option<&str> {
     path.strip_prefix('/').and_then(|path| path.split_once('/')).map(|(service, _)| service)
 }
 
 impl Services {
-    /// Largest message that the service of this path reads.
+    /// Returns the largest message that the service of this path reads, in bytes.
     pub(super) fn message_max(&self, path: &str) -> usize {
         match service(path) {
             Some(connection_service_server::SERVICE_NAME) => self.messages.connections,
@@ -157,20 +167,20 @@ impl Services {
     }
 }
 
-/// What all connections have in common.
+/// The state that all connections share.
 #[derive(Clone)]
 pub(super) struct Gate {
-    /// Tells of changed rules and of refused calls.
+    /// Announces changed rules, and writes the audit log.
     pub(super) access: Arc<Access>,
-    /// Shakes hands with callers over TLS. `None`: there are none.
+    /// Performs TLS handshakes. `None` where no TLS is configured.
     pub(super) tls: Option<Arc<Acceptor>>,
-    /// What each identity holds.
+    /// The resources that each identity holds.
     pub(super) accounts: Arc<Accounts>,
-    /// The connection objects, and the time.
+    /// The connection objects and the clock.
     pub(super) table: Arc<Table>,
-    /// How many streams one connection may have.
+    /// How many concurrent streams one connection may have.
     pub(super) streams: Arc<StreamLimits>,
-    /// The connections that had as many.
+    /// Counts the connections that reached that limit.
     pub(super) stream_totals: Arc<StreamTotals>,
 }
 
@@ -181,11 +191,13 @@ pub(super) struct Http {
     gate: Gate,
 }
 
-/// HTTP/2 for a caller of this class, with at most `streams` calls at a time.
+/// Returns the HTTP/2 settings for a caller of this class, with at most `streams` concurrent
+/// streams.
 fn protocol(streams: u32, class: Class) -> Builder {
     let (stream_window, connection_window) = match class {
         Class::Worker => windows(streams),
-        // What these callers send is short, and a stream that it fills holds up none of a worker's.
+        // These callers send short requests, and a full window of theirs stops no stream of a
+        // worker.
         Class::OtherRole => (LEAST_WINDOW, LEAST_WINDOW * 16),
         Class::NoRole => (LEAST_WINDOW, LEAST_WINDOW),
     };
@@ -211,7 +223,7 @@ impl Http {
         Self { services, gate }
     }
 
-    /// What the calls of one caller pass.
+    /// Returns the admission of one caller's calls.
     pub(super) fn edge(&self, peer: Peer, beyond: Option<Beyond>) -> Edge {
         let Gate { access, streams, stream_totals, accounts, table, .. } = &self.gate;
         Edge {
@@ -222,15 +234,20 @@ impl Http {
         }
     }
 
-    /// Serves one connection: until its peer ends it, until its last call has ended once `signals.draining` is cancelled,
-    /// or until `signals.kill` is. `lookout` is told of its turns.
+    /// Serves one connection until one of these:
+    ///
+    /// * The peer ends it.
+    /// * `signals.draining` is cancelled, and the last call has ended.
+    /// * `signals.kill` is cancelled.
+    ///
+    /// Reports each turn of the connection to `lookout`.
     pub(super) async fn serve(self, accepted: Accepted, signals: Signals, lookout: Arc<Lookout>) {
         let beyond = accepted.beyond();
-        // Held to the end, for the connection counts as open until then.
+        // Held to the end, because the connection counts as open until then.
         let (socket, known, _counted) = match accepted.adopt() {
             Ok(adopted) => adopted,
             Err(err) => {
-                tracing::warn!(%err, "cannot take a connection over");
+                tracing::warn!(%err, "cannot register an accepted connection with the runtime; closing it");
                 return;
             }
         };
@@ -239,7 +256,7 @@ impl Http {
         match known {
             Known::Peer(peer) => {
                 let greeted = until(&signals, async { timeout(first_bytes, preface(socket)).await? });
-                // One that says nothing, or half a word, is closed without one.
+                // A client that does not send its preface in time is closed without an answer.
                 let Some(Ok(greeted)) = greeted.await else { return };
                 let edge = self.edge(peer, beyond);
                 self.converse(greeted, &turn, edge, &signals).await;
@@ -247,15 +264,15 @@ impl Http {
             Known::ByHandshake(from) => {
                 let Some(acceptor) = self.gate.tls.clone() else { return };
                 let Some(handshake) = self.gate.accounts.handshake(from.ip()) else {
-                    return self
-                        .gate
-                        .access
-                        .audit_stranger(from, &"too many handshakes of its network are unfinished");
+                    return self.gate.access.audit_stranger(
+                        from,
+                        &"too many unfinished handshakes, in all or from this network",
+                    );
                 };
                 let greeted = until(&signals, async {
                     timeout(first_bytes, socket.readable()).await??;
                     let (stream, peer) = acceptor.accept(socket).await?;
-                    // One that says nothing after its handshake, or half a word, is closed without a line.
+                    // A client that does not send its preface in time is closed without a log line.
                     let greeted = timeout(first_bytes, preface(stream)).await.ok().and_then(Result::ok);
                     Ok::<_, io::Error>(greeted.map(|stream| (stream, peer)))
                 });
@@ -293,7 +310,7 @@ impl Http {
         let begun = until(signals, Conversation::begin(&protocol, socket, edge, turn)).await;
         let mut conversation = match begun {
             Some(Ok(conversation)) => pin!(conversation),
-            Some(Err(err)) => return tracing::debug!(%err, "an HTTP/2 connection did not begin"),
+            Some(Err(err)) => return tracing::debug!(%err, "cannot start HTTP/2 on a connection"),
             None => return,
         };
         let mut draining = Seldom::new(Box::pin(signals.draining.cancelled()));
@@ -309,17 +326,17 @@ impl Http {
                     ended = turns(&mut conversation, turn) => ended,
                 }
             }
-            // Its place is for others that want to know the same.
+            // Its place beyond the limit is needed for the next health check.
             () = sleep(BEYOND), if beyond => Ok(()),
             ended = turns(&mut conversation, turn) => ended,
         };
         if let Err(err) = ended {
-            tracing::debug!(%err, "an HTTP/2 connection broke");
+            tracing::debug!(%err, "an HTTP/2 connection failed");
         }
     }
 }
 
-/// What a connection begins with, unless the daemon stops meanwhile.
+/// Runs the first steps of a connection. Returns `None` if the daemon begins to stop meanwhile.
 async fn until<T>(signals: &Signals, begins: impl Future<Output = T>) -> Option<T> {
     tokio::select! {
         begun = begins => Some(begun),
@@ -328,7 +345,8 @@ async fn until<T>(signals: &Signals, begins: impl Future<Output = T>) -> Option<
     }
 }
 
-/// Tells a peer that speaks HTTP/1 what this is. What it still sends is read away, or closing would take the answer from it.
+/// Answers a peer that speaks HTTP/1. Reads and discards the rest of its request, because closing a
+/// socket with unread data would reset the connection before the peer has read the answer.
 async fn farewell<I: AsyncRead + AsyncWrite + Unpin>(mut socket: I) -> io::Result<()> {
     socket.write_all(NO_HTTP1).await?;
     socket.shutdown().await?;
@@ -341,7 +359,7 @@ async fn farewell<I: AsyncRead + AsyncWrite + Unpin>(mut socket: I) -> io::Resul
     Ok(())
 }
 
-/// Lets a connection have its turns, until it ends.
+/// Polls a connection until it ends, and flushes its socket after each poll.
 async fn turns<C>(connection: &mut Pin<&mut C>, turn: &Turn) -> Result<(), Box<dyn Error + Send + Sync>>
 where
     C: Future<Output = Result<(), h2::Error>>,
@@ -367,7 +385,7 @@ mod tests {
             assert!(u64::from(stream) * u64::from(streams + 1) <= u64::from(connection), "{streams}");
             assert!((STREAM_WINDOW_MIN..=STREAM_WINDOW).contains(&stream) && connection <= WINDOW_MAX);
         }
-        assert_eq!(windows(8_190).0, STREAM_WINDOW, "the default takes nothing from a stream");
+        assert_eq!(windows(8_190).0, STREAM_WINDOW, "the default leaves each stream its full window");
         assert_eq!(windows(u32::MAX), (STREAM_WINDOW_MIN, WINDOW_MAX));
     }
 }

@@ -1,8 +1,10 @@
-//! Bytes of answers that HTTP/2 has taken for one connection and has not written yet.
+//! The bytes of answers that HTTP/2 has accepted for one connection and not yet written.
 //!
-//! HTTP/2 takes what the windows of the peer allow, and those may be wide; a peer that widens them and does not read its socket would
-//! have the daemon keep all of it. So a connection holds a share of what all answers may take, and its calls wait for room. They
-//! wait for no other connection: a socket that takes nothing for a while is closed.
+//! HTTP/2 accepts as many bytes as the windows of the peer allow. A peer that opens wide windows
+//! and does not read its socket would make the daemon keep all of these bytes. So each connection
+//! has a share of the bytes that all answers may hold, and its calls wait for room in that share. A
+//! call never waits for long on other connections, because a socket that accepts nothing for a time
+//! is closed.
 
 use std::{
     collections::BTreeMap,
@@ -18,24 +20,25 @@ use parking_lot::Mutex;
 
 use crate::rpc::accounts::Holder;
 
-/// What a call that is woken is expected to send: the largest frame that every peer takes (RFC 9113 section 4.2).
+/// Bytes that a woken call is expected to send: the largest frame that every peer accepts (RFC 9113
+/// section 4.2).
 const SENT: usize = 16 << 10;
 
-/// The answers of one connection.
+/// The unwritten answer bytes of one connection, and the calls that wait for room.
 pub(super) struct Outbox {
     held: AtomicUsize,
     waiting: Mutex<Waiting>,
     holder: Arc<Holder>,
 }
 
-/// Calls that have more to send than there is room, in the order in which they came.
+/// Calls that have more to send than there is room for, in the order in which they began to wait.
 #[derive(Default)]
 struct Waiting {
     next: u64,
     calls: BTreeMap<u64, Waker>,
 }
 
-/// The place of a call among those that wait, if it has one.
+/// The position of a call among the waiting calls. Empty if it does not wait.
 #[derive(Default)]
 pub(super) struct Queued(Option<u64>);
 
@@ -44,12 +47,12 @@ impl Outbox {
         Arc::new(Self { held: AtomicUsize::new(0), waiting: Mutex::default(), holder })
     }
 
-    /// How many bytes more it may hold now.
+    /// Returns how many more bytes this connection may hold now.
     pub(super) fn room(&self) -> usize {
         self.holder.answers_room(self.held.load(Ordering::Relaxed))
     }
 
-    /// Wakes the task when there is room again.
+    /// Registers the task to be woken when there is room again.
     pub(super) fn wait(&self, queued: &mut Queued, cx: &Context<'_>) {
         let mut waiting = self.waiting.lock();
         if let Some(waker) = queued.0.and_then(|place| waiting.calls.get_mut(&place)) {
@@ -62,7 +65,8 @@ impl Outbox {
         queued.0 = Some(place);
     }
 
-    /// The call waits no longer. One that was woken wakes the next, whether it had use for the room or not.
+    /// Ends the wait of a call. A call that was woken wakes the next one, whether it used the room
+    /// or not.
     pub(super) fn leave(&self, queued: &mut Queued) {
         let Some(place) = queued.0.take() else { return };
         let mut waiting = self.waiting.lock();
@@ -72,7 +76,7 @@ impl Outbox {
         }
     }
 
-    /// Holds these bytes until the piece is dropped.
+    /// Counts these bytes as held until the returned piece is dropped.
     pub(super) fn hold(self: &Arc<Self>, bytes: Bytes) -> Piece {
         self.held.fetch_add(bytes.len(), Ordering::Relaxed);
         self.holder.hold_answer(bytes.len());
@@ -85,7 +89,8 @@ impl Outbox {
         self.wake();
     }
 
-    /// Wakes as many calls as there is room for pieces of ordinary length, at least one; each wakes the next in its turn.
+    /// Wakes as many calls as there is room for pieces of [`SENT`] bytes, and at least one if there
+    /// is any room. Each woken call wakes the next.
     fn wake(&self) {
         let mut waiting = self.waiting.lock();
         if waiting.calls.is_empty() {
@@ -104,16 +109,16 @@ impl Outbox {
     }
 }
 
-/// Bytes on their way to the socket.
+/// Bytes that HTTP/2 has accepted. They count as held until the piece is dropped.
 pub(super) struct Piece {
     bytes: Bytes,
     counted: usize,
-    /// None for bytes that end a stream, of which there are none.
+    /// `None` for the empty piece that ends a stream.
     outbox: Option<Arc<Outbox>>,
 }
 
 impl Piece {
-    /// No bytes.
+    /// Returns a piece without bytes.
     pub(super) fn empty() -> Self {
         Self { bytes: Bytes::new(), counted: 0, outbox: None }
     }
@@ -169,11 +174,11 @@ mod tests {
         let calls = 5000;
         let mut queued: Vec<Queued> = (0..calls + 2).map(|_| Queued::default()).collect();
         for _ in 0..3 {
-            // A call that asks again has one place.
+            // A call that waits again keeps one position.
             queued.iter_mut().for_each(|queued| outbox.wait(queued, &Context::from_waker(&waker)));
         }
         assert_eq!(outbox.waiting.lock().calls.len(), calls + 2);
-        // Calls that are gone have none.
+        // Cancelled calls have none.
         queued.iter_mut().take(2).for_each(|queued| outbox.leave(queued));
         let woken = || count.0.load(Ordering::Relaxed);
         let mut pieces = pieces.into_iter();
@@ -181,7 +186,7 @@ mod tests {
         assert_eq!(woken(), 1, "there is room for one");
         drop(pieces);
         assert!(outbox.room() == most && woken() < calls, "there is room for some");
-        // Each that was woken wakes others, also where it has no use for the room.
+        // Each woken call wakes others, even if it does not use the room.
         for queued in queued.iter_mut().skip(2) {
             outbox.leave(queued);
         }

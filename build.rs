@@ -1,4 +1,5 @@
-//! Compiles the protos to Rust and to the descriptor set that reflection serves. Needs no protoc.
+//! Compiles the protos to Rust and to the descriptor set that reflection serves. Does not need
+//! protoc.
 
 use std::{env, error::Error, fs, path::Path};
 
@@ -20,18 +21,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = env::var("OUT_DIR")?;
     fs::write(Path::new(&out).join("descriptors.bin"), descriptors.encode_to_vec())?;
 
-    // A worker that imports the client does not compile what only the daemon serves.
+    // A worker that imports the client does not compile the daemon's server code.
     let daemon = env::var_os("CARGO_FEATURE_DAEMON").is_some();
     let services = || tonic_prost_build::configure().codec_path("crate::proto::Codec");
     let clients = services().build_server(false).service_generator();
     let servers = services().build_server(daemon).build_client(false).service_generator();
     prost_build::Config::new()
         .bytes(["."])
-        // A batch is a list of calls, and each takes the room of the largest: hostile ones are many and empty.
+        // A batch is a list of calls, and each takes the memory of the largest variant. A hostile
+        // batch has many empty calls.
         .boxed(".tls.sessiond.v1.Call.method.new")
         .boxed(".tls.sessiond.v1.Call.method.put_session")
         .boxed(".tls.sessiond.v1.Call.method.lookup_session")
-        // Answers as well: moving one by value would cost more than the allocation.
+        // Answers are boxed because moving a large one by value costs more than the allocation.
         .boxed(".tls.sessiond.v1.Answer.result.new")
         .boxed(".tls.sessiond.v1.Answer.result.clear")
         .boxed(".tls.sessiond.v1.Answer.result.shutdown")
@@ -45,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Clients and servers, each with types of its own.
+/// Generates clients and servers. In an Attach they use different types.
 struct Services {
     clients: Box<dyn ServiceGenerator>,
     servers: Box<dyn ServiceGenerator>,
@@ -53,15 +55,16 @@ struct Services {
 
 impl ServiceGenerator for Services {
     fn generate(&mut self, mut service: Service, buf: &mut String) {
-        // The generated client has a constructor `new` of its own, so the RPC `New` becomes `new_connection` in Rust.
-        // Its name on the wire stays.
+        // The generated client has a constructor `new`, so the RPC `New` is named `new_connection`
+        // in Rust. Its name on the wire stays.
         for method in &mut service.methods {
             if method.proto_name == "New" {
                 method.name = "new_connection".into();
             }
         }
         self.clients.generate(service.clone(), buf);
-        // The daemon reads the calls of an Attach where they lie, and writes what they answer as it is made.
+        // The daemon decodes the calls of an Attach in place, and encodes the answers as they are
+        // made.
         for method in &mut service.methods {
             if method.proto_name == "Attach" {
                 method.input_type = "Calls".into();

@@ -1,5 +1,5 @@
-//! Returning clients over three workers: once with a daemon that all share, once with a daemon for each worker, which
-//! is what replicas without a shared cache are.
+//! Clients that return to three workers: first with one daemon that all workers share, then with
+//! one daemon for each worker. The second case is that of replicas without a shared cache.
 //!
 //!     make demo
 
@@ -29,11 +29,11 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>
 
 const WORKERS: usize = 3;
 const CLIENTS: usize = 20;
-/// Of each client, the first one included.
+/// Visits of each client, including the first.
 const VISITS: usize = 6;
-/// What must resume of all that returns to a shared daemon, in percent.
+/// The goal with a shared daemon: the percentage of returning visits that are resumed.
 const WANTED: usize = 99;
-/// How long all of it may take.
+/// How long the whole demo may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[tokio::main]
@@ -55,7 +55,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Tells whether the shared daemon did what it is for.
+/// Runs the demo. Returns whether the shared daemon reached the goal.
 async fn demo() -> Result<bool> {
     let site = Site::new()?;
     let mut out = io::stdout();
@@ -82,7 +82,7 @@ async fn demo() -> Result<bool> {
     Ok(good)
 }
 
-/// How many of the returning calls were resumed.
+/// Returns the number of returning visits that were resumed.
 async fn returns_resumed(
     site: &Site,
     daemons: usize,
@@ -132,7 +132,7 @@ async fn fetch(client: &TlsConnector, address: &str) -> Result<String> {
     Ok(page)
 }
 
-/// One certificate, which all daemons show and all clients trust, and the programs.
+/// The certificate that all daemons present and all clients trust, and the folder of the programs.
 struct Site {
     folder: tempfile::TempDir,
     certificate: CertificateDer<'static>,
@@ -150,8 +150,12 @@ impl Site {
             "[listen]\napi = [\"tcp://127.0.0.1:0\"]\n[[context]]\ncertificate = {chain:?}\nkey = {key:?}\nca = {chain:?}\n"
         );
         std::fs::write(folder.path().join("daemon.toml"), config)?;
-        // This example lies in examples/ beside the daemon.
-        let programs = env::current_exe()?.parent().and_then(Path::parent).ok_or("no programs")?.to_owned();
+        // This example is in examples/, next to the daemon.
+        let programs = env::current_exe()?
+            .parent()
+            .and_then(Path::parent)
+            .ok_or("the path of this program has no parent folder")?
+            .to_owned();
         Ok(Self { folder, certificate: made.cert.der().clone(), programs })
     }
 
@@ -167,7 +171,7 @@ impl Site {
         start(&mut command, "listening on ").await
     }
 
-    /// A client with a session store of its own.
+    /// Returns a client with its own session store.
     fn client(&self, version: &'static SupportedProtocolVersion) -> Result<TlsConnector> {
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate.clone())?;
@@ -178,7 +182,7 @@ impl Site {
     }
 }
 
-/// Starts a program, which ends with its guard, and tells where it listens.
+/// Starts a program and returns the address that it listens on. Dropping the child kills it.
 async fn start(command: &mut Command, prefix: &str) -> Result<(Child, String)> {
     let program = command.as_std().get_program().to_owned();
     let missing = |err| format!("cannot start {}: {err}; use `make demo`", program.display());

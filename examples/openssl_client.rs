@@ -1,4 +1,5 @@
-//! A short-lived worker that calls an HTTPS server with OpenSSL, and resumes the session of the worker before it.
+//! A short-lived worker that calls an HTTPS server with OpenSSL and resumes the session of the
+//! worker before it.
 //!
 //!     tls-sessiond &
 //!     cargo run --features openssl --example openssl_client -- --connect 127.0.0.1:8443 --ca tls.crt
@@ -22,22 +23,22 @@ use tls_sessiond::client::{Options, Worker, openssl::ClientSessions};
 
 #[derive(Parser)]
 struct Args {
-    /// Where the daemon answers, as it prints it: tcp://HOST:PORT or unix:///PATH.
+    /// Endpoint of the daemon, as it prints it: tcp://HOST:PORT or unix:///PATH.
     #[arg(long, default_value = "tcp://127.0.0.1:50551")]
     daemon: String,
-    /// The server.
+    /// Address of the server.
     #[arg(long)]
     connect: SocketAddr,
-    /// The name in its certificate.
+    /// The name in the server's certificate.
     #[arg(long, default_value = "localhost")]
     server_name: String,
-    /// Whom to trust, PEM.
+    /// PEM file with the trust anchors.
     #[arg(long)]
     ca: PathBuf,
-    /// The one version to speak; else 1.2 and 1.3.
+    /// The only version to use; both by default.
     #[arg(long, value_enum)]
     version: Option<Version>,
-    /// Hang up without a close_notify.
+    /// Close the socket without a close_notify.
     #[arg(long)]
     unclean: bool,
 }
@@ -50,7 +51,7 @@ enum Version {
     Tls13,
 }
 
-/// How long the daemon may take at the beginning, and at the end.
+/// How long to wait for the stream at the beginning, and for the reports at the end.
 const DAEMON_MAX: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
@@ -91,7 +92,7 @@ fn run(args: Args) -> Result<(), Box<dyn Error + Send + Sync>> {
         ssl.session_reused()
     )?;
     drop(stream);
-    // The process ends now, and so would what it has not told yet.
+    // The reports must reach the daemon before the process exits.
     runtime.block_on(worker.flush(DAEMON_MAX));
     fetched
 }
@@ -99,7 +100,8 @@ fn run(args: Args) -> Result<(), Box<dyn Error + Send + Sync>> {
 fn fetch(stream: &mut SslStream<TcpStream>, args: &Args) -> Result<(), Box<dyn Error + Send + Sync>> {
     write!(stream, "GET / HTTP/1.0\r\nHost: {}\r\n\r\n", args.server_name)?;
     let mut page = Vec::new();
-    // A server that hangs up without a close_notify is an error here, and its session a bad one.
+    // If the server closes the socket without a close_notify, this is an error, and the session is
+    // removed.
     stream.read_to_end(&mut page)?;
     io::stdout().write_all(&page)?;
     if !args.unclean {

@@ -1,4 +1,5 @@
-//! A worker that serves HTTPS with OpenSSL, and shares its sessions: every replica resumes the sessions of all others.
+//! A worker that serves HTTPS with OpenSSL and shares its sessions: every replica resumes the
+//! sessions of all others.
 //!
 //!     tls-sessiond &
 //!     openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -keyout tls.key -out tls.crt
@@ -27,35 +28,36 @@ use tls_sessiond::client::{Options, Worker, openssl::ServerSessions};
 
 #[derive(Parser)]
 struct Args {
-    /// Where the daemon answers, as it prints it: tcp://HOST:PORT or unix:///PATH.
+    /// Endpoint of the daemon, as it prints it: tcp://HOST:PORT or unix:///PATH.
     #[arg(long, default_value = "tcp://127.0.0.1:50551")]
     daemon: String,
-    /// Where to listen; port 0 lets the system choose.
+    /// Address to listen on; with port 0 the system chooses one.
     #[arg(long, default_value = "127.0.0.1:8443")]
     listen: SocketAddr,
-    /// The chain, PEM.
+    /// PEM file with the certificate chain.
     #[arg(long)]
     certificate: PathBuf,
-    /// Its key, PEM.
+    /// PEM file with the private key.
     #[arg(long)]
     key: PathBuf,
-    /// What must agree between replicas, SSL_CTX_set_session_id_context(3).
+    /// The session id context, which must agree between replicas:
+    /// SSL_CTX_set_session_id_context(3).
     #[arg(long, default_value = "www")]
     session_id_context: String,
-    /// Groups for the key exchange, SSL_CTX_set1_groups_list(3).
+    /// Groups for the key exchange: SSL_CTX_set1_groups_list(3).
     #[arg(long)]
     groups: Option<String>,
-    /// How long a handshake waits for the daemon, in milliseconds; then it is a full one.
+    /// How long a handshake waits for the daemon, in milliseconds. Then it is a full one.
     #[arg(long, default_value = "20")]
     lookup_deadline: u64,
-    /// What this replica calls itself.
+    /// The name of this replica in its answers.
     #[arg(long, default_value = "worker")]
     name: String,
 }
 
-/// Most bytes of a request that are read.
+/// The largest request that is read, in bytes.
 const REQUEST_MAX: usize = 8 * 1024;
-/// How long the daemon may take at the beginning.
+/// How long to wait for the stream at the beginning.
 const DAEMON_MAX: Duration = Duration::from_secs(2);
 /// How long a peer may be silent.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -65,13 +67,14 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<(), Box<dyn Error + Send + Sync>> {
-    // OpenSSL blocks its threads; the line to the daemon has a runtime of its own.
+    // OpenSSL blocks the threads, so the stream to the daemon has a runtime of its own.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let mut options = Options::new(&args.daemon, "openssl")?;
     options.lookup_deadline = Duration::from_millis(args.lookup_deadline);
     let worker = runtime.block_on(async {
         let worker = Worker::connect(options);
-        // It serves without a daemon as well, but with one the first peer can resume already.
+        // The worker also serves without the daemon. But with a stream the first peer can already
+        // resume.
         worker.attached(DAEMON_MAX).await;
         worker
     });
@@ -99,8 +102,8 @@ fn run(args: Args) -> Result<(), Box<dyn Error + Send + Sync>> {
     Ok(())
 }
 
-/// One connection, from the handshake to the close_notify. An early return is an unclean end: dropping the stream
-/// takes its sessions out of the cache.
+/// Serves one connection, from the handshake to the close_notify. After an early return the
+/// connection is unclosed: dropping the stream removes its sessions from the cache.
 fn serve(socket: TcpStream, acceptor: &SslAcceptor, name: &str) -> Result<(), Box<dyn Error + Send + Sync>> {
     socket.set_read_timeout(Some(SILENCE_MAX))?;
     socket.set_nodelay(true)?;
@@ -126,10 +129,10 @@ fn serve(socket: TcpStream, acceptor: &SslAcceptor, name: &str) -> Result<(), Bo
     close(&mut stream)
 }
 
-/// Sends a close_notify, and waits for the peer's.
+/// Sends a close_notify and waits for that of the peer.
 fn close(stream: &mut SslStream<TcpStream>) -> Result<(), Box<dyn Error + Send + Sync>> {
     if stream.shutdown()? == ShutdownResult::Sent {
-        // The peer may just hang up: this side has closed, and that is what counts.
+        // The peer may close its socket instead. Only the close_notify of this side decides.
         let _ = stream.shutdown();
     }
     Ok(())

@@ -1,4 +1,5 @@
-//! A worker that serves HTTPS with rustls, and shares its sessions: every replica resumes those of all others.
+//! A worker that serves HTTPS with rustls and shares its sessions: every replica resumes the
+//! sessions of all others.
 //!
 //!     tls-sessiond &
 //!     cargo run --all-features --example rustls_worker -- --certificate tls.crt --key tls.key --listen 127.0.0.1:8443 &
@@ -40,35 +41,36 @@ use tokio::{
 
 #[derive(Parser)]
 struct Args {
-    /// Where the daemon answers, as it prints it: tcp://HOST:PORT or unix:///PATH.
+    /// Endpoint of the daemon, as it prints it: tcp://HOST:PORT or unix:///PATH.
     #[arg(long, default_value = "tcp://127.0.0.1:50551")]
     daemon: String,
-    /// Where to listen; port 0 lets the system choose.
+    /// Address to listen on; with port 0 the system chooses one.
     #[arg(long, default_value = "127.0.0.1:8443")]
     listen: SocketAddr,
-    /// What this replica calls itself.
+    /// The name of this replica in its answers.
     #[arg(long, default_value = "worker")]
     name: String,
-    /// PEM, the leaf first.
+    /// PEM file with the certificate chain, the leaf first.
     #[arg(long)]
     certificate: PathBuf,
-    /// PEM.
+    /// PEM file with the private key.
     #[arg(long)]
     key: PathBuf,
-    /// The daemon's context, which says how long sessions live.
+    /// The daemon's context, which limits the lifetime of sessions.
     #[arg(long, default_value = "default")]
     context: String,
-    /// How long a handshake waits for the daemon, in milliseconds; without an answer by then it is a full one.
+    /// How long a handshake waits for the daemon, in milliseconds. Then it is a full one.
     #[arg(long, default_value_t = 20)]
     lookup_deadline: u64,
 }
 
-/// Most bytes of a request that are kept.
+/// The largest request that is kept, in bytes.
 const REQUEST_MAX: u64 = 8 * 1024;
-/// How long one connection may take, whatever the peer does.
+/// How long one connection may take.
 const CONNECTION_MAX: Duration = Duration::from_secs(30);
 
-/// Says what is wrong with a PEM file. Errors of the parser are not printed, because some hold lines of the file.
+/// Describes what is wrong with a PEM file. Errors of the parser are not printed, because some
+/// contain lines of the file.
 fn unreadable(path: &Path, err: &pem::Error) -> String {
     match err {
         pem::Error::Io(err) => format!("cannot read {}: {err}", path.display()),
@@ -102,7 +104,7 @@ async fn run(args: Args) -> Result<(), Box<dyn Error + Send + Sync>> {
             Ok(accepted) => accepted,
             Err(err) => {
                 eprintln!("cannot accept: {err}");
-                // Too many open files, most likely, and some will be closed.
+                // Most likely too many files are open. Waiting lets other connections end.
                 sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -118,7 +120,8 @@ async fn run(args: Args) -> Result<(), Box<dyn Error + Send + Sync>> {
     }
 }
 
-/// One connection: a request, the answer, the close_notify, and whatever the peer still has to say.
+/// Serves one connection: reads a request, sends the answer and the close_notify, and reads until
+/// the peer has closed.
 async fn serve(socket: TcpStream, acceptor: &Acceptor, name: &str) -> io::Result<()> {
     socket.set_nodelay(true)?;
     let mut tls = acceptor.accept(socket).await?;
@@ -132,13 +135,13 @@ async fn serve(socket: TcpStream, acceptor: &Acceptor, name: &str) -> io::Result
     while !request.windows(4).any(|end| end == b"\r\n\r\n") {
         let room = REQUEST_MAX - request.len() as u64;
         if (&mut tls).take(room).read_buf(&mut request).await? == 0 {
-            // The peer has closed, or asks for too much.
+            // The peer has closed, or its request is too large.
             return tls.shutdown().await;
         }
     }
     let head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close";
     tls.write_all(format!("{head}\r\nContent-Length: {}\r\n\r\n{page}", page.len()).as_bytes()).await?;
     tls.shutdown().await?;
-    // A socket that is closed with bytes unread is reset, and the peer may lose the answer.
+    // Closing a socket with unread bytes resets it, and the peer may lose the answer.
     tokio::io::copy(&mut tls, &mut tokio::io::sink()).await.map(drop)
 }

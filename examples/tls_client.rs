@@ -1,5 +1,5 @@
-//! A worker that fetches a page over HTTPS and ends. TLS runs in the daemon, and so the next run - any worker's -
-//! resumes this one's session.
+//! A worker that fetches a page over HTTPS and exits. TLS runs in the daemon, so the next run
+//! resumes the session of this one, as does a run of any other worker.
 //!
 //!     tls-sessiond &
 //!     cargo run --example tls_client -- --connect 127.0.0.1:8443
@@ -18,24 +18,24 @@ use tokio::net::TcpStream;
 
 #[derive(Parser)]
 struct Args {
-    /// Where the daemon answers, as it prints it: tcp://HOST:PORT or unix:///PATH.
+    /// Endpoint of the daemon, as it prints it: tcp://HOST:PORT or unix:///PATH.
     #[arg(long, default_value = "tcp://127.0.0.1:50551")]
     daemon: String,
-    /// The daemon's context, which says whom to trust.
+    /// The daemon's context, which has the trust anchors.
     #[arg(long, default_value = "default")]
     context: String,
-    /// The name that the server's certificate must show.
+    /// The name in the server's certificate.
     #[arg(long, default_value = "localhost")]
     server_name: String,
     /// Address of the server.
     #[arg(long)]
     connect: String,
-    /// What to fetch.
+    /// The path to fetch.
     #[arg(long, default_value = "/")]
     path: String,
 }
 
-/// Most bytes of an answer that are taken.
+/// The largest answer, in bytes.
 const ANSWER_MAX: usize = 1 << 20;
 
 #[tokio::main]
@@ -44,7 +44,7 @@ async fn main() -> ExitCode {
 }
 
 async fn fetch(args: Args) -> Result<()> {
-    // One connection, and so one stream on one channel.
+    // One connection needs one stream on one channel.
     let channels = Channels::open(&args.daemon, 1).await?;
     let socket = TcpStream::connect(&args.connect).await?;
     let new = NewRequest {
@@ -54,7 +54,7 @@ async fn fetch(args: Args) -> Result<()> {
         ..NewRequest::default()
     };
     let mut wire = Wire::open(channels.place().await?, socket, new).await?;
-    // It waits in the daemon until the handshake is done.
+    // The daemon holds the request until the handshake is done.
     wire.write(format!(
         "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
         args.path, args.server_name
@@ -78,7 +78,7 @@ async fn fetch(args: Args) -> Result<()> {
                     None if !received => Some("the server ended without a close_notify".to_owned()),
                     None => None,
                 };
-                // Only now: tickets may arrive as long as the server has not closed.
+                // Shut down only now: tickets may arrive until the server has closed.
                 wire.shutdown().await;
                 wire.finish();
             }
@@ -89,7 +89,7 @@ async fn fetch(args: Args) -> Result<()> {
     failure.map_or(Ok(()), |failure| Err(failure.into()))
 }
 
-/// What follows the header; all of it where there is none.
+/// Returns what follows the header, or everything if there is no header.
 fn body(answer: &[u8]) -> &[u8] {
     let header = answer.windows(4).position(|end| end == b"\r\n\r\n").map_or(0, |end| end + 4);
     &answer[header..]

@@ -1,5 +1,5 @@
-//! A worker that serves HTTPS, and has neither keys nor a TLS library: TLS runs in the daemon, and so every replica
-//! resumes the sessions of all others.
+//! A worker that serves HTTPS without keys and without a TLS library. TLS runs in the daemon, so
+//! every replica resumes the sessions of all others.
 //!
 //!     tls-sessiond &
 //!     cargo run --example tls_server -- --listen 127.0.0.1:8443 --name a &
@@ -26,26 +26,27 @@ use tokio::{
 
 #[derive(Parser)]
 struct Args {
-    /// Where the daemon answers, as it prints it: tcp://HOST:PORT or unix:///PATH.
+    /// Endpoint of the daemon, as it prints it: tcp://HOST:PORT or unix:///PATH.
     #[arg(long, default_value = "tcp://127.0.0.1:50551")]
     daemon: String,
-    /// Where to listen; port 0 lets the system choose.
+    /// Address to listen on; with port 0 the system chooses one.
     #[arg(long, default_value = "127.0.0.1:8443")]
     listen: SocketAddr,
     /// The daemon's context, which has the certificate.
     #[arg(long, default_value = "default")]
     context: String,
-    /// What this replica calls itself.
+    /// The name of this replica in its answers.
     #[arg(long, default_value = "worker")]
     name: String,
-    /// Connections on one channel to the daemon, before another channel is opened: less than its limits.streams.
+    /// Connections on one channel to the daemon before another channel is opened; less than its
+    /// limits.streams.
     #[arg(long, default_value = "1000")]
     streams: usize,
 }
 
-/// Most bytes of a request that are kept.
+/// The largest request that is kept, in bytes.
 const REQUEST_MAX: usize = 8 * 1024;
-/// How long one connection may take, whatever the peer does.
+/// How long one connection may take.
 const CONNECTION_MAX: Duration = Duration::from_secs(30);
 
 #[tokio::main]
@@ -62,7 +63,7 @@ async fn run(args: Arc<Args>) -> Result<()> {
             Ok(accepted) => accepted,
             Err(err) => {
                 eprintln!("cannot accept: {err}");
-                // Too many open files, most likely, and some will be closed.
+                // Most likely too many files are open. Waiting lets other connections end.
                 sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -79,7 +80,7 @@ async fn run(args: Arc<Args>) -> Result<()> {
     }
 }
 
-/// One connection, from the ClientHello to the close_notify.
+/// Serves one connection, from the ClientHello to the close_notify.
 async fn serve(socket: TcpStream, place: Place, args: &Args) -> Result<()> {
     let new =
         NewRequest { context: args.context.clone(), role: Role::Server.into(), ..NewRequest::default() };
@@ -99,9 +100,9 @@ async fn serve(socket: TcpStream, place: Place, args: &Args) -> Result<()> {
                     wire.shutdown().await;
                 }
             }
-            // The peer has closed, and has got its whole answer or wants none: this side closes as well. A peer may wait for
-            // that with its socket open; where the socket has ended too, the daemon has closed by itself. After a failure
-            // there is nothing left to close.
+            // The peer has closed. It has the whole answer or wants none, so this side closes as
+            // well. A peer may wait for that with its socket open. If its socket has ended too, the
+            // daemon has already closed. After a failure there is nothing left to close.
             Event::Closed(_) => {
                 wire.shutdown().await;
                 wire.finish();
@@ -112,7 +113,7 @@ async fn serve(socket: TcpStream, place: Place, args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// What to answer, once the request is whole or too long.
+/// Returns the status of the answer once the request is complete or too long.
 fn status(request: &[u8]) -> Option<&'static str> {
     let whole = request.windows(4).any(|end| end == b"\r\n\r\n");
     match (whole, request.starts_with(b"GET ")) {

@@ -1,5 +1,5 @@
-//! Whether the peer of an HTTP/2 connection that says nothing still lives: it is asked, and must answer in time (RFC 9113 section
-//! 6.7).
+//! Detects a dead peer of an HTTP/2 connection: a silent peer is pinged and must answer in time
+//! (RFC 9113 section 6.7).
 
 use std::{
     pin::Pin,
@@ -24,32 +24,33 @@ pub(crate) struct KeepAlive {
 enum Life {
     Silent,
     Heard,
-    /// It has not answered yet.
+    /// A ping was sent and has no answer yet.
     Asked,
 }
 
-/// What is to be done when the time has come.
+/// The action when the timer expires.
 #[derive(Debug, PartialEq, Eq)]
 enum Due {
-    /// Nothing, for another while.
+    /// Wait for another interval.
     Wait,
     Ask,
-    /// It lives no more.
+    /// The peer is dead.
     Dead,
 }
 
 impl KeepAlive {
-    /// The peer may be silent for `silent_max` before it is asked, and may then take `answer_max`.
+    /// Makes a timer. A peer that is silent for `silent_max` is pinged, and must answer within
+    /// `answer_max`.
     pub(crate) fn new(pings: PingPong, silent_max: Duration, answer_max: Duration) -> Self {
         Self { pings, timer: Box::pin(sleep(silent_max)), life: Life::Silent, silent_max, answer_max }
     }
 
-    /// Something came.
+    /// Records that data was received.
     pub(crate) fn heard(&mut self) {
         self.life.heard();
     }
 
-    /// Ready when the peer lives no more.
+    /// Becomes ready when the peer is dead.
     pub(crate) fn poll_dead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if self.life == Life::Asked
@@ -77,7 +78,7 @@ impl KeepAlive {
 
 impl Life {
     fn heard(&mut self) {
-        // Who was asked answers all the same.
+        // After a ping only its answer counts.
         if *self == Self::Silent {
             *self = Self::Heard;
         }
@@ -105,6 +106,10 @@ mod tests {
         life.heard();
         assert_eq!([life.due(), life.due()], [Due::Wait, Due::Ask]);
         life.heard();
-        assert_eq!((life.due(), life.due()), (Due::Dead, Due::Dead), "a ping has its answer");
+        assert_eq!(
+            (life.due(), life.due()),
+            (Due::Dead, Due::Dead),
+            "data does not replace the answer to a ping"
+        );
     }
 }

@@ -1,20 +1,21 @@
-//! When a thread that has nothing to do asks the system once more what has come, instead of telling it to wait.
+//! Adaptive busy polling: decides when an idle thread polls for I/O again instead of blocking.
 //!
-//! A question and its answer over a socket of the same host take less time than falling asleep and being woken, on another
-//! core, does. So it pays to look a few times for what is about to come; each time takes about a microsecond. Where it did not come, looking was for nothing:
-//! then some occasions pass before the next looks, twice as many each time.
+//! A request and its response over a socket on the same host take less time than putting a thread
+//! to sleep and waking it on another core. So a few polls pay off when a response is about to come.
+//! A poll takes about a microsecond. After polls that found nothing, the next idle moments are
+//! skipped: 1, then 3, 7 and so on, up to a maximum.
 
-/// Most of the occasions that pass.
+/// The maximum number of idle moments that are skipped.
 const PASSED_MAX: u64 = 1023;
 
-/// What was learnt of it.
+/// The back-off of busy polling.
 #[derive(Default)]
 pub(crate) struct Looks {
     passed: u64,
 }
 
 impl Looks {
-    /// Whether anything came while one looked. How many occasions are to pass now.
+    /// Records whether the last poll found work. Returns how many idle moments to skip next.
     pub(crate) fn ended(&mut self, came: bool) -> u64 {
         self.passed = if came { 0 } else { (2 * self.passed + 1).min(PASSED_MAX) };
         self.passed

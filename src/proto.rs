@@ -1,4 +1,4 @@
-//! The contract: code generated from `proto/`, the codec that its messages go through, and the descriptors that
+//! The contract: code generated from `proto/`, the codec of its messages, and the descriptors that
 //! reflection serves.
 
 #![allow(missing_docs, unreachable_pub, clippy::all, reason = "generated; its manual is in the protos")]
@@ -14,25 +14,29 @@ use tonic::{
 
 tonic::include_proto!("tls.sessiond.v1");
 
-/// All protos with their comments.
+/// The descriptors of all protos, with their comments.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
-/// Messages to gRPC frames and back. tonic's own goes byte by byte through buffers that grow as they are written and
-/// shrink as they are read; this one writes into a vector, and takes a message out as a whole.
+/// Encodes and decodes messages in gRPC frames. tonic's own codec works byte by byte on buffers
+/// that grow while they are written and shrink while they are read. This one encodes into a vector,
+/// and decodes a message as a whole.
 pub struct Codec<T, U>(PhantomData<(T, U)>);
 
-/// Either direction of a [`Codec`].
+/// One direction of a [`Codec`].
 pub struct Half<T> {
-    /// Where short messages are written.
+    /// A buffer into which short messages are encoded.
     written: Vec<u8>,
     message: PhantomData<T>,
 }
 
-/// A longer message is not copied once more.
+/// The longest message that is encoded into the buffer first. A longer one is encoded directly,
+/// which saves copying it.
 const SHORT: usize = 32 << 10;
-/// Room that a stream begins with, in each direction. tonic keeps that of its longest message for the life of the stream.
+/// The initial size of a stream's buffer in each direction, in bytes. It is small because tonic
+/// keeps the size of the longest message for the life of the stream. A larger [`Half::written`] is
+/// freed after its message.
 const KEPT: usize = 1 << 10;
-/// Messages that are ready together leave in one piece, until it has so many bytes.
+/// Messages that are ready together are sent in one piece, until it has this many bytes.
 pub(crate) const PIECE: usize = 2 << 10;
 
 impl<T> Half<T> {
@@ -47,9 +51,9 @@ impl<T, U> Default for Codec<T, U> {
     }
 }
 
-/// What comes in by a [`Codec`].
+/// A message that a [`Codec`] decodes.
 pub trait Incoming: Sized + Send + Sync + 'static {
-    /// Reads it.
+    /// Decodes the message.
     fn read(message: Bytes) -> Result<Self, DecodeError>;
 }
 
@@ -59,7 +63,7 @@ impl<T: Message + Default + 'static> Incoming for T {
     }
 }
 
-/// An [`AttachRequest`] as it came.
+/// An encoded [`AttachRequest`].
 #[cfg(feature = "daemon")]
 pub struct Calls(pub Bytes);
 
@@ -70,12 +74,12 @@ impl Incoming for Calls {
     }
 }
 
-/// What goes out by a [`Codec`].
+/// A message that a [`Codec`] encodes.
 pub trait Outgoing: Send + Sync + 'static {
-    /// What is ready together leaves in one piece, until it has so many bytes.
+    /// Messages that are ready together are sent in one piece, until it has this many bytes.
     const PIECE: usize = PIECE;
 
-    /// Writes it. `short` is room to use again.
+    /// Encodes the message. `short` is a buffer that is reused.
     fn write(self, to: &mut EncodeBuf<'_>, short: &mut Vec<u8>);
 }
 
@@ -93,13 +97,13 @@ impl<T: Message + 'static> Outgoing for T {
     }
 }
 
-/// An [`AttachResponse`] that was written as its answers were made.
+/// An [`AttachResponse`] that was encoded while its answers were made.
 #[cfg(feature = "daemon")]
 pub struct Answers(pub Vec<u8>);
 
 #[cfg(feature = "daemon")]
 impl Outgoing for Answers {
-    /// Those that leave together are together already.
+    /// Answers that are sent together are already in one message.
     const PIECE: usize = 0;
     fn write(self, to: &mut EncodeBuf<'_>, _: &mut Vec<u8>) {
         to.reserve(self.0.len());
@@ -153,7 +157,7 @@ impl<U: Incoming> Decoder for Half<U> {
     }
 
     fn buffer_settings(&self) -> BufferSettings {
-        // Only what is written waits for a piece to be full.
+        // The size of a piece is for encoding only.
         BufferSettings::new(KEPT, PIECE)
     }
 }

@@ -1,8 +1,8 @@
-//! A Unix socket for tokio that wakes nobody for nothing.
+//! A Unix stream for tokio that registers for writability only after a write would block.
 //!
-//! tokio asks for both directions of its own. With a Unix socket that means: who reads wakes who wrote, for there is room
-//! again, and pays for it before it looks at what it has read; on a question and its answer that is as much as everything
-//! else. This one asks for room only when a write found none.
+//! tokio's own stream registers for both directions. On a Unix socket a reader then wakes the
+//! writer at the other end, because there is room again. The reader pays for this before it handles
+//! what it has read. For a request and its response this costs as much as everything else together.
 
 use std::{
     io::{self, IoSlice, Read, Write},
@@ -14,31 +14,32 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd};
 
-/// A connected Unix socket.
+/// A connected Unix stream.
 pub(crate) struct Unix {
     stream: AsyncFd<UnixStream>,
-    /// The same socket, while a write waits for room.
+    /// A second registration of the same socket, for writability. Made when a write would block for
+    /// the first time, and kept.
     full: Option<AsyncFd<UnixStream>>,
-    /// How much room the next read is given.
+    /// The number of bytes that the next read asks for.
     room: usize,
 }
 
-/// The least room of a read. Room is zeroed before it is read into, and most messages are short.
+/// The smallest read. The buffer is zeroed before it is read into, and most messages are short.
 const ROOM_MIN: usize = 1 << 10;
 
 impl Unix {
-    /// Of a stream that does not block.
+    /// Registers a non-blocking stream with the runtime.
     ///
     /// # Errors
-    /// The runtime does not take it.
+    /// Fails if the runtime cannot register it.
     pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
         Ok(Self { stream: watch(stream, Interest::READABLE)?, full: None, room: ROOM_MIN })
     }
 
-    /// Ready when the peer has sent something, or has ended.
+    /// Becomes ready when the peer has sent data or closed its side.
     ///
     /// # Errors
-    /// Those of the runtime.
+    /// Errors of the runtime.
     #[cfg(feature = "daemon")]
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.stream.poll_read_ready(cx).map_ok(|_| ())
@@ -53,11 +54,13 @@ impl AsyncRead for Unix {
             let room = buf.initialize_unfilled_to(this.room.min(buf.remaining()));
             let Ok(read) = ready.try_io(|stream| stream.get_ref().read(room)) else { continue };
             let read = read?;
-            // Less than there is room for was all there was: the next read need not find that out.
+            // A read that does not fill the buffer has emptied the socket. Clearing the readiness
+            // spares the next read a call that would block.
             if (1..room.len()).contains(&read) {
                 ready.clear_ready();
             }
-            // More may wait than there was room for; the next is about as long.
+            // After a full buffer more data may wait. The next message is probably about as long as
+            // this one.
             this.room = if read == room.len() { 8 * room.len() } else { 2 * read }.max(ROOM_MIN);
             buf.advance(read);
             return Poll::Ready(Ok(()));
@@ -106,7 +109,7 @@ impl AsyncWrite for Unix {
 
 #[expect(
     deprecated,
-    reason = "what replaces it is unsafe, for a type that changes its descriptor; this one does not"
+    reason = "its replacement is unsafe, to allow for types that change their descriptor; UnixStream does not"
 )]
 fn watch(stream: UnixStream, interest: Interest) -> io::Result<AsyncFd<UnixStream>> {
     AsyncFd::with_interest(stream, interest)

@@ -1,34 +1,36 @@
-//! Fields of protobuf messages, written and read by hand where a message would cost more than what it says.
+//! Reads and writes fields of protobuf messages directly, where a generated message would cost more
+//! than its content.
 //!
-//! Field numbers that are written are below 16, so a key is one byte. What is empty or 0 is left out, as proto3 has it.
+//! Numbers of fields that are written are below 16, so a key is one byte. Empty and zero values are
+//! left out, as in proto3.
 
 use prost::encoding::{decode_varint, encoded_len_varint};
 
 const VARINT: u8 = 0;
 const LENGTH_DELIMITED: u8 = 2;
-/// The longest key and number.
+/// The size of the longest field of a number: one byte for the key and ten for the varint.
 #[cfg(feature = "daemon")]
 pub(crate) const NUMBER_MAX: usize = 11;
 
-/// How long a key and a length are, before so many bytes.
+/// Returns the size of the key and the length before `length` bytes.
 pub(crate) fn head_len(length: usize) -> usize {
     1 + encoded_len_varint(length as u64)
 }
 
-/// How long a field of so many bytes is.
+/// Returns the size of a field of `length` bytes.
 pub(crate) fn bytes_len(length: usize) -> usize {
     if length == 0 { 0 } else { head_len(length) + length }
 }
 
-/// How long a number's field is.
+/// Returns the size of the field of a number.
 pub(crate) fn number_len(value: u64) -> usize {
     if value == 0 { 0 } else { 1 + encoded_len_varint(value) }
 }
 
-/// Fields one behind the other, into room that is there.
+/// Writes fields one behind the other into a buffer.
 ///
 /// # Panics
-/// Where there is too little of it.
+/// Its methods panic if the buffer is too short.
 pub(crate) struct Writer<'r> {
     room: &'r mut [u8],
     at: usize,
@@ -39,37 +41,37 @@ impl<'r> Writer<'r> {
         Self { room, at: 0 }
     }
 
-    /// How long what is written is.
+    /// Returns the number of bytes that are written.
     #[cfg(any(feature = "daemon", test))]
     pub(crate) fn len(&self) -> usize {
         self.at
     }
 
-    /// What is written, from this place on.
+    /// Returns the bytes that were written from this position on.
     #[cfg(feature = "daemon")]
     pub(crate) fn since(&mut self, place: usize) -> &mut [u8] {
         &mut self.room[place..self.at]
     }
 
-    /// Room for so many bytes, which count as written.
+    /// Returns the next `length` bytes, to be filled by the caller. They count as written.
     pub(crate) fn take(&mut self, length: usize) -> &mut [u8] {
         let start = self.at;
         self.at += length;
         &mut self.room[start..self.at]
     }
 
-    /// Bytes as they are.
+    /// Writes bytes without a key.
     pub(crate) fn raw(&mut self, bytes: &[u8]) {
         self.take(bytes.len()).copy_from_slice(bytes);
     }
 
-    /// A key and a length, before so many bytes.
+    /// Writes the key and the length before `length` bytes.
     pub(crate) fn head(&mut self, field: u8, length: usize) {
         self.byte(field << 3 | LENGTH_DELIMITED);
         self.varint(length as u64);
     }
 
-    /// A text or bytes.
+    /// Writes a field of a string or of bytes.
     pub(crate) fn bytes(&mut self, field: u8, bytes: &[u8]) {
         if !bytes.is_empty() {
             self.head(field, bytes.len());
@@ -77,7 +79,7 @@ impl<'r> Writer<'r> {
         }
     }
 
-    /// A number, an enum or a truth value.
+    /// Writes a field of a number, an enum or a bool.
     pub(crate) fn number(&mut self, field: u8, value: u64) {
         if value != 0 {
             self.byte(field << 3 | VARINT);
@@ -99,10 +101,10 @@ impl<'r> Writer<'r> {
     }
 }
 
-/// A number at the start of what is left.
+/// Reads a varint.
 #[inline(always)]
 pub(crate) fn read_varint(from: &mut &[u8]) -> Option<u64> {
-    // Nearly all have one byte.
+    // Nearly all varints have one byte.
     match from.split_first() {
         Some((&byte @ ..0x80, rest)) => {
             *from = rest;
@@ -112,7 +114,7 @@ pub(crate) fn read_varint(from: &mut &[u8]) -> Option<u64> {
     }
 }
 
-/// So many bytes as the number before them says.
+/// Reads a length and as many bytes.
 #[inline(always)]
 pub(crate) fn read_bytes<'b>(from: &mut &'b [u8]) -> Option<&'b [u8]> {
     let length = usize::try_from(read_varint(from)?).ok()?;

@@ -1,4 +1,4 @@
-//! Who is measured.
+//! The contenders: the caches that are measured.
 
 use std::{hint::black_box, sync::Arc, time::Duration};
 
@@ -11,44 +11,46 @@ use tls_sessiond_core::{
 };
 use tls_sessiond_types::{Role, Version, server_name::ServerName};
 
-/// What libraries call a session by.
+/// A session id as TLS libraries make it.
 pub(crate) type Id = [u8; 32];
-/// The size of an OpenSSL session, nearly.
+/// About the size of an OpenSSL session.
 pub(crate) const DATA: usize = 200;
 pub(crate) type Data = [u8; DATA];
 
 const NOW: Now = Now::from_millis(1_000_000_000);
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Whether a session may be handed out again.
+/// Whether a session is single-use.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Uses {
     Once,
     Many,
 }
 
-/// A cache. What it returns is looked at by [`black_box`] and dropped, as a user would drop it in the end.
+/// A cache. The value that it returns goes through [`black_box`] and is dropped, as a user would
+/// drop it in the end.
 pub(crate) trait Contender: Sync {
-    /// What it finds a session by, made before the clock runs.
+    /// The key of a session, made before the clock starts.
     type Key;
-    /// What one thread needs to ask.
+    /// State that one thread needs for its calls.
     type Hand;
 
     fn key(id: &Id) -> Self::Key;
     fn hand(&self) -> Self::Hand;
-    /// Says whether it is there.
+    /// Looks a session up. Returns whether it is found.
     fn get(&self, hand: &mut Self::Hand, key: &Self::Key) -> bool;
-    /// The data are copied into it.
+    /// Puts a session. The data is copied into the cache.
     fn put(&self, hand: &mut Self::Hand, key: &Self::Key, data: &Data, uses: Uses);
-    /// Takes one out that may be used once; says whether it was there.
+    /// Takes a single-use session. Returns whether it was found.
     fn take(&self, hand: &mut Self::Hand, key: &Self::Key) -> bool;
-    /// Does what it has put off.
+    /// Does the work that the cache has deferred.
     fn settle(&self) {}
-    /// While no clock runs: who evicts nothing takes these out.
+    /// Removes these sessions from a cache that does not evict. Called while the clock is stopped.
     fn trim(&self, _: &[Self::Key]) {}
 }
 
-/// The session cache with all that it looks at: terms, time, revocations, journal, watchers, the total of all caches.
+/// The session cache with all its checks and records: terms, time, revocations, tombstones,
+/// watchers and the total of all caches.
 pub(crate) struct Ours {
     cache: Cache,
     server_name: ServerName<'static>,
@@ -111,13 +113,13 @@ impl Contender for Ours {
         black_box(self.cache.put(new, NOW).unwrap());
     }
 
-    /// To find it is to take it.
+    // A lookup consumes a single-use session.
     fn take(&self, hand: &mut (), key: &SessionId) -> bool {
         self.get(hand, key)
     }
 }
 
-/// The store under it alone, without any policy.
+/// The store below the session cache, without any policy.
 pub(crate) struct Bare(Memory<Value>);
 
 struct Value {
@@ -175,7 +177,8 @@ impl Contender for Bare {
     }
 }
 
-/// A map and nothing else: it evicts nothing. After each turn of puts they are taken out.
+/// A concurrent map. It does not evict, so the sessions of each turn of puts are removed after the
+/// turn.
 pub(crate) struct Raw(DashMap<Id, Arc<Data>>);
 
 impl Raw {
@@ -211,7 +214,7 @@ impl Contender for Raw {
     }
 }
 
-/// TinyLFU, which puts off most of its work.
+/// A TinyLFU cache, which defers most of its work.
 pub(crate) struct Moka(moka::sync::Cache<Id, Arc<Data>>);
 
 impl Moka {
@@ -247,7 +250,7 @@ impl Contender for Moka {
     }
 }
 
-/// S3-FIFO as well.
+/// An S3-FIFO cache, like ours.
 pub(crate) struct Quick(quick_cache::sync::Cache<Id, Arc<Data>>);
 
 impl Quick {

@@ -1,4 +1,5 @@
-//! What memory itself takes of a get: these need not search.
+//! The floor: contenders that need not search, which show the time that memory alone takes for a
+//! get.
 
 use std::{
     hint::black_box,
@@ -10,11 +11,11 @@ use crate::{
     turns::number,
 };
 
-/// What these are called.
+/// The names of these contenders.
 pub(crate) const NAMES: [&str; 2] = ["array", "chain"];
 
-/// An array of `Arc`s. Where one lies is known before the clock runs, so a get is two reads of memory of which the second
-/// waits for the first: the place, and the count of references. No lock, no hash, no comparison.
+/// An array of `Arc`s. The index is known before the clock starts, so a get is two reads of memory:
+/// the slot, and then the reference count. It needs no lock, no hash and no comparison.
 pub(crate) struct Array(Box<[OnceLock<Arc<Data>>]>);
 
 impl Array {
@@ -46,19 +47,20 @@ impl Contender for Array {
     }
 }
 
-/// A table that says where values are, and values: two reads of memory, the second where the first says, as in any map that
-/// keeps its values apart. And a get begins where the one before it ended, so that none overlaps with another, as it is
-/// where something else is done between two gets.
+/// A table of pointers to values. A get is two reads of memory that depend on each other, as in any
+/// map that keeps its values apart. In addition, a get depends on the result of the one before it.
+/// So gets do not overlap, as when a program does other work between two gets.
 pub(crate) struct Chain {
     table: Box<[Line]>,
 }
 
-/// One line of a processor's cache.
+/// One cache line of the processor.
 #[repr(align(64))]
 struct Line(OnceLock<Box<Value>>);
 
 struct Value {
-    /// Added to the next place. Nobody knows before it is read.
+    /// Zero, added to the next index. Neither the compiler nor the processor knows the value before
+    /// it is read.
     zero: usize,
     _data: Data,
 }
@@ -71,7 +73,7 @@ impl Chain {
 
 impl Contender for Chain {
     type Key = usize;
-    /// What the last get has read.
+    /// The value that the last get has read.
     type Hand = usize;
 
     fn key(id: &Id) -> usize {
@@ -90,7 +92,7 @@ impl Contender for Chain {
 
     fn put(&self, _: &mut usize, &key: &usize, &data: &Data, _: Uses) {
         let value = Value { zero: black_box(0), _data: data };
-        assert!(self.table[key].0.set(Box::new(value)).is_ok(), "it has been put before");
+        assert!(self.table[key].0.set(Box::new(value)).is_ok(), "the index has a value already");
     }
 
     fn take(&self, _: &mut usize, _: &usize) -> bool {

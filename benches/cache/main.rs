@@ -1,20 +1,23 @@
-//! The session cache in memory against what a user would take instead: DashMap, moka, quick_cache, and OpenSSL's own
-//! cache. `cargo bench --bench cache`; words after `--` choose rows by name: `-- 'get, 1 thread'`, `-- ', 1M'`.
-//! OpenSSL takes part with feature `openssl`.
+//! The session cache in memory against the caches that a user would take instead: DashMap, moka,
+//! quick_cache, and OpenSSL's own cache (with feature `openssl`).
 //!
-//! * `contenders`: who is measured, each as a user would write it
-//! * `floor`: an array and a chain, which need not search: what memory itself takes
-//! * `openssl`: OpenSSL's cache; all that is `unsafe`, but for the allocator
-//! * `turns`: what they do, in turns
-//! * `memory`: what a session takes, each contender in a process of its own
+//! `cargo bench --bench cache`. Words after `--` select rows by name, for example
+//! `-- 'get, 1 thread'` or `-- ', 1M'`.
+//!
+//! * `contenders`: the caches, each used as a user would use it
+//! * `floor`: an array and a chain, which need not search and show the time of memory alone
+//! * `openssl`: OpenSSL's cache; has all `unsafe` code except the allocator's
+//! * `turns`: the operations, in turns
+//! * `memory`: the memory of a session, each contender in a process of its own
 //! * `table`: ratios and goals
-//! * `shared/`: cores that do not sleep
+//! * `shared/`: keeps the cores awake
 //!
-//! All have the same ids of 32 bytes and values of 200. They take turns in many short rounds, and each round gives one
-//! ratio: whatever else the machine does meanwhile hits all of them. At ten million there is no room for all at once;
-//! there each is measured alone, one after the other.
+//! All contenders have the same ids of 32 bytes and values of 200 bytes. They take turns in many
+//! short rounds, and each round gives one ratio, so other load of the machine affects all of them.
+//! Ten million sessions of all contenders do not fit into memory together. There each contender is
+//! measured alone, one after the other.
 
-#![expect(clippy::unwrap_used, reason = "where anything fails there is nothing to measure")]
+#![expect(clippy::unwrap_used, reason = "a failure ends the run")]
 
 mod contenders;
 mod floor;
@@ -34,15 +37,15 @@ use floor::{Array, Chain};
 use table::Table;
 use turns::{Begun, Section, Side, Work};
 
-/// How many sessions a cache has room for.
+/// The capacities of the caches, in sessions.
 const SIZES: [usize; 5] = [1_000, 10_000, 100_000, 1_000_000, 10_000_000];
-/// More than this many, and the contenders do not fit into memory together.
+/// The largest size at which all contenders fit into memory together.
 const TOGETHER_MAX: usize = 1_000_000;
 
-/// Makes a contender for so many sessions.
+/// Makes a contender for this number of sessions.
 type Maker = fn(usize) -> Box<dyn Side>;
 
-/// In the order of the table's columns. Ours is the first.
+/// The contenders, in the order of the table's columns. Ours is the first.
 const CONTENDERS: &[(&str, Maker)] = &[
     ("ours", |size| Begun::boxed(Ours::new(size))),
     ("store", |size| Begun::boxed(Bare::new(size))),
@@ -55,7 +58,8 @@ const CONTENDERS: &[(&str, Maker)] = &[
     ("OpenSSL", |size| Begun::boxed(openssl::Context::new(size))),
 ];
 
-/// OpenSSL's sessions are large, and where nothing is searched there is nothing to put or to take.
+/// Leaves out OpenSSL where its large sessions do not fit into memory, and the floor for all work
+/// except gets.
 fn takes_part(name: &str, section: &Section) -> bool {
     match name {
         "OpenSSL" => section.size <= TOGETHER_MAX,
@@ -82,7 +86,7 @@ fn main() {
                 continue;
             }
             let mut rounds = vec![vec![Vec::new(); CONTENDERS.len()]; sections.len()];
-            // All at once, or one after the other.
+            // All contenders at once, or one after the other.
             let together = if size > TOGETHER_MAX { 1 } else { CONTENDERS.len() };
             for (group, contenders) in CONTENDERS.chunks(together).enumerate() {
                 let part = |name: &str| sections.iter().any(|section| takes_part(name, section));

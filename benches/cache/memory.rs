@@ -1,6 +1,6 @@
-//! What a session takes besides its id and its data.
+//! The memory of a session besides its id and its data.
 
-#![allow(unsafe_code, reason = "an allocator that counts")]
+#![allow(unsafe_code, reason = "a global allocator that counts bytes")]
 
 use std::{
     alloc::{GlobalAlloc, Layout},
@@ -16,11 +16,12 @@ use crate::{
 };
 
 pub(crate) const TITLE: &str = "memory";
-/// What a process is told that is to tell about one contender.
+/// The argument that makes a process measure one contender.
 pub(crate) const FLAG: &str = "--memory-of";
 const SESSIONS: usize = 1_000_000;
 
-/// The daemon's allocator. It counts the bytes that are asked for, in a process that measures memory alone.
+/// The daemon's allocator. Counts the bytes that are requested, but only in a process that measures
+/// memory.
 struct Counting;
 
 static COUNTS: AtomicBool = AtomicBool::new(false);
@@ -29,13 +30,13 @@ static LIVE: AtomicUsize = AtomicUsize::new(0);
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-// SAFETY: all is left to mimalloc.
+// SAFETY: every call goes to mimalloc.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if COUNTS.load(Ordering::Relaxed) {
             LIVE.fetch_add(layout.size(), Ordering::Relaxed);
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract.
         unsafe { MiMalloc.alloc(layout) }
     }
 
@@ -43,7 +44,7 @@ unsafe impl GlobalAlloc for Counting {
         if COUNTS.load(Ordering::Relaxed) {
             LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract.
         unsafe { MiMalloc.dealloc(place, layout) }
     }
 
@@ -51,7 +52,7 @@ unsafe impl GlobalAlloc for Counting {
         if COUNTS.load(Ordering::Relaxed) {
             LIVE.fetch_add(layout.size(), Ordering::Relaxed);
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract.
         unsafe { MiMalloc.alloc_zeroed(layout) }
     }
 
@@ -60,12 +61,13 @@ unsafe impl GlobalAlloc for Counting {
             LIVE.fetch_add(size, Ordering::Relaxed);
             LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract.
         unsafe { MiMalloc.realloc(place, layout, size) }
     }
 }
 
-/// In a process of its own: writes how much one that is full to the last session takes, as asked for and as resident.
+/// Runs in a process of its own. Fills one contender and prints the bytes of a session, as
+/// requested from the allocator and as resident in memory.
 pub(crate) fn tell(make: Maker) {
     COUNTS.store(true, Ordering::Relaxed);
     let [live, resident] = [LIVE.load(Ordering::Relaxed), resident()];
@@ -79,17 +81,20 @@ pub(crate) fn tell(make: Maker) {
     );
 }
 
-/// Bytes of this process that are in memory.
+/// Returns the resident bytes of this process.
 fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     1024 * line.trim().trim_end_matches("kB").trim_end().parse::<usize>().unwrap()
 }
 
-/// Asks a process for each.
+/// Runs one process for each contender and prints a row of its result.
 pub(crate) fn print(names: impl Iterator<Item = &'static str>) {
-    println!("\nbytes of a session besides {} of id and {DATA} of data, of {SESSIONS}", size_of::<Id>());
-    println!("{:28} {:>13} {:>13}  goal", "", "asked for", "resident");
+    println!(
+        "\nbytes of a session besides {} of id and {DATA} of data, among {SESSIONS} sessions",
+        size_of::<Id>()
+    );
+    println!("{:28} {:>13} {:>13}  goal", "", "requested", "resident");
     for name in names {
         let told = Command::new(std::env::current_exe().unwrap()).args([FLAG, name]).output().unwrap();
         assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
@@ -100,7 +105,7 @@ pub(crate) fn print(names: impl Iterator<Item = &'static str>) {
             "ours" => "<= 120 missed",
             _ => "",
         };
-        // OpenSSL asks the C library, which does not count.
+        // OpenSSL allocates with the C library, which this allocator does not count.
         let asked = if name == "OpenSSL" { "" } else { asked };
         println!("{}", format!("{name:28} {asked:>13} {resident:>13}  {goal}").trim_end());
     }

@@ -1,15 +1,15 @@
-//! Medians, ratios to ours, and goals.
+//! Medians, ratios to our time, and goals.
 
 use crate::{
     CONTENDERS, SIZES,
     turns::{Section, Work},
 };
 
-/// Rows as they come.
+/// The rows that were measured.
 pub(crate) struct Table {
     filters: Vec<String>,
     lines: Vec<String>,
-    /// Medians of gets on one thread, by size: ours, DashMap's, the array's and the chain's.
+    /// Median times of gets on one thread, by size: ours, DashMap's, the array's and the chain's.
     gets: Vec<(usize, [f64; 4])>,
 }
 
@@ -19,7 +19,8 @@ const ARRAY: usize = 5;
 const CHAIN: usize = 6;
 
 impl Table {
-    /// With the words of the command line: only rows whose name holds one are measured; none means all.
+    /// Makes a table from the arguments of the command line. Only rows whose names contain one of
+    /// them are measured; without arguments all rows are.
     pub(crate) fn wanted(words: Vec<String>) -> Self {
         // cargo adds --bench.
         let filters = words.into_iter().filter(|word| !word.starts_with("--")).collect();
@@ -30,7 +31,8 @@ impl Table {
         self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter.as_str()))
     }
 
-    /// For each contender nanoseconds of each round; none where it took no part.
+    /// Adds a row. `rounds` has the nanoseconds of each round for each contender, and none for a
+    /// contender that took no part.
     pub(crate) fn row(&mut self, section: &Section, rounds: Vec<Vec<f64>>) {
         let ours = &rounds[0];
         let ratio = |other: &[f64]| median(other.iter().zip(ours).map(|(other, ours)| other / ours));
@@ -62,7 +64,9 @@ impl Table {
         if self.lines.is_empty() {
             return;
         }
-        println!("\nnanoseconds of one operation, and how often ours goes into it (more is better)");
+        println!(
+            "\nnanoseconds of one operation, and time of the other divided by our time (more is better)"
+        );
         let names = CONTENDERS[1..].iter().map(|(name, _)| format!("{name:>14}"));
         println!("{:28} {:>6}{}  goal", "", CONTENDERS[0].0, names.collect::<String>());
         self.lines.iter().for_each(|row| println!("{}", row.trim_end()));
@@ -70,14 +74,14 @@ impl Table {
         if let (Some((least, few)), Some((most, many))) = (of(SIZES[0]), of(SIZES[SIZES.len() - 1])) {
             let [ours, raw, array, chain] = [0, 1, 2, 3].map(|place| many[place] / few[place]);
             println!(
-                "\na get of {most} takes as often that of {least}: ours {ours:.1}, DashMap {raw:.1}, the array {array:.1}, \
+                "\ntime of a get of {most} divided by that of {least}: ours {ours:.1}, DashMap {raw:.1}, the array {array:.1}, \
                  the chain {chain:.1}"
             );
             let [ours, raw, array, chain] = [0, 1, 2, 3].map(|place| many[place] - few[place]);
             let met = if ours <= chain { "met" } else { "missed" };
             println!(
-                "nanoseconds that it takes longer: ours {ours:.0}, DashMap {raw:.0}, the array {array:.0}, the chain \
-                 {chain:.0}; goal: no more than memory's own, the chain's: {met}"
+                "added nanoseconds: ours {ours:.0}, DashMap {raw:.0}, the array {array:.0}, the chain \
+                 {chain:.0}; goal: at most the chain's, which is memory alone: {met}"
             );
         }
     }

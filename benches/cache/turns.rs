@@ -1,4 +1,4 @@
-//! What the contenders do: the same for all, one after the other, in short turns.
+//! The operations of the contenders: the same for all, one after the other, in short turns.
 
 use std::{
     fmt,
@@ -14,27 +14,27 @@ use crate::{
     cores,
 };
 
-/// What one turn is made of.
+/// The operations of one turn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Work {
-    /// Sessions that are there, at random.
+    /// Gets of random sessions that were put.
     Get,
-    /// Single-use sessions that were put before the clock ran, in another order.
+    /// Takes of single-use sessions that were put before the clock started, in another order.
     Take,
-    /// New ones into a full cache.
+    /// Puts of new sessions into a full cache.
     Put,
     /// Nine gets and a put, in a full cache.
     Mixed,
 }
 
-/// A row: one kind of work on so many threads in a cache of one size.
+/// A row: one kind of work, a number of threads, and a size of the cache.
 pub(crate) struct Section {
     pub(crate) work: Work,
     pub(crate) threads: usize,
     pub(crate) size: usize,
 }
 
-/// Operations of one thread in a turn: a few milliseconds.
+/// Operations of one thread in a turn. They take a few milliseconds.
 const TURN: usize = 20_000;
 const ROUNDS: usize = 15;
 const DATA_OF_ALL: Data = [7; DATA];
@@ -57,13 +57,14 @@ impl fmt::Display for Section {
 }
 
 impl Section {
-    /// In an order that leaves room for what is taken, and fills the caches after that.
+    /// Returns all rows of one size. Takes come before puts, because they need free room and puts
+    /// fill the caches.
     pub(crate) fn all(size: usize) -> Vec<Self> {
         let works = [Work::Get, Work::Take, Work::Put, Work::Mixed];
         works.into_iter().flat_map(|work| [1, 2].map(|threads| Self { work, threads, size })).collect()
     }
 
-    /// Nanoseconds of one operation: for each contender, one number of each round.
+    /// Measures nanoseconds of one operation. Returns one number of each round for each contender.
     pub(crate) fn run(&self, sides: &[&dyn Side]) -> Vec<Vec<f64>> {
         let full = matches!(self.work, Work::Put | Work::Mixed);
         let wanted = if full { self.size } else { before_takes(self.size) };
@@ -78,7 +79,7 @@ impl Section {
                         cores::pin(core);
                         let mut took = vec![Vec::new(); sides.len()];
                         for round in 0..ROUNDS {
-                            // Who begins is another one each time.
+                            // Each round begins with another contender.
                             for place in (0..sides.len()).map(|place| (place + round) % sides.len()) {
                                 let seed = ((round * self.threads + thread) as u64) << 8 | self.work as u64;
                                 took[place].push(sides[place].turn(self, seed, barrier));
@@ -100,12 +101,13 @@ impl Section {
     }
 }
 
-/// A tenth stays free for single-use sessions.
+/// Returns the number of sessions before takes. A tenth of the room stays free for single-use
+/// sessions.
 fn before_takes(size: usize) -> usize {
     size - size / 10
 }
 
-/// The id of this number: random, and the same for all contenders and runs.
+/// Returns the id with this number. Ids look random and are the same for all contenders and runs.
 fn id(number: u64) -> Id {
     let mut id = [0; 32];
     for (place, part) in id.chunks_exact_mut(8).enumerate() {
@@ -114,13 +116,13 @@ fn id(number: u64) -> Id {
     id
 }
 
-/// The number that an id was made of, or one that is far too large.
+/// Returns the number that an id was made from. For any other id the result is far too large.
 pub(crate) fn number(id: &Id) -> u64 {
     let [first, ..] = id.as_chunks::<8>().0 else { return u64::MAX };
     unmix(u64::from_le_bytes(*first)) / 4
 }
 
-/// splitmix64.
+/// One step of splitmix64.
 fn mix(number: u64) -> u64 {
     let mixed = number.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -128,7 +130,7 @@ fn mix(number: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// What [`mix`] was given.
+/// Inverts [`mix`].
 fn unmix(mixed: u64) -> u64 {
     let number = mixed ^ (mixed >> 31) ^ (mixed >> 62);
     let number = number.wrapping_mul(0x3196_42B2_D24D_8EC3);
@@ -138,23 +140,23 @@ fn unmix(mixed: u64) -> u64 {
     number.wrapping_mul(0xF1DE_83E1_9937_733D).wrapping_sub(1)
 }
 
-/// A contender that has begun.
+/// A contender and the sessions that it was given.
 pub(crate) struct Begun<C> {
     contender: C,
-    /// How many have been put to fill it: these have the first numbers.
+    /// The number of sessions that were put to fill it. They have the numbers from 0.
     filled: AtomicU64,
-    /// The next number that nobody has had.
+    /// The next number that is not used yet.
     fresh: AtomicU64,
 }
 
-/// Numbers from here on are of sessions that came when it was full.
+/// The first number of the sessions that are put during the turns.
 const FRESH: u64 = 1 << 40;
 
-/// A contender of any kind.
+/// A contender of any type.
 pub(crate) trait Side: Sync {
-    /// Puts sessions until there are so many.
+    /// Puts sessions until it was given this number of them.
     fn fill(&self, wanted: usize);
-    /// One thread's part of a turn; nanoseconds of one operation.
+    /// Does one thread's part of a turn. Returns nanoseconds of one operation.
     fn turn(&self, section: &Section, seed: u64, barrier: &Barrier) -> f64;
 }
 
@@ -214,7 +216,7 @@ impl<C: Contender> Side for Begun<C> {
                 nanos
             }
             Work::Take => {
-                // No more at a time than there is room for.
+                // At most as many at a time as there is room for.
                 let room = (section.size - before_takes(section.size)) / section.threads;
                 let at_once = TURN.min(room / 2);
                 let (mut nanos, mut taken, mut all) = (0, 0, 0);
@@ -234,7 +236,7 @@ impl<C: Contender> Side for Begun<C> {
                     all += at_once;
                 }
                 barrier.wait();
-                // quick_cache bounds each of its parts, and some are full before others.
+                // quick_cache limits each of its shards, and some are full before others.
                 assert!(taken > all * 3 / 4, "{taken} of {all} taken");
                 nanos as f64 / all as f64
             }
@@ -242,7 +244,8 @@ impl<C: Contender> Side for Begun<C> {
     }
 }
 
-/// Nanoseconds of one of [`TURN`] operations. All threads begin together, and none goes on before all are done.
+/// Measures nanoseconds of one of [`TURN`] operations. All threads begin together, and none goes on
+/// before all are done.
 fn timed(barrier: &Barrier, work: impl FnOnce()) -> f64 {
     barrier.wait();
     let begun = Instant::now();

@@ -1,4 +1,5 @@
-//! Handshakes through Drive and Exchange, 16 in flight, against the server's side of plain rustls in memory.
+//! Handshakes through Drive and Exchange, 16 in flight, against the server's side of plain rustls
+//! in memory.
 
 use std::sync::Arc;
 
@@ -41,7 +42,7 @@ impl Way {
     ];
 }
 
-/// Each client makes its handshakes one after the other, all clients at the same time.
+/// Runs all clients at the same time. Each makes its handshakes one after the other.
 async fn handshakes(
     workers: &[Worker],
     clients: &[Arc<ClientConfig>],
@@ -61,7 +62,7 @@ async fn handshakes(
             }
         });
     }
-    // A handshake that went wrong ends the run.
+    // A failed handshake ends the run.
     while let Some(done) = running.join_next().await {
         done.unwrap();
     }
@@ -88,7 +89,7 @@ pub(crate) fn measure(
     }
     let rounds: Vec<_> = (0..ROUNDS)
         .map(|_| {
-            // New clients in each round: their sessions are young in the daemon's cache.
+            // Each round has new clients, so their sessions are young in the daemon's cache.
             let (ours, theirs) = (setup.clients(version, kind), setup.clients(version, kind));
             engine::prime(&theirs, kind, &plain_config);
             if kind == Kind::Resumed {

@@ -18,10 +18,10 @@ const ROUNDS: usize = 11;
 const MESSAGE: usize = 64 << 10;
 /// Messages of one round: 16 MiB.
 const MESSAGES: usize = 256;
-/// How many messages may be on their way.
+/// The number of messages that may be in flight.
 const WINDOW: usize = 16;
 
-/// Where the daemon stands.
+/// The direction of the data through the daemon.
 #[derive(Clone, Copy, PartialEq)]
 enum Direction {
     /// Plaintext in, ciphertext out.
@@ -47,7 +47,7 @@ fn decrypt(peer: &mut Peer, mut records: &[u8]) -> Vec<u8> {
     plaintext
 }
 
-/// A client and a server in memory, past the handshake.
+/// Makes a client and a server in memory that have finished the handshake.
 fn pair(setup: &Setup) -> (Peer, Peer) {
     let mut client = Peer::client(&setup.client(&TLS13, Kind::Full));
     let mut server = Peer::server(&setup.plain(2));
@@ -61,7 +61,7 @@ fn pair(setup: &Setup) -> (Peer, Peer) {
     (client, server)
 }
 
-/// CPU seconds of the server's side.
+/// Returns the CPU seconds of the server's side.
 fn plain((client, server): &mut (Peer, Peer), direction: Direction, message: &[u8]) -> f64 {
     let mut used = 0.0;
     match direction {
@@ -96,7 +96,7 @@ async fn open(daemon: &Daemon, setup: &Setup, socket: Socket) -> (Peer, Stream) 
     (client, stream)
 }
 
-/// One round through the daemon. What comes back is opened, and must be all.
+/// Does one round through the daemon, decrypts the answers, and waits until all data has come back.
 async fn drive((client, stream): &mut (Peer, Stream), direction: Direction, message: &Bytes) {
     let mut sent = 0;
     let mut left = MESSAGES * MESSAGE;

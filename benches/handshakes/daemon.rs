@@ -26,9 +26,9 @@ impl Daemon {
         Self::run(&setup.folder.path().join("bench.toml"))
     }
 
-    /// CPU seconds so far.
+    /// Returns the CPU seconds of the daemon so far.
     pub(crate) fn cpu(&self) -> f64 {
-        // Threads that run have not been charged for their last moments.
+        // The kernel accounts for a running thread with a delay.
         std::thread::sleep(std::time::Duration::from_millis(3));
         cpu::process(self.id())
     }
@@ -53,12 +53,13 @@ pub(crate) enum Socket {
     Unix,
 }
 
-/// Carries bytes between TLS clients and the daemon. Clones share one HTTP/2 connection.
+/// A worker that carries bytes between TLS clients and the daemon. Clones share one HTTP/2
+/// connection.
 #[derive(Clone)]
 pub(crate) struct Worker(ConnectionServiceClient<Channel>);
 
 impl Worker {
-    /// One connection on one stream. `new` and the first flight go out together.
+    /// Runs one connection on one stream. `new` and the first flight are sent together.
     pub(crate) async fn drive(mut self, config: Arc<ClientConfig>, kind: Kind) {
         let mut peer = Peer::client(&config);
         let mut stream = self.open(&mut peer).await;
@@ -85,7 +86,7 @@ impl Worker {
         Stream { requests: Some(requests), answers }
     }
 
-    /// One connection, call by call.
+    /// Runs one connection by unary calls.
     pub(crate) async fn exchange(mut self, config: Arc<ClientConfig>, kind: Kind) {
         let mut peer = Peer::client(&config);
         let made = self.0.new_connection(new()).await.unwrap().into_inner();
@@ -115,7 +116,7 @@ fn new() -> pb::NewRequest {
     pb::NewRequest { role: pb::Role::Server.into(), ..pb::NewRequest::default() }
 }
 
-/// Both directions of a Drive.
+/// Both directions of a Drive stream.
 pub(crate) struct Stream {
     pub(crate) requests: Option<UnboundedSender<pb::DriveRequest>>,
     pub(crate) answers: Streaming<pb::DriveResponse>,

@@ -22,7 +22,7 @@ use crate::{
 
 const ROUNDS: usize = 101;
 
-/// One connection on a server's side.
+/// One connection on the server's side.
 trait Server {
     fn step(&mut self, records: &[u8]) -> Vec<u8>;
     fn close(self) -> Vec<u8>;
@@ -50,8 +50,9 @@ impl Server for Driver {
     }
 }
 
-/// CPU seconds of the server's side of one handshake for each client, from making the object to dropping it. All
-/// are in flight at once, and the clock is read only when the sides change.
+/// Returns the CPU seconds of the server's side for one handshake of each client, from making the
+/// object to dropping it. All handshakes are in flight at once, and the clock is read only when the
+/// sides change.
 fn handshakes<S: Server>(clients: &[Arc<ClientConfig>], kind: Kind, make: impl Fn() -> S) -> f64 {
     let mut used = 0.0;
     let mut peers: Vec<_> = clients.iter().map(Peer::client).collect();
@@ -71,12 +72,12 @@ fn handshakes<S: Server>(clients: &[Arc<ClientConfig>], kind: Kind, make: impl F
     used
 }
 
-/// What plain rustls uses for a batch of the same handshakes.
+/// Returns the CPU seconds of plain rustls for the same handshakes.
 pub(crate) fn plain(clients: &[Arc<ClientConfig>], kind: Kind, config: &Arc<ServerConfig>) -> f64 {
     handshakes(clients, kind, || Peer::server(config))
 }
 
-/// Gives each client a session to resume with.
+/// Gives each client a session to resume.
 pub(crate) fn prime(clients: &[Arc<ClientConfig>], kind: Kind, config: &Arc<ServerConfig>) {
     if kind == Kind::Resumed {
         plain(clients, Kind::Full, config);
@@ -128,7 +129,7 @@ pub(crate) fn measure(
         table.row(name, Unit::Time(IN_FLIGHT), goal, &rounds);
     };
     let name = &format!("Engine {name}");
-    // Ours makes two tickets after a full handshake and one after a resumption.
+    // The daemon makes two tickets after a full handshake and one after a resumption.
     let single = kind == Kind::Resumed && name.contains("1.3");
     compare(name, if single { 1 } else { 2 }, Goal::AtMost(1.15));
     if single {

@@ -1,5 +1,6 @@
-//! What the daemon costs beside plain rustls, as ratios of CPU time from one run: `cargo bench`. Words after `--`
-//! choose rows by name: `cargo bench --bench handshakes -- 'Drive Unix TLS 1.2'`.
+//! The CPU time of the daemon against that of plain rustls, as ratios from one run: `cargo bench`.
+//!
+//! Words after `--` select rows by name: `cargo bench --bench handshakes -- 'Drive Unix TLS 1.2'`.
 //!
 //! * `cpu`: CPU clocks of this thread and of the daemon
 //! * `peer`: the certificate, the clients, and plain rustls as a server
@@ -8,13 +9,13 @@
 //! * `api`: handshakes through Drive and Exchange
 //! * `worker`: the life of a connection whose TLS runs in the worker
 //! * `bulk`: application data through Drive
-//! * `shared/`: the table, the daemon's process, and cores that do not sleep
+//! * `shared/`: the table, the daemon's process, and the threads that keep the cores awake
 //!
-//! Both sides of a comparison take turns in many short rounds, and each round gives one ratio: whatever else the
-//! machine does meanwhile hits both. CPU time counts, not wall time. Handshakes that were meant to resume must have
-//! resumed.
+//! Both sides of a comparison take turns in many short rounds, and each round gives one ratio, so
+//! other load of the machine affects both. The times are CPU time, not wall time. A handshake that
+//! should resume and did not ends the run.
 
-#![expect(clippy::unwrap_used, reason = "where anything fails there is nothing to measure")]
+#![expect(clippy::unwrap_used, reason = "a failure ends the run")]
 
 use rustls::version::{TLS12, TLS13};
 

@@ -11,17 +11,17 @@ use rustls::{
 };
 use tempfile::TempDir;
 
-/// How many handshakes run at a time.
+/// The number of handshakes in flight.
 pub(crate) const IN_FLIGHT: usize = 16;
 
-/// What a handshake is to be.
+/// The kind of a handshake.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Kind {
     Full,
     Resumed,
 }
 
-/// One certificate for both sides of every comparison: ECDSA with P-256.
+/// The certificate of both sides of every comparison: ECDSA with P-256.
 pub(crate) struct Setup {
     pub(crate) folder: TempDir,
     certificate: CertificateDer<'static>,
@@ -29,7 +29,7 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
-    /// Leaves the daemon's files in the folder: tls.crt, tls.key and bench.toml.
+    /// Writes the daemon's files into the folder: tls.crt, tls.key and bench.toml.
     pub(crate) fn make() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
@@ -46,7 +46,7 @@ impl Setup {
         Self { folder, certificate: made.cert.der().clone(), key }
     }
 
-    /// Plain rustls as its users set it up: the same provider, a stateful cache.
+    /// Returns plain rustls as its users configure it: with the same provider and a stateful cache.
     pub(crate) fn plain(&self, tickets: usize) -> Arc<ServerConfig> {
         let mut config = ServerConfig::builder()
             .with_no_client_auth()
@@ -57,7 +57,7 @@ impl Setup {
         Arc::new(config)
     }
 
-    /// A client with a session store of its own, or with none.
+    /// Returns a client with its own session store, or with none.
     pub(crate) fn client(&self, version: &'static SupportedProtocolVersion, kind: Kind) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate.clone()).unwrap();
@@ -80,7 +80,7 @@ impl Setup {
     }
 }
 
-/// rustls over memory.
+/// One side of a TLS connection over memory, by rustls.
 pub(crate) struct Peer(pub(crate) Connection);
 
 impl Peer {
@@ -92,7 +92,7 @@ impl Peer {
         Self(ServerConnection::new(Arc::clone(config)).unwrap().into())
     }
 
-    /// Takes records and returns what is to be sent.
+    /// Takes records and returns the records to send.
     pub(crate) fn step(&mut self, mut records: &[u8]) -> Vec<u8> {
         while !records.is_empty() {
             self.0.read_tls(&mut records as &mut dyn Read).unwrap();
@@ -114,7 +114,8 @@ impl Peer {
         self.flush()
     }
 
-    /// Fails the run unless the handshake went as the scenario wants it, and was closed.
+    /// Checks that the handshake was of this kind and that the connection was closed. A failure
+    /// ends the run.
     pub(crate) fn check(&mut self, kind: Kind) {
         let wanted = match kind {
             Kind::Full => HandshakeKind::Full,

@@ -1,4 +1,5 @@
-//! What the daemon adds to a resumed connection whose TLS runs in the worker: lookup, new, set session, shutdown, free.
+//! The daemon's CPU time for a resumed connection whose TLS runs in the worker: lookup, new, set
+//! session, shutdown, free.
 
 use tls_sessiond::proto::{
     self as pb, answer::Result as Answered, call::Method, worker_service_client::WorkerServiceClient,
@@ -15,10 +16,10 @@ use crate::{
 };
 
 const ROUNDS: usize = 41;
-/// Lives in one message, and messages in one round.
+/// Connections in one message, and messages in one round.
 const BATCH: usize = 64;
 const BATCHES: usize = 64;
-/// The size of an OpenSSL session, nearly.
+/// About the size of an OpenSSL session.
 const DATA: usize = 200;
 const SESSION: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
@@ -48,7 +49,8 @@ fn close(alias: &str) -> [pb::Call; 2] {
     ]
 }
 
-/// Only the lookup wants an answer, as a handshake waits for it.
+/// Returns the calls of one connection. Only the lookup wants an answer, because a handshake waits
+/// for it.
 fn life(number: usize) -> Vec<pb::Call> {
     let alias = format!("@{number}");
     let lookup = pb::LookupSessionRequest {
@@ -86,7 +88,7 @@ impl Attached {
         Self { requests, answers }
     }
 
-    /// All batches are sent, and then every lookup must have found the session.
+    /// Sends all batches, and then checks that every lookup found the session.
     async fn lives(&mut self) {
         for _ in 0..BATCHES {
             let calls = (0..BATCH).flat_map(life).collect();

@@ -1,4 +1,4 @@
-//! Who asks: the client of this project, redis-rs, and async-memcached.
+//! The clients: that of this project, redis-rs, and async-memcached.
 
 use std::time::Duration;
 
@@ -8,14 +8,16 @@ use tls_sessiond::client::{Lookup, Options, Put, Role, Version, Worker};
 
 use crate::servers::{Servers, Socket};
 
-/// A lookup that has no answer by then ends the run, whoever was asked. It is redis-rs' default.
+/// The deadline of a lookup, the same for all clients. A later answer ends the run. It is redis-rs'
+/// default.
 const DEADLINE: Duration = Duration::from_millis(500);
-/// How many sessions are put before an answer is waited for.
+/// The number of sessions that are put before an answer is awaited.
 const AT_ONCE: usize = 1000;
-/// The size of an OpenSSL session, nearly.
+/// About the size of an OpenSSL session.
 const DATA: usize = 200;
 
-/// A TLS 1.2 session under an id of 32 bytes. They are letters, for memcached takes no others in its keys.
+/// A TLS 1.2 session under an id of 32 bytes. The id is decimal digits because memcached's keys
+/// must be text.
 pub(crate) struct Session {
     id: String,
     data: Vec<u8>,
@@ -27,7 +29,7 @@ impl Session {
     }
 }
 
-/// Who is asked.
+/// The server that is measured.
 #[derive(Clone, Copy)]
 pub(crate) enum Side {
     Ours,
@@ -35,7 +37,7 @@ pub(crate) enum Side {
     Memcached,
 }
 
-/// One of those that ask at the same time.
+/// One of the clients that send lookups at the same time.
 pub(crate) enum Client {
     Ours(Worker),
     Redis(MultiplexedConnection),
@@ -45,7 +47,7 @@ pub(crate) enum Client {
 impl Side {
     pub(crate) const ALL: [Self; 3] = [Self::Ours, Self::Redis, Self::Memcached];
 
-    /// The process of who is asked.
+    /// Returns the process id of the server.
     pub(crate) fn server(self, servers: &Servers) -> u32 {
         match self {
             Self::Ours => servers.daemon.id(),
@@ -54,7 +56,8 @@ impl Side {
         }
     }
 
-    /// They share one connection, but those of memcached: its client has one question on its way.
+    /// Makes clients. They share one connection, except those of memcached: its client has one
+    /// request in flight.
     pub(crate) async fn clients(self, servers: &Servers, count: usize) -> Vec<Client> {
         match self {
             Self::Ours => {
@@ -85,20 +88,20 @@ async fn worker(servers: &Servers) -> Worker {
     let mut options = Options::new(endpoint, "openssl").unwrap();
     options.lookup_deadline = DEADLINE;
     let worker = Worker::connect(options);
-    assert!(worker.attached(Duration::from_secs(5)).await, "the worker does not get onto its stream");
+    assert!(worker.attached(Duration::from_secs(5)).await, "the worker has no stream after 5 s");
     worker
 }
 
 async fn redis(servers: &Servers) -> MultiplexedConnection {
     let info = servers.redis.address.as_str().into_connection_info().unwrap();
-    // As the daemon's client and memcached's do.
+    // The daemon's client and memcached's set it too.
     let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
     let config = AsyncConnectionConfig::new().set_response_timeout(Some(DEADLINE));
     redis::Client::open(info).unwrap().get_multiplexed_async_connection_with_config(&config).await.unwrap()
 }
 
 impl Client {
-    /// The session must be there.
+    /// Looks a session up. A miss ends the run.
     pub(crate) async fn find(&mut self, session: &Session) {
         match self {
             Self::Ours(worker) => {
@@ -118,7 +121,7 @@ impl Client {
         }
     }
 
-    /// Puts all sessions, many at a time, and finds the last.
+    /// Puts all sessions, many at a time, and looks up the last of each part.
     pub(crate) async fn put(&mut self, sessions: impl Iterator<Item = Session>) {
         let mut sessions = sessions.peekable();
         while sessions.peek().is_some() {
@@ -137,7 +140,10 @@ impl Client {
                     connection.put(Put { session_id: session.id.clone().into(), ..put });
                     connection.shutdown();
                 }
-                assert!(worker.flush(Duration::from_secs(5)).await, "the daemon does not take them");
+                assert!(
+                    worker.flush(Duration::from_secs(5)).await,
+                    "the daemon has not processed the sessions after 5 s"
+                );
             }
             Self::Redis(connection) => {
                 let mut pipe = redis::pipe();

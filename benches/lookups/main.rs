@@ -1,17 +1,20 @@
-//! Lookups through the client `Worker`, against Redis and memcached with clients of theirs: how many in a second, how long
-//! one takes, and how much CPU on either side. `cargo bench --bench lookups`; words after `--` choose rows by name:
-//! `-- 'Unix, 16'`.
+//! Lookups through the client `Worker` against Redis and memcached with their clients: the lookups
+//! in a second, the time of one, and the CPU time on both sides.
 //!
-//! * `turns`: what they do, in turns
+//! `cargo bench --bench lookups`. Words after `--` select rows by name: `-- 'Unix, 16'`.
+//!
+//! * `turns`: the lookups of each side, in turns
 //! * `many`: the same among ten million sessions
-//! * `servers`: the daemon, Redis and memcached as processes of their own
-//! * `clients`: who asks them
-//! * `shared/`: the table, the daemon's process, CPU clocks, and cores that do not sleep
+//! * `servers`: the daemon, Redis and memcached as separate processes
+//! * `clients`: their clients
+//! * `shared/`: the table, the daemon's process, CPU clocks, and the threads that keep the cores
+//!   awake
 //!
-//! One core has the servers, another one all clients. The three take turns in many short rounds, and each round gives one
-//! ratio: whatever else the machine does meanwhile hits all of them. Every lookup must find what was put.
+//! The servers run on one core and all clients on another. The three sides take turns in many short
+//! rounds, and each round gives one ratio, so other load of the machine affects all of them. Every
+//! lookup must find its session.
 
-#![expect(clippy::unwrap_used, reason = "where anything fails there is nothing to measure")]
+#![expect(clippy::unwrap_used, reason = "a failure ends the run")]
 
 use std::{sync::Arc, time::Duration};
 
@@ -41,7 +44,7 @@ use table::{Goal, Round, Table, Unit};
 use turns::{Turn, cpus, latency, turn};
 
 const IN_FLIGHT: [usize; 4] = [1, 16, 64, 256];
-/// What a client does between two lookups in the last row, as if it made a handshake.
+/// The pause of a client between two lookups in the last row, as if it did a handshake.
 const PAUSE: Duration = Duration::from_micros(100);
 const ROUNDS: usize = 21;
 const SESSIONS: usize = 1000;
@@ -55,7 +58,7 @@ fn rounds(ours: &[Turn], theirs: &[Turn]) -> Vec<Round> {
     pairs.map(|(ours, theirs)| Round { ours: ours.seconds, plain: theirs.seconds }).collect()
 }
 
-/// All rows over one kind of socket.
+/// Measures all rows over one kind of socket.
 fn measure(
     runtime: &Runtime,
     servers: &Servers,
@@ -83,7 +86,7 @@ fn measure(
             }
         }
         let [ours, redis, memcached] = sides.map(|(_, turns)| turns);
-        // How many there are in a second depends on the pause.
+        // With a pause the lookups in a second depend on the pause.
         if pause.is_zero() {
             redis_table.row(&name, Unit::PerSecond, goal(count), &rounds(&ours, &redis));
             memcached_table.row(&name, Unit::PerSecond, Goal::None, &rounds(&ours, &memcached));
@@ -98,7 +101,7 @@ fn measure(
 fn main() {
     let cores = cores::all();
     let [first, second, ..] = cores[..] else {
-        panic!("one core is for the servers and one for the clients")
+        panic!("this bench needs two cores: one for the servers and one for the clients")
     };
     let words = || std::env::args().skip(1);
     let mut tables = [Table::wanted("Redis", words()), Table::wanted("memcached", words())];
@@ -109,7 +112,7 @@ fn main() {
     let sessions: Arc<[Session]> = (0..SESSIONS).map(Session::make).collect();
     let mut more = [Vec::new(), Vec::new()];
     for socket in [Socket::Unix, Socket::Tcp] {
-        // Who is started inherits the core.
+        // The servers inherit the core of this thread.
         cores::pin(second);
         let servers = Servers::start(socket, SESSIONS);
         cores::pin(first);
@@ -122,7 +125,7 @@ fn main() {
     }
     let titles = [
         "microseconds of one lookup, median / 99 of 100",
-        "microseconds of CPU of one lookup, client / server: what is between lookups is not counted",
+        "microseconds of CPU of one lookup, client / server, without the pause between lookups",
     ];
     for (title, rows) in titles.into_iter().zip(more) {
         println!("\n{title}");

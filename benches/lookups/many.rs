@@ -1,7 +1,9 @@
-//! The same among ten million sessions, and how much longer a lookup takes there than among a thousand. Needs 11 GB of memory.
+//! Lookups among ten million sessions, and how much longer one takes there than among a thousand.
+//! Needs 11 GB of memory.
 //!
-//! Four servers take turns: the daemon and Redis, each with few and with many. A client looks sessions up at random, and
-//! has as many of them at hand in either case: what differs is where they are found.
+//! Four servers take turns: the daemon and Redis, each with few and with many sessions. A client
+//! looks up random sessions, and the list of its lookups is equally long for both sizes. So only
+//! the memory of the servers differs.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,12 +19,12 @@ use crate::{
 };
 
 const MANY: usize = 10_000_000;
-/// How many of them are looked up.
+/// The number of sessions that are looked up.
 const ASKED: usize = 1_000_000;
 const IN_FLIGHT: [usize; 2] = [1, 64];
 const SIDES: [Side; 2] = [Side::Ours, Side::Redis];
 
-/// Servers with so many sessions, and what they are asked for.
+/// Servers with the same number of sessions, and the sessions to look up.
 struct House {
     servers: Servers,
     asked: Arc<[Session]>,
@@ -30,7 +32,7 @@ struct House {
 
 impl House {
     fn fill(runtime: &Runtime, [clients, servers]: [usize; 2], size: usize) -> Self {
-        // Who is started inherits the core.
+        // The servers inherit the core of this thread.
         cores::pin(servers);
         let servers = Servers::start(Socket::Unix, size);
         cores::pin(clients);
@@ -44,7 +46,7 @@ impl House {
     }
 }
 
-/// The rows, and what is to be said of them. `None`: none was wanted.
+/// Measures the rows and returns a text about them. `None`: no row was selected.
 pub(crate) fn measure(runtime: &Runtime, cores: [usize; 2], table: &mut Table) -> Option<String> {
     let name = |count: usize| format!("Unix, {count} in flight, of {}M", MANY / 1_000_000);
     let wanted: Vec<_> = IN_FLIGHT.into_iter().filter(|&count| table.wants(&name(count))).collect();
@@ -52,7 +54,7 @@ pub(crate) fn measure(runtime: &Runtime, cores: [usize; 2], table: &mut Table) -
         return None;
     }
     let [few, many] = [SESSIONS, MANY].map(|size| House::fill(runtime, cores, size));
-    let mut said = format!("a lookup among {MANY} takes as often that among {SESSIONS}");
+    let mut said = format!("time of a lookup among {MANY} divided by that among {SESSIONS}");
     for count in wanted {
         let sides = [(&few, Side::Ours), (&few, Side::Redis), (&many, Side::Ours), (&many, Side::Redis)];
         let mut sides = sides.map(|(house, side)| {
@@ -73,7 +75,7 @@ pub(crate) fn measure(runtime: &Runtime, cores: [usize; 2], table: &mut Table) -
     Some(said)
 }
 
-/// The median of the rounds' ratios.
+/// Returns the median of the rounds' ratios.
 fn growth(few: &[Turn], many: &[Turn]) -> f64 {
     let mut all: Vec<f64> = few.iter().zip(many).map(|(few, many)| many.seconds / few.seconds).collect();
     all.sort_unstable_by(f64::total_cmp);

@@ -1,4 +1,5 @@
-//! The servers, each a process of its own; they end with their values, also when the bench panics.
+//! The servers, each a separate process. Dropping them ends the processes, also when the bench
+//! panics.
 
 use std::{
     fs,
@@ -21,18 +22,19 @@ pub(crate) enum Socket {
     Tcp,
 }
 
-/// Who answers, all over the same kind of socket.
+/// The three servers, all over the same kind of socket.
 pub(crate) struct Servers {
     pub(crate) socket: Socket,
     pub(crate) daemon: Daemon,
     pub(crate) redis: Server,
     pub(crate) memcached: Server,
-    /// Removed when the servers are gone.
+    /// Removed after the servers have ended.
     _folder: TempDir,
 }
 
 impl Servers {
-    /// On the cores of this thread; the daemon with room for so many sessions.
+    /// Starts the servers on the cores of this thread. The daemon has room for this number of
+    /// sessions.
     pub(crate) fn start(socket: Socket, sessions: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("daemon.toml");
@@ -56,14 +58,14 @@ impl Servers {
     }
 }
 
-/// One that is not ours.
+/// Redis or memcached.
 pub(crate) struct Server {
     child: Child,
-    /// As its client writes it.
+    /// The address, as its client writes it.
     pub(crate) address: String,
 }
 
-/// Where a server is to listen.
+/// The address that a server is to listen on.
 enum Place {
     Unix(PathBuf),
     Tcp(u16),
@@ -73,7 +75,8 @@ impl Place {
     fn free(socket: Socket, folder: &Path, name: &str) -> Self {
         match socket {
             Socket::Unix => Self::Unix(folder.join(name)),
-            // The server listens on it next: nobody else is given a port that was free just now.
+            // The server listens on this port next. The system gives a port that was just freed to
+            // no other process.
             Socket::Tcp => Self::Tcp(TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()),
         }
     }
@@ -87,7 +90,7 @@ impl Place {
 }
 
 impl Server {
-    /// Keeps nothing on disk.
+    /// Starts Redis without persistence.
     fn redis(socket: Socket, folder: &Path) -> Self {
         let place = Place::free(socket, folder, "redis.sock");
         let mut command = Command::new("redis-server");
@@ -103,11 +106,11 @@ impl Server {
         Self::run("redis-server", command, &place, address)
     }
 
-    /// With one thread, for it has one core.
+    /// Starts memcached with one thread, because it has one core.
     fn memcached(socket: Socket, folder: &Path) -> Self {
         let place = Place::free(socket, folder, "memcached.sock");
         let mut command = Command::new("memcached");
-        // Root must say whom to be; nobody else is asked.
+        // memcached requires -u if it is started by root, and ignores it otherwise.
         command.args(["-t", "1", "-u", "root"]);
         match &place {
             Place::Unix(path) => command.arg("-s").arg(path),
@@ -124,15 +127,15 @@ impl Server {
         let child = match command.stdin(Stdio::null()).stdout(Stdio::null()).spawn() {
             Ok(child) => child,
             Err(err) if err.kind() == ErrorKind::NotFound => {
-                panic!("no {name} here: apt-get install -y --no-install-recommends {name}")
+                panic!("{name} is not installed: run apt-get install -y --no-install-recommends {name}")
             }
-            Err(err) => panic!("{name}: {err}"),
+            Err(err) => panic!("cannot start {name}: {err}"),
         };
         let mut server = Self { child, address };
         let begun = Instant::now();
         while !place.answers() {
-            assert!(server.child.try_wait().unwrap().is_none(), "{name} has ended");
-            assert!(begun.elapsed() < Duration::from_secs(5), "{name} does not listen");
+            assert!(server.child.try_wait().unwrap().is_none(), "{name} has exited");
+            assert!(begun.elapsed() < Duration::from_secs(5), "{name} does not listen after 5 s");
             thread::sleep(Duration::from_millis(5));
         }
         server

@@ -1,4 +1,4 @@
-//! What each side does in its turn, and what that says.
+//! The turns of each side, and the numbers that they give.
 
 use std::{
     sync::Arc,
@@ -12,20 +12,21 @@ use crate::{
     cpu,
 };
 
-/// What one side did in its turn.
+/// The result of one side's turn.
 pub(crate) struct Turn {
-    /// Of one lookup, when all are done.
+    /// The wall time of the turn divided by its lookups.
     pub(crate) seconds: f64,
     /// Nanoseconds of each lookup.
     took: Vec<u64>,
-    /// Seconds that one lookup took of the clients' core, and of the server's.
+    /// CPU seconds of one lookup, of the clients and of the server.
     cpu: [f64; 2],
 }
 
-/// How long each side has in a round: with all rows but those among many 40 seconds.
+/// The length of a turn. All rows except those of `many` take 40 seconds.
 const TURN: Duration = Duration::from_millis(80);
 
-/// Every client looks sessions up, one after the other and with this pause between them, until the turn is over.
+/// Lets every client look sessions up, one after the other with this pause between them, until the
+/// turn is over.
 pub(crate) async fn turn(
     clients: &mut Vec<Client>,
     sessions: &Arc<[Session]>,
@@ -42,7 +43,7 @@ pub(crate) async fn turn(
         running.spawn(async move {
             let mut took = Vec::new();
             let mut before = Instant::now();
-            // Each begins elsewhere, in each round.
+            // Each client begins with another session, in each round.
             let first = at_random(round * count + place, sessions.len());
             for session in sessions[first..].iter().chain(sessions.iter().cycle()) {
                 client.find(session).await;
@@ -62,7 +63,7 @@ pub(crate) async fn turn(
         });
     }
     let mut took = Vec::new();
-    // A lookup that found nothing ends the run.
+    // A miss ends the run.
     while let Some(done) = running.join_next().await {
         let (client, more) = done.unwrap();
         clients.push(client);
@@ -74,7 +75,7 @@ pub(crate) async fn turn(
     Turn { seconds: begun.elapsed().as_secs_f64() / lookups, took, cpu }
 }
 
-/// The median of what a lookup takes of either core.
+/// Returns the median CPU time of a lookup, of the clients and of the server, in microseconds.
 pub(crate) fn cpus(turns: &[Turn]) -> String {
     let of = |side: usize| {
         let mut all: Vec<f64> = turns.iter().map(|turn| turn.cpu[side] * 1e6).collect();
@@ -84,7 +85,7 @@ pub(crate) fn cpus(turns: &[Turn]) -> String {
     format!("{:.1} / {:.1}", of(0), of(1))
 }
 
-/// Half of the lookups, and 99 of 100, were no slower.
+/// Returns the median and the 99th percentile of the time of a lookup, in microseconds.
 pub(crate) fn latency(turns: &[Turn]) -> String {
     let mut all: Vec<u64> = turns.iter().flat_map(|turn| turn.took.iter().copied()).collect();
     all.sort_unstable();
@@ -92,7 +93,7 @@ pub(crate) fn latency(turns: &[Turn]) -> String {
     format!("{:.0} / {:.0}", of_hundred(50), of_hundred(99))
 }
 
-/// A number below another, at random, and the same in each run: splitmix64.
+/// Returns a number below `below`. It looks random and is the same in each run: splitmix64.
 pub(crate) fn at_random(number: usize, below: usize) -> usize {
     let mixed = (number as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

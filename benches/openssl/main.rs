@@ -1,13 +1,16 @@
-//! An OpenSSL worker: whole resumed handshakes per CPU second, with its sessions in this daemon, in Redis by callbacks, and
-//! in OpenSSL's own cache. `cargo bench --features openssl --bench openssl`.
+//! Resumed handshakes of an OpenSSL worker per CPU second, with its sessions in this daemon, in
+//! Redis by callbacks, and in OpenSSL's own cache.
+//!
+//! `cargo bench --features openssl --bench openssl`
 //!
 //! * `tls`: the worker's side and its peer, over memory
-//! * `sides`: where the sessions lie
+//! * `sides`: the three places of the sessions
 //!
-//! What the worker uses counts: its thread, and the thread of the client's runtime. What its peer, the daemon and Redis use
-//! does not. The three take turns in short rounds. A handshake that was meant to resume and did not ends the run.
+//! The times are those of the worker: its thread, and the thread of the client's runtime. The CPU
+//! time of its peer, the daemon and Redis is not included. The three sides take turns in short
+//! rounds. A handshake that should resume and did not ends the run.
 
-#![expect(clippy::unwrap_used, reason = "where anything fails there is nothing to measure")]
+#![expect(clippy::unwrap_used, reason = "a failure ends the run")]
 
 use openssl::ssl::SslVersion;
 
@@ -19,13 +22,13 @@ mod awake;
 #[path = "../shared/cores.rs"]
 mod cores;
 #[path = "../shared/cpu.rs"]
-#[allow(dead_code, reason = "here nobody asks for the CPU time of a process")]
+#[allow(dead_code, reason = "this bench does not read the CPU time of a process")]
 mod cpu;
 #[path = "../shared/daemon.rs"]
-#[allow(dead_code, reason = "here nobody asks for its CPU time")]
+#[allow(dead_code, reason = "this bench does not read the daemon's CPU time")]
 mod process;
 #[path = "../lookups/servers.rs"]
-#[allow(dead_code, reason = "memcached is not asked here")]
+#[allow(dead_code, reason = "this bench does not use memcached")]
 mod servers;
 #[path = "../shared/table.rs"]
 #[allow(dead_code, reason = "each bench has its own units and goals")]
@@ -37,10 +40,10 @@ use table::{Goal, Round, Table, Unit};
 use tls::Setup;
 
 const ROUNDS: usize = 31;
-/// Handshakes of each side in a round.
+/// Handshakes of each side in one round.
 const HANDSHAKES: usize = 32;
 
-/// More than the handshakes of a run make.
+/// More sessions than the handshakes of a run make.
 const SESSIONS: usize = 20_000;
 
 fn main() {

@@ -1,4 +1,4 @@
-//! Where the sessions of the worker lie.
+//! The places of the worker's sessions: the daemon, Redis, and OpenSSL's own cache.
 
 use std::{sync::Mutex, time::Duration};
 
@@ -14,19 +14,19 @@ use crate::{
 };
 
 const CONTEXT: &[u8] = b"bench";
-/// As long as a session of OpenSSL lives by itself.
+/// The lifetime of a session in seconds: OpenSSL's default.
 const LIFE: u64 = 7200;
 
-/// A worker, and a peer that comes back to it.
+/// A worker, and a peer that returns to it.
 pub(crate) struct Side {
     server: SslContext,
     peer: Peer,
-    /// The runtime of the client, where there is one, and what its thread had used.
+    /// The runtime of the client, if there is one, and the CPU time of its thread at the last call.
     line: Option<(Runtime, f64)>,
 }
 
 impl Side {
-    /// In the daemon, by the adapter.
+    /// Keeps the sessions in the daemon, by the adapter.
     pub(crate) fn daemon(setup: &Setup, version: SslVersion, servers: &Servers) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let mut options = Options::new(&servers.daemon.unix, "openssl").unwrap();
@@ -41,8 +41,8 @@ impl Side {
         Self::begin(context, version, Some(runtime))
     }
 
-    /// In Redis, as the callbacks of many servers do it: a session of TLS 1.3 is taken by what looks it up. Nothing is
-    /// removed that ends badly.
+    /// Keeps the sessions in Redis, as the callbacks of many servers do. A lookup consumes a TLS
+    /// 1.3 session. A session whose connection ended unclosed is not removed.
     pub(crate) fn redis(setup: &Setup, version: SslVersion, servers: &Servers) -> Self {
         let connect = || {
             let client = redis::Client::open(servers.redis.address.as_str()).unwrap();
@@ -64,7 +64,7 @@ impl Side {
             let found: Option<Vec<u8>> = redis::cmd(get).arg(id).query(&mut *redis).unwrap();
             SslSession::from_der(&found?).ok()
         };
-        // Safe: what is found is decoded for this call, and belongs to no other context.
+        // SAFETY: the session is decoded in this call, so it belongs to no other context.
         #[expect(unsafe_code, reason = "the `openssl` crate has no safe call for it")]
         unsafe {
             context.set_get_session_callback(move |_, id| find(id));
@@ -72,7 +72,7 @@ impl Side {
         Self::begin(context, version, None)
     }
 
-    /// In OpenSSL's own cache, which no other worker sees.
+    /// Keeps the sessions in OpenSSL's own cache, which no other worker sees.
     pub(crate) fn own(setup: &Setup, version: SslVersion) -> Self {
         let mut context = setup.server(version);
         context.set_session_id_context(CONTEXT).unwrap();
@@ -81,7 +81,7 @@ impl Side {
         Self::begin(context, version, None)
     }
 
-    /// The first handshake is a full one.
+    /// Makes a side. Its first handshake is a full one.
     fn begin(context: SslContextBuilder, version: SslVersion, runtime: Option<Runtime>) -> Self {
         let line = runtime.map(|runtime| {
             let used = used(&runtime);
@@ -93,12 +93,12 @@ impl Side {
         side
     }
 
-    /// CPU seconds of the worker's own thread for one handshake.
+    /// Does one handshake. Returns the CPU seconds of the worker's own thread.
     pub(crate) fn handshake(&mut self) -> f64 {
         self.peer.meet(&self.server)
     }
 
-    /// What the client's thread has used since the last call.
+    /// Returns the CPU seconds of the client's thread since the last call.
     pub(crate) fn rest(&mut self) -> f64 {
         let Some((runtime, before)) = &mut self.line else { return 0.0 };
         let used = used(runtime);
@@ -106,7 +106,7 @@ impl Side {
     }
 }
 
-/// By its one thread.
+/// Returns the CPU seconds of the runtime's only thread.
 fn used(runtime: &Runtime) -> f64 {
     runtime.block_on(runtime.spawn(async { cpu::this_thread() })).unwrap()
 }

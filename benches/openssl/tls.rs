@@ -18,7 +18,7 @@ use openssl::{
 
 use crate::cpu;
 
-/// ECDSA with P-256.
+/// The server's certificate: ECDSA with P-256.
 pub(crate) struct Setup {
     certificate: X509,
     key: PKey<openssl::pkey::Private>,
@@ -47,7 +47,7 @@ fn only(context: &mut SslContextBuilder, version: SslVersion) {
     context.set_max_proto_version(Some(version)).unwrap();
 }
 
-/// A peer that comes back with the last session that it got.
+/// A peer that resumes the last session that it got.
 pub(crate) struct Peer {
     context: SslContext,
     session: Arc<Mutex<Option<SslSession>>>,
@@ -64,14 +64,15 @@ impl Peer {
         Self { context: context.build(), session }
     }
 
-    /// A handshake with a server, and a clean close. Answers what the server's side used, in CPU seconds of this thread.
+    /// Does a handshake with a server and a clean close. Returns the CPU seconds of the server's
+    /// side on this thread.
     pub(crate) fn meet(&self, server: &SslContext) -> f64 {
         let mut used = 0.0;
         let (near, far) = Pipe::pair();
         let mut ssl = Ssl::new(&self.context).unwrap();
         let session = self.session.lock().unwrap().take();
         if let Some(session) = &session {
-            // Safe: it came from this context.
+            // SAFETY: the session came from this context.
             #[expect(unsafe_code, reason = "the `openssl` crate has no safe call for it")]
             unsafe {
                 ssl.set_session(session).unwrap();
@@ -84,10 +85,10 @@ impl Peer {
             connected |= client.connect().is_ok();
             accepted |= cpu::add(&mut used, || served.accept().is_ok());
         }
-        // Tickets of TLS 1.3 come with the first read.
+        // The client gets the tickets of TLS 1.3 with its first read.
         let mut byte = [0];
         assert!(client.ssl_read(&mut byte).is_err());
-        assert_eq!(client.ssl().session_reused(), session.is_some(), "it resumes what there is");
+        assert_eq!(client.ssl().session_reused(), session.is_some(), "the peer resumes if it has a session");
         cpu::add(&mut used, || served.shutdown().unwrap());
         assert_eq!(client.read(&mut byte).unwrap(), 0);
         client.shutdown().unwrap();
@@ -96,7 +97,7 @@ impl Peer {
             drop(served);
         });
         if self.session.lock().unwrap().is_none() {
-            // A resumption of TLS 1.2 makes no new one.
+            // A TLS 1.2 resumption makes no new session.
             *self.session.lock().unwrap() = session;
         }
         used

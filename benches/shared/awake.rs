@@ -1,4 +1,4 @@
-//! Keeps cores busy with nothing, so that they are never given away.
+//! Keeps all cores busy, so that the host never takes them away.
 
 use std::{
     hint::black_box,
@@ -13,11 +13,12 @@ use rustix::process::nice;
 
 use crate::cores;
 
-/// A thread of the lowest priority on each core, until this is dropped.
+/// Runs a thread of the lowest priority on each core until it is dropped.
 ///
-/// A virtual machine's host takes a core that idles and gives it back cold, on another core of its own perhaps. Who sleeps
-/// and wakes for every message pays for that, and plain rustls in memory does not: without these threads the daemon's CPU
-/// time moved by 40 % from row to row, depending on how much the machine slept.
+/// The host of a virtual machine takes an idle core away and gives it back cold, perhaps as another
+/// physical core. A process that sleeps and wakes for every message pays for that, and plain rustls
+/// in memory does not. Without these threads the daemon's CPU time varied by 40 % from row to row,
+/// depending on how much the machine slept.
 pub(crate) struct Awake {
     over: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -30,9 +31,9 @@ impl Awake {
             let over = Arc::clone(&over);
             thread::spawn(move || {
                 cores::pin(core);
-                // On Linux this is for the calling thread alone.
+                // On Linux this applies to the calling thread only.
                 nice(19).unwrap();
-                // Not spin_loop(): some hosts take the core of who pauses.
+                // Not spin_loop(): some hosts take the core away from a thread that pauses.
                 while !black_box(&over).load(Ordering::Relaxed) {}
             })
         });
@@ -44,7 +45,8 @@ impl Drop for Awake {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            // A thread that could not get its core has said so, and this may be a panic already.
+            // A thread that failed has printed its panic. Another panic here could abort the
+            // process.
             drop(thread.join());
         }
     }

@@ -1,14 +1,14 @@
-//! Which thread runs where. Processes and threads inherit it from who starts them.
+//! CPU affinity. Threads and processes inherit it from the thread that starts them.
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// The cores that this thread may use.
+/// Returns the cores that this thread may use.
 pub(crate) fn all() -> Vec<usize> {
     let mine = sched_getaffinity(None).unwrap();
     (0..CpuSet::MAX_CPU).filter(|&core| mine.is_set(core)).collect()
 }
 
-/// From now on this thread runs on this core alone.
+/// Restricts this thread to one core.
 pub(crate) fn pin(core: usize) {
     let mut only = CpuSet::new();
     only.set(core);

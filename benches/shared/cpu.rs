@@ -4,13 +4,13 @@ use std::{fs, path::Path};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// What this thread has used.
+/// Returns the CPU time of this thread.
 pub(crate) fn this_thread() -> f64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// What `work` uses on this thread is added to `sum`.
+/// Runs `work` and adds its CPU time on this thread to `sum`.
 pub(crate) fn add<T>(sum: &mut f64, work: impl FnOnce() -> T) -> T {
     let before = this_thread();
     let done = work();
@@ -18,18 +18,20 @@ pub(crate) fn add<T>(sum: &mut f64, work: impl FnOnce() -> T) -> T {
     done
 }
 
-/// What all threads of a process have used, in the kernel as well. Exact for threads that sleep.
+/// Returns the CPU time of all threads of a process, including the kernel's part. Exact for threads
+/// that sleep.
 pub(crate) fn process(id: u32) -> f64 {
     fs::read_dir(format!("/proc/{id}/task")).unwrap().map(|thread| of_thread(&thread.unwrap().path())).sum()
 }
 
-/// proc(5): nanoseconds in schedstat. Kernels without CONFIG_SCHED_INFO have milliseconds, with as many digits, in
-/// sched.
+/// Reads nanoseconds from schedstat, see proc(5). Kernels without CONFIG_SCHED_INFO have the same
+/// time in milliseconds with six decimals, in sched.
 fn of_thread(folder: &Path) -> f64 {
     if let Ok(stat) = fs::read_to_string(folder.join("schedstat")) {
         return stat.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e9;
     }
-    let stat = fs::read_to_string(folder.join("sched")).expect("this kernel tells no CPU time of threads");
+    let stat = fs::read_to_string(folder.join("sched"))
+        .expect("this kernel has neither schedstat nor sched for threads in /proc");
     let line = stat.lines().find(|line| line.starts_with("se.sum_exec_runtime")).unwrap();
     line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() / 1e3
 }

@@ -1,4 +1,4 @@
-//! The daemon as a process of its own.
+//! The daemon as a separate process.
 
 use std::{
     io::{BufRead, BufReader},
@@ -6,16 +6,16 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// Ends with the value.
+/// A running daemon. Dropping it ends the process.
 pub(crate) struct Daemon {
     child: Child,
-    /// Where it listens, as a client writes it.
+    /// The TCP endpoint, as a client writes it.
     pub(crate) tcp: String,
     pub(crate) unix: String,
 }
 
 impl Daemon {
-    /// With a configuration that lists one TCP address and then one Unix socket.
+    /// Starts the daemon. Its configuration must list one TCP address and then one Unix socket.
     pub(crate) fn run(config: &Path) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"))
             .arg("--config")

@@ -1,6 +1,6 @@
 //! Medians, goals, and the table.
 
-/// What a row should come to.
+/// The goal of a row.
 #[derive(Clone, Copy)]
 pub(crate) enum Goal {
     None,
@@ -8,26 +8,29 @@ pub(crate) enum Goal {
     AtLeast(f64),
 }
 
-/// One round: what this project used and what the other side used for the same work, in seconds.
+/// One round: the seconds that this project and the other side used for the same work.
 pub(crate) struct Round {
     pub(crate) ours: f64,
     pub(crate) plain: f64,
 }
 
-/// How a row writes the two sides.
+/// How a row shows the two sides.
 #[derive(Clone, Copy)]
 pub(crate) enum Unit {
-    /// CPU time of one of so many handshakes; the ratio is of that time.
+    /// CPU time of one handshake; a round has this many. The ratio is our time divided by the
+    /// other's.
     Time(usize),
-    /// The same, but the ratio is of handshakes per CPU second.
+    /// CPU time of one handshake; a round has this many. The ratio compares handshakes per CPU
+    /// second.
     Rate(usize),
-    /// So many MiB; the ratio is of MiB per CPU second.
+    /// Throughput; a round has this many MiB. The ratio compares MiB per CPU second.
     Throughput(f64),
-    /// One of many; the ratio is of how many in a second.
+    /// Operations in a second; a round has the seconds of one. The ratio compares operations in a
+    /// second.
     PerSecond,
 }
 
-/// Rows as they come.
+/// The rows that were measured.
 pub(crate) struct Table {
     /// The name of the other side.
     other: &'static str,
@@ -36,7 +39,8 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// With the words of the command line: only rows whose name holds one are measured; none means all.
+    /// Makes a table from the arguments of the command line. Only rows whose names contain one of
+    /// them are measured; without arguments all rows are.
     pub(crate) fn wanted(other: &'static str, arguments: impl Iterator<Item = String>) -> Self {
         // cargo adds --bench.
         let filters = arguments.filter(|word| !word.starts_with("--")).collect();
@@ -55,7 +59,7 @@ impl Table {
         self.lines.extend([String::new(), title.to_owned(), head]);
     }
 
-    /// The median of the rounds' ratios is the row's.
+    /// Adds a row. Its ratio is the median of the rounds' ratios.
     pub(crate) fn row(&mut self, name: &str, unit: Unit, goal: Goal, rounds: &[Round]) {
         let quartile = |of: &dyn Fn(&Round) -> f64, place: usize| {
             let mut all: Vec<f64> = rounds.iter().map(of).collect();

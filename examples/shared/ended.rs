@@ -1,8 +1,9 @@
-//! How an example ends: an error is told by its text, with the causes behind it, and not by its Debug form.
+//! The exit of an example: prints an error as its text and the texts of its causes, not in its
+//! Debug form.
 
 use std::{error::Error, process::ExitCode};
 
-/// Prints the error, if there is one, behind the example's name.
+/// Prints the error, if there is one, after the example's name. Returns the exit code.
 pub(crate) fn ended(example: &str, result: Result<(), Box<dyn Error + Send + Sync>>) -> ExitCode {
     let Err(err) = result else { return ExitCode::SUCCESS };
     let mut text = format!("{example}: {err}");

@@ -1,4 +1,5 @@
-//! The part that both workers share: ciphertext between a socket and a Drive stream, and enough channels for the streams.
+//! Code that both workers share: carries ciphertext between a socket and a Drive stream, and opens
+//! enough channels for the streams.
 
 pub(crate) mod ended;
 
@@ -22,32 +23,34 @@ use tonic::{
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Channels to the daemon, with at most `streams` Drives on each. A call beyond the daemon's `limits.streams` waits on its
-/// channel until a stream ends, without an error, so a further channel is opened before that.
+/// Channels to the daemon, with at most `streams` Drives on each. A call beyond the daemon's
+/// `limits.streams` gets no error but waits on its channel until a stream ends. So a further
+/// channel is opened before that.
 pub(crate) struct Channels {
     daemon: Endpoint,
     streams: usize,
     open: Mutex<Vec<(Channel, Arc<Semaphore>)>>,
 }
 
-/// A place for one Drive on one of the channels. Dropping it gives the place back.
+/// A slot for one Drive on one of the channels. Dropping it frees the slot.
 pub(crate) struct Place {
     channel: Channel,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Channels {
-    /// Opens the first channel. `streams` is at least 1, and less than the daemon's `limits.streams`: the unary calls of a
-    /// channel need places as well.
+    /// Opens the first channel. `streams` must be at least 1 and less than the daemon's
+    /// `limits.streams`, because the unary calls of a channel need streams as well.
     pub(crate) async fn open(daemon: &str, streams: usize) -> Result<Self> {
         let channels = Self { daemon: endpoint(daemon)?, streams: streams.max(1), open: Mutex::default() };
         channels.place().await?;
         Ok(channels)
     }
 
-    /// Takes a place on the first channel that has one, and opens a channel where none has.
+    /// Takes a slot on the first channel that has a free one. Opens a channel if none has.
     pub(crate) async fn place(&self) -> Result<Place> {
-        // Held while a channel is opened: of many callers that find no place, one opens it.
+        // Held while a channel is opened, so that only one of the callers that find no slot opens
+        // one.
         let mut open = self.open.lock().await;
         for (channel, places) in open.iter() {
             if let Ok(permit) = Arc::clone(places).try_acquire_owned() {
@@ -62,7 +65,8 @@ impl Channels {
     }
 }
 
-/// What the daemon prints where it listens in plaintext: `tcp://HOST:PORT`, also written `http://`, or `unix:///PATH`.
+/// Parses an endpoint as the daemon prints it for plaintext: `tcp://HOST:PORT` (or `http://`) or
+/// `unix:///PATH`.
 fn endpoint(daemon: &str) -> Result<Endpoint> {
     let uri = match (daemon.strip_prefix("tcp://"), daemon.split_once("://")) {
         (Some(authority), _) => format!("http://{authority}"),
@@ -76,12 +80,13 @@ fn endpoint(daemon: &str) -> Result<Endpoint> {
     Ok(Endpoint::from_shared(uri)?)
 }
 
-/// A socket whose TLS runs in the daemon. Dropping it ends the stream, and the daemon frees the connection then: as
-/// unclosed, unless `shutdown` was called, or the peer has closed and its socket has ended.
+/// A socket whose TLS runs in the daemon. Dropping it ends the stream, and the daemon then frees
+/// the connection. The connection is unclosed unless `shutdown` was called, or the peer has closed
+/// and its socket has ended.
 pub(crate) struct Wire {
     socket: TcpStream,
     _place: Place,
-    /// `None` once this side has nothing more to say.
+    /// `None` once this side has nothing more to send.
     requests: Option<mpsc::Sender<DriveRequest>>,
     answers: Streaming<DriveResponse>,
     records: Vec<u8>,
@@ -91,7 +96,7 @@ pub(crate) struct Wire {
 impl Wire {
     pub(crate) async fn open(place: Place, socket: TcpStream, new: NewRequest) -> Result<Self> {
         socket.set_nodelay(true)?;
-        // For the daemon's log: which peer it was.
+        // The daemon logs the address of the peer.
         let new = NewRequest { peer_address: socket.peer_addr()?.to_string(), ..new };
         let (requests, receiver) = mpsc::channel(4);
         requests.send(DriveRequest { event: Some(Request::New(new)) }).await?;
@@ -101,8 +106,9 @@ impl Wire {
         Ok(Self { socket, _place: place, requests: Some(requests), answers, records, socket_ended: false })
     }
 
-    /// Carries ciphertext both ways until something happens that a worker wants to know: established, plaintext or
-    /// closed. `None`: the stream has ended. It ends by itself soon after the peer has closed and its socket has ended.
+    /// Carries ciphertext both ways until an event for the worker: established, plaintext or
+    /// closed. `None`: the stream has ended. It ends soon after the peer has closed and its socket
+    /// has ended.
     pub(crate) async fn next(&mut self) -> Result<Option<Answer>> {
         loop {
             let requests = self.requests.as_ref().filter(|_| !self.socket_ended);
@@ -122,25 +128,27 @@ impl Wire {
         self.request(Request::Plaintext(plaintext.into().into())).await;
     }
 
-    /// SSL_shutdown(3): the peer gets a close_notify, and the session is kept.
+    /// Closes this side: SSL_shutdown(3). The peer gets a close_notify, and the session stays in
+    /// the cache.
     pub(crate) async fn shutdown(&mut self) {
         self.request(Request::Shutdown(ShutdownRequest::default())).await;
     }
 
-    /// Nothing more to say: the stream ends once everything is carried out.
+    /// Ends the requests. The stream ends once the daemon has done all of them.
     pub(crate) fn finish(&mut self) {
         self.requests = None;
     }
 
     async fn request(&self, event: Request) {
         if let Some(requests) = &self.requests {
-            // It fails where the stream has ended; `next` tells how.
+            // Sending fails if the stream has ended. `next` returns the reason.
             let _ = requests.send(DriveRequest { event: Some(event) }).await;
         }
     }
 }
 
-/// One read from the socket, when the daemon is ready to take what it brings. Tells whether the socket has ended.
+/// Does one read from the socket, once the daemon is ready to take its result. Returns whether the
+/// socket has ended.
 async fn carry(
     requests: Option<&mpsc::Sender<DriveRequest>>,
     socket: &mut TcpStream,
@@ -151,8 +159,9 @@ async fn carry(
     let read = socket.read(records).await;
     let event = match read {
         Ok(length @ 1..) => Request::Ciphertext(records[..length].to_vec().into()),
-        // A reset is an end like any other: the daemon looks whether a close_notify came before it, and then closes this
-        // side itself. Data for a peer that has only closed its half would be sent before this event.
+        // A reset is handled like any other end: the daemon checks whether a close_notify came
+        // before it, and then closes this side itself. Data for a peer that has only closed its own
+        // side is sent before this event.
         Ok(0) | Err(_) => Request::EndOfStream(true),
     };
     let ended = matches!(event, Request::EndOfStream(_));
@@ -160,7 +169,7 @@ async fn carry(
     ended
 }
 
-/// `TLS 1.3 TLS_AES_256_GCM_SHA384 resumed: true`
+/// Describes a connection, for example `TLS 1.3 TLS_AES_256_GCM_SHA384 resumed: true`.
 pub(crate) fn describe(connection: &Connection) -> String {
     let version = match connection.version() {
         ProtocolVersion::Tls12 => "TLS 1.2",

@@ -1,4 +1,4 @@
-//! Where the daemon is, and the line to it.
+//! The daemon's endpoint and the transport to it.
 
 use std::{
     io::{self, IoSlice},
@@ -20,7 +20,7 @@ use tokio::{
 use super::tls::{Tls, TlsLine};
 use crate::unix::Unix;
 
-/// Where the daemon listens.
+/// An endpoint of the daemon.
 #[derive(Clone, Debug)]
 pub(super) enum Address {
     Tcp(Authority),
@@ -30,7 +30,7 @@ pub(super) enum Address {
 }
 
 impl Address {
-    /// `tcp://HOST:PORT`, also written `http://`, or `unix:///PATH`: as the daemon prints where it listens.
+    /// Parses `tcp://HOST:PORT` (or `http://`) or `unix:///PATH`, the forms that the daemon prints.
     pub(super) fn parse(endpoint: &str) -> Option<Self> {
         match endpoint.strip_prefix("unix://") {
             Some(path) => path.starts_with('/').then(|| Self::Unix(path.into())),
@@ -38,7 +38,7 @@ impl Address {
         }
     }
 
-    /// `tls://HOST:PORT`, also written `https://`, with the TLS for HOST.
+    /// Parses `tls://HOST:PORT` (or `https://`). `tls` makes the TLS configuration for HOST.
     #[cfg(feature = "rustls")]
     pub(super) fn parse_tls(endpoint: &str, tls: impl FnOnce(&str) -> Option<Tls>) -> Option<Self> {
         let authority = authority(endpoint, &["tls", "https"])?;
@@ -46,11 +46,11 @@ impl Address {
         Some(Self::Tls(authority, tls))
     }
 
-    /// What a call of this path is addressed to.
+    /// Returns the URI of a call to `path`.
     pub(super) fn uri(&self, path: &'static str) -> Uri {
         let (scheme, authority) = match self {
             Self::Tcp(authority) => (Scheme::HTTP, authority.clone()),
-            // A socket has no name.
+            // A Unix socket has no host name.
             Self::Unix(_) => (Scheme::HTTP, Authority::from_static("localhost")),
             #[cfg(feature = "rustls")]
             Self::Tls(authority, _) => (Scheme::HTTPS, authority.clone()),
@@ -58,14 +58,14 @@ impl Address {
         let mut uri = Uri::default().into_parts();
         (uri.scheme, uri.authority) = (Some(scheme), Some(authority));
         uri.path_and_query = Some(PathAndQuery::from_static(path));
-        // It has all its parts.
+        // It cannot fail: scheme, authority and path are set.
         Uri::from_parts(uri).unwrap_or_default()
     }
 
-    /// A new line.
+    /// Connects to the daemon.
     ///
     /// # Errors
-    /// Those of the system, and of TLS.
+    /// Errors of the system and of TLS.
     pub(super) async fn connect(&self) -> io::Result<Line> {
         match self {
             Self::Tcp(authority) => tcp(authority, 80).await.map(Line::Tcp),
@@ -82,20 +82,21 @@ impl Address {
     }
 }
 
-/// Of `SCHEME://HOST:PORT`, with nothing behind it but a slash, and nobody's name before it.
+/// Returns the authority of `SCHEME://HOST:PORT`. `None` if a path, a query or a user name is
+/// given, or if the host is empty.
 fn authority(endpoint: &str, schemes: &[&str]) -> Option<Authority> {
     let uri: Uri = endpoint.parse().ok()?;
     let authority = uri.authority()?;
     let plain = uri.scheme_str().is_some_and(|scheme| schemes.contains(&scheme))
         && uri.path_and_query().is_none_or(|path| path == "/")
         && !authority.as_str().contains('@')
-        // What is behind the name is a port.
+        // Refuses an authority with an invalid or empty port.
         && (authority.port_u16().is_some() || authority.host() == authority.as_str())
         && !host(authority).is_empty();
     plain.then(|| authority.clone())
 }
 
-/// An address of IPv6 stands in brackets in a URI.
+/// Returns the host without the brackets around an IPv6 address.
 fn host(authority: &Authority) -> &str {
     authority.host().trim_start_matches('[').trim_end_matches(']')
 }
@@ -107,7 +108,7 @@ async fn tcp(authority: &Authority, default_port: u16) -> io::Result<TcpStream> 
     Ok(stream)
 }
 
-/// A line to the daemon.
+/// A connected transport to the daemon.
 pub(super) enum Line {
     Tcp(TcpStream),
     Unix(Unix),

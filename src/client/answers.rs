@@ -1,35 +1,36 @@
-//! Answers as they come: taken apart where they lie. What is found is copied once, and read by who asked for it.
+//! Decodes answers in place. The response of a lookup is copied once, into the buffer that the
+//! caller reads it from.
 //!
-//! The tags are the contract's; the test holds them against the generated messages.
+//! The tags are those of the contract; a test compares them with the generated messages.
 
 use tls_sessiond_types::secret::SecretBuffer;
 
 use super::fields::{END, Fields, bytes, number};
 
-/// What one call was answered.
+/// The answer to one call.
 pub(super) enum Answer {
-    /// A LookupSessionResponse, as [`super::found::Found`] reads it.
+    /// An encoded LookupSessionResponse, which [`super::found::Found`] reads.
     Looked(SecretBuffer),
-    /// The call was none that finds something.
+    /// The call succeeded and was not a lookup.
     Nothing,
     /// The call failed.
     Refused,
 }
 
-/// Bytes that are no message of answers.
+/// The bytes are not a valid AttachResponse.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
 
-/// Of AttachResponse.
+/// Tags of AttachResponse.
 const ANSWERS: u32 = bytes(1);
 const DRAINING: u32 = number(2);
-/// Of Answer.
+/// Tags of Answer.
 const ID: u32 = number(1);
 const LOOKUP_SESSION: u32 = bytes(9);
 const ERROR: u32 = bytes(15);
 
-/// Reads an AttachResponse, and hands each answer out with the number of its call. Says whether the daemon is about to
-/// stop.
+/// Decodes an AttachResponse and passes each answer to `answer` with the number of its call.
+/// Returns whether the daemon is draining.
 pub(super) fn read(message: &[u8], answer: impl FnMut(u64, Answer)) -> Result<bool, Malformed> {
     read_message(message, answer).ok_or(Malformed)
 }
@@ -102,6 +103,6 @@ mod tests {
         let message = message();
         let cut = |length| read(&message[..length], |_, _| ());
         let whole = (0..=message.len()).filter(|&length| cut(length).is_ok()).count();
-        assert_eq!(whole, 5, "nothing, three answers, and `draining`");
+        assert_eq!(whole, 5, "cuts before the first field, after each of the three answers, and at the end");
     }
 }

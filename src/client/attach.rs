@@ -1,4 +1,4 @@
-//! Keeps one stream to the daemon: connects, lets it run, and connects again.
+//! Keeps one stream to the daemon: connects, runs the stream, and reconnects.
 
 use std::{convert::Infallible, sync::Arc, time::Instant};
 
@@ -15,7 +15,8 @@ use super::{
     worker::Shared,
 };
 
-/// Ends when the last [`super::Worker`] is `gone`. Connections that are open then keep their stream.
+/// Connects until the last [`super::Worker`] is dropped. Connections that are not freed then keep
+/// their stream.
 pub(super) async fn keep(shared: Arc<Shared>, mut gone: oneshot::Receiver<Infallible>) {
     let mut backoff = Backoff::new(shared.options.back_off);
     loop {
@@ -37,7 +38,8 @@ pub(super) async fn keep(shared: Arc<Shared>, mut gone: oneshot::Receiver<Infall
                 }
                 _ = lost => {}
             }
-            // A daemon that takes streams and ends them at once is not called more and more often.
+            // Without this a daemon that accepts streams and ends them at once would reset the
+            // back-off each time.
             if begun.elapsed() > shared.options.back_off.1 {
                 backoff.reset();
             }
@@ -57,18 +59,19 @@ async fn attach(shared: &Shared) -> Option<(Arc<Link>, Stream<Line>)> {
     Some((link, stream))
 }
 
-/// One stream runs. However it ends, also with its runtime, the link is closed.
+/// A running stream. When it is dropped, for any reason and also with its runtime, the outbox is
+/// closed.
 struct Run {
     shared: Arc<Shared>,
     link: Arc<Link>,
-    /// Dropped when another stream is wanted.
+    /// Dropped to request another stream.
     lost: Option<oneshot::Sender<Infallible>>,
 }
 
 impl Run {
     async fn through(mut self, mut stream: Stream<Line>) {
         while let Some(Draining) = stream.next().await {
-            // Its connections may still tell how they end.
+            // The connections of this stream may still report how they end.
             self.shared.leave(&self.link);
             self.link.retire();
             self.lost = None;

@@ -1,12 +1,12 @@
-//! Longer and longer pauses, no two workers' alike.
+//! Exponential back-off with jitter.
 
 use std::{
     hash::{BuildHasher, RandomState},
     time::Duration,
 };
 
-/// The pauses between attempts: doubled each time up to a maximum, and each shortened at random by up to a
-/// half.
+/// The pauses between attempts. Each is twice the one before it, up to a maximum, and is shortened
+/// at random by up to a half.
 #[derive(Debug)]
 pub(super) struct Backoff {
     first: Duration,
@@ -21,17 +21,17 @@ impl Backoff {
         Self { first, max, next: first.min(max), jitter: RandomState::new(), count: 0 }
     }
 
-    /// How long to wait now.
+    /// Returns the pause before the next attempt.
     pub(super) fn pause(&mut self) -> Duration {
         let whole = self.next;
         self.next = whole.saturating_mul(2).min(self.max);
         self.count += 1;
-        // The hasher has a random key: good enough to spread workers, and no dependency.
+        // RandomState is randomly seeded. This suffices to spread workers and needs no dependency.
         let random = u32::try_from(self.jitter.hash_one(self.count) % 1024).unwrap_or_default();
         whole - whole / 2048 * random
     }
 
-    /// It went well: the next pause is a first one.
+    /// Restarts with the first pause, after a success.
     pub(super) fn reset(&mut self) {
         self.next = self.first.min(self.max);
     }

@@ -1,5 +1,6 @@
-//! Wakers for the parts of one task. They tell which part has something to do, and wake the task only while it is not at
-//! work: what it does for one part often rings for another, and it looks again before it rests.
+//! A wake set: a set of wakers, one for each part of a task. A waker records that its part is
+//! ready, and wakes the task only if the task is not running. A running part often makes another
+//! one ready, and the task checks for this before it parks.
 
 use std::{
     sync::{
@@ -11,36 +12,36 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// One or several parts, a bit each.
+/// A set of parts, one bit each.
 pub(super) type Parts = u8;
 
-/// The task is at work.
+/// The bit that says that the task is running.
 const WORKS: Parts = 1 << 7;
 
-/// What has rung for a task.
+/// The parts of a task that are ready, and the waker of the task.
 pub(super) struct Bells {
     state: AtomicU8,
     task: Mutex<Option<Waker>>,
 }
 
-/// One part's bell, of which the waker is made.
+/// The wake flag of one part, from which its waker is made.
 struct Bell {
     bells: Arc<Bells>,
     part: Parts,
 }
 
 impl Bells {
-    /// Those of `parts` have rung. No part has the highest bit.
+    /// Makes a wake set in which `parts` are ready. No part may use the highest bit.
     pub(super) fn new(parts: Parts) -> Arc<Self> {
         Arc::new(Self { state: AtomicU8::new(parts), task: Mutex::default() })
     }
 
-    /// Rings for a part.
+    /// Returns the waker of a part.
     pub(super) fn waker(self: &Arc<Self>, part: Parts) -> Waker {
         Waker::from(Arc::new(Bell { bells: Arc::clone(self), part }))
     }
 
-    /// The task begins to work.
+    /// Marks the task as running and stores its waker.
     pub(super) fn begin(&self, cx: &Context<'_>) {
         let mut task = self.task.lock();
         let before = match &*task {
@@ -48,25 +49,26 @@ impl Bells {
             _ => task.replace(cx.waker().clone()),
         };
         drop(task);
-        // It may be the end of a task, which must not find the lock taken.
+        // Dropping a waker may drop a task, and that must not happen while the lock is held.
         drop(before);
         self.state.fetch_or(WORKS, Ordering::AcqRel);
     }
 
-    /// The parts that have rung since they were asked for.
+    /// Takes the parts that became ready since the last call.
     pub(super) fn rung(&self) -> Parts {
         self.state.fetch_and(WORKS, Ordering::AcqRel) & !WORKS
     }
 
-    /// The task stops to work, unless something has rung. Says whether it has stopped.
+    /// Parks the task unless a part is ready. Returns whether it is parked.
     pub(super) fn rest(&self) -> bool {
         self.state.compare_exchange(WORKS, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// The task stops to work though some parts still have something to do, and is woken for them.
+    /// Parks the task although `parts` are ready, and wakes it for them.
     pub(super) fn leave(&self, parts: Parts) {
         self.state.fetch_or(parts, Ordering::AcqRel);
-        // Who rings before this does not wake the task, and who rings after it does where nobody has before.
+        // A waker that ran before this store did not wake the task. One that runs after it wakes
+        // the task only if no part was ready.
         if self.state.fetch_and(!WORKS, Ordering::AcqRel) != WORKS {
             self.wake();
         }
@@ -86,7 +88,7 @@ impl Wake for Bell {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // Who rings first wakes it.
+        // Only the first waker of a parked task wakes it.
         if self.bells.state.fetch_or(self.part, Ordering::AcqRel) == 0 {
             self.bells.wake();
         }
@@ -135,7 +137,7 @@ mod tests {
         bells.leave(OTHER);
         assert_eq!(woken(), 2);
         one.wake_by_ref();
-        assert_eq!(woken(), 2, "it was woken already");
+        assert_eq!(woken(), 2, "the task was already woken");
         bells.begin(&Context::from_waker(&task));
         assert_eq!(bells.rung(), ONE | OTHER);
     }
@@ -167,7 +169,7 @@ mod tests {
             let begun = std::time::Instant::now();
             while count.0.load(Ordering::SeqCst) == woken {
                 std::thread::yield_now();
-                assert!(begun.elapsed().as_secs() < 10, "a ring was lost");
+                assert!(begun.elapsed().as_secs() < 10, "a wake-up was lost");
             }
             woken = count.0.load(Ordering::SeqCst);
             bells.begin(&Context::from_waker(&task));

@@ -1,7 +1,7 @@
-//! When not to ask a daemon that does not answer.
+//! A circuit breaker: stops lookups to a daemon that does not answer.
 //!
 //! ```text
-//!          N timeouts in a row            pause over
+//!          N timeouts in a row          pause elapsed
 //!   Closed ──────────────────→ Open ──────────────────→ Probing
 //!      ↑                        ↑                          │
 //!      │                        └──── timeout, longer ─────┤
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::backoff::Backoff;
 
-/// Decides whether a lookup may go out. The time comes from outside.
+/// Decides whether a lookup is sent. The caller passes the time.
 #[derive(Debug)]
 pub(super) struct Breaker {
     state: State,
@@ -22,31 +22,31 @@ pub(super) struct Breaker {
 
 #[derive(Debug)]
 enum State {
-    /// So many timeouts in a row.
+    /// The number of consecutive timeouts.
     Closed(u32),
-    /// Nothing goes out before then.
+    /// No lookup is sent before this time.
     Open(Instant),
-    /// One lookup is out; the others wait for what becomes of it.
+    /// One lookup is sent. The others are refused until its outcome is known.
     Probing,
 }
 
-/// What became of a lookup that was let out.
+/// The outcome of a lookup that was admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// The daemon answered in time, whatever it said.
+    /// The daemon answered in time, with any answer.
     Answered,
-    /// It did not.
+    /// The daemon did not answer by the deadline.
     TimedOut,
-    /// Nobody waited for the answer, or the lookup never left.
+    /// The caller stopped waiting, the stream broke, or the lookup was not queued.
     Unknown,
 }
 
-/// A lookup that was let out.
+/// The admission of one lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Permit {
-    /// One of many.
+    /// A lookup while the breaker is closed.
     Plain,
-    /// The one that finds out whether the daemon is back.
+    /// The only lookup while the breaker probes whether the daemon answers again.
     Probe,
 }
 
@@ -55,7 +55,7 @@ impl Breaker {
         Self { state: State::Closed(0), threshold: threshold.max(1), backoff: Backoff::new(pauses) }
     }
 
-    /// `None`: do not ask.
+    /// Admits a lookup. `None`: the breaker is open.
     pub(super) fn admit(&mut self, now: Instant) -> Option<Permit> {
         match self.state {
             State::Closed(_) => Some(Permit::Plain),
@@ -67,7 +67,7 @@ impl Breaker {
         }
     }
 
-    /// Answers whether the breaker opened with it.
+    /// Records the outcome of a lookup. Returns whether it opened the breaker.
     pub(super) fn settle(&mut self, permit: Permit, outcome: Outcome, now: Instant) -> bool {
         match (&mut self.state, permit, outcome) {
             (State::Closed(row), _, Outcome::Answered) => *row = 0,
@@ -82,20 +82,21 @@ impl Breaker {
             (State::Probing, Permit::Probe, Outcome::TimedOut) => {
                 self.state = State::Open(now + self.backoff.pause());
             }
-            // The next lookup is the probe.
+            // The probe has no result, so the next lookup is the probe.
             (State::Probing, Permit::Probe, Outcome::Unknown) => self.state = State::Open(now),
-            // What was let out before it opened says nothing of now.
+            // A lookup that was admitted before the breaker opened does not count now.
             _ => {}
         }
         false
     }
 
-    /// Lets everything out, and no answer changes that.
+    /// Returns whether the breaker is closed without a timeout. Then all lookups are admitted, and
+    /// an answer changes nothing.
     pub(super) fn is_quiet(&self) -> bool {
         matches!(self.state, State::Closed(0))
     }
 
-    /// The daemon has just answered otherwise.
+    /// Closes the breaker because a new stream has shown that the daemon answers.
     pub(super) fn close(&mut self) {
         self.state = State::Closed(0);
         self.backoff.reset();
@@ -124,8 +125,8 @@ mod tests {
         assert_eq!(breaker.admit(now), None);
         let later = now + PAUSE;
         assert_eq!(breaker.admit(later), Some(Permit::Probe));
-        assert_eq!(breaker.admit(later), None, "one is enough");
-        // Stragglers from before change nothing.
+        assert_eq!(breaker.admit(later), None, "there is one probe at a time");
+        // Late answers of lookups from before change nothing.
         breaker.settle(Permit::Plain, Outcome::Answered, later);
         assert_eq!(breaker.admit(later), None);
         breaker.settle(Permit::Probe, Outcome::Answered, later);
@@ -141,7 +142,7 @@ mod tests {
         breaker.settle(Permit::Probe, Outcome::Unknown, later);
         assert_eq!(breaker.admit(later), Some(Permit::Probe));
         breaker.settle(Permit::Probe, Outcome::TimedOut, later);
-        assert_eq!(breaker.admit(later + PAUSE / 2), None, "two seconds less a half at most");
+        assert_eq!(breaker.admit(later + PAUSE / 2), None, "the pause is 2 s, shortened by at most a half");
         assert_eq!(breaker.admit(later + 2 * PAUSE), Some(Permit::Probe));
     }
 

@@ -1,4 +1,4 @@
-//! Calls as they are sent: written once, when they are queued, and from then on bytes.
+//! Encodes calls. A call is encoded once, when it is queued.
 
 use tls_sessiond_types::hex;
 
@@ -12,12 +12,12 @@ use crate::{
     wire::{self, Writer},
 };
 
-/// What a call asks or tells.
+/// Encodes the method of a call.
 pub(super) trait Words {
-    /// In bytes.
+    /// Returns the encoded size in bytes.
     fn size(&self) -> usize;
 
-    /// So many.
+    /// Writes exactly [`Words::size`] bytes.
     fn write(&self, to: &mut Writer<'_>);
 }
 
@@ -31,7 +31,7 @@ impl Words for Method {
     }
 }
 
-/// What all lookups of a worker have in common, as it is sent.
+/// The encoded fields that all lookups of a worker share.
 pub(super) struct Terms {
     context: Vec<u8>,
     format: Vec<u8>,
@@ -48,7 +48,8 @@ impl Terms {
     }
 }
 
-/// A LookupSessionRequest in a Call. Its fields are in the order of their tags: the daemon reads it faster so.
+/// Encodes a LookupSessionRequest as the method of a Call. The fields are in the order of their
+/// tags because the daemon reads them faster so.
 pub(super) struct Question<'l> {
     pub(super) terms: &'l Terms,
     pub(super) lookup: &'l Lookup<'l>,
@@ -92,13 +93,13 @@ fn number(role: Role) -> u64 {
     }
 }
 
-/// A Call as a part of an AttachRequest, to which it is appended as a whole.
+/// A Call to be appended to an encoded AttachRequest.
 pub(super) struct Call<'c, W> {
-    /// 0: no answer is wanted.
+    /// The number that the answer carries. 0: no answer is wanted.
     pub(super) id: u64,
     pub(super) alias: &'c str,
     pub(super) words: &'c W,
-    /// [`Words::size`], which was asked before.
+    /// The result of [`Words::size`], which the caller already has.
     pub(super) words_size: usize,
 }
 
@@ -107,12 +108,12 @@ impl<W: Words> Call<'_, W> {
         wire::number_len(self.id) + self.words_size + wire::bytes_len(self.alias.len())
     }
 
-    /// In bytes, with what goes before it.
+    /// Returns the encoded size in bytes, with the tag and the length before the call.
     pub(super) fn size(&self) -> usize {
         wire::head_len(self.call_size()) + self.call_size()
     }
 
-    /// So many.
+    /// Writes exactly [`Call::size`] bytes.
     pub(super) fn write(&self, to: &mut Writer<'_>) {
         to.head(1, self.call_size());
         to.number(1, self.id);

@@ -1,4 +1,4 @@
-//! The handle of one connection object. All it does is tell; it never waits.
+//! The handle of one connection object. It sends reports and never waits.
 
 use std::sync::Arc;
 
@@ -12,20 +12,21 @@ use super::{
 };
 use crate::{proto as pb, proto::call::Method};
 
-/// A connection object in the daemon, freed when this is dropped: without [`Connection::shutdown`] before it,
-/// the sessions that the connection made or resumed leave the cache.
+/// A connection object in the daemon. Dropping the handle frees it. Without
+/// [`Connection::shutdown`] before that, the daemon removes the sessions that the connection made
+/// or resumed from the cache.
 ///
-/// It is bound to the stream that it was opened on. When that breaks, the daemon frees the object as
-/// unclosed, and the handle tells nobody anything any more.
+/// The object belongs to the stream that it was opened on. When that stream breaks, the daemon
+/// frees the object as unclosed, and the handle sends no more reports.
 pub struct Connection {
-    /// None: the daemon was away.
+    /// `None`: there was no stream, or the queue was full, when the connection was opened.
     object: Option<(Arc<Link>, String)>,
     format: String,
     tallies: Arc<Tallies>,
     told: Mutex<Told>,
 }
 
-/// What the daemon has been told, which limits what it must be told.
+/// The reports that were queued. They decide whether a further report may be lost.
 #[derive(Default)]
 struct Told {
     /// The SENT flag.
@@ -39,15 +40,16 @@ impl Connection {
         Self { object, format, tallies, told: Mutex::default() }
     }
 
-    /// SSL_CTX_sess_set_new_cb(3): the handshake is finished and made this session.
+    /// Puts a session that the finished handshake made, as a callback of
+    /// SSL_CTX_sess_set_new_cb(3) does.
     pub fn put(&self, put: Put) {
         self.tell(Weight::May, |alias| {
             Method::PutSession(put.into_request(alias, self.format.clone()).into())
         });
     }
 
-    /// SSL_set_session(3): the handshake is finished and has resumed this session. For those that opened the
-    /// connection before they knew. The first time it is told also when the queue is full.
+    /// Reports that the finished handshake resumed this session: SSL_set_session(3). Only needed if
+    /// the connection was opened without it. The first report is queued even if the queue is full.
     pub fn resumed(&self, session_id: &[u8]) {
         let mut told = self.told.lock();
         let weight = if told.resumed { Weight::May } else { Weight::Must };
@@ -56,14 +58,15 @@ impl Connection {
         });
     }
 
-    /// SSL_shutdown(3): the worker has sent its close_notify. The sessions stay.
+    /// Reports that the worker has sent its close_notify: SSL_shutdown(3). The sessions stay in the
+    /// cache.
     pub fn shutdown(&self) {
         let mut told = self.told.lock();
         told.sent |=
             self.tell(Weight::May, |connection_id| Method::Shutdown(pb::ShutdownRequest { connection_id }));
     }
 
-    /// [`Connection::shutdown`] and the end of the connection, which share a message.
+    /// Does [`Connection::shutdown`] and frees the connection object, in one message.
     pub fn close(mut self) {
         if let Some((link, alias)) = self.object.take()
             && link.close_and_free(alias) == Err(NotTaken::Full)
@@ -72,8 +75,8 @@ impl Connection {
         }
     }
 
-    /// SSL_set_shutdown(3): assigns both flags. `sent` makes the close count as clean; without it the
-    /// connection is open again.
+    /// Assigns both shutdown flags: SSL_set_shutdown(3). With `sent` the close is clean; without it
+    /// the connection is open again.
     pub fn set_shutdown(&self, sent: bool, received: bool) {
         let mut told = self.told.lock();
         let weight = if told.sent && !sent { Weight::Must } else { Weight::May };
@@ -86,8 +89,9 @@ impl Connection {
         }
     }
 
-    /// A fatal alert, received from the peer or sent to it, has ended the connection: its sessions leave the
-    /// cache. The first one counts. A close_notify (0) is no such alert and is ignored.
+    /// Reports a fatal alert that ended the connection, received from the peer or sent to it. The
+    /// daemon removes the sessions from the cache. Only the first report counts. A close_notify (0)
+    /// is not fatal and is ignored.
     pub fn alert(&self, code: u8, received: bool) {
         let mut told = self.told.lock();
         if code == 0 || told.alert {
@@ -99,7 +103,7 @@ impl Connection {
         });
     }
 
-    /// Whether it will be sent.
+    /// Queues a report. Returns whether it will be sent.
     fn tell(&self, weight: Weight, method: impl FnOnce(String) -> Method) -> bool {
         let Some((link, alias)) = &self.object else { return false };
         match link.tell(&method(alias.clone()), weight) {

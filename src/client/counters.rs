@@ -1,11 +1,11 @@
-//! What a worker's calls came to.
+//! Counters of a worker's calls.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Plain numbers since [`super::Worker::connect`].
+/// Counts since [`super::Worker::connect`].
 ///
-/// A lookup counts in one of `hits`, `misses`, `timeouts`, `away` and `lookups_dropped`, or in none where its
-/// future was dropped.
+/// A lookup is counted in exactly one of `hits`, `misses`, `timeouts`, `away` and
+/// `lookups_dropped`. If its future was dropped, it is counted in none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
@@ -15,15 +15,16 @@ pub struct Counters {
     pub misses: u64,
     /// Lookups that got no answer by the deadline.
     pub timeouts: u64,
-    /// Lookups that were a miss at once, or as soon as the stream broke: no stream, or the breaker was open.
+    /// Lookups that were a miss because there was no stream, the stream broke, or the breaker was
+    /// open.
     pub away: u64,
     /// Lookups that were a miss because the queue was full.
     pub lookups_dropped: u64,
-    /// Connections and reports that were not sent because the queue was full, or that were too large.
+    /// Connections and reports that were dropped because the queue was full or they were too large.
     pub reports_dropped: u64,
-    /// Calls that the daemon refused; the first thing to look at is the format.
+    /// Calls that the daemon refused. Check `Options::format` first.
     pub refused: u64,
-    /// Messages sent. Fewer than calls: calls that are ready together share one.
+    /// Messages sent. They are fewer than the calls: calls that are ready together share a message.
     pub messages: u64,
     /// Calls sent.
     pub calls: u64,
@@ -35,16 +36,16 @@ pub struct Counters {
 
 macro_rules! tallies {
     ($($name:ident),*) => {
-        /// The numbers while they are counted.
+        /// The counters as atomic integers.
         #[derive(Default)]
         pub(super) struct Tallies {
             $(pub(super) $name: Tally,)*
-            /// Streams, the first one too.
+            /// All streams, including the first.
             pub(super) streams: Tally,
         }
 
         impl Tallies {
-            /// As they are now, each for itself.
+            /// Reads the counters one by one, not as one snapshot.
             pub(super) fn read(&self) -> Counters {
                 let reconnects = self.streams.read().saturating_sub(1);
                 Counters { $($name: self.$name.read(),)* reconnects }

@@ -1,25 +1,27 @@
-//! The fields of a message where they lie, without a copy: what of an answer is kept is copied once, by who keeps it.
+//! Reads the fields of an encoded message in place. It copies nothing; a caller that keeps a field
+//! copies it.
 
 use crate::wire::{read_bytes, read_varint};
 
-/// One field after the other: first its key, then what it holds, or [`Fields::skip`]. `None` of any: this is no message.
+/// A reader of fields. The caller reads a key and then its value, or calls [`Fields::skip`]. `None`
+/// of any method: the message is malformed.
 pub(super) struct Fields<'m>(pub(super) &'m [u8]);
 
-/// There are no more fields. No field has this key.
+/// The key that stands for the end of the message. No field has it.
 pub(super) const END: u32 = 0;
 
-/// The key of a number, an enum or a truth value.
+/// Returns the key of a number, an enum or a bool.
 pub(super) const fn number(field: u32) -> u32 {
     field << 3
 }
 
-/// The key of a text, of bytes or of a message.
+/// Returns the key of a string, of bytes or of a message.
 pub(super) const fn bytes(field: u32) -> u32 {
     field << 3 | 2
 }
 
 impl<'m> Fields<'m> {
-    /// What comes next.
+    /// Reads the next key, or [`END`].
     #[inline(always)]
     pub(super) fn key(&mut self) -> Option<u32> {
         if self.0.is_empty() {
@@ -38,16 +40,17 @@ impl<'m> Fields<'m> {
         read_bytes(&mut self.0)
     }
 
-    /// Passes what the field with this key holds.
+    /// Skips the value of the field with this key.
     #[inline(always)]
     pub(super) fn skip(&mut self, key: u32) -> Option<()> {
         match key & 7 {
             0 => self.number().map(drop),
             2 => self.bytes().map(drop),
-            // No field of the contract has four or eight bytes.
+            // No field of the contract has a fixed size of four or eight bytes, but an unknown one
+            // may.
             1 => self.pass(8),
             5 => self.pass(4),
-            // Groups, which proto3 has none of.
+            // Groups, which proto3 does not have, and invalid wire types.
             _ => None,
         }
     }
@@ -62,7 +65,7 @@ impl<'m> Fields<'m> {
 mod tests {
     use super::*;
 
-    /// All of it, skipped.
+    /// Returns the keys of a message and skips the values.
     fn keys(message: &[u8]) -> Option<Vec<u32>> {
         let mut fields = Fields(message);
         let mut keys = Vec::new();

@@ -1,6 +1,7 @@
-//! A session that was found: one allocation, read where it lies.
+//! A session that a lookup returned: one allocation, read in place.
 //!
-//! The tags are the contract's; a test holds them against the generated messages, field by field.
+//! The tags are those of the contract; a test compares them with the generated messages, field by
+//! field.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,14 +14,14 @@ use super::{
 };
 use crate::{proto as pb, proto::PeerIdentity};
 
-/// The longest session id that the contract has, in bytes.
+/// The longest session id of the contract, in bytes.
 const ID_MAX: usize = 64;
 
-/// Of LookupSessionResponse.
+/// Tags of LookupSessionResponse.
 const FOUND: u32 = number(1);
 const SESSION: u32 = bytes(2);
 const DATA: u32 = bytes(3);
-/// Of Session.
+/// Tags of Session.
 const SESSION_ID: u32 = bytes(1);
 const VERSION: u32 = number(4);
 const CIPHER_SUITE: u32 = bytes(5);
@@ -29,13 +30,15 @@ const PEER: u32 = bytes(7);
 const SINGLE_USE: u32 = number(8);
 const AUTHENTICATE_TIME: u32 = bytes(11);
 const EXPIRE_TIME: u32 = bytes(12);
-/// Of google.protobuf.Timestamp.
+/// Tags of google.protobuf.Timestamp.
 const SECONDS: u32 = number(1);
 const NANOS: u32 = number(2);
 
-/// A session to resume. A single-use one is this worker's alone. Overwritten when it is dropped.
+/// A session to resume. No other worker gets a single-use one. The memory is overwritten when it is
+/// dropped.
 pub struct Found {
-    /// A LookupSessionResponse as it came, but that the id's bytes are where its digits were.
+    /// The encoded LookupSessionResponse. The decoded bytes of the session id replace its hex
+    /// digits.
     response: SecretBuffer,
     data: Place,
     session_id: Place,
@@ -49,52 +52,55 @@ pub struct Found {
 }
 
 impl Found {
-    /// The library's own encoding, as it was put.
+    /// Returns the session in the encoding of the TLS library that put it.
     pub fn data(&self) -> &[u8] {
         self.bytes(self.data)
     }
 
-    /// What to name in [`super::Worker::open`] once it is resumed.
+    /// Returns the session id, to be passed to [`super::Worker::open`] once the session is resumed.
     pub fn session_id(&self) -> &[u8] {
         self.bytes(self.session_id)
     }
 
-    /// The version it can be resumed with.
+    /// Returns the protocol version that the session can be resumed with.
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// IANA name, or empty.
+    /// Returns the IANA name, or an empty string.
     pub fn cipher_suite(&self) -> &str {
         self.text(self.cipher_suite)
     }
 
-    /// Client: whom it resumes with. Server: the SNI it was made under.
+    /// Returns the name that the session was made under. Client: the server. Server: the SNI.
     pub fn server_name(&self) -> &str {
         self.text(self.server_name)
     }
 
-    /// Who the peer proved to be, where it was told.
+    /// Returns the identity that the peer proved, if the daemon knows it.
     pub fn peer(&self) -> Option<&PeerIdentity> {
         self.peer.as_deref()
     }
 
-    /// Whether it was handed out for good: nobody else gets it.
+    /// Returns whether the session is single-use: the lookup consumed it, and no other lookup finds
+    /// it.
     pub fn is_single_use(&self) -> bool {
         self.single_use
     }
 
-    /// When the peers authenticated. What is made of a single-use session carries it over, in [`super::Put`].
+    /// Returns when the peers authenticated. A session that is made from a single-use one must be
+    /// put with this time, in [`super::Put::authenticate_time`].
     pub fn authenticate_time(&self) -> SystemTime {
         self.authenticate_time
     }
 
-    /// From then on it is not to be resumed.
+    /// Returns when the session expires. It must not be resumed from then on.
     pub fn expire_time(&self) -> SystemTime {
         self.expire_time
     }
 
-    /// Reads a LookupSessionResponse. `None`: it has no session, or none that this client understands.
+    /// Decodes a LookupSessionResponse. `None`: it has no session, or one that this client cannot
+    /// decode.
     pub(super) fn read(mut response: SecretBuffer) -> Option<Self> {
         let all = response.bytes();
         let place = |part: &[u8]| Place::of(part, all);
@@ -150,12 +156,12 @@ impl Found {
     }
 
     fn text(&self, place: Place) -> &str {
-        // It was one when the response was read.
+        // The bytes were checked when the response was decoded.
         str::from_utf8(self.bytes(place)).unwrap_or_default()
     }
 }
 
-/// A part of the response.
+/// A range of bytes in the response.
 #[derive(Clone, Copy, Default)]
 struct Place {
     start: u32,
@@ -163,10 +169,10 @@ struct Place {
 }
 
 impl Place {
-    /// Where this part of `all` is.
+    /// Returns the range of `part` in `all`.
     fn of(part: &[u8], all: &[u8]) -> Self {
         let start = part.as_ptr().addr().wrapping_sub(all.as_ptr().addr());
-        // A message has 16 MiB at most. What is empty may be anywhere.
+        // The numbers fit: a message has at most 16 MiB. An empty part may point anywhere.
         match (u32::try_from(start), u32::try_from(part.len())) {
             (Ok(start), Ok(length)) if length > 0 => Self { start, length },
             _ => Self::default(),
@@ -179,7 +185,7 @@ impl Place {
     }
 }
 
-/// `None`: none that this client knows.
+/// Converts the version. `None`: this client does not know it.
 fn version(number: u64) -> Option<Version> {
     const TLS_1_2: u64 = pb::ProtocolVersion::Tls12 as u64;
     const TLS_1_3: u64 = pb::ProtocolVersion::Tls13 as u64;
@@ -190,7 +196,8 @@ fn version(number: u64) -> Option<Version> {
     }
 }
 
-/// A google.protobuf.Timestamp of 1970 or later. `None`: a time that this machine has not.
+/// Decodes a google.protobuf.Timestamp. `None`: it is malformed, before 1970, or out of range for
+/// this system.
 fn time(bytes: &[u8]) -> Option<SystemTime> {
     let (mut fields, mut seconds, mut nanos) = (Fields(bytes), 0, 0);
     loop {
@@ -251,7 +258,7 @@ mod tests {
         assert_eq!((found.cipher_suite(), found.server_name()), ("TLS_AES_128_GCM_SHA256", "a.test"));
         assert_eq!(found.peer(), session().peer.as_ref());
         assert_eq!((found.authenticate_time(), found.expire_time()), (at(1_000_000_007), at(2_000_000_011)));
-        // And what is left out when it is nothing.
+        // Fields that are empty or have the default value are not on the wire.
         let plain = pb::Session {
             version: pb::ProtocolVersion::Tls12.into(),
             id: String::new(),

@@ -1,24 +1,25 @@
-//! Messages as gRPC sends them, each behind its length: batches as they go out of the queue, and answers out of whatever
-//! pieces they come in.
+//! The length-prefixed messages of gRPC. Batches get their prefix, and answers are reassembled from
+//! the chunks of the stream.
 //!
-//! Length-Prefixed-Message of PROTOCOL-HTTP2.md: a byte that says whether it is compressed, and four of the length.
+//! The format is Length-Prefixed-Message of gRPC's PROTOCOL-HTTP2.md: one byte for the compression
+//! and four bytes for the length.
 
 use bytes::Buf;
 use tls_sessiond_types::secret::SecretBuffer;
 
-/// What goes before a message.
+/// The size of the prefix in bytes.
 pub(super) const PREFIX: usize = 5;
-/// The largest message of answers: the daemon cuts them at a MiB, but not within a session.
+/// The largest message of answers. The daemon splits answers at 1 MiB, but not within a session.
 const MESSAGE_MAX: usize = 16 << 20;
 
-/// What goes before a message of this length, which is not compressed.
+/// Returns the prefix of an uncompressed message of this length.
 pub(super) fn prefix(length: usize) -> [u8; PREFIX] {
-    // A batch has a MiB.
+    // The length fits: a batch has at most 1 MiB.
     let [a, b, c, d] = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
     [0, a, b, c, d]
 }
 
-/// A message with its prefix, as HTTP/2 sends it.
+/// A message with its prefix, to be sent by HTTP/2.
 #[derive(Default)]
 pub(super) struct Framed {
     bytes: SecretBuffer,
@@ -41,27 +42,29 @@ impl Buf for Framed {
     }
 
     fn advance(&mut self, count: usize) {
-        assert!(count <= self.remaining(), "nobody sends more than there is");
+        assert!(count <= self.remaining(), "advanced by {count}, but fewer bytes remain");
         self.sent += count;
     }
 }
 
-/// What comes in is no message that this client takes: compressed, which it has not asked for, or too large.
+/// The stream has a message that this client does not accept: compressed, although the client did
+/// not ask for compression, or too large.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Unexpected;
 
-/// Puts messages together.
+/// Reassembles messages from the chunks of a stream.
 #[derive(Default)]
 pub(super) struct Pieces {
-    /// The beginning of a message whose end has not come.
+    /// The beginning of an incomplete message.
     begun: SecretBuffer,
 }
 
 impl Pieces {
-    /// Hands out each message that is whole with `piece`, without its prefix.
+    /// Passes each message that `piece` completes to `message`, without its prefix.
     ///
     /// # Errors
-    /// Those of `message`, and what is no message: nothing more is to be read then.
+    /// Errors of `message`, and a message that is not accepted. The caller must not read on after
+    /// an error.
     pub(super) fn read<E: From<Unexpected>>(
         &mut self,
         mut piece: &[u8],
@@ -80,7 +83,8 @@ impl Pieces {
         Ok(())
     }
 
-    /// Takes of `piece` what the message lacks, and hands it out once it is whole.
+    /// Takes from `piece` the bytes that the incomplete message lacks. Returns the message if it is
+    /// complete.
     fn go_on(&mut self, piece: &mut &[u8]) -> Result<Option<SecretBuffer>, Unexpected> {
         self.take(piece, PREFIX);
         let Some(length) = length(self.begun.bytes())? else { return Ok(None) };
@@ -89,7 +93,7 @@ impl Pieces {
         Ok(whole.then(|| std::mem::take(&mut self.begun)))
     }
 
-    /// Up to so many bytes of the message.
+    /// Moves bytes from `piece` to the message until it has `size` bytes.
     fn take(&mut self, piece: &mut &[u8], size: usize) {
         let lacks = size.saturating_sub(self.begun.bytes().len());
         let (taken, rest) = piece.split_at(lacks.min(piece.len()));
@@ -102,7 +106,7 @@ fn append(to: &mut SecretBuffer, bytes: &[u8]) {
     to.grow(bytes.len()).copy_from_slice(bytes);
 }
 
-/// Of the message that begins here. `None`: its prefix is not whole.
+/// Returns the length of the message that begins here. `None`: its prefix is incomplete.
 fn length(begun: &[u8]) -> Result<Option<usize>, Unexpected> {
     let Some(&[compressed, a, b, c, d]) = begun.first_chunk() else { return Ok(None) };
     let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
@@ -120,7 +124,7 @@ mod tests {
         [&prefix(message.len())[..], message].concat()
     }
 
-    /// What comes out of a stream that comes in pieces of this length.
+    /// Reads a stream in chunks of this length.
     fn read(stream: &[u8], piece: usize) -> Result<Vec<Vec<u8>>, Unexpected> {
         let (mut pieces, mut messages) = (Pieces::default(), Vec::new());
         for piece in stream.chunks(piece) {
@@ -139,7 +143,11 @@ mod tests {
         for piece in [1, 2, 5, 6, 7, 304, 305, 306, 310, 16_384, stream.len()] {
             assert_eq!(read(&stream, piece).as_ref(), Ok(&messages), "{piece}");
         }
-        assert_eq!(read(&stream[..stream.len() - 1], 100).unwrap().len(), 4, "the last one is not whole");
+        assert_eq!(
+            read(&stream[..stream.len() - 1], 100).unwrap().len(),
+            4,
+            "the last message is incomplete"
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A breaker for many threads. While nothing is wrong, which is nearly always, it costs a look.
+//! A circuit breaker for many threads. While all lookups succeed, it costs one atomic load.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -11,8 +11,8 @@ use super::breaker::{Breaker, Outcome, Permit};
 
 pub(super) struct Gate {
     breaker: Mutex<Breaker>,
-    /// As the breaker was last: all are let out, and no answer changes anything. Who reads it a moment too late came a
-    /// moment earlier.
+    /// The breaker is closed without a timeout, so all lookups are admitted and an answer changes
+    /// nothing. A thread that reads an outdated value acts as if it had come a moment earlier.
     quiet: AtomicBool,
 }
 
@@ -21,7 +21,7 @@ impl Gate {
         Self { breaker: Mutex::new(Breaker::new(threshold, pauses)), quiet: AtomicBool::new(true) }
     }
 
-    /// `None`: do not ask.
+    /// Admits a lookup. `None`: the breaker is open.
     pub(super) fn admit(&self, now: Instant) -> Option<Permit> {
         if self.quiet.load(Ordering::Relaxed) {
             return Some(Permit::Plain);
@@ -29,7 +29,8 @@ impl Gate {
         self.with(|breaker| breaker.admit(now))
     }
 
-    /// Answers whether the breaker opened with it. What time it is, is asked only where it matters.
+    /// Records the outcome of a lookup. Returns whether it opened the breaker. `now` is called only
+    /// if the time matters.
     pub(super) fn settle(&self, permit: Permit, outcome: Outcome, now: impl FnOnce() -> Instant) -> bool {
         if outcome != Outcome::TimedOut && self.quiet.load(Ordering::Relaxed) {
             return false;
@@ -38,7 +39,7 @@ impl Gate {
         self.with(|breaker| breaker.settle(permit, outcome, now))
     }
 
-    /// The daemon has just answered otherwise.
+    /// Closes the breaker because a new stream has shown that the daemon answers.
     pub(super) fn close(&self) {
         self.with(Breaker::close);
     }
@@ -65,7 +66,7 @@ mod tests {
         let plain = gate.admit(now).unwrap();
         assert!(quiet() && !settle(plain, Outcome::Answered) && !settle(plain, Outcome::Unknown));
         assert!(!settle(plain, Outcome::TimedOut) && !quiet());
-        assert!(!settle(plain, Outcome::Answered) && quiet(), "not in a row");
+        assert!(!settle(plain, Outcome::Answered) && quiet(), "the timeouts are not consecutive");
         assert!(!settle(plain, Outcome::TimedOut) && settle(plain, Outcome::TimedOut));
         assert_eq!(gate.admit(now), None);
         let probe = gate.admit(now + pause).unwrap();

@@ -1,7 +1,8 @@
-//! One stream to the daemon: a bounded queue of calls, and who waits for their answers.
+//! The outbox of one stream to the daemon: a bounded queue of calls, and the callers that wait for
+//! answers.
 //!
-//! A link is used for one stream only. So an alias never gets onto a stream that does not know it: the
-//! handles of a stream that broke hold a closed link, which takes nothing.
+//! A link serves one stream only, so an alias never reaches a stream that does not know it. The
+//! handles of a stream that broke hold a closed link, which refuses every call.
 
 use std::{
     pin::Pin,
@@ -32,38 +33,39 @@ struct State {
     phase: Phase,
     queue: Queue,
     waiting: Places<Answer>,
-    /// Aliases are numbered from 1.
+    /// The number of aliases so far. They are numbered from 1.
     opened: u64,
-    /// Connections that are not freed yet.
+    /// The number of connections that are not freed.
     handles: usize,
-    /// The stream, when it has nothing to send.
+    /// The waker of the stream, set while the stream has nothing to send.
     sender: Option<Waker>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Open,
-    /// Nothing new; the stream ends when the last handle is gone.
+    /// No new lookups and connections. The stream ends when the last connection is freed.
     Retired,
-    /// The stream is gone.
+    /// The stream has ended.
     Closed,
 }
 
-/// Why a call is not taken.
+/// Why a call was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NotTaken {
     /// The queue is full, or the call is too large.
     Full,
-    /// The stream is gone, or takes nothing new.
+    /// The stream has ended, or the link takes no new calls.
     Closed,
 }
 
-/// Whether a report may be lost.
+/// Whether a report may be dropped.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Weight {
-    /// Without it a session is lost at worst.
+    /// Best effort: without the report a session is lost at worst.
     May,
-    /// Without it a bad session could be resumed. A handle has a few of these at most, so they need no limit.
+    /// Required: without the report a bad session could be resumed. A handle sends only a few of
+    /// these, so the limits of the queue do not apply to them.
     Must,
 }
 
@@ -80,7 +82,7 @@ impl Link {
         Self { state: Mutex::new(state), tallies }
     }
 
-    /// Asks for who is woken by `waker`.
+    /// Queues a lookup for the caller that `waker` wakes.
     pub(super) fn ask(
         self: Arc<Self>,
         question: &Question<'_>,
@@ -90,7 +92,8 @@ impl Link {
         self.push_asking(Phase::Open, Weight::May, question, waker, asker)
     }
 
-    /// Is answered, with nothing, when all before it is done: frees a connection that nobody has.
+    /// Queues a call whose answer shows that the daemon has done all calls before it. The call
+    /// frees a connection id that no connection has.
     pub(super) fn mark(self: Arc<Self>, waker: &Waker) -> Result<Waiting, NotTaken> {
         let request = pb::FreeRequest { connection_id: "0".repeat(32), allow_missing: true };
         self.push_asking(Phase::Retired, Weight::Must, &Method::Free(request), waker, Asker::Task)
@@ -112,10 +115,10 @@ impl Link {
         Ok(Waiting { link: self, id, fresh: true, over: false })
     }
 
-    /// Makes a connection; its alias is good on this link.
+    /// Queues the creation of a connection and returns its alias, which is valid on this link only.
     pub(super) fn open(&self, request: pb::NewRequest) -> Result<String, NotTaken> {
         let words = &Method::New(request.into());
-        // What the alias adds is little.
+        // The size without the alias suffices for the limits: an alias is short.
         let words_size = words.size();
         let mut state = self.admit(Phase::Open, Weight::May, words_size)?;
         state.opened += 1;
@@ -126,31 +129,32 @@ impl Link {
         Ok(alias)
     }
 
-    /// Tells something of a connection; nobody waits for an answer.
+    /// Queues a report about a connection. It has no answer.
     pub(super) fn tell(&self, method: &Method, weight: Weight) -> Result<(), NotTaken> {
         self.queue(method, weight).map(send)
     }
 
-    /// The last word of a connection.
+    /// Queues the last call of a connection, which frees it.
     pub(super) fn free(&self, alias: String) {
         let request = pb::FreeRequest { connection_id: alias, allow_missing: true };
-        // Closed: the daemon has freed it.
+        // If the link is closed, the daemon has freed the connection already.
         if let Ok(mut state) = self.queue(&Method::Free(request), Weight::Must) {
             state.handles -= 1;
             send(state);
         }
     }
 
-    /// The last two words of a connection that was closed, in one message. Of the first it says whether it was taken.
+    /// Queues the shutdown of a connection and frees it, in one message. An error says that the
+    /// shutdown was refused; the connection is freed anyway.
     pub(super) fn close_and_free(&self, alias: String) -> Result<(), NotTaken> {
         let request = pb::ShutdownRequest { connection_id: alias.clone() };
-        // Nobody is woken for it alone.
+        // The stream is woken once, by `free`.
         let taken = self.queue(&Method::Shutdown(request), Weight::May).map(drop);
         self.free(alias);
         taken
     }
 
-    /// Puts a call into the queue, and does not wake the stream.
+    /// Queues a call without waking the stream.
     fn queue(&self, words: &Method, weight: Weight) -> Result<MutexGuard<'_, State>, NotTaken> {
         let words_size = words.size();
         let mut state = self.admit(Phase::Retired, weight, words_size)?;
@@ -158,7 +162,7 @@ impl Link {
         Ok(state)
     }
 
-    /// Whether a call of this size is taken.
+    /// Checks that a call of this size is accepted, and returns the locked state.
     fn admit(&self, until: Phase, weight: Weight, size: usize) -> Result<MutexGuard<'_, State>, NotTaken> {
         let state = self.state.lock();
         if state.phase != Phase::Open && state.phase != until {
@@ -170,31 +174,31 @@ impl Link {
         Ok(state)
     }
 
-    /// Hands answers to who waits for them, and says whether other tasks still wait. `wake` is empty before and after: its room
-    /// is used.
+    /// Hands answers to their callers and returns whether other tasks still wait. `wake` must be
+    /// empty and is empty afterwards: its memory is reused.
     pub(super) fn answer(&self, answers: impl Iterator<Item = (u64, Answer)>, wake: &mut Vec<Waker>) -> bool {
         let mut state = self.state.lock();
         for (id, answer) in answers {
             if matches!(answer, Answer::Refused) {
                 self.tallies.refused.count();
             }
-            // One that does not wait any more had its miss.
+            // A caller that stopped waiting has already had its miss.
             let waker = state.waiting.answer(id, answer);
             wake.extend(waker);
         }
         let more = state.waiting.has_tasks();
         drop(state);
-        // This wakes tasks, which must not find the lock taken.
+        // Waking may poll or drop tasks, and that must not happen while the lock is held.
         wake.drain(..).for_each(Waker::wake);
         more
     }
 
-    /// Whether any task waits for an answer.
+    /// Returns whether any task waits for an answer.
     pub(super) fn is_awaited(&self) -> bool {
         self.state.lock().waiting.has_tasks()
     }
 
-    /// Takes nothing new, and ends the stream with the last handle.
+    /// Refuses new lookups and connections, and ends the stream when the last connection is freed.
     pub(super) fn retire(&self) {
         let mut state = self.state.lock();
         if state.phase == Phase::Open {
@@ -203,22 +207,23 @@ impl Link {
         send(state);
     }
 
-    /// The stream is gone: all that wait get nothing.
+    /// Closes the link because the stream has ended. All callers that wait get no answer.
     pub(super) fn close(&self) {
         let mut state = self.state.lock();
         state.phase = Phase::Closed;
         state.queue.clear();
         let waiting = state.waiting.wakers();
-        // This wakes tasks, which must not find the lock taken.
+        // Waking may poll or drop tasks, and that must not happen while the lock is held.
         send(state);
         waiting.into_iter().for_each(Waker::wake);
     }
 
-    /// All that is ready, as far as one message goes, behind its prefix. `None`: the stream may end.
+    /// Takes the calls that fit into one message, with its length prefix. `None`: the stream may
+    /// end.
     pub(super) fn poll_batch(&self, cx: &mut Context<'_>) -> Poll<Option<SecretBuffer>> {
         let mut state = self.state.lock();
         let State { queue, waiting, .. } = &mut *state;
-        // A single-use session would be taken for nobody.
+        // A lookup without a caller would consume a single-use session in vain.
         if let Some((batch, calls)) = queue.pop(|id| waiting.waits(id)) {
             self.tallies.messages.count();
             self.tallies.calls.add(calls);
@@ -237,7 +242,7 @@ impl Link {
     }
 }
 
-/// Wakes the stream, if it has nothing to send.
+/// Wakes the stream if it waits for calls.
 fn send(mut state: MutexGuard<'_, State>) {
     let sender = state.sender.take();
     drop(state);
@@ -250,12 +255,12 @@ fn wake(waker: Option<Waker>) {
     }
 }
 
-/// A question that is out. `None` comes where no answer will. Dropped before, nobody waits for it any more; if it was
-/// not sent then, it is not sent at all.
+/// A call that waits for its answer. Resolves to `None` if the stream breaks. When it is dropped,
+/// the answer is discarded, and a call that was not sent yet is not sent at all.
 pub(super) struct Waiting {
     link: Arc<Link>,
     id: u64,
-    /// Not polled yet.
+    /// Whether it was not polled yet.
     fresh: bool,
     over: bool,
 }
@@ -264,7 +269,8 @@ impl Future for Waiting {
     type Output = Option<Answer>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Answer>> {
-        // Who asks and waits is one and the same: it is woken if there is an answer already.
+        // The first poll is that of the caller that queued the call: its waker is already stored,
+        // and an answer has woken it.
         if std::mem::take(&mut self.fresh) {
             return Poll::Pending;
         }
@@ -289,7 +295,7 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         if !self.over {
             let left = self.link.state.lock().waiting.leave(self.id);
-            // What was waiting there is dropped without the lock.
+            // Dropping a waker may drop a task, and that must not happen while the lock is held.
             drop(left);
         }
     }
@@ -379,7 +385,10 @@ mod tests {
         link.answer(std::iter::once((answered.id, Answer::Nothing)), &mut Vec::new());
         link.close();
         assert!(matches!(poll(&mut asked), Poll::Ready(None)));
-        assert!(matches!(poll(&mut answered), Poll::Ready(Some(_))), "it came before");
+        assert!(
+            matches!(poll(&mut answered), Poll::Ready(Some(_))),
+            "the answer came before the link was closed"
+        );
         assert_eq!(link.tell(&shutdown(), Weight::Must), Err(NotTaken::Closed));
         assert_eq!(ask(&link).err(), Some(NotTaken::Closed));
         assert!(matches!(batch(&link), Poll::Ready(None)));

@@ -1,7 +1,7 @@
-//! Whether a stream looks for its answers, or sleeps until they come.
+//! Busy polling: decides whether a stream polls for its answers or sleeps until they arrive.
 //!
-//! It looks for those of tasks: whatever else they have to do, their runtime does first. A thread that waits is asleep, and
-//! another one may want the core.
+//! It polls only while tasks wait, because their runtime runs its other tasks first. A waiting
+//! thread sleeps, and another thread may need its core.
 
 use std::{
     pin::pin,
@@ -12,22 +12,22 @@ use tokio::task::yield_now;
 
 use crate::looks::Looks;
 
-/// How often it looks: a daemon that is awake has answered by then. One that has to be woken has not; then looking would
-/// cost more of this worker than it saves.
+/// The number of polls. A daemon that is awake has answered by then. One that must be woken has
+/// not, and further polls would cost this worker more than they save.
 const LOOKS: u32 = 16;
 
-/// What one stream expects.
+/// The polling state of one stream.
 #[derive(Default)]
 pub(super) struct Lookout {
     looks: Looks,
-    /// How many times more it looks. 0: it does not.
+    /// The remaining polls. 0: the stream sleeps.
     left: u32,
-    /// How many questions pass before it looks again.
+    /// The number of batches to skip before the stream polls again.
     pass: u64,
 }
 
 impl Lookout {
-    /// Questions of tasks went out.
+    /// Records that a batch was sent while tasks wait.
     pub(super) fn asked(&mut self) {
         match self.pass {
             0 => self.left = LOOKS,
@@ -35,7 +35,7 @@ impl Lookout {
         }
     }
 
-    /// Answers came. `more`: tasks wait for others.
+    /// Records that answers arrived. `more`: tasks wait for further answers.
     pub(super) fn answered(&mut self, more: bool) {
         if self.left > 0 {
             self.pass = self.looks.ended(true);
@@ -43,15 +43,15 @@ impl Lookout {
         }
     }
 
-    /// There is nothing to do. The task is woken after the runtime has looked, without waiting, what has come; or it
-    /// sleeps.
+    /// Called when there is nothing to do. With polls left, the task is woken once the runtime has
+    /// polled for I/O without blocking. Otherwise it sleeps.
     pub(super) fn rest(&mut self, cx: &mut Context<'_>) {
         let Some(left) = self.left.checked_sub(1) else { return };
         self.left = left;
         if left == 0 {
             self.pass = self.looks.ended(false);
         }
-        // Pending, and that is why it is asked.
+        // It returns Pending, and has arranged the wake-up.
         let _: Poll<()> = pin!(yield_now()).poll(cx);
     }
 }
@@ -60,7 +60,7 @@ impl Lookout {
 mod tests {
     use super::*;
 
-    /// How often it looks until it sleeps.
+    /// Counts the polls until the stream sleeps.
     async fn looks(lookout: &mut Lookout) -> u32 {
         let mut looks = 0;
         std::future::poll_fn(|cx| {
@@ -86,14 +86,14 @@ mod tests {
         assert_eq!(looks(&mut lookout).await, LOOKS);
         lookout.answered(false);
         lookout.asked();
-        assert_eq!(looks(&mut lookout).await, 0, "the last answer was late");
+        assert_eq!(looks(&mut lookout).await, 0, "the last answer came too late, so one batch is skipped");
         lookout.asked();
         lookout.answered(true);
-        assert_eq!(looks(&mut lookout).await, LOOKS, "the next may come at once");
+        assert_eq!(looks(&mut lookout).await, LOOKS, "another answer may come at once");
         for _ in 0..2 {
             lookout.asked();
         }
         lookout.answered(false);
-        assert_eq!(looks(&mut lookout).await, 0, "nobody waits");
+        assert_eq!(looks(&mut lookout).await, 0, "no task waits");
     }
 }

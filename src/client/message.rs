@@ -1,5 +1,6 @@
-//! What a worker asks and tells. Secrets are wiped when they are dropped, and nothing that holds one
-//! has Debug; the buffers of the transport, which carries them, are not ours to wipe.
+//! Lookups, and sessions to put. Secrets are overwritten when they are dropped, and no type that
+//! holds one implements Debug. The buffers of the transport, which also carry secrets, are not
+//! overwritten.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,59 +12,64 @@ use tls_sessiond_types::hex;
 
 use crate::{proto as pb, proto::PeerIdentity};
 
-/// Which session a handshake wants to resume.
+/// The session that a handshake wants to resume.
 #[derive(Clone, Copy, Debug)]
 pub struct Lookup<'l> {
-    /// Whose session it is.
+    /// The side that uses the session.
     pub role: Role,
-    /// Server: what the peer offers. Client: one session by its id, or empty.
+    /// Server: the session id that the peer offers. Client: the id of one session, or empty.
     pub session_id: &'l [u8],
-    /// Server: the SNI that the peer sends, or empty. Client: whom it speaks with; without an id the newest session
-    /// answers. Always compared with the name that the session was made under.
+    /// Server: the SNI that the peer sends, or empty. Client: the name of the server; with an empty
+    /// `session_id` the lookup returns the newest session with that server. A session is found only
+    /// if it was put with the same name.
     pub server_name: &'l str,
-    /// As it was put: whatever else must agree, at most 1 KiB.
+    /// The binding: a session is found only if it was put with equal bytes. At most 1 KiB.
     pub binding: &'l [u8],
 }
 
 impl<'l> Lookup<'l> {
-    /// What a peer offers to this server.
+    /// Makes a lookup of the session id that a peer offers to this server.
     pub fn server(session_id: &'l [u8]) -> Self {
         Self { role: Role::Server, session_id, server_name: "", binding: &[] }
     }
 
-    /// Any session with a server, the newest first.
+    /// Makes a lookup of the newest session with a server.
     pub fn client(server_name: &'l str) -> Self {
         Self { role: Role::Client, session_id: &[], server_name, binding: &[] }
     }
 }
 
-/// A session that the worker's library made.
+/// A session that the worker's TLS library made.
 pub struct Put {
-    /// Server: what a peer will offer, 1 to 64 bytes. Client: empty, the daemon gives it an id.
+    /// Server: the session id that a peer will offer, 1 to 64 bytes. Client: empty; the daemon
+    /// chooses an id.
     pub session_id: Vec<u8>,
-    /// The library's own encoding.
+    /// The session in the TLS library's own encoding.
     pub data: Zeroizing<Vec<u8>>,
-    /// The version that the handshake agreed on.
+    /// The negotiated version.
     pub version: Version,
-    /// To be handed out once: for TLS 1.3.
+    /// Whether only one lookup may find the session. Set for TLS 1.3.
     pub single_use: bool,
-    /// How long it may live, if that is less than the context says.
+    /// The longest lifetime. It has no effect if the context's is shorter.
     pub timeout: Option<Duration>,
-    /// IANA name, or empty.
+    /// The IANA name, or empty.
     pub cipher_suite: String,
-    /// Server: the SNI. Client: the connection's, or empty.
+    /// Server: the SNI. Client: empty, or the server name of the connection.
     pub server_name: String,
-    /// Whatever else must agree for a resumption to be safe, at most 1 KiB. Compared as a whole.
+    /// The binding: everything else that must agree for a resumption to be safe. At most 1 KiB. A
+    /// lookup finds the session only with equal bytes.
     pub binding: Vec<u8>,
-    /// The identity that the peer proved in a full handshake. After a resumption the daemon's record of the resumed session counts.
+    /// The identity that the peer proved in a full handshake. After a resumption the daemon uses
+    /// its record of the resumed session instead.
     pub peer: Option<PeerIdentity>,
-    /// When the peers authenticated. None: when those of the resumed session did, or of the connection's first session, or
-    /// now. A later time than one of the first two counts for nothing.
+    /// When the peers authenticated. `None`: the time of the resumed session, else the time of the
+    /// connection's first session, else now. A time that is later than one of the first two is
+    /// ignored.
     pub authenticate_time: Option<SystemTime>,
 }
 
 impl Put {
-    /// A session of this version, single-use where that is TLS 1.3.
+    /// Makes a session of this version. It is single-use if the version is TLS 1.3.
     pub fn new(version: Version, data: Vec<u8>) -> Self {
         Self {
             session_id: Vec::new(),
@@ -83,7 +89,7 @@ impl Put {
         pb::PutSessionRequest {
             connection_id,
             session_id: hex::string(&self.session_id),
-            // Wiped when the message has been written or dropped.
+            // The owner is overwritten when the message has been written or dropped.
             data: Bytes::from_owner(self.data),
             format,
             timeout: self.timeout.and_then(|timeout| timeout.try_into().ok()),

@@ -1,37 +1,56 @@
-//! What workers written in Rust import: lookups and reports over one Attach stream, which never hold a
-//! handshake up.
+//! The client for workers written in Rust. It sends lookups and reports over one Attach stream and
+//! never holds up a handshake.
 //!
 //! ```no_run
 //! # async fn worker() -> Result<(), tls_sessiond::client::InvalidEndpoint> {
 //! use tls_sessiond::client::{Lookup, Options, Put, Role, Version, Worker};
 //!
 //! let worker = Worker::connect(Options::new("unix:///run/tls-sessiond/api.sock", "openssl")?);
-//! // A peer offers session id ab:cd. No answer in time is a miss: the handshake is a full one.
+//! // A peer offers session id ab:cd. Without an answer in time the handshake is a full one.
 //! let found = worker.lookup(Lookup::server(b"\xab\xcd")).await;
 //! let connection = worker.open(Role::Server, "", found.as_ref().map(|found| found.session_id()));
 //! if found.is_none() {
 //!     let session = b"i2d_SSL_SESSION".to_vec();
 //!     connection.put(Put { session_id: b"\xef\x01".to_vec(), ..Put::new(Version::Tls12, session) });
 //! }
-//! connection.shutdown(); // without it, the session leaves the cache when the handle is dropped
+//! connection.shutdown(); // without this, dropping the handle removes the session from the cache
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! A [`Worker`] needs one stream, on an HTTP/2 connection of its own, for all its calls and connections. So it never meets
-//! the daemon's `limits.streams`, and opens no further connection.
+//! A [`Worker`] uses one stream for all its calls and connections, on an HTTP/2 connection of its
+//! own. It opens no further connection, so the daemon's `limits.streams` never limits it.
 //!
-//! * `worker`: what a program holds · `connection`: the handle of one connection object
-//! * `message`: what is asked and told · `found`: what comes of it · `options` · `counters`
-//! * `link`: one stream · `queue`: what it is to send, bounded, over `calls`, which writes it, and `wiped`, a buffer
-//!   that leaves nothing behind · `places`: who waits for its answers
-//! * `stream`: batches out of the queue, answers into their places, over HTTP/2 · `frames`: messages behind their
-//!   lengths · `answers`, over `fields`: takes them apart · `bells`: which part of a stream has something to do ·
-//!   `keepalive`: whether a silent daemon lives · `lookout`: what it does before it sleeps
-//! * `attach`: connects, and connects again · `address`: where the daemon is, over `tls` where it is far
-//! * `gate`: lets lookups out, over `breaker`; that and `backoff` say when not to ask, sync and without a clock of
-//!   their own
+//! What a program uses:
+//!
+//! * `worker`: looks sessions up and opens connections
+//! * `connection`: the handle of one connection object
+//! * `message`: lookups and sessions that are put
+//! * `found`: a session that a lookup returned
+//! * `options`, `counters`
 //! * `rustls`: an acceptor for tokio-rustls (cargo feature `rustls`)
+//! * `openssl`: the adapter for OpenSSL (cargo feature `openssl`)
+//!
+//! The stream:
+//!
+//! * `attach`: connects and reconnects
+//! * `address`: the daemon's endpoint and the transport to it; `tls`: TLS for a remote daemon
+//! * `link`: the outbox of one stream
+//! * `queue`: the bounded queue of an outbox; `calls`: encodes calls; `wiped`: a buffer that is
+//!   overwritten when it is dropped
+//! * `places`: the pending calls, which wait for answers
+//! * `stream`: sends batches from the queue and hands out answers, over HTTP/2
+//! * `frames`: gRPC's length-prefixed messages
+//! * `answers`: decodes answers; `fields`: reads protobuf fields without a copy
+//! * `bells`: the wake set, which records which part of a stream is ready
+//! * `keepalive`: detects a dead peer
+//! * `lookout`: busy polling before the stream sleeps
+//!
+//! Back-off. These modules are synchronous and read no clock:
+//!
+//! * `gate`: admits lookups on many threads; `breaker`: stops lookups to a daemon that does not
+//!   answer
+//! * `backoff`: the pauses between attempts
 
 mod address;
 mod answers;

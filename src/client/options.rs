@@ -1,4 +1,4 @@
-//! How a worker reaches its daemon, and how much it may cost.
+//! The options of a worker: the daemon's endpoint, deadlines and limits.
 
 use std::time::Duration;
 
@@ -6,38 +6,42 @@ use super::address::Address;
 #[cfg(feature = "rustls")]
 use super::tls::Tls;
 
-/// How long a new line and its stream may take.
+/// The longest time to connect and to begin a stream.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where the daemon is, and what all calls of a worker have in common.
+/// The daemon's endpoint, and options of all calls of a worker.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
     pub(super) address: Address,
     /// The context of lookups and connections. Empty: `default`.
     pub context: String,
-    /// Name of the encoding of this worker's sessions: `openssl`, `go` ...; 1 to 32 of a-z, 0-9, `-` and `.`.
+    /// The name of the encoding of this worker's sessions, for example `openssl` or `go`: 1 to 32
+    /// characters of a-z, 0-9, `-` and `.`.
     pub format: String,
-    /// A lookup without an answer by then is a miss. 20 ms.
+    /// The longest time that a lookup waits for its answer. Later it is a miss. Default: 20 ms.
     pub lookup_deadline: Duration,
-    /// What may pile up.
+    /// Limits of the queue.
     pub limits: Limits,
-    /// So many lookups in a row without an answer, and the daemon is not asked for a while. 5.
+    /// The number of consecutive timeouts that open the breaker: lookups are then not sent for a
+    /// while. Default: 5.
     pub breaker_timeouts: u32,
-    /// How long it is not asked then, and how long a lost daemon is not called: at first, and when it goes
-    /// on. 100 ms and 5 s.
+    /// The initial and the maximum back-off, for the breaker and for reconnecting. Default: 100 ms
+    /// and 5 s.
     pub back_off: (Duration, Duration),
 }
 
-/// What may pile up between this process and the daemon. What is more is dropped and counted.
+/// Limits of the calls that wait to be sent to the daemon. A call beyond them is dropped and
+/// counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Calls that wait to be sent. 8192.
+    /// The number of calls. Default: 8192.
     pub queued_calls: usize,
-    /// Their bytes. 16 MiB.
+    /// The bytes of all calls. Default: 16 MiB.
     pub queued_bytes: usize,
-    /// The largest call, and about the largest message. 1 MiB; the daemon takes 2 MiB, or its `limits.message` where
-    /// that is less, and ends the stream of who sends more.
+    /// The largest call, and approximately the largest message, in bytes. Default: 1 MiB. The
+    /// daemon accepts messages of 2 MiB, or of its `limits.message` if that is less, and ends a
+    /// stream that sends a larger one.
     pub call_bytes: usize,
 }
 
@@ -55,10 +59,11 @@ impl Default for Limits {
 pub struct InvalidEndpoint(String);
 
 impl Options {
-    /// The daemon at `tcp://HOST:PORT` (or `http://`) or `unix:///PATH`, for sessions of one format.
+    /// Makes options for the daemon at `tcp://HOST:PORT` (or `http://`) or `unix:///PATH`, and for
+    /// sessions of one format.
     ///
     /// # Errors
-    /// The endpoint is neither.
+    /// Fails if the endpoint has neither form.
     pub fn new(endpoint: &str, format: &str) -> Result<Self, InvalidEndpoint> {
         let address = Address::parse(endpoint).ok_or_else(|| InvalidEndpoint(endpoint.to_owned()))?;
         Ok(Self::at(address, format))
@@ -76,12 +81,14 @@ impl Options {
         }
     }
 
-    /// The daemon at `tls://HOST:PORT` (or `https://`), or what stands before it there. `config` names the authorities to trust, and for mutual TLS
-    /// the certificate of this worker; HOST is the name that the daemon's certificate must have. What it says of
-    /// application protocols is replaced by `h2`.
+    /// Makes options for the daemon, or a proxy in front of it, at `tls://HOST:PORT` (or
+    /// `https://`).
+    ///
+    /// HOST must be a name in the daemon's certificate. `config` has the trust anchors and, for
+    /// mutual TLS, the certificate of this worker. Its application protocols are replaced by `h2`.
     ///
     /// # Errors
-    /// The endpoint is no such address.
+    /// Fails if the endpoint does not have this form.
     #[cfg(feature = "rustls")]
     pub fn over_tls(
         endpoint: &str,
@@ -93,7 +100,7 @@ impl Options {
         Ok(Self::at(address, format))
     }
 
-    /// How long the stream may take to begin.
+    /// Returns the longest time to connect and to begin a stream.
     pub(super) fn connect_timeout(&self) -> Duration {
         CONNECT_TIMEOUT
     }

@@ -1,38 +1,39 @@
-//! Who waits for answers: places that are used again and again, each time under another number.
+//! The pending calls: a slab of the callers that wait for answers. A slot is reused under a new
+//! number.
 
 use std::task::{Poll, Waker};
 
-/// A number's low bits say which place it is, the others how often that was taken. So one that comes late, or that
-/// nobody gave out, finds nothing.
+/// The low bits of a number are the index of the slot. The high bits count how often the slot was
+/// used, so a late or invented number finds nothing.
 const PLACE_BITS: u32 = 24;
 
-/// Places of those who wait for a `T`.
+/// The callers that wait for a `T`.
 pub(super) struct Places<T> {
     places: Vec<Place<T>>,
     free: Vec<usize>,
-    /// Tasks that have no answer.
+    /// Tasks without an answer.
     tasks: usize,
 }
 
 struct Place<T> {
-    /// The number that it has now, or will have next.
+    /// The number of the current call, or of the next one if the slot is free.
     number: u64,
     holds: Holds<T>,
 }
 
 enum Holds<T> {
     Nothing,
-    /// Who is to be woken.
+    /// The waker of the caller.
     Waiting(Waker, Asker),
     Answer(T),
 }
 
-/// Who waits.
+/// The kind of caller that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asker {
-    /// Its runtime does what else there is to do.
+    /// An async task. Its runtime does other work in the meantime.
     Task,
-    /// It sleeps, and its core is for other threads.
+    /// A blocked thread. It sleeps, and other threads may use its core.
     Thread,
 }
 
@@ -52,7 +53,7 @@ impl<T> Default for Places<T> {
 }
 
 impl<T> Places<T> {
-    /// The number of a place, never 0. `None`: all are taken.
+    /// Takes a slot and returns its number, never 0. `None`: all slots are taken.
     pub(super) fn take(&mut self, waker: &Waker, asker: Asker) -> Option<u64> {
         let index = match self.free.pop() {
             Some(index) => index,
@@ -69,18 +70,18 @@ impl<T> Places<T> {
         Some(place.number)
     }
 
-    /// Whether any task waits.
+    /// Returns whether any task waits.
     pub(super) fn has_tasks(&self) -> bool {
         self.tasks > 0
     }
 
-    /// Whether somebody still waits under this number.
+    /// Returns whether a caller still waits under this number.
     pub(super) fn waits(&self, number: u64) -> bool {
         let place = self.places.get(index(number)).filter(|place| place.number == number);
         place.is_some_and(|place| matches!(place.holds, Holds::Waiting(..)))
     }
 
-    /// Leaves the answer for who waits for it. Answers whom to wake, if anybody waits.
+    /// Stores the answer for the caller. Returns its waker if it still waits.
     pub(super) fn answer(&mut self, number: u64, answer: T) -> Option<Waker> {
         let place = self.places.get_mut(index(number)).filter(|place| place.number == number)?;
         if !matches!(place.holds, Holds::Waiting(..)) {
@@ -95,10 +96,10 @@ impl<T> Places<T> {
         }
     }
 
-    /// The answer, which gives the place back.
+    /// Takes the answer and frees the slot.
     pub(super) fn poll(&mut self, number: u64) -> Poll<T> {
         let place = self.places.get_mut(index(number)).filter(|place| place.number == number);
-        // A place that was given back is not asked again.
+        // A slot that was freed stays pending: its caller does not poll again.
         let Some(place) = place.filter(|place| matches!(place.holds, Holds::Answer(_))) else {
             return Poll::Pending;
         };
@@ -110,7 +111,8 @@ impl<T> Places<T> {
         }
     }
 
-    /// From now on `waker` is woken. What was before is dropped by the caller: it may be the end of a task.
+    /// Replaces the waker. Returns the previous one, which the caller must drop without the lock:
+    /// dropping it may drop a task.
     pub(super) fn renew(&mut self, number: u64, waker: &Waker) -> Option<Waker> {
         let place = self.places.get_mut(index(number)).filter(|place| place.number == number)?;
         match &mut place.holds {
@@ -121,7 +123,8 @@ impl<T> Places<T> {
         }
     }
 
-    /// Gives the place back. What it held is dropped by the caller, as above.
+    /// Frees the slot. Returns its content, which the caller must drop without the lock, as in
+    /// [`Places::renew`].
     pub(super) fn leave(&mut self, number: u64) -> Option<impl Sized + use<T>> {
         let place = self.places.get_mut(index(number)).filter(|place| place.number == number)?;
         let holds = std::mem::replace(&mut place.holds, Holds::Nothing);
@@ -132,7 +135,7 @@ impl<T> Places<T> {
         Some(holds)
     }
 
-    /// All who wait, to be woken.
+    /// Returns the wakers of all callers that wait.
     pub(super) fn wakers(&self) -> Vec<Waker> {
         let waiting = self.places.iter().filter_map(|place| match &place.holds {
             Holds::Waiting(waker, _) => Some(waker.clone()),
@@ -151,7 +154,7 @@ impl<T> Places<T> {
 }
 
 fn index(number: u64) -> usize {
-    // Never cut: it has 24 bits.
+    // The conversion cannot fail: an index has 24 bits.
     usize::try_from(number & ((1 << PLACE_BITS) - 1)).unwrap_or(usize::MAX)
 }
 
@@ -166,11 +169,11 @@ mod tests {
         assert!(one != 0 && one != other);
         assert!(places.poll(one).is_pending());
         assert!(places.answer(one, 'a').is_some() && places.has_tasks());
-        assert!(places.answer(one, 'b').is_none(), "it has one");
+        assert!(places.answer(one, 'b').is_none(), "it is answered already");
         assert!(!places.waits(one) && places.waits(other));
         assert_eq!(places.poll(one), Poll::Ready('a'));
         let again = places.take(Waker::noop(), Asker::Thread).unwrap();
-        assert_eq!(index(again), index(one), "the place is used again");
+        assert_eq!(index(again), index(one), "the slot is reused");
         for late in [one, 0, 7, u64::MAX] {
             assert!(!places.waits(late));
             assert!(places.answer(late, 'c').is_none());
@@ -179,7 +182,7 @@ mod tests {
         assert_eq!(places.wakers().len(), 2);
         assert!(places.leave(other).is_some());
         assert!(places.leave(other).is_none());
-        assert!(places.wakers().len() == 1 && !places.has_tasks(), "a thread is left");
+        assert!(places.wakers().len() == 1 && !places.has_tasks(), "only a thread waits");
         assert!(places.leave(again).is_some() && places.wakers().is_empty());
     }
 }

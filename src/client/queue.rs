@@ -1,4 +1,4 @@
-//! What a stream is to send: calls, written one behind the other into the messages that they will go out in.
+//! The queue of a stream. Calls are encoded one behind the other into the messages that carry them.
 
 use std::collections::VecDeque;
 
@@ -11,21 +11,22 @@ use super::{
 };
 use crate::wire::Writer;
 
-/// What one AttachRequest may hold.
+/// Limits of one AttachRequest.
 const BATCH_CALLS: usize = 1000;
 const BATCH_BYTES: usize = 1 << 20;
-/// What a message gets room for at first, if the one before it was as long.
+/// The largest initial capacity of a message. The length of the last message is used if it is
+/// smaller.
 const ROOM: usize = 64 << 10;
 
 pub(super) struct Queue {
     limits: Limits,
-    /// Messages, of which only the last one takes more.
+    /// Encoded messages. New calls go into the last one.
     batches: VecDeque<Batch>,
-    /// All calls in them: their numbers, and how long each is.
+    /// The number and the size of each call in all messages.
     calls: VecDeque<(u64, usize)>,
-    /// Of all messages.
+    /// Bytes of all messages.
     bytes: usize,
-    /// How long the last message was.
+    /// The length of the last message.
     usual: usize,
 }
 
@@ -39,14 +40,14 @@ impl Queue {
         Self { limits, batches: VecDeque::new(), calls: VecDeque::new(), bytes: 0, usual: 0 }
     }
 
-    /// Whether there is no room for words of this size.
+    /// Returns whether a call of this size does not fit into the limits.
     pub(super) fn is_full(&self, size: usize) -> bool {
         self.calls.len() >= self.limits.queued_calls
             || self.bytes + size > self.limits.queued_bytes
             || size > self.limits.call_bytes
     }
 
-    /// Whatever the limits say.
+    /// Appends a call. Does not check the limits: see [`Queue::is_full`].
     pub(super) fn push(&mut self, call: &Call<'_, impl Words>) {
         let size = call.size();
         let most = self.limits.call_bytes.min(BATCH_BYTES);
@@ -64,8 +65,8 @@ impl Queue {
         self.bytes += size;
     }
 
-    /// The next message behind its prefix, with how many calls it has. Calls with a number are left out where it is not
-    /// `wanted` any more.
+    /// Takes the next message with its length prefix, and the number of its calls. Calls that want
+    /// an answer are left out unless `wanted` returns true for their number.
     pub(super) fn pop(&mut self, wanted: impl Fn(u64) -> bool) -> Option<(SecretBuffer, usize)> {
         loop {
             let Batch { mut bytes, calls } = self.batches.pop_front()?;
@@ -91,7 +92,7 @@ impl Queue {
         }
     }
 
-    /// Drops all of it.
+    /// Drops all calls.
     pub(super) fn clear(&mut self) {
         self.batches.clear();
         self.calls.clear();
@@ -139,7 +140,7 @@ mod tests {
         [1, 0, 2, 3, 300, 0, 4].into_iter().for_each(|id| push(&mut queue, id));
         assert_eq!(pop(&mut queue, |id| id % 2 == 0), Some(vec![0, 2, 300, 0, 4]));
         [1, 3].into_iter().for_each(|id| push(&mut queue, id));
-        assert_eq!(pop(&mut queue, |_| false), None, "a message of nothing is none");
+        assert_eq!(pop(&mut queue, |_| false), None, "a message without calls is not sent");
         assert_eq!(queue.bytes, 0);
     }
 

@@ -1,8 +1,9 @@
-//! One Attach stream, the only one of its HTTP/2 connection, in one task: batches go out of the queue as they were written,
-//! and answers go to who waits for them as soon as they are read.
+//! One Attach stream, run by one task. It is the only stream of its HTTP/2 connection. Batches are
+//! sent as they were encoded in the queue, and an answer is handed to its caller as soon as it is
+//! read.
 //!
-//! A channel that any number of calls may share has a task for the connection and more for each call, and with every message
-//! they wake each other. One call needs none of that (decision 23).
+//! A general gRPC channel has a task for the connection and further tasks for each call, which wake
+//! each other with every message. One call does not need them (decision 23).
 
 use std::{
     future::poll_fn,
@@ -34,19 +35,20 @@ use super::{
 };
 use crate::keepalive::KeepAlive;
 
-/// What is called.
+/// The path of the call.
 pub(super) const METHOD: &str = "/tls.sessiond.v1.WorkerService/Attach";
 const GRPC: &str = "application/grpc";
-/// What the daemon may send ahead of being read.
+/// The number of bytes that the daemon may send before they are read.
 const WINDOW: u32 = 1 << 20;
-/// What waits of the batches for a daemon that does not read.
+/// The bytes of batches that are buffered for a daemon that does not read.
 const SEND_BUFFER: usize = 256 << 10;
-/// Largest header block of the answer.
+/// The largest header block of the response, in bytes.
 const HEADERS_MAX: u32 = 16 << 10;
-/// How long a daemon may be silent before it is asked whether it lives, and how long it may then take.
+/// How long a daemon may be silent before it is pinged, and how long the answer to the ping may
+/// then take.
 const SILENT_MAX: Duration = Duration::from_secs(10);
 const ANSWER_MAX: Duration = Duration::from_secs(20);
-/// How long the last bytes of a connection may take to leave.
+/// How long closing a connection may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The parts of the task.
@@ -54,16 +56,16 @@ const BATCHES: Parts = 1;
 const CONNECTION: Parts = 1 << 1;
 const ANSWERS: Parts = 1 << 2;
 const LIFE: Parts = 1 << 3;
-/// How often each has its turn before other tasks have theirs.
+/// The number of turns of each part before the task yields to other tasks.
 const ROUNDS: usize = 8;
 
-/// The daemon is about to stop.
+/// The daemon is draining.
 pub(super) struct Draining;
 
-/// The stream is.
+/// The stream has ended.
 struct Over;
 
-/// A stream that the daemon has taken, over a line of its own.
+/// A stream that the daemon has accepted, over a transport of its own.
 pub(super) struct Stream<L> {
     connection: Connection<L, Framed>,
     batches: Batches,
@@ -74,7 +76,7 @@ pub(super) struct Stream<L> {
     wakers: Wakers,
 }
 
-/// Who rings for which part.
+/// The waker of each part.
 struct Wakers {
     batches: Waker,
     connection: Waker,
@@ -83,7 +85,7 @@ struct Wakers {
 }
 
 impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
-    /// Begins it. `None`: the daemon does not take it, or it is none.
+    /// Begins a stream. `None`: the daemon refused it, or the transport failed.
     pub(super) async fn open(line: L, uri: Uri, link: Arc<Link>) -> Option<Self> {
         let (mut calls, mut connection) = Builder::new()
             .enable_push(false)
@@ -115,7 +117,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
         if !is_taken(&response) {
             return None;
         }
-        // Nothing was asked for yet: each part has a turn.
+        // No part was polled yet, so all are ready.
         let bells = Bells::new(BATCHES | CONNECTION | ANSWERS | LIFE);
         let wakers = Wakers {
             batches: bells.waker(BATCHES),
@@ -128,7 +130,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
         Some(Self { connection, batches, answers, life, lookout: Lookout::default(), bells, wakers })
     }
 
-    /// Sends and reads, until the daemon has something to say. `None`: the stream is over.
+    /// Runs the stream until the daemon begins to drain. `None`: the stream has ended.
     pub(super) async fn next(&mut self) -> Option<Draining> {
         poll_fn(|cx| self.poll_next(cx)).await
     }
@@ -144,7 +146,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
                 }
                 Ok(Poll::Pending) => {}
                 Ok(Poll::Ready(draining)) => {
-                    // There may be more to read.
+                    // There may be more answers to read.
                     self.bells.leave(due | ANSWERS);
                     return Poll::Ready(Some(draining));
                 }
@@ -155,7 +157,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
         Poll::Pending
     }
 
-    /// Each part that is due, in the order in which they ring for each other.
+    /// Runs each part that is ready, in the order in which they wake each other.
     fn turn(&mut self, due: &mut Parts) -> Result<Poll<Draining>, Over> {
         let Self { connection, batches, answers, life, lookout, bells, wakers } = self;
         let mut is_due = |part: Parts| {
@@ -177,20 +179,21 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
         if is_due(LIFE) && life.poll_dead(&mut Context::from_waker(&wakers.life)).is_ready() {
             return Err(Over);
         }
-        // What had come before the end was read first.
+        // The answers before the end have been read first.
         if over && read.is_pending() { Err(Over) } else { Ok(read) }
     }
 
-    /// Ends the connection, and says so.
+    /// Closes the HTTP/2 connection in an orderly way.
     pub(super) async fn close(self) {
         let Self { connection, batches, answers, .. } = self;
         drop((batches, answers));
-        // Where it does not get that far it ends all the same.
+        // After the timeout the connection is dropped.
         drop(timeout(CLOSE_TIMEOUT, connection).await);
     }
 }
 
-/// Whether this is a stream of answers and no refusal, which has its status here.
+/// Returns whether the daemon accepted the stream. A refusal has its gRPC status in the headers of
+/// the response.
 fn is_taken(response: &Response<RecvStream>) -> bool {
     let headers = response.headers();
     response.status() == StatusCode::OK
@@ -198,19 +201,20 @@ fn is_taken(response: &Response<RecvStream>) -> bool {
         && !headers.contains_key("grpc-status")
 }
 
-/// The way to the daemon.
+/// The sending part.
 struct Batches {
     link: Arc<Link>,
     stream: SendStream<Framed>,
-    /// The last one is out.
+    /// Whether the last batch was sent.
     ended: bool,
 }
 
 impl Batches {
-    /// All that is ready, as far as the daemon takes it.
+    /// Sends all batches that are ready, as far as flow control allows.
     fn send(&mut self, cx: &mut Context<'_>, lookout: &mut Lookout) -> Result<(), Over> {
         while !self.ended {
-            // A batch goes as a whole once there is room for its first byte: HTTP/2 keeps the rest.
+            // A batch is sent as a whole once there is room for its first byte: h2 buffers the
+            // rest.
             self.stream.reserve_capacity(1);
             if self.stream.capacity() == 0 {
                 match self.stream.poll_capacity(cx) {
@@ -238,12 +242,13 @@ impl Batches {
     }
 }
 
-/// The way back.
+/// The receiving part.
 struct Answers {
     link: Arc<Link>,
     stream: RecvStream,
     pieces: Pieces,
-    /// Those of one piece, and whom to wake for them: empty in between, and kept for their room.
+    /// The answers in one chunk, and the wakers of their callers. Both are empty between chunks and
+    /// are kept to reuse their memory.
     read: Vec<(u64, Answer)>,
     wake: Vec<Waker>,
 }
@@ -253,7 +258,7 @@ impl Answers {
         Self { link, stream, pieces: Pieces::default(), read: Vec::new(), wake: Vec::new() }
     }
 
-    /// All that has come is handed out.
+    /// Reads all data that has arrived and hands out its answers.
     fn read(&mut self, cx: &mut Context<'_>, lookout: &mut Lookout) -> Result<Poll<Draining>, Over> {
         while let Poll::Ready(piece) = self.stream.poll_data(cx) {
             let Some(Ok(piece)) = piece else { return Err(Over) };
@@ -265,7 +270,7 @@ impl Answers {
         Ok(Poll::Pending)
     }
 
-    /// Whether the daemon is about to stop.
+    /// Hands out the answers in a chunk. Returns whether the daemon is draining.
     fn hand_out(&mut self, piece: &[u8], lookout: &mut Lookout) -> Result<bool, Over> {
         let Self { pieces, read, .. } = self;
         let mut draining = false;
@@ -326,7 +331,8 @@ mod tests {
         Response::builder().header(CONTENT_TYPE, GRPC).body(()).unwrap()
     }
 
-    /// A stream, and the other end of its line: what a server that answers like this has of the call.
+    /// Opens a stream to a server that sends this response. Returns the stream, and the server's
+    /// side of the connection and of the call.
     async fn opened(
         link: &Arc<Link>,
         response: Response<()>,
@@ -345,12 +351,12 @@ mod tests {
         tokio::pin!(open);
         let (mut server, batches, answers) = tokio::select! {
             served = serve => served,
-            _ = &mut open => panic!("nobody has answered yet"),
+            _ = &mut open => panic!("the server has not answered yet"),
         };
         let stream = tokio::select! {
             biased;
             stream = open => stream,
-            _ = server.accept() => panic!("it is the only call"),
+            _ = server.accept() => panic!("there is one call only"),
         };
         (stream, server, batches, answers)
     }
@@ -361,7 +367,7 @@ mod tests {
         [&prefix(message.len())[..], &message].concat()
     }
 
-    /// A lookup, as its first poll asks.
+    /// Queues a lookup as its first poll does, and waits for the answer.
     async fn ask(link: &Arc<Link>, id: &[u8]) -> Option<Answer> {
         let terms = Terms::of(&Options::new("http://a:1", "openssl").unwrap());
         let question = Question { terms: &terms, lookup: &Lookup::server(id) };
@@ -369,7 +375,7 @@ mod tests {
         asked.ok()?.await
     }
 
-    /// The number of the only call of the next batch.
+    /// Returns the number of the only call in the next batch.
     async fn number(batches: &mut RecvStream) -> u64 {
         let mut bytes = Vec::new();
         loop {
@@ -400,7 +406,7 @@ mod tests {
         }
         let (ours, theirs) = duplex(1 << 10);
         drop(theirs);
-        assert!(Stream::open(ours, uri(), link()).await.is_none(), "nobody is there");
+        assert!(Stream::open(ours, uri(), link()).await.is_none(), "the transport is closed");
     }
 
     #[tokio::test]
@@ -417,8 +423,8 @@ mod tests {
         };
         let found = tokio::select! {
             found = ask(&link, &[7; 64]) => found,
-            _ = stream.next() => panic!("the stream is over"),
-            _ = server.accept() => panic!("it is the only call"),
+            _ = stream.next() => panic!("the stream has ended"),
+            _ = server.accept() => panic!("there is one call only"),
             () = serve => unreachable!("it waits"),
         };
         assert!(matches!(found, Some(Answer::Looked(_))));
@@ -434,7 +440,7 @@ mod tests {
             let mut stream = stream.unwrap();
             tokio::select! {
                 next = stream.next() => assert!(next.is_none(), "{bad:?}"),
-                _ = server.accept() => panic!("it is the only call"),
+                _ = server.accept() => panic!("there is one call only"),
             }
         }
     }
@@ -463,7 +469,7 @@ mod tests {
             bytes
         };
         let ((), bytes, ended) = tokio::join!(work, serve, server.accept());
-        assert!(ended.is_none(), "it was closed, and not broken");
+        assert!(ended.is_none(), "the connection was closed in an orderly way");
         let new = u32::from_be_bytes(*bytes[1..].first_chunk().unwrap()) as usize;
         let calls = pb::AttachRequest::decode(&bytes[5 + new + 5..]).unwrap().calls;
         assert!(matches!(calls[..], [pb::Call { method: Some(pb::call::Method::Free(_)), .. }]));
@@ -479,7 +485,7 @@ mod tests {
             pb::call::Method::PutSession(pb::PutSessionRequest { data, ..Default::default() }.into())
         };
         let mut told = 0;
-        // Until the queue, and not what is behind it, is full.
+        // Until the queue is full. The buffers behind it are bounded.
         while link.tell(&put(100 << 10), Weight::May).is_ok() {
             told += 1;
             assert!(told < 1000);

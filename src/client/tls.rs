@@ -1,4 +1,4 @@
-//! The line to a daemon that is not on this host: TLS on both sides, by rustls.
+//! The transport to a remote daemon: TLS by rustls.
 
 use std::{io, sync::Arc};
 
@@ -6,17 +6,17 @@ use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-/// A line that TLS protects.
+/// A TLS connection to the daemon.
 pub(super) type TlsLine = TlsStream<TcpStream>;
 
-/// Makes lines of sockets.
+/// Connects with TLS to one host.
 #[derive(Clone)]
 pub(super) struct Tls {
     config: Arc<ClientConfig>,
     server: ServerName<'static>,
 }
 
-/// Not what certificates and keys it has.
+// Leaves out the configuration, which has certificates and keys.
 impl std::fmt::Debug for Tls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tls").field("server", &self.server).finish_non_exhaustive()
@@ -24,17 +24,17 @@ impl std::fmt::Debug for Tls {
 }
 
 impl Tls {
-    /// `None`: the host is no name that a certificate could have.
+    /// Makes a connector for this host. `None`: the host is not a valid server name.
     pub(super) fn new(config: &ClientConfig, host: &str) -> Option<Self> {
         let mut config = config.clone();
         config.alpn_protocols = vec![b"h2".to_vec()];
         Some(Self { config: Arc::new(config), server: ServerName::try_from(host.to_owned()).ok()? })
     }
 
-    /// A handshake.
+    /// Does the TLS handshake.
     ///
     /// # Errors
-    /// Those of the socket, and what either side refuses.
+    /// Errors of the socket and of the handshake.
     pub(super) async fn connect(&self, socket: TcpStream) -> io::Result<TlsLine> {
         TlsConnector::from(Arc::clone(&self.config)).connect(self.server.clone(), socket).await
     }

@@ -1,4 +1,4 @@
-//! The worker: what a program holds to look sessions up and to tell of its connections.
+//! The worker: looks sessions up and opens connections.
 
 use std::{
     convert::Infallible,
@@ -33,36 +33,38 @@ use super::{
 };
 use crate::proto as pb;
 
-/// A worker's line to its daemon. Clones share it.
+/// The connection of a worker to its daemon. Clones share it.
 ///
-/// No call fails, and none waits longer than the lookup deadline, whatever becomes of the daemon. It is as if
-/// there were no cache then, and handshakes are full ones. When the last clone is dropped, connections that
-/// are still open keep their stream until they are dropped as well.
+/// No call fails. Without the daemon every lookup is a miss, and handshakes are full ones. A lookup
+/// waits no longer than [`Options::lookup_deadline`]. When the last clone is dropped, connections
+/// that are not freed keep their stream until they are dropped as well.
 #[derive(Clone)]
 pub struct Worker {
     shared: Arc<Shared>,
-    /// Its drop tells the task that keeps the stream.
+    /// Dropping the last clone tells the task that keeps the stream.
     _held: Arc<oneshot::Sender<Infallible>>,
 }
 
-/// What a worker and its tasks have in common.
+/// State that a worker shares with its tasks.
 pub(super) struct Shared {
     pub(super) options: Options,
     pub(super) tallies: Arc<Tallies>,
     terms: Terms,
     gate: Gate,
-    /// The stream that takes new calls. None: the daemon is away.
+    /// The outbox of the stream that takes new calls. `None`: there is no such stream.
     link: RwLock<Option<Arc<Link>>>,
-    /// Changes when a stream has begun.
+    /// Notified when a stream begins.
     joined: watch::Sender<()>,
 }
 
 impl Worker {
-    /// Returns at once and connects in the background, again and again, on the current runtime, which needs
-    /// its timer and its network. Until then the daemon is away.
+    /// Returns at once and connects in the background, on the current runtime. It reconnects
+    /// whenever the stream breaks. Until a stream begins every lookup is a miss.
+    ///
+    /// The runtime must have its timer and its I/O driver enabled.
     ///
     /// # Panics
-    /// Outside of a tokio runtime.
+    /// Panics outside of a tokio runtime.
     pub fn connect(options: Options) -> Self {
         let shared = Arc::new(Shared {
             terms: Terms::of(&options),
@@ -77,16 +79,18 @@ impl Worker {
         Self { shared, _held: Arc::new(held) }
     }
 
-    /// SSL_CTX_sess_set_get_cb(3): the session that a handshake wants to resume. No answer by the deadline is
-    /// a miss; a daemon that is away, and one that has not answered for a while, is a miss at once.
+    /// Looks up the session that a handshake wants to resume, as a callback of
+    /// SSL_CTX_sess_set_get_cb(3) does. Without an answer by the deadline it is a miss. Without a
+    /// stream, or while the breaker is open, it is a miss at once.
     ///
-    /// To be awaited on a tokio runtime with a timer.
+    /// Must be awaited on a tokio runtime with a timer.
     pub async fn lookup(&self, lookup: Lookup<'_>) -> Option<Found> {
         let begun = Instant::now();
         self.lookup_until(&lookup, begun, begun + self.shared.options.lookup_deadline).await
     }
 
-    /// The first of several that is found. They are asked for one after the other, and share one deadline.
+    /// Returns the first session that is found. The lookups are made one after the other and share
+    /// one deadline.
     #[cfg(feature = "rustls")]
     pub(super) async fn lookup_first(&self, lookups: impl Iterator<Item = Lookup<'_>>) -> Option<Found> {
         let mut begun = Instant::now();
@@ -111,9 +115,9 @@ impl Worker {
         asked.end(end)
     }
 
-    /// [`Worker::lookup`] for callers that are no task, OpenSSL's callbacks for example: blocks the thread
-    /// until the deadline at most. On the only thread of the runtime that [`Worker::connect`] was called on
-    /// it always misses.
+    /// Does [`Worker::lookup`] for callers that are not async tasks, such as OpenSSL's callbacks.
+    /// Blocks the thread until the deadline at most. On the only thread of the runtime that
+    /// [`Worker::connect`] was called on it always misses, because the stream cannot run meanwhile.
     pub fn lookup_blocking(&self, lookup: Lookup<'_>) -> Option<Found> {
         let waker = Waker::from(Arc::new(Parked(thread::current())));
         let begun = Instant::now();
@@ -132,11 +136,12 @@ impl Worker {
         asked.end(end)
     }
 
-    /// A connection object for a handshake of this worker. Clients name the server. `resumed` is the session
-    /// that the handshake has resumed: the close of this connection decides about it from now on.
+    /// Opens a connection object for a handshake of this worker. `server_name` is for clients.
+    /// `resumed` is the session that the handshake has resumed: from now on the close of this
+    /// connection decides whether it stays in the cache.
     ///
-    /// Waits for nothing. Where the daemon is away or the queue is full, the handle is one that tells nobody
-    /// anything: the connection makes no sessions, and a `resumed` one stays as it is.
+    /// Returns at once. Without a stream, or if the queue is full, the handle sends no reports: the
+    /// sessions of the connection are not stored, and the `resumed` one stays in the cache.
     pub fn open(&self, role: Role, server_name: &str, resumed: Option<&[u8]>) -> Connection {
         let options = &self.shared.options;
         let request = pb::NewRequest {
@@ -159,10 +164,11 @@ impl Worker {
         Connection::new(opened, options.format.clone(), tallies)
     }
 
-    /// Waits until the daemon has taken all that was told before, for processes that are about to end. Says
-    /// whether it has: not where it is away, or does not answer in time.
+    /// Waits until the daemon has processed all reports that were queued before. For processes that
+    /// are about to exit. Returns false if there is no stream, or if the daemon does not answer
+    /// `within` this time.
     ///
-    /// To be awaited on a tokio runtime with a timer.
+    /// Must be awaited on a tokio runtime with a timer.
     pub async fn flush(&self, within: Duration) -> bool {
         let Some(link) = self.shared.link() else { return false };
         let marked = poll_fn(|cx| Poll::Ready(Arc::clone(&link).mark(cx.waker()))).await;
@@ -170,25 +176,25 @@ impl Worker {
         matches!(timeout(within, marked).await, Ok(Some(_)))
     }
 
-    /// Waits until there is a stream that takes calls, for processes that begin with a handshake: without it
-    /// their first lookup is a miss. Says whether there is one.
+    /// Waits until a stream takes calls. For processes that begin with a handshake: without a
+    /// stream their first lookup is a miss. Returns whether there is a stream.
     ///
-    /// To be awaited on a tokio runtime with a timer.
+    /// Must be awaited on a tokio runtime with a timer.
     pub async fn attached(&self, within: Duration) -> bool {
         let attached = async {
             let mut joined = self.shared.joined.subscribe();
-            // An error would be the end of what this worker holds itself.
+            // An error is impossible: this worker holds the sender.
             while self.shared.link().is_none() && joined.changed().await.is_ok() {}
         };
         timeout(within, attached).await.is_ok() && self.is_attached()
     }
 
-    /// Whether there is a stream that takes calls now.
+    /// Returns whether a stream takes calls now.
     pub fn is_attached(&self) -> bool {
         self.shared.link().is_some()
     }
 
-    /// What happened so far.
+    /// Returns the counters.
     pub fn counters(&self) -> Counters {
         self.shared.tallies.read()
     }
@@ -199,7 +205,7 @@ impl Shared {
         self.link.read().clone()
     }
 
-    /// A stream has begun.
+    /// Uses a stream that has begun for new calls.
     pub(super) fn join(&self, link: &Arc<Link>) {
         self.tallies.streams.count();
         self.gate.close();
@@ -207,7 +213,7 @@ impl Shared {
         self.joined.send_replace(());
     }
 
-    /// A stream takes nothing new.
+    /// Stops using this stream for new calls.
     pub(super) fn leave(&self, link: &Arc<Link>) {
         let mut current = self.link.write();
         if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
@@ -215,7 +221,7 @@ impl Shared {
         }
     }
 
-    /// Asks for who is woken by `waker`. `None`: it was a miss at once.
+    /// Queues a lookup for the caller that `waker` wakes. `None`: it is a miss at once.
     fn ask(&self, lookup: &Lookup<'_>, begun: Instant, waker: &Waker, asker: Asker) -> Option<Asked<'_>> {
         let permitted = self.link().and_then(|link| Some((link, self.gate.admit(begun)?)));
         let Some((link, permit)) = permitted else {
@@ -236,7 +242,7 @@ impl Shared {
     }
 }
 
-/// A lookup that is out. Dropped without an end, nobody waits for its answer.
+/// A lookup that was queued. When it is dropped without an outcome, the caller has stopped waiting.
 struct Asked<'s> {
     shared: &'s Shared,
     waiting: Waiting,
@@ -245,7 +251,7 @@ struct Asked<'s> {
 }
 
 enum NoAnswer {
-    /// The stream is gone.
+    /// The stream broke.
     Broken,
     TimedOut,
 }

@@ -1,8 +1,9 @@
-//! What the `openssl` crate has no safe call for: the end of an SSL, its alerts, and names in a ClientHello.
+//! Calls that the `openssl` crate does not offer: the end of an SSL, its alerts, and the server
+//! name in a ClientHello.
 //!
-//! All `unsafe` of this crate is in this file.
+//! All `unsafe` code of this crate is in this file.
 
-#![expect(unsafe_code, reason = "OpenSSL is C; each block says why it may")]
+#![expect(unsafe_code, reason = "OpenSSL is a C library; each block says why it is sound")]
 
 use std::{
     ffi::{c_int, c_long, c_uint, c_void},
@@ -37,27 +38,27 @@ const SSL_SENT_SHUTDOWN: c_int = 1;
 const SSL_RECEIVED_SHUTDOWN: c_int = 2;
 const TLSEXT_TYPE_SERVER_NAME: c_uint = 0;
 
-/// Where an SSL keeps what is observed of it. The end of the SSL is the end of that.
+/// Returns the index under which an SSL keeps its [`Observed`]. Freeing the SSL frees that too.
 ///
 /// # Errors
-/// OpenSSL has no more indices.
+/// Fails if OpenSSL has no more indices.
 pub(super) fn index() -> Result<Index<Ssl, Observed>, ErrorStack> {
     static INDEX: OnceLock<Index<Ssl, Observed>> = OnceLock::new();
     if let Some(index) = INDEX.get() {
         return Ok(*index);
     }
     openssl::init();
-    // Safe: the functions have the signatures that OpenSSL calls them with.
+    // SAFETY: the functions have the signatures that OpenSSL calls them with.
     let raw = unsafe { SSL_get_ex_new_index(0, ptr::null_mut(), None, Some(copied), Some(freed)) };
     if raw < 0 {
         return Err(ErrorStack::get());
     }
-    // Safe: what `SslRef::set_ex_data` puts under this index is a Box<Observed>, and `freed` takes it for one. Of two
-    // threads that come here at once one has an index in vain.
+    // SAFETY: `SslRef::set_ex_data` stores a Box<Observed> under this index, and `freed` reads it
+    // as such. If two threads come here at once, one index stays unused.
     Ok(*INDEX.get_or_init(|| unsafe { Index::from_raw(raw) }))
 }
 
-/// SSL_dup(3): the copy is an SSL of its own, and nothing is observed of it yet.
+/// Called by SSL_dup(3): the copy is an SSL of its own, and nothing is observed of it yet.
 unsafe extern "C" fn copied(
     _: *mut CRYPTO_EX_DATA,
     _: *const CRYPTO_EX_DATA,
@@ -66,12 +67,12 @@ unsafe extern "C" fn copied(
     _: c_long,
     _: *mut c_void,
 ) -> c_int {
-    // Safe: OpenSSL passes the place of the pointer that it is about to store.
+    // SAFETY: OpenSSL passes the address of the pointer that it is about to store.
     unsafe { data.write(ptr::null_mut()) };
     1
 }
 
-/// SSL_free(3) has begun. The SSL's own fields are there until it ends.
+/// Called when SSL_free(3) begins. The fields of the SSL are still valid.
 unsafe extern "C" fn freed(
     ssl: *mut c_void,
     data: *mut c_void,
@@ -83,16 +84,17 @@ unsafe extern "C" fn freed(
     if ssl.is_null() || data.is_null() {
         return;
     }
-    // Safe: `data` was boxed by `SslRef::set_ex_data`, and OpenSSL gives it away with this call.
+    // SAFETY: `SslRef::set_ex_data` boxed `data`, and OpenSSL gives up its ownership with this
+    // call.
     let observed = unsafe { Box::from_raw(data.cast::<Observed>()) };
-    // Safe: `ssl` is the SSL that is being freed.
+    // SAFETY: `ssl` is the SSL that is being freed.
     let flags = flags(unsafe { SSL_get_shutdown(ssl.cast()) });
     observed.end(flags);
 }
 
-/// SSL_get_shutdown(3).
+/// Returns the shutdown flags: SSL_get_shutdown(3).
 pub(super) fn shutdown_flags(ssl: &SslRef) -> Flags {
-    // Safe: the reference holds the SSL.
+    // SAFETY: the reference keeps the SSL alive.
     flags(unsafe { SSL_get_shutdown(ssl.as_ptr()) })
 }
 
@@ -100,9 +102,9 @@ fn flags(mask: c_int) -> Flags {
     Flags { sent: mask & SSL_SENT_SHUTDOWN != 0, received: mask & SSL_RECEIVED_SHUTDOWN != 0 }
 }
 
-/// SSL_CTX_set_info_callback(3): what happens on the context's SSLs is told to what observes them.
+/// Reports the events of the context's SSLs to their [`Observed`]: SSL_CTX_set_info_callback(3).
 pub(super) fn observe(context: &mut SslContextBuilder) {
-    // Safe: the context lives, and the callback holds to OpenSSL's signature.
+    // SAFETY: the context is alive, and the callback has the signature that OpenSSL expects.
     unsafe { SSL_CTX_set_info_callback(context.as_ptr(), Some(happened)) };
 }
 
@@ -116,35 +118,36 @@ unsafe extern "C" fn happened(ssl: *const SSL, place: c_int, value: c_int) {
         return;
     };
     let Ok(index) = index() else { return };
-    // Safe: OpenSSL calls this for an SSL that nobody else uses meanwhile.
+    // SAFETY: OpenSSL calls this for an SSL that no other code uses meanwhile.
     let ssl = unsafe { SslRef::from_ptr_mut(ssl.cast_mut()) };
     Observed::see(ssl, index, event);
 }
 
-/// SSL_CTX_sess_set_get_cb(3). What `find` answers must have been decoded for this call: then it belongs to no other
-/// context.
+/// Sets the callback that finds sessions: SSL_CTX_sess_set_get_cb(3). `find` must return a session
+/// that it decoded in the same call, so that it belongs to no other context.
 pub(super) fn set_get_session_callback(
     context: &mut SslContextBuilder,
     find: impl Fn(&mut SslRef, &[u8]) -> Option<SslSession> + Send + Sync + 'static,
 ) {
-    // Safe: see above.
+    // SAFETY: the caller upholds the requirement above.
     unsafe { context.set_get_session_callback(find) };
 }
 
-/// SSL_set_session(3), for a session that was decoded for this call: then it belongs to no other context.
+/// Sets the session to resume: SSL_set_session(3). It must have been decoded for this call, so that
+/// it belongs to no other context.
 pub(super) fn set_session(ssl: &mut SslRef, session: &SslSessionRef) -> Result<(), ErrorStack> {
-    // Safe: see above.
+    // SAFETY: the caller upholds the requirement above.
     unsafe { ssl.set_session(session) }
 }
 
-/// The server_name extension of the ClientHello that is being read (RFC 6066 section 3). `None` outside of the callbacks
-/// that OpenSSL makes meanwhile.
+/// Returns the server_name extension of the ClientHello that is being read (RFC 6066 section 3).
+/// `None` outside of the callbacks that OpenSSL makes meanwhile.
 pub(super) fn server_name_extension(ssl: &SslRef) -> Option<&[u8]> {
     let (mut data, mut length) = (ptr::null(), 0);
-    // Safe: both places are valid, and are set where the call answers 1.
+    // SAFETY: both pointers are valid, and OpenSSL sets them if the call returns 1.
     let there = unsafe {
         SSL_client_hello_get0_ext(ssl.as_ptr(), TLSEXT_TYPE_SERVER_NAME, &mut data, &mut length) == 1
     };
-    // Safe: the bytes are the ClientHello's, which the SSL holds for longer than this callback has it borrowed.
+    // SAFETY: the bytes belong to the ClientHello, which the SSL keeps for longer than this borrow.
     (there && !data.is_null()).then(|| unsafe { std::slice::from_raw_parts(data, length) })
 }

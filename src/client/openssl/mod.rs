@@ -1,4 +1,5 @@
-//! Sessions of workers that run OpenSSL: callbacks on an `SslContextBuilder`, and nothing else for the program to do.
+//! Sessions of workers that run OpenSSL. Callbacks on an `SslContextBuilder` do all the work; the
+//! program needs no further code.
 //!
 //! ```no_run
 //! # fn server() -> Result<(), Box<dyn std::error::Error>> {
@@ -15,24 +16,28 @@
 //! # }
 //! ```
 //!
-//! What it does with each SSL of the context:
+//! The callbacks do this for each SSL of the context:
 //!
-//! * a peer offers a session, TLS 1.2 or 1.3: it is looked up in the daemon, for the lookup deadline at most
-//! * a handshake made a session: it is put
-//! * a close_notify was sent: SSL_shutdown(3). SENT was set otherwise: SSL_set_shutdown(3)
-//! * a fatal alert was sent or received: the sessions leave the cache
-//! * the SSL is freed: so is its connection object, and without SENT its sessions leave the cache
+//! * The peer offers a session, TLS 1.2 or 1.3: it is looked up in the daemon, for the lookup
+//!   deadline at most.
+//! * A handshake made a session: it is put.
+//! * A close_notify was sent: SSL_shutdown(3) is reported. The SENT flag was set in another way:
+//!   SSL_set_shutdown(3) is reported.
+//! * A fatal alert was sent or received: the sessions are removed from the cache.
+//! * The SSL is freed: its connection object is freed. Without the SENT flag its sessions are
+//!   removed from the cache.
 //!
-//! OpenSSL's own cache is switched off, so nothing of it is passed on, its overflow least of all. The info callback of the
-//! context is taken (SSL_CTX_set_info_callback(3)). An SSL that is cleared and used again is not followed: free it
-//! instead. Encodings of different versions of OpenSSL understand each other; name the format `openssl` in
-//! [`super::Options`].
+//! OpenSSL's own cache is switched off. Its events, such as an overflow, therefore never reach the
+//! daemon. The adapter uses the info callback of the context (SSL_CTX_set_info_callback(3)). An SSL
+//! that is cleared and used again is not followed: free it instead. All versions of OpenSSL can
+//! read each other's encoding of sessions; use the format `openssl` in [`super::Options`].
 //!
-//! `SslStream` reads the end of a socket as `Ok(0)`, with a close_notify before it or without. Only `get_shutdown` tells:
-//! a program that answers both with `shutdown` keeps sessions that an attacker may have cut short.
+//! `SslStream` returns `Ok(0)` at the end of a socket, with or without a close_notify before it.
+//! Only `get_shutdown` tells the two apart. A program that answers both with `shutdown` keeps
+//! sessions that an attacker may have truncated.
 //!
-//! A lookup blocks its thread. On a tokio runtime with one thread, the one that [`Worker::connect`] was called on, it
-//! always misses.
+//! A lookup blocks its thread. On a tokio runtime with one thread, if [`Worker::connect`] was
+//! called on it, every lookup is a miss.
 
 mod ffi;
 mod observed;
@@ -52,18 +57,19 @@ use self::{
 };
 use super::{Found, Lookup, Worker};
 
-/// The server's side.
+/// Shares the sessions of servers.
 pub struct ServerSessions(());
 
 impl ServerSessions {
     /// Shares the sessions of all SSLs that will be made from this context.
     ///
-    /// `session_id_context`, 1 to 32 bytes, is SSL_CTX_set_session_id_context(3): it stands for all that must agree
-    /// between workers that resume each other's sessions, certificates and trust above all. SNI and the verify mode
-    /// are compared as well. Tickets are switched off (`SSL_OP_NO_TICKET`): sessions lie in the daemon.
+    /// `session_id_context`, 1 to 32 bytes, is set by SSL_CTX_set_session_id_context(3). It stands
+    /// for everything that must agree between workers that resume each other's sessions, above all
+    /// certificates and trust. The SNI and the verify mode are compared as well. Stateless tickets
+    /// are switched off (`SSL_OP_NO_TICKET`), because the sessions are in the daemon.
     ///
     /// # Errors
-    /// OpenSSL does not take it: `session_id_context` is too long, for example.
+    /// Fails if OpenSSL refuses a setting, for example because `session_id_context` is too long.
     pub fn install(
         context: &mut SslContextBuilder,
         worker: Worker,
@@ -86,7 +92,7 @@ impl ServerSessions {
     }
 }
 
-/// The client's side: what [`ClientSessions::offer`] is called for.
+/// Shares the sessions of clients that call [`ClientSessions::offer`].
 #[derive(Clone)]
 pub struct ClientSessions {
     shared: Arc<Shared>,
@@ -96,11 +102,12 @@ pub struct ClientSessions {
 impl ClientSessions {
     /// Shares the sessions of all SSLs that will be made from this context and offered a session.
     ///
-    /// `session_id_context` stands for all that must agree between workers that resume each other's sessions: client
-    /// certificate and trust above all. At most 512 bytes; the verify mode is compared as well.
+    /// `session_id_context`, at most 512 bytes, stands for everything that must agree between
+    /// workers that resume each other's sessions, above all the client's certificate and its trust
+    /// anchors. The verify mode is compared as well.
     ///
     /// # Errors
-    /// OpenSSL does not take it.
+    /// Fails if OpenSSL refuses a setting.
     pub fn install(
         context: &mut SslContextBuilder,
         worker: Worker,
@@ -111,8 +118,8 @@ impl ClientSessions {
         Ok(Self { shared, index })
     }
 
-    /// Offers the newest session with this server, before SSL_connect(3), and observes the SSL from then on: without it
-    /// no session is kept. Says whether there was one.
+    /// Offers the newest session with this server. Call it before SSL_connect(3). Without this call
+    /// no session of the SSL is stored. Returns whether a session was offered.
     pub async fn offer(&self, ssl: &mut SslRef, server_name: &str) -> bool {
         let binding = self.shared.binding(ssl);
         let newest = Lookup { binding: &binding, ..Lookup::client(server_name) };
@@ -120,7 +127,8 @@ impl ClientSessions {
         self.set(ssl, server_name, found)
     }
 
-    /// [`ClientSessions::offer`] for threads that are no tasks: blocks for the lookup deadline at most.
+    /// Does [`ClientSessions::offer`] for threads that are not async tasks. Blocks for the lookup
+    /// deadline at most.
     pub fn offer_blocking(&self, ssl: &mut SslRef, server_name: &str) -> bool {
         let binding = self.shared.binding(ssl);
         let newest = Lookup { binding: &binding, ..Lookup::client(server_name) };
@@ -129,7 +137,8 @@ impl ClientSessions {
     }
 
     fn set(&self, ssl: &mut SslRef, server_name: &str, found: Option<Found>) -> bool {
-        // What OpenSSL does not take back is not offered; the handshake is full.
+        // A session that OpenSSL cannot decode or set is not offered, and the handshake is a full
+        // one.
         let found = found.filter(|found| {
             decode(found.data()).is_some_and(|session| ffi::set_session(ssl, &session).is_ok())
         });
@@ -144,7 +153,7 @@ impl ClientSessions {
     }
 }
 
-/// What both sides have in common: new sessions are put, and what happens is observed.
+/// Installs the callbacks of both sides: puts new sessions, and observes events.
 fn observe(
     context: &mut SslContextBuilder,
     worker: Worker,
@@ -155,7 +164,7 @@ fn observe(
     let sharing = Arc::clone(&shared);
     context.set_new_session_callback(move |ssl, session| {
         let (server, reused) = (ssl.is_server(), ssl.session_reused());
-        // A session that OpenSSL cannot encode is one that nobody resumes.
+        // A session that OpenSSL cannot encode is not stored, so it is never resumed.
         let Ok(Some(put)) = sharing.put(ssl, &session) else { return };
         let observed = match server {
             true => Observed::of(ssl, index, || Observed::new(Arc::clone(&sharing), "")),

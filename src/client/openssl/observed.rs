@@ -1,4 +1,4 @@
-//! What is seen of one SSL, and told of it.
+//! The events of one SSL, and the reports about them.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -13,37 +13,38 @@ use super::{
 };
 use crate::client::{Connection, Found, Put, Role, Version};
 
-/// One SSL. Lives as long as it does.
+/// The observed state of one SSL. Freed with it.
 pub(super) struct Observed {
     shared: Arc<Shared>,
-    /// A client's peer.
+    /// The server that a client connects to. Empty on a server.
     server_name: String,
-    /// What its handshake was given to resume with.
+    /// The session that the handshake was given to resume.
     found: Option<Offered>,
-    /// Opened with the first thing that there is to tell.
+    /// Opened with the first report.
     connection: Option<Connection>,
-    /// Whether a close_notify has gone out.
+    /// Whether a close_notify was sent.
     close_notify: bool,
-    /// Whether an alert has ended it, and the daemon knows.
+    /// Whether a fatal alert ended the SSL and was reported.
     ended: bool,
 }
 
 /// A session that came from the daemon.
 struct Offered {
     id: Vec<u8>,
-    /// Until the handshake is done: after a HelloRetryRequest OpenSSL asks again, and a single-use session is there once.
+    /// Kept until the handshake is done: after a HelloRetryRequest OpenSSL asks again, and a second
+    /// lookup would not find a single-use session.
     found: Option<Found>,
     authenticate_time: SystemTime,
 }
 
-/// SSL_get_shutdown(3).
+/// The flags of SSL_get_shutdown(3).
 #[derive(Clone, Copy)]
 pub(super) struct Flags {
     pub(super) sent: bool,
     pub(super) received: bool,
 }
 
-/// What SSL_CTX_set_info_callback(3) tells.
+/// An event of SSL_CTX_set_info_callback(3).
 pub(super) enum Event {
     HandshakeDone,
     Alert { level: u8, code: u8, received: bool },
@@ -60,7 +61,7 @@ impl Observed {
         Self { shared, server_name, found: None, connection: None, close_notify: false, ended: false }
     }
 
-    /// The one of this SSL, made if there is none yet.
+    /// Returns the observed state of this SSL, and makes it if there is none.
     pub(super) fn of(
         ssl: &mut SslRef,
         index: Index<Ssl, Self>,
@@ -69,23 +70,23 @@ impl Observed {
         if ssl.ex_data(index).is_none() {
             ssl.set_ex_data(index, make());
         }
-        // None: OpenSSL had no memory for it.
+        // None if OpenSSL had no memory for it.
         ssl.ex_data_mut(index)
     }
 
-    /// The handshake has this session to resume with.
+    /// Stores the session that the handshake was given to resume.
     pub(super) fn offer(&mut self, found: Found) {
         let (id, authenticate_time) = (found.session_id().to_vec(), found.authenticate_time());
         self.found = Some(Offered { id, found: Some(found), authenticate_time });
     }
 
-    /// The session that this handshake was given before, under this id.
+    /// Returns the session that this handshake was given before, if it has this id.
     pub(super) fn offered(&self, id: &[u8]) -> Option<SslSession> {
         let found = self.found.as_ref().filter(|found| found.id == id)?;
         decode(found.found.as_ref()?.data())
     }
 
-    /// Something happened on an SSL. What nothing is observed of has nothing to tell.
+    /// Handles an event of an SSL. An SSL without observed state has nothing to report.
     pub(super) fn see(ssl: &mut SslRef, index: Index<Ssl, Self>, event: Event) {
         let (server, reused, finished) = (ssl.is_server(), ssl.session_reused(), ssl.is_init_finished());
         let tls13 = ssl.version2() == Some(SslVersion::TLS1_3);
@@ -95,14 +96,15 @@ impl Observed {
             Event::HandshakeDone => observed.handshake_done(server, reused),
             Event::Alert { code: CLOSE_NOTIFY, received: false, .. } => observed.close_notify = true,
             Event::Alert { level, code, received } => {
-                // RFC 8446 section 6: the level means nothing any more.
+                // In TLS 1.3 the level has no meaning (RFC 8446 section 6).
                 let fatal = match code {
                     CLOSE_NOTIFY | USER_CANCELED => false,
                     NO_RENEGOTIATION => true,
                     _ => tls13 || level == FATAL,
                 };
                 if fatal {
-                    // A client's offer may be what the peer could not bear; a server knows whether it took it.
+                    // The session that a client offers may be the reason for the alert. A server
+                    // knows whether it resumed.
                     let resuming = reused || (!server && !finished);
                     observed.alert(code, received, server, resuming, flags);
                 }
@@ -117,7 +119,7 @@ impl Observed {
         }
     }
 
-    /// Nobody asks for the session any more.
+    /// The handshake has decided whether it resumes. OpenSSL will not ask for the session again.
     fn decided(&mut self, reused: bool) {
         self.found = self.found.take().filter(|_| reused);
         if let Some(found) = &mut self.found {
@@ -125,11 +127,12 @@ impl Observed {
         }
     }
 
-    /// A handshake is finished, and made this session.
+    /// Puts a session that a finished handshake made.
     pub(super) fn put(&mut self, mut put: Put, server: bool, reused: bool) {
         self.decided(reused);
         if put.version == Version::Tls13 {
-            // What came out of a single-use session does not authenticate anew.
+            // A session that is made from a single-use one keeps the authentication time of that
+            // one.
             put.authenticate_time = self.found.as_ref().map(|found| found.authenticate_time);
         }
         self.open(server).put(put);
@@ -148,7 +151,8 @@ impl Observed {
         if let Some(connection) = &self.connection
             && !self.ended
         {
-            // What an alert ends depends on whether this side had closed.
+            // Whether the alert removes sessions depends on whether this side had closed. So a
+            // close is reported first.
             match (flags.sent, self.close_notify) {
                 (true, true) => connection.shutdown(),
                 (true, false) => connection.set_shutdown(true, flags.received),
@@ -159,13 +163,13 @@ impl Observed {
         }
     }
 
-    /// The SSL is being freed with these flags. Until now the daemon was told nothing of its close: if the process had died
-    /// before, it would have died with an open connection.
+    /// Reports the close of an SSL that is being freed with these flags. The close is not reported
+    /// earlier: if the process dies before, its connection counts as open.
     pub(super) fn end(mut self, flags: Flags) {
         let Some(connection) = self.connection.take() else { return };
         match (self.ended, flags.sent, self.close_notify) {
             (false, true, true) => connection.close(),
-            // SENT was set by hand.
+            // The SENT flag was set without a close_notify, for example by SSL_set_shutdown(3).
             (false, true, false) => connection.set_shutdown(true, flags.received),
             _ => {}
         }

@@ -1,4 +1,4 @@
-//! What all SSLs of one context share: where sessions go, and what must agree.
+//! State that all SSLs of one context share: the worker, and the binding of their sessions.
 
 use std::time::Duration;
 
@@ -16,22 +16,23 @@ use crate::client::{Found, Lookup, PeerIdentity, Put, Version, Worker};
 
 pub(super) struct Shared {
     pub(super) worker: Worker,
-    /// SSL_CTX_set_session_id_context(3), or what a client has in its place.
+    /// The value of SSL_CTX_set_session_id_context(3), or its equivalent on a client.
     pub(super) session_id_context: Vec<u8>,
 }
 
 impl Shared {
-    /// What a peer offers: OpenSSL itself compares neither the name of a TLS 1.2 session nor how it was verified.
+    /// Looks up a session that a peer offers. The server name and the verify mode are compared
+    /// because OpenSSL itself does not compare them for a TLS 1.2 session.
     pub(super) fn find(&self, ssl: &SslRef, session_id: &[u8]) -> Option<Found> {
         let server_name = &ffi::server_name_extension(ssl).and_then(host_name).unwrap_or_default();
         let binding = &self.binding(ssl);
         self.worker.lookup_blocking(Lookup { binding, server_name, ..Lookup::server(session_id) })
     }
 
-    /// A session that a handshake made.
+    /// Makes the [`Put`] for a session that a handshake made. `None`: the session cannot be shared.
     ///
     /// # Errors
-    /// OpenSSL cannot encode it.
+    /// Fails if OpenSSL cannot encode the session.
     pub(super) fn put(&self, ssl: &SslRef, session: &SslSessionRef) -> Result<Option<Put>, ErrorStack> {
         let version = match session.protocol_version() {
             SslVersion::TLS1_2 => Version::Tls12,
@@ -43,7 +44,8 @@ impl Shared {
             true => ServerName::new(ssl.servername(NameType::HOST_NAME).unwrap_or_default()).to_string(),
             false => String::new(),
         };
-        // What has no id cannot be offered: a stateless ticket, where the program has allowed them again.
+        // A peer cannot offer a session without an id. This is a stateless ticket, which the
+        // program has allowed again.
         if server && session.id().is_empty() {
             return Ok(None);
         }
@@ -62,7 +64,8 @@ impl Shared {
         }))
     }
 
-    /// session_id_context and verify mode, each with its length before it.
+    /// Returns the binding: `session_id_context` and the verify mode, each with its length before
+    /// it.
     pub(super) fn binding(&self, ssl: &SslRef) -> Vec<u8> {
         let mode = ssl.verify_mode().bits().to_be_bytes();
         let mut binding = Vec::new();
@@ -74,12 +77,12 @@ impl Shared {
     }
 }
 
-/// What OpenSSL can resume with. What does not decode is a miss.
+/// Decodes a session. `None`, which is a miss, if OpenSSL cannot decode it.
 pub(super) fn decode(data: &[u8]) -> Option<SslSession> {
     SslSession::from_der(data).ok()
 }
 
-/// The name in a server_name extension (RFC 6066 section 3).
+/// Returns the host name in a server_name extension (RFC 6066 section 3).
 fn host_name(extension: &[u8]) -> Option<String> {
     const HOST_NAME: u8 = 0;
     let (&[_, _, kind, high, low], rest) = extension.split_first_chunk()?;

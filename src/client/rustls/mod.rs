@@ -1,5 +1,5 @@
-//! Servers on rustls: an acceptor that looks sessions up before rustls asks for them, and a stream that tells how its
-//! connection ends.
+//! Sessions of servers that run rustls: an acceptor that looks sessions up before rustls asks for
+//! them, and a stream that reports how its connection ends.
 //!
 //! ```no_run
 //! # async fn serve(config: rustls::ServerConfig) -> Result<(), Box<dyn std::error::Error>> {
@@ -12,27 +12,29 @@
 //! use tokio::io::AsyncWriteExt;
 //!
 //! let worker = Worker::connect(Options::new("unix:///run/tls-sessiond/api.sock", sessions::FORMAT)?);
-//! // Sessions of one binding resume each other: name what decides whom this config lets in.
+//! // The binding names what decides which clients this config admits. Unequal ones share no sessions.
 //! let acceptor = Acceptor::new(worker, Arc::new(config), sessions::Options::new("public, no client certificates"));
 //! let listener = tokio::net::TcpListener::bind("0.0.0.0:443").await?;
 //! loop {
 //!     let (socket, _) = listener.accept().await?;
 //!     let acceptor = acceptor.clone();
 //!     tokio::spawn(async move {
-//!         // A peer may take its time: put a timeout around this.
+//!         // A peer may be slow: put a timeout around this.
 //!         let mut tls = acceptor.accept(socket).await?;
 //!         tls.write_all(b"hello\n").await?;
-//!         tls.shutdown().await // without it, the session leaves the cache when the stream is dropped
+//!         tls.shutdown().await // without this, dropping the stream removes the session
 //!     });
 //! }
 //! # }
 //! ```
 //!
-//! rustls asks for sessions in the middle of a step, by a call that cannot wait. So the first flight is read
-//! beforehand, as in the daemon, and what it offers is looked up by then; rustls gets all bytes.
+//! rustls asks for sessions in the middle of a step, by a call that cannot wait. Therefore the
+//! first flight is read beforehand, as in the daemon, and the sessions that it offers are looked
+//! up. Then rustls gets all bytes.
 //!
-//! * `stream`: the connection, and what it tells of itself · `replay`: a socket some of whose bytes were read
-//! * `resumption`: rustls' storage trait, answered for one handshake
+//! * `stream`: the connection and its reports
+//! * `replay`: a stream that first returns the bytes that were read beforehand
+//! * `resumption`: rustls' session storage for one handshake
 
 mod replay;
 mod resumption;
@@ -58,33 +60,39 @@ use tls_sessiond_types::{
     client_hello::{FirstFlight, Offer, Progress},
 };
 
-/// The encoding of this rustls' sessions, for [`super::Options::new`]. It is private to rustls and may change with its
-/// version: all workers that share sessions must name the same one, and must have the same rustls behind it. The plain
-/// name `rustls` is the daemon's own.
+/// The name of the encoding of sessions by this version of rustls, for [`super::Options::new`].
+///
+/// The encoding is private to rustls and may change with its version. All workers that share
+/// sessions must use the same name and the same version of rustls. The plain name `rustls` is
+/// reserved for the daemon's own sessions.
 pub const FORMAT: &str = "rustls-0.23";
 
-/// What connections of an acceptor have in common.
+/// Options of all connections of an acceptor.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
-    /// Whatever must agree for a resumption to be safe, at most 1 KiB: a session is found only with the binding that it
-    /// was made with.
+    /// The binding: everything that must agree for a resumption to be safe, at most 1 KiB. A
+    /// session is found only with the binding that it was made with.
     pub binding: Vec<u8>,
-    /// How long a session may live, if that is less than the context says. The end of a client's certificate is not
-    /// looked at: where clients show some, set it to what a certificate may be over its time.
+    /// The longest lifetime of a session, if it is shorter than the context's. The acceptor does
+    /// not read when a client's certificate expires. With client certificates, set this to the time
+    /// for which a session may outlive its certificate.
     pub timeout: Option<Duration>,
 }
 
 impl Options {
-    /// There is no default for the binding, for rustls does not show how a config verifies clients. A resumption verifies
-    /// nobody anew. So two configs that differ in whom they let in - in the roots of client certificates, in whether one
-    /// is required - must have bindings that differ. A name does, or a digest.
+    /// Makes options with this binding.
+    ///
+    /// The binding has no default, because rustls does not show how a config verifies clients, and
+    /// a resumption does not verify a client again. Two configs that admit different clients need
+    /// different bindings. For example, they differ in the trust anchors for client certificates,
+    /// or in whether a certificate is required. A name or a digest is a good binding.
     pub fn new(binding: impl Into<Vec<u8>>) -> Self {
         Self { binding: binding.into(), timeout: None }
     }
 }
 
-/// Accepts handshakes with sessions that all workers share. Clones share it.
+/// Accepts handshakes with sessions that all workers share. Clones share its state.
 #[derive(Clone)]
 pub struct Acceptor {
     worker: Worker,
@@ -94,8 +102,11 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// All but two things of the config hold: its session storage is replaced, and its ticketer as well, for a ticket
-    /// that the daemon does not know outlives every bad end of its connection.
+    /// Makes an acceptor with this config, except for its session storage and its ticketer, which
+    /// are replaced.
+    ///
+    /// The ticketer is replaced because the daemon does not know a stateless ticket: such a ticket
+    /// could be resumed after an unclean close of its connection.
     pub fn new(worker: Worker, config: Arc<ServerConfig>, options: Options) -> Self {
         let mut config = Arc::unwrap_or_clone(config);
         config.ticketer = Arc::new(NoTickets);
@@ -103,11 +114,13 @@ impl Acceptor {
         Self { worker, config: Arc::new(config), options: Arc::new(options), speaks_tls13 }
     }
 
-    /// A handshake. The lookups for it wait for the daemon once the lookup deadline at most; where there is no answer it
-    /// is a full one. A peer that is silent holds it up: put a timeout around it.
+    /// Does a handshake.
+    ///
+    /// All lookups of a handshake together wait for the lookup deadline at most. Without an answer
+    /// the handshake is a full one. A silent peer holds the call up: put a timeout around it.
     ///
     /// # Errors
-    /// Those of the stream, and what TLS forbids, as tokio-rustls tells it. The daemon is never the reason.
+    /// Errors of the stream and of TLS, as tokio-rustls returns them. The daemon never causes one.
     pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
         &self,
         mut stream: IO,
@@ -115,7 +128,8 @@ impl Acceptor {
         let (offer, flight) = first_flight(&mut stream).await?;
         let found = self.find(&offer).await;
         let mut config = ServerConfig::clone(&self.config);
-        // Each resumption spends a ticket and needs one in return (OpenSSL's SSL_CTX_set_num_tickets(3)).
+        // A resumption consumes one ticket and needs one new ticket. OpenSSL does the same, see
+        // SSL_CTX_set_num_tickets(3).
         if found.as_ref().is_some_and(|found| found.version() == Version::Tls13) {
             config.send_tls13_tickets = config.send_tls13_tickets.min(1);
             config.max_tls13_tickets = config.max_tls13_tickets.min(1);
@@ -132,7 +146,9 @@ impl Acceptor {
         }
     }
 
-    /// The first session that the peer offers, in a version that both speak. Empty names are not compared.
+    /// Looks up the sessions that the peer offers, in the version that will be negotiated, and
+    /// returns the first that is found. A session that was made without a server name is found only
+    /// without one.
     async fn find(&self, offer: &Offer) -> Option<Found> {
         let (version, ids) = match offer.tls13 && self.speaks_tls13 {
             true => (Version::Tls13, offer.identities.as_slice()),
@@ -173,8 +189,9 @@ impl Acceptor {
         TlsStream::new(tls, connection, resumption, agreed, Arc::clone(&self.options))
     }
 
-    /// A fatal alert ends the session also in a handshake that resumes it (RFC 5246 section 7.2.2). A ticket is spent
-    /// already.
+    /// Reports the fatal alert of a handshake that was resuming a TLS 1.2 session: the alert
+    /// removes the session (RFC 5246 section 7.2.2). A TLS 1.3 ticket was already consumed by the
+    /// lookup.
     fn failed(&self, err: &io::Error, resumption: &Resumption, found: Option<&Found>) {
         let handed = found.filter(|found| found.version() == Version::Tls12 && resumption.handed());
         if let (Some(found), Some(alert)) = (handed, fatal_alert(err)) {
@@ -184,7 +201,8 @@ impl Acceptor {
     }
 }
 
-/// Reads until the ClientHello is whole or never will be. Its size is bounded by [`FirstFlight`].
+/// Reads until the ClientHello is complete or cannot become complete. Its size is bounded by
+/// [`FirstFlight`].
 async fn first_flight(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(Offer, Vec<u8>)> {
     let mut flight = FirstFlight::default();
     let mut bytes = [0; 2048];
@@ -192,18 +210,19 @@ async fn first_flight(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(Offe
         let length = stream.read(&mut bytes).await?;
         match flight.push(&bytes[..length]) {
             Progress::Whole(offer) => {
-                // What rustls refuses spends no ticket.
+                // If rustls will refuse the ClientHello, nothing is looked up and no ticket consumed.
                 let offer = if flight.is_taken_by_rustls() { offer } else { Offer::default() };
                 return Ok((offer, flight.into_bytes()));
             }
-            // rustls finds out what the end means.
+            // rustls reports the end of the stream.
             Progress::Partial if length == 0 => return Ok((Offer::default(), flight.into_bytes())),
             Progress::Partial => {}
         }
     }
 }
 
-/// Who a client proved to be, without the names: those are for who reads certificates.
+/// Returns the identity of a client's certificate. It has the digest only: names would need a
+/// parser for certificates.
 fn peer(server: &ServerConnection) -> Option<PeerIdentity> {
     let leaf = server.peer_certificates()?.first()?;
     let sha256 = TLS13_AES_128_GCM_SHA256.tls13()?.common.hash_provider.hash(leaf);
@@ -213,7 +232,8 @@ fn peer(server: &ServerConnection) -> Option<PeerIdentity> {
     })
 }
 
-/// The alert that an error came from or was answered with. None: the stream failed, and nothing was said.
+/// Returns the alert that caused an error or that was sent because of it. `None`: the stream failed
+/// without an alert.
 fn fatal_alert(err: &io::Error) -> Option<Alert> {
     match err.get_ref()?.downcast_ref()? {
         rustls::Error::AlertReceived(description) => {
@@ -223,8 +243,8 @@ fn fatal_alert(err: &io::Error) -> Option<Alert> {
     }
 }
 
-/// rustls does not show the versions of a config, so it is asked: with a ClientHello that offers TLS 1.3 and nothing
-/// else that could be agreed on.
+/// Returns whether a config allows TLS 1.3. rustls does not show this, so the config is given a
+/// ClientHello that offers TLS 1.3 only, and the error is inspected.
 fn speaks_tls13(config: &ServerConfig) -> bool {
     #[rustfmt::skip]
     const HELLO: [u8; 75] = [
@@ -237,16 +257,16 @@ fn speaks_tls13(config: &ServerConfig) -> bool {
         0, 43, 0, 3, 2, 3, 4, // supported_versions
     ];
     let mut config = config.clone();
-    // It has no certificate, and so goes no further.
+    // Without a certificate the handshake goes no further.
     config.cert_resolver = Arc::new(ResolvesServerCertUsingSni::new());
     let Ok(mut server) = ServerConnection::new(Arc::new(config)) else { return true };
     let read = server.read_tls(&mut HELLO.as_slice());
-    debug_assert_eq!(read.ok(), Some(HELLO.len()), "it is shorter than any buffer");
+    debug_assert_eq!(read.ok(), Some(HELLO.len()), "the ClientHello fits into the buffer");
     let refused = rustls::Error::PeerIncompatible(PeerIncompatible::Tls12NotOfferedOrEnabled);
     server.process_new_packets().err() != Some(refused)
 }
 
-/// Makes no stateless tickets: every session is in the cache.
+/// A ticketer that makes no stateless tickets, so that every session is in the cache.
 #[derive(Debug)]
 struct NoTickets;
 

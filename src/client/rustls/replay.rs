@@ -1,4 +1,4 @@
-//! A stream some of whose bytes were read already.
+//! A stream that rewinds: it returns bytes that were read beforehand once more.
 
 use std::{
     io::{self, IoSlice},
@@ -8,9 +8,10 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Reads the bytes that were read beforehand once more, then those that follow. Writes go through.
+/// A stream that first returns the bytes that were read beforehand and then reads from the stream
+/// below. Writes go directly to the stream below.
 pub struct Replay<IO> {
-    /// Empty once it is read.
+    /// The bytes to return first. Empty once they are read.
     first: Vec<u8>,
     read: usize,
     stream: IO,
@@ -21,7 +22,7 @@ impl<IO> Replay<IO> {
         Self { first, read: 0, stream }
     }
 
-    /// The stream below.
+    /// Returns the stream below.
     pub fn get_ref(&self) -> &IO {
         &self.stream
     }
@@ -38,7 +39,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Replay<IO> {
         buf.put_slice(&rest[..length]);
         this.read += length;
         if this.read == this.first.len() {
-            // A connection is kept longer than its first bytes.
+            // Frees the memory: the connection lives much longer.
             (this.first, this.read) = (Vec::new(), 0);
         }
         Poll::Ready(Ok(()))

@@ -1,4 +1,4 @@
-//! rustls' storage trait, answered for one handshake.
+//! rustls' session storage for one handshake.
 
 use std::fmt;
 
@@ -8,10 +8,10 @@ use zeroize::Zeroizing;
 
 use crate::client::Found;
 
-/// What a handshake may resume with, found beforehand, and what it made.
+/// The session that a handshake may resume, looked up beforehand, and the sessions that it made.
 pub(super) struct Resumption(Mutex<Inner>);
 
-/// A session that rustls wants stored. SecretBuffer when it is dropped.
+/// A session that rustls wants to store. The data is overwritten when it is dropped.
 pub(super) struct Made {
     pub(super) id: Vec<u8>,
     pub(super) data: Zeroizing<Vec<u8>>,
@@ -19,7 +19,7 @@ pub(super) struct Made {
 
 #[derive(Default)]
 struct Inner {
-    /// The id and the data; nobody else may have a single-use one.
+    /// The id and the data of the session that was found.
     found: Option<(Vec<u8>, Zeroizing<Vec<u8>>)>,
     handed: bool,
     made: Vec<Made>,
@@ -31,12 +31,13 @@ impl Resumption {
         Self(Mutex::new(Inner { found, ..Inner::default() }))
     }
 
-    /// What rustls wanted stored since the last call, oldest first.
+    /// Takes the sessions that rustls stored since the last call, oldest first.
     pub(super) fn take_made(&self) -> Vec<Made> {
         std::mem::take(&mut self.0.lock().made)
     }
 
-    /// Whether rustls has what was found. If it does not fit, it is not resumed for all that.
+    /// Returns whether rustls took the session that was found. rustls may still refuse to resume
+    /// it.
     pub(super) fn handed(&self) -> bool {
         self.0.lock().handed
     }
@@ -54,7 +55,7 @@ impl StoresServerSessions for Resumption {
         true
     }
 
-    /// A handshake resumes once. So what was found is handed over, and not copied.
+    /// Moves the session out instead of copying it: a handshake resumes once.
     fn get(&self, id: &[u8]) -> Option<Vec<u8>> {
         let mut inner = self.0.lock();
         let (_, mut data) = inner.found.take_if(|(found, _)| found == id)?;

@@ -1,4 +1,4 @@
-//! An established connection, which tells the daemon of itself.
+//! An established connection, which sends reports to the daemon.
 
 use std::{
     io::{self, IoSlice},
@@ -17,23 +17,27 @@ use super::{
 };
 use crate::client::{Connection, PeerIdentity, Put, Version};
 
-/// A server's connection. How it ends decides about the sessions that it made or resumed:
+/// A server's connection. How it ends decides whether the sessions that it made or resumed stay in
+/// the cache:
 ///
-/// * `shutdown` has completed: its close_notify is written, and they stay.
-/// * A fatal alert came, or an error made rustls send one: they leave the cache. So they do when the stream fails or
-///   ends without a close_notify, for then somebody may have cut it (RFC 8446 section 6.1); a `shutdown` after that
-///   brings none back. Both show when it is read.
-/// * It is dropped without any of this: they leave the cache.
+/// * `shutdown` completed: the close_notify was written, and the sessions stay.
+/// * A fatal alert was received, or an error made rustls send one: the sessions are removed.
+/// * The stream failed, or ended without a close_notify: the sessions are removed, because an
+///   attacker may have truncated the data (RFC 8446 section 6.1). A later `shutdown` does not
+///   restore them.
+/// * The connection was dropped without any of these: the sessions are removed.
+///
+/// An alert from the peer and the end of the stream are noticed only when the connection is read.
 pub struct TlsStream<IO> {
     tls: server::TlsStream<Replay<IO>>,
-    /// None: it has failed, and the daemon knows.
+    /// `None`: the connection failed, and the daemon knows.
     connection: Option<Connection>,
     resumption: Arc<Resumption>,
     agreed: Agreed,
     options: Arc<Options>,
 }
 
-/// What the peers agreed on, which goes with every session that they make.
+/// The negotiated parameters, which are stored with every session of the connection.
 pub(super) struct Agreed {
     pub(super) version: Version,
     pub(super) cipher_suite: &'static str,
@@ -56,22 +60,23 @@ impl<IO> TlsStream<IO> {
         this
     }
 
-    /// Whether the handshake resumed a session.
+    /// Returns whether the handshake resumed a session.
     pub fn resumed(&self) -> bool {
         self.agreed.resumed
     }
 
-    /// IANA name of the cipher suite.
+    /// Returns the IANA name of the cipher suite.
     pub fn cipher_suite(&self) -> &'static str {
         self.agreed.cipher_suite
     }
 
-    /// The stream of tokio-rustls: the socket below, and what the peers agreed on.
+    /// Returns the stream of tokio-rustls, with the socket and the negotiated parameters.
     pub fn get_ref(&self) -> &server::TlsStream<Replay<IO>> {
         &self.tls
     }
 
-    /// Tells of the sessions that were made. A TLS 1.3 ticket may come at any time.
+    /// Puts the sessions that were made since the last call. rustls may make a TLS 1.3 ticket at
+    /// any time.
     fn put(&self) {
         let Some(connection) = &self.connection else { return };
         for Made { id, mut data } in self.resumption.take_made() {
@@ -88,7 +93,8 @@ impl<IO> TlsStream<IO> {
         }
     }
 
-    /// Tells of an error. What it ends is open, unless this side has closed before.
+    /// Reports an error. The connection ends unclosed, unless this side has sent its close_notify
+    /// before.
     fn settle<T>(&mut self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if let Poll::Ready(Err(err)) = &polled
             && let Some(connection) = self.connection.take()

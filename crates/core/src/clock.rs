@@ -1,10 +1,11 @@
-//! The two times of the daemon, and the one source of both. Everything else is handed a [`Now`].
+//! The two kinds of time in the daemon, and the one source of both. All other code is passed a
+//! [`Now`].
 //!
-//! * [`Timestamp`] is a moment on the process's time line, which runs on a monotonic clock. Lives, idleness, revocations
-//!   and page cursors are on it. It never jumps.
-//! * [`WallTime`] is a moment by the wall clock, which an administrator or NTP may set. Certificates and the time
-//!   stamps of the API are in it.
-//! * [`WallOffset`] turns one into the other.
+//! * [`Timestamp`] is a time on the process's time line, which runs on a monotonic clock and never
+//!   jumps. Lifetimes, idle time-outs, revocations and page tokens use it.
+//! * [`WallTime`] is a time of the wall clock, which an administrator or NTP may set. Certificates
+//!   and the time stamps of the API use it.
+//! * [`WallOffset`] converts one into the other.
 
 use std::{
     fmt,
@@ -17,13 +18,15 @@ use std::{
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// A moment on the process's time line, in milliseconds. The line begins with the value that the wall clock has at the
-/// start, and then runs on CLOCK_BOOTTIME, which counts the time that the system is suspended: setting the wall clock does
-/// not move it.
+/// A time on the process's time line, in milliseconds.
+///
+/// The line begins with the value of the wall clock at the start of the process, or with 2020-01-01
+/// if that is later. Then it runs on CLOCK_BOOTTIME, which also counts the time during which the
+/// system is suspended. Setting the wall clock does not move it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp(u64);
 
-/// A moment by the wall clock: milliseconds since the Unix epoch.
+/// A time of the wall clock, in milliseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct WallTime(u64);
 
@@ -32,27 +35,27 @@ fn millis(span: Duration) -> u64 {
 }
 
 impl Timestamp {
-    /// The moment at this number of milliseconds of the time line.
+    /// Returns the time at this number of milliseconds on the time line.
     pub const fn from_millis(millis: u64) -> Self {
         Self(millis)
     }
 
-    /// Milliseconds of the time line.
+    /// Returns the time in milliseconds on the time line.
     pub const fn as_millis(self) -> u64 {
         self.0
     }
 
-    /// Whole seconds of the time line.
+    /// Returns the time in whole seconds on the time line.
     pub const fn as_secs(self) -> u64 {
         self.0 / 1000
     }
 
-    /// The span from `earlier` to this moment; zero if this moment is not later.
+    /// Returns the duration from `earlier` to this time. Zero if this time is not later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 
-    /// This moment and a span later, or the end of time.
+    /// Returns the time a duration later. Saturates at the maximum.
     #[must_use]
     pub fn after(self, span: Duration) -> Self {
         Self(self.0.saturating_add(millis(span)))
@@ -60,53 +63,55 @@ impl Timestamp {
 }
 
 impl WallTime {
-    /// Later than every certificate's end.
+    /// A time after the end of every certificate.
     pub const MAX: Self = Self(u64::MAX);
 
-    /// The moment this many milliseconds after the Unix epoch.
+    /// Returns the time this many milliseconds after the Unix epoch.
     pub const fn from_millis(millis: u64) -> Self {
         Self(millis)
     }
 
-    /// The moment this many seconds after the Unix epoch. Seconds before the epoch count as the epoch.
+    /// Returns the time this many seconds after the Unix epoch. A time before the epoch gives the
+    /// epoch.
     pub fn from_secs(secs: i64) -> Self {
         Self(u64::try_from(secs).unwrap_or(0).saturating_mul(1000))
     }
 
-    /// Milliseconds since the Unix epoch.
+    /// Returns the milliseconds since the Unix epoch.
     pub const fn as_millis(self) -> u64 {
         self.0
     }
 
-    /// Whole seconds since the Unix epoch.
+    /// Returns the whole seconds since the Unix epoch.
     pub const fn as_secs(self) -> u64 {
         self.0 / 1000
     }
 
-    /// The span from `earlier` to this moment; zero if this moment is not later.
+    /// Returns the duration from `earlier` to this time. Zero if this time is not later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 
-    /// This moment and a span later, or the end of time.
+    /// Returns the time a duration later. Saturates at the maximum.
     #[must_use]
     pub fn after(self, span: Duration) -> Self {
         Self(self.0.saturating_add(millis(span)))
     }
 }
 
-/// The milliseconds that the wall clock is ahead of the process's time line. They change only when the wall clock is set.
+/// How many milliseconds the wall clock is ahead of the process's time line. Changes only when the
+/// wall clock is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct WallOffset(i64);
 
 impl WallOffset {
-    /// What the wall clock shows, or would have shown as it is set now, at a moment of the time line.
+    /// Converts a time of the time line to the wall clock as it is set now.
     pub fn wall(self, at: Timestamp) -> WallTime {
         WallTime(at.0.saturating_add_signed(self.0))
     }
 
-    /// The moment of the time line at which the wall clock, as it is set now, shows this time. A time before the line's
-    /// first millisecond counts as that.
+    /// Converts a time of the wall clock, as it is set now, to the time line. A time before the
+    /// line's first millisecond gives that millisecond.
     pub fn at(self, wall: WallTime) -> Timestamp {
         Timestamp(match u64::try_from(self.0) {
             Ok(ahead) => wall.0.saturating_sub(ahead),
@@ -118,37 +123,37 @@ impl WallOffset {
 /// One reading of the clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Now {
-    /// The moment.
+    /// The time.
     pub at: Timestamp,
-    /// How the wall clock is set at that moment.
+    /// The offset of the wall clock at that time.
     pub offset: WallOffset,
 }
 
 impl Now {
-    /// A reading at which both clocks have the same value, as they have when the process starts.
+    /// Returns a reading at which both clocks have the same value, as when the process starts.
     pub const fn from_millis(millis: u64) -> Self {
         Self { at: Timestamp(millis), offset: WallOffset(0) }
     }
 
-    /// What the wall clock shows.
+    /// Returns the time of the wall clock.
     pub fn wall(self) -> WallTime {
         self.offset.wall(self.at)
     }
 
-    /// The reading a span later, if the wall clock is not set meanwhile.
+    /// Returns the reading a duration later, if the wall clock is not set meanwhile.
     #[must_use]
     pub fn after(self, span: Duration) -> Self {
         Self { at: self.at.after(span), ..self }
     }
 }
 
-/// Tells the time: that of the system, or one that a test moves by hand.
+/// The clock of the system, or one that a test moves.
 #[derive(Clone, Default)]
 pub enum Clock {
-    /// The system's clocks. All clocks of this kind share the process's one time line.
+    /// The clocks of the system. All clocks of this kind share the time line of the process.
     #[default]
     System,
-    /// Stands still until [`ManualClock::advance`] moves it.
+    /// A clock that stands still until [`ManualClock::advance`] moves it.
     Manual(ManualClock),
 }
 
@@ -163,7 +168,7 @@ impl Clock {
         }
     }
 
-    /// Returns how the wall clock was set at the last reading, without reading anything.
+    /// Returns the offset of the wall clock at the last reading. Reads no clock.
     pub fn offset(&self) -> WallOffset {
         match self {
             Self::System => LINE.offset(),
@@ -171,7 +176,8 @@ impl Clock {
         }
     }
 
-    /// Returns how long it takes until this clock shows `at`. `None`: it does already, or only a test moves this clock.
+    /// Returns how long it takes until this clock reaches `at`. `None`: it has reached it, or this
+    /// is a manual clock.
     pub fn until(&self, at: Timestamp) -> Option<Duration> {
         match self {
             Self::System => Some(at.since(LINE.now().at)).filter(|left| !left.is_zero()),
@@ -189,40 +195,43 @@ impl fmt::Debug for Clock {
 /// The process's time line.
 static LINE: LazyLock<Line> = LazyLock::new(Line::begin);
 
-/// The time line begins no earlier than this (2020-01-01), so that it has moments before the start also on a system that
-/// boots with a wall clock of 1970.
+/// The time line begins at this value or later (2020-01-01). So times before the start can be
+/// expressed even if the system boots with a wall clock of 1970.
 const EARLIEST: Duration = Duration::from_secs(1_577_836_800);
-/// A step of the wall clock that is smaller is not followed. Reading two clocks takes time, and the offset must not change
-/// with that: a stamp that an API caller brings back has to become the moment that it was made from.
+/// The smallest step of the wall clock that is followed. Reading two clocks takes time, and this
+/// must not change the offset: a time stamp that a caller of the API returns must convert to the
+/// time that it was made from.
 const STEP_MIN: Duration = Duration::from_millis(5);
-/// Two readings of the time line within this span make the reading of the wall clock between them exact enough.
+/// A reading of the wall clock between two readings of the time line is exact enough if those are
+/// this close.
 const NARROW: Duration = Duration::from_millis(1);
-/// How often a measurement is repeated when the system took the processor away in its middle.
+/// Most attempts at a measurement. An attempt is inexact if the thread is descheduled during it.
 const TRIES: usize = 8;
 
 struct Line {
     /// CLOCK_BOOTTIME at the start.
     boot: Duration,
-    /// The value that the line begins with.
+    /// The first value of the line.
     first: Duration,
-    /// [`WallOffset`] as of the last look.
+    /// The [`WallOffset`] at the last reading of the wall clock.
     offset: AtomicI64,
-    /// The millisecond of the last look at the wall clock. There is one look in each, not one for each call.
+    /// The millisecond of the last reading of the wall clock, which is read once in a millisecond
+    /// and not at each call.
     looked: AtomicU64,
 }
 
-/// A `CLOCK_BOOTTIME` reading. rustix reads it in the vDSO, as libc does.
+/// Reads CLOCK_BOOTTIME. rustix reads it through the vDSO, as libc does.
 fn boottime() -> Duration {
     Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
 }
 
-/// A wall clock before 1970 counts as 1970.
+/// Reads the wall clock. A time before 1970 gives 1970.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
 fn wall_clock() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// `one` - `other` in nanoseconds.
+/// Returns `one` - `other` in nanoseconds.
 fn difference(one: Duration, other: Duration) -> i64 {
     let nanos = |span: Duration| i64::try_from(span.as_nanos()).unwrap_or(i64::MAX);
     nanos(one).saturating_sub(nanos(other))
@@ -262,20 +271,22 @@ impl Line {
         self.first + boottime().saturating_sub(self.boot)
     }
 
-    /// Whether an offset in nanoseconds, measured with this error, differs from the known one by a step.
+    /// Returns whether an offset in nanoseconds, measured with this error, differs from the known
+    /// offset by at least [`STEP_MIN`].
     fn is_off(&self, measured: i64, error: Duration) -> bool {
         let known = self.offset.load(Ordering::Relaxed).saturating_mul(NANOS_OF_MILLI);
         Duration::from_nanos(measured.abs_diff(known)) >= STEP_MIN + error
     }
 
-    /// Reads the wall clock between two readings of the line, and follows it if it was set.
+    /// Reads the wall clock between two readings of the line, and updates the offset if the wall
+    /// clock was set.
     fn measure(&self) {
         let measured = (0..TRIES).map(|_| {
             let before = self.at();
             let wall = wall_clock();
             (self.at().saturating_sub(before), difference(wall, before))
         });
-        // The first exact one, or else the most exact of all.
+        // Takes the first measurement that is exact enough, or else the most exact of all.
         let mut best: Option<(Duration, i64)> = None;
         for (error, offset) in measured {
             if best.is_none_or(|(least, _)| error < least) {
@@ -294,7 +305,7 @@ impl Line {
     }
 }
 
-/// A clock that only its owner moves, so that a test can live years in a second.
+/// A clock that only a test moves, so that it can simulate years in a second.
 #[derive(Clone, Debug)]
 pub struct ManualClock(Arc<Hands>);
 
@@ -304,27 +315,27 @@ struct Hands {
     offset: AtomicI64,
 }
 
-/// Which way a wall clock is set.
+/// A change of the wall clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// It shows a later time.
+    /// To a time that is later by this duration.
     Forward(Duration),
-    /// It shows an earlier time.
+    /// To a time that is earlier by this duration.
     Back(Duration),
 }
 
 impl ManualClock {
-    /// Starts at the given time: the wall clock and the time line both have this value.
+    /// Makes a clock whose wall clock and time line both have this value.
     pub fn starting(wall: WallTime) -> Self {
         Self(Arc::new(Hands { at: AtomicU64::new(wall.0), offset: AtomicI64::new(0) }))
     }
 
-    /// Lets time pass, for both.
+    /// Moves the wall clock and the time line forward.
     pub fn advance(&self, span: Duration) {
         self.0.at.fetch_add(millis(span), Ordering::SeqCst);
     }
 
-    /// Sets the wall clock alone.
+    /// Sets the wall clock. The time line does not move.
     pub fn set_wall(&self, step: Step) {
         let by = |span| i64::try_from(millis(span)).unwrap_or(i64::MAX);
         match step {
@@ -379,15 +390,15 @@ mod tests {
         assert!(left <= Duration::from_secs(60) && left > Duration::from_secs(30), "{left:?}");
         assert_eq!(Clock::System.until(Clock::System.now().at), None);
         let manual = Clock::Manual(ManualClock::starting(WallTime::default()));
-        assert_eq!(manual.until(next), None, "it stands still");
+        assert_eq!(manual.until(next), None, "a manual clock stands still");
     }
 
     #[test]
-    fn line_follows_a_wall_clock_that_was_set_and_no_jitter() {
+    fn line_follows_a_set_wall_clock_and_ignores_jitter() {
         let line = Line::begin();
         let exact = line.offset();
         for away in [-3_600_000, 86_400_000, 6] {
-            // As if the wall clock had been set from there to where it is.
+            // Simulates a wall clock that was set: the known offset is wrong by `away` ms.
             line.offset.store(exact.0 + away, Ordering::Relaxed);
             line.looked.store(0, Ordering::Relaxed);
             let found = line.now().offset;

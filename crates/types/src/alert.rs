@@ -1,20 +1,20 @@
-//! TLS alerts: their names, and which one left.
+//! TLS alerts: their names, and the alert that rustls sent.
 
 use std::fmt;
 
 use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible, PeerMisbehaved};
 
-/// An alert that ended a connection (RFC 8446 section 6).
+/// A fatal alert that ended a connection (RFC 8446 section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Alert {
-    /// AlertDescription.
+    /// The AlertDescription.
     pub code: u8,
     /// Whether the peer sent it.
     pub received: bool,
 }
 
 impl Alert {
-    /// Its name in RFC 8446, or `unknown`.
+    /// Returns the name of the alert in RFC 8446, or `unknown`.
     pub fn name(self) -> &'static str {
         match self.code {
             0 => "close_notify",
@@ -58,8 +58,8 @@ impl fmt::Display for Alert {
     }
 }
 
-/// Returns the description of the fatal alert in the last of these records, where that is an alert in the clear: type 21,
-/// length 2, level 2.
+/// Returns the AlertDescription of the last record, if that record is an unencrypted fatal alert:
+/// type 21, length 2, level 2.
 pub fn in_clear(records: &[u8]) -> Option<u8> {
     match records.last_chunk()? {
         [21, 3, _, 0, 2, 2, code] => Some(*code),
@@ -67,8 +67,8 @@ pub fn in_clear(records: &[u8]) -> Option<u8> {
     }
 }
 
-/// Returns the alert that rustls sends for an error, as far as the error tells: for a worker whose rustls the daemon's client
-/// does not run itself.
+/// Returns the alert that rustls most likely sent for an error. For workers that run rustls
+/// themselves, where the alert cannot be observed.
 pub fn for_error(error: &Error) -> Alert {
     Alert { code: described(error).into(), received: false }
 }

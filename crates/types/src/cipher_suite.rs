@@ -1,8 +1,8 @@
-//! Cipher suites by name.
+//! Names of cipher suites.
 
 use rustls::CipherSuite;
 
-/// The name of a cipher suite in the registry of IANA. rustls writes those of TLS 1.3 in a way of its own.
+/// Returns the IANA name of a cipher suite. rustls has other names for the suites of TLS 1.3.
 pub fn iana_name(suite: CipherSuite) -> &'static str {
     match suite {
         CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",

@@ -1,12 +1,14 @@
-//! Reads which sessions a peer offers, before rustls does.
+//! Reads from a ClientHello which sessions the client offers, before rustls reads it.
 //!
-//! rustls asks its storage for sessions in the middle of a handshake step and does not tell beforehand which it will ask
-//! for. So the first flight is read here: the TLS 1.2 session id and the TLS 1.3 PSK identities. This decides nothing
-//! about the handshake: what does not parse is passed on to rustls, which finds the right alert for it.
+//! rustls asks its storage for sessions during a handshake step, and does not report beforehand
+//! which sessions it will ask for. So the first flight is parsed here for the TLS 1.2 session id
+//! and the TLS 1.3 PSK identities. The parser decides nothing about the handshake: rustls gets the
+//! same bytes, and answers those that do not parse with the right alert.
 //!
-//! A ClientHello that every server refuses offers nothing here, so that it spends no ticket: one with an extension twice, with
-//! an empty PSK identity, or with a pre_shared_key that is not the last extension (RFC 8446 section 4.2). rustls itself has the last
-//! word on that: [`FirstFlight::is_taken_by_rustls`].
+//! A ClientHello that every server refuses counts as one without an offer, so that it consumes no
+//! ticket. Examples are a repeated extension, an empty PSK identity, and a pre_shared_key that is
+//! not the last extension (RFC 8446 section 4.2). [`FirstFlight::is_taken_by_rustls`] asks rustls
+//! about the rest.
 
 use std::collections::BTreeSet;
 
@@ -14,30 +16,34 @@ use rustls::{pki_types, server::Acceptor};
 
 use crate::server_name::ServerName;
 
-/// The longest id of a session that the contract allows, in bytes.
+/// The longest session id of the API, in bytes.
 pub const SESSION_ID_MAX: usize = 64;
 
-/// What a ClientHello offers to resume.
+/// The sessions that a ClientHello offers to resume, and the parameters that decide about them.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Offer {
-    /// Whether it offers TLS 1.3 (RFC 8446 section 4.2.1).
+    /// Whether the client offers TLS 1.3 (RFC 8446 section 4.2.1).
     pub tls13: bool,
-    /// The TLS 1.2 session id. `None` where it offers a ticket, whose session id means nothing (RFC 5077 section 3.4).
+    /// The TLS 1.2 session id. `None` if the client offers a ticket, because the session id then
+    /// identifies no session (RFC 5077 section 3.4).
     pub session_id: Option<Vec<u8>>,
-    /// The PSK identities that can be ours, in their order: at most [`IDENTITIES_MAX`], of 1 to [`SESSION_ID_MAX`] bytes. None
-    /// where a TLS 1.3 server resumes nothing: an extension is missing that it needs, or psk_dhe_ke is not offered.
+    /// The PSK identities that may be session ids of the daemon, in the order of the client: at
+    /// most [`IDENTITIES_MAX`], of 1 to [`SESSION_ID_MAX`] bytes. Empty if no TLS 1.3 server can
+    /// resume a session, for example because a required extension is missing or psk_dhe_ke is not
+    /// offered.
     pub identities: Vec<Vec<u8>>,
     /// The SNI, or [`ServerName::NONE`].
     pub server_name: ServerName<'static>,
-    /// Whether the SNI was sent with a trailing dot, against RFC 6066 section 3.
+    /// Whether the SNI has a trailing dot, against RFC 6066 section 3.
     pub dotted: bool,
     /// Whether TLS_FALLBACK_SCSV is among the cipher suites (RFC 7507).
     pub fallback: bool,
-    /// What decides how a TLS 1.3 server answers.
+    /// The parameters that decide how a TLS 1.3 server answers.
     pub parameters: Parameters,
 }
 
-/// The parts of a ClientHello by which a TLS 1.3 server chooses a cipher suite and a group, in the order of the client.
+/// The parameters by which a TLS 1.3 server chooses a cipher suite and a group, in the order of the
+/// client.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Parameters {
     /// CipherSuite values.
@@ -46,70 +52,77 @@ pub struct Parameters {
     pub groups: Vec<u16>,
     /// NamedGroup values of key_share.
     pub key_shares: Vec<u16>,
-    /// Names of application protocols. `None`: the extension is not there.
+    /// Names of application protocols. `None`: the ClientHello has no ALPN extension.
     pub protocols: Option<Vec<Vec<u8>>>,
-    /// Whether early data is announced, which a second ClientHello must not do (RFC 8446 section 4.2.10).
+    /// Whether the client announces early data. A second ClientHello must not (RFC 8446 section
+    /// 4.2.10).
     pub early_data: bool,
 }
 
-/// How many PSK identities are looked up for one ClientHello. Clients offer one or two.
+/// Most PSK identities that are looked up for one ClientHello. Clients offer one or two.
 pub const IDENTITIES_MAX: usize = 16;
 
-/// RFC 8446 section 5.1 and 5.2: what one record may hold, its ciphertext expansion included.
+/// The longest payload of a record, with its ciphertext expansion, in bytes (RFC 8446 sections 5.1
+/// and 5.2).
 const RECORD_MAX: usize = 16_384 + 256;
-/// The longest handshake message that rustls takes.
+/// The longest handshake message that rustls accepts, in bytes.
 const MESSAGE_MAX: usize = 0xffff;
-/// Most bytes that are gathered: the longest message in records of ordinary length, or a fifth of it in records of a byte each.
+/// Most bytes that a flight gathers: the longest message in records of ordinary length, or about a
+/// fifth of it in records of one byte each.
 pub const FLIGHT_MAX: usize = MESSAGE_MAX + RECORD_MAX;
-/// Room is made for at least so many bytes at a time, so that it is little more than what came.
+/// The least number of bytes by which the buffer grows. Small, so that the buffer is hardly larger
+/// than its content.
 const ROOM: usize = 256;
-/// Kind and length.
+/// The header of a handshake message: type and length.
 const HEAD: usize = 4;
 const HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
 
-/// The change_cipher_spec record of a client in middlebox compatibility mode (RFC 8446 appendix D.4), its version apart.
+/// The change_cipher_spec record of a client in middlebox compatibility mode (RFC 8446 appendix
+/// D.4). Its two version bytes may differ.
 const CHANGE_CIPHER_SPEC: [u8; 6] = [20, 3, 3, 0, 1, 1];
 
-/// Gathers a flight that begins with a ClientHello, cut anywhere, until the ClientHello is whole. Takes at most [`FLIGHT_MAX`] bytes, and as many more as
-/// came with the last call.
+/// Gathers a flight that begins with a ClientHello until the ClientHello is complete. The bytes may
+/// arrive in pieces of any size. Holds at most [`FLIGHT_MAX`] bytes, plus those of the last call.
 #[derive(Default)]
 pub struct FirstFlight {
     raw: Vec<u8>,
-    /// It answers a HelloRetryRequest: a change_cipher_spec may stand before the ClientHello.
+    /// Whether the flight answers a HelloRetryRequest. A change_cipher_spec may then precede the
+    /// ClientHello.
     second: bool,
-    /// The first record of the ClientHello begins here.
+    /// Where in `raw` the first record of the ClientHello begins.
     begin: usize,
-    /// Up to here `raw` has been cut into records.
+    /// Up to where `raw` has been cut into records.
     read: usize,
-    /// Bytes of the message in those records.
+    /// How many bytes of the handshake message those records hold.
     message: usize,
-    /// The first of them.
+    /// The first bytes of the handshake message.
     head: [u8; HEAD],
 }
 
-/// Whether the ClientHello is whole.
+/// Whether the ClientHello is complete.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Progress {
     /// More bytes are needed.
     Partial,
-    /// It is, or it never will be: then it offers nothing.
+    /// The ClientHello is complete. If it can never be completed, the offer is empty.
     Whole(Offer),
 }
 
 impl FirstFlight {
-    /// Gathers the flight that answers a HelloRetryRequest.
+    /// Makes a gatherer for the flight that answers a HelloRetryRequest.
     pub fn after_retry() -> Self {
         Self { second: true, ..Self::default() }
     }
 
-    /// Whether it answers a HelloRetryRequest.
+    /// Returns whether the flight answers a HelloRetryRequest.
     pub fn is_second(&self) -> bool {
         self.second
     }
 
-    /// Whether rustls takes the ClientHello, which is whole, as far as that does not depend on a configuration: it parses each
-    /// extension to its end, and nothing follows the message in its records. A session is worth a lookup only then.
+    /// Returns whether rustls accepts the complete ClientHello, as far as that does not depend on a
+    /// configuration: rustls can parse every extension, and no bytes follow the message in its
+    /// records. Otherwise a lookup would waste a session.
     pub fn is_taken_by_rustls(&self) -> bool {
         let mut acceptor = Acceptor::default();
         let mut records = &self.raw[self.begin..];
@@ -127,7 +140,7 @@ impl FirstFlight {
         false
     }
 
-    /// Takes the bytes that came.
+    /// Adds received bytes.
     pub fn push(&mut self, bytes: &[u8]) -> Progress {
         if self.raw.capacity() - self.raw.len() < bytes.len() {
             self.raw.reserve_exact(bytes.len().max(ROOM));
@@ -139,18 +152,18 @@ impl FirstFlight {
         }
     }
 
-    /// How many bytes it takes.
+    /// Returns how many bytes of memory the buffer takes.
     pub fn size(&self) -> usize {
         self.raw.capacity()
     }
 
-    /// Moves behind a change_cipher_spec that stands first. `None`: more bytes are needed.
+    /// Skips a change_cipher_spec at the beginning of the flight. `None`: more bytes are needed.
     fn skip_change_cipher_spec(&mut self) -> Option<()> {
         if !self.second || self.begin > 0 || self.raw.first() != Some(&CHANGE_CIPHER_SPEC[0]) {
             return Some(());
         }
         let record = self.raw.get(..CHANGE_CIPHER_SPEC.len())?;
-        // What is something else is for rustls to refuse.
+        // rustls refuses any other record of this type.
         if record[3..] == CHANGE_CIPHER_SPEC[3..] {
             (self.begin, self.read) = (record.len(), record.len());
         }
@@ -183,7 +196,7 @@ impl FirstFlight {
         }
     }
 
-    /// Everything that came, for rustls.
+    /// Returns all received bytes, for rustls.
     pub fn into_bytes(self) -> Vec<u8> {
         self.raw
     }
@@ -207,7 +220,7 @@ impl FirstFlight {
         let first = records.next().unwrap_or_default();
         let offered = match first.get(HEAD..HEAD + length) {
             Some(body) => offer(body),
-            // In several records.
+            // The message is spread over several records.
             None => {
                 let mut message = Vec::with_capacity(self.message);
                 message.extend_from_slice(first);
@@ -218,7 +231,7 @@ impl FirstFlight {
         Some(offered.unwrap_or_default())
     }
 
-    /// The payloads of the records that have been cut.
+    /// Returns the payloads of the records of the ClientHello.
     fn records(&self) -> impl Iterator<Item = &[u8]> {
         let mut rest = &self.raw[self.begin..self.read];
         std::iter::from_fn(move || {
@@ -245,10 +258,10 @@ const KEY_SHARE: u16 = 51;
 const TLS13: [u8; 2] = [3, 4];
 const PSK_DHE_KE: u8 = 1;
 const FALLBACK_SCSV: u16 = 0x5600;
-/// compression_methods of a TLS 1.3 client: null alone.
+/// The compression_methods of a TLS 1.3 client: only null.
 const NO_COMPRESSION: [u8; 1] = [0];
 
-/// Reads the body of a ClientHello (RFC 8446 section 4.1.2). `None`: every server refuses it.
+/// Parses the body of a ClientHello (RFC 8446 section 4.1.2). `None`: every server refuses it.
 fn offer(body: &[u8]) -> Option<Offer> {
     let mut body = Reader(body);
     body.bytes(2 + 32)?;
@@ -263,7 +276,7 @@ fn offer(body: &[u8]) -> Option<Offer> {
         ..Offer::default()
     };
     if body.0.is_empty() {
-        // TLS 1.2 without extensions.
+        // A TLS 1.2 ClientHello may have no extensions.
         return Some(offer);
     }
     let mut extensions = Reader(body.vector16()?);
@@ -301,7 +314,7 @@ fn offer(body: &[u8]) -> Option<Offer> {
     Some(offer)
 }
 
-/// Extensions that were there already. The known ones have small numbers.
+/// A set of numbers. The known extensions have small numbers, which take one bit each.
 #[derive(Default)]
 struct Seen {
     small: u64,
@@ -321,7 +334,7 @@ impl Seen {
     }
 }
 
-/// Whether a value stands there more than once.
+/// Returns whether a value occurs more than once.
 fn has_twice(values: &[u16]) -> bool {
     let mut seen = Seen::default();
     !values.iter().all(|&value| seen.is_new(value))
@@ -332,13 +345,15 @@ fn u16s(bytes: &[u8]) -> Option<Vec<u16>> {
     Some(pairs.iter().map(|&pair| u16::from_be_bytes(pair)).collect())
 }
 
-/// RFC 6066 section 3: the one host_name, and whether it has a trailing dot. An address counts as no name, as it does for rustls;
-/// what is no name at all is refused.
+/// Parses the server_name extension (RFC 6066 section 3): returns the host_name, and whether it has
+/// a trailing dot. An IP address counts as no name, as in rustls. `None`: the extension does not
+/// parse, or there is no host_name, more than one, or one that is neither a DNS name nor an
+/// address.
 fn server_name(extension: &mut Reader<'_>) -> Option<(ServerName<'static>, bool)> {
     const HOST_NAME: u8 = 0;
     let mut list = Reader(extension.vector16()?);
     let mut found = None;
-    // What follows a name of another type cannot be read.
+    // The length of a name of another type is unknown, so the list cannot be read beyond it.
     while list.0.first() == Some(&HOST_NAME) {
         list.bytes(1)?;
         let name = str::from_utf8(list.vector16()?).ok()?;
@@ -353,7 +368,7 @@ fn server_name(extension: &mut Reader<'_>) -> Option<(ServerName<'static>, bool)
     }
 }
 
-/// RFC 8446 section 4.2.8.
+/// Parses the key_share extension (RFC 8446 section 4.2.8): returns its groups.
 fn key_shares(extension: &mut Reader<'_>) -> Option<Vec<u16>> {
     let mut list = Reader(extension.vector16()?);
     let mut groups = Vec::new();
@@ -364,7 +379,7 @@ fn key_shares(extension: &mut Reader<'_>) -> Option<Vec<u16>> {
     Some(groups)
 }
 
-/// RFC 7301 section 3.1.
+/// Parses the ALPN extension (RFC 7301 section 3.1): returns the names of the protocols.
 fn protocols(extension: &mut Reader<'_>) -> Option<Vec<Vec<u8>>> {
     let mut list = Reader(extension.vector16()?);
     let mut protocols = Vec::new();
@@ -374,8 +389,12 @@ fn protocols(extension: &mut Reader<'_>) -> Option<Vec<Vec<u8>>> {
     Some(protocols)
 }
 
-/// RFC 8446 section 4.2.11. An identity that is too long to be one of ours is somebody's ticket. Each has a binder, or TLS 1.3 is
-/// refused.
+/// Parses the pre_shared_key extension (RFC 8446 section 4.2.11): returns the identities.
+///
+/// Skips an identity that is too long for a session id of the daemon, because it is the ticket of
+/// another server, and those after the first [`IDENTITIES_MAX`]. Returns no identity if the number
+/// of identities differs from that of the binders, because TLS 1.3 servers refuse that. `None`: the
+/// extension does not parse, or an identity or a binder is empty.
 fn identities(extension: &mut Reader<'_>) -> Option<Vec<Vec<u8>>> {
     let mut list = Reader(extension.vector16()?);
     let (mut identities, mut count) = (Vec::new(), 0);
@@ -403,11 +422,11 @@ fn identities(extension: &mut Reader<'_>) -> Option<Vec<Vec<u8>>> {
     Some(identities)
 }
 
-/// Takes things off the front; `None` where they are not there.
+/// Takes values off the front of a slice. `None`: too few bytes are left.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    /// `None`: something is left.
+    /// Checks that no bytes are left. `None`: some are.
     fn ends(&self) -> Option<()> {
         self.0.is_empty().then_some(())
     }

@@ -1,52 +1,57 @@
-//! Lower-case hex, without the machinery of `{:02x}`: every answer names a connection, often its session too.
+//! Lower-case hex for ids. Faster than `{:02x}`, because every response has the id of a connection,
+//! and often that of a session.
 
 use std::fmt::{self, Write};
 
-/// The digits of one byte, the first one low. Without a table, two digits in one number: whole ids are worked on at once.
+/// Returns the two digits of a byte. The first digit is the low byte of the result.
+///
+/// Computes both digits in one number instead of using a table, so that the compiler can vectorize
+/// whole ids.
 fn pair(byte: u8) -> u16 {
     let halves = u16::from(byte >> 4) | u16::from(byte & 15) << 8;
     digits(halves)
 }
 
-/// The digits of two halves.
+/// Returns the digits of two half bytes, each in a byte of its own.
 fn digits(halves: u16) -> u16 {
     const LETTERS: u16 = (b'a' - b'0' - 10) as u16;
     let above_nine = (halves + 0x0606) >> 4 & 0x0101;
     halves + 0x3030 + LETTERS * above_nine
 }
 
-/// What two digits are worth, and something else than 0 where one is none.
+/// Returns the value of two digits. The second number is not 0 if one of them is not a lower-case
+/// digit.
 fn byte(pair: u16) -> (u8, u16) {
-    // Letters have a bit that decimals have not.
+    // Letters have a bit that decimal digits do not have.
     let halves = (pair & 0x0f0f) + 9 * (pair >> 6 & 0x0101);
     let other = (digits(halves & 0x1f1f) ^ pair) | halves & 0xf0f0;
-    // Cut to what is asked for.
+    // Only the low byte is the value.
     let [byte, _] = (halves << 4 | halves >> 8).to_le_bytes();
     (byte, other)
 }
 
-/// Two digits for each byte.
+/// Writes two digits for each byte.
 pub fn write(bytes: &[u8], to: &mut impl Write) -> fmt::Result {
     bytes.iter().flat_map(|&byte| pair(byte).to_le_bytes()).try_for_each(|digit| to.write_char(digit.into()))
 }
 
-/// The same into room that is there; as much as it holds.
+/// Writes two digits for each byte into `to`, for as many bytes as fit.
 pub fn write_into(bytes: &[u8], to: &mut [u8]) {
     for (digits, &byte) in to.as_chunks_mut().0.iter_mut().zip(bytes) {
         *digits = pair(byte).to_le_bytes();
     }
 }
 
-/// The same as a string.
+/// Returns two digits for each byte.
 pub fn string(bytes: &[u8]) -> String {
     let mut text = vec![0; 2 * bytes.len()];
     write_into(bytes, &mut text);
-    // They are ASCII.
+    // The digits are ASCII.
     String::from_utf8(text).unwrap_or_default()
 }
 
-/// Reads digits as people and tools type them: of either case, with a colon between all bytes or none. `None`: it is something
-/// else.
+/// Parses hex digits as people and tools write them: in upper or lower case, with a colon between
+/// all bytes or between none. `None`: the text is not hex.
 pub fn read(text: impl AsRef<[u8]>) -> Option<Vec<u8>> {
     let text = text.as_ref();
     let mut bytes = vec![0; text.len() / 2];
@@ -55,7 +60,8 @@ pub fn read(text: impl AsRef<[u8]>) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// The same into room that is there, and what it filled. `None` also where there is too little.
+/// Parses hex digits as [`read`] does, into `bytes`, and returns the filled part. `None`: the text
+/// is not hex, or `bytes` is too small.
 pub fn read_into<'b>(text: &[u8], bytes: &'b mut [u8]) -> Option<&'b [u8]> {
     let length = match read_canonical(text, bytes) {
         Some(length) => length,
@@ -64,7 +70,7 @@ pub fn read_into<'b>(text: &[u8], bytes: &'b mut [u8]) -> Option<&'b [u8]> {
     bytes.get(..length)
 }
 
-/// Of lower case and without colons, as the API writes ids. Returns how many bytes there are.
+/// Parses lower-case digits without colons, as the API writes ids. Returns the number of bytes.
 fn read_canonical(text: &[u8], bytes: &mut [u8]) -> Option<usize> {
     let (pairs, []) = text.as_chunks() else { return None };
     let bytes = bytes.get_mut(..pairs.len())?;
@@ -123,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn two_characters_are_a_byte_only_where_they_are_its_digits() {
+    fn all_bytes_and_all_pairs_of_characters_match_the_standard() {
         let all: Vec<u8> = (0..=u8::MAX).collect();
         let written = super::string(&all);
         assert_eq!(written, all.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
@@ -132,7 +138,7 @@ mod tests {
             let text = pair.to_le_bytes();
             let read = super::read(text);
             let expected = str::from_utf8(&text).ok();
-            // It would take a sign as well.
+            // `from_str_radix` also accepts a sign.
             let expected = expected.filter(|text| !text.starts_with('+'));
             assert_eq!(
                 read,

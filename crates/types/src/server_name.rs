@@ -1,12 +1,12 @@
-//! Names of servers, in the one form in which they are compared.
+//! Names of servers in canonical form.
 
 use std::{borrow::Borrow, cmp::Ordering, fmt, hash, net::IpAddr, ops::Deref, sync::Arc};
 
-/// A DNS name or IP address in canonical form: ASCII lower case, without a trailing dot (RFC 6066 section 3), an address as
-/// RFC 5952 writes it. Empty: no name.
+/// A DNS name or IP address in canonical form: in ASCII lower case, without a trailing dot (RFC
+/// 6066 section 3), and an address in the form of RFC 5952. Empty: no name.
 ///
-/// The daemon makes one of each name that a peer, a worker, a certificate or a selector tells, before it compares or stores
-/// the name. Equality, order and hash are those of the text.
+/// The daemon converts every name from a peer, a worker, a certificate or a selector to this form
+/// before it compares or stores the name. Equality, order and hash are those of the text.
 #[derive(Clone)]
 pub struct ServerName<'t>(Text<'t>);
 
@@ -17,14 +17,17 @@ enum Text<'t> {
 }
 
 impl<'t> ServerName<'t> {
-    /// No name: a peer that sent none.
+    /// No name, for a peer that sent none.
     pub const NONE: Self = Self(Text::Borrowed(""));
 
-    /// Returns the canonical form of a name. Copies only a name that is not canonical. Checks nothing: a text that is neither
-    /// a DNS name nor an address equals itself alone, in any case of its letters.
+    /// Returns the canonical form of a name. Copies a name only if it must change, and every
+    /// address.
+    ///
+    /// Does not validate the name. A text that is neither a DNS name nor an address is compared
+    /// without regard to ASCII case and trailing dots.
     pub fn new(name: &'t str) -> Self {
         let undotted = name.trim_end_matches('.');
-        // An address begins with a digit or has a colon; few names do.
+        // An address begins with a digit or has a colon. Few names do, so few are parsed.
         let may_be_address = matches!(undotted.as_bytes(), [b'0'..=b'9', ..]) || undotted.contains(':');
         if let Some(address) = may_be_address.then(|| undotted.parse::<IpAddr>().ok()).flatten() {
             return Self(Text::Shared(address.to_string().into()));
@@ -35,7 +38,7 @@ impl<'t> ServerName<'t> {
         })
     }
 
-    /// Returns the same name, without a borrow.
+    /// Returns the same name without borrowing.
     pub fn into_owned(self) -> ServerName<'static> {
         ServerName(Text::Shared(match self.0 {
             Text::Borrowed(name) => name.into(),
@@ -67,7 +70,7 @@ impl Deref for ServerName<'_> {
     }
 }
 
-/// Hash and equality are those of the text.
+/// Allowed because hash and equality are those of the text.
 impl Borrow<str> for ServerName<'_> {
     fn borrow(&self) -> &str {
         self
@@ -117,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_server_has_one_name() {
+    fn equivalent_server_names_have_one_form() {
         for (told, name) in [
             ("a.test", "a.test"),
             ("A.Test.", "a.test"),

@@ -1,4 +1,4 @@
-//! Shutdown, SetShutdown, Clear and Free, and the rule of SSL_clear(3) that they stand on:
+//! Shutdown, SetShutdown, Clear and Free, and the close rule of SSL_clear(3), which they implement:
 //!
 //! > If a session is still open, it is considered bad and will be removed from the session cache, as required by
 //! > RFC2246. A session is considered open, if SSL_shutdown(3) was not called for the connection or at least
@@ -7,23 +7,25 @@
 use super::{Agreed, Choice, Connection, EngineKind, Error, Lease, Removed, Shutdown, State};
 use crate::session::RemovalReason;
 
-/// What SSL_shutdown(3) returns.
+/// The result of SSL_shutdown(3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShutdownStatus {
     /// 0: this side has closed.
     Sent,
-    /// 1: both sides have.
+    /// 1: both sides have closed.
     Complete,
-    /// -1, SSL_ERROR_WANT_READ: this side had closed before.
+    /// -1, SSL_ERROR_WANT_READ: this side had closed before, and the peer has not closed.
     WantRead,
 }
 
 impl Connection {
-    /// SSL_shutdown(3). Appends the close_notify, if one is made here, to `ciphertext`.
+    /// Closes this side (SSL_shutdown(3)). Appends the close_notify to `ciphertext`, if the
+    /// daemon's engine makes one.
     ///
     /// # Errors
-    /// [`Error::ShutdownInInit`] unless the connection is established. Of a handshake in the worker's library the daemon learns
-    /// by a session only; one that has none is closed on the worker's word.
+    /// [`Error::ShutdownInInit`] unless the connection is established. A worker's connection
+    /// without a session can be closed before that: the daemon learns of its handshake only by a
+    /// session.
     pub fn shutdown(&mut self, ciphertext: &mut Vec<u8>) -> Result<ShutdownStatus, Error> {
         let unheard_of = self.state == State::Before && self.engine_kind() == EngineKind::Worker;
         if self.state != State::Established && !unheard_of {
@@ -38,8 +40,9 @@ impl Connection {
         })
     }
 
-    /// Closes this side of an established connection, unless SENT is set already. Appends the close_notify to
-    /// `ciphertext`; with `quiet-shutdown` both flags are set and none is made.
+    /// Closes this side of an established connection, unless SENT is set already. Appends the
+    /// close_notify to `ciphertext`. With `quiet-shutdown`, sets both flags and makes no
+    /// close_notify.
     pub(super) fn close_side(&mut self, ciphertext: &mut Vec<u8>) {
         if self.context.options.quiet_shutdown {
             self.shutdown = Shutdown { sent: true, received: true };
@@ -48,7 +51,7 @@ impl Connection {
         if self.shutdown.sent {
             return;
         }
-        // The library of a worker's own engine has made the alert.
+        // With the worker's engine, the worker's library has made the close_notify.
         if let Some(engine) = &mut self.engine {
             engine.close_notify();
             engine.flush(ciphertext);
@@ -57,13 +60,15 @@ impl Connection {
         self.shutdown.sent = true;
     }
 
-    /// SSL_set_shutdown(3): assigns both flags in any state. Where it sets SENT, that is an assertion.
+    /// Sets both flags, in any state (SSL_set_shutdown(3)). A SENT flag that this call sets is
+    /// [`Evidence::Asserted`](super::Evidence::Asserted).
     pub fn set_shutdown(&mut self, flags: Shutdown) {
         self.written &= self.shutdown.sent && flags.sent;
         self.shutdown = flags;
     }
 
-    /// SSL_clear(3). Tells what the close rule removed.
+    /// Resets the connection for a new handshake (SSL_clear(3)). Returns the sessions that the
+    /// close rule removed.
     pub fn clear(&mut self) -> Vec<Removed> {
         let established = self.state == State::Established;
         let removed = self.leave_family();
@@ -85,12 +90,14 @@ impl Connection {
         removed
     }
 
-    /// SSL_free(3), also for a connection that was lost. Tells what the close rule removed.
+    /// Ends the connection (SSL_free(3)), also one that was lost. Returns the sessions that the
+    /// close rule removed.
     pub fn free(mut self) -> Vec<Removed> {
         self.leave_family()
     }
 
-    /// The close rule: the family of an open connection is removed, any other's is released.
+    /// Applies the close rule: removes the family of an open connection, and releases any other
+    /// family.
     pub(super) fn leave_family(&mut self) -> Vec<Removed> {
         if !self.is_open() {
             self.family.release();
@@ -99,7 +106,7 @@ impl Connection {
         self.condemn(RemovalReason::Unclosed)
     }
 
-    /// Removes the family and what is attached, whatever the flags say.
+    /// Removes the family and the attached session, whatever the shutdown flags are.
     pub(super) fn condemn(&mut self, reason: RemovalReason) -> Vec<Removed> {
         if let Some(attached) = self.attached.take() {
             self.family.join(&attached);
@@ -109,7 +116,7 @@ impl Connection {
     }
 }
 
-/// A connection that is dropped was lost.
+/// Applies the close rule to a connection that is dropped without Free.
 impl Drop for Connection {
     fn drop(&mut self) {
         self.leave_family();

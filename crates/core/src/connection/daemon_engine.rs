@@ -1,4 +1,5 @@
-//! TLS over memory: bytes and the time in, bytes and an ending out. No I/O, no clock, no waiting.
+//! TLS over memory. The caller passes bytes and the time; the engine does no I/O, reads no clock
+//! and never waits.
 
 use std::{
     io::{BufRead, Read},
@@ -18,28 +19,29 @@ use crate::{
     session::Session,
 };
 
-/// One handshake and the traffic after it.
+/// Runs one handshake and the traffic after it.
 pub(super) struct Engine {
     tls: Connection,
     resumption: Arc<Resumption>,
 }
 
-/// What ended the peer's side.
+/// The reason why no more data comes from the peer.
 #[derive(Debug)]
 pub(super) enum End {
-    /// close_notify came.
+    /// The peer sent a close_notify.
     CloseNotify,
-    /// A fatal alert came.
+    /// The peer sent a fatal alert.
     AlertReceived(Alert),
-    /// The peer did something that TLS forbids.
+    /// The peer violated TLS.
     Refused(Refused),
 }
 
-/// What the peer did, and the alert that answered it.
+/// A violation of TLS by the peer, and the alert that answered it.
 #[derive(Debug)]
 pub(super) struct Refused {
     pub(super) error: String,
-    /// AlertDescription. `None`: none was sent that is encrypted; one in the clear is among the records of [`Engine::flush`].
+    /// The AlertDescription. `None`: no encrypted alert was sent. An unencrypted alert, if any, is
+    /// among the records of [`Engine::flush`].
     pub(super) alert: Option<u8>,
 }
 
@@ -50,7 +52,8 @@ impl Refused {
 }
 
 impl Engine {
-    /// Accepts a handshake. `tickets`: how many TLS 1.3 tickets its end makes.
+    /// Accepts a handshake as a server. `tickets`: how many TLS 1.3 tickets a finished handshake
+    /// makes.
     pub(super) fn server(
         config: &ServerConfig,
         tickets: usize,
@@ -66,7 +69,7 @@ impl Engine {
         Ok(Self::over(tls, resumption))
     }
 
-    /// Begins a handshake: the ClientHello is there to be written.
+    /// Begins a handshake as a client. [`Self::flush`] then returns the ClientHello.
     pub(super) fn client(
         config: &ClientConfig,
         server: ServerName<'static>,
@@ -82,16 +85,16 @@ impl Engine {
     }
 
     fn over(mut tls: Connection, resumption: Arc<Resumption>) -> Self {
-        // Every call empties what it fills, and the size of a call is limited before it comes here.
+        // Every call empties the buffers that it fills, and the size of a call is limited before.
         tls.set_buffer_limit(None);
         Self { tls, resumption }
     }
 
-    /// Takes records from the peer and appends the application data in them. What follows a close_notify is ignored
-    /// (RFC 8446 section 6.1).
+    /// Reads records from the peer and appends their application data to `plaintext`. Ignores all
+    /// data after a close_notify (RFC 8446 section 6.1).
     pub(super) fn read(&mut self, mut records: &[u8], now: WallTime, plaintext: &mut Vec<u8>) -> Option<End> {
         self.resumption.set_now(now);
-        // What another connection's step has left.
+        // Discards an alert that a step of another connection has noted on this thread.
         sent_alerts::take();
         while !records.is_empty() {
             match self.tls.read_tls(&mut records as &mut dyn Read) {
@@ -104,7 +107,8 @@ impl Engine {
             match processed {
                 Ok(state) if state.peer_has_closed() => return Some(End::CloseNotify),
                 Ok(_) => {}
-                // In a handshake, where rustls takes it for a warning, which TLS 1.3 does not have.
+                // During a handshake rustls treats a close_notify as a warning alert, which TLS 1.3
+                // does not have.
                 Err(Error::AlertReceived(AlertDescription::CloseNotify)) => return Some(End::CloseNotify),
                 Err(Error::AlertReceived(description)) => {
                     return Some(End::AlertReceived(Alert { code: description.into(), received: true }));
@@ -133,12 +137,12 @@ impl Engine {
         debug_assert_eq!(written.ok(), Some(plaintext.len()), "the buffer has no limit");
     }
 
-    /// Makes a close_notify; a second one makes nothing.
+    /// Makes a close_notify. A second call has no effect.
     pub(super) fn close_notify(&mut self) {
         self.tls.send_close_notify();
     }
 
-    /// Appends the records that the peer shall get.
+    /// Appends the records for the peer to `ciphertext`.
     pub(super) fn flush(&mut self, ciphertext: &mut Vec<u8>) {
         while self.tls.wants_write() {
             if self.tls.write_tls(ciphertext).is_err() {
@@ -147,19 +151,19 @@ impl Engine {
         }
     }
 
-    /// Whether a HelloRetryRequest has left, and no ServerHello that resumes a session.
+    /// Returns whether a HelloRetryRequest was sent, and no ServerHello that resumes a session.
     pub(super) fn retried(&self) -> bool {
         self.tls.handshake_kind() == Some(HandshakeKind::FullWithHelloRetryRequest)
     }
 
-    /// Gives a server the session that the ClientHello after a HelloRetryRequest offers, and room for the one ticket that its
-    /// resumption makes.
+    /// Passes a server the session that the ClientHello after a HelloRetryRequest offers, and
+    /// limits the new tickets to the one that a resumption makes.
     pub(super) fn offer(&self, session: Arc<Session>) {
         self.resumption.offer(Some(session));
         self.resumption.limit_tickets(1);
     }
 
-    /// The sessions that the handshake made since the last call.
+    /// Returns the sessions that the handshake made since the last call.
     pub(super) fn take_made(&self) -> Vec<Made> {
         self.resumption.take_made()
     }
@@ -168,7 +172,7 @@ impl Engine {
         self.tls.is_handshaking()
     }
 
-    /// Whether the handshake resumes a session, once that is decided.
+    /// Returns whether the handshake resumes a session. `false` until that is decided.
     pub(super) fn resumed(&self) -> bool {
         self.tls.handshake_kind() == Some(HandshakeKind::Resumed)
     }
@@ -189,7 +193,7 @@ impl Engine {
         self.tls.alpn_protocol()
     }
 
-    /// The SNI that a client sent, in lower case, with the dot at its end if it has one.
+    /// Returns the SNI that a client sent, in lower case, with its trailing dot if it has one.
     pub(super) fn server_name(&self) -> Option<&str> {
         match &self.tls {
             Connection::Server(server) => server.server_name(),
@@ -197,7 +201,7 @@ impl Engine {
         }
     }
 
-    /// The peer's leaf certificate.
+    /// Returns the peer's leaf certificate, as DER.
     pub(super) fn peer_certificate(&self) -> Option<&[u8]> {
         self.tls.peer_certificates()?.first().map(AsRef::as_ref)
     }

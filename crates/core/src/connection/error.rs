@@ -1,4 +1,4 @@
-//! Why calls on a connection are refused.
+//! Errors of calls on a connection.
 
 use std::sync::Arc;
 
@@ -6,40 +6,41 @@ use tls_sessiond_types::server_name::ServerName;
 
 use super::{ConnectionId, EngineKind};
 
-/// Why a call was refused. Nothing has changed then.
+/// Why a call was refused. A refused call changes nothing, except that [`Self::Unanswered`] and
+/// [`Self::UnansweredOfOwner`] fail the handshake.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No connection has this id.
-    #[error("no connection has the id {0}: it was freed, or lay unused for longer than its idle time-out")]
+    #[error("no connection has the id {0}: it was freed, or idle for longer than its idle time-out")]
     NotFound(ConnectionId),
-    /// A fatal error ended it.
-    #[error("the connection has failed: {0}; only Clear and Free help")]
+    /// A fatal error ended the connection.
+    #[error("the connection has failed: {0}; call Clear or Free")]
     Failed(String),
     /// Plaintext came too early.
-    #[error("plaintext before the handshake is done: send it again once the connection is established")]
+    #[error("plaintext before the handshake is finished: send it again once the connection is established")]
     HandshakeNotFinished,
     /// Plaintext came after SENT.
     #[error("plaintext after this side closed: SENT is set")]
     ProtocolIsShutdown,
     /// SSL_R_SHUTDOWN_WHILE_IN_INIT.
-    #[error("no handshake is done that could be closed: use SetShutdown to set the flags alone")]
+    #[error("the handshake is not finished, so it cannot be closed: use SetShutdown to set only the flags")]
     ShutdownInInit,
-    /// SetSession in the middle of a handshake.
-    #[error("a handshake is running with the session that it began with: finish it, or Clear first")]
+    /// SetSession was called during a handshake.
+    #[error("the session cannot change during a handshake: finish the handshake, or call Clear first")]
     HandshakeRunning,
     /// The call is for connections of the other engine.
     #[error("{}", wrong_engine(*.0))]
     WrongEngine(EngineKind),
-    /// A Drive runs it.
-    #[error("a Drive stream runs this connection: use its events, or end it first")]
+    /// A Drive stream runs the connection.
+    #[error("a Drive stream runs this connection: use its events, or end the stream first")]
     Busy,
-    /// It was freed while a Drive ran it.
-    #[error("the connection was freed, or lay unused for longer than its idle time-out")]
+    /// The connection was freed while a Drive stream ran it.
+    #[error("the connection was freed, or idle for longer than its idle time-out")]
     Freed,
-    /// A client needs to know whom it speaks with.
+    /// A client needs the name of its server.
     #[error("a client needs server_name: the DNS name or IP address that the server's certificate must show")]
     ServerNameRequired,
-    /// It is no name.
+    /// The server name is not a name.
     #[error("`{0}` is neither a DNS name nor an IP address")]
     ServerNameMalformed(String),
     /// The context cannot be a server.
@@ -47,38 +48,38 @@ pub enum Error {
     WithoutCertificate(Arc<str>),
     /// The context cannot be a client.
     #[error(
-        "context `{0}` trusts nobody, so no server can be verified: set ca, or install this system's certificates"
+        "context `{0}` has no trust anchors, so no server can be verified: set ca, or install this system's certificates"
     )]
     WithoutTrust(Arc<str>),
-    /// The session was made elsewhere.
+    /// The session belongs to another scope, role or server.
     #[error("this session was made in another context or role, or with another server")]
     SessionOutOfScope,
-    /// A client's session was put under another name than the connection's.
+    /// A client's session was put under another server name than that of the connection.
     #[error(
-        "this connection speaks with `{0}`, and so do its sessions: leave server_name empty, or say that"
+        "the sessions of this connection are for its server `{0}`: leave server_name empty, or set it to that name"
     )]
     ServerNameOther(ServerName<'static>),
     /// The table is full.
-    #[error("{0} connections are open, and limits.connections allows no more")]
+    #[error("there are {0} connections, and limits.connections allows no more")]
     TooManyConnections(usize),
-    /// One owner has too many.
-    #[error("this caller has {0} connections open, and limits.connections_per_owner allows no more")]
+    /// One owner has too many connections.
+    #[error("this caller has {0} connections, and limits.connections_per_owner allows no more")]
     TooManyOfOwner(usize),
-    /// Peers have begun too many handshakes of one owner.
+    /// The unfinished handshakes of one owner's connections hold too many bytes.
     #[error(
-        "unfinished handshakes of this caller's connections hold {0} bytes, and no more are kept: they end after 60 s"
+        "unfinished handshakes of this caller's connections may hold {0} bytes at most: they lapse after 60 s, try again then"
     )]
     UnansweredOfOwner(usize),
-    /// Peers have begun too many handshakes.
-    #[error("unfinished handshakes hold {0} bytes, and no more are kept: they end after 60 s")]
+    /// The unfinished handshakes of all connections hold too many bytes.
+    #[error("unfinished handshakes may hold {0} bytes at most: they lapse after 60 s, try again then")]
     Unanswered(usize),
-    /// The request id was used.
-    #[error("this request_id was used within the last minute for a request that differs")]
+    /// The request id was used before, for a different request.
+    #[error("this request_id was used within the last minute for a different request")]
     RequestIdReused,
     /// The system has no random numbers.
     #[error("the system gave no random numbers")]
     NoRandomness,
-    /// rustls would not start.
+    /// rustls refused to begin the handshake.
     #[error("the handshake could not begin: {0}")]
     Engine(#[source] rustls::Error),
 }

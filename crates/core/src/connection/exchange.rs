@@ -1,4 +1,4 @@
-//! Bytes in, bytes out: SSL_do_handshake, SSL_read and SSL_write over memory.
+//! SSL_do_handshake(3), SSL_read(3) and SSL_write(3) over memory.
 
 use std::sync::Arc;
 
@@ -22,48 +22,52 @@ use crate::{
     session::{Format, Miss, NewSession, RemovalReason, Session, SessionId, Terms},
 };
 
-/// What came from the peer, and what shall go to it.
+/// The input of one step: bytes from the peer, and plaintext for the peer.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Input<'a> {
-    /// Records from the peer, cut anywhere.
+    /// Records from the peer, split at any byte.
     pub ciphertext: &'a [u8],
     /// Application data to encrypt.
     pub plaintext: &'a [u8],
-    /// The transport ended. Where the peer has closed, also by a close_notify in `ciphertext`, this side closes too: its
-    /// close_notify follows the records of `plaintext`. Where it has not, the connection fails.
+    /// Whether the transport ended. If the peer has closed, for example by a close_notify in
+    /// `ciphertext`, this side closes too, and its close_notify follows the records of `plaintext`.
+    /// If the peer has not closed, the connection fails.
     pub end_of_stream: bool,
 }
 
-/// What a step made.
+/// The output of one step.
 #[derive(Debug, Default)]
 pub struct Output {
     /// Records for the peer.
     pub ciphertext: Vec<u8>,
     /// Application data from the peer.
     pub plaintext: Vec<u8>,
-    /// What ended the connection.
+    /// The fatal alert that ended the connection.
     pub alert: Option<Alert>,
-    /// Sessions that left the cache because of that.
+    /// Sessions that were removed because the connection failed.
     pub removed: Vec<Removed>,
 }
 
-/// How many tickets a client keeps of one connection. A server may send any number, and each has its place in the cache.
+/// Most tickets that a connection keeps, unless `tickets` of its context is higher. A server may
+/// send its client any number of tickets, and each takes a place in the cache.
 const TICKETS_KEPT_MAX: usize = 8;
 
-/// The alert of RFC 7507 in the clear.
+/// The record of the unencrypted alert inappropriate_fallback (RFC 7507).
 const INAPPROPRIATE_FALLBACK: [u8; 7] = [21, 3, 3, 0, 2, 2, 86];
 
-/// The binding of sessions by the form of their SNI: rustls resumes only with the very form, and [`ServerName`] has one.
+/// Returns the binding that tells sessions apart by the trailing dot of their SNI. rustls resumes a
+/// session only with the identical SNI, and [`ServerName`] does not keep the dot.
 fn dot(dotted: bool) -> &'static [u8] {
     if dotted { b"." } else { b"" }
 }
 
 impl Connection {
-    /// One step. The first one begins the handshake.
+    /// Runs one step. The first step begins the handshake.
     ///
     /// # Errors
-    /// The worker runs this connection, it has failed, or plaintext came before the handshake was done or after SENT. Nothing of the input
-    /// was used then. Where the peers have begun too many handshakes, a handshake that is not whole fails.
+    /// * The worker runs this connection, it has failed, or plaintext came before the handshake was
+    ///   finished or after SENT. The input was not used.
+    /// * Unfinished handshakes hold too many bytes. This handshake, which is unfinished too, fails.
     pub fn exchange(&mut self, input: Input<'_>, now: Now) -> Result<Output, Error> {
         if self.engine_kind == EngineKind::Worker {
             return Err(Error::WrongEngine(EngineKind::Daemon));
@@ -73,7 +77,8 @@ impl Connection {
         }
         let output = self.step(input, now)?;
         let kept = self.unanswered_bytes(input.ciphertext.len(), !output.ciphertext.is_empty());
-        // Asked afterwards: a handshake that goes on keeps nothing, and is not held up by others that do not.
+        // Counted after the step: a handshake that makes progress holds no bytes, so stalled
+        // handshakes do not block it.
         if let Some(Err(error)) = self.unanswered.as_mut().map(|lease| lease.keep(kept, now.at)) {
             self.fail(error.to_string(), None);
             return Err(error);
@@ -81,14 +86,16 @@ impl Connection {
         Ok(output)
     }
 
-    /// What a handshake keeps of what its peer has sent, in bytes, after a step in which so many came.
+    /// Returns how many bytes of the peer's input an unfinished handshake holds after a step.
+    ///
+    /// `came`: the bytes that the step received. `answered`: whether the step made output.
     fn unanswered_bytes(&self, came: usize, answered: bool) -> usize {
-        /// What rustls reads into at least.
+        /// The smallest buffer that rustls reads into.
         const ENGINE_MIN: usize = 4096;
         let before = self.unanswered.as_ref().map_or(0, Lease::bytes);
         match (&self.first_flight, self.state) {
             (Some(first_flight), State::Handshaking) => first_flight.size(),
-            // What came since the last answer, at most.
+            // An upper bound: all bytes since the last answer.
             (None, State::Handshaking) if !answered && before + came > 0 => {
                 (before.max(ENGINE_MIN) + came).min(FLIGHT_MAX)
             }
@@ -115,12 +122,14 @@ impl Connection {
         let end = self.read(input.ciphertext, now, &mut output)?;
         self.progress(now);
         if let Some(engine) = &mut self.engine {
-            // The peer's close_notify ends its side alone: this one may go on (RFC 8446 section 6.1).
+            // The peer's close_notify closes only the peer's side. This side may still send (RFC
+            // 8446 section 6.1).
             if matches!(end, None | Some(End::CloseNotify)) && !input.plaintext.is_empty() {
                 engine.write(input.plaintext);
             }
             engine.flush(&mut output.ciphertext);
-            // Nothing follows a close_notify (RFC 8446 section 6.1), though rustls answers some records all the same.
+            // No record may follow a close_notify (RFC 8446 section 6.1), but rustls answers some
+            // records even then.
             if had_closed {
                 output.ciphertext.clear();
             }
@@ -146,7 +155,7 @@ impl Connection {
         Ok(output)
     }
 
-    /// The first step of a handshake. Flags that were set before it are lost, as SSL_do_handshake loses them.
+    /// Begins a handshake. Resets the shutdown flags, as SSL_do_handshake(3) does.
     fn begin(&mut self, now: Now) -> Result<(), Error> {
         match self.role {
             Role::Server => {
@@ -174,14 +183,15 @@ impl Connection {
         Ok(())
     }
 
-    /// What a client offers: what is attached if it still may be resumed, else what the cache offers by itself. A
-    /// single-use session leaves the cache here.
+    /// Returns the session that a client offers: the attached session if it may still be resumed,
+    /// or else the newest one of the cache, unless SetSession excludes it. Consumes a single-use
+    /// session.
     fn session_to_offer(&self, now: Now) -> Option<Arc<Session>> {
         let cache = &self.context.client_cache;
         let terms = self.terms(self.server_name());
         let attached = self.attached.as_ref().and_then(|session| {
             let found = cache.find(session.id(), &terms, now);
-            // SSL_CTX_sess_misses counts servers alone.
+            // SSL_CTX_sess_misses(3) counts only the misses of servers.
             found
                 .inspect_err(|&why| {
                     cache.tell_missed(&self.context.name, session.id(), self.server_name(), why, now);
@@ -195,7 +205,8 @@ impl Connection {
         }
     }
 
-    /// What this connection can resume: a session of the daemon's engine, in a version that it may speak.
+    /// Returns the criteria for sessions that this connection can resume: made by the daemon's
+    /// engine, in a version that the connection may speak.
     fn terms<'a>(&'a self, server_name: &'a ServerName<'a>) -> Terms<'a> {
         let versions = match &self.pin {
             Some(pin) => std::slice::from_ref(pin),
@@ -232,14 +243,15 @@ impl Connection {
         }
     }
 
-    /// Whether the client could not agree on TLS 1.3 with a server that speaks it, which only an attacker brings about.
+    /// Returns whether the client fell back from TLS 1.3 although this server speaks it. Only an
+    /// attacker causes that (RFC 7507).
     fn falls_back(&self, offer: &Offer) -> bool {
         let spoken = self.terms(&ServerName::NONE).versions;
         offer.fallback && !offer.tls13 && spoken.contains(&Version::Tls13)
     }
 
-    /// After a HelloRetryRequest the flight is gathered anew: the second ClientHello may offer other sessions (RFC 8446 section
-    /// 4.1.2).
+    /// Gathers the flight again after a HelloRetryRequest, because the second ClientHello may offer
+    /// other sessions (RFC 8446 section 4.1.2).
     fn await_second_hello(&mut self) {
         let retried = self.engine.as_ref().is_some_and(Engine::retried);
         if retried && !self.retried && self.role == Role::Server {
@@ -264,7 +276,7 @@ impl Connection {
         self.offered = found;
     }
 
-    /// A server's handshake begins in earnest: what the peer offers is fetched beforehand.
+    /// Looks up the sessions that a client offers, and creates the server's engine.
     fn accept(&mut self, flight: &FirstFlight, offer: &Offer, now: Now) -> Result<(), Error> {
         let Some(side) = &self.context.server else {
             return Err(Error::WithoutCertificate(Arc::clone(&self.context.name)));
@@ -273,7 +285,8 @@ impl Connection {
         let caches = !self.context.options.no_session_cache;
         let found = if caches { self.lookup(config, flight, offer, now) } else { None };
         let retry = Retried::of(config, offer);
-        // Each resumption spends a ticket and needs one in return (OpenSSL's SSL_CTX_set_num_tickets(3)).
+        // A resumption consumes one ticket and makes one in return (OpenSSL's
+        // SSL_CTX_set_num_tickets(3)).
         let tickets = match &found {
             Some(session) if session.kind().version == Version::Tls13 => self.context.tickets.min(1),
             _ => self.context.tickets,
@@ -286,7 +299,7 @@ impl Connection {
         Ok(())
     }
 
-    /// The first session that the offer names and that rustls will resume. A single-use session leaves the cache here.
+    /// Returns the first offered session that rustls will resume. Consumes a single-use session.
     fn lookup(
         &self,
         config: &ServerConfig,
@@ -319,14 +332,14 @@ impl Connection {
         for (id, miss) in &missed {
             cache.tell_missed(&self.context.name, id, &offer.server_name, *miss, now);
         }
-        // One hello counts one miss, as SSL_CTX_sess_misses does: that of its last ticket.
+        // A ClientHello counts one miss, as in SSL_CTX_sess_misses(3): that of its last ticket.
         if let Some((_, miss)) = missed.last() {
             self.context.stats.misses.count(*miss);
         }
         None
     }
 
-    /// Takes from the engine what the handshake has decided and made so far.
+    /// Takes the results of the handshake and the new sessions from the engine.
     fn progress(&mut self, now: Now) {
         let Some(engine) = self.engine.as_ref() else { return };
         if self.state == State::Handshaking {
@@ -349,7 +362,7 @@ impl Connection {
         }
     }
 
-    /// The peers agreed to resume what was offered.
+    /// Records that the handshake resumes the offered session.
     fn resumed(&mut self) {
         self.agreed.reused = true;
         let Some(session) = self.offered.clone() else { return };
@@ -358,14 +371,14 @@ impl Connection {
         if self.role == Role::Server {
             self.context.stats.hits.count();
         }
-        // A ticket is spent; a TLS 1.2 session is shared by all who resume it.
+        // A ticket is consumed. A TLS 1.2 session is shared by all connections that resume it.
         if session.kind().version == Version::Tls12 {
             self.attached = Some(Arc::clone(&session));
             self.family.join(&session);
         }
     }
 
-    /// The handshake may be done.
+    /// Establishes the connection if the handshake is finished.
     fn finish(&mut self, now: Now) {
         let Some(engine) = self.engine.as_ref().filter(|engine| !engine.is_handshaking()) else { return };
         self.state = State::Established;
@@ -375,7 +388,7 @@ impl Connection {
             self.agreed.authenticated = now.at;
             self.agreed.peer = engine.peer_certificate().map(identity);
         }
-        // What was attached for this handshake is either in the family now or of no more use.
+        // A session that was attached for this handshake is in the family now, or no longer useful.
         if !self.attached.as_ref().is_some_and(|session| self.family.contains(session)) {
             self.attached = None;
         }
@@ -383,7 +396,8 @@ impl Connection {
         match self.role {
             Role::Server => {
                 self.context.stats.accept_good.count();
-                // rustls found that it does not fit: by its cipher suite or its extended master secret, say.
+                // rustls refused the session, for example for its cipher suite or its extended
+                // master secret.
                 if let Some(offered) = offered.filter(|_| !self.agreed.reused) {
                     let cache = &self.context.server_cache;
                     cache.missed(&self.context.stats, offered.id(), self.server_name(), Miss::Scope, now);
@@ -398,13 +412,15 @@ impl Connection {
         }
     }
 
-    /// Sessions that the handshake made join the cache and the family; the last one is attached.
+    /// Puts the sessions that the handshake made into the cache and the family, and attaches the
+    /// last one.
     fn keep(&mut self, made: Vec<Made>, now: Now) {
         let Some(version) = self.agreed.version else { return };
         if self.context.options.no_session_cache {
             return;
         }
-        // TLS 1.2 resumes the session itself. A server may give its client a new ticket with it (RFC 5077 section 3.3).
+        // In TLS 1.2 a resumption makes no new session, but the server may give its client a new
+        // ticket (RFC 5077 section 3.3).
         let resumed_itself = version == Version::Tls12 && self.agreed.reused;
         let renewed = |made: &Made| !resumed_itself || (self.role == Role::Client && made.renews);
         let made: Vec<_> = made.into_iter().filter(renewed).collect();
@@ -413,7 +429,8 @@ impl Connection {
             if self.family.len() >= TICKETS_KEPT_MAX.max(self.context.tickets) {
                 return;
             }
-            // A lifetime counts from now, a timeout from the authentication.
+            // The lifetime of a ticket counts from now. The session timeout counts from the
+            // authentication.
             let ends = lifetime.map(|lifetime| now.at.since(self.agreed.authenticated) + lifetime);
             let timeout = self.context.session_timeout;
             let session = self.context.cache(self.role).put(
@@ -440,8 +457,8 @@ impl Connection {
         }
     }
 
-    /// The peer closed its side. In a handshake that ends the connection: nothing can follow that would finish it, and nothing
-    /// is answered.
+    /// Sets RECEIVED. During a handshake this fails the connection without an answer, because the
+    /// handshake can no longer finish.
     fn close_received(&mut self, output: &mut Output) {
         self.shutdown.received = true;
         if self.state == State::Handshaking {
@@ -450,8 +467,11 @@ impl Connection {
         }
     }
 
-    /// The peer did what TLS forbids, and an alert goes out where rustls makes one. After SENT nothing does, and the family of a
-    /// side that has closed stays (OpenSSL 3, ssl3_send_alert).
+    /// Fails the connection because the peer violated TLS. Sends the alert of rustls, if there is
+    /// one.
+    ///
+    /// After SENT no alert is sent. If this side has closed, the family stays (OpenSSL 3,
+    /// ssl3_send_alert).
     fn refuse(&mut self, refused: Refused, output: &mut Output) {
         let Refused { error, alert } = refused;
         if !self.is_closed() {
@@ -470,15 +490,19 @@ impl Connection {
         self.fail(why, output.alert);
     }
 
-    /// The transport ended. After the peer's close_notify nothing more can come, so this side closes as well. Without a
-    /// close_notify an attacker may have cut the transport, and the connection fails (RFC 8446 section 6.1).
+    /// Handles the end of the transport.
+    ///
+    /// After the peer's close_notify no more data can come, so this side closes as well. Without a
+    /// close_notify an attacker may have truncated the stream, so the connection fails (RFC 8446
+    /// section 6.1).
     fn end_of_stream(&mut self, output: &mut Output) {
         if self.state == State::Failed {
             return;
         }
         self.shutdown.received |= self.context.options.ignore_unexpected_eof;
         if self.shutdown.received {
-            // A handshake that has not finished has nothing to close (SSL_R_SHUTDOWN_WHILE_IN_INIT), and never will be finished.
+            // An unfinished handshake cannot be closed (SSL_R_SHUTDOWN_WHILE_IN_INIT), and can no
+            // longer finish.
             if self.state != State::Established {
                 return self.close_received(output);
             }
@@ -487,16 +511,18 @@ impl Connection {
             }
             return;
         }
-        // No alert: a context that minds nothing but alerts forgives it.
+        // A truncation is not an alert, so the family stays under `errors-only`.
         if !self.is_closed() && self.context.close_policy != ClosePolicy::ErrorsOnly {
             output.removed = self.condemn(RemovalReason::FatalAlert);
         }
         self.fail("the transport ended without a close_notify".into(), None);
     }
 
-    /// Whatever comes now is refused; the keys are gone. `alert`: what ended the connection, where an alert did.
+    /// Fails the connection and drops its keys. Every later step is refused.
+    ///
+    /// `alert`: the alert that ended the connection, if one did.
     pub(super) fn fail(&mut self, why: String, alert: Option<Alert>) {
-        // A worker's handshake is not heard of before it is done.
+        // With the worker's engine the state stays Before until the handshake is finished.
         let in_handshake = matches!(self.state, State::Before | State::Handshaking);
         if in_handshake {
             self.context.stats.failures.count(alert);

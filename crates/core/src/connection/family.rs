@@ -1,4 +1,4 @@
-//! The sessions that one connection made or uses. They are kept or lost together.
+//! The sessions that one connection made or uses. The close rule keeps or removes them as a whole.
 
 use std::{
     ptr,
@@ -10,24 +10,24 @@ use crate::{
     session::{RemovalReason, Session, SessionId},
 };
 
-/// A session that left the cache.
+/// A session that was removed from the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removed {
-    /// Which.
+    /// The id of the session.
     pub id: SessionId,
-    /// Why.
+    /// Why it was removed.
     pub reason: RemovalReason,
 }
 
-/// Counts as one open connection on each of its sessions.
+/// The family of a connection. It counts as one connection on each of its sessions.
 ///
-/// A session that the cache has let go of is not kept alive: a connection would else hold as many bytes of sessions as its worker
-/// puts, and no limit would count them.
+/// A family does not keep a session alive that the cache has dropped. Otherwise a worker could make
+/// a connection hold any number of bytes of sessions, and no limit would count them.
 #[derive(Debug, Default)]
 pub(super) struct Family(Vec<Weak<Session>>);
 
 impl Family {
-    /// A session joins.
+    /// Adds a session, unless it is in the family already.
     pub(super) fn join(&mut self, session: &Arc<Session>) {
         if !self.contains(session) {
             session.hold();
@@ -39,7 +39,7 @@ impl Family {
         self.0.iter().any(|member| ptr::eq(member.as_ptr(), Arc::as_ptr(session)))
     }
 
-    /// How many have joined, those included that are gone.
+    /// Returns how many sessions have joined, including those that the cache has dropped.
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
@@ -48,12 +48,13 @@ impl Family {
         self.0.is_empty()
     }
 
-    /// The connection is over and all is well: the sessions stay.
+    /// Empties the family. The sessions stay in the cache.
     pub(super) fn release(&mut self) {
         self.0.drain(..).filter_map(|session| session.upgrade()).for_each(|session| session.release());
     }
 
-    /// The connection is over and it is not: the sessions leave the cache. Tells those that were still there.
+    /// Empties the family and removes its sessions from the cache. Returns those that were still
+    /// there.
     pub(super) fn remove(&mut self, cache: &Cache, reason: RemovalReason) -> Vec<Removed> {
         let mut removed = Vec::new();
         for session in self.0.drain(..).filter_map(|session| session.upgrade()) {

@@ -1,4 +1,4 @@
-//! How connections are named.
+//! Ids of connections.
 
 use std::{
     cell::RefCell,
@@ -12,11 +12,12 @@ use zeroize::Zeroize;
 
 use super::Error;
 
-/// Names a connection: 128 random bits, so that none can be guessed.
+/// The id of a connection: 128 random bits, so that it cannot be guessed.
 #[derive(Clone, Copy, Eq, PartialOrd, Ord)]
 pub struct ConnectionId([u8; 16]);
 
-/// Takes the same time wherever two ids differ: both are one number, and no byte is looked at by itself.
+/// Compares in constant time: each id is one number, so the time does not depend on which byte
+/// differs.
 impl PartialEq for ConnectionId {
     fn eq(&self, other: &Self) -> bool {
         u128::from_ne_bytes(self.0) ^ u128::from_ne_bytes(other.0) == 0
@@ -30,7 +31,7 @@ impl Hash for ConnectionId {
 }
 
 impl ConnectionId {
-    /// A new one.
+    /// Makes a new id.
     ///
     /// # Errors
     /// The system has no random numbers.
@@ -38,19 +39,19 @@ impl ConnectionId {
         POOL.with_borrow_mut(Pool::take).map(Self)
     }
 
-    /// Reads 32 hex digits, as `hex` takes them: of either case, with colons or without.
+    /// Parses 32 hex digits in upper or lower case, with or without colons between the bytes.
     pub fn parse(text: &str) -> Option<Self> {
         let mut bytes = [0; 16];
         let length = hex::read_into(text.as_bytes(), &mut bytes)?.len();
         (length == bytes.len()).then_some(Self(bytes))
     }
 
-    /// The id of these bytes.
+    /// Returns the id with these bytes.
     pub fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
 
-    /// The bytes.
+    /// Returns the bytes of the id.
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
@@ -68,7 +69,8 @@ impl fmt::Debug for ConnectionId {
     }
 }
 
-/// Random bytes are asked for by the page: one question to the generator costs as much as a small handshake's table work.
+/// A thread's supply of random bytes. It is filled 4096 bytes at a time, because one request to the
+/// generator costs as much as the table's work for a small handshake.
 struct Pool {
     bytes: [u8; 4096],
     left: usize,
@@ -79,7 +81,7 @@ thread_local! {
 }
 
 impl Pool {
-    /// Bytes that are given to nobody else, and forgotten here.
+    /// Takes 16 bytes, which are returned only once, and zeroes them in the pool.
     fn take(&mut self) -> Result<[u8; 16], Error> {
         if self.left == 0 {
             rand::fill(&mut self.bytes).map_err(|_| Error::NoRandomness)?;

@@ -1,14 +1,14 @@
-//! Connection objects: what SSL is in OpenSSL.
+//! Connection objects, the counterpart of SSL in OpenSSL.
 //!
-//! * [`table`]: all live connections, and who drives them
-//! * `exchange`: bytes in, bytes out - the handshake and the traffic
-//! * `close`: Shutdown, SetShutdown, Clear and Free - the close rule
-//! * `error`: why calls are refused
+//! * [`table`]: all live connections, and the streams that drive them
+//! * `exchange`: the handshake and the traffic: bytes in, bytes out
+//! * `close`: the close rule: Shutdown, SetShutdown, Clear and Free
+//! * `error`: the errors of calls on connections
 //! * `engine`: rustls over memory
-//! * `outlook`: how rustls will answer a ClientHello
+//! * `outlook`: predicts how rustls answers a ClientHello
 //! * [`worker`]: connections whose TLS runs in the worker
-//! * `id`: how connections are named
-//! * [`unanswered`]: bytes of unfinished handshakes
+//! * `id`: connection ids
+//! * [`unanswered`]: limits on the bytes of unfinished handshakes
 //! * `family`: the sessions that a connection made or uses
 //!
 //! ```text
@@ -32,13 +32,19 @@
 //!                          end of stream
 //! ```
 //!
-//! The end of the stream fails a connection without RECEIVED, unless the context has `ignore-unexpected-eof`: there it
-//! counts as the peer's close_notify. With RECEIVED it closes this side, because nothing more can come.
+//! The effect of the end of the stream depends on RECEIVED:
 //!
-//! *Open* is: established, with a session, and not closed by this side as the context's policy wants it. What ends while it
-//! is open loses its family: every session or ticket that it made or uses.
+//! * With RECEIVED, this side closes as well, because no more data can come.
+//! * Without RECEIVED, the connection fails. In a context with `ignore-unexpected-eof` the end of
+//!   the stream sets RECEIVED instead, as a close_notify does.
 //!
-//! Nothing here waits, reads a clock or does I/O, so that a test can drive it like a simulation.
+//! A connection is *open* if it is established, has a session, and this side has not closed as the
+//! context's `close_policy` requires. Under `errors-only`, no connection is open. When an open
+//! connection ends, its *family* is removed from the cache. The family is every session or ticket
+//! that the connection made or uses.
+//!
+//! The code of this module never waits, reads no clock and does no I/O, so that a test can simulate
+//! it.
 
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
@@ -77,29 +83,29 @@ use family::Family;
 use outlook::Retried;
 use unanswered::Lease;
 
-/// Where the TLS of a connection runs.
+/// The side that runs the TLS protocol for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EngineKind {
-    /// In this daemon.
+    /// This daemon.
     Daemon,
-    /// In the worker's own library.
+    /// The worker's own library.
     Worker,
 }
 
-/// What SetSession names.
+/// The session that a call to SetSession names.
 #[derive(Debug)]
 pub enum Named {
-    /// Nothing: detach.
+    /// No session: the call detaches the attached one.
     Nothing,
-    /// A session that is not there, or not any more.
+    /// A session that is unknown, or that can no longer be resumed.
     Gone,
-    /// A session of this scope that left the cache, and that a handshake may have been given before.
+    /// A session of this scope that left the cache, but that a lookup may have returned before.
     Departed(Departure),
     /// A session of this scope.
     Session(Arc<Session>),
 }
 
-/// What SSL_get_state(3) tells.
+/// The state of the handshake (SSL_get_state(3)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// No handshake has begun since New or Clear.
@@ -108,7 +114,7 @@ pub enum State {
     Handshaking,
     /// SSL_is_init_finished(3).
     Established,
-    /// A fatal error ended it.
+    /// A fatal error ended the connection.
     Failed,
 }
 
@@ -121,57 +127,57 @@ pub struct Shutdown {
     pub received: bool,
 }
 
-/// What is known of how this side closed.
+/// Evidence that this side closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evidence {
     /// SENT is not set.
     None,
-    /// SetShutdown set it.
+    /// SENT was set without a close_notify, by SetShutdown or under `quiet-shutdown`.
     Asserted,
     /// A close_notify was made.
     Written,
 }
 
-/// What the next handshake of a client offers.
+/// The sessions that the next handshake of a client may offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Choice {
-    /// What is attached, or else the newest that the cache offers by itself.
+    /// The attached session, or else the newest that the cache offers by itself.
     Free,
-    /// What is attached, and nothing else: SetSession said so.
+    /// Only the attached session, because SetSession chose it. Without one, no session is offered.
     Named,
 }
 
-/// What a handshake agreed on.
+/// The results of a handshake.
 #[derive(Clone, Debug, Default)]
 struct Agreed {
     version: Option<Version>,
     cipher_suite: Cow<'static, str>,
     alpn: String,
-    /// SNI, for a server.
+    /// Server: the SNI.
     server_name: Option<ServerName<'static>>,
-    /// Whether the SNI came with a trailing dot.
+    /// Whether the SNI had a trailing dot.
     dotted: bool,
     reused: bool,
     peer: Option<Arc<PeerIdentity>>,
     authenticated: Timestamp,
 }
 
-/// What a new connection shall be.
+/// The parameters of a new connection.
 #[derive(Debug)]
 pub struct Plan {
-    /// What it inherits.
+    /// The context whose configuration the connection inherits.
     pub context: Arc<Context>,
-    /// Which side it plays.
+    /// Whether the connection is a client or a server.
     pub role: Role,
-    /// Where its TLS runs.
+    /// The side that runs its TLS.
     pub engine: EngineKind,
-    /// A client's peer.
+    /// Client: the server that it connects to. A server ignores it.
     pub server_name: String,
-    /// The worker that owns it.
+    /// The worker that owns the connection.
     pub owner: Arc<str>,
-    /// How long it may lie unused; none: as the context says.
+    /// The idle time-out. `None`: that of the context.
     pub idle_timeout: Option<Duration>,
-    /// The address of its peer, as the worker gave it, or empty. Nothing is decided by it.
+    /// The peer's address as the worker reported it, or empty. No decision depends on it.
     pub peer_address: String,
 }
 
@@ -179,7 +185,7 @@ pub struct Plan {
 #[derive(Debug)]
 struct Failure {
     why: String,
-    /// Before the handshake was done.
+    /// Whether it failed before the handshake was finished.
     in_handshake: bool,
 }
 
@@ -193,12 +199,12 @@ pub struct Connection {
     created: Timestamp,
     idle_timeout: Duration,
     peer_address: Box<str>,
-    /// A client's peer, as a name and as rustls wants it.
+    /// Client: the name of the server, in the canonical form and in the form of rustls.
     target: Option<(ServerName<'static>, pki_types::ServerName<'static>)>,
 
     state: State,
     shutdown: Shutdown,
-    /// Whether Shutdown set SENT, with a close_notify on the wire.
+    /// Whether SENT is set and a close_notify was made.
     written: bool,
     pin: Option<Version>,
     choice: Choice,
@@ -207,24 +213,27 @@ pub struct Connection {
     agreed: Agreed,
     failure: Option<Failure>,
 
-    /// A server's, until the ClientHello is whole.
+    /// Server: the received bytes, until the ClientHello is complete.
     first_flight: Option<FirstFlight>,
     engine: Option<Engine>,
-    /// A server's, from its ClientHello on: what the ClientHello after a HelloRetryRequest must agree with.
+    /// Server: the values of the first ClientHello that the one after a HelloRetryRequest must
+    /// repeat.
     retry: Option<Retried>,
-    /// Whether a HelloRetryRequest has left in this handshake.
+    /// Whether a HelloRetryRequest was sent in this handshake.
     retried: bool,
-    /// What the handshake was given to resume with.
+    /// The session that the handshake was given to resume.
     offered: Option<Arc<Session>>,
-    /// What is kept of an unfinished handshake. `None`: not counted, for the connection is in no table.
+    /// Counts the bytes that an unfinished handshake holds. `None`: the connection is in no table,
+    /// so its bytes are not counted.
     unanswered: Option<Lease>,
 }
 
 impl Connection {
-    /// SSL_new(3).
+    /// Makes a connection (SSL_new(3)).
     ///
     /// # Errors
-    /// The context cannot play this role, or a client's server name is missing or malformed.
+    /// The context cannot play this role, a client's server name is missing or malformed, or the
+    /// system has no random numbers.
     pub fn new(plan: Plan, now: Timestamp) -> Result<Self, Error> {
         let here = plan.engine == EngineKind::Daemon;
         let target = match plan.role {
@@ -271,8 +280,12 @@ impl Connection {
         })
     }
 
-    /// SSL_set_session(3): what the next handshake offers, and, as the pin, the version it speaks. The sessions of an open
-    /// connection are removed. Of a worker's connection it tells that a handshake is finished and has resumed it.
+    /// Sets the session that the next handshake offers, and pins that handshake to the version of
+    /// the session (SSL_set_session(3)). If the connection is open, its family is removed first.
+    /// Returns the removed sessions.
+    ///
+    /// On a connection with the worker's engine, naming a session reports that a handshake is
+    /// finished and has resumed it.
     ///
     /// # Errors
     /// The session was made with another server, a handshake is running, or the connection has failed.
@@ -293,14 +306,16 @@ impl Connection {
         {
             return Err(Error::SessionOutOfScope);
         }
-        // Naming what is attached already replaces nothing, so nothing is lost by it.
+        // Naming the session that is already attached replaces nothing, so the family stays.
         let same = matches!((&session, &self.attached), (Some(new), Some(old)) if Arc::ptr_eq(new, old));
         let removed = if same && self.state == State::Established { Vec::new() } else { self.leave_family() };
-        // A context may share the cache of one that speaks other versions. Such a session cannot be offered; what a
-        // worker says that it has resumed, it has.
+        // Contexts that share a cache may speak different versions. A session of a version that
+        // this context does not speak cannot be offered. A worker that says that it resumed such a
+        // session is believed.
         let session =
             session.filter(|session| resumed || self.context.versions.contains(&session.kind().version));
-        // One of the family that has just been removed is gone like any other.
+        // The named session may belong to the family that was just removed. Then it is not
+        // attached.
         let session = session.filter(|session| !removed.iter().any(|removed| removed.id == *session.id()));
         if resumed {
             let held = session.as_ref().map(|session| (session.kind(), session.authenticated()));
@@ -319,7 +334,7 @@ impl Connection {
         Ok(removed)
     }
 
-    /// SSL_get_session(3).
+    /// Returns the attached session (SSL_get_session(3)).
     pub fn session(&self) -> Option<&Arc<Session>> {
         self.attached.as_ref()
     }
@@ -328,58 +343,59 @@ impl Connection {
         Error::Failed(self.failure.as_ref().map(|failure| failure.why.clone()).unwrap_or_default())
     }
 
-    /// Why its handshake failed, if one did since New or Clear.
+    /// Returns why the handshake failed, if one failed since New or Clear.
     pub fn handshake_failure(&self) -> Option<&str> {
         self.failure.as_ref().filter(|failure| failure.in_handshake).map(|failure| &*failure.why)
     }
 
-    /// The address of its peer, as the worker gave it, or empty.
+    /// Returns the peer's address as the worker reported it, or an empty string.
     pub fn peer_address(&self) -> &str {
         &self.peer_address
     }
 
-    /// Tells the time of what comes next, for the records of sessions that leave by it.
+    /// Tells the cache the time, for the tombstones of the sessions that this connection removes
+    /// next.
     pub(super) fn tell_time(&self, now: Timestamp) {
         self.context.cache(self.role).tell_time(now);
     }
 
-    /// Its id.
+    /// Returns the id of the connection.
     pub fn id(&self) -> ConnectionId {
         self.id
     }
 
-    /// What it inherited.
+    /// Returns the context that the connection was made from.
     pub fn context(&self) -> &Arc<Context> {
         &self.context
     }
 
-    /// Which side it plays.
+    /// Returns whether the connection is a client or a server.
     pub fn role(&self) -> Role {
         self.role
     }
 
-    /// Where its TLS runs.
+    /// Returns the side that runs its TLS.
     pub fn engine_kind(&self) -> EngineKind {
         self.engine_kind
     }
 
-    /// The worker that owns it.
+    /// Returns the worker that owns the connection.
     pub fn owner(&self) -> &Arc<str> {
         &self.owner
     }
 
-    /// When it was made.
+    /// Returns when the connection was made.
     pub fn created(&self) -> Timestamp {
         self.created
     }
 
-    /// How long it may lie unused.
+    /// Returns the idle time-out.
     pub fn idle_timeout(&self) -> Duration {
         self.idle_timeout
     }
 
-    /// When it lapses if nothing uses it from now on: after its idle time-out, or before that because its peer does not go on
-    /// with a handshake.
+    /// Returns when the connection lapses if no call uses it from now on: at the end of its idle
+    /// time-out, or earlier if its peer does not continue a handshake.
     pub fn lapses(&self, now: Timestamp) -> Timestamp {
         let idle = now.after(self.idle_timeout);
         match self.unanswered.as_ref().and_then(Lease::ends) {
@@ -388,17 +404,17 @@ impl Connection {
         }
     }
 
-    /// How far it is.
+    /// Returns the state of the handshake.
     pub fn state(&self) -> State {
         self.state
     }
 
-    /// SSL_get_shutdown(3).
+    /// Returns the shutdown flags (SSL_get_shutdown(3)).
     pub fn shutdown_flags(&self) -> Shutdown {
         self.shutdown
     }
 
-    /// How this side closed.
+    /// Returns the evidence that this side closed.
     pub fn evidence(&self) -> Evidence {
         match (self.shutdown.sent, self.written) {
             (false, _) => Evidence::None,
@@ -407,27 +423,29 @@ impl Connection {
         }
     }
 
-    /// SSL_version(3), once it is chosen.
+    /// Returns the negotiated version (SSL_version(3)). `None` until it is chosen.
     pub fn version(&self) -> Option<Version> {
         self.agreed.version
     }
 
-    /// The one version that the next handshake may use.
+    /// Returns the only version that the next handshake may use. `None`: it may use any of the
+    /// context.
     pub fn pinned_version(&self) -> Option<Version> {
         self.pin
     }
 
-    /// IANA name of the cipher suite, once it is chosen.
+    /// Returns the IANA name of the negotiated cipher suite. Empty until it is chosen.
     pub fn cipher_suite(&self) -> &str {
         &self.agreed.cipher_suite
     }
 
-    /// The agreed application protocol, or empty.
+    /// Returns the negotiated application protocol, or an empty string.
     pub fn alpn(&self) -> &str {
         &self.agreed.alpn
     }
 
-    /// Client: whom it asked for. Server: the SNI, or empty.
+    /// Returns the name of the server. Client: the name that it connects to. Server: the SNI, or
+    /// [`ServerName::NONE`].
     pub fn server_name(&self) -> &ServerName<'static> {
         match (&self.target, &self.agreed.server_name) {
             (Some((name, _)), _) | (None, Some(name)) => name,
@@ -435,17 +453,17 @@ impl Connection {
         }
     }
 
-    /// SSL_session_reused(3).
+    /// Returns whether the handshake resumed a session (SSL_session_reused(3)).
     pub fn session_reused(&self) -> bool {
         self.agreed.reused
     }
 
-    /// Who the peer proved to be.
+    /// Returns the identity that the peer proved.
     pub fn peer(&self) -> Option<&Arc<PeerIdentity>> {
         self.agreed.peer.as_ref()
     }
 
-    /// Whether its sessions are lost if it ends now.
+    /// Returns whether the connection is open. If an open connection ends, its family is removed.
     pub fn is_open(&self) -> bool {
         self.state == State::Established
             && self.context.close_policy != ClosePolicy::ErrorsOnly
@@ -453,7 +471,7 @@ impl Connection {
             && (self.attached.is_some() || !self.family.is_empty())
     }
 
-    /// Whether this side has closed as its context wants it.
+    /// Returns whether this side has closed as the `close_policy` of the context requires.
     fn is_closed(&self) -> bool {
         match self.context.close_policy {
             ClosePolicy::Flag | ClosePolicy::ErrorsOnly => self.shutdown.sent,
@@ -462,7 +480,7 @@ impl Connection {
     }
 }
 
-/// Without keys and names.
+/// Omits keys and names.
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection")

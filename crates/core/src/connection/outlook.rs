@@ -1,9 +1,11 @@
-//! How rustls will answer a TLS 1.3 ClientHello, as far as that decides which session is worth fetching for it.
+//! Predicts how rustls answers a TLS 1.3 ClientHello, to decide which session to look up for it.
 //!
-//! rustls consumes a single-use session before it finds out that the session does not fit, or that it refuses the hello. So a
-//! session is fetched only for a hello that gets a ServerHello, and only if it has the cipher suite that the ServerHello names.
-//! The choice is that of rustls' `choose_suite_and_kx_group`; where rustls chose otherwise, a session would be spent and not
-//! resumed, and nothing worse.
+//! rustls consumes a single-use session before it finds that the session does not fit, or that it
+//! refuses the ClientHello. So a session is looked up only for a ClientHello that gets a
+//! ServerHello, and only if the session has the cipher suite of that ServerHello.
+//!
+//! The prediction follows `choose_suite_and_kx_group` of rustls. A wrong prediction consumes a
+//! session without resuming it, and has no other effect.
 
 use rustls::{ServerConfig, SupportedCipherSuite, SupportedProtocolVersion, version::TLS13};
 use tls_sessiond_types::{
@@ -12,7 +14,8 @@ use tls_sessiond_types::{
     server_name::ServerName,
 };
 
-/// The part of a ClientHello by which rustls refuses the one that answers its HelloRetryRequest.
+/// The values of a ClientHello that the one after a HelloRetryRequest must repeat, or rustls
+/// refuses it.
 #[derive(Debug)]
 pub(super) struct Retried {
     server_name: ServerName<'static>,
@@ -21,7 +24,7 @@ pub(super) struct Retried {
 }
 
 impl Retried {
-    /// Of the ClientHello that may be answered with a HelloRetryRequest.
+    /// Takes the values from the first ClientHello.
     pub(super) fn of(config: &ServerConfig, first: &Offer) -> Self {
         Self {
             server_name: first.server_name.clone(),
@@ -30,7 +33,7 @@ impl Retried {
         }
     }
 
-    /// Whether rustls goes on with the second ClientHello.
+    /// Returns whether rustls accepts the second ClientHello.
     pub(super) fn goes_on_with(&self, config: &ServerConfig, second: &Offer) -> bool {
         (&self.server_name, self.dotted) == (&second.server_name, second.dotted)
             && self.cipher_suite == chosen(config, &second.parameters)
@@ -38,8 +41,8 @@ impl Retried {
     }
 }
 
-/// Returns the IANA name of the cipher suite of the ServerHello. `None`: the hello is refused, or answered with a
-/// HelloRetryRequest.
+/// Returns the IANA name of the cipher suite of the ServerHello. `None`: the ClientHello is
+/// refused, or answered with a HelloRetryRequest.
 pub(super) fn tls13_suite(config: &ServerConfig, hello: &Parameters) -> Option<&'static str> {
     let provider = config.crypto_provider();
     let group = hello.groups.iter().copied().find(|&group| {
@@ -57,7 +60,8 @@ pub(super) fn tls13_suite(config: &ServerConfig, hello: &Parameters) -> Option<&
     chosen(config, hello)
 }
 
-/// The cipher suite that both sides have.
+/// Returns the IANA name of the TLS 1.3 cipher suite that rustls chooses. `None`: the sides share
+/// none.
 fn chosen(config: &ServerConfig, hello: &Parameters) -> Option<&'static str> {
     let version: &SupportedProtocolVersion = &TLS13;
     let mut suites = config.crypto_provider().cipher_suites.iter().filter(|suite| suite.version() == version);

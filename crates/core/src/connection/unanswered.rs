@@ -1,8 +1,9 @@
-//! Bytes of handshakes that peers have begun and not gone on with.
+//! Limits on the bytes of handshakes that peers have begun and not continued.
 //!
-//! Until a handshake message is whole, what came of it is kept: in the first flight, or in the engine. A peer decides how much
-//! that is and for how long, and needs no certificate for it. So these bytes are counted, for each owner of connections and in
-//! all, and a connection that holds any lapses after [`UNANSWERED_TIMEOUT`].
+//! Until a handshake message is complete, its bytes are held in the first flight or in the engine.
+//! The peer decides how many bytes that are and for how long, and needs no certificate to do so.
+//! Therefore these bytes are counted, for each owner of connections and in total. A connection that
+//! holds such bytes lapses after [`UNANSWERED_TIMEOUT`].
 
 use std::{
     sync::{
@@ -15,14 +16,14 @@ use std::{
 use super::Error;
 use crate::clock::Timestamp;
 
-/// Most bytes of all connections.
+/// Most bytes of all connections together: 64 MiB.
 pub const UNANSWERED_MAX: usize = 64 << 20;
-/// Most bytes of the connections of one owner.
+/// Most bytes of the connections of one owner together: half of [`UNANSWERED_MAX`].
 pub const UNANSWERED_OF_ONE_MAX: usize = UNANSWERED_MAX / 2;
-/// How long a handshake may take to go on.
+/// How long a connection may hold bytes of an unfinished handshake: 60 s.
 pub const UNANSWERED_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A number of bytes that several connections add to.
+/// A limited number of bytes that several connections share.
 #[derive(Debug)]
 struct Pot {
     bytes: AtomicUsize,
@@ -40,23 +41,23 @@ impl Pot {
     }
 }
 
-/// The bytes of all connections. Cloning shares them.
+/// Counts the bytes of all connections. Clones share the count.
 #[derive(Clone, Debug)]
 pub(super) struct Unanswered(Arc<Pot>);
 
-/// The bytes of one owner's connections. Cloning shares them.
+/// Counts the bytes of one owner's connections. Clones share the count.
 #[derive(Clone, Debug)]
 pub(super) struct UnansweredOfOne {
     all: Arc<Pot>,
     own: Arc<Pot>,
 }
 
-/// The bytes of one connection. Dropping it gives them back.
+/// Counts the bytes of one connection. Dropping the lease subtracts them.
 #[derive(Debug)]
 pub(super) struct Lease {
     of: UnansweredOfOne,
     bytes: usize,
-    /// Since when there are any.
+    /// Since when the connection has held bytes.
     since: Option<Timestamp>,
 }
 
@@ -84,10 +85,10 @@ impl UnansweredOfOne {
 }
 
 impl Lease {
-    /// Counts so many bytes from now on, in place of those before.
+    /// Replaces the count of this connection by `bytes`.
     ///
     /// # Errors
-    /// There are too many, of this owner or in all. Nothing has changed then.
+    /// This would exceed the limit of the owner or of all connections. The count has not changed.
     pub(super) fn keep(&mut self, bytes: usize, now: Timestamp) -> Result<(), Error> {
         if let Some(more) = bytes.checked_sub(self.bytes) {
             if !self.of.own.add(more) {
@@ -107,7 +108,7 @@ impl Lease {
         Ok(())
     }
 
-    /// Gives all of them back.
+    /// Sets the count of this connection to zero.
     pub(super) fn release(&mut self) {
         *self = self.of.lease();
     }
@@ -116,7 +117,7 @@ impl Lease {
         self.bytes
     }
 
-    /// When a connection that holds bytes lapses at the latest.
+    /// Returns the latest time at which the connection lapses. `None`: it holds no bytes.
     pub(super) fn ends(&self) -> Option<Timestamp> {
         self.since.map(|since| since.after(UNANSWERED_TIMEOUT))
     }
@@ -134,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_are_counted_for_each_owner_and_in_all_and_come_back() {
+    fn bytes_are_limited_per_owner_and_in_total_and_returned() {
         const EACH: usize = 80 << 10;
         let at = Timestamp::from_millis;
         let all = Unanswered::default();
@@ -151,7 +152,7 @@ mod tests {
         };
         let (first, err) = fill(&owners[0]);
         assert!(matches!(err, Error::UnansweredOfOwner(_)));
-        assert_eq!(first.len(), UNANSWERED_OF_ONE_MAX / EACH, "half is for others");
+        assert_eq!(first.len(), UNANSWERED_OF_ONE_MAX / EACH, "half is left for other owners");
         let (second, _) = fill(&owners[1]);
         assert_eq!(second.len(), first.len());
         let (third, err) = fill(&owners[2]);

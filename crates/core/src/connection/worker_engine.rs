@@ -1,8 +1,8 @@
-//! Connections whose TLS runs in the worker's own library. The daemon sees no bytes: the worker tells what happened, and the
-//! rules are the same.
+//! Connections whose TLS runs in the worker's own library. The daemon sees no bytes of them. The
+//! worker reports the events, and the same rules apply as with the daemon's engine.
 //!
-//! Such a connection is *before* until a session tells that a handshake is finished: one that it made, or one that it
-//! resumed.
+//! Such a connection stays in [`State::Before`] until the worker reports a session: one that the
+//! handshake made, or one that it resumed. The report means that the handshake is finished.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,63 +17,68 @@ use crate::{
 
 /// A session that a worker's library made.
 pub struct Put {
-    /// Server: what a peer will offer. Client: none, the cache gives one.
+    /// Server: the id that a peer will offer. Client: none, because the cache makes one.
     pub id: Option<SessionId>,
-    /// The library's encoding.
+    /// The session, in the encoding of the worker's library.
     pub secret: Secret,
-    /// Who can read it.
+    /// The name of that encoding. A lookup must name the same one to find the session.
     pub format: Format,
-    /// Whatever else must agree to resume it.
+    /// Bytes that a lookup must repeat to find the session.
     pub binding: Box<[u8]>,
-    /// To be handed out at most once.
+    /// Whether the session is handed out at most once.
     pub single_use: bool,
-    /// The version that the handshake agreed on.
+    /// The version that the handshake negotiated.
     pub version: Version,
-    /// IANA name, or empty.
+    /// IANA name of the cipher suite, or empty.
     pub cipher_suite: String,
-    /// Client: the connection's, or empty. Server: the SNI.
+    /// Client: the server name of the connection, or empty. Server: the SNI.
     pub server_name: ServerName<'static>,
-    /// The identity that the peer proved. Counts for a full handshake alone.
+    /// The identity that the peer proved. Only the first session of a full handshake sets it.
     pub peer: Option<PeerIdentity>,
-    /// How long it may live, if that is less than the context says.
+    /// The lifetime of the session. At most the session timeout of the context.
     pub timeout: Option<Duration>,
-    /// When the peers authenticated. None: when the connection's handshake did, as far as that is known, or else now.
+    /// When the peers authenticated. `None`: during the handshake of the connection, as far as that
+    /// time is known, or else now.
     pub authenticated: Option<Timestamp>,
 }
 
 /// Why a worker's session was not stored. Its handshake goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotKept {
-    /// The context keeps none.
+    /// The context keeps no sessions.
     CacheOff,
-    /// TLS 1.2 resumes the session itself; a resumption adds none, and brings none back.
+    /// The connection resumed a TLS 1.2 session. Such a resumption neither makes a session nor
+    /// restores a removed one.
     Resumed,
-    /// The connection has made as many as one may.
+    /// The connection has made as many sessions as it may.
     TooMany,
-    /// The connection resumed a session that the daemon knows nothing of. So it knows neither the peer's identity nor when the
-    /// peers authenticated, and cannot tell whether that was revoked.
+    /// The connection resumed a session that the daemon does not know. So the daemon knows neither
+    /// the peer's identity nor the time of the authentication, and cannot check for a revocation.
     AuthenticationUnknown,
-    /// The cache did not take it.
+    /// The cache refused the session.
     Cache(NotStored),
 }
 
-/// Sessions that one connection may have. Each is held until the connection ends, also when the cache has let go of it.
+/// Most sessions in the family of one connection. Each counts until the connection ends, even if
+/// the cache has removed it.
 const FAMILY_MAX: usize = 64;
 
 impl Connection {
-    /// SSL_CTX_sess_set_new_cb(3): a handshake is finished, and made a session, which joins the family.
+    /// Stores a session that a finished handshake made (SSL_CTX_sess_set_new_cb(3)). The session
+    /// joins the family and is attached.
     ///
-    /// One handshake authenticates once. Its first session tells the peer's identity and when the peers authenticated; later
-    /// ones may tell an earlier time and replace nothing. After a resumption all of that, and the server name, is what the
-    /// daemon knows of the resumed session.
+    /// A handshake authenticates once. Its first session sets the peer's identity and the time of
+    /// the authentication. A later session of that handshake can only move the time back. After a
+    /// resumption, the identity, the time and a server's SNI are those of the resumed session, as
+    /// far as the daemon knows it.
     ///
     /// # Errors
-    /// The daemon runs this connection, it has failed, or a client's session is said to be with another server. The inner
-    /// error tells why the session is not kept.
+    /// The daemon runs this connection, it has failed, or a client's session names another server.
+    /// The inner error tells why the session was not stored.
     pub fn put_session(&mut self, put: Put, now: Now) -> Result<Result<Arc<Session>, NotKept>, Error> {
         self.worker_engine()?;
         let server_name = match &self.target {
-            // A client offers it to whomever it is filed under (CVE-2021-22890).
+            // A client offers a session to the server that it is stored under (CVE-2021-22890).
             Some((name, _)) if !put.server_name.is_empty() && put.server_name != *name => {
                 return Err(Error::ServerNameOther(name.clone()));
             }
@@ -86,7 +91,8 @@ impl Connection {
         let authenticated = match (put.authenticated, known) {
             (Some(told), Some(known)) => Some(told.min(known)),
             (None, Some(known)) => Some(known),
-            // A resumption makes no authentication, whatever its worker says.
+            // A resumption authenticates no peer, so a time that the worker reports for it does not
+            // count.
             (_, None) if resumed => None,
             (told, None) => Some(told.unwrap_or(now.at)),
         };
@@ -144,8 +150,8 @@ impl Connection {
         Ok(stored.map_err(NotKept::Cache))
     }
 
-    /// A handshake is finished, and resumed a session. What is known of that session holds for the connection, and nothing
-    /// else does: not what an earlier handshake of the connection told.
+    /// Records that a finished handshake resumed a session. The connection takes its properties
+    /// from that session alone. Those of an earlier handshake no longer apply.
     pub(super) fn resumed_by_worker(&mut self, session: Option<(&Arc<Kind>, Timestamp)>) {
         self.establish();
         self.context.stats.hits.count();
@@ -161,7 +167,8 @@ impl Connection {
         }
     }
 
-    /// A fatal alert ended the connection, or its handshake. One that this side sent after it closed removes nothing.
+    /// Records that a fatal alert ended the connection or its handshake, and returns the sessions
+    /// that were removed. An alert that this side sent after it had closed removes none.
     ///
     /// # Errors
     /// The daemon runs this connection, or it has failed before.
@@ -185,7 +192,8 @@ impl Connection {
         }
     }
 
-    /// The first word of a session ends the handshake. Flags that were set before it are lost, as in the daemon's engine.
+    /// Establishes the connection at the first report of a session. Resets the shutdown flags, as
+    /// the daemon's engine does at the beginning of a handshake.
     fn establish(&mut self) {
         if self.state != State::Before {
             return;
@@ -200,7 +208,8 @@ impl Connection {
         self.shutdown = Shutdown::default();
         self.written = false;
         self.state = State::Established;
-        // What SetSession attached for this handshake stays only if it turns out to be resumed.
+        // A session that SetSession attached for this handshake is attached again only if it was
+        // resumed.
         self.attached = None;
     }
 }

@@ -1,4 +1,4 @@
-//! Makes a [`Context`] of its configuration.
+//! Makes a [`Context`] from its configuration.
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
@@ -32,8 +32,9 @@ fn refuse(key: impl Into<String>, why: impl ToString) -> Refusal {
     Refusal { key: key.into(), why: why.to_string() }
 }
 
-/// What contexts of one client scope share. rustls compares these by address before it resumes, so contexts that may
-/// resume each other's sessions must hold the same ones.
+/// The verifier and the client certificates that contexts of one client scope share. rustls
+/// compares both by address before it resumes a session. So contexts that may resume each other's
+/// sessions must hold the same objects.
 #[derive(Clone)]
 pub(super) struct ClientTrust {
     verifier: Arc<dyn ServerCertVerifier>,
@@ -62,7 +63,7 @@ pub(super) fn build(config: &ContextConfig, shared: &mut Interned) -> Result<Con
         config.versions.iter().map(|&version| supported(version)).collect();
     if !versions.iter().all(|version| provider.cipher_suites.iter().any(|suite| suite.version() == *version))
     {
-        return Err(refuse("cipher_suites", "none of them belongs to one of the versions"));
+        return Err(refuse("cipher_suites", "one of the versions has no cipher suite in this list"));
     }
 
     let server_scope = server_scope(config, &certificates, &roots);
@@ -114,7 +115,8 @@ fn supported(version: Version) -> &'static SupportedProtocolVersion {
     }
 }
 
-/// rustls' default provider, less what the configuration leaves out, in its order.
+/// Returns the default provider of rustls with the cipher suites and groups that the configuration
+/// names, in the order of the configuration. Without names, all of rustls are used.
 fn provider(config: &ContextConfig) -> Result<CryptoProvider, Refusal> {
     let mut provider = default_provider();
     provider.cipher_suites = chosen("cipher_suites", &config.cipher_suites, cipher_suites(), |suite| {
@@ -146,8 +148,8 @@ fn chosen<T: Copy>(
         .collect()
 }
 
-/// Reads chains and their keys. `name` makes the name of a key of the configuration: of `certificate` or `key` of the pair
-/// at a place.
+/// Reads chains and their keys. `name` returns the configuration key of the `certificate` or `key`
+/// at a place in the list, for errors.
 fn load(
     pairs: &[(PathBuf, PathBuf)],
     name: impl Fn(usize, &str) -> String,
@@ -165,7 +167,7 @@ fn load(
     pairs.iter().enumerate().map(load).collect()
 }
 
-/// A certificate for this host alone, whose key never leaves this process.
+/// Makes a self-signed certificate for this host only. Its key never leaves this process.
 fn self_made(provider: &CryptoProvider) -> Result<Credential, Refusal> {
     let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
     let made = rcgen::generate_simple_self_signed(names).map_err(|err| refuse("certificate", err))?;
@@ -173,10 +175,11 @@ fn self_made(provider: &CryptoProvider) -> Result<Credential, Refusal> {
     let certified = CertifiedKey::from_der(vec![made.cert.der().clone()], key, provider)
         .map_err(|err| refuse("certificate", err))?;
     Credential::new(certified)
-        .map_err(|_| refuse("certificate", "the certificate that was made is not valid"))
+        .map_err(|_| refuse("certificate", "the generated self-signed certificate is not valid"))
 }
 
-/// Whom this context trusts. The built-in one trusts itself as well, so that a first try needs no files.
+/// Returns the trust anchors of a context. The built-in context also trusts its own certificate, so
+/// that a first try needs no files.
 fn roots(config: &ContextConfig, certificates: &[Credential]) -> Result<Arc<RootCertStore>, Refusal> {
     let mut roots = match &config.trust {
         Trust::System => {
@@ -194,7 +197,7 @@ fn roots(config: &ContextConfig, certificates: &[Credential]) -> Result<Arc<Root
     Ok(Arc::new(roots))
 }
 
-/// The digest of the trust anchors, whatever their order.
+/// Returns the digest of the trust anchors. It does not depend on their order.
 fn anchors(roots: &RootCertStore) -> Vec<u8> {
     let mut anchors: Vec<_> = roots
         .roots
@@ -213,7 +216,8 @@ fn anchors(roots: &RootCertStore) -> Vec<u8> {
     digest(&SHA256, &anchors.concat()).as_ref().to_vec()
 }
 
-/// What of the certificates decides who may resume.
+/// Adds the part of the certificates that belongs to the scope: their chains, or the names that
+/// they prove.
 fn certificates_of_scope(
     config: &ContextConfig,
     builder: ScopeBuilder,
@@ -225,7 +229,8 @@ fn certificates_of_scope(
             .iter()
             .fold(builder, |builder, credential| builder.list(credential.chain().iter()));
     }
-    // Once for keys of two kinds, and in an order that is not that of the file.
+    // A sorted set: the order of the file does not matter, and keys of two kinds for the same names
+    // count once.
     let proved: BTreeSet<_> = credentials.iter().filter_map(Credential::proves).collect();
     let builder = builder.field("names").field((proved.len() as u64).to_be_bytes());
     proved
@@ -233,7 +238,8 @@ fn certificates_of_scope(
         .fold(builder, |builder, (names, authority)| builder.list(names.iter()).field(authority))
 }
 
-/// Refuses a certificate that a scope by names would tell from no other.
+/// Refuses a certificate without names under `scope_by = "names"`, because such a scope could not
+/// tell it from others.
 fn named(
     config: &ContextConfig,
     credentials: &[Credential],
@@ -242,7 +248,7 @@ fn named(
     let nameless = || credentials.iter().position(|credential| credential.proves().is_none());
     match config.scope_by {
         ScopeBy::Names => nameless().map_or(Ok(()), |place| {
-            let why = "has no DNS, IP or URI name among its subject alternative names, which scope_by = \"names\" needs";
+            let why = "the certificate has no subject alternative name of DNS, IP or URI, which scope_by = \"names\" needs";
             Err(refuse(name(place), why))
         }),
         ScopeBy::Certificate => Ok(()),
@@ -271,7 +277,7 @@ fn client_scope(config: &ContextConfig, certificates: &[Credential], roots: &Roo
         .finish()
 }
 
-/// One configuration for all versions, and one for each.
+/// Makes one configuration of rustls for all versions, and one for each single version.
 fn side<C>(
     config: &ContextConfig,
     versions: &[&'static SupportedProtocolVersion],

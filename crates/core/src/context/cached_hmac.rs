@@ -1,8 +1,11 @@
 //! A key schedule of TLS 1.3 that hashes each of its keys once.
 //!
-//! rustls' provider hashes the key anew for every secret that is derived from it, two blocks of four. rustls can also run
-//! HKDF over an HMAC, whose key is hashed when it is made: a resumed handshake with SHA-384 takes 7 % less CPU then
-//! (docs/benchmarks.md). HKDF is rustls', HMAC is of the library that its provider runs on; only the seam is here.
+//! The provider of rustls hashes a key again for every secret that is derived from it, which is two
+//! of four blocks. rustls can also run HKDF over an HMAC, and here the HMAC key is hashed once,
+//! when it is made. A resumed handshake with SHA-384 then takes 7 % less CPU (docs/benchmarks.md).
+//!
+//! HKDF is that of rustls. HMAC is that of aws-lc-rs, which the provider of rustls uses too. This
+//! module only connects the two.
 
 use aws_lc_rs::hmac;
 use rustls::{
@@ -14,12 +17,12 @@ use rustls::{
     },
 };
 
-/// Returns the key schedule of a suite over HMAC.
+/// Returns the HKDF of a suite, over HMAC.
 pub(super) fn over_hmac(suite: &Tls13CipherSuite) -> &'static dyn Hkdf {
     match suite.common.hash_provider.algorithm() {
         HashAlgorithm::SHA256 => &HkdfUsingHmac(&Hash { hmac: hmac::HMAC_SHA256, length: 32 }),
         HashAlgorithm::SHA384 => &HkdfUsingHmac(&Hash { hmac: hmac::HMAC_SHA384, length: 48 }),
-        // There is no other now; one that comes keeps what rustls gives it.
+        // No suite uses another hash now. A future one keeps the key schedule of rustls.
         _ => suite.hkdf_provider,
     }
 }
@@ -39,7 +42,7 @@ impl Hmac for Hash {
     }
 }
 
-/// A key that is hashed already.
+/// An HMAC key that is already hashed.
 struct Hashed {
     key: hmac::Key,
     length: usize,
@@ -65,12 +68,12 @@ mod tests {
 
     use crate::context::suites::cipher_suites;
 
-    /// Everything that a key schedule derives must be what rustls' own provider derives.
+    /// Compares every operation of the key schedule with that of rustls' own provider.
     #[test]
     fn every_suite_derives_what_rustls_derives() {
         let theirs = default_provider().cipher_suites;
         let ours = cipher_suites();
-        assert_eq!(theirs, ours, "the suites and their order are rustls'");
+        assert_eq!(theirs, ours, "the suites and their order are those of rustls");
         let mut compared = 0;
         for (theirs, ours) in theirs.iter().zip(&ours) {
             let (Some(theirs), Some(ours)) = (theirs.tls13(), ours.tls13()) else { continue };

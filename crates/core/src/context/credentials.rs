@@ -1,4 +1,4 @@
-//! Certificate chains and keys, and which of them a handshake gets.
+//! Certificate chains and keys, and the choice of one for a handshake.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -23,14 +23,14 @@ use x509_parser::{
 use super::identity::{alternative_names, not_after};
 use crate::clock::WallTime;
 
-/// A chain, its key, and what the leaf says.
+/// A certificate chain, its key, and the properties of its certificates.
 #[derive(Clone, Debug)]
 pub(super) struct Credential {
     pub(super) key: Arc<CertifiedKey>,
     dns_names: Vec<ServerName<'static>>,
-    /// The subject alternative names of the leaf that name servers and workloads, each with its kind before it.
+    /// The DNS, IP and URI subject alternative names of the leaf, each prefixed with its kind.
     names: BTreeSet<Vec<u8>>,
-    /// What tells the authority at the end of the chain from others.
+    /// Identifies the issuer of the last certificate of the chain.
     authority: Vec<u8>,
     /// DER of the issuer of each certificate of the chain.
     issuers: Vec<Vec<u8>>,
@@ -38,11 +38,11 @@ pub(super) struct Credential {
 }
 
 impl Credential {
-    /// Takes a chain and its key, and reads what the certificates say.
+    /// Takes a chain and its key, and parses the certificates.
     ///
     /// # Errors
-    /// The place in the chain, from 1, of a certificate that cannot be parsed. What the parser says is dropped, as in
-    /// [`crate::pem`].
+    /// The place in the chain, from 1, of a certificate that cannot be parsed. The parser's error
+    /// is dropped, as in [`crate::pem`].
     pub(super) fn new(key: CertifiedKey) -> Result<Self, usize> {
         let (mut dns_names, mut names) = (Vec::new(), BTreeSet::new());
         let (mut issuers, mut authority) = (Vec::new(), Vec::new());
@@ -72,13 +72,13 @@ impl Credential {
         })
     }
 
-    /// All certificates of the chain, leaf first.
+    /// Returns all certificates of the chain, leaf first.
     pub(super) fn chain(&self) -> &[CertificateDer<'static>] {
         &self.key.cert
     }
 
-    /// What a renewed certificate has in common with this one: the names that it proves, and the authority that its chain ends with.
-    /// `None`: it proves no name.
+    /// Returns the properties that a renewed certificate shares with this one: the names that it
+    /// proves, and the issuer at the end of its chain. `None`: the certificate proves no name.
     pub(super) fn proves(&self) -> Option<(&BTreeSet<Vec<u8>>, &[u8])> {
         (!self.names.is_empty()).then_some((&self.names, &self.authority))
     }
@@ -88,7 +88,7 @@ impl Credential {
     }
 }
 
-/// A name as bytes that no name of another kind has.
+/// Returns a DNS, IP or URI name with its kind as a prefix. Other kinds give `None`.
 fn kind_and_name(name: &GeneralName<'_>) -> Option<Vec<u8>> {
     match name {
         GeneralName::DNSName(name) => Some(format!("dns:{}", ServerName::new(name)).into_bytes()),
@@ -98,8 +98,8 @@ fn kind_and_name(name: &GeneralName<'_>) -> Option<Vec<u8>> {
     }
 }
 
-/// The name of a certificate's issuer, with the identifier of its key (RFC 5280 section 4.2.1.1), and with the key itself where the
-/// certificate is its own issuer.
+/// Returns bytes that identify the issuer of a certificate: its name, the identifier of its key
+/// (RFC 5280 section 4.2.1.1), and the key itself if the certificate is its own issuer.
 fn authority(certificate: &X509Certificate<'_>) -> Vec<u8> {
     let key_id = certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
         ParsedExtension::AuthorityKeyIdentifier(authority) => {
@@ -117,8 +117,10 @@ fn authority(certificate: &X509Certificate<'_>) -> Vec<u8> {
     all
 }
 
-/// Server certificates by SNI (RFC 6066 section 3): the exact name, then a wildcard, then the first of the list. Among
-/// several for one name, the first whose key the client can verify.
+/// Server certificates, chosen by SNI (RFC 6066 section 3).
+///
+/// The choice is a certificate with the exact name, then one with a wildcard, then the first of the
+/// list. Of several certificates, the first is chosen whose key the client can verify.
 #[derive(Debug)]
 pub(super) struct ServerCredentials {
     all: Vec<Credential>,
@@ -161,10 +163,10 @@ impl ResolvesServerCert for ServerCredentials {
     }
 }
 
-/// Client certificates, chosen by what the server asks for: the job of SSL_CTX_set_client_cert_cb(3).
+/// Client certificates, chosen by the server's request, as SSL_CTX_set_client_cert_cb(3) does.
 ///
-/// rustls resumes a session only with the very object that its handshake had, so a scope that outlives a renewal keeps this one, with
-/// other certificates in it.
+/// rustls resumes a session only with the same resolver object that its handshake had. So a scope
+/// that survives a renewal keeps this object, and only the certificates in it are replaced.
 #[derive(Debug)]
 pub(super) struct ClientCredentials(ArcSwap<Vec<Credential>>);
 
@@ -173,21 +175,22 @@ impl ClientCredentials {
         Self(ArcSwap::from_pointee(all))
     }
 
-    /// Whether the other shows the same certificates, in the same order.
+    /// Returns whether `other` has the same certificates, in the same order.
     pub(super) fn shows_as(&self, other: &Self) -> bool {
         let (one, other) = (self.0.load(), other.0.load());
         one.iter().map(Credential::chain).eq(other.iter().map(Credential::chain))
     }
 
-    /// Shows the certificates of another in the handshakes that begin from now on.
+    /// Takes the certificates of `from` for all later handshakes.
     pub(super) fn renew(&self, from: &Self) {
         self.0.store(from.0.load_full());
     }
 }
 
 impl ResolvesClientCert for ClientCredentials {
-    /// The first that one of the named authorities issued, with a key that the server can verify. A server that names
-    /// none takes any (RFC 8446 section 4.2.4). None fits: no certificate is sent.
+    /// Returns the first certificate that one of the named authorities issued and whose key the
+    /// server can verify. A server that names no authority accepts any (RFC 8446 section 4.2.4).
+    /// `None`: no certificate is sent.
     fn resolve(&self, authorities: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         self.0
             .load()
@@ -263,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn client_certificate_is_chosen_by_the_authorities_that_the_server_names() {
+    fn client_certificate_is_chosen_by_issuing_authority() {
         let (one, one_name) = authority("one");
         let (two, two_name) = authority("two");
         let (_, three_name) = authority("three");

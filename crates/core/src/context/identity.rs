@@ -1,4 +1,4 @@
-//! Who a certificate names.
+//! The names in a certificate.
 
 use std::sync::Arc;
 
@@ -12,8 +12,10 @@ use x509_parser::{
 
 use crate::{access::DistinguishedName, clock::WallTime, session::PeerIdentity};
 
-/// Reads the names of a DER certificate. rustls has verified it before, so what does not parse here is a certificate
-/// that webpki and x509-parser disagree on; it proves no name then, and ends at once.
+/// Reads the names of a DER certificate that rustls has verified.
+///
+/// webpki and x509-parser may disagree about a certificate. One that x509-parser cannot parse
+/// proves no name, and counts as expired.
 pub fn identity(der: &[u8]) -> Arc<PeerIdentity> {
     let mut identity = PeerIdentity::default();
     identity.certificate_sha256.copy_from_slice(digest(&SHA256, der).as_ref());
@@ -24,7 +26,7 @@ pub fn identity(der: &[u8]) -> Arc<PeerIdentity> {
         for name in alternative_names(&certificate) {
             match name {
                 GeneralName::DNSName(name) => {
-                    // A name of dots alone is none.
+                    // A name that consists of dots is empty in canonical form.
                     let name = ServerName::new(name);
                     identity.dns_names.extend((!name.is_empty()).then(|| name.to_string()));
                 }
@@ -36,7 +38,7 @@ pub fn identity(der: &[u8]) -> Arc<PeerIdentity> {
     Arc::new(identity)
 }
 
-/// The subject alternative names of a certificate.
+/// Returns the subject alternative names of a certificate.
 pub(super) fn alternative_names<'c>(
     certificate: &'c X509Certificate<'_>,
 ) -> impl Iterator<Item = &'c GeneralName<'c>> {
@@ -50,7 +52,7 @@ pub(super) fn alternative_names<'c>(
         .flatten()
 }
 
-/// The end of the second that a certificate is last valid in.
+/// Returns when a certificate expires: the end of its notAfter second.
 pub(super) fn not_after(certificate: &X509Certificate<'_>) -> WallTime {
     WallTime::from_secs(certificate.validity().not_after.timestamp().saturating_add(1))
 }

@@ -1,11 +1,13 @@
-//! Contexts: what SSL_CTX is in OpenSSL. Connections inherit one as it is when they are made.
+//! Contexts, the counterpart of SSL_CTX in OpenSSL. A connection keeps the context that it was made
+//! from.
 //!
 //! * [`registry`]: contexts by name, and which of them share a cache
-//! * [`scope`]: the digest of everything that decides who may resume
-//! * [`identity`]: who a certificate names
-//! * `credentials`: chains and keys, and which of them a handshake gets
-//! * `warnings`: what a configuration allows and seldom means
-//! * `suites`: rustls' cipher suites, over `hkdf`, a faster key schedule, and [`sent_alerts`], which tells the alerts that left
+//! * [`scope`]: the digest of everything that decides which sessions a context may resume
+//! * [`identity`]: the names in a certificate
+//! * `credentials`: certificate chains and keys, and the choice of one for a handshake
+//! * `warnings`: warnings about valid configurations that are probably mistakes
+//! * `suites`: the cipher suites of rustls, with a faster key schedule (`hkdf`) and a record of the
+//!   alerts that were sent ([`sent_alerts`])
 
 use std::{sync::Arc, time::Duration};
 
@@ -40,7 +42,7 @@ pub use settings::{
     ClientAuth, ClosePolicy, ContextConfig, IDLE_TIMEOUT_MAX, Options, ScopeBy, Settings, Trust,
 };
 
-/// What connections inherit. Never changes.
+/// The configuration that connections of a kind share. It never changes.
 pub struct Context {
     /// Its name in the configuration.
     pub name: Arc<str>,
@@ -52,40 +54,40 @@ pub struct Context {
     pub alpn: Vec<String>,
     /// SSL_CTX_set_options(3).
     pub options: Options,
-    /// How strict it is about the close rule.
+    /// When a connection counts as closed.
     pub close_policy: ClosePolicy,
-    /// How long after the authentication a session lives.
+    /// The lifetime of a session, counted from the authentication.
     pub session_timeout: Duration,
-    /// How long a connection may lie unused.
+    /// How long a connection may be unused before it is freed.
     pub idle_timeout: Duration,
     /// Most sessions in the cache of each role.
     pub cache_entries_max: usize,
     /// Most bytes in the cache of each role.
     pub cache_bytes_max: usize,
-    /// TLS 1.3 tickets of a full handshake.
+    /// How many TLS 1.3 tickets a full handshake makes.
     pub tickets: usize,
-    /// When the first of its certificates ends, by the wall clock.
+    /// When the first of its certificates expires, by the wall clock.
     pub certificate_ends: Option<WallTime>,
-    /// Accepting handshakes. `None`: it has no certificate.
+    /// The configuration of rustls for servers. `None`: the context has no certificate.
     pub server: Option<Side<ServerConfig>>,
-    /// Beginning handshakes. `None`: it trusts nobody.
+    /// The configuration of rustls for clients. `None`: the context has no trust anchors.
     pub client: Option<Side<ClientConfig>>,
     /// Sessions that servers made, shared with contexts of the same scope.
     pub server_cache: Arc<Cache>,
     /// Sessions that clients got, shared with contexts of the same scope.
     pub client_cache: Arc<Cache>,
-    /// Who may resume: both roles in one.
+    /// The digest of the scopes of both roles.
     pub scope: Scope,
-    /// What happened on its connections.
+    /// Statistics of the connections.
     pub stats: Arc<Account>,
     /// The caches that reloads replaced under this context's name.
     former: Former,
 }
 
-/// How many replaced caches of each role a context remembers.
+/// Most replaced caches of each role that a context remembers.
 const FORMER_MAX: usize = 4;
 
-/// Groups of replaced caches, the last one first: at most [`FORMER_MAX`] of each role.
+/// Groups of replaced caches, the newest first: at most [`FORMER_MAX`] of each role.
 #[derive(Clone, Debug, Default)]
 struct Former {
     server: Vec<Group>,
@@ -102,7 +104,7 @@ impl Former {
 }
 
 impl Context {
-    /// The cache of one role.
+    /// Returns the cache of one role.
     pub fn cache(&self, role: Role) -> &Arc<Cache> {
         match role {
             Role::Client => &self.client_cache,
@@ -110,16 +112,17 @@ impl Context {
         }
     }
 
-    /// Returns why a session left that was made under this context, before a reload replaced its scope. For explanations
-    /// alone: such a session is void, and no lookup or resumption asks for it.
+    /// Returns the tombstone of a session that was made under this context before a reload replaced
+    /// the scope of the context. Only for ExplainSession: no lookup or resumption finds such a
+    /// session.
     pub fn formerly(&self, role: Role, id: &SessionId) -> Option<Departure> {
         let cache = self.cache(role);
         let mut departures = self.former.of(role).iter().filter_map(|group| cache.departure_from(*group, id));
-        // Another context may have had that scope as well, and may have it still.
+        // Another context may have had that scope as well, and may still have it.
         departures.find(|departure| departure.kind.account.name == self.name)
     }
 
-    /// The replaced caches of a context that follows this one under its name, with this cache.
+    /// Returns the replaced caches of the next context with this name, which has the cache `next`.
     fn former_beside(&self, role: Role, next: &Arc<Cache>) -> Vec<Group> {
         let own = self.cache(role);
         let replaced = (!Arc::ptr_eq(own, next)).then(|| own.group());
@@ -136,8 +139,8 @@ impl std::fmt::Debug for Context {
     }
 }
 
-/// rustls' configuration for one role: for all versions of the context, and for each of them alone, which is what a
-/// pinned connection uses.
+/// The configuration of rustls for one role: one for all versions of the context, and one for each
+/// single version, which a pinned connection uses.
 pub struct Side<C> {
     all: Arc<C>,
     tls12: Option<Arc<C>>,
@@ -145,12 +148,13 @@ pub struct Side<C> {
 }
 
 impl<C> Side<C> {
-    /// The configuration for all versions.
+    /// Returns the configuration for all versions.
     pub fn all(&self) -> &Arc<C> {
         &self.all
     }
 
-    /// The configuration for a pin. `None` where the context does not speak that version.
+    /// Returns the configuration for a pinned version. `None`: the context does not speak that
+    /// version.
     pub fn pinned(&self, pin: Option<Version>) -> Option<&Arc<C>> {
         match pin {
             None => Some(&self.all),

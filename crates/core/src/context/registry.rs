@@ -24,29 +24,32 @@ use crate::{
     store::memory::Limits,
 };
 
-/// All contexts of the daemon, and the rules of access that came with them in one configuration. A call takes both from one
-/// registry, so that a reload gives it neither new rights on old contexts nor old rights on new ones (decision 33).
+/// All contexts of the daemon, and the rules of access of the same configuration.
+///
+/// A call takes both from one registry. So a reload gives a call neither new rights on old contexts
+/// nor old rights on new contexts (decision 33).
 pub struct Registry {
     contexts: Vec<Arc<Context>>,
     by_name: HashMap<Arc<str>, usize>,
     caches: HashMap<Scope, Kept>,
     trust: HashMap<Scope, ClientTrust>,
-    /// Client certificates in use, and those that take their place once this registry follows.
+    /// Pairs of client certificates: those in use, and those that replace them in [`Self::follow`].
     renewed: Vec<(Arc<ClientCredentials>, Arc<ClientCredentials>)>,
     self_made: Option<Credential>,
     ledger: Arc<Ledger>,
-    /// What all caches may hold together.
+    /// Limits on all caches together.
     total: Limits,
     rules: Vec<Access>,
     version: u64,
-    /// The version of the next one that is built. Registries that follow each other share it.
+    /// The version of the next registry that is built. Shared with the registries that follow this
+    /// one.
     next_version: Arc<AtomicU64>,
 }
 
-/// Numbers of sessions that a reload dropped, by the context that they were made under.
+/// How many sessions a reload dropped, by the context that they were made under.
 pub type Dropped = BTreeMap<Arc<str>, u64>;
 
-/// A cache, and how much it shall hold.
+/// A cache, and the limits that its contexts configure.
 #[derive(Clone, Debug)]
 struct Kept {
     cache: Arc<Cache>,
@@ -61,17 +64,18 @@ impl std::fmt::Debug for Registry {
 }
 
 impl Registry {
-    /// Opens the files that the settings name and makes the contexts.
+    /// Reads the files that the configuration names, and makes its contexts.
     ///
     /// # Errors
-    /// The first fault, with its context and key.
+    /// The first fault of the configuration, with its key and line.
     pub fn build(settings: &Settings) -> Result<Self, ContextRefusal> {
         let registry = Self::make(settings, Interned::new(Arc::new(Ledger::new(settings.total))))?;
         registry.share();
         Ok(registry)
     }
 
-    /// The same, to follow this one. Scopes that stay keep their caches. Nothing changes before [`Self::follow`].
+    /// Builds the registry of a new configuration, which is to replace this one. A scope that is in
+    /// both keeps its cache. No cache changes before [`Self::follow`].
     ///
     /// # Errors
     /// As [`Self::build`].
@@ -112,9 +116,12 @@ impl Registry {
         })
     }
 
-    /// Begins to be what connections are made from, after another, at a moment: caches get their sizes, and new ones the
-    /// revocations of those that they take the place of. Nothing that authenticated before the moment is stored in a new
-    /// one, because it authenticated under another scope.
+    /// Prepares the caches to replace those of `before` at the time `since`:
+    ///
+    /// * Every cache gets its configured limits.
+    /// * A new cache gets the revocations of the caches that it replaces.
+    /// * A new cache stores no session that authenticated before `since`, because that
+    ///   authentication belongs to another scope.
     pub fn follow(&self, before: &Self, since: Timestamp) {
         self.renewed.iter().for_each(|(used, fresh)| used.renew(fresh));
         for (scope, kept) in &self.caches {
@@ -128,7 +135,8 @@ impl Registry {
             for role in [Role::Server, Role::Client] {
                 let cache = context.cache(role);
                 let of_that_name = before.get(&context.name).map(|before| before.cache(role));
-                // Of one that is in neither, a worker may carry over sessions of any context.
+                // A context with a new name inherits from all: a worker may move sessions of any
+                // context to it.
                 let from: Vec<_> = match of_that_name {
                     Some(old) => vec![old],
                     None => before.caches().collect(),
@@ -139,8 +147,8 @@ impl Registry {
         self.share();
     }
 
-    /// Ends to be what connections are made from: caches that the next one does not have are closed. Returns how many sessions
-    /// that dropped, by the context that each was made under.
+    /// Closes the caches that the next registry does not have. Returns how many sessions that
+    /// dropped, by the context that each was made under.
     pub fn retire(&self, after: &Self) -> Dropped {
         let mut dropped = Dropped::new();
         for (scope, kept) in &self.caches {
@@ -158,53 +166,55 @@ impl Registry {
         self.ledger.budget.share(self.caches());
     }
 
-    /// The context of this name.
+    /// Returns the context with this name.
     pub fn get(&self, name: &str) -> Option<&Arc<Context>> {
         self.contexts.get(*self.by_name.get(name)?)
     }
 
-    /// All contexts in the order of the configuration.
+    /// Returns all contexts, in the order of the configuration.
     pub fn all(&self) -> &[Arc<Context>] {
         &self.contexts
     }
 
-    /// The rules of access, in the order of the configuration.
+    /// Returns the rules of access, in the order of the configuration.
     pub fn rules(&self) -> &[Access] {
         &self.rules
     }
 
-    /// A number that no other registry of this daemon has. One that is built later has a higher number.
+    /// Returns a number that no other registry of this daemon has. A later registry has a higher
+    /// number.
     pub fn version(&self) -> u64 {
         self.version
     }
 
-    /// Every cache once, though contexts share some.
+    /// Returns every cache once, even if contexts share it.
     pub fn caches(&self) -> impl Iterator<Item = &Arc<Cache>> + Clone {
         self.caches.values().map(|kept| &kept.cache)
     }
 
-    /// What its caches have in common.
+    /// Returns the state that all caches share.
     pub fn ledger(&self) -> &Arc<Ledger> {
         &self.ledger
     }
 
-    /// Drops expired sessions from every cache, and what they leave behind in the ledger.
+    /// Removes expired sessions from every cache, and frees the shared state that they no longer
+    /// use.
     pub fn reap(&self, now: Timestamp) {
         self.caches().for_each(|cache| cache.reap(now));
         self.ledger().reap();
     }
 }
 
-/// What contexts of the same scope hold in common.
+/// The objects that contexts of the same scope share, while a registry is built.
 pub(super) struct Interned {
     caches: HashMap<Scope, Kept>,
     trust: HashMap<Scope, ClientTrust>,
     ledger: Arc<Ledger>,
-    /// Of the registry that this one follows.
+    /// The caches of the registry that the new one replaces.
     before: HashMap<Scope, Kept>,
     trust_before: HashMap<Scope, ClientTrust>,
     renewed: Vec<(Arc<ClientCredentials>, Arc<ClientCredentials>)>,
-    /// Client certificates of each scope, as this configuration has them.
+    /// Client certificates of each scope in this configuration.
     certificates: HashMap<Scope, Arc<ClientCredentials>>,
     self_made: Option<Credential>,
     contexts_before: Vec<Arc<Context>>,
@@ -227,7 +237,10 @@ impl Interned {
         }
     }
 
-    /// The cache of a scope. Contexts that share one must agree on its size.
+    /// Returns the cache of a scope.
+    ///
+    /// # Errors
+    /// A context that shares the cache has other limits.
     pub(super) fn cache(&mut self, scope: Scope, plan: &Plan) -> Result<Arc<Cache>, Refusal> {
         let Plan { limits, session_bytes_max, .. } = *plan;
         let kept = self.caches.entry(scope).or_insert_with(|| {
@@ -239,16 +252,20 @@ impl Interned {
             return Err(Refusal {
                 key: "cache_entries_max".into(),
                 why:
-                    "this context shares the cache of one above, which has other limits: they must agree in \
-                      cache_entries_max, cache_bytes_max and session_bytes_max, or differ in session_id_context"
+                    "this context shares the cache of a context above it, which has other limits: give both the same \
+                      cache_entries_max, cache_bytes_max and session_bytes_max, or different session_id_context"
                         .into(),
             });
         }
         Ok(Arc::clone(&kept.cache))
     }
 
-    /// What every client context of a scope must hold by the same address. Contexts that share it must agree on the certificates,
-    /// which a scope by names does not settle.
+    /// Returns the verifier and the client certificates that every context of a client scope must
+    /// hold by address.
+    ///
+    /// # Errors
+    /// A context of the scope has other client certificates. Under `scope_by = "names"` such
+    /// contexts can have equal scopes.
     pub(super) fn trust(&mut self, scope: Scope, made: ClientTrust) -> Result<ClientTrust, Refusal> {
         let fresh = self.certificates.entry(scope).or_insert_with(|| Arc::clone(&made.credentials));
         if !Arc::ptr_eq(fresh, &made.credentials) {
@@ -256,8 +273,8 @@ impl Interned {
                 (true, Some(trust)) => Ok(trust.clone()),
                 _ => Err(Refusal {
                     key: "client_certificates".into(),
-                    why: "this context shares sessions by names with one above, which has other certificates for these names: \
-                          they must have the same client_certificates, or differ in session_id_context"
+                    why: "this context shares sessions by names with a context above it, which has other certificates for \
+                          these names: give both the same client_certificates, or different session_id_context"
                         .into(),
                 }),
             };
@@ -272,7 +289,7 @@ impl Interned {
         Ok(self.trust.entry(scope).or_insert(held).clone())
     }
 
-    /// The certificate that the daemon makes for itself, once.
+    /// Returns the certificate that the daemon makes for itself. It is made once.
     pub(super) fn self_made(
         &mut self,
         make: impl FnOnce() -> Result<Credential, Refusal>,
@@ -283,13 +300,13 @@ impl Interned {
         }
     }
 
-    /// The account of a context, as it was before.
+    /// Returns the statistics of a context, which continue those of the replaced registry.
     pub(super) fn account(&self, name: &str) -> Arc<Account> {
         let before = self.context_before(name);
         before.map_or_else(|| Arc::new(Account::new(name)), |before| Arc::clone(&before.stats))
     }
 
-    /// The replaced caches of a context that has these now.
+    /// Returns the replaced caches of a context that now has the caches `server` and `client`.
     pub(super) fn former(&self, name: &str, server: &Arc<Cache>, client: &Arc<Cache>) -> Former {
         self.context_before(name).map_or_else(Former::default, |before| Former {
             server: before.former_beside(Role::Server, server),

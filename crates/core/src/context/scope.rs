@@ -1,20 +1,21 @@
-//! The digest of everything that decides who may resume.
+//! The digest of everything that decides which sessions a context may resume.
 //!
-//! Two contexts whose scopes agree share a cache; where anything differs they do not, and a session made under the one
-//! does not exist for the other. Left out are the things that a resumption checks by itself: version, cipher suite and
-//! server name.
+//! Contexts with equal scopes share a cache. A session made in one scope does not exist in another.
+//! Version, cipher suite and server name are not part of the scope, because each resumption checks
+//! them.
 
 use std::fmt;
 
 use aws_lc_rs::digest::{Context as Hasher, SHA256};
 use tls_sessiond_types::hex;
 
-/// SHA-256 over a list of fields, each with its length before it, so that no two lists run together.
+/// SHA-256 over a list of fields. Each field follows its length, so that different lists have
+/// different digests.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Scope([u8; 32]);
 
 impl Scope {
-    /// The digest as bytes.
+    /// Returns the bytes of the digest.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -36,12 +37,12 @@ impl fmt::Debug for Scope {
 pub struct ScopeBuilder(Hasher);
 
 impl ScopeBuilder {
-    /// `purpose` keeps the scopes of different roles apart.
+    /// Begins a scope. `purpose` separates the scopes of different roles.
     pub fn new(purpose: &str) -> Self {
         Self(Hasher::new(&SHA256)).field("tls.sessiond.v1 scope").field(purpose)
     }
 
-    /// One field.
+    /// Adds a field.
     #[must_use]
     pub fn field(mut self, value: impl AsRef<[u8]>) -> Self {
         let value = value.as_ref();
@@ -50,14 +51,14 @@ impl ScopeBuilder {
         self
     }
 
-    /// A list, whose length is a field of its own.
+    /// Adds a list: its length as one field, then each value as a field.
     #[must_use]
     pub fn list<T: AsRef<[u8]>>(self, values: impl ExactSizeIterator<Item = T>) -> Self {
         let counted = self.field((values.len() as u64).to_be_bytes());
         values.fold(counted, Self::field)
     }
 
-    /// The digest.
+    /// Returns the scope of the fields.
     pub fn finish(self) -> Scope {
         let mut scope = [0; 32];
         scope.copy_from_slice(self.0.finish().as_ref());

@@ -1,7 +1,9 @@
-//! Which alert a step of rustls sent: rustls does not tell, and an alert of TLS 1.3 leaves encrypted.
+//! Finds out which alert a step of rustls sent. rustls does not report it, and in TLS 1.3 an alert
+//! is encrypted.
 //!
-//! rustls answers what a peer may not do with an alert, with none, or with another than its error suggests. So the encrypters
-//! note the alert that they encrypt, for the thread: a step of rustls runs on one thread from its begin to its end.
+//! The error of rustls is not enough: rustls answers a violation with an alert, with none, or with
+//! another one than the error suggests. Therefore the encrypters record the alert that they
+//! encrypt, in a thread-local. A step of rustls runs on one thread from beginning to end.
 
 use std::cell::Cell;
 
@@ -17,13 +19,13 @@ thread_local! {
     static LAST: Cell<Option<u8>> = const { Cell::new(None) };
 }
 
-/// Returns the AlertDescription of the last fatal alert that was encrypted on this thread since the last call. Warnings,
-/// close_notify among them, do not count.
+/// Returns the AlertDescription of the last fatal alert that was encrypted on this thread since the
+/// last call. Warning alerts, such as close_notify, do not count.
 pub fn take() -> Option<u8> {
     LAST.take()
 }
 
-/// An AEAD of TLS 1.3 whose encrypters note alerts.
+/// A TLS 1.3 AEAD whose encrypters record alerts.
 pub(super) struct Tls13(pub(super) &'static dyn Tls13AeadAlgorithm);
 
 impl Tls13AeadAlgorithm for Tls13 {
@@ -52,7 +54,7 @@ impl Tls13AeadAlgorithm for Tls13 {
     }
 }
 
-/// The same of TLS 1.2.
+/// A TLS 1.2 AEAD whose encrypters record alerts.
 pub(super) struct Tls12(pub(super) &'static dyn Tls12AeadAlgorithm);
 
 impl Tls12AeadAlgorithm for Tls12 {

@@ -1,5 +1,6 @@
-//! rustls' cipher suites, with two things of our own under each: a faster key schedule ([`hkdf`](super::cached_hmac)), and a note of each
-//! alert before it is encrypted ([`sent_alerts`](super::sent_alerts)).
+//! The cipher suites of rustls, with two changes in each: a faster key schedule
+//! ([`cached_hmac`](super::cached_hmac)), and a record of each alert before it is encrypted
+//! ([`sent_alerts`](super::sent_alerts)).
 
 use std::sync::LazyLock;
 
@@ -10,14 +11,14 @@ use rustls::{
 
 use super::{cached_hmac, sent_alerts};
 
-/// Returns rustls' suites, in its order.
+/// Returns the suites, in the order of rustls.
 pub(super) fn cipher_suites() -> Vec<SupportedCipherSuite> {
     static SUITES: LazyLock<Vec<SupportedCipherSuite>> =
         LazyLock::new(|| default_provider().cipher_suites.iter().map(ours).collect());
     SUITES.clone()
 }
 
-/// Each is made once in the life of a process, so it is never freed.
+/// Wraps a suite of rustls. The memory is leaked: each suite is made once in the life of a process.
 fn ours(suite: &SupportedCipherSuite) -> SupportedCipherSuite {
     match suite {
         SupportedCipherSuite::Tls13(suite) => SupportedCipherSuite::Tls13(Box::leak(Box::new(tls13(suite)))),

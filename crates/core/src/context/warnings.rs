@@ -1,4 +1,5 @@
-//! What is allowed in a configuration and seldom meant: `check` prints it, and the log has it after a start and a reload.
+//! Warnings about settings that are valid but probably mistakes. `check` prints them; the daemon
+//! logs them after a start and after a reload.
 
 use std::{path::Path, time::Duration};
 
@@ -11,15 +12,20 @@ use crate::{
     pem,
 };
 
-/// A certificate that ends within this time is told of, unless its whole life is short.
+/// A certificate that expires within 7 days gives a warning. See [`LAST_PART`] for short-lived
+/// ones.
 const ENDS_SOON: Duration = Duration::from_secs(7 * 86_400);
-/// Below so many bytes no session fits: a session of rustls has 150, and takes as much beside it.
+/// The smallest useful size limit of a session, in bytes: a session of rustls has 150, and its
+/// cache entry takes as much again.
 const SESSION_LEAST: usize = 512;
-/// Of a certificate that lives for less than three times as long: so much of its life.
+/// A certificate with a lifetime of less than `LAST_PART` * [`ENDS_SOON`] gives a warning in the
+/// last third of its lifetime.
 const LAST_PART: i64 = 3;
 
-/// Returns the warnings about contexts at a time of the wall clock. Reads the certificates that they name. A file that cannot be
-/// read is an error of [`Registry::build`](super::Registry::build), and no warning.
+/// Returns the warnings about a configuration at a wall-clock time, each with its key and line.
+///
+/// Reads the certificates that the configuration names. A file that cannot be read is an error of
+/// [`Registry::build`](super::Registry::build), and gives no warning here.
 pub fn contexts(settings: &Settings, now: WallTime) -> Vec<ContextRefusal> {
     let mut all = Vec::new();
     for (place, context) in settings.contexts.iter().enumerate() {
@@ -40,7 +46,7 @@ pub fn contexts(settings: &Settings, now: WallTime) -> Vec<ContextRefusal> {
     all
 }
 
-/// `all_bytes`: what all caches may hold together.
+/// Warns about the settings of a context. `all_bytes`: most bytes of all caches together.
 fn limits(context: &ContextConfig, all_bytes: usize, warn: &mut impl FnMut(String, String)) {
     let options = context.options;
     let room = context.session_bytes_max.min(context.cache_bytes_max).min(all_bytes);
@@ -49,7 +55,7 @@ fn limits(context: &ContextConfig, all_bytes: usize, warn: &mut impl FnMut(Strin
         warn(
             key.into(),
             format!(
-                "with room for {room} bytes hardly any session is kept: one takes some hundreds and more"
+                "with room for {room} bytes hardly any session is kept: a session takes some hundreds of bytes or more"
             ),
         );
     }
@@ -67,7 +73,7 @@ fn limits(context: &ContextConfig, all_bytes: usize, warn: &mut impl FnMut(Strin
     }
 }
 
-/// Warns of a chain in a file: of its leaf, which stands first, and of the validity of all its certificates.
+/// Warns about a chain: a leaf that is a CA certificate, and the validity of each certificate.
 pub fn certificate(chain: &Path, now: WallTime, warn: &mut impl FnMut(String)) {
     let Ok(certificates) = pem::read_certificates(chain) else { return };
     let file = chain.display();
@@ -75,7 +81,7 @@ pub fn certificate(chain: &Path, now: WallTime, warn: &mut impl FnMut(String)) {
         let Ok((_, certificate)) = X509Certificate::from_der(der) else { continue };
         if place == 0 && certificate.is_ca() {
             warn(format!(
-                "{file}: the certificate is one of an authority (CA:TRUE), which peers refuse as a server's or client's own"
+                "{file}: the certificate is a CA certificate (CA:TRUE), which peers refuse from a server or a client"
             ));
         }
         let which = if place == 0 {
@@ -89,7 +95,7 @@ pub fn certificate(chain: &Path, now: WallTime, warn: &mut impl FnMut(String)) {
     }
 }
 
-/// Whom the context trusts: anchors that have expired, and what could not be read of the system's.
+/// Warns about trust anchors that have expired, and about those of the system that cannot be read.
 fn anchors(context: &ContextConfig, now: WallTime, warn: &mut impl FnMut(String)) {
     match &context.trust {
         Trust::File(path) => expired(path, now, warn),

@@ -1,13 +1,15 @@
 //! PEM files: the one place that reads private keys, certificates and trust anchors.
 //!
-//! No byte of a file reaches an error. A [`PemError`] consists of the path, the words of this file, and the error that the
-//! system reports for open(2) or read(2). The errors of the libraries that parse the content are dropped, because some of
-//! them carry it: `rustls::pki_types::pem::Error` holds a whole line as bytes. The same holds for certificate files, because
-//! a key may lie where a certificate is expected.
+//! No byte of a file reaches an error. A [`PemError`] consists of the path, a text of this module,
+//! and the error that the system reports for open(2) or read(2). The errors of the libraries that
+//! parse the content are dropped, because some of them contain it: `rustls::pki_types::pem::Error`
+//! holds a whole line as bytes. This also applies to certificate files, because a key may lie where
+//! a certificate is expected.
 //!
-//! The parser is this crate's own for two reasons. It names the cause where a file is damaged, and it zeroes every
-//! buffer that has held a key. It is stricter than the one of rustls: it skips no line that was meant as the beginning or
-//! the end of a block, so a certificate that is indented does not silently drop out of a bundle.
+//! The parser is this crate's own for two reasons. It names the cause if a file is damaged, and it
+//! zeroes every buffer that has held a key. It is stricter than that of rustls: it skips no line
+//! that was meant as the beginning or the end of a block. So an indented certificate is an error,
+//! and is not silently missing from a bundle.
 
 use std::{
     fmt,
@@ -29,12 +31,12 @@ mod der;
 
 use der::{is_version_1, is_whole, rsa_bits};
 
-/// Largest file of a private key, in bytes.
+/// The largest private key file, in bytes.
 pub const KEY_FILE_MAX: usize = 1 << 20;
-/// Largest file of certificates, in bytes. A bundle of all public authorities has less than 1 MiB.
+/// The largest certificate file, in bytes. A bundle of all public CAs has less than 1 MiB.
 pub const CERTIFICATE_FILE_MAX: usize = 16 << 20;
 
-/// A PEM file that cannot be used. Displays the path and the cause, and never a byte of the file.
+/// Why a PEM file cannot be used. Displays the path and the cause, and never a byte of the file.
 #[derive(Debug)]
 pub struct PemError {
     path: PathBuf,
@@ -53,17 +55,19 @@ impl fmt::Display for PemError {
 
 impl std::error::Error for PemError {}
 
-/// A chain and a key that cannot be used. Says which of the two files is at fault.
+/// Why a chain and a key cannot be used, and which of the two files is at fault.
 #[derive(Debug)]
 pub enum PairError {
-    /// The file of the chain.
+    /// The certificate file is at fault.
     Certificate(PemError),
-    /// The file of the key, or the key does not belong to the chain.
+    /// The key file is at fault, or the key does not belong to the chain.
     Key(PemError),
 }
 
-/// The cause of a [`PemError`]. No variant holds content of the file. The BEGIN and the END line are those of RFC 7468 section 2;
-/// the words do not quote them, because errors of the configuration are searched for them.
+/// The cause of a [`PemError`]. No variant holds content of the file.
+///
+/// BEGIN line and END line are those of RFC 7468 section 2. The texts do not quote these lines,
+/// because the configuration withholds the part of an error that begins with one.
 #[derive(Debug, thiserror::Error)]
 enum PemFault {
     #[error("cannot be read: {0}")]
@@ -92,7 +96,7 @@ enum PemFault {
     Indented(usize),
     #[error("line {0}: a BEGIN or END line is damaged")]
     Marker(usize),
-    #[error("line {0}: there are bytes that are no text; save the file as plain ASCII text")]
+    #[error("line {0}: there are bytes that are not text; save the file as plain ASCII text")]
     NotText(usize),
     #[error("line {0}: there is base64 outside of a block; a BEGIN and an END line are missing")]
     WithoutMarkers(usize),
@@ -129,10 +133,11 @@ enum PemFault {
     Certificate(usize),
 }
 
-/// Reads a chain and its key.
+/// Reads a certificate chain and its private key.
 ///
 /// # Errors
-/// One of the files cannot be read or parsed, or the key does not belong to the first certificate of the chain.
+/// One of the files cannot be read or parsed, or the key does not belong to the first certificate
+/// of the chain.
 pub fn read_pair(chain: &Path, key: &Path) -> Result<CertifiedKey, PairError> {
     let certificates = read_certificates(chain).map_err(PairError::Certificate)?;
     let private = read_key(key).map_err(PairError::Key)?;
@@ -144,14 +149,16 @@ pub fn read_pair(chain: &Path, key: &Path) -> Result<CertifiedKey, PairError> {
     })
 }
 
-/// Reads the certificates of a file, in their order. Blocks that hold no certificate are skipped.
+/// Reads the certificates of a file, in their order. Skips blocks of other kinds.
 ///
 /// # Errors
-/// The file cannot be read or parsed, holds no certificate, or holds some in a form that is not read.
+/// The file cannot be read or parsed, holds no certificate, or has a block of an unsupported kind
+/// that may hold certificates.
 pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, PemError> {
     let read = || {
         let blocks = blocks(&read(path, CERTIFICATE_FILE_MAX)?, "x509")?;
-        // Skipped, it would drop a certificate that its file was meant to bring.
+        // Skipping such a block would silently drop certificates that the file was meant to
+        // provide.
         if let Some(lost) = blocks.iter().find(|block| block.kind.may_hold_certificates()) {
             return Err(PemFault::NotUsed(lost.line, lost.kind.name()));
         }
@@ -173,7 +180,7 @@ pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Pe
 pub fn read_anchors(path: &Path) -> Result<RootCertStore, PemError> {
     let mut roots = RootCertStore::empty();
     for (place, certificate) in read_certificates(path)?.into_iter().enumerate() {
-        // Its error is dropped: the words of this file are the only ones that an error has.
+        // The error of rustls is dropped, because it may contain content of the file.
         roots
             .add(certificate)
             .map_err(|_| PemError { path: path.to_owned(), cause: PemFault::Certificate(place + 1) })?;
@@ -181,7 +188,7 @@ pub fn read_anchors(path: &Path) -> Result<RootCertStore, PemError> {
     Ok(roots)
 }
 
-/// Reads the private key of a file. Certificates, and the parameters of a curve, may stand beside it.
+/// Reads the one private key of a file. The file may also hold certificates and curve parameters.
 fn read_key(path: &Path) -> Result<Zeroizing<PrivateKeyDer<'static>>, PemError> {
     let read = || {
         let blocks = blocks(&read(path, KEY_FILE_MAX)?, "pkey")?;
@@ -207,7 +214,7 @@ fn pair(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'_>) -> Result<
     let old = chain.iter().position(|certificate| is_version_1(certificate));
     let certified = CertifiedKey::new(chain, signing);
     match certified.keys_match() {
-        // A key that cannot tell its public half is not compared, as in `CertifiedKey::from_der`.
+        // A key that cannot return its public half is not compared, as in `CertifiedKey::from_der`.
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(certified),
         Err(rustls::Error::InconsistentKeys(_)) => Err(PemFault::Mismatch),
         Err(_) => Err(old.map_or(PemFault::Certificate(1), |place| PemFault::Version1(place + 1))),
@@ -217,8 +224,8 @@ fn pair(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'_>) -> Result<
 /// Reads a regular file of at most `max` bytes. The buffers are zeroed when they are dropped.
 fn read(path: &Path, max: usize) -> Result<Zeroizing<Vec<u8>>, PemFault> {
     let unreadable = |err: rustix::io::Errno| PemFault::Unreadable(err.into());
-    // Before it is opened, because opening a device may have an effect; and once more afterwards, because another file may
-    // have taken its place.
+    // Checked before the file is opened, because opening a device may have an effect. Checked again
+    // after it was opened, because another file may have replaced it.
     regular(rustix::fs::stat(path).map_err(unreadable)?.st_mode)?;
     // Without NONBLOCK, open(2) of a named pipe waits for its writer.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -239,7 +246,7 @@ fn read(path: &Path, max: usize) -> Result<Zeroizing<Vec<u8>>, PemFault> {
             return Err(PemFault::TooLarge(max));
         }
         if held.len() + count > held.capacity() {
-            // A vector that grows by itself would free its old memory without zeroing it.
+            // A vector that grows on its own frees its old memory without zeroing it.
             let mut larger = Zeroizing::new(Vec::with_capacity(held.capacity() * 2));
             larger.extend_from_slice(&held);
             held = larger;
@@ -262,9 +269,9 @@ fn regular(mode: rustix::fs::RawMode) -> Result<(), PemFault> {
 /// A block between `-----BEGIN ...-----` and `-----END ...-----`.
 struct PemBlock {
     kind: BlockKind,
-    /// Of its BEGIN line.
+    /// The number of its BEGIN line.
     line: usize,
-    /// The content of a certificate or a private key, and nothing of the other kinds.
+    /// The content of a certificate or a private key. Empty for the other kinds.
     der: Zeroizing<Vec<u8>>,
 }
 
@@ -301,7 +308,7 @@ impl BlockKind {
     /// Returns the kind that a label names (RFC 7468; RFC 5915 section 4; OpenSSL's PEM_read(3)).
     fn of(label: &[u8]) -> Self {
         match label {
-            // The second is the older name of the same (RFC 7468 section 5.1).
+            // The second label is an older name for the same kind (RFC 7468 section 5.1).
             b"CERTIFICATE" | b"X509 CERTIFICATE" => Self::Certificate,
             b"TRUSTED CERTIFICATE" => Self::TrustedCertificate,
             b"PKCS7" | b"CMS" => Self::Pkcs7,
@@ -350,7 +357,8 @@ impl BlockKind {
 const BEGIN: &[u8] = b"-----BEGIN ";
 const END: &[u8] = b"-----END ";
 
-/// Returns the label of a line `-----BEGIN LABEL-----` or `-----END LABEL-----`.
+/// Returns the label of a line `-----BEGIN LABEL-----` or `-----END LABEL-----`. `start` is
+/// [`BEGIN`] or [`END`].
 fn label<'l>(line: &'l [u8], start: &[u8]) -> Option<&'l [u8]> {
     line.strip_prefix(start)?.strip_suffix(b"-----").filter(|label| !contains(label, b"--"))
 }
@@ -365,9 +373,9 @@ fn blocks(text: &[u8], tool: &'static str) -> Result<Vec<PemBlock>, PemFault> {
     let mut blocks = Vec::new();
     let mut open: Option<(usize, &[u8], BlockKind)> = None;
     let mut stray = None;
-    // The base64 of one block after the other. It has room for all of the file, so that it never grows.
+    // The base64 of the current block. It has room for the whole file, so that it never grows.
     let mut body = Zeroizing::new(Vec::with_capacity(text.len()));
-    // A line ends in LF, CR LF or CR; numbers count LF.
+    // A line ends in LF, CR LF or CR. Line numbers count only LF.
     let lines = text.split(|&byte| byte == b'\n').zip(1..);
     for (line, place) in
         lines.flat_map(|(line, place)| line.split(|&byte| byte == b'\r').map(move |line| (line, place)))
@@ -383,7 +391,8 @@ fn blocks(text: &[u8], tool: &'static str) -> Result<Vec<PemBlock>, PemFault> {
                 } else if contains(line, END) {
                     return Err(PemFault::Unpaired(place));
                 } else if is_body(line) {
-                    // An END line behind it tells more.
+                    // Reported only at the end, because an END line that follows gives a more
+                    // precise error.
                     stray.get_or_insert(place);
                 } else if let Some(fault) = lost(line, place) {
                     return Err(fault);
@@ -408,7 +417,8 @@ fn blocks(text: &[u8], tool: &'static str) -> Result<Vec<PemBlock>, PemFault> {
                 } else if contains(line, b"-----") {
                     return Err(damaged(line, place));
                 } else if line.starts_with(b"Proc-Type:") && contains(line, b"ENCRYPTED") {
-                    // RFC 1421 section 4.6.1.1, as OpenSSL's traditional format has it. The rest is not read.
+                    // An encrypted key in OpenSSL's traditional format (RFC 1421 section 4.6.1.1).
+                    // Its content is not decoded.
                     *kind = BlockKind::Encrypted;
                 } else {
                     body.extend(line.iter().filter(|byte| !byte.is_ascii_whitespace()));
@@ -426,26 +436,27 @@ fn blocks(text: &[u8], tool: &'static str) -> Result<Vec<PemBlock>, PemFault> {
     }
 }
 
-/// Refuses files that are not ASCII text.
+/// Refuses files that are empty, in a binary format, or in another encoding than ASCII.
 fn encoding(text: &[u8], tool: &'static str) -> Result<(), PemFault> {
     match text {
         _ if text.trim_ascii().is_empty() => Err(PemFault::Empty),
         [0xfe, 0xff, ..] | [0xff, 0xfe, ..] | [b'-', 0, ..] | [0, b'-', ..] => Err(PemFault::Utf16),
         [0xef, 0xbb, 0xbf, ..] => Err(PemFault::ByteOrderMark),
-        // A SEQUENCE: of an INTEGER 3 (PFX of RFC 7292 section 4), or of something else.
+        // A DER SEQUENCE. One that begins with the INTEGER 3 is a PFX (RFC 7292 section 4).
         [0x30, 0x82, _, _, 2, 1, 3, ..] | [0x30, 0x83, _, _, _, 2, 1, 3, ..] => Err(PemFault::Pkcs12),
         [0x30, 0x81..=0x84, ..] | [0x30, _, 0x02, ..] => Err(PemFault::Der(tool)),
         _ => Ok(()),
     }
 }
 
-/// Returns whether a line is the beginning of `-----BEGIN ` and ends there.
+/// Returns whether a line consists of the first characters of `-----BEGIN `, and more than five of
+/// them.
 fn cut_marker(line: &[u8]) -> bool {
     line.len() > 5 && BEGIN.starts_with(line)
 }
 
-/// Returns whether a line between blocks looks like one of the body of a block, which has 64 or 76 characters (RFC 7468 section 2,
-/// RFC 2045 section 6.8).
+/// Returns whether a line between blocks looks like base64 from the body of a block, whose lines
+/// have 64 or 76 characters (RFC 7468 section 2, RFC 2045 section 6.8).
 fn is_body(line: &[u8]) -> bool {
     const LEAST: usize = 60;
     let line = line.trim_ascii();
@@ -454,7 +465,8 @@ fn is_body(line: &[u8]) -> bool {
         && !line.iter().all(u8::is_ascii_hexdigit)
 }
 
-/// Returns what is wrong with a line between blocks that was meant as a marker, or is of another encoding.
+/// Returns the fault of a line between blocks that was meant as a BEGIN or END line, or that is not
+/// text.
 fn lost(line: &[u8], place: usize) -> Option<PemFault> {
     let line = line.trim_ascii();
     let upper = line.to_ascii_uppercase();
@@ -469,7 +481,8 @@ fn lost(line: &[u8], place: usize) -> Option<PemFault> {
     }
 }
 
-/// Returns the cause for a line that contains a part of `-----BEGIN ...-----` or `-----END ...-----` in it.
+/// Returns the fault of a line that contains a part of `-----BEGIN ...-----` or `-----END
+/// ...-----`.
 fn damaged(line: &[u8], place: usize) -> PemFault {
     let trimmed = line.trim_ascii_start();
     if contains(line, b"\\n") || contains(line, b"\\r") {
@@ -485,7 +498,7 @@ fn damaged(line: &[u8], place: usize) -> PemFault {
     }
 }
 
-/// Decodes base64 with its padding (RFC 4648 section 4).
+/// Decodes padded base64 (RFC 4648 section 4). `None`: the text is empty or not valid.
 fn decode(text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     let padding = text.iter().rev().take_while(|&&byte| byte == b'=').count();
     if text.is_empty() || !text.len().is_multiple_of(4) || padding > 2 {

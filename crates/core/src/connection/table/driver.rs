@@ -1,4 +1,4 @@
-//! A connection in the hands of one stream.
+//! A connection that one stream runs.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -11,16 +11,17 @@ use crate::{
     connection::{Connection, Error, Input, Output, close::ShutdownStatus},
 };
 
-/// What becomes of a connection when the stream that ran it ends.
+/// Whether a connection is freed when the stream that ran it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// It is freed: the stream made it.
+    /// It is freed, because the stream made it.
     Free,
-    /// It stays: it was there before.
+    /// It stays, because it existed before the stream.
     Keep,
 }
 
-/// A connection in the hands of one stream. Dropping it gives the connection back, or frees it.
+/// A connection that one stream runs. Dropping the driver returns the connection or frees it, by
+/// its [`Ending`].
 #[derive(Debug)]
 pub struct Driver {
     pub(super) table: Arc<Table>,
@@ -29,7 +30,7 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Looks at the connection.
+    /// Reads the connection. `see` also gets the time at which it lapses.
     ///
     /// # Errors
     /// [`Error::Freed`].
@@ -39,7 +40,7 @@ impl Driver {
         Ok(see(connection, self.table.lapse(&self.held)))
     }
 
-    /// One step.
+    /// Runs one step of the connection.
     ///
     /// # Errors
     /// [`Error::Freed`], and those of [`Connection::exchange`].
@@ -47,7 +48,7 @@ impl Driver {
         self.apply(|connection, now| connection.exchange(input, now))
     }
 
-    /// SSL_shutdown(3).
+    /// Closes this side of the connection (SSL_shutdown(3)).
     ///
     /// # Errors
     /// [`Error::Freed`], and those of [`Connection::shutdown`].
@@ -55,7 +56,7 @@ impl Driver {
         self.apply(|connection, _| connection.shutdown(ciphertext))
     }
 
-    /// Whether the connection was freed by another call. If not, `waker` is woken when it is.
+    /// Returns whether another call freed the connection. If not, `waker` is woken when one does.
     pub fn freed(&self, waker: &Waker) -> bool {
         let connection = self.held.connection.lock();
         if connection.is_none() {

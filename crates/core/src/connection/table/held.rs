@@ -1,4 +1,4 @@
-//! One connection of the table.
+//! An entry of the table.
 
 use std::{
     sync::{
@@ -15,7 +15,7 @@ use crate::{
     connection::{Connection, ConnectionId, Removed},
 };
 
-/// A connection and what is asked of it without its lock.
+/// A connection, and the properties of it that are read without its lock.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) id: ConnectionId,
@@ -23,9 +23,9 @@ pub(super) struct Held {
     pub(super) number: u64,
     pub(super) context: Arc<str>,
     pub(super) owner: Arc<str>,
-    /// When it counts as lost, in milliseconds.
+    /// When the connection lapses, as milliseconds of a [`Timestamp`].
     pub(super) expires: AtomicU64,
-    /// `None` once it is freed.
+    /// `None` after the connection was freed.
     pub(super) connection: Mutex<Option<Connection>>,
     pub(super) driven: AtomicBool,
     /// Woken when the connection is freed.
@@ -41,7 +41,7 @@ impl Held {
         self.expires.store(connection.lapses(now.at).as_millis(), Ordering::Release);
     }
 
-    /// Frees the connection at this moment. `None`: it was freed before.
+    /// Frees the connection and returns the removed sessions. `None`: it was freed before.
     pub(super) fn free(&self, now: Timestamp) -> Option<Vec<Removed>> {
         let connection = self.connection.lock().take()?;
         connection.tell_time(now);
@@ -52,22 +52,22 @@ impl Held {
     }
 }
 
-/// When a connection lapses: it counts as lost if nothing uses it before.
+/// The time at which a connection lapses: it is freed as lost if no call uses it before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lapse {
-    /// The moment.
+    /// The time.
     pub at: Timestamp,
-    /// How the wall clock is set now.
+    /// The offset of the wall clock now.
     pub offset: WallOffset,
 }
 
 impl Lapse {
-    /// Of a connection that is used now.
+    /// Returns the time at which a connection that is used now lapses.
     pub fn of(connection: &Connection, now: Now) -> Self {
         Self { at: connection.lapses(now.at), offset: now.offset }
     }
 
-    /// What the wall clock will show then.
+    /// Returns the time that the wall clock will show then, unless it is set before.
     pub fn wall(self) -> WallTime {
         self.offset.wall(self.at)
     }

@@ -1,7 +1,7 @@
 //! All live connections.
 //!
-//! A call locks its connection and nothing else, and never waits while it does. A connection that is freed while a call
-//! waits for its lock is gone for that call.
+//! A call locks only its own connection, and never waits while it holds that lock. If the
+//! connection is freed while a call waits for its lock, that call fails with [`Error::NotFound`].
 
 mod driver;
 mod held;
@@ -34,13 +34,13 @@ use crate::{
     session::{RemovalReason, Session, SessionId},
 };
 
-/// Connections by id.
+/// All live connections, by id.
 #[derive(Debug)]
 pub struct Table {
     live: DashMap<ConnectionId, Arc<Held>>,
-    /// The same, in the order of lists.
+    /// The connections of `live`, in the order in which they are listed.
     order: Mutex<Order>,
-    /// How many connections there have been.
+    /// How many connections were ever made.
     made: AtomicU64,
     count: AtomicUsize,
     owners: DashMap<Arc<str>, Owner>,
@@ -50,61 +50,62 @@ pub struct Table {
     clock: Clock,
 }
 
-/// How many connections there may be.
+/// Limits on the number of connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Most {
-    /// In all.
+    /// Most connections in total.
     pub all: usize,
-    /// Of one owner.
+    /// Most connections of one owner.
     pub of_one: usize,
 }
 
 impl Most {
-    /// So many, whoever owns them.
+    /// Returns limits under which one owner may have all `count` connections.
     pub fn all(count: usize) -> Self {
         Self { all: count, of_one: count }
     }
 }
 
-/// The same, which a reload may change.
+/// The limits in use, which a reload may change.
 #[derive(Debug)]
 struct LiveMost {
     all: AtomicUsize,
     of_one: AtomicUsize,
 }
 
-/// What the connections of one owner hold.
+/// The number of connections of one owner, and the bytes of their unfinished handshakes.
 #[derive(Debug)]
 struct Owner {
     connections: usize,
     unanswered: UnansweredOfOne,
 }
 
-/// A connection of a list.
+/// A connection in a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listed {
-    /// Where the list goes on after it: how many connections were made before it.
+    /// How many connections were made before this one. A list continues after this number.
     pub number: u64,
-    /// Its id.
+    /// The id of the connection.
     pub id: ConnectionId,
 }
 
-/// How many connections one step of a list looks at, under one hold of a lock: some microseconds.
+/// Most connections that one step of a list visits. It holds a lock for that, for some
+/// microseconds.
 pub const LISTED_AT_ONCE: usize = 128;
 
-/// A session that a caller names, and the contexts whose sessions that caller may know of.
+/// A session that a caller names, and the contexts whose sessions the caller may know of.
 #[derive(Clone, Copy)]
 pub struct Wanted<'w> {
-    /// Its id.
+    /// The id of the session.
     pub id: &'w SessionId,
-    /// The contexts as they are for the call.
+    /// The contexts that the call sees.
     pub registry: &'w Registry,
-    /// Whether a context of this name is one of them.
+    /// Returns whether the caller may know of the sessions of the context with this name.
     pub within: &'w dyn Fn(&str) -> bool,
 }
 
 impl Table {
-    /// An empty table.
+    /// Makes an empty table.
     pub fn new(registry: Arc<Registry>, clock: Clock, most: Most) -> Self {
         let registry = ArcSwap::new(registry);
         Self {
@@ -120,10 +121,12 @@ impl Table {
         }
     }
 
-    /// SSL_new(3), and SSL_set_session(3) where a session is named. `see` reads the new connection.
+    /// Makes a connection (SSL_new(3)), and sets its session if one is named (SSL_set_session(3)).
+    /// `see` reads the new connection.
     ///
     /// # Errors
-    /// Those of [`Connection::new`] and [`Self::set_session`], and the table being full.
+    /// Those of [`Connection::new`] and [`Self::set_session`]; or the table is full, or the owner
+    /// has too many connections.
     pub fn create<R>(
         &self,
         plan: Plan,
@@ -132,7 +135,8 @@ impl Table {
     ) -> Result<R, Error> {
         let now = self.clock.now();
         let mut connection = Connection::new(plan, now.at)?;
-        // First of all, for a session that a worker has resumed is lost with a connection that is dropped.
+        // The limits are checked before the session is set: dropping a connection removes the
+        // session that its worker has resumed.
         let unanswered = self.count(connection.owner())?;
         connection.unanswered = Some(unanswered.lease());
         let named = session.map_or(Ok(None), |wanted| {
@@ -156,13 +160,14 @@ impl Table {
             driver: Mutex::default(),
         };
         let held = Arc::new(held);
-        // Nothing frees it before it is in both.
+        // `live` comes last, because a connection can be freed as soon as it is found there.
         self.order.lock().insert(&held);
         self.live.insert(held.id, held);
         Ok(seen)
     }
 
-    /// Looks at a connection, which is no use of it. `see` is told when it lapses.
+    /// Reads a connection without restarting its idle time-out. `see` also gets the time at which
+    /// the connection lapses.
     ///
     /// # Errors
     /// [`Error::NotFound`].
@@ -173,10 +178,10 @@ impl Table {
         Ok(see(connection, self.lapse(&held)))
     }
 
-    /// Uses a connection.
+    /// Runs `call` on a connection, and restarts its idle time-out.
     ///
     /// # Errors
-    /// [`Error::NotFound`], and what the use refuses.
+    /// [`Error::NotFound`], and those of `call`.
     pub fn apply<R>(
         &self,
         id: ConnectionId,
@@ -185,10 +190,10 @@ impl Table {
         self.apply_held(&*self.held(id)?, call)
     }
 
-    /// Uses a connection that no Drive runs.
+    /// Runs `call` on a connection that no Drive stream runs, and restarts its idle time-out.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Busy`], and what the use refuses.
+    /// [`Error::NotFound`], [`Error::Busy`], and those of `call`.
     pub fn apply_alone<R>(
         &self,
         id: ConnectionId,
@@ -196,16 +201,20 @@ impl Table {
     ) -> Result<R, Error> {
         let held = self.held(id)?;
         self.apply_held(&held, |connection, now| {
-            // Asked under the connection's lock, which a Drive holds when it takes over.
+            // Read under the connection's lock, which a Drive stream holds when it takes the
+            // connection over.
             if held.driven.load(Ordering::Acquire) { Err(Error::Busy) } else { call(connection, now) }
         })
     }
 
-    /// SSL_set_session(3), by id; none detaches. An id of no session is accepted, and the next handshake is full. The id of
-    /// the attached session replaces nothing on an established connection, also where that session has left the cache since.
+    /// Sets the session of a connection by id (SSL_set_session(3)). `None` detaches the session.
+    ///
+    /// An id without a session is accepted, and the next handshake is a full one. On an established
+    /// connection, the id of the attached session changes nothing, even if that session has left
+    /// the cache since.
     ///
     /// # Errors
-    /// Those of [`Self::apply_alone`]; the session is another context's, role's or server's.
+    /// Those of [`Self::apply_alone`], or the session is of another context, role or server.
     pub fn set_session<R>(
         &self,
         id: ConnectionId,
@@ -229,7 +238,8 @@ impl Table {
         })
     }
 
-    /// SSL_free(3). A Drive that runs it ends.
+    /// Frees a connection (SSL_free(3)) and returns the removed sessions. A Drive stream that runs
+    /// it ends.
     ///
     /// # Errors
     /// [`Error::NotFound`].
@@ -239,10 +249,11 @@ impl Table {
         Ok(removed)
     }
 
-    /// Lends a connection to a stream that runs it. With `frees`, the connection is freed when the stream ends.
+    /// Lends a connection to a stream that runs it. `ending` tells whether the connection is freed
+    /// when the stream ends.
     ///
     /// # Errors
-    /// [`Error::NotFound`], and [`Error::Busy`] where another stream runs it.
+    /// [`Error::NotFound`], and [`Error::Busy`] if another stream runs it.
     pub fn drive(self: &Arc<Self>, id: ConnectionId, ending: Ending) -> Result<Driver, Error> {
         let held = self.held(id)?;
         let connection = held.connection.lock();
@@ -253,7 +264,7 @@ impl Table {
         Ok(Driver { table: Arc::clone(self), held, ending })
     }
 
-    /// Frees what lay unused for longer than its idle time-out. Tells how many.
+    /// Frees the connections that have lapsed. Returns their number.
     pub fn sweep(&self) -> usize {
         let now = self.clock.now().at;
         let mut lapsed = Vec::new();
@@ -262,7 +273,8 @@ impl Table {
     }
 
     fn free_if_lapsed(&self, held: &Held, now: Timestamp) -> bool {
-        // The time is asked again under the lock that every use holds when it moves it.
+        // The time is read again under the connection's lock, which every call holds when it moves
+        // the time.
         let mut connection = held.connection.lock();
         if held.expires() > now {
             return false;
@@ -278,7 +290,7 @@ impl Table {
         true
     }
 
-    /// Frees every connection: the daemon stops.
+    /// Frees every connection, because the daemon stops.
     pub fn free_all(&self) {
         let mut all = Vec::new();
         self.live.iter().for_each(|held| all.push(Arc::clone(&held)));
@@ -290,37 +302,40 @@ impl Table {
         }
     }
 
-    /// How many connections there are.
+    /// Returns the number of connections.
     pub fn len(&self) -> usize {
         self.count.load(Ordering::Acquire)
     }
 
-    /// Whether there is none.
+    /// Returns whether the table has no connection.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many bytes of unfinished handshakes all connections hold.
+    /// Returns how many bytes of unfinished handshakes all connections hold.
     pub fn unanswered(&self) -> usize {
         self.unanswered.bytes()
     }
 
-    /// Whether a connection has this id.
+    /// Returns whether a connection has this id.
     pub fn holds(&self, id: ConnectionId) -> bool {
         self.live.contains_key(&id)
     }
 
-    /// Asks for a connection's owner and context, which never change.
+    /// Checks that `to` accepts the owner and the context of a connection, which never change.
     ///
     /// # Errors
-    /// [`Error::NotFound`], also where the answer is no: as if it were not there.
+    /// [`Error::NotFound`], also if `to` refuses: the caller cannot tell the two cases apart.
     pub fn belongs(&self, id: ConnectionId, to: impl FnOnce(&str, &str) -> bool) -> Result<(), Error> {
         let held = self.live.get(&id).ok_or(Error::NotFound(id))?;
         if to(&held.owner, &held.context) { Ok(()) } else { Err(Error::NotFound(id)) }
     }
 
-    /// Looks at up to [`LISTED_AT_ONCE`] connections after a place, oldest first, and appends up to `count` of those whose owner
-    /// and context are wanted to `found`. Returns where to go on; `None`: there are no more.
+    /// Lists connections, oldest first.
+    ///
+    /// Visits up to [`LISTED_AT_ONCE`] connections after the number `after`. Appends up to `count`
+    /// of those whose owner and context `wanted` accepts to `found`. Returns the number after which
+    /// to continue. `None`: there are no more.
     pub fn page(
         &self,
         wanted: impl Fn(&str, &str) -> bool,
@@ -344,37 +359,38 @@ impl Table {
         last.filter(|_| slice.len() == LISTED_AT_ONCE)
     }
 
-    /// The contexts it makes connections from and the rules of access to them, as they are now. A call asks once, and takes
-    /// its rights and its context from the answer.
+    /// Returns the current contexts and the rules of access to them. A call loads the registry
+    /// once, and takes both its rights and its context from it.
     pub fn registry(&self) -> Guard<Arc<Registry>> {
         self.registry.load()
     }
 
-    /// Makes connections from other contexts, by other rules, from now on. Running connections keep what they began with.
-    /// Returns how many sessions that dropped.
+    /// Replaces the contexts and the rules of access for new connections. Existing connections keep
+    /// their contexts. Returns how many sessions were dropped.
     pub fn swap(&self, registry: Arc<Registry>) -> Dropped {
         let since = self.clock.now().at;
         self.registry.load().ledger().tell_time(since);
-        // Nobody finds the new ones before they are what they shall be.
+        // The new caches get their sizes and revocations before any call can find them.
         registry.follow(&self.registry.load(), since);
         let before = self.registry.swap(Arc::clone(&registry));
-        // Whoever revoked meanwhile did it in the old ones, or sees the new ones and does it again.
+        // A revocation that ran meanwhile either was made in the old caches, and is copied here, or
+        // finds the new registry and runs again.
         registry.follow(&before, since);
         before.retire(&registry)
     }
 
-    /// Changes how many connections there may be. Those that there are stay.
+    /// Changes the limits on the number of connections. Existing connections stay.
     pub fn resize(&self, most: Most) {
         self.most.all.store(most.all, Ordering::Relaxed);
         self.most.of_one.store(most.of_one, Ordering::Relaxed);
     }
 
-    /// Reads its clock.
+    /// Reads the clock of the table.
     pub fn now(&self) -> Now {
         self.clock.now()
     }
 
-    /// Its clock.
+    /// Returns the clock of the table.
     pub fn clock(&self) -> &Clock {
         &self.clock
     }
@@ -390,7 +406,7 @@ impl Table {
     fn forget(&self, id: ConnectionId) {
         if let Some((_, held)) = self.live.remove(&id) {
             let last = self.order.lock().remove(held.number);
-            // Its memory is given back after the lock is let go of.
+            // The memory is freed after the lock of `order` was released.
             drop(last);
             self.discount(&held.owner);
         }
@@ -435,7 +451,7 @@ impl Table {
         let now = self.clock.now();
         connection.tell_time(now.at);
         let result = call(connection, now);
-        // Afterwards: what the call has left of a handshake decides as well.
+        // After the call, because an unfinished handshake that it leaves behind shortens the time.
         held.touch(connection, now);
         result
     }
@@ -449,7 +465,7 @@ impl Table {
             }
             Known::Held(_, Some(_)) | Known::Departed(_) | Known::Nothing => {}
         }
-        // One of contexts that the caller does not know is as if it were not there.
+        // A session of a context that the caller may not know of counts as unknown.
         let mut known = wanted.registry.all().iter().filter(|context| (wanted.within)(&context.name));
         let mut held = |context: &Arc<Context>| {
             [Role::Client, Role::Server].iter().any(|role| context.cache(*role).peek(id, now).is_some())
@@ -461,9 +477,12 @@ impl Table {
     }
 }
 
-/// Whether a handshake may have what left for this reason and go on with it, so that the record of it counts. What it makes
-/// is not stored if the session was revoked. A session that is bad or was removed leaves no record to go on with, and
-/// nothing that it makes is stored.
+/// Returns whether a handshake may still resume a session that left the cache for this reason,
+/// because a lookup had returned the session before.
+///
+/// If so, the tombstone identifies the resumed session. The sessions that the handshake makes are
+/// stored unless the session was revoked. Otherwise the tombstone does not count, and none of them
+/// is stored.
 fn may_be_on_its_way(reason: RemovalReason) -> bool {
     match reason {
         RemovalReason::Taken
@@ -477,7 +496,7 @@ fn may_be_on_its_way(reason: RemovalReason) -> bool {
     }
 }
 
-/// The session that an established connection shows as attached, where it has this id.
+/// Returns the attached session of an established connection, if it has this id.
 fn attached(connection: &Connection, id: &SessionId) -> Option<Arc<Session>> {
     let attached = connection.session().filter(|attached| attached.id() == id);
     attached.filter(|_| connection.state() == State::Established).cloned()

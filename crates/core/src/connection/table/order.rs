@@ -1,11 +1,13 @@
-//! The order of lists.
+//! The order in which connections are listed.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::Held;
 
-/// Connections in the order in which they were made: blocks of neighbours, of which each has one at least. A connection is
-/// added at the end and removed from its place, and both touch one block.
+/// Connections in the order in which they were made.
+///
+/// Neighbours lie together in blocks, and no block is empty. An insert at the end and a removal
+/// each change one block.
 #[derive(Debug, Default)]
 pub(super) struct Order(BTreeMap<u64, Box<Block>>);
 
@@ -15,10 +17,10 @@ pub(super) struct Block {
     count: usize,
 }
 
-/// How many connections lie in a block. One that has a block for itself takes 300 bytes of it.
+/// Connections in a block. A connection that is alone in its block costs 300 bytes.
 const BLOCK: usize = 32;
 
-/// Which block, and where in it.
+/// Returns the number of the block, and the place in it.
 fn split(number: u64) -> (u64, usize) {
     let block = BLOCK as u64;
     (number / block, usize::try_from(number % block).unwrap_or_default())

@@ -1,11 +1,12 @@
 #!/bin/sh
 # Coverage-guided fuzzing on the stable toolchain.
 #
-#   fuzz/run.sh SECONDS [TARGET...]   each target for so many seconds, all targets where none is named
-#   fuzz/run.sh minimise              takes what was found new into fuzz/corpus/, and leaves out what adds nothing
+#   fuzz/run.sh SECONDS [TARGET...]   fuzzes each target for SECONDS; without TARGET, all targets
+#   fuzz/run.sh minimise              copies new inputs into fuzz/corpus/, except those that add no coverage
 #
-# What a run finds new lies in target/fuzz/corpus/TARGET and is used by the next one; what breaks a target, in
-# target/fuzz/findings/. Instrumented like this without cargo-fuzz, for `-Z sanitizer` wants nightly and the passes do not.
+# New inputs are kept in target/fuzz/corpus/TARGET, and later runs use them. Inputs that break a
+# target are kept in target/fuzz/findings/. The targets are instrumented here without cargo-fuzz:
+# its `-Z sanitizer` needs a nightly toolchain, and the compiler passes do not.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -15,13 +16,14 @@ home=target/fuzz
 built=$home/$host/release
 corpus=$home/corpus
 findings=$home/findings
-# How many inputs a target keeps in fuzz/corpus, and how libFuzzer names them.
+# Maximum number of inputs of a target in fuzz/corpus, and the pattern of the names that libFuzzer
+# gives.
 kept=80
 hashed=$(printf '[0-9a-f]%.0s' $(seq 40))
 
 build() {
     echo "fuzz: building the targets"
-    # An explicit --target, or build scripts and macros would be instrumented too.
+    # With an explicit --target, build scripts and macros are not instrumented.
     RUSTFLAGS="-Cpasses=sancov-module -Ccodegen-units=1 --cfg fuzzing \
 -Cllvm-args=-sanitizer-coverage-level=4 \
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
@@ -30,7 +32,7 @@ build() {
         cargo build --quiet --release --locked --manifest-path fuzz/Cargo.toml --target-dir "$home" --target "$host"
 }
 
-# The longest input that a target makes anything of.
+# Returns the maximum useful length of a target's input.
 longest() {
     case $1 in
     access) echo 1024 ;;
@@ -67,7 +69,8 @@ fuzz() {
     fi
 }
 
-# Inputs with names of their own are kept. Of the others, those that add the most: the tests play each at every run.
+# Keeps inputs with names of their own. Of the others, keeps those that add the most coverage,
+# because the tests play each of them at every run.
 minimise() {
     for target in $all; do
         least=$home/least control=$home/least/control
@@ -75,7 +78,8 @@ minimise() {
         mkdir -p "$least/all" "$least/best" "$corpus/$target"
         "$built/$target" -merge=1 -use_counters=0 -max_len=1024 -merge_control_file="$control" "$least/all" \
             "fuzz/corpus/$target" "$corpus/$target" >"$home/$target.log" 2>&1
-        # The file says how many inputs there are, their names, and what each has that those before it have not.
+        # The control file has the number of inputs, their names, and the features that each adds to
+        # those before it.
         awk 'NR == 1 { count = $1 } NR > 2 && NR <= count + 2 { name[NR - 3] = $1 }
             $1 == "FT" { print NF - 2, name[$2] }' "$control" | sort -rn | head -n "$kept" |
             while read -r _ input; do cp "$input" "$least/best/"; done

@@ -1,4 +1,5 @@
-//! The recipe: config → contexts → table → api → ready → wait → drain, and contexts again at a reload.
+//! The life of a daemon: config → contexts → table → api → ready → wait → drain, and contexts again
+//! at a reload.
 
 use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
 
@@ -22,40 +23,40 @@ use crate::{
     },
 };
 
-/// How often lapsed connections and expired sessions are looked for.
+/// Interval between two sweeps for idle connections and expired sessions.
 const SWEEP: Duration = Duration::from_millis(250);
-/// How long sockets may take to end once they are closed hard.
+/// Time that sockets have to end after a hard close.
 const KILL: Duration = Duration::from_secs(5);
 
 /// Why a daemon does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The configuration is wrong.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// An address cannot be listened on.
+    /// The daemon cannot listen on an address.
     #[error(transparent)]
     Listen(#[from] io::Error),
-    /// The services could not be made.
+    /// The services could not be created.
     #[error(transparent)]
     Api(#[from] connection::Error),
     /// The API failed while it served.
     #[error(transparent)]
     Serve(#[from] ServeError),
-    /// A panic outside of every task that could begin again.
-    #[error("a defect of the daemon ended it: the log has the panic; please report it")]
+    /// A panic outside of every task that can start again.
+    #[error("a defect ended the daemon: see the panic in the log, and please report it")]
     Panicked,
 }
 
-/// Brings a new configuration to a daemon that runs. Clones reload the same daemon.
+/// Applies a new configuration to a running daemon. Clones reload the same daemon.
 #[derive(Clone)]
 pub struct Reload {
     table: Arc<Table>,
     doors: Doors,
     limits: LiveLimits,
     reloads: Arc<Reloads>,
-    /// The configuration that the daemon runs with now. Held while another takes its place, so that two reloads at once
-    /// follow each other.
+    /// The configuration that the daemon runs. Locked while it is replaced, so that concurrent
+    /// reloads run one after the other.
     running: Arc<Mutex<Arc<Config>>>,
 }
 
@@ -66,21 +67,27 @@ pub struct Reloaded {
     pub contexts: usize,
     /// Number of contexts that the reload removed.
     pub removed: usize,
-    /// Numbers of sessions that the reload dropped, by context: what decides who may resume has changed there.
+    /// Number of sessions that the reload removed, for each context whose scope has changed.
     pub dropped: Dropped,
 }
 
 impl Reload {
-    /// Takes contexts, rules of access and TLS of another configuration, as a whole or not at all. Connections keep what they
-    /// began with, but for what their callers may do. Reads files, and may wait for them.
+    /// Applies contexts, access rules, limits and TLS of another configuration, as a whole or not
+    /// at all.
+    ///
+    /// Connections keep the settings that they began with, except the rights of their callers.
+    /// Reads files, and may block on them.
     ///
     /// # Errors
-    /// What is wrong with it, or that it must not follow the one that runs ([`Config::can_follow`]). Nothing has changed then.
+    /// The configuration is invalid, or it may not follow the running one ([`Config::can_follow`]).
+    /// Nothing has changed then.
     pub fn apply(&self, config: &Config) -> Result<Reloaded, ConfigError> {
         self.replace(config, &mut self.running.lock())
     }
 
-    /// The same, unless another reload has taken its place: `is_wanted` says whether it still is wanted. `None`: it was not.
+    /// Applies a configuration like [`Self::apply`], unless another reload has replaced this one.
+    ///
+    /// `is_wanted` returns whether this reload is still wanted. Returns `None` if it is not.
     ///
     /// # Errors
     /// As [`Self::apply`].
@@ -93,12 +100,13 @@ impl Reload {
         is_wanted().then(|| self.replace(config, &mut running)).transpose()
     }
 
-    /// Tells those that ask later that a reload was refused before it came here: a file could not be read, for example.
+    /// Records that a reload was refused before it came here, for example because a file could not
+    /// be read.
     pub fn refused(&self, error: &str) {
         self.reloads.refuse(self.table.now().wall(), error);
     }
 
-    /// What a configuration allows and seldom means, as of now.
+    /// Returns warnings about settings that are valid but seldom intended, as of now.
     pub fn warnings(&self, config: &Config) -> Vec<ConfigError> {
         warnings_about(config, self.table.now().wall())
     }
@@ -122,13 +130,14 @@ impl Reload {
         let tls = Acceptor::reload(config)?;
         let removed = config.removed_contexts(running).len();
         let contexts = registry.all().len();
-        // Nothing can fail any more. Contexts and rules are one value, and change at once.
+        // No step below can fail. Contexts and rules are one value, and change at once.
         let dropped = self.table.swap(Arc::new(registry));
         self.table.resize(most(&config.limits));
         self.limits.apply(&config.limits);
         self.doors.access.rules_changed();
-        // Last: a certificate that a new authority signed never meets the old rules. One of an old authority that is let in
-        // until here is as one that was let in before.
+        // TLS is swapped last, so that the old rules never apply to a certificate of a new
+        // authority. A certificate of an old authority that is accepted until here is like one
+        // accepted before.
         if let (Some(acceptor), Some(tls)) = (&self.doors.acceptor, tls) {
             acceptor.swap(tls);
         }
@@ -154,7 +163,7 @@ fn most(limits: &Limits) -> Most {
     Most { all: limits.connections, of_one: limits.connections_per_owner }
 }
 
-/// A configuration, and all that its files hold. Nothing listens yet.
+/// A configuration and the content of its files, before the daemon listens.
 pub struct Prepared {
     config: Config,
     registry: Registry,
@@ -163,37 +172,37 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Opens every file that the configuration names, and may wait for them.
+    /// Opens every file that the configuration names, and may block on them.
     ///
     /// # Errors
-    /// What is wrong with which file.
+    /// Names the file and the fault.
     pub fn read(config: Config) -> Result<Self, ConfigError> {
         let registry = Registry::build(&config.settings()).map_err(|err| config.context_error(&err))?;
         let acceptor = Acceptor::load(&config)?;
         Ok(Self { config, registry, acceptor, open_files: None })
     }
 
-    /// The process may have this many files open (RLIMIT_NOFILE): there are fewer sockets than `limits.sockets` where that is
-    /// less. None: as many as it wants.
+    /// Sets the number of files that the process may have open (RLIMIT_NOFILE). If that leaves
+    /// fewer sockets than `limits.sockets`, the daemon has fewer. `None`: no limit.
     #[must_use]
     pub fn with_open_files(self, open_files: Option<u64>) -> Self {
         Self { open_files, ..self }
     }
 
-    /// What the configuration allows and seldom means, as of now.
+    /// Returns warnings about settings that are valid but seldom intended, as of now.
     pub fn warnings(&self) -> Vec<ConfigError> {
         warnings_about(&self.config, Clock::System.now().wall())
     }
 
-    /// Names of its contexts, in the order of the configuration.
+    /// Returns the names of the contexts, in the order of the configuration.
     pub fn context_names(&self) -> Vec<&str> {
         self.registry.all().iter().map(|context| &*context.name).collect()
     }
 
-    /// How many sockets there may be.
+    /// Returns the maximum number of sockets.
     ///
     /// # Errors
-    /// The system allows too few open files for any.
+    /// The system allows too few open files.
     fn sockets_max(&self) -> io::Result<usize> {
         let wanted = self.config.limits.sockets;
         let sockets = match self.open_files.map(usize::try_from) {
@@ -212,16 +221,16 @@ impl Prepared {
     }
 }
 
-/// Open files that are no sockets of callers: listeners, event queues, the log, the files of a reload, and sockets beyond the
-/// limit that ask for health.
+/// Open files that are not sockets of callers: listeners, event queues, the log, the files of a
+/// reload, and sockets beyond the limit that ask for health.
 const FILES_RESERVED: usize = 64;
-/// Fewest sockets that are worth a daemon.
+/// Minimum number of sockets with which the daemon starts.
 const SOCKETS_MIN: usize = 16;
 
-/// Sockets that a process may have beside all else that it opens.
+/// Returns the number of sockets that fit into a limit of open files, besides all other files.
 ///
 /// # Errors
-/// There are too few.
+/// There are fewer than [`SOCKETS_MIN`].
 fn sockets_within(open_files: usize) -> io::Result<usize> {
     open_files.checked_sub(FILES_RESERVED).filter(|sockets| *sockets >= SOCKETS_MIN).ok_or_else(|| {
         let least = FILES_RESERVED + SOCKETS_MIN;
@@ -231,7 +240,7 @@ fn sockets_within(open_files: usize) -> io::Result<usize> {
     })
 }
 
-/// A daemon that listens, and answers once it runs.
+/// A daemon that listens. It answers once it runs.
 pub struct Daemon {
     config: Arc<Config>,
     running: Arc<Mutex<Arc<Config>>>,
@@ -246,7 +255,7 @@ impl Daemon {
     /// Opens every file and socket that the configuration names. Needs a tokio runtime around it.
     ///
     /// # Errors
-    /// What is wrong with the configuration, or which address cannot be had.
+    /// The configuration is invalid, or the daemon cannot listen on an address.
     pub fn bind(config: &Config, clock: Clock) -> Result<Self, Error> {
         Self::listen(Prepared::read(config.clone())?, clock)
     }
@@ -254,7 +263,7 @@ impl Daemon {
     /// Opens the sockets. Needs a tokio runtime around it.
     ///
     /// # Errors
-    /// Which address cannot be had.
+    /// The daemon cannot listen on an address, or the system allows too few open files.
     pub fn listen(prepared: Prepared, clock: Clock) -> Result<Self, Error> {
         let sockets_max = prepared.sockets_max()?;
         let Prepared { config, registry, acceptor, .. } = prepared;
@@ -269,22 +278,22 @@ impl Daemon {
         Ok(Self { config, running, doors, table, api, listeners, signals })
     }
 
-    /// What it was started with.
+    /// Returns the configuration that the daemon was started with.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Where it listens.
+    /// Returns the addresses that the daemon listens on.
     pub fn endpoints(&self) -> Vec<Endpoint> {
         self.listeners.endpoints()
     }
 
-    /// Its connections.
+    /// Returns the table of connections.
     pub fn table(&self) -> &Arc<Table> {
         &self.table
     }
 
-    /// What reloads contexts while it runs.
+    /// Returns a handle that reloads the daemon while it runs.
     pub fn reload(&self) -> Reload {
         Reload {
             table: Arc::clone(&self.table),
@@ -295,7 +304,8 @@ impl Daemon {
         }
     }
 
-    /// Serves until `stop` is ready; then tells health, waits for running calls, and closes what is left.
+    /// Serves until `stop` is ready. Then sets health to NOT_SERVING, waits for running calls, and
+    /// closes the remaining sockets.
     ///
     /// # Errors
     /// The transport failed by itself.
@@ -314,7 +324,7 @@ impl Daemon {
             Some(result) => result,
             None => {
                 tracing::info!(connections = self.table.len(), "stopping");
-                // A reload may have changed it.
+                // A reload may have changed the settings.
                 let drain = self.running.lock().drain;
                 health.set(Serving::No);
                 tokio::select! {
@@ -327,7 +337,7 @@ impl Daemon {
                     Err(_) => {
                         tracing::warn!(
                             connections = self.table.len(),
-                            "drain time-out: closing what is left"
+                            "drain time-out: closing the remaining sockets"
                         );
                         self.signals.kill.cancel();
                         timeout(KILL, &mut serve).await.unwrap_or(Ok(()))
@@ -342,18 +352,19 @@ impl Daemon {
     }
 }
 
-/// Sweeps for as long as the daemon runs; a panic of one sweep is no reason to end them.
+/// Sweeps for as long as the daemon runs. A panic in one sweep does not end the next ones.
 async fn sweeps(table: Arc<Table>, access: Arc<Access>, memory: Memory) {
     let mut ticks = interval(SWEEP);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        // A panic has its line in the log already.
+        // A panic is already logged.
         let _ = caught(async { sweep(&table, &access, &memory) }).await;
     }
 }
 
-/// Frees connections that lapsed, drops sessions that expired, forgets requests that are too old, and tells of lines that the log left out.
+/// Frees idle connections, removes expired sessions, forgets old requests, and reports log lines
+/// that were left out.
 fn sweep(table: &Table, access: &Access, memory: &Memory) {
     let freed = table.sweep();
     if freed > 0 {

@@ -1,8 +1,8 @@
-//! The daemon's binary: parse, dispatch, exit status.
+//! The daemon's binary: parses the arguments, runs the command, returns the exit status.
 
 use std::process::ExitCode;
 
-/// What it is worth is in docs/benchmarks.md.
+/// The effect of this allocator is measured in docs/benchmarks.md.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

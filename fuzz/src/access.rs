@@ -1,4 +1,4 @@
-//! Rules of access, and names of certificates.
+//! Access rules, and names of certificates.
 #![no_main]
 
 #[path = "../targets/access.rs"]

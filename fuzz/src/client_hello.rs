@@ -1,4 +1,4 @@
-//! The reader of first flights.
+//! The parser of first flights.
 #![no_main]
 
 #[path = "../targets/client_hello.rs"]

@@ -1,4 +1,4 @@
-//! HTTP/2 from any peer.
+//! HTTP/2 frames from any peer.
 #![no_main]
 
 #[path = "../targets/choices.rs"]

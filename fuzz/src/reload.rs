@@ -1,4 +1,4 @@
-//! A configuration that follows another.
+//! Reloads from one configuration to another.
 #![no_main]
 
 #[path = "../targets/reload.rs"]

@@ -1,8 +1,8 @@
-//! Rules of access: identities in a rule, names in a certificate, and which of them are the same.
+//! Access rules: identities in a rule, names in a certificate, and which of them are equal.
 //!
 //! ```text
-//! input: the identity of a rule, a subject as text, a URI and a DNS name, each with its length before it in two bytes; then a
-//!   subject in DER
+//! input: the identity of a rule, a subject as text, a URI and a DNS name, each after its length in
+//!   two bytes; then a subject in DER
 //! ```
 
 use std::{cell::OnceCell, fs, path::Path};
@@ -62,7 +62,7 @@ pub(crate) fn run(data: &[u8]) {
     }
 }
 
-/// A name is written in one way, which reads as itself.
+/// Checks that a name has one spelling, which is parsed as the same name.
 fn one_spelling(name: &DistinguishedName) {
     let written = name.to_string();
     assert_eq!(DistinguishedName::parse(&written).as_ref(), Ok(name), "{written}");
@@ -70,7 +70,7 @@ fn one_spelling(name: &DistinguishedName) {
     assert_eq!(name.is_empty(), written.is_empty());
 }
 
-/// Owners of different names are different, whatever kind the names are.
+/// Checks that owners of different names differ, whatever kinds the names are of.
 fn owned(name: Option<&DistinguishedName>, subject: &str, uri: &str, dns: &str) {
     let owner = |certificate: PeerIdentity| Peer::certified(&certificate).owner;
     let by_uri = owner(PeerIdentity { uris: vec![uri.into()], ..PeerIdentity::default() });
@@ -82,10 +82,10 @@ fn owned(name: Option<&DistinguishedName>, subject: &str, uri: &str, dns: &str) 
         || Peer::certified(&PeerIdentity::default()).owner,
         |name| Owner::of(&Identity::Subject(name.clone())),
     );
-    assert_eq!(by_subject, expected, "a subject that is no name proves nothing");
+    assert_eq!(by_subject, expected, "an invalid subject proves no identity");
 }
 
-/// The identity of a rule, where it is one.
+/// Returns the identity of a rule, if the rule is valid.
 fn rule_of(file: &Path, rule: &str) -> Option<IdentityPattern> {
     let quoted: String = rule.chars().map(|c| format!("\\U{:08X}", u32::from(c))).collect();
     let text = format!("[[access]]\nidentity = \"{quoted}\"\ncontexts = [\"*\"]\nrole = \"worker\"\n");
@@ -108,7 +108,7 @@ fn assert_number(rule: &str, prefix: &str, id: u32) {
     );
 }
 
-/// Character by character, where the daemon has a prefix.
+/// Matches character by character, where the daemon compares a prefix.
 fn below(wanted: &str, uri: &str) -> bool {
     match wanted.ends_with("/*") {
         true => uri.len() >= wanted.len() && uri.starts_with(&wanted[..wanted.len() - 1]),

@@ -1,11 +1,15 @@
-//! The reader of first flights: the same answer however the flight is cut, as much memory as came, and the same offer as
-//! tls-parser and rustls read; rustls asks for no session that was not read.
+//! The parser of first flights. The target checks:
+//!
+//! * The answer does not depend on how the flight is cut into pieces.
+//! * The parser keeps exactly the bytes that came.
+//! * It reads the same offer as tls-parser and rustls.
+//! * rustls asks for no session that the parser has not read.
 //!
 //! ```text
-//! input: a byte of flags, a byte that the pieces come from, a byte that the records come from, then
+//! input: a byte of flags, a byte that decides the pieces, a byte that decides the records, then
 //!   RAW      the flight as it comes over the wire
-//!   else     the body of a ClientHello, which gets its header and its records here
-//!   OLD      rustls is asked as a server for TLS 1.2 alone
+//!   else     the body of a ClientHello; the target adds its header and its records
+//!   OLD      the rustls server has TLS 1.2 alone
 //! ```
 
 use std::sync::{Arc, LazyLock, Mutex};
@@ -32,7 +36,7 @@ pub(crate) fn run(data: &[u8]) {
 
     let mut reader = FirstFlight::default();
     let answer = reader.push(&flight);
-    assert_eq!(reader.into_bytes(), flight, "every byte is kept, and no other");
+    assert_eq!(reader.into_bytes(), flight, "the parser keeps exactly the bytes that came");
     in_pieces(&flight, pieces, &answer);
     let taken = engine(&flight, &answer, flags & OLD != 0);
     if let Progress::Whole(offer) = &answer {
@@ -51,7 +55,7 @@ fn message(body: &[u8]) -> Vec<u8> {
     [&[1, length[1], length[2], length[3]], body].concat()
 }
 
-/// The message in records whose sizes come from a number: one record for zero.
+/// Puts the message into records whose sizes `sizes` decides; zero means one record.
 fn in_records(message: &[u8], sizes: u8) -> Vec<u8> {
     let mut flight = Vec::new();
     let most = if sizes == 0 { 16_384 } else { usize::from(sizes) * 3 };
@@ -77,7 +81,7 @@ fn in_pieces(flight: &[u8], sizes: u8, answer: &Progress) {
     assert_eq!(reader.into_bytes(), &flight[..pushed]);
 }
 
-/// The first handshake message, out of its records.
+/// Returns the first handshake message, taken out of its records.
 fn gathered(mut flight: &[u8]) -> Option<Vec<u8>> {
     let mut message = Vec::new();
     loop {
@@ -98,7 +102,8 @@ fn gathered(mut flight: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// tls-parser, where it takes the whole message, knows everything in it, and nothing is there twice.
+/// Compares with tls-parser, if it parses the whole message, knows everything in it, and no
+/// extension is repeated.
 fn second_parser(flight: &[u8], read: &Offer) {
     let Some(message) = gathered(flight) else { return };
     let Ok((rest, TlsMessage::Handshake(TlsMessageHandshake::ClientHello(hello)))) =
@@ -106,7 +111,7 @@ fn second_parser(flight: &[u8], read: &Offer) {
     else {
         return;
     };
-    // It leaves out extensions that do not fit, and what follows them.
+    // tls-parser leaves out extensions that do not fit, and everything after them.
     let fields = 2
         + 32
         + 1
@@ -128,7 +133,7 @@ fn second_parser(flight: &[u8], read: &Offer) {
     for extension in extensions {
         let place = match extension {
             TlsExtension::SNI(names) => {
-                // One name: what rustls and we do with more is not what tls-parser does.
+                // One name only: with several, tls-parser differs from rustls and this parser.
                 let [(kind, name)] = names.as_slice() else { return };
                 let Ok(name) = std::str::from_utf8(name) else { return };
                 let Ok(name) = DnsName::try_from(name) else { return };
@@ -149,7 +154,7 @@ fn second_parser(flight: &[u8], read: &Offer) {
                 offer.tls13 = versions.iter().any(|version| version.0 == 0x0304);
                 2
             }
-            // It leaves these as they are; ours may find them malformed.
+            // tls-parser does not parse these; this parser may find them malformed.
             TlsExtension::PreSharedKey(_) => return,
             _ => continue,
         };
@@ -168,8 +173,11 @@ fn second_parser(flight: &[u8], read: &Offer) {
     }
 }
 
-/// What rustls takes must be what was read: the name and what it asks its storage for decide which session is resumed, and
-/// the storage has nothing but what was read before. Tells whether it takes it.
+/// Checks that rustls reads what the parser has read, if rustls accepts the flight.
+///
+/// The name, and the sessions that rustls asks its storage for, decide which session is resumed.
+/// The storage has only sessions that the parser has read. Returns whether rustls accepts the
+/// flight.
 fn engine(flight: &[u8], answer: &Progress, old: bool) -> bool {
     let mut acceptor = Acceptor::default();
     let mut rest = flight;
@@ -185,7 +193,7 @@ fn engine(flight: &[u8], answer: &Progress, old: bool) -> bool {
                 let name = hello.server_name().unwrap_or_default();
                 assert_eq!(offer.server_name, ServerName::new(name), "rustls reads another name");
                 assert_eq!(offer.dotted, name.ends_with('.'), "rustls reads another name");
-                // It takes what it asks for, or refuses the hello after it asked.
+                // rustls asks its storage, and then accepts or refuses the hello.
                 let asked = Arc::new(Asked::default());
                 let _ = accepted.into_connection(server(Arc::clone(&asked), old));
                 asked.was_read(offer, old);
@@ -197,7 +205,7 @@ fn engine(flight: &[u8], answer: &Progress, old: bool) -> bool {
     false
 }
 
-/// A session storage that has nothing, and remembers what it was asked for.
+/// An empty session storage that records the ids it was asked for.
 #[derive(Debug, Default)]
 struct Asked(Mutex<Vec<(Version, Vec<u8>)>>);
 
@@ -209,13 +217,14 @@ enum Version {
 
 impl Asked {
     fn was_read(&self, offer: &Offer, old: bool) {
-        for (version, id) in self.0.lock().expect("nobody panics with it").iter() {
+        for (version, id) in self.0.lock().expect("no thread panics with the lock").iter() {
             let read = match version {
                 Version::Tls12 => offer.session_id.as_slice(),
                 Version::Tls13 => offer.identities.as_slice(),
             };
             assert_eq!(*version == Version::Tls13, offer.tls13 && !old, "rustls speaks another version");
-            // rustls asks also for identities of a client that wants no key exchange, and resumes none of them.
+            // rustls also asks for identities of a client that offers no key exchange mode, and
+            // resumes none of them.
             let resumes = *version == Version::Tls12 || !read.is_empty();
             let ours = resumes && (1..=SESSION_ID_MAX).contains(&id.len()) && read.len() < IDENTITIES_MAX;
             assert!(!ours || read.contains(id), "rustls asks for {id:?}, which was not read");
@@ -229,12 +238,12 @@ impl StoresServerSessions for Asked {
     }
 
     fn get(&self, id: &[u8]) -> Option<Vec<u8>> {
-        self.0.lock().expect("nobody panics with it").push((Version::Tls12, id.to_vec()));
+        self.0.lock().expect("no thread panics with the lock").push((Version::Tls12, id.to_vec()));
         None
     }
 
     fn take(&self, identity: &[u8]) -> Option<Vec<u8>> {
-        self.0.lock().expect("nobody panics with it").push((Version::Tls13, identity.to_vec()));
+        self.0.lock().expect("no thread panics with the lock").push((Version::Tls13, identity.to_vec()));
         None
     }
 
@@ -243,7 +252,7 @@ impl StoresServerSessions for Asked {
     }
 }
 
-/// A server as the daemon makes them, for both versions or for the old one.
+/// Makes a server as the daemon does, for both versions or for TLS 1.2 alone.
 fn server(asked: Arc<Asked>, old: bool) -> Arc<ServerConfig> {
     static SERVERS: LazyLock<[ServerConfig; 2]> = LazyLock::new(|| {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("keys can be made");
@@ -252,10 +261,10 @@ fn server(asked: Arc<Asked>, old: bool) -> Arc<ServerConfig> {
             let key = PrivateKeyDer::Pkcs8(key.clone().into());
             ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
                 .with_protocol_versions(versions)
-                .expect("the provider has them")
+                .expect("the provider has these versions")
                 .with_no_client_auth()
                 .with_single_cert(chain.clone(), key)
-                .expect("the key is the certificate's")
+                .expect("the key belongs to the certificate")
         })
     });
     let mut config = SERVERS[usize::from(old)].clone();

@@ -1,8 +1,8 @@
-//! The configuration: it loads or tells what is wrong and where, and never panics.
+//! The configuration: it loads, or the error says what is wrong and where. It never panics.
 //!
 //! ```text
-//! input: the file, then what is set beside it, each after a zero byte: `--set KEY=VALUE` without the `--set `, or a
-//!   variable as `$NAME=VALUE`
+//! input: the file, then overrides, each after a zero byte: `--set KEY=VALUE` without the
+//!   `--set `, or an environment variable as `$NAME=VALUE`
 //! ```
 
 use std::{cell::OnceCell, fs, path::Path};
@@ -35,22 +35,22 @@ fn load(file: &Path, data: &[u8]) {
     }
     let load = || Config::load(Some(file), variables.iter().cloned(), &set);
     match load() {
-        Ok(config) => valid(&config, &load().expect("what loads once loads twice")),
+        Ok(config) => valid(&config, &load().expect("a file that loads once loads twice")),
         Err(error) => located(&error, file, text, set.is_empty() && variables.is_empty()),
     }
 }
 
-/// What is true of everything that loads.
+/// Checks invariants of every configuration that loads.
 fn valid(config: &Config, again: &Config) {
     assert_eq!(format!("{config:?}"), format!("{again:?}"));
-    config.can_follow(again).expect("it differs from itself");
-    // An empty file loosens nothing: it follows only what has its values.
+    config.can_follow(again).expect("it may follow itself");
+    // An empty file loosens nothing: it may follow only a configuration with the same values.
     let empty = Config::defaults();
     assert!(empty.can_follow(config).is_err() || empty == *config, "an empty file changes what runs");
     let limits = config.limits;
     let counts =
         [limits.connections, limits.message, limits.plaintext_buffer, limits.sessions, limits.session_bytes];
-    assert!(counts.iter().all(|&count| count > 0) && limits.streams > 0, "everything has a limit");
+    assert!(counts.iter().all(|&count| count > 0) && limits.streams > 0, "a limit is zero");
     for endpoint in &config.api {
         match endpoint {
             Endpoint::Tcp(address) => assert!(address.ip().is_loopback(), "plaintext leaves this host"),
@@ -70,7 +70,8 @@ fn valid(config: &Config, again: &Config) {
     }
 }
 
-/// Where nothing but the file can be at fault, the error tells the line, and the key or one of its parents stands there.
+/// Checks that the error names the line, if only the file can be at fault, and that the key or one
+/// of its parents stands in that line.
 fn located(error: &ConfigError, file: &Path, text: &[u8], alone: bool) {
     let message = error.to_string();
     assert!(!message.is_empty());
@@ -89,6 +90,6 @@ fn located(error: &ConfigError, file: &Path, text: &[u8], alone: bool) {
         what.split(": ").next().filter(|key| key.chars().all(part) && !key.is_empty() && !key.ends_with(']'));
     if let Some(key) = key.filter(|_| !text.contains('\\')) {
         let mut parts = key.split('.').map(|part| part.split('[').next().unwrap_or(part));
-        assert!(parts.any(|part| line.contains(part)), "`{line}` has nothing of that key: {message}");
+        assert!(parts.any(|part| line.contains(part)), "`{line}` has no part of that key: {message}");
     }
 }

@@ -1,8 +1,10 @@
-//! Connections of both roles that speak with each other over a wire that the fuzzer holds: it cuts, changes, repeats and
-//! swaps what is on its way, and calls everything that a worker may call in between.
+//! Connections of both roles that talk to each other over a wire of the fuzzer. The fuzzer cuts,
+//! changes, repeats and swaps bytes on the wire, and in between calls everything that a worker may
+//! call.
 //!
 //! ```text
-//! input: steps, of a byte that says what, a byte that says to whom, and what the step needs; see `World::step`
+//! input: steps: a byte for the kind, a byte for the connection, and the step's arguments; see
+//!   `World::step`
 //! ```
 
 use std::{
@@ -31,12 +33,12 @@ use crate::pki;
 const PAIRS: usize = 3;
 const CONNECTIONS_MAX: usize = 2 * PAIRS;
 const STEPS_MAX: usize = 200;
-/// What is on its way to one side, and what is remembered to be said again.
+/// Maximum number of bytes on the way to one side, and of recorded flights.
 const WIRE_MAX: usize = 64 << 10;
 const RECORDED_MAX: usize = 24;
-/// What a step may say beyond what it was given: a flight with its tickets.
+/// Maximum output of a step beyond its input: a flight with its tickets.
 const FLIGHT_MAX: usize = 16 << 10;
-/// What of a record may have come before.
+/// Maximum plaintext of a record that may have arrived in earlier steps.
 const RECORD_MAX: usize = 16_384;
 const CONTEXTS: [(&str, &str); 6] = [
     ("any", "client_sessions = \"shared\""),
@@ -85,16 +87,17 @@ fn configuration() -> (Config, WallTime, tempfile::TempDir) {
     }
     let file = folder.path().join("fuzz.toml");
     std::fs::write(&file, text).expect("the file can be written");
-    let config = Config::load(Some(&file), std::iter::empty(), &[]).expect("it is valid");
+    let config = Config::load(Some(&file), std::iter::empty(), &[]).expect("the configuration is valid");
     (config, Clock::System.now().wall(), folder)
 }
 
-/// One connection object, and what the wire holds for it.
+/// One connection object, and the bytes on the wire to it.
 struct Object {
     id: ConnectionId,
     context: usize,
     inbox: Vec<u8>,
-    /// Application data of this handshake: what came, and which entry of `World::said` goes.
+    /// Application data of this handshake: the data received, and the entry of `World::said` to
+    /// send.
     heard: Vec<u8>,
     speech: usize,
 }
@@ -104,16 +107,16 @@ struct World {
     registry: Arc<Registry>,
     table: Table,
     objects: HashMap<(Side, usize), Object>,
-    /// What has been on the wire.
+    /// Flights that have been on the wire.
     recorded: Vec<Vec<u8>>,
     /// The application data of every handshake.
     said: Vec<Vec<u8>>,
-    /// Sessions that were seen, oldest first, and those that were bad.
+    /// Sessions seen, oldest first, and the bad ones among them.
     known: Vec<(Side, SessionId)>,
     bad: HashSet<(Side, SessionId)>,
 }
 
-/// A role that can be a key.
+/// A role that can be a key of a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Side {
     Client,
@@ -136,11 +139,12 @@ impl Side {
     }
 }
 
-/// What a connection looks like from outside.
+/// The state of a connection, as seen from outside.
 struct Seen {
     state: State,
     flags: Shutdown,
-    /// The sessions that it has are lost if it ends now: said here once more, and not asked of the connection.
+    /// Whether its sessions are lost if it ends now. Computed here again instead of asking the
+    /// connection.
     open: bool,
     attached: Option<SessionId>,
 }
@@ -213,7 +217,7 @@ impl World {
                     object.inbox.clear();
                 }
             }
-            // What is on its way to one connection reaches another one of its side.
+            // Bytes on the way to one connection go to another one of its side.
             _ => {
                 let other = (place.0, choices.below(PAIRS));
                 let taken = self.objects.get_mut(&place).map(|object| std::mem::take(&mut object.inbox));
@@ -227,7 +231,7 @@ impl World {
         let session = self.known.get(usize::from(choices.byte())).filter(|(side, _)| *side == place.0);
         let session = session.map(|(_, id)| id.clone());
         let plan = Plan {
-            context: Arc::clone(self.registry.get(CONTEXTS[context].0).expect("it is configured")),
+            context: Arc::clone(self.registry.get(CONTEXTS[context].0).expect("the context is configured")),
             role: place.0.role(),
             engine: EngineKind::Daemon,
             server_name: "localhost".into(),
@@ -245,7 +249,7 @@ impl World {
         self.objects.insert(place, object);
     }
 
-    /// Makes what is missing of a pair and lets it talk until it is silent.
+    /// Creates the missing connections of a pair, and lets them talk until both are silent.
     fn settle(&mut self, pair: usize, context: usize) {
         for side in [Side::Client, Side::Server] {
             if !self.objects.contains_key(&(side, pair)) {
@@ -277,10 +281,10 @@ impl World {
                     attached: connection.session().map(|session| session.id().clone()),
                 }
             })
-            .expect("it was not freed")
+            .expect("the connection exists")
     }
 
-    /// One step with up to so much of what is on its way, and what it must and must not do.
+    /// Runs one step with up to `count` bytes from the wire, and checks its result.
     fn exchange(&mut self, place: (Side, usize), count: usize, plaintext: &[u8], end_of_stream: bool) {
         let Some(object) = self.objects.get_mut(&place) else { return };
         let id = object.id;
@@ -321,31 +325,38 @@ impl World {
         given: usize,
         output: &Output,
     ) {
-        assert!(output.ciphertext.len() <= FLIGHT_MAX + 2 * given, "much is said for little");
-        assert!(output.plaintext.len() <= RECORD_MAX + given, "more was heard than came");
-        assert!(after.state != State::Before, "the first step begins the handshake");
+        assert!(
+            output.ciphertext.len() <= FLIGHT_MAX + 2 * given,
+            "a step has too much output for its input"
+        );
+        assert!(output.plaintext.len() <= RECORD_MAX + given, "a step has more plaintext than its input");
+        assert!(after.state != State::Before, "the first step did not begin the handshake");
         if before.state == State::Established {
-            assert!(after.state != State::Handshaking, "a handshake that was done begins again");
+            assert!(after.state != State::Handshaking, "a finished handshake began again");
         }
         let failed = after.state == State::Failed;
-        assert!(failed || (output.alert.is_none() && output.removed.is_empty()), "an alert ends it");
-        // A connection that fails while it is open, by a word of either side or without one, takes along what it has.
-        // What is attached before a handshake is that handshake's only if it resumes nothing else.
+        assert!(
+            failed || (output.alert.is_none() && output.removed.is_empty()),
+            "a connection went on after an alert"
+        );
+        // A connection that fails while it is open loses its session, whether or not an alert was
+        // sent or received. A session attached before a handshake belongs to that handshake only if
+        // it resumes no other session.
         let began = before.state != State::Before;
         if failed && began && (before.open || output.alert.is_some_and(|alert| alert.received)) {
             self.bad.extend(before.attached.clone().map(|id| (place.0, id)));
         }
         self.bad.extend(output.removed.iter().map(|removed| (place.0, removed.id.clone())));
-        let object = self.objects.get_mut(&place).expect("it was used");
+        let object = self.objects.get_mut(&place).expect("the connection exists");
         object.heard.extend_from_slice(&output.plaintext);
         let heard = &object.heard;
         assert!(
             heard.is_empty() || self.said.iter().any(|said| said.starts_with(heard)),
-            "somebody heard what nobody said"
+            "a connection received data that no connection sent"
         );
     }
 
-    /// Application data that no other handshake says.
+    /// Sends application data that no other handshake sends.
     fn speak(&mut self, place: (Side, usize), length: usize) {
         let Some(object) = self.objects.get_mut(&place) else { return };
         if object.speech == 0 {
@@ -379,7 +390,7 @@ impl World {
         object.inbox[at] ^= change.max(1);
     }
 
-    /// Takes a piece out of what is on its way, or says it twice, or puts another one there.
+    /// Removes a piece of the bytes on the wire, repeats it, or replaces it.
     fn cut(&mut self, place: (Side, usize), choices: &mut Choices<'_>) {
         let Some(object) = self.objects.get_mut(&place).filter(|object| !object.inbox.is_empty()) else {
             return;
@@ -408,7 +419,7 @@ impl World {
             }
             Err(other) => panic!("Shutdown: {other}"),
         }
-        assert!(ciphertext.len() <= 64, "a close_notify is one record");
+        assert!(ciphertext.len() <= 64, "a close_notify has more than one record");
         self.deliver((place.0.other(), place.1), &ciphertext);
     }
 
@@ -418,7 +429,7 @@ impl World {
             connection.set_shutdown(flags);
             Ok(connection.shutdown_flags())
         });
-        assert_eq!(set.expect("it takes any flags"), flags);
+        assert_eq!(set.expect("any flags can be set"), flags);
     }
 
     fn clear(&mut self, place: (Side, usize)) {
@@ -427,7 +438,7 @@ impl World {
         let id = object.id;
         let before = self.look(id);
         let removed =
-            self.table.apply_alone(id, |connection, _| Ok(connection.clear())).expect("nothing refuses");
+            self.table.apply_alone(id, |connection, _| Ok(connection.clear())).expect("clear never fails");
         self.ended(place, &before, removed.into_iter().map(|removed| removed.id).collect());
         let after = self.look(id);
         assert!(after.state == State::Before && after.flags == Shutdown::default() && !after.open);
@@ -436,17 +447,17 @@ impl World {
     fn free(&mut self, place: (Side, usize)) {
         let Some(object) = self.objects.remove(&place) else { return };
         let before = self.look(object.id);
-        let removed = self.table.free(object.id).expect("it is there");
+        let removed = self.table.free(object.id).expect("the connection exists");
         self.ended(place, &before, removed.into_iter().map(|removed| removed.id).collect());
         assert!(matches!(self.table.free(object.id), Err(Error::NotFound(_))));
     }
 
-    /// The close rule, as far as it is seen from outside.
+    /// Checks the close rule, as far as it is visible from outside.
     fn ended(&mut self, place: (Side, usize), before: &Seen, removed: Vec<SessionId>) {
         if before.open {
             self.bad.extend(before.attached.clone().map(|id| (place.0, id)));
         } else {
-            assert!(removed.is_empty(), "one that was closed took sessions with it");
+            assert!(removed.is_empty(), "a connection that was not open removed sessions");
         }
         self.bad.extend(removed.into_iter().map(|id| (place.0, id)));
     }
@@ -464,7 +475,7 @@ impl World {
                 assert!(matches!(before.state, State::Before | State::Established));
                 let removed: Vec<_> = removed.into_iter().map(|removed| removed.id).collect();
                 if attached.is_some() && attached == before.attached {
-                    assert!(removed.is_empty(), "what is attached already replaces nothing");
+                    assert!(removed.is_empty(), "attaching the same session removed a session");
                 } else {
                     self.ended(place, &before, removed);
                 }
@@ -486,7 +497,7 @@ impl World {
             .map(|(place, _)| *place)
             .collect();
         for place in &lapsed {
-            let object = self.objects.remove(place).expect("it was just there");
+            let object = self.objects.remove(place).expect("the connection exists");
             let before = self.look(object.id);
             self.ended(*place, &before, Vec::new());
         }
@@ -494,12 +505,12 @@ impl World {
         self.registry.reap(now);
     }
 
-    /// What is always true.
+    /// Checks invariants.
     fn check(&mut self) {
         assert_eq!(self.table.len(), self.objects.len());
         let now = self.table.now();
         for (name, _) in CONTEXTS {
-            let context = self.registry.get(name).expect("it is configured");
+            let context = self.registry.get(name).expect("the context is configured");
             for side in [Side::Client, Side::Server] {
                 let cache = context.cache(side.role());
                 assert!(
@@ -517,7 +528,7 @@ impl World {
         for object in self.objects.values() {
             let context = CONTEXTS[object.context].0;
             let same = self.table.look(object.id, |connection, _| *connection.context().name == *context);
-            assert!(same.expect("it is there"));
+            assert!(same.expect("the connection exists"));
         }
     }
 }

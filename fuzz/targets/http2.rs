@@ -1,11 +1,15 @@
-//! HTTP/2 as a peer may send it: any frames, in any order, at a daemon that lives.
+//! HTTP/2 as a peer may send it: any frames, in any order, to a running daemon.
 //!
 //! ```text
-//! input: steps, of a byte that says what; see `step`
+//! input: steps, each with a byte for its kind; see `step`
 //! ```
 //!
-//! Nothing panics, the daemon closes when the peer does, answers in whole frames that may be as long as they are, and serves the next
-//! caller, for whom it has few places.
+//! The target checks:
+//!
+//! * No thread panics.
+//! * The daemon closes when the peer does.
+//! * Answers are whole frames of an allowed size.
+//! * The daemon serves the next caller. Its limits are low, so that lost places are noticed.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -28,10 +32,10 @@ use super::choices::Choices;
 use crate::pki;
 
 const STEPS_MAX: usize = 200;
-/// How long a daemon may take to close.
+/// Maximum time that the daemon may take to close.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// SETTINGS_MAX_FRAME_SIZE of a peer that says nothing else (RFC 9113 section 6.5.2).
+/// SETTINGS_MAX_FRAME_SIZE of a peer that sends no other value (RFC 9113 section 6.5.2).
 const FRAME_MAX: usize = 1 << 14;
 
 const DATA: u8 = 0;
@@ -52,15 +56,15 @@ const PATHS: [&str; 8] = [
 
 /// The socket of the daemon, which lives as long as the process.
 static SOCKET: OnceLock<PathBuf> = OnceLock::new();
-/// A thread of the daemon has panicked.
+/// Whether a thread of the daemon has panicked.
 static PANICKED: AtomicBool = AtomicBool::new(false);
 
 pub(crate) fn run(data: &[u8]) {
     let socket = SOCKET.get_or_init(start);
     let mut peer = UnixStream::connect(socket).expect("the daemon listens");
-    peer.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
-    peer.set_write_timeout(Some(PATIENCE)).expect("it is a socket");
-    let mut reads = peer.try_clone().expect("it is a socket");
+    peer.set_read_timeout(Some(PATIENCE)).expect("a socket has time-outs");
+    peer.set_write_timeout(Some(PATIENCE)).expect("a socket has time-outs");
+    let mut reads = peer.try_clone().expect("a socket can be cloned");
     let reading = thread::spawn(move || {
         let mut all = Vec::new();
         let ended = reads.read_to_end(&mut all);
@@ -80,12 +84,12 @@ pub(crate) fn run(data: &[u8]) {
         }
         sent.extend(step(&mut choices));
     }
-    // The daemon may close before it has read all.
+    // The daemon may close before it has read everything.
     let _ = peer.write_all(&sent);
     let _ = peer.shutdown(Shutdown::Write);
-    let (answered, ended) = reading.join().expect("it only reads");
+    let (answered, ended) = reading.join().expect("the reader does not panic");
     assert!(matches!(ended, Ok(_) | Err(ErrorKind::ConnectionReset)), "the daemon does not close: {ended:?}");
-    // What another size of frames was agreed for is not looked at.
+    // Not checked if another frame size may have been agreed on.
     if shape & 1 == 0 && !sent.windows(2).any(|setting| setting == [0, 5]) {
         frames_are_whole(&answered, ended.is_ok());
     }
@@ -93,7 +97,7 @@ pub(crate) fn run(data: &[u8]) {
     assert!(!PANICKED.load(Ordering::SeqCst), "a thread of the daemon panicked");
 }
 
-/// Bytes of one step: a call, a message, any frame, or any bytes.
+/// Returns the bytes of one step: a call, a message, any frame, or any bytes.
 fn step(choices: &mut Choices<'_>) -> Vec<u8> {
     let what = choices.byte();
     let stream = u32::from(choices.byte() % 16) * 2 + 1;
@@ -118,7 +122,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// The header block of a call, in fields that no table has (RFC 7541 section 6.2.2).
+/// Returns the header block of a call, in literal fields without indexing (RFC 7541 section 6.2.2).
 fn call(path: &str) -> Vec<u8> {
     let fields = [
         (":method", "POST"),
@@ -132,7 +136,8 @@ fn call(path: &str) -> Vec<u8> {
     fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect()
 }
 
-/// The daemon writes whole frames, of the size that every peer takes. A connection that was reset may end within one.
+/// Checks that the daemon writes whole frames, of the size that every peer accepts. A connection
+/// that was reset may end within a frame.
 fn frames_are_whole(mut answered: &[u8], in_order: bool) {
     while let [high, middle, low, kind, _, stream @ ..] = answered {
         let length = usize::from(*high) << 16 | usize::from(*middle) << 8 | usize::from(*low);
@@ -140,26 +145,26 @@ fn frames_are_whole(mut answered: &[u8], in_order: bool) {
         let Some(rest) = stream.get(4 + length..) else { break };
         answered = rest;
     }
-    assert!(answered.is_empty() || !in_order, "{} bytes are no frame", answered.len());
+    assert!(answered.is_empty() || !in_order, "the last {} bytes are not a frame", answered.len());
 }
 
-/// Another caller has its answer.
+/// Checks that another caller gets its answer.
 fn serves(socket: &PathBuf) {
     let mut other = UnixStream::connect(socket).expect("the daemon listens");
-    other.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
+    other.set_read_timeout(Some(PATIENCE)).expect("a socket has time-outs");
     let list = [
         PREFACE,
         &frame(SETTINGS, 0, 0, &[]),
         &frame(HEADERS, END_HEADERS, 1, &call(PATHS[3])),
         &frame(DATA, 1, 1, &[0; 5]),
     ];
-    other.write_all(&list.concat()).expect("it takes a call");
+    other.write_all(&list.concat()).expect("the daemon accepts a call");
     let mut answered = Vec::new();
     loop {
         let mut head = [0; 9];
-        other.read_exact(&mut head).expect("it answers");
+        other.read_exact(&mut head).expect("the daemon answers");
         let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
-        other.read_exact(&mut payload).expect("it answers");
+        other.read_exact(&mut payload).expect("the daemon answers");
         match head[3] {
             DATA => {
                 answered.extend(payload);
@@ -171,7 +176,7 @@ fn serves(socket: &PathBuf) {
     assert!(answered.len() > 5, "an answer has a message");
 }
 
-/// A daemon with few places, so that one that is lost is missed.
+/// Starts a daemon with low limits, so that a lost place is noticed.
 fn start() -> PathBuf {
     let before = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
@@ -189,15 +194,15 @@ fn start() -> PathBuf {
     );
     let file = folder.join("fuzz.toml");
     std::fs::write(&file, text).expect("the file can be written");
-    let config = Config::load(Some(&file), std::iter::empty(), &[]).expect("it is valid");
+    let config = Config::load(Some(&file), std::iter::empty(), &[]).expect("the configuration is valid");
     let (listens, listening) = std::sync::mpsc::channel();
     thread::spawn(move || {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
         runtime.block_on(async {
-            let daemon = Daemon::bind(&config, Clock::System).expect("it listens");
-            listens.send(()).expect("it is waited for");
-            daemon.run(std::future::pending::<()>()).await.expect("it serves");
+            let daemon = Daemon::bind(&config, Clock::System).expect("the daemon listens");
+            listens.send(()).expect("the other thread waits");
+            daemon.run(std::future::pending::<()>()).await.expect("the daemon serves");
         });
     });
     listening.recv().expect("the daemon starts");

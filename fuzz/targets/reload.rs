@@ -1,8 +1,8 @@
-//! Reloads: a configuration that follows another takes nothing back by leaving it out.
+//! Reloads: a configuration resets no setting of the running one by leaving it out.
 //!
 //! ```text
-//! input: the file that runs, a zero byte, and the next file; or in place of that a byte 255 and how many bytes of the first are
-//!   left, in two bytes
+//! input: the running file, a zero byte, and the next file; or, instead of the next file, a byte
+//!   255 and a length in two bytes: the next file is the running one cut to that length
 //! ```
 
 use std::{cell::OnceCell, fs, path::Path};
@@ -26,7 +26,7 @@ pub(crate) fn run(data: &[u8]) {
         let folder = folder.get_or_init(|| tempfile::tempdir().expect("a folder for the files"));
         let file = folder.path().join("reloaded.toml");
         let (Some(running), Some(new)) = (load(&file, old), load(&file, next)) else { return };
-        running.can_follow(&running).expect("it differs from itself");
+        running.can_follow(&running).expect("it may follow itself");
         if new.can_follow(&running).is_err() {
             return;
         }
@@ -42,7 +42,7 @@ fn load(file: &Path, text: &[u8]) -> Option<Config> {
     Config::load(Some(file), std::iter::empty(), &[]).ok()
 }
 
-/// What runs of a key.
+/// Returns the running value of a key.
 type Value = fn(&ContextConfig) -> String;
 
 /// Keys of a context.
@@ -63,7 +63,8 @@ const KEYS: [(&str, Value); 14] = [
     ("idle_timeout", |context| format!("{:?}", context.idle_timeout)),
 ];
 
-/// What differs from what ran is said in the next file. A key that is nowhere in it cannot have changed.
+/// Checks that every difference is written in the next file: a key that does not occur in it cannot
+/// have changed.
 fn follows(running: &Config, next: &Config, text: &[u8]) {
     let text = String::from_utf8_lossy(text);
     if text.contains('\\') {
@@ -71,10 +72,10 @@ fn follows(running: &Config, next: &Config, text: &[u8]) {
     }
     assert!(
         !next.access.is_empty() || running.access.is_empty() || text.contains("access"),
-        "rules are gone"
+        "access rules were removed by omission"
     );
     for context in &next.contexts {
-        // A context that is called so by default has the place of that one, and no other.
+        // A context without a name is compared with the running context `default`, and no other.
         let Some(before) = running.contexts.iter().find(|before| before.name == context.name) else {
             continue;
         };
@@ -85,12 +86,13 @@ fn follows(running: &Config, next: &Config, text: &[u8]) {
     }
 }
 
-/// A file that was cut has the first of the rules, and of each context what ran.
+/// Checks a file that was cut: it has a prefix of the rules, and contexts that equal the running
+/// ones.
 fn shrunk(running: &Config, next: &Config) {
     assert!(running.access.starts_with(&next.access), "other rules: {:?}", next.access);
     assert!(!next.access.is_empty() || running.access.is_empty(), "no rules are left");
     for context in &next.contexts {
         let before = running.contexts.iter().find(|before| before.name == context.name);
-        assert_eq!(before, Some(context), "a context became another by a cut");
+        assert_eq!(before, Some(context), "a cut changed a context");
     }
 }

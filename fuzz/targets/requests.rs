@@ -1,13 +1,17 @@
-//! Every call of every service, with any bytes as its message, on a service that lives.
+//! Every call of every service, with any bytes as its message, on a live service.
 //!
 //! ```text
-//! input: steps, of a byte that says what and the message with its length before it; see `World::step`. In a message a
-//!   field of two bytes stands for something that the service made: `#n` a connection's id, `$n` a session's, `%n` a page
-//!   token, `!n` ciphertext that was answered.
+//! input: steps: a byte for the kind, and the message after its length; see `World::step`. In a
+//!   message a field of two bytes stands for a value that the service made: `#n` the id of a
+//!   connection, `$n` the id of a session, `%n` a page token, `!n` ciphertext from an answer.
 //! ```
 //!
-//! Every refusal has its ErrorInfo, limits hold, an answer can be read, and nobody gets a session's secret who did not
-//! name its format and its binding.
+//! The target checks:
+//!
+//! * Every refusal has an ErrorInfo.
+//! * Limits are kept.
+//! * Every answer can be read.
+//! * Only a caller that names a session's format and binding gets its secret.
 
 use std::{
     cell::OnceCell,
@@ -56,10 +60,11 @@ const STREAMS_MAX: usize = 3;
 const CONNECTIONS_MAX: usize = 6;
 const SESSIONS_MAX: usize = 12;
 const SESSION_BYTES_MAX: usize = 64 << 10;
-/// An answer that is longer cannot be read by most clients.
+/// Most clients cannot read a longer answer.
 const ANSWER_MAX: usize = 4 << 20;
 
-/// A session that lies in the cache from the beginning, and who may read it.
+/// A session that is in the cache from the beginning, and the format and binding that give access
+/// to it.
 const SECRET: &[u8] = b"a secret that nobody else may read";
 const SECRET_FORMAT: &str = "marker";
 const SECRET_BINDING: &[u8] = b"bound";
@@ -142,7 +147,7 @@ impl Fixture {
         }
         let file = folder.path().join("fuzz.toml");
         std::fs::write(&file, text).expect("the file can be written");
-        let config = Config::load(Some(&file), std::iter::empty(), &[]).expect("it is valid");
+        let config = Config::load(Some(&file), std::iter::empty(), &[]).expect("the configuration is valid");
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime starts");
         Self { config, now: Clock::System.now().wall(), runtime, _folder: folder }
@@ -158,7 +163,7 @@ struct World {
     made: Made,
 }
 
-/// What the service made, in the order in which it was answered.
+/// Values that the service made, in the order of the answers.
 #[derive(Default)]
 struct Made {
     connections: Vec<String>,
@@ -167,12 +172,12 @@ struct Made {
     ciphertext: Vec<Bytes>,
 }
 
-/// A stream that is open.
+/// An open stream.
 struct Open {
     kind: usize,
     requests: Option<mpsc::UnboundedSender<Bytes>>,
     answers: Streaming<Bytes>,
-    /// Connections that end with it.
+    /// Connections that end with the stream.
     made: Vec<String>,
     /// Whether one of its messages named the secret's format and binding.
     entitled: bool,
@@ -205,7 +210,7 @@ impl World {
             ..pb::NewRequest::default()
         };
         let answer = self.unary(0, new.encode_to_vec().into()).await.expect("there is room for a connection");
-        let made = pb::NewResponse::decode(answer).expect("it is an answer").connection.expect("it was made");
+        let made = pb::NewResponse::decode(answer).expect("a NewResponse").connection.expect("a connection");
         let put = pb::PutSessionRequest {
             connection_id: made.id.clone(),
             session_id: SECRET_ID.into(),
@@ -230,7 +235,7 @@ impl World {
                 let before = self.state();
                 match self.unary(rpc, message).await {
                     Ok(answer) => self.read(rpc, &answer, entitled),
-                    Err(_) => assert_eq!(self.state(), before, "a call that was refused did something"),
+                    Err(_) => assert_eq!(self.state(), before, "a refused call changed state"),
                 }
             }
             190..205 => self.open((what - 190) % STREAMS.len(), choices).await,
@@ -248,7 +253,7 @@ impl World {
             230..236 => {
                 let which = choices.below(STREAMS_MAX);
                 if which < self.streams.len() {
-                    // Without a word, or with the end of the requests.
+                    // Cancels the stream, or ends its requests.
                     if choices.byte() & 1 == 0 {
                         let stream = self.streams.swap_remove(which);
                         self.ended(stream);
@@ -311,7 +316,7 @@ impl World {
         }
     }
 
-    /// Reads what the streams have to say now.
+    /// Reads all answers that the streams have now.
     async fn listen(&mut self) {
         let mut streams = std::mem::take(&mut self.streams);
         let mut at = 0;
@@ -349,34 +354,35 @@ impl World {
         self.streams = streams;
     }
 
-    /// A stream is gone, and what was made on it.
+    /// Checks that the connections of a stream end with it.
     fn ended(&self, stream: Open) {
         let Open { made, answers, requests, .. } = stream;
         drop((answers, requests));
         let live = self.live();
         let left = live.iter().find(|place| made.contains(&place.id.to_string()));
-        assert!(left.is_none(), "a connection outlives the stream that it was made on");
+        assert!(left.is_none(), "a connection outlives its stream");
     }
 
     fn heard(&mut self, kind: usize, answer: &Bytes, entitled: bool) {
         secret_is_kept(answer, entitled);
         match kind {
-            0 => match pb::DriveResponse::decode(answer.clone()).expect("it is an answer").event {
+            0 => match pb::DriveResponse::decode(answer.clone()).expect("a DriveResponse").event {
                 Some(pb::drive_response::Event::Opened(connection)) => self.made.connection(connection.id),
                 Some(pb::drive_response::Event::Ciphertext(bytes)) => self.made.ciphertext.push(bytes),
                 Some(_) => {}
-                None => panic!("an answer that says nothing"),
+                None => panic!("a DriveResponse without an event"),
             },
             1 => {
-                let answers = pb::AttachResponse::decode(answer.clone()).expect("it is an answer");
+                let answers = pb::AttachResponse::decode(answer.clone()).expect("an AttachResponse");
                 assert!(!answers.draining && !answers.answers.is_empty());
                 for answer in answers.answers {
-                    self.answered(answer.result.expect("an answer says something"));
+                    self.answered(answer.result.expect("an answer has a result"));
                 }
             }
             _ => {
-                let event = pb::WatchSessionsResponse::decode(answer.clone()).expect("it is an event");
-                assert!(event.event.is_some(), "an event that says nothing");
+                let event =
+                    pb::WatchSessionsResponse::decode(answer.clone()).expect("a WatchSessionsResponse");
+                assert!(event.event.is_some(), "a WatchSessionsResponse without an event");
             }
         }
     }
@@ -384,7 +390,7 @@ impl World {
     fn answered(&mut self, result: Answered) {
         match result {
             Answered::New(new) => {
-                self.made.connection(new.connection.expect("one was made").id);
+                self.made.connection(new.connection.expect("a connection").id);
             }
             Answered::PutSession(put) => self.made.sessions.extend(put.session.map(|session| session.id)),
             Answered::Error(error) => {
@@ -398,33 +404,34 @@ impl World {
         }
     }
 
-    /// Learns from the answer of a call that was not refused.
+    /// Records values from the answer of a successful call.
     fn read(&mut self, rpc: usize, answer: &Bytes, entitled: bool) {
         assert!(answer.len() <= ANSWER_MAX);
         secret_is_kept(answer, entitled);
         match rpc {
             0 => {
-                let new = pb::NewResponse::decode(answer.clone()).expect("it is an answer");
-                self.made.connection(new.connection.expect("one was made").id);
+                let new = pb::NewResponse::decode(answer.clone()).expect("a NewResponse");
+                self.made.connection(new.connection.expect("a connection").id);
             }
             6 => {
-                let list = pb::ListConnectionsResponse::decode(answer.clone()).expect("it is an answer");
+                let list =
+                    pb::ListConnectionsResponse::decode(answer.clone()).expect("a ListConnectionsResponse");
                 assert!(list.connections.len() <= CONNECTIONS_MAX);
                 self.made.tokens.push(list.next_page_token);
             }
             10 => {
-                let exchanged = pb::ExchangeResponse::decode(answer.clone()).expect("it is an answer");
+                let exchanged = pb::ExchangeResponse::decode(answer.clone()).expect("an ExchangeResponse");
                 if !exchanged.ciphertext.is_empty() {
                     self.made.ciphertext.push(exchanged.ciphertext);
                 }
             }
             11 => {
-                let put = pb::PutSessionResponse::decode(answer.clone()).expect("it is an answer");
-                assert_eq!(put.session.is_none(), !put.reason.is_empty(), "kept, or told why not");
+                let put = pb::PutSessionResponse::decode(answer.clone()).expect("a PutSessionResponse");
+                assert_eq!(put.session.is_none(), !put.reason.is_empty(), "a session or a reason");
                 self.made.sessions.extend(put.session.map(|session| session.id));
             }
             15 => {
-                let list = pb::ListSessionsResponse::decode(answer.clone()).expect("it is an answer");
+                let list = pb::ListSessionsResponse::decode(answer.clone()).expect("a ListSessionsResponse");
                 assert!(list.sessions.len() <= SESSIONS_MAX);
                 self.made.tokens.push(list.next_page_token);
                 self.made.sessions.extend(list.sessions.into_iter().map(|session| session.id));
@@ -434,12 +441,12 @@ impl World {
         }
     }
 
-    /// A request that need not be gRPC: any frames, and any deadline.
+    /// Sends a request that need not be gRPC: any frames, and any deadline.
     async fn no_grpc(&mut self, choices: &mut Choices<'_>) {
         let which = choices.below(UNARY.len() + STREAMS.len() + 2);
         let all =
             UNARY.iter().chain(&STREAMS).chain([&HEALTH, &"/tls.sessiond.v1.SessionService/NoSuchMethod"]);
-        let path = *all.clone().nth(which).expect("it is below their number");
+        let path = *all.clone().nth(which).expect("the index is in range");
         let length = usize::from(choices.byte()) % 10;
         let timeout = choices.bytes(length);
         let bytes = Bytes::copy_from_slice(choices.vector());
@@ -449,14 +456,14 @@ impl World {
             request = request.header("grpc-timeout", timeout);
         }
         let request = request.body(Body::new(Frames(Some(bytes)))).expect("the headers are valid");
-        let response = self.service.call(request).await.expect("the edge always answers");
+        let response = self.service.call(request).await.expect("admission always answers");
         let (head, body) = response.into_parts();
         let mut body = pin!(body);
         let mut status = Status::from_header_map(&head.headers);
         for _ in 0..100 {
             let frame = poll_fn(|cx| Poll::Ready(body.as_mut().poll_frame(cx))).await;
             match frame {
-                // It waits for something that does not come.
+                // The call waits for input that does not come.
                 Poll::Pending => break,
                 Poll::Ready(None) => break,
                 Poll::Ready(Some(Err(failed))) => {
@@ -476,14 +483,14 @@ impl World {
         }
     }
 
-    /// The connections as a list shows them; they fit into one step of it.
+    /// Returns the connections as a list shows them. They fit into one page.
     fn live(&self) -> Vec<Listed> {
         let mut found = Vec::new();
         assert_eq!(self.table.page(|_, _| true, None, 100, &mut found), None);
         found
     }
 
-    /// What a call may change.
+    /// Returns all state that a call may change.
     fn state(&self) -> Vec<String> {
         let connections = self.live().into_iter().filter_map(|place| {
             let seen = self.table.look(place.id, |connection, _| {
@@ -502,9 +509,9 @@ impl World {
         connections.chain(sessions).collect()
     }
 
-    /// What is always true.
+    /// Checks invariants.
     fn check(&self) {
-        assert!(self.table.len() <= CONNECTIONS_MAX, "more connections than may be");
+        assert!(self.table.len() <= CONNECTIONS_MAX, "more connections than the limit");
         assert_eq!(self.table.len(), self.live().len());
         let (mut sessions, mut bytes) = (0, 0);
         for cache in self.registry.caches() {
@@ -512,10 +519,10 @@ impl World {
             assert!(cache.len() <= limits.entries_max && cache.bytes() <= limits.bytes_max);
             (sessions, bytes) = (sessions + cache.len(), bytes + cache.bytes());
         }
-        assert!(sessions <= SESSIONS_MAX && bytes <= SESSION_BYTES_MAX, "more sessions than may be");
+        assert!(sessions <= SESSIONS_MAX && bytes <= SESSION_BYTES_MAX, "more sessions than the limit");
     }
 
-    /// Streams free what they made, and everything can be freed.
+    /// Checks that streams free their connections, and that all connections can be freed.
     async fn end(mut self) {
         self.streams.clear();
         tokio::task::yield_now().await;
@@ -524,10 +531,10 @@ impl World {
     }
 }
 
-/// Every refusal says why, in a word that a worker can compare. tonic's own word for a message that cannot be read is
-/// INTERNAL.
+/// Checks that a refusal has a reason that a worker can compare. For a message that cannot be
+/// parsed, tonic itself returns INTERNAL.
 fn refused(path: &str, status: &Status) {
-    let Some(info) = status.get_details_error_info() else { panic!("{path}: without ErrorInfo: {status:?}") };
+    let Some(info) = status.get_details_error_info() else { panic!("{path}: no ErrorInfo: {status:?}") };
     let ours = info.domain == DOMAIN && !info.reason.is_empty();
     let malformed = status.code() == Code::Internal && info.reason == "MESSAGE_MALFORMED";
     assert!(
@@ -541,7 +548,7 @@ fn refused(path: &str, status: &Status) {
 fn secret_is_kept(answer: &[u8], entitled: bool) {
     assert!(
         entitled || !answer.windows(SECRET.len()).any(|window| window == SECRET),
-        "a secret was told to somebody who did not name its format and binding"
+        "a secret was returned to a caller that did not name its format and binding"
     );
 }
 
@@ -562,15 +569,15 @@ fn batch_entitles(message: &Bytes) -> bool {
 }
 
 impl Made {
-    /// Learns an id, unless it is known.
+    /// Records an id, unless it is known.
     fn connection(&mut self, id: String) {
         if !self.connections.contains(&id) {
             self.connections.push(id);
         }
     }
 
-    /// The message with what the service made in the places of what stands for it, at any depth. What is no message
-    /// stays as it is.
+    /// Returns the message with placeholders replaced by values that the service made, at any
+    /// depth. Bytes that are not a message stay as they are.
     fn filled(&self, message: &[u8]) -> Bytes {
         self.fields(message, 0).unwrap_or_else(|| message.to_vec()).into()
     }
@@ -642,7 +649,7 @@ fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value.to_le_bytes()[0]);
 }
 
-/// Messages as they are.
+/// A codec that passes messages unchanged.
 struct Raw;
 
 impl Codec for Raw {

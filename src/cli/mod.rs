@@ -1,7 +1,7 @@
 //! The command line: serve and check.
 //!
 //! * `serve`: one run of the daemon, from its signals to its exit status
-//! * `process`: what the process asks of the system before it serves
+//! * `process`: settings of the process before it serves
 
 use std::{
     io::{self, Write},
@@ -25,10 +25,12 @@ const EX_USAGE: u8 = 2;
 /// Exit status for a bad configuration: EX_CONFIG of sysexits.h.
 const EX_CONFIG: u8 = 78;
 
-/// A daemon that holds TLS connection objects and one shared session cache, behind gRPC.
+/// Holds TLS connection objects and one shared session cache for many workers, and serves them over
+/// gRPC.
 ///
-/// Workers carry bytes, the daemon runs TLS, and every returning client resumes wherever it lands. A session whose
-/// connection was not closed is bad and is removed (SSL_clear(3)).
+/// Workers carry the bytes of TLS connections, and the daemon runs TLS. A returning client can
+/// resume its session at any worker. If a connection ends without being closed, the daemon removes
+/// its sessions (SSL_clear(3)).
 #[derive(Debug, Parser)]
 #[command(version, after_long_help = AFTER_HELP)]
 struct Cli {
@@ -41,45 +43,46 @@ struct Cli {
 const AFTER_HELP: &str = "\
 Examples:
   tls-sessiond                                       serve with the built-in defaults
-  tls-sessiond --config /etc/tls-sessiond.toml       serve what the file says
+  tls-sessiond --config /etc/tls-sessiond.toml       serve with this configuration
   tls-sessiond --set listen.api='[\"tcp://127.0.0.1:6000\"]'
   TLS_SESSIOND__LIMITS__CONNECTIONS=5000 tls-sessiond
-  tls-sessiond check /etc/tls-sessiond.toml          say what is wrong with a file, with key and line
+  tls-sessiond check /etc/tls-sessiond.toml          check a file; an error names key and line
 
 First calls:
   grpcurl -plaintext 127.0.0.1:50551 list
   grpcurl -plaintext 127.0.0.1:50551 describe tls.sessiond.v1.ConnectionService
   grpcurl -plaintext -unix -authority localhost /run/tls-sessiond/api.sock list
 
-SIGHUP reloads contexts, access rules, certificates and log.level; an error changes nothing.
-SIGTERM and SIGINT drain and stop; a second one ends the process at once.
+SIGHUP reloads the configuration and its files; an error changes nothing, and names a key that needs a restart.
+SIGTERM and SIGINT stop the daemon after a drain; a second signal ends the process at once.
 Exit status: 0 stopped by a signal, 1 failed while running, 2 wrong usage, 78 bad configuration, 128 + N ended at once by a
 second signal N.
-Logs go to stderr: text on a terminal, JSON otherwise. RUST_LOG=debug goes over log.level; audit lines pass every filter.";
+Logs go to stderr: text on a terminal, JSON otherwise. RUST_LOG=debug overrides log.level; audit lines pass every filter.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve; what happens where no command is given.
+    /// Serve. This is the default command.
     Serve,
-    /// Check a configuration and every file it names, as serve does before it binds. Warnings go to stderr and leave the status 0.
+    /// Check a configuration and every file that it names, as serve does at start. Warnings go to
+    /// stderr; the status stays 0.
     Check {
-        /// The configuration file; without it, that of --config.
+        /// The configuration file. Without it, the file of --config.
         file: Option<PathBuf>,
     },
 }
 
 #[derive(Clone, Debug, Args)]
 struct Options {
-    /// The configuration file (TOML). None: built-in defaults.
+    /// The configuration file (TOML). Without it, the built-in defaults apply.
     #[arg(long, value_name = "FILE", env = "TLS_SESSIOND_CONFIG", global = true)]
     config: Option<PathBuf>,
-    /// Set one key over the file and the environment; may be repeated.
+    /// Set one key; overrides the file and the environment. May be repeated.
     #[arg(long, value_name = "KEY=VALUE", global = true)]
     set: Vec<String>,
 }
 
 impl Options {
-    /// Reads the configuration that they name.
+    /// Reads the configuration that the options name.
     fn load(&self) -> Result<Config, ConfigError> {
         Config::load(self.config.as_deref(), config::environment()?.into_iter(), &self.set)
     }
@@ -89,11 +92,11 @@ impl Options {
 pub fn run() -> ExitCode {
     let Cli { command, options } = match Cli::try_parse() {
         Ok(cli) => cli,
-        // The library quotes arguments, and one of them may be a key that was pasted.
+        // clap quotes arguments, and one of them may be a key that was pasted.
         Err(err) if err.use_stderr() && config::holds_key(&err.to_string()) => {
             say(
                 io::stderr(),
-                "tls-sessiond: an argument looks like a private key, and is not expected; see --help\n",
+                "tls-sessiond: unexpected argument, which looks like a private key; see --help\n",
             );
             return ExitCode::from(EX_USAGE);
         }
@@ -139,7 +142,8 @@ fn check(file: &std::path::Path, set: Vec<String>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Writes what can be written. The exit status tells the rest: output that cannot be written is no reason to fail.
+/// Writes a text, and ignores errors. Output that cannot be written does not change the exit
+/// status.
 fn say(mut to: impl Write, text: &str) {
     drop(to.write_all(text.as_bytes()).and_then(|()| to.flush()));
 }

@@ -1,9 +1,10 @@
-//! What the process asks of the system before it serves: no core files, and as many open files as it may have.
+//! Settings of the process before it serves: no core files, and the highest possible limit of open
+//! files.
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
-/// Keeps the memory private: no core file has the secrets of a fleet in it, and no other process of this user reads them
-/// (prctl(2), PR_SET_DUMPABLE).
+/// Keeps the process's memory private: no core file contains the secrets of a fleet, and no other
+/// process of this user can read them (prctl(2), PR_SET_DUMPABLE).
 pub(super) fn keep_memory_private() {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     let private =
@@ -13,8 +14,9 @@ pub(super) fn keep_memory_private() {
     }
 }
 
-/// Raises the soft limit of open files to the hard one (setrlimit(2), RLIMIT_NOFILE). Returns the limit that holds then;
-/// none: there is none.
+/// Raises the soft limit of open files to the hard one (setrlimit(2), RLIMIT_NOFILE).
+///
+/// Returns the limit in force; `None` means that there is no limit.
 pub(super) fn raise_open_files() -> Option<u64> {
     let held = getrlimit(Resource::Nofile);
     if held.current == held.maximum {

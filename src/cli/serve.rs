@@ -1,7 +1,8 @@
 //! One run of the daemon: signals, configuration, log, greeting, reloads, stop.
 //!
-//! Signals are taken before anything is read, and every file is read on a thread of its own: a file that hangs, on a
-//! network file system for example, delays a start or a reload, but never a stop.
+//! Signal handlers are installed before any file is read, and every file is read on a thread of its
+//! own. So a file that hangs, for example on a network file system, delays a start or a reload, but
+//! never a stop.
 
 use std::{
     io,
@@ -27,12 +28,14 @@ use crate::{
     log::{Log, panics::caught},
 };
 
-/// How long files may take to read before the log tells that they do, and before another SIGHUP begins a reload of its own.
+/// Time that files may take to read before the log says so, and before the next SIGHUP starts a
+/// reload of its own.
 const SLOW: Duration = Duration::from_secs(10);
-/// How long the end of the process waits for lines of the log that are not written yet; and after a second signal.
+/// Time that the end of the process waits for unwritten lines of the log, normally and after a
+/// second signal.
 const FLUSH: Duration = Duration::from_secs(1);
 const FLUSH_AT_ONCE: Duration = Duration::from_millis(50);
-/// Reloads that wait for files at a time.
+/// Maximum number of reloads that wait for files at a time.
 const HANGING_MAX: usize = 8;
 
 pub(super) fn serve(options: &Options) -> Result<(), Error> {
@@ -63,7 +66,7 @@ async fn run(options: Options) -> Result<(), Error> {
     serve_prepared(prepared, signals, &log.0, options).await
 }
 
-/// A log whose lines are written before it goes, also where an error or a panic ends the process.
+/// A log that is flushed when it is dropped, also if an error or a panic ends the process.
 struct Flushed(Log);
 
 impl Drop for Flushed {
@@ -81,7 +84,7 @@ async fn serve_prepared(
     let Signals { terminate, interrupt, hangup, _file_size } = signals;
     let daemon = Daemon::listen(prepared, Clock::System)?;
     let text = greeting(daemon.config(), &daemon.endpoints());
-    // Whatever stands behind stdout may take nothing, and the daemon serves all the same.
+    // Writing to stdout may block forever; the daemon serves all the same.
     drop(aside(move || say(io::stdout(), &text))?);
     let reloading = tokio::spawn(reload_at(hangup, daemon.reload(), options, log.clone()));
     let ended = daemon.run(stop(terminate, interrupt, log.clone())).await;
@@ -93,20 +96,21 @@ fn start_log(config: &Config) -> Result<Log, Error> {
     Log::start(&config.log).map_err(|err| config.audit_error(err).into())
 }
 
-/// Runs on a thread of its own; its end does not wait for it.
+/// Runs `act` on a thread of its own. The end of the process does not wait for the thread.
 fn aside<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> io::Result<oneshot::Receiver<T>> {
     let (tells, told) = oneshot::channel();
     thread::Builder::new().name("files".into()).spawn(move || {
-        // The receiver may be gone, when the daemon has stopped meanwhile.
+        // The receiver is dropped if the daemon has stopped in the meantime.
         drop(tells.send(act()));
     })?;
     Ok(told)
 }
 
-/// The signals that this process takes. From [`Signals::take`] on none of them ends it by itself; one that comes before it
-/// is waited for is kept.
+/// The signals that this process handles. From [`Signals::take`] on, none of them ends the process
+/// by itself. A signal that arrives before it is waited for is kept.
 struct Signals {
-    /// write(2) beyond the limit of a file's size is an error then, and does not end the process. Nothing waits for it.
+    /// Makes write(2) beyond the limit of a file's size an error instead of the end of the process.
+    /// Nothing waits for this signal.
     _file_size: Signal,
     terminate: Signal,
     interrupt: Signal,
@@ -124,36 +128,36 @@ impl Signals {
     }
 }
 
-/// Reloads at every SIGHUP. An error is told, and the daemon goes on as it was.
+/// Reloads at every SIGHUP. An error is logged, and the configuration stays as it was.
 async fn reload_at(mut hangup: Signal, reload: Reload, options: Options, log: Log) {
     let latest = Arc::new(AtomicUsize::new(0));
     let mut asked = hangup.recv().await;
     while asked.is_some() {
         if Arc::strong_count(&latest) > HANGING_MAX {
-            let why = format!("{HANGING_MAX} earlier ones still wait for files of the configuration");
+            let why = format!("{HANGING_MAX} earlier reloads still wait for files of the configuration");
             tracing::error!("reload refused: {why}");
             reload.refused(&why);
             asked = hangup.recv().await;
             continue;
         }
         let attempt = Attempt::next(&latest);
-        // A panic has its line in the log, and the next signal is waited for.
+        // A panic is already logged, and the next signal is waited for.
         let reloading = caught(reload_once(attempt, reload.clone(), options.clone(), log.clone()));
         tokio::select! {
             _ = reloading => asked = hangup.recv().await,
-            // A file that hangs holds up its own reload, and no later one.
+            // A file that hangs holds up its own reload only.
             next = next_after(SLOW, &mut hangup) => asked = next,
         }
     }
 }
 
-/// The next signal, if this has waited for a while.
+/// Returns at the next signal after `wait`.
 async fn next_after(wait: Duration, hangup: &mut Signal) -> Option<()> {
     sleep(wait).await;
     hangup.recv().await
 }
 
-/// One attempt at a reload. It is void once another has begun.
+/// One attempt at a reload. It is void once another attempt has begun.
 struct Attempt {
     number: usize,
     latest: Arc<AtomicUsize>,
@@ -173,7 +177,7 @@ async fn reload_once(attempt: Attempt, reload: Reload, options: Options, log: Lo
     let refused = reload.clone();
     let reloading = aside(move || {
         let config = options.load();
-        // One that is void says nothing: another one has taken its place.
+        // A void attempt logs nothing: another one has replaced it.
         if !attempt.is_latest() {
             return Ok(None);
         }
@@ -181,23 +185,23 @@ async fn reload_once(attempt: Attempt, reload: Reload, options: Options, log: Lo
         let Some(reloaded) = reload.apply_while(&config, || attempt.is_latest())? else { return Ok(None) };
         tell_warnings(&reload.warnings(&config));
         if let Err(err) = log.reload(&config.log) {
-            tracing::error!(%err, "the audit file is not opened again; audit lines go where they went before");
+            tracing::error!(%err, "cannot open the audit file again; audit lines still go to the file that was open");
         }
         Ok::<_, ConfigError>(Some(reloaded))
     });
     match reloading {
         Ok(reloading) => tell(patiently(reloading).await, &refused),
         Err(err) => {
-            tracing::error!(%err, "reload refused: the system gives no thread");
-            refused.refused(&format!("the system gives no thread: {err}"));
+            tracing::error!(%err, "reload refused: cannot start a thread");
+            refused.refused(&format!("cannot start a thread: {err}"));
         }
     }
 }
 
-/// One line for each warning about a configuration.
+/// Logs one line for each warning about a configuration.
 fn tell_warnings(warnings: &[ConfigError]) {
     for warning in warnings {
-        tracing::warn!(%warning, "the configuration is valid, and may not be meant");
+        tracing::warn!(%warning, "the configuration is valid, but may not be what was intended");
     }
 }
 
@@ -209,7 +213,7 @@ fn tell(reloaded: Result<Result<Option<Reloaded>, ConfigError>, oneshot::error::
                 tracing::warn!(
                     %context,
                     sessions,
-                    "the reload changed what decides who may resume: sessions of this context were dropped"
+                    "the reload changed the scope of this context: its sessions were removed"
                 );
             }
             let dropped: u64 = dropped.values().sum();
@@ -218,7 +222,7 @@ fn tell(reloaded: Result<Result<Option<Reloaded>, ConfigError>, oneshot::error::
         }
         Ok(Err(err)) => err.to_string(),
         Err(_) => {
-            let defect = "a defect of the daemon: the log has the panic";
+            let defect = "a defect of the daemon: the reload panicked, see the log";
             reload.refused(defect);
             defect.into()
         }
@@ -226,19 +230,20 @@ fn tell(reloaded: Result<Result<Option<Reloaded>, ConfigError>, oneshot::error::
     tracing::error!(err = refused, "reload refused; the configuration stays as it was");
 }
 
-/// Waits for files that are read, and tells where that takes long.
+/// Waits for files to be read, and logs if that takes long.
 async fn patiently<T>(mut reading: oneshot::Receiver<T>) -> Result<T, oneshot::error::RecvError> {
     if let Ok(read) = timeout(SLOW, &mut reading).await {
         return read;
     }
     tracing::warn!(
         seconds = SLOW.as_secs(),
-        "a reload waits for a file of the configuration; the daemon serves with the configuration that it has"
+        "a reload waits for a file of the configuration; the daemon serves with the configuration that it runs"
     );
     reading.await
 }
 
-/// Ready at the first SIGTERM or SIGINT. A second one ends the process at once, with status 128 and its number.
+/// Returns at the first SIGTERM or SIGINT. From then on, a second one ends the process at once,
+/// with status 128 and its number.
 async fn stop(mut terminate: Signal, mut interrupt: Signal, log: Log) {
     next(&mut terminate, &mut interrupt).await;
     tokio::spawn(async move {
@@ -256,7 +261,7 @@ async fn next(terminate: &mut Signal, interrupt: &mut Signal) -> SignalKind {
     }
 }
 
-/// Where it listens, and what to type first.
+/// Returns the greeting: the addresses that the daemon listens on, and a first command to try.
 fn greeting(config: &Config, endpoints: &[Endpoint]) -> String {
     let mut text = format!("tls-sessiond {}\n", env!("CARGO_PKG_VERSION"));
     let mut first = None;
@@ -280,7 +285,7 @@ fn greeting(config: &Config, endpoints: &[Endpoint]) -> String {
     }
     for context in config.contexts.iter().filter(|context| context.self_made) {
         text += &format!(
-            "context `{}` has a certificate for localhost that was made now and ends with this process\n",
+            "context `{}` uses a certificate for localhost, made at this start and valid until this process ends\n",
             context.name
         );
     }

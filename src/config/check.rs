@@ -1,10 +1,10 @@
-//! Values of the file, checked one by one.
+//! Checks of single values.
 
 use std::time::Duration;
 
 use super::{ConfigError, origin::Origin, units};
 
-/// Checks values and names the key in every refusal.
+/// Checks values. Every error names the key.
 pub(super) struct Check<'a> {
     pub(super) origin: &'a Origin,
 }
@@ -46,12 +46,12 @@ impl Check<'_> {
         number: N,
     ) -> Result<N, ConfigError> {
         if number == N::from(0) {
-            return Err(self.refuse(key, "must be more than zero: everything has a limit".into()));
+            return Err(self.refuse(key, "must be more than zero: a limit cannot be switched off".into()));
         }
         Ok(number)
     }
 
-    /// One of a few words.
+    /// Returns the value of one of the given words.
     pub(super) fn word<T: Copy>(&self, key: &str, text: &str, words: &[(&str, T)]) -> Result<T, ConfigError> {
         words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
             let known: Vec<_> = words.iter().map(|(word, _)| format!("`{word}`")).collect();

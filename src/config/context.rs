@@ -1,4 +1,4 @@
-//! What connections inherit: `[[context]]`.
+//! Settings that connections inherit: `[[context]]`.
 
 use std::path::PathBuf;
 
@@ -21,14 +21,17 @@ pub(super) fn context(
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     for (field, name) in [("name", &raw.name), ("session_id_context", &raw.session_id_context)] {
         if name.len() > 64 || !name.chars().all(plain) || (field == "name" && name.is_empty()) {
-            let message = format!("`{name}` is not 1 to 64 of a-z, A-Z, 0-9, `-`, `_` and `.`");
+            let message = format!(
+                "invalid name `{name}`: expected 1 to 64 characters of a-z, A-Z, 0-9, `-`, `_` and `.`"
+            );
             return Err(check.refuse(&key(field), message));
         }
     }
     let relative = |path: &PathBuf| check.origin.folder().join(path);
     let (chains, keys) = (raw.certificate.paths(), raw.key.paths());
     if chains.len() != keys.len() {
-        let message = format!("{} certificates, but {} keys: they go in pairs", chains.len(), keys.len());
+        let message =
+            format!("{} certificates, but {} keys: each certificate needs its key", chains.len(), keys.len());
         return Err(check.refuse(&key("key"), message));
     }
     let mut versions = Vec::new();
@@ -49,7 +52,7 @@ pub(super) fn context(
     for (at, protocol) in raw.alpn.iter().enumerate() {
         // RFC 7301 section 3.1: a name has 1 to 255 bytes.
         if !(1..=255).contains(&protocol.len()) {
-            let message = "a protocol name has 1 to 255 bytes".into();
+            let message = "a protocol name must have 1 to 255 bytes".into();
             return Err(check.refuse(&key(&format!("alpn[{at}]")), message));
         }
     }
@@ -67,7 +70,8 @@ pub(super) fn context(
         )?;
         set(&mut options);
     }
-    // Each ticket costs a signature of the key schedule and an entry; OpenSSL's own clients keep two.
+    // Each ticket costs a signature of the key schedule and an entry; OpenSSL's own clients keep
+    // two.
     if raw.tickets > 16 {
         return Err(check.refuse(&key("tickets"), format!("{} is more than 16", raw.tickets)));
     }

@@ -1,15 +1,15 @@
-//! Logging: `[log]`.
+//! Settings of the log: `[log]`.
 
 use std::path::PathBuf;
 
-/// What is logged, how, and where audit lines go.
+/// The settings of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Log {
-    /// Which events become lines. Audit lines pass every filter.
+    /// The filter for events. Audit lines pass every filter.
     pub filter: Filter,
     /// The form of a line.
     pub format: LogFormat,
-    /// Where audit lines go.
+    /// The destination of audit lines.
     pub audit: Audit,
 }
 
@@ -18,35 +18,35 @@ pub struct Log {
 pub enum LogFormat {
     /// Text on a terminal, JSON otherwise.
     Auto,
-    /// One event a line, for people.
+    /// One event per line, for reading.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Where lines with the target `audit` go.
+/// The destination of lines with the target `audit`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Audit {
-    /// To stderr, beside all others.
+    /// Stderr, together with all other lines.
     Stderr,
-    /// Appended to a file, which SIGHUP opens again.
+    /// A file, to which lines are appended. SIGHUP opens it again.
     File(PathBuf),
-    /// Nowhere.
+    /// Audit lines are not written.
     Off,
 }
 
-/// A level of the log. Each includes those above it.
+/// A level of the log. Each includes the levels above it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// Nothing.
+    /// No lines.
     Off,
     /// The daemon cannot do what it should.
     Error,
     /// An operator should look.
     Warn,
-    /// State changes.
+    /// Changes of state.
     Info,
-    /// Single connections.
+    /// Events of single connections.
     Debug,
     /// Everything.
     Trace,
@@ -57,7 +57,8 @@ pub enum Level {
 pub struct Filter {
     /// The level of this daemon's own lines.
     pub own: Level,
-    /// Targets with a level of their own, in the order of the text: the last one for a target counts.
+    /// Targets with a level of their own, in the order of the text. The last entry for a target
+    /// counts.
     pub targets: Vec<(String, Level)>,
 }
 
@@ -71,10 +72,11 @@ const LEVELS: [(&str, Level); 6] = [
 ];
 
 impl Filter {
-    /// Reads `LEVEL` and `TARGET=LEVEL`, separated by commas: the directives of `log.level` and of `RUST_LOG`.
+    /// Parses `LEVEL` and `TARGET=LEVEL`, separated by commas: the directives of `log.level` and of
+    /// `RUST_LOG`.
     ///
     /// # Errors
-    /// The directive that is neither.
+    /// The error names the directive that is neither.
     pub(super) fn read(text: &str) -> Result<Self, String> {
         let mut filter = Self { own: Level::Info, targets: Vec::new() };
         for directive in text.split(',').map(str::trim) {
@@ -106,7 +108,7 @@ fn invalid(directive: &str) -> String {
     )
 }
 
-/// Reads `stderr`, `off` or the path of a file, relative to `folder`.
+/// Parses `stderr`, `off` or the path of a file, relative to `folder`.
 pub(super) fn audit(text: &str, folder: &std::path::Path) -> Result<Audit, String> {
     match text {
         "stderr" => Ok(Audit::Stderr),
@@ -126,7 +128,11 @@ mod tests {
         assert_eq!(filter.own, Level::Warn);
         let targets = [("h2".to_owned(), Level::Debug), ("tls_sessiond::rpc".to_owned(), Level::Trace)];
         assert_eq!(filter.targets, targets);
-        assert_eq!(Filter::read("h2=off").unwrap().own, Level::Info, "a target alone changes nothing else");
+        assert_eq!(
+            Filter::read("h2=off").unwrap().own,
+            Level::Info,
+            "a target's level leaves the daemon's own level as it is"
+        );
         for bad in [
             "",
             "inof",

@@ -1,7 +1,11 @@
-//! The configuration: a file, or nothing, in; a valid [`Config`] out, or an error with key and line.
+//! The configuration: turns a file, the environment and the command line into a valid [`Config`],
+//! or an error with key and line.
 //!
-//! Order of precedence: `--set listen.api=...` over `TLS_SESSIOND__LISTEN__API` over the file over the default; `RUST_LOG`
-//! over every `log.level`.
+//! Order of precedence, highest first:
+//!
+//! 1. `--set listen.api=...` 2. `TLS_SESSIOND__LISTEN__API` 3. the file 4. the default
+//!
+//! `RUST_LOG` overrides every `log.level`.
 
 use std::{
     fmt,
@@ -29,18 +33,20 @@ use tls_sessiond_core::{
     store,
 };
 
-/// Where it listens where nothing else is said.
+/// The addresses to listen on by default.
 const DEFAULT_ADDRESS: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 50551);
 const DEFAULT_SOCKET: &str = "/run/tls-sessiond/api.sock";
 
-/// What is wrong with a configuration. Displays as `FILE:LINE: key: what`, on one line, without what looks like a key.
+/// An error of the configuration. Displays as `FILE:LINE: key: message`, on one line, without text
+/// that looks like a key.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0}")]
 pub struct ConfigError(String);
 
 impl ConfigError {
-    /// Makes an error. There is no other way to make one, so every message passes through [`withhold::withhold`].
+    /// Makes an error. There is no other way to make one, so every message passes through
+    /// [`withhold::withhold`].
     fn plain(message: String) -> Self {
         Self(withhold::withhold(&message))
     }
@@ -49,21 +55,21 @@ impl ConfigError {
 /// A valid configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Where the API is served.
+    /// The addresses that serve the API.
     pub api: Vec<Endpoint>,
-    /// What a Unix socket's file gets.
+    /// Permissions and owner of the files of Unix sockets.
     pub unix: UnixFile,
-    /// What TLS is served with.
+    /// The files for mutual TLS, if the API is served over TLS.
     pub tls: Option<ListenTls>,
-    /// Who may do what; the first rule that matches counts. None: whoever is local may do everything.
+    /// The access rules; the first match counts. Empty: local callers may do everything.
     pub access: Vec<Access>,
     /// Limits of the whole daemon.
     pub limits: Limits,
-    /// How it stops.
+    /// Settings for stopping.
     pub drain: Drain,
-    /// What it logs.
+    /// Settings of the log.
     pub log: Log,
-    /// What connections inherit, at least one.
+    /// The contexts, at least one.
     pub contexts: Vec<ContextConfig>,
     origin: origin::Origin,
 }
@@ -73,35 +79,36 @@ pub struct Config {
 pub struct UnixFile {
     /// Its permissions.
     pub mode: u32,
-    /// User and group, by number. None: those of the daemon.
+    /// User and group, by number. `None`: those of the daemon.
     pub owner: Option<(u32, u32)>,
 }
 
-/// Mutual TLS: what this side shows, and who may come.
+/// The files for mutual TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenTls {
-    /// The chain, PEM.
+    /// The daemon's certificate chain, PEM.
     pub certificate: PathBuf,
     /// Its key, PEM.
     pub key: PathBuf,
-    /// Who signs the certificates of workers, PEM.
+    /// The authorities that sign the certificates of callers, PEM.
     pub client_ca: PathBuf,
 }
 
-/// An address to listen on. Plaintext only on this host.
+/// An address to listen on. Plaintext is served only on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     /// A loopback address, in plaintext.
     Tcp(SocketAddr),
     /// Any address, with mutual TLS.
     Tls(SocketAddr),
-    /// What systemd has bound and passed (sd_listen_fds(3)).
+    /// The sockets that systemd has bound and passed (sd_listen_fds(3)).
     Systemd,
-    /// A Unix socket. Where `optional`, it is left out if its folder cannot be made.
+    /// A Unix socket.
     Unix {
-        /// Where it lies.
+        /// The path of the socket.
         path: PathBuf,
-        /// The default socket is: nobody asked for it.
+        /// Whether the socket is left out if its folder cannot be made. Only the default socket is
+        /// optional.
         optional: bool,
     },
 }
@@ -109,51 +116,54 @@ pub enum Endpoint {
 /// Limits of the whole daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Most connection objects.
+    /// Maximum number of connection objects.
     pub connections: usize,
-    /// Most connection objects of one identity.
+    /// Maximum number of connection objects of one identity.
     pub connections_per_owner: usize,
-    /// Most calls that are begun and not answered.
+    /// Maximum number of calls that have begun and are not answered.
     pub calls_in_flight: usize,
-    /// Most of those of one identity.
+    /// Maximum number of such calls of one identity.
     pub calls_per_owner: usize,
-    /// Most bytes of requests that have not come as a whole, of answers that have no window, and of requests behind these.
+    /// Maximum bytes of incomplete requests, of answers that wait for a flow-control window, and of
+    /// requests queued behind such answers.
     pub request_bytes: usize,
-    /// Most of those of one identity.
+    /// Maximum number of such bytes of one identity.
     pub request_bytes_per_owner: usize,
-    /// Most sockets.
+    /// Maximum number of sockets.
     pub sockets: usize,
-    /// Most lookups of one identity in a second that find nothing.
+    /// Maximum number of lookups per second of one identity that find nothing.
     pub misses_per_second: u32,
-    /// Largest gRPC message, in bytes.
+    /// Maximum size of a gRPC message, in bytes.
     pub message: usize,
-    /// Most plaintext that waits for a handshake on one Drive, in bytes.
+    /// Maximum plaintext that waits for a handshake on one Drive, in bytes.
     pub plaintext_buffer: usize,
-    /// Most concurrent calls of one HTTP/2 connection whose caller has the role worker.
+    /// Maximum number of concurrent calls on one HTTP/2 connection whose caller has the role
+    /// worker.
     pub streams: u32,
-    /// Most concurrent calls of one HTTP/2 connection of another caller; not above `streams`.
+    /// Maximum number of concurrent calls on one HTTP/2 connection of any other caller; at most
+    /// `streams`.
     pub streams_non_worker: u32,
-    /// Most sessions in all caches together.
+    /// Maximum number of sessions in all caches together.
     pub sessions: usize,
-    /// Most bytes in all caches together.
+    /// Maximum number of bytes in all caches together.
     pub session_bytes: usize,
 }
 
-/// How the daemon stops.
+/// Settings for stopping the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drain {
-    /// How long it answers NOT_SERVING before it refuses new calls.
+    /// Time from the health answer NOT_SERVING until new calls are refused.
     pub delay: Duration,
-    /// How long running calls may go on then.
+    /// Time that running calls have after that.
     pub timeout: Duration,
 }
 
-/// Says whether something in a text looks like a private key, so that no error must print it.
+/// Returns whether part of a text looks like a private key. No error may print such a text.
 pub fn holds_key(text: &str) -> bool {
     withhold::holds_key(text)
 }
 
-/// The variables of this process's environment that are about the configuration.
+/// Returns the variables of this process's environment that belong to the configuration.
 ///
 /// # Errors
 /// One of them is not UTF-8. Other variables may hold any bytes.
@@ -174,7 +184,7 @@ impl Config {
     /// Reads and checks the configuration. Opens no file but the configuration itself.
     ///
     /// # Errors
-    /// The first thing that is wrong, with its key and where that stands.
+    /// The first error, with its key and line.
     pub fn load(
         file: Option<&Path>,
         environment: impl Iterator<Item = (String, String)>,
@@ -185,7 +195,7 @@ impl Config {
         Self::check(origin, keys)
     }
 
-    /// Checks the values of `keys`. `origin` has their places, for errors.
+    /// Checks the values of `keys`. `origin` locates them for errors.
     fn check(origin: origin::Origin, keys: toml::Table) -> Result<Self, ConfigError> {
         let raw: raw::File = serde_path_to_error::deserialize(keys).map_err(|err| {
             let key = err.path().to_string();
@@ -218,13 +228,14 @@ impl Config {
         if tls.is_none()
             && let Some(place) = api.iter().position(|endpoint| matches!(endpoint, Endpoint::Tls(_)))
         {
-            let message = "plaintext is served on loopback addresses and Unix sockets only, for session secrets \
-                           pass there: this one needs [listen.tls]";
+            let message = "plaintext is served on loopback addresses and Unix sockets only, because the API \
+                           carries session secrets: this one needs [listen.tls]";
             return Err(check.refuse(&format!("listen.api[{place}]"), message.into()));
         }
         let access = access(&check, raw.access.as_deref().unwrap_or_default())?;
         if tls.is_some() && access.is_empty() {
-            let message = "nobody who comes over TLS may do anything without an [[access]]".into();
+            let message =
+                "there is no [[access]] rule, so every caller over TLS would be refused; add a rule".into();
             return Err(check.refuse("listen.tls", message));
         }
         let limits = Limits {
@@ -269,7 +280,10 @@ impl Config {
                 for (place, raw) in list.iter().enumerate() {
                     let context = context(&check, place, raw)?;
                     if contexts.iter().any(|other| other.name == context.name) {
-                        let message = format!("a context named `{}` stands above already", context.name);
+                        let message = format!(
+                            "a context named `{}` is defined above; names must be unique",
+                            context.name
+                        );
                         return Err(check.refuse(&format!("context[{place}].name"), message));
                     }
                     contexts.push(context);
@@ -278,7 +292,7 @@ impl Config {
                     && only.certificates.is_empty()
                     && !check.origin.file_defines_contexts()
                 {
-                    // The built-in one, with some keys set over it.
+                    // The built-in context, with some keys set by overrides.
                     only.self_made = true;
                 }
                 contexts
@@ -287,26 +301,32 @@ impl Config {
         for (place, rule) in access.iter().enumerate() {
             let known = |name: &String| name == "*" || contexts.iter().any(|context| context.name == *name);
             if let Some(at) = rule.contexts.iter().position(|name| !known(name)) {
-                let message = format!("no context is named `{}`", rule.contexts[at]);
+                let message = format!(
+                    "unknown context `{}`: expected the name of a [[context]], or `*` for all",
+                    rule.contexts[at]
+                );
                 return Err(check.refuse(&format!("access[{place}].contexts[{at}]"), message));
             }
         }
         Ok(Self { api, unix, tls, access, limits, drain, log, contexts, origin })
     }
 
-    /// The defaults, as without a file.
+    /// Returns the defaults, which apply without a file.
     ///
     /// # Panics
-    /// Never: a test holds the defaults valid.
+    /// Never: a test checks that the defaults are valid.
     pub fn defaults() -> Self {
         Self::load(None, std::iter::empty(), &[]).expect("the defaults are valid")
     }
 
-    /// Checks whether a reload may put this configuration in the place of `running`: contexts may differ, rules of access,
-    /// and the files of `listen.tls`; and no key returns to its default because it is missing.
+    /// Checks whether a reload may replace `running` by this configuration.
+    ///
+    /// These parts may differ: contexts, access rules, the files of `listen.tls`, and every setting
+    /// that can change at run time. No key may return to its default because it is missing.
     ///
     /// # Errors
-    /// The first key that is missing, or the first section that differs and cannot change at run time.
+    /// Names the first key that is missing, or the first one that differs and cannot change at run
+    /// time.
     pub fn can_follow(&self, running: &Self) -> Result<(), ConfigError> {
         omission::check(self, running)?;
         let fixed = [
@@ -326,7 +346,7 @@ impl Config {
         }
     }
 
-    /// An error about `log.audit`, found when the file was opened.
+    /// Returns an error about `log.audit`, found when the file was opened.
     pub fn audit_error(&self, what: impl fmt::Display) -> ConfigError {
         Check { origin: &self.origin }.refuse("log.audit", what.to_string())
     }
@@ -337,7 +357,7 @@ impl Config {
         names.filter(|name| self.contexts.iter().all(|context| context.name != *name)).collect()
     }
 
-    /// An error about a key of `listen.tls`, found when its files were opened.
+    /// Returns an error about a key of `listen.tls`, found when its files were opened.
     pub fn tls_error(&self, key: &str, what: impl fmt::Display) -> ConfigError {
         Check { origin: &self.origin }.refuse(&format!("listen.tls.{key}"), what.to_string())
     }
@@ -364,10 +384,12 @@ impl Config {
 fn endpoint(text: &str) -> Result<Endpoint, String> {
     if let Some(path) = text.strip_prefix("unix://") {
         if !path.starts_with('/') {
-            return Err(format!("`{text}`: a socket's path is absolute, as in unix://{DEFAULT_SOCKET}"));
+            return Err(format!(
+                "`{text}`: the path of a socket must be absolute, as in unix://{DEFAULT_SOCKET}"
+            ));
         }
         if path.contains('\0') {
-            return Err("a socket's path has no NUL".into());
+            return Err("the path of a socket must not contain NUL".into());
         }
         return Ok(Endpoint::Unix { path: path.into(), optional: false });
     }
@@ -376,7 +398,9 @@ fn endpoint(text: &str) -> Result<Endpoint, String> {
     }
     let (scheme, address) =
         text.split_once("://").filter(|(scheme, _)| ["tcp", "tls"].contains(scheme)).ok_or_else(|| {
-            format!("`{text}` begins with none of tcp://, tls:// and unix://, and is not `systemd`")
+            format!(
+                "invalid address `{text}`: expected tcp://IP:PORT, tls://IP:PORT, unix:///PATH or systemd"
+            )
         })?;
     let address = address
         .parse::<SocketAddr>()
@@ -393,7 +417,8 @@ fn access(check: &Check<'_>, raw: &[raw::Access]) -> Result<Vec<Access>, ConfigE
         .map(|(place, rule)| {
             let key = |name: &str| format!("access[{place}].{name}");
             if rule.contexts.is_empty() {
-                return Err(check.refuse(&key("contexts"), "names none; `[\"*\"]` is every one".into()));
+                return Err(check
+                    .refuse(&key("contexts"), "must not be empty; use `[\"*\"]` for all contexts".into()));
             }
             Ok(Access {
                 identity: check.key(

@@ -1,28 +1,31 @@
-//! A reload does not loosen by omission.
+//! Protection against a reload that loosens the configuration because keys are missing.
 //!
-//! A file that was cut while it was written, or is empty, is a valid configuration: every key is optional, and what is
-//! missing has its default. Without rules of access every local caller may do everything, and without a context there is
-//! the built-in one. So a key that the running configuration has may be missing in the next one only if its default is the
-//! value that runs anyway. [`check`] compares the keys themselves, so it covers every key that exists and every key that is added later.
+//! A file that was cut while it was written, or is empty, is a valid configuration: every key is
+//! optional, and a missing key has its default. Without access rules every local caller may do
+//! everything, and without a context the built-in one is used. So a key that the running
+//! configuration has may be missing in the next one only if its default equals the running value.
 //!
-//! * Contexts are matched by name. One that is missing while others are there is removed: its users lose it. One whose name
-//!   is new is taken as it is written.
-//! * Rules of access may be fewer. All of their keys are required, and the first rule that matches counts, so that a file
-//!   that ends earlier grants less. A rule that is taken out before others is an edit: no omission looks like it.
+//! [`check`] compares the keys themselves, so it covers every key, including those added later.
+//!
+//! * Contexts are matched by name. If a context is missing while others are there, it is removed:
+//!   its users lose it. A context with a new name is taken as it is written.
+//! * Access rules may be fewer. All of their keys are required, and the first match counts, so a
+//!   file that ends early grants less. Removing a rule that stands before others is an edit: no
+//!   omission looks like it.
 //! * `access = []` and `context = []` say explicitly what a missing key means.
 
 use toml::{Table, Value};
 
 use super::{Config, ConfigError, check::Check};
 
-/// Longest value that an error shows, in characters.
+/// Maximum length of a value in an error, in characters.
 const VALUE_MAX: usize = 80;
-/// Most keys that an error names.
+/// Maximum number of keys that an error names.
 const NAMED_MAX: usize = 5;
 
-/// A key of the running configuration that the next one does not have.
+/// A key of the running configuration that is missing in the next one.
 struct Missing<'r> {
-    /// Its path in the running configuration: names, and places in lists.
+    /// Its path in the running configuration: names, and indexes of lists.
     path: Vec<String>,
     /// The key in the next configuration.
     key: String,
@@ -32,7 +35,7 @@ struct Missing<'r> {
 /// Checks that no key returns to its default in `next` because it is missing there.
 ///
 /// # Errors
-/// Names the first such key, its value in `running`, and what to write instead.
+/// Names the first such key, its value in `running`, and the text to write instead.
 pub(super) fn check(next: &Config, running: &Config) -> Result<(), ConfigError> {
     let check = Check { origin: &next.origin };
     let (old, new) = (running.origin.merged(), next.origin.merged());
@@ -43,11 +46,12 @@ pub(super) fn check(next: &Config, running: &Config) -> Result<(), ConfigError> 
     {
         for (place, context) in new.iter().enumerate() {
             let before = old.iter().position(|old| name(old) == name(context));
-            // One that was cut before its name would take the place of the default one, with less.
+            // A context that was cut before its name would replace the default one, with fewer
+            // settings.
             let named = |place: usize| old[place].get("name").is_some();
             if context.get("name").is_none() && before.is_none_or(named) {
-                let message = "a context without a name takes the name `default`, and the running configuration has no \
-                               context that is called so without a name; write its name, or restart the daemon";
+                let message = "a context without a name takes the name `default`, but the running configuration has no \
+                               unnamed context; write its name, or restart the daemon";
                 return Err(check.refuse(&format!("context[{place}].name"), message.into()));
             }
             if let Some((before, old)) = before.and_then(|place| Some((place, old[place].as_table()?))) {
@@ -60,7 +64,7 @@ pub(super) fn check(next: &Config, running: &Config) -> Result<(), ConfigError> 
     for place in next.origin.overridden_contexts() {
         let at = |config: &Config| config.contexts.get(place).map(|context| context.name.clone());
         if at(next) != at(running) {
-            let message = "a key of this context is set beside the file, by its place, and another context has this place \
+            let message = "a key of this context is set outside the file, by its index, and another context has this index \
                            now; keep the order of the contexts, or restart the daemon";
             return Err(check.refuse(&format!("context[{place}].name"), message.into()));
         }
@@ -80,7 +84,7 @@ pub(super) fn check(next: &Config, running: &Config) -> Result<(), ConfigError> 
         }
         return Err(check.refuse(&first.key, message));
     }
-    // Keys that are set beside the file make a context of their own where the file has none.
+    // Overrides create a context if the file has none.
     let built_in = |config: &Config| config.contexts.iter().any(|context| context.self_made);
     if built_in(next) && !built_in(running) && !next.origin.asks_for_built_in_context() {
         let message = format!(
@@ -94,7 +98,7 @@ pub(super) fn check(next: &Config, running: &Config) -> Result<(), ConfigError> 
 
 const REFUSED: &str = "a reload returns no key to its default because it is missing";
 
-/// Finds the keys of `old` that `new` does not have. Lists are not looked into.
+/// Finds the keys of `old` that `new` does not have. Does not compare the items of lists.
 fn compare<'r>(
     old: &'r Table,
     new: &Table,
@@ -125,8 +129,8 @@ fn name(context: &Value) -> &str {
     context.get("name").and_then(Value::as_str).unwrap_or("default")
 }
 
-/// Returns those of the missing keys without which the running configuration would be another one. Returns `None` where it
-/// would be the same.
+/// Returns those missing keys whose absence would change the running configuration. Returns `None`
+/// if their absence changes nothing.
 fn returned<'m, 'r>(missing: &'m [Missing<'r>], running: &Config) -> Option<Vec<&'m Missing<'r>>> {
     let matters = |left_out: &[&Missing<'_>]| {
         let mut keys = running.origin.merged().clone();
@@ -138,7 +142,7 @@ fn returned<'m, 'r>(missing: &'m [Missing<'r>], running: &Config) -> Option<Vec<
         return None;
     }
     let each: Vec<_> = all.iter().copied().filter(|missing| matters(&[missing])).collect();
-    // Keys may matter together alone.
+    // Some keys matter only together.
     Some(if each.is_empty() { all } else { each })
 }
 
@@ -161,8 +165,8 @@ fn remove(keys: &mut Table, path: &[String]) {
     }
 }
 
-/// Returns the running value of a key for an error. No key has a secret as its value; [`ConfigError`] withholds what looks
-/// like one nevertheless.
+/// Returns the running value of a key for an error. No key has a secret as its value, and
+/// [`ConfigError`] withholds text that looks like one.
 fn shown(missing: &Missing<'_>) -> String {
     match (missing.key.as_str(), missing.value) {
         ("access", Value::Array(rules)) => format!("{} rules", rules.len()),

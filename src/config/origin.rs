@@ -1,4 +1,4 @@
-//! Where each key came from: `--set` over the environment over the file. Errors name it.
+//! The source of each key, for errors: `--set`, then the environment, then the file.
 
 use std::{
     collections::BTreeSet,
@@ -14,27 +14,28 @@ use super::ConfigError;
 /// Prefix of environment variables; `__` stands between the parts of a key.
 pub(super) const ENV_PREFIX: &str = "TLS_SESSIOND__";
 
-/// Goes over every `log.level`: it is set for one run, to find a fault.
+/// Overrides every `log.level`: it is set for one run, to find a fault.
 pub(super) const RUST_LOG: &str = "RUST_LOG";
 
-/// Largest configuration file, in bytes.
+/// Maximum size of the configuration file, in bytes.
 const FILE_MAX: u64 = 4 << 20;
-/// Most parts of a key that is set beside the file.
+/// Maximum number of parts of a key that is set outside the file.
 const DEPTH_MAX: usize = 8;
 
-/// The keys that were given, merged, and where each of them stands.
+/// The keys that were given, merged, and the source of each.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Origin {
     file: Option<(PathBuf, String)>,
     /// The keys of the file alone.
     own: Table,
-    /// The keys of the file with the overrides laid over them.
+    /// The keys of the file with the overrides applied.
     merged: Table,
-    /// Dotted keys that were set beside the file, and how.
+    /// Dotted keys that were set outside the file, and how each was set.
     overrides: Vec<(String, String)>,
 }
 
-/// Two origins are always equal, so that configurations are compared by their values and not by where their keys stand.
+/// Two origins are always equal, so that configurations compare by their values and not by the
+/// lines of their keys.
 impl PartialEq for Origin {
     fn eq(&self, _: &Self) -> bool {
         true
@@ -42,7 +43,7 @@ impl PartialEq for Origin {
 }
 
 impl Origin {
-    /// Reads the file and lays the environment and the command line over it.
+    /// Reads the file and applies the environment and the command line.
     pub(super) fn read(
         file: Option<&Path>,
         environment: impl Iterator<Item = (String, String)>,
@@ -77,7 +78,7 @@ impl Origin {
             given.push((key.trim().to_owned(), value.to_owned(), format!("--set {}", key.trim())));
         }
         if let Some(directives) = rust_log {
-            // In quotes, for it is a text whatever it looks like.
+            // Quoted, because it is a text even if it looks like another type.
             let quoted = Value::String(directives).to_string();
             given.push(("log.level".into(), quoted, format!("environment variable {RUST_LOG}")));
         }
@@ -95,7 +96,7 @@ impl Origin {
         &self.merged
     }
 
-    /// The folder that relative paths start from.
+    /// Returns the folder that relative paths start from.
     pub(super) fn folder(&self) -> &Path {
         self.file.as_ref().and_then(|(path, _)| path.parent()).unwrap_or(Path::new(""))
     }
@@ -105,7 +106,7 @@ impl Origin {
         self.own.get("context").is_some_and(|contexts| !is_empty(contexts))
     }
 
-    /// Returns whether the built-in context is asked for explicitly, by `context = []`.
+    /// Returns whether `context = []` asks for the built-in context explicitly.
     pub(super) fn asks_for_built_in_context(&self) -> bool {
         match self.overrides.iter().any(|(key, _)| key == "context") {
             true => self.merged.get("context").is_some_and(is_empty),
@@ -113,14 +114,14 @@ impl Origin {
         }
     }
 
-    /// Places of contexts that have keys set beside the file.
+    /// Returns the indexes of the contexts that have keys set outside the file.
     pub(super) fn overridden_contexts(&self) -> BTreeSet<usize> {
         let places =
             self.overrides.iter().filter_map(|(key, _)| key.strip_prefix("context.")?.split('.').next());
         places.filter_map(|place| place.parse().ok()).collect()
     }
 
-    /// Where a key stands, or the nearest of its parents.
+    /// Returns the source of a key, or that of the nearest parent that has one.
     pub(super) fn locate(&self, key: &str) -> String {
         let dotted = key.replace('[', ".").replace(']', "");
         if let Some((_, from)) = self.overrides.iter().rev().find(|(set, _)| within(&dotted, set)) {
@@ -136,22 +137,23 @@ fn is_empty(value: &Value) -> bool {
     value.as_array().is_some_and(Vec::is_empty)
 }
 
-/// Reads a configuration file, also one that is a pipe.
+/// Reads a configuration file, which may be a pipe.
 fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     File::open(path)?.take(FILE_MAX + 1).read_to_string(&mut text)?;
     if text.len() as u64 > FILE_MAX {
-        return Err(io::Error::other(format!("it has more than {FILE_MAX} bytes")));
+        return Err(io::Error::other(format!("the file is larger than {FILE_MAX} bytes")));
     }
     Ok(text)
 }
 
-/// Whether `key` is `set` or lies below it.
+/// Returns whether `key` is `set` or is below it.
 fn within(key: &str, set: &str) -> bool {
     key.strip_prefix(set).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-/// A value as TOML writes it; what is no TOML is a string, so that `--set listen.api=...` needs no quotes.
+/// Parses a value in TOML. Any other text is a string, so that `--set listen.api=...` needs no
+/// quotes.
 fn parse(text: &str) -> Value {
     format!("v = {text}")
         .parse::<Table>()
@@ -160,10 +162,10 @@ fn parse(text: &str) -> Value {
         .unwrap_or_else(|| Value::String(text.to_owned()))
 }
 
-/// Sets a dotted key; a number is a place in a list: `context.0.alpn`.
+/// Sets a dotted key. A number is an index of a list: `context.0.alpn`.
 fn assign(table: &mut Table, key: &str, value: Value) -> Result<(), String> {
     if key.split('.').count() > DEPTH_MAX {
-        return Err(format!("no key has more than {DEPTH_MAX} parts"));
+        return Err(format!("a key has at most {DEPTH_MAX} parts"));
     }
     let mut parts = key.split('.').peekable();
     let first = parts.next().filter(|first| !first.is_empty()).ok_or("the key is empty")?;
@@ -187,16 +189,16 @@ fn assign(table: &mut Table, key: &str, value: Value) -> Result<(), String> {
             }
             Value::Table(table) => table.entry(part).or_insert_with(|| Value::Table(Table::new())),
             Value::Array(list) => {
-                // As where the key is missing: `context = []` means the built-in one.
+                // An empty list is like a missing key: `context = []` means the built-in context.
                 if list.is_empty() && part == "0" {
                     list.push(Value::Table(Table::new()));
                 }
                 part.parse::<usize>()
                     .ok()
                     .and_then(|place| list.get_mut(place))
-                    .ok_or_else(|| format!("`{part}` in `{key}` is no place in that list"))?
+                    .ok_or_else(|| format!("`{part}` in `{key}` is not an index of that list"))?
             }
-            _ => return Err(format!("`{key}` lies below a key that is a plain value")),
+            _ => return Err(format!("`{key}` is below a key that is neither a table nor a list")),
         };
         if last {
             *place = value;
@@ -206,8 +208,8 @@ fn assign(table: &mut Table, key: &str, value: Value) -> Result<(), String> {
     Ok(())
 }
 
-/// The byte position of a key as serde_path_to_error writes it: `context[0].alpn[1]`. A name in it may have dots and brackets of
-/// its own, for TOML has quoted keys.
+/// Returns the byte position of a key as serde_path_to_error writes it: `context[0].alpn[1]`. A
+/// name in it may contain dots and brackets, because TOML has quoted keys.
 fn position(table: &Spanned<DeTable<'_>>, key: &str) -> usize {
     let (mut at, mut rest) = (0, key);
     let mut here: Option<&DeValue<'_>> = None;
@@ -225,7 +227,7 @@ fn position(table: &Spanned<DeTable<'_>>, key: &str) -> usize {
 
 type Found<'t, 's, 'k> = (usize, &'t Spanned<DeValue<'s>>, &'k str);
 
-/// The entry with the longest name that a key begins with, and the rest of the key.
+/// Returns the entry with the longest name that a key begins with, and the rest of the key.
 fn named<'t, 's, 'k>(table: &'t DeTable<'s>, key: &'k str) -> Option<Found<'t, 's, 'k>> {
     let begins = table.iter().filter_map(|(name, value)| {
         let rest = key.strip_prefix(name.get_ref().as_ref())?;
@@ -234,7 +236,7 @@ fn named<'t, 's, 'k>(table: &'t DeTable<'s>, key: &'k str) -> Option<Found<'t, '
     begins.min_by_key(|(_, _, rest)| rest.len())
 }
 
-/// The item of a list whose place a key begins with, and the rest of the key.
+/// Returns the list item whose index a key begins with, and the rest of the key.
 fn placed<'t, 's, 'k>(list: &'t [Spanned<DeValue<'s>>], key: &'k str) -> Option<Found<'t, 's, 'k>> {
     let (place, rest) = key.strip_prefix('[')?.split_once(']')?;
     let item = list.get(place.parse::<usize>().ok()?)?;

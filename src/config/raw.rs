@@ -1,4 +1,4 @@
-//! The file as it is written: every key optional, unknown keys refused.
+//! The keys of the file: every key is optional, and unknown keys are refused.
 
 use std::path::PathBuf;
 

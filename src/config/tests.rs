@@ -30,7 +30,7 @@ fn the_defaults_are_those_of_the_manual() {
 }
 
 #[test]
-fn what_is_wrong_is_told_with_key_and_line() {
+fn configuration_errors_name_key_and_line() {
     for (text, said) in [
         (
             "[listen]\napi = [\"tcp://0.0.0.0:1\"]\n",
@@ -46,14 +46,17 @@ fn what_is_wrong_is_told_with_key_and_line() {
         ("[limits]\n\"a[0].b\" = 1\n", "c.toml:2: limits.a[0].b: unknown field `a[0].b`, expected one of"),
         ("[limits]\nstreams = 0\n", "c.toml:2: limits.streams: must be more than zero"),
         ("[limits]\nstreams_non_worker = 0\n", "c.toml:2: limits.streams_non_worker: must be more than zero"),
-        ("[limits]\nmessage = \"4MB\"\n", "c.toml:2: limits.message: `4MB` is no size"),
+        ("[limits]\nmessage = \"4MB\"\n", "c.toml:2: limits.message: invalid size `4MB`"),
         ("[drain]\n# a comment\ntimeout = \"soon\"\n", "c.toml:3: drain.timeout: `soon` does not begin with"),
         (
             "[[context]]\n[[context]]\nname = \"b\"\nversions = [\n\"1.2\",\n\"1.1\"]",
             "c.toml:6: context[1].versions[1]: `1.1`",
         ),
-        ("[[context]]\nname = \"a b\"\n", "c.toml:2: context[0].name: `a b` is not 1 to 64 of"),
-        ("[[context]]\n[[context]]\n", "c.toml:2: context[1].name: a context named `default` stands above"),
+        ("[[context]]\nname = \"a b\"\n", "c.toml:2: context[0].name: invalid name `a b`: expected 1 to 64"),
+        (
+            "[[context]]\n[[context]]\n",
+            "c.toml:2: context[1].name: a context named `default` is defined above",
+        ),
         ("[[context]]\ncertificate = \"a.crt\"\n", "c.toml:1: context[0].key: 1 certificates, but 0 keys"),
         (
             "[[context]]\noptions = [\"no-tickets\"]\n",
@@ -78,7 +81,7 @@ fn what_is_wrong_is_told_with_key_and_line() {
 const TLS: &str = "[listen.tls]\ncertificate = \"a.crt\"\nkey = \"a.key\"\nclient_ca = \"ca.pem\"\n";
 
 #[test]
-fn who_listens_where_and_lets_whom_in_is_checked_with_key_and_line() {
+fn listener_and_access_errors_name_key_and_line() {
     let rule = |identity: &str, contexts: &str, role: &str| {
         format!("[[access]]\nidentity = \"{identity}\"\ncontexts = [{contexts}]\nrole = \"{role}\"\n")
     };
@@ -103,35 +106,38 @@ fn who_listens_where_and_lets_whom_in_is_checked_with_key_and_line() {
         ),
         (
             "[listen]\napi = [\"unix://api.sock\"]\n".into(),
-            "c.toml:2: listen.api[0]: `unix://api.sock`: a socket's",
+            "c.toml:2: listen.api[0]: `unix://api.sock`: the path of",
         ),
-        ("[listen]\napi = [\"Systemd\"]\n".into(), "c.toml:2: listen.api[0]: `Systemd` begins with none of"),
-        (TLS.into(), "c.toml:1: listen.tls: nobody who comes over TLS may do anything without an [[access]]"),
+        ("[listen]\napi = [\"Systemd\"]\n".into(), "c.toml:2: listen.api[0]: invalid address `Systemd`"),
+        (TLS.into(), "c.toml:1: listen.tls: there is no [[access]] rule"),
         (format!("{TLS}ca = \"x\"\n{good}"), "c.toml:5: listen.tls.ca: unknown field `ca`, expected one of"),
         (
             format!("{}{good}", TLS.replace("key = \"a.key\"\n", "")),
             "c.toml:1: listen.tls: missing field `key`",
         ),
-        (
-            "[listen]\n\nunix_mode = \"0770\"\n".into(),
-            "c.toml:3: listen.unix_mode: `0770` is no mode of a socket",
-        ),
-        ("[listen]\nunix_mode = \"rw\"\n".into(), "c.toml:2: listen.unix_mode: `rw` is no mode of a socket"),
+        ("[listen]\n\nunix_mode = \"0770\"\n".into(), "c.toml:3: listen.unix_mode: invalid mode `0770`"),
+        ("[listen]\nunix_mode = \"rw\"\n".into(), "c.toml:2: listen.unix_mode: invalid mode `rw`"),
         (
             "[listen]\nunix_owner = \"root:0\"\n".into(),
-            "c.toml:2: listen.unix_owner: `root:0` is not UID:GID",
+            "c.toml:2: listen.unix_owner: invalid owner `root:0`: expected UID:GID",
         ),
-        ("[listen]\nunix_owner = \"0\"\n".into(), "c.toml:2: listen.unix_owner: `0` is not UID:GID"),
-        (rule("root", "\"*\"", "worker"), "c.toml:2: access[0].identity: `root` is none of local, uid:N"),
-        (rule("uid:-1", "\"*\"", "worker"), "c.toml:2: access[0].identity: `uid:-1`: `-1` is no number"),
+        (
+            "[listen]\nunix_owner = \"0\"\n".into(),
+            "c.toml:2: listen.unix_owner: invalid owner `0`: expected UID:GID",
+        ),
+        (
+            rule("root", "\"*\"", "worker"),
+            "c.toml:2: access[0].identity: invalid identity `root`: expected local, uid:N",
+        ),
+        (rule("uid:-1", "\"*\"", "worker"), "c.toml:2: access[0].identity: `uid:-1`: invalid number `-1`"),
         (
             format!("{good}{}", rule("spiffe://a*", "\"*\"", "worker")),
-            "c.toml:6: access[1].identity: `spiffe://a*`: a `*` stands at the end, after a `/`",
+            "c.toml:6: access[1].identity: `spiffe://a*`: a `*` is allowed only at the end, after a `/`",
         ),
-        (rule("local", "", "worker"), "c.toml:3: access[0].contexts: names none; `[\"*\"]` is every one"),
+        (rule("local", "", "worker"), "c.toml:3: access[0].contexts: must not be empty; use `[\"*\"]`"),
         (
             rule("local", "\"default\", \"web\"", "worker"),
-            "c.toml:3: access[0].contexts[1]: no context is named `web`",
+            "c.toml:3: access[0].contexts[1]: unknown context `web`",
         ),
         (
             rule("local", "\"*\"", "root"),
@@ -190,7 +196,7 @@ fn built_in_context_takes_single_keys_and_stays_built_in() {
     let config = load_with("context = []\n", &[], &["context.0.tickets=4"]).unwrap();
     assert!(
         config.contexts[0].self_made && config.contexts[0].tickets == 4,
-        "an empty list is the built-in one"
+        "an empty list means the built-in context"
     );
     assert!(load("context = []\n").unwrap() == Config::defaults());
 }

@@ -1,8 +1,8 @@
-//! Durations, sizes and permissions as people write them: `"30s"`, `"64MiB"`, `"0660"`.
+//! Durations, sizes and permissions as a configuration writes them: `"30s"`, `"64MiB"`, `"0660"`.
 
 use std::time::Duration;
 
-/// A whole number and a unit: ms, s, m, h or d.
+/// Parses a whole number and a unit: ms, s, m, h or d.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split(text)?;
     let millis = match unit {
@@ -13,35 +13,34 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         "d" => 86_400_000,
         _ => {
             return Err(format!(
-                "`{text}` is no duration: write a number and ms, s, m, h or d, as in \"30s\""
+                "invalid duration `{text}`: expected a number and ms, s, m, h or d, as in \"30s\""
             ));
         }
     };
     number
         .checked_mul(millis)
         .map(Duration::from_millis)
-        .ok_or_else(|| format!("`{text}` is longer than a duration can be"))
+        .ok_or_else(|| format!("`{text}` is too long for a duration"))
 }
 
-/// Permissions of a file in octal, without those to execute.
+/// Parses the permissions of a file in octal, without execute permissions.
 pub(super) fn mode(text: &str) -> Result<u32, String> {
-    u32::from_str_radix(text, 8)
-        .ok()
-        .filter(|mode| mode & !0o666 == 0)
-        .ok_or_else(|| format!("`{text}` is no mode of a socket: write \"0660\", or 0600 or 0666"))
+    u32::from_str_radix(text, 8).ok().filter(|mode| mode & !0o666 == 0).ok_or_else(|| {
+        format!("invalid mode `{text}`: expected octal permissions to read and write, as in \"0660\"")
+    })
 }
 
-/// `UID:GID`; empty: none.
+/// Parses `UID:GID`. Returns `None` for an empty text.
 pub(super) fn user_and_group(text: &str) -> Result<Option<(u32, u32)>, String> {
     if text.is_empty() {
         return Ok(None);
     }
     text.split_once(':')
         .and_then(|(user, group)| Some(Some((user.parse().ok()?, group.parse().ok()?))))
-        .ok_or_else(|| format!("`{text}` is not UID:GID, both numbers"))
+        .ok_or_else(|| format!("invalid owner `{text}`: expected UID:GID, both numbers"))
 }
 
-/// A whole number and a unit: B, KiB, MiB or GiB.
+/// Parses a whole number and a unit: B, KiB, MiB or GiB.
 pub(super) fn size(text: &str) -> Result<usize, String> {
     let (number, unit) = split(text)?;
     let bytes = match unit {
@@ -51,7 +50,7 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
         "GiB" => 1 << 30,
         _ => {
             return Err(format!(
-                "`{text}` is no size: write a number and B, KiB, MiB or GiB, as in \"64MiB\""
+                "invalid size `{text}`: expected a number and B, KiB, MiB or GiB, as in \"64MiB\""
             ));
         }
     };

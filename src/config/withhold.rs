@@ -1,16 +1,19 @@
 //! Keeps key material out of error messages.
 //!
-//! Every [`ConfigError`](super::ConfigError) passes through [`withhold`]: values of the configuration are quoted in many
-//! messages, also in those of `serde` and `toml`, and a value may be a private key that was pasted in the place of its path.
+//! Every [`ConfigError`](super::ConfigError) passes through [`withhold`]. Many messages quote
+//! values of the configuration, including those of `serde` and `toml`. A value may be a private key
+//! that was pasted in place of its path.
 
-/// Longest message, in bytes.
+/// Maximum length of a message, in bytes.
 const MESSAGE_MAX: usize = 2_000;
-/// Shortest run of base64 that counts as key material. A line of PEM has 64, and the shortest key 64 in one piece.
+/// Shortest run of base64 that counts as key material. A line of PEM has 64 characters, and so has
+/// the shortest key in one piece.
 const BASE64_RUN: usize = 40;
 /// Shortest run of hexadecimal digits that counts as key material: 32 bytes.
 const HEX_RUN: usize = 64;
 
-/// Returns the message without what looks like key material, on one line and of bounded length.
+/// Returns the message without text that looks like key material, on one line and of bounded
+/// length.
 pub(super) fn withhold(message: &str) -> String {
     let mut text = String::with_capacity(message.len());
     match secret(message) {
@@ -36,7 +39,7 @@ pub(super) fn withhold(message: &str) -> String {
     shown
 }
 
-/// Says whether something in a text looks like key material.
+/// Returns whether part of a text looks like key material.
 pub(super) fn holds_key(text: &str) -> bool {
     secret(text).is_some()
 }
@@ -50,7 +53,7 @@ fn secret(message: &str) -> Option<(usize, usize)> {
         found = Some((first.min(start), last.max(end)));
     };
     if let Some(start) = message.find("-----BEGIN") {
-        // To the end of the last marker; where that was cut, nothing says where the key ends.
+        // Up to the end of the last marker. If that was cut off, the end of the key is unknown.
         let end = message.rfind("-----END").map_or(message.len(), |end| {
             message[end + 8..].find("-----").map_or(message.len(), |after| end + 8 + after + 5)
         });
@@ -61,7 +64,8 @@ fn secret(message: &str) -> Option<(usize, usize)> {
         let length = bytes[at..].iter().take_while(|byte| is_base64(**byte)).count();
         let run = &bytes[at..at + length];
         let count = |is: fn(&u8) -> bool| run.iter().filter(|&byte| is(byte)).count();
-        // A path has few capitals. Forty characters of base64 have sixteen of them on average, and six digits.
+        // A path has few capitals. Forty characters of base64 have sixteen of them on average, and
+        // six digits.
         let mixed = count(u8::is_ascii_uppercase) >= 4
             && count(u8::is_ascii_lowercase) >= 4
             && count(u8::is_ascii_digit) >= 1;
@@ -69,7 +73,7 @@ fn secret(message: &str) -> Option<(usize, usize)> {
         if (length >= BASE64_RUN && mixed) || hex {
             add(at, at + length);
         }
-        // As openssl prints the numbers of a key: `54:52:bc`.
+        // The form in which openssl prints the numbers of a key: `54:52:bc`.
         let colons = bytes[at..].iter().take_while(|byte| byte.is_ascii_hexdigit() || **byte == b':').count();
         let digits = bytes[at..at + colons].iter().filter(|byte| byte.is_ascii_hexdigit()).count();
         if digits >= HEX_RUN && 2 * (colons - digits) + 2 >= digits {
@@ -84,8 +88,8 @@ fn is_base64(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"+/=".contains(&byte)
 }
 
-/// Extends the range to further pieces of the same value: base64 behind blanks and line ends, also those that are written as `\n`. A value in a
-/// message ends with a quote or a colon.
+/// Extends the range to further pieces of the same value: base64 after spaces and line ends,
+/// including those written as `\n`. A value in a message ends with a quote or a colon.
 fn extend(bytes: &[u8], mut end: usize) -> usize {
     loop {
         let rest = &bytes[end..];
@@ -98,7 +102,7 @@ fn extend(bytes: &[u8], mut end: usize) -> usize {
     }
 }
 
-/// As [`extend`], towards the beginning.
+/// Extends the range like [`extend`], towards the beginning.
 fn extend_back(bytes: &[u8], mut start: usize) -> usize {
     loop {
         let before = &bytes[..start];
@@ -113,7 +117,7 @@ fn extend_back(bytes: &[u8], mut start: usize) -> usize {
     }
 }
 
-/// Returns the length of the blanks and line ends at the beginning.
+/// Returns the length of the spaces and line ends at the beginning.
 fn gap(bytes: &[u8]) -> usize {
     let blank = bytes.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
     if blank == 0 && bytes.starts_with(b"\\n") { 2 } else { blank }

@@ -1,4 +1,6 @@
-//! An event as a line. Every value may have been made by a peer, so each is cut and escaped: an event is one line, of a
+//! Formats an event as a line.
+//!
+//! A peer may have made any value, so each value is cut and escaped. An event is one line of a
 //! bounded length, and no control character of a value reaches a terminal.
 
 use std::fmt::{self, Write};
@@ -17,9 +19,9 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-/// Bytes of one value; more are cut.
+/// Maximum length of a value in bytes; longer ones are cut.
 const VALUE_MAX: usize = 1024;
-/// Values of one event; more are left out.
+/// Maximum number of values in an event; further ones are left out.
 const VALUES_MAX: usize = 16;
 
 /// The form of every line of a log.
@@ -31,7 +33,7 @@ pub(super) enum Form {
     Json,
 }
 
-/// Writes events as lines.
+/// Formats events as lines.
 pub(super) struct Lines(pub(super) Form);
 
 impl<S, N> FormatEvent<S, N> for Lines
@@ -48,7 +50,7 @@ where
     }
 }
 
-/// A line of the log's own making, which passes by the subscriber.
+/// Returns a line that the log itself writes, without the subscriber.
 pub(super) fn notice(form: Form, message: &str, numbers: &[(&'static str, u64)]) -> Vec<u8> {
     let mut values = Values { message: message.to_owned(), ..Values::default() };
     numbers.iter().for_each(|(name, number)| values.push(name, (*number).into()));
@@ -60,7 +62,7 @@ pub(super) fn notice(form: Form, message: &str, numbers: &[(&'static str, u64)])
 struct Values {
     message: String,
     fields: Vec<(&'static str, Value)>,
-    /// Of a record of the `log` facade, whose own target is a field.
+    /// The target of a record of the `log` facade, which has it in a field.
     target: Option<String>,
 }
 
@@ -73,7 +75,7 @@ impl Values {
 
     fn line(self, form: Form, level: Level, target: &str) -> String {
         let mut time = String::new();
-        // It fails only where a time has no form; the line is without it then.
+        // Fails only for a time that cannot be formatted. The line is then without it.
         let _ = SystemTime.format_time(&mut Writer::new(&mut time));
         match form {
             Form::Json => {
@@ -84,7 +86,7 @@ impl Values {
                     quoted(&self.message)
                 );
                 for (name, value) in &self.fields {
-                    // A String takes everything.
+                    // Writing to a String does not fail.
                     let _ = write!(line, ",\"{name}\":{value}");
                 }
                 escaped(&(line + "},\"target\":" + &quoted(target) + "}")) + "\n"
@@ -97,7 +99,7 @@ impl Values {
                         Value::String(text) => write!(line, " {name}=\"{}\"", printable(text)),
                         other => write!(line, " {name}={other}"),
                     };
-                    // A String takes everything.
+                    // Writing to a String does not fail.
                     let _ = written;
                 }
                 line.push('\n');
@@ -110,7 +112,7 @@ impl Values {
 impl Visit for Values {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let mut text = Cut(String::new());
-        // An error means that it was cut.
+        // An error means that the text was cut.
         let _ = write!(text, "{value:?}");
         match field.name() {
             "message" => self.message = text.0,
@@ -137,7 +139,8 @@ impl Visit for Values {
     }
 }
 
-/// A text of at most [`VALUE_MAX`] bytes. What makes it stops where it is full, however long it would become.
+/// A text of at most [`VALUE_MAX`] bytes. Formatting stops when it is full, however long the text
+/// would become.
 struct Cut(String);
 
 impl Write for Cut {
@@ -159,14 +162,15 @@ fn plain(text: &str) -> bool {
     !text.is_empty() && text.chars().all(shown)
 }
 
-/// Control characters, those without a width, and those that break a line or change its direction.
+/// Returns whether a character is a control character, has no width, breaks a line or changes its
+/// direction.
 fn is_hidden(c: char) -> bool {
     let marks =
         matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
     marks || c.is_control()
 }
 
-/// JSON with the hidden characters of its texts escaped. It has none elsewhere.
+/// Escapes the hidden characters in a JSON text. They can occur only in its strings.
 fn escaped(json: &str) -> String {
     let mut line = String::with_capacity(json.len());
     for c in json.chars() {
@@ -178,7 +182,7 @@ fn escaped(json: &str) -> String {
     line
 }
 
-/// With hidden characters and quotes escaped.
+/// Escapes hidden characters and quotes.
 fn printable(text: &str) -> String {
     let mut printable = String::with_capacity(text.len());
     for c in text.chars() {
@@ -205,10 +209,10 @@ mod tests {
     }
 
     #[test]
-    fn line_is_one_line_whatever_a_value_holds() {
+    fn event_is_one_line_whatever_its_values() {
         let evil = "a\nb\r\u{1b}[31m\u{202e}\u{0}\u{9b}\u{2028}\"";
         for form in [Form::Text, Form::Json] {
-            // Without a blank or a quote, the text form has no quotes around it.
+            // No blank and no quote, because the text form then writes no quotes around the value.
             let line = values(&[("name", evil), ("turned", "a\u{202e}b"), ("plain", "10.0.0.7:1")]).line(
                 form,
                 Level::INFO,

@@ -1,14 +1,15 @@
-//! The log: best effort, and never in the way of what it tells about.
+//! The log: best effort, and it never delays the work that it reports.
 //!
-//! An event becomes a line on the thread that made it. The line goes into a queue that is bounded in bytes, and a thread of
-//! the log's own writes it. A reader that stalls, a full disk or a closed pipe costs lines and nothing else; the lines that
-//! were dropped are counted, and the log tells how many as soon as it can be written again. Lines with the target `audit`
-//! have a queue of their own and pass no filter.
+//! An event becomes a line on the thread that made it. The line goes into a queue that is bounded
+//! in bytes, and a thread of the log writes it. A stalled reader, a full disk or a closed pipe
+//! loses lines and has no other effect. The log counts the dropped lines, and reports the count as
+//! soon as it can write again. Lines with the target `audit` have a queue of their own and pass no
+//! filter.
 //!
 //! * `line`: an event as text or JSON, with every value cut and escaped
 //! * `queue`: lines that wait, bounded in bytes
-//! * `writer`: the thread that writes them
-//! * `panics`: a panic is a line as well
+//! * `writer`: the thread that writes lines
+//! * `panics`: logs panics
 
 use std::{io, io::IsTerminal, path::Path, sync::Arc, time::Duration};
 
@@ -47,10 +48,11 @@ pub struct Log {
 }
 
 impl Log {
-    /// Starts the log: from now on events are lines, panics included.
+    /// Starts the log. From then on events and panics become lines.
     ///
     /// # Errors
-    /// The audit file cannot be opened, the system gives no thread, or this process has a log already.
+    /// The audit file cannot be opened, a thread cannot be started, or this process has a log
+    /// already.
     pub fn start(config: &crate::config::Log) -> io::Result<Self> {
         let form = match config.format {
             LogFormat::Text => Form::Text,
@@ -80,13 +82,13 @@ impl Log {
         Ok(Self { filter: handle, stderr, audit })
     }
 
-    /// Looks whether the audit file can be opened, and makes none.
+    /// Checks whether the audit file can be opened. Creates no file.
     ///
     /// # Errors
-    /// It cannot.
+    /// The file cannot be opened.
     pub fn check(config: &crate::config::Log) -> io::Result<()> {
         let Audit::File(path) = &config.audit else { return Ok(()) };
-        // A link to a file that is not there yet makes that file, as the start does.
+        // For a link to a file that does not exist, the start creates the file that it points to.
         if path.exists() {
             return writer::open_existing(path).map(drop);
         }
@@ -97,12 +99,14 @@ impl Log {
             .map_err(|err| io::Error::new(err.kind(), format!("cannot open {}: {err}", path.display())))
     }
 
-    /// Applies another filter, and opens the audit file again: it may have been renamed by a rotation.
+    /// Applies another filter, and opens the audit file again, because a rotation may have renamed
+    /// it.
     ///
     /// # Errors
-    /// The file cannot be opened; the filter is applied, and lines go where they went before.
+    /// The file cannot be opened. The filter is applied then, and lines go to the file that was
+    /// open.
     pub fn reload(&self, config: &crate::config::Log) -> io::Result<()> {
-        // It fails only after the subscriber is gone, which lives as long as the process.
+        // Fails only without the subscriber, which lives as long as the process.
         drop(self.filter.reload(targets(&config.filter)));
         match (&self.audit, &config.audit) {
             (Some(writer), Audit::File(_)) => writer.reopen(),
@@ -110,8 +114,8 @@ impl Log {
         }
     }
 
-    /// Waits until every line is written, for at most this long for stderr and for the audit file: a reader that stalls does not
-    /// hold up the end of the process.
+    /// Waits until all lines are written, at most `at_most` each for stderr and for the audit file.
+    /// A stalled reader does not hold up the end of the process.
     pub fn flush(&self, at_most: Duration) {
         self.stderr.flush(at_most);
         if let Some(audit) = self.audit.as_ref().filter(|audit| !Arc::ptr_eq(audit, &self.stderr)) {
@@ -120,8 +124,8 @@ impl Log {
     }
 }
 
-/// Makes lines of events. It tells of no errors of its own: the library would do so on stderr, and panic where that cannot be
-/// written.
+/// Formats events as lines. It reports no errors of its own: the library would do so on stderr, and
+/// panic if that cannot be written.
 fn layer<S>(writer: &Writer, kind: Kind, form: Form) -> impl Layer<S> + use<S>
 where
     S: tracing::Subscriber + for<'a> LookupSpan<'a>,
@@ -129,7 +133,8 @@ where
     fmt::layer().event_format(Lines(form)).with_writer(writer.lines(kind)).log_internal_errors(false)
 }
 
-/// Lines of this crate at the level of the filter, those of others where it names them, and no audit lines.
+/// Selects lines of this crate at the filter's level, lines of other crates that the filter names,
+/// and no audit lines.
 fn targets(filter: &Filter) -> Targets {
     let own = Targets::new().with_target(env!("CARGO_CRATE_NAME"), level(filter.own));
     filter

@@ -1,5 +1,5 @@
-//! A panic ends the task or the thread that it happens in, and nothing else: it is a line of the log, it is counted, and
-//! the part of the daemon that it ended begins again.
+//! Panics. A panic ends only the task or the thread in which it happens. It is logged and counted,
+//! and the part of the daemon that it ended starts again.
 
 use std::{
     any::Any,
@@ -12,12 +12,12 @@ use std::{
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
-/// Panics since the process began.
+/// Returns the number of panics since the process began.
 pub fn count() -> u64 {
     COUNT.load(Ordering::Relaxed)
 }
 
-/// Tells of every panic by the log. The default hook writes to stderr itself, and waits where that takes nothing.
+/// Logs every panic. The default hook would write to stderr itself, and block if stderr does.
 pub(super) fn tell() {
     panic::set_hook(Box::new(|info| {
         let count = COUNT.fetch_add(1, Ordering::Relaxed) + 1;
@@ -41,10 +41,10 @@ fn reason(payload: &(dyn Any + Send)) -> &str {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Panicked;
 
-/// Polls a future until it is ready or panics. It is not polled again then.
+/// Polls a future until it is ready or panics, and not again after that.
 pub struct Caught<F>(Pin<Box<F>>);
 
-/// See [`Caught`].
+/// Wraps a future in [`Caught`].
 pub fn caught<F: Future>(future: F) -> Caught<F> {
     Caught(Box::pin(future))
 }
@@ -53,7 +53,8 @@ impl<F: Future> Future for Caught<F> {
     type Output = Result<F::Output, Panicked>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        // Nothing of the future is looked at after it has panicked; what it shares with others is behind locks.
+        // The future is not used after it has panicked. State that it shares with others is behind
+        // locks.
         match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx))) {
             Ok(poll) => poll.map(Ok),
             Err(_) => Poll::Ready(Err(Panicked)),
@@ -68,7 +69,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn panic_of_a_future_is_an_error_of_its_waiter() {
+    async fn panic_of_a_future_is_an_error_for_its_caller() {
         assert_eq!(caught(async { 7 }).await, Ok(7));
         let mut polls = 0;
         let panics = poll_fn(|cx| {

@@ -2,26 +2,27 @@
 
 use std::collections::VecDeque;
 
-/// Bytes of lines that wait, of each kind.
+/// Maximum number of bytes of waiting lines, for each kind.
 pub(super) const BYTES_MAX: usize = 1 << 20;
-/// What a line takes in the queue beside its bytes.
+/// Memory of a line in the queue besides its bytes.
 const LINE_OVERHEAD: usize = 64;
 
-/// Which queue a line waits in.
+/// The kind of a line. Each kind has a queue of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Passed the filter.
+    /// A line that passed the filter.
     Ordinary,
-    /// Refusals, removals, revocations: a flood of other lines takes no room of theirs.
+    /// A line about a refusal, a removal or a revocation. A flood of other lines takes none of
+    /// their room.
     Audit,
 }
 
-/// Both queues. The line that came first is taken first, whichever its queue.
+/// Both queues. The oldest line is taken first, whichever its queue.
 #[derive(Debug, Default)]
 pub(super) struct Queues {
     ordinary: Queue,
     audit: Queue,
-    /// Of the next line.
+    /// Sequence number of the next line.
     number: u64,
 }
 
@@ -29,7 +30,7 @@ pub(super) struct Queues {
 struct Queue {
     lines: VecDeque<(u64, Vec<u8>)>,
     bytes: usize,
-    /// Since the last notice.
+    /// Number of lines dropped since the last notice.
     dropped: u64,
 }
 
@@ -41,7 +42,7 @@ pub(super) struct Dropped {
 }
 
 impl Queues {
-    /// Adds a line, or counts it where there is no room. Says which.
+    /// Adds a line, or counts it as dropped if its queue is full. Returns which it did.
     pub(super) fn push(&mut self, kind: Kind, line: Vec<u8>) -> Pushed {
         let queue = match kind {
             Kind::Ordinary => &mut self.ordinary,
@@ -58,7 +59,7 @@ impl Queues {
         Pushed::Waits
     }
 
-    /// Takes the line that came first.
+    /// Takes the oldest line.
     pub(super) fn pop(&mut self) -> Option<Vec<u8>> {
         let first = |queue: &Queue| queue.lines.front().map(|(number, _)| *number);
         let queue = match (first(&self.ordinary), first(&self.audit)) {
@@ -71,12 +72,12 @@ impl Queues {
         Some(line)
     }
 
-    /// Whether no line waits.
+    /// Returns whether no line waits.
     pub(super) fn is_empty(&self) -> bool {
         self.ordinary.lines.is_empty() && self.audit.lines.is_empty()
     }
 
-    /// Takes the count of dropped lines, if there are any.
+    /// Takes the counts of dropped lines, if any were dropped.
     pub(super) fn take_dropped(&mut self) -> Option<Dropped> {
         let dropped = Dropped {
             ordinary: std::mem::take(&mut self.ordinary.dropped),
@@ -86,12 +87,12 @@ impl Queues {
     }
 }
 
-/// What became of a line.
+/// The result of adding a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pushed {
-    /// It waits to be written.
+    /// The line waits to be written.
     Waits,
-    /// It was counted and dropped.
+    /// The line was counted and dropped.
     Dropped,
 }
 
@@ -100,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_leave_in_the_order_they_came() {
+    fn lines_are_written_in_order() {
         let mut queues = Queues::default();
         for (number, kind) in
             [Kind::Ordinary, Kind::Audit, Kind::Audit, Kind::Ordinary].into_iter().enumerate()
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn full_queue_drops_and_counts_and_leaves_the_other_its_room() {
+    fn full_queue_counts_dropped_lines_and_spares_the_other_queue() {
         let mut queues = Queues::default();
         let line = || vec![b'x'; 1000];
         let kept = (0..5000).filter(|_| queues.push(Kind::Ordinary, line()) == Pushed::Waits).count();
@@ -123,10 +124,6 @@ mod tests {
         assert_eq!(dropped, Dropped { ordinary: 5000 - kept as u64, audit: 0 });
         assert_eq!(queues.take_dropped(), None);
         assert!(queues.pop().is_some());
-        assert_eq!(
-            queues.push(Kind::Ordinary, line()),
-            Pushed::Waits,
-            "room that is free again is used again"
-        );
+        assert_eq!(queues.push(Kind::Ordinary, line()), Pushed::Waits, "freed room is used again");
     }
 }

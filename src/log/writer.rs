@@ -1,4 +1,4 @@
-//! The thread that writes lines. It alone waits for whatever stands behind the file descriptor.
+//! The thread that writes lines. No other thread waits for the file descriptor.
 
 use std::{
     fs::{File, OpenOptions},
@@ -29,36 +29,36 @@ use super::{
     queue::{Kind, Pushed, Queues},
 };
 
-/// Between two attempts at a line that could not be written: at first, and at most.
+/// Pause before a line that could not be written is tried again: initial and maximum.
 const RETRY: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
-/// How long a descriptor that takes nothing now is waited for before it is asked again.
+/// Maximum time to wait for a descriptor that accepts nothing, before the next attempt.
 const READY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// Where lines go.
+/// The destination of lines.
 pub(super) enum Sink {
     Stderr,
     File { path: PathBuf, file: File },
 }
 
-/// Takes lines without waiting, and writes them on a thread of its own.
+/// Accepts lines without waiting, and writes them on a thread of its own.
 pub(super) struct Writer(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
-    /// There is something to write, or to open again.
+    /// Signals that there is a line to write, or a file to open again.
     filled: Condvar,
-    /// Everything is written.
+    /// Signals that all lines are written.
     emptied: Condvar,
     form: Form,
-    /// Attempts that the system refused.
+    /// Number of writes that the system refused.
     failed: AtomicU64,
 }
 
 #[derive(Default)]
 struct State {
     queues: Queues,
-    /// The thread has a line in hand.
+    /// Whether the thread holds a line that is not written yet.
     writing: bool,
     /// The file to write to from now on.
     reopened: Option<File>,
@@ -69,7 +69,7 @@ impl Writer {
     /// Starts the thread, which runs as long as the process.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The thread cannot be started.
     pub(super) fn start(sink: Sink, form: Form) -> io::Result<Self> {
         let path = match &sink {
             Sink::Stderr => None,
@@ -87,7 +87,7 @@ impl Writer {
         Ok(Self(shared))
     }
 
-    /// What the subscriber writes lines of one kind to.
+    /// Returns the destination for lines of one kind, for the subscriber.
     pub(super) fn lines(&self, kind: Kind) -> LineWriter {
         LineWriter { shared: Arc::clone(&self.0), kind }
     }
@@ -95,7 +95,7 @@ impl Writer {
     /// Opens the file again by its path.
     ///
     /// # Errors
-    /// It cannot be opened; the file that was open stays in use.
+    /// The file cannot be opened. The file that was open stays in use.
     pub(super) fn reopen(&self) -> io::Result<()> {
         let Some(path) = self.0.state.lock().path.clone() else { return Ok(()) };
         let file = open(&path)?;
@@ -104,7 +104,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Waits until everything is written, for at most this long.
+    /// Waits until all lines are written, for at most `at_most`.
     pub(super) fn flush(&self, at_most: Duration) {
         let mut state = self.0.state.lock();
         let pending = |state: &mut State| state.writing || !state.queues.is_empty();
@@ -112,16 +112,16 @@ impl Writer {
     }
 }
 
-/// Opens a log file for appending, and makes it where there is none: its owner alone may read it then. Never waits: a named pipe
-/// is refused.
+/// Opens a log file for appending. Creates it, readable by its owner alone, if it does not exist.
+/// Never waits: a named pipe is refused.
 ///
 /// # Errors
-/// Those of the system, with the path, and the path being no regular file.
+/// Errors of the system, with the path, and a path that is not a regular file.
 pub(super) fn open(path: &Path) -> io::Result<File> {
     open_with(path, OpenOptions::new().create(true))
 }
 
-/// Opens a log file that is there.
+/// Opens an existing log file.
 ///
 /// # Errors
 /// As [`open`].
@@ -143,7 +143,7 @@ fn open_with(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     open().map_err(|err| io::Error::new(err.kind(), format!("cannot open {}: {err}", path.display())))
 }
 
-/// Puts lines of one kind into the queue. Never fails and never waits for the sink.
+/// Adds lines of one kind to the queue. Never fails and never waits for the sink.
 #[derive(Clone)]
 pub(super) struct LineWriter {
     shared: Arc<Shared>,
@@ -188,7 +188,7 @@ impl Thread {
         }
     }
 
-    /// Waits for a line. Opens the file again where that is asked for.
+    /// Waits for a line. Switches to the file that was opened again, if there is one.
     fn next(&mut self) -> Vec<u8> {
         let mut state = self.shared.state.lock();
         loop {
@@ -203,7 +203,8 @@ impl Thread {
         }
     }
 
-    /// What was lost while the sink took nothing: it has just taken a line.
+    /// Returns a notice of lost lines, if there are any. Called after a line was written, when the
+    /// sink accepts lines again.
     fn notice(&self) -> Option<Vec<u8>> {
         let dropped = self.shared.state.lock().queues.take_dropped().unwrap_or_default();
         let failed = self.shared.failed.swap(0, Ordering::Relaxed);
@@ -218,8 +219,8 @@ impl Thread {
             .then(|| notice(self.shared.form, "the log could not be written for a while", &numbers))
     }
 
-    /// Writes a line as a whole, however long that takes. A line that the system refuses is tried again, for the disk may
-    /// have room by then; the queue is bounded meanwhile.
+    /// Writes a whole line, however long that takes. A line that the system refuses is tried again,
+    /// because the disk may have room later. The queue is bounded in the meantime.
     fn write(&mut self, line: Vec<u8>) {
         let mut rest = line.as_slice();
         let mut retry = RETRY;
@@ -240,7 +241,7 @@ impl Thread {
         }
     }
 
-    /// Waits, or until the file was opened again.
+    /// Waits for `at_most`, or until the file was opened again.
     fn pause(&mut self, at_most: Duration) {
         let mut state = self.shared.state.lock();
         let mut waiting = |state: &mut State| state.reopened.is_none();
@@ -250,7 +251,7 @@ impl Thread {
 }
 
 impl Sink {
-    /// Writes to the file that was opened again, if one was.
+    /// Switches to the file that was opened again, if there is one.
     fn replace(&mut self, reopened: &mut Option<File>) {
         if let (Some(reopened), Self::File { file, .. }) = (reopened.take(), self) {
             *file = reopened;
@@ -261,12 +262,13 @@ impl Sink {
         self.with(|fd| rustix::io::write(fd, bytes))
     }
 
-    /// Waits for a descriptor that does not block until it takes more. Says whether it will.
+    /// Waits until a non-blocking descriptor accepts more. Returns whether it does.
     fn wait(&self) -> bool {
         self.with(|fd| {
             let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
             let ready = poll(&mut fds, Some(&READY));
-            // One that fails now is found out by the next write, and waited for differently.
+            // A descriptor that fails now fails at the next write, which pauses before it tries
+            // again.
             ready.is_ok() && !fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL)
         })
     }

@@ -444,6 +444,6 @@ fn keys_set_by_place_stay_with_their_context() {
     };
     let running = load(context("web") + &context("mail"));
     let error = load(context("mail") + &context("web")).can_follow(&running).unwrap_err().to_string();
-    assert!(error.contains("context[0].name") && error.contains("set beside the file"), "{error}");
+    assert!(error.contains("context[0].name") && error.contains("set outside the file"), "{error}");
     load(context("web") + &context("other")).can_follow(&running).unwrap();
 }

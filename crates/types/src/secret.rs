@@ -1,8 +1,9 @@
-//! Bytes that are overwritten when they are dropped, and what becomes of their memory.
+//! Bytes that are overwritten when they are dropped, and the reuse of their memory.
 //!
-//! In a full cache each session that comes makes another leave, and most have secrets of one size. So each thread keeps the
-//! memory of the last secret that it dropped, overwritten, for the next one. Else each put would give memory back, often
-//! to the part of the allocator that is another thread's, and be given some that no processor has near.
+//! In a full cache each insert evicts a session, and most secrets have the same size. So each
+//! thread keeps the memory of the last secret that it dropped, overwritten, for the next one.
+//! Otherwise each put would free memory, often in another thread's part of the allocator, and get
+//! memory that is in no processor's cache.
 
 use std::{cell::Cell, ops::Deref};
 
@@ -17,22 +18,22 @@ pub fn wipe(bytes: &mut [u8]) {
 }
 
 thread_local! {
-    /// Zeroed. At most as long as the longest secret.
+    /// Zeroed memory, at most as long as the longest secret.
     static SPARE: Cell<Box<[u8]>> = Cell::default();
 }
 
-/// Overwritten when they are dropped, and at once: Zeroizing goes byte by byte.
+/// Bytes that are overwritten when they are dropped, all at once: `Zeroizing` goes byte by byte.
 pub struct SecretBytes(Box<[u8]>);
 
 impl SecretBytes {
-    /// A copy of them.
+    /// Copies the bytes.
     pub fn copied(bytes: &[u8]) -> Self {
         match SPARE.try_with(Cell::take) {
             Ok(mut spare) if spare.len() == bytes.len() => {
                 spare.copy_from_slice(bytes);
                 Self(spare)
             }
-            // The thread ends, or this one would not fit.
+            // The thread is exiting, or the spare memory has another length.
             _ => Self(bytes.into()),
         }
     }
@@ -58,7 +59,7 @@ impl Drop for SecretBytes {
             return;
         }
         wipe(&mut self.0);
-        // Where the thread ends nothing is kept.
+        // Keeps nothing if the thread is exiting.
         _ = SPARE.try_with(|spare| spare.set(std::mem::take(&mut self.0)));
     }
 }
@@ -141,10 +142,10 @@ mod tests {
         let first = SecretBytes::copied(&[1; 40]);
         let other = SecretBytes::copied(&[2; 40]);
         let place = first.as_ptr();
-        assert_ne!(place, other.as_ptr(), "two that live share nothing");
+        assert_ne!(place, other.as_ptr(), "two live secrets share no memory");
         drop(first);
         let spare = SPARE.take();
-        assert_eq!((spare.as_ptr(), &*spare), (place, &[0; 40][..]), "it is kept overwritten");
+        assert_eq!((spare.as_ptr(), &*spare), (place, &[0; 40][..]), "the spare memory is overwritten");
         SPARE.set(spare);
         let next = SecretBytes::copied(&[3; 40]);
         assert_eq!((next.as_ptr(), &*next), (place, &[3; 40][..]));
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_kept_of_nothing() {
+    fn empty_secrets_keep_no_memory() {
         drop(SecretBytes::copied(&[1; 40]));
         drop(SecretBytes::from(Box::default()));
         assert_eq!(SPARE.take().len(), 40);

@@ -1,4 +1,4 @@
-//! Who may do what: `[[access]]`.
+//! Access rules: `[[access]]`.
 
 use std::{fmt, str::FromStr};
 
@@ -8,58 +8,58 @@ mod distinguished_name;
 
 pub use distinguished_name::{DistinguishedName, NameError};
 
-/// One rule.
+/// One access rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Access {
-    /// Whom it is about.
+    /// The callers that the rule is about.
     pub identity: IdentityPattern,
-    /// In which contexts; `*` is every one.
+    /// The contexts that the rule is about; `*` stands for all.
     pub contexts: Vec<String>,
-    /// What those may do there.
+    /// The role that these callers have in these contexts.
     pub role: AccessRole,
 }
 
-/// What an identity may do in a context.
+/// The rights of an identity in a context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AccessRole {
-    /// Makes and drives connections, puts and looks up sessions, their secrets included.
+    /// Creates and drives connections. Puts and looks up sessions, including their secrets.
     Worker,
-    /// Sees connections and sessions without secrets, and what happens to them.
+    /// Reads connections and sessions without secrets, and watches their events.
     Observer,
-    /// Sees what observers see, removes and revokes.
+    /// Has the rights of an observer. Removes and revokes sessions.
     Admin,
 }
 
-/// Whom a rule is about.
+/// The callers that a rule is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IdentityPattern {
-    /// Whoever comes over loopback or a Unix socket.
+    /// Callers over loopback or a Unix socket.
     Local,
-    /// Whoever comes over a Unix socket as this user.
+    /// Callers over a Unix socket with this user.
     Uid(u32),
-    /// Whoever comes over a Unix socket with this primary group.
+    /// Callers over a Unix socket with this primary group.
     Gid(u32),
-    /// Whose client certificate has this URI, a SPIFFE id for example.
+    /// Callers whose client certificate has this URI, for example a SPIFFE id.
     Uri(Text),
-    /// Whose client certificate has this DNS name, in lower case.
+    /// Callers whose client certificate has this DNS name, in lower case.
     Dns(Text),
     /// Callers whose client certificate has this subject, attribute by attribute.
     Subject(DistinguishedName),
 }
 
-/// A text, or one with a `*` in the place of one part of it or more.
+/// A text, or a pattern with one `*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Text {
-    /// This and no other.
+    /// Exactly this text.
     Exactly(String),
-    /// `spiffe://example.org/ns/web/*`: what follows the slash is not empty.
+    /// `spiffe://example.org/ns/web/*`: this prefix, followed by at least one character.
     Below(String),
-    /// `*.workers.example.org`: one label before the dot.
+    /// `*.workers.example.org`: this suffix, after exactly one label.
     OneLabel(String),
 }
 
 impl Text {
-    /// Whether it matches.
+    /// Returns whether the pattern matches `text`.
     pub fn matches(&self, text: &str) -> bool {
         match self {
             Self::Exactly(wanted) => text == wanted,
@@ -79,10 +79,13 @@ pub struct PatternError(String);
 impl FromStr for IdentityPattern {
     type Err = PatternError;
 
-    /// Reads `local`, `uid:N`, `gid:N`, `spiffe://...`, `uri:...`, `dns:...` or `subject:...`.
+    /// Parses `local`, `uid:N`, `gid:N`, `spiffe://...`, `uri:...`, `dns:...` or `subject:...`.
+    ///
+    /// # Errors
+    /// The error says why the text is not an identity.
     fn from_str(text: &str) -> Result<Self, PatternError> {
         let number = |digits: &str| {
-            digits.parse().map_err(|_| PatternError(format!("`{text}`: `{digits}` is no number")))
+            digits.parse().map_err(|_| PatternError(format!("`{text}`: invalid number `{digits}`")))
         };
         if text == "local" {
             return Ok(Self::Local);
@@ -99,7 +102,7 @@ impl FromStr for IdentityPattern {
                 Ok(Self::Subject(self::subject(text, subject)?))
             }
             _ => Err(PatternError(format!(
-                "`{text}` is none of local, uid:N, gid:N, spiffe://DOMAIN/PATH, uri:URI, dns:NAME, subject:NAME"
+                "invalid identity `{text}`: expected local, uid:N, gid:N, spiffe://DOMAIN/PATH, uri:URI, dns:NAME, subject:NAME"
             ))),
         }
     }
@@ -108,8 +111,8 @@ impl FromStr for IdentityPattern {
 fn subject(text: &str, subject: &str) -> Result<DistinguishedName, PatternError> {
     DistinguishedName::parse(subject).map_err(|err| {
         PatternError(format!(
-            "`{text}`: {err}. Expected the form of RFC 4514: what `openssl x509 -noout -subject -nameopt RFC2253 -in \
-             FILE` prints after `subject=`; a TOML text in single quotes keeps its backslashes"
+            "`{text}`: {err}. Expected the form of RFC 4514, as `openssl x509 -noout -subject -nameopt RFC2253 -in \
+             FILE` prints it after `subject=`; a TOML text in single quotes keeps its backslashes"
         ))
     })
 }
@@ -118,20 +121,20 @@ fn below(text: &str) -> Result<Text, PatternError> {
     match text.split_once('*') {
         None => Ok(Text::Exactly(text.to_owned())),
         Some((prefix, "")) if prefix.ends_with('/') => Ok(Text::Below(prefix.to_owned())),
-        Some(_) => Err(PatternError(format!("`{text}`: a `*` stands at the end, after a `/`"))),
+        Some(_) => Err(PatternError(format!("`{text}`: a `*` is allowed only at the end, after a `/`"))),
     }
 }
 
 fn one_label(text: &str) -> Result<Text, PatternError> {
     let text = ServerName::new(text).to_string();
     match text.split_once('*') {
-        None if text.is_empty() => Err(PatternError("a DNS name has a label".into())),
+        None if text.is_empty() => Err(PatternError("a DNS name must have at least one label".into())),
         None => Ok(Text::Exactly(text)),
         Some(("", suffix)) if suffix.starts_with('.') && !suffix.contains('*') => {
             Ok(Text::OneLabel(suffix.to_owned()))
         }
         Some(_) => Err(PatternError(format!(
-            "`{text}`: a `*` stands for the first label, as in *.workers.example.org"
+            "`{text}`: a `*` is allowed only as the first label, as in *.workers.example.org"
         ))),
     }
 }
@@ -151,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patterns_match_what_they_say_and_no_more() {
+    fn identity_patterns_match_exactly() {
         for (pattern, same, other) in [
             (
                 "spiffe://example.org/ns/web/*",
@@ -180,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pattern_is_refused() {
+    fn invalid_identity_patterns_are_refused() {
         for text in [
             "",
             "*",

@@ -1,8 +1,9 @@
-//! What all caches may hold together.
+//! The limit on all caches together.
 //!
-//! Each cache has a share of the total: its own limits, scaled down where those of all caches are more than the total.
-//! A cache may hold more than its share while there is room. When there is none, what is held beyond a share gives
-//! way. So no cache can push another below its share, and the total holds.
+//! Each cache has a share of the total: its own limits, scaled down where the limits of all caches
+//! add up to more than the total. A cache may hold more than its share while the total has room.
+//! When the total is exceeded, sessions are evicted from the cache that is furthest above its
+//! share. So no cache can push another below its share, and the total is kept.
 
 use std::{
     ptr,
@@ -16,7 +17,7 @@ use crate::{
     sync::{AtomicUsize, Mutex, Ordering, RwLock},
 };
 
-/// The total, and who shares it.
+/// The total limit and the caches that share it.
 #[derive(Debug)]
 pub struct Budget {
     entries_max: AtomicUsize,
@@ -33,7 +34,7 @@ struct Member {
 }
 
 impl Budget {
-    /// A total that nobody shares yet.
+    /// Creates a budget that no cache shares yet.
     pub fn new(limits: Limits) -> Self {
         Self {
             entries_max: AtomicUsize::new(limits.entries_max),
@@ -51,13 +52,13 @@ impl Budget {
         }
     }
 
-    /// Changes the total, for those that share it from then on ([`Self::share`]).
+    /// Changes the total. It applies from the next call of [`Self::share`] on.
     pub fn resize(&self, limits: Limits) {
         self.entries_max.store(limits.entries_max, Ordering::Relaxed);
         self.bytes_max.store(limits.bytes_max, Ordering::Relaxed);
     }
 
-    /// What all caches hold together.
+    /// Returns the usage of all caches together.
     pub fn held(&self) -> &Arc<Amount> {
         &self.held
     }
@@ -82,8 +83,10 @@ impl Budget {
         self.make_room(None);
     }
 
-    /// Makes room where the total is exceeded: whoever is furthest above its share gives way. What `putter` has just stored
-    /// stays, so a session that is alone above a share is there until the next one comes.
+    /// Evicts sessions until the total is kept, each from the cache furthest above its share.
+    ///
+    /// `newest`, which `putter` has just stored, is not evicted. So a single session that is larger
+    /// than its cache's share stays until the next one is stored.
     pub(super) fn settle(&self, putter: &Cache, newest: &Session) {
         self.make_room(Some((putter, newest)));
     }
@@ -91,7 +94,8 @@ impl Budget {
     fn make_room(&self, newest: Option<(&Cache, &Session)>) {
         while self.held.exceeds(&self.limits()) {
             let (cache, gone) = {
-                // One at a time: two who saw one cache above its share would push it below.
+                // One thread at a time: two threads that saw the same cache above its share would
+                // both evict from it, and so push it below.
                 let _alone = self.settling.lock();
                 if !self.held.exceeds(&self.limits()) {
                     return;
@@ -106,7 +110,8 @@ impl Budget {
         }
     }
 
-    /// Of the caches that have more than what the putter has just stored.
+    /// Returns the cache furthest above its share. `putter` counts only if it holds more than one
+    /// session, because the session that it has just stored is not evicted.
     fn furthest_above(&self, putter: Option<&Cache>) -> Option<Arc<Cache>> {
         let entries = self.held.entries() > self.limits().entries_max;
         let caches = self.caches.read();
@@ -124,7 +129,7 @@ impl Budget {
     }
 }
 
-/// `limit`, or its part of `total` where all limits together are more than that.
+/// Returns `limit`, scaled to its part of `total` where `all`, the sum of all limits, exceeds it.
 fn scale(limit: usize, total: usize, all: u128) -> usize {
     if all <= total as u128 {
         return limit;

@@ -14,26 +14,31 @@ use crate::{
     sync::{AtomicUsize, Ordering},
 };
 
-/// Sessions that have left the store stay until they are met, as empty shells: their secrets are gone.
+/// Client sessions by server name.
 ///
-/// Here and nowhere else one map is asked while a guard of another is held: always pool first, store second.
+/// A session that was removed from the store stays here until it is noticed. Its entry is a weak
+/// reference, so its secret has been overwritten.
+///
+/// Only here is one map locked while a guard of another is held. The order is always index first,
+/// store second.
 #[derive(Default)]
 pub(super) struct Pool {
     by_name: DashMap<ServerName<'static>, VecDeque<Weak<Session>>>,
-    /// How many sessions there are in all, nearly.
+    /// Approximate number of sessions in all lists.
     sessions: AtomicUsize,
 }
 
-/// How many of the oldest sessions of a name a push looks at: two, so that those that are gone do not become many.
+/// Number of the oldest sessions of a name that a push checks. Two, so that removed ones do not
+/// pile up.
 const LOOKED_AT: usize = 2;
-/// How many sessions that do not fit are looked past.
+/// Maximum number of sessions that a lookup examines.
 const LOOK_PAST_MAX: usize = 64;
 
 impl Pool {
     pub(super) fn push(&self, session: &Arc<Session>, store: &Memory<Session>) {
         let mut sessions = self.by_name.entry(session.kind().server_name.clone()).or_default();
-        // Looking through all of them would hold up the others of this name. What is gone behind one that stays waits for
-        // `shrink`.
+        // Checking all of them would hold up other threads with this name. A removed session behind
+        // one that is still stored is left to `shrink`.
         for _ in 0..LOOKED_AT {
             if sessions.front().is_some_and(|oldest| !held(oldest, store)) {
                 sessions.pop_front();
@@ -61,7 +66,7 @@ impl Pool {
         None
     }
 
-    /// Forgets shells, and names without sessions, once they are many.
+    /// Drops entries of removed sessions, and names without sessions, once there are many of them.
     pub(super) fn shrink(&self, store: &Memory<Session>) {
         let most = 2 * store.amount().entries() + 64;
         if self.sessions.load(Ordering::Relaxed) > most || self.by_name.len() > most {

@@ -1,11 +1,12 @@
 //! The session cache of one scope and role: the policy over a store.
 //!
-//! Contexts whose scopes agree share one cache, so a session is never even looked for outside its own scope.
+//! Contexts with equal scopes share one cache, so a lookup never reaches a session of another
+//! scope.
 //!
 //! Invariants:
-//!   - a removed, taken, revoked or expired session is never handed out again
+//!   - a removed, consumed, revoked or expired session is never handed out again
 //!   - a single-use session is handed out at most once
-//!   - a full cache makes room; it never fails a handshake
+//!   - a full cache evicts; it never fails a handshake
 
 use std::sync::Arc;
 
@@ -36,61 +37,63 @@ pub mod revocation;
 pub mod shared;
 pub mod tombstones;
 
-/// How many lookups [`Cache::expect`] prepares for.
+/// Maximum number of lookups that [`Cache::expect`] prefetches for.
 pub use crate::store::memory::TOUCHED_MAX as EXPECTED_MAX;
 
-/// Whether a new client connection may be offered sessions that nobody named.
+/// Whether a new client connection may be offered sessions that its worker did not name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offering {
-    /// Newest first, from any worker.
+    /// The newest session, made by any worker.
     Shared,
-    /// Only what New or SetSession names, as OpenSSL does.
+    /// Only a session that `New` or `SetSession` names, as OpenSSL does.
     Explicit,
 }
 
 /// Why a session was not stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotStored {
-    /// There is no life in it: its time, counted from the authentication and cut by the peer's certificate, is over.
+    /// The session has already expired. Its lifetime counts from the authentication and ends at the
+    /// latest with the peer's certificate.
     Expired,
-    /// It is over the size limit.
+    /// The session is over a size limit.
     TooLarge,
-    /// Another session has its id.
+    /// The id belongs to another session.
     IdTaken,
     /// The system has no random numbers for an id.
     NoRandomness,
-    /// Its peer's sessions of that time are revoked, or what decides who may resume has changed.
+    /// A revocation covers the session, or a reload has replaced the scope.
     Revoked,
 }
 
-/// What is known of an id.
+/// The state of an id.
 #[derive(Debug)]
 pub enum Known {
-    /// It is there; with the miss that every lookup gets all the same.
+    /// The session is stored. The miss, if any, is the answer to every lookup: the session has
+    /// expired or is revoked, and has yet to be removed.
     Held(Arc<Session>, Option<Miss>),
-    /// It was there.
+    /// The session was removed, and its tombstone is kept.
     Departed(Departure),
-    /// Nothing.
+    /// Nothing is known of the id.
     Nothing,
 }
 
-/// What a cache is made for.
+/// The parameters of a new cache.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// Whose sessions.
+    /// The role of its sessions.
     pub role: Role,
     /// Whether clients are offered sessions that they did not name.
     pub offering: Offering,
-    /// How much it holds.
+    /// Limits on the sessions held.
     pub limits: Limits,
-    /// Most bytes of one session: secret, binding and names.
+    /// Maximum size of one session in bytes: secret, binding and names.
     pub session_bytes_max: usize,
 }
 
-/// So many sessions do not lie near any processor.
+/// From this number of sessions on, they do not fit into the caches of a processor.
 const FAR: usize = 50_000;
 
-/// Sessions of one scope and role.
+/// The sessions of one scope and role.
 pub struct Cache {
     role: Role,
     group: Group,
@@ -101,7 +104,7 @@ pub struct Cache {
     ledger: Arc<Ledger>,
 }
 
-/// How many, and nothing of what.
+/// Shows the number of sessions and no content.
 impl std::fmt::Debug for Cache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Cache")
@@ -112,7 +115,7 @@ impl std::fmt::Debug for Cache {
 }
 
 impl Cache {
-    /// An empty cache.
+    /// Creates an empty cache.
     pub fn new(plan: &Plan, ledger: &Arc<Ledger>) -> Self {
         let pooled = plan.role == Role::Client && plan.offering == Offering::Shared;
         Self {
@@ -129,7 +132,7 @@ impl Cache {
     /// Stores the session that a handshake made.
     ///
     /// # Errors
-    /// [`NotStored`] says why it was not; a handshake goes on without.
+    /// Returns [`NotStored`] with the reason. The handshake goes on without the session.
     pub fn put(&self, new: NewSession, now: Now) -> Result<Arc<Session>, NotStored> {
         self.ledger.tell_time(now.at);
         let session = recycle::fill(self.session(new, now)?);
@@ -140,7 +143,8 @@ impl Cache {
             return Err(NotStored::Revoked);
         }
         self.store_or_replace(&session, now)?;
-        // A revocation that came meanwhile has looked through the store before this was in it, or finds it there.
+        // A revocation that came in the meantime may have scanned the store before this session was
+        // in it. So the revocations are checked again.
         if self.revocations.cover(session.facts()) {
             self.withdraw(&session, RemovalReason::Revoked);
             return Err(NotStored::Revoked);
@@ -185,7 +189,7 @@ impl Cache {
         Ok(Session::new(facts, new.secret))
     }
 
-    /// A free id, or one whose session is over.
+    /// Stores a session if its id is free or belongs to an expired session.
     fn store_or_replace(&self, session: &Arc<Session>, now: Now) -> Result<(), NotStored> {
         let put = || self.store.put(Arc::clone(session), |evicted| self.made_room(evicted));
         let mut stored = put();
@@ -201,10 +205,10 @@ impl Cache {
         })
     }
 
-    /// The session under this id, on these terms; a single-use one is gone with the answer.
+    /// Returns the session with this id if it matches `terms`. Consumes a single-use session.
     ///
     /// # Errors
-    /// [`Miss`] says why there is none.
+    /// Returns [`Miss`] with the reason where there is none.
     pub fn find(&self, id: &SessionId, terms: &Terms<'_>, now: Now) -> Result<Arc<Session>, Miss> {
         self.tell_time(now.at);
         let Some(session) = self.store.get(id.as_bytes()) else {
@@ -214,7 +218,7 @@ impl Cache {
         if !session.kind().fits(terms) {
             return Err(Miss::Scope);
         }
-        // This very session was looked at, and no other that may have its id by now.
+        // Only the session that was checked is withdrawn, not one that has taken its id since.
         if session.expired(now) {
             self.withdraw(&session, RemovalReason::Expired);
             return Err(Miss::Expired);
@@ -230,7 +234,7 @@ impl Cache {
         Ok(session)
     }
 
-    /// Counts and tells a lookup of this cache that missed, under a context.
+    /// Counts a lookup of this cache that missed under a context, and publishes it to watchers.
     pub fn missed(
         &self,
         account: &Account,
@@ -243,7 +247,7 @@ impl Cache {
         self.tell_missed(&account.name, id, server_name, why, now);
     }
 
-    /// Tells those that watch of a lookup of this cache that missed, under a context.
+    /// Publishes a lookup of this cache that missed under a context to watchers.
     pub fn tell_missed(
         &self,
         context: &Arc<str>,
@@ -262,25 +266,27 @@ impl Cache {
         });
     }
 
-    /// Prepares for lookups of these ids, which come next, where there are so many sessions that each would wait for memory
-    /// of its own: [`EXPECTED_MAX`] of them at most. Elsewhere no id is asked for.
+    /// Prefetches the memory that lookups of these ids, which come next, will read.
+    ///
+    /// Takes [`EXPECTED_MAX`] ids at most. Does nothing, and reads no id, in a small cache: its
+    /// sessions fit into the caches of a processor.
     pub fn expect(&self, ids: impl Iterator<Item = SessionId>) {
         if self.len() >= FAR {
             self.store.touch(ids);
         }
     }
 
-    /// Tells the time, so that no session is said to have left before what made it leave.
+    /// Records the time `now`, so that no removal is dated before its cause.
     pub fn tell_time(&self, now: Timestamp) {
         self.ledger.tell_time(now);
     }
 
-    /// The session under this id, which stays, whatever its version. Not for resuming.
+    /// Returns the session with this id, of any version, without consuming it. Not for resuming.
     pub fn peek(&self, id: &SessionId, now: Now) -> Option<Arc<Session>> {
         self.store.peek(id.as_bytes()).filter(|session| self.alive(session, now))
     }
 
-    /// What is known of an id; it stays as it is.
+    /// Returns the state of an id without changing anything.
     pub fn explain(&self, id: &SessionId, now: Now) -> Known {
         if let Some(session) = self.store.peek(id.as_bytes()) {
             let miss = if session.expired(now) {
@@ -296,21 +302,23 @@ impl Cache {
         }
     }
 
-    /// What names this cache in the journal, also after it was closed.
+    /// Returns the key of this cache's tombstones. It stays valid after the cache was closed.
     pub fn group(&self) -> Group {
         self.group
     }
 
-    /// Returns the last departure of a session with this id from another cache of this role.
+    /// Returns the latest tombstone of a session with this id in another cache of this role.
     pub fn departure_from(&self, other: Group, id: &SessionId) -> Option<Departure> {
         self.ledger.journal.find(other, self.role, id)
     }
 
-    /// The newest session with this server on these terms, where the cache offers any; a single-use one is gone with the
-    /// answer.
+    /// Returns the newest session with this server that matches `terms`. Consumes a single-use
+    /// session.
+    ///
+    /// Returns `None` if the cache offers no sessions that clients did not name.
     pub fn newest(&self, terms: &Terms<'_>, now: Now) -> Option<Arc<Session>> {
         let pool = self.pool.as_ref()?;
-        // Each round either returns, or takes a session out of the pool that is not to be had any more.
+        // Each round returns, or removes a session that cannot be resumed from the index.
         loop {
             let session = pool.newest(terms, &self.store)?;
             if let Ok(found) = self.find(session.id(), terms, now) {
@@ -319,7 +327,8 @@ impl Cache {
         }
     }
 
-    /// Takes whatever has this id out for good; says whether it was there.
+    /// Removes the session with this id. Returns `true` if it was stored and neither expired nor
+    /// revoked.
     pub fn remove(&self, id: &SessionId, now: Now) -> bool {
         self.tell_time(now.at);
         let Some(session) = self.store.take(id.as_bytes()) else { return false };
@@ -334,7 +343,7 @@ impl Cache {
         reason == RemovalReason::Removed
     }
 
-    /// Takes this very session out for good, not another that has its id by now; says whether it was there.
+    /// Removes this session, not another that has its id by now. Returns whether it was stored.
     pub fn withdraw(&self, session: &Arc<Session>, reason: RemovalReason) -> bool {
         let removed = self.store.remove(session);
         if removed {
@@ -343,18 +352,21 @@ impl Cache {
         removed
     }
 
-    /// From now on what this matches and was authenticated before `before` is not resumed, nor stored. What the cache holds
-    /// of it leaves with [`Self::withdraw_revoked`], or when it is looked up.
+    /// Revokes sessions that `selector` matches and that were authenticated before `before`.
+    ///
+    /// From then on they are neither resumed nor stored. Those in the cache are removed by
+    /// [`Self::withdraw_revoked`], or when a lookup finds them.
     pub fn revoke(&self, selector: Selector, before: Timestamp) {
         self.revocations.revoke(selector, before);
     }
 
-    /// Takes out what is revoked of one of [`Self::parts`], in one piece; says how many.
+    /// Removes the revoked sessions of one of [`Self::parts`]. Returns how many it removed.
     pub fn purge(&self, part: usize) -> usize {
         self.withdraw_revoked(&self.revoked(part))
     }
 
-    /// What is revoked of one of [`Self::parts`], and there still, for [`Self::withdraw_revoked`].
+    /// Returns the revoked sessions still stored in one of [`Self::parts`], for
+    /// [`Self::withdraw_revoked`].
     pub fn revoked(&self, part: usize) -> Vec<Arc<Session>> {
         let mut revoked = Vec::new();
         self.store.scan(part, |session| {
@@ -365,13 +377,15 @@ impl Cache {
         revoked
     }
 
-    /// Takes these out; says how many were there.
+    /// Removes these sessions. Returns how many of them were stored.
     pub fn withdraw_revoked(&self, sessions: &[Arc<Session>]) -> usize {
         sessions.iter().filter(|session| self.withdraw(session, RemovalReason::Revoked)).count()
     }
 
-    /// Nothing is found here any more, nor stored, and what there is leaves: no context has this scope now. `see` is shown each
-    /// session that leaves.
+    /// Closes the cache because no context has its scope any more.
+    ///
+    /// Removes all sessions and passes each to `see`. From then on the cache finds and stores
+    /// nothing.
     pub fn close(&self, mut see: impl FnMut(&Session)) {
         self.revocations.close();
         self.store.drain(|session| {
@@ -380,17 +394,17 @@ impl Cache {
         });
     }
 
-    /// Takes over the revocations of a cache that it follows.
+    /// Copies the revocations of the cache that this one replaces.
     pub fn inherit(&self, from: &Self) {
         self.revocations.inherit(&from.revocations);
     }
 
-    /// How many revocations hold.
+    /// Returns the number of revocations in force.
     pub fn revocations(&self) -> usize {
         self.revocations.len()
     }
 
-    /// Drops what has expired, and what pool and revocations no longer need.
+    /// Removes expired sessions, and what index and revocations no longer need.
     pub fn reap(&self, now: Timestamp) {
         self.ledger.tell_time(now);
         self.store.expire(now, |session| self.departed(&session, RemovalReason::Expired));
@@ -400,17 +414,19 @@ impl Cache {
         }
     }
 
-    /// In how many parts [`Self::scan_part`] and [`Self::revoked`] look through it.
+    /// Returns the number of parts that [`Self::scan_part`] and [`Self::revoked`] take one of.
     pub fn parts(&self) -> usize {
         self.store.parts()
     }
 
-    /// Shows every session that may be resumed, in no order.
+    /// Passes every session that may be resumed to `visit`, in no order.
     pub fn scan(&self, now: Now, mut visit: impl FnMut(&Arc<Session>)) {
         (0..self.parts()).for_each(|part| self.scan_part(part, now, &mut visit));
     }
 
-    /// The same, of one of [`Self::parts`]: nothing enters that part or leaves it meanwhile.
+    /// Passes every session of one of [`Self::parts`] that may be resumed to `visit`, in no order.
+    ///
+    /// No session is added to that part or removed from it in the meantime.
     pub fn scan_part(&self, part: usize, now: Now, mut visit: impl FnMut(&Arc<Session>)) {
         self.store.scan(part, |session| {
             if self.alive(session, now) {
@@ -419,38 +435,40 @@ impl Cache {
         });
     }
 
-    /// How many sessions it holds, expired ones that nobody asked for included.
+    /// Returns the number of sessions held, including expired ones that have yet to be removed.
     pub fn len(&self) -> usize {
         self.store.amount().entries()
     }
 
-    /// Whether it holds none.
+    /// Returns whether the cache holds no session.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// What they take, in bytes; see [`Session::size`].
+    /// Returns the size of all sessions in bytes; see [`Session::size`].
     pub fn bytes(&self) -> usize {
         self.store.amount().bytes()
     }
 
-    /// How much it may hold.
+    /// Returns the limits on the sessions held.
     pub fn limits(&self) -> Limits {
         self.store.limits()
     }
 
-    /// Changes how much it may hold, in all and of one session. What has to go for it leaves.
+    /// Changes the limits on the cache and on one session. Evicts sessions until the new limits are
+    /// kept.
     pub fn resize(&self, limits: Limits, session_bytes_max: usize) {
         self.session_bytes_max.store(session_bytes_max, Ordering::Relaxed);
         self.store.resize(limits, |evicted| self.made_room(evicted));
     }
 
-    /// Gives up one session for others, and not the newest, where that is here. Whoever gets it calls [`Self::made_room`].
+    /// Evicts one session for the sake of other caches, but not `newest`. The caller passes the
+    /// session to [`Self::made_room`].
     pub(super) fn make_room(&self, newest: Option<&Session>) -> Option<Arc<Session>> {
         self.store.evict(newest)
     }
 
-    /// Tells that this session had to make room.
+    /// Records that this session was evicted.
     pub(super) fn made_room(&self, gone: Arc<Session>) {
         self.departed(&gone, RemovalReason::CacheFull);
         recycle::leave(gone);

@@ -1,15 +1,16 @@
-//! The memory of a session that had to make room, for the one that it made room for, or the next; see [`crate::session::secret`].
+//! Reuses the allocation of the last evicted session for the next insert on the same thread; see
+//! [`super::secret`].
 
 use std::{cell::Cell, sync::Arc};
 
 use crate::session::{Secret, Session};
 
 thread_local! {
-    /// Nobody else has it, and its secret is gone.
+    /// An allocation without other references. Its secret was overwritten.
     static SHELL: Cell<Option<Arc<Session>>> = const { Cell::new(None) };
 }
 
-/// A session that several may have, where the last one lay that was [`leave`]d, if there is one.
+/// Moves a session into the allocation that [`leave`] kept last, or into a new one.
 pub(super) fn fill(session: Session) -> Arc<Session> {
     let Ok(Some(mut shell)) = SHELL.try_with(Cell::take) else { return Arc::new(session) };
     let Some(place) = Arc::get_mut(&mut shell) else { return Arc::new(session) };
@@ -17,11 +18,12 @@ pub(super) fn fill(session: Session) -> Arc<Session> {
     shell
 }
 
-/// Keeps the memory of a session that left the cache, unless somebody still has the session. Its secret is overwritten now.
+/// Keeps the allocation of an evicted session for [`fill`], unless the session is still referenced.
+/// Overwrites its secret at once.
 pub(super) fn leave(mut gone: Arc<Session>) {
     if let Some(session) = Arc::get_mut(&mut gone) {
         session.secret = Secret::bytes(Vec::new());
-        // Where the thread ends nothing is kept.
+        // Keeps nothing if the thread is exiting.
         _ = SHELL.try_with(|shell| shell.set(Some(gone)));
     }
 }

@@ -1,9 +1,9 @@
-//! Who may not resume any more, whatever the cache holds.
+//! Revocations: sessions that may not be resumed any more, whatever the cache holds.
 //!
-//! A revocation says: what a selector matches and was authenticated before a moment is not resumed. It is asked at every
-//! put and at every lookup, so it holds for sessions that are put later with an older authentication, and for those
-//! that are on their way. It is forgotten when no session that it could match can be alive: [`LIFETIME_MAX`] after
-//! its moment.
+//! A revocation covers the sessions that its selector matches and that were authenticated before
+//! its time. It is checked at every put and every lookup. So it also covers sessions that are
+//! stored later with an older authentication, and sessions already handed out. It is dropped when
+//! all sessions that it could match have expired: [`LIFETIME_MAX`] after its time.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -18,34 +18,37 @@ use crate::{
     sync::{AtomicU64, Ordering, RwLock},
 };
 
-/// Whose sessions.
+/// The sessions that a revocation matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Selector {
-    /// Everybody's.
+    /// All sessions.
     All,
-    /// Those of the peer with this certificate: SHA-256 of its DER form.
+    /// Sessions of the peer with this certificate: SHA-256 of its DER form.
     Certificate([u8; 32]),
-    /// Those of the peer with this URI name, a SPIFFE id for example.
+    /// Sessions of the peer with this URI name, for example a SPIFFE id.
     Uri(Box<str>),
-    /// Those of the peer with this DNS name.
+    /// Sessions of the peer with this DNS name.
     DnsName(ServerName<'static>),
-    /// Those made under this server name.
+    /// Sessions made under this server name.
     ServerName(ServerName<'static>),
 }
 
-/// How many selectors are kept apart. Beyond it the oldest become one that matches everybody: some make a full handshake
-/// who need not, and nobody resumes who must not.
+/// Maximum number of selectors held separately.
+///
+/// Beyond it, the older half becomes one revocation of all sessions. Some peers then make a full
+/// handshake without need, but no revoked session is resumed.
 pub const SELECTORS_MAX: usize = 4096;
 
 /// The revocations of one cache.
 #[derive(Debug, Default)]
 pub struct Revocations {
-    /// The latest moment of all of them, in milliseconds: most sessions are younger, and need no further look.
+    /// The latest time of all revocations, in milliseconds. Most sessions were authenticated later
+    /// and need no further check.
     latest: AtomicU64,
     held: RwLock<Held>,
 }
 
-/// The moment of each.
+/// The time of each revocation.
 #[derive(Clone, Debug, Default)]
 struct Held {
     all: Timestamp,
@@ -56,7 +59,7 @@ struct Held {
 }
 
 impl Revocations {
-    /// From now on what this matches and was authenticated before `before` is revoked.
+    /// Revokes sessions that `selector` matches and that were authenticated before `before`.
     pub fn revoke(&self, selector: Selector, before: Timestamp) {
         let mut held = self.held.write();
         held.raise(selector, before);
@@ -64,12 +67,12 @@ impl Revocations {
         self.latest.fetch_max(before.as_millis(), Ordering::SeqCst);
     }
 
-    /// Everything is, and will be.
+    /// Revokes all sessions, now and in future.
     pub fn close(&self) {
         self.revoke(Selector::All, Timestamp::from_millis(u64::MAX));
     }
 
-    /// Whether a session is revoked.
+    /// Returns whether a session is revoked.
     #[inline]
     pub fn cover(&self, session: &Facts) -> bool {
         if session.authenticated.as_millis() >= self.latest.load(Ordering::SeqCst) {
@@ -78,7 +81,7 @@ impl Revocations {
         self.held.read().cover(session)
     }
 
-    /// Takes over what another cache holds.
+    /// Copies the revocations of another cache.
     pub fn inherit(&self, from: &Self) {
         let from = from.held.read().clone();
         let mut latest = from.all;
@@ -92,7 +95,7 @@ impl Revocations {
         self.latest.fetch_max(latest.as_millis(), Ordering::SeqCst);
     }
 
-    /// Forgets those that can match nothing alive.
+    /// Drops revocations that can match only expired sessions.
     pub fn forget(&self, now: Timestamp) {
         if self.is_empty() {
             return;
@@ -102,13 +105,13 @@ impl Revocations {
         self.latest.store(held.latest().as_millis(), Ordering::SeqCst);
     }
 
-    /// How many selectors there are.
+    /// Returns the number of selectors.
     pub fn len(&self) -> usize {
         let held = self.held.read();
         held.selectors() + usize::from(held.all > Timestamp::default())
     }
 
-    /// Whether there is none.
+    /// Returns whether there are no revocations.
     pub fn is_empty(&self) -> bool {
         self.latest.load(Ordering::SeqCst) == 0
     }
@@ -161,7 +164,7 @@ impl Held {
         }
     }
 
-    /// The older half becomes one that matches everybody.
+    /// Keeps [`SELECTORS_MAX`]: makes the older half one revocation of all sessions.
     fn bound(&mut self) {
         if self.selectors() <= SELECTORS_MAX {
             return;
@@ -170,7 +173,7 @@ impl Held {
         let middle = moments.len() / 2;
         let before = *moments.select_nth_unstable(middle).1;
         self.all = self.all.max(before);
-        // What is not after it is in it.
+        // `all` covers the selectors with this time or an earlier one.
         self.retain(|other| other > before);
         self.all = self.all.max(before);
     }

@@ -1,4 +1,4 @@
-//! What all caches of a daemon have in common, and keep when a new configuration brings new caches.
+//! State that all caches of a daemon share. It is kept when a reload makes new caches.
 
 use std::sync::Arc;
 
@@ -16,16 +16,17 @@ use crate::{
     sync::{AtomicU64, Ordering},
 };
 
-/// Held by every cache.
+/// The shared state. Every cache holds it.
 pub struct Ledger {
-    /// What they may hold together.
+    /// The limit on all caches together.
     pub budget: Budget,
-    /// Why sessions left.
+    /// Why sessions were removed.
     pub journal: Journal,
-    /// Who watches.
+    /// The watchers of sessions.
     pub watchers: Arc<Watchers>,
     pub(super) kinds: Kinds,
-    /// The latest time that a cache was told, in milliseconds: whatever makes a session leave tells it first.
+    /// The latest time that a cache recorded, in milliseconds. Every operation that removes
+    /// sessions records its time first.
     latest: AtomicU64,
 }
 
@@ -36,7 +37,7 @@ impl std::fmt::Debug for Ledger {
 }
 
 impl Ledger {
-    /// Empty, for caches that hold so much together.
+    /// Creates empty state for caches whose total is `total`.
     pub fn new(total: Limits) -> Self {
         Self {
             budget: Budget::new(total),
@@ -47,12 +48,12 @@ impl Ledger {
         }
     }
 
-    /// Gives back a bounded number of places of kinds that no session has any more. Called at every sweep.
+    /// Frees a bounded number of attributes that no session has any more. Called at every sweep.
     pub fn reap(&self) {
         self.kinds.reap();
     }
 
-    /// Tells the time of what comes next.
+    /// Records the time of the next operation.
     pub fn tell_time(&self, now: Timestamp) {
         if now.as_millis() > self.latest.load(Ordering::Relaxed) {
             self.latest.store(now.as_millis(), Ordering::Relaxed);

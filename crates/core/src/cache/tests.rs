@@ -55,7 +55,7 @@ fn id(id: u8) -> SessionId {
 }
 
 #[test]
-fn life_is_counted_from_the_authentication_and_ends_with_the_certificate() {
+fn lifetime_counts_from_authentication_up_to_the_certificate() {
     let cache = cache();
     let soon = NOW.after(Duration::from_secs(60));
     let peer = PeerIdentity { not_after: soon.wall(), ..PeerIdentity::default() };
@@ -63,16 +63,16 @@ fn life_is_counted_from_the_authentication_and_ends_with_the_certificate() {
     assert_eq!(cache.put(cut, NOW).unwrap().expires(), soon.at);
     let later = NOW.after(HOUR / 2);
     assert_eq!(cache.put(new(2, Version::Tls12), later).unwrap().expires(), NOW.at.after(HOUR));
-    assert!(cache.put(new(3, Version::Tls12), NOW.after(HOUR)).is_err(), "nothing is left of it");
+    assert!(cache.put(new(3, Version::Tls12), NOW.after(HOUR)).is_err(), "its lifetime has passed");
 
     let last = Now::from_millis(soon.at.as_millis() - 1);
     assert!(find(&cache, 1, Version::Tls12, "a.test", last).is_ok());
     assert_eq!(find(&cache, 1, Version::Tls12, "a.test", soon).unwrap_err(), Miss::Expired);
-    assert_eq!(find(&cache, 1, Version::Tls12, "a.test", NOW).unwrap_err(), Miss::Expired, "it is gone");
+    assert_eq!(find(&cache, 1, Version::Tls12, "a.test", NOW).unwrap_err(), Miss::Expired, "it was removed");
 }
 
 #[test]
-fn wall_clock_that_passes_a_certificate_ends_its_session() {
+fn wall_clock_past_the_certificate_expires_its_session() {
     let cache = cache();
     let peer = PeerIdentity { not_after: NOW.after(HOUR).wall(), ..PeerIdentity::default() };
     let put = |id| {
@@ -95,19 +95,19 @@ fn wall_clock_that_passes_a_certificate_ends_its_session() {
     assert_eq!(
         find(&cache, 2, Version::Tls12, "a.test", now()).unwrap_err(),
         Miss::Expired,
-        "its end was cut"
+        "the certificate has shortened its lifetime"
     );
 }
 
 #[test]
-fn session_is_found_with_its_version_and_name_only_and_a_miss_spends_no_ticket() {
+fn lookup_needs_version_and_name_and_a_miss_consumes_nothing() {
     let cache = cache();
     cache.put(new(1, Version::Tls13), NOW).unwrap();
     assert!(find(&cache, 1, Version::Tls12, "a.test", NOW).is_err());
     assert!(find(&cache, 1, Version::Tls13, "b.test", NOW).is_err());
     assert!(find(&cache, 1, Version::Tls13, "", NOW).is_err());
     assert!(find(&cache, 1, Version::Tls13, "a.test", NOW).is_ok());
-    assert!(find(&cache, 1, Version::Tls13, "a.test", NOW).is_err(), "a ticket is handed out once");
+    assert!(find(&cache, 1, Version::Tls13, "a.test", NOW).is_err(), "the first lookup consumed the ticket");
     cache.put(new(2, Version::Tls12), NOW).unwrap();
     for _ in 0..2 {
         assert!(find(&cache, 2, Version::Tls12, "a.test", NOW).is_ok());
@@ -116,7 +116,7 @@ fn session_is_found_with_its_version_and_name_only_and_a_miss_spends_no_ticket()
 }
 
 #[test]
-fn session_goes_back_to_its_own_library_and_binding_only() {
+fn lookup_needs_equal_format_and_binding() {
     let cache = cache();
     let openssl = Format::Worker("openssl".into());
     let alike = Format::Worker("rustls".into());
@@ -139,11 +139,11 @@ fn session_goes_back_to_its_own_library_and_binding_only() {
     ] {
         assert_eq!(cache.find(&id(1), &terms(format, binding), NOW).unwrap_err(), Miss::Scope);
     }
-    assert!(cache.find(&id(1), &terms(&openssl, b"vhost"), NOW).is_ok(), "no miss has spent it");
+    assert!(cache.find(&id(1), &terms(&openssl, b"vhost"), NOW).is_ok(), "no miss has consumed it");
 }
 
 #[test]
-fn taken_id_is_not_replaced_unless_its_session_is_over() {
+fn id_is_reused_only_after_its_session_expired() {
     let cache = cache();
     cache.put(new(1, Version::Tls12), NOW).unwrap();
     assert_eq!(cache.put(new(1, Version::Tls12), NOW).unwrap_err(), NotStored::IdTaken);
@@ -161,7 +161,7 @@ fn session_over_the_size_limit_is_not_kept() {
 }
 
 #[test]
-fn session_that_somebody_has_is_never_written_over_and_memory_of_others_is_used_again() {
+fn referenced_sessions_are_not_overwritten_and_memory_is_reused() {
     let limits = Limits { entries_max: 1, bytes_max: usize::MAX };
     let cache = cache_of(Role::Server, limits, &Arc::new(Ledger::new(ROOM)));
     let put = |id: u8| {
@@ -173,10 +173,11 @@ fn session_that_somebody_has_is_never_written_over_and_memory_of_others_is_used_
     };
     let held = put(1);
     let gone = Arc::as_ptr(&put(2));
-    assert_eq!(Arc::strong_count(&held), 1, "it made room for the second");
+    assert_eq!(Arc::strong_count(&held), 1, "it was evicted for the second");
     let third = put(3);
-    assert_ne!(Arc::as_ptr(&third), gone, "the second was there until the third came");
-    // The second had left, and nobody had it; the third makes room now.
+    assert_ne!(Arc::as_ptr(&third), gone, "the second was stored until the third came");
+    // The second was evicted and unused, so its memory is reused. Storing the fourth evicts the
+    // third.
     let fourth = put(4);
     assert_eq!(Arc::as_ptr(&fourth), gone);
     for (session, id) in [(&held, 1), (&third, 3), (&fourth, 4)] {
@@ -186,9 +187,9 @@ fn session_that_somebody_has_is_never_written_over_and_memory_of_others_is_used_
     fourth.hold();
     drop(fourth);
     let fifth = put(5);
-    assert!(Arc::as_ptr(&fifth) != gone, "the fourth was there until the fifth came");
+    assert!(Arc::as_ptr(&fifth) != gone, "the fourth was stored until the fifth came");
     let sixth = put(6);
-    assert_eq!((Arc::as_ptr(&sixth), sixth.open_connections()), (gone, 0), "nothing is left of the fourth");
+    assert_eq!((Arc::as_ptr(&sixth), sixth.open_connections()), (gone, 0), "no state of the fourth remains");
     (1..6).for_each(|id| {
         assert_eq!(find(&cache, id, Version::Tls12, "a.test", NOW).unwrap_err(), Miss::Removed);
     });
@@ -196,7 +197,7 @@ fn session_that_somebody_has_is_never_written_over_and_memory_of_others_is_used_
 }
 
 #[test]
-fn lookups_that_were_prepared_for_find_what_they_would_have_found() {
+fn prefetched_lookups_find_the_same_sessions() {
     let limits = Limits { entries_max: FAR, bytes_max: usize::MAX };
     let cache = cache_of(Role::Server, limits, &Arc::new(Ledger::new(limits)));
     let id = |number: usize| SessionId::new(&number.to_be_bytes()).unwrap();
@@ -204,7 +205,7 @@ fn lookups_that_were_prepared_for_find_what_they_would_have_found() {
         cache.put(NewSession { id: Some(id(number)), ..new(0, Version::Tls13) }, NOW).unwrap();
     };
     (1..FAR).for_each(put);
-    cache.expect((0..1).map(|_| unreachable!("few sessions need no preparation")));
+    cache.expect((0..1).map(|_| unreachable!("a small cache prefetches nothing")));
     put(FAR);
     let terms = Terms {
         format: &Format::Rustls,
@@ -213,7 +214,7 @@ fn lookups_that_were_prepared_for_find_what_they_would_have_found() {
         server_name: &"a.test".into(),
         cipher_suite: None,
     };
-    // The last one twice, and one that is not there.
+    // The last id twice, and one that is not stored.
     let wanted = || (FAR - 20..=FAR).chain([FAR, FAR + 1]).map(id);
     cache.expect(wanted());
     let found: Vec<_> =

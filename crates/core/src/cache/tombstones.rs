@@ -1,7 +1,7 @@
-//! Why a session left: the last departures, found by id.
+//! Tombstones: why sessions were removed, found by id.
 //!
-//! Two kinds of departure are remembered apart, so that what happens all the time - tickets that are handed out, sessions
-//! that expire - does not drive out what somebody will ask for.
+//! Frequent removals (consumed tickets, expired and evicted sessions) have tombstones of their own
+//! class. So they do not displace the tombstones that operators will ask for.
 
 use std::{
     hash::{BuildHasher, Hasher},
@@ -17,21 +17,21 @@ use crate::{
     sync::{AtomicU64, Mutex, Ordering},
 };
 
-/// A session that left the cache.
+/// The tombstone of a session that was removed from the cache.
 #[derive(Clone, Debug)]
 pub struct Departure {
-    /// When.
+    /// Time of the removal.
     pub at: Timestamp,
-    /// Why.
+    /// Reason of the removal.
     pub reason: RemovalReason,
-    /// What it had in common with others.
+    /// The attributes that the session shared with others.
     pub kind: Arc<Kind>,
-    /// When its peers had authenticated.
+    /// When the session's peers had authenticated.
     pub authenticated: Timestamp,
 }
 
 impl Departure {
-    /// What a lookup answers now.
+    /// Returns the answer to a lookup of the session.
     pub fn miss(&self) -> Miss {
         match self.reason {
             RemovalReason::Expired => Miss::Expired,
@@ -46,86 +46,93 @@ impl Departure {
     }
 }
 
-/// Names one cache in the journal. No two caches have the same group, also if their scopes agree: a scope that a reload
-/// ended and a later reload brings back does not find what departed before.
+/// The key of one cache's tombstones.
+///
+/// No two caches have the same group, even if their scopes are equal. So a scope that one reload
+/// removed and a later reload restores does not find its old tombstones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Group(u64);
 
-/// How many departures of each kind are remembered in all. One takes 52 bytes, and keeps its [`Kind`].
+/// Maximum number of tombstones of each class, for all caches together. A tombstone takes 52 bytes
+/// and keeps its [`Kind`] alive.
 pub const DEPARTURES_MAX: usize = 1 << 15;
-/// Most bytes of all [`Kind`]s that the journal keeps, each counted for every departure that has it. Ordinary names take some
-/// hundreds of bytes, and then [`DEPARTURES_MAX`] counts.
+/// Maximum size in bytes of all [`Kind`]s that tombstones keep alive.
+///
+/// A [`Kind`] counts once for every tombstone that has it. With ordinary names it takes a few
+/// hundred bytes, and [`DEPARTURES_MAX`] is reached first.
 pub const KINDS_BYTES_MAX: usize = 32 << 20;
 
 const PARTS: usize = 64;
-/// Tags that are compared at once.
+/// Number of tags compared at once.
 const AT_ONCE: usize = 32;
 
-/// The last departures of all caches.
+/// The latest tombstones of all caches.
 ///
-/// Every session departs, and few are asked for then: a departure is written behind the last one of its part, where memory
-/// is at hand, and found by looking through all of the part.
+/// Every session is removed some day, and few of them are asked for afterwards. So writing is
+/// cheap: a tombstone is appended to the last one of its part, in memory that is already in the
+/// cache of the processor. Finding one scans the whole part.
 #[derive(Debug)]
 pub struct Journal {
-    /// Ids are not kept, but what they hash to with a key that nobody knows.
+    /// Hashes ids with a secret key. The ids themselves are not kept.
     hasher: Keyed,
     parts: Box<[Mutex<Part>]>,
-    /// Of the next cache.
+    /// The group of the next cache.
     next_group: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Part {
-    /// Expired, taken, pushed out.
+    /// Tombstones of expired, evicted and consumed sessions.
     usual: Ring,
-    /// All else.
+    /// All other tombstones.
     notable: Ring,
-    /// Of the next departure.
+    /// Sequence number of the next tombstone.
     number: u32,
 }
 
-/// The last [`RING`] departures, or fewer where their kinds take more than [`RING_BYTES`]. The oldest leave first.
+/// The latest [`RING`] tombstones, or fewer if their attributes take more than [`RING_BYTES`]. The
+/// oldest are dropped first.
 #[derive(Debug, Default)]
 struct Ring {
-    /// Half of each id's hash, apart from the rest: these are looked through.
+    /// Half of each id's hash. Kept apart from the entries because a search scans these.
     tags: Vec<u32>,
-    /// `None`: dropped for its bytes.
+    /// `None`: dropped to keep [`RING_BYTES`].
     all: Vec<Option<Entry>>,
-    /// Where the next one goes.
+    /// Index of the next entry.
     next: usize,
-    /// The oldest of those that are left.
+    /// Index of the oldest entry that is left.
     oldest: usize,
-    /// Sizes of their kinds.
+    /// Size of the attributes of all entries.
     bytes: usize,
 }
 
 #[derive(Debug)]
 struct Entry {
-    /// The other half.
+    /// The other half of the id's hash.
     check: u32,
-    /// Which of two came later.
+    /// Orders entries of the same millisecond.
     number: u32,
-    /// Of its kind, which lies elsewhere.
+    /// Size of the entry's attributes, which lie elsewhere.
     bytes: u32,
     departure: Departure,
 }
 
 impl Entry {
-    /// Numbers begin anew some day, but not within a millisecond.
+    /// Sequence numbers wrap around, but not within a millisecond.
     fn is_before(&self, other: &Self) -> bool {
         let (one, two) = (self.departure.at, other.departure.at);
         one < two || (one == two && self.number.wrapping_sub(other.number).cast_signed() < 0)
     }
 }
 
-/// What leaves the journal for one departure: one, nearly always.
+/// The entries that one new tombstone displaces: nearly always one.
 #[derive(Default)]
 struct Dropped {
     first: Option<Entry>,
     more: Vec<Entry>,
 }
 
-/// What an id hashes to.
+/// The hash of an id.
 #[derive(Clone, Copy)]
 struct Key {
     tag: u32,
@@ -133,7 +140,7 @@ struct Key {
 }
 
 const RING: usize = DEPARTURES_MAX / PARTS;
-/// There are two rings in each part.
+/// Each part has two rings.
 const RING_BYTES: usize = KINDS_BYTES_MAX / PARTS / 2;
 
 impl Default for Journal {
@@ -172,11 +179,12 @@ impl Journal {
             };
             ring.push(key.tag, Entry { check: key.check, number, bytes, departure }, &mut before);
         }
-        // They may be the last of their kinds.
+        // Dropped after the lock was released: these may be the last references to their
+        // attributes.
         drop(before);
     }
 
-    /// The last departure of a session with this id, if it is remembered.
+    /// Returns the latest tombstone of a session with this id, if it is still kept.
     pub fn find(&self, group: Group, role: Role, id: &SessionId) -> Option<Departure> {
         let key = self.key(group, role, id);
         let part = self.part(key).lock();
@@ -202,7 +210,7 @@ impl Journal {
 }
 
 impl Ring {
-    /// Moves what it drops for this entry to `before`.
+    /// Adds an entry. Moves the entries that it displaces to `before`.
     fn push(&mut self, tag: u32, entry: Entry, before: &mut Dropped) {
         self.bytes += entry.bytes as usize;
         let place = self.next;
@@ -231,7 +239,8 @@ impl Ring {
     }
 
     fn newest(&self, key: Key) -> Option<&Entry> {
-        // Those that were written since the first place was, and before them those that are left of the last round.
+        // First the entries written since the ring last wrapped around, then those of the round
+        // before.
         let (new, old) = self.tags.split_at(self.next.min(self.tags.len()));
         let among = |tags: &[u32], first: usize| {
             let mut end = tags.len();
@@ -287,20 +296,20 @@ mod tests {
     }
 
     #[test]
-    fn last_departure_of_an_id_is_found_in_its_own_group_and_role() {
+    fn latest_tombstone_is_found_by_id_group_and_role() {
         let journal = Journal::default();
         let group = journal.new_group();
         let at = Timestamp::from_millis;
         journal.record(group, &facts(1), RemovalReason::Unclosed, at(5));
         assert_eq!(reason(&journal, group, 1), Some(RemovalReason::Unclosed));
-        // At the same time, for it is which came later that counts; and of one kind twice.
+        // At the same time, because only the order counts, and twice in one class.
         journal.record(group, &facts(1), RemovalReason::Taken, at(5));
         assert_eq!(reason(&journal, group, 1), Some(RemovalReason::Taken));
         journal.record(group, &facts(1), RemovalReason::CacheFull, at(5));
         assert_eq!(reason(&journal, group, 1), Some(RemovalReason::CacheFull));
         journal.record(group, &facts(1), RemovalReason::Revoked, at(5));
         assert_eq!(reason(&journal, group, 1), Some(RemovalReason::Revoked));
-        // Later, however many departed in between: their numbers begin anew.
+        // Later, with any number of removals in between: the sequence numbers wrap around.
         for number in [1 << 31, u32::MAX] {
             journal.parts.iter().for_each(|part| part.lock().number = number);
             journal.record(group, &facts(1), RemovalReason::Taken, at(6));
@@ -310,7 +319,7 @@ mod tests {
         assert_eq!(
             reason(&journal, group, 1),
             Some(RemovalReason::Unclosed),
-            "0 comes after the last number"
+            "0 comes after the last sequence number"
         );
         assert_eq!(reason(&journal, group, 2), None);
         assert_eq!(reason(&journal, journal.new_group(), 1), None);
@@ -318,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn long_names_are_forgotten_sooner_and_short_ones_as_before() {
+    fn long_names_reduce_the_number_of_tombstones() {
         let journal = Journal::default();
         let group = journal.new_group();
         let named = |id: u32, length: usize| {
@@ -350,19 +359,19 @@ mod tests {
             for id in 100_000..200_000 {
                 journal.record(group, &named(id, 20), RemovalReason::Taken, at);
             }
-            assert_eq!(held().0, DEPARTURES_MAX, "names of ordinary length take no room of others");
+            assert_eq!(held().0, DEPARTURES_MAX, "names of ordinary length displace no tombstones");
             assert_eq!(reason(&journal, group, 19_999), None);
         }
     }
 
     #[test]
-    fn it_is_bounded_and_what_is_usual_drives_out_nothing_else() {
+    fn frequent_removals_displace_no_other_tombstones() {
         let journal = Journal::default();
         let group = journal.new_group();
         journal.record(group, &facts(0), RemovalReason::Revoked, Timestamp::from_millis(5));
         for id in 1..200_000 {
             journal.record(group, &facts(id), RemovalReason::Taken, Timestamp::from_millis(6));
-            // Wherever the rings stand.
+            // At any position of the rings.
             let other = id.saturating_sub(id % 97 * 100).max(1);
             if id % 1009 == 0 {
                 assert_eq!(reason(&journal, group, other), Some(RemovalReason::Taken), "{other} of {id}");
@@ -371,7 +380,7 @@ mod tests {
         let held: usize = journal.parts.iter().map(|part| part.lock().usual.all.len()).sum();
         assert!(held <= DEPARTURES_MAX, "{held}");
         assert_eq!(reason(&journal, group, 0), Some(RemovalReason::Revoked));
-        assert_eq!(reason(&journal, group, 199_999), Some(RemovalReason::Taken), "the last is there");
-        assert_eq!(reason(&journal, group, 1), None, "the first is not");
+        assert_eq!(reason(&journal, group, 199_999), Some(RemovalReason::Taken), "the last is kept");
+        assert_eq!(reason(&journal, group, 1), None, "the first was dropped");
     }
 }

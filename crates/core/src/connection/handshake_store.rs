@@ -1,8 +1,9 @@
 //! rustls' storage traits, answered for one connection at a time.
 //!
-//! rustls asks for sessions and hands out new ones in the middle of a handshake step, by calls that cannot wait. So each
-//! connection has a [`Resumption`]: what the handshake may need is put into it beforehand, and what rustls wants
-//! stored is collected, to be taken out after the step. It is the connection's clock for rustls as well.
+//! rustls asks for sessions and hands out new ones in the middle of a handshake step, by calls that
+//! cannot wait. So each connection has a [`Resumption`]. The session that the handshake may need is
+//! put there before the step, and the sessions that rustls wants stored are taken from there after
+//! it. It also is rustls' clock for the connection.
 
 use std::{
     fmt,
@@ -29,17 +30,17 @@ use crate::{
 
 /// A session that rustls wants stored.
 pub struct Made {
-    /// Server: its id. Client: none.
+    /// Server: its id. Client: `None`.
     pub id: Option<SessionId>,
     /// Its secret part.
     pub secret: Secret,
-    /// Client: how long the server lets it be resumed, from now on. `None`: the server does not say.
+    /// Client: how long from now on the server allows resumption. `None`: the server does not say.
     pub lifetime: Option<Duration>,
-    /// Client: whether its ticket is another than the one that the handshake offered.
+    /// Client: whether its ticket differs from the one that the handshake offered.
     pub renews: bool,
 }
 
-/// What one connection's handshake may resume with, and what it made.
+/// The session that one connection's handshake may resume, and the sessions that it made.
 pub struct Resumption {
     now_millis: AtomicU64,
     /// Whether a server keeps sessions at all (SSL_SESS_CACHE_OFF).
@@ -52,32 +53,35 @@ struct Inner {
     found: Option<Arc<Session>>,
     made: Vec<Made>,
     group: Option<NamedGroup>,
-    /// Server: how many more sessions it may make. `None`: as many as rustls wants.
+    /// Server: how many more sessions it may make. `None`: no limit.
     room: Option<usize>,
 }
 
 impl Resumption {
-    /// For one connection. Where `caching` is false a server gives its peers nothing to resume with.
+    /// Creates the store of one connection. If `caching` is false, a server gives its peers no
+    /// sessions.
     pub fn new(caching: bool) -> Self {
         Self { now_millis: AtomicU64::new(0), caching, inner: Mutex::default() }
     }
 
-    /// Sets the time of the next step. rustls verifies certificates with it, so it is the wall clock's.
+    /// Sets the time of the next step. rustls verifies certificates with it, so it is the wall
+    /// clock's.
     pub fn set_now(&self, now: WallTime) {
         self.now_millis.store(now.as_millis(), Ordering::Relaxed);
     }
 
-    /// The session that the handshake may resume. A single-use one must have been taken from the cache.
+    /// Sets the session that the handshake may resume. A single-use session must have been removed
+    /// from the cache before.
     pub fn offer(&self, session: Option<Arc<Session>>) {
         self.inner.lock().found = session;
     }
 
-    /// Lets a server make no more than this many tickets from now on.
+    /// Limits the number of tickets that a server makes from now on.
     pub fn limit_tickets(&self, most: usize) {
         self.inner.lock().room = Some(most);
     }
 
-    /// What rustls wanted stored since the last call, oldest first.
+    /// Returns the sessions that rustls wanted stored since the last call, oldest first.
     pub fn take_made(&self) -> Vec<Made> {
         std::mem::take(&mut self.inner.lock().made)
     }
@@ -121,7 +125,8 @@ impl StoresServerSessions for Resumption {
         self.server_secret(key)
     }
 
-    /// Gone from the cache before rustls asks; here it goes from the connection too.
+    /// Returns the session's secret and removes the session from the connection. The cache removed
+    /// it before rustls asked.
     fn take(&self, key: &[u8]) -> Option<Vec<u8>> {
         let bytes = self.server_secret(key)?;
         self.inner.lock().found = None;
@@ -138,7 +143,7 @@ impl ClientSessionStore for Resumption {
         self.inner.lock().group = Some(group);
     }
 
-    /// The group that the session's own handshake ended with: it saves a HelloRetryRequest.
+    /// Returns the group of the handshake that made the session. It saves a HelloRetryRequest.
     fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
         match self.inner.lock().found.as_ref()?.secret().client()? {
             ClientSession::Tls12(_, group) | ClientSession::Tls13(_, group) => *group,
@@ -153,7 +158,7 @@ impl ClientSessionStore for Resumption {
             Some(ClientSession::Tls13(..)) | None => Ticket::default(),
         };
         let renews = ticket.digits != offered.digits;
-        // RFC 5077 section 3.3: zero is no statement.
+        // RFC 5077 section 3.3: zero means that the server does not specify a lifetime.
         let lifetime = Some(ticket.lifetime).filter(|lifetime| !lifetime.is_zero());
         let secret = Secret::Client(Box::new(ClientSession::Tls12(value, inner.group)));
         inner.made.push(Made { id: None, secret, lifetime, renews });
@@ -166,7 +171,8 @@ impl ClientSessionStore for Resumption {
         }
     }
 
-    /// rustls speaks of all sessions with the server here. Ours are removed by the close rule alone.
+    /// Does nothing. rustls means all sessions with the server; only the close rule removes
+    /// sessions.
     fn remove_tls12_session(&self, _: &ServerName<'static>) {}
 
     fn insert_tls13_ticket(&self, _: ServerName<'static>, value: Tls13ClientSessionValue) {
@@ -189,19 +195,22 @@ impl ClientSessionStore for Resumption {
     }
 }
 
-/// A client's ticket, as far as rustls shows it: in the `Debug` form of a session alone, which has no secret. A test fails where
-/// an update of rustls changes that form.
+/// A client's ticket, as far as rustls shows it.
+///
+/// rustls shows it only in the `Debug` form of a session, which has no secret. A test fails if an
+/// update of rustls changes that form.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Ticket {
     /// The ticket in hex; empty for a session without one.
     digits: String,
-    /// lifetime, or lifetime_hint: zero where the form cannot be read.
+    /// `lifetime` or `lifetime_hint`. Zero if the form cannot be read.
     lifetime: Duration,
 }
 
 impl Ticket {
     fn of(session: &impl fmt::Debug) -> Self {
-        /// Takes text up to the end of `lifetime_secs`, and refuses the rest, so that no certificate is formatted.
+        /// Takes text up to the end of `lifetime_secs`, and refuses the rest, so that no
+        /// certificate is formatted.
         struct Head(String);
 
         const LIFETIME: &str = "lifetime_secs: ";
@@ -218,7 +227,7 @@ impl Ticket {
         }
 
         let mut head = Head(String::new());
-        // An error says that all is there that is wanted.
+        // An error means that the text is complete.
         let _complete = fmt::write(&mut head, format_args!("{session:?}"));
         let Head(text) = head;
         let value = |key: &str| text.split_once(key).and_then(|(_, rest)| rest.split_once(','));

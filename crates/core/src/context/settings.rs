@@ -29,17 +29,17 @@ pub enum ClientAuth {
     Require,
 }
 
-/// What of a context's certificates decides who may resume.
+/// The part of a context's certificates that belongs to its scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScopeBy {
-    /// The certificates themselves: a renewed one begins a new scope.
+    /// The certificates themselves: a renewed certificate begins a new scope.
     Certificate,
-    /// The names that they prove, and the authority at the end of each chain: a renewed certificate for the same names keeps the
-    /// scope.
+    /// The names that they prove, and the authority at the end of each chain. A renewed certificate
+    /// for the same names keeps the scope.
     Names,
 }
 
-/// How strict a context is about the close rule.
+/// How strictly a context applies the close rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClosePolicy {
     /// SSL_clear(3): the SENT flag decides.
@@ -50,12 +50,12 @@ pub enum ClosePolicy {
     ErrorsOnly,
 }
 
-/// Whom to trust.
+/// The trust anchors of a context.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trust {
     /// The anchors of this system.
     System,
-    /// Those of a PEM file.
+    /// The anchors in a PEM file.
     File(PathBuf),
 }
 
@@ -75,48 +75,49 @@ pub struct Options {
 /// One `[[context]]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ContextConfig {
-    /// Its name.
+    /// The context's name.
     pub name: String,
-    /// Certificate chain and key, for each server name or kind of key. Empty: it cannot be a server, unless it is
-    /// the built-in one, which makes its own.
+    /// Certificate chain and key, for each server name or type of key. Without any, the context
+    /// cannot be a server, except the built-in one, which makes its own.
     pub certificates: Vec<(PathBuf, PathBuf)>,
-    /// Whether it makes a certificate for localhost at start: only where no file defines contexts.
+    /// Whether the context makes a certificate for localhost at start. Only the built-in context
+    /// does.
     pub self_made: bool,
-    /// What a client chooses from when a server asks.
+    /// The certificates that a client chooses from when a server asks for one.
     pub client_certificates: Vec<(PathBuf, PathBuf)>,
-    /// Whom to trust.
+    /// The trust anchors.
     pub trust: Trust,
     /// Whether clients must show a certificate.
     pub client_auth: ClientAuth,
-    /// Versions, older first.
+    /// Protocol versions, oldest first.
     pub versions: Vec<Version>,
-    /// Names of cipher suites; empty: all that rustls has by default.
+    /// Names of cipher suites. Empty: the defaults of rustls.
     pub cipher_suites: Vec<String>,
-    /// Names of key exchange groups; empty: all that rustls has by default.
+    /// Names of key exchange groups. Empty: the defaults of rustls.
     pub key_exchange: Vec<String>,
-    /// Application protocols in the order of preference.
+    /// Application protocols, in order of preference.
     pub alpn: Vec<String>,
     /// SSL_CTX_set_options(3).
     pub options: Options,
     /// SSL_CTX_set_session_id_context(3).
     pub session_id_context: String,
-    /// What of its certificates decides who may resume.
+    /// The part of the certificates that belongs to the scope.
     pub scope_by: ScopeBy,
-    /// Whether client connections are offered sessions that nobody named.
+    /// Whether client connections are offered sessions that their worker did not name.
     pub offering: Offering,
-    /// TLS 1.3 tickets of a full handshake.
+    /// Number of TLS 1.3 tickets after a full handshake.
     pub tickets: usize,
-    /// How strict it is about the close rule.
+    /// How strictly the close rule is applied.
     pub close_policy: ClosePolicy,
-    /// How long after the authentication a session lives.
+    /// Lifetime of a session, counted from its authentication.
     pub session_timeout: Duration,
-    /// Largest session, in bytes.
+    /// Maximum size of a session, in bytes.
     pub session_bytes_max: usize,
-    /// Most sessions in the cache of each role.
+    /// Maximum number of sessions in the cache of each role.
     pub cache_entries_max: usize,
-    /// Most bytes in the cache of each role.
+    /// Maximum number of bytes in the cache of each role.
     pub cache_bytes_max: usize,
-    /// How long a connection may lie unused before it is freed as unclosed.
+    /// Time without use after which a connection is freed as unclosed.
     pub idle_timeout: Duration,
 }
 

@@ -1,8 +1,9 @@
-//! What many sessions have in common, held once.
+//! Attributes that many sessions have in common, held once.
 //!
-//! All sessions of one virtual host agree in nearly everything but id, secret and times. So a session costs what is
-//! its own, and the rest is shared. The limits count it for each of them all the same: an upper bound that no order of
-//! puts and removals can get around (decision 37).
+//! The sessions of one virtual host agree in nearly everything except id, secret and times. So a
+//! session takes memory only for these, and shares the rest. The limits count the shared attributes
+//! for each session all the same: an upper bound that no order of puts and removals can get around
+//! (decision 37).
 
 use std::{
     borrow::Cow,
@@ -20,31 +21,31 @@ use crate::{
     sync::RwLock,
 };
 
-/// All that two sessions may have in common.
+/// The attributes that several sessions may have in common.
 #[derive(Debug)]
 pub struct Kind {
-    /// Whose it is.
+    /// The side of the handshake that the session is for.
     pub role: Role,
-    /// The one version it can be resumed with.
+    /// The only version that can resume the session.
     pub version: Version,
     /// IANA name of the cipher suite.
     pub cipher_suite: Cow<'static, str>,
-    /// Client: whom it resumes with. Server: the SNI it was made under, or empty.
+    /// Client: the name of the server. Server: the SNI of the handshake, or empty.
     pub server_name: ServerName<'static>,
-    /// Who can read its secret part.
+    /// The library that can read the secret part.
     pub format: Format,
-    /// Whatever else its worker says must agree.
+    /// The binding that a lookup must equal.
     pub binding: Box<[u8]>,
     /// Handed out at most once (RFC 8446 appendix C.4).
     pub single_use: bool,
-    /// The account of the context it was made under.
+    /// The counters of the context that made the session.
     pub account: Arc<Account>,
-    /// Who the peer proved to be.
+    /// The identity that the peer proved.
     pub peer: Option<Arc<PeerIdentity>>,
 }
 
 impl Kind {
-    /// Whether its sessions may be resumed on these terms.
+    /// Returns whether a lookup with these terms may resume the session.
     pub fn fits(&self, terms: &Terms<'_>) -> bool {
         self.format == *terms.format
             && same(&self.binding, terms.binding)
@@ -53,7 +54,9 @@ impl Kind {
             && terms.cipher_suite.is_none_or(|suite| *self.cipher_suite == *suite)
     }
 
-    /// Bytes whose number a worker or a peer decides: binding and names. `session_bytes_max` limits them.
+    /// Returns the number of bytes that a worker or a peer decides: binding and names.
+    ///
+    /// `session_bytes_max` limits them.
     pub fn told(&self) -> usize {
         let names = self.peer.as_deref().map_or(0, |peer| {
             peer.dns_names.iter().chain(&peer.uris).chain([&peer.subject]).map(String::len).sum()
@@ -61,7 +64,8 @@ impl Kind {
         self.binding.len() + self.server_name.len() + names
     }
 
-    /// Upper bound of the heap that it takes, in bytes, with its place in [`Kinds`]. `tests/overhead.rs` measures it.
+    /// Returns an upper bound of the heap memory in bytes, including the entry in [`Kinds`].
+    /// `tests/overhead.rs` measures it.
     pub fn size(&self) -> usize {
         let cipher_suite = match &self.cipher_suite {
             Cow::Borrowed(_) => 0,
@@ -91,15 +95,16 @@ impl Kind {
     }
 }
 
-/// Upper bound of the place of a kind in [`Kinds`]: table and ring, each at most half empty.
+/// Upper bound in bytes of an entry in [`Kinds`]: table and ring, each at most half empty.
 const PLACE: usize = 64;
 
-/// Upper bound of what one allocation takes: allocators round up to classes of size, and to 16 bytes.
+/// Returns an upper bound of the size of one allocation: allocators round up to size classes and to
+/// 16 bytes.
 pub(super) const fn heap(bytes: usize) -> usize {
     if bytes == 0 { 0 } else { bytes + bytes / 8 + 16 }
 }
 
-/// The same, behind an [`Arc`].
+/// Returns an upper bound of the size of one allocation behind an [`Arc`].
 const fn shared(bytes: usize) -> usize {
     heap(bytes + 2 * size_of::<usize>())
 }
@@ -120,7 +125,8 @@ impl PartialEq for Kind {
 
 impl Eq for Kind {}
 
-/// Covers every field: one that is left out is one in which a caller can make any number of kinds collide.
+/// Covers every field. A caller could make any number of attributes collide by a field that is left
+/// out.
 impl Hash for Kind {
     fn hash<H: Hasher>(&self, state: &mut H) {
         let Self { role, version, cipher_suite, server_name, format, binding, single_use, account, peer } =
@@ -129,36 +135,39 @@ impl Hash for Kind {
     }
 }
 
-/// Whether they are alike. An empty slice points nowhere, and some processors take long to find out that none of its no
-/// bytes is read: the C library compares with masks.
+// An empty slice has a dangling pointer. The C library compares with masked loads, and some
+// processors are slow to find that a masked load reads none of its bytes.
 fn same(one: &[u8], other: &[u8]) -> bool {
     one.len() == other.len() && (one.is_empty() || one == other)
 }
 
-/// The kinds that are in use.
+/// The attributes in use, interned.
 ///
-/// There is one set for each part of the sessions, so that one kind may be here several times: each session counts as a user
-/// of its kind when it comes and when it goes, and threads that all count at one place wait for each other.
+/// Sessions are divided into parts, each with a set of its own. So equal attributes may be held
+/// once in each part. Each insert and removal of a session changes a reference count, and a single
+/// count would make all threads wait for each other.
 pub struct Kinds {
     hasher: Keyed,
     parts: Box<[Part]>,
 }
 
-/// A lock and what is behind it, apart from its neighbours.
+/// A lock and its content, in cache lines of its own.
 #[repr(align(128))]
 struct Part(RwLock<Set>);
 
-/// Kinds by the hash of all that they are. A kind belongs to its sessions, and its names are freed with the last of them; its
-/// place, and some hundred bytes of the object, are given back by the next kinds that come, or by [`Kinds::reap`].
+/// Attributes by their hash.
+///
+/// Sessions own their attributes, and the names are freed with the last session. The entry here and
+/// the object itself (about a hundred bytes) are freed by later inserts, or by [`Kinds::reap`].
 #[derive(Default)]
 struct Set {
     by_hash: HashMap<u64, Weak<Kind>, BuildHasherDefault<AsItIs>>,
-    /// The same hashes. A hand goes round them and looks which kinds are gone.
+    /// The same hashes. `hand` goes round them and removes those of unused attributes.
     ring: Vec<u64>,
     hand: usize,
 }
 
-/// Hashes a hash.
+/// Uses a `u64` as its own hash.
 #[derive(Default)]
 struct AsItIs(u64);
 
@@ -179,11 +188,12 @@ impl Hasher for AsItIs {
 }
 
 const PARTS: usize = 32;
-/// How many places are looked at for each kind that comes: two, so that they cannot become more than those in use.
+/// Number of entries checked at each insert. Two, so that unused entries never outnumber those in
+/// use.
 const LOOKED_AT: usize = 2;
-/// How many places of each part [`Kinds::reap`] looks at.
+/// Number of entries of each part that [`Kinds::reap`] checks.
 const REAPED: usize = 64;
-/// Tables that are smaller than this stay as they are.
+/// Smaller tables are not shrunk.
 const SMALL: usize = 64;
 
 impl Default for Kinds {
@@ -193,16 +203,17 @@ impl Default for Kinds {
 }
 
 impl Kinds {
-    /// Returns the kind that is like this, for the session with this id.
+    /// Returns shared attributes equal to `kind`, for the session with this id.
     ///
-    /// The cost depends on the size of this kind alone. No kind is compared with more than one other: a kind whose hash
-    /// another one has is not shared.
+    /// The cost depends on the size of `kind` alone. It is compared with at most one other:
+    /// attributes whose hash equals that of different attributes are not shared.
     pub fn intern(&self, kind: Kind, id: &SessionId) -> Arc<Kind> {
-        // Libraries make random ids; where they put something before that, it is the end that differs.
+        // The last byte selects the part. Libraries make random ids, and where an id has a fixed
+        // prefix, its end still differs.
         let last = id.as_bytes().last().copied().unwrap_or_default();
         let part = &self.parts[usize::from(last) % PARTS].0;
         let hash = self.hasher.hash_one(&kind);
-        // Dropped after the lock is let go of: it may be the last user.
+        // A variable, so that the lock is released before the drop: this may be the last reference.
         let held = part.read().by_hash.get(&hash).and_then(Weak::upgrade);
         if let Some(held) = held {
             return if *held == kind { held } else { Arc::new(kind) };
@@ -210,7 +221,7 @@ impl Kinds {
         let kind = Arc::new(kind);
         let mut set = part.write();
         match set.by_hash.insert(hash, Arc::downgrade(&kind)) {
-            // Another thread has brought one meanwhile, or the last one is gone and its place is used again.
+            // Another thread has inserted them in the meantime, or an unused entry is replaced.
             Some(_) => {}
             None => set.ring.push(hash),
         }
@@ -218,7 +229,8 @@ impl Kinds {
         kind
     }
 
-    /// Gives back places of kinds that are gone: a bounded number of them, so it is called again and again.
+    /// Removes entries of unused attributes. Checks a bounded number of them, so it is called
+    /// repeatedly.
     pub fn reap(&self) {
         for part in &self.parts {
             let mut set = part.0.write();
@@ -227,12 +239,12 @@ impl Kinds {
         }
     }
 
-    /// How many there are, those that are gone and have yet to be noticed included.
+    /// Returns the number of entries, including unused ones that have yet to be removed.
     pub fn len(&self) -> usize {
         self.parts.iter().map(|part| part.0.read().by_hash.len()).sum()
     }
 
-    /// Whether there is none.
+    /// Returns whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -279,7 +291,7 @@ mod tests {
         }
     }
 
-    /// Kinds that differ from the first in one field each.
+    /// Attributes that each differ from the first in one field.
     fn variants() -> Vec<Kind> {
         let peer = |change: fn(&mut PeerIdentity)| {
             let mut peer = PeerIdentity { subject: "CN=a".into(), ..PeerIdentity::default() };
@@ -307,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn hash_and_equality_cover_every_field_of_a_kind() {
+    fn hash_and_equality_cover_every_attribute() {
         let hasher = keyed();
         for (place, one) in variants().iter().enumerate() {
             for (other_place, other) in variants().iter().enumerate() {
@@ -318,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn like_kinds_are_one_for_each_part_and_unused_ones_are_forgotten() {
+    fn equal_attributes_are_shared_per_part_and_unused_ones_removed() {
         let kinds = Kinds::default();
         let id = |last: u8| SessionId::new(&[7, last]).unwrap();
         let kept = kinds.intern(kind(1), &id(1));
@@ -328,17 +340,17 @@ mod tests {
             assert!(kinds.len() <= 2 * PARTS * LOOKED_AT, "{} kinds", kinds.len());
         }
         assert!(Arc::ptr_eq(&kept, &kinds.intern(kind(1), &id(1))));
-        assert!(!Arc::ptr_eq(&kept, &kinds.intern(kind(1), &id(2))), "it is counted elsewhere");
+        assert!(!Arc::ptr_eq(&kept, &kinds.intern(kind(1), &id(2))), "each part has its own attributes");
     }
 
     #[test]
-    fn kinds_that_are_gone_give_their_places_back() {
+    fn unused_attributes_free_their_entries() {
         let kinds = Kinds::default();
         let id = SessionId::new(&[7]).unwrap();
         let used: Vec<_> = (0..10_000).map(|number| kinds.intern(kind(number), &id)).collect();
-        assert_eq!(kinds.len(), used.len(), "those in use stay");
+        assert_eq!(kinds.len(), used.len(), "entries in use stay");
         drop(used);
-        // 64 of a part at a time.
+        // Each call checks 64 entries of a part.
         (0..=10_000 / REAPED).for_each(|_| kinds.reap());
         assert!(kinds.is_empty(), "{} kinds", kinds.len());
         let part = kinds.parts[7].0.read();

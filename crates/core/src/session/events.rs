@@ -1,7 +1,8 @@
-//! What happens to sessions, as it happens, for those who watch.
+//! Events of sessions, as they happen, for watchers.
 //!
-//! Each watcher has a queue of its own with a bound. Where it is full the watcher is told how many events it missed;
-//! nobody waits for it. An event has what is public of a session, so a watcher keeps no secret alive.
+//! Each watcher has a bounded queue of its own. If it is full, events are dropped, and the watcher
+//! is told how many; no thread waits for a watcher. An event has only the public part of a session,
+//! so a watcher keeps no secret alive.
 
 use std::{
     collections::VecDeque,
@@ -18,27 +19,27 @@ use crate::{
     sync::{AtomicUsize, Mutex, Ordering, RwLock},
 };
 
-/// What happened to a session.
+/// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
-    /// It was stored.
+    /// The session was stored.
     Added,
-    /// It was found for a handshake.
+    /// A lookup found the session for a handshake.
     Hit,
-    /// It left.
+    /// The session was removed.
     Removed(RemovalReason),
 }
 
-/// One thing that happened.
+/// An event of one session.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// When.
+    /// Time of the event.
     pub at: Timestamp,
-    /// What.
+    /// Kind of the event.
     pub what: What,
-    /// What is public of the session.
+    /// The public part of the session.
     pub facts: Facts,
-    /// Open connections that used it then.
+    /// Number of open connections that used the session then.
     pub open_connections: u32,
     /// Size of its secret part.
     pub data_bytes: usize,
@@ -47,48 +48,51 @@ pub struct Event {
 /// A lookup that found nothing to resume.
 #[derive(Clone, Debug)]
 pub struct MissEvent {
-    /// When.
+    /// Time of the lookup.
     pub at: Timestamp,
     /// The id that was looked up.
     pub id: SessionId,
-    /// Whose session was wanted.
+    /// The role of the session that was looked up.
     pub role: Role,
     /// The context in which it was looked up.
     pub context: Arc<str>,
     /// The name under which it was looked up, or none.
     pub server_name: ServerName<'static>,
-    /// Why there was none.
+    /// The reason of the miss.
     pub why: Miss,
 }
 
-/// What a watcher is told.
+/// A delivery to a watcher.
 #[derive(Clone, Debug)]
 pub enum News {
-    /// Something happened to a session.
+    /// An event of a session.
     Event(Box<Event>),
     /// A lookup missed.
     Missed(Box<MissEvent>),
-    /// So many events did not fit, after those told before.
+    /// The number of events that did not fit into the queue since the last poll.
     Dropped(u64),
 }
 
-/// Events that wait for one watcher.
+/// Maximum number of events that wait for one watcher.
 pub const EVENTS_MAX: usize = 1024;
-/// Most bytes of what waiting events name, for one watcher; an event counts with its whole [`Kind`](super::Kind). With ordinary names
-/// [`EVENTS_MAX`] counts. A watcher that reads slowly holds twice that: what it reads now, and what waits.
+/// Maximum number of bytes that the waiting events of one watcher keep alive.
+///
+/// An event counts with its whole [`Kind`](super::Kind). With ordinary names [`EVENTS_MAX`] is
+/// reached first. A slow watcher holds twice that: the events that it reads now, and those that
+/// wait.
 pub const EVENTS_BYTES_MAX: usize = 512 << 10;
-/// Watchers at a time.
+/// Maximum number of watchers at a time.
 pub const WATCHERS_MAX: usize = 64;
 
-/// Everybody who watches.
+/// All watchers.
 #[derive(Debug, Default)]
 pub struct Watchers {
-    /// How many: what nobody watches costs one load.
+    /// Number of watchers. An event without watchers costs one load.
     count: AtomicUsize,
     all: RwLock<Vec<Arc<Queue>>>,
 }
 
-/// Whether something happened to a session.
+/// Whether an event is a change of a session or a miss.
 #[derive(Clone, Copy)]
 enum NewsKind {
     Change,
@@ -96,7 +100,7 @@ enum NewsKind {
 }
 
 struct Queue {
-    /// Whether events of a context are for this watcher, by the context's name.
+    /// Returns whether the watcher wants events of the context with this name.
     wanted: Box<dyn Fn(&str) -> bool + Send + Sync>,
     state: Mutex<State>,
 }
@@ -110,10 +114,10 @@ impl fmt::Debug for Queue {
 #[derive(Default)]
 struct State {
     events: VecDeque<News>,
-    /// Sizes of what they name.
+    /// Number of bytes that the waiting events keep alive.
     bytes: usize,
     dropped: u64,
-    /// Misses among them: they hold nothing else up.
+    /// Dropped misses are counted separately: later events are not dropped because of them.
     dropped_misses: u64,
     waker: Option<Waker>,
 }
@@ -126,7 +130,9 @@ pub struct Watch {
 }
 
 impl Watchers {
-    /// Begins to watch what happens under the contexts whose names are wanted. `None`: there are [`WATCHERS_MAX`] already.
+    /// Starts to watch events of the contexts whose names are wanted.
+    ///
+    /// Returns `None` if there are [`WATCHERS_MAX`] watchers already.
     pub fn watch(self: &Arc<Self>, wanted: impl Fn(&str) -> bool + Send + Sync + 'static) -> Option<Watch> {
         let queue = Arc::new(Queue { wanted: Box::new(wanted), state: Mutex::default() });
         let mut all = self.all.write();
@@ -158,7 +164,7 @@ impl Watchers {
         });
     }
 
-    /// Tells of a lookup that missed, where anybody watches.
+    /// Publishes a lookup that missed, if there are watchers.
     #[inline]
     pub(crate) fn tell_miss(&self, miss: impl FnOnce() -> MissEvent) {
         if self.count.load(Ordering::Relaxed) > 0 {
@@ -187,10 +193,10 @@ impl Queue {
         let room = |part: usize| {
             state.events.len() < EVENTS_MAX / part && state.bytes + bytes <= EVENTS_BYTES_MAX / part
         };
-        // Misses are as many as peers and workers like, so they take no more than half of the room.
+        // Peers and workers decide the number of misses, so misses take at most half of the queue.
         match kind {
             NewsKind::Miss if state.dropped > 0 || !room(2) => state.dropped_misses += 1,
-            // Once one is missing, those after it wait until the watcher has been told so.
+            // After a dropped change, later events are dropped too until the watcher was told.
             NewsKind::Change if state.dropped > 0 || !room(1) => state.dropped += 1,
             NewsKind::Miss | NewsKind::Change => {
                 state.bytes += bytes;
@@ -202,7 +208,9 @@ impl Queue {
 }
 
 impl Watch {
-    /// What happened since the last call, oldest first. Where it is nothing yet, `waker` is woken when something does.
+    /// Returns the events since the last call, oldest first.
+    ///
+    /// If there are none, keeps `waker` and wakes it at the next event.
     pub fn poll(&self, waker: &Waker) -> Poll<Vec<News>> {
         let mut state = self.queue.state.lock();
         if state.events.is_empty() && state.dropped + state.dropped_misses == 0 {

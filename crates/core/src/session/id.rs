@@ -1,4 +1,4 @@
-//! What names a session.
+//! Session ids.
 
 use std::{
     cmp, fmt,
@@ -10,11 +10,13 @@ use tls_sessiond_types::{client_hello::SESSION_ID_MAX, hex};
 
 use super::attributes::heap;
 
-/// A TLS 1.2 session id, the identity of a stateful TLS 1.3 ticket, or, on the client side, an id that the daemon gave.
+/// A TLS 1.2 session id, the identity of a stateful TLS 1.3 ticket, or a client session's id.
+///
+/// The daemon makes the ids of client sessions.
 #[derive(Clone)]
 pub struct SessionId(Bytes);
 
-/// What libraries make has 16 or 32 bytes, and lies where the session does.
+/// Maximum length of an id stored inline. Libraries make ids of 16 or 32 bytes.
 const SHORT_MAX: usize = 38;
 
 #[derive(Clone)]
@@ -39,7 +41,7 @@ impl SessionId {
         }))
     }
 
-    /// Upper bound of the heap that it takes, in bytes.
+    /// Returns an upper bound of the heap memory of the id, in bytes.
     pub(super) fn heap(&self) -> usize {
         match &self.0 {
             Bytes::Short { .. } => 0,
@@ -47,13 +49,13 @@ impl SessionId {
         }
     }
 
-    /// The first bytes, four at most: what logs and watchers are told.
+    /// Returns the first bytes, four at most. Logs and watchers show only these.
     pub fn prefix(&self) -> &[u8] {
         let bytes = self.as_bytes();
         bytes.get(..4).unwrap_or(bytes)
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     pub fn as_bytes(&self) -> &[u8] {
         match &self.0 {
             Bytes::Short { len, bytes } => &bytes[..usize::from(*len)],
@@ -68,7 +70,8 @@ impl AsRef<[u8]> for SessionId {
     }
 }
 
-/// Takes the same time wherever two ids of one length differ: who may name one may resume it.
+/// Compares ids of equal length in constant time, because a caller that knows an id may resume its
+/// session.
 impl PartialEq for SessionId {
     fn eq(&self, other: &Self) -> bool {
         verify_slices_are_equal(self.as_bytes(), other.as_bytes()).is_ok()
@@ -101,7 +104,7 @@ impl fmt::Display for SessionId {
     }
 }
 
-/// Shows the first four bytes: enough to follow one in a log, too little to offer it.
+/// Shows the first four bytes: enough to follow an id in a log, too few to offer it.
 impl fmt::Debug for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = self.as_bytes();
@@ -117,13 +120,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_of_every_length_are_what_they_were_and_no_two_are_alike() {
+    fn ids_of_every_length_keep_their_bytes_and_differ() {
         let mut seen = HashSet::new();
         for len in 1..=SESSION_ID_MAX {
             let id = SessionId::new(&vec![7; len]).unwrap();
             assert_eq!(id.as_bytes(), vec![7; len]);
-            assert!(seen.insert(id), "{len} bytes of one value are like fewer of it");
-            // What a padded key would mistake for the one above.
+            assert!(seen.insert(id), "id of {len} bytes equals a shorter one");
+            // An id that equals the one above if keys are padded with zeros.
             let mut padded = vec![7; len];
             padded[len - 1] = 0;
             assert!(seen.insert(SessionId::new(&padded).unwrap()));

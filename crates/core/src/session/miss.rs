@@ -1,24 +1,25 @@
 //! Why a lookup finds no session.
 
-/// What a lookup answers where there is nothing to resume.
+/// Why a lookup found no session to resume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Miss {
-    /// Never seen, or forgotten.
+    /// The id was never stored, or its tombstone is no longer kept.
     Unknown,
-    /// Its lifetime is over.
+    /// The session has expired.
     Expired,
-    /// It was removed or handed out; the journal says why.
+    /// The session was removed or consumed. Its tombstone has the reason.
     Removed,
-    /// It is there, but not on these terms.
+    /// The session is stored but does not match the lookup (see [`Terms`](super::Terms)), or a reload has replaced
+    /// its scope.
     Scope,
-    /// It was revoked.
+    /// The session was revoked.
     Revoked,
-    /// The context keeps none (SSL_SESS_CACHE_OFF).
+    /// The context keeps no sessions (SSL_SESS_CACHE_OFF).
     CacheOff,
 }
 
 impl Miss {
-    /// All of them, in the order of their numbers.
+    /// All reasons, in the order of their numbers.
     pub const ALL: [Self; 6] =
         [Self::Unknown, Self::Expired, Self::Removed, Self::Scope, Self::Revoked, Self::CacheOff];
 }

@@ -1,19 +1,19 @@
-//! Sessions: what SSL_SESSION is in OpenSSL.
+//! Sessions, as SSL_SESSION in OpenSSL.
 //!
-//! * [`cache`]: the policy over the store - who finds what, for how long, and what makes room
+//! * [`cache`]: the policy over the store: lookups, lifetimes and eviction
 //! * `pool`: client sessions by server name
-//! * [`revocation`]: who may not resume any more, whatever the cache holds
-//! * [`budget`]: what all caches may hold together, and whose share gives way
-//! * [`journal`]: why a session left
-//! * [`ledger`]: what all caches have in common
-//! * [`watch`]: what happens to sessions, as it happens
-//! * [`resumption`]: rustls' storage traits, answered for one connection at a time
-//! * `secret`, `shell`: memory of sessions that left, used again
-//! * [`stats`]: the counters of SSL_CTX_sess_number(3), and why sessions left or were missed
-//! * `id`, `kind`: a session's name, and what many sessions have in common
+//! * [`revocation`]: sessions that may not be resumed any more, whatever the cache holds
+//! * [`budget`]: the limit on all caches together, and each cache's share of it
+//! * [`journal`]: tombstones, which say why a session was removed
+//! * [`ledger`]: state that all caches share
+//! * [`watch`]: events of sessions, as they happen
+//! * [`resumption`]: rustls' storage traits, for one connection at a time
+//! * `secret`, `shell`: reuse of the memory of dropped secrets and evicted sessions
+//! * [`stats`]: the counters of SSL_CTX_sess_number(3), and the reasons of removals and misses
+//! * `id`, `kind`: session ids, and attributes that many sessions have in common
 //!
-//! A session never changes once it is in the cache (CVE-2024-2511 came from one that did). What changes - how many open
-//! connections use it - is counted beside it.
+//! A session never changes once it is in the cache (CVE-2024-2511 came from one that did). The
+//! number of open connections that use it does change, and is counted beside it.
 
 use std::{
     borrow::Cow,
@@ -50,29 +50,29 @@ pub use secret::{ClientSession, Secret};
 /// Longest life of a session after its authentication: seven days (RFC 8446 section 4.6.1).
 pub const LIFETIME_MAX: Duration = Duration::from_secs(604_800);
 
-/// Why a session left the cache.
+/// Why a session was removed from the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RemovalReason {
     /// Its connection was cleared, freed or lost while open.
     Unclosed,
     /// A fatal alert was sent or received on one of its connections.
     FatalAlert,
-    /// Its lifetime was over.
+    /// It expired.
     Expired,
-    /// It had to make room.
+    /// It was evicted.
     CacheFull,
-    /// It was single-use, and handed out.
+    /// It was single-use, and a lookup consumed it.
     Taken,
-    /// Somebody asked for it: SSL_CTX_remove_session(3).
+    /// A caller removed it: SSL_CTX_remove_session(3).
     Removed,
     /// It was revoked.
     Revoked,
-    /// A reload replaced the scope that it was made in: what decides who may resume has changed.
+    /// A reload replaced the scope that it was made in.
     ScopeChanged,
 }
 
 impl RemovalReason {
-    /// All of them, in the order of their numbers.
+    /// All reasons, in the order of their numbers.
     pub const ALL: [Self; 8] = [
         Self::Unclosed,
         Self::FatalAlert,
@@ -90,28 +90,30 @@ impl RemovalReason {
 pub struct PeerIdentity {
     /// SHA-256 of the leaf certificate's DER form.
     pub certificate_sha256: [u8; 32],
-    /// The subject in the string form of RFC 4514, with its escapes; empty where there is none. Of a worker's session, as the
-    /// worker put it.
+    /// The subject in the string form of RFC 4514, with its escapes, or empty. For a session of a
+    /// worker, the text is as the worker put it.
     pub subject: String,
     /// DNS names of the subject alternative names, as [`ServerName`] writes them.
     pub dns_names: Vec<String>,
-    /// URI names, SPIFFE ids among them.
+    /// URI names, including SPIFFE ids.
     pub uris: Vec<String>,
-    /// When the certificate ends, by the wall clock. Every session that was authenticated with it ends then.
+    /// When the certificate expires, by the wall clock. Every session that was authenticated with
+    /// it expires then.
     pub not_after: WallTime,
 }
 
-/// The library that can read a session's secret part. Only who names it gets it back.
+/// The library that can read a session's secret part. A lookup finds a session only with an equal
+/// format.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     /// The daemon's own engine.
     Rustls,
-    /// What a worker calls its library's encoding.
+    /// A worker's library, by the worker's name for its encoding.
     Worker(Arc<str>),
 }
 
 impl Format {
-    /// Its name.
+    /// Returns the name of the format.
     pub fn name(&self) -> &str {
         match self {
             Self::Rustls => "rustls",
@@ -120,49 +122,54 @@ impl Format {
     }
 }
 
-/// What a resumption must agree with, besides the scope of the cache that it looks in. Every path asks
-/// [`Kind::fits`]: by id, by ticket, and from the pool.
+/// The criteria that a session must match to be resumed, besides the scope of the cache.
+///
+/// Every lookup checks them with [`Kind::fits`]: by id, by ticket, and by server name.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms<'a> {
-    /// Who can read the secret.
+    /// The library that will read the secret.
     pub format: &'a Format,
-    /// Whatever else a worker says must agree; compared as a whole.
+    /// The worker's binding; must be equal as a whole.
     pub binding: &'a [u8],
     /// The versions that can be spoken.
     pub versions: &'a [Version],
-    /// The name of the server; empty: the peer named none.
+    /// The name of the server. Empty: the peer named none.
     pub server_name: &'a ServerName<'a>,
-    /// The IANA name of the one cipher suite that can be agreed on. None: any.
+    /// IANA name of the only cipher suite that can be agreed on. `None`: any.
     pub cipher_suite: Option<&'a str>,
 }
 
-/// What is public of a session. Never changes.
+/// The public part of a session. Never changes.
 #[derive(Clone)]
 pub struct Facts {
-    /// What it is found by.
+    /// The id of the session.
     pub id: SessionId,
-    /// What it has in common with others.
+    /// The attributes that the session shares with others.
     pub kind: Arc<Kind>,
-    /// When the peers last authenticated with certificates; a resumption carries it over.
+    /// When the peers last authenticated with certificates. A resumption carries it over.
     pub authenticated: Timestamp,
-    /// Milliseconds from then until the handshake made it, and until it is over: both within [`LIFETIME_MAX`].
+    /// Milliseconds from `authenticated` until the handshake made the session; at most
+    /// [`LIFETIME_MAX`].
     pub(crate) created_after: u32,
+    /// Milliseconds from `authenticated` until the session expires; at most [`LIFETIME_MAX`].
     pub(crate) lives: u32,
 }
 
 impl Facts {
-    /// When the handshake made it.
+    /// Returns when the handshake made the session.
     pub fn created(&self) -> Timestamp {
         self.authenticated.after(Duration::from_millis(self.created_after.into()))
     }
 
-    /// From then on it is not resumed.
+    /// Returns when the session expires, from its lifetime alone; see [`Self::expired`].
     pub fn expires(&self) -> Timestamp {
         self.authenticated.after(Duration::from_millis(self.lives.into()))
     }
 
-    /// Whether its life is over, or its peer's certificate has ended. The second may happen before [`Self::expires`] where
-    /// the wall clock was set forward since the session was made.
+    /// Returns whether the session's lifetime or its peer's certificate has expired.
+    ///
+    /// The certificate may expire before [`Self::expires`] where the wall clock was set forward
+    /// since the session was made.
     pub fn expired(&self, now: Now) -> bool {
         now.at >= self.expires() || self.kind.peer.as_ref().is_some_and(|peer| now.wall() >= peer.not_after)
     }
@@ -179,8 +186,10 @@ impl fmt::Debug for Facts {
     }
 }
 
-/// A session as it was made. Holds its secret, which is zeroed when the last user drops it. What a lookup reads comes first:
-/// it is two lines of a cache then, seldom three.
+/// A session as it was made.
+///
+/// Its secret is overwritten when the last reference is dropped. The fields that a lookup reads
+/// come first, so that they take two cache lines, rarely three.
 #[repr(C)]
 pub struct Session {
     facts: Facts,
@@ -189,8 +198,8 @@ pub struct Session {
     pub(crate) secret: Secret,
 }
 
-/// What a session takes beside its secret and its [`Kind`], in bytes: the object with an id of up to 38 bytes, its place in the
-/// store and its share of tables. `tests/overhead.rs` measures it.
+/// Memory of a session besides its secret and its [`Kind`], in bytes: the object with an id of up
+/// to 38 bytes, its slot in the store and its share of tables. `tests/overhead.rs` measures it.
 pub const OVERHEAD: usize = 152;
 
 impl Session {
@@ -198,62 +207,65 @@ impl Session {
         Self { facts, mark: Mark::default(), open: AtomicU32::new(0), secret }
     }
 
-    /// What is public of it.
+    /// Returns the public part.
     pub fn facts(&self) -> &Facts {
         &self.facts
     }
 
-    /// What it is found by.
+    /// Returns the id.
     pub fn id(&self) -> &SessionId {
         &self.facts.id
     }
 
-    /// What it has in common with others.
+    /// Returns the attributes that the session shares with others.
     pub fn kind(&self) -> &Arc<Kind> {
         &self.facts.kind
     }
 
-    /// When the peers authenticated.
+    /// Returns when the peers authenticated.
     pub fn authenticated(&self) -> Timestamp {
         self.facts.authenticated
     }
 
-    /// From then on it is not resumed.
+    /// Returns when the session expires, from its lifetime alone.
     pub fn expires(&self) -> Timestamp {
         self.facts.expires()
     }
 
-    /// Upper bound of what it takes, in bytes: its secret, all that it has in common with others, and [`OVERHEAD`].
+    /// Returns an upper bound of the session's memory in bytes: its secret, all of its [`Kind`],
+    /// and [`OVERHEAD`].
     pub fn size(&self) -> usize {
         OVERHEAD + self.facts.id.heap() + self.secret.len() + self.facts.kind.size()
     }
 
-    /// Bytes whose number its worker or its peer decides: secret, binding and names. `session_bytes_max` limits them.
+    /// Returns the number of bytes that the worker or the peer decides: secret, binding and names.
+    ///
+    /// `session_bytes_max` limits them.
     pub fn told(&self) -> usize {
         self.secret.len() + self.facts.kind.told()
     }
 
-    /// Whether it is over; see [`Facts::expired`].
+    /// Returns whether the session has expired; see [`Facts::expired`].
     pub fn expired(&self, now: Now) -> bool {
         self.facts.expired(now)
     }
 
-    /// What its library resumes it with.
+    /// Returns the secret, with which its library resumes the session.
     pub fn secret(&self) -> &Secret {
         &self.secret
     }
 
-    /// How many open connections use it.
+    /// Returns the number of open connections that use the session.
     pub fn open_connections(&self) -> u32 {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// One more open connection uses it.
+    /// Counts one more open connection that uses the session.
     pub fn hold(&self) {
         self.open.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// One connection that used it is no longer open. Pairs with [`Self::hold`].
+    /// Counts one open connection less. Pairs with [`Self::hold`].
     pub fn release(&self) {
         self.open.fetch_sub(1, Ordering::Relaxed);
     }
@@ -276,46 +288,46 @@ impl Entry for Session {
         &self.mark
     }
 
-    /// The id, which the journal hashes, and the secret, which is overwritten.
+    /// Reads the id, which a tombstone hashes, and the secret, which is overwritten.
     fn touch(&self) {
         let bytes = self.secret.as_bytes().unwrap_or_default();
         let first = self.facts.id.as_bytes().first().copied().unwrap_or_default();
-        // A line of a cache has 64 bytes.
+        // A cache line has 64 bytes.
         std::hint::black_box(bytes.iter().step_by(64).fold(first, |all, &byte| all ^ byte));
     }
 }
 
-/// Without the secret.
+/// Shows no secret.
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.facts.fmt(f)
     }
 }
 
-/// What a handshake says of the session it made; the cache makes a [`Session`] of it.
+/// A session as a handshake made it. The cache makes a [`Session`] from it.
 pub struct NewSession {
-    /// Server: what a peer will offer. Client: none, the cache gives one.
+    /// Server: the id that a peer will offer. Client: `None`; the cache makes an id.
     pub id: Option<SessionId>,
     /// The version that the handshake agreed on.
     pub version: Version,
     /// IANA name of the cipher suite.
     pub cipher_suite: Cow<'static, str>,
-    /// The name it belongs to.
+    /// Client: the name of the server. Server: the SNI of the handshake, or empty.
     pub server_name: ServerName<'static>,
-    /// Who can read its secret part.
+    /// The library that can read the secret part.
     pub format: Format,
-    /// Whatever else its worker says must agree.
+    /// The binding that a lookup must equal.
     pub binding: Box<[u8]>,
-    /// To be handed out at most once.
+    /// Whether it is handed out at most once.
     pub single_use: bool,
-    /// The account of the context it is made under.
+    /// The counters of the context that the session is made under.
     pub account: Arc<stats::Account>,
-    /// Who the peer proved to be.
+    /// The identity that the peer proved.
     pub peer: Option<Arc<PeerIdentity>>,
     /// When the peers authenticated.
     pub authenticated: Timestamp,
-    /// How long after that it may be resumed, at most [`LIFETIME_MAX`].
+    /// Lifetime after the authentication, at most [`LIFETIME_MAX`].
     pub timeout: Duration,
-    /// What its library resumes it with.
+    /// The secret, with which its library resumes the session.
     pub secret: Secret,
 }

@@ -10,24 +10,26 @@ use rustls::{
 use tls_sessiond_types::secret::SecretBytes;
 use zeroize::Zeroizing;
 
-/// The secret part of a session, in its library's private form. Zeroed when dropped.
+/// The secret part of a session, in its library's private form. Overwritten when dropped.
 pub enum Secret {
-    /// Bytes: what rustls gave to its storage, or what a worker's library made, which the daemon does not read.
+    /// Bytes that rustls gave to its storage, or that a worker's library made. The daemon does not
+    /// read them.
     Bytes(SecretBytes),
-    /// Client side of the daemon's engine: rustls keeps these as objects and has no encoding for them.
+    /// Client side of the daemon's engine: rustls keeps these as objects and has no encoding for
+    /// them.
     Client(Box<ClientSession>),
 }
 
-/// What rustls resumes a client's session with, and the group its handshake ended with.
+/// The object with which rustls resumes a client's session, and the group of its handshake.
 pub enum ClientSession {
     /// TLS 1.2.
     Tls12(Tls12ClientSessionValue, Option<NamedGroup>),
-    /// TLS 1.3: can be used once, and is taken out when it is.
+    /// TLS 1.3. Can be used once, and is taken out when it is used.
     Tls13(Mutex<Option<Tls13ClientSessionValue>>, Option<NamedGroup>),
 }
 
 impl Secret {
-    /// Bytes that are ours already. Copied once if they have room to spare, and the first copy is zeroed.
+    /// Takes ownership of `bytes`. A vector with spare capacity is copied and then zeroed.
     pub fn bytes(bytes: Vec<u8>) -> Self {
         if bytes.len() == bytes.capacity() {
             return Self::Bytes(bytes.into_boxed_slice().into());
@@ -36,12 +38,12 @@ impl Secret {
         Self::copied(&bytes)
     }
 
-    /// A copy of bytes.
+    /// Copies the bytes.
     pub fn copied(bytes: &[u8]) -> Self {
         Self::Bytes(SecretBytes::copied(bytes))
     }
 
-    /// The bytes, where it is bytes.
+    /// Returns the bytes, or `None` for a client's object.
     pub fn as_bytes(&self) -> Option<&[u8]> {
         match self {
             Self::Bytes(bytes) => Some(bytes),
@@ -49,7 +51,7 @@ impl Secret {
         }
     }
 
-    /// Its size in bytes. For a client's object this is what it holds in memory, nearly.
+    /// Returns the size in bytes. For a client's object this is an estimate of its memory.
     pub fn len(&self) -> usize {
         match self {
             Self::Bytes(bytes) => bytes.len(),
@@ -57,7 +59,7 @@ impl Secret {
         }
     }
 
-    /// Never: a session has a secret.
+    /// Returns whether the size is zero. A session always has a secret.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -76,5 +78,6 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Ticket, secret and certificate chain behind a client's object, which rustls does not let us measure.
+/// Estimated size in bytes of ticket, secret and certificate chain behind a client's object. rustls
+/// has no means to measure it.
 const CLIENT_OBJECT: usize = 1024;

@@ -1,4 +1,4 @@
-//! The counters of SSL_CTX_sess_number(3), one set for each context, and why sessions left or were missed.
+//! The counters of SSL_CTX_sess_number(3) for each context, and counts of removals and misses.
 
 use std::{
     hash::{Hash, Hasher},
@@ -10,24 +10,26 @@ use tls_sessiond_types::alert::Alert;
 use super::{Miss, RemovalReason};
 use crate::sync::{AtomicU64, Ordering};
 
-/// A counter that only goes up.
+/// A counter that only increases.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// One more.
+    /// Adds one.
     pub fn count(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many so far.
+    /// Returns the count.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// What happened under one context since the daemon started. A session knows the account of the context that it was
-/// made under, and is told apart from others by its name.
+/// The counters of one context since the daemon started.
+///
+/// A session references the account of the context that it was made under. Accounts are equal if
+/// their names are.
 #[derive(Debug)]
 pub struct Account {
     /// The context's name.
@@ -40,18 +42,19 @@ pub struct Account {
     pub connect: Counter,
     /// SSL_CTX_sess_connect_good: handshakes finished as client.
     pub connect_good: Counter,
-    /// SSL_CTX_sess_hits: a server counts when it accepts the session, a client when the handshake ends.
+    /// SSL_CTX_sess_hits. A server counts when it accepts the session, a client when the handshake
+    /// ends.
     pub hits: Counter,
     /// Lookups that found nothing to resume, by reason.
     pub misses: Misses,
-    /// Sessions that left the cache, by reason.
+    /// Sessions that were removed from the cache, by reason.
     pub removals: Removals,
     /// Handshakes that failed, by alert.
     pub failures: Failures,
 }
 
 impl Account {
-    /// All counters at zero.
+    /// Creates an account with all counters at zero.
     pub fn new(name: &str) -> Self {
         Self {
             name: name.into(),
@@ -97,7 +100,7 @@ impl Default for Failures {
 }
 
 impl Failures {
-    /// One more. `None`: it ended without an alert.
+    /// Adds one. `None`: the handshake ended without an alert.
     pub fn count(&self, alert: Option<Alert>) {
         match alert {
             None => self.silent.count(),
@@ -106,7 +109,8 @@ impl Failures {
         }
     }
 
-    /// Those that have happened: ended without an alert, then by alerts that were sent, then by alerts that were received.
+    /// Returns the counts that are not zero: without an alert, then by sent alert, then by received
+    /// alert.
     pub fn all(&self) -> impl Iterator<Item = (Option<Alert>, u64)> {
         let by_alert = |received: bool| {
             let counters = if received { &self.received } else { &self.sent };
@@ -119,32 +123,35 @@ impl Failures {
     }
 }
 
-/// Lookups that found nothing.
+/// Lookups that found nothing to resume, by reason.
 #[derive(Debug, Default)]
 pub struct Misses([Counter; Miss::ALL.len()]);
 
 impl Misses {
-    /// One more.
+    /// Adds one.
     pub fn count(&self, why: Miss) {
         self.0[why as usize].count();
     }
 
-    /// How many for this reason.
+    /// Returns the count of this reason.
     pub fn get(&self, why: Miss) -> u64 {
         self.0[why as usize].get()
     }
 
-    /// SSL_CTX_sess_misses: offered, and not to be had, for whatever reason but its age.
+    /// Returns SSL_CTX_sess_misses: sessions that were offered and not found, for all reasons but
+    /// [`Miss::Expired`].
     pub fn all_but_expired(&self) -> u64 {
         Miss::ALL.into_iter().filter(|&why| why != Miss::Expired).map(|why| self.get(why)).sum()
     }
 }
 
-/// Sessions that left: every put into a full cache counts one, so threads count apart.
+/// Sessions that were removed, by reason.
+///
+/// Every put into a full cache counts a removal. So threads count in separate stripes.
 #[derive(Debug, Default)]
 pub struct Removals([Stripe; STRIPES]);
 
-/// What some threads counted.
+/// The counts of some threads.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Stripe([Counter; RemovalReason::ALL.len()]);
@@ -152,7 +159,7 @@ struct Stripe([Counter; RemovalReason::ALL.len()]);
 const STRIPES: usize = 8;
 
 thread_local! {
-    /// Which stripe is this thread's.
+    /// The index of this thread's stripe.
     static STRIPE: usize = {
         static THREADS: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
         THREADS.fetch_add(1, Ordering::Relaxed) % STRIPES
@@ -160,12 +167,12 @@ thread_local! {
 }
 
 impl Removals {
-    /// One more.
+    /// Adds one.
     pub(crate) fn count(&self, why: RemovalReason) {
         self.0[STRIPE.with(|stripe| *stripe)].0[why as usize].count();
     }
 
-    /// How many for this reason.
+    /// Returns the count of this reason.
     pub fn get(&self, why: RemovalReason) -> u64 {
         self.0.iter().map(|stripe| stripe.0[why as usize].get()).sum()
     }

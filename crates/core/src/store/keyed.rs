@@ -1,9 +1,10 @@
 //! Hashes of keys that callers choose.
 //!
-//! foldhash has two seeds: a shared one of 48 bytes that its multiplications mix into the input, and one of 8 bytes for each
-//! hasher. `FixedState` takes the shared seed from constants of the source. Input that equals such a constant turns a product
-//! into zero, and the rest of the input, together with the hasher's own seed, has no effect: 2^128 ids of 32 bytes have one
-//! hash. So the shared seed is random as well (decision 36).
+//! foldhash has two seeds: a shared one of 48 bytes, which its multiplications mix into the input,
+//! and one of 8 bytes for each hasher. `FixedState` takes the shared seed from constants in the
+//! source. Input that equals such a constant makes a product zero. The rest of the input and the
+//! hasher's own seed then have no effect: 2^128 ids of 32 bytes have one hash. So the shared seed
+//! is random as well (decision 36).
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -31,7 +32,7 @@ mod tests {
 
     use super::*;
 
-    /// The first half is the first word of foldhash's constant shared seed, twice.
+    /// Returns an id whose first half is the first word of foldhash's constant shared seed, twice.
     fn id(number: u64) -> [u8; 32] {
         let constant = 0xc0ac_29b7_c97c_50dd_u64;
         let words = [constant, constant, number, !number];
@@ -56,6 +57,6 @@ mod tests {
     fn ids_chosen_against_foldhash_constants_do_not_collide() {
         assert_eq!(hashes(&FixedState::with_seed(RandomState::new().hash_one(0))), 1, "the attack itself");
         assert_eq!(hashes(&keyed()), 1_000);
-        assert_ne!(hash(&keyed(), 1), hash(&keyed(), 1), "each has a seed of its own");
+        assert_ne!(hash(&keyed(), 1), hash(&keyed(), 1), "each hasher has its own seed");
     }
 }

@@ -1,6 +1,6 @@
-//! Where sessions lie.
+//! Storage of sessions.
 //!
-//! * [`memory`]: in this process
+//! * [`memory`]: in the memory of this process
 //! * [`keyed`]: hashes of keys that callers choose
 
 pub mod keyed;

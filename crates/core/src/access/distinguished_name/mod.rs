@@ -1,12 +1,13 @@
 //! Distinguished names: subjects of certificates, as RFC 4514 writes them and as DER encodes them.
 //!
-//! Two names are equal if they have the same RDNs in the same order, and each RDN has the same attributes in any order.
-//! Two attributes are equal if their types are the same OID and their decoded values are the same characters, whatever
-//! string type each was encoded with. Nothing is folded: neither case nor spaces (decision 32).
+//! Two names are equal if they have the same RDNs in the same order, and each RDN has the same
+//! attributes in any order. Two attributes are equal if their types are the same OID and their
+//! decoded values are the same characters, whatever string type each was encoded with. Nothing is
+//! folded: neither case nor spaces (decision 32).
 
 use std::fmt::{self, Write};
 
-/// A sequence of RDNs, in the order of DER: RFC 4514 writes the last one first.
+/// A sequence of RDNs in the order of DER, which is the reverse of RFC 4514's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DistinguishedName(Vec<Rdn>);
 
@@ -27,7 +28,7 @@ struct Oid(Vec<u8>);
 enum Value {
     /// The characters of a string.
     Text(String),
-    /// Anything else: tag, shortest length and content.
+    /// Any other value: tag, shortest length and content.
     Encoded(Vec<u8>),
 }
 
@@ -38,9 +39,11 @@ pub enum NameError {
     #[error("`{0}` is not an attribute: expected TYPE=VALUE")]
     Attribute(String),
     /// The type before the `=` is neither a known name nor an OID.
-    #[error("`{0}` is not an attribute type known here: write its OID, digits and dots")]
+    #[error(
+        "unknown attribute type `{0}`: expected a short name as OpenSSL prints it, or an OID in digits and dots"
+    )]
     Type(String),
-    /// OpenSSL means uniqueIdentifier by `uid`, and RFC 4514 means userId.
+    /// `uid` means uniqueIdentifier in OpenSSL, and userId in RFC 4514.
     #[error("`uid` has two meanings: write `UID` for userId, `{UNIQUE_IDENTIFIER}` for uniqueIdentifier")]
     Uid,
     /// A character that must be escaped.
@@ -49,7 +52,7 @@ pub enum NameError {
     /// A space at the beginning or at the end of a value.
     #[error("a space at the beginning or at the end of a value must be escaped with a backslash")]
     Space,
-    /// A backslash before something that is not escaped.
+    /// A backslash before a character that cannot be escaped.
     #[error("a backslash must stand before one of ,+\"\\<>;=# and space, or before two hex digits")]
     Escape,
     /// Escaped bytes that are not UTF-8.
@@ -62,7 +65,8 @@ pub enum NameError {
 
 const UNIQUE_IDENTIFIER: &str = "0.9.2342.19200300.100.1.44";
 
-/// Short names of attribute types that subjects have, as OpenSSL 3 prints them; others are written as OIDs. `uid` is left out: [`NameError::Uid`].
+/// Short names of the attribute types that subjects have, as OpenSSL 3 prints them. Other types are
+/// written as OIDs. `uid` is left out, see [`NameError::Uid`].
 const TYPES: [(&str, &str); 61] = [
     ("CN", "2.5.4.3"),
     ("SN", "2.5.4.4"),
@@ -128,11 +132,13 @@ const TYPES: [(&str, &str); 61] = [
 ];
 
 impl DistinguishedName {
-    /// Reads the string form of RFC 4514. Types are the short names that OpenSSL prints, in its spelling, or OIDs.
-    /// `Self::parse(text)?.to_string()` is one spelling of the name, and equal names have the same one.
+    /// Parses the string form of RFC 4514. Types are OIDs, or the short names that OpenSSL prints,
+    /// in its spelling.
+    ///
+    /// `Self::parse(text)?.to_string()` is the canonical spelling: equal names have the same one.
     ///
     /// # Errors
-    /// Which rule of RFC 4514 section 3 the text breaks.
+    /// The error names the rule of RFC 4514 section 3 that the text breaks.
     pub fn parse(text: &str) -> Result<Self, NameError> {
         if text.is_empty() {
             return Ok(Self::default());
@@ -155,7 +161,7 @@ impl DistinguishedName {
         Ok(Self(rdns))
     }
 
-    /// Reads a Name in DER (RFC 5280 section 4.1.2.4). `None`: it is malformed, and names nothing.
+    /// Parses a Name in DER (RFC 5280 section 4.1.2.4). Returns `None` if it is malformed.
     pub fn from_der(der: &[u8]) -> Option<Self> {
         let (SEQUENCE, mut rest, []) = tlv(der)? else { return None };
         let mut rdns = Vec::new();
@@ -178,14 +184,16 @@ impl DistinguishedName {
         Some(Self(rdns))
     }
 
-    /// Whether it has no RDN.
+    /// Returns whether the name has no RDN.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// As `openssl x509 -nameopt RFC2253` prints it, but for the order within an RDN, which is that of the OIDs, and for the
-/// string type of an attribute that has no short name, which is UTF8String.
+/// Writes the name as `openssl x509 -nameopt RFC2253` prints it, with two differences:
+///
+/// * Within an RDN, attributes are in the order of their OIDs.
+/// * An attribute without a short name is written as a UTF8String.
 impl fmt::Display for DistinguishedName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (place, rdn) in self.0.iter().rev().enumerate() {
@@ -237,14 +245,15 @@ fn write_hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     bytes.iter().try_for_each(|byte| write!(f, "{byte:02X}"))
 }
 
-/// Digits of either case. `None`: it is something else.
+/// Parses hex digits of either case. Returns `None` for any other text.
 fn read_hex(digits: &[u8]) -> Option<Vec<u8>> {
     let digit = |digit: u8| char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok());
     let (pairs, []) = digits.as_chunks() else { return None };
     pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect()
 }
 
-/// RFC 4514 section 2.4; control characters and bytes of other than ASCII in hex, as OpenSSL has them.
+/// Escapes a value by RFC 4514 section 2.4. Control characters and non-ASCII bytes are written in
+/// hex, as OpenSSL does.
 fn write_escaped(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let last = text.len().saturating_sub(1);
     for (place, byte) in text.bytes().enumerate() {
@@ -259,7 +268,7 @@ fn write_escaped(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     Ok(())
 }
 
-/// One attribute, and the rest of the text from the separator on.
+/// Parses one attribute. Returns it and the rest of the text, from the separator on.
 fn attribute(text: &str) -> Result<(Attribute, &str), NameError> {
     let (name, value) = text.split_once('=').ok_or_else(|| NameError::Attribute(text.to_owned()))?;
     let oid = match TYPES.iter().find(|(known, _)| *known == name) {
@@ -280,7 +289,7 @@ fn attribute(text: &str) -> Result<(Attribute, &str), NameError> {
     Ok((Attribute { oid, value }, rest))
 }
 
-/// A string with its escapes, and the rest of the text from the separator on.
+/// Parses a string with escapes. Returns it and the rest of the text, from the separator on.
 fn string(text: &str) -> Result<(Value, &str), NameError> {
     let mut decoded = Vec::new();
     let (mut at, mut last_is_bare_space) = (0, false);
@@ -329,7 +338,8 @@ const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;
 
 impl Oid {
-    /// Reads numbers and dots (RFC 4512 section 1.4). `None`: it is something else, or a number has more than 128 bits.
+    /// Parses numbers and dots (RFC 4512 section 1.4). Returns `None` for any other text, and for a
+    /// number of more than 128 bits.
     fn parse(text: &str) -> Option<Self> {
         let number = |digits: &str| match digits.as_bytes() {
             [b'0'] => Some(0),
@@ -351,7 +361,7 @@ impl Oid {
         Some(Self(content))
     }
 
-    /// `None`: a number is cut off, is padded, or has more than 128 bits.
+    /// Returns `None` if a number is cut off, is padded, or has more than 128 bits.
     fn from_der(content: &[u8]) -> Option<Self> {
         let mut rest = content;
         while !rest.is_empty() {
@@ -367,7 +377,8 @@ impl Oid {
     }
 }
 
-/// Base 128, the highest first, all but the last with the highest bit set (X.690 section 8.19.2).
+/// Appends a number in base 128, the highest digit first. All digits but the last have the highest
+/// bit set (X.690 section 8.19.2).
 fn push_arc(mut arc: u128, to: &mut Vec<u8>) {
     let from = to.len();
     loop {
@@ -381,7 +392,7 @@ fn push_arc(mut arc: u128, to: &mut Vec<u8>) {
     to[from..].reverse();
 }
 
-/// The numbers of a well-formed OID.
+/// Returns the numbers of a well-formed OID.
 fn arcs(content: &[u8]) -> impl Iterator<Item = u128> {
     content
         .split_inclusive(|byte| byte & 0x80 == 0)
@@ -389,7 +400,7 @@ fn arcs(content: &[u8]) -> impl Iterator<Item = u128> {
 }
 
 impl Value {
-    /// One BER value and nothing after it. A string whose content is not one of its type stays encoded.
+    /// Parses exactly one BER value. A string whose content does not match its type stays encoded.
     fn from_ber(ber: &[u8]) -> Option<Self> {
         let (tag, content, []) = tlv(ber)? else { return None };
         Some(match text(tag, content) {
@@ -399,7 +410,7 @@ impl Value {
     }
 }
 
-/// The characters of a string type. T61 is read as Latin-1, as OpenSSL does.
+/// Decodes the characters of a string type. T61 is read as Latin-1, as OpenSSL does.
 fn text(tag: u8, content: &[u8]) -> Option<String> {
     match tag {
         UTF8_STRING => String::from_utf8(content.to_vec()).ok(),
@@ -419,7 +430,8 @@ fn text(tag: u8, content: &[u8]) -> Option<String> {
     }
 }
 
-/// Tag, content and rest. `None`: the tag has more than one byte, the length is indefinite, or bytes are missing.
+/// Splits tag, content and rest. Returns `None` if the tag has more than one byte, the length is
+/// indefinite, or bytes are missing.
 fn tlv(ber: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&[tag, first], rest) = ber.split_first_chunk()?;
     if tag & 0x1f == 0x1f {
@@ -437,7 +449,7 @@ fn tlv(ber: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     Some((tag, content, rest))
 }
 
-/// With the shortest length.
+/// Encodes a value with the shortest length.
 fn encoded(tag: u8, content: &[u8]) -> Vec<u8> {
     let length = content.len().to_be_bytes();
     let zeros = length.iter().take_while(|byte| **byte == 0).count().min(length.len() - 1);
@@ -445,7 +457,7 @@ fn encoded(tag: u8, content: &[u8]) -> Vec<u8> {
     match &length[zeros..] {
         [short @ 0..=0x7f] => ber.push(*short),
         long => {
-            // At most eight.
+            // At most eight bytes.
             ber.push(long.iter().fold(0x80, |count, _| count + 1));
             ber.extend(long);
         }

@@ -6,7 +6,7 @@ fn parse(text: &str) -> DistinguishedName {
     DistinguishedName::parse(text).unwrap_or_else(|err| panic!("{text}: {err}"))
 }
 
-/// A Name in DER with these attributes, RDN by RDN.
+/// Encodes a Name in DER with these attributes, RDN by RDN.
 fn der(rdns: &[&[(&str, u8, &[u8])]]) -> Vec<u8> {
     let attribute = |(oid, tag, content): &(&str, u8, &[u8])| {
         let oid = encoded(OBJECT_IDENTIFIER, &Oid::parse(oid).unwrap().0);
@@ -59,7 +59,7 @@ fn string_types_compare_by_their_characters() {
         assert_eq!(named(&[&[(CN, tag, b"job")]]), parse("CN=job"), "{tag:#x}");
     }
     assert_eq!(name.to_string(), "CN=j\\C3\\A9");
-    // Neither case nor spaces are folded, and nothing is composed.
+    // Neither case nor spaces are folded, and characters are not composed.
     for other in ["CN=Job", "CN=j ob", "CN=job\\ ", "CN=jo\u{301}b"] {
         assert_ne!(parse(other), parse("CN=job"));
     }
@@ -160,7 +160,7 @@ fn other_forms_are_refused() {
 }
 
 #[test]
-fn malformed_der_names_nothing() {
+fn malformed_der_is_no_name() {
     let good = der(&[&[(CN, UTF8_STRING, b"job")]]);
     for length in 0..good.len() {
         assert_eq!(DistinguishedName::from_der(&good[..length]), None, "{length}");
@@ -172,7 +172,7 @@ fn malformed_der_names_nothing() {
         DistinguishedName::from_der(&name)
     };
     assert!(with_oid(&[0x55, 4, 3]).is_some());
-    // Padded, cut off, none, and more than 128 bits.
+    // A number that is padded, one that is cut off, none, and one of more than 128 bits.
     let long = [&[0x84][..], &[0x80; 17], &[0]].concat();
     for oid in [&[0x55, 0x80, 4][..], &[0x55, 0x84], &[], &long] {
         assert_eq!(with_oid(oid), None, "{oid:x?}");
@@ -205,7 +205,7 @@ fn names() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn printed_names_are_read_back_and_differ_where_names_do(a in names(), b in names()) {
+    fn printed_names_parse_back_and_differ_if_names_differ(a in names(), b in names()) {
         let (a, b) = (DistinguishedName::from_der(&a).unwrap(), DistinguishedName::from_der(&b).unwrap());
         prop_assert_eq!(&parse(&a.to_string()), &a);
         prop_assert_eq!(a.to_string() == b.to_string(), a == b);

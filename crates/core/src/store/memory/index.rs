@@ -1,22 +1,23 @@
-//! Where values are found, by the hash of their key.
+//! The index: finds values by the hash of their key.
 //!
-//! A line is what a processor fetches at once: the tags of up to seven values, and where they are. A value lies in the line
-//! that its hash names, or, where that is full, in one of those after it. Each line counts the values that had to pass
-//! it, so that a search ends at the first line that none has passed, and nothing is left behind where a value was. So a
-//! search reads one line, nearly always, and then the value itself, however many there are.
+//! A line has the size of a cache line. It holds the tags of up to seven values, and pointers to
+//! them. A value lies in the line that its hash selects or, if that is full, in one of the
+//! following lines. Each line counts the values that passed it because it was full. A search ends
+//! at the first line that no value has passed, so a removal leaves no marker behind. A search
+//! nearly always reads one line and then the value itself, whatever the number of values.
 
 use std::{array, hint::black_box, sync::Arc};
 
 const WAYS: usize = 7;
-/// The high bit of each byte that is a tag's.
+/// The high bit of each byte that holds a tag.
 const HIGH: u64 = u64::from_le_bytes([0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0]);
 const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
-/// As many as these or more had to pass: how many of them are left is not known any more.
+/// The counter is saturated: it no longer tells how many values have passed.
 const MANY: u8 = u8::MAX;
 
 #[repr(C, align(64))]
 struct Line<V> {
-    /// A byte of each hash; 0 where there is none.
+    /// One byte of each hash; 0 in a free place.
     tags: [u8; WAYS],
     passed: u8,
     values: [Option<Arc<V>>; WAYS],
@@ -27,7 +28,7 @@ pub(super) struct Table<V> {
     len: usize,
 }
 
-/// Never 0. From the other end of the hash than what names the line.
+/// Returns the tag of a hash, never 0. It comes from the other end of the hash than the line.
 fn tag(hash: u32) -> u8 {
     let [low, ..] = hash.to_le_bytes();
     low.max(1)
@@ -38,7 +39,7 @@ impl<V> Line<V> {
         Self { tags: [0; WAYS], passed: 0, values: array::from_fn(|_| None) }
     }
 
-    /// Where something has this tag.
+    /// Returns the places that have this tag.
     fn tagged(&self, tag: u8) -> impl Iterator<Item = usize> + use<V> {
         let mut held = [0; 8];
         held[..WAYS].copy_from_slice(&self.tags);
@@ -66,7 +67,7 @@ impl<V> Table<V> {
         self.len
     }
 
-    /// The value with this hash that is the one.
+    /// Returns the value with this hash for which `is` returns true.
     pub(super) fn find(&self, hash: u32, is: impl FnMut(&Arc<V>) -> bool) -> Option<&Arc<V>> {
         let (at, way) = self.search(hash, is)?;
         self.lines[at].values[way].as_ref()
@@ -87,20 +88,21 @@ impl<V> Table<V> {
         None
     }
 
-    /// Reads the line that a hash names.
+    /// Prefetches the line that a hash selects.
     pub(super) fn touch(&self, hash: u32) {
         black_box(self.lines.get(self.home(hash)).map(|line| line.passed));
     }
 
-    /// What is most likely the value with this hash, if there is one.
+    /// Returns the most likely value for this hash, without comparing keys.
     pub(super) fn likely(&self, hash: u32) -> Option<&Arc<V>> {
         let line = self.lines.get(self.home(hash))?;
         line.values[line.tagged(tag(hash)).next()?].as_ref()
     }
 
-    /// Adds a value. Where there is no room for it the others move, and `hash_of` tells their hashes.
+    /// Adds a value. If the table must grow for it, the others move; `hash_of` returns their
+    /// hashes.
     pub(super) fn insert(&mut self, hash: u32, value: Arc<V>, hash_of: impl Fn(&V) -> u32) {
-        // Four in five at most: few have to pass a line then.
+        // At most four fifths full, so that few values have to pass a line.
         if (self.len + 1) * 5 > self.lines.len() * WAYS * 4 {
             let lines = self.lines.len() + self.lines.len() / 8 + 1;
             let old = std::mem::replace(&mut self.lines, (0..lines).map(|_| Line::empty()).collect());
@@ -125,7 +127,7 @@ impl<V> Table<V> {
         }
     }
 
-    /// Takes out the value with this hash that is the one.
+    /// Removes the value with this hash for which `is` returns true.
     pub(super) fn remove(&mut self, hash: u32, is: impl FnMut(&Arc<V>) -> bool) -> Option<Arc<V>> {
         let (last, way) = self.search(hash, is)?;
         let mut at = self.home(hash);
@@ -146,13 +148,13 @@ impl<V> Table<V> {
         self.lines.iter().flat_map(|line| &line.values).flatten()
     }
 
-    /// Whether a search goes on from any line.
+    /// Returns whether any line has been passed.
     #[cfg(test)]
     pub(super) fn is_passed(&self) -> bool {
         self.lines.iter().any(|line| line.passed > 0)
     }
 
-    /// The line that a hash names: its part of 2^32 is the line's part of all.
+    /// Returns the line that a hash selects: the hash divided by 2^32, as a fraction of all lines.
     fn home(&self, hash: u32) -> usize {
         ((u64::from(hash) * self.lines.len() as u64) >> 32) as usize
     }
@@ -168,7 +170,7 @@ mod tests {
 
     use super::*;
 
-    /// How many lines a search reads on average, and how many values it compares.
+    /// Returns the average number of lines that a search reads, and of values that it compares.
     fn search(
         table: &Table<u32>,
         hash: &impl Fn(u32) -> u32,
@@ -194,11 +196,11 @@ mod tests {
     }
 
     #[test]
-    fn search_reads_as_much_among_hundreds_of_thousands_as_among_hundreds() {
+    fn search_cost_does_not_grow_with_the_table() {
         let random = RandomState::new();
         let hash = |key: u32| u32::try_from(random.hash_one(key) >> 32).unwrap();
         let mut table = Table::new();
-        // At several fillings between two sizes, of which each is an eighth larger.
+        // At several fill levels between two sizes; each size is an eighth larger than the last.
         let sizes = [500, 1_000, 10_000, 100_000, 105_000, 110_000, 300_000];
         for (from, to) in std::iter::once(0).chain(sizes).zip(sizes) {
             (from..to).for_each(|key| table.insert(hash(key), Arc::new(key), |key| hash(*key)));

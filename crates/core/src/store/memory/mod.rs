@@ -1,13 +1,13 @@
-//! The memory store: a map in parts, each behind one lock, bounded in entries and bytes.
+//! The memory store: a map in shards, each behind one lock, with limits on entries and bytes.
 //!
-//! An operation locks the one part that its key belongs to, for a time that does not grow with the number of values.
-//! A part holds the map and all that goes with it - whose turn it is to be evicted, and what is over when - so that
-//! there is no moment at which they disagree (decision 18).
+//! An operation locks the shard of its key, for a time that does not grow with the number of
+//! values. A shard holds its part of the map together with its order of eviction and its expiry
+//! buckets, so these always agree (decision 18).
 //!
 //! Invariants:
-//!   - what [`Memory::take`] returns, nobody gets again
+//!   - a value that [`Memory::take`] returned is never returned again
 //!   - after every put there are at most `entries_max` values, of at most `bytes_max` bytes in all
-//!   - a value that was removed is not kept alive here
+//!   - the store does not keep a removed value alive
 
 use std::{
     hash::{BuildHasher, Hasher},
@@ -27,40 +27,42 @@ mod shard;
 pub use shard::Mark;
 use shard::{Newest, Shard};
 
-/// What a store holds. Nothing that it tells may change while it is held.
+/// A value in the store. The results of its methods must not change while it is stored.
 pub trait Entry {
-    /// What it is found by.
+    /// Returns the key by which the value is found.
     fn key(&self) -> &[u8];
-    /// What it counts against the limits, in bytes.
+    /// Returns the weight that counts against the limits, in bytes.
     fn weight(&self) -> usize;
-    /// When it is over.
+    /// Returns when the value expires.
     fn expires(&self) -> Timestamp;
-    /// Room for the store's own notes.
+    /// Returns the state that the store keeps in the value.
     fn mark(&self) -> &Mark;
-    /// Reads a little of all memory that who finds it will read, and its end read or write. Nothing comes of it but that this
-    /// memory is near by then.
+    /// Prefetches the cache lines that a lookup or removal of this value will touch. Has no other
+    /// effect.
     fn touch(&self) {}
 }
 
-/// How much a store may hold.
+/// The limits of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Most values.
+    /// Maximum number of values.
     pub entries_max: usize,
-    /// Most bytes, as [`Entry::weight`] counts them.
+    /// Maximum number of bytes, as [`Entry::weight`] counts them.
     pub bytes_max: usize,
 }
 
 /// Why a value was not stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// It is over a limit by itself.
+    /// The value alone is over a limit.
     TooLarge,
     /// Another value has its key.
     Taken,
 }
 
-/// How much is held, in one store or in several. Apart from what is only read: every put and removal may write it.
+/// The usage of one store or of several.
+///
+/// It has cache lines of its own because nearly every put and removal writes it.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct Amount {
@@ -69,17 +71,17 @@ pub struct Amount {
 }
 
 impl Amount {
-    /// How many values.
+    /// Returns the number of values.
     pub fn entries(&self) -> usize {
         self.entries.load(Ordering::SeqCst)
     }
 
-    /// The sum of their weights.
+    /// Returns the sum of the values' weights.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::SeqCst)
     }
 
-    /// Whether it is more than that.
+    /// Returns whether the usage exceeds `limits`.
     pub fn exceeds(&self, limits: &Limits) -> bool {
         self.entries() > limits.entries_max || self.bytes() > limits.bytes_max
     }
@@ -89,8 +91,8 @@ impl Amount {
         self.bytes.fetch_add(weight, Ordering::SeqCst);
     }
 
-    /// One value in the place of another. Where they weigh the same, which is so nearly always, nothing is written that
-    /// all threads share.
+    /// Counts one value in place of another. Where both weigh the same, as nearly always, nothing
+    /// is written that all threads share.
     fn exchange(&self, old: usize, new: usize) {
         if new > old {
             self.bytes.fetch_add(new - old, Ordering::SeqCst);
@@ -108,30 +110,32 @@ impl Amount {
 /// Values by key.
 pub struct Memory<V> {
     shards: Box<[Part<V>]>,
-    /// Its seeds are random, so a caller that chooses keys cannot choose where they lie. A caller that measures many answers
-    /// closely might learn something of the seeds; a collision would cost it a longer search among its own keys.
+    /// Its seeds are random, so a caller that chooses keys cannot choose their shards. A caller
+    /// that times many answers closely might learn something of the seeds. A collision would only
+    /// make the searches among its own keys longer.
     hasher: Keyed,
     amount: Amount,
-    /// What this store holds together with others.
+    /// Usage of this store together with others.
     total: Arc<Amount>,
     entries_max: AtomicUsize,
     bytes_max: AtomicUsize,
 }
 
-/// A lock and what is behind it, apart from its neighbours: whoever locks one does not slow down who locks the next.
+/// A lock and its content, in cache lines of its own, so that locking one shard does not slow down
+/// threads that lock its neighbour.
 #[repr(align(128))]
 struct Part<V>(RwLock<Shard<V>>);
 
-/// A part has room for this many values at least, before there are more parts.
+/// Each shard is sized for at least this number of values before there are more shards.
 const SHARD_ENTRIES: usize = 64;
 const SHARDS_MAX: usize = 256;
-/// How many keys are looked for at once before they are asked for.
+/// Maximum number of keys that one [`Memory::touch`] prefetches for.
 pub const TOUCHED_MAX: usize = 16;
-/// How many values leave under one hold of a lock when their time is over.
+/// Maximum number of expired values removed under one hold of a lock.
 const SLICE: usize = 256;
 
 impl<V: Entry> Memory<V> {
-    /// An empty store, whose values count in `total` as well.
+    /// Creates an empty store. Its values count in `total` as well.
     pub fn new(limits: Limits, total: Arc<Amount>) -> Self {
         let shards = (limits.entries_max / SHARD_ENTRIES).clamp(1, SHARDS_MAX).next_power_of_two();
         Self {
@@ -144,7 +148,7 @@ impl<V: Entry> Memory<V> {
         }
     }
 
-    /// How much it may hold.
+    /// Returns the limits.
     pub fn limits(&self) -> Limits {
         Limits {
             entries_max: self.entries_max.load(Ordering::SeqCst),
@@ -152,7 +156,7 @@ impl<V: Entry> Memory<V> {
         }
     }
 
-    /// Changes how much it may hold. What has to go for it is handed to `evicted`.
+    /// Changes the limits. Passes the values that must be evicted for them to `evicted`.
     pub fn resize(&self, limits: Limits, mut evicted: impl FnMut(Arc<V>)) {
         self.entries_max.store(limits.entries_max, Ordering::SeqCst);
         self.bytes_max.store(limits.bytes_max, Ordering::SeqCst);
@@ -163,16 +167,18 @@ impl<V: Entry> Memory<V> {
         }
     }
 
-    /// Stores a value where its key is free. What has to go for it is handed to `evicted`.
+    /// Stores a value if its key is free. Passes the values that must be evicted for it to
+    /// `evicted`.
     ///
     /// # Errors
-    /// The key is taken, or the value alone is over a limit. Nothing has changed then.
+    /// The key is taken, or the value alone is over a limit. The store is unchanged then.
     pub fn put(&self, value: Arc<V>, mut evicted: impl FnMut(Arc<V>)) -> Result<(), Refused> {
         let (weight, limits) = (value.weight(), self.limits());
         if weight > limits.bytes_max || limits.entries_max == 0 {
             return Err(Refused::TooLarge);
         }
-        // Asked anew once the value counts: who made them smaller meanwhile has seen it count, or is seen here.
+        // Reads the limits again after the value was counted. A concurrent `resize` to smaller
+        // limits either saw the value counted, or its limits are seen here.
         let exceeded = || self.amount.exceeds(&self.limits());
         let (place, hash) = self.place(value.key());
         let full =
@@ -204,19 +210,21 @@ impl<V: Entry> Memory<V> {
         Ok(())
     }
 
-    /// The value, which stays. It counts as a use, which keeps a value longer.
+    /// Returns the value without removing it. Counts a use, which keeps a value longer.
     pub fn get(&self, key: &[u8]) -> Option<Arc<V>> {
         let (place, hash) = self.place(key);
         self.shards[place].0.read().ask(hash, key).map(Arc::clone)
     }
 
-    /// Reads a little of all memory that lookups of these keys, which come next, will read: of up to [`TOUCHED_MAX`] of them
-    /// at once, where one after the other each would wait for its own. Nothing else comes of it, so what cannot be read at
-    /// once is passed over: a part in which somebody writes, and all but one key of a part.
+    /// Prefetches the memory that lookups of these keys, which come next, will read: for up to
+    /// [`TOUCHED_MAX`] keys at once, so that the waits for memory overlap.
+    ///
+    /// Has no other effect. It skips shards that a writer has locked, and takes one key of each
+    /// shard.
     pub fn touch<K: AsRef<[u8]>>(&self, keys: impl Iterator<Item = K>) {
         let mut held: [Option<(usize, u32, _)>; TOUCHED_MAX] = [const { None }; TOUCHED_MAX];
-        // All locks before all else: at a lock a processor waits for what it has yet to read. And none is waited for, or two
-        // who hold what the other wants would wait forever.
+        // Takes all locks first, because at a lock a processor waits for pending reads. Waits for
+        // no lock: two threads that each hold a lock that the other wants would wait forever.
         for (next, key) in keys.take(TOUCHED_MAX).enumerate() {
             let (place, hash) = self.place(key.as_ref());
             let (before, free) = held.split_at_mut(next);
@@ -229,39 +237,42 @@ impl<V: Entry> Memory<V> {
         held().for_each(|(_, hash, shard)| shard.touch_value(*hash));
     }
 
-    /// The value, which stays, and is none the wiser.
+    /// Returns the value without counting a use.
     pub fn peek(&self, key: &[u8]) -> Option<Arc<V>> {
         let (place, hash) = self.place(key);
         self.shards[place].0.read().get(hash, key).map(Arc::clone)
     }
 
-    /// The value, which is gone for everybody else: of any number of takes, one succeeds.
+    /// Removes the value and returns it. Of several concurrent takes, one succeeds.
     pub fn take(&self, key: &[u8]) -> Option<Arc<V>> {
         self.take_if(key, |_| true)
     }
 
-    /// Removes this very value, not another that took its key since; says whether it was there.
+    /// Removes this value, not another that has its key by now. Returns whether it was stored.
     pub fn remove(&self, value: &Arc<V>) -> bool {
         self.take_if(value.key(), |held| Arc::ptr_eq(held, value)).is_some()
     }
 
-    /// Whether this very value is there.
+    /// Returns whether this value is stored.
     pub fn holds(&self, value: &Arc<V>) -> bool {
         let (place, hash) = self.place(value.key());
         self.shards[place].0.read().get(hash, value.key()).is_some_and(|held| Arc::ptr_eq(held, value))
     }
 
-    /// Makes room: takes out one value that is of little use, and not `newest`, which was put last. `None`: there is none.
+    /// Evicts one value of little use, but not `newest`, which was put last. Returns `None` if
+    /// there is none.
     pub fn evict(&self, newest: Option<&V>) -> Option<Arc<V>> {
-        // A key nobody has says where to begin, so that no part is worse off than another.
+        // The number of values selects the first shard. It varies, so no shard is evicted from more
+        // than others.
         self.evict_near(self.amount.entries(), newest.map(|newest| self.place(newest.key()).0))
     }
 
-    /// Takes out what is over by `now`, four seconds late at most.
+    /// Removes the values that have expired by `now`, and passes them to `over`. A value leaves
+    /// about four seconds after its expiry at the latest, if this is called often enough.
     pub fn expire(&self, now: Timestamp, mut over: impl FnMut(Arc<V>)) {
         for shard in &self.shards {
             loop {
-                // Let go of between slices, and before anything is dropped.
+                // The lock is released between slices, and before a value is dropped.
                 let slice = {
                     let mut shard = shard.0.write();
                     let slice = shard.expire(now, SLICE);
@@ -277,7 +288,7 @@ impl<V: Entry> Memory<V> {
         }
     }
 
-    /// Takes everything out.
+    /// Removes all values, and passes them to `out`.
     pub fn drain(&self, mut out: impl FnMut(Arc<V>)) {
         for shard in &self.shards {
             let all = {
@@ -290,19 +301,20 @@ impl<V: Entry> Memory<V> {
         }
     }
 
-    /// In how many parts it can be looked through; see [`Self::scan`].
+    /// Returns the number of parts, one for each shard; see [`Self::scan`].
     pub fn parts(&self) -> usize {
         self.shards.len()
     }
 
-    /// Shows every value of one part to `visit`, in no order. Nothing is put into that part or leaves it meanwhile.
+    /// Passes every value of one part to `visit`, in no order. No value is added to that part or
+    /// removed from it in the meantime.
     pub fn scan(&self, part: usize, visit: impl FnMut(&Arc<V>)) {
         if let Some(shard) = self.shards.get(part) {
             shard.0.read().values().for_each(visit);
         }
     }
 
-    /// How much there is.
+    /// Returns the usage.
     pub fn amount(&self) -> &Amount {
         &self.amount
     }
@@ -323,8 +335,11 @@ impl<V: Entry> Memory<V> {
         Some(value)
     }
 
-    /// From this part, or from the next one that has something; in the part where the newest is, it stays. One part is
-    /// locked at a time: two that look on from different parts would wait for each other.
+    /// Evicts from this shard, or from the next one that has a value to evict. The newest value of
+    /// the shard `newest` is not evicted.
+    ///
+    /// Locks one shard at a time: two threads that search on from different shards would otherwise
+    /// wait for each other.
     fn evict_near(&self, first: usize, newest: Option<usize>) -> Option<Arc<V>> {
         (0..self.shards.len()).find_map(|step| {
             let place = (first + step) & (self.shards.len() - 1);
@@ -339,7 +354,8 @@ impl<V: Entry> Memory<V> {
         Some(value)
     }
 
-    /// Under the lock of its part, so that no sum ever lacks what a put has yet to add.
+    /// Called under the lock of the value's shard, so that no value is subtracted before it was
+    /// added.
     fn discount(&self, value: &Arc<V>) {
         let weight = value.weight();
         self.amount.subtract(weight);
@@ -347,7 +363,7 @@ impl<V: Entry> Memory<V> {
     }
 }
 
-/// What is left counts in the total no more.
+/// Subtracts the remaining values from the total.
 impl<V> Drop for Memory<V> {
     fn drop(&mut self) {
         let (entries, bytes) = (self.amount.entries(), self.amount.bytes());

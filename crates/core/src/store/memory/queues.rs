@@ -1,25 +1,25 @@
-//! Numbered slots, one for each value, and two lists through them: one for its turn to be evicted, one for the time it is
-//! over.
+//! Numbered slots, one for each value, and two queues through them: by order of eviction, and by
+//! time of expiry.
 //!
-//! A slot is 28 bytes on a machine of 64 bits. Adding, removing and moving take the same time however many there are. A
-//! lookup reads none of it. An eviction finds its value here: those that came together lie together.
+//! A slot takes 28 bytes on a 64-bit machine. Adding, removing and moving take constant time. A
+//! lookup reads none of it. An eviction finds its value here: values stored together lie together.
 
 use std::sync::Arc;
 
 /// Number of a slot.
 pub(super) type Slot = u32;
 
-/// The highest number: a mark has room for 29 bits of it.
+/// The highest slot number. An entry's state has 29 bits for it.
 pub(super) const SLOT_MAX: Slot = (1 << 29) - 1;
-/// No slot.
+/// The number that stands for no slot.
 const NONE: Slot = Slot::MAX;
 
-/// Which of the two lists.
+/// The queue that a link belongs to.
 #[derive(Clone, Copy)]
 enum Chain {
-    /// In the order of eviction.
+    /// The order of eviction.
     Turn,
-    /// With those that are over at the same time.
+    /// The values that expire within the same bucket of time.
     Due,
 }
 
@@ -34,20 +34,20 @@ const LOOSE: Links = Links { before: NONE, after: NONE };
 #[derive(Clone, Copy)]
 struct Place {
     links: [Links; 2],
-    /// Of the value's key.
+    /// Hash of the value's key.
     hash: u32,
 }
 
 /// Slots, numbered from 0.
 pub(super) struct Slots<V> {
-    /// The next free one after a free slot is `links[0].after`.
+    /// In a free slot, `links[0].after` is the next free slot.
     places: Vec<Place>,
     /// `None` in a free slot.
     values: Vec<Option<Arc<V>>>,
     free: Slot,
 }
 
-/// One list that has an order. Its links are in the slots.
+/// An ordered list. Its links are in the slots.
 #[derive(Clone, Copy)]
 pub(super) struct List {
     first: Slot,
@@ -74,7 +74,7 @@ impl<V> Slots<V> {
         Self { places: Vec::new(), values: Vec::new(), free: NONE }
     }
 
-    /// A slot for a value, in no list. `None`: there are no more numbers.
+    /// Allocates a slot for a value, in no list. Returns `None` if the numbers are exhausted.
     pub(super) fn add(&mut self, hash: u32, value: &Arc<V>) -> Option<Slot> {
         let fresh = Place { links: [LOOSE; 2], hash };
         let value = Some(Arc::clone(value));
@@ -92,35 +92,35 @@ impl<V> Slots<V> {
         Some(slot)
     }
 
-    /// Gives back a slot, which must be in no list any more.
+    /// Frees a slot, which must be in no list any more.
     pub(super) fn release(&mut self, slot: Slot) {
         self.values[slot as usize] = None;
         self.places[slot as usize].links[0].after = self.free;
         self.free = slot;
     }
 
-    /// How many slots there are, free ones included.
+    /// Returns the number of slots, free ones included.
     pub(super) fn len(&self) -> usize {
         self.places.len()
     }
 
-    /// Whose turn it is after this one.
+    /// Returns the next slot in the order of eviction.
     pub(super) fn after(&self, slot: Slot) -> Option<Slot> {
         let after = self.places[slot as usize].links[Chain::Turn as usize].after;
         (after != NONE).then_some(after)
     }
 
-    /// The value of a slot that has one.
+    /// Returns the value of a slot, if it has one.
     pub(super) fn get(&self, slot: Slot) -> Option<&Arc<V>> {
         self.values.get(slot as usize)?.as_ref()
     }
 
-    /// The hash of the value's key.
+    /// Returns the hash of the value's key.
     pub(super) fn hash(&self, slot: Slot) -> u32 {
         self.places[slot as usize].hash
     }
 
-    /// Appends to a list.
+    /// Appends a slot to a list.
     pub(super) fn push(&mut self, list: &mut List, slot: Slot) {
         *self.ends(slot, Chain::Turn) = Links { before: list.last, after: NONE };
         match list.last {
@@ -131,7 +131,7 @@ impl<V> Slots<V> {
         list.len += 1;
     }
 
-    /// Takes out of the list that it is in.
+    /// Removes a slot from the list that it is in.
     pub(super) fn unlink(&mut self, list: &mut List, slot: Slot) {
         let Links { before, after } = self.cut(slot, Chain::Turn);
         if before == NONE {
@@ -143,7 +143,7 @@ impl<V> Slots<V> {
         list.len -= 1;
     }
 
-    /// Puts it before those that are over when it is; `first` is the first of them.
+    /// Puts a slot in front of `first`, the first slot that expires in the same bucket.
     pub(super) fn join(&mut self, first: Option<Slot>, slot: Slot) {
         let after = first.unwrap_or(NONE);
         *self.ends(slot, Chain::Due) = Links { before: NONE, after };
@@ -152,14 +152,14 @@ impl<V> Slots<V> {
         }
     }
 
-    /// Takes it from those that are over when it is, and says who is the first of them now.
+    /// Removes a slot from its expiry bucket. Returns the first slot that remains there.
     pub(super) fn part(&mut self, first: Slot, slot: Slot) -> Option<Slot> {
         let Links { after, .. } = self.cut(slot, Chain::Due);
         let first = if first == slot { after } else { first };
         (first != NONE).then_some(first)
     }
 
-    /// Ties together those before it and after it.
+    /// Links the slots before and after this one to each other.
     fn cut(&mut self, slot: Slot, chain: Chain) -> Links {
         let Links { before, after } = std::mem::replace(self.ends(slot, chain), LOOSE);
         if before != NONE {
@@ -178,7 +178,7 @@ impl<V> Slots<V> {
 
 fn push<T>(all: &mut Vec<T>, one: T) {
     if all.len() == all.capacity() {
-        // A sixteenth more, where a Vec would double: this is most of what a session costs besides itself.
+        // Grows by a sixteenth, where a Vec would double: most of a session's overhead lies here.
         all.reserve_exact((all.len() / 16).max(8));
     }
     all.push(one);

@@ -1,8 +1,9 @@
-//! One part of the store: what is behind one lock.
+//! One shard of the store: the content of one lock.
 //!
-//! Eviction is S3-FIFO (Yang et al., SOSP 2023): a value begins in the *trial* queue, a tenth of all. What was used by the
-//! time it comes to the front moves to the *main* queue, and what was not leaves. So a flood of values that nobody
-//! asks for passes through the trial queue and leaves the others alone.
+//! Eviction is S3-FIFO (Yang et al., SOSP 2023). A value begins in the *small* queue, a tenth of
+//! all. At the front of that queue, a value that was used moves to the *main* queue, and any other
+//! is evicted. So a flood of values that no lookup asks for passes through the small queue and
+//! leaves the others alone.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry as BTreeEntry},
@@ -21,15 +22,15 @@ use super::{
 };
 use crate::clock::Timestamp;
 
-/// How often a value was used lately, at most 3, whether it is in the main queue, and its slot. The store writes it, and
-/// only it.
+/// The state that the store keeps in a value: the number of recent uses (at most 3), whether the
+/// value is in the main queue, and its slot. Only the store writes it.
 #[derive(Debug, Default)]
 pub struct Mark(AtomicU32);
 
 /// The lowest two bits.
 const USES: u32 = 3;
 const IN_MAIN: u32 = 4;
-/// The slot is above them.
+/// The slot is in the bits above.
 const SLOT_SHIFT: u32 = 3;
 
 impl Mark {
@@ -45,7 +46,8 @@ impl Mark {
         self.0.load(Ordering::Relaxed) >> SLOT_SHIFT
     }
 
-    /// Uses that meet may count once: it only orders evictions. All else changes under the writer's lock alone.
+    /// Counts a use. Concurrent uses may count once, because the count only orders evictions. All
+    /// other bits change under the write lock alone.
     fn used(&self) {
         let mark = self.0.load(Ordering::Relaxed);
         if mark & USES < USES {
@@ -58,26 +60,26 @@ impl Mark {
     }
 }
 
-/// The trial queue's part of all.
+/// The small queue holds one in this number of all values.
 const TRIAL: usize = 10;
-/// How many used values an eviction passes over, where all of them are in use.
+/// Maximum number of used values that an eviction passes over, in case all of them are in use.
 const ROUNDS: usize = 1024;
-/// How many values that come to the front next are asked for at once.
+/// Number of values at the front of a queue that are prefetched at once.
 const AHEAD: u8 = 8;
-/// A part with fewer slots is not worth making smaller.
+/// Number of slots below which a shard is not compacted.
 const SPARSE: usize = 64;
 
-/// Values that are over within the same four seconds lie together.
+/// Returns the expiry bucket of a time: 4096 milliseconds each.
 fn due(expires: Timestamp) -> u32 {
     u32::try_from(expires.as_millis() >> 12).unwrap_or(u32::MAX)
 }
 
-/// What becomes of the value that was put last.
+/// Whether an eviction may take the value that was put last.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Newest {
-    /// Others make room for it.
+    /// The value stays; others are evicted for it.
     Stays,
-    /// It is like any other.
+    /// The value may be evicted like any other.
     MayGo,
 }
 
@@ -86,9 +88,10 @@ pub(super) struct Shard<V> {
     slots: Slots<V>,
     trial: List,
     main: List,
-    /// By when they are over the first of those; the others are linked to it.
+    /// The first slot of each expiry bucket. The others are linked to it.
     due: BTreeMap<u32, Slot>,
-    /// How many values have been asked for and not come to the front yet, nearly: there are two queues.
+    /// Number of prefetched values that have yet to reach the front. Approximate, because there are
+    /// two queues.
     ahead: u8,
 }
 
@@ -105,23 +108,24 @@ impl<V: Entry> Shard<V> {
     }
 
     pub(super) fn get(&self, hash: u32, key: &[u8]) -> Option<&Arc<V>> {
-        // A key is a capability: how much of it was right shows in no time that it takes.
+        // A key is a capability. The comparison takes constant time, so that its duration does not
+        // show how much of a key was right.
         self.table.find(hash, |value| verify_slices_are_equal(value.key(), key).is_ok())
     }
 
-    /// Reads of the table what a lookup will read.
+    /// Prefetches the line of the table that a lookup will read.
     pub(super) fn touch_line(&self, hash: u32) {
         self.table.touch(hash);
     }
 
-    /// Reads of the value what a lookup will read, and who has found it.
+    /// Prefetches the memory of the value that a lookup and its caller will read.
     pub(super) fn touch_value(&self, hash: u32) {
         if let Some(value) = self.table.likely(hash) {
             value.touch();
         }
     }
 
-    /// The same, as a use.
+    /// Returns the value like [`Self::get`], and counts a use.
     pub(super) fn ask(&self, hash: u32, key: &[u8]) -> Option<&Arc<V>> {
         let value = self.get(hash, key)?;
         value.mark().used();
@@ -142,7 +146,7 @@ impl<V: Entry> Shard<V> {
         Ok(())
     }
 
-    /// Takes out the value of this key, if it is the one that is `wanted`.
+    /// Removes the value of this key, if it is the one that is `wanted`.
     pub(super) fn remove(
         &mut self,
         hash: u32,
@@ -167,7 +171,7 @@ impl<V: Entry> Shard<V> {
         Some(value)
     }
 
-    /// Takes out what is of least use. Where the `newest` stays there may be nothing.
+    /// Evicts the value of least use. May return `None` where the `newest` stays.
     pub(super) fn evict(&mut self, newest: Newest) -> Option<Arc<V>> {
         let mut rounds = 0;
         loop {
@@ -194,8 +198,9 @@ impl<V: Entry> Shard<V> {
         }
     }
 
-    /// Reads of values that come next, from this slot on, what an eviction will read of them, all at once: one after the
-    /// other, each would be waited for where there are more values than a processor has near.
+    /// Prefetches the memory that evictions of the next values, from this slot on, will read. One
+    /// after the other, each eviction would wait for memory where there are more values than fit
+    /// into the caches of a processor.
     fn ask_ahead(&self, mut slot: Slot) {
         for _ in 0..AHEAD {
             if let Some(value) = self.slots.get(slot)
@@ -211,7 +216,7 @@ impl<V: Entry> Shard<V> {
         }
     }
 
-    /// Takes out up to `most` values that were over before the four seconds that `now` is in.
+    /// Removes up to `most` values whose expiry bucket is before that of `now`.
     pub(super) fn expire(&mut self, now: Timestamp, most: usize) -> Vec<Arc<V>> {
         let now = due(now);
         let mut over = Vec::new();
@@ -227,7 +232,7 @@ impl<V: Entry> Shard<V> {
         over
     }
 
-    /// After a flood, or a night, the memory goes back.
+    /// Gives unused memory back, for example after a flood or a quiet night.
     fn compact(&mut self) {
         let mut fresh = Self::new();
         for (list, in_main) in [(&self.trial, false), (&self.main, true)] {
@@ -239,7 +244,7 @@ impl<V: Entry> Shard<V> {
                 if fresh.insert(self.slots.hash(slot), Arc::clone(value)).is_err() {
                     continue;
                 }
-                // Into the trial queue, like any other.
+                // `insert` has put it into the small queue.
                 let slot = value.mark().slot();
                 if in_main {
                     fresh.slots.unlink(&mut fresh.trial, slot);
@@ -251,7 +256,7 @@ impl<V: Entry> Shard<V> {
         *self = fresh;
     }
 
-    /// How many slots it has, free ones included.
+    /// Returns the number of slots, free ones included.
     #[cfg(test)]
     pub(super) fn slots(&self) -> usize {
         self.slots.len()

@@ -40,7 +40,7 @@ fn store(entries_max: usize, bytes_max: usize) -> Memory<Value> {
     Memory::new(Limits { entries_max, bytes_max }, Arc::default())
 }
 
-/// Puts a value; tells what had to go.
+/// Puts a value. Returns the keys that were evicted.
 fn put(store: &Memory<Value>, value: Arc<Value>) -> Result<Vec<u32>, Refused> {
     let mut evicted = Vec::new();
     store.put(value, |value| evicted.push(u32::from_be_bytes(value.key)))?;
@@ -59,12 +59,12 @@ fn amount(store: &Memory<Value>) -> (usize, usize) {
 }
 
 #[test]
-fn full_store_evicts_what_was_put_first_where_nobody_has_asked() {
+fn full_store_evicts_the_oldest_unused_value() {
     let store = store(2, 100);
     assert_eq!(put(&store, value(1, 10)), Ok(vec![]));
     assert_eq!(put(&store, value(2, 10)), Ok(vec![]));
     assert_eq!(put(&store, value(3, 10)), Ok(vec![1]));
-    assert_eq!(put(&store, value(4, 95)), Ok(vec![2, 3]), "bytes count as well");
+    assert_eq!(put(&store, value(4, 95)), Ok(vec![2, 3]), "bytes count too");
     assert_eq!((keys(&store), amount(&store)), (vec![4], (1, 95)));
 }
 
@@ -85,14 +85,14 @@ fn taken_key_stays_with_its_value() {
     let first = store.get(&1_u32.to_be_bytes()).unwrap();
     assert!(store.take(&first.key).is_some());
     put(&store, value(1, 30)).unwrap();
-    assert!(!store.holds(&first) && !store.remove(&first), "the new one has the key, and is another");
+    assert!(!store.holds(&first) && !store.remove(&first), "the key belongs to the new value");
     put(&store, value(2, 10)).unwrap();
-    assert_eq!(put(&store, value(3, 10)), Ok(vec![1]), "the new 1 goes, and it alone");
+    assert_eq!(put(&store, value(3, 10)), Ok(vec![1]), "only the new value 1 is evicted");
     assert_eq!(keys(&store), [2, 3]);
 }
 
 #[test]
-fn flood_of_values_nobody_asks_for_leaves_those_alone_that_are_used() {
+fn flood_of_unused_values_evicts_no_used_value() {
     let store = store(10_000, usize::MAX);
     for key in 0..5_000 {
         put(&store, value(key, 1)).unwrap();
@@ -106,12 +106,12 @@ fn flood_of_values_nobody_asks_for_leaves_those_alone_that_are_used() {
 }
 
 #[test]
-fn limits_hold_also_where_each_value_lies_in_a_part_of_its_own() {
+fn limits_hold_with_one_value_per_shard() {
     let store = store(100_000, 10);
     for key in 0..1_000 {
         put(&store, value(key, 4)).unwrap();
         assert!(amount(&store).1 <= 10);
-        assert!(store.get(&key.to_be_bytes()).is_some(), "the newest stays");
+        assert!(store.get(&key.to_be_bytes()).is_some(), "the newest is not evicted");
     }
     store.resize(Limits { entries_max: 1, bytes_max: 10 }, drop);
     assert_eq!(amount(&store), (1, 4));
@@ -149,9 +149,9 @@ fn one_of_many_takes_succeeds() {
 }
 
 #[test]
-fn what_is_over_leaves_in_whatever_order_it_came() {
+fn expired_values_are_removed_in_any_insertion_order() {
     let store = store(10_000, 1_000_000);
-    // The later they come the shorter they live.
+    // Later values have shorter lifetimes.
     for key in 0..5_000 {
         put(&store, lives(key, 1, (5_000 - u64::from(key)) * FOUR_SECONDS)).unwrap();
     }
@@ -166,7 +166,7 @@ fn what_is_over_leaves_in_whatever_order_it_came() {
 }
 
 #[test]
-fn store_that_has_emptied_gives_its_slots_back_and_keeps_what_is_left() {
+fn emptied_store_frees_slots_and_keeps_remaining_values() {
     let store = store(100, usize::MAX);
     for round in 0..3 {
         for key in 0..95_u32 {
@@ -181,7 +181,7 @@ fn store_that_has_emptied_gives_its_slots_back_and_keeps_what_is_left() {
 }
 
 #[test]
-fn smaller_limits_hold_at_once_and_the_total_is_the_sum_of_all_stores() {
+fn smaller_limits_apply_at_once_and_the_total_sums_all_stores() {
     let total = Arc::new(Amount::default());
     let limits = Limits { entries_max: 100, bytes_max: 1_000 };
     let [one, two] = [(); 2].map(|()| Memory::<Value>::new(limits, Arc::clone(&total)));
@@ -206,7 +206,8 @@ fn table_finds_what_is_in_it_also_where_all_hashes_are_alike_and_leaves_nothing_
     let mut random = 1_u32;
     for round in 0..20_000 {
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        // Few hashes, so that lines are full and many have to pass them; waves, so that it empties.
+        // Few hashes, so that lines fill up and many values pass them. Waves, so that the table
+        // empties.
         let hash = (random >> 28) << 24;
         let wave = if round / 500 % 2 == 0 { 3 } else { 1 };
         if random % 4 < wave {
@@ -226,7 +227,7 @@ fn table_finds_what_is_in_it_also_where_all_hashes_are_alike_and_leaves_nothing_
     for gone in &held {
         assert!(table.remove(gone.0, |other| Arc::ptr_eq(other, gone)).is_some());
     }
-    assert!(table.len() == 0 && !table.is_passed(), "what has left is not searched for");
+    assert!(table.len() == 0 && !table.is_passed(), "no line counts a removed value");
 }
 
 #[test]
@@ -244,14 +245,14 @@ fn table_finds_all_where_more_pass_a_line_than_it_counts() {
 }
 
 #[test]
-fn what_is_touched_stays_as_it_was() {
-    // One part, and several.
+fn prefetch_changes_nothing() {
+    // One shard, and several.
     for entries_max in [20, 2000] {
         let store = store(entries_max, usize::MAX);
         let keys = |range: std::ops::Range<u32>| range.map(u32::to_be_bytes);
         store.touch(keys(0..3));
         (0..20).for_each(|key| drop(put(&store, value(key, 1)).unwrap()));
-        // More than are looked for at once, some twice, and some that are not there.
+        // More keys than are prefetched at once, some twice, and some that are not stored.
         store.touch(keys(0..40).chain(keys(0..4)));
         store.touch(keys(18..22).chain(keys(18..22)));
         assert_eq!((self::keys(&store), amount(&store)), ((0..20).collect(), (20, 20)));

@@ -1,4 +1,4 @@
-//! Answers to "why": ExplainSession, WatchSessions, and the reasons in the statistics.
+//! Tests of ExplainSession, WatchSessions, and the reasons in the statistics.
 
 use std::time::Duration;
 
@@ -43,12 +43,13 @@ fn ticket(connection_id: &str, session_id: &str) -> pb::PutSessionRequest {
     }
 }
 
-/// One context that holds four sessions, and one beside it.
+/// Three contexts: `default` holds four sessions, `other` has the default limits, `off` has no
+/// session cache.
 const SMALL: &str = "[[context]]\ncache_entries_max = 4\nsession_timeout = \"100s\"\n\
                      [[context]]\nname = \"other\"\n[[context]]\nname = \"off\"\noptions = [\"no-session-cache\"]\n";
 
 #[tokio::test]
-async fn every_way_out_is_explained_counted_and_watched() {
+async fn every_removal_is_explained_counted_and_watched() {
     use pb::{MissReason as Miss, RemovalReason as Reason};
 
     let daemon = TestDaemon::with(SMALL).await;
@@ -99,10 +100,10 @@ async fn every_way_out_is_explained_counted_and_watched() {
     assert!(held.summary.contains("100 s"), "{}", held.summary);
     daemon.clock.advance(Duration::from_secs(100));
     let over = w.explain("b1").await;
-    // The sweep may have found it by now.
+    // The sweep may have removed it already. The answer is the same.
     assert_eq!((over.resumable, over.miss_reason()), (false, Miss::Expired), "{over:?}");
     daemon.clock.advance(Duration::from_secs(5));
-    daemon.until("the sweep takes them", async |daemon| daemon.server_cache_len() == 0).await;
+    daemon.until("the sweep removes them", async |daemon| daemon.server_cache_len() == 0).await;
     expected.push(("b1", Reason::Expired, Miss::Expired));
 
     for (id, why, miss) in &expected {
@@ -131,7 +132,7 @@ async fn every_way_out_is_explained_counted_and_watched() {
     assert_eq!(misses, [(Miss::Expired, 1), (Miss::Removed, 5), (Miss::Revoked, 1)]);
     assert_eq!((stats.misses, stats.timeouts, stats.cache_full, stats.unclosed), (6, 1, 1, 1));
 
-    // The watcher saw each session come and go, in this order.
+    // The watcher saw every session that was added and every one that was removed.
     let mut added = 0;
     let mut hits = 0;
     while !counted.iter().all(|(_, left)| *left == 0) {
@@ -159,7 +160,7 @@ async fn every_way_out_is_explained_counted_and_watched() {
 }
 
 #[tokio::test]
-async fn session_of_another_scope_is_told_from_one_that_never_was() {
+async fn explain_tells_another_scope_from_an_unknown_session() {
     let daemon = TestDaemon::with(SMALL).await;
     let w = Worker(&daemon);
     let id = w.open(pb::NewRequest { context: "other".into(), ..worker(pb::Role::Server) }).await.id;
@@ -194,7 +195,7 @@ async fn session_of_another_scope_is_told_from_one_that_never_was() {
 }
 
 #[tokio::test]
-async fn watcher_sees_its_context_and_is_told_what_it_missed() {
+async fn watcher_sees_its_context_and_counts_of_dropped_events() {
     let daemon = TestDaemon::with(SMALL).await;
     let w = Worker(&daemon);
     let mut watch = w.watch("other").await;
@@ -203,7 +204,8 @@ async fn watcher_sees_its_context_and_is_told_what_it_missed() {
     w.put(put(&id, "aa")).await;
     let context = daemon.table.registry().get("other").unwrap().clone();
     let lookups = EVENTS_MAX as u64 + 10_000;
-    // So many at once that no watcher keeps up: it reads through a socket, and this does not.
+    // These lookups are too fast for the watcher: it reads over a socket, and they run in this
+    // process.
     let there = pb::NewRequest { context: "other".into(), ..worker(pb::Role::Server) };
     let id = w.open(there).await.id;
     w.put(put(&id, "bb")).await;
@@ -222,16 +224,16 @@ async fn watcher_sees_its_context_and_is_told_what_it_missed() {
     let (mut hits, mut dropped) = (0, 0);
     while hits + dropped < lookups {
         match watch.message().await.unwrap().unwrap().event.unwrap() {
-            Event::Added(session) => assert_eq!(session.id, "bb", "and nothing of another context"),
+            Event::Added(session) => assert_eq!(session.id, "bb", "only events of the watched context"),
             Event::Hit(_) => hits += 1,
             Event::Removed(_) => panic!("nothing was removed"),
             Event::Missed(_) => panic!("nothing was missed"),
             Event::Dropped(count) => dropped += count,
         }
     }
-    assert_eq!(hits + dropped, lookups, "what was not told was counted");
-    assert!(dropped > 0 && hits >= EVENTS_MAX as u64 - 1, "{hits} told, {dropped} dropped");
-    // It goes on after that.
+    assert_eq!(hits + dropped, lookups, "each event was delivered or counted as dropped");
+    assert!(dropped > 0 && hits >= EVENTS_MAX as u64 - 1, "{hits} delivered, {dropped} dropped");
+    // The stream goes on after dropped events.
     w.free(&id).await;
     match watch.message().await.unwrap().unwrap() {
         pb::WatchSessionsResponse { event: Some(Event::Removed(session)), reason, .. } => {
@@ -249,11 +251,11 @@ async fn watcher_sees_its_context_and_is_told_what_it_missed() {
 }
 
 #[tokio::test]
-async fn watchers_are_bounded_and_one_that_goes_makes_room() {
+async fn watchers_are_bounded_and_a_closed_one_frees_its_place() {
     let daemon = TestDaemon::start().await;
     let w = Worker(&daemon);
     let mut watches = Vec::new();
-    // What one identity may have.
+    // The limit of one identity is half of the daemon's.
     for _ in 0..WATCHERS_MAX / 2 {
         watches.push(w.watch("").await);
     }
@@ -262,7 +264,7 @@ async fn watchers_are_bounded_and_one_that_goes_makes_room() {
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::ResourceExhausted, "WATCHER_LIMIT"));
     watches.pop();
     daemon
-        .until("there is room", async |daemon| daemon.sessions().watch_sessions(request()).await.is_ok())
+        .until("a place is free", async |daemon| daemon.sessions().watch_sessions(request()).await.is_ok())
         .await;
     let unknown = pb::WatchSessionsRequest { context: "none".into() };
     assert_eq!(reason(&daemon.sessions().watch_sessions(unknown).await.unwrap_err()), "CONTEXT_NOT_FOUND");

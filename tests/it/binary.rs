@@ -1,4 +1,4 @@
-//! The daemon as a process of its own.
+//! The daemon's binary, run as a child process.
 
 use std::{
     process::{ExitStatus, Stdio},
@@ -11,21 +11,22 @@ use tokio::{
     time::timeout,
 };
 
-/// Far more than anything here needs, so that a hang fails and does not hang the gate.
+/// Time-out of every wait. It is far longer than any step needs, so that a hang fails the test and
+/// does not block the gate.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The binary, killed when it is dropped.
 pub(crate) struct Binary {
     /// `127.0.0.1:PORT`.
     pub(crate) address: String,
-    /// What it has printed up to where it listens.
+    /// Standard output up to and including the line `listening on`.
     pub(crate) greeting: String,
     child: Child,
     stdout: BufReader<ChildStdout>,
 }
 
 impl Binary {
-    /// On a port of its own, with more arguments.
+    /// Starts the daemon on a free loopback port, with further arguments.
     pub(crate) async fn start(args: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"))
             .args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"])
@@ -42,7 +43,7 @@ impl Binary {
         let address = loop {
             let before = greeting.len();
             let read =
-                timeout(PATIENCE, stdout.read_line(&mut greeting)).await.expect("it says nothing").unwrap();
+                timeout(PATIENCE, stdout.read_line(&mut greeting)).await.expect("no line printed").unwrap();
             assert_ne!(read, 0, "the daemon ended before it listened");
             if let Some(address) = greeting[before..].trim().strip_prefix("listening on tcp://") {
                 break address.to_owned();
@@ -51,9 +52,9 @@ impl Binary {
         Self { address, greeting, child, stdout }
     }
 
-    /// Its number, for what /proc tells of it.
+    /// Returns the process id, for example to read from /proc.
     pub(crate) fn process(&self) -> String {
-        self.child.id().expect("it still runs").to_string()
+        self.child.id().expect("the daemon is running").to_string()
     }
 
     /// Sends SIGTERM.
@@ -66,15 +67,15 @@ impl Binary {
         assert!(Command::new("kill").args([signal, &self.process()]).status().await.unwrap().success());
     }
 
-    /// SIGKILL, which no process can answer.
+    /// Kills the daemon with SIGKILL.
     pub(crate) async fn kill(mut self) {
         self.child.kill().await.unwrap();
     }
 
-    /// Waits for its end; answers how it ended and what it printed after the greeting.
+    /// Waits until the daemon exits. Returns the exit status and the output after the greeting.
     pub(crate) async fn end(mut self) -> (ExitStatus, String) {
         let mut rest = String::new();
-        timeout(PATIENCE, self.stdout.read_to_string(&mut rest)).await.expect("it does not end").unwrap();
-        (timeout(PATIENCE, self.child.wait()).await.expect("it does not end").unwrap(), rest)
+        timeout(PATIENCE, self.stdout.read_to_string(&mut rest)).await.expect("no exit in time").unwrap();
+        (timeout(PATIENCE, self.child.wait()).await.expect("no exit in time").unwrap(), rest)
     }
 }

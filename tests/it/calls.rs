@@ -1,15 +1,15 @@
-//! What a worker that runs TLS itself calls, one call at a time.
+//! Unary calls of a worker that runs TLS itself.
 
 use tls_sessiond::proto as pb;
 
 use crate::harness::{TestDaemon, new};
 
-/// A connection whose TLS runs in the worker.
+/// Returns a request for a connection whose TLS runs in the worker.
 pub(crate) fn worker(role: pb::Role) -> pb::NewRequest {
     pb::NewRequest { engine: pb::Engine::Worker.into(), ..new("", role) }
 }
 
-/// A TLS 1.2 session of a server.
+/// Returns a request to store a TLS 1.2 session of a server's connection.
 pub(crate) fn put(connection_id: &str, session_id: &str) -> pb::PutSessionRequest {
     pb::PutSessionRequest {
         connection_id: connection_id.into(),
@@ -31,7 +31,7 @@ pub(crate) fn lookup(session_id: &str) -> pb::LookupSessionRequest {
     }
 }
 
-/// Calls that must succeed.
+/// A worker whose calls must succeed: each method panics on an error.
 pub(crate) struct Worker<'d>(pub(crate) &'d TestDaemon);
 
 impl Worker<'_> {
@@ -51,7 +51,8 @@ impl Worker<'_> {
         self.lookup(lookup(session_id)).await.found
     }
 
-    /// A server's connection with a session under this id.
+    /// Opens a server's connection, stores a session with this id on it, and returns the
+    /// connection's id.
     pub(crate) async fn established(&self, session_id: &str) -> String {
         let id = self.open(worker(pb::Role::Server)).await.id;
         assert_eq!(self.put(put(&id, session_id)).await.reason, "");

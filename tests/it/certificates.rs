@@ -1,5 +1,5 @@
-//! Files of certificates: what a bundle would lose is refused, errors say what is wrong with which file, and `check` warns of what is
-//! valid and seldom meant.
+//! Certificate files: a bundle with a block that would be skipped is refused, errors name the file
+//! and the fault, and `check` warns of settings that are valid but rarely intended.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -22,7 +22,7 @@ use crate::{
 
 const CONTEXT: &str = "[[context]]\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\nca = \"ca.pem\"\n";
 
-/// Exit status and output of `check` for a configuration in a folder.
+/// Runs `check` on a configuration in a folder. Returns the exit status and the output.
 fn check(folder: &Path, config: &str) -> (Option<i32>, String) {
     let file = folder.join("c.toml");
     fs::write(&file, config).unwrap();
@@ -37,7 +37,7 @@ fn refused(folder: &Path, said: &[&str], what: &str) {
 }
 
 #[test]
-fn bundle_that_would_lose_an_anchor_is_refused() {
+fn bundle_with_an_unreadable_anchor_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     pki::localhost(folder);
@@ -69,7 +69,7 @@ fn bundle_that_would_lose_an_anchor_is_refused() {
         fs::write(folder.join("ca.pem"), bundle).unwrap();
         refused(folder, &["c.toml:4: context[0].ca: ", &said], what);
     }
-    // What was meant as a block, and is none.
+    // These were meant as PEM blocks and are not.
     let lines: Vec<_> = second.lines().collect();
     let body = lines[1..lines.len() - 1].join("\n") + "\n";
     for (what, bytes) in [
@@ -85,14 +85,14 @@ fn bundle_that_would_lose_an_anchor_is_refused() {
         fs::write(folder.join("ca.pem"), [first.as_bytes(), &bytes].concat()).unwrap();
         refused(folder, &["c.toml:4: context[0].ca: ", "ca.pem: line "], what);
     }
-    // The older label of the same, and what tools write between the blocks.
+    // The older label of a certificate, and text that tools write between the blocks, are accepted.
     let good =
         format!("# first\n{first}\nsubject=CN=second\n{}", second.replace("CERTIFICATE", "X509 CERTIFICATE"));
     fs::write(folder.join("ca.pem"), good).unwrap();
     assert_eq!(check(folder, CONTEXT).0, Some(0));
 }
 
-/// A certificate of its own making with this version, counted from zero.
+/// Returns a self-signed certificate. `version` counts from zero: 2 is X.509 version 3.
 fn own(key: &PKey<Private>, version: i32) -> X509 {
     let mut name = X509NameBuilder::new().unwrap();
     name.append_entry_by_text("CN", "localhost").unwrap();
@@ -110,7 +110,7 @@ fn own(key: &PKey<Private>, version: i32) -> X509 {
 }
 
 #[test]
-fn errors_of_certificates_and_keys_say_what_is_wrong() {
+fn errors_of_certificates_and_keys_name_the_fault() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     pki::localhost(folder);
@@ -122,7 +122,8 @@ fn errors_of_certificates_and_keys_say_what_is_wrong() {
     };
     let pem = |key: &PKey<Private>| key.private_key_to_pem_pkcs8().unwrap();
     let of = |key: &PKey<Private>, version| own(key, version).to_pem().unwrap();
-    // The line is that of the key at fault, and not of its certificate.
+    // The error names the line of the value at fault: the key's for a faulty key, not the
+    // certificate's.
     let (key, certificate) = ("c.toml:3: context[0].key: ", "c.toml:2: context[0].certificate: ");
 
     write(&pem(&short), &of(&short, 2));
@@ -154,7 +155,7 @@ fn errors_of_certificates_and_keys_say_what_is_wrong() {
     assert_eq!(check(folder, CONTEXT).0, Some(0));
 }
 
-/// A certificate for localhost that is valid between these days from now.
+/// Writes a certificate for localhost that is valid from day `from` to day `to`, counted from now.
 fn valid(authority: &Authority, folder: &Path, from: i64, to: i64) {
     let now = Clock::System.now().wall().as_millis() / 1000;
     let day = |days: i64| {
@@ -167,7 +168,7 @@ fn valid(authority: &Authority, folder: &Path, from: i64, to: i64) {
 }
 
 #[test]
-fn check_warns_of_what_is_valid_and_seldom_meant() {
+fn check_warns_of_valid_but_unlikely_settings() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     pki::localhost(folder);
@@ -214,7 +215,7 @@ fn check_warns_of_what_is_valid_and_seldom_meant() {
     authority.sign(&["localhost"], ca).write(folder, "tls");
     warned(CONTEXT, "2: context[0].certificate", "CA:TRUE");
 
-    // Behind the leaf, and among the anchors.
+    // An expired certificate behind the leaf, and among the trust anchors.
     valid(&authority, folder, -1, 90);
     let leaf = fs::read_to_string(folder.join("tls.crt")).unwrap();
     let key = fs::read(folder.join("tls.key")).unwrap();
@@ -228,10 +229,11 @@ fn check_warns_of_what_is_valid_and_seldom_meant() {
     warned(CONTEXT, "4: context[0].ca", "trust anchor 2 has expired");
     fs::write(folder.join("ca.pem"), &authority.pem).unwrap();
 
-    // One of a mesh lives for a day, and is fresh.
+    // A service mesh issues certificates for a day. A fresh one causes no warning.
     valid(&authority, folder, 0, 1);
     assert!(check(folder, CONTEXT).1.ends_with("good; contexts: default\n"));
-    // Client certificates and the listener's are looked at as well; several warnings are counted.
+    // Client certificates and the listener's certificate are checked too. Several warnings are
+    // counted.
     valid(&authority, folder, -30, -1);
     let all = format!(
         "[listen]\napi = [\"tls://127.0.0.1:0\"]\n[listen.tls]\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\nclient_ca = \"ca.pem\"\n\

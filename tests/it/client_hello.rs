@@ -1,4 +1,5 @@
-//! The reader of first flights, against hellos whose offer is known, against a second parser, and against garbage.
+//! Tests of the reader of first flights: with ClientHellos whose offer is known, against a second
+//! parser, and with garbage.
 
 use proptest::prelude::*;
 use tls_parser::{
@@ -9,7 +10,7 @@ use tls_sessiond_types::{
     server_name::ServerName,
 };
 
-/// What a hello says, before it is bytes.
+/// The content of a ClientHello before it is encoded.
 #[derive(Clone, Debug)]
 pub(crate) struct Hello {
     pub(crate) session_id: Vec<u8>,
@@ -23,7 +24,7 @@ pub(crate) enum Extension {
     Ticket(Vec<u8>),
     Versions(Vec<u16>),
     Identities(Vec<Vec<u8>>),
-    /// GREASE (RFC 8701), or one that nobody knows.
+    /// A GREASE extension (RFC 8701) or one that no parser knows, with its type and body.
     Unknown(u16, Vec<u8>),
 }
 
@@ -40,12 +41,14 @@ fn u16s(values: &[u16]) -> Vec<u8> {
 }
 
 impl Extension {
-    /// What a TLS 1.3 server wants beside the versions: groups, signature algorithms, key shares, and modes of a PSK.
+    /// Returns the extensions that a TLS 1.3 server requires: versions, groups, signature
+    /// algorithms, key shares and, unless `modes` is empty, PSK key exchange modes.
     pub(crate) fn negotiable(groups: &[u16], shares: &[u16], modes: &[u8]) -> Vec<Self> {
         let shares: Vec<u8> = shares
             .iter()
             .flat_map(|&group| {
-                // An uncompressed point of P-256 would have to be on the curve: no share of it is ever read here.
+                // No test makes the server read a P-256 share: that would have to be a point on the
+                // curve.
                 [&group.to_be_bytes()[..], &u16_vector(&[9; 32])].concat()
             })
             .collect();
@@ -93,7 +96,8 @@ impl Hello {
         [&[1, length[1], length[2], length[3]][..], &body].concat()
     }
 
-    /// What a server that resumes nothing without psk_dhe_ke makes of it.
+    /// Returns the offer that the daemon reads from this ClientHello. It resumes TLS 1.3 with
+    /// psk_dhe_ke only.
     fn offer(&self) -> Offer {
         let session_id = Some(self.session_id.clone()).filter(|id| !id.is_empty());
         let parameters = Parameters { cipher_suites: self.suites.clone(), ..Parameters::default() };
@@ -108,7 +112,7 @@ impl Hello {
                     let ours = |identity: &&Vec<u8>| (1..=SESSION_ID_MAX).contains(&identity.len());
                     offer.identities = identities.iter().filter(ours).take(IDENTITIES_MAX).cloned().collect();
                 }
-                // The strategy gives these one body alone.
+                // The strategy makes only one body for each of these.
                 Extension::Unknown(10, _) => offer.parameters.groups = vec![29],
                 Extension::Unknown(51, _) => offer.parameters.key_shares = vec![29],
                 Extension::Ticket(_) | Extension::Unknown(..) => {}
@@ -118,7 +122,8 @@ impl Hello {
     }
 }
 
-/// The message in records of these sizes, the last one as large as is left.
+/// Returns the message in records of these sizes. Further records hold 16384 bytes, the last one
+/// the rest.
 pub(crate) fn records(message: &[u8], sizes: &[usize]) -> Vec<u8> {
     let mut rest = message;
     let mut sizes = sizes.iter();
@@ -154,7 +159,7 @@ fn hello() -> impl Strategy<Value = Hello> {
         .prop_map(|(name, ticket, versions, identities, unknown, turn)| {
             let mut all: Vec<Extension> =
                 unknown.into_iter().map(|(kind, body)| Extension::Unknown(kind, body)).collect();
-            // Each is there once.
+            // No extension type occurs twice.
             let kind = |extension: &Extension| match extension {
                 Extension::Unknown(kind, _) => *kind,
                 _ => 0,
@@ -177,7 +182,8 @@ fn hello() -> impl Strategy<Value = Hello> {
         .prop_map(|(session_id, suites, extensions)| Hello { session_id, suites, extensions })
 }
 
-/// What neither parser knows. tls-parser knows 13172 of these, next protocol negotiation, which has no body.
+/// Makes extension types that neither parser knows. tls-parser knows 13172, next protocol
+/// negotiation, whose body is empty.
 fn unknown() -> impl Strategy<Value = u16> {
     (100u16..60_000).prop_filter("known to tls-parser", |&kind| kind != 13_172)
 }
@@ -196,7 +202,7 @@ fn push_all(flight: &mut FirstFlight, bytes: &[u8], chunk: usize) -> Progress {
     Progress::Partial
 }
 
-/// The same as tls-parser reads it.
+/// Returns the offer as tls-parser reads it.
 fn oracle(record: &[u8]) -> Offer {
     let (_, plaintext) = parse_tls_plaintext(record).unwrap();
     let TlsMessage::Handshake(TlsMessageHandshake::ClientHello(hello)) = &plaintext.msg[0] else {
@@ -237,7 +243,7 @@ proptest! {
     }
 
     #[test]
-    fn a_second_parser_reads_the_same(hello in hello()) {
+    fn second_parser_reads_the_same_offer(hello in hello()) {
         let message = hello.message();
         let mut reader = FirstFlight::default();
         let Progress::Whole(mut read) = reader.push(&records(&message, &[])) else { panic!("not whole") };
@@ -262,7 +268,7 @@ proptest! {
     }
 
     #[test]
-    fn damaged_hello_offers_nothing_or_less_and_never_panics(
+    fn damaged_hello_never_panics_or_exceeds_the_limit(
         hello in hello(),
         at in any::<prop::sample::Index>(),
         flip in 1u8..,
@@ -288,7 +294,7 @@ fn hello_that_every_server_refuses_offers_nothing() {
         let hello = Hello { session_id: vec![3; 32], suites: vec![0x1301], extensions };
         match FirstFlight::default().push(&records(&hello.message(), &[])) {
             Progress::Whole(offer) => offer,
-            Progress::Partial => panic!("it is whole"),
+            Progress::Partial => panic!("the hello is complete"),
         }
     };
     assert_eq!(read(usual()).identities, [vec![7; 32]]);
@@ -301,7 +307,7 @@ fn hello_that_every_server_refuses_offers_nothing() {
     for (what, offer) in [
         ("an extension twice", with(&|all| all.insert(0, Extension::Unknown(45, vec![1, 1])))),
         (
-            "one that nobody knows twice",
+            "an unknown extension twice",
             with(&|all| {
                 all.insert(0, Extension::Unknown(60_000, vec![]));
                 all.insert(0, Extension::Unknown(60_000, vec![]));
@@ -315,7 +321,7 @@ fn hello_that_every_server_refuses_offers_nothing() {
                 all.push(Extension::Identities(vec![vec![7; 32], vec![]]));
             }),
         ),
-        ("a server name that is none", with(&|all| all.insert(0, name("a.test:443")))),
+        ("a server name with a port", with(&|all| all.insert(0, name("a.test:443")))),
         ("a wildcard", with(&|all| all.insert(0, name("*.b.test")))),
     ] {
         assert_eq!(offer, Offer::default(), "{what}");
@@ -329,7 +335,7 @@ fn hello_that_every_server_refuses_offers_nothing() {
 }
 
 #[test]
-fn second_hello_may_have_a_change_cipher_spec_before_it() {
+fn second_hello_may_follow_a_change_cipher_spec() {
     let hello = Hello { session_id: vec![3; 32], suites: vec![0x1301], extensions: Vec::new() };
     let message = records(&hello.message(), &[]);
     let flight = [&[20, 3, 3, 0, 1, 1][..], &message].concat();
@@ -339,14 +345,14 @@ fn second_hello_may_have_a_change_cipher_spec_before_it() {
         assert_eq!(reader.into_bytes(), flight);
     }
     assert_eq!(FirstFlight::after_retry().push(&message), Progress::Whole(hello.offer()));
-    // Another record is for rustls.
+    // Any other record ends the reading: rustls handles it.
     for other in [&[20, 3, 3, 0, 1, 2][..], &[23, 3, 3, 0, 1, 2], &[20, 3, 3, 0, 2, 1, 1]] {
         assert_eq!(FirstFlight::after_retry().push(other), Progress::Whole(Offer::default()), "{other:?}");
     }
 }
 
 #[test]
-fn what_can_never_be_a_hello_is_not_waited_for() {
+fn impossible_hello_is_not_waited_for() {
     for (what, flight) in [
         ("a record of another type", &b"GET / HTTP/1.1\r\n"[..]),
         ("an empty record", &[22, 3, 1, 0, 0]),

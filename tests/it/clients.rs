@@ -1,7 +1,8 @@
-//! gRPC clients that others wrote: grpcurl, grpcio, grpc-js and grpc-go, over TCP, over a Unix socket and with mutual TLS.
+//! Third-party gRPC clients: grpcurl, grpcio, grpc-js and grpc-go, over TCP, over a Unix socket and
+//! with mutual TLS.
 //!
-//! Each lists the contexts, makes a connection and frees it, drives another one, and reads why it cannot free it twice.
-//! Three of them are programs in `tests/clients/`.
+//! Each lists the contexts, makes a connection and frees it, drives another one, and reads the
+//! error of a second Free. Three of them are programs in `tests/clients/`.
 
 use std::path::Path;
 
@@ -13,7 +14,7 @@ use crate::{
     process::{Process, peer, run},
 };
 
-/// What every client says.
+/// The lines that every client prints.
 const ANSWERS: [&str; 4] = [
     "contexts default",
     "freed 32",
@@ -21,11 +22,11 @@ const ANSWERS: [&str; 4] = [
     "drive opened ciphertext 22",
     "error NOT_FOUND CONNECTION_NOT_FOUND tls.sessiond.v1",
 ];
-/// What reflection lists through its older name, which all of them speak.
+/// The services that reflection lists under its older name (v1alpha), which all clients support.
 const SERVICES: &str = "services grpc.health.v1.Health grpc.reflection.v1.ServerReflection grpc.reflection.v1alpha.ServerReflection tls.sessiond.v1.ConnectionService \
     tls.sessiond.v1.ContextService tls.sessiond.v1.SessionService tls.sessiond.v1.WorkerService";
 
-/// A daemon that listens in three ways.
+/// A daemon that listens on TCP, on a Unix socket and with mutual TLS.
 struct Daemon {
     _process: Process,
     folder: TempDir,
@@ -62,12 +63,12 @@ impl Daemon {
         self.folder.path().to_str().unwrap()
     }
 
-    /// The three ways, as the programs name them.
+    /// Returns the three listeners as arguments of the programs in `tests/clients/`.
     fn ways(&self) -> [Vec<&str>; 3] {
         [vec!["tcp", &self.tcp], vec!["unix", &self.unix], vec!["tls", &self.tls, self.folder()]]
     }
 
-    /// The three ways, as grpcurl names them.
+    /// Returns the three listeners as arguments of grpcurl.
     fn grpcurl(&self) -> [Vec<String>; 3] {
         let pem = |option: &str, name: &str| [option.into(), format!("{}/{name}", self.folder())];
         let tls = [pem("-cacert", "ca.pem"), pem("-cert", "web.crt"), pem("-key", "web.key")].concat();
@@ -83,7 +84,7 @@ fn program(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name).display().to_string()
 }
 
-/// grpcio, as tests/peers.sh installed it.
+/// Returns the command of the grpcio client, which tests/peers.sh installed.
 fn python() -> Command {
     let mut command = peer("../venv/bin/python");
     command.arg(program("client.py"));
@@ -97,7 +98,7 @@ fn node() -> Command {
     command
 }
 
-/// Runs a client that must succeed, and tells its lines.
+/// Runs a client that must succeed. Returns its lines.
 async fn lines(command: &mut Command) -> Vec<String> {
     let (said, good) = run(command, "").await;
     assert!(good, "{said}");
@@ -109,9 +110,9 @@ async fn python_grpcio_works_over_tcp_unix_and_mutual_tls() {
     let daemon = Daemon::start().await;
     for mut way in daemon.ways() {
         if way[0] == "unix" {
-            // What the README tells to set.
+            // The README tells to set the authority: without it the call fails.
             let (said, good) = run(python().args(&way), "").await;
-            assert!(!good && said.contains("RST_STREAM"), "it needs no authority any more: {said}");
+            assert!(!good && said.contains("RST_STREAM"), "no authority is needed now: {said}");
             way.push("localhost");
         }
         let said = lines(python().args(&way)).await;
@@ -134,7 +135,7 @@ async fn go_grpc_works_over_tcp_unix_and_mutual_tls() {
     for way in daemon.ways() {
         let said = lines(peer("grpc-go").args(&way)).await;
         assert_eq!(said[0], SERVICES);
-        // Go writes codes in its own way.
+        // Go spells status codes differently.
         let said: Vec<_> = said[1..].iter().map(|line| line.replace("NotFound", "NOT_FOUND")).collect();
         assert_eq!(said, ANSWERS, "{way:?}");
     }
@@ -147,7 +148,7 @@ async fn grpcurl_works_over_tcp_unix_and_mutual_tls() {
         let call = async |method: &str, request: &str| {
             let (address, options) = way.split_last().unwrap();
             let mut command = peer("grpcurl");
-            // Ten times what it takes on a busy machine; there is no other limit to a call.
+            // Ten times the duration on a busy machine. The call has no other time limit.
             command.args(options).args(["-max-time", "20", "-d", request, address]);
             let (said, good) = run(command.arg(method), "").await;
             (said.split_whitespace().collect::<Vec<_>>().join(" "), good)
@@ -172,16 +173,16 @@ async fn grpcurl_works_over_tcp_unix_and_mutual_tls() {
 }
 
 #[tokio::test]
-async fn grpcurl_needs_an_authority_over_a_unix_socket_as_the_readme_says() {
+async fn grpcurl_needs_an_authority_over_a_unix_socket() {
     let daemon = Daemon::start().await;
     let args = ["-plaintext", "-unix", "-max-time", "20", &daemon.unix, "list"];
     let (said, good) = run(peer("grpcurl").args(args), "").await;
-    assert!(!good && said.contains("PROTOCOL_ERROR"), "it needs no authority any more: {said}");
+    assert!(!good && said.contains("PROTOCOL_ERROR"), "no authority is needed now: {said}");
 }
 
-/// Who shows no certificate, or one of another authority, is not let in by any of them.
+/// The daemon refuses every client that shows a certificate of another authority.
 #[tokio::test]
-async fn clients_without_a_certificate_of_the_workers_are_not_let_in() {
+async fn clients_with_a_foreign_certificate_are_refused() {
     let daemon = Daemon::start().await;
     Authority::new("others").leaf(&["spiffe://example.org/ns/web/one"]).write(daemon.folder.path(), "web");
     let [_, _, way] = daemon.ways();

@@ -1,5 +1,6 @@
-//! The wall clock is set while the daemon runs. The first tests move the clock of a daemon in this process. The last ones
-//! run the binary under libfaketime, which fakes the wall clock and leaves the monotonic clocks alone.
+//! Steps of the wall clock while the daemon runs. The first tests move the clock of a daemon in
+//! this process. The last ones run the binary under libfaketime, which fakes the wall clock and not
+//! the monotonic clocks.
 
 use std::{
     fs,
@@ -37,14 +38,15 @@ fn all() -> pb::RevokeSessionsRequest {
     pb::RevokeSessionsRequest { selector: Some(Selector::All(true)), ..Default::default() }
 }
 
-/// A time stamp that is away from the wall clock of a daemon by this many seconds.
+/// Returns the daemon's wall clock plus this many seconds.
 fn away(daemon: &TestDaemon, seconds: i64) -> Option<prost_types::Timestamp> {
     let wall = daemon.table.now().wall();
     let nanos = i32::try_from(wall.as_millis() % 1000).unwrap() * 1_000_000;
     Some(prost_types::Timestamp { seconds: i64::try_from(wall.as_secs()).unwrap() + seconds, nanos })
 }
 
-/// A certificate that ends a second after the one that it names, which is an hour from now.
+/// Signs a certificate whose notAfter is an hour from now. X.509 includes that second, so it
+/// expires a second later.
 fn for_an_hour(authority: &Authority, names: &[&str]) -> Leaf {
     let last = now().as_secs() + HOUR.as_secs();
     authority.sign(names, |params| {
@@ -62,7 +64,7 @@ async fn explain(daemon: &TestDaemon, session_id: &str) -> pb::ExplainSessionRes
 }
 
 #[tokio::test]
-async fn clock_an_hour_back_revokes_all_that_is_stored() {
+async fn revocation_covers_all_sessions_after_a_step_back() {
     for version in ["1.2", "1.3"] {
         let folder = files();
         let daemon = TestDaemon::with(&context(folder.path(), "default", version, "")).await;
@@ -70,21 +72,21 @@ async fn clock_an_hour_back_revokes_all_that_is_stored() {
         assert!(!visit(&daemon).await && visit(&daemon).await);
         w.established("aa").await;
         daemon.clock.set_wall(Step::Back(HOUR));
-        assert!(visit(&daemon).await, "TLS {version}: a clock that is set ends no session");
+        assert!(visit(&daemon).await, "TLS {version}: a step of the clock expires no session");
         let stored: usize = daemon.table.registry().caches().map(|cache| cache.len()).sum();
         let revoked = daemon.sessions().revoke_sessions(all()).await.unwrap().into_inner();
         assert_eq!(revoked.removed, stored as u64);
         assert_eq!(daemon.table.registry().caches().map(|cache| cache.len()).sum::<usize>(), 0);
         assert_eq!(w.lookup(lookup("aa")).await.miss_reason(), pb::MissReason::Revoked);
         daemon.clock.advance(MILLISECOND);
-        assert!(!visit(&daemon).await, "TLS {version}: nothing of before resumes");
-        assert!(visit(&daemon).await, "TLS {version}: what authenticates afterwards does");
+        assert!(!visit(&daemon).await, "TLS {version}: sessions from before the revocation do not resume");
+        assert!(visit(&daemon).await, "TLS {version}: a session authenticated afterwards resumes");
         daemon.stop().await;
     }
 }
 
 #[tokio::test]
-async fn clock_an_hour_back_or_ahead_moves_no_session_end() {
+async fn step_of_the_clock_moves_no_session_expiry() {
     for step in [Step::Back(HOUR), Step::Forward(HOUR), Step::Forward(30 * HOUR)] {
         let daemon = TestDaemon::start().await;
         let w = Worker(&daemon);
@@ -101,7 +103,7 @@ async fn clock_an_hour_back_or_ahead_moves_no_session_end() {
 }
 
 #[tokio::test]
-async fn idle_connections_lapse_with_the_clock_an_hour_back() {
+async fn idle_connections_are_freed_after_a_step_back() {
     let daemon = TestDaemon::start().await;
     let w = Worker(&daemon);
     let id = w.established("aa").await;
@@ -110,13 +112,13 @@ async fn idle_connections_lapse_with_the_clock_an_hour_back() {
     daemon.table.sweep();
     assert_eq!(daemon.get(&id).await.id, id);
     daemon.clock.advance(MILLISECOND);
-    daemon.until("it lapses", async |daemon| daemon.table.is_empty()).await;
-    assert!(!w.found("aa").await, "it was never closed");
+    daemon.until("the idle connection is freed", async |daemon| daemon.table.is_empty()).await;
+    assert!(!w.found("aa").await, "the connection was not closed, so its session was removed");
     daemon.stop().await;
 }
 
 #[tokio::test]
-async fn clock_ahead_of_idle_timeout_frees_no_connection_in_use() {
+async fn step_ahead_frees_no_connection_in_use() {
     let daemon = TestDaemon::start().await;
     let w = Worker(&daemon);
     let id = w.established("aa").await;
@@ -131,7 +133,7 @@ async fn clock_ahead_of_idle_timeout_frees_no_connection_in_use() {
 }
 
 #[tokio::test]
-async fn remembered_requests_last_a_minute_whatever_the_clock() {
+async fn request_ids_last_a_minute_after_a_step_of_the_clock() {
     let daemon = TestDaemon::start().await;
     let w = Worker(&daemon);
     let request = pb::NewRequest { request_id: "once".into(), ..worker(pb::Role::Server) };
@@ -146,7 +148,7 @@ async fn remembered_requests_last_a_minute_whatever_the_clock() {
 }
 
 #[tokio::test]
-async fn certificates_end_sessions_by_the_wall_clock() {
+async fn sessions_expire_with_certificates_by_the_wall_clock() {
     for version in ["1.2", "1.3"] {
         let folder = files();
         let workers = Authority::new("peers");
@@ -186,7 +188,7 @@ async fn certificates_end_sessions_by_the_wall_clock() {
         };
         assert!(!sessions.is_empty() && sessions.iter().all(of_an_hour), "{sessions:?}");
 
-        // The time line has not moved, and the certificate has ended.
+        // The monotonic time has not moved, but the certificate has expired.
         daemon.clock.set_wall(Step::Forward(2 * HOUR));
         assert_eq!(listed().await, []);
         let request = pb::ExplainSessionRequest {
@@ -223,7 +225,8 @@ async fn api_time_stamps_follow_the_wall_clock() {
     let removed = w.established("bb").await;
     watch.message().await.unwrap().unwrap();
     assert_eq!(w.free(&removed).await, 1);
-    // The journal has the time that the last call or sweep told: the clock stands still here.
+    // A tombstone has the time of the last call or sweep. That is exact here because the test's
+    // clock stands still.
     let stamps = async || {
         let connection = daemon.get(&id).await;
         let session = explain(&daemon, "aa").await.session.unwrap();
@@ -270,7 +273,7 @@ async fn api_time_stamps_follow_the_wall_clock() {
 }
 
 #[tokio::test]
-async fn lists_go_on_where_they_were_after_the_clock_was_set() {
+async fn lists_continue_after_a_step_of_the_clock() {
     let daemon = TestDaemon::start().await;
     let w = Worker(&daemon);
     for id in ["aa", "ab", "ac"] {
@@ -324,7 +327,8 @@ async fn worker_ahead_by_30_s_counts_as_now_and_by_61_s_is_refused() {
     };
     assert_eq!(refused.reason, "AUTHENTICATE_TIME_INVALID");
 
-    // An administrator's clock: what is ahead covers what was stored in this very millisecond, and nothing later.
+    // A `before` from an administrator whose clock is ahead counts as now: it covers the sessions
+    // stored up to this millisecond, and no later ones.
     let revoke = async |ahead| {
         let request = pb::RevokeSessionsRequest { before: away(&daemon, ahead), ..all() };
         daemon.sessions().revoke_sessions(request).await.map(|answer| answer.into_inner().removed)
@@ -340,7 +344,7 @@ async fn worker_ahead_by_30_s_counts_as_now_and_by_61_s_is_refused() {
 }
 
 #[tokio::test]
-async fn stamps_of_before_a_step_extend_no_life_and_evade_no_revocation() {
+async fn old_time_stamps_extend_no_life_and_evade_no_revocation() {
     let daemon = TestDaemon::start().await;
     let w = Worker(&daemon);
     let ticket = |id: &str, session: &str| pb::PutSessionRequest {
@@ -348,7 +352,8 @@ async fn stamps_of_before_a_step_extend_no_life_and_evade_no_revocation() {
         version: pb::ProtocolVersion::Tls13.into(),
         ..put(id, session)
     };
-    // Tickets are handed out. A step back makes the stamps of their authentication later than it was.
+    // Two tickets are handed out with their authentication times. After a step back these stamps
+    // are ahead of the clock.
     let first = w.open(worker(pb::Role::Server)).await.id;
     let mut stamps = Vec::new();
     for id in ["a1", "a2"] {
@@ -365,7 +370,7 @@ async fn stamps_of_before_a_step_extend_no_life_and_evade_no_revocation() {
         w.put(pb::PutSessionRequest { authenticate_time: stamp, ..ticket(&connection, next) }).await
     };
     let next = resumed("a1", "b1", stamps[0]).await.session.unwrap();
-    assert_eq!(next.expire_time, Some(ends), "its life ends when it would have");
+    assert_eq!(next.expire_time, Some(ends), "a renewed ticket expires when the first one would have");
     daemon.sessions().revoke_sessions(all()).await.unwrap();
     daemon.clock.advance(MILLISECOND);
     assert_eq!(resumed("a2", "b2", stamps[1]).await.reason, "REVOKED");
@@ -373,7 +378,7 @@ async fn stamps_of_before_a_step_extend_no_life_and_evade_no_revocation() {
 }
 
 #[tokio::test]
-async fn streams_end_when_the_clock_passes_their_certificate() {
+async fn streams_end_when_a_step_expires_their_certificate() {
     let rules = rule("dns:a.test", "default", "worker") + &rule("dns:a.test", "mail", "observer");
     let house = House::with(&(rules + &rule("local", "*", "observer"))).await;
     let mut guest = Guest::new(&house.over_tls(&for_an_hour(&house.authority, &["a.test"])).await);
@@ -393,14 +398,16 @@ async fn streams_end_when_the_clock_passes_their_certificate() {
     house.daemon.stop().await;
 }
 
-/// The binary under libfaketime. `std::time::SystemTime` reads a clock that the test sets; the time line does not.
+/// The binary under libfaketime. Its `std::time::SystemTime` reads a clock that the test sets; its
+/// monotonic clock is the machine's.
 struct Faked {
     process: Process,
     folder: TempDir,
     address: String,
 }
 
-/// What tests/peers.sh installs, wherever Debian has it for this processor.
+/// Returns the path of the library that tests/peers.sh installs. Debian's folder depends on the
+/// processor.
 fn libfaketime() -> PathBuf {
     let all = fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
     let mut found = all.map(|folder| folder.join("faketime/libfaketimeMT.so.1"));
@@ -430,7 +437,8 @@ impl Faked {
         Guest::new(&doors::over(TcpStream::connect(&self.address).await.unwrap()).await)
     }
 
-    /// Sets the daemon's wall clock ahead of this machine's, and waits until a time stamp of the API has it.
+    /// Sets the daemon's wall clock ahead of this machine's by `seconds`, and waits until time
+    /// stamps of the API show it.
     async fn set_wall(&self, guest: &mut Guest, seconds: i64) {
         let (file, next) = (self.folder.path().join("offset"), self.folder.path().join("next"));
         fs::write(&next, format!("{seconds:+}")).unwrap();
@@ -452,7 +460,7 @@ impl Faked {
     }
 }
 
-/// A closed connection with this session, at the binary.
+/// Opens a connection, stores this session on it and closes it, so that the session is kept.
 async fn keeps(guest: &mut Guest, context: &str, request: pb::PutSessionRequest) {
     let connection_id = guest.open(context).await.unwrap();
     let request = pb::PutSessionRequest { connection_id: connection_id.clone(), ..request };
@@ -469,20 +477,20 @@ async fn looked(
     sessions.lookup_session(request).await.unwrap().into_inner()
 }
 
-/// A connection that lapses a second after this.
+/// Opens a connection with an idle time-out of one second. Returns its id.
 async fn short_lived(guest: &mut Guest) -> String {
     let second = prost_types::Duration { seconds: 1, nanos: 0 };
     let request = pb::NewRequest { idle_timeout: Some(second), ..worker(pb::Role::Server) };
     guest.connections.new_connection(request).await.unwrap().into_inner().connection.unwrap().id
 }
 
-/// Waits until the daemon has freed a connection, and has swept with it.
+/// Waits until the daemon has freed this idle connection, which its sweep does.
 async fn lapses(guest: &mut Guest, id: String) {
     let gone = async {
         let request = pb::GetConnectionRequest { connection_id: id };
         while guest.connections.get_connection(request.clone()).await.is_ok() {}
     };
-    timeout(PATIENCE, gone).await.expect("an idle connection lapses");
+    timeout(PATIENCE, gone).await.expect("the idle connection is freed");
 }
 
 fn two_contexts(folder: &Path) -> String {
@@ -492,7 +500,7 @@ fn two_contexts(folder: &Path) -> String {
 }
 
 #[tokio::test]
-async fn daemon_whose_clock_goes_an_hour_back_revokes_and_expires() {
+async fn binary_revokes_and_expires_after_a_step_back() {
     let daemon = Faked::start(two_contexts).await;
     let mut guest = daemon.guest().await;
     keeps(&mut guest, "", put("", "aa")).await;
@@ -500,7 +508,7 @@ async fn daemon_whose_clock_goes_an_hour_back_revokes_and_expires() {
     daemon.set_wall(&mut guest, -3600).await;
     assert!(looked(&mut guest.sessions, "", "aa").await.found);
 
-    // Idleness and lives go on: each ends at its time.
+    // Idle time-outs and lifetimes run on unchanged.
     let idle = short_lived(&mut guest).await;
     lapses(&mut guest, idle).await;
     let expired = async { while looked(&mut guest.sessions, "short", "bb").await.found {} };
@@ -511,7 +519,7 @@ async fn daemon_whose_clock_goes_an_hour_back_revokes_and_expires() {
     assert_eq!(revoked.removed, 1);
     assert_eq!(looked(&mut guest.sessions, "", "aa").await.miss_reason(), pb::MissReason::Revoked);
 
-    // What authenticates after the answer is not covered, however soon.
+    // A revocation does not cover a session that is authenticated after its answer, however soon.
     for number in 0..20 {
         let connection_id = guest.open("").await.unwrap();
         let id = format!("{number:02x}");
@@ -521,7 +529,8 @@ async fn daemon_whose_clock_goes_an_hour_back_revokes_and_expires() {
         assert!(looked(&mut guest.sessions, "", &id).await.found, "round {number}");
     }
 
-    // This machine's clock is ahead of the daemon's now, as that of a worker on another host may be.
+    // This machine's clock is now ahead of the daemon's, like the clock of a worker on another host
+    // may be.
     let here = now();
     let told = prost_types::Timestamp { seconds: i64::try_from(here.as_secs()).unwrap(), nanos: 0 };
     let connection_id = guest.open("").await.unwrap();
@@ -530,24 +539,24 @@ async fn daemon_whose_clock_goes_an_hour_back_revokes_and_expires() {
     assert_eq!(why(refused), (Code::InvalidArgument, "AUTHENTICATE_TIME_INVALID".into()));
     daemon.set_wall(&mut guest, -30).await;
     let stored = guest.sessions.put_session(request).await.unwrap().into_inner().session.unwrap();
-    // The daemon looks at its clock twice: a millisecond may have begun between.
+    // The daemon reads its clock twice, so the two times may differ by some milliseconds.
     let millis = |time: Option<prost_types::Timestamp>| {
         time.map(|it| it.seconds * 1000 + i64::from(it.nanos / 1_000_000)).unwrap()
     };
     let apart = millis(stored.create_time) - millis(stored.authenticate_time);
-    assert!((0..1000).contains(&apart), "it counts as now: {apart} ms");
+    assert!((0..1000).contains(&apart), "the authentication counts as now: {apart} ms apart");
     daemon.process.kill().await;
 }
 
 #[tokio::test]
-async fn daemon_whose_clock_goes_ahead_keeps_what_is_in_use() {
+async fn binary_keeps_sessions_in_use_after_a_step_ahead() {
     let daemon = Faked::start(two_contexts).await;
     let mut guest = daemon.guest().await;
     keeps(&mut guest, "", put("", "aa")).await;
     let open = guest.open("").await.unwrap();
     guest.sessions.put_session(put(&open, "bb")).await.unwrap();
     daemon.set_wall(&mut guest, 30 * 3600).await;
-    // The daemon has swept since.
+    // This waits for a sweep after the step.
     let idle = short_lived(&mut guest).await;
     lapses(&mut guest, idle).await;
     for id in ["aa", "bb"] {
@@ -560,7 +569,7 @@ async fn daemon_whose_clock_goes_ahead_keeps_what_is_in_use() {
 }
 
 #[tokio::test]
-async fn daemon_whose_clock_passes_a_certificate_ends_its_streams() {
+async fn binary_ends_streams_of_an_expired_certificate() {
     let authority = Authority::new("workers");
     let leaf = for_an_hour(&authority, &["a.test"]);
     let mut daemon = Faked::start(|folder| {

@@ -1,4 +1,5 @@
-//! The close rule over sockets: however a connection ends open, nobody resumes its sessions, at no worker.
+//! The close rule over sockets: a session of a connection that ends open is not resumed at any
+//! worker.
 
 use std::time::Duration;
 
@@ -34,13 +35,13 @@ const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 enum Ending {
     /// The client's TCP connection ends without a close_notify.
     TransportEnds,
-    /// The worker ends its stream and says nothing.
+    /// The worker ends its stream without a Shutdown.
     WorkerHangsUp,
     /// The worker's stream is cut.
     StreamCut,
-    /// Nothing happens for longer than the idle time-out.
+    /// The connection is idle for longer than the idle time-out.
     Idle,
-    /// The client was sent garbage, and says so.
+    /// The client receives garbage and sends an alert.
     AlertFromPeer,
     /// The client sends garbage.
     AlertToPeer,
@@ -55,7 +56,7 @@ enum Ending {
 }
 
 #[tokio::test]
-async fn sessions_of_connections_that_end_open_are_lost() {
+async fn sessions_of_connections_that_end_open_are_removed() {
     use Ending::*;
     for ending in [TransportEnds, WorkerHangsUp, StreamCut, Idle, AlertFromPeer, AlertToPeer, PeerCloses] {
         for version in VERSIONS {
@@ -74,7 +75,7 @@ async fn sessions_of_connections_that_were_closed_are_kept() {
     }
 }
 
-/// Whether a client whose first connection ended so resumes at another worker.
+/// Returns whether a client whose first connection ended in this way resumes at another worker.
 async fn resumes_after(ending: Ending, version: &'static SupportedProtocolVersion) -> bool {
     let certificate = Certificate::new();
     let daemon = TestDaemon::with(&certificate.context()).await;
@@ -88,7 +89,7 @@ async fn resumes_after(ending: Ending, version: &'static SupportedProtocolVersio
     worker.end(ending, &mut tls, &daemon).await;
     daemon.until("the connection is freed", async |daemon| daemon.table.is_empty()).await;
     let kept = daemon.server_sessions().await;
-    assert!(kept == 0 || kept == sessions, "a family is kept or lost as a whole");
+    assert!(kept == 0 || kept == sessions, "a family is kept or removed as a whole");
 
     let mut tls = client.tls();
     Worker::open(&daemon).await.meet(&mut tls).await;
@@ -99,14 +100,14 @@ async fn resumes_after(ending: Ending, version: &'static SupportedProtocolVersio
     resumed
 }
 
-/// The client did offer a session: it was a hit or a miss.
+/// Asserts that the client offered one session, which was a hit or a miss.
 async fn offered_once(daemon: &TestDaemon, hit: bool) {
     let context = daemon.contexts().get_context(pb::GetContextRequest::default()).await.unwrap();
     let stats = context.into_inner().context.unwrap().stats.unwrap();
     assert_eq!((stats.hits, stats.misses), if hit { (1, 0) } else { (0, 1) });
 }
 
-/// One Drive of a server's connection, over a channel of its own.
+/// A worker with one Drive of a server's connection, over its own channel.
 struct Worker {
     id: String,
     requests: mpsc::Sender<pb::DriveRequest>,
@@ -141,7 +142,7 @@ impl Worker {
         Ok(answer.and_then(|answer| answer.event))
     }
 
-    /// The peer's side ended, says the daemon; tells the alert.
+    /// Waits until the daemon reports that the peer's side ended. Returns the alert, if any.
     async fn closed(&mut self) -> Option<pb::Alert> {
         loop {
             match self.next().await.unwrap().expect("closed") {
@@ -152,7 +153,7 @@ impl Worker {
         }
     }
 
-    /// Handshake, and a first word from the server: when that is there, so are the tickets before it.
+    /// Shakes hands and waits for first data from the server. The tickets come before that data.
     async fn meet(&mut self, tls: &mut ClientConnection) {
         let mut heard = Vec::new();
         while heard != b"hello" {
@@ -165,7 +166,7 @@ impl Worker {
         }
     }
 
-    /// Sends what the client has to say.
+    /// Sends the client's pending records to the daemon.
     async fn forward(&mut self, tls: &mut ClientConnection) {
         let records = written(tls);
         if !records.is_empty() {
@@ -239,7 +240,7 @@ fn written(tls: &mut ClientConnection) -> Vec<u8> {
     records
 }
 
-/// Gives records to the client; tells the plaintext in them.
+/// Gives records to the client. Returns the plaintext in them.
 fn feed(tls: &mut ClientConnection, mut records: &[u8]) -> Result<Vec<u8>, rustls::Error> {
     let mut plaintext = Vec::new();
     while !records.is_empty() {
@@ -252,7 +253,8 @@ fn feed(tls: &mut ClientConnection, mut records: &[u8]) -> Result<Vec<u8>, rustl
     Ok(plaintext)
 }
 
-/// A client stays connected to one worker until `end` ends that, and comes back to another.
+/// Connects a client to one worker, lets `end` end the connection, and asserts that the client does
+/// not resume at another worker.
 async fn comes_back_after(end: impl AsyncFn(Server, TlsStream<TcpStream>)) {
     for version in VERSIONS {
         let certificate = Certificate::new();
@@ -274,7 +276,7 @@ async fn comes_back_after(end: impl AsyncFn(Server, TlsStream<TcpStream>)) {
 }
 
 #[tokio::test]
-async fn killed_worker_takes_its_open_sessions_with_it() {
+async fn killed_worker_loses_sessions_of_open_connections() {
     comes_back_after(async |worker, _tls| worker.process.kill().await).await;
 }
 
@@ -284,7 +286,7 @@ async fn client_that_cuts_its_socket_loses_the_session() {
 }
 
 #[tokio::test]
-async fn closed_by_one_worker_resumed_at_the_other() {
+async fn session_closed_at_one_worker_resumes_at_another() {
     for version in VERSIONS {
         let certificate = Certificate::new();
         let daemon = TestDaemon::with(&certificate.context()).await;

@@ -1,4 +1,4 @@
-//! The binary: what it prints, what it refuses, and how it ends.
+//! The binary: its output, its refusals and its exit status.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ pub(crate) fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn help_teaches() {
+fn help_shows_commands_options_and_examples() {
     let output = run(&["--help"]);
     assert!(output.status.success());
     let help = text(&output.stdout);
@@ -32,7 +32,7 @@ fn help_teaches() {
 }
 
 #[test]
-fn check_says_what_is_wrong_with_key_and_line() {
+fn check_names_the_fault_with_key_and_line() {
     let folder = tempfile::tempdir().unwrap();
     pki::localhost(folder.path());
     pki::Authority::new("other").leaf(&["localhost"]).write(folder.path(), "other");
@@ -79,7 +79,7 @@ fn check_says_what_is_wrong_with_key_and_line() {
 }
 
 #[test]
-fn serve_refuses_what_it_cannot_do() {
+fn serve_refuses_addresses_that_it_cannot_use() {
     let busy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = format!("listen.api=[\"tcp://{}\"]", busy.local_addr().unwrap());
     let output = run(&["--set", &taken]);

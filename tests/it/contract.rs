@@ -1,4 +1,4 @@
-//! The contract as authors of workers in other languages meet it.
+//! The contract as workers in other languages use it.
 
 use std::{fs, path::Path};
 
@@ -19,12 +19,12 @@ fn root() -> &'static Path {
 }
 
 #[test]
-fn languages_know_where_their_code_goes() {
+fn protos_name_packages_for_go_java_and_csharp() {
     let all = FileDescriptorSet::decode(pb::FILE_DESCRIPTOR_SET).unwrap();
     let ours = all.file.iter().filter(|file| file.package() == "tls.sessiond.v1");
     let mut count = 0;
     for file in ours {
-        let options = file.options.as_ref().expect("it has options");
+        let options = file.options.as_ref().expect("the file has options");
         let go = "github.com/tls-sessiond/tls-sessiond/gen/go/tls/sessiond/v1;sessiondv1";
         assert_eq!(options.go_package(), go, "{}", file.name());
         assert_eq!(options.java_package(), "io.github.tls_sessiond.v1");
@@ -36,7 +36,7 @@ fn languages_know_where_their_code_goes() {
 }
 
 #[tokio::test]
-async fn generators_of_go_java_and_csharp_take_the_protos_as_they_are() {
+async fn go_java_and_csharp_generators_accept_the_protos() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().display();
     let mut command = Command::new("protoc");
@@ -59,7 +59,7 @@ async fn generators_of_go_java_and_csharp_take_the_protos_as_they_are() {
 }
 
 #[tokio::test]
-async fn change_that_breaks_the_contract_is_found() {
+async fn buf_finds_a_breaking_change_of_the_contract() {
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path();
     let (said, succeeded) =
@@ -73,7 +73,7 @@ async fn change_that_breaks_the_contract_is_found() {
     assert_eq!(
         run(&mut breaking(), "").await,
         (String::new(), true),
-        "the contract is that of the image, or more"
+        "the contract is compatible with the stored image"
     );
     let types = copy.join("proto/tls/sessiond/v1/types.proto");
     let text = fs::read_to_string(&types).unwrap();
@@ -99,7 +99,8 @@ async fn shutdown_of_a_worker_connection_without_a_session_is_a_close() {
         let answer = rpc.shutdown(shutdown.clone()).await.unwrap().into_inner();
         assert_eq!((answer.status(), answer.ciphertext.len()), (expected, 0));
     }
-    // A session that is told of after it is one of a handshake that began then, and nothing has closed that.
+    // A session stored after the Shutdown belongs to a handshake that began later. That one was not
+    // closed.
     let put = crate::calls::put(&made.id, "5e55");
     let put = daemon.sessions().put_session(put).await.unwrap().into_inner();
     assert!(put.session.is_some(), "{put:?}");
@@ -110,7 +111,7 @@ async fn shutdown_of_a_worker_connection_without_a_session_is_a_close() {
 }
 
 #[tokio::test]
-async fn error_of_a_call_that_wanted_no_answer_names_the_call() {
+async fn error_of_a_call_without_answer_names_the_call() {
     let daemon = TestDaemon::start().await;
     let mut attached = Guest::new(&daemon.channel).attach().await;
     let shutdown = pb::SetShutdownRequest { connection_id: "@gone".into(), ..Default::default() };

@@ -1,4 +1,4 @@
-//! What the documents say, held against what is.
+//! Tests that the documents agree with the code.
 
 use std::{collections::HashSet, fs, path::Path};
 
@@ -18,13 +18,13 @@ fn load(text: &str, set: &[&str]) -> Result<Config, String> {
     Config::load(Some(&file), std::iter::empty(), &set).map_err(|err| err.to_string())
 }
 
-/// The first TOML block: every key, with its default.
+/// Returns the first TOML block, which has every key with its default.
 fn reference() -> &'static str {
     let (_, block) = REFERENCE.split_once("```toml\n").unwrap();
     block.split_once("\n```").unwrap().0
 }
 
-/// The first TOML block below a heading.
+/// Returns the first TOML block below a heading.
 fn section(heading: &str) -> &'static str {
     let (_, below) = REFERENCE.split_once(&format!("{heading}\n")).unwrap();
     let (_, block) = below.split_once("```toml\n").unwrap();
@@ -34,7 +34,8 @@ fn section(heading: &str) -> &'static str {
 #[test]
 fn configuration_reference_shows_the_defaults() {
     let (said, real) = (load(reference(), &[]).unwrap(), Config::defaults());
-    // A socket that is asked for by name is not optional, the default one is.
+    // A Unix socket that the file names is required, the default one is optional. So only the names
+    // are compared.
     let names = |api: &[Endpoint]| {
         api.iter()
             .map(|endpoint| match endpoint {
@@ -49,7 +50,7 @@ fn configuration_reference_shows_the_defaults() {
     assert_eq!(said.limits, real.limits);
     assert_eq!(said.drain, real.drain);
     assert_eq!(said.log, real.log);
-    // A context in a file does not make a certificate of its own.
+    // A context in a file does not make its own certificate.
     let real = ContextConfig { self_made: false, ..real.contexts[0].clone() };
     assert_eq!(format!("{:?}", said.contexts), format!("{:?}", [real]));
 }
@@ -59,7 +60,7 @@ fn configuration_reference_has_every_key() {
     let table: toml::Table = reference().parse().unwrap();
     let context = table["context"][0].as_table().unwrap();
     let keys = |table: &toml::Table| table.keys().cloned().collect::<HashSet<_>>();
-    // What has no default has a section of its own.
+    // A key without a default has its own section.
     let and = |mut keys: HashSet<String>, key: &str| {
         keys.insert(key.to_owned());
         keys
@@ -77,7 +78,7 @@ fn configuration_reference_has_every_key() {
         ("context.0.no_such_key", keys(context)),
     ];
     for (unknown, said) in sections {
-        // The refusal names the keys that there are.
+        // The error names the keys that exist.
         let refusal = load(reference(), &[&format!("{unknown}=1")]).unwrap_err();
         let (_, expected) = refusal.split_once("expected ").unwrap_or_else(|| panic!("{refusal}"));
         let real: HashSet<_> = expected.split('`').skip(1).step_by(2).map(str::to_owned).collect();
@@ -85,7 +86,7 @@ fn configuration_reference_has_every_key() {
     }
 }
 
-/// Names of tests in the last column of a document's tables.
+/// Returns the names of tests in the last column of a document's tables.
 fn named_tests(text: &'static str) -> Vec<&'static str> {
     let rows = text.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| --- "));
     let cells = rows.filter_map(|row| row.trim_end_matches(" |").rsplit(" | ").next());

@@ -1,5 +1,5 @@
-//! The ways into one daemon: loopback, its Unix socket as one user or another, and mutual TLS with one certificate or
-//! another.
+//! The listeners of one daemon, and callers: over loopback TCP, over the Unix socket as any user,
+//! and over mutual TLS with any certificate.
 
 use std::{
     fs, io,
@@ -47,10 +47,11 @@ use crate::{
     process::PATIENCE,
 };
 
-/// Somebody on this host who is not root, and need not have a name.
+/// The id of a user that is not root. The host needs no account with it.
 pub(crate) const SOMEBODY: u32 = 54_321;
 
-/// A daemon with a door of each kind, and who signs for it. Its contexts are `default` and `mail`.
+/// A daemon with a listener of each kind, and the authority of its certificates. Its contexts are
+/// `default` and `mail`.
 pub(crate) struct House {
     pub(crate) daemon: TestDaemon,
     pub(crate) authority: Authority,
@@ -61,7 +62,7 @@ pub(crate) struct House {
     folder: TempDir,
 }
 
-/// A rule of `[[access]]`.
+/// Returns an `[[access]]` rule.
 pub(crate) fn rule(identity: &str, contexts: &str, role: &str) -> String {
     format!("[[access]]\nidentity = \"{identity}\"\ncontexts = [\"{contexts}\"]\nrole = \"{role}\"\n")
 }
@@ -71,7 +72,7 @@ impl House {
         Self::limited("", rules).await
     }
 
-    /// With `[limits]`.
+    /// Starts the daemon with `[limits]` and these rules.
     pub(crate) async fn limited(limits: &'static str, rules: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         open_to_all(folder.path());
@@ -89,7 +90,7 @@ impl House {
         Self { daemon, authority, tls, socket, api, limits, folder }
     }
 
-    /// Other rules from now on, and the files as they are now.
+    /// Reloads the daemon with these rules and the current files.
     pub(crate) fn reload(&self, rules: &str) -> Result<Reloaded, ConfigError> {
         self.daemon.reload_listening(&self.api, &config(self.folder.path(), self.limits, rules))
     }
@@ -98,7 +99,7 @@ impl House {
         self.folder.path()
     }
 
-    /// What a worker with this certificate brings.
+    /// Returns the TLS configuration of a worker with this certificate.
     pub(crate) fn client(&self, leaf: Option<&Leaf>) -> ClientConfig {
         client(&self.authority.pem, leaf)
     }
@@ -109,26 +110,26 @@ impl House {
         TlsConnector::from(Arc::new(config)).connect("localhost".try_into().unwrap(), socket).await
     }
 
-    /// A line that mutual TLS lets in.
+    /// Returns a channel over mutual TLS.
     pub(crate) async fn over_tls(&self, leaf: &Leaf) -> Channel {
         over(self.handshake(self.client(Some(leaf))).await.unwrap()).await
     }
 
-    /// Another line over loopback.
+    /// Returns a new channel over loopback TCP.
     pub(crate) async fn over_tcp(&self) -> Channel {
         let socket = TcpStream::connect(&self.daemon.address).await.unwrap();
-        // A call that waits for an acknowledgement costs 40 ms.
+        // Nagle's algorithm would delay a call by up to 40 ms, until the last one is acknowledged.
         socket.set_nodelay(true).unwrap();
         over(socket).await
     }
 
-    /// A line over the Unix socket, as this user and the group of the same number.
+    /// Returns a channel over the Unix socket, as this user and the group with the same number.
     pub(crate) async fn over_unix(&self, uid: u32) -> Channel {
         over(unix_as(uid, &self.socket)).await
     }
 }
 
-/// Whoever is on this host may enter the folder.
+/// Lets every user of this host enter the folder.
 pub(crate) fn open_to_all(folder: &Path) {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
 }
@@ -149,7 +150,7 @@ fn config(folder: &Path, limits: &str, rules: &str) -> String {
     )
 }
 
-/// Trusts this authority, and shows this certificate.
+/// Returns a configuration that trusts this authority and shows this certificate.
 pub(crate) fn client(trusted: &str, leaf: Option<&Leaf>) -> ClientConfig {
     let config = ClientConfig::builder().with_root_certificates(trust(trusted));
     let mut config = match leaf {
@@ -170,15 +171,16 @@ pub(crate) fn trust(pem: &str) -> RootCertStore {
     roots
 }
 
-/// Connects as another user. On Linux each thread has credentials of its own, and a socket has those of the thread that
-/// connects it (unix(7), SO_PEERCRED); they end with the thread.
+/// Connects to a Unix socket as another user. On Linux each thread has its own credentials, and a
+/// socket has those of the thread that connects it (unix(7), SO_PEERCRED). So a thread that ends
+/// afterwards changes its user and connects.
 fn unix_as(uid: u32, socket: &Path) -> UnixStream {
     let socket = socket.to_owned();
     let connect = move || {
         let (user, group) = (rustix::process::Uid::from_raw(uid), rustix::process::Gid::from_raw(uid));
-        set_thread_groups(&[]).expect("these tests play another user: they run as root");
-        set_thread_res_gid(group, group, group).expect("these tests play another user: they run as root");
-        set_thread_res_uid(user, user, user).expect("these tests play another user: they run as root");
+        set_thread_groups(&[]).expect("the test must run as root to change its user");
+        set_thread_res_gid(group, group, group).expect("the test must run as root to change its user");
+        set_thread_res_uid(user, user, user).expect("the test must run as root to change its user");
         StdUnixStream::connect(socket)
     };
     let stream = thread::spawn(connect).join().unwrap().unwrap();
@@ -186,7 +188,7 @@ fn unix_as(uid: u32, socket: &Path) -> UnixStream {
     UnixStream::from_std(stream).unwrap()
 }
 
-/// A channel over what is connected. It does not connect again.
+/// Returns a channel over a connected stream. It does not reconnect.
 pub(crate) async fn over<S>(stream: S) -> Channel
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -194,7 +196,7 @@ where
     try_over(stream).await.unwrap()
 }
 
-/// The same, where the daemon may refuse the connection.
+/// Returns a channel over a connected stream, or the error if the daemon refuses the connection.
 pub(crate) async fn try_over<S>(stream: S) -> Result<Channel, tonic::transport::Error>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -219,7 +221,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Service<Uri> for Once<S
     }
 }
 
-/// One who calls over a channel.
+/// A caller over one channel.
 #[derive(Clone)]
 pub(crate) struct Guest {
     pub(crate) connections: ConnectionServiceClient<Channel>,
@@ -238,7 +240,7 @@ impl Guest {
         }
     }
 
-    /// Makes a connection whose TLS runs elsewhere, for a server of this context.
+    /// Makes a server's connection of this context whose TLS runs in the worker. Returns its id.
     pub(crate) async fn open(&mut self, context: &str) -> Result<String, Status> {
         let request = pb::NewRequest { context: context.into(), ..crate::calls::worker(pb::Role::Server) };
         Ok(self.connections.new_connection(request).await?.into_inner().connection.unwrap().id)
@@ -255,7 +257,8 @@ impl Guest {
         self.connections.exchange(request).await.unwrap().into_inner()
     }
 
-    /// A client and a server of the default context whose TLS runs in the daemon, and that have shaken hands.
+    /// Makes a client and a server of the default context whose TLS runs in the daemon, and shakes
+    /// hands. Returns their ids.
     pub(crate) async fn pair(&mut self) -> [String; 2] {
         let mut ends = Vec::new();
         for role in [pb::Role::Client, pb::Role::Server] {
@@ -294,32 +297,32 @@ impl Guest {
     }
 }
 
-/// A Drive whose requests go on.
+/// A Drive whose request stream stays open.
 pub(crate) struct Driven {
     _events: mpsc::Sender<pb::DriveRequest>,
     pub(crate) answers: Streaming<pb::DriveResponse>,
 }
 
-/// An Attach whose requests go on.
+/// An Attach whose request stream stays open.
 pub(crate) struct Attached {
     calls: mpsc::Sender<pb::AttachRequest>,
     pub(crate) answers: Streaming<pb::AttachResponse>,
 }
 
 impl Attached {
-    /// Calls, and tells what is answered to each.
+    /// Sends a call. Returns the result of its answer.
     pub(crate) async fn call(&mut self, method: pb::call::Method) -> pb::answer::Result {
         let call = pb::Call { id: 1, method: Some(method), alias: String::new() };
         self.answer(call).await.result.unwrap()
     }
 
-    /// The next answer after a call.
+    /// Sends a call. Returns the next answer.
     pub(crate) async fn answer(&mut self, call: pb::Call) -> pb::Answer {
         self.calls.send(pb::AttachRequest { calls: vec![call] }).await.unwrap();
         self.answers.message().await.unwrap().unwrap().answers.remove(0)
     }
 
-    /// Makes a connection, and a session with this id on it.
+    /// Makes a connection and a session with this id on it. Returns the connection's id.
     pub(crate) async fn established(&mut self, session_id: &str) -> String {
         let request = crate::calls::worker(pb::Role::Server);
         let pb::answer::Result::New(made) = self.call(pb::call::Method::New(Box::new(request))).await else {
@@ -337,7 +340,7 @@ impl Attached {
     }
 }
 
-/// Code and reason of a refusal.
+/// Returns the code and the reason of a status, or `Ok` and an empty reason.
 pub(crate) fn why<T>(result: Result<T, Status>) -> (Code, String) {
     match result {
         Ok(_) => (Code::Ok, String::new()),
@@ -345,17 +348,17 @@ pub(crate) fn why<T>(result: Result<T, Status>) -> (Code, String) {
     }
 }
 
-/// The same of an answer that must come.
+/// Waits for an answer that must come in time. Returns its code and reason.
 pub(crate) async fn told<T>(answer: impl Future<Output = Result<T, Status>>) -> (Code, String) {
-    why(tokio::time::timeout(PATIENCE, answer).await.expect("the stream goes on"))
+    why(tokio::time::timeout(PATIENCE, answer).await.expect("an answer in time"))
 }
 
-/// What a caller without the role gets.
+/// The code and reason for a caller without the role.
 pub(crate) fn denied() -> (Code, String) {
     (Code::PermissionDenied, "PERMISSION_DENIED".into())
 }
 
-/// What there is for who has no part in it.
+/// The code and reason for a caller that may not see the connection.
 pub(crate) fn not_there() -> (Code, String) {
     (Code::NotFound, "CONNECTION_NOT_FOUND".into())
 }

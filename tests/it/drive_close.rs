@@ -1,4 +1,5 @@
-//! The end of a Drive, and of a connection by Exchange, after the peer has closed and the transport has ended.
+//! The end of a Drive, and of a connection by Exchange, after the peer's close_notify and the end
+//! of the transport.
 
 use rustls::{
     ClientConnection, HandshakeKind, SupportedProtocolVersion,
@@ -28,7 +29,7 @@ use crate::{
 
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 
-/// A daemon as a process, with one context.
+/// A daemon in its own process, with one context.
 struct Stage {
     _daemon: Binary,
     channel: Channel,
@@ -37,7 +38,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// `keys`: further keys of the context.
+    /// Starts the daemon. `keys` are further keys of the context.
     async fn start(keys: &str) -> Self {
         let certificate = Certificate::new();
         let folder = tempfile::tempdir().unwrap();
@@ -53,7 +54,7 @@ impl Stage {
         ConnectionServiceClient::new(self.channel.clone())
     }
 
-    /// Opens a Drive; the worker's half stays open until the wire is dropped.
+    /// Opens a Drive. The worker's half stays open until the wire is dropped.
     async fn drive(&self, first: Request) -> Wire {
         let (requests, receiver) = mpsc::channel(8);
         requests.send(pb::DriveRequest { event: Some(first) }).await.unwrap();
@@ -107,14 +108,14 @@ impl Stage {
         timeout(PATIENCE, wait).await.expect("the connections are freed");
     }
 
-    /// Sessions that the context lost because their connection was open at its end.
+    /// Returns how many sessions the context lost because their connection ended open.
     async fn unclosed(&self) -> u64 {
         let request = pb::GetContextRequest::default();
         let context = ContextServiceClient::new(self.channel.clone()).get_context(request).await.unwrap();
         context.into_inner().context.unwrap().stats.unwrap().unclosed
     }
 
-    /// Whether the next handshake of this client resumes.
+    /// Returns whether the next handshake of this client resumes.
     async fn resumes(&self, client: &Returning) -> bool {
         let mut tls = client.tls();
         self.server().await.meet(&mut tls).await;
@@ -122,7 +123,7 @@ impl Stage {
     }
 }
 
-/// One Drive.
+/// A worker's end of one Drive.
 struct Wire {
     id: String,
     requests: mpsc::Sender<pb::DriveRequest>,
@@ -139,7 +140,7 @@ impl Wire {
         Ok(answer.and_then(|answer| answer.event))
     }
 
-    /// Sends everything that the client has to say.
+    /// Sends the client's pending records to the daemon.
     async fn forward(&self, tls: &mut ClientConnection) {
         let records = written(tls);
         if !records.is_empty() {
@@ -147,7 +148,7 @@ impl Wire {
         }
     }
 
-    /// Handshake, and a first word of the server: the tickets are before it.
+    /// Shakes hands and waits for first data from the server. The tickets come before that data.
     async fn meet(&mut self, tls: &mut ClientConnection) {
         let mut heard = Vec::new();
         while heard != b"hello" {
@@ -160,7 +161,7 @@ impl Wire {
         }
     }
 
-    /// The client's close_notify reaches the daemon; answers what the daemon says of it.
+    /// Sends the client's close_notify to the daemon. Returns the daemon's Closed event.
     async fn peer_closes(&mut self, tls: &mut ClientConnection) -> pb::DriveClosed {
         tls.send_close_notify();
         self.forward(tls).await;
@@ -170,8 +171,8 @@ impl Wire {
         }
     }
 
-    /// The transport ends. Collects all answers up to the end of the stream, which must come soon although the worker's
-    /// half stays open.
+    /// Reports the end of the transport. Returns all answers up to the end of the stream. That must
+    /// come soon although the worker's half stays open.
     async fn ends(&mut self) -> Vec<Answer> {
         self.send(Request::EndOfStream(true)).await;
         let mut answers = Vec::new();
@@ -203,7 +204,8 @@ fn feed(tls: &mut ClientConnection, mut records: &[u8]) -> Vec<u8> {
     plaintext
 }
 
-/// The one answer is ciphertext, and it closes the daemon's side for the client. Returns the plaintext before the close.
+/// Asserts that the answers are ciphertext that ends with a close_notify. Returns the plaintext
+/// before it.
 fn close_notify(tls: &mut ClientConnection, answers: &[Answer]) -> Vec<u8> {
     let mut heard = Vec::new();
     for answer in answers {
@@ -232,11 +234,11 @@ async fn drive_ends_once_the_peer_closed_and_its_transport_ended() {
 }
 
 #[tokio::test]
-async fn what_was_given_before_the_end_is_encrypted_first() {
+async fn plaintext_before_the_end_is_encrypted_first() {
     let stage = Stage::start("").await;
     for version in VERSIONS {
         let client = Returning::new(&stage.certificate, version);
-        // The worker has data left for a peer that has closed its half.
+        // The worker still has data for a peer that has closed its half.
         let (mut wire, mut tls) = (stage.server().await, client.tls());
         wire.meet(&mut tls).await;
         wire.peer_closes(&mut tls).await;
@@ -244,7 +246,8 @@ async fn what_was_given_before_the_end_is_encrypted_first() {
         let answers = wire.ends().await;
         assert_eq!(close_notify(&mut tls, &answers), b"the rest", "{version:?}");
 
-        // Plaintext waits for a handshake whose last flight brings the close_notify.
+        // Plaintext waits for the handshake. The handshake's last flight brings the close_notify
+        // too.
         let (mut wire, mut tls) = (stage.server().await, client.tls());
         wire.send(Request::Plaintext("waited".into())).await;
         let mut heard = Vec::new();
@@ -270,7 +273,7 @@ async fn what_was_given_before_the_end_is_encrypted_first() {
 }
 
 #[tokio::test]
-async fn close_policy_and_quiet_shutdown_decide_what_the_end_keeps() {
+async fn close_policy_and_quiet_shutdown_decide_kept_sessions() {
     for (policy, options, alert, kept) in [
         ("flag", "", true, true),
         ("written", "", true, true),
@@ -393,7 +396,7 @@ async fn exchange_at_the_end_answers_the_peers_close() {
             assert_eq!(closed.shutdown.unwrap(), pb::ShutdownFlags { sent: true, received: true });
             assert_eq!(closed.close_evidence(), pb::CloseEvidence::Written);
             assert!(answer.alert.is_none() && answer.removed_sessions.is_empty());
-            // Told twice, it makes no second alert (decision 3).
+            // A second end of stream sends no second alert (decision 3).
             let again = pb::ExchangeRequest { end_of_stream: true, ..Default::default() };
             assert!(stage.exchange(&id, again).await.ciphertext.is_empty());
             assert!(stage.free(&id).await.is_empty(), "{version:?}, at once: {at_once}");
@@ -463,7 +466,7 @@ async fn end_in_a_handshake_ends_the_drive() {
                 let mut tls = Returning::new(&stage.certificate, &TLS13).tls();
                 wire.forward(&mut tls).await;
             }
-            wire.send(Request::Plaintext("waits for ever".into())).await;
+            wire.send(Request::Plaintext("never sent".into())).await;
             let answers = wire.ends().await;
             assert!(matches!(answers.last(), Some(Answer::Closed(_))), "{options}: {answers:?}");
             assert!(!answers.iter().any(|answer| matches!(answer, Answer::Established(_))));
@@ -481,7 +484,7 @@ async fn end_of_stream_that_is_false_is_refused() {
     let refusal = wire.next().await.unwrap_err();
     assert_eq!(refusal.code(), Code::InvalidArgument);
     assert_eq!(harness::reason(&refusal), "END_OF_STREAM_INVALID");
-    assert_eq!(stage.get(&id).await.state(), pb::ConnectionState::Before, "nothing of it was used");
+    assert_eq!(stage.get(&id).await.state(), pb::ConnectionState::Before, "nothing was changed");
 }
 
 #[tokio::test]
@@ -492,7 +495,7 @@ async fn client_that_closes_an_idle_connection_keeps_its_session() {
         let server = Server::start(&daemon, "one").await;
         let client = Returning::new(&certificate, version);
         let mut tls = client.connect(&server.address).await;
-        // The close_notify, and the end of the socket right behind it.
+        // The client sends a close_notify and ends its socket at once.
         tokio::io::AsyncWriteExt::shutdown(&mut tls).await.unwrap();
         drop(tls);
         daemon.until("the connection is freed", async |daemon| daemon.table.is_empty()).await;

@@ -1,4 +1,5 @@
-//! Why a client does not resume: what a watcher, the statistics and the log tell of it, and ids as people type them.
+//! Explanations of a missed resumption: watch events, statistics and log lines. Also the accepted
+//! spellings of ids.
 
 use std::time::Duration;
 
@@ -59,7 +60,8 @@ async fn watchers_are_told_of_misses_with_their_reason() {
     assert!(!w.lookup(lookup("aabbccddee")).await.found);
     assert_eq!(miss(&mut watch_all).await.reason(), pb::MissReason::Removed);
 
-    // One that is found is no miss, and a context's watcher hears of that context alone.
+    // A hit is not reported as a miss, and the watcher of a context sees the events of that context
+    // only.
     w.established("cc").await;
     assert!(w.found("cc").await);
     let other = pb::LookupSessionRequest { context: "other".into(), ..lookup("dd") };
@@ -70,7 +72,8 @@ async fn watchers_are_told_of_misses_with_their_reason() {
         assert_eq!(told.reason(), pb::MissReason::Unknown);
     }
 
-    // A handshake of the daemon's engine: each ticket is told, and the hello counts once.
+    // In a handshake of the daemon's engine, each offered ticket is reported as a miss. The
+    // statistics count one miss for the ClientHello.
     let unknown = |byte| Ticket { identity: vec![byte; 32], psk: vec![1; 32] };
     let server = daemon.open(pb::Role::Server).await;
     let hello = PskHello::offering(&[&unknown(7), &unknown(8)]);
@@ -114,13 +117,13 @@ async fn flood_of_misses_hides_no_removal_from_a_watcher() {
             Event::Added(_) | Event::Hit(_) => {}
         }
     }
-    assert_eq!((misses + dropped, removed), (5000, 1), "the rest was counted");
+    assert_eq!((misses + dropped, removed), (5000, 1), "each miss was delivered or counted as dropped");
     assert!(misses > 100 && dropped > 0);
     daemon.stop().await;
 }
 
 #[tokio::test]
-async fn ids_are_taken_as_openssl_and_people_write_them() {
+async fn ids_are_accepted_with_colons_and_in_upper_case() {
     let daemon = TestDaemon::start().await;
     let w = Worker(&daemon);
     let id = w.open(worker(pb::Role::Server)).await.id;
@@ -133,7 +136,7 @@ async fn ids_are_taken_as_openssl_and_people_write_them() {
         assert_eq!(daemon.get(&typed).await.id, id, "{typed}");
     }
     let stored = w.put(put(&id, "AB:CD:EF")).await.session.unwrap();
-    assert_eq!(stored.id, "abcdef", "answers have one form");
+    assert_eq!(stored.id, "abcdef", "answers have lower-case hex without colons");
     assert!(w.found("abcdef").await && w.found("ABCDEF").await);
     for typed in ["ab:cdef", "ab:cd:ef:", ":ab", "ab-cd-ef", "ab cd ef", "abcde"] {
         let refused = daemon.sessions().lookup_session(lookup(typed)).await.unwrap_err();
@@ -145,7 +148,7 @@ async fn ids_are_taken_as_openssl_and_people_write_them() {
         ..pb::ExplainSessionRequest::default()
     };
     assert!(daemon.sessions().explain_session(explain("AB:cd:EF")).await.unwrap().into_inner().resumable);
-    // What `openssl x509 -fingerprint -sha256` prints.
+    // The form that `openssl x509 -fingerprint -sha256` prints.
     let selector = pb::revoke_sessions_request::Selector::CertificateSha256(colons(&"AB".repeat(32)));
     let revoke =
         pb::RevokeSessionsRequest { selector: Some(selector), ..pb::RevokeSessionsRequest::default() };
@@ -193,7 +196,7 @@ async fn server_names_are_compared_in_one_form() {
 }
 
 #[tokio::test]
-async fn no_session_left_before_its_cause() {
+async fn removal_time_is_not_before_its_cause() {
     let daemon = TestDaemon::start().await;
     let w = Worker(&daemon);
     let left = async |id: &str| {
@@ -207,7 +210,7 @@ async fn no_session_left_before_its_cause() {
         Duration::new(time.seconds.try_into().unwrap(), time.nanos.try_into().unwrap())
     };
     let wall = || Duration::from_millis(daemon.table.now().wall().as_millis());
-    // No sweep is waited for between the steps.
+    // The test waits for no sweep between the steps. The removal times must be exact nevertheless.
     for (id, step) in [("a1", 90), ("a2", 180), ("a3", 11)] {
         let connection = w.open(worker(pb::Role::Server)).await.id;
         w.put(pb::PutSessionRequest { single_use: id == "a2", ..put(&connection, id) }).await;
@@ -215,7 +218,7 @@ async fn no_session_left_before_its_cause() {
         let before = wall();
         match id {
             "a1" => drop(w.free(&connection).await),
-            "a2" => assert!(w.found(id).await, "which takes it"),
+            "a2" => assert!(w.found(id).await, "the lookup consumes the session"),
             _ => {
                 let request = pb::RemoveSessionRequest {
                     session_id: id.into(),
@@ -260,7 +263,7 @@ async fn failed_handshakes_are_counted_by_alert() {
     let server = daemon.open(pb::Role::Server).await;
     let end = pb::ExchangeRequest { connection_id: server, end_of_stream: true, ..Default::default() };
     daemon.connections().exchange(end).await.unwrap();
-    // A client that knows nothing of the certificate.
+    // A client that does not trust the certificate.
     let server = daemon.open(pb::Role::Server).await;
     let mut stranger = Returning::new(&Certificate::new(), &TLS13).tls();
     let mut to_server = Vec::new();
@@ -277,7 +280,8 @@ async fn failed_handshakes_are_counted_by_alert() {
     let output = daemon.exchange(&server, &to_server, b"").await.unwrap();
     let alert = output.alert.unwrap();
     assert!(alert.received);
-    // A worker's own, and one of a connection that was established: that is no handshake.
+    // A worker's report in a handshake counts. One on an established connection is no failed
+    // handshake.
     let w = Worker(&daemon);
     let report = |id: &str| pb::ReportAlertRequest {
         connection_id: id.into(),
@@ -296,7 +300,7 @@ async fn failed_handshakes_are_counted_by_alert() {
 }
 
 #[tokio::test]
-async fn failed_handshake_has_a_line_with_the_peers_address() {
+async fn failed_handshake_is_logged_with_the_peers_address() {
     let daemon = Logging::start(Some("debug"), "").await;
     let channel = tonic::transport::Channel::from_shared(format!("http://{}", daemon.address())).unwrap();
     let mut rpc =
@@ -313,7 +317,7 @@ async fn failed_handshake_has_a_line_with_the_peers_address() {
     };
     rpc.exchange(request).await.unwrap();
     daemon.until("stderr", "handshake failed").await;
-    // The same over Drive.
+    // A handshake over Drive fails in the same way.
     let request = pb::NewRequest { peer_address: "[2001:db8::1]:443".into(), ..new("", pb::Role::Server) };
     let events = [drive_request::Event::New(request), drive_request::Event::Ciphertext(old_hello().into())];
     let requests = events.map(|event| pb::DriveRequest { event: Some(event) });
@@ -331,7 +335,7 @@ async fn failed_handshake_has_a_line_with_the_peers_address() {
     assert!(fields["why"].as_str().unwrap().contains("handshake_failure"), "{line}");
 }
 
-/// Puts a session under a context, past every right.
+/// Puts a session into a context's cache directly, without a call and its checks.
 pub(crate) fn store(
     context: &std::sync::Arc<tls_sessiond_core::context::Context>,
     table: &tls_sessiond_core::connection::Table,

@@ -1,4 +1,4 @@
-//! A rustls client of its own, not the daemon's, against the daemon's server objects in memory.
+//! A rustls client outside the daemon against the daemon's server objects, in memory.
 
 use std::{collections::VecDeque, path::Path, sync::Arc};
 
@@ -18,7 +18,8 @@ use tls_sessiond_types::Role;
 
 use crate::pki;
 
-/// Keeps sessions, but forgets which group the server liked: so every hello needs a retry where the server likes another.
+/// A session store that keeps sessions but not the server's preferred group. So a server with
+/// another group answers every hello with a HelloRetryRequest.
 #[derive(Default)]
 struct Forgetful {
     tls12: Mutex<Option<Tls12ClientSessionValue>>,
@@ -56,7 +57,8 @@ fn daemon(lines: &str) -> (Table, Arc<ClientConfig>) {
     (table, client(&roots, |_| true))
 }
 
-/// A client that trusts these, with those suites of rustls that it wants.
+/// Returns a client that trusts these roots and has those suites of rustls for which `wants` is
+/// true.
 pub(crate) fn client(roots: &RootCertStore, wants: impl Fn(u16) -> bool) -> Arc<ClientConfig> {
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();
     provider.cipher_suites.retain(|suite| wants(suite.suite().into()));
@@ -69,14 +71,14 @@ pub(crate) fn client(roots: &RootCertStore, wants: impl Fn(u16) -> bool) -> Arc<
     Arc::new(client)
 }
 
-/// Connections of the default context with these lines, and whom its peers trust.
+/// Returns a table with a default context that has these lines, and the roots that its peers trust.
 pub(crate) fn with_roots(lines: &str) -> (Table, RootCertStore) {
     let folder = tempfile::tempdir().unwrap();
     pki::localhost(folder.path());
     with_roots_in(folder.path(), lines)
 }
 
-/// The same with the certificates of a folder.
+/// Does as [`with_roots`] with the certificates of a folder.
 pub(crate) fn with_roots_in(folder: &Path, lines: &str) -> (Table, RootCertStore) {
     let file = folder.join("c.toml");
     let text =
@@ -90,7 +92,7 @@ pub(crate) fn with_roots_in(folder: &Path, lines: &str) -> (Table, RootCertStore
     (table, roots)
 }
 
-/// A server object of the default context.
+/// Makes a server object of the default context.
 pub(crate) fn server(table: &Table) -> ConnectionId {
     open(table, Role::Server, "")
 }
@@ -108,7 +110,8 @@ pub(crate) fn open(table: &Table, role: Role, server_name: &str) -> ConnectionId
     table.create(plan, None, |connection, _| connection.id()).unwrap()
 }
 
-/// A whole handshake, `chunk` bytes at a time to the server. Answers what kind it was, and the server object.
+/// Runs a whole handshake, with at most `chunk` bytes at a time to the server. Returns its kind,
+/// the id of the server object and the number of the client's flights.
 pub(crate) fn connect(
     table: &Table,
     config: &Arc<ClientConfig>,
@@ -147,7 +150,7 @@ fn sessions_are_found_through_a_hello_retry_request() {
     let (kind, second, flights) = connect(&table, &client, usize::MAX);
     assert_eq!((kind, flights), (HandshakeKind::Resumed, 3), "two hellos and a Finished");
     assert!(table.look(second, |connection, _| connection.session_reused()).unwrap());
-    // What the ticket was taken for is spent, and the resumption made one in return: two and one, less one.
+    // The full handshake made two tickets. The resumption consumed one and made one.
     assert_eq!(table.registry().get("default").unwrap().server_cache.len(), 2);
 }
 
@@ -168,17 +171,17 @@ fn first_flight_may_be_cut_anywhere_in_both_versions() {
 }
 
 #[test]
-fn tickets_are_two_after_a_full_handshake_and_one_after_a_resumption() {
+fn full_handshake_makes_two_tickets_and_resumption_one() {
     let (table, client) = daemon("versions = [\"1.3\"]");
     let made = || table.registry().get("default").unwrap().server_cache.len();
     connect(&table, &client, usize::MAX);
     assert_eq!(made(), 2);
     connect(&table, &client, usize::MAX);
-    assert_eq!(made(), 2, "one was spent, one was made");
+    assert_eq!(made(), 2, "the resumption consumed one ticket and made one");
 }
 
 #[test]
-fn nothing_that_is_shown_holds_a_secret() {
+fn debug_output_holds_no_secret() {
     let (table, client) = daemon("versions = [\"1.2\"]");
     let (_, id, _) = connect(&table, &client, usize::MAX);
     let context = Arc::clone(table.registry().get("default").unwrap());
@@ -187,14 +190,14 @@ fn nothing_that_is_shown_holds_a_secret() {
     context.server_cache.scan(table.now(), |session| {
         shown += &format!("{session:?}{:?}", session.secret());
         let secret = session.secret().as_bytes().expect("a server's secret");
-        // Any eight bytes of it in a row, as hex or as Rust prints bytes.
+        // No eight bytes of the secret in a row are shown, as hex or as Rust prints bytes.
         for part in secret.windows(8) {
             let hex: String = part.iter().map(|byte| format!("{byte:02x}")).collect();
             assert!(!shown.contains(&hex) && !shown.contains(&format!("{part:?}")[1..]));
         }
         assert!(
             !shown.contains(&session.id().to_string()),
-            "an id is what a peer offers: it is shown in part"
+            "a session id is shown in part only: a peer that knows it could offer it"
         );
         secrets += 1;
     });

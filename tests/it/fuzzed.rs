@@ -1,4 +1,5 @@
-//! The fuzz targets, without a fuzzer: what `make fuzz` keeps is played again, and what it found has its names.
+//! The fuzz targets without a fuzzer: they replay the corpus that `make fuzz` keeps, and the inputs
+//! that once failed.
 
 use std::{fs, path::Path};
 
@@ -19,7 +20,8 @@ mod reload;
 #[path = "../../fuzz/targets/requests.rs"]
 mod requests;
 
-/// Plays all inputs of a target; where one breaks it, its name stands in the output.
+/// Replays all inputs of a target. It prints the name of each first, so that the output of a
+/// failure names the input.
 fn replay(target: &str, run: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     let mut inputs: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -47,12 +49,12 @@ fn corpus_of_engine_keeps_the_close_rule() {
 }
 
 #[test]
-fn corpus_of_access_finds_one_spelling_for_each_name_and_no_rule_for_others() {
+fn corpus_of_access_finds_one_spelling_of_each_name() {
     replay("access", access::run);
 }
 
 #[test]
-fn corpus_of_http2_panics_nothing_and_the_next_caller_is_served() {
+fn corpus_of_http2_never_panics_and_the_next_call_works() {
     replay("http2", http2::run);
 }
 
@@ -66,7 +68,7 @@ fn corpus_of_requests_is_answered_or_refused_with_a_reason() {
     replay("requests", requests::run);
 }
 
-/// Plays an input that broke a target once.
+/// Replays an input that once made a target fail.
 fn found(target: &str, name: &str, run: fn(&[u8])) {
     let input = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/found").join(target).join(name);
     run(&fs::read(input).unwrap());

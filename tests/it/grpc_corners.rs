@@ -1,4 +1,4 @@
-//! Corners of gRPC and HTTP/2 that clients of other languages, and people with curl, come to.
+//! Corner cases of gRPC and HTTP/2 that clients in other languages, and curl, reach.
 
 use bytes::Bytes;
 use http::Request;
@@ -27,7 +27,7 @@ const NEW: &str = "/tls.sessiond.v1.ConnectionService/New";
 const LIST: &str = "/tls.sessiond.v1.ContextService/ListContexts";
 
 #[tokio::test]
-async fn unary_call_has_one_message_no_more_and_no_less() {
+async fn unary_call_has_exactly_one_message() {
     let daemon = TestDaemon::start().await;
     for count in [0, 2, 1000] {
         let mut grpc = Grpc::new(daemon.channel.clone());
@@ -43,11 +43,12 @@ async fn unary_call_has_one_message_no_more_and_no_less() {
         );
     }
     let listed = daemon.connections().list_connections(pb::ListConnectionsRequest::default()).await.unwrap();
-    assert!(listed.into_inner().connections.is_empty(), "nothing was made");
+    assert!(listed.into_inner().connections.is_empty(), "the refused calls made no connection");
     daemon.stop().await;
 }
 
-/// Status of a call by hand, with these headers and this body, and the header of the answer.
+/// Makes a call over plain HTTP/2 with these headers and this body. Returns the status and the
+/// headers of the answer.
 async fn by_hand(daemon: &TestDaemon, headers: &[(&str, &str)], body: &[u8]) -> (Status, MetadataMap) {
     let socket = TcpStream::connect(&daemon.address).await.unwrap();
     let (mut calls, connection) = h2::client::handshake(socket).await.unwrap();
@@ -57,18 +58,18 @@ async fn by_hand(daemon: &TestDaemon, headers: &[(&str, &str)], body: &[u8]) -> 
     let (response, mut send) = calls.send_request(request.body(()).unwrap(), false).unwrap();
     send.send_data(Bytes::copy_from_slice(body), true).unwrap();
     let response = tokio::time::timeout(PATIENCE, response).await.expect("an answer").unwrap();
-    let status = Status::from_header_map(response.headers()).expect("it is refused");
+    let status = Status::from_header_map(response.headers()).expect("a refusal");
     (status, MetadataMap::from_headers(response.headers().clone()))
 }
 
 #[tokio::test]
-async fn compressed_request_is_told_which_encodings_there_are() {
+async fn compressed_request_is_refused_with_the_encodings() {
     let daemon = TestDaemon::start().await;
     let compressed = [&[1, 0, 0, 0, 20][..], &[0x1f, 0x8b], &[0; 18]].concat();
     let (refused, metadata) = by_hand(&daemon, &[("grpc-encoding", "gzip")], &compressed).await;
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unimplemented, "COMPRESSION_UNSUPPORTED"));
     assert_eq!(metadata.get("grpc-accept-encoding").unwrap(), "identity");
-    // A compressed message without a word of it.
+    // A compressed message without a grpc-encoding header.
     let (refused, _) = by_hand(&daemon, &[], &compressed).await;
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Internal, "MESSAGE_MALFORMED"));
     assert!(refused.get_details_error_info().is_some());
@@ -76,7 +77,7 @@ async fn compressed_request_is_told_which_encodings_there_are() {
 }
 
 #[tokio::test]
-async fn peer_that_speaks_http1_is_told_that_this_is_grpc() {
+async fn http1_request_is_answered_that_this_is_grpc() {
     let daemon = TestDaemon::start().await;
     for request in ["GET / HTTP/1.1\r\nhost: a\r\n\r\n", "POST /x HTTP/1.0\r\ncontent-length: 40000\r\n\r\n"]
     {
@@ -122,7 +123,7 @@ async fn burst_of_cancelled_calls_ends_no_other_stream() {
         [frame(HEADERS, END_HEADERS, 1803, &frames::call(LIST)), frame(DATA, END_STREAM, 1803, &[0; 5])];
     assert!(raw.send(&list.concat()).await);
     loop {
-        let next = raw.next().await.expect("the connection goes on");
+        let next = raw.next().await.expect("the connection is still open");
         assert!(next.stream != 1 || next.kind == PING, "the Drive ended: {}", next.kind);
         if next.kind == DATA && next.stream == 1803 {
             break;
@@ -133,7 +134,7 @@ async fn burst_of_cancelled_calls_ends_no_other_stream() {
 }
 
 #[tokio::test]
-async fn watch_of_an_unknown_service_says_so_and_goes_on() {
+async fn health_watch_reports_an_unknown_service() {
     let daemon = TestDaemon::start().await;
     let mut health = HealthClient::new(daemon.channel.clone());
     let unknown = HealthCheckRequest { service: "no.such.Service".into() };
@@ -145,7 +146,7 @@ async fn watch_of_an_unknown_service_says_so_and_goes_on() {
 }
 
 #[tokio::test]
-async fn watches_of_health_hold_up_no_stop() {
+async fn health_watches_delay_no_stop() {
     let binary = Binary::start(&["--set", "drain.timeout=1h"]).await;
     let channel =
         Channel::from_shared(format!("http://{}", binary.address)).unwrap().connect().await.unwrap();
@@ -159,16 +160,17 @@ async fn watches_of_health_hold_up_no_stop() {
         watches.push(watch);
     }
     binary.terminate().await;
-    let told = tokio::time::timeout(PATIENCE, watches[0].message()).await.expect("it is told").unwrap();
+    let told = tokio::time::timeout(PATIENCE, watches[0].message()).await.expect("an event").unwrap();
     assert_eq!(told.unwrap().status(), ServingStatus::NotServing);
     for mut watch in watches {
-        assert!(watch.message().await.unwrap().is_none(), "it ends in order");
+        assert!(watch.message().await.unwrap().is_none(), "the watch ends without an error");
     }
     drop(health);
     assert_eq!(binary.end().await.0.code(), Some(0));
 }
 
-/// Asks reflection for symbols on one stream; tells how long each file is, or which error there is.
+/// Asks reflection for symbols on one stream. Returns the length of each file in bytes, or the
+/// error code.
 macro_rules! reflected {
     ($daemon:expr, $version:ident, $symbols:expr) => {{
         use tonic_reflection::pb::$version::{
@@ -195,7 +197,7 @@ macro_rules! reflected {
 }
 
 #[tokio::test]
-async fn symbol_that_is_not_there_is_an_error_response_and_the_stream_goes_on() {
+async fn unknown_symbol_is_an_error_and_the_stream_goes_on() {
     let daemon = TestDaemon::start().await;
     let symbols = ["no.such.Symbol", "tls.sessiond.v1.ConnectionService", "", "grpc.health.v1.Health"];
     let not_found = Err(i32::from(Code::NotFound));

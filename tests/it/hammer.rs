@@ -1,10 +1,10 @@
-//! Threads that hammer a few ids of two caches: what was acknowledged to be gone is not handed out, and no ticket is spent
-//! twice.
+//! Stress test: threads store, look up and remove sessions with a few ids in two caches. After a
+//! removal was acknowledged the session is not handed out, and no ticket is consumed twice.
 //!
-//! There is one logical clock, and each step moves it. It is the time that the caches are told, and the moment at which a
-//! session's peers authenticated is its number. So every session tells which one it is, and of two moments it is known
-//! which came first: a lookup that began before a removal was acknowledged may still be answered, one that began
-//! afterwards must not be.
+//! One logical clock orders all steps: each step advances it. The caches get it as their time. The
+//! authentication time of a session is unique, so it identifies the session. A lookup that began
+//! before a removal was acknowledged may still return the session. A lookup that began afterwards
+//! must not.
 
 use std::{
     array,
@@ -32,14 +32,15 @@ use tls_sessiond_types::{Role, Version, server_name::ServerName};
 const THREADS: u64 = 32;
 const KEYS: usize = 12;
 const ENTRIES_MAX: usize = 8;
-/// Less than two caches may hold: they make room for each other.
+/// Limit of both caches together. It is less than the sum of their own limits, so that each evicts
+/// for the other.
 const TOTAL: usize = 12;
-/// It ends after so long, or after so many moments.
+/// The test ends after this time or after [`MOMENTS`], whichever is first.
 const TIME: Duration = Duration::from_secs(2);
 const MOMENTS: u32 = 1 << 21;
-/// How many moments a session lives.
+/// The lifetime of a session: a millisecond is one moment.
 const LIFE: Duration = Duration::from_millis(300);
-/// What every session is asked for on.
+/// The criteria of every lookup.
 fn terms() -> Terms<'static> {
     static NAME: LazyLock<ServerName<'static>> = LazyLock::new(|| "a.test".into());
     Terms {
@@ -51,16 +52,16 @@ fn terms() -> Terms<'static> {
     }
 }
 
-/// What is known of one session.
+/// The history of one session.
 #[derive(Default)]
 struct Fate {
-    /// When its put had returned.
+    /// The moment after its put returned, or 0.
     stored: AtomicU32,
-    /// When it was acknowledged to be gone.
+    /// The moment after its removal was acknowledged, or 0.
     gone: AtomicU32,
-    /// Whether somebody got it for himself alone: spent it, or withdrew it.
+    /// Whether one thread took it exclusively: consumed it by a lookup, or withdrew it.
     got: AtomicBool,
-    /// Whether a watcher was told that it left.
+    /// Whether the watcher was told of its removal.
     told: AtomicBool,
 }
 
@@ -70,11 +71,11 @@ struct World {
     account: Arc<Account>,
     watch: Watch,
     fates: Box<[Fate]>,
-    /// Of an id in a cache: what had been stored before this moment is gone.
+    /// For each id in a cache: sessions stored before this moment are removed.
     swept: [[AtomicU32; KEYS]; 2],
-    /// Of a cache: whoever authenticated before this moment is revoked.
+    /// For each cache: sessions authenticated before this moment are revoked.
     revoked: [AtomicU32; 2],
-    /// What has happened at all.
+    /// The kinds of outcomes that have occurred.
     happened: Mutex<BTreeSet<String>>,
 }
 
@@ -120,7 +121,7 @@ impl World {
         }
     }
 
-    /// A moment after all that have been.
+    /// Returns a new moment, later than all before.
     fn tick(&self) -> u32 {
         self.moment.fetch_add(1, Ordering::SeqCst)
     }
@@ -136,7 +137,7 @@ impl World {
         }
     }
 
-    /// One step of one thread.
+    /// Does one random step.
     fn step(&self, dice: &mut Dice) {
         let (cache, key) = (dice.below(2), dice.below(KEYS));
         match dice.below(100) {
@@ -184,27 +185,27 @@ impl World {
         let (number, fate) = (number(session.authenticated()), self.fate(session.authenticated()));
         assert_eq!(session.id(), &id(key));
         assert_eq!(session.secret().as_bytes(), Some(&number.to_be_bytes()[..]));
-        assert!(!session.expired(reading(began)), "{number} was over at {began}");
+        assert!(!session.expired(reading(began)), "{number} had expired at {began}");
         assert!(number >= revoked, "{number} was revoked before {began}");
         let gone = fate.gone.load(Ordering::SeqCst);
-        assert!(gone == 0 || gone > began, "{number} was gone at {gone}, and was found at {began}");
+        assert!(gone == 0 || gone > began, "{number} was removed at {gone} and found at {began}");
         let stored = fate.stored.load(Ordering::SeqCst);
-        assert!(stored == 0 || stored > swept, "{number}, stored at {stored}, was removed at {swept}");
+        assert!(stored == 0 || stored > swept, "{number}, stored at {stored}, found after {swept}");
         if session.kind().single_use {
-            self.got(&session, "spent");
+            self.got(&session, "consumed");
         }
     }
 
-    /// Somebody has this session for himself alone.
+    /// Records that this thread took the session exclusively.
     fn got(&self, session: &Session, how: &str) {
         let fate = self.fate(session.authenticated());
-        assert!(!fate.got.swap(true, Ordering::SeqCst), "{:?} was {how}, and gone already", session.id());
+        assert!(!fate.got.swap(true, Ordering::SeqCst), "{:?} was {how} and taken before", session.id());
         self.gone(fate);
         self.happened(how);
     }
 
     fn gone(&self, fate: &Fate) {
-        // The first moment counts.
+        // Only the first moment is kept.
         let _ = fate.gone.compare_exchange(0, self.tick(), Ordering::SeqCst, Ordering::SeqCst);
     }
 
@@ -233,21 +234,23 @@ impl World {
         self.revoked[cache].fetch_max(before, Ordering::SeqCst);
     }
 
-    /// Hears what left, with what had to make room; some news may be missing.
+    /// Reads the removals that the watcher was told of, evictions included. Dropped events are
+    /// missing.
     fn listen(&self) {
         let Poll::Ready(news) = self.watch.poll(Waker::noop()) else { return };
         for news in news {
             let News::Event(event) = news else { continue };
             let What::Removed(reason) = event.what else { continue };
             let fate = self.fate(event.facts.authenticated);
-            assert!(!fate.told.swap(true, Ordering::SeqCst), "{:?} left twice", event.facts);
+            assert!(!fate.told.swap(true, Ordering::SeqCst), "{:?} was removed twice", event.facts);
             self.gone(fate);
             self.happened(&format!("{reason:?}"));
         }
     }
 }
 
-/// Numbers that look random, the same for a thread at every run (Steele et al., SplitMix).
+/// A pseudo-random generator (SplitMix, Steele et al.). Each thread has the same numbers in every
+/// run.
 struct Dice(u64);
 
 impl Dice {
@@ -260,7 +263,7 @@ impl Dice {
 }
 
 #[test]
-fn nothing_is_handed_out_after_its_end_was_acknowledged_and_nothing_is_spent_twice() {
+fn no_session_is_found_after_removal_or_consumed_twice() {
     let ledger = Arc::new(Ledger::new(limits(TOTAL)));
     let world = World::new(&ledger);
     let start = Instant::now();
@@ -283,20 +286,21 @@ fn nothing_is_handed_out_after_its_end_was_acknowledged_and_nothing_is_spent_twi
         (0..cache.parts()).for_each(|part| {
             cache.scan_part(part, Now::default(), |session| {
                 let fate = world.fate(session.authenticated());
-                assert_eq!(fate.gone.load(Ordering::SeqCst), 0, "{session:?} is there, and is gone");
+                assert_eq!(fate.gone.load(Ordering::SeqCst), 0, "{session:?} is held, but removed");
                 entries += 1;
             });
         });
-        // Those that are revoked were taken out with it.
+        // Each revocation purged the revoked sessions in the same step, so the length counts no
+        // hidden ones.
         assert_eq!(cache.len(), entries);
         held += entries;
     }
     assert_eq!(ledger.budget.held().entries(), held);
     assert!(held <= TOTAL);
-    // A hammer that hits nothing proves nothing.
+    // The test proves something only if every outcome occurred.
     let happened = world.happened.lock().unwrap();
     for what in [
-        "spent",
+        "consumed",
         "withdrawn",
         "removed",
         "purged",
@@ -309,6 +313,6 @@ fn nothing_is_handed_out_after_its_end_was_acknowledged_and_nothing_is_spent_twi
         "CacheFull",
         "Expired",
     ] {
-        assert!(happened.contains(what), "never: {what}; only {happened:?}");
+        assert!(happened.contains(what), "{what} never occurred; only {happened:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! A real daemon in this process, on a port of its own, with a clock that the test moves.
+//! A daemon in this process, on a free port, with a clock that the test moves.
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,40 +30,40 @@ pub(crate) struct TestDaemon {
     pub(crate) clock: ManualClock,
     pub(crate) table: Arc<Table>,
     pub(crate) channel: Channel,
-    /// Where else it listens.
+    /// All listeners, with the ports that they got.
     pub(crate) endpoints: Vec<Endpoint>,
     reload: Reload,
     stop: Option<oneshot::Sender<()>>,
     run: JoinHandle<()>,
 }
 
-/// A moment within the life of certificates that are made now.
+/// Returns the time of this machine, at which certificates made by the test are valid.
 pub(crate) fn now() -> WallTime {
     Clock::System.now().wall()
 }
 
 impl TestDaemon {
-    /// With the built-in context.
+    /// Starts a daemon with the built-in context.
     pub(crate) async fn start() -> Self {
         Self::with("").await
     }
 
-    /// With a configuration; `listen.api` is set here.
+    /// Starts a daemon with a configuration. `listen.api` is set here.
     pub(crate) async fn with(config: &str) -> Self {
         Self::run(&load(LOOPBACK, config)).await
     }
 
-    /// Listening there, with at least one loopback address among them, as TOML has it.
+    /// Starts a daemon that listens at `api`, a TOML array with at least one loopback TCP address.
     pub(crate) async fn listening(api: &str, config: &str) -> Self {
         Self::run(&load(api, config)).await
     }
 
-    /// Loads rules and files anew, where it listens as this says.
+    /// Reloads a daemon that listens at `api`, as SIGHUP does.
     pub(crate) fn reload_listening(&self, api: &str, config: &str) -> Result<Reloaded, ConfigError> {
         self.apply(&load(api, config))
     }
 
-    /// Loads contexts anew, as SIGHUP does.
+    /// Reloads a daemon that listens at loopback only, as SIGHUP does.
     pub(crate) fn reload(&self, config: &str) -> Result<Reloaded, ConfigError> {
         self.apply(&load(LOOPBACK, config))
     }
@@ -95,7 +95,8 @@ impl TestDaemon {
         ConnectionServiceClient::new(self.channel.clone())
     }
 
-    /// A client that leaves deadlines to the daemon; tonic's channel would keep them itself.
+    /// Returns a client that leaves deadlines to the daemon. tonic's channel would enforce them
+    /// itself.
     pub(crate) fn patient_connections(
         &self,
     ) -> ConnectionServiceClient<Client<HttpConnector, tonic::body::Body>> {
@@ -111,7 +112,7 @@ impl TestDaemon {
         ContextServiceClient::new(self.channel.clone())
     }
 
-    /// Makes a connection of the default context and answers its id.
+    /// Makes a connection of the default context. Returns its id.
     pub(crate) async fn open(&self, role: pb::Role) -> String {
         self.open_in("", role).await
     }
@@ -141,7 +142,7 @@ impl TestDaemon {
         self.connections().get_connection(request).await.unwrap().into_inner().connection.unwrap()
     }
 
-    /// Carries bytes between two connections until both are silent.
+    /// Carries bytes between two connections until neither sends any.
     pub(crate) async fn handshake(&self, client: &str, server: &str) {
         let mut to_server = self.exchange(client, b"", b"").await.unwrap().ciphertext;
         while !to_server.is_empty() {
@@ -150,7 +151,7 @@ impl TestDaemon {
         }
     }
 
-    /// How many sessions the servers of the default context have in the cache.
+    /// Returns the number of sessions in the default context's server cache.
     pub(crate) fn server_cache_len(&self) -> usize {
         self.table.registry().get("default").unwrap().server_cache.len()
     }
@@ -161,23 +162,23 @@ impl TestDaemon {
         listed.sessions.iter().filter(|session| session.role() == pb::Role::Server).count()
     }
 
-    /// Waits, a bounded time, until a condition holds that other tasks bring about.
+    /// Waits until a condition holds, for at most 20 s.
     pub(crate) async fn until(&self, what: &str, mut holds: impl AsyncFnMut(&Self) -> bool) {
         let wait = async {
             while !holds(self).await {
-                // Asked as fast as it answers, a daemon would be busy with the asking.
+                // Without a pause the polling would keep the daemon busy.
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap_or_else(|_| panic!("never: {what}"));
     }
 
-    /// Tells it to stop, as SIGTERM does.
+    /// Begins the stop, as SIGTERM does.
     pub(crate) fn begin_stop(&mut self) {
         drop(self.stop.take());
     }
 
-    /// Stops it and waits for the end.
+    /// Stops the daemon and waits until it has ended.
     pub(crate) async fn stop(mut self) {
         self.begin_stop();
         drop(self.channel);
@@ -185,10 +186,11 @@ impl TestDaemon {
     }
 }
 
-/// Where a daemon of a test listens where nothing else is said.
+/// The default of `listen.api` in tests.
 const LOOPBACK: &str = "[\"tcp://127.0.0.1:0\"]";
 
-/// A configuration with this text; `listen.api` is set here. Files that it names are named in full.
+/// Loads a configuration with this text. `listen.api` is set here. Paths in the text must be
+/// absolute.
 fn load(api: &str, text: &str) -> Config {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("test.toml");
@@ -197,7 +199,7 @@ fn load(api: &str, text: &str) -> Config {
     Config::load(Some(&file), std::iter::empty(), &set).unwrap()
 }
 
-/// A request for a new connection; clients speak with `localhost`.
+/// Returns a request for a new connection with the server name `localhost`.
 pub(crate) fn new(context: &str, role: pb::Role) -> pb::NewRequest {
     pb::NewRequest {
         context: context.into(),
@@ -207,12 +209,12 @@ pub(crate) fn new(context: &str, role: pb::Role) -> pb::NewRequest {
     }
 }
 
-/// `ErrorInfo.reason` of a status.
+/// Returns the `ErrorInfo.reason` of a status, or an empty string.
 pub(crate) fn reason(status: &Status) -> String {
     status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
 }
 
-/// A request that must be answered within a time.
+/// Returns a request with a deadline, in the form of `grpc-timeout`.
 pub(crate) fn within<T>(timeout: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("grpc-timeout", timeout.parse().unwrap());

@@ -1,4 +1,5 @@
-//! Callers that take what is for all: calls that never finish, sockets that never prove an identity.
+//! Callers that exhaust shared resources: calls that never finish, sockets that never prove an
+//! identity.
 
 use std::{
     net::SocketAddr,
@@ -21,7 +22,7 @@ use crate::{
 
 const NEW: &str = "/tls.sessiond.v1.ConnectionService/New";
 
-/// Calls that have begun and do not end. Returns the connection, which keeps them.
+/// Begins calls and does not finish them. Returns the connection, which keeps them open.
 async fn unfinished(address: &str, calls: u32) -> Raw {
     let mut raw = Raw::connect(address, 65_535).await;
     for stream in 0..calls {
@@ -46,14 +47,14 @@ async fn unfinished_calls_of_one_identity_leave_places_for_others() {
     }
     let refused = Guest::new(&house.over_tcp().await).open("").await.unwrap_err();
     assert_eq!(crate::harness::reason(&refused), "OWNER_CALL_LIMIT", "{refused:?}");
-    // Another identity, and health, are answered.
+    // Calls of another identity, and health checks, are answered.
     Guest::new(&house.over_unix(0).await).open("").await.unwrap();
     let mut health = tonic_health::pb::health_client::HealthClient::new(house.over_tcp().await);
     health.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap();
     drop(held);
     let until = Instant::now() + PATIENCE;
     while Guest::new(&house.over_tcp().await).open("").await.is_err() {
-        assert!(Instant::now() < until, "the places are never free");
+        assert!(Instant::now() < until, "the places are never freed");
     }
 }
 
@@ -69,7 +70,7 @@ async fn watchers_of_one_identity_leave_places_for_others() {
             Ok(stream) => held.push(stream),
             Err(status) => break status,
         }
-        assert!(held.len() < 64, "it has the places of all");
+        assert!(held.len() < 64, "one identity has all places");
     };
     assert_eq!((crate::harness::reason(&refused).as_str(), held.len()), ("WATCHER_LIMIT", 32), "{refused:?}");
     let mut other = Guest::new(&house.over_unix(0).await);
@@ -85,9 +86,9 @@ async fn peers_without_a_certificate_take_no_place_of_others() {
     for _ in 0..300 {
         mute.push(TcpStream::connect(house.tls).await.unwrap());
     }
-    // Callers on this host have places of their own.
+    // Callers on this host have their own places.
     Guest::new(&house.over_tcp().await).open("").await.unwrap();
-    // A worker that comes from another address is let in as well.
+    // A worker from another address is admitted too.
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::from(([127, 0, 0, 2], 0))).unwrap();
     let connector = TlsConnector::from(std::sync::Arc::new(house.client(Some(&leaf))));
@@ -96,7 +97,7 @@ async fn peers_without_a_certificate_take_no_place_of_others() {
         .await
         .unwrap();
     Guest::new(&over(stream).await).open("").await.unwrap();
-    // Of the others most are closed at once, without an answer.
+    // Most sockets without a certificate are closed at once, without an answer.
     let mut closed = 0;
     for socket in &mut mute {
         let mut bytes = [0; 16];
@@ -109,13 +110,13 @@ async fn peers_without_a_certificate_take_no_place_of_others() {
     assert!(closed >= 200, "{closed} of 300 were closed");
 }
 
-/// What a refusal says: its reason, and whether it says when to come back.
+/// Returns the reason of a refusal, and whether it has a RetryInfo.
 fn refused_with(status: &tonic::Status) -> (String, bool) {
     (crate::harness::reason(status), status.get_details_retry_info().is_some())
 }
 
 #[tokio::test]
-async fn streams_refused_for_their_bytes_say_so_and_when_to_come_back() {
+async fn streams_over_the_byte_limit_are_told_when_to_retry() {
     let limits = "[limits]\nrequest_bytes = \"1MiB\"\nrequest_bytes_per_owner = \"256KiB\"";
     let house = House::limited(limits, &rule("local", "default", "worker")).await;
     let mut guest = Guest::new(&house.over_tcp().await);
@@ -128,7 +129,7 @@ async fn streams_refused_for_their_bytes_say_so_and_when_to_come_back() {
     let mut answers = guest.connections.drive(driven(300 << 10)).await.unwrap().into_inner();
     let refused = loop {
         match answers.message().await {
-            Ok(answer) => assert!(answer.is_some(), "it ends with a refusal"),
+            Ok(answer) => assert!(answer.is_some(), "the stream ends with a refusal"),
             Err(status) => break status,
         }
     };
@@ -143,18 +144,19 @@ async fn streams_refused_for_their_bytes_say_so_and_when_to_come_back() {
         Err(status) => status,
     };
     assert_eq!(refused_with(&refused), reason, "{refused:?}");
-    // What they held was given back.
+    // The refused streams gave their bytes back.
     let mut answers = guest.connections.drive(driven(100 << 10)).await.unwrap().into_inner();
     assert!(answers.message().await.unwrap().is_some());
 }
 
 #[tokio::test]
-async fn requests_behind_unread_answers_are_counted_and_their_calls_reset() {
+async fn requests_behind_unread_answers_are_counted_and_reset() {
     let limits = "[limits]\nrequest_bytes = \"1MiB\"\nrequest_bytes_per_owner = \"256KiB\"";
     let rules = rule("local", "default", "worker");
     let house = House::limited(limits, &rules).await;
     let mut honest = Guest::new(&house.over_unix(0).await);
-    // No answer has a window, and pieces of one byte go behind each.
+    // The client gives answers no window, and sends data in pieces of one byte, then in large ones,
+    // behind each request.
     let mut raw = Raw::connect(&house.daemon.address, 0).await;
     raw.agree().await;
     let opens = frames::message(&[10, 2, 16, 2]);
@@ -174,7 +176,8 @@ async fn requests_behind_unread_answers_are_counted_and_their_calls_reset() {
     let reset = raw.until(frames::RST_STREAM).await.unwrap();
     let calm = 11u32.to_be_bytes();
     assert_eq!(reset.payload, calm, "ENHANCE_YOUR_CALM");
-    // Another identity has its own bytes, and this one is served again when it has read or gone.
+    // Another identity has its own budget. The first one is served again once its connection has
+    // ended.
     honest.open("").await.unwrap();
     drop(raw);
     let until = Instant::now() + PATIENCE;
@@ -184,7 +187,7 @@ async fn requests_behind_unread_answers_are_counted_and_their_calls_reset() {
 }
 
 #[tokio::test]
-async fn answers_that_stay_unread_give_their_places_back() {
+async fn unread_answers_are_reset_and_free_their_places() {
     let rules = rule("local", "default", "worker");
     let house = House::limited("[limits]\ncalls_in_flight = 40\ncalls_per_owner = 20", &rules).await;
     let mut raw = Raw::connect(&house.daemon.address, 0).await;
@@ -209,7 +212,7 @@ async fn answers_that_stay_unread_give_their_places_back() {
 }
 
 #[tokio::test]
-async fn drives_that_say_nothing_count_as_calls_and_end() {
+async fn silent_drives_count_as_calls_and_end() {
     let rules = rule("local", "default", "worker");
     let house = House::limited("[limits]\ncalls_in_flight = 40\ncalls_per_owner = 20", &rules).await;
     let mut raw = Raw::connect(&house.daemon.address, 65_535).await;
@@ -221,10 +224,10 @@ async fn drives_that_say_nothing_count_as_calls_and_end() {
     raw.until(frames::PING).await.unwrap();
     let refused = Guest::new(&house.over_tcp().await).open("").await.unwrap_err();
     assert_eq!(crate::harness::reason(&refused), "OWNER_CALL_LIMIT", "{refused:?}");
-    // They have 20 s: their end is waited for.
+    // The daemon ends a Drive that names no connection within 20 s. The test waits for that.
     let until = Instant::now() + PATIENCE;
     while Guest::new(&house.over_tcp().await).open("").await.is_err() {
-        assert!(Instant::now() < until, "they never end");
+        assert!(Instant::now() < until, "the streams never end");
         tokio::task::yield_now().await;
     }
 }
@@ -246,17 +249,18 @@ async fn attached_streams_of_one_identity_have_a_limit() {
 }
 
 #[tokio::test]
-async fn short_messages_for_calls_that_have_ended_end_no_connection() {
+async fn late_messages_of_ended_calls_close_no_connection() {
     let house = House::with(&rule("local", "default", "worker")).await;
     for rules in [rule("local", "*", "worker"), rule("uid:4", "*", "worker")] {
         house.reload(&rules).unwrap();
         let mut raw = Raw::connect(&house.daemon.address, 65_535).await;
         raw.until(frames::SETTINGS).await.unwrap();
-        // Each is refused before its message has come, and no more are open than a caller without a role may have.
+        // The daemon refuses each call before its message comes. A PING after every tenth call
+        // keeps the number of open streams below the limit of a caller without a role.
         for stream in (1..8001).step_by(2) {
             let call = frame(HEADERS, END_HEADERS, stream, &frames::call("/no.such.Service/Method"));
             let late = frame(DATA, frames::END_STREAM, stream, &[0; 5]);
-            assert!(raw.send(&[call, late].concat()).await, "{rules}: it ended at stream {stream}");
+            assert!(raw.send(&[call, late].concat()).await, "{rules}: closed at stream {stream}");
             if stream % 20 == 19 {
                 assert!(raw.send(&frame(frames::PING, 0, 0, &[7; 8])).await);
                 raw.until(frames::PING).await.unwrap_or_else(|err| panic!("{rules} {stream}: {err}"));

@@ -1,4 +1,5 @@
-//! Callers and peers that fill memory, or make the calls of others long: sessions, names, lists, batches, half handshakes.
+//! Callers and peers that fill memory or slow the calls of others down: with sessions, names,
+//! lists, batches and half handshakes.
 
 use std::time::{Duration, Instant};
 
@@ -27,14 +28,15 @@ async fn channel(binary: &Binary) -> Channel {
     Channel::from_shared(format!("http://{}", binary.address)).unwrap().connect().await.unwrap()
 }
 
-/// A line of /proc/PID/status, in bytes: VmRSS is what a process has in memory, VmHWM the most that it had.
+/// Returns a line of /proc/PID/status in bytes: VmRSS is the resident memory of the process, VmHWM
+/// its peak.
 fn memory(binary: &Binary, line: &str) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", binary.process())).unwrap();
     let value = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':')).unwrap();
     value.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
 }
 
-/// An Attach on a connection of its own.
+/// An Attach on its own connection.
 struct Attach {
     requests: Sender<pb::AttachRequest>,
     answers: Streaming<pb::AttachResponse>,
@@ -48,7 +50,7 @@ impl Attach {
         Self { requests, answers }
     }
 
-    /// Sends calls of which the last wants an answer, and waits for that.
+    /// Sends calls of which only the last asks for an answer. Returns that answer.
     async fn call(&mut self, calls: Vec<pb::Call>) -> Answered {
         self.requests.send(pb::AttachRequest { calls }).await.unwrap();
         let answers = tokio::time::timeout(PATIENCE, self.answers.message());
@@ -67,7 +69,7 @@ fn free(id: u64, alias: &str) -> pb::Call {
     call(id, Method::Free(request), "")
 }
 
-/// Each put a session by a connection of its own; returns how long that took.
+/// Puts `count` sessions in batches, each batch over its own connection. Returns the duration.
 async fn put_all(binary: &Binary, count: u32, session: impl Fn(u32) -> pb::PutSessionRequest) -> Duration {
     const BATCH: u32 = 60;
     let mut stream = Attach::to(binary).await;
@@ -79,14 +81,14 @@ async fn put_all(binary: &Binary, count: u32, session: impl Fn(u32) -> pb::PutSe
             let request = pb::PutSessionRequest { connection_id: alias.clone(), ..session(number) };
             calls.push(call(0, Method::PutSession(request.into()), ""));
         }
-        // The sessions stay: their connection is closed.
+        // The connection is closed, so that its sessions stay.
         let sent = pb::SetShutdownRequest {
             connection_id: alias.clone(),
             shutdown: Some(pb::ShutdownFlags { sent: true, received: false }),
         };
         calls.push(call(0, Method::SetShutdown(sent), ""));
         calls.push(free(1, &alias));
-        let Answered::Free(_) = stream.call(calls).await else { panic!("the connection was not there") };
+        let Answered::Free(_) = stream.call(calls).await else { panic!("the connection was not freed") };
     }
     begun.elapsed()
 }
@@ -95,7 +97,8 @@ fn peer(subject: String) -> Option<pb::PeerIdentity> {
     Some(pb::PeerIdentity { certificate_sha256: "0".repeat(64), subject, ..Default::default() })
 }
 
-/// Puts of two kinds by turns, several times, and the least time of each: other tests run meanwhile.
+/// Asserts that hostile puts take less than three times as long as ordinary ones. Both are run
+/// alternately and the shortest time of each counts, because other tests run at the same time.
 async fn compare(
     count: u32,
     hostile: impl Fn(u32) -> pb::PutSessionRequest,
@@ -115,14 +118,14 @@ async fn compare(
         }
         let listed =
             sessions.list_sessions(pb::ListSessionsRequest { page_size: 1000, ..Default::default() });
-        assert_eq!(listed.await.unwrap().into_inner().sessions.len(), 1000, "they are stored");
+        assert_eq!(listed.await.unwrap().into_inner().sessions.len(), 1000, "the sessions are stored");
     }
-    assert!(attack < 3 * usual, "{count} puts took {attack:?}, and {usual:?} with nothing in common");
+    assert!(attack < 3 * usual, "{count} puts took {attack:?}, and {usual:?} for ordinary sessions");
 }
 
 #[tokio::test]
 async fn sessions_that_differ_in_one_name_slow_no_put() {
-    // The end of the id decides where its kind lies.
+    // The last byte of the id selects the shard of the shared attributes: all of these lie in one.
     let id = |mark: u8, number: u32| format!("{mark:02x}{number:08x}{}", "00".repeat(27));
     let named = |mark, number, subject: String| pb::PutSessionRequest {
         peer: peer(subject),
@@ -138,7 +141,8 @@ async fn sessions_that_differ_in_one_name_slow_no_put() {
 
 #[tokio::test]
 async fn ids_made_against_public_seeds_slow_no_put() {
-    // With foldhash's FixedState all ids whose first half is this constant twice have one hash.
+    // With foldhash's FixedState, all ids whose first 16 bytes are this constant twice have one
+    // hash.
     let constant: String =
         0xc0ac_29b7_c97c_50dd_u64.to_ne_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
     let hostile = |number: u32| format!("{constant}{constant}{number:032x}");
@@ -162,7 +166,7 @@ async fn long_batches_of_puts_leave_turns_to_lookups() {
         latencies.sort_unstable();
         latencies[100]
     });
-    // No call wants an answer but the last of each batch, so nothing but time ends a turn.
+    // Only the last call of each batch asks for an answer, so only the time limit ends a turn.
     for round in 0..3_u32 {
         let long = |number: u32| pb::PutSessionRequest {
             peer: peer(format!("{round}{number:04000}")),
@@ -175,7 +179,7 @@ async fn long_batches_of_puts_leave_turns_to_lookups() {
 }
 
 #[tokio::test]
-async fn batch_whose_calls_want_no_answers_is_done_to_its_end() {
+async fn batch_without_answers_is_executed_to_its_end() {
     let binary = Binary::start(&[]).await;
     let mut stream = Attach::to(&binary).await;
     let session = |number: u32| format!("{number:064x}");
@@ -186,7 +190,7 @@ async fn batch_whose_calls_want_no_answers_is_done_to_its_end() {
         let request = pb::PutSessionRequest { connection_id: alias, ..put("", &session(number)) };
         calls.push(call(0, Method::PutSession(request.into()), ""));
     }
-    // The first batch takes many turns; the second must not take its place.
+    // The first batch takes many turns. The following ones must not displace it.
     stream.requests.send(pb::AttachRequest { calls }).await.unwrap();
     for number in 0..330 {
         let asked = call(1, Method::LookupSession(lookup(&session(number)).into()), "");
@@ -195,7 +199,7 @@ async fn batch_whose_calls_want_no_answers_is_done_to_its_end() {
     }
 }
 
-/// An AttachRequest with something at its end that it does not have.
+/// An AttachRequest with an unknown field at its end.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Odd {
     #[prost(message, repeated, tag = "1")]
@@ -205,9 +209,9 @@ struct Odd {
 }
 
 #[tokio::test]
-async fn million_empty_calls_are_refused_without_memory_for_them() {
+async fn million_empty_calls_are_refused_in_bounded_memory() {
     let binary = Binary::start(&[]).await;
-    // The channel's own buffers are there before anything is measured.
+    // The first call allocates the channel's buffers, before memory is measured.
     let refused = async |calls: usize| {
         let mut client = tonic::client::Grpc::new(channel(&binary).await);
         client.ready().await.unwrap();
@@ -227,7 +231,8 @@ async fn million_empty_calls_are_refused_without_memory_for_them() {
     assert!(grown < 32 << 20, "{grown} bytes to refuse 2 MB");
 }
 
-/// A record that begins a ClientHello of the greatest length, and 64,000 bytes of it.
+/// Returns records with the first 64,000 bytes of a ClientHello of 65,535 bytes, the longest that
+/// is read.
 fn half_client_hello() -> Vec<u8> {
     let mut message = vec![1, 0, 0xff, 0xff];
     message.resize(64_000, 3);
@@ -254,7 +259,8 @@ async fn exchange(
     Ok(rpc.exchange(request).await?.into_inner().ciphertext.into())
 }
 
-/// Begins handshakes until no more bytes of them are kept; tells their connections and the refusal.
+/// Begins handshakes until the daemon refuses to keep more of their bytes. Returns the connections
+/// and the refusal.
 async fn half_handshakes(rpc: &mut ConnectionServiceClient<Channel>) -> (Vec<String>, Status) {
     let mut kept = Vec::new();
     loop {
@@ -264,12 +270,12 @@ async fn half_handshakes(rpc: &mut ConnectionServiceClient<Channel>) -> (Vec<Str
             Err(status) => return (kept, status),
         }
         kept.push(id);
-        assert!(kept.len() < 1_000, "it is kept without a limit");
+        assert!(kept.len() < 1_000, "handshakes are kept without a limit");
     }
 }
 
 #[tokio::test]
-async fn half_client_hellos_are_kept_within_a_limit_and_hold_up_no_whole_one() {
+async fn half_client_hellos_are_bounded_and_block_no_handshake() {
     let binary = Binary::start(&[]).await;
     let mut rpc = ConnectionServiceClient::new(channel(&binary).await);
     let before = memory(&binary, "VmRSS");
@@ -279,7 +285,7 @@ async fn half_client_hellos_are_kept_within_a_limit_and_hold_up_no_whole_one() {
     assert!(kept.len() > UNANSWERED_OF_ONE_MAX / 80_000, "{} handshakes", kept.len());
     let grown = memory(&binary, "VmRSS").saturating_sub(before);
     assert!(grown < UNANSWERED_OF_ONE_MAX * 3 / 2 + (16 << 20), "{grown} bytes for {} of them", kept.len());
-    // A handshake that goes on keeps nothing.
+    // A whole ClientHello needs no place among the kept bytes.
     let (client, server) = (open(&mut rpc, pb::Role::Client).await, open(&mut rpc, pb::Role::Server).await);
     let hello = exchange(&mut rpc, &client, Vec::new()).await.unwrap();
     let answer = exchange(&mut rpc, &server, hello).await.unwrap();
@@ -289,7 +295,7 @@ async fn half_client_hellos_are_kept_within_a_limit_and_hold_up_no_whole_one() {
     let asked = pb::GetConnectionRequest { connection_id: server };
     let connection = rpc.get_connection(asked).await.unwrap().into_inner().connection.unwrap();
     assert_eq!(connection.state(), pb::ConnectionState::Established);
-    // What is freed is there for others.
+    // Freed connections give their bytes back.
     for connection_id in kept {
         rpc.free(pb::FreeRequest { connection_id, allow_missing: false }).await.unwrap();
     }
@@ -311,13 +317,13 @@ async fn half_handshakes_end_after_a_minute_whatever_the_idle_timeout() {
     daemon.exchange(&ids[0], &half[..10_000], b"").await.unwrap();
     let kept = daemon.table.unanswered();
     assert!((10_000..11_000).contains(&kept), "{kept} bytes");
-    // A byte now and then buys no time.
+    // A further byte does not extend the time-out.
     daemon.clock.advance(UNANSWERED_TIMEOUT / 2);
     daemon.exchange(&ids[0], &half[10_000..10_001], b"").await.unwrap();
     daemon.clock.advance(UNANSWERED_TIMEOUT / 2);
     daemon.until("the half handshake has ended", async |daemon| daemon.table.len() == 1).await;
     assert_eq!(daemon.table.unanswered(), 0);
-    assert_eq!(daemon.get(&ids[1]).await.state(), pb::ConnectionState::Before, "one that kept nothing stays");
+    assert_eq!(daemon.get(&ids[1]).await.state(), pb::ConnectionState::Before, "one without bytes stays");
     daemon.stop().await;
 }
 
@@ -337,7 +343,7 @@ async fn remembered_requests_take_bounded_memory() {
             calls.push(call(0, Method::New(request(number).into()), "@1"));
             calls.push(free(if number + 1 == first + BATCH { 1 } else { 0 }, "@1"));
         }
-        let Answered::Free(_) = stream.call(calls).await else { panic!("the last was not made") };
+        let Answered::Free(_) = stream.call(calls).await else { panic!("the last connection was not freed") };
     };
     made(0).await;
     let before = memory(&binary, "VmRSS");
@@ -346,7 +352,7 @@ async fn remembered_requests_take_bounded_memory() {
     }
     let grown = memory(&binary, "VmRSS").saturating_sub(before);
     assert!(grown < 32 << 20, "{grown} bytes for 40,000 requests");
-    // The last one is remembered: the same answer, though its connection is gone.
+    // The last request is remembered: it gets the same answer, although its connection was freed.
     let mut rpc = ConnectionServiceClient::new(channel(&binary).await);
     let again = async |rpc: &mut ConnectionServiceClient<Channel>| {
         rpc.new_connection(request(39_999)).await.unwrap().into_inner().connection.unwrap()
@@ -358,7 +364,7 @@ async fn remembered_requests_take_bounded_memory() {
 }
 
 #[tokio::test]
-async fn open_connections_keep_no_sessions_that_were_evicted() {
+async fn open_connections_keep_no_evicted_sessions() {
     const CONNECTIONS: u32 = 200;
     let binary = Binary::start(&["--set", "context=[{cache_entries_max=64}]"]).await;
     let mut stream = Attach::to(&binary).await;
@@ -373,7 +379,7 @@ async fn open_connections_keep_no_sessions_that_were_evicted() {
             };
             calls.push(call(u64::from(number == 59), Method::PutSession(request.into()), ""));
         }
-        let Answered::PutSession(answer) = stream.call(calls).await else { panic!("it was not put") };
+        let Answered::PutSession(answer) = stream.call(calls).await else { panic!("not stored") };
         assert_eq!(answer.reason, "");
     };
     for connection in 0..20 {
@@ -383,7 +389,7 @@ async fn open_connections_keep_no_sessions_that_were_evicted() {
     for connection in 20..CONNECTIONS {
         put_some(connection).await;
     }
-    // Each connection keeps the last of its sessions, which GetSession shows.
+    // Each connection keeps only its last session, which GetSession returns.
     let grown = memory(&binary, "VmRSS").saturating_sub(before);
     assert!(grown < 40 << 20, "{grown} bytes for connections whose sessions have 150 MB");
 }
@@ -410,7 +416,7 @@ async fn list_of_connections_looks_at_a_bounded_number_in_a_step() {
     let mut found = Vec::new();
     assert_eq!(daemon.table.page(|_, _| true, after, 1_000, &mut found), None);
     assert!(found.is_empty());
-    // Pages of any size show each connection once, also when some are freed between them.
+    // Pages of any size list each connection once, even if some are freed between two pages.
     let (mut listed, mut page_token) = (Vec::new(), String::new());
     for freed in 0.. {
         let request = pb::ListConnectionsRequest { page_size: 50, page_token, ..Default::default() };
@@ -430,7 +436,7 @@ async fn list_of_connections_looks_at_a_bounded_number_in_a_step() {
     daemon.stop().await;
 }
 
-/// All pages of a list: how many there are, and the ids on them.
+/// Reads all pages of a list. Returns the number of pages and the ids on them.
 async fn pages(sessions: &mut SessionServiceClient<Channel>, server_name: &str) -> (usize, Vec<String>) {
     let server_name = server_name.to_owned();
     let mut request = pb::ListSessionsRequest { page_size: 1000, server_name, ..Default::default() };
@@ -447,7 +453,7 @@ async fn pages(sessions: &mut SessionServiceClient<Channel>, server_name: &str) 
 }
 
 #[tokio::test]
-async fn page_of_sessions_costs_what_is_on_it() {
+async fn page_of_sessions_looks_at_a_bounded_part() {
     const SESSIONS: u32 = 24_000;
     let binary = Binary::start(&["--set", "context.0.cache_entries_max=40000"]).await;
     let id = |number: u32| format!("{:016x}", u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -458,8 +464,9 @@ async fn page_of_sessions_costs_what_is_on_it() {
     ids.sort_unstable();
     let mut all: Vec<String> = (0..SESSIONS).map(id).collect();
     all.sort_unstable();
-    assert!(ids == all, "each is listed once");
-    // Nothing has this name: a page looks at a part of them all the same, and no page looks at all.
+    assert!(ids == all, "each session is listed once");
+    // No session has this name. Each page still looks at a part of the sessions only, so there are
+    // two.
     assert_eq!(pages(&mut sessions, "other.test").await, (2, Vec::new()));
 }
 

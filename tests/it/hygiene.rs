@@ -1,4 +1,4 @@
-//! What the process keeps to itself: its memory, and what its log does not say.
+//! Secrecy of the process: access to its memory, and secrets that its log must not contain.
 
 use std::{
     fs::{self, File},
@@ -19,10 +19,11 @@ use crate::{
 };
 
 #[tokio::test]
-async fn memory_of_the_process_is_for_nobody_else_of_its_user_and_for_no_core_file() {
+async fn process_memory_is_closed_to_its_user_and_core_files() {
     let folder = tempfile::tempdir().unwrap();
     open_to_all(folder.path());
-    // A copy, for its user may not enter the folder that it was built in.
+    // The test copies the binary, because the other user may not enter the folder that it was built
+    // in.
     let binary = folder.path().join("tls-sessiond");
     fs::copy(env!("CARGO_BIN_EXE_tls-sessiond"), &binary).unwrap();
     let mut command = Command::new("setpriv");
@@ -37,7 +38,8 @@ async fn memory_of_the_process_is_for_nobody_else_of_its_user_and_for_no_core_fi
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     let numbers: Vec<_> = core.split_whitespace().skip(4).take(2).collect();
     assert_eq!(numbers, ["0", "0"], "{core}");
-    // It runs as somebody; what tells its memory belongs to root, as proc(5) says of what is not dumpable.
+    // The daemon runs as the other user. The files of its memory belong to root, because the
+    // process is not dumpable (proc(5)).
     let status = fs::read_to_string(format!("{process}/status")).unwrap();
     let uid = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
     assert_eq!(uid.split_whitespace().collect::<Vec<_>>(), ["54321"; 4]);
@@ -48,7 +50,7 @@ async fn memory_of_the_process_is_for_nobody_else_of_its_user_and_for_no_core_fi
     assert!(daemon.succeeds().await);
 }
 
-/// Shakes hands, says something, closes; answers the ids of the sessions that were made.
+/// Shakes hands, sends data and closes. Returns the ids of the sessions that were made.
 async fn visit(guest: &mut Guest) -> Vec<String> {
     let ends = guest.pair().await;
     guest.exchange(&ends[0], Default::default(), PLAINTEXT.into()).await;
@@ -67,11 +69,11 @@ async fn visit(guest: &mut Guest) -> Vec<String> {
     sessions.into_iter().map(|session| session.id).collect()
 }
 
-const PLAINTEXT: &str = "a word that nobody else says";
-const SECRET: &str = "a secret that nobody else has";
+const PLAINTEXT: &str = "a plaintext found nowhere else";
+const SECRET: &str = "a secret found nowhere else";
 
 #[tokio::test]
-async fn log_has_no_secret_and_no_whole_session_id_and_tells_who_was_refused_and_who_removed_what() {
+async fn log_holds_no_secret_and_audits_refusals_and_removals() {
     let folder = tempfile::tempdir().unwrap();
     crate::pki::localhost(folder.path());
     let path = |name: &str| folder.path().join(name);
@@ -93,17 +95,17 @@ async fn log_has_no_secret_and_no_whole_session_id_and_tells_who_was_refused_and
         command
             .arg("--config")
             .arg(&file)
-            // Lines of other crates as well: none of them may have a secret in it.
+            // Lines of other crates are logged too. None of them may contain a secret.
             .env("RUST_LOG", "debug,h2=debug,hyper=debug,rustls=debug,tonic=debug")
             .args(["--set", &format!("listen.api=[\"tcp://127.0.0.1:0\", \"unix://{}\"]", socket.display())])
-            // Streams are open when it stops.
+            // Streams are still open at the stop.
             .args(["--set", "drain.timeout=100ms"]);
         let mut daemon = Process::logging(&mut command, File::create(&log).unwrap());
         let address = daemon.says("listening on tcp://").await;
         let mut worker = Guest::new(&over(TcpStream::connect(&address).await.unwrap()).await);
         let mut admin = Guest::new(&over(UnixStream::connect(&socket).await.unwrap()).await);
 
-        // Twice, for the second visit resumes.
+        // The second visit resumes.
         for _ in 0..2 {
             ids.extend(visit(&mut worker).await);
         }
@@ -137,12 +139,13 @@ async fn log_has_no_secret_and_no_whole_session_id_and_tells_who_was_refused_and
         };
         assert_eq!(why(worker.sessions.revoke_sessions(revoke.clone()).await), denied());
         admin.sessions.revoke_sessions(revoke).await.unwrap();
-        // In a context of others, in a call and on a stream; and somebody who may do that nowhere.
+        // Calls in a context without the role, unary and on a stream, and a call of an identity
+        // without the role anywhere.
         assert_eq!(why(worker.open("mail").await), denied());
         let mut driven = worker.drive(Event::New(new("mail", pb::Role::Server))).await;
         assert_eq!(told(driven.answers.message()).await, denied());
         assert_eq!(why(admin.open("").await), denied());
-        // A stream whose rule goes while it is open.
+        // The rule of a stream is removed while the stream is open.
         let mut attached = worker.attach().await;
         let [admins, _] = &rules;
         fs::write(&file, format!("{admins}{contexts}")).unwrap();
@@ -169,18 +172,18 @@ async fn log_has_no_secret_and_no_whole_session_id_and_tells_who_was_refused_and
             ("revocation by a worker", 1, &["a call was refused", "\"owner\":\"local\"", "RevokeSessions"]),
             ("worker of another context", 2, &["a call was refused", "\"owner\":\"local\"", "`mail`"]),
             (
-                "worker whose rule goes",
+                "worker whose rule is removed",
                 1,
                 &["a call was refused", "\"owner\":\"local\"", "`local` does not have the role worker:"],
             ),
-            ("admin who makes a connection", 1, &["a call was refused", &admin, "ConnectionService/New"]),
+            ("admin that makes a connection", 1, &["a call was refused", &admin, "ConnectionService/New"]),
         ] {
             let told = audit.iter().filter(|line| words.iter().all(|word| line.contains(word))).count();
             assert_eq!(told, times, "{what}: {audit:#?}");
         }
         seen += &written;
     }
-    assert!(seen.contains("DEBUG"), "the log is that of the level");
+    assert!(seen.contains("DEBUG"), "the log has lines of level debug");
     assert!(ids.len() > 8 && ids.iter().all(|id| id.len() >= 32), "{ids:?}");
     for id in &ids {
         assert!(!seen.to_lowercase().contains(id.as_str()), "a session id is in the log: {id}");

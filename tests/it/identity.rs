@@ -1,4 +1,5 @@
-//! The table of rights, and that nothing is open because it is not listed; what a reload of rules changes at once.
+//! The table of rights lists every method, unlisted methods are refused, and a reload changes
+//! rights at once.
 
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
@@ -26,7 +27,7 @@ use crate::{
     ruled::{Running, rule},
 };
 
-/// Paths of all methods of all services, as one version of reflection tells them.
+/// Returns the paths of all methods of all services, as one version of reflection lists them.
 macro_rules! reflected {
     ($version:ident, $channel:expr) => {{
         use tonic_reflection::pb::$version::{
@@ -67,7 +68,7 @@ macro_rules! reflected {
     }};
 }
 
-/// Calls with an empty message; tells how it is refused, if it is.
+/// Makes a call with an empty message. Returns its code and reason.
 async fn call(channel: &Channel, path: &str) -> (Code, String) {
     let mut grpc = tonic::client::Grpc::new(channel.clone());
     grpc.ready().await.unwrap();
@@ -84,7 +85,7 @@ async fn every_method_that_is_served_is_in_the_table_of_rights() {
     assert!(served.len() > 20, "reflection lists {served:?}");
     let listed: BTreeSet<_> = RIGHTS.iter().map(|(path, _)| (*path).to_owned()).collect();
     assert_eq!(served, listed);
-    // A caller without a role: all but what is open to anyone.
+    // A caller without a role is denied every method except those for anyone.
     let stranger = daemon.over_tls(&daemon.authority.leaf(&["stranger.test"])).await;
     for (path, roles) in RIGHTS {
         let answered = call(&stranger.channel, path).await;
@@ -94,7 +95,7 @@ async fn every_method_that_is_served_is_in_the_table_of_rights() {
 }
 
 #[tokio::test]
-async fn unknown_methods_are_told_apart_by_nothing() {
+async fn unknown_methods_all_get_the_same_error() {
     let daemon = Running::with("").await;
     let stranger = daemon.over_tls(&daemon.authority.leaf(&["stranger.test"])).await.channel;
     for channel in [daemon.local().await.channel, stranger] {
@@ -115,7 +116,7 @@ async fn unknown_methods_are_told_apart_by_nothing() {
     daemon.stop().await;
 }
 
-/// Waits until a call is answered as it must be once a reload has been applied.
+/// Waits until a condition holds, which a reload brings about.
 async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !holds().await {
@@ -125,10 +126,11 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
-/// Reloads of the race.
+/// Number of reloads in the race.
 const ROUNDS: usize = 200;
 
-/// One of the contexts has the role, and its life of an unused connection, in seconds: both change with each reload.
+/// The context in which the caller is a worker, and the idle time-out in seconds. Each reload
+/// changes both.
 const LIVES: [(&str, i64); 2] = [("a", 100), ("b", 200)];
 
 fn one_or_other(folder: &Path, (granted, life): (&str, i64)) -> String {
@@ -142,7 +144,8 @@ fn one_or_other(folder: &Path, (granted, life): (&str, i64)) -> String {
     rule("local", granted, "worker") + &context("a") + &context("b")
 }
 
-/// Checks a connection that a call made, or how the call was refused.
+/// Asserts that a new connection has the context and the idle time-out of one configuration, or
+/// that the call was denied. Returns how many connections the call made, 1 or 0.
 fn is_of_one_configuration(made: Result<pb::Connection, Code>) -> u64 {
     match made {
         Ok(made) => {
@@ -157,17 +160,20 @@ fn is_of_one_configuration(made: Result<pb::Connection, Code>) -> u64 {
     }
 }
 
-/// Reads a stream to its end: h2 ends a connection on which too many streams were reset.
+/// Reads a stream to its end, so that it is not reset. h2 closes a connection with too many reset
+/// streams.
 async fn to_its_end<T>(answers: &mut Streaming<T>) {
     while let Ok(Some(_)) = answers.message().await {}
 }
 
-/// Makes connections in both contexts until it is told to stop, by one way or another; tells how many it made.
+/// Makes connections in both contexts until `stop` is cancelled, by New, Attach or Drive. Returns
+/// how many were made.
 async fn make_connections(channel: Channel, way: usize, stop: CancellationToken) -> u64 {
     let mut guest = Guest::new(&channel);
     let mut made = 0;
     while !stop.is_cancelled() {
-        // Both contexts: an Attach ends with the last role of its caller, and is begun again.
+        // Each call begins its own Attach, because an Attach ends when its caller loses its last
+        // role.
         for (context, _) in LIVES {
             let request = new(context, pb::Role::Server);
             made += match way {
@@ -240,14 +246,15 @@ async fn rights_and_contexts_of_a_reload_change_at_once() {
         }
     }
     assert!(made.iter().all(|made| *made > 100), "{made:?} were made");
-    // What streams made ended with them, whatever the rules were by then; what single calls made is left.
+    // Connections that streams made are freed with the streams, whatever the rules are then. Those
+    // of unary calls stay.
     let [left, ..] = made;
-    daemon.until("streams free what they made", async |daemon| daemon.table.len() as u64 == left).await;
+    daemon.until("streams free their connections", async |daemon| daemon.table.len() as u64 == left).await;
     daemon.stop().await;
 }
 
 #[tokio::test]
-async fn free_that_is_refused_leaves_its_session_to_the_end_of_the_stream() {
+async fn refused_free_keeps_the_session_until_the_stream_ends() {
     let both = rule("dns:a.test", "*", "worker");
     let daemon = Running::with(&both).await;
     let mut guest = daemon.over_tls(&daemon.authority.leaf(&["a.test"])).await;
@@ -273,7 +280,7 @@ async fn free_that_is_refused_leaves_its_session_to_the_end_of_the_stream() {
         observer.sessions.explain_session(request).await.unwrap().into_inner()
     };
     for session in ["aa", "bb"] {
-        assert!(explain(session).await.resumable, "{session}: its connection is still there");
+        assert!(explain(session).await.resumable, "{session}: its connection still exists");
     }
     drop(attached);
     for session in ["aa", "bb"] {
@@ -307,7 +314,7 @@ async fn remembered_request_id_answers_only_a_caller_with_the_role() {
 }
 
 #[tokio::test]
-async fn naming_what_is_attached_replaces_nothing_though_it_was_taken() {
+async fn naming_the_attached_session_again_replaces_nothing() {
     let daemon = Running::with(&rule("dns:a.test", "*", "worker")).await;
     let mut guest = daemon.over_tls(&daemon.authority.leaf(&["a.test"])).await;
     let open = guest.open("").await.unwrap();
@@ -324,7 +331,7 @@ async fn naming_what_is_attached_replaces_nothing_though_it_was_taken() {
     let attached = shown(&mut guest).await;
     assert_eq!(attached.as_deref(), Some("bb"));
     let lookup = guest.sessions.lookup_session(calls::lookup("bb")).await.unwrap().into_inner();
-    assert!(lookup.found, "another connection takes it");
+    assert!(lookup.found, "the lookup consumes the session");
     let name =
         |session: &str| pb::SetSessionRequest { connection_id: open.clone(), session_id: session.into() };
     let named = guest.connections.set_session(name("bb")).await.unwrap().into_inner();
@@ -333,7 +340,7 @@ async fn naming_what_is_attached_replaces_nothing_though_it_was_taken() {
         guest.sessions.lookup_session(calls::lookup(session)).await.unwrap().into_inner().found
     };
     assert!(found(&mut guest, "aa").await);
-    // Any other name still replaces: what was handed out and is not attached, and what was never there.
+    // Naming any other session, even an unknown one, still replaces and removes.
     let other = guest.connections.set_session(name("cc")).await.unwrap().into_inner();
     assert_eq!(
         other.removed_sessions.into_iter().map(|removed| removed.session_id).collect::<Vec<_>>(),
@@ -370,7 +377,7 @@ async fn requests_that_are_not_grpc_calls_reach_no_service() {
         if let Some(content_type) = content_type {
             request = request.header("content-type", content_type);
         }
-        // One message, which is empty.
+        // One empty message.
         let body = tonic::body::Body::new(String::from("\0\0\0\0\0"));
         let answer = client.request(request.body(body).unwrap()).await.unwrap();
         let what = format!("{method} {content_type:?}");

@@ -1,4 +1,4 @@
-//! Workers behind the daemon, and peers that others wrote: OpenSSL, curl, GnuTLS, sslyze.
+//! Workers of the daemon with third-party peers: OpenSSL, curl, GnuTLS and sslyze.
 
 use tls_sessiond::proto as pb;
 use tokio::{
@@ -15,10 +15,11 @@ use crate::{
 };
 
 pub(crate) const GET: &str = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
-/// openssl's option, and how a page names it.
+/// The versions of TLS: openssl's option, and the name on the example server's page.
 pub(crate) const VERSIONS: [(&str, &str); 2] = [("-tls1_2", "TLS 1.2"), ("-tls1_3", "TLS 1.3")];
 
-/// Fetches a page and waits until the server closes; `session` says where the session comes from or goes to.
+/// Fetches a page with `openssl s_client` until the server closes. `session` is the option and file
+/// to read or write the session. Returns the output.
 pub(crate) async fn s_client(address: &str, version: &str, session: [&str; 2]) -> String {
     let args = ["s_client", "-connect", address, "-servername", "localhost", version, "-ign_eof"];
     run(Command::new("openssl").args(args).args(session), GET).await.0
@@ -41,7 +42,7 @@ async fn openssl_resumes_at_another_worker() {
 }
 
 #[tokio::test]
-async fn openssl_does_not_resume_where_no_daemon_is_shared() {
+async fn openssl_does_not_resume_without_a_shared_daemon() {
     let certificate = Certificate::new();
     let mine = TestDaemon::with(&certificate.context()).await;
     let other = TestDaemon::with(&certificate.context()).await;
@@ -69,7 +70,7 @@ async fn curl_fetches_the_page() {
 async fn example_server_outlives_peers_that_misbehave() {
     let daemon = TestDaemon::start().await;
     let server = Server::start(&daemon, "one").await;
-    // Gone at once; never TLS; half a ClientHello.
+    // A client that leaves at once, one that speaks no TLS, and one with half a ClientHello.
     for bytes in [&b""[..], b"GET / HTTP/1.1\r\n\r\n", &[22, 3, 1, 1, 0, 1]] {
         let mut socket = TcpStream::connect(&server.address).await.unwrap();
         socket.write_all(bytes).await.unwrap();
@@ -112,10 +113,11 @@ async fn gnutls_resumes() {
     }
 }
 
-/// sslyze closes its sockets without the close_notify that it made, and the close rule removes sessions for that. How
-/// many it resumes before the daemon learns of it is chance; so this context forgives.
+/// sslyze closes its sockets without sending its close_notify, and the close rule removes sessions
+/// for that. The number of resumptions before the daemon learns of it would vary, so the context
+/// has `ignore-unexpected-eof`.
 #[tokio::test]
-async fn sslyze_resumes_by_session_id_where_its_close_is_forgiven() {
+async fn sslyze_resumes_where_unexpected_eof_is_ignored() {
     let certificate = Certificate::new();
     let config = certificate.context() + "options = [\"ignore-unexpected-eof\"]\n";
     let daemon = TestDaemon::with(&config).await;
@@ -126,7 +128,7 @@ async fn sslyze_resumes_by_session_id_where_its_close_is_forgiven() {
     assert!(good && line.contains("(10 successful resumptions out of 10 attempts)"), "{said}");
 }
 
-/// `openssl s_server`, and where it listens.
+/// Starts `openssl s_server`. Returns the process and its address.
 async fn s_server(certificate: &Certificate, args: &[&str]) -> (Process, String) {
     let mut command = Command::new("openssl");
     command.args(["s_server", "-accept", "127.0.0.1:0"]).args(args);
@@ -158,7 +160,7 @@ async fn second_client_process_resumes_at_openssl() {
             let first = said.lines().next().unwrap_or_default();
             assert!(good && first.starts_with(words), "{said}");
             assert!(first.ends_with(&format!("resumed: {resumed}")), "{version}: {said}");
-            assert!(said.contains("s_server"), "the page: {said}");
+            assert!(said.contains("s_server"), "the page of s_server: {said}");
         }
     }
 }
@@ -170,7 +172,7 @@ async fn server_that_is_killed_leaves_no_session() {
         let daemon = TestDaemon::with(&certificate.context()).await;
         let (server, address) = s_server(&certificate, &[version]).await;
         let client = Process::start(&mut tls_client(&daemon, &address));
-        daemon.until("the session is there", async |daemon| client_sessions(daemon).await > 0).await;
+        daemon.until("the session is stored", async |daemon| client_sessions(daemon).await > 0).await;
         server.kill().await;
         assert!(!client.succeeds().await, "{version}: there was no close_notify");
         assert_eq!(client_sessions(&daemon).await, 0, "{version}");
@@ -178,7 +180,7 @@ async fn server_that_is_killed_leaves_no_session() {
 }
 
 #[tokio::test]
-async fn connection_that_is_cut_is_not_resumed_though_the_server_would() {
+async fn cut_connection_is_not_resumed_by_the_client() {
     for (version, _) in VERSIONS {
         let certificate = Certificate::new();
         let daemon = TestDaemon::with(&certificate.context()).await;
@@ -186,7 +188,7 @@ async fn connection_that_is_cut_is_not_resumed_though_the_server_would() {
         let cable = Cable::to(&address).await;
 
         let client = Process::start(&mut tls_client(&daemon, &cable.address));
-        daemon.until("the session is there", async |daemon| client_sessions(daemon).await > 0).await;
+        daemon.until("the session is stored", async |daemon| client_sessions(daemon).await > 0).await;
         cable.cut();
         assert!(!client.succeeds().await, "{version}: there was no close_notify");
         assert_eq!(client_sessions(&daemon).await, 0, "{version}");
@@ -196,7 +198,7 @@ async fn connection_that_is_cut_is_not_resumed_though_the_server_would() {
     }
 }
 
-/// One TCP connection to an address, which the test can cut.
+/// A proxy for one TCP connection to an address, which the test can cut.
 struct Cable {
     address: String,
     carry: JoinHandle<()>,

@@ -1,5 +1,5 @@
-//! Files of keys and certificates that are broken or swapped: each is refused with the name of the configuration key and the
-//! cause, and no output contains a byte of a key.
+//! Broken or swapped files of keys and certificates: each is refused with the configuration key and
+//! the cause, and no output contains a byte of a private key.
 
 use std::{
     collections::HashSet,
@@ -52,7 +52,7 @@ const CERTIFICATES: [(&str, usize, &str); 5] = [
     ("context[0].client_certificates[0].certificate", 16, "client.crt"),
 ];
 
-/// The thing that is put in the place of a file.
+/// The kind of file that replaces a good one.
 enum Form {
     Bytes(Vec<u8>),
     Fifo,
@@ -69,7 +69,7 @@ struct Broken {
 }
 
 impl Broken {
-    /// Takes the place of a file.
+    /// Replaces the file at this path.
     fn write(&self, path: &Path) {
         match fs::remove_file(path) {
             Err(_) if path.is_dir() => fs::remove_dir(path).unwrap(),
@@ -94,7 +94,7 @@ fn restore(path: &Path, bytes: &[u8]) {
     fs::write(path, bytes).unwrap();
 }
 
-/// Files that are good, the leaf whose key the broken ones have, and the broken ones.
+/// A folder of good files, the leaf whose key is in the broken files, and the broken files.
 struct Samples {
     folder: TempDir,
     leaf: Leaf,
@@ -226,12 +226,12 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The parts of secrets that no output may contain as text, base64, hexadecimal and decimal.
+/// The parts of secrets that no output may contain, as text, base64, hexadecimal or decimal.
 #[derive(Default)]
 struct Secrets {
-    /// Every 12 characters of base64.
+    /// Every sequence of 12 characters of base64.
     text: HashSet<[u8; 12]>,
-    /// Every six bytes.
+    /// Every sequence of six bytes.
     bytes: HashSet<[u8; 6]>,
 }
 
@@ -249,7 +249,8 @@ impl Secrets {
     }
 
     fn add(&mut self, bytes: &[u8]) {
-        // The text itself, and what is binary as base64 from each of its first three bytes.
+        // The base64 in the text itself, and the base64 of the bytes from each of the three
+        // alignments.
         let base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=".contains(byte);
         for run in bytes.split(|byte| !base64(byte)).filter(|run| run.len() >= 24) {
             self.text.extend(parts::<12>(run));
@@ -260,7 +261,7 @@ impl Secrets {
         self.bytes.extend(parts::<6>(bytes));
     }
 
-    /// A part of a secret in the output, and the form that it has there.
+    /// Finds a part of a secret in an output. Returns its form and the part.
     fn find(&self, output: &str) -> Option<(&'static str, String)> {
         let shown = |part: &[u8]| String::from_utf8_lossy(part).into_owned();
         if let Some(part) = parts::<12>(output.as_bytes()).find(|part| self.text.contains(part)) {
@@ -304,7 +305,7 @@ fn parts<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
 }
 
 #[test]
-fn a_key_is_found_in_every_form_that_is_looked_for() {
+fn secret_search_finds_every_form_of_a_key() {
     let samples = samples();
     let secrets = Secrets::of(&samples);
     let key = PKey::private_key_from_pem(samples.leaf.key.as_bytes()).unwrap();
@@ -364,7 +365,8 @@ fn check_and_start_print_no_byte_of_a_key() {
         let before = fs::read(&path).unwrap();
         broken.write(&path);
         let mut outputs = vec![run(folder, &["check", "daemon.toml"])];
-        // A start reads the files by the same code; each key that names a secret is tried nevertheless.
+        // A start reads the files with the same code. Still, each key that names a private key is
+        // tried.
         if is_key {
             outputs.push(run(
                 folder,
@@ -379,7 +381,7 @@ fn check_and_start_print_no_byte_of_a_key() {
             assert!(told.contains(&format!("daemon.toml:{line}: {key}: ")), "{what}: {told}");
             assert!(!is_key || told.contains(broken.said), "{what}: {told}");
             assert!(told.lines().count() == 1 && told.len() < 400, "{what}: {told}");
-            assert!(!told.contains("withheld"), "{what}: there is nothing to withhold: {told}");
+            assert!(!told.contains("withheld"), "{what}: a plain error must not be withheld: {told}");
             secrets.assert_absent(&told, &what);
         }
     }
@@ -401,10 +403,10 @@ async fn a_reload_logs_no_byte_of_a_key() {
         let what = format!("{} as {key}", broken.name);
         assert!(!taken(&told), "{what}: {told}");
         assert!(told.contains(&format!("daemon.toml:{line}: {key}: ")), "{what}: {told}");
-        // JSON escapes the backslash of one of them.
+        // JSON escapes the backslash in some of these errors.
         assert!(!is_key || told.contains(&broken.said.replace('\\', "\\\\")), "{what}: {told}");
     }
-    assert!(taken(&running.hangup().await), "nothing of it lasts");
+    assert!(taken(&running.hangup().await), "the restored files are loaded");
     secrets.assert_absent(&fs::read_to_string(&running.log).unwrap(), "the log");
 }
 
@@ -514,7 +516,7 @@ fn a_key_in_the_place_of_a_value_is_not_printed() {
             .args(["check", "daemon.toml"])
             .output();
         refused(&output.unwrap(), name);
-        // As the name of a key, as a path, and in the file.
+        // The secret as the name of a configuration key, as a path, and in the file.
         refused(&run(folder, &["check", "daemon.toml", &format!("--set={value}")]), "--set");
         refused(&run(folder, &["check", "--", value]), "check");
         for line in [
@@ -539,18 +541,18 @@ fn keys_of_all_common_forms_are_read() {
     let ec = String::from_utf8(key.ec_key().unwrap().private_key_to_pem().unwrap()).unwrap();
     let parameters = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n";
     for (name, key, chain) in [
-        ("as it is made", pem.clone(), chain.clone()),
+        ("unchanged", pem.clone(), chain.clone()),
         ("CR LF", pem.replace('\n', "\r\n"), chain.replace('\n', "\r\n")),
         ("CR", pem.replace('\n', "\r"), chain.replace('\n', "\r")),
         ("no line end at the end", pem.trim_end().to_owned(), chain.trim_end().to_owned()),
         ("blanks at line ends", pem.replace('\n', " \t\n"), chain.replace('\n', "  \n")),
         (
-            "text around it",
+            "text around the blocks",
             format!("Bag Attributes\n    a: b\n{pem}# end\n"),
             format!("subject=a\n{chain}\n"),
         ),
         ("SEC1", ec.clone(), chain.clone()),
-        ("parameters before it", format!("{parameters}{ec}"), chain.clone()),
+        ("parameters before the key", format!("{parameters}{ec}"), chain.clone()),
         ("both in one file", format!("{chain}{pem}"), format!("{pem}{chain}")),
         (
             "long lines",

@@ -1,4 +1,5 @@
-//! The rules of the life cycle, call by call, over gRPC. The scenarios hold most of them; here is what they leave out.
+//! The rules of the life cycle of connections and sessions, over gRPC. The scenarios test most of
+//! them, this file the others.
 
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ use crate::{
     pki::{self, Authority},
 };
 
-/// Two contexts for localhost, `tls12` and `tls13`, with these lines in each.
+/// Returns three contexts for localhost, `default` with both versions, `tls12` and `tls13`, with
+/// these lines in each.
 fn config(folder: &std::path::Path, lines: &str) -> String {
     pki::localhost(folder);
     [("default", "\"1.2\", \"1.3\""), ("tls12", "\"1.2\""), ("tls13", "\"1.3\"")]
@@ -55,7 +57,7 @@ async fn free(daemon: &TestDaemon, id: &str) -> Vec<pb::RemovedSession> {
     daemon.connections().free(request).await.unwrap().into_inner().removed_sessions
 }
 
-/// Whether a new pair, with what the pool offers, resumes.
+/// Returns whether a new pair resumes, with the session that the cache offers for the server name.
 async fn resumes(daemon: &TestDaemon, context: &str) -> bool {
     let (client, server) = pair(daemon, context).await;
     let reused = daemon.get(&server).await.session_reused;
@@ -68,7 +70,7 @@ async fn resumes(daemon: &TestDaemon, context: &str) -> bool {
 }
 
 #[tokio::test]
-async fn traffic_flows_and_what_was_made_is_told() {
+async fn traffic_flows_and_the_connection_is_described() {
     let daemon = TestDaemon::start().await;
     let (client, server) = pair(&daemon, "").await;
     let seen = daemon.get(&client).await;
@@ -102,7 +104,7 @@ async fn evidence_tells_a_written_close_from_an_asserted_one() {
     assert_flags(&daemon, &server, false, false).await;
     assert_eq!(daemon.get(&server).await.close_evidence(), pb::CloseEvidence::Unspecified);
     assert_flags(&daemon, &server, true, false).await;
-    assert_eq!(daemon.get(&server).await.close_evidence(), pb::CloseEvidence::Asserted, "after a reopening");
+    assert_eq!(daemon.get(&server).await.close_evidence(), pb::CloseEvidence::Asserted, "SENT set again");
     assert_flags(&daemon, &server, false, false).await;
     let again = close(&daemon, &server).await;
     assert_eq!(
@@ -121,7 +123,7 @@ async fn evidence_tells_a_written_close_from_an_asserted_one() {
 }
 
 #[tokio::test]
-async fn close_policy_decides_what_a_clean_close_is() {
+async fn close_policy_defines_a_clean_close() {
     for (policy, asserted, open) in
         [("flag", true, false), ("written", false, false), ("errors-only", true, true)]
     {
@@ -140,7 +142,8 @@ async fn close_policy_decides_what_a_clean_close_is() {
             let (client, server) = pair(&daemon, context).await;
             let removed = [free(&daemon, &client).await, free(&daemon, &server).await].concat();
             assert_eq!(removed.is_empty(), open, "{policy}, {context}: open");
-            // What fails after SENT was only asserted is not closed where a close must be written.
+            // A connection that fails after SENT was only asserted does not count as closed under
+            // `written`.
             for end_of_stream in [true, false] {
                 let (client, server) = pair(&daemon, context).await;
                 assert_flags(&daemon, &server, true, false).await;
@@ -164,7 +167,7 @@ async fn close_policy_decides_what_a_clean_close_is() {
 }
 
 #[tokio::test]
-async fn quiet_shutdown_closes_without_a_word() {
+async fn quiet_shutdown_closes_without_an_alert() {
     let folder = tempfile::tempdir().unwrap();
     let daemon = TestDaemon::with(&config(folder.path(), "options = [\"quiet-shutdown\"]")).await;
     let (client, _) = pair(&daemon, "").await;
@@ -188,16 +191,16 @@ async fn ignored_end_of_stream_keeps_sent() {
         assert!(answer.alert.is_none() && answer.removed_sessions.is_empty());
     }
     let flags = daemon.get(&server).await.shutdown.unwrap();
-    assert!(flags.sent && flags.received, "OpenSSL loses SENT here; that is not copied");
+    assert!(flags.sent && flags.received, "SENT stays, although OpenSSL loses it here");
     assert!(free(&daemon, &server).await.is_empty());
     let flags = daemon.get(&client).await.shutdown.unwrap();
-    assert!(flags.sent && flags.received, "the end counts as the peer's close, and closes this side as well");
+    assert!(flags.sent && flags.received, "the end counts as the peer's close and closes this side too");
     assert!(free(&daemon, &client).await.is_empty());
     daemon.stop().await;
 }
 
 #[tokio::test]
-async fn no_session_cache_gives_nothing_to_resume_with() {
+async fn no_session_cache_makes_no_sessions() {
     let folder = tempfile::tempdir().unwrap();
     let daemon = TestDaemon::with(&config(folder.path(), "options = [\"no-session-cache\"]")).await;
     for context in ["tls12", "tls13"] {
@@ -212,10 +215,10 @@ async fn no_session_cache_gives_nothing_to_resume_with() {
 }
 
 #[tokio::test]
-async fn kept_session_pins_its_version_until_it_is_let_go() {
+async fn attached_session_pins_its_version_until_detached() {
     let folder = tempfile::tempdir().unwrap();
     let daemon = TestDaemon::with(&config(folder.path(), "client_sessions = \"explicit\"")).await;
-    // A client that may speak both meets a server of TLS 1.2.
+    // A client with both versions meets a server of TLS 1.2.
     let client = daemon.open(pb::Role::Client).await;
     let server = daemon.open_in("tls12", pb::Role::Server).await;
     daemon.handshake(&client, &server).await;
@@ -225,7 +228,8 @@ async fn kept_session_pins_its_version_until_it_is_let_go() {
     assert_eq!(cleared.pinned_version(), pb::ProtocolVersion::Tls12);
     assert!(!cleared.session_id.is_empty());
 
-    // Now the peer speaks TLS 1.3 only: the handshake fails, the kept session is lost, and the error says why.
+    // Now the peer speaks TLS 1.3 only. The handshake fails, the kept session is removed, and the
+    // error names the cause.
     let server = daemon.open_in("tls13", pb::Role::Server).await;
     let hello = daemon.exchange(&client, b"", b"").await.unwrap().ciphertext;
     let refusal = daemon.exchange(&server, &hello, b"").await.unwrap();
@@ -240,10 +244,10 @@ async fn kept_session_pins_its_version_until_it_is_let_go() {
     assert_eq!(
         cleared.pinned_version(),
         pb::ProtocolVersion::Unspecified,
-        "nothing is kept, so nothing pins"
+        "no session is kept, so no version is pinned"
     );
 
-    // SetSession("") lets go of both.
+    // SetSession("") detaches the session and unpins the version.
     let server = daemon.open_in("tls12", pb::Role::Server).await;
     daemon.handshake(&client, &server).await;
     close(&daemon, &client).await;
@@ -260,7 +264,7 @@ async fn kept_session_pins_its_version_until_it_is_let_go() {
 
 #[tokio::test]
 async fn session_moves_to_another_object_without_its_settings() {
-    // What the manual advises for a peer that is not the same: GetSession, New, SetSession, Free.
+    // The manual advises this for another peer: GetSession, New, SetSession, Free.
     let folder = tempfile::tempdir().unwrap();
     let daemon = TestDaemon::with(&config(folder.path(), "client_sessions = \"explicit\"")).await;
     for context in ["tls12", "tls13"] {
@@ -285,14 +289,15 @@ async fn session_moves_to_another_object_without_its_settings() {
 }
 
 #[tokio::test]
-async fn pool_offers_the_newest_and_each_ticket_once() {
+async fn client_cache_offers_the_newest_and_each_ticket_once() {
     let folder = tempfile::tempdir().unwrap();
     let daemon = TestDaemon::with(&config(folder.path(), "")).await;
     let (client, server) = pair(&daemon, "tls13").await;
     close(&daemon, &client).await;
     close(&daemon, &server).await;
     let newest = daemon.get(&client).await.session_id;
-    // Both tickets of one handshake serve two clients at the same time, the newest first; the third finds none.
+    // The two tickets of one handshake serve two clients, the newest first. A third client finds
+    // none.
     let mut offered = Vec::new();
     for resumed in [true, true, false] {
         let (client, server) = (
@@ -307,7 +312,7 @@ async fn pool_offers_the_newest_and_each_ticket_once() {
     assert_eq!(offered[0], newest);
     assert_ne!(offered[1], newest);
     assert_eq!(offered[2], "");
-    // Another server name has a pool of its own.
+    // The client sessions of another server name are separate.
     let request = pb::NewRequest { server_name: "127.0.0.1".into(), ..new("tls13", pb::Role::Client) };
     let id = daemon.connections().new_connection(request).await.unwrap().into_inner().connection.unwrap().id;
     let hello = daemon.exchange(&id, b"", b"").await.unwrap();
@@ -316,7 +321,7 @@ async fn pool_offers_the_newest_and_each_ticket_once() {
 }
 
 #[tokio::test]
-async fn sessions_expire_at_their_second_and_resumption_does_not_move_it() {
+async fn sessions_expire_on_time_and_resumption_extends_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let lines = "session_timeout = \"100s\"\nidle_timeout = \"1h\"";
     let daemon = TestDaemon::with(&config(folder.path(), lines)).await;
@@ -325,9 +330,9 @@ async fn sessions_expire_at_their_second_and_resumption_does_not_move_it() {
         daemon.clock.advance(Duration::from_secs(60));
         assert!(resumes(&daemon, context).await);
         daemon.clock.advance(Duration::from_millis(39_999));
-        assert!(resumes(&daemon, context).await, "a moment before the end");
+        assert!(resumes(&daemon, context).await, "a millisecond before the expiry");
         daemon.clock.advance(Duration::from_millis(1));
-        assert!(!resumes(&daemon, context).await, "at the end: a miss, no alert");
+        assert!(!resumes(&daemon, context).await, "at the expiry: a miss, no alert");
         daemon.clock.advance(Duration::from_secs(1000));
     }
     daemon.stop().await;
@@ -360,7 +365,7 @@ async fn statistics_count_as_openssl_does() {
     assert_eq!((first.accept, first.accept_good, first.connect, first.connect_good), (1, 1, 1, 1));
     assert_eq!((first.sessions, first.hits, first.misses), (2, 0, 0));
     assert!(first.session_bytes > 0);
-    // Resumed, and not closed: the server's session is gone.
+    // The connection resumed and was not closed, so the server's session is removed.
     assert_eq!(offer().await.len(), 1);
     let second = stats().await;
     assert_eq!((second.hits, second.misses, second.unclosed), (2, 0, 1), "a hit on each side");
@@ -392,7 +397,7 @@ async fn client_shows_the_certificate_that_the_server_asks_for() {
         "[[context]]\nname = \"client\"\nca = \"{path}/ca.pem\"\nclient_certificates = [\n\
          {{ certificate = \"{path}/one.crt\", key = \"{path}/one.key\" }},\n\
          {{ certificate = \"{path}/two.crt\", key = \"{path}/two.key\" }}]\n\
-         [[context]]\nname = \"nobody\"\nca = \"{path}/ca.pem\"\n"
+         [[context]]\nname = \"nocert\"\nca = \"{path}/ca.pem\"\n"
     );
     for (name, ca, auth) in
         [("ask-two", "two", "request"), ("must-two", "two", "require"), ("ask-one", "one", "request")]
@@ -407,7 +412,7 @@ async fn client_shows_the_certificate_that_the_server_asks_for() {
         ("client", "ask-two", Some("spiffe://example.org/two")),
         ("client", "ask-one", Some("spiffe://example.org/one")),
         ("client", "must-two", Some("spiffe://example.org/two")),
-        ("nobody", "ask-two", None),
+        ("nocert", "ask-two", None),
     ] {
         let client = daemon.open_in(client_context, pb::Role::Client).await;
         let server = daemon.open_in(server_context, pb::Role::Server).await;
@@ -415,7 +420,7 @@ async fn client_shows_the_certificate_that_the_server_asks_for() {
         let seen = daemon.get(&server).await;
         assert_eq!(seen.state(), pb::ConnectionState::Established);
         assert_eq!(seen.peer.clone().map(|peer| peer.uris), shown.map(|uri| vec![uri.to_owned()]));
-        // Resumed, the peer is who it was.
+        // A resumption keeps the peer's identity.
         close(&daemon, &client).await;
         close(&daemon, &server).await;
         free(&daemon, &client).await;
@@ -430,8 +435,8 @@ async fn client_shows_the_certificate_that_the_server_asks_for() {
         );
         close(&daemon, &client).await;
     }
-    // None where one is required: the handshake fails.
-    let client = daemon.open_in("nobody", pb::Role::Client).await;
+    // A client without a certificate fails where one is required.
+    let client = daemon.open_in("nocert", pb::Role::Client).await;
     let server = daemon.open_in("must-two", pb::Role::Server).await;
     let hello = daemon.exchange(&client, b"", b"").await.unwrap().ciphertext;
     let flight = daemon.exchange(&server, &hello, b"").await.unwrap().ciphertext;
@@ -442,7 +447,7 @@ async fn client_shows_the_certificate_that_the_server_asks_for() {
 }
 
 #[tokio::test]
-async fn alpn_suites_groups_and_names_are_the_contexts() {
+async fn context_decides_alpn_suites_groups_and_certificates() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new("test");
     std::fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
@@ -471,15 +476,16 @@ async fn alpn_suites_groups_and_names_are_the_contexts() {
         close(&daemon, &server).await;
         free(&daemon, &client).await;
     }
-    // A hello that needs a HelloRetryRequest resumes all the same: `any` sends a share of another group first. The second
-    // handshake with a name knows the group from its session; the first one had to be told.
+    // A handshake with a HelloRetryRequest resumes too. `any` first sends a key share of another
+    // group. A second handshake with a name knows the group from its session; the first one learns
+    // it from the HelloRetryRequest.
     let request = pb::NewRequest { server_name: "a.test".into(), ..new("any", pb::Role::Client) };
     let client =
         daemon.connections().new_connection(request).await.unwrap().into_inner().connection.unwrap().id;
     let server = daemon.open(pb::Role::Server).await;
     daemon.handshake(&client, &server).await;
     assert!(daemon.get(&server).await.session_reused);
-    // No protocol in common.
+    // Client and server have no ALPN protocol in common.
     let request = pb::NewRequest { server_name: "a.test".into(), ..new("other-alpn", pb::Role::Client) };
     let client =
         daemon.connections().new_connection(request).await.unwrap().into_inner().connection.unwrap().id;
@@ -532,9 +538,9 @@ async fn lists_go_page_by_page_oldest_first() {
     }
     assert_eq!(seen, made);
     let elsewhere = pb::ListConnectionsRequest { context: "default".into(), ..request };
-    assert!(daemon.connections().list_connections(elsewhere).await.is_err(), "a token is for its own list");
+    assert!(daemon.connections().list_connections(elsewhere).await.is_err(), "another list's token");
 
-    // Sessions: two of a server and two of a client for each handshake.
+    // A handshake makes two sessions of the server and two of the client.
     let (client, _) = pair(&daemon, "").await;
     let mut request =
         pb::ListSessionsRequest { page_size: 3, server_name: "localhost".into(), ..Default::default() };
@@ -547,7 +553,7 @@ async fn lists_go_page_by_page_oldest_first() {
     ids.dedup();
     assert_eq!(ids.len(), 4);
     assert!(ids.contains(&daemon.get(&client).await.session_id));
-    let none = pb::ListSessionsRequest { server_name: "nobody.test".into(), ..Default::default() };
+    let none = pb::ListSessionsRequest { server_name: "absent.test".into(), ..Default::default() };
     assert!(daemon.sessions().list_sessions(none).await.unwrap().into_inner().sessions.is_empty());
     daemon.stop().await;
 }
@@ -558,7 +564,7 @@ async fn drive_carries_one_connection_for_its_whole_life() {
     let server = daemon.open(pb::Role::Server).await;
     let (events, receiver) = mpsc::channel(16);
     let event = |event| pb::DriveRequest { event: Some(event) };
-    // Plaintext that comes before the handshake waits for it.
+    // Plaintext that comes before the handshake is sent after it.
     events.send(event(Event::New(new("", pb::Role::Client)))).await.unwrap();
     events.send(event(Event::Plaintext("early".into()))).await.unwrap();
     let mut answers = daemon.connections().drive(ReceiverStream::new(receiver)).await.unwrap().into_inner();
@@ -588,7 +594,7 @@ async fn drive_carries_one_connection_for_its_whole_life() {
             Answer::Closed(end) => {
                 assert!(end.alert.is_none());
                 closed = Some(end.connection.unwrap().id);
-                // Half closed: this side may still write, and then closes too.
+                // The connection is half closed: this side may still write, and then closes.
                 events.send(event(Event::Shutdown(pb::ShutdownRequest::default()))).await.unwrap();
                 break;
             }
@@ -607,7 +613,7 @@ async fn drive_carries_one_connection_for_its_whole_life() {
 }
 
 #[tokio::test]
-async fn full_cache_makes_room_and_never_fails_a_handshake() {
+async fn full_cache_evicts_and_never_fails_a_handshake() {
     let folder = tempfile::tempdir().unwrap();
     let lines = "cache_entries_max = 3\ncache_bytes_max = \"600B\"\nclient_sessions = \"explicit\"";
     let daemon = TestDaemon::with(&config(folder.path(), lines)).await;
@@ -622,7 +628,7 @@ async fn full_cache_makes_room_and_never_fails_a_handshake() {
 }
 
 #[tokio::test]
-async fn drive_that_nobody_reads_stops_no_other_call_and_loses_nothing() {
+async fn unread_drive_blocks_no_other_call_and_loses_nothing() {
     const MESSAGES: u32 = 48;
     let daemon = TestDaemon::start().await;
     let (client, server) = pair(&daemon, "").await;
@@ -644,11 +650,12 @@ async fn drive_that_nobody_reads_stops_no_other_call_and_loses_nothing() {
         let Answer::Ciphertext(records) = answers.next().await.unwrap().unwrap().event.unwrap() else {
             continue;
         };
-        // Over the same HTTP/2 connection, while the stream is full in both directions.
+        // A unary call over the same HTTP/2 connection, while the stream is full in both
+        // directions.
         for part in records.chunks(1 << 20) {
             let opened =
                 tokio::time::timeout(Duration::from_secs(60), daemon.exchange(&client, part, b"")).await;
-            got.extend(opened.expect("the full stream stops the other call").unwrap().plaintext);
+            got.extend(opened.expect("the full stream blocks the other call").unwrap().plaintext);
         }
     }
     for (number, part) in got.chunks(240_000).enumerate() {
@@ -659,7 +666,7 @@ async fn drive_that_nobody_reads_stops_no_other_call_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn plaintext_goes_out_in_the_call_that_brings_the_peers_close() {
+async fn plaintext_is_sent_in_the_call_with_the_peers_close() {
     let daemon = TestDaemon::start().await;
     let (client, server) = pair(&daemon, "").await;
     let closing = close(&daemon, &client).await.ciphertext;

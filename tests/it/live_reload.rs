@@ -1,4 +1,5 @@
-//! What a reload changes while the daemon runs: limits, the scope of renewed certificates, and what it tells of itself.
+//! Reloads of a running daemon: limits, the scope of renewed certificates, and the report of the
+//! last reload.
 
 use std::{path::Path, time::Duration};
 
@@ -23,7 +24,7 @@ async fn refusal(daemon: &TestDaemon) -> Option<String> {
 }
 
 #[tokio::test]
-async fn limits_change_at_a_reload_and_what_is_held_stays() {
+async fn reload_changes_limits_and_keeps_connections() {
     let folder = files();
     let base = context(folder.path(), "default", "1.2", "");
     let limits = |connections: usize, sessions: usize, misses: u32, streams: u32| {
@@ -41,10 +42,10 @@ async fn limits_change_at_a_reload_and_what_is_held_stays() {
     }
     daemon.reload(&limits(2, 1, 1, 7)).unwrap();
 
-    // Those that there are stay, and no more are made.
+    // Existing connections stay, and no more are made.
     assert_eq!(daemon.table.len(), 3);
     assert_eq!(refusal(&daemon).await.as_deref(), Some("CONNECTION_LIMIT"));
-    assert_eq!(daemon.server_cache_len(), 1, "the others made room");
+    assert_eq!(daemon.server_cache_len(), 1, "the other sessions were evicted");
     let misses = async || {
         let mut limited = 0;
         for _ in 0..20 {
@@ -53,7 +54,7 @@ async fn limits_change_at_a_reload_and_what_is_held_stays() {
         }
         limited
     };
-    assert!(misses().await >= 10, "one in a second");
+    assert!(misses().await >= 10, "one miss per second is allowed");
     let streams = async || {
         let settings = Raw::connect(&daemon.address, 65_535).await.until(SETTINGS).await.unwrap();
         let setting = settings.payload.chunks(6).find(|setting| setting[..2] == [0, 3]).unwrap();
@@ -85,7 +86,7 @@ async fn renewed_certificate_comes_with_changed_limits() {
 }
 
 #[tokio::test]
-async fn last_reload_is_told_with_its_time_and_result() {
+async fn last_reload_is_reported_with_time_and_result() {
     let folder = files();
     let base = context(folder.path(), "default", "1.2", "");
     let daemon = TestDaemon::with(&base).await;
@@ -104,10 +105,10 @@ async fn last_reload_is_told_with_its_time_and_result() {
     let said = daemon.reload(&base.replace("tls.crt", "nothing.crt")).unwrap_err().to_string();
     let second = last_reload(&daemon).await.unwrap();
     assert_eq!((second.applied, &second.error), (false, &said));
-    assert_eq!(second.applied_time, first.time, "the one before is in force");
+    assert_eq!(second.applied_time, first.time, "the earlier configuration is in force");
     assert_eq!(second.time.unwrap().seconds, first.time.unwrap().seconds + 60);
 
-    // Sessions that it drops have a reason of their own, wherever it is asked for.
+    // Sessions that a reload drops have their own removal reason, in every place that shows one.
     let w = Worker(&daemon);
     w.established("aa").await;
     w.established("ab").await;
@@ -133,12 +134,12 @@ async fn last_reload_is_told_with_its_time_and_result() {
     };
     let told = daemon.sessions().explain_session(explain).await.unwrap().into_inner();
     assert_eq!(told.removal_reason(), pb::RemovalReason::ScopeChanged, "{}", told.summary);
-    assert_eq!(told.remove_time, third.time, "no sooner, no later");
+    assert_eq!(told.remove_time, third.time, "the sessions are removed at the time of the reload");
     daemon.stop().await;
 }
 
 #[tokio::test]
-async fn caller_without_the_role_hears_of_no_error_and_no_foreign_context() {
+async fn reload_report_hides_error_and_contexts_without_role() {
     let folder = files();
     let text = |alpn: &str| {
         let one = context(folder.path(), "default", "1.2", "");
@@ -149,7 +150,7 @@ async fn caller_without_the_role_hears_of_no_error_and_no_foreign_context() {
     daemon.reload(&text("").replace("tls.crt", "nothing.crt")).unwrap_err();
     let told = last_reload(&daemon).await.unwrap();
     assert!(!told.applied && told.error.is_empty(), "{told:?}");
-    // A session of the other context, which this caller does not see.
+    // This session is in the other context, which the caller may not see.
     let registry = daemon.table.registry();
     let other = registry.get("other").unwrap();
     crate::explaining::store(other, &daemon.table, 7);
@@ -159,9 +160,9 @@ async fn caller_without_the_role_hears_of_no_error_and_no_foreign_context() {
     daemon.stop().await;
 }
 
-/// Writes a certificate for these names, signed by this authority, in the place of the one that there is.
+/// Replaces the certificate with one for these names, signed by this authority.
 fn renew(folder: &Path, authority: &Authority, names: &[&str]) {
-    // With the identifier of the authority's key, as RFC 5280 section 4.2.1.1 wants it.
+    // It has the authority key identifier that RFC 5280 section 4.2.1.1 requires.
     authority.sign(names, |params| params.use_authority_key_identifier_extension = true).write(folder, "tls");
 }
 
@@ -176,13 +177,13 @@ async fn renewed_certificate_keeps_the_sessions_of_a_scope_by_names() {
         let daemon = TestDaemon::with(&config).await;
         assert!(!visit(&daemon).await && visit(&daemon).await);
 
-        // In another order: names are a set.
+        // The order of names does not matter.
         renew(folder.path(), &authority, &["spiffe://mesh.test/a", "localhost"]);
         daemon.reload(&config).unwrap();
         assert_eq!(visit(&daemon).await, keeps, "{scope_by}");
         assert_eq!(last_reload(&daemon).await.unwrap().dropped.is_empty(), keeps);
 
-        // Another name, or another authority of the same name, begins anew in any case.
+        // Another name, or another authority with the same name, changes the scope in any case.
         assert!(visit(&daemon).await);
         renew(folder.path(), &authority, &["localhost", "spiffe://mesh.test/b"]);
         daemon.reload(&config).unwrap();
@@ -234,14 +235,14 @@ async fn renewed_client_certificate_is_shown_and_its_sessions_stay() {
     assert_eq!(shown(true).await, first);
     authority.leaf(&["client.test"]).write(folder.path(), "client");
     daemon.reload(&config).unwrap();
-    assert_eq!(shown(true).await, first, "a resumption carries who authenticated");
+    assert_eq!(shown(true).await, first, "a resumption keeps the peer's identity");
     let second = shown(false).await;
-    assert_ne!(second, first, "a full handshake shows the renewed one");
+    assert_ne!(second, first, "a full handshake shows the renewed certificate");
     daemon.stop().await;
 }
 
 #[tokio::test]
-async fn scope_by_names_wants_names() {
+async fn scope_by_names_requires_names() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new("mesh");
     std::fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
@@ -257,7 +258,7 @@ async fn scope_by_names_wants_names() {
 }
 
 #[tokio::test]
-async fn contexts_that_share_by_names_show_the_same_client_certificates() {
+async fn scope_by_names_needs_equal_client_certificates() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new("mesh");
     std::fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
@@ -279,7 +280,7 @@ async fn contexts_that_share_by_names_show_the_same_client_certificates() {
     let daemon = TestDaemon::with(&both("one", "one", "names")).await;
     let refused = daemon.reload(&both("one", "other", "names")).unwrap_err().to_string();
     assert!(refused.contains("context[1].client_certificates"), "{refused}");
-    // Both move at once, or they have scopes of their own.
+    // Both contexts change together, or each has its own scope.
     daemon.reload(&both("other", "other", "names")).unwrap();
     daemon.reload(&both("one", "other", "certificate")).unwrap();
     daemon.stop().await;

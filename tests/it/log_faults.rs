@@ -1,5 +1,5 @@
-//! Standard error fails in every way that it can, and the daemon goes on: a full disk, a reader that ended, a reader that
-//! stalls, and a pipe that does not block.
+//! The daemon goes on when standard error fails: on a full disk, without a reader, with a stalled
+//! reader, and as a full non-blocking pipe.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -26,7 +26,7 @@ use crate::{
     process::{PATIENCE, Process},
 };
 
-/// A daemon with mutual TLS, rules and a log that a test has in its hands.
+/// A daemon with mutual TLS and rules. The test controls its log.
 struct Daemon {
     process: Process,
     folder: TempDir,
@@ -35,13 +35,13 @@ struct Daemon {
     tls: String,
 }
 
-/// What stands behind stderr, and what keeps it as it is.
+/// The file behind standard error.
 enum Behind {
     FullDisk,
     NoReader,
-    /// A pipe that nothing reads, full to its last byte.
+    /// A full pipe that is not read.
     Stalled,
-    /// The same, and a write to it does not block.
+    /// A full pipe that is not read, with non-blocking writes.
     WouldBlock,
 }
 
@@ -99,7 +99,7 @@ impl Daemon {
         Guest::new(&over(UnixStream::connect(self.folder.path().join("api.sock")).await.unwrap()).await)
     }
 
-    /// A TLS peer without a certificate: each is a line for the log.
+    /// Connects over TLS without a certificate, which makes a line in the log.
     async fn stranger(&self) {
         let socket = TcpStream::connect(&self.tls).await.unwrap();
         let connector = TlsConnector::from(Arc::new(client(&self.authority.pem, None)));
@@ -112,17 +112,18 @@ impl Daemon {
         }
     }
 
-    /// SIGHUP with another role of local callers, until it holds: a worker looks for it.
+    /// Reloads with another role of local callers, and waits until New succeeds or fails as
+    /// `lets_in` says.
     async fn reload(&self, local: &str, lets_in: bool) {
         write_config(self.folder.path(), &rules(local));
         self.process.signal("HUP").await;
         let until = Instant::now() + PATIENCE;
         while self.worker().await.open("").await.is_ok() != lets_in {
-            assert!(Instant::now() < until, "the reload never came into force");
+            assert!(Instant::now() < until, "the reload never took effect");
         }
     }
 
-    /// SIGTERM: ends well, and soon.
+    /// Sends SIGTERM. The daemon must exit with status 0 within 15 s.
     async fn stop(self) {
         let began = Instant::now();
         self.process.signal("TERM").await;
@@ -135,7 +136,7 @@ fn revoke(uri: &str) -> pb::RevokeSessionsRequest {
     pb::RevokeSessionsRequest { selector: Some(Selector::Uri(uri.into())), ..Default::default() }
 }
 
-/// Everything that makes lines, and that must not care whether they can be written.
+/// Runs everything that writes log lines. It must work although they cannot be written.
 async fn endures(behind: Behind) {
     let (stderr, _reader) = behind.open();
     let daemon = Daemon::start(stderr, &[]).await;
@@ -147,7 +148,7 @@ async fn endures(behind: Behind) {
         }
         worker.open("").await.unwrap();
     }
-    daemon.admin().await.sessions.revoke_sessions(revoke("a://b")).await.expect("it says what it did");
+    daemon.admin().await.sessions.revoke_sessions(revoke("a://b")).await.expect("the revocation is answered");
     daemon.reload("observer", false).await;
     daemon.reload("worker", true).await;
     daemon.stop().await;
@@ -173,7 +174,7 @@ async fn log_that_would_block_blocks_nothing() {
     endures(Behind::WouldBlock).await;
 }
 
-/// Reads a pipe on a thread until a line has this word.
+/// Reads a pipe on a thread until its text has this word.
 async fn read_until(mut reader: PipeReader, word: &'static str) -> String {
     let read = tokio::task::spawn_blocking(move || {
         let (mut text, mut bytes) = (String::new(), [0; 65536]);
@@ -188,12 +189,12 @@ async fn read_until(mut reader: PipeReader, word: &'static str) -> String {
 }
 
 #[tokio::test]
-async fn dropped_lines_are_counted_and_told_when_the_reader_comes_back() {
+async fn dropped_lines_are_counted_and_reported_afterwards() {
     for behind in [Behind::Stalled, Behind::WouldBlock] {
         let (stderr, reader) = behind.open();
         let daemon = Daemon::start(stderr, &[]).await;
         let mut admin = daemon.admin().await;
-        // Each audit line has about a kilobyte; the queue has a megabyte.
+        // Each audit line has about a kilobyte, and the queue a megabyte.
         let uri = format!("a://{}", "x".repeat(2000));
         let revocations = 1500;
         for _ in 0..revocations {
@@ -208,13 +209,13 @@ async fn dropped_lines_are_counted_and_told_when_the_reader_comes_back() {
         };
         let lost = dropped("dropped_audit_lines");
         assert!((1..revocations).contains(&lost), "{notice}");
-        assert_eq!(dropped("dropped_lines"), 0, "other lines have room of their own: {notice}");
+        assert_eq!(dropped("dropped_lines"), 0, "other lines have their own queue: {notice}");
         daemon.stop().await;
     }
 }
 
 #[tokio::test]
-async fn output_that_cannot_be_written_is_no_reason_not_to_serve() {
+async fn daemon_serves_without_a_writable_output() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("api.sock");
     let full = || File::options().write(true).open("/dev/full").unwrap();
@@ -230,7 +231,7 @@ async fn output_that_cannot_be_written_is_no_reason_not_to_serve() {
     let stream = loop {
         match UnixStream::connect(&socket).await {
             Ok(stream) => break stream,
-            Err(err) => assert!(Instant::now() < until, "it never listened: {err}"),
+            Err(err) => assert!(Instant::now() < until, "the daemon never listened: {err}"),
         }
         tokio::task::yield_now().await;
     };
@@ -239,7 +240,7 @@ async fn output_that_cannot_be_written_is_no_reason_not_to_serve() {
     assert!(Command::new("kill").arg(&id).status().await.unwrap().success());
     assert!(child.wait().await.unwrap().success());
 
-    // The commands that only print: their status is their answer.
+    // Commands that only print still return their exit status.
     let config = folder.path().join("c.toml");
     fs::write(&config, "").unwrap();
     for (args, status) in [
@@ -256,11 +257,11 @@ async fn output_that_cannot_be_written_is_no_reason_not_to_serve() {
 }
 
 #[tokio::test]
-async fn limit_of_the_size_of_a_file_ends_nothing() {
+async fn file_size_limit_of_the_log_ends_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (config, log) = (folder.path().join("daemon.toml"), folder.path().join("log"));
     fs::write(&config, rule("local", "*", "worker")).unwrap();
-    // Blocks of 512 bytes: a handful of lines.
+    // One block, of 512 or 1024 bytes: a few lines.
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -f 1 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_tls-sessiond"), "--config"]);
     command.arg(&config).args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"]);

@@ -1,4 +1,4 @@
-//! The lines of the log: which there are, how long they may become, and what a peer can make of them.
+//! Log lines: filters, audit lines, their length and number, and the influence of a peer on them.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use crate::{
     process::{PATIENCE, Process},
 };
 
-/// A daemon whose stderr is a file.
+/// A daemon whose standard error is a file.
 pub(crate) struct Logging {
     process: Process,
     address: String,
@@ -61,7 +61,7 @@ impl Logging {
         self.folder.path().join(name)
     }
 
-    /// Waits for a line in a file.
+    /// Waits until a file contains a word.
     pub(crate) async fn until(&self, name: &str, word: &str) {
         let until = Instant::now() + PATIENCE;
         while !fs::read_to_string(self.path(name)).unwrap_or_default().contains(word) {
@@ -70,7 +70,7 @@ impl Logging {
         }
     }
 
-    /// Ends it; answers the lines of its stderr.
+    /// Stops the daemon. Returns the lines of its standard error.
     pub(crate) async fn end(self) -> Vec<Value> {
         self.process.signal("TERM").await;
         assert!(self.process.succeeds().await);
@@ -85,7 +85,7 @@ fn lines(file: &Path) -> Vec<Value> {
         .collect()
 }
 
-/// Those that are written as a whole by now.
+/// Returns the lines that have been written completely.
 fn whole_lines(file: &Path) -> Vec<Value> {
     let text = fs::read_to_string(file).unwrap();
     text.split_inclusive('\n')
@@ -125,7 +125,7 @@ async fn no_filter_silences_audit_lines() {
 }
 
 #[tokio::test]
-async fn rust_log_goes_over_the_level_of_the_file() {
+async fn rust_log_overrides_the_level_of_the_file() {
     for (rust_log, level, stops) in [
         (Some("off"), "info", false),
         (Some("info"), "off", true),
@@ -158,7 +158,7 @@ fn filter_with_a_typo_is_refused_with_its_key() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(78), "{said}");
         assert!(said.contains("c.toml:3: log.level: invalid directive `inof`"), "{said}");
-        // The variable goes over the file, so it is the one to blame.
+        // The variable overrides the file, so the error names the variable.
         let output = run(args, "RUST_LOG", b"tls_sessiond=dbug");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(78), "{said}");
@@ -167,7 +167,7 @@ fn filter_with_a_typo_is_refused_with_its_key() {
 }
 
 #[tokio::test]
-async fn environment_that_is_not_utf8_is_an_error_or_of_no_matter() {
+async fn environment_that_is_not_utf8_is_refused_or_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("c.toml");
     fs::write(&file, "").unwrap();
@@ -196,7 +196,7 @@ async fn environment_that_is_not_utf8_is_an_error_or_of_no_matter() {
     assert!(daemon.succeeds().await);
 }
 
-/// A ClientHello that is well formed but for the length of the name in it.
+/// Returns a ClientHello in records, which is well formed except for the server name in it.
 fn hello(name: &[u8]) -> Vec<u8> {
     let length = |bytes: &[u8], width: usize| {
         let all = u32::try_from(bytes.len()).unwrap().to_be_bytes();
@@ -210,7 +210,7 @@ fn hello(name: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn peer_writes_no_line_and_a_long_name_makes_no_long_one() {
+async fn peer_injects_no_log_line_and_long_names_are_cut() {
     for (filter, has_foreign) in [("trace", false), ("trace,rustls=trace,h2=trace", true)] {
         let daemon = Logging::start(Some(filter), "").await;
         let mut guest = daemon.guest().await;
@@ -225,9 +225,9 @@ async fn peer_writes_no_line_and_a_long_name_makes_no_long_one() {
                 ciphertext: hello(name).into(),
                 ..Default::default()
             };
-            guest.connections.exchange(request).await.expect("a refusal of TLS is an answer");
+            guest.connections.exchange(request).await.expect("a failed handshake is an answer");
         }
-        // `end` reads every line as JSON: a value that broke out of its line would be none.
+        // `end` parses every line as JSON, which fails if a value broke out of its line.
         let lines = daemon.end().await;
         let longest = lines.iter().map(|line| line.to_string().len()).max().unwrap();
         assert!(longest < 20_000, "{longest}");
@@ -241,7 +241,7 @@ async fn peer_writes_no_line_and_a_long_name_makes_no_long_one() {
 async fn refusals_have_a_budget_and_the_rest_is_counted() {
     let daemon = Logging::start(None, &rule("local", "*", "worker")).await;
     let guest = daemon.guest().await;
-    // Many at a time, so that a second has more of them than there are lines for it.
+    // Concurrent calls make more refusals in a second than the log has lines for.
     let calls = 3000;
     let mut asking = tokio::task::JoinSet::new();
     for _ in 0..calls {
@@ -260,7 +260,7 @@ async fn refusals_have_a_budget_and_the_rest_is_counted() {
             assert!(left_out > 0 && told < calls, "3,000 refusals take less than 30 seconds");
             break;
         }
-        assert!(Instant::now() < until, "every refusal is a line or in a count: {told} + {left_out}");
+        assert!(Instant::now() < until, "every refusal has a line or is counted: {told} + {left_out}");
         tokio::task::yield_now().await;
     }
     daemon.end().await;
@@ -280,7 +280,8 @@ async fn flood_of_one_identity_hides_no_refusal_of_another() {
     let mut process = Process::logging(&mut command, fs::File::create(&log).unwrap());
     let address = process.says("listening on tcp://").await;
     let began = Instant::now();
-    // The flood connects anew again and again: its budget is that of its identity, and not of a connection.
+    // The flood uses many connections. The budget belongs to the identity and not to the
+    // connection.
     let rounds = 12;
     let mut asking = tokio::task::JoinSet::new();
     for _ in 0..rounds {
@@ -303,26 +304,26 @@ async fn flood_of_one_identity_hides_no_refusal_of_another() {
         of_target(&lines, "audit").iter().filter(|line| line["fields"]["owner"] == owner).count()
     };
     assert_eq!(of(&format!("uid:{uid}")), 5, "every refusal of the quiet identity has its line");
-    // However often it connected: 20 lines in each second that it took.
+    // The flood has at most 20 lines per second, over all its connections.
     let seconds = usize::try_from(began.elapsed().as_secs()).unwrap() + 2;
     assert!(of("local") <= 20 * seconds, "{} lines in {seconds} seconds", of("local"));
 }
 
 #[tokio::test]
-async fn audit_file_is_opened_again_at_a_reload_and_log_level_changes() {
+async fn reload_reopens_the_audit_file_and_changes_the_level() {
     let config = |level: &str| {
         rule("local", "*", "worker") + &format!("[log]\naudit = \"audit.log\"\nlevel = \"{level}\"\n")
     };
     let daemon = Logging::start(None, &config("info")).await;
     refused(&mut daemon.guest().await).await;
     daemon.until("audit.log", "a call was refused").await;
-    // As logrotate does it.
+    // The test rotates the file as logrotate does.
     fs::rename(daemon.path("audit.log"), daemon.path("audit.log.1")).unwrap();
     fs::write(daemon.path("daemon.toml"), config("off")).unwrap();
     daemon.process.signal("HUP").await;
     let until = Instant::now() + PATIENCE;
     while !daemon.path("audit.log").exists() {
-        assert!(Instant::now() < until, "it is not opened again");
+        assert!(Instant::now() < until, "the audit file is not opened again");
         tokio::task::yield_now().await;
     }
     refused(&mut daemon.guest().await).await;
@@ -352,7 +353,7 @@ fn audit_file_that_cannot_be_opened_is_an_error_with_its_key() {
         assert!(said.contains("c.toml:2: log.audit: cannot open "), "{said}");
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "check makes no file");
-    // A named pipe would hold up the start until something reads it.
+    // Opening a named pipe would block the start until a process reads it.
     let fifo = folder.path().join("fifo");
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
     fs::write(&file, "[log]\naudit = \"fifo\"\n").unwrap();
@@ -365,7 +366,7 @@ fn audit_file_that_cannot_be_opened_is_an_error_with_its_key() {
 }
 
 #[tokio::test]
-async fn text_is_for_people_and_has_one_line_for_each_event() {
+async fn text_format_has_one_line_for_each_event() {
     let daemon = Logging::start(None, &(rule("local", "*", "worker") + "[log]\nformat = \"text\"\n")).await;
     refused(&mut daemon.guest().await).await;
     daemon.process.signal("TERM").await;

@@ -1,8 +1,10 @@
-//! Random sequences of calls on the session caches of a daemon, held against a naive model with a clock that the test moves:
-//! every answer, every departure and its reason, every counter, and what is held after every call.
+//! Compares the session caches of a daemon with a naive model, over random sequences of calls and
+//! with a clock that the test moves: every answer, every removal and its reason, every counter, and
+//! the stored sessions after every call.
 //!
-//! The model does not know whom an eviction takes; it says whether one had to be, whether this cache had to give way, and
-//! that it was not what was put just now. Whom it took is heard from a watcher, who must be told of each departure once.
+//! The model does not predict which session an eviction removes. It knows whether an eviction was
+//! necessary, whether this cache had to give way, and that the session put last stays. A watcher
+//! reports the evicted session, and must report each removal exactly once.
 
 mod model;
 mod real;
@@ -19,18 +21,19 @@ use world::World;
 
 use crate::{pki, seed::runner};
 
-/// What all caches may hold together.
+/// Limit of all caches together, in sessions.
 const SESSIONS: usize = 12;
 const BYTES: usize = 9_000;
 
 /// A configuration of up to three contexts.
 #[derive(Clone, Copy, Debug, Default)]
 struct Setup {
-    /// Which of two scopes the first has.
+    /// Whether the first context has the second of its two scopes.
     moved: bool,
     small: bool,
     second: Second,
-    /// The third has so many parts that its sessions lie in different ones.
+    /// Whether there is a third context. Its cache has so many shards that its sessions lie in
+    /// different ones.
     third: bool,
 }
 
@@ -43,7 +46,7 @@ enum Second {
     Sharing,
 }
 
-/// What a context of the model has.
+/// The settings of a context.
 struct ContextPlan {
     name: &'static str,
     session_id_context: &'static str,
@@ -120,27 +123,27 @@ impl Setup {
     }
 }
 
-/// Which cache: that of a context, counted around, and a role.
+/// Selects a cache: the context, modulo the number of contexts, and the role.
 #[derive(Clone, Copy, Debug)]
 struct At {
     context: usize,
     server: bool,
 }
 
-/// A session that is put.
+/// A session to put.
 #[derive(Clone, Copy, Debug)]
 struct New {
     id: u8,
     single_use: bool,
     name: u8,
     peer: u8,
-    /// How long ago it was authenticated, and how long after that it lives, in seconds.
+    /// Seconds since the authentication. `timeout` is the lifetime from then on, in seconds.
     ago: u64,
     timeout: u64,
     secret: usize,
 }
 
-/// On which terms is asked.
+/// The criteria of a lookup: matching ones, or with one that differs.
 #[derive(Clone, Copy, Debug)]
 enum Terms {
     Good,
@@ -156,18 +159,19 @@ enum Op {
     Newest(At, u8),
     Remove(At, u8),
     Explain(At, u8),
-    /// One of the sessions that ever were.
+    /// Withdraws one of all sessions ever stored, because of an alert or as unclosed.
     Withdraw(At, prop::sample::Index, bool),
     Hold(prop::sample::Index),
     Release(prop::sample::Index),
-    /// Which selector, how many seconds ago, and whether what there is leaves at once.
+    /// Revokes by a selector, with `before` so many seconds ago, and purges at once if the last
+    /// field is true.
     Revoke(At, u8, u64, bool),
     Reap,
     Wait(u64),
     Reload(Setup),
 }
 
-/// So few that they meet all the time.
+/// Number of ids. It is small, so that calls often meet the same session.
 const IDS: u8 = 8;
 
 fn setup() -> impl Strategy<Value = Setup> {
@@ -222,7 +226,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 #[test]
-fn random_sequences_leave_the_caches_as_a_naive_model_says() {
+fn random_sequences_agree_with_a_naive_cache_model() {
     let folder = tempfile::tempdir().unwrap();
     pki::localhost(folder.path());
     runner(3_000)

@@ -1,4 +1,4 @@
-//! The naive model: lists that are looked through from end to end, and nothing that is remembered twice.
+//! The naive model: plain lists that every call searches, and no redundant state.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use tls_sessiond_core::{
 };
 use tls_sessiond_types::{Role, Version, server_name::ServerName};
 
-/// What decides which contexts share a cache.
+/// The key of a cache. Contexts with equal keys share it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {
     pub(super) session_id_context: &'static str,
@@ -23,7 +23,7 @@ pub(super) struct Key {
 /// A session as it was put.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Held {
-    /// Ids come again, serials do not.
+    /// Unique, unlike the id.
     pub(super) serial: u32,
     pub(super) id: u8,
     pub(super) single_use: bool,
@@ -33,22 +33,22 @@ pub(super) struct Held {
     pub(super) authenticated: u64,
     pub(super) timeout: u64,
     pub(super) secret: usize,
-    /// Which account.
+    /// Index of the account.
     pub(super) account: usize,
 }
 
-/// Who the other side proved to be.
+/// The authenticated identity of the peer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Peer {
     Nobody,
-    /// Its certificate lives for ever.
+    /// Its certificate never expires.
     One,
-    /// Its certificate ends then.
+    /// Its certificate expires at this time.
     Other(u64),
 }
 
 impl Peer {
-    /// What the selectors for one of them are.
+    /// Returns the digest of the peer's certificate, for a selector.
     pub(super) fn digest(self) -> [u8; 32] {
         match self {
             Self::Nobody => [0; 32],
@@ -97,13 +97,15 @@ impl Held {
         now >= self.expires()
     }
 
-    /// What its worker and its peer decide the length of.
+    /// Returns the bytes whose number the worker and the peer decide. `session_bytes_max` limits
+    /// them.
     pub(super) fn length(&self) -> usize {
         let names = self.peer.dns_name().len() + self.peer.uri().len();
         self.secret + server_name(self.name).len() + names
     }
 
-    /// What it counts: its secret, and all that its kind takes, also where other sessions share it.
+    /// Returns the bytes that it counts: its overhead, its secret and its shared attributes, even
+    /// if other sessions share these.
     pub(super) fn size(&self) -> usize {
         let peer = (self.peer != Peer::Nobody).then(|| {
             let (dns_name, uri) = (self.peer.dns_name().to_owned(), self.peer.uri().to_owned());
@@ -135,17 +137,17 @@ impl Held {
     }
 }
 
-/// A cache: what was put last is last.
+/// A cache. Its sessions are in the order of their puts.
 #[derive(Clone, Debug)]
 pub(super) struct ModelCache {
     pub(super) key: Key,
-    /// Scopes come again, caches do not.
+    /// Unique, unlike the key: a scope can return, its cache cannot.
     pub(super) number: u32,
     pub(super) limits: Limits,
     pub(super) session_bytes_max: usize,
     pub(super) share: Limits,
     pub(super) sessions: Vec<Held>,
-    /// What matches and was authenticated before the moment is revoked.
+    /// Each revokes the sessions that match the selector and were authenticated before the time.
     pub(super) revocations: Vec<(Selector, u64)>,
 }
 
@@ -185,26 +187,26 @@ impl ModelCache {
         self.sessions.iter().find(|held| held.id == id)
     }
 
-    /// Why a lookup finds nothing of what is held.
+    /// Returns why a lookup does not find this stored session, or `None` if it does.
     pub(super) fn miss(&self, held: &Held, now: u64) -> Option<Miss> {
         if held.expired(now) { Some(Miss::Expired) } else { self.revoked(held).then_some(Miss::Revoked) }
     }
 
     pub(super) fn take(&mut self, serial: u32) -> Held {
         let place = self.sessions.iter().position(|held| held.serial == serial);
-        self.sessions.remove(place.unwrap_or_else(|| panic!("{serial} leaves, and is not in {:?}", self.key)))
+        self.sessions.remove(place.unwrap_or_else(|| panic!("{serial} was not stored in {:?}", self.key)))
     }
 }
 
-/// All caches, and what they have in common.
+/// All caches, and their shared state.
 #[derive(Debug, Default)]
 pub(super) struct Model {
     pub(super) caches: Vec<ModelCache>,
-    /// The last departure of an id from a cache: why, and when.
+    /// The last tombstone of an id in a cache: the reason and the time.
     pub(super) departures: BTreeMap<(u32, u8), (RemovalReason, u64)>,
-    /// How many left, by account and reason.
+    /// The number of removals, by account and reason.
     pub(super) removals: BTreeMap<(usize, usize), u64>,
-    /// The latest time that a cache was told.
+    /// The latest time that a call passed to a cache.
     pub(super) told: u64,
 }
 
@@ -221,12 +223,13 @@ impl Model {
         entries > total.entries_max || bytes > total.bytes_max
     }
 
-    /// Which cache holds a session.
+    /// Returns the index of the cache that holds a session.
     pub(super) fn holder(&self, serial: u32) -> Option<usize> {
         self.caches.iter().position(|cache| cache.sessions.iter().any(|held| held.serial == serial))
     }
 
-    /// By how much a cache is above its share, of what there is too much of.
+    /// Returns how far a cache is above its share, in entries if the total of entries is exceeded,
+    /// else in bytes.
     fn above(&self, cache: &ModelCache, total: &Limits) -> usize {
         if self.held().0 > total.entries_max {
             cache.sessions.len().saturating_sub(cache.share.entries_max)
@@ -235,7 +238,7 @@ impl Model {
         }
     }
 
-    /// Whether this cache is one that gives way when the total is exceeded by a put of `newest`.
+    /// Returns whether this cache may have to evict after a put of `newest` exceeded the total.
     pub(super) fn gives_way(&self, cache: usize, total: &Limits, newest: u32) -> bool {
         let above = |cache: &ModelCache| {
             let others = cache.sessions.iter().any(|held| held.serial != newest);
@@ -245,7 +248,7 @@ impl Model {
         most > 0 && above(&self.caches[cache]) == most
     }
 
-    /// A session leaves.
+    /// Removes a session and records the removal.
     pub(super) fn leave(&mut self, cache: usize, serial: u32, reason: RemovalReason) -> Held {
         let cache = &mut self.caches[cache];
         let held = cache.take(serial);
@@ -254,7 +257,7 @@ impl Model {
         held
     }
 
-    /// What a lookup answers where nothing is held.
+    /// Returns the miss of a lookup of an id that is not stored.
     pub(super) fn miss(&self, cache: usize, id: u8) -> Miss {
         match self.departures.get(&(self.caches[cache].number, id)) {
             None => Miss::Unknown,
@@ -265,7 +268,8 @@ impl Model {
         }
     }
 
-    /// Divides the total: each has its limit, or the part of the total that its limit is of all limits.
+    /// Divides the total among the caches. Each gets its limit, or if the limits exceed the total,
+    /// a share in proportion to its limit.
     pub(super) fn share(&mut self, total: &Limits) {
         let part =
             |limit: usize, total: usize, all: usize| if all <= total { limit } else { limit * total / all };

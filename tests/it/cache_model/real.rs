@@ -1,4 +1,4 @@
-//! What the model has as numbers, as the daemon has it.
+//! Converts the numbers of the model into the types of the daemon.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::{
     model::{Peer, server_name},
 };
 
-/// When everything begins, in milliseconds.
+/// The start of the clock, in milliseconds.
 pub(super) const START: u64 = 1_700_000_000_000;
 
 pub(super) fn id(id: u8) -> SessionId {
@@ -29,12 +29,13 @@ pub(super) fn at(millis: u64) -> Timestamp {
     Timestamp::from_millis(millis)
 }
 
-/// A reading of the clock then; nothing sets the wall clock here.
+/// Returns a clock reading at this time. This test never steps the wall clock.
 pub(super) fn reading(millis: u64) -> Now {
     Now::from_millis(millis)
 }
 
-/// A session says its serial where its cipher suite stands, which decides nothing.
+/// Returns the serial of a session. The test stores it as the cipher suite, which these lookups do
+/// not compare.
 pub(super) fn serial(session: &Facts) -> u32 {
     session.kind.cipher_suite.parse().unwrap()
 }
@@ -71,7 +72,7 @@ pub(super) fn selector(number: u8) -> Selector {
     }
 }
 
-/// What a worker asks on.
+/// Returns the criteria of a lookup.
 pub(super) fn terms<'a>(terms: AskedOn, name: u8, version: Version, other: &'a Format) -> Terms<'a> {
     const BOTH: &[Version] = &[Version::Tls12, Version::Tls13];
     let good = Terms {

@@ -1,4 +1,4 @@
-//! A new configuration: which caches stay, what new ones take over, and what is closed.
+//! A reload: which caches stay, which revocations new caches inherit, and which caches are closed.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ impl World {
             if holder < kept {
                 assert!(
                     self.model.caches[holder].over_limits(),
-                    "room is made that is not needed: {event:?}"
+                    "this eviction was not necessary: {event:?}"
                 );
                 self.leaves(&event, RemovalReason::CacheFull);
             } else {
@@ -35,7 +35,7 @@ impl World {
             }
         }
         for gone in self.model.caches.drain(kept..) {
-            assert_eq!(gone.sessions, [], "{:?} is closed and has sessions", gone.key);
+            assert_eq!(gone.sessions, [], "{:?} is closed but has sessions", gone.key);
         }
         self.closed.extend(self.caches.drain(kept..));
         assert!(!self.model.caches.iter().any(ModelCache::over_limits));
@@ -60,8 +60,8 @@ impl World {
         }
     }
 
-    /// Takes a registry over that the table has now. Its caches come first, those that are no more behind them; says how many
-    /// it has.
+    /// Takes over the registry that the table has now. Its caches come first, then those that no
+    /// context has any more. Returns how many caches the registry has.
     pub(super) fn adopt(&mut self, setup: Setup) -> usize {
         let registry = Arc::clone(&self.table.registry());
         let before: Vec<_> = self.setup.contexts();
@@ -74,7 +74,7 @@ impl World {
             let context = registry.get(plan.name).unwrap();
             let known = self.accounts.iter().any(|account| Arc::ptr_eq(account, &context.stats));
             let stays = !old.is_empty() && before.iter().any(|before| before.name == plan.name);
-            assert_eq!(known, stays, "whoever stays keeps its account");
+            assert_eq!(known, stays, "a context that stays keeps its account");
             if !known {
                 self.accounts.push(Arc::clone(&context.stats));
             }
@@ -95,7 +95,7 @@ impl World {
                     (cache.sessions, cache.revocations) = (old.sessions, old.revocations);
                 } else {
                     if !old.is_empty() {
-                        // What authenticated before did so under another scope.
+                        // Sessions authenticated before belong to another scope.
                         cache.revocations.push((Selector::All, self.table.now().at.as_millis()));
                     }
                     let mut others = self.caches.iter().chain(gone.iter().map(|(_, cache)| cache));
@@ -116,8 +116,9 @@ impl World {
         kept
     }
 
-    /// A context's cache takes over the revocations of the one that it had, or, where it is new, of all that were; twice,
-    /// for a revocation may come between.
+    /// Lets each cache inherit the revocations of its context's former cache or, for a new context,
+    /// of all former caches. It does so twice, as the daemon does, because a revocation may come in
+    /// between.
     fn inherit(&mut self, setup: Setup, old: &[Key]) {
         for plan in setup.contexts().iter().chain(&setup.contexts()) {
             for server in [true, false] {

@@ -1,4 +1,4 @@
-//! The caches of a registry beside the model of them: each call is made on both.
+//! The caches of a registry and their model. Each call is made on both.
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +30,7 @@ use super::{
 };
 
 pub(super) const TOTAL: Limits = Limits { entries_max: SESSIONS, bytes_max: BYTES };
-/// How late what is over may leave.
+/// How long after its expiry a session may stay, in milliseconds.
 const LATE: u64 = 4_096;
 
 pub(super) struct World {
@@ -40,16 +40,16 @@ pub(super) struct World {
     pub(super) setup: Setup,
     watch: Watch,
     pub(super) model: Model,
-    /// In the order of the model's.
+    /// In the model's order.
     pub(super) caches: Vec<Arc<Cache>>,
-    /// Those that no context has any more.
+    /// Caches that no context has any more.
     pub(super) closed: Vec<Arc<Cache>>,
-    /// In the order of the model's.
+    /// In the model's order.
     pub(super) accounts: Vec<Arc<Account>>,
-    /// All that were ever stored, and how many open connections use each.
+    /// All sessions ever stored, by serial, with the number of open connections that use each.
     sessions: BTreeMap<u32, (Arc<Session>, u32)>,
     serial: u32,
-    /// How many caches there ever were.
+    /// The number of caches ever made.
     pub(super) caches_made: u32,
 }
 
@@ -81,7 +81,7 @@ impl World {
         self.table.now().at.as_millis()
     }
 
-    /// The place of a cache, and of the account of the context that it is asked for under.
+    /// Returns the index of a cache, and the index of the selected context's account.
     fn place(&self, which: At) -> (usize, usize) {
         let contexts = self.setup.contexts();
         let plan = &contexts[which.context % contexts.len()];
@@ -117,7 +117,7 @@ impl World {
             Op::Wait(span) => self.clock.advance(Duration::from_secs(span)),
             Op::Reload(setup) => self.reload(setup),
         }
-        assert!(self.heard().is_empty(), "more is told of {op:?} than happened");
+        assert!(self.heard().is_empty(), "unexpected events after {op:?}");
         self.compare(op);
     }
 
@@ -163,16 +163,16 @@ impl World {
         }
         self.model.caches[cache].sessions.push(held.clone());
         while let Some(event) = heard.next_if(|event| event.what != What::Added) {
-            assert!(self.model.caches[cache].over_limits(), "room is made that is not needed: {event:?}");
-            assert_ne!(serial(&event.facts), held.serial, "the newest goes");
+            assert!(self.model.caches[cache].over_limits(), "an eviction was not necessary: {event:?}");
+            assert_ne!(serial(&event.facts), held.serial, "the session put last was evicted");
             assert_eq!(self.leaves(&event, RemovalReason::CacheFull), cache);
         }
         assert!(!self.model.caches[cache].over_limits());
         let added = heard.next().unwrap();
         assert_eq!((added.what, serial(&added.facts)), (What::Added, held.serial));
         for event in heard {
-            assert!(self.model.exceeds(&TOTAL), "room is made that is not needed: {event:?}");
-            assert_ne!(serial(&event.facts), held.serial, "the newest goes");
+            assert!(self.model.exceeds(&TOTAL), "an eviction was not necessary: {event:?}");
+            assert_ne!(serial(&event.facts), held.serial, "the session put last was evicted");
             let holder = self.model.holder(serial(&event.facts)).unwrap();
             assert!(
                 self.model.gives_way(holder, &TOTAL, held.serial),
@@ -180,8 +180,8 @@ impl World {
             );
             self.leaves(&event, RemovalReason::CacheFull);
         }
-        let nobody = !(0..self.caches.len()).any(|cache| self.model.gives_way(cache, &TOTAL, held.serial));
-        assert!(nobody || !self.model.exceeds(&TOTAL), "room was not made");
+        let none = !(0..self.caches.len()).any(|cache| self.model.gives_way(cache, &TOTAL, held.serial));
+        assert!(none || !self.model.exceeds(&TOTAL), "no room was made");
     }
 
     pub(super) fn new_session(&self, held: &Held) -> NewSession {
@@ -232,7 +232,7 @@ impl World {
         assert!(heard.next().is_none());
     }
 
-    /// A session was handed out.
+    /// Checks the events of a session that was handed out.
     fn hit(&mut self, held: &Held, heard: &mut impl Iterator<Item = Event>) {
         if held.single_use {
             self.leaves(&heard.next().unwrap(), RemovalReason::Taken);
@@ -297,7 +297,7 @@ impl World {
                 assert_eq!((found.reason, found.at), (reason, at(when)));
             }
             (Known::Nothing, None, None) => {}
-            (known, held, left) => panic!("{known:?} is known of {held:?} that left as {left:?}"),
+            (known, held, left) => panic!("explain says {known:?} of {held:?}, removed as {left:?}"),
         }
         let alive = model.by_id(session).filter(|held| model.miss(held, now).is_none());
         let seen = self.caches[cache].peek(&id(session), reading(now)).map(|seen| serial(seen.facts()));
@@ -310,7 +310,7 @@ impl World {
         let Some((session, _)) = pick(&mut self.sessions, index) else { return };
         let session = Arc::clone(session);
         let there = self.model.holder(serial(session.facts())) == Some(cache);
-        assert_eq!(self.caches[cache].withdraw(&session, reason), there, "this very one and no other");
+        assert_eq!(self.caches[cache].withdraw(&session, reason), there, "it removes this one only");
         if there {
             let [left] = self.heard().try_into().unwrap();
             self.leaves(&left, reason);
@@ -319,7 +319,8 @@ impl World {
 
     fn revoke(&mut self, which: At, number: u8, ago: u64, purge: bool) {
         let (cache, _) = self.place(which);
-        // Whoever authenticated in the very moment is not before it.
+        // A session authenticated in this millisecond is not before it. So a purge begins one
+        // later.
         let before = self.now() - seconds(ago) + u64::from(purge);
         self.caches[cache].revoke(selector(number), at(before));
         self.model.caches[cache].revocations.push((selector(number), before));
@@ -336,7 +337,7 @@ impl World {
                 self.leaves(&event, RemovalReason::Revoked);
             }
             let model = &self.model.caches[cache];
-            assert!(!model.sessions.iter().any(|held| model.revoked(held)), "some are left");
+            assert!(!model.sessions.iter().any(|held| model.revoked(held)), "revoked sessions are left");
         }
     }
 
@@ -349,25 +350,26 @@ impl World {
             self.leaves(&event, RemovalReason::Expired);
         }
         let mut left = self.model.caches.iter().flat_map(|cache| &cache.sessions);
-        assert!(!left.any(|held| held.expires() + LATE <= now), "some are left");
+        assert!(!left.any(|held| held.expires() + LATE <= now), "expired sessions are left");
     }
 
     pub(super) fn heard(&self) -> Vec<Event> {
         let Poll::Ready(news) = self.watch.poll(Waker::noop()) else { return Vec::new() };
         let event = |news| match news {
             News::Event(event) => *event,
-            News::Missed(miss) => panic!("{miss:?} is counted by whoever asks, and nobody does here"),
-            News::Dropped(missed) => panic!("{missed} are missing"),
+            News::Missed(miss) => panic!("{miss:?} was published, but no call here publishes misses"),
+            News::Dropped(missed) => panic!("{missed} events were dropped"),
         };
         news.into_iter().map(event).collect()
     }
 
-    /// A session has left, as it is told here; says which cache.
+    /// Checks the event of a removal and removes the session from the model. Returns the index of
+    /// its cache.
     pub(super) fn leaves(&mut self, event: &Event, reason: RemovalReason) -> usize {
         assert_eq!(event.what, What::Removed(reason));
         let serial = serial(&event.facts);
         let cache =
-            self.model.holder(serial).unwrap_or_else(|| panic!("{event:?} is told, and is not there"));
+            self.model.holder(serial).unwrap_or_else(|| panic!("{event:?} reports an unknown session"));
         let held = self.model.leave(cache, serial, reason);
         let told = (&event.facts.id, event.facts.kind.role, event.facts.expires(), event.at);
         let role = self.model.caches[cache].role();

@@ -1,4 +1,5 @@
-//! A client offered a session to a server that had not made it, or as somebody that it was not then.
+//! Incidents in which a client offered a session to a server that had not made it, or under another
+//! identity.
 
 use tls_sessiond::proto as pb;
 
@@ -6,9 +7,9 @@ use super::{At, Site, Then, VERSIONS, asks, at, serves, worker};
 use crate::harness::reason;
 
 #[tokio::test]
-async fn node_cve_2020_8172_a_session_of_a_server_that_nobody_verified() {
-    // CVE-2020-8172, Node: an agent kept a session before the server's certificate was verified, and the next connection
-    // resumed it and verified nothing.
+async fn node_cve_2020_8172_a_session_of_an_unverified_server() {
+    // CVE-2020-8172, Node: an agent kept a session before it verified the server's certificate. The
+    // next connection resumed that session without a verification.
     for version in VERSIONS {
         let contexts = [
             ("strict", String::new()),
@@ -18,18 +19,19 @@ async fn node_cve_2020_8172_a_session_of_a_server_that_nobody_verified() {
         ];
         let site = Site::start(version, &contexts).await;
         let (strict, lenient) = (At("strict", "a.test"), At("lenient", "a.test"));
-        // What the verification refuses leaves nothing behind: neither a session nor an offer.
+        // A failed verification leaves no session behind, so the next connection offers none.
         for _ in 0..2 {
             let refused = meet(&site, at(strict, pb::Role::Client), "rogue").await;
             refused.went(Then::Refused("unknown_ca"));
             assert_eq!((refused.offered.as_str(), site.sessions(pb::Role::Client).await), ("", 0));
         }
-        // What another context took for verified is not so for this one.
+        // A server that another context verified is not verified for this one.
         apart(&site, ("rogue", lenient), ("rogue", strict), Then::Refused("unknown_ca")).await;
         apart(&site, ("web", strict), ("web", lenient), Then::Refused("unknown_ca")).await;
 
         site.forget(pb::Role::Client).await;
-        // A worker that put first and verified afterwards takes it back with the alert that it sends.
+        // A worker may put a session before it verifies the server. The alert that it reports
+        // removes the session.
         for verified in [true, false] {
             let id = site.open(worker::worker(strict, pb::Role::Client)).await.id;
             let put =
@@ -55,14 +57,16 @@ async fn node_cve_2020_8172_a_session_of_a_server_that_nobody_verified() {
 
 #[tokio::test]
 async fn curl_cve_2021_22890_a_ticket_of_the_proxy() {
-    // CVE-2021-22890, curl: a ticket that an HTTPS proxy sent late was kept as one of the host behind it, so the proxy
-    // could pass for the host, whose certificate was not looked at again.
+    // CVE-2021-22890, curl: a ticket that an HTTPS proxy sent late was kept as a ticket of the host
+    // behind it. So the proxy could impersonate the host: a resumption does not verify the
+    // certificate again.
     for version in VERSIONS {
         let contexts = [("client", String::new()), ("proxy", serves("a")), ("host", serves("b"))];
         let site = Site::start(version, &contexts).await;
         let (to_proxy, to_host) = (At("client", "a.test"), At("client", "b.test"));
 
-        // The tunnel stands, but the proxy's last flight, with its tickets, is still on its way.
+        // The tunnel is established, but the proxy's last flight with its tickets has not arrived
+        // yet.
         let outer = site.open(at(to_proxy, pb::Role::Client)).await.id;
         let proxy = site.open(at(At("proxy", "a.test"), pb::Role::Server)).await.id;
         let mut late = Vec::new();
@@ -79,7 +83,8 @@ async fn curl_cve_2021_22890_a_ticket_of_the_proxy() {
         }
         assert_ne!(late.is_empty(), site.daemon.get(&outer).await.session_id.is_empty());
 
-        // It comes while the host's handshake runs through the tunnel. The proxy answers that one itself.
+        // It arrives during the host's handshake through the tunnel. The proxy answers that
+        // handshake itself.
         let inner = site.open(at(to_host, pb::Role::Client)).await.id;
         let hello = site.daemon.exchange(&inner, b"", b"").await.unwrap();
         assert_eq!(hello.connection.unwrap().session_id, "");
@@ -98,18 +103,19 @@ async fn curl_cve_2021_22890_a_ticket_of_the_proxy() {
             site.close(&id).await;
         }
 
-        // The proxy's sessions are good with the proxy, and with nobody else.
+        // The proxy's sessions resume with the proxy only.
         apart(&site, ("proxy", to_proxy), ("host", to_host), Then::Full).await;
         apart(&site, ("proxy", to_proxy), ("proxy", to_host), Then::Refused("bad_certificate")).await;
 
-        // Nor does a worker file what the proxy's connection got under the host's name, as curl did.
+        // A worker cannot store a session of the proxy's connection under the host's name, as curl
+        // did.
         site.forget(pb::Role::Client).await;
         let id = site.open(worker::worker(to_proxy, pb::Role::Client)).await.id;
         let of_proxy =
             pb::PutSessionRequest { session_id: String::new(), ..worker::to_put(&site, &id, "", b"") };
         let misfiled = pb::PutSessionRequest { server_name: to_host.1.into(), ..of_proxy.clone() };
         let refused =
-            site.daemon.sessions().put_session(misfiled).await.expect_err("it is filed under the host");
+            site.daemon.sessions().put_session(misfiled).await.expect_err("it is stored under the host");
         assert_eq!(reason(&refused), "SERVER_NAME_OTHER");
         let put = site.daemon.sessions().put_session(of_proxy).await.unwrap().into_inner().session.unwrap();
         let newest =
@@ -123,8 +129,8 @@ async fn curl_cve_2021_22890_a_ticket_of_the_proxy() {
 
 #[tokio::test]
 async fn curl_cve_2016_5419_a_session_of_another_client_certificate() {
-    // CVE-2016-5419, curl: a connection that was to show another client certificate, or none, resumed a session that
-    // had been made with the first one.
+    // CVE-2016-5419, curl: a connection with another client certificate, or without one, resumed a
+    // session that had been made with the first certificate.
     for version in VERSIONS {
         let shows = |name: &str| {
             format!("client_certificates = [{{ certificate = \"{name}.crt\", key = \"{name}.key\" }}]\n")
@@ -132,29 +138,29 @@ async fn curl_cve_2016_5419_a_session_of_another_client_certificate() {
         let contexts = [
             ("alice", shows("alice")),
             ("carol", shows("carol")),
-            ("nobody", String::new()),
+            ("nocert", String::new()),
             ("may", asks("a", "request", "one")),
             ("must", asks("a", "require", "one")),
         ];
         let site = Site::start(version, &contexts).await;
         let place = |context| At(context, "a.test");
         for (first, then) in
-            [("alice", "carol"), ("alice", "nobody"), ("carol", "alice"), ("nobody", "carol")]
+            [("alice", "carol"), ("alice", "nocert"), ("carol", "alice"), ("nocert", "carol")]
         {
             let met = apart(&site, ("may", place(first)), ("may", place(then)), Then::Full).await;
             let shown = met.server.peer.map(|peer| peer.dns_names[0].clone());
-            assert_eq!(shown, Some(format!("{then}.one.test")).filter(|_| then != "nobody"));
+            assert_eq!(shown, Some(format!("{then}.one.test")).filter(|_| then != "nocert"));
         }
         let refused = Then::Refused("certificate_required");
-        apart(&site, ("must", place("alice")), ("must", place("nobody")), refused).await;
+        apart(&site, ("must", place("alice")), ("must", place("nocert")), refused).await;
         site.daemon.stop().await;
     }
 }
 
 #[tokio::test]
 async fn haproxy_3195_a_session_of_another_sni() {
-    // HAProxy issue 3195 (5702009c8): the one session that was kept for a server behind it was offered whatever name the
-    // next connection asked for, and the request went to the host of the name before.
+    // HAProxy issue 3195 (5702009c8): HAProxy kept one session per backend server and offered it
+    // for any server name. So a request went to the host of the previous name.
     for version in VERSIONS {
         let site = Site::start(version, &[("client", String::new()), ("web", serves("ab"))]).await;
         let (a, b) = (At("client", "a.test"), At("client", "b.test"));
@@ -171,8 +177,8 @@ async fn haproxy_3195_a_session_of_another_sni() {
 
 #[tokio::test]
 async fn envoy_46243_an_upstream_session_of_another_host() {
-    // Envoy issue 46243: the cache of a cluster's upstream sessions had no SNI in its key, so one host of the cluster was
-    // offered the session of another and resumed it.
+    // Envoy issue 46243: the key of a cluster's cache of upstream sessions had no SNI. So one host
+    // of the cluster was offered the session of another and resumed it.
     for version in VERSIONS {
         let contexts = [
             ("cluster", String::new()),
@@ -188,7 +194,8 @@ async fn envoy_46243_an_upstream_session_of_another_host() {
             apart(&site, (there, b), (here, a), Then::Full).await;
         }
         apart(&site, ("host-a", a), ("host-a", At("other", "a.test")), Then::Full).await;
-        // Under one name, a host that did not make the session makes a full handshake and shows who it is.
+        // Another host with the same name did not make the session. It makes a full handshake and
+        // shows its certificate.
         site.forget(pb::Role::Client).await;
         meet(&site, at(a, pb::Role::Client), "host-a").await.went(Then::Full);
         let met = meet(&site, at(a, pb::Role::Client), "host-ab").await;
@@ -199,7 +206,7 @@ async fn envoy_46243_an_upstream_session_of_another_host() {
     }
 }
 
-/// What came of one handshake of the daemon's own client.
+/// The result of one handshake of the daemon's own client.
 #[derive(Debug)]
 struct Met {
     client: pb::Connection,
@@ -210,7 +217,7 @@ struct Met {
 }
 
 impl Met {
-    /// Asserts that nothing was resumed, and that the handshake went as it must.
+    /// Asserts that the handshake did not resume, and that it ended as expected.
     #[track_caller]
     fn went(&self, then: Then) {
         let state = match then {
@@ -231,7 +238,7 @@ impl Met {
     }
 }
 
-/// A handshake of a client with a server of a context; both are closed and freed.
+/// Makes a handshake of a client with a server of a context. Then both are closed and freed.
 async fn meet(site: &Site, client: pb::NewRequest, server: &str) -> Met {
     let client = site.open(client).await.id;
     let server = site.daemon.open_in(server, pb::Role::Server).await;
@@ -249,13 +256,13 @@ async fn meet(site: &Site, client: pb::NewRequest, server: &str) -> Met {
     met
 }
 
-/// Shows that what a client got at one place it offers there, and that it does not at another one, on any path. A place is
-/// the server's context, and the client's.
+/// Asserts that a client offers its session at the place where it got it, and at no other place, on
+/// any path. A place is the server's context and the client's.
 async fn apart(site: &Site, here: (&str, At), there: (&str, At), then: Then) -> Met {
     eprintln!("{:?}: from {here:?} to {there:?}", site.version.version);
     site.forget(pb::Role::Client).await;
     let client = |place: At| at(place, pb::Role::Client);
-    // From the pool.
+    // The cache chooses the session by server name.
     meet(site, client(here.1), here.0).await.went(Then::Full);
     let again = meet(site, client(here.1), here.0).await;
     again.resumed();
@@ -263,7 +270,7 @@ async fn apart(site: &Site, here: (&str, At), there: (&str, At), then: Then) -> 
     assert_eq!(met.offered, "");
     met.went(then);
 
-    // By name, where it is good and where it is not.
+    // The caller names the session, at the place where it is valid and at the other one.
     let session_id = again.client.session_id;
     site.refuses(&client(there.1), &session_id).await;
     let named = meet(site, pb::NewRequest { session_id: session_id.clone(), ..client(here.1) }, here.0).await;

@@ -1,9 +1,14 @@
-//! Security incidents of other products, each of them as a test: a session was resumed where it was not made, and so
-//! carried an authentication to where nobody had authenticated.
+//! Security incidents of other products, each as a test. In all of them a session was resumed where
+//! it was not made, and carried an authentication to a place where the peer had not authenticated.
 //!
-//! Every test shows first that the session resumes where it was made. Then it is offered where the incident resumed it,
-//! on every path there is: by session id, by ticket, from the client's pool, by `New` and `SetSession`, and for workers
-//! that run TLS themselves through `PutSession` and `LookupSession`. There it must be a miss, and the handshake a full one.
+//! Each test first shows that the session resumes where it was made. Then it offers the session
+//! where the incident resumed it, on every path:
+//! * by session id and by ticket,
+//! * from the cache of client sessions by server name,
+//! * by `New` and `SetSession`,
+//! * for workers that run TLS themselves, by `PutSession` and `LookupSession`.
+//!
+//! There the session must be a miss and the handshake a full one.
 
 use std::{
     fmt,
@@ -41,30 +46,30 @@ mod worker;
 /// TLS 1.2 resumes by session id, TLS 1.3 by ticket.
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 
-/// A place where a handshake is made: a context, and the name of the server, or none.
+/// A place of a handshake: a context, and the server name, or an empty one.
 #[derive(Clone, Copy, Debug)]
 struct At(&'static str, &'static str);
 
-/// How the handshake goes where the session must not be resumed.
+/// The expected end of a handshake where the session must not be resumed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Then {
-    /// A full one, and it succeeds.
+    /// A full handshake that succeeds.
     Full,
-    /// A full one, and it ends with this alert.
+    /// A full handshake that ends with this alert.
     Refused(&'static str),
 }
 
-/// A daemon that speaks one version of TLS, and the files that its contexts name.
+/// A daemon with one version of TLS, and the files that its contexts name.
 struct Site {
     daemon: TestDaemon,
     folder: TempDir,
     version: &'static SupportedProtocolVersion,
 }
 
-/// Authorities: each is trusted by `NAME.pem`.
+/// The authorities. The certificate of each is in `NAME.pem`.
 const AUTHORITIES: [&str; 4] = ["servers", "rogue", "one", "two"];
 
-/// Certificates: who signed them, their files, and their names.
+/// The certificates: the authority that signed each, its file, and its names.
 const CERTIFICATES: [(&str, &str, &[&str]); 9] = [
     ("servers", "a", &["a.test"]),
     ("servers", "other-a", &["a.test"]),
@@ -78,8 +83,8 @@ const CERTIFICATES: [(&str, &str, &[&str]); 9] = [
 ];
 
 impl Site {
-    /// With these contexts, by name. Where they do not say otherwise they trust `servers.pem`, and share their sessions as
-    /// far as they may.
+    /// Starts a daemon with these contexts. Unless their lines say otherwise, they trust
+    /// `servers.pem` and have one `session_id_context`.
     async fn start(version: &'static SupportedProtocolVersion, contexts: &[(&str, String)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for name in AUTHORITIES {
@@ -93,7 +98,7 @@ impl Site {
         Self { daemon: TestDaemon::run(&config).await, folder, version }
     }
 
-    /// Loads other contexts, while the daemon runs.
+    /// Reloads the running daemon with other contexts.
     fn reload(&self, contexts: &[(&str, String)]) {
         self.daemon.apply(&config(&self.folder, self.version, contexts)).unwrap();
     }
@@ -103,7 +108,7 @@ impl Site {
         self.daemon.connections().new_connection(request).await.unwrap().into_inner().connection.unwrap()
     }
 
-    /// Closes a connection as its peer would like it, so that its sessions stay.
+    /// Closes a connection on both sides, so that its sessions stay, and frees it.
     async fn close(&self, id: &str) {
         let shutdown = Some(pb::ShutdownFlags { sent: true, received: true });
         let request = pb::SetShutdownRequest { connection_id: id.into(), shutdown };
@@ -112,7 +117,7 @@ impl Site {
         self.daemon.connections().free(request).await.unwrap();
     }
 
-    /// How often a context was offered a session that it has not.
+    /// Returns the number of misses of a context.
     async fn misses(&self, context: &str) -> u64 {
         let request = pb::GetContextRequest { name: context.into() };
         let context = self.daemon.contexts().get_context(request).await.unwrap().into_inner().context;
@@ -126,19 +131,19 @@ impl Site {
         for engine in [pb::Engine::Daemon, pb::Engine::Worker] {
             let request = pb::NewRequest { engine: engine.into(), ..request.clone() };
             let named = pb::NewRequest { session_id: session_id.into(), ..request.clone() };
-            let refused = rpc.new_connection(named).await.expect_err("New attached it");
+            let refused = rpc.new_connection(named).await.expect_err("New attached the session");
             assert_eq!(reason(&refused), "SESSION_OUT_OF_SCOPE", "{request:?}");
             let id = self.open(request.clone()).await.id;
             let named = pb::SetSessionRequest { connection_id: id.clone(), session_id: session_id.into() };
-            let refused = rpc.set_session(named).await.expect_err("SetSession attached it");
+            let refused = rpc.set_session(named).await.expect_err("SetSession attached the session");
             assert_eq!(reason(&refused), "SESSION_OUT_OF_SCOPE", "{request:?}");
             assert_eq!(self.daemon.get(&id).await.session_id, "");
             self.close(&id).await;
         }
     }
 
-    /// Carries bytes between a client and a server, from the client's first ones on, until both are silent. Answers the
-    /// alert that ended it, whoever sent it.
+    /// Carries bytes between a client and a server, beginning with the client's, until neither
+    /// sends any. Returns the name of the alert that ended the handshake, from either side.
     async fn carry(&self, client: &str, server: &str, mut to_server: Vec<u8>) -> Option<String> {
         while !to_server.is_empty() {
             let answer = self.daemon.exchange(server, &to_server, b"").await.unwrap();
@@ -156,12 +161,12 @@ impl Site {
         self.daemon.sessions().list_sessions(request).await.unwrap().into_inner().sessions
     }
 
-    /// How many sessions a role has in the cache, in all contexts.
+    /// Returns the number of sessions of a role in all contexts.
     async fn sessions(&self, role: pb::Role) -> usize {
         self.listed("").await.iter().filter(|session| session.role() == role).count()
     }
 
-    /// Takes a session out of the cache.
+    /// Removes a session from the cache.
     async fn remove(&self, session: &pb::Session) {
         let request = pb::RemoveSessionRequest {
             context: session.context.clone(),
@@ -171,16 +176,16 @@ impl Site {
         self.daemon.sessions().remove_session(request).await.unwrap();
     }
 
-    /// Takes all sessions of a role out of the cache.
+    /// Removes all sessions of a role.
     async fn forget(&self, role: pb::Role) {
         for session in self.listed("").await.iter().filter(|session| session.role() == role) {
             self.remove(session).await;
         }
     }
 
-    /// A session of a context, by its id.
+    /// Returns a session of a context by its id.
     async fn session(&self, context: &str, id: &str) -> pb::Session {
-        self.listed(context).await.into_iter().find(|session| session.id == id).expect("it is in the cache")
+        self.listed(context).await.into_iter().find(|session| session.id == id).expect("a stored session")
     }
 
     fn certificates(&self, file: &str) -> Vec<CertificateDer<'static>> {
@@ -194,7 +199,7 @@ fn config(folder: &TempDir, version: &SupportedProtocolVersion, contexts: &[(&st
     let mut text = String::new();
     for (name, lines) in contexts {
         text += &format!("[[context]]\nname = \"{name}\"\nversions = [\"{spoken}\"]\n{lines}\n");
-        // Each in words, for a reload returns none of them to its default by leaving it out.
+        // Each key is written out, because a reload refuses to return a missing one to its default.
         for (key, value) in [("ca", "servers.pem"), ("session_id_context", "one"), ("client_auth", "none")] {
             if !lines.contains(&format!("{key} = ")) {
                 text += &format!("{key} = \"{value}\"\n");
@@ -207,29 +212,29 @@ fn config(folder: &TempDir, version: &SupportedProtocolVersion, contexts: &[(&st
     Config::load(Some(&file), std::iter::empty(), &set).unwrap()
 }
 
-/// The lines of a server's context.
+/// Returns the lines of a server's context.
 fn serves(certificate: &str) -> String {
     format!("certificate = \"{certificate}.crt\"\nkey = \"{certificate}.key\"\n")
 }
 
-/// The lines of a server's context that asks its clients for certificates of an authority.
+/// Returns the lines of a server's context that asks clients for certificates of an authority.
 fn asks(certificate: &str, client_auth: &str, authority: &str) -> String {
     format!("{}client_auth = \"{client_auth}\"\nca = \"{authority}.pem\"\n", serves(certificate))
 }
 
-/// A request for a connection; a server's has no use for the name.
+/// Returns a request for a connection. A server's connection ignores the name.
 fn at(At(context, server_name): At, role: pb::Role) -> pb::NewRequest {
     pb::NewRequest { server_name: server_name.into(), ..new(context, role) }
 }
 
-/// A client that offers what it has to whomever it meets, as the daemon's own client never would. Away from home it
-/// shows no certificate and keeps no session.
+/// A client that offers its session to any server, which the daemon's own client never does. Away
+/// from home, where the session was not made, it shows no certificate and keeps no session.
 struct Visitor {
     config: ClientConfig,
     bag: Arc<Bag>,
 }
 
-/// What a visitor carries.
+/// The certificate and the sessions of a visitor.
 struct Bag {
     away: AtomicBool,
     certificate: Option<Arc<CertifiedKey>>,
@@ -237,19 +242,19 @@ struct Bag {
     tickets: Mutex<Vec<Tls13ClientSessionValue>>,
 }
 
-/// What came of one handshake.
+/// The result of one handshake.
 struct Visit {
-    /// The server's object at its end.
+    /// The server's connection at the end.
     server: pb::Connection,
-    /// What ended it early.
+    /// The alert that ended the handshake.
     alert: Option<String>,
     resumed: bool,
-    /// The certificate that the client saw; where it resumed, the one that it saw then.
+    /// The certificate that the client saw, in a resumption that of the original handshake.
     shown: Option<CertificateDer<'static>>,
 }
 
 impl Visitor {
-    /// With a client's certificate, or without.
+    /// Makes a visitor with a client's certificate or without one.
     fn new(site: &Site, certificate: Option<&str>) -> Self {
         let certificate = certificate.map(|name| {
             let key = PrivateKeyDer::from_pem_file(site.folder.path().join(format!("{name}.key"))).unwrap();
@@ -271,25 +276,25 @@ impl Visitor {
         Self { config, bag }
     }
 
-    /// Throws away what it has to offer.
+    /// Removes the visitor's sessions.
     fn forget(&self) {
         *self.bag.session.lock() = None;
         self.bag.tickets.lock().clear();
     }
 
-    /// A handshake at home.
+    /// Makes a handshake at home, where the visitor may keep a session.
     async fn visit(&self, site: &Site, place: At) -> Visit {
         let server = site.open(at(place, pb::Role::Server)).await.id;
         self.meet(site, &server, place.1).await
     }
 
-    /// A handshake elsewhere.
+    /// Makes a handshake away from home.
     async fn stray(&self, site: &Site, place: At) -> Visit {
         let server = site.open(at(place, pb::Role::Server)).await.id;
         self.stray_to(site, &server, place.1).await
     }
 
-    /// A handshake elsewhere, with this object.
+    /// Makes a handshake away from home with this connection.
     async fn stray_to(&self, site: &Site, server: &str, name: &str) -> Visit {
         self.bag.away.store(true, Ordering::Relaxed);
         let visit = self.meet(site, server, name).await;
@@ -297,7 +302,7 @@ impl Visitor {
         visit
     }
 
-    /// A handshake with a server's object, which is closed and freed.
+    /// Makes a handshake with a server's connection, which is then closed and freed.
     async fn meet(&self, site: &Site, server: &str, name: &str) -> Visit {
         let mut config = self.config.clone();
         config.enable_sni = !name.is_empty();
@@ -310,7 +315,7 @@ impl Visitor {
             let answer = site.daemon.exchange(server, &to_server, b"").await.unwrap();
             alert = answer.alert.map(|alert| alert.name);
             let mut to_client = &answer.ciphertext[..];
-            // Where the client refuses what it reads, it writes an alert.
+            // A client that refuses its input writes an alert.
             while !to_client.is_empty() && client.read_tls(&mut to_client).is_ok() {
                 if client.process_new_packets().is_err() {
                     break;
@@ -334,7 +339,7 @@ impl Visit {
         assert_eq!((self.resumed, self.server.session_reused), (resumed, resumed), "{:?}", self.server);
     }
 
-    /// Asserts that nothing was resumed, and that the handshake went as it must.
+    /// Asserts that the handshake did not resume, and that it ended as expected.
     #[track_caller]
     fn went(&self, then: Then) {
         match then {

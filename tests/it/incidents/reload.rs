@@ -1,4 +1,4 @@
-//! A policy changed while sessions that the old one had let in were still alive.
+//! Incidents in which a policy changed while sessions of the old policy were still valid.
 
 use tls_sessiond::proto as pb;
 
@@ -6,7 +6,8 @@ use super::{At, Site, Then, VERSIONS, Visitor, asks, at, serves, worker};
 
 const HERE: At = At("default", "a.test");
 
-/// Shows that a visitor resumes under one policy, and after the change to another does not; nor after the change back.
+/// Asserts that a visitor resumes under one policy, but not after the change to another, and not
+/// after the change back.
 async fn apart(
     site: &Site,
     visitor: &Visitor,
@@ -24,16 +25,17 @@ async fn apart(
     visitor.stray(site, HERE).await.went(then);
     worker::assert_miss(site, HERE, worker::lookup(&worker, HERE)).await;
     site.reload(before);
-    // What it held under the first policy is gone for good, for the policy was another meanwhile.
+    // Its sessions of the first policy are removed for good, because the policy was another in the
+    // meantime.
     visitor.visit(site, HERE).await.established(false);
     visitor.visit(site, HERE).await.established(true);
     worker::assert_miss(site, HERE, worker::lookup(&worker, HERE)).await;
 }
 
 #[tokio::test]
-async fn traefik_ghsa_gv8r_9rw9_9697_client_authorities_that_were_exchanged() {
-    // GHSA-gv8r-9rw9-9697, Traefik: a configuration that was copied kept its ticket keys, so after a change of the client
-    // authorities those resumed whom only the old ones trusted.
+async fn traefik_ghsa_gv8r_9rw9_9697_exchanged_client_authorities() {
+    // GHSA-gv8r-9rw9-9697, Traefik: a copied configuration kept its ticket keys. So after a change
+    // of the client authorities, clients that only the old authorities trusted resumed.
     for version in VERSIONS {
         let one = [("default", asks("ab", "require", "one"))];
         let two = [("default", asks("ab", "require", "two"))];
@@ -45,16 +47,17 @@ async fn traefik_ghsa_gv8r_9rw9_9697_client_authorities_that_were_exchanged() {
 }
 
 #[tokio::test]
-async fn go_cve_2025_68121_trust_that_changed_for_servers_and_for_clients() {
-    // CVE-2025-68121, Go crypto/tls: Config.Clone and GetConfigForClient carried session keys over to a configuration with
-    // other ClientCAs or RootCAs, and a resumption verified against neither.
+async fn go_cve_2025_68121_changed_trust_in_servers_and_clients() {
+    // CVE-2025-68121, Go crypto/tls: Config.Clone and GetConfigForClient carried session keys over
+    // to a configuration with other ClientCAs or RootCAs, and a resumption verified against
+    // neither.
     for version in VERSIONS {
         let request = |authority| [("default", asks("ab", "request", authority))];
         let site = Site::start(version, &request("one")).await;
         let alice = Visitor::new(&site, Some("alice"));
         apart(&site, &alice, &request("one"), &request("two"), Then::Full).await;
 
-        // The client's side: whom it trusts.
+        // The client's side: a change of the authorities that it trusts.
         let trusts = |authority: &str| {
             [
                 ("client", format!("ca = \"{authority}.pem\"\nsession_id_context = \"client\"\n")),
@@ -85,8 +88,9 @@ async fn go_cve_2025_68121_trust_that_changed_for_servers_and_for_clients() {
 
 #[tokio::test]
 async fn envoy_cve_2022_21654_validation_that_became_stricter() {
-    // CVE-2022-21654, and for QUIC pull request 47381 of 2026, Envoy: settings of the validation were no part of the session
-    // context, so a session made under lax ones was resumed under strict ones.
+    // CVE-2022-21654, and for QUIC pull request 47381 of 2026, Envoy: the validation settings were
+    // not part of the session context. So a session made under lax settings was resumed under
+    // strict ones.
     for version in VERSIONS {
         let policies = [
             ("none", [("default", serves("ab"))]),

@@ -1,4 +1,4 @@
-//! A server resumed what another server, or another policy, had made.
+//! Incidents in which a server resumed a session of another server or of another policy.
 
 use std::time::Duration;
 
@@ -8,12 +8,13 @@ use super::{At, Site, Then, VERSIONS, Visitor, asks, at, serves, worker};
 
 #[tokio::test]
 async fn nginx_cve_2014_3616_a_session_of_another_virtual_host() {
-    // CVE-2014-3616, nginx: server blocks that shared a session cache or ticket key resumed each other's sessions, so a
-    // peer whose packets were diverted to another host took it for the one that it had verified.
+    // CVE-2014-3616, nginx: server blocks that shared a session cache or ticket key resumed each
+    // other's sessions. So a peer whose packets were diverted to another host took that host for
+    // the one that it had verified.
     for version in VERSIONS {
         let site = Site::start(version, &[("a", serves("a")), ("b", serves("b"))]).await;
         let (a, b) = (At("a", "a.test"), At("b", "a.test"));
-        // Had it resumed, the client would never have seen the certificate that it refuses now.
+        // In a resumption the client would not have seen the certificate that it refuses now.
         apart(&site, &Visitor::new(&site, None), a, b, Then::Refused("bad_certificate")).await;
         worker::bindings_apart(&site, a, "host a", "host b").await;
         site.daemon.stop().await;
@@ -21,9 +22,9 @@ async fn nginx_cve_2014_3616_a_session_of_another_virtual_host() {
 }
 
 #[tokio::test]
-async fn nginx_cve_2025_23419_a_client_certificate_of_the_default_server() {
-    // CVE-2025-23419, nginx: a session that the default server had made with a client certificate was resumed by another
-    // server block, whose own authority had never seen that certificate.
+async fn nginx_cve_2025_23419_certificate_for_the_default_server() {
+    // CVE-2025-23419, nginx: a session that the default server had made with a client certificate
+    // was resumed by another server block. Its own authority does not vouch for that certificate.
     for version in VERSIONS {
         let contexts = [("default", asks("ab", "require", "one")), ("other", asks("ab", "require", "two"))];
         let site = Site::start(version, &contexts).await;
@@ -40,11 +41,12 @@ async fn nginx_cve_2025_23419_a_client_certificate_of_the_default_server() {
 
 #[tokio::test]
 async fn cloudflare_2025_01_a_client_certificate_of_another_zone() {
-    // Cloudflare, January 2025: mTLS zones shared what decides who may resume, so a client with a certificate for one zone
-    // was resumed at another, which took the verdict of the first for its own.
+    // Cloudflare, January 2025: mTLS zones shared the state that decides about resumptions. So a
+    // client with a certificate for one zone was resumed at another, which took over the verdict of
+    // the first.
     for version in VERSIONS {
         for (auth, then) in [("request", Then::Full), ("require", Then::Refused("certificate_required"))] {
-            // Zones of one context are told apart by their names, zones of two by their contexts.
+            // Zones of one context differ by server name, zones of two contexts by context.
             let edge = asks("ab", auth, "one");
             let contexts = [("zone", format!("{edge}session_id_context = \"zone\"\n")), ("edge", edge)];
             let site = Site::start(version, &contexts).await;
@@ -59,9 +61,10 @@ async fn cloudflare_2025_01_a_client_certificate_of_another_zone() {
 }
 
 #[tokio::test]
-async fn apache_cve_2025_23048_a_client_that_another_virtual_host_trusts() {
-    // CVE-2025-23048, Apache mod_ssl: of virtual hosts with different client authorities, a client that one trusted got
-    // into the other by resuming there; the cure was a digest of the policy.
+async fn apache_cve_2025_23048_a_client_of_another_virtual_host() {
+    // CVE-2025-23048, Apache mod_ssl: with different client authorities per virtual host, a client
+    // that one host trusted got access to the other by resuming there. The fix was a digest of the
+    // policy.
     for version in VERSIONS {
         let contexts = [("one", asks("ab", "require", "one")), ("two", asks("ab", "require", "two"))];
         let site = Site::start(version, &contexts).await;
@@ -76,8 +79,8 @@ async fn apache_cve_2025_23048_a_client_that_another_virtual_host_trusts() {
 
 #[tokio::test]
 async fn wolfssl_cve_2026_11703_one_check_for_ids_and_for_tickets() {
-    // CVE-2026-11703, wolfSSL: server name and ALPN were compared where a ticket was resumed, but not where a session id
-    // was.
+    // CVE-2026-11703, wolfSSL: a resumption by ticket compared server name and ALPN, a resumption
+    // by session id did not.
     for version in VERSIONS {
         let alpn = |list: &str| format!("{}alpn = {list}\n", serves("ab"));
         let contexts =
@@ -91,7 +94,7 @@ async fn wolfssl_cve_2026_11703_one_check_for_ids_and_for_tickets() {
         }
         worker::bindings_apart(&site, At("web", "a.test"), "h2", "imap").await;
 
-        // Where one server speaks several protocols, each handshake agrees anew, the one that resumes as well.
+        // A server with several protocols negotiates ALPN in each handshake, in a resumption too.
         let mut client = Visitor::new(&site, None);
         for (protocol, resumed) in [("h2", false), ("h2", true), ("http/1.1", true)] {
             client.config.alpn_protocols = vec![protocol.into()];
@@ -133,8 +136,8 @@ async fn haproxy_2026_08_a_session_made_under_another_certificate() {
 
 #[tokio::test]
 async fn haproxy_2026_08_a_session_made_under_another_sni_filter() {
-    // HAProxy 52bdd0d02, August 2026: lines of one certificate list that differed in their SNI filters resumed each
-    // other's sessions.
+    // HAProxy 52bdd0d02, August 2026: lines of one certificate list with different SNI filters
+    // resumed each other's sessions.
     for version in VERSIONS {
         let listed = "certificate = [\"a.crt\", \"b.crt\", \"wild.crt\"]\nkey = [\"a.key\", \"b.key\", \"wild.key\"]\n";
         let site = Site::start(version, &[("list", listed.into())]).await;
@@ -150,9 +153,9 @@ async fn haproxy_2026_08_a_session_made_under_another_sni_filter() {
 }
 
 #[tokio::test]
-async fn haproxy_2026_08_a_session_made_under_another_client_certificate_policy() {
-    // HAProxy 4a8f76220, August 2026: lines that differed in whether and by whom clients are verified shared one session
-    // id context, so the laxest of them decided for all.
+async fn haproxy_2026_08_a_session_of_another_client_auth_policy() {
+    // HAProxy 4a8f76220, August 2026: lines with different verification of clients, or different
+    // authorities for it, shared one session id context. So the laxest line decided for all.
     for version in VERSIONS {
         let policies = [
             ("anybody", serves("a"), None, Then::Full),
@@ -170,17 +173,17 @@ async fn haproxy_2026_08_a_session_made_under_another_client_certificate_policy(
             }
             worker::bindings_apart(&site, At(here, "a.test"), "verify none", "verify required").await;
         }
-        // Within one policy that verifies whoever shows something, nobody is promoted who showed nothing.
-        let nobody = Visitor::new(&site, None);
-        apart(&site, &nobody, At("may-one", "a.test"), At("must-one", "a.test"), policies[2].3).await;
+        // Under a policy with optional client certificates, a client without one is not promoted.
+        let stranger = Visitor::new(&site, None);
+        apart(&site, &stranger, At("may-one", "a.test"), At("must-one", "a.test"), policies[2].3).await;
         site.daemon.stop().await;
     }
 }
 
 #[tokio::test]
 async fn postfix_2026_07_tickets_and_ids_of_another_service() {
-    // Postfix, July 2026 (tls_server.c): the cache of session ids was partitioned by service, tickets were not, so they
-    // were accepted by any service of master.cf.
+    // Postfix, July 2026 (tls_server.c): the cache of session ids was partitioned by service,
+    // tickets were not. So any service of master.cf accepted them.
     for version in VERSIONS {
         let service = asks("a", "request", "one");
         let alone = format!("{service}session_id_context = \"\"\n");
@@ -190,7 +193,8 @@ async fn postfix_2026_07_tickets_and_ids_of_another_service() {
         let alice = Visitor::new(&site, Some("alice"));
         apart(&site, &alice, At("smtps", "a.test"), At("submission", "a.test"), Then::Full).await;
         apart(&site, &alice, At("smtps", "a.test"), At("in", "a.test"), Then::Full).await;
-        // It is the service that keeps them apart: services that ask for it do share, tickets as well as ids.
+        // Only the service keeps them apart. Services with one `session_id_context` share tickets
+        // and ids.
         alice.forget();
         alice.visit(&site, At("in", "a.test")).await.established(false);
         alice.visit(&site, At("out", "a.test")).await.established(true);
@@ -200,8 +204,9 @@ async fn postfix_2026_07_tickets_and_ids_of_another_service() {
 
 #[tokio::test]
 async fn stunnel_cve_2015_3644_redirect_of_a_resumed_stranger() {
-    // CVE-2015-3644, stunnel 5.00 to 5.13: `redirect` sends whoever has no valid certificate elsewhere, but a resumed
-    // session carried no verdict, so a stranger who came back was let in.
+    // CVE-2015-3644, stunnel 5.00 to 5.13: `redirect` sends clients without a valid certificate
+    // elsewhere. But a resumed session carried no verdict, so such a client was let in when it came
+    // back.
     for version in VERSIONS {
         let contexts = [("redirect", asks("a", "request", "one")), ("inside", asks("a", "require", "one"))];
         let site = Site::start(version, &contexts).await;
@@ -214,18 +219,19 @@ async fn stunnel_cve_2015_3644_redirect_of_a_resumed_stranger() {
                 let visit = client.visit(&site, gate).await;
                 visit.established(resumed);
                 let session = site.session("redirect", &visit.server.session_id).await;
-                assert_eq!(session.peer, visit.server.peer, "the verdict lies with the session");
+                assert_eq!(session.peer, visit.server.peer, "the session has the verdict");
                 verdicts.push((session.peer, session.authenticate_time));
             }
             let names = verdicts.iter().map(|(peer, _)| peer.as_ref().map(|peer| peer.dns_names[0].as_str()));
             assert!(names.eq([Some("alice.one.test"), Some("carol.one.test"), None]), "{verdicts:?}");
             if resumed {
-                assert_eq!(verdicts, first, "a resumption authenticates nobody anew");
+                assert_eq!(verdicts, first, "a resumption does not authenticate again");
             }
             first = verdicts;
             site.daemon.clock.advance(Duration::from_secs(60));
         }
-        // Where a certificate is required neither the stranger's session counts nor that of alice: both are asked for one.
+        // Where a certificate is required, neither the session of alice nor that of the client
+        // without one counts. Both clients are asked for a certificate.
         let refused = Then::Refused("certificate_required");
         for client in [&clients[2], &clients[0]] {
             apart(&site, client, gate, At("inside", "a.test"), refused).await;
@@ -234,10 +240,10 @@ async fn stunnel_cve_2015_3644_redirect_of_a_resumed_stranger() {
     }
 }
 
-/// Shows that a session of `here` resumes there, and that it does not at `there`, on any path.
+/// Asserts that a session made at `here` resumes at `here`, and not at `there`, on any path.
 async fn apart(site: &Site, client: &Visitor, here: At, there: At, then: Then) {
     eprintln!("{:?}: from {here:?} to {there:?}", site.version.version);
-    // By session id and by ticket.
+    // The client offers it by session id or by ticket.
     client.forget();
     let home = client.visit(site, here).await;
     home.established(false);
@@ -249,12 +255,13 @@ async fn apart(site: &Site, client: &Visitor, here: At, there: At, then: Then) {
     let misses = site.misses(there.0).await;
     let away = client.stray(site, there).await;
     away.went(then);
-    assert_eq!(away.server.peer, None, "nobody has authenticated here");
-    assert_eq!(site.misses(there.0).await, misses + 1, "it was offered");
+    assert_eq!(away.server.peer, None, "the client has not authenticated here");
+    assert_eq!(site.misses(there.0).await, misses + 1, "the session was offered");
     let last = client.visit(site, here).await;
     last.established(true);
 
-    // By name: another context refuses it, and the same one does not get it for another name.
+    // The caller names the session. Another context refuses it, and the same context does not
+    // resume it for another name.
     let named = last.server.session_id;
     assert!(!named.is_empty());
     if here.0 == there.0 {

@@ -1,10 +1,12 @@
-//! Connections whose TLS runs in the worker: what one of them made is not found where another policy holds.
+//! Connections whose TLS runs in the worker: a lookup under another policy does not find their
+//! sessions.
 
 use tls_sessiond::proto as pb;
 
 use super::{At, Site, VERSIONS, asks, at};
 
-/// Shows that what a worker's server made at `here` is found there, and not at `there`.
+/// Asserts that a session of a worker's server made at `here` is found at `here`, and not at
+/// `there`.
 pub(super) async fn servers_apart(site: &Site, here: At, there: At) {
     let put = put(site, here, pb::Role::Server, b"").await;
     if here.0 != there.0 {
@@ -14,7 +16,8 @@ pub(super) async fn servers_apart(site: &Site, here: At, there: At) {
     assert_found(site, lookup(&put, here)).await;
 }
 
-/// Shows that what a worker's client got at `here` is found there, and not at `there`, neither by its id nor as the newest.
+/// Asserts that a session of a worker's client got at `here` is found at `here`. It is not found at
+/// `there`, neither by its id nor as the newest one.
 pub(super) async fn clients_apart(site: &Site, here: At, there: At) {
     let put = put(site, here, pb::Role::Client, b"").await;
     site.refuses(&at(there, pb::Role::Client), &put.id).await;
@@ -24,7 +27,8 @@ pub(super) async fn clients_apart(site: &Site, here: At, there: At) {
     assert_found(site, newest(here)).await;
 }
 
-/// Shows that within one context a binding keeps apart what only the worker knows of, and its library's name does too.
+/// Asserts that within one context a lookup finds a session only with an equal binding and an equal
+/// format.
 pub(super) async fn bindings_apart(site: &Site, place: At, one: &str, two: &str) {
     let put = put(site, place, pb::Role::Server, one.as_bytes()).await;
     let asked = pb::LookupSessionRequest { binding: one.to_owned().into(), ..lookup(&put, place) };
@@ -37,9 +41,9 @@ pub(super) async fn bindings_apart(site: &Site, place: At, one: &str, two: &str)
 }
 
 #[tokio::test]
-async fn stunnel_cve_2015_3644_redirect_of_a_resumed_stranger_by_a_worker() {
-    // CVE-2015-3644, stunnel, where the worker runs TLS and is handed the session: the verdict comes with it, and where
-    // there was none, none comes.
+async fn stunnel_cve_2015_3644_verdict_of_a_workers_session() {
+    // CVE-2015-3644, stunnel, for a worker that runs TLS itself: a lookup returns the session with
+    // its verdict, and without one if there was none.
     for version in VERSIONS {
         let contexts = [("redirect", asks("a", "request", "one")), ("inside", asks("a", "require", "one"))];
         let site = Site::start(version, &contexts).await;
@@ -57,7 +61,7 @@ async fn stunnel_cve_2015_3644_redirect_of_a_resumed_stranger_by_a_worker() {
             site.close(&id).await;
             assert_eq!(put.peer, peer);
 
-            // Told by the id alone, while the session is in the cache.
+            // New gets only the id, while the session is in the cache.
             let named = pb::NewRequest { session_id: put.id.clone(), ..worker(gate, pb::Role::Server) };
             let resumed = site.open(named).await;
             assert_eq!((resumed.session_reused, &resumed.peer), (true, &peer));
@@ -75,7 +79,8 @@ pub(super) fn worker(place: At, role: pb::Role) -> pb::NewRequest {
     pb::NewRequest { engine: pb::Engine::Worker.into(), ..at(place, role) }
 }
 
-/// A session that a connection made here; its id is the connection's, which nobody else has.
+/// Returns a request to store a session of this connection. Its id is the connection's, which is
+/// unique.
 pub(super) fn to_put(
     site: &Site,
     connection_id: &str,
@@ -97,7 +102,7 @@ pub(super) fn to_put(
     }
 }
 
-/// Makes a session, and closes the connection that made it.
+/// Stores a session and closes its connection.
 pub(super) async fn put(site: &Site, place: At, role: pb::Role, binding: &[u8]) -> pb::Session {
     let id = site.open(worker(place, role)).await.id;
     let mut request = to_put(site, &id, place.1, binding);

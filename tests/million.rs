@@ -1,8 +1,9 @@
-//! A million sessions: what they take, that it goes back, and that a flood of them is nobody else's business.
+//! A million sessions: their memory, its return, and the protection of other contexts from a flood
+//! of them.
 //!
-//! A binary of its own, for it counts what the whole process holds on the heap.
+//! A binary of its own, because it counts the whole heap of the process.
 
-// Always so here; clippy allows unwrap where it is said.
+// Always true here. Clippy allows `unwrap` in tests only where `cfg(test)` is written.
 #![cfg(test)]
 
 use std::{
@@ -29,7 +30,7 @@ const MILLION: u32 = 1_000_000;
 const NOW: Now = Now::from_millis(1_700_000_000_000);
 const SECRET: usize = 150;
 
-/// What every session is asked for on.
+/// The criteria of every lookup.
 fn terms() -> Terms<'static> {
     static NAME: LazyLock<ServerName<'static>> = LazyLock::new(|| "a.test".into());
     Terms {
@@ -41,13 +42,13 @@ fn terms() -> Terms<'static> {
     }
 }
 
-/// The heap is one for all tests: one at a time.
+/// Runs one test at a time, because they share the heap.
 fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// As long as those that OpenSSL makes.
+/// Returns an id as long as those of OpenSSL.
 fn id(number: u32) -> SessionId {
     let mut bytes = [0; 32];
     bytes[..4].copy_from_slice(&number.to_be_bytes());
@@ -73,10 +74,11 @@ fn put(cache: &Cache, number: u32, account: &Arc<Account>, name: &ServerName<'st
 }
 
 #[test]
-fn a_million_sessions_take_what_they_count_for_and_give_it_back_when_they_expire() {
+fn million_sessions_use_their_counted_memory_and_return_it() {
     const HOURS: u32 = 10;
     const HOUR: Duration = Duration::from_secs(3_600);
-    /// What the journal of departures grows to, and keeps; twice what a departure takes, for lists double.
+    /// The most that the tombstones grow to and keep: twice the size of each, because lists double
+    /// their capacity.
     const JOURNAL: usize = 100 * DEPARTURES_MAX;
     let _alone = alone();
     let limits = Limits { entries_max: MILLION as usize, bytes_max: 1 << 30 };
@@ -92,7 +94,7 @@ fn a_million_sessions_take_what_they_count_for_and_give_it_back_when_they_expire
     let full = HEAP.allocated() - before;
     assert_eq!(cache.len(), MILLION as usize);
     let counted = cache.bytes();
-    // All have one kind, which lies in memory a few times and counts for each of them.
+    // All sessions share their attributes. Memory holds these a few times, but they count for each.
     let kind = cache.peek(&id(0), NOW).unwrap().kind().size();
     let own = counted - MILLION as usize * kind;
     assert!(
@@ -103,11 +105,12 @@ fn a_million_sessions_take_what_they_count_for_and_give_it_back_when_they_expire
     );
 
     for hour in 1..=HOURS {
-        // What is over leaves up to four seconds late.
+        // Expired sessions may be removed up to four seconds late.
         cache.reap(NOW.at.after(HOUR * hour + Duration::from_secs(5)));
         let left = (MILLION / HOURS * (HOURS - hour)) as usize;
         assert_eq!(cache.len(), left);
-        // Slots and tables go back when three quarters of them are free; each session's own bytes at once.
+        // The slots and tables shrink when three quarters of them are free. A session's own bytes
+        // are freed at once.
         let held = HEAP.allocated().saturating_sub(before);
         let own = full / MILLION as usize * left;
         assert!(
@@ -120,7 +123,7 @@ fn a_million_sessions_take_what_they_count_for_and_give_it_back_when_they_expire
 }
 
 #[test]
-fn a_flood_of_a_million_sessions_in_one_context_takes_none_of_another() {
+fn flood_in_one_context_evicts_nothing_of_another() {
     const TOTAL: usize = 20_000;
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
@@ -143,7 +146,7 @@ fn a_flood_of_a_million_sessions_in_one_context_takes_none_of_another() {
         assert_eq!(web.server_cache.len(), sessions);
         for number in 0..sessions {
             let id = id(u32::try_from(number).unwrap());
-            assert!(web.server_cache.find(&id, &terms(), NOW).is_ok(), "session {number} is gone");
+            assert!(web.server_cache.find(&id, &terms(), NOW).is_ok(), "session {number} was evicted");
         }
     };
 
@@ -155,10 +158,10 @@ fn a_flood_of_a_million_sessions_in_one_context_takes_none_of_another() {
             assert!(registry.ledger().budget.held().entries() <= TOTAL);
         }
     }
-    assert_eq!(flooded.server_cache.len(), TOTAL - early, "it has all that nobody else uses");
+    assert_eq!(flooded.server_cache.len(), TOTAL - early, "the flooded cache has all unused room");
     all_resume(early);
 
-    // What the flood has borrowed it gives back to whoever has a right to it.
+    // The flooded cache gives back the room it borrowed when another cache claims its share.
     grow(early, share);
     all_resume(share);
     assert_eq!(flooded.server_cache.len(), TOTAL - share);

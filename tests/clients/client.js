@@ -1,4 +1,4 @@
-// A worker in Node: what tests/it/clients.rs asks of every client, with the messages that the protos tell.
+// A worker in Node. It makes the calls that tests/it/clients.rs expects of every client, with messages from the protos.
 //
 // client.js PROTOS tcp ADDRESS | unix PATH | tls ADDRESS FOLDER
 const { readFileSync } = require('fs');
@@ -10,7 +10,7 @@ const [protos, kind, where, folder] = process.argv.slice(2);
 const files = ['connection', 'context'].map((name) => `tls/sessiond/v1/${name}_service.proto`);
 const options = { includeDirs: [protos], enums: String, oneofs: true };
 const api = grpc.loadPackageDefinition(loader.loadSync(files, options)).tls.sessiond.v1;
-// What an error carries; proto-loader brings Any and no more.
+// The details of an error. proto-loader defines only Any.
 const rpc = protobuf.parse(`
   syntax = "proto3"; package google.rpc;
   message Any { string type_url = 1; bytes value = 2; }

@@ -1,4 +1,4 @@
-"""A worker in Python: what tests/it/clients.rs asks of every client, with the messages that reflection tells.
+"""A worker in Python. It makes the calls that tests/it/clients.rs expects of every client, with messages from reflection.
 
 client.py tcp ADDRESS | unix PATH [AUTHORITY] | tls ADDRESS FOLDER
 """

@@ -1,6 +1,6 @@
-//! The daemon as a whole, through its API and with real peers.
+//! Tests of the daemon as a whole, through its API and with real peers.
 
-// Always so here; clippy allows unwrap where it is said.
+// Always true here. Clippy allows `unwrap` in tests only where `cfg(test)` is written.
 #![cfg(test)]
 
 mod answers;
@@ -20,7 +20,7 @@ mod drive_close;
 mod explaining;
 mod foreign_client;
 #[path = "../load/frames.rs"]
-#[allow(dead_code, reason = "shared with the tests of load")]
+#[allow(dead_code, reason = "shared with the load tests")]
 mod frames;
 mod fuzzed;
 mod grpc_corners;

@@ -1,8 +1,11 @@
-//! Random sequences of all calls on connections that share sessions, held against a small model.
+//! Random sequences of all calls on connections that share sessions, compared with a small model.
 //!
-//! Goal: no session that the close rule calls bad is ever handed out, and none that it calls good is lost. Method: what TLS
-//! does - states, alerts, new sessions - is observed; what that does to the cache is predicted, and after every call the
-//! cache must hold exactly the sessions that the model says are alive.
+//! Goal: the daemon never hands out a session that the close rule calls bad, and loses none that it
+//! calls good.
+//!
+//! Method: the test observes the effects of TLS (states, alerts, new sessions) and predicts their
+//! effect on the cache. After every call the cache must hold exactly the sessions that are alive in
+//! the model.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,19 +41,19 @@ enum Op {
     Clear(Role, usize),
     Shutdown(Role, usize),
     SetShutdown(Role, usize, bool, bool),
-    /// Names the nth session that was ever seen, of either side, dead or alive.
+    /// Names the nth session ever seen, of either side, alive or removed.
     SetSession(Role, usize, Option<prop::sample::Index>),
     RemoveSession(prop::sample::Index),
-    /// New wires between two objects; what was in flight is lost.
+    /// Connects two objects with new wires. Bytes in flight are lost.
     Pair(usize, usize),
-    /// One Exchange with what is queued.
+    /// One Exchange with the queued bytes.
     Step(Role, usize),
     Write(Role, usize),
-    /// Steps on both ends until neither has anything to say.
+    /// Steps on both ends until neither sends anything.
     Settle(usize, usize),
     EndOfStream(Role, usize),
     Garbage(Role, usize),
-    /// A whole connection: new wires, handshake, and both sides close or not.
+    /// A whole connection: new wires, a handshake, and a close of each side or none.
     Visit(usize, usize, bool, bool),
     Wait(u64),
 }
@@ -78,7 +81,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Which side of the cache, and which id there.
+/// Whether it is a server's session, and its id.
 type Key = (bool, SessionId);
 
 struct Object {
@@ -86,11 +89,11 @@ struct Object {
     role: Role,
     inbox: Vec<u8>,
     peer: Option<(Role, usize)>,
-    // The model's part:
+    // The state of the model:
     sent: bool,
     family: BTreeSet<Key>,
     flight: Option<FirstFlight>,
-    /// When the session ends that its handshake resumed.
+    /// When the session that its handshake resumed expires.
     until: Option<Timestamp>,
 }
 
@@ -104,24 +107,24 @@ struct World {
     alive: BTreeSet<Key>,
 }
 
-/// What never changes of a session.
+/// The attributes of a session that never change.
 #[derive(Clone, Copy)]
 struct Born {
     version: Version,
     expires: Timestamp,
 }
 
-/// One Exchange as it was seen from outside.
+/// One Exchange as seen from outside.
 struct Step<'a> {
     inbox: &'a [u8],
     before: &'a Seen,
     after: &'a Seen,
-    /// What was attached and still counted when it ended.
+    /// The attached session, if it still counted when the call ended.
     attached: Option<Key>,
     output: &'a Output,
 }
 
-/// What is known of an object after a call.
+/// The state of an object after a call.
 struct Seen {
     state: State,
     flags: Shutdown,
@@ -131,7 +134,7 @@ struct Seen {
 }
 
 impl World {
-    /// With empty caches.
+    /// Returns a world with empty caches.
     fn new(registry: &Arc<Registry>, clock: &ManualClock) -> Self {
         let world = Self {
             table: Table::new(Arc::clone(registry), Clock::Manual(clock.clone()), Most::all(1_000)),
@@ -179,7 +182,7 @@ impl World {
         self.objects.insert(place(role, slot), object);
     }
 
-    /// `None`: its idle time-out has freed it.
+    /// Returns `None` if the idle time-out has freed the connection.
     fn look(&self, id: ConnectionId) -> Option<Seen> {
         self.table
             .look(id, |connection, _| Seen {
@@ -248,7 +251,8 @@ impl World {
         self.compare(op);
     }
 
-    /// The rule: what ends established and not closed by this side takes its family along.
+    /// The close rule: a connection that ends established and was not closed by this side removes
+    /// its family.
     fn ends(&mut self, role: Role, slot: usize, before: &Seen) {
         let object = self.objects.get_mut(&place(role, slot)).unwrap();
         let mut family = std::mem::take(&mut object.family);
@@ -283,7 +287,7 @@ impl World {
         let established = self.look(id).unwrap().state == State::Established;
         let mut ciphertext = Vec::new();
         let done = self.table.apply_alone(id, |connection, _| connection.shutdown(&mut ciphertext));
-        assert_eq!(done.is_ok(), established, "Shutdown is for established connections alone");
+        assert_eq!(done.is_ok(), established, "Shutdown works only on established connections");
         if established {
             self.object(role, slot).sent = true;
         } else {
@@ -315,7 +319,7 @@ impl World {
             Err(other) => panic!("{other}"),
             Ok(attached) => {
                 assert!(!foreign);
-                // Naming what is attached already replaces nothing.
+                // Naming the attached session again replaces nothing.
                 let same = key.is_some() && key == before.attached && attached.is_some();
                 if !(same && before.state == State::Established) {
                     self.ends(role, slot, &before);
@@ -364,10 +368,11 @@ impl World {
                 return;
             }
         }
-        panic!("two peers talk for ever");
+        panic!("two peers exchange bytes without end");
     }
 
-    /// One Exchange, and what it must do to the cache. Answers how many bytes it made.
+    /// Runs one Exchange and checks its effect on the cache. Returns the number of bytes that it
+    /// made.
     fn exchange(&mut self, role: Role, slot: usize, plaintext: &[u8], end_of_stream: bool) -> usize {
         let object = self.object(role, slot);
         let id = object.id;
@@ -386,14 +391,15 @@ impl World {
                     other => panic!("{other}"),
                 }
                 if before.state != State::Failed {
-                    // Nothing of the call was used.
+                    // The call consumed nothing.
                     self.object(role, slot).inbox = inbox;
                 }
                 return 0;
             }
         };
         let after = self.look(id).unwrap();
-        // What was attached for a handshake that then ended in the same call is of no more use: made or resumed ones are.
+        // A session that was attached for a handshake no longer counts once the handshake has
+        // finished in the same call. Then only new and resumed sessions count.
         let attached = before.attached.clone().filter(|_| self.finished() == finished);
         self.observe(
             role,
@@ -401,10 +407,10 @@ impl World {
             &Step { inbox: &inbox, before: &before, after: &after, attached, output: &output },
         );
         if before.state == State::Failed {
-            panic!("a failed connection went on");
+            panic!("an Exchange on a failed connection succeeded");
         }
         if end_of_stream && after.state == State::Established {
-            assert!(after.flags.received, "the transport ended without a close_notify");
+            assert!(after.flags.received, "RECEIVED is not set at the end of the transport");
             self.object(role, slot).sent = true;
         }
         self.send(role, slot, &output.ciphertext);
@@ -418,9 +424,9 @@ impl World {
             self.object(role, slot).sent = false;
         }
         if role == Role::Client && begins {
-            // What a client offers is attached from the first step on.
+            // The session that a client offers is attached from the first step on.
             if let Some(offered) = &after.attached {
-                assert!(self.alive.contains(offered), "a client was handed a session that is bad");
+                assert!(self.alive.contains(offered), "a client got a bad session");
                 if self.seen[offered].version == Version::Tls13 {
                     self.alive.remove(offered);
                 }
@@ -428,11 +434,12 @@ impl World {
             }
         }
         if role == Role::Client && begins && after.state == State::Failed {
-            // It began and ended in one call: what it offered cannot be seen, but it is at most one session.
+            // The client began and failed in one call. The test cannot see the session that it
+            // offered, but it offered at most one.
             let cached = self.cached();
             let offered: Vec<_> =
                 self.alive.iter().filter(|key| !cached.contains_key(key)).cloned().collect();
-            assert!(offered.len() <= 1, "a client that offers one session spent more");
+            assert!(offered.len() <= 1, "a client that offers one session consumed more");
             self.alive.retain(|key| !offered.contains(key));
             self.object(role, slot).family.extend(offered);
         }
@@ -444,12 +451,12 @@ impl World {
             self.object(role, slot).family.extend(offered);
         }
 
-        // New sessions belong to the one that spoke.
+        // New sessions belong to the connection of this call.
         for (new, born) in self.cached() {
             if !self.seen.contains_key(&new) {
-                assert_eq!(new.0, role == Role::Server, "the other side made a session");
+                assert_eq!(new.0, role == Role::Server, "the other side stored a session");
                 if let Some(until) = self.object(role, slot).until.filter(|_| after.reused) {
-                    assert!(born.expires <= until, "a resumption made a life longer");
+                    assert!(born.expires <= until, "a resumption extended a lifetime");
                 }
                 self.seen.insert(new.clone(), born);
                 self.alive.insert(new.clone());
@@ -467,11 +474,11 @@ impl World {
             family.extend(attached.clone());
             self.alive.retain(|key| !family.contains(key));
             for removed in &output.removed {
-                // One that was made in the same call was never seen.
+                // The test never saw a session that was made in the same call.
                 let key = (role == Role::Server, removed.id.clone());
                 assert!(
                     family.contains(&key) || !self.seen.contains_key(&key),
-                    "a session of another family is gone"
+                    "a session of another family was removed"
                 );
             }
         } else {
@@ -479,8 +486,8 @@ impl World {
         }
     }
 
-    /// Once a server has the whole ClientHello: the first ticket that it finds is spent, and a session that it resumes
-    /// must not be bad.
+    /// Predicts the lookup of a server that has the whole ClientHello. The server consumes the
+    /// first ticket that it finds, and must not resume a bad session.
     fn client_hello(&mut self, slot: usize, begins: bool, inbox: &[u8], after: &Seen) {
         let object = self.object(Role::Server, slot);
         if begins {
@@ -503,7 +510,7 @@ impl World {
                 && *offer.server_name == *"localhost"
         });
         if after.reused {
-            let found = found.as_ref().expect("a server resumed a session that is bad");
+            let found = found.as_ref().expect("a server resumed a bad session");
             let until = self.seen[found].expires;
             self.object(Role::Server, slot).until = Some(until);
             if version == Version::Tls12 {
@@ -515,7 +522,7 @@ impl World {
         }
     }
 
-    /// The versions that a server accepts in this handshake.
+    /// Returns the versions that a server accepts in this handshake.
     fn speaks(&mut self, slot: usize) -> Vec<Version> {
         let id = self.object(Role::Server, slot).id;
         self.table
@@ -550,7 +557,7 @@ impl World {
         self.alive.retain(|key| seen[key].expires > now);
     }
 
-    /// How many handshakes have ended well.
+    /// Returns the number of successful handshakes.
     fn finished(&self) -> u64 {
         let stats = self.registry.all().iter().map(|context| &context.stats);
         stats.map(|stats| stats.accept_good.get() + stats.connect_good.get()).sum()
@@ -570,7 +577,7 @@ impl World {
 
     fn compare(&self, op: Op) {
         let cached: BTreeSet<_> = self.cached().into_keys().collect();
-        assert_eq!(cached, self.alive, "after {op:?} the cache is not what the rule says");
+        assert_eq!(cached, self.alive, "after {op:?} the cache does not match the close rule");
         for (place, object) in &self.objects {
             let seen = self.look(object.id).unwrap();
             assert_eq!(seen.flags.sent, object.sent, "SENT of {place:?} after {op:?}");

@@ -1,4 +1,5 @@
-//! Who gets in over TLS, as whom, for how long, and that new files disturb nobody.
+//! Mutual TLS of the API: accepted certificates, the identities that they give, their expiry, and
+//! new files at run time.
 
 use std::{fs, time::Duration};
 
@@ -23,23 +24,24 @@ use crate::{
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// The message of TLS that ends a handshake which must fail. In TLS 1.3 a client hears it once it reads.
+/// Returns the error of a handshake that must fail. In TLS 1.3 the client receives the alert only
+/// when it reads.
 async fn turned_away(house: &House, config: rustls::ClientConfig) -> String {
     let mut stream = match house.handshake(config).await {
         Err(err) => return err.to_string(),
         Ok(stream) => stream,
     };
-    // It may be closed already.
+    // The daemon may have closed the connection already.
     drop(stream.write_all(PREFACE).await);
     let mut bytes = [0; 64];
     match stream.read(&mut bytes).await {
         Err(err) => err.to_string(),
-        Ok(length) => panic!("it was let in, and read {:?}", &bytes[..length]),
+        Ok(length) => panic!("the daemon accepted it and sent {:?}", &bytes[..length]),
     }
 }
 
 #[tokio::test]
-async fn certificate_is_needed_that_is_ours_and_has_not_ended() {
+async fn mutual_tls_requires_a_valid_certificate_of_our_authority() {
     let house = House::with(&rule("dns:*.test", "*", "worker")).await;
     let ours = &house.authority;
     let good = ours.leaf(&["a.test"]);
@@ -76,7 +78,7 @@ async fn certificate_is_needed_that_is_ours_and_has_not_ended() {
     }
     Guest::new(&house.over_tls(&good).await).open("").await.unwrap();
 
-    // Plaintext is not answered in plaintext; at most with an alert.
+    // The daemon does not answer plaintext in plaintext, at most with an alert.
     let mut plain = TcpStream::connect(house.tls).await.unwrap();
     plain.write_all(PREFACE).await.unwrap();
     let mut answer = Vec::new();
@@ -86,7 +88,7 @@ async fn certificate_is_needed_that_is_ours_and_has_not_ended() {
 }
 
 #[tokio::test]
-async fn names_of_a_certificate_are_who_calls_and_the_first_of_them_owns() {
+async fn certificate_names_identify_and_the_first_one_owns() {
     let rules = [
         rule("spiffe://example.org/ns/web/*", "*", "worker"),
         rule("dns:*.workers.test", "*", "worker"),
@@ -108,7 +110,7 @@ async fn names_of_a_certificate_are_who_calls_and_the_first_of_them_owns() {
         (ours.leaf(&["A.Workers.Test"]), Some("dns:a.workers.test")),
         (named("job"), Some("subject:CN=job")),
         (urn, Some("uri:urn:a:1")),
-        // Whichever name the rule is about, the first URI owns.
+        // The first URI is the owner, even if the rule matches another name.
         (
             ours.leaf(&["spiffe://example.org/ns/mail/a", "b.workers.test"]),
             Some("uri:spiffe://example.org/ns/mail/a"),
@@ -130,7 +132,7 @@ async fn names_of_a_certificate_are_who_calls_and_the_first_of_them_owns() {
 }
 
 #[tokio::test]
-async fn certificate_that_ends_takes_calls_and_streams_with_it() {
+async fn expired_certificate_ends_its_calls_and_streams() {
     let rules = rule("dns:a.test", "default", "worker") + &rule("dns:a.test", "mail", "observer");
     let house = House::with(&(rules + &rule("local", "*", "observer"))).await;
     let last = now().as_secs() + 3600;
@@ -139,7 +141,8 @@ async fn certificate_that_ends_takes_calls_and_streams_with_it() {
     });
     let mut guest = Guest::new(&house.over_tls(&short).await);
     guest.open("").await.unwrap();
-    // It ends with the second that it names. Streams sleep until then, and read the clock again: three seconds.
+    // The certificate expires at the end of the second that it names. Streams sleep until then and
+    // read the clock again, so three seconds remain.
     let daemon = &house.daemon;
     let left = (last + 1) * 1000 - daemon.table.now().wall().as_millis();
     daemon.clock.advance(Duration::from_millis(left - 3000));
@@ -155,14 +158,14 @@ async fn certificate_that_ends_takes_calls_and_streams_with_it() {
     assert_eq!(told(driven.answers.message()).await, ended);
     assert_eq!(told(watched.message()).await, ended);
     assert_eq!(why(guest.open("").await), ended);
-    // What everybody may call ends as well.
+    // Calls that are open to every caller fail as well.
     let health = HealthClient::new(guest.channel.clone()).check(HealthCheckRequest::default()).await;
     assert_eq!(why(health), ended);
     house.daemon.stop().await;
 }
 
 #[tokio::test]
-async fn new_certificate_and_new_authority_count_for_new_connections_and_old_ones_go_on() {
+async fn new_certificates_and_ca_apply_to_new_connections_only() {
     let rules = rule("dns:*.test", "*", "worker") + &rule("local", "*", "observer");
     let house = House::with(&rules).await;
     let (ours, theirs) = (&house.authority, Authority::new("next"));
@@ -174,7 +177,7 @@ async fn new_certificate_and_new_authority_count_for_new_connections_and_old_one
     driven.answers.message().await.unwrap().unwrap();
 
     theirs.leaf(&["localhost"]).write(house.folder(), "server");
-    // A key that does not fit: nothing changes.
+    // The key does not match the certificate, so the reload changes nothing.
     let key = fs::read(house.folder().join("server.key")).unwrap();
     fs::write(house.folder().join("server.key"), "").unwrap();
     fs::write(house.folder().join("ca.pem"), &theirs.pem).unwrap();
@@ -186,11 +189,12 @@ async fn new_certificate_and_new_authority_count_for_new_connections_and_old_one
     house.reload(&rules).unwrap();
     let heard = turned_away(&house, client(&theirs.pem, Some(&old))).await;
     assert!(!heard.is_empty());
-    house.handshake(client(&ours.pem, Some(&next))).await.expect_err("it shows the new certificate");
+    house.handshake(client(&ours.pem, Some(&next))).await.expect_err("the daemon shows the new certificate");
     let stream = house.handshake(client(&theirs.pem, Some(&next))).await.unwrap();
     Guest::new(&crate::doors::over(stream).await).open("").await.unwrap();
 
-    // Calls and streams of before go on, and the connections are the same worker's, who came with the same name.
+    // Calls and streams opened earlier go on. The connections have the same owner, because the
+    // certificate has the same name.
     guest.open("").await.unwrap();
     attached.established("ab").await;
     assert_eq!(house.daemon.get(&made).await.owner, "dns:a.test");
@@ -199,7 +203,7 @@ async fn new_certificate_and_new_authority_count_for_new_connections_and_old_one
 }
 
 #[tokio::test]
-async fn client_of_the_crate_comes_over_mutual_tls() {
+async fn rust_client_connects_over_mutual_tls() {
     let house = House::with(&rule("dns:a.test", "*", "worker")).await;
     let endpoint = format!("https://localhost:{}", house.tls.port());
     let options = |config: &rustls::ClientConfig| {
@@ -213,7 +217,8 @@ async fn client_of_the_crate_comes_over_mutual_tls() {
     connection.shutdown();
     drop(connection);
     assert!(found(&worker, b"a").await);
-    // Let in, but without a rule: each lookup is a miss, and no handshake fails.
+    // The daemon accepts the connection, but no rule matches: each lookup misses and no handshake
+    // fails.
     let stranger = Worker::connect(options(&house.client(Some(&house.authority.leaf(&["b.test"])))));
     assert!(!found(&stranger, b"a").await);
     house.daemon.stop().await;

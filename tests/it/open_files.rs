@@ -1,4 +1,5 @@
-//! Few open files: the limit is raised, told, and leaves a reserve for health and reloads.
+//! The limit of open files: the daemon raises it, logs it, and keeps a reserve for health checks
+//! and reloads.
 
 use std::{fs, process::Stdio, time::Instant};
 
@@ -16,7 +17,8 @@ use crate::{
     process::{PATIENCE, Process},
 };
 
-/// The daemon below a shell that limits its open files: `ulimit -S -n SOFT && ulimit -H -n HARD`.
+/// The daemon started by a shell that limits its open files: `ulimit -S -n SOFT && ulimit -H -n
+/// HARD`.
 struct Limited {
     process: Process,
     address: String,
@@ -49,21 +51,22 @@ impl Limited {
         fs::read_to_string(self.folder.path().join("stderr")).unwrap()
     }
 
-    /// Ends it; answers its log.
+    /// Stops the daemon and returns its log.
     async fn end(self) -> String {
         self.process.signal("TERM").await;
         assert!(self.process.succeeds().await);
         fs::read_to_string(self.folder.path().join("stderr")).unwrap()
     }
 
-    /// The limit that the process runs with.
+    /// Returns the soft limit of the process.
     fn soft_limit(&self) -> u32 {
         let limits = fs::read_to_string(format!("/proc/{}/limits", self.process.id())).unwrap();
         let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
         line.split_whitespace().nth(3).unwrap().parse().unwrap()
     }
 
-    /// Asks for health over a new socket, until it gets an answer: places for that are few, and soon free again.
+    /// Checks health over new sockets until one is answered. Few sockets beyond the limit are
+    /// served at a time, and each is free again soon.
     async fn health(&self) -> ServingStatus {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -74,7 +77,7 @@ impl Limited {
             };
             match asked.await {
                 Ok(status) => return status,
-                Err(err) => assert!(Instant::now() < until, "no answer about health: {err}"),
+                Err(err) => assert!(Instant::now() < until, "no answer to the health check: {err}"),
             }
         }
     }
@@ -84,7 +87,7 @@ impl Limited {
 async fn soft_limit_of_open_files_is_raised_to_the_hard_one() {
     let daemon = Limited::start(64, 1000, "").await;
     assert_eq!(daemon.soft_limit(), 1000);
-    // The log is a little behind; it is written as a whole when the daemon has ended.
+    // The log is written a little later than it happens. It is complete once the daemon has ended.
     let log = daemon.end().await;
     assert!(log.contains("limits.sockets cannot be reached"), "10,000 sockets do not fit: {log}");
     let log = Limited::start(64, 1000, "[limits]\nsockets = 500\n").await.end().await;
@@ -92,7 +95,7 @@ async fn soft_limit_of_open_files_is_raised_to_the_hard_one() {
 }
 
 #[tokio::test]
-async fn sockets_beyond_the_limit_are_told_so_and_may_ask_for_health() {
+async fn sockets_beyond_the_limit_are_served_health_only() {
     let daemon = Limited::start(1000, 1000, "[limits]\nsockets = 4\n").await;
     let mut held = Vec::new();
     for _ in 0..4 {
@@ -111,25 +114,25 @@ async fn sockets_beyond_the_limit_are_told_so_and_may_ask_for_health() {
         );
     }
     assert_eq!(daemon.health().await, ServingStatus::Serving);
-    // A place that is free again is for all calls.
+    // A socket that takes a freed place may make all calls.
     drop(held.pop());
     let until = Instant::now() + PATIENCE;
     while Guest::new(&over(daemon.connect().await).await).open("").await.is_err() {
-        assert!(Instant::now() < until, "the place is never free");
+        assert!(Instant::now() < until, "the place is never freed");
     }
     drop(held);
     let began = Instant::now();
     let log = daemon.end().await;
     let lines = log.matches("limits.sockets is reached").count();
     let most = 1 + usize::try_from(began.duration_since(reached).as_secs() / 10).unwrap();
-    assert!((1..=most).contains(&lines), "one line in ten seconds: {log}");
+    assert!((1..=most).contains(&lines), "at most one line in ten seconds: {log}");
 }
 
 #[tokio::test]
 async fn flood_of_sockets_leaves_files_for_health_and_reload() {
     let daemon = Limited::start(120, 120, "").await;
     let mut held = Vec::new();
-    // Many more than there are files; the ones that are refused are closed by the daemon.
+    // Many more sockets than files. The daemon closes those that it refuses.
     for _ in 0..300 {
         held.push(daemon.connect().await);
     }
@@ -148,7 +151,7 @@ async fn flood_of_sockets_leaves_files_for_health_and_reload() {
 }
 
 #[tokio::test]
-async fn too_few_open_files_for_any_socket_end_the_start() {
+async fn too_few_open_files_fail_the_start() {
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -n 40 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_tls-sessiond")]);
     command.args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"]).env_remove("RUST_LOG");

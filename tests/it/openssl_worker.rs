@@ -1,5 +1,5 @@
-//! Workers that run OpenSSL and share its sessions: processes of the examples, real peers, and what becomes of sessions
-//! when something goes wrong.
+//! Workers that run OpenSSL and share its sessions: the example programs with real peers, and what
+//! happens to sessions after errors.
 
 use std::{
     io::{Read, Write},
@@ -34,13 +34,13 @@ use crate::{
     process::{Process, example, run},
 };
 
-/// A worker that waits for the daemon however busy this machine is.
+/// A lookup deadline that is long enough on a busy machine.
 const PATIENT: &[&str] = &["--lookup-deadline", "10000"];
 const GET: &str = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const VERSIONS: [&str; 2] = ["-tls1_2", "-tls1_3"];
 const RUSTLS_VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 
-/// Certificates, and where sessions of s_client lie.
+/// Certificates, and the folder for sessions of s_client.
 struct Files(tempfile::TempDir);
 
 impl Files {
@@ -54,7 +54,7 @@ impl Files {
         self.0.path().join(name).to_str().unwrap().to_owned()
     }
 
-    /// A worker process that serves with OpenSSL.
+    /// Starts a worker process that serves with OpenSSL.
     async fn server(&self, daemon: &str, name: &str, args: &[&str]) -> Server {
         let (certificate, key) = (self.path("tls.crt"), self.path("tls.key"));
         let mut command = example("openssl_server");
@@ -65,7 +65,7 @@ impl Files {
         Server { address, process }
     }
 
-    /// rustls' client with a session store of its own.
+    /// Returns a rustls client with a session store of its own.
     fn rustls(&self, version: &'static SupportedProtocolVersion) -> TlsConnector {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(self.path("ca.pem")).unwrap()).unwrap();
@@ -87,7 +87,7 @@ async fn s_client(address: &str, version: &str, args: &[&str]) -> String {
     run(Command::new("openssl").args(fixed).args(args), GET).await.0
 }
 
-/// Whether a page came, over a resumed session or over a new one.
+/// Returns whether the page came over a resumed session. Panics if no page came.
 fn resumed(said: &str) -> bool {
     assert!(said.contains(" resumed: "), "no page: {said}");
     let resumed = said.contains("Reused, ");
@@ -105,15 +105,15 @@ fn kind(stream: &TlsStream<TcpStream>) -> HandshakeKind {
     stream.get_ref().1.handshake_kind().unwrap()
 }
 
-/// How many handshakes of servers the daemon has been told of.
+/// Returns the number of server handshakes that were reported to the daemon.
 fn told(daemon: &TestDaemon) -> u64 {
     daemon.table.registry().get("default").unwrap().stats.accept_good.get()
 }
 
-/// Waits until one more has been told, and freed.
+/// Waits until one more handshake was reported and all connections are freed.
 async fn told_and_freed(daemon: &TestDaemon, before: u64) {
     let freed = async |daemon: &TestDaemon| told(daemon) > before && daemon.table.is_empty();
-    daemon.until("the connection is told and freed", freed).await;
+    daemon.until("the connection is reported and freed", freed).await;
 }
 
 /// Reads the page, to the server's close_notify and the end of the socket.
@@ -124,7 +124,7 @@ async fn page(stream: &mut TlsStream<TcpStream>) -> String {
     page
 }
 
-/// A load balancer: connections go to the servers in turn.
+/// A load balancer that connects to the servers in turn.
 async fn in_turn(servers: [&Server; 2]) -> (String, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -170,7 +170,7 @@ async fn sessions_made_at_one_openssl_worker_resume_at_the_other() {
     let (host, port) = address.split_once(':').unwrap();
     for priority in ["NORMAL:-VERS-ALL:+VERS-TLS1.2", "NORMAL:-VERS-ALL:+VERS-TLS1.3"] {
         let args = ["--resume", "--insecure", "--sni-hostname", "localhost", "--priority", priority];
-        // It comes back faster than a session may be told.
+        // The client may come back before the session has been reported.
         let mut tries = 0..10;
         while tries.next().is_some() {
             let (said, _) =
@@ -187,7 +187,7 @@ async fn sessions_made_at_one_openssl_worker_resume_at_the_other() {
 }
 
 #[tokio::test]
-async fn session_is_found_with_its_name_context_and_format_only() {
+async fn openssl_session_is_found_by_its_name_context_and_format_only() {
     let (daemon, files) = (TestDaemon::start().await, Files::new());
     let one = files.server(&daemon.address, "one", PATIENT).await;
     let other =
@@ -210,7 +210,7 @@ async fn session_is_found_with_its_name_context_and_format_only() {
             );
         }
     }
-    // What OpenSSL has put, nobody gets who reads another format; what is asked for with its own is there.
+    // A lookup with another format does not find a session that OpenSSL stored.
     let listed = daemon.sessions().list_sessions(pb::ListSessionsRequest::default()).await.unwrap();
     let sessions = listed.into_inner().sessions;
     assert!(!sessions.is_empty());
@@ -239,37 +239,38 @@ async fn ticket_survives_a_hello_retry_request() {
     ));
 }
 
-/// How a connection goes wrong, after its handshake.
+/// How a connection fails after its handshake.
 #[derive(Clone, Copy, Debug)]
 enum Ending {
     /// The client's socket ends without a close_notify.
     Cut,
-    /// The server refuses a record, and says so.
+    /// The server receives a damaged record and sends an alert.
     AlertSent,
-    /// The client refuses a record, and says so.
+    /// The client receives a damaged record and sends an alert.
     AlertReceived,
 }
 
-/// A clean connection, and one that resumes its session and ends badly. What the bad one made or resumed is lost then.
+/// Closes one connection cleanly, then resumes its session on a connection that ends badly. The
+/// sessions that the second one made or resumed must be removed.
 async fn bad_ones_are_lost(ending: Ending, version: &'static SupportedProtocolVersion) {
     let (daemon, files) = (TestDaemon::start().await, Files::new());
     let server = files.server(&daemon.address, "one", PATIENT).await;
     let client = files.rustls(version);
-    // A clean one first, so that there is a session to lose by the handshake that resumes it.
+    // A clean connection first, so that the second one resumes a session that it can lose.
     page(&mut connect(&client, &server.address).await).await;
     told_and_freed(&daemon, 0).await;
     let mut wire = Wire::to(&server.address).await;
     let mut stream = connect(&client, &wire.address).await;
     assert_eq!(kind(&stream), HandshakeKind::Resumed);
-    daemon.until("it is told", async |daemon| daemon.table.len() == 1).await;
-    // A record of application data that nobody can decrypt.
+    daemon.until("the connection is reported", async |daemon| daemon.table.len() == 1).await;
+    // A record of application data that no key decrypts.
     const GARBAGE: [u8; 25] = *b"\x17\x03\x03\x00\x14....................";
     match ending {
         Ending::Cut => drop(stream),
         Ending::AlertSent => {
             stream.get_mut().0.write_all(&GARBAGE).await.unwrap();
             let mut rest = Vec::new();
-            // The alert, or the end of the socket.
+            // The read returns the alert or the end of the socket.
             drop(stream.read_to_end(&mut rest).await);
         }
         Ending::AlertReceived => {
@@ -284,12 +285,13 @@ async fn bad_ones_are_lost(ending: Ending, version: &'static SupportedProtocolVe
         assert_eq!(daemon.server_cache_len(), 0, "{ending:?}");
         assert_eq!(kind(&connect(&client, &server.address).await), HandshakeKind::Full);
     } else {
-        // The first connection made two tickets, and was closed. One is spent; the other has nothing to do with the end.
+        // The first connection made two tickets and was closed. One ticket is consumed. The other
+        // does not belong to the failed connection.
         assert_eq!(daemon.server_cache_len(), 1, "{ending:?}");
     }
 }
 
-/// A proxy for one connection that can put bytes of its own on the way to the client.
+/// A proxy for one connection that can inject bytes towards the client.
 struct Wire {
     address: String,
     inject: tokio::sync::mpsc::Sender<Vec<u8>>,
@@ -330,7 +332,7 @@ impl Wire {
 }
 
 #[tokio::test]
-async fn sessions_of_connections_that_end_open_or_by_an_alert_are_lost() {
+async fn truncation_and_fatal_alerts_remove_openssl_sessions() {
     for version in RUSTLS_VERSIONS {
         for ending in [Ending::Cut, Ending::AlertSent, Ending::AlertReceived] {
             bad_ones_are_lost(ending, version).await;
@@ -339,7 +341,7 @@ async fn sessions_of_connections_that_end_open_or_by_an_alert_are_lost() {
 }
 
 #[tokio::test]
-async fn killed_openssl_worker_takes_its_open_sessions_with_it() {
+async fn killed_openssl_worker_loses_its_open_sessions() {
     let (daemon, files) = (TestDaemon::start().await, Files::new());
     let (one, two) = (
         files.server(&daemon.address, "one", PATIENT).await,
@@ -348,28 +350,28 @@ async fn killed_openssl_worker_takes_its_open_sessions_with_it() {
     for version in RUSTLS_VERSIONS {
         let client = files.rustls(version);
         let open = connect(&client, &one.address).await;
-        daemon.until("it is told", async |daemon| daemon.server_cache_len() > 0).await;
-        // The tickets have come when the page has; the server has not closed then.
+        daemon.until("the session is reported", async |daemon| daemon.server_cache_len() > 0).await;
+        // No page was requested, so the server has not closed yet.
         drop(open);
-        daemon.until("they are lost", async |daemon| daemon.server_cache_len() == 0).await;
+        daemon.until("the sessions are removed", async |daemon| daemon.server_cache_len() == 0).await;
     }
     let client = files.rustls(&TLS12);
     let open = connect(&client, &one.address).await;
-    daemon.until("it is told", async |daemon| daemon.server_cache_len() == 1).await;
+    daemon.until("the session is reported", async |daemon| daemon.server_cache_len() == 1).await;
     one.process.kill().await;
-    daemon.until("it is lost", async |daemon| daemon.server_cache_len() == 0).await;
+    daemon.until("the session is removed", async |daemon| daemon.server_cache_len() == 0).await;
     drop(open);
     assert_eq!(kind(&connect(&client, &two.address).await), HandshakeKind::Full);
 }
 
 #[tokio::test]
-async fn openssl_worker_serves_while_the_daemon_is_stopped_or_gone_and_shares_again_when_it_is_back() {
+async fn openssl_worker_serves_through_a_daemon_outage() {
     let files = Files::new();
     let daemon = Binary::start(&[]).await;
     let address = daemon.address.clone();
     let (one, two) = (files.server(&address, "one", &[]).await, files.server(&address, "two", &[]).await);
     let file = files.path("session");
-    // Workers attach in the background: until then handshakes are full ones.
+    // Workers attach in the background. Until then all handshakes are full.
     shares(&one, &two, &file).await;
 
     daemon.signal("-STOP").await;
@@ -378,7 +380,7 @@ async fn openssl_worker_serves_while_the_daemon_is_stopped_or_gone_and_shares_ag
         let made = s_client(&one.address, version, &["-sess_out", &file]).await;
         assert!(!resumed(&made));
         assert!(!resumed(&s_client(&two.address, version, &["-sess_in", &file]).await));
-        assert!(begun.elapsed() < Duration::from_secs(10), "handshakes wait for the daemon");
+        assert!(begun.elapsed() < Duration::from_secs(10), "handshakes waited for the daemon");
     }
     daemon.signal("-CONT").await;
     shares(&one, &two, &file).await;
@@ -390,12 +392,13 @@ async fn openssl_worker_serves_while_the_daemon_is_stopped_or_gone_and_shares_ag
     }
     let listen = format!("listen.api=[\"tcp://{address}\"]");
     let _daemon = Binary::start(&["--set", &listen]).await;
-    // What the workers made while it was away, or before, does not come back by itself.
+    // Sessions that the workers made before or during the outage do not come back by themselves.
     assert!(!resumed(&s_client(&two.address, "-tls1_3", &["-sess_in", &file]).await));
     shares(&one, &two, &file).await;
 }
 
-/// Waits, a bounded time, until a session that is made at one resumes at the other, in both versions.
+/// Waits, at most 60 seconds, until a session made at one worker resumes at the other, in both
+/// versions.
 async fn shares(one: &Server, two: &Server, file: &str) {
     let begun = Instant::now();
     for version in VERSIONS {
@@ -404,12 +407,12 @@ async fn shares(one: &Server, two: &Server, file: &str) {
             if resumed(&s_client(&two.address, version, &["-sess_in", file]).await) {
                 break;
             }
-            assert!(begun.elapsed() < Duration::from_secs(60), "they never share");
+            assert!(begun.elapsed() < Duration::from_secs(60), "the workers never share sessions");
         }
     }
 }
 
-/// `openssl s_server`, which answers with a page.
+/// Starts `openssl s_server`, which answers with a page.
 async fn s_server(files: &Files) -> (Process, String) {
     let args = ["s_server", "-accept", "127.0.0.1:0", "-www", "-naccept", "100"];
     let (certificate, key) = (files.path("tls.crt"), files.path("tls.key"));
@@ -442,14 +445,15 @@ async fn openssl_client_processes_resume_each_others_sessions() {
             let args = ["--version", version];
             let (said, good) = run(&mut openssl_client(&daemon.address, &files, &address, &args), "").await;
             assert!(good && said.contains(expected), "{version}: {said}");
-            daemon.until("it is freed", async |daemon| daemon.table.is_empty()).await;
+            daemon.until("the connection is freed", async |daemon| daemon.table.is_empty()).await;
         }
-        // One that hangs up spoils the session that it resumed, and those that it got.
+        // A client that hangs up loses the session that it resumed and the tickets that it
+        // received.
         let args = ["--version", version, "--unclean"];
         while {
             let (said, good) = run(&mut openssl_client(&daemon.address, &files, &address, &args), "").await;
             assert!(good, "{said}");
-            daemon.until("it is freed", async |daemon| daemon.table.is_empty()).await;
+            daemon.until("the connection is freed", async |daemon| daemon.table.is_empty()).await;
             said.contains("offered: true")
         } {}
         let left = daemon.sessions().list_sessions(pb::ListSessionsRequest::default()).await.unwrap();
@@ -461,14 +465,14 @@ async fn openssl_client_processes_resume_each_others_sessions() {
 async fn openssl_client_works_without_a_daemon() {
     let files = Files::new();
     let (_server, address) = s_server(&files).await;
-    // Nobody listens there.
+    // No daemon listens there.
     let nobody = StdTcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let (said, good) = run(&mut openssl_client(&nobody, &files, &address, &[]), "").await;
     assert!(good && said.contains("offered: false resumed: false"), "{said}");
 }
 
-/// An acceptor in this process, for contexts that the example does not make. Serves connections one after the other, each
-/// with one byte and a clean close.
+/// Serves with an acceptor in this process, for contexts that the example cannot make. It handles
+/// one connection after the other, each with one byte and a clean close.
 fn serve(files: &Files, worker: Worker, cache_size: i32) -> SocketAddr {
     let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).unwrap();
     acceptor.set_certificate_chain_file(PathBuf::from(files.path("tls.crt"))).unwrap();
@@ -514,16 +518,16 @@ async fn overflow_of_openssls_own_cache_removes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn peers_that_are_no_tls_clients_end_their_connection_and_nothing_else() {
+async fn non_tls_peers_end_only_their_own_connection() {
     let (daemon, files) = (TestDaemon::start().await, Files::new());
     let server = files.server(&daemon.address, "one", PATIENT).await;
     for bytes in [&b""[..], b"GET / HTTP/1.1\r\n\r\n", &[22, 3, 1, 1, 0, 1], &[0xff; 20_000]] {
         let mut socket = StdTcpStream::connect(&server.address).unwrap();
-        // The server may have hung up by then.
+        // The server may have closed the socket already.
         drop(socket.write_all(bytes));
     }
     let file = files.path("session");
     assert!(!resumed(&s_client(&server.address, "-tls1_3", &["-sess_out", &file]).await));
     assert!(resumed(&s_client(&server.address, "-tls1_3", &["-sess_in", &file]).await));
-    daemon.until("all are freed", async |daemon| daemon.table.is_empty()).await;
+    daemon.until("all connections are freed", async |daemon| daemon.table.is_empty()).await;
 }

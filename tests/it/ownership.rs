@@ -1,4 +1,4 @@
-//! A connection belongs to its maker, and each owner has limits of its own.
+//! A connection belongs to the identity that made it, and each owner has limits of its own.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{
     rights::{Right, table},
 };
 
-/// Calls everything that names a connection, and tells how each of it was refused.
+/// Makes every call that names a connection and returns the result of each.
 async fn everything(guest: &mut Guest, id: &str) -> Vec<(&'static str, Result<(), Status>)> {
     let connection_id = || id.to_owned();
     let rpc = &mut guest.connections;
@@ -52,7 +52,7 @@ async fn listed(guest: &mut Guest) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn connection_of_another_is_not_there_for_any_call_that_names_one() {
+async fn no_call_finds_a_connection_of_another_owner() {
     let rules = [
         rule("uid:54321", "*", "worker"),
         rule("uid:54322", "*", "worker"),
@@ -76,9 +76,9 @@ async fn connection_of_another_is_not_there_for_any_call_that_names_one() {
             names.insert(name);
             assert_eq!(why(answer), not_there(), "{name} by {who}");
         }
-        // As it is for an id that nobody has.
+        // The answer is the same as for an id that does not exist.
         for (name, answer) in everything(&mut guest, &"0".repeat(32)).await {
-            assert_eq!(why(answer), not_there(), "{name} of nobody");
+            assert_eq!(why(answer), not_there(), "{name} of an unknown id");
         }
         let table = table();
         let own: BTreeSet<_> = table
@@ -86,7 +86,7 @@ async fn connection_of_another_is_not_there_for_any_call_that_names_one() {
             .filter(|row| row.rights[0] == Right::Own)
             .map(|row| row.path.rsplit('/').next().unwrap())
             .collect();
-        assert_eq!(names, own, "what SECURITY.md says is for its owner alone");
+        assert_eq!(names, own, "these are the calls that SECURITY.md reserves for the owner");
         assert!(listed(&mut guest).await.is_empty(), "{who}");
         let free = pb::FreeRequest { connection_id: id.clone(), allow_missing: true };
         guest.connections.free(free.clone()).await.unwrap();
@@ -117,13 +117,13 @@ async fn connection_of_another_is_not_there_for_any_call_that_names_one() {
         }
         assert!(matches!(attached.call(Method::Free(free)).await, Answered::Free(freed)
             if freed.removed_sessions.is_empty()));
-        // A request id is its owner's too: the same one makes another connection.
+        // A request id belongs to its owner too: the same id makes another connection.
         let request = pb::NewRequest { request_id: "one".into(), ..calls::worker(pb::Role::Server) };
         let made = guest.connections.new_connection(request).await.unwrap().into_inner().connection.unwrap();
-        assert_eq!(listed(&mut guest).await, [made.id].into(), "{who} has one of its own");
+        assert_eq!(listed(&mut guest).await, [made.id].into(), "{who} has a connection of its own");
     }
 
-    // Who observes sees all four, and changes none.
+    // Observers see all four connections and change none.
     for uid in [SOMEBODY + 2, SOMEBODY + 3] {
         let mut observer = Guest::new(&house.over_unix(uid).await);
         assert_eq!(listed(&mut observer).await.len(), 4);
@@ -134,7 +134,7 @@ async fn connection_of_another_is_not_there_for_any_call_that_names_one() {
             }
         }
     }
-    // Nothing of all this has changed it, and on another connection of the same user it is there.
+    // None of these calls has changed the connection. A second channel of the same user sees it.
     let mut again = Guest::new(&house.over_unix(SOMEBODY).await);
     assert_eq!(listed(&mut again).await, [id.clone()].into());
     let request = pb::GetConnectionRequest { connection_id: id.clone() };
@@ -149,7 +149,7 @@ async fn connection_of_another_is_not_there_for_any_call_that_names_one() {
 }
 
 #[tokio::test]
-async fn lookups_are_for_contexts_that_are_granted() {
+async fn lookups_need_the_worker_role_in_their_context() {
     let rules = rule("uid:54321", "default", "worker") + &rule("uid:54322", "mail", "worker");
     let house = House::with(&rules).await;
     let [mut one, mut two] = [house.over_unix(SOMEBODY).await, house.over_unix(SOMEBODY + 1).await]
@@ -161,7 +161,8 @@ async fn lookups_are_for_contexts_that_are_granted() {
     let in_mail = pb::LookupSessionRequest { context: "mail".into(), ..calls::lookup("aa") };
     let looked = two.sessions.lookup_session(in_mail).await.unwrap().into_inner();
     assert_eq!((looked.found, looked.miss_reason()), (false, pb::MissReason::Unknown));
-    // Whether a session of others is there is not told either: it is as if nobody had it.
+    // The daemon does not reveal whether a session of another context exists. It answers as for an
+    // unknown id.
     let mut told = Vec::new();
     for session_id in ["aa", "dead"] {
         let request = pb::NewRequest {
@@ -185,7 +186,7 @@ async fn lookups_are_for_contexts_that_are_granted() {
 }
 
 #[tokio::test]
-async fn owner_has_a_number_of_connections_and_the_rest_is_for_others() {
+async fn connections_are_limited_per_owner() {
     let rules = rule("local", "*", "worker");
     let house = House::limited("[limits]\nconnections_per_owner = 3\n", &rules).await;
     let mut one = Guest::new(&house.over_unix(SOMEBODY).await);
@@ -196,7 +197,7 @@ async fn owner_has_a_number_of_connections_and_the_rest_is_for_others() {
     again.open("").await.unwrap();
     let mut attached = again.attach().await;
     attached.established("aa").await;
-    // Connections to the daemon count together, and so do its streams.
+    // All channels and streams of one owner count together.
     for guest in [&mut one, &mut again] {
         let refused = guest.open("").await.unwrap_err();
         assert!(refused.get_details_retry_info().is_some());
@@ -206,14 +207,14 @@ async fn owner_has_a_number_of_connections_and_the_rest_is_for_others() {
     }
     let Answered::Error(error) = attached.call(Method::New(Box::new(calls::worker(pb::Role::Server)))).await
     else {
-        panic!("one too many")
+        panic!("the New beyond the limit succeeded")
     };
     assert_eq!(error.reason, full.1);
     for _ in 0..3 {
         two.open("").await.unwrap();
     }
     assert_eq!(why(two.open("").await), full);
-    // What was refused is not counted, and what ends makes room.
+    // Refused calls do not count, and a freed connection makes room.
     one.connections.free(pb::FreeRequest { connection_id: first, allow_missing: false }).await.unwrap();
     one.open("").await.unwrap();
     assert_eq!(why(one.open("").await), full);
@@ -221,9 +222,9 @@ async fn owner_has_a_number_of_connections_and_the_rest_is_for_others() {
     house.daemon.until("the stream's connection is freed", async |daemon| daemon.table.len() == 5).await;
     one.open("").await.unwrap();
     assert_eq!(why(again.open("").await), full);
-    // Six minutes on, all have lapsed.
+    // Six minutes later the idle time-out has freed all connections.
     house.daemon.clock.advance(Duration::from_secs(360));
-    house.daemon.until("all lapsed", async |daemon| daemon.table.is_empty()).await;
+    house.daemon.until("all idle connections are freed", async |daemon| daemon.table.is_empty()).await;
     for _ in 0..3 {
         one.open("").await.unwrap();
     }
@@ -232,18 +233,18 @@ async fn owner_has_a_number_of_connections_and_the_rest_is_for_others() {
 }
 
 #[tokio::test]
-async fn who_guesses_ids_has_some_guesses_in_a_second() {
+async fn misses_are_limited_per_owner_and_second() {
     let house = House::limited("[limits]\nmisses_per_second = 3\n", &rule("local", "*", "worker")).await;
     let mut one = Guest::new(&house.over_unix(SOMEBODY).await);
     let mut again = Guest::new(&house.over_unix(SOMEBODY).await);
     let mut two = Guest::new(&house.over_unix(SOMEBODY + 1).await);
     let id = one.open("").await.unwrap();
     one.sessions.put_session(calls::put(&id, "aa")).await.unwrap();
-    // To the beginning of a second.
+    // Advances the clock to the beginning of a second.
     let part = house.daemon.table.now().at.as_millis() % 1000;
     house.daemon.clock.advance(Duration::from_millis(1000 - part));
     for round in 0..2 {
-        // What is found costs nothing.
+        // Successful lookups do not count.
         for _ in 0..10 {
             assert!(one.sessions.lookup_session(calls::lookup("aa")).await.unwrap().into_inner().found);
         }
@@ -259,7 +260,7 @@ async fn who_guesses_ids_has_some_guesses_in_a_second() {
         let Answered::Error(error) =
             attached.call(Method::LookupSession(Box::new(calls::lookup("aa")))).await
         else {
-            panic!("on the stream as well")
+            panic!("the limit does not hold on the stream")
         };
         assert_eq!((error.code, error.reason.as_str()), (8, "MISS_LIMIT"));
         assert!(two.sessions.lookup_session(calls::lookup("aa")).await.unwrap().into_inner().found);

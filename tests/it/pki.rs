@@ -1,4 +1,4 @@
-//! Certificates for tests, made when they are needed.
+//! Certificates for tests, generated on demand.
 
 use std::{fs, path::Path};
 
@@ -10,7 +10,7 @@ pub(crate) struct Authority {
     pub(crate) pem: String,
 }
 
-/// A chain and its key, in PEM.
+/// A certificate chain and its key, in PEM.
 pub(crate) struct Leaf {
     pub(crate) chain: String,
     pub(crate) key: String,
@@ -26,17 +26,18 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
-    /// Its key in PEM, for another program that signs.
+    /// Returns its key in PEM, for another program that signs with it.
     pub(crate) fn key(&self) -> String {
         self.issuer.key().serialize_pem()
     }
 
-    /// For these DNS names and URIs.
+    /// Returns a leaf for these DNS names and URIs.
     pub(crate) fn leaf(&self, names: &[&str]) -> Leaf {
         self.sign(names, |_| {})
     }
 
-    /// The same, changed before it is signed.
+    /// Returns a leaf as [`Self::leaf`] does, with parameters that `change` has edited before
+    /// signing.
     pub(crate) fn sign(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Leaf {
         let key = KeyPair::generate().unwrap();
         let (uris, dns): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| name.contains("://"));
@@ -57,7 +58,7 @@ impl Leaf {
     }
 }
 
-/// `ca.pem`, `tls.crt` and `tls.key` for localhost in a folder.
+/// Writes `ca.pem`, `tls.crt` and `tls.key` for localhost to a folder.
 pub(crate) fn localhost(folder: &Path) {
     let authority = Authority::new("test");
     fs::write(folder.join("ca.pem"), &authority.pem).unwrap();

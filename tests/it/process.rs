@@ -1,4 +1,4 @@
-//! Real processes: our examples, and peers that tests/peers.sh installed.
+//! Real processes: the examples of this crate, and the peers that tests/peers.sh installed.
 
 use std::{ffi::OsStr, path::Path, process::Stdio, time::Duration};
 
@@ -10,15 +10,15 @@ use tokio::{
 
 use crate::harness::TestDaemon;
 
-/// How long anything may take that a process does.
+/// Time limit for anything that a process does.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A process that runs beside the test, and is killed when this is dropped.
+/// A process that runs beside the test. Dropping it kills the process.
 pub(crate) struct Process {
     name: String,
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
-    /// Held open: openssl s_server ends with its standard input.
+    /// Held open, because openssl s_server ends with its standard input.
     _stdin: ChildStdin,
 }
 
@@ -27,7 +27,7 @@ impl Process {
         Self::logging(command, Stdio::null())
     }
 
-    /// With its standard error there.
+    /// Starts a process whose standard error goes to `to`.
     pub(crate) fn logging(command: &mut Command, to: impl Into<Stdio>) -> Self {
         let name = name(command);
         let mut child = spawn(command.stderr(to));
@@ -36,7 +36,7 @@ impl Process {
         Self { name, child, lines, _stdin: stdin }
     }
 
-    /// What follows `prefix` in the first line that begins with it.
+    /// Returns the rest of the first line that begins with `prefix`.
     pub(crate) async fn says(&mut self, prefix: &str) -> String {
         let find = async {
             while let Some(line) = self.lines.next_line().await.unwrap() {
@@ -44,12 +44,12 @@ impl Process {
                     return rest.to_owned();
                 }
             }
-            panic!("{} ended and never said `{prefix}`", self.name);
+            panic!("{} ended without the line `{prefix}`", self.name);
         };
-        timeout(PATIENCE, find).await.unwrap_or_else(|_| panic!("{} never said `{prefix}`", self.name))
+        timeout(PATIENCE, find).await.unwrap_or_else(|_| panic!("{} did not print `{prefix}`", self.name))
     }
 
-    /// Its id.
+    /// Returns the id of the process.
     pub(crate) fn id(&self) -> u32 {
         self.child.id().expect("it runs")
     }
@@ -61,14 +61,14 @@ impl Process {
         assert!(sent.success());
     }
 
-    /// SIGKILL, which no process can answer.
+    /// Sends SIGKILL.
     pub(crate) async fn kill(mut self) {
         self.child.kill().await.unwrap();
     }
 
-    /// Whether it ends well, by itself.
+    /// Waits until the process ends by itself. Returns whether its status is 0.
     pub(crate) async fn succeeds(mut self) -> bool {
-        timeout(PATIENCE, self.child.wait()).await.expect("it ends by itself").unwrap().success()
+        timeout(PATIENCE, self.child.wait()).await.expect("the process does not end").unwrap().success()
     }
 }
 
@@ -88,12 +88,12 @@ impl Server {
     }
 }
 
-/// Runs a process to its end; tells what it wrote, stderr first, and whether it succeeded.
+/// Runs a process to its end. Returns its output, stderr first, and whether it succeeded.
 pub(crate) async fn run(command: &mut Command, stdin: &str) -> (String, bool) {
     let name = name(command);
     let mut child = spawn(command.stderr(Stdio::piped()));
     let mut input = child.stdin.take().unwrap();
-    // A process may end without having read everything.
+    // A process may end without reading all of its input.
     drop(input.write_all(stdin.as_bytes()).await);
     drop(input);
     let output = timeout(PATIENCE, child.wait_with_output())
@@ -104,7 +104,7 @@ pub(crate) async fn run(command: &mut Command, stdin: &str) -> (String, bool) {
     (String::from_utf8_lossy(&written).into_owned(), output.status.success())
 }
 
-/// One of our examples, built by the same cargo.
+/// Returns an example of this crate, built by the same cargo.
 pub(crate) fn example(name: &str) -> Command {
     let folder = Path::new(env!("CARGO_BIN_EXE_tls-sessiond")).parent().unwrap().join("examples");
     let path = folder.join(name);
@@ -112,7 +112,7 @@ pub(crate) fn example(name: &str) -> Command {
     Command::new(path)
 }
 
-/// Something that tests/peers.sh put into .peers/bin.
+/// Returns a program that tests/peers.sh put into .peers/bin.
 pub(crate) fn peer(name: &str) -> Command {
     Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join(".peers/bin").join(name))
 }

@@ -1,4 +1,5 @@
-//! A TLS 1.3 ClientHello made by hand, with any tickets and with true binders: what no library lets its user send.
+//! TLS 1.3 ClientHellos made by hand, with any tickets and with valid binders. No library lets its
+//! user send them.
 
 use aws_lc_rs::{digest, hmac};
 
@@ -11,7 +12,7 @@ pub(crate) const X25519: u16 = 29;
 pub(crate) const SECP256R1: u16 = 23;
 const BINDER: usize = 32;
 
-/// A ticket of a suite with SHA-256, as a client has it: what names it, and the PSK.
+/// A ticket of a suite with SHA-256, as a client holds it: the identity and the PSK.
 #[derive(Clone)]
 pub(crate) struct Ticket {
     pub(crate) identity: Vec<u8>,
@@ -19,7 +20,8 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    /// Of what rustls stores for a server (its `ServerSessionValue`): has_sni, sni, version, suite, then the secret.
+    /// Returns the ticket for the bytes that rustls stores for a server (its `ServerSessionValue`):
+    /// has_sni, sni, version, suite, then the secret.
     pub(crate) fn of(identity: &[u8], stored: &[u8]) -> Self {
         let (has_sni, rest) = stored.split_first().unwrap();
         let rest = if *has_sni == 1 { &rest[1 + usize::from(rest[0])..] } else { rest };
@@ -27,7 +29,7 @@ impl Ticket {
         Self { identity: identity.to_vec(), psk: rest[..usize::from(*length)].to_vec() }
     }
 
-    /// The binder of a ClientHello that ends where the binders begin, behind what was sent before it.
+    /// Returns the binder for a transcript that ends where the binders of the ClientHello begin.
     fn binder(&self, transcript: &[u8]) -> Vec<u8> {
         let early = sign(&[0; 32], &self.psk);
         let empty = hash(&[]);
@@ -36,7 +38,7 @@ impl Ticket {
     }
 }
 
-/// What is said, before it is bytes. A test changes what it is about.
+/// The content of a ClientHello before encoding. Each test changes the fields that it tests.
 pub(crate) struct PskHello {
     pub(crate) server_name: Option<&'static str>,
     pub(crate) suites: Vec<u16>,
@@ -44,10 +46,10 @@ pub(crate) struct PskHello {
     pub(crate) shares: Vec<u16>,
     pub(crate) tickets: Vec<Ticket>,
     pub(crate) modes: Vec<u8>,
-    /// Beside those above, in front of the pre_shared_key, and behind it.
+    /// Extensions before the pre_shared_key, and extensions behind it.
     pub(crate) more: Vec<Extension>,
     pub(crate) behind: Vec<Extension>,
-    /// Messages of the handshake before this one, as the transcript has them.
+    /// Earlier messages of the handshake, as the transcript holds them.
     pub(crate) before: Vec<u8>,
 }
 
@@ -66,7 +68,7 @@ impl PskHello {
         }
     }
 
-    /// The handshake message, with its header.
+    /// Returns the handshake message with its header.
     pub(crate) fn message(&self) -> Vec<u8> {
         let mut extensions: Vec<_> =
             self.server_name.map(|name| Extension::ServerName(name.into())).into_iter().collect();
@@ -97,19 +99,20 @@ impl PskHello {
     }
 }
 
-/// The transcript that a second ClientHello goes on: the first one as its hash (RFC 8446 section 4.4.1), and the request.
+/// Returns the start of the transcript of a second ClientHello: the hash of the first one (RFC 8446
+/// section 4.4.1), and the HelloRetryRequest.
 pub(crate) fn after_retry(first: &[u8], request: &[u8]) -> Vec<u8> {
     [&[254, 0, 0, 32][..], &hash(first), request].concat()
 }
 
-/// The first handshake message in records in the clear.
+/// Returns the first handshake message of plaintext records.
 pub(crate) fn first_message(records: &[u8]) -> &[u8] {
-    assert_eq!(records[0], 22, "no handshake record: {:?}", &records[..records.len().min(16)]);
+    assert_eq!(records[0], 22, "not a handshake record: {:?}", &records[..records.len().min(16)]);
     let length = usize::from(u16::from_be_bytes([records[3], records[4]]));
     &records[5..5 + length]
 }
 
-/// The place of the ticket that a ServerHello resumes. `None`: a full handshake.
+/// Returns the index of the ticket that a ServerHello resumes, or `None` for a full handshake.
 pub(crate) fn resumed(server_hello: &[u8]) -> Option<u16> {
     assert_eq!(server_hello[0], 2, "no ServerHello");
     let session_id = usize::from(server_hello[4 + 34]);

@@ -1,7 +1,7 @@
-//! Threads that want the same session at the same moment.
+//! Threads that compete for one session.
 //!
-//! A ClientHello that was recorded once is played to many server objects at a time: what it offers is found by them or not,
-//! whatever the rest of the handshake would be.
+//! A recorded ClientHello is played to many server objects at a time. Whether they find the offered
+//! session does not depend on the rest of the handshake.
 
 use std::{
     path::Path,
@@ -72,14 +72,14 @@ fn handshake(table: &Table) -> (ConnectionId, ConnectionId) {
     (client, server)
 }
 
-/// A ClientHello that offers the session of this client's connection.
+/// Returns a ClientHello that offers the session of this client's connection.
 fn hello_that_resumes(table: &Table, client: ConnectionId) -> Vec<u8> {
     table.apply(client, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
     table.apply(client, |connection, _| Ok(connection.clear())).unwrap();
     step(table, client, b"")
 }
 
-/// Whether a new server resumes what this hello offers.
+/// Returns whether a new server resumes the session that this ClientHello offers.
 fn resumes(table: &Table, hello: &[u8]) -> bool {
     let server = make(table, Role::Server);
     step(table, server, hello);
@@ -89,7 +89,7 @@ fn resumes(table: &Table, hello: &[u8]) -> bool {
 }
 
 #[test]
-fn of_many_servers_that_are_offered_one_ticket_one_resumes() {
+fn one_ticket_offered_to_many_servers_resumes_once() {
     let table = table("1.3", "");
     for _ in 0..100 {
         let (client, server) = handshake(&table);
@@ -112,12 +112,12 @@ fn of_many_servers_that_are_offered_one_ticket_one_resumes() {
 }
 
 #[test]
-fn nobody_resumes_after_the_free_of_an_open_connection_was_answered() {
+fn no_resumption_follows_the_free_of_an_open_connection() {
     let table = table("1.2", "");
     for _ in 0..50 {
         let (client, server) = handshake(&table);
         let hello = hello_that_resumes(&table, client);
-        assert!(resumes(&table, &hello), "while it is open others may use it");
+        assert!(resumes(&table, &hello), "an open connection's session is not resumed");
         let (start, gone) = (Barrier::new(THREADS + 1), AtomicBool::new(false));
         std::thread::scope(|scope| {
             for _ in 0..THREADS {
@@ -126,7 +126,7 @@ fn nobody_resumes_after_the_free_of_an_open_connection_was_answered() {
                     for _ in 0..20 {
                         let was_gone = gone.load(Ordering::SeqCst);
                         let resumed = resumes(&table, &hello);
-                        assert!(!(was_gone && resumed), "a bad session was handed out");
+                        assert!(!(was_gone && resumed), "a removed session was resumed");
                     }
                 });
             }
@@ -139,7 +139,7 @@ fn nobody_resumes_after_the_free_of_an_open_connection_was_answered() {
 }
 
 #[test]
-fn eviction_and_resumption_at_the_same_time_keep_the_limit_and_the_count() {
+fn concurrent_evictions_and_resumptions_keep_limit_and_count() {
     let table = table("1.2", "cache_entries_max = 2");
     let context = Arc::clone(table.registry().get("default").unwrap());
     std::thread::scope(|scope| {
@@ -164,7 +164,7 @@ fn eviction_and_resumption_at_the_same_time_keep_the_limit_and_the_count() {
 }
 
 #[test]
-fn free_and_exchange_at_the_same_time_leave_no_session_behind() {
+fn concurrent_free_and_exchange_leave_no_session() {
     let table = table("1.3", "");
     for _ in 0..100 {
         let (client, server) = (make(&table, Role::Client), make(&table, Role::Server));
@@ -174,7 +174,7 @@ fn free_and_exchange_at_the_same_time_leave_no_session_behind() {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 start.wait();
-                // Ends the handshake and makes a ticket, unless the object is gone already.
+                // Finishes the handshake and makes a ticket, unless the object was freed before.
                 let input = Input { ciphertext: &finished, ..Input::default() };
                 drop(table.apply(server, |connection, now| connection.exchange(input, now)));
             });
@@ -183,12 +183,12 @@ fn free_and_exchange_at_the_same_time_leave_no_session_behind() {
         });
         table.free(client).unwrap();
         let context = Arc::clone(table.registry().get("default").unwrap());
-        assert!(context.server_cache.is_empty(), "a session of a connection that was never closed");
+        assert!(context.server_cache.is_empty(), "a session of an unclosed connection was kept");
     }
 }
 
 #[test]
-fn handshakes_succeed_while_contexts_are_loaded_anew_and_nothing_stays_of_the_old_ones() {
+fn handshakes_succeed_during_reloads_and_no_old_cache_stays() {
     for version in ["1.2", "1.3"] {
         let folder = tempfile::tempdir().unwrap();
         pki::localhost(folder.path());
@@ -220,7 +220,7 @@ fn handshakes_succeed_while_contexts_are_loaded_anew_and_nothing_stays_of_the_ol
             done.store(true, Ordering::Relaxed);
         });
         assert!(made.load(Ordering::Relaxed) > 0);
-        // All that is held is held by the caches that can be found.
+        // The caches of the current registry hold all sessions that the budget counts.
         let registry = table.registry();
         let found: usize = registry.caches().map(|cache| cache.len()).sum();
         assert_eq!(registry.ledger().budget.held().entries(), found);

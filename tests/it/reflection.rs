@@ -1,4 +1,4 @@
-//! What the daemon tells of itself: reflection, the comments in it, and health.
+//! Self-description of the daemon: reflection, the comments in it, and health.
 
 use std::collections::HashSet;
 
@@ -24,7 +24,7 @@ fn contract() -> Vec<FileDescriptorProto> {
     all.file.into_iter().filter(|file| file.package() == PACKAGE).collect()
 }
 
-/// Lists the services, and fetches the file of each of them, over one version of the protocol.
+/// Lists the services and fetches the file of each, over one version of the reflection protocol.
 macro_rules! reflects {
     ($version:ident, $daemon:expr) => {{
         use tonic_reflection::pb::$version::{
@@ -51,7 +51,7 @@ macro_rules! reflects {
             let MessageResponse::FileDescriptorResponse(files) =
                 ask(MessageRequest::FileContainingSymbol(service.into())).await
             else {
-                panic!("no file has {service}")
+                panic!("no file defines {service}")
             };
             let file = FileDescriptorProto::decode(&*files.file_descriptor_proto[0]).unwrap();
             assert!(
@@ -59,14 +59,14 @@ macro_rules! reflects {
                 "{service} has no comments"
             );
         }
-        // What grpcurl needs to print the details of an error.
+        // grpcurl needs this to print the details of an error.
         let details = MessageRequest::FileContainingSymbol("google.rpc.ErrorInfo".into());
         assert!(matches!(ask(details).await, MessageResponse::FileDescriptorResponse(_)));
     }};
 }
 
 #[tokio::test]
-async fn both_versions_of_reflection_tell_all_services() {
+async fn both_versions_of_reflection_list_all_services() {
     let daemon = TestDaemon::start().await;
     reflects!(v1, daemon);
     reflects!(v1alpha, daemon);
@@ -74,7 +74,7 @@ async fn both_versions_of_reflection_tell_all_services() {
 }
 
 #[tokio::test]
-async fn health_serves_the_daemon_and_each_service() {
+async fn health_answers_for_the_daemon_and_each_service() {
     let daemon = TestDaemon::start().await;
     let mut health = HealthClient::new(daemon.channel.clone());
     for service in [""].into_iter().chain(SERVICES) {
@@ -87,7 +87,7 @@ async fn health_serves_the_daemon_and_each_service() {
     daemon.stop().await;
 }
 
-/// The paths of one file that have a comment before them, and the names of those that want one.
+/// The paths of one file that have a leading comment, and the names of the elements that lack one.
 struct Comments {
     file: String,
     written: HashSet<Vec<i32>>,
@@ -127,7 +127,8 @@ impl Comments {
     }
 }
 
-/// descriptor.proto, SourceCodeInfo.Location.path: field numbers and places in turn.
+/// Returns the path of a child element, as SourceCodeInfo.Location.path of descriptor.proto has it:
+/// field numbers and indexes in turn.
 fn below(path: &[i32], field: i32, place: usize) -> Vec<i32> {
     let place = i32::try_from(place).unwrap();
     path.iter().copied().chain([field, place]).collect()
@@ -137,7 +138,7 @@ fn below(path: &[i32], field: i32, place: usize) -> Vec<i32> {
 fn everything_in_the_contract_has_a_comment() {
     let files = contract();
     let services: usize = files.iter().map(|file| file.service.len()).sum();
-    assert_eq!((files.len(), services), (5, SERVICES.len()), "the descriptors are those of the contract");
+    assert_eq!((files.len(), services), (5, SERVICES.len()), "unexpected files or services in the contract");
     let mut missing = Vec::new();
     for file in &files {
         let locations = file.source_code_info.iter().flat_map(|info| &info.location);
@@ -165,5 +166,5 @@ fn everything_in_the_contract_has_a_comment() {
         }
         missing.append(&mut comments.missing);
     }
-    assert!(missing.is_empty(), "without a comment:\n{}", missing.join("\n"));
+    assert!(missing.is_empty(), "elements without a comment:\n{}", missing.join("\n"));
 }

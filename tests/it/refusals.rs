@@ -1,4 +1,4 @@
-//! What is refused: with which code and reason, about which field, and that nothing is lost by it.
+//! Refusals: each has the right code, reason and field, and loses nothing.
 
 use prost_types::Duration;
 use tls_sessiond::proto::{self as pb, drive_request::Event, drive_response::Event as Answer};
@@ -12,7 +12,7 @@ use crate::{
     pki,
 };
 
-/// A refusal that must be this one, and name this field.
+/// Asserts that a call was refused with this code, this reason and a violation of this field.
 #[track_caller]
 fn refused<T: std::fmt::Debug>(
     what: &str,
@@ -29,7 +29,7 @@ fn refused<T: std::fmt::Debug>(
     if code == Code::ResourceExhausted {
         assert!(
             status.get_details_retry_info().is_some() || why == "MESSAGE_TOO_LARGE",
-            "{what}: when to try again"
+            "{what}: no retry delay"
         );
     }
 }
@@ -41,7 +41,7 @@ fn server() -> pb::NewRequest {
 }
 
 #[tokio::test]
-async fn new_refuses() {
+async fn new_refuses_invalid_requests() {
     let folder = tempfile::tempdir().unwrap();
     pki::localhost(folder.path());
     let empty_roots = format!(
@@ -59,14 +59,14 @@ async fn new_refuses() {
     for (what, request, code, why, field) in [
         ("no role", pb::NewRequest::default(), invalid, "ROLE_REQUIRED", Some("role")),
         (
-            "a role of the future",
+            "an unknown role number",
             pb::NewRequest { role: 9, ..server() },
             invalid,
             "ROLE_REQUIRED",
             Some("role"),
         ),
         (
-            "an engine of the future",
+            "an unknown engine",
             pb::NewRequest { engine: 9, ..server() },
             invalid,
             "ENGINE_UNKNOWN",
@@ -111,7 +111,7 @@ async fn new_refuses() {
     ] {
         refused(what, daemon.connections().new_connection(request).await, code, why, field);
     }
-    assert!(daemon.table.is_empty(), "a refused New leaves nothing");
+    assert!(daemon.table.is_empty(), "a refused New leaves no connection");
     daemon.stop().await;
 }
 
@@ -160,7 +160,7 @@ async fn every_call_on_a_connection_refuses_bad_ids() {
     let missing = pb::FreeRequest { connection_id: UNKNOWN_ID.into(), allow_missing: true };
     rpc.free(missing).await.unwrap();
     let malformed = pb::FreeRequest { connection_id: "17".into(), allow_missing: true };
-    assert!(rpc.free(malformed).await.is_err(), "allow_missing does not allow nonsense");
+    assert!(rpc.free(malformed).await.is_err(), "allow_missing does not allow malformed ids");
     daemon.stop().await;
 }
 
@@ -238,7 +238,7 @@ async fn calls_refuse_missing_and_wrong_fields() {
 }
 
 #[tokio::test]
-async fn lists_and_removals_refuse() {
+async fn lists_and_removals_refuse_invalid_requests() {
     let daemon = TestDaemon::start().await;
     let (mut connections, mut sessions, mut contexts) =
         (daemon.connections(), daemon.sessions(), daemon.contexts());
@@ -285,7 +285,7 @@ async fn lists_and_removals_refuse() {
 }
 
 #[tokio::test]
-async fn deadline_that_has_passed_is_told_as_such_and_nothing_is_done() {
+async fn passed_deadline_fails_the_call_and_changes_nothing() {
     let daemon = TestDaemon::start().await;
     let mut rpc = daemon.patient_connections();
     refused(
@@ -297,7 +297,7 @@ async fn deadline_that_has_passed_is_told_as_such_and_nothing_is_done() {
     );
     assert!(daemon.table.is_empty());
 
-    // A Drive has its time, and then ends with the same code; its connection goes with it.
+    // A Drive ends with the same code at its deadline, and its connection is freed.
     let (events, receiver) = mpsc::channel(4);
     let mut request = Request::new(ReceiverStream::new(receiver));
     request.metadata_mut().insert("grpc-timeout", "700m".parse().unwrap());
@@ -315,7 +315,7 @@ fn drive(event: Event) -> pb::DriveRequest {
 }
 
 #[tokio::test]
-async fn drive_refuses() {
+async fn drive_refuses_invalid_events() {
     let daemon = TestDaemon::with("[limits]\nplaintext_buffer = \"1KiB\"\n").await;
     let existing = daemon.open(pb::Role::Server).await;
     let invalid = Code::InvalidArgument;
@@ -362,7 +362,7 @@ async fn drive_refuses() {
             None,
         ),
         (
-            "too much waits",
+            "too much buffered plaintext",
             vec![Event::New(server()), Event::Plaintext(vec![0; 1025].into())],
             Code::ResourceExhausted,
             "PLAINTEXT_BUFFER_FULL",
@@ -380,13 +380,13 @@ async fn drive_refuses() {
     let requests = tokio_stream::iter([pb::DriveRequest { event: None }]);
     let mut answers = daemon.connections().drive(requests).await.unwrap().into_inner();
     refused("no event", answers.next().await.unwrap(), invalid, early, event);
-    daemon.until("streams that ended freed what they made", async |daemon| daemon.table.len() == 1).await;
+    daemon.until("ended streams have freed their connections", async |daemon| daemon.table.len() == 1).await;
     assert_eq!(daemon.get(&existing).await.state(), pb::ConnectionState::Before);
     daemon.stop().await;
 }
 
 #[tokio::test]
-async fn connection_that_a_drive_runs_is_busy() {
+async fn connection_on_a_drive_is_busy_for_other_calls() {
     let daemon = TestDaemon::start().await;
     let mut rpc = daemon.connections();
     let id = daemon.open(pb::Role::Server).await;
@@ -408,7 +408,7 @@ async fn connection_that_a_drive_runs_is_busy() {
     let mut other = rpc.drive(second).await.unwrap().into_inner();
     refused("a second drive", other.next().await.unwrap(), busy.0, busy.1, None);
 
-    // The flags are the caller's to set, and the stream is not disturbed.
+    // SetShutdown is allowed meanwhile and does not disturb the stream.
     let flags = Some(pb::ShutdownFlags { sent: true, received: false });
     rpc.set_shutdown(pb::SetShutdownRequest { connection_id: connection_id.clone(), shutdown: flags })
         .await
@@ -417,7 +417,7 @@ async fn connection_that_a_drive_runs_is_busy() {
     assert!(answers.next().await.is_none());
     rpc.clear(request).await.unwrap();
 
-    // Freed by somebody else, the stream is told.
+    // The stream is told when another call frees its connection.
     let (events, receiver) = mpsc::channel(4);
     events.send(drive(Event::ConnectionId(id.clone()))).await.unwrap();
     let mut answers = rpc.drive(ReceiverStream::new(receiver)).await.unwrap().into_inner();
@@ -428,7 +428,7 @@ async fn connection_that_a_drive_runs_is_busy() {
 }
 
 #[tokio::test]
-async fn bad_records_end_a_connection_with_an_alert_and_disturb_no_other() {
+async fn bad_records_fail_only_their_own_connection() {
     let daemon = TestDaemon::start().await;
     let (client, other) = (daemon.open(pb::Role::Client).await, daemon.open(pb::Role::Server).await);
     let hello = daemon.exchange(&client, b"", b"").await.unwrap().ciphertext;
@@ -462,13 +462,13 @@ async fn bad_records_end_a_connection_with_an_alert_and_disturb_no_other() {
         );
         let clear = pb::ClearRequest { connection_id: id.clone() };
         let cleared = daemon.connections().clear(clear).await.unwrap().into_inner().connection.unwrap();
-        assert_eq!(cleared.state(), pb::ConnectionState::Before, "{what}: Clear helps");
+        assert_eq!(cleared.state(), pb::ConnectionState::Before, "{what}: Clear does not help");
     }
 
-    // A record that is cut anywhere is waited for, and nothing of it is lost.
+    // The server waits for the rest of a record that is cut anywhere, and loses none of it.
     let mut answer = Vec::new();
     for byte in hello.chunks(1) {
-        assert!(answer.is_empty(), "an answer before the hello was whole");
+        assert!(answer.is_empty(), "the server answered before the hello was complete");
         answer = daemon.exchange(&other, byte, b"").await.unwrap().ciphertext.to_vec();
     }
     let finished = daemon.exchange(&client, &answer, b"").await.unwrap().ciphertext;
@@ -478,7 +478,7 @@ async fn bad_records_end_a_connection_with_an_alert_and_disturb_no_other() {
 }
 
 #[tokio::test]
-async fn full_table_refuses_and_says_when_to_try_again() {
+async fn full_table_refuses_with_a_retry_delay() {
     let daemon = TestDaemon::with("[limits]\nconnections = 2\n").await;
     let first = daemon.open(pb::Role::Server).await;
     daemon.open(pb::Role::Server).await;
@@ -529,7 +529,7 @@ async fn session_of_another_context_or_role_or_server_is_refused() {
 }
 
 #[tokio::test]
-async fn unknown_method_and_malformed_message_have_reasons_too() {
+async fn unknown_method_and_malformed_message_have_reasons() {
     let daemon = TestDaemon::start().await;
     let mut client = tonic::client::Grpc::new(daemon.channel.clone());
     client.ready().await.unwrap();
@@ -538,7 +538,7 @@ async fn unknown_method_and_malformed_message_have_reasons_too() {
     let answer = client.unary(Request::new(server()), path, codec).await;
     refused("no such method", answer, Code::Unimplemented, "METHOD_UNKNOWN", None);
 
-    // field 2 (role, a varint) sent as a string: what protobuf calls a wrong wire type.
+    // Field 2 (role, a varint) sent as a string. Protobuf calls this a wrong wire type.
     client.ready().await.unwrap();
     let codec = tonic_prost::ProstCodec::<pb::RemoveSessionRequest, pb::NewResponse>::default();
     let path = "/tls.sessiond.v1.ConnectionService/New".parse().unwrap();
@@ -549,9 +549,9 @@ async fn unknown_method_and_malformed_message_have_reasons_too() {
 }
 
 #[tokio::test]
-async fn malformed_message_on_a_stream_has_a_reason_too() {
+async fn malformed_message_on_a_stream_has_a_reason() {
     let daemon = TestDaemon::start().await;
-    // Field 1, which is a message with both, sent as a number.
+    // Field 1 sent as a number, although it is a message in both requests.
     let wrong = pb::LookupSessionResponse { found: true, ..Default::default() };
     for path in ["/tls.sessiond.v1.ConnectionService/Drive", "/tls.sessiond.v1.WorkerService/Attach"] {
         let mut client = tonic::client::Grpc::new(daemon.channel.clone());

@@ -1,5 +1,5 @@
-//! Contexts loaded anew while the daemon runs: as a whole or not at all, and a change of what decides who may resume
-//! ends what was made before.
+//! Reloads of contexts while the daemon runs. A reload applies as a whole or not at all, and a
+//! changed scope ends the sessions made under the old one.
 
 use std::{path::Path, time::Duration};
 
@@ -23,8 +23,9 @@ pub(crate) fn files() -> TempDir {
     folder
 }
 
-/// A context that speaks one version, with `more` beside its certificate. Keys that tests change stand there with their
-/// default otherwise, because a reload does not return a key to its default where it is missing.
+/// Returns a context that speaks one version, with `more` beside its certificate. Keys that tests
+/// change are written with their default otherwise, because a reload does not return a missing key
+/// to its default.
 pub(crate) fn context(folder: &Path, name: &str, version: &str, more: &str) -> String {
     let path = folder.display();
     let defaults = [
@@ -42,7 +43,7 @@ pub(crate) fn context(folder: &Path, name: &str, version: &str, more: &str) -> S
     )
 }
 
-/// A handshake that ends well; whether the server resumed.
+/// Runs a handshake that ends well. Returns whether the server resumed.
 pub(crate) async fn visit(daemon: &TestDaemon) -> bool {
     let client = daemon.open(pb::Role::Client).await;
     let server = daemon.open(pb::Role::Server).await;
@@ -58,7 +59,7 @@ pub(crate) async fn visit(daemon: &TestDaemon) -> bool {
 }
 
 #[tokio::test]
-async fn scope_that_stays_keeps_its_sessions_and_one_that_changes_loses_them() {
+async fn reload_keeps_sessions_only_where_the_scope_is_unchanged() {
     let folder = files();
     let folder = folder.path();
     let path = folder.display();
@@ -78,7 +79,7 @@ async fn scope_that_stays_keeps_its_sessions_and_one_that_changes_loses_them() {
                 false,
             ),
             (
-                "whom to trust",
+                "the trust anchors",
                 context(folder, "default", version, "client_auth = \"request\"\nalpn = [\"h2\"]")
                     .replace("ca.pem", "both.pem"),
                 false,
@@ -98,9 +99,9 @@ async fn scope_that_stays_keeps_its_sessions_and_one_that_changes_loses_them() {
             };
             daemon.reload(&changed).unwrap();
             assert_eq!(visit(&daemon).await, resumes, "TLS {version}: {what}");
-            assert!(visit(&daemon).await, "TLS {version}: what is made under the new one resumes, {what}");
+            assert!(visit(&daemon).await, "TLS {version}: a session of the new scope resumes, {what}");
         }
-        // The certificate of the same name and file, replaced as a renewal does it.
+        // A new certificate under the same file name, as a renewal writes it.
         std::fs::write(folder.join("ca.pem"), std::fs::read(folder.join("other.pem")).unwrap()).unwrap();
         for end in ["crt", "key"] {
             let other = folder.join(format!("other.{end}"));
@@ -114,7 +115,7 @@ async fn scope_that_stays_keeps_its_sessions_and_one_that_changes_loses_them() {
 }
 
 #[tokio::test]
-async fn built_in_context_keeps_its_certificate() {
+async fn reload_keeps_the_certificate_of_the_built_in_context() {
     let daemon = TestDaemon::start().await;
     assert!(!visit(&daemon).await);
     daemon.reload("").unwrap();
@@ -123,7 +124,7 @@ async fn built_in_context_keeps_its_certificate() {
 }
 
 #[tokio::test]
-async fn configuration_that_is_wrong_or_changes_more_is_not_used_at_all() {
+async fn invalid_or_fixed_changes_refuse_the_whole_reload() {
     let folder = files();
     let folder = folder.path();
     let base = context(folder, "default", "1.3", "");
@@ -147,21 +148,21 @@ async fn configuration_that_is_wrong_or_changes_more_is_not_used_at_all() {
         let refused = daemon.reload(&config).unwrap_err().to_string();
         assert!(refused.contains(said), "{refused}");
         let request = pb::GetContextRequest { name: "new".into() };
-        assert!(daemon.contexts().get_context(request).await.is_err(), "nothing of it is there");
+        assert!(daemon.contexts().get_context(request).await.is_err(), "a part was applied");
     }
     assert!(visit(&daemon).await);
     daemon.stop().await;
 }
 
 #[tokio::test]
-async fn connections_keep_what_they_began_with_and_their_sessions_find_no_way_out() {
+async fn connections_of_the_old_scope_go_on_and_store_nothing() {
     let folder = files();
     let folder = folder.path();
     let base = context(folder, "default", "1.3", "");
     let daemon = TestDaemon::with(&base).await;
     let w = Worker(&daemon);
     let old = w.established("aa").await;
-    // One is in the middle of its handshake.
+    // One connection is in the middle of its handshake.
     let client = daemon.open(pb::Role::Client).await;
     let server = daemon.open(pb::Role::Server).await;
     let hello = daemon.exchange(&client, b"", b"").await.unwrap().ciphertext;
@@ -172,7 +173,7 @@ async fn connections_keep_what_they_began_with_and_their_sessions_find_no_way_ou
     daemon.exchange(&server, &finished, b"").await.unwrap();
     let seen = daemon.get(&server).await;
     assert_eq!((seen.state(), seen.session_id.as_str()), (pb::ConnectionState::Established, ""));
-    assert_eq!(w.put(put(&old, "ab")).await.reason, "REVOKED", "what it was made under has gone");
+    assert_eq!(w.put(put(&old, "ab")).await.reason, "REVOKED", "its scope was replaced");
     for id in ["aa", "ab"] {
         assert!(!w.found(id).await);
     }
@@ -194,7 +195,7 @@ async fn connections_keep_what_they_began_with_and_their_sessions_find_no_way_ou
 }
 
 #[tokio::test]
-async fn revocations_outlive_the_cache_that_they_were_made_in() {
+async fn revocations_survive_a_reload_that_replaces_the_cache() {
     let folder = files();
     let folder = folder.path();
     let base = context(folder, "default", "1.2", "");
@@ -208,7 +209,7 @@ async fn revocations_outlive_the_cache_that_they_were_made_in() {
         ..Default::default()
     };
     daemon.sessions().revoke_sessions(request).await.unwrap();
-    // Another name in the same scope, another scope, then both at once.
+    // Another context in the same scope, another scope, then both at once.
     let named = |name: &str, more: &str| context(folder, name, "1.2", more);
     let beside = named("beside", "session_id_context = \"default\"");
     for (config, stores) in [
@@ -240,7 +241,7 @@ async fn revocations_outlive_the_cache_that_they_were_made_in() {
 }
 
 #[tokio::test]
-async fn counters_and_sizes_follow_the_configuration() {
+async fn reload_keeps_counters_and_applies_cache_limits() {
     let folder = files();
     let folder = folder.path();
     let daemon = TestDaemon::with(&context(folder, "default", "1.2", "")).await;
@@ -263,7 +264,7 @@ async fn counters_and_sizes_follow_the_configuration() {
 }
 
 #[tokio::test]
-async fn sighup_loads_the_file_anew_and_a_bad_file_changes_nothing() {
+async fn sighup_reloads_the_file_and_a_bad_file_changes_nothing() {
     let folder = files();
     let file = folder.path().join("daemon.toml");
     std::fs::write(&file, context(folder.path(), "one", "1.3", "")).unwrap();
@@ -284,7 +285,7 @@ async fn sighup_loads_the_file_anew_and_a_bad_file_changes_nothing() {
         std::fs::write(&file, text).unwrap();
         daemon.signal("HUP").await;
         let mut seen = names().await;
-        // The signal is on its way; what it does is seen in a moment, or never.
+        // The signal takes effect within a moment, or never.
         for _ in 0..100 {
             if seen == then {
                 break;

@@ -1,4 +1,4 @@
-//! A client that comes back: rustls with a session store of its own, and a certificate that it trusts.
+//! A returning client: rustls with a session store of its own, and a certificate that it trusts.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -39,14 +39,14 @@ impl Certificate {
         self.folder.path().join("key.pem")
     }
 
-    /// A daemon's configuration: its default context shows this certificate, and trusts it.
+    /// Returns a configuration whose default context shows this certificate and trusts it.
     pub(crate) fn context(&self) -> String {
         let (chain, key) = (self.chain(), self.key());
         format!("[[context]]\ncertificate = {chain:?}\nkey = {key:?}\nca = {chain:?}\n")
     }
 }
 
-/// One client, whatever number of connections it makes.
+/// One client that may make many connections.
 pub(crate) struct Returning(Arc<ClientConfig>);
 
 impl Returning {
@@ -59,23 +59,24 @@ impl Returning {
         Self(Arc::new(config))
     }
 
-    /// The next connection, over memory.
+    /// Returns the next connection, over memory.
     pub(crate) fn tls(&self) -> ClientConnection {
         ClientConnection::new(Arc::clone(&self.0), localhost()).unwrap()
     }
 
-    /// The next connection, over TCP: established, and the sessions that it brings are here.
+    /// Returns the next connection over TCP, established, after its session or first ticket has
+    /// arrived.
     pub(crate) async fn connect(&self, address: &str) -> TlsStream<TcpStream> {
         let socket = TcpStream::connect(address).await.unwrap();
         let connector = TlsConnector::from(Arc::clone(&self.0));
         let handshake = async {
             let mut tls = connector.connect(localhost(), socket).await.unwrap();
-            // Tickets come after the handshake, and only who reads gets them.
+            // Tickets arrive after the handshake, and a client gets them only when it reads.
             while tls.get_ref().1.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3)
                 && tls.get_ref().1.tls13_tickets_received() == 0
             {
                 let read = timeout(Duration::from_millis(10), tls.read(&mut [0])).await;
-                assert!(read.is_err(), "the server spoke, or closed, before it was asked");
+                assert!(read.is_err(), "the server sent data or closed before the request");
             }
             tls
         };

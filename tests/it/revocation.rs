@@ -1,4 +1,4 @@
-//! RevokeSessions: who resumes no more, at once, later, and where somebody is on the way.
+//! RevokeSessions: sessions stored now, sessions stored later, and sessions in running handshakes.
 
 use std::time::{Duration, SystemTime};
 
@@ -18,7 +18,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A peer with all kinds of names.
+/// A peer with every kind of name.
 fn peer() -> pb::PeerIdentity {
     pb::PeerIdentity {
         certificate_sha256: hex(&CERTIFICATE),
@@ -39,7 +39,7 @@ impl Worker<'_> {
         self.0.sessions().revoke_sessions(request).await.unwrap().into_inner().removed
     }
 
-    /// A closed connection with this session.
+    /// Stores this session through a connection that is then closed.
     async fn keeps(&self, request: pb::PutSessionRequest) {
         let id = self.open(worker(pb::Role::Server)).await.id;
         assert_eq!(self.put(pb::PutSessionRequest { connection_id: id.clone(), ..request }).await.reason, "");
@@ -53,7 +53,7 @@ impl Worker<'_> {
 }
 
 #[tokio::test]
-async fn each_selector_matches_what_it_names_and_nothing_else() {
+async fn each_selector_revokes_only_the_sessions_it_names() {
     let daemon = TestDaemon::start().await;
     let w = Worker(&daemon);
     let named = |id: &str| pb::LookupSessionRequest { server_name: "a.test".into(), ..lookup(id) };
@@ -85,7 +85,7 @@ async fn each_selector_matches_what_it_names_and_nothing_else() {
         if matches {
             assert_eq!(found.miss_reason(), pb::MissReason::Revoked);
         }
-        // The other has no peer and no name: everybody alone matches it.
+        // The other session has no peer and no name, so only the selector of all matches it.
         assert_eq!(w.found("bb").await, selector != Selector::All(true));
         daemon.clock.advance(Duration::from_millis(2));
         assert_eq!(
@@ -98,7 +98,7 @@ async fn each_selector_matches_what_it_names_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn what_was_authenticated_before_is_not_stored_later_and_what_comes_after_is() {
+async fn only_authentications_after_the_revocation_are_stored() {
     let daemon = TestDaemon::start().await;
     let w = Worker(&daemon);
     let before = time(&daemon);
@@ -111,7 +111,7 @@ async fn what_was_authenticated_before_is_not_stored_later_and_what_comes_after_
         ..Default::default()
     };
     let answer = daemon.sessions().revoke_sessions(request.clone()).await.unwrap().into_inner();
-    assert_eq!((answer.removed, answer.before), (0, request.before), "it authenticated at that very time");
+    assert_eq!((answer.removed, answer.before), (0, request.before), "authenticated at `before` itself");
     assert!(w.found("aa").await);
     daemon.clock.advance(Duration::from_millis(1));
     let later = pb::RevokeSessionsRequest { before: None, ..request };
@@ -119,7 +119,7 @@ async fn what_was_authenticated_before_is_not_stored_later_and_what_comes_after_
     assert_eq!(answer.removed, 1);
     assert_eq!(w.why(lookup("aa")).await, pb::MissReason::Revoked);
 
-    // A worker brings back what was authenticated long ago.
+    // A worker stores a session with an old authentication.
     let id = w.open(worker(pb::Role::Server)).await.id;
     let old =
         pb::PutSessionRequest { connection_id: id.clone(), authenticate_time: Some(before), ..known("ab") };
@@ -129,7 +129,7 @@ async fn what_was_authenticated_before_is_not_stored_later_and_what_comes_after_
         "REVOKED",
         "the connection's peer"
     );
-    // Whoever authenticates anew may resume.
+    // A peer that authenticates again may resume.
     daemon.clock.advance(Duration::from_secs(1));
     w.keeps(known("ac")).await;
     assert!(w.found("ac").await);
@@ -137,7 +137,7 @@ async fn what_was_authenticated_before_is_not_stored_later_and_what_comes_after_
 }
 
 #[tokio::test]
-async fn session_that_was_handed_out_leaves_nothing_behind_once_it_is_revoked() {
+async fn session_revoked_after_a_lookup_stores_no_successor() {
     let daemon = TestDaemon::start().await;
     let w = Worker(&daemon);
     let ticket = |id: &str| pb::PutSessionRequest {
@@ -147,15 +147,15 @@ async fn session_that_was_handed_out_leaves_nothing_behind_once_it_is_revoked() 
     };
     w.keeps(pb::PutSessionRequest { peer: Some(peer()), ..ticket("aa") }).await;
     daemon.clock.advance(Duration::from_secs(10));
-    // A handshake holds it when the revocation comes.
+    // A handshake holds the session when the revocation comes.
     assert!(w.found("aa").await);
     assert_eq!(w.revoke(Selector::Uri(peer().uris.remove(0))).await, 0, "it is not in the cache");
     daemon.clock.advance(Duration::from_secs(10));
-    // Its worker says neither when the peer authenticated nor who it is, or says that it was now.
+    // The worker names no peer, and no authentication time or the present one.
     for (place, authenticate_time) in [None, Some(time(&daemon))].into_iter().enumerate() {
         let resumed = pb::NewRequest { session_id: "aa".into(), ..worker(pb::Role::Server) };
         let connection = w.open(resumed).await;
-        assert_eq!(connection.peer.unwrap().uris, peer().uris, "the daemon remembers whom it belongs to");
+        assert_eq!(connection.peer.unwrap().uris, peer().uris, "the daemon remembers the peer");
         let next = pb::PutSessionRequest {
             connection_id: connection.id,
             authenticate_time,
@@ -163,7 +163,7 @@ async fn session_that_was_handed_out_leaves_nothing_behind_once_it_is_revoked() 
         };
         assert_eq!(w.put(next).await.reason, "REVOKED");
     }
-    // Of what the daemon knows nothing, nobody can say whether it is revoked.
+    // The daemon cannot tell whether an unknown session is revoked.
     let resumed = pb::NewRequest { session_id: "ffff".into(), ..worker(pb::Role::Server) };
     let id = w.open(resumed).await.id;
     let next = pb::PutSessionRequest { connection_id: id, ..ticket("cc") };
@@ -172,7 +172,7 @@ async fn session_that_was_handed_out_leaves_nothing_behind_once_it_is_revoked() 
 }
 
 #[tokio::test]
-async fn revoked_client_certificate_is_asked_for_again_in_both_versions() {
+async fn revoked_client_certificate_is_requested_again() {
     let folder = tempfile::tempdir().unwrap();
     pki::localhost(folder.path());
     let clients = Authority::new("clients");
@@ -205,12 +205,13 @@ async fn revoked_client_certificate_is_asked_for_again_in_both_versions() {
         assert!(handshake().await, "TLS {version}");
         let removed = w.revoke(Selector::Uri("spiffe://example.org/job".into())).await;
         assert!(removed >= 1, "TLS {version}: {removed}");
-        // Who authenticates in the millisecond of the revocation is revoked too.
+        // A revocation covers authentications in its own millisecond.
         daemon.clock.advance(Duration::from_millis(1));
         assert!(!handshake().await, "TLS {version}");
-        assert!(handshake().await, "who showed the certificate again resumes again");
+        assert!(handshake().await, "the client does not resume after a new authentication");
 
-        // Revoked between the server's flight and the client's: the handshake goes on, and what it makes is not kept.
+        // A revocation between the flights of server and client: the handshake goes on, and its
+        // tickets are not stored.
         if version == "1.3" {
             let client = daemon.open_in("client", pb::Role::Client).await;
             let server = daemon.open_in("server", pb::Role::Server).await;
@@ -220,7 +221,7 @@ async fn revoked_client_certificate_is_asked_for_again_in_both_versions() {
             let finished = daemon.exchange(&client, &flight, b"").await.unwrap().ciphertext;
             daemon.exchange(&server, &finished, b"").await.unwrap();
             assert!(daemon.get(&server).await.session_reused);
-            assert_eq!(daemon.get(&server).await.session_id, "", "no ticket of it is in the cache");
+            assert_eq!(daemon.get(&server).await.session_id, "", "its ticket is in the cache");
             w.shutdown(&server).await;
             daemon.clock.advance(Duration::from_millis(1));
             assert!(!handshake().await);
@@ -230,7 +231,7 @@ async fn revoked_client_certificate_is_asked_for_again_in_both_versions() {
 }
 
 #[tokio::test]
-async fn revocation_of_a_context_leaves_the_others_alone() {
+async fn revocation_in_one_context_spares_the_others() {
     let daemon = TestDaemon::with("[[context]]\n[[context]]\nname = \"other\"\n").await;
     let w = Worker(&daemon);
     let there = pb::LookupSessionRequest { context: "other".into(), ..lookup("aa") };

@@ -1,4 +1,5 @@
-//! Ways around RevokeSessions, at the binary: none of them stores or resumes what is revoked.
+//! Attempts to evade RevokeSessions, against the binary. None of them stores or resumes a revoked
+//! session.
 
 use bytes::Bytes;
 use prost_types::Timestamp;
@@ -14,7 +15,7 @@ use crate::{
     worker_engine::call,
 };
 
-/// Whatever matches [`peer`] and the server name of [`named`].
+/// All selectors that match [`peer`] or the server name of [`named`].
 fn selectors() -> [Selector; 5] {
     [
         Selector::All(true),
@@ -25,7 +26,7 @@ fn selectors() -> [Selector; 5] {
     ]
 }
 
-/// A session of TLS 1.3 that is not single-use, of a peer with all names.
+/// A TLS 1.3 session that is not single-use, of a peer with every kind of name.
 fn named(connection_id: &str, session_id: &str) -> pb::PutSessionRequest {
     pb::PutSessionRequest {
         single_use: false,
@@ -34,7 +35,7 @@ fn named(connection_id: &str, session_id: &str) -> pb::PutSessionRequest {
     }
 }
 
-/// Other names than those of [`peer`].
+/// A peer without any name of [`peer`].
 fn other_peer() -> pb::PeerIdentity {
     pb::PeerIdentity {
         certificate_sha256: "08".repeat(32),
@@ -44,7 +45,7 @@ fn other_peer() -> pb::PeerIdentity {
     }
 }
 
-/// What a worker may say of the peer on a later put.
+/// The identities that a worker may give on a later put.
 fn claims() -> [Option<pb::PeerIdentity>; 3] {
     let digest = pb::PeerIdentity { certificate_sha256: peer().certificate_sha256, ..Default::default() };
     [None, Some(digest), Some(other_peer())]
@@ -55,7 +56,8 @@ async fn started() -> Served {
 }
 
 impl Served {
-    /// Looks a session of `a.test` up, which must be there; tells when its peers authenticated.
+    /// Looks up a session of `a.test`, which must exist. Returns the time when its peers
+    /// authenticated.
     async fn taken(&mut self, session_id: &str) -> Option<Timestamp> {
         let request = pb::LookupSessionRequest { server_name: "a.test".into(), ..lookup(session_id) };
         let found = self.guest.sessions.lookup_session(request).await.unwrap().into_inner();
@@ -63,7 +65,7 @@ impl Served {
         found.session.unwrap().authenticate_time
     }
 
-    /// The daemon's time, as a stamp.
+    /// Returns the daemon's time as a timestamp.
     async fn stamp(&mut self) -> Option<Timestamp> {
         let connection = self.resumed("", "").await;
         self.free(&connection.id).await;
@@ -72,7 +74,7 @@ impl Served {
 }
 
 #[tokio::test]
-async fn session_that_is_not_single_use_is_revoked_on_its_way() {
+async fn reusable_session_is_revoked_between_lookup_and_put() {
     let mut served = started().await;
     for (place, selector) in selectors().into_iter().enumerate() {
         for version in [pb::ProtocolVersion::Tls12, pb::ProtocolVersion::Tls13] {
@@ -85,7 +87,7 @@ async fn session_that_is_not_single_use_is_revoked_on_its_way() {
                 for says in [pb::ProtocolVersion::Tls12, pb::ProtocolVersion::Tls13] {
                     for claim in claims() {
                         let connection = served.resumed("", &id).await;
-                        assert_eq!(connection.peer, Some(peer()), "the record of it has the peer");
+                        assert_eq!(connection.peer, Some(peer()), "the record lacks the peer");
                         let again = pb::PutSessionRequest {
                             version: says.into(),
                             server_name: "b.test".into(),
@@ -93,7 +95,7 @@ async fn session_that_is_not_single_use_is_revoked_on_its_way() {
                             authenticate_time,
                             ..named(&connection.id, "bb")
                         };
-                        // Twice: what is said the first time makes no difference.
+                        // Twice, because the first put must not change the outcome of the second.
                         for _ in 0..2 {
                             let reason = served.put(again.clone()).await.reason;
                             let tls12 = [version, says].contains(&pb::ProtocolVersion::Tls12);
@@ -109,7 +111,7 @@ async fn session_that_is_not_single_use_is_revoked_on_its_way() {
 }
 
 #[tokio::test]
-async fn resumption_keeps_the_peer_that_the_daemon_knows() {
+async fn resumption_keeps_the_peer_identity_known_to_the_daemon() {
     let mut served = started().await;
     for (place, selector) in selectors().into_iter().enumerate() {
         for single_use in [true, false] {
@@ -125,12 +127,12 @@ async fn resumption_keeps_the_peer_that_the_daemon_knows() {
                     ..ticket(&connection, "bb")
                 };
                 let stored = served.put(next).await.session.unwrap();
-                assert_eq!(stored.peer, Some(peer()), "the peer's identity does not change");
+                assert_eq!(stored.peer, Some(peer()), "the peer's identity has changed");
                 assert_eq!(
                     (stored.authenticate_time, stored.server_name.as_str()),
                     (authenticated, "a.test")
                 );
-                // The resumed one as well, where it is still there.
+                // The selector covers the resumed session as well, where the cache still has it.
                 assert_eq!(
                     served.revoke(selector.clone()).await,
                     if single_use { 1 } else { 2 },
@@ -144,7 +146,7 @@ async fn resumption_keeps_the_peer_that_the_daemon_knows() {
 }
 
 #[tokio::test]
-async fn peer_that_showed_no_certificate_gets_none_by_a_resumption() {
+async fn resumption_adds_no_identity_to_an_anonymous_peer() {
     let mut served = started().await;
     served.keep("", pb::PutSessionRequest { peer: None, ..named("", "aa") }).await;
     served.taken("aa").await;
@@ -156,13 +158,13 @@ async fn peer_that_showed_no_certificate_gets_none_by_a_resumption() {
 }
 
 #[tokio::test]
-async fn forgotten_session_makes_nothing() {
+async fn resumption_of_a_forgotten_session_stores_nothing() {
     let mut served = started().await;
     served.keep("", ticket("", "ffff")).await;
     let before = served.lookup("", "ffff").await.session.unwrap().authenticate_time;
     take_many(&mut served, 40_000).await;
     let told = served.explain("", "ffff").await;
-    assert_eq!(told.removal_reason(), pb::RemovalReason::Unspecified, "it is forgotten: {}", told.summary);
+    assert_eq!(told.removal_reason(), pb::RemovalReason::Unspecified, "still known: {}", told.summary);
 
     let tries = async |served: &mut Served| {
         for authenticate_time in [None, before, served.stamp().await] {
@@ -171,7 +173,7 @@ async fn forgotten_session_makes_nothing() {
                 assert_eq!((connection.session_reused, connection.peer), (true, None));
                 let next =
                     pb::PutSessionRequest { authenticate_time, peer: claim, ..ticket(&connection.id, "bb") };
-                // Twice: the first time tells the connection nothing.
+                // Twice, because the first put must tell the connection nothing.
                 for _ in 0..2 {
                     assert_eq!(served.put(next.clone()).await.reason, "AUTHENTICATION_UNKNOWN");
                 }
@@ -179,14 +181,15 @@ async fn forgotten_session_makes_nothing() {
             }
         }
     };
-    // Also before any revocation: a later one by name could not match what it makes.
+    // Also before any revocation, because a later revocation by name could not match the new
+    // session.
     tries(&mut served).await;
     served.revoke(Selector::Uri(peer().uris.remove(0))).await;
     tries(&mut served).await;
     assert_eq!(served.stored().await, []);
 }
 
-/// Stores as many tickets and takes them out.
+/// Stores this many tickets and consumes them.
 async fn take_many(served: &mut Served, count: usize) {
     let (calls, receiver) = mpsc::channel(16);
     let mut answers = served.guest.workers.attach(ReceiverStream::new(receiver)).await.unwrap().into_inner();
@@ -202,10 +205,10 @@ async fn take_many(served: &mut Served, count: usize) {
         calls.send(pb::AttachRequest { calls: batch }).await.unwrap();
         let mut found = 0;
         while found < ids.len() {
-            for answer in answers.message().await.unwrap().expect("the stream goes on").answers {
+            for answer in answers.message().await.unwrap().expect("the stream ended").answers {
                 match answer.result {
                     Some(pb::answer::Result::LookupSession(answer)) if answer.found => found += 1,
-                    other => panic!("not taken: {other:?}"),
+                    other => panic!("not found: {other:?}"),
                 }
             }
         }
@@ -213,7 +216,7 @@ async fn take_many(served: &mut Served, count: usize) {
 }
 
 #[tokio::test]
-async fn late_ticket_has_the_time_of_its_handshake() {
+async fn late_ticket_has_the_authentication_time_of_its_handshake() {
     let mut served = started().await;
     for (place, selector) in selectors().into_iter().enumerate() {
         let connection = served.resumed("", "").await.id;
@@ -221,9 +224,9 @@ async fn late_ticket_has_the_time_of_its_handshake() {
             .put(pb::PutSessionRequest { single_use: true, ..named(&connection, &format!("a{place}")) })
             .await;
         let authenticated = first.session.unwrap().authenticate_time;
-        // Time passes, so that another time would show.
+        // Time passes, so that a later authentication time would differ.
         let passes = async { while served.stamp().await == authenticated {} };
-        timeout(PATIENCE, passes).await.expect("time passes");
+        timeout(PATIENCE, passes).await.expect("the clock stands still");
         let late = pb::PutSessionRequest { peer: None, ..named(&connection, &format!("b{place}")) };
         let stored = served.put(late.clone()).await.session.unwrap();
         assert_eq!((stored.authenticate_time, stored.peer), (authenticated, Some(peer())));
@@ -244,7 +247,7 @@ async fn late_ticket_has_the_time_of_its_handshake() {
 }
 
 #[tokio::test]
-async fn late_ticket_of_the_daemons_engine_is_covered() {
+async fn revocation_covers_late_tickets_of_the_daemons_engine() {
     let mut served = Served::start(|folder| context(folder, "default", "1.3", "")).await;
     for (selector, covers) in [
         (Selector::All(true), true),
@@ -273,7 +276,7 @@ async fn late_ticket_of_the_daemons_engine_is_covered() {
 }
 
 #[tokio::test]
-async fn unknown_session_takes_over_no_peer_of_an_earlier_handshake() {
+async fn unknown_session_inherits_no_peer_of_an_earlier_handshake() {
     let mut served = started().await;
     let connection = served.resumed("", "").await.id;
     assert_eq!(served.put(ticket(&connection, "aa")).await.reason, "");
@@ -284,9 +287,9 @@ async fn unknown_session_takes_over_no_peer_of_an_earlier_handshake() {
 }
 
 #[tokio::test]
-async fn removed_session_brings_nothing_back() {
+async fn resumption_of_a_removed_session_stores_nothing() {
     let mut served = started().await;
-    // By its connection, and by an administrator.
+    // Removed with its connection, and by an administrator.
     let open = served.resumed("", "").await.id;
     assert_eq!(served.put(named(&open, "a1")).await.reason, "");
     served.keep("", named("", "a2")).await;
@@ -310,16 +313,16 @@ async fn removed_session_brings_nothing_back() {
 }
 
 #[tokio::test]
-async fn session_that_made_room_keeps_its_record() {
+async fn evicted_session_keeps_its_authentication_record() {
     let small = "cache_entries_max = 1";
     let mut served = Served::start(|folder| context(folder, "default", "1.3", small)).await;
     served.keep("", named("", "aa")).await;
     let authenticated = served.taken("aa").await;
-    // What comes next pushes it out, or makes room itself.
+    // Later puts evict it, or are evicted themselves.
     let mut number = 0;
     while served.explain("", "aa").await.removal_reason() != pb::RemovalReason::CacheFull {
         number += 1;
-        assert!(number < 100, "it is never pushed out");
+        assert!(number < 100, "the session is never evicted");
         served.keep("", put("", &format!("b{number:03}"))).await;
     }
     let connection = served.resumed("", "aa").await;

@@ -1,4 +1,4 @@
-//! Rights that are taken away while somebody uses them.
+//! Rights that a reload takes away while they are in use.
 
 use tls_sessiond::proto::{self as pb, drive_request::Event};
 
@@ -9,7 +9,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn identity_that_leaves_the_rules_loses_its_streams_and_what_they_made_and_others_go_on() {
+async fn removed_identity_loses_its_streams_and_their_connections() {
     let admin = rule("local", "*", "admin");
     let stays = rule("spiffe://example.org/web/a", "*", "worker");
     let goes = rule("spiffe://example.org/web/b", "default", "worker")
@@ -34,8 +34,8 @@ async fn identity_that_leaves_the_rules_loses_its_streams_and_what_they_made_and
     assert_eq!(told(attached.answers.message()).await, denied());
     assert_eq!(told(driven.answers.message()).await, denied());
     assert_eq!(told(watched.message()).await, denied());
-    // What New made without a stream waits for its idle time-out.
-    house.daemon.until("what the streams made is freed", async |daemon| daemon.table.len() == 3).await;
+    // Connections that New made without a stream stay until their idle time-out.
+    house.daemon.until("the streams' connections are freed", async |daemon| daemon.table.len() == 3).await;
     let daemon = &house.daemon;
     let explain = async |session_id: &str| {
         let request = pb::ExplainSessionRequest {
@@ -53,7 +53,7 @@ async fn identity_that_leaves_the_rules_loses_its_streams_and_what_they_made_and
     assert_eq!(why(gone.connections.exchange(request).await), denied());
     let again = pb::WatchSessionsRequest::default();
     assert_eq!(why(gone.sessions.watch_sessions(again).await), denied());
-    // So it is for who connects anew.
+    // A new connection of this identity is refused as well.
     assert_eq!(why(Guest::new(&house.over_tls(&b).await).open("").await), denied());
 
     assert!(explain("aa").await.resumable);
@@ -65,7 +65,7 @@ async fn identity_that_leaves_the_rules_loses_its_streams_and_what_they_made_and
 }
 
 #[tokio::test]
-async fn context_that_is_taken_away_ends_its_streams_and_hides_its_connections_and_no_others() {
+async fn lost_context_ends_its_streams_and_hides_its_connections() {
     let all = rule("uid:54321", "*", "worker") + &rule("uid:54322", "*", "observer");
     let fewer = rule("uid:54321", "mail", "worker") + &rule("uid:54322", "mail", "observer");
     let admin = rule("uid:0", "*", "admin");
@@ -87,19 +87,20 @@ async fn context_that_is_taken_away_ends_its_streams_and_hides_its_connections_a
     house.reload(&(fewer + &admin)).unwrap();
     assert_eq!(told(drives[0].answers.message()).await, denied());
     assert_eq!(told(watches[0].message()).await, denied());
-    house.daemon.until("what the Drive made is freed", async |daemon| daemon.table.len() == 3).await;
+    house.daemon.until("the Drive's connection is freed", async |daemon| daemon.table.len() == 3).await;
     let get = |id: &str| pb::GetConnectionRequest { connection_id: id.into() };
     assert_eq!(why(guest.connections.get_connection(get(&here)).await), not_there());
     guest.connections.get_connection(get(&there)).await.unwrap();
     assert_eq!(why(guest.open("default").await), denied());
 
-    // Those of the other context go on: a session is put, and both who may see it do.
+    // Calls and streams of the other context go on: a session is put, and both watchers that may
+    // see it are told.
     let put = calls::put(&there, "aa");
     guest.sessions.put_session(put).await.unwrap();
     for watched in &mut watches[1..] {
         assert!(watched.message().await.unwrap().unwrap().event.is_some());
     }
     drop(drives);
-    house.daemon.until("the other goes with its stream", async |daemon| daemon.table.len() == 2).await;
+    house.daemon.until("the other Drive's connection is freed", async |daemon| daemon.table.len() == 2).await;
     house.daemon.stop().await;
 }

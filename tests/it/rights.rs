@@ -1,4 +1,5 @@
-//! Who may call what: the table of SECURITY.md, the code's, and what a daemon does at each of its doors.
+//! The rights of roles: the table of SECURITY.md, that of the code, and the behaviour of the daemon
+//! at each listener.
 
 use prost::Message;
 use prost_types::FileDescriptorSet;
@@ -17,16 +18,16 @@ use crate::{
 
 const SECURITY: &str = include_str!("../../SECURITY.md");
 
-/// What one who has the role may do with an RPC.
+/// The right that a role has to an RPC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Right {
     Yes,
-    /// With what it made itself.
+    /// Only for connections that the caller made itself.
     Own,
     No,
 }
 
-/// A row of the table, its columns in the order of [`COLUMNS`].
+/// A row of the table. Its columns are in the order of [`COLUMNS`].
 pub(crate) struct Row {
     pub(crate) path: String,
     pub(crate) rights: [Right; 4],
@@ -36,7 +37,7 @@ const COLUMNS: [&str; 4] = ["worker", "observer", "admin", "no role"];
 const WORKER: usize = 0;
 const NO_ROLE: usize = 3;
 
-/// The table of SECURITY.md.
+/// Parses the table of SECURITY.md.
 pub(crate) fn table() -> Vec<Row> {
     let header = format!("| RPC | {} |", COLUMNS.join(" | "));
     let (_, below) = SECURITY.split_once(&header).expect("SECURITY.md has the table of RPCs");
@@ -44,7 +45,7 @@ pub(crate) fn table() -> Vec<Row> {
         "yes" => Right::Yes,
         "own" => Right::Own,
         "no" => Right::No,
-        word => panic!("SECURITY.md: `{word}` is none of yes, own, no"),
+        word => panic!("SECURITY.md: `{word}` is not yes, own or no"),
     };
     below
         .lines()
@@ -60,7 +61,7 @@ pub(crate) fn table() -> Vec<Row> {
         .collect()
 }
 
-/// Every method that is served: its path, and whether its answers are a stream.
+/// Returns every served method: its path, and whether its answers are a stream.
 fn methods() -> Vec<(String, bool)> {
     let sets = [
         pb::FILE_DESCRIPTOR_SET,
@@ -81,7 +82,7 @@ fn methods() -> Vec<(String, bool)> {
     found
 }
 
-/// Calls with an empty message, whatever the method wants; tells how it is refused, if it is.
+/// Calls any method with an empty message. Returns the refusal, if there is one.
 async fn call(channel: &Channel, path: &str, streams: bool) -> Option<Status> {
     let mut grpc = tonic::client::Grpc::new(channel.clone());
     grpc.ready().await.unwrap();
@@ -89,14 +90,14 @@ async fn call(channel: &Channel, path: &str, streams: bool) -> Option<Status> {
     let empty = Request::new(tokio_stream::once(()));
     match grpc.streaming(empty, path.parse().unwrap(), codec).await {
         Err(status) => Some(status),
-        // It has begun, and who may not call it is told before that.
+        // The stream has begun. A missing right would have refused it before that.
         Ok(_) if streams => None,
         Ok(answer) => answer.into_inner().message().await.err(),
     }
 }
 
 #[test]
-fn document_and_code_have_one_table_of_rights_and_every_method_is_in_it() {
+fn documented_rights_equal_those_of_the_code() {
     let table = table();
     let mut named: Vec<_> = table.iter().map(|row| row.path.as_str()).collect();
     named.sort_unstable();
@@ -112,17 +113,17 @@ fn document_and_code_have_one_table_of_rights_and_every_method_is_in_it() {
         let may = [Roles::WORKER, Roles::OBSERVER, Roles::OBSERVER.or(Roles::ADMIN), Roles::ANYONE]
             .map(|role| anyone || roles.meet(role));
         assert_eq!(row.rights.map(|right| right != Right::No), may, "{}", row.path);
-        assert!(!anyone || !row.path.starts_with("/tls."), "{}: open to every caller", row.path);
+        assert!(!anyone || !row.path.starts_with("/tls."), "{}: must not be open to every caller", row.path);
         assert!(!row.rights[1..].contains(&Right::Own), "{}: only workers own something", row.path);
     }
 }
 
 #[tokio::test]
-async fn every_rpc_at_every_door_is_open_to_the_roles_of_the_table_and_to_no_other() {
+async fn each_listener_serves_each_rpc_to_the_documented_roles_only() {
     let house = House::with(&rule("uid:1", "*", "observer")).await;
     let leaf = house.authority.leaf(&["spiffe://example.org/ns/web/a"]);
     let (table, methods) = (table(), methods());
-    // What connected under other rules, at each door.
+    // Channels that connected under other rules, at each listener.
     let old = doors(&house, &leaf).await;
     let identities = ["local", "uid:54321", "spiffe://example.org/ns/web/*"];
     let mut tried = 0;
@@ -133,12 +134,12 @@ async fn every_rpc_at_every_door_is_open_to_the_roles_of_the_table_and_to_no_oth
             house.reload(&rule(identity, "default", role)).unwrap();
             let new = doors(&house, &leaf).await;
             for (door, channel) in old.iter().enumerate().chain(new.iter().enumerate()) {
-                // Who comes over the Unix socket is local as well.
+                // A caller at the Unix socket has the identity `local` as well.
                 let has_role = door == granted || (granted == 0 && door == 1);
                 let column = if has_role { column } else { NO_ROLE };
                 for (path, streams) in &methods {
                     let right = table.iter().find(|row| row.path == *path).unwrap().rights[column];
-                    let what = format!("{path} at door {door}, {identity} being {role}");
+                    let what = format!("{path} at listener {door}, {identity} as {role}");
                     let refusal = call(channel, path, *streams).await;
                     let code = refusal.as_ref().map_or(Code::Ok, Status::code);
                     match right {
@@ -160,13 +161,14 @@ async fn every_rpc_at_every_door_is_open_to_the_roles_of_the_table_and_to_no_oth
     house.daemon.stop().await;
 }
 
-/// A line through each door: loopback, the Unix socket as another user, and mutual TLS.
+/// Returns a channel through each listener: loopback, the Unix socket as another user, and mutual
+/// TLS.
 async fn doors(house: &House, leaf: &Leaf) -> [Channel; 3] {
     [house.over_tcp().await, house.over_unix(SOMEBODY).await, house.over_tls(leaf).await]
 }
 
 #[tokio::test]
-async fn calls_on_an_attach_have_the_rights_of_their_own_names() {
+async fn attach_checks_the_rights_of_each_call() {
     let house = House::with(&rule("local", "default", "worker")).await;
     let mut guest = Guest::new(&house.daemon.channel);
     let mut attached = guest.attach().await;
@@ -217,7 +219,7 @@ async fn calls_on_an_attach_have_the_rights_of_their_own_names() {
     };
     let mut fields: Vec<_> = calls.iter().map(|(_, method)| field(method)).collect();
     fields.sort_unstable();
-    assert_eq!(fields, (2..=10).chain([12]).collect::<Vec<_>>(), "every call that there is");
+    assert_eq!(fields, (2..=10).chain([12]).collect::<Vec<_>>(), "a call of Attach is missing");
     let table = table();
     for (name, method) in calls {
         let path = format!("/tls.sessiond.v1.{name}");
@@ -226,20 +228,20 @@ async fn calls_on_an_attach_have_the_rights_of_their_own_names() {
             if error.reason == "PERMISSION_DENIED" && error.code == Code::PermissionDenied as i32);
         assert_eq!(refused, right == Right::No, "{name}");
     }
-    // Each call is asked for its context as well.
+    // The daemon checks the context of each call as well.
     let mut lookup = calls::lookup("ab");
     lookup.context = "mail".into();
     let mut elsewhere = calls::worker(pb::Role::Server);
     elsewhere.context = "mail".into();
     for method in [Method::LookupSession(Box::new(lookup)), Method::New(Box::new(elsewhere))] {
-        let Answered::Error(error) = attached.call(method).await else { panic!("in a context of others") };
+        let Answered::Error(error) = attached.call(method).await else { panic!("in another context") };
         assert_eq!(error.reason, "PERMISSION_DENIED");
     }
     house.daemon.stop().await;
 }
 
 #[tokio::test]
-async fn certificate_without_a_name_is_nobody() {
+async fn certificate_without_a_name_has_no_identity() {
     let rules = rule("spiffe://example.org/*", "*", "admin") + &rule("dns:*.test", "*", "worker");
     let house = House::with(&rules).await;
     let nameless =
@@ -261,7 +263,7 @@ async fn certificate_without_a_name_is_nobody() {
 }
 
 #[tokio::test]
-async fn first_rule_about_a_caller_and_a_context_counts_and_each_context_by_itself() {
+async fn first_matching_rule_decides_for_each_context() {
     let rules = [
         rule("gid:54321", "default", "observer"),
         rule("uid:54321", "default", "worker"),
@@ -270,27 +272,27 @@ async fn first_rule_about_a_caller_and_a_context_counts_and_each_context_by_itse
     ];
     let house = House::with(&rules.concat()).await;
     let mut guest = Guest::new(&house.over_unix(SOMEBODY).await);
-    assert_eq!(why(guest.open("").await), denied(), "the group is asked first");
+    assert_eq!(why(guest.open("").await), denied(), "the rule about the group comes first");
     let own = guest.open("mail").await.unwrap();
-    assert_eq!(why(guest.open("nowhere").await), denied(), "no worker there, and not told what there is");
+    assert_eq!(why(guest.open("nowhere").await), denied(), "without revealing whether it exists");
     let missing = pb::GetContextRequest { name: "nowhere".into() };
     let answer = house.daemon.contexts().get_context(missing).await;
-    assert_eq!(why(answer), (Code::NotFound, "CONTEXT_NOT_FOUND".into()), "an admin of all is told");
-    // It observes `default`, and has its own connections in `mail`.
+    assert_eq!(why(answer), (Code::NotFound, "CONTEXT_NOT_FOUND".into()), "an admin of all may know");
+    // The caller observes `default`, and owns connections in `mail`.
     let foreign = Guest::new(&house.over_unix(1).await).open("mail").await;
-    assert_eq!(why(foreign), denied(), "an admin is no worker");
+    assert_eq!(why(foreign), denied(), "an admin is not a worker");
     let listed = guest.connections.list_connections(pb::ListConnectionsRequest::default()).await.unwrap();
     let ids: Vec<_> = listed.into_inner().connections.into_iter().map(|listed| listed.id).collect();
     assert_eq!(ids, std::slice::from_ref(&own));
     let sessions = |context: &str| pb::ListSessionsRequest { context: context.into(), ..Default::default() };
     assert_eq!(why(guest.sessions.list_sessions(sessions("mail")).await), denied());
     guest.sessions.list_sessions(sessions("default")).await.unwrap();
-    // Other rules, in another order: now it works in `default`, and `mail` has been taken away.
+    // Other rules in another order: the caller is a worker in `default` now, and has lost `mail`.
     house.reload(&[rules[1].clone(), rules[0].clone(), rules[3].clone()].concat()).unwrap();
     guest.open("").await.unwrap();
     let request = pb::GetConnectionRequest { connection_id: own.clone() };
     assert_eq!(why(guest.connections.get_connection(request.clone()).await).0, Code::Ok, "an admin sees it");
     let request = pb::ClearRequest { connection_id: own };
-    assert_eq!(why(guest.connections.clear(request).await), not_there(), "but drives it no more");
+    assert_eq!(why(guest.connections.clear(request).await), not_there(), "but may not change it");
     house.daemon.stop().await;
 }

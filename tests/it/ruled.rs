@@ -1,4 +1,4 @@
-//! A daemon with rules about its callers, over loopback and mutual TLS.
+//! A daemon with access rules, over loopback and mutual TLS.
 
 use std::{fs, path::Path, sync::Arc};
 
@@ -22,7 +22,7 @@ pub(crate) struct Running {
     pub(crate) tls: String,
 }
 
-/// A rule whose identity is a TOML text in single quotes, which keeps backslashes.
+/// Returns a rule. Its identity is a TOML string in single quotes, which keeps backslashes.
 pub(crate) fn rule(identity: &str, contexts: &str, role: &str) -> String {
     format!("[[access]]\nidentity = '{identity}'\ncontexts = [\"{contexts}\"]\nrole = \"{role}\"\n")
 }
@@ -47,7 +47,7 @@ pub(crate) fn prepare(rules: &str) -> (TempDir, Authority) {
 }
 
 impl Running {
-    /// With these rules, and `local` as an observer.
+    /// Starts the daemon with these rules and `local` as an observer.
     pub(crate) async fn with(rules: &str) -> Self {
         let (folder, authority) = prepare(&(rules.to_owned() + &rule("local", "*", "observer")));
         Self::start(folder, authority).await
@@ -62,7 +62,7 @@ impl Running {
         Self { process, folder, authority, tcp, tls }
     }
 
-    /// Brings these rules to it with SIGHUP, and `local` as an observer. The caller waits until they hold.
+    /// Reloads with these rules and `local` as an observer. The caller waits until they apply.
     pub(crate) async fn reload(&self, rules: &str) {
         write_config(self.folder.path(), &(rules.to_owned() + &rule("local", "*", "observer")));
         self.process.signal("HUP").await;
@@ -80,7 +80,7 @@ impl Running {
         Guest::new(&over(TcpStream::connect(&self.tcp).await.unwrap()).await)
     }
 
-    /// Owner of a connection.
+    /// Returns the owner of a connection.
     pub(crate) async fn owner(&self, connection_id: String) -> String {
         let request = pb::GetConnectionRequest { connection_id };
         let answer = self.local().await.connections.get_connection(request).await.unwrap();

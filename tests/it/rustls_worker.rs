@@ -1,4 +1,5 @@
-//! Workers that run rustls themselves, with the client's acceptor: real handshakes over real sockets.
+//! Workers that run rustls themselves, with the client's acceptor: real handshakes over real
+//! sockets.
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,7 +36,8 @@ use crate::{
 
 const BOTH: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 
-/// The example `rustls_worker`, listening. Where the machine is busy, a lookup takes longer than its default deadline.
+/// Starts the example `rustls_worker`, listening. On a busy machine a lookup takes longer than its
+/// default deadline.
 async fn worker(daemon: &str, certificate: &Certificate, name: &str, lookup_deadline: Duration) -> Server {
     let mut command = example("rustls_worker");
     command.args(["--daemon", &format!("http://{daemon}"), "--listen", "127.0.0.1:0", "--name", name]);
@@ -67,7 +69,7 @@ impl Fleet {
         fleet
     }
 
-    /// Waits until the daemon hears of this worker's connections, and leaves no session behind.
+    /// Waits until this worker reports its connections, and leaves no session in the cache.
     async fn attach(&self, server: &Server) {
         let before = handshakes(&self.daemon);
         let told = async |_: &TestDaemon| {
@@ -75,13 +77,14 @@ impl Fleet {
             handshakes(&self.daemon) > before
         };
         self.daemon.until("a worker is attached", told).await;
-        // What is told comes in its order: when the last session is here, and gone, nothing is on its way.
+        // Reports arrive in order. Once the last session has been stored and removed, no earlier
+        // report is outstanding.
         let last = self.client(&TLS12);
         last.fetch(&server.address).await;
         for sessions in [1, 0] {
             let settled =
                 async |daemon: &TestDaemon| daemon.table.is_empty() && daemon.server_cache_len() == sessions;
-            self.daemon.until("all is told", settled).await;
+            self.daemon.until("all reports have arrived", settled).await;
             if sessions == 1 {
                 drop(last.connect(&server.address).await);
             }
@@ -92,7 +95,7 @@ impl Fleet {
         Returning::new(&self.certificate, version)
     }
 
-    /// Fetches a page, and waits until the daemon knows.
+    /// Fetches a page and waits until the daemon knows of the connection and its end.
     async fn fetch(&self, client: &Returning, server: &Server) -> String {
         let before = handshakes(&self.daemon);
         let page = client.fetch(&server.address).await;
@@ -106,15 +109,15 @@ impl Fleet {
     }
 }
 
-/// Handshakes that the daemon was told of.
+/// Returns the number of handshakes reported to the daemon.
 fn handshakes(daemon: &TestDaemon) -> u64 {
     daemon.table.registry().get("default").unwrap().stats.accept_good.get()
 }
 
-/// Waits until the daemon knows of a handshake more than these, and of the end of all.
+/// Waits until one more handshake was reported and all connections are freed.
 async fn over(daemon: &TestDaemon, before: u64) {
     let over = async |daemon: &TestDaemon| handshakes(daemon) > before && daemon.table.is_empty();
-    daemon.until("the connection is over", over).await;
+    daemon.until("the connection is reported and freed", over).await;
 }
 
 /// Waits, a bounded time, until a new client of `first` resumes at `then`.
@@ -128,7 +131,7 @@ async fn returns(certificate: &Certificate, first: &str, then: &str) {
             }
         }
     };
-    timeout(PATIENCE, resumes).await.expect("it never resumes");
+    timeout(PATIENCE, resumes).await.expect("the client never resumes");
 }
 
 #[tokio::test]
@@ -148,7 +151,8 @@ async fn sessions_of_one_rustls_worker_resume_at_another() {
         assert!(second.contains("resumed: true"), "{second}");
     }
 
-    // gnutls-cli resumes where it was. So it is carried: its first connection to one, its second to the other.
+    // gnutls-cli resumes at the address of its first connection. So a proxy carries its first
+    // connection to one worker and its second to the other.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     for priority in ["NORMAL:-VERS-ALL:+VERS-TLS1.2", "NORMAL:-VERS-ALL:+VERS-TLS1.3"] {
@@ -156,7 +160,7 @@ async fn sessions_of_one_rustls_worker_resume_at_another() {
         let carry = async {
             let (mut near, _) = listener.accept().await.unwrap();
             let mut one = TcpStream::connect(&fleet.one.address).await.unwrap();
-            // It closes its socket with our close_notify unread, which is a reset.
+            // gnutls-cli closes its socket with our close_notify unread, which is a reset.
             drop(copy_bidirectional(&mut near, &mut one).await);
             let (mut near, _) = listener.accept().await.unwrap();
             over(&fleet.daemon, before).await;
@@ -172,7 +176,7 @@ async fn sessions_of_one_rustls_worker_resume_at_another() {
 }
 
 #[tokio::test]
-async fn client_resumes_wherever_it_returns_and_a_resumption_makes_one_ticket() {
+async fn client_resumes_at_each_worker_and_gets_one_ticket_each_time() {
     let fleet = Fleet::start().await;
     for (version, sessions) in [(&TLS12, 1), (&TLS13, 2)] {
         let client = fleet.client(version);
@@ -185,7 +189,7 @@ async fn client_resumes_wherever_it_returns_and_a_resumption_makes_one_ticket() 
     }
 }
 
-/// Ends a connection that is open: its sessions, and the one that it resumed, are lost.
+/// Ends an open connection. Its sessions, and the session that it resumed, must be removed.
 async fn open_end_loses_sessions<F: Future>(
     version: &'static SupportedProtocolVersion,
     end: impl Fn(TlsStream<TcpStream>) -> F,
@@ -194,7 +198,7 @@ async fn open_end_loses_sessions<F: Future>(
     let client = fleet.client(version);
     let before = handshakes(&fleet.daemon);
     let tls = client.connect(&fleet.one.address).await;
-    fleet.daemon.until("it is put", async |daemon| daemon.server_cache_len() > 0).await;
+    fleet.daemon.until("the session is stored", async |daemon| daemon.server_cache_len() > 0).await;
     let ended = end(tls).await;
     over(&fleet.daemon, before).await;
     fleet.sessions_are(0).await;
@@ -213,19 +217,19 @@ async fn open_end_loses_sessions<F: Future>(
         let page = fleet.fetch(&client, &fleet.two).await;
         assert!(page.contains("resumed: false"), "{page}");
     } else {
-        // The other ticket of the connection that was closed.
+        // The other ticket of the closed connection stays.
         fleet.sessions_are(1).await;
     }
 }
 
 #[tokio::test]
-async fn peer_that_goes_without_a_close_notify_loses_the_sessions() {
+async fn end_without_close_notify_removes_the_sessions() {
     for version in BOTH {
         open_end_loses_sessions(version, async |tls| drop(tls)).await;
     }
 }
 
-/// A record that no key opens.
+/// A record that no key decrypts.
 const JUNK: [u8; 37] = {
     let mut record = [7; 37];
     [record[0], record[1], record[2], record[3], record[4]] = [23, 3, 3, 0, 32];
@@ -233,7 +237,7 @@ const JUNK: [u8; 37] = {
 };
 
 #[tokio::test]
-async fn fatal_alerts_lose_the_sessions() {
+async fn fatal_alert_of_either_side_removes_the_sessions() {
     for version in BOTH {
         // Sent by the worker.
         open_end_loses_sessions(version, async |mut tls| {
@@ -260,7 +264,7 @@ async fn send_alert(tls: &mut TlsStream<TcpStream>) {
 }
 
 #[tokio::test]
-async fn fatal_alert_after_the_close_counts_if_the_peer_sent_it() {
+async fn fatal_alert_after_the_close_counts_only_from_the_peer() {
     let fleet = Fleet::start().await;
     for received in [false, true] {
         let client = fleet.client(&TLS12);
@@ -283,9 +287,9 @@ async fn fatal_alert_after_the_close_counts_if_the_peer_sent_it() {
     }
 }
 
-/// A peer that offers a session, and then says that the handshake has failed.
+/// A peer that offers a session and then fails the handshake with an alert.
 #[tokio::test]
-async fn fatal_alert_in_a_handshake_that_resumes_loses_the_session() {
+async fn fatal_alert_in_a_resuming_handshake_removes_the_session() {
     let fleet = Fleet::start().await;
     let client = fleet.client(&TLS12);
     fleet.fetch(&client, &fleet.one).await;
@@ -298,7 +302,7 @@ async fn fatal_alert_in_a_handshake_that_resumes_loses_the_session() {
     socket.write_all(&[21, 3, 3, 0, 2, 2, 40]).await.unwrap();
     fleet.sessions_are(0).await;
 
-    // One that only goes away takes none with it.
+    // A client that only closes its socket removes no session.
     fleet.fetch(&client, &fleet.one).await;
     let mut hello = Vec::new();
     client.tls().write_tls(&mut hello).unwrap();
@@ -310,7 +314,7 @@ async fn fatal_alert_in_a_handshake_that_resumes_loses_the_session() {
 }
 
 #[tokio::test]
-async fn killed_rustls_worker_takes_its_open_sessions_with_it() {
+async fn killed_rustls_worker_loses_its_open_sessions() {
     let fleet = Fleet::start().await;
     let (closed, open) = (fleet.client(&TLS12), fleet.client(&TLS12));
     fleet.fetch(&closed, &fleet.one).await;
@@ -318,13 +322,13 @@ async fn killed_rustls_worker_takes_its_open_sessions_with_it() {
     fleet.sessions_are(2).await;
     let Fleet { daemon, one, two, .. } = fleet;
     one.process.kill().await;
-    daemon.until("one is lost", async |daemon| daemon.server_cache_len() == 1).await;
+    daemon.until("the open session is removed", async |daemon| daemon.server_cache_len() == 1).await;
     assert!(open.fetch(&two.address).await.contains("resumed: false"));
     assert!(closed.fetch(&two.address).await.contains("resumed: true"));
 }
 
 #[tokio::test]
-async fn stopped_or_restarted_daemon_fails_no_handshake_and_no_bad_session_resumes() {
+async fn rustls_worker_serves_through_a_daemon_outage() {
     let daemon = Binary::start(&[]).await;
     let address = daemon.address.clone();
     let certificate = Certificate::new();
@@ -338,7 +342,7 @@ async fn stopped_or_restarted_daemon_fails_no_handshake_and_no_bad_session_resum
         client.fetch(&one.address).await;
     }
     daemon.signal("-STOP").await;
-    // Its threads stop one after the other, so that some lookups may still be answered.
+    // The daemon's threads stop one after the other, so some lookups may still be answered.
     for _ in 0..4 {
         for client in &clients {
             client.fetch(&two.address).await;
@@ -366,7 +370,7 @@ async fn stopped_or_restarted_daemon_fails_no_handshake_and_no_bad_session_resum
     }
     let daemon = Binary::start(&["--set", &format!("listen.api=[\"tcp://{address}\"]")]).await;
     assert_eq!(daemon.address, address);
-    // What began before goes on.
+    // Connections opened before the outage go on.
     for tls in &mut open {
         tls.write_all(GET.as_bytes()).await.unwrap();
         let mut page = String::new();
@@ -375,11 +379,12 @@ async fn stopped_or_restarted_daemon_fails_no_handshake_and_no_bad_session_resum
     }
     returns(&certificate, &one.address, &two.address).await;
     for client in &held {
-        assert!(client.fetch(&two.address).await.contains("resumed: false"), "that daemon is gone");
+        assert!(client.fetch(&two.address).await.contains("resumed: false"), "the daemon was killed");
     }
 }
 
-/// A worker in this process: tells whether it resumed, and closes.
+/// Serves in this process. Each answer says whether the connection resumed, and the server then
+/// closes.
 async fn serve(acceptor: Acceptor) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -425,7 +430,7 @@ async fn attached(daemon: &str, format: &str, lookup_deadline: Duration) -> Work
     worker
 }
 
-/// Offers these identities to an acceptor, and nothing that a handshake could go on with.
+/// Offers these identities to an acceptor in a hello with which no handshake can succeed.
 async fn offer(acceptor: &Acceptor, identities: &[&[u8]]) {
     let identities = Extension::Identities(identities.iter().map(|id| id.to_vec()).collect());
     let mut extensions = Extension::negotiable(&[29], &[29], &[1]);
@@ -438,7 +443,7 @@ async fn offer(acceptor: &Acceptor, identities: &[&[u8]]) {
 }
 
 #[tokio::test]
-async fn identities_are_asked_for_in_their_order_until_one_is_found() {
+async fn psk_identities_are_looked_up_in_order_until_one_is_found() {
     let daemon = TestDaemon::start().await;
     let certificate = Certificate::new();
     let worker = attached(&daemon.address, sessions::FORMAT, PATIENCE).await;
@@ -455,9 +460,9 @@ async fn identities_are_asked_for_in_their_order_until_one_is_found() {
     connection.shutdown();
     offer(&acceptor, &[b"unknown", b"elsewhere", b"first", b"second"]).await;
     assert_eq!((worker.counters().hits, worker.counters().misses), (1, 2));
-    assert_eq!(daemon.server_cache_len(), 2, "the first is spent");
+    assert_eq!(daemon.server_cache_len(), 2, "the first identity was not consumed");
 
-    // Who speaks TLS 1.2 alone spends nobody's ticket.
+    // A server that speaks only TLS 1.2 consumes no ticket.
     let options = sessions::Options::new("a");
     let old = Acceptor::new(worker.clone(), Arc::new(config(&certificate, &[&TLS12])), options);
     offer(&old, &[b"second"]).await;
@@ -472,7 +477,7 @@ async fn all_lookups_of_a_handshake_share_one_deadline() {
     let options = sessions::Options::new("a");
     let acceptor = Acceptor::new(worker.clone(), Arc::new(config(&certificate, &BOTH)), options);
     daemon.signal("-STOP").await;
-    // Its threads stop one after the other, so that some lookups may still be answered.
+    // The daemon's threads stop one after the other, so some lookups may still be answered.
     let stopped = async {
         while worker.counters().timeouts == 0 {
             offer(&acceptor, &[&b"unknown"[..]; 16]).await;
@@ -511,25 +516,25 @@ async fn session_of_another_format_or_binding_is_not_found() {
 }
 
 #[tokio::test]
-async fn ticketer_of_the_config_is_not_used_and_older_configs_find_their_sessions() {
+async fn ticketer_of_the_rustls_config_is_not_used() {
     let daemon = TestDaemon::start().await;
     let certificate = Certificate::new();
     let mut config = config(&certificate, &[&TLS12]);
     config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().unwrap();
     let address = serve(acceptor(&daemon, config, sessions::FORMAT, "a").await).await;
-    // A client that offers TLS 1.3 as well: -4 restricts nothing but the address.
+    // A client that offers TLS 1.3 as well, because -4 restricts only the address family.
     let file = certificate.chain().with_file_name("session");
     let file = file.to_str().unwrap();
     let first = s_client(&address, "-4", ["-sess_out", file]).await;
     assert!(first.contains("New, ") && !first.contains("TLS session ticket:"), "{first}");
-    daemon.until("it is put", async |daemon| daemon.server_cache_len() == 1).await;
+    daemon.until("the session is stored", async |daemon| daemon.server_cache_len() == 1).await;
     let second = s_client(&address, "-4", ["-sess_in", file]).await;
     assert!(second.contains("Reused, TLSv1.2") && second.contains("resumed: true"), "{second}");
 }
 
-/// A client that shows a certificate, and comes back.
+/// A client with a certificate that returns.
 #[tokio::test]
-async fn client_certificate_is_told_once_and_carried_over() {
+async fn client_certificate_identity_carries_over_to_resumptions() {
     let daemon = TestDaemon::start().await;
     let authority = Authority::new("test");
     let mut roots = RootCertStore::empty();
@@ -562,15 +567,15 @@ async fn client_certificate_is_told_once_and_carried_over() {
             assert_eq!(answer, format!("resumed: {resumed}\n"), "{version:?}");
             tls.shutdown().await.unwrap();
             let all = others + sessions;
-            daemon.until("it is put", async |daemon| daemon.server_cache_len() == all).await;
-            // Time passes, and what is made later was authenticated no later for that.
+            daemon.until("the sessions are stored", async |daemon| daemon.server_cache_len() == all).await;
+            // Time passes. A later session of a resumption has no later authentication time.
             daemon.clock.advance(Duration::from_secs(60));
             let request = pb::ListSessionsRequest::default();
             let mut listed = daemon.sessions().list_sessions(request).await.unwrap().into_inner().sessions;
-            // Those of the other version are older.
+            // Sessions of the other version are older.
             listed.sort_by_key(|session| session.create_time.map(|time| (time.seconds, time.nanos)));
             for session in &listed[others..] {
-                let peer = session.peer.as_ref().expect("it showed a certificate");
+                let peer = session.peer.as_ref().expect("the client showed a certificate");
                 assert_eq!(peer.certificate_sha256, digest);
                 assert_eq!(
                     session.authenticate_time,
@@ -582,7 +587,7 @@ async fn client_certificate_is_told_once_and_carried_over() {
 }
 
 #[tokio::test]
-async fn garbage_ends_a_connection_and_nothing_else() {
+async fn garbage_ends_only_its_own_rustls_connection() {
     let daemon = TestDaemon::start().await;
     let certificate = Certificate::new();
     let server = worker(&daemon.address, &certificate, "one", PATIENCE).await;
@@ -592,13 +597,13 @@ async fn garbage_ends_a_connection_and_nothing_else() {
         let mut socket = TcpStream::connect(&server.address).await.unwrap();
         socket.write_all(bytes).await.unwrap();
         socket.shutdown().await.unwrap();
-        // With an alert or a reset, but it ends.
-        let end = timeout(PATIENCE, tokio::io::copy(&mut socket, &mut sink())).await.expect("it ends");
+        // The connection ends, with an alert or a reset.
+        let end = timeout(PATIENCE, tokio::io::copy(&mut socket, &mut sink())).await.expect("no end");
         assert!(end.map_or(true, |said| said < 100));
     }
     returns(&certificate, &server.address, &server.address).await;
 
-    // A hello that never ends, in records of one byte: the worker takes so much of it and no more.
+    // A hello that never ends, in records of one byte. The worker reads a bounded part of it.
     let acceptor = acceptor(&daemon, config(&certificate, &BOTH), sessions::FORMAT, "a").await;
     let (near, mut far) = tokio::io::duplex(4096);
     let accept = tokio::spawn(async move { acceptor.accept(near).await.is_err() });
@@ -610,5 +615,5 @@ async fn garbage_ends_a_connection_and_nothing_else() {
         sent += 6;
     }
     assert!(accept.await.unwrap());
-    assert!((70_000..150_000).contains(&sent), "{sent} bytes were taken");
+    assert!((70_000..150_000).contains(&sent), "{sent} bytes were read");
 }

@@ -1,4 +1,5 @@
-//! The life-cycle scripts on the daemon's own engine: every object is a connection of it, and the runner is the wire.
+//! The life-cycle scripts on the daemon's own engine. Every object is a connection of the daemon,
+//! and the runner is the wire.
 
 use std::collections::HashMap;
 
@@ -6,7 +7,7 @@ use tls_sessiond::proto as pb;
 
 use crate::script::{Engine, Named, Script, Stage, Unseen, open_and_close, returned, scripts};
 
-/// What waits for an object.
+/// Bytes in flight to an object, and whether the transport has ended.
 #[derive(Default)]
 struct Wire {
     inbox: Vec<u8>,
@@ -27,7 +28,7 @@ impl Replay {
         self.stage.look(x).await.state() == pb::ConnectionState::Established
     }
 
-    /// One Exchange with what is queued. `None`: the call was refused.
+    /// Runs one Exchange with the queued bytes. Returns `None` if the call was refused.
     async fn exchange(&mut self, x: &str, plaintext: &str) -> Option<pb::ExchangeResponse> {
         let request = pb::ExchangeRequest {
             connection_id: self.id(x),
@@ -78,7 +79,7 @@ impl Engine for Replay {
         }
     }
 
-    /// SSL_shutdown looks for the peer's close_notify once it has sent its own.
+    /// SSL_shutdown reads the peer's close_notify once it has sent its own.
     async fn shutdown(&mut self, x: &str) -> i8 {
         if self.stage.look(x).await.shutdown.unwrap().sent {
             self.exchange(x, "").await;
@@ -144,7 +145,7 @@ impl Engine for Replay {
         }
     }
 
-    /// SSL_write runs the handshake first; afterwards it does not read.
+    /// SSL_write runs the handshake first. Afterwards it does not read.
     async fn write(&mut self, x: &str, text: &str) -> String {
         let ret = if self.established(x).await {
             let inbox = std::mem::take(&mut self.wires.get_mut(x).unwrap().inbox);
@@ -152,7 +153,7 @@ impl Engine for Replay {
             self.wires.get_mut(x).unwrap().inbox = inbox;
             if written { text.len().to_string() } else { "-1".into() }
         } else {
-            assert!(self.exchange(x, text).await.is_none(), "plaintext before the handshake was taken");
+            assert!(self.exchange(x, text).await.is_none(), "plaintext before the handshake was accepted");
             self.exchange(x, "").await;
             "-1".into()
         };
@@ -175,7 +176,7 @@ impl Engine for Replay {
 }
 
 #[tokio::test]
-async fn scenarios_recorded_on_openssl() {
+async fn openssl_scenarios_hold_for_the_daemons_engine() {
     for script in scripts() {
         script.play::<Replay>().await;
     }

@@ -1,4 +1,5 @@
-//! Which contexts share sessions: those that agree in everything that decides who may resume, and no others.
+//! Which contexts share sessions: those that agree in everything that decides which sessions they
+//! may resume, and no others.
 
 use std::{fs, path::Path, sync::Arc};
 
@@ -16,7 +17,7 @@ fn files(folder: &Path) {
     other.leaf(&["client"]).write(folder, "client");
 }
 
-/// Whether two contexts share their server's cache and their client's.
+/// Returns whether two contexts share their server cache and their client cache.
 fn shared(folder: &Path, one: &str, two: &str) -> (bool, bool) {
     let base = "session_id_context = \"one\"\n";
     let file = folder.join("scope.toml");
@@ -30,12 +31,12 @@ fn shared(folder: &Path, one: &str, two: &str) -> (bool, bool) {
     let (a, b) = (registry.get("a").unwrap(), registry.get("b").unwrap());
     let same = |role| Arc::ptr_eq(a.cache(role), b.cache(role));
     let both = same(Role::Server) && same(Role::Client);
-    assert_eq!(a.scope == b.scope, both, "Context.scope tells it");
+    assert_eq!(a.scope == b.scope, both, "Context.scope differs from the sharing of caches");
     (same(Role::Server), same(Role::Client))
 }
 
 #[test]
-fn contexts_share_sessions_only_where_all_that_resumption_depends_on_agrees() {
+fn contexts_share_sessions_only_with_equal_resumption_settings() {
     let folder = tempfile::tempdir().unwrap();
     files(folder.path());
     let keys = "certificate = \"tls.crt\"\nkey = \"tls.key\"\n";
@@ -51,7 +52,7 @@ fn contexts_share_sessions_only_where_all_that_resumption_depends_on_agrees() {
         ),
         ("certificate", base.replace("tls.", "other."), false, true),
         (
-            "one certificate more",
+            "an additional certificate",
             "certificate = [\"tls.crt\", \"other.crt\"]\nkey = [\"tls.key\", \"other.key\"]\nca = \"ca.pem\""
                 .into(),
             false,
@@ -70,19 +71,20 @@ fn contexts_share_sessions_only_where_all_that_resumption_depends_on_agrees() {
     ] {
         assert_eq!(shared(folder.path(), &base, &changed), (server, client), "{what}");
     }
-    // Where client certificates are asked for, who may have signed them counts (nginx CVE-2025-23419, Go CVE-2025-68121).
+    // Where a server requests client certificates, the trust anchors count (nginx CVE-2025-23419,
+    // Go CVE-2025-68121).
     for auth in ["request", "require"] {
         let asks = |ca: &str| format!("{keys}ca = \"{ca}\"\nclient_auth = \"{auth}\"");
         assert_eq!(shared(folder.path(), &asks("ca.pem"), &asks("other.pem")), (false, false), "{auth}");
         assert_eq!(shared(folder.path(), &asks("ca.pem"), &asks("ca.pem")), (true, true), "{auth}");
     }
-    // ALPN lists that read alike when they are joined.
+    // ALPN lists whose concatenations are equal.
     let alpn = |list: &str| format!("{base}alpn = {list}");
     assert_eq!(shared(folder.path(), &alpn("[\"ab\", \"c\"]"), &alpn("[\"a\", \"bc\"]")), (false, false));
 }
 
 #[test]
-fn contexts_of_other_names_share_nothing_unless_they_say_so() {
+fn contexts_share_no_sessions_by_default() {
     let folder = tempfile::tempdir().unwrap();
     files(folder.path());
     let base = "certificate = \"tls.crt\"\nkey = \"tls.key\"\nca = \"ca.pem\"\n";

@@ -1,7 +1,8 @@
-//! The language of the life-cycle scripts that were recorded on real OpenSSL. An engine plays them.
+//! The language of the life-cycle scripts that were recorded on real OpenSSL. An engine runs them.
 //!
-//! The scripts move bytes between two objects; here each object is a connection of a daemon, and the engine is the wire.
-//! An answer is a line of JSON-like pairs, and `expect` looks for pairs in the last one.
+//! A script moves bytes between two objects. Here each object is a connection of a daemon, and the
+//! engine carries the bytes. Each command returns a line of JSON-like pairs, and `expect` searches
+//! the last line for pairs.
 
 use std::{
     collections::HashMap,
@@ -17,14 +18,14 @@ use crate::{
     pki,
 };
 
-/// One file: its first line says which context, the others what happens.
+/// A script file. Its first line names the context, and the other lines are commands.
 pub(crate) struct Script {
     path: PathBuf,
     context: Vec<String>,
     lines: Vec<(usize, String)>,
 }
 
-/// All scripts of the folder.
+/// Reads all scripts of the folder.
 pub(crate) fn scripts() -> Vec<Script> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/scenarios");
     let mut paths: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -46,18 +47,19 @@ impl Script {
         Self { context, lines: lines.collect(), path }
     }
 
-    /// A word `name=value` of the first line.
+    /// Returns the value of a word `name=value` of the first line.
     pub(crate) fn option(&self, name: &str) -> Option<&str> {
         self.context.iter().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
     }
 
-    /// Plays it on a daemon of its own. Tells what it expects and the engine does not see.
+    /// Runs the script on a daemon of its own. Returns the expectations that this engine cannot
+    /// check.
     pub(crate) async fn play<E: Engine>(&self) -> Vec<&'static Unseen> {
         let mut engine = E::begin(self, Stage::new(self).await).await;
         let (mut held, mut unseen) = (0, Vec::new());
         let (mut answer, mut operation) = (String::new(), "");
         for (number, line) in &self.lines {
-            // Names the place for whoever reads a failure.
+            // Printed so that a failure shows its place in the script.
             println!("{}:{number}: {line}   after {answer}", self.path.display());
             let words: Vec<&str> = line.split_whitespace().collect();
             let wanted = match words[0] {
@@ -82,38 +84,38 @@ impl Script {
             }
         }
         engine.end().daemon.stop().await;
-        assert!(held > 0, "{} expects nothing that this engine sees", self.path.display());
+        assert!(held > 0, "{} has no expectation that this engine can check", self.path.display());
         unseen
     }
 }
 
-/// What nobody could hold against a daemon with some engine.
+/// An expectation that an engine cannot check.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Unseen {
     pub(crate) operation: &'static str,
-    /// Of the pair in its answer.
+    /// The key of the pair in the answer.
     pub(crate) key: &'static str,
     pub(crate) why: &'static str,
 }
 
-/// A session as both sides know it.
+/// The ids of one session at the client and at the server.
 #[derive(Clone, Default)]
 pub(crate) struct Named {
     pub(crate) client: String,
     pub(crate) server: String,
-    /// Whether the script took it from the server's object.
+    /// Whether the script got it from the server's object.
     of_server: bool,
 }
 
 /// An object of a script.
 pub(crate) struct Actor {
-    /// The connection's.
+    /// The id of its connection.
     pub(crate) id: String,
     pub(crate) role: pb::Role,
     pub(crate) peer: Option<String>,
 }
 
-/// A daemon, and what a script has made there.
+/// A daemon, and everything that a script has made there.
 pub(crate) struct Stage {
     pub(crate) daemon: TestDaemon,
     pub(crate) context: String,
@@ -155,17 +157,17 @@ impl Stage {
         }
     }
 
-    /// What the daemon says of an object.
+    /// Returns the daemon's view of an object.
     pub(crate) async fn look(&self, x: &str) -> pb::Connection {
         self.daemon.get(&self.actors[x].id).await
     }
 
-    /// Whom an object speaks with, while that is there.
+    /// Returns the peer of an object, if the peer still exists.
     pub(crate) fn peer(&self, x: &str) -> Option<&str> {
         self.actors[x].peer.as_deref().filter(|peer| self.actors.contains_key(*peer))
     }
 
-    /// What every answer about an object holds.
+    /// Returns the pairs that every answer about an object contains.
     async fn state(&self, x: &str, before: &str) -> String {
         let seen = self.look(x).await;
         let flags = seen.shutdown.unwrap();
@@ -211,7 +213,7 @@ impl Stage {
     }
 }
 
-/// Moves the objects of a script.
+/// Runs the commands of a script.
 pub(crate) trait Engine {
     /// Expectations that are skipped.
     const UNSEEN: &'static [Unseen];
@@ -220,32 +222,32 @@ pub(crate) trait Engine {
     fn stage(&mut self) -> &mut Stage;
     fn end(self) -> Stage;
 
-    /// Makes connections, and answers their ids.
+    /// Makes connections and returns their ids.
     async fn make(&mut self, wanted: &[(&str, pb::NewRequest)]) -> Vec<String>;
     async fn clear(&mut self, x: &str) -> bool;
     async fn free(&mut self, gone: &[&str]);
-    /// What SSL_shutdown(3) returns.
+    /// Returns the result of SSL_shutdown(3).
     async fn shutdown(&mut self, x: &str) -> i8;
     async fn set_shutdown(&mut self, x: &str, flags: pb::ShutdownFlags);
-    /// What the next handshake of the object offers; none detaches.
+    /// Sets the session that the next handshake of the object offers. `None` detaches.
     async fn set_session(&mut self, x: &str, named: Option<Named>) -> bool;
     async fn remove(&mut self, request: pb::RemoveSessionRequest) -> bool;
-    /// How many client sessions a new connection would be offered that names none: what a context in SSL_SESS_CACHE_CLIENT
-    /// mode would look up by itself.
+    /// Returns the number of client sessions that a new connection would be offered without naming
+    /// one, as a context in SSL_SESS_CACHE_CLIENT mode looks them up by itself.
     async fn offered_unasked(&mut self) -> u8;
 
-    /// One step of the handshake. Tells how much it sent.
+    /// Runs one step of the handshake. Returns the number of bytes sent.
     async fn advance(&mut self, x: &str) -> usize;
-    /// These three tell what they answer, as pairs.
+    /// `step`, `read` and `write` return the pairs of their answer.
     async fn step(&mut self, x: &str) -> String;
     async fn read(&mut self, x: &str) -> String;
     async fn write(&mut self, x: &str, text: &str) -> String;
 
-    /// A new transport.
+    /// Gives the object a new transport.
     fn renew(&mut self, x: &str);
-    /// The end of it, as this object sees it.
+    /// Ends the transport, as this object sees it.
     fn cut(&mut self, x: &str);
-    /// Bytes that the peer of this object finds on the wire.
+    /// Puts bytes on the wire to the peer of this object.
     fn inject(&mut self, x: &str, bytes: Vec<u8>);
 }
 
@@ -279,7 +281,7 @@ async fn perform(engine: &mut impl Engine, words: &[&str]) -> String {
     engine.stage().state(about.0, &about.1).await
 }
 
-/// What has no object to answer for.
+/// Runs a command without an object.
 async fn arrange(engine: &mut impl Engine, words: &[&str]) -> String {
     match words {
         ["pair" | "reset_transport", a, b] => pair(engine, a, b),
@@ -330,7 +332,7 @@ async fn handshake(engine: &mut impl Engine, a: &str, b: &str) -> String {
     while engine.advance(a).await + engine.advance(b).await > 0 {}
     let (one, other) = (engine.stage().look(a).await, engine.stage().look(b).await);
     let ok = [&one, &other].iter().all(|seen| seen.state() == pb::ConnectionState::Established);
-    // Scripts look at one side only.
+    // Scripts check one side only.
     assert!(!ok || one.session_reused == other.session_reused, "{a} and {b} do not agree");
     let ok = u8::from(ok);
     engine.stage().state(a, &format!("\"ok\":{ok},")).await
@@ -351,7 +353,7 @@ async fn open(engine: &mut impl Engine, c: &str, s: &str, session: Option<&str>)
     handshake(engine, c, s).await
 }
 
-/// A pair that comes and goes: what its handshake answered.
+/// Runs a handshake and a clean close on a pair of its own. Returns the answer of the handshake.
 pub(crate) async fn open_and_close(engine: &mut impl Engine, session: Option<&str>) -> String {
     let answer = open(engine, "passing-client", "passing-server", session).await;
     bye(engine, "passing-client", "passing-server").await;
@@ -371,7 +373,7 @@ async fn free(engine: &mut impl Engine, gone: &[&str]) {
     gone.iter().for_each(|x| drop(engine.stage().actors.remove(*x)));
 }
 
-/// The pairs of an `expect`, with their keys.
+/// Returns the pairs of an `expect` with their keys.
 fn pairs(text: &str) -> impl Iterator<Item = (&str, String)> {
     text.split(",\"").map(|pair| {
         let pair = pair.trim_start_matches('"');
@@ -386,7 +388,7 @@ fn holds(answer: &str, pair: &str) -> bool {
     })
 }
 
-/// What SSL_shutdown(3) returns.
+/// Returns the result of SSL_shutdown(3).
 pub(crate) fn returned(status: pb::ShutdownStatus) -> i8 {
     match status {
         pb::ShutdownStatus::Sent => 0,

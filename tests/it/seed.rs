@@ -1,8 +1,9 @@
-//! Random sequences that are the same at every run, so that the gate is; `TLS_SESSIOND_SEED=n` plays others.
+//! Random sequences that are equal at every run, so that the gate is repeatable.
+//! `TLS_SESSIOND_SEED=n` selects others.
 
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-/// Runs so many cases.
+/// Returns a runner for this many cases.
 pub(crate) fn runner(cases: u32) -> TestRunner {
     let config = Config { cases, failure_persistence: None, ..Config::default() };
     let seed: u64 = std::env::var("TLS_SESSIOND_SEED").map_or(0, |seed| seed.parse().unwrap());

@@ -1,5 +1,5 @@
-//! A configuration that shrank: an empty file, a file that was cut while it was written, a key that was removed. A reload never
-//! loosens by omission.
+//! Reloads of a configuration that shrank: an empty file, a file cut while it was written, a
+//! removed key. A reload never loosens by omission.
 
 use std::{
     fs::{self, File},
@@ -17,7 +17,7 @@ use crate::{
     process::{PATIENCE, Process},
 };
 
-/// `ca.pem`, `tls.*`, and a bundle of two authorities.
+/// Writes `ca.pem`, `tls.*`, and a bundle of two authorities.
 fn files() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     pki::localhost(folder.path());
@@ -26,8 +26,8 @@ fn files() -> TempDir {
     folder
 }
 
-/// A configuration as an operator has it: rules first, then contexts, of which each says something that its default does
-/// not.
+/// A realistic configuration: rules first, then contexts, each with keys that differ from their
+/// defaults.
 const REALISTIC: &str = r#"# Rules first: the first rule that matches counts.
 [[access]]
 identity = "uid:4000000000"
@@ -79,7 +79,8 @@ client_certificates = [
 ]
 "#;
 
-/// Returns the other order: a file that is cut loses its rules before its contexts.
+/// Returns the configuration with the contexts first. A cut file then loses its rules before its
+/// contexts.
 fn contexts_first() -> String {
     let (rules, contexts) = REALISTIC.split_once("[drain]").unwrap();
     format!("[drain]{contexts}\n{rules}")
@@ -92,10 +93,10 @@ fn load(folder: &Path, text: &str) -> Result<Config, String> {
     Config::load(Some(&file), std::iter::empty(), &set).map_err(|err| err.to_string())
 }
 
-/// Asserts that nothing is looser than before: every context equals the running one of its name, no name is new, and the
-/// rules are the first of those that ran.
+/// Asserts that nothing is looser than before: every context equals the running one of its name, no
+/// name is new, and the rules are the first of the rules that ran.
 fn assert_as_strict(now: &Config, before: &Config, what: &str) {
-    assert!(!now.access.is_empty() || before.access.is_empty(), "{what}: the rules are gone");
+    assert!(!now.access.is_empty() || before.access.is_empty(), "{what}: the rules were removed");
     assert!(before.access.starts_with(&now.access), "{what}: other rules: {:?}", now.access);
     for context in &now.contexts {
         let old = before.contexts.iter().find(|old| old.name == context.name);
@@ -105,7 +106,7 @@ fn assert_as_strict(now: &Config, before: &Config, what: &str) {
 }
 
 #[tokio::test]
-async fn cut_at_any_byte_a_file_is_refused_or_as_strict() {
+async fn file_cut_at_any_byte_is_refused_or_as_strict() {
     let folder = files();
     let folder = folder.path();
     for text in [REALISTIC.to_owned(), contexts_first()] {
@@ -124,22 +125,23 @@ async fn cut_at_any_byte_a_file_is_refused_or_as_strict() {
             }
             taken += 1;
             assert_as_strict(&cut, &whole, &what);
-            // Then the whole one again: a context that a cut file left out is new by then.
+            // Then the whole configuration again, because it adds back the contexts that the cut
+            // file removed.
             daemon.apply(&whole).unwrap();
         }
         assert!(refused > text.len() / 2, "{refused} of {} were refused", text.len());
-        assert!(taken > 2, "a file that lost its last context alone is taken");
+        assert!(taken > 2, "a file without its last context was refused");
         daemon.stop().await;
     }
 }
 
-/// The binary with a configuration file, and what its log says.
+/// The binary with a configuration file and a log file.
 pub(crate) struct Reloading {
     daemon: Process,
     file: PathBuf,
     pub(crate) log: PathBuf,
     pub(crate) folder: TempDir,
-    /// Reloads that the log has told of.
+    /// Reloads that the log has reported.
     told: usize,
 }
 
@@ -148,7 +150,7 @@ impl Reloading {
         Self::over(files(), text).await
     }
 
-    /// With the files of a folder.
+    /// Starts the daemon with the files of this folder.
     pub(crate) async fn over(folder: TempDir, text: &str) -> Self {
         let (file, log) = (folder.path().join("daemon.toml"), folder.path().join("log"));
         fs::write(&file, text).unwrap();
@@ -160,13 +162,13 @@ impl Reloading {
         Self { daemon, file, log, folder, told: 0 }
     }
 
-    /// Reloads with this text; returns the line of the log that says how that went.
+    /// Reloads with this text. Returns the log line about the result.
     async fn reload(&mut self, text: &str) -> String {
         fs::write(&self.file, text).unwrap();
         self.hangup().await
     }
 
-    /// Reloads with the files as they are now; returns the line of the log that says how that went.
+    /// Reloads with the files as they are now. Returns the log line about the result.
     pub(crate) async fn hangup(&mut self) -> String {
         self.daemon.signal("HUP").await;
         let wait = async {
@@ -181,7 +183,7 @@ impl Reloading {
                 tokio::task::yield_now().await;
             }
         };
-        let line = tokio::time::timeout(PATIENCE, wait).await.expect("the reload says nothing");
+        let line = tokio::time::timeout(PATIENCE, wait).await.expect("the log has no line about the reload");
         self.told += 1;
         line
     }
@@ -192,13 +194,13 @@ impl Reloading {
     }
 }
 
-/// Whether such a line says that the configuration is used.
+/// Returns whether a log line says that the new configuration applies.
 pub(crate) fn taken(line: &str) -> bool {
     line.contains("configuration reloaded")
 }
 
 #[tokio::test]
-async fn cut_at_any_line_a_file_never_opens_the_daemon() {
+async fn file_cut_at_any_line_never_loosens_the_daemon() {
     let mut running = Reloading::start(REALISTIC).await;
     let lines: Vec<_> = REALISTIC.split_inclusive('\n').collect();
     let whole = load(running.folder.path(), REALISTIC).unwrap();
@@ -236,7 +238,7 @@ async fn rules_of_access_are_removed_only_explicitly() {
     let rest = format!("[drain]{rest}");
     let line = running.reload(&rest).await;
     assert!(!taken(&line) && line.contains("access: not set"), "{line}");
-    // One rule of three is an edit.
+    // Removing one rule of three is an edit, not an omission.
     let rule = "[[access]]\nidentity = \"local\"\ncontexts = [\"web\"]\nrole = \"observer\"\n";
     assert!(taken(&running.reload(&format!("{rule}{rest}")).await));
     assert!(!taken(&running.reload(&rest).await));
@@ -255,7 +257,7 @@ async fn the_built_in_context_returns_only_explicitly() {
     assert!(line.contains("`web`") && line.contains("write `context = []`"), "{line}");
     let line = running.reload("context = []\n").await;
     assert!(taken(&line) && line.contains("\"removed\":1"), "{line}");
-    assert!(taken(&running.reload("").await), "it is the built-in one already");
+    assert!(taken(&running.reload("").await), "the built-in context is running already");
     assert!(taken(&running.reload(context).await));
     running.end().await;
 }
@@ -269,7 +271,7 @@ async fn keys_beside_the_file_make_no_built_in_context() {
         let set = ["listen.api=[\"tcp://127.0.0.1:0\"]", "context.0.tickets=4"].map(str::to_owned);
         Config::load(Some(&file), std::iter::empty(), &set)
     };
-    // One without a certificate, which cannot be a server.
+    // A context without a certificate, which cannot be a server.
     let daemon = TestDaemon::run(&load("[[context]]\n").unwrap()).await;
     let refused = daemon.apply(&load("").unwrap()).unwrap_err().to_string();
     assert!(refused.contains("the file defines no context any more"), "{refused}");
@@ -297,14 +299,15 @@ async fn client_auth_is_weakened_only_explicitly() {
 }
 
 #[tokio::test]
-async fn any_key_that_goes_back_to_its_default_is_named() {
+async fn each_key_that_falls_back_to_its_default_is_named() {
     let folder = files();
     let folder = folder.path();
     let daemon = TestDaemon::run(&load(folder, REALISTIC).unwrap()).await;
     let mut tried = 0;
     for line in REALISTIC.lines().filter(|line| line.contains(" = ") && !line.starts_with([' ', '#'])) {
         let (key, value) = line.split_once(" = ").unwrap();
-        // Keys of rules are required. Lists over several lines have a test of their own, which cuts the file.
+        // Keys of rules are required. A separate test cuts the file within lists over several
+        // lines.
         if ["identity", "contexts", "role", "name"].contains(&key) || value == "[" {
             continue;
         }
@@ -326,9 +329,9 @@ async fn any_key_that_goes_back_to_its_default_is_named() {
 }
 
 #[tokio::test]
-async fn a_context_that_goes_is_counted_and_a_new_one_is_taken() {
+async fn reload_counts_removed_contexts_and_adds_new_ones() {
     let mut running = Reloading::start(REALISTIC).await;
-    // Contexts are matched by name, not by place.
+    // Contexts are matched by name, not by position.
     let web = REALISTIC.find("[[context]]").unwrap();
     let mail = REALISTIC.rfind("[[context]]").unwrap();
     let swapped = [&REALISTIC[..web], &REALISTIC[mail..], &REALISTIC[web..mail]].concat();
@@ -336,7 +339,7 @@ async fn a_context_that_goes_is_counted_and_a_new_one_is_taken() {
     assert!(taken(&line) && line.contains("\"removed\":0"), "{line}");
     let line = running.reload(&REALISTIC[..mail]).await;
     assert!(taken(&line) && line.contains("\"removed\":1") && line.contains("\"contexts\":1"), "{line}");
-    // A new name is a new context, which is taken as it is written.
+    // A context of a new name is added as it is written.
     let renamed = REALISTIC[..mail].replace("\"web\"", "\"site\"");
     let line = running.reload(&renamed.replace("client_auth = \"require\"\n", "")).await;
     assert!(taken(&line) && line.contains("\"removed\":1"), "{line}");
@@ -347,7 +350,7 @@ async fn a_context_that_goes_is_counted_and_a_new_one_is_taken() {
 }
 
 #[tokio::test]
-async fn a_reload_is_compared_with_what_runs_now() {
+async fn reload_is_compared_with_the_running_configuration() {
     let folder = files();
     let folder = folder.path();
     let start = "[[context]]\nname = \"a\"\n";
@@ -365,7 +368,7 @@ async fn a_reload_is_compared_with_what_runs_now() {
 }
 
 #[tokio::test]
-async fn a_bundle_that_was_cut_trusts_fewer_or_is_refused() {
+async fn truncated_ca_bundle_trusts_fewer_or_is_refused() {
     let text = REALISTIC.to_owned();
     let mut running = Reloading::start(&text).await;
     let bundle = running.folder.path().join("bundle.pem");
@@ -388,7 +391,7 @@ async fn a_bundle_that_was_cut_trusts_fewer_or_is_refused() {
 }
 
 #[tokio::test]
-async fn a_start_takes_what_the_file_says() {
+async fn start_applies_no_rule_of_omission() {
     let mut running = Reloading::start(REALISTIC).await;
     assert!(!taken(&running.reload("").await));
     running.end().await;
@@ -419,7 +422,7 @@ async fn a_context_cut_before_its_name_replaces_no_default() {
             assert_eq!(name, None, "cut after line {count}: {cut}");
         }
     }
-    // A context that runs without a name needs none.
+    // A running context without a name needs none.
     let path = folder.path().display();
     let nameless = format!(
         "[[context]]\ncertificate = \"{path}/tls.crt\"\nkey = \"{path}/tls.key\"\nca = \"{path}/ca.pem\"\n"
@@ -429,7 +432,7 @@ async fn a_context_cut_before_its_name_replaces_no_default() {
 }
 
 #[test]
-fn keys_set_by_place_stay_with_their_context() {
+fn keys_set_by_index_stay_with_their_context() {
     let folder = files();
     let file = folder.path().join("c.toml");
     let context = |name: &str| {

@@ -1,4 +1,4 @@
-//! Where it listens: the file of a Unix socket, and sockets that systemd passes.
+//! Listeners: the file of a Unix socket, and sockets that systemd passes.
 
 use std::{
     fs,
@@ -29,7 +29,7 @@ fn bind(socket: &Path, set: &[&str]) -> Result<Daemon, Error> {
 }
 
 #[tokio::test]
-async fn file_of_a_unix_socket_has_the_mode_and_the_owner_that_are_asked_for() {
+async fn unix_socket_has_the_configured_mode_and_owner() {
     let folder = tempfile::tempdir().unwrap();
     let own = fs::metadata(folder.path()).unwrap();
     for (set, mode, owner) in [
@@ -37,26 +37,26 @@ async fn file_of_a_unix_socket_has_the_mode_and_the_owner_that_are_asked_for() {
         (&["listen.unix_mode=\"0600\""], 0o600, (own.uid(), own.gid())),
         (&["listen.unix_mode=\"0666\"", "listen.unix_owner=\"54321:54322\""], 0o666, (54_321, 54_322)),
     ] {
-        // Its folder is made where there is none.
+        // The daemon creates the folder if it is missing.
         let socket = folder.path().join("run/a.sock");
-        let daemon = bind(&socket, set).expect("giving a file away wants root");
+        let daemon = bind(&socket, set).expect("changing the owner of a file requires root");
         let file = fs::metadata(&socket).unwrap();
         assert_eq!((file.permissions().mode() & 0o777, (file.uid(), file.gid())), (mode, owner));
         drop(daemon);
-        assert!(!socket.exists(), "it goes with the daemon");
+        assert!(!socket.exists(), "the daemon must remove its socket file");
     }
 }
 
 #[tokio::test]
-async fn file_of_a_dead_daemon_is_replaced_and_what_somebody_answers_on_or_is_no_socket_is_not() {
+async fn only_the_socket_of_a_dead_daemon_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("api.sock");
     drop(UnixListener::bind(&socket).unwrap());
     assert!(socket.exists());
     let daemon = bind(&socket, &[]).unwrap();
-    let refused = bind(&socket, &[]).err().expect("one is there").to_string();
+    let refused = bind(&socket, &[]).err().expect("bound twice").to_string();
     assert!(refused.contains("another daemon answers there"), "{refused}");
-    assert!(socket.exists(), "the first one still has it");
+    assert!(socket.exists(), "the first daemon lost its socket");
     drop(daemon);
 
     fs::write(&socket, "a file of somebody").unwrap();
@@ -65,10 +65,10 @@ async fn file_of_a_dead_daemon_is_replaced_and_what_somebody_answers_on_or_is_no
 }
 
 #[tokio::test]
-async fn process_of_another_user_is_that_user() {
+async fn unix_peer_is_identified_by_its_user() {
     let rules = rule("uid:54321", "default", "worker") + &rule("uid:54322", "mail", "observer");
     let house = House::with(&rules).await;
-    // A copy, for the user may not enter the folder that the peers are in.
+    // A copy, because the user may not enter the folder of the peers.
     let grpcurl = house.folder().join("grpcurl");
     fs::copy(peer("grpcurl").as_std().get_program(), &grpcurl).expect("run tests/peers.sh");
     for (uid, good, said) in [
@@ -88,7 +88,7 @@ async fn process_of_another_user_is_that_user() {
         assert!(written.contains(said), "{uid}: {written}");
         assert_eq!(written.contains("PERMISSION_DENIED"), !good, "{uid}: {written}");
     }
-    // Whom the file's mode does not let in does not even connect.
+    // A user without a right to the socket file cannot connect.
     fs::set_permissions(&house.socket, fs::Permissions::from_mode(0o660)).unwrap();
     let mut command = Command::new("setpriv");
     command
@@ -102,7 +102,8 @@ async fn process_of_another_user_is_that_user() {
     house.daemon.stop().await;
 }
 
-/// Binds sockets, passes them as systemd does (sd_listen_fds(3)), and becomes the daemon.
+/// A script that binds sockets, passes them as systemd does (sd_listen_fds(3)), and executes the
+/// daemon.
 const STARTER: &str = r#"
 import os, socket, sys
 count = int(sys.argv[1])
@@ -125,7 +126,7 @@ os.environ.update(LISTEN_FDS=str(count), LISTEN_PID=str(os.getpid()))
 os.execv(command[0], command)
 "#;
 
-/// The daemon, with sockets that it has not bound.
+/// Returns the command of a daemon that inherits bound sockets.
 fn passed(sockets: &[&str], more: &[&str]) -> Command {
     let mut command = Command::new("python3");
     command.args(["-c", STARTER]).arg(sockets.len().to_string()).args(sockets);
@@ -137,7 +138,7 @@ fn passed(sockets: &[&str], more: &[&str]) -> Command {
 const FROM_SYSTEMD: [&str; 4] = ["--set", "listen.api=[\"systemd\"]", "--set", "drain.timeout=100ms"];
 
 #[tokio::test]
-async fn sockets_that_systemd_passes_are_served_and_stay_when_the_daemon_ends() {
+async fn systemd_sockets_are_served_and_outlive_the_daemon() {
     let folder = tempfile::tempdir().unwrap();
     open_to_all(folder.path());
     let socket = folder.path().join("passed.sock");
@@ -159,11 +160,11 @@ async fn sockets_that_systemd_passes_are_served_and_stay_when_the_daemon_ends() 
     }
     daemon.signal("TERM").await;
     assert!(daemon.succeeds().await);
-    assert!(socket.exists(), "the file is systemd's");
+    assert!(socket.exists(), "the daemon removed the file of systemd");
 }
 
 #[tokio::test]
-async fn passed_address_that_is_not_loopback_wants_tls_and_nothing_passed_is_an_error() {
+async fn systemd_socket_beyond_loopback_requires_tls() {
     let (written, good) = run(&mut passed(&["0.0.0.0"], &FROM_SYSTEMD), "").await;
     assert!(!good && written.contains("which is not loopback: that needs [listen.tls]"), "{written}");
 
@@ -184,7 +185,7 @@ async fn passed_address_that_is_not_loopback_wants_tls_and_nothing_passed_is_an_
     assert_eq!(daemon.says("listening on tls://0.0.0.0:").await, far);
     assert_eq!(daemon.says("listening on tcp://127.0.0.1:").await, near);
     let mut guest = Guest::new(&over(TcpStream::connect(format!("127.0.0.1:{near}")).await.unwrap()).await);
-    assert_eq!(why(guest.open("").await), denied(), "no rule is about who is local");
+    assert_eq!(why(guest.open("").await), denied(), "no rule matches `local`");
     daemon.signal("TERM").await;
     assert!(daemon.succeeds().await);
 
@@ -194,7 +195,7 @@ async fn passed_address_that_is_not_loopback_wants_tls_and_nothing_passed_is_an_
 }
 
 #[tokio::test]
-async fn plaintext_elsewhere_than_on_loopback_is_refused_at_start() {
+async fn plaintext_beyond_loopback_is_refused_at_start() {
     for address in ["tcp://0.0.0.0:0", "tcp://[::]:0", "tls://127.0.0.1:0", "tcp://[::ffff:127.0.0.1]:0"] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"));
         command.args(["--set", &format!("listen.api=[\"{address}\"]")]).env_remove("TLS_SESSIOND_CONFIG");

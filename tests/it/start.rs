@@ -1,4 +1,5 @@
-//! The first and the last moments of a process: signals, files that hang, socket files, the command line, exit statuses.
+//! Start and stop of the process: signals, hanging files, socket files, the command line, exit
+//! statuses.
 
 use std::{
     fs,
@@ -41,15 +42,15 @@ async fn signal(id: u32, name: &str) {
     assert!(Command::new("kill").args(["-s", name, &id.to_string()]).status().await.unwrap().success());
 }
 
-/// Opens a pipe for writing, which waits for its reader.
+/// Opens a pipe for writing. That waits for its reader.
 async fn open_for(reader: &Path) -> fs::File {
     let path = reader.to_owned();
     let open = tokio::task::spawn_blocking(move || fs::File::options().write(true).open(path).unwrap());
-    timeout(PATIENCE, open).await.expect("the daemon reads it").unwrap()
+    timeout(PATIENCE, open).await.expect("the daemon does not read the pipe").unwrap()
 }
 
 #[tokio::test]
-async fn stop_during_a_start_that_hangs_ends_at_once() {
+async fn stop_during_a_hanging_start_ends_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("config");
     fifo(&config);
@@ -64,19 +65,19 @@ async fn stop_during_a_start_that_hangs_ends_at_once() {
 }
 
 #[tokio::test]
-async fn sighup_before_the_configuration_is_read_is_kept_for_later() {
+async fn sighup_during_the_start_reloads_after_it() {
     let folder = tempfile::tempdir().unwrap();
     let (config, log) = (folder.path().join("config"), folder.path().join("log"));
     fifo(&config);
     let mut command = daemon(&["--config", config.to_str().unwrap()]);
     let mut process = Process::logging(&mut command, fs::File::create(&log).unwrap());
     let mut held = open_for(&config).await;
-    // Nothing of the configuration has come.
+    // The daemon has read nothing of its configuration yet.
     process.signal("HUP").await;
     held.write_all(b"[log]\nlevel = \"info\"\n").unwrap();
     drop(held);
     let address = process.says("listening on tcp://").await;
-    // The reload that was asked for opens the pipe once more.
+    // The reload requested by the signal opens the pipe again.
     let mut held = open_for(&config).await;
     held.write_all(b"[log]\nlevel = \"info\"\n").unwrap();
     drop(held);
@@ -89,7 +90,7 @@ async fn sighup_before_the_configuration_is_read_is_kept_for_later() {
 }
 
 #[tokio::test]
-async fn reload_that_hangs_holds_up_neither_calls_nor_the_stop() {
+async fn hanging_reload_delays_neither_calls_nor_the_stop() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("config");
     fs::write(&config, "").unwrap();
@@ -110,7 +111,7 @@ async fn reload_that_hangs_holds_up_neither_calls_nor_the_stop() {
 }
 
 #[tokio::test]
-async fn daemon_that_ends_leaves_the_socket_of_its_successor() {
+async fn stopping_daemon_keeps_the_socket_of_its_successor() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("api.sock");
     let bind = || {
@@ -122,10 +123,11 @@ async fn daemon_that_ends_leaves_the_socket_of_its_successor() {
     fs::remove_file(&socket).unwrap();
     let second = bind();
     drop(first);
-    assert!(socket.exists(), "it is that of the second one");
+    assert!(socket.exists(), "the file of the second daemon was removed");
     drop(second);
     assert!(!socket.exists());
-    // A file of another kind in its place is not the daemon's either, and one that is gone is no error.
+    // A file of another kind at the path does not belong to the daemon, and a missing file is no
+    // error.
     let third = bind();
     fs::remove_file(&socket).unwrap();
     let other = UnixListener::bind(&socket).unwrap();
@@ -148,7 +150,7 @@ async fn both_wildcards_listen_on_one_port() {
         let config = Config::load(Some(&file), std::iter::empty(), &[format!("listen.api={api}")]).unwrap();
         Daemon::bind(&config, Clock::System)
     };
-    // A port that is free may be taken by another test before it is bound again.
+    // Another test may take a free port before the daemon binds it.
     let mut tries = 0;
     let (port, daemon) = loop {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -166,7 +168,7 @@ async fn both_wildcards_listen_on_one_port() {
         assert!(TcpStream::connect(address).await.is_ok(), "{address}");
     }
     drop(daemon);
-    // Alone, [::] serves both.
+    // A single [::] serves both families.
     let daemon = bind("[\"tls://[::]:0\"]").unwrap();
     let [Endpoint::Tls(address)] = daemon.endpoints()[..] else { panic!("one endpoint") };
     assert!(TcpStream::connect(("127.0.0.1", address.port())).await.is_ok());
@@ -188,7 +190,7 @@ fn default_socket_is_optional_while_listen_api_is_unset() {
 }
 
 #[tokio::test]
-async fn socket_that_is_asked_for_and_fails_ends_the_start() {
+async fn configured_socket_that_fails_ends_the_start() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("file"), "").unwrap();
     let api =
@@ -209,7 +211,8 @@ fn options_stand_before_or_after_the_command() {
     let (good, bad) = (path("good.toml", ""), path("bad.toml", "[limits]\nstreams = 0\n"));
     let nowhere = "listen.api=[]";
     for (args, status) in [
-        // Without an endpoint a daemon whose file is read ends with 1, and one whose file is wrong with 78.
+        // Without an endpoint the daemon ends with 1 if its file is valid, and with 78 if it is
+        // invalid.
         (&["--config", &good, "--set", nowhere][..], 1),
         (&["--config", &good, "--set", nowhere, "serve"], 1),
         (&["serve", "--config", &good, "--set", nowhere], 1),
@@ -243,7 +246,7 @@ fn options_stand_before_or_after_the_command() {
 }
 
 #[tokio::test]
-async fn second_signal_has_the_status_that_the_help_documents() {
+async fn second_signal_exits_with_the_documented_status() {
     let (help, _) = run(daemon(&["--help"]).env_clear(), "").await;
     let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(words.contains("0 stopped by a signal, 1 failed while running, 2 wrong usage, 78 bad configuration, 128 + N ended at once by a second signal N"), "{help}");
@@ -257,13 +260,13 @@ async fn second_signal_has_the_status_that_the_help_documents() {
         tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(child.stdout.take().unwrap()));
     while !lines.next_line().await.unwrap().expect("it greets").starts_with("listening") {}
     let until = Instant::now() + PATIENCE;
-    // The first one may not be taken yet when the second one comes, and the two are one then.
+    // The process may receive both signals as one if the second comes too early.
     let ended = loop {
         signal(child.id().unwrap(), "INT").await;
         if let Ok(ended) = timeout(Duration::from_millis(100), child.wait()).await {
             break ended.unwrap();
         }
-        assert!(Instant::now() < until, "it does not end");
+        assert!(Instant::now() < until, "the process does not end");
     };
     assert_eq!(ended.code(), Some(128 + 2));
 }
@@ -307,11 +310,11 @@ async fn examples_print_the_text_of_an_error() {
 }
 
 #[tokio::test]
-async fn full_backlog_of_another_daemon_is_no_hang() {
+async fn full_backlog_of_another_daemon_does_not_hang_the_start() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("api.sock");
     let socket = listen_for_nothing(&path);
-    // Fills it: what connects is not accepted.
+    // Fills the backlog. No connection is accepted.
     let mut waiting = Vec::new();
     while let Ok(stream) = connect_at_once(&path) {
         waiting.push(stream);
@@ -329,7 +332,7 @@ fn unix_socket() -> rustix::fd::OwnedFd {
     rustix::net::socket_with(family, kind, flags, None).unwrap()
 }
 
-/// A listener with the shortest backlog, which accepts nothing.
+/// Returns a listener with the shortest backlog that accepts nothing.
 fn listen_for_nothing(path: &Path) -> rustix::fd::OwnedFd {
     let socket = unix_socket();
     rustix::net::bind(&socket, &rustix::net::SocketAddrUnix::new(path).unwrap()).unwrap();
@@ -343,11 +346,11 @@ fn connect_at_once(path: &Path) -> rustix::io::Result<rustix::fd::OwnedFd> {
 }
 
 #[tokio::test]
-async fn of_many_daemons_that_start_at_once_one_has_the_socket() {
+async fn one_of_many_starting_daemons_gets_the_socket() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("api.sock");
     for round in 0..10 {
-        // A dead daemon left it.
+        // The socket file of a dead daemon.
         drop(UnixListener::bind(&path).unwrap());
         let start = std::sync::Arc::new(std::sync::Barrier::new(4));
         let starting: Vec<_> = (0..4)
@@ -365,13 +368,13 @@ async fn of_many_daemons_that_start_at_once_one_has_the_socket() {
             live.extend(daemon.await.unwrap());
         }
         assert_eq!(live.len(), 1, "round {round}");
-        assert!(tokio::net::UnixStream::connect(&path).await.is_ok(), "round {round}: it is reached");
+        assert!(tokio::net::UnixStream::connect(&path).await.is_ok(), "round {round}: it cannot be reached");
         drop(live);
         assert!(!path.exists());
     }
 }
 
-/// Whether a thread of the daemon reads files of its configuration.
+/// Returns whether a thread of the daemon is reading configuration files.
 fn reads_files(process: &Process) -> bool {
     let threads = fs::read_dir(format!("/proc/{}/task", process.id())).unwrap();
     threads
@@ -380,13 +383,13 @@ fn reads_files(process: &Process) -> bool {
 }
 
 #[tokio::test]
-async fn reload_after_one_that_hangs_is_made() {
-    // The one that hung is void when its file comes at last, although it would add a context.
+async fn reload_supersedes_a_hanging_one() {
+    // The superseded reload is void when its file arrives at last, although it would add a context.
     reload_that_hangs_is_void("[[context]]\nname = \"default\"\n[[context]]\nname = \"late\"\n").await;
 }
 
 #[tokio::test]
-async fn reload_that_hung_on_a_broken_file_says_nothing() {
+async fn superseded_reload_of_a_broken_file_logs_nothing() {
     reload_that_hangs_is_void("[[context]\n").await;
 }
 
@@ -413,14 +416,14 @@ async fn reload_that_hangs_is_void(late: &str) {
     drop(held);
     let until = Instant::now() + PATIENCE;
     while reads_files(&process) {
-        assert!(Instant::now() < until, "the reload that hung never ends");
+        assert!(Instant::now() < until, "the hanging reload never ends");
         tokio::task::yield_now().await;
     }
     let mut contexts = ContextServiceClient::connect(format!("http://{address}")).await.unwrap();
     let late = contexts.get_context(pb::GetContextRequest { name: "late".into() }).await.unwrap_err();
     assert_eq!(late.code(), tonic::Code::NotFound, "{late:?}");
     let listed = contexts.list_contexts(pb::ListContextsRequest::default()).await.unwrap().into_inner();
-    assert!(listed.last_reload.unwrap().applied, "the last reload is the one that is in force");
+    assert!(listed.last_reload.unwrap().applied, "the last reload is not the one that applied");
     process.signal("TERM").await;
     assert!(process.succeeds().await);
     let log = fs::read_to_string(&log).unwrap();
@@ -436,12 +439,12 @@ fn key_in_an_argument_is_not_printed() {
         let output = StdCommand::new(env!("CARGO_BIN_EXE_tls-sessiond")).args(args).output().unwrap();
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert!(matches!(output.status.code(), Some(2 | 78)), "{said}");
-        assert!(!said.contains(&body[8..40]), "a part of the key is printed: {said}");
+        assert!(!said.contains(&body[8..40]), "a part of the key was printed: {said}");
     }
 }
 
 #[test]
-fn configuration_that_is_endless_or_deep_is_refused() {
+fn endless_or_deeply_nested_configuration_is_refused() {
     let deep = format!("a{}=1", ".a".repeat(30_000));
     for (args, said) in [
         (&["check", "/dev/zero"][..], "cannot read /dev/zero"),

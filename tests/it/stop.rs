@@ -1,4 +1,5 @@
-//! How the daemon stops: health first, no new streams, running ones until the drain time-out, then hard.
+//! The stop of the daemon: health changes first, then new streams are refused, and running streams
+//! are aborted at the drain time-out.
 
 use std::time::{Duration, Instant};
 
@@ -45,7 +46,7 @@ async fn health(daemon: &TestDaemon, service: &str) -> ServingStatus {
     HealthClient::new(daemon.channel.clone()).check(request).await.unwrap().into_inner().status()
 }
 
-/// A mute connection is one that is accepted and never says a word: what lazy client pools leave behind.
+/// Opens a mute connection: one that never sends a byte, as lazy client pools do.
 async fn mute(daemon: &TestDaemon) -> TcpStream {
     TcpStream::connect(&daemon.address).await.unwrap()
 }
@@ -57,16 +58,16 @@ async fn idle_daemon_stops_at_once_even_with_mute_connections() {
     assert_eq!(health(&daemon, "").await, ServingStatus::Serving);
     let (begun, table) = (Instant::now(), daemon.table.clone());
     daemon.stop().await;
-    assert!(begun.elapsed() < Duration::from_secs(30), "it waited for somebody who never spoke");
+    assert!(begun.elapsed() < Duration::from_secs(30), "the stop waited for a mute connection");
     assert!(table.is_empty());
-    // The daemon's own greeting may be read, but then the end comes.
+    // The daemon's own greeting may arrive before the end of the connection.
     let mut greeting = Vec::new();
     let closed = tokio::time::timeout(Duration::from_secs(10), mute.read_to_end(&mut greeting)).await;
     assert!(closed.is_ok(), "the mute connection stays open");
 }
 
 #[tokio::test]
-async fn running_stream_goes_on_until_the_drain_time_out_and_is_closed_hard_then() {
+async fn running_stream_is_aborted_at_the_drain_time_out() {
     let mut daemon = TestDaemon::with("[drain]\ndelay = \"1s\"\ntimeout = \"4s\"\n").await;
     let (events, mut answers) = drive(&daemon, pb::Role::Server).await;
     let Answer::Opened(opened) = answers.next().await.unwrap().unwrap().event.unwrap() else {
@@ -78,13 +79,14 @@ async fn running_stream_goes_on_until_the_drain_time_out_and_is_closed_hard_then
 
     daemon.begin_stop();
     daemon
-        .until("health says so", async |daemon| health(daemon, "").await == ServingStatus::NotServing)
+        .until("health is NOT_SERVING", async |daemon| health(daemon, "").await == ServingStatus::NotServing)
         .await;
     for service in ["ConnectionService", "SessionService", "ContextService"] {
         let service = format!("tls.sessiond.v1.{service}");
         assert_eq!(health(&daemon, &service).await, ServingStatus::NotServing, "{service}");
     }
-    // The delay is over when a new stream is refused: by the daemon's word, or by its GOAWAY.
+    // New streams are refused once the delay has passed, by an error of the daemon or by its
+    // GOAWAY.
     daemon
         .until("new streams are refused", async |daemon| {
             let requests = tokio_stream::iter([event(Event::New(new("", pb::Role::Server)))]);
@@ -102,7 +104,7 @@ async fn running_stream_goes_on_until_the_drain_time_out_and_is_closed_hard_then
             }
         })
         .await;
-    // The one that runs still works: the handshake goes on.
+    // The running stream still works, so the handshake goes on.
     events.send(event(Event::Ciphertext(hello))).await.unwrap();
     let Answer::Ciphertext(flight) = answers.next().await.unwrap().unwrap().event.unwrap() else {
         panic!("no flight")
@@ -110,7 +112,8 @@ async fn running_stream_goes_on_until_the_drain_time_out_and_is_closed_hard_then
     assert!(!flight.is_empty());
     assert!(daemon.table.look(ConnectionId::parse(&opened.id).unwrap(), |_, _| ()).is_ok());
 
-    // Then it is cut, the connection is freed, and the daemon ends well although the worker never hung up.
+    // At the time-out the stream is aborted, its connection is freed, and the daemon ends well
+    // although the worker kept the stream open.
     let table = daemon.table.clone();
     let end = loop {
         match answers.next().await {
@@ -119,17 +122,17 @@ async fn running_stream_goes_on_until_the_drain_time_out_and_is_closed_hard_then
             None => break None,
         }
     };
-    assert!(end.is_some(), "a stream that is cut does not end well");
+    assert!(end.is_some(), "an aborted stream ends with an error");
     daemon.stop().await;
     assert!(table.is_empty());
     drop((events, mute));
 }
 
 #[tokio::test]
-async fn binary_greets_and_ends_with_status_0_on_sigterm() {
+async fn binary_prints_its_greeting_and_exits_0_on_sigterm() {
     let daemon = Binary::start(&["--set", "drain.timeout=1s"]).await;
     let mute = TcpStream::connect(&daemon.address).await.unwrap();
-    // A stream that nobody ever ends.
+    // A stream that its worker never ends.
     let channel =
         Channel::from_shared(format!("http://{}", daemon.address)).unwrap().connect().await.unwrap();
     let (events, receiver) = mpsc::channel(8);
@@ -153,7 +156,7 @@ async fn binary_greets_and_ends_with_status_0_on_sigterm() {
 async fn second_signal_ends_the_binary_at_once() {
     let daemon = Binary::start(&["--set", "drain.delay=1h"]).await;
     daemon.terminate().await;
-    // The first one is seen when health says so.
+    // Health shows when the first signal has been received.
     let channel =
         Channel::from_shared(format!("http://{}", daemon.address)).unwrap().connect().await.unwrap();
     let mut health = HealthClient::new(channel);

@@ -1,5 +1,5 @@
-//! Many streams on one HTTP/2 connection: the limit, the line of the log and the counters that tell of it, and the memory that
-//! quiet streams take.
+//! Many streams on one HTTP/2 connection: the limit, its log line and counters, and the memory of
+//! quiet streams.
 
 use std::{fs, fs::File, path::PathBuf, time::Duration};
 
@@ -32,7 +32,7 @@ use crate::{
     returning::{Certificate, Returning},
 };
 
-/// A daemon as a process, with its log in a file.
+/// The daemon as a process, with its log in a file.
 struct Logged {
     _process: Process,
     address: String,
@@ -60,13 +60,13 @@ impl Logged {
         channel(&self.address).await
     }
 
-    /// Lines of the log that tell of a limit.
+    /// Returns the log lines about the limit.
     fn lines(&self) -> Vec<String> {
         let log = fs::read_to_string(&self.log).unwrap();
         log.lines().filter(|line| line.contains("limits.streams")).map(str::to_owned).collect()
     }
 
-    /// Waits for so many of them.
+    /// Waits for this many log lines about the limit.
     async fn until_lines(&self, count: usize) -> Vec<String> {
         let wait = async {
             while self.lines().len() < count {
@@ -78,7 +78,7 @@ impl Logged {
     }
 }
 
-/// One HTTP/2 connection.
+/// Opens one HTTP/2 connection.
 async fn channel(address: &str) -> Channel {
     let socket = TcpStream::connect(address).await.unwrap();
     // A call that waits for an acknowledgement costs 40 ms.
@@ -86,7 +86,7 @@ async fn channel(address: &str) -> Channel {
     over(socket).await
 }
 
-/// Connections that reached their limit, and how often, as the daemon answers on this channel.
+/// Returns the daemon's counters of connections that reached their limit, and how often they did.
 async fn reached(channel: &Channel) -> (u64, u64) {
     let mut contexts = ContextServiceClient::new(channel.clone());
     let request = contexts.list_contexts(pb::ListContextsRequest {});
@@ -131,7 +131,7 @@ impl Drive {
         self.requests.send(pb::DriveRequest { event }).await.unwrap();
     }
 
-    /// Shakes hands with a client.
+    /// Runs a handshake with a client.
     async fn meet(&mut self, tls: &mut ClientConnection) {
         let mut established = false;
         while !established || tls.is_handshaking() {
@@ -139,7 +139,7 @@ impl Drive {
             if !records.is_empty() {
                 self.send(records).await;
             }
-            match self.next().await.expect("the handshake goes on") {
+            match self.next().await.expect("the stream ended in the handshake") {
                 Answer::Ciphertext(records) => feed(tls, &records),
                 Answer::Established(_) => established = true,
                 other => panic!("{other:?}"),
@@ -178,7 +178,7 @@ async fn call_beyond_the_stream_limit_is_logged_and_counted() {
     for _ in 0..3 {
         drives.push(Drive::open(&full).await);
     }
-    assert_eq!(reached(&full).await, (0, 0), "one place is left for calls");
+    assert_eq!(reached(&full).await, (0, 0), "one more stream is free for calls");
     drives.push(Drive::open(&full).await);
     let mut waits = tokio::spawn({
         let full = full.clone();
@@ -189,13 +189,13 @@ async fn call_beyond_the_stream_limit_is_logged_and_counted() {
     for part in ["WARN", "limits.streams", "\"owner\":\"local\"", "\"limit\":4", "open another connection"] {
         assert!(lines[0].contains(part), "{part} in {lines:?}");
     }
-    // Calls on the other connection are answered all the while.
+    // Calls on the other connection are answered meanwhile.
     assert!(
         timeout(Duration::from_millis(200), &mut waits).await.is_err(),
         "a call beyond the limit was answered"
     );
     drives.pop().unwrap().end().await;
-    assert_eq!(timeout(PATIENCE, waits).await.expect("a place is free").unwrap(), (1, 1));
+    assert_eq!(timeout(PATIENCE, waits).await.expect("no stream is free").unwrap(), (1, 1));
 }
 
 #[tokio::test]
@@ -206,7 +206,7 @@ async fn limit_is_logged_again_only_after_streams_have_ended() {
     for _ in 0..8 {
         drives.push(Drive::open(&full).await);
     }
-    // One place is given back and taken again, over and over.
+    // One stream is ended and opened again, over and over.
     for _ in 0..20 {
         drives.pop().unwrap().end().await;
         drives.push(Drive::open(&full).await);
@@ -223,7 +223,7 @@ async fn limit_is_logged_again_only_after_streams_have_ended() {
 }
 
 #[tokio::test]
-async fn attach_and_watch_hold_places_as_drives_do() {
+async fn attach_and_watch_count_towards_the_stream_limit() {
     let daemon = Logged::start("[limits]\nstreams = 3\n").await;
     let (full, other) = (daemon.channel().await, daemon.channel().await);
     let mut guest = crate::doors::Guest::new(&full);
@@ -234,7 +234,8 @@ async fn attach_and_watch_hold_places_as_drives_do() {
     until_reached(&other, (1, 1)).await;
 }
 
-/// The daemon's SETTINGS on a new connection: SETTINGS_MAX_CONCURRENT_STREAMS and SETTINGS_INITIAL_WINDOW_SIZE.
+/// Returns the SETTINGS_MAX_CONCURRENT_STREAMS and SETTINGS_INITIAL_WINDOW_SIZE that the daemon
+/// sends on a new connection.
 async fn settings<S: AsyncRead + tokio::io::AsyncWrite + Unpin>(mut socket: S) -> (u32, u32) {
     let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
     socket.write_all(&preface).await.unwrap();
@@ -252,7 +253,7 @@ async fn settings<S: AsyncRead + tokio::io::AsyncWrite + Unpin>(mut socket: S) -
 }
 
 #[tokio::test]
-async fn stream_limit_is_that_of_the_callers_roles() {
+async fn stream_limit_depends_on_the_callers_roles() {
     let uid = rustix::process::getuid().as_raw();
     let rules = rule(&format!("uid:{uid}"), "*", "admin") + &rule("local", "*", "worker");
     let limits = Config::defaults().limits;
@@ -266,14 +267,15 @@ async fn stream_limit_is_that_of_the_callers_roles() {
         let over_tcp = settings(TcpStream::connect(&daemon.address).await.unwrap()).await;
         let over_unix = settings(UnixStream::connect(&daemon.socket).await.unwrap()).await;
         assert_eq!((over_tcp.0, over_unix.0), (tcp, unix), "{config}");
-        // As wide as before: no stream of a worker is slower for the higher limit. What others send is short.
+        // The window of workers does not shrink as the limit grows, so their streams stay fast.
+        // Requests of other callers are short.
         let window_of_others = if config.contains("[[access]]") { (64 << 10) - 1 } else { 256 << 10 };
         assert_eq!((over_tcp.1, over_unix.1), (256 << 10, window_of_others), "{config}");
     }
 }
 
 #[tokio::test]
-async fn example_opens_channels_for_more_drives_than_one_may_have() {
+async fn example_opens_more_channels_beyond_the_stream_limit() {
     const LIMIT: usize = 4;
     const CLIENTS: usize = 3 * LIMIT + 1;
     let certificate = Certificate::new();
@@ -284,7 +286,7 @@ async fn example_opens_channels_for_more_drives_than_one_may_have() {
     let mut server = Process::start(example("tls_server").args(args));
     let address = server.says("listening on ").await;
     let client = Returning::new(&certificate, &TLS13);
-    // All are connected and quiet at a time.
+    // All clients are connected and quiet at the same time.
     let mut quiet = Vec::new();
     for _ in 0..CLIENTS {
         quiet.push(client.connect(&address).await);
@@ -295,7 +297,7 @@ async fn example_opens_channels_for_more_drives_than_one_may_have() {
         timeout(PATIENCE, tls.read_to_string(&mut page)).await.expect("a page").unwrap();
         assert!(page.contains("one:"), "{page}");
     }
-    assert_eq!(reached(&daemon.channel().await).await, (0, 0), "no channel was filled");
+    assert_eq!(reached(&daemon.channel().await).await, (0, 0), "a channel reached its limit");
 }
 
 #[tokio::test]
@@ -313,21 +315,22 @@ async fn rust_client_needs_one_stream_of_its_connection() {
     assert_eq!((counters.misses, counters.timeouts), (100, 0));
 }
 
-/// Resident memory of a process in bytes (proc_pid_status(5), VmRSS).
+/// Returns the resident memory of a process in bytes (proc_pid_status(5), VmRSS).
 fn resident(process: &str) -> usize {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
 }
 
-/// Most bytes that a quiet connection takes of the daemon: as a bare object, established by Exchange, and by Drive.
+/// The most bytes that the daemon may use for a quiet connection: as a bare object, established by
+/// Exchange, and by Drive.
 const BARE_MAX: usize = 3 << 10;
 const EXCHANGED_MAX: usize = 12 << 10;
 const DRIVEN_MAX: usize = 24 << 10;
 
 #[tokio::test]
 async fn quiet_connections_take_bounded_memory() {
-    /// Bare objects, established ones, Drives.
+    /// Bare objects, established objects, Drives.
     const COUNTS: [usize; 3] = [4_000, 800, 800];
     let certificate = Certificate::new();
     let folder = tempfile::tempdir().unwrap();
@@ -341,7 +344,8 @@ async fn quiet_connections_take_bounded_memory() {
     let mut drives = Vec::new();
     let mut sizes = Vec::new();
     for (kind, count) in COUNTS.into_iter().enumerate() {
-        // The first round fills what is kept for all: pools, tables and the code's own pages.
+        // The first round fills the memory that all connections share: pools, tables and pages of
+        // code.
         let mut before = 0;
         for number in 0..count * 5 / 4 {
             if number == count / 4 {

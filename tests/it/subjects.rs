@@ -1,4 +1,4 @@
-//! Subjects of certificates as rules name them.
+//! Subjects of certificates in access rules.
 
 use std::{fs, path::Path};
 
@@ -16,8 +16,8 @@ use crate::{
     ruled::{Running, prepare, rule, write_config},
 };
 
-/// A leaf with these attributes and no alternative name, signed by the authority of the folder with the `openssl` program. The
-/// subject is written as `openssl req -subj` takes it.
+/// Returns a leaf with these attributes and no alternative name. The `openssl` program signs it
+/// with the authority of the folder. The subject is written as for `openssl req -subj`.
 async fn signed_by_openssl(folder: &Path, subject: &str) -> Leaf {
     fs::write(
         folder.join("leaf.cnf"),
@@ -56,13 +56,13 @@ async fn signed_by_openssl(folder: &Path, subject: &str) -> Leaf {
     Leaf { chain: read("leaf.crt"), key: read("leaf.key") }
 }
 
-/// The subject of a certificate, as `openssl x509` prints it.
+/// Returns the subject of a certificate as `openssl x509` prints it.
 async fn printed(leaf: &Leaf) -> String {
     let mut command = Command::new("openssl");
     command.args(["x509", "-noout", "-subject", "-nameopt", "RFC2253"]);
     let (written, good) = run(&mut command, &leaf.chain).await;
     assert!(good, "{written}");
-    written.trim_end_matches('\n').strip_prefix("subject=").expect("it prints the subject").to_owned()
+    written.trim_end_matches('\n').strip_prefix("subject=").expect("openssl printed no subject").to_owned()
 }
 
 fn named(authority: &Authority, attributes: &[(DnType, DnValue)]) -> Leaf {
@@ -97,7 +97,7 @@ async fn one_attribute_with_a_comma_is_not_two_attributes() {
 }
 
 #[tokio::test]
-async fn what_openssl_prints_of_a_subject_is_a_rule_that_matches() {
+async fn subject_as_openssl_prints_it_is_a_matching_rule() {
     let (folder, authority) = prepare("");
     let mut leaves = Vec::new();
     for subject in [
@@ -132,7 +132,8 @@ async fn what_openssl_prints_of_a_subject_is_a_rule_that_matches() {
         let opened = daemon.over_tls(leaf).await.open("").await;
         let id = opened.unwrap_or_else(|refused| panic!("{what}: {refused:?}"));
         let owner = daemon.owner(id).await;
-        // The order within an RDN, and the string type of a type without a name, are not those of the certificate.
+        // The owner may differ from the printed subject in the order within an RDN and in the
+        // string type of an unnamed attribute type.
         let same = !what.contains('+') && !what.contains("=#");
         assert!(owner == format!("subject:{what}") || !same, "{owner} and {what}");
     }
@@ -141,7 +142,7 @@ async fn what_openssl_prints_of_a_subject_is_a_rule_that_matches() {
 }
 
 #[tokio::test]
-async fn string_type_of_a_subject_does_not_matter_and_case_does() {
+async fn subject_match_ignores_string_type_and_respects_case() {
     let daemon = Running::with(&rule("subject:CN=job,O=a b", "*", "worker")).await;
     let organization = (DnType::OrganizationName, utf8("a b"));
     let with = |value| named(&daemon.authority, &[organization.clone(), (DnType::CommonName, value)]);
@@ -190,7 +191,7 @@ async fn subject_in_another_form_is_refused_at_start_with_its_line() {
             let output = command.output().await.unwrap();
             assert_eq!(output.status.code(), Some(78), "{subject}");
             let written = String::from_utf8([output.stderr, output.stdout].concat()).unwrap();
-            // Lines 1 to 6 are [listen] and [listen.tls], and each rule has four.
+            // Lines 1 to 6 are [listen] and [listen.tls], and each rule has four lines.
             assert!(
                 written.contains("daemon.toml:12: access[1].identity: `subject:"),
                 "{subject}: {written}"

@@ -1,4 +1,4 @@
-//! The tour of README.md, word for word: the real binary, the real grpcurl, and bash.
+//! The tour of README.md, word for word, with the real binary, the real grpcurl, and bash.
 
 use std::{env, path::Path, process::Stdio};
 
@@ -7,10 +7,10 @@ use tokio::{process::Command, time::timeout};
 use crate::binary::{Binary, PATIENCE};
 
 const README: &str = include_str!("../../README.md");
-/// Where the README says that the daemon listens.
+/// The address of the daemon in the README.
 const ADDRESS: &str = "127.0.0.1:50551";
 
-/// The blocks behind `<!-- tour -->`, in their order.
+/// Returns the blocks behind `<!-- tour -->`, in order.
 fn blocks() -> Vec<&'static str> {
     README
         .split("<!-- tour -->\n")
@@ -22,7 +22,7 @@ fn blocks() -> Vec<&'static str> {
         .collect()
 }
 
-/// Runs the blocks as one script and answers what each of them printed.
+/// Runs the blocks as one script and returns the output of each.
 async fn run(address: &str) -> Vec<String> {
     const MARK: &str = "==== next block ====";
     let script = blocks().join(&format!("\nprintf '\\n{MARK}\\n'\n")).replace(ADDRESS, address);
@@ -42,7 +42,7 @@ async fn run(address: &str) -> Vec<String> {
     let printed = String::from_utf8(output.stdout).unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}\n{printed}\n{errors}", output.status);
-    assert_eq!(errors, "", "nothing in the tour complains");
+    assert_eq!(errors, "", "the tour printed errors");
     printed.split(MARK).map(str::to_owned).collect()
 }
 
@@ -71,7 +71,7 @@ async fn tour_of_the_readme_runs_word_for_word() {
     assert_eq!(
         freed.matches("REMOVAL_REASON_UNCLOSED").count(),
         1,
-        "the open side alone loses its ticket: {freed}"
+        "only the open side loses its ticket: {freed}"
     );
     assert!(freed.find("CLOSE_EVIDENCE_ASSERTED") < freed.find("REMOVAL_REASON_UNCLOSED"), "{freed}");
 

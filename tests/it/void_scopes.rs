@@ -1,5 +1,5 @@
-//! A reload that changes the scope of a context, at the binary: nothing that authenticated under the replaced scope is
-//! stored, resumed or told under the new one.
+//! Reloads that change the scope of a context, with the binary. A session that authenticated under
+//! the replaced scope is not stored, resumed or revealed under the new one.
 
 use std::{fs, path::Path};
 
@@ -44,7 +44,7 @@ impl Served {
         self.contexts.get_context(request).await.ok()?.into_inner().context
     }
 
-    /// Sends SIGHUP with another file, and waits until it shows in a context.
+    /// Replaces the file, sends SIGHUP, and waits until the change shows in a context.
     async fn reload(
         &mut self,
         config: impl FnOnce(&Path) -> String,
@@ -59,10 +59,10 @@ impl Served {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(PATIENCE, taken).await.expect("the new configuration is taken");
+        timeout(PATIENCE, taken).await.expect("the new configuration never applies");
     }
 
-    /// The default context moves to a scope of other application protocols.
+    /// Moves the default context to a scope of other application protocols.
     async fn move_to(&mut self, alpn: &str) {
         let more = format!("alpn = [\"{alpn}\"]");
         let scope = |context: Option<&pb::Context>| context.map(|context| context.scope.clone());
@@ -73,7 +73,8 @@ impl Served {
         self.guest.connections.new_connection(request).await.unwrap().into_inner().connection.unwrap()
     }
 
-    /// A worker's connection in a context, that has resumed this session unless it is empty.
+    /// Opens a worker's connection in a context. The connection resumes this session unless it is
+    /// empty.
     pub(crate) async fn resumed(&mut self, context: &str, session_id: &str) -> pb::Connection {
         let request = pb::NewRequest {
             context: context.into(),
@@ -102,7 +103,7 @@ impl Served {
         self.guest.connections.set_session(request).await.unwrap().into_inner().connection.unwrap()
     }
 
-    /// A closed connection with this session.
+    /// Stores this session through a connection that is then closed.
     pub(crate) async fn keep(&mut self, context: &str, request: pb::PutSessionRequest) {
         let id = self.resumed(context, "").await.id;
         let stored = self.put(pb::PutSessionRequest { connection_id: id.clone(), ..request }).await;
@@ -130,7 +131,7 @@ impl Served {
         self.guest.sessions.revoke_sessions(request).await.unwrap().into_inner().removed
     }
 
-    /// Every session that is stored.
+    /// Returns all stored sessions.
     pub(crate) async fn stored(&mut self) -> Vec<pb::Session> {
         let request = pb::ListSessionsRequest { page_size: 1000, ..Default::default() };
         self.guest.sessions.list_sessions(request).await.unwrap().into_inner().sessions
@@ -141,7 +142,7 @@ impl Served {
         self.guest.connections.get_connection(request).await.unwrap().into_inner().connection.unwrap()
     }
 
-    /// Carries bytes between two connections of the daemon's engine until both are silent.
+    /// Carries bytes between two connections of the daemon's engine until neither sends any.
     pub(crate) async fn shake(&mut self, client: &str, server: &str, mut to_server: Bytes) {
         loop {
             let to_client = self.guest.exchange(server, to_server, Bytes::new()).await.ciphertext;
@@ -152,12 +153,12 @@ impl Served {
         }
     }
 
-    /// The two ends of a handshake of the daemon's engine.
+    /// Opens a client and a server of the daemon's engine.
     pub(crate) async fn ends(&mut self) -> [String; 2] {
         [self.open(new("", pb::Role::Client)).await.id, self.open(new("", pb::Role::Server)).await.id]
     }
 
-    /// A handshake of the daemon's engine that both ends close.
+    /// Runs a handshake of the daemon's engine that both ends close. Returns the server.
     async fn visit(&mut self) -> pb::Connection {
         let [client, server] = self.ends().await;
         let hello = self.guest.exchange(&client, Bytes::new(), Bytes::new()).await.ciphertext;
@@ -172,7 +173,8 @@ impl Served {
     }
 }
 
-/// The default context, with `more`, and one that shares its session_id_context and never changes.
+/// Returns the default context with `more`, and a context with the same session_id_context that
+/// never changes.
 fn both(folder: &Path, more: &str) -> String {
     let version = "1.2\", \"1.3";
     context(folder, "default", version, &format!("session_id_context = \"one\"\n{more}"))
@@ -183,7 +185,7 @@ fn start_alone(folder: &Path) -> String {
     both(folder, "alpn = [\"old\"]")
 }
 
-/// A ticket of TLS 1.3 whose peer showed a certificate.
+/// Returns a TLS 1.3 ticket of a peer with a certificate.
 pub(crate) fn ticket(connection_id: &str, session_id: &str) -> pb::PutSessionRequest {
     pb::PutSessionRequest {
         single_use: true,
@@ -202,7 +204,7 @@ pub(crate) fn peer() -> pb::PeerIdentity {
     }
 }
 
-/// What a lookup and ExplainSession tell of an id that a scope knows nothing of.
+/// Asserts that a lookup and ExplainSession know nothing of an id.
 async fn assert_unknown(served: &mut Served, context: &str, session_id: &str) {
     let missed = served.lookup(context, session_id).await;
     assert_eq!(
@@ -216,7 +218,7 @@ async fn assert_unknown(served: &mut Served, context: &str, session_id: &str) {
 }
 
 #[tokio::test]
-async fn session_taken_before_a_reload_renews_nothing_after_it() {
+async fn session_looked_up_before_a_reload_renews_nothing() {
     let mut served = Served::start(start_alone).await;
     let mut stamps: Vec<Option<Timestamp>> = Vec::new();
     for (id, single_use) in [("a1", true), ("a2", false)] {
@@ -232,13 +234,13 @@ async fn session_taken_before_a_reload_renews_nothing_after_it() {
             let by_set = served.set_session(&by_set.id, id).await;
             for connection in [by_new, by_set] {
                 assert!(connection.session_reused);
-                assert_eq!(connection.peer, None, "the new scope knows nothing of the old one's peers");
+                assert_eq!(connection.peer, None, "the new scope knows a peer of the old one");
                 let told =
                     pb::PutSessionRequest { authenticate_time: stamp, ..ticket(&connection.id, &next) };
                 assert_eq!(served.put(told).await.reason, "AUTHENTICATION_UNKNOWN");
             }
         }
-        // The worker names no session, and brings the stamp back.
+        // The worker names no session and stores the old authentication time again.
         let connection = served.resumed("", "").await.id;
         let told = pb::PutSessionRequest { authenticate_time: stamps[place], ..ticket(&connection, "cc") };
         assert_eq!(served.put(told).await.reason, "REVOKED", "it authenticated before the scope began");
@@ -263,7 +265,7 @@ async fn worker_connection_of_the_old_scope_stores_nothing() {
     for (id, session) in [(&unused, "b1"), (&resumed.id, "b2"), (&established, "b3")] {
         assert_eq!(served.put(ticket(id, session)).await.reason, "REVOKED");
     }
-    // It names a session of its scope only now.
+    // The connection resumes a session of its scope only after the reload.
     served.set_session(&unused, "aa").await;
     assert_eq!(served.put(ticket(&unused, "b4")).await.reason, "REVOKED");
     assert_eq!(served.stored().await, []);
@@ -280,7 +282,8 @@ async fn handshakes_across_a_reload_store_nothing() {
         let mut served = Served::start(|folder| of_version(folder, "old")).await;
         assert!(!served.visit().await.session_reused);
         assert!(served.visit().await.session_reused, "TLS {version}");
-        // One that resumes, and one whose client has nothing to offer, in the middle of their handshakes.
+        // Two handshakes that are half done: one resumes, and the client of the other has no
+        // session to offer.
         let mut running = Vec::new();
         for resumes in [true, false] {
             let [client, server] = served.ends().await;
@@ -309,18 +312,18 @@ async fn handshakes_across_a_reload_store_nothing() {
             }
             assert_eq!(served.stored().await, [], "TLS {version}, resumes: {resumes}");
         }
-        // Connections of the old scope whose handshake begins now resume nothing.
+        // A handshake that begins now on connections of the old scope resumes nothing.
         let hello = served.guest.exchange(&client, Bytes::new(), Bytes::new()).await.ciphertext;
         served.shake(&client, &server, hello).await;
         assert!(!served.look(&server).await.session_reused && !served.look(&client).await.session_reused);
         assert_eq!(served.stored().await, [], "TLS {version}");
         assert!(!served.visit().await.session_reused, "TLS {version}");
-        assert!(served.visit().await.session_reused, "TLS {version}: the new scope has its own");
+        assert!(served.visit().await.session_reused, "TLS {version}: a session of the new scope resumes");
     }
 }
 
 #[tokio::test]
-async fn contexts_of_different_scopes_tell_each_other_nothing() {
+async fn contexts_of_different_scopes_reveal_nothing_to_each_other() {
     let mut served = Served::start(start_alone).await;
     served.keep("", ticket("", "aa")).await;
     served.keep("", put("", "ab")).await;
@@ -339,7 +342,7 @@ async fn contexts_of_different_scopes_tell_each_other_nothing() {
         assert_eq!(connection.peer, None);
         assert_eq!(served.put(ticket(&connection.id, "bb")).await.reason, "AUTHENTICATION_UNKNOWN");
     }
-    // Nor does it tell of what is stored, to a caller that has no role there.
+    // A caller without a role in a context learns nothing of its stored sessions either.
     let rules = rule("local", "beside", "worker") + &rule("local", "beside", "admin");
     served
         .reload(
@@ -349,11 +352,11 @@ async fn contexts_of_different_scopes_tell_each_other_nothing() {
         )
         .await;
     assert_eq!(served.lookup("beside", "ac").await.miss_reason(), pb::MissReason::Unknown);
-    assert!(served.resumed("beside", "ac").await.session_reused, "as any id that is not known");
+    assert!(served.resumed("beside", "ac").await.session_reused, "the answer is that for an unknown id");
 }
 
 #[tokio::test]
-async fn scope_that_comes_back_knows_nothing_of_before() {
+async fn restored_scope_starts_without_old_sessions() {
     let mut served = Served::start(start_alone).await;
     served.keep("", ticket("", "aa")).await;
     let stamp = served.lookup("", "aa").await.session.unwrap().authenticate_time;
@@ -371,7 +374,7 @@ async fn scope_that_comes_back_knows_nothing_of_before() {
 }
 
 #[tokio::test]
-async fn scope_that_stays_keeps_its_records() {
+async fn unchanged_scope_keeps_its_records() {
     let mut served = Served::start(start_alone).await;
     served.keep("", ticket("", "aa")).await;
     let authenticated = served.lookup("", "aa").await.session.unwrap().authenticate_time;
@@ -395,7 +398,7 @@ async fn scope_that_stays_keeps_its_records() {
 }
 
 #[tokio::test]
-async fn explain_tells_why_a_session_of_the_former_scope_left() {
+async fn explain_covers_sessions_of_the_former_scope() {
     // Both contexts have one scope at first.
     let mut served = Served::start(|folder| both(folder, "")).await;
     for (context, id) in [("default", "aa"), ("default", "ab"), ("beside", "ba"), ("beside", "bb")] {
@@ -412,14 +415,14 @@ async fn explain_tells_why_a_session_of_the_former_scope_left() {
         (pb::MissReason::Unknown, pb::RemovalReason::Taken)
     );
     assert!(told.summary.contains("reload") && told.remove_time.is_some(), "{}", told.summary);
-    // Not of what was made under the context that keeps the old scope.
+    // But nothing of the sessions made under the context that keeps the old scope.
     assert_unknown(&mut served, "default", "bb").await;
-    // That context still has its sessions, and those of the time when both had one scope.
+    // That context still has its sessions, and those made while both had one scope.
     for id in ["aa", "ba"] {
         assert!(served.lookup("beside", id).await.found, "{id}");
     }
 
-    // Nothing keeps a scope of one context alone.
+    // No other context keeps this scope.
     served.keep("", calls::put("", "ac")).await;
     served.move_to("newer").await;
     let told = served.explain("", "ac").await;

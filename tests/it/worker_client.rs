@@ -1,4 +1,4 @@
-//! The client for workers in Rust, against a daemon that lives, stops, dies and comes back.
+//! The client for workers in Rust, with a daemon that runs, stops, dies and restarts.
 
 use std::{
     net::SocketAddr,
@@ -21,10 +21,10 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use crate::{binary::Binary, harness::TestDaemon};
 
-/// What a busy machine may add to a deadline.
+/// Additional time that a busy machine may need after a deadline.
 const SLACK: Duration = Duration::from_secs(2);
 
-/// A client that is patient, but quick to call again.
+/// Returns options with a long deadline and a short back-off.
 fn options(endpoint: &str) -> Options {
     let mut options = Options::new(endpoint, "openssl").unwrap();
     options.lookup_deadline = Duration::from_secs(20);
@@ -55,7 +55,7 @@ fn put(session_id: &[u8]) -> Put {
     Put { session_id: session_id.to_vec(), ..Put::new(Version::Tls12, b"master secret".to_vec()) }
 }
 
-/// A server's connection that made this session.
+/// Opens a server's connection that made this session.
 pub(crate) fn established(worker: &Worker, session_id: &[u8]) -> Connection {
     let connection = worker.open(Role::Server, "", None);
     connection.put(put(session_id));
@@ -71,14 +71,14 @@ pub(crate) async fn found(worker: &Worker, session_id: &[u8]) -> bool {
 }
 
 #[tokio::test]
-async fn sessions_of_a_worker_live_by_the_close_rule() {
+async fn rust_client_sessions_follow_the_close_rule() {
     let daemon = TestDaemon::start().await;
     let worker = worker_of(&daemon).await;
     assert!(!found(&worker, b"a").await);
 
-    // Never closed, or open again, or ended by an alert.
+    // Never closed, reopened after the close, or failed by an alert.
     let connection = established(&worker, b"a");
-    assert!(found(&worker, b"a").await, "others may resume it while it is open");
+    assert!(found(&worker, b"a").await, "an open connection's session may be resumed");
     drop(connection);
     assert!(!found(&worker, b"a").await);
     let connection = established(&worker, b"b");
@@ -92,7 +92,7 @@ async fn sessions_of_a_worker_live_by_the_close_rule() {
     assert!(!found(&worker, b"c").await);
     drop(connection);
 
-    // Closed, with an alert on the wire and without.
+    // Closed by Shutdown or by SetShutdown.
     for sessions in [[b"d", b"e"], [b"f", b"g"]] {
         for (place, id) in sessions.into_iter().enumerate() {
             let connection = established(&worker, id);
@@ -106,7 +106,7 @@ async fn sessions_of_a_worker_live_by_the_close_rule() {
         }
     }
 
-    // Resumed: the close of that connection decides.
+    // The close of a resumed connection decides about its session.
     let session = look(&worker, b"d").await.unwrap();
     assert_eq!((session.data(), session.is_single_use()), (&b"master secret"[..], false));
     assert_eq!((session.session_id(), session.version()), (&b"d"[..], Version::Tls12));
@@ -120,7 +120,7 @@ async fn sessions_of_a_worker_live_by_the_close_rule() {
     connection.resumed(b"e");
     drop(connection);
     assert!(!found(&worker, b"e").await);
-    daemon.until("all are freed", async |daemon| daemon.table.is_empty()).await;
+    daemon.until("all connections are freed", async |daemon| daemon.table.is_empty()).await;
     let counters = worker.counters();
     let lookups = (counters.hits, counters.misses, counters.timeouts, counters.away);
     assert_eq!((lookups, counters.refused, counters.reconnects), ((7, 6, 0, 0), 0, 0));
@@ -128,7 +128,7 @@ async fn sessions_of_a_worker_live_by_the_close_rule() {
 }
 
 #[tokio::test]
-async fn single_use_sessions_and_bindings_go_through() {
+async fn rust_client_passes_on_single_use_and_bindings() {
     let daemon = TestDaemon::start().await;
     let worker = worker_of(&daemon).await;
     let connection = worker.open(Role::Client, "localhost", None);
@@ -140,10 +140,10 @@ async fn single_use_sessions_and_bindings_go_through() {
     let first = worker.lookup(bound).await.unwrap();
     assert_eq!((first.is_single_use(), first.server_name()), (true, "localhost"));
     assert!(first.authenticate_time() < first.expire_time());
-    assert!(worker.lookup(bound).await.is_none(), "it was handed out");
+    assert!(worker.lookup(bound).await.is_none(), "the session was consumed");
     drop(connection);
 
-    // What the daemon refuses is a miss, and is counted.
+    // A lookup that the daemon refuses is a miss, and is counted as refused.
     let mut other = options(&format!("http://{}", daemon.address));
     other.format = "no format".into();
     let other = attached(other).await;
@@ -152,7 +152,7 @@ async fn single_use_sessions_and_bindings_go_through() {
     daemon.stop().await;
 }
 
-/// Counts what comes, and finds nothing.
+/// A service that records the sizes of batches and finds no session.
 #[derive(Clone, Default)]
 struct Recorder(Arc<Mutex<Vec<usize>>>);
 
@@ -193,16 +193,16 @@ impl Recorder {
     }
 }
 
-// One thread: nothing is sent between two calls that do not wait.
+// On one thread nothing is sent between two calls that do not wait.
 #[tokio::test]
-async fn calls_that_are_ready_together_go_out_as_one_message() {
+async fn ready_calls_are_sent_as_one_message() {
     let recorder = Recorder::default();
     let worker = attached(options(&format!("http://{}", recorder.serve().await))).await;
     let ask = |id: &'static [u8]| worker.lookup(Lookup::server(id));
     drop(tokio::join!(ask(b"a"), ask(b"b"), ask(b"c")));
     assert_eq!(recorder.sizes(), [3]);
 
-    // At most 1000 of them, and order is kept.
+    // At most 1000 calls a message, and the order is kept.
     for number in 0..600_u32 {
         let connection = established(&worker, &number.to_be_bytes());
         connection.shutdown();
@@ -210,16 +210,17 @@ async fn calls_that_are_ready_together_go_out_as_one_message() {
     ask(b"d").await;
     assert_eq!(recorder.sizes(), [1000, 1000, 401]);
 
-    // A question that nobody waits for any more is not asked: a single-use session would be taken for nobody.
+    // A lookup that was dropped before it was sent is not sent. Otherwise it would consume a
+    // single-use session for no handshake.
     tokio::select! {
         biased;
-        _ = ask(b"nobody") => panic!("nobody has answered yet"),
+        _ = ask(b"nobody") => panic!("answered too early"),
         () = std::future::ready(()) => {}
     }
     ask(b"d").await;
     assert_eq!(recorder.sizes(), [1]);
 
-    // And about a MiB.
+    // At most about 1 MiB a message.
     let connection = worker.open(Role::Server, "", None);
     for _ in 0..5 {
         connection.put(Put::new(Version::Tls12, vec![7; 400 << 10]));
@@ -231,7 +232,7 @@ async fn calls_that_are_ready_together_go_out_as_one_message() {
 }
 
 #[tokio::test]
-async fn full_queue_drops_and_counts_and_what_must_be_told_is_told() {
+async fn full_queue_drops_reports_but_no_required_ones() {
     let daemon = TestDaemon::start().await;
     let mut options = options(&format!("http://{}", daemon.address));
     options.limits.queued_calls = 10;
@@ -241,9 +242,9 @@ async fn full_queue_drops_and_counts_and_what_must_be_told_is_told() {
     assert!(!found(&worker, b"a").await);
     let counters = worker.counters();
     assert_eq!((counters.reports_dropped, counters.lookups_dropped, counters.away), (6, 1, 0));
-    daemon.until("the ten are open", async |daemon| daemon.table.len() == 10).await;
+    daemon.until("ten connections are open", async |daemon| daemon.table.len() == 10).await;
 
-    // The queue is full again; alerts and Free go over the limit.
+    // The queue is full again. Alerts and Free are queued beyond the limit.
     opened.truncate(10);
     let late = worker.open(Role::Server, "", None);
     let mut more: Vec<_> = (0..9).map(|_| worker.open(Role::Server, "", None)).collect();
@@ -251,10 +252,10 @@ async fn full_queue_drops_and_counts_and_what_must_be_told_is_told() {
     assert_eq!(worker.counters().reports_dropped, 6);
     opened.iter().for_each(|connection| connection.alert(40, false));
     drop((opened, more));
-    daemon.until("all are freed", async |daemon| daemon.table.is_empty()).await;
-    until("all is sent", async || worker.counters().calls == 10 + 10 + 10 + 20).await;
+    daemon.until("all connections are freed", async |daemon| daemon.table.is_empty()).await;
+    until("all calls are sent", async || worker.counters().calls == 10 + 10 + 10 + 20).await;
 
-    // What is too large for a message is dropped, and the stream goes on.
+    // A session that is too large for a message is dropped, and the stream goes on.
     let connection = worker.open(Role::Server, "", None);
     connection.put(Put { session_id: b"b".to_vec(), ..Put::new(Version::Tls12, vec![0; 2 << 20]) });
     assert_eq!(worker.counters().reports_dropped, 7);
@@ -266,16 +267,16 @@ async fn full_queue_drops_and_counts_and_what_must_be_told_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stopped_daemon_costs_a_deadline_at_most_and_then_nothing() {
+async fn breaker_opens_after_lookups_of_a_stopped_daemon_time_out() {
     let daemon = Binary::start(&[]).await;
     let deadline = Duration::from_millis(200);
     let mut options = options(&format!("http://{}", daemon.address));
     (options.lookup_deadline, options.breaker_timeouts) = (deadline, 3);
     let worker = attached(options).await;
     let connection = established(&worker, b"a");
-    until("it is found", async || found(&worker, b"a").await).await;
+    until("the session is found", async || found(&worker, b"a").await).await;
 
-    // Its threads stop one after the other, so some lookups may still be answered.
+    // The daemon's threads stop one after the other, so some lookups may still be answered.
     let before = worker.counters();
     daemon.signal("-STOP").await;
     until("a lookup misses", async || !found(&worker, b"a").await).await;
@@ -294,7 +295,7 @@ async fn stopped_daemon_costs_a_deadline_at_most_and_then_nothing() {
     let stopped = worker.counters();
     assert_eq!(stopped.timeouts - before.timeouts, 3);
     assert_eq!(stopped.breaker_openings - before.breaker_openings, 1);
-    // From now on one at a time finds out; all others miss at once.
+    // From now on one lookup at a time tries the daemon, and all others miss at once.
     until("lookups miss at once", async || {
         let lookups = (0..20).map(|_| {
             let worker = worker.clone();
@@ -310,34 +311,35 @@ async fn stopped_daemon_costs_a_deadline_at_most_and_then_nothing() {
     let told = established(&worker, b"b");
 
     daemon.signal("-CONT").await;
-    until("it is found again", async || found(&worker, b"a").await && found(&worker, b"b").await).await;
-    assert_eq!(worker.counters().reconnects, 0, "the stream outlived the pause");
+    until("both are found again", async || found(&worker, b"a").await && found(&worker, b"b").await).await;
+    assert_eq!(worker.counters().reconnects, 0, "the stream was reconnected");
     drop((connection, told));
 }
 
 #[tokio::test]
-async fn killed_daemon_is_a_miss_and_its_successor_is_found_without_help() {
+async fn lookups_miss_until_the_restarted_daemon_is_reached() {
     let daemon = Binary::start(&[]).await;
     let address = daemon.address.clone();
     let worker = attached(options(&format!("http://{address}"))).await;
     let old = established(&worker, b"a");
     assert!(found(&worker, b"a").await);
     daemon.kill().await;
-    until("it is away", async || !worker.is_attached()).await;
+    until("the worker is detached", async || !worker.is_attached()).await;
     let mut expected = worker.counters();
     expected.away += 1;
     let begun = Instant::now();
     assert!(!found(&worker, b"a").await);
-    assert!(begun.elapsed() < SLACK, "at once, though the deadline is far");
+    assert!(begun.elapsed() < SLACK, "the lookup waited for its deadline");
     assert_eq!(worker.counters(), expected);
     let nowhere = established(&worker, b"b");
 
     let daemon = Binary::start(&["--set", &format!("listen.api=[\"tcp://{address}\"]")]).await;
     assert_eq!(daemon.address, address);
-    until("it is attached again", async || worker.is_attached()).await;
+    until("the worker is attached again", async || worker.is_attached()).await;
     let new = established(&worker, b"c");
     assert!(found(&worker, b"c").await);
-    // Both were the first of their stream. What the old one says must not reach the new one.
+    // Both connections were the first of their stream. Reports of the old one must not reach the
+    // new one.
     for handle in [old, nowhere] {
         handle.put(put(b"d"));
         handle.alert(40, true);
@@ -351,7 +353,7 @@ async fn killed_daemon_is_a_miss_and_its_successor_is_found_without_help() {
 }
 
 #[tokio::test]
-async fn daemon_that_never_was_is_a_miss() {
+async fn lookup_without_a_daemon_misses() {
     let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let worker = Worker::connect(options(&format!("http://{free}")));
     assert!(!found(&worker, b"a").await);
@@ -364,26 +366,26 @@ async fn daemon_that_never_was_is_a_miss() {
 }
 
 #[tokio::test]
-async fn draining_daemon_gets_nothing_new_but_hears_how_connections_end() {
+async fn draining_daemon_learns_only_how_connections_end() {
     let mut daemon = TestDaemon::start().await;
     let worker = worker_of(&daemon).await;
     let (closed, open) = (established(&worker, b"a"), established(&worker, b"b"));
     assert!(found(&worker, b"a").await && found(&worker, b"b").await);
     daemon.begin_stop();
-    until("the worker was told", async || !worker.is_attached()).await;
+    until("the worker knows of the drain", async || !worker.is_attached()).await;
     assert!(!found(&worker, b"a").await);
     drop(worker.open(Role::Server, "", None));
     assert_eq!(daemon.table.len(), 2);
     closed.shutdown();
     drop((closed, open));
-    daemon.until("both are freed", async |daemon| daemon.table.is_empty()).await;
+    daemon.until("both connections are freed", async |daemon| daemon.table.is_empty()).await;
     assert_eq!(daemon.server_cache_len(), 1);
     // The stream ends by itself, long before drain.timeout.
-    tokio::time::timeout(Duration::from_secs(10), daemon.stop()).await.expect("nothing holds it");
+    tokio::time::timeout(Duration::from_secs(10), daemon.stop()).await.expect("the stream does not end");
 }
 
 #[tokio::test]
-async fn connections_outlive_the_worker_and_end_as_they_were_closed() {
+async fn connections_outlive_their_dropped_client() {
     let daemon = TestDaemon::start().await;
     let worker = worker_of(&daemon).await;
     let (closed, open) = (established(&worker, b"a"), established(&worker, b"b"));
@@ -393,15 +395,15 @@ async fn connections_outlive_the_worker_and_end_as_they_were_closed() {
     drop(clone);
     closed.shutdown();
     drop(closed);
-    daemon.until("one is freed", async |daemon| daemon.table.len() == 1).await;
+    daemon.until("one connection is freed", async |daemon| daemon.table.len() == 1).await;
     drop(open);
-    daemon.until("both are freed", async |daemon| daemon.table.is_empty()).await;
+    daemon.until("both connections are freed", async |daemon| daemon.table.is_empty()).await;
     assert_eq!(daemon.server_cache_len(), 1);
-    tokio::time::timeout(Duration::from_secs(10), daemon.stop()).await.expect("the stream has ended");
+    tokio::time::timeout(Duration::from_secs(10), daemon.stop()).await.expect("the stream does not end");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn runtime_that_shuts_down_is_a_daemon_that_is_away() {
+async fn lookups_miss_once_the_runtime_is_shut_down() {
     let daemon = TestDaemon::start().await;
     let options = options(&format!("http://{}", daemon.address));
     let outside = tokio::task::spawn_blocking(move || {
@@ -432,7 +434,7 @@ async fn runtime_that_shuts_down_is_a_daemon_that_is_away() {
 }
 
 #[tokio::test]
-async fn unix_socket_is_as_good_as_a_port() {
+async fn rust_client_works_over_a_unix_socket() {
     let folder = tempfile::tempdir().unwrap();
     let socket = format!("unix://{}", folder.path().join("api.sock").display());
     let set = format!("listen.api=[\"{socket}\", \"tcp://127.0.0.1:0\"]");

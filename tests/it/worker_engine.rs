@@ -1,4 +1,5 @@
-//! Connections whose TLS runs in the worker: the same rules, told call by call and through Attach.
+//! Connections whose TLS runs in the worker: the same rules, reported call by call and through
+//! Attach.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,14 +17,14 @@ use crate::{
 };
 
 #[tokio::test]
-async fn session_of_a_worker_lives_by_the_close_rule() {
+async fn worker_sessions_follow_the_close_rule() {
     let daemon = TestDaemon::start().await;
     let w = Worker(&daemon);
 
-    // Never closed: Free, Clear, a fatal alert of either side.
+    // Never closed: ended by Free, by Clear, and by a fatal alert of either side.
     let id = w.established("aa").await;
     assert_eq!(daemon.get(&id).await.state(), pb::ConnectionState::Established);
-    assert!(w.found("aa").await, "others may resume it while it is open");
+    assert!(w.found("aa").await, "an open connection's session may be resumed");
     assert_eq!(w.free(&id).await, 1);
     assert!(!w.found("aa").await);
 
@@ -31,7 +32,7 @@ async fn session_of_a_worker_lives_by_the_close_rule() {
     let cleared = daemon.connections().clear(pb::ClearRequest { connection_id: id.clone() }).await.unwrap();
     assert_eq!(cleared.into_inner().removed_sessions.len(), 1);
     assert!(!w.found("ab").await);
-    assert_eq!(w.put(put(&id, "ac")).await.reason, "", "a cleared object is good for another connection");
+    assert_eq!(w.put(put(&id, "ac")).await.reason, "", "a cleared object may be used again");
     for received in [true, false] {
         let id = w.established("ad").await;
         let alert = Some(pb::Alert { code: 20, received, ..Default::default() });
@@ -45,7 +46,8 @@ async fn session_of_a_worker_lives_by_the_close_rule() {
         assert_eq!(reason(&refused), "CONNECTION_FAILED");
     }
 
-    // Closed: kept. An alert that this side sent afterwards changes nothing, one of the peer does.
+    // Closed connections keep their sessions. A later alert sent by this side changes nothing. A
+    // later alert of the peer removes the session.
     let id = w.established("ba").await;
     let closed = w.shutdown(&id).await;
     assert_eq!((closed.status(), closed.ciphertext.len()), (pb::ShutdownStatus::Sent, 0));
@@ -67,14 +69,15 @@ async fn session_of_a_worker_lives_by_the_close_rule() {
 }
 
 #[tokio::test]
-async fn resumed_connection_shares_the_fate_of_its_session() {
+async fn unclosed_resumption_removes_the_session() {
     let daemon = TestDaemon::start().await;
     let w = Worker(&daemon);
     let first = w.established("aa").await;
     w.shutdown(&first).await;
     w.free(&first).await;
 
-    // Resumed and closed: kept. Resumed and not closed: gone for all.
+    // Resumed and closed: the session is kept. Resumed and not closed: the session is removed for
+    // all.
     let request = pb::NewRequest { session_id: "aa".into(), ..worker(pb::Role::Server) };
     let second = w.open(request.clone()).await;
     assert_eq!((second.state(), second.session_reused), (pb::ConnectionState::Established, true));
@@ -86,7 +89,8 @@ async fn resumed_connection_shares_the_fate_of_its_session() {
     assert_eq!(w.free(&third.id).await, 1);
     assert!(!w.found("aa").await);
 
-    // A single-use one is gone with the lookup; its connection is resumed all the same, and what it makes is its own.
+    // The lookup consumes a single-use session. Its connection counts as resumed nevertheless, and
+    // has only its new sessions in its family.
     let first = w.open(worker(pb::Role::Server)).await.id;
     let ticket = |id: &str, session: &str| pb::PutSessionRequest {
         single_use: true,
@@ -97,14 +101,14 @@ async fn resumed_connection_shares_the_fate_of_its_session() {
     w.shutdown(&first).await;
     let found = w.lookup(lookup("ba")).await;
     assert_eq!((found.found, &found.data[..]), (true, &b"master secret"[..]));
-    assert!(!w.found("ba").await, "it was handed out");
+    assert!(!w.found("ba").await, "the session was consumed");
     let second = w.open(worker(pb::Role::Server)).await.id;
     assert!(w.set_session(&second, "ba").await.session_reused);
     let authenticated = found.session.unwrap().authenticate_time;
     daemon.clock.advance(Duration::from_secs(60));
     let next =
         w.put(pb::PutSessionRequest { authenticate_time: authenticated, ..ticket(&second, "bb") }).await;
-    assert_eq!(next.session.unwrap().authenticate_time, authenticated, "a resumption authenticates nobody");
+    assert_eq!(next.session.unwrap().authenticate_time, authenticated, "a resumption keeps the time");
     assert_eq!(w.free(&second).await, 1);
     let stats = daemon.contexts().get_context(pb::GetContextRequest::default()).await.unwrap().into_inner();
     let stats = stats.context.unwrap().stats.unwrap();
@@ -113,7 +117,7 @@ async fn resumed_connection_shares_the_fate_of_its_session() {
 }
 
 #[tokio::test]
-async fn lookup_says_why_it_found_nothing() {
+async fn lookup_and_put_give_the_reason_of_a_failure() {
     let daemon = TestDaemon::with(
         "[[context]]\noptions = [\"no-session-cache\"]\nname = \"off\"\n\
          [[context]]\nsession_timeout = \"100s\"\nsession_bytes_max = \"64B\"\n",
@@ -165,7 +169,7 @@ async fn lookup_says_why_it_found_nothing() {
     daemon.clock.advance(Duration::from_secs(100));
     assert_eq!(w.lookup(asked).await.miss_reason(), pb::MissReason::Expired);
 
-    // What is not stored says why too.
+    // PutSession gives the reason too if it stores nothing.
     let id = w.open(worker(pb::Role::Server)).await.id;
     let old = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() - 1000;
     let old = Some(Timestamp { seconds: i64::try_from(old).unwrap(), nanos: 0 });
@@ -176,7 +180,7 @@ async fn lookup_says_why_it_found_nothing() {
         let answer = w.put(request).await;
         assert_eq!((answer.session, answer.reason.as_str()), (None, why));
     }
-    // The handshake of that connection authenticated long ago, whatever is said later.
+    // The handshake of that connection authenticated long ago, whatever a later put says.
     assert_eq!(w.put(put(&id, "ba")).await.reason, "EXPIRED");
     let id = w.established("ba").await;
     assert_eq!(w.put(put(&id, "ba")).await.reason, "ID_TAKEN");
@@ -204,16 +208,16 @@ async fn client_workers_share_a_pool() {
     assert!(!w.lookup(pb::LookupSessionRequest { format: "go".into(), ..any.clone() }).await.found);
     let found = w.lookup(any.clone()).await;
     assert_eq!(found.session.unwrap().id, made.id);
-    assert!(!w.lookup(any).await.found, "it was the only one, and for one use");
+    assert!(!w.lookup(any).await.found, "the pool had one single-use session");
 
-    // The daemon's own engine shares neither pool nor format with it.
+    // The daemon's own engine shares neither the pool nor the format.
     let own = daemon.open(pb::Role::Client).await;
     let hello = daemon.exchange(&own, b"", b"").await.unwrap();
     assert_eq!(hello.connection.unwrap().session_id, "");
     daemon.stop().await;
 }
 
-/// Requests in, answers out.
+/// An Attach: requests out, answers in.
 pub(crate) struct Stream {
     requests: Sender<pb::AttachRequest>,
     answers: Streaming<pb::AttachResponse>,
@@ -231,7 +235,7 @@ impl Stream {
         self.requests.send(pb::AttachRequest { calls }).await.unwrap();
     }
 
-    /// The answers to as many calls as want one.
+    /// Waits for the answers to this many calls.
     pub(crate) async fn answers(&mut self, count: usize) -> Vec<pb::Answer> {
         let mut answers = Vec::new();
         while answers.len() < count {
@@ -258,7 +262,7 @@ fn error(answer: &pb::Answer) -> (u64, &str) {
 }
 
 #[tokio::test]
-async fn one_batch_is_a_whole_life_and_asks_for_no_answer() {
+async fn one_batch_carries_a_whole_connection_without_answers() {
     let daemon = TestDaemon::start().await;
     let mut stream = Stream::attach(&daemon).await;
     let of = |id: &str| id.to_owned();
@@ -278,12 +282,12 @@ async fn one_batch_is_a_whole_life_and_asks_for_no_answer() {
         .await;
     let answers = stream.answers(2).await;
     let Some(Answered::LookupSession(found)) = &answers[0].result else { panic!("{:?}", answers[0]) };
-    assert!(answers[0].id == 7 && found.found, "what was closed is kept");
+    assert!(answers[0].id == 7 && found.found, "a closed connection keeps its session");
     let Some(Answered::SetSession(resumed)) = &answers[1].result else { panic!("{:?}", answers[1]) };
     assert!(answers[1].id == 8 && resumed.connection.as_ref().unwrap().session_reused);
     assert_eq!(daemon.table.len(), 1);
 
-    // The stream is cut: what was open on it is lost, and its session with it.
+    // A broken stream loses its open connections and their sessions.
     drop(stream);
     daemon.until("the stream's connections are freed", async |daemon| daemon.table.is_empty()).await;
     assert!(!Worker(&daemon).found("aa").await);
@@ -291,7 +295,7 @@ async fn one_batch_is_a_whole_life_and_asks_for_no_answer() {
 }
 
 #[tokio::test]
-async fn single_calls_fail_and_the_stream_goes_on() {
+async fn failed_call_does_not_end_its_attach_stream() {
     let daemon = TestDaemon::start().await;
     let others = Worker(&daemon).established("ee").await;
     let mut stream = Stream::attach(&daemon).await;
@@ -308,7 +312,7 @@ async fn single_calls_fail_and_the_stream_goes_on() {
             pb::Call { alias: "@2".into(), ..call(6, free("@1")) },
             call(7, free("@nobody")),
             pb::Call { id: 8, ..Default::default() },
-            // No answer is wanted, but it fails.
+            // The call wants no answer, but a failure is answered.
             call(0, free("@nobody")),
             call(9, Method::PutSession(no_format.into())),
             call(10, free("@1")),
@@ -335,10 +339,10 @@ async fn single_calls_fail_and_the_stream_goes_on() {
     );
     assert!(matches!(answers[10].result, Some(Answered::Free(_))));
     assert_eq!(error(&answers[11]), (11, "ALIAS_UNKNOWN"));
-    assert!(matches!(answers[12].result, Some(Answered::New(_))), "Free gave the alias back");
+    assert!(matches!(answers[12].result, Some(Answered::New(_))), "the alias is still taken after Free");
     assert!(
         Worker(&daemon).found("ee").await && daemon.get(&others).await.id == others,
-        "others are not disturbed"
+        "connections of others are not disturbed"
     );
 
     // A batch over the limit ends the stream.
@@ -346,7 +350,7 @@ async fn single_calls_fail_and_the_stream_goes_on() {
     let end = loop {
         match stream.answers.message().await {
             Ok(Some(_)) => {}
-            Ok(None) => panic!("it ended well"),
+            Ok(None) => panic!("the stream ended without an error"),
             Err(status) => break status,
         }
     };
@@ -356,7 +360,7 @@ async fn single_calls_fail_and_the_stream_goes_on() {
 }
 
 #[tokio::test]
-async fn worker_that_is_gone_takes_ten_thousand_open_connections_along() {
+async fn end_of_an_attach_frees_its_ten_thousand_connections() {
     let daemon = TestDaemon::start().await;
     let mut stream = Stream::attach(&daemon).await;
     const ALL: usize = 10_000;
@@ -373,7 +377,7 @@ async fn worker_that_is_gone_takes_ten_thousand_open_connections_along() {
     assert_eq!(daemon.table.len(), ALL + 1);
     assert_eq!(daemon.server_cache_len(), ALL);
     drop(stream);
-    daemon.until("all are freed", async |daemon| daemon.table.is_empty()).await;
+    daemon.until("all connections are freed", async |daemon| daemon.table.is_empty()).await;
     assert_eq!(daemon.server_cache_len(), 0);
     daemon.stop().await;
 }
@@ -401,10 +405,10 @@ async fn one_of_many_lookups_finds_a_single_use_session() {
             ]
         });
         streams[0].send(calls.collect()).await;
-        // All are stored when this is answered.
+        // The answer to this call shows that all sessions are stored.
         streams[0].send(vec![call(1, Method::LookupSession(lookup("00").into()))]).await;
         streams[0].answers(1).await;
-        // Each worker asks eight times for each: 64 lookups a session.
+        // Each of the 8 workers looks up each session eight times: 64 lookups a session.
         for stream in &streams {
             for part in ids.chunks(100) {
                 let calls = part.iter().flat_map(|id| {
@@ -474,7 +478,7 @@ async fn calls_of_the_other_engine_are_refused() {
     assert_eq!(
         daemon.get(&id).await.state(),
         pb::ConnectionState::Before,
-        "what is refused tells of no handshake"
+        "a refused put establishes no connection"
     );
     for (why, request) in [
         ("CONTEXT_NOT_FOUND", pb::LookupSessionRequest { context: "nowhere".into(), ..lookup("aa") }),
@@ -504,7 +508,7 @@ async fn one_connection_has_a_bounded_family() {
 }
 
 #[tokio::test]
-async fn resumption_brings_no_removed_session_back() {
+async fn resumption_restores_no_removed_session() {
     let daemon = TestDaemon::start().await;
     let w = Worker(&daemon);
     let first = w.established("aa").await;
@@ -518,7 +522,7 @@ async fn resumption_brings_no_removed_session_back() {
 }
 
 #[tokio::test]
-async fn new_that_finds_no_room_removes_nothing() {
+async fn new_over_the_limit_removes_nothing() {
     let daemon = TestDaemon::with("[limits]\nconnections = 1\n").await;
     let w = Worker(&daemon);
     let first = w.established("aa").await;
@@ -533,8 +537,8 @@ async fn new_that_finds_no_room_removes_nothing() {
 }
 
 #[tokio::test]
-async fn session_that_a_context_does_not_speak_is_the_workers_all_the_same() {
-    // Contexts that differ in versions alone share a cache.
+async fn resumed_session_of_a_disabled_version_joins_the_family() {
+    // Contexts that differ only in versions share a cache.
     let daemon = TestDaemon::with(
         "[[context]]\nversions = [\"1.3\"]\nsession_id_context = \"one\"\n\
          [[context]]\nname = \"both\"\nsession_id_context = \"one\"\n",
@@ -545,7 +549,7 @@ async fn session_that_a_context_does_not_speak_is_the_workers_all_the_same() {
     w.put(put(&first, "aa")).await;
     w.shutdown(&first).await;
     let second = w.open(pb::NewRequest { session_id: "aa".into(), ..worker(pb::Role::Server) }).await.id;
-    assert_eq!(w.free(&second).await, 1, "it was resumed and not closed, whatever its version");
+    assert_eq!(w.free(&second).await, 1, "the resumed session must be removed");
     daemon.stop().await;
 }
 
@@ -565,7 +569,7 @@ async fn repeated_request_moves_its_alias() {
 }
 
 #[tokio::test]
-async fn batch_of_millions_of_empty_calls_is_refused_before_it_is_read() {
+async fn batch_of_a_million_empty_calls_is_refused_unread() {
     let daemon = TestDaemon::start().await;
     let mut stream = Stream::attach(&daemon).await;
     stream.send(vec![pb::Call::default(); 1 << 20 | 1]).await;

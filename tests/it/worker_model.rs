@@ -1,5 +1,6 @@
-//! Random sequences of what workers tell, held against a model of the close rule that is exact: no TLS is in the way, so
-//! after every call the cache must hold what the model says, and every call must answer what the model answers.
+//! Random sequences of calls of workers, compared with an exact model of the close rule. No TLS is
+//! involved, so after every call the cache must match the model, and every call must return the
+//! result of the model.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,7 +27,7 @@ use tls_sessiond_types::{Role, Version, server_name::ServerName};
 use crate::{harness::now, pki, seed::runner};
 
 const SLOTS: usize = 4;
-/// So few that they meet all the time.
+/// Few ids, so that calls often use the same one.
 const IDS: u8 = 8;
 /// The default session time-out.
 const LIFE: Duration = Duration::from_secs(7_200);
@@ -43,19 +44,20 @@ enum Op {
     Free(usize),
     Lookup(u8),
     Remove(u8),
-    /// The sessions of a peer, or all of them (0), authenticated so many seconds ago or before.
+    /// Revokes the sessions of a peer, or all sessions (0), that authenticated at least this many
+    /// seconds ago.
     Revoke(u8, u64),
-    /// The context moves to another scope.
+    /// Moves the context to another scope.
     Reload,
     Wait(u64),
 }
 
-/// What a worker says of a handshake.
+/// The claims of a worker about a handshake.
 #[derive(Clone, Copy, Debug)]
 struct Claim {
-    /// How many seconds ago the peers authenticated.
+    /// The time since the peers authenticated, in seconds.
     ago: Option<u64>,
-    /// One of [`PEERS`], counted from 1. 0: none.
+    /// An index into [`PEERS`], counted from 1. 0 is no peer.
     peer: u8,
 }
 
@@ -108,7 +110,7 @@ enum Phase {
     Failed,
 }
 
-/// A connection as the rule sees it.
+/// A connection in the model.
 #[derive(Debug, Default)]
 struct Model {
     phase: Phase,
@@ -119,14 +121,14 @@ struct Model {
     authenticated: Option<Timestamp>,
     peer: u8,
     version: Option<Version>,
-    /// Of the scope that it was made in.
+    /// The number of the scope in which the connection was made.
     generation: u32,
 }
 
-/// A session as the rule sees it.
+/// A session in the model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Alive {
-    /// Ids come again, sessions do not.
+    /// Unique for each session. An id may be used again.
     serial: u32,
     once: bool,
     authenticated: Timestamp,
@@ -143,14 +145,16 @@ struct World {
     ids: [Option<ConnectionId>; SLOTS],
     models: [Model; SLOTS],
     alive: BTreeMap<u8, Alive>,
-    /// Those that were handed out or revoked, by scope, and what came to the id since is gone too.
+    /// Records of sessions that were consumed, revoked, or removed by a reload, by scope and id. A
+    /// connection may still resume from a record. When a later session of the same id is lost, its
+    /// record is removed too.
     gone: BTreeMap<(u32, u8), Alive>,
-    /// Whose sessions are revoked that authenticated before when.
+    /// Revocations: the peer, and the time before which its authentications are revoked.
     revoked: Vec<(u8, Timestamp)>,
-    /// Every session that there was, by its number.
+    /// Every session ever made, by serial number.
     every: BTreeMap<u32, Alive>,
     serial: u32,
-    /// How many scopes there were before this one.
+    /// The number of scopes before the present one.
     generation: u32,
     folder: PathBuf,
 }
@@ -174,14 +178,15 @@ impl World {
         }
     }
 
-    /// Sessions leave, and were neither handed out nor revoked.
+    /// Removes sessions together with the records of their ids. A connection cannot resume them any
+    /// more.
     fn lose(&mut self, lost: impl Fn(u8, &Alive) -> bool) {
         for (id, _) in self.leaving(lost) {
             self.gone.remove(&(self.generation, id));
         }
     }
 
-    /// Sessions leave that a handshake may go on with.
+    /// Removes sessions that a running handshake may still resume.
     fn let_go(&mut self, lost: impl Fn(u8, &Alive) -> bool) {
         for (id, alive) in self.leaving(lost) {
             self.gone.insert((self.generation, id), alive);
@@ -228,7 +233,7 @@ impl World {
         id
     }
 
-    /// The rule: what ends established and without SENT takes its family along.
+    /// The close rule: a connection that ends established and without SENT removes its family.
     fn leave(&mut self, slot: usize) {
         let model = &mut self.models[slot];
         let family = std::mem::take(&mut model.family);
@@ -250,7 +255,8 @@ impl World {
         }
     }
 
-    /// What a connection finds under an id: in its own scope, and no more once that was replaced.
+    /// Returns the session that a connection finds under an id. It finds sessions of its own scope
+    /// only, and none once that scope was replaced.
     fn held(&self, slot: usize, id: u8) -> Option<Alive> {
         self.alive.get(&id).copied().filter(|_| self.models[slot].generation == self.generation)
     }
@@ -262,7 +268,8 @@ impl World {
     fn resume(&mut self, slot: usize, session: Option<u8>) {
         let named = session.and_then(|id| self.held(slot, id).map(|alive| (id, alive.serial)));
         let model = &self.models[slot];
-        // What is attached, named by its id, replaces nothing: also where it has left the cache since.
+        // Naming the attached session again replaces nothing, even if the session has left the
+        // cache.
         let attached = model.attached.filter(|_| model.phase == Phase::Established);
         let same = attached.filter(|&(id, _)| session == Some(id) && (named.is_none() || named == attached));
         if same.is_none() {
@@ -272,7 +279,8 @@ impl World {
             self.models[slot].attached = None;
             return;
         };
-        // As it was named: its connection may have been the one that it left with.
+        // The session as it was when it was named. It may have left the cache together with the
+        // connection's family.
         let found = self.held(slot, id).filter(|found| named == Some((id, found.serial)));
         let of_attached = same.and_then(|(_, serial)| self.every.get(&serial).copied());
         let known = of_attached.or(found).or_else(|| self.record(slot, id));
@@ -281,7 +289,8 @@ impl World {
         model.reused = true;
         model.attached = same.or(found.map(|found| (id, found.serial)));
         model.family.extend(model.attached);
-        // What an earlier handshake of the connection told is no more.
+        // The resumption replaces the authentication that an earlier handshake of the connection
+        // reported.
         model.authenticated = known.map(|known| known.authenticated);
         model.peer = known.map_or(0, |known| known.peer);
         model.version = known.map(|known| version(known.once));
@@ -303,7 +312,7 @@ impl World {
                     named.as_ref().map(|id| Wanted { id, registry: &registry, within: &|_| true }),
                     |_, _| (),
                 );
-                // The new scope has this id, and the connection's own knows nothing of it.
+                // The id exists in the new scope only, not in the connection's own.
                 let elsewhere = session.is_some_and(|id| {
                     self.alive.contains_key(&id)
                         && self.held(slot, id).is_none()
@@ -322,7 +331,7 @@ impl World {
                 let id = self.connection(slot);
                 let done = self.table.apply_alone(id, |connection, _| connection.shutdown(&mut Vec::new()));
                 let model = &mut self.models[slot];
-                // Of a handshake without a session only the worker knows.
+                // The daemon does not know of a handshake that made no session.
                 assert_eq!(done.is_ok(), matches!(model.phase, Phase::Before | Phase::Established));
                 model.flags.sent |= done.is_ok();
             }
@@ -359,7 +368,7 @@ impl World {
                 self.table.swap(Arc::new(self.table.registry().rebuild(&next.settings()).unwrap()));
                 self.let_go(|_, _| true);
                 self.generation += 1;
-                // What authenticated before did so under another scope.
+                // Earlier authentications happened under another scope.
                 self.revoked.push((0, self.table.now().at));
             }
             Op::Wait(seconds) => {
@@ -418,8 +427,8 @@ impl World {
         }
         self.establish(slot);
         let model = &mut self.models[slot];
-        // One handshake authenticates once. A resumption of what is not known authenticates nothing: what it makes is
-        // not kept.
+        // One handshake authenticates once. A resumption of an unknown session authenticates
+        // nothing, so its new sessions are not stored.
         model.authenticated = match (told, model.authenticated) {
             (told, Some(known)) => Some(told.map_or(known, |told| told.min(known))),
             (_, None) if model.reused => None,
@@ -429,7 +438,7 @@ impl World {
             model.peer = claim.peer;
         }
         model.version = model.version.filter(|_| model.reused).or(Some(version(once)));
-        // A TLS 1.2 resumption adds none.
+        // A TLS 1.2 resumption makes no session.
         let resumed = model.reused && (!once || model.version == Some(Version::Tls12));
         let lives = model.authenticated.filter(|authenticated| authenticated.after(LIFE) > now);
         let kept = lives.filter(|authenticated| {
@@ -441,7 +450,7 @@ impl World {
                 && !self.revoked.iter().any(covers)
                 && !self.alive.contains_key(&id)
         });
-        assert_eq!(done.unwrap().is_ok(), kept.is_some(), "an id is not taken twice, no life is made longer");
+        assert_eq!(done.unwrap().is_ok(), kept.is_some(), "put does not match the model");
         if let Some(authenticated) = kept {
             self.serial += 1;
             let alive = Alive { serial: self.serial, once, authenticated, peer: model.peer };
@@ -501,7 +510,7 @@ impl World {
                 }
             }
             (Err(Miss::Unknown | Miss::Expired | Miss::Removed | Miss::Revoked), None) => {}
-            (found, wanted) => panic!("{found:?}, and the rule says {wanted:?}"),
+            (found, wanted) => panic!("{found:?}, and the model has {wanted:?}"),
         }
     }
 
@@ -518,7 +527,7 @@ impl World {
             .iter()
             .map(|(&id, alive)| (id, (alive.once, alive.authenticated, alive.peer)))
             .collect();
-        assert_eq!(cached, alive, "after {op:?} the cache is not what the rule says");
+        assert_eq!(cached, alive, "after {op:?} the cache does not match the close rule");
         for (slot, id) in self.ids.iter().enumerate() {
             let Some(id) = *id else { continue };
             let model = &self.models[slot];
@@ -544,19 +553,19 @@ fn session_id(id: u8) -> SessionId {
     SessionId::new(&[id + 1]).unwrap()
 }
 
-/// One context, whose scope is another in each generation.
+/// Returns a configuration with one context. Its scope differs between consecutive generations.
 fn config(folder: &Path, generation: u32) -> Config {
     let mut config = Config::defaults();
     let context = &mut config.contexts[0];
     context.self_made = false;
     context.trust = Trust::File(folder.join("ca.pem"));
-    // As a reload that is taken back brings an earlier scope.
+    // Alternates between two scopes, as a reload that is taken back restores an earlier scope.
     context.alpn = vec![format!("p{}", generation % 2)];
     config
 }
 
 #[test]
-fn random_sequences_of_workers_keep_the_rule() {
+fn random_worker_sequences_follow_the_close_rule() {
     let folder = tempfile::tempdir().unwrap();
     pki::localhost(folder.path());
     runner(5_000)

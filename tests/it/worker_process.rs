@@ -1,4 +1,4 @@
-//! Workers that misbehave as processes do: they are killed, or they do not read.
+//! Workers that fail as processes: they are killed, or do not read.
 
 use std::{
     fmt::Write as _,
@@ -17,7 +17,7 @@ use crate::{harness::TestDaemon, process::peer, worker_engine::call};
 
 const OPEN: usize = 10_000;
 
-/// A worker in this process, with a session that stays.
+/// Starts a worker in this process, with a session that stays.
 async fn neighbour(daemon: &TestDaemon) -> Worker {
     let mut options = Options::new(&format!("http://{}", daemon.address), "openssl").unwrap();
     options.lookup_deadline = Duration::from_secs(10);
@@ -31,7 +31,8 @@ async fn neighbour(daemon: &TestDaemon) -> Worker {
     worker
 }
 
-/// Attach requests as grpcurl reads them, each with a few hundred connections that are made and get a session.
+/// Returns Attach requests for grpcurl. Each makes a few hundred connections and gives each a
+/// session.
 fn script() -> String {
     const BATCH: usize = 400;
     let mut script = String::new();
@@ -54,7 +55,7 @@ fn script() -> String {
 }
 
 #[tokio::test]
-async fn killed_worker_with_ten_thousand_open_connections_takes_their_sessions_along_and_stops_nobody() {
+async fn killed_worker_loses_ten_thousand_open_sessions_quickly() {
     let daemon = TestDaemon::start().await;
     let neighbour = neighbour(&daemon).await;
     let mut killed = peer("grpcurl")
@@ -65,18 +66,18 @@ async fn killed_worker_with_ten_thousand_open_connections_takes_their_sessions_a
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    // Held open: grpcurl ends its side of the stream with its standard input.
+    // Held open, because grpcurl ends its side of the stream with its standard input.
     let mut stdin = killed.stdin.take().unwrap();
     stdin.write_all(script().as_bytes()).await.unwrap();
     stdin.flush().await.unwrap();
-    daemon.until("all are open", async |daemon| daemon.server_cache_len() == OPEN + 1).await;
+    daemon.until("all connections are open", async |daemon| daemon.server_cache_len() == OPEN + 1).await;
     assert_eq!(daemon.table.len(), OPEN);
 
     killed.kill().await.unwrap();
     let begun = Instant::now();
     let mut slowest = Duration::ZERO;
     let mut lookups = 0;
-    // The last session leaves a moment before its connection.
+    // The last session is removed a moment before its connection.
     while daemon.server_cache_len() > 1 || !daemon.table.is_empty() {
         let asked = Instant::now();
         assert!(neighbour.lookup(Lookup::server(b"mine")).await.is_some());
@@ -92,7 +93,7 @@ async fn killed_worker_with_ten_thousand_open_connections_takes_their_sessions_a
 }
 
 #[tokio::test]
-async fn worker_that_does_not_read_is_not_read_from_and_stops_nobody() {
+async fn worker_with_unread_answers_blocks_no_other_worker() {
     let daemon = TestDaemon::start().await;
     let neighbour = neighbour(&daemon).await;
     let (requests, receiver) = mpsc::channel(1);
@@ -102,7 +103,7 @@ async fn worker_that_does_not_read_is_not_read_from_and_stops_nobody() {
         .await;
     let mut client = WorkerServiceClient::new(channel.unwrap());
     let mut answers = client.attach(ReceiverStream::new(receiver)).await.unwrap().into_inner();
-    // Each asks for 200 bytes of a session, and little more than that comes in with it.
+    // The answer to each lookup carries a session of 200 bytes and little more.
     let lookup = |id: u64| {
         let request = pb::LookupSessionRequest {
             role: pb::Role::Server.into(),
@@ -113,7 +114,7 @@ async fn worker_that_does_not_read_is_not_read_from_and_stops_nobody() {
         call(id, Method::LookupSession(request.into()))
     };
     let mut sent = 0;
-    // The windows of the two directions and one batch of answers, and no more.
+    // The daemon reads until the windows of both directions and one batch of answers are full.
     loop {
         let calls = (0..1000).map(|place| lookup(sent * 1000 + place + 1)).collect();
         match timeout(Duration::from_millis(500), requests.send(pb::AttachRequest { calls })).await {
@@ -121,12 +122,12 @@ async fn worker_that_does_not_read_is_not_read_from_and_stops_nobody() {
             Err(_) => break,
         }
         sent += 1;
-        assert!(sent < 1000, "a daemon that nobody reads from takes everything");
+        assert!(sent < 1000, "the daemon reads without end although its answers are not read");
     }
     for _ in 0..100 {
         assert!(neighbour.lookup(Lookup::server(b"mine")).await.is_some());
     }
-    // It reads again, and nothing is lost.
+    // The worker reads again, and no answer is lost.
     let mut left = sent * 1000;
     while left > 0 {
         left -= answers.message().await.unwrap().unwrap().answers.len() as u64;

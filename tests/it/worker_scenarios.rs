@@ -1,9 +1,9 @@
-//! The life-cycle scripts on connections whose TLS runs in the worker, told through one Attach.
+//! The life-cycle scripts on connections whose TLS runs in the worker, reported through one Attach.
 //!
-//! The runner is the worker, and plays its TLS library: records go from object to object, and what the library finds out
-//! the daemon is told. What decides is asked of the daemon: the session that is attached, the version that is pinned,
-//! the flags, and whether there is a session to resume. Expectations are held against its answers alone. Every script
-//! is replayed.
+//! The runner is the worker and simulates its TLS library. It moves records from object to object
+//! and reports the results to the daemon. It asks the daemon for everything that decides: the
+//! attached session, the pinned version, the flags, and whether a session exists. Expectations are
+//! compared only with answers of the daemon. Every script is run.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -21,15 +21,16 @@ const BAD_RECORD_MAC: u32 = 20;
 const DECODE_ERROR: u32 = 50;
 const PROTOCOL_VERSION: u32 = 70;
 
-/// What goes over the wire, as far as sessions are concerned.
+/// A record on the wire, with the parts that concern sessions.
 #[derive(Debug)]
 enum Record {
-    /// The id is what the server called the session.
+    /// `offered` is the server's id of the session.
     ClientHello {
         versions: Vec<Version>,
         offered: Option<String>,
     },
-    /// To the end of the server's flight. The id is that of the session, new or resumed; TLS 1.3 has none.
+    /// The rest of the server's flight. The id is that of the session, new or resumed; TLS 1.3
+    /// ignores it.
     ServerHello {
         version: Version,
         resumed: bool,
@@ -40,25 +41,26 @@ enum Record {
     Data,
     CloseNotify,
     Alert(u32),
-    /// What cannot be decrypted.
+    /// Bytes that cannot be decrypted.
     Noise,
 }
 
-/// A session that a handshake offers, or resumes.
+/// A session that a handshake offers or resumes.
 struct Offer {
-    /// The daemon's, on this side.
+    /// The daemon's id on this side.
     id: String,
-    /// The server's.
+    /// The server's id.
     server: String,
     authenticated: Option<Timestamp>,
 }
 
-/// How far the library is.
+/// The state of the library.
 enum Progress {
     Before,
     /// A client has sent its ClientHello.
     Offering(Option<Offer>),
-    /// The version is agreed on. None: the handshake is full, of the session with this id.
+    /// The version is agreed on. Without `resumes` it is a full handshake, and its session gets
+    /// this id.
     Agreed {
         version: Version,
         resumes: Option<Offer>,
@@ -71,9 +73,10 @@ enum Progress {
 /// An object of the library.
 struct Object {
     progress: Progress,
-    /// What SSL_set_session named, until a handshake has used it. None: what is attached.
+    /// The session named by SSL_set_session, until a handshake has used it. `None`: the attached
+    /// session.
     named: Option<Named>,
-    /// When the peers authenticated; only where it was brought over from another handshake.
+    /// When the peers authenticated, if an earlier handshake did that.
     authenticated: Option<Timestamp>,
     inbox: VecDeque<Record>,
     ended: bool,
@@ -83,7 +86,7 @@ struct Worker {
     stage: Stage,
     stream: Stream,
     tickets: usize,
-    /// Calls and sessions are numbered.
+    /// The last number of a call or session.
     last: u64,
     objects: HashMap<String, Object>,
 }
@@ -116,7 +119,7 @@ impl Worker {
         }
     }
 
-    /// One batch, and its answers.
+    /// Sends one batch and returns its answers.
     async fn batch(&mut self, calls: Vec<(Method, String)>) -> Vec<Answered> {
         let calls: Vec<_> = calls
             .into_iter()
@@ -129,7 +132,7 @@ impl Worker {
         answers.into_iter().map(|answer| answer.result.unwrap()).collect()
     }
 
-    /// Calls that nothing can refuse.
+    /// Sends calls that cannot be refused.
     async fn tell(&mut self, methods: Vec<Method>) -> Vec<Answered> {
         let answers = self.batch(methods.into_iter().map(|method| (method, String::new())).collect()).await;
         for answer in &answers {
@@ -146,11 +149,11 @@ impl Worker {
         let request = pb::LookupSessionRequest { format: FORMAT.into(), ..request };
         match self.tell(vec![Method::LookupSession(request.into())]).await.remove(0) {
             Answered::LookupSession(found) => *found,
-            other => panic!("not what was asked: {other:?}"),
+            other => panic!("unexpected answer: {other:?}"),
         }
     }
 
-    /// What a client offers, or a server resumes: what the cache has under this id.
+    /// Looks up the session of this id for a client to offer or a server to resume.
     async fn find(&mut self, x: &str, session_id: &str) -> Option<(Version, Offer)> {
         let request = pb::LookupSessionRequest {
             context: self.stage.look(x).await.context,
@@ -169,7 +172,7 @@ impl Worker {
         Some((session.version(), offer))
     }
 
-    /// What the object may speak: what its context says, or what is pinned.
+    /// Returns the versions of the object: the pinned one, or those of its context.
     async fn versions(&self, x: &str) -> Vec<Version> {
         let seen = self.stage.look(x).await;
         match (seen.pinned_version(), seen.context.as_str()) {
@@ -180,7 +183,7 @@ impl Worker {
         }
     }
 
-    /// Begins what has not begun, and takes what is queued.
+    /// Begins the handshake if it has not begun, and reads the queued records.
     async fn run(&mut self, x: &str) {
         if self.role(x) == pb::Role::Client && matches!(self.object(x).progress, Progress::Before) {
             self.begin_handshake(x).await;
@@ -207,7 +210,8 @@ impl Worker {
         let found = if id.is_empty() { None } else { self.find(x, &id).await };
         let offer = match (found, named) {
             (Some((version, offer)), _) => Some(offer).filter(|_| versions.contains(&version)),
-            // The script has the session in its hand, though the cache has let it go: the server decides.
+            // The script holds a session that has left the cache. The client offers it, and the
+            // server decides.
             (None, Some(held)) => Some(Offer { id, server: held.server, authenticated: None }),
             (None, None) => None,
         };
@@ -224,7 +228,7 @@ impl Worker {
             }
             (Record::ServerHello { version, resumed, id }, Progress::Offering(offer)) => {
                 let resumes = offer.filter(|_| resumed);
-                // Here the client has the last word, and knows all that it needs.
+                // A client has the last word here and knows everything it needs.
                 let done = resumed || version == Version::Tls13;
                 self.object(x).progress = Progress::Agreed { version, resumes, id };
                 if done {
@@ -256,7 +260,7 @@ impl Worker {
             (Record::Alert(code), _) => self.report(x, code, true).await,
             (Record::Noise, Progress::Done(_)) => self.fail(x, BAD_RECORD_MAC).await,
             (Record::Noise, _) => self.fail(x, UNEXPECTED_MESSAGE).await,
-            (record, _) => panic!("{x} did not wait for {record:?}"),
+            (record, _) => panic!("{x} did not expect {record:?}"),
         }
     }
 
@@ -279,13 +283,13 @@ impl Worker {
         self.send(x, hello);
     }
 
-    /// The handshake is finished: which session it resumed, and which ones it made.
+    /// Finishes the handshake. Reports the session that it resumed and the sessions that it made.
     async fn finish(&mut self, x: &str) {
         let object = self.object(x);
         let Progress::Agreed { version, resumes, id } =
             std::mem::replace(&mut object.progress, Progress::Failed)
         else {
-            panic!("{x} has agreed on nothing")
+            panic!("{x} has not agreed on a version")
         };
         object.progress = Progress::Done(version);
         object.named = None;
@@ -312,7 +316,7 @@ impl Worker {
         tickets.into_iter().for_each(|id| self.send(x, Record::Ticket(id)));
     }
 
-    /// A session is made. Its encoding is its id at the server.
+    /// Returns the put of a new session. Its encoding is the server's id.
     fn put(&self, x: &str, version: Version, id: &str) -> Method {
         let server = self.role(x) == pb::Role::Server;
         let request = pb::PutSessionRequest {
@@ -329,7 +333,7 @@ impl Worker {
         Method::PutSession(request.into())
     }
 
-    /// The library ends the connection with an alert.
+    /// Ends the connection with an alert, as the library does.
     async fn fail(&mut self, x: &str, code: u32) {
         self.send(x, Record::Alert(code));
         self.report(x, code, false).await;
@@ -345,12 +349,12 @@ impl Worker {
 
 impl Engine for Worker {
     const UNSEEN: &'static [Unseen] = &[
-        unseen("hs", "ret", "the library's; the daemon is told of a handshake when it is finished"),
-        unseen("hs", "reused", "told when the handshake is finished"),
-        unseen("read", "ret", "the library's; the daemon carries no data"),
-        unseen("read", "data", "the daemon carries none"),
-        unseen("read", "ZERO_RETURN", "the library's; the daemon is told RECEIVED"),
-        unseen("write", "ret", "the library's; the daemon carries no data"),
+        unseen("hs", "ret", "known to the library only; the worker reports a finished handshake"),
+        unseen("hs", "reused", "reported when the handshake is finished"),
+        unseen("read", "ret", "known to the library only; the daemon carries no data"),
+        unseen("read", "data", "the daemon carries no data"),
+        unseen("read", "ZERO_RETURN", "known to the library only; the worker reports RECEIVED"),
+        unseen("write", "ret", "known to the library only; the daemon carries no data"),
     ];
 
     async fn begin(script: &Script, stage: Stage) -> Self {
@@ -393,7 +397,7 @@ impl Engine for Worker {
         ids
     }
 
-    /// SSL_clear(3). What SSL_set_session named before the handshake stays.
+    /// SSL_clear(3). A session named before the handshake by SSL_set_session stays.
     async fn clear(&mut self, x: &str) -> bool {
         self.object(x).progress = Progress::Before;
         self.object(x).authenticated = None;
@@ -407,9 +411,9 @@ impl Engine for Worker {
         gone.iter().for_each(|x| drop(self.objects.remove(*x)));
     }
 
-    /// SSL_shutdown looks for the peer's close_notify once it has sent its own.
+    /// SSL_shutdown reads the peer's close_notify once it has sent its own.
     async fn shutdown(&mut self, x: &str) -> i8 {
-        // The library refuses it by itself in a handshake; the daemon knows of none.
+        // The library itself refuses it during a handshake, of which the daemon does not know.
         if !matches!(self.object(x).progress, Progress::Done(_)) {
             return -1;
         }
@@ -426,7 +430,7 @@ impl Engine for Worker {
                 returned(closed.status())
             }
             Answered::Error(_) => -1,
-            other => panic!("not what was asked: {other:?}"),
+            other => panic!("unexpected answer: {other:?}"),
         }
     }
 
@@ -435,7 +439,8 @@ impl Engine for Worker {
         self.tell(vec![Method::SetShutdown(request)]).await;
     }
 
-    /// Of a worker's connection SetSession tells what was resumed; before that only the library knows. Nothing detaches.
+    /// For a worker's connection SetSession reports what was resumed. Before that only the library
+    /// knows the named session. `None` detaches.
     async fn set_session(&mut self, x: &str, named: Option<Named>) -> bool {
         self.object(x).named = named;
         if self.object(x).named.is_some() {
@@ -448,7 +453,7 @@ impl Engine for Worker {
     async fn remove(&mut self, request: pb::RemoveSessionRequest) -> bool {
         match self.tell(vec![Method::RemoveSession(request)]).await.remove(0) {
             Answered::RemoveSession(removed) => removed.removed,
-            other => panic!("not what was asked: {other:?}"),
+            other => panic!("unexpected answer: {other:?}"),
         }
     }
 
@@ -503,12 +508,12 @@ impl Engine for Worker {
 }
 
 #[tokio::test]
-async fn scenarios_hold_for_workers() {
+async fn openssl_scenarios_hold_for_workers() {
     let mut met = Vec::new();
     for script in scripts() {
         met.extend(script.play::<Worker>().await);
     }
     for unseen in Worker::UNSEEN {
-        assert!(met.contains(&unseen), "no script expects it: {unseen:?}");
+        assert!(met.contains(&unseen), "no script has this expectation: {unseen:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! The client's line to a daemon on another host: mutual TLS.
+//! The client's connection to a daemon on another host: mutual TLS.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -15,7 +15,8 @@ use crate::{
     worker_client::{attached, established, found},
 };
 
-/// What stands before a daemon on another host: ends mutual TLS, and carries bytes to the loopback.
+/// A proxy that terminates mutual TLS in front of a daemon and carries bytes to its loopback
+/// address.
 async fn behind_mutual_tls(daemon: &TestDaemon, authority: &Authority, leaf: &Leaf) -> SocketAddr {
     let verifier = WebPkiClientVerifier::builder(Arc::new(trust(authority))).build().unwrap();
     let mut config = rustls::ServerConfig::builder()
@@ -52,7 +53,7 @@ fn key(leaf: &Leaf) -> PrivateKeyDer<'static> {
 }
 
 #[tokio::test]
-async fn mutual_tls_lets_the_right_worker_in_and_everybody_else_misses() {
+async fn rust_client_attaches_only_over_valid_mutual_tls() {
     let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
     let daemon = TestDaemon::start().await;
     let address = behind_mutual_tls(&daemon, &ours, &ours.leaf(&["localhost"])).await;

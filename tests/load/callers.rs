@@ -16,18 +16,19 @@ use crate::{
     pki::{Authority, Leaf},
 };
 
-/// At which listener, and with which role there.
+/// A listener, and the role that the caller has there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Caller {
-    /// Over loopback, without any role.
+    /// Over loopback, without a role.
     Loopback,
     /// Over the Unix socket, as a worker.
     Unix,
-    /// With a certificate for this name, which is that of its role; `none` has none.
+    /// Over mutual TLS, with a certificate for this name, which is also the role. `none` has no
+    /// role.
     Tls(&'static str),
 }
 
-/// Every listener, and every role.
+/// Every listener, with every role.
 pub(crate) const CALLERS: [Caller; 6] = [
     Caller::Loopback,
     Caller::Unix,
@@ -47,7 +48,7 @@ impl Caller {
     }
 }
 
-/// The daemon.
+/// The daemon, with its certificates and addresses.
 pub(crate) struct Guarded {
     pub(crate) daemon: Binary,
     authority: Authority,
@@ -77,7 +78,7 @@ impl Guarded {
         let config = folder.path().join("daemon.toml");
         fs::write(&config, text).unwrap();
         let socket = folder.path().join("api.sock");
-        // The last one is waited for.
+        // `Binary::start` waits for the last listener.
         let api = format!(
             "listen.api=[\"tls://127.0.0.1:0\", \"unix://{}\", \"tcp://127.0.0.1:0\"]",
             socket.display()
@@ -87,7 +88,7 @@ impl Guarded {
         Self { tls: tls.unwrap().to_owned(), daemon, authority, socket, _folder: folder }
     }
 
-    /// A connection of this caller, with a window for each of its streams.
+    /// Opens a connection of this caller, with this window for each of its streams.
     pub(crate) async fn raw(&self, caller: Caller, window: u32) -> Raw {
         match caller {
             Caller::Loopback => Raw::connect(&self.daemon.address, window).await,

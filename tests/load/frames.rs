@@ -1,4 +1,4 @@
-//! HTTP/2 by hand (RFC 9113), for peers that no library would make.
+//! HTTP/2 by hand (RFC 9113), for peers that no library can act as.
 
 use std::{future::poll_fn, io, pin::Pin, task::Poll, time::Duration};
 
@@ -21,7 +21,7 @@ pub(crate) const ACK: u8 = 1;
 pub(crate) const END_STREAM: u8 = 1;
 pub(crate) const END_HEADERS: u8 = 4;
 
-/// How long a daemon may take for what it does at once.
+/// Time limit for an immediate reaction of the daemon.
 pub(crate) const SOON: Duration = Duration::from_secs(40);
 
 pub(crate) struct Frame {
@@ -30,7 +30,7 @@ pub(crate) struct Frame {
     pub(crate) payload: Vec<u8>,
 }
 
-/// What HTTP/2 goes over.
+/// A transport of HTTP/2.
 pub(crate) trait Line: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<L: AsyncRead + AsyncWrite + Unpin + Send> Line for L {}
@@ -38,13 +38,13 @@ impl<L: AsyncRead + AsyncWrite + Unpin + Send> Line for L {}
 /// A connection.
 pub(crate) struct Raw(Box<dyn Line>);
 
-/// One frame as bytes.
+/// Encodes one frame.
 pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// A field that no table knows (RFC 7541 section 6.2.2).
+/// Encodes a header field that is in no table (RFC 7541 section 6.2.2).
 pub(crate) fn field(name: &str, value: &str) -> Vec<u8> {
     let mut block = vec![0];
     for text in [name, value] {
@@ -65,7 +65,7 @@ pub(crate) fn field(name: &str, value: &str) -> Vec<u8> {
     block
 }
 
-/// The header block of a gRPC call.
+/// Encodes the header block of a gRPC call.
 pub(crate) fn call(path: &str) -> Vec<u8> {
     [
         field(":method", "POST"),
@@ -78,29 +78,29 @@ pub(crate) fn call(path: &str) -> Vec<u8> {
     .concat()
 }
 
-/// A gRPC message.
+/// Encodes a gRPC message.
 pub(crate) fn message(bytes: &[u8]) -> Vec<u8> {
     [&[0][..], &u32::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat()
 }
 
 impl Raw {
-    /// Greets over loopback, with a window for each stream.
+    /// Connects and sends the preface over loopback, with this window for each stream.
     pub(crate) async fn connect(address: &str, window: u32) -> Self {
         Self::over(TcpStream::connect(address).await.unwrap(), window).await
     }
 
-    /// The same over a line.
+    /// Sends the preface over a transport.
     pub(crate) async fn over(line: impl Line + 'static, window: u32) -> Self {
         let mut raw = Self(Box::new(line));
         let setting = [&4u16.to_be_bytes()[..], &window.to_be_bytes()].concat();
         let greeting = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(SETTINGS, 0, 0, &setting)[..]].concat();
         raw.0.write_all(&greeting).await.unwrap();
-        // TLS keeps what it has no room for.
+        // TLS buffers bytes that the socket did not take.
         raw.0.flush().await.unwrap();
         raw
     }
 
-    /// Reads away what has come, and waits for nothing.
+    /// Discards the bytes that have arrived, without waiting.
     pub(crate) async fn drain(&mut self) {
         let mut heard = [0; 65_536];
         loop {
@@ -112,7 +112,8 @@ impl Raw {
         }
     }
 
-    /// Waits for the window of a worker's connection, and agrees to the settings: what is sent before would be too much.
+    /// Acknowledges the settings and waits for the window of a worker's connection. The daemon
+    /// would refuse larger amounts before that.
     pub(crate) async fn agree(&mut self) {
         self.until(SETTINGS).await.unwrap();
         assert!(self.send(&frame(SETTINGS, ACK, 0, &[])).await);
@@ -121,7 +122,7 @@ impl Raw {
         self.until(PING).await.unwrap();
     }
 
-    /// Sends bytes; `false` where the daemon has closed, or takes no more for a while.
+    /// Sends bytes. Returns `false` if the daemon has closed, or takes no more for one second.
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> bool {
         let sent = async {
             self.0.write_all(bytes).await?;
@@ -130,7 +131,8 @@ impl Raw {
         matches!(timeout(Duration::from_secs(1), sent).await, Ok(Ok(())))
     }
 
-    /// Sends many bytes, and reads nothing; `false` where the daemon has closed, or takes no more for a while.
+    /// Sends many bytes without reading. Returns `false` if the daemon has closed, or takes no more
+    /// for one second.
     pub(crate) async fn send_all(&mut self, bytes: &[u8]) -> bool {
         for piece in bytes.chunks(64 << 10) {
             if !self.send(piece).await {
@@ -150,10 +152,10 @@ impl Raw {
             self.0.read_exact(&mut payload).await?;
             Ok(Frame { kind: head[3], stream, payload })
         };
-        timeout(SOON, read).await.expect("the daemon says nothing")
+        timeout(SOON, read).await.expect("the daemon sends nothing")
     }
 
-    /// Reads until such a frame comes; tells what stands in its payload, or that the connection ended.
+    /// Reads until a frame of this kind arrives. Returns it, or an error if the connection ended.
     pub(crate) async fn until(&mut self, kind: u8) -> io::Result<Frame> {
         loop {
             let next = self.next().await?;
@@ -163,7 +165,7 @@ impl Raw {
         }
     }
 
-    /// Why the daemon ended this connection: the code of its GOAWAY; none where it only closed.
+    /// Returns the code of the daemon's GOAWAY, or `None` if it only closed the connection.
     pub(crate) async fn end(&mut self) -> Option<u32> {
         let frame = self.until(GOAWAY).await.ok()?;
         Some(u32::from_be_bytes(frame.payload[4..8].try_into().unwrap()))

@@ -1,4 +1,5 @@
-//! Callers that announce and never send: memory follows what has come, whatever the caller may do.
+//! Callers that announce messages and never send them. Memory grows with the bytes that arrived,
+//! not with the rights of the caller.
 
 use std::time::{Duration, Instant};
 
@@ -14,26 +15,27 @@ use crate::{
     meter::{alone, memory},
 };
 
-/// What a caller without a role may hold, in MiB, and what the unfinished requests of a worker may.
+/// The most memory that a caller without a role may hold, and the unfinished requests of a worker,
+/// in MiB.
 const WITHOUT_ROLE: u64 = 20;
 const WORKER: u64 = 150;
 /// Rules that give a local caller no role.
 const NO_ROLE: [&str; 2] = ["--set", "access=[{identity=\"uid:54321\", contexts=[\"*\"], role=\"worker\"}]"];
 
-/// A call, and the prefix of a message of this many bytes.
+/// Encodes a call, and the prefix of a message of this many bytes.
 pub(crate) fn announce(stream: u32, path: &str, bytes: u32) -> Vec<u8> {
     let prefix = [&[0][..], &bytes.to_be_bytes()].concat();
     [frame(HEADERS, END_HEADERS, stream, &frames::call(path)), frame(DATA, 0, stream, &prefix)].concat()
 }
 
-/// Waits until the daemon has read what was sent: it answers a PING behind it.
+/// Waits until the daemon has read everything sent before: it answers a PING sent last.
 pub(crate) async fn read_through(raw: &mut Raw) -> bool {
     raw.send(&frame(frames::PING, 0, 0, &[7; 8])).await && raw.until(frames::PING).await.is_ok()
 }
 
 async fn grows_by(args: &[&str], path: &str, announced: u32, connections: usize) -> u64 {
     let daemon = Binary::start(args).await;
-    // What every first call costs once.
+    // The first call allocates memory that later calls share.
     let mut first = Raw::connect(&daemon.address, 65_535).await;
     let _ = first.send(&announce(1, path, 5)).await && read_through(&mut first).await;
     drop(first);
@@ -41,7 +43,7 @@ async fn grows_by(args: &[&str], path: &str, announced: u32, connections: usize)
     let mut held = Vec::new();
     for _ in 0..connections {
         let mut raw = Raw::connect(&daemon.address, 65_535).await;
-        // A connection that is one too many is closed.
+        // The daemon closes connections beyond the limit.
         let Ok(settings) = raw.until(SETTINGS).await else { continue };
         let limit =
             settings.payload.chunks(6).find(|setting| setting[..2] == [0, 3]).expect("a limit of streams");
@@ -93,20 +95,20 @@ async fn caller_without_a_role_holds_less_than_20_mib() {
 }
 
 #[tokio::test]
-async fn answers_that_a_caller_without_a_role_does_not_read_are_few() {
+async fn unread_answers_without_a_role_are_bounded() {
     let _alone = alone().await;
     let daemon = Binary::start(&NO_ROLE).await;
     let before = memory(&daemon.process());
     let mut held = Vec::new();
     for _ in 0..40 {
-        // No window for any answer, and questions whose answers are long.
+        // The answers have no window, and the requests ask for long answers.
         let mut raw = Raw::connect(&daemon.address, 0).await;
         if raw.until(SETTINGS).await.is_err() {
             continue;
         }
         let symbol = b"\x22\x21tls.sessiond.v1.ConnectionService";
         for stream in 0..16 {
-            // In one frame: many small ones end the connection by themselves.
+            // In one frame, because many small frames alone end the connection.
             let asks = frames::message(symbol).repeat(50);
             let path = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
             let mut bytes = frame(HEADERS, END_HEADERS, 2 * stream + 1, &frames::call(path));
@@ -125,19 +127,19 @@ async fn answers_that_a_caller_without_a_role_does_not_read_are_few() {
     assert!(grown < WITHOUT_ROLE, "{grown} MiB");
 }
 
-/// What a worker keeps the daemon from getting rid of.
+/// Memory that a worker makes the daemon hold.
 struct Unread {
     path: &'static str,
-    /// What opens each call, and the flags of that frame.
+    /// The bytes that open each call, and the flags of their frame.
     opens: Vec<u8>,
     flags: u8,
-    /// What it sends behind it, of each stream in turn.
+    /// The bytes sent after them, on each stream in turn.
     more: Vec<u8>,
-    /// So often.
+    /// How often `more` is sent.
     times: u32,
-    /// The window that it gives to each answer.
+    /// The window for each answer.
     window: u32,
-    /// So many calls on each of so many connections.
+    /// The number of calls on each connection, and the number of connections.
     streams: u32,
     connections: usize,
 }
@@ -147,7 +149,7 @@ fn new() -> Vec<u8> {
     frames::message(&[10, 2, 16, 2])
 }
 
-/// A call of an Attach, `lookup_session {}`, of 16,000 bytes with a field that nothing knows.
+/// Returns a call of an Attach, `lookup_session {}`, of 16,000 bytes with an unknown field.
 fn long_call() -> Vec<u8> {
     let length = |bytes: usize| [u8::try_from(bytes & 127).unwrap() | 128, u8::try_from(bytes >> 7).unwrap()];
     let call = [&[8, 1, 74, 0, 122][..], &length(15_990), &[0; 15_990]].concat();
@@ -155,12 +157,12 @@ fn long_call() -> Vec<u8> {
 }
 
 impl Unread {
-    /// Returns the connections that hold what came of it, whether calls were reset meanwhile or not.
+    /// Sends everything and returns the connections, whether calls were reset meanwhile or not.
     async fn sent_to(&self, address: &str) -> Vec<Raw> {
         self.sent_by(async || Raw::connect(address, self.window).await).await
     }
 
-    /// The same on connections of any caller with a role.
+    /// Does the same on connections that `connect` opens.
     async fn sent_by(&self, connect: impl AsyncFn() -> Raw) -> Vec<Raw> {
         let mut held = Vec::new();
         for _ in 0..self.connections {
@@ -183,22 +185,23 @@ impl Unread {
             }
             held.push(raw);
         }
-        // The daemon has read what it is going to read once it answers on another connection.
+        // When the daemon answers on another connection, it has read everything that it is going to
+        // read.
         assert!(read_through(&mut connect().await).await, "{}: no other connection is served", self.path);
         held
     }
 }
 
 #[tokio::test]
-async fn what_a_worker_does_not_read_takes_less_than_150_mib() {
+async fn unread_answers_of_a_worker_take_less_than_150_mib() {
     let _alone = alone().await;
     const DRIVE: &str = "/tls.sessiond.v1.ConnectionService/Drive";
     const ATTACH: &str = "/tls.sessiond.v1.WorkerService/Attach";
     const LIST: &str = "/tls.sessiond.v1.ContextService/ListContexts";
-    // A call of an Attach with the number 1, which makes nothing: lookup_session {}.
+    // A call of an Attach with the number 1 that makes nothing: lookup_session {}.
     let calls = frames::message(&[10, 4, 8, 1, 74, 0].repeat(100));
     let wide = i32::MAX as u32;
-    // Requests go on behind answers that have no window.
+    // Requests continue after answers that have no window.
     let stuck = |path, opens| Unread {
         path,
         opens,
@@ -235,7 +238,8 @@ async fn what_a_worker_does_not_read_takes_less_than_150_mib() {
             ..stuck(ATTACH, calls)
         },
         lists(wide),
-        // Long messages that are read and answered: a stream keeps the room of its longest one.
+        // Long messages that are read and answered. A stream keeps the buffer of its longest
+        // message.
         Unread {
             opens: [&[0][..], &(64u32 * 16_000).to_be_bytes()].concat(),
             more: long_call(),
@@ -245,7 +249,7 @@ async fn what_a_worker_does_not_read_takes_less_than_150_mib() {
             connections: 3,
             ..stuck(ATTACH, Vec::new())
         },
-        // Calls that say nothing.
+        // Calls without a message.
         mute(DRIVE),
         mute(ATTACH),
     ];
@@ -260,14 +264,14 @@ async fn what_a_worker_does_not_read_takes_less_than_150_mib() {
         assert!(grown < WORKER, "{}: {grown} MiB", attack.path);
         drop((alone, daemon));
         held.push(attack.sent_to(&all.address).await);
-        println!("    after those before: {} MiB", memory(&all.process()).saturating_sub(before_all));
+        println!("    with the attacks before: {} MiB", memory(&all.process()).saturating_sub(before_all));
     }
     let grown = memory(&all.process()).saturating_sub(before_all);
     assert!(grown < WORKER, "all at once: {grown} MiB");
 }
 
 #[tokio::test]
-async fn what_observers_and_admins_do_not_read_takes_less_than_150_mib() {
+async fn unread_answers_of_other_roles_take_less_than_150_mib() {
     let _alone = alone().await;
     let guarded = Guarded::start().await;
     let before = memory(&guarded.daemon.process());
@@ -298,12 +302,12 @@ async fn what_observers_and_admins_do_not_read_takes_less_than_150_mib() {
     }
     let grown = memory(&guarded.daemon.process()).saturating_sub(before);
     println!("{grown} MiB with {} connections", held.iter().map(Vec::len).sum::<usize>());
-    // Two identities, and their TLS connections beside.
+    // Two identities, and the memory of their TLS connections.
     assert!(grown < WORKER, "{grown} MiB");
 }
 
 #[tokio::test]
-async fn preface_that_never_comes_whole_ends_and_holds_up_no_stop() {
+async fn incomplete_preface_times_out_and_delays_no_stop() {
     let daemon = Binary::start(&["--set", "drain.timeout=1h"]).await;
     let mut mute = Vec::new();
     for bytes in [1, 10, 23] {
@@ -311,11 +315,11 @@ async fn preface_that_never_comes_whole_ends_and_holds_up_no_stop() {
         socket.write_all(&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..bytes]).await.unwrap();
         mute.push(socket);
     }
-    // One of them is waited for: the daemon closes it by itself.
+    // The daemon closes one of them by itself.
     let mut first = mute.remove(0);
     let mut rest = Vec::new();
     let closed = tokio::time::timeout(frames::SOON, first.read_to_end(&mut rest)).await;
-    assert!(closed.is_ok(), "it stays open");
+    assert!(closed.is_ok(), "the connection stays open");
     let mut late = TcpStream::connect(&daemon.address).await.unwrap();
     late.write_all(b"PRI * HTTP").await.unwrap();
     let began = Instant::now();

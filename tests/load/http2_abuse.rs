@@ -1,5 +1,5 @@
-//! HTTP/2 that is meant to hurt, at every listener and with every role: the connection ends, or its frames are taken; memory and the
-//! time of others are bounded, and others are served.
+//! Abusive HTTP/2 at every listener, with every role. The connection ends or its frames are
+//! accepted, memory and latency are bounded, and other callers are served.
 
 use std::time::{Duration, Instant};
 
@@ -20,14 +20,14 @@ const LIST: &str = "/tls.sessiond.v1.ContextService/ListContexts";
 const CHECK: &str = "/grpc.health.v1.Health/Check";
 const WATCH: &str = "/grpc.health.v1.Health/Watch";
 const DRIVE: &str = "/tls.sessiond.v1.ConnectionService/Drive";
-/// What a daemon may grow by, in MiB, whatever one connection does.
+/// The most that the daemon may grow during one attack, in MiB.
 const GROWTH: u64 = 32;
 /// RFC 9113 section 7.
 const FLOW_CONTROL_ERROR: u32 = 3;
 const FRAME_SIZE_ERROR: u32 = 6;
 
-/// How long a call of another caller may take meanwhile: far above what it takes, for hosts that are busy. A daemon that hangs is
-/// above it.
+/// The longest time for a call of another caller meanwhile. It is far above the usual time, for
+/// busy hosts, but below that of a hanging daemon.
 const LATENCY: Duration = Duration::from_secs(5);
 
 /// A daemon, and an honest worker that calls it all the time.
@@ -38,11 +38,11 @@ struct Victim {
     neighbour: tokio::task::JoinHandle<Duration>,
 }
 
-/// One call of the honest worker.
+/// Makes one call of the honest worker.
 async fn call(raw: &mut Raw, stream: u32) {
     let call =
         [frame(HEADERS, END_HEADERS, stream, &frames::call(LIST)), frame(DATA, END_STREAM, stream, &[0; 5])];
-    assert!(raw.send(&call.concat()).await, "a neighbour was cut off");
+    assert!(raw.send(&call.concat()).await, "the daemon closed the connection of the other worker");
     assert_eq!(raw.until(DATA).await.unwrap().stream, stream);
     let received = raw.until(HEADERS).await.unwrap();
     assert_eq!(received.stream, stream, "the trailers");
@@ -83,7 +83,8 @@ impl Victim {
         self.guarded.raw(caller, 65_535).await
     }
 
-    /// Memory is bounded, the neighbour was served in time, and a caller that comes now is too, whatever its role.
+    /// Asserts that memory is bounded, that the other worker was served in time, and that a new
+    /// caller of each role is served.
     async fn stands(self, what: &str) {
         let process = self.guarded.daemon.process();
         let after = memory(&process);
@@ -95,11 +96,12 @@ impl Victim {
             assert!(next.send(&call.concat()).await);
             assert_eq!(next.until(DATA).await.unwrap().stream, 1, "{what}: {caller:?}");
         }
-        self.stop.send(()).unwrap_or_else(|()| panic!("{what}: the neighbour was not served"));
+        self.stop.send(()).unwrap_or_else(|()| panic!("{what}: the other worker was not served"));
         let longest = self.neighbour.await.unwrap();
-        println!("{what}: {} MiB, {after} MiB; a neighbour waited {longest:?} at most", self.before);
-        assert!(longest < LATENCY, "{what}: a neighbour waited {longest:?}");
-        // What was sent before is worked off, and nothing goes on behind it: the daemon comes to work less than half of the time.
+        println!("{what}: {} MiB, {after} MiB; the other worker waited {longest:?} at most", self.before);
+        assert!(longest < LATENCY, "{what}: the other worker waited {longest:?}");
+        // The daemon finishes the work of the attack and then idles: it soon works less than half
+        // of the time.
         let mut spans = 0;
         loop {
             let worked = cpu(&process);
@@ -109,17 +111,18 @@ impl Victim {
                 break;
             }
             spans += 1;
-            assert!(spans < 40, "{what}: {spent:?} of work with nothing to do");
+            assert!(spans < 40, "{what}: {spent:?} of work without requests");
         }
     }
 }
 
-/// Sends what `make` makes, up to a number, and reads meanwhile so that nothing is in the way; tells how many went out.
+/// Sends the frames that `make` returns, at most this many, and reads meanwhile so that the socket
+/// does not fill. Returns how many it sent.
 async fn flood(raw: &mut Raw, most: u32, make: impl Fn(u32) -> Vec<u8>) -> u32 {
     flood_by(256, raw, most, make).await
 }
 
-/// The same, so many at a time.
+/// Floods as [`flood`] does, with this many frames in each write.
 async fn flood_by(batch: u32, raw: &mut Raw, most: u32, make: impl Fn(u32) -> Vec<u8>) -> u32 {
     for first in (0..most).step_by(batch as usize) {
         let bytes: Vec<u8> = (first..first + batch).flat_map(&make).collect();
@@ -132,7 +135,7 @@ async fn flood_by(batch: u32, raw: &mut Raw, most: u32, make: impl Fn(u32) -> Ve
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_that_are_reset_at_once_cost_nobody_else() {
+async fn rapid_reset_harms_no_other_caller() {
     let _alone = alone().await;
     let victim = Victim::start().await;
     for (caller, path) in CALLERS.into_iter().flat_map(|caller| [(caller, LIST), (caller, DRIVE)]) {
@@ -144,14 +147,16 @@ async fn streams_that_are_reset_at_once_cost_nobody_else() {
             [frame(HEADERS, END_HEADERS, stream, &block), frame(RST_STREAM, 0, stream, &cancel)].concat()
         })
         .await;
-        // A turn takes so few of them that a caller with a role, which may call as often as it likes, goes on.
-        assert!(sent < 20_480 || caller.has_role(), "{caller:?} {path}: streams are reset without end");
+        // One turn of the daemon takes so few of them that a caller with a role, which may call
+        // without limit, goes on.
+        assert!(sent < 20_480 || caller.has_role(), "{caller:?} {path}: streams may be reset without end");
     }
     victim.stands("rapid reset").await;
 }
 
 async fn header_blocks(victim: &Victim, caller: Caller) {
-    // One call too large, in a frame and its continuation: the call is refused, the next one is answered.
+    // One call with too large headers, in a frame and its continuation. It is refused, and the next
+    // call is answered.
     let mut raw = victim.raw(caller).await;
     let block = [frames::call(CHECK), frames::field("x-large", &"x".repeat(20_000))].concat();
     let (head, tail) = block.split_at(16_000);
@@ -174,23 +179,23 @@ async fn header_blocks(victim: &Victim, caller: Caller) {
     };
     assert!(answered, "{caller:?}: one call too large ended the connection");
 
-    // A frame beyond what was agreed.
+    // A frame beyond SETTINGS_MAX_FRAME_SIZE.
     let mut raw = victim.raw(caller).await;
     raw.send(&frame(HEADERS, END_HEADERS, 1, &vec![0; 16_385])).await;
     assert_eq!(raw.end().await, Some(FRAME_SIZE_ERROR), "{caller:?}");
 
-    // CONTINUATION without end, with and without anything in it (CVE-2024-27316 and its kin).
+    // Endless CONTINUATION frames, empty and not (CVE-2024-27316 and similar attacks).
     for piece in [&b""[..], &frames::field("x", &"y".repeat(1000)), &frames::field("x", &"y".repeat(16_000))]
     {
         let mut raw = victim.raw(caller).await;
         assert!(raw.send(&frame(HEADERS, 0, 1, &frames::call(CHECK))).await);
         let sent = flood(&mut raw, 51_200, |_| frame(CONTINUATION, 0, 1, piece)).await;
-        assert!(sent < 51_200, "{caller:?}: CONTINUATION of {} bytes is taken without end", piece.len());
+        assert!(sent < 51_200, "{caller:?}: CONTINUATION of {} bytes is accepted without end", piece.len());
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn header_blocks_beyond_the_limit_are_refused_and_ones_without_end_end_the_connection() {
+async fn oversized_or_endless_header_blocks_are_refused() {
     let _alone = alone().await;
     let victim = Victim::start().await;
     for caller in CALLERS {
@@ -200,7 +205,7 @@ async fn header_blocks_beyond_the_limit_are_refused_and_ones_without_end_end_the
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn settings_and_pings_that_nobody_reads_the_answers_of_are_bounded() {
+async fn unread_answers_to_settings_and_pings_are_bounded() {
     let _alone = alone().await;
     let victim = Victim::start().await;
     for caller in CALLERS {
@@ -208,7 +213,7 @@ async fn settings_and_pings_that_nobody_reads_the_answers_of_are_bounded() {
             let mut raw = victim.raw(caller).await;
             let many = bytes.repeat(1000);
             let mut sent = 0;
-            // Bounded: 2 million frames.
+            // At most 2 million frames.
             while sent < 2000 && raw.send(&many).await {
                 sent += 1;
             }
@@ -218,7 +223,7 @@ async fn settings_and_pings_that_nobody_reads_the_answers_of_are_bounded() {
 }
 
 async fn windows(victim: &Victim, caller: Caller) {
-    // A stream that stays open: any caller may watch the daemon's health.
+    // A stream that stays open. Any caller may watch the daemon's health.
     let path = if caller.is_worker() { DRIVE } else { WATCH };
     let open = frame(HEADERS, END_HEADERS, 1, &frames::call(path));
     let most = 0x7fff_ffffu32.to_be_bytes();
@@ -239,7 +244,7 @@ async fn windows(victim: &Victim, caller: Caller) {
     raw.send(&[&open[..], &frame(WINDOW_UPDATE, 0, 1, &most)].concat()).await;
     let reset = raw.until(RST_STREAM).await.unwrap();
     assert_eq!((reset.stream, &reset.payload[..]), (1, &FLOW_CONTROL_ERROR.to_be_bytes()[..]));
-    // More than the window of a connection's other end: it takes 256 KiB of a stream that it does not read.
+    // More than the daemon's window: it buffers 256 KiB of a stream that it does not read.
     let mut raw = victim.raw(caller).await;
     raw.send(&open).await;
     let data = frame(DATA, 0, 1, &[0; 16_000]);
@@ -247,7 +252,7 @@ async fn windows(victim: &Victim, caller: Caller) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn windows_that_are_wrong_end_the_stream_or_the_connection() {
+async fn invalid_windows_end_the_stream_or_the_connection() {
     let _alone = alone().await;
     let victim = Victim::start().await;
     for caller in CALLERS {
@@ -257,10 +262,10 @@ async fn windows_that_are_wrong_end_the_stream_or_the_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn data_without_anything_in_it_is_bounded() {
+async fn empty_data_frames_are_bounded() {
     let _alone = alone().await;
     let victim = Victim::start().await;
-    // A call that is read, and a Drive whose answers have no window: it is not read from.
+    // A call that is read, and a Drive whose answers have no window, so that it is not read.
     let all = CALLERS
         .into_iter()
         .flat_map(|caller| [(caller, LIST, 65_535), (caller, DRIVE, 65_535), (caller, DRIVE, 0)]);
@@ -272,18 +277,18 @@ async fn data_without_anything_in_it_is_bounded() {
             assert!(raw.send(&frame(DATA, 0, 1, &frames::message(&[10, 2, 16, 2]))).await);
         }
         let sent = flood(&mut raw, 1 << 20, |_| frame(DATA, 0, 1, &[])).await;
-        assert!(sent < 1 << 20, "{caller:?} {path}: frames with nothing in them are taken without end");
+        assert!(sent < 1 << 20, "{caller:?} {path}: empty frames are accepted without end");
     }
     victim.stands("empty DATA").await;
 }
 
 #[tokio::test]
-async fn calls_that_are_announced_and_never_finished_cost_nobody_else() {
+async fn unfinished_calls_harm_no_other_caller() {
     let _alone = alone().await;
     let victim = Victim::start().await;
     let mut held = Vec::new();
     for caller in CALLERS {
-        // A caller without a role has four connections, of which the last one asks afterwards.
+        // A caller without a role has four connections, and the last of them makes the final check.
         for path in [
             "/tls.sessiond.v1.ConnectionService/Drive",
             "/tls.sessiond.v1.WorkerService/Attach",

@@ -1,8 +1,10 @@
-//! The daemon under more than it can serve, under abuse, and for long: what stays bounded, and what is left behind.
+//! Load tests: the daemon under overload, under abuse, and for a long time. They check that
+//! resources are bounded and returned.
 //!
-//! A program of its own, for these tests measure: cargo runs it after the others, and it runs one test at a time.
+//! A program of its own, because these tests measure. cargo runs it after the others, and it runs
+//! one test at a time.
 
-// Always so here; clippy allows unwrap where it is said.
+// Always true here. Clippy allows `unwrap` in tests only where `cfg(test)` is written.
 #![cfg(test)]
 
 #[path = "../it/binary.rs"]

@@ -1,4 +1,4 @@
-//! Ten times more callers than the daemon serves, readers that do not read, and connections that say nothing.
+//! Ten times more callers than the daemon serves, stalled readers, and mute connections.
 
 use std::{
     future::Future,
@@ -29,20 +29,20 @@ use crate::{
     pki,
 };
 
-/// What the daemon answers at a time.
+/// The number of calls that the daemon serves at a time.
 const SERVED: usize = 8;
-/// How long a caller waits that was refused: a fiftieth of what RetryInfo asks for.
+/// Delay after a refusal: a fiftieth of the delay in RetryInfo.
 const IMPATIENCE: Duration = Duration::from_millis(20);
-/// How long each load lasts.
+/// Duration of each load.
 const LASTS: Duration = Duration::from_secs(3);
-/// What the daemon may grow by under a load of calls.
+/// The most that the daemon may grow under a load of calls, in MiB.
 const GROWTH: u64 = 48;
 
 async fn channel(daemon: &Binary) -> Channel {
     Channel::from_shared(format!("http://{}", daemon.address)).unwrap().connect().await.unwrap()
 }
 
-/// A ClientHello, as a client of the daemon's own engine makes it.
+/// Returns a ClientHello of a client of the daemon's own engine.
 async fn hello(daemon: &Binary) -> Vec<u8> {
     let mut client = ConnectionServiceClient::new(channel(daemon).await);
     let made = client.new_connection(new("", pb::Role::Client)).await.unwrap().into_inner();
@@ -53,7 +53,7 @@ async fn hello(daemon: &Binary) -> Vec<u8> {
     hello.into()
 }
 
-/// A caller, and what came of its calls.
+/// A caller, and the results of its calls.
 struct Caller {
     client: ConnectionServiceClient<Channel>,
     tally: Tally,
@@ -66,7 +66,7 @@ struct Tally {
 }
 
 impl Caller {
-    /// Calls until it is admitted.
+    /// Repeats a call until it is admitted.
     async fn call<T, F>(&mut self, call: impl Fn(ConnectionServiceClient<Channel>) -> F) -> T
     where
         F: Future<Output = Result<Response<T>, Status>>,
@@ -88,7 +88,7 @@ impl Caller {
         }
     }
 
-    /// One server after another that reads a ClientHello and makes its flight.
+    /// Makes one server that reads a ClientHello and makes its flight, and frees it.
     async fn visit(&mut self, hello: &[u8]) {
         let made = self.call(|mut c| async move { c.new_connection(new("", pb::Role::Server)).await }).await;
         let id = made.connection.unwrap().id;
@@ -113,7 +113,8 @@ impl Caller {
     }
 }
 
-/// So many callers, each on its own socket, for a while. They call again as soon as they have an answer.
+/// Runs this many callers, each on its own socket, for [`LASTS`]. Each calls again as soon as it
+/// has an answer.
 async fn load(daemon: &Binary, callers: usize, hello: &[u8]) -> Tally {
     let mut running = JoinSet::new();
     for _ in 0..callers {
@@ -136,7 +137,7 @@ async fn load(daemon: &Binary, callers: usize, hello: &[u8]) -> Tally {
     all
 }
 
-/// No connection is left, and nobody is refused any more.
+/// Asserts that no connection is left and no call is refused any more.
 async fn is_as_before(daemon: &Binary) {
     let mut client = ConnectionServiceClient::new(channel(daemon).await);
     let listed = client.list_connections(pb::ListConnectionsRequest::default()).await.unwrap().into_inner();
@@ -149,13 +150,14 @@ async fn limited(more: &[&str]) -> Binary {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_times_the_callers_are_shed_and_the_admitted_wait_no_longer_than_five_times() {
+async fn overload_is_shed_and_admitted_calls_slow_at_most_fivefold() {
     let _alone = alone().await;
     let daemon = limited(&[]).await;
     let hello = hello(&daemon).await;
     load(&daemon, 1, &hello).await;
-    // All on one machine, with who else is on it: the best of three counts. Compared is what one call takes, from the
-    // caller's side, with as many callers as are served at a time and with ten times as many.
+    // Other programs share the machine, so the best of three runs counts. The test compares the
+    // latency of one call, from the caller's side, with as many callers as are served at a time and
+    // with ten times as many.
     let mut best = f64::MAX;
     for _ in 0..3 {
         let before = memory(&daemon.process());
@@ -178,10 +180,10 @@ async fn ten_times_the_callers_are_shed_and_the_admitted_wait_no_longer_than_fiv
             break;
         }
     }
-    assert!(best <= 5.0, "admitted calls took {best} times as long");
+    assert!(best <= 5.0, "admitted calls took {best} times as long under overload");
 }
 
-/// So many sessions of the default context.
+/// Stores this many sessions in the default context.
 async fn fill(daemon: &Binary, sessions: usize) {
     let channel = channel(daemon).await;
     let (mut connections, mut cache) =
@@ -196,7 +198,7 @@ async fn fill(daemon: &Binary, sessions: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readers_that_do_not_read_hold_their_answers_alone_and_disturb_nobody() {
+async fn stalled_readers_hold_only_their_own_answers() {
     const READERS: usize = 10;
     const STREAMS: u32 = 50;
     let _alone = alone().await;
@@ -211,7 +213,8 @@ async fn readers_that_do_not_read_hold_their_answers_alone_and_disturb_nobody() 
     let request = frames::message(&[0x18, 0xf4, 3]);
     let mut readers = Vec::new();
     for number in 0..READERS {
-        // Half of them read nothing of what their window lets come, half give a window of one byte for each stream.
+        // Half of them have a wide window and read nothing. The other half give each stream a
+        // window of one byte.
         let window = if number < READERS / 2 { 1 << 30 } else { 1 };
         let mut reader = Raw::connect(&daemon.address, window).await;
         for stream in 0..STREAMS {
@@ -222,7 +225,7 @@ async fn readers_that_do_not_read_hold_their_answers_alone_and_disturb_nobody() 
             ];
             assert!(reader.send(&sent.concat()).await);
         }
-        // Its answers are there: each has its first header block, and goes no further.
+        // The answers have begun: each has sent its first header block, and stops there.
         for _ in 0..if window == 1 { STREAMS } else { 0 } {
             reader.until(HEADERS).await.unwrap();
         }
@@ -238,10 +241,11 @@ async fn readers_that_do_not_read_hold_their_answers_alone_and_disturb_nobody() 
     let calm = p99(calm.admitted);
     let storm = p99(storm.admitted);
     println!(
-        "p99 {calm:?}, with {READERS} readers that do not read {storm:?}; an answer of {answer} bytes, {before} MiB, \
+        "p99 {calm:?}, with {READERS} readers that are stalled {storm:?}; an answer of {answer} bytes, {before} MiB, \
          {held} MiB"
     );
-    // An answer in memory is as it was made or as it is sent: what it takes there is three times what is sent.
+    // Memory holds an answer both as it was made and as it is sent, so the bound is three times the
+    // bytes on the wire.
     let bound = u64::try_from(READERS * STREAMS as usize * answer * 3 / (1 << 20)).unwrap();
     assert!(held <= before + GROWTH + bound, "{before} MiB before, {held} MiB held, {bound} MiB are answers");
     assert!(storm <= calm * 5 + Duration::from_millis(20), "{storm:?} after {calm:?}");
@@ -257,7 +261,7 @@ fn prost_len(answer: &pb::ListSessionsResponse) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mute_connections_cost_little_and_those_beyond_the_limit_are_closed() {
+async fn mute_connections_are_cheap_and_limited() {
     const SOCKETS: usize = 300;
     let _alone = alone().await;
     let daemon = limited(&["--set", &format!("limits.sockets={SOCKETS}")]).await;
@@ -277,7 +281,7 @@ async fn mute_connections_cost_little_and_those_beyond_the_limit_are_closed() {
     assert!(storm <= calm * 5 + Duration::from_millis(20), "{storm:?} after {calm:?}");
     assert!(held <= before + GROWTH, "{before} MiB before, {held} MiB held");
 
-    // Sockets beyond the limit are closed at once; who is in goes on.
+    // Sockets beyond the limit are closed at once, and the open ones go on.
     let mut beyond = Vec::new();
     for _ in 0..100 {
         beyond.push(TcpStream::connect(&daemon.address).await.unwrap());
@@ -292,7 +296,7 @@ async fn mute_connections_cost_little_and_those_beyond_the_limit_are_closed() {
     let mut client = ConnectionServiceClient::new(kept);
     client.list_connections(pb::ListConnectionsRequest::default()).await.unwrap();
     drop((mute, beyond));
-    // Their places are free again.
+    // The places of the closed sockets are free again.
     let freed = async {
         loop {
             let mut one = Raw::connect(&daemon.address, 65_535).await;
@@ -302,13 +306,13 @@ async fn mute_connections_cost_little_and_those_beyond_the_limit_are_closed() {
             }
         }
     };
-    timeout(Duration::from_secs(20), freed).await.expect("places stay taken");
+    timeout(Duration::from_secs(20), freed).await.expect("the places are never freed");
     load(&daemon, callers, &hello).await;
     is_as_before(&daemon).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_that_never_arrive_whole_give_their_places_back() {
+async fn incomplete_calls_give_their_places_back() {
     let _alone = alone().await;
     let daemon = limited(&[]).await;
     let mut client = ConnectionServiceClient::new(channel(&daemon).await);
@@ -323,7 +327,8 @@ async fn calls_that_never_arrive_whole_give_their_places_back() {
     let begun = Instant::now();
     let full = async {
         while client.list_connections(pb::ListConnectionsRequest::default()).await.is_ok() {
-            // One of those may have met this call, and been refused: another has its place before the next call comes.
+            // This call may have taken the place of one of those, which was then refused. Another
+            // one takes the place before the next call comes.
             assert!(slow.send(&[begin(places), frame(PING, 0, 0, &[0; 8])].concat()).await);
             places += 1;
             assert!(places < 2 * served, "more calls are served than there are places");
@@ -336,17 +341,17 @@ async fn calls_that_never_arrive_whole_give_their_places_back() {
             }
         }
     };
-    timeout(Duration::from_secs(10), full).await.expect("calls that are not whole take no place");
+    timeout(Duration::from_secs(10), full).await.expect("incomplete calls take no place");
     // Twenty seconds.
     for _ in refused..places {
-        timeout(Duration::from_secs(60), slow.until(HEADERS)).await.expect("nobody answers").unwrap();
+        timeout(Duration::from_secs(60), slow.until(HEADERS)).await.expect("no place is given back").unwrap();
     }
     println!("{places} places came back after {:?}", begun.elapsed());
     is_as_before(&daemon).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tls_handshakes_that_nobody_finishes_end_and_disturb_nobody() {
+async fn unfinished_tls_handshakes_time_out() {
     const SOCKETS: usize = 200;
     let _alone = alone().await;
     let folder = tempfile::tempdir().unwrap();
@@ -361,7 +366,7 @@ async fn tls_handshakes_that_nobody_finishes_end_and_disturb_nobody() {
     let hello = hello(&daemon).await;
     let calm = load(&daemon, SERVED / 2, &hello).await;
     let before = memory(&daemon.process());
-    // Half a ClientHello each; whole ones without what has to follow.
+    // Half of the sockets send half a ClientHello. The others send all of it and nothing more.
     let mut mute = Vec::new();
     for number in 0..SOCKETS {
         let mut socket = TcpStream::connect(tls).await.unwrap();
@@ -373,7 +378,7 @@ async fn tls_handshakes_that_nobody_finishes_end_and_disturb_nobody() {
     let held = memory(&daemon.process());
     let (calm, storm) = (p99(calm.admitted), p99(storm.admitted));
     println!(
-        "p99 {calm:?}, with {SOCKETS} handshakes that nobody finishes {storm:?}; {before} MiB, {held} MiB"
+        "p99 {calm:?}, with {SOCKETS} handshakes that stay unfinished {storm:?}; {before} MiB, {held} MiB"
     );
     assert!(storm <= calm * 5 + Duration::from_millis(20), "{storm:?} after {calm:?}");
     assert!(held <= before + GROWTH, "{before} MiB before, {held} MiB held");
@@ -381,7 +386,7 @@ async fn tls_handshakes_that_nobody_finishes_end_and_disturb_nobody() {
     for mut socket in mute {
         let mut heard = Vec::new();
         let ended = timeout(Duration::from_secs(30), socket.read_to_end(&mut heard)).await;
-        assert!(ended.is_ok(), "a handshake that nobody finishes is not ended");
+        assert!(ended.is_ok(), "an unfinished handshake is not ended");
     }
     is_as_before(&daemon).await;
 }

@@ -1,4 +1,4 @@
-//! An hour of traffic in a minute: what is left of it.
+//! An hour of traffic in a minute, and the resources that are left afterwards.
 
 use std::{
     sync::Arc,
@@ -26,11 +26,12 @@ use crate::{
     pki,
 };
 
-/// Far more than anything here takes.
+/// Far more time than any step takes.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Minutes.
 const HOUR: u64 = 60;
-/// What the process may have grown by between the first minutes and the last, in MiB: the journal fills meanwhile.
+/// The most that the process may grow between the first minutes and the last, in MiB. The
+/// tombstones fill meanwhile.
 const GROWTH: u64 = 24;
 const VERSIONS: [&str; 2] = ["1.2", "1.3"];
 
@@ -57,11 +58,11 @@ impl Driven {
     }
 
     async fn answer(&mut self) -> Answer {
-        let answer = timeout(PATIENCE, self.answers.message()).await.expect("a Drive says nothing");
+        let answer = timeout(PATIENCE, self.answers.message()).await.expect("a Drive sends no answer");
         answer.unwrap().expect("a Drive ended").event.unwrap()
     }
 
-    /// Ends the requests, and reads the answers to their end.
+    /// Ends the requests and reads the remaining answers.
     async fn end(self) {
         let Self { events, mut answers } = self;
         drop(events);
@@ -70,7 +71,8 @@ impl Driven {
     }
 }
 
-/// A handshake through Exchange, that ends well or not at all. Whether it resumed.
+/// Runs a handshake through Exchange. Both sides close well or not at all. Returns whether the
+/// server resumed.
 async fn visit(daemon: &TestDaemon, context: &str, closes: bool) -> bool {
     let client = daemon.open_in(context, pb::Role::Client).await;
     let server = daemon.open_in(context, pb::Role::Server).await;
@@ -87,7 +89,7 @@ async fn visit(daemon: &TestDaemon, context: &str, closes: bool) -> bool {
     seen.session_reused
 }
 
-/// The same through two Drives. The server's end breaks where it does not close.
+/// Runs a handshake through two Drives. Where they do not close, both streams break.
 async fn drive(daemon: &TestDaemon, context: &str, closes: bool) {
     let mut client = Driven::begin(daemon, context, pb::Role::Client).await;
     let mut server = Driven::begin(daemon, context, pb::Role::Server).await;
@@ -110,7 +112,7 @@ async fn drive(daemon: &TestDaemon, context: &str, closes: bool) {
     }
 }
 
-/// A worker with an engine of its own: lives in batches, some of them open when its stream ends.
+/// Runs connections of a worker's engine in a batch. Half of them are open when the stream ends.
 async fn attach(channel: Channel, minute: u64) {
     let (requests, receiver) = mpsc::channel(4);
     let mut client = WorkerServiceClient::new(channel);
@@ -135,7 +137,7 @@ async fn attach(channel: Channel, minute: u64) {
     }
 }
 
-/// What is refused, and callers who go in the middle of something.
+/// Makes refused calls, and callers that disappear in the middle of a request.
 async fn misbehave(daemon: &TestDaemon) {
     for (id, why) in [("0", "CONNECTION_ID_MALFORMED"), (&"0".repeat(32), "CONNECTION_NOT_FOUND")] {
         assert_eq!(reason(&daemon.exchange(id, b"", b"").await.unwrap_err()), why);
@@ -143,7 +145,7 @@ async fn misbehave(daemon: &TestDaemon) {
     let server = daemon.open(pb::Role::Server).await;
     let alert = daemon.exchange(&server, b"GET / HTTP/1.1\r\n\r\n", b"").await.unwrap().alert;
     assert!(alert.is_some());
-    // Nobody frees the last one; its idle time-out does.
+    // No caller frees the last connection. Its idle time-out does.
     let nobodys = daemon.open(pb::Role::Server).await;
     daemon.connections().free(pb::FreeRequest { connection_id: server, allow_missing: false }).await.unwrap();
     let request = pb::ExchangeRequest { connection_id: nobodys, ..Default::default() };
@@ -154,7 +156,7 @@ async fn misbehave(daemon: &TestDaemon) {
     }
 }
 
-/// What one minute brings. Tells how many calls of the API that is, and how many handshakes resumed.
+/// Runs the traffic of one minute. Returns the number of resumed handshakes.
 async fn minute(daemon: &Arc<TestDaemon>, minute: u64, configs: &[String; 2]) -> usize {
     let mut watch =
         daemon.sessions().watch_sessions(pb::WatchSessionsRequest::default()).await.unwrap().into_inner();
@@ -199,14 +201,14 @@ fn tasks() -> usize {
     tokio::runtime::Handle::current().metrics().num_alive_tasks()
 }
 
-/// Everything there is, but for what the daemon was started with.
+/// Everything must be returned except the resources that the daemon started with.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hour_of_mixed_traffic_leaves_no_connection_session_task_or_descriptor() {
+async fn hour_of_mixed_traffic_leaks_nothing() {
     let _alone = alone().await;
     let folder = tempfile::tempdir().unwrap();
     pki::localhost(folder.path());
     let path = folder.path().display().to_string();
-    // The scope of one context changes with every reload, that of the others stays.
+    // The scope of one context changes with every reload. Those of the others stay.
     let configs = ["none", "request"].map(|auth| {
         let context = |name: &str, versions: &str, auth: &str| {
             format!(
@@ -222,7 +224,7 @@ async fn hour_of_mixed_traffic_leaves_no_connection_session_task_or_descriptor()
     let daemon = Arc::new(TestDaemon::with(&configs[0]).await);
     let begun = Instant::now();
     let mut resumed = 0;
-    // The first minutes bring what stays: threads, allocator, buffers.
+    // The first minutes allocate lasting resources: threads, the allocator, buffers.
     for number in 0..5 {
         resumed += minute(&daemon, number, &configs).await;
     }
@@ -234,7 +236,7 @@ async fn hour_of_mixed_traffic_leaves_no_connection_session_task_or_descriptor()
     for number in 5..HOUR {
         resumed += minute(&daemon, number, &configs).await;
     }
-    // All that lay there has expired, and nobody uses what nobody freed.
+    // All stored sessions have expired, and unfreed connections have been idle for too long.
     settle(&daemon).await;
     daemon
         .until("descriptors, tasks and threads are as before", async |_| {
@@ -253,7 +255,7 @@ async fn hour_of_mixed_traffic_leaves_no_connection_session_task_or_descriptor()
     Arc::into_inner(daemon).unwrap().stop().await;
 }
 
-/// Waits until all has expired that was put, and lapsed that was made.
+/// Waits until all sessions have expired and all connections are freed.
 async fn settle(daemon: &TestDaemon) {
     daemon.clock.advance(Duration::from_secs(20 * 60));
     daemon

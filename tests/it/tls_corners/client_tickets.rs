@@ -1,4 +1,4 @@
-//! What a client makes of a server's tickets: their lifetimes, and those that renew others.
+//! How a client handles a server's tickets: their lifetimes, and tickets of a resumption.
 
 use std::{path::Path, sync::Arc};
 
@@ -13,7 +13,7 @@ use tls_sessiond_types::Role;
 use super::{plain_config, send, state};
 use crate::{foreign_client::open, pki};
 
-/// Tickets of a lifetime that a test wants, with the session in them.
+/// Tickets with a given lifetime that contain the session.
 #[derive(Debug)]
 struct Lifetime(u32);
 
@@ -25,7 +25,7 @@ impl ProducesTickets for Lifetime {
         self.0
     }
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
-        // Each is another ticket, as of every server.
+        // Each ticket differs, as those of every server do.
         let mut ticket = vec![0; 8];
         aws_lc_rs::rand::fill(&mut ticket).ok()?;
         ticket.extend_from_slice(plain);
@@ -36,7 +36,8 @@ impl ProducesTickets for Lifetime {
     }
 }
 
-/// A handshake of the daemon's client with a rustls server whose tickets have this lifetime. Answers whether it was resumed.
+/// Runs a handshake of the daemon's client with a rustls server whose tickets have this lifetime.
+/// Returns whether it resumed.
 fn visit(table: &Table, folder: &Path, version: &'static SupportedProtocolVersion, lifetime: u32) -> bool {
     let mut config = plain_config(folder, &[version]);
     config.ticketer = Arc::new(Lifetime(lifetime));
@@ -67,7 +68,7 @@ fn visit(table: &Table, folder: &Path, version: &'static SupportedProtocolVersio
     reused
 }
 
-/// Lives of the client's sessions, in seconds, shortest first.
+/// Returns the remaining lifetimes of the client's sessions in seconds, shortest first.
 fn lives(table: &Table) -> Vec<u64> {
     let now = table.now();
     let mut lives = Vec::new();
@@ -80,13 +81,13 @@ fn lives(table: &Table) -> Vec<u64> {
 }
 
 #[test]
-fn lifetime_of_a_ticket_ends_a_clients_session() {
+fn ticket_lifetime_limits_a_client_session() {
     for (version, lifetime, kept) in [
         (&TLS13, 0, None),
         (&TLS13, 60, Some(60)),
         (&TLS13, 604_800, Some(7200)),
         (&TLS12, 60, Some(60)),
-        // RFC 5077 section 3.3: no statement.
+        // RFC 5077 section 3.3: 0 leaves the lifetime unspecified.
         (&TLS12, 0, Some(7200)),
     ] {
         let (table, folder) = client_daemon("session_timeout = \"2h\"");
@@ -117,7 +118,7 @@ fn renewed_ticket_of_a_tls12_resumption_is_kept() {
         lives.len() == 2 && (590..=600).contains(&lives[0]) && (1190..=1200).contains(&lives[1]),
         "{lives:?}"
     );
-    assert!(visit(&table, folder.path(), &TLS12, 1200), "and the new one is offered");
+    assert!(visit(&table, folder.path(), &TLS12, 1200), "the renewed ticket is offered");
 }
 
 fn client_daemon(lines: &str) -> (Table, tempfile::TempDir) {

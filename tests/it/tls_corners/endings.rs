@@ -1,4 +1,5 @@
-//! Endings that are seldom: the alert that left, or none; closes in a handshake; nothing after a close_notify.
+//! Rare ends of connections: the alert that was sent, if any, closes during a handshake, and
+//! silence after a close_notify.
 
 use std::{
     io::Write,
@@ -29,7 +30,7 @@ use crate::{
 const CLOSE_NOTIFY: [u8; 7] = [21, 3, 3, 0, 2, 1, 0];
 
 #[test]
-fn close_notify_during_a_handshake_is_a_close() {
+fn close_notify_ends_only_a_tls13_handshake() {
     for version in ["1.2", "1.3"] {
         let (table, roots) = with_roots(&format!("versions = [\"{version}\"]"));
         let ticket = (version == "1.3").then(|| tickets(&table, &roots, AES_128).remove(0));
@@ -45,14 +46,14 @@ fn close_notify_during_a_handshake_is_a_close() {
             assert!(flags.received && state(&table, id) == State::Failed, "TLS {version}");
             assert!(failure(&table, id).contains("closed during the handshake"), "{}", failure(&table, id));
         } else {
-            // rustls passes over it as over any warning in the clear, which nobody has signed.
+            // rustls ignores it, as it ignores every unauthenticated warning.
             assert_eq!(state(&table, id), State::Handshaking);
         }
         assert_eq!(cached(&table), before);
     }
 }
 
-/// A handshake of the daemon with a rustls peer, and both ends of it.
+/// A connection of the daemon and its rustls peer.
 struct Pair {
     table: Table,
     id: ConnectionId,
@@ -60,7 +61,7 @@ struct Pair {
 }
 
 impl Pair {
-    /// The daemon is the server.
+    /// Runs a handshake with the daemon as the server.
     fn with_client(versions: &str) -> Self {
         let (table, roots) = with_roots(&format!("versions = [\"{versions}\"]"));
         let id = server(&table);
@@ -71,7 +72,7 @@ impl Pair {
         pair
     }
 
-    /// What the peer has to say.
+    /// Returns the bytes that the peer wants to send.
     fn said(&mut self) -> Vec<u8> {
         let mut said = Vec::new();
         while self.peer.wants_write() {
@@ -80,7 +81,7 @@ impl Pair {
         said
     }
 
-    /// What the peer makes of it.
+    /// Passes bytes to the peer.
     fn hears(&mut self, mut ciphertext: &[u8]) -> Result<(), rustls::Error> {
         while !ciphertext.is_empty() {
             self.peer.read_tls(&mut ciphertext).unwrap();
@@ -102,8 +103,8 @@ impl Pair {
 }
 
 #[test]
-fn alert_that_is_named_is_the_one_that_left() {
-    // Nothing leaves: rustls has an error of its own and sends no alert.
+fn reported_alert_is_the_one_on_the_wire() {
+    // No alert is sent: rustls fails with an error of its own.
     let mut pair = Pair::with_client("1.3");
     let mut updates = Vec::new();
     for _ in 0..40 {
@@ -114,7 +115,8 @@ fn alert_that_is_named_is_the_one_that_left() {
     let heard = pair.hears(&output.ciphertext);
     named(&pair, &output, heard, "many KeyUpdates");
 
-    // One leaves in the clear, one encrypted: the last byte of a record is not what was encrypted.
+    // A damaged record: its last byte differs from the encrypted one. An alert is sent in both
+    // versions.
     for version in ["1.2", "1.3"] {
         let mut pair = Pair::with_client(version);
         pair.peer.writer().write_all(b"damaged on its way").unwrap();
@@ -133,7 +135,7 @@ fn alert_that_is_named_is_the_one_that_left() {
     assert_eq!(output.ciphertext, [21, 3, 3, 0, 2, 2, 40]);
     assert_eq!(output.alert.map(|alert| alert.code), Some(40));
 
-    // A retry that is answered with another name: rustls says nothing.
+    // The second ClientHello after a retry has another name. rustls sends no alert.
     let (table, _) = with_roots("versions = [\"1.3\"]\nkey_exchange = [\"X25519\"]");
     let id = server(&table);
     let groups = vec![SECP256R1, X25519];
@@ -146,7 +148,7 @@ fn alert_that_is_named_is_the_one_that_left() {
     assert!(!failure(&table, id).contains("alert"), "{}", failure(&table, id));
 }
 
-/// The peer heard what the daemon says that it sent.
+/// Asserts that the peer received the alert that the daemon reports as sent, or none.
 fn named(pair: &Pair, output: &Output, heard: Result<(), rustls::Error>, what: &str) {
     let heard = match heard {
         Ok(()) => None,
@@ -163,7 +165,7 @@ fn named(pair: &Pair, output: &Output, heard: Result<(), rustls::Error>, what: &
 }
 
 #[test]
-fn nothing_follows_our_close_notify() {
+fn engine_sends_nothing_after_its_close_notify() {
     for version in ["1.2", "1.3"] {
         let mut pair = Pair::with_client(version);
         let mut close = Vec::new();
@@ -176,7 +178,7 @@ fn nothing_follows_our_close_notify() {
         let output = send(&pair.table, pair.id, &record);
         assert_eq!((output.alert, output.ciphertext.len()), (None, 0), "TLS {version}");
     }
-    // A KeyUpdate that wants one in return.
+    // A KeyUpdate that requests one in return.
     let mut pair = Pair::with_client("1.3");
     pair.table.apply(pair.id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
     pair.peer.refresh_traffic_keys().unwrap();
@@ -185,8 +187,8 @@ fn nothing_follows_our_close_notify() {
 }
 
 #[test]
-fn warnings_and_a_hello_that_never_comes_whole_name_no_alert() {
-    // rustls passes over four warnings, and sends nothing at the fifth.
+fn warnings_and_incomplete_hellos_report_no_alert() {
+    // rustls ignores four warnings, and fails at the fifth without an alert.
     let (table, _) = with_roots("");
     let id = server(&table);
     let output = send(&table, id, &[21, 3, 3, 0, 2, 1, 90].repeat(6));
@@ -201,7 +203,8 @@ fn warnings_and_a_hello_that_never_comes_whole_name_no_alert() {
     assert!(!failure(&table, id).contains("alert"), "{}", failure(&table, id));
 }
 
-/// The key schedule of a client whose Finished is wrong: the second HMAC that it makes, for the first one is the server's.
+/// The key schedule of a client with a wrong Finished. The second HMAC is the client's, the first
+/// one the server's.
 struct WrongFinished(&'static dyn Hkdf, AtomicUsize);
 
 impl Hkdf for WrongFinished {
@@ -224,7 +227,7 @@ impl Hkdf for WrongFinished {
 }
 
 #[test]
-fn wrong_finished_is_a_decrypt_error_on_the_wire_and_in_the_answer() {
+fn wrong_finished_is_sent_and_reported_as_decrypt_error() {
     let SupportedCipherSuite::Tls13(suite) = TLS13_AES_128_GCM_SHA256 else { panic!("of TLS 1.3") };
     let wrong = Tls13CipherSuite {
         common: CipherSuiteCommon { ..suite.common },

@@ -1,4 +1,4 @@
-//! Hellos that a careful server reads twice: several tickets, retries, names, fallbacks.
+//! Rare ClientHellos: several tickets, retries, names, fallbacks.
 
 use std::{
     collections::VecDeque,
@@ -24,29 +24,32 @@ use crate::{
 };
 
 #[test]
-fn of_several_tickets_the_first_that_fits_is_resumed() {
+fn first_suitable_ticket_of_several_is_resumed() {
     let (table, roots) = with_roots("versions = [\"1.3\"]");
     let other_suite = tickets(&table, &roots, AES_256).remove(0);
     let fits = tickets(&table, &roots, AES_128).remove(0);
     let unknown = Ticket { identity: vec![1; 32], psk: vec![2; 32] };
     assert_eq!(cached(&table), 4);
-    // The other suite has another hash: its binder is never looked at, and its ticket is not spent.
+    // The other suite has another hash, so its binder is not checked and its ticket is not
+    // consumed.
     let hello = PskHello::offering(&[&unknown, &other_suite, &fits]);
-    assert_eq!(offer(&table, &hello), (Some(2), 3), "one was spent, which was resumed");
+    assert_eq!(offer(&table, &hello), (Some(2), 3), "only the resumed ticket is consumed");
     let left = all_tickets(&table);
     assert!(left.iter().any(|ticket| ticket.identity == other_suite.identity));
     assert!(left.iter().all(|ticket| ticket.identity != fits.identity));
 }
 
 #[test]
-fn ticket_of_another_suite_is_a_miss_and_the_full_handshake_makes_all_tickets() {
+fn ticket_of_another_suite_falls_back_to_a_full_handshake() {
     let (table, roots) = with_roots("versions = [\"1.3\"]\ntickets = 3");
-    // Both have SHA-256, so a client may offer the one and agree on the other; rustls resumes the very suite alone.
+    // Both suites use SHA-256, so a client may offer a ticket of one and agree on the other (RFC
+    // 8446 section 4.6.1). rustls resumes only with the same suite.
     let ticket = tickets(&table, &roots, AES_128).remove(0);
     let hello = PskHello { suites: vec![CHACHA20], ..PskHello::offering(&[&ticket]) };
-    assert_eq!(offer(&table, &hello), (None, 3), "nothing is spent");
+    assert_eq!(offer(&table, &hello), (None, 3), "no ticket is consumed");
     assert_eq!(misses(&table, Miss::Scope), 1);
-    // The same client, the same suite: what a full handshake makes does not depend on what was offered.
+    // The same client with the same suite: the tickets of a full handshake do not depend on the
+    // offer.
     assert_eq!(tickets(&table, &roots, CHACHA20).len(), 3);
 }
 
@@ -66,10 +69,11 @@ fn second_hello_after_a_retry_is_read_again() {
         let id = server(&table);
         let first = first(offered);
         let retry = send(&table, id, &first.flight()).ciphertext;
-        assert_eq!(cached(&table), 2, "a hello that is retried spends nothing");
+        assert_eq!(cached(&table), 2, "a hello that is retried consumes no ticket");
         let before = after_retry(&first.message(), first_message(&retry));
         let second = match compatible {
-            // The first offer held nothing of the suite that the retry names, and so the client offers another.
+            // The first offer had no ticket for the suite of the retry, so the client offers
+            // another one.
             true => PskHello { groups: groups.clone(), before, ..PskHello::offering(&[&ticket]) },
             false => PskHello { groups: groups.clone(), before, ..PskHello::offering(&[&unknown]) },
         };
@@ -85,7 +89,7 @@ fn second_hello_after_a_retry_is_read_again() {
         assert_eq!(cached(&table), 2 - spent);
         table.free(id).unwrap();
         if compatible {
-            // For the second round.
+            // A ticket for the second round.
             tickets(&table, &roots, AES_128);
             let more = all_tickets(&table).pop().unwrap();
             let registry = table.registry();
@@ -164,7 +168,7 @@ fn hello_that_is_refused_spends_no_ticket() {
         let output = send(&table, id, &hello.flight());
         assert!(output.alert.is_some() && state(&table, id) == State::Failed, "{what}");
         let theirs = plain_rustls(folder.path(), &[b"h2"], &hello.flight());
-        // Behind a ServerHello, whose random and key differ, the alert is encrypted.
+        // After a ServerHello, which has another random and key, the alert is encrypted.
         match theirs.first() {
             Some(21) => assert_eq!(output.ciphertext, theirs, "{what}"),
             _ => assert_eq!(output.ciphertext.len(), theirs.len(), "{what}"),
@@ -172,17 +176,17 @@ fn hello_that_is_refused_spends_no_ticket() {
         assert_eq!(cached(&table), all.len(), "{what}");
         table.free(id).unwrap();
     }
-    // More in the records of the hello than the hello.
+    // The records of the hello contain a second message.
     let id = server(&table);
     let message = [usual().message(), vec![1, 0, 0, 0]].concat();
     let output = send(&table, id, &crate::client_hello::records(&message, &[]));
     assert!(output.alert.is_some() && cached(&table) == all.len(), "a message behind the hello");
     let agreed = PskHello { more: vec![alpn(b"h2")], ..usual() };
-    assert_eq!(offer(&table, &agreed), (Some(0), all.len() - 1), "the usual one is resumed");
+    assert_eq!(offer(&table, &agreed), (Some(0), all.len() - 1), "the valid hello is resumed");
 }
 
 #[test]
-fn name_with_a_dot_is_the_same_name() {
+fn trailing_dot_of_a_server_name_is_ignored() {
     let (table, roots) = with_roots("versions = [\"1.3\"]");
     let ticket = tickets(&table, &roots, AES_128).remove(0);
     let before = cached(&table);
@@ -191,12 +195,12 @@ fn name_with_a_dot_is_the_same_name() {
     let output = send(&table, id, &dotted.flight());
     let name = table.look(id, |connection, _| connection.server_name().to_string()).unwrap();
     assert_eq!((output.alert, name.as_str()), (None, "localhost"));
-    // rustls compares names as they were sent: it would not resume, so nothing is spent.
+    // rustls compares names as they were sent and would not resume, so no ticket is consumed.
     assert_eq!((resumed(first_message(&output.ciphertext)), cached(&table)), (None, before));
 }
 
 #[test]
-fn fallback_that_an_attacker_brought_about_is_refused() {
+fn forced_fallback_to_an_older_version_is_refused() {
     const SCSV: u16 = 0x5600;
     let suite = 0xc02b;
     for (versions, suites, refused) in [
@@ -222,7 +226,7 @@ fn fallback_that_an_attacker_brought_about_is_refused() {
 }
 
 #[test]
-fn server_name_that_is_none_is_refused_as_rustls_refuses_it() {
+fn invalid_server_name_is_refused_as_by_rustls() {
     let folder = tempfile::tempdir().unwrap();
     pki::localhost(folder.path());
     let (table, _) = with_roots_in(folder.path(), "");
@@ -234,7 +238,7 @@ fn server_name_that_is_none_is_refused_as_rustls_refuses_it() {
         ("a b.test", true),
         ("unknown.test", false),
         ("under_score.test", false),
-        // An address counts as no name (RFC 6066 section 3 forbids it there).
+        // An address counts as no name (RFC 6066 section 3 forbids addresses there).
         ("192.0.2.1", false),
         ("2001:db8::1", false),
     ] {
@@ -256,7 +260,7 @@ fn server_name_that_is_none_is_refused_as_rustls_refuses_it() {
     }
 }
 
-/// What lies on the way to an OpenSSL client, and from it.
+/// Bytes in flight to and from an OpenSSL client.
 #[derive(Default)]
 struct Wire {
     to: VecDeque<u8>,
@@ -281,7 +285,8 @@ impl Write for Wire {
     }
 }
 
-/// A handshake of TLS 1.2 with an OpenSSL client, with or without extended_master_secret. Answers how it ended for the daemon.
+/// Runs a TLS 1.2 handshake with an OpenSSL client, with or without extended_master_secret. Returns
+/// the client's session, the daemon's connection and its alert.
 fn openssl(
     table: &Table,
     extended: bool,
@@ -297,7 +302,7 @@ fn openssl(
     }
     let mut ssl = connector.build().configure().unwrap().into_ssl("localhost").unwrap();
     if let Some(session) = session {
-        // It is one of this library, in this process.
+        // The session belongs to the same library in the same process.
         #[allow(unsafe_code, reason = "SSL_set_session has no other form")]
         unsafe {
             ssl.set_session(session).unwrap();
@@ -319,7 +324,7 @@ fn openssl(
             return (client.ssl().session().map(ToOwned::to_owned), id, None);
         }
     }
-    panic!("it does not end");
+    panic!("the handshake does not end");
 }
 
 #[test]
@@ -330,18 +335,19 @@ fn session_is_not_resumed_across_extended_master_secret() {
         table.free(id).unwrap();
     };
     let reused = |id| table.look(id, |connection, _| connection.session_reused()).unwrap();
-    // RFC 7627 section 5.3: of a session without it, a hello with it makes a full handshake.
+    // RFC 7627 section 5.3: a hello with the extension makes a full handshake if the session lacks
+    // it.
     let (session, id, _) = openssl(&table, false, None);
     closed(id);
     let (_, id, alert) = openssl(&table, true, session.as_ref());
     assert_eq!((alert, reused(id), misses(&table, Miss::Scope)), (None, false, 1));
     closed(id);
-    // Of a session with it, a hello without it ends the handshake.
+    // A hello without the extension ends the handshake if the session has it.
     let (session, id, _) = openssl(&table, true, None);
     closed(id);
     let (_, id, alert) = openssl(&table, false, session.as_ref());
     assert_eq!((alert.map(|alert| alert.code), state(&table, id)), (Some(47), State::Failed));
-    // With the same in both it is resumed.
+    // If both have it, the session is resumed.
     let (_, id, alert) = openssl(&table, true, session.as_ref());
     assert_eq!((alert, reused(id)), (None, true));
 }

@@ -1,8 +1,8 @@
-//! Corners of TLS, with plain rustls beside the daemon where the wire decides.
+//! Rare cases of TLS, compared with plain rustls where the bytes on the wire decide.
 //!
-//! * `hellos`: hellos that a careful server reads twice
-//! * `endings`: alerts and closes that are seldom
-//! * `client_tickets`: what a client makes of a server's tickets
+//! * `hellos`: rare ClientHellos
+//! * `endings`: rare alerts and closes
+//! * `client_tickets`: how a client handles a server's tickets
 
 mod client_tickets;
 mod endings;
@@ -35,7 +35,7 @@ fn state(table: &Table, id: ConnectionId) -> State {
     table.look(id, |connection, _| connection.state()).unwrap()
 }
 
-/// Why it failed.
+/// Returns the reason of the failure.
 fn failure(table: &Table, id: ConnectionId) -> String {
     let again = table.apply(id, |connection, now| connection.exchange(Input::default(), now));
     again.unwrap_err().to_string()
@@ -49,7 +49,7 @@ fn misses(table: &Table, why: Miss) -> u64 {
     table.registry().get("default").unwrap().stats.misses.get(why)
 }
 
-/// What rustls itself answers to the same flight, as a server with the same certificate.
+/// Returns the answer of plain rustls to the same flight, as a server with the same certificate.
 fn plain_rustls(folder: &Path, alpn: &[&[u8]], flight: &[u8]) -> Vec<u8> {
     let mut config = plain_config(folder, &[&TLS12, &TLS13]);
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
@@ -76,7 +76,8 @@ fn plain_config(folder: &Path, versions: &[&'static SupportedProtocolVersion]) -
         .unwrap()
 }
 
-/// Makes sessions by a full handshake of a client with these suites, ends it well, and answers their tickets, newest last.
+/// Makes sessions by a full handshake of a client with this suite and closes it. Returns their
+/// tickets, newest last.
 fn tickets(table: &Table, roots: &RootCertStore, suite: u16) -> Vec<Ticket> {
     let before = all_tickets(table);
     let (_, id, _) = connect(table, &client(roots, |ours| ours == suite), usize::MAX);
@@ -94,7 +95,8 @@ fn all_tickets(table: &Table) -> Vec<Ticket> {
     all
 }
 
-/// The place of the ticket that the server resumes, and how many sessions are in the cache then.
+/// Returns the index of the ticket that the server resumes, and the number of sessions left in the
+/// cache.
 fn offer(table: &Table, hello: &PskHello) -> (Option<u16>, usize) {
     let id = server(table);
     let output = send(table, id, &hello.flight());
@@ -105,7 +107,7 @@ fn offer(table: &Table, hello: &PskHello) -> (Option<u16>, usize) {
     (place, left)
 }
 
-/// A ClientHello of TLS 1.2 with these suites.
+/// Returns a TLS 1.2 ClientHello with these suites.
 fn old_hello(suites: &[u16]) -> Vec<u8> {
     let mut extensions = Extension::negotiable(&[X25519], &[], &[]);
     extensions.retain(|extension| matches!(extension, Extension::Unknown(10 | 13, _)));

@@ -1,4 +1,4 @@
-//! Locks and counters under the scheduler, with the methods of those of parking_lot that the core calls: without poisoning.
+//! The primitives of `src/sync.rs`, under the scheduler. Locks have no poisoning, as there.
 
 pub(crate) use std::sync::atomic::Ordering;
 

@@ -1,5 +1,5 @@
-//! The session cache: what was acknowledged to be gone is handed out no more, a ticket is spent once, and each departure is
-//! told once.
+//! The session cache: no removed session is handed out, a ticket is consumed once, and each removal
+//! is reported once.
 
 use std::{
     sync::{
@@ -25,20 +25,20 @@ use tls_sessiond_types::{Role, Version, server_name::ServerName};
 use crate::{Check, together};
 
 pub(crate) const CHECKS: &[Check] = &[
-    ("two_who_make_room_push_nobody_below_its_share", two_who_make_room_push_nobody_below_its_share),
-    ("ticket_is_spent_once_and_its_end_is_told_once", ticket_is_spent_once_and_its_end_is_told_once),
-    ("nobody_finds_what_a_revocation_has_covered", nobody_finds_what_a_revocation_has_covered),
-    ("closed_cache_hands_nothing_out_and_is_empty", closed_cache_hands_nothing_out_and_is_empty),
-    ("revocations_that_are_inherited_hold_at_once", revocations_that_are_inherited_hold_at_once),
+    ("concurrent_evictions_keep_each_cache_at_its_share", concurrent_evictions_keep_each_cache_at_its_share),
+    ("ticket_is_consumed_and_reported_removed_once", ticket_is_consumed_and_reported_removed_once),
+    ("revoked_sessions_are_never_found", revoked_sessions_are_never_found),
+    ("closed_cache_is_empty_and_finds_nothing", closed_cache_is_empty_and_finds_nothing),
+    ("inherited_revocations_hold_at_once", inherited_revocations_hold_at_once),
     ("lookup_and_withdrawal_meet_an_eviction", lookup_and_withdrawal_meet_an_eviction),
-    ("of_two_puts_one_has_the_id_of_what_is_over", of_two_puts_one_has_the_id_of_what_is_over),
-    ("total_holds_and_who_is_within_its_share_keeps_all", total_holds_and_who_is_within_its_share_keeps_all),
+    ("one_of_two_puts_reuses_an_expired_id", one_of_two_puts_reuses_an_expired_id),
+    ("total_holds_and_no_cache_loses_its_share", total_holds_and_no_cache_loses_its_share),
 ];
 
 const NOW: Now = Now::from_millis(1_000_000);
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// What every session is asked for on.
+/// The criteria of every lookup.
 fn terms() -> Terms<'static> {
     static NAME: LazyLock<ServerName<'static>> = LazyLock::new(|| "a.test".into());
     Terms {
@@ -95,12 +95,12 @@ fn id(id: u8) -> SessionId {
     SessionId::new(&[id]).unwrap()
 }
 
-/// Why sessions left, as it was told.
+/// Returns the reported removals and their reasons.
 fn told(watch: &Watch) -> Vec<(u8, RemovalReason)> {
     let Poll::Ready(news) = watch.poll(Waker::noop()) else { return Vec::new() };
     let mut told = Vec::new();
     for news in news {
-        let News::Event(event) = news else { panic!("some are missing") };
+        let News::Event(event) = news else { panic!("events are missing") };
         if let What::Removed(reason) = event.what {
             told.push((event.facts.id.as_bytes()[0], reason));
         }
@@ -108,7 +108,7 @@ fn told(watch: &Watch) -> Vec<(u8, RemovalReason)> {
     told
 }
 
-fn ticket_is_spent_once_and_its_end_is_told_once() {
+fn ticket_is_consumed_and_reported_removed_once() {
     let (cache, _, watch) = lonely(10);
     let ticket = cache.put(new(1, Version::Tls13), NOW).unwrap();
     let got = Arc::new(AtomicU32::new(0));
@@ -133,8 +133,8 @@ fn ticket_is_spent_once_and_its_end_is_told_once() {
     assert_eq!(cache.find(&id(1), &terms(), NOW).unwrap_err(), Miss::Removed);
 }
 
-/// Puts, ends what was authenticated until now, and asks, all at the same time; fails where somebody who asked after the end
-/// was acknowledged found something.
+/// Stores sessions, ends those authenticated until now with `end`, and looks them up, all at the
+/// same time. Fails if a put or lookup that began after `end` had returned succeeds.
 fn end_while_put_and_asked(end: fn(&Cache)) {
     let (cache, _, watch) = lonely(10);
     put(&cache, 1).unwrap();
@@ -144,7 +144,7 @@ fn end_while_put_and_asked(end: fn(&Cache)) {
         Box::new(move || {
             let was_ended = ended.load(Ordering::SeqCst);
             let stored = put(&cache, 2);
-            assert!(!(was_ended && stored.is_ok()), "it was stored afterwards");
+            assert!(!(was_ended && stored.is_ok()), "the session was stored afterwards");
             assert!(stored.is_ok() || stored.unwrap_err() == NotStored::Revoked);
         })
     };
@@ -166,12 +166,12 @@ fn end_while_put_and_asked(end: fn(&Cache)) {
         })
     };
     together([put, asked, end]);
-    assert!(cache.is_empty(), "what is over does not stay");
+    assert!(cache.is_empty(), "a removed session stays in the cache");
     let reasons = [RemovalReason::Revoked, RemovalReason::ScopeChanged];
     assert!(told(&watch).iter().all(|(_, reason)| reasons.contains(reason)));
 }
 
-fn nobody_finds_what_a_revocation_has_covered() {
+fn revoked_sessions_are_never_found() {
     end_while_put_and_asked(|cache| {
         cache.revoke(Selector::All, NOW.at.after(Duration::from_millis(1)));
         (0..cache.parts()).for_each(|part| {
@@ -180,11 +180,11 @@ fn nobody_finds_what_a_revocation_has_covered() {
     });
 }
 
-fn closed_cache_hands_nothing_out_and_is_empty() {
+fn closed_cache_is_empty_and_finds_nothing() {
     end_while_put_and_asked(|cache| cache.close(|_| ()));
 }
 
-fn revocations_that_are_inherited_hold_at_once() {
+fn inherited_revocations_hold_at_once() {
     let (before, ledger, _watch) = lonely(10);
     let after = cache(10, &ledger);
     before.revoke(Selector::ServerName("a.test".into()), NOW.at.after(Duration::from_millis(1)));
@@ -198,11 +198,11 @@ fn revocations_that_are_inherited_hold_at_once() {
         Box::new(move || {
             let (cache, was_inherited) = (&after, inherited.load(Ordering::SeqCst));
             let stored = put(cache, 1).is_ok();
-            assert!(!(was_inherited && stored), "it was stored afterwards");
+            assert!(!(was_inherited && stored), "the session was stored afterwards");
             let was_inherited = inherited.load(Ordering::SeqCst);
             let found = cache.find(&id(1), &terms(), NOW).is_ok();
-            assert!(!(was_inherited && found), "it was found afterwards");
-            // Moments that are over are forgotten, and these are not.
+            assert!(!(was_inherited && found), "the session was found afterwards");
+            // Reaping forgets revocations that have expired, and must keep these.
             cache.reap(NOW.at);
         }),
     ]);
@@ -242,7 +242,7 @@ fn lookup_and_withdrawal_meet_an_eviction() {
     assert!(matches!(told[..], [(1, _)]), "{told:?}");
 }
 
-fn of_two_puts_one_has_the_id_of_what_is_over() {
+fn one_of_two_puts_reuses_an_expired_id() {
     let (cache, ledger, watch) = lonely(10);
     let old = put(&cache, 1).unwrap();
     let later = NOW.after(HOUR);
@@ -266,8 +266,8 @@ fn of_two_puts_one_has_the_id_of_what_is_over() {
     assert_eq!((cache.len(), ledger.budget.held().entries()), (1, 1));
 }
 
-fn total_holds_and_who_is_within_its_share_keeps_all() {
-    // Each may have three alone, and has two of the total as its share.
+fn total_holds_and_no_cache_loses_its_share() {
+    // Each cache may hold four alone, and its share of the total is two.
     let ledger = Arc::new(Ledger::new(limits(4)));
     let caches = [(); 2].map(|()| cache(4, &ledger));
     ledger.budget.share(caches.iter());
@@ -282,10 +282,10 @@ fn total_holds_and_who_is_within_its_share_keeps_all() {
     let held = ledger.budget.held();
     assert_eq!(held.entries(), modest.len() + greedy.len());
     assert!(held.entries() <= 4, "{} are held", held.entries());
-    assert_eq!(modest.len(), 2, "it has never had more than its share");
+    assert_eq!(modest.len(), 2, "a cache within its share lost a session");
 }
 
-fn two_who_make_room_push_nobody_below_its_share() {
+fn concurrent_evictions_keep_each_cache_at_its_share() {
     let ledger = Arc::new(Ledger::new(limits(4)));
     let caches = [(); 2].map(|()| cache(4, &ledger));
     ledger.budget.share(caches.iter());

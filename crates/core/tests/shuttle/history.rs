@@ -1,5 +1,6 @@
-//! Histories of calls, and whether they are those of a map: whether the calls can be put into one order, none before
-//! another that had returned when it began, in which a map would have answered the same (Herlihy and Wing, 1990).
+//! Histories of calls, and a check that they are linearizable: that the calls can be put into one
+//! order in which a map gives the same answers, and in which no call precedes another one that had
+//! returned before it began (Herlihy and Wing, 1990).
 
 use std::{
     collections::BTreeMap,
@@ -9,20 +10,20 @@ use std::{
     },
 };
 
-/// What is called, with the key.
+/// A call with its key.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Call {
     /// Puts this value.
     Put(u8, u32),
-    /// What is there stays.
+    /// Returns the value and keeps it.
     Get(u8),
-    /// What is there goes.
+    /// Returns the value and removes it.
     Take(u8),
-    /// This value goes, if it is there.
+    /// Removes this value, if it is there.
     Remove(u8, u32),
 }
 
-/// What is answered: whether it was done, or which value.
+/// An answer: whether the call succeeded, or the value that it found.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Answer {
     Done(bool),
@@ -37,7 +38,8 @@ struct Event {
     answer: Answer,
 }
 
-/// The calls of all threads. The scheduler runs one thread at a time, so a number is a moment.
+/// The calls of all threads. The scheduler runs one thread at a time, so a counter gives each event
+/// its moment.
 #[derive(Default)]
 pub(crate) struct History {
     moment: AtomicU32,
@@ -52,14 +54,14 @@ impl History {
         self.events.lock().unwrap().push(Event { begun, ended, call, answer });
     }
 
-    /// Fails unless it is a history of a map that is empty at first.
+    /// Fails unless this is a history of a map that is empty at first.
     pub(crate) fn assert_of_a_map(&self) {
         let events = self.events.lock().unwrap();
-        assert!(explains(&events, &BTreeMap::new()), "no order of these calls is that of a map: {events:#?}");
+        assert!(explains(&events, &BTreeMap::new()), "these calls are not linearizable: {events:#?}");
     }
 }
 
-/// Whether a map that holds this answers these calls in some order.
+/// Returns whether a map with this content gives these answers in some order of the calls.
 fn explains(events: &[Event], map: &BTreeMap<u8, u32>) -> bool {
     let Some(first_end) = events.iter().map(|event| event.ended).min() else { return true };
     (0..events.len()).filter(|&place| events[place].begun < first_end).any(|place| {

@@ -1,12 +1,15 @@
-//! The core under a scheduler that tries the interleavings of its threads: at each lock and each counter another one may
-//! go on.
+//! The core under a scheduler that tries the interleavings of its threads. At each lock and each
+//! atomic access another thread may run.
 //!
-//! Feature `shuttle` puts the scheduler's primitives in the place of those of parking_lot. Schedules are the same at every run;
-//! `TLS_SESSIOND_SEED=n` plays others. There is no test harness, so that no unit test runs here, outside of a schedule.
+//! The sources of the store and of the session cache are compiled here a second time, with the
+//! scheduler's primitives in [`sync`] instead of those of parking_lot. Schedules are the same at
+//! every run; `TLS_SESSIOND_SEED=n` selects others. There is no test harness, because it would also
+//! run the unit tests of those sources, outside the scheduler.
 //!
-//! No client caches: their pool asks the store while it holds a guard of a map that the scheduler does not know.
+//! Client caches are not tested: their pool calls the store while it holds a guard of a map that
+//! the scheduler does not know.
 
-// Always so here; clippy allows unwrap where it is said.
+// Always a test. Clippy allows `unwrap` in tests only where `cfg(test)` is written.
 #![allow(clippy::unwrap_used)]
 
 use std::{process::ExitCode, time::Instant};
@@ -20,10 +23,10 @@ mod caches;
 mod history;
 mod stores;
 
-/// What is checked in every schedule.
+/// A check that every schedule must pass, with its name.
 type Check = (&'static str, fn());
 
-/// Runs those whose names have one of the arguments in them; without arguments all.
+/// Runs the checks whose names contain one of the arguments, or all checks without arguments.
 fn main() -> ExitCode {
     let wanted: Vec<_> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let (mut passed, mut failed) = (0, 0);
@@ -39,7 +42,8 @@ fn main() -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Runs a check under some thousand schedules: random ones, and such as find what takes few changes of thread.
+/// Runs a check under some thousand schedules: random ones, and ones that find faults with few
+/// thread switches.
 fn schedules(check: fn()) {
     let seed = std::env::var("TLS_SESSIOND_SEED").map_or(0, |seed| seed.parse().unwrap());
     let config = || {
@@ -51,7 +55,7 @@ fn schedules(check: fn()) {
     Runner::new(PctScheduler::new_from_seed(seed, 3, 3_000), config()).run(check);
 }
 
-/// Runs these at the same time, to their end.
+/// Runs these functions at the same time and waits for their ends.
 fn together<const N: usize>(all: [Box<dyn FnOnce() + Send>; N]) {
     let running = all.map(|one| shuttle::thread::spawn(one));
     running.into_iter().for_each(|one| one.join().unwrap());

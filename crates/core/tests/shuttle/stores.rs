@@ -1,4 +1,4 @@
-//! The store: of those who want one value one gets it, and its counters are what it holds.
+//! The store: of concurrent calls for one value one succeeds, and the counters match the content.
 
 use std::sync::{
     Arc, Weak,
@@ -19,15 +19,15 @@ use crate::{
 
 pub(crate) const CHECKS: &[Check] = &[
     (
-        "of_two_takes_a_removal_and_an_eviction_one_succeeds",
-        of_two_takes_a_removal_and_an_eviction_one_succeeds,
+        "one_of_two_takes_a_removal_and_an_eviction_succeeds",
+        one_of_two_takes_a_removal_and_an_eviction_succeeds,
     ),
-    ("of_two_puts_of_one_key_one_succeeds", of_two_puts_of_one_key_one_succeeds),
-    ("calls_are_answered_as_if_one_came_after_another", calls_are_answered_as_if_one_came_after_another),
-    ("counters_are_what_is_held_and_limits_hold", counters_are_what_is_held_and_limits_hold),
-    ("smaller_limits_hold_whatever_is_put_meanwhile", smaller_limits_hold_whatever_is_put_meanwhile),
-    ("what_a_put_has_pushed_out_is_not_handed_out", what_a_put_has_pushed_out_is_not_handed_out),
-    ("who_looks_ahead_stops_nobody_and_changes_nothing", who_looks_ahead_stops_nobody_and_changes_nothing),
+    ("one_of_two_puts_of_one_key_succeeds", one_of_two_puts_of_one_key_succeeds),
+    ("store_calls_are_linearizable", store_calls_are_linearizable),
+    ("store_counters_match_its_content_and_limits_hold", store_counters_match_its_content_and_limits_hold),
+    ("reduced_limits_hold_during_concurrent_puts", reduced_limits_hold_during_concurrent_puts),
+    ("evicted_value_is_not_handed_out", evicted_value_is_not_handed_out),
+    ("prefetch_blocks_no_call_and_changes_nothing", prefetch_blocks_no_call_and_changes_nothing),
 ];
 
 struct Value {
@@ -66,7 +66,7 @@ fn value(key: u8, serial: u32) -> Arc<Value> {
     })
 }
 
-/// In one part, or in two.
+/// Returns a store with one shard or with two.
 fn store(entries_max: usize, bytes_max: usize, total: &Arc<Amount>) -> Arc<Memory<Value>> {
     Arc::new(Memory::new(Limits { entries_max, bytes_max }, Arc::clone(total)))
 }
@@ -81,7 +81,7 @@ fn put(store: &Memory<Value>, value: Arc<Value>) -> Result<(), Refused> {
     store.put(value, drop)
 }
 
-/// That the counters of the store, and of all stores, are what it holds.
+/// Asserts that the counters of the store and the total match the content.
 fn assert_counted(store: &Memory<Value>, total: &Amount) {
     let (mut entries, mut bytes) = (0, 0);
     (0..store.parts()).for_each(|part| {
@@ -94,10 +94,10 @@ fn assert_counted(store: &Memory<Value>, total: &Amount) {
     assert_eq!((total.entries(), total.bytes()), (entries, bytes));
 }
 
-/// A way to get a value for oneself alone; says whether one did.
+/// A way to take a value exclusively. Returns whether it did.
 type Way = fn(&Memory<Value>, Arc<Value>) -> bool;
 
-fn of_two_takes_a_removal_and_an_eviction_one_succeeds() {
+fn one_of_two_takes_a_removal_and_an_eviction_succeeds() {
     let total = Arc::default();
     let store = store(any_parts(), 1_000, &total);
     let wanted = value(1, 1);
@@ -110,7 +110,7 @@ fn of_two_takes_a_removal_and_an_eviction_one_succeeds() {
         |store, _| store.take(&[1]).is_some(),
         |store, wanted| store.remove(&wanted),
         |store, _| {
-            // Whatever is put last stays, so that this one may go.
+            // The last value put stays, so the other one is evicted.
             put(store, value(2, 2)).unwrap();
             let mut evicted = false;
             store.resize(Limits { entries_max: 1, bytes_max: 1_000 }, |value| evicted |= value.serial == 1);
@@ -126,11 +126,11 @@ fn of_two_takes_a_removal_and_an_eviction_one_succeeds() {
     assert!(store.get(&[1]).is_none());
     assert_eq!(got.load(Ordering::SeqCst), 1);
     drop(wanted);
-    assert!(watch.upgrade().is_none(), "it is kept alive");
+    assert!(watch.upgrade().is_none(), "the value is kept alive");
     assert_counted(&store, &total);
 }
 
-fn of_two_puts_of_one_key_one_succeeds() {
+fn one_of_two_puts_of_one_key_succeeds() {
     let total = Arc::default();
     let store = store(any_parts(), 1_000, &total);
     let winner = Arc::new(AtomicU32::new(0));
@@ -145,11 +145,12 @@ fn of_two_puts_of_one_key_one_succeeds() {
     assert_counted(&store, &total);
 }
 
-fn calls_are_answered_as_if_one_came_after_another() {
+fn store_calls_are_linearizable() {
     let total = Arc::default();
     let store = store(any_parts(), 1_000, &total);
     let history = Arc::new(History::default());
-    // Three threads with three calls each, on two keys; who removes a value has put it.
+    // Three threads with three calls each, on two keys. A thread removes only a value that it has
+    // put.
     together([1, 2, 3].map(|thread| {
         let mut calls = Vec::new();
         for call in 0..3 {
@@ -185,12 +186,12 @@ fn calls_are_answered_as_if_one_came_after_another() {
     assert_counted(&store, &total);
 }
 
-fn who_looks_ahead_stops_nobody_and_changes_nothing() {
+fn prefetch_blocks_no_call_and_changes_nothing() {
     let total = Arc::default();
     let store = store(any_parts(), 1_000, &total);
     put(&store, value(1, 1)).unwrap();
     let threads: [fn(&Memory<Value>); 4] = [
-        // In both orders: each may hold what the other comes to next.
+        // In both orders, because each may hold the shard that the other wants next.
         |store| store.touch([[1], [2], [3]].iter()),
         |store| store.touch([[3], [2], [1], [1]].iter()),
         |store| {
@@ -210,9 +211,9 @@ fn who_looks_ahead_stops_nobody_and_changes_nothing() {
     assert_counted(&store, &total);
 }
 
-fn counters_are_what_is_held_and_limits_hold() {
+fn store_counters_match_its_content_and_limits_hold() {
     let total = Arc::default();
-    // By entries in one part, by bytes in two.
+    // Limited by entries in one shard, or by bytes in two.
     let (entries_max, bytes_max) = [(2, 1_000), (1024, 30)][thread_rng().gen_range(0..2_usize)];
     let store = store(entries_max, bytes_max, &total);
     let threads: [fn(&Memory<Value>); 4] = [
@@ -226,7 +227,8 @@ fn counters_are_what_is_held_and_limits_hold() {
             store.expire(Timestamp::from_millis(3 << 20), drop);
         },
         |store| {
-            // What has yet to be pushed out may be there as well, and nothing that was subtracted before it was added.
+            // The counters may include values that are about to be evicted, but a value is never
+            // subtracted before it was added.
             for _ in 0..3 {
                 assert!(store.amount().entries() <= 6 && store.amount().bytes() <= 6 * 16);
             }
@@ -242,7 +244,7 @@ fn counters_are_what_is_held_and_limits_hold() {
     assert_counted(&store, &total);
 }
 
-fn smaller_limits_hold_whatever_is_put_meanwhile() {
+fn reduced_limits_hold_during_concurrent_puts() {
     let total = Arc::default();
     let store = store(any_parts(), 1_000, &total);
     put(&store, value(1, 1)).unwrap();
@@ -257,7 +259,7 @@ fn smaller_limits_hold_whatever_is_put_meanwhile() {
     assert!(!store.amount().exceeds(&smaller), "{:?}", store.amount());
 }
 
-fn what_a_put_has_pushed_out_is_not_handed_out() {
+fn evicted_value_is_not_handed_out() {
     let total = Arc::default();
     let store = store(1, 1_000, &total);
     let gone = Arc::new([const { AtomicBool::new(false) }; 4]);
@@ -277,7 +279,7 @@ fn what_a_put_has_pushed_out_is_not_handed_out() {
         move || {
             for key in [1, 2, 1, 2] {
                 let was_gone = gone[usize::from(key)].load(Ordering::SeqCst);
-                assert!(!(was_gone && store.get(&[key]).is_some()), "{key} was pushed out");
+                assert!(!(was_gone && store.get(&[key]).is_some()), "{key} was evicted");
             }
         }
     };

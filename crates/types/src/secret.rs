@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_used_again_for_as_many_bytes_and_no_others() {
+    fn memory_is_reused_for_secrets_of_equal_length() {
         let first = SecretBytes::copied(&[1; 40]);
         let other = SecretBytes::copied(&[2; 40]);
         let place = first.as_ptr();

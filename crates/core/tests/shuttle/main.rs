@@ -1,10 +1,9 @@
 //! The core under a scheduler that tries the interleavings of its threads. At each lock and each
 //! atomic access another thread may run.
 //!
-//! The sources of the store and of the session cache are compiled here a second time, with the
-//! scheduler's primitives in [`sync`] instead of those of parking_lot. Schedules are the same at
-//! every run; `TLS_SESSIOND_SEED=n` selects others. There is no test harness, because it would also
-//! run the unit tests of those sources, outside the scheduler.
+//! Feature `shuttle` puts the scheduler's primitives in the place of those of parking_lot. Schedules are
+//! the same at every run; `TLS_SESSIOND_SEED=n` selects others. There is no test harness: the locks of
+//! the scheduler work only within a schedule.
 //!
 //! Client caches are not tested: their pool calls the store while it holds a guard of a map that
 //! the scheduler does not know.

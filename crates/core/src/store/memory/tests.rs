@@ -200,7 +200,7 @@ fn smaller_limits_apply_at_once_and_the_total_sums_all_stores() {
 }
 
 #[test]
-fn table_finds_what_is_in_it_also_where_all_hashes_are_alike_and_leaves_nothing_behind() {
+fn table_finds_values_with_equal_hashes_and_leaves_no_markers() {
     let mut table = index::Table::<(u32, u32)>::new();
     let mut held: Vec<Arc<(u32, u32)>> = Vec::new();
     let mut random = 1_u32;
@@ -231,7 +231,7 @@ fn table_finds_what_is_in_it_also_where_all_hashes_are_alike_and_leaves_nothing_
 }
 
 #[test]
-fn table_finds_all_where_more_pass_a_line_than_it_counts() {
+fn table_finds_values_when_a_line_counter_saturates() {
     let mut table = index::Table::<u32>::new();
     for value in 0..2_000 {
         table.insert(0, Arc::new(value), |_| 0);

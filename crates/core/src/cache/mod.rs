@@ -3,6 +3,13 @@
 //! Contexts with equal scopes share one cache, so a lookup never reaches a session of another
 //! scope.
 //!
+//! * [`budget`]: the limit on all caches together, and each cache's share of it
+//! * `by_server_name`: client sessions by server name
+//! * `recycle`: reuse of the memory of evicted sessions
+//! * [`revocation`]: sessions that may not be resumed any more, whatever the cache holds
+//! * [`shared`]: state that all caches share
+//! * [`tombstones`]: why a session was removed
+//!
 //! Invariants:
 //!   - a removed, consumed, revoked or expired session is never handed out again
 //!   - a single-use session is handed out at most once

@@ -4,9 +4,10 @@
 //! * `exchange`: the handshake and the traffic: bytes in, bytes out
 //! * `close`: the close rule: Shutdown, SetShutdown, Clear and Free
 //! * `error`: the errors of calls on connections
-//! * `engine`: rustls over memory
+//! * `daemon_engine`: connections whose TLS runs here: rustls over memory
+//! * [`handshake_store`]: the storage traits of rustls, for one connection at a time
 //! * `outlook`: predicts how rustls answers a ClientHello
-//! * [`worker`]: connections whose TLS runs in the worker
+//! * [`worker_engine`]: connections whose TLS runs in the worker
 //! * `id`: connection ids
 //! * [`unanswered`]: limits on the bytes of unfinished handshakes
 //! * `family`: the sessions that a connection made or uses

@@ -5,8 +5,9 @@
 //! * [`scope`]: the digest of everything that decides which sessions a context may resume
 //! * [`identity`]: the names in a certificate
 //! * `credentials`: certificate chains and keys, and the choice of one for a handshake
-//! * `warnings`: warnings about valid configurations that are probably mistakes
-//! * `suites`: the cipher suites of rustls, with a faster key schedule (`hkdf`) and a record of the
+//! * `settings`, `refusal`: the settings of contexts, and why they cannot be used
+//! * [`warnings`]: warnings about valid configurations that are probably mistakes
+//! * `suites`: the cipher suites of rustls, with a faster key schedule (`cached_hmac`) and a record of the
 //!   alerts that were sent ([`sent_alerts`])
 
 use std::{sync::Arc, time::Duration};

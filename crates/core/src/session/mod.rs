@@ -1,16 +1,11 @@
 //! Sessions, as SSL_SESSION in OpenSSL.
 //!
-//! * [`cache`]: the policy over the store: lookups, lifetimes and eviction
-//! * `pool`: client sessions by server name
-//! * [`revocation`]: sessions that may not be resumed any more, whatever the cache holds
-//! * [`budget`]: the limit on all caches together, and each cache's share of it
-//! * [`journal`]: tombstones, which say why a session was removed
-//! * [`ledger`]: state that all caches share
-//! * [`watch`]: events of sessions, as they happen
-//! * [`resumption`]: rustls' storage traits, for one connection at a time
-//! * `secret`, `shell`: reuse of the memory of dropped secrets and evicted sessions
+//! * `attributes`: attributes that many sessions have in common
+//! * [`events`]: events of sessions, as they happen
+//! * `id`: session ids
+//! * `miss`: the reasons why a lookup finds no session
+//! * `secret`: the part of a session that only its library can read
 //! * [`stats`]: the counters of SSL_CTX_sess_number(3), and the reasons of removals and misses
-//! * `id`, `kind`: session ids, and attributes that many sessions have in common
 //!
 //! A session never changes once it is in the cache (CVE-2024-2511 came from one that did). The
 //! number of open connections that use it does change, and is counted beside it.

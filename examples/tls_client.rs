@@ -13,7 +13,7 @@ use std::{
 
 use clap::Parser;
 use shared::{Channels, Result, Wire, describe, ended::ended};
-use tls_sessiond::proto::{NewRequest, Role, drive_response::Event};
+use tls_sessiond_proto::{NewRequest, Role, drive_response::Event};
 use tokio::net::TcpStream;
 
 #[derive(Parser)]

@@ -16,14 +16,5 @@ pub mod client; // the library for workers written in Rust
 
 #[cfg(feature = "daemon")]
 pub mod config; // file, environment and command line to a valid Config
-#[cfg(any(feature = "daemon", feature = "client"))]
-mod keepalive; // whether the peer of an HTTP/2 connection lives
 #[cfg(feature = "daemon")]
 pub mod log; // lines on stderr, best effort and bounded
-#[cfg(any(feature = "daemon", feature = "client"))]
-mod looks; // when to look once more before one sleeps
-pub mod proto; // the generated contract
-#[cfg(any(feature = "daemon", feature = "client"))]
-mod unix; // a Unix stream that waits for writability only after a write would block
-#[cfg(any(feature = "daemon", feature = "client"))]
-mod wire; // fields of messages, encoded by hand

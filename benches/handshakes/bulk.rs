@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 
 use bytes::Bytes;
 use rustls::version::TLS13;
-use tls_sessiond::proto::{drive_request::Event as Request, drive_response::Event as Response};
+use tls_sessiond_proto::{drive_request::Event as Request, drive_response::Event as Response};
 use tokio::runtime::Runtime;
 
 use crate::{

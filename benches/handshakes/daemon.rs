@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rustls::ClientConfig;
-use tls_sessiond::proto::{
+use tls_sessiond_proto::{
     self as pb, connection_service_client::ConnectionServiceClient, drive_request::Event as Request,
     drive_response::Event as Response,
 };

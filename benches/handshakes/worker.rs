@@ -1,7 +1,7 @@
 //! The daemon's CPU time for a resumed connection whose TLS runs in the worker: lookup, new, set
 //! session, shutdown, free.
 
-use tls_sessiond::proto::{
+use tls_sessiond_proto::{
     self as pb, answer::Result as Answered, call::Method, worker_service_client::WorkerServiceClient,
 };
 use tokio::{runtime::Runtime, sync::mpsc};

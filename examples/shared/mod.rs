@@ -5,7 +5,7 @@ pub(crate) mod ended;
 
 use std::{error::Error, sync::Arc};
 
-use tls_sessiond::proto::{
+use tls_sessiond_proto::{
     Connection, DriveRequest, DriveResponse, NewRequest, ProtocolVersion, ShutdownRequest,
     connection_service_client::ConnectionServiceClient, drive_request::Event as Request,
     drive_response::Event as Answer,

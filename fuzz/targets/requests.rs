@@ -29,8 +29,6 @@ use http_body::{Body as _, Frame};
 use prost::Message;
 use tls_sessiond::{
     config::Config,
-    proto as pb,
-    proto::{answer::Result as Answered, call::Method},
     rpc::{Api, Doors, access::Access, listen::Signals, local::Local, status::DOMAIN},
 };
 use tls_sessiond_core::{
@@ -41,6 +39,7 @@ use tls_sessiond_core::{
     },
     context::Registry,
 };
+use tls_sessiond_proto::{self as pb, answer::Result as Answered, call::Method};
 use tokio::{runtime::Runtime, sync::mpsc};
 use tokio_stream::{Stream, wrappers::UnboundedReceiverStream};
 use tonic::{

@@ -18,7 +18,7 @@ use tokio::{
 
 #[cfg(feature = "rustls")]
 use super::tls::{Tls, TlsLine};
-use crate::unix::Unix;
+use tls_sessiond_proto::transport::Unix;
 
 /// An endpoint of the daemon.
 #[derive(Clone, Debug)]

@@ -1,11 +1,11 @@
 //! Decodes answers in place. The response of a lookup is copied once, into the buffer that the
 //! caller reads it from.
-//!
-//! The tags are those of the contract; a test compares them with the generated messages.
 
+use tls_sessiond_proto::{
+    tag,
+    wire::{END, Fields, bytes, number},
+};
 use tls_sessiond_types::secret::SecretBuffer;
-
-use super::fields::{END, Fields, bytes, number};
 
 /// The answer to one call.
 pub(super) enum Answer {
@@ -22,12 +22,12 @@ pub(super) enum Answer {
 pub(super) struct Malformed;
 
 /// Tags of AttachResponse.
-const ANSWERS: u32 = bytes(1);
-const DRAINING: u32 = number(2);
+const ANSWERS: u32 = bytes(tag::attach_response::ANSWERS);
+const DRAINING: u32 = number(tag::attach_response::DRAINING);
 /// Tags of Answer.
-const ID: u32 = number(1);
-const LOOKUP_SESSION: u32 = bytes(9);
-const ERROR: u32 = bytes(15);
+const ID: u32 = number(tag::answer::ID);
+const LOOKUP_SESSION: u32 = bytes(tag::answer::LOOKUP_SESSION);
+const ERROR: u32 = bytes(tag::answer::ERROR);
 
 /// Decodes an AttachResponse and passes each answer to `answer` with the number of its call.
 /// Returns whether the daemon is draining.
@@ -71,7 +71,8 @@ mod tests {
     use prost::Message;
 
     use super::*;
-    use crate::proto::{self as pb, answer::Result as Answered};
+    use tls_sessiond_proto as pb;
+    use tls_sessiond_proto::answer::Result as Answered;
 
     fn message() -> Vec<u8> {
         let looked = pb::LookupSessionResponse { found: true, miss_reason: 7, ..Default::default() };

@@ -1,16 +1,14 @@
 //! Encodes calls. A call is encoded once, when it is queued.
 
-use tls_sessiond_types::hex;
-
-use super::{
-    message::{Lookup, Role},
-    options::Options,
-};
-use crate::{
-    proto as pb,
-    proto::call::Method,
+use tls_sessiond_proto::{
+    self as pb,
+    call::Method,
+    tag::{attach_request, call, lookup_session_request as request},
     wire::{self, Writer},
 };
+use tls_sessiond_types::hex;
+
+use super::{message::Lookup, options::Options};
 
 /// Encodes the method of a call.
 pub(super) trait Words {
@@ -44,7 +42,10 @@ impl Terms {
             Writer::new(&mut field).bytes(number, text.as_bytes());
             field
         };
-        Self { context: field(1, &options.context), format: field(5, &options.format) }
+        Self {
+            context: field(request::CONTEXT, &options.context),
+            format: field(request::FORMAT, &options.format),
+        }
     }
 }
 
@@ -61,7 +62,7 @@ impl Question<'_> {
         let texts = [2 * session_id.len(), server_name.len(), binding.len()].map(wire::bytes_len);
         self.terms.context.len()
             + self.terms.format.len()
-            + wire::number_len(number(role))
+            + wire::number_len(pb::Role::from(role) as u64)
             + texts.iter().sum::<usize>()
     }
 }
@@ -73,23 +74,16 @@ impl Words for Question<'_> {
 
     fn write(&self, to: &mut Writer<'_>) {
         let &Lookup { role, session_id, server_name, binding } = self.lookup;
-        to.head(9, self.request_size());
+        to.head(call::LOOKUP_SESSION, self.request_size());
         to.raw(&self.terms.context);
-        to.number(2, number(role));
+        to.number(request::ROLE, pb::Role::from(role) as u64);
         if !session_id.is_empty() {
-            to.head(3, 2 * session_id.len());
+            to.head(request::SESSION_ID, 2 * session_id.len());
             hex::write_into(session_id, to.take(2 * session_id.len()));
         }
-        to.bytes(4, server_name.as_bytes());
+        to.bytes(request::SERVER_NAME, server_name.as_bytes());
         to.raw(&self.terms.format);
-        to.bytes(6, binding);
-    }
-}
-
-fn number(role: Role) -> u64 {
-    match role {
-        Role::Client => pb::Role::Client as u64,
-        Role::Server => pb::Role::Server as u64,
+        to.bytes(request::BINDING, binding);
     }
 }
 
@@ -115,10 +109,10 @@ impl<W: Words> Call<'_, W> {
 
     /// Writes exactly [`Call::size`] bytes.
     pub(super) fn write(&self, to: &mut Writer<'_>) {
-        to.head(1, self.call_size());
-        to.number(1, self.id);
+        to.head(attach_request::CALLS, self.call_size());
+        to.number(call::ID, self.id);
         self.words.write(to);
-        to.bytes(11, self.alias.as_bytes());
+        to.bytes(call::ALIAS, self.alias.as_bytes());
     }
 }
 
@@ -133,7 +127,7 @@ mod tests {
         let mut bytes = vec![0; call.size()];
         let mut writer = Writer::new(&mut bytes);
         call.write(&mut writer);
-        assert_eq!(writer.len(), call.size());
+        assert_eq!(writer.position(), call.size());
         let mut request = pb::AttachRequest::decode(&bytes[..]).unwrap();
         assert_eq!(request.calls.len(), 1);
         request.calls.remove(0)

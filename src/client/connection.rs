@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tls_sessiond_proto::{self as pb, call::Method};
 use tls_sessiond_types::hex;
 
 use super::{
@@ -10,7 +11,6 @@ use super::{
     link::{Link, NotTaken, Weight},
     message::Put,
 };
-use crate::{proto as pb, proto::call::Method};
 
 /// A connection object in the daemon. Dropping the handle frees it. Without
 /// [`Connection::shutdown`] before that, the daemon removes the sessions that the connection made

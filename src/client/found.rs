@@ -1,38 +1,37 @@
 //! A session that a lookup returned: one allocation, read in place.
 //!
-//! The tags are those of the contract; a test compares them with the generated messages, field by
-//! field.
+//! A test compares the result with that of the generated types, field by field.
 
 use std::time::{Duration, SystemTime};
 
 use prost::Message;
+use tls_sessiond_proto::{
+    self as pb, PeerIdentity, tag,
+    wire::{END, Fields, bytes, number},
+};
 use tls_sessiond_types::{hex, secret::SecretBuffer};
 
-use super::{
-    fields::{END, Fields, bytes, number},
-    message::Version,
-};
-use crate::{proto as pb, proto::PeerIdentity};
+use super::message::Version;
 
 /// The longest session id of the contract, in bytes.
 const ID_MAX: usize = 64;
 
 /// Tags of LookupSessionResponse.
-const FOUND: u32 = number(1);
-const SESSION: u32 = bytes(2);
-const DATA: u32 = bytes(3);
+const FOUND: u32 = number(tag::lookup_session_response::FOUND);
+const SESSION: u32 = bytes(tag::lookup_session_response::SESSION);
+const DATA: u32 = bytes(tag::lookup_session_response::DATA);
 /// Tags of Session.
-const SESSION_ID: u32 = bytes(1);
-const VERSION: u32 = number(4);
-const CIPHER_SUITE: u32 = bytes(5);
-const SERVER_NAME: u32 = bytes(6);
-const PEER: u32 = bytes(7);
-const SINGLE_USE: u32 = number(8);
-const AUTHENTICATE_TIME: u32 = bytes(11);
-const EXPIRE_TIME: u32 = bytes(12);
+const SESSION_ID: u32 = bytes(tag::session::ID);
+const VERSION: u32 = number(tag::session::VERSION);
+const CIPHER_SUITE: u32 = bytes(tag::session::CIPHER_SUITE);
+const SERVER_NAME: u32 = bytes(tag::session::SERVER_NAME);
+const PEER: u32 = bytes(tag::session::PEER);
+const SINGLE_USE: u32 = number(tag::session::SINGLE_USE);
+const AUTHENTICATE_TIME: u32 = bytes(tag::session::AUTHENTICATE_TIME);
+const EXPIRE_TIME: u32 = bytes(tag::session::EXPIRE_TIME);
 /// Tags of google.protobuf.Timestamp.
-const SECONDS: u32 = number(1);
-const NANOS: u32 = number(2);
+const SECONDS: u32 = number(tag::timestamp::SECONDS);
+const NANOS: u32 = number(tag::timestamp::NANOS);
 
 /// A session to resume. No other worker gets a single-use one. The memory is overwritten when it is
 /// dropped.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, MutexGuard};
-
+use tls_sessiond_proto::{self as pb, call::Method};
 use tls_sessiond_types::secret::SecretBuffer;
 
 use super::{
@@ -22,7 +22,6 @@ use super::{
     places::{Asker, Places},
     queue::Queue,
 };
-use crate::proto::{self as pb, call::Method};
 
 pub(super) struct Link {
     state: Mutex<State>,

@@ -8,9 +8,8 @@ use std::{
     task::{Context, Poll},
 };
 
+use tls_sessiond_proto::transport::PollBackoff;
 use tokio::task::yield_now;
-
-use crate::looks::Looks;
 
 /// The number of polls. A daemon that is awake has answered by then. One that must be woken has
 /// not, and further polls would cost this worker more than they save.
@@ -19,7 +18,7 @@ const LOOKS: u32 = 16;
 /// The polling state of one stream.
 #[derive(Default)]
 pub(super) struct Lookout {
-    looks: Looks,
+    looks: PollBackoff,
     /// The remaining polls. 0: the stream sleeps.
     left: u32,
     /// The number of batches to skip before the stream polls again.
@@ -38,7 +37,7 @@ impl Lookout {
     /// Records that answers arrived. `more`: tasks wait for further answers.
     pub(super) fn answered(&mut self, more: bool) {
         if self.left > 0 {
-            self.pass = self.looks.ended(true);
+            self.pass = self.looks.record(true);
             self.left = if more { LOOKS } else { 0 };
         }
     }
@@ -49,7 +48,7 @@ impl Lookout {
         let Some(left) = self.left.checked_sub(1) else { return };
         self.left = left;
         if left == 0 {
-            self.pass = self.looks.ended(false);
+            self.pass = self.looks.record(false);
         }
         // It returns Pending, and has arranged the wake-up.
         let _: Poll<()> = pin!(yield_now()).poll(cx);

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use tls_sessiond_types::hex;
 
-use crate::{proto as pb, proto::PeerIdentity};
+use tls_sessiond_proto::{self as pb, PeerIdentity};
 
 /// The session that a handshake wants to resume.
 #[derive(Clone, Copy, Debug)]
@@ -100,24 +100,6 @@ impl Put {
             binding: self.binding.into(),
             peer: self.peer,
             authenticate_time: self.authenticate_time.map(Into::into),
-        }
-    }
-}
-
-impl From<Role> for pb::Role {
-    fn from(role: Role) -> Self {
-        match role {
-            Role::Client => Self::Client,
-            Role::Server => Self::Server,
-        }
-    }
-}
-
-impl From<Version> for pb::ProtocolVersion {
-    fn from(version: Version) -> Self {
-        match version {
-            Version::Tls12 => Self::Tls12,
-            Version::Tls13 => Self::Tls13,
         }
     }
 }

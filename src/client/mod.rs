@@ -56,12 +56,10 @@ mod address;
 mod answers;
 mod attach;
 mod backoff;
-mod bells;
 mod breaker;
 mod calls;
 mod connection;
 mod counters;
-mod fields;
 mod found;
 mod frames;
 mod gate;
@@ -87,4 +85,4 @@ pub use message::{Lookup, Put, Role, Version};
 pub use options::{InvalidEndpoint, Limits, Options};
 pub use worker::Worker;
 
-pub use crate::proto::PeerIdentity;
+pub use tls_sessiond_proto::PeerIdentity;

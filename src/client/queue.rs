@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use tls_sessiond_proto::wire::Writer;
 use tls_sessiond_types::secret::SecretBuffer;
 
 use super::{
@@ -9,7 +10,6 @@ use super::{
     frames::{PREFIX, prefix},
     options::Limits,
 };
-use crate::wire::Writer;
 
 /// Limits of one AttachRequest.
 const BATCH_CALLS: usize = 1000;
@@ -105,7 +105,8 @@ mod tests {
     use prost::Message;
 
     use super::*;
-    use crate::proto::{self as pb, call::Method};
+    use tls_sessiond_proto as pb;
+    use tls_sessiond_proto::call::Method;
 
     fn push(queue: &mut Queue, id: u64) {
         let words = Method::Shutdown(pb::ShutdownRequest { connection_id: "@".repeat(20) });

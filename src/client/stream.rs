@@ -21,6 +21,10 @@ use http::{
     Request, Response, StatusCode, Uri, Version,
     header::{CONTENT_TYPE, TE, USER_AGENT},
 };
+use tls_sessiond_proto::transport::{
+    KeepAlive,
+    wake::{Parts, WakeSet},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::timeout,
@@ -28,12 +32,10 @@ use tokio::{
 
 use super::{
     answers::{self, Answer, Malformed},
-    bells::{Bells, Parts},
     frames::{Framed, Pieces, Unexpected},
     link::Link,
     lookout::Lookout,
 };
-use crate::keepalive::KeepAlive;
 
 /// The path of the call.
 pub(super) const METHOD: &str = "/tls.sessiond.v1.WorkerService/Attach";
@@ -72,7 +74,7 @@ pub(super) struct Stream<L> {
     answers: Answers,
     life: KeepAlive,
     lookout: Lookout,
-    bells: Arc<Bells>,
+    wakes: Arc<WakeSet>,
     wakers: Wakers,
 }
 
@@ -118,16 +120,16 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
             return None;
         }
         // No part was polled yet, so all are ready.
-        let bells = Bells::new(BATCHES | CONNECTION | ANSWERS | LIFE);
+        let wakes = WakeSet::new(BATCHES | CONNECTION | ANSWERS | LIFE);
         let wakers = Wakers {
-            batches: bells.waker(BATCHES),
-            connection: bells.waker(CONNECTION),
-            answers: bells.waker(ANSWERS),
-            life: bells.waker(LIFE),
+            batches: wakes.waker(BATCHES),
+            connection: wakes.waker(CONNECTION),
+            answers: wakes.waker(ANSWERS),
+            life: wakes.waker(LIFE),
         };
         let batches = Batches { link: Arc::clone(&link), stream: batches, ended: false };
         let answers = Answers::new(link, response.into_body());
-        Some(Self { connection, batches, answers, life, lookout: Lookout::default(), bells, wakers })
+        Some(Self { connection, batches, answers, life, lookout: Lookout::default(), wakes, wakers })
     }
 
     /// Runs the stream until the daemon begins to drain. `None`: the stream has ended.
@@ -136,32 +138,32 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Draining>> {
-        self.bells.begin(cx);
+        self.wakes.begin(cx);
         let mut due = 0;
         for _ in 0..ROUNDS {
             match self.turn(&mut due) {
-                Ok(Poll::Pending) if due == 0 && self.bells.rest() => {
+                Ok(Poll::Pending) if due == 0 && self.wakes.park() => {
                     self.lookout.rest(cx);
                     return Poll::Pending;
                 }
                 Ok(Poll::Pending) => {}
                 Ok(Poll::Ready(draining)) => {
                     // There may be more answers to read.
-                    self.bells.leave(due | ANSWERS);
+                    self.wakes.yield_with(due | ANSWERS);
                     return Poll::Ready(Some(draining));
                 }
                 Err(Over) => return Poll::Ready(None),
             }
         }
-        self.bells.leave(due);
+        self.wakes.yield_with(due);
         Poll::Pending
     }
 
     /// Runs each part that is ready, in the order in which they wake each other.
     fn turn(&mut self, due: &mut Parts) -> Result<Poll<Draining>, Over> {
-        let Self { connection, batches, answers, life, lookout, bells, wakers } = self;
+        let Self { connection, batches, answers, life, lookout, wakes, wakers } = self;
         let mut is_due = |part: Parts| {
-            *due |= bells.rung();
+            *due |= wakes.take_ready();
             let is = *due & part != 0;
             *due &= !part;
             is
@@ -305,17 +307,16 @@ mod tests {
     use tokio::io::{DuplexStream, duplex};
 
     use super::*;
-    use crate::{
-        client::{
-            Lookup, Options,
-            calls::{Question, Terms},
-            frames::prefix,
-            link::Weight,
-            options::Limits,
-            places::Asker,
-        },
-        proto::{self as pb, answer::Result as Answered},
+    use crate::client::{
+        Lookup, Options,
+        calls::{Question, Terms},
+        frames::prefix,
+        link::Weight,
+        options::Limits,
+        places::Asker,
     };
+    use tls_sessiond_proto as pb;
+    use tls_sessiond_proto::answer::Result as Answered;
 
     type Server = server::Connection<DuplexStream, Bytes>;
 

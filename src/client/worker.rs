@@ -11,6 +11,7 @@ use std::{
 };
 
 use parking_lot::RwLock;
+use tls_sessiond_proto as pb;
 use tls_sessiond_types::hex;
 use tokio::{
     sync::{oneshot, watch},
@@ -31,7 +32,6 @@ use super::{
     options::Options,
     places::Asker,
 };
-use crate::proto as pb;
 
 /// The connection of a worker to its daemon. Clones share it.
 ///

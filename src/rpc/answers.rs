@@ -5,21 +5,21 @@
 //! sessions with common attributes. Here each field is copied from the session straight into the
 //! output.
 //!
-//! Field numbers are those of `proto/`. A test compares the output with that of the generated
-//! types.
+//! A test compares the output with that of the generated types.
 
 use prost::Message;
 use tls_sessiond_core::{
     clock::{WallOffset, WallTime},
     session::{PeerIdentity, Session},
 };
-use tls_sessiond_types::hex;
-
-use super::convert::{role_value, version_value};
-use crate::{
-    proto as pb,
+use tls_sessiond_proto::{
+    self as pb,
+    tag::{answer, attach_response, lookup_session_response, peer_identity, session, timestamp},
     wire::{self, Writer},
 };
+use tls_sessiond_types::hex;
+
+use super::convert::version_value;
 
 /// The encoded answers of one `AttachResponse`.
 #[derive(Default)]
@@ -37,7 +37,7 @@ impl Answers {
     /// Returns a message with `draining` set and no answers.
     pub(super) fn draining() -> Self {
         let mut answers = Self::default();
-        answers.write(wire::NUMBER_MAX, |to| to.number(2, 1));
+        answers.write(wire::NUMBER_MAX, |to| to.number(attach_response::DRAINING, 1));
         answers
     }
 
@@ -56,7 +56,7 @@ impl Answers {
         self.count += 1;
         let length = answer.encoded_len();
         self.write(wire::head_len(length) + length, |to| {
-            to.head(1, length);
+            to.head(attach_response::ANSWERS, length);
             answer.encode_raw(&mut to.take(length));
         });
     }
@@ -67,17 +67,17 @@ impl Answers {
         let data = found.secret().as_bytes().unwrap_or_default();
         self.write(HEADS + session_max(found) + data.len(), |to| {
             session(found, offset, to);
-            let public = to.len();
+            let public = to.position();
             // The length of the session comes before the session. So the session is written first,
             // and then rotated behind its head.
             let looked = wire::number_len(1) + wire::head_len(public) + public + wire::bytes_len(data.len());
-            to.head(1, wire::number_len(id) + wire::head_len(looked) + looked);
-            to.number(1, id);
-            to.head(9, looked);
-            to.number(1, 1);
-            to.head(2, public);
+            to.head(attach_response::ANSWERS, wire::number_len(id) + wire::head_len(looked) + looked);
+            to.number(answer::ID, id);
+            to.head(answer::LOOKUP_SESSION, looked);
+            to.number(lookup_session_response::FOUND, 1);
+            to.head(lookup_session_response::SESSION, public);
             to.since(0).rotate_left(public);
-            to.bytes(3, data);
+            to.bytes(lookup_session_response::DATA, data);
         });
     }
 
@@ -87,7 +87,7 @@ impl Answers {
         self.bytes.resize(start + most, 0);
         let mut writer = Writer::new(&mut self.bytes[start..]);
         write(&mut writer);
-        let end = start + writer.len();
+        let end = start + writer.position();
         self.bytes.truncate(end);
     }
 }
@@ -99,26 +99,26 @@ const HEADS: usize = 7 * wire::NUMBER_MAX;
 fn session(from: &Session, offset: WallOffset, to: &mut Writer<'_>) {
     let facts = from.facts();
     let kind = &facts.kind;
-    digits(1, facts.id.as_bytes(), to);
-    to.bytes(2, kind.account.name.as_bytes());
-    to.number(3, value(role_value(kind.role).into()));
-    to.number(4, value(version_value(Some(kind.version))));
-    to.bytes(5, kind.cipher_suite.as_bytes());
-    to.bytes(6, kind.server_name.as_bytes());
+    digits(session::ID, facts.id.as_bytes(), to);
+    to.bytes(session::CONTEXT, kind.account.name.as_bytes());
+    to.number(session::ROLE, value(pb::Role::from(kind.role).into()));
+    to.number(session::VERSION, value(version_value(Some(kind.version))));
+    to.bytes(session::CIPHER_SUITE, kind.cipher_suite.as_bytes());
+    to.bytes(session::SERVER_NAME, kind.server_name.as_bytes());
     if let Some(from) = kind.peer.as_deref() {
-        let start = to.len();
+        let start = to.position();
         peer(from, to);
-        let length = to.len() - start;
-        to.head(7, length);
+        let length = to.position() - start;
+        to.head(session::PEER, length);
         to.since(start).rotate_left(length);
     }
-    to.number(8, kind.single_use.into());
-    to.bytes(9, kind.format.name().as_bytes());
-    timestamp(10, offset.wall(facts.created()), to);
-    timestamp(11, offset.wall(facts.authenticated), to);
-    timestamp(12, offset.wall(facts.expires()), to);
-    to.number(13, from.open_connections().into());
-    to.number(14, u32::try_from(from.secret().len()).unwrap_or(u32::MAX).into());
+    to.number(session::SINGLE_USE, kind.single_use.into());
+    to.bytes(session::FORMAT, kind.format.name().as_bytes());
+    timestamp(session::CREATE_TIME, offset.wall(facts.created()), to);
+    timestamp(session::AUTHENTICATE_TIME, offset.wall(facts.authenticated), to);
+    timestamp(session::EXPIRE_TIME, offset.wall(facts.expires()), to);
+    to.number(session::OPEN_CONNECTIONS, from.open_connections().into());
+    to.number(session::DATA_BYTES, u32::try_from(from.secret().len()).unwrap_or(u32::MAX).into());
 }
 
 /// Returns an upper bound of the bytes that [`session`] writes.
@@ -136,9 +136,9 @@ fn session_max(from: &Session) -> usize {
 
 /// Writes the message `PeerIdentity`, without its head.
 fn peer(from: &PeerIdentity, to: &mut Writer<'_>) {
-    digits(1, &from.certificate_sha256, to);
-    to.bytes(2, from.subject.as_bytes());
-    for (field, names) in [(3, &from.dns_names), (4, &from.uris)] {
+    digits(peer_identity::CERTIFICATE_SHA256, &from.certificate_sha256, to);
+    to.bytes(peer_identity::SUBJECT, from.subject.as_bytes());
+    for (field, names) in [(peer_identity::DNS_NAMES, &from.dns_names), (peer_identity::URIS, &from.uris)] {
         // Proto3 encodes an empty element of a repeated field, so `Writer::bytes` does not fit
         // here.
         for name in names {
@@ -156,11 +156,11 @@ fn digits(field: u8, from: &[u8], to: &mut Writer<'_>) {
 
 fn timestamp(field: u8, from: WallTime, to: &mut Writer<'_>) {
     to.head(field, 0);
-    let start = to.len();
-    to.number(1, from.as_secs());
-    to.number(2, from.as_millis() % 1000 * 1_000_000);
+    let start = to.position();
+    to.number(timestamp::SECONDS, from.as_secs());
+    to.number(timestamp::NANOS, from.as_millis() % 1000 * 1_000_000);
     // Two numbers take less than 128 bytes, so the length is one byte.
-    let length = to.len() - start;
+    let length = to.position() - start;
     to.since(start - 1)[0] = u8::try_from(length).unwrap_or_default();
 }
 
@@ -169,7 +169,7 @@ fn value(from: i32) -> u64 {
     i64::from(from).cast_unsigned()
 }
 
-impl From<Answers> for pb::Answers {
+impl From<Answers> for pb::codec::Answers {
     fn from(answers: Answers) -> Self {
         Self(answers.bytes)
     }
@@ -180,13 +180,14 @@ mod tests {
     use std::{sync::Arc, time::Duration};
 
     use super::*;
-    use crate::{proto::answer::Result as Answered, rpc::convert};
+    use crate::rpc::convert;
     use tls_sessiond_core::{
         cache::{Cache, Plan, shared::Ledger},
         clock::{Clock, ManualClock, Now, Step, Timestamp},
         session::{Format, NewSession, Secret, SessionId, stats::Account},
         store::memory::Limits,
     };
+    use tls_sessiond_proto::answer::Result as Answered;
     use tls_sessiond_types::{Role, Version, server_name::ServerName};
 
     const NOW: Now = Now::from_millis(1_700_000_000_123);

@@ -20,6 +20,7 @@ use tls_sessiond_core::{
     connection::{ConnectionId, Table},
     session::Session,
 };
+use tls_sessiond_proto::{self as pb, answer::Result as Answered, call::Method, transport::wake::PollOnWake};
 use tokio::{runtime::Handle, task::yield_now, time::Sleep};
 use tokio_stream::Stream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -32,14 +33,9 @@ use super::{
     batch::{Batch, Next, Unread},
     connections::Connections,
     convert,
-    seldom::Seldom,
     sessions::{self, Moment, Sessions, Wanted},
     status::{Refusal, described},
     streams::StreamPlace,
-};
-use crate::{
-    proto as pb,
-    proto::{answer::Result as Answered, call::Method},
 };
 
 /// The approximate size, in bytes, at which a message of answers ends. Many clients accept at most
@@ -69,13 +65,13 @@ const ALIAS_MAX: usize = 64;
 
 /// The answers of one Attach.
 pub(super) struct Attach {
-    requests: Streaming<pb::Calls>,
-    deadline: Option<Seldom<Sleep>>,
+    requests: Streaming<pb::codec::Calls>,
+    deadline: Option<PollOnWake<Sleep>>,
     /// `None` once the worker has been told that the daemon drains.
-    draining: Option<Seldom<WaitForCancellationFutureOwned>>,
+    draining: Option<PollOnWake<WaitForCancellationFutureOwned>>,
     /// Ready when the caller has lost the role `worker` in every context, or its certificate has
     /// expired.
-    lost: Seldom<dyn Future<Output = Refusal> + Send>,
+    lost: PollOnWake<dyn Future<Output = Refusal> + Send>,
     /// The calls of the current batch that are not yet answered.
     batch: Batch,
     /// Counts the bytes of the batch's message for the caller's identity.
@@ -373,16 +369,16 @@ fn connection_id(method: &mut Method) -> Option<&mut String> {
 
 impl Attach {
     pub(super) fn new(
-        requests: Streaming<pb::Calls>,
+        requests: Streaming<pb::codec::Calls>,
         calls: Calls,
         deadline: Option<Pin<Box<Sleep>>>,
         draining: WaitForCancellationFutureOwned,
     ) -> Self {
         let held = calls.by.holder().no_bytes();
-        let deadline = deadline.map(Seldom::new);
-        let draining = Some(Seldom::new(Box::pin(draining)));
+        let deadline = deadline.map(PollOnWake::new);
+        let draining = Some(PollOnWake::new(Box::pin(draining)));
         let lost = Arc::clone(&calls.by).loses(Roles::WORKER, None, Arc::clone(&calls.sessions.table));
-        let lost = Seldom::new(Box::pin(lost) as Pin<Box<dyn Future<Output = Refusal> + Send>>);
+        let lost = PollOnWake::new(Box::pin(lost) as Pin<Box<dyn Future<Output = Refusal> + Send>>);
         Self {
             requests,
             deadline,
@@ -466,7 +462,7 @@ fn malformed(err: &DecodeError) -> Status {
 }
 
 impl Stream for Attach {
-    type Item = Result<pb::Answers, Status>;
+    type Item = Result<pb::codec::Answers, Status>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
@@ -500,7 +496,7 @@ impl Stream for Attach {
                 return Poll::Ready(Some(Ok(Answers::draining().into())));
             }
             match ready!(Pin::new(&mut this.requests).poll_next(cx)) {
-                Some(Ok(pb::Calls(message))) => {
+                Some(Ok(pb::codec::Calls(message))) => {
                     if let Err(status) = this.take(message) {
                         this.phase = Phase::Ending(Some(status));
                     }

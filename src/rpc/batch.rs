@@ -11,12 +11,13 @@ use prost::{
     DecodeError, Message,
     encoding::{DecodeContext, decode_key, skip_field},
 };
-
-use super::sessions::Wanted;
-use crate::{
-    proto as pb,
+use tls_sessiond_proto::{
+    self as pb,
+    tag::{attach_request, call, lookup_session_request as request},
     wire::{read_bytes, read_varint},
 };
+
+use super::sessions::Wanted;
 
 /// The most calls of one message.
 pub(super) const BATCH_MAX: usize = 1000;
@@ -128,11 +129,33 @@ impl Batch {
 /// The length of the key before each call, in bytes.
 const KEY: usize = 1;
 
+/// Returns the key of a string, of bytes or of a message. Fields below 16 have keys of one byte.
+const fn bytes_key(field: u8) -> u8 {
+    assert!(field < 16);
+    field << 3 | 2
+}
+
+/// Returns the key of a number or an enum.
+const fn number_key(field: u8) -> u8 {
+    assert!(field < 16);
+    field << 3
+}
+
+const CALLS: u8 = bytes_key(attach_request::CALLS);
+const ID: u8 = number_key(call::ID);
+const LOOKUP_SESSION: u8 = bytes_key(call::LOOKUP_SESSION);
+const CONTEXT: u8 = bytes_key(request::CONTEXT);
+const ROLE: u8 = number_key(request::ROLE);
+const SESSION_ID: u8 = bytes_key(request::SESSION_ID);
+const SERVER_NAME: u8 = bytes_key(request::SERVER_NAME);
+const FORMAT: u8 = bytes_key(request::FORMAT);
+const BINDING: u8 = bytes_key(request::BINDING);
+
 /// Counts the calls of an `AttachRequest`. Returns `None` if it has other fields too, or is
 /// malformed.
 fn count(message: &[u8]) -> Option<usize> {
     let (mut rest, mut count) = (message, 0);
-    while let Some((&0x0a, after)) = rest.split_first() {
+    while let Some((&CALLS, after)) = rest.split_first() {
         rest = after;
         read_bytes(&mut rest)?;
         count += 1;
@@ -143,14 +166,13 @@ fn count(message: &[u8]) -> Option<usize> {
 /// Counts the calls that the generated types would read before the end, or before a malformed
 /// field.
 fn count_among_others(message: &[u8]) -> usize {
-    const CALLS: u32 = 1;
     let (mut rest, mut count) = (message, 0);
     while !rest.is_empty() {
         let Ok((field, wire)) = decode_key(&mut rest) else { break };
         if skip_field(wire, field, &mut rest, DecodeContext::default()).is_err() {
             break;
         }
-        count += usize::from(field == CALLS);
+        count += usize::from(field == u32::from(attach_request::CALLS));
     }
     count
 }
@@ -160,11 +182,11 @@ fn count_among_others(message: &[u8]) -> usize {
 fn lookup(call: &[u8]) -> Option<(u64, Wanted<'_>)> {
     let mut rest = call;
     let mut id = 0;
-    if let Some((&0x08, after)) = rest.split_first() {
+    if let Some((&ID, after)) = rest.split_first() {
         rest = after;
         id = read_varint(&mut rest)?;
     }
-    let (&0x4a, after) = rest.split_first()? else { return None };
+    let (&LOOKUP_SESSION, after) = rest.split_first()? else { return None };
     rest = after;
     let mut fields = read_bytes(&mut rest)?;
     if !rest.is_empty() {
@@ -179,12 +201,12 @@ fn lookup(call: &[u8]) -> Option<(u64, Wanted<'_>)> {
         last = key;
         fields = after;
         match key {
-            0x0a => wanted.context = text(&mut fields)?,
-            0x10 => wanted.role = number(&mut fields)?,
-            0x1a => wanted.session_id = read_bytes(&mut fields).filter(|id| id.is_ascii())?,
-            0x22 => wanted.server_name = text(&mut fields)?,
-            0x2a => wanted.format = text(&mut fields)?,
-            0x32 => wanted.binding = read_bytes(&mut fields)?,
+            CONTEXT => wanted.context = text(&mut fields)?,
+            ROLE => wanted.role = number(&mut fields)?,
+            SESSION_ID => wanted.session_id = read_bytes(&mut fields).filter(|id| id.is_ascii())?,
+            SERVER_NAME => wanted.server_name = text(&mut fields)?,
+            FORMAT => wanted.format = text(&mut fields)?,
+            BINDING => wanted.binding = read_bytes(&mut fields)?,
             _ => return None,
         }
     }
@@ -204,7 +226,7 @@ fn text<'b>(from: &mut &'b [u8]) -> Option<&'b str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::call::Method;
+    use tls_sessiond_proto::call::Method;
 
     fn lookup_call(id: u64, request: &pb::LookupSessionRequest) -> pb::Call {
         pb::Call { id, method: Some(Method::LookupSession(request.clone().into())), alias: String::new() }

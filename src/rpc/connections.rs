@@ -12,6 +12,7 @@ use tls_sessiond_core::{
     },
     context::{Context, IDLE_TIMEOUT_MAX},
 };
+use tls_sessiond_proto::{self as pb, connection_service_server::ConnectionService};
 use tokio::{task::yield_now, time::sleep_until};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, async_trait};
@@ -28,7 +29,6 @@ use super::{
     streams::StreamPlace,
     turns::Turns,
 };
-use crate::{proto as pb, proto::connection_service_server::ConnectionService};
 
 /// Holds the state that the calls of ConnectionService share.
 pub(super) struct Connections {

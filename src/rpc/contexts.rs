@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tls_sessiond_core::{clock::Timestamp, connection::Table};
+use tls_sessiond_proto::{self as pb, context_service_server::ContextService};
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{
@@ -12,7 +13,6 @@ use super::{
     reloads::Reloads,
     streams::StreamTotals,
 };
-use crate::{proto as pb, proto::context_service_server::ContextService};
 
 /// Holds the state that the calls of ContextService share.
 pub(super) struct Contexts {

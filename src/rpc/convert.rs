@@ -9,10 +9,10 @@ use tls_sessiond_core::{
     context::{ClosePolicy, Context},
     session::{Facts, Miss, PeerIdentity, RemovalReason, Session, SessionId},
 };
+use tls_sessiond_proto as pb;
 use tls_sessiond_types::{Role, Version, client_hello::SESSION_ID_MAX, hex, server_name::ServerName};
 
 use super::status::Refusal;
-use crate::proto as pb;
 
 pub(super) fn connection_id(text: &str) -> Result<ConnectionId, Refusal> {
     ConnectionId::parse(text).ok_or(Refusal::ConnectionIdMalformed)
@@ -46,7 +46,7 @@ pub(super) fn connection(from: &connection::Connection, lapse: Lapse) -> pb::Con
     pb::Connection {
         id: hex::string(from.id().as_bytes()),
         context: from.context().name.to_string(),
-        role: role_value(from.role()).into(),
+        role: pb::Role::from(from.role()).into(),
         engine: match from.engine_kind() {
             EngineKind::Daemon => pb::Engine::Daemon,
             EngineKind::Worker => pb::Engine::Worker,
@@ -95,7 +95,7 @@ pub(super) fn facts(
     pb::Session {
         id: hex::string(from.id.as_bytes()),
         context: kind.account.name.to_string(),
-        role: role_value(kind.role).into(),
+        role: pb::Role::from(kind.role).into(),
         version: version_value(Some(kind.version)),
         cipher_suite: kind.cipher_suite.to_string(),
         server_name: kind.server_name.to_string(),
@@ -251,20 +251,8 @@ fn read_timestamp(from: &PbTimestamp) -> Option<WallTime> {
     Some(WallTime::from_millis(seconds.checked_mul(1000)?.checked_add(millis)?))
 }
 
-pub(super) fn role_value(role: Role) -> pb::Role {
-    match role {
-        Role::Client => pb::Role::Client,
-        Role::Server => pb::Role::Server,
-    }
-}
-
 pub(super) fn version_value(version: Option<Version>) -> i32 {
-    match version {
-        None => pb::ProtocolVersion::Unspecified,
-        Some(Version::Tls12) => pb::ProtocolVersion::Tls12,
-        Some(Version::Tls13) => pb::ProtocolVersion::Tls13,
-    }
-    .into()
+    version.map_or(pb::ProtocolVersion::Unspecified, pb::ProtocolVersion::from).into()
 }
 
 pub(super) fn timestamp(from: WallTime) -> PbTimestamp {

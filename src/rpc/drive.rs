@@ -23,6 +23,7 @@ use tls_sessiond_core::connection::{
     EngineKind, Input, Output, State,
     table::{Driver, Ending},
 };
+use tls_sessiond_proto::{self as pb, drive_request::Event as Request, drive_response::Event as Response};
 use tokio::time::{Sleep, sleep};
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
@@ -35,10 +36,6 @@ use super::{
     edge::Place,
     status::{Refusal, described},
     streams::StreamPlace,
-};
-use crate::{
-    proto as pb,
-    proto::{drive_request::Event as Request, drive_response::Event as Response},
 };
 
 /// How long a Drive waits for its first message, which names the connection.

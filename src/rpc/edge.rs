@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn methods_read_as_many_messages_as_the_contract_says() {
-        let all = FileDescriptorSet::decode(crate::proto::FILE_DESCRIPTOR_SET).unwrap();
+        let all = FileDescriptorSet::decode(tls_sessiond_proto::FILE_DESCRIPTOR_SET).unwrap();
         let mut count = 0;
         for file in &all.file {
             for service in &file.service {

@@ -8,6 +8,7 @@ use tls_sessiond_core::{
     clock::WallOffset,
     session::{Miss, RemovalReason},
 };
+use tls_sessiond_proto as pb;
 
 use super::{
     access::{Caller, Roles},
@@ -15,7 +16,6 @@ use super::{
     sessions::{Sessions, caches},
     status::Refusal,
 };
-use crate::proto as pb;
 
 impl Sessions {
     pub(super) fn explain(

@@ -8,6 +8,10 @@ use std::{
     task::{Context, Poll},
 };
 
+use tls_sessiond_proto::{
+    connection_service_server, context_service_server, session_service_server, transport::wake::PollOnWake,
+    worker_service_server,
+};
 use tokio::sync::watch;
 use tokio_stream::{Stream, wrappers::WatchStream};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -17,10 +21,7 @@ use tonic_health::pb::{
     health_server::Health as HealthService,
 };
 
-use super::{seldom::Seldom, status::Refusal};
-use crate::proto::{
-    connection_service_server, context_service_server, session_service_server, worker_service_server,
-};
+use super::status::Refusal;
 
 /// The services that have a health status. `""` is the daemon as a whole.
 const NAMES: [&str; 5] = [
@@ -93,7 +94,7 @@ impl HealthService for Health {
             true => About::Known(WatchStream::new(self.serving.subscribe())),
             false => About::Unknown { told: false },
         };
-        let draining = Seldom::new(Box::pin(self.draining.clone().cancelled_owned()));
+        let draining = PollOnWake::new(Box::pin(self.draining.clone().cancelled_owned()));
         Ok(Response::new(Watched { about, draining }))
     }
 }
@@ -101,7 +102,7 @@ impl HealthService for Health {
 /// The stream of answers of one Watch.
 pub struct Watched {
     about: About,
-    draining: Seldom<WaitForCancellationFutureOwned>,
+    draining: PollOnWake<WaitForCancellationFutureOwned>,
 }
 
 enum About {

@@ -6,9 +6,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use tls_sessiond_proto::transport::PollBackoff;
 use tokio::{sync::Notify, task::yield_now};
-
-use crate::looks::Looks;
 
 /// Number of polls without work before the thread blocks. A worker that sends one request at a time
 /// has read its answer and sent the next request by then.
@@ -42,13 +41,13 @@ impl Lookout {
 
     /// Runs busy polling, as a task on the runtime of the thread. Never returns.
     pub(super) async fn keep(&self) {
-        let mut looks = Looks::default();
+        let mut looks = PollBackoff::default();
         loop {
             self.look.notified().await;
             if self.turns() < self.looks_from.load(Ordering::Relaxed) {
                 continue;
             }
-            let pass = looks.ended(self.anything().await);
+            let pass = looks.record(self.anything().await);
             // Turns that polling found may have requested another round.
             self.looks_from.store(self.turns() + pass + 1, Ordering::Relaxed);
         }

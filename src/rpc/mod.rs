@@ -45,6 +45,11 @@ use tls_sessiond_core::{
     clock::Timestamp,
     connection::{Error, Table},
 };
+use tls_sessiond_proto as proto;
+use tls_sessiond_proto::{
+    connection_service_server::ConnectionServiceServer, context_service_server::ContextServiceServer,
+    session_service_server::SessionServiceServer, worker_service_server::WorkerServiceServer,
+};
 use tokio_stream::StreamExt;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
@@ -52,15 +57,7 @@ use tonic_reflection::pb::{
     v1::server_reflection_server as v1, v1alpha::server_reflection_server as v1alpha,
 };
 
-use crate::{
-    config::Limits,
-    log::panics::caught,
-    proto::{
-        self, connection_service_server::ConnectionServiceServer,
-        context_service_server::ContextServiceServer, session_service_server::SessionServiceServer,
-        worker_service_server::WorkerServiceServer,
-    },
-};
+use crate::{config::Limits, log::panics::caught};
 
 pub mod access;
 mod accounts;
@@ -88,7 +85,6 @@ mod reflection;
 pub mod reloads;
 mod request_ids;
 mod revoke;
-mod seldom;
 mod session_list;
 mod sessions;
 mod socket;

@@ -13,15 +13,16 @@ use std::{
 
 use prost::Message;
 use prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet};
+use tls_sessiond_proto::transport::wake::PollOnWake;
 use tokio_stream::Stream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Code, Request, Response, Status, Streaming, async_trait};
 
-use super::{seldom::Seldom, status::described};
+use super::status::described;
 
 /// The descriptors of all services, and of all types that their messages use.
 const SETS: [&[u8]; 5] = [
-    crate::proto::FILE_DESCRIPTOR_SET,
+    tls_sessiond_proto::FILE_DESCRIPTOR_SET,
     tonic_health::pb::FILE_DESCRIPTOR_SET,
     tonic_types::pb::FILE_DESCRIPTOR_SET,
     tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
@@ -169,7 +170,7 @@ impl Reflection {
     }
 
     fn stream<Q, A>(&self, requests: Streaming<Q>, answer: fn(Q) -> A) -> Reflected<Q, A> {
-        let draining = Seldom::new(Box::pin(self.draining.clone().cancelled_owned()));
+        let draining = PollOnWake::new(Box::pin(self.draining.clone().cancelled_owned()));
         Reflected { requests, answer, draining }
     }
 }
@@ -178,7 +179,7 @@ impl Reflection {
 pub(super) struct Reflected<Q, A> {
     requests: Streaming<Q>,
     answer: fn(Q) -> A,
-    draining: Seldom<WaitForCancellationFutureOwned>,
+    draining: PollOnWake<WaitForCancellationFutureOwned>,
 }
 
 impl<Q, A> Stream for Reflected<Q, A> {

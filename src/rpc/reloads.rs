@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tls_sessiond_core::{clock::WallTime, context::Dropped};
+use tls_sessiond_proto as pb;
 
 use super::convert;
-use crate::proto as pb;
 
 /// Holds the outcome of the last reload, and the time of the last reload that was applied.
 #[derive(Debug, Default)]

@@ -15,9 +15,9 @@ use aws_lc_rs::digest::{SHA256, digest};
 use parking_lot::Mutex;
 use prost::Message;
 use tls_sessiond_core::{clock::Timestamp, connection::Error};
+use tls_sessiond_proto as pb;
 
 use super::status::Refusal;
-use crate::proto as pb;
 
 /// How long an answer is remembered.
 const REMEMBERED: Duration = Duration::from_secs(60);

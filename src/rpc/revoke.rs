@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tls_sessiond_core::{cache::revocation::Selector, clock::WallTime};
+use tls_sessiond_proto::{self as pb, revoke_sessions_request::Selector as Asked};
 use tls_sessiond_types::{hex, server_name::ServerName};
 use tokio::{task::yield_now, time::sleep};
 
@@ -12,7 +13,6 @@ use super::{
     sessions::{SERVER_NAME_MAX, Sessions, caches, within},
     status::Refusal,
 };
-use crate::{proto as pb, proto::revoke_sessions_request::Selector as Asked};
 
 /// The resolution of the daemon's clock.
 const MILLISECOND: Duration = Duration::from_millis(1);

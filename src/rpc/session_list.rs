@@ -14,6 +14,7 @@ use tls_sessiond_core::{
     context::Registry,
     session::{Session, stats::Account},
 };
+use tls_sessiond_proto as pb;
 use tls_sessiond_types::server_name::ServerName;
 use tokio::task::yield_now;
 
@@ -24,7 +25,6 @@ use super::{
     sessions::{Sessions, caches},
     status::Refusal,
 };
-use crate::proto as pb;
 
 /// After how many examined sessions a page ends, even if it is not full.
 const LOOKED_AT_MAX: usize = 20_000;

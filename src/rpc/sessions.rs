@@ -13,6 +13,7 @@ use tls_sessiond_core::{
     context::{Context, Registry},
     session::{Format, Miss, Secret, Session, Terms},
 };
+use tls_sessiond_proto::{self as pb, session_service_server::SessionService};
 use tls_sessiond_types::{Role, Version, server_name::ServerName};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, async_trait};
@@ -28,7 +29,6 @@ use super::{
     turns::Turns,
     watch::Watched,
 };
-use crate::{proto as pb, proto::session_service_server::SessionService};
 
 /// Holds the state that the calls of SessionService share.
 pub(super) struct Sessions {

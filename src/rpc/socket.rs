@@ -12,6 +12,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use tls_sessiond_proto::transport::Unix;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -19,7 +20,6 @@ use tokio::{
 };
 
 use super::lookout::Lookout;
-use crate::unix::Unix;
 
 /// A connected socket with a write buffer.
 ///

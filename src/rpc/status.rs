@@ -237,9 +237,9 @@ fn connection_verdict(error: &connection::Error) -> Verdict {
 
 impl Refusal {
     /// Returns this refusal as the answer to one call of an Attach.
-    pub(super) fn call_error(&self) -> crate::proto::CallError {
+    pub(super) fn call_error(&self) -> tls_sessiond_proto::CallError {
         let (code, reason, _) = self.verdict();
-        crate::proto::CallError {
+        tls_sessiond_proto::CallError {
             code: code.into(),
             message: excerpt(self.to_string()),
             reason: reason.into(),

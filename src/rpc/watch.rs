@@ -13,6 +13,7 @@ use tls_sessiond_core::{
     connection::Table,
     session::events::{Event, MissEvent, News, WATCHERS_MAX, Watch, What},
 };
+use tls_sessiond_proto::{self as pb, watch_sessions_response::Event as Told};
 use tls_sessiond_types::hex;
 use tokio::time::{Sleep, sleep_until};
 use tokio_stream::Stream;
@@ -28,7 +29,6 @@ use super::{
     status::Refusal,
     streams::StreamPlace,
 };
-use crate::{proto as pb, proto::watch_sessions_response::Event as Told};
 
 /// The stream of events of one watcher.
 pub(super) struct Watched {
@@ -120,7 +120,7 @@ fn told(news: News, offset: WallOffset) -> pb::WatchSessionsResponse {
             let missed = pb::SessionMiss {
                 session_id_prefix: hex::string(id.prefix()),
                 context: context.to_string(),
-                role: convert::role_value(role).into(),
+                role: pb::Role::from(role).into(),
                 server_name: server_name.to_string(),
                 reason: convert::miss_reason(why).into(),
             };

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tls_sessiond_proto::{self as pb, worker_service_server::WorkerService};
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, async_trait};
@@ -13,7 +14,6 @@ use super::{
     sessions::Sessions,
     status::Refusal,
 };
-use crate::proto::{self as pb, worker_service_server::WorkerService};
 
 /// Holds the state that the streams of WorkerService share.
 pub(super) struct Workers {
@@ -26,7 +26,10 @@ pub(super) struct Workers {
 impl WorkerService for Workers {
     type AttachStream = Attach;
 
-    async fn attach(&self, request: Request<Streaming<pb::Calls>>) -> Result<Response<Attach>, Status> {
+    async fn attach(
+        &self,
+        request: Request<Streaming<pb::codec::Calls>>,
+    ) -> Result<Response<Attach>, Status> {
         if self.draining.is_cancelled() {
             return Err(Refusal::Draining.into());
         }

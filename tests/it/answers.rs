@@ -2,11 +2,8 @@
 
 use std::time::Duration;
 
-use tls_sessiond::{
-    proto as pb,
-    proto::{revoke_sessions_request::Selector, watch_sessions_response::Event},
-};
 use tls_sessiond_core::session::events::{EVENTS_MAX, WATCHERS_MAX};
+use tls_sessiond_proto::{self as pb, revoke_sessions_request::Selector, watch_sessions_response::Event};
 use tonic::{Code, Streaming};
 
 use crate::{

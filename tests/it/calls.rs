@@ -1,6 +1,6 @@
 //! Unary calls of a worker that runs TLS itself.
 
-use tls_sessiond::proto as pb;
+use tls_sessiond_proto as pb;
 
 use crate::harness::{TestDaemon, new};
 

@@ -10,14 +10,12 @@ use std::{
 
 use rcgen::date_time_ymd;
 use tempfile::TempDir;
-use tls_sessiond::{
-    proto as pb,
-    proto::{
-        answer::Result as Answered, call::Method, drive_request::Event, revoke_sessions_request::Selector,
-        session_service_client::SessionServiceClient, watch_sessions_response::Event as Told,
-    },
-};
 use tls_sessiond_core::clock::Step;
+use tls_sessiond_proto::{
+    self as pb, answer::Result as Answered, call::Method, drive_request::Event,
+    revoke_sessions_request::Selector, session_service_client::SessionServiceClient,
+    watch_sessions_response::Event as Told,
+};
 use tokio::{net::TcpStream, process::Command, time::timeout};
 use tokio_rustls::TlsConnector;
 use tonic::{Code, transport::Channel};

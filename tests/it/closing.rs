@@ -7,12 +7,9 @@ use rustls::{
     ClientConnection, HandshakeKind, SupportedProtocolVersion,
     version::{TLS12, TLS13},
 };
-use tls_sessiond::{
-    proto as pb,
-    proto::{
-        connection_service_client::ConnectionServiceClient, drive_request::Event as Request,
-        drive_response::Event as Answer,
-    },
+use tls_sessiond_proto::{
+    self as pb, connection_service_client::ConnectionServiceClient, drive_request::Event as Request,
+    drive_response::Event as Answer,
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::mpsc, time::timeout};
 use tokio_rustls::client::TlsStream;

@@ -59,7 +59,7 @@ fn check_names_the_fault_with_key_and_line() {
         (
             format!("{good}versions = [\"1.2\"]\ncipher_suites = [\"TLS_AES_128_GCM_SHA256\"]\n"),
             78,
-            "c.toml:6: context[0].cipher_suites: none of them",
+            "c.toml:6: context[0].cipher_suites: one of the versions has no cipher suite",
         ),
         (
             format!("{good}{good}name = \"b\"\nsession_id_context = \"default\"\ncache_entries_max = 5\n"),

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use prost::Message;
 use prost_types::FileDescriptorSet;
-use tls_sessiond::proto::{self as pb, answer::Result as Answered, call::Method};
+use tls_sessiond_proto::{self as pb, answer::Result as Answered, call::Method};
 use tokio::process::Command;
 
 use crate::{

@@ -23,10 +23,10 @@ use tempfile::TempDir;
 use tls_sessiond::{
     config::{ConfigError, Endpoint},
     daemon::Reloaded,
-    proto::{
-        self as pb, connection_service_client::ConnectionServiceClient,
-        session_service_client::SessionServiceClient, worker_service_client::WorkerServiceClient,
-    },
+};
+use tls_sessiond_proto::{
+    self as pb, connection_service_client::ConnectionServiceClient,
+    session_service_client::SessionServiceClient, worker_service_client::WorkerServiceClient,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},

@@ -6,12 +6,10 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 use tempfile::TempDir;
-use tls_sessiond::{
-    proto as pb,
-    proto::{
-        connection_service_client::ConnectionServiceClient, context_service_client::ContextServiceClient,
-        drive_request::Event as Request, drive_response::Event as Answer,
-    },
+use tls_sessiond_proto::{
+    self as pb, connection_service_client::ConnectionServiceClient,
+    context_service_client::ContextServiceClient, drive_request::Event as Request,
+    drive_response::Event as Answer,
 };
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;

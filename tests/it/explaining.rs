@@ -4,10 +4,7 @@
 use std::time::Duration;
 
 use rustls::version::TLS13;
-use tls_sessiond::{
-    proto as pb,
-    proto::{drive_request, watch_sessions_response::Event},
-};
+use tls_sessiond_proto::{self as pb, drive_request, watch_sessions_response::Event};
 use tonic::Streaming;
 
 use crate::{

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::Request;
 use prost::Message;
-use tls_sessiond::proto as pb;
+use tls_sessiond_proto as pb;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -34,7 +34,7 @@ async fn unary_call_has_exactly_one_message() {
         grpc.ready().await.unwrap();
         let requests = tokio_stream::iter(vec![new("", pb::Role::Server); count]);
         let path = PathAndQuery::from_static(NEW);
-        let codec = pb::Codec::<pb::NewRequest, pb::NewResponse>::default();
+        let codec = pb::codec::Codec::<pb::NewRequest, pb::NewResponse>::default();
         let refused = grpc.client_streaming(tonic::Request::new(requests), path, codec).await.unwrap_err();
         assert_eq!(
             (refused.code(), reason(&refused).as_str()),

@@ -9,15 +9,14 @@ use hyper_util::{
 use tls_sessiond::{
     config::{Config, ConfigError, Endpoint},
     daemon::{Daemon, Reload, Reloaded},
-    proto as pb,
-    proto::{
-        connection_service_client::ConnectionServiceClient, context_service_client::ContextServiceClient,
-        session_service_client::SessionServiceClient,
-    },
 };
 use tls_sessiond_core::{
     clock::{Clock, ManualClock, WallTime},
     connection::Table,
+};
+use tls_sessiond_proto::{
+    self as pb, connection_service_client::ConnectionServiceClient,
+    context_service_client::ContextServiceClient, session_service_client::SessionServiceClient,
 };
 use tokio::{sync::oneshot, task::JoinHandle};
 use tonic::{Request, Status, transport::Channel};

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tls_sessiond::proto as pb;
+use tls_sessiond_proto as pb;
 use tokio::{
     io::AsyncReadExt,
     net::{TcpSocket, TcpStream},

@@ -3,16 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use tls_sessiond::{
-    proto as pb,
-    proto::{
-        answer::Result as Answered, call::Method, connection_service_client::ConnectionServiceClient,
-        session_service_client::SessionServiceClient, worker_service_client::WorkerServiceClient,
-    },
-};
 use tls_sessiond_core::connection::{
     table::LISTED_AT_ONCE,
     unanswered::{UNANSWERED_OF_ONE_MAX, UNANSWERED_TIMEOUT},
+};
+use tls_sessiond_proto::{
+    self as pb, answer::Result as Answered, call::Method, connection_service_client::ConnectionServiceClient,
+    session_service_client::SessionServiceClient, worker_service_client::WorkerServiceClient,
 };
 use tokio::sync::mpsc::{self, Sender};
 use tokio_stream::wrappers::ReceiverStream;

@@ -5,7 +5,7 @@ use std::{
     os::unix::fs::MetadataExt,
 };
 
-use tls_sessiond::proto::{self as pb, drive_request::Event, revoke_sessions_request::Selector};
+use tls_sessiond_proto::{self as pb, drive_request::Event, revoke_sessions_request::Selector};
 use tokio::{
     net::{TcpStream, UnixStream},
     process::Command,

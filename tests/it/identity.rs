@@ -9,10 +9,8 @@ use hyper_util::{
 };
 use prost::Message;
 use prost_types::FileDescriptorProto;
-use tls_sessiond::{
-    proto as pb,
-    rpc::access::{RIGHTS, Roles},
-};
+use tls_sessiond::rpc::access::{RIGHTS, Roles};
+use tls_sessiond_proto as pb;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;

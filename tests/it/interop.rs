@@ -1,6 +1,6 @@
 //! Workers of the daemon with third-party peers: OpenSSL, curl, GnuTLS and sslyze.
 
-use tls_sessiond::proto as pb;
+use tls_sessiond_proto as pb;
 use tokio::{
     io::{AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream},

@@ -3,10 +3,7 @@
 
 use std::time::Duration;
 
-use tls_sessiond::{
-    proto as pb,
-    proto::{drive_request::Event, drive_response::Event as Answer},
-};
+use tls_sessiond_proto::{self as pb, drive_request::Event, drive_response::Event as Answer};
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 

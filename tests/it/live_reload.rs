@@ -3,7 +3,7 @@
 
 use std::{path::Path, time::Duration};
 
-use tls_sessiond::proto::{self as pb, watch_sessions_response::Event};
+use tls_sessiond_proto::{self as pb, watch_sessions_response::Event};
 
 use crate::{
     calls::{Worker, lookup},
@@ -251,7 +251,7 @@ async fn scope_by_names_requires_names() {
     let daemon = TestDaemon::with(&by("certificate")).await;
     let refused = daemon.reload(&by("names")).unwrap_err().to_string();
     assert!(
-        refused.contains("context[0].certificate") && refused.contains("subject alternative names"),
+        refused.contains("context[0].certificate") && refused.contains("subject alternative name"),
         "{refused}"
     );
     daemon.stop().await;

@@ -12,7 +12,7 @@ use std::{
 
 use rustix::io::ioctl_fionbio;
 use tempfile::TempDir;
-use tls_sessiond::proto::{self as pb, revoke_sessions_request::Selector};
+use tls_sessiond_proto::{self as pb, revoke_sessions_request::Selector};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},

@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::Value;
 use tempfile::TempDir;
-use tls_sessiond::proto as pb;
+use tls_sessiond_proto as pb;
 use tokio::{net::TcpStream, process::Command};
 
 use crate::{

@@ -4,10 +4,8 @@
 use std::{fs, time::Duration};
 
 use rcgen::{DnType, date_time_ymd};
-use tls_sessiond::{
-    client::{Options, Worker},
-    proto::{self as pb, drive_request::Event, drive_response::Event as Told},
-};
+use tls_sessiond::client::{Options, Worker};
+use tls_sessiond_proto::{self as pb, drive_request::Event, drive_response::Event as Told};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,

@@ -4,7 +4,7 @@
 use std::{fs, process::Stdio, time::Instant};
 
 use tempfile::TempDir;
-use tls_sessiond::proto as pb;
+use tls_sessiond_proto as pb;
 use tokio::{net::TcpStream, process::Command};
 use tonic::Code;
 use tonic_health::pb::{

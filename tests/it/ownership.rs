@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use tls_sessiond::proto::{self as pb, answer::Result as Answered, call::Method, drive_request::Event};
+use tls_sessiond_proto::{self as pb, answer::Result as Answered, call::Method, drive_request::Event};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 

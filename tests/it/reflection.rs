@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use prost::Message;
 use prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet};
-use tls_sessiond::proto::FILE_DESCRIPTOR_SET;
+use tls_sessiond_proto::FILE_DESCRIPTOR_SET;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };

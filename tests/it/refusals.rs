@@ -1,7 +1,7 @@
 //! Refusals: each has the right code, reason and field, and loses nothing.
 
 use prost_types::Duration;
-use tls_sessiond::proto::{self as pb, drive_request::Event, drive_response::Event as Answer};
+use tls_sessiond_proto::{self as pb, drive_request::Event, drive_response::Event as Answer};
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Code, Request, Status};

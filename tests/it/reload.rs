@@ -4,7 +4,7 @@
 use std::{path::Path, time::Duration};
 
 use tempfile::TempDir;
-use tls_sessiond::{proto as pb, proto::revoke_sessions_request::Selector};
+use tls_sessiond_proto::{self as pb, revoke_sessions_request::Selector};
 use tokio::process::Command;
 
 use crate::{

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use prost_types::Timestamp;
-use tls_sessiond::{proto as pb, proto::revoke_sessions_request::Selector};
+use tls_sessiond_proto::{self as pb, revoke_sessions_request::Selector};
 use tonic::Code;
 
 use crate::{

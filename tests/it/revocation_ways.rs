@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use prost_types::Timestamp;
-use tls_sessiond::proto::{self as pb, call::Method, revoke_sessions_request::Selector};
+use tls_sessiond_proto::{self as pb, call::Method, revoke_sessions_request::Selector};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 

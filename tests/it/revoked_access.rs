@@ -1,6 +1,6 @@
 //! Rights that a reload takes away while they are in use.
 
-use tls_sessiond::proto::{self as pb, drive_request::Event};
+use tls_sessiond_proto::{self as pb, drive_request::Event};
 
 use crate::{
     calls,

@@ -3,7 +3,7 @@
 use std::{fs, path::Path, sync::Arc};
 
 use tempfile::TempDir;
-use tls_sessiond::proto as pb;
+use tls_sessiond_proto as pb;
 use tokio::{net::TcpStream, process::Command};
 use tokio_rustls::TlsConnector;
 

@@ -9,13 +9,8 @@ use rustls::{
     server::WebPkiClientVerifier,
     version::{TLS12, TLS13},
 };
-use tls_sessiond::{
-    client::{
-        Options, Put, Role, Version, Worker,
-        rustls::{self as sessions, Acceptor},
-    },
-    proto as pb,
-};
+use tls_sessiond::client::{Options, Put, Role, Version, Worker, rustls as sessions, rustls::Acceptor};
+use tls_sessiond_proto as pb;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional, sink},
     net::{TcpListener, TcpStream},

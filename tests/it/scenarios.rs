@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use tls_sessiond::proto as pb;
+use tls_sessiond_proto as pb;
 
 use crate::script::{Engine, Named, Script, Stage, Unseen, open_and_close, returned, scripts};
 

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tls_sessiond::proto as pb;
+use tls_sessiond_proto as pb;
 
 use crate::{
     harness::{TestDaemon, new},

@@ -7,8 +7,9 @@ use std::{
 };
 
 use tempfile::TempDir;
-use tls_sessiond::{config::Config, proto as pb};
+use tls_sessiond::config::Config;
 use tls_sessiond_core::access::AccessRole;
+use tls_sessiond_proto as pb;
 use tokio::process::Command;
 
 use crate::{

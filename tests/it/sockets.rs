@@ -154,7 +154,7 @@ async fn systemd_sockets_are_served_and_outlive_the_daemon() {
     {
         let mut guest = Guest::new(&channel);
         let id = guest.open("").await.unwrap();
-        let request = tls_sessiond::proto::GetConnectionRequest { connection_id: id };
+        let request = tls_sessiond_proto::GetConnectionRequest { connection_id: id };
         let seen = guest.connections.get_connection(request).await.unwrap().into_inner().connection.unwrap();
         assert_eq!(seen.owner, owner);
     }

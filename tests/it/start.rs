@@ -16,10 +16,9 @@ use tls_sessiond::{
     client::{Options, Worker},
     config::{Config, Endpoint},
     daemon::Daemon,
-    proto as pb,
-    proto::context_service_client::ContextServiceClient,
 };
 use tls_sessiond_core::clock::Clock;
+use tls_sessiond_proto::{self as pb, context_service_client::ContextServiceClient};
 use tokio::{net::TcpStream, process::Command, time::timeout};
 
 use crate::{

@@ -3,14 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use tls_sessiond::{
-    proto as pb,
-    proto::{
-        connection_service_client::ConnectionServiceClient, drive_request::Event,
-        drive_response::Event as Answer,
-    },
-};
 use tls_sessiond_core::connection::ConnectionId;
+use tls_sessiond_proto::{
+    self as pb, connection_service_client::ConnectionServiceClient, drive_request::Event,
+    drive_response::Event as Answer,
+};
 use tokio::{
     io::AsyncReadExt,
     net::TcpStream,

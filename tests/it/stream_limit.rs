@@ -1,18 +1,22 @@
 //! Many streams on one HTTP/2 connection: the limit, its log line and counters, and the memory of
 //! quiet streams.
 
-use std::{fs, fs::File, path::PathBuf, time::Duration};
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+    time::Duration,
+};
 
 use rustls::{ClientConnection, version::TLS13};
 use tempfile::TempDir;
 use tls_sessiond::{
     client::{Lookup, Options, Worker},
     config::Config,
-    proto::{
-        self as pb, connection_service_client::ConnectionServiceClient,
-        context_service_client::ContextServiceClient, drive_request::Event as Request,
-        drive_response::Event as Answer,
-    },
+};
+use tls_sessiond_proto::{
+    self as pb, connection_service_client::ConnectionServiceClient,
+    context_service_client::ContextServiceClient, drive_request::Event as Request,
+    drive_response::Event as Answer,
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},

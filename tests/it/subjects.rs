@@ -6,7 +6,7 @@ use rcgen::{
     DnType, DnValue, SanType,
     string::{BmpString, PrintableString, TeletexString, UniversalString},
 };
-use tls_sessiond::proto as pb;
+use tls_sessiond_proto as pb;
 use tokio::process::Command;
 
 use crate::{

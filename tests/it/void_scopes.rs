@@ -6,9 +6,8 @@ use std::{fs, path::Path};
 use bytes::Bytes;
 use prost_types::Timestamp;
 use tempfile::TempDir;
-use tls_sessiond::{
-    proto as pb,
-    proto::{context_service_client::ContextServiceClient, revoke_sessions_request::Selector},
+use tls_sessiond_proto::{
+    self as pb, context_service_client::ContextServiceClient, revoke_sessions_request::Selector,
 };
 use tokio::{net::TcpStream, time::timeout};
 

@@ -10,11 +10,11 @@ use prost::Message;
 use tls_sessiond::{
     client::{Connection, Found, Lookup, Options, Put, Role, Version, Worker},
     config::Config,
-    proto::{
-        self as pb,
-        answer::Result as Answered,
-        worker_service_server::{WorkerService, WorkerServiceServer},
-    },
+};
+use tls_sessiond_proto::{
+    self as pb,
+    answer::Result as Answered,
+    worker_service_server::{WorkerService, WorkerServiceServer},
 };
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming, async_trait};
@@ -156,13 +156,16 @@ async fn rust_client_passes_on_single_use_and_bindings() {
 #[derive(Clone, Default)]
 struct Recorder(Arc<Mutex<Vec<usize>>>);
 
-type Answers = std::pin::Pin<Box<dyn Stream<Item = Result<pb::Answers, Status>> + Send>>;
+type Answers = std::pin::Pin<Box<dyn Stream<Item = Result<pb::codec::Answers, Status>> + Send>>;
 
 #[async_trait]
 impl WorkerService for Recorder {
     type AttachStream = Answers;
 
-    async fn attach(&self, request: Request<Streaming<pb::Calls>>) -> Result<Response<Answers>, Status> {
+    async fn attach(
+        &self,
+        request: Request<Streaming<pb::codec::Calls>>,
+    ) -> Result<Response<Answers>, Status> {
         let sizes = Arc::clone(&self.0);
         let answers = request.into_inner().map(move |batch| {
             let calls = pb::AttachRequest::decode(batch?.0).unwrap().calls;
@@ -172,7 +175,7 @@ impl WorkerService for Recorder {
                 result: Some(Answered::LookupSession(Box::default())),
             };
             let answers = calls.iter().filter(|call| call.id != 0).map(missed).collect();
-            Ok(pb::Answers(pb::AttachResponse { answers, draining: false }.encode_to_vec()))
+            Ok(pb::codec::Answers(pb::AttachResponse { answers, draining: false }.encode_to_vec()))
         });
         Ok(Response::new(Box::pin(answers)))
     }

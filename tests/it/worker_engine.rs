@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prost_types::Timestamp;
-use tls_sessiond::proto::{
+use tls_sessiond_proto::{
     self as pb, answer::Result as Answered, call::Method, worker_service_client::WorkerServiceClient,
 };
 use tokio::sync::mpsc::{self, Sender};

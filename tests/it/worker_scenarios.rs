@@ -8,7 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use prost_types::Timestamp;
-use tls_sessiond::proto::{self as pb, ProtocolVersion as Version, answer::Result as Answered, call::Method};
+use tls_sessiond_proto::{self as pb, ProtocolVersion as Version, answer::Result as Answered, call::Method};
 
 use crate::{
     script::{Engine, Named, Script, Stage, Unseen, returned, scripts},

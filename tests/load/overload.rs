@@ -5,11 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tls_sessiond::{
-    proto as pb,
-    proto::{
-        connection_service_client::ConnectionServiceClient, session_service_client::SessionServiceClient,
-    },
+use tls_sessiond_proto::{
+    self as pb, connection_service_client::ConnectionServiceClient,
+    session_service_client::SessionServiceClient,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tls_sessiond::proto::{
+use tls_sessiond_proto::{
     self as pb, call::Method, drive_request::Event, drive_response::Event as Answer,
     revoke_sessions_request::Selector, worker_service_client::WorkerServiceClient,
 };

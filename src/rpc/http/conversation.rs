@@ -12,16 +12,14 @@ use h2::{
     Reason,
     server::{Builder, Connection},
 };
+use tls_sessiond_proto::transport::KeepAlive;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
     call::Call,
     outbox::{Outbox, Piece},
 };
-use crate::{
-    keepalive::KeepAlive,
-    rpc::{edge::Edge, socket::Turn},
-};
+use crate::rpc::{edge::Edge, socket::Turn};
 
 /// How long a connection may be silent before the daemon sends a PING, and how long the peer may
 /// take to answer it.

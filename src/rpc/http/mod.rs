@@ -27,6 +27,13 @@ use std::{
 use h2::server::Builder;
 use http::{Request, Response};
 use tls_sessiond_core::connection::Table;
+use tls_sessiond_proto::{
+    connection_service_server::{self, ConnectionServiceServer},
+    context_service_server::{self, ContextServiceServer},
+    session_service_server::{self, SessionServiceServer},
+    transport::wake::PollOnWake,
+    worker_service_server::{self, WorkerServiceServer},
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::{sleep, timeout},
@@ -47,18 +54,11 @@ use super::{
     listen::{Accepted, Beyond, Known, Signals},
     lookout::Lookout,
     preface::{Greeted, preface},
-    seldom::Seldom,
     sessions::Sessions,
     socket::Turn,
     streams::{Class, StreamLimits, StreamTotals},
     tls::Acceptor,
     workers::Workers,
-};
-use crate::proto::{
-    connection_service_server::{self, ConnectionServiceServer},
-    context_service_server::{self, ContextServiceServer},
-    session_service_server::{self, SessionServiceServer},
-    worker_service_server::{self, WorkerServiceServer},
 };
 
 /// How long a client may take to send its HTTP/2 preface. Over TLS it may take as long to send the
@@ -313,8 +313,8 @@ impl Http {
             Some(Err(err)) => return tracing::debug!(%err, "cannot start HTTP/2 on a connection"),
             None => return,
         };
-        let mut draining = Seldom::new(Box::pin(signals.draining.cancelled()));
-        let mut kill = Seldom::new(Box::pin(signals.kill.cancelled()));
+        let mut draining = PollOnWake::new(Box::pin(signals.draining.cancelled()));
+        let mut kill = PollOnWake::new(Box::pin(signals.kill.cancelled()));
         let ended = tokio::select! {
             biased;
             () = &mut kill => Ok(()),

@@ -1,7 +1,7 @@
 //! Incidents in which a client offered a session to a server that had not made it, or under another
 //! identity.
 
-use tls_sessiond::proto as pb;
+use tls_sessiond_proto as pb;
 
 use super::{At, Site, Then, VERSIONS, asks, at, serves, worker};
 use crate::harness::reason;

@@ -31,7 +31,8 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 use tempfile::TempDir;
-use tls_sessiond::{config::Config, proto as pb};
+use tls_sessiond::config::Config;
+use tls_sessiond_proto as pb;
 
 use crate::{
     harness::{TestDaemon, new, reason},

@@ -1,6 +1,6 @@
 //! Incidents in which a policy changed while sessions of the old policy were still valid.
 
-use tls_sessiond::proto as pb;
+use tls_sessiond_proto as pb;
 
 use super::{At, Site, Then, VERSIONS, Visitor, asks, at, serves, worker};
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tls_sessiond::proto as pb;
+use tls_sessiond_proto as pb;
 
 use super::{At, Site, Then, VERSIONS, Visitor, asks, at, serves, worker};
 

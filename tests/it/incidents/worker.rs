@@ -1,7 +1,7 @@
 //! Connections whose TLS runs in the worker: a lookup under another policy does not find their
 //! sessions.
 
-use tls_sessiond::proto as pb;
+use tls_sessiond_proto as pb;
 
 use super::{At, Site, VERSIONS, asks, at};
 

@@ -1,10 +1,11 @@
 //! Compiles the protos to Rust and to the descriptor set that reflection serves. Does not need
 //! protoc.
 
-use std::{env, error::Error, fs, path::Path};
+use std::{env, error::Error, fmt::Write, fs, path::Path};
 
 use prost::Message;
 use prost_build::{Service, ServiceGenerator};
+use prost_types::FileDescriptorSet;
 
 const ROOT: &str = "proto";
 const FILES: [&str; 5] = [
@@ -21,11 +22,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = env::var("OUT_DIR")?;
     fs::write(Path::new(&out).join("descriptors.bin"), descriptors.encode_to_vec())?;
 
-    // A worker that imports the client does not compile the daemon's server code.
-    let daemon = env::var_os("CARGO_FEATURE_DAEMON").is_some();
-    let services = || tonic_prost_build::configure().codec_path("crate::proto::Codec");
-    let clients = services().build_server(false).service_generator();
-    let servers = services().build_server(daemon).build_client(false).service_generator();
+    fs::write(Path::new(&out).join("tags.rs"), tags(&descriptors)?)?;
+
+    let has = |feature: &str| env::var_os(format!("CARGO_FEATURE_{feature}")).is_some();
+    let services = || tonic_prost_build::configure().codec_path("crate::codec::Codec");
+    let clients = services().build_client(has("STUBS")).build_server(false).service_generator();
+    let servers = services().build_client(false).build_server(has("SERVER")).service_generator();
     prost_build::Config::new()
         .bytes(["."])
         // A batch is a list of calls, and each takes the memory of the largest variant. A hostile
@@ -45,6 +47,31 @@ fn main() -> Result<(), Box<dyn Error>> {
         .service_generator(Box::new(Services { clients, servers }))
         .compile_fds(descriptors)?;
     Ok(())
+}
+
+/// Returns the source of a module with the field numbers of each message.
+fn tags(descriptors: &FileDescriptorSet) -> Result<String, Box<dyn Error>> {
+    let mut out = String::new();
+    for message in descriptors.file.iter().flat_map(|file| &file.message_type) {
+        writeln!(out, "pub mod {} {{", snake_case(message.name()))?;
+        for field in &message.field {
+            let number = u8::try_from(field.number())?;
+            writeln!(out, "    pub const {}: u8 = {number};", field.name().to_uppercase())?;
+        }
+        writeln!(out, "}}")?;
+    }
+    Ok(out)
+}
+
+fn snake_case(name: &str) -> String {
+    let mut out = String::new();
+    for c in name.chars() {
+        if c.is_ascii_uppercase() && !out.is_empty() {
+            out.push('_');
+        }
+        out.push(c.to_ascii_lowercase());
+    }
+    out
 }
 
 /// Generates clients and servers. In an Attach they use different types.

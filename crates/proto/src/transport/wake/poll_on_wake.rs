@@ -18,8 +18,8 @@ use parking_lot::Mutex;
 
 /// Polls the inner future at first, and then only after that future has woken its task. Other
 /// wake-ups of the task do not poll it.
-pub(super) struct Seldom<F: ?Sized> {
-    bell: Arc<Bell>,
+pub struct PollOnWake<F: ?Sized> {
+    flag: Arc<WakeFlag>,
     /// The wake flag as a waker, for the inner future.
     waker: Waker,
     /// The waker of the task that the wake flag wakes.
@@ -29,19 +29,19 @@ pub(super) struct Seldom<F: ?Sized> {
 
 /// A wake flag. Records a wake-up by the inner future, and wakes the task.
 #[derive(Default)]
-struct Bell {
-    rung: AtomicBool,
+struct WakeFlag {
+    ready: AtomicBool,
     task: Mutex<Option<Waker>>,
 }
 
-impl Wake for Bell {
+impl Wake for WakeFlag {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.rung.store(true, Ordering::Release);
-        // A task that is registered after this reads `rung` in the same poll.
+        self.ready.store(true, Ordering::Release);
+        // A task that is registered after this reads `ready` in the same poll.
         let task = self.task.lock().clone();
         if let Some(task) = task {
             task.wake();
@@ -49,29 +49,30 @@ impl Wake for Bell {
     }
 }
 
-impl<F: Future + ?Sized> Seldom<F> {
-    pub(super) fn new(future: Pin<Box<F>>) -> Self {
+impl<F: Future + ?Sized> PollOnWake<F> {
+    /// Wraps a future. The first poll reaches it.
+    pub fn new(future: Pin<Box<F>>) -> Self {
         // The flag begins set, so that the first poll reaches the future.
-        let bell = Arc::new(Bell { rung: AtomicBool::new(true), task: Mutex::default() });
-        let waker = Waker::from(Arc::clone(&bell));
-        Self { bell, waker, task: None, future }
+        let flag = Arc::new(WakeFlag { ready: AtomicBool::new(true), task: Mutex::default() });
+        let waker = Waker::from(Arc::clone(&flag));
+        Self { flag, waker, task: None, future }
     }
 }
 
-impl<F: Future + ?Sized> Future for Seldom<F> {
+impl<F: Future + ?Sized> Future for PollOnWake<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = &mut *self;
         if !this.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
             this.task = Some(cx.waker().clone());
-            this.bell.task.lock().clone_from(&this.task);
+            this.flag.task.lock().clone_from(&this.task);
         }
-        if !this.bell.rung.load(Ordering::Acquire) {
+        if !this.flag.ready.load(Ordering::Acquire) {
             return Poll::Pending;
         }
         // Reset the flag before polling, so that a wake-up during the poll sets it again.
-        this.bell.rung.store(false, Ordering::Release);
+        this.flag.ready.store(false, Ordering::Release);
         this.future.as_mut().poll(&mut Context::from_waker(&this.waker))
     }
 }
@@ -97,7 +98,7 @@ mod tests {
     fn future_is_asked_once_and_again_when_it_has_woken_whoever_asked_last() {
         let (tells, mut told) = oneshot::channel::<u32>();
         let asked = Arc::new(AtomicUsize::new(0));
-        let mut seldom = Seldom::new(Box::pin(poll_fn({
+        let mut seldom = PollOnWake::new(Box::pin(poll_fn({
             let asked = Arc::clone(&asked);
             move |cx| {
                 asked.fetch_add(1, Ordering::SeqCst);

@@ -10,14 +10,14 @@ const PASSED_MAX: u64 = 1023;
 
 /// The back-off of busy polling.
 #[derive(Default)]
-pub(crate) struct Looks {
+pub struct PollBackoff {
     passed: u64,
 }
 
-impl Looks {
+impl PollBackoff {
     /// Records whether the last poll found work. Returns how many idle moments to skip next.
-    pub(crate) fn ended(&mut self, came: bool) -> u64 {
-        self.passed = if came { 0 } else { (2 * self.passed + 1).min(PASSED_MAX) };
+    pub fn record(&mut self, found_work: bool) -> u64 {
+        self.passed = if found_work { 0 } else { (2 * self.passed + 1).min(PASSED_MAX) };
         self.passed
     }
 }
@@ -28,9 +28,9 @@ mod tests {
 
     #[test]
     fn looking_in_vain_is_done_ever_less_and_success_makes_up_for_it() {
-        let mut looks = Looks::default();
-        let in_vain: Vec<u64> = (0..12).map(|_| looks.ended(false)).collect();
+        let mut backoff = PollBackoff::default();
+        let in_vain: Vec<u64> = (0..12).map(|_| backoff.record(false)).collect();
         assert_eq!(in_vain, [1, 3, 7, 15, 31, 63, 127, 255, 511, 1023, 1023, 1023]);
-        assert_eq!((looks.ended(true), looks.ended(true), looks.ended(false)), (0, 0, 1));
+        assert_eq!((backoff.record(true), backoff.record(true), backoff.record(false)), (0, 0, 1));
     }
 }

@@ -5,44 +5,46 @@ use crate::wire::{read_bytes, read_varint};
 
 /// A reader of fields. The caller reads a key and then its value, or calls [`Fields::skip`]. `None`
 /// of any method: the message is malformed.
-pub(super) struct Fields<'m>(pub(super) &'m [u8]);
+pub struct Fields<'m>(pub &'m [u8]);
 
 /// The key that stands for the end of the message. No field has it.
-pub(super) const END: u32 = 0;
+pub const END: u32 = 0;
 
 /// Returns the key of a number, an enum or a bool.
-pub(super) const fn number(field: u32) -> u32 {
-    field << 3
+pub const fn number(field: u8) -> u32 {
+    (field as u32) << 3
 }
 
 /// Returns the key of a string, of bytes or of a message.
-pub(super) const fn bytes(field: u32) -> u32 {
-    field << 3 | 2
+pub const fn bytes(field: u8) -> u32 {
+    (field as u32) << 3 | 2
 }
 
 impl<'m> Fields<'m> {
     /// Reads the next key, or [`END`].
     #[inline(always)]
-    pub(super) fn key(&mut self) -> Option<u32> {
+    pub fn key(&mut self) -> Option<u32> {
         if self.0.is_empty() {
             return Some(END);
         }
         u32::try_from(read_varint(&mut self.0)?).ok().filter(|key| key >> 3 > 0)
     }
 
+    /// Reads the value of a number, an enum or a bool.
     #[inline(always)]
-    pub(super) fn number(&mut self) -> Option<u64> {
+    pub fn number(&mut self) -> Option<u64> {
         read_varint(&mut self.0)
     }
 
+    /// Reads the value of a string, of bytes or of a message.
     #[inline(always)]
-    pub(super) fn bytes(&mut self) -> Option<&'m [u8]> {
+    pub fn bytes(&mut self) -> Option<&'m [u8]> {
         read_bytes(&mut self.0)
     }
 
     /// Skips the value of the field with this key.
     #[inline(always)]
-    pub(super) fn skip(&mut self, key: u32) -> Option<()> {
+    pub fn skip(&mut self, key: u32) -> Option<()> {
         match key & 7 {
             0 => self.number().map(drop),
             2 => self.bytes().map(drop),

@@ -13,36 +13,36 @@ use std::{
 use parking_lot::Mutex;
 
 /// A set of parts, one bit each.
-pub(super) type Parts = u8;
+pub type Parts = u8;
 
 /// The bit that says that the task is running.
 const WORKS: Parts = 1 << 7;
 
 /// The parts of a task that are ready, and the waker of the task.
-pub(super) struct Bells {
+pub struct WakeSet {
     state: AtomicU8,
     task: Mutex<Option<Waker>>,
 }
 
 /// The wake flag of one part, from which its waker is made.
-struct Bell {
-    bells: Arc<Bells>,
+struct WakeFlag {
+    wakes: Arc<WakeSet>,
     part: Parts,
 }
 
-impl Bells {
+impl WakeSet {
     /// Makes a wake set in which `parts` are ready. No part may use the highest bit.
-    pub(super) fn new(parts: Parts) -> Arc<Self> {
+    pub fn new(parts: Parts) -> Arc<Self> {
         Arc::new(Self { state: AtomicU8::new(parts), task: Mutex::default() })
     }
 
     /// Returns the waker of a part.
-    pub(super) fn waker(self: &Arc<Self>, part: Parts) -> Waker {
-        Waker::from(Arc::new(Bell { bells: Arc::clone(self), part }))
+    pub fn waker(self: &Arc<Self>, part: Parts) -> Waker {
+        Waker::from(Arc::new(WakeFlag { wakes: Arc::clone(self), part }))
     }
 
     /// Marks the task as running and stores its waker.
-    pub(super) fn begin(&self, cx: &Context<'_>) {
+    pub fn begin(&self, cx: &Context<'_>) {
         let mut task = self.task.lock();
         let before = match &*task {
             Some(before) if before.will_wake(cx.waker()) => None,
@@ -55,17 +55,17 @@ impl Bells {
     }
 
     /// Takes the parts that became ready since the last call.
-    pub(super) fn rung(&self) -> Parts {
+    pub fn take_ready(&self) -> Parts {
         self.state.fetch_and(WORKS, Ordering::AcqRel) & !WORKS
     }
 
     /// Parks the task unless a part is ready. Returns whether it is parked.
-    pub(super) fn rest(&self) -> bool {
+    pub fn park(&self) -> bool {
         self.state.compare_exchange(WORKS, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// Parks the task although `parts` are ready, and wakes it for them.
-    pub(super) fn leave(&self, parts: Parts) {
+    pub fn yield_with(&self, parts: Parts) {
         self.state.fetch_or(parts, Ordering::AcqRel);
         // A waker that ran before this store did not wake the task. One that runs after it wakes
         // the task only if no part was ready.
@@ -82,15 +82,15 @@ impl Bells {
     }
 }
 
-impl Wake for Bell {
+impl Wake for WakeFlag {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
         // Only the first waker of a parked task wakes it.
-        if self.bells.state.fetch_or(self.part, Ordering::AcqRel) == 0 {
-            self.bells.wake();
+        if self.wakes.state.fetch_or(self.part, Ordering::AcqRel) == 0 {
+            self.wakes.wake();
         }
     }
 }
@@ -118,28 +118,28 @@ mod tests {
         let count = Arc::new(Count::default());
         let task = Waker::from(Arc::clone(&count));
         let woken = || count.0.load(Ordering::SeqCst);
-        let bells = Bells::new(ONE);
-        let [one, other] = [ONE, OTHER].map(|part| bells.waker(part));
+        let wakes = WakeSet::new(ONE);
+        let [one, other] = [ONE, OTHER].map(|part| wakes.waker(part));
 
-        bells.begin(&Context::from_waker(&task));
-        assert_eq!(bells.rung(), ONE);
+        wakes.begin(&Context::from_waker(&task));
+        assert_eq!(wakes.take_ready(), ONE);
         other.wake_by_ref();
-        assert!(!bells.rest());
-        assert_eq!(bells.rung(), OTHER);
-        assert!(bells.rest());
+        assert!(!wakes.park());
+        assert_eq!(wakes.take_ready(), OTHER);
+        assert!(wakes.park());
         assert_eq!(woken(), 0);
 
         [&one, &other, &one].into_iter().for_each(Waker::wake_by_ref);
         assert_eq!(woken(), 1);
-        bells.begin(&Context::from_waker(&task));
-        assert_eq!(bells.rung(), ONE | OTHER);
+        wakes.begin(&Context::from_waker(&task));
+        assert_eq!(wakes.take_ready(), ONE | OTHER);
         one.wake_by_ref();
-        bells.leave(OTHER);
+        wakes.yield_with(OTHER);
         assert_eq!(woken(), 2);
         one.wake_by_ref();
         assert_eq!(woken(), 2, "the task was already woken");
-        bells.begin(&Context::from_waker(&task));
-        assert_eq!(bells.rung(), ONE | OTHER);
+        wakes.begin(&Context::from_waker(&task));
+        assert_eq!(wakes.take_ready(), ONE | OTHER);
     }
 
     #[test]
@@ -147,13 +147,13 @@ mod tests {
         const RINGS: usize = 20_000;
         let count = Arc::new(Count::default());
         let task = Waker::from(Arc::clone(&count));
-        let bells = Bells::new(0);
+        let wakes = WakeSet::new(0);
         let rung = Arc::new(AtomicUsize::new(0));
         let seen = Arc::new(AtomicUsize::new(0));
-        bells.begin(&Context::from_waker(&task));
-        assert!(bells.rest());
+        wakes.begin(&Context::from_waker(&task));
+        assert!(wakes.park());
         let ringer = std::thread::spawn({
-            let (bell, rung, seen) = (bells.waker(ONE), Arc::clone(&rung), Arc::clone(&seen));
+            let (bell, rung, seen) = (wakes.waker(ONE), Arc::clone(&rung), Arc::clone(&seen));
             move || {
                 for number in 1..=RINGS {
                     rung.store(number, Ordering::SeqCst);
@@ -172,17 +172,17 @@ mod tests {
                 assert!(begun.elapsed().as_secs() < 10, "a wake-up was lost");
             }
             woken = count.0.load(Ordering::SeqCst);
-            bells.begin(&Context::from_waker(&task));
+            wakes.begin(&Context::from_waker(&task));
             loop {
-                if bells.rung() == ONE {
+                if wakes.take_ready() == ONE {
                     seen.store(rung.load(Ordering::SeqCst), Ordering::SeqCst);
                 }
                 turn += 1;
                 if turn % 2 == 0 {
-                    bells.leave(0);
+                    wakes.yield_with(0);
                     break;
                 }
-                if bells.rest() {
+                if wakes.park() {
                     break;
                 }
             }
@@ -193,12 +193,12 @@ mod tests {
     #[test]
     fn last_task_is_the_one_that_is_woken() {
         let counts = [(); 2].map(|()| Arc::new(Count::default()));
-        let bells = Bells::new(0);
+        let wakes = WakeSet::new(0);
         for count in &counts {
-            bells.begin(&Context::from_waker(&Waker::from(Arc::clone(count))));
-            assert!(bells.rest());
+            wakes.begin(&Context::from_waker(&Waker::from(Arc::clone(count))));
+            assert!(wakes.park());
         }
-        bells.waker(ONE).wake();
+        wakes.waker(ONE).wake();
         assert_eq!(counts.map(|count| count.0.load(Ordering::SeqCst)), [0, 1]);
     }
 }

@@ -15,7 +15,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd};
 
 /// A connected Unix stream.
-pub(crate) struct Unix {
+pub struct Unix {
     stream: AsyncFd<UnixStream>,
     /// A second registration of the same socket, for writability. Made when a write would block for
     /// the first time, and kept.
@@ -32,7 +32,7 @@ impl Unix {
     ///
     /// # Errors
     /// Fails if the runtime cannot register it.
-    pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
+    pub fn new(stream: UnixStream) -> io::Result<Self> {
         Ok(Self { stream: watch(stream, Interest::READABLE)?, full: None, room: ROOM_MIN })
     }
 
@@ -40,8 +40,7 @@ impl Unix {
     ///
     /// # Errors
     /// Errors of the runtime.
-    #[cfg(feature = "daemon")]
-    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.stream.poll_read_ready(cx).map_ok(|_| ())
     }
 }

@@ -4,26 +4,28 @@
 //! Numbers of fields that are written are below 16, so a key is one byte. Empty and zero values are
 //! left out, as in proto3.
 
+mod fields;
+
+pub use fields::{END, Fields, bytes, number};
 use prost::encoding::{decode_varint, encoded_len_varint};
 
 const VARINT: u8 = 0;
 const LENGTH_DELIMITED: u8 = 2;
 /// The size of the longest field of a number: one byte for the key and ten for the varint.
-#[cfg(feature = "daemon")]
-pub(crate) const NUMBER_MAX: usize = 11;
+pub const NUMBER_MAX: usize = 11;
 
 /// Returns the size of the key and the length before `length` bytes.
-pub(crate) fn head_len(length: usize) -> usize {
+pub fn head_len(length: usize) -> usize {
     1 + encoded_len_varint(length as u64)
 }
 
 /// Returns the size of a field of `length` bytes.
-pub(crate) fn bytes_len(length: usize) -> usize {
+pub fn bytes_len(length: usize) -> usize {
     if length == 0 { 0 } else { head_len(length) + length }
 }
 
 /// Returns the size of the field of a number.
-pub(crate) fn number_len(value: u64) -> usize {
+pub fn number_len(value: u64) -> usize {
     if value == 0 { 0 } else { 1 + encoded_len_varint(value) }
 }
 
@@ -31,48 +33,47 @@ pub(crate) fn number_len(value: u64) -> usize {
 ///
 /// # Panics
 /// Its methods panic if the buffer is too short.
-pub(crate) struct Writer<'r> {
+pub struct Writer<'r> {
     room: &'r mut [u8],
     at: usize,
 }
 
 impl<'r> Writer<'r> {
-    pub(crate) fn new(room: &'r mut [u8]) -> Self {
+    /// Returns a writer at the start of `room`.
+    pub fn new(room: &'r mut [u8]) -> Self {
         Self { room, at: 0 }
     }
 
     /// Returns the number of bytes that are written.
-    #[cfg(any(feature = "daemon", test))]
-    pub(crate) fn len(&self) -> usize {
+    pub fn position(&self) -> usize {
         self.at
     }
 
     /// Returns the bytes that were written from this position on.
-    #[cfg(feature = "daemon")]
-    pub(crate) fn since(&mut self, place: usize) -> &mut [u8] {
+    pub fn since(&mut self, place: usize) -> &mut [u8] {
         &mut self.room[place..self.at]
     }
 
     /// Returns the next `length` bytes, to be filled by the caller. They count as written.
-    pub(crate) fn take(&mut self, length: usize) -> &mut [u8] {
+    pub fn take(&mut self, length: usize) -> &mut [u8] {
         let start = self.at;
         self.at += length;
         &mut self.room[start..self.at]
     }
 
     /// Writes bytes without a key.
-    pub(crate) fn raw(&mut self, bytes: &[u8]) {
+    pub fn raw(&mut self, bytes: &[u8]) {
         self.take(bytes.len()).copy_from_slice(bytes);
     }
 
     /// Writes the key and the length before `length` bytes.
-    pub(crate) fn head(&mut self, field: u8, length: usize) {
+    pub fn head(&mut self, field: u8, length: usize) {
         self.byte(field << 3 | LENGTH_DELIMITED);
         self.varint(length as u64);
     }
 
     /// Writes a field of a string or of bytes.
-    pub(crate) fn bytes(&mut self, field: u8, bytes: &[u8]) {
+    pub fn bytes(&mut self, field: u8, bytes: &[u8]) {
         if !bytes.is_empty() {
             self.head(field, bytes.len());
             self.raw(bytes);
@@ -80,7 +81,7 @@ impl<'r> Writer<'r> {
     }
 
     /// Writes a field of a number, an enum or a bool.
-    pub(crate) fn number(&mut self, field: u8, value: u64) {
+    pub fn number(&mut self, field: u8, value: u64) {
         if value != 0 {
             self.byte(field << 3 | VARINT);
             self.varint(value);
@@ -103,7 +104,7 @@ impl<'r> Writer<'r> {
 
 /// Reads a varint.
 #[inline(always)]
-pub(crate) fn read_varint(from: &mut &[u8]) -> Option<u64> {
+pub fn read_varint(from: &mut &[u8]) -> Option<u64> {
     // Nearly all varints have one byte.
     match from.split_first() {
         Some((&byte @ ..0x80, rest)) => {
@@ -116,7 +117,7 @@ pub(crate) fn read_varint(from: &mut &[u8]) -> Option<u64> {
 
 /// Reads a length and as many bytes.
 #[inline(always)]
-pub(crate) fn read_bytes<'b>(from: &mut &'b [u8]) -> Option<&'b [u8]> {
+pub fn read_bytes<'b>(from: &mut &'b [u8]) -> Option<&'b [u8]> {
     let length = usize::try_from(read_varint(from)?).ok()?;
     let (bytes, rest) = from.split_at_checked(length)?;
     *from = rest;
@@ -133,7 +134,7 @@ mod tests {
         let mut room = vec![0; length];
         let mut writer = Writer::new(&mut room);
         write(&mut writer);
-        assert_eq!(writer.len(), length);
+        assert_eq!(writer.position(), length);
         room
     }
 

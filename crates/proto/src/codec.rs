@@ -1,7 +1,4 @@
-//! The contract: code generated from `proto/`, the codec of its messages, and the descriptors that
-//! reflection serves.
-
-#![allow(missing_docs, unreachable_pub, clippy::all, reason = "generated; its manual is in the protos")]
+//! The codec of the contract's messages.
 
 use std::marker::PhantomData;
 
@@ -11,11 +8,6 @@ use tonic::{
     Status,
     codec::{BufferSettings, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
-
-tonic::include_proto!("tls.sessiond.v1");
-
-/// The descriptors of all protos, with their comments.
-pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// Encodes and decodes messages in gRPC frames. tonic's own codec works byte by byte on buffers
 /// that grow while they are written and shrink while they are read. This one encodes into a vector,
@@ -37,7 +29,7 @@ const SHORT: usize = 32 << 10;
 /// freed after its message.
 const KEPT: usize = 1 << 10;
 /// Messages that are ready together are sent in one piece, until it has this many bytes.
-pub(crate) const PIECE: usize = 2 << 10;
+pub const PIECE: usize = 2 << 10;
 
 impl<T> Half<T> {
     fn new() -> Self {
@@ -64,10 +56,8 @@ impl<T: Message + Default + 'static> Incoming for T {
 }
 
 /// An encoded [`AttachRequest`].
-#[cfg(feature = "daemon")]
 pub struct Calls(pub Bytes);
 
-#[cfg(feature = "daemon")]
 impl Incoming for Calls {
     fn read(message: Bytes) -> Result<Self, DecodeError> {
         Ok(Self(message))
@@ -98,10 +88,8 @@ impl<T: Message + 'static> Outgoing for T {
 }
 
 /// An [`AttachResponse`] that was encoded while its answers were made.
-#[cfg(feature = "daemon")]
 pub struct Answers(pub Vec<u8>);
 
-#[cfg(feature = "daemon")]
 impl Outgoing for Answers {
     /// Answers that are sent together are already in one message.
     const PIECE: usize = 0;

@@ -11,7 +11,7 @@ use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep, sleep};
 
 /// The pings of one HTTP/2 connection.
-pub(crate) struct KeepAlive {
+pub struct KeepAlive {
     pings: PingPong,
     timer: Pin<Box<Sleep>>,
     life: Life,
@@ -41,17 +41,17 @@ enum Due {
 impl KeepAlive {
     /// Makes a timer. A peer that is silent for `silent_max` is pinged, and must answer within
     /// `answer_max`.
-    pub(crate) fn new(pings: PingPong, silent_max: Duration, answer_max: Duration) -> Self {
+    pub fn new(pings: PingPong, silent_max: Duration, answer_max: Duration) -> Self {
         Self { pings, timer: Box::pin(sleep(silent_max)), life: Life::Silent, silent_max, answer_max }
     }
 
     /// Records that data was received.
-    pub(crate) fn heard(&mut self) {
+    pub fn heard(&mut self) {
         self.life.heard();
     }
 
     /// Becomes ready when the peer is dead.
-    pub(crate) fn poll_dead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll_dead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if self.life == Life::Asked
                 && let Poll::Ready(answered) = self.pings.poll_pong(cx)

@@ -19,7 +19,7 @@ use std::{
 use clap::{Parser, ValueEnum};
 use ended::ended;
 use openssl::ssl::{SslConnector, SslMethod, SslStream, SslVersion};
-use tls_sessiond::client::{Options, Worker, openssl::ClientSessions};
+use tls_sessiond_client::{Options, Worker, openssl::ClientSessions};
 
 #[derive(Parser)]
 struct Args {

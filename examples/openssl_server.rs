@@ -24,7 +24,7 @@ use ended::ended;
 use openssl::ssl::{
     ShutdownResult, ShutdownState, SslAcceptor, SslFiletype, SslMethod, SslRef, SslStream, SslVerifyMode,
 };
-use tls_sessiond::client::{Options, Worker, openssl::ServerSessions};
+use tls_sessiond_client::{Options, Worker, openssl::ServerSessions};
 
 #[derive(Parser)]
 struct Args {

@@ -29,10 +29,7 @@ use rustls::{
         pem::{self, PemObject},
     },
 };
-use tls_sessiond::client::{
-    Options, Worker,
-    rustls::{self as sessions, Acceptor},
-};
+use tls_sessiond_client::{Options, Worker, rustls as sessions, rustls::Acceptor};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},

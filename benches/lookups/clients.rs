@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_memcached::AsciiProtocol;
 use redis::{AsyncConnectionConfig, IntoConnectionInfo, aio::MultiplexedConnection, io::tcp::TcpSettings};
-use tls_sessiond::client::{Lookup, Options, Put, Role, Version, Worker};
+use tls_sessiond_client::{Lookup, Options, Put, Role, Version, Worker};
 
 use crate::servers::{Servers, Socket};
 

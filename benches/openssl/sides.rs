@@ -4,7 +4,7 @@ use std::{sync::Mutex, time::Duration};
 
 use openssl::ssl::{SslContext, SslContextBuilder, SslOptions, SslSession, SslSessionCacheMode, SslVersion};
 use redis::Connection;
-use tls_sessiond::client::{Options, Worker, openssl::ServerSessions};
+use tls_sessiond_client::{Options, Worker, openssl::ServerSessions};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{

@@ -97,7 +97,7 @@ fn named_tests(text: &'static str) -> Vec<&'static str> {
 fn tests_that_the_documents_name_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut sources = String::new();
-    for folder in ["src", "crates", "tests"] {
+    for folder in ["src", "crates", "clients", "tests"] {
         read(&root.join(folder), &mut sources);
     }
     let (_, invariants) = ARCHITECTURE.split_once("## Invariants").unwrap();

@@ -10,11 +10,10 @@ use tokio::{
 
 use crate::{
     harness::TestDaemon,
-    process::{Process, Server, example, peer, run},
+    process::{GET, Process, Server, example, peer, run},
     returning::Certificate,
 };
 
-pub(crate) const GET: &str = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 /// The versions of TLS: openssl's option, and the name on the example server's page.
 pub(crate) const VERSIONS: [(&str, &str); 2] = [("-tls1_2", "TLS 1.2"), ("-tls1_3", "TLS 1.3")];
 
@@ -219,4 +218,14 @@ impl Cable {
     fn cut(self) {
         self.carry.abort();
     }
+}
+
+#[tokio::test]
+async fn curl_over_http1_is_told_what_listens() {
+    let daemon = TestDaemon::start().await;
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--http1.1"]).arg(format!("http://{}/", daemon.address));
+    let (said, _) = run(&mut curl, "").await;
+    assert!(said.starts_with("This is tls-sessiond: it speaks gRPC over HTTP/2."), "{said}");
+    daemon.stop().await;
 }

@@ -45,6 +45,7 @@ impl Logging {
         Self { process, address, folder }
     }
 
+    #[cfg(feature = "peers")]
     pub(crate) async fn reload(&self) {
         self.process.signal("HUP").await;
     }

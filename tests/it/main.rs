@@ -1,4 +1,5 @@
-//! Tests of the daemon as a whole, through its API and with real peers.
+//! Tests of the daemon as a whole, through its API. Those with feature `peers` need OpenSSL's library
+//! and programs that `tests/peers.sh` installs.
 
 // Always true here. Clippy allows `unwrap` in tests only where `cfg(test)` is written.
 #![cfg(test)]
@@ -7,8 +8,10 @@ mod answers;
 mod binary;
 mod cache_model;
 mod calls;
+#[cfg(feature = "peers")]
 mod certificates;
 mod client_hello;
+#[cfg(feature = "peers")]
 mod clients;
 mod clocks;
 mod closing;
@@ -23,6 +26,8 @@ mod foreign_client;
 #[allow(dead_code, reason = "shared with the load tests")]
 mod frames;
 mod fuzzed;
+#[cfg(feature = "peers")]
+mod generators;
 mod grpc_corners;
 mod hammer;
 mod harness;
@@ -32,7 +37,9 @@ mod hostile_sessions;
 mod hygiene;
 mod identity;
 mod incidents;
+#[cfg(feature = "peers")]
 mod interop;
+#[cfg(feature = "peers")]
 mod key_files;
 mod lifecycle;
 mod live_reload;
@@ -41,6 +48,7 @@ mod log_lines;
 mod model;
 mod mutual_tls;
 mod open_files;
+#[cfg(feature = "peers")]
 mod openssl_worker;
 mod ownership;
 mod pki;
@@ -57,23 +65,29 @@ mod revoked_access;
 mod rights;
 mod ruled;
 mod rustls_worker;
+#[cfg(feature = "peers")]
+mod rustls_worker_peers;
 mod scenarios;
 mod scope;
 mod script;
 mod seed;
 mod shrunk;
+#[cfg(feature = "peers")]
 mod sockets;
 mod start;
 mod stop;
 mod stream_limit;
+#[cfg(feature = "peers")]
 mod subjects;
 mod tidy;
 mod tls_corners;
+#[cfg(feature = "peers")]
 mod tour;
 mod void_scopes;
 mod worker_client;
 mod worker_engine;
 mod worker_model;
+#[cfg(feature = "peers")]
 mod worker_process;
 mod worker_scenarios;
 mod worker_tls;

@@ -4,7 +4,7 @@
 use std::{fs, time::Duration};
 
 use rcgen::{DnType, date_time_ymd};
-use tls_sessiond::client::{Options, Worker};
+use tls_sessiond_client::{Options, Worker};
 use tls_sessiond_proto::{self as pb, drive_request::Event, drive_response::Event as Told};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

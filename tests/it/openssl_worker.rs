@@ -15,7 +15,7 @@ use rustls::{
     pki_types::{CertificateDer, pem::PemObject},
     version::{TLS12, TLS13},
 };
-use tls_sessiond::client::{Options, Worker, openssl::ServerSessions};
+use tls_sessiond_client::{Options, Worker, openssl::ServerSessions};
 use tls_sessiond_proto as pb;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},

@@ -112,7 +112,10 @@ pub(crate) fn example(name: &str) -> Command {
     Command::new(path)
 }
 
+pub(crate) const GET: &str = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
 /// Returns a program that tests/peers.sh put into .peers/bin.
+#[cfg(feature = "peers")]
 pub(crate) fn peer(name: &str) -> Command {
     Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join(".peers/bin").join(name))
 }

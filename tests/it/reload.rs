@@ -4,14 +4,16 @@
 use std::{path::Path, time::Duration};
 
 use tempfile::TempDir;
-use tls_sessiond_proto::{self as pb, revoke_sessions_request::Selector};
+use tls_sessiond_proto::{
+    self as pb, context_service_client::ContextServiceClient, revoke_sessions_request::Selector,
+};
 use tokio::process::Command;
 
 use crate::{
     calls::{Worker, lookup, put, worker},
     harness::TestDaemon,
     pki::{self, Authority},
-    process::{Process, run},
+    process::Process,
 };
 
 pub(crate) fn files() -> TempDir {
@@ -273,11 +275,9 @@ async fn sighup_reloads_the_file_and_a_bad_file_changes_nothing() {
     let mut daemon = Process::start(&mut command);
     let address = daemon.says("listening on tcp://").await;
     let names = async || {
-        let mut grpcurl = crate::process::peer("grpcurl");
-        grpcurl.args(["-plaintext", &address, "tls.sessiond.v1.ContextService/ListContexts"]);
-        let (written, good) = run(&mut grpcurl, "").await;
-        assert!(good, "{written}");
-        ["one", "two"].map(|name| written.contains(&format!("\"name\": \"{name}\"")))
+        let mut contexts = ContextServiceClient::connect(format!("http://{address}")).await.unwrap();
+        let listed = contexts.list_contexts(pb::ListContextsRequest::default()).await.unwrap().into_inner();
+        ["one", "two"].map(|name| listed.contexts.iter().any(|context| context.name == name))
     };
     assert_eq!(names().await, [true, false]);
     let both = context(folder.path(), "one", "1.3", "") + &context(folder.path(), "two", "1.3", "");

@@ -3,7 +3,6 @@
 use std::{fs, path::Path, sync::Arc};
 
 use tempfile::TempDir;
-use tls_sessiond_proto as pb;
 use tokio::{net::TcpStream, process::Command};
 use tokio_rustls::TlsConnector;
 
@@ -81,8 +80,9 @@ impl Running {
     }
 
     /// Returns the owner of a connection.
+    #[cfg(feature = "peers")]
     pub(crate) async fn owner(&self, connection_id: String) -> String {
-        let request = pb::GetConnectionRequest { connection_id };
+        let request = tls_sessiond_proto::GetConnectionRequest { connection_id };
         let answer = self.local().await.connections.get_connection(request).await.unwrap();
         answer.into_inner().connection.unwrap().owner
     }

@@ -9,12 +9,11 @@ use rustls::{
     server::WebPkiClientVerifier,
     version::{TLS12, TLS13},
 };
-use tls_sessiond::client::{Options, Put, Role, Version, Worker, rustls as sessions, rustls::Acceptor};
+use tls_sessiond_client::{Options, Put, Role, Version, Worker, rustls as sessions, rustls::Acceptor};
 use tls_sessiond_proto as pb;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional, sink},
+    io::{AsyncReadExt, AsyncWriteExt, sink},
     net::{TcpListener, TcpStream},
-    process::Command,
     time::timeout,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -23,9 +22,8 @@ use crate::{
     binary::Binary,
     client_hello::{Extension, Hello, records},
     harness::TestDaemon,
-    interop::{GET, VERSIONS, s_client},
     pki::{Authority, Leaf},
-    process::{PATIENCE, Process, Server, example, run},
+    process::{GET, PATIENCE, Process, Server, example},
     returning::{Certificate, Returning},
 };
 
@@ -44,15 +42,15 @@ async fn worker(daemon: &str, certificate: &Certificate, name: &str, lookup_dead
 }
 
 /// A daemon, and two workers that are attached to it.
-struct Fleet {
-    daemon: TestDaemon,
-    certificate: Certificate,
-    one: Server,
-    two: Server,
+pub(crate) struct Fleet {
+    pub(crate) daemon: TestDaemon,
+    pub(crate) certificate: Certificate,
+    pub(crate) one: Server,
+    pub(crate) two: Server,
 }
 
 impl Fleet {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let daemon = TestDaemon::start().await;
         let certificate = Certificate::new();
         let one = worker(&daemon.address, &certificate, "one", PATIENCE).await;
@@ -65,7 +63,7 @@ impl Fleet {
     }
 
     /// Waits until this worker reports its connections, and leaves no session in the cache.
-    async fn attach(&self, server: &Server) {
+    pub(crate) async fn attach(&self, server: &Server) {
         let before = handshakes(&self.daemon);
         let told = async |_: &TestDaemon| {
             drop(self.client(&TLS12).connect(&server.address).await);
@@ -91,26 +89,26 @@ impl Fleet {
     }
 
     /// Fetches a page and waits until the daemon knows of the connection and its end.
-    async fn fetch(&self, client: &Returning, server: &Server) -> String {
+    pub(crate) async fn fetch(&self, client: &Returning, server: &Server) -> String {
         let before = handshakes(&self.daemon);
         let page = client.fetch(&server.address).await;
         over(&self.daemon, before).await;
         page
     }
 
-    async fn sessions_are(&self, count: usize) {
+    pub(crate) async fn sessions_are(&self, count: usize) {
         let what = format!("{count} sessions");
         self.daemon.until(&what, async |daemon| daemon.server_cache_len() == count).await;
     }
 }
 
 /// Returns the number of handshakes reported to the daemon.
-fn handshakes(daemon: &TestDaemon) -> u64 {
+pub(crate) fn handshakes(daemon: &TestDaemon) -> u64 {
     daemon.table.registry().get("default").unwrap().stats.accept_good.get()
 }
 
 /// Waits until one more handshake was reported and all connections are freed.
-async fn over(daemon: &TestDaemon, before: u64) {
+pub(crate) async fn over(daemon: &TestDaemon, before: u64) {
     let over = async |daemon: &TestDaemon| handshakes(daemon) > before && daemon.table.is_empty();
     daemon.until("the connection is reported and freed", over).await;
 }
@@ -127,47 +125,6 @@ async fn returns(certificate: &Certificate, first: &str, then: &str) {
         }
     };
     timeout(PATIENCE, resumes).await.expect("the client never resumes");
-}
-
-#[tokio::test]
-async fn sessions_of_one_rustls_worker_resume_at_another() {
-    let fleet = Fleet::start().await;
-    for (version, words) in VERSIONS {
-        let file = fleet.certificate.chain().with_file_name(version);
-        let file = file.to_str().unwrap();
-        let before = handshakes(&fleet.daemon);
-        let first = s_client(&fleet.one.address, version, ["-sess_out", file]).await;
-        assert!(first.contains("New, ") && first.contains(&format!("one: {words} ")), "{first}");
-        over(&fleet.daemon, before).await;
-        let before = handshakes(&fleet.daemon);
-        let second = s_client(&fleet.two.address, version, ["-sess_in", file]).await;
-        over(&fleet.daemon, before).await;
-        assert!(second.contains("Reused, ") && second.contains(&format!("two: {words} ")), "{second}");
-        assert!(second.contains("resumed: true"), "{second}");
-    }
-
-    // gnutls-cli resumes at the address of its first connection. So a proxy carries its first
-    // connection to one worker and its second to the other.
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port().to_string();
-    for priority in ["NORMAL:-VERS-ALL:+VERS-TLS1.2", "NORMAL:-VERS-ALL:+VERS-TLS1.3"] {
-        let before = handshakes(&fleet.daemon);
-        let carry = async {
-            let (mut near, _) = listener.accept().await.unwrap();
-            let mut one = TcpStream::connect(&fleet.one.address).await.unwrap();
-            // gnutls-cli closes its socket with our close_notify unread, which is a reset.
-            drop(copy_bidirectional(&mut near, &mut one).await);
-            let (mut near, _) = listener.accept().await.unwrap();
-            over(&fleet.daemon, before).await;
-            let mut two = TcpStream::connect(&fleet.two.address).await.unwrap();
-            drop(copy_bidirectional(&mut near, &mut two).await);
-        };
-        let args = ["--resume", "--insecure", "--priority", priority, "--port", &port, "127.0.0.1"];
-        let mut gnutls = Command::new("gnutls-cli");
-        let ((said, _), ()) = tokio::join!(run(gnutls.args(args), GET), carry);
-        assert!(said.contains("This is a resumed session"), "{said}");
-        assert!(said.contains("two: ") && said.contains("resumed: true"), "{said}");
-    }
 }
 
 #[tokio::test]
@@ -380,7 +337,7 @@ async fn rustls_worker_serves_through_a_daemon_outage() {
 
 /// Serves in this process. Each answer says whether the connection resumed, and the server then
 /// closes.
-async fn serve(acceptor: Acceptor) -> String {
+pub(crate) async fn serve(acceptor: Acceptor) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     tokio::spawn(async move {
@@ -400,14 +357,22 @@ async fn serve(acceptor: Acceptor) -> String {
     address
 }
 
-fn config(certificate: &Certificate, versions: &[&'static SupportedProtocolVersion]) -> ServerConfig {
+pub(crate) fn config(
+    certificate: &Certificate,
+    versions: &[&'static SupportedProtocolVersion],
+) -> ServerConfig {
     let chain = CertificateDer::pem_file_iter(certificate.chain()).unwrap().map(Result::unwrap).collect();
     let key = PrivateKeyDer::from_pem_file(certificate.key()).unwrap();
     let builder = ServerConfig::builder_with_protocol_versions(versions);
     builder.with_no_client_auth().with_single_cert(chain, key).unwrap()
 }
 
-async fn acceptor(daemon: &TestDaemon, config: ServerConfig, format: &str, binding: &str) -> Acceptor {
+pub(crate) async fn acceptor(
+    daemon: &TestDaemon,
+    config: ServerConfig,
+    format: &str,
+    binding: &str,
+) -> Acceptor {
     let worker = attached(&daemon.address, format, PATIENCE).await;
     Acceptor::new(worker, Arc::new(config), sessions::Options::new(binding))
 }
@@ -508,23 +473,6 @@ async fn session_of_another_format_or_binding_is_not_found() {
         assert!(fetch(&client, &home).await.contains("resumed: false"));
         assert!(fetch(&client, &twin).await.contains("resumed: true"), "{version:?}");
     }
-}
-
-#[tokio::test]
-async fn ticketer_of_the_rustls_config_is_not_used() {
-    let daemon = TestDaemon::start().await;
-    let certificate = Certificate::new();
-    let mut config = config(&certificate, &[&TLS12]);
-    config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().unwrap();
-    let address = serve(acceptor(&daemon, config, sessions::FORMAT, "a").await).await;
-    // A client that offers TLS 1.3 as well, because -4 restricts only the address family.
-    let file = certificate.chain().with_file_name("session");
-    let file = file.to_str().unwrap();
-    let first = s_client(&address, "-4", ["-sess_out", file]).await;
-    assert!(first.contains("New, ") && !first.contains("TLS session ticket:"), "{first}");
-    daemon.until("the session is stored", async |daemon| daemon.server_cache_len() == 1).await;
-    let second = s_client(&address, "-4", ["-sess_in", file]).await;
-    assert!(second.contains("Reused, TLSv1.2") && second.contains("resumed: true"), "{second}");
 }
 
 /// A client with a certificate that returns.

@@ -13,10 +13,10 @@ use std::{
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tls_sessiond::{
-    client::{Options, Worker},
     config::{Config, Endpoint},
     daemon::Daemon,
 };
+use tls_sessiond_client::{Options, Worker};
 use tls_sessiond_core::clock::Clock;
 use tls_sessiond_proto::{self as pb, context_service_client::ContextServiceClient};
 use tokio::{net::TcpStream, process::Command, time::timeout};

@@ -9,10 +9,8 @@ use std::{
 
 use rustls::{ClientConnection, version::TLS13};
 use tempfile::TempDir;
-use tls_sessiond::{
-    client::{Lookup, Options, Worker},
-    config::Config,
-};
+use tls_sessiond::config::Config;
+use tls_sessiond_client::{Lookup, Options, Worker};
 use tls_sessiond_proto::{
     self as pb, connection_service_client::ConnectionServiceClient,
     context_service_client::ContextServiceClient, drive_request::Event as Request,

@@ -7,10 +7,8 @@ use std::{
 };
 
 use prost::Message;
-use tls_sessiond::{
-    client::{Connection, Found, Lookup, Options, Put, Role, Version, Worker},
-    config::Config,
-};
+use tls_sessiond::config::Config;
+use tls_sessiond_client::{Connection, Found, Lookup, Options, Put, Role, Version, Worker};
 use tls_sessiond_proto::{
     self as pb,
     answer::Result as Answered,

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tls_sessiond::client::{Lookup, Options, Put, Role, Version, Worker};
+use tls_sessiond_client::{Lookup, Options, Put, Role, Version, Worker};
 use tls_sessiond_proto::{self as pb, call::Method, worker_service_client::WorkerServiceClient};
 use tokio::{io::AsyncWriteExt, sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;

@@ -7,7 +7,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::WebPkiClientVerifier,
 };
-use tls_sessiond::client::{Options, Worker};
+use tls_sessiond_client::{Options, Worker};
 
 use crate::{
     harness::TestDaemon,

@@ -7,6 +7,8 @@
 mod client_tickets;
 mod endings;
 mod hellos;
+#[cfg(feature = "peers")]
+mod openssl;
 
 use std::{path::Path, sync::Arc};
 

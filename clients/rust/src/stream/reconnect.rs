@@ -1,0 +1,84 @@
+//! Keeps one stream to the daemon: connects, runs the stream, and reconnects.
+
+use std::{convert::Infallible, sync::Arc, time::Instant};
+
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
+};
+
+use super::{Draining, METHOD, Stream};
+use crate::{breaker::backoff::Backoff, endpoint::Line, lookup::Shared, outbox::Link};
+
+/// Connects until the last [`crate::Worker`] is dropped. Connections that are not freed then keep
+/// their stream.
+pub(crate) async fn keep(shared: Arc<Shared>, mut gone: oneshot::Receiver<Infallible>) {
+    let mut backoff = Backoff::new(shared.options.back_off);
+    loop {
+        let attached = tokio::select! {
+            _ = &mut gone => return,
+            attached = timeout(shared.options.connect_timeout(), attach(&shared)) => attached,
+        };
+        if let Ok(Some((link, stream))) = attached {
+            let begun = Instant::now();
+            shared.join(&link);
+            let (tell, lost) = oneshot::channel();
+            let run = Run { shared: Arc::clone(&shared), link: Arc::clone(&link), lost: Some(tell) };
+            tokio::spawn(run.through(stream));
+            tokio::select! {
+                _ = &mut gone => {
+                    shared.leave(&link);
+                    link.retire();
+                    return;
+                }
+                _ = lost => {}
+            }
+            // Without this a daemon that accepts streams and ends them at once would reset the
+            // back-off each time.
+            if begun.elapsed() > shared.options.back_off.1 {
+                backoff.reset();
+            }
+        }
+        tokio::select! {
+            _ = &mut gone => return,
+            () = sleep(backoff.pause()) => {}
+        }
+    }
+}
+
+async fn attach(shared: &Shared) -> Option<(Arc<Link>, Stream<Line>)> {
+    let address = &shared.options.address;
+    let line = address.connect().await.ok()?;
+    let link = Arc::new(Link::new(shared.options.limits.clone(), Arc::clone(&shared.tallies)));
+    let stream = Stream::open(line, address.uri(METHOD), Arc::clone(&link)).await?;
+    Some((link, stream))
+}
+
+/// A running stream. When it is dropped, for any reason and also with its runtime, the outbox is
+/// closed.
+struct Run {
+    shared: Arc<Shared>,
+    link: Arc<Link>,
+    /// Dropped to request another stream.
+    lost: Option<oneshot::Sender<Infallible>>,
+}
+
+impl Run {
+    async fn through(mut self, mut stream: Stream<Line>) {
+        while let Some(Draining) = stream.next().await {
+            // The connections of this stream may still report how they end.
+            self.shared.leave(&self.link);
+            self.link.retire();
+            self.lost = None;
+        }
+        drop(self);
+        stream.close().await;
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.shared.leave(&self.link);
+        self.link.close();
+    }
+}

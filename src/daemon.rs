@@ -12,15 +12,15 @@ use tls_sessiond_core::{
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::{
+    api::{
+        access::Access,
+        health::Serving,
+        reloads::{Outcome, Reloads},
+    },
     config::{Config, ConfigError, Endpoint, Limits},
     log::panics::caught,
-    rpc::{
-        Api, Doors, LiveLimits, Memory, ServeError, Serving,
-        access::Access,
-        listen::{Listeners, Signals},
-        reloads::{Outcome, Reloads},
-        tls::Acceptor,
-    },
+    server::{Api, Doors, LiveLimits, Memory, ServeError, listen::Listeners, tls::Acceptor},
+    shutdown::Shutdown,
 };
 
 /// Interval between two sweeps for idle connections and expired sessions.
@@ -248,7 +248,7 @@ pub struct Daemon {
     table: Arc<Table>,
     api: Api,
     listeners: Listeners,
-    signals: Signals,
+    shutdown: Shutdown,
 }
 
 impl Daemon {
@@ -268,14 +268,14 @@ impl Daemon {
         let sockets_max = prepared.sockets_max()?;
         let Prepared { config, registry, acceptor, .. } = prepared;
         let table = Arc::new(Table::new(Arc::new(registry), clock, most(&config.limits)));
-        let signals = Signals::default();
+        let shutdown = Shutdown::default();
         let doors = Doors { access: Arc::new(Access::new()), acceptor };
         let limits = Limits { sockets: sockets_max, ..config.limits };
-        let api = Api::new(Arc::clone(&table), &limits, doors.clone(), &signals)?;
+        let api = Api::new(Arc::clone(&table), &limits, doors.clone(), &shutdown)?;
         let listeners = Listeners::bind(&config.api, config.unix, config.tls.is_some())?;
         let config = Arc::new(config);
         let running = Arc::new(Mutex::new(Arc::clone(&config)));
-        Ok(Self { config, running, doors, table, api, listeners, signals })
+        Ok(Self { config, running, doors, table, api, listeners, shutdown })
     }
 
     /// Returns the configuration that the daemon was started with.
@@ -314,7 +314,7 @@ impl Daemon {
         health.set(Serving::Yes);
         let sweeper =
             tokio::spawn(sweeps(Arc::clone(&self.table), Arc::clone(&self.doors.access), self.api.memory()));
-        let mut serve = pin!(self.api.serve(self.listeners, &self.signals));
+        let mut serve = pin!(self.api.serve(self.listeners, &self.shutdown));
 
         let ended = tokio::select! {
             result = &mut serve => Some(result),
@@ -331,7 +331,7 @@ impl Daemon {
                     result = &mut serve => result?,
                     () = sleep(drain.delay) => {}
                 }
-                self.signals.draining.cancel();
+                self.shutdown.drain.cancel();
                 match timeout(drain.timeout, &mut serve).await {
                     Ok(result) => result,
                     Err(_) => {
@@ -339,7 +339,7 @@ impl Daemon {
                             connections = self.table.len(),
                             "drain time-out: closing the remaining sockets"
                         );
-                        self.signals.kill.cancel();
+                        self.shutdown.abort.cancel();
                         timeout(KILL, &mut serve).await.unwrap_or(Ok(()))
                     }
                 }

@@ -6,7 +6,11 @@
 pub mod cli; // serve and check
 pub mod daemon; // the life of the daemon, from configuration to drain
 
-pub mod rpc; // gRPC: sockets, services, statuses
+pub mod server; // how a call arrives: sockets, HTTP/2, admission
+
+pub mod api; // what a call means: services, rights, statuses
 
 pub mod config; // file, environment and command line to a valid Config
+pub mod shutdown; // the stages of a stop
+
 pub mod log; // lines on stderr, best effort and bounded

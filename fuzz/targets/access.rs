@@ -9,8 +9,8 @@ use std::{cell::OnceCell, fs, path::Path};
 
 use tempfile::TempDir;
 use tls_sessiond::{
+    api::access::{Identity, Owner, Peer},
     config::Config,
-    rpc::access::{Identity, Owner, Peer},
 };
 use tls_sessiond_core::{
     access::{DistinguishedName, IdentityPattern, Text},

@@ -28,8 +28,10 @@ use http::Request as HttpRequest;
 use http_body::{Body as _, Frame};
 use prost::Message;
 use tls_sessiond::{
+    api::{access::Access, error::DOMAIN},
     config::Config,
-    rpc::{Api, Doors, access::Access, listen::Signals, local::Local, status::DOMAIN},
+    server::{Api, Doors, in_process::Local},
+    shutdown::Shutdown,
 };
 use tls_sessiond_core::{
     clock::{Clock, ManualClock, WallTime},
@@ -193,7 +195,7 @@ impl World {
             Most::all(limits.connections),
         ));
         let doors = Doors { access: Arc::new(Access::new()), acceptor: None };
-        let api = Api::new(Arc::clone(&table), limits, doors, &Signals::default())
+        let api = Api::new(Arc::clone(&table), limits, doors, &Shutdown::default())
             .expect("there are random numbers");
         let service = api.local();
         let made = Made { sessions: vec![SECRET_ID.into()], ..Made::default() };

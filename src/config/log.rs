@@ -124,9 +124,9 @@ mod tests {
 
     #[test]
     fn directives_are_levels_or_targets_with_levels() {
-        let filter = Filter::read("warn, h2=debug ,tls_sessiond::rpc=TRACE").unwrap();
+        let filter = Filter::read("warn, h2=debug ,tls_sessiond::server=TRACE").unwrap();
         assert_eq!(filter.own, Level::Warn);
-        let targets = [("h2".to_owned(), Level::Debug), ("tls_sessiond::rpc".to_owned(), Level::Trace)];
+        let targets = [("h2".to_owned(), Level::Debug), ("tls_sessiond::server".to_owned(), Level::Trace)];
         assert_eq!(filter.targets, targets);
         assert_eq!(
             Filter::read("h2=off").unwrap().own,

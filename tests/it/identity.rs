@@ -9,7 +9,7 @@ use hyper_util::{
 };
 use prost::Message;
 use prost_types::FileDescriptorProto;
-use tls_sessiond::rpc::access::{RIGHTS, Roles};
+use tls_sessiond::api::{access::RIGHTS, role::Roles};
 use tls_sessiond_proto as pb;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;

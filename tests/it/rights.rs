@@ -3,7 +3,7 @@
 
 use prost::Message;
 use prost_types::FileDescriptorSet;
-use tls_sessiond::rpc::access::{RIGHTS, Roles};
+use tls_sessiond::api::{access::RIGHTS, role::Roles};
 use tls_sessiond_proto::{self as pb, answer::Result as Answered, call::Method};
 use tonic::{Code, Request, Status, transport::Channel};
 

@@ -175,7 +175,9 @@ impl Reloading {
         let wait = async {
             loop {
                 let log = fs::read_to_string(&self.log).unwrap();
-                let mut lines = log.lines().filter(|line| {
+                // A read may see the beginning of a line that the daemon is writing.
+                let whole = log.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+                let mut lines = whole.filter(|line| {
                     line.contains("configuration reloaded") || line.contains("reload refused")
                 });
                 if let Some(line) = lines.nth(self.told) {

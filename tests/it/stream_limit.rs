@@ -65,7 +65,9 @@ impl Logged {
     /// Returns the log lines about the limit.
     fn lines(&self) -> Vec<String> {
         let log = fs::read_to_string(&self.log).unwrap();
-        log.lines().filter(|line| line.contains("limits.streams")).map(str::to_owned).collect()
+        // A read may see the beginning of a line that the daemon is writing.
+        let whole = log.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+        whole.filter(|line| line.contains("limits.streams")).map(str::to_owned).collect()
     }
 
     /// Waits for this many log lines about the limit.

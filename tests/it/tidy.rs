@@ -18,8 +18,8 @@ const CRATES: [Crate; 5] = [
     Crate {
         folder: "src/",
         name: "tls_sessiond",
-        arrow: &["main", "cli", "daemon", "rpc"],
-        leaves: &["log", "config"],
+        arrow: &["main", "cli", "daemon", "server", "api"],
+        leaves: &["log", "config", "shutdown"],
     },
     Crate {
         folder: "clients/rust/src/",
@@ -50,11 +50,11 @@ const CRATES: [Crate; 5] = [
 /// Words that only some files of a crate may say, where no manifest and no lint can say so. A name in the list is a room, or a file
 /// below the sources of the crate.
 const WORDS: [(&str, &[&str], &[&str]); 9] = [
-    ("src/", &["tonic_health", "tonic_reflection", "tonic_types", "http_body"], &["rpc"]),
-    ("src/", &["tonic", "prost", "prost_types"], &["rpc"]),
-    ("src/", &["h2"], &["rpc/http"]),
-    ("src/", &["tokio_rustls"], &["rpc/tls.rs"]),
-    ("src/", &["Instant::now"], &["rpc", "daemon.rs"]),
+    ("src/", &["tonic_health", "tonic_reflection", "tonic_types", "http_body"], &["server", "api"]),
+    ("src/", &["tonic", "prost", "prost_types"], &["server", "api"]),
+    ("src/", &["h2"], &["server/http"]),
+    ("src/", &["tokio_rustls"], &["server/tls.rs"]),
+    ("src/", &["Instant::now"], &["server", "api", "daemon.rs"]),
     ("src/", &["clap"], &["cli"]),
     ("crates/core/src/", &["async", "await"], &[]),
     ("crates/core/src/", &["rcgen", "x509_parser"], &["context"]),
@@ -473,7 +473,7 @@ fn tidy_sees_what_it_looks_for() {
                 crate::f::g();\n#[cfg(test)]\nmod tests {\n use crate::h;\n}\nuse crate::i as j; let r = r#\"crate::k\"#;\
                 /* crate::l /* */ crate::m */ fn f<'a>(x: &'a str) { crate::n::o(x) } use super::p;";
     let blanked = without_test_modules(&blank(code));
-    let mut found: Vec<_> = imports(&CRATES[0], "rpc/page.rs", &blanked)
+    let mut found: Vec<_> = imports(&CRATES[0], "api/page.rs", &blanked)
         .into_iter()
         .map(|(line, name)| format!("{line}{name}"))
         .collect();
@@ -481,8 +481,9 @@ fn tidy_sees_what_it_looks_for() {
     assert_eq!(found, ["1a", "1b", "2c", "4f", "9i", "9n"]);
     assert_eq!(places("tokio::x tokio_util tokio", "tokio").collect::<Vec<_>>(), [0, 20]);
     for (place, room, wanted, may) in [
-        (0, "rpc", "config", true),
-        (0, "config", "rpc", false),
+        (0, "api", "config", true),
+        (0, "config", "api", false),
+        (0, "api", "server", false),
         (0, "cli", "daemon", true),
         (0, "daemon", "cli", false),
         (0, "log", "config", true),

@@ -1,0 +1,80 @@
+//! The table of rights: which roles may call each method.
+
+use crate::api::{
+    error::Refusal,
+    role::{Roles, SEES},
+};
+
+const WORKER: Roles = Roles::WORKER;
+const OBSERVER: Roles = Roles::OBSERVER;
+const ADMIN: Roles = Roles::ADMIN;
+const ANYONE: Roles = Roles::ANYONE;
+
+/// The roles that may call each method. A method that is not in this table is refused to every
+/// caller. A worker sees only its own connections. SECURITY.md has the same table, and a test
+/// compares both with the daemon.
+pub const RIGHTS: [(&str, Roles); 26] = [
+    ("/tls.sessiond.v1.ConnectionService/New", WORKER),
+    ("/tls.sessiond.v1.ConnectionService/Clear", WORKER),
+    ("/tls.sessiond.v1.ConnectionService/Shutdown", WORKER),
+    ("/tls.sessiond.v1.ConnectionService/SetShutdown", WORKER),
+    ("/tls.sessiond.v1.ConnectionService/Free", WORKER),
+    ("/tls.sessiond.v1.ConnectionService/GetConnection", SEES),
+    ("/tls.sessiond.v1.ConnectionService/ListConnections", SEES),
+    ("/tls.sessiond.v1.ConnectionService/SetSession", WORKER),
+    ("/tls.sessiond.v1.ConnectionService/GetSession", SEES),
+    ("/tls.sessiond.v1.ConnectionService/ReportAlert", WORKER),
+    ("/tls.sessiond.v1.ConnectionService/Exchange", WORKER),
+    ("/tls.sessiond.v1.ConnectionService/Drive", WORKER),
+    ("/tls.sessiond.v1.SessionService/PutSession", WORKER),
+    ("/tls.sessiond.v1.SessionService/LookupSession", WORKER),
+    ("/tls.sessiond.v1.SessionService/RemoveSession", ADMIN),
+    ("/tls.sessiond.v1.SessionService/RevokeSessions", ADMIN),
+    ("/tls.sessiond.v1.SessionService/ListSessions", OBSERVER),
+    ("/tls.sessiond.v1.SessionService/ExplainSession", OBSERVER),
+    ("/tls.sessiond.v1.SessionService/WatchSessions", OBSERVER),
+    ("/tls.sessiond.v1.ContextService/ListContexts", SEES),
+    ("/tls.sessiond.v1.ContextService/GetContext", SEES),
+    ("/tls.sessiond.v1.WorkerService/Attach", WORKER),
+    // These reveal only the contract and whether the daemon serves.
+    ("/grpc.health.v1.Health/Check", ANYONE),
+    ("/grpc.health.v1.Health/Watch", ANYONE),
+    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", ANYONE),
+    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", ANYONE),
+];
+
+/// Returns the roles that may call a method.
+///
+/// # Errors
+/// The table does not list the method. `served` decides which of two refusals is returned.
+pub(crate) fn rights(
+    table: &[(&str, Roles)],
+    path: &str,
+    served: impl FnOnce(&str) -> bool,
+) -> Result<Roles, Refusal> {
+    match table.iter().find(|(method, _)| *method == path) {
+        Some((_, roles)) => Ok(*roles),
+        None if served(path) => Err(Refusal::MethodUnlisted),
+        None => Err(Refusal::MethodUnknown),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn method_that_the_table_does_not_list_is_refused() {
+        let get = "/tls.sessiond.v1.ConnectionService/GetConnection";
+        assert_eq!(rights(&RIGHTS, get, crate::api::methods::serves).unwrap(), SEES);
+        let without: Vec<_> = RIGHTS.into_iter().filter(|(path, _)| *path != get).collect();
+        let refused = |path| rights(&without, path, crate::api::methods::serves).unwrap_err();
+        assert!(matches!(refused(get), Refusal::MethodUnlisted));
+        for path in ["/tls.sessiond.v1.ConnectionService/Get", "/other.Service/Call", "/", "", "*"] {
+            assert!(matches!(refused(path), Refusal::MethodUnknown), "{path}");
+        }
+        for (path, _) in RIGHTS {
+            assert!(crate::api::methods::serves(path), "{path}");
+        }
+    }
+}

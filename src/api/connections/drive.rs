@@ -1,0 +1,307 @@
+//! Drive: the whole life of one connection on one stream.
+//!
+//! The task that writes the answers polls this stream, and the stream polls the requests itself. It
+//! has no task and no queue of its own. It reads a request only after all answers to the last one
+//! have gone out. So the daemon does not read from a worker that does not read its answers.
+//! Dropping the stream gives the connection back or frees it.
+//!
+//! The stream ends by itself after a failure of the connection, and after the end of the transport,
+//! because nothing more can come from the peer then. Earlier answers go out first. The README draws
+//! the life of a Drive.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tls_sessiond_core::connection::{
+    EngineKind, Input, Output, State,
+    table::{Driver, Ending},
+};
+use tls_sessiond_proto as pb;
+use tls_sessiond_proto::{drive_request::Event as Request, drive_response::Event as Response};
+use tokio::time::{Sleep, sleep};
+use tokio_stream::Stream;
+use tonic::{Status, Streaming};
+
+use super::open::{Opener, tell_failure};
+use crate::api::{
+    call::{Place, StreamPlace},
+    convert,
+    convert::within_limit,
+    error::{Refusal, described},
+    quota::Held,
+    role::Roles,
+};
+
+/// How long a Drive waits for its first message, which names the connection.
+const OPENING_MAX: Duration = Duration::from_secs(20);
+
+/// The answers of one Drive.
+pub(crate) struct Drive {
+    requests: Streaming<pb::DriveRequest>,
+    opener: Arc<Opener>,
+    place: StreamPlace,
+    deadline: Option<Pin<Box<Sleep>>>,
+    /// Ready when the caller has lost the role `worker`, or its certificate has expired. Before the
+    /// first message the role in any context counts, and after it the role in the connection's
+    /// context.
+    lost: Pin<Box<dyn Future<Output = Refusal> + Send>>,
+    plaintext_buffer: usize,
+    phase: Phase,
+    /// Answers that have to go out before the next request is read.
+    answers: VecDeque<Response>,
+}
+
+enum Phase {
+    /// No message has come yet. Until then the Drive counts as a call in flight.
+    Opening {
+        late: Option<Pin<Box<Sleep>>>,
+        _place: Option<Place>,
+    },
+    Running(Running),
+    /// The stream ends once the answers are out, with this refusal if there is one.
+    Ending(Option<Refusal>),
+}
+
+struct Running {
+    driver: Driver,
+    /// Plaintext that waits for the end of the handshake.
+    waiting: Vec<u8>,
+    /// Counts the bytes of `waiting` for the caller's identity.
+    counted: Held,
+    established: bool,
+    closed: bool,
+}
+
+impl Drive {
+    pub(crate) fn new(
+        requests: Streaming<pb::DriveRequest>,
+        opener: Arc<Opener>,
+        place: StreamPlace,
+        opening: Option<Place>,
+        deadline: Option<Pin<Box<Sleep>>>,
+        plaintext_buffer: usize,
+    ) -> Self {
+        let phase = Phase::Opening { late: None, _place: opening };
+        let answers = VecDeque::new();
+        let lost = Box::pin(Arc::clone(place.caller()).loses(Roles::WORKER, None, Arc::clone(&opener.table)));
+        Self { requests, opener, place, deadline, lost, plaintext_buffer, phase, answers }
+    }
+
+    /// Returns the reason to end the stream that did not come as a message: a deadline passed, the
+    /// caller lost its role, or the connection was freed elsewhere.
+    fn cut(&mut self, cx: &mut Context<'_>) -> Option<Refusal> {
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            return Some(Refusal::DeadlineExceeded);
+        }
+        if let Poll::Ready(refusal) = self.lost.as_mut().poll(cx) {
+            return Some(refusal);
+        }
+        match &mut self.phase {
+            Phase::Opening { late: Some(late), .. } => {
+                late.as_mut().poll(cx).is_ready().then_some(Refusal::DeadlineExceeded)
+            }
+            Phase::Running(running) if running.driver.freed(cx.waker()) => {
+                Some(tls_sessiond_core::connection::Error::Freed.into())
+            }
+            _ => None,
+        }
+    }
+
+    fn event(&mut self, event: Option<Request>) -> Result<(), Refusal> {
+        match &mut self.phase {
+            Phase::Opening { .. } => self.open(event),
+            Phase::Running(running) => {
+                if running.event(event, self.plaintext_buffer, &mut self.answers)? {
+                    self.phase = Phase::Ending(None);
+                }
+                Ok(())
+            }
+            Phase::Ending(_) => Ok(()),
+        }
+    }
+
+    fn open(&mut self, event: Option<Request>) -> Result<(), Refusal> {
+        let by = self.place.caller();
+        let (id, ending) = match event {
+            // There is no second check that the caller drives this connection. The stream must free
+            // the connection that it made even if the caller has lost the role since.
+            Some(Request::New(request)) => {
+                let made = self.opener.open(request, by)?.connection.unwrap_or_default();
+                (convert::connection_id(&made.id)?, Ending::Free)
+            }
+            Some(Request::ConnectionId(id)) => (self.opener.driven(by, &id)?, Ending::Keep),
+            _ => {
+                return Err(Refusal::DriveEventUnexpected(
+                    "the first message must be `new` or `connection_id`",
+                ));
+            }
+        };
+        let driver = self.opener.table.drive(id, ending)?;
+        if driver.look(|connection, _| connection.engine_kind())? == EngineKind::Worker {
+            return Err(tls_sessiond_core::connection::Error::WrongEngine(EngineKind::Daemon).into());
+        }
+        let (opened, state, client, context) = driver.look(|connection, expires| {
+            let client = connection.role() == tls_sessiond_types::Role::Client;
+            let context = Arc::clone(&connection.context().name);
+            (convert::connection(connection, expires), connection.state(), client, context)
+        })?;
+        let table = Arc::clone(&self.opener.table);
+        self.lost = Box::pin(Arc::clone(by).loses(Roles::WORKER, Some(context), table));
+        self.answers.push_back(Response::Opened(opened));
+        let established = state == State::Established;
+        let mut running = Running {
+            driver,
+            waiting: Vec::new(),
+            counted: by.holder().no_bytes(),
+            established,
+            closed: false,
+        };
+        // A client sends the first flight, so it steps before any input. A server waits for input.
+        if client && matches!(state, State::Before | State::Handshaking) {
+            running.step(Input::default(), &mut self.answers)?;
+        }
+        self.phase = Phase::Running(running);
+        Ok(())
+    }
+}
+
+impl Running {
+    /// Handles one message. Returns whether the stream is to end.
+    fn event(
+        &mut self,
+        event: Option<Request>,
+        plaintext_buffer: usize,
+        answers: &mut VecDeque<Response>,
+    ) -> Result<bool, Refusal> {
+        match event {
+            Some(Request::Ciphertext(ciphertext)) => {
+                within_limit("ciphertext", &ciphertext)?;
+                self.step(Input { ciphertext: &ciphertext, ..Input::default() }, answers)
+            }
+            Some(Request::Plaintext(plaintext)) => {
+                within_limit("plaintext", &plaintext)?;
+                if self.established {
+                    return self.step(Input { plaintext: &plaintext, ..Input::default() }, answers);
+                }
+                let waiting = self.waiting.len() + plaintext.len();
+                if waiting > plaintext_buffer {
+                    return Err(Refusal::PlaintextBufferFull { waiting, limit: plaintext_buffer });
+                }
+                self.counted.resize(waiting)?;
+                self.waiting.extend_from_slice(&plaintext);
+                Ok(false)
+            }
+            Some(Request::Shutdown(_)) => {
+                let mut ciphertext = Vec::new();
+                self.driver.shutdown(&mut ciphertext)?;
+                push_bytes(answers, Response::Ciphertext, ciphertext);
+                Ok(false)
+            }
+            Some(Request::EndOfStream(false)) => Err(Refusal::EndOfStreamInvalid),
+            Some(Request::EndOfStream(true)) => {
+                self.step(Input { end_of_stream: true, ..Input::default() }, answers)?;
+                // Nothing more can come: the connection has failed, both sides have closed, or the
+                // handshake can never be finished.
+                Ok(true)
+            }
+            Some(Request::New(_) | Request::ConnectionId(_)) => {
+                Err(Refusal::DriveEventUnexpected("`new` and `connection_id` are for the first message only"))
+            }
+            None => Err(Refusal::DriveEventUnexpected(
+                "the message has no event, or one that this daemon does not know",
+            )),
+        }
+    }
+
+    fn step(&mut self, input: Input<'_>, answers: &mut VecDeque<Response>) -> Result<bool, Refusal> {
+        let mut output = self.driver.exchange(input)?;
+        push_bytes(answers, Response::Ciphertext, std::mem::take(&mut output.ciphertext));
+        let (state, flags) =
+            self.driver.look(|connection, _| (connection.state(), connection.shutdown_flags()))?;
+        if state == State::Established && !self.established {
+            self.established = true;
+            answers.push_back(Response::Established(self.driver.look(convert::connection)?));
+            let waiting = std::mem::take(&mut self.waiting);
+            self.counted.shrink(0);
+            if !waiting.is_empty() {
+                let written = self.driver.exchange(Input { plaintext: &waiting, ..Input::default() })?;
+                push_bytes(answers, Response::Ciphertext, written.ciphertext);
+            }
+        }
+        push_bytes(answers, Response::Plaintext, std::mem::take(&mut output.plaintext));
+        let failed = state == State::Failed;
+        if failed {
+            self.driver.look(|connection, _| tell_failure(connection))?;
+        }
+        if (failed || flags.received) && !self.closed {
+            self.closed = true;
+            answers.push_back(self.closed_answer(output)?);
+        }
+        Ok(failed)
+    }
+
+    fn closed_answer(&self, output: Output) -> Result<Response, Refusal> {
+        Ok(Response::Closed(pb::DriveClosed {
+            connection: Some(self.driver.look(convert::connection)?),
+            alert: output.alert.map(convert::alert),
+            removed_sessions: convert::removed(output.removed),
+        }))
+    }
+}
+
+fn push_bytes(answers: &mut VecDeque<Response>, kind: fn(Bytes) -> Response, bytes: Vec<u8>) {
+    if !bytes.is_empty() {
+        answers.push_back(kind(bytes.into()));
+    }
+}
+
+impl Stream for Drive {
+    type Item = Result<pb::DriveResponse, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        loop {
+            if let Some(answer) = this.answers.pop_front() {
+                return Poll::Ready(Some(Ok(pb::DriveResponse { event: Some(answer) })));
+            }
+            if let Phase::Ending(refusal) = &mut this.phase {
+                return Poll::Ready(refusal.take().map(|refusal| Err(refusal.into())));
+            }
+            if let Some(refusal) = this.cut(cx) {
+                this.phase = Phase::Ending(Some(refusal));
+                continue;
+            }
+            let request = match Pin::new(&mut this.requests).poll_next(cx) {
+                Poll::Ready(request) => request,
+                Poll::Pending => match &mut this.phase {
+                    Phase::Opening { late: late @ None, .. } => {
+                        *late = Some(Box::pin(sleep(OPENING_MAX)));
+                        continue;
+                    }
+                    _ => return Poll::Pending,
+                },
+            };
+            match request {
+                Some(Ok(request)) => {
+                    if let Err(refusal) = this.event(request.event) {
+                        this.phase = Phase::Ending(Some(refusal));
+                    }
+                }
+                Some(Err(status)) => {
+                    this.phase = Phase::Ending(None);
+                    return Poll::Ready(Some(Err(described(&status))));
+                }
+                None => this.phase = Phase::Ending(None),
+            }
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Opens connections, for New and for the first message of a Drive.
+
+use std::sync::Arc;
+
+use tls_sessiond_core::{
+    connection::{self, ConnectionId, EngineKind, Plan, Table, table::Wanted},
+    context::{Context, IDLE_TIMEOUT_MAX},
+};
+use tls_sessiond_proto as pb;
+
+use crate::api::{
+    access::Caller,
+    convert,
+    convert::within,
+    error::Refusal,
+    idempotency::RequestIds,
+    role::{Roles, SEES},
+};
+
+/// Makes connections from requests, for New and for the first message of a Drive.
+pub(crate) struct Opener {
+    pub(crate) table: Arc<Table>,
+    pub(crate) request_ids: RequestIds,
+}
+
+impl Opener {
+    pub(crate) fn open(&self, request: pb::NewRequest, by: &Caller) -> Result<pb::NewResponse, Refusal> {
+        // RFC 1035 section 2.3.4. A server does not need the name, but its length is limited too,
+        // because answers are remembered by request id.
+        if request.server_name.len() > 255 {
+            return Err(connection::Error::ServerNameMalformed(request.server_name).into());
+        }
+        within("peer_address", request.peer_address.len(), PEER_ADDRESS_MAX)?;
+        // One registry gives the rights, the context and the other contexts of a session, so all
+        // are of one configuration. The role is checked before a remembered answer is returned.
+        let registry = self.table.registry();
+        let context = by.context(&registry, &request.context, Roles::WORKER)?;
+        self.request_ids.once(by.owner(), request, self.table.now().at, |request| {
+            let plan = plan(&request, context, by)?;
+            let session = convert::session_id(&request.session_id)?;
+            let within = |context: &str| by.may(&registry, SEES, context);
+            let wanted = session.as_ref().map(|id| Wanted { id, registry: &registry, within: &within });
+            let connection = self.table.create(plan, wanted, convert::connection)?;
+            Ok(pb::NewResponse { connection: Some(connection) })
+        })
+    }
+
+    /// Parses the id of a connection that the caller drives.
+    ///
+    /// # Errors
+    /// The id is malformed, or there is no such connection. A connection of another worker counts
+    /// as not found.
+    pub(crate) fn driven(&self, by: &Caller, id: &str) -> Result<ConnectionId, Refusal> {
+        let id = convert::connection_id(id)?;
+        let registry = self.table.registry();
+        self.table.belongs(id, |owner, context| by.drives(&registry, owner, context))?;
+        Ok(id)
+    }
+}
+
+fn plan(request: &pb::NewRequest, context: &Arc<Context>, by: &Caller) -> Result<Plan, Refusal> {
+    let role = convert::role(request.role)?;
+    let engine = match pb::Engine::try_from(request.engine) {
+        Ok(pb::Engine::Unspecified | pb::Engine::Daemon) => EngineKind::Daemon,
+        Ok(pb::Engine::Worker) => EngineKind::Worker,
+        Err(_) => return Err(Refusal::EngineUnknown),
+    };
+    let idle_timeout = match request.idle_timeout {
+        None => None,
+        Some(wanted) => {
+            let wanted = std::time::Duration::try_from(wanted).map_err(|_| Refusal::IdleTimeoutInvalid)?;
+            if wanted.as_secs() < 1 || wanted > IDLE_TIMEOUT_MAX {
+                return Err(Refusal::IdleTimeoutInvalid);
+            }
+            Some(wanted)
+        }
+    };
+    Ok(Plan {
+        context: Arc::clone(context),
+        role,
+        engine,
+        server_name: request.server_name.clone(),
+        owner: Arc::clone(by.owner()),
+        idle_timeout,
+        peer_address: request.peer_address.clone(),
+    })
+}
+
+/// The longest `peer_address`, in bytes. An IPv6 address with its zone and port is shorter.
+const PEER_ADDRESS_MAX: usize = 64;
+
+/// Logs that the handshake of this connection failed, if it did. The level is debug, because a peer
+/// can cause any number of these lines.
+pub(crate) fn tell_failure(connection: &connection::Connection) {
+    let Some(why) = connection.handshake_failure() else { return };
+    tracing::debug!(
+        context = %connection.context().name,
+        role = ?connection.role(),
+        server_name = %connection.server_name(),
+        peer_address = connection.peer_address(),
+        why,
+        "handshake failed"
+    );
+}

@@ -1,0 +1,232 @@
+//! Implements SessionService.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tls_sessiond_core::{
+    cache::{EXPECTED_MAX, NotStored},
+    connection::{
+        Table,
+        worker_engine::{NotKept, Put},
+    },
+    session::{Miss, Secret, Session, Terms},
+};
+use tls_sessiond_proto as pb;
+use tls_sessiond_types::{Role, Version, server_name::ServerName};
+use tokio_util::sync::CancellationToken;
+
+use super::lookup::{Moment, Wanted, format, granted, missed};
+use crate::api::convert::within;
+use crate::api::{
+    access::Caller,
+    convert,
+    error::Refusal,
+    page_token::Pages,
+    quota::{each_second::EachSecond, turns::Turns},
+    role::Roles,
+};
+
+/// Holds the state that the calls of SessionService share.
+pub(crate) struct Sessions {
+    pub(crate) table: Arc<Table>,
+    pub(crate) pages: Arc<Pages>,
+    pub(crate) lists: Arc<Turns>,
+    /// Limits the misses of each owner in a second.
+    pub(crate) misses: EachSecond,
+    pub(crate) draining: CancellationToken,
+}
+
+/// The most bytes of a binding.
+const BINDING_MAX: usize = 1024;
+/// The most bytes of a cipher suite's name, and of a server name.
+const CIPHER_SUITE_MAX: usize = 64;
+pub(crate) const SERVER_NAME_MAX: usize = 255;
+
+impl Sessions {
+    pub(crate) fn put(
+        &self,
+        by: &Caller,
+        request: pb::PutSessionRequest,
+    ) -> Result<pb::PutSessionResponse, Refusal> {
+        let id = convert::connection_id(&request.connection_id)?;
+        let registry = self.table.registry();
+        self.table.belongs(id, |owner, context| by.drives(&registry, owner, context))?;
+        let put = self.read_put(request)?;
+        let stored = self.table.apply_alone(id, |connection, now| {
+            match (connection.role(), &put.id) {
+                (Role::Server, None) => return Ok(Err(Refusal::SessionIdRequired)),
+                (Role::Client, Some(_)) => return Ok(Err(Refusal::SessionIdUnexpected)),
+                _ => {}
+            }
+            Ok(Ok((connection.put_session(put, now)?, now.offset)))
+        })??;
+        Ok(match stored {
+            (Ok(session), offset) => pb::PutSessionResponse {
+                session: Some(convert::session(&session, offset)),
+                reason: String::new(),
+            },
+            (Err(why), _) => pb::PutSessionResponse { session: None, reason: not_kept(why).into() },
+        })
+    }
+
+    fn read_put(&self, request: pb::PutSessionRequest) -> Result<Put, Refusal> {
+        if request.data.is_empty() {
+            return Err(Refusal::DataRequired);
+        }
+        within("binding", request.binding.len(), BINDING_MAX)?;
+        within("cipher_suite", request.cipher_suite.len(), CIPHER_SUITE_MAX)?;
+        within("server_name", request.server_name.len(), SERVER_NAME_MAX)?;
+        let version = match pb::ProtocolVersion::try_from(request.version) {
+            Ok(pb::ProtocolVersion::Tls12) => Version::Tls12,
+            Ok(pb::ProtocolVersion::Tls13) => Version::Tls13,
+            Ok(pb::ProtocolVersion::Unspecified) | Err(_) => return Err(Refusal::VersionRequired),
+        };
+        let timeout = match request.timeout {
+            None => None,
+            Some(wanted) => Some(
+                Duration::try_from(wanted)
+                    .ok()
+                    .filter(|timeout| !timeout.is_zero())
+                    .ok_or(Refusal::TimeoutInvalid)?,
+            ),
+        };
+        let authenticated = match request.authenticate_time {
+            None => None,
+            Some(told) => {
+                let now = self.table.now();
+                Some(convert::past(&told, now, now.at).ok_or(Refusal::AuthenticateTimeInvalid)?)
+            }
+        };
+        Ok(Put {
+            id: convert::session_id(&request.session_id)?,
+            secret: Secret::copied(&request.data),
+            format: format(&request.format)?,
+            binding: (*request.binding).into(),
+            single_use: request.single_use,
+            version,
+            cipher_suite: request.cipher_suite,
+            server_name: ServerName::new(&request.server_name).into_owned(),
+            peer: request.peer.map(convert::read_identity).transpose()?,
+            timeout,
+            authenticated,
+        })
+    }
+
+    /// Prefetches the sessions of the next lookups, as long as they name the same context and role.
+    /// Reports no error: the lookups themselves will.
+    pub(crate) fn expect<'w>(
+        &self,
+        by: &Caller,
+        moment: &mut Moment,
+        wanted: impl Iterator<Item = Wanted<'w>>,
+    ) {
+        let mut wanted = wanted.peekable();
+        let Some(&Wanted { context: name, role: side, .. }) = wanted.peek() else { return };
+        let Ok(context) = granted(&mut moment.context, &self.table, by, name) else { return };
+        let Ok(role) = convert::role(side) else { return };
+        let ids = wanted
+            // The limit counts malformed ids too, so that each call of a message is scanned once.
+            .take(EXPECTED_MAX)
+            .take_while(|wanted| wanted.context == name && wanted.role == side)
+            .filter_map(|wanted| convert::session_id(wanted.session_id).ok()?);
+        context.cache(role).expect(ids);
+    }
+
+    /// Looks up a session. Returns the session, or the reason for the miss. A single-use session is
+    /// consumed.
+    ///
+    /// # Errors
+    /// The caller lacks the role `worker` in the context, a field is invalid, or the caller has too
+    /// many misses in this second.
+    pub(crate) fn look(
+        &self,
+        by: &Caller,
+        moment: &mut Moment,
+        wanted: Wanted<'_>,
+    ) -> Result<Result<Arc<Session>, pb::MissReason>, Refusal> {
+        let &mut Moment { now, ref mut context, format: ref mut last } = moment;
+        let context = granted(context, &self.table, by, wanted.context)?;
+        let role = convert::role(wanted.role)?;
+        let id = convert::session_id(wanted.session_id)?;
+        let format = match last.take().filter(|last| last.name() == wanted.format) {
+            Some(format) => last.insert(format),
+            None => last.insert(format(wanted.format)?),
+        };
+        within("binding", wanted.binding.len(), BINDING_MAX)?;
+        within("server_name", wanted.server_name.len(), SERVER_NAME_MAX)?;
+        let server_name = ServerName::new(wanted.server_name);
+        let terms = Terms {
+            format,
+            binding: wanted.binding,
+            versions: &context.versions,
+            server_name: &server_name,
+            cipher_suite: None,
+        };
+        if !self.misses.admits(by.owner(), now.at.as_secs()) {
+            return Err(Refusal::MissLimit(self.misses.most()));
+        }
+        Ok(match (role, id) {
+            (Role::Server, None) => return Err(Refusal::SessionIdRequired),
+            (Role::Client, _) if server_name.is_empty() => return Err(Refusal::LookupTargetRequired),
+            (role, id) if context.options.no_session_cache => {
+                if let Some(id) = id {
+                    let cache = context.cache(role);
+                    cache.missed(&context.stats, &id, &server_name, Miss::CacheOff, now);
+                }
+                Err(pb::MissReason::CacheOff)
+            }
+            (role, Some(id)) => context.cache(role).find(&id, &terms, now).map_err(|miss| {
+                context.cache(role).missed(&context.stats, &id, &server_name, miss, now);
+                self.misses.count(by.owner());
+                convert::miss_reason(miss)
+            }),
+            (Role::Client, None) => context.client_cache.newest(&terms, now).ok_or(pb::MissReason::Unknown),
+        })
+    }
+
+    pub(crate) fn lookup(
+        &self,
+        by: &Caller,
+        request: &pb::LookupSessionRequest,
+    ) -> Result<pb::LookupSessionResponse, Refusal> {
+        let mut moment = Moment::at(self.table.now());
+        Ok(match self.look(by, &mut moment, request.into())? {
+            Ok(session) => pb::LookupSessionResponse {
+                found: true,
+                data: session.secret().as_bytes().map(Bytes::copy_from_slice).unwrap_or_default(),
+                session: Some(convert::session(&session, moment.now.offset)),
+                miss_reason: pb::MissReason::Unspecified.into(),
+            },
+            Err(miss) => missed(miss),
+        })
+    }
+
+    pub(crate) fn remove(
+        &self,
+        by: &Caller,
+        request: &pb::RemoveSessionRequest,
+    ) -> Result<pb::RemoveSessionResponse, Refusal> {
+        let registry = self.table.registry();
+        let context = by.context(&registry, &request.context, Roles::ADMIN)?;
+        let role = convert::role(request.role)?;
+        let id = convert::session_id(&request.session_id)?.ok_or(Refusal::SessionIdRequired)?;
+        let removed = context.cache(role).remove(&id, self.table.now());
+        tracing::info!(target: "audit", owner = %by.owner(), context = %context.name, session = ?id, removed, "RemoveSession");
+        Ok(pb::RemoveSessionResponse { removed })
+    }
+}
+
+/// Returns the name that the contract has for the reason not to store a session.
+fn not_kept(why: NotKept) -> &'static str {
+    match why {
+        NotKept::CacheOff => "CACHE_OFF",
+        NotKept::Resumed => "RESUMED",
+        NotKept::TooMany => "TOO_MANY",
+        NotKept::AuthenticationUnknown => "AUTHENTICATION_UNKNOWN",
+        NotKept::Cache(NotStored::Expired) => "EXPIRED",
+        NotKept::Cache(NotStored::TooLarge) => "TOO_LARGE",
+        NotKept::Cache(NotStored::IdTaken) => "ID_TAKEN",
+        NotKept::Cache(NotStored::NoRandomness) => "NO_RANDOMNESS",
+        NotKept::Cache(NotStored::Revoked) => "REVOKED",
+    }
+}

@@ -1,0 +1,113 @@
+//! ExplainSession: whether a session can be resumed, and why not.
+
+use tls_sessiond_core::{
+    cache::{
+        Known,
+        tombstones::{DEPARTURES_MAX, Departure},
+    },
+    clock::WallOffset,
+    session::{Miss, RemovalReason},
+};
+use tls_sessiond_proto as pb;
+
+use super::{calls::Sessions, reach::caches};
+use crate::api::{access::Caller, convert, error::Refusal, role::Roles};
+
+impl Sessions {
+    pub(crate) fn explain(
+        &self,
+        by: &Caller,
+        request: &pb::ExplainSessionRequest,
+    ) -> Result<pb::ExplainSessionResponse, Refusal> {
+        let registry = self.table.registry();
+        let context = by.context(&registry, &request.context, Roles::OBSERVER)?;
+        let role = convert::role(request.role)?;
+        let id = convert::session_id(&request.session_id)?.ok_or(Refusal::SessionIdRequired)?;
+        let now = self.table.now();
+        let mut told = match context.cache(role).explain(&id, now) {
+            Known::Held(session, miss) => pb::ExplainSessionResponse {
+                resumable: miss.is_none(),
+                session: Some(convert::session(&session, now.offset)),
+                miss_reason: miss.map_or(pb::MissReason::Unspecified, convert::miss_reason).into(),
+                summary: match miss {
+                    None => format!(
+                        "It can be resumed by a lookup or handshake with its format, binding, version and \
+                         server name; it expires in {} s.",
+                        session.expires().since(now.at).as_secs()
+                    ),
+                    Some(Miss::Revoked) => "It is revoked, and will be removed from the cache.".into(),
+                    Some(_) => "It has expired, and will be removed from the cache.".into(),
+                },
+                ..Default::default()
+            },
+            Known::Departed(departure) => departed(&departure, now.offset),
+            Known::Nothing => {
+                let seen = caches(&registry, by, "", Roles::OBSERVER)?;
+                let foreign = seen.iter().any(|cache| cache.peek(&id, now).is_some());
+                match (foreign, context.formerly(role, &id)) {
+                    (true, _) => pb::ExplainSessionResponse {
+                        miss_reason: pb::MissReason::Scope.into(),
+                        summary: "It is in the cache of another scope or role, and no lookup here finds it."
+                            .into(),
+                        ..Default::default()
+                    },
+                    (false, Some(departure)) => formerly_departed(&departure, now.offset),
+                    (false, None) => pb::ExplainSessionResponse {
+                        miss_reason: pb::MissReason::Unknown.into(),
+                        summary: format!(
+                            "It was never in this scope, or the daemon was restarted since, or its removal is \
+                             forgotten: the daemon remembers at most {DEPARTURES_MAX} removals of each kind."
+                        ),
+                        ..Default::default()
+                    },
+                }
+            }
+        };
+        if context.options.no_session_cache {
+            told.resumable = false;
+            told.miss_reason = pb::MissReason::CacheOff.into();
+            told.summary = "The context has the option no-session-cache: no session is resumed.".into();
+        }
+        Ok(told)
+    }
+}
+
+/// Explains a tombstone of a scope that a reload has replaced. The miss reason is `UNKNOWN`,
+/// because lookups do not consult such tombstones.
+fn formerly_departed(departure: &Departure, offset: WallOffset) -> pb::ExplainSessionResponse {
+    let told = departed(departure, offset);
+    pb::ExplainSessionResponse {
+        miss_reason: pb::MissReason::Unknown.into(),
+        summary: format!("A reload has since replaced the scope of the context. {}", told.summary),
+        ..told
+    }
+}
+
+fn departed(departure: &Departure, offset: WallOffset) -> pb::ExplainSessionResponse {
+    pb::ExplainSessionResponse {
+        miss_reason: convert::miss_reason(departure.miss()).into(),
+        removal_reason: convert::removal_reason(departure.reason).into(),
+        remove_time: Some(convert::timestamp(offset.wall(departure.at))),
+        summary: format!(
+            "It was made under context `{}` and was removed from the cache: {}.",
+            departure.kind.account.name,
+            match departure.reason {
+                RemovalReason::Unclosed => {
+                    "its connection was cleared, freed or lost while open (its SENT flag was not set)"
+                }
+                RemovalReason::FatalAlert => {
+                    "a fatal alert, or an end without close_notify, ended one of its connections"
+                }
+                RemovalReason::Expired => "it expired",
+                RemovalReason::CacheFull => "the cache was full, and it had not been used lately",
+                RemovalReason::Taken => "it is single-use and was handed out",
+                RemovalReason::Removed => "RemoveSession removed it",
+                RemovalReason::Revoked => "RevokeSessions revoked it",
+                RemovalReason::ScopeChanged => {
+                    "a reload changed the scope of the context, for example its certificate or trust anchors"
+                }
+            }
+        ),
+        ..Default::default()
+    }
+}

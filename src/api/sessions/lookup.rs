@@ -1,0 +1,99 @@
+//! The parts of a lookup that one call and a batch of an Attach share.
+
+use std::sync::Arc;
+
+use tls_sessiond_core::{clock::Now, connection::Table, context::Context, session::Format};
+use tls_sessiond_proto as pb;
+
+use crate::api::{
+    access::{Caller, named},
+    error::Refusal,
+    role::Roles,
+};
+
+/// State shared by consecutive lookups of one batch: the time, the last context, the last format.
+#[derive(Default)]
+pub(crate) struct Moment {
+    pub(crate) now: Now,
+    /// The context of the last lookup. Its caller has the role `worker` there.
+    pub(crate) context: Option<Arc<Context>>,
+    /// The format of the last lookup.
+    pub(crate) format: Option<Format>,
+}
+
+impl Moment {
+    pub(crate) fn at(now: Now) -> Self {
+        Self { now, ..Self::default() }
+    }
+
+    /// Sets the time for the next lookups.
+    pub(crate) fn begin(&mut self, now: Now) {
+        self.now = now;
+    }
+
+    /// Ends a run of consecutive lookups. Drops the context, because a reload may change contexts
+    /// and rights before the next run, and because a waiting stream must not keep an old context
+    /// alive.
+    pub(crate) fn end(&mut self) {
+        self.context = None;
+    }
+}
+
+/// The fields of a LookupSession request, borrowed from its message.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Wanted<'r> {
+    pub(crate) context: &'r str,
+    pub(crate) role: i32,
+    /// Hex digits, if the id is well-formed.
+    pub(crate) session_id: &'r [u8],
+    pub(crate) server_name: &'r str,
+    pub(crate) format: &'r str,
+    pub(crate) binding: &'r [u8],
+}
+
+impl<'r> From<&'r pb::LookupSessionRequest> for Wanted<'r> {
+    fn from(request: &'r pb::LookupSessionRequest) -> Self {
+        Self {
+            context: &request.context,
+            role: request.role,
+            session_id: request.session_id.as_bytes(),
+            server_name: &request.server_name,
+            format: &request.format,
+            binding: &request.binding,
+        }
+    }
+}
+
+/// Returns the context of this name, in which the caller has the role `worker`. Takes it from the
+/// last lookup if the name is the same, else from the current registry.
+///
+/// # Errors
+/// Those of [`Caller::context`].
+pub(crate) fn granted<'l>(
+    last: &'l mut Option<Arc<Context>>,
+    table: &Table,
+    by: &Caller,
+    name: &str,
+) -> Result<&'l Arc<Context>, Refusal> {
+    let name = named(name);
+    let context = match last.take().filter(|last| *last.name == *name) {
+        Some(context) => context,
+        None => Arc::clone(by.context(&table.registry(), name, Roles::WORKER)?),
+    };
+    Ok(last.insert(context))
+}
+
+/// Parses a format. Workers choose the names of their formats, but `rustls` is reserved for the
+/// daemon.
+pub(crate) fn format(name: &str) -> Result<Format, Refusal> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    if !(1..=32).contains(&name.len()) || !name.chars().all(plain) || name == Format::Rustls.name() {
+        return Err(Refusal::FormatInvalid);
+    }
+    Ok(Format::Worker(name.into()))
+}
+
+/// Builds the LookupSession response of a miss.
+pub(crate) fn missed(why: pb::MissReason) -> pb::LookupSessionResponse {
+    pb::LookupSessionResponse { miss_reason: why.into(), ..Default::default() }
+}

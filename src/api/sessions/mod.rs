@@ -1,0 +1,83 @@
+//! Implements SessionService.
+//!
+//! * `calls`: PutSession, LookupSession and RemoveSession
+//! * `lookup`: the parts of a lookup that one call and a batch share
+//! * `list`: pages of sessions
+//! * `explain`: why a session is no longer found
+//! * `revoke`: revocations
+//! * `watch`: the stream of events
+//! * `reach`: the caches that a caller may reach
+
+mod calls;
+mod explain;
+mod list;
+pub(crate) mod lookup;
+mod reach;
+mod revoke;
+mod watch;
+
+pub(crate) use calls::Sessions;
+
+use tls_sessiond_proto as pb;
+use tls_sessiond_proto::session_service_server::SessionService;
+use tonic::{Request, Response, Status, async_trait};
+use watch::Watched;
+
+use crate::api::call::{Deadline, answer, caller};
+
+#[async_trait]
+impl SessionService for Sessions {
+    type WatchSessionsStream = Watched;
+
+    async fn revoke_sessions(
+        &self,
+        request: Request<pb::RevokeSessionsRequest>,
+    ) -> Result<Response<pb::RevokeSessionsResponse>, Status> {
+        let by = caller(&request)?;
+        answer(self.revoke(&by, request.into_inner()).await)
+    }
+
+    async fn explain_session(
+        &self,
+        request: Request<pb::ExplainSessionRequest>,
+    ) -> Result<Response<pb::ExplainSessionResponse>, Status> {
+        answer(self.explain(&*caller(&request)?, request.get_ref()))
+    }
+
+    async fn watch_sessions(
+        &self,
+        request: Request<pb::WatchSessionsRequest>,
+    ) -> Result<Response<Watched>, Status> {
+        let deadline = request.extensions().get::<Deadline>().copied();
+        answer(self.watch(&caller(&request)?, &request.get_ref().context, deadline))
+    }
+
+    async fn put_session(
+        &self,
+        request: Request<pb::PutSessionRequest>,
+    ) -> Result<Response<pb::PutSessionResponse>, Status> {
+        let by = caller(&request)?;
+        answer(self.put(&by, request.into_inner()))
+    }
+
+    async fn lookup_session(
+        &self,
+        request: Request<pb::LookupSessionRequest>,
+    ) -> Result<Response<pb::LookupSessionResponse>, Status> {
+        answer(self.lookup(&*caller(&request)?, request.get_ref()))
+    }
+
+    async fn remove_session(
+        &self,
+        request: Request<pb::RemoveSessionRequest>,
+    ) -> Result<Response<pb::RemoveSessionResponse>, Status> {
+        answer(self.remove(&*caller(&request)?, request.get_ref()))
+    }
+
+    async fn list_sessions(
+        &self,
+        request: Request<pb::ListSessionsRequest>,
+    ) -> Result<Response<pb::ListSessionsResponse>, Status> {
+        answer(self.list(&*caller(&request)?, request.get_ref()).await)
+    }
+}

@@ -1,0 +1,518 @@
+//! Attach: all calls of one worker on one stream, which also owns the connections made on it.
+//!
+//! Like a Drive, the stream polls its requests itself, without a task and without a queue. It reads
+//! a batch after the answers of the last one have gone out. Dropping the stream frees every
+//! connection that was made on it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use prost::DecodeError;
+use tls_sessiond_core::{
+    cache::EXPECTED_MAX,
+    connection::{ConnectionId, Table},
+    session::Session,
+};
+use tls_sessiond_proto as pb;
+use tls_sessiond_proto::{answer::Result as Answered, call::Method, transport::wake::PollOnWake};
+use tokio::{runtime::Handle, task::yield_now, time::Sleep};
+use tokio_stream::Stream;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+use tonic::{Status, Streaming};
+
+use super::{
+    decode::{Batch, Next, Unread},
+    encode::Answers,
+};
+use crate::api::{
+    access::Caller,
+    call::StreamPlace,
+    connections::Connections,
+    convert,
+    error::{Refusal, described},
+    quota::Held,
+    role::Roles,
+    sessions::{
+        Sessions,
+        lookup::{Moment, Wanted, missed},
+    },
+};
+
+/// The approximate size, in bytes, at which a message of answers ends. Many clients accept at most
+/// 4 MiB.
+const ANSWERS_BYTES: usize = 1 << 20;
+/// The fewest answers of one message, unless the batch or its time ends first. A batch is answered
+/// in quarters, so that the worker can use the first answers while the daemon makes the rest.
+const QUARTER_MIN: usize = 8;
+/// How long the stream answers calls of a batch before it yields to the other streams of the
+/// thread. The limit is a time and not a number of calls, because a call costs from a tenth of a
+/// microsecond to a millisecond.
+const TURN: Duration = Duration::from_millis(1);
+/// The fewest remaining calls for which lookups are prefetched.
+const EXPECTED_MIN: usize = 4;
+/// The largest initial capacity of a message of answers, and how much it exceeds the length of the
+/// last message. In bytes.
+const ROOM_MAX: usize = 32 << 10;
+const ROOM_MORE: usize = 512;
+/// How many known connections of a stream are checked for each new one. With two, removed
+/// connections cannot pile up.
+const LOOKED_AT: usize = 2;
+/// How many connections of an ended stream are freed without a pause. It takes less than a tenth of
+/// a millisecond.
+const FREED_AT_ONCE: usize = 128;
+/// The longest alias in bytes, `@` included.
+const ALIAS_MAX: usize = 64;
+
+/// The answers of one Attach.
+pub(crate) struct Attach {
+    requests: Streaming<pb::codec::Calls>,
+    deadline: Option<PollOnWake<Sleep>>,
+    /// `None` once the worker has been told that the daemon drains.
+    draining: Option<PollOnWake<WaitForCancellationFutureOwned>>,
+    /// Ready when the caller has lost the role `worker` in every context, or its certificate has
+    /// expired.
+    lost: PollOnWake<dyn Future<Output = Refusal> + Send>,
+    /// The calls of the current batch that are not yet answered.
+    batch: Batch,
+    /// Counts the bytes of the batch's message for the caller's identity.
+    held: Held,
+    /// How many of the next calls are prefetched.
+    expected: usize,
+    /// How many answers make a message.
+    quarter: usize,
+    /// The initial capacity of the next message of answers, in bytes.
+    room: usize,
+    /// Set when the stream yields to other streams although calls remain.
+    pause: bool,
+    phase: Phase,
+    calls: Calls,
+}
+
+enum Phase {
+    Running,
+    Ending(Option<Status>),
+}
+
+/// State of the calls of one stream: what they need, and the connections that they made.
+pub(crate) struct Calls {
+    connections: Arc<Connections>,
+    sessions: Arc<Sessions>,
+    by: Arc<Caller>,
+    _place: StreamPlace,
+    _attached: Held,
+    /// The connections made on this stream, with their aliases.
+    made: HashMap<ConnectionId, Option<String>>,
+    /// The keys of `made`, and some that were removed since. [`Self::prune`] checks them in turn.
+    order: VecDeque<ConnectionId>,
+    /// Connection ids by alias.
+    aliases: HashMap<String, String>,
+    /// Scratch state shared by the lookups of one message.
+    moment: Moment,
+}
+
+/// The result of a call that succeeded.
+enum Done {
+    /// The session that a lookup found. It is encoded without the generated types.
+    Found(Arc<Session>),
+    Other(Answered),
+}
+
+impl Calls {
+    /// # Errors
+    /// [`Refusal::CallLimit`] or [`Refusal::OwnerCallLimit`] when too many Attach streams are open.
+    pub(crate) fn new(
+        connections: Arc<Connections>,
+        sessions: Arc<Sessions>,
+        by: Arc<Caller>,
+    ) -> Result<Self, Refusal> {
+        Ok(Self {
+            connections,
+            sessions,
+            _attached: by.holder().attached()?,
+            _place: StreamPlace::hold(&by),
+            by,
+            made: HashMap::new(),
+            order: VecDeque::new(),
+            aliases: HashMap::new(),
+            moment: Moment::default(),
+        })
+    }
+
+    /// Executes a call and appends its answer. A call with id 0 gets an answer only if it fails.
+    fn answer(&mut self, next: Next<'_>, to: &mut Answers) {
+        let (id, told, result) = match next {
+            Next::Lookup(id, wanted) => (id, Told::of_lookup(id), self.look(wanted)),
+            Next::Other(mut call) => (call.id, Told::of(&mut call), self.call(call)),
+        };
+        match result {
+            Ok(_) if id == 0 => {}
+            Ok(Done::Found(session)) => to.found(id, &session, self.moment.now.offset),
+            Ok(Done::Other(result)) => to.push(&pb::Answer { id, result: Some(result) }),
+            Err(refusal) => {
+                let error = told.unwrap_or_default().with(refusal.call_error());
+                to.push(&pb::Answer { id, result: Some(Answered::Error(error)) });
+            }
+        }
+    }
+
+    /// Prefetches the sessions of the next lookups.
+    fn expect(&mut self, batch: &Batch) {
+        self.sessions.expect(&self.by, &mut self.moment, batch.ahead());
+    }
+
+    fn look(&mut self, wanted: Wanted<'_>) -> Result<Done, Refusal> {
+        Ok(match self.sessions.look(&self.by, &mut self.moment, wanted)? {
+            Ok(session) => Done::Found(session),
+            Err(miss) => Done::Other(Answered::LookupSession(missed(miss).into())),
+        })
+    }
+
+    fn call(&mut self, call: pb::Call) -> Result<Done, Refusal> {
+        let mut method = call.method.ok_or(Refusal::MethodRequired)?;
+        if !call.alias.is_empty() && !matches!(method, Method::New(_)) {
+            return Err(Refusal::AliasMalformed);
+        }
+        if let Some(id) = connection_id(&mut method)
+            && id.starts_with('@')
+        {
+            let named = self.aliases.get(id.as_str()).ok_or(Refusal::AliasUnknown)?;
+            id.clone_from(named);
+        }
+        Ok(Done::Other(match method {
+            Method::New(request) => Answered::New(self.make(*request, call.alias)?.into()),
+            Method::Clear(request) => Answered::Clear(self.connections.clear(&self.by, &request)?.into()),
+            Method::Shutdown(request) => {
+                Answered::Shutdown(self.connections.shutdown(&self.by, &request)?.into())
+            }
+            Method::SetShutdown(request) => {
+                Answered::SetShutdown(self.connections.set_shutdown(&self.by, &request)?.into())
+            }
+            Method::Free(request) => {
+                let freed = self.connections.free(&self.by, &request);
+                self.forget_if_gone(&request.connection_id);
+                Answered::Free(freed?)
+            }
+            Method::SetSession(request) => {
+                Answered::SetSession(self.connections.set_session(&self.by, &request)?.into())
+            }
+            Method::PutSession(request) => {
+                Answered::PutSession(self.sessions.put(&self.by, *request)?.into())
+            }
+            Method::LookupSession(request) => return self.look((&*request).into()),
+            Method::RemoveSession(request) => {
+                Answered::RemoveSession(self.sessions.remove(&self.by, &request)?)
+            }
+            Method::ReportAlert(request) => {
+                Answered::ReportAlert(self.connections.report_alert(&self.by, &request)?.into())
+            }
+        }))
+    }
+
+    fn make(&mut self, request: pb::NewRequest, alias: String) -> Result<pb::NewResponse, Refusal> {
+        let alias = Some(alias).filter(|alias| !alias.is_empty());
+        if let Some(alias) = &alias {
+            if !alias.starts_with('@') || !(2..=ALIAS_MAX).contains(&alias.len()) {
+                return Err(Refusal::AliasMalformed);
+            }
+            if self.aliases.contains_key(alias) {
+                return Err(Refusal::AliasTaken);
+            }
+        }
+        let made = self.connections.opener.open(request, &self.by)?;
+        if let Some(connection) = &made.connection {
+            if let Some(alias) = &alias {
+                self.aliases.insert(alias.clone(), connection.id.clone());
+            }
+            let id = convert::connection_id(&connection.id)?;
+            // A repeated request returns the same connection. The new alias then replaces the old
+            // one.
+            match self.made.insert(id, alias) {
+                Some(Some(old)) => drop(self.aliases.remove(&old)),
+                Some(None) => {}
+                None => self.order.push_back(id),
+            }
+            self.prune();
+        }
+        Ok(made)
+    }
+
+    /// Checks [`LOOKED_AT`] connections, and forgets those that were removed without a Free on this
+    /// stream: by their idle time-out, or by a call elsewhere.
+    fn prune(&mut self) {
+        for _ in 0..LOOKED_AT {
+            let Some(id) = self.order.pop_front() else { return };
+            if !self.made.contains_key(&id) {
+                continue;
+            }
+            if self.connections.opener.table.holds(id) {
+                self.order.push_back(id);
+            } else if let Some(Some(alias)) = self.made.remove(&id) {
+                self.aliases.remove(&alias);
+            }
+        }
+    }
+
+    /// Forgets a connection that no longer exists, and its alias, which can then be used again. A
+    /// connection that a refused Free left alive stays: it is freed with the stream, even if the
+    /// caller has lost its role by then.
+    fn forget_if_gone(&mut self, id: &str) {
+        if let Ok(id) = convert::connection_id(id)
+            && self.connections.opener.table.look(id, |_, _| ()).is_err()
+            && let Some(Some(alias)) = self.made.remove(&id)
+        {
+            self.aliases.remove(&alias);
+        }
+    }
+}
+
+impl Drop for Calls {
+    /// Frees the connections that the worker left. A few are freed here. Many are freed slice by
+    /// slice in a task, so that the thread can serve other workers in between.
+    fn drop(&mut self) {
+        let table = Arc::clone(&self.connections.opener.table);
+        let mut left = Left { table, ids: self.made.drain().map(|(id, _)| id).collect() };
+        if let Ok(runtime) = Handle::try_current()
+            && left.ids.len() > FREED_AT_ONCE
+        {
+            runtime.spawn(async move {
+                while left.free_some() {
+                    yield_now().await;
+                }
+            });
+        }
+    }
+}
+
+/// The connections of a stream that has ended. Dropping it frees all that remain. That also happens
+/// when the runtime ends and drops the task that frees them slice by slice.
+struct Left {
+    table: Arc<Table>,
+    ids: Vec<ConnectionId>,
+}
+
+impl Left {
+    /// Frees up to [`FREED_AT_ONCE`] connections. Returns whether more remain.
+    fn free_some(&mut self) -> bool {
+        for id in self.ids.drain(self.ids.len().saturating_sub(FREED_AT_ONCE)..) {
+            // An error means that the idle time-out or another call has freed the connection
+            // before.
+            let _ = self.table.free(id);
+        }
+        !self.ids.is_empty()
+    }
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        while self.free_some() {}
+    }
+}
+
+/// Names a failed call with id 0. The worker cannot match the error by id, so the error carries
+/// these names.
+#[derive(Default)]
+struct Told {
+    method: &'static str,
+    alias: String,
+    connection_id: String,
+}
+
+impl Told {
+    fn of_lookup(id: u64) -> Option<Self> {
+        (id == 0).then(|| Self { method: "lookup_session", ..Self::default() })
+    }
+
+    fn of(call: &mut pb::Call) -> Option<Self> {
+        if call.id != 0 {
+            return None;
+        }
+        let method = call.method.as_mut()?;
+        let connection_id = connection_id(method).cloned().unwrap_or_default();
+        let method = match method {
+            Method::New(_) => "new",
+            Method::Clear(_) => "clear",
+            Method::Shutdown(_) => "shutdown",
+            Method::SetShutdown(_) => "set_shutdown",
+            Method::Free(_) => "free",
+            Method::SetSession(_) => "set_session",
+            Method::PutSession(_) => "put_session",
+            Method::LookupSession(_) => "lookup_session",
+            Method::RemoveSession(_) => "remove_session",
+            Method::ReportAlert(_) => "report_alert",
+        };
+        Some(Self { method, alias: call.alias.clone(), connection_id })
+    }
+
+    fn with(self, error: pb::CallError) -> pb::CallError {
+        pb::CallError {
+            method: self.method.into(),
+            alias: self.alias,
+            connection_id: self.connection_id,
+            ..error
+        }
+    }
+}
+
+/// Returns the field that names a connection, if the method has one.
+fn connection_id(method: &mut Method) -> Option<&mut String> {
+    match method {
+        Method::New(_) | Method::LookupSession(_) | Method::RemoveSession(_) => None,
+        Method::Clear(request) => Some(&mut request.connection_id),
+        Method::Shutdown(request) => Some(&mut request.connection_id),
+        Method::SetShutdown(request) => Some(&mut request.connection_id),
+        Method::Free(request) => Some(&mut request.connection_id),
+        Method::SetSession(request) => Some(&mut request.connection_id),
+        Method::PutSession(request) => Some(&mut request.connection_id),
+        Method::ReportAlert(request) => Some(&mut request.connection_id),
+    }
+}
+
+impl Attach {
+    pub(crate) fn new(
+        requests: Streaming<pb::codec::Calls>,
+        calls: Calls,
+        deadline: Option<Pin<Box<Sleep>>>,
+        draining: WaitForCancellationFutureOwned,
+    ) -> Self {
+        let held = calls.by.holder().no_bytes();
+        let deadline = deadline.map(PollOnWake::new);
+        let draining = Some(PollOnWake::new(Box::pin(draining)));
+        let lost = Arc::clone(&calls.by).loses(Roles::WORKER, None, Arc::clone(&calls.sessions.table));
+        let lost = PollOnWake::new(Box::pin(lost) as Pin<Box<dyn Future<Output = Refusal> + Send>>);
+        Self {
+            requests,
+            deadline,
+            draining,
+            lost,
+            batch: Batch::default(),
+            held,
+            expected: 0,
+            quarter: QUARTER_MIN,
+            room: 0,
+            pause: false,
+            phase: Phase::Running,
+            calls,
+        }
+    }
+
+    /// Makes this message the current batch. Its bytes count for the caller's identity until all
+    /// its calls are answered.
+    fn take(&mut self, message: Bytes) -> Result<(), Status> {
+        self.held.resize(message.len())?;
+        let batch = Batch::read(message).map_err(|unread| match unread {
+            Unread::TooMany(calls) => Refusal::BatchTooLarge(calls).into(),
+            Unread::Malformed(err) => malformed(&err),
+        })?;
+        self.quarter = batch.len().div_ceil(4).max(QUARTER_MIN);
+        self.batch = batch;
+        self.expected = 0;
+        Ok(())
+    }
+
+    /// Executes the next calls of the batch and returns their answers. Returns `None` if there are
+    /// no answers; calls may remain even then.
+    fn answers(&mut self) -> Option<Answers> {
+        if self.batch.len() == 0 {
+            // All calls are answered, so the memory of their message is released.
+            if self.held.bytes() > 0 {
+                self.batch = Batch::default();
+                self.held.shrink(0);
+            }
+            return None;
+        }
+        self.calls.moment.begin(self.calls.sessions.table.now());
+        let mut answers = Answers::with_room(self.room);
+        let mut begun = None;
+        while answers.count() < self.quarter && answers.len() < ANSWERS_BYTES {
+            if self.expected == 0 && self.batch.len() >= EXPECTED_MIN {
+                self.calls.expect(&self.batch);
+                self.expected = EXPECTED_MAX;
+            }
+            self.expected = self.expected.saturating_sub(1);
+            match self.batch.next() {
+                Some(Ok(call)) => {
+                    // Lookups read the clock once for each prefetched group: the group takes some
+                    // microseconds, and reading the clock costs a tenth of one lookup.
+                    let asks_clock = matches!(call, Next::Other(_)) || self.expected == 0;
+                    self.calls.answer(call, &mut answers);
+                    if asks_clock
+                        && self.batch.len() > 0
+                        && begun.get_or_insert_with(Instant::now).elapsed() >= TURN
+                    {
+                        break;
+                    }
+                }
+                Some(Err(err)) => self.phase = Phase::Ending(Some(malformed(&err))),
+                None => break,
+            }
+        }
+        self.calls.moment.end();
+        if answers.count() == 0 {
+            return None;
+        }
+        // The next message is about as long. `Answers::found` reserves more than it writes, hence
+        // the reserve for the last answer.
+        self.room = (answers.len() + ROOM_MORE).min(ROOM_MAX);
+        Some(answers)
+    }
+}
+
+fn malformed(err: &DecodeError) -> Status {
+    described(&Status::internal(err.to_string()))
+}
+
+impl Stream for Attach {
+    type Item = Result<pb::codec::Answers, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        loop {
+            if std::mem::take(&mut this.pause) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if let Some(answers) = this.answers() {
+                this.pause = this.batch.len() > 0;
+                return Poll::Ready(Some(Ok(answers.into())));
+            }
+            // The time is used up, and none of the calls so far has an answer.
+            if this.batch.len() > 0 && matches!(this.phase, Phase::Running) {
+                this.pause = true;
+                continue;
+            }
+            if let Phase::Ending(status) = &mut this.phase {
+                return Poll::Ready(status.take().map(Err));
+            }
+            if this.deadline.as_mut().is_some_and(|deadline| Pin::new(deadline).poll(cx).is_ready()) {
+                this.phase = Phase::Ending(Some(Refusal::DeadlineExceeded.into()));
+                continue;
+            }
+            if let Poll::Ready(refusal) = Pin::new(&mut this.lost).poll(cx) {
+                this.phase = Phase::Ending(Some(refusal.into()));
+                continue;
+            }
+            if this.draining.as_mut().is_some_and(|draining| Pin::new(draining).poll(cx).is_ready()) {
+                this.draining = None;
+                return Poll::Ready(Some(Ok(Answers::draining().into())));
+            }
+            match ready!(Pin::new(&mut this.requests).poll_next(cx)) {
+                Some(Ok(pb::codec::Calls(message))) => {
+                    if let Err(status) = this.take(message) {
+                        this.phase = Phase::Ending(Some(status));
+                    }
+                }
+                Some(Err(status)) => {
+                    this.phase = Phase::Ending(Some(described(&status)));
+                }
+                None => this.phase = Phase::Ending(None),
+            }
+        }
+    }
+}

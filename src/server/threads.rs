@@ -1,0 +1,246 @@
+//! The server threads: one for each core, each with connections of its own.
+//!
+//! The task of a call and the task of its HTTP/2 connection wake each other for every message. On
+//! one thread, such a wake-up is a push to a queue. Across threads it wakes another core, which
+//! costs as much as the work of a short handshake. So a connection stays on its thread, and a new
+//! one goes to the thread with the fewest connections.
+
+use std::{
+    future::Future,
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    runtime::Runtime,
+    sync::mpsc,
+    task::{JoinError, JoinSet},
+};
+
+use super::{busy_poll::Lookout, listen::Accepted};
+use crate::api::quota::line_budget::LineBudget;
+
+/// Most accepted sockets in the queue of one thread.
+const WAITING_MAX: usize = 128;
+/// Most local sockets beyond the limit. Their callers get an error that names the limit, and may
+/// call health and reflection.
+const BEYOND: usize = 16;
+/// The share of all sockets that is reserved for callers over loopback and Unix sockets: one in
+/// this many.
+const LOCAL_SHARE: usize = 8;
+/// Shortest interval between two log lines about the limit of sockets.
+const FULL: Duration = Duration::from_secs(10);
+/// Delay before a thread restarts after a panic. Without it, a thread that always panics would use
+/// a whole core.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// The server threads.
+pub(crate) struct Lanes {
+    lanes: Vec<Lane>,
+    sockets_max: usize,
+    ended: mpsc::UnboundedReceiver<()>,
+    full: LineBudget,
+}
+
+struct Lane {
+    accepted: mpsc::Sender<Accepted>,
+    open: Arc<AtomicUsize>,
+}
+
+/// Reports the end of its thread when dropped, also after a panic.
+struct Ends(mpsc::UnboundedSender<()>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        // The receiver is closed if the daemon was dropped.
+        let _ = self.0.send(());
+    }
+}
+
+impl Lanes {
+    /// Starts the threads. `serve` serves one connection, from its first byte to its end.
+    ///
+    /// # Errors
+    /// The system refuses to create a thread or its event queue.
+    pub(crate) fn start<F>(
+        count: usize,
+        sockets_max: usize,
+        serve: impl Fn(Accepted, Arc<Lookout>) -> F + Clone + Send + 'static,
+    ) -> io::Result<Self>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (ends, ended) = mpsc::unbounded_channel();
+        let mut lanes = Vec::with_capacity(count);
+        for number in 0..count {
+            let mut runtime = Some(runtime()?);
+            let (accepted, mut arriving) = mpsc::channel(WAITING_MAX);
+            let open = Arc::new(AtomicUsize::new(0));
+            let (serve, ends) = (serve.clone(), Ends(ends.clone()));
+            thread::Builder::new().name(format!("api-{number}")).spawn(move || {
+                let _ends = ends;
+                // A panic here is logged. It ends the connections of this thread, because their
+                // tasks are dropped with the runtime. Other threads are not affected.
+                while let Some(here) = runtime.take() {
+                    let ran = catch_unwind(AssertUnwindSafe(|| here.block_on(lane(&mut arriving, &serve))));
+                    if ran.is_ok() {
+                        break;
+                    }
+                    drop(catch_unwind(AssertUnwindSafe(|| drop(here))));
+                    thread::sleep(AGAIN);
+                    runtime = again();
+                }
+            })?;
+            lanes.push(Lane { accepted, open });
+        }
+        Ok(Self { lanes, sockets_max, ended, full: LineBudget::new(1, FULL) })
+    }
+
+    /// Passes a socket to the thread with the fewest connections. Beyond the limit of sockets, up
+    /// to [`BEYOND`] local ones are served an error and may call health and reflection. All others
+    /// are closed.
+    pub(crate) async fn hand(&self, mut accepted: Accepted) {
+        let open: usize = self.lanes.iter().map(|lane| lane.open.load(Ordering::Relaxed)).sum();
+        // Remote callers cannot use the places that are reserved for callers on this host.
+        let sockets_max = match accepted.is_local() {
+            true => self.sockets_max,
+            false => self.sockets_max - self.sockets_max / LOCAL_SHARE,
+        };
+        if open >= sockets_max {
+            if let Some(left_out) = self.full.take(Instant::now()) {
+                tracing::warn!(
+                    open,
+                    limit = sockets_max,
+                    left_out,
+                    "limits.sockets is reached: new sockets are refused"
+                );
+            }
+            // Remote peers without a proved identity would take these places from health probes of
+            // this host.
+            if !accepted.is_local() || open >= sockets_max + BEYOND {
+                return;
+            }
+            accepted.is_beyond(sockets_max);
+        }
+        let alive = self.lanes.iter().filter(|lane| !lane.accepted.is_closed());
+        let Some(lane) = alive.min_by_key(|lane| lane.open.load(Ordering::Relaxed)) else { return };
+        accepted.count_on(&lane.open);
+        if lane.accepted.send(accepted).await.is_err() {
+            tracing::error!("a server thread of the API has ended");
+        }
+    }
+
+    /// Returns how many threads run.
+    pub(crate) fn alive(&self) -> usize {
+        self.lanes.iter().filter(|lane| !lane.accepted.is_closed()).count()
+    }
+
+    /// Waits for the end of one thread. Returns `None` when all have ended.
+    pub(crate) async fn ended(&mut self) -> Option<()> {
+        self.ended.recv().await
+    }
+
+    /// Closes the queues of sockets. Each thread then ends with its last connection.
+    pub(crate) fn close(&mut self) {
+        self.lanes.clear();
+    }
+}
+
+/// Creates the runtime of a thread that restarts.
+fn again() -> Option<Runtime> {
+    runtime().inspect_err(|err| tracing::error!(%err, "cannot restart a server thread of the API")).ok()
+}
+
+fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()
+}
+
+/// Serves the arriving sockets. Ends when the queue is closed and the last connection has ended.
+async fn lane<F: Future<Output = ()> + Send + 'static>(
+    arriving: &mut mpsc::Receiver<Accepted>,
+    serve: &impl Fn(Accepted, Arc<Lookout>) -> F,
+) {
+    let lookout = Arc::new(Lookout::default());
+    let looks = Arc::clone(&lookout);
+    // This task ends with the runtime of the thread.
+    tokio::spawn(async move { looks.keep().await });
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            arrived = arriving.recv() => match arrived {
+                Some(accepted) => {
+                    connections.spawn(serve(accepted, Arc::clone(&lookout)));
+                }
+                None => break,
+            },
+            Some(ended) = connections.join_next() => report(ended),
+        }
+    }
+    while let Some(ended) = connections.join_next().await {
+        report(ended);
+    }
+}
+
+fn report(ended: Result<(), JoinError>) {
+    if let Err(err) = ended {
+        tracing::error!(%err, "the task of an HTTP/2 connection failed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::SocketAddr, sync::Mutex};
+
+    use tokio::{io::AsyncReadExt, net::TcpStream};
+    use tokio_stream::StreamExt;
+
+    use super::*;
+    use crate::{
+        config::{Endpoint, UnixFile},
+        server::listen::Listeners,
+    };
+
+    /// Connects, and checks that the connection ends without data.
+    async fn ended(address: SocketAddr, listeners: &mut Listeners, lanes: &Lanes) {
+        let (mut caller, accepted) = tokio::join!(TcpStream::connect(address), listeners.next());
+        lanes.hand(accepted.unwrap()).await;
+        let mut rest = Vec::new();
+        // A reset counts as an end.
+        drop(caller.as_mut().unwrap().read_to_end(&mut rest).await);
+        assert!(rest.is_empty());
+    }
+
+    #[tokio::test]
+    async fn panic_of_a_thread_costs_its_connections_and_no_other() {
+        let here = SocketAddr::from(([127, 0, 0, 1], 0));
+        let file = UnixFile { mode: 0o600, owner: None };
+        let mut listeners = Listeners::bind(&[Endpoint::Tcp(here)], file, false).unwrap();
+        let [Endpoint::Tcp(address)] = listeners.endpoints()[..] else { panic!("one address") };
+        let served = Arc::new(Mutex::new(0));
+        let counts = Arc::clone(&served);
+        let serve = move |accepted: Accepted, _| {
+            let mut served = counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            *served += 1;
+            assert_ne!(*served, 2, "planted: on the thread itself, not in a task of it");
+            let third = *served == 3;
+            async move {
+                assert!(!third, "planted: in a task");
+                drop(accepted);
+            }
+        };
+        let mut lanes = Lanes::start(1, 10, serve).unwrap();
+        for _ in 0..5 {
+            ended(address, &mut listeners, &lanes).await;
+        }
+        assert_eq!(*served.lock().unwrap_or_else(std::sync::PoisonError::into_inner), 5);
+        assert_eq!(lanes.alive(), 1);
+        lanes.close();
+        assert_eq!(lanes.ended().await, Some(()));
+    }
+}

@@ -1,0 +1,93 @@
+//! Mutual TLS for API connections. A client must present a certificate of the authority in
+//! `client_ca`.
+
+use std::{io, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use rustls::{
+    ServerConfig, crypto::aws_lc_rs::default_provider, server::WebPkiClientVerifier, sign::SingleCertAndKey,
+    version::TLS13,
+};
+use tls_sessiond_core::{
+    context::identity::identity,
+    pem::{self, PairError},
+};
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use super::write_buffer::Socket;
+use crate::{
+    api::access::Peer,
+    config::{Config, ConfigError, ListenTls},
+};
+
+/// Time limit of a TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Performs TLS handshakes with clients. After a reload, new handshakes use the new files. Existing
+/// connections continue.
+pub struct Acceptor(ArcSwap<ServerConfig>);
+
+impl Acceptor {
+    /// Reads the files that the configuration names. Returns `None` if no TLS is configured.
+    ///
+    /// # Errors
+    /// A file cannot be used. The error names the configuration key and the reason.
+    pub fn load(config: &Config) -> Result<Option<Arc<Self>>, ConfigError> {
+        let server = Self::reload(config)?;
+        Ok(server.map(|server| Arc::new(Self(ArcSwap::new(server)))))
+    }
+
+    /// Reads the files for [`Self::swap`].
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn reload(config: &Config) -> Result<Option<Arc<ServerConfig>>, ConfigError> {
+        config.tls.as_ref().map(|tls| server(config, tls)).transpose()
+    }
+
+    /// Makes new handshakes use this configuration.
+    pub fn swap(&self, server: Arc<ServerConfig>) {
+        self.0.store(server);
+    }
+
+    /// Performs a handshake. Returns the TLS stream and the caller that the certificate proves.
+    ///
+    /// # Errors
+    /// The handshake failed, or took longer than [`HANDSHAKE`].
+    pub(crate) async fn accept(&self, mut socket: Socket) -> io::Result<(TlsStream<Socket>, Peer)> {
+        let acceptor = TlsAcceptor::from(self.0.load_full());
+        // A handshake waits for the peer's answer after each flush, and no turn ends meanwhile.
+        socket.prompt();
+        let mut stream = timeout(HANDSHAKE, acceptor.accept(socket)).await??;
+        let (socket, tls) = stream.get_mut();
+        socket.gather();
+        // Always present, because the verifier requires a certificate.
+        let certificate = tls.peer_certificates().and_then(|chain| chain.first());
+        let certificate = certificate.ok_or_else(|| io::Error::other("the client sent no certificate"))?;
+        let peer = Peer::certified(&identity(certificate));
+        Ok((stream, peer))
+    }
+}
+
+fn server(config: &Config, tls: &ListenTls) -> Result<Arc<ServerConfig>, ConfigError> {
+    let certified = pem::read_pair(&tls.certificate, &tls.key).map_err(|err| match err {
+        PairError::Certificate(err) => config.tls_error("certificate", err),
+        PairError::Key(err) => config.tls_error("key", err),
+    })?;
+    let roots = pem::read_anchors(&tls.client_ca).map_err(|err| config.tls_error("client_ca", err))?;
+    let provider = Arc::new(default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+        .build()
+        .map_err(|err| config.tls_error("client_ca", err))?;
+    let mut server = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|err| config.tls_error("certificate", err))?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+    server.alpn_protocols = vec![b"h2".to_vec()];
+    // No resumption: it would not verify the certificate again, against the current authority.
+    server.send_tls13_tickets = 0;
+    server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    Ok(Arc::new(server))
+}

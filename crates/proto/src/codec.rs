@@ -55,7 +55,7 @@ impl<T: Message + Default + 'static> Incoming for T {
     }
 }
 
-/// An encoded [`AttachRequest`].
+/// An encoded [`AttachRequest`](crate::AttachRequest).
 pub struct Calls(pub Bytes);
 
 impl Incoming for Calls {
@@ -87,7 +87,7 @@ impl<T: Message + 'static> Outgoing for T {
     }
 }
 
-/// An [`AttachResponse`] that was encoded while its answers were made.
+/// An [`AttachResponse`](crate::AttachResponse) that was encoded while its answers were made.
 pub struct Answers(pub Vec<u8>);
 
 impl Outgoing for Answers {

@@ -1,18 +1,19 @@
-# `make check` while you work. `make test` is the whole gate, and all that CI runs.
+# `make check` is for use while you work. `make test` is the whole gate, and all that CI runs.
 .PHONY: run check test bench demo fuzz
 
-# The daemon with its built-in defaults: no file needed.
+# Runs the daemon with its built-in defaults. Needs no configuration file.
 run:
 	cargo run --release
 
-# Format, lints, unit tests and the integration tests that need no other program. Needs a Rust toolchain and a C compiler.
+# Checks the format and lints, and runs the unit tests and the integration tests that need no other
+# program. Needs a Rust toolchain and a C compiler.
 check:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo test --workspace
 
-# tests/peers.sh installs openssl and its headers, curl, gnutls-cli, sslyze, buf, grpcurl, grpcio, grpc-js, grpc-go, typos and
-# cargo-deny where they are missing.
+# Runs all checks and tests. tests/peers.sh installs these if they are missing: openssl and its
+# headers, curl, gnutls-cli, sslyze, buf, grpcurl, grpcio, grpc-js, grpc-go, typos and cargo-deny.
 test:
 	tests/peers.sh
 	cargo fmt --all --check
@@ -33,18 +34,20 @@ test:
 	cargo test --workspace --features peers
 	cargo test --package tls-sessiond-core --features shuttle --test shuttle
 
-# tests/peers.sh installs redis-server and memcached where they are missing: lookups are measured against them.
+# Runs all benchmarks. tests/peers.sh installs redis-server and memcached if they are missing,
+# because lookups are compared with them.
 bench:
 	tests/peers.sh bench
 	cargo bench --package tls-sessiond --features openssl
 
-# Returning clients over three workers, with one shared daemon and with a daemon for each.
+# Shows returning clients of three workers, with one shared daemon and with a daemon for each.
 demo:
 	cargo build --bins --examples
 	cargo run --quiet --example demo
 
-# Every fuzz target for so many seconds, an hour in all, on the stable toolchain. Stops by itself, and fails where one broke; `make fuzz
-# SECONDS=minimise` takes what was found new into fuzz/corpus. tests/peers.sh installs a C++ compiler where there is none.
+# Fuzzes every target for SECONDS, by default an hour in all, on the stable toolchain. Fails if a
+# target broke. `make fuzz SECONDS=minimise` copies the new inputs that add coverage into
+# fuzz/corpus. tests/peers.sh installs a C++ compiler if there is none.
 SECONDS ?= 510
 fuzz:
 	tests/peers.sh fuzz

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// The effect of this allocator is measured in docs/benchmarks.md.
+/// The effect of this allocator is measured in docs/benchmarks-log.md.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

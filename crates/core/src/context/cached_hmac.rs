@@ -2,7 +2,8 @@
 //!
 //! The provider of rustls hashes a key again for every secret that is derived from it, which is two
 //! of four blocks. rustls can also run HKDF over an HMAC, and here the HMAC key is hashed once,
-//! when it is made. A resumed handshake with SHA-384 then takes 7 % less CPU (docs/benchmarks.md).
+//! when it is made. A resumed handshake with SHA-384 then takes 7 % less CPU
+//! (docs/benchmarks-log.md).
 //!
 //! HKDF is that of rustls. HMAC is that of aws-lc-rs, which the provider of rustls uses too. This
 //! module only connects the two.

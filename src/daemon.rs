@@ -19,7 +19,7 @@ use crate::{
     },
     config::{Config, ConfigError, Endpoint, Limits},
     log::panics::caught,
-    server::{Api, Doors, LiveLimits, Memory, ServeError, listen::Listeners, tls::Acceptor},
+    server::{Api, Ingress, LiveLimits, Memory, ServeError, listen::Listeners, tls::Acceptor},
     shutdown::Shutdown,
 };
 
@@ -52,7 +52,7 @@ pub enum Error {
 #[derive(Clone)]
 pub struct Reload {
     table: Arc<Table>,
-    doors: Doors,
+    doors: Ingress,
     limits: LiveLimits,
     reloads: Arc<Reloads>,
     /// The configuration that the daemon runs. Locked while it is replaced, so that concurrent
@@ -244,7 +244,7 @@ fn sockets_within(open_files: usize) -> io::Result<usize> {
 pub struct Daemon {
     config: Arc<Config>,
     running: Arc<Mutex<Arc<Config>>>,
-    doors: Doors,
+    doors: Ingress,
     table: Arc<Table>,
     api: Api,
     listeners: Listeners,
@@ -269,7 +269,7 @@ impl Daemon {
         let Prepared { config, registry, acceptor, .. } = prepared;
         let table = Arc::new(Table::new(Arc::new(registry), clock, most(&config.limits)));
         let shutdown = Shutdown::default();
-        let doors = Doors { access: Arc::new(Access::new()), acceptor };
+        let doors = Ingress { access: Arc::new(Access::new()), acceptor };
         let limits = Limits { sockets: sockets_max, ..config.limits };
         let api = Api::new(Arc::clone(&table), &limits, doors.clone(), &shutdown)?;
         let listeners = Listeners::bind(&config.api, config.unix, config.tls.is_some())?;

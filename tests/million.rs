@@ -15,10 +15,10 @@ use std::{
 use cap::Cap;
 use tls_sessiond::config::Config;
 use tls_sessiond_core::{
-    cache::{Cache, Offering, Plan, shared::Ledger, tombstones::DEPARTURES_MAX},
+    cache::{Cache, Offering, Plan, shared::SharedState, tombstones::TOMBSTONES_MAX},
     clock::Now,
     context::Registry,
-    session::{Format, NewSession, Secret, SessionId, Terms, stats::Account},
+    session::{Format, NewSession, ResumeCriteria, Secret, SessionId, stats::Account},
     store::memory::Limits,
 };
 use tls_sessiond_types::{Role, Version, server_name::ServerName};
@@ -31,9 +31,9 @@ const NOW: Now = Now::from_millis(1_700_000_000_000);
 const SECRET: usize = 150;
 
 /// The criteria of every lookup.
-fn terms() -> Terms<'static> {
+fn terms() -> ResumeCriteria<'static> {
     static NAME: LazyLock<ServerName<'static>> = LazyLock::new(|| "a.test".into());
-    Terms {
+    ResumeCriteria {
         format: &Format::Rustls,
         binding: &[],
         versions: &[Version::Tls12],
@@ -79,10 +79,10 @@ fn million_sessions_use_their_counted_memory_and_return_it() {
     const HOUR: Duration = Duration::from_secs(3_600);
     /// The most that the tombstones grow to and keep: twice the size of each, because lists double
     /// their capacity.
-    const JOURNAL: usize = 100 * DEPARTURES_MAX;
+    const JOURNAL: usize = 100 * TOMBSTONES_MAX;
     let _alone = alone();
     let limits = Limits { entries_max: MILLION as usize, bytes_max: 1 << 30 };
-    let ledger = Arc::new(Ledger::new(limits));
+    let ledger = Arc::new(SharedState::new(limits));
     let plan = Plan { role: Role::Server, offering: Offering::Explicit, limits, session_bytes_max: 1 << 14 };
     let cache = Cache::new(&plan, &ledger);
     let (account, name) = (Arc::new(Account::new("web")), ServerName::new("a.test").into_owned());

@@ -16,12 +16,12 @@ use std::{
 use tls_sessiond_core::{
     cache::{
         Cache, Offering, Plan,
-        shared::Ledger,
-        tombstones::{DEPARTURES_MAX, KINDS_BYTES_MAX},
+        shared::SharedState,
+        tombstones::{KINDS_BYTES_MAX, TOMBSTONES_MAX},
     },
     clock::Now,
     session::{
-        Format, NewSession, OVERHEAD, PeerIdentity, Secret, SessionId, Terms,
+        Format, NewSession, OVERHEAD, PeerIdentity, ResumeCriteria, Secret, SessionId,
         events::{EVENTS_BYTES_MAX, EVENTS_MAX},
         stats::Account,
     },
@@ -63,7 +63,7 @@ const DATA: usize = 200;
 const ROOM: usize = 200_000;
 const NOW: Now = Now::from_millis(1_000_000_000);
 
-fn cache(ledger: &Arc<Ledger>) -> Cache {
+fn cache(ledger: &Arc<SharedState>) -> Cache {
     let plan = Plan {
         role: Role::Server,
         offering: Offering::Explicit,
@@ -165,7 +165,7 @@ fn live() -> usize {
     LIVE.load(Ordering::Relaxed)
 }
 
-fn small_cache(ledger: &Arc<Ledger>) -> Cache {
+fn small_cache(ledger: &Arc<SharedState>) -> Cache {
     let plan = Plan {
         role: Role::Server,
         offering: Offering::Explicit,
@@ -180,7 +180,7 @@ fn names_are_counted_with_their_heap_and_return_it() {
     let _alone = alone();
     let account = Arc::new(Account::new("default"));
     for (shape, names) in SHAPES {
-        let ledger = Arc::new(Ledger::new(Limits { entries_max: ROOM, bytes_max: usize::MAX }));
+        let ledger = Arc::new(SharedState::new(Limits { entries_max: ROOM, bytes_max: usize::MAX }));
         let cache = small_cache(&ledger);
         let before = live();
         // Until the cache is full and beyond. The heap stays within the limit, whatever the names
@@ -190,14 +190,14 @@ fn names_are_counted_with_their_heap_and_return_it() {
             put_named(&cache, &account, number, names);
             most = most.max(live().saturating_sub(before));
         }
-        let (counted, journal) = (cache.bytes(), KINDS_BYTES_MAX / 2 + DEPARTURES_MAX * 128);
+        let (counted, journal) = (cache.bytes(), KINDS_BYTES_MAX / 2 + TOMBSTONES_MAX * 128);
         println!("{shape}: {most} bytes at most, {counted} counted, {} sessions", cache.len());
         assert!(most < (64 << 20) + journal, "{shape}: {most} bytes of heap");
         assert!(counted <= 64 << 20);
         cache.close(|_| ());
         (0..2_000).for_each(|_| ledger.reap());
         let left = live().saturating_sub(before);
-        assert!(left < KINDS_BYTES_MAX + 2 * DEPARTURES_MAX * 128, "{shape}: {left} bytes are left");
+        assert!(left < KINDS_BYTES_MAX + 2 * TOMBSTONES_MAX * 128, "{shape}: {left} bytes are left");
     }
 }
 
@@ -206,7 +206,7 @@ fn sessions_of_distinct_names_take_no_more_heap_than_is_counted() {
     let _alone = alone();
     let account = Arc::new(Account::new("default"));
     for (shape, names) in SHAPES {
-        let ledger = Arc::new(Ledger::new(Limits { entries_max: ROOM, bytes_max: usize::MAX }));
+        let ledger = Arc::new(SharedState::new(Limits { entries_max: ROOM, bytes_max: usize::MAX }));
         let cache = small_cache(&ledger);
         let before = live();
         (0..4_000).for_each(|number| put_named(&cache, &account, number, names));
@@ -222,10 +222,10 @@ fn tombstones_and_watchers_keep_their_byte_limits() {
     let _alone = alone();
     let account = Arc::new(Account::new("default"));
     let (_, long) = SHAPES[1];
-    let ledger = Arc::new(Ledger::new(Limits { entries_max: ROOM, bytes_max: usize::MAX }));
+    let ledger = Arc::new(SharedState::new(Limits { entries_max: ROOM, bytes_max: usize::MAX }));
     let cache = small_cache(&ledger);
     let watches: Vec<_> = (0..8).map(|_| ledger.watchers.watch(|_| true).unwrap()).collect();
-    let terms = Terms {
+    let terms = ResumeCriteria {
         format: &Format::Rustls,
         binding: &[],
         versions: &[Version::Tls12],
@@ -244,7 +244,7 @@ fn tombstones_and_watchers_keep_their_byte_limits() {
         most = most.max(live().saturating_sub(before));
     }
     let events = EVENTS_BYTES_MAX + EVENTS_MAX * 256;
-    let bound = KINDS_BYTES_MAX + 2 * DEPARTURES_MAX * 128 + watches.len() * events;
+    let bound = KINDS_BYTES_MAX + 2 * TOMBSTONES_MAX * 128 + watches.len() * events;
     println!("{most} bytes at most, of {bound}");
     assert!(most < bound, "{most} bytes of heap, but {bound} are allowed");
     assert!(most > KINDS_BYTES_MAX / 2, "the tombstones do not use their limit");
@@ -253,7 +253,7 @@ fn tombstones_and_watchers_keep_their_byte_limits() {
 #[test]
 fn session_takes_at_most_its_overhead_besides_its_data() {
     let _alone = alone();
-    let ledger = Arc::new(Ledger::new(Limits { entries_max: 10 * ROOM, bytes_max: usize::MAX }));
+    let ledger = Arc::new(SharedState::new(Limits { entries_max: 10 * ROOM, bytes_max: usize::MAX }));
     {
         // The tombstones are full before the measurement, so they do not grow with the sessions.
         let before = cache(&ledger);

@@ -21,12 +21,13 @@ use std::{
 use aws_lc_rs::rand;
 use tls_sessiond::config::Config;
 use tls_sessiond_core::{
-    cache::{Cache, NotStored, Offering, Plan, revocation::Selector, shared::Ledger},
+    cache::{Cache, NotStored, Offering, Plan, revocation::Selector, shared::SharedState},
     clock::{Clock, ManualClock, Now},
-    connection::{EngineKind, Plan as ConnectionPlan, Table, table::Most, worker_engine::Put},
+    connection::{ConnectionPlan, EngineKind, Table, table::Most, worker_engine::Put},
     context::Registry,
     session::{
-        Format, NewSession, RemovalReason, Secret, Session, SessionId, Terms, events::Watch, stats::Account,
+        Format, NewSession, RemovalReason, ResumeCriteria, Secret, Session, SessionId, events::Watch,
+        stats::Account,
     },
     store::memory::Limits,
 };
@@ -112,9 +113,9 @@ const HOUR: Duration = Duration::from_secs(3_600);
 const ROOM: Limits = Limits { entries_max: 4, bytes_max: 100_000 };
 
 /// The criteria of every lookup.
-fn terms() -> Terms<'static> {
+fn terms() -> ResumeCriteria<'static> {
     static NAME: LazyLock<ServerName<'static>> = LazyLock::new(|| "a.test".into());
-    Terms {
+    ResumeCriteria {
         format: &Format::Rustls,
         binding: &[],
         versions: &[Version::Tls12, Version::Tls13],
@@ -153,7 +154,7 @@ struct Caches {
 
 impl Caches {
     fn new(role: Role) -> Self {
-        let ledger = Arc::new(Ledger::new(ROOM));
+        let ledger = Arc::new(SharedState::new(ROOM));
         let plan = Plan { role, offering: Offering::Shared, limits: ROOM, session_bytes_max: 1_000 };
         let [one, other] = [(); 2].map(|()| Arc::new(Cache::new(&plan, &ledger)));
         ledger.budget.share([&one, &other].into_iter());
@@ -168,7 +169,7 @@ fn fill(cache: &Cache, from: u8) {
 }
 
 fn purge(cache: &Cache) {
-    (0..cache.parts()).for_each(|part| {
+    (0..cache.shards()).for_each(|part| {
         cache.purge(part);
     });
 }
@@ -358,7 +359,7 @@ fn table_with(marker: &Marker) -> (Table, ManualClock) {
         timeout: None,
         authenticated: None,
     };
-    table.apply_alone(connection, |connection, now| connection.put_session(put, now)).unwrap().unwrap();
+    table.with_exclusive(connection, |connection, now| connection.put_session(put, now)).unwrap().unwrap();
     assert!(marker.is_in_memory(), "the search does not find the secret");
     (table, clock)
 }

@@ -4,10 +4,10 @@ use std::{hint::black_box, sync::Arc, time::Duration};
 
 use dashmap::DashMap;
 use tls_sessiond_core::{
-    cache::{Cache, Offering, Plan, shared::Ledger},
+    cache::{Cache, Offering, Plan, shared::SharedState},
     clock::{Now, Timestamp},
-    session::{Format, NewSession, Secret, SessionId, Terms, stats::Account},
-    store::memory::{Amount, Entry, Limits, Mark, Memory},
+    session::{Format, NewSession, ResumeCriteria, Secret, SessionId, stats::Account},
+    store::memory::{Entry, EntryState, Limits, Memory, Usage},
 };
 use tls_sessiond_types::{Role, Version, server_name::ServerName};
 
@@ -63,7 +63,7 @@ impl Ours {
         let plan =
             Plan { role: Role::Server, offering: Offering::Explicit, limits, session_bytes_max: 16 * 1024 };
         Self {
-            cache: Cache::new(&plan, &Arc::new(Ledger::new(limits))),
+            cache: Cache::new(&plan, &Arc::new(SharedState::new(limits))),
             server_name: ServerName::new("www.example.com").into_owned(),
             account: Arc::new(Account::new("default")),
         }
@@ -81,7 +81,7 @@ impl Contender for Ours {
     fn hand(&self) {}
 
     fn get(&self, (): &mut (), key: &SessionId) -> bool {
-        let terms = Terms {
+        let terms = ResumeCriteria {
             format: &Format::Rustls,
             binding: b"",
             versions: &[Version::Tls12, Version::Tls13],
@@ -125,7 +125,7 @@ pub(crate) struct Bare(Memory<Value>);
 struct Value {
     id: Id,
     data: Box<Data>,
-    mark: Mark,
+    mark: EntryState,
 }
 
 impl Entry for Value {
@@ -141,7 +141,7 @@ impl Entry for Value {
         NOW.at
     }
 
-    fn mark(&self) -> &Mark {
+    fn mark(&self) -> &EntryState {
         &self.mark
     }
 }
@@ -149,7 +149,7 @@ impl Entry for Value {
 impl Bare {
     pub(crate) fn new(size: usize) -> Self {
         let limits = Limits { entries_max: size, bytes_max: usize::MAX };
-        Self(Memory::new(limits, Arc::new(Amount::default())))
+        Self(Memory::new(limits, Arc::new(Usage::default())))
     }
 }
 
@@ -168,7 +168,7 @@ impl Contender for Bare {
     }
 
     fn put(&self, (): &mut (), key: &Id, data: &Data, _: Uses) {
-        let value = Value { id: *key, data: Box::new(*data), mark: Mark::default() };
+        let value = Value { id: *key, data: Box::new(*data), mark: EntryState::default() };
         self.0.put(Arc::new(value), |evicted| drop(black_box(evicted))).unwrap();
     }
 

@@ -7,7 +7,7 @@ use tls_sessiond::config::Config;
 use tls_sessiond_core::{
     clock::Clock,
     connection::{
-        EngineKind, Input, Plan, Table,
+        ConnectionPlan, EngineKind, Input, Table,
         table::{Driver, Ending, Most},
     },
     context::Registry,
@@ -97,7 +97,7 @@ pub(crate) fn measure(
     let context = Arc::clone(registry.get("default").unwrap());
     let connections = Arc::new(Table::new(registry, Clock::System, Most::all(1_000)));
     let open = || {
-        let plan = Plan {
+        let plan = ConnectionPlan {
             context: Arc::clone(&context),
             role: Role::Server,
             engine: EngineKind::Daemon,

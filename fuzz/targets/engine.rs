@@ -18,7 +18,7 @@ use tls_sessiond::config::Config;
 use tls_sessiond_core::{
     clock::{Clock, ManualClock, WallTime},
     connection::{
-        ConnectionId, EngineKind, Error, Evidence, Input, Output, Plan, Shutdown, State, Table,
+        ConnectionId, ConnectionPlan, EngineKind, Error, Evidence, Input, Output, Shutdown, State, Table,
         table::{Most, Wanted},
     },
     context::{ClosePolicy, Registry},
@@ -230,7 +230,7 @@ impl World {
         self.free(place);
         let session = self.known.get(usize::from(choices.byte())).filter(|(side, _)| *side == place.0);
         let session = session.map(|(_, id)| id.clone());
-        let plan = Plan {
+        let plan = ConnectionPlan {
             context: Arc::clone(self.registry.get(CONTEXTS[context].0).expect("the context is configured")),
             role: place.0.role(),
             engine: EngineKind::Daemon,
@@ -268,7 +268,7 @@ impl World {
 
     fn look(&self, id: ConnectionId) -> Seen {
         self.table
-            .look(id, |connection, _| {
+            .inspect(id, |connection, _| {
                 let closed = match connection.context().close_policy {
                     ClosePolicy::Flag => connection.shutdown_flags().sent,
                     ClosePolicy::Written => connection.evidence() == Evidence::Written,
@@ -292,7 +292,7 @@ impl World {
         let inbox = std::mem::replace(&mut object.inbox, rest);
         let before = self.look(id);
         let input = Input { ciphertext: &inbox, plaintext, end_of_stream };
-        let done = self.table.apply_alone(id, |connection, now| connection.exchange(input, now));
+        let done = self.table.with_exclusive(id, |connection, now| connection.exchange(input, now));
         let after = self.look(id);
         match done {
             Ok(output) => {
@@ -411,7 +411,7 @@ impl World {
         let Some(object) = self.objects.get(&place) else { return };
         let before = self.look(object.id);
         let mut ciphertext = Vec::new();
-        let done = self.table.apply_alone(object.id, |connection, _| connection.shutdown(&mut ciphertext));
+        let done = self.table.with_exclusive(object.id, |connection, _| connection.shutdown(&mut ciphertext));
         match done {
             Ok(_) => assert!(before.state == State::Established && self.look(object.id).flags.sent),
             Err(Error::ShutdownInInit) => {
@@ -425,7 +425,7 @@ impl World {
 
     fn set_shutdown(&mut self, place: (Side, usize), flags: Shutdown) {
         let Some(object) = self.objects.get(&place) else { return };
-        let set = self.table.apply(object.id, |connection, _| {
+        let set = self.table.with(object.id, |connection, _| {
             connection.set_shutdown(flags);
             Ok(connection.shutdown_flags())
         });
@@ -438,7 +438,7 @@ impl World {
         let id = object.id;
         let before = self.look(id);
         let removed =
-            self.table.apply_alone(id, |connection, _| Ok(connection.clear())).expect("clear never fails");
+            self.table.with_exclusive(id, |connection, _| Ok(connection.clear())).expect("clear never fails");
         self.ended(place, &before, removed.into_iter().map(|removed| removed.id).collect());
         let after = self.look(id);
         assert!(after.state == State::Before && after.flags == Shutdown::default() && !after.open);
@@ -493,7 +493,7 @@ impl World {
         let lapsed: Vec<_> = self
             .objects
             .iter()
-            .filter(|(_, object)| self.table.look(object.id, |_, lapse| lapse.at <= now).unwrap_or(false))
+            .filter(|(_, object)| self.table.inspect(object.id, |_, lapse| lapse.at <= now).unwrap_or(false))
             .map(|(place, _)| *place)
             .collect();
         for place in &lapsed {
@@ -527,7 +527,7 @@ impl World {
         }
         for object in self.objects.values() {
             let context = CONTEXTS[object.context].0;
-            let same = self.table.look(object.id, |connection, _| *connection.context().name == *context);
+            let same = self.table.inspect(object.id, |connection, _| *connection.context().name == *context);
             assert!(same.expect("the connection exists"));
         }
     }

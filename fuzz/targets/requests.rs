@@ -30,7 +30,7 @@ use prost::Message;
 use tls_sessiond::{
     api::{access::Access, error::DOMAIN},
     config::Config,
-    server::{Api, Doors, in_process::Local},
+    server::{Api, Ingress, in_process::InProcess},
     shutdown::Shutdown,
 };
 use tls_sessiond_core::{
@@ -159,7 +159,7 @@ struct World {
     clock: ManualClock,
     registry: Arc<Registry>,
     table: Arc<Table>,
-    service: Local,
+    service: InProcess,
     streams: Vec<Open>,
     made: Made,
 }
@@ -194,7 +194,7 @@ impl World {
             Clock::Manual(clock.clone()),
             Most::all(limits.connections),
         ));
-        let doors = Doors { access: Arc::new(Access::new()), acceptor: None };
+        let doors = Ingress { access: Arc::new(Access::new()), acceptor: None };
         let api = Api::new(Arc::clone(&table), limits, doors, &Shutdown::default())
             .expect("there are random numbers");
         let service = api.local();
@@ -274,7 +274,7 @@ impl World {
         }
     }
 
-    fn client(&self) -> Grpc<Local> {
+    fn client(&self) -> Grpc<InProcess> {
         Grpc::new(self.service.clone())
             .max_decoding_message_size(usize::MAX)
             .max_encoding_message_size(usize::MAX)
@@ -494,7 +494,7 @@ impl World {
     /// Returns all state that a call may change.
     fn state(&self) -> Vec<String> {
         let connections = self.live().into_iter().filter_map(|place| {
-            let seen = self.table.look(place.id, |connection, _| {
+            let seen = self.table.inspect(place.id, |connection, _| {
                 let session = connection.session().map(|session| session.id().clone());
                 (
                     connection.state(),

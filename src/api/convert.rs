@@ -7,7 +7,7 @@ use tls_sessiond_core::{
     clock::{Now, Timestamp, WallOffset, WallTime},
     connection::{self, ConnectionId, EngineKind, Evidence, Removed, Shutdown, State, table::Lapse},
     context::{ClosePolicy, Context},
-    session::{Facts, Miss, PeerIdentity, RemovalReason, Session, SessionId},
+    session::{Miss, PeerIdentity, RemovalReason, Session, SessionId, SessionInfo},
 };
 use tls_sessiond_proto as pb;
 use tls_sessiond_types::{Role, Version, client_hello::SESSION_ID_MAX, hex, server_name::ServerName};
@@ -86,7 +86,7 @@ pub(crate) fn session(from: &Session, offset: WallOffset) -> pb::Session {
 }
 
 pub(crate) fn facts(
-    from: &Facts,
+    from: &SessionInfo,
     offset: WallOffset,
     open_connections: u32,
     data_bytes: usize,

@@ -73,7 +73,7 @@ impl Health {
 
 #[async_trait]
 impl HealthService for Health {
-    type WatchStream = Watched;
+    type WatchStream = HealthWatch;
 
     async fn check(
         &self,
@@ -88,19 +88,19 @@ impl HealthService for Health {
 
     /// Watches the status of a service. The stream of an unknown service says SERVICE_UNKNOWN and
     /// stays open, because a later version may have that service.
-    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Watched>, Status> {
+    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthWatch>, Status> {
         let known = NAMES.contains(&request.into_inner().service.as_str());
         let about = match known {
             true => About::Known(WatchStream::new(self.serving.subscribe())),
             false => About::Unknown { told: false },
         };
         let draining = PollOnWake::new(Box::pin(self.draining.clone().cancelled_owned()));
-        Ok(Response::new(Watched { about, draining }))
+        Ok(Response::new(HealthWatch { about, draining }))
     }
 }
 
 /// The stream of answers of one Watch.
-pub struct Watched {
+pub struct HealthWatch {
     about: About,
     draining: PollOnWake<WaitForCancellationFutureOwned>,
 }
@@ -112,7 +112,7 @@ enum About {
     Unknown { told: bool },
 }
 
-impl Stream for Watched {
+impl Stream for HealthWatch {
     type Item = Result<HealthCheckResponse, Status>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {

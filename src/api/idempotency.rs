@@ -44,10 +44,10 @@ type Id = [u8; 16];
 
 /// Holds the remembered answers by owner and request id.
 #[derive(Default)]
-pub(crate) struct RequestIds(Mutex<Answers>);
+pub(crate) struct RequestIds(Mutex<OwnerAnswers>);
 
 #[derive(Default)]
-struct Answers {
+struct OwnerAnswers {
     owners: HashMap<Arc<str>, Owned>,
     bytes: usize,
 }
@@ -55,13 +55,13 @@ struct Answers {
 /// The answers of one owner.
 #[derive(Default)]
 struct Owned {
-    by_id: HashMap<Id, Answer>,
+    by_id: HashMap<Id, RememberedAnswer>,
     /// When each answer expires, oldest first.
     order: VecDeque<(Timestamp, Id)>,
     bytes: usize,
 }
 
-struct Answer {
+struct RememberedAnswer {
     until: Timestamp,
     /// SHA-256 of the request.
     request: [u8; 32],
@@ -69,7 +69,7 @@ struct Answer {
     response: Box<[u8]>,
 }
 
-impl Answer {
+impl RememberedAnswer {
     /// Returns the bytes that count for this answer: [`PLACE`], its encoding and an eighth of that.
     fn size(&self) -> usize {
         PLACE + self.response.len() + self.response.len() / 8
@@ -110,7 +110,8 @@ impl RequestIds {
             };
         }
         let response = make(request)?;
-        let answer = Answer { until: now.after(REMEMBERED), request: digest, response: write(&response) };
+        let answer =
+            RememberedAnswer { until: now.after(REMEMBERED), request: digest, response: write(&response) };
         answers.remember(owner, id, answer);
         Ok(response)
     }
@@ -118,7 +119,7 @@ impl RequestIds {
     /// Removes expired answers, and releases unused capacity.
     pub(crate) fn expire(&self, now: Timestamp) {
         let mut answers = self.0.lock();
-        let Answers { owners, bytes } = &mut *answers;
+        let OwnerAnswers { owners, bytes } = &mut *answers;
         let mut most = FORGOTTEN_BY_SWEEP;
         owners.retain(|_, owned| {
             most -= owned.expire(now, bytes, most);
@@ -131,7 +132,7 @@ impl RequestIds {
     }
 }
 
-impl Answers {
+impl OwnerAnswers {
     fn forget(&mut self, owner: &Arc<str>, now: Timestamp) {
         let Self { owners, bytes } = self;
         if let Some(owned) = owners.get_mut(owner) {
@@ -139,7 +140,7 @@ impl Answers {
         }
     }
 
-    fn remember(&mut self, owner: &Arc<str>, id: Id, answer: Answer) {
+    fn remember(&mut self, owner: &Arc<str>, id: Id, answer: RememberedAnswer) {
         let size = answer.size();
         let owned = self.owners.entry(Arc::clone(owner)).or_default();
         while owned.bytes + size > BYTES_OF_ONE_MAX || self.bytes + size > BYTES_MAX {
@@ -170,7 +171,7 @@ impl Owned {
     }
 
     /// Returns the answer of this id, unless it has expired.
-    fn find(&self, id: &Id, now: Timestamp) -> Option<&Answer> {
+    fn find(&self, id: &Id, now: Timestamp) -> Option<&RememberedAnswer> {
         self.by_id.get(id).filter(|answer| answer.until > now)
     }
 

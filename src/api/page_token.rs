@@ -17,9 +17,9 @@ const PAGE_SIZE_MAX: usize = 1000;
 const TAG: usize = 16;
 
 /// Makes and verifies page tokens.
-pub(crate) struct Pages(hmac::Key);
+pub(crate) struct PageTokens(hmac::Key);
 
-impl Pages {
+impl PageTokens {
     pub(crate) fn new() -> Result<Self, tls_sessiond_core::connection::Error> {
         hmac::Key::generate(hmac::HMAC_SHA256, &aws_lc_rs::rand::SystemRandom::new())
             .map(Self)
@@ -81,12 +81,12 @@ mod tests {
 
     #[test]
     fn token_is_good_for_its_own_list_only() {
-        let pages = Pages::new().unwrap();
+        let pages = PageTokens::new().unwrap();
         let token = pages.token(&["list", "a"], b"place");
         assert_eq!(pages.place(&["list", "a"], &token).unwrap().unwrap(), b"place");
         assert!(pages.place(&["list", "b"], &token).is_err());
         assert!(pages.place(&["lista", ""], &token).is_err());
-        assert!(Pages::new().unwrap().place(&["list", "a"], &token).is_err());
+        assert!(PageTokens::new().unwrap().place(&["list", "a"], &token).is_err());
         assert!(pages.place(&["list", "a"], "").unwrap().is_none());
         for bad in ["zz", "00", &token[2..], &token.to_uppercase(), &format!("{token}00")] {
             assert!(pages.place(&["list", "a"], bad).is_err(), "{bad}");
@@ -95,8 +95,12 @@ mod tests {
 
     #[test]
     fn page_sizes_have_a_default_and_a_limit() {
-        assert_eq!(Pages::size(0).unwrap(), 100);
-        assert_eq!(Pages::size(1000).unwrap(), 1000);
-        assert!(Pages::size(1001).is_err() && Pages::size(-1).is_err() && Pages::size(i32::MIN).is_err());
+        assert_eq!(PageTokens::size(0).unwrap(), 100);
+        assert_eq!(PageTokens::size(1000).unwrap(), 1000);
+        assert!(
+            PageTokens::size(1001).is_err()
+                && PageTokens::size(-1).is_err()
+                && PageTokens::size(i32::MIN).is_err()
+        );
     }
 }

@@ -15,7 +15,7 @@ use super::{ConfigError, check::Check, raw};
 pub(super) fn context(
     check: &Check<'_>,
     place: usize,
-    raw: &raw::Context,
+    raw: &raw::RawContext,
 ) -> Result<ContextConfig, ConfigError> {
     let key = |name: &str| format!("context[{place}].{name}");
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);

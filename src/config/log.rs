@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 /// The settings of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Log {
+pub struct LogConfig {
     /// The filter for events. Audit lines pass every filter.
     pub filter: Filter,
     /// The form of a line.

@@ -25,7 +25,7 @@ mod withhold;
 
 use check::Check;
 use context::context;
-pub use log::{Audit, Filter, Level, Log, LogFormat};
+pub use log::{Audit, Filter, Level, LogConfig, LogFormat};
 use origin::ENV_PREFIX;
 use tls_sessiond_core::{
     access::{Access, AccessRole, IdentityPattern},
@@ -68,7 +68,7 @@ pub struct Config {
     /// Settings for stopping.
     pub drain: Drain,
     /// Settings of the log.
-    pub log: Log,
+    pub log: LogConfig,
     /// The contexts, at least one.
     pub contexts: Vec<ContextConfig>,
     origin: origin::Origin,
@@ -197,7 +197,7 @@ impl Config {
 
     /// Checks the values of `keys`. `origin` locates them for errors.
     fn check(origin: origin::Origin, keys: toml::Table) -> Result<Self, ConfigError> {
-        let raw: raw::File = serde_path_to_error::deserialize(keys).map_err(|err| {
+        let raw: raw::RawFile = serde_path_to_error::deserialize(keys).map_err(|err| {
             let key = err.path().to_string();
             let what = err.into_inner();
             ConfigError::plain(format!("{}: {key}: {}", origin.locate(&key), what.message()))
@@ -263,7 +263,7 @@ impl Config {
             delay: check.duration("drain.delay", &raw.drain.delay)?,
             timeout: check.duration("drain.timeout", &raw.drain.timeout)?,
         };
-        let log = Log {
+        let log = LogConfig {
             filter: check.key("log.level", Filter::read(&raw.log.level))?,
             format: check.word(
                 "log.format",
@@ -274,7 +274,9 @@ impl Config {
         };
         // `context = []` says explicitly what a missing key means.
         let contexts = match raw.context.filter(|list| !list.is_empty()) {
-            None => vec![ContextConfig { self_made: true, ..context(&check, 0, &raw::Context::default())? }],
+            None => {
+                vec![ContextConfig { self_made: true, ..context(&check, 0, &raw::RawContext::default())? }]
+            }
             Some(list) => {
                 let mut contexts: Vec<ContextConfig> = Vec::with_capacity(list.len());
                 for (place, raw) in list.iter().enumerate() {
@@ -411,7 +413,7 @@ fn endpoint(text: &str) -> Result<Endpoint, String> {
     })
 }
 
-fn access(check: &Check<'_>, raw: &[raw::Access]) -> Result<Vec<Access>, ConfigError> {
+fn access(check: &Check<'_>, raw: &[raw::RawAccess]) -> Result<Vec<Access>, ConfigError> {
     raw.iter()
         .enumerate()
         .map(|(place, rule)| {

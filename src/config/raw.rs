@@ -6,25 +6,25 @@ use serde::Deserialize;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct File {
-    pub(super) listen: Listen,
-    pub(super) access: Option<Vec<Access>>,
-    pub(super) limits: Limits,
-    pub(super) drain: Drain,
-    pub(super) log: Log,
-    pub(super) context: Option<Vec<Context>>,
+pub(super) struct RawFile {
+    pub(super) listen: RawListen,
+    pub(super) access: Option<Vec<RawAccess>>,
+    pub(super) limits: RawLimits,
+    pub(super) drain: RawDrain,
+    pub(super) log: RawLog,
+    pub(super) context: Option<Vec<RawContext>>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Listen {
+pub(super) struct RawListen {
     pub(super) api: Option<Vec<String>>,
     pub(super) unix_mode: String,
     pub(super) unix_owner: String,
-    pub(super) tls: Option<ListenTls>,
+    pub(super) tls: Option<RawListenTls>,
 }
 
-impl Default for Listen {
+impl Default for RawListen {
     fn default() -> Self {
         Self { api: None, unix_mode: "0660".into(), unix_owner: String::new(), tls: None }
     }
@@ -32,7 +32,7 @@ impl Default for Listen {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ListenTls {
+pub(super) struct RawListenTls {
     pub(super) certificate: PathBuf,
     pub(super) key: PathBuf,
     pub(super) client_ca: PathBuf,
@@ -40,7 +40,7 @@ pub(super) struct ListenTls {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Access {
+pub(super) struct RawAccess {
     pub(super) identity: String,
     pub(super) contexts: Vec<String>,
     pub(super) role: String,
@@ -48,7 +48,7 @@ pub(super) struct Access {
 
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Limits {
+pub(super) struct RawLimits {
     pub(super) connections: usize,
     pub(super) connections_per_owner: usize,
     pub(super) calls_in_flight: usize,
@@ -65,7 +65,7 @@ pub(super) struct Limits {
     pub(super) session_bytes: String,
 }
 
-impl Default for Limits {
+impl Default for RawLimits {
     fn default() -> Self {
         Self {
             connections: 100_000,
@@ -88,12 +88,12 @@ impl Default for Limits {
 
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Drain {
+pub(super) struct RawDrain {
     pub(super) delay: String,
     pub(super) timeout: String,
 }
 
-impl Default for Drain {
+impl Default for RawDrain {
     fn default() -> Self {
         Self { delay: "0s".into(), timeout: "30s".into() }
     }
@@ -101,13 +101,13 @@ impl Default for Drain {
 
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Log {
+pub(super) struct RawLog {
     pub(super) level: String,
     pub(super) format: String,
     pub(super) audit: String,
 }
 
-impl Default for Log {
+impl Default for RawLog {
     fn default() -> Self {
         Self { level: "info".into(), format: "auto".into(), audit: "stderr".into() }
     }
@@ -115,11 +115,11 @@ impl Default for Log {
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Context {
+pub(super) struct RawContext {
     pub(super) name: String,
     pub(super) certificate: OneOrMany,
     pub(super) key: OneOrMany,
-    pub(super) client_certificates: Vec<Pair>,
+    pub(super) client_certificates: Vec<RawPair>,
     pub(super) ca: String,
     pub(super) client_auth: String,
     pub(super) versions: Vec<String>,
@@ -139,7 +139,7 @@ pub(super) struct Context {
     pub(super) idle_timeout: String,
 }
 
-impl Default for Context {
+impl Default for RawContext {
     fn default() -> Self {
         Self {
             name: "default".into(),
@@ -192,7 +192,7 @@ impl OneOrMany {
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Pair {
+pub(super) struct RawPair {
     pub(super) certificate: PathBuf,
     pub(super) key: PathBuf,
 }

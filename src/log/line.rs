@@ -111,7 +111,7 @@ impl Values {
 
 impl Visit for Values {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        let mut text = Cut(String::new());
+        let mut text = BoundedText(String::new());
         // An error means that the text was cut.
         let _ = write!(text, "{value:?}");
         match field.name() {
@@ -141,9 +141,9 @@ impl Visit for Values {
 
 /// A text of at most [`VALUE_MAX`] bytes. Formatting stops when it is full, however long the text
 /// would become.
-struct Cut(String);
+struct BoundedText(String);
 
-impl Write for Cut {
+impl Write for BoundedText {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let room = VALUE_MAX - self.0.len().min(VALUE_MAX);
         if text.len() <= room {
@@ -201,7 +201,7 @@ mod tests {
     fn values(fields: &[(&'static str, &str)]) -> Values {
         let mut values = Values { message: "it happened".into(), ..Values::default() };
         for (name, text) in fields {
-            let mut cut = Cut(String::new());
+            let mut cut = BoundedText(String::new());
             let _ = cut.write_str(text);
             values.push(name, cut.0.into());
         }

@@ -53,7 +53,7 @@ impl Log {
     /// # Errors
     /// The audit file cannot be opened, a thread cannot be started, or this process has a log
     /// already.
-    pub fn start(config: &crate::config::Log) -> io::Result<Self> {
+    pub fn start(config: &crate::config::LogConfig) -> io::Result<Self> {
         let form = match config.format {
             LogFormat::Text => Form::Text,
             LogFormat::Json => Form::Json,
@@ -86,7 +86,7 @@ impl Log {
     ///
     /// # Errors
     /// The file cannot be opened.
-    pub fn check(config: &crate::config::Log) -> io::Result<()> {
+    pub fn check(config: &crate::config::LogConfig) -> io::Result<()> {
         let Audit::File(path) = &config.audit else { return Ok(()) };
         // For a link to a file that does not exist, the start creates the file that it points to.
         if path.exists() {
@@ -105,7 +105,7 @@ impl Log {
     /// # Errors
     /// The file cannot be opened. The filter is applied then, and lines go to the file that was
     /// open.
-    pub fn reload(&self, config: &crate::config::Log) -> io::Result<()> {
+    pub fn reload(&self, config: &crate::config::LogConfig) -> io::Result<()> {
         // Fails only without the subscriber, which lives as long as the process.
         drop(self.filter.reload(targets(&config.filter)));
         match (&self.audit, &config.audit) {

@@ -45,7 +45,7 @@ pub(super) enum Sink {
 pub(super) struct Writer(Arc<Shared>);
 
 struct Shared {
-    state: Mutex<State>,
+    state: Mutex<WriterState>,
     /// Signals that there is a line to write, or a file to open again.
     filled: Condvar,
     /// Signals that all lines are written.
@@ -56,7 +56,7 @@ struct Shared {
 }
 
 #[derive(Default)]
-struct State {
+struct WriterState {
     queues: Queues,
     /// Whether the thread holds a line that is not written yet.
     writing: bool,
@@ -76,7 +76,7 @@ impl Writer {
             Sink::File { path, .. } => Some(path.clone()),
         };
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { path, ..State::default() }),
+            state: Mutex::new(WriterState { path, ..WriterState::default() }),
             filled: Condvar::new(),
             emptied: Condvar::new(),
             form,
@@ -107,7 +107,7 @@ impl Writer {
     /// Waits until all lines are written, for at most `at_most`.
     pub(super) fn flush(&self, at_most: Duration) {
         let mut state = self.0.state.lock();
-        let pending = |state: &mut State| state.writing || !state.queues.is_empty();
+        let pending = |state: &mut WriterState| state.writing || !state.queues.is_empty();
         self.0.emptied.wait_while_for(&mut state, pending, at_most);
     }
 }
@@ -244,7 +244,7 @@ impl Thread {
     /// Waits for `at_most`, or until the file was opened again.
     fn pause(&mut self, at_most: Duration) {
         let mut state = self.shared.state.lock();
-        let mut waiting = |state: &mut State| state.reopened.is_none();
+        let mut waiting = |state: &mut WriterState| state.reopened.is_none();
         self.shared.filled.wait_while_for(&mut state, &mut waiting, at_most);
         self.sink.replace(&mut state.reopened);
     }

@@ -49,7 +49,7 @@ const ARRIVAL: Duration = Duration::from_secs(20);
 
 /// Admits the calls of one HTTP/2 connection to the services.
 #[derive(Clone)]
-pub(crate) struct Edge {
+pub(crate) struct Admission {
     pub(crate) services: Services,
     pub(crate) caller: Arc<Caller>,
     pub(crate) table: Arc<Table>,
@@ -61,7 +61,7 @@ pub(crate) struct Edge {
 /// need reflection to call health.
 const OPEN: &str = "/grpc.";
 
-impl Edge {
+impl Admission {
     fn admit(&self, path: &str) -> Result<Held, Refusal> {
         if let Some(beyond) = self.beyond.filter(|_| !path.starts_with(OPEN)) {
             return Err(Refusal::SocketLimit(beyond.sockets_max));
@@ -75,7 +75,7 @@ impl Edge {
     }
 }
 
-impl Edge {
+impl Admission {
     pub(crate) fn call(&self, mut request: Request<impl Incoming>) -> Answer {
         if let Some(status) = not_grpc(request.method(), request.headers()) {
             return Answer::by_http(status);

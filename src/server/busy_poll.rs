@@ -17,7 +17,7 @@ const LOOKS: u32 = 24;
 ///
 /// A turn is one poll of an HTTP/2 connection.
 #[derive(Default)]
-pub(crate) struct Lookout {
+pub(crate) struct BusyPoll {
     /// Number of turns of all connections of the thread.
     turns: AtomicU64,
     /// The number of turns from which on the thread busy-polls again.
@@ -25,7 +25,7 @@ pub(crate) struct Lookout {
     look: Notify,
 }
 
-impl Lookout {
+impl BusyPoll {
     /// Counts a turn of a connection, and starts busy polling unless it is backed off.
     pub(crate) fn turned(&self) {
         let turns = self.turns() + 1;
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     /// Runs the test while busy polling runs on the same thread.
-    async fn beside<T>(lookout: &Lookout, test: impl Future<Output = T>) -> T {
+    async fn beside<T>(lookout: &BusyPoll, test: impl Future<Output = T>) -> T {
         tokio::select! {
             biased;
             () = lookout.keep() => unreachable!("keep never returns"),
@@ -86,7 +86,7 @@ mod tests {
     }
 
     /// Makes one turn with no turn after it. Returns whether the thread busy-polled.
-    async fn turn(lookout: &Lookout) -> bool {
+    async fn turn(lookout: &BusyPoll) -> bool {
         let looks = lookout.turns() + 1 >= lookout.looks_from.load(Ordering::Relaxed);
         lookout.turned();
         for _ in 0..2 * LOOKS {
@@ -98,7 +98,7 @@ mod tests {
 
     #[tokio::test]
     async fn turns_that_nothing_follows_are_looked_after_less_and_less() {
-        let lookout = Lookout::default();
+        let lookout = BusyPoll::default();
         let test = async {
             let mut looks = Vec::new();
             for number in 0..5000 {
@@ -116,7 +116,7 @@ mod tests {
 
     #[tokio::test]
     async fn turns_that_follow_each_other_are_looked_for_to_the_last() {
-        let lookout = Lookout::default();
+        let lookout = BusyPoll::default();
         let test = async {
             // No turn follows, so the next turns are skipped.
             for _ in 0..100 {

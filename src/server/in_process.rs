@@ -10,22 +10,22 @@ use http::{Request, Response};
 use tonic::{body::Body, codegen::Service};
 
 use super::{
-    admission::{Answer, Edge},
+    admission::{Admission, Answer},
     http::Http,
 };
 use crate::api::access::Peer;
 
 /// An in-process service that a generated client uses in place of a channel.
 #[derive(Clone)]
-pub struct Local(Edge);
+pub struct InProcess(Admission);
 
-impl Local {
+impl InProcess {
     pub(crate) fn new(http: &Http) -> Self {
         Self(http.edge(Peer::local(), None))
     }
 }
 
-impl Service<Request<Body>> for Local {
+impl Service<Request<Body>> for InProcess {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Answer;

@@ -31,7 +31,7 @@ use tokio::{
 };
 use tokio_stream::Stream;
 
-use super::write_buffer::Socket;
+use super::write_buffer::BufferedSocket;
 use crate::{
     api::{access::Peer, quota::line_budget::LineBudget},
     config::{Endpoint, UnixFile},
@@ -403,11 +403,11 @@ impl Accepted {
 
     /// Registers the socket with the runtime of this thread. The connection counts as open until
     /// the returned [`Counted`] is dropped.
-    pub(crate) fn adopt(self) -> io::Result<(Socket, Known, Option<Counted>)> {
+    pub(crate) fn adopt(self) -> io::Result<(BufferedSocket, Known, Option<Counted>)> {
         let (socket, known) = match self.socket {
-            Waiting::Tcp(tcp) => (Socket::tcp(tcp)?, Known::Peer(Peer::local())),
-            Waiting::Tls(tcp, peer) => (Socket::tcp(tcp)?, Known::ByHandshake(peer)),
-            Waiting::Unix(unix, peer) => (Socket::unix(unix)?, Known::Peer(peer)),
+            Waiting::Tcp(tcp) => (BufferedSocket::tcp(tcp)?, Known::Peer(Peer::local())),
+            Waiting::Tls(tcp, peer) => (BufferedSocket::tcp(tcp)?, Known::ByHandshake(peer)),
+            Waiting::Unix(unix, peer) => (BufferedSocket::unix(unix)?, Known::Peer(peer)),
         };
         Ok((socket, known, self.counted))
     }

@@ -42,7 +42,7 @@ use crate::{
         contexts::Contexts,
         health::Health,
         idempotency::RequestIds,
-        page_token::Pages,
+        page_token::PageTokens,
         quota::{
             Accounts,
             each_second::EachSecond,
@@ -73,10 +73,10 @@ mod write_buffer;
 
 use self::{
     http::{Gate, Http},
-    in_process::Local,
+    in_process::InProcess,
     listen::Listeners,
     router::{MessageLimits, Services},
-    threads::Lanes,
+    threads::ServerThreads,
     tls::Acceptor,
 };
 /// Largest batch of an Attach, in bytes. A decoded batch takes many times the memory of its bytes.
@@ -128,7 +128,7 @@ impl Memory {
 
 /// The access rules and the TLS acceptor of the API. A reload can change both while the API serves.
 #[derive(Clone)]
-pub struct Doors {
+pub struct Ingress {
     /// Announces changed rules, and writes the audit log.
     pub access: Arc<Access>,
     /// Performs TLS handshakes with clients. `None` where no TLS is configured.
@@ -154,9 +154,14 @@ impl Api {
     ///
     /// # Panics
     /// Never. The descriptors are compiled in, and a test decodes them.
-    pub fn new(table: Arc<Table>, limits: &Limits, doors: Doors, shutdown: &Shutdown) -> Result<Self, Error> {
+    pub fn new(
+        table: Arc<Table>,
+        limits: &Limits,
+        doors: Ingress,
+        shutdown: &Shutdown,
+    ) -> Result<Self, Error> {
         let health = Health::new(shutdown.drain.clone());
-        let pages = Arc::new(Pages::new()?);
+        let pages = Arc::new(PageTokens::new()?);
         let opener = Arc::new(Opener { table: Arc::clone(&table), request_ids: RequestIds::default() });
         let lists = Arc::new(Turns::default());
         let connections = Arc::new(Connections {
@@ -248,8 +253,8 @@ impl Api {
     }
 
     /// Returns an in-process client. The API treats its calls as those of a caller over loopback.
-    pub fn local(&self) -> Local {
-        Local::new(&self.http)
+    pub fn local(&self) -> InProcess {
+        InProcess::new(&self.http)
     }
 
     /// Serves on one server thread for each core. Returns when `shutdown.drain` is cancelled and
@@ -261,7 +266,7 @@ impl Api {
         let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let (http, stop) = (self.http, shutdown.clone());
         let serve = move |accepted, lookout| http.clone().serve(accepted, stop.clone(), lookout);
-        let mut lanes = Lanes::start(cores, self.sockets_max, serve)?;
+        let mut lanes = ServerThreads::start(cores, self.sockets_max, serve)?;
         loop {
             tokio::select! {
                 () = shutdown.drain.cancelled() => break,

@@ -23,7 +23,7 @@ use tokio::{
     task::{JoinError, JoinSet},
 };
 
-use super::{busy_poll::Lookout, listen::Accepted};
+use super::{busy_poll::BusyPoll, listen::Accepted};
 use crate::api::quota::line_budget::LineBudget;
 
 /// Most accepted sockets in the queue of one thread.
@@ -41,14 +41,14 @@ const FULL: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_millis(100);
 
 /// The server threads.
-pub(crate) struct Lanes {
-    lanes: Vec<Lane>,
+pub(crate) struct ServerThreads {
+    lanes: Vec<ServerThread>,
     sockets_max: usize,
     ended: mpsc::UnboundedReceiver<()>,
     full: LineBudget,
 }
 
-struct Lane {
+struct ServerThread {
     accepted: mpsc::Sender<Accepted>,
     open: Arc<AtomicUsize>,
 }
@@ -63,7 +63,7 @@ impl Drop for Ends {
     }
 }
 
-impl Lanes {
+impl ServerThreads {
     /// Starts the threads. `serve` serves one connection, from its first byte to its end.
     ///
     /// # Errors
@@ -71,7 +71,7 @@ impl Lanes {
     pub(crate) fn start<F>(
         count: usize,
         sockets_max: usize,
-        serve: impl Fn(Accepted, Arc<Lookout>) -> F + Clone + Send + 'static,
+        serve: impl Fn(Accepted, Arc<BusyPoll>) -> F + Clone + Send + 'static,
     ) -> io::Result<Self>
     where
         F: Future<Output = ()> + Send + 'static,
@@ -97,7 +97,7 @@ impl Lanes {
                     runtime = again();
                 }
             })?;
-            lanes.push(Lane { accepted, open });
+            lanes.push(ServerThread { accepted, open });
         }
         Ok(Self { lanes, sockets_max, ended, full: LineBudget::new(1, FULL) })
     }
@@ -164,9 +164,9 @@ fn runtime() -> io::Result<Runtime> {
 /// Serves the arriving sockets. Ends when the queue is closed and the last connection has ended.
 async fn lane<F: Future<Output = ()> + Send + 'static>(
     arriving: &mut mpsc::Receiver<Accepted>,
-    serve: &impl Fn(Accepted, Arc<Lookout>) -> F,
+    serve: &impl Fn(Accepted, Arc<BusyPoll>) -> F,
 ) {
-    let lookout = Arc::new(Lookout::default());
+    let lookout = Arc::new(BusyPoll::default());
     let looks = Arc::clone(&lookout);
     // This task ends with the runtime of the thread.
     tokio::spawn(async move { looks.keep().await });
@@ -207,7 +207,7 @@ mod tests {
     };
 
     /// Connects, and checks that the connection ends without data.
-    async fn ended(address: SocketAddr, listeners: &mut Listeners, lanes: &Lanes) {
+    async fn ended(address: SocketAddr, listeners: &mut Listeners, lanes: &ServerThreads) {
         let (mut caller, accepted) = tokio::join!(TcpStream::connect(address), listeners.next());
         lanes.hand(accepted.unwrap()).await;
         let mut rest = Vec::new();
@@ -234,7 +234,7 @@ mod tests {
                 drop(accepted);
             }
         };
-        let mut lanes = Lanes::start(1, 10, serve).unwrap();
+        let mut lanes = ServerThreads::start(1, 10, serve).unwrap();
         for _ in 0..5 {
             ended(address, &mut listeners, &lanes).await;
         }

@@ -15,7 +15,7 @@ use tls_sessiond_core::{
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::write_buffer::Socket;
+use super::write_buffer::BufferedSocket;
 use crate::{
     api::access::Peer,
     config::{Config, ConfigError, ListenTls},
@@ -55,13 +55,16 @@ impl Acceptor {
     ///
     /// # Errors
     /// The handshake failed, or took longer than [`HANDSHAKE`].
-    pub(crate) async fn accept(&self, mut socket: Socket) -> io::Result<(TlsStream<Socket>, Peer)> {
+    pub(crate) async fn accept(
+        &self,
+        mut socket: BufferedSocket,
+    ) -> io::Result<(TlsStream<BufferedSocket>, Peer)> {
         let acceptor = TlsAcceptor::from(self.0.load_full());
         // A handshake waits for the peer's answer after each flush, and no turn ends meanwhile.
-        socket.prompt();
+        socket.set_unbuffered();
         let mut stream = timeout(HANDSHAKE, acceptor.accept(socket)).await??;
         let (socket, tls) = stream.get_mut();
-        socket.gather();
+        socket.set_buffered();
         // Always present, because the verifier requires a certificate.
         let certificate = tls.peer_certificates().and_then(|chain| chain.first());
         let certificate = certificate.ok_or_else(|| io::Error::other("the client sent no certificate"))?;

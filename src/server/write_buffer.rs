@@ -19,29 +19,29 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::busy_poll::Lookout;
+use super::busy_poll::BusyPoll;
 
 /// A connected socket with a write buffer.
 ///
 /// h2 flushes after each frame, although calls that arrived in one read are answered right after
 /// each other. So the socket buffers small writes until the turn of the connection ends, and
-/// [`Turn::end`] writes the buffer. Requests that arrived together are then answered together. A
-/// TLS handshake has no turns. It needs the unbuffered mode, which [`Self::prompt`] sets.
-pub(crate) struct Socket(Arc<Mutex<Wire>>);
+/// [`FlushHandle::end`] writes the buffer. Requests that arrived together are then answered together. A
+/// TLS handshake has no turns. It needs the unbuffered mode, which [`Self::set_unbuffered`] sets.
+pub(crate) struct BufferedSocket(Arc<Mutex<Wire>>);
 
-/// The flush handle of one [`Socket`]. A turn is one poll of the HTTP/2 connection. The same task
+/// The flush handle of one [`BufferedSocket`]. A turn is one poll of the HTTP/2 connection. The same task
 /// holds the socket and this handle, so the lock is never contended.
-pub(crate) struct Turn {
+pub(crate) struct FlushHandle {
     wire: Arc<Mutex<Wire>>,
     /// The busy polling of the server thread.
-    lookout: Arc<Lookout>,
+    lookout: Arc<BusyPoll>,
 }
 
 struct Wire {
     stream: Stream,
     writes: Writes,
     kept: Vec<u8>,
-    /// Whether a read returned since [`Turn::heard`] was last called.
+    /// Whether a read returned since [`FlushHandle::heard`] was last called.
     heard: bool,
     /// Bytes read in this turn.
     read: usize,
@@ -72,7 +72,7 @@ const TURN: usize = 32 << 10;
 /// Capacity of the write buffer, in bytes.
 const ROOM: usize = 32 << 10;
 
-impl Socket {
+impl BufferedSocket {
     /// Creates a socket over TCP. The stream must be non-blocking.
     ///
     /// # Errors
@@ -96,17 +96,17 @@ impl Socket {
     }
 
     /// Returns the handle that ends turns.
-    pub(crate) fn turn(&self, lookout: Arc<Lookout>) -> Turn {
-        Turn { wire: Arc::clone(&self.0), lookout }
+    pub(crate) fn turn(&self, lookout: Arc<BusyPoll>) -> FlushHandle {
+        FlushHandle { wire: Arc::clone(&self.0), lookout }
     }
 
-    /// Sets the unbuffered mode: every write goes to the system, until [`Self::gather`].
-    pub(crate) fn prompt(&mut self) {
+    /// Sets the unbuffered mode: every write goes to the system, until [`Self::set_buffered`].
+    pub(crate) fn set_unbuffered(&mut self) {
         self.0.lock().writes = Writes::Prompt;
     }
 
     /// Sets the buffered mode, which is also the initial one.
-    pub(crate) fn gather(&mut self) {
+    pub(crate) fn set_buffered(&mut self) {
         self.0.lock().writes = Writes::Gathered;
     }
 
@@ -123,7 +123,7 @@ impl Socket {
     }
 }
 
-impl Turn {
+impl FlushHandle {
     /// Returns whether a read of the socket returned since the last call of this.
     pub(crate) fn heard(&self) -> bool {
         std::mem::take(&mut self.wire.lock().heard)
@@ -180,7 +180,7 @@ impl Wire {
     }
 }
 
-impl AsyncRead for Socket {
+impl AsyncRead for BufferedSocket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut wire = self.0.lock();
         if wire.writes == Writes::Gathered && wire.read >= TURN {
@@ -199,7 +199,7 @@ impl AsyncRead for Socket {
     }
 }
 
-impl AsyncWrite for Socket {
+impl AsyncWrite for BufferedSocket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let mut wire = self.0.lock();
         if wire.writes == Writes::Gathered && buf.len() < KEPT && wire.kept.len() + buf.len() <= ROOM {

@@ -207,7 +207,7 @@ async fn watcher_sees_its_context_and_counts_of_dropped_events() {
     let id = w.open(there).await.id;
     w.put(put(&id, "bb")).await;
     let format = tls_sessiond_core::session::Format::Worker("openssl".into());
-    let terms = tls_sessiond_core::session::Terms {
+    let terms = tls_sessiond_core::session::ResumeCriteria {
         format: &format,
         binding: &[],
         versions: &context.versions,

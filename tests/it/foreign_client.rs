@@ -11,7 +11,7 @@ use rustls::{
 use tls_sessiond::config::Config;
 use tls_sessiond_core::{
     clock::Clock,
-    connection::{ConnectionId, EngineKind, Input, Plan, State, Table, table::Most},
+    connection::{ConnectionId, ConnectionPlan, EngineKind, Input, State, Table, table::Most},
     context::Registry,
 };
 use tls_sessiond_types::Role;
@@ -98,7 +98,7 @@ pub(crate) fn server(table: &Table) -> ConnectionId {
 }
 
 pub(crate) fn open(table: &Table, role: Role, server_name: &str) -> ConnectionId {
-    let plan = Plan {
+    let plan = ConnectionPlan {
         context: Arc::clone(table.registry().get("default").unwrap()),
         role,
         engine: EngineKind::Daemon,
@@ -128,7 +128,7 @@ pub(crate) fn connect(
         }
         for part in to_server.chunks(chunk) {
             let input = Input { ciphertext: part, ..Input::default() };
-            let output = table.apply(id, |connection, now| connection.exchange(input, now)).unwrap();
+            let output = table.with(id, |connection, now| connection.exchange(input, now)).unwrap();
             assert_eq!(output.alert, None);
             let mut to_client = output.ciphertext.as_slice();
             while !to_client.is_empty() {
@@ -137,7 +137,7 @@ pub(crate) fn connect(
             }
         }
     }
-    assert_eq!(table.look(id, |connection, _| connection.state()).unwrap(), State::Established);
+    assert_eq!(table.inspect(id, |connection, _| connection.state()).unwrap(), State::Established);
     (client.handshake_kind().unwrap(), id, flights)
 }
 
@@ -146,10 +146,10 @@ fn sessions_are_found_through_a_hello_retry_request() {
     let (table, client) = daemon("key_exchange = [\"secp384r1\"]\nversions = [\"1.3\"]");
     let (kind, first, flights) = connect(&table, &client, usize::MAX);
     assert_eq!((kind, flights), (HandshakeKind::FullWithHelloRetryRequest, 3));
-    table.apply(first, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+    table.with(first, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
     let (kind, second, flights) = connect(&table, &client, usize::MAX);
     assert_eq!((kind, flights), (HandshakeKind::Resumed, 3), "two hellos and a Finished");
-    assert!(table.look(second, |connection, _| connection.session_reused()).unwrap());
+    assert!(table.inspect(second, |connection, _| connection.session_reused()).unwrap());
     // The full handshake made two tickets. The resumption consumed one and made one.
     assert_eq!(table.registry().get("default").unwrap().server_cache.len(), 2);
 }
@@ -163,7 +163,7 @@ fn first_flight_may_be_cut_anywhere_in_both_versions() {
             let (kind, resumed, _) = connect(&table, &client, chunk);
             assert_eq!(kind, HandshakeKind::Resumed, "TLS {version}, {chunk} bytes at a time");
             for id in [full, resumed] {
-                table.apply(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+                table.with(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
                 table.free(id).unwrap();
             }
         }
@@ -202,6 +202,6 @@ fn debug_output_holds_no_secret() {
         secrets += 1;
     });
     assert_eq!(secrets, 1);
-    shown += &table.look(id, |connection, _| format!("{connection:?}")).unwrap();
+    shown += &table.inspect(id, |connection, _| format!("{connection:?}")).unwrap();
     assert!(shown.contains("Secret(…)"));
 }

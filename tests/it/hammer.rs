@@ -18,11 +18,11 @@ use std::{
 };
 
 use tls_sessiond_core::{
-    cache::{Cache, Offering, Plan, revocation::Selector, shared::Ledger},
+    cache::{Cache, Offering, Plan, revocation::Selector, shared::SharedState},
     clock::{Now, Timestamp},
     session::{
-        Format, NewSession, RemovalReason, Secret, Session, SessionId, Terms,
-        events::{News, Watch, What},
+        Format, NewSession, RemovalReason, ResumeCriteria, Secret, Session, SessionId,
+        events::{Delivery, EventKind, Watch},
         stats::Account,
     },
     store::memory::Limits,
@@ -41,9 +41,9 @@ const MOMENTS: u32 = 1 << 21;
 /// The lifetime of a session: a millisecond is one moment.
 const LIFE: Duration = Duration::from_millis(300);
 /// The criteria of every lookup.
-fn terms() -> Terms<'static> {
+fn terms() -> ResumeCriteria<'static> {
     static NAME: LazyLock<ServerName<'static>> = LazyLock::new(|| "a.test".into());
-    Terms {
+    ResumeCriteria {
         format: &Format::Rustls,
         binding: &[],
         versions: &[Version::Tls12, Version::Tls13],
@@ -100,7 +100,7 @@ fn limits(entries_max: usize) -> Limits {
 }
 
 impl World {
-    fn new(ledger: &Arc<Ledger>) -> Self {
+    fn new(ledger: &Arc<SharedState>) -> Self {
         let plan = Plan {
             role: Role::Server,
             offering: Offering::Explicit,
@@ -227,7 +227,7 @@ impl World {
     fn revoke(&self, cache: usize) {
         let before = self.tick();
         self.caches[cache].revoke(Selector::All, at(before));
-        let purged: usize = (0..self.caches[cache].parts()).map(|part| self.caches[cache].purge(part)).sum();
+        let purged: usize = (0..self.caches[cache].shards()).map(|part| self.caches[cache].purge(part)).sum();
         if purged > 0 {
             self.happened("purged");
         }
@@ -239,8 +239,8 @@ impl World {
     fn listen(&self) {
         let Poll::Ready(news) = self.watch.poll(Waker::noop()) else { return };
         for news in news {
-            let News::Event(event) = news else { continue };
-            let What::Removed(reason) = event.what else { continue };
+            let Delivery::Event(event) = news else { continue };
+            let EventKind::Removed(reason) = event.what else { continue };
             let fate = self.fate(event.facts.authenticated);
             assert!(!fate.told.swap(true, Ordering::SeqCst), "{:?} was removed twice", event.facts);
             self.gone(fate);
@@ -264,7 +264,7 @@ impl Dice {
 
 #[test]
 fn no_session_is_found_after_removal_or_consumed_twice() {
-    let ledger = Arc::new(Ledger::new(limits(TOTAL)));
+    let ledger = Arc::new(SharedState::new(limits(TOTAL)));
     let world = World::new(&ledger);
     let start = Instant::now();
     std::thread::scope(|scope| {
@@ -283,7 +283,7 @@ fn no_session_is_found_after_removal_or_consumed_twice() {
     let mut held = 0;
     for cache in &world.caches {
         let mut entries = 0;
-        (0..cache.parts()).for_each(|part| {
+        (0..cache.shards()).for_each(|part| {
             cache.scan_part(part, Now::default(), |session| {
                 let fate = world.fate(session.authenticated());
                 assert_eq!(fate.gone.load(Ordering::SeqCst), 0, "{session:?} is held, but removed");

@@ -7,9 +7,9 @@ use std::{
 };
 
 use tls_sessiond_core::{
-    cache::{Cache, Offering, Plan, shared::Ledger},
+    cache::{Cache, Offering, Plan, shared::SharedState},
     clock::Now,
-    session::{Format, NewSession, Secret, SessionId, Terms, stats::Account},
+    session::{Format, NewSession, ResumeCriteria, Secret, SessionId, stats::Account},
     store::memory::Limits,
 };
 use tls_sessiond_types::{Role, Version, server_name::ServerName};
@@ -74,10 +74,10 @@ fn ours(trace: &[u64]) -> f64 {
     const NOW: Now = Now::from_millis(1_000_000);
     let limits = Limits { entries_max: ROOM, bytes_max: usize::MAX };
     let plan = Plan { role: Role::Server, offering: Offering::Explicit, limits, session_bytes_max: 100 };
-    let cache = Cache::new(&plan, &Arc::new(Ledger::new(limits)));
+    let cache = Cache::new(&plan, &Arc::new(SharedState::new(limits)));
     let account = Arc::new(Account::new("default"));
     let server_name = ServerName::new("a.test").into_owned();
-    let terms = Terms {
+    let terms = ResumeCriteria {
         format: &Format::Rustls,
         binding: &[],
         versions: &[Version::Tls12],

@@ -18,7 +18,7 @@ use tls_sessiond::config::Config;
 use tls_sessiond_core::{
     clock::{Clock, ManualClock, Timestamp},
     connection::{
-        ConnectionId, EngineKind, Error, Input, Output, Plan, Shutdown, State, Table,
+        ConnectionId, ConnectionPlan, EngineKind, Error, Input, Output, Shutdown, State, Table,
         table::{Most, Wanted},
     },
     context::Registry,
@@ -159,7 +159,7 @@ impl World {
     }
 
     fn make(&mut self, role: Role, slot: usize, context: usize) {
-        let plan = Plan {
+        let plan = ConnectionPlan {
             context: Arc::clone(self.registry.get(CONTEXTS[context]).unwrap()),
             role,
             engine: EngineKind::Daemon,
@@ -185,7 +185,7 @@ impl World {
     /// Returns `None` if the idle time-out has freed the connection.
     fn look(&self, id: ConnectionId) -> Option<Seen> {
         self.table
-            .look(id, |connection, _| Seen {
+            .inspect(id, |connection, _| Seen {
                 state: connection.state(),
                 flags: connection.shutdown_flags(),
                 attached: connection.session().map(|s| (connection.role() == Role::Server, s.id().clone())),
@@ -210,7 +210,7 @@ impl World {
                 let id = object.id;
                 let flags = Shutdown { sent, received };
                 self.table
-                    .apply_alone(id, |connection, _| {
+                    .with_exclusive(id, |connection, _| {
                         connection.set_shutdown(flags);
                         Ok(())
                     })
@@ -275,7 +275,7 @@ impl World {
         let id = self.object(role, slot).id;
         let before = self.look(id).unwrap();
         self.ends(role, slot, &before);
-        self.table.apply_alone(id, |connection, _| Ok(connection.clear())).unwrap();
+        self.table.with_exclusive(id, |connection, _| Ok(connection.clear())).unwrap();
         let object = self.object(role, slot);
         object.sent = false;
         object.flight = None;
@@ -286,7 +286,7 @@ impl World {
         let id = self.object(role, slot).id;
         let established = self.look(id).unwrap().state == State::Established;
         let mut ciphertext = Vec::new();
-        let done = self.table.apply_alone(id, |connection, _| connection.shutdown(&mut ciphertext));
+        let done = self.table.with_exclusive(id, |connection, _| connection.shutdown(&mut ciphertext));
         assert_eq!(done.is_ok(), established, "Shutdown works only on established connections");
         if established {
             self.object(role, slot).sent = true;
@@ -379,7 +379,7 @@ impl World {
         let inbox = std::mem::take(&mut object.inbox);
         let (before, finished) = (self.look(id).unwrap(), self.finished());
         let input = Input { ciphertext: &inbox, plaintext, end_of_stream };
-        let output = match self.table.apply_alone(id, |connection, now| connection.exchange(input, now)) {
+        let output = match self.table.with_exclusive(id, |connection, now| connection.exchange(input, now)) {
             Ok(output) => output,
             Err(refusal) => {
                 match refusal {
@@ -526,7 +526,7 @@ impl World {
     fn speaks(&mut self, slot: usize) -> Vec<Version> {
         let id = self.object(Role::Server, slot).id;
         self.table
-            .look(id, |connection, _| match connection.pinned_version() {
+            .inspect(id, |connection, _| match connection.pinned_version() {
                 Some(pin) => vec![pin],
                 None => connection.context().versions.clone(),
             })
@@ -539,7 +539,7 @@ impl World {
             .objects
             .iter()
             .filter(|(_, object)| {
-                self.table.look(object.id, |_, lapse| lapse.at <= self.table.now().at).unwrap()
+                self.table.inspect(object.id, |_, lapse| lapse.at <= self.table.now().at).unwrap()
             })
             .map(|(_, object)| (object.role, object.id))
             .collect();

@@ -14,7 +14,7 @@ use std::{
 use tls_sessiond::config::Config;
 use tls_sessiond_core::{
     clock::Clock,
-    connection::{ConnectionId, EngineKind, Input, Plan, State, Table, table::Most},
+    connection::{ConnectionId, ConnectionPlan, EngineKind, Input, State, Table, table::Most},
     context::Registry,
 };
 use tls_sessiond_types::Role;
@@ -45,7 +45,7 @@ fn config(folder: &Path, version: &str, lines: &str) -> Config {
 }
 
 fn make(table: &Table, role: Role) -> ConnectionId {
-    let plan = Plan {
+    let plan = ConnectionPlan {
         context: Arc::clone(table.registry().get("default").unwrap()),
         role,
         engine: EngineKind::Daemon,
@@ -59,7 +59,7 @@ fn make(table: &Table, role: Role) -> ConnectionId {
 
 fn step(table: &Table, id: ConnectionId, ciphertext: &[u8]) -> Vec<u8> {
     let input = Input { ciphertext, ..Input::default() };
-    table.apply(id, |connection, now| connection.exchange(input, now)).unwrap().ciphertext
+    table.with(id, |connection, now| connection.exchange(input, now)).unwrap().ciphertext
 }
 
 fn handshake(table: &Table) -> (ConnectionId, ConnectionId) {
@@ -74,8 +74,8 @@ fn handshake(table: &Table) -> (ConnectionId, ConnectionId) {
 
 /// Returns a ClientHello that offers the session of this client's connection.
 fn hello_that_resumes(table: &Table, client: ConnectionId) -> Vec<u8> {
-    table.apply(client, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
-    table.apply(client, |connection, _| Ok(connection.clear())).unwrap();
+    table.with(client, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+    table.with(client, |connection, _| Ok(connection.clear())).unwrap();
     step(table, client, b"")
 }
 
@@ -83,7 +83,7 @@ fn hello_that_resumes(table: &Table, client: ConnectionId) -> Vec<u8> {
 fn resumes(table: &Table, hello: &[u8]) -> bool {
     let server = make(table, Role::Server);
     step(table, server, hello);
-    let reused = table.look(server, |connection, _| connection.session_reused()).unwrap();
+    let reused = table.inspect(server, |connection, _| connection.session_reused()).unwrap();
     table.free(server).unwrap();
     reused
 }
@@ -93,7 +93,7 @@ fn one_ticket_offered_to_many_servers_resumes_once() {
     let table = table("1.3", "");
     for _ in 0..100 {
         let (client, server) = handshake(&table);
-        table.apply(server, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+        table.with(server, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
         let hello = hello_that_resumes(&table, client);
         let start = Barrier::new(THREADS);
         let resumed: usize = std::thread::scope(|scope| {
@@ -147,7 +147,7 @@ fn concurrent_evictions_and_resumptions_keep_limit_and_count() {
             scope.spawn(|| {
                 for _ in 0..60 {
                     let (client, server) = handshake(&table);
-                    table.apply(server, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+                    table.with(server, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
                     let hello = hello_that_resumes(&table, client);
                     resumes(&table, &hello);
                     table.free(server).unwrap();
@@ -176,7 +176,7 @@ fn concurrent_free_and_exchange_leave_no_session() {
                 start.wait();
                 // Finishes the handshake and makes a ticket, unless the object was freed before.
                 let input = Input { ciphertext: &finished, ..Input::default() };
-                drop(table.apply(server, |connection, now| connection.exchange(input, now)));
+                drop(table.with(server, |connection, now| connection.exchange(input, now)));
             });
             start.wait();
             table.free(server).unwrap();
@@ -204,9 +204,9 @@ fn handshakes_succeed_during_reloads_and_no_old_cache_stays() {
                     while !done.load(Ordering::Relaxed) {
                         let (client, server) = handshake(&table);
                         for id in [client, server] {
-                            let state = table.look(id, |connection, _| connection.state()).unwrap();
+                            let state = table.inspect(id, |connection, _| connection.state()).unwrap();
                             assert_eq!(state, State::Established);
-                            table.apply(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+                            table.with(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
                             table.free(id).unwrap();
                         }
                         made.fetch_add(1, Ordering::Relaxed);

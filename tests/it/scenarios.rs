@@ -14,12 +14,12 @@ struct Wire {
     ended: bool,
 }
 
-struct Replay {
+struct Rewind {
     stage: Stage,
     wires: HashMap<String, Wire>,
 }
 
-impl Replay {
+impl Rewind {
     fn id(&self, x: &str) -> String {
         self.stage.actors[x].id.clone()
     }
@@ -43,7 +43,7 @@ impl Replay {
     }
 }
 
-impl Engine for Replay {
+impl Engine for Rewind {
     const UNSEEN: &'static [Unseen] = &[];
 
     async fn begin(_: &Script, stage: Stage) -> Self {
@@ -178,6 +178,6 @@ impl Engine for Replay {
 #[tokio::test]
 async fn openssl_scenarios_hold_for_the_daemons_engine() {
     for script in scripts() {
-        script.play::<Replay>().await;
+        script.play::<Rewind>().await;
     }
 }

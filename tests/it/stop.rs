@@ -107,7 +107,7 @@ async fn running_stream_is_aborted_at_the_drain_time_out() {
         panic!("no flight")
     };
     assert!(!flight.is_empty());
-    assert!(daemon.table.look(ConnectionId::parse(&opened.id).unwrap(), |_, _| ()).is_ok());
+    assert!(daemon.table.inspect(ConnectionId::parse(&opened.id).unwrap(), |_, _| ()).is_ok());
 
     // At the time-out the stream is aborted, its connection is freed, and the daemon ends well
     // although the worker kept the stream open.

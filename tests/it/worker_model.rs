@@ -15,12 +15,12 @@ use tls_sessiond_core::{
     cache::revocation::Selector,
     clock::{Clock, ManualClock, Timestamp, WallTime},
     connection::{
-        Alert, ConnectionId, EngineKind, Error, Plan, Shutdown, State, Table,
+        Alert, ConnectionId, ConnectionPlan, EngineKind, Error, Shutdown, State, Table,
         table::{Most, Wanted},
         worker_engine::Put,
     },
     context::{Registry, Trust},
-    session::{Format, Miss, PeerIdentity, Secret, SessionId, Terms},
+    session::{Format, Miss, PeerIdentity, ResumeCriteria, Secret, SessionId},
 };
 use tls_sessiond_types::{Role, Version, server_name::ServerName};
 
@@ -212,7 +212,7 @@ impl World {
     }
 
     fn make(&mut self, slot: usize, session: Option<u8>) -> ConnectionId {
-        let plan = Plan {
+        let plan = ConnectionPlan {
             context: Arc::clone(self.table.registry().get("default").unwrap()),
             role: Role::Server,
             engine: EngineKind::Worker,
@@ -329,7 +329,8 @@ impl World {
             }
             Op::Shutdown(slot) => {
                 let id = self.connection(slot);
-                let done = self.table.apply_alone(id, |connection, _| connection.shutdown(&mut Vec::new()));
+                let done =
+                    self.table.with_exclusive(id, |connection, _| connection.shutdown(&mut Vec::new()));
                 let model = &mut self.models[slot];
                 // The daemon does not know of a handshake that made no session.
                 assert_eq!(done.is_ok(), matches!(model.phase, Phase::Before | Phase::Established));
@@ -339,7 +340,7 @@ impl World {
                 let id = self.connection(slot);
                 let flags = Shutdown { sent, received };
                 self.table
-                    .apply_alone(id, |connection, _| {
+                    .with_exclusive(id, |connection, _| {
                         connection.set_shutdown(flags);
                         Ok(())
                     })
@@ -350,7 +351,7 @@ impl World {
             Op::Clear(slot) => {
                 let id = self.connection(slot);
                 self.leave(slot);
-                self.table.apply_alone(id, |connection, _| Ok(connection.clear())).unwrap();
+                self.table.with_exclusive(id, |connection, _| Ok(connection.clear())).unwrap();
                 let Model { attached, generation, .. } = self.models[slot];
                 self.models[slot] = Model { attached, generation, ..Model::default() };
             }
@@ -397,7 +398,7 @@ impl World {
         context.server_cache.revoke(selector, before);
         self.revoked.push((peer, before));
         let purged: usize =
-            (0..context.server_cache.parts()).map(|part| context.server_cache.purge(part)).sum();
+            (0..context.server_cache.shards()).map(|part| context.server_cache.purge(part)).sum();
         let held = self.alive.len();
         self.let_go(|_, alive| (peer == 0 || peer == alive.peer) && alive.authenticated < before);
         assert_eq!(purged, held - self.alive.len());
@@ -420,7 +421,7 @@ impl World {
             timeout: None,
             authenticated: told,
         };
-        let done = self.table.apply_alone(connection, |connection, now| connection.put_session(put, now));
+        let done = self.table.with_exclusive(connection, |connection, now| connection.put_session(put, now));
         if self.models[slot].phase == Phase::Failed {
             assert!(matches!(done, Err(Error::Failed(_))));
             return;
@@ -464,7 +465,7 @@ impl World {
     fn alert(&mut self, slot: usize, received: bool) {
         let id = self.connection(slot);
         let alert = Alert { code: 40, received };
-        let done = self.table.apply_alone(id, |connection, _| connection.report_alert(alert));
+        let done = self.table.with_exclusive(id, |connection, _| connection.report_alert(alert));
         let model = &mut self.models[slot];
         assert_eq!(done.is_ok(), model.phase != Phase::Failed);
         if done.is_err() {
@@ -492,7 +493,7 @@ impl World {
 
     fn lookup(&mut self, id: u8) {
         let format = Format::Worker("test".into());
-        let terms = Terms {
+        let terms = ResumeCriteria {
             format: &format,
             binding: &[],
             versions: &[Version::Tls12, Version::Tls13],
@@ -531,7 +532,7 @@ impl World {
         for (slot, id) in self.ids.iter().enumerate() {
             let Some(id) = *id else { continue };
             let model = &self.models[slot];
-            let seen = self.table.look(id, |connection, _| {
+            let seen = self.table.inspect(id, |connection, _| {
                 let attached = connection.session().map(|session| session.id().as_bytes()[0] - 1);
                 (connection.state(), connection.shutdown_flags(), attached, connection.session_reused())
             });

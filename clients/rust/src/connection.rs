@@ -9,7 +9,7 @@ use tls_sessiond_types::hex;
 use crate::{
     counters::Tallies,
     message::Put,
-    outbox::{Link, NotTaken, Weight},
+    outbox::{Delivery, NotTaken, Outbox},
 };
 
 /// A connection object in the daemon. Dropping the handle frees it. Without
@@ -20,7 +20,7 @@ use crate::{
 /// frees the object as unclosed, and the handle sends no more reports.
 pub struct Connection {
     /// `None`: there was no stream, or the queue was full, when the connection was opened.
-    object: Option<(Arc<Link>, String)>,
+    object: Option<(Arc<Outbox>, String)>,
     format: String,
     tallies: Arc<Tallies>,
     told: Mutex<Told>,
@@ -36,14 +36,14 @@ struct Told {
 }
 
 impl Connection {
-    pub(super) fn new(object: Option<(Arc<Link>, String)>, format: String, tallies: Arc<Tallies>) -> Self {
+    pub(super) fn new(object: Option<(Arc<Outbox>, String)>, format: String, tallies: Arc<Tallies>) -> Self {
         Self { object, format, tallies, told: Mutex::default() }
     }
 
     /// Puts a session that the finished handshake made, as a callback of
     /// SSL_CTX_sess_set_new_cb(3) does.
     pub fn put(&self, put: Put) {
-        self.tell(Weight::May, |alias| {
+        self.tell(Delivery::BestEffort, |alias| {
             Method::PutSession(put.into_request(alias, self.format.clone()).into())
         });
     }
@@ -52,7 +52,7 @@ impl Connection {
     /// the connection was opened without it. The first report is queued even if the queue is full.
     pub fn resumed(&self, session_id: &[u8]) {
         let mut told = self.told.lock();
-        let weight = if told.resumed { Weight::May } else { Weight::Must };
+        let weight = if told.resumed { Delivery::BestEffort } else { Delivery::Required };
         told.resumed |= self.tell(weight, |connection_id| {
             Method::SetSession(pb::SetSessionRequest { connection_id, session_id: hex::string(session_id) })
         });
@@ -62,8 +62,9 @@ impl Connection {
     /// cache.
     pub fn shutdown(&self) {
         let mut told = self.told.lock();
-        told.sent |=
-            self.tell(Weight::May, |connection_id| Method::Shutdown(pb::ShutdownRequest { connection_id }));
+        told.sent |= self.tell(Delivery::BestEffort, |connection_id| {
+            Method::Shutdown(pb::ShutdownRequest { connection_id })
+        });
     }
 
     /// Does [`Connection::shutdown`] and frees the connection object, in one message.
@@ -79,7 +80,7 @@ impl Connection {
     /// the connection is open again.
     pub fn set_shutdown(&self, sent: bool, received: bool) {
         let mut told = self.told.lock();
-        let weight = if told.sent && !sent { Weight::Must } else { Weight::May };
+        let weight = if told.sent && !sent { Delivery::Required } else { Delivery::BestEffort };
         let shutdown = Some(pb::ShutdownFlags { sent, received });
         let took = self.tell(weight, |connection_id| {
             Method::SetShutdown(pb::SetShutdownRequest { connection_id, shutdown })
@@ -98,13 +99,13 @@ impl Connection {
             return;
         }
         let alert = Some(pb::Alert { code: code.into(), received, ..pb::Alert::default() });
-        told.alert = self.tell(Weight::Must, |connection_id| {
+        told.alert = self.tell(Delivery::Required, |connection_id| {
             Method::ReportAlert(pb::ReportAlertRequest { connection_id, alert })
         });
     }
 
     /// Queues a report. Returns whether it will be sent.
-    fn tell(&self, weight: Weight, method: impl FnOnce(String) -> Method) -> bool {
+    fn tell(&self, weight: Delivery, method: impl FnOnce(String) -> Method) -> bool {
         let Some((link, alias)) = &self.object else { return false };
         match link.tell(&method(alias.clone()), weight) {
             Ok(()) => true,

@@ -39,10 +39,10 @@ pub struct Found {
     /// The encoded LookupSessionResponse. The decoded bytes of the session id replace its hex
     /// digits.
     response: SecretBuffer,
-    data: Place,
-    session_id: Place,
-    cipher_suite: Place,
-    server_name: Place,
+    data: Span,
+    session_id: Span,
+    cipher_suite: Span,
+    server_name: Span,
     version: Version,
     single_use: bool,
     peer: Option<Box<PeerIdentity>>,
@@ -102,8 +102,8 @@ impl Found {
     /// decode.
     pub(super) fn read(mut response: SecretBuffer) -> Option<Self> {
         let all = response.bytes();
-        let place = |part: &[u8]| Place::of(part, all);
-        let (mut fields, mut found, mut session, mut data) = (Fields(all), false, None, Place::default());
+        let place = |part: &[u8]| Span::of(part, all);
+        let (mut fields, mut found, mut session, mut data) = (Fields(all), false, None, Span::default());
         loop {
             match fields.key()? {
                 END => break,
@@ -133,7 +133,7 @@ impl Found {
         }
         let mut bytes = [0; ID_MAX];
         let id = hex::read_into(session_id, &mut bytes)?;
-        let session_id = Place { length: u32::try_from(id.len()).ok()?, ..place(session_id) };
+        let session_id = Span { length: u32::try_from(id.len()).ok()?, ..place(session_id) };
         let (cipher_suite, server_name) = (place(cipher_suite.as_bytes()), place(server_name.as_bytes()));
         response.bytes_mut().get_mut(session_id.range())?.copy_from_slice(id);
         Some(Self {
@@ -150,11 +150,11 @@ impl Found {
         })
     }
 
-    fn bytes(&self, place: Place) -> &[u8] {
+    fn bytes(&self, place: Span) -> &[u8] {
         self.response.bytes().get(place.range()).unwrap_or_default()
     }
 
-    fn text(&self, place: Place) -> &str {
+    fn text(&self, place: Span) -> &str {
         // The bytes were checked when the response was decoded.
         str::from_utf8(self.bytes(place)).unwrap_or_default()
     }
@@ -162,12 +162,12 @@ impl Found {
 
 /// A range of bytes in the response.
 #[derive(Clone, Copy, Default)]
-struct Place {
+struct Span {
     start: u32,
     length: u32,
 }
 
-impl Place {
+impl Span {
     /// Returns the range of `part` in `all`.
     fn of(part: &[u8], all: &[u8]) -> Self {
         let start = part.as_ptr().addr().wrapping_sub(all.as_ptr().addr());

@@ -54,12 +54,12 @@ pub(super) struct Unexpected;
 
 /// Reassembles messages from the chunks of a stream.
 #[derive(Default)]
-pub(super) struct Pieces {
+pub(super) struct Deframer {
     /// The beginning of an incomplete message.
     begun: SecretBuffer,
 }
 
-impl Pieces {
+impl Deframer {
     /// Passes each message that `piece` completes to `message`, without its prefix.
     ///
     /// # Errors
@@ -126,7 +126,7 @@ mod tests {
 
     /// Reads a stream in chunks of this length.
     fn read(stream: &[u8], piece: usize) -> Result<Vec<Vec<u8>>, Unexpected> {
-        let (mut pieces, mut messages) = (Pieces::default(), Vec::new());
+        let (mut pieces, mut messages) = (Deframer::default(), Vec::new());
         for piece in stream.chunks(piece) {
             pieces.read(piece, |message| {
                 messages.push(message.to_vec());
@@ -165,7 +165,7 @@ mod tests {
     fn error_of_who_reads_ends_it() {
         let stream = [framed(b"a"), framed(b"b")].concat();
         let mut seen = 0;
-        let read = Pieces::default().read(&stream, |_| {
+        let read = Deframer::default().read(&stream, |_| {
             seen += 1;
             Err(Unexpected)
         });

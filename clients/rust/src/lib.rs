@@ -2,8 +2,8 @@
 //! never holds up a handshake.
 //!
 //! ```no_run
-//! # async fn worker() -> Result<(), crate::InvalidEndpoint> {
-//! use crate::::{Lookup, Options, Put, Role, Version, Worker};
+//! # async fn worker() -> Result<(), tls_sessiond_client::InvalidEndpoint> {
+//! use tls_sessiond_client::{Lookup, Options, Put, Role, Version, Worker};
 //!
 //! let worker = Worker::connect(Options::new("unix:///run/tls-sessiond/api.sock", "openssl")?);
 //! // A peer offers session id ab:cd. Without an answer in time the handshake is a full one.

@@ -12,29 +12,29 @@ use crate::{
     message::Lookup,
     options::Options,
     outbox::{
-        Link, NotTaken, Waiting,
+        NotTaken, Outbox, Waiting,
         decode::Answer,
-        encode::{Question, Terms},
+        encode::{LookupPrefix, Question},
         pending::Asker,
     },
 };
 
 /// State that a worker shares with its tasks.
-pub(crate) struct Shared {
+pub(crate) struct WorkerState {
     pub(crate) options: Options,
     pub(crate) tallies: Arc<Tallies>,
-    terms: Terms,
+    terms: LookupPrefix,
     gate: Gate,
     /// The outbox of the stream that takes new calls. `None`: there is no such stream.
-    link: RwLock<Option<Arc<Link>>>,
+    link: RwLock<Option<Arc<Outbox>>>,
     /// Notified when a stream begins.
     joined: watch::Sender<()>,
 }
 
-impl Shared {
+impl WorkerState {
     pub(crate) fn new(options: Options) -> Self {
         Self {
-            terms: Terms::of(&options),
+            terms: LookupPrefix::of(&options),
             gate: Gate::new(options.breaker_timeouts, options.back_off),
             options,
             tallies: Arc::default(),
@@ -48,12 +48,12 @@ impl Shared {
         self.joined.subscribe()
     }
 
-    pub(crate) fn link(&self) -> Option<Arc<Link>> {
+    pub(crate) fn link(&self) -> Option<Arc<Outbox>> {
         self.link.read().clone()
     }
 
     /// Uses a stream that has begun for new calls.
-    pub(crate) fn join(&self, link: &Arc<Link>) {
+    pub(crate) fn join(&self, link: &Arc<Outbox>) {
         self.tallies.streams.count();
         self.gate.close();
         *self.link.write() = Some(Arc::clone(link));
@@ -61,7 +61,7 @@ impl Shared {
     }
 
     /// Stops using this stream for new calls.
-    pub(crate) fn leave(&self, link: &Arc<Link>) {
+    pub(crate) fn leave(&self, link: &Arc<Outbox>) {
         let mut current = self.link.write();
         if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
             *current = None;
@@ -97,7 +97,7 @@ impl Shared {
 
 /// A lookup that was queued. When it is dropped without an outcome, the caller has stopped waiting.
 pub(crate) struct Asked<'s> {
-    shared: &'s Shared,
+    shared: &'s WorkerState,
     pub(crate) waiting: Waiting,
     permit: Permit,
     outcome: Outcome,

@@ -21,7 +21,7 @@ use crate::{
     connection::Connection,
     counters::Counters,
     found::Found,
-    lookup::{NoAnswer, Shared},
+    lookup::{NoAnswer, WorkerState},
     message::{Lookup, Role},
     options::Options,
     outbox::{NotTaken, pending::Asker},
@@ -35,7 +35,7 @@ use crate::{
 /// that are not freed keep their stream until they are dropped as well.
 #[derive(Clone)]
 pub struct Worker {
-    shared: Arc<Shared>,
+    shared: Arc<WorkerState>,
     /// Dropping the last clone tells the task that keeps the stream.
     _held: Arc<oneshot::Sender<Infallible>>,
 }
@@ -49,7 +49,7 @@ impl Worker {
     /// # Panics
     /// Panics outside of a tokio runtime.
     pub fn connect(options: Options) -> Self {
-        let shared = Arc::new(Shared::new(options));
+        let shared = Arc::new(WorkerState::new(options));
         let (held, gone) = oneshot::channel();
         tokio::spawn(reconnect::keep(Arc::clone(&shared), gone));
         Self { shared, _held: Arc::new(held) }

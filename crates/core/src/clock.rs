@@ -193,7 +193,7 @@ impl fmt::Debug for Clock {
 }
 
 /// The process's time line.
-static LINE: LazyLock<Line> = LazyLock::new(Line::begin);
+static LINE: LazyLock<TimeLine> = LazyLock::new(TimeLine::begin);
 
 /// The time line begins at this value or later (2020-01-01). So times before the start can be
 /// expressed even if the system boots with a wall clock of 1970.
@@ -208,7 +208,7 @@ const NARROW: Duration = Duration::from_millis(1);
 /// Most attempts at a measurement. An attempt is inexact if the thread is descheduled during it.
 const TRIES: usize = 8;
 
-struct Line {
+struct TimeLine {
     /// CLOCK_BOOTTIME at the start.
     boot: Duration,
     /// The first value of the line.
@@ -239,7 +239,7 @@ fn difference(one: Duration, other: Duration) -> i64 {
 
 const NANOS_OF_MILLI: i64 = 1_000_000;
 
-impl Line {
+impl TimeLine {
     fn begin() -> Self {
         let line = Self {
             boot: boottime(),
@@ -395,7 +395,7 @@ mod tests {
 
     #[test]
     fn line_follows_a_set_wall_clock_and_ignores_jitter() {
-        let line = Line::begin();
+        let line = TimeLine::begin();
         let exact = line.offset();
         for away in [-3_600_000, 86_400_000, 6] {
             // Simulates a wall clock that was set: the known offset is wrong by `away` ms.

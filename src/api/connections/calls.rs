@@ -15,7 +15,7 @@ use crate::api::{
     connections::open::{Opener, tell_failure},
     convert::{self, within_limit},
     error::Refusal,
-    page_token::Pages,
+    page_token::PageTokens,
     quota::turns::Turns,
     role::SEES,
 };
@@ -23,7 +23,7 @@ use crate::api::{
 /// Holds the state that the calls of ConnectionService share.
 pub(crate) struct Connections {
     pub(crate) opener: Arc<Opener>,
-    pub(crate) pages: Arc<Pages>,
+    pub(crate) pages: Arc<PageTokens>,
     pub(crate) lists: Arc<Turns>,
     pub(crate) draining: CancellationToken,
     /// The most plaintext, in bytes, that one Drive holds back until its handshake is finished.
@@ -56,12 +56,12 @@ impl Connections {
     pub(crate) fn seen(&self, by: &Caller, id: &str) -> Result<ConnectionId, Refusal> {
         let id = convert::connection_id(id)?;
         let registry = self.table().registry();
-        self.table().belongs(id, |owner, context| by.sees(&registry, owner, context))?;
+        self.table().authorize(id, |owner, context| by.sees(&registry, owner, context))?;
         Ok(id)
     }
 
     pub(crate) fn view(&self, id: ConnectionId) -> Result<Option<pb::Connection>, Refusal> {
-        Ok(Some(self.table().look(id, convert::connection)?))
+        Ok(Some(self.table().inspect(id, convert::connection)?))
     }
 
     pub(crate) fn clear(
@@ -70,7 +70,7 @@ impl Connections {
         request: &pb::ClearRequest,
     ) -> Result<pb::ClearResponse, Refusal> {
         let id = self.driven(by, &request.connection_id)?;
-        let (connection, removed) = self.table().apply_alone(id, |connection, now| {
+        let (connection, removed) = self.table().with_exclusive(id, |connection, now| {
             let removed = connection.clear();
             Ok((convert::connection(connection, Lapse::of(connection, now)), removed))
         })?;
@@ -84,7 +84,7 @@ impl Connections {
         request: &pb::ShutdownRequest,
     ) -> Result<pb::ShutdownResponse, Refusal> {
         let id = self.driven(by, &request.connection_id)?;
-        let response = self.table().apply_alone(id, |connection, now| {
+        let response = self.table().with_exclusive(id, |connection, now| {
             let mut ciphertext = Vec::new();
             let done = connection.shutdown(&mut ciphertext)?;
             Ok(pb::ShutdownResponse {
@@ -103,7 +103,7 @@ impl Connections {
     ) -> Result<pb::SetShutdownResponse, Refusal> {
         let id = self.driven(by, &request.connection_id)?;
         let flags = convert::flags(request.shutdown.ok_or(Refusal::ShutdownRequired)?);
-        let connection = self.table().apply(id, |connection, now| {
+        let connection = self.table().with(id, |connection, now| {
             connection.set_shutdown(flags);
             Ok(convert::connection(connection, Lapse::of(connection, now)))
         })?;
@@ -128,7 +128,7 @@ impl Connections {
         by: &Caller,
         request: &pb::ListConnectionsRequest,
     ) -> Result<pb::ListConnectionsResponse, Refusal> {
-        let size = Pages::size(request.page_size)?;
+        let size = PageTokens::size(request.page_size)?;
         let filters = ["connections", request.context.as_str()];
         let _turn = self.lists.wait(by.owner()).await;
         // The registry is loaded after the wait, so that the rights are current.
@@ -153,7 +153,8 @@ impl Connections {
             let next = self.table().page(wanted, after, size - before, &mut places);
             // A connection that was freed since then is not listed.
             let new = places[before..].iter();
-            connections.extend(new.filter_map(|place| self.table().look(place.id, convert::connection).ok()));
+            connections
+                .extend(new.filter_map(|place| self.table().inspect(place.id, convert::connection).ok()));
             if next.is_none() || places.len() == size {
                 break;
             }
@@ -189,7 +190,7 @@ impl Connections {
         request: &pb::GetSessionRequest,
     ) -> Result<pb::GetSessionResponse, Refusal> {
         let id = self.seen(by, &request.connection_id)?;
-        let session = self.table().look(id, |connection, lapse| {
+        let session = self.table().inspect(id, |connection, lapse| {
             connection.session().map(|session| convert::session(session, lapse.offset))
         })?;
         Ok(pb::GetSessionResponse { session })
@@ -204,7 +205,7 @@ impl Connections {
         let alert = request.alert.as_ref().ok_or(Refusal::AlertInvalid)?;
         let code = u8::try_from(alert.code).ok().filter(|&code| code != 0).ok_or(Refusal::AlertInvalid)?;
         let alert = Alert { code, received: alert.received };
-        let (connection, removed) = self.table().apply_alone(id, |connection, now| {
+        let (connection, removed) = self.table().with_exclusive(id, |connection, now| {
             let removed = connection.report_alert(alert)?;
             tell_failure(connection);
             Ok((convert::connection(connection, Lapse::of(connection, now)), removed))
@@ -226,7 +227,7 @@ impl Connections {
             plaintext: &request.plaintext,
             end_of_stream: request.end_of_stream,
         };
-        let response = self.table().apply_alone(id, |connection, now| {
+        let response = self.table().with_exclusive(id, |connection, now| {
             let output = connection.exchange(input, now)?;
             tell_failure(connection);
             Ok(pb::ExchangeResponse {

@@ -53,12 +53,12 @@ pub(crate) struct Drive {
     /// context.
     lost: Pin<Box<dyn Future<Output = Refusal> + Send>>,
     plaintext_buffer: usize,
-    phase: Phase,
+    phase: DrivePhase,
     /// Answers that have to go out before the next request is read.
     answers: VecDeque<Response>,
 }
 
-enum Phase {
+enum DrivePhase {
     /// No message has come yet. Until then the Drive counts as a call in flight.
     Opening {
         late: Option<Pin<Box<Sleep>>>,
@@ -88,7 +88,7 @@ impl Drive {
         deadline: Option<Pin<Box<Sleep>>>,
         plaintext_buffer: usize,
     ) -> Self {
-        let phase = Phase::Opening { late: None, _place: opening };
+        let phase = DrivePhase::Opening { late: None, _place: opening };
         let answers = VecDeque::new();
         let lost = Box::pin(Arc::clone(place.caller()).loses(Roles::WORKER, None, Arc::clone(&opener.table)));
         Self { requests, opener, place, deadline, lost, plaintext_buffer, phase, answers }
@@ -106,10 +106,10 @@ impl Drive {
             return Some(refusal);
         }
         match &mut self.phase {
-            Phase::Opening { late: Some(late), .. } => {
+            DrivePhase::Opening { late: Some(late), .. } => {
                 late.as_mut().poll(cx).is_ready().then_some(Refusal::DeadlineExceeded)
             }
-            Phase::Running(running) if running.driver.freed(cx.waker()) => {
+            DrivePhase::Running(running) if running.driver.freed(cx.waker()) => {
                 Some(tls_sessiond_core::connection::Error::Freed.into())
             }
             _ => None,
@@ -118,14 +118,14 @@ impl Drive {
 
     fn event(&mut self, event: Option<Request>) -> Result<(), Refusal> {
         match &mut self.phase {
-            Phase::Opening { .. } => self.open(event),
-            Phase::Running(running) => {
+            DrivePhase::Opening { .. } => self.open(event),
+            DrivePhase::Running(running) => {
                 if running.event(event, self.plaintext_buffer, &mut self.answers)? {
-                    self.phase = Phase::Ending(None);
+                    self.phase = DrivePhase::Ending(None);
                 }
                 Ok(())
             }
-            Phase::Ending(_) => Ok(()),
+            DrivePhase::Ending(_) => Ok(()),
         }
     }
 
@@ -146,10 +146,10 @@ impl Drive {
             }
         };
         let driver = self.opener.table.drive(id, ending)?;
-        if driver.look(|connection, _| connection.engine_kind())? == EngineKind::Worker {
+        if driver.inspect(|connection, _| connection.engine_kind())? == EngineKind::Worker {
             return Err(tls_sessiond_core::connection::Error::WrongEngine(EngineKind::Daemon).into());
         }
-        let (opened, state, client, context) = driver.look(|connection, expires| {
+        let (opened, state, client, context) = driver.inspect(|connection, expires| {
             let client = connection.role() == tls_sessiond_types::Role::Client;
             let context = Arc::clone(&connection.context().name);
             (convert::connection(connection, expires), connection.state(), client, context)
@@ -169,7 +169,7 @@ impl Drive {
         if client && matches!(state, State::Before | State::Handshaking) {
             running.step(Input::default(), &mut self.answers)?;
         }
-        self.phase = Phase::Running(running);
+        self.phase = DrivePhase::Running(running);
         Ok(())
     }
 }
@@ -226,10 +226,10 @@ impl Running {
         let mut output = self.driver.exchange(input)?;
         push_bytes(answers, Response::Ciphertext, std::mem::take(&mut output.ciphertext));
         let (state, flags) =
-            self.driver.look(|connection, _| (connection.state(), connection.shutdown_flags()))?;
+            self.driver.inspect(|connection, _| (connection.state(), connection.shutdown_flags()))?;
         if state == State::Established && !self.established {
             self.established = true;
-            answers.push_back(Response::Established(self.driver.look(convert::connection)?));
+            answers.push_back(Response::Established(self.driver.inspect(convert::connection)?));
             let waiting = std::mem::take(&mut self.waiting);
             self.counted.shrink(0);
             if !waiting.is_empty() {
@@ -240,7 +240,7 @@ impl Running {
         push_bytes(answers, Response::Plaintext, std::mem::take(&mut output.plaintext));
         let failed = state == State::Failed;
         if failed {
-            self.driver.look(|connection, _| tell_failure(connection))?;
+            self.driver.inspect(|connection, _| tell_failure(connection))?;
         }
         if (failed || flags.received) && !self.closed {
             self.closed = true;
@@ -251,7 +251,7 @@ impl Running {
 
     fn closed_answer(&self, output: Output) -> Result<Response, Refusal> {
         Ok(Response::Closed(pb::DriveClosed {
-            connection: Some(self.driver.look(convert::connection)?),
+            connection: Some(self.driver.inspect(convert::connection)?),
             alert: output.alert.map(convert::alert),
             removed_sessions: convert::removed(output.removed),
         }))
@@ -273,17 +273,17 @@ impl Stream for Drive {
             if let Some(answer) = this.answers.pop_front() {
                 return Poll::Ready(Some(Ok(pb::DriveResponse { event: Some(answer) })));
             }
-            if let Phase::Ending(refusal) = &mut this.phase {
+            if let DrivePhase::Ending(refusal) = &mut this.phase {
                 return Poll::Ready(refusal.take().map(|refusal| Err(refusal.into())));
             }
             if let Some(refusal) = this.cut(cx) {
-                this.phase = Phase::Ending(Some(refusal));
+                this.phase = DrivePhase::Ending(Some(refusal));
                 continue;
             }
             let request = match Pin::new(&mut this.requests).poll_next(cx) {
                 Poll::Ready(request) => request,
                 Poll::Pending => match &mut this.phase {
-                    Phase::Opening { late: late @ None, .. } => {
+                    DrivePhase::Opening { late: late @ None, .. } => {
                         *late = Some(Box::pin(sleep(OPENING_MAX)));
                         continue;
                     }
@@ -293,14 +293,14 @@ impl Stream for Drive {
             match request {
                 Some(Ok(request)) => {
                     if let Err(refusal) = this.event(request.event) {
-                        this.phase = Phase::Ending(Some(refusal));
+                        this.phase = DrivePhase::Ending(Some(refusal));
                     }
                 }
                 Some(Err(status)) => {
-                    this.phase = Phase::Ending(None);
+                    this.phase = DrivePhase::Ending(None);
                     return Poll::Ready(Some(Err(described(&status))));
                 }
-                None => this.phase = Phase::Ending(None),
+                None => this.phase = DrivePhase::Ending(None),
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tls_sessiond_core::{
-    connection::{self, ConnectionId, EngineKind, Plan, Table, table::Wanted},
+    connection::{self, ConnectionId, ConnectionPlan, EngineKind, Table, table::Wanted},
     context::{Context, IDLE_TIMEOUT_MAX},
 };
 use tls_sessiond_proto as pb;
@@ -53,12 +53,12 @@ impl Opener {
     pub(crate) fn driven(&self, by: &Caller, id: &str) -> Result<ConnectionId, Refusal> {
         let id = convert::connection_id(id)?;
         let registry = self.table.registry();
-        self.table.belongs(id, |owner, context| by.drives(&registry, owner, context))?;
+        self.table.authorize(id, |owner, context| by.drives(&registry, owner, context))?;
         Ok(id)
     }
 }
 
-fn plan(request: &pb::NewRequest, context: &Arc<Context>, by: &Caller) -> Result<Plan, Refusal> {
+fn plan(request: &pb::NewRequest, context: &Arc<Context>, by: &Caller) -> Result<ConnectionPlan, Refusal> {
     let role = convert::role(request.role)?;
     let engine = match pb::Engine::try_from(request.engine) {
         Ok(pb::Engine::Unspecified | pb::Engine::Daemon) => EngineKind::Daemon,
@@ -75,7 +75,7 @@ fn plan(request: &pb::NewRequest, context: &Arc<Context>, by: &Caller) -> Result
             Some(wanted)
         }
     };
-    Ok(Plan {
+    Ok(ConnectionPlan {
         context: Arc::clone(context),
         role,
         engine,

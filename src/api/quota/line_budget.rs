@@ -10,11 +10,11 @@ use parking_lot::Mutex;
 pub(crate) struct LineBudget {
     most: u32,
     span: Duration,
-    held: Mutex<Held>,
+    held: Mutex<SpanCount>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct SpanCount {
     began: Instant,
     left: u32,
     /// Lines left out since a line last reported their number.
@@ -24,7 +24,7 @@ struct Held {
 impl LineBudget {
     /// Creates a budget of `most` lines in each `span`.
     pub(crate) fn new(most: u32, span: Duration) -> Self {
-        Self { most, span, held: Mutex::new(Held { began: Instant::now(), left: most, left_out: 0 }) }
+        Self { most, span, held: Mutex::new(SpanCount { began: Instant::now(), left: most, left_out: 0 }) }
     }
 
     /// Takes one line from the budget. Returns how many lines were left out since the last one, or
@@ -57,7 +57,7 @@ impl LineBudget {
         }
     }
 
-    fn begin(&self, held: &mut Held, now: Instant) {
+    fn begin(&self, held: &mut SpanCount, now: Instant) {
         if now.saturating_duration_since(held.began) >= self.span {
             (held.began, held.left) = (now, self.most);
         }

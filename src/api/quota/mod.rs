@@ -206,12 +206,12 @@ impl Drop for Handshake {
 /// resource.
 pub(crate) struct Held {
     holder: Arc<Holder>,
-    what: What,
+    what: Resource,
     amount: usize,
 }
 
 #[derive(Clone, Copy)]
-enum What {
+enum Resource {
     Call,
     Attached,
     OpenCall,
@@ -221,19 +221,19 @@ enum What {
 }
 
 impl Holder {
-    fn place(&self, what: What) -> (&Pool, &AtomicUsize) {
+    fn place(&self, what: Resource) -> (&Pool, &AtomicUsize) {
         let (accounts, account) = (&self.accounts, &self.account);
         match what {
-            What::Call => (&accounts.calls, &account.calls),
-            What::Attached => (&accounts.attached, &account.attached),
-            What::OpenCall => (&accounts.open_calls, &account.open_calls),
-            What::SocketWithoutRole => (&accounts.sockets_without_role, &account.sockets_without_role),
-            What::Watcher => (&accounts.watchers, &account.watchers),
-            What::Bytes => (&accounts.bytes, &account.bytes),
+            Resource::Call => (&accounts.calls, &account.calls),
+            Resource::Attached => (&accounts.attached, &account.attached),
+            Resource::OpenCall => (&accounts.open_calls, &account.open_calls),
+            Resource::SocketWithoutRole => (&accounts.sockets_without_role, &account.sockets_without_role),
+            Resource::Watcher => (&accounts.watchers, &account.watchers),
+            Resource::Bytes => (&accounts.bytes, &account.bytes),
         }
     }
 
-    fn take(self: &Arc<Self>, what: What) -> Result<Held, Full> {
+    fn take(self: &Arc<Self>, what: Resource) -> Result<Held, Full> {
         let (pool, of_one) = self.place(what);
         pool.take(of_one, 1)?;
         Ok(Held { holder: Arc::clone(self), what, amount: 1 })
@@ -244,7 +244,7 @@ impl Holder {
     /// # Errors
     /// [`Refusal::CallLimit`] or [`Refusal::OwnerCallLimit`].
     pub(crate) fn call(self: &Arc<Self>) -> Result<Held, Refusal> {
-        self.take(What::Call).map_err(Full::of_calls)
+        self.take(Resource::Call).map_err(Full::of_calls)
     }
 
     /// Takes a place for an Attach, held until its stream ends. Attach streams have the same limits
@@ -253,7 +253,7 @@ impl Holder {
     /// # Errors
     /// As [`Self::call`].
     pub(crate) fn attached(self: &Arc<Self>) -> Result<Held, Refusal> {
-        self.take(What::Attached).map_err(Full::of_calls)
+        self.take(Resource::Attached).map_err(Full::of_calls)
     }
 
     /// Takes a place for a call of health or reflection, which every caller may make.
@@ -261,7 +261,7 @@ impl Holder {
     /// # Errors
     /// [`Refusal::OpenCallLimit`] or [`Refusal::OwnerOpenCallLimit`].
     pub(crate) fn open_call(self: &Arc<Self>) -> Result<Held, Refusal> {
-        self.take(What::OpenCall).map_err(|full| match full {
+        self.take(Resource::OpenCall).map_err(|full| match full {
             Full::OfOne(most) => Refusal::OwnerOpenCallLimit(most),
             Full::OfAll(most) => Refusal::OpenCallLimit(most),
         })
@@ -270,7 +270,7 @@ impl Holder {
     /// Takes a place for a socket of a caller without a role. Returns `None` if the limit is
     /// reached.
     pub(crate) fn socket_without_role(self: &Arc<Self>) -> Option<Held> {
-        self.take(What::SocketWithoutRole).ok()
+        self.take(Resource::SocketWithoutRole).ok()
     }
 
     /// Takes a place for a watcher, held until its stream ends.
@@ -278,7 +278,7 @@ impl Holder {
     /// # Errors
     /// [`Refusal::WatcherLimit`].
     pub(crate) fn watcher(self: &Arc<Self>) -> Result<Held, Refusal> {
-        self.take(What::Watcher).map_err(|full| match full {
+        self.take(Resource::Watcher).map_err(|full| match full {
             Full::OfOne(most) | Full::OfAll(most) => Refusal::WatcherLimit(most),
         })
     }
@@ -289,7 +289,7 @@ impl Holder {
     /// # Errors
     /// [`Refusal::RequestBytesLimit`].
     pub(crate) fn has_room_for_bytes(&self) -> Result<(), Refusal> {
-        let (pool, of_one) = self.place(What::Bytes);
+        let (pool, of_one) = self.place(Resource::Bytes);
         pool.has_room(of_one).map_err(Full::of_bytes)
     }
 
@@ -322,7 +322,7 @@ impl Holder {
     /// Returns a count of 0 bytes, for an unfinished request or an unread answer. Grows with
     /// [`Held::resize`].
     pub(crate) fn no_bytes(self: &Arc<Self>) -> Held {
-        Held { holder: Arc::clone(self), what: What::Bytes, amount: 0 }
+        Held { holder: Arc::clone(self), what: Resource::Bytes, amount: 0 }
     }
 }
 

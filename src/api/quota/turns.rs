@@ -8,11 +8,11 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 /// The running and waiting lists of each caller. Callers without a list have no entry.
 #[derive(Default)]
-pub(crate) struct Turns(Mutex<HashMap<Arc<str>, Queue>>);
+pub(crate) struct Turns(Mutex<HashMap<Arc<str>, ListQueue>>);
 
 /// The lists of one caller, in the order of their requests.
 #[derive(Default)]
-struct Queue {
+struct ListQueue {
     running: Arc<AsyncMutex<()>>,
     /// Number of lists, the running one included.
     lists: usize,
@@ -21,12 +21,12 @@ struct Queue {
 /// The right to run a list. Dropping it lets the next list of the caller run.
 pub(crate) struct Turn<'t> {
     _running: OwnedMutexGuard<()>,
-    _place: Place<'t>,
+    _place: QueuedList<'t>,
 }
 
 /// Counts a list in the queue of its caller. Dropping it ends the count, also if the call is
 /// cancelled while the list waits.
-struct Place<'t> {
+struct QueuedList<'t> {
     turns: &'t Turns,
     owner: Arc<str>,
 }
@@ -41,12 +41,12 @@ impl Turns {
             queue.lists += 1;
             Arc::clone(&queue.running)
         };
-        let place = Place { turns: self, owner: Arc::clone(owner) };
+        let place = QueuedList { turns: self, owner: Arc::clone(owner) };
         Turn { _running: running.lock_owned().await, _place: place }
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueuedList<'_> {
     fn drop(&mut self) {
         let mut queues = self.turns.0.lock();
         if let Some(queue) = queues.get_mut(&self.owner) {

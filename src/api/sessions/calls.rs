@@ -9,19 +9,19 @@ use tls_sessiond_core::{
         Table,
         worker_engine::{NotKept, Put},
     },
-    session::{Miss, Secret, Session, Terms},
+    session::{Miss, ResumeCriteria, Secret, Session},
 };
 use tls_sessiond_proto as pb;
 use tls_sessiond_types::{Role, Version, server_name::ServerName};
 use tokio_util::sync::CancellationToken;
 
-use super::lookup::{Moment, Wanted, format, granted, missed};
+use super::lookup::{LookupRef, LookupScratch, format, granted, missed};
 use crate::api::convert::within;
 use crate::api::{
     access::Caller,
     convert,
     error::Refusal,
-    page_token::Pages,
+    page_token::PageTokens,
     quota::{each_second::EachSecond, turns::Turns},
     role::Roles,
 };
@@ -29,7 +29,7 @@ use crate::api::{
 /// Holds the state that the calls of SessionService share.
 pub(crate) struct Sessions {
     pub(crate) table: Arc<Table>,
-    pub(crate) pages: Arc<Pages>,
+    pub(crate) pages: Arc<PageTokens>,
     pub(crate) lists: Arc<Turns>,
     /// Limits the misses of each owner in a second.
     pub(crate) misses: EachSecond,
@@ -50,9 +50,9 @@ impl Sessions {
     ) -> Result<pb::PutSessionResponse, Refusal> {
         let id = convert::connection_id(&request.connection_id)?;
         let registry = self.table.registry();
-        self.table.belongs(id, |owner, context| by.drives(&registry, owner, context))?;
+        self.table.authorize(id, |owner, context| by.drives(&registry, owner, context))?;
         let put = self.read_put(request)?;
-        let stored = self.table.apply_alone(id, |connection, now| {
+        let stored = self.table.with_exclusive(id, |connection, now| {
             match (connection.role(), &put.id) {
                 (Role::Server, None) => return Ok(Err(Refusal::SessionIdRequired)),
                 (Role::Client, Some(_)) => return Ok(Err(Refusal::SessionIdUnexpected)),
@@ -117,11 +117,11 @@ impl Sessions {
     pub(crate) fn expect<'w>(
         &self,
         by: &Caller,
-        moment: &mut Moment,
-        wanted: impl Iterator<Item = Wanted<'w>>,
+        moment: &mut LookupScratch,
+        wanted: impl Iterator<Item = LookupRef<'w>>,
     ) {
         let mut wanted = wanted.peekable();
-        let Some(&Wanted { context: name, role: side, .. }) = wanted.peek() else { return };
+        let Some(&LookupRef { context: name, role: side, .. }) = wanted.peek() else { return };
         let Ok(context) = granted(&mut moment.context, &self.table, by, name) else { return };
         let Ok(role) = convert::role(side) else { return };
         let ids = wanted
@@ -141,10 +141,10 @@ impl Sessions {
     pub(crate) fn look(
         &self,
         by: &Caller,
-        moment: &mut Moment,
-        wanted: Wanted<'_>,
+        moment: &mut LookupScratch,
+        wanted: LookupRef<'_>,
     ) -> Result<Result<Arc<Session>, pb::MissReason>, Refusal> {
-        let &mut Moment { now, ref mut context, format: ref mut last } = moment;
+        let &mut LookupScratch { now, ref mut context, format: ref mut last } = moment;
         let context = granted(context, &self.table, by, wanted.context)?;
         let role = convert::role(wanted.role)?;
         let id = convert::session_id(wanted.session_id)?;
@@ -155,7 +155,7 @@ impl Sessions {
         within("binding", wanted.binding.len(), BINDING_MAX)?;
         within("server_name", wanted.server_name.len(), SERVER_NAME_MAX)?;
         let server_name = ServerName::new(wanted.server_name);
-        let terms = Terms {
+        let terms = ResumeCriteria {
             format,
             binding: wanted.binding,
             versions: &context.versions,
@@ -189,7 +189,7 @@ impl Sessions {
         by: &Caller,
         request: &pb::LookupSessionRequest,
     ) -> Result<pb::LookupSessionResponse, Refusal> {
-        let mut moment = Moment::at(self.table.now());
+        let mut moment = LookupScratch::at(self.table.now());
         Ok(match self.look(by, &mut moment, request.into())? {
             Ok(session) => pb::LookupSessionResponse {
                 found: true,

@@ -3,7 +3,7 @@
 use tls_sessiond_core::{
     cache::{
         Known,
-        tombstones::{DEPARTURES_MAX, Departure},
+        tombstones::{TOMBSTONES_MAX, Tombstone},
     },
     clock::WallOffset,
     session::{Miss, RemovalReason},
@@ -56,7 +56,7 @@ impl Sessions {
                         miss_reason: pb::MissReason::Unknown.into(),
                         summary: format!(
                             "It was never in this scope, or the daemon was restarted since, or its removal is \
-                             forgotten: the daemon remembers at most {DEPARTURES_MAX} removals of each kind."
+                             forgotten: the daemon remembers at most {TOMBSTONES_MAX} removals of each kind."
                         ),
                         ..Default::default()
                     },
@@ -74,7 +74,7 @@ impl Sessions {
 
 /// Explains a tombstone of a scope that a reload has replaced. The miss reason is `UNKNOWN`,
 /// because lookups do not consult such tombstones.
-fn formerly_departed(departure: &Departure, offset: WallOffset) -> pb::ExplainSessionResponse {
+fn formerly_departed(departure: &Tombstone, offset: WallOffset) -> pb::ExplainSessionResponse {
     let told = departed(departure, offset);
     pb::ExplainSessionResponse {
         miss_reason: pb::MissReason::Unknown.into(),
@@ -83,7 +83,7 @@ fn formerly_departed(departure: &Departure, offset: WallOffset) -> pb::ExplainSe
     }
 }
 
-fn departed(departure: &Departure, offset: WallOffset) -> pb::ExplainSessionResponse {
+fn departed(departure: &Tombstone, offset: WallOffset) -> pb::ExplainSessionResponse {
     pb::ExplainSessionResponse {
         miss_reason: convert::miss_reason(departure.miss()).into(),
         removal_reason: convert::removal_reason(departure.reason).into(),

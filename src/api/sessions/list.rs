@@ -19,7 +19,7 @@ use tls_sessiond_types::server_name::ServerName;
 use tokio::task::yield_now;
 
 use super::{calls::Sessions, reach::caches};
-use crate::api::{access::Caller, convert, error::Refusal, page_token::Pages, role::Roles};
+use crate::api::{access::Caller, convert, error::Refusal, page_token::PageTokens, role::Roles};
 
 /// After how many examined sessions a page ends, even if it is not full.
 const LOOKED_AT_MAX: usize = 20_000;
@@ -27,7 +27,7 @@ const LOOKED_AT_MAX: usize = 20_000;
 const WRITTEN_AT_ONCE: usize = 64;
 
 /// The place at which a list continues.
-struct Place {
+struct ListPosition {
     /// Index into the caches that the caller may see, in the order of [`caches`].
     cache: u32,
     /// The shard of that cache.
@@ -36,7 +36,7 @@ struct Place {
     id: Vec<u8>,
 }
 
-impl Place {
+impl ListPosition {
     const BEGINNING: Self = Self { cache: 0, part: 0, id: Vec::new() };
 
     fn write(&self) -> Vec<u8> {
@@ -77,7 +77,7 @@ impl Ord for ById {
 }
 
 /// Decides which sessions a caller is shown.
-struct Filter<'l> {
+struct Visible<'l> {
     by: &'l Caller,
     registry: &'l Registry,
     /// `None` for all server names.
@@ -88,7 +88,7 @@ struct Filter<'l> {
     granted: Option<(Arc<Account>, bool)>,
 }
 
-impl Filter<'_> {
+impl Visible<'_> {
     fn shows(&mut self, session: &Session) -> bool {
         let kind = session.kind();
         if self.server_name.is_some_and(|wanted| kind.server_name != *wanted) {
@@ -137,7 +137,7 @@ impl Sessions {
         by: &Caller,
         request: &pb::ListSessionsRequest,
     ) -> Result<pb::ListSessionsResponse, Refusal> {
-        let size = Pages::size(request.page_size)?;
+        let size = PageTokens::size(request.page_size)?;
         let _turn = self.lists.wait(by.owner()).await;
         // The registry is loaded after the wait, so that the rights are current.
         let registry = Arc::clone(&self.table.registry());
@@ -146,14 +146,15 @@ impl Sessions {
         let server_name = Some(&*request.server_name).filter(|name| !name.is_empty()).map(ServerName::new);
         let filters = ["sessions", request.context.as_str(), request.server_name.as_str()];
         let mut place = match self.pages.place(&filters, &request.page_token)? {
-            None => Place::BEGINNING,
-            Some(place) => Place::read(&place).ok_or(Refusal::PageTokenInvalid)?,
+            None => ListPosition::BEGINNING,
+            Some(place) => ListPosition::read(&place).ok_or(Refusal::PageTokenInvalid)?,
         };
         let now = self.table.now();
-        let mut filter = Filter { by, registry: &registry, server_name: server_name.as_ref(), granted: None };
+        let mut filter =
+            Visible { by, registry: &registry, server_name: server_name.as_ref(), granted: None };
         let (mut listed, mut looked_at, mut ends) = (Vec::new(), 0, true);
         'page: while let Some(cache) = caches.get(place.cache as usize) {
-            while (place.part as usize) < cache.parts() {
+            while (place.part as usize) < cache.shards() {
                 let room = size - listed.len();
                 let (some, looked) = filter.of_part(cache, place.part as usize, now, &place.id, room);
                 looked_at += looked;
@@ -166,7 +167,7 @@ impl Sessions {
                     ends = false;
                     break 'page;
                 }
-                place = Place { part: place.part + 1, id: Vec::new(), ..place };
+                place = ListPosition { part: place.part + 1, id: Vec::new(), ..place };
                 if looked_at >= LOOKED_AT_MAX {
                     ends = false;
                     break 'page;
@@ -174,7 +175,7 @@ impl Sessions {
                 // Yield, so that other calls are served meanwhile.
                 yield_now().await;
             }
-            place = Place { cache: place.cache + 1, ..Place::BEGINNING };
+            place = ListPosition { cache: place.cache + 1, ..ListPosition::BEGINNING };
         }
         let next_page_token = if ends { String::new() } else { self.pages.token(&filters, &place.write()) };
         let mut sessions = Vec::with_capacity(listed.len());
@@ -193,10 +194,10 @@ mod tests {
     #[test]
     fn places_are_read_as_they_were_written() {
         for (cache, part, id) in [(0, 0, &b""[..]), (3, 255, b"id"), (u32::MAX, u32::MAX, &[0xff; 64])] {
-            let place = Place { cache, part, id: id.to_vec() };
-            let read = Place::read(&place.write()).unwrap();
+            let place = ListPosition { cache, part, id: id.to_vec() };
+            let read = ListPosition::read(&place.write()).unwrap();
             assert_eq!((read.cache, read.part, &read.id[..]), (cache, part, id));
         }
-        assert!(Place::read(&[0; 7]).is_none());
+        assert!(ListPosition::read(&[0; 7]).is_none());
     }
 }

@@ -13,7 +13,7 @@ use crate::api::{
 
 /// State shared by consecutive lookups of one batch: the time, the last context, the last format.
 #[derive(Default)]
-pub(crate) struct Moment {
+pub(crate) struct LookupScratch {
     pub(crate) now: Now,
     /// The context of the last lookup. Its caller has the role `worker` there.
     pub(crate) context: Option<Arc<Context>>,
@@ -21,7 +21,7 @@ pub(crate) struct Moment {
     pub(crate) format: Option<Format>,
 }
 
-impl Moment {
+impl LookupScratch {
     pub(crate) fn at(now: Now) -> Self {
         Self { now, ..Self::default() }
     }
@@ -41,7 +41,7 @@ impl Moment {
 
 /// The fields of a LookupSession request, borrowed from its message.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Wanted<'r> {
+pub(crate) struct LookupRef<'r> {
     pub(crate) context: &'r str,
     pub(crate) role: i32,
     /// Hex digits, if the id is well-formed.
@@ -51,7 +51,7 @@ pub(crate) struct Wanted<'r> {
     pub(crate) binding: &'r [u8],
 }
 
-impl<'r> From<&'r pb::LookupSessionRequest> for Wanted<'r> {
+impl<'r> From<&'r pb::LookupSessionRequest> for LookupRef<'r> {
     fn from(request: &'r pb::LookupSessionRequest) -> Self {
         Self {
             context: &request.context,

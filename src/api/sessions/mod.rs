@@ -21,13 +21,13 @@ pub(crate) use calls::Sessions;
 use tls_sessiond_proto as pb;
 use tls_sessiond_proto::session_service_server::SessionService;
 use tonic::{Request, Response, Status, async_trait};
-use watch::Watched;
+use watch::SessionWatch;
 
 use crate::api::call::{Deadline, answer, caller};
 
 #[async_trait]
 impl SessionService for Sessions {
-    type WatchSessionsStream = Watched;
+    type WatchSessionsStream = SessionWatch;
 
     async fn revoke_sessions(
         &self,
@@ -47,7 +47,7 @@ impl SessionService for Sessions {
     async fn watch_sessions(
         &self,
         request: Request<pb::WatchSessionsRequest>,
-    ) -> Result<Response<Watched>, Status> {
+    ) -> Result<Response<SessionWatch>, Status> {
         let deadline = request.extensions().get::<Deadline>().copied();
         answer(self.watch(&caller(&request)?, &request.get_ref().context, deadline))
     }

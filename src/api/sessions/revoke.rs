@@ -58,7 +58,7 @@ impl Sessions {
             }
             caches = there_now;
         }
-        let mut told = Told {
+        let mut told = RevocationAudit {
             by,
             context: &request.context,
             selector,
@@ -67,7 +67,7 @@ impl Sessions {
             finished: false,
         };
         for cache in &caches {
-            for part in 0..cache.parts() {
+            for part in 0..cache.shards() {
                 for slice in cache.revoked(part).chunks(PURGED_AT_ONCE) {
                     told.removed += cache.withdraw_revoked(slice) as u64;
                     yield_now().await;
@@ -90,7 +90,7 @@ impl Sessions {
 
 /// The audit line of a revocation that is in force. It is written on drop, so that it is also
 /// written when the caller cancels the call.
-struct Told<'r> {
+struct RevocationAudit<'r> {
     by: &'r Caller,
     context: &'r str,
     selector: Selector,
@@ -101,7 +101,7 @@ struct Told<'r> {
     finished: bool,
 }
 
-impl Drop for Told<'_> {
+impl Drop for RevocationAudit<'_> {
     fn drop(&mut self) {
         tracing::info!(
             target: "audit",

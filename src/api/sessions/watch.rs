@@ -11,7 +11,7 @@ use std::{
 use tls_sessiond_core::{
     clock::WallOffset,
     connection::Table,
-    session::events::{Event, MissEvent, News, WATCHERS_MAX, Watch, What},
+    session::events::{Delivery, Event, EventKind, MissEvent, WATCHERS_MAX, Watch},
 };
 use tls_sessiond_proto as pb;
 use tls_sessiond_proto::watch_sessions_response::Event as Told;
@@ -32,10 +32,10 @@ use crate::api::{
 };
 
 /// The stream of events of one watcher.
-pub(crate) struct Watched {
+pub(crate) struct SessionWatch {
     watch: Watch,
     table: Arc<Table>,
-    waiting: VecDeque<News>,
+    waiting: VecDeque<Delivery>,
     deadline: Option<Pin<Box<Sleep>>>,
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Ready when the caller has lost the role `observer` for the contexts that it watches, or its
@@ -52,7 +52,7 @@ impl Sessions {
         by: &Arc<Caller>,
         name: &str,
         deadline: Option<Deadline>,
-    ) -> Result<Watched, Refusal> {
+    ) -> Result<SessionWatch, Refusal> {
         let registry = self.table.registry();
         let wanted = match name {
             "" => None,
@@ -67,7 +67,7 @@ impl Sessions {
         };
         let held = by.holder().watcher()?;
         let watch = registry.ledger().watchers.watch(wanted).ok_or(Refusal::WatcherLimit(WATCHERS_MAX))?;
-        Ok(Watched {
+        Ok(SessionWatch {
             watch,
             table: Arc::clone(&self.table),
             waiting: VecDeque::new(),
@@ -81,7 +81,7 @@ impl Sessions {
     }
 }
 
-impl Stream for Watched {
+impl Stream for SessionWatch {
     type Item = Result<pb::WatchSessionsResponse, Status>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -111,12 +111,12 @@ impl Stream for Watched {
     }
 }
 
-fn told(news: News, offset: WallOffset) -> pb::WatchSessionsResponse {
+fn told(news: Delivery, offset: WallOffset) -> pb::WatchSessionsResponse {
     match news {
-        News::Dropped(count) => {
+        Delivery::Dropped(count) => {
             pb::WatchSessionsResponse { event: Some(Told::Dropped(count)), ..Default::default() }
         }
-        News::Missed(miss) => {
+        Delivery::Missed(miss) => {
             let MissEvent { at, id, role, context, server_name, why } = *miss;
             let missed = pb::SessionMiss {
                 session_id_prefix: hex::string(id.prefix()),
@@ -131,13 +131,13 @@ fn told(news: News, offset: WallOffset) -> pb::WatchSessionsResponse {
                 ..Default::default()
             }
         }
-        News::Event(event) => {
+        Delivery::Event(event) => {
             let Event { at, what, facts, open_connections, data_bytes } = *event;
             let session = convert::facts(&facts, offset, open_connections, data_bytes);
             let (event, reason) = match what {
-                What::Added => (Told::Added(session), pb::RemovalReason::Unspecified),
-                What::Hit => (Told::Hit(session), pb::RemovalReason::Unspecified),
-                What::Removed(reason) => (Told::Removed(session), convert::removal_reason(reason)),
+                EventKind::Added => (Told::Added(session), pb::RemovalReason::Unspecified),
+                EventKind::Hit => (Told::Hit(session), pb::RemovalReason::Unspecified),
+                EventKind::Removed(reason) => (Told::Removed(session), convert::removal_reason(reason)),
             };
             pb::WatchSessionsResponse {
                 time: Some(convert::timestamp(offset.wall(at))),

@@ -28,8 +28,8 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Status, Streaming};
 
 use super::{
-    decode::{Batch, Next, Unread},
-    encode::Answers,
+    decode::{BatchReader, Next, Unread},
+    encode::BatchWriter,
 };
 use crate::api::{
     access::Caller,
@@ -41,7 +41,7 @@ use crate::api::{
     role::Roles,
     sessions::{
         Sessions,
-        lookup::{Moment, Wanted, missed},
+        lookup::{LookupRef, LookupScratch, missed},
     },
 };
 
@@ -80,7 +80,7 @@ pub(crate) struct Attach {
     /// expired.
     lost: PollOnWake<dyn Future<Output = Refusal> + Send>,
     /// The calls of the current batch that are not yet answered.
-    batch: Batch,
+    batch: BatchReader,
     /// Counts the bytes of the batch's message for the caller's identity.
     held: Held,
     /// How many of the next calls are prefetched.
@@ -91,17 +91,17 @@ pub(crate) struct Attach {
     room: usize,
     /// Set when the stream yields to other streams although calls remain.
     pause: bool,
-    phase: Phase,
-    calls: Calls,
+    phase: AttachPhase,
+    calls: AttachCalls,
 }
 
-enum Phase {
+enum AttachPhase {
     Running,
     Ending(Option<Status>),
 }
 
 /// State of the calls of one stream: what they need, and the connections that they made.
-pub(crate) struct Calls {
+pub(crate) struct AttachCalls {
     connections: Arc<Connections>,
     sessions: Arc<Sessions>,
     by: Arc<Caller>,
@@ -114,7 +114,7 @@ pub(crate) struct Calls {
     /// Connection ids by alias.
     aliases: HashMap<String, String>,
     /// Scratch state shared by the lookups of one message.
-    moment: Moment,
+    moment: LookupScratch,
 }
 
 /// The result of a call that succeeded.
@@ -124,7 +124,7 @@ enum Done {
     Other(Answered),
 }
 
-impl Calls {
+impl AttachCalls {
     /// # Errors
     /// [`Refusal::CallLimit`] or [`Refusal::OwnerCallLimit`] when too many Attach streams are open.
     pub(crate) fn new(
@@ -141,12 +141,12 @@ impl Calls {
             made: HashMap::new(),
             order: VecDeque::new(),
             aliases: HashMap::new(),
-            moment: Moment::default(),
+            moment: LookupScratch::default(),
         })
     }
 
     /// Executes a call and appends its answer. A call with id 0 gets an answer only if it fails.
-    fn answer(&mut self, next: Next<'_>, to: &mut Answers) {
+    fn answer(&mut self, next: Next<'_>, to: &mut BatchWriter) {
         let (id, told, result) = match next {
             Next::Lookup(id, wanted) => (id, Told::of_lookup(id), self.look(wanted)),
             Next::Other(mut call) => (call.id, Told::of(&mut call), self.call(call)),
@@ -163,11 +163,11 @@ impl Calls {
     }
 
     /// Prefetches the sessions of the next lookups.
-    fn expect(&mut self, batch: &Batch) {
+    fn expect(&mut self, batch: &BatchReader) {
         self.sessions.expect(&self.by, &mut self.moment, batch.ahead());
     }
 
-    fn look(&mut self, wanted: Wanted<'_>) -> Result<Done, Refusal> {
+    fn look(&mut self, wanted: LookupRef<'_>) -> Result<Done, Refusal> {
         Ok(match self.sessions.look(&self.by, &mut self.moment, wanted)? {
             Ok(session) => Done::Found(session),
             Err(miss) => Done::Other(Answered::LookupSession(missed(miss).into())),
@@ -264,7 +264,7 @@ impl Calls {
     /// caller has lost its role by then.
     fn forget_if_gone(&mut self, id: &str) {
         if let Ok(id) = convert::connection_id(id)
-            && self.connections.opener.table.look(id, |_, _| ()).is_err()
+            && self.connections.opener.table.inspect(id, |_, _| ()).is_err()
             && let Some(Some(alias)) = self.made.remove(&id)
         {
             self.aliases.remove(&alias);
@@ -272,7 +272,7 @@ impl Calls {
     }
 }
 
-impl Drop for Calls {
+impl Drop for AttachCalls {
     /// Frees the connections that the worker left. A few are freed here. Many are freed slice by
     /// slice in a task, so that the thread can serve other workers in between.
     fn drop(&mut self) {
@@ -377,7 +377,7 @@ fn connection_id(method: &mut Method) -> Option<&mut String> {
 impl Attach {
     pub(crate) fn new(
         requests: Streaming<pb::codec::Calls>,
-        calls: Calls,
+        calls: AttachCalls,
         deadline: Option<Pin<Box<Sleep>>>,
         draining: WaitForCancellationFutureOwned,
     ) -> Self {
@@ -391,13 +391,13 @@ impl Attach {
             deadline,
             draining,
             lost,
-            batch: Batch::default(),
+            batch: BatchReader::default(),
             held,
             expected: 0,
             quarter: QUARTER_MIN,
             room: 0,
             pause: false,
-            phase: Phase::Running,
+            phase: AttachPhase::Running,
             calls,
         }
     }
@@ -406,7 +406,7 @@ impl Attach {
     /// its calls are answered.
     fn take(&mut self, message: Bytes) -> Result<(), Status> {
         self.held.resize(message.len())?;
-        let batch = Batch::read(message).map_err(|unread| match unread {
+        let batch = BatchReader::read(message).map_err(|unread| match unread {
             Unread::TooMany(calls) => Refusal::BatchTooLarge(calls).into(),
             Unread::Malformed(err) => malformed(&err),
         })?;
@@ -418,17 +418,17 @@ impl Attach {
 
     /// Executes the next calls of the batch and returns their answers. Returns `None` if there are
     /// no answers; calls may remain even then.
-    fn answers(&mut self) -> Option<Answers> {
+    fn answers(&mut self) -> Option<BatchWriter> {
         if self.batch.len() == 0 {
             // All calls are answered, so the memory of their message is released.
             if self.held.bytes() > 0 {
-                self.batch = Batch::default();
+                self.batch = BatchReader::default();
                 self.held.shrink(0);
             }
             return None;
         }
         self.calls.moment.begin(self.calls.sessions.table.now());
-        let mut answers = Answers::with_room(self.room);
+        let mut answers = BatchWriter::with_room(self.room);
         let mut begun = None;
         while answers.count() < self.quarter && answers.len() < ANSWERS_BYTES {
             if self.expected == 0 && self.batch.len() >= EXPECTED_MIN {
@@ -449,7 +449,7 @@ impl Attach {
                         break;
                     }
                 }
-                Some(Err(err)) => self.phase = Phase::Ending(Some(malformed(&err))),
+                Some(Err(err)) => self.phase = AttachPhase::Ending(Some(malformed(&err))),
                 None => break,
             }
         }
@@ -457,7 +457,7 @@ impl Attach {
         if answers.count() == 0 {
             return None;
         }
-        // The next message is about as long. `Answers::found` reserves more than it writes, hence
+        // The next message is about as long. `BatchWriter::found` reserves more than it writes, hence
         // the reserve for the last answer.
         self.room = (answers.len() + ROOM_MORE).min(ROOM_MAX);
         Some(answers)
@@ -483,35 +483,35 @@ impl Stream for Attach {
                 return Poll::Ready(Some(Ok(answers.into())));
             }
             // The time is used up, and none of the calls so far has an answer.
-            if this.batch.len() > 0 && matches!(this.phase, Phase::Running) {
+            if this.batch.len() > 0 && matches!(this.phase, AttachPhase::Running) {
                 this.pause = true;
                 continue;
             }
-            if let Phase::Ending(status) = &mut this.phase {
+            if let AttachPhase::Ending(status) = &mut this.phase {
                 return Poll::Ready(status.take().map(Err));
             }
             if this.deadline.as_mut().is_some_and(|deadline| Pin::new(deadline).poll(cx).is_ready()) {
-                this.phase = Phase::Ending(Some(Refusal::DeadlineExceeded.into()));
+                this.phase = AttachPhase::Ending(Some(Refusal::DeadlineExceeded.into()));
                 continue;
             }
             if let Poll::Ready(refusal) = Pin::new(&mut this.lost).poll(cx) {
-                this.phase = Phase::Ending(Some(refusal.into()));
+                this.phase = AttachPhase::Ending(Some(refusal.into()));
                 continue;
             }
             if this.draining.as_mut().is_some_and(|draining| Pin::new(draining).poll(cx).is_ready()) {
                 this.draining = None;
-                return Poll::Ready(Some(Ok(Answers::draining().into())));
+                return Poll::Ready(Some(Ok(BatchWriter::draining().into())));
             }
             match ready!(Pin::new(&mut this.requests).poll_next(cx)) {
                 Some(Ok(pb::codec::Calls(message))) => {
                     if let Err(status) = this.take(message) {
-                        this.phase = Phase::Ending(Some(status));
+                        this.phase = AttachPhase::Ending(Some(status));
                     }
                 }
                 Some(Err(status)) => {
-                    this.phase = Phase::Ending(Some(described(&status)));
+                    this.phase = AttachPhase::Ending(Some(described(&status)));
                 }
-                None => this.phase = Phase::Ending(None),
+                None => this.phase = AttachPhase::Ending(None),
             }
         }
     }

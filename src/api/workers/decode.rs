@@ -18,16 +18,16 @@ use tls_sessiond_proto::{
 };
 
 use crate::api::limits::BATCH_MAX;
-use crate::api::sessions::lookup::Wanted;
+use crate::api::sessions::lookup::LookupRef;
 
 /// The calls of a message that are not yet read.
 #[derive(Default)]
-pub(crate) struct Batch {
+pub(crate) struct BatchReader {
     message: Bytes,
-    calls: Calls,
+    calls: RemainingCalls,
 }
 
-enum Calls {
+enum RemainingCalls {
     /// The message has nothing but calls. `left` calls remain, one after the other, from offset
     /// `at` on.
     Lying { left: usize, at: usize },
@@ -35,7 +35,7 @@ enum Calls {
     Read(vec::IntoIter<pb::Call>),
 }
 
-impl Default for Calls {
+impl Default for RemainingCalls {
     fn default() -> Self {
         Self::Lying { left: 0, at: 0 }
     }
@@ -44,7 +44,7 @@ impl Default for Calls {
 /// The next call.
 pub(crate) enum Next<'b> {
     /// The id of a call, and its lookup.
-    Lookup(u64, Wanted<'b>),
+    Lookup(u64, LookupRef<'b>),
     Other(pb::Call),
 }
 
@@ -55,7 +55,7 @@ pub(crate) enum Unread {
     Malformed(DecodeError),
 }
 
-impl Batch {
+impl BatchReader {
     /// Counts the calls of a message without allocating. [`Self::next`] decodes them one by one.
     ///
     /// # Errors
@@ -68,10 +68,10 @@ impl Batch {
             return Err(Unread::TooMany(calls));
         }
         let calls = match lying {
-            Some(left) => Calls::Lying { left, at: 0 },
+            Some(left) => RemainingCalls::Lying { left, at: 0 },
             None => {
                 let read = pb::AttachRequest::decode(message.clone()).map_err(Unread::Malformed)?;
-                Calls::Read(read.calls.into_iter())
+                RemainingCalls::Read(read.calls.into_iter())
             }
         };
         Ok(Self { message, calls })
@@ -80,17 +80,17 @@ impl Batch {
     /// Returns the number of calls that are not yet read.
     pub(crate) fn len(&self) -> usize {
         match &self.calls {
-            Calls::Lying { left, .. } => *left,
-            Calls::Read(calls) => calls.len(),
+            RemainingCalls::Lying { left, .. } => *left,
+            RemainingCalls::Read(calls) => calls.len(),
         }
     }
 
     /// Returns the next lookups, up to the first call that the fast path does not decode. Consumes
     /// none of them.
-    pub(crate) fn ahead(&self) -> impl Iterator<Item = Wanted<'_>> {
+    pub(crate) fn ahead(&self) -> impl Iterator<Item = LookupRef<'_>> {
         let (left, at) = match self.calls {
-            Calls::Lying { left, at } => (left, at),
-            Calls::Read(_) => (0, 0),
+            RemainingCalls::Lying { left, at } => (left, at),
+            RemainingCalls::Read(_) => (0, 0),
         };
         let mut rest = self.message.get(at..).unwrap_or_default();
         (0..left).map_while(move |_| {
@@ -102,9 +102,9 @@ impl Batch {
     /// Reads the next call. After an error there are no more calls.
     pub(crate) fn next(&mut self) -> Option<Result<Next<'_>, DecodeError>> {
         let (left, at) = match &mut self.calls {
-            Calls::Lying { left: 0, .. } => return None,
-            Calls::Lying { left, at } => (left, at),
-            Calls::Read(calls) => return calls.next().map(|call| Ok(Next::Other(call))),
+            RemainingCalls::Lying { left: 0, .. } => return None,
+            RemainingCalls::Lying { left, at } => (left, at),
+            RemainingCalls::Read(calls) => return calls.next().map(|call| Ok(Next::Other(call))),
         };
         // `count` has seen this call, so the message has it.
         let mut rest = self.message.get(*at + KEY..)?;
@@ -177,7 +177,7 @@ fn count_among_others(message: &[u8]) -> usize {
 
 /// Decodes a `Call` that has nothing but its id and a `LookupSessionRequest`. Returns `None` for
 /// any other call, and where a field is out of order, repeated or malformed.
-fn lookup(call: &[u8]) -> Option<(u64, Wanted<'_>)> {
+fn lookup(call: &[u8]) -> Option<(u64, LookupRef<'_>)> {
     let mut rest = call;
     let mut id = 0;
     if let Some((&ID, after)) = rest.split_first() {
@@ -190,7 +190,7 @@ fn lookup(call: &[u8]) -> Option<(u64, Wanted<'_>)> {
     if !rest.is_empty() {
         return None;
     }
-    let mut wanted = Wanted::default();
+    let mut wanted = LookupRef::default();
     let mut last = 0;
     while let Some((&key, after)) = fields.split_first() {
         if key <= last {
@@ -244,7 +244,7 @@ mod tests {
     /// Returns the calls as the generated types have them, and how many of them the fast path
     /// decoded. Checks that the first lookup of `ahead` is the next call.
     fn read(message: &[u8]) -> Result<(Vec<pb::Call>, usize), String> {
-        let mut batch = Batch::read(message.to_vec().into()).map_err(|unread| match unread {
+        let mut batch = BatchReader::read(message.to_vec().into()).map_err(|unread| match unread {
             Unread::TooMany(count) => format!("{count} calls"),
             Unread::Malformed(err) => err.to_string(),
         })?;

@@ -23,12 +23,12 @@ use crate::api::convert::version_value;
 
 /// The encoded answers of one `AttachResponse`.
 #[derive(Default)]
-pub(crate) struct Answers {
+pub(crate) struct BatchWriter {
     bytes: Vec<u8>,
     count: usize,
 }
 
-impl Answers {
+impl BatchWriter {
     /// Returns an empty message with capacity for `bytes` bytes.
     pub(crate) fn with_room(bytes: usize) -> Self {
         Self { bytes: Vec::with_capacity(bytes), count: 0 }
@@ -169,8 +169,8 @@ fn value(from: i32) -> u64 {
     i64::from(from).cast_unsigned()
 }
 
-impl From<Answers> for pb::codec::Answers {
-    fn from(answers: Answers) -> Self {
+impl From<BatchWriter> for pb::codec::Answers {
+    fn from(answers: BatchWriter) -> Self {
         Self(answers.bytes)
     }
 }
@@ -182,7 +182,7 @@ mod tests {
     use super::*;
     use crate::api::convert;
     use tls_sessiond_core::{
-        cache::{Cache, Plan, shared::Ledger},
+        cache::{Cache, Plan, shared::SharedState},
         clock::{Clock, ManualClock, Now, Step, Timestamp},
         session::{Format, NewSession, Secret, SessionId, stats::Account},
         store::memory::Limits,
@@ -210,7 +210,7 @@ mod tests {
             limits,
             session_bytes_max: 1 << 20,
         };
-        Cache::new(&plan, &Arc::new(Ledger::new(limits))).put(new, NOW).unwrap()
+        Cache::new(&plan, &Arc::new(SharedState::new(limits))).put(new, NOW).unwrap()
     }
 
     fn new(id: &[u8], secret: &[u8]) -> NewSession {
@@ -269,7 +269,7 @@ mod tests {
             for (id, open) in [(1, 0), (127, 1), (128, 300), (u64::MAX, 0)] {
                 (0..open).for_each(|_| session.hold());
                 let answer = generated(id, session, offset);
-                let mut answers = Answers::default();
+                let mut answers = BatchWriter::default();
                 answers.found(id, session, offset);
                 answers.push(&answer);
                 let same = pb::AttachResponse { answers: vec![answer.clone(), answer], draining: false };
@@ -277,7 +277,7 @@ mod tests {
             }
         }
         let draining = pb::AttachResponse { answers: Vec::new(), draining: true };
-        assert_eq!(Answers::draining().bytes, draining.encode_to_vec());
+        assert_eq!(BatchWriter::draining().bytes, draining.encode_to_vec());
     }
 
     /// Fails when the contract gets a field that this file does not write.

@@ -17,7 +17,7 @@ use super::{
     connections::Connections,
     error::Refusal,
     sessions::Sessions,
-    workers::attach::{Attach, Calls},
+    workers::attach::{Attach, AttachCalls},
 };
 
 /// Holds the state that the streams of WorkerService share.
@@ -41,7 +41,7 @@ impl WorkerService for Workers {
         let by = caller(&request)?;
         let deadline =
             request.extensions().get::<Deadline>().map(|deadline| Box::pin(sleep_until(deadline.0)));
-        let calls = Calls::new(Arc::clone(&self.connections), Arc::clone(&self.sessions), by)?;
+        let calls = AttachCalls::new(Arc::clone(&self.connections), Arc::clone(&self.sessions), by)?;
         let draining = self.draining.clone().cancelled_owned();
         Ok(Response::new(Attach::new(request.into_inner(), calls, deadline, draining)))
     }

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     api::{access::Caller, error::Refusal, quota::Held},
     server::{
-        admission::{Answer, Edge},
+        admission::{Admission, Answer},
         message::LONG,
     },
 };
@@ -97,7 +97,7 @@ impl Call {
     pub(crate) fn begin(
         request: Request<RecvStream>,
         respond: SendResponse<Piece>,
-        edge: &Edge,
+        edge: &Admission,
         outbox: &Arc<Outbox>,
     ) -> Self {
         let holder = edge.caller.holder();

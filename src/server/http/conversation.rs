@@ -19,7 +19,7 @@ use super::{
     call::Call,
     outbox::{Outbox, Piece},
 };
-use crate::server::{admission::Edge, write_buffer::Turn};
+use crate::server::{admission::Admission, write_buffer::FlushHandle};
 
 /// How long a connection may be silent before the daemon sends a PING, and how long the peer may
 /// take to answer it.
@@ -30,9 +30,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(20);
 pub(crate) struct Conversation<'t, I> {
     connection: Connection<I, Piece>,
     life: Option<KeepAlive>,
-    edge: Edge,
+    edge: Admission,
     outbox: Arc<Outbox>,
-    turn: &'t Turn,
+    turn: &'t FlushHandle,
 }
 
 impl<'t, I: AsyncRead + AsyncWrite + Unpin> Conversation<'t, I> {
@@ -43,8 +43,8 @@ impl<'t, I: AsyncRead + AsyncWrite + Unpin> Conversation<'t, I> {
     pub(crate) async fn begin(
         protocol: &Builder,
         socket: I,
-        edge: Edge,
-        turn: &'t Turn,
+        edge: Admission,
+        turn: &'t FlushHandle,
     ) -> Result<Self, h2::Error> {
         let mut connection = protocol.handshake(socket).await?;
         let life = connection.ping_pong().map(|pings| KeepAlive::new(pings, SILENT_MAX, ANSWER_MAX));

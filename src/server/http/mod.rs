@@ -33,13 +33,13 @@ use tokio::{
 
 use self::conversation::Conversation;
 use super::{
-    admission::Edge,
-    busy_poll::Lookout,
+    admission::Admission,
+    busy_poll::BusyPoll,
     listen::{Accepted, Beyond, Known},
     preface::{Greeted, preface},
     router::Services,
     tls::Acceptor,
-    write_buffer::Turn,
+    write_buffer::FlushHandle,
 };
 use crate::{
     api::{
@@ -165,9 +165,9 @@ impl Http {
     }
 
     /// Returns the admission of one caller's calls.
-    pub(crate) fn edge(&self, peer: Peer, beyond: Option<Beyond>) -> Edge {
+    pub(crate) fn edge(&self, peer: Peer, beyond: Option<Beyond>) -> Admission {
         let Gate { access, streams, stream_totals, accounts, table, .. } = &self.gate;
-        Edge {
+        Admission {
             beyond,
             services: self.services.clone(),
             caller: Arc::new(Caller::new(peer, access, &table.registry(), streams, stream_totals, accounts)),
@@ -182,7 +182,7 @@ impl Http {
     /// * `shutdown.abort` is cancelled.
     ///
     /// Reports each turn of the connection to `lookout`.
-    pub(crate) async fn serve(self, accepted: Accepted, shutdown: Shutdown, lookout: Arc<Lookout>) {
+    pub(crate) async fn serve(self, accepted: Accepted, shutdown: Shutdown, lookout: Arc<BusyPoll>) {
         let beyond = accepted.beyond();
         // Held to the end, because the connection counts as open until then.
         let (socket, known, _counted) = match accepted.adopt() {
@@ -231,7 +231,7 @@ impl Http {
         }
     }
 
-    async fn converse<I>(self, socket: Greeted<I>, turn: &Turn, edge: Edge, shutdown: &Shutdown)
+    async fn converse<I>(self, socket: Greeted<I>, turn: &FlushHandle, edge: Admission, shutdown: &Shutdown)
     where
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
@@ -301,7 +301,10 @@ async fn farewell<I: AsyncRead + AsyncWrite + Unpin>(mut socket: I) -> io::Resul
 }
 
 /// Polls a connection until it ends, and flushes its socket after each poll.
-async fn turns<C>(connection: &mut Pin<&mut C>, turn: &Turn) -> Result<(), Box<dyn Error + Send + Sync>>
+async fn turns<C>(
+    connection: &mut Pin<&mut C>,
+    turn: &FlushHandle,
+) -> Result<(), Box<dyn Error + Send + Sync>>
 where
     C: Future<Output = Result<(), h2::Error>>,
 {

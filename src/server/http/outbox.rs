@@ -27,13 +27,13 @@ const SENT: usize = 16 << 10;
 /// The unwritten answer bytes of one connection, and the calls that wait for room.
 pub(crate) struct Outbox {
     held: AtomicUsize,
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<WaitingCalls>,
     holder: Arc<Holder>,
 }
 
 /// Calls that have more to send than there is room for, in the order in which they began to wait.
 #[derive(Default)]
-struct Waiting {
+struct WaitingCalls {
     next: u64,
     calls: BTreeMap<u64, Waker>,
 }

@@ -145,7 +145,7 @@ struct New {
 
 /// The criteria of a lookup: matching ones, or with one that differs.
 #[derive(Clone, Copy, Debug)]
-enum Terms {
+enum ResumeCriteria {
     Good,
     OtherFormat,
     OtherBinding,
@@ -155,7 +155,7 @@ enum Terms {
 #[derive(Clone, Copy, Debug)]
 enum Op {
     Put(At, New),
-    Find(At, u8, u8, Terms),
+    Find(At, u8, u8, ResumeCriteria),
     Newest(At, u8),
     Remove(At, u8),
     Explain(At, u8),
@@ -203,10 +203,10 @@ fn op() -> impl Strategy<Value = Op> {
         },
     );
     let terms = prop_oneof![
-        6 => Just(Terms::Good),
-        1 => Just(Terms::OtherFormat),
-        1 => Just(Terms::OtherBinding),
-        1 => Just(Terms::OtherVersion)
+        6 => Just(ResumeCriteria::Good),
+        1 => Just(ResumeCriteria::OtherFormat),
+        1 => Just(ResumeCriteria::OtherBinding),
+        1 => Just(ResumeCriteria::OtherVersion)
     ];
     prop_oneof![
         14 => (at(), new).prop_map(|(at, new)| Op::Put(at, new)),

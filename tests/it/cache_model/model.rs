@@ -7,7 +7,9 @@ use std::{
 
 use tls_sessiond_core::{
     cache::revocation::Selector,
-    session::{Format, Kind, LIFETIME_MAX, Miss, OVERHEAD, PeerIdentity, RemovalReason, stats::Account},
+    session::{
+        Attributes, Format, LIFETIME_MAX, Miss, OVERHEAD, PeerIdentity, RemovalReason, stats::Account,
+    },
     store::memory::Limits,
 };
 use tls_sessiond_types::{Role, Version, server_name::ServerName};
@@ -111,7 +113,7 @@ impl Held {
             let (dns_name, uri) = (self.peer.dns_name().to_owned(), self.peer.uri().to_owned());
             Arc::new(PeerIdentity { dns_names: vec![dns_name], uris: vec![uri], ..PeerIdentity::default() })
         });
-        let kind = Kind {
+        let kind = Attributes {
             role: Role::Server,
             version: Version::Tls12,
             cipher_suite: self.serial.to_string().into(),

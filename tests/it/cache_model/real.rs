@@ -5,12 +5,12 @@ use std::sync::Arc;
 use tls_sessiond_core::{
     cache::revocation::Selector,
     clock::{Now, Timestamp, WallTime},
-    session::{Facts, Format, Miss, PeerIdentity, RemovalReason, SessionId, Terms},
+    session::{Format, Miss, PeerIdentity, RemovalReason, ResumeCriteria, SessionId, SessionInfo},
 };
 use tls_sessiond_types::Version;
 
 use super::{
-    Terms as AskedOn,
+    ResumeCriteria as AskedOn,
     model::{Peer, server_name},
 };
 
@@ -36,7 +36,7 @@ pub(super) fn reading(millis: u64) -> Now {
 
 /// Returns the serial of a session. The test stores it as the cipher suite, which these lookups do
 /// not compare.
-pub(super) fn serial(session: &Facts) -> u32 {
+pub(super) fn serial(session: &SessionInfo) -> u32 {
     session.kind.cipher_suite.parse().unwrap()
 }
 
@@ -73,9 +73,9 @@ pub(super) fn selector(number: u8) -> Selector {
 }
 
 /// Returns the criteria of a lookup.
-pub(super) fn terms<'a>(terms: AskedOn, name: u8, version: Version, other: &'a Format) -> Terms<'a> {
+pub(super) fn terms<'a>(terms: AskedOn, name: u8, version: Version, other: &'a Format) -> ResumeCriteria<'a> {
     const BOTH: &[Version] = &[Version::Tls12, Version::Tls13];
-    let good = Terms {
+    let good = ResumeCriteria {
         format: &Format::Rustls,
         binding: b"",
         versions: BOTH,
@@ -84,10 +84,10 @@ pub(super) fn terms<'a>(terms: AskedOn, name: u8, version: Version, other: &'a F
     };
     match terms {
         AskedOn::Good => good,
-        AskedOn::OtherFormat => Terms { format: other, ..good },
-        AskedOn::OtherBinding => Terms { binding: b"other", ..good },
-        AskedOn::OtherVersion if version == Version::Tls12 => Terms { versions: &BOTH[1..], ..good },
-        AskedOn::OtherVersion => Terms { versions: &BOTH[..1], ..good },
+        AskedOn::OtherFormat => ResumeCriteria { format: other, ..good },
+        AskedOn::OtherBinding => ResumeCriteria { binding: b"other", ..good },
+        AskedOn::OtherVersion if version == Version::Tls12 => ResumeCriteria { versions: &BOTH[1..], ..good },
+        AskedOn::OtherVersion => ResumeCriteria { versions: &BOTH[..1], ..good },
     }
 }
 

@@ -10,7 +10,7 @@ use tls_sessiond_core::{
 use tls_sessiond_types::{Role, Version};
 
 use super::{
-    IDS, Setup, Terms as AskedOn,
+    IDS, ResumeCriteria as AskedOn, Setup,
     model::{Held, Key, ModelCache, Peer},
     real::{id, seconds, serial, terms},
     world::{TOTAL, World},

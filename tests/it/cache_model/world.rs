@@ -16,7 +16,7 @@ use tls_sessiond_core::{
     context::Registry,
     session::{
         Format, Miss, NewSession, RemovalReason, Secret, Session,
-        events::{Event, News, Watch, What},
+        events::{Delivery, Event, EventKind, Watch},
         stats::Account,
     },
     store::memory::Limits,
@@ -24,7 +24,7 @@ use tls_sessiond_core::{
 use tls_sessiond_types::Version;
 
 use super::{
-    At, BYTES, New, Op, SESSIONS, Setup, Terms as AskedOn,
+    At, BYTES, New, Op, ResumeCriteria as AskedOn, SESSIONS, Setup,
     model::{Held, Model, server_name},
     real::{START, at, id, identity, peer, reading, reason, seconds, selector, serial, terms, version},
 };
@@ -162,14 +162,14 @@ impl World {
             self.leaves(&heard.next().unwrap(), RemovalReason::Expired);
         }
         self.model.caches[cache].sessions.push(held.clone());
-        while let Some(event) = heard.next_if(|event| event.what != What::Added) {
+        while let Some(event) = heard.next_if(|event| event.what != EventKind::Added) {
             assert!(self.model.caches[cache].over_limits(), "an eviction was not necessary: {event:?}");
             assert_ne!(serial(&event.facts), held.serial, "the session put last was evicted");
             assert_eq!(self.leaves(&event, RemovalReason::CacheFull), cache);
         }
         assert!(!self.model.caches[cache].over_limits());
         let added = heard.next().unwrap();
-        assert_eq!((added.what, serial(&added.facts)), (What::Added, held.serial));
+        assert_eq!((added.what, serial(&added.facts)), (EventKind::Added, held.serial));
         for event in heard {
             assert!(self.model.exceeds(&TOTAL), "an eviction was not necessary: {event:?}");
             assert_ne!(serial(&event.facts), held.serial, "the session put last was evicted");
@@ -238,7 +238,7 @@ impl World {
             self.leaves(&heard.next().unwrap(), RemovalReason::Taken);
         }
         let hit = heard.next().unwrap();
-        assert_eq!((hit.what, serial(&hit.facts)), (What::Hit, held.serial));
+        assert_eq!((hit.what, serial(&hit.facts)), (EventKind::Hit, held.serial));
     }
 
     fn newest(&mut self, which: At, name: u8) {
@@ -325,7 +325,7 @@ impl World {
         self.caches[cache].revoke(selector(number), at(before));
         self.model.caches[cache].revocations.push((selector(number), before));
         if purge {
-            let parts = 0..self.caches[cache].parts();
+            let parts = 0..self.caches[cache].shards();
             let purged: usize = parts.map(|part| self.caches[cache].purge(part)).sum();
             let heard = self.heard();
             assert_eq!(purged, heard.len());
@@ -356,9 +356,9 @@ impl World {
     pub(super) fn heard(&self) -> Vec<Event> {
         let Poll::Ready(news) = self.watch.poll(Waker::noop()) else { return Vec::new() };
         let event = |news| match news {
-            News::Event(event) => *event,
-            News::Missed(miss) => panic!("{miss:?} was published, but no call here publishes misses"),
-            News::Dropped(missed) => panic!("{missed} events were dropped"),
+            Delivery::Event(event) => *event,
+            Delivery::Missed(miss) => panic!("{miss:?} was published, but no call here publishes misses"),
+            Delivery::Dropped(missed) => panic!("{missed} events were dropped"),
         };
         news.into_iter().map(event).collect()
     }
@@ -366,7 +366,7 @@ impl World {
     /// Checks the event of a removal and removes the session from the model. Returns the index of
     /// its cache.
     pub(super) fn leaves(&mut self, event: &Event, reason: RemovalReason) -> usize {
-        assert_eq!(event.what, What::Removed(reason));
+        assert_eq!(event.what, EventKind::Removed(reason));
         let serial = serial(&event.facts);
         let cache =
             self.model.holder(serial).unwrap_or_else(|| panic!("{event:?} reports an unknown session"));

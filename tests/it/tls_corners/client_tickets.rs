@@ -62,8 +62,8 @@ fn visit(table: &Table, folder: &Path, version: &'static SupportedProtocolVersio
         to_server = output.ciphertext;
     }
     assert_eq!(state(table, id), State::Established);
-    let reused = table.look(id, |connection, _| connection.session_reused()).unwrap();
-    table.apply(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+    let reused = table.inspect(id, |connection, _| connection.session_reused()).unwrap();
+    table.with(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
     table.free(id).unwrap();
     reused
 }

@@ -40,7 +40,7 @@ fn close_notify_ends_only_a_tls13_handshake() {
         let flight = if ticket.is_some() { hello.flight() } else { old_hello(&[0xc02b]) };
         send(&table, id, &flight);
         let output = send(&table, id, &CLOSE_NOTIFY);
-        let flags = table.look(id, |connection, _| connection.shutdown_flags()).unwrap();
+        let flags = table.inspect(id, |connection, _| connection.shutdown_flags()).unwrap();
         assert_eq!((output.alert, output.ciphertext.len()), (None, 0), "TLS {version}");
         if version == "1.3" {
             assert!(flags.received && state(&table, id) == State::Failed, "TLS {version}");
@@ -169,7 +169,7 @@ fn engine_sends_nothing_after_its_close_notify() {
     for version in ["1.2", "1.3"] {
         let mut pair = Pair::with_client(version);
         let mut close = Vec::new();
-        pair.table.apply(pair.id, |connection, _| connection.shutdown(&mut close)).unwrap();
+        pair.table.with(pair.id, |connection, _| connection.shutdown(&mut close)).unwrap();
         assert!(!close.is_empty());
         // A damaged record, which rustls answers with an alert.
         pair.peer.writer().write_all(b"damaged on its way").unwrap();
@@ -180,7 +180,7 @@ fn engine_sends_nothing_after_its_close_notify() {
     }
     // A KeyUpdate that requests one in return.
     let mut pair = Pair::with_client("1.3");
-    pair.table.apply(pair.id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+    pair.table.with(pair.id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
     pair.peer.refresh_traffic_keys().unwrap();
     let update = pair.said();
     assert!(send(&pair.table, pair.id, &update).ciphertext.is_empty());
@@ -198,7 +198,7 @@ fn warnings_and_incomplete_hellos_report_no_alert() {
     let hello = PskHello::offering(&[]).flight();
     send(&table, id, &hello[..40]);
     let end = Input { end_of_stream: true, ..Input::default() };
-    let output = table.apply(id, |connection, now| connection.exchange(end, now)).unwrap();
+    let output = table.with(id, |connection, now| connection.exchange(end, now)).unwrap();
     assert_eq!((output.alert, output.ciphertext.len(), state(&table, id)), (None, 0, State::Failed));
     assert!(!failure(&table, id).contains("alert"), "{}", failure(&table, id));
 }

@@ -185,7 +185,7 @@ fn trailing_dot_of_a_server_name_is_ignored() {
     let id = server(&table);
     let dotted = PskHello { server_name: Some("LocalHost."), ..PskHello::offering(&[&ticket]) };
     let output = send(&table, id, &dotted.flight());
-    let name = table.look(id, |connection, _| connection.server_name().to_string()).unwrap();
+    let name = table.inspect(id, |connection, _| connection.server_name().to_string()).unwrap();
     assert_eq!((output.alert, name.as_str()), (None, "localhost"));
     // rustls compares names as they were sent and would not resume, so no ticket is consumed.
     assert_eq!((resumed(first_message(&output.ciphertext)), cached(&table)), (None, before));

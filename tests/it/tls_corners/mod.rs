@@ -30,16 +30,16 @@ use crate::{
 
 fn send(table: &Table, id: ConnectionId, ciphertext: &[u8]) -> Output {
     let input = Input { ciphertext, ..Input::default() };
-    table.apply(id, |connection, now| connection.exchange(input, now)).unwrap()
+    table.with(id, |connection, now| connection.exchange(input, now)).unwrap()
 }
 
 fn state(table: &Table, id: ConnectionId) -> State {
-    table.look(id, |connection, _| connection.state()).unwrap()
+    table.inspect(id, |connection, _| connection.state()).unwrap()
 }
 
 /// Returns the reason of the failure.
 fn failure(table: &Table, id: ConnectionId) -> String {
-    let again = table.apply(id, |connection, now| connection.exchange(Input::default(), now));
+    let again = table.with(id, |connection, now| connection.exchange(Input::default(), now));
     again.unwrap_err().to_string()
 }
 
@@ -83,7 +83,7 @@ fn plain_config(folder: &Path, versions: &[&'static SupportedProtocolVersion]) -
 fn tickets(table: &Table, roots: &RootCertStore, suite: u16) -> Vec<Ticket> {
     let before = all_tickets(table);
     let (_, id, _) = connect(table, &client(roots, |ours| ours == suite), usize::MAX);
-    table.apply(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+    table.with(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
     table.free(id).unwrap();
     let known = |ticket: &Ticket| before.iter().any(|other| other.identity == ticket.identity);
     all_tickets(table).into_iter().filter(|ticket| !known(ticket)).collect()

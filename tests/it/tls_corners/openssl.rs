@@ -87,10 +87,10 @@ fn handshake(
 fn session_is_not_resumed_across_extended_master_secret() {
     let (table, _) = with_roots("versions = [\"1.2\"]");
     let closed = |id| {
-        table.apply(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+        table.with(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
         table.free(id).unwrap();
     };
-    let reused = |id| table.look(id, |connection, _| connection.session_reused()).unwrap();
+    let reused = |id| table.inspect(id, |connection, _| connection.session_reused()).unwrap();
     // RFC 7627 section 5.3: a hello with the extension makes a full handshake if the session lacks
     // it.
     let (session, id, _) = handshake(&table, false, None);

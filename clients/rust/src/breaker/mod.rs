@@ -18,13 +18,13 @@ use crate::breaker::backoff::Backoff;
 /// Decides whether a lookup is sent. The caller passes the time.
 #[derive(Debug)]
 pub(super) struct Breaker {
-    state: State,
+    state: BreakerState,
     threshold: u32,
     backoff: Backoff,
 }
 
 #[derive(Debug)]
-enum State {
+enum BreakerState {
     /// The number of consecutive timeouts.
     Closed(u32),
     /// No lookup is sent before this time.
@@ -55,38 +55,38 @@ pub(super) enum Permit {
 
 impl Breaker {
     pub(super) fn new(threshold: u32, pauses: (Duration, Duration)) -> Self {
-        Self { state: State::Closed(0), threshold: threshold.max(1), backoff: Backoff::new(pauses) }
+        Self { state: BreakerState::Closed(0), threshold: threshold.max(1), backoff: Backoff::new(pauses) }
     }
 
     /// Admits a lookup. `None`: the breaker is open.
     pub(super) fn admit(&mut self, now: Instant) -> Option<Permit> {
         match self.state {
-            State::Closed(_) => Some(Permit::Plain),
-            State::Open(until) if now >= until => {
-                self.state = State::Probing;
+            BreakerState::Closed(_) => Some(Permit::Plain),
+            BreakerState::Open(until) if now >= until => {
+                self.state = BreakerState::Probing;
                 Some(Permit::Probe)
             }
-            State::Open(_) | State::Probing => None,
+            BreakerState::Open(_) | BreakerState::Probing => None,
         }
     }
 
     /// Records the outcome of a lookup. Returns whether it opened the breaker.
     pub(super) fn settle(&mut self, permit: Permit, outcome: Outcome, now: Instant) -> bool {
         match (&mut self.state, permit, outcome) {
-            (State::Closed(row), _, Outcome::Answered) => *row = 0,
-            (State::Closed(row), Permit::Plain, Outcome::TimedOut) => {
+            (BreakerState::Closed(row), _, Outcome::Answered) => *row = 0,
+            (BreakerState::Closed(row), Permit::Plain, Outcome::TimedOut) => {
                 *row += 1;
                 if *row >= self.threshold {
-                    self.state = State::Open(now + self.backoff.pause());
+                    self.state = BreakerState::Open(now + self.backoff.pause());
                     return true;
                 }
             }
-            (State::Probing, Permit::Probe, Outcome::Answered) => self.close(),
-            (State::Probing, Permit::Probe, Outcome::TimedOut) => {
-                self.state = State::Open(now + self.backoff.pause());
+            (BreakerState::Probing, Permit::Probe, Outcome::Answered) => self.close(),
+            (BreakerState::Probing, Permit::Probe, Outcome::TimedOut) => {
+                self.state = BreakerState::Open(now + self.backoff.pause());
             }
             // The probe has no result, so the next lookup is the probe.
-            (State::Probing, Permit::Probe, Outcome::Unknown) => self.state = State::Open(now),
+            (BreakerState::Probing, Permit::Probe, Outcome::Unknown) => self.state = BreakerState::Open(now),
             // A lookup that was admitted before the breaker opened does not count now.
             _ => {}
         }
@@ -96,12 +96,12 @@ impl Breaker {
     /// Returns whether the breaker is closed without a timeout. Then all lookups are admitted, and
     /// an answer changes nothing.
     pub(super) fn is_quiet(&self) -> bool {
-        matches!(self.state, State::Closed(0))
+        matches!(self.state, BreakerState::Closed(0))
     }
 
     /// Closes the breaker because a new stream has shown that the daemon answers.
     pub(super) fn close(&mut self) {
-        self.state = State::Closed(0);
+        self.state = BreakerState::Closed(0);
         self.backoff.reset();
     }
 }

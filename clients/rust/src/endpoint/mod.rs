@@ -20,7 +20,7 @@ use tokio::{
 };
 
 #[cfg(feature = "rustls")]
-use crate::endpoint::tls::{Tls, TlsLine};
+use crate::endpoint::tls::{Tls, TlsTransport};
 use tls_sessiond_proto::transport::Unix;
 
 /// An endpoint of the daemon.
@@ -69,17 +69,17 @@ impl Address {
     ///
     /// # Errors
     /// Errors of the system and of TLS.
-    pub(super) async fn connect(&self) -> io::Result<Line> {
+    pub(super) async fn connect(&self) -> io::Result<Transport> {
         match self {
-            Self::Tcp(authority) => tcp(authority, 80).await.map(Line::Tcp),
+            Self::Tcp(authority) => tcp(authority, 80).await.map(Transport::Tcp),
             Self::Unix(path) => {
                 let stream = UnixStream::connect(path).await?.into_std()?;
-                Unix::new(stream).map(Line::Unix)
+                Unix::new(stream).map(Transport::Unix)
             }
             #[cfg(feature = "rustls")]
             Self::Tls(authority, tls) => {
                 let stream = tls.connect(tcp(authority, 443).await?).await?;
-                Ok(Line::Tls(Box::new(stream)))
+                Ok(Transport::Tls(Box::new(stream)))
             }
         }
     }
@@ -112,14 +112,14 @@ async fn tcp(authority: &Authority, default_port: u16) -> io::Result<TcpStream> 
 }
 
 /// A connected transport to the daemon.
-pub(super) enum Line {
+pub(super) enum Transport {
     Tcp(TcpStream),
     Unix(Unix),
     #[cfg(feature = "rustls")]
-    Tls(Box<TlsLine>),
+    Tls(Box<TlsTransport>),
 }
 
-impl AsyncRead for Line {
+impl AsyncRead for Transport {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -130,7 +130,7 @@ impl AsyncRead for Line {
     }
 }
 
-impl AsyncWrite for Line {
+impl AsyncWrite for Transport {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }

@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 /// A TLS connection to the daemon.
-pub(crate) type TlsLine = TlsStream<TcpStream>;
+pub(crate) type TlsTransport = TlsStream<TcpStream>;
 
 /// Connects with TLS to one host.
 #[derive(Clone)]
@@ -35,7 +35,7 @@ impl Tls {
     ///
     /// # Errors
     /// Errors of the socket and of the handshake.
-    pub(crate) async fn connect(&self, socket: TcpStream) -> io::Result<TlsLine> {
+    pub(crate) async fn connect(&self, socket: TcpStream) -> io::Result<TlsTransport> {
         TlsConnector::from(Arc::clone(&self.config)).connect(self.server.clone(), socket).await
     }
 }

@@ -4,7 +4,7 @@
 //! ```no_run
 //! # fn server() -> Result<(), Box<dyn std::error::Error>> {
 //! use openssl::ssl::{SslAcceptor, SslMethod};
-//! use crate::::{Options, Worker, openssl::ServerSessions};
+//! use tls_sessiond_client::{Options, Worker, openssl::ServerSessions};
 //!
 //! # let runtime = tokio::runtime::Runtime::new()?;
 //! # let _inside = runtime.enter();
@@ -53,7 +53,7 @@ use openssl::{
 
 use self::{
     observer::Observed,
-    session::{Shared, decode},
+    session::{SharedSessions, decode},
 };
 use crate::{Found, Lookup, Worker};
 
@@ -95,7 +95,7 @@ impl ServerSessions {
 /// Shares the sessions of clients that call [`ClientSessions::offer`].
 #[derive(Clone)]
 pub struct ClientSessions {
-    shared: Arc<Shared>,
+    shared: Arc<SharedSessions>,
     index: Index<Ssl, Observed>,
 }
 
@@ -158,9 +158,9 @@ fn observe(
     context: &mut SslContextBuilder,
     worker: Worker,
     session_id_context: &[u8],
-) -> Result<(Arc<Shared>, Index<Ssl, Observed>), ErrorStack> {
+) -> Result<(Arc<SharedSessions>, Index<Ssl, Observed>), ErrorStack> {
     let index = ffi::index()?;
-    let shared = Arc::new(Shared { worker, session_id_context: session_id_context.to_vec() });
+    let shared = Arc::new(SharedSessions { worker, session_id_context: session_id_context.to_vec() });
     let sharing = Arc::clone(&shared);
     context.set_new_session_callback(move |ssl, session| {
         let (server, reused) = (ssl.is_server(), ssl.session_reused());

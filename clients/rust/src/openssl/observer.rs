@@ -9,13 +9,13 @@ use openssl::{
 
 use super::{
     ffi,
-    session::{Shared, decode},
+    session::{SharedSessions, decode},
 };
 use crate::{Connection, Found, Put, Role, Version};
 
 /// The observed state of one SSL. Freed with it.
 pub(super) struct Observed {
-    shared: Arc<Shared>,
+    shared: Arc<SharedSessions>,
     /// The server that a client connects to. Empty on a server.
     server_name: String,
     /// The session that the handshake was given to resume.
@@ -56,7 +56,7 @@ const NO_RENEGOTIATION: u8 = 100;
 const FATAL: u8 = 2;
 
 impl Observed {
-    pub(super) fn new(shared: Arc<Shared>, server_name: &str) -> Self {
+    pub(super) fn new(shared: Arc<SharedSessions>, server_name: &str) -> Self {
         let server_name = server_name.to_owned();
         Self { shared, server_name, found: None, connection: None, close_notify: false, ended: false }
     }

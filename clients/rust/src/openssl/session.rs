@@ -14,13 +14,13 @@ use tls_sessiond_types::{hex, server_name::ServerName};
 use super::ffi;
 use crate::{Found, Lookup, PeerIdentity, Put, Version, Worker};
 
-pub(super) struct Shared {
+pub(super) struct SharedSessions {
     pub(super) worker: Worker,
     /// The value of SSL_CTX_set_session_id_context(3), or its equivalent on a client.
     pub(super) session_id_context: Vec<u8>,
 }
 
-impl Shared {
+impl SharedSessions {
     /// Looks up a session that a peer offers. The server name and the verify mode are compared
     /// because OpenSSL itself does not compare them for a TLS 1.2 session.
     pub(super) fn find(&self, ssl: &SslRef, session_id: &[u8]) -> Option<Found> {

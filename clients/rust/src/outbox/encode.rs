@@ -11,15 +11,15 @@ use tls_sessiond_types::hex;
 use crate::{message::Lookup, options::Options};
 
 /// Encodes the method of a call.
-pub(crate) trait Words {
+pub(crate) trait EncodeCall {
     /// Returns the encoded size in bytes.
     fn size(&self) -> usize;
 
-    /// Writes exactly [`Words::size`] bytes.
+    /// Writes exactly [`EncodeCall::size`] bytes.
     fn write(&self, to: &mut Writer<'_>);
 }
 
-impl Words for Method {
+impl EncodeCall for Method {
     fn size(&self) -> usize {
         self.encoded_len()
     }
@@ -30,12 +30,12 @@ impl Words for Method {
 }
 
 /// The encoded fields that all lookups of a worker share.
-pub(crate) struct Terms {
+pub(crate) struct LookupPrefix {
     context: Vec<u8>,
     format: Vec<u8>,
 }
 
-impl Terms {
+impl LookupPrefix {
     pub(crate) fn of(options: &Options) -> Self {
         let field = |number, text: &str| {
             let mut field = vec![0; wire::bytes_len(text.len())];
@@ -52,7 +52,7 @@ impl Terms {
 /// Encodes a LookupSessionRequest as the method of a Call. The fields are in the order of their
 /// tags because the daemon reads them faster so.
 pub(crate) struct Question<'l> {
-    pub(crate) terms: &'l Terms,
+    pub(crate) terms: &'l LookupPrefix,
     pub(crate) lookup: &'l Lookup<'l>,
 }
 
@@ -67,7 +67,7 @@ impl Question<'_> {
     }
 }
 
-impl Words for Question<'_> {
+impl EncodeCall for Question<'_> {
     fn size(&self) -> usize {
         wire::bytes_len(self.request_size())
     }
@@ -93,11 +93,11 @@ pub(crate) struct Call<'c, W> {
     pub(crate) id: u64,
     pub(crate) alias: &'c str,
     pub(crate) words: &'c W,
-    /// The result of [`Words::size`], which the caller already has.
+    /// The result of [`EncodeCall::size`], which the caller already has.
     pub(crate) words_size: usize,
 }
 
-impl<W: Words> Call<'_, W> {
+impl<W: EncodeCall> Call<'_, W> {
     fn call_size(&self) -> usize {
         wire::number_len(self.id) + self.words_size + wire::bytes_len(self.alias.len())
     }
@@ -122,7 +122,7 @@ mod tests {
 
     use super::*;
 
-    fn written(id: u64, alias: &str, words: &impl Words) -> pb::Call {
+    fn written(id: u64, alias: &str, words: &impl EncodeCall) -> pb::Call {
         let call = Call { id, alias, words, words_size: words.size() };
         let mut bytes = vec![0; call.size()];
         let mut writer = Writer::new(&mut bytes);
@@ -146,7 +146,7 @@ mod tests {
             ),
         ] {
             options.context = context.into();
-            let question = Question { terms: &Terms::of(&options), lookup: &lookup };
+            let question = Question { terms: &LookupPrefix::of(&options), lookup: &lookup };
             let call = written(u64::MAX, "", &question);
             let expected = pb::LookupSessionRequest {
                 context: context.into(),

@@ -24,21 +24,21 @@ use crate::{
     options::Limits,
     outbox::{
         decode::Answer,
-        encode::{Call, Question, Words},
-        pending::{Asker, Places},
+        encode::{Call, EncodeCall, Question},
+        pending::{Asker, PendingCalls},
         queue::Queue,
     },
 };
 
-pub(super) struct Link {
-    state: Mutex<State>,
+pub(super) struct Outbox {
+    state: Mutex<OutboxState>,
     tallies: Arc<Tallies>,
 }
 
-struct State {
+struct OutboxState {
     phase: Phase,
     queue: Queue,
-    waiting: Places<Answer>,
+    waiting: PendingCalls<Answer>,
     /// The number of aliases so far. They are numbered from 1.
     opened: u64,
     /// The number of connections that are not freed.
@@ -67,20 +67,20 @@ pub(super) enum NotTaken {
 
 /// Whether a report may be dropped.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Weight {
+pub(super) enum Delivery {
     /// Best effort: without the report a session is lost at worst.
-    May,
+    BestEffort,
     /// Required: without the report a bad session could be resumed. A handle sends only a few of
     /// these, so the limits of the queue do not apply to them.
-    Must,
+    Required,
 }
 
-impl Link {
+impl Outbox {
     pub(super) fn new(limits: Limits, tallies: Arc<Tallies>) -> Self {
-        let state = State {
+        let state = OutboxState {
             phase: Phase::Open,
             queue: Queue::new(limits),
-            waiting: Places::default(),
+            waiting: PendingCalls::default(),
             opened: 0,
             handles: 0,
             sender: None,
@@ -95,21 +95,21 @@ impl Link {
         waker: &Waker,
         asker: Asker,
     ) -> Result<Waiting, NotTaken> {
-        self.push_asking(Phase::Open, Weight::May, question, waker, asker)
+        self.push_asking(Phase::Open, Delivery::BestEffort, question, waker, asker)
     }
 
     /// Queues a call whose answer shows that the daemon has done all calls before it. The call
     /// frees a connection id that no connection has.
     pub(super) fn mark(self: Arc<Self>, waker: &Waker) -> Result<Waiting, NotTaken> {
         let request = pb::FreeRequest { connection_id: "0".repeat(32), allow_missing: true };
-        self.push_asking(Phase::Retired, Weight::Must, &Method::Free(request), waker, Asker::Task)
+        self.push_asking(Phase::Retired, Delivery::Required, &Method::Free(request), waker, Asker::Task)
     }
 
     fn push_asking(
         self: Arc<Self>,
         until: Phase,
-        weight: Weight,
-        words: &impl Words,
+        weight: Delivery,
+        words: &impl EncodeCall,
         waker: &Waker,
         asker: Asker,
     ) -> Result<Waiting, NotTaken> {
@@ -126,7 +126,7 @@ impl Link {
         let words = &Method::New(request.into());
         // The size without the alias suffices for the limits: an alias is short.
         let words_size = words.size();
-        let mut state = self.admit(Phase::Open, Weight::May, words_size)?;
+        let mut state = self.admit(Phase::Open, Delivery::BestEffort, words_size)?;
         state.opened += 1;
         state.handles += 1;
         let alias = format!("@{}", state.opened);
@@ -136,7 +136,7 @@ impl Link {
     }
 
     /// Queues a report about a connection. It has no answer.
-    pub(super) fn tell(&self, method: &Method, weight: Weight) -> Result<(), NotTaken> {
+    pub(super) fn tell(&self, method: &Method, weight: Delivery) -> Result<(), NotTaken> {
         self.queue(method, weight).map(send)
     }
 
@@ -144,7 +144,7 @@ impl Link {
     pub(super) fn free(&self, alias: String) {
         let request = pb::FreeRequest { connection_id: alias, allow_missing: true };
         // If the link is closed, the daemon has freed the connection already.
-        if let Ok(mut state) = self.queue(&Method::Free(request), Weight::Must) {
+        if let Ok(mut state) = self.queue(&Method::Free(request), Delivery::Required) {
             state.handles -= 1;
             send(state);
         }
@@ -155,13 +155,13 @@ impl Link {
     pub(super) fn close_and_free(&self, alias: String) -> Result<(), NotTaken> {
         let request = pb::ShutdownRequest { connection_id: alias.clone() };
         // The stream is woken once, by `free`.
-        let taken = self.queue(&Method::Shutdown(request), Weight::May).map(drop);
+        let taken = self.queue(&Method::Shutdown(request), Delivery::BestEffort).map(drop);
         self.free(alias);
         taken
     }
 
     /// Queues a call without waking the stream.
-    fn queue(&self, words: &Method, weight: Weight) -> Result<MutexGuard<'_, State>, NotTaken> {
+    fn queue(&self, words: &Method, weight: Delivery) -> Result<MutexGuard<'_, OutboxState>, NotTaken> {
         let words_size = words.size();
         let mut state = self.admit(Phase::Retired, weight, words_size)?;
         state.queue.push(&Call { id: 0, alias: "", words, words_size });
@@ -169,12 +169,17 @@ impl Link {
     }
 
     /// Checks that a call of this size is accepted, and returns the locked state.
-    fn admit(&self, until: Phase, weight: Weight, size: usize) -> Result<MutexGuard<'_, State>, NotTaken> {
+    fn admit(
+        &self,
+        until: Phase,
+        weight: Delivery,
+        size: usize,
+    ) -> Result<MutexGuard<'_, OutboxState>, NotTaken> {
         let state = self.state.lock();
         if state.phase != Phase::Open && state.phase != until {
             return Err(NotTaken::Closed);
         }
-        if weight == Weight::May && state.queue.is_full(size) {
+        if weight == Delivery::BestEffort && state.queue.is_full(size) {
             return Err(NotTaken::Full);
         }
         Ok(state)
@@ -228,7 +233,7 @@ impl Link {
     /// end.
     pub(super) fn poll_batch(&self, cx: &mut Context<'_>) -> Poll<Option<SecretBuffer>> {
         let mut state = self.state.lock();
-        let State { queue, waiting, .. } = &mut *state;
+        let OutboxState { queue, waiting, .. } = &mut *state;
         // A lookup without a caller would consume a single-use session in vain.
         if let Some((batch, calls)) = queue.pop(|id| waiting.waits(id)) {
             self.tallies.messages.count();
@@ -249,7 +254,7 @@ impl Link {
 }
 
 /// Wakes the stream if it waits for calls.
-fn send(mut state: MutexGuard<'_, State>) {
+fn send(mut state: MutexGuard<'_, OutboxState>) {
     let sender = state.sender.take();
     drop(state);
     wake(sender);
@@ -264,7 +269,7 @@ fn wake(waker: Option<Waker>) {
 /// A call that waits for its answer. Resolves to `None` if the stream breaks. When it is dropped,
 /// the answer is discarded, and a call that was not sent yet is not sent at all.
 pub(super) struct Waiting {
-    link: Arc<Link>,
+    link: Arc<Outbox>,
     id: u64,
     /// Whether it was not polled yet.
     fresh: bool,
@@ -314,13 +319,13 @@ mod tests {
     use prost::Message;
 
     use super::*;
-    use crate::{Lookup, Options, framing::PREFIX, outbox::encode::Terms};
+    use crate::{Lookup, Options, framing::PREFIX, outbox::encode::LookupPrefix};
 
-    fn link() -> Arc<Link> {
-        Arc::new(Link::new(Limits::default(), Arc::default()))
+    fn link() -> Arc<Outbox> {
+        Arc::new(Outbox::new(Limits::default(), Arc::default()))
     }
 
-    fn batch(link: &Link) -> Poll<Option<Vec<Method>>> {
+    fn batch(link: &Outbox) -> Poll<Option<Vec<Method>>> {
         let batch = link.poll_batch(&mut Context::from_waker(Waker::noop()));
         batch.map(|batch| {
             let calls = pb::AttachRequest::decode(&batch?.bytes()[PREFIX..]).unwrap().calls;
@@ -332,8 +337,8 @@ mod tests {
         Method::Shutdown(pb::ShutdownRequest { connection_id: "@".repeat(20) })
     }
 
-    fn ask(link: &Arc<Link>) -> Result<Waiting, NotTaken> {
-        let terms = Terms::of(&Options::new("http://a:1", "openssl").unwrap());
+    fn ask(link: &Arc<Outbox>) -> Result<Waiting, NotTaken> {
+        let terms = LookupPrefix::of(&Options::new("http://a:1", "openssl").unwrap());
         Arc::clone(link).ask(
             &Question { terms: &terms, lookup: &Lookup::server(b"a") },
             Waker::noop(),
@@ -351,7 +356,7 @@ mod tests {
         let alias = link.open(pb::NewRequest::default()).unwrap();
         link.retire();
         assert_eq!(link.open(pb::NewRequest::default()), Err(NotTaken::Closed));
-        assert_eq!(link.tell(&shutdown(), Weight::May), Ok(()));
+        assert_eq!(link.tell(&shutdown(), Delivery::BestEffort), Ok(()));
         assert!(matches!(batch(&link), Poll::Ready(Some(calls)) if calls.len() == 2));
         assert!(batch(&link).is_pending());
         link.free(alias);
@@ -395,7 +400,7 @@ mod tests {
             matches!(poll(&mut answered), Poll::Ready(Some(_))),
             "the answer came before the link was closed"
         );
-        assert_eq!(link.tell(&shutdown(), Weight::Must), Err(NotTaken::Closed));
+        assert_eq!(link.tell(&shutdown(), Delivery::Required), Err(NotTaken::Closed));
         assert_eq!(ask(&link).err(), Some(NotTaken::Closed));
         assert!(matches!(batch(&link), Poll::Ready(None)));
     }

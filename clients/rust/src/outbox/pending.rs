@@ -8,14 +8,14 @@ use std::task::{Poll, Waker};
 const PLACE_BITS: u32 = 24;
 
 /// The callers that wait for a `T`.
-pub(crate) struct Places<T> {
-    places: Vec<Place<T>>,
+pub(crate) struct PendingCalls<T> {
+    places: Vec<PendingCall<T>>,
     free: Vec<usize>,
     /// Tasks without an answer.
     tasks: usize,
 }
 
-struct Place<T> {
+struct PendingCall<T> {
     /// The number of the current call, or of the next one if the slot is free.
     number: u64,
     holds: Holds<T>,
@@ -46,13 +46,13 @@ impl Asker {
     }
 }
 
-impl<T> Default for Places<T> {
+impl<T> Default for PendingCalls<T> {
     fn default() -> Self {
         Self { places: Vec::new(), free: Vec::new(), tasks: 0 }
     }
 }
 
-impl<T> Places<T> {
+impl<T> PendingCalls<T> {
     /// Takes a slot and returns its number, never 0. `None`: all slots are taken.
     pub(crate) fn take(&mut self, waker: &Waker, asker: Asker) -> Option<u64> {
         let index = match self.free.pop() {
@@ -60,7 +60,7 @@ impl<T> Places<T> {
             None => {
                 let index = self.places.len();
                 let number = u64::try_from(index).ok().filter(|index| index >> PLACE_BITS == 0)?;
-                self.places.push(Place { number: number | 1 << PLACE_BITS, holds: Holds::Nothing });
+                self.places.push(PendingCall { number: number | 1 << PLACE_BITS, holds: Holds::Nothing });
                 index
             }
         };
@@ -124,7 +124,7 @@ impl<T> Places<T> {
     }
 
     /// Frees the slot. Returns its content, which the caller must drop without the lock, as in
-    /// [`Places::renew`].
+    /// [`PendingCalls::renew`].
     pub(crate) fn leave(&mut self, number: u64) -> Option<impl Sized + use<T>> {
         let place = self.places.get_mut(index(number)).filter(|place| place.number == number)?;
         let holds = std::mem::replace(&mut place.holds, Holds::Nothing);
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn answer_gets_to_who_waits_under_its_number_and_to_nobody_else() {
-        let mut places = Places::default();
+        let mut places = PendingCalls::default();
         let [one, other] = [(); 2].map(|()| places.take(Waker::noop(), Asker::Task).unwrap());
         assert!(one != 0 && one != other);
         assert!(places.poll(one).is_pending());

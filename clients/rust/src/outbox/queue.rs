@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use tls_sessiond_proto::wire::Writer;
 use tls_sessiond_types::secret::SecretBuffer;
 
-use super::encode::{Call, Words};
+use super::encode::{Call, EncodeCall};
 use crate::{
     framing::{PREFIX, prefix},
     options::Limits,
@@ -48,7 +48,7 @@ impl Queue {
     }
 
     /// Appends a call. Does not check the limits: see [`Queue::is_full`].
-    pub(crate) fn push(&mut self, call: &Call<'_, impl Words>) {
+    pub(crate) fn push(&mut self, call: &Call<'_, impl EncodeCall>) {
         let size = call.size();
         let most = self.limits.call_bytes.min(BATCH_BYTES);
         let goes =

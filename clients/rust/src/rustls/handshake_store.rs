@@ -9,10 +9,10 @@ use zeroize::Zeroizing;
 use crate::Found;
 
 /// The session that a handshake may resume, looked up beforehand, and the sessions that it made.
-pub(super) struct Resumption(Mutex<Inner>);
+pub(super) struct HandshakeStore(Mutex<Inner>);
 
 /// A session that rustls wants to store. The data is overwritten when it is dropped.
-pub(super) struct Made {
+pub(super) struct NewSession {
     pub(super) id: Vec<u8>,
     pub(super) data: Zeroizing<Vec<u8>>,
 }
@@ -22,17 +22,17 @@ struct Inner {
     /// The id and the data of the session that was found.
     found: Option<(Vec<u8>, Zeroizing<Vec<u8>>)>,
     handed: bool,
-    made: Vec<Made>,
+    made: Vec<NewSession>,
 }
 
-impl Resumption {
+impl HandshakeStore {
     pub(super) fn new(found: Option<&Found>) -> Self {
         let found = found.map(|found| (found.session_id().to_vec(), Zeroizing::new(found.data().to_vec())));
         Self(Mutex::new(Inner { found, ..Inner::default() }))
     }
 
     /// Takes the sessions that rustls stored since the last call, oldest first.
-    pub(super) fn take_made(&self) -> Vec<Made> {
+    pub(super) fn take_made(&self) -> Vec<NewSession> {
         std::mem::take(&mut self.0.lock().made)
     }
 
@@ -43,15 +43,15 @@ impl Resumption {
     }
 }
 
-impl fmt::Debug for Resumption {
+impl fmt::Debug for HandshakeStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Resumption")
     }
 }
 
-impl StoresServerSessions for Resumption {
+impl StoresServerSessions for HandshakeStore {
     fn put(&self, id: Vec<u8>, data: Vec<u8>) -> bool {
-        self.0.lock().made.push(Made { id, data: Zeroizing::new(data) });
+        self.0.lock().made.push(NewSession { id, data: Zeroizing::new(data) });
         true
     }
 

@@ -5,7 +5,7 @@
 //! # async fn serve(config: rustls::ServerConfig) -> Result<(), Box<dyn std::error::Error>> {
 //! use std::sync::Arc;
 //!
-//! use crate::::{
+//! use tls_sessiond_client::{
 //!     Options, Worker,
 //!     rustls::{self as sessions, Acceptor},
 //! };
@@ -42,7 +42,7 @@ mod stream;
 
 use std::{io, sync::Arc, time::Duration};
 
-pub use rewind::Replay;
+pub use rewind::Rewind;
 use rustls::{
     HandshakeKind, PeerIncompatible, ServerConfig, ServerConnection,
     crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
@@ -52,7 +52,7 @@ pub use stream::TlsStream;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 
-use self::{handshake_store::Resumption, stream::Agreed};
+use self::{handshake_store::HandshakeStore, stream::Agreed};
 use crate::{Found, Lookup, PeerIdentity, Role, Version, Worker};
 use tls_sessiond_types::{
     alert::{self, Alert},
@@ -134,9 +134,9 @@ impl Acceptor {
             config.send_tls13_tickets = config.send_tls13_tickets.min(1);
             config.max_tls13_tickets = config.max_tls13_tickets.min(1);
         }
-        let resumption = Arc::new(Resumption::new(found.as_ref()));
+        let resumption = Arc::new(HandshakeStore::new(found.as_ref()));
         config.session_storage = resumption.clone();
-        let stream = Replay::new(flight, stream);
+        let stream = Rewind::new(flight, stream);
         match TlsAcceptor::from(Arc::new(config)).accept(stream).await {
             Ok(tls) => Ok(self.established(tls, resumption, found)),
             Err(err) => {
@@ -164,8 +164,8 @@ impl Acceptor {
 
     fn established<IO>(
         &self,
-        tls: tokio_rustls::server::TlsStream<Replay<IO>>,
-        resumption: Arc<Resumption>,
+        tls: tokio_rustls::server::TlsStream<Rewind<IO>>,
+        resumption: Arc<HandshakeStore>,
         found: Option<Found>,
     ) -> TlsStream<IO> {
         let (_, server) = tls.get_ref();
@@ -192,7 +192,7 @@ impl Acceptor {
     /// Reports the fatal alert of a handshake that was resuming a TLS 1.2 session: the alert
     /// removes the session (RFC 5246 section 7.2.2). A TLS 1.3 ticket was already consumed by the
     /// lookup.
-    fn failed(&self, err: &io::Error, resumption: &Resumption, found: Option<&Found>) {
+    fn failed(&self, err: &io::Error, resumption: &HandshakeStore, found: Option<&Found>) {
         let handed = found.filter(|found| found.version() == Version::Tls12 && resumption.handed());
         if let (Some(found), Some(alert)) = (handed, fatal_alert(err)) {
             let connection = self.worker.open(Role::Server, "", Some(found.session_id()));

@@ -10,14 +10,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A stream that first returns the bytes that were read beforehand and then reads from the stream
 /// below. Writes go directly to the stream below.
-pub struct Replay<IO> {
+pub struct Rewind<IO> {
     /// The bytes to return first. Empty once they are read.
     first: Vec<u8>,
     read: usize,
     stream: IO,
 }
 
-impl<IO> Replay<IO> {
+impl<IO> Rewind<IO> {
     pub(super) fn new(first: Vec<u8>, stream: IO) -> Self {
         Self { first, read: 0, stream }
     }
@@ -28,7 +28,7 @@ impl<IO> Replay<IO> {
     }
 }
 
-impl<IO: AsyncRead + Unpin> AsyncRead for Replay<IO> {
+impl<IO: AsyncRead + Unpin> AsyncRead for Rewind<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let rest = &this.first[this.read..];
@@ -46,7 +46,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Replay<IO> {
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Replay<IO> {
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Rewind<IO> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
     }

@@ -12,8 +12,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::server;
 
 use super::{
-    Options, Replay, fatal_alert,
-    handshake_store::{Made, Resumption},
+    Options, Rewind, fatal_alert,
+    handshake_store::{HandshakeStore, NewSession},
 };
 use crate::{Connection, PeerIdentity, Put, Version};
 
@@ -29,10 +29,10 @@ use crate::{Connection, PeerIdentity, Put, Version};
 ///
 /// An alert from the peer and the end of the stream are noticed only when the connection is read.
 pub struct TlsStream<IO> {
-    tls: server::TlsStream<Replay<IO>>,
+    tls: server::TlsStream<Rewind<IO>>,
     /// `None`: the connection failed, and the daemon knows.
     connection: Option<Connection>,
-    resumption: Arc<Resumption>,
+    resumption: Arc<HandshakeStore>,
     agreed: Agreed,
     options: Arc<Options>,
 }
@@ -49,9 +49,9 @@ pub(super) struct Agreed {
 
 impl<IO> TlsStream<IO> {
     pub(super) fn new(
-        tls: server::TlsStream<Replay<IO>>,
+        tls: server::TlsStream<Rewind<IO>>,
         connection: Connection,
-        resumption: Arc<Resumption>,
+        resumption: Arc<HandshakeStore>,
         agreed: Agreed,
         options: Arc<Options>,
     ) -> Self {
@@ -71,7 +71,7 @@ impl<IO> TlsStream<IO> {
     }
 
     /// Returns the stream of tokio-rustls, with the socket and the negotiated parameters.
-    pub fn get_ref(&self) -> &server::TlsStream<Replay<IO>> {
+    pub fn get_ref(&self) -> &server::TlsStream<Rewind<IO>> {
         &self.tls
     }
 
@@ -79,7 +79,7 @@ impl<IO> TlsStream<IO> {
     /// any time.
     fn put(&self) {
         let Some(connection) = &self.connection else { return };
-        for Made { id, mut data } in self.resumption.take_made() {
+        for NewSession { id, mut data } in self.resumption.take_made() {
             connection.put(Put {
                 session_id: id,
                 timeout: self.options.timeout,

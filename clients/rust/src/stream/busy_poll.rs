@@ -17,7 +17,7 @@ const LOOKS: u32 = 16;
 
 /// The polling state of one stream.
 #[derive(Default)]
-pub(crate) struct Lookout {
+pub(crate) struct BusyPoll {
     looks: PollBackoff,
     /// The remaining polls. 0: the stream sleeps.
     left: u32,
@@ -25,7 +25,7 @@ pub(crate) struct Lookout {
     pass: u64,
 }
 
-impl Lookout {
+impl BusyPoll {
     /// Records that a batch was sent while tasks wait.
     pub(crate) fn asked(&mut self) {
         match self.pass {
@@ -60,11 +60,11 @@ mod tests {
     use super::*;
 
     /// Counts the polls until the stream sleeps.
-    async fn looks(lookout: &mut Lookout) -> u32 {
+    async fn looks(busy_poll: &mut BusyPoll) -> u32 {
         let mut looks = 0;
         std::future::poll_fn(|cx| {
-            let before = lookout.left;
-            lookout.rest(cx);
+            let before = busy_poll.left;
+            busy_poll.rest(cx);
             match before {
                 0 => Poll::Ready(()),
                 _ => {
@@ -79,20 +79,20 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_is_looked_for_but_answers_and_less_where_they_are_late() {
-        let mut lookout = Lookout::default();
-        assert_eq!(looks(&mut lookout).await, 0);
-        lookout.asked();
-        assert_eq!(looks(&mut lookout).await, LOOKS);
-        lookout.answered(false);
-        lookout.asked();
-        assert_eq!(looks(&mut lookout).await, 0, "the last answer came too late, so one batch is skipped");
-        lookout.asked();
-        lookout.answered(true);
-        assert_eq!(looks(&mut lookout).await, LOOKS, "another answer may come at once");
+        let mut busy_poll = BusyPoll::default();
+        assert_eq!(looks(&mut busy_poll).await, 0);
+        busy_poll.asked();
+        assert_eq!(looks(&mut busy_poll).await, LOOKS);
+        busy_poll.answered(false);
+        busy_poll.asked();
+        assert_eq!(looks(&mut busy_poll).await, 0, "the last answer came too late, so one batch is skipped");
+        busy_poll.asked();
+        busy_poll.answered(true);
+        assert_eq!(looks(&mut busy_poll).await, LOOKS, "another answer may come at once");
         for _ in 0..2 {
-            lookout.asked();
+            busy_poll.asked();
         }
-        lookout.answered(false);
-        assert_eq!(looks(&mut lookout).await, 0, "no task waits");
+        busy_poll.answered(false);
+        assert_eq!(looks(&mut busy_poll).await, 0, "no task waits");
     }
 }

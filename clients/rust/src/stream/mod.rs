@@ -34,12 +34,12 @@ use tokio::{
 };
 
 use crate::{
-    framing::{Framed, Pieces, Unexpected},
+    framing::{Deframer, Framed, Unexpected},
     outbox::{
-        Link, decode as answers,
+        Outbox, decode as answers,
         decode::{Answer, Malformed},
     },
-    stream::busy_poll::Lookout,
+    stream::busy_poll::BusyPoll,
 };
 
 /// The path of the call.
@@ -78,7 +78,7 @@ pub(super) struct Stream<L> {
     batches: Batches,
     answers: Answers,
     life: KeepAlive,
-    lookout: Lookout,
+    busy_poll: BusyPoll,
     wakes: Arc<WakeSet>,
     wakers: Wakers,
 }
@@ -93,7 +93,7 @@ struct Wakers {
 
 impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
     /// Begins a stream. `None`: the daemon refused it, or the transport failed.
-    pub(super) async fn open(line: L, uri: Uri, link: Arc<Link>) -> Option<Self> {
+    pub(super) async fn open(line: L, uri: Uri, link: Arc<Outbox>) -> Option<Self> {
         let (mut calls, mut connection) = Builder::new()
             .enable_push(false)
             .initial_window_size(WINDOW)
@@ -134,7 +134,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
         };
         let batches = Batches { link: Arc::clone(&link), stream: batches, ended: false };
         let answers = Answers::new(link, response.into_body());
-        Some(Self { connection, batches, answers, life, lookout: Lookout::default(), wakes, wakers })
+        Some(Self { connection, batches, answers, life, busy_poll: BusyPoll::default(), wakes, wakers })
     }
 
     /// Runs the stream until the daemon begins to drain. `None`: the stream has ended.
@@ -148,7 +148,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
         for _ in 0..ROUNDS {
             match self.turn(&mut due) {
                 Ok(Poll::Pending) if due == 0 && self.wakes.park() => {
-                    self.lookout.rest(cx);
+                    self.busy_poll.rest(cx);
                     return Poll::Pending;
                 }
                 Ok(Poll::Pending) => {}
@@ -166,7 +166,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
 
     /// Runs each part that is ready, in the order in which they wake each other.
     fn turn(&mut self, due: &mut Parts) -> Result<Poll<Draining>, Over> {
-        let Self { connection, batches, answers, life, lookout, wakes, wakers } = self;
+        let Self { connection, batches, answers, life, busy_poll, wakes, wakers } = self;
         let mut is_due = |part: Parts| {
             *due |= wakes.take_ready();
             let is = *due & part != 0;
@@ -174,14 +174,14 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
             is
         };
         if is_due(BATCHES) {
-            batches.send(&mut Context::from_waker(&wakers.batches), lookout)?;
+            batches.send(&mut Context::from_waker(&wakers.batches), busy_poll)?;
         }
         let over = is_due(CONNECTION)
             && Pin::new(connection).poll(&mut Context::from_waker(&wakers.connection)).is_ready();
         let mut read = Poll::Pending;
         if is_due(ANSWERS) {
             life.heard();
-            read = answers.read(&mut Context::from_waker(&wakers.answers), lookout)?;
+            read = answers.read(&mut Context::from_waker(&wakers.answers), busy_poll)?;
         }
         if is_due(LIFE) && life.poll_dead(&mut Context::from_waker(&wakers.life)).is_ready() {
             return Err(Over);
@@ -210,7 +210,7 @@ fn is_taken(response: &Response<RecvStream>) -> bool {
 
 /// The sending part.
 struct Batches {
-    link: Arc<Link>,
+    link: Arc<Outbox>,
     stream: SendStream<Framed>,
     /// Whether the last batch was sent.
     ended: bool,
@@ -218,7 +218,7 @@ struct Batches {
 
 impl Batches {
     /// Sends all batches that are ready, as far as flow control allows.
-    fn send(&mut self, cx: &mut Context<'_>, lookout: &mut Lookout) -> Result<(), Over> {
+    fn send(&mut self, cx: &mut Context<'_>, busy_poll: &mut BusyPoll) -> Result<(), Over> {
         while !self.ended {
             // A batch is sent as a whole once there is room for its first byte: h2 buffers the
             // rest.
@@ -234,7 +234,7 @@ impl Batches {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(Some(batch)) => {
                     if self.link.is_awaited() {
-                        lookout.asked();
+                        busy_poll.asked();
                     }
                     Framed::new(batch)
                 }
@@ -251,9 +251,9 @@ impl Batches {
 
 /// The receiving part.
 struct Answers {
-    link: Arc<Link>,
+    link: Arc<Outbox>,
     stream: RecvStream,
-    pieces: Pieces,
+    pieces: Deframer,
     /// The answers in one chunk, and the wakers of their callers. Both are empty between chunks and
     /// are kept to reuse their memory.
     read: Vec<(u64, Answer)>,
@@ -261,16 +261,16 @@ struct Answers {
 }
 
 impl Answers {
-    fn new(link: Arc<Link>, stream: RecvStream) -> Self {
-        Self { link, stream, pieces: Pieces::default(), read: Vec::new(), wake: Vec::new() }
+    fn new(link: Arc<Outbox>, stream: RecvStream) -> Self {
+        Self { link, stream, pieces: Deframer::default(), read: Vec::new(), wake: Vec::new() }
     }
 
     /// Reads all data that has arrived and hands out its answers.
-    fn read(&mut self, cx: &mut Context<'_>, lookout: &mut Lookout) -> Result<Poll<Draining>, Over> {
+    fn read(&mut self, cx: &mut Context<'_>, busy_poll: &mut BusyPoll) -> Result<Poll<Draining>, Over> {
         while let Poll::Ready(piece) = self.stream.poll_data(cx) {
             let Some(Ok(piece)) = piece else { return Err(Over) };
             self.stream.flow_control().release_capacity(piece.len()).map_err(|_| Over)?;
-            if self.hand_out(&piece, lookout)? {
+            if self.hand_out(&piece, busy_poll)? {
                 return Ok(Poll::Ready(Draining));
             }
         }
@@ -278,7 +278,7 @@ impl Answers {
     }
 
     /// Hands out the answers in a chunk. Returns whether the daemon is draining.
-    fn hand_out(&mut self, piece: &[u8], lookout: &mut Lookout) -> Result<bool, Over> {
+    fn hand_out(&mut self, piece: &[u8], busy_poll: &mut BusyPoll) -> Result<bool, Over> {
         let Self { pieces, read, .. } = self;
         let mut draining = false;
         let whole = pieces.read(piece, |message| {
@@ -286,7 +286,7 @@ impl Answers {
             Ok(())
         });
         if !self.read.is_empty() {
-            lookout.answered(self.link.answer(self.read.drain(..), &mut self.wake));
+            busy_poll.answered(self.link.answer(self.read.drain(..), &mut self.wake));
         }
         whole.map(|()| draining)
     }
@@ -317,8 +317,8 @@ mod tests {
         framing::prefix,
         options::Limits,
         outbox::{
-            Weight,
-            encode::{Question, Terms},
+            Delivery,
+            encode::{LookupPrefix, Question},
             pending::Asker,
         },
     };
@@ -327,8 +327,8 @@ mod tests {
 
     type Server = server::Connection<DuplexStream, Bytes>;
 
-    fn link() -> Arc<Link> {
-        Arc::new(Link::new(Limits::default(), Arc::default()))
+    fn link() -> Arc<Outbox> {
+        Arc::new(Outbox::new(Limits::default(), Arc::default()))
     }
 
     fn uri() -> Uri {
@@ -342,7 +342,7 @@ mod tests {
     /// Opens a stream to a server that sends this response. Returns the stream, and the server's
     /// side of the connection and of the call.
     async fn opened(
-        link: &Arc<Link>,
+        link: &Arc<Outbox>,
         response: Response<()>,
         window: u32,
     ) -> (Option<Stream<DuplexStream>>, Server, RecvStream, SendStream<Bytes>) {
@@ -376,8 +376,8 @@ mod tests {
     }
 
     /// Queues a lookup as its first poll does, and waits for the answer.
-    async fn ask(link: &Arc<Link>, id: &[u8]) -> Option<Answer> {
-        let terms = Terms::of(&Options::new("http://a:1", "openssl").unwrap());
+    async fn ask(link: &Arc<Outbox>, id: &[u8]) -> Option<Answer> {
+        let terms = LookupPrefix::of(&Options::new("http://a:1", "openssl").unwrap());
         let question = Question { terms: &terms, lookup: &Lookup::server(id) };
         let asked = poll_fn(|cx| Poll::Ready(Arc::clone(link).ask(&question, cx.waker(), Asker::Task))).await;
         asked.ok()?.await
@@ -494,7 +494,7 @@ mod tests {
         };
         let mut told = 0;
         // Until the queue is full. The buffers behind it are bounded.
-        while link.tell(&put(100 << 10), Weight::May).is_ok() {
+        while link.tell(&put(100 << 10), Delivery::BestEffort).is_ok() {
             told += 1;
             assert!(told < 1000);
             let next = poll_fn(|cx| Poll::Ready(stream.poll_next(cx))).await;

@@ -8,11 +8,11 @@ use tokio::{
 };
 
 use super::{Draining, METHOD, Stream};
-use crate::{breaker::backoff::Backoff, endpoint::Line, lookup::Shared, outbox::Link};
+use crate::{breaker::backoff::Backoff, endpoint::Transport, lookup::WorkerState, outbox::Outbox};
 
 /// Connects until the last [`crate::Worker`] is dropped. Connections that are not freed then keep
 /// their stream.
-pub(crate) async fn keep(shared: Arc<Shared>, mut gone: oneshot::Receiver<Infallible>) {
+pub(crate) async fn keep(shared: Arc<WorkerState>, mut gone: oneshot::Receiver<Infallible>) {
     let mut backoff = Backoff::new(shared.options.back_off);
     loop {
         let attached = tokio::select! {
@@ -46,10 +46,10 @@ pub(crate) async fn keep(shared: Arc<Shared>, mut gone: oneshot::Receiver<Infall
     }
 }
 
-async fn attach(shared: &Shared) -> Option<(Arc<Link>, Stream<Line>)> {
+async fn attach(shared: &WorkerState) -> Option<(Arc<Outbox>, Stream<Transport>)> {
     let address = &shared.options.address;
     let line = address.connect().await.ok()?;
-    let link = Arc::new(Link::new(shared.options.limits.clone(), Arc::clone(&shared.tallies)));
+    let link = Arc::new(Outbox::new(shared.options.limits.clone(), Arc::clone(&shared.tallies)));
     let stream = Stream::open(line, address.uri(METHOD), Arc::clone(&link)).await?;
     Some((link, stream))
 }
@@ -57,14 +57,14 @@ async fn attach(shared: &Shared) -> Option<(Arc<Link>, Stream<Line>)> {
 /// A running stream. When it is dropped, for any reason and also with its runtime, the outbox is
 /// closed.
 struct Run {
-    shared: Arc<Shared>,
-    link: Arc<Link>,
+    shared: Arc<WorkerState>,
+    link: Arc<Outbox>,
     /// Dropped to request another stream.
     lost: Option<oneshot::Sender<Infallible>>,
 }
 
 impl Run {
-    async fn through(mut self, mut stream: Stream<Line>) {
+    async fn through(mut self, mut stream: Stream<Transport>) {
         while let Some(Draining) = stream.next().await {
             // The connections of this stream may still report how they end.
             self.shared.leave(&self.link);

@@ -13,7 +13,7 @@ use std::{
 use super::Cache;
 use crate::{
     session::Session,
-    store::memory::{Amount, Limits},
+    store::memory::{Limits, Usage},
     sync::{AtomicUsize, Mutex, Ordering, RwLock},
 };
 
@@ -22,7 +22,7 @@ use crate::{
 pub struct Budget {
     entries_max: AtomicUsize,
     bytes_max: AtomicUsize,
-    held: Arc<Amount>,
+    held: Arc<Usage>,
     caches: RwLock<Vec<Member>>,
     settling: Mutex<()>,
 }
@@ -59,7 +59,7 @@ impl Budget {
     }
 
     /// Returns the usage of all caches together.
-    pub fn held(&self) -> &Arc<Amount> {
+    pub fn held(&self) -> &Arc<Usage> {
         &self.held
     }
 

@@ -9,7 +9,7 @@ use dashmap::DashMap;
 use tls_sessiond_types::server_name::ServerName;
 
 use crate::{
-    session::{Session, Terms},
+    session::{ResumeCriteria, Session},
     store::memory::Memory,
     sync::{AtomicUsize, Ordering},
 };
@@ -22,7 +22,7 @@ use crate::{
 /// Only here is one map locked while a guard of another is held. The order is always index first,
 /// store second.
 #[derive(Default)]
-pub(super) struct Pool {
+pub(super) struct ServerNameIndex {
     by_name: DashMap<ServerName<'static>, VecDeque<Weak<Session>>>,
     /// Approximate number of sessions in all lists.
     sessions: AtomicUsize,
@@ -34,7 +34,7 @@ const LOOKED_AT: usize = 2;
 /// Maximum number of sessions that a lookup examines.
 const LOOK_PAST_MAX: usize = 64;
 
-impl Pool {
+impl ServerNameIndex {
     pub(super) fn push(&self, session: &Arc<Session>, store: &Memory<Session>) {
         let mut sessions = self.by_name.entry(session.kind().server_name.clone()).or_default();
         // Checking all of them would hold up other threads with this name. A removed session behind
@@ -49,7 +49,7 @@ impl Pool {
         self.sessions.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn newest(&self, terms: &Terms<'_>, store: &Memory<Session>) -> Option<Arc<Session>> {
+    pub(super) fn newest(&self, terms: &ResumeCriteria<'_>, store: &Memory<Session>) -> Option<Arc<Session>> {
         let mut sessions = self.by_name.get_mut(&**terms.server_name)?;
         let mut place = sessions.len();
         for _ in 0..LOOK_PAST_MAX {

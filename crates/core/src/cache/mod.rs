@@ -22,15 +22,16 @@ use tls_sessiond_types::{Role, server_name::ServerName};
 
 use crate::{
     cache::{
-        by_server_name::Pool,
+        by_server_name::ServerNameIndex,
         revocation::{Revocations, Selector},
-        shared::Ledger,
-        tombstones::{Departure, Group},
+        shared::SharedState,
+        tombstones::{Group, Tombstone},
     },
     clock::{Now, Timestamp},
     session::{
-        Facts, Kind, LIFETIME_MAX, Miss, NewSession, RemovalReason, Session, SessionId, Terms,
-        events::{MissEvent, What},
+        Attributes, LIFETIME_MAX, Miss, NewSession, RemovalReason, ResumeCriteria, Session, SessionId,
+        SessionInfo,
+        events::{EventKind, MissEvent},
         stats::Account,
     },
     store::memory::{Limits, Memory, Refused},
@@ -79,7 +80,7 @@ pub enum Known {
     /// expired or is revoked, and has yet to be removed.
     Held(Arc<Session>, Option<Miss>),
     /// The session was removed, and its tombstone is kept.
-    Departed(Departure),
+    Departed(Tombstone),
     /// Nothing is known of the id.
     Nothing,
 }
@@ -106,9 +107,9 @@ pub struct Cache {
     group: Group,
     session_bytes_max: AtomicUsize,
     store: Memory<Session>,
-    pool: Option<Pool>,
+    pool: Option<ServerNameIndex>,
     revocations: Revocations,
-    ledger: Arc<Ledger>,
+    ledger: Arc<SharedState>,
 }
 
 /// Shows the number of sessions and no content.
@@ -123,14 +124,14 @@ impl std::fmt::Debug for Cache {
 
 impl Cache {
     /// Creates an empty cache.
-    pub fn new(plan: &Plan, ledger: &Arc<Ledger>) -> Self {
+    pub fn new(plan: &Plan, ledger: &Arc<SharedState>) -> Self {
         let pooled = plan.role == Role::Client && plan.offering == Offering::Shared;
         Self {
             role: plan.role,
-            group: ledger.journal.new_group(),
+            group: ledger.tombstones.new_group(),
             session_bytes_max: AtomicUsize::new(plan.session_bytes_max),
             store: Memory::new(plan.limits, Arc::clone(ledger.budget.held())),
-            pool: pooled.then(Pool::default),
+            pool: pooled.then(ServerNameIndex::default),
             revocations: Revocations::default(),
             ledger: Arc::clone(ledger),
         }
@@ -142,7 +143,7 @@ impl Cache {
     /// Returns [`NotStored`] with the reason. The handshake goes on without the session.
     pub fn put(&self, new: NewSession, now: Now) -> Result<Arc<Session>, NotStored> {
         self.ledger.tell_time(now.at);
-        let session = recycle::fill(self.session(new, now)?);
+        let session = recycle::reuse(self.session(new, now)?);
         if session.told() > self.session_bytes_max.load(Ordering::Relaxed) {
             return Err(NotStored::TooLarge);
         }
@@ -159,7 +160,7 @@ impl Cache {
         if let Some(pool) = &self.pool {
             pool.push(&session, &self.store);
         }
-        self.ledger.watchers.tell(&session, What::Added, now.at);
+        self.ledger.watchers.publish(&session, EventKind::Added, now.at);
         self.ledger.budget.settle(self, &session);
         Ok(session)
     }
@@ -180,7 +181,7 @@ impl Cache {
             Some(id) => id,
             None => random_id().ok_or(NotStored::NoRandomness)?,
         };
-        let kind = Kind {
+        let kind = Attributes {
             role: self.role,
             version: new.version,
             cipher_suite: new.cipher_suite,
@@ -192,7 +193,7 @@ impl Cache {
             peer: new.peer,
         };
         let kind = self.ledger.kinds.intern(kind, &id);
-        let facts = Facts { id, kind, authenticated: new.authenticated, created_after, lives };
+        let facts = SessionInfo { id, kind, authenticated: new.authenticated, created_after, lives };
         Ok(Session::new(facts, new.secret))
     }
 
@@ -216,10 +217,10 @@ impl Cache {
     ///
     /// # Errors
     /// Returns [`Miss`] with the reason where there is none.
-    pub fn find(&self, id: &SessionId, terms: &Terms<'_>, now: Now) -> Result<Arc<Session>, Miss> {
+    pub fn find(&self, id: &SessionId, terms: &ResumeCriteria<'_>, now: Now) -> Result<Arc<Session>, Miss> {
         self.tell_time(now.at);
         let Some(session) = self.store.get(id.as_bytes()) else {
-            let departure = self.ledger.journal.find(self.group, self.role, id);
+            let departure = self.ledger.tombstones.find(self.group, self.role, id);
             return Err(departure.map_or(Miss::Unknown, |departure| departure.miss()));
         };
         if !session.kind().fits(terms) {
@@ -237,7 +238,7 @@ impl Cache {
         if session.kind().single_use && !self.withdraw(&session, RemovalReason::Taken) {
             return Err(Miss::Removed);
         }
-        self.ledger.watchers.tell(&session, What::Hit, now.at);
+        self.ledger.watchers.publish(&session, EventKind::Hit, now.at);
         Ok(session)
     }
 
@@ -263,7 +264,7 @@ impl Cache {
         why: Miss,
         now: Now,
     ) {
-        self.ledger.watchers.tell_miss(|| MissEvent {
+        self.ledger.watchers.publish_miss(|| MissEvent {
             at: now.at,
             id: id.clone(),
             role: self.role,
@@ -279,7 +280,7 @@ impl Cache {
     /// sessions fit into the caches of a processor.
     pub fn expect(&self, ids: impl Iterator<Item = SessionId>) {
         if self.len() >= FAR {
-            self.store.touch(ids);
+            self.store.prefetch(ids);
         }
     }
 
@@ -303,7 +304,7 @@ impl Cache {
             };
             return Known::Held(session, miss);
         }
-        match self.ledger.journal.find(self.group, self.role, id) {
+        match self.ledger.tombstones.find(self.group, self.role, id) {
             Some(departure) => Known::Departed(departure),
             None => Known::Nothing,
         }
@@ -315,15 +316,15 @@ impl Cache {
     }
 
     /// Returns the latest tombstone of a session with this id in another cache of this role.
-    pub fn departure_from(&self, other: Group, id: &SessionId) -> Option<Departure> {
-        self.ledger.journal.find(other, self.role, id)
+    pub fn departure_from(&self, other: Group, id: &SessionId) -> Option<Tombstone> {
+        self.ledger.tombstones.find(other, self.role, id)
     }
 
     /// Returns the newest session with this server that matches `terms`. Consumes a single-use
     /// session.
     ///
     /// Returns `None` if the cache offers no sessions that clients did not name.
-    pub fn newest(&self, terms: &Terms<'_>, now: Now) -> Option<Arc<Session>> {
+    pub fn newest(&self, terms: &ResumeCriteria<'_>, now: Now) -> Option<Arc<Session>> {
         let pool = self.pool.as_ref()?;
         // Each round returns, or removes a session that cannot be resumed from the index.
         loop {
@@ -367,12 +368,12 @@ impl Cache {
         self.revocations.revoke(selector, before);
     }
 
-    /// Removes the revoked sessions of one of [`Self::parts`]. Returns how many it removed.
+    /// Removes the revoked sessions of one of [`Self::shards`]. Returns how many it removed.
     pub fn purge(&self, part: usize) -> usize {
         self.withdraw_revoked(&self.revoked(part))
     }
 
-    /// Returns the revoked sessions still stored in one of [`Self::parts`], for
+    /// Returns the revoked sessions still stored in one of [`Self::shards`], for
     /// [`Self::withdraw_revoked`].
     pub fn revoked(&self, part: usize) -> Vec<Arc<Session>> {
         let mut revoked = Vec::new();
@@ -422,16 +423,16 @@ impl Cache {
     }
 
     /// Returns the number of parts that [`Self::scan_part`] and [`Self::revoked`] take one of.
-    pub fn parts(&self) -> usize {
-        self.store.parts()
+    pub fn shards(&self) -> usize {
+        self.store.shards()
     }
 
     /// Passes every session that may be resumed to `visit`, in no order.
     pub fn scan(&self, now: Now, mut visit: impl FnMut(&Arc<Session>)) {
-        (0..self.parts()).for_each(|part| self.scan_part(part, now, &mut visit));
+        (0..self.shards()).for_each(|part| self.scan_part(part, now, &mut visit));
     }
 
-    /// Passes every session of one of [`Self::parts`] that may be resumed to `visit`, in no order.
+    /// Passes every session of one of [`Self::shards`] that may be resumed to `visit`, in no order.
     ///
     /// No session is added to that part or removed from it in the meantime.
     pub fn scan_part(&self, part: usize, now: Now, mut visit: impl FnMut(&Arc<Session>)) {
@@ -478,7 +479,7 @@ impl Cache {
     /// Records that this session was evicted.
     pub(super) fn made_room(&self, gone: Arc<Session>) {
         self.departed(&gone, RemovalReason::CacheFull);
-        recycle::leave(gone);
+        recycle::recycle(gone);
     }
 
     fn alive(&self, session: &Session, now: Now) -> bool {

@@ -10,17 +10,17 @@ thread_local! {
     static SHELL: Cell<Option<Arc<Session>>> = const { Cell::new(None) };
 }
 
-/// Moves a session into the allocation that [`leave`] kept last, or into a new one.
-pub(super) fn fill(session: Session) -> Arc<Session> {
+/// Moves a session into the allocation that [`recycle`] kept last, or into a new one.
+pub(super) fn reuse(session: Session) -> Arc<Session> {
     let Ok(Some(mut shell)) = SHELL.try_with(Cell::take) else { return Arc::new(session) };
     let Some(place) = Arc::get_mut(&mut shell) else { return Arc::new(session) };
     *place = session;
     shell
 }
 
-/// Keeps the allocation of an evicted session for [`fill`], unless the session is still referenced.
+/// Keeps the allocation of an evicted session for [`reuse`], unless the session is still referenced.
 /// Overwrites its secret at once.
-pub(super) fn leave(mut gone: Arc<Session>) {
+pub(super) fn recycle(mut gone: Arc<Session>) {
     if let Some(session) = Arc::get_mut(&mut gone) {
         session.secret = Secret::bytes(Vec::new());
         // Keeps nothing if the thread is exiting.

@@ -14,7 +14,7 @@ use tls_sessiond_types::server_name::ServerName;
 
 use crate::{
     clock::Timestamp,
-    session::{Facts, LIFETIME_MAX},
+    session::{LIFETIME_MAX, SessionInfo},
     sync::{AtomicU64, Ordering, RwLock},
 };
 
@@ -45,12 +45,12 @@ pub struct Revocations {
     /// The latest time of all revocations, in milliseconds. Most sessions were authenticated later
     /// and need no further check.
     latest: AtomicU64,
-    held: RwLock<Held>,
+    held: RwLock<Revoked>,
 }
 
 /// The time of each revocation.
 #[derive(Clone, Debug, Default)]
-struct Held {
+struct Revoked {
     all: Timestamp,
     certificates: HashMap<[u8; 32], Timestamp>,
     uris: HashMap<Box<str>, Timestamp>,
@@ -74,7 +74,7 @@ impl Revocations {
 
     /// Returns whether a session is revoked.
     #[inline]
-    pub fn cover(&self, session: &Facts) -> bool {
+    pub fn cover(&self, session: &SessionInfo) -> bool {
         if session.authenticated.as_millis() >= self.latest.load(Ordering::SeqCst) {
             return false;
         }
@@ -117,8 +117,8 @@ impl Revocations {
     }
 }
 
-impl Held {
-    fn cover(&self, session: &Facts) -> bool {
+impl Revoked {
+    fn cover(&self, session: &SessionInfo) -> bool {
         let covers =
             |before: Option<&Timestamp>| before.is_some_and(|before| session.authenticated < *before);
         session.authenticated < self.all

@@ -4,46 +4,46 @@ use std::sync::Arc;
 
 use super::{
     budget::Budget,
-    tombstones::{Group, Journal},
+    tombstones::{Group, Tombstones},
 };
 use crate::{
     clock::Timestamp,
     session::{
-        Kinds, RemovalReason, Session,
-        events::{Watchers, What},
+        RemovalReason, Session, SharedAttributes,
+        events::{EventKind, Watchers},
     },
     store::memory::Limits,
     sync::{AtomicU64, Ordering},
 };
 
 /// The shared state. Every cache holds it.
-pub struct Ledger {
+pub struct SharedState {
     /// The limit on all caches together.
     pub budget: Budget,
     /// Why sessions were removed.
-    pub journal: Journal,
+    pub tombstones: Tombstones,
     /// The watchers of sessions.
     pub watchers: Arc<Watchers>,
-    pub(super) kinds: Kinds,
+    pub(super) kinds: SharedAttributes,
     /// The latest time that a cache recorded, in milliseconds. Every operation that removes
     /// sessions records its time first.
     latest: AtomicU64,
 }
 
-impl std::fmt::Debug for Ledger {
+impl std::fmt::Debug for SharedState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Ledger").field("budget", &self.budget).finish_non_exhaustive()
     }
 }
 
-impl Ledger {
+impl SharedState {
     /// Creates empty state for caches whose total is `total`.
     pub fn new(total: Limits) -> Self {
         Self {
             budget: Budget::new(total),
-            journal: Journal::default(),
+            tombstones: Tombstones::default(),
             watchers: Arc::default(),
-            kinds: Kinds::default(),
+            kinds: SharedAttributes::default(),
             latest: AtomicU64::new(0),
         }
     }
@@ -63,7 +63,7 @@ impl Ledger {
     pub(super) fn departed(&self, group: Group, session: &Session, reason: RemovalReason) {
         session.kind().account.removals.count(reason);
         let at = Timestamp::from_millis(self.latest.load(Ordering::Relaxed));
-        self.journal.record(group, session.facts(), reason, at);
-        self.watchers.tell(session, What::Removed(reason), at);
+        self.tombstones.record(group, session.facts(), reason, at);
+        self.watchers.publish(session, EventKind::Removed(reason), at);
     }
 }

@@ -14,10 +14,10 @@ const HOUR: Duration = Duration::from_secs(3600);
 const ROOM: Limits = Limits { entries_max: 10, bytes_max: 10_000 };
 
 fn cache() -> Cache {
-    cache_of(Role::Server, ROOM, &Arc::new(Ledger::new(ROOM)))
+    cache_of(Role::Server, ROOM, &Arc::new(SharedState::new(ROOM)))
 }
 
-fn cache_of(role: Role, limits: Limits, ledger: &Arc<Ledger>) -> Cache {
+fn cache_of(role: Role, limits: Limits, ledger: &Arc<SharedState>) -> Cache {
     let plan = Plan { role, offering: Offering::Shared, limits, session_bytes_max: 100 };
     Cache::new(&plan, ledger)
 }
@@ -40,7 +40,7 @@ fn new(id: u8, version: Version) -> NewSession {
 }
 
 fn find(cache: &Cache, id: u8, version: Version, name: &str, now: Now) -> Result<Arc<Session>, Miss> {
-    let terms = Terms {
+    let terms = ResumeCriteria {
         format: &Format::Rustls,
         binding: &[],
         versions: &[version],
@@ -123,7 +123,7 @@ fn lookup_needs_equal_format_and_binding() {
     let put = NewSession { format: openssl.clone(), binding: (*b"vhost").into(), ..new(1, Version::Tls13) };
     cache.put(put, NOW).unwrap();
     let name = ServerName::from("a.test");
-    let terms = |format, binding| Terms {
+    let terms = |format, binding| ResumeCriteria {
         format,
         binding,
         versions: &[Version::Tls13],
@@ -163,7 +163,7 @@ fn session_over_the_size_limit_is_not_kept() {
 #[test]
 fn referenced_sessions_are_not_overwritten_and_memory_is_reused() {
     let limits = Limits { entries_max: 1, bytes_max: usize::MAX };
-    let cache = cache_of(Role::Server, limits, &Arc::new(Ledger::new(ROOM)));
+    let cache = cache_of(Role::Server, limits, &Arc::new(SharedState::new(ROOM)));
     let put = |id: u8| {
         let secret = Secret::bytes(vec![id; 50]);
         cache.put(NewSession { secret, ..new(id, Version::Tls12) }, NOW).unwrap()
@@ -199,7 +199,7 @@ fn referenced_sessions_are_not_overwritten_and_memory_is_reused() {
 #[test]
 fn prefetched_lookups_find_the_same_sessions() {
     let limits = Limits { entries_max: FAR, bytes_max: usize::MAX };
-    let cache = cache_of(Role::Server, limits, &Arc::new(Ledger::new(limits)));
+    let cache = cache_of(Role::Server, limits, &Arc::new(SharedState::new(limits)));
     let id = |number: usize| SessionId::new(&number.to_be_bytes()).unwrap();
     let put = |number: usize| {
         cache.put(NewSession { id: Some(id(number)), ..new(0, Version::Tls13) }, NOW).unwrap();
@@ -207,7 +207,7 @@ fn prefetched_lookups_find_the_same_sessions() {
     (1..FAR).for_each(put);
     cache.expect((0..1).map(|_| unreachable!("a small cache prefetches nothing")));
     put(FAR);
-    let terms = Terms {
+    let terms = ResumeCriteria {
         format: &Format::Rustls,
         binding: &[],
         versions: &[Version::Tls13],

@@ -12,25 +12,25 @@ use tls_sessiond_types::Role;
 
 use crate::{
     clock::Timestamp,
-    session::{Facts, Kind, Miss, RemovalReason, SessionId},
+    session::{Attributes, Miss, RemovalReason, SessionId, SessionInfo},
     store::keyed::{Keyed, keyed},
     sync::{AtomicU64, Mutex, Ordering},
 };
 
 /// The tombstone of a session that was removed from the cache.
 #[derive(Clone, Debug)]
-pub struct Departure {
+pub struct Tombstone {
     /// Time of the removal.
     pub at: Timestamp,
     /// Reason of the removal.
     pub reason: RemovalReason,
     /// The attributes that the session shared with others.
-    pub kind: Arc<Kind>,
+    pub kind: Arc<Attributes>,
     /// When the session's peers had authenticated.
     pub authenticated: Timestamp,
 }
 
-impl Departure {
+impl Tombstone {
     /// Returns the answer to a lookup of the session.
     pub fn miss(&self) -> Miss {
         match self.reason {
@@ -54,12 +54,12 @@ impl Departure {
 pub struct Group(u64);
 
 /// Maximum number of tombstones of each class, for all caches together. A tombstone takes 52 bytes
-/// and keeps its [`Kind`] alive.
-pub const DEPARTURES_MAX: usize = 1 << 15;
-/// Maximum size in bytes of all [`Kind`]s that tombstones keep alive.
+/// and keeps its [`Attributes`] alive.
+pub const TOMBSTONES_MAX: usize = 1 << 15;
+/// Maximum size in bytes of all [`Attributes`]s that tombstones keep alive.
 ///
-/// A [`Kind`] counts once for every tombstone that has it. With ordinary names it takes a few
-/// hundred bytes, and [`DEPARTURES_MAX`] is reached first.
+/// A [`Attributes`] counts once for every tombstone that has it. With ordinary names it takes a few
+/// hundred bytes, and [`TOMBSTONES_MAX`] is reached first.
 pub const KINDS_BYTES_MAX: usize = 32 << 20;
 
 const PARTS: usize = 64;
@@ -72,16 +72,16 @@ const AT_ONCE: usize = 32;
 /// cheap: a tombstone is appended to the last one of its part, in memory that is already in the
 /// cache of the processor. Finding one scans the whole part.
 #[derive(Debug)]
-pub struct Journal {
+pub struct Tombstones {
     /// Hashes ids with a secret key. The ids themselves are not kept.
     hasher: Keyed,
-    parts: Box<[Mutex<Part>]>,
+    shards: Box<[Mutex<TombstoneShard>]>,
     /// The group of the next cache.
     next_group: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct Part {
+struct TombstoneShard {
     /// Tombstones of expired, evicted and consumed sessions.
     usual: Ring,
     /// All other tombstones.
@@ -97,7 +97,7 @@ struct Ring {
     /// Half of each id's hash. Kept apart from the entries because a search scans these.
     tags: Vec<u32>,
     /// `None`: dropped to keep [`RING_BYTES`].
-    all: Vec<Option<Entry>>,
+    all: Vec<Option<StoredTombstone>>,
     /// Index of the next entry.
     next: usize,
     /// Index of the oldest entry that is left.
@@ -107,17 +107,17 @@ struct Ring {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct StoredTombstone {
     /// The other half of the id's hash.
     check: u32,
     /// Orders entries of the same millisecond.
     number: u32,
     /// Size of the entry's attributes, which lie elsewhere.
     bytes: u32,
-    departure: Departure,
+    departure: Tombstone,
 }
 
-impl Entry {
+impl StoredTombstone {
     /// Sequence numbers wrap around, but not within a millisecond.
     fn is_before(&self, other: &Self) -> bool {
         let (one, two) = (self.departure.at, other.departure.at);
@@ -127,9 +127,9 @@ impl Entry {
 
 /// The entries that one new tombstone displaces: nearly always one.
 #[derive(Default)]
-struct Dropped {
-    first: Option<Entry>,
-    more: Vec<Entry>,
+struct Displaced {
+    first: Option<StoredTombstone>,
+    more: Vec<StoredTombstone>,
 }
 
 /// The hash of an id.
@@ -139,32 +139,32 @@ struct Key {
     check: u32,
 }
 
-const RING: usize = DEPARTURES_MAX / PARTS;
+const RING: usize = TOMBSTONES_MAX / PARTS;
 /// Each part has two rings.
 const RING_BYTES: usize = KINDS_BYTES_MAX / PARTS / 2;
 
-impl Default for Journal {
+impl Default for Tombstones {
     fn default() -> Self {
         Self {
             hasher: keyed(),
-            parts: (0..PARTS).map(|_| Mutex::default()).collect(),
+            shards: (0..PARTS).map(|_| Mutex::default()).collect(),
             next_group: AtomicU64::new(0),
         }
     }
 }
 
-impl Journal {
+impl Tombstones {
     /// Returns the group of a new cache.
     pub fn new_group(&self) -> Group {
         Group(self.next_group.fetch_add(1, Ordering::Relaxed))
     }
 
-    pub(super) fn record(&self, group: Group, session: &Facts, reason: RemovalReason, at: Timestamp) {
+    pub(super) fn record(&self, group: Group, session: &SessionInfo, reason: RemovalReason, at: Timestamp) {
         let key = self.key(group, session.kind.role, &session.id);
         let kind = Arc::clone(&session.kind);
         let bytes = u32::try_from(kind.size()).unwrap_or(u32::MAX);
-        let departure = Departure { at, reason, kind, authenticated: session.authenticated };
-        let mut before = Dropped::default();
+        let departure = Tombstone { at, reason, kind, authenticated: session.authenticated };
+        let mut before = Displaced::default();
         {
             let mut part = self.part(key).lock();
             let number = part.number;
@@ -177,7 +177,7 @@ impl Journal {
                 | RemovalReason::Revoked
                 | RemovalReason::ScopeChanged => &mut part.notable,
             };
-            ring.push(key.tag, Entry { check: key.check, number, bytes, departure }, &mut before);
+            ring.push(key.tag, StoredTombstone { check: key.check, number, bytes, departure }, &mut before);
         }
         // Dropped after the lock was released: these may be the last references to their
         // attributes.
@@ -185,7 +185,7 @@ impl Journal {
     }
 
     /// Returns the latest tombstone of a session with this id, if it is still kept.
-    pub fn find(&self, group: Group, role: Role, id: &SessionId) -> Option<Departure> {
+    pub fn find(&self, group: Group, role: Role, id: &SessionId) -> Option<Tombstone> {
         let key = self.key(group, role, id);
         let part = self.part(key).lock();
         let found = match (part.usual.newest(key), part.notable.newest(key)) {
@@ -204,14 +204,14 @@ impl Journal {
         Key { tag: u32::from_le_bytes([a, b, c, d]), check: u32::from_le_bytes([e, f, g, h]) }
     }
 
-    fn part(&self, key: Key) -> &Mutex<Part> {
-        &self.parts[key.check as usize % PARTS]
+    fn part(&self, key: Key) -> &Mutex<TombstoneShard> {
+        &self.shards[key.check as usize % PARTS]
     }
 }
 
 impl Ring {
     /// Adds an entry. Moves the entries that it displaces to `before`.
-    fn push(&mut self, tag: u32, entry: Entry, before: &mut Dropped) {
+    fn push(&mut self, tag: u32, entry: StoredTombstone, before: &mut Displaced) {
         self.bytes += entry.bytes as usize;
         let place = self.next;
         self.next = (place + 1) % RING;
@@ -238,7 +238,7 @@ impl Ring {
         }
     }
 
-    fn newest(&self, key: Key) -> Option<&Entry> {
+    fn newest(&self, key: Key) -> Option<&StoredTombstone> {
         // First the entries written since the ring last wrapped around, then those of the round
         // before.
         let (new, old) = self.tags.split_at(self.next.min(self.tags.len()));
@@ -271,10 +271,10 @@ mod tests {
     use crate::session::{Format, PeerIdentity, stats::Account};
     use tls_sessiond_types::Version;
 
-    fn facts(id: u32) -> Facts {
-        Facts {
+    fn facts(id: u32) -> SessionInfo {
+        SessionInfo {
             id: SessionId::new(&id.to_be_bytes()).unwrap(),
-            kind: Arc::new(Kind {
+            kind: Arc::new(Attributes {
                 role: Role::Server,
                 version: Version::Tls12,
                 cipher_suite: "".into(),
@@ -291,13 +291,13 @@ mod tests {
         }
     }
 
-    fn reason(journal: &Journal, group: Group, id: u32) -> Option<RemovalReason> {
+    fn reason(journal: &Tombstones, group: Group, id: u32) -> Option<RemovalReason> {
         journal.find(group, Role::Server, &facts(id).id).map(|departure| departure.reason)
     }
 
     #[test]
     fn latest_tombstone_is_found_by_id_group_and_role() {
-        let journal = Journal::default();
+        let journal = Tombstones::default();
         let group = journal.new_group();
         let at = Timestamp::from_millis;
         journal.record(group, &facts(1), RemovalReason::Unclosed, at(5));
@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(reason(&journal, group, 1), Some(RemovalReason::Revoked));
         // Later, with any number of removals in between: the sequence numbers wrap around.
         for number in [1 << 31, u32::MAX] {
-            journal.parts.iter().for_each(|part| part.lock().number = number);
+            journal.shards.iter().for_each(|part| part.lock().number = number);
             journal.record(group, &facts(1), RemovalReason::Taken, at(6));
             assert_eq!(reason(&journal, group, 1), Some(RemovalReason::Taken));
         }
@@ -328,23 +328,23 @@ mod tests {
 
     #[test]
     fn long_names_reduce_the_number_of_tombstones() {
-        let journal = Journal::default();
+        let journal = Tombstones::default();
         let group = journal.new_group();
         let named = |id: u32, length: usize| {
             let facts = facts(id);
             let peer = PeerIdentity { subject: "n".repeat(length), ..PeerIdentity::default() };
             let plain = Arc::into_inner(facts.kind).unwrap();
-            Facts { kind: Arc::new(Kind { peer: Some(Arc::new(peer)), ..plain }), ..facts }
+            SessionInfo { kind: Arc::new(Attributes { peer: Some(Arc::new(peer)), ..plain }), ..facts }
         };
         let held = || {
-            let parts = journal.parts.iter().map(|part| {
+            let shards = journal.shards.iter().map(|part| {
                 let part = part.lock();
                 let kinds = part.usual.all.iter().flatten().map(|entry| entry.departure.kind.size());
                 let (count, bytes) = kinds.fold((0, 0), |(count, bytes), size| (count + 1, bytes + size));
                 assert_eq!(part.usual.bytes, bytes);
                 (count, bytes)
             });
-            parts.fold((0, 0), |(count, bytes), part| (count + part.0, bytes + part.1))
+            shards.fold((0, 0), |(count, bytes), part| (count + part.0, bytes + part.1))
         };
         let at = Timestamp::from_millis(6);
         for round in 0..3 {
@@ -359,14 +359,14 @@ mod tests {
             for id in 100_000..200_000 {
                 journal.record(group, &named(id, 20), RemovalReason::Taken, at);
             }
-            assert_eq!(held().0, DEPARTURES_MAX, "names of ordinary length displace no tombstones");
+            assert_eq!(held().0, TOMBSTONES_MAX, "names of ordinary length displace no tombstones");
             assert_eq!(reason(&journal, group, 19_999), None);
         }
     }
 
     #[test]
     fn frequent_removals_displace_no_other_tombstones() {
-        let journal = Journal::default();
+        let journal = Tombstones::default();
         let group = journal.new_group();
         journal.record(group, &facts(0), RemovalReason::Revoked, Timestamp::from_millis(5));
         for id in 1..200_000 {
@@ -377,8 +377,8 @@ mod tests {
                 assert_eq!(reason(&journal, group, other), Some(RemovalReason::Taken), "{other} of {id}");
             }
         }
-        let held: usize = journal.parts.iter().map(|part| part.lock().usual.all.len()).sum();
-        assert!(held <= DEPARTURES_MAX, "{held}");
+        let held: usize = journal.shards.iter().map(|part| part.lock().usual.all.len()).sum();
+        assert!(held <= TOMBSTONES_MAX, "{held}");
         assert_eq!(reason(&journal, group, 0), Some(RemovalReason::Revoked));
         assert_eq!(reason(&journal, group, 199_999), Some(RemovalReason::Taken), "the last is kept");
         assert_eq!(reason(&journal, group, 1), None, "the first was dropped");

@@ -14,7 +14,7 @@ use tls_sessiond_types::{Version, alert::Alert, cipher_suite::iana_name};
 
 use crate::{
     clock::WallTime,
-    connection::handshake_store::{Made, Resumption},
+    connection::handshake_store::{HandshakeStore, NewTicket},
     context::sent_alerts,
     session::Session,
 };
@@ -22,7 +22,7 @@ use crate::{
 /// Runs one handshake and the traffic after it.
 pub(super) struct Engine {
     tls: Connection,
-    resumption: Arc<Resumption>,
+    resumption: Arc<HandshakeStore>,
 }
 
 /// The reason why no more data comes from the peer.
@@ -33,19 +33,19 @@ pub(super) enum End {
     /// The peer sent a fatal alert.
     AlertReceived(Alert),
     /// The peer violated TLS.
-    Refused(Refused),
+    Violation(Violation),
 }
 
 /// A violation of TLS by the peer, and the alert that answered it.
 #[derive(Debug)]
-pub(super) struct Refused {
+pub(super) struct Violation {
     pub(super) error: String,
     /// The AlertDescription. `None`: no encrypted alert was sent. An unencrypted alert, if any, is
     /// among the records of [`Engine::flush`].
     pub(super) alert: Option<u8>,
 }
 
-impl Refused {
+impl Violation {
     fn new(error: &Error) -> Self {
         Self { error: error.to_string(), alert: sent_alerts::take() }
     }
@@ -57,7 +57,7 @@ impl Engine {
     pub(super) fn server(
         config: &ServerConfig,
         tickets: usize,
-        resumption: Arc<Resumption>,
+        resumption: Arc<HandshakeStore>,
         now: WallTime,
     ) -> Result<Self, Error> {
         resumption.set_now(now);
@@ -73,7 +73,7 @@ impl Engine {
     pub(super) fn client(
         config: &ClientConfig,
         server: ServerName<'static>,
-        resumption: Arc<Resumption>,
+        resumption: Arc<HandshakeStore>,
         now: WallTime,
     ) -> Result<Self, Error> {
         resumption.set_now(now);
@@ -84,7 +84,7 @@ impl Engine {
         Ok(Self::over(tls, resumption))
     }
 
-    fn over(mut tls: Connection, resumption: Arc<Resumption>) -> Self {
+    fn over(mut tls: Connection, resumption: Arc<HandshakeStore>) -> Self {
         // Every call empties the buffers that it fills, and the size of a call is limited before.
         tls.set_buffer_limit(None);
         Self { tls, resumption }
@@ -100,7 +100,7 @@ impl Engine {
             match self.tls.read_tls(&mut records as &mut dyn Read) {
                 Ok(0) => break,
                 Ok(_) => {}
-                Err(err) => return Some(End::Refused(Refused { error: err.to_string(), alert: None })),
+                Err(err) => return Some(End::Violation(Violation { error: err.to_string(), alert: None })),
             }
             let processed = self.tls.process_new_packets();
             self.drain(plaintext);
@@ -113,7 +113,7 @@ impl Engine {
                 Err(Error::AlertReceived(description)) => {
                     return Some(End::AlertReceived(Alert { code: description.into(), received: true }));
                 }
-                Err(error) => return Some(End::Refused(Refused::new(&error))),
+                Err(error) => return Some(End::Violation(Violation::new(&error))),
             }
         }
         None
@@ -164,7 +164,7 @@ impl Engine {
     }
 
     /// Returns the sessions that the handshake made since the last call.
-    pub(super) fn take_made(&self) -> Vec<Made> {
+    pub(super) fn take_made(&self) -> Vec<NewTicket> {
         self.resumption.take_made()
     }
 

@@ -11,15 +11,15 @@ use tls_sessiond_types::{
 
 use super::{
     Alert, Choice, Connection, EngineKind, Error, Failure, Removed, Shutdown, State,
-    daemon_engine::{End, Engine, Refused},
+    daemon_engine::{End, Engine, Violation},
     outlook::{self, Retried},
     unanswered::Lease,
 };
 use crate::{
     clock::Now,
-    connection::handshake_store::{Made, Resumption},
+    connection::handshake_store::{HandshakeStore, NewTicket},
     context::{ClosePolicy, identity::identity},
-    session::{Format, Miss, NewSession, RemovalReason, Session, SessionId, Terms},
+    session::{Format, Miss, NewSession, RemovalReason, ResumeCriteria, Session, SessionId},
 };
 
 /// The input of one step: bytes from the peer, and plaintext for the peer.
@@ -147,7 +147,7 @@ impl Connection {
                 output.removed = self.condemn(RemovalReason::FatalAlert);
                 self.fail(alert.to_string(), Some(alert));
             }
-            Some(End::Refused(refused)) => self.refuse(refused, &mut output),
+            Some(End::Violation(refused)) => self.refuse(refused, &mut output),
         }
         if input.end_of_stream {
             self.end_of_stream(&mut output);
@@ -168,7 +168,7 @@ impl Connection {
                     return Err(Error::WithoutTrust(Arc::clone(&self.context.name)));
                 };
                 let config = side.pinned(self.pin).unwrap_or_else(|| side.all());
-                let resumption = Arc::new(Resumption::new(!self.context.options.no_session_cache));
+                let resumption = Arc::new(HandshakeStore::new(!self.context.options.no_session_cache));
                 resumption.offer(session.clone());
                 let engine =
                     Engine::client(config, target.clone(), resumption, now.wall()).map_err(Error::Engine)?;
@@ -207,12 +207,12 @@ impl Connection {
 
     /// Returns the criteria for sessions that this connection can resume: made by the daemon's
     /// engine, in a version that the connection may speak.
-    fn terms<'a>(&'a self, server_name: &'a ServerName<'a>) -> Terms<'a> {
+    fn terms<'a>(&'a self, server_name: &'a ServerName<'a>) -> ResumeCriteria<'a> {
         let versions = match &self.pin {
             Some(pin) => std::slice::from_ref(pin),
             None => &self.context.versions,
         };
-        Terms { format: &Format::Rustls, binding: &[], versions, server_name, cipher_suite: None }
+        ResumeCriteria { format: &Format::Rustls, binding: &[], versions, server_name, cipher_suite: None }
     }
 
     fn read(&mut self, ciphertext: &[u8], now: Now, output: &mut Output) -> Result<Option<End>, Error> {
@@ -230,7 +230,7 @@ impl Connection {
                     self.accept_second(&first_flight, &offer, now);
                 } else if self.falls_back(&offer) {
                     output.ciphertext.extend_from_slice(&INAPPROPRIATE_FALLBACK);
-                    return Ok(Some(End::Refused(Refused {
+                    return Ok(Some(End::Violation(Violation {
                         error: "the client fell back to an older version (RFC 7507)".into(),
                         alert: Some(AlertDescription::InappropriateFallback.into()),
                     })));
@@ -291,7 +291,7 @@ impl Connection {
             Some(session) if session.kind().version == Version::Tls13 => self.context.tickets.min(1),
             _ => self.context.tickets,
         };
-        let resumption = Arc::new(Resumption::new(!self.context.options.no_session_cache));
+        let resumption = Arc::new(HandshakeStore::new(!self.context.options.no_session_cache));
         resumption.offer(found.clone());
         self.engine = Some(Engine::server(config, tickets, resumption, now.wall()).map_err(Error::Engine)?);
         self.retry = Some(retry);
@@ -308,7 +308,7 @@ impl Connection {
         now: Now,
     ) -> Option<Arc<Session>> {
         let spoken = self.terms(&offer.server_name);
-        let spoken = Terms { binding: dot(offer.dotted), ..spoken };
+        let spoken = ResumeCriteria { binding: dot(offer.dotted), ..spoken };
         let (version, ids, cipher_suite) = if offer.tls13 && spoken.versions.contains(&Version::Tls13) {
             let cipher_suite = outlook::tls13_suite(config, &offer.parameters)?;
             (Version::Tls13, offer.identities.as_slice(), Some(cipher_suite))
@@ -320,7 +320,7 @@ impl Connection {
         if ids.is_empty() || !flight.is_taken_by_rustls() {
             return None;
         }
-        let terms = Terms { versions: &[version], cipher_suite, ..spoken };
+        let terms = ResumeCriteria { versions: &[version], cipher_suite, ..spoken };
         let cache = &self.context.server_cache;
         let mut missed = Vec::new();
         for id in ids.iter().filter_map(|id| SessionId::new(id)) {
@@ -414,7 +414,7 @@ impl Connection {
 
     /// Puts the sessions that the handshake made into the cache and the family, and attaches the
     /// last one.
-    fn keep(&mut self, made: Vec<Made>, now: Now) {
+    fn keep(&mut self, made: Vec<NewTicket>, now: Now) {
         let Some(version) = self.agreed.version else { return };
         if self.context.options.no_session_cache {
             return;
@@ -422,10 +422,10 @@ impl Connection {
         // In TLS 1.2 a resumption makes no new session, but the server may give its client a new
         // ticket (RFC 5077 section 3.3).
         let resumed_itself = version == Version::Tls12 && self.agreed.reused;
-        let renewed = |made: &Made| !resumed_itself || (self.role == Role::Client && made.renews);
+        let renewed = |made: &NewTicket| !resumed_itself || (self.role == Role::Client && made.renews);
         let made: Vec<_> = made.into_iter().filter(renewed).collect();
         let server_name = self.server_name().clone();
-        for Made { id, secret, lifetime, .. } in made {
+        for NewTicket { id, secret, lifetime, .. } in made {
             if self.family.len() >= TICKETS_KEPT_MAX.max(self.context.tickets) {
                 return;
             }
@@ -472,8 +472,8 @@ impl Connection {
     ///
     /// After SENT no alert is sent. If this side has closed, the family stays (OpenSSL 3,
     /// ssl3_send_alert).
-    fn refuse(&mut self, refused: Refused, output: &mut Output) {
-        let Refused { error, alert } = refused;
+    fn refuse(&mut self, refused: Violation, output: &mut Output) {
+        let Violation { error, alert } = refused;
         if !self.is_closed() {
             output.removed = self.condemn(RemovalReason::FatalAlert);
         }

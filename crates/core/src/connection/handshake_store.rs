@@ -1,7 +1,7 @@
 //! rustls' storage traits, answered for one connection at a time.
 //!
 //! rustls asks for sessions and hands out new ones in the middle of a handshake step, by calls that
-//! cannot wait. So each connection has a [`Resumption`]. The session that the handshake may need is
+//! cannot wait. So each connection has a [`HandshakeStore`]. The session that the handshake may need is
 //! put there before the step, and the sessions that rustls wants stored are taken from there after
 //! it. It also is rustls' clock for the connection.
 
@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// A session that rustls wants stored.
-pub struct Made {
+pub struct NewTicket {
     /// Server: its id. Client: `None`.
     pub id: Option<SessionId>,
     /// Its secret part.
@@ -41,7 +41,7 @@ pub struct Made {
 }
 
 /// The session that one connection's handshake may resume, and the sessions that it made.
-pub struct Resumption {
+pub struct HandshakeStore {
     now_millis: AtomicU64,
     /// Whether a server keeps sessions at all (SSL_SESS_CACHE_OFF).
     caching: bool,
@@ -51,13 +51,13 @@ pub struct Resumption {
 #[derive(Default)]
 struct Inner {
     found: Option<Arc<Session>>,
-    made: Vec<Made>,
+    made: Vec<NewTicket>,
     group: Option<NamedGroup>,
     /// Server: how many more sessions it may make. `None`: no limit.
     room: Option<usize>,
 }
 
-impl Resumption {
+impl HandshakeStore {
     /// Creates the store of one connection. If `caching` is false, a server gives its peers no
     /// sessions.
     pub fn new(caching: bool) -> Self {
@@ -82,7 +82,7 @@ impl Resumption {
     }
 
     /// Returns the sessions that rustls wanted stored since the last call, oldest first.
-    pub fn take_made(&self) -> Vec<Made> {
+    pub fn take_made(&self) -> Vec<NewTicket> {
         std::mem::take(&mut self.inner.lock().made)
     }
 
@@ -96,19 +96,19 @@ impl Resumption {
     }
 }
 
-impl fmt::Debug for Resumption {
+impl fmt::Debug for HandshakeStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Resumption")
     }
 }
 
-impl TimeProvider for Resumption {
+impl TimeProvider for HandshakeStore {
     fn current_time(&self) -> Option<UnixTime> {
         Some(UnixTime::since_unix_epoch(Duration::from_millis(self.now_millis.load(Ordering::Relaxed))))
     }
 }
 
-impl StoresServerSessions for Resumption {
+impl StoresServerSessions for HandshakeStore {
     fn put(&self, key: Vec<u8>, value: Vec<u8>) -> bool {
         let secret = Secret::bytes(value);
         let Some(id) = SessionId::new(&key) else { return false };
@@ -117,7 +117,7 @@ impl StoresServerSessions for Resumption {
             return false;
         }
         inner.room = inner.room.map(|room| room - 1);
-        inner.made.push(Made { id: Some(id), secret, lifetime: None, renews: true });
+        inner.made.push(NewTicket { id: Some(id), secret, lifetime: None, renews: true });
         true
     }
 
@@ -138,7 +138,7 @@ impl StoresServerSessions for Resumption {
     }
 }
 
-impl ClientSessionStore for Resumption {
+impl ClientSessionStore for HandshakeStore {
     fn set_kx_hint(&self, _: ServerName<'static>, group: NamedGroup) {
         self.inner.lock().group = Some(group);
     }
@@ -161,7 +161,7 @@ impl ClientSessionStore for Resumption {
         // RFC 5077 section 3.3: zero means that the server does not specify a lifetime.
         let lifetime = Some(ticket.lifetime).filter(|lifetime| !lifetime.is_zero());
         let secret = Secret::Client(Box::new(ClientSession::Tls12(value, inner.group)));
-        inner.made.push(Made { id: None, secret, lifetime, renews });
+        inner.made.push(NewTicket { id: None, secret, lifetime, renews });
     }
 
     fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
@@ -184,7 +184,7 @@ impl ClientSessionStore for Resumption {
         let mut inner = self.inner.lock();
         let value = Mutex::new(Some(value));
         let secret = Secret::Client(Box::new(ClientSession::Tls13(value, inner.group)));
-        inner.made.push(Made { id: None, secret, lifetime: Some(lifetime), renews: true });
+        inner.made.push(NewTicket { id: None, secret, lifetime: Some(lifetime), renews: true });
     }
 
     fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {

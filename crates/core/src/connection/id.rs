@@ -36,7 +36,7 @@ impl ConnectionId {
     /// # Errors
     /// The system has no random numbers.
     pub fn random() -> Result<Self, Error> {
-        POOL.with_borrow_mut(Pool::take).map(Self)
+        POOL.with_borrow_mut(RandomBytes::take).map(Self)
     }
 
     /// Parses 32 hex digits in upper or lower case, with or without colons between the bytes.
@@ -71,16 +71,16 @@ impl fmt::Debug for ConnectionId {
 
 /// A thread's supply of random bytes. It is filled 4096 bytes at a time, because one request to the
 /// generator costs as much as the table's work for a small handshake.
-struct Pool {
+struct RandomBytes {
     bytes: [u8; 4096],
     left: usize,
 }
 
 thread_local! {
-    static POOL: RefCell<Pool> = const { RefCell::new(Pool { bytes: [0; 4096], left: 0 }) };
+    static POOL: RefCell<RandomBytes> = const { RefCell::new(RandomBytes { bytes: [0; 4096], left: 0 }) };
 }
 
-impl Pool {
+impl RandomBytes {
     /// Takes 16 bytes, which are returned only once, and zeroes them in the pool.
     fn take(&mut self) -> Result<[u8; 16], Error> {
         if self.left == 0 {

@@ -53,7 +53,7 @@ use rustls::pki_types;
 use tls_sessiond_types::{Role, Version, client_hello::FirstFlight, server_name::ServerName};
 
 use crate::{
-    cache::tombstones::Departure,
+    cache::tombstones::Tombstone,
     clock::Timestamp,
     context::{ClosePolicy, Context},
     session::{PeerIdentity, Session},
@@ -101,7 +101,7 @@ pub enum Named {
     /// A session that is unknown, or that can no longer be resumed.
     Gone,
     /// A session of this scope that left the cache, but that a lookup may have returned before.
-    Departed(Departure),
+    Departed(Tombstone),
     /// A session of this scope.
     Session(Arc<Session>),
 }
@@ -165,7 +165,7 @@ struct Agreed {
 
 /// The parameters of a new connection.
 #[derive(Debug)]
-pub struct Plan {
+pub struct ConnectionPlan {
     /// The context whose configuration the connection inherits.
     pub context: Arc<Context>,
     /// Whether the connection is a client or a server.
@@ -235,7 +235,7 @@ impl Connection {
     /// # Errors
     /// The context cannot play this role, a client's server name is missing or malformed, or the
     /// system has no random numbers.
-    pub fn new(plan: Plan, now: Timestamp) -> Result<Self, Error> {
+    pub fn new(plan: ConnectionPlan, now: Timestamp) -> Result<Self, Error> {
         let here = plan.engine == EngineKind::Daemon;
         let target = match plan.role {
             Role::Server if here && plan.context.server.is_none() => {

@@ -12,7 +12,7 @@ use super::{Agreed, Alert, Connection, EngineKind, Error, Removed, Shutdown, Sta
 use crate::{
     cache::NotStored,
     clock::{Now, Timestamp},
-    session::{Format, Kind, NewSession, PeerIdentity, RemovalReason, Secret, Session, SessionId},
+    session::{Attributes, Format, NewSession, PeerIdentity, RemovalReason, Secret, Session, SessionId},
 };
 
 /// A session that a worker's library made.
@@ -152,7 +152,7 @@ impl Connection {
 
     /// Records that a finished handshake resumed a session. The connection takes its properties
     /// from that session alone. Those of an earlier handshake no longer apply.
-    pub(super) fn resumed_by_worker(&mut self, session: Option<(&Arc<Kind>, Timestamp)>) {
+    pub(super) fn resumed_by_worker(&mut self, session: Option<(&Arc<Attributes>, Timestamp)>) {
         self.establish();
         self.context.stats.hits.count();
         self.agreed = Agreed { reused: true, ..Agreed::default() };

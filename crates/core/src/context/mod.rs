@@ -18,7 +18,7 @@ use tls_sessiond_types::{Role, Version};
 use crate::{
     cache::{
         Cache,
-        tombstones::{Departure, Group},
+        tombstones::{Group, Tombstone},
     },
     clock::WallTime,
     session::{SessionId, stats::Account},
@@ -116,7 +116,7 @@ impl Context {
     /// Returns the tombstone of a session that was made under this context before a reload replaced
     /// the scope of the context. Only for ExplainSession: no lookup or resumption finds such a
     /// session.
-    pub fn formerly(&self, role: Role, id: &SessionId) -> Option<Departure> {
+    pub fn formerly(&self, role: Role, id: &SessionId) -> Option<Tombstone> {
         let cache = self.cache(role);
         let mut departures = self.former.of(role).iter().filter_map(|group| cache.departure_from(*group, id));
         // Another context may have had that scope as well, and may still have it.

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     access::Access,
-    cache::{Cache, Plan, revocation::Selector, shared::Ledger},
+    cache::{Cache, Plan, revocation::Selector, shared::SharedState},
     clock::Timestamp,
     session::stats::Account,
     store::memory::Limits,
@@ -36,7 +36,7 @@ pub struct Registry {
     /// Pairs of client certificates: those in use, and those that replace them in [`Self::follow`].
     renewed: Vec<(Arc<ClientCredentials>, Arc<ClientCredentials>)>,
     self_made: Option<Credential>,
-    ledger: Arc<Ledger>,
+    ledger: Arc<SharedState>,
     /// Limits on all caches together.
     total: Limits,
     rules: Vec<Access>,
@@ -69,7 +69,7 @@ impl Registry {
     /// # Errors
     /// The first fault of the configuration, with its key and line.
     pub fn build(settings: &Settings) -> Result<Self, ContextRefusal> {
-        let registry = Self::make(settings, Interned::new(Arc::new(Ledger::new(settings.total))))?;
+        let registry = Self::make(settings, Interned::new(Arc::new(SharedState::new(settings.total))))?;
         registry.share();
         Ok(registry)
     }
@@ -193,7 +193,7 @@ impl Registry {
     }
 
     /// Returns the state that all caches share.
-    pub fn ledger(&self) -> &Arc<Ledger> {
+    pub fn ledger(&self) -> &Arc<SharedState> {
         &self.ledger
     }
 
@@ -209,7 +209,7 @@ impl Registry {
 pub(super) struct Interned {
     caches: HashMap<Scope, Kept>,
     trust: HashMap<Scope, ClientTrust>,
-    ledger: Arc<Ledger>,
+    ledger: Arc<SharedState>,
     /// The caches of the registry that the new one replaces.
     before: HashMap<Scope, Kept>,
     trust_before: HashMap<Scope, ClientTrust>,
@@ -222,7 +222,7 @@ pub(super) struct Interned {
 }
 
 impl Interned {
-    fn new(ledger: Arc<Ledger>) -> Self {
+    fn new(ledger: Arc<SharedState>) -> Self {
         Self {
             caches: HashMap::new(),
             trust: HashMap::new(),

@@ -15,7 +15,7 @@ use std::{
 
 use tls_sessiond_types::{Role, Version, server_name::ServerName};
 
-use super::{Format, PeerIdentity, SessionId, Terms, stats::Account};
+use super::{Format, PeerIdentity, ResumeCriteria, SessionId, stats::Account};
 use crate::{
     store::keyed::{Keyed, keyed},
     sync::RwLock,
@@ -23,7 +23,7 @@ use crate::{
 
 /// The attributes that several sessions may have in common.
 #[derive(Debug)]
-pub struct Kind {
+pub struct Attributes {
     /// The side of the handshake that the session is for.
     pub role: Role,
     /// The only version that can resume the session.
@@ -44,9 +44,9 @@ pub struct Kind {
     pub peer: Option<Arc<PeerIdentity>>,
 }
 
-impl Kind {
+impl Attributes {
     /// Returns whether a lookup with these terms may resume the session.
-    pub fn fits(&self, terms: &Terms<'_>) -> bool {
+    pub fn fits(&self, terms: &ResumeCriteria<'_>) -> bool {
         self.format == *terms.format
             && same(&self.binding, terms.binding)
             && terms.versions.contains(&self.version)
@@ -64,7 +64,7 @@ impl Kind {
         self.binding.len() + self.server_name.len() + names
     }
 
-    /// Returns an upper bound of the heap memory in bytes, including the entry in [`Kinds`].
+    /// Returns an upper bound of the heap memory in bytes, including the entry in [`SharedAttributes`].
     /// `tests/overhead.rs` measures it.
     pub fn size(&self) -> usize {
         let cipher_suite = match &self.cipher_suite {
@@ -95,7 +95,7 @@ impl Kind {
     }
 }
 
-/// Upper bound in bytes of an entry in [`Kinds`]: table and ring, each at most half empty.
+/// Upper bound in bytes of an entry in [`SharedAttributes`]: table and ring, each at most half empty.
 const PLACE: usize = 64;
 
 /// Returns an upper bound of the size of one allocation: allocators round up to size classes and to
@@ -109,7 +109,7 @@ const fn shared(bytes: usize) -> usize {
     heap(bytes + 2 * size_of::<usize>())
 }
 
-impl PartialEq for Kind {
+impl PartialEq for Attributes {
     fn eq(&self, other: &Self) -> bool {
         self.role == other.role
             && self.version == other.version
@@ -123,11 +123,11 @@ impl PartialEq for Kind {
     }
 }
 
-impl Eq for Kind {}
+impl Eq for Attributes {}
 
 /// Covers every field. A caller could make any number of attributes collide by a field that is left
 /// out.
-impl Hash for Kind {
+impl Hash for Attributes {
     fn hash<H: Hasher>(&self, state: &mut H) {
         let Self { role, version, cipher_suite, server_name, format, binding, single_use, account, peer } =
             self;
@@ -146,22 +146,22 @@ fn same(one: &[u8], other: &[u8]) -> bool {
 /// Sessions are divided into parts, each with a set of its own. So equal attributes may be held
 /// once in each part. Each insert and removal of a session changes a reference count, and a single
 /// count would make all threads wait for each other.
-pub struct Kinds {
+pub struct SharedAttributes {
     hasher: Keyed,
-    parts: Box<[Part]>,
+    shards: Box<[AttributesShard]>,
 }
 
 /// A lock and its content, in cache lines of its own.
 #[repr(align(128))]
-struct Part(RwLock<Set>);
+struct AttributesShard(RwLock<Set>);
 
 /// Attributes by their hash.
 ///
 /// Sessions own their attributes, and the names are freed with the last session. The entry here and
-/// the object itself (about a hundred bytes) are freed by later inserts, or by [`Kinds::reap`].
+/// the object itself (about a hundred bytes) are freed by later inserts, or by [`SharedAttributes::reap`].
 #[derive(Default)]
 struct Set {
-    by_hash: HashMap<u64, Weak<Kind>, BuildHasherDefault<AsItIs>>,
+    by_hash: HashMap<u64, Weak<Attributes>, BuildHasherDefault<AsItIs>>,
     /// The same hashes. `hand` goes round them and removes those of unused attributes.
     ring: Vec<u64>,
     hand: usize,
@@ -191,27 +191,27 @@ const PARTS: usize = 32;
 /// Number of entries checked at each insert. Two, so that unused entries never outnumber those in
 /// use.
 const LOOKED_AT: usize = 2;
-/// Number of entries of each part that [`Kinds::reap`] checks.
+/// Number of entries of each part that [`SharedAttributes::reap`] checks.
 const REAPED: usize = 64;
 /// Smaller tables are not shrunk.
 const SMALL: usize = 64;
 
-impl Default for Kinds {
+impl Default for SharedAttributes {
     fn default() -> Self {
-        Self { hasher: keyed(), parts: (0..PARTS).map(|_| Part(RwLock::default())).collect() }
+        Self { hasher: keyed(), shards: (0..PARTS).map(|_| AttributesShard(RwLock::default())).collect() }
     }
 }
 
-impl Kinds {
+impl SharedAttributes {
     /// Returns shared attributes equal to `kind`, for the session with this id.
     ///
     /// The cost depends on the size of `kind` alone. It is compared with at most one other:
     /// attributes whose hash equals that of different attributes are not shared.
-    pub fn intern(&self, kind: Kind, id: &SessionId) -> Arc<Kind> {
+    pub fn intern(&self, kind: Attributes, id: &SessionId) -> Arc<Attributes> {
         // The last byte selects the part. Libraries make random ids, and where an id has a fixed
         // prefix, its end still differs.
         let last = id.as_bytes().last().copied().unwrap_or_default();
-        let part = &self.parts[usize::from(last) % PARTS].0;
+        let part = &self.shards[usize::from(last) % PARTS].0;
         let hash = self.hasher.hash_one(&kind);
         // A variable, so that the lock is released before the drop: this may be the last reference.
         let held = part.read().by_hash.get(&hash).and_then(Weak::upgrade);
@@ -232,7 +232,7 @@ impl Kinds {
     /// Removes entries of unused attributes. Checks a bounded number of them, so it is called
     /// repeatedly.
     pub fn reap(&self) {
-        for part in &self.parts {
+        for part in &self.shards {
             let mut set = part.0.write();
             set.look_at(REAPED);
             set.shrink();
@@ -241,7 +241,7 @@ impl Kinds {
 
     /// Returns the number of entries, including unused ones that have yet to be removed.
     pub fn len(&self) -> usize {
-        self.parts.iter().map(|part| part.0.read().by_hash.len()).sum()
+        self.shards.iter().map(|part| part.0.read().by_hash.len()).sum()
     }
 
     /// Returns whether there are no entries.
@@ -277,8 +277,8 @@ impl Set {
 mod tests {
     use super::*;
 
-    fn kind(binding: u32) -> Kind {
-        Kind {
+    fn kind(binding: u32) -> Attributes {
+        Attributes {
             role: Role::Server,
             version: Version::Tls12,
             cipher_suite: "".into(),
@@ -292,29 +292,29 @@ mod tests {
     }
 
     /// Attributes that each differ from the first in one field.
-    fn variants() -> Vec<Kind> {
+    fn variants() -> Vec<Attributes> {
         let peer = |change: fn(&mut PeerIdentity)| {
             let mut peer = PeerIdentity { subject: "CN=a".into(), ..PeerIdentity::default() };
             change(&mut peer);
             Some(Arc::new(peer))
         };
-        let like = || Kind { peer: peer(|_| ()), ..kind(1) };
+        let like = || Attributes { peer: peer(|_| ()), ..kind(1) };
         vec![
             like(),
-            Kind { role: Role::Client, ..like() },
-            Kind { version: Version::Tls13, ..like() },
-            Kind { cipher_suite: "other".into(), ..like() },
-            Kind { server_name: "b.test".into(), ..like() },
-            Kind { format: Format::Worker("openssl".into()), ..like() },
-            Kind { binding: [1].into(), ..like() },
-            Kind { single_use: true, ..like() },
-            Kind { account: Arc::new(Account::new("other")), ..like() },
-            Kind { peer: None, ..like() },
-            Kind { peer: peer(|peer| peer.certificate_sha256[31] = 1), ..like() },
-            Kind { peer: peer(|peer| peer.subject = "CN=b".into()), ..like() },
-            Kind { peer: peer(|peer| peer.dns_names = vec!["a".into()]), ..like() },
-            Kind { peer: peer(|peer| peer.uris = vec!["a".into()]), ..like() },
-            Kind { peer: peer(|peer| peer.not_after = crate::clock::WallTime::MAX), ..like() },
+            Attributes { role: Role::Client, ..like() },
+            Attributes { version: Version::Tls13, ..like() },
+            Attributes { cipher_suite: "other".into(), ..like() },
+            Attributes { server_name: "b.test".into(), ..like() },
+            Attributes { format: Format::Worker("openssl".into()), ..like() },
+            Attributes { binding: [1].into(), ..like() },
+            Attributes { single_use: true, ..like() },
+            Attributes { account: Arc::new(Account::new("other")), ..like() },
+            Attributes { peer: None, ..like() },
+            Attributes { peer: peer(|peer| peer.certificate_sha256[31] = 1), ..like() },
+            Attributes { peer: peer(|peer| peer.subject = "CN=b".into()), ..like() },
+            Attributes { peer: peer(|peer| peer.dns_names = vec!["a".into()]), ..like() },
+            Attributes { peer: peer(|peer| peer.uris = vec!["a".into()]), ..like() },
+            Attributes { peer: peer(|peer| peer.not_after = crate::clock::WallTime::MAX), ..like() },
         ]
     }
 
@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn equal_attributes_are_shared_per_part_and_unused_ones_removed() {
-        let kinds = Kinds::default();
+        let kinds = SharedAttributes::default();
         let id = |last: u8| SessionId::new(&[7, last]).unwrap();
         let kept = kinds.intern(kind(1), &id(1));
         for other in 2..100_000_u32 {
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn unused_attributes_free_their_entries() {
-        let kinds = Kinds::default();
+        let kinds = SharedAttributes::default();
         let id = SessionId::new(&[7]).unwrap();
         let used: Vec<_> = (0..10_000).map(|number| kinds.intern(kind(number), &id)).collect();
         assert_eq!(kinds.len(), used.len(), "entries in use stay");
@@ -353,7 +353,7 @@ mod tests {
         // Each call checks 64 entries of a part.
         (0..=10_000 / REAPED).for_each(|_| kinds.reap());
         assert!(kinds.is_empty(), "{} kinds", kinds.len());
-        let part = kinds.parts[7].0.read();
+        let part = kinds.shards[7].0.read();
         assert!(part.ring.capacity() <= 4 * SMALL && part.by_hash.capacity() <= 8 * SMALL);
     }
 }

@@ -13,7 +13,7 @@ use std::{
 
 use tls_sessiond_types::{Role, server_name::ServerName};
 
-use super::{Facts, Miss, RemovalReason, Session, SessionId};
+use super::{Miss, RemovalReason, Session, SessionId, SessionInfo};
 use crate::{
     clock::Timestamp,
     sync::{AtomicUsize, Mutex, Ordering, RwLock},
@@ -21,7 +21,7 @@ use crate::{
 
 /// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum What {
+pub enum EventKind {
     /// The session was stored.
     Added,
     /// A lookup found the session for a handshake.
@@ -36,9 +36,9 @@ pub struct Event {
     /// Time of the event.
     pub at: Timestamp,
     /// Kind of the event.
-    pub what: What,
+    pub what: EventKind,
     /// The public part of the session.
-    pub facts: Facts,
+    pub facts: SessionInfo,
     /// Number of open connections that used the session then.
     pub open_connections: u32,
     /// Size of its secret part.
@@ -64,7 +64,7 @@ pub struct MissEvent {
 
 /// A delivery to a watcher.
 #[derive(Clone, Debug)]
-pub enum News {
+pub enum Delivery {
     /// An event of a session.
     Event(Box<Event>),
     /// A lookup missed.
@@ -77,7 +77,7 @@ pub enum News {
 pub const EVENTS_MAX: usize = 1024;
 /// Maximum number of bytes that the waiting events of one watcher keep alive.
 ///
-/// An event counts with its whole [`Kind`](super::Kind). With ordinary names [`EVENTS_MAX`] is
+/// An event counts with its whole [`Attributes`](super::Kind). With ordinary names [`EVENTS_MAX`] is
 /// reached first. A slow watcher holds twice that: the events that it reads now, and those that
 /// wait.
 pub const EVENTS_BYTES_MAX: usize = 512 << 10;
@@ -102,7 +102,7 @@ enum NewsKind {
 struct Queue {
     /// Returns whether the watcher wants events of the context with this name.
     wanted: Box<dyn Fn(&str) -> bool + Send + Sync>,
-    state: Mutex<State>,
+    state: Mutex<WatchState>,
 }
 
 impl fmt::Debug for Queue {
@@ -112,8 +112,8 @@ impl fmt::Debug for Queue {
 }
 
 #[derive(Default)]
-struct State {
-    events: VecDeque<News>,
+struct WatchState {
+    events: VecDeque<Delivery>,
     /// Number of bytes that the waiting events keep alive.
     bytes: usize,
     dropped: u64,
@@ -145,16 +145,16 @@ impl Watchers {
     }
 
     #[inline]
-    pub(crate) fn tell(&self, session: &Session, what: What, at: Timestamp) {
+    pub(crate) fn publish(&self, session: &Session, what: EventKind, at: Timestamp) {
         if self.count.load(Ordering::Relaxed) > 0 {
-            self.tell_all(session, what, at);
+            self.publish_to_all(session, what, at);
         }
     }
 
     #[cold]
-    fn tell_all(&self, session: &Session, what: What, at: Timestamp) {
+    fn publish_to_all(&self, session: &Session, what: EventKind, at: Timestamp) {
         self.push(NewsKind::Change, &session.kind().account.name, session.kind().size(), || {
-            News::Event(Box::new(Event {
+            Delivery::Event(Box::new(Event {
                 at,
                 what,
                 facts: session.facts().clone(),
@@ -166,7 +166,7 @@ impl Watchers {
 
     /// Publishes a lookup that missed, if there are watchers.
     #[inline]
-    pub(crate) fn tell_miss(&self, miss: impl FnOnce() -> MissEvent) {
+    pub(crate) fn publish_miss(&self, miss: impl FnOnce() -> MissEvent) {
         if self.count.load(Ordering::Relaxed) > 0 {
             self.tell_miss_to_all(miss());
         }
@@ -175,10 +175,12 @@ impl Watchers {
     #[cold]
     fn tell_miss_to_all(&self, miss: MissEvent) {
         let bytes = size_of::<MissEvent>() + miss.server_name.len();
-        self.push(NewsKind::Miss, &Arc::clone(&miss.context), bytes, || News::Missed(Box::new(miss.clone())));
+        self.push(NewsKind::Miss, &Arc::clone(&miss.context), bytes, || {
+            Delivery::Missed(Box::new(miss.clone()))
+        });
     }
 
-    fn push(&self, kind: NewsKind, context: &str, bytes: usize, news: impl Fn() -> News) {
+    fn push(&self, kind: NewsKind, context: &str, bytes: usize, news: impl Fn() -> Delivery) {
         for queue in self.all.read().iter().filter(|queue| (queue.wanted)(context)) {
             if let Some(waker) = queue.push(kind, bytes, &news) {
                 waker.wake();
@@ -188,7 +190,7 @@ impl Watchers {
 }
 
 impl Queue {
-    fn push(&self, kind: NewsKind, bytes: usize, news: impl FnOnce() -> News) -> Option<Waker> {
+    fn push(&self, kind: NewsKind, bytes: usize, news: impl FnOnce() -> Delivery) -> Option<Waker> {
         let mut state = self.state.lock();
         let room = |part: usize| {
             state.events.len() < EVENTS_MAX / part && state.bytes + bytes <= EVENTS_BYTES_MAX / part
@@ -211,7 +213,7 @@ impl Watch {
     /// Returns the events since the last call, oldest first.
     ///
     /// If there are none, keeps `waker` and wakes it at the next event.
-    pub fn poll(&self, waker: &Waker) -> Poll<Vec<News>> {
+    pub fn poll(&self, waker: &Waker) -> Poll<Vec<Delivery>> {
         let mut state = self.queue.state.lock();
         if state.events.is_empty() && state.dropped + state.dropped_misses == 0 {
             if !state.waker.as_ref().is_some_and(|held| held.will_wake(waker)) {
@@ -225,7 +227,7 @@ impl Watch {
         drop(state);
         let mut news = Vec::from(events);
         if dropped > 0 {
-            news.push(News::Dropped(dropped));
+            news.push(Delivery::Dropped(dropped));
         }
         Poll::Ready(news)
     }

@@ -27,7 +27,7 @@ use tls_sessiond_types::server_name::ServerName;
 
 use crate::{
     clock::{Now, Timestamp, WallTime},
-    store::memory::{Entry, Mark},
+    store::memory::{Entry, EntryState},
 };
 
 mod attributes;
@@ -37,7 +37,7 @@ mod miss;
 mod secret;
 pub mod stats;
 
-pub use attributes::{Kind, Kinds};
+pub use attributes::{Attributes, SharedAttributes};
 pub use id::SessionId;
 pub use miss::Miss;
 pub use secret::{ClientSession, Secret};
@@ -119,9 +119,9 @@ impl Format {
 
 /// The criteria that a session must match to be resumed, besides the scope of the cache.
 ///
-/// Every lookup checks them with [`Kind::fits`]: by id, by ticket, and by server name.
+/// Every lookup checks them with [`Attributes::fits`]: by id, by ticket, and by server name.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms<'a> {
+pub struct ResumeCriteria<'a> {
     /// The library that will read the secret.
     pub format: &'a Format,
     /// The worker's binding; must be equal as a whole.
@@ -136,11 +136,11 @@ pub struct Terms<'a> {
 
 /// The public part of a session. Never changes.
 #[derive(Clone)]
-pub struct Facts {
+pub struct SessionInfo {
     /// The id of the session.
     pub id: SessionId,
     /// The attributes that the session shares with others.
-    pub kind: Arc<Kind>,
+    pub kind: Arc<Attributes>,
     /// When the peers last authenticated with certificates. A resumption carries it over.
     pub authenticated: Timestamp,
     /// Milliseconds from `authenticated` until the handshake made the session; at most
@@ -150,7 +150,7 @@ pub struct Facts {
     pub(crate) lives: u32,
 }
 
-impl Facts {
+impl SessionInfo {
     /// Returns when the handshake made the session.
     pub fn created(&self) -> Timestamp {
         self.authenticated.after(Duration::from_millis(self.created_after.into()))
@@ -170,7 +170,7 @@ impl Facts {
     }
 }
 
-impl fmt::Debug for Facts {
+impl fmt::Debug for SessionInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
             .field("id", &self.id)
@@ -187,23 +187,23 @@ impl fmt::Debug for Facts {
 /// come first, so that they take two cache lines, rarely three.
 #[repr(C)]
 pub struct Session {
-    facts: Facts,
-    mark: Mark,
+    facts: SessionInfo,
+    mark: EntryState,
     open: AtomicU32,
     pub(crate) secret: Secret,
 }
 
-/// Memory of a session besides its secret and its [`Kind`], in bytes: the object with an id of up
+/// Memory of a session besides its secret and its [`Attributes`], in bytes: the object with an id of up
 /// to 38 bytes, its slot in the store and its share of tables. `tests/overhead.rs` measures it.
 pub const OVERHEAD: usize = 152;
 
 impl Session {
-    pub(crate) fn new(facts: Facts, secret: Secret) -> Self {
-        Self { facts, mark: Mark::default(), open: AtomicU32::new(0), secret }
+    pub(crate) fn new(facts: SessionInfo, secret: Secret) -> Self {
+        Self { facts, mark: EntryState::default(), open: AtomicU32::new(0), secret }
     }
 
     /// Returns the public part.
-    pub fn facts(&self) -> &Facts {
+    pub fn facts(&self) -> &SessionInfo {
         &self.facts
     }
 
@@ -213,7 +213,7 @@ impl Session {
     }
 
     /// Returns the attributes that the session shares with others.
-    pub fn kind(&self) -> &Arc<Kind> {
+    pub fn kind(&self) -> &Arc<Attributes> {
         &self.facts.kind
     }
 
@@ -227,7 +227,7 @@ impl Session {
         self.facts.expires()
     }
 
-    /// Returns an upper bound of the session's memory in bytes: its secret, all of its [`Kind`],
+    /// Returns an upper bound of the session's memory in bytes: its secret, all of its [`Attributes`],
     /// and [`OVERHEAD`].
     pub fn size(&self) -> usize {
         OVERHEAD + self.facts.id.heap() + self.secret.len() + self.facts.kind.size()
@@ -240,7 +240,7 @@ impl Session {
         self.secret.len() + self.facts.kind.told()
     }
 
-    /// Returns whether the session has expired; see [`Facts::expired`].
+    /// Returns whether the session has expired; see [`SessionInfo::expired`].
     pub fn expired(&self, now: Now) -> bool {
         self.facts.expired(now)
     }
@@ -279,12 +279,12 @@ impl Entry for Session {
         self.facts.expires()
     }
 
-    fn mark(&self) -> &Mark {
+    fn mark(&self) -> &EntryState {
         &self.mark
     }
 
     /// Reads the id, which a tombstone hashes, and the secret, which is overwritten.
-    fn touch(&self) {
+    fn prefetch(&self) {
         let bytes = self.secret.as_bytes().unwrap_or_default();
         let first = self.facts.id.as_bytes().first().copied().unwrap_or_default();
         // A cache line has 64 bytes.

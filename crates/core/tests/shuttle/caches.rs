@@ -11,11 +11,11 @@ use std::{
 };
 
 use tls_sessiond_core::{
-    cache::{Cache, NotStored, Offering, Plan, revocation::Selector, shared::Ledger},
+    cache::{Cache, NotStored, Offering, Plan, revocation::Selector, shared::SharedState},
     clock::Now,
     session::{
-        Format, Miss, NewSession, RemovalReason, Secret, Session, SessionId, Terms,
-        events::{News, Watch, What},
+        Format, Miss, NewSession, RemovalReason, ResumeCriteria, Secret, Session, SessionId,
+        events::{Delivery, EventKind, Watch},
         stats::Account,
     },
     store::memory::Limits,
@@ -39,9 +39,9 @@ const NOW: Now = Now::from_millis(1_000_000);
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// The criteria of every lookup.
-fn terms() -> Terms<'static> {
+fn terms() -> ResumeCriteria<'static> {
     static NAME: LazyLock<ServerName<'static>> = LazyLock::new(|| "a.test".into());
-    Terms {
+    ResumeCriteria {
         format: &Format::Rustls,
         binding: &[],
         versions: &[Version::Tls12, Version::Tls13],
@@ -54,7 +54,7 @@ fn limits(entries_max: usize) -> Limits {
     Limits { entries_max, bytes_max: 100_000 }
 }
 
-fn cache(entries_max: usize, ledger: &Arc<Ledger>) -> Arc<Cache> {
+fn cache(entries_max: usize, ledger: &Arc<SharedState>) -> Arc<Cache> {
     let plan = Plan {
         role: Role::Server,
         offering: Offering::Explicit,
@@ -64,8 +64,8 @@ fn cache(entries_max: usize, ledger: &Arc<Ledger>) -> Arc<Cache> {
     Arc::new(Cache::new(&plan, ledger))
 }
 
-fn lonely(entries_max: usize) -> (Arc<Cache>, Arc<Ledger>, Watch) {
-    let ledger = Arc::new(Ledger::new(limits(1_000)));
+fn lonely(entries_max: usize) -> (Arc<Cache>, Arc<SharedState>, Watch) {
+    let ledger = Arc::new(SharedState::new(limits(1_000)));
     let watch = ledger.watchers.watch(|_| true).unwrap();
     (cache(entries_max, &ledger), ledger, watch)
 }
@@ -100,8 +100,8 @@ fn told(watch: &Watch) -> Vec<(u8, RemovalReason)> {
     let Poll::Ready(news) = watch.poll(Waker::noop()) else { return Vec::new() };
     let mut told = Vec::new();
     for news in news {
-        let News::Event(event) = news else { panic!("events are missing") };
-        if let What::Removed(reason) = event.what {
+        let Delivery::Event(event) = news else { panic!("events are missing") };
+        if let EventKind::Removed(reason) = event.what {
             told.push((event.facts.id.as_bytes()[0], reason));
         }
     }
@@ -174,7 +174,7 @@ fn end_while_put_and_asked(end: fn(&Cache)) {
 fn revoked_sessions_are_never_found() {
     end_while_put_and_asked(|cache| {
         cache.revoke(Selector::All, NOW.at.after(Duration::from_millis(1)));
-        (0..cache.parts()).for_each(|part| {
+        (0..cache.shards()).for_each(|part| {
             cache.purge(part);
         });
     });
@@ -268,7 +268,7 @@ fn one_of_two_puts_reuses_an_expired_id() {
 
 fn total_holds_and_no_cache_loses_its_share() {
     // Each cache may hold four alone, and its share of the total is two.
-    let ledger = Arc::new(Ledger::new(limits(4)));
+    let ledger = Arc::new(SharedState::new(limits(4)));
     let caches = [(); 2].map(|()| cache(4, &ledger));
     ledger.budget.share(caches.iter());
     let [modest, greedy] = caches;
@@ -286,7 +286,7 @@ fn total_holds_and_no_cache_loses_its_share() {
 }
 
 fn concurrent_evictions_keep_each_cache_at_its_share() {
-    let ledger = Arc::new(Ledger::new(limits(4)));
+    let ledger = Arc::new(SharedState::new(limits(4)));
     let caches = [(); 2].map(|()| cache(4, &ledger));
     ledger.budget.share(caches.iter());
     for (place, cache) in (0..).zip(&caches) {

@@ -10,6 +10,7 @@
 
 // Always a test. Clippy allows `unwrap` in tests only where `cfg(test)` is written.
 #![allow(clippy::unwrap_used)]
+#![allow(clippy::disallowed_methods, reason = "the time that a check takes is printed")]
 
 use std::{process::ExitCode, time::Instant};
 

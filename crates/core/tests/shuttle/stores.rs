@@ -8,7 +8,7 @@ use std::sync::{
 use shuttle::rand::{Rng, thread_rng};
 use tls_sessiond_core::{
     clock::Timestamp,
-    store::memory::{Amount, Entry, Limits, Mark, Memory, Refused},
+    store::memory::{Entry, EntryState, Limits, Memory, Refused, Usage},
 };
 
 use crate::{
@@ -35,7 +35,7 @@ struct Value {
     serial: u32,
     weight: usize,
     expires: Timestamp,
-    mark: Mark,
+    mark: EntryState,
 }
 
 impl Entry for Value {
@@ -51,7 +51,7 @@ impl Entry for Value {
         self.expires
     }
 
-    fn mark(&self) -> &Mark {
+    fn mark(&self) -> &EntryState {
         &self.mark
     }
 }
@@ -62,12 +62,12 @@ fn value(key: u8, serial: u32) -> Arc<Value> {
         serial,
         weight: 10 + usize::from(key),
         expires: Timestamp::from_millis(u64::from(key) << 20),
-        mark: Mark::default(),
+        mark: EntryState::default(),
     })
 }
 
 /// Returns a store with one shard or with two.
-fn store(entries_max: usize, bytes_max: usize, total: &Arc<Amount>) -> Arc<Memory<Value>> {
+fn store(entries_max: usize, bytes_max: usize, total: &Arc<Usage>) -> Arc<Memory<Value>> {
     Arc::new(Memory::new(Limits { entries_max, bytes_max }, Arc::clone(total)))
 }
 
@@ -82,9 +82,9 @@ fn put(store: &Memory<Value>, value: Arc<Value>) -> Result<(), Refused> {
 }
 
 /// Asserts that the counters of the store and the total match the content.
-fn assert_counted(store: &Memory<Value>, total: &Amount) {
+fn assert_counted(store: &Memory<Value>, total: &Usage) {
     let (mut entries, mut bytes) = (0, 0);
-    (0..store.parts()).for_each(|part| {
+    (0..store.shards()).for_each(|part| {
         store.scan(part, |value| {
             entries += 1;
             bytes += value.weight;
@@ -192,8 +192,8 @@ fn prefetch_blocks_no_call_and_changes_nothing() {
     put(&store, value(1, 1)).unwrap();
     let threads: [fn(&Memory<Value>); 4] = [
         // In both orders, because each may hold the shard that the other wants next.
-        |store| store.touch([[1], [2], [3]].iter()),
-        |store| store.touch([[3], [2], [1], [1]].iter()),
+        |store| store.prefetch([[1], [2], [3]].iter()),
+        |store| store.prefetch([[3], [2], [1], [1]].iter()),
         |store| {
             put(store, value(2, 2)).unwrap();
             assert_eq!(store.take(&[1]).map(|value| value.serial), Some(1));

@@ -5,7 +5,7 @@ use std::{
     task::Waker,
 };
 
-use super::{Held, Lapse, Table};
+use super::{Lapse, LiveConnection, Table};
 use crate::{
     clock::Now,
     connection::{Connection, Error, Input, Output, close::ShutdownStatus},
@@ -25,7 +25,7 @@ pub enum Ending {
 #[derive(Debug)]
 pub struct Driver {
     pub(super) table: Arc<Table>,
-    pub(super) held: Arc<Held>,
+    pub(super) held: Arc<LiveConnection>,
     pub(super) ending: Ending,
 }
 
@@ -34,7 +34,7 @@ impl Driver {
     ///
     /// # Errors
     /// [`Error::Freed`].
-    pub fn look<R>(&self, see: impl FnOnce(&Connection, Lapse) -> R) -> Result<R, Error> {
+    pub fn inspect<R>(&self, see: impl FnOnce(&Connection, Lapse) -> R) -> Result<R, Error> {
         let connection = self.held.connection.lock();
         let connection = connection.as_ref().ok_or(Error::Freed)?;
         Ok(see(connection, self.table.lapse(&self.held)))
@@ -45,7 +45,7 @@ impl Driver {
     /// # Errors
     /// [`Error::Freed`], and those of [`Connection::exchange`].
     pub fn exchange(&self, input: Input<'_>) -> Result<Output, Error> {
-        self.apply(|connection, now| connection.exchange(input, now))
+        self.with(|connection, now| connection.exchange(input, now))
     }
 
     /// Closes this side of the connection (SSL_shutdown(3)).
@@ -53,7 +53,7 @@ impl Driver {
     /// # Errors
     /// [`Error::Freed`], and those of [`Connection::shutdown`].
     pub fn shutdown(&self, ciphertext: &mut Vec<u8>) -> Result<ShutdownStatus, Error> {
-        self.apply(|connection, _| connection.shutdown(ciphertext))
+        self.with(|connection, _| connection.shutdown(ciphertext))
     }
 
     /// Returns whether another call freed the connection. If not, `waker` is woken when one does.
@@ -69,7 +69,7 @@ impl Driver {
         false
     }
 
-    fn apply<R>(&self, call: impl FnOnce(&mut Connection, Now) -> Result<R, Error>) -> Result<R, Error> {
+    fn with<R>(&self, call: impl FnOnce(&mut Connection, Now) -> Result<R, Error>) -> Result<R, Error> {
         self.table.apply_held(&self.held, call).map_err(|err| match err {
             Error::NotFound(_) => Error::Freed,
             err => err,

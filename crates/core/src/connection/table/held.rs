@@ -17,7 +17,7 @@ use crate::{
 
 /// A connection, and the properties of it that are read without its lock.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct LiveConnection {
     pub(super) id: ConnectionId,
     /// How many connections were made before it.
     pub(super) number: u64,
@@ -32,7 +32,7 @@ pub(super) struct Held {
     pub(super) driver: Mutex<Option<Waker>>,
 }
 
-impl Held {
+impl LiveConnection {
     pub(super) fn expires(&self) -> Timestamp {
         Timestamp::from_millis(self.expires.load(Ordering::Acquire))
     }

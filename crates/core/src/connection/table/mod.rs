@@ -20,9 +20,9 @@ pub use self::{
     driver::{Driver, Ending},
     held::Lapse,
 };
-use self::{held::Held, order::Order};
+use self::{held::LiveConnection, order::Order};
 use super::{
-    Connection, ConnectionId, Error, Named, Plan, Removed, State,
+    Connection, ConnectionId, ConnectionPlan, Error, Named, Removed, State,
     unanswered::{Unanswered, UnansweredOfOne},
 };
 use tls_sessiond_types::Role;
@@ -37,7 +37,7 @@ use crate::{
 /// All live connections, by id.
 #[derive(Debug)]
 pub struct Table {
-    live: DashMap<ConnectionId, Arc<Held>>,
+    live: DashMap<ConnectionId, Arc<LiveConnection>>,
     /// The connections of `live`, in the order in which they are listed.
     order: Mutex<Order>,
     /// How many connections were ever made.
@@ -129,7 +129,7 @@ impl Table {
     /// has too many connections.
     pub fn create<R>(
         &self,
-        plan: Plan,
+        plan: ConnectionPlan,
         session: Option<Wanted<'_>>,
         see: impl FnOnce(&Connection, Lapse) -> R,
     ) -> Result<R, Error> {
@@ -149,7 +149,7 @@ impl Table {
         }
         let lapse = Lapse::of(&connection, now);
         let seen = see(&connection, lapse);
-        let held = Held {
+        let held = LiveConnection {
             id: connection.id(),
             number: self.made.fetch_add(1, Ordering::Relaxed),
             context: Arc::clone(&connection.context().name),
@@ -171,7 +171,11 @@ impl Table {
     ///
     /// # Errors
     /// [`Error::NotFound`].
-    pub fn look<R>(&self, id: ConnectionId, see: impl FnOnce(&Connection, Lapse) -> R) -> Result<R, Error> {
+    pub fn inspect<R>(
+        &self,
+        id: ConnectionId,
+        see: impl FnOnce(&Connection, Lapse) -> R,
+    ) -> Result<R, Error> {
         let held = self.held(id)?;
         let connection = held.connection.lock();
         let connection = connection.as_ref().ok_or(Error::NotFound(id))?;
@@ -182,7 +186,7 @@ impl Table {
     ///
     /// # Errors
     /// [`Error::NotFound`], and those of `call`.
-    pub fn apply<R>(
+    pub fn with<R>(
         &self,
         id: ConnectionId,
         call: impl FnOnce(&mut Connection, Now) -> Result<R, Error>,
@@ -194,7 +198,7 @@ impl Table {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Busy`], and those of `call`.
-    pub fn apply_alone<R>(
+    pub fn with_exclusive<R>(
         &self,
         id: ConnectionId,
         call: impl FnOnce(&mut Connection, Now) -> Result<R, Error>,
@@ -214,14 +218,14 @@ impl Table {
     /// the cache since.
     ///
     /// # Errors
-    /// Those of [`Self::apply_alone`], or the session is of another context, role or server.
+    /// Those of [`Self::with_exclusive`], or the session is of another context, role or server.
     pub fn set_session<R>(
         &self,
         id: ConnectionId,
         session: Option<Wanted<'_>>,
         see: impl FnOnce(&Connection, Vec<Removed>) -> R,
     ) -> Result<R, Error> {
-        self.apply_alone(id, |connection, now| {
+        self.with_exclusive(id, |connection, now| {
             let named = match session {
                 Some(wanted) => {
                     let resolved = self.resolve(connection.context(), connection.role(), wanted, now);
@@ -272,7 +276,7 @@ impl Table {
         lapsed.into_iter().filter(|held| self.free_if_lapsed(held, now)).count()
     }
 
-    fn free_if_lapsed(&self, held: &Held, now: Timestamp) -> bool {
+    fn free_if_lapsed(&self, held: &LiveConnection, now: Timestamp) -> bool {
         // The time is read again under the connection's lock, which every call holds when it moves
         // the time.
         let mut connection = held.connection.lock();
@@ -326,7 +330,7 @@ impl Table {
     ///
     /// # Errors
     /// [`Error::NotFound`], also if `to` refuses: the caller cannot tell the two cases apart.
-    pub fn belongs(&self, id: ConnectionId, to: impl FnOnce(&str, &str) -> bool) -> Result<(), Error> {
+    pub fn authorize(&self, id: ConnectionId, to: impl FnOnce(&str, &str) -> bool) -> Result<(), Error> {
         let held = self.live.get(&id).ok_or(Error::NotFound(id))?;
         if to(&held.owner, &held.context) { Ok(()) } else { Err(Error::NotFound(id)) }
     }
@@ -395,11 +399,11 @@ impl Table {
         &self.clock
     }
 
-    fn lapse(&self, held: &Held) -> Lapse {
+    fn lapse(&self, held: &LiveConnection) -> Lapse {
         Lapse { at: held.expires(), offset: self.clock.offset() }
     }
 
-    fn held(&self, id: ConnectionId) -> Result<Arc<Held>, Error> {
+    fn held(&self, id: ConnectionId) -> Result<Arc<LiveConnection>, Error> {
         self.live.get(&id).map(|held| Arc::clone(&held)).ok_or(Error::NotFound(id))
     }
 
@@ -443,7 +447,7 @@ impl Table {
 
     fn apply_held<R>(
         &self,
-        held: &Held,
+        held: &LiveConnection,
         call: impl FnOnce(&mut Connection, Now) -> Result<R, Error>,
     ) -> Result<R, Error> {
         let mut connection = held.connection.lock();

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::Held;
+use super::LiveConnection;
 
 /// Connections in the order in which they were made.
 ///
@@ -13,7 +13,7 @@ pub(super) struct Order(BTreeMap<u64, Box<Block>>);
 
 #[derive(Debug, Default)]
 pub(super) struct Block {
-    held: [Option<Arc<Held>>; BLOCK],
+    held: [Option<Arc<LiveConnection>>; BLOCK],
     count: usize,
 }
 
@@ -27,14 +27,14 @@ fn split(number: u64) -> (u64, usize) {
 }
 
 impl Order {
-    pub(super) fn insert(&mut self, held: &Arc<Held>) {
+    pub(super) fn insert(&mut self, held: &Arc<LiveConnection>) {
         let (block, place) = split(held.number);
         let block = self.0.entry(block).or_default();
         block.held[place] = Some(Arc::clone(held));
         block.count += 1;
     }
 
-    pub(super) fn remove(&mut self, number: u64) -> Option<(Arc<Held>, Option<Box<Block>>)> {
+    pub(super) fn remove(&mut self, number: u64) -> Option<(Arc<LiveConnection>, Option<Box<Block>>)> {
         let (at, place) = split(number);
         let block = self.0.get_mut(&at)?;
         let held = block.held[place].take()?;
@@ -43,7 +43,7 @@ impl Order {
         Some((held, if empty { self.0.remove(&at) } else { None }))
     }
 
-    pub(super) fn after(&self, number: Option<u64>) -> impl Iterator<Item = &Arc<Held>> {
+    pub(super) fn after(&self, number: Option<u64>) -> impl Iterator<Item = &Arc<LiveConnection>> {
         let first = number.map_or(0, |number| number.saturating_add(1));
         let blocks = self.0.range(split(first).0..).flat_map(|(_, block)| &block.held);
         blocks.flatten().skip_while(move |held| held.number < first)

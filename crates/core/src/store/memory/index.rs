@@ -16,15 +16,15 @@ const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
 const MANY: u8 = u8::MAX;
 
 #[repr(C, align(64))]
-struct Line<V> {
+struct Bucket<V> {
     /// One byte of each hash; 0 in a free place.
     tags: [u8; WAYS],
     passed: u8,
     values: [Option<Arc<V>>; WAYS],
 }
 
-pub(super) struct Table<V> {
-    lines: Vec<Line<V>>,
+pub(super) struct Index<V> {
+    lines: Vec<Bucket<V>>,
     len: usize,
 }
 
@@ -34,7 +34,7 @@ fn tag(hash: u32) -> u8 {
     low.max(1)
 }
 
-impl<V> Line<V> {
+impl<V> Bucket<V> {
     fn empty() -> Self {
         Self { tags: [0; WAYS], passed: 0, values: array::from_fn(|_| None) }
     }
@@ -58,7 +58,7 @@ impl<V> Line<V> {
     }
 }
 
-impl<V> Table<V> {
+impl<V> Index<V> {
     pub(super) const fn new() -> Self {
         Self { lines: Vec::new(), len: 0 }
     }
@@ -89,7 +89,7 @@ impl<V> Table<V> {
     }
 
     /// Prefetches the line that a hash selects.
-    pub(super) fn touch(&self, hash: u32) {
+    pub(super) fn prefetch(&self, hash: u32) {
         black_box(self.lines.get(self.home(hash)).map(|line| line.passed));
     }
 
@@ -105,7 +105,7 @@ impl<V> Table<V> {
         // At most four fifths full, so that few values have to pass a line.
         if (self.len + 1) * 5 > self.lines.len() * WAYS * 4 {
             let lines = self.lines.len() + self.lines.len() / 8 + 1;
-            let old = std::mem::replace(&mut self.lines, (0..lines).map(|_| Line::empty()).collect());
+            let old = std::mem::replace(&mut self.lines, (0..lines).map(|_| Bucket::empty()).collect());
             for value in old.into_iter().flat_map(|line| line.values).flatten() {
                 self.place(hash_of(&value), value);
             }
@@ -172,7 +172,7 @@ mod tests {
 
     /// Returns the average number of lines that a search reads, and of values that it compares.
     fn search(
-        table: &Table<u32>,
+        table: &Index<u32>,
         hash: &impl Fn(u32) -> u32,
         keys: impl ExactSizeIterator<Item = u32>,
     ) -> [f64; 2] {
@@ -199,7 +199,7 @@ mod tests {
     fn search_cost_does_not_grow_with_the_table() {
         let random = RandomState::new();
         let hash = |key: u32| u32::try_from(random.hash_one(key) >> 32).unwrap();
-        let mut table = Table::new();
+        let mut table = Index::new();
         // At several fill levels between two sizes; each size is an eighth larger than the last.
         let sizes = [500, 1_000, 10_000, 100_000, 105_000, 110_000, 300_000];
         for (from, to) in std::iter::once(0).chain(sizes).zip(sizes) {

@@ -24,7 +24,7 @@ mod index;
 mod queues;
 mod shard;
 
-pub use shard::Mark;
+pub use shard::EntryState;
 use shard::{Newest, Shard};
 
 /// A value in the store. The results of its methods must not change while it is stored.
@@ -36,10 +36,10 @@ pub trait Entry {
     /// Returns when the value expires.
     fn expires(&self) -> Timestamp;
     /// Returns the state that the store keeps in the value.
-    fn mark(&self) -> &Mark;
+    fn mark(&self) -> &EntryState;
     /// Prefetches the cache lines that a lookup or removal of this value will touch. Has no other
     /// effect.
-    fn touch(&self) {}
+    fn prefetch(&self) {}
 }
 
 /// The limits of a store.
@@ -65,12 +65,12 @@ pub enum Refused {
 /// It has cache lines of its own because nearly every put and removal writes it.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub struct Amount {
+pub struct Usage {
     entries: AtomicUsize,
     bytes: AtomicUsize,
 }
 
-impl Amount {
+impl Usage {
     /// Returns the number of values.
     pub fn entries(&self) -> usize {
         self.entries.load(Ordering::SeqCst)
@@ -109,14 +109,14 @@ impl Amount {
 
 /// Values by key.
 pub struct Memory<V> {
-    shards: Box<[Part<V>]>,
+    shards: Box<[LockedShard<V>]>,
     /// Its seeds are random, so a caller that chooses keys cannot choose their shards. A caller
     /// that times many answers closely might learn something of the seeds. A collision would only
     /// make the searches among its own keys longer.
     hasher: Keyed,
-    amount: Amount,
+    amount: Usage,
     /// Usage of this store together with others.
-    total: Arc<Amount>,
+    total: Arc<Usage>,
     entries_max: AtomicUsize,
     bytes_max: AtomicUsize,
 }
@@ -124,24 +124,24 @@ pub struct Memory<V> {
 /// A lock and its content, in cache lines of its own, so that locking one shard does not slow down
 /// threads that lock its neighbour.
 #[repr(align(128))]
-struct Part<V>(RwLock<Shard<V>>);
+struct LockedShard<V>(RwLock<Shard<V>>);
 
 /// Each shard is sized for at least this number of values before there are more shards.
 const SHARD_ENTRIES: usize = 64;
 const SHARDS_MAX: usize = 256;
-/// Maximum number of keys that one [`Memory::touch`] prefetches for.
+/// Maximum number of keys that one [`Memory::prefetch`] prefetches for.
 pub const TOUCHED_MAX: usize = 16;
 /// Maximum number of expired values removed under one hold of a lock.
 const SLICE: usize = 256;
 
 impl<V: Entry> Memory<V> {
     /// Creates an empty store. Its values count in `total` as well.
-    pub fn new(limits: Limits, total: Arc<Amount>) -> Self {
+    pub fn new(limits: Limits, total: Arc<Usage>) -> Self {
         let shards = (limits.entries_max / SHARD_ENTRIES).clamp(1, SHARDS_MAX).next_power_of_two();
         Self {
-            shards: (0..shards).map(|_| Part(RwLock::new(Shard::new()))).collect(),
+            shards: (0..shards).map(|_| LockedShard(RwLock::new(Shard::new()))).collect(),
             hasher: keyed(),
-            amount: Amount::default(),
+            amount: Usage::default(),
             total,
             entries_max: AtomicUsize::new(limits.entries_max),
             bytes_max: AtomicUsize::new(limits.bytes_max),
@@ -221,7 +221,7 @@ impl<V: Entry> Memory<V> {
     ///
     /// Has no other effect. It skips shards that a writer has locked, and takes one key of each
     /// shard.
-    pub fn touch<K: AsRef<[u8]>>(&self, keys: impl Iterator<Item = K>) {
+    pub fn prefetch<K: AsRef<[u8]>>(&self, keys: impl Iterator<Item = K>) {
         let mut held: [Option<(usize, u32, _)>; TOUCHED_MAX] = [const { None }; TOUCHED_MAX];
         // Takes all locks first, because at a lock a processor waits for pending reads. Waits for
         // no lock: two threads that each hold a lock that the other wants would wait forever.
@@ -302,7 +302,7 @@ impl<V: Entry> Memory<V> {
     }
 
     /// Returns the number of parts, one for each shard; see [`Self::scan`].
-    pub fn parts(&self) -> usize {
+    pub fn shards(&self) -> usize {
         self.shards.len()
     }
 
@@ -315,7 +315,7 @@ impl<V: Entry> Memory<V> {
     }
 
     /// Returns the usage.
-    pub fn amount(&self) -> &Amount {
+    pub fn amount(&self) -> &Usage {
         &self.amount
     }
 

@@ -18,9 +18,9 @@ const NONE: Slot = Slot::MAX;
 #[derive(Clone, Copy)]
 enum Chain {
     /// The order of eviction.
-    Turn,
+    Eviction,
     /// The values that expire within the same bucket of time.
-    Due,
+    Expiry,
 }
 
 #[derive(Clone, Copy)]
@@ -106,7 +106,7 @@ impl<V> Slots<V> {
 
     /// Returns the next slot in the order of eviction.
     pub(super) fn after(&self, slot: Slot) -> Option<Slot> {
-        let after = self.places[slot as usize].links[Chain::Turn as usize].after;
+        let after = self.places[slot as usize].links[Chain::Eviction as usize].after;
         (after != NONE).then_some(after)
     }
 
@@ -122,10 +122,10 @@ impl<V> Slots<V> {
 
     /// Appends a slot to a list.
     pub(super) fn push(&mut self, list: &mut List, slot: Slot) {
-        *self.ends(slot, Chain::Turn) = Links { before: list.last, after: NONE };
+        *self.ends(slot, Chain::Eviction) = Links { before: list.last, after: NONE };
         match list.last {
             NONE => list.first = slot,
-            last => self.ends(last, Chain::Turn).after = slot,
+            last => self.ends(last, Chain::Eviction).after = slot,
         }
         list.last = slot;
         list.len += 1;
@@ -133,7 +133,7 @@ impl<V> Slots<V> {
 
     /// Removes a slot from the list that it is in.
     pub(super) fn unlink(&mut self, list: &mut List, slot: Slot) {
-        let Links { before, after } = self.cut(slot, Chain::Turn);
+        let Links { before, after } = self.cut(slot, Chain::Eviction);
         if before == NONE {
             list.first = after;
         }
@@ -146,15 +146,15 @@ impl<V> Slots<V> {
     /// Puts a slot in front of `first`, the first slot that expires in the same bucket.
     pub(super) fn join(&mut self, first: Option<Slot>, slot: Slot) {
         let after = first.unwrap_or(NONE);
-        *self.ends(slot, Chain::Due) = Links { before: NONE, after };
+        *self.ends(slot, Chain::Expiry) = Links { before: NONE, after };
         if after != NONE {
-            self.ends(after, Chain::Due).before = slot;
+            self.ends(after, Chain::Expiry).before = slot;
         }
     }
 
     /// Removes a slot from its expiry bucket. Returns the first slot that remains there.
     pub(super) fn part(&mut self, first: Slot, slot: Slot) -> Option<Slot> {
-        let Links { after, .. } = self.cut(slot, Chain::Due);
+        let Links { after, .. } = self.cut(slot, Chain::Expiry);
         let first = if first == slot { after } else { first };
         (first != NONE).then_some(first)
     }

@@ -17,7 +17,7 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 
 use super::{
     Entry, Refused,
-    index::Table,
+    index::Index,
     queues::{List, Slot, Slots},
 };
 use crate::clock::Timestamp;
@@ -25,7 +25,7 @@ use crate::clock::Timestamp;
 /// The state that the store keeps in a value: the number of recent uses (at most 3), whether the
 /// value is in the main queue, and its slot. Only the store writes it.
 #[derive(Debug, Default)]
-pub struct Mark(AtomicU32);
+pub struct EntryState(AtomicU32);
 
 /// The lowest two bits.
 const USES: u32 = 3;
@@ -33,7 +33,7 @@ const IN_MAIN: u32 = 4;
 /// The slot is in the bits above.
 const SLOT_SHIFT: u32 = 3;
 
-impl Mark {
+impl EntryState {
     pub(super) fn uses(&self) -> u32 {
         self.0.load(Ordering::Relaxed) & USES
     }
@@ -84,7 +84,7 @@ pub(super) enum Newest {
 }
 
 pub(super) struct Shard<V> {
-    table: Table<V>,
+    table: Index<V>,
     slots: Slots<V>,
     trial: List,
     main: List,
@@ -98,7 +98,7 @@ pub(super) struct Shard<V> {
 impl<V: Entry> Shard<V> {
     pub(super) const fn new() -> Self {
         Self {
-            table: Table::new(),
+            table: Index::new(),
             slots: Slots::new(),
             trial: List::new(),
             main: List::new(),
@@ -115,13 +115,13 @@ impl<V: Entry> Shard<V> {
 
     /// Prefetches the line of the table that a lookup will read.
     pub(super) fn touch_line(&self, hash: u32) {
-        self.table.touch(hash);
+        self.table.prefetch(hash);
     }
 
     /// Prefetches the memory of the value that a lookup and its caller will read.
     pub(super) fn touch_value(&self, hash: u32) {
         if let Some(value) = self.table.likely(hash) {
-            value.touch();
+            value.prefetch();
         }
     }
 
@@ -206,8 +206,8 @@ impl<V: Entry> Shard<V> {
             if let Some(value) = self.slots.get(slot)
                 && value.mark().uses() == 0
             {
-                value.touch();
-                self.table.touch(self.slots.hash(slot));
+                value.prefetch();
+                self.table.prefetch(self.slots.hash(slot));
             }
             match self.slots.after(slot) {
                 Some(after) => slot = after,

@@ -4,7 +4,7 @@ struct Value {
     key: [u8; 4],
     weight: usize,
     expires: Timestamp,
-    mark: Mark,
+    mark: EntryState,
 }
 
 impl Entry for Value {
@@ -20,7 +20,7 @@ impl Entry for Value {
         self.expires
     }
 
-    fn mark(&self) -> &Mark {
+    fn mark(&self) -> &EntryState {
         &self.mark
     }
 }
@@ -33,7 +33,7 @@ fn value(key: u32, weight: usize) -> Arc<Value> {
 
 fn lives(key: u32, weight: usize, millis: u64) -> Arc<Value> {
     let expires = Timestamp::from_millis(millis);
-    Arc::new(Value { key: key.to_be_bytes(), weight, expires, mark: Mark::default() })
+    Arc::new(Value { key: key.to_be_bytes(), weight, expires, mark: EntryState::default() })
 }
 
 fn store(entries_max: usize, bytes_max: usize) -> Memory<Value> {
@@ -49,7 +49,7 @@ fn put(store: &Memory<Value>, value: Arc<Value>) -> Result<Vec<u32>, Refused> {
 
 fn keys(store: &Memory<Value>) -> Vec<u32> {
     let mut keys = Vec::new();
-    (0..store.parts()).for_each(|part| store.scan(part, |value| keys.push(u32::from_be_bytes(value.key))));
+    (0..store.shards()).for_each(|part| store.scan(part, |value| keys.push(u32::from_be_bytes(value.key))));
     keys.sort_unstable();
     keys
 }
@@ -182,7 +182,7 @@ fn emptied_store_frees_slots_and_keeps_remaining_values() {
 
 #[test]
 fn smaller_limits_apply_at_once_and_the_total_sums_all_stores() {
-    let total = Arc::new(Amount::default());
+    let total = Arc::new(Usage::default());
     let limits = Limits { entries_max: 100, bytes_max: 1_000 };
     let [one, two] = [(); 2].map(|()| Memory::<Value>::new(limits, Arc::clone(&total)));
     for key in 0..50 {
@@ -201,7 +201,7 @@ fn smaller_limits_apply_at_once_and_the_total_sums_all_stores() {
 
 #[test]
 fn table_finds_values_with_equal_hashes_and_leaves_no_markers() {
-    let mut table = index::Table::<(u32, u32)>::new();
+    let mut table = index::Index::<(u32, u32)>::new();
     let mut held: Vec<Arc<(u32, u32)>> = Vec::new();
     let mut random = 1_u32;
     for round in 0..20_000 {
@@ -232,7 +232,7 @@ fn table_finds_values_with_equal_hashes_and_leaves_no_markers() {
 
 #[test]
 fn table_finds_values_when_a_line_counter_saturates() {
-    let mut table = index::Table::<u32>::new();
+    let mut table = index::Index::<u32>::new();
     for value in 0..2_000 {
         table.insert(0, Arc::new(value), |_| 0);
     }
@@ -250,11 +250,11 @@ fn prefetch_changes_nothing() {
     for entries_max in [20, 2000] {
         let store = store(entries_max, usize::MAX);
         let keys = |range: std::ops::Range<u32>| range.map(u32::to_be_bytes);
-        store.touch(keys(0..3));
+        store.prefetch(keys(0..3));
         (0..20).for_each(|key| drop(put(&store, value(key, 1)).unwrap()));
         // More keys than are prefetched at once, some twice, and some that are not stored.
-        store.touch(keys(0..40).chain(keys(0..4)));
-        store.touch(keys(18..22).chain(keys(18..22)));
+        store.prefetch(keys(0..40).chain(keys(0..4)));
+        store.prefetch(keys(18..22).chain(keys(18..22)));
         assert_eq!((self::keys(&store), amount(&store)), ((0..20).collect(), (20, 20)));
         assert!((0..20_u32).all(|key| store.peek(&key.to_be_bytes()).unwrap().mark.uses() == 0));
     }
@@ -262,6 +262,6 @@ fn prefetch_changes_nothing() {
     put(&store, value(1, 1)).unwrap();
     let (part, _) = store.place(&1_u32.to_be_bytes());
     let writer = store.shards[part].0.write();
-    store.touch([1_u32.to_be_bytes()].iter());
+    store.prefetch([1_u32.to_be_bytes()].iter());
     drop(writer);
 }

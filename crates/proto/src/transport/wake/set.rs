@@ -25,7 +25,7 @@ pub struct WakeSet {
 }
 
 /// The wake flag of one part, from which its waker is made.
-struct WakeFlag {
+struct PartWaker {
     wakes: Arc<WakeSet>,
     part: Parts,
 }
@@ -38,7 +38,7 @@ impl WakeSet {
 
     /// Returns the waker of a part.
     pub fn waker(self: &Arc<Self>, part: Parts) -> Waker {
-        Waker::from(Arc::new(WakeFlag { wakes: Arc::clone(self), part }))
+        Waker::from(Arc::new(PartWaker { wakes: Arc::clone(self), part }))
     }
 
     /// Marks the task as running and stores its waker.
@@ -82,7 +82,7 @@ impl WakeSet {
     }
 }
 
-impl Wake for WakeFlag {
+impl Wake for PartWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }

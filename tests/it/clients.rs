@@ -110,7 +110,7 @@ async fn python_grpcio_works_over_tcp_unix_and_mutual_tls() {
     let daemon = Daemon::start().await;
     for mut way in daemon.ways() {
         if way[0] == "unix" {
-            // The README tells to set the authority: without it the call fails.
+            // docs/workers.md tells to set the authority: without it the call fails.
             let (said, good) = run(python().args(&way), "").await;
             assert!(!good && said.contains("RST_STREAM"), "no authority is needed now: {said}");
             way.push("localhost");

@@ -83,6 +83,7 @@ mod tidy;
 mod tls_corners;
 #[cfg(feature = "peers")]
 mod tour;
+mod user_documents;
 mod void_scopes;
 mod worker_client;
 mod worker_engine;

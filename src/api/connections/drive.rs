@@ -6,7 +6,7 @@
 //! Dropping the stream gives the connection back or frees it.
 //!
 //! The stream ends by itself after a failure of the connection, and after the end of the transport,
-//! because nothing more can come from the peer then. Earlier answers go out first. The README draws
+//! because nothing more can come from the peer then. Earlier answers go out first. docs/drive.md draws
 //! the life of a Drive.
 
 use std::{

@@ -77,7 +77,7 @@ pub enum Delivery {
 pub const EVENTS_MAX: usize = 1024;
 /// Maximum number of bytes that the waiting events of one watcher keep alive.
 ///
-/// An event counts with its whole [`Attributes`](super::Kind). With ordinary names [`EVENTS_MAX`] is
+/// An event counts with its whole [`Attributes`](super::Attributes). With ordinary names [`EVENTS_MAX`] is
 /// reached first. A slow watcher holds twice that: the events that it reads now, and those that
 /// wait.
 pub const EVENTS_BYTES_MAX: usize = 512 << 10;

@@ -9,7 +9,7 @@ pub enum Miss {
     Expired,
     /// The session was removed or consumed. Its tombstone has the reason.
     Removed,
-    /// The session is stored but does not match the lookup (see [`ResumeCriteria`](super::Terms)), or a reload has replaced
+    /// The session is stored but does not match the lookup (see [`ResumeCriteria`](super::ResumeCriteria)), or a reload has replaced
     /// its scope.
     Scope,
     /// The session was revoked.

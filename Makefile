@@ -1,5 +1,5 @@
 # `make check` is for use while you work. `make test` is the whole gate, and all that CI runs.
-.PHONY: run check test bench demo fuzz
+.PHONY: run check test package dist bench demo fuzz
 
 # Runs the daemon with its built-in defaults. Needs no configuration file.
 run:
@@ -18,7 +18,7 @@ test:
 	tests/peers.sh
 	cargo fmt --all --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
-	cargo clippy --workspace --all-targets --features peers -- -D warnings
+	cargo clippy --workspace --all-targets --features peers,measure -- -D warnings
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --package tls-sessiond-core --all-targets --features shuttle -- -D warnings
 	cargo clippy --package tls-sessiond-client -- -D warnings
@@ -31,7 +31,7 @@ test:
 	.peers/bin/buf lint
 	.peers/bin/buf format -d --exit-code
 	.peers/bin/buf breaking --against proto/v1.binpb
-	cargo test --workspace --features peers
+	cargo test --workspace --features peers,measure
 	cargo test --package tls-sessiond-core --features shuttle --test shuttle
 
 # Runs all benchmarks. tests/peers.sh installs redis-server and memcached if they are missing,

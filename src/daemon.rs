@@ -6,8 +6,9 @@ use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use tls_sessiond_core::{
     clock::{Clock, WallTime},
-    connection::{self, Table, table::Most},
+    connection::{self, table::Most},
     context::{Dropped, Registry, warnings},
+    state::CoreState,
 };
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
@@ -51,7 +52,7 @@ pub enum Error {
 /// Applies a new configuration to a running daemon. Clones reload the same daemon.
 #[derive(Clone)]
 pub struct Reload {
-    table: Arc<Table>,
+    state: Arc<CoreState>,
     doors: Ingress,
     limits: LiveLimits,
     reloads: Arc<Reloads>,
@@ -103,12 +104,12 @@ impl Reload {
     /// Records that a reload was refused before it came here, for example because a file could not
     /// be read.
     pub fn refused(&self, error: &str) {
-        self.reloads.refuse(self.table.now().wall(), error);
+        self.reloads.refuse(self.state.now().wall(), error);
     }
 
     /// Returns warnings about settings that are valid but seldom intended, as of now.
     pub fn warnings(&self, config: &Config) -> Vec<ConfigError> {
-        warnings_about(config, self.table.now().wall())
+        warnings_about(config, self.state.now().wall())
     }
 
     fn replace(&self, config: &Config, running: &mut Arc<Config>) -> Result<Reloaded, ConfigError> {
@@ -116,7 +117,7 @@ impl Reload {
         match &reloaded {
             Ok(reloaded) => {
                 let outcome = Outcome::Applied { dropped: reloaded.dropped.clone() };
-                self.reloads.tell(self.table.now().wall(), outcome);
+                self.reloads.tell(self.state.now().wall(), outcome);
             }
             Err(err) => self.refused(&err.to_string()),
         }
@@ -126,13 +127,13 @@ impl Reload {
     fn try_replace(&self, config: &Config, running: &mut Arc<Config>) -> Result<Reloaded, ConfigError> {
         config.can_follow(running)?;
         let registry =
-            self.table.registry().rebuild(&config.settings()).map_err(|err| config.context_error(&err))?;
+            self.state.registry().rebuild(&config.settings()).map_err(|err| config.context_error(&err))?;
         let tls = Acceptor::reload(config)?;
         let removed = config.removed_contexts(running).len();
         let contexts = registry.all().len();
         // No step below can fail. Contexts and rules are one value, and change at once.
-        let dropped = self.table.swap(Arc::new(registry));
-        self.table.resize(most(&config.limits));
+        let dropped = self.state.swap(Arc::new(registry));
+        self.state.connections().resize(most(&config.limits));
         self.limits.apply(&config.limits);
         self.doors.access.rules_changed();
         // TLS is swapped last, so that the old rules never apply to a certificate of a new
@@ -245,7 +246,7 @@ pub struct Daemon {
     config: Arc<Config>,
     running: Arc<Mutex<Arc<Config>>>,
     doors: Ingress,
-    table: Arc<Table>,
+    state: Arc<CoreState>,
     api: Api,
     listeners: Listeners,
     shutdown: Shutdown,
@@ -267,15 +268,15 @@ impl Daemon {
     pub fn listen(prepared: Prepared, clock: Clock) -> Result<Self, Error> {
         let sockets_max = prepared.sockets_max()?;
         let Prepared { config, registry, acceptor, .. } = prepared;
-        let table = Arc::new(Table::new(Arc::new(registry), clock, most(&config.limits)));
+        let state = Arc::new(CoreState::new(Arc::new(registry), clock, most(&config.limits)));
         let shutdown = Shutdown::default();
         let doors = Ingress { access: Arc::new(Access::new()), acceptor };
         let limits = Limits { sockets: sockets_max, ..config.limits };
-        let api = Api::new(Arc::clone(&table), &limits, doors.clone(), &shutdown)?;
+        let api = Api::new(Arc::clone(&state), &limits, doors.clone(), &shutdown)?;
         let listeners = Listeners::bind(&config.api, config.unix, config.tls.is_some())?;
         let config = Arc::new(config);
         let running = Arc::new(Mutex::new(Arc::clone(&config)));
-        Ok(Self { config, running, doors, table, api, listeners, shutdown })
+        Ok(Self { config, running, doors, state, api, listeners, shutdown })
     }
 
     /// Returns the configuration that the daemon was started with.
@@ -289,14 +290,14 @@ impl Daemon {
     }
 
     /// Returns the table of connections.
-    pub fn table(&self) -> &Arc<Table> {
-        &self.table
+    pub fn core(&self) -> &Arc<CoreState> {
+        &self.state
     }
 
     /// Returns a handle that reloads the daemon while it runs.
     pub fn reload(&self) -> Reload {
         Reload {
-            table: Arc::clone(&self.table),
+            state: Arc::clone(&self.state),
             doors: self.doors.clone(),
             limits: self.api.live_limits(),
             reloads: self.api.reloads(),
@@ -313,7 +314,7 @@ impl Daemon {
         let health = self.api.health();
         health.set(Serving::Yes);
         let sweeper =
-            tokio::spawn(sweeps(Arc::clone(&self.table), Arc::clone(&self.doors.access), self.api.memory()));
+            tokio::spawn(sweeps(Arc::clone(&self.state), Arc::clone(&self.doors.access), self.api.memory()));
         let mut serve = pin!(self.api.serve(self.listeners, &self.shutdown));
 
         let ended = tokio::select! {
@@ -323,7 +324,7 @@ impl Daemon {
         let result = match ended {
             Some(result) => result,
             None => {
-                tracing::info!(connections = self.table.len(), "stopping");
+                tracing::info!(connections = self.state.connections().len(), "stopping");
                 // A reload may have changed the settings.
                 let drain = self.running.lock().drain;
                 health.set(Serving::No);
@@ -336,7 +337,7 @@ impl Daemon {
                     Ok(result) => result,
                     Err(_) => {
                         tracing::warn!(
-                            connections = self.table.len(),
+                            connections = self.state.connections().len(),
                             "drain time-out: closing the remaining sockets"
                         );
                         self.shutdown.abort.cancel();
@@ -346,32 +347,32 @@ impl Daemon {
             }
         };
         sweeper.abort();
-        self.table.free_all();
+        self.state.connections().free_all();
         tracing::info!("stopped");
         Ok(result?)
     }
 }
 
 /// Sweeps for as long as the daemon runs. A panic in one sweep does not end the next ones.
-async fn sweeps(table: Arc<Table>, access: Arc<Access>, memory: Memory) {
+async fn sweeps(state: Arc<CoreState>, access: Arc<Access>, memory: Memory) {
     let mut ticks = interval(SWEEP);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         // A panic is already logged.
-        let _ = caught(async { sweep(&table, &access, &memory) }).await;
+        let _ = caught(async { sweep(&state, &access, &memory) }).await;
     }
 }
 
 /// Frees idle connections, removes expired sessions, forgets old requests, and reports log lines
 /// that were left out.
-fn sweep(table: &Table, access: &Access, memory: &Memory) {
-    let freed = table.sweep();
+fn sweep(state: &CoreState, access: &Access, memory: &Memory) {
+    let freed = state.connections().sweep();
     if freed > 0 {
         tracing::debug!(freed, "idle connections freed as unclosed");
     }
-    let now = table.now().at;
-    table.registry().reap(now);
+    let now = state.now().at;
+    state.registry().reap(now);
     memory.expire(now);
     access.tell_left_out();
 }

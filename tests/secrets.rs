@@ -23,12 +23,17 @@ use tls_sessiond::config::Config;
 use tls_sessiond_core::{
     cache::{Cache, NotStored, Offering, Plan, revocation::Selector, shared::SharedState},
     clock::{Clock, ManualClock, Now},
-    connection::{ConnectionPlan, EngineKind, Table, table::Most, worker_engine::Put},
+    connection::{
+        ConnectionPlan, EngineKind,
+        table::Most,
+        worker_engine::{Put, PutOutcome},
+    },
     context::Registry,
     session::{
         Format, NewSession, RemovalReason, ResumeCriteria, Secret, Session, SessionId, events::Watch,
         stats::Account,
     },
+    state::CoreState,
     store::memory::Limits,
 };
 use tls_sessiond_types::{Role, Version, server_name::ServerName};
@@ -332,12 +337,12 @@ fn config(alpn: &str) -> Config {
 }
 
 /// Stores a session through a connection that stays open.
-fn table_with(marker: &Marker) -> (Table, ManualClock) {
+fn table_with(marker: &Marker) -> (CoreState, ManualClock) {
     let clock = ManualClock::starting(Clock::System.now().wall());
     let registry = Arc::new(Registry::build(&config("one").settings()).unwrap());
-    let table = Table::new(registry, Clock::Manual(clock.clone()), Most::all(100));
+    let core = CoreState::new(registry, Clock::Manual(clock.clone()), Most::all(100));
     let plan = ConnectionPlan {
-        context: Arc::clone(table.registry().get("default").unwrap()),
+        context: Arc::clone(core.registry().get("default").unwrap()),
         role: Role::Server,
         engine: EngineKind::Worker,
         server_name: String::new(),
@@ -345,7 +350,7 @@ fn table_with(marker: &Marker) -> (Table, ManualClock) {
         idle_timeout: Some(HOUR),
         peer_address: String::new(),
     };
-    let connection = table.create(plan, None, |connection, _| connection.id()).unwrap();
+    let connection = core.connections().create(plan, None, |connection, _| connection.id()).unwrap();
     let put = Put {
         id: Some(id(1)),
         secret: marker.secret(LENGTH),
@@ -359,26 +364,30 @@ fn table_with(marker: &Marker) -> (Table, ManualClock) {
         timeout: None,
         authenticated: None,
     };
-    table.with_exclusive(connection, |connection, now| connection.put_session(put, now)).unwrap().unwrap();
+    let stored = core
+        .connections()
+        .with_exclusive(connection, |connection, now| connection.put_session(put, now))
+        .unwrap();
+    assert!(matches!(stored, PutOutcome::Stored(_)), "{stored:?}");
     assert!(marker.is_in_memory(), "the search does not find the secret");
-    (table, clock)
+    (core, clock)
 }
 
 #[test]
 fn session_of_an_unclosed_connection_leaves_no_secret() {
     let marker = Marker::new();
-    let (table, clock) = table_with(&marker);
+    let (core, clock) = table_with(&marker);
     clock.advance(HOUR);
-    assert_eq!(table.sweep(), 1);
+    assert_eq!(core.connections().sweep(), 1);
     assert!(!marker.is_in_memory(), "a copy is left");
 }
 
 #[test]
 fn session_of_a_replaced_scope_leaves_no_secret() {
     let marker = Marker::new();
-    let (table, _) = table_with(&marker);
-    let next = table.registry().rebuild(&config("two").settings()).unwrap();
-    table.swap(Arc::new(next));
-    table.free_all();
+    let (core, _) = table_with(&marker);
+    let next = core.registry().rebuild(&config("two").settings()).unwrap();
+    core.swap(Arc::new(next));
+    core.connections().free_all();
     assert!(!marker.is_in_memory(), "a copy is left");
 }

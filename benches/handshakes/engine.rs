@@ -95,7 +95,7 @@ pub(crate) fn measure(
         Config::load(Some(&setup.folder.path().join("bench.toml")), std::iter::empty(), &[]).unwrap();
     let registry = Arc::new(Registry::build(&config.settings()).unwrap());
     let context = Arc::clone(registry.get("default").unwrap());
-    let connections = Arc::new(Table::new(registry, Clock::System, Most::all(1_000)));
+    let connections = Arc::new(Table::new(Clock::System, Most::all(1_000)));
     let open = || {
         let plan = ConnectionPlan {
             context: Arc::clone(&context),

@@ -18,11 +18,12 @@ use tls_sessiond::config::Config;
 use tls_sessiond_core::{
     clock::{Clock, ManualClock, WallTime},
     connection::{
-        ConnectionId, ConnectionPlan, EngineKind, Error, Evidence, Input, Output, Shutdown, State, Table,
+        ConnectionId, ConnectionPlan, EngineKind, Error, Evidence, Input, Output, Shutdown, State,
         table::{Most, Wanted},
     },
     context::{ClosePolicy, Registry},
     session::SessionId,
+    state::CoreState,
 };
 use tls_sessiond_types::Role;
 
@@ -105,7 +106,7 @@ struct Object {
 struct World {
     clock: ManualClock,
     registry: Arc<Registry>,
-    table: Table,
+    core: CoreState,
     objects: HashMap<(Side, usize), Object>,
     /// Flights that have been on the wire.
     recorded: Vec<Vec<u8>>,
@@ -153,12 +154,12 @@ impl World {
     fn new(config: &Config, now: WallTime) -> Self {
         let clock = ManualClock::starting(now);
         let registry = Arc::new(Registry::build(&config.settings()).expect("the files are there"));
-        let table =
-            Table::new(Arc::clone(&registry), Clock::Manual(clock.clone()), Most::all(CONNECTIONS_MAX));
+        let core =
+            CoreState::new(Arc::clone(&registry), Clock::Manual(clock.clone()), Most::all(CONNECTIONS_MAX));
         Self {
             clock,
             registry,
-            table,
+            core,
             objects: HashMap::new(),
             recorded: Vec::new(),
             said: vec![Vec::new()],
@@ -240,7 +241,7 @@ impl World {
             peer_address: String::new(),
         };
         let session = session.as_ref().map(|id| Wanted { id, registry: &self.registry, within: &|_| true });
-        let id = match self.table.create(plan, session, |connection, _| connection.id()) {
+        let id = match self.core.connections().create(plan, session, |connection, _| connection.id()) {
             Ok(id) => id,
             Err(Error::SessionOutOfScope) => return,
             Err(other) => panic!("New: {other}"),
@@ -267,7 +268,8 @@ impl World {
     }
 
     fn look(&self, id: ConnectionId) -> Seen {
-        self.table
+        self.core
+            .connections()
             .inspect(id, |connection, _| {
                 let closed = match connection.context().close_policy {
                     ClosePolicy::Flag => connection.shutdown_flags().sent,
@@ -292,7 +294,8 @@ impl World {
         let inbox = std::mem::replace(&mut object.inbox, rest);
         let before = self.look(id);
         let input = Input { ciphertext: &inbox, plaintext, end_of_stream };
-        let done = self.table.with_exclusive(id, |connection, now| connection.exchange(input, now));
+        let done =
+            self.core.connections().with_exclusive(id, |connection, now| connection.exchange(input, now));
         let after = self.look(id);
         match done {
             Ok(output) => {
@@ -411,7 +414,10 @@ impl World {
         let Some(object) = self.objects.get(&place) else { return };
         let before = self.look(object.id);
         let mut ciphertext = Vec::new();
-        let done = self.table.with_exclusive(object.id, |connection, _| connection.shutdown(&mut ciphertext));
+        let done = self
+            .core
+            .connections()
+            .with_exclusive(object.id, |connection, _| connection.shutdown(&mut ciphertext));
         match done {
             Ok(_) => assert!(before.state == State::Established && self.look(object.id).flags.sent),
             Err(Error::ShutdownInInit) => {
@@ -425,7 +431,7 @@ impl World {
 
     fn set_shutdown(&mut self, place: (Side, usize), flags: Shutdown) {
         let Some(object) = self.objects.get(&place) else { return };
-        let set = self.table.with(object.id, |connection, _| {
+        let set = self.core.connections().with(object.id, |connection, _| {
             connection.set_shutdown(flags);
             Ok(connection.shutdown_flags())
         });
@@ -437,8 +443,11 @@ impl World {
         (object.heard, object.speech) = (Vec::new(), 0);
         let id = object.id;
         let before = self.look(id);
-        let removed =
-            self.table.with_exclusive(id, |connection, _| Ok(connection.clear())).expect("clear never fails");
+        let removed = self
+            .core
+            .connections()
+            .with_exclusive(id, |connection, _| Ok(connection.clear()))
+            .expect("clear never fails");
         self.ended(place, &before, removed.into_iter().map(|removed| removed.id).collect());
         let after = self.look(id);
         assert!(after.state == State::Before && after.flags == Shutdown::default() && !after.open);
@@ -447,9 +456,9 @@ impl World {
     fn free(&mut self, place: (Side, usize)) {
         let Some(object) = self.objects.remove(&place) else { return };
         let before = self.look(object.id);
-        let removed = self.table.free(object.id).expect("the connection exists");
+        let removed = self.core.connections().free(object.id).expect("the connection exists");
         self.ended(place, &before, removed.into_iter().map(|removed| removed.id).collect());
-        assert!(matches!(self.table.free(object.id), Err(Error::NotFound(_))));
+        assert!(matches!(self.core.connections().free(object.id), Err(Error::NotFound(_))));
     }
 
     /// Checks the close rule, as far as it is visible from outside.
@@ -467,7 +476,7 @@ impl World {
         let before = self.look(object.id);
         let session = self.known.get(usize::from(which)).map(|(_, id)| id.clone());
         let wanted = session.as_ref().map(|id| Wanted { id, registry: &self.registry, within: &|_| true });
-        let done = self.table.set_session(object.id, wanted, |connection, removed| {
+        let done = self.core.connections().set_session(object.id, wanted, |connection, removed| {
             (connection.session().map(|session| session.id().clone()), removed)
         });
         match done {
@@ -489,11 +498,13 @@ impl World {
 
     fn wait(&mut self, seconds: usize) {
         self.clock.advance(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
-        let now = self.table.now().at;
+        let now = self.core.now().at;
         let lapsed: Vec<_> = self
             .objects
             .iter()
-            .filter(|(_, object)| self.table.inspect(object.id, |_, lapse| lapse.at <= now).unwrap_or(false))
+            .filter(|(_, object)| {
+                self.core.connections().inspect(object.id, |_, lapse| lapse.at <= now).unwrap_or(false)
+            })
             .map(|(place, _)| *place)
             .collect();
         for place in &lapsed {
@@ -501,14 +512,14 @@ impl World {
             let before = self.look(object.id);
             self.ended(*place, &before, Vec::new());
         }
-        assert_eq!(self.table.sweep(), lapsed.len());
+        assert_eq!(self.core.connections().sweep(), lapsed.len());
         self.registry.reap(now);
     }
 
     /// Checks invariants.
     fn check(&mut self) {
-        assert_eq!(self.table.len(), self.objects.len());
-        let now = self.table.now();
+        assert_eq!(self.core.connections().len(), self.objects.len());
+        let now = self.core.now();
         for (name, _) in CONTEXTS {
             let context = self.registry.get(name).expect("the context is configured");
             for side in [Side::Client, Side::Server] {
@@ -527,7 +538,10 @@ impl World {
         }
         for object in self.objects.values() {
             let context = CONTEXTS[object.context].0;
-            let same = self.table.inspect(object.id, |connection, _| *connection.context().name == *context);
+            let same = self
+                .core
+                .connections()
+                .inspect(object.id, |connection, _| *connection.context().name == *context);
             assert!(same.expect("the connection exists"));
         }
     }

@@ -35,11 +35,9 @@ use tls_sessiond::{
 };
 use tls_sessiond_core::{
     clock::{Clock, ManualClock, WallTime},
-    connection::{
-        Table,
-        table::{Listed, Most},
-    },
+    connection::table::{Listed, Most},
     context::Registry,
+    state::CoreState,
 };
 use tls_sessiond_proto::{self as pb, answer::Result as Answered, call::Method};
 use tokio::{runtime::Runtime, sync::mpsc};
@@ -158,7 +156,7 @@ impl Fixture {
 struct World {
     clock: ManualClock,
     registry: Arc<Registry>,
-    table: Arc<Table>,
+    core: Arc<CoreState>,
     service: InProcess,
     streams: Vec<Open>,
     made: Made,
@@ -189,17 +187,17 @@ impl World {
         let clock = ManualClock::starting(now);
         let registry = Arc::new(Registry::build(&config.settings()).expect("the files are there"));
         let limits = &config.limits;
-        let table = Arc::new(Table::new(
+        let core = Arc::new(CoreState::new(
             Arc::clone(&registry),
             Clock::Manual(clock.clone()),
             Most::all(limits.connections),
         ));
         let doors = Ingress { access: Arc::new(Access::new()), acceptor: None };
-        let api = Api::new(Arc::clone(&table), limits, doors, &Shutdown::default())
+        let api = Api::new(Arc::clone(&core), limits, doors, &Shutdown::default())
             .expect("there are random numbers");
         let service = api.local();
         let made = Made { sessions: vec![SECRET_ID.into()], ..Made::default() };
-        let mut world = Self { clock, registry, table, service, streams: Vec::new(), made };
+        let mut world = Self { clock, registry, core, service, streams: Vec::new(), made };
         world.keep_the_secret().await;
         world
     }
@@ -266,8 +264,8 @@ impl World {
             }
             236..242 => {
                 self.clock.advance(Duration::from_secs(choices.below(20_000).try_into().unwrap_or(0)));
-                self.table.sweep();
-                self.registry.reap(self.table.now().at);
+                self.core.connections().sweep();
+                self.registry.reap(self.core.now().at);
                 self.listen().await;
             }
             _ => self.no_grpc(choices).await,
@@ -487,14 +485,14 @@ impl World {
     /// Returns the connections as a list shows them. They fit into one page.
     fn live(&self) -> Vec<Listed> {
         let mut found = Vec::new();
-        assert_eq!(self.table.page(|_, _| true, None, 100, &mut found), None);
+        assert_eq!(self.core.connections().page(|_, _| true, None, 100, &mut found), None);
         found
     }
 
     /// Returns all state that a call may change.
     fn state(&self) -> Vec<String> {
         let connections = self.live().into_iter().filter_map(|place| {
-            let seen = self.table.inspect(place.id, |connection, _| {
+            let seen = self.core.connections().inspect(place.id, |connection, _| {
                 let session = connection.session().map(|session| session.id().clone());
                 (
                     connection.state(),
@@ -512,8 +510,8 @@ impl World {
 
     /// Checks invariants.
     fn check(&self) {
-        assert!(self.table.len() <= CONNECTIONS_MAX, "more connections than the limit");
-        assert_eq!(self.table.len(), self.live().len());
+        assert!(self.core.connections().len() <= CONNECTIONS_MAX, "more connections than the limit");
+        assert_eq!(self.core.connections().len(), self.live().len());
         let (mut sessions, mut bytes) = (0, 0);
         for cache in self.registry.caches() {
             let limits = cache.limits();
@@ -527,8 +525,8 @@ impl World {
     async fn end(mut self) {
         self.streams.clear();
         tokio::task::yield_now().await;
-        self.table.free_all();
-        assert!(self.table.is_empty());
+        self.core.connections().free_all();
+        assert!(self.core.connections().is_empty());
     }
 }
 

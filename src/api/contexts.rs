@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tls_sessiond_core::{clock::Timestamp, connection::Table};
+use tls_sessiond_core::{clock::Timestamp, state::CoreState};
 use tls_sessiond_proto as pb;
 use tls_sessiond_proto::context_service_server::ContextService;
 use tonic::{Request, Response, Status, async_trait};
@@ -17,7 +17,7 @@ use super::{
 
 /// Holds the state that the calls of ContextService share.
 pub(crate) struct Contexts {
-    pub(crate) table: Arc<Table>,
+    pub(crate) state: Arc<CoreState>,
     pub(crate) started: Timestamp,
     pub(crate) stream_totals: Arc<StreamTotals>,
     pub(crate) reloads: Arc<Reloads>,
@@ -30,8 +30,8 @@ impl ContextService for Contexts {
         request: Request<pb::ListContextsRequest>,
     ) -> Result<Response<pb::ListContextsResponse>, Status> {
         let by = caller(&request)?;
-        let uptime = self.table.now().at.since(self.started);
-        let registry = self.table.registry();
+        let uptime = self.state.now().at.since(self.started);
+        let registry = self.state.registry();
         let contexts = registry
             .all()
             .iter()
@@ -52,8 +52,8 @@ impl ContextService for Contexts {
         request: Request<pb::GetContextRequest>,
     ) -> Result<Response<pb::GetContextResponse>, Status> {
         let name = &request.get_ref().name;
-        let uptime = self.table.now().at.since(self.started);
-        let registry = self.table.registry();
+        let uptime = self.state.now().at.since(self.started);
+        let registry = self.state.registry();
         answer(
             caller(&request)?
                 .context(&registry, name, SEES)

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ConfigError, origin::Origin, units};
+use super::{ConfigError, InvalidValue, origin::Origin, units};
 
 /// Checks values. Every error names the key.
 pub(super) struct Check<'a> {
@@ -11,11 +11,11 @@ pub(super) struct Check<'a> {
 
 impl Check<'_> {
     pub(super) fn refuse(&self, key: &str, message: String) -> ConfigError {
-        ConfigError::plain(format!("{}: {key}: {message}", self.origin.locate(key)))
+        ConfigError::of_key(self.origin.locate(key), key, &message)
     }
 
-    pub(super) fn key<T>(&self, key: &str, value: Result<T, String>) -> Result<T, ConfigError> {
-        value.map_err(|message| self.refuse(key, message))
+    pub(super) fn key<T>(&self, key: &str, value: Result<T, InvalidValue>) -> Result<T, ConfigError> {
+        value.map_err(|invalid| self.refuse(key, invalid.to_string()))
     }
 
     pub(super) fn duration(&self, key: &str, text: &str) -> Result<Duration, ConfigError> {

@@ -1,5 +1,6 @@
 //! Settings of the log: `[log]`.
 
+use super::InvalidValue;
 use std::path::PathBuf;
 
 /// The settings of the log.
@@ -77,7 +78,7 @@ impl Filter {
     ///
     /// # Errors
     /// The error names the directive that is neither.
-    pub(super) fn read(text: &str) -> Result<Self, String> {
+    pub(super) fn read(text: &str) -> Result<Self, InvalidValue> {
         let mut filter = Self { own: Level::Info, targets: Vec::new() };
         for directive in text.split(',').map(str::trim) {
             match directive.split_once('=') {
@@ -92,7 +93,7 @@ impl Filter {
     }
 }
 
-fn level(directive: &str, name: &str) -> Result<Level, String> {
+fn level(directive: &str, name: &str) -> Result<Level, InvalidValue> {
     let found = LEVELS.iter().find(|(level, _)| level.eq_ignore_ascii_case(name));
     found.map(|(_, level)| *level).ok_or_else(|| invalid(directive))
 }
@@ -101,15 +102,15 @@ fn is_target(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "_:-".contains(c))
 }
 
-fn invalid(directive: &str) -> String {
-    format!(
+fn invalid(directive: &str) -> InvalidValue {
+    InvalidValue::from(format!(
         "invalid directive `{directive}`: expected off, error, warn, info, debug or trace, or TARGET=LEVEL as in \
          `info,h2=debug`"
-    )
+    ))
 }
 
 /// Parses `stderr`, `off` or the path of a file, relative to `folder`.
-pub(super) fn audit(text: &str, folder: &std::path::Path) -> Result<Audit, String> {
+pub(super) fn audit(text: &str, folder: &std::path::Path) -> Result<Audit, InvalidValue> {
     match text {
         "stderr" => Ok(Audit::Stderr),
         "off" => Ok(Audit::Off),

@@ -16,6 +16,7 @@ use std::{
 
 mod check;
 mod context;
+mod error;
 mod log;
 mod omission;
 mod origin;
@@ -25,6 +26,7 @@ mod withhold;
 
 use check::Check;
 use context::context;
+pub use error::{ConfigError, InvalidValue, Source};
 pub use log::{Audit, Filter, Level, LogConfig, LogFormat};
 use origin::ENV_PREFIX;
 use tls_sessiond_core::{
@@ -37,20 +39,6 @@ use tls_sessiond_core::{
 const DEFAULT_ADDRESS: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 50551);
 const DEFAULT_SOCKET: &str = "/run/tls-sessiond/api.sock";
-
-/// An error of the configuration. Displays as `FILE:LINE: key: message`, on one line, without text
-/// that looks like a key.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{0}")]
-pub struct ConfigError(String);
-
-impl ConfigError {
-    /// Makes an error. There is no other way to make one, so every message passes through
-    /// [`withhold::withhold`].
-    fn plain(message: String) -> Self {
-        Self(withhold::withhold(&message))
-    }
-}
 
 /// A valid configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -175,7 +163,7 @@ pub fn environment() -> Result<Vec<(String, String)>, ConfigError> {
         })
         .map(|(name, value)| match value.into_string() {
             Ok(value) => Ok((name, value)),
-            Err(_) => Err(ConfigError::plain(format!("environment variable {name}: the value is not UTF-8"))),
+            Err(_) => Err(ConfigError::of_source(Source::Variable(name), "the value is not UTF-8")),
         })
         .collect()
 }
@@ -200,7 +188,7 @@ impl Config {
         let raw: raw::RawFile = serde_path_to_error::deserialize(keys).map_err(|err| {
             let key = err.path().to_string();
             let what = err.into_inner();
-            ConfigError::plain(format!("{}: {key}: {}", origin.locate(&key), what.message()))
+            ConfigError::of_key(origin.locate(&key), &key, what.message())
         })?;
         let check = Check { origin: &origin };
         let api = match &raw.listen.api {
@@ -342,7 +330,7 @@ impl Config {
         ];
         match fixed.into_iter().find(|(_, same)| !same) {
             None => Ok(()),
-            Some((key, _)) => Err(ConfigError::plain(format!(
+            Some((key, _)) => Err(ConfigError::whole(&format!(
                 "{key} cannot change at run time; restart the daemon to apply it. Nothing of the new configuration is used"
             ))),
         }
@@ -383,12 +371,12 @@ impl Config {
     }
 }
 
-fn endpoint(text: &str) -> Result<Endpoint, String> {
+fn endpoint(text: &str) -> Result<Endpoint, InvalidValue> {
     if let Some(path) = text.strip_prefix("unix://") {
         if !path.starts_with('/') {
-            return Err(format!(
-                "`{text}`: the path of a socket must be absolute, as in unix://{DEFAULT_SOCKET}"
-            ));
+            let why =
+                format!("`{text}`: the path of a socket must be absolute, as in unix://{DEFAULT_SOCKET}");
+            return Err(why.into());
         }
         if path.contains('\0') {
             return Err("the path of a socket must not contain NUL".into());
@@ -404,9 +392,9 @@ fn endpoint(text: &str) -> Result<Endpoint, String> {
                 "invalid address `{text}`: expected tcp://IP:PORT, tls://IP:PORT, unix:///PATH or systemd"
             )
         })?;
-    let address = address
-        .parse::<SocketAddr>()
-        .map_err(|_| format!("`{text}` is not {scheme}://IP:PORT; host names are not looked up"))?;
+    let address = address.parse::<SocketAddr>().map_err(|_| {
+        InvalidValue::from(format!("`{text}` is not {scheme}://IP:PORT; host names are not looked up"))
+    })?;
     Ok(match scheme == "tcp" && address.ip().is_loopback() {
         true => Endpoint::Tcp(address),
         false => Endpoint::Tls(address),
@@ -425,7 +413,7 @@ fn access(check: &Check<'_>, raw: &[raw::RawAccess]) -> Result<Vec<Access>, Conf
             Ok(Access {
                 identity: check.key(
                     &key("identity"),
-                    rule.identity.parse::<IdentityPattern>().map_err(|err| err.to_string()),
+                    rule.identity.parse::<IdentityPattern>().map_err(|err| err.to_string().into()),
                 )?,
                 contexts: rule.contexts.clone(),
                 role: check.word(

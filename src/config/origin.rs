@@ -9,7 +9,7 @@ use std::{
 
 use toml::{Spanned, Table, Value, de::DeTable, de::DeValue};
 
-use super::ConfigError;
+use super::{ConfigError, InvalidValue, Source};
 
 /// Prefix of environment variables; `__` stands between the parts of a key.
 pub(super) const ENV_PREFIX: &str = "TLS_SESSIOND__";
@@ -31,7 +31,7 @@ pub(super) struct Origin {
     /// The keys of the file with the overrides applied.
     merged: Table,
     /// Dotted keys that were set outside the file, and how each was set.
-    overrides: Vec<(String, String)>,
+    overrides: Vec<(String, Source)>,
 }
 
 /// Two origins are always equal, so that configurations compare by their values and not by the
@@ -52,10 +52,10 @@ impl Origin {
         let mut origin = Self::default();
         if let Some(path) = file {
             let text = read(path)
-                .map_err(|err| ConfigError::plain(format!("cannot read {}: {err}", path.display())))?;
+                .map_err(|err| ConfigError::whole(&format!("cannot read {}: {err}", path.display())))?;
             origin.own = text.parse().map_err(|err: toml::de::Error| {
                 let line = err.span().map_or(1, |span| line_of(&text, span.start));
-                ConfigError::plain(format!("{}:{line}: {}", path.display(), err.message()))
+                ConfigError::of_source(Source::File { path: path.to_owned(), line }, err.message())
             })?;
             origin.file = Some((path.to_owned(), text));
         }
@@ -67,25 +67,25 @@ impl Origin {
                     return None;
                 }
                 let key = name.strip_prefix(ENV_PREFIX)?.to_lowercase().replace("__", ".");
-                Some((key, value, format!("environment variable {name}")))
+                Some((key, value, Source::Variable(name)))
             })
             .collect();
-        given.sort();
+        given.sort_by(|(one, ..), (other, ..)| one.cmp(other));
         for assignment in set {
-            let (key, value) = assignment
-                .split_once('=')
-                .ok_or_else(|| ConfigError::plain(format!("--set {assignment}: write it as key=value")))?;
-            given.push((key.trim().to_owned(), value.to_owned(), format!("--set {}", key.trim())));
+            let (key, value) = assignment.split_once('=').ok_or_else(|| {
+                ConfigError::of_source(Source::Argument(assignment.clone()), "write it as key=value")
+            })?;
+            given.push((key.trim().to_owned(), value.to_owned(), Source::Argument(key.trim().to_owned())));
         }
         if let Some(directives) = rust_log {
             // Quoted, because it is a text even if it looks like another type.
             let quoted = Value::String(directives).to_string();
-            given.push(("log.level".into(), quoted, format!("environment variable {RUST_LOG}")));
+            given.push(("log.level".into(), quoted, Source::Variable(RUST_LOG.into())));
         }
         origin.merged = origin.own.clone();
         for (key, value, from) in given {
             assign(&mut origin.merged, &key, parse(&value))
-                .map_err(|why| ConfigError::plain(format!("{from}: {why}")))?;
+                .map_err(|why| ConfigError::of_source(from.clone(), &why.to_string()))?;
             origin.overrides.push((key, from));
         }
         Ok(origin)
@@ -122,14 +122,14 @@ impl Origin {
     }
 
     /// Returns the source of a key, or that of the nearest parent that has one.
-    pub(super) fn locate(&self, key: &str) -> String {
+    pub(super) fn locate(&self, key: &str) -> Source {
         let dotted = key.replace('[', ".").replace(']', "");
         if let Some((_, from)) = self.overrides.iter().rev().find(|(set, _)| within(&dotted, set)) {
             return from.clone();
         }
-        let Some((path, text)) = &self.file else { return "built-in defaults".into() };
+        let Some((path, text)) = &self.file else { return Source::Default };
         let line = DeTable::parse(text).ok().map_or(1, |table| line_of(text, position(&table, key)));
-        format!("{}:{line}", path.display())
+        Source::File { path: path.clone(), line }
     }
 }
 
@@ -163,9 +163,9 @@ fn parse(text: &str) -> Value {
 }
 
 /// Sets a dotted key. A number is an index of a list: `context.0.alpn`.
-fn assign(table: &mut Table, key: &str, value: Value) -> Result<(), String> {
+fn assign(table: &mut Table, key: &str, value: Value) -> Result<(), InvalidValue> {
     if key.split('.').count() > DEPTH_MAX {
-        return Err(format!("a key has at most {DEPTH_MAX} parts"));
+        return Err(format!("a key has at most {DEPTH_MAX} parts").into());
     }
     let mut parts = key.split('.').peekable();
     let first = parts.next().filter(|first| !first.is_empty()).ok_or("the key is empty")?;
@@ -198,7 +198,7 @@ fn assign(table: &mut Table, key: &str, value: Value) -> Result<(), String> {
                     .and_then(|place| list.get_mut(place))
                     .ok_or_else(|| format!("`{part}` in `{key}` is not an index of that list"))?
             }
-            _ => return Err(format!("`{key}` is below a key that is neither a table nor a list")),
+            _ => return Err(format!("`{key}` is below a key that is neither a table nor a list").into()),
         };
         if last {
             *place = value;

@@ -211,3 +211,18 @@ fn paths_start_at_the_folder_of_the_file() {
     assert!(matches!(&context.trust, Trust::File(path) if path.is_absolute()));
     assert!(!context.self_made);
 }
+
+#[test]
+fn error_has_its_source_and_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("c.toml");
+    std::fs::write(&path, "[limits]\nstreams = 0\n").unwrap();
+    let load = |set: &[String]| Config::load(Some(&path), std::iter::empty(), set).unwrap_err();
+    let error = load(&[]);
+    assert_eq!((error.line(), error.key()), (Some((&*path, 2)), Some("limits.streams")));
+    let error = load(&["limits.streams=none".into()]);
+    assert_eq!(error.origin(), Some(&Source::Argument("limits.streams".into())));
+    let pasted = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg".to_owned();
+    let error = load(std::slice::from_ref(&pasted));
+    assert!(!format!("{error:?} {error}").contains(&pasted), "{error:?}");
+}

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use super::InvalidValue;
+
 /// Parses a whole number and a unit: ms, s, m, h or d.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, InvalidValue> {
     let (number, unit) = split(text)?;
     let millis = match unit {
         "ms" => 1,
@@ -14,34 +16,35 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         _ => {
             return Err(format!(
                 "invalid duration `{text}`: expected a number and ms, s, m, h or d, as in \"30s\""
-            ));
+            )
+            .into());
         }
     };
     number
         .checked_mul(millis)
         .map(Duration::from_millis)
-        .ok_or_else(|| format!("`{text}` is too long for a duration"))
+        .ok_or_else(|| format!("`{text}` is too long for a duration").into())
 }
 
 /// Parses the permissions of a file in octal, without execute permissions.
-pub(super) fn mode(text: &str) -> Result<u32, String> {
+pub(super) fn mode(text: &str) -> Result<u32, InvalidValue> {
     u32::from_str_radix(text, 8).ok().filter(|mode| mode & !0o666 == 0).ok_or_else(|| {
-        format!("invalid mode `{text}`: expected octal permissions to read and write, as in \"0660\"")
+        format!("invalid mode `{text}`: expected octal permissions to read and write, as in \"0660\"").into()
     })
 }
 
 /// Parses `UID:GID`. Returns `None` for an empty text.
-pub(super) fn user_and_group(text: &str) -> Result<Option<(u32, u32)>, String> {
+pub(super) fn user_and_group(text: &str) -> Result<Option<(u32, u32)>, InvalidValue> {
     if text.is_empty() {
         return Ok(None);
     }
     text.split_once(':')
         .and_then(|(user, group)| Some(Some((user.parse().ok()?, group.parse().ok()?))))
-        .ok_or_else(|| format!("invalid owner `{text}`: expected UID:GID, both numbers"))
+        .ok_or_else(|| format!("invalid owner `{text}`: expected UID:GID, both numbers").into())
 }
 
 /// Parses a whole number and a unit: B, KiB, MiB or GiB.
-pub(super) fn size(text: &str) -> Result<usize, String> {
+pub(super) fn size(text: &str) -> Result<usize, InvalidValue> {
     let (number, unit) = split(text)?;
     let bytes = match unit {
         "B" => 1,
@@ -51,21 +54,22 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
         _ => {
             return Err(format!(
                 "invalid size `{text}`: expected a number and B, KiB, MiB or GiB, as in \"64MiB\""
-            ));
+            )
+            .into());
         }
     };
     number
         .checked_mul(bytes)
         .and_then(|bytes| usize::try_from(bytes).ok())
-        .ok_or_else(|| format!("`{text}` is more than this machine can address"))
+        .ok_or_else(|| format!("`{text}` is more than this machine can address").into())
 }
 
-fn split(text: &str) -> Result<(u64, &str), String> {
+fn split(text: &str) -> Result<(u64, &str), InvalidValue> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     match number.parse() {
         Ok(number) => Ok((number, unit)),
-        Err(_) => Err(format!("`{text}` does not begin with a whole number")),
+        Err(_) => Err(format!("`{text}` does not begin with a whole number").into()),
     }
 }
 

@@ -14,7 +14,7 @@ use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
     header::{ALLOW, CONTENT_TYPE, HeaderName},
 };
-use tls_sessiond_core::connection::Table;
+use tls_sessiond_core::state::CoreState;
 use tokio::time::{Instant, Sleep, sleep};
 use tonic::{Status, body::Body, codegen::BoxFuture};
 
@@ -52,7 +52,7 @@ const ARRIVAL: Duration = Duration::from_secs(20);
 pub(crate) struct Admission {
     pub(crate) services: Services,
     pub(crate) caller: Arc<Caller>,
-    pub(crate) table: Arc<Table>,
+    pub(crate) state: Arc<CoreState>,
     /// Set if the connection is beyond the limit of sockets.
     pub(crate) beyond: Option<Beyond>,
 }
@@ -66,7 +66,7 @@ impl Admission {
         if let Some(beyond) = self.beyond.filter(|_| !path.starts_with(OPEN)) {
             return Err(Refusal::SocketLimit(beyond.sockets_max));
         }
-        self.caller.may_call(path, &self.table)?;
+        self.caller.may_call(path, &self.state)?;
         if path.starts_with(OPEN) {
             return self.caller.holder().open_call();
         }

@@ -20,10 +20,7 @@ use std::{
     thread,
 };
 
-use tls_sessiond_core::{
-    clock::Timestamp,
-    connection::{Error, Table},
-};
+use tls_sessiond_core::{clock::Timestamp, connection::Error, state::CoreState};
 use tls_sessiond_proto::{
     connection_service_server::ConnectionServiceServer, context_service_server::ContextServiceServer,
     session_service_server::SessionServiceServer, worker_service_server::WorkerServiceServer,
@@ -155,14 +152,14 @@ impl Api {
     /// # Panics
     /// Never. The descriptors are compiled in, and a test decodes them.
     pub fn new(
-        table: Arc<Table>,
+        state: Arc<CoreState>,
         limits: &Limits,
         doors: Ingress,
         shutdown: &Shutdown,
     ) -> Result<Self, Error> {
         let health = Health::new(shutdown.drain.clone());
         let pages = Arc::new(PageTokens::new()?);
-        let opener = Arc::new(Opener { table: Arc::clone(&table), request_ids: RequestIds::default() });
+        let opener = Arc::new(Opener { state: Arc::clone(&state), request_ids: RequestIds::default() });
         let lists = Arc::new(Turns::default());
         let connections = Arc::new(Connections {
             lists: Arc::clone(&lists),
@@ -173,7 +170,7 @@ impl Api {
         });
         let sessions = Arc::new(Sessions {
             lists,
-            table: Arc::clone(&table),
+            state: Arc::clone(&state),
             pages,
             misses: EachSecond::new(limits.misses_per_second),
             draining: shutdown.drain.clone(),
@@ -182,7 +179,7 @@ impl Api {
             access: doors.access,
             tls: doors.acceptor,
             accounts: Arc::new(Accounts::new(limits)),
-            table: Arc::clone(&table),
+            state: Arc::clone(&state),
             streams: Arc::new(StreamLimits::new(limits.streams, limits.streams_non_worker)),
             stream_totals: Arc::new(StreamTotals::new()),
         };
@@ -200,7 +197,7 @@ impl Api {
         };
         let reloads = Arc::new(Reloads::default());
         let contexts =
-            Contexts { started: table.now().at, table, stream_totals, reloads: Arc::clone(&reloads) };
+            Contexts { started: state.now().at, state, stream_totals, reloads: Arc::clone(&reloads) };
         let messages = MessageLimits {
             connections: limits.message,
             sessions: limits.message.min(BATCH_BYTES_MAX),

@@ -199,7 +199,7 @@ async fn watcher_sees_its_context_and_counts_of_dropped_events() {
     let mut idle = w.watch("off").await;
     let id = w.open(worker(pb::Role::Server)).await.id;
     w.put(put(&id, "aa")).await;
-    let context = daemon.table.registry().get("other").unwrap().clone();
+    let context = daemon.core.registry().get("other").unwrap().clone();
     let lookups = EVENTS_MAX as u64 + 10_000;
     // These lookups are too fast for the watcher: it reads over a socket, and they run in this
     // process.
@@ -216,7 +216,7 @@ async fn watcher_sees_its_context_and_counts_of_dropped_events() {
     };
     let bb = tls_sessiond_core::session::SessionId::new(&[0xbb]).unwrap();
     for _ in 0..lookups {
-        context.server_cache.find(&bb, &terms, daemon.table.now()).unwrap();
+        context.server_cache.find(&bb, &terms, daemon.core.now()).unwrap();
     }
     let (mut hits, mut dropped) = (0, 0);
     while hits + dropped < lookups {

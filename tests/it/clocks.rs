@@ -38,7 +38,7 @@ fn all() -> pb::RevokeSessionsRequest {
 
 /// Returns the daemon's wall clock plus this many seconds.
 fn away(daemon: &TestDaemon, seconds: i64) -> Option<prost_types::Timestamp> {
-    let wall = daemon.table.now().wall();
+    let wall = daemon.core.now().wall();
     let nanos = i32::try_from(wall.as_millis() % 1000).unwrap() * 1_000_000;
     Some(prost_types::Timestamp { seconds: i64::try_from(wall.as_secs()).unwrap() + seconds, nanos })
 }
@@ -71,10 +71,10 @@ async fn revocation_covers_all_sessions_after_a_step_back() {
         w.established("aa").await;
         daemon.clock.set_wall(Step::Back(HOUR));
         assert!(visit(&daemon).await, "TLS {version}: a step of the clock expires no session");
-        let stored: usize = daemon.table.registry().caches().map(|cache| cache.len()).sum();
+        let stored: usize = daemon.core.registry().caches().map(|cache| cache.len()).sum();
         let revoked = daemon.sessions().revoke_sessions(all()).await.unwrap().into_inner();
         assert_eq!(revoked.removed, stored as u64);
-        assert_eq!(daemon.table.registry().caches().map(|cache| cache.len()).sum::<usize>(), 0);
+        assert_eq!(daemon.core.registry().caches().map(|cache| cache.len()).sum::<usize>(), 0);
         assert_eq!(w.lookup(lookup("aa")).await.miss_reason(), pb::MissReason::Revoked);
         daemon.clock.advance(MILLISECOND);
         assert!(!visit(&daemon).await, "TLS {version}: sessions from before the revocation do not resume");
@@ -107,10 +107,10 @@ async fn idle_connections_are_freed_after_a_step_back() {
     let id = w.established("aa").await;
     daemon.clock.set_wall(Step::Back(HOUR));
     daemon.clock.advance(Duration::from_secs(300) - MILLISECOND);
-    daemon.table.sweep();
+    daemon.core.connections().sweep();
     assert_eq!(daemon.get(&id).await.id, id);
     daemon.clock.advance(MILLISECOND);
-    daemon.until("the idle connection is freed", async |daemon| daemon.table.is_empty()).await;
+    daemon.until("the idle connection is freed", async |daemon| daemon.core.connections().is_empty()).await;
     assert!(!w.found("aa").await, "the connection was not closed, so its session was removed");
     daemon.stop().await;
 }
@@ -121,7 +121,7 @@ async fn step_ahead_frees_no_connection_in_use() {
     let w = Worker(&daemon);
     let id = w.established("aa").await;
     daemon.clock.set_wall(Step::Forward(30 * HOUR));
-    assert_eq!(daemon.table.sweep(), 0);
+    assert_eq!(daemon.core.connections().sweep(), 0);
     assert_eq!(daemon.get(&id).await.state(), pb::ConnectionState::Established);
     assert!(w.found("aa").await);
     w.shutdown(&id).await;

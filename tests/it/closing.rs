@@ -84,7 +84,7 @@ async fn resumes_after(ending: Ending, version: &'static SupportedProtocolVersio
     let sessions = daemon.server_sessions().await;
     assert!(sessions > 0);
     worker.end(ending, &mut tls, &daemon).await;
-    daemon.until("the connection is freed", async |daemon| daemon.table.is_empty()).await;
+    daemon.until("the connection is freed", async |daemon| daemon.core.connections().is_empty()).await;
     let kept = daemon.server_sessions().await;
     assert!(kept == 0 || kept == sessions, "a family is kept or removed as a whole");
 
@@ -263,7 +263,7 @@ async fn comes_back_after(end: impl AsyncFn(Server, TlsStream<TcpStream>)) {
         tls.write_all(b"GET / HT").await.unwrap();
         assert!(daemon.server_sessions().await > 0);
         end(one, tls).await;
-        daemon.until("the connection is freed", async |daemon| daemon.table.is_empty()).await;
+        daemon.until("the connection is freed", async |daemon| daemon.core.connections().is_empty()).await;
         assert_eq!(daemon.server_sessions().await, 0, "{version:?}");
 
         let page = client.fetch(&two.address).await;

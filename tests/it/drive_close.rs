@@ -496,7 +496,7 @@ async fn client_that_closes_an_idle_connection_keeps_its_session() {
         // The client sends a close_notify and ends its socket at once.
         tokio::io::AsyncWriteExt::shutdown(&mut tls).await.unwrap();
         drop(tls);
-        daemon.until("the connection is freed", async |daemon| daemon.table.is_empty()).await;
+        daemon.until("the connection is freed", async |daemon| daemon.core.connections().is_empty()).await;
         let page = client.fetch(&server.address).await;
         assert!(page.contains("resumed: true"), "{version:?}: {page}");
     }

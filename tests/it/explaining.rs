@@ -91,7 +91,7 @@ async fn flood_of_misses_hides_no_removal_from_a_watcher() {
     let w = Worker(&daemon);
     let mut watch = watch(&daemon, "").await;
     let id = w.established("aa").await;
-    let registry = daemon.table.registry();
+    let registry = daemon.core.registry();
     let context = registry.get("default").unwrap();
     let unknown = tls_sessiond_core::session::SessionId::new(&[9; 32]).unwrap();
     for _ in 0..5000 {
@@ -101,7 +101,7 @@ async fn flood_of_misses_hides_no_removal_from_a_watcher() {
             &unknown,
             &name,
             tls_sessiond_core::session::Miss::Unknown,
-            daemon.table.now(),
+            daemon.core.now(),
         );
     }
     w.free(&id).await;
@@ -206,7 +206,7 @@ async fn removal_time_is_not_before_its_cause() {
         let time = told.remove_time.unwrap();
         Duration::new(time.seconds.try_into().unwrap(), time.nanos.try_into().unwrap())
     };
-    let wall = || Duration::from_millis(daemon.table.now().wall().as_millis());
+    let wall = || Duration::from_millis(daemon.core.now().wall().as_millis());
     // The test waits for no sweep between the steps. The removal times must be exact nevertheless.
     for (id, step) in [("a1", 90), ("a2", 180), ("a3", 11)] {
         let connection = w.open(worker(pb::Role::Server)).await.id;
@@ -335,7 +335,7 @@ async fn failed_handshake_is_logged_with_the_peers_address() {
 /// Puts a session into a context's cache directly, without a call and its checks.
 pub(crate) fn store(
     context: &std::sync::Arc<tls_sessiond_core::context::Context>,
-    table: &tls_sessiond_core::connection::Table,
+    core: &tls_sessiond_core::state::CoreState,
     id: u8,
 ) {
     use tls_sessiond_core::session::{Format, NewSession, Secret, SessionId};
@@ -350,9 +350,9 @@ pub(crate) fn store(
         single_use: false,
         account: std::sync::Arc::clone(&context.stats),
         peer: None,
-        authenticated: table.now().at,
+        authenticated: core.now().at,
         timeout: Duration::from_secs(60),
         secret: Secret::copied(b"secret"),
     };
-    context.server_cache.put(new, table.now()).unwrap();
+    context.server_cache.put(new, core.now()).unwrap();
 }

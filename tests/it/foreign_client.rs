@@ -11,8 +11,9 @@ use rustls::{
 use tls_sessiond::config::Config;
 use tls_sessiond_core::{
     clock::Clock,
-    connection::{ConnectionId, ConnectionPlan, EngineKind, Input, State, Table, table::Most},
+    connection::{ConnectionId, ConnectionPlan, EngineKind, Input, State, table::Most},
     context::Registry,
+    state::CoreState,
 };
 use tls_sessiond_types::Role;
 
@@ -52,9 +53,9 @@ impl ClientSessionStore for Forgetful {
     }
 }
 
-fn daemon(lines: &str) -> (Table, Arc<ClientConfig>) {
-    let (table, roots) = with_roots(lines);
-    (table, client(&roots, |_| true))
+fn daemon(lines: &str) -> (CoreState, Arc<ClientConfig>) {
+    let (core, roots) = with_roots(lines);
+    (core, client(&roots, |_| true))
 }
 
 /// Returns a client that trusts these roots and has those suites of rustls for which `wants` is
@@ -72,34 +73,34 @@ pub(crate) fn client(roots: &RootCertStore, wants: impl Fn(u16) -> bool) -> Arc<
 }
 
 /// Returns a table with a default context that has these lines, and the roots that its peers trust.
-pub(crate) fn with_roots(lines: &str) -> (Table, RootCertStore) {
+pub(crate) fn with_roots(lines: &str) -> (CoreState, RootCertStore) {
     let folder = tempfile::tempdir().unwrap();
     pki::localhost(folder.path());
     with_roots_in(folder.path(), lines)
 }
 
 /// Does as [`with_roots`] with the certificates of a folder.
-pub(crate) fn with_roots_in(folder: &Path, lines: &str) -> (Table, RootCertStore) {
+pub(crate) fn with_roots_in(folder: &Path, lines: &str) -> (CoreState, RootCertStore) {
     let file = folder.join("c.toml");
     let text =
         format!("[[context]]\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\nca = \"ca.pem\"\n{lines}\n");
     std::fs::write(&file, text).unwrap();
     let config = Config::load(Some(&file), std::iter::empty(), &[]).unwrap();
-    let table =
-        Table::new(Arc::new(Registry::build(&config.settings()).unwrap()), Clock::System, Most::all(100));
+    let core =
+        CoreState::new(Arc::new(Registry::build(&config.settings()).unwrap()), Clock::System, Most::all(100));
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(folder.join("ca.pem")).unwrap()).unwrap();
-    (table, roots)
+    (core, roots)
 }
 
 /// Makes a server object of the default context.
-pub(crate) fn server(table: &Table) -> ConnectionId {
-    open(table, Role::Server, "")
+pub(crate) fn server(core: &CoreState) -> ConnectionId {
+    open(core, Role::Server, "")
 }
 
-pub(crate) fn open(table: &Table, role: Role, server_name: &str) -> ConnectionId {
+pub(crate) fn open(core: &CoreState, role: Role, server_name: &str) -> ConnectionId {
     let plan = ConnectionPlan {
-        context: Arc::clone(table.registry().get("default").unwrap()),
+        context: Arc::clone(core.registry().get("default").unwrap()),
         role,
         engine: EngineKind::Daemon,
         server_name: server_name.into(),
@@ -107,17 +108,17 @@ pub(crate) fn open(table: &Table, role: Role, server_name: &str) -> ConnectionId
         idle_timeout: None,
         peer_address: String::new(),
     };
-    table.create(plan, None, |connection, _| connection.id()).unwrap()
+    core.connections().create(plan, None, |connection, _| connection.id()).unwrap()
 }
 
 /// Runs a whole handshake, with at most `chunk` bytes at a time to the server. Returns its kind,
 /// the id of the server object and the number of the client's flights.
 pub(crate) fn connect(
-    table: &Table,
+    core: &CoreState,
     config: &Arc<ClientConfig>,
     chunk: usize,
 ) -> (HandshakeKind, ConnectionId, usize) {
-    let id = server(table);
+    let id = server(core);
     let mut client = ClientConnection::new(Arc::clone(config), "localhost".try_into().unwrap()).unwrap();
     let mut flights = 0;
     while client.wants_write() {
@@ -128,7 +129,8 @@ pub(crate) fn connect(
         }
         for part in to_server.chunks(chunk) {
             let input = Input { ciphertext: part, ..Input::default() };
-            let output = table.with(id, |connection, now| connection.exchange(input, now)).unwrap();
+            let output =
+                core.connections().with(id, |connection, now| connection.exchange(input, now)).unwrap();
             assert_eq!(output.alert, None);
             let mut to_client = output.ciphertext.as_slice();
             while !to_client.is_empty() {
@@ -137,34 +139,37 @@ pub(crate) fn connect(
             }
         }
     }
-    assert_eq!(table.inspect(id, |connection, _| connection.state()).unwrap(), State::Established);
+    assert_eq!(
+        core.connections().inspect(id, |connection, _| connection.state()).unwrap(),
+        State::Established
+    );
     (client.handshake_kind().unwrap(), id, flights)
 }
 
 #[test]
 fn sessions_are_found_through_a_hello_retry_request() {
-    let (table, client) = daemon("key_exchange = [\"secp384r1\"]\nversions = [\"1.3\"]");
-    let (kind, first, flights) = connect(&table, &client, usize::MAX);
+    let (core, client) = daemon("key_exchange = [\"secp384r1\"]\nversions = [\"1.3\"]");
+    let (kind, first, flights) = connect(&core, &client, usize::MAX);
     assert_eq!((kind, flights), (HandshakeKind::FullWithHelloRetryRequest, 3));
-    table.with(first, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
-    let (kind, second, flights) = connect(&table, &client, usize::MAX);
+    core.connections().with(first, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+    let (kind, second, flights) = connect(&core, &client, usize::MAX);
     assert_eq!((kind, flights), (HandshakeKind::Resumed, 3), "two hellos and a Finished");
-    assert!(table.inspect(second, |connection, _| connection.session_reused()).unwrap());
+    assert!(core.connections().inspect(second, |connection, _| connection.session_reused()).unwrap());
     // The full handshake made two tickets. The resumption consumed one and made one.
-    assert_eq!(table.registry().get("default").unwrap().server_cache.len(), 2);
+    assert_eq!(core.registry().get("default").unwrap().server_cache.len(), 2);
 }
 
 #[test]
 fn first_flight_may_be_cut_anywhere_in_both_versions() {
     for version in ["1.2", "1.3"] {
-        let (table, client) = daemon(&format!("versions = [\"{version}\"]"));
+        let (core, client) = daemon(&format!("versions = [\"{version}\"]"));
         for chunk in [1, 2, 3, 5, 7, 100] {
-            let (_, full, _) = connect(&table, &client, chunk);
-            let (kind, resumed, _) = connect(&table, &client, chunk);
+            let (_, full, _) = connect(&core, &client, chunk);
+            let (kind, resumed, _) = connect(&core, &client, chunk);
             assert_eq!(kind, HandshakeKind::Resumed, "TLS {version}, {chunk} bytes at a time");
             for id in [full, resumed] {
-                table.with(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
-                table.free(id).unwrap();
+                core.connections().with(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+                core.connections().free(id).unwrap();
             }
         }
     }
@@ -172,22 +177,22 @@ fn first_flight_may_be_cut_anywhere_in_both_versions() {
 
 #[test]
 fn full_handshake_makes_two_tickets_and_resumption_one() {
-    let (table, client) = daemon("versions = [\"1.3\"]");
-    let made = || table.registry().get("default").unwrap().server_cache.len();
-    connect(&table, &client, usize::MAX);
+    let (core, client) = daemon("versions = [\"1.3\"]");
+    let made = || core.registry().get("default").unwrap().server_cache.len();
+    connect(&core, &client, usize::MAX);
     assert_eq!(made(), 2);
-    connect(&table, &client, usize::MAX);
+    connect(&core, &client, usize::MAX);
     assert_eq!(made(), 2, "the resumption consumed one ticket and made one");
 }
 
 #[test]
 fn debug_output_holds_no_secret() {
-    let (table, client) = daemon("versions = [\"1.2\"]");
-    let (_, id, _) = connect(&table, &client, usize::MAX);
-    let context = Arc::clone(table.registry().get("default").unwrap());
-    let mut shown = format!("{context:?}{table:?}");
+    let (core, client) = daemon("versions = [\"1.2\"]");
+    let (_, id, _) = connect(&core, &client, usize::MAX);
+    let context = Arc::clone(core.registry().get("default").unwrap());
+    let mut shown = format!("{context:?}{core:?}");
     let mut secrets = 0;
-    context.server_cache.scan(table.now(), |session| {
+    context.server_cache.scan(core.now(), |session| {
         shown += &format!("{session:?}{:?}", session.secret());
         let secret = session.secret().as_bytes().expect("a server's secret");
         // No eight bytes of the secret in a row are shown, as hex or as Rust prints bytes.
@@ -202,6 +207,6 @@ fn debug_output_holds_no_secret() {
         secrets += 1;
     });
     assert_eq!(secrets, 1);
-    shown += &table.inspect(id, |connection, _| format!("{connection:?}")).unwrap();
+    shown += &core.connections().inspect(id, |connection, _| format!("{connection:?}")).unwrap();
     assert!(shown.contains("Secret(…)"));
 }

@@ -12,7 +12,7 @@ use tls_sessiond::{
 };
 use tls_sessiond_core::{
     clock::{Clock, ManualClock, WallTime},
-    connection::Table,
+    state::CoreState,
 };
 use tls_sessiond_proto::{
     self as pb, connection_service_client::ConnectionServiceClient,
@@ -27,7 +27,7 @@ pub(crate) struct TestDaemon {
     /// `127.0.0.1:PORT`.
     pub(crate) address: String,
     pub(crate) clock: ManualClock,
-    pub(crate) table: Arc<Table>,
+    pub(crate) core: Arc<CoreState>,
     pub(crate) channel: Channel,
     /// All listeners, with the ports that they got.
     pub(crate) endpoints: Vec<Endpoint>,
@@ -80,14 +80,14 @@ impl TestDaemon {
             _ => None,
         };
         let address = endpoints.iter().find_map(tcp).expect("a loopback address");
-        let table = Arc::clone(daemon.table());
+        let core = Arc::clone(daemon.core());
         let reload = daemon.reload();
         let (stop, stopped) = oneshot::channel();
         let run = tokio::spawn(async move {
             daemon.run(async { drop(stopped.await) }).await.unwrap();
         });
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-        Self { address: address.to_string(), clock, table, channel, endpoints, reload, stop: Some(stop), run }
+        Self { address: address.to_string(), clock, core, channel, endpoints, reload, stop: Some(stop), run }
     }
 
     pub(crate) fn connections(&self) -> ConnectionServiceClient<Channel> {
@@ -152,7 +152,7 @@ impl TestDaemon {
 
     /// Returns the number of sessions in the default context's server cache.
     pub(crate) fn server_cache_len(&self) -> usize {
-        self.table.registry().get("default").unwrap().server_cache.len()
+        self.core.registry().get("default").unwrap().server_cache.len()
     }
 
     pub(crate) async fn server_sessions(&self) -> usize {

@@ -312,14 +312,14 @@ async fn half_handshakes_end_after_a_minute_whatever_the_idle_timeout() {
     }
     let half = half_client_hello();
     daemon.exchange(&ids[0], &half[..10_000], b"").await.unwrap();
-    let kept = daemon.table.unanswered();
+    let kept = daemon.core.connections().unanswered();
     assert!((10_000..11_000).contains(&kept), "{kept} bytes");
     // A further byte does not extend the time-out.
     daemon.clock.advance(UNANSWERED_TIMEOUT / 2);
     daemon.exchange(&ids[0], &half[10_000..10_001], b"").await.unwrap();
     daemon.clock.advance(UNANSWERED_TIMEOUT / 2);
-    daemon.until("the half handshake has ended", async |daemon| daemon.table.len() == 1).await;
-    assert_eq!(daemon.table.unanswered(), 0);
+    daemon.until("the half handshake has ended", async |daemon| daemon.core.connections().len() == 1).await;
+    assert_eq!(daemon.core.connections().unanswered(), 0);
     assert_eq!(daemon.get(&ids[1]).await.state(), pb::ConnectionState::Before, "one without bytes stays");
     daemon.stop().await;
 }
@@ -406,12 +406,12 @@ async fn list_of_connections_looks_at_a_bounded_number_in_a_step() {
             looked.set(looked.get() + 1);
             false
         };
-        after = daemon.table.page(none, after, 1_000, &mut found);
+        after = daemon.core.connections().page(none, after, 1_000, &mut found);
         looked_at += looked.get();
         assert_eq!((looked_at, found.len()), (LISTED_AT_ONCE, 0), "step {step}");
     }
     let mut found = Vec::new();
-    assert_eq!(daemon.table.page(|_, _| true, after, 1_000, &mut found), None);
+    assert_eq!(daemon.core.connections().page(|_, _| true, after, 1_000, &mut found), None);
     assert!(found.is_empty());
     // Pages of any size list each connection once, even if some are freed between two pages.
     let (mut listed, mut page_token) = (Vec::new(), String::new());

@@ -247,7 +247,11 @@ async fn rights_and_contexts_of_a_reload_change_at_once() {
     // Connections that streams made are freed with the streams, whatever the rules are then. Those
     // of unary calls stay.
     let [left, ..] = made;
-    daemon.until("streams free their connections", async |daemon| daemon.table.len() as u64 == left).await;
+    daemon
+        .until("streams free their connections", async |daemon| {
+            daemon.core.connections().len() as u64 == left
+        })
+        .await;
     daemon.stop().await;
 }
 

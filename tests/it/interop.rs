@@ -81,7 +81,7 @@ async fn example_server_outlives_peers_that_misbehave() {
         let (said, _) = run(Command::new("curl").args(status_only).args(args), "").await;
         assert_eq!(said, status);
     }
-    daemon.until("all connections are freed", async |daemon| daemon.table.is_empty()).await;
+    daemon.until("all connections are freed", async |daemon| daemon.core.connections().is_empty()).await;
 }
 
 #[tokio::test]

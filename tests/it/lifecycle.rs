@@ -506,7 +506,7 @@ async fn repeated_request_gets_the_first_answer() {
     let request = pb::NewRequest { request_id: "r1".into(), ..new("", pb::Role::Server) };
     let first = rpc.new_connection(request.clone()).await.unwrap().into_inner();
     assert_eq!(rpc.new_connection(request.clone()).await.unwrap().into_inner(), first);
-    assert_eq!(daemon.table.len(), 1);
+    assert_eq!(daemon.core.connections().len(), 1);
     let other = pb::NewRequest { role: pb::Role::Client.into(), ..request.clone() };
     assert_eq!(crate::harness::reason(&rpc.new_connection(other).await.unwrap_err()), "REQUEST_ID_REUSED");
     daemon.clock.advance(Duration::from_secs(61));
@@ -605,7 +605,9 @@ async fn drive_carries_one_connection_for_its_whole_life() {
     assert_eq!(daemon.get(&id).await.close_evidence(), pb::CloseEvidence::Written);
     drop(events);
     assert!(answers.next().await.is_none());
-    daemon.until("the stream's connection is freed", async |daemon| daemon.table.len() == 1).await;
+    daemon
+        .until("the stream's connection is freed", async |daemon| daemon.core.connections().len() == 1)
+        .await;
     daemon.stop().await;
 }
 

@@ -43,7 +43,7 @@ async fn reload_changes_limits_and_keeps_connections() {
     daemon.reload(&limits(2, 1, 1, 7)).unwrap();
 
     // Existing connections stay, and no more are made.
-    assert_eq!(daemon.table.len(), 3);
+    assert_eq!(daemon.core.connections().len(), 3);
     assert_eq!(refusal(&daemon).await.as_deref(), Some("CONNECTION_LIMIT"));
     assert_eq!(daemon.server_cache_len(), 1, "the other sessions were evicted");
     let misses = async || {
@@ -151,9 +151,9 @@ async fn reload_report_hides_error_and_contexts_without_role() {
     let told = last_reload(&daemon).await.unwrap();
     assert!(!told.applied && told.error.is_empty(), "{told:?}");
     // This session is in the other context, which the caller may not see.
-    let registry = daemon.table.registry();
+    let registry = daemon.core.registry();
     let other = registry.get("other").unwrap();
-    crate::explaining::store(other, &daemon.table, 7);
+    crate::explaining::store(other, &daemon.core, 7);
     daemon.reload(&text("\"h2\"")).unwrap();
     let told = last_reload(&daemon).await.unwrap();
     assert!(told.applied && told.dropped.is_empty(), "{told:?}");

@@ -41,6 +41,7 @@ mod incidents;
 mod interop;
 #[cfg(feature = "peers")]
 mod key_files;
+mod language;
 mod lifecycle;
 mod live_reload;
 mod log_faults;

@@ -18,11 +18,12 @@ use tls_sessiond::config::Config;
 use tls_sessiond_core::{
     clock::{Clock, ManualClock, Timestamp},
     connection::{
-        ConnectionId, ConnectionPlan, EngineKind, Error, Input, Output, Shutdown, State, Table,
+        ConnectionId, ConnectionPlan, EngineKind, Error, Input, Output, Shutdown, State,
         table::{Most, Wanted},
     },
     context::Registry,
     session::SessionId,
+    state::CoreState,
 };
 use tls_sessiond_types::{
     Role, Version,
@@ -98,7 +99,7 @@ struct Object {
 }
 
 struct World {
-    table: Table,
+    core: CoreState,
     registry: Arc<Registry>,
     clock: ManualClock,
     objects: BTreeMap<(bool, usize), Object>,
@@ -137,7 +138,7 @@ impl World {
     /// Returns a world with empty caches.
     fn new(registry: &Arc<Registry>, clock: &ManualClock) -> Self {
         let world = Self {
-            table: Table::new(Arc::clone(registry), Clock::Manual(clock.clone()), Most::all(1_000)),
+            core: CoreState::new(Arc::clone(registry), Clock::Manual(clock.clone()), Most::all(1_000)),
             registry: Arc::clone(registry),
             clock: clock.clone(),
             objects: BTreeMap::new(),
@@ -146,7 +147,7 @@ impl World {
         };
         for (of_server, id) in world.cached().into_keys() {
             let role = if of_server { Role::Server } else { Role::Client };
-            registry.get("any").unwrap().cache(role).remove(&id, world.table.now());
+            registry.get("any").unwrap().cache(role).remove(&id, world.core.now());
         }
         world
     }
@@ -168,7 +169,7 @@ impl World {
             idle_timeout: None,
             peer_address: String::new(),
         };
-        let id = self.table.create(plan, None, |connection, _| connection.id()).unwrap();
+        let id = self.core.connections().create(plan, None, |connection, _| connection.id()).unwrap();
         let object = Object {
             id,
             role,
@@ -184,7 +185,8 @@ impl World {
 
     /// Returns `None` if the idle time-out has freed the connection.
     fn look(&self, id: ConnectionId) -> Option<Seen> {
-        self.table
+        self.core
+            .connections()
             .inspect(id, |connection, _| Seen {
                 state: connection.state(),
                 flags: connection.shutdown_flags(),
@@ -209,7 +211,8 @@ impl World {
                 object.sent = sent;
                 let id = object.id;
                 let flags = Shutdown { sent, received };
-                self.table
+                self.core
+                    .connections()
                     .with_exclusive(id, |connection, _| {
                         connection.set_shutdown(flags);
                         Ok(())
@@ -267,7 +270,7 @@ impl World {
         let id = object.id;
         let before = self.look(id).unwrap();
         self.ends(role, slot, &before);
-        self.table.free(id).unwrap();
+        self.core.connections().free(id).unwrap();
         self.objects.remove(&place(role, slot));
     }
 
@@ -275,7 +278,7 @@ impl World {
         let id = self.object(role, slot).id;
         let before = self.look(id).unwrap();
         self.ends(role, slot, &before);
-        self.table.with_exclusive(id, |connection, _| Ok(connection.clear())).unwrap();
+        self.core.connections().with_exclusive(id, |connection, _| Ok(connection.clear())).unwrap();
         let object = self.object(role, slot);
         object.sent = false;
         object.flight = None;
@@ -286,7 +289,8 @@ impl World {
         let id = self.object(role, slot).id;
         let established = self.look(id).unwrap().state == State::Established;
         let mut ciphertext = Vec::new();
-        let done = self.table.with_exclusive(id, |connection, _| connection.shutdown(&mut ciphertext));
+        let done =
+            self.core.connections().with_exclusive(id, |connection, _| connection.shutdown(&mut ciphertext));
         assert_eq!(done.is_ok(), established, "Shutdown works only on established connections");
         if established {
             self.object(role, slot).sent = true;
@@ -305,7 +309,7 @@ impl World {
         };
         let id = self.object(role, slot).id;
         let before = self.look(id).unwrap();
-        let done = self.table.set_session(
+        let done = self.core.connections().set_session(
             id,
             key.as_ref().map(|key| Wanted { id: &key.1, registry: &self.registry, within: &|_| true }),
             |connection, _| connection.session().map(|session| session.id().clone()),
@@ -338,7 +342,7 @@ impl World {
         }
         let key = self.seen.keys().nth(which.index(self.seen.len())).unwrap().clone();
         let role = if key.0 { Role::Server } else { Role::Client };
-        self.registry.get("any").unwrap().cache(role).remove(&key.1, self.table.now());
+        self.registry.get("any").unwrap().cache(role).remove(&key.1, self.core.now());
         self.alive.remove(&key);
     }
 
@@ -379,7 +383,11 @@ impl World {
         let inbox = std::mem::take(&mut object.inbox);
         let (before, finished) = (self.look(id).unwrap(), self.finished());
         let input = Input { ciphertext: &inbox, plaintext, end_of_stream };
-        let output = match self.table.with_exclusive(id, |connection, now| connection.exchange(input, now)) {
+        let output = match self
+            .core
+            .connections()
+            .with_exclusive(id, |connection, now| connection.exchange(input, now))
+        {
             Ok(output) => output,
             Err(refusal) => {
                 match refusal {
@@ -525,7 +533,8 @@ impl World {
     /// Returns the versions that a server accepts in this handshake.
     fn speaks(&mut self, slot: usize) -> Vec<Version> {
         let id = self.object(Role::Server, slot).id;
-        self.table
+        self.core
+            .connections()
             .inspect(id, |connection, _| match connection.pinned_version() {
                 Some(pin) => vec![pin],
                 None => connection.context().versions.clone(),
@@ -539,7 +548,7 @@ impl World {
             .objects
             .iter()
             .filter(|(_, object)| {
-                self.table.inspect(object.id, |_, lapse| lapse.at <= self.table.now().at).unwrap()
+                self.core.connections().inspect(object.id, |_, lapse| lapse.at <= self.core.now().at).unwrap()
             })
             .map(|(_, object)| (object.role, object.id))
             .collect();
@@ -550,8 +559,8 @@ impl World {
             self.ends(role, slot, &before);
             self.objects.remove(&place(role, slot));
         }
-        self.table.sweep();
-        let now = self.table.now().at;
+        self.core.connections().sweep();
+        let now = self.core.now().at;
         self.registry.reap(now);
         let seen = &self.seen;
         self.alive.retain(|key| seen[key].expires > now);
@@ -567,7 +576,7 @@ impl World {
         let context = self.registry.get("any").unwrap();
         let mut cached = BTreeMap::new();
         for role in [Role::Client, Role::Server] {
-            context.cache(role).scan(self.table.now(), |session| {
+            context.cache(role).scan(self.core.now(), |session| {
                 let born = Born { version: session.kind().version, expires: session.expires() };
                 cached.insert((role == Role::Server, session.id().clone()), born);
             });

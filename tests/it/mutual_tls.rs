@@ -142,7 +142,7 @@ async fn expired_certificate_ends_its_calls_and_streams() {
     // The certificate expires at the end of the second that it names. Streams sleep until then and
     // read the clock again, so three seconds remain.
     let daemon = &house.daemon;
-    let left = (last + 1) * 1000 - daemon.table.now().wall().as_millis();
+    let left = (last + 1) * 1000 - daemon.core.now().wall().as_millis();
     daemon.clock.advance(Duration::from_millis(left - 3000));
     let mut attached = guest.attach().await;
     attached.established("aa").await;

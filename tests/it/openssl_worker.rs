@@ -105,12 +105,12 @@ fn kind(stream: &TlsStream<TcpStream>) -> HandshakeKind {
 
 /// Returns the number of server handshakes that were reported to the daemon.
 fn told(daemon: &TestDaemon) -> u64 {
-    daemon.table.registry().get("default").unwrap().stats.accept_good.get()
+    daemon.core.registry().get("default").unwrap().stats.accept_good.get()
 }
 
 /// Waits until one more handshake was reported and all connections are freed.
 async fn told_and_freed(daemon: &TestDaemon, before: u64) {
-    let freed = async |daemon: &TestDaemon| told(daemon) > before && daemon.table.is_empty();
+    let freed = async |daemon: &TestDaemon| told(daemon) > before && daemon.core.connections().is_empty();
     daemon.until("the connection is reported and freed", freed).await;
 }
 
@@ -181,7 +181,7 @@ async fn sessions_made_at_one_openssl_worker_resume_at_the_other() {
         assert!(!tries.is_empty(), "gnutls never resumed with {priority}");
     }
     running.abort();
-    daemon.until("all connections are freed", async |daemon| daemon.table.is_empty()).await;
+    daemon.until("all connections are freed", async |daemon| daemon.core.connections().is_empty()).await;
 }
 
 #[tokio::test]
@@ -260,7 +260,7 @@ async fn bad_ones_are_lost(ending: Ending, version: &'static SupportedProtocolVe
     let mut wire = Wire::to(&server.address).await;
     let mut stream = connect(&client, &wire.address).await;
     assert_eq!(kind(&stream), HandshakeKind::Resumed);
-    daemon.until("the connection is reported", async |daemon| daemon.table.len() == 1).await;
+    daemon.until("the connection is reported", async |daemon| daemon.core.connections().len() == 1).await;
     // A record of application data that no key decrypts.
     const GARBAGE: [u8; 25] = *b"\x17\x03\x03\x00\x14....................";
     match ending {
@@ -278,7 +278,7 @@ async fn bad_ones_are_lost(ending: Ending, version: &'static SupportedProtocolVe
             drop(stream);
         }
     }
-    daemon.until("the connection is freed", async |daemon| daemon.table.is_empty()).await;
+    daemon.until("the connection is freed", async |daemon| daemon.core.connections().is_empty()).await;
     if version.version == TLS12.version {
         assert_eq!(daemon.server_cache_len(), 0, "{ending:?}");
         assert_eq!(kind(&connect(&client, &server.address).await), HandshakeKind::Full);
@@ -443,7 +443,9 @@ async fn openssl_client_processes_resume_each_others_sessions() {
             let args = ["--version", version];
             let (said, good) = run(&mut openssl_client(&daemon.address, &files, &address, &args), "").await;
             assert!(good && said.contains(expected), "{version}: {said}");
-            daemon.until("the connection is freed", async |daemon| daemon.table.is_empty()).await;
+            daemon
+                .until("the connection is freed", async |daemon| daemon.core.connections().is_empty())
+                .await;
         }
         // A client that hangs up loses the session that it resumed and the tickets that it
         // received.
@@ -451,7 +453,9 @@ async fn openssl_client_processes_resume_each_others_sessions() {
         while {
             let (said, good) = run(&mut openssl_client(&daemon.address, &files, &address, &args), "").await;
             assert!(good, "{said}");
-            daemon.until("the connection is freed", async |daemon| daemon.table.is_empty()).await;
+            daemon
+                .until("the connection is freed", async |daemon| daemon.core.connections().is_empty())
+                .await;
             said.contains("offered: true")
         } {}
         let left = daemon.sessions().list_sessions(pb::ListSessionsRequest::default()).await.unwrap();
@@ -527,5 +531,5 @@ async fn non_tls_peers_end_only_their_own_connection() {
     let file = files.path("session");
     assert!(!resumed(&s_client(&server.address, "-tls1_3", &["-sess_out", &file]).await));
     assert!(resumed(&s_client(&server.address, "-tls1_3", &["-sess_in", &file]).await));
-    daemon.until("all connections are freed", async |daemon| daemon.table.is_empty()).await;
+    daemon.until("all connections are freed", async |daemon| daemon.core.connections().is_empty()).await;
 }

@@ -219,12 +219,18 @@ async fn connections_are_limited_per_owner() {
     one.open("").await.unwrap();
     assert_eq!(why(one.open("").await), full);
     drop(attached);
-    house.daemon.until("the stream's connection is freed", async |daemon| daemon.table.len() == 5).await;
+    house
+        .daemon
+        .until("the stream's connection is freed", async |daemon| daemon.core.connections().len() == 5)
+        .await;
     one.open("").await.unwrap();
     assert_eq!(why(again.open("").await), full);
     // Six minutes later the idle time-out has freed all connections.
     house.daemon.clock.advance(Duration::from_secs(360));
-    house.daemon.until("all idle connections are freed", async |daemon| daemon.table.is_empty()).await;
+    house
+        .daemon
+        .until("all idle connections are freed", async |daemon| daemon.core.connections().is_empty())
+        .await;
     for _ in 0..3 {
         one.open("").await.unwrap();
     }
@@ -241,7 +247,7 @@ async fn misses_are_limited_per_owner_and_second() {
     let id = one.open("").await.unwrap();
     one.sessions.put_session(calls::put(&id, "aa")).await.unwrap();
     // Advances the clock to the beginning of a second.
-    let part = house.daemon.table.now().at.as_millis() % 1000;
+    let part = house.daemon.core.now().at.as_millis() % 1000;
     house.daemon.clock.advance(Duration::from_millis(1000 - part));
     for round in 0..2 {
         // Successful lookups do not count.

@@ -111,7 +111,7 @@ async fn new_refuses_invalid_requests() {
     ] {
         refused(what, daemon.connections().new_connection(request).await, code, why, field);
     }
-    assert!(daemon.table.is_empty(), "a refused New leaves no connection");
+    assert!(daemon.core.connections().is_empty(), "a refused New leaves no connection");
     daemon.stop().await;
 }
 
@@ -295,7 +295,7 @@ async fn passed_deadline_fails_the_call_and_changes_nothing() {
         "DEADLINE_EXCEEDED",
         None,
     );
-    assert!(daemon.table.is_empty());
+    assert!(daemon.core.connections().is_empty());
 
     // A Drive ends with the same code at its deadline, and its connection is freed.
     let (events, receiver) = mpsc::channel(4);
@@ -306,7 +306,7 @@ async fn passed_deadline_fails_the_call_and_changes_nothing() {
     assert!(matches!(answers.next().await.unwrap().unwrap().event, Some(Answer::Opened(_))));
     let end = answers.next().await.unwrap();
     refused("drive", end, Code::DeadlineExceeded, "DEADLINE_EXCEEDED", None);
-    assert!(daemon.table.is_empty());
+    assert!(daemon.core.connections().is_empty());
     daemon.stop().await;
 }
 
@@ -380,7 +380,11 @@ async fn drive_refuses_invalid_events() {
     let requests = tokio_stream::iter([pb::DriveRequest { event: None }]);
     let mut answers = daemon.connections().drive(requests).await.unwrap().into_inner();
     refused("no event", answers.next().await.unwrap(), invalid, early, event);
-    daemon.until("ended streams have freed their connections", async |daemon| daemon.table.len() == 1).await;
+    daemon
+        .until("ended streams have freed their connections", async |daemon| {
+            daemon.core.connections().len() == 1
+        })
+        .await;
     assert_eq!(daemon.get(&existing).await.state(), pb::ConnectionState::Before);
     daemon.stop().await;
 }

@@ -204,7 +204,7 @@ async fn revocations_survive_a_reload_that_replaces_the_cache() {
     let daemon = TestDaemon::with(&base).await;
     let w = Worker(&daemon);
     let authenticated =
-        std::time::SystemTime::UNIX_EPOCH + Duration::from_millis(daemon.table.now().wall().as_millis());
+        std::time::SystemTime::UNIX_EPOCH + Duration::from_millis(daemon.core.now().wall().as_millis());
     daemon.clock.advance(Duration::from_secs(10));
     let request = pb::RevokeSessionsRequest {
         selector: Some(Selector::ServerName("a.test".into())),
@@ -260,7 +260,8 @@ async fn reload_keeps_counters_and_applies_cache_limits() {
     assert_eq!((told.cache_entries_max, stats.sessions, stats.cache_full, stats.accept), (2, 2, 2, 4));
     let id = w.open(worker(pb::Role::Server)).await.id;
     let large = pb::PutSessionRequest { data: vec![1; 65].into(), ..put(&id, "ae") };
-    assert_eq!(w.put(large).await.reason, "TOO_LARGE");
+    let refused = w.put(large).await;
+    assert_eq!((&*refused.reason, refused.not_stored_reason()), ("TOO_LARGE", pb::NotStoredReason::TooLarge));
     assert_eq!(w.lookup(lookup("ff")).await.miss_reason(), pb::MissReason::Unknown);
     daemon.stop().await;
 }

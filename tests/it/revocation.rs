@@ -29,7 +29,7 @@ fn peer() -> pb::PeerIdentity {
 }
 
 fn time(daemon: &TestDaemon) -> Timestamp {
-    let now = daemon.table.now();
+    let now = daemon.core.now();
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(now.wall().as_millis())).unwrap().into()
 }
 

@@ -27,7 +27,7 @@ async fn removed_identity_loses_its_streams_and_their_connections() {
     }
     let mut watched = guests[1].watch("").await;
     let left = guests[1].open("").await.unwrap();
-    assert_eq!(house.daemon.table.len(), 5);
+    assert_eq!(house.daemon.core.connections().len(), 5);
 
     house.reload(&(stays + &admin)).unwrap();
     let (attached, driven) = &mut streams[1];
@@ -35,7 +35,10 @@ async fn removed_identity_loses_its_streams_and_their_connections() {
     assert_eq!(told(driven.answers.message()).await, denied());
     assert_eq!(told(watched.message()).await, denied());
     // Connections that New made without a stream stay until their idle time-out.
-    house.daemon.until("the streams' connections are freed", async |daemon| daemon.table.len() == 3).await;
+    house
+        .daemon
+        .until("the streams' connections are freed", async |daemon| daemon.core.connections().len() == 3)
+        .await;
     let daemon = &house.daemon;
     let explain = async |session_id: &str| {
         let request = pb::ExplainSessionRequest {
@@ -82,12 +85,15 @@ async fn lost_context_ends_its_streams_and_hides_its_connections() {
         watches.push(observer.watch(context).await);
     }
     watches.push(observer.watch("").await);
-    assert_eq!(house.daemon.table.len(), 4);
+    assert_eq!(house.daemon.core.connections().len(), 4);
 
     house.reload(&(fewer + &admin)).unwrap();
     assert_eq!(told(drives[0].answers.message()).await, denied());
     assert_eq!(told(watches[0].message()).await, denied());
-    house.daemon.until("the Drive's connection is freed", async |daemon| daemon.table.len() == 3).await;
+    house
+        .daemon
+        .until("the Drive's connection is freed", async |daemon| daemon.core.connections().len() == 3)
+        .await;
     let get = |id: &str| pb::GetConnectionRequest { connection_id: id.into() };
     assert_eq!(why(guest.connections.get_connection(get(&here)).await), not_there());
     guest.connections.get_connection(get(&there)).await.unwrap();
@@ -101,6 +107,9 @@ async fn lost_context_ends_its_streams_and_hides_its_connections() {
         assert!(watched.message().await.unwrap().unwrap().event.is_some());
     }
     drop(drives);
-    house.daemon.until("the other Drive's connection is freed", async |daemon| daemon.table.len() == 2).await;
+    house
+        .daemon
+        .until("the other Drive's connection is freed", async |daemon| daemon.core.connections().len() == 2)
+        .await;
     house.daemon.stop().await;
 }

@@ -75,8 +75,9 @@ impl Fleet {
         let last = self.client(&TLS12);
         last.fetch(&server.address).await;
         for sessions in [1, 0] {
-            let settled =
-                async |daemon: &TestDaemon| daemon.table.is_empty() && daemon.server_cache_len() == sessions;
+            let settled = async |daemon: &TestDaemon| {
+                daemon.core.connections().is_empty() && daemon.server_cache_len() == sessions
+            };
             self.daemon.until("all reports have arrived", settled).await;
             if sessions == 1 {
                 drop(last.connect(&server.address).await);
@@ -104,12 +105,13 @@ impl Fleet {
 
 /// Returns the number of handshakes reported to the daemon.
 pub(crate) fn handshakes(daemon: &TestDaemon) -> u64 {
-    daemon.table.registry().get("default").unwrap().stats.accept_good.get()
+    daemon.core.registry().get("default").unwrap().stats.accept_good.get()
 }
 
 /// Waits until one more handshake was reported and all connections are freed.
 pub(crate) async fn over(daemon: &TestDaemon, before: u64) {
-    let over = async |daemon: &TestDaemon| handshakes(daemon) > before && daemon.table.is_empty();
+    let over =
+        async |daemon: &TestDaemon| handshakes(daemon) > before && daemon.core.connections().is_empty();
     daemon.until("the connection is reported and freed", over).await;
 }
 

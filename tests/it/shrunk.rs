@@ -420,7 +420,7 @@ async fn a_context_cut_before_its_name_replaces_no_default() {
         let cut = lines[..count].join("\n");
         let Ok(config) = load(folder.path(), &cut) else { continue };
         if daemon.apply(&config).is_ok() {
-            let now = daemon.table.registry();
+            let now = daemon.core.registry();
             let name = now.get("default").map(|context| context.name.to_string());
             assert_eq!(name, None, "cut after line {count}: {cut}");
         }

@@ -53,10 +53,10 @@ async fn idle_daemon_stops_at_once_even_with_mute_connections() {
     let daemon = TestDaemon::with("[drain]\ntimeout = \"1h\"\n").await;
     let mut mute = mute(&daemon).await;
     assert_eq!(health(&daemon, "").await, ServingStatus::Serving);
-    let (begun, table) = (Instant::now(), daemon.table.clone());
+    let (begun, core) = (Instant::now(), daemon.core.clone());
     daemon.stop().await;
     assert!(begun.elapsed() < Duration::from_secs(30), "the stop waited for a mute connection");
-    assert!(table.is_empty());
+    assert!(core.connections().is_empty());
     // The daemon's own greeting may arrive before the end of the connection.
     let mut greeting = Vec::new();
     let closed = tokio::time::timeout(Duration::from_secs(10), mute.read_to_end(&mut greeting)).await;
@@ -107,11 +107,11 @@ async fn running_stream_is_aborted_at_the_drain_time_out() {
         panic!("no flight")
     };
     assert!(!flight.is_empty());
-    assert!(daemon.table.inspect(ConnectionId::parse(&opened.id).unwrap(), |_, _| ()).is_ok());
+    assert!(daemon.core.connections().inspect(ConnectionId::parse(&opened.id).unwrap(), |_, _| ()).is_ok());
 
     // At the time-out the stream is aborted, its connection is freed, and the daemon ends well
     // although the worker kept the stream open.
-    let table = daemon.table.clone();
+    let core = daemon.core.clone();
     let end = loop {
         match answers.next().await {
             Some(Ok(_)) => {}
@@ -121,7 +121,7 @@ async fn running_stream_is_aborted_at_the_drain_time_out() {
     };
     assert!(end.is_some(), "an aborted stream ends with an error");
     daemon.stop().await;
-    assert!(table.is_empty());
+    assert!(core.connections().is_empty());
     drop((events, mute));
 }
 

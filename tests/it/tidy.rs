@@ -30,7 +30,7 @@ const CRATES: [Crate; 5] = [
     Crate {
         folder: "crates/core/src/",
         name: "tls_sessiond_core",
-        arrow: &["connection", "context", "cache", "session", "store"],
+        arrow: &["state", "connection", "context", "cache", "session", "store"],
         leaves: &["pem", "access", "clock", "sync"],
     },
     Crate {

@@ -118,7 +118,7 @@ async fn rust_client_sessions_follow_the_close_rule() {
     connection.resumed(b"e");
     drop(connection);
     assert!(!found(&worker, b"e").await);
-    daemon.until("all connections are freed", async |daemon| daemon.table.is_empty()).await;
+    daemon.until("all connections are freed", async |daemon| daemon.core.connections().is_empty()).await;
     let counters = worker.counters();
     let lookups = (counters.hits, counters.misses, counters.timeouts, counters.away);
     assert_eq!((lookups, counters.refused, counters.reconnects), ((7, 6, 0, 0), 0, 0));
@@ -243,7 +243,7 @@ async fn full_queue_drops_reports_but_no_required_ones() {
     assert!(!found(&worker, b"a").await);
     let counters = worker.counters();
     assert_eq!((counters.reports_dropped, counters.lookups_dropped, counters.away), (6, 1, 0));
-    daemon.until("ten connections are open", async |daemon| daemon.table.len() == 10).await;
+    daemon.until("ten connections are open", async |daemon| daemon.core.connections().len() == 10).await;
 
     // The queue is full again. Alerts and Free are queued beyond the limit.
     opened.truncate(10);
@@ -253,7 +253,7 @@ async fn full_queue_drops_reports_but_no_required_ones() {
     assert_eq!(worker.counters().reports_dropped, 6);
     opened.iter().for_each(|connection| connection.alert(40, false));
     drop((opened, more));
-    daemon.until("all connections are freed", async |daemon| daemon.table.is_empty()).await;
+    daemon.until("all connections are freed", async |daemon| daemon.core.connections().is_empty()).await;
     until("all calls are sent", async || worker.counters().calls == 10 + 10 + 10 + 20).await;
 
     // A session that is too large for a message is dropped, and the stream goes on.
@@ -376,10 +376,10 @@ async fn draining_daemon_learns_only_how_connections_end() {
     until("the worker knows of the drain", async || !worker.is_attached()).await;
     assert!(!found(&worker, b"a").await);
     drop(worker.open(Role::Server, "", None));
-    assert_eq!(daemon.table.len(), 2);
+    assert_eq!(daemon.core.connections().len(), 2);
     closed.shutdown();
     drop((closed, open));
-    daemon.until("both connections are freed", async |daemon| daemon.table.is_empty()).await;
+    daemon.until("both connections are freed", async |daemon| daemon.core.connections().is_empty()).await;
     assert_eq!(daemon.server_cache_len(), 1);
     // The stream ends by itself, long before drain.timeout.
     tokio::time::timeout(Duration::from_secs(10), daemon.stop()).await.expect("the stream does not end");
@@ -396,9 +396,9 @@ async fn connections_outlive_their_dropped_client() {
     drop(clone);
     closed.shutdown();
     drop(closed);
-    daemon.until("one connection is freed", async |daemon| daemon.table.len() == 1).await;
+    daemon.until("one connection is freed", async |daemon| daemon.core.connections().len() == 1).await;
     drop(open);
-    daemon.until("both connections are freed", async |daemon| daemon.table.is_empty()).await;
+    daemon.until("both connections are freed", async |daemon| daemon.core.connections().is_empty()).await;
     assert_eq!(daemon.server_cache_len(), 1);
     tokio::time::timeout(Duration::from_secs(10), daemon.stop()).await.expect("the stream does not end");
 }
@@ -429,7 +429,9 @@ async fn lookups_miss_once_the_runtime_is_shut_down() {
     let worker = outside.await.unwrap();
     assert!(!found(&worker, b"a").await);
     drop(established(&worker, b"b"));
-    daemon.until("the stream's connections are freed", async |daemon| daemon.table.is_empty()).await;
+    daemon
+        .until("the stream's connections are freed", async |daemon| daemon.core.connections().is_empty())
+        .await;
     assert_eq!(daemon.server_cache_len(), 0);
     daemon.stop().await;
 }

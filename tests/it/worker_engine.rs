@@ -285,11 +285,13 @@ async fn one_batch_carries_a_whole_connection_without_answers() {
     assert!(answers[0].id == 7 && found.found, "a closed connection keeps its session");
     let Some(Answered::SetSession(resumed)) = &answers[1].result else { panic!("{:?}", answers[1]) };
     assert!(answers[1].id == 8 && resumed.connection.as_ref().unwrap().session_reused);
-    assert_eq!(daemon.table.len(), 1);
+    assert_eq!(daemon.core.connections().len(), 1);
 
     // A broken stream loses its open connections and their sessions.
     drop(stream);
-    daemon.until("the stream's connections are freed", async |daemon| daemon.table.is_empty()).await;
+    daemon
+        .until("the stream's connections are freed", async |daemon| daemon.core.connections().is_empty())
+        .await;
     assert!(!Worker(&daemon).found("aa").await);
     daemon.stop().await;
 }
@@ -355,7 +357,9 @@ async fn failed_call_does_not_end_its_attach_stream() {
         }
     };
     assert_eq!((end.code(), reason(&end).as_str()), (Code::InvalidArgument, "BATCH_TOO_LARGE"));
-    daemon.until("the stream's connections are freed", async |daemon| daemon.table.len() == 1).await;
+    daemon
+        .until("the stream's connections are freed", async |daemon| daemon.core.connections().len() == 1)
+        .await;
     daemon.stop().await;
 }
 
@@ -374,10 +378,10 @@ async fn end_of_an_attach_frees_its_ten_thousand_connections() {
     }
     stream.send(vec![make(1, "@last")]).await;
     stream.answers(1).await;
-    assert_eq!(daemon.table.len(), ALL + 1);
+    assert_eq!(daemon.core.connections().len(), ALL + 1);
     assert_eq!(daemon.server_cache_len(), ALL);
     drop(stream);
-    daemon.until("all connections are freed", async |daemon| daemon.table.is_empty()).await;
+    daemon.until("all connections are freed", async |daemon| daemon.core.connections().is_empty()).await;
     assert_eq!(daemon.server_cache_len(), 0);
     daemon.stop().await;
 }

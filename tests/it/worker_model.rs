@@ -15,12 +15,13 @@ use tls_sessiond_core::{
     cache::revocation::Selector,
     clock::{Clock, ManualClock, Timestamp, WallTime},
     connection::{
-        Alert, ConnectionId, ConnectionPlan, EngineKind, Error, Shutdown, State, Table,
+        Alert, ConnectionId, ConnectionPlan, EngineKind, Error, Shutdown, State,
         table::{Most, Wanted},
-        worker_engine::Put,
+        worker_engine::{Put, PutOutcome},
     },
     context::{Registry, Trust},
     session::{Format, Miss, PeerIdentity, ResumeCriteria, Secret, SessionId},
+    state::CoreState,
 };
 use tls_sessiond_types::{Role, Version, server_name::ServerName};
 
@@ -140,7 +141,7 @@ fn version(once: bool) -> Version {
 }
 
 struct World {
-    table: Table,
+    core: CoreState,
     clock: ManualClock,
     ids: [Option<ConnectionId>; SLOTS],
     models: [Model; SLOTS],
@@ -164,7 +165,7 @@ impl World {
         let clock = ManualClock::starting(now());
         let registry = Arc::new(Registry::build(&config(folder, 0).settings()).unwrap());
         Self {
-            table: Table::new(registry, Clock::Manual(clock.clone()), Most::all(100)),
+            core: CoreState::new(registry, Clock::Manual(clock.clone()), Most::all(100)),
             clock,
             ids: [None; SLOTS],
             models: Default::default(),
@@ -213,7 +214,7 @@ impl World {
 
     fn make(&mut self, slot: usize, session: Option<u8>) -> ConnectionId {
         let plan = ConnectionPlan {
-            context: Arc::clone(self.table.registry().get("default").unwrap()),
+            context: Arc::clone(self.core.registry().get("default").unwrap()),
             role: Role::Server,
             engine: EngineKind::Worker,
             server_name: String::new(),
@@ -222,9 +223,9 @@ impl World {
             peer_address: String::new(),
         };
         let named = session.map(session_id);
-        let registry = self.table.registry();
+        let registry = self.core.registry();
         let named = named.as_ref().map(|id| Wanted { id, registry: &registry, within: &|_| true });
-        let id = self.table.create(plan, named, |connection, _| connection.id()).unwrap();
+        let id = self.core.connections().create(plan, named, |connection, _| connection.id()).unwrap();
         self.ids[slot] = Some(id);
         self.models[slot] = Model { generation: self.generation, ..Model::default() };
         if session.is_some() {
@@ -306,8 +307,8 @@ impl World {
             Op::SetSession(slot, session) => {
                 let id = self.connection(slot);
                 let named = session.map(session_id);
-                let registry = self.table.registry();
-                let done = self.table.set_session(
+                let registry = self.core.registry();
+                let done = self.core.connections().set_session(
                     id,
                     named.as_ref().map(|id| Wanted { id, registry: &registry, within: &|_| true }),
                     |_, _| (),
@@ -329,8 +330,10 @@ impl World {
             }
             Op::Shutdown(slot) => {
                 let id = self.connection(slot);
-                let done =
-                    self.table.with_exclusive(id, |connection, _| connection.shutdown(&mut Vec::new()));
+                let done = self
+                    .core
+                    .connections()
+                    .with_exclusive(id, |connection, _| connection.shutdown(&mut Vec::new()));
                 let model = &mut self.models[slot];
                 // The daemon does not know of a handshake that made no session.
                 assert_eq!(done.is_ok(), matches!(model.phase, Phase::Before | Phase::Established));
@@ -339,7 +342,8 @@ impl World {
             Op::SetShutdown(slot, sent, received) => {
                 let id = self.connection(slot);
                 let flags = Shutdown { sent, received };
-                self.table
+                self.core
+                    .connections()
                     .with_exclusive(id, |connection, _| {
                         connection.set_shutdown(flags);
                         Ok(())
@@ -351,50 +355,50 @@ impl World {
             Op::Clear(slot) => {
                 let id = self.connection(slot);
                 self.leave(slot);
-                self.table.with_exclusive(id, |connection, _| Ok(connection.clear())).unwrap();
+                self.core.connections().with_exclusive(id, |connection, _| Ok(connection.clear())).unwrap();
                 let Model { attached, generation, .. } = self.models[slot];
                 self.models[slot] = Model { attached, generation, ..Model::default() };
             }
             Op::Free(slot) => self.free(slot),
             Op::Lookup(id) => self.lookup(id),
             Op::Remove(id) => {
-                let context = Arc::clone(self.table.registry().get("default").unwrap());
-                let removed = context.server_cache.remove(&session_id(id), self.table.now());
+                let context = Arc::clone(self.core.registry().get("default").unwrap());
+                let removed = context.server_cache.remove(&session_id(id), self.core.now());
                 assert_eq!(removed, self.alive.contains_key(&id));
                 self.lose(|lost, _| lost == id);
             }
             Op::Revoke(peer, ago) => self.revoke(peer, ago),
             Op::Reload => {
                 let next = config(&self.folder, self.generation + 1);
-                self.table.swap(Arc::new(self.table.registry().rebuild(&next.settings()).unwrap()));
+                self.core.swap(Arc::new(self.core.registry().rebuild(&next.settings()).unwrap()));
                 self.let_go(|_, _| true);
                 self.generation += 1;
                 // Earlier authentications happened under another scope.
-                self.revoked.push((0, self.table.now().at));
+                self.revoked.push((0, self.core.now().at));
             }
             Op::Wait(seconds) => {
                 self.clock.advance(Duration::from_secs(seconds));
-                let now = self.table.now();
+                let now = self.core.now();
                 let over = |alive: &Alive| alive.authenticated.after(LIFE) <= now.at;
                 // The sweep may be some seconds late.
-                let context = Arc::clone(self.table.registry().get("default").unwrap());
+                let context = Arc::clone(self.core.registry().get("default").unwrap());
                 for (&id, _) in self.alive.iter().filter(|(_, alive)| over(alive)) {
                     assert!(!context.server_cache.remove(&session_id(id), now));
                 }
                 self.lose(|_, alive| over(alive));
-                self.table.registry().reap(now.at);
+                self.core.registry().reap(now.at);
             }
         }
         self.compare(op);
     }
 
     fn revoke(&mut self, peer: u8, ago: u64) {
-        let before = Timestamp::from_millis(self.table.now().at.as_millis() - ago * 1000 + 1);
+        let before = Timestamp::from_millis(self.core.now().at.as_millis() - ago * 1000 + 1);
         let selector = match PEERS.get(usize::from(peer).wrapping_sub(1)) {
             Some(&uri) => Selector::Uri(uri.into()),
             None => Selector::All,
         };
-        let context = Arc::clone(self.table.registry().get("default").unwrap());
+        let context = Arc::clone(self.core.registry().get("default").unwrap());
         context.server_cache.revoke(selector, before);
         self.revoked.push((peer, before));
         let purged: usize =
@@ -406,7 +410,7 @@ impl World {
 
     fn put(&mut self, slot: usize, id: u8, once: bool, claim: Claim) {
         let connection = self.connection(slot);
-        let now = self.table.now().at;
+        let now = self.core.now().at;
         let told = claim.ago.map(|ago| Timestamp::from_millis(now.as_millis() - ago * 1000));
         let put = Put {
             id: Some(session_id(id)),
@@ -421,7 +425,10 @@ impl World {
             timeout: None,
             authenticated: told,
         };
-        let done = self.table.with_exclusive(connection, |connection, now| connection.put_session(put, now));
+        let done = self
+            .core
+            .connections()
+            .with_exclusive(connection, |connection, now| connection.put_session(put, now));
         if self.models[slot].phase == Phase::Failed {
             assert!(matches!(done, Err(Error::Failed(_))));
             return;
@@ -451,7 +458,8 @@ impl World {
                 && !self.revoked.iter().any(covers)
                 && !self.alive.contains_key(&id)
         });
-        assert_eq!(done.unwrap().is_ok(), kept.is_some(), "put does not match the model");
+        let stored = matches!(done.unwrap(), PutOutcome::Stored(_));
+        assert_eq!(stored, kept.is_some(), "put does not match the model");
         if let Some(authenticated) = kept {
             self.serial += 1;
             let alive = Alive { serial: self.serial, once, authenticated, peer: model.peer };
@@ -465,7 +473,7 @@ impl World {
     fn alert(&mut self, slot: usize, received: bool) {
         let id = self.connection(slot);
         let alert = Alert { code: 40, received };
-        let done = self.table.with_exclusive(id, |connection, _| connection.report_alert(alert));
+        let done = self.core.connections().with_exclusive(id, |connection, _| connection.report_alert(alert));
         let model = &mut self.models[slot];
         assert_eq!(done.is_ok(), model.phase != Phase::Failed);
         if done.is_err() {
@@ -487,7 +495,7 @@ impl World {
     fn free(&mut self, slot: usize) {
         if let Some(id) = self.ids[slot].take() {
             self.leave(slot);
-            self.table.free(id).unwrap();
+            self.core.connections().free(id).unwrap();
         }
     }
 
@@ -500,8 +508,8 @@ impl World {
             server_name: &ServerName::NONE,
             cipher_suite: None,
         };
-        let context = Arc::clone(self.table.registry().get("default").unwrap());
-        let found = context.server_cache.find(&session_id(id), &terms, self.table.now());
+        let context = Arc::clone(self.core.registry().get("default").unwrap());
+        let found = context.server_cache.find(&session_id(id), &terms, self.core.now());
         match (found, self.alive.get(&id).copied()) {
             (Ok(session), Some(alive)) => {
                 let found = (session.kind().single_use, session.authenticated());
@@ -517,8 +525,8 @@ impl World {
 
     fn compare(&self, op: Op) {
         let mut cached = BTreeMap::new();
-        let context = Arc::clone(self.table.registry().get("default").unwrap());
-        context.server_cache.scan(self.table.now(), |session| {
+        let context = Arc::clone(self.core.registry().get("default").unwrap());
+        context.server_cache.scan(self.core.now(), |session| {
             let once = session.kind().single_use;
             let peer = session.kind().peer.as_ref().map_or(0, |peer| peer.certificate_sha256[0]);
             cached.insert(session.id().as_bytes()[0] - 1, (once, session.authenticated(), peer));
@@ -532,7 +540,7 @@ impl World {
         for (slot, id) in self.ids.iter().enumerate() {
             let Some(id) = *id else { continue };
             let model = &self.models[slot];
-            let seen = self.table.inspect(id, |connection, _| {
+            let seen = self.core.connections().inspect(id, |connection, _| {
                 let attached = connection.session().map(|session| session.id().as_bytes()[0] - 1);
                 (connection.state(), connection.shutdown_flags(), attached, connection.session_reused())
             });
@@ -573,7 +581,7 @@ fn random_worker_sequences_follow_the_close_rule() {
         .run(&proptest::collection::vec(op(), 1..60), |ops| {
             let mut world = World::new(folder.path());
             ops.into_iter().for_each(|op| world.run(op));
-            world.table.free_all();
+            world.core.connections().free_all();
             Ok(())
         })
         .unwrap();

@@ -69,14 +69,14 @@ async fn killed_worker_loses_ten_thousand_open_sessions_quickly() {
     stdin.write_all(script().as_bytes()).await.unwrap();
     stdin.flush().await.unwrap();
     daemon.until("all connections are open", async |daemon| daemon.server_cache_len() == OPEN + 1).await;
-    assert_eq!(daemon.table.len(), OPEN);
+    assert_eq!(daemon.core.connections().len(), OPEN);
 
     killed.kill().await.unwrap();
     let begun = Instant::now();
     let mut slowest = Duration::ZERO;
     let mut lookups = 0;
     // The last session is removed a moment before its connection.
-    while daemon.server_cache_len() > 1 || !daemon.table.is_empty() {
+    while daemon.server_cache_len() > 1 || !daemon.core.connections().is_empty() {
         let asked = Instant::now();
         assert!(neighbour.lookup(Lookup::server(b"mine")).await.is_some());
         slowest = slowest.max(asked.elapsed());

@@ -230,7 +230,7 @@ async fn hour_of_mixed_traffic_leaks_nothing() {
     }
     settle(&daemon).await;
     let before = (descriptors(), tasks(), status("self", "Threads"));
-    let watchers = Arc::strong_count(&daemon.table.registry().ledger().watchers);
+    let watchers = Arc::strong_count(&daemon.core.registry().ledger().watchers);
     let memory_before = memory("self");
 
     for number in 5..HOUR {
@@ -251,7 +251,7 @@ async fn hour_of_mixed_traffic_leaks_nothing() {
     );
     assert!(resumed > 1500, "{resumed} resumed");
     assert!(memory_after <= memory_before + GROWTH, "{memory_before} MiB before, {memory_after} MiB after");
-    assert_eq!(Arc::strong_count(&daemon.table.registry().ledger().watchers), watchers);
+    assert_eq!(Arc::strong_count(&daemon.core.registry().ledger().watchers), watchers);
     Arc::into_inner(daemon).unwrap().stop().await;
 }
 
@@ -260,10 +260,10 @@ async fn settle(daemon: &TestDaemon) {
     daemon.clock.advance(Duration::from_secs(20 * 60));
     daemon
         .until("nothing is left", async |daemon| {
-            let registry = daemon.table.registry();
+            let registry = daemon.core.registry();
             let sessions: usize = registry.caches().map(|cache| cache.len()).sum();
             let held = registry.ledger().budget.held();
-            daemon.table.is_empty() && sessions == 0 && (held.entries(), held.bytes()) == (0, 0)
+            daemon.core.connections().is_empty() && sessions == 0 && (held.entries(), held.bytes()) == (0, 0)
         })
         .await;
 }

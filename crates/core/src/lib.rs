@@ -5,8 +5,9 @@
 //!
 //! Rooms from left to right. Each imports only rooms to its right, and `clock`, `pem` and `sync`:
 //!
-//! `connection` → `context` → `cache` → `session` → `store`; `context` → `access`
+//! `state` → `connection` → `context` → `cache` → `session` → `store`; `context` → `access`
 //!
+//! * [`state`]: clock, contexts and connections of one daemon
 //! * [`connection`]: SSL objects, their life cycle and the close rule
 //! * [`context`]: SSL_CTX: certificates, trust, versions, and the sessions that its connections may resume
 //! * [`access`]: rules of access, and the names in certificates that they match
@@ -23,5 +24,6 @@ pub mod connection;
 pub mod context;
 pub mod pem;
 pub mod session;
+pub mod state;
 pub mod store;
 mod sync;

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tls_sessiond_core::{
-    connection::Table,
     context::{Context, Registry},
+    state::CoreState,
 };
 
 use super::{
@@ -108,8 +108,8 @@ impl Caller {
     /// * The certificate of the caller has expired.
     /// * The method is not in the table of rights.
     /// * The caller has no identity, or no role that may call the method.
-    pub(crate) fn may_call(&self, path: &str, table: &Table) -> Result<(), Refusal> {
-        if self.peer.ends.is_some_and(|ends| ends <= table.now().wall()) {
+    pub(crate) fn may_call(&self, path: &str, state: &CoreState) -> Result<(), Refusal> {
+        if self.peer.ends.is_some_and(|ends| ends <= state.now().wall()) {
             return Err(Refusal::CertificateEnded);
         }
         let roles = rights(&RIGHTS, path, crate::api::methods::serves)?;
@@ -119,7 +119,7 @@ impl Caller {
         if self.peer.identities.is_empty() {
             return Err(Refusal::Unauthenticated);
         }
-        match self.has_any(&table.registry(), roles) {
+        match self.has_any(&state.registry(), roles) {
             true => Ok(()),
             false => Err(self.denied(roles, None)),
         }
@@ -181,13 +181,13 @@ impl Caller {
         self: Arc<Self>,
         roles: Roles,
         context: Option<Arc<str>>,
-        table: Arc<Table>,
+        state: Arc<CoreState>,
     ) -> Refusal {
         let mut changed = self.access.changed.subscribe();
         let end = async {
             let Some(ends) = self.peer.ends else { return std::future::pending().await };
             loop {
-                let left = ends.since(table.now().wall());
+                let left = ends.since(state.now().wall());
                 if left.is_zero() {
                     return;
                 }
@@ -196,8 +196,8 @@ impl Caller {
         };
         let lost = async {
             let held = || match &context {
-                Some(context) => self.may(&table.registry(), roles, context),
-                None => self.has_any(&table.registry(), roles),
+                Some(context) => self.may(&state.registry(), roles, context),
+                None => self.has_any(&state.registry(), roles),
             };
             // The rules may have changed since admission, so check once before waiting.
             while held() {

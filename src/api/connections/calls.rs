@@ -2,9 +2,12 @@
 
 use std::sync::{Arc, atomic::AtomicUsize};
 
-use tls_sessiond_core::connection::{
-    self, Alert, ConnectionId, Input, ShutdownStatus, Table,
-    table::{Lapse, Wanted},
+use tls_sessiond_core::{
+    connection::{
+        self, Alert, ConnectionId, Input, ShutdownStatus,
+        table::{Lapse, Wanted},
+    },
+    state::CoreState,
 };
 use tls_sessiond_proto as pb;
 use tokio::task::yield_now;
@@ -39,8 +42,8 @@ fn status(status: ShutdownStatus) -> pb::ShutdownStatus {
 }
 
 impl Connections {
-    fn table(&self) -> &Arc<Table> {
-        &self.opener.table
+    fn state(&self) -> &Arc<CoreState> {
+        &self.opener.state
     }
 
     /// Does the same as [`Opener::driven`].
@@ -55,13 +58,13 @@ impl Connections {
     /// see counts as not found.
     pub(crate) fn seen(&self, by: &Caller, id: &str) -> Result<ConnectionId, Refusal> {
         let id = convert::connection_id(id)?;
-        let registry = self.table().registry();
-        self.table().authorize(id, |owner, context| by.sees(&registry, owner, context))?;
+        let registry = self.state().registry();
+        self.state().connections().authorize(id, |owner, context| by.sees(&registry, owner, context))?;
         Ok(id)
     }
 
     pub(crate) fn view(&self, id: ConnectionId) -> Result<Option<pb::Connection>, Refusal> {
-        Ok(Some(self.table().inspect(id, convert::connection)?))
+        Ok(Some(self.state().connections().inspect(id, convert::connection)?))
     }
 
     pub(crate) fn clear(
@@ -70,7 +73,7 @@ impl Connections {
         request: &pb::ClearRequest,
     ) -> Result<pb::ClearResponse, Refusal> {
         let id = self.driven(by, &request.connection_id)?;
-        let (connection, removed) = self.table().with_exclusive(id, |connection, now| {
+        let (connection, removed) = self.state().connections().with_exclusive(id, |connection, now| {
             let removed = connection.clear();
             Ok((convert::connection(connection, Lapse::of(connection, now)), removed))
         })?;
@@ -84,7 +87,7 @@ impl Connections {
         request: &pb::ShutdownRequest,
     ) -> Result<pb::ShutdownResponse, Refusal> {
         let id = self.driven(by, &request.connection_id)?;
-        let response = self.table().with_exclusive(id, |connection, now| {
+        let response = self.state().connections().with_exclusive(id, |connection, now| {
             let mut ciphertext = Vec::new();
             let done = connection.shutdown(&mut ciphertext)?;
             Ok(pb::ShutdownResponse {
@@ -103,7 +106,7 @@ impl Connections {
     ) -> Result<pb::SetShutdownResponse, Refusal> {
         let id = self.driven(by, &request.connection_id)?;
         let flags = convert::flags(request.shutdown.ok_or(Refusal::ShutdownRequired)?);
-        let connection = self.table().with(id, |connection, now| {
+        let connection = self.state().connections().with(id, |connection, now| {
             connection.set_shutdown(flags);
             Ok(convert::connection(connection, Lapse::of(connection, now)))
         })?;
@@ -113,7 +116,7 @@ impl Connections {
     pub(crate) fn free(&self, by: &Caller, request: &pb::FreeRequest) -> Result<pb::FreeResponse, Refusal> {
         let freed = self
             .driven(by, &request.connection_id)
-            .and_then(|id| self.table().free(id).map_err(Refusal::from));
+            .and_then(|id| self.state().connections().free(id).map_err(Refusal::from));
         match freed {
             Ok(removed) => Ok(pb::FreeResponse { removed_sessions: convert::removed(removed) }),
             Err(Refusal::Connection(connection::Error::NotFound(_))) if request.allow_missing => {
@@ -132,7 +135,7 @@ impl Connections {
         let filters = ["connections", request.context.as_str()];
         let _turn = self.lists.wait(by.owner()).await;
         // The registry is loaded after the wait, so that the rights are current.
-        let registry = Arc::clone(&self.table().registry());
+        let registry = Arc::clone(&self.state().registry());
         let filter = match request.context.as_str() {
             "" => None,
             name => {
@@ -150,11 +153,14 @@ impl Connections {
         let (mut places, mut connections) = (Vec::new(), Vec::new());
         loop {
             let before = places.len();
-            let next = self.table().page(wanted, after, size - before, &mut places);
+            let next = self.state().connections().page(wanted, after, size - before, &mut places);
             // A connection that was freed since then is not listed.
             let new = places[before..].iter();
-            connections
-                .extend(new.filter_map(|place| self.table().inspect(place.id, convert::connection).ok()));
+            connections.extend(
+                new.filter_map(|place| {
+                    self.state().connections().inspect(place.id, convert::connection).ok()
+                }),
+            );
             if next.is_none() || places.len() == size {
                 break;
             }
@@ -177,10 +183,10 @@ impl Connections {
     ) -> Result<pb::SetSessionResponse, Refusal> {
         let id = self.driven(by, &request.connection_id)?;
         let session = convert::session_id(&request.session_id)?;
-        let registry = self.table().registry();
+        let registry = self.state().registry();
         let within = |context: &str| by.may(&registry, SEES, context);
         let wanted = session.as_ref().map(|id| Wanted { id, registry: &registry, within: &within });
-        let removed = self.table().set_session(id, wanted, |_, removed| removed)?;
+        let removed = self.state().connections().set_session(id, wanted, |_, removed| removed)?;
         Ok(pb::SetSessionResponse { connection: self.view(id)?, removed_sessions: convert::removed(removed) })
     }
 
@@ -190,7 +196,7 @@ impl Connections {
         request: &pb::GetSessionRequest,
     ) -> Result<pb::GetSessionResponse, Refusal> {
         let id = self.seen(by, &request.connection_id)?;
-        let session = self.table().inspect(id, |connection, lapse| {
+        let session = self.state().connections().inspect(id, |connection, lapse| {
             connection.session().map(|session| convert::session(session, lapse.offset))
         })?;
         Ok(pb::GetSessionResponse { session })
@@ -205,7 +211,7 @@ impl Connections {
         let alert = request.alert.as_ref().ok_or(Refusal::AlertInvalid)?;
         let code = u8::try_from(alert.code).ok().filter(|&code| code != 0).ok_or(Refusal::AlertInvalid)?;
         let alert = Alert { code, received: alert.received };
-        let (connection, removed) = self.table().with_exclusive(id, |connection, now| {
+        let (connection, removed) = self.state().connections().with_exclusive(id, |connection, now| {
             let removed = connection.report_alert(alert)?;
             tell_failure(connection);
             Ok((convert::connection(connection, Lapse::of(connection, now)), removed))
@@ -227,7 +233,7 @@ impl Connections {
             plaintext: &request.plaintext,
             end_of_stream: request.end_of_stream,
         };
-        let response = self.table().with_exclusive(id, |connection, now| {
+        let response = self.state().connections().with_exclusive(id, |connection, now| {
             let output = connection.exchange(input, now)?;
             tell_failure(connection);
             Ok(pb::ExchangeResponse {

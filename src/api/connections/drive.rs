@@ -90,7 +90,7 @@ impl Drive {
     ) -> Self {
         let phase = DrivePhase::Opening { late: None, _place: opening };
         let answers = VecDeque::new();
-        let lost = Box::pin(Arc::clone(place.caller()).loses(Roles::WORKER, None, Arc::clone(&opener.table)));
+        let lost = Box::pin(Arc::clone(place.caller()).loses(Roles::WORKER, None, Arc::clone(&opener.state)));
         Self { requests, opener, place, deadline, lost, plaintext_buffer, phase, answers }
     }
 
@@ -145,7 +145,7 @@ impl Drive {
                 ));
             }
         };
-        let driver = self.opener.table.drive(id, ending)?;
+        let driver = self.opener.state.connections().drive(id, ending)?;
         if driver.inspect(|connection, _| connection.engine_kind())? == EngineKind::Worker {
             return Err(tls_sessiond_core::connection::Error::WrongEngine(EngineKind::Daemon).into());
         }
@@ -154,8 +154,8 @@ impl Drive {
             let context = Arc::clone(&connection.context().name);
             (convert::connection(connection, expires), connection.state(), client, context)
         })?;
-        let table = Arc::clone(&self.opener.table);
-        self.lost = Box::pin(Arc::clone(by).loses(Roles::WORKER, Some(context), table));
+        let core = Arc::clone(&self.opener.state);
+        self.lost = Box::pin(Arc::clone(by).loses(Roles::WORKER, Some(context), core));
         self.answers.push_back(Response::Opened(opened));
         let established = state == State::Established;
         let mut running = Running {

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use tls_sessiond_core::{
-    connection::{self, ConnectionId, ConnectionPlan, EngineKind, Table, table::Wanted},
+    connection::{self, ConnectionId, ConnectionPlan, EngineKind, table::Wanted},
     context::{Context, IDLE_TIMEOUT_MAX},
+    state::CoreState,
 };
 use tls_sessiond_proto as pb;
 
@@ -19,7 +20,7 @@ use crate::api::{
 
 /// Makes connections from requests, for New and for the first message of a Drive.
 pub(crate) struct Opener {
-    pub(crate) table: Arc<Table>,
+    pub(crate) state: Arc<CoreState>,
     pub(crate) request_ids: RequestIds,
 }
 
@@ -33,14 +34,14 @@ impl Opener {
         within("peer_address", request.peer_address.len(), PEER_ADDRESS_MAX)?;
         // One registry gives the rights, the context and the other contexts of a session, so all
         // are of one configuration. The role is checked before a remembered answer is returned.
-        let registry = self.table.registry();
+        let registry = self.state.registry();
         let context = by.context(&registry, &request.context, Roles::WORKER)?;
-        self.request_ids.once(by.owner(), request, self.table.now().at, |request| {
+        self.request_ids.once(by.owner(), request, self.state.now().at, |request| {
             let plan = plan(&request, context, by)?;
             let session = convert::session_id(&request.session_id)?;
             let within = |context: &str| by.may(&registry, SEES, context);
             let wanted = session.as_ref().map(|id| Wanted { id, registry: &registry, within: &within });
-            let connection = self.table.create(plan, wanted, convert::connection)?;
+            let connection = self.state.connections().create(plan, wanted, convert::connection)?;
             Ok(pb::NewResponse { connection: Some(connection) })
         })
     }
@@ -52,8 +53,8 @@ impl Opener {
     /// as not found.
     pub(crate) fn driven(&self, by: &Caller, id: &str) -> Result<ConnectionId, Refusal> {
         let id = convert::connection_id(id)?;
-        let registry = self.table.registry();
-        self.table.authorize(id, |owner, context| by.drives(&registry, owner, context))?;
+        let registry = self.state.registry();
+        self.state.connections().authorize(id, |owner, context| by.drives(&registry, owner, context))?;
         Ok(id)
     }
 }

@@ -5,17 +5,15 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use tls_sessiond_core::{
     cache::{EXPECTED_MAX, NotStored},
-    connection::{
-        Table,
-        worker_engine::{NotKept, Put},
-    },
-    session::{Miss, ResumeCriteria, Secret, Session},
+    connection::worker_engine::{NotKept, Put, PutOutcome},
+    session::{Miss, ResumeCriteria, Secret},
+    state::CoreState,
 };
 use tls_sessiond_proto as pb;
 use tls_sessiond_types::{Role, Version, server_name::ServerName};
 use tokio_util::sync::CancellationToken;
 
-use super::lookup::{LookupRef, LookupScratch, format, granted, missed};
+use super::lookup::{LookedUp, LookupRef, LookupScratch, format, granted, missed};
 use crate::api::convert::within;
 use crate::api::{
     access::Caller,
@@ -28,7 +26,7 @@ use crate::api::{
 
 /// Holds the state that the calls of SessionService share.
 pub(crate) struct Sessions {
-    pub(crate) table: Arc<Table>,
+    pub(crate) state: Arc<CoreState>,
     pub(crate) pages: Arc<PageTokens>,
     pub(crate) lists: Arc<Turns>,
     /// Limits the misses of each owner in a second.
@@ -49,10 +47,10 @@ impl Sessions {
         request: pb::PutSessionRequest,
     ) -> Result<pb::PutSessionResponse, Refusal> {
         let id = convert::connection_id(&request.connection_id)?;
-        let registry = self.table.registry();
-        self.table.authorize(id, |owner, context| by.drives(&registry, owner, context))?;
+        let registry = self.state.registry();
+        self.state.connections().authorize(id, |owner, context| by.drives(&registry, owner, context))?;
         let put = self.read_put(request)?;
-        let stored = self.table.with_exclusive(id, |connection, now| {
+        let stored = self.state.connections().with_exclusive(id, |connection, now| {
             match (connection.role(), &put.id) {
                 (Role::Server, None) => return Ok(Err(Refusal::SessionIdRequired)),
                 (Role::Client, Some(_)) => return Ok(Err(Refusal::SessionIdUnexpected)),
@@ -61,11 +59,18 @@ impl Sessions {
             Ok(Ok((connection.put_session(put, now)?, now.offset)))
         })??;
         Ok(match stored {
-            (Ok(session), offset) => pb::PutSessionResponse {
+            (PutOutcome::Stored(session), offset) => pb::PutSessionResponse {
                 session: Some(convert::session(&session, offset)),
-                reason: String::new(),
+                ..Default::default()
             },
-            (Err(why), _) => pb::PutSessionResponse { session: None, reason: not_kept(why).into() },
+            (PutOutcome::NotKept(why), _) => {
+                let (reason, text) = not_kept(why);
+                pb::PutSessionResponse {
+                    session: None,
+                    reason: text.into(),
+                    not_stored_reason: reason.into(),
+                }
+            }
         })
     }
 
@@ -93,7 +98,7 @@ impl Sessions {
         let authenticated = match request.authenticate_time {
             None => None,
             Some(told) => {
-                let now = self.table.now();
+                let now = self.state.now();
                 Some(convert::past(&told, now, now.at).ok_or(Refusal::AuthenticateTimeInvalid)?)
             }
         };
@@ -114,7 +119,7 @@ impl Sessions {
 
     /// Prefetches the sessions of the next lookups, as long as they name the same context and role.
     /// Reports no error: the lookups themselves will.
-    pub(crate) fn expect<'w>(
+    pub(crate) fn prefetch<'w>(
         &self,
         by: &Caller,
         moment: &mut LookupScratch,
@@ -122,7 +127,7 @@ impl Sessions {
     ) {
         let mut wanted = wanted.peekable();
         let Some(&LookupRef { context: name, role: side, .. }) = wanted.peek() else { return };
-        let Ok(context) = granted(&mut moment.context, &self.table, by, name) else { return };
+        let Ok(context) = granted(&mut moment.context, &self.state, by, name) else { return };
         let Ok(role) = convert::role(side) else { return };
         let ids = wanted
             // The limit counts malformed ids too, so that each call of a message is scanned once.
@@ -138,14 +143,14 @@ impl Sessions {
     /// # Errors
     /// The caller lacks the role `worker` in the context, a field is invalid, or the caller has too
     /// many misses in this second.
-    pub(crate) fn look(
+    pub(crate) fn find(
         &self,
         by: &Caller,
         moment: &mut LookupScratch,
         wanted: LookupRef<'_>,
-    ) -> Result<Result<Arc<Session>, pb::MissReason>, Refusal> {
+    ) -> Result<LookedUp, Refusal> {
         let &mut LookupScratch { now, ref mut context, format: ref mut last } = moment;
-        let context = granted(context, &self.table, by, wanted.context)?;
+        let context = granted(context, &self.state, by, wanted.context)?;
         let role = convert::role(wanted.role)?;
         let id = convert::session_id(wanted.session_id)?;
         let format = match last.take().filter(|last| last.name() == wanted.format) {
@@ -173,14 +178,20 @@ impl Sessions {
                     let cache = context.cache(role);
                     cache.missed(&context.stats, &id, &server_name, Miss::CacheOff, now);
                 }
-                Err(pb::MissReason::CacheOff)
+                LookedUp::Missed(pb::MissReason::CacheOff)
             }
-            (role, Some(id)) => context.cache(role).find(&id, &terms, now).map_err(|miss| {
-                context.cache(role).missed(&context.stats, &id, &server_name, miss, now);
-                self.misses.count(by.owner());
-                convert::miss_reason(miss)
-            }),
-            (Role::Client, None) => context.client_cache.newest(&terms, now).ok_or(pb::MissReason::Unknown),
+            (role, Some(id)) => match context.cache(role).find(&id, &terms, now) {
+                Ok(session) => LookedUp::Found(session),
+                Err(miss) => {
+                    context.cache(role).missed(&context.stats, &id, &server_name, miss, now);
+                    self.misses.count(by.owner());
+                    LookedUp::Missed(convert::miss_reason(miss))
+                }
+            },
+            (Role::Client, None) => match context.client_cache.newest(&terms, now) {
+                Some(session) => LookedUp::Found(session),
+                None => LookedUp::Missed(pb::MissReason::Unknown),
+            },
         })
     }
 
@@ -189,15 +200,15 @@ impl Sessions {
         by: &Caller,
         request: &pb::LookupSessionRequest,
     ) -> Result<pb::LookupSessionResponse, Refusal> {
-        let mut moment = LookupScratch::at(self.table.now());
-        Ok(match self.look(by, &mut moment, request.into())? {
-            Ok(session) => pb::LookupSessionResponse {
+        let mut moment = LookupScratch::at(self.state.now());
+        Ok(match self.find(by, &mut moment, request.into())? {
+            LookedUp::Found(session) => pb::LookupSessionResponse {
                 found: true,
                 data: session.secret().as_bytes().map(Bytes::copy_from_slice).unwrap_or_default(),
                 session: Some(convert::session(&session, moment.now.offset)),
                 miss_reason: pb::MissReason::Unspecified.into(),
             },
-            Err(miss) => missed(miss),
+            LookedUp::Missed(miss) => missed(miss),
         })
     }
 
@@ -206,27 +217,29 @@ impl Sessions {
         by: &Caller,
         request: &pb::RemoveSessionRequest,
     ) -> Result<pb::RemoveSessionResponse, Refusal> {
-        let registry = self.table.registry();
+        let registry = self.state.registry();
         let context = by.context(&registry, &request.context, Roles::ADMIN)?;
         let role = convert::role(request.role)?;
         let id = convert::session_id(&request.session_id)?.ok_or(Refusal::SessionIdRequired)?;
-        let removed = context.cache(role).remove(&id, self.table.now());
+        let removed = context.cache(role).remove(&id, self.state.now());
         tracing::info!(target: "audit", owner = %by.owner(), context = %context.name, session = ?id, removed, "RemoveSession");
         Ok(pb::RemoveSessionResponse { removed })
     }
 }
 
-/// Returns the name that the contract has for the reason not to store a session.
-fn not_kept(why: NotKept) -> &'static str {
+/// Returns the reason not to store a session, as the contract has it in both forms.
+fn not_kept(why: NotKept) -> (pb::NotStoredReason, &'static str) {
     match why {
-        NotKept::CacheOff => "CACHE_OFF",
-        NotKept::Resumed => "RESUMED",
-        NotKept::TooMany => "TOO_MANY",
-        NotKept::AuthenticationUnknown => "AUTHENTICATION_UNKNOWN",
-        NotKept::Cache(NotStored::Expired) => "EXPIRED",
-        NotKept::Cache(NotStored::TooLarge) => "TOO_LARGE",
-        NotKept::Cache(NotStored::IdTaken) => "ID_TAKEN",
-        NotKept::Cache(NotStored::NoRandomness) => "NO_RANDOMNESS",
-        NotKept::Cache(NotStored::Revoked) => "REVOKED",
+        NotKept::CacheOff => (pb::NotStoredReason::CacheOff, "CACHE_OFF"),
+        NotKept::Resumed => (pb::NotStoredReason::Resumed, "RESUMED"),
+        NotKept::TooMany => (pb::NotStoredReason::TooMany, "TOO_MANY"),
+        NotKept::AuthenticationUnknown => {
+            (pb::NotStoredReason::AuthenticationUnknown, "AUTHENTICATION_UNKNOWN")
+        }
+        NotKept::Cache(NotStored::Expired) => (pb::NotStoredReason::Expired, "EXPIRED"),
+        NotKept::Cache(NotStored::TooLarge) => (pb::NotStoredReason::TooLarge, "TOO_LARGE"),
+        NotKept::Cache(NotStored::IdTaken) => (pb::NotStoredReason::IdTaken, "ID_TAKEN"),
+        NotKept::Cache(NotStored::NoRandomness) => (pb::NotStoredReason::NoRandomness, "NO_RANDOMNESS"),
+        NotKept::Cache(NotStored::Revoked) => (pb::NotStoredReason::Revoked, "REVOKED"),
     }
 }

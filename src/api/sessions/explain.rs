@@ -19,11 +19,11 @@ impl Sessions {
         by: &Caller,
         request: &pb::ExplainSessionRequest,
     ) -> Result<pb::ExplainSessionResponse, Refusal> {
-        let registry = self.table.registry();
+        let registry = self.state.registry();
         let context = by.context(&registry, &request.context, Roles::OBSERVER)?;
         let role = convert::role(request.role)?;
         let id = convert::session_id(&request.session_id)?.ok_or(Refusal::SessionIdRequired)?;
-        let now = self.table.now();
+        let now = self.state.now();
         let mut told = match context.cache(role).explain(&id, now) {
             Known::Held(session, miss) => pb::ExplainSessionResponse {
                 resumable: miss.is_none(),

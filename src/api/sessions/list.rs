@@ -140,7 +140,7 @@ impl Sessions {
         let size = PageTokens::size(request.page_size)?;
         let _turn = self.lists.wait(by.owner()).await;
         // The registry is loaded after the wait, so that the rights are current.
-        let registry = Arc::clone(&self.table.registry());
+        let registry = Arc::clone(&self.state.registry());
         let caches = caches(&registry, by, &request.context, Roles::OBSERVER)?;
         // An empty name means no filter. A name of dots alone is a filter that matches no session.
         let server_name = Some(&*request.server_name).filter(|name| !name.is_empty()).map(ServerName::new);
@@ -149,7 +149,7 @@ impl Sessions {
             None => ListPosition::BEGINNING,
             Some(place) => ListPosition::read(&place).ok_or(Refusal::PageTokenInvalid)?,
         };
-        let now = self.table.now();
+        let now = self.state.now();
         let mut filter =
             Visible { by, registry: &registry, server_name: server_name.as_ref(), granted: None };
         let (mut listed, mut looked_at, mut ends) = (Vec::new(), 0, true);

@@ -2,7 +2,12 @@
 
 use std::sync::Arc;
 
-use tls_sessiond_core::{clock::Now, connection::Table, context::Context, session::Format};
+use tls_sessiond_core::{
+    clock::Now,
+    context::Context,
+    session::{Format, Session},
+    state::CoreState,
+};
 use tls_sessiond_proto as pb;
 
 use crate::api::{
@@ -71,14 +76,14 @@ impl<'r> From<&'r pb::LookupSessionRequest> for LookupRef<'r> {
 /// Those of [`Caller::context`].
 pub(crate) fn granted<'l>(
     last: &'l mut Option<Arc<Context>>,
-    table: &Table,
+    state: &CoreState,
     by: &Caller,
     name: &str,
 ) -> Result<&'l Arc<Context>, Refusal> {
     let name = named(name);
     let context = match last.take().filter(|last| *last.name == *name) {
         Some(context) => context,
-        None => Arc::clone(by.context(&table.registry(), name, Roles::WORKER)?),
+        None => Arc::clone(by.context(&state.registry(), name, Roles::WORKER)?),
     };
     Ok(last.insert(context))
 }
@@ -91,6 +96,14 @@ pub(crate) fn format(name: &str) -> Result<Format, Refusal> {
         return Err(Refusal::FormatInvalid);
     }
     Ok(Format::Worker(name.into()))
+}
+
+/// The outcome of a lookup.
+pub(crate) enum LookedUp {
+    /// The session. A single-use session has left the cache.
+    Found(Arc<Session>),
+    /// The reason why there is none.
+    Missed(pb::MissReason),
 }
 
 /// Builds the LookupSession response of a miss.

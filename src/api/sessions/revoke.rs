@@ -27,9 +27,9 @@ impl Sessions {
         by: &Caller,
         request: pb::RevokeSessionsRequest,
     ) -> Result<pb::RevokeSessionsResponse, Refusal> {
-        let mut caches = caches(&self.table.registry(), by, &request.context, Roles::ADMIN)?;
+        let mut caches = caches(&self.state.registry(), by, &request.context, Roles::ADMIN)?;
         let selector = read_selector(request.selector)?;
-        let now = self.table.now();
+        let now = self.state.now();
         // A revocation covers sessions authenticated before its time. With the next millisecond it
         // also covers those of the current one.
         let next = now.at.after(MILLISECOND);
@@ -52,7 +52,7 @@ impl Sessions {
             }
             // A reload may have removed the context, and its sessions with it.
             let there_now =
-                self::caches(&self.table.registry(), by, &request.context, Roles::ADMIN).unwrap_or_default();
+                self::caches(&self.state.registry(), by, &request.context, Roles::ADMIN).unwrap_or_default();
             if there_now.iter().all(|now| caches.iter().any(|cache| Arc::ptr_eq(now, cache))) {
                 break;
             }
@@ -77,7 +77,7 @@ impl Sessions {
         }
         // Wait until `before` has passed, so that a session that authenticates after the answer is
         // not covered.
-        while let Some(left) = self.table.clock().until(before) {
+        while let Some(left) = self.state.clock().until(before) {
             sleep(left).await;
         }
         told.finished = true;

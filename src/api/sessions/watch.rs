@@ -10,8 +10,8 @@ use std::{
 
 use tls_sessiond_core::{
     clock::WallOffset,
-    connection::Table,
     session::events::{Delivery, Event, EventKind, MissEvent, WATCHERS_MAX, Watch},
+    state::CoreState,
 };
 use tls_sessiond_proto as pb;
 use tls_sessiond_proto::watch_sessions_response::Event as Told;
@@ -34,7 +34,7 @@ use crate::api::{
 /// The stream of events of one watcher.
 pub(crate) struct SessionWatch {
     watch: Watch,
-    table: Arc<Table>,
+    state: Arc<CoreState>,
     waiting: VecDeque<Delivery>,
     deadline: Option<Pin<Box<Sleep>>>,
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -53,23 +53,23 @@ impl Sessions {
         name: &str,
         deadline: Option<Deadline>,
     ) -> Result<SessionWatch, Refusal> {
-        let registry = self.table.registry();
+        let registry = self.state.registry();
         let wanted = match name {
             "" => None,
             name => Some(by.context(&registry, name, Roles::OBSERVER)?.name.clone()),
         };
-        let lost = Arc::clone(by).loses(Roles::OBSERVER, wanted.clone(), Arc::clone(&self.table));
+        let lost = Arc::clone(by).loses(Roles::OBSERVER, wanted.clone(), Arc::clone(&self.state));
         // Rights are checked at each event, because a reload may change the rules.
-        let (watcher, table) = (Arc::clone(by), Arc::clone(&self.table));
+        let (watcher, state) = (Arc::clone(by), Arc::clone(&self.state));
         let wanted = move |context: &str| {
             wanted.as_ref().is_none_or(|name| **name == *context)
-                && watcher.may(&table.registry(), Roles::OBSERVER, context)
+                && watcher.may(&state.registry(), Roles::OBSERVER, context)
         };
         let held = by.holder().watcher()?;
         let watch = registry.ledger().watchers.watch(wanted).ok_or(Refusal::WatcherLimit(WATCHERS_MAX))?;
         Ok(SessionWatch {
             watch,
-            table: Arc::clone(&self.table),
+            state: Arc::clone(&self.state),
             waiting: VecDeque::new(),
             deadline: deadline.map(|Deadline(at)| Box::pin(sleep_until(at))),
             draining: Box::pin(self.draining.clone().cancelled_owned()),
@@ -107,7 +107,7 @@ impl Stream for SessionWatch {
                 Poll::Pending => return Poll::Pending,
             }
         }
-        Poll::Ready(this.waiting.pop_front().map(|news| Ok(told(news, this.table.now().offset))))
+        Poll::Ready(this.waiting.pop_front().map(|news| Ok(told(news, this.state.now().offset))))
     }
 }
 

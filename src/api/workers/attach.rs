@@ -15,11 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use prost::DecodeError;
-use tls_sessiond_core::{
-    cache::EXPECTED_MAX,
-    connection::{ConnectionId, Table},
-    session::Session,
-};
+use tls_sessiond_core::{cache::EXPECTED_MAX, connection::ConnectionId, session::Session, state::CoreState};
 use tls_sessiond_proto as pb;
 use tls_sessiond_proto::{answer::Result as Answered, call::Method, transport::wake::PollOnWake};
 use tokio::{runtime::Handle, task::yield_now, time::Sleep};
@@ -41,7 +37,7 @@ use crate::api::{
     role::Roles,
     sessions::{
         Sessions,
-        lookup::{LookupRef, LookupScratch, missed},
+        lookup::{LookedUp, LookupRef, LookupScratch, missed},
     },
 };
 
@@ -148,7 +144,7 @@ impl AttachCalls {
     /// Executes a call and appends its answer. A call with id 0 gets an answer only if it fails.
     fn answer(&mut self, next: Next<'_>, to: &mut BatchWriter) {
         let (id, told, result) = match next {
-            Next::Lookup(id, wanted) => (id, Told::of_lookup(id), self.look(wanted)),
+            Next::Lookup(id, wanted) => (id, Told::of_lookup(id), self.lookup(wanted)),
             Next::Other(mut call) => (call.id, Told::of(&mut call), self.call(call)),
         };
         match result {
@@ -163,14 +159,14 @@ impl AttachCalls {
     }
 
     /// Prefetches the sessions of the next lookups.
-    fn expect(&mut self, batch: &BatchReader) {
-        self.sessions.expect(&self.by, &mut self.moment, batch.ahead());
+    fn prefetch(&mut self, batch: &BatchReader) {
+        self.sessions.prefetch(&self.by, &mut self.moment, batch.ahead());
     }
 
-    fn look(&mut self, wanted: LookupRef<'_>) -> Result<Done, Refusal> {
-        Ok(match self.sessions.look(&self.by, &mut self.moment, wanted)? {
-            Ok(session) => Done::Found(session),
-            Err(miss) => Done::Other(Answered::LookupSession(missed(miss).into())),
+    fn lookup(&mut self, wanted: LookupRef<'_>) -> Result<Done, Refusal> {
+        Ok(match self.sessions.find(&self.by, &mut self.moment, wanted)? {
+            LookedUp::Found(session) => Done::Found(session),
+            LookedUp::Missed(miss) => Done::Other(Answered::LookupSession(missed(miss).into())),
         })
     }
 
@@ -205,7 +201,7 @@ impl AttachCalls {
             Method::PutSession(request) => {
                 Answered::PutSession(self.sessions.put(&self.by, *request)?.into())
             }
-            Method::LookupSession(request) => return self.look((&*request).into()),
+            Method::LookupSession(request) => return self.lookup((&*request).into()),
             Method::RemoveSession(request) => {
                 Answered::RemoveSession(self.sessions.remove(&self.by, &request)?)
             }
@@ -251,7 +247,7 @@ impl AttachCalls {
             if !self.made.contains_key(&id) {
                 continue;
             }
-            if self.connections.opener.table.holds(id) {
+            if self.connections.opener.state.connections().holds(id) {
                 self.order.push_back(id);
             } else if let Some(Some(alias)) = self.made.remove(&id) {
                 self.aliases.remove(&alias);
@@ -264,7 +260,7 @@ impl AttachCalls {
     /// caller has lost its role by then.
     fn forget_if_gone(&mut self, id: &str) {
         if let Ok(id) = convert::connection_id(id)
-            && self.connections.opener.table.inspect(id, |_, _| ()).is_err()
+            && self.connections.opener.state.connections().inspect(id, |_, _| ()).is_err()
             && let Some(Some(alias)) = self.made.remove(&id)
         {
             self.aliases.remove(&alias);
@@ -276,8 +272,8 @@ impl Drop for AttachCalls {
     /// Frees the connections that the worker left. A few are freed here. Many are freed slice by
     /// slice in a task, so that the thread can serve other workers in between.
     fn drop(&mut self) {
-        let table = Arc::clone(&self.connections.opener.table);
-        let mut left = Left { table, ids: self.made.drain().map(|(id, _)| id).collect() };
+        let state = Arc::clone(&self.connections.opener.state);
+        let mut left = Left { state, ids: self.made.drain().map(|(id, _)| id).collect() };
         if let Ok(runtime) = Handle::try_current()
             && left.ids.len() > FREED_AT_ONCE
         {
@@ -293,7 +289,7 @@ impl Drop for AttachCalls {
 /// The connections of a stream that has ended. Dropping it frees all that remain. That also happens
 /// when the runtime ends and drops the task that frees them slice by slice.
 struct Left {
-    table: Arc<Table>,
+    state: Arc<CoreState>,
     ids: Vec<ConnectionId>,
 }
 
@@ -303,7 +299,7 @@ impl Left {
         for id in self.ids.drain(self.ids.len().saturating_sub(FREED_AT_ONCE)..) {
             // An error means that the idle time-out or another call has freed the connection
             // before.
-            let _ = self.table.free(id);
+            let _ = self.state.connections().free(id);
         }
         !self.ids.is_empty()
     }
@@ -384,7 +380,7 @@ impl Attach {
         let held = calls.by.holder().no_bytes();
         let deadline = deadline.map(PollOnWake::new);
         let draining = Some(PollOnWake::new(Box::pin(draining)));
-        let lost = Arc::clone(&calls.by).loses(Roles::WORKER, None, Arc::clone(&calls.sessions.table));
+        let lost = Arc::clone(&calls.by).loses(Roles::WORKER, None, Arc::clone(&calls.sessions.state));
         let lost = PollOnWake::new(Box::pin(lost) as Pin<Box<dyn Future<Output = Refusal> + Send>>);
         Self {
             requests,
@@ -427,12 +423,12 @@ impl Attach {
             }
             return None;
         }
-        self.calls.moment.begin(self.calls.sessions.table.now());
+        self.calls.moment.begin(self.calls.sessions.state.now());
         let mut answers = BatchWriter::with_room(self.room);
         let mut begun = None;
         while answers.count() < self.quarter && answers.len() < ANSWERS_BYTES {
             if self.expected == 0 && self.batch.len() >= EXPECTED_MIN {
-                self.calls.expect(&self.batch);
+                self.calls.prefetch(&self.batch);
                 self.expected = EXPECTED_MAX;
             }
             self.expected = self.expected.saturating_sub(1);

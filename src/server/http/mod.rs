@@ -24,7 +24,7 @@ use std::{
 };
 
 use h2::server::Builder;
-use tls_sessiond_core::connection::Table;
+use tls_sessiond_core::state::CoreState;
 use tls_sessiond_proto::transport::wake::PollOnWake;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -118,7 +118,7 @@ pub(crate) struct Gate {
     /// The resources that each identity holds.
     pub(crate) accounts: Arc<Accounts>,
     /// The connection objects and the clock.
-    pub(crate) table: Arc<Table>,
+    pub(crate) state: Arc<CoreState>,
     /// How many concurrent streams one connection may have.
     pub(crate) streams: Arc<StreamLimits>,
     /// Counts the connections that reached that limit.
@@ -166,12 +166,12 @@ impl Http {
 
     /// Returns the admission of one caller's calls.
     pub(crate) fn edge(&self, peer: Peer, beyond: Option<Beyond>) -> Admission {
-        let Gate { access, streams, stream_totals, accounts, table, .. } = &self.gate;
+        let Gate { access, streams, stream_totals, accounts, state, .. } = &self.gate;
         Admission {
             beyond,
             services: self.services.clone(),
-            caller: Arc::new(Caller::new(peer, access, &table.registry(), streams, stream_totals, accounts)),
-            table: Arc::clone(table),
+            caller: Arc::new(Caller::new(peer, access, &state.registry(), streams, stream_totals, accounts)),
+            state: Arc::clone(state),
         }
     }
 

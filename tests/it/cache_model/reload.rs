@@ -18,9 +18,9 @@ use super::{
 
 impl World {
     pub(super) fn reload(&mut self, setup: Setup) {
-        let next = self.table.registry().rebuild(&setup.config(&self.folder).settings()).unwrap();
+        let next = self.core.registry().rebuild(&setup.config(&self.folder).settings()).unwrap();
         self.model.told = self.model.told.max(self.now());
-        self.table.swap(Arc::new(next));
+        self.core.swap(Arc::new(next));
         let kept = self.adopt(setup);
         for event in self.heard() {
             let holder = self.model.holder(serial(&event.facts)).unwrap();
@@ -51,7 +51,7 @@ impl World {
                 secret: 1,
                 account: 0,
             };
-            let now = self.table.now();
+            let now = self.core.now();
             self.model.told = now.at.as_millis();
             assert_eq!(closed.put(self.new_session(&held), now).unwrap_err(), NotStored::Revoked);
             let terms = terms(AskedOn::Good, 0, Version::Tls12, &Format::Rustls);
@@ -63,7 +63,7 @@ impl World {
     /// Takes over the registry that the table has now. Its caches come first, then those that no
     /// context has any more. Returns how many caches the registry has.
     pub(super) fn adopt(&mut self, setup: Setup) -> usize {
-        let registry = Arc::clone(&self.table.registry());
+        let registry = Arc::clone(&self.core.registry());
         let before: Vec<_> = self.setup.contexts();
         let mut gone: Vec<_> = std::mem::take(&mut self.model.caches)
             .into_iter()
@@ -96,7 +96,7 @@ impl World {
                 } else {
                     if !old.is_empty() {
                         // Sessions authenticated before belong to another scope.
-                        cache.revocations.push((Selector::All, self.table.now().at.as_millis()));
+                        cache.revocations.push((Selector::All, self.core.now().at.as_millis()));
                     }
                     let mut others = self.caches.iter().chain(gone.iter().map(|(_, cache)| cache));
                     assert!(!others.any(|other| Arc::ptr_eq(other, real)), "two scopes share a cache");

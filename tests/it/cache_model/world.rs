@@ -12,13 +12,14 @@ use proptest::sample::Index;
 use tls_sessiond_core::{
     cache::{Cache, Known, NotStored},
     clock::{Clock, ManualClock, WallTime},
-    connection::{Table, table::Most},
+    connection::table::Most,
     context::Registry,
     session::{
         Format, Miss, NewSession, RemovalReason, Secret, Session,
         events::{Delivery, Event, EventKind, Watch},
         stats::Account,
     },
+    state::CoreState,
     store::memory::Limits,
 };
 use tls_sessiond_types::Version;
@@ -34,7 +35,7 @@ pub(super) const TOTAL: Limits = Limits { entries_max: SESSIONS, bytes_max: BYTE
 const LATE: u64 = 4_096;
 
 pub(super) struct World {
-    pub(super) table: Table,
+    pub(super) core: CoreState,
     clock: ManualClock,
     pub(super) folder: PathBuf,
     pub(super) setup: Setup,
@@ -58,9 +59,9 @@ impl World {
         let clock = ManualClock::starting(WallTime::from_millis(START));
         let registry = Arc::new(Registry::build(&setup.config(folder).settings()).unwrap());
         let watch = registry.ledger().watchers.watch(|_| true).unwrap();
-        let table = Table::new(registry, Clock::Manual(clock.clone()), Most::all(1));
+        let core = CoreState::new(registry, Clock::Manual(clock.clone()), Most::all(1));
         let mut world = Self {
-            table,
+            core,
             clock,
             folder: folder.to_owned(),
             setup,
@@ -78,7 +79,7 @@ impl World {
     }
 
     pub(super) fn now(&self) -> u64 {
-        self.table.now().at.as_millis()
+        self.core.now().at.as_millis()
     }
 
     /// Returns the index of a cache, and the index of the selected context's account.
@@ -86,7 +87,7 @@ impl World {
         let contexts = self.setup.contexts();
         let plan = &contexts[which.context % contexts.len()];
         let cache = self.model.caches.iter().position(|cache| cache.key == plan.key(which.server));
-        let stats = &self.table.registry().get(plan.name).unwrap().stats.clone();
+        let stats = &self.core.registry().get(plan.name).unwrap().stats.clone();
         let account = self.accounts.iter().position(|account| Arc::ptr_eq(account, stats));
         (cache.unwrap(), account.unwrap())
     }
@@ -344,7 +345,7 @@ impl World {
     fn reap(&mut self) {
         let now = self.now();
         self.model.told = self.model.told.max(now);
-        self.table.registry().reap(at(now));
+        self.core.registry().reap(at(now));
         for event in self.heard() {
             assert!(event.facts.expired(reading(now)));
             self.leaves(&event, RemovalReason::Expired);
@@ -393,7 +394,7 @@ impl World {
             let right: Vec<_> = right.into_iter().map(|held| held.serial).collect();
             assert_eq!(alive, right, "after {op:?} in {:?}", model.key);
         }
-        let held = self.table.registry().ledger().budget.held().clone();
+        let held = self.core.registry().ledger().budget.held().clone();
         assert_eq!((held.entries(), held.bytes()), self.model.held(), "after {op:?}");
         for (place, account) in self.accounts.iter().enumerate() {
             for reason in RemovalReason::ALL {

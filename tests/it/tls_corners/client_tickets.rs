@@ -7,7 +7,7 @@ use rustls::{
     server::ProducesTickets,
     version::{TLS12, TLS13},
 };
-use tls_sessiond_core::connection::{State, Table};
+use tls_sessiond_core::{connection::State, state::CoreState};
 use tls_sessiond_types::Role;
 
 use super::{plain_config, send, state};
@@ -38,12 +38,12 @@ impl ProducesTickets for Lifetime {
 
 /// Runs a handshake of the daemon's client with a rustls server whose tickets have this lifetime.
 /// Returns whether it resumed.
-fn visit(table: &Table, folder: &Path, version: &'static SupportedProtocolVersion, lifetime: u32) -> bool {
+fn visit(core: &CoreState, folder: &Path, version: &'static SupportedProtocolVersion, lifetime: u32) -> bool {
     let mut config = plain_config(folder, &[version]);
     config.ticketer = Arc::new(Lifetime(lifetime));
-    let id = open(table, Role::Client, "localhost");
+    let id = open(core, Role::Client, "localhost");
     let mut peer = ServerConnection::new(Arc::new(config)).unwrap();
-    let mut to_server = send(table, id, b"").ciphertext;
+    let mut to_server = send(core, id, b"").ciphertext;
     loop {
         let mut rest = to_server.as_slice();
         while !rest.is_empty() {
@@ -57,22 +57,22 @@ fn visit(table: &Table, folder: &Path, version: &'static SupportedProtocolVersio
         if to_client.is_empty() {
             break;
         }
-        let output = send(table, id, &to_client);
+        let output = send(core, id, &to_client);
         assert_eq!(output.alert, None);
         to_server = output.ciphertext;
     }
-    assert_eq!(state(table, id), State::Established);
-    let reused = table.inspect(id, |connection, _| connection.session_reused()).unwrap();
-    table.with(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
-    table.free(id).unwrap();
+    assert_eq!(state(core, id), State::Established);
+    let reused = core.connections().inspect(id, |connection, _| connection.session_reused()).unwrap();
+    core.connections().with(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+    core.connections().free(id).unwrap();
     reused
 }
 
 /// Returns the remaining lifetimes of the client's sessions in seconds, shortest first.
-fn lives(table: &Table) -> Vec<u64> {
-    let now = table.now();
+fn lives(core: &CoreState) -> Vec<u64> {
+    let now = core.now();
     let mut lives = Vec::new();
-    let registry = table.registry();
+    let registry = core.registry();
     registry.get("default").unwrap().client_cache.scan(now, |session| {
         lives.push(session.expires().since(now.at).as_secs());
     });
@@ -90,9 +90,9 @@ fn ticket_lifetime_limits_a_client_session() {
         // RFC 5077 section 3.3: 0 leaves the lifetime unspecified.
         (&TLS12, 0, Some(7200)),
     ] {
-        let (table, folder) = client_daemon("session_timeout = \"2h\"");
-        assert!(!visit(&table, folder.path(), version, lifetime));
-        let lives = lives(&table);
+        let (core, folder) = client_daemon("session_timeout = \"2h\"");
+        assert!(!visit(&core, folder.path(), version, lifetime));
+        let lives = lives(&core);
         let kept: Option<u64> = kept;
         match kept {
             None => assert!(lives.is_empty(), "{version:?} {lifetime}: {lives:?}"),
@@ -109,19 +109,19 @@ fn ticket_lifetime_limits_a_client_session() {
 
 #[test]
 fn renewed_ticket_of_a_tls12_resumption_is_kept() {
-    let (table, folder) = client_daemon("session_timeout = \"2h\"");
-    assert!(!visit(&table, folder.path(), &TLS12, 600));
-    assert_eq!(lives(&table).len(), 1);
-    assert!(visit(&table, folder.path(), &TLS12, 1200));
-    let lives = lives(&table);
+    let (core, folder) = client_daemon("session_timeout = \"2h\"");
+    assert!(!visit(&core, folder.path(), &TLS12, 600));
+    assert_eq!(lives(&core).len(), 1);
+    assert!(visit(&core, folder.path(), &TLS12, 1200));
+    let lives = lives(&core);
     assert!(
         lives.len() == 2 && (590..=600).contains(&lives[0]) && (1190..=1200).contains(&lives[1]),
         "{lives:?}"
     );
-    assert!(visit(&table, folder.path(), &TLS12, 1200), "the renewed ticket is offered");
+    assert!(visit(&core, folder.path(), &TLS12, 1200), "the renewed ticket is offered");
 }
 
-fn client_daemon(lines: &str) -> (Table, tempfile::TempDir) {
+fn client_daemon(lines: &str) -> (CoreState, tempfile::TempDir) {
     use tls_sessiond::config::Config;
     use tls_sessiond_core::{clock::Clock, connection::table::Most, context::Registry};
     let folder = tempfile::tempdir().unwrap();
@@ -130,7 +130,7 @@ fn client_daemon(lines: &str) -> (Table, tempfile::TempDir) {
     std::fs::write(&file, format!("[[context]]\nca = \"ca.pem\"\n{lines}\n")).unwrap();
     let config = Config::load(Some(&file), std::iter::empty(), &[]).unwrap();
     (
-        Table::new(Arc::new(Registry::build(&config.settings()).unwrap()), Clock::System, Most::all(100)),
+        CoreState::new(Arc::new(Registry::build(&config.settings()).unwrap()), Clock::System, Most::all(100)),
         folder,
     )
 }

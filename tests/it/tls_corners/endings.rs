@@ -19,7 +19,10 @@ use rustls::{
     },
     version::TLS13,
 };
-use tls_sessiond_core::connection::{Alert, ConnectionId, Input, Output, State, Table};
+use tls_sessiond_core::{
+    connection::{Alert, ConnectionId, Input, Output, State},
+    state::CoreState,
+};
 
 use super::{cached, failure, old_hello, send, state, tickets};
 use crate::{
@@ -32,30 +35,30 @@ const CLOSE_NOTIFY: [u8; 7] = [21, 3, 3, 0, 2, 1, 0];
 #[test]
 fn close_notify_ends_only_a_tls13_handshake() {
     for version in ["1.2", "1.3"] {
-        let (table, roots) = with_roots(&format!("versions = [\"{version}\"]"));
-        let ticket = (version == "1.3").then(|| tickets(&table, &roots, AES_128).remove(0));
-        let before = cached(&table);
-        let id = server(&table);
+        let (core, roots) = with_roots(&format!("versions = [\"{version}\"]"));
+        let ticket = (version == "1.3").then(|| tickets(&core, &roots, AES_128).remove(0));
+        let before = cached(&core);
+        let id = server(&core);
         let hello = PskHello { tickets: Vec::new(), ..PskHello::offering(&[]) };
         let flight = if ticket.is_some() { hello.flight() } else { old_hello(&[0xc02b]) };
-        send(&table, id, &flight);
-        let output = send(&table, id, &CLOSE_NOTIFY);
-        let flags = table.inspect(id, |connection, _| connection.shutdown_flags()).unwrap();
+        send(&core, id, &flight);
+        let output = send(&core, id, &CLOSE_NOTIFY);
+        let flags = core.connections().inspect(id, |connection, _| connection.shutdown_flags()).unwrap();
         assert_eq!((output.alert, output.ciphertext.len()), (None, 0), "TLS {version}");
         if version == "1.3" {
-            assert!(flags.received && state(&table, id) == State::Failed, "TLS {version}");
-            assert!(failure(&table, id).contains("closed during the handshake"), "{}", failure(&table, id));
+            assert!(flags.received && state(&core, id) == State::Failed, "TLS {version}");
+            assert!(failure(&core, id).contains("closed during the handshake"), "{}", failure(&core, id));
         } else {
             // rustls ignores it, as it ignores every unauthenticated warning.
-            assert_eq!(state(&table, id), State::Handshaking);
+            assert_eq!(state(&core, id), State::Handshaking);
         }
-        assert_eq!(cached(&table), before);
+        assert_eq!(cached(&core), before);
     }
 }
 
 /// A connection of the daemon and its rustls peer.
 struct Pair {
-    table: Table,
+    core: CoreState,
     id: ConnectionId,
     peer: Tls,
 }
@@ -63,12 +66,12 @@ struct Pair {
 impl Pair {
     /// Runs a handshake with the daemon as the server.
     fn with_client(versions: &str) -> Self {
-        let (table, roots) = with_roots(&format!("versions = [\"{versions}\"]"));
-        let id = server(&table);
+        let (core, roots) = with_roots(&format!("versions = [\"{versions}\"]"));
+        let id = server(&core);
         let peer = ClientConnection::new(client(&roots, |_| true), "localhost".try_into().unwrap()).unwrap();
-        let mut pair = Self { table, id, peer: peer.into() };
+        let mut pair = Self { core, id, peer: peer.into() };
         pair.settle();
-        assert_eq!(state(&pair.table, id), State::Established);
+        assert_eq!(state(&pair.core, id), State::Established);
         pair
     }
 
@@ -93,7 +96,7 @@ impl Pair {
     fn settle(&mut self) {
         loop {
             let said = self.said();
-            let answer = send(&self.table, self.id, &said).ciphertext;
+            let answer = send(&self.core, self.id, &said).ciphertext;
             if said.is_empty() && answer.is_empty() {
                 return;
             }
@@ -111,7 +114,7 @@ fn reported_alert_is_the_one_on_the_wire() {
         pair.peer.refresh_traffic_keys().unwrap();
         updates.extend(pair.said());
     }
-    let output = send(&pair.table, pair.id, &updates);
+    let output = send(&pair.core, pair.id, &updates);
     let heard = pair.hears(&output.ciphertext);
     named(&pair, &output, heard, "many KeyUpdates");
 
@@ -122,30 +125,30 @@ fn reported_alert_is_the_one_on_the_wire() {
         pair.peer.writer().write_all(b"damaged on its way").unwrap();
         let mut record = pair.said();
         *record.last_mut().unwrap() ^= 1;
-        let output = send(&pair.table, pair.id, &record);
+        let output = send(&pair.core, pair.id, &record);
         assert_eq!(output.alert, Some(Alert { code: 20, received: false }), "TLS {version}: bad_record_mac");
         let heard = pair.hears(&output.ciphertext);
         named(&pair, &output, heard, "a damaged record");
     }
 
     // A ClientHello that TLS 1.3 refuses in the clear.
-    let (table, _) = with_roots("versions = [\"1.3\"]");
-    let id = server(&table);
-    let output = send(&table, id, &PskHello { suites: vec![0x1305], ..PskHello::offering(&[]) }.flight());
+    let (core, _) = with_roots("versions = [\"1.3\"]");
+    let id = server(&core);
+    let output = send(&core, id, &PskHello { suites: vec![0x1305], ..PskHello::offering(&[]) }.flight());
     assert_eq!(output.ciphertext, [21, 3, 3, 0, 2, 2, 40]);
     assert_eq!(output.alert.map(|alert| alert.code), Some(40));
 
     // The second ClientHello after a retry has another name. rustls sends no alert.
-    let (table, _) = with_roots("versions = [\"1.3\"]\nkey_exchange = [\"X25519\"]");
-    let id = server(&table);
+    let (core, _) = with_roots("versions = [\"1.3\"]\nkey_exchange = [\"X25519\"]");
+    let id = server(&core);
     let groups = vec![SECP256R1, X25519];
     let first = PskHello { groups: groups.clone(), shares: vec![SECP256R1], ..PskHello::offering(&[]) };
-    send(&table, id, &first.flight());
+    send(&core, id, &first.flight());
     let second = PskHello { groups, server_name: Some("other.test"), ..PskHello::offering(&[]) };
-    let output = send(&table, id, &second.flight());
+    let output = send(&core, id, &second.flight());
     assert_eq!((output.alert, output.ciphertext.len()), (None, 0));
-    assert_eq!(state(&table, id), State::Failed);
-    assert!(!failure(&table, id).contains("alert"), "{}", failure(&table, id));
+    assert_eq!(state(&core, id), State::Failed);
+    assert!(!failure(&core, id).contains("alert"), "{}", failure(&core, id));
 }
 
 /// Asserts that the peer received the alert that the daemon reports as sent, or none.
@@ -160,8 +163,8 @@ fn named(pair: &Pair, output: &Output, heard: Result<(), rustls::Error>, what: &
         heard.map(|code| (code, false)),
         "{what}"
     );
-    assert_eq!(state(&pair.table, pair.id), State::Failed, "{what}");
-    assert_eq!(failure(&pair.table, pair.id).contains("alert sent"), heard.is_some(), "{what}");
+    assert_eq!(state(&pair.core, pair.id), State::Failed, "{what}");
+    assert_eq!(failure(&pair.core, pair.id).contains("alert sent"), heard.is_some(), "{what}");
 }
 
 #[test]
@@ -169,38 +172,38 @@ fn engine_sends_nothing_after_its_close_notify() {
     for version in ["1.2", "1.3"] {
         let mut pair = Pair::with_client(version);
         let mut close = Vec::new();
-        pair.table.with(pair.id, |connection, _| connection.shutdown(&mut close)).unwrap();
+        pair.core.connections().with(pair.id, |connection, _| connection.shutdown(&mut close)).unwrap();
         assert!(!close.is_empty());
         // A damaged record, which rustls answers with an alert.
         pair.peer.writer().write_all(b"damaged on its way").unwrap();
         let mut record = pair.said();
         *record.last_mut().unwrap() ^= 1;
-        let output = send(&pair.table, pair.id, &record);
+        let output = send(&pair.core, pair.id, &record);
         assert_eq!((output.alert, output.ciphertext.len()), (None, 0), "TLS {version}");
     }
     // A KeyUpdate that requests one in return.
     let mut pair = Pair::with_client("1.3");
-    pair.table.with(pair.id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+    pair.core.connections().with(pair.id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
     pair.peer.refresh_traffic_keys().unwrap();
     let update = pair.said();
-    assert!(send(&pair.table, pair.id, &update).ciphertext.is_empty());
+    assert!(send(&pair.core, pair.id, &update).ciphertext.is_empty());
 }
 
 #[test]
 fn warnings_and_incomplete_hellos_report_no_alert() {
     // rustls ignores four warnings, and fails at the fifth without an alert.
-    let (table, _) = with_roots("");
-    let id = server(&table);
-    let output = send(&table, id, &[21, 3, 3, 0, 2, 1, 90].repeat(6));
-    assert_eq!((output.alert, output.ciphertext.len(), state(&table, id)), (None, 0, State::Failed));
-    assert!(!failure(&table, id).contains("alert sent"), "{}", failure(&table, id));
-    let id = server(&table);
+    let (core, _) = with_roots("");
+    let id = server(&core);
+    let output = send(&core, id, &[21, 3, 3, 0, 2, 1, 90].repeat(6));
+    assert_eq!((output.alert, output.ciphertext.len(), state(&core, id)), (None, 0, State::Failed));
+    assert!(!failure(&core, id).contains("alert sent"), "{}", failure(&core, id));
+    let id = server(&core);
     let hello = PskHello::offering(&[]).flight();
-    send(&table, id, &hello[..40]);
+    send(&core, id, &hello[..40]);
     let end = Input { end_of_stream: true, ..Input::default() };
-    let output = table.with(id, |connection, now| connection.exchange(end, now)).unwrap();
-    assert_eq!((output.alert, output.ciphertext.len(), state(&table, id)), (None, 0, State::Failed));
-    assert!(!failure(&table, id).contains("alert"), "{}", failure(&table, id));
+    let output = core.connections().with(id, |connection, now| connection.exchange(end, now)).unwrap();
+    assert_eq!((output.alert, output.ciphertext.len(), state(&core, id)), (None, 0, State::Failed));
+    assert!(!failure(&core, id).contains("alert"), "{}", failure(&core, id));
 }
 
 /// The key schedule of a client with a wrong Finished. The second HMAC is the client's, the first
@@ -237,20 +240,20 @@ fn wrong_finished_is_sent_and_reported_as_decrypt_error() {
     };
     let mut provider = default_provider();
     provider.cipher_suites = vec![SupportedCipherSuite::Tls13(Box::leak(Box::new(wrong)))];
-    let (table, roots) = with_roots("");
+    let (core, roots) = with_roots("");
     let config = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&TLS13])
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
     let peer = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
-    let id = server(&table);
-    let mut pair = Pair { table, id, peer: peer.into() };
+    let id = server(&core);
+    let mut pair = Pair { core, id, peer: peer.into() };
     let hello = pair.said();
-    let flight = send(&pair.table, id, &hello).ciphertext;
+    let flight = send(&pair.core, id, &hello).ciphertext;
     pair.hears(&flight).unwrap();
     let finished = pair.said();
-    let output = send(&pair.table, id, &finished);
+    let output = send(&pair.core, id, &finished);
     assert_eq!(output.alert, Some(Alert { code: 51, received: false }));
     let heard = pair.hears(&output.ciphertext);
     named(&pair, &output, heard, "a wrong Finished");

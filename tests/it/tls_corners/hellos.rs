@@ -17,39 +17,39 @@ use crate::{
 
 #[test]
 fn first_suitable_ticket_of_several_is_resumed() {
-    let (table, roots) = with_roots("versions = [\"1.3\"]");
-    let other_suite = tickets(&table, &roots, AES_256).remove(0);
-    let fits = tickets(&table, &roots, AES_128).remove(0);
+    let (core, roots) = with_roots("versions = [\"1.3\"]");
+    let other_suite = tickets(&core, &roots, AES_256).remove(0);
+    let fits = tickets(&core, &roots, AES_128).remove(0);
     let unknown = Ticket { identity: vec![1; 32], psk: vec![2; 32] };
-    assert_eq!(cached(&table), 4);
+    assert_eq!(cached(&core), 4);
     // The other suite has another hash, so its binder is not checked and its ticket is not
     // consumed.
     let hello = PskHello::offering(&[&unknown, &other_suite, &fits]);
-    assert_eq!(offer(&table, &hello), (Some(2), 3), "only the resumed ticket is consumed");
-    let left = all_tickets(&table);
+    assert_eq!(offer(&core, &hello), (Some(2), 3), "only the resumed ticket is consumed");
+    let left = all_tickets(&core);
     assert!(left.iter().any(|ticket| ticket.identity == other_suite.identity));
     assert!(left.iter().all(|ticket| ticket.identity != fits.identity));
 }
 
 #[test]
 fn ticket_of_another_suite_falls_back_to_a_full_handshake() {
-    let (table, roots) = with_roots("versions = [\"1.3\"]\ntickets = 3");
+    let (core, roots) = with_roots("versions = [\"1.3\"]\ntickets = 3");
     // Both suites use SHA-256, so a client may offer a ticket of one and agree on the other (RFC
     // 8446 section 4.6.1). rustls resumes only with the same suite.
-    let ticket = tickets(&table, &roots, AES_128).remove(0);
+    let ticket = tickets(&core, &roots, AES_128).remove(0);
     let hello = PskHello { suites: vec![CHACHA20], ..PskHello::offering(&[&ticket]) };
-    assert_eq!(offer(&table, &hello), (None, 3), "no ticket is consumed");
-    assert_eq!(misses(&table, Miss::Scope), 1);
+    assert_eq!(offer(&core, &hello), (None, 3), "no ticket is consumed");
+    assert_eq!(misses(&core, Miss::Scope), 1);
     // The same client with the same suite: the tickets of a full handshake do not depend on the
     // offer.
-    assert_eq!(tickets(&table, &roots, CHACHA20).len(), 3);
+    assert_eq!(tickets(&core, &roots, CHACHA20).len(), 3);
 }
 
 #[test]
 fn second_hello_after_a_retry_is_read_again() {
-    let (table, roots) = with_roots("versions = [\"1.3\"]\nkey_exchange = [\"X25519\"]");
-    let ticket = tickets(&table, &roots, AES_128).remove(0);
-    assert_eq!(cached(&table), 2);
+    let (core, roots) = with_roots("versions = [\"1.3\"]\nkey_exchange = [\"X25519\"]");
+    let ticket = tickets(&core, &roots, AES_128).remove(0);
+    assert_eq!(cached(&core), 2);
     let unknown = Ticket { identity: vec![1; 32], psk: vec![2; 32] };
     let groups = vec![SECP256R1, X25519];
     let first = |offered: &Ticket| PskHello {
@@ -58,10 +58,10 @@ fn second_hello_after_a_retry_is_read_again() {
         ..PskHello::offering(&[offered])
     };
     for (offered, compatible) in [(&unknown, true), (&ticket, false)] {
-        let id = server(&table);
+        let id = server(&core);
         let first = first(offered);
-        let retry = send(&table, id, &first.flight()).ciphertext;
-        assert_eq!(cached(&table), 2, "a hello that is retried consumes no ticket");
+        let retry = send(&core, id, &first.flight()).ciphertext;
+        assert_eq!(cached(&core), 2, "a hello that is retried consumes no ticket");
         let before = after_retry(&first.message(), first_message(&retry));
         let second = match compatible {
             // The first offer had no ticket for the suite of the retry, so the client offers
@@ -72,30 +72,30 @@ fn second_hello_after_a_retry_is_read_again() {
         let flight = [&[20, 3, 3, 0, 1, 1][..], &second.flight()].concat();
         let mut answer = Vec::new();
         for piece in flight.chunks(40) {
-            let output = send(&table, id, piece);
+            let output = send(&core, id, piece);
             assert_eq!(output.alert, None);
             answer.extend(output.ciphertext);
         }
         let spent = usize::from(compatible);
         assert_eq!(resumed(first_message(&answer)), compatible.then_some(0));
-        assert_eq!(cached(&table), 2 - spent);
-        table.free(id).unwrap();
+        assert_eq!(cached(&core), 2 - spent);
+        core.connections().free(id).unwrap();
         if compatible {
             // A ticket for the second round.
-            tickets(&table, &roots, AES_128);
-            let more = all_tickets(&table).pop().unwrap();
-            let registry = table.registry();
+            tickets(&core, &roots, AES_128);
+            let more = all_tickets(&core).pop().unwrap();
+            let registry = core.registry();
             let cache = &registry.get("default").unwrap().server_cache;
             let id = SessionId::new(&more.identity).unwrap();
-            assert!(cache.remove(&id, table.now()));
+            assert!(cache.remove(&id, core.now()));
         }
     }
 }
 
 #[test]
 fn second_hello_that_is_refused_spends_no_ticket() {
-    let (table, roots) = with_roots("versions = [\"1.3\"]\nkey_exchange = [\"X25519\"]");
-    let ticket = tickets(&table, &roots, AES_128).remove(0);
+    let (core, roots) = with_roots("versions = [\"1.3\"]\nkey_exchange = [\"X25519\"]");
+    let ticket = tickets(&core, &roots, AES_128).remove(0);
     let groups = vec![SECP256R1, X25519];
     let first = || PskHello {
         groups: groups.clone(),
@@ -110,12 +110,12 @@ fn second_hello_that_is_refused_spends_no_ticket() {
         ("another suite", PskHello { suites: vec![AES_256], ..second() }),
         ("early data", PskHello { more: vec![Extension::Unknown(42, vec![])], ..second() }),
     ] {
-        let id = server(&table);
-        let retry = send(&table, id, &first().flight()).ciphertext;
+        let id = server(&core);
+        let retry = send(&core, id, &first().flight()).ciphertext;
         let before = after_retry(&first().message(), first_message(&retry));
-        send(&table, id, &PskHello { before, ..second }.flight());
-        assert_eq!((state(&table, id), cached(&table)), (State::Failed, 2), "{what}");
-        table.free(id).unwrap();
+        send(&core, id, &PskHello { before, ..second }.flight());
+        assert_eq!((state(&core, id), cached(&core)), (State::Failed, 2), "{what}");
+        core.connections().free(id).unwrap();
     }
 }
 
@@ -123,8 +123,8 @@ fn second_hello_that_is_refused_spends_no_ticket() {
 fn hello_that_is_refused_spends_no_ticket() {
     let folder = tempfile::tempdir().unwrap();
     pki::localhost(folder.path());
-    let (table, roots) = with_roots_in(folder.path(), "alpn = [\"h2\"]");
-    let all = tickets(&table, &roots, AES_128);
+    let (core, roots) = with_roots_in(folder.path(), "alpn = [\"h2\"]");
+    let all = tickets(&core, &roots, AES_128);
     let ticket = &all[0];
     let usual = || PskHello::offering(&[ticket]);
     let nameless = Ticket { identity: Vec::new(), psk: vec![2; 32] };
@@ -156,39 +156,39 @@ fn hello_that_is_refused_spends_no_ticket() {
         ),
         ("a name that is none", PskHello { server_name: Some("*.b.test"), ..usual() }),
     ] {
-        let id = server(&table);
-        let output = send(&table, id, &hello.flight());
-        assert!(output.alert.is_some() && state(&table, id) == State::Failed, "{what}");
+        let id = server(&core);
+        let output = send(&core, id, &hello.flight());
+        assert!(output.alert.is_some() && state(&core, id) == State::Failed, "{what}");
         let theirs = plain_rustls(folder.path(), &[b"h2"], &hello.flight());
         // After a ServerHello, which has another random and key, the alert is encrypted.
         match theirs.first() {
             Some(21) => assert_eq!(output.ciphertext, theirs, "{what}"),
             _ => assert_eq!(output.ciphertext.len(), theirs.len(), "{what}"),
         }
-        assert_eq!(cached(&table), all.len(), "{what}");
-        table.free(id).unwrap();
+        assert_eq!(cached(&core), all.len(), "{what}");
+        core.connections().free(id).unwrap();
     }
     // The records of the hello contain a second message.
-    let id = server(&table);
+    let id = server(&core);
     let message = [usual().message(), vec![1, 0, 0, 0]].concat();
-    let output = send(&table, id, &crate::client_hello::records(&message, &[]));
-    assert!(output.alert.is_some() && cached(&table) == all.len(), "a message behind the hello");
+    let output = send(&core, id, &crate::client_hello::records(&message, &[]));
+    assert!(output.alert.is_some() && cached(&core) == all.len(), "a message behind the hello");
     let agreed = PskHello { more: vec![alpn(b"h2")], ..usual() };
-    assert_eq!(offer(&table, &agreed), (Some(0), all.len() - 1), "the valid hello is resumed");
+    assert_eq!(offer(&core, &agreed), (Some(0), all.len() - 1), "the valid hello is resumed");
 }
 
 #[test]
 fn trailing_dot_of_a_server_name_is_ignored() {
-    let (table, roots) = with_roots("versions = [\"1.3\"]");
-    let ticket = tickets(&table, &roots, AES_128).remove(0);
-    let before = cached(&table);
-    let id = server(&table);
+    let (core, roots) = with_roots("versions = [\"1.3\"]");
+    let ticket = tickets(&core, &roots, AES_128).remove(0);
+    let before = cached(&core);
+    let id = server(&core);
     let dotted = PskHello { server_name: Some("LocalHost."), ..PskHello::offering(&[&ticket]) };
-    let output = send(&table, id, &dotted.flight());
-    let name = table.inspect(id, |connection, _| connection.server_name().to_string()).unwrap();
+    let output = send(&core, id, &dotted.flight());
+    let name = core.connections().inspect(id, |connection, _| connection.server_name().to_string()).unwrap();
     assert_eq!((output.alert, name.as_str()), (None, "localhost"));
     // rustls compares names as they were sent and would not resume, so no ticket is consumed.
-    assert_eq!((resumed(first_message(&output.ciphertext)), cached(&table)), (None, before));
+    assert_eq!((resumed(first_message(&output.ciphertext)), cached(&core)), (None, before));
 }
 
 #[test]
@@ -200,16 +200,16 @@ fn forced_fallback_to_an_older_version_is_refused() {
         ("\"1.2\", \"1.3\"", vec![suite], false),
         ("\"1.2\"", vec![suite, SCSV], false),
     ] {
-        let (table, _) = with_roots(&format!("versions = [{versions}]"));
-        let id = server(&table);
-        let output = send(&table, id, &old_hello(&suites));
+        let (core, _) = with_roots(&format!("versions = [{versions}]"));
+        let id = server(&core);
+        let output = send(&core, id, &old_hello(&suites));
         if refused {
             assert_eq!(output.alert, Some(Alert { code: 86, received: false }));
             assert_eq!(output.ciphertext, [21, 3, 3, 0, 2, 2, 86]);
-            assert!(failure(&table, id).contains("inappropriate_fallback"), "{}", failure(&table, id));
+            assert!(failure(&core, id).contains("inappropriate_fallback"), "{}", failure(&core, id));
         } else {
             assert_eq!(
-                (output.alert, state(&table, id)),
+                (output.alert, state(&core, id)),
                 (None, State::Handshaking),
                 "{versions} {suites:x?}"
             );
@@ -221,7 +221,7 @@ fn forced_fallback_to_an_older_version_is_refused() {
 fn invalid_server_name_is_refused_as_by_rustls() {
     let folder = tempfile::tempdir().unwrap();
     pki::localhost(folder.path());
-    let (table, _) = with_roots_in(folder.path(), "");
+    let (core, _) = with_roots_in(folder.path(), "");
     for (name, refused) in [
         ("node.1", true),
         ("123", true),
@@ -234,14 +234,14 @@ fn invalid_server_name_is_refused_as_by_rustls() {
         ("192.0.2.1", false),
         ("2001:db8::1", false),
     ] {
-        let id = server(&table);
+        let id = server(&core);
         let hello = PskHello { server_name: Some(name), ..PskHello::offering(&[]) }.flight();
-        let output = send(&table, id, &hello);
+        let output = send(&core, id, &hello);
         let theirs = plain_rustls(folder.path(), &[], &hello);
         assert_eq!(output.alert.map(|alert| alert.code), refused.then_some(47), "{name}");
         if refused {
             assert_eq!(output.ciphertext, theirs, "{name}: illegal_parameter in the clear");
-            assert!(failure(&table, id).contains("ServerName"), "{name}: {}", failure(&table, id));
+            assert!(failure(&core, id).contains("ServerName"), "{name}: {}", failure(&core, id));
         } else {
             assert_eq!(
                 first_message(&output.ciphertext)[0],

@@ -18,8 +18,9 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 use tls_sessiond_core::{
-    connection::{ConnectionId, Input, Output, State, Table},
+    connection::{ConnectionId, Input, Output, State},
     session::Miss,
+    state::CoreState,
 };
 
 use crate::{
@@ -28,27 +29,27 @@ use crate::{
     psk_hello::{PskHello, Ticket, X25519, first_message, resumed},
 };
 
-fn send(table: &Table, id: ConnectionId, ciphertext: &[u8]) -> Output {
+fn send(core: &CoreState, id: ConnectionId, ciphertext: &[u8]) -> Output {
     let input = Input { ciphertext, ..Input::default() };
-    table.with(id, |connection, now| connection.exchange(input, now)).unwrap()
+    core.connections().with(id, |connection, now| connection.exchange(input, now)).unwrap()
 }
 
-fn state(table: &Table, id: ConnectionId) -> State {
-    table.inspect(id, |connection, _| connection.state()).unwrap()
+fn state(core: &CoreState, id: ConnectionId) -> State {
+    core.connections().inspect(id, |connection, _| connection.state()).unwrap()
 }
 
 /// Returns the reason of the failure.
-fn failure(table: &Table, id: ConnectionId) -> String {
-    let again = table.with(id, |connection, now| connection.exchange(Input::default(), now));
+fn failure(core: &CoreState, id: ConnectionId) -> String {
+    let again = core.connections().with(id, |connection, now| connection.exchange(Input::default(), now));
     again.unwrap_err().to_string()
 }
 
-fn cached(table: &Table) -> usize {
-    table.registry().get("default").unwrap().server_cache.len()
+fn cached(core: &CoreState) -> usize {
+    core.registry().get("default").unwrap().server_cache.len()
 }
 
-fn misses(table: &Table, why: Miss) -> u64 {
-    table.registry().get("default").unwrap().stats.misses.get(why)
+fn misses(core: &CoreState, why: Miss) -> u64 {
+    core.registry().get("default").unwrap().stats.misses.get(why)
 }
 
 /// Returns the answer of plain rustls to the same flight, as a server with the same certificate.
@@ -80,18 +81,18 @@ fn plain_config(folder: &Path, versions: &[&'static SupportedProtocolVersion]) -
 
 /// Makes sessions by a full handshake of a client with this suite and closes it. Returns their
 /// tickets, newest last.
-fn tickets(table: &Table, roots: &RootCertStore, suite: u16) -> Vec<Ticket> {
-    let before = all_tickets(table);
-    let (_, id, _) = connect(table, &client(roots, |ours| ours == suite), usize::MAX);
-    table.with(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
-    table.free(id).unwrap();
+fn tickets(core: &CoreState, roots: &RootCertStore, suite: u16) -> Vec<Ticket> {
+    let before = all_tickets(core);
+    let (_, id, _) = connect(core, &client(roots, |ours| ours == suite), usize::MAX);
+    core.connections().with(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+    core.connections().free(id).unwrap();
     let known = |ticket: &Ticket| before.iter().any(|other| other.identity == ticket.identity);
-    all_tickets(table).into_iter().filter(|ticket| !known(ticket)).collect()
+    all_tickets(core).into_iter().filter(|ticket| !known(ticket)).collect()
 }
 
-fn all_tickets(table: &Table) -> Vec<Ticket> {
+fn all_tickets(core: &CoreState) -> Vec<Ticket> {
     let mut all = Vec::new();
-    table.registry().get("default").unwrap().server_cache.scan(table.now(), |session| {
+    core.registry().get("default").unwrap().server_cache.scan(core.now(), |session| {
         all.push(Ticket::of(session.id().as_bytes(), session.secret().as_bytes().unwrap()));
     });
     all
@@ -99,13 +100,13 @@ fn all_tickets(table: &Table) -> Vec<Ticket> {
 
 /// Returns the index of the ticket that the server resumes, and the number of sessions left in the
 /// cache.
-fn offer(table: &Table, hello: &PskHello) -> (Option<u16>, usize) {
-    let id = server(table);
-    let output = send(table, id, &hello.flight());
-    assert_eq!(output.alert, None, "{}", failure(table, id));
+fn offer(core: &CoreState, hello: &PskHello) -> (Option<u16>, usize) {
+    let id = server(core);
+    let output = send(core, id, &hello.flight());
+    assert_eq!(output.alert, None, "{}", failure(core, id));
     let place = resumed(first_message(&output.ciphertext));
-    let left = cached(table);
-    table.free(id).unwrap();
+    let left = cached(core);
+    core.connections().free(id).unwrap();
     (place, left)
 }
 

@@ -9,8 +9,9 @@ use openssl::ssl::{
     ShutdownState, SslConnector, SslMethod, SslOptions, SslSession, SslStream, SslVerifyMode, SslVersion,
 };
 use tls_sessiond_core::{
-    connection::{Alert, ConnectionId, State, Table},
+    connection::{Alert, ConnectionId, State},
     session::Miss,
+    state::CoreState,
 };
 
 use super::{misses, send, state};
@@ -44,7 +45,7 @@ impl Write for Wire {
 /// Runs a TLS 1.2 handshake with an OpenSSL client, with or without extended_master_secret. Returns
 /// the client's session, the daemon's connection and its alert.
 fn handshake(
-    table: &Table,
+    core: &CoreState,
     extended: bool,
     session: Option<&SslSession>,
 ) -> (Option<SslSession>, ConnectionId, Option<Alert>) {
@@ -65,11 +66,11 @@ fn handshake(
         }
     }
     let mut client = SslStream::new(ssl, Wire::default()).unwrap();
-    let id = server(table);
+    let id = server(core);
     for _ in 0..6 {
         let done = client.connect();
         let said = std::mem::take(&mut client.get_mut().from);
-        let output = send(table, id, &said);
+        let output = send(core, id, &said);
         client.get_mut().to.extend(&output.ciphertext);
         if output.alert.is_some() {
             return (None, id, output.alert);
@@ -85,25 +86,25 @@ fn handshake(
 
 #[test]
 fn session_is_not_resumed_across_extended_master_secret() {
-    let (table, _) = with_roots("versions = [\"1.2\"]");
+    let (core, _) = with_roots("versions = [\"1.2\"]");
     let closed = |id| {
-        table.with(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
-        table.free(id).unwrap();
+        core.connections().with(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+        core.connections().free(id).unwrap();
     };
-    let reused = |id| table.inspect(id, |connection, _| connection.session_reused()).unwrap();
+    let reused = |id| core.connections().inspect(id, |connection, _| connection.session_reused()).unwrap();
     // RFC 7627 section 5.3: a hello with the extension makes a full handshake if the session lacks
     // it.
-    let (session, id, _) = handshake(&table, false, None);
+    let (session, id, _) = handshake(&core, false, None);
     closed(id);
-    let (_, id, alert) = handshake(&table, true, session.as_ref());
-    assert_eq!((alert, reused(id), misses(&table, Miss::Scope)), (None, false, 1));
+    let (_, id, alert) = handshake(&core, true, session.as_ref());
+    assert_eq!((alert, reused(id), misses(&core, Miss::Scope)), (None, false, 1));
     closed(id);
     // A hello without the extension ends the handshake if the session has it.
-    let (session, id, _) = handshake(&table, true, None);
+    let (session, id, _) = handshake(&core, true, None);
     closed(id);
-    let (_, id, alert) = handshake(&table, false, session.as_ref());
-    assert_eq!((alert.map(|alert| alert.code), state(&table, id)), (Some(47), State::Failed));
+    let (_, id, alert) = handshake(&core, false, session.as_ref());
+    assert_eq!((alert.map(|alert| alert.code), state(&core, id)), (Some(47), State::Failed));
     // If both have it, the session is resumed.
-    let (_, id, alert) = handshake(&table, true, session.as_ref());
+    let (_, id, alert) = handshake(&core, true, session.as_ref());
     assert_eq!((alert, reused(id)), (None, true));
 }

@@ -21,7 +21,10 @@ use openssl_sys::{
     CRYPTO_EX_DATA, SSL, SSL_CTX, SSL_client_hello_get0_ext, SSL_get_ex_new_index, SSL_get_shutdown,
 };
 
-use super::observer::{Event, Flags, Observed};
+use super::{
+    event::{Event, Flags},
+    observer::Observed,
+};
 
 unsafe extern "C" {
     /// SSL_CTX_set_info_callback(3).
@@ -93,7 +96,7 @@ unsafe extern "C" fn freed(
 }
 
 /// Returns the shutdown flags: SSL_get_shutdown(3).
-pub(super) fn shutdown_flags(ssl: &SslRef) -> Flags {
+fn shutdown_flags(ssl: &SslRef) -> Flags {
     // SAFETY: the reference keeps the SSL alive.
     flags(unsafe { SSL_get_shutdown(ssl.as_ptr()) })
 }
@@ -120,7 +123,8 @@ unsafe extern "C" fn happened(ssl: *const SSL, place: c_int, value: c_int) {
     let Ok(index) = index() else { return };
     // SAFETY: OpenSSL calls this for an SSL that no other code uses meanwhile.
     let ssl = unsafe { SslRef::from_ptr_mut(ssl.cast_mut()) };
-    Observed::see(ssl, index, event);
+    let flags = shutdown_flags(ssl);
+    Observed::see(ssl, index, event, flags);
 }
 
 /// Sets the callback that finds sessions: SSL_CTX_sess_set_get_cb(3). `find` must return a session

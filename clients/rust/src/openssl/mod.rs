@@ -39,6 +39,7 @@
 //! A lookup blocks its thread. On a tokio runtime with one thread, if [`Worker::connect`] was
 //! called on it, every lookup is a miss.
 
+mod event;
 mod ffi;
 mod observer;
 mod session;
@@ -83,7 +84,7 @@ impl ServerSessions {
             if let Some(session) = ssl.ex_data(index).and_then(|observed| observed.offered(id)) {
                 return Some(session);
             }
-            let found = shared.find(ssl, id)?;
+            let found = shared.find(ssl, ffi::server_name_extension(ssl), id)?;
             let session = decode(found.data())?;
             Observed::of(ssl, index, || Observed::new(Arc::clone(&shared), ""))?.offer(found);
             Some(session)

@@ -8,7 +8,7 @@ use openssl::{
 };
 
 use super::{
-    ffi,
+    event::{Event, Flags},
     session::{SharedSessions, decode},
 };
 use crate::{Connection, Found, Put, Role, Version};
@@ -35,19 +35,6 @@ struct Offered {
     /// lookup would not find a single-use session.
     found: Option<Found>,
     authenticate_time: SystemTime,
-}
-
-/// The flags of SSL_get_shutdown(3).
-#[derive(Clone, Copy)]
-pub(super) struct Flags {
-    pub(super) sent: bool,
-    pub(super) received: bool,
-}
-
-/// An event of SSL_CTX_set_info_callback(3).
-pub(super) enum Event {
-    HandshakeDone,
-    Alert { level: u8, code: u8, received: bool },
 }
 
 const CLOSE_NOTIFY: u8 = 0;
@@ -87,10 +74,9 @@ impl Observed {
     }
 
     /// Handles an event of an SSL. An SSL without observed state has nothing to report.
-    pub(super) fn see(ssl: &mut SslRef, index: Index<Ssl, Self>, event: Event) {
+    pub(super) fn see(ssl: &mut SslRef, index: Index<Ssl, Self>, event: Event, flags: Flags) {
         let (server, reused, finished) = (ssl.is_server(), ssl.session_reused(), ssl.is_init_finished());
         let tls13 = ssl.version2() == Some(SslVersion::TLS1_3);
-        let flags = ffi::shutdown_flags(ssl);
         let Some(observed) = ssl.ex_data_mut(index) else { return };
         match event {
             Event::HandshakeDone => observed.handshake_done(server, reused),

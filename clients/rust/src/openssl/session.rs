@@ -11,7 +11,6 @@ use openssl::{
 };
 use tls_sessiond_types::{hex, server_name::ServerName};
 
-use super::ffi;
 use crate::{Found, Lookup, PeerIdentity, Put, Version, Worker};
 
 pub(super) struct SharedSessions {
@@ -23,8 +22,10 @@ pub(super) struct SharedSessions {
 impl SharedSessions {
     /// Looks up a session that a peer offers. The server name and the verify mode are compared
     /// because OpenSSL itself does not compare them for a TLS 1.2 session.
-    pub(super) fn find(&self, ssl: &SslRef, session_id: &[u8]) -> Option<Found> {
-        let server_name = &ffi::server_name_extension(ssl).and_then(host_name).unwrap_or_default();
+    ///
+    /// `extension`: the server_name extension of the peer's ClientHello.
+    pub(super) fn find(&self, ssl: &SslRef, extension: Option<&[u8]>, session_id: &[u8]) -> Option<Found> {
+        let server_name = &extension.and_then(host_name).unwrap_or_default();
         let binding = &self.binding(ssl);
         self.worker.lookup_blocking(Lookup { binding, server_name, ..Lookup::server(session_id) })
     }

@@ -32,7 +32,7 @@ pub struct SharedState {
 
 impl std::fmt::Debug for SharedState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ledger").field("budget", &self.budget).finish_non_exhaustive()
+        f.debug_struct("SharedState").field("budget", &self.budget).finish_non_exhaustive()
     }
 }
 

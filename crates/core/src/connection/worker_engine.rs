@@ -59,6 +59,15 @@ pub enum NotKept {
     Cache(NotStored),
 }
 
+/// The outcome of [`Connection::put_session`].
+#[derive(Debug)]
+pub enum PutOutcome {
+    /// The session is in the cache.
+    Stored(Arc<Session>),
+    /// The session was not stored. The handshake goes on.
+    NotKept(NotKept),
+}
+
 /// Most sessions in the family of one connection. Each counts until the connection ends, even if
 /// the cache has removed it.
 const FAMILY_MAX: usize = 64;
@@ -74,8 +83,7 @@ impl Connection {
     ///
     /// # Errors
     /// The daemon runs this connection, it has failed, or a client's session names another server.
-    /// The inner error tells why the session was not stored.
-    pub fn put_session(&mut self, put: Put, now: Now) -> Result<Result<Arc<Session>, NotKept>, Error> {
+    pub fn put_session(&mut self, put: Put, now: Now) -> Result<PutOutcome, Error> {
         self.worker_engine()?;
         let server_name = match &self.target {
             // A client offers a session to the server that it is stored under (CVE-2021-22890).
@@ -113,16 +121,16 @@ impl Connection {
             self.agreed.server_name = Some(server_name.clone());
         }
         if self.context.options.no_session_cache {
-            return Ok(Err(NotKept::CacheOff));
+            return Ok(PutOutcome::NotKept(NotKept::CacheOff));
         }
         if resumed_tls12 {
-            return Ok(Err(NotKept::Resumed));
+            return Ok(PutOutcome::NotKept(NotKept::Resumed));
         }
         if self.family.len() >= FAMILY_MAX {
-            return Ok(Err(NotKept::TooMany));
+            return Ok(PutOutcome::NotKept(NotKept::TooMany));
         }
         let Some(authenticated) = authenticated else {
-            return Ok(Err(NotKept::AuthenticationUnknown));
+            return Ok(PutOutcome::NotKept(NotKept::AuthenticationUnknown));
         };
         let stored = self.context.cache(self.role).put(
             NewSession {
@@ -147,7 +155,7 @@ impl Connection {
             self.family.join(session);
             self.attached = Some(Arc::clone(session));
         }
-        Ok(stored.map_err(NotKept::Cache))
+        Ok(stored.map_or_else(|why| PutOutcome::NotKept(NotKept::Cache(why)), PutOutcome::Stored))
     }
 
     /// Records that a finished handshake resumed a session. The connection takes its properties

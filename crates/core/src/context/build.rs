@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 use aws_lc_rs::digest::{SHA256, digest};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion,
-    client::{WebPkiServerVerifier, danger::ServerCertVerifier},
+    client::WebPkiServerVerifier,
     crypto::{CryptoProvider, aws_lc_rs::default_provider},
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
     server::{ResolvesServerCert, WebPkiClientVerifier, danger::ClientCertVerifier},
@@ -17,8 +17,8 @@ use tls_sessiond_types::{Role, Version, cipher_suite::iana_name};
 use super::{
     Context, Refusal, Side,
     credentials::{ClientCredentials, Credential, ServerCredentials},
-    registry::Interned,
     scope::{Scope, ScopeBuilder},
+    shared::{ClientTrust, Interned},
     suites::cipher_suites,
 };
 use crate::{
@@ -30,15 +30,6 @@ use crate::{
 
 fn refuse(key: impl Into<String>, why: impl ToString) -> Refusal {
     Refusal { key: key.into(), why: why.to_string() }
-}
-
-/// The verifier and the client certificates that contexts of one client scope share. rustls
-/// compares both by address before it resumes a session. So contexts that may resume each other's
-/// sessions must hold the same objects.
-#[derive(Clone)]
-pub(super) struct ClientTrust {
-    verifier: Arc<dyn ServerCertVerifier>,
-    pub(super) credentials: Arc<ClientCredentials>,
 }
 
 pub(super) fn build(config: &ContextConfig, shared: &mut Interned) -> Result<Context, Refusal> {

@@ -5,6 +5,7 @@
 //! * [`scope`]: the digest of everything that decides which sessions a context may resume
 //! * [`identity`]: the names in a certificate
 //! * `credentials`: certificate chains and keys, and the choice of one for a handshake
+//! * `shared`: the objects that contexts of one scope share
 //! * `settings`, `refusal`: the settings of contexts, and why they cannot be used
 //! * [`warnings`]: warnings about valid configurations that are probably mistakes
 //! * `suites`: the cipher suites of rustls, with a faster key schedule (`cached_hmac`) and a record of the
@@ -33,6 +34,7 @@ pub mod registry;
 pub mod scope;
 pub mod sent_alerts;
 mod settings;
+mod shared;
 mod suites;
 pub mod warnings;
 

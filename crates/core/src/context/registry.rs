@@ -11,16 +11,15 @@ use std::{
 use tls_sessiond_types::Role;
 
 use super::{
-    Context, ContextRefusal, Former, Refusal, Settings,
-    build::{self, ClientTrust},
+    Context, ContextRefusal, Settings, build,
     credentials::{ClientCredentials, Credential},
     scope::Scope,
+    shared::{ClientTrust, Interned, Kept},
 };
 use crate::{
     access::Access,
-    cache::{Cache, Plan, revocation::Selector, shared::SharedState},
+    cache::{Cache, revocation::Selector, shared::SharedState},
     clock::Timestamp,
-    session::stats::Account,
     store::memory::Limits,
 };
 
@@ -48,14 +47,6 @@ pub struct Registry {
 
 /// How many sessions a reload dropped, by the context that they were made under.
 pub type Dropped = BTreeMap<Arc<str>, u64>;
-
-/// A cache, and the limits that its contexts configure.
-#[derive(Clone, Debug)]
-struct Kept {
-    cache: Arc<Cache>,
-    limits: Limits,
-    session_bytes_max: usize,
-}
 
 impl std::fmt::Debug for Registry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -202,119 +193,5 @@ impl Registry {
     pub fn reap(&self, now: Timestamp) {
         self.caches().for_each(|cache| cache.reap(now));
         self.ledger().reap();
-    }
-}
-
-/// The objects that contexts of the same scope share, while a registry is built.
-pub(super) struct Interned {
-    caches: HashMap<Scope, Kept>,
-    trust: HashMap<Scope, ClientTrust>,
-    ledger: Arc<SharedState>,
-    /// The caches of the registry that the new one replaces.
-    before: HashMap<Scope, Kept>,
-    trust_before: HashMap<Scope, ClientTrust>,
-    renewed: Vec<(Arc<ClientCredentials>, Arc<ClientCredentials>)>,
-    /// Client certificates of each scope in this configuration.
-    certificates: HashMap<Scope, Arc<ClientCredentials>>,
-    self_made: Option<Credential>,
-    contexts_before: Vec<Arc<Context>>,
-    next_version: Arc<AtomicU64>,
-}
-
-impl Interned {
-    fn new(ledger: Arc<SharedState>) -> Self {
-        Self {
-            caches: HashMap::new(),
-            trust: HashMap::new(),
-            ledger,
-            before: HashMap::new(),
-            trust_before: HashMap::new(),
-            renewed: Vec::new(),
-            certificates: HashMap::new(),
-            self_made: None,
-            contexts_before: Vec::new(),
-            next_version: Arc::default(),
-        }
-    }
-
-    /// Returns the cache of a scope.
-    ///
-    /// # Errors
-    /// A context that shares the cache has other limits.
-    pub(super) fn cache(&mut self, scope: Scope, plan: &Plan) -> Result<Arc<Cache>, Refusal> {
-        let Plan { limits, session_bytes_max, .. } = *plan;
-        let kept = self.caches.entry(scope).or_insert_with(|| {
-            let before = self.before.get(&scope).map(|before| Arc::clone(&before.cache));
-            let cache = before.unwrap_or_else(|| Arc::new(Cache::new(plan, &self.ledger)));
-            Kept { cache, limits, session_bytes_max }
-        });
-        if (kept.limits, kept.session_bytes_max) != (limits, session_bytes_max) {
-            return Err(Refusal {
-                key: "cache_entries_max".into(),
-                why:
-                    "this context shares the cache of a context above it, which has other limits: give both the same \
-                      cache_entries_max, cache_bytes_max and session_bytes_max, or different session_id_context"
-                        .into(),
-            });
-        }
-        Ok(Arc::clone(&kept.cache))
-    }
-
-    /// Returns the verifier and the client certificates that every context of a client scope must
-    /// hold by address.
-    ///
-    /// # Errors
-    /// A context of the scope has other client certificates. Under `scope_by = "names"` such
-    /// contexts can have equal scopes.
-    pub(super) fn trust(&mut self, scope: Scope, made: ClientTrust) -> Result<ClientTrust, Refusal> {
-        let fresh = self.certificates.entry(scope).or_insert_with(|| Arc::clone(&made.credentials));
-        if !Arc::ptr_eq(fresh, &made.credentials) {
-            return match (fresh.shows_as(&made.credentials), self.trust.get(&scope)) {
-                (true, Some(trust)) => Ok(trust.clone()),
-                _ => Err(Refusal {
-                    key: "client_certificates".into(),
-                    why: "this context shares sessions by names with a context above it, which has other certificates for \
-                          these names: give both the same client_certificates, or different session_id_context"
-                        .into(),
-                }),
-            };
-        }
-        let held = match self.trust_before.get(&scope) {
-            Some(held) => {
-                self.renewed.push((Arc::clone(&held.credentials), Arc::clone(&made.credentials)));
-                held.clone()
-            }
-            None => made,
-        };
-        Ok(self.trust.entry(scope).or_insert(held).clone())
-    }
-
-    /// Returns the certificate that the daemon makes for itself. It is made once.
-    pub(super) fn self_made(
-        &mut self,
-        make: impl FnOnce() -> Result<Credential, Refusal>,
-    ) -> Result<Credential, Refusal> {
-        match &self.self_made {
-            Some(made) => Ok(made.clone()),
-            None => Ok(self.self_made.insert(make()?).clone()),
-        }
-    }
-
-    /// Returns the statistics of a context, which continue those of the replaced registry.
-    pub(super) fn account(&self, name: &str) -> Arc<Account> {
-        let before = self.context_before(name);
-        before.map_or_else(|| Arc::new(Account::new(name)), |before| Arc::clone(&before.stats))
-    }
-
-    /// Returns the replaced caches of a context that now has the caches `server` and `client`.
-    pub(super) fn former(&self, name: &str, server: &Arc<Cache>, client: &Arc<Cache>) -> Former {
-        self.context_before(name).map_or_else(Former::default, |before| Former {
-            server: before.former_beside(Role::Server, server),
-            client: before.former_beside(Role::Client, client),
-        })
-    }
-
-    fn context_before(&self, name: &str) -> Option<&Arc<Context>> {
-        self.contexts_before.iter().find(|context| &*context.name == name)
     }
 }

@@ -12,7 +12,6 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 
-use arc_swap::{ArcSwap, Guard};
 use dashmap::DashMap;
 use parking_lot::Mutex;
 
@@ -30,7 +29,7 @@ use tls_sessiond_types::Role;
 use crate::{
     cache::Known,
     clock::{Clock, Now, Timestamp},
-    context::{Context, Dropped, Registry},
+    context::{Context, Registry},
     session::{RemovalReason, Session, SessionId},
 };
 
@@ -46,7 +45,6 @@ pub struct Table {
     owners: DashMap<Arc<str>, Owner>,
     unanswered: Unanswered,
     most: LiveMost,
-    registry: ArcSwap<Registry>,
     clock: Clock,
 }
 
@@ -106,8 +104,7 @@ pub struct Wanted<'w> {
 
 impl Table {
     /// Makes an empty table.
-    pub fn new(registry: Arc<Registry>, clock: Clock, most: Most) -> Self {
-        let registry = ArcSwap::new(registry);
+    pub fn new(clock: Clock, most: Most) -> Self {
         Self {
             live: DashMap::new(),
             order: Mutex::default(),
@@ -116,7 +113,6 @@ impl Table {
             owners: DashMap::new(),
             unanswered: Unanswered::default(),
             most: LiveMost { all: most.all.into(), of_one: most.of_one.into() },
-            registry,
             clock,
         }
     }
@@ -363,40 +359,10 @@ impl Table {
         last.filter(|_| slice.len() == LISTED_AT_ONCE)
     }
 
-    /// Returns the current contexts and the rules of access to them. A call loads the registry
-    /// once, and takes both its rights and its context from it.
-    pub fn registry(&self) -> Guard<Arc<Registry>> {
-        self.registry.load()
-    }
-
-    /// Replaces the contexts and the rules of access for new connections. Existing connections keep
-    /// their contexts. Returns how many sessions were dropped.
-    pub fn swap(&self, registry: Arc<Registry>) -> Dropped {
-        let since = self.clock.now().at;
-        self.registry.load().ledger().tell_time(since);
-        // The new caches get their sizes and revocations before any call can find them.
-        registry.follow(&self.registry.load(), since);
-        let before = self.registry.swap(Arc::clone(&registry));
-        // A revocation that ran meanwhile either was made in the old caches, and is copied here, or
-        // finds the new registry and runs again.
-        registry.follow(&before, since);
-        before.retire(&registry)
-    }
-
     /// Changes the limits on the number of connections. Existing connections stay.
     pub fn resize(&self, most: Most) {
         self.most.all.store(most.all, Ordering::Relaxed);
         self.most.of_one.store(most.of_one, Ordering::Relaxed);
-    }
-
-    /// Reads the clock of the table.
-    pub fn now(&self) -> Now {
-        self.clock.now()
-    }
-
-    /// Returns the clock of the table.
-    pub fn clock(&self) -> &Clock {
-        &self.clock
     }
 
     fn lapse(&self, held: &LiveConnection) -> Lapse {

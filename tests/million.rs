@@ -73,6 +73,7 @@ fn put(cache: &Cache, number: u32, account: &Arc<Account>, name: &ServerName<'st
     cache.put(new, NOW).unwrap();
 }
 
+// Invariant 7.
 #[test]
 fn million_sessions_use_their_counted_memory_and_return_it() {
     const HOURS: u32 = 10;
@@ -122,6 +123,7 @@ fn million_sessions_use_their_counted_memory_and_return_it() {
     assert!(left < JOURNAL, "{left} bytes of {full} have not come back");
 }
 
+// Invariant 4.
 #[test]
 fn flood_in_one_context_evicts_nothing_of_another() {
     const TOTAL: usize = 20_000;

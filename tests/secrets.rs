@@ -196,6 +196,7 @@ fn assert_overwritten(end: fn(Caches) -> Option<Caches>) {
     }
 }
 
+// Invariant 7.
 #[test]
 fn removed_session_leaves_no_secret() {
     assert_overwritten(|caches| {

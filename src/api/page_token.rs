@@ -93,6 +93,7 @@ mod tests {
         }
     }
 
+    // Invariant 6.
     #[test]
     fn page_sizes_have_a_default_and_a_limit() {
         assert_eq!(PageTokens::size(0).unwrap(), 100);

@@ -29,6 +29,7 @@ fn the_defaults_are_those_of_the_manual() {
     assert_eq!(context.session_timeout, Duration::from_secs(7200));
 }
 
+// Invariant 6.
 #[test]
 fn configuration_errors_name_key_and_line() {
     for (text, said) in [

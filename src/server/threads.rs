@@ -216,6 +216,7 @@ mod tests {
         assert!(rest.is_empty());
     }
 
+    // Invariant 24.
     #[tokio::test]
     async fn panic_of_a_thread_costs_its_connections_and_no_other() {
         let here = SocketAddr::from(([127, 0, 0, 1], 0));

@@ -45,6 +45,7 @@ fn ticket(connection_id: &str, session_id: &str) -> pb::PutSessionRequest {
 const SMALL: &str = "[[context]]\ncache_entries_max = 4\nsession_timeout = \"100s\"\n\
                      [[context]]\nname = \"other\"\n[[context]]\nname = \"off\"\noptions = [\"no-session-cache\"]\n";
 
+// Invariant 17.
 #[tokio::test]
 async fn every_removal_is_explained_counted_and_watched() {
     use pb::{MissReason as Miss, RemovalReason as Reason};

@@ -61,6 +61,7 @@ async fn explain(daemon: &TestDaemon, session_id: &str) -> pb::ExplainSessionRes
     daemon.sessions().explain_session(request).await.unwrap().into_inner()
 }
 
+// Invariant 15.
 #[tokio::test]
 async fn revocation_covers_all_sessions_after_a_step_back() {
     for version in ["1.2", "1.3"] {
@@ -83,6 +84,7 @@ async fn revocation_covers_all_sessions_after_a_step_back() {
     }
 }
 
+// Invariant 5.
 #[tokio::test]
 async fn step_of_the_clock_moves_no_session_expiry() {
     for step in [Step::Back(HOUR), Step::Forward(HOUR), Step::Forward(30 * HOUR)] {
@@ -145,6 +147,7 @@ async fn request_ids_last_a_minute_after_a_step_of_the_clock() {
     daemon.stop().await;
 }
 
+// Invariant 5.
 #[tokio::test]
 async fn sessions_expire_with_certificates_by_the_wall_clock() {
     for version in ["1.2", "1.3"] {
@@ -375,6 +378,7 @@ async fn old_time_stamps_extend_no_life_and_evade_no_revocation() {
     daemon.stop().await;
 }
 
+// Invariant 20.
 #[tokio::test]
 async fn streams_end_when_a_step_expires_their_certificate() {
     let rules = rule("dns:a.test", "default", "worker") + &rule("dns:a.test", "mail", "observer");

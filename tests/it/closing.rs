@@ -52,6 +52,7 @@ enum Ending {
     SetShutdown,
 }
 
+// Invariant 1.
 #[tokio::test]
 async fn sessions_of_connections_that_end_open_are_removed() {
     use Ending::*;
@@ -272,6 +273,7 @@ async fn comes_back_after(end: impl AsyncFn(Server, TlsStream<TcpStream>)) {
     }
 }
 
+// Invariant 1.
 #[tokio::test]
 async fn killed_worker_loses_sessions_of_open_connections() {
     comes_back_after(async |worker, _tls| worker.process.kill().await).await;

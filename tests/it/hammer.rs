@@ -262,6 +262,7 @@ impl Dice {
     }
 }
 
+// Invariant 2.
 #[test]
 fn no_session_is_found_after_removal_or_consumed_twice() {
     let ledger = Arc::new(SharedState::new(limits(TOTAL)));

@@ -18,6 +18,7 @@ use crate::{
     process::Process,
 };
 
+// Invariant 23.
 #[tokio::test]
 async fn process_memory_is_closed_to_its_user_and_core_files() {
     let folder = tempfile::tempdir().unwrap();
@@ -72,6 +73,7 @@ async fn visit(guest: &mut Guest) -> Vec<String> {
 const PLAINTEXT: &str = "a plaintext found nowhere else";
 const SECRET: &str = "a secret found nowhere else";
 
+// Invariant 23.
 #[tokio::test]
 async fn log_holds_no_secret_and_audits_refusals_and_removals() {
     let folder = tempfile::tempdir().unwrap();

@@ -217,6 +217,7 @@ async fn make_connections(channel: Channel, way: usize, stop: CancellationToken)
     made
 }
 
+// Invariant 20.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rights_and_contexts_of_a_reload_change_at_once() {
     let folder = tempfile::tempdir().unwrap();
@@ -255,6 +256,7 @@ async fn rights_and_contexts_of_a_reload_change_at_once() {
     daemon.stop().await;
 }
 
+// Invariant 20.
 #[tokio::test]
 async fn refused_free_keeps_the_session_until_the_stream_ends() {
     let both = rule("dns:a.test", "*", "worker");

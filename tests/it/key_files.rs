@@ -354,6 +354,7 @@ fn cases(samples: &Samples) -> Vec<(&Broken, &'static str, usize, &'static str, 
     cases
 }
 
+// Invariant 26.
 #[test]
 fn check_and_start_print_no_byte_of_a_key() {
     let samples = samples();
@@ -387,6 +388,7 @@ fn check_and_start_print_no_byte_of_a_key() {
     }
 }
 
+// Invariant 26.
 #[tokio::test]
 async fn a_reload_logs_no_byte_of_a_key() {
     let samples = samples();
@@ -457,6 +459,7 @@ fn a_key_in_the_place_of_the_configuration_is_not_printed() {
     assert!(tried > 80);
 }
 
+// Invariant 26.
 #[test]
 fn a_key_in_the_place_of_a_value_is_not_printed() {
     let samples = samples();

@@ -317,6 +317,7 @@ async fn client_cache_offers_the_newest_and_each_ticket_once() {
     daemon.stop().await;
 }
 
+// Invariant 5.
 #[tokio::test]
 async fn sessions_expire_on_time_and_resumption_extends_nothing() {
     let folder = tempfile::tempdir().unwrap();

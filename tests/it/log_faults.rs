@@ -154,21 +154,25 @@ async fn endures(behind: Behind) {
     daemon.stop().await;
 }
 
+// Invariant 24.
 #[tokio::test]
 async fn full_disk_behind_the_log_ends_nothing() {
     endures(Behind::FullDisk).await;
 }
 
+// Invariant 24.
 #[tokio::test]
 async fn dead_reader_of_the_log_ends_nothing() {
     endures(Behind::NoReader).await;
 }
 
+// Invariant 24.
 #[tokio::test]
 async fn stalled_reader_of_the_log_blocks_nothing() {
     endures(Behind::Stalled).await;
 }
 
+// Invariant 24.
 #[tokio::test]
 async fn log_that_would_block_blocks_nothing() {
     endures(Behind::WouldBlock).await;

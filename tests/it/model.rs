@@ -629,11 +629,13 @@ fn sequences_keep_the_rule(client_sessions: &str, cases: u32) {
         .unwrap();
 }
 
+// Invariant 1.
 #[test]
 fn random_sequences_never_resume_a_bad_session_explicit() {
     sequences_keep_the_rule("explicit", 5_000);
 }
 
+// Invariant 1.
 #[test]
 fn random_sequences_never_resume_a_bad_session_shared() {
     sequences_keep_the_rule("shared", 5_000);

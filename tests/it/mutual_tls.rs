@@ -38,6 +38,7 @@ async fn turned_away(house: &House, config: rustls::ClientConfig) -> String {
     }
 }
 
+// Invariant 21.
 #[tokio::test]
 async fn mutual_tls_requires_a_valid_certificate_of_our_authority() {
     let house = House::with(&rule("dns:*.test", "*", "worker")).await;
@@ -129,6 +130,7 @@ async fn certificate_names_identify_and_the_first_one_owns() {
     house.daemon.stop().await;
 }
 
+// Invariant 20.
 #[tokio::test]
 async fn expired_certificate_ends_its_calls_and_streams() {
     let rules = rule("dns:a.test", "default", "worker") + &rule("dns:a.test", "mail", "observer");
@@ -162,6 +164,7 @@ async fn expired_certificate_ends_its_calls_and_streams() {
     house.daemon.stop().await;
 }
 
+// Invariant 21.
 #[tokio::test]
 async fn new_certificates_and_ca_apply_to_new_connections_only() {
     let rules = rule("dns:*.test", "*", "worker") + &rule("local", "*", "observer");

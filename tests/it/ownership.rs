@@ -51,6 +51,7 @@ async fn listed(guest: &mut Guest) -> BTreeSet<String> {
     all.into_inner().connections.into_iter().map(|listed| listed.id).collect()
 }
 
+// Invariant 19.
 #[tokio::test]
 async fn no_call_finds_a_connection_of_another_owner() {
     let rules = [
@@ -148,6 +149,7 @@ async fn no_call_finds_a_connection_of_another_owner() {
     house.daemon.stop().await;
 }
 
+// Invariant 19.
 #[tokio::test]
 async fn lookups_need_the_worker_role_in_their_context() {
     let rules = rule("uid:54321", "default", "worker") + &rule("uid:54322", "mail", "worker");
@@ -185,6 +187,7 @@ async fn lookups_need_the_worker_role_in_their_context() {
     house.daemon.stop().await;
 }
 
+// Invariant 22.
 #[tokio::test]
 async fn connections_are_limited_per_owner() {
     let rules = rule("local", "*", "worker");
@@ -238,6 +241,7 @@ async fn connections_are_limited_per_owner() {
     house.daemon.stop().await;
 }
 
+// Invariant 22.
 #[tokio::test]
 async fn misses_are_limited_per_owner_and_second() {
     let house = House::limited("[limits]\nmisses_per_second = 3\n", &rule("local", "*", "worker")).await;

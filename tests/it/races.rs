@@ -89,6 +89,7 @@ fn resumes(core: &CoreState, hello: &[u8]) -> bool {
     reused
 }
 
+// Invariant 2.
 #[test]
 fn one_ticket_offered_to_many_servers_resumes_once() {
     let core = core("1.3", "");
@@ -112,6 +113,7 @@ fn one_ticket_offered_to_many_servers_resumes_once() {
     }
 }
 
+// Invariant 1.
 #[test]
 fn no_resumption_follows_the_free_of_an_open_connection() {
     let core = core("1.2", "");
@@ -190,6 +192,7 @@ fn concurrent_free_and_exchange_leave_no_session() {
     }
 }
 
+// Invariant 16.
 #[test]
 fn handshakes_succeed_during_reloads_and_no_old_cache_stays() {
     for version in ["1.2", "1.3"] {

@@ -134,6 +134,7 @@ fn below(path: &[i32], field: i32, place: usize) -> Vec<i32> {
     path.iter().copied().chain([field, place]).collect()
 }
 
+// Invariant 11.
 #[test]
 fn everything_in_the_contract_has_a_comment() {
     let files = contract();

@@ -499,6 +499,7 @@ async fn full_table_refuses_with_a_retry_delay() {
     daemon.stop().await;
 }
 
+// Invariant 3.
 #[tokio::test]
 async fn session_of_another_context_or_role_or_server_is_refused() {
     let folder = tempfile::tempdir().unwrap();

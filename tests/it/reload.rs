@@ -60,6 +60,7 @@ pub(crate) async fn visit(daemon: &TestDaemon) -> bool {
     seen.session_reused
 }
 
+// Invariant 16.
 #[tokio::test]
 async fn reload_keeps_sessions_only_where_the_scope_is_unchanged() {
     let folder = files();
@@ -125,6 +126,7 @@ async fn reload_keeps_the_certificate_of_the_built_in_context() {
     daemon.stop().await;
 }
 
+// Invariant 16.
 #[tokio::test]
 async fn invalid_or_fixed_changes_refuse_the_whole_reload() {
     let folder = files();
@@ -196,6 +198,7 @@ async fn connections_of_the_old_scope_go_on_and_store_nothing() {
     daemon.stop().await;
 }
 
+// Invariant 15.
 #[tokio::test]
 async fn revocations_survive_a_reload_that_replaces_the_cache() {
     let folder = files();

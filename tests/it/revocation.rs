@@ -52,6 +52,7 @@ impl Worker<'_> {
     }
 }
 
+// Invariant 15.
 #[tokio::test]
 async fn each_selector_revokes_only_the_sessions_it_names() {
     let daemon = TestDaemon::start().await;
@@ -97,6 +98,7 @@ async fn each_selector_revokes_only_the_sessions_it_names() {
     daemon.stop().await;
 }
 
+// Invariant 15.
 #[tokio::test]
 async fn only_authentications_after_the_revocation_are_stored() {
     let daemon = TestDaemon::start().await;
@@ -136,6 +138,7 @@ async fn only_authentications_after_the_revocation_are_stored() {
     daemon.stop().await;
 }
 
+// Invariants 5 and 15.
 #[tokio::test]
 async fn session_revoked_after_a_lookup_stores_no_successor() {
     let daemon = TestDaemon::start().await;

@@ -73,6 +73,7 @@ impl Served {
     }
 }
 
+// Invariant 15.
 #[tokio::test]
 async fn reusable_session_is_revoked_between_lookup_and_put() {
     let mut served = started().await;
@@ -110,6 +111,7 @@ async fn reusable_session_is_revoked_between_lookup_and_put() {
     assert_eq!(served.stored().await, []);
 }
 
+// Invariant 15.
 #[tokio::test]
 async fn resumption_keeps_the_peer_identity_known_to_the_daemon() {
     let mut served = started().await;
@@ -157,6 +159,7 @@ async fn resumption_adds_no_identity_to_an_anonymous_peer() {
     assert_eq!(served.look(&connection).await.peer, None);
 }
 
+// Invariant 15.
 #[tokio::test]
 async fn resumption_of_a_forgotten_session_stores_nothing() {
     let mut served = started().await;

@@ -8,6 +8,7 @@ use crate::{
     harness::new,
 };
 
+// Invariant 20.
 #[tokio::test]
 async fn removed_identity_loses_its_streams_and_their_connections() {
     let admin = rule("local", "*", "admin");
@@ -67,6 +68,7 @@ async fn removed_identity_loses_its_streams_and_their_connections() {
     house.daemon.stop().await;
 }
 
+// Invariant 20.
 #[tokio::test]
 async fn lost_context_ends_its_streams_and_hides_its_connections() {
     let all = rule("uid:54321", "*", "worker") + &rule("uid:54322", "*", "observer");

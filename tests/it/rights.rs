@@ -94,6 +94,7 @@ async fn call(channel: &Channel, path: &str, streams: bool) -> Option<Status> {
     }
 }
 
+// Invariant 18.
 #[test]
 fn documented_rights_equal_those_of_the_code() {
     let table = table();
@@ -116,6 +117,7 @@ fn documented_rights_equal_those_of_the_code() {
     }
 }
 
+// Invariant 18.
 #[tokio::test]
 async fn each_listener_serves_each_rpc_to_the_documented_roles_only() {
     let house = House::with(&rule("uid:1", "*", "observer")).await;
@@ -165,6 +167,7 @@ async fn doors(house: &House, leaf: &Leaf) -> [Channel; 3] {
     [house.over_tcp().await, house.over_unix(SOMEBODY).await, house.over_tls(leaf).await]
 }
 
+// Invariant 18.
 #[tokio::test]
 async fn attach_checks_the_rights_of_each_call() {
     let house = House::with(&rule("local", "default", "worker")).await;
@@ -260,6 +263,7 @@ async fn certificate_without_a_name_has_no_identity() {
     house.daemon.stop().await;
 }
 
+// Invariant 18.
 #[tokio::test]
 async fn first_matching_rule_decides_for_each_context() {
     let rules = [

@@ -35,6 +35,7 @@ fn shared(folder: &Path, one: &str, two: &str) -> (bool, bool) {
     (same(Role::Server), same(Role::Client))
 }
 
+// Invariant 3.
 #[test]
 fn contexts_share_sessions_only_with_equal_resumption_settings() {
     let folder = tempfile::tempdir().unwrap();

@@ -106,6 +106,7 @@ fn assert_as_strict(now: &Config, before: &Config, what: &str) {
     }
 }
 
+// Invariant 25.
 #[tokio::test]
 async fn file_cut_at_any_byte_is_refused_or_as_strict() {
     let folder = files();
@@ -202,6 +203,7 @@ pub(crate) fn taken(line: &str) -> bool {
     line.contains("configuration reloaded")
 }
 
+// Invariant 25.
 #[tokio::test]
 async fn file_cut_at_any_line_never_loosens_the_daemon() {
     let mut running = Reloading::start(REALISTIC).await;
@@ -301,6 +303,7 @@ async fn client_auth_is_weakened_only_explicitly() {
     running.end().await;
 }
 
+// Invariant 25.
 #[tokio::test]
 async fn each_key_that_falls_back_to_its_default_is_named() {
     let folder = files();

@@ -163,6 +163,7 @@ async fn systemd_sockets_are_served_and_outlive_the_daemon() {
     assert!(socket.exists(), "the daemon removed the file of systemd");
 }
 
+// Invariant 21.
 #[tokio::test]
 async fn systemd_socket_beyond_loopback_requires_tls() {
     let (written, good) = run(&mut passed(&["0.0.0.0"], &FROM_SYSTEMD), "").await;
@@ -194,6 +195,7 @@ async fn systemd_socket_beyond_loopback_requires_tls() {
     assert!(!good && written.contains("systemd has passed no socket"), "{written}");
 }
 
+// Invariant 21.
 #[tokio::test]
 async fn plaintext_beyond_loopback_is_refused_at_start() {
     for address in ["tcp://0.0.0.0:0", "tcp://[::]:0", "tls://127.0.0.1:0", "tcp://[::ffff:127.0.0.1]:0"] {

@@ -88,6 +88,7 @@ async fn sighup_during_the_start_reloads_after_it() {
     Guest::new(&over(TcpStream::connect(&address).await.unwrap()).await).open("").await.unwrap();
 }
 
+// Invariant 24.
 #[tokio::test]
 async fn hanging_reload_delays_neither_calls_nor_the_stop() {
     let folder = tempfile::tempdir().unwrap();

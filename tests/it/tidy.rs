@@ -286,6 +286,7 @@ fn report(rule: &str, broken: Vec<String>) {
     assert!(broken.is_empty(), "{rule}:\n{}", broken.join("\n"));
 }
 
+// Invariant 10.
 #[test]
 fn rooms_import_only_rooms_to_their_right() {
     let mut broken = Vec::new();
@@ -320,6 +321,7 @@ fn every_room_has_its_place() {
     report("a new room gets a place in ARCHITECTURE.md and here", broken);
 }
 
+// Invariants 8 and 9.
 #[test]
 fn words_stay_in_their_rooms() {
     let mut broken = Vec::new();

@@ -46,6 +46,7 @@ async fn run(address: &str) -> Vec<String> {
     printed.split(MARK).map(str::to_owned).collect()
 }
 
+// Invariant 12.
 #[tokio::test]
 async fn tour_of_the_readme_runs_word_for_word() {
     let daemon = Binary::start(&[]).await;

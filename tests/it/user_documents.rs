@@ -28,6 +28,12 @@ const DOCUMENTS: [(&str, &str); 6] = [
     ("docs/workers.md", include_str!("../../docs/workers.md")),
 ];
 
+/// Documents that name files as they were.
+const HISTORY: [&str; 2] = ["CHANGELOG.md", "docs/benchmarks-log.md"];
+
+/// The folders of the repository whose files the documents name.
+const FOLDERS: [&str; 8] = ["benches/", "clients/", "crates/", "docs/", "fuzz/", "proto/", "src/", "tests/"];
+
 /// The maximum number of words of README.md outside of code blocks.
 const README_WORDS_MAX: usize = 1100;
 
@@ -303,6 +309,64 @@ fn relative_links_of_all_documents_resolve() {
     }
     assert!(seen > 50, "the links were not found: {seen}");
     assert!(broken.is_empty(), "links without a target:\n{}", broken.join("\n"));
+}
+
+/// Returns the paths of files and folders that a document names in backticks, with their line
+/// numbers, without those in code blocks.
+fn paths(text: &str) -> Vec<(usize, String)> {
+    let (mut found, mut inside) = (Vec::new(), false);
+    for (at, line) in text.lines().enumerate() {
+        if line.trim_start().starts_with("```") {
+            inside = !inside;
+        }
+        if inside {
+            continue;
+        }
+        for span in line.split('`').skip(1).step_by(2) {
+            // `path:line` names a file too.
+            let path = match span.rsplit_once(':') {
+                Some((path, line)) if line.chars().all(|c| c.is_ascii_digit()) => path,
+                _ => span,
+            };
+            let is_path = path.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
+            let is_known = FOLDERS.iter().any(|folder| path.starts_with(folder)) || path.ends_with(".rs");
+            if is_path && is_known {
+                found.push((at + 1, path.to_owned()));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn files_that_the_documents_name_exist() {
+    let (mut seen, mut broken) = (0, Vec::new());
+    for file in files(root(), "md") {
+        let document = file.strip_prefix(root()).unwrap().display().to_string();
+        if HISTORY.contains(&document.as_str()) {
+            continue;
+        }
+        for (line, path) in paths(&fs::read_to_string(&file).unwrap()) {
+            seen += 1;
+            if !root().join(&path).exists() {
+                broken.push(format!("{document}:{line}: `{path}`"));
+            }
+        }
+    }
+    assert!(seen > 50, "the paths were not found: {seen}");
+    assert!(
+        broken.is_empty(),
+        "paths from the root of the repository without a file:\n{}",
+        broken.join("\n")
+    );
+}
+
+#[test]
+fn paths_in_the_documents_are_seen() {
+    let text = "`src/a.rs:12` and `b.rs`, `c.md`, `src/d e` and `docs/`\n```\n`src/f.rs`\n```\n`a::src/g`";
+    let found =
+        [(1_usize, "src/a.rs"), (1, "b.rs"), (1, "docs/")].map(|(line, path)| (line, path.to_owned()));
+    assert_eq!(paths(text), found);
 }
 
 #[test]

@@ -216,6 +216,7 @@ async fn assert_unknown(served: &mut Served, context: &str, session_id: &str) {
     assert_eq!(reasons, (pb::MissReason::Unknown, pb::RemovalReason::Unspecified, None), "{}", told.summary);
 }
 
+// Invariant 16.
 #[tokio::test]
 async fn session_looked_up_before_a_reload_renews_nothing() {
     let mut served = Served::start(start_alone).await;
@@ -250,6 +251,7 @@ async fn session_looked_up_before_a_reload_renews_nothing() {
     assert!(served.lookup("", "dd").await.found);
 }
 
+// Invariant 16.
 #[tokio::test]
 async fn worker_connection_of_the_old_scope_stores_nothing() {
     let mut served = Served::start(start_alone).await;
@@ -273,6 +275,7 @@ async fn worker_connection_of_the_old_scope_stores_nothing() {
     }
 }
 
+// Invariant 16.
 #[tokio::test]
 async fn handshakes_across_a_reload_store_nothing() {
     for version in ["1.2", "1.3"] {
@@ -321,6 +324,7 @@ async fn handshakes_across_a_reload_store_nothing() {
     }
 }
 
+// Invariant 3.
 #[tokio::test]
 async fn contexts_of_different_scopes_reveal_nothing_to_each_other() {
     let mut served = Served::start(start_alone).await;

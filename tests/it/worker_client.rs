@@ -267,6 +267,7 @@ async fn full_queue_drops_reports_but_no_required_ones() {
     daemon.stop().await;
 }
 
+// Invariant 14.
 #[tokio::test(flavor = "multi_thread")]
 async fn breaker_opens_after_lookups_of_a_stopped_daemon_time_out() {
     let daemon = Binary::start(&[]).await;
@@ -317,6 +318,7 @@ async fn breaker_opens_after_lookups_of_a_stopped_daemon_time_out() {
     drop((connection, told));
 }
 
+// Invariant 14.
 #[tokio::test]
 async fn lookups_miss_until_the_restarted_daemon_is_reached() {
     let daemon = Binary::start(&[]).await;

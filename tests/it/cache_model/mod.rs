@@ -225,6 +225,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+// Invariant 4.
 #[test]
 fn random_sequences_agree_with_a_naive_cache_model() {
     let folder = tempfile::tempdir().unwrap();

@@ -21,6 +21,7 @@ async fn nginx_cve_2014_3616_a_session_of_another_virtual_host() {
     }
 }
 
+// Invariant 3.
 #[tokio::test]
 async fn nginx_cve_2025_23419_certificate_for_the_default_server() {
     // CVE-2025-23419, nginx: a session that the default server had made with a client certificate

@@ -54,6 +54,7 @@ fn id(id: u8) -> SessionId {
     SessionId::new(&[id]).unwrap()
 }
 
+// Invariant 5.
 #[test]
 fn lifetime_counts_from_authentication_up_to_the_certificate() {
     let cache = cache();
@@ -99,6 +100,7 @@ fn wall_clock_past_the_certificate_expires_its_session() {
     );
 }
 
+// Invariant 3.
 #[test]
 fn lookup_needs_version_and_name_and_a_miss_consumes_nothing() {
     let cache = cache();

@@ -108,6 +108,7 @@ fn told(watch: &Watch) -> Vec<(u8, RemovalReason)> {
     told
 }
 
+// Invariant 2.
 fn ticket_is_consumed_and_reported_removed_once() {
     let (cache, _, watch) = lonely(10);
     let ticket = cache.put(new(1, Version::Tls13), NOW).unwrap();
@@ -171,6 +172,7 @@ fn end_while_put_and_asked(end: fn(&Cache)) {
     assert!(told(&watch).iter().all(|(_, reason)| reasons.contains(reason)));
 }
 
+// Invariant 15.
 fn revoked_sessions_are_never_found() {
     end_while_put_and_asked(|cache| {
         cache.revoke(Selector::All, NOW.at.after(Duration::from_millis(1)));

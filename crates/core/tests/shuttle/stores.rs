@@ -211,6 +211,7 @@ fn prefetch_blocks_no_call_and_changes_nothing() {
     assert_counted(&store, &total);
 }
 
+// Invariant 6.
 fn store_counters_match_its_content_and_limits_hold() {
     let total = Arc::default();
     // Limited by entries in one shard, or by bytes in two.
@@ -244,6 +245,7 @@ fn store_counters_match_its_content_and_limits_hold() {
     assert_counted(&store, &total);
 }
 
+// Invariant 6.
 fn reduced_limits_hold_during_concurrent_puts() {
     let total = Arc::default();
     let store = store(any_parts(), 1_000, &total);

@@ -58,6 +58,7 @@ fn amount(store: &Memory<Value>) -> (usize, usize) {
     (store.amount().entries(), store.amount().bytes())
 }
 
+// Invariant 4.
 #[test]
 fn full_store_evicts_the_oldest_unused_value() {
     let store = store(2, 100);
@@ -68,6 +69,7 @@ fn full_store_evicts_the_oldest_unused_value() {
     assert_eq!((keys(&store), amount(&store)), (vec![4], (1, 95)));
 }
 
+// Invariant 4.
 #[test]
 fn value_over_the_limit_is_refused_and_evicts_nothing() {
     let store = store(2, 100);
@@ -91,6 +93,7 @@ fn taken_key_stays_with_its_value() {
     assert_eq!(keys(&store), [2, 3]);
 }
 
+// Invariant 4.
 #[test]
 fn flood_of_unused_values_evicts_no_used_value() {
     let store = store(10_000, usize::MAX);
@@ -118,6 +121,7 @@ fn limits_hold_with_one_value_per_shard() {
     assert!(store.evict(None).is_some() && store.evict(None).is_none());
 }
 
+// Invariant 7.
 #[test]
 fn removed_values_are_not_kept_alive() {
     let store = store(1_000, 1_000_000);
@@ -131,6 +135,7 @@ fn removed_values_are_not_kept_alive() {
     assert_eq!(amount(&store), (0, 0));
 }
 
+// Invariant 2.
 #[test]
 fn one_of_many_takes_succeeds() {
     let store = Arc::new(store(1_000, 1_000_000));

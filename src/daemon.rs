@@ -1,4 +1,4 @@
-//! The life of a daemon: config → contexts → table → api → ready → wait → drain, and contexts again
+//! The life of a daemon: config → contexts → state → api → ready → wait → drain, and contexts again
 //! at a reload.
 
 use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
@@ -289,7 +289,7 @@ impl Daemon {
         self.listeners.endpoints()
     }
 
-    /// Returns the table of connections.
+    /// Returns the state of the core.
     pub fn core(&self) -> &Arc<CoreState> {
         &self.state
     }

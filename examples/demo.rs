@@ -63,14 +63,21 @@ async fn demo() -> Result<bool> {
         out,
         "{CLIENTS} clients call {VISITS} times each; every call meets one of {WORKERS} workers.\n"
     )?;
-    writeln!(out, "  {:<22} {:<8} {:>8} {:>8} {:>8}", "daemon", "protocol", "returns", "resumed", "share")?;
+    writeln!(
+        out,
+        "  {:<22} {:<8} {:>8} {:>8} {:>8}",
+        "daemon", "protocol", "returns", "resumed", "share"
+    )?;
     let mut good = true;
     for (label, daemons) in [("one, shared", 1), ("one for each worker", WORKERS)] {
         for (protocol, version) in [("TLS 1.2", &TLS12), ("TLS 1.3", &TLS13)] {
             let resumed = returns_resumed(&site, daemons, version).await?;
             let returns = CLIENTS * (VISITS - 1);
             let percent = resumed * 100 / returns;
-            writeln!(out, "  {label:<22} {protocol:<8} {returns:>8} {resumed:>8} {percent:>6} %")?;
+            writeln!(
+                out,
+                "  {label:<22} {protocol:<8} {returns:>8} {resumed:>8} {percent:>6} %"
+            )?;
             good &= daemons > 1 || percent >= WANTED;
         }
     }
@@ -109,7 +116,9 @@ async fn returns_resumed(
         random ^= random << 5;
         &workers[random as usize % WORKERS]
     };
-    let clients: Vec<_> = (0..CLIENTS).map(|_| site.client(version)).collect::<Result<_>>()?;
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| site.client(version))
+        .collect::<Result<_>>()?;
     let mut resumed = 0;
     for visit in 0..VISITS {
         for client in &clients {
@@ -124,8 +133,11 @@ async fn returns_resumed(
 
 async fn fetch(client: &TlsConnector, address: &str) -> Result<String> {
     let socket = TcpStream::connect(address).await?;
-    let mut tls = client.connect(ServerName::try_from("localhost")?, socket).await?;
-    tls.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await?;
+    let mut tls = client
+        .connect(ServerName::try_from("localhost")?, socket)
+        .await?;
+    tls.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .await?;
     let mut page = String::new();
     tls.read_to_string(&mut page).await?;
     tls.shutdown().await?;
@@ -143,7 +155,10 @@ impl Site {
     fn new() -> Result<Self> {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
         let folder = tempfile::tempdir()?;
-        let (chain, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+        let (chain, key) = (
+            folder.path().join("cert.pem"),
+            folder.path().join("key.pem"),
+        );
         std::fs::write(&chain, made.cert.pem())?;
         std::fs::write(&key, made.signing_key.serialize_pem())?;
         let config = format!(
@@ -156,18 +171,29 @@ impl Site {
             .and_then(Path::parent)
             .ok_or("the path of this program has no parent folder")?
             .to_owned();
-        Ok(Self { folder, certificate: made.cert.der().clone(), programs })
+        Ok(Self {
+            folder,
+            certificate: made.cert.der().clone(),
+            programs,
+        })
     }
 
     async fn daemon(&self) -> Result<(Child, String)> {
         let mut command = Command::new(self.programs.join("tls-sessiond"));
-        command.arg("--config").arg(self.folder.path().join("daemon.toml"));
+        command
+            .arg("--config")
+            .arg(self.folder.path().join("daemon.toml"));
         start(&mut command, "listening on tcp://").await
     }
 
     async fn worker(&self, daemon: &str) -> Result<(Child, String)> {
         let mut command = Command::new(self.programs.join("examples/tls_server"));
-        command.args(["--listen", "127.0.0.1:0", "--daemon", &format!("http://{daemon}")]);
+        command.args([
+            "--listen",
+            "127.0.0.1:0",
+            "--daemon",
+            &format!("http://{daemon}"),
+        ]);
         start(&mut command, "listening on ").await
     }
 
@@ -186,7 +212,11 @@ impl Site {
 async fn start(command: &mut Command, prefix: &str) -> Result<(Child, String)> {
     let program = command.as_std().get_program().to_owned();
     let missing = |err| format!("cannot start {}: {err}; use `make demo`", program.display());
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
     let mut child = command.spawn().map_err(missing)?;
     let mut lines = BufReader::new(child.stdout.take().ok_or("no stdout")?).lines();
     while let Some(line) = lines.next_line().await? {

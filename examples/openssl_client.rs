@@ -59,7 +59,10 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
     let mut options = Options::new(&args.daemon, "openssl")?;
     options.lookup_deadline = Duration::from_millis(500);
     let worker = runtime.block_on(async {
@@ -83,7 +86,10 @@ fn run(args: Args) -> Result<(), Box<dyn Error + Send + Sync>> {
     let offered = sessions.offer_blocking(&mut ssl, &args.server_name);
 
     let mut stream = SslStream::new(ssl, TcpStream::connect(args.connect)?)?;
-    let fetched = stream.connect().map_err(Into::into).and_then(|()| fetch(&mut stream, &args));
+    let fetched = stream
+        .connect()
+        .map_err(Into::into)
+        .and_then(|()| fetch(&mut stream, &args));
     let ssl = stream.ssl();
     writeln!(
         io::stdout(),
@@ -97,8 +103,15 @@ fn run(args: Args) -> Result<(), Box<dyn Error + Send + Sync>> {
     fetched
 }
 
-fn fetch(stream: &mut SslStream<TcpStream>, args: &Args) -> Result<(), Box<dyn Error + Send + Sync>> {
-    write!(stream, "GET / HTTP/1.0\r\nHost: {}\r\n\r\n", args.server_name)?;
+fn fetch(
+    stream: &mut SslStream<TcpStream>,
+    args: &Args,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    write!(
+        stream,
+        "GET / HTTP/1.0\r\nHost: {}\r\n\r\n",
+        args.server_name
+    )?;
     let mut page = Vec::new();
     // If the server closes the socket without a close_notify, this is an error, and the session is
     // removed.

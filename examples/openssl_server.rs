@@ -22,7 +22,8 @@ use std::{
 use clap::Parser;
 use ended::ended;
 use openssl::ssl::{
-    ShutdownResult, ShutdownState, SslAcceptor, SslFiletype, SslMethod, SslRef, SslStream, SslVerifyMode,
+    ShutdownResult, ShutdownState, SslAcceptor, SslFiletype, SslMethod, SslRef, SslStream,
+    SslVerifyMode,
 };
 use tls_sessiond_client::{Options, Worker, openssl::ServerSessions};
 
@@ -68,7 +69,10 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> Result<(), Box<dyn Error + Send + Sync>> {
     // OpenSSL blocks the threads, so the stream to the daemon has a runtime of its own.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
     let mut options = Options::new(&args.daemon, "openssl")?;
     options.lookup_deadline = Duration::from_millis(args.lookup_deadline);
     let worker = runtime.block_on(async {
@@ -104,7 +108,11 @@ fn run(args: Args) -> Result<(), Box<dyn Error + Send + Sync>> {
 
 /// Serves one connection, from the handshake to the close_notify. After an early return the
 /// connection is unclosed: dropping the stream removes its sessions from the cache.
-fn serve(socket: TcpStream, acceptor: &SslAcceptor, name: &str) -> Result<(), Box<dyn Error + Send + Sync>> {
+fn serve(
+    socket: TcpStream,
+    acceptor: &SslAcceptor,
+    name: &str,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
     socket.set_read_timeout(Some(SILENCE_MAX))?;
     socket.set_nodelay(true)?;
     let mut stream = acceptor.accept(socket)?;
@@ -139,6 +147,13 @@ fn close(stream: &mut SslStream<TcpStream>) -> Result<(), Box<dyn Error + Send +
 }
 
 fn describe(ssl: &SslRef) -> String {
-    let suite = ssl.current_cipher().and_then(|cipher| cipher.standard_name()).unwrap_or("unknown suite");
-    format!("{} {suite} resumed: {}", ssl.version_str().replace("TLSv", "TLS "), ssl.session_reused())
+    let suite = ssl
+        .current_cipher()
+        .and_then(|cipher| cipher.standard_name())
+        .unwrap_or("unknown suite");
+    format!(
+        "{} {suite} resumed: {}",
+        ssl.version_str().replace("TLSv", "TLS "),
+        ssl.session_reused()
+    )
 }

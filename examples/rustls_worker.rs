@@ -71,7 +71,10 @@ const CONNECTION_MAX: Duration = Duration::from_secs(30);
 fn unreadable(path: &Path, err: &pem::Error) -> String {
     match err {
         pem::Error::Io(err) => format!("cannot read {}: {err}", path.display()),
-        _ => format!("{}: expected PEM with a certificate chain, or one private key", path.display()),
+        _ => format!(
+            "{}: expected PEM with a certificate chain, or one private key",
+            path.display()
+        ),
     }
 }
 
@@ -85,13 +88,19 @@ async fn run(args: Args) -> Result<(), Box<dyn Error + Send + Sync>> {
         .and_then(|certificates| certificates.collect::<Result<Vec<_>, _>>())
         .map_err(|err| unreadable(&args.certificate, &err))?;
     let key = PrivateKeyDer::from_pem_file(&args.key).map_err(|err| unreadable(&args.key, &err))?;
-    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
+    let config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
 
     let mut options = Options::new(&args.daemon, sessions::FORMAT)?;
     options.context = args.context;
     options.lookup_deadline = Duration::from_millis(args.lookup_deadline);
     let worker = Worker::connect(options);
-    let acceptor = Acceptor::new(worker, Arc::new(config), sessions::Options::new("no client certificates"));
+    let acceptor = Acceptor::new(
+        worker,
+        Arc::new(config),
+        sessions::Options::new("no client certificates"),
+    );
 
     let listener = TcpListener::bind(args.listen).await?;
     writeln!(io::stdout(), "listening on {}", listener.local_addr()?)?;
@@ -126,7 +135,11 @@ async fn serve(socket: TcpStream, acceptor: &Acceptor, name: &str) -> io::Result
         Some(ProtocolVersion::TLSv1_3) => "TLS 1.3",
         _ => "TLS 1.2",
     };
-    let page = format!("{name}: {version} {} resumed: {}\n", tls.cipher_suite(), tls.resumed());
+    let page = format!(
+        "{name}: {version} {} resumed: {}\n",
+        tls.cipher_suite(),
+        tls.resumed()
+    );
 
     let mut request = Vec::new();
     while !request.windows(4).any(|end| end == b"\r\n\r\n") {
@@ -137,8 +150,11 @@ async fn serve(socket: TcpStream, acceptor: &Acceptor, name: &str) -> io::Result
         }
     }
     let head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close";
-    tls.write_all(format!("{head}\r\nContent-Length: {}\r\n\r\n{page}", page.len()).as_bytes()).await?;
+    tls.write_all(format!("{head}\r\nContent-Length: {}\r\n\r\n{page}", page.len()).as_bytes())
+        .await?;
     tls.shutdown().await?;
     // Closing a socket with unread bytes resets it, and the peer may lose the answer.
-    tokio::io::copy(&mut tls, &mut tokio::io::sink()).await.map(drop)
+    tokio::io::copy(&mut tls, &mut tokio::io::sink())
+        .await
+        .map(drop)
 }

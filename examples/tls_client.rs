@@ -71,9 +71,16 @@ async fn fetch(args: Args) -> Result<()> {
             }
             Event::Plaintext(bytes) => answer.extend_from_slice(&bytes),
             Event::Closed(closed) => {
-                let received = closed.connection.unwrap_or_default().shutdown.unwrap_or_default().received;
+                let received = closed
+                    .connection
+                    .unwrap_or_default()
+                    .shutdown
+                    .unwrap_or_default()
+                    .received;
                 failure = match closed.alert {
-                    Some(alert) if alert.received => Some(format!("the server sent {}", alert.name)),
+                    Some(alert) if alert.received => {
+                        Some(format!("the server sent {}", alert.name))
+                    }
                     Some(alert) => Some(format!("the server was refused with {}", alert.name)),
                     None if !received => Some("the server ended without a close_notify".to_owned()),
                     None => None,
@@ -91,6 +98,9 @@ async fn fetch(args: Args) -> Result<()> {
 
 /// Returns what follows the header, or everything if there is no header.
 fn body(answer: &[u8]) -> &[u8] {
-    let header = answer.windows(4).position(|end| end == b"\r\n\r\n").map_or(0, |end| end + 4);
+    let header = answer
+        .windows(4)
+        .position(|end| end == b"\r\n\r\n")
+        .map_or(0, |end| end + 4);
     &answer[header..]
 }

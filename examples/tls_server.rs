@@ -82,15 +82,20 @@ async fn run(args: Arc<Args>) -> Result<()> {
 
 /// Serves one connection, from the ClientHello to the close_notify.
 async fn serve(socket: TcpStream, place: Place, args: &Args) -> Result<()> {
-    let new =
-        NewRequest { context: args.context.clone(), role: Role::Server.into(), ..NewRequest::default() };
+    let new = NewRequest {
+        context: args.context.clone(),
+        role: Role::Server.into(),
+        ..NewRequest::default()
+    };
     let mut wire = Wire::open(place, socket, new).await?;
     let mut page = String::new();
     let mut request = Vec::new();
     let mut answered = false;
     while let Some(event) = wire.next().await? {
         match event {
-            Event::Established(connection) => page = format!("{}: {}\n", args.name, describe(&connection)),
+            Event::Established(connection) => {
+                page = format!("{}: {}\n", args.name, describe(&connection));
+            }
             Event::Plaintext(bytes) if !answered => {
                 let room = REQUEST_MAX - request.len();
                 request.extend_from_slice(&bytes[..bytes.len().min(room)]);
@@ -125,7 +130,11 @@ fn status(request: &[u8]) -> Option<&'static str> {
 }
 
 fn response(status: &str, page: &str) -> String {
-    let body = if status.starts_with("200") { page } else { status };
+    let body = if status.starts_with("200") {
+        page
+    } else {
+        status
+    };
     format!(
         "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()

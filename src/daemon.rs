@@ -98,7 +98,9 @@ impl Reload {
         is_wanted: impl FnOnce() -> bool,
     ) -> Result<Option<Reloaded>, ConfigError> {
         let mut running = self.running.lock();
-        is_wanted().then(|| self.replace(config, &mut running)).transpose()
+        is_wanted()
+            .then(|| self.replace(config, &mut running))
+            .transpose()
     }
 
     /// Records that a reload was refused before it came here, for example because a file could not
@@ -116,7 +118,9 @@ impl Reload {
         let reloaded = self.try_replace(config, running);
         match &reloaded {
             Ok(reloaded) => {
-                let outcome = Outcome::Applied { dropped: reloaded.dropped.clone() };
+                let outcome = Outcome::Applied {
+                    dropped: reloaded.dropped.clone(),
+                };
                 self.reloads.tell(self.state.now().wall(), outcome);
             }
             Err(err) => self.refused(&err.to_string()),
@@ -124,10 +128,17 @@ impl Reload {
         reloaded
     }
 
-    fn try_replace(&self, config: &Config, running: &mut Arc<Config>) -> Result<Reloaded, ConfigError> {
+    fn try_replace(
+        &self,
+        config: &Config,
+        running: &mut Arc<Config>,
+    ) -> Result<Reloaded, ConfigError> {
         config.can_follow(running)?;
-        let registry =
-            self.state.registry().rebuild(&config.settings()).map_err(|err| config.context_error(&err))?;
+        let registry = self
+            .state
+            .registry()
+            .rebuild(&config.settings())
+            .map_err(|err| config.context_error(&err))?;
         let tls = Acceptor::reload(config)?;
         let removed = config.removed_contexts(running).len();
         let contexts = registry.all().len();
@@ -143,25 +154,37 @@ impl Reload {
             acceptor.swap(tls);
         }
         *running = Arc::new(config.clone());
-        Ok(Reloaded { contexts, removed, dropped })
+        Ok(Reloaded {
+            contexts,
+            removed,
+            dropped,
+        })
     }
 }
 
 /// Returns what a configuration allows and seldom means, as of `now`: each warning with its key and line.
 fn warnings_about(config: &Config, now: WallTime) -> Vec<ConfigError> {
     let contexts = warnings::contexts(&config.settings(), now);
-    let mut all: Vec<_> = contexts.iter().map(|warning| config.context_error(warning)).collect();
+    let mut all: Vec<_> = contexts
+        .iter()
+        .map(|warning| config.context_error(warning))
+        .collect();
     if let Some(tls) = &config.tls {
         warnings::certificate(&tls.certificate, now, &mut |why| {
             all.push(config.tls_error("certificate", why));
         });
-        warnings::expired(&tls.client_ca, now, &mut |why| all.push(config.tls_error("client_ca", why)));
+        warnings::expired(&tls.client_ca, now, &mut |why| {
+            all.push(config.tls_error("client_ca", why));
+        });
     }
     all
 }
 
 fn most(limits: &Limits) -> Most {
-    Most { all: limits.connections, of_one: limits.connections_per_owner }
+    Most {
+        all: limits.connections,
+        of_one: limits.connections_per_owner,
+    }
 }
 
 /// A configuration and the content of its files, before the daemon listens.
@@ -178,9 +201,15 @@ impl Prepared {
     /// # Errors
     /// Names the file and the fault.
     pub fn read(config: Config) -> Result<Self, ConfigError> {
-        let registry = Registry::build(&config.settings()).map_err(|err| config.context_error(&err))?;
+        let registry =
+            Registry::build(&config.settings()).map_err(|err| config.context_error(&err))?;
         let acceptor = Acceptor::load(&config)?;
-        Ok(Self { config, registry, acceptor, open_files: None })
+        Ok(Self {
+            config,
+            registry,
+            acceptor,
+            open_files: None,
+        })
     }
 
     /// Sets the number of files that the process may have open (RLIMIT_NOFILE). If that leaves
@@ -197,7 +226,11 @@ impl Prepared {
 
     /// Returns the names of the contexts, in the order of the configuration.
     pub fn context_names(&self) -> Vec<&str> {
-        self.registry.all().iter().map(|context| &*context.name).collect()
+        self.registry
+            .all()
+            .iter()
+            .map(|context| &*context.name)
+            .collect()
     }
 
     /// Returns the maximum number of sockets.
@@ -267,16 +300,39 @@ impl Daemon {
     /// The daemon cannot listen on an address, or the system allows too few open files.
     pub fn listen(prepared: Prepared, clock: Clock) -> Result<Self, Error> {
         let sockets_max = prepared.sockets_max()?;
-        let Prepared { config, registry, acceptor, .. } = prepared;
-        let state = Arc::new(CoreState::new(Arc::new(registry), clock, most(&config.limits)));
+        let Prepared {
+            config,
+            registry,
+            acceptor,
+            ..
+        } = prepared;
+        let state = Arc::new(CoreState::new(
+            Arc::new(registry),
+            clock,
+            most(&config.limits),
+        ));
         let shutdown = Shutdown::default();
-        let doors = Ingress { access: Arc::new(Access::new()), acceptor };
-        let limits = Limits { sockets: sockets_max, ..config.limits };
+        let doors = Ingress {
+            access: Arc::new(Access::new()),
+            acceptor,
+        };
+        let limits = Limits {
+            sockets: sockets_max,
+            ..config.limits
+        };
         let api = Api::new(Arc::clone(&state), &limits, doors.clone(), &shutdown)?;
         let listeners = Listeners::bind(&config.api, config.unix, config.tls.is_some())?;
         let config = Arc::new(config);
         let running = Arc::new(Mutex::new(Arc::clone(&config)));
-        Ok(Self { config, running, doors, state, api, listeners, shutdown })
+        Ok(Self {
+            config,
+            running,
+            doors,
+            state,
+            api,
+            listeners,
+            shutdown,
+        })
     }
 
     /// Returns the configuration that the daemon was started with.
@@ -313,8 +369,11 @@ impl Daemon {
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let health = self.api.health();
         health.set(Serving::Yes);
-        let sweeper =
-            tokio::spawn(sweeps(Arc::clone(&self.state), Arc::clone(&self.doors.access), self.api.memory()));
+        let sweeper = tokio::spawn(sweeps(
+            Arc::clone(&self.state),
+            Arc::clone(&self.doors.access),
+            self.api.memory(),
+        ));
         let mut serve = pin!(self.api.serve(self.listeners, &self.shutdown));
 
         let ended = tokio::select! {
@@ -384,7 +443,11 @@ mod tests {
     #[test]
     fn sockets_leave_a_reserve_of_open_files() {
         for (open_files, sockets) in [(80, 16), (256, 192), (1024, 960)] {
-            assert_eq!(sockets_within(open_files).ok(), Some(sockets), "{open_files}");
+            assert_eq!(
+                sockets_within(open_files).ok(),
+                Some(sockets),
+                "{open_files}"
+            );
         }
         for open_files in [0, 8, 64, 79] {
             assert!(sockets_within(open_files).is_err(), "{open_files}");

@@ -55,7 +55,13 @@ fn id(number: u32) -> SessionId {
     SessionId::new(&bytes).unwrap()
 }
 
-fn put(cache: &Cache, number: u32, account: &Arc<Account>, name: &ServerName<'static>, timeout: Duration) {
+fn put(
+    cache: &Cache,
+    number: u32,
+    account: &Arc<Account>,
+    name: &ServerName<'static>,
+    timeout: Duration,
+) {
     let new = NewSession {
         id: Some(id(number)),
         version: Version::Tls12,
@@ -82,11 +88,22 @@ fn million_sessions_use_their_counted_memory_and_return_it() {
     /// their capacity.
     const JOURNAL: usize = 100 * TOMBSTONES_MAX;
     let _alone = alone();
-    let limits = Limits { entries_max: MILLION as usize, bytes_max: 1 << 30 };
+    let limits = Limits {
+        entries_max: MILLION as usize,
+        bytes_max: 1 << 30,
+    };
     let ledger = Arc::new(SharedState::new(limits));
-    let plan = Plan { role: Role::Server, offering: Offering::Explicit, limits, session_bytes_max: 1 << 14 };
+    let plan = Plan {
+        role: Role::Server,
+        offering: Offering::Explicit,
+        limits,
+        session_bytes_max: 1 << 14,
+    };
     let cache = Cache::new(&plan, &ledger);
-    let (account, name) = (Arc::new(Account::new("web")), ServerName::new("a.test").into_owned());
+    let (account, name) = (
+        Arc::new(Account::new("web")),
+        ServerName::new("a.test").into_owned(),
+    );
 
     let before = HEAP.allocated();
     for number in 0..MILLION {
@@ -131,36 +148,63 @@ fn flood_in_one_context_evicts_nothing_of_another() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("million.toml");
     let context = |name| format!("[[context]]\nname = \"{name}\"\ncache_entries_max = {TOTAL}\n");
-    let text = format!("[limits]\nsessions = {TOTAL}\n{}{}", context("web"), context("flooded"));
+    let text = format!(
+        "[limits]\nsessions = {TOTAL}\n{}{}",
+        context("web"),
+        context("flooded")
+    );
     std::fs::write(&file, text).unwrap();
-    let registry =
-        Registry::build(&Config::load(Some(&file), std::iter::empty(), &[]).unwrap().settings()).unwrap();
+    let registry = Registry::build(
+        &Config::load(Some(&file), std::iter::empty(), &[])
+            .unwrap()
+            .settings(),
+    )
+    .unwrap();
     let [web, flooded] = ["web", "flooded"].map(|name| Arc::clone(registry.get(name).unwrap()));
     let share = TOTAL / registry.caches().count();
     let name = ServerName::new("a.test").into_owned();
     let timeout = Duration::from_secs(7_200);
     let grow = |from: usize, to: usize| {
         for number in from..to {
-            put(&web.server_cache, u32::try_from(number).unwrap(), &web.stats, &name, timeout);
+            put(
+                &web.server_cache,
+                u32::try_from(number).unwrap(),
+                &web.stats,
+                &name,
+                timeout,
+            );
         }
     };
     let all_resume = |sessions: usize| {
         assert_eq!(web.server_cache.len(), sessions);
         for number in 0..sessions {
             let id = id(u32::try_from(number).unwrap());
-            assert!(web.server_cache.find(&id, &terms(), NOW).is_ok(), "session {number} was evicted");
+            assert!(
+                web.server_cache.find(&id, &terms(), NOW).is_ok(),
+                "session {number} was evicted"
+            );
         }
     };
 
     let early = share / 5 * 4;
     grow(0, early);
     for number in 0..MILLION {
-        put(&flooded.server_cache, number, &flooded.stats, &name, timeout);
+        put(
+            &flooded.server_cache,
+            number,
+            &flooded.stats,
+            &name,
+            timeout,
+        );
         if number % 1_000 == 0 {
             assert!(registry.ledger().budget.held().entries() <= TOTAL);
         }
     }
-    assert_eq!(flooded.server_cache.len(), TOTAL - early, "the flooded cache has all unused room");
+    assert_eq!(
+        flooded.server_cache.len(),
+        TOTAL - early,
+        "the flooded cache has all unused room"
+    );
     all_resume(early);
 
     // The flooded cache gives back the room it borrowed when another cache claims its share.

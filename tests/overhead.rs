@@ -67,7 +67,10 @@ fn cache(ledger: &Arc<SharedState>) -> Cache {
     let plan = Plan {
         role: Role::Server,
         offering: Offering::Explicit,
-        limits: Limits { entries_max: ROOM, bytes_max: usize::MAX },
+        limits: Limits {
+            entries_max: ROOM,
+            bytes_max: usize::MAX,
+        },
         session_bytes_max: 1024,
     };
     Cache::new(&plan, ledger)
@@ -105,11 +108,21 @@ type Names = fn(number: usize) -> (PeerIdentity, Box<[u8]>, Format, ServerName<'
 
 /// Names that use much more heap than their bytes, and names of many bytes.
 const SHAPES: [(&str, Names); 6] = [
-    ("a subject", |number| plain(number, |peer| peer.subject = format!("CN={number}"))),
-    ("a long subject", |number| plain(number, |peer| peer.subject = format!("{number:08000}"))),
-    ("64 empty names", |number| plain(number, |peer| peer.uris = vec![String::new(); 64])),
-    ("64 names of a byte", |number| plain(number, |peer| peer.dns_names = vec!["a".to_owned(); 64])),
-    ("32 names of 200 bytes", |number| plain(number, |peer| peer.uris = vec!["u".repeat(200); 32])),
+    ("a subject", |number| {
+        plain(number, |peer| peer.subject = format!("CN={number}"))
+    }),
+    ("a long subject", |number| {
+        plain(number, |peer| peer.subject = format!("{number:08000}"))
+    }),
+    ("64 empty names", |number| {
+        plain(number, |peer| peer.uris = vec![String::new(); 64])
+    }),
+    ("64 names of a byte", |number| {
+        plain(number, |peer| peer.dns_names = vec!["a".to_owned(); 64])
+    }),
+    ("32 names of 200 bytes", |number| {
+        plain(number, |peer| peer.uris = vec!["u".repeat(200); 32])
+    }),
     ("the rest", |number| {
         let (peer, ..) = plain(number, |_| ());
         let name = format!("{number:0255}");
@@ -127,11 +140,19 @@ fn plain(
     number: usize,
     change: impl FnOnce(&mut PeerIdentity),
 ) -> (PeerIdentity, Box<[u8]>, Format, ServerName<'static>, String) {
-    let mut peer =
-        PeerIdentity { not_after: tls_sessiond_core::clock::WallTime::MAX, ..PeerIdentity::default() };
+    let mut peer = PeerIdentity {
+        not_after: tls_sessiond_core::clock::WallTime::MAX,
+        ..PeerIdentity::default()
+    };
     peer.certificate_sha256[..8].copy_from_slice(&number.to_be_bytes());
     change(&mut peer);
-    (peer, [].into(), Format::Rustls, ServerName::new("a.test").into_owned(), String::new())
+    (
+        peer,
+        [].into(),
+        Format::Rustls,
+        ServerName::new("a.test").into_owned(),
+        String::new(),
+    )
 }
 
 fn id(number: usize) -> SessionId {
@@ -169,7 +190,10 @@ fn small_cache(ledger: &Arc<SharedState>) -> Cache {
     let plan = Plan {
         role: Role::Server,
         offering: Offering::Explicit,
-        limits: Limits { entries_max: ROOM, bytes_max: 64 << 20 },
+        limits: Limits {
+            entries_max: ROOM,
+            bytes_max: 64 << 20,
+        },
         session_bytes_max: 16 << 10,
     };
     Cache::new(&plan, ledger)
@@ -180,7 +204,10 @@ fn names_are_counted_with_their_heap_and_return_it() {
     let _alone = alone();
     let account = Arc::new(Account::new("default"));
     for (shape, names) in SHAPES {
-        let ledger = Arc::new(SharedState::new(Limits { entries_max: ROOM, bytes_max: usize::MAX }));
+        let ledger = Arc::new(SharedState::new(Limits {
+            entries_max: ROOM,
+            bytes_max: usize::MAX,
+        }));
         let cache = small_cache(&ledger);
         let before = live();
         // Until the cache is full and beyond. The heap stays within the limit, whatever the names
@@ -191,13 +218,19 @@ fn names_are_counted_with_their_heap_and_return_it() {
             most = most.max(live().saturating_sub(before));
         }
         let (counted, journal) = (cache.bytes(), KINDS_BYTES_MAX / 2 + TOMBSTONES_MAX * 128);
-        println!("{shape}: {most} bytes at most, {counted} counted, {} sessions", cache.len());
+        println!(
+            "{shape}: {most} bytes at most, {counted} counted, {} sessions",
+            cache.len()
+        );
         assert!(most < (64 << 20) + journal, "{shape}: {most} bytes of heap");
         assert!(counted <= 64 << 20);
         cache.close(|_| ());
         (0..2_000).for_each(|_| ledger.reap());
         let left = live().saturating_sub(before);
-        assert!(left < KINDS_BYTES_MAX + 2 * TOMBSTONES_MAX * 128, "{shape}: {left} bytes are left");
+        assert!(
+            left < KINDS_BYTES_MAX + 2 * TOMBSTONES_MAX * 128,
+            "{shape}: {left} bytes are left"
+        );
     }
 }
 
@@ -206,14 +239,23 @@ fn sessions_of_distinct_names_take_no_more_heap_than_is_counted() {
     let _alone = alone();
     let account = Arc::new(Account::new("default"));
     for (shape, names) in SHAPES {
-        let ledger = Arc::new(SharedState::new(Limits { entries_max: ROOM, bytes_max: usize::MAX }));
+        let ledger = Arc::new(SharedState::new(Limits {
+            entries_max: ROOM,
+            bytes_max: usize::MAX,
+        }));
         let cache = small_cache(&ledger);
         let before = live();
         (0..4_000).for_each(|number| put_named(&cache, &account, number, names));
         let (took, counted) = (live() - before, cache.bytes());
         println!("{shape}: {took} bytes taken, {counted} counted");
-        assert!(took <= counted, "{shape}: {took} bytes of heap, but {counted} are counted");
-        assert!(counted < 2 * took, "{shape}: {took} bytes of heap, but {counted} are counted");
+        assert!(
+            took <= counted,
+            "{shape}: {took} bytes of heap, but {counted} are counted"
+        );
+        assert!(
+            counted < 2 * took,
+            "{shape}: {took} bytes of heap, but {counted} are counted"
+        );
     }
 }
 
@@ -222,9 +264,14 @@ fn tombstones_and_watchers_keep_their_byte_limits() {
     let _alone = alone();
     let account = Arc::new(Account::new("default"));
     let (_, long) = SHAPES[1];
-    let ledger = Arc::new(SharedState::new(Limits { entries_max: ROOM, bytes_max: usize::MAX }));
+    let ledger = Arc::new(SharedState::new(Limits {
+        entries_max: ROOM,
+        bytes_max: usize::MAX,
+    }));
     let cache = small_cache(&ledger);
-    let watches: Vec<_> = (0..8).map(|_| ledger.watchers.watch(|_| true).unwrap()).collect();
+    let watches: Vec<_> = (0..8)
+        .map(|_| ledger.watchers.watch(|_| true).unwrap())
+        .collect();
     let terms = ResumeCriteria {
         format: &Format::Rustls,
         binding: &[],
@@ -246,14 +293,23 @@ fn tombstones_and_watchers_keep_their_byte_limits() {
     let events = EVENTS_BYTES_MAX + EVENTS_MAX * 256;
     let bound = KINDS_BYTES_MAX + 2 * TOMBSTONES_MAX * 128 + watches.len() * events;
     println!("{most} bytes at most, of {bound}");
-    assert!(most < bound, "{most} bytes of heap, but {bound} are allowed");
-    assert!(most > KINDS_BYTES_MAX / 2, "the tombstones do not use their limit");
+    assert!(
+        most < bound,
+        "{most} bytes of heap, but {bound} are allowed"
+    );
+    assert!(
+        most > KINDS_BYTES_MAX / 2,
+        "the tombstones do not use their limit"
+    );
 }
 
 #[test]
 fn session_takes_at_most_its_overhead_besides_its_data() {
     let _alone = alone();
-    let ledger = Arc::new(SharedState::new(Limits { entries_max: 10 * ROOM, bytes_max: usize::MAX }));
+    let ledger = Arc::new(SharedState::new(Limits {
+        entries_max: 10 * ROOM,
+        bytes_max: usize::MAX,
+    }));
     {
         // The tombstones are full before the measurement, so they do not grow with the sessions.
         let before = cache(&ledger);
@@ -271,5 +327,9 @@ fn session_takes_at_most_its_overhead_besides_its_data() {
     fill(&cache, 0..ROOM * 5 / 4, &mut look);
     assert_eq!(cache.len(), ROOM);
     println!("{} bytes besides {DATA} of data, at most", most - DATA);
-    assert!(most <= OVERHEAD + DATA, "{} of {OVERHEAD} bytes", most - DATA);
+    assert!(
+        most <= OVERHEAD + DATA,
+        "{} of {OVERHEAD} bytes",
+        most - DATA
+    );
 }

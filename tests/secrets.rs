@@ -30,8 +30,8 @@ use tls_sessiond_core::{
     },
     context::Registry,
     session::{
-        Format, NewSession, RemovalReason, ResumeCriteria, Secret, Session, SessionId, events::Watch,
-        stats::Account,
+        Format, NewSession, RemovalReason, ResumeCriteria, Secret, Session, SessionId,
+        events::Watch, stats::Account,
     },
     state::CoreState,
     store::memory::Limits,
@@ -69,9 +69,9 @@ impl Marker {
     /// Returns whether this is a part of the secret. The first part is left out, because an
     /// allocator overwrites it when memory is freed.
     fn is_part(&self, bytes: &[u8]) -> bool {
-        PARTS
-            .into_iter()
-            .any(|part| bytes.len() >= PART && (0..PART).all(|place| bytes[place] == self.byte(part + place)))
+        PARTS.into_iter().any(|part| {
+            bytes.len() >= PART && (0..PART).all(|place| bytes[place] == self.byte(part + place))
+        })
     }
 
     /// Returns whether a part of the secret is anywhere in the memory of this process.
@@ -115,7 +115,10 @@ fn writable() -> Vec<(u64, u64)> {
 
 const NOW: Now = Now::from_millis(1_700_000_000_000);
 const HOUR: Duration = Duration::from_secs(3_600);
-const ROOM: Limits = Limits { entries_max: 4, bytes_max: 100_000 };
+const ROOM: Limits = Limits {
+    entries_max: 4,
+    bytes_max: 100_000,
+};
 
 /// The criteria of every lookup.
 fn terms() -> ResumeCriteria<'static> {
@@ -160,16 +163,27 @@ struct Caches {
 impl Caches {
     fn new(role: Role) -> Self {
         let ledger = Arc::new(SharedState::new(ROOM));
-        let plan = Plan { role, offering: Offering::Shared, limits: ROOM, session_bytes_max: 1_000 };
+        let plan = Plan {
+            role,
+            offering: Offering::Shared,
+            limits: ROOM,
+            session_bytes_max: 1_000,
+        };
         let [one, other] = [(); 2].map(|()| Arc::new(Cache::new(&plan, &ledger)));
         ledger.budget.share([&one, &other].into_iter());
-        Self { one, other, _watch: ledger.watchers.watch(|_| true).unwrap() }
+        Self {
+            one,
+            other,
+            _watch: ledger.watchers.watch(|_| true).unwrap(),
+        }
     }
 }
 
 fn fill(cache: &Cache, from: u8) {
     for number in from..from + 4 {
-        cache.put(new(number, Secret::copied(&[number])), NOW).unwrap();
+        cache
+            .put(new(number, Secret::copied(&[number])), NOW)
+            .unwrap();
     }
 }
 
@@ -209,13 +223,19 @@ fn removed_session_leaves_no_secret() {
 fn consumed_ticket_leaves_no_secret_once_dropped() {
     for role in [Role::Server, Role::Client] {
         let (marker, caches) = (Marker::new(), Caches::new(role));
-        let ticket = NewSession { single_use: true, ..new(1, marker.secret(0)) };
+        let ticket = NewSession {
+            single_use: true,
+            ..new(1, marker.secret(0))
+        };
         drop(caches.one.put(ticket, NOW).unwrap());
         let taken: Arc<Session> = match role {
             Role::Server => caches.one.find(&id(1), &terms(), NOW).unwrap(),
             Role::Client => caches.one.newest(&terms(), NOW).unwrap(),
         };
-        assert!(caches.one.is_empty() && marker.is_in_memory(), "the holder of the ticket has the secret");
+        assert!(
+            caches.one.is_empty() && marker.is_in_memory(),
+            "the holder of the ticket has the secret"
+        );
         drop(taken);
         assert!(!marker.is_in_memory(), "a copy is left: {role:?}");
     }
@@ -236,7 +256,10 @@ fn session_evicted_by_its_own_cache_leaves_no_secret() {
 fn session_evicted_for_another_cache_leaves_no_secret() {
     assert_overwritten(|caches| {
         for number in 2..4 {
-            caches.one.put(new(number, Secret::copied(&[number])), NOW).unwrap();
+            caches
+                .one
+                .put(new(number, Secret::copied(&[number])), NOW)
+                .unwrap();
         }
         fill(&caches.other, 10);
         assert!(caches.one.peek(&id(1), NOW).is_none());
@@ -265,7 +288,10 @@ fn expired_session_leaves_no_secret_after_a_lookup() {
 fn expired_session_leaves_no_secret_when_its_id_is_reused() {
     assert_overwritten(|caches| {
         let later = NOW.after(HOUR);
-        let next = NewSession { authenticated: later.at, ..new(1, Secret::copied(&[1])) };
+        let next = NewSession {
+            authenticated: later.at,
+            ..new(1, Secret::copied(&[1]))
+        };
         drop(caches.one.put(next, later).unwrap());
         Some(caches)
     });
@@ -274,7 +300,10 @@ fn expired_session_leaves_no_secret_when_its_id_is_reused() {
 #[test]
 fn revoked_session_leaves_no_secret() {
     assert_overwritten(|caches| {
-        caches.one.revoke(Selector::ServerName("a.test".into()), NOW.at.after(HOUR / 2));
+        caches.one.revoke(
+            Selector::ServerName("a.test".into()),
+            NOW.at.after(HOUR / 2),
+        );
         purge(&caches.one);
         Some(caches)
     });
@@ -292,7 +321,13 @@ fn withdrawn_session_leaves_no_secret() {
 #[test]
 fn shrunk_cache_leaves_no_secret() {
     assert_overwritten(|caches| {
-        caches.one.resize(Limits { entries_max: 0, ..ROOM }, 1_000);
+        caches.one.resize(
+            Limits {
+                entries_max: 0,
+                ..ROOM
+            },
+            1_000,
+        );
         Some(caches)
     });
 }
@@ -322,8 +357,14 @@ fn refused_session_leaves_no_secret() {
         assert_eq!(caches.one.put(new, NOW).unwrap_err(), why);
         assert!(!marker.is_in_memory(), "a copy is left: {why:?}");
     };
-    refused(&Marker::new(), NotStored::Expired, |new| NewSession { timeout: Duration::ZERO, ..new });
-    refused(&Marker::new(), NotStored::TooLarge, |new| NewSession { binding: vec![0; 1_000].into(), ..new });
+    refused(&Marker::new(), NotStored::Expired, |new| NewSession {
+        timeout: Duration::ZERO,
+        ..new
+    });
+    refused(&Marker::new(), NotStored::TooLarge, |new| NewSession {
+        binding: vec![0; 1_000].into(),
+        ..new
+    });
     drop(caches.one.put(new(1, Secret::copied(&[1])), NOW).unwrap());
     refused(&Marker::new(), NotStored::IdTaken, |new| new);
     caches.one.close(|_| ());
@@ -351,7 +392,10 @@ fn table_with(marker: &Marker) -> (CoreState, ManualClock) {
         idle_timeout: Some(HOUR),
         peer_address: String::new(),
     };
-    let connection = core.connections().create(plan, None, |connection, _| connection.id()).unwrap();
+    let connection = core
+        .connections()
+        .create(plan, None, |connection, _| connection.id())
+        .unwrap();
     let put = Put {
         id: Some(id(1)),
         secret: marker.secret(LENGTH),
@@ -367,7 +411,9 @@ fn table_with(marker: &Marker) -> (CoreState, ManualClock) {
     };
     let stored = core
         .connections()
-        .with_exclusive(connection, |connection, now| connection.put_session(put, now))
+        .with_exclusive(connection, |connection, now| {
+            connection.put_session(put, now)
+        })
         .unwrap();
     assert!(matches!(stored, PutOutcome::Stored(_)), "{stored:?}");
     assert!(marker.is_in_memory(), "the search does not find the secret");

@@ -59,9 +59,16 @@ pub(crate) struct Ours {
 
 impl Ours {
     pub(crate) fn new(size: usize) -> Self {
-        let limits = Limits { entries_max: size, bytes_max: usize::MAX };
-        let plan =
-            Plan { role: Role::Server, offering: Offering::Explicit, limits, session_bytes_max: 16 * 1024 };
+        let limits = Limits {
+            entries_max: size,
+            bytes_max: usize::MAX,
+        };
+        let plan = Plan {
+            role: Role::Server,
+            offering: Offering::Explicit,
+            limits,
+            session_bytes_max: 16 * 1024,
+        };
         Self {
             cache: Cache::new(&plan, &Arc::new(SharedState::new(limits))),
             server_name: ServerName::new("www.example.com").into_owned(),
@@ -148,7 +155,10 @@ impl Entry for Value {
 
 impl Bare {
     pub(crate) fn new(size: usize) -> Self {
-        let limits = Limits { entries_max: size, bytes_max: usize::MAX };
+        let limits = Limits {
+            entries_max: size,
+            bytes_max: usize::MAX,
+        };
         Self(Memory::new(limits, Arc::new(Usage::default())))
     }
 }
@@ -168,8 +178,14 @@ impl Contender for Bare {
     }
 
     fn put(&self, (): &mut (), key: &Id, data: &Data, _: Uses) {
-        let value = Value { id: *key, data: Box::new(*data), mark: EntryState::default() };
-        self.0.put(Arc::new(value), |evicted| drop(black_box(evicted))).unwrap();
+        let value = Value {
+            id: *key,
+            data: Box::new(*data),
+            mark: EntryState::default(),
+        };
+        self.0
+            .put(Arc::new(value), |evicted| drop(black_box(evicted)))
+            .unwrap();
     }
 
     fn take(&self, (): &mut (), key: &Id) -> bool {

@@ -67,7 +67,9 @@ struct Value {
 
 impl Chain {
     pub(crate) fn new(size: usize) -> Self {
-        Self { table: (0..size).map(|_| Line(OnceLock::new())).collect() }
+        Self {
+            table: (0..size).map(|_| Line(OnceLock::new())).collect(),
+        }
     }
 }
 
@@ -85,14 +87,22 @@ impl Contender for Chain {
     }
 
     fn get(&self, last: &mut usize, &key: &usize) -> bool {
-        let Some(value) = self.table[key + *last].0.get() else { return false };
+        let Some(value) = self.table[key + *last].0.get() else {
+            return false;
+        };
         *last = black_box(value.zero);
         true
     }
 
     fn put(&self, _: &mut usize, &key: &usize, &data: &Data, _: Uses) {
-        let value = Value { zero: black_box(0), _data: data };
-        assert!(self.table[key].0.set(Box::new(value)).is_ok(), "the index has a value already");
+        let value = Value {
+            zero: black_box(0),
+            _data: data,
+        };
+        assert!(
+            self.table[key].0.set(Box::new(value)).is_ok(),
+            "the index has a value already"
+        );
     }
 
     fn take(&self, _: &mut usize, _: &usize) -> bool {

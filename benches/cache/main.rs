@@ -80,18 +80,26 @@ fn main() {
     {
         let _awake = awake::Awake::begin();
         for size in SIZES {
-            let sections: Vec<_> =
-                Section::all(size).into_iter().filter(|section| table.wants(&section.to_string())).collect();
+            let sections: Vec<_> = Section::all(size)
+                .into_iter()
+                .filter(|section| table.wants(&section.to_string()))
+                .collect();
             if sections.is_empty() {
                 continue;
             }
             let mut rounds = vec![vec![Vec::new(); CONTENDERS.len()]; sections.len()];
             // All contenders at once, or one after the other.
-            let together = if size > TOGETHER_MAX { 1 } else { CONTENDERS.len() };
+            let together = if size > TOGETHER_MAX {
+                1
+            } else {
+                CONTENDERS.len()
+            };
             for (group, contenders) in CONTENDERS.chunks(together).enumerate() {
                 let part = |name: &str| sections.iter().any(|section| takes_part(name, section));
-                let sides: Vec<_> =
-                    contenders.iter().map(|&(name, make)| part(name).then(|| (name, make(size)))).collect();
+                let sides: Vec<_> = contenders
+                    .iter()
+                    .map(|&(name, make)| part(name).then(|| (name, make(size))))
+                    .collect();
                 for (section, rounds) in sections.iter().zip(&mut rounds) {
                     let playing = sides.iter().enumerate().filter_map(|(place, side)| {
                         let (name, side) = side.as_ref()?;
@@ -110,6 +118,11 @@ fn main() {
     }
     table.print();
     if table.wants(memory::TITLE) {
-        memory::print(CONTENDERS.iter().map(|(name, _)| *name).filter(|name| !floor::NAMES.contains(name)));
+        memory::print(
+            CONTENDERS
+                .iter()
+                .map(|(name, _)| *name)
+                .filter(|name| !floor::NAMES.contains(name)),
+        );
     }
 }

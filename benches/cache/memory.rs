@@ -84,8 +84,16 @@ pub(crate) fn tell(make: Maker) {
 /// Returns the resident bytes of this process.
 fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    1024 * line.trim().trim_end_matches("kB").trim_end().parse::<usize>().unwrap()
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
+    1024 * line
+        .trim()
+        .trim_end_matches("kB")
+        .trim_end()
+        .parse::<usize>()
+        .unwrap()
 }
 
 /// Runs one process for each contender and prints a row of its result.
@@ -96,10 +104,19 @@ pub(crate) fn print(names: impl Iterator<Item = &'static str>) {
     );
     println!("{:28} {:>13} {:>13}  goal", "", "requested", "resident");
     for name in names {
-        let told = Command::new(std::env::current_exe().unwrap()).args([FLAG, name]).output().unwrap();
-        assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+        let told = Command::new(std::env::current_exe().unwrap())
+            .args([FLAG, name])
+            .output()
+            .unwrap();
+        assert!(
+            told.status.success(),
+            "{}",
+            String::from_utf8_lossy(&told.stderr)
+        );
         let told = String::from_utf8(told.stdout).unwrap();
-        let [asked, resident] = told.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{told}") };
+        let [asked, resident] = told.split_whitespace().collect::<Vec<_>>()[..] else {
+            panic!("{told}")
+        };
         let goal = match name {
             "ours" if asked.parse::<f64>().unwrap() <= 120.0 => "<= 120 met",
             "ours" => "<= 120 missed",
@@ -107,6 +124,9 @@ pub(crate) fn print(names: impl Iterator<Item = &'static str>) {
         };
         // OpenSSL allocates with the C library, which this allocator does not count.
         let asked = if name == "OpenSSL" { "" } else { asked };
-        println!("{}", format!("{name:28} {asked:>13} {resident:>13}  {goal}").trim_end());
+        println!(
+            "{}",
+            format!("{name:28} {asked:>13} {resident:>13}  {goal}").trim_end()
+        );
     }
 }

@@ -1,6 +1,9 @@
 //! OpenSSL's own cache: that of an SSL_CTX, with its lock, hash table and list.
 
-#![allow(unsafe_code, reason = "neither `openssl` nor `openssl-sys` can make a session or look one up")]
+#![allow(
+    unsafe_code,
+    reason = "neither `openssl` nor `openssl-sys` can make a session or look one up"
+)]
 
 use std::{
     ffi::{c_int, c_uint, c_void},
@@ -17,7 +20,11 @@ unsafe extern "C" {
     fn SSL_SESSION_new() -> *mut SSL_SESSION;
     fn SSL_SESSION_set1_id(session: *mut SSL_SESSION, id: *const u8, len: c_uint) -> c_int;
     fn SSL_SESSION_set_protocol_version(session: *mut SSL_SESSION, version: c_int) -> c_int;
-    fn SSL_SESSION_set1_ticket_appdata(session: *mut SSL_SESSION, data: *const c_void, len: usize) -> c_int;
+    fn SSL_SESSION_set1_ticket_appdata(
+        session: *mut SSL_SESSION,
+        data: *const c_void,
+        len: usize,
+    ) -> c_int;
     /// The lookup of a TLS 1.2 session id in a server's handshake. It takes the lock of the
     /// context.
     fn SSL_has_matching_session_id(ssl: *const SSL, id: *const u8, len: c_uint) -> c_int;
@@ -49,7 +56,10 @@ fn session(id: &Id, version: c_int) -> SslSession {
         assert!(!session.is_null());
         let session = SslSession::from_ptr(session);
         assert_eq!(SSL_SESSION_set1_id(session.as_ptr(), id.as_ptr(), 32), 1);
-        assert_eq!(SSL_SESSION_set_protocol_version(session.as_ptr(), version), 1);
+        assert_eq!(
+            SSL_SESSION_set_protocol_version(session.as_ptr(), version),
+            1
+        );
         session
     }
 }
@@ -66,7 +76,11 @@ impl Contender for Context {
         let ssl = Ssl::new(&self.0).unwrap();
         // SAFETY: reads a number of a live connection.
         let version = unsafe { SSL_version(ssl.as_ptr()) };
-        Hand { name: session(&[0; 32], version), version, ssl }
+        Hand {
+            name: session(&[0; 32], version),
+            version,
+            ssl,
+        }
     }
 
     /// Returns whether the session is there. OpenSSL's call does not return the session.
@@ -79,8 +93,9 @@ impl Contender for Context {
     fn put(&self, hand: &mut Hand, key: &Id, data: &Data, _: Uses) {
         let session = session(key, hand.version);
         // SAFETY: no other code has the session yet. OpenSSL copies `data.len()` bytes of the data.
-        let set =
-            unsafe { SSL_SESSION_set1_ticket_appdata(session.as_ptr(), data.as_ptr().cast(), data.len()) };
+        let set = unsafe {
+            SSL_SESSION_set1_ticket_appdata(session.as_ptr(), data.as_ptr().cast(), data.len())
+        };
         assert_eq!(set, 1);
         // SAFETY: the session is not changed from here on, and the context counts its own
         // reference.

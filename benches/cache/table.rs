@@ -23,24 +23,44 @@ impl Table {
     /// them are measured; without arguments all rows are.
     pub(crate) fn wanted(words: Vec<String>) -> Self {
         // cargo adds --bench.
-        let filters = words.into_iter().filter(|word| !word.starts_with("--")).collect();
-        Self { filters, lines: Vec::new(), gets: Vec::new() }
+        let filters = words
+            .into_iter()
+            .filter(|word| !word.starts_with("--"))
+            .collect();
+        Self {
+            filters,
+            lines: Vec::new(),
+            gets: Vec::new(),
+        }
     }
 
     pub(crate) fn wants(&self, name: &str) -> bool {
-        self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter.as_str()))
+        self.filters.is_empty()
+            || self
+                .filters
+                .iter()
+                .any(|filter| name.contains(filter.as_str()))
     }
 
     /// Adds a row. `rounds` has the nanoseconds of each round for each contender, and none for a
     /// contender that took no part.
     pub(crate) fn row(&mut self, section: &Section, rounds: Vec<Vec<f64>>) {
         let ours = &rounds[0];
-        let ratio = |other: &[f64]| median(other.iter().zip(ours).map(|(other, ours)| other / ours));
-        let mut row = format!("{:28} {:>6.0}", section.to_string(), median(ours.iter().copied()));
+        let ratio =
+            |other: &[f64]| median(other.iter().zip(ours).map(|(other, ours)| other / ours));
+        let mut row = format!(
+            "{:28} {:>6.0}",
+            section.to_string(),
+            median(ours.iter().copied())
+        );
         for other in &rounds[1..] {
             row += &match other.is_empty() {
                 true => format!("{:>14}", ""),
-                false => format!("{:>8.0} {:5.2}", median(other.iter().copied()), ratio(other)),
+                false => format!(
+                    "{:>8.0} {:5.2}",
+                    median(other.iter().copied()),
+                    ratio(other)
+                ),
             };
         }
         let goal = match section.work {
@@ -55,7 +75,8 @@ impl Table {
         eprintln!("{row}");
         self.lines.push(row);
         if section.work == Work::Get && section.threads == 1 {
-            let medians = [0, DASHMAP, ARRAY, CHAIN].map(|place| median(rounds[place].iter().copied()));
+            let medians =
+                [0, DASHMAP, ARRAY, CHAIN].map(|place| median(rounds[place].iter().copied()));
             self.gets.push((section.size, medians));
         }
     }
@@ -67,11 +88,21 @@ impl Table {
         println!(
             "\nnanoseconds of one operation, and time of the other divided by our time (more is better)"
         );
-        let names = CONTENDERS[1..].iter().map(|(name, _)| format!("{name:>14}"));
-        println!("{:28} {:>6}{}  goal", "", CONTENDERS[0].0, names.collect::<String>());
-        self.lines.iter().for_each(|row| println!("{}", row.trim_end()));
+        let names = CONTENDERS[1..]
+            .iter()
+            .map(|(name, _)| format!("{name:>14}"));
+        println!(
+            "{:28} {:>6}{}  goal",
+            "",
+            CONTENDERS[0].0,
+            names.collect::<String>()
+        );
+        self.lines
+            .iter()
+            .for_each(|row| println!("{}", row.trim_end()));
         let of = |size| self.gets.iter().find(|(held, _)| *held == size);
-        if let (Some((least, few)), Some((most, many))) = (of(SIZES[0]), of(SIZES[SIZES.len() - 1])) {
+        if let (Some((least, few)), Some((most, many))) = (of(SIZES[0]), of(SIZES[SIZES.len() - 1]))
+        {
             let [ours, raw, array, chain] = [0, 1, 2, 3].map(|place| many[place] / few[place]);
             println!(
                 "\ntime of a get of {most} divided by that of {least}: ours {ours:.1}, DashMap {raw:.1}, the array {array:.1}, \

@@ -47,7 +47,11 @@ impl fmt::Display for Section {
             Work::Put => "put",
             Work::Mixed => "mixed",
         };
-        let threads = if self.threads == 1 { "1 thread" } else { "2 threads" };
+        let threads = if self.threads == 1 {
+            "1 thread"
+        } else {
+            "2 threads"
+        };
         let size = match self.size {
             size @ ..1_000_000 => format!("{}k", size / 1_000),
             size => format!("{}M", size / 1_000_000),
@@ -61,13 +65,26 @@ impl Section {
     /// fill the caches.
     pub(crate) fn all(size: usize) -> Vec<Self> {
         let works = [Work::Get, Work::Take, Work::Put, Work::Mixed];
-        works.into_iter().flat_map(|work| [1, 2].map(|threads| Self { work, threads, size })).collect()
+        works
+            .into_iter()
+            .flat_map(|work| {
+                [1, 2].map(|threads| Self {
+                    work,
+                    threads,
+                    size,
+                })
+            })
+            .collect()
     }
 
     /// Measures nanoseconds of one operation. Returns one number of each round for each contender.
     pub(crate) fn run(&self, sides: &[&dyn Side]) -> Vec<Vec<f64>> {
         let full = matches!(self.work, Work::Put | Work::Mixed);
-        let wanted = if full { self.size } else { before_takes(self.size) };
+        let wanted = if full {
+            self.size
+        } else {
+            before_takes(self.size)
+        };
         sides.iter().for_each(|side| side.fill(wanted));
         let barrier = Barrier::new(self.threads);
         let cores = cores::all();
@@ -80,8 +97,10 @@ impl Section {
                         let mut took = vec![Vec::new(); sides.len()];
                         for round in 0..ROUNDS {
                             // Each round begins with another contender.
-                            for place in (0..sides.len()).map(|place| (place + round) % sides.len()) {
-                                let seed = ((round * self.threads + thread) as u64) << 8 | self.work as u64;
+                            for place in (0..sides.len()).map(|place| (place + round) % sides.len())
+                            {
+                                let seed = ((round * self.threads + thread) as u64) << 8
+                                    | self.work as u64;
                                 took[place].push(sides[place].turn(self, seed, barrier));
                             }
                         }
@@ -92,7 +111,11 @@ impl Section {
             let mut all = threads.into_iter().map(|thread| thread.join().unwrap());
             let mut slowest = all.next().unwrap();
             for other in all {
-                for (held, other) in slowest.iter_mut().flatten().zip(other.into_iter().flatten()) {
+                for (held, other) in slowest
+                    .iter_mut()
+                    .flatten()
+                    .zip(other.into_iter().flatten())
+                {
                     *held = held.max(other);
                 }
             }
@@ -118,7 +141,9 @@ fn id(number: u64) -> Id {
 
 /// Returns the number that an id was made from. For any other id the result is far too large.
 pub(crate) fn number(id: &Id) -> u64 {
-    let [first, ..] = id.as_chunks::<8>().0 else { return u64::MAX };
+    let [first, ..] = id.as_chunks::<8>().0 else {
+        return u64::MAX;
+    };
     unmix(u64::from_le_bytes(*first)) / 4
 }
 
@@ -162,7 +187,11 @@ pub(crate) trait Side: Sync {
 
 impl<C: Contender + 'static> Begun<C> {
     pub(crate) fn boxed(contender: C) -> Box<dyn Side> {
-        Box::new(Self { contender, filled: AtomicU64::new(0), fresh: AtomicU64::new(FRESH) })
+        Box::new(Self {
+            contender,
+            filled: AtomicU64::new(0),
+            fresh: AtomicU64::new(FRESH),
+        })
     }
 }
 
@@ -170,7 +199,8 @@ impl<C: Contender> Side for Begun<C> {
     fn fill(&self, wanted: usize) {
         let mut hand = self.contender.hand();
         for number in self.filled.load(Ordering::Relaxed)..wanted as u64 {
-            self.contender.put(&mut hand, &C::key(&id(number)), &DATA_OF_ALL, Uses::Many);
+            self.contender
+                .put(&mut hand, &C::key(&id(number)), &DATA_OF_ALL, Uses::Many);
             self.filled.store(number + 1, Ordering::Relaxed);
         }
         self.contender.settle();
@@ -196,7 +226,8 @@ impl<C: Contender> Side for Begun<C> {
             Work::Put => {
                 let keys: Vec<_> = (0..TURN).map(fresh).collect();
                 let nanos = timed(barrier, || {
-                    keys.iter().for_each(|key| cache.put(hand, key, &DATA_OF_ALL, Uses::Many));
+                    keys.iter()
+                        .for_each(|key| cache.put(hand, key, &DATA_OF_ALL, Uses::Many));
                     cache.settle();
                 });
                 cache.trim(&keys);
@@ -223,7 +254,8 @@ impl<C: Contender> Side for Begun<C> {
                 barrier.wait();
                 while all < TURN {
                     let mut keys: Vec<_> = (0..at_once).map(fresh).collect();
-                    keys.iter().for_each(|key| cache.put(hand, key, &DATA_OF_ALL, Uses::Once));
+                    keys.iter()
+                        .for_each(|key| cache.put(hand, key, &DATA_OF_ALL, Uses::Once));
                     cache.settle();
                     (1..at_once).for_each(|place| {
                         let other = mix(seed << 24 | place as u64) % (place as u64 + 1);

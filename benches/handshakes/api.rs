@@ -34,11 +34,31 @@ enum Call {
 
 impl Way {
     pub(crate) const ALL: [Self; 5] = [
-        Self { call: Call::Drive, socket: Socket::Unix, workers: 1 },
-        Self { call: Call::Drive, socket: Socket::Tcp, workers: 1 },
-        Self { call: Call::Drive, socket: Socket::Unix, workers: 4 },
-        Self { call: Call::Exchange, socket: Socket::Unix, workers: 1 },
-        Self { call: Call::Exchange, socket: Socket::Tcp, workers: 1 },
+        Self {
+            call: Call::Drive,
+            socket: Socket::Unix,
+            workers: 1,
+        },
+        Self {
+            call: Call::Drive,
+            socket: Socket::Tcp,
+            workers: 1,
+        },
+        Self {
+            call: Call::Drive,
+            socket: Socket::Unix,
+            workers: 4,
+        },
+        Self {
+            call: Call::Exchange,
+            socket: Socket::Unix,
+            workers: 1,
+        },
+        Self {
+            call: Call::Exchange,
+            socket: Socket::Tcp,
+            workers: 1,
+        },
     ];
 }
 
@@ -77,7 +97,11 @@ pub(crate) fn measure(
     table: &mut Table,
 ) {
     let tls13 = name.contains("1.3");
-    let shared = if way.workers > 1 { format!(", {} workers", way.workers) } else { String::new() };
+    let shared = if way.workers > 1 {
+        format!(", {} workers", way.workers)
+    } else {
+        String::new()
+    };
     let name = format!("{:?} {:?} {name}{shared}", way.call, way.socket);
     if !table.wants(&name) {
         return;
@@ -98,7 +122,9 @@ pub(crate) fn measure(
             let before = daemon.cpu();
             runtime.block_on(handshakes(&workers, &ours, way.call, kind, REPEATS));
             let ours = daemon.cpu() - before;
-            let plain = (0..REPEATS).map(|_| engine::plain(&theirs, kind, &plain_config)).sum();
+            let plain = (0..REPEATS)
+                .map(|_| engine::plain(&theirs, kind, &plain_config))
+                .sum();
             Round { ours, plain }
         })
         .collect();

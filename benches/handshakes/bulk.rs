@@ -86,7 +86,15 @@ async fn open(daemon: &Daemon, setup: &Setup, socket: Socket) -> (Peer, Stream) 
     let mut client = Peer::client(&setup.client(&TLS13, Kind::Full));
     let mut stream = daemon.worker(socket).await.open(&mut client).await;
     loop {
-        match stream.answers.message().await.unwrap().unwrap().event.unwrap() {
+        match stream
+            .answers
+            .message()
+            .await
+            .unwrap()
+            .unwrap()
+            .event
+            .unwrap()
+        {
             Response::Ciphertext(records) => stream.send_records(client.step(&records)),
             Response::Established(_) => break,
             _ => {}
@@ -108,7 +116,15 @@ async fn drive((client, stream): &mut (Peer, Stream), direction: Direction, mess
             }
             sent += 1;
         }
-        left -= match stream.answers.message().await.unwrap().unwrap().event.unwrap() {
+        left -= match stream
+            .answers
+            .message()
+            .await
+            .unwrap()
+            .unwrap()
+            .event
+            .unwrap()
+        {
             Response::Ciphertext(records) => decrypt(client, &records).len(),
             Response::Plaintext(plaintext) => plaintext.len(),
             other => panic!("unexpected: {other:?}"),
@@ -121,7 +137,10 @@ pub(crate) fn measure(setup: &Setup, daemon: &Daemon, runtime: &Runtime, table: 
     for socket in [Socket::Unix, Socket::Tcp] {
         let mut through = runtime.block_on(open(daemon, setup, socket));
         let mut memory = pair(setup);
-        for (name, direction) in [("encrypt", Direction::Encrypt), ("decrypt", Direction::Decrypt)] {
+        for (name, direction) in [
+            ("encrypt", Direction::Encrypt),
+            ("decrypt", Direction::Decrypt),
+        ] {
             let name = format!("Drive {socket:?} {name}");
             if !table.wants(&name) {
                 continue;
@@ -131,7 +150,10 @@ pub(crate) fn measure(setup: &Setup, daemon: &Daemon, runtime: &Runtime, table: 
                     let before = daemon.cpu();
                     runtime.block_on(drive(&mut through, direction, &message));
                     let ours = daemon.cpu() - before;
-                    Round { ours, plain: plain(&mut memory, direction, &message) }
+                    Round {
+                        ours,
+                        plain: plain(&mut memory, direction, &message),
+                    }
                 })
                 .collect();
             let mib = (MESSAGES * MESSAGE) as f64 / f64::from(1 << 20);

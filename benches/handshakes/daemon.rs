@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rustls::ClientConfig;
 use tls_sessiond_proto::{
-    self as pb, connection_service_client::ConnectionServiceClient, drive_request::Event as Request,
-    drive_response::Event as Response,
+    self as pb, connection_service_client::ConnectionServiceClient,
+    drive_request::Event as Request, drive_response::Event as Response,
 };
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -34,7 +34,11 @@ impl Daemon {
     }
 
     pub(crate) async fn channel(&self) -> Channel {
-        Endpoint::from_shared(self.unix.clone()).unwrap().connect().await.unwrap()
+        Endpoint::from_shared(self.unix.clone())
+            .unwrap()
+            .connect()
+            .await
+            .unwrap()
     }
 
     pub(crate) async fn worker(&self, socket: Socket) -> Worker {
@@ -42,7 +46,11 @@ impl Daemon {
             Socket::Tcp => &self.tcp,
             Socket::Unix => &self.unix,
         };
-        let channel = Endpoint::from_shared(address.clone()).unwrap().connect().await.unwrap();
+        let channel = Endpoint::from_shared(address.clone())
+            .unwrap()
+            .connect()
+            .await
+            .unwrap();
         Worker(ConnectionServiceClient::new(channel))
     }
 }
@@ -79,11 +87,24 @@ impl Worker {
 
     pub(crate) async fn open(&mut self, peer: &mut Peer) -> Stream {
         let (requests, receiver) = unbounded_channel();
-        for event in [Request::New(new()), Request::Ciphertext(peer.flush().into())] {
-            requests.send(pb::DriveRequest { event: Some(event) }).unwrap();
+        for event in [
+            Request::New(new()),
+            Request::Ciphertext(peer.flush().into()),
+        ] {
+            requests
+                .send(pb::DriveRequest { event: Some(event) })
+                .unwrap();
         }
-        let answers = self.0.drive(UnboundedReceiverStream::new(receiver)).await.unwrap().into_inner();
-        Stream { requests: Some(requests), answers }
+        let answers = self
+            .0
+            .drive(UnboundedReceiverStream::new(receiver))
+            .await
+            .unwrap()
+            .into_inner();
+        Stream {
+            requests: Some(requests),
+            answers,
+        }
     }
 
     /// Runs one connection by unary calls.
@@ -104,16 +125,27 @@ impl Worker {
                 break;
             }
         }
-        let request = pb::ShutdownRequest { connection_id: connection_id.clone() };
+        let request = pb::ShutdownRequest {
+            connection_id: connection_id.clone(),
+        };
         let answer = self.0.shutdown(request).await.unwrap().into_inner();
         peer.step(&answer.ciphertext);
-        self.0.free(pb::FreeRequest { connection_id, allow_missing: false }).await.unwrap();
+        self.0
+            .free(pb::FreeRequest {
+                connection_id,
+                allow_missing: false,
+            })
+            .await
+            .unwrap();
         peer.check(kind);
     }
 }
 
 fn new() -> pb::NewRequest {
-    pb::NewRequest { role: pb::Role::Server.into(), ..pb::NewRequest::default() }
+    pb::NewRequest {
+        role: pb::Role::Server.into(),
+        ..pb::NewRequest::default()
+    }
 }
 
 /// Both directions of a Drive stream.
@@ -125,7 +157,9 @@ pub(crate) struct Stream {
 impl Stream {
     pub(crate) fn send(&self, event: Request) {
         if let Some(requests) = &self.requests {
-            requests.send(pb::DriveRequest { event: Some(event) }).unwrap();
+            requests
+                .send(pb::DriveRequest { event: Some(event) })
+                .unwrap();
         }
     }
 

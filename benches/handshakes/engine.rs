@@ -40,7 +40,12 @@ impl Server for Peer {
 
 impl Server for Driver {
     fn step(&mut self, records: &[u8]) -> Vec<u8> {
-        self.exchange(Input { ciphertext: records, ..Input::default() }).unwrap().ciphertext
+        self.exchange(Input {
+            ciphertext: records,
+            ..Input::default()
+        })
+        .unwrap()
+        .ciphertext
     }
 
     fn close(self) -> Vec<u8> {
@@ -60,9 +65,17 @@ fn handshakes<S: Server>(clients: &[Arc<ClientConfig>], kind: Kind, make: impl F
     let mut servers: Vec<S> = cpu::add(&mut used, || clients.iter().map(|_| make()).collect());
     while flights.iter().any(|flight| !flight.is_empty()) {
         let answers: Vec<_> = cpu::add(&mut used, || {
-            servers.iter_mut().zip(&flights).map(|(server, flight)| server.step(flight)).collect()
+            servers
+                .iter_mut()
+                .zip(&flights)
+                .map(|(server, flight)| server.step(flight))
+                .collect()
         });
-        flights = peers.iter_mut().zip(answers).map(|(peer, answer)| peer.step(&answer)).collect();
+        flights = peers
+            .iter_mut()
+            .zip(answers)
+            .map(|(peer, answer)| peer.step(&answer))
+            .collect();
     }
     let last: Vec<_> = cpu::add(&mut used, || servers.into_iter().map(S::close).collect());
     for (peer, flight) in peers.iter_mut().zip(last) {
@@ -91,8 +104,12 @@ pub(crate) fn measure(
     kind: Kind,
     table: &mut table::Table,
 ) {
-    let config =
-        Config::load(Some(&setup.folder.path().join("bench.toml")), std::iter::empty(), &[]).unwrap();
+    let config = Config::load(
+        Some(&setup.folder.path().join("bench.toml")),
+        std::iter::empty(),
+        &[],
+    )
+    .unwrap();
     let registry = Arc::new(Registry::build(&config.settings()).unwrap());
     let context = Arc::clone(registry.get("default").unwrap());
     let connections = Arc::new(Table::new(Clock::System, Most::all(1_000)));
@@ -106,7 +123,9 @@ pub(crate) fn measure(
             idle_timeout: None,
             peer_address: String::new(),
         };
-        let id = connections.create(plan, None, |connection, _| connection.id()).unwrap();
+        let id = connections
+            .create(plan, None, |connection, _| connection.id())
+            .unwrap();
         connections.drive(id, Ending::Free).unwrap()
     };
     let mut compare = |name: &str, tickets, goal| {

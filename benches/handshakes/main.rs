@@ -43,7 +43,10 @@ use table::Table;
 
 fn main() {
     let setup = Setup::make();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let mut table = Table::wanted("plain", std::env::args().skip(1));
     let _awake = awake::Awake::begin();
     let scenarios = [
@@ -62,14 +65,23 @@ fn main() {
     );
     for way in api::Way::ALL {
         for (name, version, kind) in scenarios {
-            api::measure(&setup, &daemon, &runtime, way, (name, version, kind), &mut table);
+            api::measure(
+                &setup,
+                &daemon,
+                &runtime,
+                way,
+                (name, version, kind),
+                &mut table,
+            );
         }
     }
     table.section(
         "worker engine, pipelined: CPU of the daemon for a resumed connection / plain rustls' own handshake",
     );
     worker::measure(&setup, &daemon, &runtime, &mut table);
-    table.section("bulk, 64 KiB messages: MiB per CPU second of the daemon / plain rustls (more is better)");
+    table.section(
+        "bulk, 64 KiB messages: MiB per CPU second of the daemon / plain rustls (more is better)",
+    );
     bulk::measure(&setup, &daemon, &runtime, &mut table);
     table.print();
 }

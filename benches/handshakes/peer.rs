@@ -3,8 +3,8 @@
 use std::{fs, io::Read, sync::Arc};
 
 use rustls::{
-    ClientConfig, ClientConnection, Connection, HandshakeKind, RootCertStore, ServerConfig, ServerConnection,
-    SupportedProtocolVersion,
+    ClientConfig, ClientConnection, Connection, HandshakeKind, RootCertStore, ServerConfig,
+    ServerConnection, SupportedProtocolVersion,
     client::Resumption,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
     server::ServerSessionMemoryCache,
@@ -43,7 +43,11 @@ impl Setup {
         );
         fs::write(folder.path().join("bench.toml"), config).unwrap();
         let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into();
-        Self { folder, certificate: made.cert.der().clone(), key }
+        Self {
+            folder,
+            certificate: made.cert.der().clone(),
+            key,
+        }
     }
 
     /// Returns plain rustls as its users configure it: with the same provider and a stateful cache.
@@ -58,7 +62,11 @@ impl Setup {
     }
 
     /// Returns a client with its own session store, or with none.
-    pub(crate) fn client(&self, version: &'static SupportedProtocolVersion, kind: Kind) -> Arc<ClientConfig> {
+    pub(crate) fn client(
+        &self,
+        version: &'static SupportedProtocolVersion,
+        kind: Kind,
+    ) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate.clone()).unwrap();
         let mut config = ClientConfig::builder_with_protocol_versions(&[version])
@@ -85,7 +93,11 @@ pub(crate) struct Peer(pub(crate) Connection);
 
 impl Peer {
     pub(crate) fn client(config: &Arc<ClientConfig>) -> Self {
-        Self(ClientConnection::new(Arc::clone(config), "localhost".try_into().unwrap()).unwrap().into())
+        Self(
+            ClientConnection::new(Arc::clone(config), "localhost".try_into().unwrap())
+                .unwrap()
+                .into(),
+        )
     }
 
     pub(crate) fn server(config: &Arc<ServerConfig>) -> Self {
@@ -122,6 +134,9 @@ impl Peer {
             Kind::Resumed => HandshakeKind::Resumed,
         };
         assert_eq!(self.0.handshake_kind(), Some(wanted));
-        assert!(self.0.process_new_packets().unwrap().peer_has_closed(), "no close_notify came");
+        assert!(
+            self.0.process_new_packets().unwrap().peer_has_closed(),
+            "no close_notify came"
+        );
     }
 }

@@ -2,7 +2,8 @@
 //! session, shutdown, free.
 
 use tls_sessiond_proto::{
-    self as pb, answer::Result as Answered, call::Method, worker_service_client::WorkerServiceClient,
+    self as pb, answer::Result as Answered, call::Method,
+    worker_service_client::WorkerServiceClient,
 };
 use tokio::{runtime::Runtime, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -29,7 +30,11 @@ struct Attached {
 }
 
 fn call(id: u64, method: Method) -> pb::Call {
-    pb::Call { id, method: Some(method), alias: String::new() }
+    pb::Call {
+        id,
+        method: Some(method),
+        alias: String::new(),
+    }
 }
 
 fn make(alias: &str) -> pb::Call {
@@ -38,14 +43,28 @@ fn make(alias: &str) -> pb::Call {
         engine: pb::Engine::Worker.into(),
         ..Default::default()
     };
-    pb::Call { alias: alias.into(), ..call(0, Method::New(request.into())) }
+    pb::Call {
+        alias: alias.into(),
+        ..call(0, Method::New(request.into()))
+    }
 }
 
 fn close(alias: &str) -> [pb::Call; 2] {
     let connection_id = alias.to_owned();
     [
-        call(0, Method::Shutdown(pb::ShutdownRequest { connection_id: connection_id.clone() })),
-        call(0, Method::Free(pb::FreeRequest { connection_id, allow_missing: false })),
+        call(
+            0,
+            Method::Shutdown(pb::ShutdownRequest {
+                connection_id: connection_id.clone(),
+            }),
+        ),
+        call(
+            0,
+            Method::Free(pb::FreeRequest {
+                connection_id,
+                allow_missing: false,
+            }),
+        ),
     ]
 }
 
@@ -59,7 +78,10 @@ fn life(number: usize) -> Vec<pb::Call> {
         format: "openssl".into(),
         ..Default::default()
     };
-    let set = pb::SetSessionRequest { connection_id: alias.clone(), session_id: SESSION.into() };
+    let set = pb::SetSessionRequest {
+        connection_id: alias.clone(),
+        session_id: SESSION.into(),
+    };
     let mut calls = vec![
         call(number as u64 + 1, Method::LookupSession(lookup.into())),
         make(&alias),
@@ -73,7 +95,11 @@ impl Attached {
     async fn to(channel: Channel) -> Self {
         let (requests, receiver) = mpsc::channel(BATCHES);
         let mut client = WorkerServiceClient::new(channel);
-        let answers = client.attach(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+        let answers = client
+            .attach(ReceiverStream::new(receiver))
+            .await
+            .unwrap()
+            .into_inner();
         let put = pb::PutSessionRequest {
             connection_id: "@first".into(),
             session_id: SESSION.into(),
@@ -92,7 +118,10 @@ impl Attached {
     async fn lives(&mut self) {
         for _ in 0..BATCHES {
             let calls = (0..BATCH).flat_map(life).collect();
-            self.requests.send(pb::AttachRequest { calls }).await.unwrap();
+            self.requests
+                .send(pb::AttachRequest { calls })
+                .await
+                .unwrap();
         }
         let mut left = BATCH * BATCHES;
         while left > 0 {

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use async_memcached::AsciiProtocol;
-use redis::{AsyncConnectionConfig, IntoConnectionInfo, aio::MultiplexedConnection, io::tcp::TcpSettings};
+use redis::{
+    AsyncConnectionConfig, IntoConnectionInfo, aio::MultiplexedConnection, io::tcp::TcpSettings,
+};
 use tls_sessiond_client::{Lookup, Options, Put, Role, Version, Worker};
 
 use crate::servers::{Servers, Socket};
@@ -25,7 +27,10 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn make(number: usize) -> Self {
-        Self { id: format!("{number:032}"), data: format!("{number:0DATA$}").into() }
+        Self {
+            id: format!("{number:032}"),
+            data: format!("{number:0DATA$}").into(),
+        }
     }
 }
 
@@ -66,12 +71,16 @@ impl Side {
             }
             Self::Redis => {
                 let connection = redis(servers).await;
-                (0..count).map(|_| Client::Redis(connection.clone())).collect()
+                (0..count)
+                    .map(|_| Client::Redis(connection.clone()))
+                    .collect()
             }
             Self::Memcached => {
                 let mut clients = Vec::new();
                 for _ in 0..count {
-                    let client = async_memcached::Client::new(&servers.memcached.address).await.unwrap();
+                    let client = async_memcached::Client::new(&servers.memcached.address)
+                        .await
+                        .unwrap();
                     clients.push(Client::Memcached(client));
                 }
                 clients
@@ -88,16 +97,28 @@ async fn worker(servers: &Servers) -> Worker {
     let mut options = Options::new(endpoint, "openssl").unwrap();
     options.lookup_deadline = DEADLINE;
     let worker = Worker::connect(options);
-    assert!(worker.attached(Duration::from_secs(5)).await, "the worker has no stream after 5 s");
+    assert!(
+        worker.attached(Duration::from_secs(5)).await,
+        "the worker has no stream after 5 s"
+    );
     worker
 }
 
 async fn redis(servers: &Servers) -> MultiplexedConnection {
-    let info = servers.redis.address.as_str().into_connection_info().unwrap();
+    let info = servers
+        .redis
+        .address
+        .as_str()
+        .into_connection_info()
+        .unwrap();
     // The daemon's client and memcached's set it too.
     let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
     let config = AsyncConnectionConfig::new().set_response_timeout(Some(DEADLINE));
-    redis::Client::open(info).unwrap().get_multiplexed_async_connection_with_config(&config).await.unwrap()
+    redis::Client::open(info)
+        .unwrap()
+        .get_multiplexed_async_connection_with_config(&config)
+        .await
+        .unwrap()
 }
 
 impl Client {
@@ -110,8 +131,11 @@ impl Client {
                 assert_eq!(found.data(), session.data);
             }
             Self::Redis(connection) => {
-                let found: Vec<u8> =
-                    redis::cmd("GET").arg(&session.id).query_async(connection).await.unwrap();
+                let found: Vec<u8> = redis::cmd("GET")
+                    .arg(&session.id)
+                    .query_async(connection)
+                    .await
+                    .unwrap();
                 assert_eq!(found, session.data);
             }
             Self::Memcached(client) => {
@@ -137,7 +161,10 @@ impl Client {
                 for session in sessions {
                     let connection = worker.open(Role::Server, "", None);
                     let put = Put::new(Version::Tls12, session.data.clone());
-                    connection.put(Put { session_id: session.id.clone().into(), ..put });
+                    connection.put(Put {
+                        session_id: session.id.clone().into(),
+                        ..put
+                    });
                     connection.shutdown();
                 }
                 assert!(
@@ -154,7 +181,10 @@ impl Client {
             }
             Self::Memcached(client) => {
                 for session in sessions {
-                    client.set(&session.id, session.data.as_slice(), None, None).await.unwrap();
+                    client
+                        .set(&session.id, session.data.as_slice(), None, None)
+                        .await
+                        .unwrap();
                 }
             }
         }

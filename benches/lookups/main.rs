@@ -55,7 +55,12 @@ fn goal(in_flight: usize) -> Goal {
 
 fn rounds(ours: &[Turn], theirs: &[Turn]) -> Vec<Round> {
     let pairs = ours.iter().zip(theirs);
-    pairs.map(|(ours, theirs)| Round { ours: ours.seconds, plain: theirs.seconds }).collect()
+    pairs
+        .map(|(ours, theirs)| Round {
+            ours: ours.seconds,
+            plain: theirs.seconds,
+        })
+        .collect()
 }
 
 /// Measures all rows over one kind of socket.
@@ -68,17 +73,27 @@ fn measure(
 ) {
     for side in Side::ALL {
         runtime.block_on(async {
-            side.clients(servers, 1).await[0].put((0..SESSIONS).map(Session::make)).await;
+            side.clients(servers, 1).await[0]
+                .put((0..SESSIONS).map(Session::make))
+                .await;
         });
     }
-    let rows = IN_FLIGHT.into_iter().map(|count| (count, Duration::ZERO)).chain([(1, PAUSE)]);
+    let rows = IN_FLIGHT
+        .into_iter()
+        .map(|count| (count, Duration::ZERO))
+        .chain([(1, PAUSE)]);
     for (count, pause) in rows {
-        let between = if pause.is_zero() { String::new() } else { format!(", {pause:?} between") };
+        let between = if pause.is_zero() {
+            String::new()
+        } else {
+            format!(", {pause:?} between")
+        };
         let name = format!("{:?}, {count} in flight{between}", servers.socket);
         if !redis_table.wants(&name) {
             continue;
         }
-        let mut sides = Side::ALL.map(|side| (runtime.block_on(side.clients(servers, count)), Vec::new()));
+        let mut sides =
+            Side::ALL.map(|side| (runtime.block_on(side.clients(servers, count)), Vec::new()));
         for round in 0..ROUNDS {
             for (side, (clients, turns)) in Side::ALL.into_iter().zip(&mut sides) {
                 let turn = turn(clients, sessions, round, pause, side.server(servers));
@@ -89,9 +104,17 @@ fn measure(
         // With a pause the lookups in a second depend on the pause.
         if pause.is_zero() {
             redis_table.row(&name, Unit::PerSecond, goal(count), &rounds(&ours, &redis));
-            memcached_table.row(&name, Unit::PerSecond, Goal::None, &rounds(&ours, &memcached));
+            memcached_table.row(
+                &name,
+                Unit::PerSecond,
+                Goal::None,
+                &rounds(&ours, &memcached),
+            );
         }
-        for (rows, cell) in [(&mut *latencies, latency as fn(&[Turn]) -> String), (&mut *all_cpus, cpus)] {
+        for (rows, cell) in [
+            (&mut *latencies, latency as fn(&[Turn]) -> String),
+            (&mut *all_cpus, cpus),
+        ] {
             let [ours, redis, memcached] = [&ours, &redis, &memcached].map(|turns| cell(turns));
             rows.push(format!("{name:40} {ours:>13} {redis:>13} {memcached:>13}"));
         }
@@ -104,11 +127,17 @@ fn main() {
         panic!("this bench needs two cores: one for the servers and one for the clients")
     };
     let words = || std::env::args().skip(1);
-    let mut tables = [Table::wanted("Redis", words()), Table::wanted("memcached", words())];
+    let mut tables = [
+        Table::wanted("Redis", words()),
+        Table::wanted("memcached", words()),
+    ];
     tables[0].section("lookups in a second: ours / Redis (more is better)");
     tables[1].section("lookups in a second: ours / memcached (more is better)");
     let _awake = awake::Awake::begin();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let sessions: Arc<[Session]> = (0..SESSIONS).map(Session::make).collect();
     let mut more = [Vec::new(), Vec::new()];
     for socket in [Socket::Unix, Socket::Tcp] {
@@ -129,7 +158,10 @@ fn main() {
     ];
     for (title, rows) in titles.into_iter().zip(more) {
         println!("\n{title}");
-        println!("{:40} {:>13} {:>13} {:>13}", "", "ours", "Redis", "memcached");
+        println!(
+            "{:40} {:>13} {:>13} {:>13}",
+            "", "ours", "Redis", "memcached"
+        );
         rows.iter().for_each(|row| println!("{row}"));
     }
 }

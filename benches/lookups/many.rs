@@ -38,10 +38,14 @@ impl House {
         cores::pin(clients);
         for side in SIDES {
             runtime.block_on(async {
-                side.clients(&servers, 1).await[0].put((0..size).map(Session::make)).await;
+                side.clients(&servers, 1).await[0]
+                    .put((0..size).map(Session::make))
+                    .await;
             });
         }
-        let asked = (0..ASKED).map(|number| Session::make(at_random(number, size))).collect();
+        let asked = (0..ASKED)
+            .map(|number| Session::make(at_random(number, size)))
+            .collect();
         Self { servers, asked }
     }
 }
@@ -49,16 +53,29 @@ impl House {
 /// Measures the rows and returns a text about them. `None`: no row was selected.
 pub(crate) fn measure(runtime: &Runtime, cores: [usize; 2], table: &mut Table) -> Option<String> {
     let name = |count: usize| format!("Unix, {count} in flight, of {}M", MANY / 1_000_000);
-    let wanted: Vec<_> = IN_FLIGHT.into_iter().filter(|&count| table.wants(&name(count))).collect();
+    let wanted: Vec<_> = IN_FLIGHT
+        .into_iter()
+        .filter(|&count| table.wants(&name(count)))
+        .collect();
     if wanted.is_empty() {
         return None;
     }
     let [few, many] = [SESSIONS, MANY].map(|size| House::fill(runtime, cores, size));
     let mut said = format!("time of a lookup among {MANY} divided by that among {SESSIONS}");
     for count in wanted {
-        let sides = [(&few, Side::Ours), (&few, Side::Redis), (&many, Side::Ours), (&many, Side::Redis)];
+        let sides = [
+            (&few, Side::Ours),
+            (&few, Side::Redis),
+            (&many, Side::Ours),
+            (&many, Side::Redis),
+        ];
         let mut sides = sides.map(|(house, side)| {
-            (house, side, runtime.block_on(side.clients(&house.servers, count)), Vec::new())
+            (
+                house,
+                side,
+                runtime.block_on(side.clients(&house.servers, count)),
+                Vec::new(),
+            )
         });
         for round in 0..ROUNDS {
             for (house, side, clients, turns) in &mut sides {
@@ -68,8 +85,14 @@ pub(crate) fn measure(runtime: &Runtime, cores: [usize; 2], table: &mut Table) -
             }
         }
         let [few_ours, few_redis, ours, redis] = sides.map(|(_, _, _, turns)| turns);
-        table.row(&name(count), Unit::PerSecond, goal(count), &rounds(&ours, &redis));
-        let [ours, redis] = [(few_ours, ours), (few_redis, redis)].map(|(few, many)| growth(&few, &many));
+        table.row(
+            &name(count),
+            Unit::PerSecond,
+            goal(count),
+            &rounds(&ours, &redis),
+        );
+        let [ours, redis] =
+            [(few_ours, ours), (few_redis, redis)].map(|(few, many)| growth(&few, &many));
         said += &format!("\n{count} in flight: ours {ours:.2}, Redis {redis:.2}");
     }
     Some(said)
@@ -77,7 +100,11 @@ pub(crate) fn measure(runtime: &Runtime, cores: [usize; 2], table: &mut Table) -
 
 /// Returns the median of the rounds' ratios.
 fn growth(few: &[Turn], many: &[Turn]) -> f64 {
-    let mut all: Vec<f64> = few.iter().zip(many).map(|(few, many)| many.seconds / few.seconds).collect();
+    let mut all: Vec<f64> = few
+        .iter()
+        .zip(many)
+        .map(|(few, many)| many.seconds / few.seconds)
+        .collect();
     all.sort_unstable_by(f64::total_cmp);
     all[all.len() / 2]
 }

@@ -77,7 +77,13 @@ impl Place {
             Socket::Unix => Self::Unix(folder.join(name)),
             // The server listens on this port next. The system gives a port that was just freed to
             // no other process.
-            Socket::Tcp => Self::Tcp(TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()),
+            Socket::Tcp => Self::Tcp(
+                TcpListener::bind("127.0.0.1:0")
+                    .unwrap()
+                    .local_addr()
+                    .unwrap()
+                    .port(),
+            ),
         }
     }
 
@@ -94,7 +100,17 @@ impl Server {
     fn redis(socket: Socket, folder: &Path) -> Self {
         let place = Place::free(socket, folder, "redis.sock");
         let mut command = Command::new("redis-server");
-        command.args(["--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--dir"]).arg(folder);
+        command
+            .args([
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+                "--bind",
+                "127.0.0.1",
+                "--dir",
+            ])
+            .arg(folder);
         match &place {
             Place::Unix(path) => command.args(["--port", "0", "--unixsocket"]).arg(path),
             Place::Tcp(port) => command.args(["--port", &port.to_string()]),
@@ -127,15 +143,23 @@ impl Server {
         let child = match command.stdin(Stdio::null()).stdout(Stdio::null()).spawn() {
             Ok(child) => child,
             Err(err) if err.kind() == ErrorKind::NotFound => {
-                panic!("{name} is not installed: run apt-get install -y --no-install-recommends {name}")
+                panic!(
+                    "{name} is not installed: run apt-get install -y --no-install-recommends {name}"
+                )
             }
             Err(err) => panic!("cannot start {name}: {err}"),
         };
         let mut server = Self { child, address };
         let begun = Instant::now();
         while !place.answers() {
-            assert!(server.child.try_wait().unwrap().is_none(), "{name} has exited");
-            assert!(begun.elapsed() < Duration::from_secs(5), "{name} does not listen after 5 s");
+            assert!(
+                server.child.try_wait().unwrap().is_none(),
+                "{name} has exited"
+            );
+            assert!(
+                begun.elapsed() < Duration::from_secs(5),
+                "{name} does not listen after 5 s"
+            );
             thread::sleep(Duration::from_millis(5));
         }
         server

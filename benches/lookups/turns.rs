@@ -70,9 +70,16 @@ pub(crate) async fn turn(
         took.extend(more);
     }
     let lookups = took.len() as f64;
-    let [client, server] = [cpu::this_thread() - before[0], cpu::process(server) - before[1]];
+    let [client, server] = [
+        cpu::this_thread() - before[0],
+        cpu::process(server) - before[1],
+    ];
     let cpu = [client / lookups - pause.as_secs_f64(), server / lookups];
-    Turn { seconds: begun.elapsed().as_secs_f64() / lookups, took, cpu }
+    Turn {
+        seconds: begun.elapsed().as_secs_f64() / lookups,
+        took,
+        cpu,
+    }
 }
 
 /// Returns the median CPU time of a lookup, of the clients and of the server, in microseconds.
@@ -87,7 +94,10 @@ pub(crate) fn cpus(turns: &[Turn]) -> String {
 
 /// Returns the median and the 99th percentile of the time of a lookup, in microseconds.
 pub(crate) fn latency(turns: &[Turn]) -> String {
-    let mut all: Vec<u64> = turns.iter().flat_map(|turn| turn.took.iter().copied()).collect();
+    let mut all: Vec<u64> = turns
+        .iter()
+        .flat_map(|turn| turn.took.iter().copied())
+        .collect();
     all.sort_unstable();
     let of_hundred = |place: usize| all[(all.len() - 1) * place / 100] as f64 / 1e3;
     format!("{:.0} / {:.0}", of_hundred(50), of_hundred(99))

@@ -22,7 +22,10 @@ mod awake;
 #[path = "../shared/cores.rs"]
 mod cores;
 #[path = "../shared/cpu.rs"]
-#[allow(dead_code, reason = "this bench does not read the CPU time of a process")]
+#[allow(
+    dead_code,
+    reason = "this bench does not read the CPU time of a process"
+)]
 mod cpu;
 #[path = "../shared/daemon.rs"]
 #[allow(dead_code, reason = "this bench does not read the daemon's CPU time")]
@@ -52,11 +55,16 @@ fn main() {
     let words = || std::env::args().skip(1);
     let mut redis_table = Table::wanted("Redis", words());
     let mut own_table = Table::wanted("own", words());
-    redis_table.section("OpenSSL worker: resumed handshakes per CPU second / with Redis in its callbacks");
-    own_table.section("OpenSSL worker: resumed handshakes per CPU second / with OpenSSL's own cache");
+    redis_table
+        .section("OpenSSL worker: resumed handshakes per CPU second / with Redis in its callbacks");
+    own_table
+        .section("OpenSSL worker: resumed handshakes per CPU second / with OpenSSL's own cache");
     {
         let _awake = awake::Awake::begin();
-        for (name, version) in [("TLS 1.2", SslVersion::TLS1_2), ("TLS 1.3", SslVersion::TLS1_3)] {
+        for (name, version) in [
+            ("TLS 1.2", SslVersion::TLS1_2),
+            ("TLS 1.3", SslVersion::TLS1_3),
+        ] {
             if !redis_table.wants(name) {
                 continue;
             }
@@ -67,13 +75,19 @@ fn main() {
             ];
             let turns: Vec<[f64; 3]> = (0..ROUNDS)
                 .map(|_| {
-                    sides
-                        .each_mut()
-                        .map(|side| (0..HANDSHAKES).map(|_| side.handshake()).sum::<f64>() + side.rest())
+                    sides.each_mut().map(|side| {
+                        (0..HANDSHAKES).map(|_| side.handshake()).sum::<f64>() + side.rest()
+                    })
                 })
                 .collect();
             let rounds = |place: usize| -> Vec<Round> {
-                turns.iter().map(|turn| Round { ours: turn[0], plain: turn[place] }).collect()
+                turns
+                    .iter()
+                    .map(|turn| Round {
+                        ours: turn[0],
+                        plain: turn[place],
+                    })
+                    .collect()
             };
             redis_table.row(name, Unit::Rate(HANDSHAKES), Goal::None, &rounds(1));
             own_table.row(name, Unit::Rate(HANDSHAKES), Goal::None, &rounds(2));

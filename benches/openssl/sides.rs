@@ -2,7 +2,9 @@
 
 use std::{sync::Mutex, time::Duration};
 
-use openssl::ssl::{SslContext, SslContextBuilder, SslOptions, SslSession, SslSessionCacheMode, SslVersion};
+use openssl::ssl::{
+    SslContext, SslContextBuilder, SslOptions, SslSession, SslSessionCacheMode, SslVersion,
+};
 use redis::Connection;
 use tls_sessiond_client::{Options, Worker, openssl::ServerSessions};
 use tokio::runtime::{Builder, Runtime};
@@ -28,7 +30,11 @@ pub(crate) struct Side {
 impl Side {
     /// Keeps the sessions in the daemon, by the adapter.
     pub(crate) fn daemon(setup: &Setup, version: SslVersion, servers: &Servers) -> Self {
-        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let mut options = Options::new(&servers.daemon.unix, "openssl").unwrap();
         options.lookup_deadline = Duration::from_millis(500);
         let worker = runtime.block_on(async {
@@ -49,15 +55,25 @@ impl Side {
             Mutex::new(client.get_connection().unwrap())
         };
         let (puts, gets) = (connect(), connect());
-        let get = if version == SslVersion::TLS1_3 { "GETDEL" } else { "GET" };
+        let get = if version == SslVersion::TLS1_3 {
+            "GETDEL"
+        } else {
+            "GET"
+        };
         let mut context = setup.server(version);
         context.set_session_id_context(CONTEXT).unwrap();
         context.set_options(SslOptions::NO_TICKET);
-        context.set_session_cache_mode(SslSessionCacheMode::SERVER | SslSessionCacheMode::NO_INTERNAL);
+        context
+            .set_session_cache_mode(SslSessionCacheMode::SERVER | SslSessionCacheMode::NO_INTERNAL);
         context.set_new_session_callback(move |_, session| {
             let mut redis = puts.lock().unwrap();
             let data = session.to_der().unwrap();
-            redis::cmd("SETEX").arg(session.id()).arg(LIFE).arg(data).exec(&mut *redis).unwrap();
+            redis::cmd("SETEX")
+                .arg(session.id())
+                .arg(LIFE)
+                .arg(data)
+                .exec(&mut *redis)
+                .unwrap();
         });
         let find = move |id: &[u8]| {
             let mut redis: std::sync::MutexGuard<'_, Connection> = gets.lock().unwrap();
@@ -87,7 +103,11 @@ impl Side {
             let used = used(&runtime);
             (runtime, used)
         });
-        let mut side = Self { server: context.build(), peer: Peer::new(version), line };
+        let mut side = Self {
+            server: context.build(),
+            peer: Peer::new(version),
+            line,
+        };
         side.handshake();
         side.rest();
         side
@@ -100,7 +120,9 @@ impl Side {
 
     /// Returns the CPU seconds of the client's thread since the last call.
     pub(crate) fn rest(&mut self) -> f64 {
-        let Some((runtime, before)) = &mut self.line else { return 0.0 };
+        let Some((runtime, before)) = &mut self.line else {
+            return 0.0;
+        };
         let used = used(runtime);
         used - std::mem::replace(before, used)
     }
@@ -108,5 +130,7 @@ impl Side {
 
 /// Returns the CPU seconds of the runtime's only thread.
 fn used(runtime: &Runtime) -> f64 {
-    runtime.block_on(runtime.spawn(async { cpu::this_thread() })).unwrap()
+    runtime
+        .block_on(runtime.spawn(async { cpu::this_thread() }))
+        .unwrap()
 }

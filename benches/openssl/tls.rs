@@ -11,7 +11,8 @@ use std::{
 use openssl::{
     pkey::PKey,
     ssl::{
-        Ssl, SslContext, SslContextBuilder, SslMethod, SslSession, SslSessionCacheMode, SslStream, SslVersion,
+        Ssl, SslContext, SslContextBuilder, SslMethod, SslSession, SslSessionCacheMode, SslStream,
+        SslVersion,
     },
     x509::X509,
 };
@@ -57,11 +58,15 @@ impl Peer {
     pub(crate) fn new(version: SslVersion) -> Self {
         let mut context = SslContext::builder(SslMethod::tls_client()).unwrap();
         only(&mut context, version);
-        context.set_session_cache_mode(SslSessionCacheMode::CLIENT | SslSessionCacheMode::NO_INTERNAL);
+        context
+            .set_session_cache_mode(SslSessionCacheMode::CLIENT | SslSessionCacheMode::NO_INTERNAL);
         let session = Arc::new(Mutex::new(None));
         let last = Arc::clone(&session);
         context.set_new_session_callback(move |_, new| *last.lock().unwrap() = Some(new));
-        Self { context: context.build(), session }
+        Self {
+            context: context.build(),
+            session,
+        }
     }
 
     /// Does a handshake with a server and a clean close. Returns the CPU seconds of the server's
@@ -79,7 +84,9 @@ impl Peer {
             }
         }
         let mut client = SslStream::new(ssl, near).unwrap();
-        let mut served = cpu::add(&mut used, || SslStream::new(Ssl::new(server).unwrap(), far).unwrap());
+        let mut served = cpu::add(&mut used, || {
+            SslStream::new(Ssl::new(server).unwrap(), far).unwrap()
+        });
         let (mut connected, mut accepted) = (false, false);
         while !connected || !accepted {
             connected |= client.connect().is_ok();
@@ -88,7 +95,11 @@ impl Peer {
         // The client gets the tickets of TLS 1.3 with its first read.
         let mut byte = [0];
         assert!(client.ssl_read(&mut byte).is_err());
-        assert_eq!(client.ssl().session_reused(), session.is_some(), "the peer resumes if it has a session");
+        assert_eq!(
+            client.ssl().session_reused(),
+            session.is_some(),
+            "the peer resumes if it has a session"
+        );
         cpu::add(&mut used, || served.shutdown().unwrap());
         assert_eq!(client.read(&mut byte).unwrap(), 0);
         client.shutdown().unwrap();
@@ -115,8 +126,17 @@ struct Pipe {
 impl Pipe {
     fn pair() -> (Self, Self) {
         let (one, two) = (Bytes::default(), Bytes::default());
-        let far = Self { incoming: Rc::clone(&one), outgoing: Rc::clone(&two) };
-        (Self { incoming: two, outgoing: one }, far)
+        let far = Self {
+            incoming: Rc::clone(&one),
+            outgoing: Rc::clone(&two),
+        };
+        (
+            Self {
+                incoming: two,
+                outgoing: one,
+            },
+            far,
+        )
     }
 }
 

@@ -37,7 +37,10 @@ impl Awake {
                 while !black_box(&over).load(Ordering::Relaxed) {}
             })
         });
-        Self { threads: threads.collect(), over }
+        Self {
+            threads: threads.collect(),
+            over,
+        }
     }
 }
 

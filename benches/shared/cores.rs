@@ -5,7 +5,9 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 /// Returns the cores that this thread may use.
 pub(crate) fn all() -> Vec<usize> {
     let mine = sched_getaffinity(None).unwrap();
-    (0..CpuSet::MAX_CPU).filter(|&core| mine.is_set(core)).collect()
+    (0..CpuSet::MAX_CPU)
+        .filter(|&core| mine.is_set(core))
+        .collect()
 }
 
 /// Restricts this thread to one core.

@@ -21,7 +21,10 @@ pub(crate) fn add<T>(sum: &mut f64, work: impl FnOnce() -> T) -> T {
 /// Returns the CPU time of all threads of a process, including the kernel's part. Exact for threads
 /// that sleep.
 pub(crate) fn process(id: u32) -> f64 {
-    fs::read_dir(format!("/proc/{id}/task")).unwrap().map(|thread| of_thread(&thread.unwrap().path())).sum()
+    fs::read_dir(format!("/proc/{id}/task"))
+        .unwrap()
+        .map(|thread| of_thread(&thread.unwrap().path()))
+        .sum()
 }
 
 /// Reads nanoseconds from schedstat, see proc(5). Kernels without CONFIG_SCHED_INFO have the same
@@ -32,6 +35,9 @@ fn of_thread(folder: &Path) -> f64 {
     }
     let stat = fs::read_to_string(folder.join("sched"))
         .expect("this kernel has neither schedstat nor sched for threads in /proc");
-    let line = stat.lines().find(|line| line.starts_with("se.sum_exec_runtime")).unwrap();
+    let line = stat
+        .lines()
+        .find(|line| line.starts_with("se.sum_exec_runtime"))
+        .unwrap();
     line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() / 1e3
 }

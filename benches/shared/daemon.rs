@@ -24,7 +24,9 @@ impl Daemon {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let mut lines = BufReader::new(child.stdout.take().unwrap())
+            .lines()
+            .map(Result::unwrap);
         let mut endpoint = |scheme: &str| {
             let line = lines.find(|line| line.contains(scheme)).unwrap();
             line.trim_start_matches("listening on ").to_owned()

@@ -44,11 +44,19 @@ impl Table {
     pub(crate) fn wanted(other: &'static str, arguments: impl Iterator<Item = String>) -> Self {
         // cargo adds --bench.
         let filters = arguments.filter(|word| !word.starts_with("--")).collect();
-        Self { other, lines: Vec::new(), filters }
+        Self {
+            other,
+            lines: Vec::new(),
+            filters,
+        }
     }
 
     pub(crate) fn wants(&self, name: &str) -> bool {
-        self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter.as_str()))
+        self.filters.is_empty()
+            || self
+                .filters
+                .iter()
+                .any(|filter| name.contains(filter.as_str()))
     }
 
     pub(crate) fn section(&mut self, title: &str) {
@@ -71,16 +79,24 @@ impl Table {
             Unit::Rate(_) | Unit::Throughput(_) | Unit::PerSecond => round.plain / round.ours,
         };
         let shown = |seconds: f64| match unit {
-            Unit::Time(count) | Unit::Rate(count) => format!("{:.1} µs", seconds / count as f64 * 1e6),
+            Unit::Time(count) | Unit::Rate(count) => {
+                format!("{:.1} µs", seconds / count as f64 * 1e6)
+            }
             Unit::Throughput(mib) => format!("{:.0} MiB/s", mib / seconds),
             Unit::PerSecond => format!("{:.0}/s", 1.0 / seconds),
         };
         let median = quartile(&ratio, 2);
         let goal = match goal {
             Goal::None => String::new(),
-            Goal::AtMost(most) => format!("<= {most:.2} {}", if median <= most { "met" } else { "missed" }),
+            Goal::AtMost(most) => format!(
+                "<= {most:.2} {}",
+                if median <= most { "met" } else { "missed" }
+            ),
             Goal::AtLeast(least) => {
-                format!(">= {least:.2} {}", if median >= least { "met" } else { "missed" })
+                format!(
+                    ">= {least:.2} {}",
+                    if median >= least { "met" } else { "missed" }
+                )
             }
         };
         let row = format!(
@@ -94,6 +110,8 @@ impl Table {
     }
 
     pub(crate) fn print(&self) {
-        self.lines.iter().for_each(|row| println!("{}", row.trim_end()));
+        self.lines
+            .iter()
+            .for_each(|row| println!("{}", row.trim_end()));
     }
 }

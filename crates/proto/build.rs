@@ -20,14 +20,23 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={ROOT}");
     let descriptors = protox::compile(FILES, [ROOT])?;
     let out = env::var("OUT_DIR")?;
-    fs::write(Path::new(&out).join("descriptors.bin"), descriptors.encode_to_vec())?;
+    fs::write(
+        Path::new(&out).join("descriptors.bin"),
+        descriptors.encode_to_vec(),
+    )?;
 
     fs::write(Path::new(&out).join("tags.rs"), tags(&descriptors)?)?;
 
     let has = |feature: &str| env::var_os(format!("CARGO_FEATURE_{feature}")).is_some();
     let services = || tonic_prost_build::configure().codec_path("crate::codec::Codec");
-    let clients = services().build_client(has("STUBS")).build_server(false).service_generator();
-    let servers = services().build_client(false).build_server(has("SERVER")).service_generator();
+    let clients = services()
+        .build_client(has("STUBS"))
+        .build_server(false)
+        .service_generator();
+    let servers = services()
+        .build_client(false)
+        .build_server(has("SERVER"))
+        .service_generator();
     prost_build::Config::new()
         .bytes(["."])
         // A batch is a list of calls, and each takes the memory of the largest variant. A hostile
@@ -56,7 +65,11 @@ fn tags(descriptors: &FileDescriptorSet) -> Result<String, Box<dyn Error>> {
         writeln!(out, "pub mod {} {{", snake_case(message.name()))?;
         for field in &message.field {
             let number = u8::try_from(field.number())?;
-            writeln!(out, "    pub const {}: u8 = {number};", field.name().to_uppercase())?;
+            writeln!(
+                out,
+                "    pub const {}: u8 = {number};",
+                field.name().to_uppercase()
+            )?;
         }
         writeln!(out, "}}")?;
     }

@@ -5,7 +5,9 @@ use std::{error::Error, process::ExitCode};
 
 /// Prints the error, if there is one, after the example's name. Returns the exit code.
 pub(crate) fn ended(example: &str, result: Result<(), Box<dyn Error + Send + Sync>>) -> ExitCode {
-    let Err(err) = result else { return ExitCode::SUCCESS };
+    let Err(err) = result else {
+        return ExitCode::SUCCESS;
+    };
     let mut text = format!("{example}: {err}");
     let mut cause = err.source();
     while let Some(err) = cause {

@@ -42,7 +42,11 @@ impl Channels {
     /// Opens the first channel. `streams` must be at least 1 and less than the daemon's
     /// `limits.streams`, because the unary calls of a channel need streams as well.
     pub(crate) async fn open(daemon: &str, streams: usize) -> Result<Self> {
-        let channels = Self { daemon: endpoint(daemon)?, streams: streams.max(1), open: Mutex::default() };
+        let channels = Self {
+            daemon: endpoint(daemon)?,
+            streams: streams.max(1),
+            open: Mutex::default(),
+        };
         channels.place().await?;
         Ok(channels)
     }
@@ -54,14 +58,20 @@ impl Channels {
         let mut open = self.open.lock().await;
         for (channel, places) in open.iter() {
             if let Ok(permit) = Arc::clone(places).try_acquire_owned() {
-                return Ok(Place { channel: channel.clone(), _permit: permit });
+                return Ok(Place {
+                    channel: channel.clone(),
+                    _permit: permit,
+                });
             }
         }
         let channel = self.daemon.connect().await?;
         let places = Arc::new(Semaphore::new(self.streams));
         let permit = Arc::clone(&places).try_acquire_owned()?;
         open.push((channel.clone(), places));
-        Ok(Place { channel, _permit: permit })
+        Ok(Place {
+            channel,
+            _permit: permit,
+        })
     }
 }
 
@@ -72,9 +82,10 @@ fn endpoint(daemon: &str) -> Result<Endpoint> {
         (Some(authority), _) => format!("http://{authority}"),
         (None, Some(("http" | "unix", _))) => daemon.to_owned(),
         _ => {
-            return Err(
-                format!("invalid endpoint `{daemon}`: expected tcp://HOST:PORT or unix:///PATH").into()
-            );
+            return Err(format!(
+                "invalid endpoint `{daemon}`: expected tcp://HOST:PORT or unix:///PATH"
+            )
+            .into());
         }
     };
     Ok(Endpoint::from_shared(uri)?)
@@ -97,13 +108,30 @@ impl Wire {
     pub(crate) async fn open(place: Place, socket: TcpStream, new: NewRequest) -> Result<Self> {
         socket.set_nodelay(true)?;
         // The daemon logs the address of the peer.
-        let new = NewRequest { peer_address: socket.peer_addr()?.to_string(), ..new };
+        let new = NewRequest {
+            peer_address: socket.peer_addr()?.to_string(),
+            ..new
+        };
         let (requests, receiver) = mpsc::channel(4);
-        requests.send(DriveRequest { event: Some(Request::New(new)) }).await?;
+        requests
+            .send(DriveRequest {
+                event: Some(Request::New(new)),
+            })
+            .await?;
         let mut daemon = ConnectionServiceClient::new(place.channel.clone());
-        let answers = daemon.drive(ReceiverStream::new(receiver)).await?.into_inner();
+        let answers = daemon
+            .drive(ReceiverStream::new(receiver))
+            .await?
+            .into_inner();
         let records = vec![0; 16 * 1024];
-        Ok(Self { socket, _place: place, requests: Some(requests), answers, records, socket_ended: false })
+        Ok(Self {
+            socket,
+            _place: place,
+            requests: Some(requests),
+            answers,
+            records,
+            socket_ended: false,
+        })
     }
 
     /// Carries ciphertext both ways until an event for the worker: established, plaintext or
@@ -125,13 +153,15 @@ impl Wire {
     }
 
     pub(crate) async fn write(&mut self, plaintext: impl Into<Vec<u8>>) {
-        self.request(Request::Plaintext(plaintext.into().into())).await;
+        self.request(Request::Plaintext(plaintext.into().into()))
+            .await;
     }
 
     /// Closes this side: SSL_shutdown(3). The peer gets a close_notify, and the session stays in
     /// the cache.
     pub(crate) async fn shutdown(&mut self) {
-        self.request(Request::Shutdown(ShutdownRequest::default())).await;
+        self.request(Request::Shutdown(ShutdownRequest::default()))
+            .await;
     }
 
     /// Ends the requests. The stream ends once the daemon has done all of them.
@@ -154,8 +184,12 @@ async fn carry(
     socket: &mut TcpStream,
     records: &mut [u8],
 ) -> bool {
-    let Some(requests) = requests else { return std::future::pending().await };
-    let Ok(permit) = requests.reserve().await else { return true };
+    let Some(requests) = requests else {
+        return std::future::pending().await;
+    };
+    let Ok(permit) = requests.reserve().await else {
+        return true;
+    };
     let read = socket.read(records).await;
     let event = match read {
         Ok(length @ 1..) => Request::Ciphertext(records[..length].to_vec().into()),
@@ -176,5 +210,8 @@ pub(crate) fn describe(connection: &Connection) -> String {
         ProtocolVersion::Tls13 => "TLS 1.3",
         ProtocolVersion::Unspecified => "unknown version",
     };
-    format!("{version} {} resumed: {}", connection.cipher_suite, connection.session_reused)
+    format!(
+        "{version} {} resumed: {}",
+        connection.cipher_suite, connection.session_reused
+    )
 }

@@ -34,7 +34,11 @@ pub(crate) fn run(data: &[u8]) {
         one_spelling(name);
     }
     if let (Some(one), Some(other)) = (&from_der, &written) {
-        assert_eq!(one == other, one.to_string() == other.to_string(), "equal names have one spelling");
+        assert_eq!(
+            one == other,
+            one.to_string() == other.to_string(),
+            "equal names have one spelling"
+        );
     }
     owned(written.as_ref(), &subject, &uri, &dns);
     let pattern = FOLDER.with(|folder| {
@@ -57,7 +61,10 @@ pub(crate) fn run(data: &[u8]) {
         }
         Some(IdentityPattern::Subject(wanted)) => {
             one_spelling(&wanted);
-            assert_eq!(DistinguishedName::parse(&rule["subject:".len()..]).as_ref(), Ok(&wanted));
+            assert_eq!(
+                DistinguishedName::parse(&rule["subject:".len()..]).as_ref(),
+                Ok(&wanted)
+            );
         }
     }
 }
@@ -65,30 +72,56 @@ pub(crate) fn run(data: &[u8]) {
 /// Checks that a name has one spelling, which is parsed as the same name.
 fn one_spelling(name: &DistinguishedName) {
     let written = name.to_string();
-    assert_eq!(DistinguishedName::parse(&written).as_ref(), Ok(name), "{written}");
-    assert!(!written.chars().any(char::is_control), "{written:?} would break a line of the log");
+    assert_eq!(
+        DistinguishedName::parse(&written).as_ref(),
+        Ok(name),
+        "{written}"
+    );
+    assert!(
+        !written.chars().any(char::is_control),
+        "{written:?} would break a line of the log"
+    );
     assert_eq!(name.is_empty(), written.is_empty());
 }
 
 /// Checks that owners of different names differ, whatever kinds the names are of.
 fn owned(name: Option<&DistinguishedName>, subject: &str, uri: &str, dns: &str) {
     let owner = |certificate: PeerIdentity| Peer::certified(&certificate).owner;
-    let by_uri = owner(PeerIdentity { uris: vec![uri.into()], ..PeerIdentity::default() });
-    let by_dns = owner(PeerIdentity { dns_names: vec![dns.into()], ..PeerIdentity::default() });
-    let by_subject = owner(PeerIdentity { subject: subject.into(), ..PeerIdentity::default() });
-    assert!(by_uri != by_dns && by_uri != by_subject && by_dns != by_subject, "{subject} {uri} {dns}");
+    let by_uri = owner(PeerIdentity {
+        uris: vec![uri.into()],
+        ..PeerIdentity::default()
+    });
+    let by_dns = owner(PeerIdentity {
+        dns_names: vec![dns.into()],
+        ..PeerIdentity::default()
+    });
+    let by_subject = owner(PeerIdentity {
+        subject: subject.into(),
+        ..PeerIdentity::default()
+    });
+    assert!(
+        by_uri != by_dns && by_uri != by_subject && by_dns != by_subject,
+        "{subject} {uri} {dns}"
+    );
     let proved = name.filter(|name| !name.is_empty());
     let expected = proved.map_or_else(
         || Peer::certified(&PeerIdentity::default()).owner,
         |name| Owner::of(&Identity::Subject(name.clone())),
     );
-    assert_eq!(by_subject, expected, "an invalid subject proves no identity");
+    assert_eq!(
+        by_subject, expected,
+        "an invalid subject proves no identity"
+    );
 }
 
 /// Returns the identity of a rule, if the rule is valid.
 fn rule_of(file: &Path, rule: &str) -> Option<IdentityPattern> {
-    let quoted: String = rule.chars().map(|c| format!("\\U{:08X}", u32::from(c))).collect();
-    let text = format!("[[access]]\nidentity = \"{quoted}\"\ncontexts = [\"*\"]\nrole = \"worker\"\n");
+    let quoted: String = rule
+        .chars()
+        .map(|c| format!("\\U{:08X}", u32::from(c)))
+        .collect();
+    let text =
+        format!("[[access]]\nidentity = \"{quoted}\"\ncontexts = [\"*\"]\nrole = \"worker\"\n");
     fs::write(file, text).expect("the file can be written");
     match Config::load(Some(file), std::iter::empty(), &[]) {
         Ok(config) => Some(config.access[0].identity.clone()),

@@ -10,8 +10,11 @@ impl<'a> Choices<'a> {
 
     /// Returns a number below `limit`, which is not zero.
     pub(crate) fn below(&mut self, limit: usize) -> usize {
-        let wide =
-            if limit > 256 { u16::from_be_bytes([self.byte(), self.byte()]) } else { self.byte().into() };
+        let wide = if limit > 256 {
+            u16::from_be_bytes([self.byte(), self.byte()])
+        } else {
+            self.byte().into()
+        };
         usize::from(wide) % limit
     }
 

@@ -21,7 +21,9 @@ use rustls::{
     server::{Acceptor, StoresServerSessions},
     version::{TLS12, TLS13},
 };
-use tls_parser::{TlsExtension, TlsMessage, TlsMessageHandshake, parse_tls_client_hello_extensions};
+use tls_parser::{
+    TlsExtension, TlsMessage, TlsMessageHandshake, parse_tls_client_hello_extensions,
+};
 use tls_sessiond_types::{
     client_hello::{FirstFlight, IDENTITIES_MAX, Offer, Progress, SESSION_ID_MAX},
     server_name::ServerName,
@@ -31,12 +33,22 @@ const RAW: u8 = 1;
 const OLD: u8 = 2;
 
 pub(crate) fn run(data: &[u8]) {
-    let &[flags, pieces, records, ref rest @ ..] = data else { return };
-    let flight = if flags & RAW == 0 { in_records(&message(rest), records) } else { rest.to_vec() };
+    let &[flags, pieces, records, ref rest @ ..] = data else {
+        return;
+    };
+    let flight = if flags & RAW == 0 {
+        in_records(&message(rest), records)
+    } else {
+        rest.to_vec()
+    };
 
     let mut reader = FirstFlight::default();
     let answer = reader.push(&flight);
-    assert_eq!(reader.into_bytes(), flight, "the parser keeps exactly the bytes that came");
+    assert_eq!(
+        reader.into_bytes(),
+        flight,
+        "the parser keeps exactly the bytes that came"
+    );
     in_pieces(&flight, pieces, &answer);
     let taken = engine(&flight, &answer, flags & OLD != 0);
     if let Progress::Whole(offer) = &answer {
@@ -51,17 +63,27 @@ pub(crate) fn run(data: &[u8]) {
 }
 
 fn message(body: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(body.len()).expect("inputs are short").to_be_bytes();
+    let length = u32::try_from(body.len())
+        .expect("inputs are short")
+        .to_be_bytes();
     [&[1, length[1], length[2], length[3]], body].concat()
 }
 
 /// Puts the message into records whose sizes `sizes` decides; zero means one record.
 fn in_records(message: &[u8], sizes: u8) -> Vec<u8> {
     let mut flight = Vec::new();
-    let most = if sizes == 0 { 16_384 } else { usize::from(sizes) * 3 };
+    let most = if sizes == 0 {
+        16_384
+    } else {
+        usize::from(sizes) * 3
+    };
     for payload in message.chunks(most) {
         flight.extend([22, 3, 1]);
-        flight.extend(u16::try_from(payload.len()).expect("a record is short").to_be_bytes());
+        flight.extend(
+            u16::try_from(payload.len())
+                .expect("a record is short")
+                .to_be_bytes(),
+        );
         flight.extend(payload);
     }
     flight
@@ -77,7 +99,10 @@ fn in_pieces(flight: &[u8], sizes: u8, answer: &Progress) {
         last = reader.push(piece);
         (rest, pushed) = (after, pushed + piece.len());
     }
-    assert_eq!(last, *answer, "the answer depends on how the flight was cut");
+    assert_eq!(
+        last, *answer,
+        "the answer depends on how the flight was cut"
+    );
     assert_eq!(reader.into_bytes(), &flight[..pushed]);
 }
 
@@ -105,7 +130,9 @@ fn gathered(mut flight: &[u8]) -> Option<Vec<u8>> {
 /// Compares with tls-parser, if it parses the whole message, knows everything in it, and no
 /// extension is repeated.
 fn second_parser(flight: &[u8], read: &Offer) {
-    let Some(message) = gathered(flight) else { return };
+    let Some(message) = gathered(flight) else {
+        return;
+    };
     let Ok((rest, TlsMessage::Handshake(TlsMessageHandshake::ClientHello(hello)))) =
         tls_parser::parse_tls_message_handshake(&message)
     else {
@@ -124,9 +151,16 @@ fn second_parser(flight: &[u8], read: &Offer) {
     if !rest.is_empty() || message.len() != whole {
         return;
     }
-    let session_id = hello.session_id.map(<[u8]>::to_vec).filter(|id| !id.is_empty());
-    let mut offer = Offer { session_id, ..Offer::default() };
-    let Ok((rest, extensions)) = parse_tls_client_hello_extensions(hello.ext.unwrap_or_default()) else {
+    let session_id = hello
+        .session_id
+        .map(<[u8]>::to_vec)
+        .filter(|id| !id.is_empty());
+    let mut offer = Offer {
+        session_id,
+        ..Offer::default()
+    };
+    let Ok((rest, extensions)) = parse_tls_client_hello_extensions(hello.ext.unwrap_or_default())
+    else {
         return;
     };
     let mut seen = [false; 3];
@@ -134,9 +168,15 @@ fn second_parser(flight: &[u8], read: &Offer) {
         let place = match extension {
             TlsExtension::SNI(names) => {
                 // One name only: with several, tls-parser differs from rustls and this parser.
-                let [(kind, name)] = names.as_slice() else { return };
-                let Ok(name) = std::str::from_utf8(name) else { return };
-                let Ok(name) = DnsName::try_from(name) else { return };
+                let [(kind, name)] = names.as_slice() else {
+                    return;
+                };
+                let Ok(name) = std::str::from_utf8(name) else {
+                    return;
+                };
+                let Ok(name) = DnsName::try_from(name) else {
+                    return;
+                };
                 if kind.0 != 0 {
                     return;
                 }
@@ -164,7 +204,10 @@ fn second_parser(flight: &[u8], read: &Offer) {
     }
     if rest.is_empty() {
         assert_eq!(read.tls13, offer.tls13, "tls-parser reads other versions");
-        assert_eq!(read.session_id, offer.session_id, "tls-parser reads another session id");
+        assert_eq!(
+            read.session_id, offer.session_id,
+            "tls-parser reads another session id"
+        );
         assert_eq!(
             (&read.server_name, read.dotted),
             (&offer.server_name, offer.dotted),
@@ -188,11 +231,21 @@ fn engine(flight: &[u8], answer: &Progress, old: bool) -> bool {
         match acceptor.accept() {
             Ok(None) => {}
             Ok(Some(accepted)) => {
-                let Progress::Whole(offer) = answer else { panic!("rustls has a whole ClientHello") };
+                let Progress::Whole(offer) = answer else {
+                    panic!("rustls has a whole ClientHello")
+                };
                 let hello = accepted.client_hello();
                 let name = hello.server_name().unwrap_or_default();
-                assert_eq!(offer.server_name, ServerName::new(name), "rustls reads another name");
-                assert_eq!(offer.dotted, name.ends_with('.'), "rustls reads another name");
+                assert_eq!(
+                    offer.server_name,
+                    ServerName::new(name),
+                    "rustls reads another name"
+                );
+                assert_eq!(
+                    offer.dotted,
+                    name.ends_with('.'),
+                    "rustls reads another name"
+                );
                 // rustls asks its storage, and then accepts or refuses the hello.
                 let asked = Arc::new(Asked::default());
                 let _ = accepted.into_connection(server(Arc::clone(&asked), old));
@@ -217,17 +270,30 @@ enum Version {
 
 impl Asked {
     fn was_read(&self, offer: &Offer, old: bool) {
-        for (version, id) in self.0.lock().expect("no thread panics with the lock").iter() {
+        for (version, id) in self
+            .0
+            .lock()
+            .expect("no thread panics with the lock")
+            .iter()
+        {
             let read = match version {
                 Version::Tls12 => offer.session_id.as_slice(),
                 Version::Tls13 => offer.identities.as_slice(),
             };
-            assert_eq!(*version == Version::Tls13, offer.tls13 && !old, "rustls speaks another version");
+            assert_eq!(
+                *version == Version::Tls13,
+                offer.tls13 && !old,
+                "rustls speaks another version"
+            );
             // rustls also asks for identities of a client that offers no key exchange mode, and
             // resumes none of them.
             let resumes = *version == Version::Tls12 || !read.is_empty();
-            let ours = resumes && (1..=SESSION_ID_MAX).contains(&id.len()) && read.len() < IDENTITIES_MAX;
-            assert!(!ours || read.contains(id), "rustls asks for {id:?}, which was not read");
+            let ours =
+                resumes && (1..=SESSION_ID_MAX).contains(&id.len()) && read.len() < IDENTITIES_MAX;
+            assert!(
+                !ours || read.contains(id),
+                "rustls asks for {id:?}, which was not read"
+            );
         }
     }
 }
@@ -238,12 +304,18 @@ impl StoresServerSessions for Asked {
     }
 
     fn get(&self, id: &[u8]) -> Option<Vec<u8>> {
-        self.0.lock().expect("no thread panics with the lock").push((Version::Tls12, id.to_vec()));
+        self.0
+            .lock()
+            .expect("no thread panics with the lock")
+            .push((Version::Tls12, id.to_vec()));
         None
     }
 
     fn take(&self, identity: &[u8]) -> Option<Vec<u8>> {
-        self.0.lock().expect("no thread panics with the lock").push((Version::Tls13, identity.to_vec()));
+        self.0
+            .lock()
+            .expect("no thread panics with the lock")
+            .push((Version::Tls13, identity.to_vec()));
         None
     }
 
@@ -255,8 +327,12 @@ impl StoresServerSessions for Asked {
 /// Makes a server as the daemon does, for both versions or for TLS 1.2 alone.
 fn server(asked: Arc<Asked>, old: bool) -> Arc<ServerConfig> {
     static SERVERS: LazyLock<[ServerConfig; 2]> = LazyLock::new(|| {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("keys can be made");
-        let (chain, key) = (vec![made.cert.der().clone()], made.signing_key.serialize_der());
+        let made =
+            rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("keys can be made");
+        let (chain, key) = (
+            vec![made.cert.der().clone()],
+            made.signing_key.serialize_der(),
+        );
         [&[&TLS12, &TLS13][..], &[&TLS12]].map(|versions| {
             let key = PrivateKeyDer::Pkcs8(key.clone().into());
             ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))

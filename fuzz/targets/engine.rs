@@ -44,12 +44,18 @@ const RECORD_MAX: usize = 16_384;
 const CONTEXTS: [(&str, &str); 6] = [
     ("any", "client_sessions = \"shared\""),
     ("old", "versions = [\"1.2\"]\nsession_id_context = \"any\""),
-    ("new", "versions = [\"1.3\"]\nsession_id_context = \"any\"\ntickets = 16"),
+    (
+        "new",
+        "versions = [\"1.3\"]\nsession_id_context = \"any\"\ntickets = 16",
+    ),
     (
         "written",
         "close_policy = \"written\"\noptions = [\"ignore-unexpected-eof\"]\nalpn = [\"h2\", \"http/1.1\"]",
     ),
-    ("quiet", "close_policy = \"errors-only\"\noptions = [\"quiet-shutdown\"]\ncache_entries_max = 2"),
+    (
+        "quiet",
+        "close_policy = \"errors-only\"\noptions = [\"quiet-shutdown\"]\ncache_entries_max = 2",
+    ),
     (
         "asks",
         "client_auth = \"request\"\nclient_certificates = [{ certificate = \"tls.crt\", key = \"tls.key\" }]\n\
@@ -88,7 +94,8 @@ fn configuration() -> (Config, WallTime, tempfile::TempDir) {
     }
     let file = folder.path().join("fuzz.toml");
     std::fs::write(&file, text).expect("the file can be written");
-    let config = Config::load(Some(&file), std::iter::empty(), &[]).expect("the configuration is valid");
+    let config =
+        Config::load(Some(&file), std::iter::empty(), &[]).expect("the configuration is valid");
     (config, Clock::System.now().wall(), folder)
 }
 
@@ -154,8 +161,11 @@ impl World {
     fn new(config: &Config, now: WallTime) -> Self {
         let clock = ManualClock::starting(now);
         let registry = Arc::new(Registry::build(&config.settings()).expect("the files are there"));
-        let core =
-            CoreState::new(Arc::clone(&registry), Clock::Manual(clock.clone()), Most::all(CONNECTIONS_MAX));
+        let core = CoreState::new(
+            Arc::clone(&registry),
+            Clock::Manual(clock.clone()),
+            Most::all(CONNECTIONS_MAX),
+        );
         Self {
             clock,
             registry,
@@ -170,7 +180,11 @@ impl World {
 
     fn step(&mut self, choices: &mut Choices<'_>) {
         let (what, whom) = (choices.byte(), choices.byte());
-        let side = if whom & 1 == 0 { Side::Client } else { Side::Server };
+        let side = if whom & 1 == 0 {
+            Side::Client
+        } else {
+            Side::Server
+        };
         let place = (side, usize::from(whom >> 1) % PAIRS);
         let context = usize::from(whom >> 3) % CONTEXTS.len();
         match what % 20 {
@@ -200,7 +214,13 @@ impl World {
             11 => self.shutdown(place),
             12 => {
                 let flags = choices.byte();
-                self.set_shutdown(place, Shutdown { sent: flags & 1 != 0, received: flags & 2 != 0 });
+                self.set_shutdown(
+                    place,
+                    Shutdown {
+                        sent: flags & 1 != 0,
+                        received: flags & 2 != 0,
+                    },
+                );
             }
             13 => self.clear(place),
             14 => self.free(place),
@@ -221,7 +241,10 @@ impl World {
             // Bytes on the way to one connection go to another one of its side.
             _ => {
                 let other = (place.0, choices.below(PAIRS));
-                let taken = self.objects.get_mut(&place).map(|object| std::mem::take(&mut object.inbox));
+                let taken = self
+                    .objects
+                    .get_mut(&place)
+                    .map(|object| std::mem::take(&mut object.inbox));
                 self.deliver(other, &taken.unwrap_or_default());
             }
         }
@@ -229,10 +252,17 @@ impl World {
 
     fn open(&mut self, place: (Side, usize), context: usize, choices: &mut Choices<'_>) {
         self.free(place);
-        let session = self.known.get(usize::from(choices.byte())).filter(|(side, _)| *side == place.0);
+        let session = self
+            .known
+            .get(usize::from(choices.byte()))
+            .filter(|(side, _)| *side == place.0);
         let session = session.map(|(_, id)| id.clone());
         let plan = ConnectionPlan {
-            context: Arc::clone(self.registry.get(CONTEXTS[context].0).expect("the context is configured")),
+            context: Arc::clone(
+                self.registry
+                    .get(CONTEXTS[context].0)
+                    .expect("the context is configured"),
+            ),
             role: place.0.role(),
             engine: EngineKind::Daemon,
             server_name: "localhost".into(),
@@ -240,13 +270,27 @@ impl World {
             idle_timeout: None,
             peer_address: String::new(),
         };
-        let session = session.as_ref().map(|id| Wanted { id, registry: &self.registry, within: &|_| true });
-        let id = match self.core.connections().create(plan, session, |connection, _| connection.id()) {
+        let session = session.as_ref().map(|id| Wanted {
+            id,
+            registry: &self.registry,
+            within: &|_| true,
+        });
+        let id = match self
+            .core
+            .connections()
+            .create(plan, session, |connection, _| connection.id())
+        {
             Ok(id) => id,
             Err(Error::SessionOutOfScope) => return,
             Err(other) => panic!("New: {other}"),
         };
-        let object = Object { id, context, inbox: Vec::new(), heard: Vec::new(), speech: 0 };
+        let object = Object {
+            id,
+            context,
+            inbox: Vec::new(),
+            heard: Vec::new(),
+            speech: 0,
+        };
         self.objects.insert(place, object);
     }
 
@@ -260,7 +304,11 @@ impl World {
         for _ in 0..12 {
             self.exchange((Side::Client, pair), usize::MAX, b"", false);
             self.exchange((Side::Server, pair), usize::MAX, b"", false);
-            let silent = |side| self.objects.get(&(side, pair)).is_none_or(|object| object.inbox.is_empty());
+            let silent = |side| {
+                self.objects
+                    .get(&(side, pair))
+                    .is_none_or(|object| object.inbox.is_empty())
+            };
             if silent(Side::Client) && silent(Side::Server) {
                 return;
             }
@@ -287,20 +335,40 @@ impl World {
     }
 
     /// Runs one step with up to `count` bytes from the wire, and checks its result.
-    fn exchange(&mut self, place: (Side, usize), count: usize, plaintext: &[u8], end_of_stream: bool) {
-        let Some(object) = self.objects.get_mut(&place) else { return };
+    fn exchange(
+        &mut self,
+        place: (Side, usize),
+        count: usize,
+        plaintext: &[u8],
+        end_of_stream: bool,
+    ) {
+        let Some(object) = self.objects.get_mut(&place) else {
+            return;
+        };
         let id = object.id;
         let rest = object.inbox.split_off(count.min(object.inbox.len()));
         let inbox = std::mem::replace(&mut object.inbox, rest);
         let before = self.look(id);
-        let input = Input { ciphertext: &inbox, plaintext, end_of_stream };
-        let done =
-            self.core.connections().with_exclusive(id, |connection, now| connection.exchange(input, now));
+        let input = Input {
+            ciphertext: &inbox,
+            plaintext,
+            end_of_stream,
+        };
+        let done = self
+            .core
+            .connections()
+            .with_exclusive(id, |connection, now| connection.exchange(input, now));
         let after = self.look(id);
         match done {
             Ok(output) => {
                 assert!(before.state != State::Failed, "a failed connection went on");
-                self.said_and_done(place, &before, &after, inbox.len() + plaintext.len(), &output);
+                self.said_and_done(
+                    place,
+                    &before,
+                    &after,
+                    inbox.len() + plaintext.len(),
+                    &output,
+                );
                 if !output.ciphertext.is_empty() && self.recorded.len() < RECORDED_MAX {
                     self.recorded.push(output.ciphertext.clone());
                 }
@@ -309,7 +377,9 @@ impl World {
             Err(refusal) => {
                 match refusal {
                     Error::Failed(_) => assert!(before.state == State::Failed),
-                    Error::ProtocolIsShutdown => assert!(before.flags.sent && !plaintext.is_empty()),
+                    Error::ProtocolIsShutdown => {
+                        assert!(before.flags.sent && !plaintext.is_empty());
+                    }
                     Error::HandshakeNotFinished => {
                         assert!(before.state != State::Established && !plaintext.is_empty());
                     }
@@ -332,10 +402,19 @@ impl World {
             output.ciphertext.len() <= FLIGHT_MAX + 2 * given,
             "a step has too much output for its input"
         );
-        assert!(output.plaintext.len() <= RECORD_MAX + given, "a step has more plaintext than its input");
-        assert!(after.state != State::Before, "the first step did not begin the handshake");
+        assert!(
+            output.plaintext.len() <= RECORD_MAX + given,
+            "a step has more plaintext than its input"
+        );
+        assert!(
+            after.state != State::Before,
+            "the first step did not begin the handshake"
+        );
         if before.state == State::Established {
-            assert!(after.state != State::Handshaking, "a finished handshake began again");
+            assert!(
+                after.state != State::Handshaking,
+                "a finished handshake began again"
+            );
         }
         let failed = after.state == State::Failed;
         assert!(
@@ -347,9 +426,15 @@ impl World {
         // it resumes no other session.
         let began = before.state != State::Before;
         if failed && began && (before.open || output.alert.is_some_and(|alert| alert.received)) {
-            self.bad.extend(before.attached.clone().map(|id| (place.0, id)));
+            self.bad
+                .extend(before.attached.clone().map(|id| (place.0, id)));
         }
-        self.bad.extend(output.removed.iter().map(|removed| (place.0, removed.id.clone())));
+        self.bad.extend(
+            output
+                .removed
+                .iter()
+                .map(|removed| (place.0, removed.id.clone())),
+        );
         let object = self.objects.get_mut(&place).expect("the connection exists");
         object.heard.extend_from_slice(&output.plaintext);
         let heard = &object.heard;
@@ -361,14 +446,17 @@ impl World {
 
     /// Sends application data that no other handshake sends.
     fn speak(&mut self, place: (Side, usize), length: usize) {
-        let Some(object) = self.objects.get_mut(&place) else { return };
+        let Some(object) = self.objects.get_mut(&place) else {
+            return;
+        };
         if object.speech == 0 {
             object.speech = self.said.len();
             self.said.push(Vec::new());
         }
         let (id, speech) = (object.id, object.speech);
         let from = self.said[speech].len();
-        let word = |at: usize| [speech, at, at >> 8].map(|part| u8::try_from(part & 0xff).unwrap_or(0));
+        let word =
+            |at: usize| [speech, at, at >> 8].map(|part| u8::try_from(part & 0xff).unwrap_or(0));
         let text: Vec<u8> = (from..from + length).map(|at| word(at)[at % 3]).collect();
         let before = self.look(id);
         if before.state == State::Established && !before.flags.sent {
@@ -380,12 +468,18 @@ impl World {
     fn deliver(&mut self, place: (Side, usize), bytes: &[u8]) {
         if let Some(object) = self.objects.get_mut(&place) {
             let room = WIRE_MAX.saturating_sub(object.inbox.len());
-            object.inbox.extend_from_slice(&bytes[..bytes.len().min(room)]);
+            object
+                .inbox
+                .extend_from_slice(&bytes[..bytes.len().min(room)]);
         }
     }
 
     fn change(&mut self, place: (Side, usize), choices: &mut Choices<'_>) {
-        let Some(object) = self.objects.get_mut(&place).filter(|object| !object.inbox.is_empty()) else {
+        let Some(object) = self
+            .objects
+            .get_mut(&place)
+            .filter(|object| !object.inbox.is_empty())
+        else {
             return;
         };
         let at = choices.below(object.inbox.len().min(4096));
@@ -395,7 +489,11 @@ impl World {
 
     /// Removes a piece of the bytes on the wire, repeats it, or replaces it.
     fn cut(&mut self, place: (Side, usize), choices: &mut Choices<'_>) {
-        let Some(object) = self.objects.get_mut(&place).filter(|object| !object.inbox.is_empty()) else {
+        let Some(object) = self
+            .objects
+            .get_mut(&place)
+            .filter(|object| !object.inbox.is_empty())
+        else {
             return;
         };
         let from = choices.below(object.inbox.len().min(4096));
@@ -411,13 +509,17 @@ impl World {
     }
 
     fn shutdown(&mut self, place: (Side, usize)) {
-        let Some(object) = self.objects.get(&place) else { return };
+        let Some(object) = self.objects.get(&place) else {
+            return;
+        };
         let before = self.look(object.id);
         let mut ciphertext = Vec::new();
         let done = self
             .core
             .connections()
-            .with_exclusive(object.id, |connection, _| connection.shutdown(&mut ciphertext));
+            .with_exclusive(object.id, |connection, _| {
+                connection.shutdown(&mut ciphertext)
+            });
         match done {
             Ok(_) => assert!(before.state == State::Established && self.look(object.id).flags.sent),
             Err(Error::ShutdownInInit) => {
@@ -425,12 +527,17 @@ impl World {
             }
             Err(other) => panic!("Shutdown: {other}"),
         }
-        assert!(ciphertext.len() <= 64, "a close_notify has more than one record");
+        assert!(
+            ciphertext.len() <= 64,
+            "a close_notify has more than one record"
+        );
         self.deliver((place.0.other(), place.1), &ciphertext);
     }
 
     fn set_shutdown(&mut self, place: (Side, usize), flags: Shutdown) {
-        let Some(object) = self.objects.get(&place) else { return };
+        let Some(object) = self.objects.get(&place) else {
+            return;
+        };
         let set = self.core.connections().with(object.id, |connection, _| {
             connection.set_shutdown(flags);
             Ok(connection.shutdown_flags())
@@ -439,7 +546,9 @@ impl World {
     }
 
     fn clear(&mut self, place: (Side, usize)) {
-        let Some(object) = self.objects.get_mut(&place) else { return };
+        let Some(object) = self.objects.get_mut(&place) else {
+            return;
+        };
         (object.heard, object.speech) = (Vec::new(), 0);
         let id = object.id;
         let before = self.look(id);
@@ -448,43 +557,79 @@ impl World {
             .connections()
             .with_exclusive(id, |connection, _| Ok(connection.clear()))
             .expect("clear never fails");
-        self.ended(place, &before, removed.into_iter().map(|removed| removed.id).collect());
+        self.ended(
+            place,
+            &before,
+            removed.into_iter().map(|removed| removed.id).collect(),
+        );
         let after = self.look(id);
         assert!(after.state == State::Before && after.flags == Shutdown::default() && !after.open);
     }
 
     fn free(&mut self, place: (Side, usize)) {
-        let Some(object) = self.objects.remove(&place) else { return };
+        let Some(object) = self.objects.remove(&place) else {
+            return;
+        };
         let before = self.look(object.id);
-        let removed = self.core.connections().free(object.id).expect("the connection exists");
-        self.ended(place, &before, removed.into_iter().map(|removed| removed.id).collect());
-        assert!(matches!(self.core.connections().free(object.id), Err(Error::NotFound(_))));
+        let removed = self
+            .core
+            .connections()
+            .free(object.id)
+            .expect("the connection exists");
+        self.ended(
+            place,
+            &before,
+            removed.into_iter().map(|removed| removed.id).collect(),
+        );
+        assert!(matches!(
+            self.core.connections().free(object.id),
+            Err(Error::NotFound(_))
+        ));
     }
 
     /// Checks the close rule, as far as it is visible from outside.
     fn ended(&mut self, place: (Side, usize), before: &Seen, removed: Vec<SessionId>) {
         if before.open {
-            self.bad.extend(before.attached.clone().map(|id| (place.0, id)));
+            self.bad
+                .extend(before.attached.clone().map(|id| (place.0, id)));
         } else {
-            assert!(removed.is_empty(), "a connection that was not open removed sessions");
+            assert!(
+                removed.is_empty(),
+                "a connection that was not open removed sessions"
+            );
         }
         self.bad.extend(removed.into_iter().map(|id| (place.0, id)));
     }
 
     fn set_session(&mut self, place: (Side, usize), which: u8) {
-        let Some(object) = self.objects.get(&place) else { return };
+        let Some(object) = self.objects.get(&place) else {
+            return;
+        };
         let before = self.look(object.id);
         let session = self.known.get(usize::from(which)).map(|(_, id)| id.clone());
-        let wanted = session.as_ref().map(|id| Wanted { id, registry: &self.registry, within: &|_| true });
-        let done = self.core.connections().set_session(object.id, wanted, |connection, removed| {
-            (connection.session().map(|session| session.id().clone()), removed)
+        let wanted = session.as_ref().map(|id| Wanted {
+            id,
+            registry: &self.registry,
+            within: &|_| true,
         });
+        let done = self
+            .core
+            .connections()
+            .set_session(object.id, wanted, |connection, removed| {
+                (
+                    connection.session().map(|session| session.id().clone()),
+                    removed,
+                )
+            });
         match done {
             Ok((attached, removed)) => {
                 assert!(matches!(before.state, State::Before | State::Established));
                 let removed: Vec<_> = removed.into_iter().map(|removed| removed.id).collect();
                 if attached.is_some() && attached == before.attached {
-                    assert!(removed.is_empty(), "attaching the same session removed a session");
+                    assert!(
+                        removed.is_empty(),
+                        "attaching the same session removed a session"
+                    );
                 } else {
                     self.ended(place, &before, removed);
                 }
@@ -497,13 +642,17 @@ impl World {
     }
 
     fn wait(&mut self, seconds: usize) {
-        self.clock.advance(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
+        self.clock
+            .advance(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
         let now = self.core.now().at;
         let lapsed: Vec<_> = self
             .objects
             .iter()
             .filter(|(_, object)| {
-                self.core.connections().inspect(object.id, |_, lapse| lapse.at <= now).unwrap_or(false)
+                self.core
+                    .connections()
+                    .inspect(object.id, |_, lapse| lapse.at <= now)
+                    .unwrap_or(false)
             })
             .map(|(place, _)| *place)
             .collect();
@@ -525,7 +674,8 @@ impl World {
             for side in [Side::Client, Side::Server] {
                 let cache = context.cache(side.role());
                 assert!(
-                    cache.len() <= cache.limits().entries_max && cache.bytes() <= cache.limits().bytes_max
+                    cache.len() <= cache.limits().entries_max
+                        && cache.bytes() <= cache.limits().bytes_max
                 );
                 cache.scan(now, |session| {
                     let key = (side, session.id().clone());
@@ -538,10 +688,9 @@ impl World {
         }
         for object in self.objects.values() {
             let context = CONTEXTS[object.context].0;
-            let same = self
-                .core
-                .connections()
-                .inspect(object.id, |connection, _| *connection.context().name == *context);
+            let same = self.core.connections().inspect(object.id, |connection, _| {
+                *connection.context().name == *context
+            });
             assert!(same.expect("the connection exists"));
         }
     }

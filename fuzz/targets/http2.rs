@@ -62,8 +62,10 @@ static PANICKED: AtomicBool = AtomicBool::new(false);
 pub(crate) fn run(data: &[u8]) {
     let socket = SOCKET.get_or_init(start);
     let mut peer = UnixStream::connect(socket).expect("the daemon listens");
-    peer.set_read_timeout(Some(PATIENCE)).expect("a socket has time-outs");
-    peer.set_write_timeout(Some(PATIENCE)).expect("a socket has time-outs");
+    peer.set_read_timeout(Some(PATIENCE))
+        .expect("a socket has time-outs");
+    peer.set_write_timeout(Some(PATIENCE))
+        .expect("a socket has time-outs");
     let mut reads = peer.try_clone().expect("a socket can be cloned");
     let reading = thread::spawn(move || {
         let mut all = Vec::new();
@@ -75,7 +77,9 @@ pub(crate) fn run(data: &[u8]) {
     let mut sent = Vec::new();
     if shape & 1 == 0 {
         sent.extend(PREFACE);
-        let window = [0, 4].into_iter().chain(u32::from(shape >> 1).pow(3).to_be_bytes());
+        let window = [0, 4]
+            .into_iter()
+            .chain(u32::from(shape >> 1).pow(3).to_be_bytes());
         sent.extend(frame(SETTINGS, 0, 0, &window.collect::<Vec<u8>>()));
     }
     for _ in 0..STEPS_MAX {
@@ -88,13 +92,19 @@ pub(crate) fn run(data: &[u8]) {
     let _ = peer.write_all(&sent);
     let _ = peer.shutdown(Shutdown::Write);
     let (answered, ended) = reading.join().expect("the reader does not panic");
-    assert!(matches!(ended, Ok(_) | Err(ErrorKind::ConnectionReset)), "the daemon does not close: {ended:?}");
+    assert!(
+        matches!(ended, Ok(_) | Err(ErrorKind::ConnectionReset)),
+        "the daemon does not close: {ended:?}"
+    );
     // Not checked if another frame size may have been agreed on.
     if shape & 1 == 0 && !sent.windows(2).any(|setting| setting == [0, 5]) {
         frames_are_whole(&answered, ended.is_ok());
     }
     serves(socket);
-    assert!(!PANICKED.load(Ordering::SeqCst), "a thread of the daemon panicked");
+    assert!(
+        !PANICKED.load(Ordering::SeqCst),
+        "a thread of the daemon panicked"
+    );
 }
 
 /// Returns the bytes of one step: a call, a message, any frame, or any bytes.
@@ -102,16 +112,31 @@ fn step(choices: &mut Choices<'_>) -> Vec<u8> {
     let what = choices.byte();
     let stream = u32::from(choices.byte() % 16) * 2 + 1;
     match what % 8 {
-        0 | 1 => frame(HEADERS, END_HEADERS, stream, &call(PATHS[choices.below(PATHS.len())])),
+        0 | 1 => frame(
+            HEADERS,
+            END_HEADERS,
+            stream,
+            &call(PATHS[choices.below(PATHS.len())]),
+        ),
         2 | 3 => {
             let message = choices.vector();
             let length = u32::try_from(message.len()).unwrap_or(0).to_be_bytes();
-            frame(DATA, what >> 7, stream, &[&[0][..], &length, message].concat())
+            frame(
+                DATA,
+                what >> 7,
+                stream,
+                &[&[0][..], &length, message].concat(),
+            )
         }
         4 => frame(DATA, what >> 7, stream, choices.vector()),
         5 | 6 => {
             let (kind, flags) = (choices.byte() % 12, choices.byte());
-            frame(kind, flags, if what & 16 == 0 { stream } else { 0 }, choices.vector())
+            frame(
+                kind,
+                flags,
+                if what & 16 == 0 { stream } else { 0 },
+                choices.vector(),
+            )
         }
         _ => choices.vector().to_vec(),
     }
@@ -133,7 +158,10 @@ fn call(path: &str) -> Vec<u8> {
         ("te", "trailers"),
     ];
     let text = |text: &str| [&[u8::try_from(text.len()).unwrap_or(0)], text.as_bytes()].concat();
-    fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect()
+    fields
+        .iter()
+        .flat_map(|(name, value)| [vec![0], text(name), text(value)].concat())
+        .collect()
 }
 
 /// Checks that the daemon writes whole frames, of the size that every peer accepts. A connection
@@ -141,24 +169,37 @@ fn call(path: &str) -> Vec<u8> {
 fn frames_are_whole(mut answered: &[u8], in_order: bool) {
     while let [high, middle, low, kind, _, stream @ ..] = answered {
         let length = usize::from(*high) << 16 | usize::from(*middle) << 8 | usize::from(*low);
-        assert!(length <= FRAME_MAX && *kind < 10, "a frame of {length} bytes, kind {kind}");
-        let Some(rest) = stream.get(4 + length..) else { break };
+        assert!(
+            length <= FRAME_MAX && *kind < 10,
+            "a frame of {length} bytes, kind {kind}"
+        );
+        let Some(rest) = stream.get(4 + length..) else {
+            break;
+        };
         answered = rest;
     }
-    assert!(answered.is_empty() || !in_order, "the last {} bytes are not a frame", answered.len());
+    assert!(
+        answered.is_empty() || !in_order,
+        "the last {} bytes are not a frame",
+        answered.len()
+    );
 }
 
 /// Checks that another caller gets its answer.
 fn serves(socket: &PathBuf) {
     let mut other = UnixStream::connect(socket).expect("the daemon listens");
-    other.set_read_timeout(Some(PATIENCE)).expect("a socket has time-outs");
+    other
+        .set_read_timeout(Some(PATIENCE))
+        .expect("a socket has time-outs");
     let list = [
         PREFACE,
         &frame(SETTINGS, 0, 0, &[]),
         &frame(HEADERS, END_HEADERS, 1, &call(PATHS[3])),
         &frame(DATA, 1, 1, &[0; 5]),
     ];
-    other.write_all(&list.concat()).expect("the daemon accepts a call");
+    other
+        .write_all(&list.concat())
+        .expect("the daemon accepts a call");
     let mut answered = Vec::new();
     loop {
         let mut head = [0; 9];
@@ -170,7 +211,10 @@ fn serves(socket: &PathBuf) {
                 answered.extend(payload);
                 break;
             }
-            kind => assert!(kind != 7 && kind != 3, "the call of another caller was refused"),
+            kind => assert!(
+                kind != 7 && kind != 3,
+                "the call of another caller was refused"
+            ),
         }
     }
     assert!(answered.len() > 5, "an answer has a message");
@@ -194,15 +238,21 @@ fn start() -> PathBuf {
     );
     let file = folder.join("fuzz.toml");
     std::fs::write(&file, text).expect("the file can be written");
-    let config = Config::load(Some(&file), std::iter::empty(), &[]).expect("the configuration is valid");
+    let config =
+        Config::load(Some(&file), std::iter::empty(), &[]).expect("the configuration is valid");
     let (listens, listening) = std::sync::mpsc::channel();
     thread::spawn(move || {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime starts");
         runtime.block_on(async {
             let daemon = Daemon::bind(&config, Clock::System).expect("the daemon listens");
             listens.send(()).expect("the other thread waits");
-            daemon.run(std::future::pending::<()>()).await.expect("the daemon serves");
+            daemon
+                .run(std::future::pending::<()>())
+                .await
+                .expect("the daemon serves");
         });
     });
     listening.recv().expect("the daemon starts");

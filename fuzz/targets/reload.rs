@@ -16,16 +16,23 @@ thread_local! {
 }
 
 pub(crate) fn run(data: &[u8]) {
-    let Some(end) = data.iter().position(|&byte| byte == 0) else { return };
+    let Some(end) = data.iter().position(|&byte| byte == 0) else {
+        return;
+    };
     let (old, rest) = (&data[..end], &data[end + 1..]);
     let (next, is_cut) = match rest {
-        [255, high, low, ..] => (&old[..old.len().min(u16::from_be_bytes([*high, *low]).into())], true),
+        [255, high, low, ..] => (
+            &old[..old.len().min(u16::from_be_bytes([*high, *low]).into())],
+            true,
+        ),
         next => (next, false),
     };
     FOLDER.with(|folder| {
         let folder = folder.get_or_init(|| tempfile::tempdir().expect("a folder for the files"));
         let file = folder.path().join("reloaded.toml");
-        let (Some(running), Some(new)) = (load(&file, old), load(&file, next)) else { return };
+        let (Some(running), Some(new)) = (load(&file, old), load(&file, next)) else {
+            return;
+        };
         running.can_follow(&running).expect("it may follow itself");
         if new.can_follow(&running).is_err() {
             return;
@@ -48,19 +55,37 @@ type Value = fn(&ContextConfig) -> String;
 /// Keys of a context.
 const KEYS: [(&str, Value); 14] = [
     ("ca", |context| format!("{:?}", context.trust)),
-    ("client_auth", |context| format!("{:?}", context.client_auth)),
+    ("client_auth", |context| {
+        format!("{:?}", context.client_auth)
+    }),
     ("versions", |context| format!("{:?}", context.versions)),
-    ("cipher_suites", |context| format!("{:?}", context.cipher_suites)),
-    ("key_exchange", |context| format!("{:?}", context.key_exchange)),
+    ("cipher_suites", |context| {
+        format!("{:?}", context.cipher_suites)
+    }),
+    ("key_exchange", |context| {
+        format!("{:?}", context.key_exchange)
+    }),
     ("alpn", |context| format!("{:?}", context.alpn)),
     ("options", |context| format!("{:?}", context.options)),
-    ("session_id_context", |context| format!("{:?}", context.session_id_context)),
-    ("client_sessions", |context| format!("{:?}", context.offering)),
+    ("session_id_context", |context| {
+        format!("{:?}", context.session_id_context)
+    }),
+    ("client_sessions", |context| {
+        format!("{:?}", context.offering)
+    }),
     ("tickets", |context| format!("{:?}", context.tickets)),
-    ("close_policy", |context| format!("{:?}", context.close_policy)),
-    ("session_timeout", |context| format!("{:?}", context.session_timeout)),
-    ("cache_entries_max", |context| format!("{:?}", context.cache_entries_max)),
-    ("idle_timeout", |context| format!("{:?}", context.idle_timeout)),
+    ("close_policy", |context| {
+        format!("{:?}", context.close_policy)
+    }),
+    ("session_timeout", |context| {
+        format!("{:?}", context.session_timeout)
+    }),
+    ("cache_entries_max", |context| {
+        format!("{:?}", context.cache_entries_max)
+    }),
+    ("idle_timeout", |context| {
+        format!("{:?}", context.idle_timeout)
+    }),
 ];
 
 /// Checks that every difference is written in the next file: a key that does not occur in it cannot
@@ -76,12 +101,20 @@ fn follows(running: &Config, next: &Config, text: &[u8]) {
     );
     for context in &next.contexts {
         // A context without a name is compared with the running context `default`, and no other.
-        let Some(before) = running.contexts.iter().find(|before| before.name == context.name) else {
+        let Some(before) = running
+            .contexts
+            .iter()
+            .find(|before| before.name == context.name)
+        else {
             continue;
         };
         for (key, value) in KEYS {
             let (new, old) = (value(context), value(before));
-            assert!(new == old || text.contains(key), "{}: {key} went from {old} to {new}", context.name);
+            assert!(
+                new == old || text.contains(key),
+                "{}: {key} went from {old} to {new}",
+                context.name
+            );
         }
     }
 }
@@ -89,10 +122,20 @@ fn follows(running: &Config, next: &Config, text: &[u8]) {
 /// Checks a file that was cut: it has a prefix of the rules, and contexts that equal the running
 /// ones.
 fn shrunk(running: &Config, next: &Config) {
-    assert!(running.access.starts_with(&next.access), "other rules: {:?}", next.access);
-    assert!(!next.access.is_empty() || running.access.is_empty(), "no rules are left");
+    assert!(
+        running.access.starts_with(&next.access),
+        "other rules: {:?}",
+        next.access
+    );
+    assert!(
+        !next.access.is_empty() || running.access.is_empty(),
+        "no rules are left"
+    );
     for context in &next.contexts {
-        let before = running.contexts.iter().find(|before| before.name == context.name);
+        let before = running
+            .contexts
+            .iter()
+            .find(|before| before.name == context.name);
         assert_eq!(before, Some(context), "a cut changed a context");
     }
 }

@@ -136,8 +136,14 @@ impl Fixture {
         );
         for (name, keys) in [
             ("default", ""),
-            ("strict", "close_policy = \"written\"\nclient_sessions = \"explicit\"\ncache_entries_max = 2"),
-            ("off", "options = [\"no-session-cache\", \"ignore-unexpected-eof\"]\nversions = [\"1.2\"]"),
+            (
+                "strict",
+                "close_policy = \"written\"\nclient_sessions = \"explicit\"\ncache_entries_max = 2",
+            ),
+            (
+                "off",
+                "options = [\"no-session-cache\", \"ignore-unexpected-eof\"]\nversions = [\"1.2\"]",
+            ),
         ] {
             text += &format!(
                 "[[context]]\nname = \"{name}\"\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\nca = \"ca.pem\"\n\
@@ -146,10 +152,18 @@ impl Fixture {
         }
         let file = folder.path().join("fuzz.toml");
         std::fs::write(&file, text).expect("the file can be written");
-        let config = Config::load(Some(&file), std::iter::empty(), &[]).expect("the configuration is valid");
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime starts");
-        Self { config, now: Clock::System.now().wall(), runtime, _folder: folder }
+        let config =
+            Config::load(Some(&file), std::iter::empty(), &[]).expect("the configuration is valid");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("a runtime starts");
+        Self {
+            config,
+            now: Clock::System.now().wall(),
+            runtime,
+            _folder: folder,
+        }
     }
 }
 
@@ -192,12 +206,25 @@ impl World {
             Clock::Manual(clock.clone()),
             Most::all(limits.connections),
         ));
-        let doors = Ingress { access: Arc::new(Access::new()), acceptor: None };
+        let doors = Ingress {
+            access: Arc::new(Access::new()),
+            acceptor: None,
+        };
         let api = Api::new(Arc::clone(&core), limits, doors, &Shutdown::default())
             .expect("there are random numbers");
         let service = api.local();
-        let made = Made { sessions: vec![SECRET_ID.into()], ..Made::default() };
-        let mut world = Self { clock, registry, core, service, streams: Vec::new(), made };
+        let made = Made {
+            sessions: vec![SECRET_ID.into()],
+            ..Made::default()
+        };
+        let mut world = Self {
+            clock,
+            registry,
+            core,
+            service,
+            streams: Vec::new(),
+            made,
+        };
         world.keep_the_secret().await;
         world
     }
@@ -208,8 +235,14 @@ impl World {
             engine: pb::Engine::Worker.into(),
             ..pb::NewRequest::default()
         };
-        let answer = self.unary(0, new.encode_to_vec().into()).await.expect("there is room for a connection");
-        let made = pb::NewResponse::decode(answer).expect("a NewResponse").connection.expect("a connection");
+        let answer = self
+            .unary(0, new.encode_to_vec().into())
+            .await
+            .expect("there is room for a connection");
+        let made = pb::NewResponse::decode(answer)
+            .expect("a NewResponse")
+            .connection
+            .expect("a connection");
         let put = pb::PutSessionRequest {
             connection_id: made.id.clone(),
             session_id: SECRET_ID.into(),
@@ -220,7 +253,9 @@ impl World {
             binding: SECRET_BINDING.into(),
             ..pb::PutSessionRequest::default()
         };
-        self.unary(11, put.encode_to_vec().into()).await.expect("there is room for a session");
+        self.unary(11, put.encode_to_vec().into())
+            .await
+            .expect("there is room for a session");
         self.made.connection(made.id);
     }
 
@@ -263,7 +298,9 @@ impl World {
                 }
             }
             236..242 => {
-                self.clock.advance(Duration::from_secs(choices.below(20_000).try_into().unwrap_or(0)));
+                self.clock.advance(Duration::from_secs(
+                    choices.below(20_000).try_into().unwrap_or(0),
+                ));
                 self.core.connections().sweep();
                 self.registry.reap(self.core.now().at);
                 self.listen().await;
@@ -279,8 +316,14 @@ impl World {
     }
 
     async fn unary(&self, rpc: usize, message: Bytes) -> Result<Bytes, Status> {
-        let answer =
-            self.client().unary(Request::new(message), PathAndQuery::from_static(UNARY[rpc]), Raw).await;
+        let answer = self
+            .client()
+            .unary(
+                Request::new(message),
+                PathAndQuery::from_static(UNARY[rpc]),
+                Raw,
+            )
+            .await;
         match answer {
             Ok(answer) => Ok(answer.into_inner()),
             Err(status) => {
@@ -300,15 +343,29 @@ impl World {
         let (sender, requests) = mpsc::unbounded_channel();
         let entitled = kind == 1 && batch_entitles(&message);
         let opened = if kind == 2 {
-            self.client().server_streaming(Request::new(message), path, Raw).await
+            self.client()
+                .server_streaming(Request::new(message), path, Raw)
+                .await
         } else {
             let _ = sender.send(message);
-            self.client().streaming(Request::new(UnboundedReceiverStream::new(requests)), path, Raw).await
+            self.client()
+                .streaming(
+                    Request::new(UnboundedReceiverStream::new(requests)),
+                    path,
+                    Raw,
+                )
+                .await
         };
         match opened {
             Ok(answers) => {
                 let answers = answers.into_inner();
-                self.streams.push(Open { kind, requests: Some(sender), answers, made: Vec::new(), entitled });
+                self.streams.push(Open {
+                    kind,
+                    requests: Some(sender),
+                    answers,
+                    made: Vec::new(),
+                    entitled,
+                });
                 self.listen().await;
             }
             Err(status) => refused(STREAMS[kind], &status),
@@ -324,7 +381,8 @@ impl World {
             // A stream that pauses between answers wakes itself.
             let mut pauses = 0;
             let ended = loop {
-                let next = poll_fn(|cx| Poll::Ready(Pin::new(&mut stream.answers).poll_next(cx))).await;
+                let next =
+                    poll_fn(|cx| Poll::Ready(Pin::new(&mut stream.answers).poll_next(cx))).await;
                 match next {
                     Poll::Pending if pauses < 3 => {
                         pauses += 1;
@@ -336,7 +394,9 @@ impl World {
                         pauses = 0;
                         let known = self.made.connections.len();
                         self.heard(stream.kind, &answer, stream.entitled);
-                        stream.made.extend_from_slice(&self.made.connections[known..]);
+                        stream
+                            .made
+                            .extend_from_slice(&self.made.connections[known..]);
                     }
                     Poll::Ready(Some(Err(status))) => {
                         refused(STREAMS[stream.kind], &status);
@@ -355,33 +415,51 @@ impl World {
 
     /// Checks that the connections of a stream end with it.
     fn ended(&self, stream: Open) {
-        let Open { made, answers, requests, .. } = stream;
+        let Open {
+            made,
+            answers,
+            requests,
+            ..
+        } = stream;
         drop((answers, requests));
         let live = self.live();
-        let left = live.iter().find(|place| made.contains(&place.id.to_string()));
+        let left = live
+            .iter()
+            .find(|place| made.contains(&place.id.to_string()));
         assert!(left.is_none(), "a connection outlives its stream");
     }
 
     fn heard(&mut self, kind: usize, answer: &Bytes, entitled: bool) {
         secret_is_kept(answer, entitled);
         match kind {
-            0 => match pb::DriveResponse::decode(answer.clone()).expect("a DriveResponse").event {
-                Some(pb::drive_response::Event::Opened(connection)) => self.made.connection(connection.id),
-                Some(pb::drive_response::Event::Ciphertext(bytes)) => self.made.ciphertext.push(bytes),
+            0 => match pb::DriveResponse::decode(answer.clone())
+                .expect("a DriveResponse")
+                .event
+            {
+                Some(pb::drive_response::Event::Opened(connection)) => {
+                    self.made.connection(connection.id);
+                }
+                Some(pb::drive_response::Event::Ciphertext(bytes)) => {
+                    self.made.ciphertext.push(bytes);
+                }
                 Some(_) => {}
                 None => panic!("a DriveResponse without an event"),
             },
             1 => {
-                let answers = pb::AttachResponse::decode(answer.clone()).expect("an AttachResponse");
+                let answers =
+                    pb::AttachResponse::decode(answer.clone()).expect("an AttachResponse");
                 assert!(!answers.draining && !answers.answers.is_empty());
                 for answer in answers.answers {
                     self.answered(answer.result.expect("an answer has a result"));
                 }
             }
             _ => {
-                let event =
-                    pb::WatchSessionsResponse::decode(answer.clone()).expect("a WatchSessionsResponse");
-                assert!(event.event.is_some(), "a WatchSessionsResponse without an event");
+                let event = pb::WatchSessionsResponse::decode(answer.clone())
+                    .expect("a WatchSessionsResponse");
+                assert!(
+                    event.event.is_some(),
+                    "a WatchSessionsResponse without an event"
+                );
             }
         }
     }
@@ -389,13 +467,18 @@ impl World {
     fn answered(&mut self, result: Answered) {
         match result {
             Answered::New(new) => {
-                self.made.connection(new.connection.expect("a connection").id);
+                self.made
+                    .connection(new.connection.expect("a connection").id);
             }
-            Answered::PutSession(put) => self.made.sessions.extend(put.session.map(|session| session.id)),
+            Answered::PutSession(put) => self
+                .made
+                .sessions
+                .extend(put.session.map(|session| session.id)),
             Answered::Error(error) => {
                 let code = Code::from(error.code);
                 assert!(
-                    !error.reason.is_empty() && !matches!(code, Code::Ok | Code::Internal | Code::Unknown),
+                    !error.reason.is_empty()
+                        && !matches!(code, Code::Ok | Code::Internal | Code::Unknown),
                     "{error:?}"
                 );
             }
@@ -410,30 +493,42 @@ impl World {
         match rpc {
             0 => {
                 let new = pb::NewResponse::decode(answer.clone()).expect("a NewResponse");
-                self.made.connection(new.connection.expect("a connection").id);
+                self.made
+                    .connection(new.connection.expect("a connection").id);
             }
             6 => {
-                let list =
-                    pb::ListConnectionsResponse::decode(answer.clone()).expect("a ListConnectionsResponse");
+                let list = pb::ListConnectionsResponse::decode(answer.clone())
+                    .expect("a ListConnectionsResponse");
                 assert!(list.connections.len() <= CONNECTIONS_MAX);
                 self.made.tokens.push(list.next_page_token);
             }
             10 => {
-                let exchanged = pb::ExchangeResponse::decode(answer.clone()).expect("an ExchangeResponse");
+                let exchanged =
+                    pb::ExchangeResponse::decode(answer.clone()).expect("an ExchangeResponse");
                 if !exchanged.ciphertext.is_empty() {
                     self.made.ciphertext.push(exchanged.ciphertext);
                 }
             }
             11 => {
-                let put = pb::PutSessionResponse::decode(answer.clone()).expect("a PutSessionResponse");
-                assert_eq!(put.session.is_none(), !put.reason.is_empty(), "a session or a reason");
-                self.made.sessions.extend(put.session.map(|session| session.id));
+                let put =
+                    pb::PutSessionResponse::decode(answer.clone()).expect("a PutSessionResponse");
+                assert_eq!(
+                    put.session.is_none(),
+                    !put.reason.is_empty(),
+                    "a session or a reason"
+                );
+                self.made
+                    .sessions
+                    .extend(put.session.map(|session| session.id));
             }
             15 => {
-                let list = pb::ListSessionsResponse::decode(answer.clone()).expect("a ListSessionsResponse");
+                let list = pb::ListSessionsResponse::decode(answer.clone())
+                    .expect("a ListSessionsResponse");
                 assert!(list.sessions.len() <= SESSIONS_MAX);
                 self.made.tokens.push(list.next_page_token);
-                self.made.sessions.extend(list.sessions.into_iter().map(|session| session.id));
+                self.made
+                    .sessions
+                    .extend(list.sessions.into_iter().map(|session| session.id));
                 self.made.sessions.truncate(200);
             }
             _ => {}
@@ -443,19 +538,28 @@ impl World {
     /// Sends a request that need not be gRPC: any frames, and any deadline.
     async fn no_grpc(&mut self, choices: &mut Choices<'_>) {
         let which = choices.below(UNARY.len() + STREAMS.len() + 2);
-        let all =
-            UNARY.iter().chain(&STREAMS).chain([&HEALTH, &"/tls.sessiond.v1.SessionService/NoSuchMethod"]);
+        let all = UNARY
+            .iter()
+            .chain(&STREAMS)
+            .chain([&HEALTH, &"/tls.sessiond.v1.SessionService/NoSuchMethod"]);
         let path = *all.clone().nth(which).expect("the index is in range");
         let length = usize::from(choices.byte()) % 10;
         let timeout = choices.bytes(length);
         let bytes = Bytes::copy_from_slice(choices.vector());
-        let mut request =
-            HttpRequest::post(path).header("content-type", "application/grpc").header("te", "trailers");
+        let mut request = HttpRequest::post(path)
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
         if let Ok(timeout) = http::HeaderValue::from_bytes(timeout) {
             request = request.header("grpc-timeout", timeout);
         }
-        let request = request.body(Body::new(Frames(Some(bytes)))).expect("the headers are valid");
-        let response = self.service.call(request).await.expect("admission always answers");
+        let request = request
+            .body(Body::new(Frames(Some(bytes))))
+            .expect("the headers are valid");
+        let response = self
+            .service
+            .call(request)
+            .await
+            .expect("admission always answers");
         let (head, body) = response.into_parts();
         let mut body = pin!(body);
         let mut status = Status::from_header_map(&head.headers);
@@ -472,7 +576,10 @@ impl World {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) => secret_is_kept(&data, true),
                     Err(frame) => {
-                        status = frame.trailers_ref().and_then(Status::from_header_map).or(status);
+                        status = frame
+                            .trailers_ref()
+                            .and_then(Status::from_header_map)
+                            .or(status);
                     }
                 },
             }
@@ -485,7 +592,12 @@ impl World {
     /// Returns the connections as a list shows them. They fit into one page.
     fn live(&self) -> Vec<Listed> {
         let mut found = Vec::new();
-        assert_eq!(self.core.connections().page(|_, _| true, None, 100, &mut found), None);
+        assert_eq!(
+            self.core
+                .connections()
+                .page(|_, _| true, None, 100, &mut found),
+            None
+        );
         found
     }
 
@@ -504,13 +616,19 @@ impl World {
             });
             seen.ok().map(|seen| format!("{} {seen:?}", place.id))
         });
-        let sessions = self.registry.caches().map(|cache| format!("{} {}", cache.len(), cache.bytes()));
+        let sessions = self
+            .registry
+            .caches()
+            .map(|cache| format!("{} {}", cache.len(), cache.bytes()));
         connections.chain(sessions).collect()
     }
 
     /// Checks invariants.
     fn check(&self) {
-        assert!(self.core.connections().len() <= CONNECTIONS_MAX, "more connections than the limit");
+        assert!(
+            self.core.connections().len() <= CONNECTIONS_MAX,
+            "more connections than the limit"
+        );
         assert_eq!(self.core.connections().len(), self.live().len());
         let (mut sessions, mut bytes) = (0, 0);
         for cache in self.registry.caches() {
@@ -518,7 +636,10 @@ impl World {
             assert!(cache.len() <= limits.entries_max && cache.bytes() <= limits.bytes_max);
             (sessions, bytes) = (sessions + cache.len(), bytes + cache.bytes());
         }
-        assert!(sessions <= SESSIONS_MAX && bytes <= SESSION_BYTES_MAX, "more sessions than the limit");
+        assert!(
+            sessions <= SESSIONS_MAX && bytes <= SESSION_BYTES_MAX,
+            "more sessions than the limit"
+        );
     }
 
     /// Checks that streams free their connections, and that all connections can be freed.
@@ -533,7 +654,9 @@ impl World {
 /// Checks that a refusal has a reason that a worker can compare. For a message that cannot be
 /// parsed, tonic itself returns INTERNAL.
 fn refused(path: &str, status: &Status) {
-    let Some(info) = status.get_details_error_info() else { panic!("{path}: no ErrorInfo: {status:?}") };
+    let Some(info) = status.get_details_error_info() else {
+        panic!("{path}: no ErrorInfo: {status:?}")
+    };
     let ours = info.domain == DOMAIN && !info.reason.is_empty();
     let malformed = status.code() == Code::Internal && info.reason == "MESSAGE_MALFORMED";
     assert!(
@@ -560,7 +683,9 @@ fn lookup_entitles(message: &Bytes) -> bool {
 }
 
 fn batch_entitles(message: &Bytes) -> bool {
-    let Ok(batch) = pb::AttachRequest::decode(message.clone()) else { return false };
+    let Ok(batch) = pb::AttachRequest::decode(message.clone()) else {
+        return false;
+    };
     batch.calls.iter().any(|call| match &call.method {
         Some(Method::LookupSession(request)) => entitles(request),
         _ => false,
@@ -578,7 +703,9 @@ impl Made {
     /// Returns the message with placeholders replaced by values that the service made, at any
     /// depth. Bytes that are not a message stay as they are.
     fn filled(&self, message: &[u8]) -> Bytes {
-        self.fields(message, 0).unwrap_or_else(|| message.to_vec()).into()
+        self.fields(message, 0)
+            .unwrap_or_else(|| message.to_vec())
+            .into()
     }
 
     fn fields(&self, mut rest: &[u8], depth: usize) -> Option<Vec<u8>> {
@@ -602,7 +729,9 @@ impl Made {
                     rest = after;
                     let value = match self.stands_for(value) {
                         Some(value) => value,
-                        None if depth < 4 => self.fields(value, depth + 1).unwrap_or_else(|| value.to_vec()),
+                        None if depth < 4 => self
+                            .fields(value, depth + 1)
+                            .unwrap_or_else(|| value.to_vec()),
                         None => value.to_vec(),
                     };
                     put_varint(&mut out, value.len().try_into().ok()?);
@@ -618,9 +747,15 @@ impl Made {
         let &[kind, which] = value else { return None };
         let which = usize::from(which & 0x0f);
         match kind {
-            b'#' => self.connections.get(which).map(|id| id.clone().into_bytes()),
+            b'#' => self
+                .connections
+                .get(which)
+                .map(|id| id.clone().into_bytes()),
             b'$' => self.sessions.get(which).map(|id| id.clone().into_bytes()),
-            b'%' => self.tokens.get(which).map(|token| token.clone().into_bytes()),
+            b'%' => self
+                .tokens
+                .get(which)
+                .map(|token| token.clone().into_bytes()),
             b'!' => self.ciphertext.get(which).map(|bytes| bytes.to_vec()),
             _ => None,
         }

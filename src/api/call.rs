@@ -48,7 +48,11 @@ impl Drop for StreamPlace {
 /// # Errors
 /// [`Refusal::Unauthenticated`] for a request that did not pass admission.
 pub(crate) fn caller<T>(request: &Request<T>) -> Result<Arc<Caller>, Status> {
-    request.extensions().get::<Arc<Caller>>().cloned().ok_or_else(|| Refusal::Unauthenticated.into())
+    request
+        .extensions()
+        .get::<Arc<Caller>>()
+        .cloned()
+        .ok_or_else(|| Refusal::Unauthenticated.into())
 }
 
 /// Converts the result of a call to the form that tonic expects.

@@ -43,8 +43,14 @@ impl ContextService for Contexts {
             stream_limit_reached: self.stream_totals.reached(),
         };
         let operates = by.has_any(&registry, Roles::OBSERVER);
-        let last_reload = self.reloads.last(|context| by.may(&registry, SEES, context), operates);
-        Ok(Response::new(pb::ListContextsResponse { contexts, daemon: Some(daemon), last_reload }))
+        let last_reload = self
+            .reloads
+            .last(|context| by.may(&registry, SEES, context), operates);
+        Ok(Response::new(pb::ListContextsResponse {
+            contexts,
+            daemon: Some(daemon),
+            last_reload,
+        }))
     }
 
     async fn get_context(
@@ -57,7 +63,9 @@ impl ContextService for Contexts {
         answer(
             caller(&request)?
                 .context(&registry, name, SEES)
-                .map(|context| pb::GetContextResponse { context: Some(convert::context(context, uptime)) }),
+                .map(|context| pb::GetContextResponse {
+                    context: Some(convert::context(context, uptime)),
+                }),
         )
     }
 }

@@ -5,12 +5,16 @@ use std::time::Duration;
 use prost_types::Timestamp as PbTimestamp;
 use tls_sessiond_core::{
     clock::{Now, Timestamp, WallOffset, WallTime},
-    connection::{self, ConnectionId, EngineKind, Evidence, Removed, Shutdown, State, table::Lapse},
+    connection::{
+        self, ConnectionId, EngineKind, Evidence, Removed, Shutdown, State, table::Lapse,
+    },
     context::{ClosePolicy, Context},
     session::{Miss, PeerIdentity, RemovalReason, Session, SessionId, SessionInfo},
 };
 use tls_sessiond_proto as pb;
-use tls_sessiond_types::{Role, Version, client_hello::SESSION_ID_MAX, hex, server_name::ServerName};
+use tls_sessiond_types::{
+    Role, Version, client_hello::SESSION_ID_MAX, hex, server_name::ServerName,
+};
 
 use super::{error::Refusal, limits::BYTES_MAX};
 
@@ -38,7 +42,10 @@ pub(crate) fn role(value: i32) -> Result<Role, Refusal> {
 }
 
 pub(crate) fn flags(flags: pb::ShutdownFlags) -> Shutdown {
-    Shutdown { sent: flags.sent, received: flags.received }
+    Shutdown {
+        sent: flags.sent,
+        received: flags.received,
+    }
 }
 
 pub(crate) fn connection(from: &connection::Connection, lapse: Lapse) -> pb::Connection {
@@ -59,7 +66,10 @@ pub(crate) fn connection(from: &connection::Connection, lapse: Lapse) -> pb::Con
             State::Failed => pb::ConnectionState::Failed,
         }
         .into(),
-        shutdown: Some(pb::ShutdownFlags { sent: flags.sent, received: flags.received }),
+        shutdown: Some(pb::ShutdownFlags {
+            sent: flags.sent,
+            received: flags.received,
+        }),
         close_evidence: match from.evidence() {
             Evidence::None => pb::CloseEvidence::Unspecified,
             Evidence::Asserted => pb::CloseEvidence::Asserted,
@@ -72,7 +82,10 @@ pub(crate) fn connection(from: &connection::Connection, lapse: Lapse) -> pb::Con
         alpn: from.alpn().into(),
         server_name: from.server_name().to_string(),
         session_reused: from.session_reused(),
-        session_id: from.session().map(|session| hex::string(session.id().as_bytes())).unwrap_or_default(),
+        session_id: from
+            .session()
+            .map(|session| hex::string(session.id().as_bytes()))
+            .unwrap_or_default(),
         peer: from.peer().map(|peer| identity(peer)),
         create_time: Some(timestamp(lapse.offset.wall(from.created()))),
         expire_time: Some(timestamp(lapse.wall())),
@@ -82,7 +95,12 @@ pub(crate) fn connection(from: &connection::Connection, lapse: Lapse) -> pb::Con
 }
 
 pub(crate) fn session(from: &Session, offset: WallOffset) -> pb::Session {
-    facts(from.facts(), offset, from.open_connections(), from.secret().len())
+    facts(
+        from.facts(),
+        offset,
+        from.open_connections(),
+        from.secret().len(),
+    )
 }
 
 pub(crate) fn facts(
@@ -139,7 +157,11 @@ pub(crate) fn context(from: &Context, uptime: Duration) -> pb::Context {
     let stats = &from.stats;
     pb::Context {
         name: from.name.to_string(),
-        versions: from.versions.iter().map(|&version| version_value(Some(version))).collect(),
+        versions: from
+            .versions
+            .iter()
+            .map(|&version| version_value(Some(version)))
+            .collect(),
         cipher_suites: from.cipher_suites.iter().map(|&name| name.into()).collect(),
         alpn: from.alpn.clone(),
         close_policy: match from.close_policy {
@@ -170,18 +192,27 @@ pub(crate) fn context(from: &Context, uptime: Duration) -> pb::Context {
                 .into_iter()
                 .map(|why| (miss_reason(why), stats.misses.get(why)))
                 .filter(|(_, count)| *count > 0)
-                .map(|(reason, count)| pb::MissCount { reason: reason.into(), count })
+                .map(|(reason, count)| pb::MissCount {
+                    reason: reason.into(),
+                    count,
+                })
                 .collect(),
             removals_by_reason: RemovalReason::ALL
                 .into_iter()
                 .map(|why| (removal_reason(why), stats.removals.get(why)))
                 .filter(|(_, count)| *count > 0)
-                .map(|(reason, count)| pb::RemovalCount { reason: reason.into(), count })
+                .map(|(reason, count)| pb::RemovalCount {
+                    reason: reason.into(),
+                    count,
+                })
                 .collect(),
             failures_by_alert: stats
                 .failures
                 .all()
-                .map(|(alert, count)| pb::AlertCount { alert: alert.map(self::alert), count })
+                .map(|(alert, count)| pb::AlertCount {
+                    alert: alert.map(self::alert),
+                    count,
+                })
                 .collect(),
         }),
     }
@@ -197,7 +228,11 @@ pub(crate) fn removed(from: Vec<Removed>) -> Vec<pb::RemovedSession> {
 }
 
 pub(crate) fn alert(from: connection::Alert) -> pb::Alert {
-    pb::Alert { code: from.code.into(), name: from.name().into(), received: from.received }
+    pb::Alert {
+        code: from.code.into(),
+        name: from.name().into(),
+        received: from.received,
+    }
 }
 
 fn identity(from: &PeerIdentity) -> pb::PeerIdentity {
@@ -220,13 +255,24 @@ pub(crate) fn read_identity(from: pb::PeerIdentity) -> Result<PeerIdentity, Refu
     const NAMES_MAX: usize = 64;
     const BYTES_MAX: usize = 8 << 10;
     let names = from.dns_names.len() + from.uris.len();
-    let bytes: usize = from.dns_names.iter().chain(&from.uris).chain([&from.subject]).map(String::len).sum();
-    let digest = hex::read(&from.certificate_sha256).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    let bytes: usize = from
+        .dns_names
+        .iter()
+        .chain(&from.uris)
+        .chain([&from.subject])
+        .map(String::len)
+        .sum();
+    let digest =
+        hex::read(&from.certificate_sha256).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
     match digest {
         Some(certificate_sha256) if names <= NAMES_MAX && bytes <= BYTES_MAX => Ok(PeerIdentity {
             certificate_sha256,
             subject: from.subject,
-            dns_names: from.dns_names.iter().map(|name| ServerName::new(name).to_string()).collect(),
+            dns_names: from
+                .dns_names
+                .iter()
+                .map(|name| ServerName::new(name).to_string())
+                .collect(),
             uris: from.uris,
             not_after: WallTime::MAX,
         }),
@@ -247,12 +293,19 @@ pub(crate) fn past(told: &PbTimestamp, now: Now, latest: Timestamp) -> Option<Ti
 
 fn read_timestamp(from: &PbTimestamp) -> Option<WallTime> {
     let seconds = u64::try_from(from.seconds).ok()?;
-    let millis = u64::try_from(from.nanos).ok().filter(|&nanos| nanos < 1_000_000_000)? / 1_000_000;
-    Some(WallTime::from_millis(seconds.checked_mul(1000)?.checked_add(millis)?))
+    let millis = u64::try_from(from.nanos)
+        .ok()
+        .filter(|&nanos| nanos < 1_000_000_000)?
+        / 1_000_000;
+    Some(WallTime::from_millis(
+        seconds.checked_mul(1000)?.checked_add(millis)?,
+    ))
 }
 
 pub(crate) fn version_value(version: Option<Version>) -> i32 {
-    version.map_or(pb::ProtocolVersion::Unspecified, pb::ProtocolVersion::from).into()
+    version
+        .map_or(pb::ProtocolVersion::Unspecified, pb::ProtocolVersion::from)
+        .into()
 }
 
 pub(crate) fn timestamp(from: WallTime) -> PbTimestamp {
@@ -272,7 +325,11 @@ fn duration(from: Duration) -> prost_types::Duration {
 
 /// Checks that a field has at most `max` bytes.
 pub(crate) fn within(field: &'static str, length: usize, max: usize) -> Result<(), Refusal> {
-    if length > max { Err(Refusal::FieldTooLong { field, length, max }) } else { Ok(()) }
+    if length > max {
+        Err(Refusal::FieldTooLong { field, length, max })
+    } else {
+        Ok(())
+    }
 }
 
 /// Checks that a field has at most [`BYTES_MAX`] bytes.

@@ -27,7 +27,9 @@ pub(crate) enum Refusal {
     EngineUnknown,
     #[error("session_id must be empty for ROLE_CLIENT: the daemon assigns one")]
     SessionIdUnexpected,
-    #[error("server_name is required for ROLE_CLIENT: the name of the server that the session was made with")]
+    #[error(
+        "server_name is required for ROLE_CLIENT: the name of the server that the session was made with"
+    )]
     LookupTargetRequired,
     #[error("data is required: the library's encoding of the session")]
     DataRequired,
@@ -37,14 +39,20 @@ pub(crate) enum Refusal {
     FormatInvalid,
     #[error("version must be PROTOCOL_VERSION_TLS_1_2 or PROTOCOL_VERSION_TLS_1_3")]
     VersionRequired,
-    #[error("peer must have 64 hex digits in certificate_sha256, and at most 64 names of 8 KiB in all")]
+    #[error(
+        "peer must have 64 hex digits in certificate_sha256, and at most 64 names of 8 KiB in all"
+    )]
     PeerInvalid,
     #[error("timeout must be more than 0")]
     TimeoutInvalid,
     #[error("authenticate_time must be a time, at most 60 s ahead of the daemon's wall clock")]
     AuthenticateTimeInvalid,
     #[error("{field} has {length} bytes; at most {max} are allowed")]
-    FieldTooLong { field: &'static str, length: usize, max: usize },
+    FieldTooLong {
+        field: &'static str,
+        length: usize,
+        max: usize,
+    },
     #[error("alias must be `@` and 1 to 63 bytes, and is allowed only with `new`")]
     AliasMalformed,
     #[error("alias is in use on this stream: choose another, or Free its connection first")]
@@ -73,7 +81,9 @@ pub(crate) enum Refusal {
     IdleTimeoutInvalid,
     #[error("request_id has {0} characters; at most 64 are allowed")]
     RequestIdTooLong(usize),
-    #[error("selector is required and must not be empty: name the sessions to revoke, or `all: true`")]
+    #[error(
+        "selector is required and must not be empty: name the sessions to revoke, or `all: true`"
+    )]
     SelectorRequired,
     #[error(
         "certificate_sha256 must be the SHA-256 of the DER form: 64 hex digits, with colons between all bytes or none"
@@ -81,23 +91,33 @@ pub(crate) enum Refusal {
     CertificateSha256Malformed,
     #[error("before must be a time, at most 60 s ahead of the daemon's wall clock")]
     BeforeInvalid,
-    #[error("{0} WatchSessions streams are open, in all or of this caller, and no more are allowed")]
+    #[error(
+        "{0} WatchSessions streams are open, in all or of this caller, and no more are allowed"
+    )]
     WatcherLimit(usize),
     #[error("{0}")]
     DriveEventUnexpected(&'static str),
     #[error("end_of_stream must be true: send it once, when the transport has ended")]
     EndOfStreamInvalid,
-    #[error("{waiting} bytes of plaintext wait for the handshake, and limits.plaintext_buffer is {limit}")]
+    #[error(
+        "{waiting} bytes of plaintext wait for the handshake, and limits.plaintext_buffer is {limit}"
+    )]
     PlaintextBufferFull { waiting: usize, limit: usize },
     #[error("the daemon is about to stop and takes no new streams")]
     Draining,
-    #[error("this caller has no identity: its certificate has neither a URI, nor a DNS name, nor a subject")]
+    #[error(
+        "this caller has no identity: its certificate has neither a URI, nor a DNS name, nor a subject"
+    )]
     Unauthenticated,
     #[error("the client certificate of this connection has expired: connect again with a new one")]
     CertificateEnded,
     #[error("identity `{owner}` does not have the role {roles}{}: grant it with an [[access]] rule of the daemon",
         context.as_ref().map(|name| format!(" in context `{name}`")).unwrap_or_default())]
-    PermissionDenied { owner: Arc<str>, roles: Roles, context: Option<String> },
+    PermissionDenied {
+        owner: Arc<str>,
+        roles: Roles,
+        context: Option<String>,
+    },
     #[error("this daemon has no such method: reflection lists the methods that it has")]
     MethodUnknown,
     /// A health check of a service that the daemon does not have.
@@ -110,7 +130,9 @@ pub(crate) enum Refusal {
     MethodUnlisted,
     #[error("{0} calls are being answered, and limits.calls_in_flight allows no more")]
     CallLimit(usize),
-    #[error("{0} calls of this caller are being answered, and limits.calls_per_owner allows no more")]
+    #[error(
+        "{0} calls of this caller are being answered, and limits.calls_per_owner allows no more"
+    )]
     OwnerCallLimit(usize),
     #[error(
         "{0} calls of health and reflection are being answered, and the daemon answers no more at a time"
@@ -124,9 +146,13 @@ pub(crate) enum Refusal {
         "{0} bytes of unfinished requests and unread answers are held, and limits.request_bytes or request_bytes_per_owner allows no more"
     )]
     RequestBytesLimit(usize),
-    #[error("{0} sockets are open, and limits.sockets or the system's limit of open files allows no more")]
+    #[error(
+        "{0} sockets are open, and limits.sockets or the system's limit of open files allows no more"
+    )]
     SocketLimit(usize),
-    #[error("more than {0} lookups in a second found nothing, and limits.misses_per_second allows no more")]
+    #[error(
+        "more than {0} lookups in a second found nothing, and limits.misses_per_second allows no more"
+    )]
     MissLimit(u32),
     #[error("the deadline of the call has passed")]
     DeadlineExceeded,
@@ -156,7 +182,9 @@ impl Refusal {
             Self::VersionRequired => invalid("VERSION_REQUIRED", "version"),
             Self::PeerInvalid => invalid("PEER_INVALID", "peer"),
             Self::TimeoutInvalid => invalid("TIMEOUT_INVALID", "timeout"),
-            Self::AuthenticateTimeInvalid => invalid("AUTHENTICATE_TIME_INVALID", "authenticate_time"),
+            Self::AuthenticateTimeInvalid => {
+                invalid("AUTHENTICATE_TIME_INVALID", "authenticate_time")
+            }
             Self::FieldTooLong { field, .. } => invalid("BYTES_TOO_LONG", field),
             Self::AliasMalformed => invalid("ALIAS_MALFORMED", "alias"),
             Self::AliasTaken => invalid("ALIAS_TAKEN", "alias"),
@@ -172,24 +200,32 @@ impl Refusal {
             Self::IdleTimeoutInvalid => invalid("IDLE_TIMEOUT_INVALID", "idle_timeout"),
             Self::RequestIdTooLong(_) => invalid("REQUEST_ID_TOO_LONG", "request_id"),
             Self::SelectorRequired => invalid("SELECTOR_REQUIRED", "selector"),
-            Self::CertificateSha256Malformed => invalid("CERTIFICATE_SHA256_MALFORMED", "certificate_sha256"),
+            Self::CertificateSha256Malformed => {
+                invalid("CERTIFICATE_SHA256_MALFORMED", "certificate_sha256")
+            }
             Self::BeforeInvalid => invalid("BEFORE_INVALID", "before"),
             Self::WatcherLimit(_) => (Code::ResourceExhausted, "WATCHER_LIMIT", None),
             Self::DriveEventUnexpected(_) => invalid("DRIVE_EVENT_UNEXPECTED", "event"),
             Self::EndOfStreamInvalid => invalid("END_OF_STREAM_INVALID", "end_of_stream"),
-            Self::PlaintextBufferFull { .. } => (Code::ResourceExhausted, "PLAINTEXT_BUFFER_FULL", None),
+            Self::PlaintextBufferFull { .. } => {
+                (Code::ResourceExhausted, "PLAINTEXT_BUFFER_FULL", None)
+            }
             Self::Draining => (Code::Unavailable, "DRAINING", None),
             Self::Unauthenticated => (Code::Unauthenticated, "UNAUTHENTICATED", None),
             Self::CertificateEnded => (Code::Unauthenticated, "CERTIFICATE_ENDED", None),
             Self::PermissionDenied { context: None, .. } => {
                 (Code::PermissionDenied, "PERMISSION_DENIED", None)
             }
-            Self::PermissionDenied { .. } => (Code::PermissionDenied, "PERMISSION_DENIED", Some("context")),
+            Self::PermissionDenied { .. } => {
+                (Code::PermissionDenied, "PERMISSION_DENIED", Some("context"))
+            }
             Self::MethodUnknown => (Code::Unimplemented, "METHOD_UNKNOWN", None),
             Self::ServiceUnknown => (Code::NotFound, "SERVICE_UNKNOWN", Some("service")),
             Self::MessageCount => (Code::Unimplemented, "MESSAGE_COUNT", None),
             Self::MethodUnlisted => (Code::PermissionDenied, "PERMISSION_DENIED", None),
-            Self::CallLimit(_) | Self::OpenCallLimit(_) => (Code::ResourceExhausted, "CALL_LIMIT", None),
+            Self::CallLimit(_) | Self::OpenCallLimit(_) => {
+                (Code::ResourceExhausted, "CALL_LIMIT", None)
+            }
             Self::OwnerCallLimit(_) | Self::OwnerOpenCallLimit(_) => {
                 (Code::ResourceExhausted, "OWNER_CALL_LIMIT", None)
             }
@@ -224,7 +260,9 @@ fn connection_verdict(error: &connection::Error) -> Verdict {
         Error::SessionOutOfScope => invalid("SESSION_OUT_OF_SCOPE", "session_id"),
         Error::TooManyConnections(_) => (Code::ResourceExhausted, "CONNECTION_LIMIT", None),
         Error::TooManyOfOwner(_) => (Code::ResourceExhausted, "OWNER_CONNECTION_LIMIT", None),
-        Error::UnansweredOfOwner(_) => (Code::ResourceExhausted, "OWNER_HANDSHAKE_BYTES_LIMIT", None),
+        Error::UnansweredOfOwner(_) => {
+            (Code::ResourceExhausted, "OWNER_HANDSHAKE_BYTES_LIMIT", None)
+        }
         Error::Unanswered(_) => (Code::ResourceExhausted, "HANDSHAKE_BYTES_LIMIT", None),
         Error::RequestIdReused => invalid("REQUEST_ID_REUSED", "request_id"),
         Error::NoRandomness => (Code::Internal, "NO_RANDOMNESS", None),
@@ -266,7 +304,10 @@ const MESSAGE_MAX: usize = 400;
 
 fn excerpt(mut message: String) -> String {
     if message.len() > MESSAGE_MAX {
-        let end = (0..=MESSAGE_MAX).rev().find(|&at| message.is_char_boundary(at)).unwrap_or(0);
+        let end = (0..=MESSAGE_MAX)
+            .rev()
+            .find(|&at| message.is_char_boundary(at))
+            .unwrap_or(0);
         message.truncate(end);
         message.push('…');
     }

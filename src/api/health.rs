@@ -9,8 +9,8 @@ use std::{
 };
 
 use tls_sessiond_proto::{
-    connection_service_server, context_service_server, session_service_server, transport::wake::PollOnWake,
-    worker_service_server,
+    connection_service_server, context_service_server, session_service_server,
+    transport::wake::PollOnWake, worker_service_server,
 };
 use tokio::sync::watch;
 use tokio_stream::{Stream, wrappers::WatchStream};
@@ -47,7 +47,9 @@ impl Serving {
             Self::Yes => ServingStatus::Serving,
             Self::No => ServingStatus::NotServing,
         };
-        HealthCheckResponse { status: status.into() }
+        HealthCheckResponse {
+            status: status.into(),
+        }
     }
 }
 
@@ -62,7 +64,10 @@ impl Health {
     /// Returns the service with the status [`Serving::No`]. Its streams end once `draining` is
     /// cancelled, because they would delay the stop.
     pub(crate) fn new(draining: CancellationToken) -> Self {
-        Self { serving: Arc::new(watch::Sender::new(Serving::No)), draining }
+        Self {
+            serving: Arc::new(watch::Sender::new(Serving::No)),
+            draining,
+        }
     }
 
     /// Sets the status of the daemon and of each service.
@@ -88,7 +93,10 @@ impl HealthService for Health {
 
     /// Watches the status of a service. The stream of an unknown service says SERVICE_UNKNOWN and
     /// stays open, because a later version may have that service.
-    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthWatch>, Status> {
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthWatch>, Status> {
         let known = NAMES.contains(&request.into_inner().service.as_str());
         let about = match known {
             true => About::Known(WatchStream::new(self.serving.subscribe())),
@@ -118,7 +126,9 @@ impl Stream for HealthWatch {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         let next = match &mut this.about {
-            About::Known(serving) => Pin::new(serving).poll_next(cx).map(|next| next.map(Serving::response)),
+            About::Known(serving) => Pin::new(serving)
+                .poll_next(cx)
+                .map(|next| next.map(Serving::response)),
             About::Unknown { told: true } => Poll::Pending,
             About::Unknown { told } => {
                 *told = true;

@@ -102,7 +102,10 @@ impl RequestIds {
         let digest = sha256(&request.encode_to_vec());
         let mut answers = self.0.lock();
         answers.forget(owner, now);
-        let held = answers.owners.get(owner).and_then(|owned| owned.find(&id, now));
+        let held = answers
+            .owners
+            .get(owner)
+            .and_then(|owned| owned.find(&id, now));
         if let Some(answer) = held {
             return match answer.request == digest {
                 true => Ok(read(&answer.response, owner)),
@@ -110,8 +113,11 @@ impl RequestIds {
             };
         }
         let response = make(request)?;
-        let answer =
-            RememberedAnswer { until: now.after(REMEMBERED), request: digest, response: write(&response) };
+        let answer = RememberedAnswer {
+            until: now.after(REMEMBERED),
+            request: digest,
+            response: write(&response),
+        };
         answers.remember(owner, id, answer);
         Ok(response)
     }
@@ -177,9 +183,14 @@ impl Owned {
 
     /// Removes the oldest answer. Returns whether there was one.
     fn drop_oldest(&mut self, all: &mut usize) -> bool {
-        let Some((until, id)) = self.order.pop_front() else { return false };
+        let Some((until, id)) = self.order.pop_front() else {
+            return false;
+        };
         // A later answer may have replaced the oldest one under the same id. It stays.
-        if self.by_id.get(&id).is_some_and(|answer| answer.until == until)
+        if self
+            .by_id
+            .get(&id)
+            .is_some_and(|answer| answer.until == until)
             && let Some(answer) = self.by_id.remove(&id)
         {
             self.bytes -= answer.size();
@@ -230,7 +241,10 @@ mod tests {
     use super::*;
 
     fn request(id: u32) -> pb::NewRequest {
-        pb::NewRequest { request_id: format!("{id:064}"), ..pb::NewRequest::default() }
+        pb::NewRequest {
+            request_id: format!("{id:064}"),
+            ..pb::NewRequest::default()
+        }
     }
 
     fn response(id: u32, owner: &Arc<str>) -> pb::NewResponse {
@@ -240,7 +254,9 @@ mod tests {
             server_name: "n".repeat(255),
             ..pb::Connection::default()
         };
-        pb::NewResponse { connection: Some(connection) }
+        pb::NewResponse {
+            connection: Some(connection),
+        }
     }
 
     /// Returns whether the answer was remembered. Checks that it equals the first one.
@@ -268,10 +284,17 @@ mod tests {
             }
             assert!(repeated(&ids, owner, 19_999, now));
         }
-        assert!(repeated(&ids, &quiet, 7, now), "other owners cannot evict it");
+        assert!(
+            repeated(&ids, &quiet, 7, now),
+            "other owners cannot evict it"
+        );
         assert!(repeated(&ids, &owners[0], 19_000, now));
         let answers = ids.0.lock();
-        assert!(answers.bytes <= BYTES_MAX + owners.len() * 1_000, "{}", answers.bytes);
+        assert!(
+            answers.bytes <= BYTES_MAX + owners.len() * 1_000,
+            "{}",
+            answers.bytes
+        );
         let sum: usize = answers.owners.values().map(|owned| owned.bytes).sum();
         assert_eq!(sum, answers.bytes);
     }
@@ -283,7 +306,11 @@ mod tests {
         let at = Timestamp::from_millis;
         (0..10_000).for_each(|id| assert!(!repeated(&ids, &owner, id, at(u64::from(id)))));
         ids.expire(at(65_000));
-        assert_eq!(ids.0.lock().owners[&owner].order.len(), 4_999, "ids 0 to 5,000 are a minute old");
+        assert_eq!(
+            ids.0.lock().owners[&owner].order.len(),
+            4_999,
+            "ids 0 to 5,000 are a minute old"
+        );
         assert!(repeated(&ids, &owner, 9_999, at(65_000)));
         ids.expire(at(70_000));
         let answers = ids.0.lock();
@@ -296,8 +323,14 @@ mod tests {
         let owner: Arc<str> = "uid:1".into();
         let now = Timestamp::from_millis(1);
         assert!(!repeated(&ids, &owner, 1, now));
-        let other = pb::NewRequest { server_name: "b.test".into(), ..request(1) };
+        let other = pb::NewRequest {
+            server_name: "b.test".into(),
+            ..request(1)
+        };
         let refused = ids.once(&owner, other, now, |_| panic!("`make` must not be called"));
-        assert!(matches!(refused, Err(Refusal::Connection(Error::RequestIdReused))));
+        assert!(matches!(
+            refused,
+            Err(Refusal::Connection(Error::RequestIdReused))
+        ));
     }
 }

@@ -17,14 +17,13 @@ static METHODS: LazyLock<HashSet<String>> = LazyLock::new(|| {
     ];
     let mut methods = HashSet::new();
     for set in sets {
-        let set =
-            FileDescriptorSet::decode(set).expect("the descriptors are compiled in and a test decodes them");
+        let set = FileDescriptorSet::decode(set)
+            .expect("the descriptors are compiled in and a test decodes them");
         for file in &set.file {
             for service in &file.service {
-                let paths = service
-                    .method
-                    .iter()
-                    .map(|method| format!("/{}.{}/{}", file.package(), service.name(), method.name()));
+                let paths = service.method.iter().map(|method| {
+                    format!("/{}.{}/{}", file.package(), service.name(), method.name())
+                });
                 methods.extend(paths);
             }
         }

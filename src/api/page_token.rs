@@ -56,7 +56,10 @@ impl PageTokens {
         // the daemon wrote is valid.
         let read = hex::read(token).filter(|bytes| hex::string(bytes) == token);
         let mut bytes = read.ok_or(Refusal::PageTokenInvalid)?;
-        let split = bytes.len().checked_sub(TAG).ok_or(Refusal::PageTokenInvalid)?;
+        let split = bytes
+            .len()
+            .checked_sub(TAG)
+            .ok_or(Refusal::PageTokenInvalid)?;
         let tag = bytes.split_off(split);
         let expected = self.tag(filters, &bytes);
         aws_lc_rs::constant_time::verify_slices_are_equal(&tag, &expected.as_ref()[..TAG])
@@ -83,12 +86,26 @@ mod tests {
     fn token_is_good_for_its_own_list_only() {
         let pages = PageTokens::new().unwrap();
         let token = pages.token(&["list", "a"], b"place");
-        assert_eq!(pages.place(&["list", "a"], &token).unwrap().unwrap(), b"place");
+        assert_eq!(
+            pages.place(&["list", "a"], &token).unwrap().unwrap(),
+            b"place"
+        );
         assert!(pages.place(&["list", "b"], &token).is_err());
         assert!(pages.place(&["lista", ""], &token).is_err());
-        assert!(PageTokens::new().unwrap().place(&["list", "a"], &token).is_err());
+        assert!(
+            PageTokens::new()
+                .unwrap()
+                .place(&["list", "a"], &token)
+                .is_err()
+        );
         assert!(pages.place(&["list", "a"], "").unwrap().is_none());
-        for bad in ["zz", "00", &token[2..], &token.to_uppercase(), &format!("{token}00")] {
+        for bad in [
+            "zz",
+            "00",
+            &token[2..],
+            &token.to_uppercase(),
+            &format!("{token}00"),
+        ] {
             assert!(pages.place(&["list", "a"], bad).is_err(), "{bad}");
         }
     }

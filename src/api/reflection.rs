@@ -34,8 +34,8 @@ const SETS: [&[u8]; 5] = [
 static INDEX: LazyLock<Index> = LazyLock::new(|| {
     let mut index = Index::default();
     for set in SETS {
-        let set =
-            FileDescriptorSet::decode(set).expect("the descriptors are built in, and a test reads them");
+        let set = FileDescriptorSet::decode(set)
+            .expect("the descriptors are built in, and a test reads them");
         set.file.iter().for_each(|file| index.add(file));
     }
     index
@@ -59,7 +59,8 @@ impl Index {
         if self.files.contains_key(file.name()) {
             return;
         }
-        self.files.insert(file.name().to_owned(), file.encode_to_vec());
+        self.files
+            .insert(file.name().to_owned(), file.encode_to_vec());
         let (name, package) = (Arc::from(file.name()), file.package());
         for message in &file.message_type {
             self.message(&name, package, message);
@@ -104,7 +105,13 @@ impl Index {
     }
 
     fn symbol(&mut self, file: &Arc<str>, name: String, is_message: bool) {
-        self.symbols.insert(name, Symbol { file: Arc::clone(file), is_message });
+        self.symbols.insert(
+            name,
+            Symbol {
+                file: Arc::clone(file),
+                is_message,
+            },
+        );
     }
 
     fn answer(&self, asked: Asked) -> Result<Answered, (Code, String)> {
@@ -113,11 +120,17 @@ impl Index {
             Asked::File(name) => file(&name).ok_or_else(|| missing("file", &name)),
             Asked::Symbol(name) => {
                 let symbol = self.symbols.get(name.trim_start_matches('.'));
-                symbol.and_then(|symbol| file(&symbol.file)).ok_or_else(|| missing("symbol", &name))
+                symbol
+                    .and_then(|symbol| file(&symbol.file))
+                    .ok_or_else(|| missing("symbol", &name))
             }
             Asked::Extension(number) => Err(missing("extension", &number.to_string())),
             Asked::Extensions(name) => {
-                match self.symbols.get(name.as_str()).is_some_and(|symbol| symbol.is_message) {
+                match self
+                    .symbols
+                    .get(name.as_str())
+                    .is_some_and(|symbol| symbol.is_message)
+                {
                     true => Ok(Answered::NoExtensions(name)),
                     false => Err(missing("message", &name)),
                 }
@@ -129,7 +142,11 @@ impl Index {
 }
 
 fn within(scope: &str, name: &str) -> String {
-    if scope.is_empty() { name.to_owned() } else { format!("{scope}.{name}") }
+    if scope.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{scope}.{name}")
+    }
 }
 
 fn missing(kind: &str, name: &str) -> (Code, String) {
@@ -171,7 +188,11 @@ impl Reflection {
 
     fn stream<Q, A>(&self, requests: Streaming<Q>, answer: fn(Q) -> A) -> Reflected<Q, A> {
         let draining = PollOnWake::new(Box::pin(self.draining.clone().cancelled_owned()));
-        Reflected { requests, answer, draining }
+        Reflected {
+            requests,
+            answer,
+            draining,
+        }
     }
 }
 
@@ -201,9 +222,10 @@ macro_rules! version {
     ($version:ident) => {
         mod $version {
             use tonic_reflection::pb::$version::{
-                ErrorResponse, ExtensionNumberResponse, FileDescriptorResponse, ListServiceResponse,
-                ServerReflectionRequest, ServerReflectionResponse, ServiceResponse,
-                server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+                ErrorResponse, ExtensionNumberResponse, FileDescriptorResponse,
+                ListServiceResponse, ServerReflectionRequest, ServerReflectionResponse,
+                ServiceResponse, server_reflection_request::MessageRequest,
+                server_reflection_response::MessageResponse,
                 server_reflection_server::ServerReflection,
             };
 
@@ -216,7 +238,9 @@ macro_rules! version {
                     Some(MessageRequest::FileContainingExtension(asked)) => {
                         Asked::Extension(asked.extension_number)
                     }
-                    Some(MessageRequest::AllExtensionNumbersOfType(name)) => Asked::Extensions(name),
+                    Some(MessageRequest::AllExtensionNumbersOfType(name)) => {
+                        Asked::Extensions(name)
+                    }
                     Some(MessageRequest::ListServices(_)) => Asked::Services,
                     None => Asked::Nothing,
                 };
@@ -233,7 +257,10 @@ macro_rules! version {
                         })
                     }
                     Ok(Answered::Services(names)) => {
-                        let service = names.into_iter().map(|name| ServiceResponse { name }).collect();
+                        let service = names
+                            .into_iter()
+                            .map(|name| ServiceResponse { name })
+                            .collect();
                         MessageResponse::ListServicesResponse(ListServiceResponse { service })
                     }
                     Err((code, error_message)) => MessageResponse::ErrorResponse(ErrorResponse {
@@ -292,16 +319,33 @@ mod tests {
         ] {
             assert!(INDEX.answer(Asked::Symbol(name.into())).is_ok(), "{name}");
         }
-        assert!(INDEX.answer(Asked::Symbol("tls.sessiond.v1.ROLE".into())).is_err());
+        assert!(
+            INDEX
+                .answer(Asked::Symbol("tls.sessiond.v1.ROLE".into()))
+                .is_err()
+        );
         // The index has every file that an indexed file imports.
         for file in INDEX.files.values() {
             for import in FileDescriptorProto::decode(&file[..]).unwrap().dependency {
                 assert!(INDEX.files.contains_key(&import), "{import}");
             }
         }
-        let Ok(Answered::Services(services)) = INDEX.answer(Asked::Services) else { panic!() };
-        assert!(services.contains(&"tls.sessiond.v1.WorkerService".to_owned()) && services.is_sorted());
-        assert!(INDEX.answer(Asked::Extensions("tls.sessiond.v1.Role".into())).is_err(), "not a message");
-        assert!(INDEX.answer(Asked::Extensions("tls.sessiond.v1.NewRequest".into())).is_ok());
+        let Ok(Answered::Services(services)) = INDEX.answer(Asked::Services) else {
+            panic!()
+        };
+        assert!(
+            services.contains(&"tls.sessiond.v1.WorkerService".to_owned()) && services.is_sorted()
+        );
+        assert!(
+            INDEX
+                .answer(Asked::Extensions("tls.sessiond.v1.Role".into()))
+                .is_err(),
+            "not a message"
+        );
+        assert!(
+            INDEX
+                .answer(Asked::Extensions("tls.sessiond.v1.NewRequest".into()))
+                .is_ok()
+        );
     }
 }

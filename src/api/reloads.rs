@@ -43,21 +43,41 @@ impl Reloads {
     pub fn tell(&self, at: WallTime, outcome: Outcome) {
         let mut last = self.0.lock();
         let before = last.as_ref().and_then(|last| last.applied);
-        let applied = if matches!(outcome, Outcome::Applied { .. }) { Some(at) } else { before };
-        *last = Some(Last { at, outcome, applied });
+        let applied = if matches!(outcome, Outcome::Applied { .. }) {
+            Some(at)
+        } else {
+            before
+        };
+        *last = Some(Last {
+            at,
+            outcome,
+            applied,
+        });
     }
 
     /// Records a refused reload. Of the error, at most 1024 bytes are kept.
     pub fn refuse(&self, at: WallTime, error: &str) {
-        let cut = (0..=ERROR_MAX.min(error.len())).rev().find(|&at| error.is_char_boundary(at)).unwrap_or(0);
-        self.tell(at, Outcome::Refused { error: error[..cut].into() });
+        let cut = (0..=ERROR_MAX.min(error.len()))
+            .rev()
+            .find(|&at| error.is_char_boundary(at))
+            .unwrap_or(0);
+        self.tell(
+            at,
+            Outcome::Refused {
+                error: error[..cut].into(),
+            },
+        );
     }
 
     /// Returns the last reload as a caller may see it, or `None` if there was none. The dropped
     /// sessions are those of contexts for which `shows` returns true. The error of a refused reload
     /// is included only if `operates` is set.
     pub(crate) fn last(&self, shows: impl Fn(&str) -> bool, operates: bool) -> Option<pb::Reload> {
-        let Last { at, outcome, applied } = self.0.lock().clone()?;
+        let Last {
+            at,
+            outcome,
+            applied,
+        } = self.0.lock().clone()?;
         let (error, dropped) = match outcome {
             Outcome::Applied { dropped } => (None, dropped),
             Outcome::Refused { error } => (Some(error), Dropped::new()),
@@ -65,11 +85,17 @@ impl Reloads {
         let dropped = dropped
             .into_iter()
             .filter(|(context, _)| shows(context))
-            .map(|(context, sessions)| pb::DroppedSessions { context: context.to_string(), sessions });
+            .map(|(context, sessions)| pb::DroppedSessions {
+                context: context.to_string(),
+                sessions,
+            });
         Some(pb::Reload {
             time: Some(convert::timestamp(at)),
             applied: error.is_none(),
-            error: error.filter(|_| operates).map(|error| error.to_string()).unwrap_or_default(),
+            error: error
+                .filter(|_| operates)
+                .map(|error| error.to_string())
+                .unwrap_or_default(),
             dropped: dropped.collect(),
             applied_time: applied.map(convert::timestamp),
         })

@@ -41,8 +41,16 @@ impl Roles {
 
 impl fmt::Display for Roles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = [(Self::WORKER, "worker"), (Self::OBSERVER, "observer"), (Self::ADMIN, "admin")];
-        let held: Vec<_> = names.iter().filter(|(role, _)| role.meet(*self)).map(|(_, name)| *name).collect();
+        let names = [
+            (Self::WORKER, "worker"),
+            (Self::OBSERVER, "observer"),
+            (Self::ADMIN, "admin"),
+        ];
+        let held: Vec<_> = names
+            .iter()
+            .filter(|(role, _)| role.meet(*self))
+            .map(|(_, name)| *name)
+            .collect();
         f.write_str(&held.join(" or "))
     }
 }

@@ -84,7 +84,11 @@ struct Options {
 impl Options {
     /// Reads the configuration that the options name.
     fn load(&self) -> Result<Config, ConfigError> {
-        Config::load(self.config.as_deref(), config::environment()?.into_iter(), &self.set)
+        Config::load(
+            self.config.as_deref(),
+            config::environment()?.into_iter(),
+            &self.set,
+        )
     }
 }
 
@@ -107,7 +111,10 @@ pub fn run() -> ExitCode {
         Some(Command::Check { file }) => match file.or(options.config) {
             Some(file) => check(&file, options.set),
             None => Cli::command()
-                .error(ErrorKind::MissingRequiredArgument, "check needs a file: tls-sessiond check FILE")
+                .error(
+                    ErrorKind::MissingRequiredArgument,
+                    "check needs a file: tls-sessiond check FILE",
+                )
                 .exit(),
         },
     };
@@ -117,14 +124,19 @@ pub fn run() -> ExitCode {
             say(io::stderr(), &format!("tls-sessiond: {err}\n"));
             match err {
                 Error::Config(_) => ExitCode::from(EX_CONFIG),
-                Error::Listen(_) | Error::Api(_) | Error::Serve(_) | Error::Panicked => ExitCode::FAILURE,
+                Error::Listen(_) | Error::Api(_) | Error::Serve(_) | Error::Panicked => {
+                    ExitCode::FAILURE
+                }
             }
         }
     }
 }
 
 fn check(file: &std::path::Path, set: Vec<String>) -> Result<(), Error> {
-    let options = Options { config: Some(file.to_owned()), set };
+    let options = Options {
+        config: Some(file.to_owned()),
+        set,
+    };
     let config = options.load()?;
     Log::check(&config.log).map_err(|err| config.audit_error(err))?;
     let prepared = Prepared::read(config)?;
@@ -135,8 +147,14 @@ fn check(file: &std::path::Path, set: Vec<String>) -> Result<(), Error> {
     let contexts = prepared.context_names().join(", ");
     let good = match warnings.len() {
         0 => format!("{}: good; contexts: {contexts}\n", file.display()),
-        1 => format!("{}: good, with a warning; contexts: {contexts}\n", file.display()),
-        count => format!("{}: good, with {count} warnings; contexts: {contexts}\n", file.display()),
+        1 => format!(
+            "{}: good, with a warning; contexts: {contexts}\n",
+            file.display()
+        ),
+        count => format!(
+            "{}: good, with {count} warnings; contexts: {contexts}\n",
+            file.display()
+        ),
     };
     say(io::stdout(), &good);
     Ok(())

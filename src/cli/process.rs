@@ -1,14 +1,19 @@
 //! Settings of the process before it serves: no core files, and the highest possible limit of open
 //! files.
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
 
 /// Keeps the process's memory private: no core file contains the secrets of a fleet, and no other
 /// process of this user can read them (prctl(2), PR_SET_DUMPABLE).
 pub(super) fn keep_memory_private() {
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
-    let private =
-        setrlimit(Resource::Core, none).and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable));
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    let private = setrlimit(Resource::Core, none)
+        .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable));
     if let Err(err) = private {
         tracing::warn!(%err, "cannot switch core files off");
     }
@@ -22,7 +27,10 @@ pub(super) fn raise_open_files() -> Option<u64> {
     if held.current == held.maximum {
         return held.current;
     }
-    let raised = Rlimit { current: held.maximum, maximum: held.maximum };
+    let raised = Rlimit {
+        current: held.maximum,
+        maximum: held.maximum,
+    };
     match setrlimit(Resource::Nofile, raised) {
         Ok(()) => held.maximum,
         Err(err) => {

@@ -39,7 +39,9 @@ const FLUSH_AT_ONCE: Duration = Duration::from_millis(50);
 const HANGING_MAX: usize = 8;
 
 pub(super) fn serve(options: &Options) -> Result<(), Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let ended = runtime.block_on(caught(run(options.clone())));
     // A thread that still reads a file ends with the process.
     runtime.shutdown_background();
@@ -81,7 +83,12 @@ async fn serve_prepared(
     log: &Log,
     options: Options,
 ) -> Result<(), Error> {
-    let Signals { terminate, interrupt, hangup, _file_size } = signals;
+    let Signals {
+        terminate,
+        interrupt,
+        hangup,
+        _file_size,
+    } = signals;
     let daemon = Daemon::listen(prepared, Clock::System)?;
     let text = greeting(daemon.config(), &daemon.endpoints());
     // Writing to stdout may block forever; the daemon serves all the same.
@@ -97,7 +104,9 @@ fn start_log(config: &Config) -> Result<Log, Error> {
 }
 
 /// Runs `act` on a thread of its own. The end of the process does not wait for the thread.
-fn aside<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> io::Result<oneshot::Receiver<T>> {
+fn aside<T: Send + 'static>(
+    act: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<oneshot::Receiver<T>> {
     let (tells, told) = oneshot::channel();
     thread::Builder::new().name("files".into()).spawn(move || {
         // The receiver is dropped if the daemon has stopped in the meantime.
@@ -134,7 +143,8 @@ async fn reload_at(mut hangup: Signal, reload: Reload, options: Options, log: Lo
     let mut asked = hangup.recv().await;
     while asked.is_some() {
         if Arc::strong_count(&latest) > HANGING_MAX {
-            let why = format!("{HANGING_MAX} earlier reloads still wait for files of the configuration");
+            let why =
+                format!("{HANGING_MAX} earlier reloads still wait for files of the configuration");
             tracing::error!("reload refused: {why}");
             reload.refused(&why);
             asked = hangup.recv().await;
@@ -142,7 +152,12 @@ async fn reload_at(mut hangup: Signal, reload: Reload, options: Options, log: Lo
         }
         let attempt = Attempt::next(&latest);
         // A panic is already logged, and the next signal is waited for.
-        let reloading = caught(reload_once(attempt, reload.clone(), options.clone(), log.clone()));
+        let reloading = caught(reload_once(
+            attempt,
+            reload.clone(),
+            options.clone(),
+            log.clone(),
+        ));
         tokio::select! {
             _ = reloading => asked = hangup.recv().await,
             // A file that hangs holds up its own reload only.
@@ -165,7 +180,10 @@ struct Attempt {
 
 impl Attempt {
     fn next(latest: &Arc<AtomicUsize>) -> Self {
-        Self { number: latest.fetch_add(1, Ordering::SeqCst) + 1, latest: Arc::clone(latest) }
+        Self {
+            number: latest.fetch_add(1, Ordering::SeqCst) + 1,
+            latest: Arc::clone(latest),
+        }
     }
 
     fn is_latest(&self) -> bool {
@@ -182,7 +200,9 @@ async fn reload_once(attempt: Attempt, reload: Reload, options: Options, log: Lo
             return Ok(None);
         }
         let config = config.inspect_err(|err| reload.refused(&err.to_string()))?;
-        let Some(reloaded) = reload.apply_while(&config, || attempt.is_latest())? else { return Ok(None) };
+        let Some(reloaded) = reload.apply_while(&config, || attempt.is_latest())? else {
+            return Ok(None);
+        };
         tell_warnings(&reload.warnings(&config));
         if let Err(err) = log.reload(&config.log) {
             tracing::error!(%err, "cannot open the audit file again; audit lines still go to the file that was open");
@@ -205,10 +225,17 @@ fn tell_warnings(warnings: &[ConfigError]) {
     }
 }
 
-fn tell(reloaded: Result<Result<Option<Reloaded>, ConfigError>, oneshot::error::RecvError>, reload: &Reload) {
+fn tell(
+    reloaded: Result<Result<Option<Reloaded>, ConfigError>, oneshot::error::RecvError>,
+    reload: &Reload,
+) {
     let refused = match reloaded {
         Ok(Ok(None)) => return,
-        Ok(Ok(Some(Reloaded { contexts, removed, dropped }))) => {
+        Ok(Ok(Some(Reloaded {
+            contexts,
+            removed,
+            dropped,
+        }))) => {
             for (context, sessions) in &dropped {
                 tracing::warn!(
                     %context,
@@ -227,7 +254,10 @@ fn tell(reloaded: Result<Result<Option<Reloaded>, ConfigError>, oneshot::error::
             defect.into()
         }
     };
-    tracing::error!(err = refused, "reload refused; the configuration stays as it was");
+    tracing::error!(
+        err = refused,
+        "reload refused; the configuration stays as it was"
+    );
 }
 
 /// Waits for files to be read, and logs if that takes long.
@@ -278,7 +308,10 @@ fn greeting(config: &Config, endpoints: &[Endpoint]) -> String {
             Endpoint::Systemd => continue,
             Endpoint::Unix { path, .. } => {
                 text += &format!("listening on unix://{}\n", path.display());
-                format!("grpcurl -plaintext -unix -authority localhost {} list", path.display())
+                format!(
+                    "grpcurl -plaintext -unix -authority localhost {} list",
+                    path.display()
+                )
             }
         };
         first.get_or_insert(call);
@@ -289,5 +322,7 @@ fn greeting(config: &Config, endpoints: &[Endpoint]) -> String {
             context.name
         );
     }
-    text + &first.map(|call| format!("try: {call}\n")).unwrap_or_default()
+    text + &first
+        .map(|call| format!("try: {call}\n"))
+        .unwrap_or_default()
 }

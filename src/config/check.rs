@@ -14,7 +14,11 @@ impl Check<'_> {
         ConfigError::of_key(self.origin.locate(key), key, &message)
     }
 
-    pub(super) fn key<T>(&self, key: &str, value: Result<T, InvalidValue>) -> Result<T, ConfigError> {
+    pub(super) fn key<T>(
+        &self,
+        key: &str,
+        value: Result<T, InvalidValue>,
+    ) -> Result<T, ConfigError> {
         value.map_err(|invalid| self.refuse(key, invalid.to_string()))
     }
 
@@ -30,7 +34,10 @@ impl Check<'_> {
     ) -> Result<Duration, ConfigError> {
         let duration = self.duration(key, text)?;
         if duration < Duration::from_secs(1) || duration > max {
-            return Err(self.refuse(key, format!("`{text}` is not between 1s and {}s", max.as_secs())));
+            return Err(self.refuse(
+                key,
+                format!("`{text}` is not between 1s and {}s", max.as_secs()),
+            ));
         }
         Ok(duration)
     }
@@ -46,16 +53,31 @@ impl Check<'_> {
         number: N,
     ) -> Result<N, ConfigError> {
         if number == N::from(0) {
-            return Err(self.refuse(key, "must be more than zero: a limit cannot be switched off".into()));
+            return Err(self.refuse(
+                key,
+                "must be more than zero: a limit cannot be switched off".into(),
+            ));
         }
         Ok(number)
     }
 
     /// Returns the value of one of the given words.
-    pub(super) fn word<T: Copy>(&self, key: &str, text: &str, words: &[(&str, T)]) -> Result<T, ConfigError> {
-        words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
-            let known: Vec<_> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
-            self.refuse(key, format!("`{text}` is not known; it may be {}", known.join(", ")))
-        })
+    pub(super) fn word<T: Copy>(
+        &self,
+        key: &str,
+        text: &str,
+        words: &[(&str, T)],
+    ) -> Result<T, ConfigError> {
+        words
+            .iter()
+            .find(|(word, _)| *word == text)
+            .map(|(_, value)| *value)
+            .ok_or_else(|| {
+                let known: Vec<_> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
+                self.refuse(
+                    key,
+                    format!("`{text}` is not known; it may be {}", known.join(", ")),
+                )
+            })
     }
 }

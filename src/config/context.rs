@@ -19,7 +19,10 @@ pub(super) fn context(
 ) -> Result<ContextConfig, ConfigError> {
     let key = |name: &str| format!("context[{place}].{name}");
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    for (field, name) in [("name", &raw.name), ("session_id_context", &raw.session_id_context)] {
+    for (field, name) in [
+        ("name", &raw.name),
+        ("session_id_context", &raw.session_id_context),
+    ] {
         if name.len() > 64 || !name.chars().all(plain) || (field == "name" && name.is_empty()) {
             let message = format!(
                 "invalid name `{name}`: expected 1 to 64 characters of a-z, A-Z, 0-9, `-`, `_` and `.`"
@@ -30,8 +33,11 @@ pub(super) fn context(
     let relative = |path: &PathBuf| check.origin.folder().join(path);
     let (chains, keys) = (raw.certificate.paths(), raw.key.paths());
     if chains.len() != keys.len() {
-        let message =
-            format!("{} certificates, but {} keys: each certificate needs its key", chains.len(), keys.len());
+        let message = format!(
+            "{} certificates, but {} keys: each certificate needs its key",
+            chains.len(),
+            keys.len()
+        );
         return Err(check.refuse(&key("key"), message));
     }
     let mut versions = Vec::new();
@@ -45,9 +51,10 @@ pub(super) fn context(
     versions.sort_unstable();
     versions.dedup();
     if versions.is_empty() {
-        return Err(
-            check.refuse(&key("versions"), "there must be at least one of \"1.2\" and \"1.3\"".into())
-        );
+        return Err(check.refuse(
+            &key("versions"),
+            "there must be at least one of \"1.2\" and \"1.3\"".into(),
+        ));
     }
     for (at, protocol) in raw.alpn.iter().enumerate() {
         // RFC 7301 section 3.1: a name has 1 to 255 bytes.
@@ -62,7 +69,10 @@ pub(super) fn context(
             &key(&format!("options[{at}]")),
             text,
             &[
-                ("cipher-server-preference", (|o| o.cipher_server_preference = true) as fn(&mut Options)),
+                (
+                    "cipher-server-preference",
+                    (|o| o.cipher_server_preference = true) as fn(&mut Options),
+                ),
                 ("ignore-unexpected-eof", |o| o.ignore_unexpected_eof = true),
                 ("quiet-shutdown", |o| o.quiet_shutdown = true),
                 ("no-session-cache", |o| o.no_session_cache = true),
@@ -77,7 +87,11 @@ pub(super) fn context(
     }
     Ok(ContextConfig {
         name: raw.name.clone(),
-        certificates: chains.iter().zip(keys).map(|(c, k)| (relative(c), relative(k))).collect(),
+        certificates: chains
+            .iter()
+            .zip(keys)
+            .map(|(c, k)| (relative(c), relative(k)))
+            .collect(),
         self_made: false,
         client_certificates: raw
             .client_certificates
@@ -92,7 +106,11 @@ pub(super) fn context(
         client_auth: check.word(
             &key("client_auth"),
             &raw.client_auth,
-            &[("none", ClientAuth::None), ("request", ClientAuth::Request), ("require", ClientAuth::Require)],
+            &[
+                ("none", ClientAuth::None),
+                ("request", ClientAuth::Request),
+                ("require", ClientAuth::Require),
+            ],
         )?,
         versions,
         cipher_suites: raw.cipher_suites.clone(),
@@ -107,12 +125,18 @@ pub(super) fn context(
         scope_by: check.word(
             &key("scope_by"),
             &raw.scope_by,
-            &[("certificate", ScopeBy::Certificate), ("names", ScopeBy::Names)],
+            &[
+                ("certificate", ScopeBy::Certificate),
+                ("names", ScopeBy::Names),
+            ],
         )?,
         offering: check.word(
             &key("client_sessions"),
             &raw.client_sessions,
-            &[("shared", Offering::Shared), ("explicit", Offering::Explicit)],
+            &[
+                ("shared", Offering::Shared),
+                ("explicit", Offering::Explicit),
+            ],
         )?,
         tickets: raw.tickets,
         close_policy: check.word(
@@ -132,6 +156,10 @@ pub(super) fn context(
         session_bytes_max: check.size(&key("session_bytes_max"), &raw.session_bytes_max)?,
         cache_entries_max: check.at_least_one(&key("cache_entries_max"), raw.cache_entries_max)?,
         cache_bytes_max: check.size(&key("cache_bytes_max"), &raw.cache_bytes_max)?,
-        idle_timeout: check.duration_within(&key("idle_timeout"), &raw.idle_timeout, IDLE_TIMEOUT_MAX)?,
+        idle_timeout: check.duration_within(
+            &key("idle_timeout"),
+            &raw.idle_timeout,
+            IDLE_TIMEOUT_MAX,
+        )?,
     })
 }

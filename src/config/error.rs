@@ -66,7 +66,7 @@ impl From<&str> for InvalidValue {
 
 /// Why a configuration is refused. Displays as `SOURCE: key: message` on one line.
 ///
-/// Every message passes through [`withhold`], so none holds text that looks like key material. For the same reason no other room
+/// Every message passes through a filter, so none holds text that looks like key material. For the same reason no other room
 /// can make one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -79,19 +79,31 @@ pub struct ConfigError {
 impl ConfigError {
     /// An error about the configuration as a whole.
     pub(super) fn whole(message: &str) -> Self {
-        Self { origin: None, key: None, message: withhold::withhold(message) }
+        Self {
+            origin: None,
+            key: None,
+            message: withhold::withhold(message),
+        }
     }
 
     /// An error about a source that could not be read.
     pub(super) fn of_source(source: Source, message: &str) -> Self {
         let message = withhold::withhold(&format!("{source}: {message}"));
-        Self { origin: Some(source.withheld()), key: None, message }
+        Self {
+            origin: Some(source.withheld()),
+            key: None,
+            message,
+        }
     }
 
     /// An error about a key.
     pub(super) fn of_key(source: Source, key: &str, message: &str) -> Self {
         let message = withhold::withhold(&format!("{source}: {key}: {message}"));
-        Self { origin: Some(source.withheld()), key: Some(withhold::withhold(key)), message }
+        Self {
+            origin: Some(source.withheld()),
+            key: Some(withhold::withhold(key)),
+            message,
+        }
     }
 
     /// Returns the file and the line at fault, if the file has the key at fault.

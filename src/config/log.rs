@@ -79,12 +79,17 @@ impl Filter {
     /// # Errors
     /// The error names the directive that is neither.
     pub(super) fn read(text: &str) -> Result<Self, InvalidValue> {
-        let mut filter = Self { own: Level::Info, targets: Vec::new() };
+        let mut filter = Self {
+            own: Level::Info,
+            targets: Vec::new(),
+        };
         for directive in text.split(',').map(str::trim) {
             match directive.split_once('=') {
                 None => filter.own = level(directive, directive)?,
                 Some((target, name)) if is_target(target) => {
-                    filter.targets.push((target.to_owned(), level(directive, name)?));
+                    filter
+                        .targets
+                        .push((target.to_owned(), level(directive, name)?));
                 }
                 Some(_) => return Err(invalid(directive)),
             }
@@ -94,12 +99,19 @@ impl Filter {
 }
 
 fn level(directive: &str, name: &str) -> Result<Level, InvalidValue> {
-    let found = LEVELS.iter().find(|(level, _)| level.eq_ignore_ascii_case(name));
-    found.map(|(_, level)| *level).ok_or_else(|| invalid(directive))
+    let found = LEVELS
+        .iter()
+        .find(|(level, _)| level.eq_ignore_ascii_case(name));
+    found
+        .map(|(_, level)| *level)
+        .ok_or_else(|| invalid(directive))
 }
 
 fn is_target(text: &str) -> bool {
-    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "_:-".contains(c))
+    !text.is_empty()
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "_:-".contains(c))
 }
 
 fn invalid(directive: &str) -> InvalidValue {
@@ -127,7 +139,10 @@ mod tests {
     fn directives_are_levels_or_targets_with_levels() {
         let filter = Filter::read("warn, h2=debug ,tls_sessiond::server=TRACE").unwrap();
         assert_eq!(filter.own, Level::Warn);
-        let targets = [("h2".to_owned(), Level::Debug), ("tls_sessiond::server".to_owned(), Level::Trace)];
+        let targets = [
+            ("h2".to_owned(), Level::Debug),
+            ("tls_sessiond::server".to_owned(), Level::Trace),
+        ];
         assert_eq!(filter.targets, targets);
         assert_eq!(
             Filter::read("h2=off").unwrap().own,

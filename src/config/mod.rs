@@ -163,7 +163,10 @@ pub fn environment() -> Result<Vec<(String, String)>, ConfigError> {
         })
         .map(|(name, value)| match value.into_string() {
             Ok(value) => Ok((name, value)),
-            Err(_) => Err(ConfigError::of_source(Source::Variable(name), "the value is not UTF-8")),
+            Err(_) => Err(ConfigError::of_source(
+                Source::Variable(name),
+                "the value is not UTF-8",
+            )),
         })
         .collect()
 }
@@ -195,7 +198,10 @@ impl Config {
             None => {
                 vec![
                     Endpoint::Tcp(DEFAULT_ADDRESS),
-                    Endpoint::Unix { path: DEFAULT_SOCKET.into(), optional: true },
+                    Endpoint::Unix {
+                        path: DEFAULT_SOCKET.into(),
+                        optional: true,
+                    },
                 ]
             }
             Some(list) => list
@@ -206,7 +212,10 @@ impl Config {
         };
         let unix = UnixFile {
             mode: check.key("listen.unix_mode", units::mode(&raw.listen.unix_mode))?,
-            owner: check.key("listen.unix_owner", units::user_and_group(&raw.listen.unix_owner))?,
+            owner: check.key(
+                "listen.unix_owner",
+                units::user_and_group(&raw.listen.unix_owner),
+            )?,
         };
         let tls = raw.listen.tls.as_ref().map(|tls| ListenTls {
             certificate: check.origin.folder().join(&tls.certificate),
@@ -214,7 +223,9 @@ impl Config {
             client_ca: check.origin.folder().join(&tls.client_ca),
         });
         if tls.is_none()
-            && let Some(place) = api.iter().position(|endpoint| matches!(endpoint, Endpoint::Tls(_)))
+            && let Some(place) = api
+                .iter()
+                .position(|endpoint| matches!(endpoint, Endpoint::Tls(_)))
         {
             let message = "plaintext is served on loopback addresses and Unix sockets only, because the API \
                            carries session secrets: this one needs [listen.tls]";
@@ -228,18 +239,25 @@ impl Config {
         }
         let limits = Limits {
             connections: check.at_least_one("limits.connections", raw.limits.connections)?,
-            connections_per_owner: check
-                .at_least_one("limits.connections_per_owner", raw.limits.connections_per_owner)?,
-            calls_in_flight: check.at_least_one("limits.calls_in_flight", raw.limits.calls_in_flight)?,
-            calls_per_owner: check.at_least_one("limits.calls_per_owner", raw.limits.calls_per_owner)?,
+            connections_per_owner: check.at_least_one(
+                "limits.connections_per_owner",
+                raw.limits.connections_per_owner,
+            )?,
+            calls_in_flight: check
+                .at_least_one("limits.calls_in_flight", raw.limits.calls_in_flight)?,
+            calls_per_owner: check
+                .at_least_one("limits.calls_per_owner", raw.limits.calls_per_owner)?,
             request_bytes: check.size("limits.request_bytes", &raw.limits.request_bytes)?,
-            request_bytes_per_owner: check
-                .size("limits.request_bytes_per_owner", &raw.limits.request_bytes_per_owner)?,
+            request_bytes_per_owner: check.size(
+                "limits.request_bytes_per_owner",
+                &raw.limits.request_bytes_per_owner,
+            )?,
             sockets: check.at_least_one("limits.sockets", raw.limits.sockets)?,
             misses_per_second: check
                 .at_least_one("limits.misses_per_second", raw.limits.misses_per_second)?,
             message: check.size("limits.message", &raw.limits.message)?,
-            plaintext_buffer: check.size("limits.plaintext_buffer", &raw.limits.plaintext_buffer)?,
+            plaintext_buffer: check
+                .size("limits.plaintext_buffer", &raw.limits.plaintext_buffer)?,
             streams: check.at_least_one("limits.streams", raw.limits.streams)?,
             streams_non_worker: check
                 .at_least_one("limits.streams_non_worker", raw.limits.streams_non_worker)?
@@ -256,14 +274,24 @@ impl Config {
             format: check.word(
                 "log.format",
                 &raw.log.format,
-                &[("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)],
+                &[
+                    ("auto", LogFormat::Auto),
+                    ("text", LogFormat::Text),
+                    ("json", LogFormat::Json),
+                ],
             )?,
-            audit: check.key("log.audit", log::audit(&raw.log.audit, check.origin.folder()))?,
+            audit: check.key(
+                "log.audit",
+                log::audit(&raw.log.audit, check.origin.folder()),
+            )?,
         };
         // `context = []` says explicitly what a missing key means.
         let contexts = match raw.context.filter(|list| !list.is_empty()) {
             None => {
-                vec![ContextConfig { self_made: true, ..context(&check, 0, &raw::RawContext::default())? }]
+                vec![ContextConfig {
+                    self_made: true,
+                    ..context(&check, 0, &raw::RawContext::default())?
+                }]
             }
             Some(list) => {
                 let mut contexts: Vec<ContextConfig> = Vec::with_capacity(list.len());
@@ -289,7 +317,8 @@ impl Config {
             }
         };
         for (place, rule) in access.iter().enumerate() {
-            let known = |name: &String| name == "*" || contexts.iter().any(|context| context.name == *name);
+            let known =
+                |name: &String| name == "*" || contexts.iter().any(|context| context.name == *name);
             if let Some(at) = rule.contexts.iter().position(|name| !known(name)) {
                 let message = format!(
                     "unknown context `{}`: expected the name of a [[context]], or `*` for all",
@@ -298,7 +327,17 @@ impl Config {
                 return Err(check.refuse(&format!("access[{place}].contexts[{at}]"), message));
             }
         }
-        Ok(Self { api, unix, tls, access, limits, drain, log, contexts, origin })
+        Ok(Self {
+            api,
+            unix,
+            tls,
+            access,
+            limits,
+            drain,
+            log,
+            contexts,
+            origin,
+        })
     }
 
     /// Returns the defaults, which apply without a file.
@@ -321,10 +360,19 @@ impl Config {
         omission::check(self, running)?;
         let fixed = [
             ("listen.api", self.api == running.api),
-            ("listen.unix_mode or listen.unix_owner", self.unix == running.unix),
+            (
+                "listen.unix_mode or listen.unix_owner",
+                self.unix == running.unix,
+            ),
             ("listen.tls", self.tls.is_some() == running.tls.is_some()),
-            ("limits.sockets", self.limits.sockets == running.limits.sockets),
-            ("limits.message", self.limits.message == running.limits.message),
+            (
+                "limits.sockets",
+                self.limits.sockets == running.limits.sockets,
+            ),
+            (
+                "limits.message",
+                self.limits.message == running.limits.message,
+            ),
             ("log.format", self.log.format == running.log.format),
             ("log.audit", self.log.audit == running.log.audit),
         ];
@@ -338,24 +386,38 @@ impl Config {
 
     /// Returns an error about `log.audit`, found when the file was opened.
     pub fn audit_error(&self, what: impl fmt::Display) -> ConfigError {
-        Check { origin: &self.origin }.refuse("log.audit", what.to_string())
+        Check {
+            origin: &self.origin,
+        }
+        .refuse("log.audit", what.to_string())
     }
 
     /// Returns the names of the contexts that `running` has and this configuration does not have.
     pub fn removed_contexts<'r>(&self, running: &'r Self) -> Vec<&'r str> {
         let names = running.contexts.iter().map(|context| context.name.as_str());
-        names.filter(|name| self.contexts.iter().all(|context| context.name != *name)).collect()
+        names
+            .filter(|name| self.contexts.iter().all(|context| context.name != *name))
+            .collect()
     }
 
     /// Returns an error about a key of `listen.tls`, found when its files were opened.
     pub fn tls_error(&self, key: &str, what: impl fmt::Display) -> ConfigError {
-        Check { origin: &self.origin }.refuse(&format!("listen.tls.{key}"), what.to_string())
+        Check {
+            origin: &self.origin,
+        }
+        .refuse(&format!("listen.tls.{key}"), what.to_string())
     }
 
     /// Returns a fault of a context's settings, or a warning about them, with the line of its key.
     pub fn context_error(&self, refusal: &ContextRefusal) -> ConfigError {
-        let ContextRefusal { place, refusal: Refusal { key, why } } = refusal;
-        Check { origin: &self.origin }.refuse(&format!("context[{place}].{key}"), why.clone())
+        let ContextRefusal {
+            place,
+            refusal: Refusal { key, why },
+        } = refusal;
+        Check {
+            origin: &self.origin,
+        }
+        .refuse(&format!("context[{place}].{key}"), why.clone())
     }
 
     /// Returns the settings that contexts are made from.
@@ -374,14 +436,18 @@ impl Config {
 fn endpoint(text: &str) -> Result<Endpoint, InvalidValue> {
     if let Some(path) = text.strip_prefix("unix://") {
         if !path.starts_with('/') {
-            let why =
-                format!("`{text}`: the path of a socket must be absolute, as in unix://{DEFAULT_SOCKET}");
+            let why = format!(
+                "`{text}`: the path of a socket must be absolute, as in unix://{DEFAULT_SOCKET}"
+            );
             return Err(why.into());
         }
         if path.contains('\0') {
             return Err("the path of a socket must not contain NUL".into());
         }
-        return Ok(Endpoint::Unix { path: path.into(), optional: false });
+        return Ok(Endpoint::Unix {
+            path: path.into(),
+            optional: false,
+        });
     }
     if text == "systemd" {
         return Ok(Endpoint::Systemd);
@@ -393,7 +459,9 @@ fn endpoint(text: &str) -> Result<Endpoint, InvalidValue> {
             )
         })?;
     let address = address.parse::<SocketAddr>().map_err(|_| {
-        InvalidValue::from(format!("`{text}` is not {scheme}://IP:PORT; host names are not looked up"))
+        InvalidValue::from(format!(
+            "`{text}` is not {scheme}://IP:PORT; host names are not looked up"
+        ))
     })?;
     Ok(match scheme == "tcp" && address.ip().is_loopback() {
         true => Endpoint::Tcp(address),
@@ -407,13 +475,17 @@ fn access(check: &Check<'_>, raw: &[raw::RawAccess]) -> Result<Vec<Access>, Conf
         .map(|(place, rule)| {
             let key = |name: &str| format!("access[{place}].{name}");
             if rule.contexts.is_empty() {
-                return Err(check
-                    .refuse(&key("contexts"), "must not be empty; use `[\"*\"]` for all contexts".into()));
+                return Err(check.refuse(
+                    &key("contexts"),
+                    "must not be empty; use `[\"*\"]` for all contexts".into(),
+                ));
             }
             Ok(Access {
                 identity: check.key(
                     &key("identity"),
-                    rule.identity.parse::<IdentityPattern>().map_err(|err| err.to_string().into()),
+                    rule.identity
+                        .parse::<IdentityPattern>()
+                        .map_err(|err| err.to_string().into()),
                 )?,
                 contexts: rule.contexts.clone(),
                 role: check.word(

@@ -37,7 +37,9 @@ struct Missing<'r> {
 /// # Errors
 /// Names the first such key, its value in `running`, and the text to write instead.
 pub(super) fn check(next: &Config, running: &Config) -> Result<(), ConfigError> {
-    let check = Check { origin: &next.origin };
+    let check = Check {
+        origin: &next.origin,
+    };
     let (old, new) = (running.origin.merged(), next.origin.merged());
     let mut missing = Vec::new();
     compare(old, new, &mut Vec::new(), "", &mut missing);
@@ -54,15 +56,28 @@ pub(super) fn check(next: &Config, running: &Config) -> Result<(), ConfigError> 
                                unnamed context; write its name, or restart the daemon";
                 return Err(check.refuse(&format!("context[{place}].name"), message.into()));
             }
-            if let Some((before, old)) = before.and_then(|place| Some((place, old[place].as_table()?))) {
+            if let Some((before, old)) =
+                before.and_then(|place| Some((place, old[place].as_table()?)))
+            {
                 let mut path = vec!["context".into(), before.to_string()];
                 let new = context.as_table().unwrap_or(old);
-                compare(old, new, &mut path, &format!("context[{place}]."), &mut missing);
+                compare(
+                    old,
+                    new,
+                    &mut path,
+                    &format!("context[{place}]."),
+                    &mut missing,
+                );
             }
         }
     }
     for place in next.origin.overridden_contexts() {
-        let at = |config: &Config| config.contexts.get(place).map(|context| context.name.clone());
+        let at = |config: &Config| {
+            config
+                .contexts
+                .get(place)
+                .map(|context| context.name.clone())
+        };
         if at(next) != at(running) {
             let message = "a key of this context is set outside the file, by its index, and another context has this index \
                            now; keep the order of the contexts, or restart the daemon";
@@ -70,17 +85,30 @@ pub(super) fn check(next: &Config, running: &Config) -> Result<(), ConfigError> 
         }
     }
     if let Some(refused) = returned(&missing, running) {
-        let named: Vec<_> = refused.iter().take(NAMED_MAX).map(|missing| missing.key.as_str()).collect();
+        let named: Vec<_> = refused
+            .iter()
+            .take(NAMED_MAX)
+            .map(|missing| missing.key.as_str())
+            .collect();
         let first = refused[0];
-        let mut message = format!("not set, and the running configuration has {}; {REFUSED}", shown(first));
+        let mut message = format!(
+            "not set, and the running configuration has {}; {REFUSED}",
+            shown(first)
+        );
         message += match first.key.as_str() {
             "access" => "; write `access = []` to remove all rules, or restart the daemon",
-            "context" => "; write `context = []` to return to the built-in context, or restart the daemon",
+            "context" => {
+                "; write `context = []` to return to the built-in context, or restart the daemon"
+            }
             _ => "; write the key with its value, or restart the daemon",
         };
         if refused.len() > 1 {
             message += &format!(" ({} keys are missing: {}", refused.len(), named.join(", "));
-            message += if refused.len() > NAMED_MAX { ", ...)" } else { ")" };
+            message += if refused.len() > NAMED_MAX {
+                ", ...)"
+            } else {
+                ")"
+            };
         }
         return Err(check.refuse(&first.key, message));
     }
@@ -114,7 +142,11 @@ fn compare<'r>(
                 let new = new.and_then(Value::as_table).unwrap_or(&nothing);
                 compare(old, new, path, &format!("{key}{name}."), missing);
             }
-            (value, None) => missing.push(Missing { path: path.clone(), key: format!("{key}{name}"), value }),
+            (value, None) => missing.push(Missing {
+                path: path.clone(),
+                key: format!("{key}{name}"),
+                value,
+            }),
             (_, Some(_)) => {}
         }
         path.pop();
@@ -126,7 +158,10 @@ fn contexts(keys: &Table) -> Option<&Vec<Value>> {
 }
 
 fn name(context: &Value) -> &str {
-    context.get("name").and_then(Value::as_str).unwrap_or("default")
+    context
+        .get("name")
+        .and_then(Value::as_str)
+        .unwrap_or("default")
 }
 
 /// Returns those missing keys whose absence would change the running configuration. Returns `None`
@@ -134,20 +169,28 @@ fn name(context: &Value) -> &str {
 fn returned<'m, 'r>(missing: &'m [Missing<'r>], running: &Config) -> Option<Vec<&'m Missing<'r>>> {
     let matters = |left_out: &[&Missing<'_>]| {
         let mut keys = running.origin.merged().clone();
-        left_out.iter().for_each(|missing| remove(&mut keys, &missing.path));
+        left_out
+            .iter()
+            .for_each(|missing| remove(&mut keys, &missing.path));
         Config::check(running.origin.clone(), keys).map_or(true, |without| without != *running)
     };
     let all: Vec<_> = missing.iter().collect();
     if all.is_empty() || !matters(&all) {
         return None;
     }
-    let each: Vec<_> = all.iter().copied().filter(|missing| matters(&[missing])).collect();
+    let each: Vec<_> = all
+        .iter()
+        .copied()
+        .filter(|missing| matters(&[missing]))
+        .collect();
     // Some keys matter only together.
     Some(if each.is_empty() { all } else { each })
 }
 
 fn remove(keys: &mut Table, path: &[String]) {
-    let Some((last, parents)) = path.split_last() else { return };
+    let Some((last, parents)) = path.split_last() else {
+        return;
+    };
     let Some((first, parents)) = parents.split_first() else {
         keys.remove(last);
         return;
@@ -156,7 +199,10 @@ fn remove(keys: &mut Table, path: &[String]) {
     for part in parents {
         here = match here {
             Some(Value::Table(table)) => table.get_mut(part),
-            Some(Value::Array(list)) => part.parse::<usize>().ok().and_then(|place| list.get_mut(place)),
+            Some(Value::Array(list)) => part
+                .parse::<usize>()
+                .ok()
+                .and_then(|place| list.get_mut(place)),
             _ => None,
         };
     }
@@ -171,8 +217,11 @@ fn shown(missing: &Missing<'_>) -> String {
     match (missing.key.as_str(), missing.value) {
         ("access", Value::Array(rules)) => format!("{} rules", rules.len()),
         ("context", Value::Array(contexts)) => {
-            let names: Vec<_> =
-                contexts.iter().take(NAMED_MAX).map(|context| format!("`{}`", name(context))).collect();
+            let names: Vec<_> = contexts
+                .iter()
+                .take(NAMED_MAX)
+                .map(|context| format!("`{}`", name(context)))
+                .collect();
             format!("the contexts {}", names.join(", "))
         }
         (_, value) => {

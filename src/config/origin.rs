@@ -51,11 +51,18 @@ impl Origin {
     ) -> Result<Self, ConfigError> {
         let mut origin = Self::default();
         if let Some(path) = file {
-            let text = read(path)
-                .map_err(|err| ConfigError::whole(&format!("cannot read {}: {err}", path.display())))?;
+            let text = read(path).map_err(|err| {
+                ConfigError::whole(&format!("cannot read {}: {err}", path.display()))
+            })?;
             origin.own = text.parse().map_err(|err: toml::de::Error| {
                 let line = err.span().map_or(1, |span| line_of(&text, span.start));
-                ConfigError::of_source(Source::File { path: path.to_owned(), line }, err.message())
+                ConfigError::of_source(
+                    Source::File {
+                        path: path.to_owned(),
+                        line,
+                    },
+                    err.message(),
+                )
             })?;
             origin.file = Some((path.to_owned(), text));
         }
@@ -66,21 +73,35 @@ impl Origin {
                     rust_log = Some(value).filter(|value| !value.is_empty());
                     return None;
                 }
-                let key = name.strip_prefix(ENV_PREFIX)?.to_lowercase().replace("__", ".");
+                let key = name
+                    .strip_prefix(ENV_PREFIX)?
+                    .to_lowercase()
+                    .replace("__", ".");
                 Some((key, value, Source::Variable(name)))
             })
             .collect();
         given.sort_by(|(one, ..), (other, ..)| one.cmp(other));
         for assignment in set {
             let (key, value) = assignment.split_once('=').ok_or_else(|| {
-                ConfigError::of_source(Source::Argument(assignment.clone()), "write it as key=value")
+                ConfigError::of_source(
+                    Source::Argument(assignment.clone()),
+                    "write it as key=value",
+                )
             })?;
-            given.push((key.trim().to_owned(), value.to_owned(), Source::Argument(key.trim().to_owned())));
+            given.push((
+                key.trim().to_owned(),
+                value.to_owned(),
+                Source::Argument(key.trim().to_owned()),
+            ));
         }
         if let Some(directives) = rust_log {
             // Quoted, because it is a text even if it looks like another type.
             let quoted = Value::String(directives).to_string();
-            given.push(("log.level".into(), quoted, Source::Variable(RUST_LOG.into())));
+            given.push((
+                "log.level".into(),
+                quoted,
+                Source::Variable(RUST_LOG.into()),
+            ));
         }
         origin.merged = origin.own.clone();
         for (key, value, from) in given {
@@ -98,12 +119,17 @@ impl Origin {
 
     /// Returns the folder that relative paths start from.
     pub(super) fn folder(&self) -> &Path {
-        self.file.as_ref().and_then(|(path, _)| path.parent()).unwrap_or(Path::new(""))
+        self.file
+            .as_ref()
+            .and_then(|(path, _)| path.parent())
+            .unwrap_or(Path::new(""))
     }
 
     /// Returns whether the file itself defines at least one context.
     pub(super) fn file_defines_contexts(&self) -> bool {
-        self.own.get("context").is_some_and(|contexts| !is_empty(contexts))
+        self.own
+            .get("context")
+            .is_some_and(|contexts| !is_empty(contexts))
     }
 
     /// Returns whether `context = []` asks for the built-in context explicitly.
@@ -116,20 +142,34 @@ impl Origin {
 
     /// Returns the indexes of the contexts that have keys set outside the file.
     pub(super) fn overridden_contexts(&self) -> BTreeSet<usize> {
-        let places =
-            self.overrides.iter().filter_map(|(key, _)| key.strip_prefix("context.")?.split('.').next());
+        let places = self
+            .overrides
+            .iter()
+            .filter_map(|(key, _)| key.strip_prefix("context.")?.split('.').next());
         places.filter_map(|place| place.parse().ok()).collect()
     }
 
     /// Returns the source of a key, or that of the nearest parent that has one.
     pub(super) fn locate(&self, key: &str) -> Source {
         let dotted = key.replace('[', ".").replace(']', "");
-        if let Some((_, from)) = self.overrides.iter().rev().find(|(set, _)| within(&dotted, set)) {
+        if let Some((_, from)) = self
+            .overrides
+            .iter()
+            .rev()
+            .find(|(set, _)| within(&dotted, set))
+        {
             return from.clone();
         }
-        let Some((path, text)) = &self.file else { return Source::Default };
-        let line = DeTable::parse(text).ok().map_or(1, |table| line_of(text, position(&table, key)));
-        Source::File { path: path.clone(), line }
+        let Some((path, text)) = &self.file else {
+            return Source::Default;
+        };
+        let line = DeTable::parse(text)
+            .ok()
+            .map_or(1, |table| line_of(text, position(&table, key)));
+        Source::File {
+            path: path.clone(),
+            line,
+        }
     }
 }
 
@@ -140,16 +180,21 @@ fn is_empty(value: &Value) -> bool {
 /// Reads a configuration file, which may be a pipe.
 fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    File::open(path)?.take(FILE_MAX + 1).read_to_string(&mut text)?;
+    File::open(path)?
+        .take(FILE_MAX + 1)
+        .read_to_string(&mut text)?;
     if text.len() as u64 > FILE_MAX {
-        return Err(io::Error::other(format!("the file is larger than {FILE_MAX} bytes")));
+        return Err(io::Error::other(format!(
+            "the file is larger than {FILE_MAX} bytes"
+        )));
     }
     Ok(text)
 }
 
 /// Returns whether `key` is `set` or is below it.
 fn within(key: &str, set: &str) -> bool {
-    key.strip_prefix(set).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    key.strip_prefix(set)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// Parses a value in TOML. Any other text is a string, so that `--set listen.api=...` needs no
@@ -168,7 +213,10 @@ fn assign(table: &mut Table, key: &str, value: Value) -> Result<(), InvalidValue
         return Err(format!("a key has at most {DEPTH_MAX} parts").into());
     }
     let mut parts = key.split('.').peekable();
-    let first = parts.next().filter(|first| !first.is_empty()).ok_or("the key is empty")?;
+    let first = parts
+        .next()
+        .filter(|first| !first.is_empty())
+        .ok_or("the key is empty")?;
     let empty = |next: Option<&&str>| match next {
         Some(&"0") => Value::Array(vec![Value::Table(Table::new())]),
         _ => Value::Table(Table::new()),
@@ -187,7 +235,9 @@ fn assign(table: &mut Table, key: &str, value: Value) -> Result<(), InvalidValue
                 table.insert(part.to_owned(), value);
                 return Ok(());
             }
-            Value::Table(table) => table.entry(part).or_insert_with(|| Value::Table(Table::new())),
+            Value::Table(table) => table
+                .entry(part)
+                .or_insert_with(|| Value::Table(Table::new())),
             Value::Array(list) => {
                 // An empty list is like a missing key: `context = []` means the built-in context.
                 if list.is_empty() && part == "0" {
@@ -198,7 +248,11 @@ fn assign(table: &mut Table, key: &str, value: Value) -> Result<(), InvalidValue
                     .and_then(|place| list.get_mut(place))
                     .ok_or_else(|| format!("`{part}` in `{key}` is not an index of that list"))?
             }
-            _ => return Err(format!("`{key}` is below a key that is neither a table nor a list").into()),
+            _ => {
+                return Err(
+                    format!("`{key}` is below a key that is neither a table nor a list").into(),
+                );
+            }
         };
         if last {
             *place = value;
@@ -220,8 +274,14 @@ fn position(table: &Spanned<DeTable<'_>>, key: &str) -> usize {
             Some(DeValue::Array(list)) => placed(list, rest),
             Some(_) => None,
         };
-        let Some((start, value, left)) = next else { return at };
-        (at, here, rest) = (start, Some(value.get_ref()), left.strip_prefix('.').unwrap_or(left));
+        let Some((start, value, left)) = next else {
+            return at;
+        };
+        (at, here, rest) = (
+            start,
+            Some(value.get_ref()),
+            left.strip_prefix('.').unwrap_or(left),
+        );
     }
 }
 
@@ -244,5 +304,9 @@ fn placed<'t, 's, 'k>(list: &'t [Spanned<DeValue<'s>>], key: &'k str) -> Option<
 }
 
 fn line_of(text: &str, position: usize) -> usize {
-    1 + text.bytes().take(position).filter(|&byte| byte == b'\n').count()
+    1 + text
+        .bytes()
+        .take(position)
+        .filter(|&byte| byte == b'\n')
+        .count()
 }

@@ -26,7 +26,12 @@ pub(super) struct RawListen {
 
 impl Default for RawListen {
     fn default() -> Self {
-        Self { api: None, unix_mode: "0660".into(), unix_owner: String::new(), tls: None }
+        Self {
+            api: None,
+            unix_mode: "0660".into(),
+            unix_owner: String::new(),
+            tls: None,
+        }
     }
 }
 
@@ -95,7 +100,10 @@ pub(super) struct RawDrain {
 
 impl Default for RawDrain {
     fn default() -> Self {
-        Self { delay: "0s".into(), timeout: "30s".into() }
+        Self {
+            delay: "0s".into(),
+            timeout: "30s".into(),
+        }
     }
 }
 
@@ -109,7 +117,11 @@ pub(super) struct RawLog {
 
 impl Default for RawLog {
     fn default() -> Self {
-        Self { level: "info".into(), format: "auto".into(), audit: "stderr".into() }
+        Self {
+            level: "info".into(),
+            format: "auto".into(),
+            audit: "stderr".into(),
+        }
     }
 }
 

@@ -11,7 +11,9 @@ fn load_with(text: &str, environment: &[(&str, &str)], set: &[&str]) -> Result<C
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("c.toml");
     std::fs::write(&path, text).unwrap();
-    let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let environment = environment
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     let set: Vec<_> = set.iter().map(|set| (*set).to_owned()).collect();
     let folder = format!("{}/", folder.path().display());
     Config::load(Some(&path), environment, &set).map_err(|err| err.to_string().replace(&folder, ""))
@@ -24,7 +26,10 @@ fn the_defaults_are_those_of_the_manual() {
     assert_eq!(config.limits.message, 4 << 20);
     assert_eq!(config.drain.timeout, Duration::from_secs(30));
     let context = &config.contexts[0];
-    assert_eq!((context.name.as_str(), context.self_made, context.tickets), ("default", true, 2));
+    assert_eq!(
+        (context.name.as_str(), context.self_made, context.tickets),
+        ("default", true, 2)
+    );
     assert_eq!(context.versions, [Version::Tls12, Version::Tls13]);
     assert_eq!(context.session_timeout, Duration::from_secs(7200));
 }
@@ -37,28 +42,58 @@ fn configuration_errors_name_key_and_line() {
             "[listen]\napi = [\"tcp://0.0.0.0:1\"]\n",
             "c.toml:2: listen.api[0]: plaintext is served on loopback addresses and Unix sockets only",
         ),
-        ("\n[lissten]\n", "c.toml:2: lissten: unknown field `lissten`, expected one of"),
+        (
+            "\n[lissten]\n",
+            "c.toml:2: lissten: unknown field `lissten`, expected one of",
+        ),
         (
             "[listen]\n\nadress = 1\n",
             "c.toml:3: listen.adress: unknown field `adress`, expected one of `api`, `unix_mode`, `unix_owner`, `tls`",
         ),
-        ("[limits]\nconnections = \"many\"\n", "c.toml:2: limits.connections: invalid type: string \"many\""),
-        ("[limits]\n\n[\"1.3\"]\n", "c.toml:3: 1.3: unknown field `1.3`, expected one of"),
-        ("[limits]\n\"a[0].b\" = 1\n", "c.toml:2: limits.a[0].b: unknown field `a[0].b`, expected one of"),
-        ("[limits]\nstreams = 0\n", "c.toml:2: limits.streams: must be more than zero"),
-        ("[limits]\nstreams_non_worker = 0\n", "c.toml:2: limits.streams_non_worker: must be more than zero"),
-        ("[limits]\nmessage = \"4MB\"\n", "c.toml:2: limits.message: invalid size `4MB`"),
-        ("[drain]\n# a comment\ntimeout = \"soon\"\n", "c.toml:3: drain.timeout: `soon` does not begin with"),
+        (
+            "[limits]\nconnections = \"many\"\n",
+            "c.toml:2: limits.connections: invalid type: string \"many\"",
+        ),
+        (
+            "[limits]\n\n[\"1.3\"]\n",
+            "c.toml:3: 1.3: unknown field `1.3`, expected one of",
+        ),
+        (
+            "[limits]\n\"a[0].b\" = 1\n",
+            "c.toml:2: limits.a[0].b: unknown field `a[0].b`, expected one of",
+        ),
+        (
+            "[limits]\nstreams = 0\n",
+            "c.toml:2: limits.streams: must be more than zero",
+        ),
+        (
+            "[limits]\nstreams_non_worker = 0\n",
+            "c.toml:2: limits.streams_non_worker: must be more than zero",
+        ),
+        (
+            "[limits]\nmessage = \"4MB\"\n",
+            "c.toml:2: limits.message: invalid size `4MB`",
+        ),
+        (
+            "[drain]\n# a comment\ntimeout = \"soon\"\n",
+            "c.toml:3: drain.timeout: `soon` does not begin with",
+        ),
         (
             "[[context]]\n[[context]]\nname = \"b\"\nversions = [\n\"1.2\",\n\"1.1\"]",
             "c.toml:6: context[1].versions[1]: `1.1`",
         ),
-        ("[[context]]\nname = \"a b\"\n", "c.toml:2: context[0].name: invalid name `a b`: expected 1 to 64"),
+        (
+            "[[context]]\nname = \"a b\"\n",
+            "c.toml:2: context[0].name: invalid name `a b`: expected 1 to 64",
+        ),
         (
             "[[context]]\n[[context]]\n",
             "c.toml:2: context[1].name: a context named `default` is defined above",
         ),
-        ("[[context]]\ncertificate = \"a.crt\"\n", "c.toml:1: context[0].key: 1 certificates, but 0 keys"),
+        (
+            "[[context]]\ncertificate = \"a.crt\"\n",
+            "c.toml:1: context[0].key: 1 certificates, but 0 keys",
+        ),
         (
             "[[context]]\noptions = [\"no-tickets\"]\n",
             "c.toml:2: context[0].options[0]: `no-tickets` is not known",
@@ -67,7 +102,10 @@ fn configuration_errors_name_key_and_line() {
             "[[context]]\nsession_timeout = \"8d\"\n",
             "c.toml:2: context[0].session_timeout: `8d` is not between",
         ),
-        ("[[context]]\ntickets = 17\n", "c.toml:2: context[0].tickets: 17 is more than 16"),
+        (
+            "[[context]]\ntickets = 17\n",
+            "c.toml:2: context[0].tickets: 17 is more than 16",
+        ),
         (
             "[[context]]\ncertificate = 7\n",
             "c.toml:2: context[0].certificate: expected a file name or a list",
@@ -75,16 +113,22 @@ fn configuration_errors_name_key_and_line() {
         ("a = [\n\n1\n", "c.toml:"),
     ] {
         let error = load(text).expect_err(text);
-        assert!(error.starts_with(said), "{text:?}\n said: {error}\n want: {said}");
+        assert!(
+            error.starts_with(said),
+            "{text:?}\n said: {error}\n want: {said}"
+        );
     }
 }
 
-const TLS: &str = "[listen.tls]\ncertificate = \"a.crt\"\nkey = \"a.key\"\nclient_ca = \"ca.pem\"\n";
+const TLS: &str =
+    "[listen.tls]\ncertificate = \"a.crt\"\nkey = \"a.key\"\nclient_ca = \"ca.pem\"\n";
 
 #[test]
 fn listener_and_access_errors_name_key_and_line() {
     let rule = |identity: &str, contexts: &str, role: &str| {
-        format!("[[access]]\nidentity = \"{identity}\"\ncontexts = [{contexts}]\nrole = \"{role}\"\n")
+        format!(
+            "[[access]]\nidentity = \"{identity}\"\ncontexts = [{contexts}]\nrole = \"{role}\"\n"
+        )
     };
     let good = rule("local", "\"*\"", "worker");
     for (text, said) in [
@@ -96,7 +140,10 @@ fn listener_and_access_errors_name_key_and_line() {
             "[listen]\napi = [\n\"tcp://127.0.0.1:1\",\n\"tcp://192.0.2.1:1\"]\n".into(),
             "c.toml:4: listen.api[1]: plaintext is served on loopback",
         ),
-        ("[listen]\napi = [\"tcp://[::]:1\"]\n".into(), "c.toml:2: listen.api[0]: plaintext is served on"),
+        (
+            "[listen]\napi = [\"tcp://[::]:1\"]\n".into(),
+            "c.toml:2: listen.api[0]: plaintext is served on",
+        ),
         (
             "[listen]\napi = [\"tcp://[::ffff:127.0.0.1]:1\"]\n".into(),
             "c.toml:2: listen.api[0]: plaintext is served on",
@@ -109,15 +156,30 @@ fn listener_and_access_errors_name_key_and_line() {
             "[listen]\napi = [\"unix://api.sock\"]\n".into(),
             "c.toml:2: listen.api[0]: `unix://api.sock`: the path of",
         ),
-        ("[listen]\napi = [\"Systemd\"]\n".into(), "c.toml:2: listen.api[0]: invalid address `Systemd`"),
-        (TLS.into(), "c.toml:1: listen.tls: there is no [[access]] rule"),
-        (format!("{TLS}ca = \"x\"\n{good}"), "c.toml:5: listen.tls.ca: unknown field `ca`, expected one of"),
+        (
+            "[listen]\napi = [\"Systemd\"]\n".into(),
+            "c.toml:2: listen.api[0]: invalid address `Systemd`",
+        ),
+        (
+            TLS.into(),
+            "c.toml:1: listen.tls: there is no [[access]] rule",
+        ),
+        (
+            format!("{TLS}ca = \"x\"\n{good}"),
+            "c.toml:5: listen.tls.ca: unknown field `ca`, expected one of",
+        ),
         (
             format!("{}{good}", TLS.replace("key = \"a.key\"\n", "")),
             "c.toml:1: listen.tls: missing field `key`",
         ),
-        ("[listen]\n\nunix_mode = \"0770\"\n".into(), "c.toml:3: listen.unix_mode: invalid mode `0770`"),
-        ("[listen]\nunix_mode = \"rw\"\n".into(), "c.toml:2: listen.unix_mode: invalid mode `rw`"),
+        (
+            "[listen]\n\nunix_mode = \"0770\"\n".into(),
+            "c.toml:3: listen.unix_mode: invalid mode `0770`",
+        ),
+        (
+            "[listen]\nunix_mode = \"rw\"\n".into(),
+            "c.toml:2: listen.unix_mode: invalid mode `rw`",
+        ),
         (
             "[listen]\nunix_owner = \"root:0\"\n".into(),
             "c.toml:2: listen.unix_owner: invalid owner `root:0`: expected UID:GID",
@@ -130,12 +192,18 @@ fn listener_and_access_errors_name_key_and_line() {
             rule("root", "\"*\"", "worker"),
             "c.toml:2: access[0].identity: invalid identity `root`: expected local, uid:N",
         ),
-        (rule("uid:-1", "\"*\"", "worker"), "c.toml:2: access[0].identity: `uid:-1`: invalid number `-1`"),
+        (
+            rule("uid:-1", "\"*\"", "worker"),
+            "c.toml:2: access[0].identity: `uid:-1`: invalid number `-1`",
+        ),
         (
             format!("{good}{}", rule("spiffe://a*", "\"*\"", "worker")),
             "c.toml:6: access[1].identity: `spiffe://a*`: a `*` is allowed only at the end, after a `/`",
         ),
-        (rule("local", "", "worker"), "c.toml:3: access[0].contexts: must not be empty; use `[\"*\"]`"),
+        (
+            rule("local", "", "worker"),
+            "c.toml:3: access[0].contexts: must not be empty; use `[\"*\"]`",
+        ),
         (
             rule("local", "\"default\", \"web\"", "worker"),
             "c.toml:3: access[0].contexts[1]: unknown context `web`",
@@ -144,29 +212,60 @@ fn listener_and_access_errors_name_key_and_line() {
             rule("local", "\"*\"", "root"),
             "c.toml:4: access[0].role: `root` is not known; it may be `worker`, `observer`, `admin`",
         ),
-        ("[[access]]\nidentity = \"local\"\n".into(), "c.toml:1: access[0]: missing field `contexts`"),
+        (
+            "[[access]]\nidentity = \"local\"\n".into(),
+            "c.toml:1: access[0]: missing field `contexts`",
+        ),
         (
             "[limits]\nconnections_per_owner = 0\n".into(),
             "c.toml:2: limits.connections_per_owner: must be more",
         ),
-        ("[limits]\nmisses_per_second = -1\n".into(), "c.toml:2: limits.misses_per_second: invalid value"),
+        (
+            "[limits]\nmisses_per_second = -1\n".into(),
+            "c.toml:2: limits.misses_per_second: invalid value",
+        ),
     ] {
         let error = load(&text).expect_err(&text);
-        assert!(error.starts_with(said), "{text:?}\n said: {error}\n want: {said}");
+        assert!(
+            error.starts_with(said),
+            "{text:?}\n said: {error}\n want: {said}"
+        );
     }
     let both = "[listen]\napi = [\"tcp://192.0.2.1:1\", \"tcp://127.0.0.1:1\", \"tls://127.0.0.1:2\", \"systemd\"]\n";
     let config = load(&format!("{both}{TLS}{good}")).unwrap();
-    let [Endpoint::Tls(_), Endpoint::Tcp(_), Endpoint::Tls(_), Endpoint::Systemd] = config.api[..] else {
+    let [
+        Endpoint::Tls(_),
+        Endpoint::Tcp(_),
+        Endpoint::Tls(_),
+        Endpoint::Systemd,
+    ] = config.api[..]
+    else {
         panic!("{:?}", config.api)
     };
 }
 
 #[test]
 fn command_line_over_environment_over_file() {
-    let text = "[limits]\nstreams = 1\nconnections = 1\nmessage = \"1B\"\n[[context]]\nname = \"a\"\n";
-    let environment = [("TLS_SESSIOND__LIMITS__STREAMS", "2"), ("TLS_SESSIOND__LIMITS__CONNECTIONS", "2")];
-    let config = load_with(text, &environment, &["limits.streams=3", "context.0.name=b"]).unwrap();
-    assert_eq!((config.limits.streams, config.limits.connections, config.limits.message), (3, 2, 1));
+    let text =
+        "[limits]\nstreams = 1\nconnections = 1\nmessage = \"1B\"\n[[context]]\nname = \"a\"\n";
+    let environment = [
+        ("TLS_SESSIOND__LIMITS__STREAMS", "2"),
+        ("TLS_SESSIOND__LIMITS__CONNECTIONS", "2"),
+    ];
+    let config = load_with(
+        text,
+        &environment,
+        &["limits.streams=3", "context.0.name=b"],
+    )
+    .unwrap();
+    assert_eq!(
+        (
+            config.limits.streams,
+            config.limits.connections,
+            config.limits.message
+        ),
+        (3, 2, 1)
+    );
     assert_eq!(config.contexts[0].name, "b");
     let config = load_with(text, &[], &["listen.api=[\"tcp://127.0.0.1:1\"]"]).unwrap();
     assert_eq!(config.api, [Endpoint::Tcp(([127, 0, 0, 1], 1).into())]);
@@ -175,12 +274,20 @@ fn command_line_over_environment_over_file() {
 #[test]
 fn error_names_the_override_it_comes_from() {
     let error = load_with("", &[], &["limits.streams=0"]).unwrap_err();
-    assert!(error.starts_with("--set limits.streams: limits.streams: must be"), "{error}");
+    assert!(
+        error.starts_with("--set limits.streams: limits.streams: must be"),
+        "{error}"
+    );
     let error = load_with("", &[("TLS_SESSIOND__DRAIN__DELAY", "x")], &[]).unwrap_err();
-    assert!(error.starts_with("environment variable TLS_SESSIOND__DRAIN__DELAY: drain.delay: "), "{error}");
+    assert!(
+        error.starts_with("environment variable TLS_SESSIOND__DRAIN__DELAY: drain.delay: "),
+        "{error}"
+    );
     let error = load_with("", &[("TLS_SESSIOND__CONTEXT__0__TICKETS", "17")], &[]).unwrap_err();
     assert!(
-        error.starts_with("environment variable TLS_SESSIOND__CONTEXT__0__TICKETS: context[0].tickets:"),
+        error.starts_with(
+            "environment variable TLS_SESSIOND__CONTEXT__0__TICKETS: context[0].tickets:"
+        ),
         "{error}"
     );
     assert!(load_with("", &[], &["context.1.name=b"]).is_err());
@@ -191,9 +298,15 @@ fn error_names_the_override_it_comes_from() {
 fn built_in_context_takes_single_keys_and_stays_built_in() {
     let config = load_with("", &[], &["context.0.tickets=4", "context.0.alpn=[\"h2\"]"]).unwrap();
     let context = &config.contexts[0];
-    assert_eq!((context.tickets, context.alpn.len(), context.self_made), (4, 1, true));
+    assert_eq!(
+        (context.tickets, context.alpn.len(), context.self_made),
+        (4, 1, true)
+    );
     let config = load_with("[[context]]\n", &[], &["context.0.tickets=4"]).unwrap();
-    assert!(!config.contexts[0].self_made, "a file that defines contexts defines all of them");
+    assert!(
+        !config.contexts[0].self_made,
+        "a file that defines contexts defines all of them"
+    );
     let config = load_with("context = []\n", &[], &["context.0.tickets=4"]).unwrap();
     assert!(
         config.contexts[0].self_made && config.contexts[0].tickets == 4,
@@ -205,9 +318,12 @@ fn built_in_context_takes_single_keys_and_stays_built_in() {
 #[test]
 fn paths_start_at_the_folder_of_the_file() {
     let config =
-        load("[[context]]\ncertificate = \"x/tls.crt\"\nkey = \"/tls.key\"\nca = \"ca.pem\"\n").unwrap();
+        load("[[context]]\ncertificate = \"x/tls.crt\"\nkey = \"/tls.key\"\nca = \"ca.pem\"\n")
+            .unwrap();
     let context = &config.contexts[0];
-    assert!(context.certificates[0].0.is_absolute() && context.certificates[0].0.ends_with("x/tls.crt"));
+    assert!(
+        context.certificates[0].0.is_absolute() && context.certificates[0].0.ends_with("x/tls.crt")
+    );
     assert_eq!(context.certificates[0].1, Path::new("/tls.key"));
     assert!(matches!(&context.trust, Trust::File(path) if path.is_absolute()));
     assert!(!context.self_made);
@@ -220,9 +336,15 @@ fn error_has_its_source_and_key() {
     std::fs::write(&path, "[limits]\nstreams = 0\n").unwrap();
     let load = |set: &[String]| Config::load(Some(&path), std::iter::empty(), set).unwrap_err();
     let error = load(&[]);
-    assert_eq!((error.line(), error.key()), (Some((&*path, 2)), Some("limits.streams")));
+    assert_eq!(
+        (error.line(), error.key()),
+        (Some((&*path, 2)), Some("limits.streams"))
+    );
     let error = load(&["limits.streams=none".into()]);
-    assert_eq!(error.origin(), Some(&Source::Argument("limits.streams".into())));
+    assert_eq!(
+        error.origin(),
+        Some(&Source::Argument("limits.streams".into()))
+    );
     let pasted = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg".to_owned();
     let error = load(std::slice::from_ref(&pasted));
     assert!(!format!("{error:?} {error}").contains(&pasted), "{error:?}");

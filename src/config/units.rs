@@ -65,7 +65,9 @@ pub(super) fn size(text: &str) -> Result<usize, InvalidValue> {
 }
 
 fn split(text: &str) -> Result<(u64, &str), InvalidValue> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     match number.parse() {
         Ok(number) => Ok((number, unit)),
@@ -83,7 +85,16 @@ mod tests {
         assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
         assert_eq!(duration("0s"), Ok(Duration::ZERO));
         assert_eq!(size("16KiB"), Ok(16_384));
-        for bad in ["", "s", "30", "30 s", "-1s", "1.5h", "30S", "99999999999999999999s"] {
+        for bad in [
+            "",
+            "s",
+            "30",
+            "30 s",
+            "-1s",
+            "1.5h",
+            "30S",
+            "99999999999999999999s",
+        ] {
             assert!(duration(bad).is_err(), "{bad}");
         }
         assert!(duration("18446744073709551615d").is_err());

@@ -20,7 +20,10 @@ pub(super) fn withhold(message: &str) -> String {
         None => text.push_str(message),
         Some((start, end)) => {
             text.push_str(&message[..start]);
-            text.push_str(&format!("({} bytes withheld: they look like a key)", end - start));
+            text.push_str(&format!(
+                "({} bytes withheld: they look like a key)",
+                end - start
+            ));
             text.push_str(&message[end..]);
         }
     }
@@ -55,13 +58,18 @@ fn secret(message: &str) -> Option<(usize, usize)> {
     if let Some(start) = message.find("-----BEGIN") {
         // Up to the end of the last marker. If that was cut off, the end of the key is unknown.
         let end = message.rfind("-----END").map_or(message.len(), |end| {
-            message[end + 8..].find("-----").map_or(message.len(), |after| end + 8 + after + 5)
+            message[end + 8..]
+                .find("-----")
+                .map_or(message.len(), |after| end + 8 + after + 5)
         });
         add(start, end.max(start));
     }
     let mut at = 0;
     while at < bytes.len() {
-        let length = bytes[at..].iter().take_while(|byte| is_base64(**byte)).count();
+        let length = bytes[at..]
+            .iter()
+            .take_while(|byte| is_base64(**byte))
+            .count();
         let run = &bytes[at..at + length];
         let count = |is: fn(&u8) -> bool| run.iter().filter(|&byte| is(byte)).count();
         // A path has few capitals. Forty characters of base64 have sixteen of them on average, and
@@ -74,8 +82,14 @@ fn secret(message: &str) -> Option<(usize, usize)> {
             add(at, at + length);
         }
         // The form in which openssl prints the numbers of a key: `54:52:bc`.
-        let colons = bytes[at..].iter().take_while(|byte| byte.is_ascii_hexdigit() || **byte == b':').count();
-        let digits = bytes[at..at + colons].iter().filter(|byte| byte.is_ascii_hexdigit()).count();
+        let colons = bytes[at..]
+            .iter()
+            .take_while(|byte| byte.is_ascii_hexdigit() || **byte == b':')
+            .count();
+        let digits = bytes[at..at + colons]
+            .iter()
+            .filter(|byte| byte.is_ascii_hexdigit())
+            .count();
         if digits >= HEX_RUN && 2 * (colons - digits) + 2 >= digits {
             add(at, at + colons);
         }
@@ -94,7 +108,10 @@ fn extend(bytes: &[u8], mut end: usize) -> usize {
     loop {
         let rest = &bytes[end..];
         let gap = gap(rest);
-        let piece = rest[gap..].iter().take_while(|byte| is_base64(**byte)).count();
+        let piece = rest[gap..]
+            .iter()
+            .take_while(|byte| is_base64(**byte))
+            .count();
         if gap == 0 || piece == 0 {
             return end;
         }
@@ -106,9 +123,21 @@ fn extend(bytes: &[u8], mut end: usize) -> usize {
 fn extend_back(bytes: &[u8], mut start: usize) -> usize {
     loop {
         let before = &bytes[..start];
-        let blank = before.iter().rev().take_while(|byte| byte.is_ascii_whitespace()).count();
-        let gap = if blank == 0 && before.ends_with(b"\\n") { 2 } else { blank };
-        let piece = before[..start - gap].iter().rev().take_while(|byte| is_base64(**byte)).count();
+        let blank = before
+            .iter()
+            .rev()
+            .take_while(|byte| byte.is_ascii_whitespace())
+            .count();
+        let gap = if blank == 0 && before.ends_with(b"\\n") {
+            2
+        } else {
+            blank
+        };
+        let piece = before[..start - gap]
+            .iter()
+            .rev()
+            .take_while(|byte| is_base64(**byte))
+            .count();
         // A word of the message, as in `cannot read ...`, is shorter than a line of a key.
         if gap == 0 || piece < 16 {
             return start;
@@ -119,8 +148,15 @@ fn extend_back(bytes: &[u8], mut start: usize) -> usize {
 
 /// Returns the length of the spaces and line ends at the beginning.
 fn gap(bytes: &[u8]) -> usize {
-    let blank = bytes.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
-    if blank == 0 && bytes.starts_with(b"\\n") { 2 } else { blank }
+    let blank = bytes
+        .iter()
+        .take_while(|byte| byte.is_ascii_whitespace())
+        .count();
+    if blank == 0 && bytes.starts_with(b"\\n") {
+        2
+    } else {
+        blank
+    }
 }
 
 #[cfg(test)]
@@ -132,7 +168,8 @@ mod tests {
 
     #[test]
     fn key_material_is_withheld_from_messages() {
-        let pem = format!("-----BEGIN PRIVATE KEY-----\n{BODY}\n{TAIL}\n-----END PRIVATE KEY-----\n");
+        let pem =
+            format!("-----BEGIN PRIVATE KEY-----\n{BODY}\n{TAIL}\n-----END PRIVATE KEY-----\n");
         for value in [
             pem.clone(),
             pem.replace('\n', ""),
@@ -146,8 +183,13 @@ mod tests {
             format!("/etc/tls-sessiond/{BODY}"),
             "0f".repeat(32),
         ] {
-            let shown = withhold(&format!("c.toml:3: context[0].key: cannot read {value}: No such file"));
-            assert!(shown.starts_with("c.toml:3: context[0].key: cannot read "), "{shown}");
+            let shown = withhold(&format!(
+                "c.toml:3: context[0].key: cannot read {value}: No such file"
+            ));
+            assert!(
+                shown.starts_with("c.toml:3: context[0].key: cannot read "),
+                "{shown}"
+            );
             assert!(shown.contains("withheld"), "{shown}");
             for secret in [BODY, TAIL, "0f0f0f"] {
                 let windows = secret.as_bytes().windows(6.min(secret.len()));

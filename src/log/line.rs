@@ -41,19 +41,31 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, _: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut to: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         let mut values = Values::default();
         event.record(&mut values);
         let target = values.target.take();
-        let target = target.as_deref().unwrap_or_else(|| event.metadata().target());
+        let target = target
+            .as_deref()
+            .unwrap_or_else(|| event.metadata().target());
         to.write_str(&values.line(self.0, *event.metadata().level(), target))
     }
 }
 
 /// Returns a line that the log itself writes, without the subscriber.
 pub(super) fn notice(form: Form, message: &str, numbers: &[(&'static str, u64)]) -> Vec<u8> {
-    let mut values = Values { message: message.to_owned(), ..Values::default() };
-    numbers.iter().for_each(|(name, number)| values.push(name, (*number).into()));
+    let mut values = Values {
+        message: message.to_owned(),
+        ..Values::default()
+    };
+    numbers
+        .iter()
+        .for_each(|(name, number)| values.push(name, (*number).into()));
     values.line(form, Level::WARN, module_path!()).into_bytes()
 }
 
@@ -150,7 +162,10 @@ impl Write for BoundedText {
             self.0.push_str(text);
             return Ok(());
         }
-        let end = (0..=room).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        let end = (0..=room)
+            .rev()
+            .find(|&at| text.is_char_boundary(at))
+            .unwrap_or(0);
         self.0.push_str(&text[..end]);
         self.0.push('…');
         Err(fmt::Error)
@@ -165,8 +180,7 @@ fn plain(text: &str) -> bool {
 /// Returns whether a character is a control character, has no width, breaks a line or changes its
 /// direction.
 fn is_hidden(c: char) -> bool {
-    let marks =
-        matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+    let marks = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
     marks || c.is_control()
 }
 
@@ -199,7 +213,10 @@ mod tests {
     use super::*;
 
     fn values(fields: &[(&'static str, &str)]) -> Values {
-        let mut values = Values { message: "it happened".into(), ..Values::default() };
+        let mut values = Values {
+            message: "it happened".into(),
+            ..Values::default()
+        };
         for (name, text) in fields {
             let mut cut = BoundedText(String::new());
             let _ = cut.write_str(text);
@@ -213,22 +230,32 @@ mod tests {
         let evil = "a\nb\r\u{1b}[31m\u{202e}\u{0}\u{9b}\u{2028}\"";
         for form in [Form::Text, Form::Json] {
             // No blank and no quote, because the text form then writes no quotes around the value.
-            let line = values(&[("name", evil), ("turned", "a\u{202e}b"), ("plain", "10.0.0.7:1")]).line(
-                form,
-                Level::INFO,
-                "audit",
-            );
+            let line = values(&[
+                ("name", evil),
+                ("turned", "a\u{202e}b"),
+                ("plain", "10.0.0.7:1"),
+            ])
+            .line(form, Level::INFO, "audit");
             let (inside, end) = line.split_at(line.len() - 1);
             assert_eq!(end, "\n");
             assert!(!inside.contains(is_hidden), "{line:?}");
-            assert!(inside.contains("10.0.0.7:1") && inside.contains("audit"), "{line:?}");
+            assert!(
+                inside.contains("10.0.0.7:1") && inside.contains("audit"),
+                "{line:?}"
+            );
         }
         let text = values(&[("name", evil)]).line(Form::Text, Level::INFO, "audit");
-        assert!(!text.contains('\u{202e}') && text.contains("\\u{1b}[31m"), "{text}");
+        assert!(
+            !text.contains('\u{202e}') && text.contains("\\u{1b}[31m"),
+            "{text}"
+        );
         let json = values(&[("name", evil)]).line(Form::Json, Level::INFO, "audit");
         let parsed: Value = serde_json::from_str(&json).unwrap();
         assert_eq!(parsed["fields"]["name"], evil);
-        assert_eq!((&parsed["level"], &parsed["target"]), (&"INFO".into(), &"audit".into()));
+        assert_eq!(
+            (&parsed["level"], &parsed["target"]),
+            (&"INFO".into(), &"audit".into())
+        );
     }
 
     #[test]
@@ -236,9 +263,17 @@ mod tests {
         let long = "ä".repeat(60_000);
         let many: Vec<_> = (0..100).map(|_| ("name", long.as_str())).collect();
         let line = values(&many).line(Form::Json, Level::INFO, "a");
-        assert!(line.len() < VALUES_MAX * (VALUE_MAX + 32) + 256, "{}", line.len());
+        assert!(
+            line.len() < VALUES_MAX * (VALUE_MAX + 32) + 256,
+            "{}",
+            line.len()
+        );
         let parsed: Value = serde_json::from_str(&line).unwrap();
         let name = parsed["fields"]["name"].as_str().unwrap();
-        assert!(name.len() <= VALUE_MAX + 3 && name.ends_with('…'), "{}", name.len());
+        assert!(
+            name.len() <= VALUE_MAX + 3 && name.ends_with('…'),
+            "{}",
+            name.len()
+        );
     }
 }

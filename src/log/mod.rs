@@ -65,13 +65,17 @@ impl Log {
             Audit::Stderr => Some(Arc::clone(&stderr)),
             Audit::Off => None,
             Audit::File(path) => {
-                let sink = Sink::File { path: path.clone(), file: writer::open(path)? };
+                let sink = Sink::File {
+                    path: path.clone(),
+                    file: writer::open(path)?,
+                };
                 Some(Arc::new(Writer::start(sink, form)?))
             }
         };
         let (filter, handle) = reload::Layer::new(targets(&config.filter));
         let audited = audit.as_ref().map(|writer| {
-            layer(writer, Kind::Audit, form).with_filter(filter_fn(|metadata| metadata.target() == AUDIT))
+            layer(writer, Kind::Audit, form)
+                .with_filter(filter_fn(|metadata| metadata.target() == AUDIT))
         });
         tracing_subscriber::registry()
             .with(layer(&stderr, Kind::Ordinary, form).with_filter(filter))
@@ -79,7 +83,11 @@ impl Log {
             .try_init()
             .map_err(io::Error::other)?;
         panics::tell();
-        Ok(Self { filter: handle, stderr, audit })
+        Ok(Self {
+            filter: handle,
+            stderr,
+            audit,
+        })
     }
 
     /// Checks whether the audit file can be opened. Creates no file.
@@ -87,16 +95,22 @@ impl Log {
     /// # Errors
     /// The file cannot be opened.
     pub fn check(config: &crate::config::LogConfig) -> io::Result<()> {
-        let Audit::File(path) = &config.audit else { return Ok(()) };
+        let Audit::File(path) = &config.audit else {
+            return Ok(());
+        };
         // For a link to a file that does not exist, the start creates the file that it points to.
         if path.exists() {
             return writer::open_existing(path).map(drop);
         }
         let target = path.read_link().map(|target| path.with_file_name(target));
         let path = target.as_deref().unwrap_or(path);
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK)
-            .map_err(|err| io::Error::new(err.kind(), format!("cannot open {}: {err}", path.display())))
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(|err| {
+            io::Error::new(err.kind(), format!("cannot open {}: {err}", path.display()))
+        })
     }
 
     /// Applies another filter, and opens the audit file again, because a rotation may have renamed
@@ -118,7 +132,11 @@ impl Log {
     /// A stalled reader does not hold up the end of the process.
     pub fn flush(&self, at_most: Duration) {
         self.stderr.flush(at_most);
-        if let Some(audit) = self.audit.as_ref().filter(|audit| !Arc::ptr_eq(audit, &self.stderr)) {
+        if let Some(audit) = self
+            .audit
+            .as_ref()
+            .filter(|audit| !Arc::ptr_eq(audit, &self.stderr))
+        {
             audit.flush(at_most);
         }
     }
@@ -130,7 +148,10 @@ fn layer<S>(writer: &Writer, kind: Kind, form: Form) -> impl Layer<S> + use<S>
 where
     S: tracing::Subscriber + for<'a> LookupSpan<'a>,
 {
-    fmt::layer().event_format(Lines(form)).with_writer(writer.lines(kind)).log_internal_errors(false)
+    fmt::layer()
+        .event_format(Lines(form))
+        .with_writer(writer.lines(kind))
+        .log_internal_errors(false)
 }
 
 /// Selects lines of this crate at the filter's level, lines of other crates that the filter names,
@@ -140,7 +161,9 @@ fn targets(filter: &Filter) -> Targets {
     filter
         .targets
         .iter()
-        .fold(own, |targets, (name, wanted)| targets.with_target(name.as_str(), level(*wanted)))
+        .fold(own, |targets, (name, wanted)| {
+            targets.with_target(name.as_str(), level(*wanted))
+        })
         .with_target(AUDIT, LevelFilter::OFF)
 }
 

@@ -34,7 +34,8 @@ pub(super) fn tell() {
 
 fn reason(payload: &(dyn Any + Send)) -> &str {
     let text = payload.downcast_ref::<&str>().copied();
-    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("unknown")
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("unknown")
 }
 
 /// The future panicked.
@@ -75,7 +76,11 @@ mod tests {
         let panics = poll_fn(|cx| {
             polls += 1;
             cx.waker().wake_by_ref();
-            if polls == 3 { panic!("planted") } else { Poll::<()>::Pending }
+            if polls == 3 {
+                panic!("planted")
+            } else {
+                Poll::<()>::Pending
+            }
         });
         assert_eq!(caught(panics).await, Err(Panicked));
         assert_eq!(polls, 3);

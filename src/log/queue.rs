@@ -103,10 +103,14 @@ mod tests {
     #[test]
     fn lines_are_written_in_order() {
         let mut queues = Queues::default();
-        for (number, kind) in
-            [Kind::Ordinary, Kind::Audit, Kind::Audit, Kind::Ordinary].into_iter().enumerate()
+        for (number, kind) in [Kind::Ordinary, Kind::Audit, Kind::Audit, Kind::Ordinary]
+            .into_iter()
+            .enumerate()
         {
-            assert_eq!(queues.push(kind, vec![u8::try_from(number).unwrap()]), Pushed::Waits);
+            assert_eq!(
+                queues.push(kind, vec![u8::try_from(number).unwrap()]),
+                Pushed::Waits
+            );
         }
         let left: Vec<_> = std::iter::from_fn(|| queues.pop()).flatten().collect();
         assert_eq!(left, [0, 1, 2, 3]);
@@ -117,13 +121,25 @@ mod tests {
     fn full_queue_counts_dropped_lines_and_spares_the_other_queue() {
         let mut queues = Queues::default();
         let line = || vec![b'x'; 1000];
-        let kept = (0..5000).filter(|_| queues.push(Kind::Ordinary, line()) == Pushed::Waits).count();
+        let kept = (0..5000)
+            .filter(|_| queues.push(Kind::Ordinary, line()) == Pushed::Waits)
+            .count();
         assert_eq!(kept, BYTES_MAX / (1000 + LINE_OVERHEAD));
         assert_eq!(queues.push(Kind::Audit, line()), Pushed::Waits);
         let dropped = queues.take_dropped().unwrap();
-        assert_eq!(dropped, Dropped { ordinary: 5000 - kept as u64, audit: 0 });
+        assert_eq!(
+            dropped,
+            Dropped {
+                ordinary: 5000 - kept as u64,
+                audit: 0
+            }
+        );
         assert_eq!(queues.take_dropped(), None);
         assert!(queues.pop().is_some());
-        assert_eq!(queues.push(Kind::Ordinary, line()), Pushed::Waits, "freed room is used again");
+        assert_eq!(
+            queues.push(Kind::Ordinary, line()),
+            Pushed::Waits,
+            "freed room is used again"
+        );
     }
 }

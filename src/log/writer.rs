@@ -33,7 +33,10 @@ use super::{
 const RETRY: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Maximum time to wait for a descriptor that accepts nothing, before the next attempt.
-const READY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const READY: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
 
 /// The destination of lines.
 pub(super) enum Sink {
@@ -76,20 +79,31 @@ impl Writer {
             Sink::File { path, .. } => Some(path.clone()),
         };
         let shared = Arc::new(Shared {
-            state: Mutex::new(WriterState { path, ..WriterState::default() }),
+            state: Mutex::new(WriterState {
+                path,
+                ..WriterState::default()
+            }),
             filled: Condvar::new(),
             emptied: Condvar::new(),
             form,
             failed: AtomicU64::new(0),
         });
-        let thread = Thread { shared: Arc::clone(&shared), sink };
-        thread::Builder::new().name("log".into()).spawn(move || thread.run())?;
+        let thread = Thread {
+            shared: Arc::clone(&shared),
+            sink,
+        };
+        thread::Builder::new()
+            .name("log".into())
+            .spawn(move || thread.run())?;
         Ok(Self(shared))
     }
 
     /// Returns the destination for lines of one kind, for the subscriber.
     pub(super) fn lines(&self, kind: Kind) -> LineWriter {
-        LineWriter { shared: Arc::clone(&self.0), kind }
+        LineWriter {
+            shared: Arc::clone(&self.0),
+            kind,
+        }
     }
 
     /// Opens the file again by its path.
@@ -97,7 +111,9 @@ impl Writer {
     /// # Errors
     /// The file cannot be opened. The file that was open stays in use.
     pub(super) fn reopen(&self) -> io::Result<()> {
-        let Some(path) = self.0.state.lock().path.clone() else { return Ok(()) };
+        let Some(path) = self.0.state.lock().path.clone() else {
+            return Ok(());
+        };
         let file = open(&path)?;
         self.0.state.lock().reopened = Some(file);
         self.0.filled.notify_one();
@@ -134,13 +150,18 @@ fn open_with(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
     let flags = i32::try_from(flags.bits()).map_err(io::Error::other)?;
     let mut open = || {
-        let file = options.append(true).mode(0o600).custom_flags(flags).open(path)?;
+        let file = options
+            .append(true)
+            .mode(0o600)
+            .custom_flags(flags)
+            .open(path)?;
         match file.metadata()?.is_file() {
             true => Ok(file),
             false => Err(io::Error::other("it is not a regular file")),
         }
     };
-    open().map_err(|err| io::Error::new(err.kind(), format!("cannot open {}: {err}", path.display())))
+    open()
+        .map_err(|err| io::Error::new(err.kind(), format!("cannot open {}: {err}", path.display())))
 }
 
 /// Adds lines of one kind to the queue. Never fails and never waits for the sink.
@@ -152,7 +173,12 @@ pub(super) struct LineWriter {
 
 impl Write for LineWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let pushed = self.shared.state.lock().queues.push(self.kind, line.to_vec());
+        let pushed = self
+            .shared
+            .state
+            .lock()
+            .queues
+            .push(self.kind, line.to_vec());
         if pushed == Pushed::Waits {
             self.shared.filled.notify_one();
         }
@@ -206,17 +232,26 @@ impl Thread {
     /// Returns a notice of lost lines, if there are any. Called after a line was written, when the
     /// sink accepts lines again.
     fn notice(&self) -> Option<Vec<u8>> {
-        let dropped = self.shared.state.lock().queues.take_dropped().unwrap_or_default();
+        let dropped = self
+            .shared
+            .state
+            .lock()
+            .queues
+            .take_dropped()
+            .unwrap_or_default();
         let failed = self.shared.failed.swap(0, Ordering::Relaxed);
         let numbers = [
             ("dropped_lines", dropped.ordinary),
             ("dropped_audit_lines", dropped.audit),
             ("failed_writes", failed),
         ];
-        numbers
-            .iter()
-            .any(|(_, number)| *number > 0)
-            .then(|| notice(self.shared.form, "the log could not be written for a while", &numbers))
+        numbers.iter().any(|(_, number)| *number > 0).then(|| {
+            notice(
+                self.shared.form,
+                "the log could not be written for a while",
+                &numbers,
+            )
+        })
     }
 
     /// Writes a whole line, however long that takes. A line that the system refuses is tried again,
@@ -245,7 +280,9 @@ impl Thread {
     fn pause(&mut self, at_most: Duration) {
         let mut state = self.shared.state.lock();
         let mut waiting = |state: &mut WriterState| state.reopened.is_none();
-        self.shared.filled.wait_while_for(&mut state, &mut waiting, at_most);
+        self.shared
+            .filled
+            .wait_while_for(&mut state, &mut waiting, at_most);
         self.sink.replace(&mut state.reopened);
     }
 }
@@ -269,7 +306,10 @@ impl Sink {
             let ready = poll(&mut fds, Some(&READY));
             // A descriptor that fails now fails at the next write, which pauses before it tries
             // again.
-            ready.is_ok() && !fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL)
+            ready.is_ok()
+                && !fds[0]
+                    .revents()
+                    .intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL)
         })
     }
 

@@ -89,7 +89,9 @@ impl Admission {
                 return Answer::refused(refusal);
             }
         };
-        if let Some(deadline) = timeout(request.headers()).and_then(|timeout| arrived.checked_add(timeout)) {
+        if let Some(deadline) =
+            timeout(request.headers()).and_then(|timeout| arrived.checked_add(timeout))
+        {
             // Do not start a call that cannot be answered in time. tonic would run it and answer
             // CANCELLED.
             if deadline <= Instant::now() {
@@ -108,9 +110,14 @@ impl Admission {
         let path = request.uri().path();
         let (expects, message_max) = (expects(path), self.services.message_max(path));
         let kept = path != ATTACH && path != WATCH;
-        let request =
-            request.map(|body| Whole::new(body, expects, message_max, Arc::clone(self.caller.holder())));
-        Answer { answer: self.services.call(request), late: None, admitted, kept }
+        let request = request
+            .map(|body| Whole::new(body, expects, message_max, Arc::clone(self.caller.holder())));
+        Answer {
+            answer: self.services.call(request),
+            late: None,
+            admitted,
+            kept,
+        }
     }
 }
 
@@ -134,21 +141,38 @@ impl Answer {
 
     fn refused(refusal: Refusal) -> Self {
         let answer = Box::pin(async { Ok(Status::from(refusal).into_http()) });
-        Self { answer, late: None, admitted: None, kept: false }
+        Self {
+            answer,
+            late: None,
+            admitted: None,
+            kept: false,
+        }
     }
 
     fn by_http(status: StatusCode) -> Self {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = status;
         if status == StatusCode::METHOD_NOT_ALLOWED {
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+            response
+                .headers_mut()
+                .insert(ALLOW, HeaderValue::from_static("POST"));
         }
-        Self { answer: Box::pin(async { Ok(response) }), late: None, admitted: None, kept: false }
+        Self {
+            answer: Box::pin(async { Ok(response) }),
+            late: None,
+            admitted: None,
+            kept: false,
+        }
     }
 }
 
 /// The headers that later code reads. With many other headers, a waiting call would hold 50 KiB.
-const READ: [&str; 4] = ["content-type", "grpc-encoding", "grpc-accept-encoding", "grpc-timeout"];
+const READ: [&str; 4] = [
+    "content-type",
+    "grpc-encoding",
+    "grpc-accept-encoding",
+    "grpc-timeout",
+];
 /// Headers up to this number are all kept. A call of an ordinary client has fewer.
 const FEW: usize = 16;
 
@@ -166,7 +190,9 @@ fn not_grpc(method: &Method, headers: &HeaderMap) -> Option<StatusCode> {
     if method != Method::POST {
         return Some(StatusCode::METHOD_NOT_ALLOWED);
     }
-    let content_type = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    let content_type = headers
+        .get(CONTENT_TYPE)
+        .map_or(&b""[..], HeaderValue::as_bytes);
     let rest = content_type.strip_prefix(b"application/grpc");
     match rest.map(|rest| rest.strip_prefix(b"+proto").unwrap_or(rest)) {
         Some([] | [b';', ..]) => None,
@@ -181,7 +207,12 @@ impl Future for Answer {
         if let Poll::Ready(answer) = self.answer.as_mut().poll(cx) {
             return Poll::Ready(answer.map(explained));
         }
-        ready!(self.late.get_or_insert_with(|| Box::pin(sleep(ARRIVAL))).as_mut().poll(cx));
+        ready!(
+            self.late
+                .get_or_insert_with(|| Box::pin(sleep(ARRIVAL)))
+                .as_mut()
+                .poll(cx)
+        );
         Poll::Ready(Ok(Status::from(Refusal::DeadlineExceeded).into_http()))
     }
 }
@@ -258,7 +289,10 @@ mod tests {
             timeout(&headers)
         };
         assert_eq!(read("1n"), Some(Duration::from_nanos(1)));
-        assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!(
+            read("99999999H"),
+            Some(Duration::from_secs(99_999_999 * 3600))
+        );
         assert_eq!(read("5S"), Some(Duration::from_secs(5)));
         assert_eq!(read("250m"), Some(Duration::from_millis(250)));
         for malformed in ["", "S", "5", "5s", "123456789S", "-1S", "5 S"] {

@@ -49,7 +49,8 @@ impl BusyPoll {
             }
             let pass = looks.record(self.anything().await);
             // Turns that polling found may have requested another round.
-            self.looks_from.store(self.turns() + pass + 1, Ordering::Relaxed);
+            self.looks_from
+                .store(self.turns() + pass + 1, Ordering::Relaxed);
         }
     }
 
@@ -92,7 +93,10 @@ mod tests {
         for _ in 0..2 * LOOKS {
             yield_now().await;
         }
-        assert!(lookout.turns() < lookout.looks_from.load(Ordering::Relaxed), "polling is backed off");
+        assert!(
+            lookout.turns() < lookout.looks_from.load(Ordering::Relaxed),
+            "polling is backed off"
+        );
         looks
     }
 
@@ -110,7 +114,10 @@ mod tests {
         };
         let looks = beside(&lookout, test).await;
         // 1, 3, 7 ... 1023 turns are skipped in between.
-        let expected: Vec<u32> = (1..=11).map(|times| (1 << times) - 2).chain([3070, 4094]).collect();
+        let expected: Vec<u32> = (1..=11)
+            .map(|times| (1 << times) - 2)
+            .chain([3070, 4094])
+            .collect();
         assert_eq!(looks, expected);
     }
 
@@ -131,6 +138,9 @@ mod tests {
             turn(&lookout).await;
             turn(&lookout).await
         };
-        assert!(beside(&lookout, test).await, "the thread polls again after the next turn");
+        assert!(
+            beside(&lookout, test).await,
+            "the thread polls again after the next turn"
+        );
     }
 }

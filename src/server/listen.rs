@@ -106,8 +106,12 @@ impl Listeners {
         let mut sockets = Vec::new();
         for endpoint in endpoints {
             match endpoint {
-                Endpoint::Tcp(address) => sockets.push(Listener::Tcp(bind_tcp(*address, endpoints)?)),
-                Endpoint::Tls(address) => sockets.push(Listener::Tls(bind_tcp(*address, endpoints)?)),
+                Endpoint::Tcp(address) => {
+                    sockets.push(Listener::Tcp(bind_tcp(*address, endpoints)?));
+                }
+                Endpoint::Tls(address) => {
+                    sockets.push(Listener::Tls(bind_tcp(*address, endpoints)?));
+                }
                 Endpoint::Systemd => sockets.extend(passed(tls)?),
                 Endpoint::Unix { path, optional } => match bind_unix(path, file) {
                     Ok((file, listener)) => sockets.push(Listener::Unix(file, listener)),
@@ -119,9 +123,17 @@ impl Listeners {
             }
         }
         if sockets.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "listen.api has no usable endpoint"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "listen.api has no usable endpoint",
+            ));
         }
-        Ok(Self { sockets, next: 0, pause: None, errors: LineBudget::new(1, ACCEPT_LINE) })
+        Ok(Self {
+            sockets,
+            next: 0,
+            pause: None,
+            errors: LineBudget::new(1, ACCEPT_LINE),
+        })
     }
 
     /// Returns the bound endpoints, with the ports that the system chose.
@@ -131,7 +143,10 @@ impl Listeners {
             .filter_map(|listener| match listener {
                 Listener::Tcp(tcp) => tcp.local_addr().ok().map(Endpoint::Tcp),
                 Listener::Tls(tcp) => tcp.local_addr().ok().map(Endpoint::Tls),
-                Listener::Unix(file, _) => Some(Endpoint::Unix { path: file.path.clone(), optional: false }),
+                Listener::Unix(file, _) => Some(Endpoint::Unix {
+                    path: file.path.clone(),
+                    optional: false,
+                }),
             })
             .collect()
     }
@@ -143,7 +158,11 @@ fn named(err: io::Error, what: &dyn std::fmt::Display) -> io::Error {
 
 fn bind_tcp(address: SocketAddr, endpoints: &[Endpoint]) -> io::Result<TcpListener> {
     let bind = || {
-        let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+        let family = if address.is_ipv6() {
+            AddressFamily::INET6
+        } else {
+            AddressFamily::INET
+        };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let socket = socket_with(family, SocketType::STREAM, flags, None)?;
         sockopt::set_socket_reuseaddr(&socket, true)?;
@@ -163,7 +182,9 @@ fn leaves_ipv4(address: SocketAddr, endpoints: &[Endpoint]) -> bool {
     address.ip().is_unspecified()
         && address.port() != 0
         && endpoints.iter().any(|endpoint| match endpoint {
-            Endpoint::Tcp(other) | Endpoint::Tls(other) => other.is_ipv4() && other.port() == address.port(),
+            Endpoint::Tcp(other) | Endpoint::Tls(other) => {
+                other.is_ipv4() && other.port() == address.port()
+            }
             Endpoint::Systemd | Endpoint::Unix { .. } => false,
         })
 }
@@ -172,7 +193,9 @@ fn leaves_ipv4(address: SocketAddr, endpoints: &[Endpoint]) -> bool {
 /// served with TLS, and is an error if no TLS is configured.
 fn passed(tls: bool) -> io::Result<Vec<Listener>> {
     // listenfd adds to this number without a check, so a large one would overflow.
-    let count = std::env::var("LISTEN_FDS").ok().and_then(|count| count.parse::<u32>().ok());
+    let count = std::env::var("LISTEN_FDS")
+        .ok()
+        .and_then(|count| count.parse::<u32>().ok());
     if count.is_some_and(|count| count > PASSED_MAX) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
@@ -183,7 +206,11 @@ fn passed(tls: bool) -> io::Result<Vec<Listener>> {
     let mut sockets = Vec::new();
     for number in 0..passed.len() {
         if let Ok(Some(listener)) = passed.take_unix_listener(number) {
-            let path = listener.local_addr()?.as_pathname().map(Path::to_owned).unwrap_or_default();
+            let path = listener
+                .local_addr()?
+                .as_pathname()
+                .map(Path::to_owned)
+                .unwrap_or_default();
             listener.set_nonblocking(true)?;
             let file = SocketFile { path, made: None };
             sockets.push(Listener::Unix(file, UnixListener::from_std(listener)?));
@@ -232,7 +259,12 @@ fn bind_unix(path: &Path, file: UnixFile) -> io::Result<(SocketFile, UnixListene
                 ));
             }
             match is_served(path)? {
-                true => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another daemon answers there")),
+                true => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::AddrInUse,
+                        "another daemon answers there",
+                    ));
+                }
                 false => fs::remove_file(path)?,
             }
         }
@@ -242,7 +274,10 @@ fn bind_unix(path: &Path, file: UnixFile) -> io::Result<(SocketFile, UnixListene
         umask(others);
         let listener = listener?;
         // From here on, an error drops this value and so removes the file.
-        let made = SocketFile { path: path.to_owned(), made: Some(FileNumber::of(path)?) };
+        let made = SocketFile {
+            path: path.to_owned(),
+            made: Some(FileNumber::of(path)?),
+        };
         if let Some((user, group)) = file.owner {
             chown(path, Some(user), Some(group))?;
         }
@@ -319,13 +354,20 @@ impl Stream for Listeners {
                 Listener::Unix(_, unix) => unix.poll_accept(cx).map(|accepted| {
                     let (stream, _) = accepted?;
                     let cred = stream.peer_cred()?;
-                    Ok(Waiting::Unix(stream.into_std()?, Peer::unix(cred.uid(), cred.gid())))
+                    Ok(Waiting::Unix(
+                        stream.into_std()?,
+                        Peer::unix(cred.uid(), cred.gid()),
+                    ))
                 }),
             };
             match accepted {
                 Poll::Pending => {}
                 Poll::Ready(Ok(socket)) => {
-                    return Poll::Ready(Some(Accepted { socket, counted: None, beyond: None }));
+                    return Poll::Ready(Some(Accepted {
+                        socket,
+                        counted: None,
+                        beyond: None,
+                    }));
                 }
                 Poll::Ready(Err::<_, io::Error>(err)) => {
                     if let Some(left_out) = this.errors.take(Instant::now()) {

@@ -121,7 +121,8 @@ impl<B> Whole<B> {
                     }
                 }
                 let piece = (PREFIX - self.prefix_len).min(data.len() - at);
-                self.prefix[self.prefix_len..self.prefix_len + piece].copy_from_slice(&data[at..at + piece]);
+                self.prefix[self.prefix_len..self.prefix_len + piece]
+                    .copy_from_slice(&data[at..at + piece]);
                 self.prefix_len += piece;
                 at += piece;
                 if self.prefix_len < PREFIX {
@@ -154,7 +155,11 @@ impl<B> Whole<B> {
             return Ok(());
         }
         let room = self.room.get_or_insert_with(|| self.holder.no_bytes());
-        if room.bytes() < self.length { room.resize(self.length) } else { Ok(()) }
+        if room.bytes() < self.length {
+            room.resize(self.length)
+        } else {
+            Ok(())
+        }
     }
 
     /// Takes data that has arrived. Returns data that can be passed on at once.
@@ -191,7 +196,9 @@ impl<B> Whole<B> {
         // bytes.
         match self.pieces.pop_back() {
             Some(last) if last.len() < COPIED => {
-                let mut joined = last.try_into_mut().unwrap_or_else(|last| BytesMut::from(&last[..]));
+                let mut joined = last
+                    .try_into_mut()
+                    .unwrap_or_else(|last| BytesMut::from(&last[..]));
                 joined.extend_from_slice(&data);
                 self.pieces.push_back(joined.freeze());
             }
@@ -258,7 +265,10 @@ where
                         return Poll::Pending;
                     }
                     let late = this.late.get_or_insert_with(|| Box::pin(sleep(UNFINISHED)));
-                    return late.as_mut().poll(cx).map(|()| Some(Err(refused(Refusal::DeadlineExceeded))));
+                    return late
+                        .as_mut()
+                        .poll(cx)
+                        .map(|()| Some(Err(refused(Refusal::DeadlineExceeded))));
                 }
             };
             match frame.into_data() {
@@ -315,8 +325,11 @@ mod tests {
     }
 
     fn accounts(bytes: usize) -> Arc<Accounts> {
-        let limits =
-            Limits { request_bytes: bytes, request_bytes_per_owner: bytes, ..Config::defaults().limits };
+        let limits = Limits {
+            request_bytes: bytes,
+            request_bytes_per_owner: bytes,
+            ..Config::defaults().limits
+        };
         Arc::new(Accounts::new(&limits))
     }
 
@@ -331,18 +344,27 @@ mod tests {
             Poll::Pending => Poll::Ready(None),
             Poll::Ready(frame) => Poll::Ready(frame),
         });
-        frame.await.map(|frame| frame.map(|frame| frame.into_data().unwrap()))
+        frame
+            .await
+            .map(|frame| frame.map(|frame| frame.into_data().unwrap()))
     }
 
     #[tokio::test]
     async fn messages_come_out_as_they_went_in_however_they_are_cut() {
         let accounts = accounts(1 << 20);
         let holder = accounts.holder(&"one".into());
-        let all: Vec<u8> =
-            [0, 1, 4, 5, 6, 900, 1023, 1024, 5000, 0, 20_000, 3].into_iter().flat_map(message).collect();
+        let all: Vec<u8> = [0, 1, 4, 5, 6, 900, 1023, 1024, 5000, 0, 20_000, 3]
+            .into_iter()
+            .flat_map(message)
+            .collect();
         for cut in [1, 2, 5, 7, 1000, 1024, 4096, 16_384, all.len()] {
             let frames = all.chunks(cut).map(Bytes::copy_from_slice).collect();
-            let mut body = Whole::new(Frames(frames, true), Expects::Any, 1 << 20, Arc::clone(&holder));
+            let mut body = Whole::new(
+                Frames(frames, true),
+                Expects::Any,
+                1 << 20,
+                Arc::clone(&holder),
+            );
             let mut out = Vec::new();
             while let Some(piece) = read(&mut body).await {
                 out.extend_from_slice(&piece.unwrap());
@@ -358,8 +380,16 @@ mod tests {
         let holder = accounts.holder(&"one".into());
         let first = message(10);
         let announced = [0, 0, 0x40, 0, 0];
-        let frames = [[&first[..], &announced, b"some"].concat().into(), Bytes::from_static(b"more")];
-        let mut body = Whole::new(Frames(frames.into(), false), Expects::Any, 4 << 20, Arc::clone(&holder));
+        let frames = [
+            [&first[..], &announced, b"some"].concat().into(),
+            Bytes::from_static(b"more"),
+        ];
+        let mut body = Whole::new(
+            Frames(frames.into(), false),
+            Expects::Any,
+            4 << 20,
+            Arc::clone(&holder),
+        );
         assert_eq!(read(&mut body).await.unwrap().unwrap(), first);
         assert!(read(&mut body).await.is_none(), "the body waits");
         assert_eq!(body.held, 5 + 4 + 4);
@@ -374,7 +404,12 @@ mod tests {
         let accounts = accounts(20_000);
         let holder = accounts.holder(&"one".into());
         let sent = message(5000).repeat(100);
-        let mut body = Whole::new(Frames(VecDeque::new(), false), Expects::Any, 1 << 20, Arc::clone(&holder));
+        let mut body = Whole::new(
+            Frames(VecDeque::new(), false),
+            Expects::Any,
+            1 << 20,
+            Arc::clone(&holder),
+        );
         let (mut came, mut ends) = (0, None);
         // Only the last frame ends with a message, and the frames together far exceed the limit.
         for frame in sent.chunks(3001) {
@@ -385,12 +420,19 @@ mod tests {
             }
             assert!(body.held < 5005 && came + body.held <= sent.len());
             let until = body.late.as_ref().map(|late| late.deadline());
-            assert!(ends.is_none() || until.is_none() || (came > before) == (until > ends), "{came}");
+            assert!(
+                ends.is_none() || until.is_none() || (came > before) == (until > ends),
+                "{came}"
+            );
             ends = until;
         }
         assert_eq!((came, body.held), (sent.len(), 0));
         assert!(body.late.is_none());
-        assert_eq!(body.holder.no_bytes().resize(20_000).ok(), Some(()), "all bytes are released");
+        assert_eq!(
+            body.holder.no_bytes().resize(20_000).ok(),
+            Some(()),
+            "all bytes are released"
+        );
     }
 
     #[tokio::test]
@@ -399,19 +441,34 @@ mod tests {
         let holder = accounts.holder(&"one".into());
         let begun = || Bytes::from(message(9000)[..6000].to_vec());
         let body = |frames: Vec<Bytes>| {
-            Whole::new(Frames(frames.into(), true), Expects::Any, 1 << 20, Arc::clone(&holder))
+            Whole::new(
+                Frames(frames.into(), true),
+                Expects::Any,
+                1 << 20,
+                Arc::clone(&holder),
+            )
         };
         let mut one = body(vec![begun(), Bytes::from(message(9000)[6000..].to_vec())]);
         let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut one).poll_frame(cx))).await;
         assert!(first.is_ready(), "the message is complete");
         drop(one);
-        let mut one = Whole::new(Frames([begun()].into(), false), Expects::Any, 1 << 20, Arc::clone(&holder));
+        let mut one = Whole::new(
+            Frames([begun()].into(), false),
+            Expects::Any,
+            1 << 20,
+            Arc::clone(&holder),
+        );
         assert!(read(&mut one).await.is_none());
         let refused = read(&mut body(vec![begun()])).await.unwrap().unwrap_err();
-        let status = refused.downcast_ref::<Status>().expect("a status with details");
+        let status = refused
+            .downcast_ref::<Status>()
+            .expect("a status with details");
         assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status:?}");
         drop(one);
-        assert!(read(&mut body(vec![begun()])).await.unwrap().is_ok(), "there is room again");
+        assert!(
+            read(&mut body(vec![begun()])).await.unwrap().is_ok(),
+            "there is room again"
+        );
     }
 
     #[tokio::test]
@@ -421,9 +478,17 @@ mod tests {
         let second = [&message(9)[..], &[0]].concat();
         for frames in [vec![second.clone()], vec![message(9), vec![0]]] {
             let frames = frames.into_iter().map(Bytes::from).collect();
-            let mut body = Whole::new(Frames(frames, true), Expects::One, 1 << 20, Arc::clone(&holder));
+            let mut body = Whole::new(
+                Frames(frames, true),
+                Expects::One,
+                1 << 20,
+                Arc::clone(&holder),
+            );
             let refused = loop {
-                if let Err(err) = read(&mut body).await.expect("the body is refused before its end") {
+                if let Err(err) = read(&mut body)
+                    .await
+                    .expect("the body is refused before its end")
+                {
                     break err;
                 }
             };

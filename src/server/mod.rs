@@ -22,8 +22,9 @@ use std::{
 
 use tls_sessiond_core::{clock::Timestamp, connection::Error, state::CoreState};
 use tls_sessiond_proto::{
-    connection_service_server::ConnectionServiceServer, context_service_server::ContextServiceServer,
-    session_service_server::SessionServiceServer, worker_service_server::WorkerServiceServer,
+    connection_service_server::ConnectionServiceServer,
+    context_service_server::ContextServiceServer, session_service_server::SessionServiceServer,
+    worker_service_server::WorkerServiceServer,
 };
 use tokio_stream::StreamExt;
 use tonic::service::Routes;
@@ -106,8 +107,11 @@ impl LiveLimits {
     /// stay held, even where they exceed a new limit.
     pub fn apply(&self, limits: &Limits) {
         self.accounts.resize(limits);
-        self.streams.resize(limits.streams, limits.streams_non_worker);
-        self.connections.plaintext_buffer.store(limits.plaintext_buffer, Ordering::Relaxed);
+        self.streams
+            .resize(limits.streams, limits.streams_non_worker);
+        self.connections
+            .plaintext_buffer
+            .store(limits.plaintext_buffer, Ordering::Relaxed);
         self.sessions.misses.resize(limits.misses_per_second);
     }
 }
@@ -159,7 +163,10 @@ impl Api {
     ) -> Result<Self, Error> {
         let health = Health::new(shutdown.drain.clone());
         let pages = Arc::new(PageTokens::new()?);
-        let opener = Arc::new(Opener { state: Arc::clone(&state), request_ids: RequestIds::default() });
+        let opener = Arc::new(Opener {
+            state: Arc::clone(&state),
+            request_ids: RequestIds::default(),
+        });
         let lists = Arc::new(Turns::default());
         let connections = Arc::new(Connections {
             lists: Arc::clone(&lists),
@@ -196,8 +203,12 @@ impl Api {
             sessions: Arc::clone(&sessions),
         };
         let reloads = Arc::new(Reloads::default());
-        let contexts =
-            Contexts { started: state.now().at, state, stream_totals, reloads: Arc::clone(&reloads) };
+        let contexts = Contexts {
+            started: state.now().at,
+            state,
+            stream_totals,
+            reloads: Arc::clone(&reloads),
+        };
         let messages = MessageLimits {
             connections: limits.message,
             sessions: limits.message.min(BATCH_BYTES_MAX),
@@ -210,8 +221,10 @@ impl Api {
         let services = Services {
             connections: ConnectionServiceServer::from_arc(connections)
                 .max_decoding_message_size(messages.connections),
-            sessions: SessionServiceServer::from_arc(sessions).max_decoding_message_size(messages.sessions),
-            contexts: ContextServiceServer::new(contexts).max_decoding_message_size(messages.contexts),
+            sessions: SessionServiceServer::from_arc(sessions)
+                .max_decoding_message_size(messages.sessions),
+            contexts: ContextServiceServer::new(contexts)
+                .max_decoding_message_size(messages.contexts),
             workers: WorkerServiceServer::new(workers).max_decoding_message_size(messages.workers),
             others: Routes::new(answers)
                 .add_service(
@@ -226,7 +239,14 @@ impl Api {
             messages,
         };
         let http = Http::new(services, gate);
-        Ok(Self { http, sockets_max: limits.sockets, health, memory: Memory(opener), live, reloads })
+        Ok(Self {
+            http,
+            sockets_max: limits.sockets,
+            health,
+            memory: Memory(opener),
+            live,
+            reloads,
+        })
     }
 
     /// Returns the handle that sets whether the daemon reports itself as serving.
@@ -259,7 +279,11 @@ impl Api {
     ///
     /// # Errors
     /// A server thread cannot be started, or all of them ended and cannot be restarted.
-    pub async fn serve(self, mut listeners: Listeners, shutdown: &Shutdown) -> Result<(), ServeError> {
+    pub async fn serve(
+        self,
+        mut listeners: Listeners,
+        shutdown: &Shutdown,
+    ) -> Result<(), ServeError> {
         let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let (http, stop) = (self.http, shutdown.clone());
         let serve = move |accepted, lookout| http.clone().serve(accepted, stop.clone(), lookout);

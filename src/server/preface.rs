@@ -26,7 +26,12 @@ pub(crate) struct Greeted<I> {
 /// # Errors
 /// An error of the socket, or its end before the first byte.
 pub(crate) async fn preface<I: AsyncRead + Unpin>(io: I) -> io::Result<Greeted<I>> {
-    let mut greeted = Greeted { io, first: [0; PREFACE.len()], from: 0, to: 0 };
+    let mut greeted = Greeted {
+        io,
+        first: [0; PREFACE.len()],
+        from: 0,
+        to: 0,
+    };
     while greeted.to < PREFACE.len() && greeted.first[..greeted.to] == PREFACE[..greeted.to] {
         match greeted.io.read(&mut greeted.first[greeted.to..]).await? {
             0 if greeted.to == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -42,14 +47,26 @@ impl<I> Greeted<I> {
     /// section 9.1).
     pub(crate) fn speaks_http1(&self) -> bool {
         let first = &self.first[..self.to];
-        [&b"GET "[..], b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH "]
-            .iter()
-            .any(|method| first.starts_with(method))
+        [
+            &b"GET "[..],
+            b"HEAD ",
+            b"POST ",
+            b"PUT ",
+            b"DELETE ",
+            b"OPTIONS ",
+            b"PATCH ",
+        ]
+        .iter()
+        .any(|method| first.starts_with(method))
     }
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Greeted<I> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.from == this.to {
             return Pin::new(&mut this.io).poll_read(cx, buf);
@@ -62,7 +79,11 @@ impl<I: AsyncRead + Unpin> AsyncRead for Greeted<I> {
 }
 
 impl<I: AsyncWrite + Unpin> AsyncWrite for Greeted<I> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
     }
 
@@ -107,9 +128,12 @@ mod tests {
 
     #[tokio::test]
     async fn bytes_that_were_read_ahead_are_read_once_more() {
-        for written in
-            [&b"P"[..], &PREFACE[..], b"GET / HTTP/1.1\r\n\r\n", &[&PREFACE[..], b"and more"].concat()]
-        {
+        for written in [
+            &b"P"[..],
+            &PREFACE[..],
+            b"GET / HTTP/1.1\r\n\r\n",
+            &[&PREFACE[..], b"and more"].concat(),
+        ] {
             assert_eq!(read_through(written).await, written);
         }
         let (peer, io) = duplex(1024);
@@ -119,9 +143,12 @@ mod tests {
 
     #[tokio::test]
     async fn http1_is_known_by_its_method() {
-        for (first, is) in
-            [(&b"GET / HTTP/1.1\r\n"[..], true), (b"POST /x", true), (PREFACE, false), (b"GETS", false)]
-        {
+        for (first, is) in [
+            (&b"GET / HTTP/1.1\r\n"[..], true),
+            (b"POST /x", true),
+            (PREFACE, false),
+            (b"GETS", false),
+        ] {
             let (mut peer, io) = duplex(1024);
             peer.write_all(first).await.unwrap();
             drop(peer);
@@ -134,7 +161,8 @@ mod tests {
         let (mut peer, io) = duplex(1024);
         peer.write_all(&PREFACE[..23]).await.unwrap();
         let mut waiting = Box::pin(preface(io));
-        let polled = std::future::poll_fn(|cx| Poll::Ready(waiting.as_mut().poll(cx).is_pending())).await;
+        let polled =
+            std::future::poll_fn(|cx| Poll::Ready(waiting.as_mut().poll(cx).is_pending())).await;
         assert!(polled);
         peer.write_all(&PREFACE[23..]).await.unwrap();
         assert!(waiting.await.is_ok());

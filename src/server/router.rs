@@ -15,7 +15,9 @@ use tonic::{
     service::Routes,
 };
 
-use crate::api::{connections::Connections, contexts::Contexts, sessions::Sessions, workers::Workers};
+use crate::api::{
+    connections::Connections, contexts::Contexts, sessions::Sessions, workers::Workers,
+};
 
 /// The body of a request, from a socket or from an in-process client.
 pub(crate) trait Incoming:
@@ -23,7 +25,10 @@ pub(crate) trait Incoming:
 {
 }
 
-impl<B: http_body::Body<Data = Bytes, Error: Into<StdError> + Send> + Unpin + Send + 'static> Incoming for B {}
+impl<B: http_body::Body<Data = Bytes, Error: Into<StdError> + Send> + Unpin + Send + 'static>
+    Incoming for B
+{
+}
 
 /// All services.
 #[derive(Clone)]
@@ -49,7 +54,9 @@ pub(crate) struct MessageLimits {
 
 /// Returns the service name in a method's path.
 fn service(path: &str) -> Option<&str> {
-    path.strip_prefix('/').and_then(|path| path.split_once('/')).map(|(service, _)| service)
+    path.strip_prefix('/')
+        .and_then(|path| path.split_once('/'))
+        .map(|(service, _)| service)
 }
 
 impl Services {
@@ -64,7 +71,10 @@ impl Services {
         }
     }
 
-    pub(crate) fn call(&self, request: Request<impl Incoming>) -> BoxFuture<Response<Body>, Infallible> {
+    pub(crate) fn call(
+        &self,
+        request: Request<impl Incoming>,
+    ) -> BoxFuture<Response<Body>, Infallible> {
         match service(request.uri().path()) {
             Some(connection_service_server::SERVICE_NAME) => self.connections.clone().call(request),
             Some(session_service_server::SERVICE_NAME) => self.sessions.clone().call(request),

@@ -83,30 +83,43 @@ impl ServerThreads {
             let (accepted, mut arriving) = mpsc::channel(WAITING_MAX);
             let open = Arc::new(AtomicUsize::new(0));
             let (serve, ends) = (serve.clone(), Ends(ends.clone()));
-            thread::Builder::new().name(format!("api-{number}")).spawn(move || {
-                let _ends = ends;
-                // A panic here is logged. It ends the connections of this thread, because their
-                // tasks are dropped with the runtime. Other threads are not affected.
-                while let Some(here) = runtime.take() {
-                    let ran = catch_unwind(AssertUnwindSafe(|| here.block_on(lane(&mut arriving, &serve))));
-                    if ran.is_ok() {
-                        break;
+            thread::Builder::new()
+                .name(format!("api-{number}"))
+                .spawn(move || {
+                    let _ends = ends;
+                    // A panic here is logged. It ends the connections of this thread, because their
+                    // tasks are dropped with the runtime. Other threads are not affected.
+                    while let Some(here) = runtime.take() {
+                        let ran = catch_unwind(AssertUnwindSafe(|| {
+                            here.block_on(lane(&mut arriving, &serve));
+                        }));
+                        if ran.is_ok() {
+                            break;
+                        }
+                        drop(catch_unwind(AssertUnwindSafe(|| drop(here))));
+                        thread::sleep(AGAIN);
+                        runtime = again();
                     }
-                    drop(catch_unwind(AssertUnwindSafe(|| drop(here))));
-                    thread::sleep(AGAIN);
-                    runtime = again();
-                }
-            })?;
+                })?;
             lanes.push(ServerThread { accepted, open });
         }
-        Ok(Self { lanes, sockets_max, ended, full: LineBudget::new(1, FULL) })
+        Ok(Self {
+            lanes,
+            sockets_max,
+            ended,
+            full: LineBudget::new(1, FULL),
+        })
     }
 
     /// Passes a socket to the thread with the fewest connections. Beyond the limit of sockets, up
     /// to [`BEYOND`] local ones are served an error and may call health and reflection. All others
     /// are closed.
     pub(crate) async fn hand(&self, mut accepted: Accepted) {
-        let open: usize = self.lanes.iter().map(|lane| lane.open.load(Ordering::Relaxed)).sum();
+        let open: usize = self
+            .lanes
+            .iter()
+            .map(|lane| lane.open.load(Ordering::Relaxed))
+            .sum();
         // Remote callers cannot use the places that are reserved for callers on this host.
         let sockets_max = match accepted.is_local() {
             true => self.sockets_max,
@@ -129,7 +142,9 @@ impl ServerThreads {
             accepted.is_beyond(sockets_max);
         }
         let alive = self.lanes.iter().filter(|lane| !lane.accepted.is_closed());
-        let Some(lane) = alive.min_by_key(|lane| lane.open.load(Ordering::Relaxed)) else { return };
+        let Some(lane) = alive.min_by_key(|lane| lane.open.load(Ordering::Relaxed)) else {
+            return;
+        };
         accepted.count_on(&lane.open);
         if lane.accepted.send(accepted).await.is_err() {
             tracing::error!("a server thread of the API has ended");
@@ -138,7 +153,10 @@ impl ServerThreads {
 
     /// Returns how many threads run.
     pub(crate) fn alive(&self) -> usize {
-        self.lanes.iter().filter(|lane| !lane.accepted.is_closed()).count()
+        self.lanes
+            .iter()
+            .filter(|lane| !lane.accepted.is_closed())
+            .count()
     }
 
     /// Waits for the end of one thread. Returns `None` when all have ended.
@@ -154,11 +172,16 @@ impl ServerThreads {
 
 /// Creates the runtime of a thread that restarts.
 fn again() -> Option<Runtime> {
-    runtime().inspect_err(|err| tracing::error!(%err, "cannot restart a server thread of the API")).ok()
+    runtime()
+        .inspect_err(|err| tracing::error!(%err, "cannot restart a server thread of the API"))
+        .ok()
 }
 
 fn runtime() -> io::Result<Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()
+    tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
 }
 
 /// Serves the arriving sockets. Ends when the queue is closed and the last connection has ended.
@@ -220,15 +243,25 @@ mod tests {
     #[tokio::test]
     async fn panic_of_a_thread_costs_its_connections_and_no_other() {
         let here = SocketAddr::from(([127, 0, 0, 1], 0));
-        let file = UnixFile { mode: 0o600, owner: None };
+        let file = UnixFile {
+            mode: 0o600,
+            owner: None,
+        };
         let mut listeners = Listeners::bind(&[Endpoint::Tcp(here)], file, false).unwrap();
-        let [Endpoint::Tcp(address)] = listeners.endpoints()[..] else { panic!("one address") };
+        let [Endpoint::Tcp(address)] = listeners.endpoints()[..] else {
+            panic!("one address")
+        };
         let served = Arc::new(Mutex::new(0));
         let counts = Arc::clone(&served);
         let serve = move |accepted: Accepted, _| {
-            let mut served = counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut served = counts
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             *served += 1;
-            assert_ne!(*served, 2, "planted: on the thread itself, not in a task of it");
+            assert_ne!(
+                *served, 2,
+                "planted: on the thread itself, not in a task of it"
+            );
             let third = *served == 3;
             async move {
                 assert!(!third, "planted: in a task");
@@ -239,7 +272,12 @@ mod tests {
         for _ in 0..5 {
             ended(address, &mut listeners, &lanes).await;
         }
-        assert_eq!(*served.lock().unwrap_or_else(std::sync::PoisonError::into_inner), 5);
+        assert_eq!(
+            *served
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
+            5
+        );
         assert_eq!(lanes.alive(), 1);
         lanes.close();
         assert_eq!(lanes.ended().await, Some(()));

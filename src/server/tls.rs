@@ -5,8 +5,8 @@ use std::{io, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use rustls::{
-    ServerConfig, crypto::aws_lc_rs::default_provider, server::WebPkiClientVerifier, sign::SingleCertAndKey,
-    version::TLS13,
+    ServerConfig, crypto::aws_lc_rs::default_provider, server::WebPkiClientVerifier,
+    sign::SingleCertAndKey, version::TLS13,
 };
 use tls_sessiond_core::{
     context::identity::identity,
@@ -43,7 +43,11 @@ impl Acceptor {
     /// # Errors
     /// As [`Self::load`].
     pub fn reload(config: &Config) -> Result<Option<Arc<ServerConfig>>, ConfigError> {
-        config.tls.as_ref().map(|tls| server(config, tls)).transpose()
+        config
+            .tls
+            .as_ref()
+            .map(|tls| server(config, tls))
+            .transpose()
     }
 
     /// Makes new handshakes use this configuration.
@@ -67,7 +71,8 @@ impl Acceptor {
         socket.set_buffered();
         // Always present, because the verifier requires a certificate.
         let certificate = tls.peer_certificates().and_then(|chain| chain.first());
-        let certificate = certificate.ok_or_else(|| io::Error::other("the client sent no certificate"))?;
+        let certificate =
+            certificate.ok_or_else(|| io::Error::other("the client sent no certificate"))?;
         let peer = Peer::certified(&identity(certificate));
         Ok((stream, peer))
     }
@@ -78,11 +83,13 @@ fn server(config: &Config, tls: &ListenTls) -> Result<Arc<ServerConfig>, ConfigE
         PairError::Certificate(err) => config.tls_error("certificate", err),
         PairError::Key(err) => config.tls_error("key", err),
     })?;
-    let roots = pem::read_anchors(&tls.client_ca).map_err(|err| config.tls_error("client_ca", err))?;
+    let roots =
+        pem::read_anchors(&tls.client_ca).map_err(|err| config.tls_error("client_ca", err))?;
     let provider = Arc::new(default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-        .build()
-        .map_err(|err| config.tls_error("client_ca", err))?;
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .build()
+            .map_err(|err| config.tls_error("client_ca", err))?;
     let mut server = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
         .map_err(|err| config.tls_error("certificate", err))?

@@ -90,14 +90,23 @@ impl BufferedSocket {
     }
 
     fn over(stream: Stream) -> Self {
-        let wire =
-            Wire { stream, writes: Writes::Gathered, kept: Vec::new(), heard: false, read: 0, stalled: None };
+        let wire = Wire {
+            stream,
+            writes: Writes::Gathered,
+            kept: Vec::new(),
+            heard: false,
+            read: 0,
+            stalled: None,
+        };
         Self(Arc::new(Mutex::new(wire)))
     }
 
     /// Returns the handle that ends turns.
     pub(crate) fn turn(&self, lookout: Arc<BusyPoll>) -> FlushHandle {
-        FlushHandle { wire: Arc::clone(&self.0), lookout }
+        FlushHandle {
+            wire: Arc::clone(&self.0),
+            lookout,
+        }
     }
 
     /// Sets the unbuffered mode: every write goes to the system, until [`Self::set_buffered`].
@@ -155,7 +164,9 @@ impl Wire {
                 Stream::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, &bufs),
             };
             let Poll::Ready(written) = written else {
-                let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(STALLED_MAX)));
+                let stalled = self
+                    .stalled
+                    .get_or_insert_with(|| Box::pin(sleep(STALLED_MAX)));
                 ready!(stalled.as_mut().poll(cx));
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             };
@@ -181,7 +192,11 @@ impl Wire {
 }
 
 impl AsyncRead for BufferedSocket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let mut wire = self.0.lock();
         if wire.writes == Writes::Gathered && wire.read >= TURN {
             // The rest is read in the next turn, after other connections of the thread had theirs.
@@ -200,9 +215,16 @@ impl AsyncRead for BufferedSocket {
 }
 
 impl AsyncWrite for BufferedSocket {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let mut wire = self.0.lock();
-        if wire.writes == Writes::Gathered && buf.len() < KEPT && wire.kept.len() + buf.len() <= ROOM {
+        if wire.writes == Writes::Gathered
+            && buf.len() < KEPT
+            && wire.kept.len() + buf.len() <= ROOM
+        {
             wire.kept.extend_from_slice(buf);
             return Poll::Ready(Ok(buf.len()));
         }

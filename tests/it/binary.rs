@@ -42,14 +42,24 @@ impl Binary {
         let mut greeting = String::new();
         let address = loop {
             let before = greeting.len();
-            let read =
-                timeout(PATIENCE, stdout.read_line(&mut greeting)).await.expect("no line printed").unwrap();
+            let read = timeout(PATIENCE, stdout.read_line(&mut greeting))
+                .await
+                .expect("no line printed")
+                .unwrap();
             assert_ne!(read, 0, "the daemon ended before it listened");
-            if let Some(address) = greeting[before..].trim().strip_prefix("listening on tcp://") {
+            if let Some(address) = greeting[before..]
+                .trim()
+                .strip_prefix("listening on tcp://")
+            {
                 break address.to_owned();
             }
         };
-        Self { address, greeting, child, stdout }
+        Self {
+            address,
+            greeting,
+            child,
+            stdout,
+        }
     }
 
     /// Returns the process id, for example to read from /proc.
@@ -64,7 +74,14 @@ impl Binary {
 
     /// Sends a signal, as kill(1) names it.
     pub(crate) async fn signal(&self, signal: &str) {
-        assert!(Command::new("kill").args([signal, &self.process()]).status().await.unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args([signal, &self.process()])
+                .status()
+                .await
+                .unwrap()
+                .success()
+        );
     }
 
     /// Kills the daemon with SIGKILL.
@@ -75,7 +92,16 @@ impl Binary {
     /// Waits until the daemon exits. Returns the exit status and the output after the greeting.
     pub(crate) async fn end(mut self) -> (ExitStatus, String) {
         let mut rest = String::new();
-        timeout(PATIENCE, self.stdout.read_to_string(&mut rest)).await.expect("no exit in time").unwrap();
-        (timeout(PATIENCE, self.child.wait()).await.expect("no exit in time").unwrap(), rest)
+        timeout(PATIENCE, self.stdout.read_to_string(&mut rest))
+            .await
+            .expect("no exit in time")
+            .unwrap();
+        (
+            timeout(PATIENCE, self.child.wait())
+                .await
+                .expect("no exit in time")
+                .unwrap(),
+            rest,
+        )
     }
 }

@@ -6,7 +6,10 @@ use crate::harness::{TestDaemon, new};
 
 /// Returns a request for a connection whose TLS runs in the worker.
 pub(crate) fn worker(role: pb::Role) -> pb::NewRequest {
-    pb::NewRequest { engine: pb::Engine::Worker.into(), ..new("", role) }
+    pb::NewRequest {
+        engine: pb::Engine::Worker.into(),
+        ..new("", role)
+    }
 }
 
 /// Returns a request to store a TLS 1.2 session of a server's connection.
@@ -36,15 +39,35 @@ pub(crate) struct Worker<'d>(pub(crate) &'d TestDaemon);
 
 impl Worker<'_> {
     pub(crate) async fn open(&self, request: pb::NewRequest) -> pb::Connection {
-        self.0.connections().new_connection(request).await.unwrap().into_inner().connection.unwrap()
+        self.0
+            .connections()
+            .new_connection(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .connection
+            .unwrap()
     }
 
     pub(crate) async fn put(&self, request: pb::PutSessionRequest) -> pb::PutSessionResponse {
-        self.0.sessions().put_session(request).await.unwrap().into_inner()
+        self.0
+            .sessions()
+            .put_session(request)
+            .await
+            .unwrap()
+            .into_inner()
     }
 
-    pub(crate) async fn lookup(&self, request: pb::LookupSessionRequest) -> pb::LookupSessionResponse {
-        self.0.sessions().lookup_session(request).await.unwrap().into_inner()
+    pub(crate) async fn lookup(
+        &self,
+        request: pb::LookupSessionRequest,
+    ) -> pb::LookupSessionResponse {
+        self.0
+            .sessions()
+            .lookup_session(request)
+            .await
+            .unwrap()
+            .into_inner()
     }
 
     pub(crate) async fn found(&self, session_id: &str) -> bool {
@@ -60,17 +83,44 @@ impl Worker<'_> {
     }
 
     pub(crate) async fn shutdown(&self, id: &str) -> pb::ShutdownResponse {
-        let request = pb::ShutdownRequest { connection_id: id.into() };
-        self.0.connections().shutdown(request).await.unwrap().into_inner()
+        let request = pb::ShutdownRequest {
+            connection_id: id.into(),
+        };
+        self.0
+            .connections()
+            .shutdown(request)
+            .await
+            .unwrap()
+            .into_inner()
     }
 
     pub(crate) async fn free(&self, id: &str) -> usize {
-        let request = pb::FreeRequest { connection_id: id.into(), allow_missing: false };
-        self.0.connections().free(request).await.unwrap().into_inner().removed_sessions.len()
+        let request = pb::FreeRequest {
+            connection_id: id.into(),
+            allow_missing: false,
+        };
+        self.0
+            .connections()
+            .free(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .removed_sessions
+            .len()
     }
 
     pub(crate) async fn set_session(&self, id: &str, session_id: &str) -> pb::Connection {
-        let request = pb::SetSessionRequest { connection_id: id.into(), session_id: session_id.into() };
-        self.0.connections().set_session(request).await.unwrap().into_inner().connection.unwrap()
+        let request = pb::SetSessionRequest {
+            connection_id: id.into(),
+            session_id: session_id.into(),
+        };
+        self.0
+            .connections()
+            .set_session(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .connection
+            .unwrap()
     }
 }

@@ -3,7 +3,8 @@
 
 use proptest::prelude::*;
 use tls_parser::{
-    TlsExtension, TlsMessage, TlsMessageHandshake, parse_tls_client_hello_extensions, parse_tls_plaintext,
+    TlsExtension, TlsMessage, TlsMessageHandshake, parse_tls_client_hello_extensions,
+    parse_tls_plaintext,
 };
 use tls_sessiond_types::{
     client_hello::{FirstFlight, IDENTITIES_MAX, Offer, Parameters, Progress, SESSION_ID_MAX},
@@ -29,7 +30,11 @@ pub(crate) enum Extension {
 }
 
 fn u16_vector(bytes: &[u8]) -> Vec<u8> {
-    [&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat()
+    [
+        &u16::try_from(bytes.len()).unwrap().to_be_bytes()[..],
+        bytes,
+    ]
+    .concat()
 }
 
 fn u8_vector(bytes: &[u8]) -> Vec<u8> {
@@ -37,7 +42,10 @@ fn u8_vector(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn u16s(values: &[u16]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_be_bytes()).collect()
+    values
+        .iter()
+        .flat_map(|value| value.to_be_bytes())
+        .collect()
 }
 
 impl Extension {
@@ -64,7 +72,10 @@ impl Extension {
 
     fn encode(&self) -> Vec<u8> {
         let (kind, body) = match self {
-            Self::ServerName(name) => (0, u16_vector(&[&[0][..], &u16_vector(name.as_bytes())].concat())),
+            Self::ServerName(name) => (
+                0,
+                u16_vector(&[&[0][..], &u16_vector(name.as_bytes())].concat()),
+            ),
             Self::Ticket(ticket) => (35, ticket.clone()),
             Self::Versions(versions) => (43, u8_vector(&u16s(versions))),
             Self::Identities(identities) => {
@@ -72,7 +83,10 @@ impl Extension {
                     .iter()
                     .flat_map(|identity| [u16_vector(identity), vec![1, 2, 3, 4]].concat())
                     .collect();
-                let binders: Vec<u8> = identities.iter().flat_map(|_| u8_vector(&[7; 32])).collect();
+                let binders: Vec<u8> = identities
+                    .iter()
+                    .flat_map(|_| u8_vector(&[7; 32]))
+                    .collect();
                 (41, [u16_vector(&list), u16_vector(&binders)].concat())
             }
             Self::Unknown(kind, body) => (*kind, body.clone()),
@@ -100,17 +114,32 @@ impl Hello {
     /// psk_dhe_ke only.
     fn offer(&self) -> Offer {
         let session_id = Some(self.session_id.clone()).filter(|id| !id.is_empty());
-        let parameters = Parameters { cipher_suites: self.suites.clone(), ..Parameters::default() };
+        let parameters = Parameters {
+            cipher_suites: self.suites.clone(),
+            ..Parameters::default()
+        };
         let fallback = self.suites.contains(&0x5600);
-        let mut offer = Offer { session_id, fallback, parameters, ..Offer::default() };
+        let mut offer = Offer {
+            session_id,
+            fallback,
+            parameters,
+            ..Offer::default()
+        };
         for extension in &self.extensions {
             match extension {
-                Extension::ServerName(name) => offer.server_name = ServerName::new(name).into_owned(),
+                Extension::ServerName(name) => {
+                    offer.server_name = ServerName::new(name).into_owned();
+                }
                 Extension::Ticket(ticket) if !ticket.is_empty() => offer.session_id = None,
                 Extension::Versions(versions) => offer.tls13 = versions.contains(&0x0304),
                 Extension::Identities(identities) => {
                     let ours = |identity: &&Vec<u8>| (1..=SESSION_ID_MAX).contains(&identity.len());
-                    offer.identities = identities.iter().filter(ours).take(IDENTITIES_MAX).cloned().collect();
+                    offer.identities = identities
+                        .iter()
+                        .filter(ours)
+                        .take(IDENTITIES_MAX)
+                        .cloned()
+                        .collect();
                 }
                 // The strategy makes only one body for each of these.
                 Extension::Unknown(10, _) => offer.parameters.groups = vec![29],
@@ -152,13 +181,18 @@ fn hello() -> impl Strategy<Value = Hello> {
         proptest::option::of("[a-zA-Z]{1,12}(\\.[a-z][a-z0-9]{0,11}){0,3}"),
         proptest::option::of(bytes(80)),
         proptest::option::of(proptest::collection::vec(version, 1..6)),
-        proptest::option::of(proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..90), 1..24)),
+        proptest::option::of(proptest::collection::vec(
+            proptest::collection::vec(any::<u8>(), 1..90),
+            1..24,
+        )),
         proptest::collection::vec((prop_oneof![grease(), unknown()], bytes(40)), 0..6),
         any::<prop::sample::Index>(),
     )
         .prop_map(|(name, ticket, versions, identities, unknown, turn)| {
-            let mut all: Vec<Extension> =
-                unknown.into_iter().map(|(kind, body)| Extension::Unknown(kind, body)).collect();
+            let mut all: Vec<Extension> = unknown
+                .into_iter()
+                .map(|(kind, body)| Extension::Unknown(kind, body))
+                .collect();
             // No extension type occurs twice.
             let kind = |extension: &Extension| match extension {
                 Extension::Unknown(kind, _) => *kind,
@@ -178,8 +212,16 @@ fn hello() -> impl Strategy<Value = Hello> {
             all.extend(identities.map(Extension::Identities));
             all
         });
-    (bytes(32), proptest::collection::vec(any::<u16>(), 1..8), extensions)
-        .prop_map(|(session_id, suites, extensions)| Hello { session_id, suites, extensions })
+    (
+        bytes(32),
+        proptest::collection::vec(any::<u16>(), 1..8),
+        extensions,
+    )
+        .prop_map(|(session_id, suites, extensions)| Hello {
+            session_id,
+            suites,
+            extensions,
+        })
 }
 
 /// Makes extension types that neither parser knows. tls-parser knows 13172, next protocol
@@ -208,8 +250,14 @@ fn oracle(record: &[u8]) -> Offer {
     let TlsMessage::Handshake(TlsMessageHandshake::ClientHello(hello)) = &plaintext.msg[0] else {
         panic!("no ClientHello");
     };
-    let session_id = hello.session_id.map(<[u8]>::to_vec).filter(|id| !id.is_empty());
-    let mut offer = Offer { session_id, ..Offer::default() };
+    let session_id = hello
+        .session_id
+        .map(<[u8]>::to_vec)
+        .filter(|id| !id.is_empty());
+    let mut offer = Offer {
+        session_id,
+        ..Offer::default()
+    };
     let (_, extensions) = parse_tls_client_hello_extensions(hello.ext.unwrap_or_default()).unwrap();
     for extension in extensions {
         match extension {
@@ -291,7 +339,11 @@ fn hello_that_every_server_refuses_offers_nothing() {
         all
     };
     let read = |extensions: Vec<Extension>| {
-        let hello = Hello { session_id: vec![3; 32], suites: vec![0x1301], extensions };
+        let hello = Hello {
+            session_id: vec![3; 32],
+            suites: vec![0x1301],
+            extensions,
+        };
         match FirstFlight::default().push(&records(&hello.message(), &[])) {
             Progress::Whole(offer) => offer,
             Progress::Partial => panic!("the hello is complete"),
@@ -305,7 +357,10 @@ fn hello_that_every_server_refuses_offers_nothing() {
     };
     let name = |name: &str| Extension::ServerName(name.into());
     for (what, offer) in [
-        ("an extension twice", with(&|all| all.insert(0, Extension::Unknown(45, vec![1, 1])))),
+        (
+            "an extension twice",
+            with(&|all| all.insert(0, Extension::Unknown(45, vec![1, 1]))),
+        ),
         (
             "an unknown extension twice",
             with(&|all| {
@@ -313,7 +368,10 @@ fn hello_that_every_server_refuses_offers_nothing() {
                 all.insert(0, Extension::Unknown(60_000, vec![]));
             }),
         ),
-        ("an extension behind the pre_shared_key", with(&|all| all.push(Extension::Unknown(60_000, vec![])))),
+        (
+            "an extension behind the pre_shared_key",
+            with(&|all| all.push(Extension::Unknown(60_000, vec![]))),
+        ),
         (
             "an empty identity",
             with(&|all| {
@@ -321,7 +379,10 @@ fn hello_that_every_server_refuses_offers_nothing() {
                 all.push(Extension::Identities(vec![vec![7; 32], vec![]]));
             }),
         ),
-        ("a server name with a port", with(&|all| all.insert(0, name("a.test:443")))),
+        (
+            "a server name with a port",
+            with(&|all| all.insert(0, name("a.test:443"))),
+        ),
         ("a wildcard", with(&|all| all.insert(0, name("*.b.test")))),
     ] {
         assert_eq!(offer, Offer::default(), "{what}");
@@ -336,18 +397,37 @@ fn hello_that_every_server_refuses_offers_nothing() {
 
 #[test]
 fn second_hello_may_follow_a_change_cipher_spec() {
-    let hello = Hello { session_id: vec![3; 32], suites: vec![0x1301], extensions: Vec::new() };
+    let hello = Hello {
+        session_id: vec![3; 32],
+        suites: vec![0x1301],
+        extensions: Vec::new(),
+    };
     let message = records(&hello.message(), &[]);
     let flight = [&[20, 3, 3, 0, 1, 1][..], &message].concat();
     for chunk in [1, 3, 6, 7, flight.len()] {
         let mut reader = FirstFlight::after_retry();
-        assert_eq!(push_all(&mut reader, &flight, chunk), Progress::Whole(hello.offer()), "{chunk}");
+        assert_eq!(
+            push_all(&mut reader, &flight, chunk),
+            Progress::Whole(hello.offer()),
+            "{chunk}"
+        );
         assert_eq!(reader.into_bytes(), flight);
     }
-    assert_eq!(FirstFlight::after_retry().push(&message), Progress::Whole(hello.offer()));
+    assert_eq!(
+        FirstFlight::after_retry().push(&message),
+        Progress::Whole(hello.offer())
+    );
     // Any other record ends the reading: rustls handles it.
-    for other in [&[20, 3, 3, 0, 1, 2][..], &[23, 3, 3, 0, 1, 2], &[20, 3, 3, 0, 2, 1, 1]] {
-        assert_eq!(FirstFlight::after_retry().push(other), Progress::Whole(Offer::default()), "{other:?}");
+    for other in [
+        &[20, 3, 3, 0, 1, 2][..],
+        &[23, 3, 3, 0, 1, 2],
+        &[20, 3, 3, 0, 2, 1, 1],
+    ] {
+        assert_eq!(
+            FirstFlight::after_retry().push(other),
+            Progress::Whole(Offer::default()),
+            "{other:?}"
+        );
     }
 }
 
@@ -361,13 +441,25 @@ fn impossible_hello_is_not_waited_for() {
         ("a message that is too long", &[22, 3, 1, 0, 4, 1, 1, 0, 0]),
         ("a change_cipher_spec", &[20, 3, 1, 0, 1, 1]),
     ] {
-        assert_eq!(FirstFlight::default().push(flight), Progress::Whole(Offer::default()), "{what}");
+        assert_eq!(
+            FirstFlight::default().push(flight),
+            Progress::Whole(Offer::default()),
+            "{what}"
+        );
     }
-    assert_eq!(FirstFlight::default().push(&[22, 3, 1, 0, 4, 1, 0, 0xff]), Progress::Partial);
+    assert_eq!(
+        FirstFlight::default().push(&[22, 3, 1, 0, 4, 1, 0, 0xff]),
+        Progress::Partial
+    );
     // A long message in records of one byte each.
     let mut reader = FirstFlight::default();
     let message = [&[1, 0, 0xff, 0xff][..], &[0; 0xffff]].concat();
-    let taken =
-        message.iter().take_while(|&&byte| reader.push(&[22, 3, 1, 0, 1, byte]) == Progress::Partial).count();
-    assert!((13_000..14_000).contains(&taken), "{taken} records were kept");
+    let taken = message
+        .iter()
+        .take_while(|&&byte| reader.push(&[22, 3, 1, 0, 1, byte]) == Progress::Partial)
+        .count();
+    assert!(
+        (13_000..14_000).contains(&taken),
+        "{taken} records were kept"
+    );
 }

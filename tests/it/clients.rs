@@ -40,8 +40,12 @@ impl Daemon {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::new("workers");
         std::fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
-        authority.leaf(&["localhost"]).write(folder.path(), "daemon");
-        authority.leaf(&["spiffe://example.org/ns/web/one"]).write(folder.path(), "web");
+        authority
+            .leaf(&["localhost"])
+            .write(folder.path(), "daemon");
+        authority
+            .leaf(&["spiffe://example.org/ns/web/one"])
+            .write(folder.path(), "web");
         let socket = folder.path().join("api.sock").display().to_string();
         let text = format!(
             "[listen]\napi = [\"tcp://127.0.0.1:0\", \"unix://{socket}\", \"tls://127.0.0.1:0\"]\n\
@@ -55,8 +59,17 @@ impl Daemon {
         let mut process = Process::start(command.arg("--config").arg(&file));
         let tcp = process.says("listening on tcp://").await;
         let unix = process.says("listening on unix://").await;
-        let tls = process.says("listening on tls://").await.replace("127.0.0.1", "localhost");
-        Self { _process: process, folder, tcp, unix, tls }
+        let tls = process
+            .says("listening on tls://")
+            .await
+            .replace("127.0.0.1", "localhost");
+        Self {
+            _process: process,
+            folder,
+            tcp,
+            unix,
+            tls,
+        }
     }
 
     fn folder(&self) -> &str {
@@ -65,23 +78,38 @@ impl Daemon {
 
     /// Returns the three listeners as arguments of the programs in `tests/clients/`.
     fn ways(&self) -> [Vec<&str>; 3] {
-        [vec!["tcp", &self.tcp], vec!["unix", &self.unix], vec!["tls", &self.tls, self.folder()]]
+        [
+            vec!["tcp", &self.tcp],
+            vec!["unix", &self.unix],
+            vec!["tls", &self.tls, self.folder()],
+        ]
     }
 
     /// Returns the three listeners as arguments of grpcurl.
     fn grpcurl(&self) -> [Vec<String>; 3] {
         let pem = |option: &str, name: &str| [option.into(), format!("{}/{name}", self.folder())];
-        let tls = [pem("-cacert", "ca.pem"), pem("-cert", "web.crt"), pem("-key", "web.key")].concat();
+        let tls = [
+            pem("-cacert", "ca.pem"),
+            pem("-cert", "web.crt"),
+            pem("-key", "web.key"),
+        ]
+        .concat();
         [
             vec!["-plaintext".into(), self.tcp.clone()],
-            ["-plaintext", "-unix", "-authority", "localhost", &self.unix].map(str::to_owned).to_vec(),
+            ["-plaintext", "-unix", "-authority", "localhost", &self.unix]
+                .map(str::to_owned)
+                .to_vec(),
             [tls, vec![self.tls.clone()]].concat(),
         ]
     }
 }
 
 fn program(name: &str) -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name).display().to_string()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/clients")
+        .join(name)
+        .display()
+        .to_string()
 }
 
 /// Returns the command of the grpcio client, which tests/peers.sh installed.
@@ -93,8 +121,13 @@ fn python() -> Command {
 
 fn node() -> Command {
     let mut command = Command::new("node");
-    command.env("NODE_PATH", Path::new(env!("CARGO_MANIFEST_DIR")).join(".peers/node_modules"));
-    command.arg(program("client.js")).arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("proto"));
+    command.env(
+        "NODE_PATH",
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(".peers/node_modules"),
+    );
+    command
+        .arg(program("client.js"))
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("proto"));
     command
 }
 
@@ -112,7 +145,10 @@ async fn python_grpcio_works_over_tcp_unix_and_mutual_tls() {
         if way[0] == "unix" {
             // docs/workers.md tells to set the authority: without it the call fails.
             let (said, good) = run(python().args(&way), "").await;
-            assert!(!good && said.contains("RST_STREAM"), "no authority is needed now: {said}");
+            assert!(
+                !good && said.contains("RST_STREAM"),
+                "no authority is needed now: {said}"
+            );
             way.push("localhost");
         }
         let said = lines(python().args(&way)).await;
@@ -136,7 +172,10 @@ async fn go_grpc_works_over_tcp_unix_and_mutual_tls() {
         let said = lines(peer("grpc-go").args(&way)).await;
         assert_eq!(said[0], SERVICES);
         // Go spells status codes differently.
-        let said: Vec<_> = said[1..].iter().map(|line| line.replace("NotFound", "NOT_FOUND")).collect();
+        let said: Vec<_> = said[1..]
+            .iter()
+            .map(|line| line.replace("NotFound", "NOT_FOUND"))
+            .collect();
         assert_eq!(said, ANSWERS, "{way:?}");
     }
 }
@@ -149,15 +188,24 @@ async fn grpcurl_works_over_tcp_unix_and_mutual_tls() {
             let (address, options) = way.split_last().unwrap();
             let mut command = peer("grpcurl");
             // Ten times the duration on a busy machine. The call has no other time limit.
-            command.args(options).args(["-max-time", "20", "-d", request, address]);
+            command
+                .args(options)
+                .args(["-max-time", "20", "-d", request, address]);
             let (said, good) = run(command.arg(method), "").await;
             (said.split_whitespace().collect::<Vec<_>>().join(" "), good)
         };
         let (said, good) = call("tls.sessiond.v1.ContextService/ListContexts", "").await;
-        assert!(good && said.contains("\"name\": \"default\""), "{way:?}: {said}");
+        assert!(
+            good && said.contains("\"name\": \"default\""),
+            "{way:?}: {said}"
+        );
         let wanted = r#"{"role":"ROLE_CLIENT","server_name":"localhost"}"#;
         let (said, good) = call("tls.sessiond.v1.ConnectionService/New", wanted).await;
-        let id = said.split("\"id\": \"").nth(1).and_then(|rest| rest.get(..32)).unwrap_or_default();
+        let id = said
+            .split("\"id\": \"")
+            .nth(1)
+            .and_then(|rest| rest.get(..32))
+            .unwrap_or_default();
         assert!(good && !id.is_empty(), "{way:?}: {said}");
         let free = format!(r#"{{"connection_id":"{id}"}}"#);
         let (said, good) = call("tls.sessiond.v1.ConnectionService/Free", &free).await;
@@ -165,26 +213,44 @@ async fn grpcurl_works_over_tcp_unix_and_mutual_tls() {
         let drive = format!(r#"{{"new":{wanted}}}"#);
         let (said, good) = call("tls.sessiond.v1.ConnectionService/Drive", &drive).await;
         // 0x16 0x03 0x01, in base64.
-        assert!(good && said.contains("\"opened\"") && said.contains("\"ciphertext\": \"FgMB"), "{said}");
+        assert!(
+            good && said.contains("\"opened\"") && said.contains("\"ciphertext\": \"FgMB"),
+            "{said}"
+        );
         let (said, good) = call("tls.sessiond.v1.ConnectionService/Free", &free).await;
         assert!(!good && said.contains("Code: NotFound"), "{way:?}: {said}");
-        assert!(said.contains("\"reason\":\"CONNECTION_NOT_FOUND\""), "{way:?}: {said}");
+        assert!(
+            said.contains("\"reason\":\"CONNECTION_NOT_FOUND\""),
+            "{way:?}: {said}"
+        );
     }
 }
 
 #[tokio::test]
 async fn grpcurl_needs_an_authority_over_a_unix_socket() {
     let daemon = Daemon::start().await;
-    let args = ["-plaintext", "-unix", "-max-time", "20", &daemon.unix, "list"];
+    let args = [
+        "-plaintext",
+        "-unix",
+        "-max-time",
+        "20",
+        &daemon.unix,
+        "list",
+    ];
     let (said, good) = run(peer("grpcurl").args(args), "").await;
-    assert!(!good && said.contains("PROTOCOL_ERROR"), "no authority is needed now: {said}");
+    assert!(
+        !good && said.contains("PROTOCOL_ERROR"),
+        "no authority is needed now: {said}"
+    );
 }
 
 /// The daemon refuses every client that shows a certificate of another authority.
 #[tokio::test]
 async fn clients_with_a_foreign_certificate_are_refused() {
     let daemon = Daemon::start().await;
-    Authority::new("others").leaf(&["spiffe://example.org/ns/web/one"]).write(daemon.folder.path(), "web");
+    Authority::new("others")
+        .leaf(&["spiffe://example.org/ns/web/one"])
+        .write(daemon.folder.path(), "web");
     let [_, _, way] = daemon.ways();
     let mut clients = [python(), node(), peer("grpc-go")];
     for client in &mut clients {

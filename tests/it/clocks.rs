@@ -33,14 +33,20 @@ const HOUR: Duration = Duration::from_secs(3600);
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 fn all() -> pb::RevokeSessionsRequest {
-    pb::RevokeSessionsRequest { selector: Some(Selector::All(true)), ..Default::default() }
+    pb::RevokeSessionsRequest {
+        selector: Some(Selector::All(true)),
+        ..Default::default()
+    }
 }
 
 /// Returns the daemon's wall clock plus this many seconds.
 fn away(daemon: &TestDaemon, seconds: i64) -> Option<prost_types::Timestamp> {
     let wall = daemon.core.now().wall();
     let nanos = i32::try_from(wall.as_millis() % 1000).unwrap() * 1_000_000;
-    Some(prost_types::Timestamp { seconds: i64::try_from(wall.as_secs()).unwrap() + seconds, nanos })
+    Some(prost_types::Timestamp {
+        seconds: i64::try_from(wall.as_secs()).unwrap() + seconds,
+        nanos,
+    })
 }
 
 /// Signs a certificate whose notAfter is an hour from now. X.509 includes that second, so it
@@ -58,7 +64,12 @@ async fn explain(daemon: &TestDaemon, session_id: &str) -> pb::ExplainSessionRes
         session_id: session_id.into(),
         ..Default::default()
     };
-    daemon.sessions().explain_session(request).await.unwrap().into_inner()
+    daemon
+        .sessions()
+        .explain_session(request)
+        .await
+        .unwrap()
+        .into_inner()
 }
 
 // Invariant 15.
@@ -71,15 +82,45 @@ async fn revocation_covers_all_sessions_after_a_step_back() {
         assert!(!visit(&daemon).await && visit(&daemon).await);
         w.established("aa").await;
         daemon.clock.set_wall(Step::Back(HOUR));
-        assert!(visit(&daemon).await, "TLS {version}: a step of the clock expires no session");
-        let stored: usize = daemon.core.registry().caches().map(|cache| cache.len()).sum();
-        let revoked = daemon.sessions().revoke_sessions(all()).await.unwrap().into_inner();
+        assert!(
+            visit(&daemon).await,
+            "TLS {version}: a step of the clock expires no session"
+        );
+        let stored: usize = daemon
+            .core
+            .registry()
+            .caches()
+            .map(|cache| cache.len())
+            .sum();
+        let revoked = daemon
+            .sessions()
+            .revoke_sessions(all())
+            .await
+            .unwrap()
+            .into_inner();
         assert_eq!(revoked.removed, stored as u64);
-        assert_eq!(daemon.core.registry().caches().map(|cache| cache.len()).sum::<usize>(), 0);
-        assert_eq!(w.lookup(lookup("aa")).await.miss_reason(), pb::MissReason::Revoked);
+        assert_eq!(
+            daemon
+                .core
+                .registry()
+                .caches()
+                .map(|cache| cache.len())
+                .sum::<usize>(),
+            0
+        );
+        assert_eq!(
+            w.lookup(lookup("aa")).await.miss_reason(),
+            pb::MissReason::Revoked
+        );
         daemon.clock.advance(MILLISECOND);
-        assert!(!visit(&daemon).await, "TLS {version}: sessions from before the revocation do not resume");
-        assert!(visit(&daemon).await, "TLS {version}: a session authenticated afterwards resumes");
+        assert!(
+            !visit(&daemon).await,
+            "TLS {version}: sessions from before the revocation do not resume"
+        );
+        assert!(
+            visit(&daemon).await,
+            "TLS {version}: a session authenticated afterwards resumes"
+        );
         daemon.stop().await;
     }
 }
@@ -87,7 +128,11 @@ async fn revocation_covers_all_sessions_after_a_step_back() {
 // Invariant 5.
 #[tokio::test]
 async fn step_of_the_clock_moves_no_session_expiry() {
-    for step in [Step::Back(HOUR), Step::Forward(HOUR), Step::Forward(30 * HOUR)] {
+    for step in [
+        Step::Back(HOUR),
+        Step::Forward(HOUR),
+        Step::Forward(30 * HOUR),
+    ] {
         let daemon = TestDaemon::start().await;
         let w = Worker(&daemon);
         let id = w.established("aa").await;
@@ -97,7 +142,11 @@ async fn step_of_the_clock_moves_no_session_expiry() {
         assert!(w.found("aa").await, "{step:?}");
         assert!(explain(&daemon, "aa").await.resumable);
         daemon.clock.advance(MILLISECOND);
-        assert_eq!(w.lookup(lookup("aa")).await.miss_reason(), pb::MissReason::Expired, "{step:?}");
+        assert_eq!(
+            w.lookup(lookup("aa")).await.miss_reason(),
+            pb::MissReason::Expired,
+            "{step:?}"
+        );
         daemon.stop().await;
     }
 }
@@ -112,8 +161,15 @@ async fn idle_connections_are_freed_after_a_step_back() {
     daemon.core.connections().sweep();
     assert_eq!(daemon.get(&id).await.id, id);
     daemon.clock.advance(MILLISECOND);
-    daemon.until("the idle connection is freed", async |daemon| daemon.core.connections().is_empty()).await;
-    assert!(!w.found("aa").await, "the connection was not closed, so its session was removed");
+    daemon
+        .until("the idle connection is freed", async |daemon| {
+            daemon.core.connections().is_empty()
+        })
+        .await;
+    assert!(
+        !w.found("aa").await,
+        "the connection was not closed, so its session was removed"
+    );
     daemon.stop().await;
 }
 
@@ -124,7 +180,10 @@ async fn step_ahead_frees_no_connection_in_use() {
     let id = w.established("aa").await;
     daemon.clock.set_wall(Step::Forward(30 * HOUR));
     assert_eq!(daemon.core.connections().sweep(), 0);
-    assert_eq!(daemon.get(&id).await.state(), pb::ConnectionState::Established);
+    assert_eq!(
+        daemon.get(&id).await.state(),
+        pb::ConnectionState::Established
+    );
     assert!(w.found("aa").await);
     w.shutdown(&id).await;
     assert_eq!(w.free(&id).await, 0);
@@ -136,7 +195,10 @@ async fn step_ahead_frees_no_connection_in_use() {
 async fn request_ids_last_a_minute_after_a_step_of_the_clock() {
     let daemon = TestDaemon::start().await;
     let w = Worker(&daemon);
-    let request = pb::NewRequest { request_id: "once".into(), ..worker(pb::Role::Server) };
+    let request = pb::NewRequest {
+        request_id: "once".into(),
+        ..worker(pb::Role::Server)
+    };
     let first = w.open(request.clone()).await.id;
     for step in [Step::Forward(HOUR), Step::Back(2 * HOUR)] {
         daemon.clock.set_wall(step);
@@ -156,13 +218,18 @@ async fn sessions_expire_with_certificates_by_the_wall_clock() {
         fs::write(folder.path().join("peers.pem"), &workers.pem).unwrap();
         for_an_hour(&workers, &["job.test"]).write(folder.path(), "job");
         let path = folder.path().display();
-        let server =
-            context(folder.path(), "server", version, "client_auth = \"require\"\nclose_policy = \"flag\"")
-                .replace("ca.pem", "peers.pem");
+        let server = context(
+            folder.path(),
+            "server",
+            version,
+            "client_auth = \"require\"\nclose_policy = \"flag\"",
+        )
+        .replace("ca.pem", "peers.pem");
         let client = format!(
             "client_certificates = [{{ certificate = \"{path}/job.crt\", key = \"{path}/job.key\" }}]"
         );
-        let daemon = TestDaemon::with(&(server + &context(folder.path(), "client", version, &client))).await;
+        let daemon =
+            TestDaemon::with(&(server + &context(folder.path(), "client", version, &client))).await;
         let w = Worker(&daemon);
         let meet = async || {
             let client = daemon.open_in("client", pb::Role::Client).await;
@@ -177,9 +244,21 @@ async fn sessions_expire_with_certificates_by_the_wall_clock() {
         };
         assert!(!meet().await.session_reused && meet().await.session_reused);
         let listed = async || {
-            let request = pb::ListSessionsRequest { context: "server".into(), ..Default::default() };
-            let listed = daemon.sessions().list_sessions(request).await.unwrap().into_inner().sessions;
-            listed.into_iter().filter(|session| session.role() == pb::Role::Server).collect::<Vec<_>>()
+            let request = pb::ListSessionsRequest {
+                context: "server".into(),
+                ..Default::default()
+            };
+            let listed = daemon
+                .sessions()
+                .list_sessions(request)
+                .await
+                .unwrap()
+                .into_inner()
+                .sessions;
+            listed
+                .into_iter()
+                .filter(|session| session.role() == pb::Role::Server)
+                .collect::<Vec<_>>()
         };
         let sessions = listed().await;
         let of_an_hour = |session: &pb::Session| {
@@ -187,7 +266,10 @@ async fn sessions_expire_with_certificates_by_the_wall_clock() {
             let left = until - away(&daemon, 0).unwrap().seconds;
             (3590..=3602).contains(&left)
         };
-        assert!(!sessions.is_empty() && sessions.iter().all(of_an_hour), "{sessions:?}");
+        assert!(
+            !sessions.is_empty() && sessions.iter().all(of_an_hour),
+            "{sessions:?}"
+        );
 
         // The monotonic time has not moved, but the certificate has expired.
         daemon.clock.set_wall(Step::Forward(2 * HOUR));
@@ -197,8 +279,16 @@ async fn sessions_expire_with_certificates_by_the_wall_clock() {
             role: pb::Role::Server.into(),
             session_id: sessions[0].id.clone(),
         };
-        let explained = daemon.sessions().explain_session(request).await.unwrap().into_inner();
-        assert_eq!((explained.resumable, explained.miss_reason()), (false, pb::MissReason::Expired));
+        let explained = daemon
+            .sessions()
+            .explain_session(request)
+            .await
+            .unwrap()
+            .into_inner();
+        assert_eq!(
+            (explained.resumable, explained.miss_reason()),
+            (false, pb::MissReason::Expired)
+        );
         let client = daemon.open_in("client", pb::Role::Client).await;
         let server = daemon.open_in("server", pb::Role::Server).await;
         let mut flight = daemon.exchange(&client, b"", b"").await.unwrap().ciphertext;
@@ -207,9 +297,16 @@ async fn sessions_expire_with_certificates_by_the_wall_clock() {
             if let Some(alert) = answer.alert {
                 break alert.name;
             }
-            flight = daemon.exchange(&client, &answer.ciphertext, b"").await.unwrap().ciphertext;
+            flight = daemon
+                .exchange(&client, &answer.ciphertext, b"")
+                .await
+                .unwrap()
+                .ciphertext;
         };
-        assert_eq!(alert, "certificate_expired", "TLS {version}: rustls verifies by the wall clock");
+        assert_eq!(
+            alert, "certificate_expired",
+            "TLS {version}: rustls verifies by the wall clock"
+        );
         daemon.stop().await;
     }
 }
@@ -218,8 +315,12 @@ async fn sessions_expire_with_certificates_by_the_wall_clock() {
 async fn api_time_stamps_follow_the_wall_clock() {
     let daemon = TestDaemon::start().await;
     let w = Worker(&daemon);
-    let mut watch =
-        daemon.sessions().watch_sessions(pb::WatchSessionsRequest::default()).await.unwrap().into_inner();
+    let mut watch = daemon
+        .sessions()
+        .watch_sessions(pb::WatchSessionsRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
     let id = w.established("aa").await;
     let event = watch.message().await.unwrap().unwrap();
     assert_eq!(event.time, away(&daemon, 0));
@@ -233,7 +334,14 @@ async fn api_time_stamps_follow_the_wall_clock() {
         let session = explain(&daemon, "aa").await.session.unwrap();
         let looked = w.lookup(lookup("aa")).await.session.unwrap();
         let listed = pb::ListSessionsRequest::default();
-        let listed = daemon.sessions().list_sessions(listed).await.unwrap().into_inner().sessions.remove(0);
+        let listed = daemon
+            .sessions()
+            .list_sessions(listed)
+            .await
+            .unwrap()
+            .into_inner()
+            .sessions
+            .remove(0);
         assert_eq!((&looked, &listed), (&session, &session));
         let gone = explain(&daemon, "bb").await;
         [
@@ -249,12 +357,20 @@ async fn api_time_stamps_follow_the_wall_clock() {
     let before = stamps().await;
     for (step, shift) in [(Step::Forward(HOUR), 3600), (Step::Back(3 * HOUR), -7200)] {
         daemon.clock.set_wall(step);
-        let moved = before.map(|stamp| prost_types::Timestamp { seconds: stamp.seconds + shift, ..stamp });
+        let moved = before.map(|stamp| prost_types::Timestamp {
+            seconds: stamp.seconds + shift,
+            ..stamp
+        });
         assert_eq!(stamps().await, moved, "{step:?}");
         let id = w.open(worker(pb::Role::Server)).await;
         assert_eq!(id.create_time, away(&daemon, 0));
     }
-    let revoked = daemon.sessions().revoke_sessions(all()).await.unwrap().into_inner();
+    let revoked = daemon
+        .sessions()
+        .revoke_sessions(all())
+        .await
+        .unwrap()
+        .into_inner();
     let mut before = away(&daemon, 0).unwrap();
     before.nanos += 1_000_000;
     let carry = before.nanos / 1_000_000_000;
@@ -282,10 +398,18 @@ async fn lists_continue_after_a_step_of_the_clock() {
         daemon.clock.advance(MILLISECOND);
     }
     for step in [Step::Back(HOUR), Step::Forward(2 * HOUR)] {
-        let mut page = pb::ListSessionsRequest { page_size: 1, ..Default::default() };
+        let mut page = pb::ListSessionsRequest {
+            page_size: 1,
+            ..Default::default()
+        };
         let mut ids = Vec::new();
         loop {
-            let listed = daemon.sessions().list_sessions(page.clone()).await.unwrap().into_inner();
+            let listed = daemon
+                .sessions()
+                .list_sessions(page.clone())
+                .await
+                .unwrap()
+                .into_inner();
             ids.extend(listed.sessions.into_iter().map(|session| session.id));
             if listed.next_page_token.is_empty() {
                 break;
@@ -306,24 +430,44 @@ async fn worker_ahead_by_30_s_counts_as_now_and_by_61_s_is_refused() {
     let mut attached = Guest::new(&daemon.channel).attach().await;
     let id = w.open(worker(pb::Role::Server)).await.id;
     for (session, ahead) in [("a0", 0), ("a1", 30), ("a2", 60)] {
-        let request = pb::PutSessionRequest { authenticate_time: away(&daemon, ahead), ..put(&id, session) };
+        let request = pb::PutSessionRequest {
+            authenticate_time: away(&daemon, ahead),
+            ..put(&id, session)
+        };
         let stored = w.put(request).await.session.unwrap();
         assert_eq!(stored.authenticate_time, away(&daemon, 0), "{ahead} s");
         assert_eq!(stored.expire_time, away(&daemon, 7200), "{ahead} s");
         let session = session.replace('a', "b");
-        let request = pb::PutSessionRequest { authenticate_time: away(&daemon, ahead), ..put(&id, &session) };
-        let Answered::PutSession(stored) = attached.call(Method::PutSession(Box::new(request))).await else {
+        let request = pb::PutSessionRequest {
+            authenticate_time: away(&daemon, ahead),
+            ..put(&id, &session)
+        };
+        let Answered::PutSession(stored) =
+            attached.call(Method::PutSession(Box::new(request))).await
+        else {
             panic!("no answer of PutSession")
         };
-        assert_eq!(stored.session.unwrap().authenticate_time, away(&daemon, 0), "{ahead} s");
+        assert_eq!(
+            stored.session.unwrap().authenticate_time,
+            away(&daemon, 0),
+            "{ahead} s"
+        );
     }
-    let request = pb::PutSessionRequest { authenticate_time: away(&daemon, 61), ..put(&id, "cc") };
-    let refused = daemon.sessions().put_session(request.clone()).await.unwrap_err();
+    let request = pb::PutSessionRequest {
+        authenticate_time: away(&daemon, 61),
+        ..put(&id, "cc")
+    };
+    let refused = daemon
+        .sessions()
+        .put_session(request.clone())
+        .await
+        .unwrap_err();
     assert_eq!(
         (refused.code(), reason(&refused).as_str()),
         (Code::InvalidArgument, "AUTHENTICATE_TIME_INVALID")
     );
-    let Answered::Error(refused) = attached.call(Method::PutSession(Box::new(request))).await else {
+    let Answered::Error(refused) = attached.call(Method::PutSession(Box::new(request))).await
+    else {
         panic!("it was accepted")
     };
     assert_eq!(refused.reason, "AUTHENTICATE_TIME_INVALID");
@@ -331,10 +475,20 @@ async fn worker_ahead_by_30_s_counts_as_now_and_by_61_s_is_refused() {
     // A `before` from an administrator whose clock is ahead counts as now: it covers the sessions
     // stored up to this millisecond, and no later ones.
     let revoke = async |ahead| {
-        let request = pb::RevokeSessionsRequest { before: away(&daemon, ahead), ..all() };
-        daemon.sessions().revoke_sessions(request).await.map(|answer| answer.into_inner().removed)
+        let request = pb::RevokeSessionsRequest {
+            before: away(&daemon, ahead),
+            ..all()
+        };
+        daemon
+            .sessions()
+            .revoke_sessions(request)
+            .await
+            .map(|answer| answer.into_inner().removed)
     };
-    assert_eq!(revoke(61).await.map_err(|status| reason(&status)), Err("BEFORE_INVALID".to_owned()));
+    assert_eq!(
+        revoke(61).await.map_err(|status| reason(&status)),
+        Err("BEFORE_INVALID".to_owned())
+    );
     assert_eq!(revoke(0).await.unwrap(), 0);
     assert_eq!(revoke(30).await.unwrap(), 6);
     daemon.clock.advance(MILLISECOND);
@@ -359,7 +513,13 @@ async fn old_time_stamps_extend_no_life_and_evade_no_revocation() {
     let mut stamps = Vec::new();
     for id in ["a1", "a2"] {
         w.put(ticket(&first, id)).await;
-        stamps.push(w.lookup(lookup(id)).await.session.unwrap().authenticate_time);
+        stamps.push(
+            w.lookup(lookup(id))
+                .await
+                .session
+                .unwrap()
+                .authenticate_time,
+        );
     }
     w.shutdown(&first).await;
     let ends = away(&daemon, 7200 - 45).unwrap();
@@ -368,10 +528,18 @@ async fn old_time_stamps_extend_no_life_and_evade_no_revocation() {
     let resumed = async |id: &str, next: &str, stamp| {
         let connection = w.open(worker(pb::Role::Server)).await.id;
         assert!(w.set_session(&connection, id).await.session_reused);
-        w.put(pb::PutSessionRequest { authenticate_time: stamp, ..ticket(&connection, next) }).await
+        w.put(pb::PutSessionRequest {
+            authenticate_time: stamp,
+            ..ticket(&connection, next)
+        })
+        .await
     };
     let next = resumed("a1", "b1", stamps[0]).await.session.unwrap();
-    assert_eq!(next.expire_time, Some(ends), "a renewed ticket expires when the first one would have");
+    assert_eq!(
+        next.expire_time,
+        Some(ends),
+        "a renewed ticket expires when the first one would have"
+    );
     daemon.sessions().revoke_sessions(all()).await.unwrap();
     daemon.clock.advance(MILLISECOND);
     assert_eq!(resumed("a2", "b2", stamps[1]).await.reason, "REVOKED");
@@ -383,7 +551,11 @@ async fn old_time_stamps_extend_no_life_and_evade_no_revocation() {
 async fn streams_end_when_a_step_expires_their_certificate() {
     let rules = rule("dns:a.test", "default", "worker") + &rule("dns:a.test", "mail", "observer");
     let house = House::with(&(rules + &rule("local", "*", "observer"))).await;
-    let mut guest = Guest::new(&house.over_tls(&for_an_hour(&house.authority, &["a.test"])).await);
+    let mut guest = Guest::new(
+        &house
+            .over_tls(&for_an_hour(&house.authority, &["a.test"]))
+            .await,
+    );
     let mut attached = guest.attach().await;
     attached.established("aa").await;
     let mut driven = guest.drive(Event::New(new("", pb::Role::Server))).await;
@@ -411,9 +583,13 @@ struct Faked {
 /// Returns the path of the library that tests/peers.sh installs. Debian's folder depends on the
 /// processor.
 fn libfaketime() -> PathBuf {
-    let all = fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
+    let all = fs::read_dir("/usr/lib")
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
     let mut found = all.map(|folder| folder.join("faketime/libfaketimeMT.so.1"));
-    found.find(|library| library.exists()).expect("libfaketime is missing: run tests/peers.sh")
+    found
+        .find(|library| library.exists())
+        .expect("libfaketime is missing: run tests/peers.sh")
 }
 
 impl Faked {
@@ -432,7 +608,11 @@ impl Faked {
                 .env("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
         );
         let address = process.says("listening on tcp://").await;
-        Self { process, folder, address }
+        Self {
+            process,
+            folder,
+            address,
+        }
     }
 
     async fn guest(&self) -> Guest {
@@ -442,32 +622,60 @@ impl Faked {
     /// Sets the daemon's wall clock ahead of this machine's by `seconds`, and waits until time
     /// stamps of the API show it.
     async fn set_wall(&self, guest: &mut Guest, seconds: i64) {
-        let (file, next) = (self.folder.path().join("offset"), self.folder.path().join("next"));
+        let (file, next) = (
+            self.folder.path().join("offset"),
+            self.folder.path().join("next"),
+        );
         fs::write(&next, format!("{seconds:+}")).unwrap();
         fs::rename(next, file).unwrap();
         let shown = async {
             loop {
-                let made = guest.connections.new_connection(worker(pb::Role::Server)).await.unwrap();
+                let made = guest
+                    .connections
+                    .new_connection(worker(pb::Role::Server))
+                    .await
+                    .unwrap();
                 let made = made.into_inner().connection.unwrap();
                 let here = i64::try_from(now().as_secs()).unwrap();
                 let away = made.create_time.unwrap().seconds - here;
-                let free = pb::FreeRequest { connection_id: made.id, allow_missing: false };
+                let free = pb::FreeRequest {
+                    connection_id: made.id,
+                    allow_missing: false,
+                };
                 guest.connections.free(free).await.unwrap();
                 if away.abs_diff(seconds) <= 5 {
                     return;
                 }
             }
         };
-        timeout(PATIENCE, shown).await.expect("libfaketime sets the daemon's wall clock");
+        timeout(PATIENCE, shown)
+            .await
+            .expect("libfaketime sets the daemon's wall clock");
     }
 }
 
 /// Opens a connection, stores this session on it and closes it, so that the session is kept.
 async fn keeps(guest: &mut Guest, context: &str, request: pb::PutSessionRequest) {
     let connection_id = guest.open(context).await.unwrap();
-    let request = pb::PutSessionRequest { connection_id: connection_id.clone(), ..request };
-    assert_eq!(guest.sessions.put_session(request).await.unwrap().into_inner().reason, "");
-    guest.connections.shutdown(pb::ShutdownRequest { connection_id }).await.unwrap();
+    let request = pb::PutSessionRequest {
+        connection_id: connection_id.clone(),
+        ..request
+    };
+    assert_eq!(
+        guest
+            .sessions
+            .put_session(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .reason,
+        ""
+    );
+    guest
+        .connections
+        .shutdown(pb::ShutdownRequest { connection_id })
+        .await
+        .unwrap();
 }
 
 async fn looked(
@@ -475,24 +683,48 @@ async fn looked(
     context: &str,
     id: &str,
 ) -> pb::LookupSessionResponse {
-    let request = pb::LookupSessionRequest { context: context.into(), ..lookup(id) };
+    let request = pb::LookupSessionRequest {
+        context: context.into(),
+        ..lookup(id)
+    };
     sessions.lookup_session(request).await.unwrap().into_inner()
 }
 
 /// Opens a connection with an idle time-out of one second. Returns its id.
 async fn short_lived(guest: &mut Guest) -> String {
-    let second = prost_types::Duration { seconds: 1, nanos: 0 };
-    let request = pb::NewRequest { idle_timeout: Some(second), ..worker(pb::Role::Server) };
-    guest.connections.new_connection(request).await.unwrap().into_inner().connection.unwrap().id
+    let second = prost_types::Duration {
+        seconds: 1,
+        nanos: 0,
+    };
+    let request = pb::NewRequest {
+        idle_timeout: Some(second),
+        ..worker(pb::Role::Server)
+    };
+    guest
+        .connections
+        .new_connection(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .connection
+        .unwrap()
+        .id
 }
 
 /// Waits until the daemon has freed this idle connection, which its sweep does.
 async fn lapses(guest: &mut Guest, id: String) {
     let gone = async {
         let request = pb::GetConnectionRequest { connection_id: id };
-        while guest.connections.get_connection(request.clone()).await.is_ok() {}
+        while guest
+            .connections
+            .get_connection(request.clone())
+            .await
+            .is_ok()
+        {}
     };
-    timeout(PATIENCE, gone).await.expect("the idle connection is freed");
+    timeout(PATIENCE, gone)
+        .await
+        .expect("the idle connection is freed");
 }
 
 fn two_contexts(folder: &Path) -> String {
@@ -514,39 +746,82 @@ async fn binary_revokes_and_expires_after_a_step_back() {
     let idle = short_lived(&mut guest).await;
     lapses(&mut guest, idle).await;
     let expired = async { while looked(&mut guest.sessions, "short", "bb").await.found {} };
-    timeout(PATIENCE, expired).await.expect("a session expires at its time-out");
-    assert_eq!(looked(&mut guest.sessions, "short", "bb").await.miss_reason(), pb::MissReason::Expired);
+    timeout(PATIENCE, expired)
+        .await
+        .expect("a session expires at its time-out");
+    assert_eq!(
+        looked(&mut guest.sessions, "short", "bb")
+            .await
+            .miss_reason(),
+        pb::MissReason::Expired
+    );
 
-    let revoked = guest.sessions.revoke_sessions(all()).await.unwrap().into_inner();
+    let revoked = guest
+        .sessions
+        .revoke_sessions(all())
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(revoked.removed, 1);
-    assert_eq!(looked(&mut guest.sessions, "", "aa").await.miss_reason(), pb::MissReason::Revoked);
+    assert_eq!(
+        looked(&mut guest.sessions, "", "aa").await.miss_reason(),
+        pb::MissReason::Revoked
+    );
 
     // A revocation does not cover a session that is authenticated after its answer, however soon.
     for number in 0..20 {
         let connection_id = guest.open("").await.unwrap();
         let id = format!("{number:02x}");
         guest.sessions.revoke_sessions(all()).await.unwrap();
-        let stored = guest.sessions.put_session(put(&connection_id, &id)).await.unwrap().into_inner();
+        let stored = guest
+            .sessions
+            .put_session(put(&connection_id, &id))
+            .await
+            .unwrap()
+            .into_inner();
         assert_eq!(stored.reason, "", "round {number}");
-        assert!(looked(&mut guest.sessions, "", &id).await.found, "round {number}");
+        assert!(
+            looked(&mut guest.sessions, "", &id).await.found,
+            "round {number}"
+        );
     }
 
     // This machine's clock is now ahead of the daemon's, like the clock of a worker on another host
     // may be.
     let here = now();
-    let told = prost_types::Timestamp { seconds: i64::try_from(here.as_secs()).unwrap(), nanos: 0 };
+    let told = prost_types::Timestamp {
+        seconds: i64::try_from(here.as_secs()).unwrap(),
+        nanos: 0,
+    };
     let connection_id = guest.open("").await.unwrap();
-    let request = pb::PutSessionRequest { authenticate_time: Some(told), ..put(&connection_id, "cc") };
+    let request = pb::PutSessionRequest {
+        authenticate_time: Some(told),
+        ..put(&connection_id, "cc")
+    };
     let refused = guest.sessions.put_session(request.clone()).await;
-    assert_eq!(why(refused), (Code::InvalidArgument, "AUTHENTICATE_TIME_INVALID".into()));
+    assert_eq!(
+        why(refused),
+        (Code::InvalidArgument, "AUTHENTICATE_TIME_INVALID".into())
+    );
     daemon.set_wall(&mut guest, -30).await;
-    let stored = guest.sessions.put_session(request).await.unwrap().into_inner().session.unwrap();
+    let stored = guest
+        .sessions
+        .put_session(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .session
+        .unwrap();
     // The daemon reads its clock twice, so the two times may differ by some milliseconds.
     let millis = |time: Option<prost_types::Timestamp>| {
-        time.map(|it| it.seconds * 1000 + i64::from(it.nanos / 1_000_000)).unwrap()
+        time.map(|it| it.seconds * 1000 + i64::from(it.nanos / 1_000_000))
+            .unwrap()
     };
     let apart = millis(stored.create_time) - millis(stored.authenticate_time);
-    assert!((0..1000).contains(&apart), "the authentication counts as now: {apart} ms apart");
+    assert!(
+        (0..1000).contains(&apart),
+        "the authentication counts as now: {apart} ms apart"
+    );
     daemon.process.kill().await;
 }
 
@@ -564,8 +839,17 @@ async fn binary_keeps_sessions_in_use_after_a_step_ahead() {
     for id in ["aa", "bb"] {
         assert!(looked(&mut guest.sessions, "", id).await.found, "{id}");
     }
-    let request = pb::GetConnectionRequest { connection_id: open };
-    let kept = guest.connections.get_connection(request).await.unwrap().into_inner().connection.unwrap();
+    let request = pb::GetConnectionRequest {
+        connection_id: open,
+    };
+    let kept = guest
+        .connections
+        .get_connection(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .connection
+        .unwrap();
     assert_eq!(kept.state(), pb::ConnectionState::Established);
     daemon.process.kill().await;
 }
@@ -590,7 +874,9 @@ async fn binary_ends_streams_of_an_expired_certificate() {
     let connect = async || {
         let socket = TcpStream::connect(&tls).await.unwrap();
         let config = doors::client(&authority.pem, Some(&leaf));
-        TlsConnector::from(std::sync::Arc::new(config)).connect("localhost".try_into().unwrap(), socket).await
+        TlsConnector::from(std::sync::Arc::new(config))
+            .connect("localhost".try_into().unwrap(), socket)
+            .await
     };
     let mut certified = Guest::new(&doors::over(connect().await.unwrap()).await);
     let mut attached = certified.attach().await;

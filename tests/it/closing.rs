@@ -8,8 +8,8 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 use tls_sessiond_proto::{
-    self as pb, connection_service_client::ConnectionServiceClient, drive_request::Event as Request,
-    drive_response::Event as Answer,
+    self as pb, connection_service_client::ConnectionServiceClient,
+    drive_request::Event as Request, drive_response::Event as Answer,
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::mpsc, time::timeout};
 use tokio_rustls::client::TlsStream;
@@ -56,9 +56,20 @@ enum Ending {
 #[tokio::test]
 async fn sessions_of_connections_that_end_open_are_removed() {
     use Ending::*;
-    for ending in [TransportEnds, WorkerHangsUp, StreamCut, Idle, AlertFromPeer, AlertToPeer, PeerCloses] {
+    for ending in [
+        TransportEnds,
+        WorkerHangsUp,
+        StreamCut,
+        Idle,
+        AlertFromPeer,
+        AlertToPeer,
+        PeerCloses,
+    ] {
         for version in VERSIONS {
-            assert!(!resumes_after(ending, version).await, "{ending:?} {version:?}");
+            assert!(
+                !resumes_after(ending, version).await,
+                "{ending:?} {version:?}"
+            );
         }
     }
 }
@@ -68,7 +79,10 @@ async fn sessions_of_connections_that_were_closed_are_kept() {
     use Ending::*;
     for ending in [Shutdown, ShutdownThenTransportEnds, SetShutdown] {
         for version in VERSIONS {
-            assert!(resumes_after(ending, version).await, "{ending:?} {version:?}");
+            assert!(
+                resumes_after(ending, version).await,
+                "{ending:?} {version:?}"
+            );
         }
     }
 }
@@ -85,9 +99,16 @@ async fn resumes_after(ending: Ending, version: &'static SupportedProtocolVersio
     let sessions = daemon.server_sessions().await;
     assert!(sessions > 0);
     worker.end(ending, &mut tls, &daemon).await;
-    daemon.until("the connection is freed", async |daemon| daemon.core.connections().is_empty()).await;
+    daemon
+        .until("the connection is freed", async |daemon| {
+            daemon.core.connections().is_empty()
+        })
+        .await;
     let kept = daemon.server_sessions().await;
-    assert!(kept == 0 || kept == sessions, "a family is kept or removed as a whole");
+    assert!(
+        kept == 0 || kept == sessions,
+        "a family is kept or removed as a whole"
+    );
 
     let mut tls = client.tls();
     Worker::open(&daemon).await.meet(&mut tls).await;
@@ -100,9 +121,16 @@ async fn resumes_after(ending: Ending, version: &'static SupportedProtocolVersio
 
 /// Asserts that the client offered one session, which was a hit or a miss.
 async fn offered_once(daemon: &TestDaemon, hit: bool) {
-    let context = daemon.contexts().get_context(pb::GetContextRequest::default()).await.unwrap();
+    let context = daemon
+        .contexts()
+        .get_context(pb::GetContextRequest::default())
+        .await
+        .unwrap();
     let stats = context.into_inner().context.unwrap().stats.unwrap();
-    assert_eq!((stats.hits, stats.misses), if hit { (1, 0) } else { (0, 1) });
+    assert_eq!(
+        (stats.hits, stats.misses),
+        if hit { (1, 0) } else { (0, 1) }
+    );
 }
 
 /// A worker with one Drive of a server's connection, over its own channel.
@@ -119,24 +147,39 @@ impl Worker {
         let channel = channel.connect().await.unwrap();
         let (requests, receiver) = mpsc::channel(4);
         let new = Request::New(harness::new("", pb::Role::Server));
-        requests.send(pb::DriveRequest { event: Some(new) }).await.unwrap();
+        requests
+            .send(pb::DriveRequest { event: Some(new) })
+            .await
+            .unwrap();
         let answers = ConnectionServiceClient::new(channel.clone())
             .drive(ReceiverStream::new(receiver))
             .await
             .unwrap()
             .into_inner();
-        let mut worker = Self { id: String::new(), requests, answers, _channel: channel };
-        let Ok(Some(Answer::Opened(opened))) = worker.next().await else { panic!("not opened") };
+        let mut worker = Self {
+            id: String::new(),
+            requests,
+            answers,
+            _channel: channel,
+        };
+        let Ok(Some(Answer::Opened(opened))) = worker.next().await else {
+            panic!("not opened")
+        };
         worker.id = opened.id;
         worker
     }
 
     async fn send(&self, event: Request) {
-        self.requests.send(pb::DriveRequest { event: Some(event) }).await.unwrap();
+        self.requests
+            .send(pb::DriveRequest { event: Some(event) })
+            .await
+            .unwrap();
     }
 
     async fn next(&mut self) -> Result<Option<Answer>, Status> {
-        let answer = timeout(PATIENCE, self.answers.message()).await.expect("an answer")?;
+        let answer = timeout(PATIENCE, self.answers.message())
+            .await
+            .expect("an answer")?;
         Ok(answer.and_then(|answer| answer.event))
     }
 
@@ -180,7 +223,10 @@ impl Worker {
             }
             Ending::WorkerHangsUp => {
                 drop(self.requests);
-                let rest = timeout(PATIENCE, self.answers.message()).await.expect("the end").unwrap();
+                let rest = timeout(PATIENCE, self.answers.message())
+                    .await
+                    .expect("the end")
+                    .unwrap();
                 assert_eq!(rest, None);
             }
             Ending::StreamCut => {}
@@ -190,10 +236,20 @@ impl Worker {
                 assert_eq!(harness::reason(&freed), "CONNECTION_FREED");
             }
             Ending::AlertFromPeer => {
-                feed(tls, &[23, 3, 3, 0, 32].into_iter().chain([0; 32]).collect::<Vec<_>>()).unwrap_err();
+                feed(
+                    tls,
+                    &[23, 3, 3, 0, 32]
+                        .into_iter()
+                        .chain([0; 32])
+                        .collect::<Vec<_>>(),
+                )
+                .unwrap_err();
                 self.forward(tls).await;
                 let alert = self.closed().await.expect("an alert");
-                assert_eq!((alert.name.as_str(), alert.received), ("bad_record_mac", true));
+                assert_eq!(
+                    (alert.name.as_str(), alert.received),
+                    ("bad_record_mac", true)
+                );
             }
             Ending::AlertToPeer => {
                 std::io::Write::write_all(&mut tls.writer(), b"hello").unwrap();
@@ -201,7 +257,10 @@ impl Worker {
                 *records.last_mut().unwrap() ^= 1;
                 self.send(Request::Ciphertext(records.into())).await;
                 let alert = self.closed().await.expect("an alert");
-                assert_eq!((alert.name.as_str(), alert.received), ("bad_record_mac", false));
+                assert_eq!(
+                    (alert.name.as_str(), alert.received),
+                    ("bad_record_mac", false)
+                );
             }
             Ending::PeerCloses => {
                 tls.send_close_notify();
@@ -215,16 +274,25 @@ impl Worker {
                 assert_eq!(self.closed().await, None);
             }
             Ending::SetShutdown => {
-                let shutdown = Some(pb::ShutdownFlags { sent: true, received: false });
-                let request = pb::SetShutdownRequest { connection_id: self.id.clone(), shutdown };
+                let shutdown = Some(pb::ShutdownFlags {
+                    sent: true,
+                    received: false,
+                });
+                let request = pb::SetShutdownRequest {
+                    connection_id: self.id.clone(),
+                    shutdown,
+                };
                 daemon.connections().set_shutdown(request).await.unwrap();
             }
         }
     }
 
     async fn shut_down(&mut self, tls: &mut ClientConnection) {
-        self.send(Request::Shutdown(pb::ShutdownRequest::default())).await;
-        let Ok(Some(Answer::Ciphertext(records))) = self.next().await else { panic!("no close_notify") };
+        self.send(Request::Shutdown(pb::ShutdownRequest::default()))
+            .await;
+        let Ok(Some(Answer::Ciphertext(records))) = self.next().await else {
+            panic!("no close_notify")
+        };
         tls.read_tls(&mut &records[..]).unwrap();
         assert!(tls.process_new_packets().unwrap().peer_has_closed());
     }
@@ -257,18 +325,28 @@ async fn comes_back_after(end: impl AsyncFn(Server, TlsStream<TcpStream>)) {
     for version in VERSIONS {
         let certificate = Certificate::new();
         let daemon = TestDaemon::with(&certificate.context()).await;
-        let (one, two) = (Server::start(&daemon, "one").await, Server::start(&daemon, "two").await);
+        let (one, two) = (
+            Server::start(&daemon, "one").await,
+            Server::start(&daemon, "two").await,
+        );
         let client = Returning::new(&certificate, version);
 
         let mut tls = client.connect(&one.address).await;
         tls.write_all(b"GET / HT").await.unwrap();
         assert!(daemon.server_sessions().await > 0);
         end(one, tls).await;
-        daemon.until("the connection is freed", async |daemon| daemon.core.connections().is_empty()).await;
+        daemon
+            .until("the connection is freed", async |daemon| {
+                daemon.core.connections().is_empty()
+            })
+            .await;
         assert_eq!(daemon.server_sessions().await, 0, "{version:?}");
 
         let page = client.fetch(&two.address).await;
-        assert!(page.contains("two:") && page.contains("resumed: false"), "{version:?}: {page}");
+        assert!(
+            page.contains("two:") && page.contains("resumed: false"),
+            "{version:?}: {page}"
+        );
         offered_once(&daemon, false).await;
     }
 }
@@ -289,13 +367,22 @@ async fn session_closed_at_one_worker_resumes_at_another() {
     for version in VERSIONS {
         let certificate = Certificate::new();
         let daemon = TestDaemon::with(&certificate.context()).await;
-        let (one, two) = (Server::start(&daemon, "one").await, Server::start(&daemon, "two").await);
+        let (one, two) = (
+            Server::start(&daemon, "one").await,
+            Server::start(&daemon, "two").await,
+        );
         let client = Returning::new(&certificate, version);
 
         let page = client.fetch(&one.address).await;
-        assert!(page.contains("one:") && page.contains("resumed: false"), "{version:?}: {page}");
+        assert!(
+            page.contains("one:") && page.contains("resumed: false"),
+            "{version:?}: {page}"
+        );
         let page = client.fetch(&two.address).await;
-        assert!(page.contains("two:") && page.contains("resumed: true"), "{version:?}: {page}");
+        assert!(
+            page.contains("two:") && page.contains("resumed: true"),
+            "{version:?}: {page}"
+        );
         offered_once(&daemon, true).await;
     }
 }

@@ -49,12 +49,18 @@ fn configuration_reference_shows_the_defaults() {
             .collect::<Vec<_>>()
     };
     assert_eq!(names(&said.api), names(&real.api));
-    assert_eq!((said.unix, &said.tls, &said.access), (real.unix, &real.tls, &real.access));
+    assert_eq!(
+        (said.unix, &said.tls, &said.access),
+        (real.unix, &real.tls, &real.access)
+    );
     assert_eq!(said.limits, real.limits);
     assert_eq!(said.drain, real.drain);
     assert_eq!(said.log, real.log);
     // A context in a file does not make its own certificate.
-    let real = ContextConfig { self_made: false, ..real.contexts[0].clone() };
+    let real = ContextConfig {
+        self_made: false,
+        ..real.contexts[0].clone()
+    };
     assert_eq!(format!("{:?}", said.contexts), format!("{:?}", [real]));
 }
 
@@ -73,28 +79,54 @@ fn configuration_reference_has_every_key() {
     let access: toml::Table = section("## access").parse().unwrap();
     let sections = [
         ("no_such_key", and(keys(&table), "access")),
-        ("listen.no_such_key", and(keys(table["listen"].as_table().unwrap()), "tls")),
-        ("listen.tls.no_such_key", keys(own["listen"]["tls"].as_table().unwrap())),
-        ("access.0.no_such_key", keys(access["access"][0].as_table().unwrap())),
-        ("limits.no_such_key", keys(table["limits"].as_table().unwrap())),
-        ("drain.no_such_key", keys(table["drain"].as_table().unwrap())),
+        (
+            "listen.no_such_key",
+            and(keys(table["listen"].as_table().unwrap()), "tls"),
+        ),
+        (
+            "listen.tls.no_such_key",
+            keys(own["listen"]["tls"].as_table().unwrap()),
+        ),
+        (
+            "access.0.no_such_key",
+            keys(access["access"][0].as_table().unwrap()),
+        ),
+        (
+            "limits.no_such_key",
+            keys(table["limits"].as_table().unwrap()),
+        ),
+        (
+            "drain.no_such_key",
+            keys(table["drain"].as_table().unwrap()),
+        ),
         ("log.no_such_key", keys(table["log"].as_table().unwrap())),
         ("context.0.no_such_key", keys(context)),
     ];
     for (unknown, said) in sections {
         // The error names the keys that exist.
         let refusal = load(reference(), &[&format!("{unknown}=1")]).unwrap_err();
-        let (_, expected) = refusal.split_once("expected ").unwrap_or_else(|| panic!("{refusal}"));
-        let real: HashSet<_> = expected.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+        let (_, expected) = refusal
+            .split_once("expected ")
+            .unwrap_or_else(|| panic!("{refusal}"));
+        let real: HashSet<_> = expected
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .collect();
         assert_eq!(said, real, "{unknown}");
     }
 }
 
 /// Returns the names of tests in the last column of a document's tables.
 fn named_tests(text: &'static str) -> Vec<&'static str> {
-    let rows = text.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| --- "));
+    let rows = text
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| --- "));
     let cells = rows.filter_map(|row| row.trim_end_matches(" |").rsplit(" | ").next());
-    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect()
+    cells
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .collect()
 }
 
 #[test]
@@ -134,7 +166,10 @@ fn read(folder: &Path, into: &mut Vec<(String, String)>) {
             read(&path, into);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = fs::read_to_string(&path).unwrap();
-            into.push((path.strip_prefix(root()).unwrap().display().to_string(), text));
+            into.push((
+                path.strip_prefix(root()).unwrap().display().to_string(),
+                text,
+            ));
         }
     }
 }
@@ -143,8 +178,9 @@ fn read(folder: &Path, into: &mut Vec<(String, String)>) {
 fn numbered_items(text: &str) -> Vec<(u32, String)> {
     let mut items: Vec<(u32, String)> = Vec::new();
     for line in text.lines() {
-        let number =
-            line.split_once(". ").and_then(|(number, rest)| Some((number.parse::<u32>().ok()?, rest)));
+        let number = line
+            .split_once(". ")
+            .and_then(|(number, rest)| Some((number.parse::<u32>().ok()?, rest)));
         if let Some((number, rest)) = number {
             items.push((number, rest.to_owned()));
         } else if let (true, Some((_, item))) = (line.starts_with("  "), items.last_mut()) {
@@ -159,7 +195,12 @@ fn numbered_items(text: &str) -> Vec<(u32, String)> {
 /// `// Invariants 3 and 15.`. Returns `None` for any other line.
 fn invariants_of(line: &str) -> Option<Vec<u32>> {
     let numbers = line.trim_start().strip_prefix("// Invariant")?;
-    Some(numbers.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect())
+    Some(
+        numbers
+            .split(|c: char| !c.is_ascii_digit())
+            .filter_map(|number| number.parse().ok())
+            .collect(),
+    )
 }
 
 /// Returns whether the lines begin with a test function. Tests under the scheduler have no attribute.
@@ -173,25 +214,43 @@ fn begins_with_test(path: &str, lines: &[&str]) -> bool {
 
 #[test]
 fn every_invariant_has_a_test_that_names_it() {
-    let known: Vec<_> = numbered_items(INVARIANTS).into_iter().map(|(number, _)| number).collect();
-    assert!(known.iter().copied().eq(1..=26), "the invariants of docs/invariants.md: {known:?}");
+    let known: Vec<_> = numbered_items(INVARIANTS)
+        .into_iter()
+        .map(|(number, _)| number)
+        .collect();
+    assert!(
+        known.iter().copied().eq(1..=26),
+        "the invariants of docs/invariants.md: {known:?}"
+    );
     let (mut named, mut broken) = (HashSet::new(), Vec::new());
     for (path, text) in sources() {
         let lines: Vec<_> = text.lines().collect();
         for (place, line) in lines.iter().enumerate() {
-            let Some(numbers) = invariants_of(line) else { continue };
+            let Some(numbers) = invariants_of(line) else {
+                continue;
+            };
             let unknown = numbers.iter().any(|number| !known.contains(number));
             if numbers.is_empty() || unknown {
-                broken.push(format!("{path}:{}: no such invariant: {}", place + 1, line.trim()));
+                broken.push(format!(
+                    "{path}:{}: no such invariant: {}",
+                    place + 1,
+                    line.trim()
+                ));
             }
             if !begins_with_test(&path, &lines[place + 1..]) {
-                broken.push(format!("{path}:{}: not directly above a test: {}", place + 1, line.trim()));
+                broken.push(format!(
+                    "{path}:{}: not directly above a test: {}",
+                    place + 1,
+                    line.trim()
+                ));
             }
             named.extend(numbers);
         }
     }
     let untested = known.iter().filter(|number| !named.contains(*number));
-    broken.extend(untested.map(|number| format!("docs/invariants.md: no test names invariant {number}")));
+    broken.extend(
+        untested.map(|number| format!("docs/invariants.md: no test names invariant {number}")),
+    );
     let (_, section) = ARCHITECTURE.split_once("\n## Invariants\n").unwrap();
     let (section, _) = section.split_once("\n## ").unwrap();
     let important: Vec<u32> = section
@@ -199,20 +258,39 @@ fn every_invariant_has_a_test_that_names_it() {
         .skip(1)
         .filter_map(|rest| rest.split_once('.')?.0.parse().ok())
         .collect();
-    assert_eq!(important.len(), 8, "the invariants of ARCHITECTURE.md: {important:?}");
-    let unknown = important.iter().filter(|number| !known.contains(*number) || !named.contains(*number));
+    assert_eq!(
+        important.len(),
+        8,
+        "the invariants of ARCHITECTURE.md: {important:?}"
+    );
+    let unknown = important
+        .iter()
+        .filter(|number| !known.contains(*number) || !named.contains(*number));
     broken.extend(unknown.map(|number| format!("ARCHITECTURE.md: invariant {number} has no test")));
-    assert!(broken.is_empty(), "invariants and tests that do not agree:\n{}", broken.join("\n"));
+    assert!(
+        broken.is_empty(),
+        "invariants and tests that do not agree:\n{}",
+        broken.join("\n")
+    );
 }
 
 #[test]
 fn comments_that_name_invariants_are_read() {
     assert_eq!(invariants_of("    // Invariant 4."), Some(vec![4]));
-    assert_eq!(invariants_of("// Invariants 3, 5 and 15."), Some(vec![3, 5, 15]));
+    assert_eq!(
+        invariants_of("// Invariants 3, 5 and 15."),
+        Some(vec![3, 5, 15])
+    );
     assert_eq!(invariants_of("// Invariants hold."), Some(Vec::new()));
     assert_eq!(invariants_of("//! Invariants:"), None);
-    assert!(begins_with_test("tests/it/a.rs", &["    #[tokio::test(flavor = \"multi_thread\")]"]));
-    assert!(begins_with_test("crates/core/tests/shuttle/a.rs", &["fn a() {"]));
+    assert!(begins_with_test(
+        "tests/it/a.rs",
+        &["    #[tokio::test(flavor = \"multi_thread\")]"]
+    ));
+    assert!(begins_with_test(
+        "crates/core/tests/shuttle/a.rs",
+        &["fn a() {"]
+    ));
     assert!(!begins_with_test("tests/it/a.rs", &["", "#[test]"]));
     assert!(!begins_with_test("tests/it/a.rs", &[]));
 }
@@ -221,7 +299,9 @@ fn comments_that_name_invariants_are_read() {
 fn wrong_in_tour(answer: &str) -> Option<String> {
     let spans: Vec<_> = answer.split('`').skip(1).step_by(2).collect();
     let [place, quote] = spans.as_slice() else {
-        return Some(format!("expected a place and the quoted line, both in backticks: {answer}"));
+        return Some(format!(
+            "expected a place and the quoted line, both in backticks: {answer}"
+        ));
     };
     let Some((path, number)) = place.rsplit_once(':') else {
         return Some(format!("expected `path:line`, found `{place}`"));
@@ -229,7 +309,10 @@ fn wrong_in_tour(answer: &str) -> Option<String> {
     let Ok(text) = fs::read_to_string(root().join(path)) else {
         return Some(format!("{place}: there is no such file"));
     };
-    let lines = text.lines().enumerate().filter(|(_, line)| line.contains(quote.trim()));
+    let lines = text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| line.contains(quote.trim()));
     let lines: Vec<_> = lines.map(|(at, _)| (at + 1).to_string()).collect();
     if lines.iter().any(|line| line == number) {
         return None;
@@ -244,9 +327,19 @@ fn wrong_in_tour(answer: &str) -> Option<String> {
 fn tour_of_the_code_quotes_the_lines_it_names() {
     let answers = numbered_items(TOUR);
     let numbers: Vec<_> = answers.iter().map(|(number, _)| *number).collect();
-    assert!(numbers.iter().copied().eq(1..=10), "the answers of docs/tour-of-the-code.md: {numbers:?}");
-    let broken: Vec<_> = answers.iter().filter_map(|(_, answer)| wrong_in_tour(answer)).collect();
-    assert!(broken.is_empty(), "docs/tour-of-the-code.md:\n{}", broken.join("\n"));
+    assert!(
+        numbers.iter().copied().eq(1..=10),
+        "the answers of docs/tour-of-the-code.md: {numbers:?}"
+    );
+    let broken: Vec<_> = answers
+        .iter()
+        .filter_map(|(_, answer)| wrong_in_tour(answer))
+        .collect();
+    assert!(
+        broken.is_empty(),
+        "docs/tour-of-the-code.md:\n{}",
+        broken.join("\n")
+    );
 }
 
 #[test]
@@ -259,5 +352,8 @@ fn tour_names_the_new_line_of_a_moved_quote() {
     assert!(wrong("`no/such.rs:1` has it: `x`").contains("no such file"));
     assert!(wrong("`README.md` has it: `x`").contains("expected `path:line`"));
     assert!(wrong("`README.md:1` has it").contains("expected a place"));
-    assert_eq!(wrong_in_tour("`docs/invariants.md:1` has it: `# Invariants`"), None);
+    assert_eq!(
+        wrong_in_tour("`docs/invariants.md:1` has it: `# Invariants`"),
+        None
+    );
 }

@@ -64,7 +64,9 @@ pub(crate) struct House {
 
 /// Returns an `[[access]]` rule.
 pub(crate) fn rule(identity: &str, contexts: &str, role: &str) -> String {
-    format!("[[access]]\nidentity = \"{identity}\"\ncontexts = [\"{contexts}\"]\nrole = \"{role}\"\n")
+    format!(
+        "[[access]]\nidentity = \"{identity}\"\ncontexts = [\"{contexts}\"]\nrole = \"{role}\"\n"
+    )
 }
 
 impl House {
@@ -77,22 +79,36 @@ impl House {
         let folder = tempfile::tempdir().unwrap();
         open_to_all(folder.path());
         let authority = Authority::new("workers");
-        authority.leaf(&["localhost"]).write(folder.path(), "server");
+        authority
+            .leaf(&["localhost"])
+            .write(folder.path(), "server");
         fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
         let socket = folder.path().join("api.sock");
-        let api = format!("[\"tcp://127.0.0.1:0\", \"tls://127.0.0.1:0\", \"unix://{}\"]", socket.display());
+        let api = format!(
+            "[\"tcp://127.0.0.1:0\", \"tls://127.0.0.1:0\", \"unix://{}\"]",
+            socket.display()
+        );
         let daemon = TestDaemon::listening(&api, &config(folder.path(), limits, rules)).await;
         let tls = |endpoint: &Endpoint| match endpoint {
             Endpoint::Tls(address) => Some(*address),
             _ => None,
         };
         let tls = daemon.endpoints.iter().find_map(tls).unwrap();
-        Self { daemon, authority, tls, socket, api, limits, folder }
+        Self {
+            daemon,
+            authority,
+            tls,
+            socket,
+            api,
+            limits,
+            folder,
+        }
     }
 
     /// Reloads the daemon with these rules and the current files.
     pub(crate) fn reload(&self, rules: &str) -> Result<Reloaded, ConfigError> {
-        self.daemon.reload_listening(&self.api, &config(self.folder.path(), self.limits, rules))
+        self.daemon
+            .reload_listening(&self.api, &config(self.folder.path(), self.limits, rules))
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -107,7 +123,9 @@ impl House {
     pub(crate) async fn handshake(&self, config: ClientConfig) -> io::Result<TlsStream<TcpStream>> {
         let socket = TcpStream::connect(self.tls).await?;
         socket.set_nodelay(true)?;
-        TlsConnector::from(Arc::new(config)).connect("localhost".try_into().unwrap(), socket).await
+        TlsConnector::from(Arc::new(config))
+            .connect("localhost".try_into().unwrap(), socket)
+            .await
     }
 
     /// Returns a channel over mutual TLS.
@@ -167,7 +185,9 @@ pub(crate) fn client(trusted: &str, leaf: Option<&Leaf>) -> ClientConfig {
 
 pub(crate) fn trust(pem: &str) -> RootCertStore {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()).unwrap();
+    roots
+        .add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap())
+        .unwrap();
     roots
 }
 
@@ -177,9 +197,13 @@ pub(crate) fn trust(pem: &str) -> RootCertStore {
 fn unix_as(uid: u32, socket: &Path) -> UnixStream {
     let socket = socket.to_owned();
     let connect = move || {
-        let (user, group) = (rustix::process::Uid::from_raw(uid), rustix::process::Gid::from_raw(uid));
+        let (user, group) = (
+            rustix::process::Uid::from_raw(uid),
+            rustix::process::Gid::from_raw(uid),
+        );
         set_thread_groups(&[]).expect("the test must run as root to change its user");
-        set_thread_res_gid(group, group, group).expect("the test must run as root to change its user");
+        set_thread_res_gid(group, group, group)
+            .expect("the test must run as root to change its user");
         set_thread_res_uid(user, user, user).expect("the test must run as root to change its user");
         StdUnixStream::connect(socket)
     };
@@ -201,7 +225,9 @@ pub(crate) async fn try_over<S>(stream: S) -> Result<Channel, tonic::transport::
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    Target::from_static("http://localhost").connect_with_connector(Once(Some(stream))).await
+    Target::from_static("http://localhost")
+        .connect_with_connector(Once(Some(stream)))
+        .await
 }
 
 struct Once<S>(Option<S>);
@@ -216,7 +242,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Service<Uri> for Once<S
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        let stream = self.0.take().ok_or_else(|| io::ErrorKind::NotConnected.into());
+        let stream = self
+            .0
+            .take()
+            .ok_or_else(|| io::ErrorKind::NotConnected.into());
         Box::pin(async { stream.map(TokioIo::new) })
     }
 }
@@ -242,8 +271,18 @@ impl Guest {
 
     /// Makes a server's connection of this context whose TLS runs in the worker. Returns its id.
     pub(crate) async fn open(&mut self, context: &str) -> Result<String, Status> {
-        let request = pb::NewRequest { context: context.into(), ..crate::calls::worker(pb::Role::Server) };
-        Ok(self.connections.new_connection(request).await?.into_inner().connection.unwrap().id)
+        let request = pb::NewRequest {
+            context: context.into(),
+            ..crate::calls::worker(pb::Role::Server)
+        };
+        Ok(self
+            .connections
+            .new_connection(request)
+            .await?
+            .into_inner()
+            .connection
+            .unwrap()
+            .id)
     }
 
     pub(crate) async fn exchange(
@@ -253,8 +292,17 @@ impl Guest {
         plaintext: Bytes,
     ) -> pb::ExchangeResponse {
         let connection_id = connection_id.to_owned();
-        let request = pb::ExchangeRequest { connection_id, ciphertext, plaintext, end_of_stream: false };
-        self.connections.exchange(request).await.unwrap().into_inner()
+        let request = pb::ExchangeRequest {
+            connection_id,
+            ciphertext,
+            plaintext,
+            end_of_stream: false,
+        };
+        self.connections
+            .exchange(request)
+            .await
+            .unwrap()
+            .into_inner()
     }
 
     /// Makes a client and a server of the default context whose TLS runs in the daemon, and shakes
@@ -262,21 +310,40 @@ impl Guest {
     pub(crate) async fn pair(&mut self) -> [String; 2] {
         let mut ends = Vec::new();
         for role in [pb::Role::Client, pb::Role::Server] {
-            let made = self.connections.new_connection(new("", role)).await.unwrap().into_inner();
+            let made = self
+                .connections
+                .new_connection(new("", role))
+                .await
+                .unwrap()
+                .into_inner();
             ends.push(made.connection.unwrap().id);
         }
         let [client, server] = ends.try_into().unwrap();
-        let mut flight = self.exchange(&client, Bytes::new(), Bytes::new()).await.ciphertext;
+        let mut flight = self
+            .exchange(&client, Bytes::new(), Bytes::new())
+            .await
+            .ciphertext;
         while !flight.is_empty() {
-            flight = self.exchange(&server, flight, Bytes::new()).await.ciphertext;
-            flight = self.exchange(&client, flight, Bytes::new()).await.ciphertext;
+            flight = self
+                .exchange(&server, flight, Bytes::new())
+                .await
+                .ciphertext;
+            flight = self
+                .exchange(&client, flight, Bytes::new())
+                .await
+                .ciphertext;
         }
         [client, server]
     }
 
     pub(crate) async fn attach(&mut self) -> Attached {
         let (calls, receiver) = mpsc::channel(16);
-        let answers = self.workers.attach(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+        let answers = self
+            .workers
+            .attach(ReceiverStream::new(receiver))
+            .await
+            .unwrap()
+            .into_inner();
         Attached { calls, answers }
     }
 
@@ -284,16 +351,35 @@ impl Guest {
         self.try_drive(first).await.unwrap()
     }
 
-    pub(crate) async fn try_drive(&mut self, first: pb::drive_request::Event) -> Result<Driven, Status> {
+    pub(crate) async fn try_drive(
+        &mut self,
+        first: pb::drive_request::Event,
+    ) -> Result<Driven, Status> {
         let (events, receiver) = mpsc::channel(16);
-        events.send(pb::DriveRequest { event: Some(first) }).await.unwrap();
-        let answers = self.connections.drive(ReceiverStream::new(receiver)).await?.into_inner();
-        Ok(Driven { _events: events, answers })
+        events
+            .send(pb::DriveRequest { event: Some(first) })
+            .await
+            .unwrap();
+        let answers = self
+            .connections
+            .drive(ReceiverStream::new(receiver))
+            .await?
+            .into_inner();
+        Ok(Driven {
+            _events: events,
+            answers,
+        })
     }
 
     pub(crate) async fn watch(&mut self, context: &str) -> Streaming<pb::WatchSessionsResponse> {
-        let request = pb::WatchSessionsRequest { context: context.into() };
-        self.sessions.watch_sessions(request).await.unwrap().into_inner()
+        let request = pb::WatchSessionsRequest {
+            context: context.into(),
+        };
+        self.sessions
+            .watch_sessions(request)
+            .await
+            .unwrap()
+            .into_inner()
     }
 }
 
@@ -312,20 +398,35 @@ pub(crate) struct Attached {
 impl Attached {
     /// Sends a call. Returns the result of its answer.
     pub(crate) async fn call(&mut self, method: pb::call::Method) -> pb::answer::Result {
-        let call = pb::Call { id: 1, method: Some(method), alias: String::new() };
+        let call = pb::Call {
+            id: 1,
+            method: Some(method),
+            alias: String::new(),
+        };
         self.answer(call).await.result.unwrap()
     }
 
     /// Sends a call. Returns the next answer.
     pub(crate) async fn answer(&mut self, call: pb::Call) -> pb::Answer {
-        self.calls.send(pb::AttachRequest { calls: vec![call] }).await.unwrap();
-        self.answers.message().await.unwrap().unwrap().answers.remove(0)
+        self.calls
+            .send(pb::AttachRequest { calls: vec![call] })
+            .await
+            .unwrap();
+        self.answers
+            .message()
+            .await
+            .unwrap()
+            .unwrap()
+            .answers
+            .remove(0)
     }
 
     /// Makes a connection and a session with this id on it. Returns the connection's id.
     pub(crate) async fn established(&mut self, session_id: &str) -> String {
         let request = crate::calls::worker(pb::Role::Server);
-        let pb::answer::Result::New(made) = self.call(pb::call::Method::New(Box::new(request))).await else {
+        let pb::answer::Result::New(made) =
+            self.call(pb::call::Method::New(Box::new(request))).await
+        else {
             panic!("no connection")
         };
         let id = made.connection.unwrap().id;
@@ -350,7 +451,9 @@ pub(crate) fn why<T>(result: Result<T, Status>) -> (Code, String) {
 
 /// Waits for an answer that must come in time. Returns its code and reason.
 pub(crate) async fn told<T>(answer: impl Future<Output = Result<T, Status>>) -> (Code, String) {
-    why(tokio::time::timeout(PATIENCE, answer).await.expect("an answer in time"))
+    why(tokio::time::timeout(PATIENCE, answer)
+        .await
+        .expect("an answer in time"))
 }
 
 /// The code and reason for a caller without the role.

@@ -45,7 +45,12 @@ impl Stage {
         let daemon = Binary::start(&["--config", file.to_str().unwrap()]).await;
         let channel = Endpoint::from_shared(format!("http://{}", daemon.address)).unwrap();
         let channel = channel.connect().await.unwrap();
-        Self { _daemon: daemon, channel, certificate, _folder: folder }
+        Self {
+            _daemon: daemon,
+            channel,
+            certificate,
+            _folder: folder,
+        }
     }
 
     fn connections(&self) -> ConnectionServiceClient<Channel> {
@@ -55,36 +60,79 @@ impl Stage {
     /// Opens a Drive. The worker's half stays open until the wire is dropped.
     async fn drive(&self, first: Request) -> Wire {
         let (requests, receiver) = mpsc::channel(8);
-        requests.send(pb::DriveRequest { event: Some(first) }).await.unwrap();
-        let answers = self.connections().drive(ReceiverStream::new(receiver)).await.unwrap().into_inner();
-        let mut wire = Wire { id: String::new(), requests, answers };
-        let Ok(Some(Answer::Opened(opened))) = wire.next().await else { panic!("not opened") };
+        requests
+            .send(pb::DriveRequest { event: Some(first) })
+            .await
+            .unwrap();
+        let answers = self
+            .connections()
+            .drive(ReceiverStream::new(receiver))
+            .await
+            .unwrap()
+            .into_inner();
+        let mut wire = Wire {
+            id: String::new(),
+            requests,
+            answers,
+        };
+        let Ok(Some(Answer::Opened(opened))) = wire.next().await else {
+            panic!("not opened")
+        };
         wire.id = opened.id;
         wire
     }
 
     async fn server(&self) -> Wire {
-        self.drive(Request::New(harness::new("", pb::Role::Server))).await
+        self.drive(Request::New(harness::new("", pb::Role::Server)))
+            .await
     }
 
     async fn open(&self, role: pb::Role) -> String {
-        let made = self.connections().new_connection(harness::new("", role)).await.unwrap().into_inner();
+        let made = self
+            .connections()
+            .new_connection(harness::new("", role))
+            .await
+            .unwrap()
+            .into_inner();
         made.connection.unwrap().id
     }
 
     async fn exchange(&self, id: &str, input: pb::ExchangeRequest) -> pb::ExchangeResponse {
-        let request = pb::ExchangeRequest { connection_id: id.into(), ..input };
-        self.connections().exchange(request).await.unwrap().into_inner()
+        let request = pb::ExchangeRequest {
+            connection_id: id.into(),
+            ..input
+        };
+        self.connections()
+            .exchange(request)
+            .await
+            .unwrap()
+            .into_inner()
     }
 
     async fn get(&self, id: &str) -> pb::Connection {
-        let request = pb::GetConnectionRequest { connection_id: id.into() };
-        self.connections().get_connection(request).await.unwrap().into_inner().connection.unwrap()
+        let request = pb::GetConnectionRequest {
+            connection_id: id.into(),
+        };
+        self.connections()
+            .get_connection(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .connection
+            .unwrap()
     }
 
     async fn free(&self, id: &str) -> Vec<pb::RemovedSession> {
-        let request = pb::FreeRequest { connection_id: id.into(), allow_missing: false };
-        self.connections().free(request).await.unwrap().into_inner().removed_sessions
+        let request = pb::FreeRequest {
+            connection_id: id.into(),
+            allow_missing: false,
+        };
+        self.connections()
+            .free(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .removed_sessions
     }
 
     /// Waits until the daemon has no connection object.
@@ -103,14 +151,25 @@ impl Stage {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(PATIENCE, wait).await.expect("the connections are freed");
+        timeout(PATIENCE, wait)
+            .await
+            .expect("the connections are freed");
     }
 
     /// Returns how many sessions the context lost because their connection ended open.
     async fn unclosed(&self) -> u64 {
         let request = pb::GetContextRequest::default();
-        let context = ContextServiceClient::new(self.channel.clone()).get_context(request).await.unwrap();
-        context.into_inner().context.unwrap().stats.unwrap().unclosed
+        let context = ContextServiceClient::new(self.channel.clone())
+            .get_context(request)
+            .await
+            .unwrap();
+        context
+            .into_inner()
+            .context
+            .unwrap()
+            .stats
+            .unwrap()
+            .unclosed
     }
 
     /// Returns whether the next handshake of this client resumes.
@@ -130,11 +189,16 @@ struct Wire {
 
 impl Wire {
     async fn send(&self, event: Request) {
-        self.requests.send(pb::DriveRequest { event: Some(event) }).await.unwrap();
+        self.requests
+            .send(pb::DriveRequest { event: Some(event) })
+            .await
+            .unwrap();
     }
 
     async fn next(&mut self) -> Result<Option<Answer>, Status> {
-        let answer = timeout(PATIENCE, self.answers.message()).await.expect("an answer")?;
+        let answer = timeout(PATIENCE, self.answers.message())
+            .await
+            .expect("an answer")?;
         Ok(answer.and_then(|answer| answer.event))
     }
 
@@ -207,10 +271,15 @@ fn feed(tls: &mut ClientConnection, mut records: &[u8]) -> Vec<u8> {
 fn close_notify(tls: &mut ClientConnection, answers: &[Answer]) -> Vec<u8> {
     let mut heard = Vec::new();
     for answer in answers {
-        let Answer::Ciphertext(records) = answer else { panic!("{answer:?}") };
+        let Answer::Ciphertext(records) = answer else {
+            panic!("{answer:?}")
+        };
         heard.extend(feed(tls, records));
     }
-    assert!(tls.process_new_packets().unwrap().peer_has_closed(), "no close_notify among {answers:?}");
+    assert!(
+        tls.process_new_packets().unwrap().peer_has_closed(),
+        "no close_notify among {answers:?}"
+    );
     heard
 }
 
@@ -222,7 +291,13 @@ async fn drive_ends_once_the_peer_closed_and_its_transport_ended() {
         let (mut wire, mut tls) = (stage.server().await, client.tls());
         wire.meet(&mut tls).await;
         let closed = wire.peer_closes(&mut tls).await.connection.unwrap();
-        assert_eq!(closed.shutdown.unwrap(), pb::ShutdownFlags { sent: false, received: true });
+        assert_eq!(
+            closed.shutdown.unwrap(),
+            pb::ShutdownFlags {
+                sent: false,
+                received: true
+            }
+        );
         let answers = wire.ends().await;
         assert!(close_notify(&mut tls, &answers).is_empty());
         stage.empty().await;
@@ -262,8 +337,9 @@ async fn plaintext_before_the_end_is_encrypted_first() {
             }
         }
         let answers = wire.ends().await;
-        let (closed, ciphertext): (Vec<_>, Vec<_>) =
-            answers.into_iter().partition(|answer| matches!(answer, Answer::Closed(_)));
+        let (closed, ciphertext): (Vec<_>, Vec<_>) = answers
+            .into_iter()
+            .partition(|answer| matches!(answer, Answer::Closed(_)));
         assert_eq!(closed.len(), 1, "{version:?}");
         heard.extend(close_notify(&mut tls, &ciphertext));
         assert_eq!(heard, b"waited", "{version:?}");
@@ -280,7 +356,10 @@ async fn close_policy_and_quiet_shutdown_decide_kept_sessions() {
         ("errors-only", "\"quiet-shutdown\"", false, true),
         ("written", "\"quiet-shutdown\"", false, false),
     ] {
-        let stage = Stage::start(&format!("close_policy = \"{policy}\"\noptions = [{options}]\n")).await;
+        let stage = Stage::start(&format!(
+            "close_policy = \"{policy}\"\noptions = [{options}]\n"
+        ))
+        .await;
         for version in VERSIONS {
             let what = format!("{policy} {options} {version:?}");
             let client = Returning::new(&stage.certificate, version);
@@ -304,9 +383,10 @@ async fn close_policy_and_quiet_shutdown_decide_kept_sessions() {
 
 #[tokio::test]
 async fn drive_over_a_connection_ends_and_leaves_it_closed() {
-    for (options, evidence) in
-        [("", pb::CloseEvidence::Written), ("\"quiet-shutdown\"", pb::CloseEvidence::Asserted)]
-    {
+    for (options, evidence) in [
+        ("", pb::CloseEvidence::Written),
+        ("\"quiet-shutdown\"", pb::CloseEvidence::Asserted),
+    ] {
         let stage = Stage::start(&format!("options = [{options}]\n")).await;
         for version in VERSIONS {
             let id = stage.open(pb::Role::Server).await;
@@ -317,7 +397,13 @@ async fn drive_over_a_connection_ends_and_leaves_it_closed() {
             wire.ends().await;
             let left = stage.get(&id).await;
             assert_eq!(left.state(), pb::ConnectionState::Established);
-            assert_eq!(left.shutdown.unwrap(), pb::ShutdownFlags { sent: true, received: true });
+            assert_eq!(
+                left.shutdown.unwrap(),
+                pb::ShutdownFlags {
+                    sent: true,
+                    received: true
+                }
+            );
             assert_eq!(left.close_evidence(), evidence);
             assert!(stage.free(&id).await.is_empty(), "{version:?}");
         }
@@ -328,12 +414,17 @@ async fn drive_over_a_connection_ends_and_leaves_it_closed() {
 async fn drive_of_a_client_ends_as_a_servers_does() {
     let stage = Stage::start("").await;
     let server = stage.open(pb::Role::Server).await;
-    let mut wire = stage.drive(Request::New(harness::new("", pb::Role::Client))).await;
+    let mut wire = stage
+        .drive(Request::New(harness::new("", pb::Role::Client)))
+        .await;
     let mut established = false;
     while !established {
         match wire.next().await.unwrap().expect("the handshake goes on") {
             Answer::Ciphertext(ciphertext) => {
-                let input = pb::ExchangeRequest { ciphertext, ..Default::default() };
+                let input = pb::ExchangeRequest {
+                    ciphertext,
+                    ..Default::default()
+                };
                 let flight = stage.exchange(&server, input).await.ciphertext;
                 if !flight.is_empty() {
                     wire.send(Request::Ciphertext(flight)).await;
@@ -343,14 +434,33 @@ async fn drive_of_a_client_ends_as_a_servers_does() {
             other => panic!("{other:?}"),
         }
     }
-    let request = pb::ShutdownRequest { connection_id: server.clone() };
-    let records = stage.connections().shutdown(request).await.unwrap().into_inner().ciphertext;
+    let request = pb::ShutdownRequest {
+        connection_id: server.clone(),
+    };
+    let records = stage
+        .connections()
+        .shutdown(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .ciphertext;
     wire.send(Request::Ciphertext(records)).await;
     let mut answers = wire.ends().await;
-    let Some(Answer::Ciphertext(ciphertext)) = answers.pop() else { panic!("{answers:?}") };
-    let input = pb::ExchangeRequest { ciphertext, ..Default::default() };
+    let Some(Answer::Ciphertext(ciphertext)) = answers.pop() else {
+        panic!("{answers:?}")
+    };
+    let input = pb::ExchangeRequest {
+        ciphertext,
+        ..Default::default()
+    };
     let told = stage.exchange(&server, input).await.connection.unwrap();
-    assert_eq!(told.shutdown.unwrap(), pb::ShutdownFlags { sent: true, received: true });
+    assert_eq!(
+        told.shutdown.unwrap(),
+        pb::ShutdownFlags {
+            sent: true,
+            received: true
+        }
+    );
     assert!(matches!(answers.pop(), Some(Answer::Closed(_))));
     stage.free(&server).await;
     stage.empty().await;
@@ -365,8 +475,10 @@ async fn exchange_at_the_end_answers_the_peers_close() {
             let client = Returning::new(&stage.certificate, version);
             let (id, mut tls) = (stage.open(pb::Role::Server).await, client.tls());
             loop {
-                let input =
-                    pb::ExchangeRequest { ciphertext: written(&mut tls).into(), ..Default::default() };
+                let input = pb::ExchangeRequest {
+                    ciphertext: written(&mut tls).into(),
+                    ..Default::default()
+                };
                 let answer = stage.exchange(&id, input).await;
                 feed(&mut tls, &answer.ciphertext);
                 if answer.connection.unwrap().state() == pb::ConnectionState::Established {
@@ -374,7 +486,10 @@ async fn exchange_at_the_end_answers_the_peers_close() {
                 }
             }
             tls.send_close_notify();
-            let closing = pb::ExchangeRequest { ciphertext: written(&mut tls).into(), ..Default::default() };
+            let closing = pb::ExchangeRequest {
+                ciphertext: written(&mut tls).into(),
+                ..Default::default()
+            };
             let ending = pb::ExchangeRequest {
                 plaintext: "the rest".into(),
                 end_of_stream: true,
@@ -382,22 +497,45 @@ async fn exchange_at_the_end_answers_the_peers_close() {
             };
             let answer = if at_once {
                 let ciphertext = closing.ciphertext;
-                stage.exchange(&id, pb::ExchangeRequest { ciphertext, ..ending }).await
+                stage
+                    .exchange(
+                        &id,
+                        pb::ExchangeRequest {
+                            ciphertext,
+                            ..ending
+                        },
+                    )
+                    .await
             } else {
                 let half = stage.exchange(&id, closing).await;
-                assert!(half.ciphertext.is_empty(), "a half-closed connection goes on");
+                assert!(
+                    half.ciphertext.is_empty(),
+                    "a half-closed connection goes on"
+                );
                 stage.exchange(&id, ending).await
             };
             let heard = close_notify(&mut tls, &[Answer::Ciphertext(answer.ciphertext)]);
             assert_eq!(heard, b"the rest", "{version:?}, at once: {at_once}");
             let closed = answer.connection.unwrap();
-            assert_eq!(closed.shutdown.unwrap(), pb::ShutdownFlags { sent: true, received: true });
+            assert_eq!(
+                closed.shutdown.unwrap(),
+                pb::ShutdownFlags {
+                    sent: true,
+                    received: true
+                }
+            );
             assert_eq!(closed.close_evidence(), pb::CloseEvidence::Written);
             assert!(answer.alert.is_none() && answer.removed_sessions.is_empty());
             // A second end of stream sends no second alert (decision 3).
-            let again = pb::ExchangeRequest { end_of_stream: true, ..Default::default() };
+            let again = pb::ExchangeRequest {
+                end_of_stream: true,
+                ..Default::default()
+            };
             assert!(stage.exchange(&id, again).await.ciphertext.is_empty());
-            assert!(stage.free(&id).await.is_empty(), "{version:?}, at once: {at_once}");
+            assert!(
+                stage.free(&id).await.is_empty(),
+                "{version:?}, at once: {at_once}"
+            );
         }
     }
 }
@@ -409,8 +547,11 @@ async fn end_after_this_sides_close_makes_no_second_alert() {
         let client = Returning::new(&stage.certificate, version);
         let (mut wire, mut tls) = (stage.server().await, client.tls());
         wire.meet(&mut tls).await;
-        wire.send(Request::Shutdown(pb::ShutdownRequest::default())).await;
-        let Ok(Some(answer)) = wire.next().await else { panic!("no close_notify") };
+        wire.send(Request::Shutdown(pb::ShutdownRequest::default()))
+            .await;
+        let Ok(Some(answer)) = wire.next().await else {
+            panic!("no close_notify")
+        };
         close_notify(&mut tls, &[answer]);
         wire.peer_closes(&mut tls).await;
         assert_eq!(wire.ends().await, [], "{version:?}");
@@ -427,8 +568,13 @@ async fn end_without_close_notify_still_fails_the_connection() {
         let (mut wire, mut tls) = (stage.server().await, client.tls());
         wire.meet(&mut tls).await;
         let answers = wire.ends().await;
-        let [Answer::Closed(closed)] = answers.as_slice() else { panic!("{answers:?}") };
-        assert_eq!(closed.connection.as_ref().unwrap().state(), pb::ConnectionState::Failed);
+        let [Answer::Closed(closed)] = answers.as_slice() else {
+            panic!("{answers:?}")
+        };
+        assert_eq!(
+            closed.connection.as_ref().unwrap().state(),
+            pb::ConnectionState::Failed
+        );
         assert!(!closed.removed_sessions.is_empty(), "{version:?}");
         stage.empty().await;
         assert!(!stage.resumes(&client).await, "{version:?}");
@@ -444,9 +590,17 @@ async fn ignored_end_without_close_notify_is_a_close() {
         let (mut wire, mut tls) = (stage.server().await, client.tls());
         wire.meet(&mut tls).await;
         let mut answers = wire.ends().await;
-        let Some(Answer::Closed(closed)) = answers.pop() else { panic!("{answers:?}") };
+        let Some(Answer::Closed(closed)) = answers.pop() else {
+            panic!("{answers:?}")
+        };
         let flags = closed.connection.unwrap().shutdown.unwrap();
-        assert_eq!(flags, pb::ShutdownFlags { sent: true, received: true });
+        assert_eq!(
+            flags,
+            pb::ShutdownFlags {
+                sent: true,
+                received: true
+            }
+        );
         close_notify(&mut tls, &answers);
         stage.empty().await;
         assert_eq!(stage.unclosed().await, 0, "{version:?}");
@@ -466,8 +620,15 @@ async fn end_in_a_handshake_ends_the_drive() {
             }
             wire.send(Request::Plaintext("never sent".into())).await;
             let answers = wire.ends().await;
-            assert!(matches!(answers.last(), Some(Answer::Closed(_))), "{options}: {answers:?}");
-            assert!(!answers.iter().any(|answer| matches!(answer, Answer::Established(_))));
+            assert!(
+                matches!(answers.last(), Some(Answer::Closed(_))),
+                "{options}: {answers:?}"
+            );
+            assert!(
+                !answers
+                    .iter()
+                    .any(|answer| matches!(answer, Answer::Established(_)))
+            );
             stage.empty().await;
         }
     }
@@ -482,7 +643,11 @@ async fn end_of_stream_that_is_false_is_refused() {
     let refusal = wire.next().await.unwrap_err();
     assert_eq!(refusal.code(), Code::InvalidArgument);
     assert_eq!(harness::reason(&refusal), "END_OF_STREAM_INVALID");
-    assert_eq!(stage.get(&id).await.state(), pb::ConnectionState::Before, "nothing was changed");
+    assert_eq!(
+        stage.get(&id).await.state(),
+        pb::ConnectionState::Before,
+        "nothing was changed"
+    );
 }
 
 #[tokio::test]
@@ -496,7 +661,11 @@ async fn client_that_closes_an_idle_connection_keeps_its_session() {
         // The client sends a close_notify and ends its socket at once.
         tokio::io::AsyncWriteExt::shutdown(&mut tls).await.unwrap();
         drop(tls);
-        daemon.until("the connection is freed", async |daemon| daemon.core.connections().is_empty()).await;
+        daemon
+            .until("the connection is freed", async |daemon| {
+                daemon.core.connections().is_empty()
+            })
+            .await;
         let page = client.fetch(&server.address).await;
         assert!(page.contains("resumed: true"), "{version:?}: {page}");
     }

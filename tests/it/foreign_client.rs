@@ -62,7 +62,9 @@ fn daemon(lines: &str) -> (CoreState, Arc<ClientConfig>) {
 /// true.
 pub(crate) fn client(roots: &RootCertStore, wants: impl Fn(u16) -> bool) -> Arc<ClientConfig> {
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();
-    provider.cipher_suites.retain(|suite| wants(suite.suite().into()));
+    provider
+        .cipher_suites
+        .retain(|suite| wants(suite.suite().into()));
     let mut client = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -82,14 +84,20 @@ pub(crate) fn with_roots(lines: &str) -> (CoreState, RootCertStore) {
 /// Does as [`with_roots`] with the certificates of a folder.
 pub(crate) fn with_roots_in(folder: &Path, lines: &str) -> (CoreState, RootCertStore) {
     let file = folder.join("c.toml");
-    let text =
-        format!("[[context]]\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\nca = \"ca.pem\"\n{lines}\n");
+    let text = format!(
+        "[[context]]\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\nca = \"ca.pem\"\n{lines}\n"
+    );
     std::fs::write(&file, text).unwrap();
     let config = Config::load(Some(&file), std::iter::empty(), &[]).unwrap();
-    let core =
-        CoreState::new(Arc::new(Registry::build(&config.settings()).unwrap()), Clock::System, Most::all(100));
+    let core = CoreState::new(
+        Arc::new(Registry::build(&config.settings()).unwrap()),
+        Clock::System,
+        Most::all(100),
+    );
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(folder.join("ca.pem")).unwrap()).unwrap();
+    roots
+        .add(CertificateDer::from_pem_file(folder.join("ca.pem")).unwrap())
+        .unwrap();
     (core, roots)
 }
 
@@ -108,7 +116,9 @@ pub(crate) fn open(core: &CoreState, role: Role, server_name: &str) -> Connectio
         idle_timeout: None,
         peer_address: String::new(),
     };
-    core.connections().create(plan, None, |connection, _| connection.id()).unwrap()
+    core.connections()
+        .create(plan, None, |connection, _| connection.id())
+        .unwrap()
 }
 
 /// Runs a whole handshake, with at most `chunk` bytes at a time to the server. Returns its kind,
@@ -119,7 +129,8 @@ pub(crate) fn connect(
     chunk: usize,
 ) -> (HandshakeKind, ConnectionId, usize) {
     let id = server(core);
-    let mut client = ClientConnection::new(Arc::clone(config), "localhost".try_into().unwrap()).unwrap();
+    let mut client =
+        ClientConnection::new(Arc::clone(config), "localhost".try_into().unwrap()).unwrap();
     let mut flights = 0;
     while client.wants_write() {
         flights += 1;
@@ -128,9 +139,14 @@ pub(crate) fn connect(
             client.write_tls(&mut to_server).unwrap();
         }
         for part in to_server.chunks(chunk) {
-            let input = Input { ciphertext: part, ..Input::default() };
-            let output =
-                core.connections().with(id, |connection, now| connection.exchange(input, now)).unwrap();
+            let input = Input {
+                ciphertext: part,
+                ..Input::default()
+            };
+            let output = core
+                .connections()
+                .with(id, |connection, now| connection.exchange(input, now))
+                .unwrap();
             assert_eq!(output.alert, None);
             let mut to_client = output.ciphertext.as_slice();
             while !to_client.is_empty() {
@@ -140,7 +156,9 @@ pub(crate) fn connect(
         }
     }
     assert_eq!(
-        core.connections().inspect(id, |connection, _| connection.state()).unwrap(),
+        core.connections()
+            .inspect(id, |connection, _| connection.state())
+            .unwrap(),
         State::Established
     );
     (client.handshake_kind().unwrap(), id, flights)
@@ -150,13 +168,29 @@ pub(crate) fn connect(
 fn sessions_are_found_through_a_hello_retry_request() {
     let (core, client) = daemon("key_exchange = [\"secp384r1\"]\nversions = [\"1.3\"]");
     let (kind, first, flights) = connect(&core, &client, usize::MAX);
-    assert_eq!((kind, flights), (HandshakeKind::FullWithHelloRetryRequest, 3));
-    core.connections().with(first, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+    assert_eq!(
+        (kind, flights),
+        (HandshakeKind::FullWithHelloRetryRequest, 3)
+    );
+    core.connections()
+        .with(first, |connection, _| connection.shutdown(&mut Vec::new()))
+        .unwrap();
     let (kind, second, flights) = connect(&core, &client, usize::MAX);
-    assert_eq!((kind, flights), (HandshakeKind::Resumed, 3), "two hellos and a Finished");
-    assert!(core.connections().inspect(second, |connection, _| connection.session_reused()).unwrap());
+    assert_eq!(
+        (kind, flights),
+        (HandshakeKind::Resumed, 3),
+        "two hellos and a Finished"
+    );
+    assert!(
+        core.connections()
+            .inspect(second, |connection, _| connection.session_reused())
+            .unwrap()
+    );
     // The full handshake made two tickets. The resumption consumed one and made one.
-    assert_eq!(core.registry().get("default").unwrap().server_cache.len(), 2);
+    assert_eq!(
+        core.registry().get("default").unwrap().server_cache.len(),
+        2
+    );
 }
 
 #[test]
@@ -166,9 +200,15 @@ fn first_flight_may_be_cut_anywhere_in_both_versions() {
         for chunk in [1, 2, 3, 5, 7, 100] {
             let (_, full, _) = connect(&core, &client, chunk);
             let (kind, resumed, _) = connect(&core, &client, chunk);
-            assert_eq!(kind, HandshakeKind::Resumed, "TLS {version}, {chunk} bytes at a time");
+            assert_eq!(
+                kind,
+                HandshakeKind::Resumed,
+                "TLS {version}, {chunk} bytes at a time"
+            );
             for id in [full, resumed] {
-                core.connections().with(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+                core.connections()
+                    .with(id, |connection, _| connection.shutdown(&mut Vec::new()))
+                    .unwrap();
                 core.connections().free(id).unwrap();
             }
         }
@@ -207,6 +247,9 @@ fn debug_output_holds_no_secret() {
         secrets += 1;
     });
     assert_eq!(secrets, 1);
-    shown += &core.connections().inspect(id, |connection, _| format!("{connection:?}")).unwrap();
+    shown += &core
+        .connections()
+        .inspect(id, |connection, _| format!("{connection:?}"))
+        .unwrap();
     assert!(shown.contains("Secret(…)"));
 }

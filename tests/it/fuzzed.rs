@@ -23,8 +23,13 @@ mod requests;
 /// Replays all inputs of a target. It prints the name of each first, so that the output of a
 /// failure names the input.
 fn replay(target: &str, run: fn(&[u8])) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
-    let mut inputs: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/corpus")
+        .join(target);
+    let mut inputs: Vec<_> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     inputs.sort();
     assert!(inputs.len() >= 10, "{} has no corpus", folder.display());
     for input in inputs {
@@ -70,11 +75,18 @@ fn corpus_of_requests_is_answered_or_refused_with_a_reason() {
 
 /// Replays an input that once made a target fail.
 fn found(target: &str, name: &str, run: fn(&[u8])) {
-    let input = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/found").join(target).join(name);
+    let input = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/found")
+        .join(target)
+        .join(name);
     run(&fs::read(input).unwrap());
 }
 
 #[test]
 fn malformed_message_on_a_stream_has_its_reason() {
-    found("requests", "malformed_message_on_a_stream_has_its_reason", requests::run);
+    found(
+        "requests",
+        "malformed_message_on_a_stream_has_its_reason",
+        requests::run,
+    );
 }

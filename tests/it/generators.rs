@@ -26,23 +26,43 @@ async fn go_java_and_csharp_generators_accept_the_protos() {
     }
     let (said, succeeded) = run(&mut command, "").await;
     assert!(succeeded, "{said}");
-    let go = folder.path().join("github.com/tls-sessiond/tls-sessiond/gen/go/tls/sessiond/v1");
+    let go = folder
+        .path()
+        .join("github.com/tls-sessiond/tls-sessiond/gen/go/tls/sessiond/v1");
     let service = fs::read_to_string(go.join("worker_service_grpc.pb.go")).unwrap();
     assert!(service.contains("\npackage sessiondv1\n"), "{service}");
-    assert!(folder.path().join("io/github/tls_sessiond/v1/LookupSessionRequest.java").exists());
-    assert!(fs::read_to_string(folder.path().join("Types.cs")).unwrap().contains("namespace TlsSessiond.V1"));
+    assert!(
+        folder
+            .path()
+            .join("io/github/tls_sessiond/v1/LookupSessionRequest.java")
+            .exists()
+    );
+    assert!(
+        fs::read_to_string(folder.path().join("Types.cs"))
+            .unwrap()
+            .contains("namespace TlsSessiond.V1")
+    );
 }
 
 #[tokio::test]
 async fn buf_finds_a_breaking_change_of_the_contract() {
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path();
-    let (said, succeeded) =
-        run(Command::new("cp").args(["-r", "proto", "buf.yaml"]).arg(copy).current_dir(root()), "").await;
+    let (said, succeeded) = run(
+        Command::new("cp")
+            .args(["-r", "proto", "buf.yaml"])
+            .arg(copy)
+            .current_dir(root()),
+        "",
+    )
+    .await;
     assert!(succeeded, "{said}");
     let breaking = || {
         let mut command = peer("buf");
-        command.args(["breaking", "--against"]).arg(root().join("proto/v1.binpb")).current_dir(copy);
+        command
+            .args(["breaking", "--against"])
+            .arg(root().join("proto/v1.binpb"))
+            .current_dir(copy);
         command
     };
     assert_eq!(
@@ -55,11 +75,17 @@ async fn buf_finds_a_breaking_change_of_the_contract() {
     for (before, after) in [
         ("string owner =", "bytes owner ="),
         ("MISS_REASON_HOLDER_LOST = 8", "MISS_REASON_HOLDER_LOST = 9"),
-        ("option go_package = \"github.com/", "option go_package = \"example.org/"),
+        (
+            "option go_package = \"github.com/",
+            "option go_package = \"example.org/",
+        ),
     ] {
         assert!(text.contains(before), "{before}");
         fs::write(&types, text.replacen(before, after, 1)).unwrap();
         let (said, succeeded) = run(&mut breaking(), "").await;
-        assert!(!succeeded && said.contains("types.proto:"), "{after}: {said}");
+        assert!(
+            !succeeded && said.contains("types.proto:"),
+            "{after}: {said}"
+        );
     }
 }

@@ -96,7 +96,10 @@ fn number(authenticated: Timestamp) -> u32 {
 }
 
 fn limits(entries_max: usize) -> Limits {
-    Limits { entries_max, bytes_max: 1 << 20 }
+    Limits {
+        entries_max,
+        bytes_max: 1 << 20,
+    }
 }
 
 impl World {
@@ -156,7 +159,11 @@ impl World {
         let number = self.tick();
         let new = NewSession {
             id: Some(id(key)),
-            version: if single_use { Version::Tls13 } else { Version::Tls12 },
+            version: if single_use {
+                Version::Tls13
+            } else {
+                Version::Tls12
+            },
             cipher_suite: "".into(),
             server_name: "a.test".into(),
             format: Format::Rustls,
@@ -169,7 +176,9 @@ impl World {
             secret: Secret::bytes(number.to_be_bytes().to_vec()),
         };
         match self.caches[cache].put(new, reading(number)) {
-            Ok(_) => self.fates[number as usize].stored.store(self.tick(), Ordering::SeqCst),
+            Ok(_) => self.fates[number as usize]
+                .stored
+                .store(self.tick(), Ordering::SeqCst),
             Err(why) => self.happened(&format!("{why:?}")),
         }
     }
@@ -182,15 +191,27 @@ impl World {
             Ok(session) => session,
             Err(why) => return self.happened(&format!("{why:?}")),
         };
-        let (number, fate) = (number(session.authenticated()), self.fate(session.authenticated()));
+        let (number, fate) = (
+            number(session.authenticated()),
+            self.fate(session.authenticated()),
+        );
         assert_eq!(session.id(), &id(key));
         assert_eq!(session.secret().as_bytes(), Some(&number.to_be_bytes()[..]));
-        assert!(!session.expired(reading(began)), "{number} had expired at {began}");
+        assert!(
+            !session.expired(reading(began)),
+            "{number} had expired at {began}"
+        );
         assert!(number >= revoked, "{number} was revoked before {began}");
         let gone = fate.gone.load(Ordering::SeqCst);
-        assert!(gone == 0 || gone > began, "{number} was removed at {gone} and found at {began}");
+        assert!(
+            gone == 0 || gone > began,
+            "{number} was removed at {gone} and found at {began}"
+        );
         let stored = fate.stored.load(Ordering::SeqCst);
-        assert!(stored == 0 || stored > swept, "{number}, stored at {stored}, found after {swept}");
+        assert!(
+            stored == 0 || stored > swept,
+            "{number}, stored at {stored}, found after {swept}"
+        );
         if session.kind().single_use {
             self.got(&session, "consumed");
         }
@@ -199,18 +220,26 @@ impl World {
     /// Records that this thread took the session exclusively.
     fn got(&self, session: &Session, how: &str) {
         let fate = self.fate(session.authenticated());
-        assert!(!fate.got.swap(true, Ordering::SeqCst), "{:?} was {how} and taken before", session.id());
+        assert!(
+            !fate.got.swap(true, Ordering::SeqCst),
+            "{:?} was {how} and taken before",
+            session.id()
+        );
         self.gone(fate);
         self.happened(how);
     }
 
     fn gone(&self, fate: &Fate) {
         // Only the first moment is kept.
-        let _ = fate.gone.compare_exchange(0, self.tick(), Ordering::SeqCst, Ordering::SeqCst);
+        let _ = fate
+            .gone
+            .compare_exchange(0, self.tick(), Ordering::SeqCst, Ordering::SeqCst);
     }
 
     fn withdraw(&self, cache: usize, key: usize) {
-        let Some(session) = self.caches[cache].peek(&id(key), reading(self.tick())) else { return };
+        let Some(session) = self.caches[cache].peek(&id(key), reading(self.tick())) else {
+            return;
+        };
         if self.caches[cache].withdraw(&session, RemovalReason::Unclosed) {
             self.got(&session, "withdrawn");
         }
@@ -227,7 +256,9 @@ impl World {
     fn revoke(&self, cache: usize) {
         let before = self.tick();
         self.caches[cache].revoke(Selector::All, at(before));
-        let purged: usize = (0..self.caches[cache].shards()).map(|part| self.caches[cache].purge(part)).sum();
+        let purged: usize = (0..self.caches[cache].shards())
+            .map(|part| self.caches[cache].purge(part))
+            .sum();
         if purged > 0 {
             self.happened("purged");
         }
@@ -237,12 +268,22 @@ impl World {
     /// Reads the removals that the watcher was told of, evictions included. Dropped events are
     /// missing.
     fn listen(&self) {
-        let Poll::Ready(news) = self.watch.poll(Waker::noop()) else { return };
+        let Poll::Ready(news) = self.watch.poll(Waker::noop()) else {
+            return;
+        };
         for news in news {
-            let Delivery::Event(event) = news else { continue };
-            let EventKind::Removed(reason) = event.what else { continue };
+            let Delivery::Event(event) = news else {
+                continue;
+            };
+            let EventKind::Removed(reason) = event.what else {
+                continue;
+            };
             let fate = self.fate(event.facts.authenticated);
-            assert!(!fate.told.swap(true, Ordering::SeqCst), "{:?} was removed twice", event.facts);
+            assert!(
+                !fate.told.swap(true, Ordering::SeqCst),
+                "{:?} was removed twice",
+                event.facts
+            );
             self.gone(fate);
             self.happened(&format!("{reason:?}"));
         }
@@ -287,7 +328,11 @@ fn no_session_is_found_after_removal_or_consumed_twice() {
         (0..cache.shards()).for_each(|part| {
             cache.scan_part(part, Now::default(), |session| {
                 let fate = world.fate(session.authenticated());
-                assert_eq!(fate.gone.load(Ordering::SeqCst), 0, "{session:?} is held, but removed");
+                assert_eq!(
+                    fate.gone.load(Ordering::SeqCst),
+                    0,
+                    "{session:?} is held, but removed"
+                );
                 entries += 1;
             });
         });
@@ -314,6 +359,9 @@ fn no_session_is_found_after_removal_or_consumed_twice() {
         "CacheFull",
         "Expired",
     ] {
-        assert!(happened.contains(what), "{what} never occurred; only {happened:?}");
+        assert!(
+            happened.contains(what),
+            "{what} never occurred; only {happened:?}"
+        );
     }
 }

@@ -58,7 +58,11 @@ impl TestDaemon {
     }
 
     /// Reloads a daemon that listens at `api`, as SIGHUP does.
-    pub(crate) fn reload_listening(&self, api: &str, config: &str) -> Result<Reloaded, ConfigError> {
+    pub(crate) fn reload_listening(
+        &self,
+        api: &str,
+        config: &str,
+    ) -> Result<Reloaded, ConfigError> {
         self.apply(&load(api, config))
     }
 
@@ -86,8 +90,21 @@ impl TestDaemon {
         let run = tokio::spawn(async move {
             daemon.run(async { drop(stopped.await) }).await.unwrap();
         });
-        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-        Self { address: address.to_string(), clock, core, channel, endpoints, reload, stop: Some(stop), run }
+        let channel = Channel::from_shared(format!("http://{address}"))
+            .unwrap()
+            .connect()
+            .await
+            .unwrap();
+        Self {
+            address: address.to_string(),
+            clock,
+            core,
+            channel,
+            endpoints,
+            reload,
+            stop: Some(stop),
+            run,
+        }
     }
 
     pub(crate) fn connections(&self) -> ConnectionServiceClient<Channel> {
@@ -99,8 +116,13 @@ impl TestDaemon {
     pub(crate) fn patient_connections(
         &self,
     ) -> ConnectionServiceClient<Client<HttpConnector, tonic::body::Body>> {
-        let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
-        ConnectionServiceClient::with_origin(client, format!("http://{}", self.address).parse().unwrap())
+        let client = Client::builder(TokioExecutor::new())
+            .http2_only(true)
+            .build_http();
+        ConnectionServiceClient::with_origin(
+            client,
+            format!("http://{}", self.address).parse().unwrap(),
+        )
     }
 
     pub(crate) fn sessions(&self) -> SessionServiceClient<Channel> {
@@ -118,7 +140,14 @@ impl TestDaemon {
 
     pub(crate) async fn open_in(&self, context: &str, role: pb::Role) -> String {
         let request = new(context, role);
-        self.connections().new_connection(request).await.unwrap().into_inner().connection.unwrap().id
+        self.connections()
+            .new_connection(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .connection
+            .unwrap()
+            .id
     }
 
     pub(crate) async fn exchange(
@@ -137,28 +166,57 @@ impl TestDaemon {
     }
 
     pub(crate) async fn get(&self, id: &str) -> pb::Connection {
-        let request = pb::GetConnectionRequest { connection_id: id.into() };
-        self.connections().get_connection(request).await.unwrap().into_inner().connection.unwrap()
+        let request = pb::GetConnectionRequest {
+            connection_id: id.into(),
+        };
+        self.connections()
+            .get_connection(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .connection
+            .unwrap()
     }
 
     /// Carries bytes between two connections until neither sends any.
     pub(crate) async fn handshake(&self, client: &str, server: &str) {
         let mut to_server = self.exchange(client, b"", b"").await.unwrap().ciphertext;
         while !to_server.is_empty() {
-            let to_client = self.exchange(server, &to_server, b"").await.unwrap().ciphertext;
-            to_server = self.exchange(client, &to_client, b"").await.unwrap().ciphertext;
+            let to_client = self
+                .exchange(server, &to_server, b"")
+                .await
+                .unwrap()
+                .ciphertext;
+            to_server = self
+                .exchange(client, &to_client, b"")
+                .await
+                .unwrap()
+                .ciphertext;
         }
     }
 
     /// Returns the number of sessions in the default context's server cache.
     pub(crate) fn server_cache_len(&self) -> usize {
-        self.core.registry().get("default").unwrap().server_cache.len()
+        self.core
+            .registry()
+            .get("default")
+            .unwrap()
+            .server_cache
+            .len()
     }
 
     pub(crate) async fn server_sessions(&self) -> usize {
-        let listed =
-            self.sessions().list_sessions(pb::ListSessionsRequest::default()).await.unwrap().into_inner();
-        listed.sessions.iter().filter(|session| session.role() == pb::Role::Server).count()
+        let listed = self
+            .sessions()
+            .list_sessions(pb::ListSessionsRequest::default())
+            .await
+            .unwrap()
+            .into_inner();
+        listed
+            .sessions
+            .iter()
+            .filter(|session| session.role() == pb::Role::Server)
+            .count()
     }
 
     /// Waits until a condition holds, for at most 20 s.
@@ -169,7 +227,9 @@ impl TestDaemon {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+        tokio::time::timeout(Duration::from_secs(20), wait)
+            .await
+            .unwrap_or_else(|_| panic!("never: {what}"));
     }
 
     /// Begins the stop, as SIGTERM does.
@@ -210,12 +270,17 @@ pub(crate) fn new(context: &str, role: pb::Role) -> pb::NewRequest {
 
 /// Returns the `ErrorInfo.reason` of a status, or an empty string.
 pub(crate) fn reason(status: &Status) -> String {
-    status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
+    status
+        .get_details_error_info()
+        .map(|info| info.reason)
+        .unwrap_or_default()
 }
 
 /// Returns a request with a deadline, in the form of `grpc-timeout`.
 pub(crate) fn within<T>(timeout: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
-    request.metadata_mut().insert("grpc-timeout", timeout.parse().unwrap());
+    request
+        .metadata_mut()
+        .insert("grpc-timeout", timeout.parse().unwrap());
     request
 }

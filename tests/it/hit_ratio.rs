@@ -60,7 +60,12 @@ fn polluted(trace: &[u64]) -> Vec<u64> {
     let mut strangers = STRANGERS..;
     trace
         .chunks(BETWEEN_FLOODS)
-        .flat_map(|part| part.iter().copied().chain(strangers.by_ref().take(ROOM)).collect::<Vec<_>>())
+        .flat_map(|part| {
+            part.iter()
+                .copied()
+                .chain(strangers.by_ref().take(ROOM))
+                .collect::<Vec<_>>()
+        })
         .collect()
 }
 
@@ -72,8 +77,16 @@ fn found(trace: &[u64], mut ask: impl FnMut(u64) -> bool) -> f64 {
 
 fn ours(trace: &[u64]) -> f64 {
     const NOW: Now = Now::from_millis(1_000_000);
-    let limits = Limits { entries_max: ROOM, bytes_max: usize::MAX };
-    let plan = Plan { role: Role::Server, offering: Offering::Explicit, limits, session_bytes_max: 100 };
+    let limits = Limits {
+        entries_max: ROOM,
+        bytes_max: usize::MAX,
+    };
+    let plan = Plan {
+        role: Role::Server,
+        offering: Offering::Explicit,
+        limits,
+        session_bytes_max: 100,
+    };
     let cache = Cache::new(&plan, &Arc::new(SharedState::new(limits)));
     let account = Arc::new(Account::new("default"));
     let server_name = ServerName::new("a.test").into_owned();
@@ -162,7 +175,8 @@ fn full_cache_hit_ratio_matches_moka_and_beats_lru() {
     for (seed, skew) in [0.7, 0.95, 1.2].into_iter().enumerate() {
         let trace = zipf(skew, seed as u64);
         for (name, trace) in [("Zipf", &trace), ("Zipf with scans", &polluted(&trace))] {
-            let [ours, lru, moka, quick_cache] = [ours, lru, moka, quick_cache].map(|policy| policy(trace));
+            let [ours, lru, moka, quick_cache] =
+                [ours, lru, moka, quick_cache].map(|policy| policy(trace));
             let told = format!(
                 "{name} {skew:.2}: ours {ours:.1} %, LRU {lru:.1} %, moka {moka:.1} %, quick_cache {quick_cache:.1} %"
             );

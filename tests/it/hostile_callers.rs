@@ -40,17 +40,34 @@ async fn unfinished(address: &str, calls: u32) -> Raw {
 #[tokio::test]
 async fn unfinished_calls_of_one_identity_leave_places_for_others() {
     let rules = rule("local", "default", "worker");
-    let house = House::limited("[limits]\ncalls_in_flight = 40\ncalls_per_owner = 20", &rules).await;
+    let house = House::limited(
+        "[limits]\ncalls_in_flight = 40\ncalls_per_owner = 20",
+        &rules,
+    )
+    .await;
     let mut held = Vec::new();
     for _ in 0..3 {
         held.push(unfinished(&house.daemon.address, 20).await);
     }
-    let refused = Guest::new(&house.over_tcp().await).open("").await.unwrap_err();
-    assert_eq!(crate::harness::reason(&refused), "OWNER_CALL_LIMIT", "{refused:?}");
+    let refused = Guest::new(&house.over_tcp().await)
+        .open("")
+        .await
+        .unwrap_err();
+    assert_eq!(
+        crate::harness::reason(&refused),
+        "OWNER_CALL_LIMIT",
+        "{refused:?}"
+    );
     // Calls of another identity, and health checks, are answered.
-    Guest::new(&house.over_unix(0).await).open("").await.unwrap();
+    Guest::new(&house.over_unix(0).await)
+        .open("")
+        .await
+        .unwrap();
     let mut health = tonic_health::pb::health_client::HealthClient::new(house.over_tcp().await);
-    health.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap();
+    health
+        .check(tonic_health::pb::HealthCheckRequest::default())
+        .await
+        .unwrap();
     drop(held);
     let until = Instant::now() + PATIENCE;
     while Guest::new(&house.over_tcp().await).open("").await.is_err() {
@@ -72,9 +89,17 @@ async fn watchers_of_one_identity_leave_places_for_others() {
         }
         assert!(held.len() < 64, "one identity has all places");
     };
-    assert_eq!((crate::harness::reason(&refused).as_str(), held.len()), ("WATCHER_LIMIT", 32), "{refused:?}");
+    assert_eq!(
+        (crate::harness::reason(&refused).as_str(), held.len()),
+        ("WATCHER_LIMIT", 32),
+        "{refused:?}"
+    );
     let mut other = Guest::new(&house.over_unix(0).await);
-    other.sessions.watch_sessions(pb::WatchSessionsRequest::default()).await.unwrap();
+    other
+        .sessions
+        .watch_sessions(pb::WatchSessionsRequest::default())
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -93,7 +118,10 @@ async fn peers_without_a_certificate_take_no_place_of_others() {
     socket.bind(SocketAddr::from(([127, 0, 0, 2], 0))).unwrap();
     let connector = TlsConnector::from(std::sync::Arc::new(house.client(Some(&leaf))));
     let stream = connector
-        .connect("localhost".try_into().unwrap(), socket.connect(house.tls).await.unwrap())
+        .connect(
+            "localhost".try_into().unwrap(),
+            socket.connect(house.tls).await.unwrap(),
+        )
         .await
         .unwrap();
     Guest::new(&over(stream).await).open("").await.unwrap();
@@ -112,7 +140,10 @@ async fn peers_without_a_certificate_take_no_place_of_others() {
 
 /// Returns the reason of a refusal, and whether it has a RetryInfo.
 fn refused_with(status: &tonic::Status) -> (String, bool) {
-    (crate::harness::reason(status), status.get_details_retry_info().is_some())
+    (
+        crate::harness::reason(status),
+        status.get_details_retry_info().is_some(),
+    )
 }
 
 #[tokio::test]
@@ -126,7 +157,12 @@ async fn streams_over_the_byte_limit_are_told_when_to_retry() {
         let long = pb::drive_request::Event::Ciphertext(vec![0; bytes].into());
         tokio_stream::iter([first, long].map(|event| pb::DriveRequest { event: Some(event) }))
     };
-    let mut answers = guest.connections.drive(driven(300 << 10)).await.unwrap().into_inner();
+    let mut answers = guest
+        .connections
+        .drive(driven(300 << 10))
+        .await
+        .unwrap()
+        .into_inner();
     let refused = loop {
         match answers.message().await {
             Ok(answer) => assert!(answer.is_some(), "the stream ends with a refusal"),
@@ -135,9 +171,14 @@ async fn streams_over_the_byte_limit_are_told_when_to_retry() {
     };
     assert_eq!(refused_with(&refused), reason, "{refused:?}");
     let session_id = "0".repeat(300 << 10);
-    let lookup = pb::LookupSessionRequest { session_id, ..Default::default() };
-    let call =
-        pb::Call { method: Some(pb::call::Method::LookupSession(Box::new(lookup))), ..Default::default() };
+    let lookup = pb::LookupSessionRequest {
+        session_id,
+        ..Default::default()
+    };
+    let call = pb::Call {
+        method: Some(pb::call::Method::LookupSession(Box::new(lookup))),
+        ..Default::default()
+    };
     let calls = tokio_stream::iter([pb::AttachRequest { calls: vec![call] }]);
     let refused = match guest.workers.attach(calls).await {
         Ok(answers) => answers.into_inner().message().await.unwrap_err(),
@@ -145,7 +186,12 @@ async fn streams_over_the_byte_limit_are_told_when_to_retry() {
     };
     assert_eq!(refused_with(&refused), reason, "{refused:?}");
     // The refused streams gave their bytes back.
-    let mut answers = guest.connections.drive(driven(100 << 10)).await.unwrap().into_inner();
+    let mut answers = guest
+        .connections
+        .drive(driven(100 << 10))
+        .await
+        .unwrap()
+        .into_inner();
     assert!(answers.message().await.unwrap().is_some());
 }
 
@@ -189,7 +235,11 @@ async fn requests_behind_unread_answers_are_counted_and_reset() {
 #[tokio::test]
 async fn unread_answers_are_reset_and_free_their_places() {
     let rules = rule("local", "default", "worker");
-    let house = House::limited("[limits]\ncalls_in_flight = 40\ncalls_per_owner = 20", &rules).await;
+    let house = House::limited(
+        "[limits]\ncalls_in_flight = 40\ncalls_per_owner = 20",
+        &rules,
+    )
+    .await;
     let mut raw = Raw::connect(&house.daemon.address, 0).await;
     raw.agree().await;
     for stream in 0..20 {
@@ -202,8 +252,15 @@ async fn unread_answers_are_reset_and_free_their_places() {
     }
     assert!(raw.send(&frame(frames::PING, 0, 0, &[7; 8])).await);
     raw.until(frames::PING).await.unwrap();
-    let refused = Guest::new(&house.over_tcp().await).open("").await.unwrap_err();
-    assert_eq!(crate::harness::reason(&refused), "OWNER_CALL_LIMIT", "{refused:?}");
+    let refused = Guest::new(&house.over_tcp().await)
+        .open("")
+        .await
+        .unwrap_err();
+    assert_eq!(
+        crate::harness::reason(&refused),
+        "OWNER_CALL_LIMIT",
+        "{refused:?}"
+    );
     for _ in 0..20 {
         let reset = raw.until(frames::RST_STREAM).await.unwrap();
         assert_eq!(reset.payload, 8u32.to_be_bytes(), "CANCEL");
@@ -214,16 +271,30 @@ async fn unread_answers_are_reset_and_free_their_places() {
 #[tokio::test]
 async fn silent_drives_count_as_calls_and_end() {
     let rules = rule("local", "default", "worker");
-    let house = House::limited("[limits]\ncalls_in_flight = 40\ncalls_per_owner = 20", &rules).await;
+    let house = House::limited(
+        "[limits]\ncalls_in_flight = 40\ncalls_per_owner = 20",
+        &rules,
+    )
+    .await;
     let mut raw = Raw::connect(&house.daemon.address, 65_535).await;
     for stream in 0..20 {
         let begun = frames::call("/tls.sessiond.v1.ConnectionService/Drive");
-        assert!(raw.send(&frame(HEADERS, END_HEADERS, 2 * stream + 1, &begun)).await);
+        assert!(
+            raw.send(&frame(HEADERS, END_HEADERS, 2 * stream + 1, &begun))
+                .await
+        );
     }
     assert!(raw.send(&frame(frames::PING, 0, 0, &[7; 8])).await);
     raw.until(frames::PING).await.unwrap();
-    let refused = Guest::new(&house.over_tcp().await).open("").await.unwrap_err();
-    assert_eq!(crate::harness::reason(&refused), "OWNER_CALL_LIMIT", "{refused:?}");
+    let refused = Guest::new(&house.over_tcp().await)
+        .open("")
+        .await
+        .unwrap_err();
+    assert_eq!(
+        crate::harness::reason(&refused),
+        "OWNER_CALL_LIMIT",
+        "{refused:?}"
+    );
     // The daemon ends a Drive that names no connection within 20 s. The test waits for that.
     let until = Instant::now() + PATIENCE;
     while Guest::new(&house.over_tcp().await).open("").await.is_err() {
@@ -235,15 +306,27 @@ async fn silent_drives_count_as_calls_and_end() {
 #[tokio::test]
 async fn attached_streams_of_one_identity_have_a_limit() {
     let rules = rule("local", "default", "worker");
-    let house = House::limited("[limits]\ncalls_in_flight = 40\ncalls_per_owner = 20", &rules).await;
+    let house = House::limited(
+        "[limits]\ncalls_in_flight = 40\ncalls_per_owner = 20",
+        &rules,
+    )
+    .await;
     let mut guest = Guest::new(&house.over_tcp().await);
     let mut held = Vec::new();
     for _ in 0..20 {
         held.push(guest.attach().await);
     }
     let (_calls, calls) = tokio::sync::mpsc::channel(1);
-    let refused = guest.workers.attach(tokio_stream::wrappers::ReceiverStream::new(calls)).await.unwrap_err();
-    assert_eq!(crate::harness::reason(&refused), "OWNER_CALL_LIMIT", "{refused:?}");
+    let refused = guest
+        .workers
+        .attach(tokio_stream::wrappers::ReceiverStream::new(calls))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        crate::harness::reason(&refused),
+        "OWNER_CALL_LIMIT",
+        "{refused:?}"
+    );
     guest.open("").await.unwrap();
     Guest::new(&house.over_unix(0).await).attach().await;
 }
@@ -258,12 +341,22 @@ async fn late_messages_of_ended_calls_close_no_connection() {
         // The daemon refuses each call before its message comes. A PING after every tenth call
         // keeps the number of open streams below the limit of a caller without a role.
         for stream in (1..8001).step_by(2) {
-            let call = frame(HEADERS, END_HEADERS, stream, &frames::call("/no.such.Service/Method"));
+            let call = frame(
+                HEADERS,
+                END_HEADERS,
+                stream,
+                &frames::call("/no.such.Service/Method"),
+            );
             let late = frame(DATA, frames::END_STREAM, stream, &[0; 5]);
-            assert!(raw.send(&[call, late].concat()).await, "{rules}: closed at stream {stream}");
+            assert!(
+                raw.send(&[call, late].concat()).await,
+                "{rules}: closed at stream {stream}"
+            );
             if stream % 20 == 19 {
                 assert!(raw.send(&frame(frames::PING, 0, 0, &[7; 8])).await);
-                raw.until(frames::PING).await.unwrap_or_else(|err| panic!("{rules} {stream}: {err}"));
+                raw.until(frames::PING)
+                    .await
+                    .unwrap_or_else(|err| panic!("{rules} {stream}: {err}"));
             }
         }
     }

@@ -33,11 +33,23 @@ macro_rules! reflected {
             server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
         };
         let ask = async |wanted: MessageRequest| {
-            let request = ServerReflectionRequest { host: String::new(), message_request: Some(wanted) };
+            let request = ServerReflectionRequest {
+                host: String::new(),
+                message_request: Some(wanted),
+            };
             let mut client = ServerReflectionClient::new($channel.clone());
-            let mut answers =
-                client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
-            answers.message().await.unwrap().unwrap().message_response.unwrap()
+            let mut answers = client
+                .server_reflection_info(tokio_stream::once(request))
+                .await
+                .unwrap()
+                .into_inner();
+            answers
+                .message()
+                .await
+                .unwrap()
+                .unwrap()
+                .message_response
+                .unwrap()
         };
         let MessageResponse::ListServicesResponse(listed) =
             ask(MessageRequest::ListServices(String::new())).await
@@ -56,7 +68,10 @@ macro_rules! reflected {
                     let name = format!("{}.{}", file.package(), declared.name());
                     if name == service.name {
                         paths.extend(
-                            declared.method.iter().map(|method| format!("/{name}/{}", method.name())),
+                            declared
+                                .method
+                                .iter()
+                                .map(|method| format!("/{name}/{}", method.name())),
                         );
                     }
                 }
@@ -71,7 +86,13 @@ async fn call(channel: &Channel, path: &str) -> (Code, String) {
     let mut grpc = tonic::client::Grpc::new(channel.clone());
     grpc.ready().await.unwrap();
     let codec = tonic_prost::ProstCodec::<(), ()>::default();
-    why(grpc.streaming(Request::new(tokio_stream::once(())), path.parse().unwrap(), codec).await)
+    why(grpc
+        .streaming(
+            Request::new(tokio_stream::once(())),
+            path.parse().unwrap(),
+            codec,
+        )
+        .await)
 }
 
 #[tokio::test]
@@ -84,10 +105,16 @@ async fn every_method_that_is_served_is_in_the_table_of_rights() {
     let listed: BTreeSet<_> = RIGHTS.iter().map(|(path, _)| (*path).to_owned()).collect();
     assert_eq!(served, listed);
     // A caller without a role is denied every method except those for anyone.
-    let stranger = daemon.over_tls(&daemon.authority.leaf(&["stranger.test"])).await;
+    let stranger = daemon
+        .over_tls(&daemon.authority.leaf(&["stranger.test"]))
+        .await;
     for (path, roles) in RIGHTS {
         let answered = call(&stranger.channel, path).await;
-        assert_eq!(answered == denied(), !roles.meet(Roles::ANYONE), "{path}: {answered:?}");
+        assert_eq!(
+            answered == denied(),
+            !roles.meet(Roles::ANYONE),
+            "{path}: {answered:?}"
+        );
     }
     daemon.stop().await;
 }
@@ -95,7 +122,10 @@ async fn every_method_that_is_served_is_in_the_table_of_rights() {
 #[tokio::test]
 async fn unknown_methods_all_get_the_same_error() {
     let daemon = Running::with("").await;
-    let stranger = daemon.over_tls(&daemon.authority.leaf(&["stranger.test"])).await.channel;
+    let stranger = daemon
+        .over_tls(&daemon.authority.leaf(&["stranger.test"]))
+        .await
+        .channel;
     for channel in [daemon.local().await.channel, stranger] {
         for path in [
             "/tls.sessiond.v1.ConnectionService/NoSuchMethod",
@@ -108,7 +138,11 @@ async fn unknown_methods_all_get_the_same_error() {
             "/grpc.reflection.v1.ServerReflection/",
             "/",
         ] {
-            assert_eq!(call(&channel, path).await, (Code::Unimplemented, "METHOD_UNKNOWN".into()), "{path}");
+            assert_eq!(
+                call(&channel, path).await,
+                (Code::Unimplemented, "METHOD_UNKNOWN".into()),
+                "{path}"
+            );
         }
     }
     daemon.stop().await;
@@ -121,7 +155,9 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(PATIENCE, wait)
+        .await
+        .unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 /// Number of reloads in the race.
@@ -148,7 +184,11 @@ fn is_of_one_configuration(made: Result<pb::Connection, Code>) -> u64 {
     match made {
         Ok(made) => {
             let life = made.expire_time.unwrap().seconds - made.create_time.unwrap().seconds;
-            assert!(LIVES.contains(&(made.context.as_str(), life)), "`{}` with {life} s", made.context);
+            assert!(
+                LIVES.contains(&(made.context.as_str(), life)),
+                "`{}` with {life} s",
+                made.context
+            );
             1
         }
         Err(code) => {
@@ -186,10 +226,24 @@ async fn make_connections(channel: Channel, way: usize, stop: CancellationToken)
                         method: Some(pb::call::Method::New(Box::new(request))),
                         alias: String::new(),
                     });
-                    let message = pb::AttachRequest { calls: calls.collect() };
-                    let mut answers =
-                        guest.workers.attach(tokio_stream::once(message)).await.unwrap().into_inner();
-                    let answer = answers.message().await.unwrap().unwrap().answers.remove(0).result.unwrap();
+                    let message = pb::AttachRequest {
+                        calls: calls.collect(),
+                    };
+                    let mut answers = guest
+                        .workers
+                        .attach(tokio_stream::once(message))
+                        .await
+                        .unwrap()
+                        .into_inner();
+                    let answer = answers
+                        .message()
+                        .await
+                        .unwrap()
+                        .unwrap()
+                        .answers
+                        .remove(0)
+                        .result
+                        .unwrap();
                     to_its_end(&mut answers).await;
                     is_of_one_configuration(match answer {
                         pb::answer::Result::New(made) => Ok(made.connection.unwrap()),
@@ -198,9 +252,15 @@ async fn make_connections(channel: Channel, way: usize, stop: CancellationToken)
                     })
                 }
                 _ => {
-                    let first = pb::DriveRequest { event: Some(pb::drive_request::Event::New(request)) };
-                    let mut answers =
-                        guest.connections.drive(tokio_stream::once(first)).await.unwrap().into_inner();
+                    let first = pb::DriveRequest {
+                        event: Some(pb::drive_request::Event::New(request)),
+                    };
+                    let mut answers = guest
+                        .connections
+                        .drive(tokio_stream::once(first))
+                        .await
+                        .unwrap()
+                        .into_inner();
                     let opened = answers.message().await;
                     to_its_end(&mut answers).await;
                     is_of_one_configuration(match opened {
@@ -227,10 +287,17 @@ async fn rights_and_contexts_of_a_reload_change_at_once() {
     let stop = CancellationToken::new();
     let mut callers = [(); 3].map(|()| Vec::new());
     for (way, tasks) in callers.iter_mut().enumerate() {
-        let channel =
-            Channel::from_shared(format!("http://{}", daemon.address)).unwrap().connect().await.unwrap();
+        let channel = Channel::from_shared(format!("http://{}", daemon.address))
+            .unwrap()
+            .connect()
+            .await
+            .unwrap();
         for _ in 0..2 {
-            tasks.push(tokio::spawn(make_connections(channel.clone(), way, stop.clone())));
+            tasks.push(tokio::spawn(make_connections(
+                channel.clone(),
+                way,
+                stop.clone(),
+            )));
         }
     }
     for round in 1..=ROUNDS {
@@ -263,14 +330,25 @@ async fn refused_free_keeps_the_session_until_the_stream_ends() {
     let daemon = Running::with(&both).await;
     let mut guest = daemon.over_tls(&daemon.authority.leaf(&["a.test"])).await;
     let mut attached = guest.attach().await;
-    let ids = [attached.established("aa").await, attached.established("bb").await];
+    let ids = [
+        attached.established("aa").await,
+        attached.established("bb").await,
+    ];
     daemon.reload(&rule("dns:a.test", "mail", "worker")).await;
-    until("the role in `default` is lost", async || guest.open("").await.is_err()).await;
+    until("the role in `default` is lost", async || {
+        guest.open("").await.is_err()
+    })
+    .await;
     for (connection_id, allow_missing) in ids.clone().into_iter().zip([false, true]) {
-        let free = pb::FreeRequest { connection_id, allow_missing };
+        let free = pb::FreeRequest {
+            connection_id,
+            allow_missing,
+        };
         match attached.call(pb::call::Method::Free(free)).await {
             pb::answer::Result::Error(error) => assert_eq!(error.reason, "CONNECTION_NOT_FOUND"),
-            pb::answer::Result::Free(freed) => assert!(allow_missing && freed.removed_sessions.is_empty()),
+            pb::answer::Result::Free(freed) => {
+                assert!(allow_missing && freed.removed_sessions.is_empty());
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -281,15 +359,29 @@ async fn refused_free_keeps_the_session_until_the_stream_ends() {
             role: pb::Role::Server.into(),
             ..Default::default()
         };
-        observer.sessions.explain_session(request).await.unwrap().into_inner()
+        observer
+            .sessions
+            .explain_session(request)
+            .await
+            .unwrap()
+            .into_inner()
     };
     for session in ["aa", "bb"] {
-        assert!(explain(session).await.resumable, "{session}: its connection still exists");
+        assert!(
+            explain(session).await.resumable,
+            "{session}: its connection still exists"
+        );
     }
     drop(attached);
     for session in ["aa", "bb"] {
-        until("the stream's end removes the session", async || !explain(session).await.resumable).await;
-        assert_eq!(explain(session).await.removal_reason(), pb::RemovalReason::Unclosed);
+        until("the stream's end removes the session", async || {
+            !explain(session).await.resumable
+        })
+        .await;
+        assert_eq!(
+            explain(session).await.removal_reason(),
+            pb::RemovalReason::Unclosed
+        );
     }
     daemon.stop().await;
 }
@@ -299,13 +391,32 @@ async fn remembered_request_id_answers_only_a_caller_with_the_role() {
     let both = rule("dns:a.test", "*", "worker");
     let daemon = Running::with(&both).await;
     let mut guest = daemon.over_tls(&daemon.authority.leaf(&["a.test"])).await;
-    let request = pb::NewRequest { request_id: "once".into(), ..calls::worker(pb::Role::Server) };
-    let first = guest.connections.new_connection(request.clone()).await.unwrap().into_inner();
-    let again = guest.connections.new_connection(request.clone()).await.unwrap().into_inner();
+    let request = pb::NewRequest {
+        request_id: "once".into(),
+        ..calls::worker(pb::Role::Server)
+    };
+    let first = guest
+        .connections
+        .new_connection(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    let again = guest
+        .connections
+        .new_connection(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(first, again);
     daemon.reload(&rule("dns:a.test", "mail", "worker")).await;
-    until("the role in `default` is lost", async || guest.open("").await.is_err()).await;
-    assert_eq!(why(guest.connections.new_connection(request.clone()).await), denied());
+    until("the role in `default` is lost", async || {
+        guest.open("").await.is_err()
+    })
+    .await;
+    assert_eq!(
+        why(guest.connections.new_connection(request.clone()).await),
+        denied()
+    );
     let mut attached = guest.attach().await;
     let method = pb::call::Method::New(Box::new(request.clone()));
     assert!(
@@ -313,7 +424,15 @@ async fn remembered_request_id_answers_only_a_caller_with_the_role() {
     );
     daemon.reload(&both).await;
     until("the role is back", async || guest.open("").await.is_ok()).await;
-    assert_eq!(guest.connections.new_connection(request).await.unwrap().into_inner(), first);
+    assert_eq!(
+        guest
+            .connections
+            .new_connection(request)
+            .await
+            .unwrap()
+            .into_inner(),
+        first
+    );
     daemon.stop().await;
 }
 
@@ -324,30 +443,79 @@ async fn naming_the_attached_session_again_replaces_nothing() {
     let open = guest.open("").await.unwrap();
     // Two sessions of one open connection, the second of them attached.
     for (session, single_use) in [("aa", false), ("bb", true)] {
-        let put = pb::PutSessionRequest { single_use, ..calls::put(&open, session) };
-        assert_eq!(guest.sessions.put_session(put).await.unwrap().into_inner().reason, "");
+        let put = pb::PutSessionRequest {
+            single_use,
+            ..calls::put(&open, session)
+        };
+        assert_eq!(
+            guest
+                .sessions
+                .put_session(put)
+                .await
+                .unwrap()
+                .into_inner()
+                .reason,
+            ""
+        );
     }
-    let shown = pb::GetSessionRequest { connection_id: open.clone() };
+    let shown = pb::GetSessionRequest {
+        connection_id: open.clone(),
+    };
     let shown = async |guest: &mut Guest| {
-        let answer = guest.connections.get_session(shown.clone()).await.unwrap().into_inner();
+        let answer = guest
+            .connections
+            .get_session(shown.clone())
+            .await
+            .unwrap()
+            .into_inner();
         answer.session.map(|session| session.id)
     };
     let attached = shown(&mut guest).await;
     assert_eq!(attached.as_deref(), Some("bb"));
-    let lookup = guest.sessions.lookup_session(calls::lookup("bb")).await.unwrap().into_inner();
+    let lookup = guest
+        .sessions
+        .lookup_session(calls::lookup("bb"))
+        .await
+        .unwrap()
+        .into_inner();
     assert!(lookup.found, "the lookup consumes the session");
-    let name =
-        |session: &str| pb::SetSessionRequest { connection_id: open.clone(), session_id: session.into() };
-    let named = guest.connections.set_session(name("bb")).await.unwrap().into_inner();
-    assert_eq!((named.removed_sessions.len(), shown(&mut guest).await), (0, attached));
+    let name = |session: &str| pb::SetSessionRequest {
+        connection_id: open.clone(),
+        session_id: session.into(),
+    };
+    let named = guest
+        .connections
+        .set_session(name("bb"))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (named.removed_sessions.len(), shown(&mut guest).await),
+        (0, attached)
+    );
     let found = async |guest: &mut Guest, session: &str| {
-        guest.sessions.lookup_session(calls::lookup(session)).await.unwrap().into_inner().found
+        guest
+            .sessions
+            .lookup_session(calls::lookup(session))
+            .await
+            .unwrap()
+            .into_inner()
+            .found
     };
     assert!(found(&mut guest, "aa").await);
     // Naming any other session, even an unknown one, still replaces and removes.
-    let other = guest.connections.set_session(name("cc")).await.unwrap().into_inner();
+    let other = guest
+        .connections
+        .set_session(name("cc"))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(
-        other.removed_sessions.into_iter().map(|removed| removed.session_id).collect::<Vec<_>>(),
+        other
+            .removed_sessions
+            .into_iter()
+            .map(|removed| removed.session_id)
+            .collect::<Vec<_>>(),
         ["aa"]
     );
     assert!(!found(&mut guest, "aa").await);
@@ -357,8 +525,9 @@ async fn naming_the_attached_session_again_replaces_nothing() {
 #[tokio::test]
 async fn requests_that_are_not_grpc_calls_reach_no_service() {
     let daemon = Running::with("").await;
-    let client: Client<HttpConnector, tonic::body::Body> =
-        Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let client: Client<HttpConnector, tonic::body::Body> = Client::builder(TokioExecutor::new())
+        .http2_only(true)
+        .build_http();
     let path = "/grpc.health.v1.Health/Check";
     for (method, content_type, status) in [
         ("POST", Some("application/grpc"), 200),
@@ -377,7 +546,9 @@ async fn requests_that_are_not_grpc_calls_reach_no_service() {
         ("OPTIONS", None, 405),
         ("BREW", Some("application/grpc"), 405),
     ] {
-        let mut request = http::Request::builder().method(method).uri(format!("http://{}{path}", daemon.tcp));
+        let mut request = http::Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", daemon.tcp));
         if let Some(content_type) = content_type {
             request = request.header("content-type", content_type);
         }
@@ -386,9 +557,15 @@ async fn requests_that_are_not_grpc_calls_reach_no_service() {
         let answer = client.request(request.body(body).unwrap()).await.unwrap();
         let what = format!("{method} {content_type:?}");
         assert_eq!(answer.status(), status, "{what}");
-        let served = answer.headers().get("content-type").is_some_and(|kind| kind == "application/grpc");
+        let served = answer
+            .headers()
+            .get("content-type")
+            .is_some_and(|kind| kind == "application/grpc");
         assert_eq!(served, status == 200, "{what}");
-        let allow = answer.headers().get("allow").map(|allow| allow.to_str().unwrap());
+        let allow = answer
+            .headers()
+            .get("allow")
+            .map(|allow| allow.to_str().unwrap());
         assert_eq!(allow, (status == 405).then_some("POST"), "{what}");
     }
     daemon.stop().await;
@@ -405,11 +582,16 @@ async fn extended_key_usage_of_a_client_certificate_needs_client_auth() {
         (vec![ServerAuth], false),
         (vec![Any], false),
     ] {
-        let leaf = daemon.authority.sign(&["a.test"], |params| params.extended_key_usages = usages.clone());
+        let leaf = daemon.authority.sign(&["a.test"], |params| {
+            params.extended_key_usages = usages.clone();
+        });
         let socket = TcpStream::connect(&daemon.tls).await.unwrap();
         let connector = TlsConnector::from(Arc::new(client(&daemon.authority.pem, Some(&leaf))));
         // In TLS 1.3 the refusal comes with the first read.
-        let stream = connector.connect("localhost".try_into().unwrap(), socket).await.unwrap();
+        let stream = connector
+            .connect("localhost".try_into().unwrap(), socket)
+            .await
+            .unwrap();
         let opened = match try_over(stream).await {
             Ok(channel) => Guest::new(&channel).open("").await.is_ok(),
             Err(_) => false,

@@ -7,14 +7,27 @@ use std::{
 };
 
 /// Words that name no thing as the subject of a sentence.
-const RIDDLES: [&str; 7] = ["who", "whom", "whoever", "nobody", "somebody", "everybody", "whosoever"];
+const RIDDLES: [&str; 7] = [
+    "who",
+    "whom",
+    "whoever",
+    "nobody",
+    "somebody",
+    "everybody",
+    "whosoever",
+];
 /// At most so many of these words in 1,000.
 const RIDDLES_MAX: f64 = 0.5;
 /// At most so many type names of a crate, in 100, may be defined more than once.
 const REPEATED_MAX: f64 = 5.0;
 
-const CRATES: [&str; 5] =
-    ["src", "crates/core/src", "crates/proto/src", "crates/types/src", "clients/rust/src"];
+const CRATES: [&str; 5] = [
+    "src",
+    "crates/core/src",
+    "crates/proto/src",
+    "crates/types/src",
+    "clients/rust/src",
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -27,7 +40,11 @@ fn files(path: &Path, extensions: &[&str], to: &mut Vec<PathBuf>) {
     }
     match fs::read_dir(path) {
         Ok(entries) => entries.for_each(|entry| files(&entry.unwrap().path(), extensions, to)),
-        Err(_) if path.extension().is_some_and(|found| extensions.iter().any(|wanted| found == *wanted)) => {
+        Err(_)
+            if path
+                .extension()
+                .is_some_and(|found| extensions.iter().any(|wanted| found == *wanted)) =>
+        {
             to.push(path.to_owned());
         }
         Err(_) => {}
@@ -40,20 +57,37 @@ fn prose(path: &Path) -> String {
     if path.extension().is_some_and(|extension| extension == "md") {
         return text;
     }
-    let comments = text.lines().filter_map(|line| line.split_once("//")).map(|(_, comment)| comment);
+    let comments = text
+        .lines()
+        .filter_map(|line| line.split_once("//"))
+        .map(|(_, comment)| comment);
     comments.collect::<Vec<_>>().join("\n")
 }
 
 #[test]
 fn prose_names_its_subjects() {
     let mut found = Vec::new();
-    for folder in
-        ["src", "crates", "clients", "tests", "benches", "examples", "fuzz/src", "fuzz/targets", "docs"]
-    {
+    for folder in [
+        "src",
+        "crates",
+        "clients",
+        "tests",
+        "benches",
+        "examples",
+        "fuzz/src",
+        "fuzz/targets",
+        "docs",
+    ] {
         files(&root().join(folder), &["rs", "md", "proto"], &mut found);
     }
     files(&root().join("proto"), &["proto"], &mut found);
-    for document in ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"] {
+    for document in [
+        "README.md",
+        "ARCHITECTURE.md",
+        "SECURITY.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+    ] {
         found.push(root().join(document));
     }
     // This file must write the words that it looks for.
@@ -64,7 +98,12 @@ fn prose_names_its_subjects() {
             for word in line.split(|c: char| !c.is_alphanumeric() && c != '_') {
                 words += u32::from(word.len() > 1);
                 if RIDDLES.contains(&&*word.to_lowercase()) {
-                    riddles.push(format!("{}: comment line {}: {}", path.display(), place + 1, line.trim()));
+                    riddles.push(format!(
+                        "{}: comment line {}: {}",
+                        path.display(),
+                        place + 1,
+                        line.trim()
+                    ));
                 }
             }
         }
@@ -72,12 +111,19 @@ fn prose_names_its_subjects() {
     assert!(words > 100_000, "the prose was not found: {words} words");
     let share = 1000.0 * f64::from(u32::try_from(riddles.len()).unwrap()) / f64::from(words);
     println!("{} of {words} words: {share:.2} in 1,000", riddles.len());
-    assert!(share <= RIDDLES_MAX, "{share:.2} in 1,000:\n{}", riddles.join("\n"));
+    assert!(
+        share <= RIDDLES_MAX,
+        "{share:.2} in 1,000:\n{}",
+        riddles.join("\n")
+    );
 }
 
 /// Returns the names of the types that a source file defines outside of tests.
 fn types(text: &str) -> Vec<String> {
-    let text = text.split("\n#[cfg(test)]\nmod ").next().unwrap_or_default();
+    let text = text
+        .split("\n#[cfg(test)]\nmod ")
+        .next()
+        .unwrap_or_default();
     let mut found = Vec::new();
     for line in text.lines() {
         let visible = line.trim_start();
@@ -87,7 +133,9 @@ fn types(text: &str) -> Vec<String> {
         };
         for keyword in ["struct ", "enum ", "trait ", "union "] {
             if let Some(rest) = line.strip_prefix(keyword) {
-                let end = rest.find(|c: char| !c.is_alphanumeric()).unwrap_or(rest.len());
+                let end = rest
+                    .find(|c: char| !c.is_alphanumeric())
+                    .unwrap_or(rest.len());
                 found.push(rest[..end].to_owned());
             }
         }
@@ -103,14 +151,20 @@ fn a_type_name_means_one_thing_in_its_crate() {
         let mut defined: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for path in sources.iter().filter(|path| !path.ends_with("tests.rs")) {
             for name in types(&fs::read_to_string(path).unwrap()) {
-                defined.entry(name).or_default().push(path.display().to_string());
+                defined
+                    .entry(name)
+                    .or_default()
+                    .push(path.display().to_string());
             }
         }
         let all = defined.len();
         defined.retain(|_, places| places.len() > 1);
         let count = |number: usize| f64::from(u32::try_from(number).unwrap());
         let share = 100.0 * count(defined.len()) / count(all);
-        println!("{krate}: {} of {all} type names: {share:.1} %", defined.len());
+        println!(
+            "{krate}: {} of {all} type names: {share:.1} %",
+            defined.len()
+        );
         assert!(all > 5, "{krate}: the types were not found");
         assert!(
             share <= REPEATED_MAX,

@@ -48,7 +48,14 @@ enum Behind {
 impl Behind {
     fn open(&self) -> (Stdio, Option<PipeReader>) {
         if matches!(self, Self::FullDisk) {
-            return (OpenOptions::new().write(true).open("/dev/full").unwrap().into(), None);
+            return (
+                OpenOptions::new()
+                    .write(true)
+                    .open("/dev/full")
+                    .unwrap()
+                    .into(),
+                None,
+            );
         }
         let (reader, mut writer) = io::pipe().unwrap();
         if matches!(self, Self::NoReader) {
@@ -73,22 +80,38 @@ fn write_config(folder: &Path, rules: &str) {
 }
 
 fn rules(local: &str) -> String {
-    rule(&format!("uid:{}", rustix::process::getuid().as_raw()), "*", "admin") + &rule("local", "*", local)
+    rule(
+        &format!("uid:{}", rustix::process::getuid().as_raw()),
+        "*",
+        "admin",
+    ) + &rule("local", "*", local)
 }
 
 impl Daemon {
     async fn start(stderr: Stdio, set: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::new("workers");
-        authority.leaf(&["localhost"]).write(folder.path(), "server");
+        authority
+            .leaf(&["localhost"])
+            .write(folder.path(), "server");
         fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
         write_config(folder.path(), &rules("worker"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"));
-        command.arg("--config").arg(folder.path().join("daemon.toml")).args(set).env_remove("RUST_LOG");
+        command
+            .arg("--config")
+            .arg(folder.path().join("daemon.toml"))
+            .args(set)
+            .env_remove("RUST_LOG");
         let mut process = Process::logging(&mut command, stderr);
         let tcp = process.says("listening on tcp://").await;
         let tls = process.says("listening on tls://").await;
-        Self { process, folder, authority, tcp, tls }
+        Self {
+            process,
+            folder,
+            authority,
+            tcp,
+            tls,
+        }
     }
 
     async fn worker(&self) -> Guest {
@@ -96,7 +119,14 @@ impl Daemon {
     }
 
     async fn admin(&self) -> Guest {
-        Guest::new(&over(UnixStream::connect(self.folder.path().join("api.sock")).await.unwrap()).await)
+        Guest::new(
+            &over(
+                UnixStream::connect(self.folder.path().join("api.sock"))
+                    .await
+                    .unwrap(),
+            )
+            .await,
+        )
     }
 
     /// Connects over TLS without a certificate, which makes a line in the log.
@@ -128,12 +158,19 @@ impl Daemon {
         let began = Instant::now();
         self.process.signal("TERM").await;
         assert!(self.process.succeeds().await, "status 0");
-        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+        assert!(
+            began.elapsed() < Duration::from_secs(15),
+            "{:?}",
+            began.elapsed()
+        );
     }
 }
 
 fn revoke(uri: &str) -> pb::RevokeSessionsRequest {
-    pb::RevokeSessionsRequest { selector: Some(Selector::Uri(uri.into())), ..Default::default() }
+    pb::RevokeSessionsRequest {
+        selector: Some(Selector::Uri(uri.into())),
+        ..Default::default()
+    }
 }
 
 /// Runs everything that writes log lines. It must work although they cannot be written.
@@ -144,11 +181,20 @@ async fn endures(behind: Behind) {
         daemon.stranger().await;
         let mut worker = daemon.worker().await;
         for _ in 0..200 {
-            assert_eq!(why(worker.sessions.revoke_sessions(revoke("a://b")).await), denied());
+            assert_eq!(
+                why(worker.sessions.revoke_sessions(revoke("a://b")).await),
+                denied()
+            );
         }
         worker.open("").await.unwrap();
     }
-    daemon.admin().await.sessions.revoke_sessions(revoke("a://b")).await.expect("the revocation is answered");
+    daemon
+        .admin()
+        .await
+        .sessions
+        .revoke_sessions(revoke("a://b"))
+        .await
+        .expect("the revocation is answered");
     daemon.reload("observer", false).await;
     daemon.reload("worker", true).await;
     daemon.stop().await;
@@ -189,7 +235,10 @@ async fn read_until(mut reader: PipeReader, word: &'static str) -> String {
         }
         text
     });
-    tokio::time::timeout(PATIENCE, read).await.expect("the log goes on").unwrap()
+    tokio::time::timeout(PATIENCE, read)
+        .await
+        .expect("the log goes on")
+        .unwrap()
 }
 
 #[tokio::test]
@@ -205,15 +254,23 @@ async fn dropped_lines_are_counted_and_reported_afterwards() {
             admin.sessions.revoke_sessions(revoke(&uri)).await.unwrap();
         }
         let text = read_until(reader.unwrap(), "failed_writes").await;
-        let notice =
-            text.lines().find(|line| line.contains("the log could not be written for a while")).unwrap();
+        let notice = text
+            .lines()
+            .find(|line| line.contains("the log could not be written for a while"))
+            .unwrap();
         let dropped = |name: &str| -> u64 {
             let (_, rest) = notice.split_once(&format!("\"{name}\":")).unwrap();
-            rest[..rest.find(|c: char| !c.is_ascii_digit()).unwrap()].parse().unwrap()
+            rest[..rest.find(|c: char| !c.is_ascii_digit()).unwrap()]
+                .parse()
+                .unwrap()
         };
         let lost = dropped("dropped_audit_lines");
         assert!((1..revocations).contains(&lost), "{notice}");
-        assert_eq!(dropped("dropped_lines"), 0, "other lines have their own queue: {notice}");
+        assert_eq!(
+            dropped("dropped_lines"),
+            0,
+            "other lines have their own queue: {notice}"
+        );
         daemon.stop().await;
     }
 }
@@ -225,7 +282,10 @@ async fn daemon_serves_without_a_writable_output() {
     let full = || File::options().write(true).open("/dev/full").unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"));
     command
-        .args(["--set", &format!("listen.api=[\"unix://{}\"]", socket.display())])
+        .args([
+            "--set",
+            &format!("listen.api=[\"unix://{}\"]", socket.display()),
+        ])
         .stdin(Stdio::null())
         .stdout(full())
         .stderr(full())
@@ -241,7 +301,14 @@ async fn daemon_serves_without_a_writable_output() {
     };
     Guest::new(&over(stream).await).open("").await.unwrap();
     let id = child.id().unwrap().to_string();
-    assert!(Command::new("kill").arg(&id).status().await.unwrap().success());
+    assert!(
+        Command::new("kill")
+            .arg(&id)
+            .status()
+            .await
+            .unwrap()
+            .success()
+    );
     assert!(child.wait().await.unwrap().success());
 
     // Commands that only print still return their exit status.
@@ -255,7 +322,13 @@ async fn daemon_serves_without_a_writable_output() {
         (&["chekc"], 2),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"));
-        let ended = command.args(args).stdout(full()).stderr(full()).status().await.unwrap();
+        let ended = command
+            .args(args)
+            .stdout(full())
+            .stderr(full())
+            .status()
+            .await
+            .unwrap();
         assert_eq!(ended.code(), Some(status), "{args:?}");
     }
 }
@@ -267,18 +340,32 @@ async fn file_size_limit_of_the_log_ends_nothing() {
     fs::write(&config, rule("local", "*", "worker")).unwrap();
     // One block, of 512 or 1024 bytes: a few lines.
     let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -f 1 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_tls-sessiond"), "--config"]);
-    command.arg(&config).args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"]);
+    command.args([
+        "-c",
+        "ulimit -f 1 && exec \"$@\"",
+        "sh",
+        env!("CARGO_BIN_EXE_tls-sessiond"),
+        "--config",
+    ]);
+    command
+        .arg(&config)
+        .args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"]);
     let mut process = Process::logging(&mut command, File::create(&log).unwrap());
     let address = process.says("listening on tcp://").await;
     let mut worker = Guest::new(&over(TcpStream::connect(&address).await.unwrap()).await);
     for _ in 0..100 {
-        assert_eq!(why(worker.sessions.revoke_sessions(revoke("a://b")).await), denied());
+        assert_eq!(
+            why(worker.sessions.revoke_sessions(revoke("a://b")).await),
+            denied()
+        );
     }
     worker.open("").await.unwrap();
     drop(worker);
     process.signal("TERM").await;
     assert!(process.succeeds().await, "status 0");
     let written = fs::metadata(&log).unwrap().len();
-    assert!((512..=1024).contains(&written), "the limit was reached: {written}");
+    assert!(
+        (512..=1024).contains(&written),
+        "the limit was reached: {written}"
+    );
 }

@@ -34,7 +34,12 @@ impl Logging {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"));
         command
             .current_dir(folder.path())
-            .args(["--config", "daemon.toml", "--set", "listen.api=[\"tcp://127.0.0.1:0\"]"])
+            .args([
+                "--config",
+                "daemon.toml",
+                "--set",
+                "listen.api=[\"tcp://127.0.0.1:0\"]",
+            ])
             .env_remove("RUST_LOG");
         if let Some(filter) = rust_log {
             command.env("RUST_LOG", filter);
@@ -42,7 +47,11 @@ impl Logging {
         let log = fs::File::create(folder.path().join("stderr")).unwrap();
         let mut process = Process::logging(&mut command, log);
         let address = process.says("listening on tcp://").await;
-        Self { process, address, folder }
+        Self {
+            process,
+            address,
+            folder,
+        }
     }
 
     #[cfg(feature = "peers")]
@@ -65,7 +74,10 @@ impl Logging {
     /// Waits until a file contains a word.
     pub(crate) async fn until(&self, name: &str, word: &str) {
         let until = Instant::now() + PATIENCE;
-        while !fs::read_to_string(self.path(name)).unwrap_or_default().contains(word) {
+        while !fs::read_to_string(self.path(name))
+            .unwrap_or_default()
+            .contains(word)
+        {
             assert!(Instant::now() < until, "{name} never has `{word}`");
             tokio::task::yield_now().await;
         }
@@ -95,7 +107,10 @@ fn whole_lines(file: &Path) -> Vec<Value> {
 }
 
 fn of_target<'l>(lines: &'l [Value], target: &str) -> Vec<&'l Value> {
-    lines.iter().filter(|line| line["target"] == target).collect()
+    lines
+        .iter()
+        .filter(|line| line["target"] == target)
+        .collect()
 }
 
 async fn refused(guest: &mut Guest) {
@@ -109,11 +124,19 @@ async fn refused(guest: &mut Guest) {
 
 #[tokio::test]
 async fn no_filter_silences_audit_lines() {
-    for filter in ["off", "warn", "tls_sessiond=debug", "audit=off", "tls_sessiond=off,audit=error"] {
+    for filter in [
+        "off",
+        "warn",
+        "tls_sessiond=debug",
+        "audit=off",
+        "tls_sessiond=off,audit=error",
+    ] {
         for of_file in [false, true] {
             let config = rule("local", "*", "worker");
             let daemon = match of_file {
-                true => Logging::start(None, &format!("{config}[log]\nlevel = \"{filter}\"\n")).await,
+                true => {
+                    Logging::start(None, &format!("{config}[log]\nlevel = \"{filter}\"\n")).await
+                }
                 false => Logging::start(Some(filter), &config).await,
             };
             refused(&mut daemon.guest().await).await;
@@ -135,7 +158,9 @@ async fn rust_log_overrides_the_level_of_the_file() {
     ] {
         let daemon = Logging::start(rust_log, &format!("[log]\nlevel = \"{level}\"\n")).await;
         let lines = daemon.end().await;
-        let told = lines.iter().any(|line| line["fields"]["message"] == "stopping");
+        let told = lines
+            .iter()
+            .any(|line| line["fields"]["message"] == "stopping");
         assert_eq!(told, stops, "{rust_log:?} over {level}: {lines:?}");
     }
 }
@@ -158,12 +183,18 @@ fn filter_with_a_typo_is_refused_with_its_key() {
         let output = run(args, "UNRELATED", b"");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(78), "{said}");
-        assert!(said.contains("c.toml:3: log.level: invalid directive `inof`"), "{said}");
+        assert!(
+            said.contains("c.toml:3: log.level: invalid directive `inof`"),
+            "{said}"
+        );
         // The variable overrides the file, so the error names the variable.
         let output = run(args, "RUST_LOG", b"tls_sessiond=dbug");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(78), "{said}");
-        assert!(said.contains("RUST_LOG: log.level: invalid directive `tls_sessiond=dbug`"), "{said}");
+        assert!(
+            said.contains("RUST_LOG: log.level: invalid directive `tls_sessiond=dbug`"),
+            "{said}"
+        );
     }
 }
 
@@ -179,13 +210,25 @@ async fn environment_that_is_not_utf8_is_refused_or_ignored() {
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
             assert_eq!(output.status.code(), Some(78), "{said}");
             assert!(
-                said.contains(&format!("environment variable {variable}: the value is not UTF-8")),
+                said.contains(&format!(
+                    "environment variable {variable}: the value is not UTF-8"
+                )),
                 "{said}"
             );
         }
     }
-    assert_eq!(run(&["check", path], "UNRELATED", b"\xff\xfe").status.code(), Some(0));
-    assert_eq!(run(&["check", path], "TLS_SESSIOND_CONFIG", b"/nowhere/\xff").status.code(), Some(0));
+    assert_eq!(
+        run(&["check", path], "UNRELATED", b"\xff\xfe")
+            .status
+            .code(),
+        Some(0)
+    );
+    assert_eq!(
+        run(&["check", path], "TLS_SESSIOND_CONFIG", b"/nowhere/\xff")
+            .status
+            .code(),
+        Some(0)
+    );
     let mut command = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"));
     command
         .args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"])
@@ -205,9 +248,20 @@ fn hello(name: &[u8]) -> Vec<u8> {
     };
     let entry = [&[0][..], &length(name, 2)].concat();
     let extension = [&[0, 0][..], &length(&length(&entry, 2), 2)].concat();
-    let body = [&[3, 3][..], &[7; 32], &[0], &[0, 2, 0x13, 0x01], &[1, 0], &length(&extension, 2)].concat();
+    let body = [
+        &[3, 3][..],
+        &[7; 32],
+        &[0],
+        &[0, 2, 0x13, 0x01],
+        &[1, 0],
+        &length(&extension, 2),
+    ]
+    .concat();
     let message = [&[1][..], &length(&body, 3)].concat();
-    message.chunks(16_000).flat_map(|part| [&[22, 3, 1][..], &length(part, 2)].concat()).collect()
+    message
+        .chunks(16_000)
+        .flat_map(|part| [&[22, 3, 1][..], &length(part, 2)].concat())
+        .collect()
 }
 
 #[tokio::test]
@@ -215,25 +269,44 @@ async fn peer_injects_no_log_line_and_long_names_are_cut() {
     for (filter, has_foreign) in [("trace", false), ("trace,rustls=trace,h2=trace", true)] {
         let daemon = Logging::start(Some(filter), "").await;
         let mut guest = daemon.guest().await;
-        for name in
-            [&[b'a'; 60_000][..], &[0xff; 60_000], b"a\n{\"target\":\"audit\"}\x1b[31m\n", &[b'.'; 300]]
-        {
+        for name in [
+            &[b'a'; 60_000][..],
+            &[0xff; 60_000],
+            b"a\n{\"target\":\"audit\"}\x1b[31m\n",
+            &[b'.'; 300],
+        ] {
             let request = new("", pb::Role::Server);
-            let made =
-                guest.connections.new_connection(request).await.unwrap().into_inner().connection.unwrap();
+            let made = guest
+                .connections
+                .new_connection(request)
+                .await
+                .unwrap()
+                .into_inner()
+                .connection
+                .unwrap();
             let request = pb::ExchangeRequest {
                 connection_id: made.id,
                 ciphertext: hello(name).into(),
                 ..Default::default()
             };
-            guest.connections.exchange(request).await.expect("a failed handshake is an answer");
+            guest
+                .connections
+                .exchange(request)
+                .await
+                .expect("a failed handshake is an answer");
         }
         // `end` parses every line as JSON, which fails if a value broke out of its line.
         let lines = daemon.end().await;
-        let longest = lines.iter().map(|line| line.to_string().len()).max().unwrap();
+        let longest = lines
+            .iter()
+            .map(|line| line.to_string().len())
+            .max()
+            .unwrap();
         assert!(longest < 20_000, "{longest}");
-        let foreign =
-            lines.iter().filter(|line| !line["target"].as_str().unwrap().starts_with("tls_sessiond")).count();
+        let foreign = lines
+            .iter()
+            .filter(|line| !line["target"].as_str().unwrap().starts_with("tls_sessiond"))
+            .count();
         assert_eq!(foreign > 0, has_foreign, "{filter}: {foreign}");
     }
 }
@@ -254,14 +327,25 @@ async fn refusals_have_a_budget_and_the_rest_is_counted() {
     loop {
         let lines = whole_lines(&daemon.path("stderr"));
         let audit = of_target(&lines, "audit");
-        let told =
-            audit.iter().filter(|line| line["fields"]["message"] == "a call was refused").count() as u64;
-        let left_out: u64 = audit.iter().filter_map(|line| line["fields"]["left_out"].as_u64()).sum();
+        let told = audit
+            .iter()
+            .filter(|line| line["fields"]["message"] == "a call was refused")
+            .count() as u64;
+        let left_out: u64 = audit
+            .iter()
+            .filter_map(|line| line["fields"]["left_out"].as_u64())
+            .sum();
         if told + left_out == calls {
-            assert!(left_out > 0 && told < calls, "3,000 refusals take less than 30 seconds");
+            assert!(
+                left_out > 0 && told < calls,
+                "3,000 refusals take less than 30 seconds"
+            );
             break;
         }
-        assert!(Instant::now() < until, "every refusal has a line or is counted: {told} + {left_out}");
+        assert!(
+            Instant::now() < until,
+            "every refusal has a line or is counted: {told} + {left_out}"
+        );
         tokio::task::yield_now().await;
     }
     daemon.end().await;
@@ -272,12 +356,22 @@ async fn flood_of_one_identity_hides_no_refusal_of_another() {
     let uid = rustix::process::getuid().as_raw();
     let rules = rule(&format!("uid:{uid}"), "*", "observer") + &rule("local", "*", "worker");
     let folder = tempfile::tempdir().unwrap();
-    let (config, log, socket) =
-        (folder.path().join("daemon.toml"), folder.path().join("stderr"), folder.path().join("api.sock"));
+    let (config, log, socket) = (
+        folder.path().join("daemon.toml"),
+        folder.path().join("stderr"),
+        folder.path().join("api.sock"),
+    );
     fs::write(&config, rules).unwrap();
-    let api = format!("listen.api=[\"tcp://127.0.0.1:0\", \"unix://{}\"]", socket.display());
+    let api = format!(
+        "listen.api=[\"tcp://127.0.0.1:0\", \"unix://{}\"]",
+        socket.display()
+    );
     let mut command = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"));
-    command.arg("--config").arg(&config).args(["--set", &api]).env_remove("RUST_LOG");
+    command
+        .arg("--config")
+        .arg(&config)
+        .args(["--set", &api])
+        .env_remove("RUST_LOG");
     let mut process = Process::logging(&mut command, fs::File::create(&log).unwrap());
     let address = process.says("listening on tcp://").await;
     let began = Instant::now();
@@ -292,7 +386,8 @@ async fn flood_of_one_identity_hides_no_refusal_of_another() {
             asking.spawn(async move { refused(&mut guest).await });
         }
     }
-    let mut other = Guest::new(&over(tokio::net::UnixStream::connect(&socket).await.unwrap()).await);
+    let mut other =
+        Guest::new(&over(tokio::net::UnixStream::connect(&socket).await.unwrap()).await);
     for _ in 0..5 {
         refused(&mut other).await;
     }
@@ -302,18 +397,30 @@ async fn flood_of_one_identity_hides_no_refusal_of_another() {
     assert!(process.succeeds().await);
     let lines = lines(&log);
     let of = |owner: &str| {
-        of_target(&lines, "audit").iter().filter(|line| line["fields"]["owner"] == owner).count()
+        of_target(&lines, "audit")
+            .iter()
+            .filter(|line| line["fields"]["owner"] == owner)
+            .count()
     };
-    assert_eq!(of(&format!("uid:{uid}")), 5, "every refusal of the quiet identity has its line");
+    assert_eq!(
+        of(&format!("uid:{uid}")),
+        5,
+        "every refusal of the quiet identity has its line"
+    );
     // The flood has at most 20 lines per second, over all its connections.
     let seconds = usize::try_from(began.elapsed().as_secs()).unwrap() + 2;
-    assert!(of("local") <= 20 * seconds, "{} lines in {seconds} seconds", of("local"));
+    assert!(
+        of("local") <= 20 * seconds,
+        "{} lines in {seconds} seconds",
+        of("local")
+    );
 }
 
 #[tokio::test]
 async fn reload_reopens_the_audit_file_and_changes_the_level() {
     let config = |level: &str| {
-        rule("local", "*", "worker") + &format!("[log]\naudit = \"audit.log\"\nlevel = \"{level}\"\n")
+        rule("local", "*", "worker")
+            + &format!("[log]\naudit = \"audit.log\"\nlevel = \"{level}\"\n")
     };
     let daemon = Logging::start(None, &config("info")).await;
     refused(&mut daemon.guest().await).await;
@@ -331,11 +438,16 @@ async fn reload_reopens_the_audit_file_and_changes_the_level() {
     daemon.until("audit.log", "a call was refused").await;
     let (old, new) = (daemon.path("audit.log.1"), daemon.path("audit.log"));
     assert_eq!((lines(&old).len(), lines(&new).len()), (1, 1));
-    assert_eq!(std::os::unix::fs::MetadataExt::mode(&fs::metadata(&new).unwrap()) & 0o777, 0o600);
+    assert_eq!(
+        std::os::unix::fs::MetadataExt::mode(&fs::metadata(&new).unwrap()) & 0o777,
+        0o600
+    );
     let stderr = daemon.end().await;
     assert!(of_target(&stderr, "audit").is_empty(), "{stderr:?}");
     assert!(
-        !stderr.iter().any(|line| line["fields"]["message"] == "stopping"),
+        !stderr
+            .iter()
+            .any(|line| line["fields"]["message"] == "stopping"),
         "the level is off: {stderr:?}"
     );
 }
@@ -345,7 +457,9 @@ fn audit_file_that_cannot_be_opened_is_an_error_with_its_key() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("c.toml");
     let mut written = fs::File::create(&file).unwrap();
-    written.write_all(b"[log]\naudit = \"nowhere/audit.log\"\n").unwrap();
+    written
+        .write_all(b"[log]\naudit = \"nowhere/audit.log\"\n")
+        .unwrap();
     let path = file.to_str().unwrap();
     for args in [&["check", path][..], &["--config", path]] {
         let output = run(args, "UNRELATED", b"");
@@ -353,10 +467,21 @@ fn audit_file_that_cannot_be_opened_is_an_error_with_its_key() {
         assert_eq!(output.status.code(), Some(78), "{said}");
         assert!(said.contains("c.toml:2: log.audit: cannot open "), "{said}");
     }
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "check makes no file");
+    assert_eq!(
+        fs::read_dir(folder.path()).unwrap().count(),
+        1,
+        "check makes no file"
+    );
     // Opening a named pipe would block the start until a process reads it.
     let fifo = folder.path().join("fifo");
-    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &fifo,
+        rustix::fs::FileType::Fifo,
+        0o600.into(),
+        0,
+    )
+    .unwrap();
     fs::write(&file, "[log]\naudit = \"fifo\"\n").unwrap();
     for args in [&["check", path][..], &["--config", path]] {
         let output = run(args, "UNRELATED", b"");
@@ -368,15 +493,22 @@ fn audit_file_that_cannot_be_opened_is_an_error_with_its_key() {
 
 #[tokio::test]
 async fn text_format_has_one_line_for_each_event() {
-    let daemon = Logging::start(None, &(rule("local", "*", "worker") + "[log]\nformat = \"text\"\n")).await;
+    let daemon = Logging::start(
+        None,
+        &(rule("local", "*", "worker") + "[log]\nformat = \"text\"\n"),
+    )
+    .await;
     refused(&mut daemon.guest().await).await;
     daemon.process.signal("TERM").await;
     assert!(daemon.process.succeeds().await);
     let text = fs::read_to_string(daemon.folder.path().join("stderr")).unwrap();
-    let line =
-        text.lines().find(|line| line.contains(" INFO audit: a call was refused owner=local ")).unwrap();
+    let line = text
+        .lines()
+        .find(|line| line.contains(" INFO audit: a call was refused owner=local "))
+        .unwrap();
     assert!(
-        line.contains(" path=/tls.sessiond.v1.SessionService/RemoveSession ") && line.contains(" refusal=\""),
+        line.contains(" path=/tls.sessiond.v1.SessionService/RemoveSession ")
+            && line.contains(" refusal=\""),
         "{line}"
     );
 }

@@ -138,7 +138,11 @@ impl World {
     /// Returns a world with empty caches.
     fn new(registry: &Arc<Registry>, clock: &ManualClock) -> Self {
         let world = Self {
-            core: CoreState::new(Arc::clone(registry), Clock::Manual(clock.clone()), Most::all(1_000)),
+            core: CoreState::new(
+                Arc::clone(registry),
+                Clock::Manual(clock.clone()),
+                Most::all(1_000),
+            ),
             registry: Arc::clone(registry),
             clock: clock.clone(),
             objects: BTreeMap::new(),
@@ -146,8 +150,16 @@ impl World {
             alive: BTreeSet::new(),
         };
         for (of_server, id) in world.cached().into_keys() {
-            let role = if of_server { Role::Server } else { Role::Client };
-            registry.get("any").unwrap().cache(role).remove(&id, world.core.now());
+            let role = if of_server {
+                Role::Server
+            } else {
+                Role::Client
+            };
+            registry
+                .get("any")
+                .unwrap()
+                .cache(role)
+                .remove(&id, world.core.now());
         }
         world
     }
@@ -169,7 +181,11 @@ impl World {
             idle_timeout: None,
             peer_address: String::new(),
         };
-        let id = self.core.connections().create(plan, None, |connection, _| connection.id()).unwrap();
+        let id = self
+            .core
+            .connections()
+            .create(plan, None, |connection, _| connection.id())
+            .unwrap();
         let object = Object {
             id,
             role,
@@ -190,7 +206,9 @@ impl World {
             .inspect(id, |connection, _| Seen {
                 state: connection.state(),
                 flags: connection.shutdown_flags(),
-                attached: connection.session().map(|s| (connection.role() == Role::Server, s.id().clone())),
+                attached: connection
+                    .session()
+                    .map(|s| (connection.role() == Role::Server, s.id().clone())),
                 reused: connection.session_reused(),
                 version: connection.version(),
             })
@@ -233,7 +251,9 @@ impl World {
                 self.exchange(role, slot, b"", true);
             }
             Op::Garbage(role, slot) => {
-                self.object(role, slot).inbox.extend([23, 3, 3, 0, 24].iter().chain(&[0x55; 24]));
+                self.object(role, slot)
+                    .inbox
+                    .extend([23, 3, 3, 0, 24].iter().chain(&[0x55; 24]));
                 self.exchange(role, slot, b"", false);
             }
             Op::Visit(client, server, client_closes, server_closes) => {
@@ -266,7 +286,9 @@ impl World {
     }
 
     fn free(&mut self, role: Role, slot: usize) {
-        let Some(object) = self.objects.get(&place(role, slot)) else { return };
+        let Some(object) = self.objects.get(&place(role, slot)) else {
+            return;
+        };
         let id = object.id;
         let before = self.look(id).unwrap();
         self.ends(role, slot, &before);
@@ -278,7 +300,10 @@ impl World {
         let id = self.object(role, slot).id;
         let before = self.look(id).unwrap();
         self.ends(role, slot, &before);
-        self.core.connections().with_exclusive(id, |connection, _| Ok(connection.clear())).unwrap();
+        self.core
+            .connections()
+            .with_exclusive(id, |connection, _| Ok(connection.clear()))
+            .unwrap();
         let object = self.object(role, slot);
         object.sent = false;
         object.flight = None;
@@ -289,9 +314,15 @@ impl World {
         let id = self.object(role, slot).id;
         let established = self.look(id).unwrap().state == State::Established;
         let mut ciphertext = Vec::new();
-        let done =
-            self.core.connections().with_exclusive(id, |connection, _| connection.shutdown(&mut ciphertext));
-        assert_eq!(done.is_ok(), established, "Shutdown works only on established connections");
+        let done = self
+            .core
+            .connections()
+            .with_exclusive(id, |connection, _| connection.shutdown(&mut ciphertext));
+        assert_eq!(
+            done.is_ok(),
+            established,
+            "Shutdown works only on established connections"
+        );
         if established {
             self.object(role, slot).sent = true;
         } else {
@@ -311,11 +342,16 @@ impl World {
         let before = self.look(id).unwrap();
         let done = self.core.connections().set_session(
             id,
-            key.as_ref().map(|key| Wanted { id: &key.1, registry: &self.registry, within: &|_| true }),
+            key.as_ref().map(|key| Wanted {
+                id: &key.1,
+                registry: &self.registry,
+                within: &|_| true,
+            }),
             |connection, _| connection.session().map(|session| session.id().clone()),
         );
-        let foreign =
-            key.as_ref().is_some_and(|key| key.0 != (role == Role::Server) && self.alive.contains(key));
+        let foreign = key
+            .as_ref()
+            .is_some_and(|key| key.0 != (role == Role::Server) && self.alive.contains(key));
         match done {
             Err(Error::HandshakeRunning) => assert_eq!(before.state, State::Handshaking),
             Err(Error::Failed(_)) => assert_eq!(before.state, State::Failed),
@@ -340,9 +376,18 @@ impl World {
         if self.seen.is_empty() {
             return;
         }
-        let key = self.seen.keys().nth(which.index(self.seen.len())).unwrap().clone();
+        let key = self
+            .seen
+            .keys()
+            .nth(which.index(self.seen.len()))
+            .unwrap()
+            .clone();
         let role = if key.0 { Role::Server } else { Role::Client };
-        self.registry.get("any").unwrap().cache(role).remove(&key.1, self.core.now());
+        self.registry
+            .get("any")
+            .unwrap()
+            .cache(role)
+            .remove(&key.1, self.core.now());
         self.alive.remove(&key);
     }
 
@@ -356,7 +401,9 @@ impl World {
     }
 
     fn send(&mut self, role: Role, slot: usize, bytes: &[u8]) {
-        let Some((peer, peer_slot)) = self.object(role, slot).peer else { return };
+        let Some((peer, peer_slot)) = self.object(role, slot).peer else {
+            return;
+        };
         let back = Some((role, slot));
         let peer = self.object(peer, peer_slot);
         if peer.peer == back {
@@ -377,12 +424,22 @@ impl World {
 
     /// Runs one Exchange and checks its effect on the cache. Returns the number of bytes that it
     /// made.
-    fn exchange(&mut self, role: Role, slot: usize, plaintext: &[u8], end_of_stream: bool) -> usize {
+    fn exchange(
+        &mut self,
+        role: Role,
+        slot: usize,
+        plaintext: &[u8],
+        end_of_stream: bool,
+    ) -> usize {
         let object = self.object(role, slot);
         let id = object.id;
         let inbox = std::mem::take(&mut object.inbox);
         let (before, finished) = (self.look(id).unwrap(), self.finished());
-        let input = Input { ciphertext: &inbox, plaintext, end_of_stream };
+        let input = Input {
+            ciphertext: &inbox,
+            plaintext,
+            end_of_stream,
+        };
         let output = match self
             .core
             .connections()
@@ -392,7 +449,9 @@ impl World {
             Err(refusal) => {
                 match refusal {
                     Error::Failed(_) => assert_eq!(before.state, State::Failed),
-                    Error::ProtocolIsShutdown => assert!(before.flags.sent && !plaintext.is_empty()),
+                    Error::ProtocolIsShutdown => {
+                        assert!(before.flags.sent && !plaintext.is_empty());
+                    }
                     Error::HandshakeNotFinished => {
                         assert!(before.state != State::Established && !plaintext.is_empty());
                     }
@@ -408,17 +467,29 @@ impl World {
         let after = self.look(id).unwrap();
         // A session that was attached for a handshake no longer counts once the handshake has
         // finished in the same call. Then only new and resumed sessions count.
-        let attached = before.attached.clone().filter(|_| self.finished() == finished);
+        let attached = before
+            .attached
+            .clone()
+            .filter(|_| self.finished() == finished);
         self.observe(
             role,
             slot,
-            &Step { inbox: &inbox, before: &before, after: &after, attached, output: &output },
+            &Step {
+                inbox: &inbox,
+                before: &before,
+                after: &after,
+                attached,
+                output: &output,
+            },
         );
         if before.state == State::Failed {
             panic!("an Exchange on a failed connection succeeded");
         }
         if end_of_stream && after.state == State::Established {
-            assert!(after.flags.received, "RECEIVED is not set at the end of the transport");
+            assert!(
+                after.flags.received,
+                "RECEIVED is not set at the end of the transport"
+            );
             self.object(role, slot).sent = true;
         }
         self.send(role, slot, &output.ciphertext);
@@ -426,7 +497,13 @@ impl World {
     }
 
     fn observe(&mut self, role: Role, slot: usize, step: &Step<'_>) {
-        let &Step { inbox, before, after, ref attached, output } = step;
+        let &Step {
+            inbox,
+            before,
+            after,
+            ref attached,
+            output,
+        } = step;
         let begins = before.state == State::Before;
         if begins {
             self.object(role, slot).sent = false;
@@ -445,16 +522,27 @@ impl World {
             // The client began and failed in one call. The test cannot see the session that it
             // offered, but it offered at most one.
             let cached = self.cached();
-            let offered: Vec<_> =
-                self.alive.iter().filter(|key| !cached.contains_key(key)).cloned().collect();
-            assert!(offered.len() <= 1, "a client that offers one session consumed more");
+            let offered: Vec<_> = self
+                .alive
+                .iter()
+                .filter(|key| !cached.contains_key(key))
+                .cloned()
+                .collect();
+            assert!(
+                offered.len() <= 1,
+                "a client that offers one session consumed more"
+            );
             self.alive.retain(|key| !offered.contains(key));
             self.object(role, slot).family.extend(offered);
         }
         if role == Role::Server && matches!(before.state, State::Before | State::Handshaking) {
             self.client_hello(slot, begins, inbox, after);
         }
-        if role == Role::Client && after.reused && !before.reused && after.version == Some(Version::Tls12) {
+        if role == Role::Client
+            && after.reused
+            && !before.reused
+            && after.version == Some(Version::Tls12)
+        {
             let offered = before.attached.clone();
             self.object(role, slot).family.extend(offered);
         }
@@ -462,7 +550,11 @@ impl World {
         // New sessions belong to the connection of this call.
         for (new, born) in self.cached() {
             if !self.seen.contains_key(&new) {
-                assert_eq!(new.0, role == Role::Server, "the other side stored a session");
+                assert_eq!(
+                    new.0,
+                    role == Role::Server,
+                    "the other side stored a session"
+                );
                 if let Some(until) = self.object(role, slot).until.filter(|_| after.reused) {
                     assert!(born.expires <= until, "a resumption extended a lifetime");
                 }
@@ -501,8 +593,12 @@ impl World {
         if begins {
             object.flight = Some(FirstFlight::default());
         }
-        let Some(flight) = &mut object.flight else { return };
-        let Progress::Whole(offer) = flight.push(inbox) else { return };
+        let Some(flight) = &mut object.flight else {
+            return;
+        };
+        let Progress::Whole(offer) = flight.push(inbox) else {
+            return;
+        };
         object.flight = None;
         let versions = self.speaks(slot);
         let (version, ids) = if offer.tls13 && versions.contains(&Version::Tls13) {
@@ -548,13 +644,20 @@ impl World {
             .objects
             .iter()
             .filter(|(_, object)| {
-                self.core.connections().inspect(object.id, |_, lapse| lapse.at <= self.core.now().at).unwrap()
+                self.core
+                    .connections()
+                    .inspect(object.id, |_, lapse| lapse.at <= self.core.now().at)
+                    .unwrap()
             })
             .map(|(_, object)| (object.role, object.id))
             .collect();
         for (role, id) in lapsed {
-            let slot =
-                self.objects.iter().find(|(_, object)| object.id == id).map(|(place, _)| place.1).unwrap();
+            let slot = self
+                .objects
+                .iter()
+                .find(|(_, object)| object.id == id)
+                .map(|(place, _)| place.1)
+                .unwrap();
             let before = self.look(id).unwrap();
             self.ends(role, slot, &before);
             self.objects.remove(&place(role, slot));
@@ -569,7 +672,9 @@ impl World {
     /// Returns the number of successful handshakes.
     fn finished(&self) -> u64 {
         let stats = self.registry.all().iter().map(|context| &context.stats);
-        stats.map(|stats| stats.accept_good.get() + stats.connect_good.get()).sum()
+        stats
+            .map(|stats| stats.accept_good.get() + stats.connect_good.get())
+            .sum()
     }
 
     fn cached(&self) -> BTreeMap<Key, Born> {
@@ -577,7 +682,10 @@ impl World {
         let mut cached = BTreeMap::new();
         for role in [Role::Client, Role::Server] {
             context.cache(role).scan(self.core.now(), |session| {
-                let born = Born { version: session.kind().version, expires: session.expires() };
+                let born = Born {
+                    version: session.kind().version,
+                    expires: session.expires(),
+                };
                 cached.insert((role == Role::Server, session.id().clone()), born);
             });
         }
@@ -586,10 +694,16 @@ impl World {
 
     fn compare(&self, op: Op) {
         let cached: BTreeSet<_> = self.cached().into_keys().collect();
-        assert_eq!(cached, self.alive, "after {op:?} the cache does not match the close rule");
+        assert_eq!(
+            cached, self.alive,
+            "after {op:?} the cache does not match the close rule"
+        );
         for (place, object) in &self.objects {
             let seen = self.look(object.id).unwrap();
-            assert_eq!(seen.flags.sent, object.sent, "SENT of {place:?} after {op:?}");
+            assert_eq!(
+                seen.flags.sent, object.sent,
+                "SENT of {place:?} after {op:?}"
+            );
         }
     }
 }
@@ -602,7 +716,10 @@ fn registry(client_sessions: &str) -> Arc<Registry> {
     let folder = tempfile::tempdir().unwrap();
     pki::localhost(folder.path());
     let mut text = String::new();
-    for (name, versions) in CONTEXTS.iter().zip(["\"1.2\", \"1.3\"", "\"1.2\"", "\"1.3\""]) {
+    for (name, versions) in CONTEXTS
+        .iter()
+        .zip(["\"1.2\", \"1.3\"", "\"1.2\"", "\"1.3\""])
+    {
         text += &format!(
             "[[context]]\nname = \"{name}\"\nsession_id_context = \"model\"\nversions = [{versions}]\n\
              certificate = \"tls.crt\"\nkey = \"tls.key\"\nca = \"ca.pem\"\nkey_exchange = [\"X25519\"]\n\

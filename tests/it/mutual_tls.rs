@@ -63,11 +63,31 @@ async fn mutual_tls_requires_a_valid_certificate_of_our_authority() {
     let mut http1 = client(&ours.pem, Some(&good));
     http1.alpn_protocols = vec![b"http/1.1".to_vec()];
     for (what, config, alert) in [
-        ("expired", client(&ours.pem, Some(&expired)), "CertificateExpired"),
-        ("not yet valid", client(&ours.pem, Some(&early)), "CertificateExpired"),
-        ("of another authority", client(&ours.pem, Some(&foreign)), "UnknownCA"),
-        ("of another authority of our name", client(&ours.pem, Some(&namesake)), "DecryptError"),
-        ("for servers alone", client(&ours.pem, Some(&for_servers)), "UnsupportedCertificate"),
+        (
+            "expired",
+            client(&ours.pem, Some(&expired)),
+            "CertificateExpired",
+        ),
+        (
+            "not yet valid",
+            client(&ours.pem, Some(&early)),
+            "CertificateExpired",
+        ),
+        (
+            "of another authority",
+            client(&ours.pem, Some(&foreign)),
+            "UnknownCA",
+        ),
+        (
+            "of another authority of our name",
+            client(&ours.pem, Some(&namesake)),
+            "DecryptError",
+        ),
+        (
+            "for servers alone",
+            client(&ours.pem, Some(&for_servers)),
+            "UnsupportedCertificate",
+        ),
         ("none", client(&ours.pem, None), "CertificateRequired"),
         ("TLS 1.2", old, "ProtocolVersion"),
         ("another protocol", http1, ""),
@@ -75,14 +95,20 @@ async fn mutual_tls_requires_a_valid_certificate_of_our_authority() {
         let heard = turned_away(&house, config).await;
         assert!(heard.contains(alert), "{what}: {heard}");
     }
-    Guest::new(&house.over_tls(&good).await).open("").await.unwrap();
+    Guest::new(&house.over_tls(&good).await)
+        .open("")
+        .await
+        .unwrap();
 
     // The daemon does not answer plaintext in plaintext, at most with an alert.
     let mut plain = TcpStream::connect(house.tls).await.unwrap();
     plain.write_all(PREFACE).await.unwrap();
     let mut answer = Vec::new();
     drop(plain.read_to_end(&mut answer).await);
-    assert!(answer.first().is_none_or(|first| *first == 21), "an alert, not {answer:?}");
+    assert!(
+        answer.first().is_none_or(|first| *first == 21),
+        "an alert, not {answer:?}"
+    );
     house.daemon.stop().await;
 }
 
@@ -99,13 +125,18 @@ async fn certificate_names_identify_and_the_first_one_owns() {
     let ours = &house.authority;
     let named = |name: &str| {
         let name = name.to_owned();
-        ours.sign(&[], move |params| params.distinguished_name.push(DnType::CommonName, name))
+        ours.sign(&[], move |params| {
+            params.distinguished_name.push(DnType::CommonName, name);
+        })
     };
     let urn = ours.sign(&[], |params| {
         params.subject_alt_names = vec![rcgen::SanType::URI("urn:a:1".try_into().unwrap())];
     });
     for (leaf, owner) in [
-        (ours.leaf(&["spiffe://example.org/ns/web/a"]), Some("uri:spiffe://example.org/ns/web/a")),
+        (
+            ours.leaf(&["spiffe://example.org/ns/web/a"]),
+            Some("uri:spiffe://example.org/ns/web/a"),
+        ),
         (ours.leaf(&["A.Workers.Test"]), Some("dns:a.workers.test")),
         (named("job"), Some("subject:CN=job")),
         (urn, Some("uri:urn:a:1")),
@@ -149,7 +180,10 @@ async fn expired_certificate_ends_its_calls_and_streams() {
     let mut attached = guest.attach().await;
     attached.established("aa").await;
     let mut driven = guest.drive(Event::New(new("", pb::Role::Server))).await;
-    assert!(matches!(driven.answers.message().await.unwrap().unwrap().event, Some(Told::Opened(_))));
+    assert!(matches!(
+        driven.answers.message().await.unwrap().unwrap().event,
+        Some(Told::Opened(_))
+    ));
     let mut watched = guest.watch("mail").await;
     guest.open("").await.unwrap();
     daemon.clock.advance(Duration::from_millis(3000));
@@ -159,7 +193,9 @@ async fn expired_certificate_ends_its_calls_and_streams() {
     assert_eq!(told(watched.message()).await, ended);
     assert_eq!(why(guest.open("").await), ended);
     // Calls that are open to every caller fail as well.
-    let health = HealthClient::new(guest.channel.clone()).check(HealthCheckRequest::default()).await;
+    let health = HealthClient::new(guest.channel.clone())
+        .check(HealthCheckRequest::default())
+        .await;
     assert_eq!(why(health), ended);
     house.daemon.stop().await;
 }
@@ -183,16 +219,31 @@ async fn new_certificates_and_ca_apply_to_new_connections_only() {
     fs::write(house.folder().join("server.key"), "").unwrap();
     fs::write(house.folder().join("ca.pem"), &theirs.pem).unwrap();
     let refused = house.reload(&rules).unwrap_err().to_string();
-    assert!(refused.contains("server.key") || refused.contains("key"), "{refused}");
-    Guest::new(&house.over_tls(&old).await).open("").await.unwrap();
+    assert!(
+        refused.contains("server.key") || refused.contains("key"),
+        "{refused}"
+    );
+    Guest::new(&house.over_tls(&old).await)
+        .open("")
+        .await
+        .unwrap();
 
     fs::write(house.folder().join("server.key"), key).unwrap();
     house.reload(&rules).unwrap();
     let heard = turned_away(&house, client(&theirs.pem, Some(&old))).await;
     assert!(!heard.is_empty());
-    house.handshake(client(&ours.pem, Some(&next))).await.expect_err("the daemon shows the new certificate");
-    let stream = house.handshake(client(&theirs.pem, Some(&next))).await.unwrap();
-    Guest::new(&crate::doors::over(stream).await).open("").await.unwrap();
+    house
+        .handshake(client(&ours.pem, Some(&next)))
+        .await
+        .expect_err("the daemon shows the new certificate");
+    let stream = house
+        .handshake(client(&theirs.pem, Some(&next)))
+        .await
+        .unwrap();
+    Guest::new(&crate::doors::over(stream).await)
+        .open("")
+        .await
+        .unwrap();
 
     // Calls and streams opened earlier go on. The connections have the same owner, because the
     // certificate has the same name.
@@ -213,14 +264,19 @@ async fn rust_client_connects_over_mutual_tls() {
         options.back_off = (Duration::from_millis(10), Duration::from_millis(50));
         options
     };
-    let worker = attached(options(&house.client(Some(&house.authority.leaf(&["a.test"]))))).await;
+    let worker = attached(options(
+        &house.client(Some(&house.authority.leaf(&["a.test"]))),
+    ))
+    .await;
     let connection = established(&worker, b"a");
     connection.shutdown();
     drop(connection);
     assert!(found(&worker, b"a").await);
     // The daemon accepts the connection, but no rule matches: each lookup misses and no handshake
     // fails.
-    let stranger = Worker::connect(options(&house.client(Some(&house.authority.leaf(&["b.test"])))));
+    let stranger = Worker::connect(options(
+        &house.client(Some(&house.authority.leaf(&["b.test"]))),
+    ));
     assert!(!found(&stranger, b"a").await);
     house.daemon.stop().await;
 }
@@ -231,10 +287,16 @@ async fn large_messages_and_many_calls_at_once_pass_over_tls() {
     let channel = house.over_tls(&house.authority.leaf(&["a.test"])).await;
     let mut guest = Guest::new(&channel);
     let [client, server] = guest.pair().await;
-    let said: Vec<u8> = (0..1 << 19).map(|place: u32| place.to_le_bytes()[0]).collect();
+    let said: Vec<u8> = (0..1 << 19)
+        .map(|place: u32| place.to_le_bytes()[0])
+        .collect();
     for _ in 0..3 {
-        let told = guest.exchange(&client, Default::default(), said.clone().into()).await;
-        let heard = guest.exchange(&server, told.ciphertext, Default::default()).await;
+        let told = guest
+            .exchange(&client, Default::default(), said.clone().into())
+            .await;
+        let heard = guest
+            .exchange(&server, told.ciphertext, Default::default())
+            .await;
         assert!(heard.plaintext == said);
     }
     let mut all = tokio::task::JoinSet::new();

@@ -32,7 +32,13 @@ impl Limited {
         let log = fs::File::create(folder.path().join("stderr")).unwrap();
         let script = format!("ulimit -S -n {soft} && ulimit -H -n {hard} && exec \"$@\"");
         let mut command = Command::new("sh");
-        command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_tls-sessiond"), "--config"]);
+        command.args([
+            "-c",
+            &script,
+            "sh",
+            env!("CARGO_BIN_EXE_tls-sessiond"),
+            "--config",
+        ]);
         command.arg(folder.path().join("daemon.toml"));
         command
             .args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"])
@@ -40,7 +46,11 @@ impl Limited {
             .stdin(Stdio::null());
         let mut process = Process::logging(&mut command, log);
         let address = process.says("listening on tcp://").await;
-        Self { process, address, folder }
+        Self {
+            process,
+            address,
+            folder,
+        }
     }
 
     async fn connect(&self) -> TcpStream {
@@ -61,7 +71,10 @@ impl Limited {
     /// Returns the soft limit of the process.
     fn soft_limit(&self) -> u32 {
         let limits = fs::read_to_string(format!("/proc/{}/limits", self.process.id())).unwrap();
-        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        let line = limits
+            .lines()
+            .find(|line| line.starts_with("Max open files"))
+            .unwrap();
         line.split_whitespace().nth(3).unwrap().parse().unwrap()
     }
 
@@ -71,13 +84,22 @@ impl Limited {
         let until = Instant::now() + PATIENCE;
         loop {
             let asked = async {
-                let channel = try_over(self.connect().await).await.map_err(|err| err.to_string())?;
-                let answer = HealthClient::new(channel).check(HealthCheckRequest::default()).await;
-                answer.map(|answer| answer.into_inner().status()).map_err(|status| status.to_string())
+                let channel = try_over(self.connect().await)
+                    .await
+                    .map_err(|err| err.to_string())?;
+                let answer = HealthClient::new(channel)
+                    .check(HealthCheckRequest::default())
+                    .await;
+                answer
+                    .map(|answer| answer.into_inner().status())
+                    .map_err(|status| status.to_string())
             };
             match asked.await {
                 Ok(status) => return status,
-                Err(err) => assert!(Instant::now() < until, "no answer to the health check: {err}"),
+                Err(err) => assert!(
+                    Instant::now() < until,
+                    "no answer to the health check: {err}"
+                ),
             }
         }
     }
@@ -89,9 +111,18 @@ async fn soft_limit_of_open_files_is_raised_to_the_hard_one() {
     assert_eq!(daemon.soft_limit(), 1000);
     // The log is written a little later than it happens. It is complete once the daemon has ended.
     let log = daemon.end().await;
-    assert!(log.contains("limits.sockets cannot be reached"), "10,000 sockets do not fit: {log}");
-    let log = Limited::start(64, 1000, "[limits]\nsockets = 500\n").await.end().await;
-    assert!(log.contains("stopped") && !log.contains("limits.sockets cannot be reached"), "{log}");
+    assert!(
+        log.contains("limits.sockets cannot be reached"),
+        "10,000 sockets do not fit: {log}"
+    );
+    let log = Limited::start(64, 1000, "[limits]\nsockets = 500\n")
+        .await
+        .end()
+        .await;
+    assert!(
+        log.contains("stopped") && !log.contains("limits.sockets cannot be reached"),
+        "{log}"
+    );
 }
 
 #[tokio::test]
@@ -106,7 +137,11 @@ async fn sockets_beyond_the_limit_are_served_health_only() {
     let reached = Instant::now();
     for _ in 0..3 {
         let mut beyond = Guest::new(&over(daemon.connect().await).await);
-        let refused = beyond.connections.new_connection(new("", pb::Role::Server)).await.unwrap_err();
+        let refused = beyond
+            .connections
+            .new_connection(new("", pb::Role::Server))
+            .await
+            .unwrap_err();
         assert_eq!(
             (refused.code(), reason(&refused).as_str()),
             (Code::ResourceExhausted, "SOCKET_LIMIT"),
@@ -117,7 +152,11 @@ async fn sockets_beyond_the_limit_are_served_health_only() {
     // A socket that takes a freed place may make all calls.
     drop(held.pop());
     let until = Instant::now() + PATIENCE;
-    while Guest::new(&over(daemon.connect().await).await).open("").await.is_err() {
+    while Guest::new(&over(daemon.connect().await).await)
+        .open("")
+        .await
+        .is_err()
+    {
         assert!(Instant::now() < until, "the place is never freed");
     }
     drop(held);
@@ -125,7 +164,10 @@ async fn sockets_beyond_the_limit_are_served_health_only() {
     let log = daemon.end().await;
     let lines = log.matches("limits.sockets is reached").count();
     let most = 1 + usize::try_from(began.duration_since(reached).as_secs() / 10).unwrap();
-    assert!((1..=most).contains(&lines), "at most one line in ten seconds: {log}");
+    assert!(
+        (1..=most).contains(&lines),
+        "at most one line in ten seconds: {log}"
+    );
 }
 
 #[tokio::test]
@@ -142,7 +184,11 @@ async fn flood_of_sockets_leaves_files_for_health_and_reload() {
     daemon.process.signal("HUP").await;
     let until = Instant::now() + PATIENCE;
     while !daemon.log().contains("configuration reloaded") {
-        assert!(Instant::now() < until && !daemon.log().contains("Too many open files"), "{}", daemon.log());
+        assert!(
+            Instant::now() < until && !daemon.log().contains("Too many open files"),
+            "{}",
+            daemon.log()
+        );
         tokio::task::yield_now().await;
     }
     drop(held);
@@ -153,8 +199,18 @@ async fn flood_of_sockets_leaves_files_for_health_and_reload() {
 #[tokio::test]
 async fn too_few_open_files_fail_the_start() {
     let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -n 40 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_tls-sessiond")]);
-    command.args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"]).env_remove("RUST_LOG");
+    command.args([
+        "-c",
+        "ulimit -n 40 && exec \"$@\"",
+        "sh",
+        env!("CARGO_BIN_EXE_tls-sessiond"),
+    ]);
+    command
+        .args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"])
+        .env_remove("RUST_LOG");
     let (written, good) = crate::process::run(&mut command, "").await;
-    assert!(!good && written.contains("40 open files, and 80 are needed"), "{written}");
+    assert!(
+        !good && written.contains("40 open files, and 80 are needed"),
+        "{written}"
+    );
 }

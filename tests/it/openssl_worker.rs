@@ -56,8 +56,17 @@ impl Files {
     async fn server(&self, daemon: &str, name: &str, args: &[&str]) -> Server {
         let (certificate, key) = (self.path("tls.crt"), self.path("tls.key"));
         let mut command = example("openssl_server");
-        command.args(["--daemon", &format!("http://{daemon}"), "--listen", "127.0.0.1:0", "--name", name]);
-        command.args(["--certificate", &certificate, "--key", &key]).args(args);
+        command.args([
+            "--daemon",
+            &format!("http://{daemon}"),
+            "--listen",
+            "127.0.0.1:0",
+            "--name",
+            name,
+        ]);
+        command
+            .args(["--certificate", &certificate, "--key", &key])
+            .args(args);
         let mut process = Process::start(&mut command);
         let address = process.says("listening on ").await;
         Server { address, process }
@@ -66,7 +75,9 @@ impl Files {
     /// Returns a rustls client with a session store of its own.
     fn rustls(&self, version: &'static SupportedProtocolVersion) -> TlsConnector {
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(self.path("ca.pem")).unwrap()).unwrap();
+        roots
+            .add(CertificateDer::from_pem_file(self.path("ca.pem")).unwrap())
+            .unwrap();
         let config = ClientConfig::builder_with_protocol_versions(&[version])
             .with_root_certificates(roots)
             .with_no_client_auth();
@@ -82,7 +93,9 @@ struct Server {
 /// Fetches a page and waits until the server closes.
 async fn s_client(address: &str, version: &str, args: &[&str]) -> String {
     let fixed = ["s_client", "-connect", address, version, "-ign_eof"];
-    run(Command::new("openssl").args(fixed).args(args), GET).await.0
+    run(Command::new("openssl").args(fixed).args(args), GET)
+        .await
+        .0
 }
 
 /// Returns whether the page came over a resumed session. Panics if no page came.
@@ -96,7 +109,10 @@ fn resumed(said: &str) -> bool {
 
 async fn connect(connector: &TlsConnector, address: &str) -> TlsStream<TcpStream> {
     let socket = TcpStream::connect(address).await.unwrap();
-    connector.connect("localhost".try_into().unwrap(), socket).await.unwrap()
+    connector
+        .connect("localhost".try_into().unwrap(), socket)
+        .await
+        .unwrap()
 }
 
 fn kind(stream: &TlsStream<TcpStream>) -> HandshakeKind {
@@ -105,13 +121,23 @@ fn kind(stream: &TlsStream<TcpStream>) -> HandshakeKind {
 
 /// Returns the number of server handshakes that were reported to the daemon.
 fn told(daemon: &TestDaemon) -> u64 {
-    daemon.core.registry().get("default").unwrap().stats.accept_good.get()
+    daemon
+        .core
+        .registry()
+        .get("default")
+        .unwrap()
+        .stats
+        .accept_good
+        .get()
 }
 
 /// Waits until one more handshake was reported and all connections are freed.
 async fn told_and_freed(daemon: &TestDaemon, before: u64) {
-    let freed = async |daemon: &TestDaemon| told(daemon) > before && daemon.core.connections().is_empty();
-    daemon.until("the connection is reported and freed", freed).await;
+    let freed =
+        async |daemon: &TestDaemon| told(daemon) > before && daemon.core.connections().is_empty();
+    daemon
+        .until("the connection is reported and freed", freed)
+        .await;
 }
 
 /// Reads the page, to the server's close_notify and the end of the socket.
@@ -129,7 +155,9 @@ async fn in_turn(servers: [&Server; 2]) -> (String, JoinHandle<()>) {
     let servers = servers.map(|server| server.address.clone());
     let running = tokio::spawn(async move {
         for server in servers.iter().cycle() {
-            let Ok((mut near, _)) = listener.accept().await else { return };
+            let Ok((mut near, _)) = listener.accept().await else {
+                return;
+            };
             let mut far = TcpStream::connect(server).await.unwrap();
             tokio::spawn(async move { copy_bidirectional(&mut near, &mut far).await });
         }
@@ -145,7 +173,9 @@ async fn sessions_made_at_one_openssl_worker_resume_at_the_other() {
 
     for version in VERSIONS {
         let file = files.path(version);
-        assert!(!resumed(&s_client(&one.address, version, &["-sess_out", &file]).await));
+        assert!(!resumed(
+            &s_client(&one.address, version, &["-sess_out", &file]).await
+        ));
         let said = s_client(&two.address, version, &["-sess_in", &file]).await;
         assert!(resumed(&said) && said.contains("two: "), "{said}");
     }
@@ -166,13 +196,28 @@ async fn sessions_made_at_one_openssl_worker_resume_at_the_other() {
     }
     let (address, running) = in_turn([&one, &two]).await;
     let (host, port) = address.split_once(':').unwrap();
-    for priority in ["NORMAL:-VERS-ALL:+VERS-TLS1.2", "NORMAL:-VERS-ALL:+VERS-TLS1.3"] {
-        let args = ["--resume", "--insecure", "--sni-hostname", "localhost", "--priority", priority];
+    for priority in [
+        "NORMAL:-VERS-ALL:+VERS-TLS1.2",
+        "NORMAL:-VERS-ALL:+VERS-TLS1.3",
+    ] {
+        let args = [
+            "--resume",
+            "--insecure",
+            "--sni-hostname",
+            "localhost",
+            "--priority",
+            priority,
+        ];
         // The client may come back before the session has been reported.
         let mut tries = 0..10;
         while tries.next().is_some() {
-            let (said, _) =
-                run(Command::new("gnutls-cli").args(args).args(["--port", port, host]), GET).await;
+            let (said, _) = run(
+                Command::new("gnutls-cli")
+                    .args(args)
+                    .args(["--port", port, host]),
+                GET,
+            )
+            .await;
             assert!(said.contains(" resumed: "), "{said}");
             if said.contains("This is a resumed session") {
                 break;
@@ -181,22 +226,39 @@ async fn sessions_made_at_one_openssl_worker_resume_at_the_other() {
         assert!(!tries.is_empty(), "gnutls never resumed with {priority}");
     }
     running.abort();
-    daemon.until("all connections are freed", async |daemon| daemon.core.connections().is_empty()).await;
+    daemon
+        .until("all connections are freed", async |daemon| {
+            daemon.core.connections().is_empty()
+        })
+        .await;
 }
 
 #[tokio::test]
 async fn openssl_session_is_found_by_its_name_context_and_format_only() {
     let (daemon, files) = (TestDaemon::start().await, Files::new());
     let one = files.server(&daemon.address, "one", PATIENT).await;
-    let other =
-        files.server(&daemon.address, "other", &[PATIENT, &["--session-id-context", "mail"]].concat()).await;
+    let other = files
+        .server(
+            &daemon.address,
+            "other",
+            &[PATIENT, &["--session-id-context", "mail"]].concat(),
+        )
+        .await;
     for version in VERSIONS {
         let file = files.path(version);
         let made = ["-servername", "localhost", "-sess_out", &file];
         let offers: [(&Server, &[&str], bool); 4] = [
-            (&one, &["-servername", "elsewhere", "-sess_in", &file], false),
+            (
+                &one,
+                &["-servername", "elsewhere", "-sess_in", &file],
+                false,
+            ),
             (&one, &["-noservername", "-sess_in", &file], false),
-            (&other, &["-servername", "localhost", "-sess_in", &file], false),
+            (
+                &other,
+                &["-servername", "localhost", "-sess_in", &file],
+                false,
+            ),
             (&one, &["-servername", "localhost", "-sess_in", &file], true),
         ];
         s_client(&one.address, version, &made).await;
@@ -209,7 +271,11 @@ async fn openssl_session_is_found_by_its_name_context_and_format_only() {
         }
     }
     // A lookup with another format does not find a session that OpenSSL stored.
-    let listed = daemon.sessions().list_sessions(pb::ListSessionsRequest::default()).await.unwrap();
+    let listed = daemon
+        .sessions()
+        .list_sessions(pb::ListSessionsRequest::default())
+        .await
+        .unwrap();
     let sessions = listed.into_inner().sessions;
     assert!(!sessions.is_empty());
     for session in sessions {
@@ -220,20 +286,44 @@ async fn openssl_session_is_found_by_its_name_context_and_format_only() {
             format: format.into(),
             ..pb::LookupSessionRequest::default()
         };
-        let answer = daemon.sessions().lookup_session(lookup("rustls-0.23")).await.unwrap().into_inner();
-        assert_eq!((answer.found, answer.miss_reason()), (false, pb::MissReason::Scope));
+        let answer = daemon
+            .sessions()
+            .lookup_session(lookup("rustls-0.23"))
+            .await
+            .unwrap()
+            .into_inner();
+        assert_eq!(
+            (answer.found, answer.miss_reason()),
+            (false, pb::MissReason::Scope)
+        );
     }
 }
 
 #[tokio::test]
 async fn ticket_survives_a_hello_retry_request() {
     let (daemon, files) = (TestDaemon::start().await, Files::new());
-    let server = files.server(&daemon.address, "one", &[PATIENT, &["--groups", "P-384"]].concat()).await;
+    let server = files
+        .server(
+            &daemon.address,
+            "one",
+            &[PATIENT, &["--groups", "P-384"]].concat(),
+        )
+        .await;
     let file = files.path("session");
     let groups = ["-groups", "X25519:P-384"];
-    s_client(&server.address, "-tls1_3", &[&groups[..], &["-sess_out", &file]].concat()).await;
+    s_client(
+        &server.address,
+        "-tls1_3",
+        &[&groups[..], &["-sess_out", &file]].concat(),
+    )
+    .await;
     assert!(resumed(
-        &s_client(&server.address, "-tls1_3", &[&groups[..], &["-sess_in", &file]].concat()).await
+        &s_client(
+            &server.address,
+            "-tls1_3",
+            &[&groups[..], &["-sess_in", &file]].concat()
+        )
+        .await
     ));
 }
 
@@ -260,7 +350,11 @@ async fn bad_ones_are_lost(ending: Ending, version: &'static SupportedProtocolVe
     let mut wire = Wire::to(&server.address).await;
     let mut stream = connect(&client, &wire.address).await;
     assert_eq!(kind(&stream), HandshakeKind::Resumed);
-    daemon.until("the connection is reported", async |daemon| daemon.core.connections().len() == 1).await;
+    daemon
+        .until("the connection is reported", async |daemon| {
+            daemon.core.connections().len() == 1
+        })
+        .await;
     // A record of application data that no key decrypts.
     const GARBAGE: [u8; 25] = *b"\x17\x03\x03\x00\x14....................";
     match ending {
@@ -278,10 +372,17 @@ async fn bad_ones_are_lost(ending: Ending, version: &'static SupportedProtocolVe
             drop(stream);
         }
     }
-    daemon.until("the connection is freed", async |daemon| daemon.core.connections().is_empty()).await;
+    daemon
+        .until("the connection is freed", async |daemon| {
+            daemon.core.connections().is_empty()
+        })
+        .await;
     if version.version == TLS12.version {
         assert_eq!(daemon.server_cache_len(), 0, "{ending:?}");
-        assert_eq!(kind(&connect(&client, &server.address).await), HandshakeKind::Full);
+        assert_eq!(
+            kind(&connect(&client, &server.address).await),
+            HandshakeKind::Full
+        );
     } else {
         // The first connection made two tickets and was closed. One ticket is consumed. The other
         // does not belong to the failed connection.
@@ -348,18 +449,37 @@ async fn killed_openssl_worker_loses_its_open_sessions() {
     for version in RUSTLS_VERSIONS {
         let client = files.rustls(version);
         let open = connect(&client, &one.address).await;
-        daemon.until("the session is reported", async |daemon| daemon.server_cache_len() > 0).await;
+        daemon
+            .until("the session is reported", async |daemon| {
+                daemon.server_cache_len() > 0
+            })
+            .await;
         // No page was requested, so the server has not closed yet.
         drop(open);
-        daemon.until("the sessions are removed", async |daemon| daemon.server_cache_len() == 0).await;
+        daemon
+            .until("the sessions are removed", async |daemon| {
+                daemon.server_cache_len() == 0
+            })
+            .await;
     }
     let client = files.rustls(&TLS12);
     let open = connect(&client, &one.address).await;
-    daemon.until("the session is reported", async |daemon| daemon.server_cache_len() == 1).await;
+    daemon
+        .until("the session is reported", async |daemon| {
+            daemon.server_cache_len() == 1
+        })
+        .await;
     one.process.kill().await;
-    daemon.until("the session is removed", async |daemon| daemon.server_cache_len() == 0).await;
+    daemon
+        .until("the session is removed", async |daemon| {
+            daemon.server_cache_len() == 0
+        })
+        .await;
     drop(open);
-    assert_eq!(kind(&connect(&client, &two.address).await), HandshakeKind::Full);
+    assert_eq!(
+        kind(&connect(&client, &two.address).await),
+        HandshakeKind::Full
+    );
 }
 
 #[tokio::test]
@@ -367,7 +487,10 @@ async fn openssl_worker_serves_through_a_daemon_outage() {
     let files = Files::new();
     let daemon = Binary::start(&[]).await;
     let address = daemon.address.clone();
-    let (one, two) = (files.server(&address, "one", &[]).await, files.server(&address, "two", &[]).await);
+    let (one, two) = (
+        files.server(&address, "one", &[]).await,
+        files.server(&address, "two", &[]).await,
+    );
     let file = files.path("session");
     // Workers attach in the background. Until then all handshakes are full.
     shares(&one, &two, &file).await;
@@ -377,21 +500,32 @@ async fn openssl_worker_serves_through_a_daemon_outage() {
         let begun = Instant::now();
         let made = s_client(&one.address, version, &["-sess_out", &file]).await;
         assert!(!resumed(&made));
-        assert!(!resumed(&s_client(&two.address, version, &["-sess_in", &file]).await));
-        assert!(begun.elapsed() < Duration::from_secs(10), "handshakes waited for the daemon");
+        assert!(!resumed(
+            &s_client(&two.address, version, &["-sess_in", &file]).await
+        ));
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "handshakes waited for the daemon"
+        );
     }
     daemon.signal("-CONT").await;
     shares(&one, &two, &file).await;
 
     daemon.kill().await;
     for version in VERSIONS {
-        assert!(!resumed(&s_client(&one.address, version, &["-sess_out", &file]).await));
-        assert!(!resumed(&s_client(&two.address, version, &["-sess_in", &file]).await));
+        assert!(!resumed(
+            &s_client(&one.address, version, &["-sess_out", &file]).await
+        ));
+        assert!(!resumed(
+            &s_client(&two.address, version, &["-sess_in", &file]).await
+        ));
     }
     let listen = format!("listen.api=[\"tcp://{address}\"]");
     let _daemon = Binary::start(&["--set", &listen]).await;
     // Sessions that the workers made before or during the outage do not come back by themselves.
-    assert!(!resumed(&s_client(&two.address, "-tls1_3", &["-sess_in", &file]).await));
+    assert!(!resumed(
+        &s_client(&two.address, "-tls1_3", &["-sess_in", &file]).await
+    ));
     shares(&one, &two, &file).await;
 }
 
@@ -405,17 +539,31 @@ async fn shares(one: &Server, two: &Server, file: &str) {
             if resumed(&s_client(&two.address, version, &["-sess_in", file]).await) {
                 break;
             }
-            assert!(begun.elapsed() < Duration::from_secs(60), "the workers never share sessions");
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "the workers never share sessions"
+            );
         }
     }
 }
 
 /// Starts `openssl s_server`, which answers with a page.
 async fn s_server(files: &Files) -> (Process, String) {
-    let args = ["s_server", "-accept", "127.0.0.1:0", "-www", "-naccept", "100"];
+    let args = [
+        "s_server",
+        "-accept",
+        "127.0.0.1:0",
+        "-www",
+        "-naccept",
+        "100",
+    ];
     let (certificate, key) = (files.path("tls.crt"), files.path("tls.key"));
-    let mut server =
-        Process::start(Command::new("openssl").args(args).args(["-cert", &certificate, "-key", &key]));
+    let mut server = Process::start(Command::new("openssl").args(args).args([
+        "-cert",
+        &certificate,
+        "-key",
+        &key,
+    ]));
     let address = server.says("ACCEPT ").await;
     (server, address)
 }
@@ -439,26 +587,45 @@ async fn openssl_client_processes_resume_each_others_sessions() {
     let (daemon, files) = (TestDaemon::start().await, Files::new());
     let (_server, address) = s_server(&files).await;
     for version in ["1.2", "1.3"] {
-        for expected in ["offered: false resumed: false", "offered: true resumed: true"] {
+        for expected in [
+            "offered: false resumed: false",
+            "offered: true resumed: true",
+        ] {
             let args = ["--version", version];
-            let (said, good) = run(&mut openssl_client(&daemon.address, &files, &address, &args), "").await;
+            let (said, good) = run(
+                &mut openssl_client(&daemon.address, &files, &address, &args),
+                "",
+            )
+            .await;
             assert!(good && said.contains(expected), "{version}: {said}");
             daemon
-                .until("the connection is freed", async |daemon| daemon.core.connections().is_empty())
+                .until("the connection is freed", async |daemon| {
+                    daemon.core.connections().is_empty()
+                })
                 .await;
         }
         // A client that hangs up loses the session that it resumed and the tickets that it
         // received.
         let args = ["--version", version, "--unclean"];
         while {
-            let (said, good) = run(&mut openssl_client(&daemon.address, &files, &address, &args), "").await;
+            let (said, good) = run(
+                &mut openssl_client(&daemon.address, &files, &address, &args),
+                "",
+            )
+            .await;
             assert!(good, "{said}");
             daemon
-                .until("the connection is freed", async |daemon| daemon.core.connections().is_empty())
+                .until("the connection is freed", async |daemon| {
+                    daemon.core.connections().is_empty()
+                })
                 .await;
             said.contains("offered: true")
         } {}
-        let left = daemon.sessions().list_sessions(pb::ListSessionsRequest::default()).await.unwrap();
+        let left = daemon
+            .sessions()
+            .list_sessions(pb::ListSessionsRequest::default())
+            .await
+            .unwrap();
         assert_eq!(left.into_inner().sessions.len(), 0, "{version}");
     }
 }
@@ -468,17 +635,28 @@ async fn openssl_client_works_without_a_daemon() {
     let files = Files::new();
     let (_server, address) = s_server(&files).await;
     // No daemon listens there.
-    let nobody = StdTcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let nobody = StdTcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .to_string();
     let (said, good) = run(&mut openssl_client(&nobody, &files, &address, &[]), "").await;
-    assert!(good && said.contains("offered: false resumed: false"), "{said}");
+    assert!(
+        good && said.contains("offered: false resumed: false"),
+        "{said}"
+    );
 }
 
 /// Serves with an acceptor in this process, for contexts that the example cannot make. It handles
 /// one connection after the other, each with one byte and a clean close.
 fn serve(files: &Files, worker: Worker, cache_size: i32) -> SocketAddr {
     let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).unwrap();
-    acceptor.set_certificate_chain_file(PathBuf::from(files.path("tls.crt"))).unwrap();
-    acceptor.set_private_key_file(PathBuf::from(files.path("tls.key")), SslFiletype::PEM).unwrap();
+    acceptor
+        .set_certificate_chain_file(PathBuf::from(files.path("tls.crt")))
+        .unwrap();
+    acceptor
+        .set_private_key_file(PathBuf::from(files.path("tls.key")), SslFiletype::PEM)
+        .unwrap();
     acceptor.set_session_cache_size(cache_size);
     ServerSessions::install(&mut acceptor, worker, b"test").unwrap();
     let acceptor = acceptor.build();
@@ -486,7 +664,9 @@ fn serve(files: &Files, worker: Worker, cache_size: i32) -> SocketAddr {
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
         for socket in listener.incoming() {
-            let Ok(mut stream) = acceptor.accept(socket.unwrap()) else { continue };
+            let Ok(mut stream) = acceptor.accept(socket.unwrap()) else {
+                continue;
+            };
             let mut byte = [0];
             if stream.read(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {
                 drop(stream.shutdown());
@@ -523,13 +703,26 @@ async fn overflow_of_openssls_own_cache_removes_nothing() {
 async fn non_tls_peers_end_only_their_own_connection() {
     let (daemon, files) = (TestDaemon::start().await, Files::new());
     let server = files.server(&daemon.address, "one", PATIENT).await;
-    for bytes in [&b""[..], b"GET / HTTP/1.1\r\n\r\n", &[22, 3, 1, 1, 0, 1], &[0xff; 20_000]] {
+    for bytes in [
+        &b""[..],
+        b"GET / HTTP/1.1\r\n\r\n",
+        &[22, 3, 1, 1, 0, 1],
+        &[0xff; 20_000],
+    ] {
         let mut socket = StdTcpStream::connect(&server.address).unwrap();
         // The server may have closed the socket already.
         drop(socket.write_all(bytes));
     }
     let file = files.path("session");
-    assert!(!resumed(&s_client(&server.address, "-tls1_3", &["-sess_out", &file]).await));
-    assert!(resumed(&s_client(&server.address, "-tls1_3", &["-sess_in", &file]).await));
-    daemon.until("all connections are freed", async |daemon| daemon.core.connections().is_empty()).await;
+    assert!(!resumed(
+        &s_client(&server.address, "-tls1_3", &["-sess_out", &file]).await
+    ));
+    assert!(resumed(
+        &s_client(&server.address, "-tls1_3", &["-sess_in", &file]).await
+    ));
+    daemon
+        .until("all connections are freed", async |daemon| {
+            daemon.core.connections().is_empty()
+        })
+        .await;
 }

@@ -33,7 +33,12 @@ impl Process {
         let mut child = spawn(command.stderr(to));
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let stdin = child.stdin.take().unwrap();
-        Self { name, child, lines, _stdin: stdin }
+        Self {
+            name,
+            child,
+            lines,
+            _stdin: stdin,
+        }
     }
 
     /// Returns the rest of the first line that begins with `prefix`.
@@ -46,7 +51,9 @@ impl Process {
             }
             panic!("{} ended without the line `{prefix}`", self.name);
         };
-        timeout(PATIENCE, find).await.unwrap_or_else(|_| panic!("{} did not print `{prefix}`", self.name))
+        timeout(PATIENCE, find)
+            .await
+            .unwrap_or_else(|_| panic!("{} did not print `{prefix}`", self.name))
     }
 
     /// Returns the id of the process.
@@ -57,7 +64,11 @@ impl Process {
     /// Sends a signal.
     pub(crate) async fn signal(&self, name: &str) {
         let id = self.id().to_string();
-        let sent = Command::new("kill").args(["-s", name, &id]).status().await.unwrap();
+        let sent = Command::new("kill")
+            .args(["-s", name, &id])
+            .status()
+            .await
+            .unwrap();
         assert!(sent.success());
     }
 
@@ -68,7 +79,11 @@ impl Process {
 
     /// Waits until the process ends by itself. Returns whether its status is 0.
     pub(crate) async fn succeeds(mut self) -> bool {
-        timeout(PATIENCE, self.child.wait()).await.expect("the process does not end").unwrap().success()
+        timeout(PATIENCE, self.child.wait())
+            .await
+            .expect("the process does not end")
+            .unwrap()
+            .success()
     }
 }
 
@@ -81,7 +96,14 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) async fn start(daemon: &TestDaemon, name: &str) -> Self {
         let daemon = format!("http://{}", daemon.address);
-        let args = ["--daemon", &daemon, "--listen", "127.0.0.1:0", "--name", name];
+        let args = [
+            "--daemon",
+            &daemon,
+            "--listen",
+            "127.0.0.1:0",
+            "--name",
+            name,
+        ];
         let mut process = Process::start(example("tls_server").args(args));
         let address = process.says("listening on ").await;
         Self { address, process }
@@ -101,14 +123,24 @@ pub(crate) async fn run(command: &mut Command, stdin: &str) -> (String, bool) {
         .unwrap_or_else(|_| panic!("{name} did not end"))
         .unwrap();
     let written = [output.stderr, output.stdout].concat();
-    (String::from_utf8_lossy(&written).into_owned(), output.status.success())
+    (
+        String::from_utf8_lossy(&written).into_owned(),
+        output.status.success(),
+    )
 }
 
 /// Returns an example of this crate, built by the same cargo.
 pub(crate) fn example(name: &str) -> Command {
-    let folder = Path::new(env!("CARGO_BIN_EXE_tls-sessiond")).parent().unwrap().join("examples");
+    let folder = Path::new(env!("CARGO_BIN_EXE_tls-sessiond"))
+        .parent()
+        .unwrap()
+        .join("examples");
     let path = folder.join(name);
-    assert!(path.exists(), "{} is missing: run `cargo build --examples`", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo build --examples`",
+        path.display()
+    );
     Command::new(path)
 }
 
@@ -117,12 +149,21 @@ pub(crate) const GET: &str = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 /// Returns a program that tests/peers.sh put into .peers/bin.
 #[cfg(feature = "peers")]
 pub(crate) fn peer(name: &str) -> Command {
-    Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join(".peers/bin").join(name))
+    Command::new(
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join(".peers/bin")
+            .join(name),
+    )
 }
 
 fn spawn(command: &mut Command) -> Child {
-    let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn();
-    spawned.unwrap_or_else(|err| panic!("cannot start {}: {err}; run tests/peers.sh", name(command)))
+    let spawned = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn();
+    spawned
+        .unwrap_or_else(|err| panic!("cannot start {}: {err}; run tests/peers.sh", name(command)))
 }
 
 fn name(command: &Command) -> String {

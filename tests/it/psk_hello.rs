@@ -24,9 +24,18 @@ impl Ticket {
     /// has_sni, sni, version, suite, then the secret.
     pub(crate) fn of(identity: &[u8], stored: &[u8]) -> Self {
         let (has_sni, rest) = stored.split_first().unwrap();
-        let rest = if *has_sni == 1 { &rest[1 + usize::from(rest[0])..] } else { rest };
-        let [_, _, _, _, length, rest @ ..] = rest else { panic!("too short") };
-        Self { identity: identity.to_vec(), psk: rest[..usize::from(*length)].to_vec() }
+        let rest = if *has_sni == 1 {
+            &rest[1 + usize::from(rest[0])..]
+        } else {
+            rest
+        };
+        let [_, _, _, _, length, rest @ ..] = rest else {
+            panic!("too short")
+        };
+        Self {
+            identity: identity.to_vec(),
+            psk: rest[..usize::from(*length)].to_vec(),
+        }
     }
 
     /// Returns the binder for a transcript that ends where the binders of the ClientHello begin.
@@ -70,16 +79,31 @@ impl PskHello {
 
     /// Returns the handshake message with its header.
     pub(crate) fn message(&self) -> Vec<u8> {
-        let mut extensions: Vec<_> =
-            self.server_name.map(|name| Extension::ServerName(name.into())).into_iter().collect();
-        extensions.extend(Extension::negotiable(&self.groups, &self.shares, &self.modes));
+        let mut extensions: Vec<_> = self
+            .server_name
+            .map(|name| Extension::ServerName(name.into()))
+            .into_iter()
+            .collect();
+        extensions.extend(Extension::negotiable(
+            &self.groups,
+            &self.shares,
+            &self.modes,
+        ));
         extensions.extend(self.more.iter().cloned());
         if !self.tickets.is_empty() {
-            let identities = self.tickets.iter().map(|ticket| ticket.identity.clone()).collect();
+            let identities = self
+                .tickets
+                .iter()
+                .map(|ticket| ticket.identity.clone())
+                .collect();
             extensions.push(Extension::Identities(identities));
         }
         extensions.extend(self.behind.iter().cloned());
-        let hello = Hello { session_id: vec![5; 32], suites: self.suites.clone(), extensions };
+        let hello = Hello {
+            session_id: vec![5; 32],
+            suites: self.suites.clone(),
+            extensions,
+        };
         let mut message = hello.message();
         if self.tickets.is_empty() || !self.behind.is_empty() {
             return message;
@@ -107,7 +131,12 @@ pub(crate) fn after_retry(first: &[u8], request: &[u8]) -> Vec<u8> {
 
 /// Returns the first handshake message of plaintext records.
 pub(crate) fn first_message(records: &[u8]) -> &[u8] {
-    assert_eq!(records[0], 22, "not a handshake record: {:?}", &records[..records.len().min(16)]);
+    assert_eq!(
+        records[0],
+        22,
+        "not a handshake record: {:?}",
+        &records[..records.len().min(16)]
+    );
     let length = usize::from(u16::from_be_bytes([records[3], records[4]]));
     &records[5..5 + length]
 }
@@ -132,13 +161,22 @@ fn hash(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn sign(key: &[u8], bytes: &[u8]) -> Vec<u8> {
-    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), bytes).as_ref().to_vec()
+    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), bytes)
+        .as_ref()
+        .to_vec()
 }
 
 /// HKDF-Expand-Label for one block (RFC 8446 section 7.1).
 fn expand(secret: &[u8], label: &str, context: &[u8]) -> Vec<u8> {
     let label = [b"tls13 ", label.as_bytes()].concat();
     let length = |bytes: &[u8]| u8::try_from(bytes.len()).unwrap();
-    let info = [&[0, 32, length(&label)][..], &label, &[length(context)], context, &[1]].concat();
+    let info = [
+        &[0, 32, length(&label)][..],
+        &label,
+        &[length(context)],
+        context,
+        &[1],
+    ]
+    .concat();
     sign(secret, &info)
 }

@@ -55,12 +55,20 @@ fn make(core: &CoreState, role: Role) -> ConnectionId {
         idle_timeout: None,
         peer_address: String::new(),
     };
-    core.connections().create(plan, None, |connection, _| connection.id()).unwrap()
+    core.connections()
+        .create(plan, None, |connection, _| connection.id())
+        .unwrap()
 }
 
 fn step(core: &CoreState, id: ConnectionId, ciphertext: &[u8]) -> Vec<u8> {
-    let input = Input { ciphertext, ..Input::default() };
-    core.connections().with(id, |connection, now| connection.exchange(input, now)).unwrap().ciphertext
+    let input = Input {
+        ciphertext,
+        ..Input::default()
+    };
+    core.connections()
+        .with(id, |connection, now| connection.exchange(input, now))
+        .unwrap()
+        .ciphertext
 }
 
 fn handshake(core: &CoreState) -> (ConnectionId, ConnectionId) {
@@ -75,8 +83,12 @@ fn handshake(core: &CoreState) -> (ConnectionId, ConnectionId) {
 
 /// Returns a ClientHello that offers the session of this client's connection.
 fn hello_that_resumes(core: &CoreState, client: ConnectionId) -> Vec<u8> {
-    core.connections().with(client, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
-    core.connections().with(client, |connection, _| Ok(connection.clear())).unwrap();
+    core.connections()
+        .with(client, |connection, _| connection.shutdown(&mut Vec::new()))
+        .unwrap();
+    core.connections()
+        .with(client, |connection, _| Ok(connection.clear()))
+        .unwrap();
     step(core, client, b"")
 }
 
@@ -84,7 +96,10 @@ fn hello_that_resumes(core: &CoreState, client: ConnectionId) -> Vec<u8> {
 fn resumes(core: &CoreState, hello: &[u8]) -> bool {
     let server = make(core, Role::Server);
     step(core, server, hello);
-    let reused = core.connections().inspect(server, |connection, _| connection.session_reused()).unwrap();
+    let reused = core
+        .connections()
+        .inspect(server, |connection, _| connection.session_reused())
+        .unwrap();
     core.connections().free(server).unwrap();
     reused
 }
@@ -95,7 +110,9 @@ fn one_ticket_offered_to_many_servers_resumes_once() {
     let core = core("1.3", "");
     for _ in 0..100 {
         let (client, server) = handshake(&core);
-        core.connections().with(server, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+        core.connections()
+            .with(server, |connection, _| connection.shutdown(&mut Vec::new()))
+            .unwrap();
         let hello = hello_that_resumes(&core, client);
         let start = Barrier::new(THREADS);
         let resumed: usize = std::thread::scope(|scope| {
@@ -120,7 +137,10 @@ fn no_resumption_follows_the_free_of_an_open_connection() {
     for _ in 0..50 {
         let (client, server) = handshake(&core);
         let hello = hello_that_resumes(&core, client);
-        assert!(resumes(&core, &hello), "an open connection's session is not resumed");
+        assert!(
+            resumes(&core, &hello),
+            "an open connection's session is not resumed"
+        );
         let (start, gone) = (Barrier::new(THREADS + 1), AtomicBool::new(false));
         std::thread::scope(|scope| {
             for _ in 0..THREADS {
@@ -164,8 +184,13 @@ fn concurrent_evictions_and_resumptions_keep_limit_and_count() {
     let mut held = 0;
     context.server_cache.scan(core.now(), |_| held += 1);
     assert!(held <= 2);
-    assert_eq!((context.server_cache.len(), core.connections().len()), (held, 0));
-    context.server_cache.scan(core.now(), |session| assert_eq!(session.open_connections(), 0));
+    assert_eq!(
+        (context.server_cache.len(), core.connections().len()),
+        (held, 0)
+    );
+    context.server_cache.scan(core.now(), |session| {
+        assert_eq!(session.open_connections(), 0);
+    });
 }
 
 #[test]
@@ -180,15 +205,24 @@ fn concurrent_free_and_exchange_leave_no_session() {
             scope.spawn(|| {
                 start.wait();
                 // Finishes the handshake and makes a ticket, unless the object was freed before.
-                let input = Input { ciphertext: &finished, ..Input::default() };
-                drop(core.connections().with(server, |connection, now| connection.exchange(input, now)));
+                let input = Input {
+                    ciphertext: &finished,
+                    ..Input::default()
+                };
+                drop(
+                    core.connections()
+                        .with(server, |connection, now| connection.exchange(input, now)),
+                );
             });
             start.wait();
             core.connections().free(server).unwrap();
         });
         core.connections().free(client).unwrap();
         let context = Arc::clone(core.registry().get("default").unwrap());
-        assert!(context.server_cache.is_empty(), "a session of an unclosed connection was kept");
+        assert!(
+            context.server_cache.is_empty(),
+            "a session of an unclosed connection was kept"
+        );
     }
 }
 
@@ -210,8 +244,10 @@ fn handshakes_succeed_during_reloads_and_no_old_cache_stays() {
                     while !done.load(Ordering::Relaxed) {
                         let (client, server) = handshake(&core);
                         for id in [client, server] {
-                            let state =
-                                core.connections().inspect(id, |connection, _| connection.state()).unwrap();
+                            let state = core
+                                .connections()
+                                .inspect(id, |connection, _| connection.state())
+                                .unwrap();
                             assert_eq!(state, State::Established);
                             core.connections()
                                 .with(id, |connection, _| connection.shutdown(&mut Vec::new()))
@@ -223,7 +259,10 @@ fn handshakes_succeed_during_reloads_and_no_old_cache_stays() {
                 });
             }
             for round in 1..200 {
-                let next = core.registry().rebuild(&configs[round % 2].settings()).unwrap();
+                let next = core
+                    .registry()
+                    .rebuild(&configs[round % 2].settings())
+                    .unwrap();
                 core.swap(Arc::new(next));
             }
             done.store(true, Ordering::Relaxed);

@@ -21,7 +21,10 @@ const SERVICES: [&str; 4] = [
 
 fn contract() -> Vec<FileDescriptorProto> {
     let all = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
-    all.file.into_iter().filter(|file| file.package() == PACKAGE).collect()
+    all.file
+        .into_iter()
+        .filter(|file| file.package() == PACKAGE)
+        .collect()
 }
 
 /// Lists the services and fetches the file of each, over one version of the reflection protocol.
@@ -32,20 +35,33 @@ macro_rules! reflects {
             server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
         };
         let ask = async |wanted: MessageRequest| {
-            let request = ServerReflectionRequest { host: String::new(), message_request: Some(wanted) };
+            let request = ServerReflectionRequest {
+                host: String::new(),
+                message_request: Some(wanted),
+            };
             let mut answers = ServerReflectionClient::new($daemon.channel.clone())
                 .server_reflection_info(tokio_stream::once(request))
                 .await
                 .unwrap()
                 .into_inner();
-            answers.message().await.unwrap().unwrap().message_response.unwrap()
+            answers
+                .message()
+                .await
+                .unwrap()
+                .unwrap()
+                .message_response
+                .unwrap()
         };
         let MessageResponse::ListServicesResponse(listed) =
             ask(MessageRequest::ListServices(String::new())).await
         else {
             panic!("no list")
         };
-        let names: HashSet<_> = listed.service.into_iter().map(|service| service.name).collect();
+        let names: HashSet<_> = listed
+            .service
+            .into_iter()
+            .map(|service| service.name)
+            .collect();
         for service in SERVICES.into_iter().chain(["grpc.health.v1.Health"]) {
             assert!(names.contains(service), "{service} is not in {names:?}");
             let MessageResponse::FileDescriptorResponse(files) =
@@ -61,7 +77,10 @@ macro_rules! reflects {
         }
         // grpcurl needs this to print the details of an error.
         let details = MessageRequest::FileContainingSymbol("google.rpc.ErrorInfo".into());
-        assert!(matches!(ask(details).await, MessageResponse::FileDescriptorResponse(_)));
+        assert!(matches!(
+            ask(details).await,
+            MessageResponse::FileDescriptorResponse(_)
+        ));
     }};
 }
 
@@ -78,12 +97,19 @@ async fn health_answers_for_the_daemon_and_each_service() {
     let daemon = TestDaemon::start().await;
     let mut health = HealthClient::new(daemon.channel.clone());
     for service in [""].into_iter().chain(SERVICES) {
-        let request = HealthCheckRequest { service: service.into() };
+        let request = HealthCheckRequest {
+            service: service.into(),
+        };
         let answer = health.check(request).await.unwrap().into_inner();
         assert_eq!(answer.status(), ServingStatus::Serving, "`{service}`");
     }
-    let unknown = HealthCheckRequest { service: "tls.sessiond.v1.NoSuchService".into() };
-    assert_eq!(health.check(unknown).await.unwrap_err().code(), tonic::Code::NotFound);
+    let unknown = HealthCheckRequest {
+        service: "tls.sessiond.v1.NoSuchService".into(),
+    };
+    assert_eq!(
+        health.check(unknown).await.unwrap_err().code(),
+        tonic::Code::NotFound
+    );
     daemon.stop().await;
 }
 
@@ -139,7 +165,11 @@ fn below(path: &[i32], field: i32, place: usize) -> Vec<i32> {
 fn everything_in_the_contract_has_a_comment() {
     let files = contract();
     let services: usize = files.iter().map(|file| file.service.len()).sum();
-    assert_eq!((files.len(), services), (5, SERVICES.len()), "unexpected files or services in the contract");
+    assert_eq!(
+        (files.len(), services),
+        (5, SERVICES.len()),
+        "unexpected files or services in the contract"
+    );
     let mut missing = Vec::new();
     for file in &files {
         let locations = file.source_code_info.iter().flat_map(|info| &info.location);
@@ -162,10 +192,17 @@ fn everything_in_the_contract_has_a_comment() {
             let name = format!("{PACKAGE}.{}", service.name());
             comments.want(&path, &name);
             for (place, method) in service.method.iter().enumerate() {
-                comments.want(&below(&path, 2, place), &format!("{name}.{}", method.name()));
+                comments.want(
+                    &below(&path, 2, place),
+                    &format!("{name}.{}", method.name()),
+                );
             }
         }
         missing.append(&mut comments.missing);
     }
-    assert!(missing.is_empty(), "elements without a comment:\n{}", missing.join("\n"));
+    assert!(
+        missing.is_empty(),
+        "elements without a comment:\n{}",
+        missing.join("\n")
+    );
 }

@@ -38,7 +38,11 @@ pub(crate) fn context(folder: &Path, name: &str, version: &str, more: &str) -> S
         "cache_entries_max = 20_480",
     ];
     let written = |line: &&str| !more.contains(line.split('=').next().unwrap_or(line));
-    let rest = defaults.into_iter().filter(written).collect::<Vec<_>>().join("\n");
+    let rest = defaults
+        .into_iter()
+        .filter(written)
+        .collect::<Vec<_>>()
+        .join("\n");
     format!(
         "[[context]]\nname = \"{name}\"\nversions = [\"{version}\"]\ncertificate = \"{path}/tls.crt\"\n\
          key = \"{path}/tls.key\"\nca = \"{path}/ca.pem\"\n{more}\n{rest}\n"
@@ -72,29 +76,65 @@ async fn reload_keeps_sessions_only_where_the_scope_is_unchanged() {
         assert!(!visit(&daemon).await && visit(&daemon).await);
         for (what, changed, resumes) in [
             ("nothing", base.clone(), true),
-            ("time-outs", context(folder, "default", version, "session_timeout = \"1h\"\ntickets = 1"), true),
-            ("its size", context(folder, "default", version, "cache_entries_max = 100"), true),
-            ("another context", format!("{base}{}", context(folder, "new", version, "")), true),
-            ("alpn", context(folder, "default", version, "alpn = [\"h2\"]"), false),
+            (
+                "time-outs",
+                context(
+                    folder,
+                    "default",
+                    version,
+                    "session_timeout = \"1h\"\ntickets = 1",
+                ),
+                true,
+            ),
+            (
+                "its size",
+                context(folder, "default", version, "cache_entries_max = 100"),
+                true,
+            ),
+            (
+                "another context",
+                format!("{base}{}", context(folder, "new", version, "")),
+                true,
+            ),
+            (
+                "alpn",
+                context(folder, "default", version, "alpn = [\"h2\"]"),
+                false,
+            ),
             (
                 "client_auth",
-                context(folder, "default", version, "client_auth = \"request\"\nalpn = [\"h2\"]"),
+                context(
+                    folder,
+                    "default",
+                    version,
+                    "client_auth = \"request\"\nalpn = [\"h2\"]",
+                ),
                 false,
             ),
             (
                 "the trust anchors",
-                context(folder, "default", version, "client_auth = \"request\"\nalpn = [\"h2\"]")
-                    .replace("ca.pem", "both.pem"),
+                context(
+                    folder,
+                    "default",
+                    version,
+                    "client_auth = \"request\"\nalpn = [\"h2\"]",
+                )
+                .replace("ca.pem", "both.pem"),
                 false,
             ),
             ("the certificate", base.replace("tls.", "again."), false),
             ("and back", base.clone(), false),
         ] {
             let authority = std::fs::read_to_string(folder.join("ca.pem")).unwrap();
-            let both = authority.clone() + &std::fs::read_to_string(folder.join("other.pem")).unwrap();
+            let both =
+                authority.clone() + &std::fs::read_to_string(folder.join("other.pem")).unwrap();
             std::fs::write(folder.join("both.pem"), both).unwrap();
             for file in ["again.crt", "again.key"] {
-                std::fs::copy(folder.join(file.replace("again", "other")), folder.join(file)).unwrap();
+                std::fs::copy(
+                    folder.join(file.replace("again", "other")),
+                    folder.join(file),
+                )
+                .unwrap();
             }
             let changed = match what {
                 "the certificate" => changed.replace("ca.pem", "other.pem"),
@@ -102,10 +142,17 @@ async fn reload_keeps_sessions_only_where_the_scope_is_unchanged() {
             };
             daemon.reload(&changed).unwrap();
             assert_eq!(visit(&daemon).await, resumes, "TLS {version}: {what}");
-            assert!(visit(&daemon).await, "TLS {version}: a session of the new scope resumes, {what}");
+            assert!(
+                visit(&daemon).await,
+                "TLS {version}: a session of the new scope resumes, {what}"
+            );
         }
         // A new certificate under the same file name, as a renewal writes it.
-        std::fs::write(folder.join("ca.pem"), std::fs::read(folder.join("other.pem")).unwrap()).unwrap();
+        std::fs::write(
+            folder.join("ca.pem"),
+            std::fs::read(folder.join("other.pem")).unwrap(),
+        )
+        .unwrap();
         for end in ["crt", "key"] {
             let other = folder.join(format!("other.{end}"));
             std::fs::copy(other, folder.join(format!("tls.{end}"))).unwrap();
@@ -138,13 +185,27 @@ async fn invalid_or_fixed_changes_refuse_the_whole_reload() {
     let lost = context(folder, "lost", "1.3", "").replace("tls.crt", "nothing.crt");
     for (config, said) in [
         (format!("{good}{lost}"), "nothing.crt"),
-        (format!("[limits]\nsockets = 500\n{base}{good}"), "limits.sockets"),
-        (format!("[limits]\nmessage = \"1MiB\"\n{base}{good}"), "limits.message"),
-        (format!("[log]\nformat = \"json\"\n{base}{good}"), "log.format"),
+        (
+            format!("[limits]\nsockets = 500\n{base}{good}"),
+            "limits.sockets",
+        ),
+        (
+            format!("[limits]\nmessage = \"1MiB\"\n{base}{good}"),
+            "limits.message",
+        ),
+        (
+            format!("[log]\nformat = \"json\"\n{base}{good}"),
+            "log.format",
+        ),
         (
             format!(
                 "{base}{good}{}",
-                context(folder, "big", "1.3", "session_id_context = \"new\"\ncache_entries_max = 1")
+                context(
+                    folder,
+                    "big",
+                    "1.3",
+                    "session_id_context = \"new\"\ncache_entries_max = 1"
+                )
             ),
             "cache_entries_max",
         ),
@@ -152,7 +213,10 @@ async fn invalid_or_fixed_changes_refuse_the_whole_reload() {
         let refused = daemon.reload(&config).unwrap_err().to_string();
         assert!(refused.contains(said), "{refused}");
         let request = pb::GetContextRequest { name: "new".into() };
-        assert!(daemon.contexts().get_context(request).await.is_err(), "a part was applied");
+        assert!(
+            daemon.contexts().get_context(request).await.is_err(),
+            "a part was applied"
+        );
     }
     assert!(visit(&daemon).await);
     daemon.stop().await;
@@ -170,14 +234,31 @@ async fn connections_of_the_old_scope_go_on_and_store_nothing() {
     let client = daemon.open(pb::Role::Client).await;
     let server = daemon.open(pb::Role::Server).await;
     let hello = daemon.exchange(&client, b"", b"").await.unwrap().ciphertext;
-    let flight = daemon.exchange(&server, &hello, b"").await.unwrap().ciphertext;
+    let flight = daemon
+        .exchange(&server, &hello, b"")
+        .await
+        .unwrap()
+        .ciphertext;
 
-    daemon.reload(&context(folder, "default", "1.3", "alpn = [\"h2\"]")).unwrap();
-    let finished = daemon.exchange(&client, &flight, b"").await.unwrap().ciphertext;
+    daemon
+        .reload(&context(folder, "default", "1.3", "alpn = [\"h2\"]"))
+        .unwrap();
+    let finished = daemon
+        .exchange(&client, &flight, b"")
+        .await
+        .unwrap()
+        .ciphertext;
     daemon.exchange(&server, &finished, b"").await.unwrap();
     let seen = daemon.get(&server).await;
-    assert_eq!((seen.state(), seen.session_id.as_str()), (pb::ConnectionState::Established, ""));
-    assert_eq!(w.put(put(&old, "ab")).await.reason, "REVOKED", "its scope was replaced");
+    assert_eq!(
+        (seen.state(), seen.session_id.as_str()),
+        (pb::ConnectionState::Established, "")
+    );
+    assert_eq!(
+        w.put(put(&old, "ab")).await.reason,
+        "REVOKED",
+        "its scope was replaced"
+    );
     for id in ["aa", "ab"] {
         assert!(!w.found(id).await);
     }
@@ -191,9 +272,18 @@ async fn connections_of_the_old_scope_go_on_and_store_nothing() {
         .await
         .unwrap()
         .into_inner();
-    assert_eq!(told.removal_reason(), pb::RemovalReason::ScopeChanged, "{}", told.summary);
+    assert_eq!(
+        told.removal_reason(),
+        pb::RemovalReason::ScopeChanged,
+        "{}",
+        told.summary
+    );
     assert_eq!(daemon.server_cache_len(), 0);
-    let listed = daemon.sessions().list_sessions(pb::ListSessionsRequest::default()).await.unwrap();
+    let listed = daemon
+        .sessions()
+        .list_sessions(pb::ListSessionsRequest::default())
+        .await
+        .unwrap();
     assert!(listed.into_inner().sessions.is_empty());
     daemon.stop().await;
 }
@@ -206,8 +296,8 @@ async fn revocations_survive_a_reload_that_replaces_the_cache() {
     let base = context(folder, "default", "1.2", "");
     let daemon = TestDaemon::with(&base).await;
     let w = Worker(&daemon);
-    let authenticated =
-        std::time::SystemTime::UNIX_EPOCH + Duration::from_millis(daemon.core.now().wall().as_millis());
+    let authenticated = std::time::SystemTime::UNIX_EPOCH
+        + Duration::from_millis(daemon.core.now().wall().as_millis());
     daemon.clock.advance(Duration::from_secs(10));
     let request = pb::RevokeSessionsRequest {
         selector: Some(Selector::ServerName("a.test".into())),
@@ -228,7 +318,10 @@ async fn revocations_survive_a_reload_that_replaces_the_cache() {
             .into_iter()
             .filter(|name| config.contains(&format!("name = \"{name}\"")))
         {
-            let request = pb::NewRequest { context: name.into(), ..worker(pb::Role::Server) };
+            let request = pb::NewRequest {
+                context: name.into(),
+                ..worker(pb::Role::Server)
+            };
             let id = w.open(request).await.id;
             let old = pb::PutSessionRequest {
                 server_name: "a.test".into(),
@@ -236,9 +329,16 @@ async fn revocations_survive_a_reload_that_replaces_the_cache() {
                 ..put(&id, "aa")
             };
             assert_eq!(w.put(old.clone()).await.reason, "REVOKED", "{config}");
-            let other = pb::PutSessionRequest { server_name: "b.test".into(), ..old };
+            let other = pb::PutSessionRequest {
+                server_name: "b.test".into(),
+                ..old
+            };
             let reason = if stores { "" } else { "REVOKED" };
-            assert_eq!(w.put(other).await.reason, reason, "authenticated before the scope began: {config}");
+            assert_eq!(
+                w.put(other).await.reason,
+                reason,
+                "authenticated before the scope began: {config}"
+            );
             w.free(&id).await;
         }
     }
@@ -255,17 +355,46 @@ async fn reload_keeps_counters_and_applies_cache_limits() {
         w.established(id).await;
     }
     daemon
-        .reload(&context(folder, "default", "1.2", "cache_entries_max = 2\nsession_bytes_max = \"64B\""))
+        .reload(&context(
+            folder,
+            "default",
+            "1.2",
+            "cache_entries_max = 2\nsession_bytes_max = \"64B\"",
+        ))
         .unwrap();
     let request = pb::GetContextRequest::default();
-    let told = daemon.contexts().get_context(request).await.unwrap().into_inner().context.unwrap();
+    let told = daemon
+        .contexts()
+        .get_context(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .context
+        .unwrap();
     let stats = told.stats.unwrap();
-    assert_eq!((told.cache_entries_max, stats.sessions, stats.cache_full, stats.accept), (2, 2, 2, 4));
+    assert_eq!(
+        (
+            told.cache_entries_max,
+            stats.sessions,
+            stats.cache_full,
+            stats.accept
+        ),
+        (2, 2, 2, 4)
+    );
     let id = w.open(worker(pb::Role::Server)).await.id;
-    let large = pb::PutSessionRequest { data: vec![1; 65].into(), ..put(&id, "ae") };
+    let large = pb::PutSessionRequest {
+        data: vec![1; 65].into(),
+        ..put(&id, "ae")
+    };
     let refused = w.put(large).await;
-    assert_eq!((&*refused.reason, refused.not_stored_reason()), ("TOO_LARGE", pb::NotStoredReason::TooLarge));
-    assert_eq!(w.lookup(lookup("ff")).await.miss_reason(), pb::MissReason::Unknown);
+    assert_eq!(
+        (&*refused.reason, refused.not_stored_reason()),
+        ("TOO_LARGE", pb::NotStoredReason::TooLarge)
+    );
+    assert_eq!(
+        w.lookup(lookup("ff")).await.miss_reason(),
+        pb::MissReason::Unknown
+    );
     daemon.stop().await;
 }
 
@@ -275,17 +404,29 @@ async fn sighup_reloads_the_file_and_a_bad_file_changes_nothing() {
     let file = folder.path().join("daemon.toml");
     std::fs::write(&file, context(folder.path(), "one", "1.3", "")).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"));
-    command.arg("--config").arg(&file).args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"]);
+    command
+        .arg("--config")
+        .arg(&file)
+        .args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"]);
     let mut daemon = Process::start(&mut command);
     let address = daemon.says("listening on tcp://").await;
     let names = async || {
-        let mut contexts = ContextServiceClient::connect(format!("http://{address}")).await.unwrap();
-        let listed = contexts.list_contexts(pb::ListContextsRequest::default()).await.unwrap().into_inner();
+        let mut contexts = ContextServiceClient::connect(format!("http://{address}"))
+            .await
+            .unwrap();
+        let listed = contexts
+            .list_contexts(pb::ListContextsRequest::default())
+            .await
+            .unwrap()
+            .into_inner();
         ["one", "two"].map(|name| listed.contexts.iter().any(|context| context.name == name))
     };
     assert_eq!(names().await, [true, false]);
     let both = context(folder.path(), "one", "1.3", "") + &context(folder.path(), "two", "1.3", "");
-    for (text, then) in [(both.as_str(), [true, true]), ("[[context]]\nnme = 1\n", [true, true])] {
+    for (text, then) in [
+        (both.as_str(), [true, true]),
+        ("[[context]]\nnme = 1\n", [true, true]),
+    ] {
         std::fs::write(&file, text).unwrap();
         daemon.signal("HUP").await;
         let mut seen = names().await;

@@ -27,8 +27,15 @@ impl Certificate {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("cert.pem"), made.cert.pem()).unwrap();
-        std::fs::write(folder.path().join("key.pem"), made.signing_key.serialize_pem()).unwrap();
-        Self { folder, der: made.cert.der().clone() }
+        std::fs::write(
+            folder.path().join("key.pem"),
+            made.signing_key.serialize_pem(),
+        )
+        .unwrap();
+        Self {
+            folder,
+            der: made.cert.der().clone(),
+        }
     }
 
     pub(crate) fn chain(&self) -> PathBuf {
@@ -76,7 +83,10 @@ impl Returning {
                 && tls.get_ref().1.tls13_tickets_received() == 0
             {
                 let read = timeout(Duration::from_millis(10), tls.read(&mut [0])).await;
-                assert!(read.is_err(), "the server sent data or closed before the request");
+                assert!(
+                    read.is_err(),
+                    "the server sent data or closed before the request"
+                );
             }
             tls
         };
@@ -86,9 +96,14 @@ impl Returning {
     /// Fetches the page of a `tls_server`, to the last byte and the close_notify.
     pub(crate) async fn fetch(&self, address: &str) -> String {
         let mut tls = self.connect(address).await;
-        tls.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        tls.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .await
+            .unwrap();
         let mut page = String::new();
-        timeout(PATIENCE, tls.read_to_string(&mut page)).await.expect("a page").unwrap();
+        timeout(PATIENCE, tls.read_to_string(&mut page))
+            .await
+            .expect("a page")
+            .unwrap();
         tls.shutdown().await.unwrap();
         page
     }

@@ -30,19 +30,39 @@ fn peer() -> pb::PeerIdentity {
 
 fn time(daemon: &TestDaemon) -> Timestamp {
     let now = daemon.core.now();
-    SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(now.wall().as_millis())).unwrap().into()
+    SystemTime::UNIX_EPOCH
+        .checked_add(Duration::from_millis(now.wall().as_millis()))
+        .unwrap()
+        .into()
 }
 
 impl Worker<'_> {
     async fn revoke(&self, selector: Selector) -> u64 {
-        let request = pb::RevokeSessionsRequest { selector: Some(selector), ..Default::default() };
-        self.0.sessions().revoke_sessions(request).await.unwrap().into_inner().removed
+        let request = pb::RevokeSessionsRequest {
+            selector: Some(selector),
+            ..Default::default()
+        };
+        self.0
+            .sessions()
+            .revoke_sessions(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .removed
     }
 
     /// Stores this session through a connection that is then closed.
     async fn keeps(&self, request: pb::PutSessionRequest) {
         let id = self.open(worker(pb::Role::Server)).await.id;
-        assert_eq!(self.put(pb::PutSessionRequest { connection_id: id.clone(), ..request }).await.reason, "");
+        assert_eq!(
+            self.put(pb::PutSessionRequest {
+                connection_id: id.clone(),
+                ..request
+            })
+            .await
+            .reason,
+            ""
+        );
         self.shutdown(&id).await;
         self.free(&id).await;
     }
@@ -57,13 +77,19 @@ impl Worker<'_> {
 async fn each_selector_revokes_only_the_sessions_it_names() {
     let daemon = TestDaemon::start().await;
     let w = Worker(&daemon);
-    let named = |id: &str| pb::LookupSessionRequest { server_name: "a.test".into(), ..lookup(id) };
+    let named = |id: &str| pb::LookupSessionRequest {
+        server_name: "a.test".into(),
+        ..lookup(id)
+    };
     let sha = |bytes: &[u8]| Selector::CertificateSha256(hex(bytes));
     for (selector, matches) in [
         (Selector::All(true), true),
         (sha(&CERTIFICATE), true),
         (sha(&[8; 32]), false),
-        (Selector::Uri("spiffe://example.org/ns/web/job".into()), true),
+        (
+            Selector::Uri("spiffe://example.org/ns/web/job".into()),
+            true,
+        ),
         (Selector::Uri("spiffe://example.org/ns/web".into()), false),
         (Selector::Uri("job.example.org".into()), false),
         (Selector::DnsName("job.EXAMPLE.org".into()), true),
@@ -73,8 +99,11 @@ async fn each_selector_revokes_only_the_sessions_it_names() {
         (Selector::ServerName("A.test".into()), true),
         (Selector::ServerName("b.test".into()), false),
     ] {
-        let named_and_known =
-            pb::PutSessionRequest { peer: Some(peer()), server_name: "a.test".into(), ..put("", "aa") };
+        let named_and_known = pb::PutSessionRequest {
+            peer: Some(peer()),
+            server_name: "a.test".into(),
+            ..put("", "aa")
+        };
         w.keeps(named_and_known).await;
         w.keeps(put("", "bb")).await;
         assert_eq!(
@@ -91,7 +120,11 @@ async fn each_selector_revokes_only_the_sessions_it_names() {
         daemon.clock.advance(Duration::from_millis(2));
         assert_eq!(
             w.revoke(Selector::All(true)).await,
-            if selector == Selector::All(true) { 0 } else { 2 - u64::from(matches) }
+            if selector == Selector::All(true) {
+                0
+            } else {
+                2 - u64::from(matches)
+            }
         );
         daemon.clock.advance(Duration::from_millis(2));
     }
@@ -104,7 +137,10 @@ async fn only_authentications_after_the_revocation_are_stored() {
     let daemon = TestDaemon::start().await;
     let w = Worker(&daemon);
     let before = time(&daemon);
-    let known = |id: &str| pb::PutSessionRequest { peer: Some(peer()), ..put("", id) };
+    let known = |id: &str| pb::PutSessionRequest {
+        peer: Some(peer()),
+        ..put("", id)
+    };
     daemon.clock.advance(Duration::from_secs(10));
     w.keeps(known("aa")).await;
     let request = pb::RevokeSessionsRequest {
@@ -112,22 +148,44 @@ async fn only_authentications_after_the_revocation_are_stored() {
         before: Some(time(&daemon)),
         ..Default::default()
     };
-    let answer = daemon.sessions().revoke_sessions(request.clone()).await.unwrap().into_inner();
-    assert_eq!((answer.removed, answer.before), (0, request.before), "authenticated at `before` itself");
+    let answer = daemon
+        .sessions()
+        .revoke_sessions(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (answer.removed, answer.before),
+        (0, request.before),
+        "authenticated at `before` itself"
+    );
     assert!(w.found("aa").await);
     daemon.clock.advance(Duration::from_millis(1));
-    let later = pb::RevokeSessionsRequest { before: None, ..request };
-    let answer = daemon.sessions().revoke_sessions(later).await.unwrap().into_inner();
+    let later = pb::RevokeSessionsRequest {
+        before: None,
+        ..request
+    };
+    let answer = daemon
+        .sessions()
+        .revoke_sessions(later)
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(answer.removed, 1);
     assert_eq!(w.why(lookup("aa")).await, pb::MissReason::Revoked);
 
     // A worker stores a session with an old authentication.
     let id = w.open(worker(pb::Role::Server)).await.id;
-    let old =
-        pb::PutSessionRequest { connection_id: id.clone(), authenticate_time: Some(before), ..known("ab") };
+    let old = pb::PutSessionRequest {
+        connection_id: id.clone(),
+        authenticate_time: Some(before),
+        ..known("ab")
+    };
     assert_eq!(w.put(old.clone()).await.reason, "REVOKED");
     assert_eq!(
-        w.put(pb::PutSessionRequest { peer: None, ..old }).await.reason,
+        w.put(pb::PutSessionRequest { peer: None, ..old })
+            .await
+            .reason,
         "REVOKED",
         "the connection's peer"
     );
@@ -148,17 +206,32 @@ async fn session_revoked_after_a_lookup_stores_no_successor() {
         version: pb::ProtocolVersion::Tls13.into(),
         ..put("", id)
     };
-    w.keeps(pb::PutSessionRequest { peer: Some(peer()), ..ticket("aa") }).await;
+    w.keeps(pb::PutSessionRequest {
+        peer: Some(peer()),
+        ..ticket("aa")
+    })
+    .await;
     daemon.clock.advance(Duration::from_secs(10));
     // A handshake holds the session when the revocation comes.
     assert!(w.found("aa").await);
-    assert_eq!(w.revoke(Selector::Uri(peer().uris.remove(0))).await, 0, "it is not in the cache");
+    assert_eq!(
+        w.revoke(Selector::Uri(peer().uris.remove(0))).await,
+        0,
+        "it is not in the cache"
+    );
     daemon.clock.advance(Duration::from_secs(10));
     // The worker names no peer, and no authentication time or the present one.
     for (place, authenticate_time) in [None, Some(time(&daemon))].into_iter().enumerate() {
-        let resumed = pb::NewRequest { session_id: "aa".into(), ..worker(pb::Role::Server) };
+        let resumed = pb::NewRequest {
+            session_id: "aa".into(),
+            ..worker(pb::Role::Server)
+        };
         let connection = w.open(resumed).await;
-        assert_eq!(connection.peer.unwrap().uris, peer().uris, "the daemon remembers the peer");
+        assert_eq!(
+            connection.peer.unwrap().uris,
+            peer().uris,
+            "the daemon remembers the peer"
+        );
         let next = pb::PutSessionRequest {
             connection_id: connection.id,
             authenticate_time,
@@ -167,9 +240,15 @@ async fn session_revoked_after_a_lookup_stores_no_successor() {
         assert_eq!(w.put(next).await.reason, "REVOKED");
     }
     // The daemon cannot tell whether an unknown session is revoked.
-    let resumed = pb::NewRequest { session_id: "ffff".into(), ..worker(pb::Role::Server) };
+    let resumed = pb::NewRequest {
+        session_id: "ffff".into(),
+        ..worker(pb::Role::Server)
+    };
     let id = w.open(resumed).await.id;
-    let next = pb::PutSessionRequest { connection_id: id, ..ticket("cc") };
+    let next = pb::PutSessionRequest {
+        connection_id: id,
+        ..ticket("cc")
+    };
     assert_eq!(w.put(next).await.reason, "AUTHENTICATION_UNKNOWN");
     daemon.stop().await;
 }
@@ -180,7 +259,9 @@ async fn revoked_client_certificate_is_requested_again() {
     pki::localhost(folder.path());
     let clients = Authority::new("clients");
     std::fs::write(folder.path().join("clients.pem"), &clients.pem).unwrap();
-    clients.leaf(&["job.test", "spiffe://example.org/job"]).write(folder.path(), "job");
+    clients
+        .leaf(&["job.test", "spiffe://example.org/job"])
+        .write(folder.path(), "job");
     let path = folder.path().display();
     for version in ["1.2", "1.3"] {
         let daemon = TestDaemon::with(&format!(
@@ -206,12 +287,17 @@ async fn revoked_client_certificate_is_requested_again() {
         };
         assert!(!handshake().await);
         assert!(handshake().await, "TLS {version}");
-        let removed = w.revoke(Selector::Uri("spiffe://example.org/job".into())).await;
+        let removed = w
+            .revoke(Selector::Uri("spiffe://example.org/job".into()))
+            .await;
         assert!(removed >= 1, "TLS {version}: {removed}");
         // A revocation covers authentications in its own millisecond.
         daemon.clock.advance(Duration::from_millis(1));
         assert!(!handshake().await, "TLS {version}");
-        assert!(handshake().await, "the client does not resume after a new authentication");
+        assert!(
+            handshake().await,
+            "the client does not resume after a new authentication"
+        );
 
         // A revocation between the flights of server and client: the handshake goes on, and its
         // tickets are not stored.
@@ -219,12 +305,24 @@ async fn revoked_client_certificate_is_requested_again() {
             let client = daemon.open_in("client", pb::Role::Client).await;
             let server = daemon.open_in("server", pb::Role::Server).await;
             let hello = daemon.exchange(&client, b"", b"").await.unwrap().ciphertext;
-            let flight = daemon.exchange(&server, &hello, b"").await.unwrap().ciphertext;
+            let flight = daemon
+                .exchange(&server, &hello, b"")
+                .await
+                .unwrap()
+                .ciphertext;
             w.revoke(Selector::DnsName("job.test".into())).await;
-            let finished = daemon.exchange(&client, &flight, b"").await.unwrap().ciphertext;
+            let finished = daemon
+                .exchange(&client, &flight, b"")
+                .await
+                .unwrap()
+                .ciphertext;
             daemon.exchange(&server, &finished, b"").await.unwrap();
             assert!(daemon.get(&server).await.session_reused);
-            assert_eq!(daemon.get(&server).await.session_id, "", "its ticket is in the cache");
+            assert_eq!(
+                daemon.get(&server).await.session_id,
+                "",
+                "its ticket is in the cache"
+            );
             w.shutdown(&server).await;
             daemon.clock.advance(Duration::from_millis(1));
             assert!(!handshake().await);
@@ -237,18 +335,45 @@ async fn revoked_client_certificate_is_requested_again() {
 async fn revocation_in_one_context_spares_the_others() {
     let daemon = TestDaemon::with("[[context]]\n[[context]]\nname = \"other\"\n").await;
     let w = Worker(&daemon);
-    let there = pb::LookupSessionRequest { context: "other".into(), ..lookup("aa") };
+    let there = pb::LookupSessionRequest {
+        context: "other".into(),
+        ..lookup("aa")
+    };
     w.keeps(put("", "aa")).await;
-    let id = w.open(pb::NewRequest { context: "other".into(), ..worker(pb::Role::Server) }).await.id;
+    let id = w
+        .open(pb::NewRequest {
+            context: "other".into(),
+            ..worker(pb::Role::Server)
+        })
+        .await
+        .id;
     w.put(put(&id, "aa")).await;
     let all = |context: &str| pb::RevokeSessionsRequest {
         context: context.into(),
         selector: Some(Selector::All(true)),
         before: None,
     };
-    assert_eq!(daemon.sessions().revoke_sessions(all("other")).await.unwrap().into_inner().removed, 1);
+    assert_eq!(
+        daemon
+            .sessions()
+            .revoke_sessions(all("other"))
+            .await
+            .unwrap()
+            .into_inner()
+            .removed,
+        1
+    );
     assert!(w.found("aa").await && !w.lookup(there.clone()).await.found);
-    assert_eq!(daemon.sessions().revoke_sessions(all("")).await.unwrap().into_inner().removed, 1);
+    assert_eq!(
+        daemon
+            .sessions()
+            .revoke_sessions(all(""))
+            .await
+            .unwrap()
+            .into_inner()
+            .removed,
+        1
+    );
     assert!(!w.found("aa").await);
     daemon.stop().await;
 }
@@ -258,19 +383,49 @@ async fn bad_revocations_are_refused_and_revoke_nothing() {
     let daemon = TestDaemon::start().await;
     let w = Worker(&daemon);
     w.keeps(put("", "aa")).await;
-    let all = pb::RevokeSessionsRequest { selector: Some(Selector::All(true)), ..Default::default() };
-    let selects = |selector| pb::RevokeSessionsRequest { selector: Some(selector), ..Default::default() };
+    let all = pb::RevokeSessionsRequest {
+        selector: Some(Selector::All(true)),
+        ..Default::default()
+    };
+    let selects = |selector| pb::RevokeSessionsRequest {
+        selector: Some(selector),
+        ..Default::default()
+    };
     let at = |seconds, nanos| pb::RevokeSessionsRequest {
         before: Some(Timestamp { seconds, nanos }),
         ..all.clone()
     };
     for (request, code, why) in [
-        (pb::RevokeSessionsRequest::default(), Code::InvalidArgument, "SELECTOR_REQUIRED"),
-        (selects(Selector::All(false)), Code::InvalidArgument, "SELECTOR_REQUIRED"),
-        (selects(Selector::Uri(String::new())), Code::InvalidArgument, "SELECTOR_REQUIRED"),
-        (selects(Selector::DnsName(String::new())), Code::InvalidArgument, "SELECTOR_REQUIRED"),
-        (selects(Selector::ServerName(String::new())), Code::InvalidArgument, "SELECTOR_REQUIRED"),
-        (selects(Selector::ServerName(".".into())), Code::InvalidArgument, "SELECTOR_REQUIRED"),
+        (
+            pb::RevokeSessionsRequest::default(),
+            Code::InvalidArgument,
+            "SELECTOR_REQUIRED",
+        ),
+        (
+            selects(Selector::All(false)),
+            Code::InvalidArgument,
+            "SELECTOR_REQUIRED",
+        ),
+        (
+            selects(Selector::Uri(String::new())),
+            Code::InvalidArgument,
+            "SELECTOR_REQUIRED",
+        ),
+        (
+            selects(Selector::DnsName(String::new())),
+            Code::InvalidArgument,
+            "SELECTOR_REQUIRED",
+        ),
+        (
+            selects(Selector::ServerName(String::new())),
+            Code::InvalidArgument,
+            "SELECTOR_REQUIRED",
+        ),
+        (
+            selects(Selector::ServerName(".".into())),
+            Code::InvalidArgument,
+            "SELECTOR_REQUIRED",
+        ),
         (
             selects(Selector::CertificateSha256("AB:".repeat(32))),
             Code::InvalidArgument,
@@ -281,20 +436,51 @@ async fn bad_revocations_are_refused_and_revoke_nothing() {
             Code::InvalidArgument,
             "CERTIFICATE_SHA256_MALFORMED",
         ),
-        (selects(Selector::Uri("u".repeat(2049))), Code::InvalidArgument, "BYTES_TOO_LONG"),
-        (selects(Selector::DnsName("d".repeat(256))), Code::InvalidArgument, "BYTES_TOO_LONG"),
-        (selects(Selector::ServerName("s".repeat(256))), Code::InvalidArgument, "BYTES_TOO_LONG"),
         (
-            pb::RevokeSessionsRequest { context: "none".into(), ..all.clone() },
+            selects(Selector::Uri("u".repeat(2049))),
+            Code::InvalidArgument,
+            "BYTES_TOO_LONG",
+        ),
+        (
+            selects(Selector::DnsName("d".repeat(256))),
+            Code::InvalidArgument,
+            "BYTES_TOO_LONG",
+        ),
+        (
+            selects(Selector::ServerName("s".repeat(256))),
+            Code::InvalidArgument,
+            "BYTES_TOO_LONG",
+        ),
+        (
+            pb::RevokeSessionsRequest {
+                context: "none".into(),
+                ..all.clone()
+            },
             Code::NotFound,
             "CONTEXT_NOT_FOUND",
         ),
-        (at(time(&daemon).seconds + 61, 0), Code::InvalidArgument, "BEFORE_INVALID"),
+        (
+            at(time(&daemon).seconds + 61, 0),
+            Code::InvalidArgument,
+            "BEFORE_INVALID",
+        ),
         (at(-1, 0), Code::InvalidArgument, "BEFORE_INVALID"),
-        (at(1, 1_000_000_000), Code::InvalidArgument, "BEFORE_INVALID"),
+        (
+            at(1, 1_000_000_000),
+            Code::InvalidArgument,
+            "BEFORE_INVALID",
+        ),
     ] {
-        let refused = daemon.sessions().revoke_sessions(request.clone()).await.unwrap_err();
-        assert_eq!((refused.code(), reason(&refused).as_str()), (code, why), "{request:?}");
+        let refused = daemon
+            .sessions()
+            .revoke_sessions(request.clone())
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (refused.code(), reason(&refused).as_str()),
+            (code, why),
+            "{request:?}"
+        );
     }
     assert!(w.found("aa").await);
     daemon.stop().await;

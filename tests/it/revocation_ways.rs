@@ -47,7 +47,10 @@ fn other_peer() -> pb::PeerIdentity {
 
 /// The identities that a worker may give on a later put.
 fn claims() -> [Option<pb::PeerIdentity>; 3] {
-    let digest = pb::PeerIdentity { certificate_sha256: peer().certificate_sha256, ..Default::default() };
+    let digest = pb::PeerIdentity {
+        certificate_sha256: peer().certificate_sha256,
+        ..Default::default()
+    };
     [None, Some(digest), Some(other_peer())]
 }
 
@@ -59,8 +62,17 @@ impl Served {
     /// Looks up a session of `a.test`, which must exist. Returns the time when its peers
     /// authenticated.
     async fn taken(&mut self, session_id: &str) -> Option<Timestamp> {
-        let request = pb::LookupSessionRequest { server_name: "a.test".into(), ..lookup(session_id) };
-        let found = self.guest.sessions.lookup_session(request).await.unwrap().into_inner();
+        let request = pb::LookupSessionRequest {
+            server_name: "a.test".into(),
+            ..lookup(session_id)
+        };
+        let found = self
+            .guest
+            .sessions
+            .lookup_session(request)
+            .await
+            .unwrap()
+            .into_inner();
         assert!(found.found, "{session_id}");
         found.session.unwrap().authenticate_time
     }
@@ -80,7 +92,15 @@ async fn reusable_session_is_revoked_between_lookup_and_put() {
     for (place, selector) in selectors().into_iter().enumerate() {
         for version in [pb::ProtocolVersion::Tls12, pb::ProtocolVersion::Tls13] {
             let id = format!("a{place}{:02x}", version as i32);
-            served.keep("", pb::PutSessionRequest { version: version.into(), ..named("", &id) }).await;
+            served
+                .keep(
+                    "",
+                    pb::PutSessionRequest {
+                        version: version.into(),
+                        ..named("", &id)
+                    },
+                )
+                .await;
             let before = served.taken(&id).await;
             assert_eq!(served.revoke(selector.clone()).await, 1, "{selector:?}");
             let stamps = [None, before, served.stamp().await];
@@ -100,7 +120,11 @@ async fn reusable_session_is_revoked_between_lookup_and_put() {
                         for _ in 0..2 {
                             let reason = served.put(again.clone()).await.reason;
                             let tls12 = [version, says].contains(&pb::ProtocolVersion::Tls12);
-                            assert_eq!(reason, if tls12 { "RESUMED" } else { "REVOKED" }, "{selector:?}");
+                            assert_eq!(
+                                reason,
+                                if tls12 { "RESUMED" } else { "REVOKED" },
+                                "{selector:?}"
+                            );
                         }
                         served.free(&connection.id).await;
                     }
@@ -119,7 +143,15 @@ async fn resumption_keeps_the_peer_identity_known_to_the_daemon() {
         for single_use in [true, false] {
             for (number, claim) in claims().into_iter().enumerate() {
                 let id = format!("a{place}{number}{}", u8::from(single_use));
-                served.keep("", pb::PutSessionRequest { single_use, ..named("", &id) }).await;
+                served
+                    .keep(
+                        "",
+                        pb::PutSessionRequest {
+                            single_use,
+                            ..named("", &id)
+                        },
+                    )
+                    .await;
                 let authenticated = served.taken(&id).await;
                 let connection = served.resumed("", &id).await.id;
                 let next = pb::PutSessionRequest {
@@ -150,11 +182,23 @@ async fn resumption_keeps_the_peer_identity_known_to_the_daemon() {
 #[tokio::test]
 async fn resumption_adds_no_identity_to_an_anonymous_peer() {
     let mut served = started().await;
-    served.keep("", pb::PutSessionRequest { peer: None, ..named("", "aa") }).await;
+    served
+        .keep(
+            "",
+            pb::PutSessionRequest {
+                peer: None,
+                ..named("", "aa")
+            },
+        )
+        .await;
     served.taken("aa").await;
     let connection = served.resumed("", "aa").await.id;
-    let stored =
-        served.put(pb::PutSessionRequest { peer: Some(other_peer()), ..named(&connection, "ab") }).await;
+    let stored = served
+        .put(pb::PutSessionRequest {
+            peer: Some(other_peer()),
+            ..named(&connection, "ab")
+        })
+        .await;
     assert_eq!(stored.session.unwrap().peer, None);
     assert_eq!(served.look(&connection).await.peer, None);
 }
@@ -164,21 +208,37 @@ async fn resumption_adds_no_identity_to_an_anonymous_peer() {
 async fn resumption_of_a_forgotten_session_stores_nothing() {
     let mut served = started().await;
     served.keep("", ticket("", "ffff")).await;
-    let before = served.lookup("", "ffff").await.session.unwrap().authenticate_time;
+    let before = served
+        .lookup("", "ffff")
+        .await
+        .session
+        .unwrap()
+        .authenticate_time;
     take_many(&mut served, 40_000).await;
     let told = served.explain("", "ffff").await;
-    assert_eq!(told.removal_reason(), pb::RemovalReason::Unspecified, "still known: {}", told.summary);
+    assert_eq!(
+        told.removal_reason(),
+        pb::RemovalReason::Unspecified,
+        "still known: {}",
+        told.summary
+    );
 
     let tries = async |served: &mut Served| {
         for authenticate_time in [None, before, served.stamp().await] {
             for claim in [None, Some(peer()), Some(other_peer())] {
                 let connection = served.resumed("", "ffff").await;
                 assert_eq!((connection.session_reused, connection.peer), (true, None));
-                let next =
-                    pb::PutSessionRequest { authenticate_time, peer: claim, ..ticket(&connection.id, "bb") };
+                let next = pb::PutSessionRequest {
+                    authenticate_time,
+                    peer: claim,
+                    ..ticket(&connection.id, "bb")
+                };
                 // Twice, because the first put must tell the connection nothing.
                 for _ in 0..2 {
-                    assert_eq!(served.put(next.clone()).await.reason, "AUTHENTICATION_UNKNOWN");
+                    assert_eq!(
+                        served.put(next.clone()).await.reason,
+                        "AUTHENTICATION_UNKNOWN"
+                    );
                 }
                 served.free(&connection.id).await;
             }
@@ -195,20 +255,50 @@ async fn resumption_of_a_forgotten_session_stores_nothing() {
 /// Stores this many tickets and consumes them.
 async fn take_many(served: &mut Served, count: usize) {
     let (calls, receiver) = mpsc::channel(16);
-    let mut answers = served.guest.workers.attach(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    let mut answers = served
+        .guest
+        .workers
+        .attach(ReceiverStream::new(receiver))
+        .await
+        .unwrap()
+        .into_inner();
     let ids: Vec<_> = (0..count).map(|number| format!("{number:08x}")).collect();
     // A connection has at most 64 sessions.
     for (number, ids) in ids.chunks(64).enumerate() {
         let alias = || "@1".to_owned();
         let make = Method::New(worker(pb::Role::Server).into());
-        let mut batch = vec![pb::Call { alias: alias(), ..call(0, make) }];
-        batch.extend(ids.iter().map(|id| call(0, Method::PutSession(ticket(&alias(), id).into()))));
-        batch.extend(ids.iter().map(|id| call(1 + number as u64, Method::LookupSession(lookup(id).into()))));
-        batch.push(call(0, Method::Free(pb::FreeRequest { connection_id: alias(), allow_missing: false })));
-        calls.send(pb::AttachRequest { calls: batch }).await.unwrap();
+        let mut batch = vec![pb::Call {
+            alias: alias(),
+            ..call(0, make)
+        }];
+        batch.extend(
+            ids.iter()
+                .map(|id| call(0, Method::PutSession(ticket(&alias(), id).into()))),
+        );
+        batch.extend(
+            ids.iter()
+                .map(|id| call(1 + number as u64, Method::LookupSession(lookup(id).into()))),
+        );
+        batch.push(call(
+            0,
+            Method::Free(pb::FreeRequest {
+                connection_id: alias(),
+                allow_missing: false,
+            }),
+        ));
+        calls
+            .send(pb::AttachRequest { calls: batch })
+            .await
+            .unwrap();
         let mut found = 0;
         while found < ids.len() {
-            for answer in answers.message().await.unwrap().expect("the stream ended").answers {
+            for answer in answers
+                .message()
+                .await
+                .unwrap()
+                .expect("the stream ended")
+                .answers
+            {
                 match answer.result {
                     Some(pb::answer::Result::LookupSession(answer)) if answer.found => found += 1,
                     other => panic!("not found: {other:?}"),
@@ -224,25 +314,47 @@ async fn late_ticket_has_the_authentication_time_of_its_handshake() {
     for (place, selector) in selectors().into_iter().enumerate() {
         let connection = served.resumed("", "").await.id;
         let first = served
-            .put(pb::PutSessionRequest { single_use: true, ..named(&connection, &format!("a{place}")) })
+            .put(pb::PutSessionRequest {
+                single_use: true,
+                ..named(&connection, &format!("a{place}"))
+            })
             .await;
         let authenticated = first.session.unwrap().authenticate_time;
         // Time passes, so that a later authentication time would differ.
         let passes = async { while served.stamp().await == authenticated {} };
-        timeout(PATIENCE, passes).await.expect("the clock stands still");
-        let late = pb::PutSessionRequest { peer: None, ..named(&connection, &format!("b{place}")) };
+        timeout(PATIENCE, passes)
+            .await
+            .expect("the clock stands still");
+        let late = pb::PutSessionRequest {
+            peer: None,
+            ..named(&connection, &format!("b{place}"))
+        };
         let stored = served.put(late.clone()).await.session.unwrap();
-        assert_eq!((stored.authenticate_time, stored.peer), (authenticated, Some(peer())));
+        assert_eq!(
+            (stored.authenticate_time, stored.peer),
+            (authenticated, Some(peer()))
+        );
 
         assert_eq!(served.revoke(selector.clone()).await, 2, "{selector:?}");
         for authenticate_time in [None, authenticated, served.stamp().await] {
             for claim in claims() {
-                let request = pb::PutSessionRequest { peer: claim, authenticate_time, ..late.clone() };
+                let request = pb::PutSessionRequest {
+                    peer: claim,
+                    authenticate_time,
+                    ..late.clone()
+                };
                 assert_eq!(served.put(request).await.reason, "REVOKED", "{selector:?}");
             }
         }
         // Another handshake on the object is another authentication.
-        served.guest.connections.clear(pb::ClearRequest { connection_id: connection.clone() }).await.unwrap();
+        served
+            .guest
+            .connections
+            .clear(pb::ClearRequest {
+                connection_id: connection.clone(),
+            })
+            .await
+            .unwrap();
         assert_eq!(served.put(named(&connection, "cc")).await.reason, "");
         served.free(&connection).await;
         assert_eq!(served.stored().await, []);
@@ -259,17 +371,39 @@ async fn revocation_covers_late_tickets_of_the_daemons_engine() {
         (Selector::DnsName("other.test".into()), false),
     ] {
         let [client, server] = served.ends().await;
-        let hello = served.guest.exchange(&client, Bytes::new(), Bytes::new()).await.ciphertext;
-        let flight = served.guest.exchange(&server, hello, Bytes::new()).await.ciphertext;
-        let finished = served.guest.exchange(&client, flight, Bytes::new()).await.ciphertext;
-        assert_eq!(served.look(&client).await.state(), pb::ConnectionState::Established);
+        let hello = served
+            .guest
+            .exchange(&client, Bytes::new(), Bytes::new())
+            .await
+            .ciphertext;
+        let flight = served
+            .guest
+            .exchange(&server, hello, Bytes::new())
+            .await
+            .ciphertext;
+        let finished = served
+            .guest
+            .exchange(&client, flight, Bytes::new())
+            .await
+            .ciphertext;
+        assert_eq!(
+            served.look(&client).await.state(),
+            pb::ConnectionState::Established
+        );
         // The tickets are on the wire while the server's certificate is revoked.
-        let tickets = served.guest.exchange(&server, finished, Bytes::new()).await.ciphertext;
+        let tickets = served
+            .guest
+            .exchange(&server, finished, Bytes::new())
+            .await
+            .ciphertext;
         assert!(!tickets.is_empty());
         served.revoke(selector.clone()).await;
         served.guest.exchange(&client, tickets, Bytes::new()).await;
         let stored = served.stored().await;
-        let of_client = stored.iter().filter(|session| session.role() == pb::Role::Client).count();
+        let of_client = stored
+            .iter()
+            .filter(|session| session.role() == pb::Role::Client)
+            .count();
         assert_eq!(of_client, if covers { 0 } else { 2 }, "{selector:?}");
         assert_eq!(served.look(&client).await.session_id.is_empty(), covers);
         for id in [client, server] {
@@ -286,7 +420,10 @@ async fn unknown_session_inherits_no_peer_of_an_earlier_handshake() {
     served.shutdown(&connection).await;
     let seen = served.set_session(&connection, "ffff").await;
     assert_eq!((seen.session_reused, seen.peer), (true, None));
-    assert_eq!(served.put(ticket(&connection, "ab")).await.reason, "AUTHENTICATION_UNKNOWN");
+    assert_eq!(
+        served.put(ticket(&connection, "ab")).await.reason,
+        "AUTHENTICATION_UNKNOWN"
+    );
 }
 
 #[tokio::test]
@@ -306,11 +443,27 @@ async fn resumption_of_a_removed_session_stores_nothing() {
         role: pb::Role::Server.into(),
         ..Default::default()
     };
-    assert!(served.guest.sessions.remove_session(remove).await.unwrap().into_inner().removed);
+    assert!(
+        served
+            .guest
+            .sessions
+            .remove_session(remove)
+            .await
+            .unwrap()
+            .into_inner()
+            .removed
+    );
     for (id, authenticate_time) in ["a1", "a2"].into_iter().zip(stamps) {
         let connection = served.resumed("", id).await.id;
-        let next = pb::PutSessionRequest { authenticate_time, ..named(&connection, "bb") };
-        assert_eq!(served.put(next).await.reason, "AUTHENTICATION_UNKNOWN", "{id}");
+        let next = pb::PutSessionRequest {
+            authenticate_time,
+            ..named(&connection, "bb")
+        };
+        assert_eq!(
+            served.put(next).await.reason,
+            "AUTHENTICATION_UNKNOWN",
+            "{id}"
+        );
     }
     assert_eq!(served.stored().await, []);
 }
@@ -330,7 +483,13 @@ async fn evicted_session_keeps_its_authentication_record() {
     }
     let connection = served.resumed("", "aa").await;
     assert_eq!(connection.peer, Some(peer()));
-    let next = pb::PutSessionRequest { peer: None, ..named(&connection.id, "cc") };
+    let next = pb::PutSessionRequest {
+        peer: None,
+        ..named(&connection.id, "cc")
+    };
     let stored = served.put(next).await.session.unwrap();
-    assert_eq!((stored.authenticate_time, stored.peer), (authenticated, Some(peer())));
+    assert_eq!(
+        (stored.authenticate_time, stored.peer),
+        (authenticated, Some(peer()))
+    );
 }

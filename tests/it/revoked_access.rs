@@ -16,8 +16,15 @@ async fn removed_identity_loses_its_streams_and_their_connections() {
     let goes = rule("spiffe://example.org/web/b", "default", "worker")
         + &rule("spiffe://example.org/web/b", "mail", "observer");
     let house = House::with(&(goes + &stays + &admin)).await;
-    let [a, b] = ["a", "b"].map(|name| house.authority.leaf(&[&format!("spiffe://example.org/web/{name}")]));
-    let mut guests = [Guest::new(&house.over_tls(&a).await), Guest::new(&house.over_tls(&b).await)];
+    let [a, b] = ["a", "b"].map(|name| {
+        house
+            .authority
+            .leaf(&[&format!("spiffe://example.org/web/{name}")])
+    });
+    let mut guests = [
+        Guest::new(&house.over_tls(&a).await),
+        Guest::new(&house.over_tls(&b).await),
+    ];
     let mut streams = Vec::new();
     for (guest, session_id) in guests.iter_mut().zip(["aa", "bb"]) {
         let mut attached = guest.attach().await;
@@ -38,7 +45,9 @@ async fn removed_identity_loses_its_streams_and_their_connections() {
     // Connections that New made without a stream stay until their idle time-out.
     house
         .daemon
-        .until("the streams' connections are freed", async |daemon| daemon.core.connections().len() == 3)
+        .until("the streams' connections are freed", async |daemon| {
+            daemon.core.connections().len() == 3
+        })
         .await;
     let daemon = &house.daemon;
     let explain = async |session_id: &str| {
@@ -47,23 +56,45 @@ async fn removed_identity_loses_its_streams_and_their_connections() {
             role: pb::Role::Server.into(),
             ..Default::default()
         };
-        daemon.sessions().explain_session(request).await.unwrap().into_inner()
+        daemon
+            .sessions()
+            .explain_session(request)
+            .await
+            .unwrap()
+            .into_inner()
     };
-    assert_eq!(explain("bb").await.removal_reason(), pb::RemovalReason::Unclosed);
+    assert_eq!(
+        explain("bb").await.removal_reason(),
+        pb::RemovalReason::Unclosed
+    );
     let [stayed, gone] = &mut guests;
     assert_eq!(why(gone.open("").await), denied());
-    assert_eq!(why(gone.sessions.lookup_session(calls::lookup("aa")).await), denied());
-    let request = pb::ExchangeRequest { connection_id: left, ..Default::default() };
+    assert_eq!(
+        why(gone.sessions.lookup_session(calls::lookup("aa")).await),
+        denied()
+    );
+    let request = pb::ExchangeRequest {
+        connection_id: left,
+        ..Default::default()
+    };
     assert_eq!(why(gone.connections.exchange(request).await), denied());
     let again = pb::WatchSessionsRequest::default();
     assert_eq!(why(gone.sessions.watch_sessions(again).await), denied());
     // A new connection of this identity is refused as well.
-    assert_eq!(why(Guest::new(&house.over_tls(&b).await).open("").await), denied());
+    assert_eq!(
+        why(Guest::new(&house.over_tls(&b).await).open("").await),
+        denied()
+    );
 
     assert!(explain("aa").await.resumable);
     stayed.open("").await.unwrap();
     streams[0].0.established("ab").await;
-    let lookup = stayed.sessions.lookup_session(calls::lookup("ab")).await.unwrap().into_inner();
+    let lookup = stayed
+        .sessions
+        .lookup_session(calls::lookup("ab"))
+        .await
+        .unwrap()
+        .into_inner();
     assert!(lookup.found);
     house.daemon.stop().await;
 }
@@ -77,11 +108,16 @@ async fn lost_context_ends_its_streams_and_hides_its_connections() {
     let house = House::with(&(all + &admin)).await;
     let mut guest = Guest::new(&house.over_unix(SOMEBODY).await);
     let mut observer = Guest::new(&house.over_unix(SOMEBODY + 1).await);
-    let (here, there) = (guest.open("default").await.unwrap(), guest.open("mail").await.unwrap());
+    let (here, there) = (
+        guest.open("default").await.unwrap(),
+        guest.open("mail").await.unwrap(),
+    );
     let mut drives = Vec::new();
     let mut watches = Vec::new();
     for context in ["default", "mail"] {
-        let mut driven = guest.drive(Event::New(new(context, pb::Role::Server))).await;
+        let mut driven = guest
+            .drive(Event::New(new(context, pb::Role::Server)))
+            .await;
         driven.answers.message().await.unwrap().unwrap();
         drives.push(driven);
         watches.push(observer.watch(context).await);
@@ -94,10 +130,17 @@ async fn lost_context_ends_its_streams_and_hides_its_connections() {
     assert_eq!(told(watches[0].message()).await, denied());
     house
         .daemon
-        .until("the Drive's connection is freed", async |daemon| daemon.core.connections().len() == 3)
+        .until("the Drive's connection is freed", async |daemon| {
+            daemon.core.connections().len() == 3
+        })
         .await;
-    let get = |id: &str| pb::GetConnectionRequest { connection_id: id.into() };
-    assert_eq!(why(guest.connections.get_connection(get(&here)).await), not_there());
+    let get = |id: &str| pb::GetConnectionRequest {
+        connection_id: id.into(),
+    };
+    assert_eq!(
+        why(guest.connections.get_connection(get(&here)).await),
+        not_there()
+    );
     guest.connections.get_connection(get(&there)).await.unwrap();
     assert_eq!(why(guest.open("default").await), denied());
 
@@ -111,7 +154,9 @@ async fn lost_context_ends_its_streams_and_hides_its_connections() {
     drop(drives);
     house
         .daemon
-        .until("the other Drive's connection is freed", async |daemon| daemon.core.connections().len() == 2)
+        .until("the other Drive's connection is freed", async |daemon| {
+            daemon.core.connections().len() == 2
+        })
         .await;
     house.daemon.stop().await;
 }

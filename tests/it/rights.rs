@@ -38,7 +38,9 @@ const NO_ROLE: usize = 3;
 /// Parses the table of SECURITY.md.
 pub(crate) fn table() -> Vec<Row> {
     let header = format!("| RPC | {} |", COLUMNS.join(" | "));
-    let (_, below) = SECURITY.split_once(&header).expect("SECURITY.md has the table of RPCs");
+    let (_, below) = SECURITY
+        .split_once(&header)
+        .expect("SECURITY.md has the table of RPCs");
     let right = |word: &str| match word {
         "yes" => Right::Yes,
         "own" => Right::Own,
@@ -52,9 +54,16 @@ pub(crate) fn table() -> Vec<Row> {
         .map(|line| {
             let cells: Vec<_> = line.trim_matches(['|', ' ']).split(" | ").collect();
             let name = cells[0].trim_matches('`');
-            let package = if name.starts_with("grpc.") { "" } else { "tls.sessiond.v1." };
+            let package = if name.starts_with("grpc.") {
+                ""
+            } else {
+                "tls.sessiond.v1."
+            };
             let rights: Vec<_> = cells[1..].iter().map(|word| right(word)).collect();
-            Row { path: format!("/{package}{name}"), rights: rights.try_into().unwrap() }
+            Row {
+                path: format!("/{package}{name}"),
+                rights: rights.try_into().unwrap(),
+            }
         })
         .collect()
 }
@@ -68,7 +77,10 @@ fn methods() -> Vec<(String, bool)> {
         tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
     ];
     let mut found = Vec::new();
-    for file in sets.iter().flat_map(|set| FileDescriptorSet::decode(*set).unwrap().file) {
+    for file in sets
+        .iter()
+        .flat_map(|set| FileDescriptorSet::decode(*set).unwrap().file)
+    {
         for service in &file.service {
             for method in &service.method {
                 let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
@@ -101,19 +113,46 @@ fn documented_rights_equal_those_of_the_code() {
     let mut named: Vec<_> = table.iter().map(|row| row.path.as_str()).collect();
     named.sort_unstable();
     let methods = methods();
-    assert_eq!(named, methods.iter().map(|(path, _)| path.as_str()).collect::<Vec<_>>());
+    assert_eq!(
+        named,
+        methods
+            .iter()
+            .map(|(path, _)| path.as_str())
+            .collect::<Vec<_>>()
+    );
     let mut listed = RIGHTS.map(|(path, _)| path);
     listed.sort_unstable();
     assert_eq!(named, listed);
     for row in &table {
-        let (_, roles) = RIGHTS.into_iter().find(|(path, _)| *path == row.path).unwrap();
+        let (_, roles) = RIGHTS
+            .into_iter()
+            .find(|(path, _)| *path == row.path)
+            .unwrap();
         let anyone = roles.meet(Roles::ANYONE);
         // The right to remove includes the right to look.
-        let may = [Roles::WORKER, Roles::OBSERVER, Roles::OBSERVER.or(Roles::ADMIN), Roles::ANYONE]
-            .map(|role| anyone || roles.meet(role));
-        assert_eq!(row.rights.map(|right| right != Right::No), may, "{}", row.path);
-        assert!(!anyone || !row.path.starts_with("/tls."), "{}: must not be open to every caller", row.path);
-        assert!(!row.rights[1..].contains(&Right::Own), "{}: only workers own something", row.path);
+        let may = [
+            Roles::WORKER,
+            Roles::OBSERVER,
+            Roles::OBSERVER.or(Roles::ADMIN),
+            Roles::ANYONE,
+        ]
+        .map(|role| anyone || roles.meet(role));
+        assert_eq!(
+            row.rights.map(|right| right != Right::No),
+            may,
+            "{}",
+            row.path
+        );
+        assert!(
+            !anyone || !row.path.starts_with("/tls."),
+            "{}: must not be open to every caller",
+            row.path
+        );
+        assert!(
+            !row.rights[1..].contains(&Right::Own),
+            "{}: only workers own something",
+            row.path
+        );
     }
 }
 
@@ -164,7 +203,11 @@ async fn each_listener_serves_each_rpc_to_the_documented_roles_only() {
 /// Returns a channel through each listener: loopback, the Unix socket as another user, and mutual
 /// TLS.
 async fn doors(house: &House, leaf: &Leaf) -> [Channel; 3] {
-    [house.over_tcp().await, house.over_unix(SOMEBODY).await, house.over_tls(leaf).await]
+    [
+        house.over_tcp().await,
+        house.over_unix(SOMEBODY).await,
+        house.over_tls(leaf).await,
+    ]
 }
 
 // Invariant 18.
@@ -177,9 +220,20 @@ async fn attach_checks_the_rights_of_each_call() {
     let connection_id = id.clone();
     let server = pb::Role::Server.into();
     let calls = [
-        ("ConnectionService/New", Method::New(Box::new(calls::worker(pb::Role::Server)))),
-        ("ConnectionService/Clear", Method::Clear(pb::ClearRequest { connection_id: id.clone() })),
-        ("ConnectionService/Shutdown", Method::Shutdown(pb::ShutdownRequest { connection_id })),
+        (
+            "ConnectionService/New",
+            Method::New(Box::new(calls::worker(pb::Role::Server))),
+        ),
+        (
+            "ConnectionService/Clear",
+            Method::Clear(pb::ClearRequest {
+                connection_id: id.clone(),
+            }),
+        ),
+        (
+            "ConnectionService/Shutdown",
+            Method::Shutdown(pb::ShutdownRequest { connection_id }),
+        ),
         (
             "ConnectionService/SetShutdown",
             Method::SetShutdown(pb::SetShutdownRequest {
@@ -189,10 +243,19 @@ async fn attach_checks_the_rights_of_each_call() {
         ),
         (
             "ConnectionService/SetSession",
-            Method::SetSession(pb::SetSessionRequest { connection_id: id.clone(), session_id: "".into() }),
+            Method::SetSession(pb::SetSessionRequest {
+                connection_id: id.clone(),
+                session_id: "".into(),
+            }),
         ),
-        ("SessionService/PutSession", Method::PutSession(Box::new(calls::put(&id, "ab")))),
-        ("SessionService/LookupSession", Method::LookupSession(Box::new(calls::lookup("ab")))),
+        (
+            "SessionService/PutSession",
+            Method::PutSession(Box::new(calls::put(&id, "ab"))),
+        ),
+        (
+            "SessionService/LookupSession",
+            Method::LookupSession(Box::new(calls::lookup("ab"))),
+        ),
         (
             "SessionService/RemoveSession",
             Method::RemoveSession(pb::RemoveSessionRequest {
@@ -205,12 +268,18 @@ async fn attach_checks_the_rights_of_each_call() {
             "ConnectionService/ReportAlert",
             Method::ReportAlert(pb::ReportAlertRequest {
                 connection_id: id.clone(),
-                alert: Some(pb::Alert { code: 40, ..Default::default() }),
+                alert: Some(pb::Alert {
+                    code: 40,
+                    ..Default::default()
+                }),
             }),
         ),
         (
             "ConnectionService/Free",
-            Method::Free(pb::FreeRequest { connection_id: id.clone(), allow_missing: false }),
+            Method::Free(pb::FreeRequest {
+                connection_id: id.clone(),
+                allow_missing: false,
+            }),
         ),
     ];
     let field = |method: &Method| {
@@ -220,7 +289,11 @@ async fn attach_checks_the_rights_of_each_call() {
     };
     let mut fields: Vec<_> = calls.iter().map(|(_, method)| field(method)).collect();
     fields.sort_unstable();
-    assert_eq!(fields, (2..=10).chain([12]).collect::<Vec<_>>(), "a call of Attach is missing");
+    assert_eq!(
+        fields,
+        (2..=10).chain([12]).collect::<Vec<_>>(),
+        "a call of Attach is missing"
+    );
     let table = table();
     for (name, method) in calls {
         let path = format!("/tls.sessiond.v1.{name}");
@@ -234,8 +307,13 @@ async fn attach_checks_the_rights_of_each_call() {
     lookup.context = "mail".into();
     let mut elsewhere = calls::worker(pb::Role::Server);
     elsewhere.context = "mail".into();
-    for method in [Method::LookupSession(Box::new(lookup)), Method::New(Box::new(elsewhere))] {
-        let Answered::Error(error) = attached.call(method).await else { panic!("in another context") };
+    for method in [
+        Method::LookupSession(Box::new(lookup)),
+        Method::New(Box::new(elsewhere)),
+    ] {
+        let Answered::Error(error) = attached.call(method).await else {
+            panic!("in another context")
+        };
         assert_eq!(error.reason, "PERMISSION_DENIED");
     }
     house.daemon.stop().await;
@@ -245,8 +323,9 @@ async fn attach_checks_the_rights_of_each_call() {
 async fn certificate_without_a_name_has_no_identity() {
     let rules = rule("spiffe://example.org/*", "*", "admin") + &rule("dns:*.test", "*", "worker");
     let house = House::with(&rules).await;
-    let nameless =
-        house.authority.sign(&[], |params| params.distinguished_name = rcgen::DistinguishedName::new());
+    let nameless = house.authority.sign(&[], |params| {
+        params.distinguished_name = rcgen::DistinguishedName::new();
+    });
     let channel = house.over_tls(&nameless).await;
     let table = table();
     for (path, streams) in methods() {
@@ -274,27 +353,72 @@ async fn first_matching_rule_decides_for_each_context() {
     ];
     let house = House::with(&rules.concat()).await;
     let mut guest = Guest::new(&house.over_unix(SOMEBODY).await);
-    assert_eq!(why(guest.open("").await), denied(), "the rule about the group comes first");
+    assert_eq!(
+        why(guest.open("").await),
+        denied(),
+        "the rule about the group comes first"
+    );
     let own = guest.open("mail").await.unwrap();
-    assert_eq!(why(guest.open("nowhere").await), denied(), "without revealing whether it exists");
-    let missing = pb::GetContextRequest { name: "nowhere".into() };
+    assert_eq!(
+        why(guest.open("nowhere").await),
+        denied(),
+        "without revealing whether it exists"
+    );
+    let missing = pb::GetContextRequest {
+        name: "nowhere".into(),
+    };
     let answer = house.daemon.contexts().get_context(missing).await;
-    assert_eq!(why(answer), (Code::NotFound, "CONTEXT_NOT_FOUND".into()), "an admin of all may know");
+    assert_eq!(
+        why(answer),
+        (Code::NotFound, "CONTEXT_NOT_FOUND".into()),
+        "an admin of all may know"
+    );
     // The caller observes `default`, and owns connections in `mail`.
     let foreign = Guest::new(&house.over_unix(1).await).open("mail").await;
     assert_eq!(why(foreign), denied(), "an admin is not a worker");
-    let listed = guest.connections.list_connections(pb::ListConnectionsRequest::default()).await.unwrap();
-    let ids: Vec<_> = listed.into_inner().connections.into_iter().map(|listed| listed.id).collect();
+    let listed = guest
+        .connections
+        .list_connections(pb::ListConnectionsRequest::default())
+        .await
+        .unwrap();
+    let ids: Vec<_> = listed
+        .into_inner()
+        .connections
+        .into_iter()
+        .map(|listed| listed.id)
+        .collect();
     assert_eq!(ids, std::slice::from_ref(&own));
-    let sessions = |context: &str| pb::ListSessionsRequest { context: context.into(), ..Default::default() };
-    assert_eq!(why(guest.sessions.list_sessions(sessions("mail")).await), denied());
-    guest.sessions.list_sessions(sessions("default")).await.unwrap();
+    let sessions = |context: &str| pb::ListSessionsRequest {
+        context: context.into(),
+        ..Default::default()
+    };
+    assert_eq!(
+        why(guest.sessions.list_sessions(sessions("mail")).await),
+        denied()
+    );
+    guest
+        .sessions
+        .list_sessions(sessions("default"))
+        .await
+        .unwrap();
     // Other rules in another order: the caller is a worker in `default` now, and has lost `mail`.
-    house.reload(&[rules[1].clone(), rules[0].clone(), rules[3].clone()].concat()).unwrap();
+    house
+        .reload(&[rules[1].clone(), rules[0].clone(), rules[3].clone()].concat())
+        .unwrap();
     guest.open("").await.unwrap();
-    let request = pb::GetConnectionRequest { connection_id: own.clone() };
-    assert_eq!(why(guest.connections.get_connection(request.clone()).await).0, Code::Ok, "an admin sees it");
+    let request = pb::GetConnectionRequest {
+        connection_id: own.clone(),
+    };
+    assert_eq!(
+        why(guest.connections.get_connection(request.clone()).await).0,
+        Code::Ok,
+        "an admin sees it"
+    );
     let request = pb::ClearRequest { connection_id: own };
-    assert_eq!(why(guest.connections.clear(request).await), not_there(), "but may not change it");
+    assert_eq!(
+        why(guest.connections.clear(request).await),
+        not_there(),
+        "but may not change it"
+    );
     house.daemon.stop().await;
 }

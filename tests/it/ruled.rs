@@ -38,7 +38,9 @@ pub(crate) fn write_config(folder: &Path, rules: &str) {
 pub(crate) fn prepare(rules: &str) -> (TempDir, Authority) {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new("workers");
-    authority.leaf(&["localhost"]).write(folder.path(), "server");
+    authority
+        .leaf(&["localhost"])
+        .write(folder.path(), "server");
     fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
     fs::write(folder.path().join("ca.key"), authority.key()).unwrap();
     write_config(folder.path(), rules);
@@ -54,16 +56,27 @@ impl Running {
 
     pub(crate) async fn start(folder: TempDir, authority: Authority) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"));
-        command.arg("--config").arg(folder.path().join("daemon.toml"));
+        command
+            .arg("--config")
+            .arg(folder.path().join("daemon.toml"));
         let mut process = Process::start(&mut command);
         let tcp = process.says("listening on tcp://").await;
         let tls = process.says("listening on tls://").await;
-        Self { process, folder, authority, tcp, tls }
+        Self {
+            process,
+            folder,
+            authority,
+            tcp,
+            tls,
+        }
     }
 
     /// Reloads with these rules and `local` as an observer. The caller waits until they apply.
     pub(crate) async fn reload(&self, rules: &str) {
-        write_config(self.folder.path(), &(rules.to_owned() + &rule("local", "*", "observer")));
+        write_config(
+            self.folder.path(),
+            &(rules.to_owned() + &rule("local", "*", "observer")),
+        );
         self.process.signal("HUP").await;
     }
 
@@ -71,7 +84,10 @@ impl Running {
         let socket = TcpStream::connect(&self.tls).await.unwrap();
         socket.set_nodelay(true).unwrap();
         let connector = TlsConnector::from(Arc::new(client(&self.authority.pem, Some(leaf))));
-        let stream = connector.connect("localhost".try_into().unwrap(), socket).await.unwrap();
+        let stream = connector
+            .connect("localhost".try_into().unwrap(), socket)
+            .await
+            .unwrap();
         Guest::new(&over(stream).await)
     }
 
@@ -83,7 +99,13 @@ impl Running {
     #[cfg(feature = "peers")]
     pub(crate) async fn owner(&self, connection_id: String) -> String {
         let request = tls_sessiond_proto::GetConnectionRequest { connection_id };
-        let answer = self.local().await.connections.get_connection(request).await.unwrap();
+        let answer = self
+            .local()
+            .await
+            .connections
+            .get_connection(request)
+            .await
+            .unwrap();
         answer.into_inner().connection.unwrap().owner
     }
 

@@ -9,7 +9,9 @@ use rustls::{
     server::WebPkiClientVerifier,
     version::{TLS12, TLS13},
 };
-use tls_sessiond_client::{Options, Put, Role, Version, Worker, rustls as sessions, rustls::Acceptor};
+use tls_sessiond_client::{
+    Options, Put, Role, Version, Worker, rustls as sessions, rustls::Acceptor,
+};
 use tls_sessiond_proto as pb;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, sink},
@@ -31,11 +33,30 @@ const BOTH: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 
 /// Starts the example `rustls_worker`, listening. On a busy machine a lookup takes longer than its
 /// default deadline.
-async fn worker(daemon: &str, certificate: &Certificate, name: &str, lookup_deadline: Duration) -> Server {
+async fn worker(
+    daemon: &str,
+    certificate: &Certificate,
+    name: &str,
+    lookup_deadline: Duration,
+) -> Server {
     let mut command = example("rustls_worker");
-    command.args(["--daemon", &format!("http://{daemon}"), "--listen", "127.0.0.1:0", "--name", name]);
-    command.args(["--lookup-deadline", &lookup_deadline.as_millis().to_string()]);
-    command.arg("--certificate").arg(certificate.chain()).arg("--key").arg(certificate.key());
+    command.args([
+        "--daemon",
+        &format!("http://{daemon}"),
+        "--listen",
+        "127.0.0.1:0",
+        "--name",
+        name,
+    ]);
+    command.args([
+        "--lookup-deadline",
+        &lookup_deadline.as_millis().to_string(),
+    ]);
+    command
+        .arg("--certificate")
+        .arg(certificate.chain())
+        .arg("--key")
+        .arg(certificate.key());
     let mut process = Process::start(&mut command);
     let address = process.says("listening on ").await;
     Server { address, process }
@@ -55,7 +76,12 @@ impl Fleet {
         let certificate = Certificate::new();
         let one = worker(&daemon.address, &certificate, "one", PATIENCE).await;
         let two = worker(&daemon.address, &certificate, "two", PATIENCE).await;
-        let fleet = Self { daemon, certificate, one, two };
+        let fleet = Self {
+            daemon,
+            certificate,
+            one,
+            two,
+        };
         for server in [&fleet.one, &fleet.two] {
             fleet.attach(server).await;
         }
@@ -99,20 +125,32 @@ impl Fleet {
 
     pub(crate) async fn sessions_are(&self, count: usize) {
         let what = format!("{count} sessions");
-        self.daemon.until(&what, async |daemon| daemon.server_cache_len() == count).await;
+        self.daemon
+            .until(&what, async |daemon| daemon.server_cache_len() == count)
+            .await;
     }
 }
 
 /// Returns the number of handshakes reported to the daemon.
 pub(crate) fn handshakes(daemon: &TestDaemon) -> u64 {
-    daemon.core.registry().get("default").unwrap().stats.accept_good.get()
+    daemon
+        .core
+        .registry()
+        .get("default")
+        .unwrap()
+        .stats
+        .accept_good
+        .get()
 }
 
 /// Waits until one more handshake was reported and all connections are freed.
 pub(crate) async fn over(daemon: &TestDaemon, before: u64) {
-    let over =
-        async |daemon: &TestDaemon| handshakes(daemon) > before && daemon.core.connections().is_empty();
-    daemon.until("the connection is reported and freed", over).await;
+    let over = async |daemon: &TestDaemon| {
+        handshakes(daemon) > before && daemon.core.connections().is_empty()
+    };
+    daemon
+        .until("the connection is reported and freed", over)
+        .await;
 }
 
 /// Waits, a bounded time, until a new client of `first` resumes at `then`.
@@ -126,7 +164,9 @@ async fn returns(certificate: &Certificate, first: &str, then: &str) {
             }
         }
     };
-    timeout(PATIENCE, resumes).await.expect("the client never resumes");
+    timeout(PATIENCE, resumes)
+        .await
+        .expect("the client never resumes");
 }
 
 #[tokio::test]
@@ -137,7 +177,10 @@ async fn client_resumes_at_each_worker_and_gets_one_ticket_each_time() {
         let others = fleet.daemon.server_cache_len();
         for (server, resumed) in [(&fleet.one, false), (&fleet.two, true), (&fleet.one, true)] {
             let page = fleet.fetch(&client, server).await;
-            assert!(page.contains(&format!("resumed: {resumed}")), "{version:?}: {page}");
+            assert!(
+                page.contains(&format!("resumed: {resumed}")),
+                "{version:?}: {page}"
+            );
             fleet.sessions_are(others + sessions).await;
         }
     }
@@ -152,7 +195,12 @@ async fn open_end_loses_sessions<F: Future>(
     let client = fleet.client(version);
     let before = handshakes(&fleet.daemon);
     let tls = client.connect(&fleet.one.address).await;
-    fleet.daemon.until("the session is stored", async |daemon| daemon.server_cache_len() > 0).await;
+    fleet
+        .daemon
+        .until("the session is stored", async |daemon| {
+            daemon.server_cache_len() > 0
+        })
+        .await;
     let ended = end(tls).await;
     over(&fleet.daemon, before).await;
     fleet.sessions_are(0).await;
@@ -162,7 +210,10 @@ async fn open_end_loses_sessions<F: Future>(
 
     let before = handshakes(&fleet.daemon);
     let tls = client.connect(&fleet.one.address).await;
-    assert_eq!(tls.get_ref().1.handshake_kind(), Some(HandshakeKind::Resumed));
+    assert_eq!(
+        tls.get_ref().1.handshake_kind(),
+        Some(HandshakeKind::Resumed)
+    );
     let ended = end(tls).await;
     over(&fleet.daemon, before).await;
     drop(ended);
@@ -226,9 +277,14 @@ async fn fatal_alert_after_the_close_counts_only_from_the_peer() {
         let mut tls = client.connect(&fleet.one.address).await;
         tls.write_all(GET.as_bytes()).await.unwrap();
         let closed = async |daemon: &TestDaemon| {
-            let listed = daemon.connections().list_connections(pb::ListConnectionsRequest::default()).await;
+            let listed = daemon
+                .connections()
+                .list_connections(pb::ListConnectionsRequest::default())
+                .await;
             let listed = listed.unwrap().into_inner().connections;
-            listed.iter().any(|connection| connection.shutdown.is_some_and(|flags| flags.sent))
+            listed
+                .iter()
+                .any(|connection| connection.shutdown.is_some_and(|flags| flags.sent))
         };
         fleet.daemon.until("the worker has closed", closed).await;
         match received {
@@ -263,8 +319,16 @@ async fn fatal_alert_in_a_resuming_handshake_removes_the_session() {
     let mut socket = TcpStream::connect(&fleet.two.address).await.unwrap();
     socket.write_all(&hello).await.unwrap();
     socket.shutdown().await.unwrap();
-    timeout(PATIENCE, tokio::io::copy(&mut socket, &mut sink())).await.expect("it ends").unwrap();
-    assert!(fleet.fetch(&client, &fleet.two).await.contains("resumed: true"));
+    timeout(PATIENCE, tokio::io::copy(&mut socket, &mut sink()))
+        .await
+        .expect("it ends")
+        .unwrap();
+    assert!(
+        fleet
+            .fetch(&client, &fleet.two)
+            .await
+            .contains("resumed: true")
+    );
 }
 
 #[tokio::test]
@@ -274,9 +338,15 @@ async fn killed_rustls_worker_loses_its_open_sessions() {
     fleet.fetch(&closed, &fleet.one).await;
     let _held = open.connect(&fleet.one.address).await;
     fleet.sessions_are(2).await;
-    let Fleet { daemon, one, two, .. } = fleet;
+    let Fleet {
+        daemon, one, two, ..
+    } = fleet;
     one.process.kill().await;
-    daemon.until("the open session is removed", async |daemon| daemon.server_cache_len() == 1).await;
+    daemon
+        .until("the open session is removed", async |daemon| {
+            daemon.server_cache_len() == 1
+        })
+        .await;
     assert!(open.fetch(&two.address).await.contains("resumed: false"));
     assert!(closed.fetch(&two.address).await.contains("resumed: true"));
 }
@@ -328,12 +398,18 @@ async fn rustls_worker_serves_through_a_daemon_outage() {
     for tls in &mut open {
         tls.write_all(GET.as_bytes()).await.unwrap();
         let mut page = String::new();
-        timeout(PATIENCE, tls.read_to_string(&mut page)).await.expect("a page").unwrap();
+        timeout(PATIENCE, tls.read_to_string(&mut page))
+            .await
+            .expect("a page")
+            .unwrap();
         assert!(page.contains("one: "), "{page}");
     }
     returns(&certificate, &one.address, &two.address).await;
     for client in &held {
-        assert!(client.fetch(&two.address).await.contains("resumed: false"), "the daemon was killed");
+        assert!(
+            client.fetch(&two.address).await.contains("resumed: false"),
+            "the daemon was killed"
+        );
     }
 }
 
@@ -347,7 +423,9 @@ pub(crate) async fn serve(acceptor: Acceptor) -> String {
             let (socket, _) = listener.accept().await.unwrap();
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
-                let Ok(mut tls) = acceptor.accept(socket).await else { return };
+                let Ok(mut tls) = acceptor.accept(socket).await else {
+                    return;
+                };
                 drop(tls.read(&mut [0; 1024]).await);
                 let answer = format!("resumed: {}\n", tls.resumed());
                 drop(tls.write_all(answer.as_bytes()).await);
@@ -363,10 +441,16 @@ pub(crate) fn config(
     certificate: &Certificate,
     versions: &[&'static SupportedProtocolVersion],
 ) -> ServerConfig {
-    let chain = CertificateDer::pem_file_iter(certificate.chain()).unwrap().map(Result::unwrap).collect();
+    let chain = CertificateDer::pem_file_iter(certificate.chain())
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
     let key = PrivateKeyDer::from_pem_file(certificate.key()).unwrap();
     let builder = ServerConfig::builder_with_protocol_versions(versions);
-    builder.with_no_client_auth().with_single_cert(chain, key).unwrap()
+    builder
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap()
 }
 
 pub(crate) async fn acceptor(
@@ -397,9 +481,15 @@ async fn offer(acceptor: &Acceptor, identities: &[&[u8]]) {
     let identities = Extension::Identities(identities.iter().map(|id| id.to_vec()).collect());
     let mut extensions = Extension::negotiable(&[29], &[29], &[1]);
     extensions.push(identities);
-    let hello = Hello { session_id: Vec::new(), suites: vec![0x1301], extensions };
+    let hello = Hello {
+        session_id: Vec::new(),
+        suites: vec![0x1301],
+        extensions,
+    };
     let (near, mut far) = tokio::io::duplex(4096);
-    far.write_all(&records(&hello.message(), &[])).await.unwrap();
+    far.write_all(&records(&hello.message(), &[]))
+        .await
+        .unwrap();
     drop(far);
     assert!(acceptor.accept(near).await.is_err());
 }
@@ -410,11 +500,19 @@ async fn psk_identities_are_looked_up_in_order_until_one_is_found() {
     let certificate = Certificate::new();
     let worker = attached(&daemon.address, sessions::FORMAT, PATIENCE).await;
     let options = sessions::Options::new("a");
-    let acceptor = Acceptor::new(worker.clone(), Arc::new(config(&certificate, &BOTH)), options);
+    let acceptor = Acceptor::new(
+        worker.clone(),
+        Arc::new(config(&certificate, &BOTH)),
+        options,
+    );
     let connection = worker.open(Role::Server, "", None);
     let put = |id: &[u8], version, binding: &[u8]| {
         let session = Put::new(version, b"session".to_vec());
-        connection.put(Put { session_id: id.to_vec(), binding: binding.to_vec(), ..session });
+        connection.put(Put {
+            session_id: id.to_vec(),
+            binding: binding.to_vec(),
+            ..session
+        });
     };
     put(b"elsewhere", Version::Tls13, b"b");
     put(b"first", Version::Tls13, b"a");
@@ -422,11 +520,19 @@ async fn psk_identities_are_looked_up_in_order_until_one_is_found() {
     connection.shutdown();
     offer(&acceptor, &[b"unknown", b"elsewhere", b"first", b"second"]).await;
     assert_eq!((worker.counters().hits, worker.counters().misses), (1, 2));
-    assert_eq!(daemon.server_cache_len(), 2, "the first identity was not consumed");
+    assert_eq!(
+        daemon.server_cache_len(),
+        2,
+        "the first identity was not consumed"
+    );
 
     // A server that speaks only TLS 1.2 consumes no ticket.
     let options = sessions::Options::new("a");
-    let old = Acceptor::new(worker.clone(), Arc::new(config(&certificate, &[&TLS12])), options);
+    let old = Acceptor::new(
+        worker.clone(),
+        Arc::new(config(&certificate, &[&TLS12])),
+        options,
+    );
     offer(&old, &[b"second"]).await;
     assert_eq!((worker.counters().hits, worker.counters().misses), (1, 2));
 }
@@ -437,7 +543,11 @@ async fn all_lookups_of_a_handshake_share_one_deadline() {
     let certificate = Certificate::new();
     let worker = attached(&daemon.address, sessions::FORMAT, Duration::from_millis(50)).await;
     let options = sessions::Options::new("a");
-    let acceptor = Acceptor::new(worker.clone(), Arc::new(config(&certificate, &BOTH)), options);
+    let acceptor = Acceptor::new(
+        worker.clone(),
+        Arc::new(config(&certificate, &BOTH)),
+        options,
+    );
     daemon.signal("-STOP").await;
     // The daemon's threads stop one after the other, so some lookups may still be answered.
     let stopped = async {
@@ -458,7 +568,10 @@ async fn session_of_another_format_or_binding_is_not_found() {
     };
     let home = serving(sessions::FORMAT, "a").await;
     let twin = serving(sessions::FORMAT, "a").await;
-    let strangers = [serving(sessions::FORMAT, "b").await, serving("openssl", "a").await];
+    let strangers = [
+        serving(sessions::FORMAT, "b").await,
+        serving("openssl", "a").await,
+    ];
     let fetch = async |client: &Returning, address: &str| {
         let before = handshakes(&daemon);
         let page = client.fetch(address).await;
@@ -469,11 +582,17 @@ async fn session_of_another_format_or_binding_is_not_found() {
         for stranger in &strangers {
             let client = Returning::new(&certificate, version);
             assert!(fetch(&client, &home).await.contains("resumed: false"));
-            assert!(fetch(&client, stranger).await.contains("resumed: false"), "{version:?}");
+            assert!(
+                fetch(&client, stranger).await.contains("resumed: false"),
+                "{version:?}"
+            );
         }
         let client = Returning::new(&certificate, version);
         assert!(fetch(&client, &home).await.contains("resumed: false"));
-        assert!(fetch(&client, &twin).await.contains("resumed: true"), "{version:?}");
+        assert!(
+            fetch(&client, &twin).await.contains("resumed: true"),
+            "{version:?}"
+        );
     }
 }
 
@@ -483,17 +602,27 @@ async fn client_certificate_identity_carries_over_to_resumptions() {
     let daemon = TestDaemon::start().await;
     let authority = Authority::new("test");
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap()).unwrap();
+    roots
+        .add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap())
+        .unwrap();
     let roots = Arc::new(roots);
     let chain = |leaf: &Leaf| vec![CertificateDer::from_pem_slice(leaf.chain.as_bytes()).unwrap()];
     let key = |leaf: &Leaf| PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).unwrap();
     let (server, client) = (authority.leaf(&["localhost"]), authority.leaf(&["client"]));
-    let verifier = WebPkiClientVerifier::builder(Arc::clone(&roots)).build().unwrap();
+    let verifier = WebPkiClientVerifier::builder(Arc::clone(&roots))
+        .build()
+        .unwrap();
     let config = ServerConfig::builder().with_client_cert_verifier(verifier);
-    let config = config.with_single_cert(chain(&server), key(&server)).unwrap();
+    let config = config
+        .with_single_cert(chain(&server), key(&server))
+        .unwrap();
     let address = serve(acceptor(&daemon, config, sessions::FORMAT, "these clients").await).await;
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &chain(&client)[0]);
-    let digest: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest: String = digest
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
 
     for (version, sessions) in [(&TLS12, 1), (&TLS13, 2)] {
         let config = ClientConfig::builder_with_protocol_versions(&[version])
@@ -505,22 +634,42 @@ async fn client_certificate_identity_carries_over_to_resumptions() {
         let mut authenticated = None;
         for resumed in [false, true, true] {
             let socket = TcpStream::connect(&address).await.unwrap();
-            let mut tls = connector.connect("localhost".try_into().unwrap(), socket).await.unwrap();
+            let mut tls = connector
+                .connect("localhost".try_into().unwrap(), socket)
+                .await
+                .unwrap();
             tls.write_all(GET.as_bytes()).await.unwrap();
             let mut answer = String::new();
-            timeout(PATIENCE, tls.read_to_string(&mut answer)).await.expect("an answer").unwrap();
+            timeout(PATIENCE, tls.read_to_string(&mut answer))
+                .await
+                .expect("an answer")
+                .unwrap();
             assert_eq!(answer, format!("resumed: {resumed}\n"), "{version:?}");
             tls.shutdown().await.unwrap();
             let all = others + sessions;
-            daemon.until("the sessions are stored", async |daemon| daemon.server_cache_len() == all).await;
+            daemon
+                .until("the sessions are stored", async |daemon| {
+                    daemon.server_cache_len() == all
+                })
+                .await;
             // Time passes. A later session of a resumption has no later authentication time.
             daemon.clock.advance(Duration::from_secs(60));
             let request = pb::ListSessionsRequest::default();
-            let mut listed = daemon.sessions().list_sessions(request).await.unwrap().into_inner().sessions;
+            let mut listed = daemon
+                .sessions()
+                .list_sessions(request)
+                .await
+                .unwrap()
+                .into_inner()
+                .sessions;
             // Sessions of the other version are older.
-            listed.sort_by_key(|session| session.create_time.map(|time| (time.seconds, time.nanos)));
+            listed
+                .sort_by_key(|session| session.create_time.map(|time| (time.seconds, time.nanos)));
             for session in &listed[others..] {
-                let peer = session.peer.as_ref().expect("the client showed a certificate");
+                let peer = session
+                    .peer
+                    .as_ref()
+                    .expect("the client showed a certificate");
                 assert_eq!(peer.certificate_sha256, digest);
                 assert_eq!(
                     session.authenticate_time,
@@ -536,14 +685,20 @@ async fn garbage_ends_only_its_own_rustls_connection() {
     let daemon = TestDaemon::start().await;
     let certificate = Certificate::new();
     let server = worker(&daemon.address, &certificate, "one", PATIENCE).await;
-    for bytes in
-        [&b""[..], b"GET / HTTP/1.1\r\n\r\n", &[22, 3, 1, 1, 0, 1], &[22, 3, 1, 0, 4, 1, 1, 0, 0], &[0; 9000]]
-    {
+    for bytes in [
+        &b""[..],
+        b"GET / HTTP/1.1\r\n\r\n",
+        &[22, 3, 1, 1, 0, 1],
+        &[22, 3, 1, 0, 4, 1, 1, 0, 0],
+        &[0; 9000],
+    ] {
         let mut socket = TcpStream::connect(&server.address).await.unwrap();
         socket.write_all(bytes).await.unwrap();
         socket.shutdown().await.unwrap();
         // The connection ends, with an alert or a reset.
-        let end = timeout(PATIENCE, tokio::io::copy(&mut socket, &mut sink())).await.expect("no end");
+        let end = timeout(PATIENCE, tokio::io::copy(&mut socket, &mut sink()))
+            .await
+            .expect("no end");
         assert!(end.map_or(true, |said| said < 100));
     }
     returns(&certificate, &server.address, &server.address).await;

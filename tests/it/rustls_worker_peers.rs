@@ -24,12 +24,18 @@ async fn sessions_of_one_rustls_worker_resume_at_another() {
         let file = file.to_str().unwrap();
         let before = handshakes(&fleet.daemon);
         let first = s_client(&fleet.one.address, version, ["-sess_out", file]).await;
-        assert!(first.contains("New, ") && first.contains(&format!("one: {words} ")), "{first}");
+        assert!(
+            first.contains("New, ") && first.contains(&format!("one: {words} ")),
+            "{first}"
+        );
         over(&fleet.daemon, before).await;
         let before = handshakes(&fleet.daemon);
         let second = s_client(&fleet.two.address, version, ["-sess_in", file]).await;
         over(&fleet.daemon, before).await;
-        assert!(second.contains("Reused, ") && second.contains(&format!("two: {words} ")), "{second}");
+        assert!(
+            second.contains("Reused, ") && second.contains(&format!("two: {words} ")),
+            "{second}"
+        );
         assert!(second.contains("resumed: true"), "{second}");
     }
 
@@ -37,7 +43,10 @@ async fn sessions_of_one_rustls_worker_resume_at_another() {
     // connection to one worker and its second to the other.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
-    for priority in ["NORMAL:-VERS-ALL:+VERS-TLS1.2", "NORMAL:-VERS-ALL:+VERS-TLS1.3"] {
+    for priority in [
+        "NORMAL:-VERS-ALL:+VERS-TLS1.2",
+        "NORMAL:-VERS-ALL:+VERS-TLS1.3",
+    ] {
         let before = handshakes(&fleet.daemon);
         let carry = async {
             let (mut near, _) = listener.accept().await.unwrap();
@@ -49,11 +58,22 @@ async fn sessions_of_one_rustls_worker_resume_at_another() {
             let mut two = TcpStream::connect(&fleet.two.address).await.unwrap();
             drop(copy_bidirectional(&mut near, &mut two).await);
         };
-        let args = ["--resume", "--insecure", "--priority", priority, "--port", &port, "127.0.0.1"];
+        let args = [
+            "--resume",
+            "--insecure",
+            "--priority",
+            priority,
+            "--port",
+            &port,
+            "127.0.0.1",
+        ];
         let mut gnutls = Command::new("gnutls-cli");
         let ((said, _), ()) = tokio::join!(run(gnutls.args(args), GET), carry);
         assert!(said.contains("This is a resumed session"), "{said}");
-        assert!(said.contains("two: ") && said.contains("resumed: true"), "{said}");
+        assert!(
+            said.contains("two: ") && said.contains("resumed: true"),
+            "{said}"
+        );
     }
 }
 
@@ -68,8 +88,18 @@ async fn ticketer_of_the_rustls_config_is_not_used() {
     let file = certificate.chain().with_file_name("session");
     let file = file.to_str().unwrap();
     let first = s_client(&address, "-4", ["-sess_out", file]).await;
-    assert!(first.contains("New, ") && !first.contains("TLS session ticket:"), "{first}");
-    daemon.until("the session is stored", async |daemon| daemon.server_cache_len() == 1).await;
+    assert!(
+        first.contains("New, ") && !first.contains("TLS session ticket:"),
+        "{first}"
+    );
+    daemon
+        .until("the session is stored", async |daemon| {
+            daemon.server_cache_len() == 1
+        })
+        .await;
     let second = s_client(&address, "-4", ["-sess_in", file]).await;
-    assert!(second.contains("Reused, TLSv1.2") && second.contains("resumed: true"), "{second}");
+    assert!(
+        second.contains("Reused, TLSv1.2") && second.contains("resumed: true"),
+        "{second}"
+    );
 }

@@ -36,7 +36,14 @@ impl Rewind {
             plaintext: plaintext.to_owned().into_bytes().into(),
             end_of_stream: self.wires[x].ended,
         };
-        let response = self.stage.daemon.connections().exchange(request).await.ok()?.into_inner();
+        let response = self
+            .stage
+            .daemon
+            .connections()
+            .exchange(request)
+            .await
+            .ok()?
+            .into_inner();
         self.wires.get_mut(x).unwrap().inbox.clear();
         self.inject(x, response.ciphertext.to_vec());
         Some(response)
@@ -47,7 +54,10 @@ impl Engine for Rewind {
     const UNSEEN: &'static [Unseen] = &[];
 
     async fn begin(_: &Script, stage: Stage) -> Self {
-        Self { stage, wires: HashMap::new() }
+        Self {
+            stage,
+            wires: HashMap::new(),
+        }
     }
 
     fn stage(&mut self) -> &mut Stage {
@@ -61,20 +71,31 @@ impl Engine for Rewind {
     async fn make(&mut self, wanted: &[(&str, pb::NewRequest)]) -> Vec<String> {
         let mut ids = Vec::new();
         for (_, request) in wanted {
-            let made = self.stage.daemon.connections().new_connection(request.clone()).await.unwrap();
+            let made = self
+                .stage
+                .daemon
+                .connections()
+                .new_connection(request.clone())
+                .await
+                .unwrap();
             ids.push(made.into_inner().connection.unwrap().id);
         }
         ids
     }
 
     async fn clear(&mut self, x: &str) -> bool {
-        let request = pb::ClearRequest { connection_id: self.id(x) };
+        let request = pb::ClearRequest {
+            connection_id: self.id(x),
+        };
         self.stage.daemon.connections().clear(request).await.is_ok()
     }
 
     async fn free(&mut self, gone: &[&str]) {
         for x in gone {
-            let request = pb::FreeRequest { connection_id: self.id(x), allow_missing: false };
+            let request = pb::FreeRequest {
+                connection_id: self.id(x),
+                allow_missing: false,
+            };
             self.stage.daemon.connections().free(request).await.unwrap();
         }
     }
@@ -84,28 +105,58 @@ impl Engine for Rewind {
         if self.stage.look(x).await.shutdown.unwrap().sent {
             self.exchange(x, "").await;
         }
-        let request = pb::ShutdownRequest { connection_id: self.id(x) };
-        let Ok(response) = self.stage.daemon.connections().shutdown(request).await else { return -1 };
+        let request = pb::ShutdownRequest {
+            connection_id: self.id(x),
+        };
+        let Ok(response) = self.stage.daemon.connections().shutdown(request).await else {
+            return -1;
+        };
         let response = response.into_inner();
         self.inject(x, response.ciphertext.to_vec());
         returned(response.status())
     }
 
     async fn set_shutdown(&mut self, x: &str, flags: pb::ShutdownFlags) {
-        let request = pb::SetShutdownRequest { connection_id: self.id(x), shutdown: Some(flags) };
-        self.stage.daemon.connections().set_shutdown(request).await.unwrap();
+        let request = pb::SetShutdownRequest {
+            connection_id: self.id(x),
+            shutdown: Some(flags),
+        };
+        self.stage
+            .daemon
+            .connections()
+            .set_shutdown(request)
+            .await
+            .unwrap();
     }
 
     async fn set_session(&mut self, x: &str, named: Option<Named>) -> bool {
         let named = named.unwrap_or_default();
-        let session_id =
-            if self.stage.actors[x].role == pb::Role::Server { named.server } else { named.client };
-        let request = pb::SetSessionRequest { connection_id: self.id(x), session_id };
-        self.stage.daemon.connections().set_session(request).await.is_ok()
+        let session_id = if self.stage.actors[x].role == pb::Role::Server {
+            named.server
+        } else {
+            named.client
+        };
+        let request = pb::SetSessionRequest {
+            connection_id: self.id(x),
+            session_id,
+        };
+        self.stage
+            .daemon
+            .connections()
+            .set_session(request)
+            .await
+            .is_ok()
     }
 
     async fn remove(&mut self, request: pb::RemoveSessionRequest) -> bool {
-        self.stage.daemon.sessions().remove_session(request).await.unwrap().into_inner().removed
+        self.stage
+            .daemon
+            .sessions()
+            .remove_session(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .removed
     }
 
     async fn offered_unasked(&mut self) -> u8 {
@@ -113,12 +164,16 @@ impl Engine for Rewind {
     }
 
     async fn advance(&mut self, x: &str) -> usize {
-        self.exchange(x, "").await.map_or(0, |response| response.ciphertext.len())
+        self.exchange(x, "")
+            .await
+            .map_or(0, |response| response.ciphertext.len())
     }
 
     async fn step(&mut self, x: &str) -> String {
         let done = self.exchange(x, "").await.is_some_and(|response| {
-            response.connection.is_some_and(|seen| seen.state() == pb::ConnectionState::Established)
+            response
+                .connection
+                .is_some_and(|seen| seen.state() == pb::ConnectionState::Established)
         });
         format!("\"ret\":{},", if done { 1 } else { -1 })
     }
@@ -151,9 +206,16 @@ impl Engine for Rewind {
             let inbox = std::mem::take(&mut self.wires.get_mut(x).unwrap().inbox);
             let written = self.exchange(x, text).await.is_some();
             self.wires.get_mut(x).unwrap().inbox = inbox;
-            if written { text.len().to_string() } else { "-1".into() }
+            if written {
+                text.len().to_string()
+            } else {
+                "-1".into()
+            }
         } else {
-            assert!(self.exchange(x, text).await.is_none(), "plaintext before the handshake was accepted");
+            assert!(
+                self.exchange(x, text).await.is_none(),
+                "plaintext before the handshake was accepted"
+            );
             self.exchange(x, "").await;
             "-1".into()
         };

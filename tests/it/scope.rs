@@ -26,12 +26,20 @@ fn shared(folder: &Path, one: &str, two: &str) -> (bool, bool) {
         format!("[[context]]\nname = \"a\"\n{base}{one}\n[[context]]\nname = \"b\"\n{base}{two}\n"),
     )
     .unwrap();
-    let registry =
-        Registry::build(&Config::load(Some(&file), std::iter::empty(), &[]).unwrap().settings()).unwrap();
+    let registry = Registry::build(
+        &Config::load(Some(&file), std::iter::empty(), &[])
+            .unwrap()
+            .settings(),
+    )
+    .unwrap();
     let (a, b) = (registry.get("a").unwrap(), registry.get("b").unwrap());
     let same = |role| Arc::ptr_eq(a.cache(role), b.cache(role));
     let both = same(Role::Server) && same(Role::Client);
-    assert_eq!(a.scope == b.scope, both, "Context.scope differs from the sharing of caches");
+    assert_eq!(
+        a.scope == b.scope,
+        both,
+        "Context.scope differs from the sharing of caches"
+    );
     (same(Role::Server), same(Role::Client))
 }
 
@@ -76,12 +84,27 @@ fn contexts_share_sessions_only_with_equal_resumption_settings() {
     // Go CVE-2025-68121).
     for auth in ["request", "require"] {
         let asks = |ca: &str| format!("{keys}ca = \"{ca}\"\nclient_auth = \"{auth}\"");
-        assert_eq!(shared(folder.path(), &asks("ca.pem"), &asks("other.pem")), (false, false), "{auth}");
-        assert_eq!(shared(folder.path(), &asks("ca.pem"), &asks("ca.pem")), (true, true), "{auth}");
+        assert_eq!(
+            shared(folder.path(), &asks("ca.pem"), &asks("other.pem")),
+            (false, false),
+            "{auth}"
+        );
+        assert_eq!(
+            shared(folder.path(), &asks("ca.pem"), &asks("ca.pem")),
+            (true, true),
+            "{auth}"
+        );
     }
     // ALPN lists whose concatenations are equal.
     let alpn = |list: &str| format!("{base}alpn = {list}");
-    assert_eq!(shared(folder.path(), &alpn("[\"ab\", \"c\"]"), &alpn("[\"a\", \"bc\"]")), (false, false));
+    assert_eq!(
+        shared(
+            folder.path(),
+            &alpn("[\"ab\", \"c\"]"),
+            &alpn("[\"a\", \"bc\"]")
+        ),
+        (false, false)
+    );
 }
 
 #[test]
@@ -90,9 +113,20 @@ fn contexts_share_no_sessions_by_default() {
     files(folder.path());
     let base = "certificate = \"tls.crt\"\nkey = \"tls.key\"\nca = \"ca.pem\"\n";
     let file = folder.path().join("scope.toml");
-    fs::write(&file, format!("[[context]]\nname = \"a\"\n{base}[[context]]\nname = \"b\"\n{base}")).unwrap();
-    let registry =
-        Registry::build(&Config::load(Some(&file), std::iter::empty(), &[]).unwrap().settings()).unwrap();
+    fs::write(
+        &file,
+        format!("[[context]]\nname = \"a\"\n{base}[[context]]\nname = \"b\"\n{base}"),
+    )
+    .unwrap();
+    let registry = Registry::build(
+        &Config::load(Some(&file), std::iter::empty(), &[])
+            .unwrap()
+            .settings(),
+    )
+    .unwrap();
     assert_eq!(registry.caches().count(), 4);
-    assert_ne!(registry.get("a").unwrap().scope, registry.get("b").unwrap().scope);
+    assert_ne!(
+        registry.get("a").unwrap().scope,
+        registry.get("b").unwrap().scope
+    );
 }

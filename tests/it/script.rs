@@ -28,7 +28,10 @@ pub(crate) struct Script {
 /// Reads all scripts of the folder.
 pub(crate) fn scripts() -> Vec<Script> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/scenarios");
-    let mut paths: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut paths: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     paths.sort();
     assert!(paths.len() >= 45, "{} scenarios", paths.len());
     paths.into_iter().map(Script::read).collect()
@@ -43,13 +46,24 @@ impl Script {
             .map(|(place, line)| (place + 1, line.to_owned()))
             .filter(|(_, line)| !line.starts_with('#') && !line.trim().is_empty());
         let (_, first) = lines.next().unwrap();
-        let context = first.strip_prefix("ctx ").unwrap().split_whitespace().map(str::to_owned).collect();
-        Self { context, lines: lines.collect(), path }
+        let context = first
+            .strip_prefix("ctx ")
+            .unwrap()
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect();
+        Self {
+            context,
+            lines: lines.collect(),
+            path,
+        }
     }
 
     /// Returns the value of a word `name=value` of the first line.
     pub(crate) fn option(&self, name: &str) -> Option<&str> {
-        self.context.iter().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+        self.context
+            .iter()
+            .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
     }
 
     /// Runs the script on a daemon of its own. Returns the expectations that this engine cannot
@@ -74,17 +88,28 @@ impl Script {
                 }
             };
             for (key, pair) in pairs(line.trim_start_matches(words[0]).trim()) {
-                if let Some(entry) = E::UNSEEN.iter().find(|it| it.operation == operation && it.key == key) {
+                if let Some(entry) = E::UNSEEN
+                    .iter()
+                    .find(|it| it.operation == operation && it.key == key)
+                {
                     unseen.push(entry);
                     continue;
                 }
                 let no = if wanted { "" } else { " no" };
-                assert_eq!(holds(&answer, &pair), wanted, "expected{no} {pair} in {answer}");
+                assert_eq!(
+                    holds(&answer, &pair),
+                    wanted,
+                    "expected{no} {pair} in {answer}"
+                );
                 held += 1;
             }
         }
         engine.end().daemon.stop().await;
-        assert!(held > 0, "{} has no expectation that this engine can check", self.path.display());
+        assert!(
+            held > 0,
+            "{} has no expectation that this engine can check",
+            self.path.display()
+        );
         unseen
     }
 }
@@ -136,7 +161,11 @@ impl Stage {
         let folder = tempfile::tempdir().unwrap();
         pki::localhost(folder.path());
         let mut config = String::new();
-        for (name, versions) in [("tls12", "\"1.2\""), ("tls13", "\"1.3\""), ("any", "\"1.2\", \"1.3\"")] {
+        for (name, versions) in [
+            ("tls12", "\"1.2\""),
+            ("tls13", "\"1.3\""),
+            ("any", "\"1.2\", \"1.3\""),
+        ] {
             write!(
                 config,
                 "[[context]]\nname = \"{name}\"\nsession_id_context = \"scenario\"\nversions = [{versions}]\n\
@@ -164,7 +193,10 @@ impl Stage {
 
     /// Returns the peer of an object, if the peer still exists.
     pub(crate) fn peer(&self, x: &str) -> Option<&str> {
-        self.actors[x].peer.as_deref().filter(|peer| self.actors.contains_key(*peer))
+        self.actors[x]
+            .peer
+            .as_deref()
+            .filter(|peer| self.actors.contains_key(*peer))
     }
 
     /// Returns the pairs that every answer about an object contains.
@@ -176,8 +208,11 @@ impl Stage {
             pb::ProtocolVersion::Tls13 => "TLSv1.3",
             pb::ProtocolVersion::Unspecified => "",
         };
-        let session =
-            if seen.session_id.is_empty() { "null".into() } else { format!("\"{}\"", seen.session_id) };
+        let session = if seen.session_id.is_empty() {
+            "null".into()
+        } else {
+            format!("\"{}\"", seen.session_id)
+        };
         format!(
             "{{{before}\"flags\":{},\"in_init\":{},\"reused\":{},\"ver\":\"{version}\",\"sess\":{session},",
             u8::from(flags.sent) | u8::from(flags.received) << 1,
@@ -187,8 +222,17 @@ impl Stage {
     }
 
     async fn session_of(&self, x: &str) -> String {
-        let request = pb::GetSessionRequest { connection_id: self.actors[x].id.clone() };
-        let session = self.daemon.connections().get_session(request).await.unwrap().into_inner().session;
+        let request = pb::GetSessionRequest {
+            connection_id: self.actors[x].id.clone(),
+        };
+        let session = self
+            .daemon
+            .connections()
+            .get_session(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .session;
         session.map(|session| session.id).unwrap_or_default()
     }
 
@@ -199,17 +243,41 @@ impl Stage {
             None => String::new(),
         };
         let of_server = self.actors[x].role == pb::Role::Server;
-        let (client, server) = if of_server { (peers, own) } else { (own, peers) };
-        self.sessions.insert(name.into(), Named { client, server, of_server });
+        let (client, server) = if of_server {
+            (peers, own)
+        } else {
+            (own, peers)
+        };
+        self.sessions.insert(
+            name.into(),
+            Named {
+                client,
+                server,
+                of_server,
+            },
+        );
     }
 
     async fn cache_has(&self, name: &str) -> String {
         let named = &self.sessions[name];
         let request = pb::ListSessionsRequest::default();
-        let listed = self.daemon.sessions().list_sessions(request).await.unwrap().into_inner().sessions;
-        let has = listed.iter().any(|entry| entry.role() == pb::Role::Server && entry.id == named.server);
+        let listed = self
+            .daemon
+            .sessions()
+            .list_sessions(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .sessions;
+        let has = listed
+            .iter()
+            .any(|entry| entry.role() == pb::Role::Server && entry.id == named.server);
         let same = has && named.of_server;
-        format!("{{\"has\":{},\"same_object\":{},", u8::from(has), u8::from(same))
+        format!(
+            "{{\"has\":{},\"same_object\":{},",
+            u8::from(has),
+            u8::from(same)
+        )
     }
 }
 
@@ -254,7 +322,11 @@ pub(crate) trait Engine {
 async fn perform(engine: &mut impl Engine, words: &[&str]) -> String {
     let about = match words {
         ["new", role, name, context @ ..] => {
-            let role = if *role == "server" { pb::Role::Server } else { pb::Role::Client };
+            let role = if *role == "server" {
+                pb::Role::Server
+            } else {
+                pb::Role::Client
+            };
             make(engine, &[(name, role)], context.first().copied()).await;
             (*name, String::new())
         }
@@ -267,15 +339,19 @@ async fn perform(engine: &mut impl Engine, words: &[&str]) -> String {
         ["shutdown", x] => (*x, format!("\"ret\":{},", engine.shutdown(x).await)),
         ["set_shutdown", x, mask] => {
             let mask: u8 = mask.parse().unwrap();
-            let flags = pb::ShutdownFlags { sent: mask & 1 != 0, received: mask & 2 != 0 };
+            let flags = pb::ShutdownFlags {
+                sent: mask & 1 != 0,
+                received: mask & 2 != 0,
+            };
             engine.set_shutdown(x, flags).await;
             (*x, String::new())
         }
         ["get_shutdown", x] => (*x, String::new()),
         ["clear", x] => (*x, format!("\"ret\":{},", u8::from(engine.clear(x).await))),
-        ["set_session", x, name] => {
-            (*x, format!("\"ret\":{},", u8::from(set_session(engine, x, name).await)))
-        }
+        ["set_session", x, name] => (
+            *x,
+            format!("\"ret\":{},", u8::from(set_session(engine, x, name).await)),
+        ),
         other => return arrange(engine, other).await,
     };
     engine.stage().state(about.0, &about.1).await
@@ -289,8 +365,15 @@ async fn arrange(engine: &mut impl Engine, words: &[&str]) -> String {
         ["free", x] => free(engine, &[x]).await,
         ["get_session", x, name] => engine.stage().get_session(x, name).await,
         ["cache_has", name] => return engine.stage().cache_has(name).await,
-        ["cache_count"] => return format!("{{\"count\":{},", engine.stage().daemon.server_sessions().await),
-        ["cache_count", "client"] => return format!("{{\"count\":{},", engine.offered_unasked().await),
+        ["cache_count"] => {
+            return format!(
+                "{{\"count\":{},",
+                engine.stage().daemon.server_sessions().await
+            );
+        }
+        ["cache_count", "client"] => {
+            return format!("{{\"count\":{},", engine.offered_unasked().await);
+        }
         ["remove", name] => {
             let stage = engine.stage();
             let request = pb::RemoveSessionRequest {
@@ -313,10 +396,20 @@ async fn arrange(engine: &mut impl Engine, words: &[&str]) -> String {
 
 async fn make(engine: &mut impl Engine, wanted: &[(&str, pb::Role)], context: Option<&str>) {
     let context = context.unwrap_or(&engine.stage().context).to_owned();
-    let requests: Vec<_> = wanted.iter().map(|&(name, role)| (name, new(&context, role))).collect();
+    let requests: Vec<_> = wanted
+        .iter()
+        .map(|&(name, role)| (name, new(&context, role)))
+        .collect();
     let ids = engine.make(&requests).await;
     for (&(name, role), id) in wanted.iter().zip(ids) {
-        engine.stage().actors.insert(name.into(), Actor { id, role, peer: None });
+        engine.stage().actors.insert(
+            name.into(),
+            Actor {
+                id,
+                role,
+                peer: None,
+            },
+        );
         engine.renew(name);
     }
 }
@@ -331,21 +424,35 @@ fn pair(engine: &mut impl Engine, a: &str, b: &str) {
 async fn handshake(engine: &mut impl Engine, a: &str, b: &str) -> String {
     while engine.advance(a).await + engine.advance(b).await > 0 {}
     let (one, other) = (engine.stage().look(a).await, engine.stage().look(b).await);
-    let ok = [&one, &other].iter().all(|seen| seen.state() == pb::ConnectionState::Established);
+    let ok = [&one, &other]
+        .iter()
+        .all(|seen| seen.state() == pb::ConnectionState::Established);
     // Scripts check one side only.
-    assert!(!ok || one.session_reused == other.session_reused, "{a} and {b} do not agree");
+    assert!(
+        !ok || one.session_reused == other.session_reused,
+        "{a} and {b} do not agree"
+    );
     let ok = u8::from(ok);
     engine.stage().state(a, &format!("\"ok\":{ok},")).await
 }
 
 async fn set_session(engine: &mut impl Engine, x: &str, name: &str) -> bool {
     let named = engine.stage().sessions.get(name).cloned();
-    assert_eq!(named.is_none(), name == "NULL", "no session is called {name}");
+    assert_eq!(
+        named.is_none(),
+        name == "NULL",
+        "no session is called {name}"
+    );
     engine.set_session(x, named).await
 }
 
 async fn open(engine: &mut impl Engine, c: &str, s: &str, session: Option<&str>) -> String {
-    make(engine, &[(c, pb::Role::Client), (s, pb::Role::Server)], None).await;
+    make(
+        engine,
+        &[(c, pb::Role::Client), (s, pb::Role::Server)],
+        None,
+    )
+    .await;
     pair(engine, c, s);
     if let Some(session) = session {
         set_session(engine, c, session).await;
@@ -370,7 +477,8 @@ async fn bye(engine: &mut impl Engine, c: &str, s: &str) {
 
 async fn free(engine: &mut impl Engine, gone: &[&str]) {
     engine.free(gone).await;
-    gone.iter().for_each(|x| drop(engine.stage().actors.remove(*x)));
+    gone.iter()
+        .for_each(|x| drop(engine.stage().actors.remove(*x)));
 }
 
 /// Returns the pairs of an `expect` with their keys.

@@ -97,8 +97,15 @@ fn load(folder: &Path, text: &str) -> Result<Config, String> {
 /// Asserts that nothing is looser than before: every context equals the running one of its name, no
 /// name is new, and the rules are the first of the rules that ran.
 fn assert_as_strict(now: &Config, before: &Config, what: &str) {
-    assert!(!now.access.is_empty() || before.access.is_empty(), "{what}: the rules were removed");
-    assert!(before.access.starts_with(&now.access), "{what}: other rules: {:?}", now.access);
+    assert!(
+        !now.access.is_empty() || before.access.is_empty(),
+        "{what}: the rules were removed"
+    );
+    assert!(
+        before.access.starts_with(&now.access),
+        "{what}: other rules: {:?}",
+        now.access
+    );
     for context in &now.contexts {
         let old = before.contexts.iter().find(|old| old.name == context.name);
         let old = old.unwrap_or_else(|| panic!("{what}: `{}` is new", context.name));
@@ -120,7 +127,10 @@ async fn file_cut_at_any_byte_is_refused_or_as_strict() {
                 refused += 1;
                 continue;
             };
-            let what = format!("cut behind {:?}", text[..length].lines().next_back().unwrap_or_default());
+            let what = format!(
+                "cut behind {:?}",
+                text[..length].lines().next_back().unwrap_or_default()
+            );
             if daemon.apply(&cut).is_err() {
                 refused += 1;
                 continue;
@@ -131,7 +141,11 @@ async fn file_cut_at_any_byte_is_refused_or_as_strict() {
             // file removed.
             daemon.apply(&whole).unwrap();
         }
-        assert!(refused > text.len() / 2, "{refused} of {} were refused", text.len());
+        assert!(
+            refused > text.len() / 2,
+            "{refused} of {} were refused",
+            text.len()
+        );
         assert!(taken > 2, "a file without its last context was refused");
         daemon.stop().await;
     }
@@ -161,7 +175,13 @@ impl Reloading {
         command.args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"]);
         let mut daemon = Process::logging(&mut command, File::create(&log).unwrap());
         daemon.says("listening on tcp://").await;
-        Self { daemon, file, log, folder, told: 0 }
+        Self {
+            daemon,
+            file,
+            log,
+            folder,
+            told: 0,
+        }
     }
 
     /// Reloads with this text. Returns the log line about the result.
@@ -177,7 +197,9 @@ impl Reloading {
             loop {
                 let log = fs::read_to_string(&self.log).unwrap();
                 // A read may see the beginning of a line that the daemon is writing.
-                let whole = log.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+                let whole = log
+                    .split_inclusive('\n')
+                    .filter_map(|line| line.strip_suffix('\n'));
                 let mut lines = whole.filter(|line| {
                     line.contains("configuration reloaded") || line.contains("reload refused")
                 });
@@ -187,7 +209,9 @@ impl Reloading {
                 tokio::task::yield_now().await;
             }
         };
-        let line = tokio::time::timeout(PATIENCE, wait).await.expect("the log has no line about the reload");
+        let line = tokio::time::timeout(PATIENCE, wait)
+            .await
+            .expect("the log has no line about the reload");
         self.told += 1;
         line
     }
@@ -229,7 +253,13 @@ async fn an_empty_file_is_refused_and_changes_nothing() {
         assert!(!taken(&line) && line.contains("daemon.toml:1: "), "{line}");
     }
     let line = running.reload("").await;
-    for word in ["access: not set", "3 rules", "write `access = []`", "context", "drain.timeout"] {
+    for word in [
+        "access: not set",
+        "3 rules",
+        "write `access = []`",
+        "context",
+        "drain.timeout",
+    ] {
         assert!(line.contains(word), "{word} is missing: {line}");
     }
     assert!(taken(&running.reload(REALISTIC).await));
@@ -247,7 +277,9 @@ async fn rules_of_access_are_removed_only_explicitly() {
     let rule = "[[access]]\nidentity = \"local\"\ncontexts = [\"web\"]\nrole = \"observer\"\n";
     assert!(taken(&running.reload(&format!("{rule}{rest}")).await));
     assert!(!taken(&running.reload(&rest).await));
-    assert!(taken(&running.reload(&format!("access = []\n{rest}")).await));
+    assert!(taken(
+        &running.reload(&format!("access = []\n{rest}")).await
+    ));
     // A key at its default may be left out.
     assert!(taken(&running.reload(&rest).await));
     running.end().await;
@@ -259,10 +291,16 @@ async fn the_built_in_context_returns_only_explicitly() {
     let mut running = Reloading::start(context).await;
     let line = running.reload("").await;
     assert!(!taken(&line) && line.contains("context: not set"), "{line}");
-    assert!(line.contains("`web`") && line.contains("write `context = []`"), "{line}");
+    assert!(
+        line.contains("`web`") && line.contains("write `context = []`"),
+        "{line}"
+    );
     let line = running.reload("context = []\n").await;
     assert!(taken(&line) && line.contains("\"removed\":1"), "{line}");
-    assert!(taken(&running.reload("").await), "the built-in context is running already");
+    assert!(
+        taken(&running.reload("").await),
+        "the built-in context is running already"
+    );
     assert!(taken(&running.reload(context).await));
     running.end().await;
 }
@@ -279,7 +317,10 @@ async fn keys_beside_the_file_make_no_built_in_context() {
     // A context without a certificate, which cannot be a server.
     let daemon = TestDaemon::run(&load("[[context]]\n").unwrap()).await;
     let refused = daemon.apply(&load("").unwrap()).unwrap_err().to_string();
-    assert!(refused.contains("the file defines no context any more"), "{refused}");
+    assert!(
+        refused.contains("the file defines no context any more"),
+        "{refused}"
+    );
     let explicit = load("context = []\n").unwrap();
     assert!(explicit.contexts[0].self_made && explicit.contexts[0].tickets == 4);
     daemon.apply(&explicit).unwrap();
@@ -293,7 +334,12 @@ async fn client_auth_is_weakened_only_explicitly() {
     let without = REALISTIC.replace("client_auth = \"require\"\n", "");
     let line = running.reload(&without).await;
     assert!(!taken(&line), "{line}");
-    for word in ["daemon.toml:", "context[0].client_auth: not set", "`\\\"require\\\"`", "write the key"] {
+    for word in [
+        "daemon.toml:",
+        "context[0].client_auth: not set",
+        "`\\\"require\\\"`",
+        "write the key",
+    ] {
         assert!(line.contains(word), "{word} is missing: {line}");
     }
     let explicit = REALISTIC.replace("client_auth = \"require\"", "client_auth = \"none\"");
@@ -310,7 +356,10 @@ async fn each_key_that_falls_back_to_its_default_is_named() {
     let folder = folder.path();
     let daemon = TestDaemon::run(&load(folder, REALISTIC).unwrap()).await;
     let mut tried = 0;
-    for line in REALISTIC.lines().filter(|line| line.contains(" = ") && !line.starts_with([' ', '#'])) {
+    for line in REALISTIC
+        .lines()
+        .filter(|line| line.contains(" = ") && !line.starts_with([' ', '#']))
+    {
         let (key, value) = line.split_once(" = ").unwrap();
         // Keys of rules are required. A separate test cuts the file within lists over several
         // lines.
@@ -323,11 +372,17 @@ async fn each_key_that_falls_back_to_its_default_is_named() {
             Err(refused) => refused,
             Ok(config) => {
                 let refused = daemon.apply(&config).unwrap_err().to_string();
-                assert!(refused.contains("not set, and the running configuration has"), "{refused}");
+                assert!(
+                    refused.contains("not set, and the running configuration has"),
+                    "{refused}"
+                );
                 refused
             }
         };
-        assert!(refused.contains(&format!("{key}: ")) || key == "certificate", "{line}: {refused}");
+        assert!(
+            refused.contains(&format!("{key}: ")) || key == "certificate",
+            "{line}: {refused}"
+        );
     }
     assert!(tried >= 16, "{tried}");
     daemon.apply(&load(folder, REALISTIC).unwrap()).unwrap();
@@ -344,14 +399,22 @@ async fn reload_counts_removed_contexts_and_adds_new_ones() {
     let line = running.reload(&swapped).await;
     assert!(taken(&line) && line.contains("\"removed\":0"), "{line}");
     let line = running.reload(&REALISTIC[..mail]).await;
-    assert!(taken(&line) && line.contains("\"removed\":1") && line.contains("\"contexts\":1"), "{line}");
+    assert!(
+        taken(&line) && line.contains("\"removed\":1") && line.contains("\"contexts\":1"),
+        "{line}"
+    );
     // A context of a new name is added as it is written.
     let renamed = REALISTIC[..mail].replace("\"web\"", "\"site\"");
-    let line = running.reload(&renamed.replace("client_auth = \"require\"\n", "")).await;
+    let line = running
+        .reload(&renamed.replace("client_auth = \"require\"\n", ""))
+        .await;
     assert!(taken(&line) && line.contains("\"removed\":1"), "{line}");
     // A context without a name would take the name `default`.
     let line = running.reload(&format!("{renamed}[[context]]\n")).await;
-    assert!(!taken(&line) && line.contains("context[1].name: a context without a name"), "{line}");
+    assert!(
+        !taken(&line) && line.contains("context[1].name: a context without a name"),
+        "{line}"
+    );
     running.end().await;
 }
 
@@ -366,10 +429,20 @@ async fn reload_is_compared_with_the_running_configuration() {
         AccessRole::Observer
     );
     daemon.apply(&load(folder, &stricter).unwrap()).unwrap();
-    let refused = daemon.apply(&load(folder, start).unwrap()).unwrap_err().to_string();
+    let refused = daemon
+        .apply(&load(folder, start).unwrap())
+        .unwrap_err()
+        .to_string();
     assert!(refused.contains("access: not set"), "{refused}");
-    let request = pb::NewRequest { context: "a".into(), role: pb::Role::Client.into(), ..Default::default() };
-    assert!(daemon.connections().new_connection(request).await.is_err(), "an observer makes no connection");
+    let request = pb::NewRequest {
+        context: "a".into(),
+        role: pb::Role::Client.into(),
+        ..Default::default()
+    };
+    assert!(
+        daemon.connections().new_connection(request).await.is_err(),
+        "an observer makes no connection"
+    );
     daemon.stop().await;
 }
 
@@ -390,9 +463,15 @@ async fn truncated_ca_bundle_trusts_fewer_or_is_refused() {
             assert!(line.contains("context[0].ca: "), "{line}");
         }
     }
-    let ends: Vec<_> = (1..=lines.len()).filter(|kept| lines[kept - 1].starts_with("-----END")).collect();
+    let ends: Vec<_> = (1..=lines.len())
+        .filter(|kept| lines[kept - 1].starts_with("-----END"))
+        .collect();
     let between = |kept: &usize| ends.contains(kept) || lines[kept - 1].trim().is_empty();
-    assert!(good.len() >= 2 && good.iter().all(between), "{good:?} of {}", lines.len());
+    assert!(
+        good.len() >= 2 && good.iter().all(between),
+        "{good:?} of {}",
+        lines.len()
+    );
     running.end().await;
 }
 
@@ -421,7 +500,9 @@ async fn a_context_cut_before_its_name_replaces_no_default() {
     let lines: Vec<_> = whole.lines().collect();
     for count in 0..lines.len() {
         let cut = lines[..count].join("\n");
-        let Ok(config) = load(folder.path(), &cut) else { continue };
+        let Ok(config) = load(folder.path(), &cut) else {
+            continue;
+        };
         if daemon.apply(&config).is_ok() {
             let now = daemon.core.registry();
             let name = now.get("default").map(|context| context.name.to_string());
@@ -452,7 +533,15 @@ fn keys_set_by_index_stay_with_their_context() {
         Config::load(Some(&file), std::iter::empty(), &set).unwrap()
     };
     let running = load(context("web") + &context("mail"));
-    let error = load(context("mail") + &context("web")).can_follow(&running).unwrap_err().to_string();
-    assert!(error.contains("context[0].name") && error.contains("set outside the file"), "{error}");
-    load(context("web") + &context("other")).can_follow(&running).unwrap();
+    let error = load(context("mail") + &context("web"))
+        .can_follow(&running)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("context[0].name") && error.contains("set outside the file"),
+        "{error}"
+    );
+    load(context("web") + &context("other"))
+        .can_follow(&running)
+        .unwrap();
 }

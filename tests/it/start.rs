@@ -33,19 +33,33 @@ fn fifo(path: &Path) {
 
 fn daemon(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"));
-    command.args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"]).args(args).env_remove("RUST_LOG");
+    command
+        .args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"])
+        .args(args)
+        .env_remove("RUST_LOG");
     command
 }
 
 async fn signal(id: u32, name: &str) {
-    assert!(Command::new("kill").args(["-s", name, &id.to_string()]).status().await.unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-s", name, &id.to_string()])
+            .status()
+            .await
+            .unwrap()
+            .success()
+    );
 }
 
 /// Opens a pipe for writing. That waits for its reader.
 async fn open_for(reader: &Path) -> fs::File {
     let path = reader.to_owned();
-    let open = tokio::task::spawn_blocking(move || fs::File::options().write(true).open(path).unwrap());
-    timeout(PATIENCE, open).await.expect("the daemon does not read the pipe").unwrap()
+    let open =
+        tokio::task::spawn_blocking(move || fs::File::options().write(true).open(path).unwrap());
+    timeout(PATIENCE, open)
+        .await
+        .expect("the daemon does not read the pipe")
+        .unwrap()
 }
 
 #[tokio::test]
@@ -54,10 +68,16 @@ async fn stop_during_a_hanging_start_ends_at_once() {
     let config = folder.path().join("config");
     fifo(&config);
     for name in ["TERM", "INT"] {
-        let mut child = daemon(&["--config", config.to_str().unwrap()]).kill_on_drop(true).spawn().unwrap();
+        let mut child = daemon(&["--config", config.to_str().unwrap()])
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
         let held = open_for(&config).await;
         signal(child.id().unwrap(), name).await;
-        let ended = timeout(PATIENCE, child.wait()).await.expect("it ends").unwrap();
+        let ended = timeout(PATIENCE, child.wait())
+            .await
+            .expect("it ends")
+            .unwrap();
         assert_eq!(ended.code(), Some(0), "{name}");
         drop(held);
     }
@@ -81,11 +101,21 @@ async fn sighup_during_the_start_reloads_after_it() {
     held.write_all(b"[log]\nlevel = \"info\"\n").unwrap();
     drop(held);
     let until = Instant::now() + PATIENCE;
-    while !fs::read_to_string(&log).unwrap().contains("configuration reloaded") {
-        assert!(Instant::now() < until, "{}", fs::read_to_string(&log).unwrap());
+    while !fs::read_to_string(&log)
+        .unwrap()
+        .contains("configuration reloaded")
+    {
+        assert!(
+            Instant::now() < until,
+            "{}",
+            fs::read_to_string(&log).unwrap()
+        );
         tokio::task::yield_now().await;
     }
-    Guest::new(&over(TcpStream::connect(&address).await.unwrap()).await).open("").await.unwrap();
+    Guest::new(&over(TcpStream::connect(&address).await.unwrap()).await)
+        .open("")
+        .await
+        .unwrap();
 }
 
 // Invariant 24.
@@ -106,7 +136,11 @@ async fn hanging_reload_delays_neither_calls_nor_the_stop() {
     let began = Instant::now();
     process.signal("TERM").await;
     assert!(process.succeeds().await, "status 0");
-    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        began.elapsed()
+    );
     drop(held);
 }
 
@@ -140,14 +174,21 @@ async fn stopping_daemon_keeps_the_socket_of_its_successor() {
 async fn both_wildcards_listen_on_one_port() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new("workers");
-    authority.leaf(&["localhost"]).write(folder.path(), "server");
+    authority
+        .leaf(&["localhost"])
+        .write(folder.path(), "server");
     fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
     let file = folder.path().join("c.toml");
     let text = "[listen.tls]\ncertificate = \"server.crt\"\nkey = \"server.key\"\nclient_ca = \"ca.pem\"\n"
         .to_owned();
     fs::write(&file, text + &rule("dns:a", "*", "worker")).unwrap();
     let bind = |api: &str| {
-        let config = Config::load(Some(&file), std::iter::empty(), &[format!("listen.api={api}")]).unwrap();
+        let config = Config::load(
+            Some(&file),
+            std::iter::empty(),
+            &[format!("listen.api={api}")],
+        )
+        .unwrap();
         Daemon::bind(&config, Clock::System)
     };
     // Another test may take a free port before the daemon binds it.
@@ -156,29 +197,41 @@ async fn both_wildcards_listen_on_one_port() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
         drop(free);
-        match bind(&format!("[\"tls://0.0.0.0:{port}\", \"tls://[::]:{port}\"]")) {
+        match bind(&format!(
+            "[\"tls://0.0.0.0:{port}\", \"tls://[::]:{port}\"]"
+        )) {
             Ok(daemon) => break (port, daemon),
             Err(err) => assert!(tries < 5, "{err}"),
         }
         tries += 1;
     };
-    for address in
-        [SocketAddr::from(([127, 0, 0, 1], port)), SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port))]
-    {
+    for address in [
+        SocketAddr::from(([127, 0, 0, 1], port)),
+        SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port)),
+    ] {
         assert!(TcpStream::connect(address).await.is_ok(), "{address}");
     }
     drop(daemon);
     // A single [::] serves both families.
     let daemon = bind("[\"tls://[::]:0\"]").unwrap();
-    let [Endpoint::Tls(address)] = daemon.endpoints()[..] else { panic!("one endpoint") };
-    assert!(TcpStream::connect(("127.0.0.1", address.port())).await.is_ok());
+    let [Endpoint::Tls(address)] = daemon.endpoints()[..] else {
+        panic!("one endpoint")
+    };
+    assert!(
+        TcpStream::connect(("127.0.0.1", address.port()))
+            .await
+            .is_ok()
+    );
 }
 
 #[test]
 fn default_socket_is_optional_while_listen_api_is_unset() {
     let socket = |set: &[String]| {
         let config = Config::load(None, std::iter::empty(), set).unwrap();
-        let unix = config.api.into_iter().find(|endpoint| matches!(endpoint, Endpoint::Unix { .. }));
+        let unix = config
+            .api
+            .into_iter()
+            .find(|endpoint| matches!(endpoint, Endpoint::Unix { .. }));
         match unix {
             Some(Endpoint::Unix { path, optional }) => (path.display().to_string(), optional),
             _ => panic!("no socket"),
@@ -186,18 +239,29 @@ fn default_socket_is_optional_while_listen_api_is_unset() {
     };
     let (path, optional) = socket(&[]);
     assert!(optional);
-    assert_eq!(socket(&[format!("listen.api=[\"unix://{path}\"]")]), (path, false));
+    assert_eq!(
+        socket(&[format!("listen.api=[\"unix://{path}\"]")]),
+        (path, false)
+    );
 }
 
 #[tokio::test]
 async fn configured_socket_that_fails_ends_the_start() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("file"), "").unwrap();
-    let api =
-        format!("listen.api=[\"tcp://127.0.0.1:0\", \"unix://{}/file/api.sock\"]", folder.path().display());
-    let (written, good) =
-        run(Command::new(env!("CARGO_BIN_EXE_tls-sessiond")).args(["--set", &api]), "").await;
-    assert!(!good && written.contains("cannot listen on unix://"), "{written}");
+    let api = format!(
+        "listen.api=[\"tcp://127.0.0.1:0\", \"unix://{}/file/api.sock\"]",
+        folder.path().display()
+    );
+    let (written, good) = run(
+        Command::new(env!("CARGO_BIN_EXE_tls-sessiond")).args(["--set", &api]),
+        "",
+    )
+    .await;
+    assert!(
+        !good && written.contains("cannot listen on unix://"),
+        "{written}"
+    );
 }
 
 #[test]
@@ -208,7 +272,10 @@ fn options_stand_before_or_after_the_command() {
         fs::write(&path, text).unwrap();
         path.display().to_string()
     };
-    let (good, bad) = (path("good.toml", ""), path("bad.toml", "[limits]\nstreams = 0\n"));
+    let (good, bad) = (
+        path("good.toml", ""),
+        path("bad.toml", "[limits]\nstreams = 0\n"),
+    );
     let nowhere = "listen.api=[]";
     for (args, status) in [
         // Without an endpoint the daemon ends with 1 if its file is valid, and with 78 if it is
@@ -258,7 +325,13 @@ async fn second_signal_exits_with_the_documented_status() {
         .unwrap();
     let mut lines =
         tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(child.stdout.take().unwrap()));
-    while !lines.next_line().await.unwrap().expect("it greets").starts_with("listening") {}
+    while !lines
+        .next_line()
+        .await
+        .unwrap()
+        .expect("it greets")
+        .starts_with("listening")
+    {}
     let until = Instant::now() + PATIENCE;
     // The process may receive both signals as one if the second comes too early.
     let ended = loop {
@@ -276,7 +349,13 @@ async fn client_takes_the_endpoints_that_the_daemon_prints() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("api.sock");
     let mut command = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"));
-    command.args(["--set", &format!("listen.api=[\"tcp://127.0.0.1:0\", \"unix://{}\"]", socket.display())]);
+    command.args([
+        "--set",
+        &format!(
+            "listen.api=[\"tcp://127.0.0.1:0\", \"unix://{}\"]",
+            socket.display()
+        ),
+    ]);
     let mut process = Process::start(&mut command);
     for _ in 0..2 {
         let endpoint = process.says("listening on ").await;
@@ -294,16 +373,47 @@ async fn examples_print_the_text_of_an_error() {
     let bad = ["--daemon", "gopher://nowhere"];
     for (name, args) in [
         ("tls_server", &["--listen", "127.0.0.1:0"][..]),
-        ("tls_client", &["--connect", "127.0.0.1:1", "--server-name", "a"]),
-        ("rustls_worker", &["--certificate", certificate, "--key", key, "--listen", "127.0.0.1:0"]),
-        ("openssl_server", &["--certificate", certificate, "--key", key, "--listen", "127.0.0.1:0"]),
-        ("openssl_client", &["--connect", "127.0.0.1:1", "--ca", certificate]),
+        (
+            "tls_client",
+            &["--connect", "127.0.0.1:1", "--server-name", "a"],
+        ),
+        (
+            "rustls_worker",
+            &[
+                "--certificate",
+                certificate,
+                "--key",
+                key,
+                "--listen",
+                "127.0.0.1:0",
+            ],
+        ),
+        (
+            "openssl_server",
+            &[
+                "--certificate",
+                certificate,
+                "--key",
+                key,
+                "--listen",
+                "127.0.0.1:0",
+            ],
+        ),
+        (
+            "openssl_client",
+            &["--connect", "127.0.0.1:1", "--ca", certificate],
+        ),
     ] {
         let (written, good) = run(example(name).args(bad).args(args), "").await;
         assert!(!good, "{name}: {written}");
-        assert!(written.starts_with(&format!("{name}: ")), "{name}: {written}");
         assert!(
-            !written.contains("Error:") && !written.contains('(') && written.contains("gopher://nowhere"),
+            written.starts_with(&format!("{name}: ")),
+            "{name}: {written}"
+        );
+        assert!(
+            !written.contains("Error:")
+                && !written.contains('(')
+                && written.contains("gopher://nowhere"),
             "{name}: {written}"
         );
     }
@@ -320,15 +430,24 @@ async fn full_backlog_of_another_daemon_does_not_hang_the_start() {
         waiting.push(stream);
     }
     let api = format!("listen.api=[\"unix://{}\"]", path.display());
-    let (written, good) =
-        run(Command::new(env!("CARGO_BIN_EXE_tls-sessiond")).args(["--set", &api]), "").await;
-    assert!(!good && written.contains("another daemon answers there"), "{written}");
+    let (written, good) = run(
+        Command::new(env!("CARGO_BIN_EXE_tls-sessiond")).args(["--set", &api]),
+        "",
+    )
+    .await;
+    assert!(
+        !good && written.contains("another daemon answers there"),
+        "{written}"
+    );
     drop((socket, waiting));
 }
 
 fn unix_socket() -> rustix::fd::OwnedFd {
     let flags = rustix::net::SocketFlags::NONBLOCK;
-    let (family, kind) = (rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM);
+    let (family, kind) = (
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::STREAM,
+    );
     rustix::net::socket_with(family, kind, flags, None).unwrap()
 }
 
@@ -355,7 +474,10 @@ async fn one_of_many_starting_daemons_gets_the_socket() {
         let start = std::sync::Arc::new(std::sync::Barrier::new(4));
         let starting: Vec<_> = (0..4)
             .map(|_| {
-                let (start, set) = (start.clone(), format!("listen.api=[\"unix://{}\"]", path.display()));
+                let (start, set) = (
+                    start.clone(),
+                    format!("listen.api=[\"unix://{}\"]", path.display()),
+                );
                 tokio::task::spawn_blocking(move || {
                     let config = Config::load(None, std::iter::empty(), &[set]).unwrap();
                     start.wait();
@@ -368,7 +490,10 @@ async fn one_of_many_starting_daemons_gets_the_socket() {
             live.extend(daemon.await.unwrap());
         }
         assert_eq!(live.len(), 1, "round {round}");
-        assert!(tokio::net::UnixStream::connect(&path).await.is_ok(), "round {round}: it cannot be reached");
+        assert!(
+            tokio::net::UnixStream::connect(&path).await.is_ok(),
+            "round {round}: it cannot be reached"
+        );
         drop(live);
         assert!(!path.exists());
     }
@@ -385,7 +510,8 @@ fn reads_files(process: &Process) -> bool {
 #[tokio::test]
 async fn reload_supersedes_a_hanging_one() {
     // The superseded reload is void when its file arrives at last, although it would add a context.
-    reload_that_hangs_is_void("[[context]]\nname = \"default\"\n[[context]]\nname = \"late\"\n").await;
+    reload_that_hangs_is_void("[[context]]\nname = \"default\"\n[[context]]\nname = \"late\"\n")
+        .await;
 }
 
 #[tokio::test]
@@ -408,8 +534,15 @@ async fn reload_that_hangs_is_void(late: &str) {
     fs::write(&config, "").unwrap();
     process.signal("HUP").await;
     let until = Instant::now() + PATIENCE;
-    while !fs::read_to_string(&log).unwrap().contains("configuration reloaded") {
-        assert!(Instant::now() < until, "{}", fs::read_to_string(&log).unwrap());
+    while !fs::read_to_string(&log)
+        .unwrap()
+        .contains("configuration reloaded")
+    {
+        assert!(
+            Instant::now() < until,
+            "{}",
+            fs::read_to_string(&log).unwrap()
+        );
         tokio::task::yield_now().await;
     }
     std::io::Write::write_all(&mut held, late.as_bytes()).unwrap();
@@ -419,11 +552,25 @@ async fn reload_that_hangs_is_void(late: &str) {
         assert!(Instant::now() < until, "the hanging reload never ends");
         tokio::task::yield_now().await;
     }
-    let mut contexts = ContextServiceClient::connect(format!("http://{address}")).await.unwrap();
-    let late = contexts.get_context(pb::GetContextRequest { name: "late".into() }).await.unwrap_err();
+    let mut contexts = ContextServiceClient::connect(format!("http://{address}"))
+        .await
+        .unwrap();
+    let late = contexts
+        .get_context(pb::GetContextRequest {
+            name: "late".into(),
+        })
+        .await
+        .unwrap_err();
     assert_eq!(late.code(), tonic::Code::NotFound, "{late:?}");
-    let listed = contexts.list_contexts(pb::ListContextsRequest::default()).await.unwrap().into_inner();
-    assert!(listed.last_reload.unwrap().applied, "the last reload is not the one that applied");
+    let listed = contexts
+        .list_contexts(pb::ListContextsRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(
+        listed.last_reload.unwrap().applied,
+        "the last reload is not the one that applied"
+    );
     process.signal("TERM").await;
     assert!(process.succeeds().await);
     let log = fs::read_to_string(&log).unwrap();
@@ -433,13 +580,27 @@ async fn reload_that_hangs_is_void(late: &str) {
 #[test]
 fn key_in_an_argument_is_not_printed() {
     let key = Authority::new("any").leaf(&["a"]).key;
-    let body: String = key.lines().filter(|line| !line.starts_with("-----")).collect();
-    for args in [&["--set", &key][..], &[&key], &["check", "x", &body], &["--port", &key], &["serve", &body]]
-    {
-        let output = StdCommand::new(env!("CARGO_BIN_EXE_tls-sessiond")).args(args).output().unwrap();
+    let body: String = key
+        .lines()
+        .filter(|line| !line.starts_with("-----"))
+        .collect();
+    for args in [
+        &["--set", &key][..],
+        &[&key],
+        &["check", "x", &body],
+        &["--port", &key],
+        &["serve", &body],
+    ] {
+        let output = StdCommand::new(env!("CARGO_BIN_EXE_tls-sessiond"))
+            .args(args)
+            .output()
+            .unwrap();
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert!(matches!(output.status.code(), Some(2 | 78)), "{said}");
-        assert!(!said.contains(&body[8..40]), "a part of the key was printed: {said}");
+        assert!(
+            !said.contains(&body[8..40]),
+            "a part of the key was printed: {said}"
+        );
     }
 }
 
@@ -450,7 +611,10 @@ fn endless_or_deeply_nested_configuration_is_refused() {
         (&["check", "/dev/zero"][..], "cannot read /dev/zero"),
         (&["check", "/dev/null", "--set", &deep], "--set a.a.a"),
     ] {
-        let output = StdCommand::new(env!("CARGO_BIN_EXE_tls-sessiond")).args(args).output().unwrap();
+        let output = StdCommand::new(env!("CARGO_BIN_EXE_tls-sessiond"))
+            .args(args)
+            .output()
+            .unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(78), "{text}");
         assert!(text.contains(said), "{text}");

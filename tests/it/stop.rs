@@ -30,7 +30,12 @@ async fn drive(
 ) -> (Sender<pb::DriveRequest>, Streaming<pb::DriveResponse>) {
     let (events, receiver) = mpsc::channel(8);
     events.send(event(Event::New(new("", role)))).await.unwrap();
-    let answers = daemon.connections().drive(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    let answers = daemon
+        .connections()
+        .drive(ReceiverStream::new(receiver))
+        .await
+        .unwrap()
+        .into_inner();
     (events, answers)
 }
 
@@ -39,8 +44,15 @@ fn event(event: Event) -> pb::DriveRequest {
 }
 
 async fn health(daemon: &TestDaemon, service: &str) -> ServingStatus {
-    let request = HealthCheckRequest { service: service.into() };
-    HealthClient::new(daemon.channel.clone()).check(request).await.unwrap().into_inner().status()
+    let request = HealthCheckRequest {
+        service: service.into(),
+    };
+    HealthClient::new(daemon.channel.clone())
+        .check(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .status()
 }
 
 /// Opens a mute connection: one that never sends a byte, as lazy client pools do.
@@ -55,11 +67,15 @@ async fn idle_daemon_stops_at_once_even_with_mute_connections() {
     assert_eq!(health(&daemon, "").await, ServingStatus::Serving);
     let (begun, core) = (Instant::now(), daemon.core.clone());
     daemon.stop().await;
-    assert!(begun.elapsed() < Duration::from_secs(30), "the stop waited for a mute connection");
+    assert!(
+        begun.elapsed() < Duration::from_secs(30),
+        "the stop waited for a mute connection"
+    );
     assert!(core.connections().is_empty());
     // The daemon's own greeting may arrive before the end of the connection.
     let mut greeting = Vec::new();
-    let closed = tokio::time::timeout(Duration::from_secs(10), mute.read_to_end(&mut greeting)).await;
+    let closed =
+        tokio::time::timeout(Duration::from_secs(10), mute.read_to_end(&mut greeting)).await;
     assert!(closed.is_ok(), "the mute connection stays open");
 }
 
@@ -76,11 +92,17 @@ async fn running_stream_is_aborted_at_the_drain_time_out() {
 
     daemon.begin_stop();
     daemon
-        .until("health is NOT_SERVING", async |daemon| health(daemon, "").await == ServingStatus::NotServing)
+        .until("health is NOT_SERVING", async |daemon| {
+            health(daemon, "").await == ServingStatus::NotServing
+        })
         .await;
     for service in ["ConnectionService", "SessionService", "ContextService"] {
         let service = format!("tls.sessiond.v1.{service}");
-        assert_eq!(health(&daemon, &service).await, ServingStatus::NotServing, "{service}");
+        assert_eq!(
+            health(&daemon, &service).await,
+            ServingStatus::NotServing,
+            "{service}"
+        );
     }
     // New streams are refused once the delay has passed, by an error of the daemon or by its
     // GOAWAY.
@@ -107,7 +129,13 @@ async fn running_stream_is_aborted_at_the_drain_time_out() {
         panic!("no flight")
     };
     assert!(!flight.is_empty());
-    assert!(daemon.core.connections().inspect(ConnectionId::parse(&opened.id).unwrap(), |_, _| ()).is_ok());
+    assert!(
+        daemon
+            .core
+            .connections()
+            .inspect(ConnectionId::parse(&opened.id).unwrap(), |_, _| ())
+            .is_ok()
+    );
 
     // At the time-out the stream is aborted, its connection is freed, and the daemon ends well
     // although the worker kept the stream open.
@@ -130,12 +158,22 @@ async fn binary_prints_its_greeting_and_exits_0_on_sigterm() {
     let daemon = Binary::start(&["--set", "drain.timeout=1s"]).await;
     let mute = TcpStream::connect(&daemon.address).await.unwrap();
     // A stream that its worker never ends.
-    let channel =
-        Channel::from_shared(format!("http://{}", daemon.address)).unwrap().connect().await.unwrap();
+    let channel = Channel::from_shared(format!("http://{}", daemon.address))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
     let (events, receiver) = mpsc::channel(8);
-    events.send(event(Event::New(new("", pb::Role::Server)))).await.unwrap();
+    events
+        .send(event(Event::New(new("", pb::Role::Server))))
+        .await
+        .unwrap();
     let mut client = ConnectionServiceClient::new(channel);
-    let mut answers = client.drive(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    let mut answers = client
+        .drive(ReceiverStream::new(receiver))
+        .await
+        .unwrap()
+        .into_inner();
     assert!(answers.next().await.unwrap().is_ok());
 
     daemon.terminate().await;
@@ -143,9 +181,15 @@ async fn binary_prints_its_greeting_and_exits_0_on_sigterm() {
     let greeting = daemon.greeting.clone();
     let (status, rest) = daemon.end().await;
     assert_eq!(status.code(), Some(0));
-    assert!(greeting.starts_with(concat!("tls-sessiond ", env!("CARGO_PKG_VERSION"))), "{greeting}");
+    assert!(
+        greeting.starts_with(concat!("tls-sessiond ", env!("CARGO_PKG_VERSION"))),
+        "{greeting}"
+    );
     assert!(rest.contains("certificate for localhost"), "{rest}");
-    assert!(rest.ends_with(&format!("try: grpcurl -plaintext {address} list\n")), "{rest}");
+    assert!(
+        rest.ends_with(&format!("try: grpcurl -plaintext {address} list\n")),
+        "{rest}"
+    );
     drop((events, mute));
 }
 
@@ -154,16 +198,26 @@ async fn second_signal_ends_the_binary_at_once() {
     let daemon = Binary::start(&["--set", "drain.delay=1h"]).await;
     daemon.terminate().await;
     // Health shows when the first signal has been received.
-    let channel =
-        Channel::from_shared(format!("http://{}", daemon.address)).unwrap().connect().await.unwrap();
+    let channel = Channel::from_shared(format!("http://{}", daemon.address))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
     let mut health = HealthClient::new(channel);
     let asked = async {
         let request = HealthCheckRequest::default();
-        while health.check(request.clone()).await.unwrap().into_inner().status() != ServingStatus::NotServing
-        {
-        }
+        while health
+            .check(request.clone())
+            .await
+            .unwrap()
+            .into_inner()
+            .status()
+            != ServingStatus::NotServing
+        {}
     };
-    tokio::time::timeout(Duration::from_secs(20), asked).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), asked)
+        .await
+        .unwrap();
     daemon.terminate().await;
     assert_eq!(daemon.end().await.0.code(), Some(128 + 15));
 }

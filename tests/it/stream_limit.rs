@@ -50,12 +50,21 @@ impl Logged {
         let (file, log, socket) = (path("daemon.toml"), path("log"), path("api.sock"));
         fs::write(&file, config).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"));
-        let api = format!("listen.api=[\"tcp://127.0.0.1:0\", \"unix://{}\"]", socket.display());
+        let api = format!(
+            "listen.api=[\"tcp://127.0.0.1:0\", \"unix://{}\"]",
+            socket.display()
+        );
         command.arg("--config").arg(&file).args(["--set", &api]);
         let mut process = Process::logging(&mut command, File::create(&log).unwrap());
         let address = process.says("listening on tcp://").await;
         process.says("listening on unix://").await;
-        Self { _process: process, address, socket, log, _folder: folder }
+        Self {
+            _process: process,
+            address,
+            socket,
+            log,
+            _folder: folder,
+        }
     }
 
     async fn channel(&self) -> Channel {
@@ -66,8 +75,13 @@ impl Logged {
     fn lines(&self) -> Vec<String> {
         let log = fs::read_to_string(&self.log).unwrap();
         // A read may see the beginning of a line that the daemon is writing.
-        let whole = log.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
-        whole.filter(|line| line.contains("limits.streams")).map(str::to_owned).collect()
+        let whole = log
+            .split_inclusive('\n')
+            .filter_map(|line| line.strip_suffix('\n'));
+        whole
+            .filter(|line| line.contains("limits.streams"))
+            .map(str::to_owned)
+            .collect()
     }
 
     /// Waits for this many log lines about the limit.
@@ -77,7 +91,9 @@ impl Logged {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never {count} lines: {:?}", self.lines()));
+        timeout(PATIENCE, wait)
+            .await
+            .unwrap_or_else(|_| panic!("never {count} lines: {:?}", self.lines()));
         self.lines()
     }
 }
@@ -94,7 +110,11 @@ async fn channel(address: &str) -> Channel {
 async fn reached(channel: &Channel) -> (u64, u64) {
     let mut contexts = ContextServiceClient::new(channel.clone());
     let request = contexts.list_contexts(pb::ListContextsRequest {});
-    let listed = timeout(PATIENCE, request).await.expect("an answer").unwrap().into_inner();
+    let listed = timeout(PATIENCE, request)
+        .await
+        .expect("an answer")
+        .unwrap()
+        .into_inner();
     let daemon = listed.daemon.unwrap();
     (daemon.stream_limit_connections, daemon.stream_limit_reached)
 }
@@ -105,7 +125,9 @@ async fn until_reached(channel: &Channel, wanted: (u64, u64)) {
             tokio::task::yield_now().await;
         }
     };
-    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never {wanted:?}"));
+    timeout(PATIENCE, wait)
+        .await
+        .unwrap_or_else(|_| panic!("never {wanted:?}"));
 }
 
 /// A Drive that stays open.
@@ -119,20 +141,31 @@ impl Drive {
         let (requests, receiver) = mpsc::channel(8);
         let event = Some(Request::New(harness::new("", pb::Role::Server)));
         requests.send(pb::DriveRequest { event }).await.unwrap();
-        let opened = ConnectionServiceClient::new(channel.clone()).drive(ReceiverStream::new(receiver)).await;
-        let mut drive = Self { requests, answers: opened.unwrap().into_inner() };
+        let opened = ConnectionServiceClient::new(channel.clone())
+            .drive(ReceiverStream::new(receiver))
+            .await;
+        let mut drive = Self {
+            requests,
+            answers: opened.unwrap().into_inner(),
+        };
         assert!(matches!(drive.next().await, Some(Answer::Opened(_))));
         drive
     }
 
     async fn next(&mut self) -> Option<Answer> {
-        let answer = timeout(PATIENCE, self.answers.message()).await.expect("an answer").unwrap();
+        let answer = timeout(PATIENCE, self.answers.message())
+            .await
+            .expect("an answer")
+            .unwrap();
         answer.and_then(|answer| answer.event)
     }
 
     async fn send(&self, ciphertext: Vec<u8>) {
         let event = Some(Request::Ciphertext(ciphertext.into()));
-        self.requests.send(pb::DriveRequest { event }).await.unwrap();
+        self.requests
+            .send(pb::DriveRequest { event })
+            .await
+            .unwrap();
     }
 
     /// Runs a handshake with a client.
@@ -143,7 +176,11 @@ impl Drive {
             if !records.is_empty() {
                 self.send(records).await;
             }
-            match self.next().await.expect("the stream ended in the handshake") {
+            match self
+                .next()
+                .await
+                .expect("the stream ended in the handshake")
+            {
                 Answer::Ciphertext(records) => feed(tls, &records),
                 Answer::Established(_) => established = true,
                 other => panic!("{other:?}"),
@@ -154,7 +191,10 @@ impl Drive {
     /// Ends the worker's half and waits for the end of the stream.
     async fn end(mut self) {
         drop(self.requests);
-        let rest = timeout(PATIENCE, self.answers.message()).await.expect("the end").unwrap();
+        let rest = timeout(PATIENCE, self.answers.message())
+            .await
+            .expect("the end")
+            .unwrap();
         assert_eq!(rest, None);
     }
 }
@@ -182,7 +222,11 @@ async fn call_beyond_the_stream_limit_is_logged_and_counted() {
     for _ in 0..3 {
         drives.push(Drive::open(&full).await);
     }
-    assert_eq!(reached(&full).await, (0, 0), "one more stream is free for calls");
+    assert_eq!(
+        reached(&full).await,
+        (0, 0),
+        "one more stream is free for calls"
+    );
     drives.push(Drive::open(&full).await);
     let mut waits = tokio::spawn({
         let full = full.clone();
@@ -190,16 +234,30 @@ async fn call_beyond_the_stream_limit_is_logged_and_counted() {
     });
     until_reached(&other, (1, 1)).await;
     let lines = daemon.until_lines(1).await;
-    for part in ["WARN", "limits.streams", "\"owner\":\"local\"", "\"limit\":4", "open another connection"] {
+    for part in [
+        "WARN",
+        "limits.streams",
+        "\"owner\":\"local\"",
+        "\"limit\":4",
+        "open another connection",
+    ] {
         assert!(lines[0].contains(part), "{part} in {lines:?}");
     }
     // Calls on the other connection are answered meanwhile.
     assert!(
-        timeout(Duration::from_millis(200), &mut waits).await.is_err(),
+        timeout(Duration::from_millis(200), &mut waits)
+            .await
+            .is_err(),
         "a call beyond the limit was answered"
     );
     drives.pop().unwrap().end().await;
-    assert_eq!(timeout(PATIENCE, waits).await.expect("no stream is free").unwrap(), (1, 1));
+    assert_eq!(
+        timeout(PATIENCE, waits)
+            .await
+            .expect("no stream is free")
+            .unwrap(),
+        (1, 1)
+    );
 }
 
 #[tokio::test]
@@ -241,16 +299,29 @@ async fn attach_and_watch_count_towards_the_stream_limit() {
 /// Returns the SETTINGS_MAX_CONCURRENT_STREAMS and SETTINGS_INITIAL_WINDOW_SIZE that the daemon
 /// sends on a new connection.
 async fn settings<S: AsyncRead + tokio::io::AsyncWrite + Unpin>(mut socket: S) -> (u32, u32) {
-    let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
+    let preface = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(),
+        &[0, 0, 0, 4, 0, 0, 0, 0, 0],
+    ]
+    .concat();
     socket.write_all(&preface).await.unwrap();
     let mut header = [0; 9];
-    timeout(PATIENCE, socket.read_exact(&mut header)).await.expect("SETTINGS").unwrap();
-    assert_eq!(header[3], 4, "the first frame is SETTINGS (RFC 9113 section 3.4)");
+    timeout(PATIENCE, socket.read_exact(&mut header))
+        .await
+        .expect("SETTINGS")
+        .unwrap();
+    assert_eq!(
+        header[3], 4,
+        "the first frame is SETTINGS (RFC 9113 section 3.4)"
+    );
     let length = u32::from_be_bytes([0, header[0], header[1], header[2]]);
     let mut values = vec![0; usize::try_from(length).unwrap()];
     socket.read_exact(&mut values).await.unwrap();
     let value = |wanted: u16| {
-        let setting = values.chunks(6).find(|setting| setting[..2] == wanted.to_be_bytes()).unwrap();
+        let setting = values
+            .chunks(6)
+            .find(|setting| setting[..2] == wanted.to_be_bytes())
+            .unwrap();
         u32::from_be_bytes(setting[2..].try_into().unwrap())
     };
     (value(3), value(4))
@@ -264,7 +335,11 @@ async fn stream_limit_depends_on_the_callers_roles() {
     for (config, tcp, unix) in [
         (String::new(), limits.streams, limits.streams),
         (rules.clone(), limits.streams, limits.streams_non_worker),
-        (format!("[limits]\nstreams = 20\nstreams_non_worker = 7\n{rules}"), 20, 7),
+        (
+            format!("[limits]\nstreams = 20\nstreams_non_worker = 7\n{rules}"),
+            20,
+            7,
+        ),
         (format!("[limits]\nstreams = 20\n{rules}"), 20, 20),
     ] {
         let daemon = Logged::start(&config).await;
@@ -273,8 +348,16 @@ async fn stream_limit_depends_on_the_callers_roles() {
         assert_eq!((over_tcp.0, over_unix.0), (tcp, unix), "{config}");
         // The window of workers does not shrink as the limit grows, so their streams stay fast.
         // Requests of other callers are short.
-        let window_of_others = if config.contains("[[access]]") { (64 << 10) - 1 } else { 256 << 10 };
-        assert_eq!((over_tcp.1, over_unix.1), (256 << 10, window_of_others), "{config}");
+        let window_of_others = if config.contains("[[access]]") {
+            (64 << 10) - 1
+        } else {
+            256 << 10
+        };
+        assert_eq!(
+            (over_tcp.1, over_unix.1),
+            (256 << 10, window_of_others),
+            "{config}"
+        );
     }
 }
 
@@ -283,10 +366,23 @@ async fn example_opens_more_channels_beyond_the_stream_limit() {
     const LIMIT: usize = 4;
     const CLIENTS: usize = 3 * LIMIT + 1;
     let certificate = Certificate::new();
-    let daemon = Logged::start(&format!("[limits]\nstreams = {LIMIT}\n{}", certificate.context())).await;
+    let daemon = Logged::start(&format!(
+        "[limits]\nstreams = {LIMIT}\n{}",
+        certificate.context()
+    ))
+    .await;
     let url = format!("http://{}", daemon.address);
     let streams = (LIMIT - 1).to_string();
-    let args = ["--daemon", &url, "--listen", "127.0.0.1:0", "--name", "one", "--streams", &streams];
+    let args = [
+        "--daemon",
+        &url,
+        "--listen",
+        "127.0.0.1:0",
+        "--name",
+        "one",
+        "--streams",
+        &streams,
+    ];
     let mut server = Process::start(example("tls_server").args(args));
     let address = server.says("listening on ").await;
     let client = Returning::new(&certificate, &TLS13);
@@ -296,12 +392,21 @@ async fn example_opens_more_channels_beyond_the_stream_limit() {
         quiet.push(client.connect(&address).await);
     }
     for mut tls in quiet {
-        tls.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        tls.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .await
+            .unwrap();
         let mut page = String::new();
-        timeout(PATIENCE, tls.read_to_string(&mut page)).await.expect("a page").unwrap();
+        timeout(PATIENCE, tls.read_to_string(&mut page))
+            .await
+            .expect("a page")
+            .unwrap();
         assert!(page.contains("one:"), "{page}");
     }
-    assert_eq!(reached(&daemon.channel().await).await, (0, 0), "a channel reached its limit");
+    assert_eq!(
+        reached(&daemon.channel().await).await,
+        (0, 0),
+        "a channel reached its limit"
+    );
 }
 
 #[tokio::test]
@@ -322,8 +427,15 @@ async fn rust_client_needs_one_stream_of_its_connection() {
 /// Returns the resident memory of a process in bytes (proc_pid_status(5), VmRSS).
 fn resident(process: &str) -> usize {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
+    line.trim()
+        .trim_end_matches(" kB")
+        .parse::<usize>()
+        .unwrap()
+        << 10
 }
 
 /// The most bytes that the daemon may use for a quiet connection: as a bare object, established by
@@ -370,7 +482,11 @@ async fn quiet_connections_take_bounded_memory() {
                     while !established {
                         let ciphertext = written(&mut tls).into();
                         let connection_id = connection_id.clone();
-                        let request = pb::ExchangeRequest { connection_id, ciphertext, ..Default::default() };
+                        let request = pb::ExchangeRequest {
+                            connection_id,
+                            ciphertext,
+                            ..Default::default()
+                        };
                         let answer = connections.exchange(request).await.unwrap().into_inner();
                         feed(&mut tls, &answer.ciphertext);
                         let state = answer.connection.unwrap().state();
@@ -381,7 +497,10 @@ async fn quiet_connections_take_bounded_memory() {
         }
         sizes.push((resident(&process) - before) / count);
     }
-    println!("bare {}, by Exchange {}, by Drive {} bytes", sizes[0], sizes[1], sizes[2]);
+    println!(
+        "bare {}, by Exchange {}, by Drive {} bytes",
+        sizes[0], sizes[1], sizes[2]
+    );
     for (size, most) in sizes.into_iter().zip([BARE_MAX, EXCHANGED_MAX, DRIVEN_MAX]) {
         assert!(size <= most, "{size} of {most} bytes");
     }

@@ -41,19 +41,31 @@ async fn signed_by_openssl(folder: &Path, subject: &str) -> Leaf {
         "-nodes",
     ];
     let mut request = openssl(&key);
-    request.args(["-utf8", "-keyout", "leaf.key", "-out", "leaf.csr", "-subj", subject]);
+    request.args([
+        "-utf8", "-keyout", "leaf.key", "-out", "leaf.csr", "-subj", subject,
+    ]);
     let sign = [
-        "x509", "-req", "-in", "leaf.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-days", "2", "-out",
-        "leaf.crt",
+        "x509", "-req", "-in", "leaf.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-days", "2",
+        "-out", "leaf.crt",
     ];
     let mut sign = openssl(&sign);
-    sign.args(["-set_serial", "7", "-extfile", "leaf.cnf", "-extensions", "leaf"]);
+    sign.args([
+        "-set_serial",
+        "7",
+        "-extfile",
+        "leaf.cnf",
+        "-extensions",
+        "leaf",
+    ]);
     for command in [&mut request, &mut sign] {
         let (written, good) = run(command, "").await;
         assert!(good, "{subject}: {written}");
     }
     let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
-    Leaf { chain: read("leaf.crt"), key: read("leaf.key") }
+    Leaf {
+        chain: read("leaf.crt"),
+        key: read("leaf.key"),
+    }
 }
 
 /// Returns the subject of a certificate as `openssl x509` prints it.
@@ -62,7 +74,11 @@ async fn printed(leaf: &Leaf) -> String {
     command.args(["x509", "-noout", "-subject", "-nameopt", "RFC2253"]);
     let (written, good) = run(&mut command, &leaf.chain).await;
     assert!(good, "{written}");
-    written.trim_end_matches('\n').strip_prefix("subject=").expect("openssl printed no subject").to_owned()
+    written
+        .trim_end_matches('\n')
+        .strip_prefix("subject=")
+        .expect("openssl printed no subject")
+        .to_owned()
 }
 
 fn named(authority: &Authority, attributes: &[(DnType, DnValue)]) -> Leaf {
@@ -81,17 +97,34 @@ fn utf8(text: &str) -> DnValue {
 #[tokio::test]
 async fn one_attribute_with_a_comma_is_not_two_attributes() {
     let (folder, authority) = prepare("");
-    let two =
-        named(&authority, &[(DnType::CommonName, utf8("job")), (DnType::OrganizationName, utf8("Admins"))]);
-    let one = named(&authority, &[(DnType::OrganizationName, utf8("Admins,CN=job"))]);
-    let spaced = named(&authority, &[(DnType::OrganizationName, utf8("Admins, CN=job"))]);
+    let two = named(
+        &authority,
+        &[
+            (DnType::CommonName, utf8("job")),
+            (DnType::OrganizationName, utf8("Admins")),
+        ],
+    );
+    let one = named(
+        &authority,
+        &[(DnType::OrganizationName, utf8("Admins,CN=job"))],
+    );
+    let spaced = named(
+        &authority,
+        &[(DnType::OrganizationName, utf8("Admins, CN=job"))],
+    );
     let wanted = printed(&two).await;
     assert_eq!(wanted, "O=Admins,CN=job");
-    write_config(folder.path(), &rule(&format!("subject:{wanted}"), "*", "worker"));
+    write_config(
+        folder.path(),
+        &rule(&format!("subject:{wanted}"), "*", "worker"),
+    );
     let daemon = Running::start(folder, authority).await;
     daemon.over_tls(&two).await.open("").await.unwrap();
     for impostor in [one, spaced] {
-        assert_eq!(why(daemon.over_tls(&impostor).await.open("").await), denied());
+        assert_eq!(
+            why(daemon.over_tls(&impostor).await.open("").await),
+            denied()
+        );
     }
     daemon.stop().await;
 }
@@ -115,10 +148,16 @@ async fn subject_as_openssl_prints_it_is_a_matching_rule() {
     ] {
         leaves.push(signed_by_openssl(folder.path(), subject).await);
     }
-    leaves.push(named(&authority, &[(DnType::CommonName, utf8("tab\tand line\nend"))]));
     leaves.push(named(
         &authority,
-        &[(DnType::CommonName, DnValue::TeletexString(TeletexString::try_from("teletex").unwrap()))],
+        &[(DnType::CommonName, utf8("tab\tand line\nend"))],
+    ));
+    leaves.push(named(
+        &authority,
+        &[(
+            DnType::CommonName,
+            DnValue::TeletexString(TeletexString::try_from("teletex").unwrap()),
+        )],
     ));
     let stranger = signed_by_openssl(folder.path(), "/O=Admins/CN=job").await;
     let mut rules = String::new();
@@ -135,9 +174,15 @@ async fn subject_as_openssl_prints_it_is_a_matching_rule() {
         // The owner may differ from the printed subject in the order within an RDN and in the
         // string type of an unnamed attribute type.
         let same = !what.contains('+') && !what.contains("=#");
-        assert!(owner == format!("subject:{what}") || !same, "{owner} and {what}");
+        assert!(
+            owner == format!("subject:{what}") || !same,
+            "{owner} and {what}"
+        );
     }
-    assert_eq!(why(daemon.over_tls(&stranger).await.open("").await), denied());
+    assert_eq!(
+        why(daemon.over_tls(&stranger).await.open("").await),
+        denied()
+    );
     daemon.stop().await;
 }
 
@@ -145,7 +190,12 @@ async fn subject_as_openssl_prints_it_is_a_matching_rule() {
 async fn subject_match_ignores_string_type_and_respects_case() {
     let daemon = Running::with(&rule("subject:CN=job,O=a b", "*", "worker")).await;
     let organization = (DnType::OrganizationName, utf8("a b"));
-    let with = |value| named(&daemon.authority, &[organization.clone(), (DnType::CommonName, value)]);
+    let with = |value| {
+        named(
+            &daemon.authority,
+            &[organization.clone(), (DnType::CommonName, value)],
+        )
+    };
     for value in [
         utf8("job"),
         DnValue::PrintableString(PrintableString::try_from("job").unwrap()),
@@ -157,10 +207,21 @@ async fn subject_match_ignores_string_type_and_respects_case() {
         daemon.over_tls(&with(value)).await.open("").await.unwrap();
     }
     for other in ["Job", "job ", " job", "jo  b", "job\0"] {
-        assert_eq!(why(daemon.over_tls(&with(utf8(other))).await.open("").await), denied(), "{other:?}");
+        assert_eq!(
+            why(daemon.over_tls(&with(utf8(other))).await.open("").await),
+            denied(),
+            "{other:?}"
+        );
     }
     let turned = [(DnType::CommonName, utf8("job")), organization];
-    assert_eq!(why(daemon.over_tls(&named(&daemon.authority, &turned)).await.open("").await), denied());
+    assert_eq!(
+        why(daemon
+            .over_tls(&named(&daemon.authority, &turned))
+            .await
+            .open("")
+            .await),
+        denied()
+    );
     daemon.stop().await;
 }
 
@@ -179,15 +240,18 @@ async fn subject_in_another_form_is_refused_at_start_with_its_line() {
         "CN=\\FF",
         "CN=#0C05",
     ] {
-        let (folder, _) =
-            prepare(&(rule("local", "*", "observer") + &rule(&format!("subject:{subject}"), "*", "worker")));
+        let (folder, _) = prepare(
+            &(rule("local", "*", "observer") + &rule(&format!("subject:{subject}"), "*", "worker")),
+        );
         for check in [true, false] {
             let mut command = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"));
             match check {
                 true => command.arg("check"),
                 false => command.arg("--config"),
             };
-            command.arg(folder.path().join("daemon.toml")).env_remove("RUST_LOG");
+            command
+                .arg(folder.path().join("daemon.toml"))
+                .env_remove("RUST_LOG");
             let output = command.output().await.unwrap();
             assert_eq!(output.status.code(), Some(78), "{subject}");
             let written = String::from_utf8([output.stderr, output.stdout].concat()).unwrap();
@@ -206,7 +270,8 @@ async fn subject_in_another_form_is_refused_at_start_with_its_line() {
 
 #[tokio::test]
 async fn owners_of_different_kinds_do_not_collide() {
-    let rules = rule("subject:CN=a://b", "*", "worker") + &rule("uri:subject:CN=a://b", "*", "worker");
+    let rules =
+        rule("subject:CN=a://b", "*", "worker") + &rule("uri:subject:CN=a://b", "*", "worker");
     let daemon = Running::with(&rules).await;
     let subject = named(&daemon.authority, &[(DnType::CommonName, utf8("a://b"))]);
     let uri = daemon.authority.sign(&[], |params| {
@@ -218,7 +283,10 @@ async fn owners_of_different_kinds_do_not_collide() {
     assert_eq!(daemon.owner(ones.clone()).await, "subject:CN=a://b");
     assert_eq!(daemon.owner(others.clone()).await, "uri:subject:CN=a://b");
     for (guest, foreign) in [(&mut one, &others), (&mut other, &ones)] {
-        let request = pb::FreeRequest { connection_id: foreign.clone(), allow_missing: false };
+        let request = pb::FreeRequest {
+            connection_id: foreign.clone(),
+            allow_missing: false,
+        };
         assert_eq!(why(guest.connections.free(request).await), not_there());
     }
     daemon.stop().await;

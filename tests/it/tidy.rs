@@ -24,13 +24,31 @@ const CRATES: [Crate; 5] = [
     Crate {
         folder: "clients/rust/src/",
         name: "tls_sessiond_client",
-        arrow: &["openssl", "rustls", "worker", "connection", "stream", "lookup", "outbox", "breaker"],
-        leaves: &["framing", "found", "message", "options", "counters", "endpoint"],
+        arrow: &[
+            "openssl",
+            "rustls",
+            "worker",
+            "connection",
+            "stream",
+            "lookup",
+            "outbox",
+            "breaker",
+        ],
+        leaves: &[
+            "framing", "found", "message", "options", "counters", "endpoint",
+        ],
     },
     Crate {
         folder: "crates/core/src/",
         name: "tls_sessiond_core",
-        arrow: &["state", "connection", "context", "cache", "session", "store"],
+        arrow: &[
+            "state",
+            "connection",
+            "context",
+            "cache",
+            "session",
+            "store",
+        ],
         leaves: &["pem", "access", "clock", "sync"],
     },
     Crate {
@@ -42,7 +60,16 @@ const CRATES: [Crate; 5] = [
     Crate {
         folder: "crates/types/src/",
         name: "tls_sessiond_types",
-        arrow: &["client_hello", "alert", "cipher_suite", "hex", "role", "secret", "server_name", "version"],
+        arrow: &[
+            "client_hello",
+            "alert",
+            "cipher_suite",
+            "hex",
+            "role",
+            "secret",
+            "server_name",
+            "version",
+        ],
         leaves: &[],
     },
 ];
@@ -50,8 +77,21 @@ const CRATES: [Crate; 5] = [
 /// Words that only some files of a crate may say, where no manifest and no lint can say so. A name in the list is a room, or a file
 /// below the sources of the crate.
 const WORDS: [(&str, &[&str], &[&str]); 9] = [
-    ("src/", &["tonic_health", "tonic_reflection", "tonic_types", "http_body"], &["server", "api"]),
-    ("src/", &["tonic", "prost", "prost_types"], &["server", "api"]),
+    (
+        "src/",
+        &[
+            "tonic_health",
+            "tonic_reflection",
+            "tonic_types",
+            "http_body",
+        ],
+        &["server", "api"],
+    ),
+    (
+        "src/",
+        &["tonic", "prost", "prost_types"],
+        &["server", "api"],
+    ),
     ("src/", &["h2"], &["server/http"]),
     ("src/", &["tokio_rustls"], &["server/tls.rs"]),
     ("src/", &["Instant::now"], &["server", "api", "daemon.rs"]),
@@ -70,12 +110,21 @@ fn files(folder: &str, extension: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut folders = vec![root().join(folder)];
     while let Some(folder) = folders.pop() {
-        let Ok(entries) = fs::read_dir(&folder) else { continue };
+        let Ok(entries) = fs::read_dir(&folder) else {
+            continue;
+        };
         for entry in entries.map(Result::unwrap) {
             if entry.file_type().unwrap().is_dir() {
                 folders.push(entry.path());
-            } else if entry.path().extension().is_some_and(|held| held == extension) {
-                found.push((relative(&entry.path()), fs::read_to_string(entry.path()).unwrap()));
+            } else if entry
+                .path()
+                .extension()
+                .is_some_and(|held| held == extension)
+            {
+                found.push((
+                    relative(&entry.path()),
+                    fs::read_to_string(entry.path()).unwrap(),
+                ));
             }
         }
     }
@@ -92,7 +141,12 @@ fn shipped(krate: &Crate) -> Vec<(String, String)> {
     let shipped: Vec<_> = files(krate.folder, "rs")
         .into_iter()
         .filter(|(path, _)| !path.ends_with("/tests.rs") && !path.ends_with("_tests.rs"))
-        .map(|(path, text)| (path[krate.folder.len()..].to_owned(), without_test_modules(&blank(&text))))
+        .map(|(path, text)| {
+            (
+                path[krate.folder.len()..].to_owned(),
+                without_test_modules(&blank(&text)),
+            )
+        })
         .collect();
     assert!(shipped.len() > 4, "{} was not found", krate.folder);
     shipped
@@ -103,9 +157,16 @@ fn blank(text: &str) -> String {
     let text: Vec<char> = text.chars().collect();
     let mut out = text.clone();
     let hide = |out: &mut [char], from: usize, to: usize| {
-        out[from..to].iter_mut().filter(|c| **c != '\n').for_each(|c| *c = ' ');
+        out[from..to]
+            .iter_mut()
+            .filter(|c| **c != '\n')
+            .for_each(|c| *c = ' ');
     };
-    let starts = |at: usize, what: &str| what.chars().enumerate().all(|(i, c)| text.get(at + i) == Some(&c));
+    let starts = |at: usize, what: &str| {
+        what.chars()
+            .enumerate()
+            .all(|(i, c)| text.get(at + i) == Some(&c))
+    };
     let mut at = 0;
     while at < text.len() {
         let from = at;
@@ -144,7 +205,9 @@ fn blank(text: &str) -> String {
                 at += if text[at] == '\\' { 2 } else { 1 };
             }
             at += 1;
-        } else if text[at] == '\'' && (text.get(at + 1) == Some(&'\\') || text.get(at + 2) == Some(&'\'')) {
+        } else if text[at] == '\''
+            && (text.get(at + 1) == Some(&'\\') || text.get(at + 2) == Some(&'\''))
+        {
             // A character; what has no second quote is a lifetime.
             at += if text[at + 1] == '\\' { 3 } else { 2 };
             while at < text.len() && text[at] != '\'' {
@@ -163,7 +226,8 @@ fn blank(text: &str) -> String {
 
 /// Whether `r"`, `r#"` ... begins here: where its text begins, and how many hashes it has.
 fn raw_string(text: &[char], at: usize) -> Option<(usize, usize)> {
-    let joined = at > 0 && (text[at - 1].is_alphanumeric() || text[at - 1] == '_') && text[at - 1] != 'b';
+    let joined =
+        at > 0 && (text[at - 1].is_alphanumeric() || text[at - 1] == '_') && text[at - 1] != 'b';
     if text[at] != 'r' || joined {
         return None;
     }
@@ -179,7 +243,9 @@ fn without_test_modules(code: &str) -> String {
     while let Some(at) = code[from..].find(MARK).map(|at| from + at) {
         from = at + MARK.len();
         let rest = &code[from..];
-        let (Some(open), end) = (rest.find('{'), rest.find(';').unwrap_or(usize::MAX)) else { continue };
+        let (Some(open), end) = (rest.find('{'), rest.find(';').unwrap_or(usize::MAX)) else {
+            continue;
+        };
         if end < open || !rest.trim_start().starts_with("mod ") {
             continue;
         }
@@ -189,7 +255,10 @@ fn without_test_modules(code: &str) -> String {
             depth == 0
         });
         let to = close.map_or(code.len(), |close| from + open + close + 1);
-        let blanked: String = code[at..to].chars().map(|c| if c == '\n' { c } else { ' ' }).collect();
+        let blanked: String = code[at..to]
+            .chars()
+            .map(|c| if c == '\n' { c } else { ' ' })
+            .collect();
         code.replace_range(at..to, &blanked);
         from = at;
     }
@@ -205,7 +274,9 @@ fn places<'c>(code: &'c str, word: &'c str) -> impl Iterator<Item = usize> + 'c 
     let part = |c: char| c.is_alphanumeric() || c == '_';
     code.match_indices(word)
         .map(|(at, _)| at)
-        .filter(move |&at| !code[..at].ends_with(part) && !code[at + word.len()..].starts_with(part))
+        .filter(move |&at| {
+            !code[..at].ends_with(part) && !code[at + word.len()..].starts_with(part)
+        })
 }
 
 /// The module path of a file of a crate: `rpc/mod.rs` is `["rpc"]`, `rpc/page.rs` is `["rpc", "page"]`.
@@ -222,7 +293,9 @@ fn imports(krate: &Crate, path: &str, code: &str) -> Vec<(usize, String)> {
     for start in ["crate", krate.name] {
         for at in places(code, start) {
             if let Some(rest) = code[at + start.len()..].strip_prefix("::") {
-                names(rest).into_iter().for_each(|name| found.push((line(code, at), name)));
+                names(rest)
+                    .into_iter()
+                    .for_each(|name| found.push((line(code, at), name)));
             }
         }
     }
@@ -237,7 +310,9 @@ fn imports(krate: &Crate, path: &str, code: &str) -> Vec<(usize, String)> {
             here = here.split_last().map_or(&[][..], |(_, parents)| parents);
         }
         if here.is_empty() {
-            names(rest).into_iter().for_each(|name| found.push((line(code, at), name)));
+            names(rest)
+                .into_iter()
+                .for_each(|name| found.push((line(code, at), name)));
         }
     }
     found
@@ -247,9 +322,14 @@ fn imports(krate: &Crate, path: &str, code: &str) -> Vec<(usize, String)> {
 fn names(rest: &str) -> Vec<String> {
     let name = |text: &str| {
         let text = text.trim_start();
-        text[..text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len())].to_owned()
+        text[..text
+            .find(|c: char| !c.is_alphanumeric() && c != '_')
+            .unwrap_or(text.len())]
+            .to_owned()
     };
-    let Some(group) = rest.trim_start().strip_prefix('{') else { return vec![name(rest)] };
+    let Some(group) = rest.trim_start().strip_prefix('{') else {
+        return vec![name(rest)];
+    };
     let mut found = vec![name(group)];
     let mut depth = 1;
     for (at, c) in group.char_indices() {
@@ -299,12 +379,18 @@ fn rooms_import_only_rooms_to_their_right() {
             for (line, wanted) in imports(krate, &path, &code) {
                 // Types that `lib.rs` exports from a leaf have names of their own.
                 if wanted.starts_with(char::is_lowercase) && !may_import(krate, &room, &wanted) {
-                    broken.push(format!("{}{path}:{line}: {room} imports {wanted}", krate.folder));
+                    broken.push(format!(
+                        "{}{path}:{line}: {room} imports {wanted}",
+                        krate.folder
+                    ));
                 }
             }
         }
     }
-    report("a room imports rooms to its right and leaves: CRATES in tests/it/tidy.rs", broken);
+    report(
+        "a room imports rooms to its right and leaves: CRATES in tests/it/tidy.rs",
+        broken,
+    );
 }
 
 #[test]
@@ -314,11 +400,16 @@ fn every_room_has_its_place() {
         for (path, _) in files(krate.folder, "rs") {
             let room = module(&path[krate.folder.len()..])[0].clone();
             if room != "lib" && !krate.arrow.contains(&&*room) && !krate.leaves.contains(&&*room) {
-                broken.push(format!("{path}:1: `{room}` has no place in CRATES of tests/it/tidy.rs"));
+                broken.push(format!(
+                    "{path}:1: `{room}` has no place in CRATES of tests/it/tidy.rs"
+                ));
             }
         }
     }
-    report("a new room gets a place in ARCHITECTURE.md and here", broken);
+    report(
+        "a new room gets a place in ARCHITECTURE.md and here",
+        broken,
+    );
 }
 
 // Invariants 8 and 9.
@@ -335,8 +426,10 @@ fn words_stay_in_their_rooms() {
                 for word in words {
                     for at in places(&code, word) {
                         let line = line(&code, at);
-                        broken
-                            .push(format!("{folder}{file}:{line}: `{word}` belongs to {}", homes.join(", ")));
+                        broken.push(format!(
+                            "{folder}{file}:{line}: `{word}` belongs to {}",
+                            homes.join(", ")
+                        ));
                     }
                 }
             }
@@ -346,8 +439,15 @@ fn words_stay_in_their_rooms() {
 }
 
 /// Types that grow with what callers bring.
-const COLLECTIONS: [&str; 7] =
-    ["DashMap", "HashMap", "HashSet", "BTreeMap", "BTreeSet", "VecDeque", "BinaryHeap"];
+const COLLECTIONS: [&str; 7] = [
+    "DashMap",
+    "HashMap",
+    "HashSet",
+    "BTreeMap",
+    "BTreeSet",
+    "VecDeque",
+    "BinaryHeap",
+];
 
 /// Fields of structs, and structs over one value, whose type is a collection.
 fn collections(code: &str) -> Vec<String> {
@@ -364,7 +464,9 @@ fn collections(code: &str) -> Vec<String> {
             .trim_start_matches("pub(crate) ")
             .trim_start_matches("pub ");
         if let Some(rest) = text.strip_prefix("struct ") {
-            let name = &rest[..rest.find(|c: char| !c.is_alphanumeric()).unwrap_or(rest.len())];
+            let name = &rest[..rest
+                .find(|c: char| !c.is_alphanumeric())
+                .unwrap_or(rest.len())];
             if has {
                 found.push(name.to_owned());
             }
@@ -389,7 +491,10 @@ fn collections_that_callers_fill_have_a_limit() {
     let mut broken = Vec::new();
     let mut seen = 0;
     // A worker's own memory is not at the mercy of callers.
-    for krate in CRATES.iter().filter(|krate| krate.folder != "clients/rust/src/") {
+    for krate in CRATES
+        .iter()
+        .filter(|krate| krate.folder != "clients/rust/src/")
+    {
         for (file, code) in shipped(krate) {
             for name in collections(&code) {
                 seen += 1;
@@ -403,7 +508,10 @@ fn collections_that_callers_fill_have_a_limit() {
         }
     }
     assert!(seen > 25, "the collections were not found: {seen}");
-    report("every collection that can grow has a limit, which SECURITY.md names", broken);
+    report(
+        "every collection that can grow has a limit, which SECURITY.md names",
+        broken,
+    );
 }
 
 #[test]
@@ -420,7 +528,16 @@ fn nothing_is_left_for_later() {
     let code = [["dbg", "!"].concat(), ["#[", "ignore"].concat()];
     let mut broken = Vec::new();
     let mut sources = Vec::new();
-    for folder in ["src", "crates", "clients", "tests", "benches", "examples", "fuzz/src", "fuzz/targets"] {
+    for folder in [
+        "src",
+        "crates",
+        "clients",
+        "tests",
+        "benches",
+        "examples",
+        "fuzz/src",
+        "fuzz/targets",
+    ] {
         sources.extend(files(folder, "rs"));
     }
     for (path, text) in &sources {
@@ -434,10 +551,14 @@ fn nothing_is_left_for_later() {
     sources.extend(files("proto", "proto"));
     for (path, text) in &sources {
         for mark in &later {
-            places(text, mark).for_each(|at| broken.push(format!("{path}:{}: {mark}", line(text, at))));
+            places(text, mark)
+                .for_each(|at| broken.push(format!("{path}:{}: {mark}", line(text, at))));
         }
     }
-    report("what is to be done is done, or is no comment in the code", broken);
+    report(
+        "what is to be done is done, or is no comment in the code",
+        broken,
+    );
 }
 
 #[test]
@@ -456,7 +577,10 @@ fn every_dependency_says_what_it_is_for() {
             if line.starts_with('[') {
                 inside = line.trim_matches(['[', ']']).ends_with("dependencies")
                     && line != "[workspace.dependencies]";
-            } else if inside && line.starts_with(|c: char| c.is_ascii_alphabetic()) && line.contains('=') {
+            } else if inside
+                && line.starts_with(|c: char| c.is_ascii_alphabetic())
+                && line.contains('=')
+            {
                 seen += 1;
                 if !above.starts_with('#') {
                     broken.push(format!("{path}:{}: {line}", place + 1));
@@ -466,7 +590,10 @@ fn every_dependency_says_what_it_is_for() {
         }
         assert!(seen >= least, "the dependencies of {path} were not found");
     }
-    report("every dependency has a comment above it that says why", broken);
+    report(
+        "every dependency has a comment above it that says why",
+        broken,
+    );
 }
 
 #[test]
@@ -481,7 +608,10 @@ fn tidy_sees_what_it_looks_for() {
         .collect();
     found.sort();
     assert_eq!(found, ["1a", "1b", "2c", "4f", "9i", "9n"]);
-    assert_eq!(places("tokio::x tokio_util tokio", "tokio").collect::<Vec<_>>(), [0, 20]);
+    assert_eq!(
+        places("tokio::x tokio_util tokio", "tokio").collect::<Vec<_>>(),
+        [0, 20]
+    );
     for (place, room, wanted, may) in [
         (0, "api", "config", true),
         (0, "config", "api", false),
@@ -499,6 +629,10 @@ fn tidy_sees_what_it_looks_for() {
         (2, "clock", "access", false),
         (2, "session", "elsewhere", false),
     ] {
-        assert_eq!(may_import(&CRATES[place], room, wanted), may, "{room} imports {wanted}");
+        assert_eq!(
+            may_import(&CRATES[place], room, wanted),
+            may,
+            "{room} imports {wanted}"
+        );
     }
 }

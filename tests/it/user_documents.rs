@@ -23,7 +23,10 @@ const DOCUMENTS: [(&str, &str); 6] = [
     ("README.md", README),
     ("docs/drive.md", include_str!("../../docs/drive.md")),
     ("docs/glossary.md", GLOSSARY),
-    ("docs/operations.md", include_str!("../../docs/operations.md")),
+    (
+        "docs/operations.md",
+        include_str!("../../docs/operations.md"),
+    ),
     ("docs/troubleshooting.md", TROUBLESHOOTING),
     ("docs/workers.md", include_str!("../../docs/workers.md")),
 ];
@@ -32,7 +35,9 @@ const DOCUMENTS: [(&str, &str); 6] = [
 const HISTORY: [&str; 2] = ["CHANGELOG.md", "docs/benchmarks-log.md"];
 
 /// The folders of the repository whose files the documents name.
-const FOLDERS: [&str; 8] = ["benches/", "clients/", "crates/", "docs/", "fuzz/", "proto/", "src/", "tests/"];
+const FOLDERS: [&str; 8] = [
+    "benches/", "clients/", "crates/", "docs/", "fuzz/", "proto/", "src/", "tests/",
+];
 
 /// The maximum number of words of README.md outside of code blocks.
 const README_WORDS_MAX: usize = 1100;
@@ -76,7 +81,11 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
                 if !name.starts_with('.') && name != "target" {
                     folders.push(entry.path());
                 }
-            } else if entry.path().extension().is_some_and(|held| held == extension) {
+            } else if entry
+                .path()
+                .extension()
+                .is_some_and(|held| held == extension)
+            {
                 found.push(entry.path());
             }
         }
@@ -91,7 +100,10 @@ fn blocks(text: &str) -> Vec<(&str, String)> {
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
         if let Some(language) = line.trim_start().strip_prefix("```") {
-            let block: Vec<_> = lines.by_ref().take_while(|line| line.trim() != "```").collect();
+            let block: Vec<_> = lines
+                .by_ref()
+                .take_while(|line| line.trim() != "```")
+                .collect();
             found.push((language, block.join("\n")));
         }
     }
@@ -122,11 +134,17 @@ fn words(line: &str) -> Vec<String> {
         match c {
             ' ' => found.extend(word.take()),
             '|' | '#' if word.is_none() => break,
-            '\'' => word.get_or_insert_default().extend(chars.by_ref().take_while(|c| *c != '\'')),
+            '\'' => word
+                .get_or_insert_default()
+                .extend(chars.by_ref().take_while(|c| *c != '\'')),
             '"' => {
                 let word = word.get_or_insert_default();
                 while let Some(c) = chars.next().filter(|c| *c != '"') {
-                    word.push(if c == '\\' { chars.next().unwrap_or(c) } else { c });
+                    word.push(if c == '\\' {
+                        chars.next().unwrap_or(c)
+                    } else {
+                        c
+                    });
                 }
             }
             _ => word.get_or_insert_default().push(c),
@@ -152,15 +170,27 @@ fn commands(text: &str) -> Vec<Vec<String>> {
             for (at, call) in line.match_indices("call ") {
                 if let [method, data, ..] = words(&line[at + call.len()..]).as_slice() {
                     let method = format!("tls.sessiond.v1.{method}");
-                    let command = ["grpcurl", "-d", data.as_str(), "127.0.0.1:50551", method.as_str()];
+                    let command = [
+                        "grpcurl",
+                        "-d",
+                        data.as_str(),
+                        "127.0.0.1:50551",
+                        method.as_str(),
+                    ];
                     found.push(command.map(str::to_owned).to_vec());
                 }
             }
         }
     }
     let text = prose(text);
-    let inline = text.lines().flat_map(|line| line.split('`').skip(1).step_by(2));
-    found.extend(inline.filter(|code| code.starts_with("grpcurl ")).map(words));
+    let inline = text
+        .lines()
+        .flat_map(|line| line.split('`').skip(1).step_by(2));
+    found.extend(
+        inline
+            .filter(|code| code.starts_with("grpcurl "))
+            .map(words),
+    );
     found
 }
 
@@ -191,15 +221,22 @@ impl Contract {
         for service in &file.service {
             for method in &service.method {
                 let name = format!("{package}.{}/{}", service.name(), method.name());
-                self.methods.insert(name, method.input_type().trim_start_matches('.').to_owned());
+                self.methods
+                    .insert(name, method.input_type().trim_start_matches('.').to_owned());
             }
         }
         for message in &file.message_type {
-            self.messages.insert(format!("{package}.{}", message.name()), message.clone());
+            self.messages
+                .insert(format!("{package}.{}", message.name()), message.clone());
         }
         for kind in &file.enum_type {
-            let values = kind.value.iter().map(|value| value.name().to_owned()).collect();
-            self.enums.insert(format!("{package}.{}", kind.name()), values);
+            let values = kind
+                .value
+                .iter()
+                .map(|value| value.name().to_owned())
+                .collect();
+            self.enums
+                .insert(format!("{package}.{}", kind.name()), values);
         }
     }
 
@@ -226,11 +263,13 @@ impl Contract {
             [_, "describe", symbol] if self.has(symbol) => Ok(()),
             [_, "describe", symbol] => Err(format!("nothing is named {symbol}")),
             [_, method] => {
-                let request =
-                    self.methods.get(*method).ok_or_else(|| format!("there is no method {method}"))?;
+                let request = self
+                    .methods
+                    .get(*method)
+                    .ok_or_else(|| format!("there is no method {method}"))?;
                 let Some(data) = data else { return Ok(()) };
-                let data: Value =
-                    serde_json::from_str(data).map_err(|err| format!("the request is not JSON: {err}"))?;
+                let data: Value = serde_json::from_str(data)
+                    .map_err(|err| format!("the request is not JSON: {err}"))?;
                 self.check_fields(request, &data)
             }
             _ => Err("expected an address and a method".into()),
@@ -238,8 +277,13 @@ impl Contract {
     }
 
     fn check_fields(&self, message: &str, value: &Value) -> Result<(), String> {
-        let Value::Object(given) = value else { return Err(format!("{message} must be an object")) };
-        let known = self.messages.get(message).ok_or_else(|| format!("there is no message {message}"))?;
+        let Value::Object(given) = value else {
+            return Err(format!("{message} must be an object"));
+        };
+        let known = self
+            .messages
+            .get(message)
+            .ok_or_else(|| format!("there is no message {message}"))?;
         for (name, value) in given {
             let field = known
                 .field
@@ -261,18 +305,26 @@ impl Contract {
 
     /// Returns whether a service, method, message or enum has this name.
     fn has(&self, symbol: &str) -> bool {
-        let method = symbol.rsplit_once('.').map(|(service, method)| format!("{service}/{method}"));
+        let method = symbol
+            .rsplit_once('.')
+            .map(|(service, method)| format!("{service}/{method}"));
         self.messages.contains_key(symbol)
             || self.enums.contains_key(symbol)
             || method.is_some_and(|method| self.methods.contains_key(&method))
-            || self.methods.keys().any(|method| method.split('/').next() == Some(symbol))
+            || self
+                .methods
+                .keys()
+                .any(|method| method.split('/').next() == Some(symbol))
     }
 }
 
 /// Returns the targets of the links of a document, without those in code blocks.
 fn links(text: &str) -> Vec<String> {
     let text = prose(text);
-    let targets = text.split("](").skip(1).filter_map(|rest| rest.split_once(')'));
+    let targets = text
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split_once(')'));
     targets.map(|(target, _)| target.to_owned()).collect()
 }
 
@@ -283,7 +335,9 @@ fn anchors(text: &str) -> HashSet<String> {
     headings
         .map(|heading| {
             let heading = heading.trim_start_matches('#').trim().to_lowercase();
-            let kept = heading.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
+            let kept = heading
+                .chars()
+                .filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
             kept.map(|c| if c == ' ' { '-' } else { c }).collect()
         })
         .collect()
@@ -299,16 +353,25 @@ fn relative_links_of_all_documents_resolve() {
             }
             seen += 1;
             let (path, anchor) = link.split_once('#').unwrap_or((link.as_str(), ""));
-            let target = if path.is_empty() { file.clone() } else { file.parent().unwrap().join(path) };
+            let target = if path.is_empty() {
+                file.clone()
+            } else {
+                file.parent().unwrap().join(path)
+            };
             let resolves = target.exists()
-                && (anchor.is_empty() || anchors(&fs::read_to_string(&target).unwrap()).contains(anchor));
+                && (anchor.is_empty()
+                    || anchors(&fs::read_to_string(&target).unwrap()).contains(anchor));
             if !resolves {
                 broken.push(format!("{}: {link}", file.display()));
             }
         }
     }
     assert!(seen > 50, "the links were not found: {seen}");
-    assert!(broken.is_empty(), "links without a target:\n{}", broken.join("\n"));
+    assert!(
+        broken.is_empty(),
+        "links without a target:\n{}",
+        broken.join("\n")
+    );
 }
 
 /// Returns the paths of files and folders that a document names in backticks, with their line
@@ -328,8 +391,11 @@ fn paths(text: &str) -> Vec<(usize, String)> {
                 Some((path, line)) if line.chars().all(|c| c.is_ascii_digit()) => path,
                 _ => span,
             };
-            let is_path = path.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
-            let is_known = FOLDERS.iter().any(|folder| path.starts_with(folder)) || path.ends_with(".rs");
+            let is_path = path
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
+            let is_known =
+                FOLDERS.iter().any(|folder| path.starts_with(folder)) || path.ends_with(".rs");
             if is_path && is_known {
                 found.push((at + 1, path.to_owned()));
             }
@@ -363,18 +429,26 @@ fn files_that_the_documents_name_exist() {
 
 #[test]
 fn paths_in_the_documents_are_seen() {
-    let text = "`src/a.rs:12` and `b.rs`, `c.md`, `src/d e` and `docs/`\n```\n`src/f.rs`\n```\n`a::src/g`";
-    let found =
-        [(1_usize, "src/a.rs"), (1, "b.rs"), (1, "docs/")].map(|(line, path)| (line, path.to_owned()));
+    let text =
+        "`src/a.rs:12` and `b.rs`, `c.md`, `src/d e` and `docs/`\n```\n`src/f.rs`\n```\n`a::src/g`";
+    let found = [(1_usize, "src/a.rs"), (1, "b.rs"), (1, "docs/")]
+        .map(|(line, path)| (line, path.to_owned()));
     assert_eq!(paths(text), found);
 }
 
 #[test]
 fn readme_is_short_and_begins_with_commands() {
     let words = prose(README).split_whitespace().count();
-    assert!(words <= README_WORDS_MAX, "README.md has {words} words; at most {README_WORDS_MAX} are allowed");
+    assert!(
+        words <= README_WORDS_MAX,
+        "README.md has {words} words; at most {README_WORDS_MAX} are allowed"
+    );
     let blocks = blocks(README);
-    assert!(blocks[0].1.starts_with("$ cargo run --release "), "{}", blocks[0].1);
+    assert!(
+        blocks[0].1.starts_with("$ cargo run --release "),
+        "{}",
+        blocks[0].1
+    );
 }
 
 #[test]
@@ -411,15 +485,25 @@ fn grpcurl_commands_in_the_documents_fit_the_contract() {
         }
     }
     assert!(seen > 20, "the commands were not found: {seen}");
-    assert!(broken.is_empty(), "commands that cannot work:\n{}", broken.join("\n"));
+    assert!(
+        broken.is_empty(),
+        "commands that cannot work:\n{}",
+        broken.join("\n")
+    );
 }
 
 #[test]
 fn grpcurl_commands_with_mistakes_are_found() {
     let contract = Contract::read();
     for (command, fault) in [
-        ("grpcurl -plaintext HOST tls.sessiond.v1.SessionService/Explain", "there is no method"),
-        ("grpcurl -d '{\"id\": \"\"}' HOST tls.sessiond.v1.ConnectionService/Free", "has no field id"),
+        (
+            "grpcurl -plaintext HOST tls.sessiond.v1.SessionService/Explain",
+            "there is no method",
+        ),
+        (
+            "grpcurl -d '{\"id\": \"\"}' HOST tls.sessiond.v1.ConnectionService/Free",
+            "has no field id",
+        ),
         (
             "grpcurl -d \"{\\\"role\\\": \\\"SERVER\\\"}\" HOST tls.sessiond.v1.ConnectionService/New",
             "no value",
@@ -428,8 +512,14 @@ fn grpcurl_commands_with_mistakes_are_found() {
             "grpcurl -d '{\"shutdown\": {\"a\": true}}' HOST tls.sessiond.v1.ConnectionService/SetShutdown",
             "has no field a",
         ),
-        ("grpcurl -d '{' HOST tls.sessiond.v1.ConnectionService/New", "not JSON"),
-        ("grpcurl HOST describe tls.sessiond.v1.SessionService.Explain", "nothing is named"),
+        (
+            "grpcurl -d '{' HOST tls.sessiond.v1.ConnectionService/New",
+            "not JSON",
+        ),
+        (
+            "grpcurl HOST describe tls.sessiond.v1.SessionService.Explain",
+            "nothing is named",
+        ),
         ("grpcurl -v HOST list", "flag -v"),
         ("grpcurl HOST | cat list", "expected an address"),
     ] {
@@ -441,20 +531,33 @@ fn grpcurl_commands_with_mistakes_are_found() {
 #[test]
 fn glossary_defines_each_term_once() {
     let sections = GLOSSARY.split("\n## ").skip(1);
-    let defined: Vec<_> = sections.map(|section| section.split_once("\n\n").unwrap()).collect();
-    let terms: Vec<_> = defined.iter().map(|(term, _)| term.to_lowercase()).collect();
+    let defined: Vec<_> = sections
+        .map(|section| section.split_once("\n\n").unwrap())
+        .collect();
+    let terms: Vec<_> = defined
+        .iter()
+        .map(|(term, _)| term.to_lowercase())
+        .collect();
     assert_eq!(terms, TERMS);
     for (term, definition) in defined {
-        assert!(definition.split_whitespace().count() > 5, "{term} has no definition");
+        assert!(
+            definition.split_whitespace().count() > 5,
+            "{term} has no definition"
+        );
     }
 }
 
 #[test]
 fn troubleshooting_has_all_reasons_of_misses_and_removals() {
     let contract = Contract::read();
-    for kind in ["tls.sessiond.v1.MissReason", "tls.sessiond.v1.RemovalReason"] {
+    for kind in [
+        "tls.sessiond.v1.MissReason",
+        "tls.sessiond.v1.RemovalReason",
+    ] {
         for value in &contract.enums[kind] {
-            let rows = TROUBLESHOOTING.matches(&format!("\n| `{value}` | ")).count();
+            let rows = TROUBLESHOOTING
+                .matches(&format!("\n| `{value}` | "))
+                .count();
             assert_eq!(rows, 1, "rows for {value}");
         }
     }
@@ -466,11 +569,19 @@ fn troubleshooting_names_only_reasons_that_exist() {
     for file in files(&root().join("src"), "rs") {
         sources.push_str(&fs::read_to_string(file).unwrap());
     }
-    let (_, errors) = TROUBLESHOOTING.split_once("\n## Errors of calls\n").unwrap();
+    let (_, errors) = TROUBLESHOOTING
+        .split_once("\n## Errors of calls\n")
+        .unwrap();
     let (errors, _) = errors.split_once("\n## ").unwrap();
-    let reasons: Vec<_> = errors.lines().filter_map(|row| row.strip_prefix("| `")?.split_once('`')).collect();
+    let reasons: Vec<_> = errors
+        .lines()
+        .filter_map(|row| row.strip_prefix("| `")?.split_once('`'))
+        .collect();
     assert!(reasons.len() > 8, "the reasons were not found: {reasons:?}");
     for (reason, _) in reasons {
-        assert!(sources.contains(&format!("\"{reason}\"")), "no error has the reason {reason}");
+        assert!(
+            sources.contains(&format!("\"{reason}\"")),
+            "no error has the reason {reason}"
+        );
     }
 }

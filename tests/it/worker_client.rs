@@ -36,7 +36,9 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(Duration::from_secs(20), wait)
+        .await
+        .unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 pub(crate) async fn attached(options: Options) -> Worker {
@@ -50,7 +52,10 @@ async fn worker_of(daemon: &TestDaemon) -> Worker {
 }
 
 fn put(session_id: &[u8]) -> Put {
-    Put { session_id: session_id.to_vec(), ..Put::new(Version::Tls12, b"master secret".to_vec()) }
+    Put {
+        session_id: session_id.to_vec(),
+        ..Put::new(Version::Tls12, b"master secret".to_vec())
+    }
 }
 
 /// Opens a server's connection that made this session.
@@ -76,7 +81,10 @@ async fn rust_client_sessions_follow_the_close_rule() {
 
     // Never closed, reopened after the close, or failed by an alert.
     let connection = established(&worker, b"a");
-    assert!(found(&worker, b"a").await, "an open connection's session may be resumed");
+    assert!(
+        found(&worker, b"a").await,
+        "an open connection's session may be resumed"
+    );
     drop(connection);
     assert!(!found(&worker, b"a").await);
     let connection = established(&worker, b"b");
@@ -106,8 +114,14 @@ async fn rust_client_sessions_follow_the_close_rule() {
 
     // The close of a resumed connection decides about its session.
     let session = look(&worker, b"d").await.unwrap();
-    assert_eq!((session.data(), session.is_single_use()), (&b"master secret"[..], false));
-    assert_eq!((session.session_id(), session.version()), (&b"d"[..], Version::Tls12));
+    assert_eq!(
+        (session.data(), session.is_single_use()),
+        (&b"master secret"[..], false)
+    );
+    assert_eq!(
+        (session.session_id(), session.version()),
+        (&b"d"[..], Version::Tls12)
+    );
     let connection = worker.open(Role::Server, "", Some(session.session_id()));
     connection.shutdown();
     drop(connection);
@@ -118,10 +132,22 @@ async fn rust_client_sessions_follow_the_close_rule() {
     connection.resumed(b"e");
     drop(connection);
     assert!(!found(&worker, b"e").await);
-    daemon.until("all connections are freed", async |daemon| daemon.core.connections().is_empty()).await;
+    daemon
+        .until("all connections are freed", async |daemon| {
+            daemon.core.connections().is_empty()
+        })
+        .await;
     let counters = worker.counters();
-    let lookups = (counters.hits, counters.misses, counters.timeouts, counters.away);
-    assert_eq!((lookups, counters.refused, counters.reconnects), ((7, 6, 0, 0), 0, 0));
+    let lookups = (
+        counters.hits,
+        counters.misses,
+        counters.timeouts,
+        counters.away,
+    );
+    assert_eq!(
+        (lookups, counters.refused, counters.reconnects),
+        ((7, 6, 0, 0), 0, 0)
+    );
     daemon.stop().await;
 }
 
@@ -130,15 +156,30 @@ async fn rust_client_passes_on_single_use_and_bindings() {
     let daemon = TestDaemon::start().await;
     let worker = worker_of(&daemon).await;
     let connection = worker.open(Role::Client, "localhost", None);
-    let made = Put { binding: b"h2".to_vec(), ..Put::new(Version::Tls13, b"ticket".to_vec()) };
+    let made = Put {
+        binding: b"h2".to_vec(),
+        ..Put::new(Version::Tls13, b"ticket".to_vec())
+    };
     connection.put(made);
     connection.shutdown();
-    assert!(worker.lookup(Lookup::client("localhost")).await.is_none(), "another binding");
-    let bound = Lookup { binding: b"h2", ..Lookup::client("localhost") };
+    assert!(
+        worker.lookup(Lookup::client("localhost")).await.is_none(),
+        "another binding"
+    );
+    let bound = Lookup {
+        binding: b"h2",
+        ..Lookup::client("localhost")
+    };
     let first = worker.lookup(bound).await.unwrap();
-    assert_eq!((first.is_single_use(), first.server_name()), (true, "localhost"));
+    assert_eq!(
+        (first.is_single_use(), first.server_name()),
+        (true, "localhost")
+    );
     assert!(first.authenticate_time() < first.expire_time());
-    assert!(worker.lookup(bound).await.is_none(), "the session was consumed");
+    assert!(
+        worker.lookup(bound).await.is_none(),
+        "the session was consumed"
+    );
     drop(connection);
 
     // A lookup that the daemon refuses is a miss, and is counted as refused.
@@ -172,8 +213,18 @@ impl WorkerService for Recorder {
                 id: call.id,
                 result: Some(Answered::LookupSession(Box::default())),
             };
-            let answers = calls.iter().filter(|call| call.id != 0).map(missed).collect();
-            Ok(pb::codec::Answers(pb::AttachResponse { answers, draining: false }.encode_to_vec()))
+            let answers = calls
+                .iter()
+                .filter(|call| call.id != 0)
+                .map(missed)
+                .collect();
+            Ok(pb::codec::Answers(
+                pb::AttachResponse {
+                    answers,
+                    draining: false,
+                }
+                .encode_to_vec(),
+            ))
         });
         Ok(Response::new(Box::pin(answers)))
     }
@@ -185,7 +236,11 @@ impl Recorder {
         let address = listener.local_addr().unwrap();
         let incoming = tonic::transport::server::TcpIncoming::from(listener);
         let service = WorkerServiceServer::new(self.clone());
-        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+        tokio::spawn(
+            tonic::transport::Server::builder()
+                .add_service(service)
+                .serve_with_incoming(incoming),
+        );
         address
     }
 
@@ -238,27 +293,54 @@ async fn full_queue_drops_reports_but_no_required_ones() {
     let mut options = options(&format!("http://{}", daemon.address));
     options.limits.queued_calls = 10;
     let worker = attached(options).await;
-    let mut opened: Vec<_> = (0..15).map(|_| worker.open(Role::Server, "", None)).collect();
+    let mut opened: Vec<_> = (0..15)
+        .map(|_| worker.open(Role::Server, "", None))
+        .collect();
     opened[0].shutdown();
     assert!(!found(&worker, b"a").await);
     let counters = worker.counters();
-    assert_eq!((counters.reports_dropped, counters.lookups_dropped, counters.away), (6, 1, 0));
-    daemon.until("ten connections are open", async |daemon| daemon.core.connections().len() == 10).await;
+    assert_eq!(
+        (
+            counters.reports_dropped,
+            counters.lookups_dropped,
+            counters.away
+        ),
+        (6, 1, 0)
+    );
+    daemon
+        .until("ten connections are open", async |daemon| {
+            daemon.core.connections().len() == 10
+        })
+        .await;
 
     // The queue is full again. Alerts and Free are queued beyond the limit.
     opened.truncate(10);
     let late = worker.open(Role::Server, "", None);
-    let mut more: Vec<_> = (0..9).map(|_| worker.open(Role::Server, "", None)).collect();
+    let mut more: Vec<_> = (0..9)
+        .map(|_| worker.open(Role::Server, "", None))
+        .collect();
     more.push(late);
     assert_eq!(worker.counters().reports_dropped, 6);
-    opened.iter().for_each(|connection| connection.alert(40, false));
+    opened
+        .iter()
+        .for_each(|connection| connection.alert(40, false));
     drop((opened, more));
-    daemon.until("all connections are freed", async |daemon| daemon.core.connections().is_empty()).await;
-    until("all calls are sent", async || worker.counters().calls == 10 + 10 + 10 + 20).await;
+    daemon
+        .until("all connections are freed", async |daemon| {
+            daemon.core.connections().is_empty()
+        })
+        .await;
+    until("all calls are sent", async || {
+        worker.counters().calls == 10 + 10 + 10 + 20
+    })
+    .await;
 
     // A session that is too large for a message is dropped, and the stream goes on.
     let connection = worker.open(Role::Server, "", None);
-    connection.put(Put { session_id: b"b".to_vec(), ..Put::new(Version::Tls12, vec![0; 2 << 20]) });
+    connection.put(Put {
+        session_id: b"b".to_vec(),
+        ..Put::new(Version::Tls12, vec![0; 2 << 20])
+    });
     assert_eq!(worker.counters().reports_dropped, 7);
     connection.put(put(b"b"));
     assert!(found(&worker, b"b").await);
@@ -286,7 +368,9 @@ async fn breaker_opens_after_lookups_of_a_stopped_daemon_time_out() {
         let begun = Instant::now();
         let missed = if blocking {
             let worker = worker.clone();
-            tokio::task::spawn_blocking(move || worker.lookup_blocking(Lookup::server(b"a"))).await.unwrap()
+            tokio::task::spawn_blocking(move || worker.lookup_blocking(Lookup::server(b"a")))
+                .await
+                .unwrap()
         } else {
             look(&worker, b"a").await
         };
@@ -313,8 +397,15 @@ async fn breaker_opens_after_lookups_of_a_stopped_daemon_time_out() {
     let told = established(&worker, b"b");
 
     daemon.signal("-CONT").await;
-    until("both are found again", async || found(&worker, b"a").await && found(&worker, b"b").await).await;
-    assert_eq!(worker.counters().reconnects, 0, "the stream was reconnected");
+    until("both are found again", async || {
+        found(&worker, b"a").await && found(&worker, b"b").await
+    })
+    .await;
+    assert_eq!(
+        worker.counters().reconnects,
+        0,
+        "the stream was reconnected"
+    );
     drop((connection, told));
 }
 
@@ -332,13 +423,19 @@ async fn lookups_miss_until_the_restarted_daemon_is_reached() {
     expected.away += 1;
     let begun = Instant::now();
     assert!(!found(&worker, b"a").await);
-    assert!(begun.elapsed() < SLACK, "the lookup waited for its deadline");
+    assert!(
+        begun.elapsed() < SLACK,
+        "the lookup waited for its deadline"
+    );
     assert_eq!(worker.counters(), expected);
     let nowhere = established(&worker, b"b");
 
     let daemon = Binary::start(&["--set", &format!("listen.api=[\"tcp://{address}\"]")]).await;
     assert_eq!(daemon.address, address);
-    until("the worker is attached again", async || worker.is_attached()).await;
+    until("the worker is attached again", async || {
+        worker.is_attached()
+    })
+    .await;
     let new = established(&worker, b"c");
     assert!(found(&worker, b"c").await);
     // Both connections were the first of their stream. Reports of the old one must not reach the
@@ -352,18 +449,34 @@ async fn lookups_miss_until_the_restarted_daemon_is_reached() {
     drop(new);
     assert!(!found(&worker, b"c").await);
     let counters = worker.counters();
-    assert_eq!((counters.reconnects, counters.refused, counters.reports_dropped), (1, 0, 0));
+    assert_eq!(
+        (
+            counters.reconnects,
+            counters.refused,
+            counters.reports_dropped
+        ),
+        (1, 0, 0)
+    );
 }
 
 #[tokio::test]
 async fn lookup_without_a_daemon_misses() {
-    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let free = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let worker = Worker::connect(options(&format!("http://{free}")));
     assert!(!found(&worker, b"a").await);
     assert!(worker.lookup_blocking(Lookup::server(b"a")).is_none());
     drop(established(&worker, b"a"));
     assert_eq!(worker.counters().away, 2);
-    for wrong in ["127.0.0.1:50551", "https://localhost", "unix:api.sock", "http://a b"] {
+    for wrong in [
+        "127.0.0.1:50551",
+        "https://localhost",
+        "unix:api.sock",
+        "http://a b",
+    ] {
         assert!(Options::new(wrong, "openssl").is_err(), "{wrong}");
     }
 }
@@ -375,16 +488,25 @@ async fn draining_daemon_learns_only_how_connections_end() {
     let (closed, open) = (established(&worker, b"a"), established(&worker, b"b"));
     assert!(found(&worker, b"a").await && found(&worker, b"b").await);
     daemon.begin_stop();
-    until("the worker knows of the drain", async || !worker.is_attached()).await;
+    until("the worker knows of the drain", async || {
+        !worker.is_attached()
+    })
+    .await;
     assert!(!found(&worker, b"a").await);
     drop(worker.open(Role::Server, "", None));
     assert_eq!(daemon.core.connections().len(), 2);
     closed.shutdown();
     drop((closed, open));
-    daemon.until("both connections are freed", async |daemon| daemon.core.connections().is_empty()).await;
+    daemon
+        .until("both connections are freed", async |daemon| {
+            daemon.core.connections().is_empty()
+        })
+        .await;
     assert_eq!(daemon.server_cache_len(), 1);
     // The stream ends by itself, long before drain.timeout.
-    tokio::time::timeout(Duration::from_secs(10), daemon.stop()).await.expect("the stream does not end");
+    tokio::time::timeout(Duration::from_secs(10), daemon.stop())
+        .await
+        .expect("the stream does not end");
 }
 
 #[tokio::test]
@@ -398,11 +520,21 @@ async fn connections_outlive_their_dropped_client() {
     drop(clone);
     closed.shutdown();
     drop(closed);
-    daemon.until("one connection is freed", async |daemon| daemon.core.connections().len() == 1).await;
+    daemon
+        .until("one connection is freed", async |daemon| {
+            daemon.core.connections().len() == 1
+        })
+        .await;
     drop(open);
-    daemon.until("both connections are freed", async |daemon| daemon.core.connections().is_empty()).await;
+    daemon
+        .until("both connections are freed", async |daemon| {
+            daemon.core.connections().is_empty()
+        })
+        .await;
     assert_eq!(daemon.server_cache_len(), 1);
-    tokio::time::timeout(Duration::from_secs(10), daemon.stop()).await.expect("the stream does not end");
+    tokio::time::timeout(Duration::from_secs(10), daemon.stop())
+        .await
+        .expect("the stream does not end");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -410,8 +542,11 @@ async fn lookups_miss_once_the_runtime_is_shut_down() {
     let daemon = TestDaemon::start().await;
     let options = options(&format!("http://{}", daemon.address));
     let outside = tokio::task::spawn_blocking(move || {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(1).build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .worker_threads(1)
+            .build()
+            .unwrap();
         let worker = runtime.block_on(attached(options));
         let connection = established(&worker, b"a");
         assert!(worker.lookup_blocking(Lookup::server(b"a")).is_some());
@@ -432,7 +567,9 @@ async fn lookups_miss_once_the_runtime_is_shut_down() {
     assert!(!found(&worker, b"a").await);
     drop(established(&worker, b"b"));
     daemon
-        .until("the stream's connections are freed", async |daemon| daemon.core.connections().is_empty())
+        .until("the stream's connections are freed", async |daemon| {
+            daemon.core.connections().is_empty()
+        })
         .await;
     assert_eq!(daemon.server_cache_len(), 0);
     daemon.stop().await;

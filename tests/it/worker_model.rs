@@ -78,8 +78,7 @@ impl Claim {
 }
 
 fn claim() -> impl Strategy<Value = Claim> {
-    let ago =
-        prop_oneof![3 => Just(None), 1 => Just(Some(0)), 1 => Just(Some(1_800_u64)), 1 => Just(Some(7_200))];
+    let ago = prop_oneof![3 => Just(None), 1 => Just(Some(0)), 1 => Just(Some(1_800_u64)), 1 => Just(Some(7_200))];
     (ago, 0..3_u8).prop_map(|(ago, peer)| Claim { ago, peer })
 }
 
@@ -201,7 +200,8 @@ impl World {
             .map(|(&id, &alive)| (id, alive))
             .filter(|(id, alive)| lost(*id, alive))
             .collect();
-        self.alive.retain(|id, _| !left.iter().any(|(left, _)| left == id));
+        self.alive
+            .retain(|id, _| !left.iter().any(|(left, _)| left == id));
         left
     }
 
@@ -224,10 +224,21 @@ impl World {
         };
         let named = session.map(session_id);
         let registry = self.core.registry();
-        let named = named.as_ref().map(|id| Wanted { id, registry: &registry, within: &|_| true });
-        let id = self.core.connections().create(plan, named, |connection, _| connection.id()).unwrap();
+        let named = named.as_ref().map(|id| Wanted {
+            id,
+            registry: &registry,
+            within: &|_| true,
+        });
+        let id = self
+            .core
+            .connections()
+            .create(plan, named, |connection, _| connection.id())
+            .unwrap();
         self.ids[slot] = Some(id);
-        self.models[slot] = Model { generation: self.generation, ..Model::default() };
+        self.models[slot] = Model {
+            generation: self.generation,
+            ..Model::default()
+        };
         if session.is_some() {
             self.resume(slot, session);
         }
@@ -259,7 +270,10 @@ impl World {
     /// Returns the session that a connection finds under an id. It finds sessions of its own scope
     /// only, and none once that scope was replaced.
     fn held(&self, slot: usize, id: u8) -> Option<Alive> {
-        self.alive.get(&id).copied().filter(|_| self.models[slot].generation == self.generation)
+        self.alive
+            .get(&id)
+            .copied()
+            .filter(|_| self.models[slot].generation == self.generation)
     }
 
     fn record(&self, slot: usize, id: u8) -> Option<Alive> {
@@ -272,7 +286,8 @@ impl World {
         // Naming the attached session again replaces nothing, even if the session has left the
         // cache.
         let attached = model.attached.filter(|_| model.phase == Phase::Established);
-        let same = attached.filter(|&(id, _)| session == Some(id) && (named.is_none() || named == attached));
+        let same = attached
+            .filter(|&(id, _)| session == Some(id) && (named.is_none() || named == attached));
         if same.is_none() {
             self.leave(slot);
         }
@@ -282,7 +297,9 @@ impl World {
         };
         // The session as it was when it was named. It may have left the cache together with the
         // connection's family.
-        let found = self.held(slot, id).filter(|found| named == Some((id, found.serial)));
+        let found = self
+            .held(slot, id)
+            .filter(|found| named == Some((id, found.serial)));
         let of_attached = same.and_then(|(_, serial)| self.every.get(&serial).copied());
         let known = of_attached.or(found).or_else(|| self.record(slot, id));
         self.establish(slot);
@@ -310,7 +327,11 @@ impl World {
                 let registry = self.core.registry();
                 let done = self.core.connections().set_session(
                     id,
-                    named.as_ref().map(|id| Wanted { id, registry: &registry, within: &|_| true }),
+                    named.as_ref().map(|id| Wanted {
+                        id,
+                        registry: &registry,
+                        within: &|_| true,
+                    }),
                     |_, _| (),
                 );
                 // The id exists in the new scope only, not in the connection's own.
@@ -336,7 +357,10 @@ impl World {
                     .with_exclusive(id, |connection, _| connection.shutdown(&mut Vec::new()));
                 let model = &mut self.models[slot];
                 // The daemon does not know of a handshake that made no session.
-                assert_eq!(done.is_ok(), matches!(model.phase, Phase::Before | Phase::Established));
+                assert_eq!(
+                    done.is_ok(),
+                    matches!(model.phase, Phase::Before | Phase::Established)
+                );
                 model.flags.sent |= done.is_ok();
             }
             Op::SetShutdown(slot, sent, received) => {
@@ -355,22 +379,37 @@ impl World {
             Op::Clear(slot) => {
                 let id = self.connection(slot);
                 self.leave(slot);
-                self.core.connections().with_exclusive(id, |connection, _| Ok(connection.clear())).unwrap();
-                let Model { attached, generation, .. } = self.models[slot];
-                self.models[slot] = Model { attached, generation, ..Model::default() };
+                self.core
+                    .connections()
+                    .with_exclusive(id, |connection, _| Ok(connection.clear()))
+                    .unwrap();
+                let Model {
+                    attached,
+                    generation,
+                    ..
+                } = self.models[slot];
+                self.models[slot] = Model {
+                    attached,
+                    generation,
+                    ..Model::default()
+                };
             }
             Op::Free(slot) => self.free(slot),
             Op::Lookup(id) => self.lookup(id),
             Op::Remove(id) => {
                 let context = Arc::clone(self.core.registry().get("default").unwrap());
-                let removed = context.server_cache.remove(&session_id(id), self.core.now());
+                let removed = context
+                    .server_cache
+                    .remove(&session_id(id), self.core.now());
                 assert_eq!(removed, self.alive.contains_key(&id));
                 self.lose(|lost, _| lost == id);
             }
             Op::Revoke(peer, ago) => self.revoke(peer, ago),
             Op::Reload => {
                 let next = config(&self.folder, self.generation + 1);
-                self.core.swap(Arc::new(self.core.registry().rebuild(&next.settings()).unwrap()));
+                self.core.swap(Arc::new(
+                    self.core.registry().rebuild(&next.settings()).unwrap(),
+                ));
                 self.let_go(|_, _| true);
                 self.generation += 1;
                 // Earlier authentications happened under another scope.
@@ -401,8 +440,9 @@ impl World {
         let context = Arc::clone(self.core.registry().get("default").unwrap());
         context.server_cache.revoke(selector, before);
         self.revoked.push((peer, before));
-        let purged: usize =
-            (0..context.server_cache.shards()).map(|part| context.server_cache.purge(part)).sum();
+        let purged: usize = (0..context.server_cache.shards())
+            .map(|part| context.server_cache.purge(part))
+            .sum();
         let held = self.alive.len();
         self.let_go(|_, alive| (peer == 0 || peer == alive.peer) && alive.authenticated < before);
         assert_eq!(purged, held - self.alive.len());
@@ -411,7 +451,9 @@ impl World {
     fn put(&mut self, slot: usize, id: u8, once: bool, claim: Claim) {
         let connection = self.connection(slot);
         let now = self.core.now().at;
-        let told = claim.ago.map(|ago| Timestamp::from_millis(now.as_millis() - ago * 1000));
+        let told = claim
+            .ago
+            .map(|ago| Timestamp::from_millis(now.as_millis() - ago * 1000));
         let put = Put {
             id: Some(session_id(id)),
             secret: Secret::bytes(vec![id; 4]),
@@ -428,7 +470,9 @@ impl World {
         let done = self
             .core
             .connections()
-            .with_exclusive(connection, |connection, now| connection.put_session(put, now));
+            .with_exclusive(connection, |connection, now| {
+                connection.put_session(put, now)
+            });
         if self.models[slot].phase == Phase::Failed {
             assert!(matches!(done, Err(Error::Failed(_))));
             return;
@@ -445,10 +489,15 @@ impl World {
         if model.peer == 0 && !model.reused {
             model.peer = claim.peer;
         }
-        model.version = model.version.filter(|_| model.reused).or(Some(version(once)));
+        model.version = model
+            .version
+            .filter(|_| model.reused)
+            .or(Some(version(once)));
         // A TLS 1.2 resumption makes no session.
         let resumed = model.reused && (!once || model.version == Some(Version::Tls12));
-        let lives = model.authenticated.filter(|authenticated| authenticated.after(LIFE) > now);
+        let lives = model
+            .authenticated
+            .filter(|authenticated| authenticated.after(LIFE) > now);
         let kept = lives.filter(|authenticated| {
             let covers = |(peer, before): &(u8, Timestamp)| {
                 (*peer == 0 || *peer == model.peer) && authenticated < before
@@ -462,7 +511,12 @@ impl World {
         assert_eq!(stored, kept.is_some(), "put does not match the model");
         if let Some(authenticated) = kept {
             self.serial += 1;
-            let alive = Alive { serial: self.serial, once, authenticated, peer: model.peer };
+            let alive = Alive {
+                serial: self.serial,
+                once,
+                authenticated,
+                peer: model.peer,
+            };
             self.alive.insert(id, alive);
             self.every.insert(self.serial, alive);
             model.family.insert((id, self.serial));
@@ -473,7 +527,10 @@ impl World {
     fn alert(&mut self, slot: usize, received: bool) {
         let id = self.connection(slot);
         let alert = Alert { code: 40, received };
-        let done = self.core.connections().with_exclusive(id, |connection, _| connection.report_alert(alert));
+        let done = self
+            .core
+            .connections()
+            .with_exclusive(id, |connection, _| connection.report_alert(alert));
         let model = &mut self.models[slot];
         assert_eq!(done.is_ok(), model.phase != Phase::Failed);
         if done.is_err() {
@@ -509,7 +566,9 @@ impl World {
             cipher_suite: None,
         };
         let context = Arc::clone(self.core.registry().get("default").unwrap());
-        let found = context.server_cache.find(&session_id(id), &terms, self.core.now());
+        let found = context
+            .server_cache
+            .find(&session_id(id), &terms, self.core.now());
         match (found, self.alive.get(&id).copied()) {
             (Ok(session), Some(alive)) => {
                 let found = (session.kind().single_use, session.authenticated());
@@ -528,21 +587,38 @@ impl World {
         let context = Arc::clone(self.core.registry().get("default").unwrap());
         context.server_cache.scan(self.core.now(), |session| {
             let once = session.kind().single_use;
-            let peer = session.kind().peer.as_ref().map_or(0, |peer| peer.certificate_sha256[0]);
-            cached.insert(session.id().as_bytes()[0] - 1, (once, session.authenticated(), peer));
+            let peer = session
+                .kind()
+                .peer
+                .as_ref()
+                .map_or(0, |peer| peer.certificate_sha256[0]);
+            cached.insert(
+                session.id().as_bytes()[0] - 1,
+                (once, session.authenticated(), peer),
+            );
         });
         let alive: BTreeMap<_, _> = self
             .alive
             .iter()
             .map(|(&id, alive)| (id, (alive.once, alive.authenticated, alive.peer)))
             .collect();
-        assert_eq!(cached, alive, "after {op:?} the cache does not match the close rule");
+        assert_eq!(
+            cached, alive,
+            "after {op:?} the cache does not match the close rule"
+        );
         for (slot, id) in self.ids.iter().enumerate() {
             let Some(id) = *id else { continue };
             let model = &self.models[slot];
             let seen = self.core.connections().inspect(id, |connection, _| {
-                let attached = connection.session().map(|session| session.id().as_bytes()[0] - 1);
-                (connection.state(), connection.shutdown_flags(), attached, connection.session_reused())
+                let attached = connection
+                    .session()
+                    .map(|session| session.id().as_bytes()[0] - 1);
+                (
+                    connection.state(),
+                    connection.shutdown_flags(),
+                    attached,
+                    connection.session_reused(),
+                )
             });
             let state = match model.phase {
                 Phase::Before => State::Before,
@@ -551,7 +627,12 @@ impl World {
             };
             assert_eq!(
                 seen.unwrap(),
-                (state, model.flags, model.attached.map(|key| key.0), model.reused),
+                (
+                    state,
+                    model.flags,
+                    model.attached.map(|key| key.0),
+                    model.reused
+                ),
                 "slot {slot} after {op:?}"
             );
         }

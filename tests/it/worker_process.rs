@@ -22,7 +22,10 @@ async fn neighbour(daemon: &TestDaemon) -> Worker {
     let worker = Worker::connect(options);
     assert!(worker.attached(Duration::from_secs(20)).await);
     let connection = worker.open(Role::Server, "", None);
-    connection.put(Put { session_id: b"mine".to_vec(), ..Put::new(Version::Tls12, vec![7; 200]) });
+    connection.put(Put {
+        session_id: b"mine".to_vec(),
+        ..Put::new(Version::Tls12, vec![7; 200])
+    });
     connection.shutdown();
     drop(connection);
     assert!(worker.flush(Duration::from_secs(20)).await);
@@ -57,7 +60,13 @@ async fn killed_worker_loses_ten_thousand_open_sessions_quickly() {
     let daemon = TestDaemon::start().await;
     let neighbour = neighbour(&daemon).await;
     let mut killed = peer("grpcurl")
-        .args(["-plaintext", "-d", "@", &daemon.address, "tls.sessiond.v1.WorkerService/Attach"])
+        .args([
+            "-plaintext",
+            "-d",
+            "@",
+            &daemon.address,
+            "tls.sessiond.v1.WorkerService/Attach",
+        ])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -68,7 +77,11 @@ async fn killed_worker_loses_ten_thousand_open_sessions_quickly() {
     let mut stdin = killed.stdin.take().unwrap();
     stdin.write_all(script().as_bytes()).await.unwrap();
     stdin.flush().await.unwrap();
-    daemon.until("all connections are open", async |daemon| daemon.server_cache_len() == OPEN + 1).await;
+    daemon
+        .until("all connections are open", async |daemon| {
+            daemon.server_cache_len() == OPEN + 1
+        })
+        .await;
     assert_eq!(daemon.core.connections().len(), OPEN);
 
     killed.kill().await.unwrap();
@@ -81,10 +94,20 @@ async fn killed_worker_loses_ten_thousand_open_sessions_quickly() {
         assert!(neighbour.lookup(Lookup::server(b"mine")).await.is_some());
         slowest = slowest.max(asked.elapsed());
         lookups += 1;
-        assert!(begun.elapsed() < Duration::from_secs(1), "{} are left", daemon.server_cache_len());
+        assert!(
+            begun.elapsed() < Duration::from_secs(1),
+            "{} are left",
+            daemon.server_cache_len()
+        );
     }
-    println!("{OPEN} freed in {:?}; {lookups} lookups meanwhile, the slowest {slowest:?}", begun.elapsed());
-    assert!(lookups > 0 && slowest < Duration::from_millis(250), "a lookup waited {slowest:?}");
+    println!(
+        "{OPEN} freed in {:?}; {lookups} lookups meanwhile, the slowest {slowest:?}",
+        begun.elapsed()
+    );
+    assert!(
+        lookups > 0 && slowest < Duration::from_millis(250),
+        "a lookup waited {slowest:?}"
+    );
     assert!(neighbour.lookup(Lookup::server(b"mine")).await.is_some());
     assert!(neighbour.lookup(Lookup::server(&[0; 8])).await.is_none());
     daemon.stop().await;
@@ -100,7 +123,11 @@ async fn worker_with_unread_answers_blocks_no_other_worker() {
         .connect()
         .await;
     let mut client = WorkerServiceClient::new(channel.unwrap());
-    let mut answers = client.attach(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    let mut answers = client
+        .attach(ReceiverStream::new(receiver))
+        .await
+        .unwrap()
+        .into_inner();
     // The answer to each lookup carries a session of 200 bytes and little more.
     let lookup = |id: u64| {
         let request = pb::LookupSessionRequest {
@@ -114,13 +141,23 @@ async fn worker_with_unread_answers_blocks_no_other_worker() {
     let mut sent = 0;
     // The daemon reads until the windows of both directions and one batch of answers are full.
     loop {
-        let calls = (0..1000).map(|place| lookup(sent * 1000 + place + 1)).collect();
-        match timeout(Duration::from_millis(500), requests.send(pb::AttachRequest { calls })).await {
+        let calls = (0..1000)
+            .map(|place| lookup(sent * 1000 + place + 1))
+            .collect();
+        match timeout(
+            Duration::from_millis(500),
+            requests.send(pb::AttachRequest { calls }),
+        )
+        .await
+        {
             Ok(taken) => taken.unwrap(),
             Err(_) => break,
         }
         sent += 1;
-        assert!(sent < 1000, "the daemon reads without end although its answers are not read");
+        assert!(
+            sent < 1000,
+            "the daemon reads without end although its answers are not read"
+        );
     }
     for _ in 0..100 {
         assert!(neighbour.lookup(Lookup::server(b"mine")).await.is_some());

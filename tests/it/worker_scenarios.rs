@@ -8,7 +8,9 @@
 use std::collections::{HashMap, VecDeque};
 
 use prost_types::Timestamp;
-use tls_sessiond_proto::{self as pb, ProtocolVersion as Version, answer::Result as Answered, call::Method};
+use tls_sessiond_proto::{
+    self as pb, ProtocolVersion as Version, answer::Result as Answered, call::Method,
+};
 
 use crate::{
     script::{Engine, Named, Script, Stage, Unseen, returned, scripts},
@@ -92,7 +94,11 @@ struct Worker {
 }
 
 const fn unseen(operation: &'static str, key: &'static str, why: &'static str) -> Unseen {
-    Unseen { operation, key, why }
+    Unseen {
+        operation,
+        key,
+        why,
+    }
 }
 
 fn alias(x: &str) -> String {
@@ -123,18 +129,34 @@ impl Worker {
     async fn batch(&mut self, calls: Vec<(Method, String)>) -> Vec<Answered> {
         let calls: Vec<_> = calls
             .into_iter()
-            .map(|(method, alias)| pb::Call { alias, ..call(self.number(), method) })
+            .map(|(method, alias)| pb::Call {
+                alias,
+                ..call(self.number(), method)
+            })
             .collect();
         let ids: Vec<u64> = calls.iter().map(|call| call.id).collect();
         self.stream.send(calls).await;
         let answers = self.stream.answers(ids.len()).await;
-        assert_eq!(answers.iter().map(|answer| answer.id).collect::<Vec<_>>(), ids);
-        answers.into_iter().map(|answer| answer.result.unwrap()).collect()
+        assert_eq!(
+            answers.iter().map(|answer| answer.id).collect::<Vec<_>>(),
+            ids
+        );
+        answers
+            .into_iter()
+            .map(|answer| answer.result.unwrap())
+            .collect()
     }
 
     /// Sends calls that cannot be refused.
     async fn tell(&mut self, methods: Vec<Method>) -> Vec<Answered> {
-        let answers = self.batch(methods.into_iter().map(|method| (method, String::new())).collect()).await;
+        let answers = self
+            .batch(
+                methods
+                    .into_iter()
+                    .map(|method| (method, String::new()))
+                    .collect(),
+            )
+            .await;
         for answer in &answers {
             assert!(!matches!(answer, Answered::Error(_)), "refused: {answer:?}");
         }
@@ -146,8 +168,15 @@ impl Worker {
     }
 
     async fn lookup(&mut self, request: pb::LookupSessionRequest) -> pb::LookupSessionResponse {
-        let request = pb::LookupSessionRequest { format: FORMAT.into(), ..request };
-        match self.tell(vec![Method::LookupSession(request.into())]).await.remove(0) {
+        let request = pb::LookupSessionRequest {
+            format: FORMAT.into(),
+            ..request
+        };
+        match self
+            .tell(vec![Method::LookupSession(request.into())])
+            .await
+            .remove(0)
+        {
             Answered::LookupSession(found) => *found,
             other => panic!("unexpected answer: {other:?}"),
         }
@@ -189,7 +218,9 @@ impl Worker {
             self.begin_handshake(x).await;
         }
         while !matches!(self.object(x).progress, Progress::Failed) {
-            let Some(record) = self.object(x).inbox.pop_front() else { break };
+            let Some(record) = self.object(x).inbox.pop_front() else {
+                break;
+            };
             self.take(x, record).await;
         }
         if self.object(x).ended
@@ -207,12 +238,20 @@ impl Worker {
             None => self.stage.look(x).await.session_id,
         };
         let versions = self.versions(x).await;
-        let found = if id.is_empty() { None } else { self.find(x, &id).await };
+        let found = if id.is_empty() {
+            None
+        } else {
+            self.find(x, &id).await
+        };
         let offer = match (found, named) {
             (Some((version, offer)), _) => Some(offer).filter(|_| versions.contains(&version)),
             // The script holds a session that has left the cache. The client offers it, and the
             // server decides.
-            (None, Some(held)) => Some(Offer { id, server: held.server, authenticated: None }),
+            (None, Some(held)) => Some(Offer {
+                id,
+                server: held.server,
+                authenticated: None,
+            }),
             (None, None) => None,
         };
         let offered = offer.as_ref().map(|offer| offer.server.clone());
@@ -226,20 +265,36 @@ impl Worker {
             (Record::ClientHello { versions, offered }, Progress::Before) => {
                 self.answer_hello(x, versions, offered).await;
             }
-            (Record::ServerHello { version, resumed, id }, Progress::Offering(offer)) => {
+            (
+                Record::ServerHello {
+                    version,
+                    resumed,
+                    id,
+                },
+                Progress::Offering(offer),
+            ) => {
                 let resumes = offer.filter(|_| resumed);
                 // A client has the last word here and knows everything it needs.
                 let done = resumed || version == Version::Tls13;
-                self.object(x).progress = Progress::Agreed { version, resumes, id };
+                self.object(x).progress = Progress::Agreed {
+                    version,
+                    resumes,
+                    id,
+                };
                 if done {
                     self.finish(x).await;
                 }
                 self.send(x, Record::Finished);
             }
             (Record::Finished, agreed @ Progress::Agreed { .. }) => {
-                let answers =
-                    matches!(&agreed, Progress::Agreed { version: Version::Tls12, resumes: None, .. })
-                        && self.role(x) == pb::Role::Server;
+                let answers = matches!(
+                    &agreed,
+                    Progress::Agreed {
+                        version: Version::Tls12,
+                        resumes: None,
+                        ..
+                    }
+                ) && self.role(x) == pb::Role::Server;
                 self.object(x).progress = agreed;
                 self.finish(x).await;
                 if answers {
@@ -255,7 +310,14 @@ impl Worker {
             (Record::CloseNotify, done @ Progress::Done(_)) => {
                 self.object(x).progress = done;
                 let sent = self.stage.look(x).await.shutdown.unwrap().sent;
-                self.set_shutdown(x, pb::ShutdownFlags { sent, received: true }).await;
+                self.set_shutdown(
+                    x,
+                    pb::ShutdownFlags {
+                        sent,
+                        received: true,
+                    },
+                )
+                .await;
             }
             (Record::Alert(code), _) => self.report(x, code, true).await,
             (Record::Noise, Progress::Done(_)) => self.fail(x, BAD_RECORD_MAC).await,
@@ -266,28 +328,45 @@ impl Worker {
 
     async fn answer_hello(&mut self, x: &str, versions: Vec<Version>, offered: Option<String>) {
         let spoken = self.versions(x).await;
-        let Some(version) = versions.into_iter().filter(|version| spoken.contains(version)).max() else {
+        let Some(version) = versions
+            .into_iter()
+            .filter(|version| spoken.contains(version))
+            .max()
+        else {
             return self.fail(x, PROTOCOL_VERSION).await;
         };
         let found = match offered {
             Some(id) => self.find(x, &id).await,
             None => None,
         };
-        let resumes = found.filter(|(made, _)| *made == version).map(|(_, offer)| offer);
+        let resumes = found
+            .filter(|(made, _)| *made == version)
+            .map(|(_, offer)| offer);
         let id = match &resumes {
             Some(offer) => offer.id.clone(),
             None => format!("{:064x}", self.number()),
         };
-        let hello = Record::ServerHello { version, resumed: resumes.is_some(), id: id.clone() };
-        self.object(x).progress = Progress::Agreed { version, resumes, id };
+        let hello = Record::ServerHello {
+            version,
+            resumed: resumes.is_some(),
+            id: id.clone(),
+        };
+        self.object(x).progress = Progress::Agreed {
+            version,
+            resumes,
+            id,
+        };
         self.send(x, hello);
     }
 
     /// Finishes the handshake. Reports the session that it resumed and the sessions that it made.
     async fn finish(&mut self, x: &str) {
         let object = self.object(x);
-        let Progress::Agreed { version, resumes, id } =
-            std::mem::replace(&mut object.progress, Progress::Failed)
+        let Progress::Agreed {
+            version,
+            resumes,
+            id,
+        } = std::mem::replace(&mut object.progress, Progress::Failed)
         else {
             panic!("{x} has not agreed on a version")
         };
@@ -306,14 +385,19 @@ impl Worker {
             _ => {}
         }
         if let Some(offer) = resumes {
-            let request = pb::SetSessionRequest { connection_id: alias(x), session_id: offer.id };
+            let request = pb::SetSessionRequest {
+                connection_id: alias(x),
+                session_id: offer.id,
+            };
             told.push(Method::SetSession(request));
         }
         told.extend(tickets.iter().map(|id| self.put(x, version, id)));
         if !told.is_empty() {
             self.tell(told).await;
         }
-        tickets.into_iter().for_each(|id| self.send(x, Record::Ticket(id)));
+        tickets
+            .into_iter()
+            .for_each(|id| self.send(x, Record::Ticket(id)));
     }
 
     /// Returns the put of a new session. Its encoding is the server's id.
@@ -341,27 +425,52 @@ impl Worker {
 
     async fn report(&mut self, x: &str, code: u32, received: bool) {
         self.object(x).progress = Progress::Failed;
-        let alert = Some(pb::Alert { code, received, ..Default::default() });
-        let request = pb::ReportAlertRequest { connection_id: alias(x), alert };
+        let alert = Some(pb::Alert {
+            code,
+            received,
+            ..Default::default()
+        });
+        let request = pb::ReportAlertRequest {
+            connection_id: alias(x),
+            alert,
+        };
         self.tell(vec![Method::ReportAlert(request)]).await;
     }
 }
 
 impl Engine for Worker {
     const UNSEEN: &'static [Unseen] = &[
-        unseen("hs", "ret", "known to the library only; the worker reports a finished handshake"),
+        unseen(
+            "hs",
+            "ret",
+            "known to the library only; the worker reports a finished handshake",
+        ),
         unseen("hs", "reused", "reported when the handshake is finished"),
-        unseen("read", "ret", "known to the library only; the daemon carries no data"),
+        unseen(
+            "read",
+            "ret",
+            "known to the library only; the daemon carries no data",
+        ),
         unseen("read", "data", "the daemon carries no data"),
-        unseen("read", "ZERO_RETURN", "known to the library only; the worker reports RECEIVED"),
-        unseen("write", "ret", "known to the library only; the daemon carries no data"),
+        unseen(
+            "read",
+            "ZERO_RETURN",
+            "known to the library only; the worker reports RECEIVED",
+        ),
+        unseen(
+            "write",
+            "ret",
+            "known to the library only; the daemon carries no data",
+        ),
     ];
 
     async fn begin(script: &Script, stage: Stage) -> Self {
         Self {
             stream: Stream::attach(&stage.daemon).await,
             stage,
-            tickets: script.option("numtickets").map_or(2, |count| count.parse().unwrap()),
+            tickets: script
+                .option("numtickets")
+                .map_or(2, |count| count.parse().unwrap()),
             last: 0,
             objects: HashMap::new(),
         }
@@ -377,13 +486,18 @@ impl Engine for Worker {
 
     async fn make(&mut self, wanted: &[(&str, pb::NewRequest)]) -> Vec<String> {
         let calls = wanted.iter().map(|(name, request)| {
-            let request = pb::NewRequest { engine: pb::Engine::Worker.into(), ..request.clone() };
+            let request = pb::NewRequest {
+                engine: pb::Engine::Worker.into(),
+                ..request.clone()
+            };
             (Method::New(request.into()), alias(name))
         });
         let answers = self.batch(calls.collect()).await;
         let mut ids = Vec::new();
         for ((name, _), answer) in wanted.iter().zip(answers) {
-            let Answered::New(made) = answer else { panic!("refused: {answer:?}") };
+            let Answered::New(made) = answer else {
+                panic!("refused: {answer:?}")
+            };
             ids.push(made.connection.unwrap().id);
             let object = Object {
                 progress: Progress::Before,
@@ -401,13 +515,19 @@ impl Engine for Worker {
     async fn clear(&mut self, x: &str) -> bool {
         self.object(x).progress = Progress::Before;
         self.object(x).authenticated = None;
-        let request = pb::ClearRequest { connection_id: alias(x) };
+        let request = pb::ClearRequest {
+            connection_id: alias(x),
+        };
         matches!(self.ask(Method::Clear(request)).await, Answered::Clear(_))
     }
 
     async fn free(&mut self, gone: &[&str]) {
-        let free = |x: &&str| pb::FreeRequest { connection_id: alias(x), allow_missing: false };
-        self.tell(gone.iter().map(|x| Method::Free(free(x))).collect()).await;
+        let free = |x: &&str| pb::FreeRequest {
+            connection_id: alias(x),
+            allow_missing: false,
+        };
+        self.tell(gone.iter().map(|x| Method::Free(free(x))).collect())
+            .await;
         gone.iter().for_each(|x| drop(self.objects.remove(*x)));
     }
 
@@ -421,7 +541,9 @@ impl Engine for Worker {
         if again {
             self.run(x).await;
         }
-        let request = pb::ShutdownRequest { connection_id: alias(x) };
+        let request = pb::ShutdownRequest {
+            connection_id: alias(x),
+        };
         match self.ask(Method::Shutdown(request)).await {
             Answered::Shutdown(closed) => {
                 if !again {
@@ -435,7 +557,10 @@ impl Engine for Worker {
     }
 
     async fn set_shutdown(&mut self, x: &str, flags: pb::ShutdownFlags) {
-        let request = pb::SetShutdownRequest { connection_id: alias(x), shutdown: Some(flags) };
+        let request = pb::SetShutdownRequest {
+            connection_id: alias(x),
+            shutdown: Some(flags),
+        };
         self.tell(vec![Method::SetShutdown(request)]).await;
     }
 
@@ -446,12 +571,22 @@ impl Engine for Worker {
         if self.object(x).named.is_some() {
             return true;
         }
-        let request = pb::SetSessionRequest { connection_id: alias(x), session_id: String::new() };
-        matches!(self.ask(Method::SetSession(request)).await, Answered::SetSession(_))
+        let request = pb::SetSessionRequest {
+            connection_id: alias(x),
+            session_id: String::new(),
+        };
+        matches!(
+            self.ask(Method::SetSession(request)).await,
+            Answered::SetSession(_)
+        )
     }
 
     async fn remove(&mut self, request: pb::RemoveSessionRequest) -> bool {
-        match self.tell(vec![Method::RemoveSession(request)]).await.remove(0) {
+        match self
+            .tell(vec![Method::RemoveSession(request)])
+            .await
+            .remove(0)
+        {
             Answered::RemoveSession(removed) => removed.removed,
             other => panic!("unexpected answer: {other:?}"),
         }
@@ -468,7 +603,12 @@ impl Engine for Worker {
     }
 
     async fn advance(&mut self, x: &str) -> usize {
-        let waiting = |worker: &Self| worker.stage.peer(x).map_or(0, |peer| worker.objects[peer].inbox.len());
+        let waiting = |worker: &Self| {
+            worker
+                .stage
+                .peer(x)
+                .map_or(0, |peer| worker.objects[peer].inbox.len())
+        };
         let before = waiting(self);
         self.run(x).await;
         waiting(self) - before
@@ -514,6 +654,9 @@ async fn openssl_scenarios_hold_for_workers() {
         met.extend(script.play::<Worker>().await);
     }
     for unseen in Worker::UNSEEN {
-        assert!(met.contains(&unseen), "no script has this expectation: {unseen:?}");
+        assert!(
+            met.contains(&unseen),
+            "no script has this expectation: {unseen:?}"
+        );
     }
 }

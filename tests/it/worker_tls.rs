@@ -18,7 +18,9 @@ use crate::{
 /// A proxy that terminates mutual TLS in front of a daemon and carries bytes to its loopback
 /// address.
 async fn behind_mutual_tls(daemon: &TestDaemon, authority: &Authority, leaf: &Leaf) -> SocketAddr {
-    let verifier = WebPkiClientVerifier::builder(Arc::new(trust(authority))).build().unwrap();
+    let verifier = WebPkiClientVerifier::builder(Arc::new(trust(authority)))
+        .build()
+        .unwrap();
     let mut config = rustls::ServerConfig::builder()
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain(leaf), key(leaf))
@@ -30,7 +32,9 @@ async fn behind_mutual_tls(daemon: &TestDaemon, authority: &Authority, leaf: &Le
     let daemon = daemon.address.clone();
     tokio::spawn(async move {
         while let Ok((socket, _)) = listener.accept().await {
-            let Ok(mut near) = acceptor.accept(socket).await else { continue };
+            let Ok(mut near) = acceptor.accept(socket).await else {
+                continue;
+            };
             let mut far = tokio::net::TcpStream::connect(&daemon).await.unwrap();
             tokio::spawn(async move { tokio::io::copy_bidirectional(&mut near, &mut far).await });
         }
@@ -40,7 +44,9 @@ async fn behind_mutual_tls(daemon: &TestDaemon, authority: &Authority, leaf: &Le
 
 fn trust(authority: &Authority) -> RootCertStore {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap()).unwrap();
+    roots
+        .add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap())
+        .unwrap();
     roots
 }
 
@@ -61,7 +67,9 @@ async fn rust_client_attaches_only_over_valid_mutual_tls() {
     let config = |trusted: &Authority, leaf: Option<Leaf>| {
         let config = rustls::ClientConfig::builder().with_root_certificates(trust(trusted));
         match leaf {
-            Some(leaf) => config.with_client_auth_cert(chain(&leaf), key(&leaf)).unwrap(),
+            Some(leaf) => config
+                .with_client_auth_cert(chain(&leaf), key(&leaf))
+                .unwrap(),
             None => config.with_no_client_auth(),
         }
     };
@@ -86,7 +94,11 @@ async fn rust_client_attaches_only_over_valid_mutual_tls() {
             endpoint.clone(),
             config(&ours, Some(theirs.leaf(&["worker"]))),
         ),
-        ("a daemon of another authority", endpoint.clone(), config(&theirs, Some(ours.leaf(&["worker"])))),
+        (
+            "a daemon of another authority",
+            endpoint.clone(),
+            config(&theirs, Some(ours.leaf(&["worker"]))),
+        ),
         (
             "a daemon of another name",
             format!("https://127.0.0.1:{}", address.port()),
@@ -98,7 +110,15 @@ async fn rust_client_attaches_only_over_valid_mutual_tls() {
         assert!(!worker.attached(Duration::from_millis(300)).await, "{what}");
         assert!(!found(&worker, b"a").await, "{what}");
     }
-    for endpoint in ["http://localhost:1", "https://", "localhost:1", "https://a b:1"] {
-        assert!(Options::over_tls(endpoint, "openssl", &right).is_err(), "{endpoint}");
+    for endpoint in [
+        "http://localhost:1",
+        "https://",
+        "localhost:1",
+        "https://a b:1",
+    ] {
+        assert!(
+            Options::over_tls(endpoint, "openssl", &right).is_err(),
+            "{endpoint}"
+        );
     }
 }

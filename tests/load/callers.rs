@@ -62,11 +62,15 @@ impl Guarded {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
         let authority = Authority::new("callers");
-        authority.leaf(&["localhost"]).write(folder.path(), "server");
+        authority
+            .leaf(&["localhost"])
+            .write(folder.path(), "server");
         fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
         let uid = rustix::process::getuid().as_raw();
         let rule = |identity: &str, role: &str| {
-            format!("[[access]]\nidentity = \"{identity}\"\ncontexts = [\"*\"]\nrole = \"{role}\"\n")
+            format!(
+                "[[access]]\nidentity = \"{identity}\"\ncontexts = [\"*\"]\nrole = \"{role}\"\n"
+            )
         };
         let text = format!(
             "[listen.tls]\ncertificate = \"server.crt\"\nkey = \"server.key\"\nclient_ca = \"ca.pem\"\n{}{}{}{}",
@@ -84,19 +88,34 @@ impl Guarded {
             socket.display()
         );
         let daemon = Binary::start(&["--config", config.to_str().unwrap(), "--set", &api]).await;
-        let tls = daemon.greeting.lines().find_map(|line| line.strip_prefix("listening on tls://"));
-        Self { tls: tls.unwrap().to_owned(), daemon, authority, socket, _folder: folder }
+        let tls = daemon
+            .greeting
+            .lines()
+            .find_map(|line| line.strip_prefix("listening on tls://"));
+        Self {
+            tls: tls.unwrap().to_owned(),
+            daemon,
+            authority,
+            socket,
+            _folder: folder,
+        }
     }
 
     /// Opens a connection of this caller, with this window for each of its streams.
     pub(crate) async fn raw(&self, caller: Caller, window: u32) -> Raw {
         match caller {
             Caller::Loopback => Raw::connect(&self.daemon.address, window).await,
-            Caller::Unix => Raw::over(UnixStream::connect(&self.socket).await.unwrap(), window).await,
+            Caller::Unix => {
+                Raw::over(UnixStream::connect(&self.socket).await.unwrap(), window).await
+            }
             Caller::Tls(name) => {
-                let connector = TlsConnector::from(Arc::new(self.client(&self.authority.leaf(&[name]))));
+                let connector =
+                    TlsConnector::from(Arc::new(self.client(&self.authority.leaf(&[name]))));
                 let socket = TcpStream::connect(&self.tls).await.unwrap();
-                let stream = connector.connect("localhost".try_into().unwrap(), socket).await.unwrap();
+                let stream = connector
+                    .connect("localhost".try_into().unwrap(), socket)
+                    .await
+                    .unwrap();
                 Raw::over(stream, window).await
             }
         }
@@ -104,7 +123,9 @@ impl Guarded {
 
     fn client(&self, leaf: &Leaf) -> ClientConfig {
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(self.authority.pem.as_bytes()).unwrap()).unwrap();
+        roots
+            .add(CertificateDer::from_pem_slice(self.authority.pem.as_bytes()).unwrap())
+            .unwrap();
         let chain = vec![CertificateDer::from_pem_slice(leaf.chain.as_bytes()).unwrap()];
         let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).unwrap();
         let config = ClientConfig::builder().with_root_certificates(roots);

@@ -80,7 +80,12 @@ pub(crate) fn call(path: &str) -> Vec<u8> {
 
 /// Encodes a gRPC message.
 pub(crate) fn message(bytes: &[u8]) -> Vec<u8> {
-    [&[0][..], &u32::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat()
+    [
+        &[0][..],
+        &u32::try_from(bytes.len()).unwrap().to_be_bytes(),
+        bytes,
+    ]
+    .concat()
 }
 
 impl Raw {
@@ -93,7 +98,11 @@ impl Raw {
     pub(crate) async fn over(line: impl Line + 'static, window: u32) -> Self {
         let mut raw = Self(Box::new(line));
         let setting = [&4u16.to_be_bytes()[..], &window.to_be_bytes()].concat();
-        let greeting = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(SETTINGS, 0, 0, &setting)[..]].concat();
+        let greeting = [
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            &frame(SETTINGS, 0, 0, &setting)[..],
+        ]
+        .concat();
         raw.0.write_all(&greeting).await.unwrap();
         // TLS buffers bytes that the socket did not take.
         raw.0.flush().await.unwrap();
@@ -105,7 +114,8 @@ impl Raw {
         let mut heard = [0; 65_536];
         loop {
             let mut heard = ReadBuf::new(&mut heard);
-            let read = poll_fn(|cx| Poll::Ready(Pin::new(&mut *self.0).poll_read(cx, &mut heard))).await;
+            let read =
+                poll_fn(|cx| Poll::Ready(Pin::new(&mut *self.0).poll_read(cx, &mut heard))).await;
             if !matches!(read, Poll::Ready(Ok(()))) || heard.filled().is_empty() {
                 break;
             }
@@ -150,7 +160,11 @@ impl Raw {
             let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
             let mut payload = vec![0; usize::try_from(length).unwrap()];
             self.0.read_exact(&mut payload).await?;
-            Ok(Frame { kind: head[3], stream, payload })
+            Ok(Frame {
+                kind: head[3],
+                stream,
+                payload,
+            })
         };
         timeout(SOON, read).await.expect("the daemon sends nothing")
     }

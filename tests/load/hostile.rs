@@ -20,12 +20,19 @@ use crate::{
 const WITHOUT_ROLE: u64 = 20;
 const WORKER: u64 = 150;
 /// Rules that give a local caller no role.
-const NO_ROLE: [&str; 2] = ["--set", "access=[{identity=\"uid:54321\", contexts=[\"*\"], role=\"worker\"}]"];
+const NO_ROLE: [&str; 2] = [
+    "--set",
+    "access=[{identity=\"uid:54321\", contexts=[\"*\"], role=\"worker\"}]",
+];
 
 /// Encodes a call, and the prefix of a message of this many bytes.
 pub(crate) fn announce(stream: u32, path: &str, bytes: u32) -> Vec<u8> {
     let prefix = [&[0][..], &bytes.to_be_bytes()].concat();
-    [frame(HEADERS, END_HEADERS, stream, &frames::call(path)), frame(DATA, 0, stream, &prefix)].concat()
+    [
+        frame(HEADERS, END_HEADERS, stream, &frames::call(path)),
+        frame(DATA, 0, stream, &prefix),
+    ]
+    .concat()
 }
 
 /// Waits until the daemon has read everything sent before: it answers a PING sent last.
@@ -44,9 +51,14 @@ async fn grows_by(args: &[&str], path: &str, announced: u32, connections: usize)
     for _ in 0..connections {
         let mut raw = Raw::connect(&daemon.address, 65_535).await;
         // The daemon closes connections beyond the limit.
-        let Ok(settings) = raw.until(SETTINGS).await else { continue };
-        let limit =
-            settings.payload.chunks(6).find(|setting| setting[..2] == [0, 3]).expect("a limit of streams");
+        let Ok(settings) = raw.until(SETTINGS).await else {
+            continue;
+        };
+        let limit = settings
+            .payload
+            .chunks(6)
+            .find(|setting| setting[..2] == [0, 3])
+            .expect("a limit of streams");
         let limit = u32::from_be_bytes(limit[2..6].try_into().unwrap()).min(1000);
         for stream in 0..limit {
             if !raw.send(&announce(2 * stream + 1, path, announced)).await {
@@ -59,7 +71,10 @@ async fn grows_by(args: &[&str], path: &str, announced: u32, connections: usize)
     }
     assert!(!held.is_empty(), "{path}: no connection is open");
     let after = memory(&daemon.process());
-    println!("{path}: {before} MiB, {after} MiB with {} connections", held.len());
+    println!(
+        "{path}: {before} MiB, {after} MiB with {} connections",
+        held.len()
+    );
     after.saturating_sub(before)
 }
 
@@ -73,7 +88,11 @@ async fn announced_messages_of_a_worker_take_no_memory() {
         "/tls.sessiond.v1.SessionService/PutSession",
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     ] {
-        let announced = if path.starts_with("/grpc") { 16 << 10 } else { 2 << 20 };
+        let announced = if path.starts_with("/grpc") {
+            16 << 10
+        } else {
+            2 << 20
+        };
         let grown = grows_by(&[], path, announced, 2).await;
         assert!(grown < WORKER / 2, "{path}: {grown} MiB");
     }
@@ -117,12 +136,18 @@ async fn unread_answers_without_a_role_are_bounded() {
                 break;
             }
         }
-        let _ = raw.send(&frame(WINDOW_UPDATE, 0, 0, &1u32.to_be_bytes())).await;
+        let _ = raw
+            .send(&frame(WINDOW_UPDATE, 0, 0, &1u32.to_be_bytes()))
+            .await;
         if read_through(&mut raw).await {
             held.push(raw);
         }
     }
-    assert!((1..=4).contains(&held.len()), "{} connections of a caller without a role", held.len());
+    assert!(
+        (1..=4).contains(&held.len()),
+        "{} connections of a caller without a role",
+        held.len()
+    );
     let grown = memory(&daemon.process()).saturating_sub(before);
     assert!(grown < WITHOUT_ROLE, "{grown} MiB");
 }
@@ -151,7 +176,12 @@ fn new() -> Vec<u8> {
 
 /// Returns a call of an Attach, `lookup_session {}`, of 16,000 bytes with an unknown field.
 fn long_call() -> Vec<u8> {
-    let length = |bytes: usize| [u8::try_from(bytes & 127).unwrap() | 128, u8::try_from(bytes >> 7).unwrap()];
+    let length = |bytes: usize| {
+        [
+            u8::try_from(bytes & 127).unwrap() | 128,
+            u8::try_from(bytes >> 7).unwrap(),
+        ]
+    };
     let call = [&[8, 1, 74, 0, 122][..], &length(15_990), &[0; 15_990]].concat();
     [&[10][..], &length(call.len()), &call].concat()
 }
@@ -159,7 +189,8 @@ fn long_call() -> Vec<u8> {
 impl Unread {
     /// Sends everything and returns the connections, whether calls were reset meanwhile or not.
     async fn sent_to(&self, address: &str) -> Vec<Raw> {
-        self.sent_by(async || Raw::connect(address, self.window).await).await
+        self.sent_by(async || Raw::connect(address, self.window).await)
+            .await
     }
 
     /// Does the same on connections that `connect` opens.
@@ -172,22 +203,32 @@ impl Unread {
             let _ = self.window > 0 && raw.send(&frame(WINDOW_UPDATE, 0, 0, &step)).await;
             let mut bytes = Vec::new();
             for stream in 0..self.streams {
-                bytes.extend(frame(HEADERS, END_HEADERS, 2 * stream + 1, &frames::call(self.path)));
+                bytes.extend(frame(
+                    HEADERS,
+                    END_HEADERS,
+                    2 * stream + 1,
+                    &frames::call(self.path),
+                ));
                 if !self.opens.is_empty() {
                     bytes.extend(frame(DATA, self.flags, 2 * stream + 1, &self.opens));
                 }
             }
             let mut goes_on = raw.send_all(&bytes).await;
             for _ in 0..self.times {
-                let round: Vec<u8> =
-                    (0..self.streams).flat_map(|stream| frame(DATA, 0, 2 * stream + 1, &self.more)).collect();
+                let round: Vec<u8> = (0..self.streams)
+                    .flat_map(|stream| frame(DATA, 0, 2 * stream + 1, &self.more))
+                    .collect();
                 goes_on = goes_on && raw.send_all(&round).await;
             }
             held.push(raw);
         }
         // When the daemon answers on another connection, it has read everything that it is going to
         // read.
-        assert!(read_through(&mut connect().await).await, "{}: no other connection is served", self.path);
+        assert!(
+            read_through(&mut connect().await).await,
+            "{}: no other connection is served",
+            self.path
+        );
         held
     }
 }
@@ -221,11 +262,21 @@ async fn unread_answers_of_a_worker_take_less_than_150_mib() {
         connections: 8,
         ..stuck(LIST, Vec::new())
     };
-    let mute =
-        |path| Unread { times: 0, window: 65_535, streams: 4000, connections: 4, ..stuck(path, Vec::new()) };
+    let mute = |path| Unread {
+        times: 0,
+        window: 65_535,
+        streams: 4000,
+        connections: 4,
+        ..stuck(path, Vec::new())
+    };
     let attacks = [
         stuck(DRIVE, new()),
-        Unread { more: vec![0], times: 500, streams: 200, ..stuck(DRIVE, new()) },
+        Unread {
+            more: vec![0],
+            times: 500,
+            streams: 200,
+            ..stuck(DRIVE, new())
+        },
         stuck(ATTACH, calls.clone()),
         lists(0),
         // Wide windows, and a socket that is not read.
@@ -260,11 +311,17 @@ async fn unread_answers_of_a_worker_take_less_than_150_mib() {
         let before = memory(&daemon.process());
         let alone = attack.sent_to(&daemon.address).await;
         let grown = memory(&daemon.process()).saturating_sub(before);
-        println!("{} {} x {}: {grown} MiB", attack.path, attack.connections, attack.streams);
+        println!(
+            "{} {} x {}: {grown} MiB",
+            attack.path, attack.connections, attack.streams
+        );
         assert!(grown < WORKER, "{}: {grown} MiB", attack.path);
         drop((alone, daemon));
         held.push(attack.sent_to(&all.address).await);
-        println!("    with the attacks before: {} MiB", memory(&all.process()).saturating_sub(before_all));
+        println!(
+            "    with the attacks before: {} MiB",
+            memory(&all.process()).saturating_sub(before_all)
+        );
     }
     let grown = memory(&all.process()).saturating_sub(before_all);
     assert!(grown < WORKER, "all at once: {grown} MiB");
@@ -283,7 +340,10 @@ async fn unread_answers_of_other_roles_take_less_than_150_mib() {
             "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         ] {
             let attack = if path.starts_with("/grpc.reflection") {
-                (frames::message(b"\x22\x21tls.sessiond.v1.ConnectionService").repeat(20), 0)
+                (
+                    frames::message(b"\x22\x21tls.sessiond.v1.ConnectionService").repeat(20),
+                    0,
+                )
             } else {
                 (frames::message(&[]), END_STREAM)
             };
@@ -297,11 +357,18 @@ async fn unread_answers_of_other_roles_take_less_than_150_mib() {
                 streams: 100,
                 connections: 20,
             };
-            held.push(attack.sent_by(async || guarded.raw(Caller::Tls(caller), window).await).await);
+            held.push(
+                attack
+                    .sent_by(async || guarded.raw(Caller::Tls(caller), window).await)
+                    .await,
+            );
         }
     }
     let grown = memory(&guarded.daemon.process()).saturating_sub(before);
-    println!("{grown} MiB with {} connections", held.iter().map(Vec::len).sum::<usize>());
+    println!(
+        "{grown} MiB with {} connections",
+        held.iter().map(Vec::len).sum::<usize>()
+    );
     // Two identities, and the memory of their TLS connections.
     assert!(grown < WORKER, "{grown} MiB");
 }
@@ -312,7 +379,10 @@ async fn incomplete_preface_times_out_and_delays_no_stop() {
     let mut mute = Vec::new();
     for bytes in [1, 10, 23] {
         let mut socket = TcpStream::connect(&daemon.address).await.unwrap();
-        socket.write_all(&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..bytes]).await.unwrap();
+        socket
+            .write_all(&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..bytes])
+            .await
+            .unwrap();
         mute.push(socket);
     }
     // The daemon closes one of them by itself.
@@ -326,6 +396,10 @@ async fn incomplete_preface_times_out_and_delays_no_stop() {
     daemon.terminate().await;
     let (status, _) = daemon.end().await;
     assert_eq!(status.code(), Some(0));
-    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        began.elapsed()
+    );
     drop((mute, late));
 }

@@ -8,8 +8,8 @@ use tokio::sync::oneshot;
 use crate::{
     callers::{CALLERS, Caller, Guarded},
     frames::{
-        self, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, Raw, SETTINGS,
-        WINDOW_UPDATE, frame,
+        self, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, Raw,
+        SETTINGS, WINDOW_UPDATE, frame,
     },
     hostile::{announce, read_through},
     meter::{alone, cpu, memory},
@@ -40,9 +40,14 @@ struct Victim {
 
 /// Makes one call of the honest worker.
 async fn call(raw: &mut Raw, stream: u32) {
-    let call =
-        [frame(HEADERS, END_HEADERS, stream, &frames::call(LIST)), frame(DATA, END_STREAM, stream, &[0; 5])];
-    assert!(raw.send(&call.concat()).await, "the daemon closed the connection of the other worker");
+    let call = [
+        frame(HEADERS, END_HEADERS, stream, &frames::call(LIST)),
+        frame(DATA, END_STREAM, stream, &[0; 5]),
+    ];
+    assert!(
+        raw.send(&call.concat()).await,
+        "the daemon closed the connection of the other worker"
+    );
     assert_eq!(raw.until(DATA).await.unwrap().stream, stream);
     let received = raw.until(HEADERS).await.unwrap();
     assert_eq!(received.stream, stream, "the trailers");
@@ -52,7 +57,12 @@ impl Victim {
     async fn start() -> Self {
         let guarded = Guarded::start().await;
         for caller in CALLERS {
-            guarded.raw(caller, 65_535).await.until(SETTINGS).await.unwrap();
+            guarded
+                .raw(caller, 65_535)
+                .await
+                .until(SETTINGS)
+                .await
+                .unwrap();
         }
         let mut raw = guarded.raw(Caller::Unix, 1 << 30).await;
         raw.agree().await;
@@ -76,7 +86,12 @@ impl Victim {
             }
             longest
         });
-        Self { guarded, before, stop, neighbour }
+        Self {
+            guarded,
+            before,
+            stop,
+            neighbour,
+        }
     }
 
     async fn raw(&self, caller: Caller) -> Raw {
@@ -88,18 +103,36 @@ impl Victim {
     async fn stands(self, what: &str) {
         let process = self.guarded.daemon.process();
         let after = memory(&process);
-        assert!(after <= self.before + GROWTH, "{what}: {} MiB before, {after} MiB after", self.before);
+        assert!(
+            after <= self.before + GROWTH,
+            "{what}: {} MiB before, {after} MiB after",
+            self.before
+        );
         for caller in CALLERS {
             let mut next = self.raw(caller).await;
-            let call =
-                [frame(HEADERS, END_HEADERS, 1, &frames::call(CHECK)), frame(DATA, END_STREAM, 1, &[0; 5])];
+            let call = [
+                frame(HEADERS, END_HEADERS, 1, &frames::call(CHECK)),
+                frame(DATA, END_STREAM, 1, &[0; 5]),
+            ];
             assert!(next.send(&call.concat()).await);
-            assert_eq!(next.until(DATA).await.unwrap().stream, 1, "{what}: {caller:?}");
+            assert_eq!(
+                next.until(DATA).await.unwrap().stream,
+                1,
+                "{what}: {caller:?}"
+            );
         }
-        self.stop.send(()).unwrap_or_else(|()| panic!("{what}: the other worker was not served"));
+        self.stop
+            .send(())
+            .unwrap_or_else(|()| panic!("{what}: the other worker was not served"));
         let longest = self.neighbour.await.unwrap();
-        println!("{what}: {} MiB, {after} MiB; the other worker waited {longest:?} at most", self.before);
-        assert!(longest < LATENCY, "{what}: the other worker waited {longest:?}");
+        println!(
+            "{what}: {} MiB, {after} MiB; the other worker waited {longest:?} at most",
+            self.before
+        );
+        assert!(
+            longest < LATENCY,
+            "{what}: the other worker waited {longest:?}"
+        );
         // The daemon finishes the work of the attack and then idles: it soon works less than half
         // of the time.
         let mut spans = 0;
@@ -138,18 +171,28 @@ async fn flood_by(batch: u32, raw: &mut Raw, most: u32, make: impl Fn(u32) -> Ve
 async fn rapid_reset_harms_no_other_caller() {
     let _alone = alone().await;
     let victim = Victim::start().await;
-    for (caller, path) in CALLERS.into_iter().flat_map(|caller| [(caller, LIST), (caller, DRIVE)]) {
+    for (caller, path) in CALLERS
+        .into_iter()
+        .flat_map(|caller| [(caller, LIST), (caller, DRIVE)])
+    {
         let mut raw = victim.raw(caller).await;
         let block = frames::call(path);
         let sent = flood_by(4096, &mut raw, 20_480, |number| {
             let stream = 2 * number + 1;
             let cancel = 8u32.to_be_bytes();
-            [frame(HEADERS, END_HEADERS, stream, &block), frame(RST_STREAM, 0, stream, &cancel)].concat()
+            [
+                frame(HEADERS, END_HEADERS, stream, &block),
+                frame(RST_STREAM, 0, stream, &cancel),
+            ]
+            .concat()
         })
         .await;
         // One turn of the daemon takes so few of them that a caller with a role, which may call
         // without limit, goes on.
-        assert!(sent < 20_480 || caller.has_role(), "{caller:?} {path}: streams may be reset without end");
+        assert!(
+            sent < 20_480 || caller.has_role(),
+            "{caller:?} {path}: streams may be reset without end"
+        );
     }
     victim.stands("rapid reset").await;
 }
@@ -158,7 +201,11 @@ async fn header_blocks(victim: &Victim, caller: Caller) {
     // One call with too large headers, in a frame and its continuation. It is refused, and the next
     // call is answered.
     let mut raw = victim.raw(caller).await;
-    let block = [frames::call(CHECK), frames::field("x-large", &"x".repeat(20_000))].concat();
+    let block = [
+        frames::call(CHECK),
+        frames::field("x-large", &"x".repeat(20_000)),
+    ]
+    .concat();
     let (head, tail) = block.split_at(16_000);
     let large = [
         frame(HEADERS, END_STREAM, 1, head),
@@ -177,20 +224,31 @@ async fn header_blocks(victim: &Victim, caller: Caller) {
             _ => break false,
         }
     };
-    assert!(answered, "{caller:?}: one call too large ended the connection");
+    assert!(
+        answered,
+        "{caller:?}: one call too large ended the connection"
+    );
 
     // A frame beyond SETTINGS_MAX_FRAME_SIZE.
     let mut raw = victim.raw(caller).await;
-    raw.send(&frame(HEADERS, END_HEADERS, 1, &vec![0; 16_385])).await;
+    raw.send(&frame(HEADERS, END_HEADERS, 1, &vec![0; 16_385]))
+        .await;
     assert_eq!(raw.end().await, Some(FRAME_SIZE_ERROR), "{caller:?}");
 
     // Endless CONTINUATION frames, empty and not (CVE-2024-27316 and similar attacks).
-    for piece in [&b""[..], &frames::field("x", &"y".repeat(1000)), &frames::field("x", &"y".repeat(16_000))]
-    {
+    for piece in [
+        &b""[..],
+        &frames::field("x", &"y".repeat(1000)),
+        &frames::field("x", &"y".repeat(16_000)),
+    ] {
         let mut raw = victim.raw(caller).await;
         assert!(raw.send(&frame(HEADERS, 0, 1, &frames::call(CHECK))).await);
         let sent = flood(&mut raw, 51_200, |_| frame(CONTINUATION, 0, 1, piece)).await;
-        assert!(sent < 51_200, "{caller:?}: CONTINUATION of {} bytes is accepted without end", piece.len());
+        assert!(
+            sent < 51_200,
+            "{caller:?}: CONTINUATION of {} bytes is accepted without end",
+            piece.len()
+        );
     }
 }
 
@@ -233,17 +291,27 @@ async fn windows(victim: &Victim, caller: Caller) {
         ("beyond the most", frame(WINDOW_UPDATE, 0, 0, &most)),
         ("a setting beyond the most", frame(SETTINGS, 0, 0, &over)),
         ("of half a size", frame(WINDOW_UPDATE, 0, 0, &[0; 3])),
-        ("of a stream that never was", frame(WINDOW_UPDATE, 0, 9, &most)),
+        (
+            "of a stream that never was",
+            frame(WINDOW_UPDATE, 0, 9, &most),
+        ),
     ] {
         let mut raw = victim.raw(caller).await;
         raw.send(&[&open[..], &bytes].concat()).await;
         let end = raw.end().await;
-        assert!(end.is_some_and(|code| code != 0), "{caller:?} {what}: {end:?}");
+        assert!(
+            end.is_some_and(|code| code != 0),
+            "{caller:?} {what}: {end:?}"
+        );
     }
     let mut raw = victim.raw(caller).await;
-    raw.send(&[&open[..], &frame(WINDOW_UPDATE, 0, 1, &most)].concat()).await;
+    raw.send(&[&open[..], &frame(WINDOW_UPDATE, 0, 1, &most)].concat())
+        .await;
     let reset = raw.until(RST_STREAM).await.unwrap();
-    assert_eq!((reset.stream, &reset.payload[..]), (1, &FLOW_CONTROL_ERROR.to_be_bytes()[..]));
+    assert_eq!(
+        (reset.stream, &reset.payload[..]),
+        (1, &FLOW_CONTROL_ERROR.to_be_bytes()[..])
+    );
     // More than the daemon's window: it buffers 256 KiB of a stream that it does not read.
     let mut raw = victim.raw(caller).await;
     raw.send(&open).await;
@@ -266,18 +334,31 @@ async fn empty_data_frames_are_bounded() {
     let _alone = alone().await;
     let victim = Victim::start().await;
     // A call that is read, and a Drive whose answers have no window, so that it is not read.
-    let all = CALLERS
-        .into_iter()
-        .flat_map(|caller| [(caller, LIST, 65_535), (caller, DRIVE, 65_535), (caller, DRIVE, 0)]);
+    let all = CALLERS.into_iter().flat_map(|caller| {
+        [
+            (caller, LIST, 65_535),
+            (caller, DRIVE, 65_535),
+            (caller, DRIVE, 0),
+        ]
+    });
     for (caller, path, window) in all {
         let mut raw = victim.guarded.raw(caller, window).await;
-        assert!(raw.send(&frame(HEADERS, END_HEADERS, 1, &frames::call(path))).await);
+        assert!(
+            raw.send(&frame(HEADERS, END_HEADERS, 1, &frames::call(path)))
+                .await
+        );
         if path == DRIVE {
             // new { role: ROLE_SERVER }
-            assert!(raw.send(&frame(DATA, 0, 1, &frames::message(&[10, 2, 16, 2]))).await);
+            assert!(
+                raw.send(&frame(DATA, 0, 1, &frames::message(&[10, 2, 16, 2])))
+                    .await
+            );
         }
         let sent = flood(&mut raw, 1 << 20, |_| frame(DATA, 0, 1, &[])).await;
-        assert!(sent < 1 << 20, "{caller:?} {path}: empty frames are accepted without end");
+        assert!(
+            sent < 1 << 20,
+            "{caller:?} {path}: empty frames are accepted without end"
+        );
     }
     victim.stands("empty DATA").await;
 }
@@ -299,7 +380,10 @@ async fn unfinished_calls_harm_no_other_caller() {
             let streams = if caller.is_worker() { 200 } else { 16 };
             let announced = if caller.has_role() { 2 << 20 } else { 16 << 10 };
             for stream in 0..streams {
-                assert!(raw.send(&announce(2 * stream + 1, path, announced)).await, "{caller:?}");
+                assert!(
+                    raw.send(&announce(2 * stream + 1, path, announced)).await,
+                    "{caller:?}"
+                );
             }
             assert!(read_through(&mut raw).await, "{caller:?}: {path}");
             held.push(raw);

@@ -37,17 +37,39 @@ const LASTS: Duration = Duration::from_secs(3);
 const GROWTH: u64 = 48;
 
 async fn channel(daemon: &Binary) -> Channel {
-    Channel::from_shared(format!("http://{}", daemon.address)).unwrap().connect().await.unwrap()
+    Channel::from_shared(format!("http://{}", daemon.address))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap()
 }
 
 /// Returns a ClientHello of a client of the daemon's own engine.
 async fn hello(daemon: &Binary) -> Vec<u8> {
     let mut client = ConnectionServiceClient::new(channel(daemon).await);
-    let made = client.new_connection(new("", pb::Role::Client)).await.unwrap().into_inner();
+    let made = client
+        .new_connection(new("", pb::Role::Client))
+        .await
+        .unwrap()
+        .into_inner();
     let id = made.connection.unwrap().id;
-    let request = pb::ExchangeRequest { connection_id: id.clone(), ..Default::default() };
-    let hello = client.exchange(request).await.unwrap().into_inner().ciphertext;
-    client.free(pb::FreeRequest { connection_id: id, allow_missing: false }).await.unwrap();
+    let request = pb::ExchangeRequest {
+        connection_id: id.clone(),
+        ..Default::default()
+    };
+    let hello = client
+        .exchange(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .ciphertext;
+    client
+        .free(pb::FreeRequest {
+            connection_id: id,
+            allow_missing: false,
+        })
+        .await
+        .unwrap();
     hello.into()
 }
 
@@ -77,8 +99,15 @@ impl Caller {
                     return answer.into_inner();
                 }
                 Err(status) => {
-                    assert_eq!((status.code(), &*reason(&status)), (Code::ResourceExhausted, "CALL_LIMIT"));
-                    assert!(status.get_details_retry_info().is_some_and(|info| info.retry_delay.is_some()));
+                    assert_eq!(
+                        (status.code(), &*reason(&status)),
+                        (Code::ResourceExhausted, "CALL_LIMIT")
+                    );
+                    assert!(
+                        status
+                            .get_details_retry_info()
+                            .is_some_and(|info| info.retry_delay.is_some())
+                    );
                     self.tally.shed += 1;
                     tokio::time::sleep(IMPATIENCE).await;
                 }
@@ -88,7 +117,9 @@ impl Caller {
 
     /// Makes one server that reads a ClientHello and makes its flight, and frees it.
     async fn visit(&mut self, hello: &[u8]) {
-        let made = self.call(|mut c| async move { c.new_connection(new("", pb::Role::Server)).await }).await;
+        let made = self
+            .call(|mut c| async move { c.new_connection(new("", pb::Role::Server)).await })
+            .await;
         let id = made.connection.unwrap().id;
         let request = pb::ExchangeRequest {
             connection_id: id.clone(),
@@ -102,7 +133,10 @@ impl Caller {
             })
             .await;
         assert!(flight.ciphertext.len() > 500);
-        let request = pb::FreeRequest { connection_id: id, allow_missing: false };
+        let request = pb::FreeRequest {
+            connection_id: id,
+            allow_missing: false,
+        };
         self.call(|mut c| {
             let r = request.clone();
             async move { c.free(r).await }
@@ -117,7 +151,13 @@ async fn load(daemon: &Binary, callers: usize, hello: &[u8]) -> Tally {
     let mut running = JoinSet::new();
     for _ in 0..callers {
         let client = ConnectionServiceClient::new(channel(daemon).await);
-        let (mut caller, hello) = (Caller { client, tally: Tally::default() }, hello.to_vec());
+        let (mut caller, hello) = (
+            Caller {
+                client,
+                tally: Tally::default(),
+            },
+            hello.to_vec(),
+        );
         running.spawn(async move {
             let begun = Instant::now();
             while begun.elapsed() < LASTS {
@@ -138,8 +178,16 @@ async fn load(daemon: &Binary, callers: usize, hello: &[u8]) -> Tally {
 /// Asserts that no connection is left and no call is refused any more.
 async fn is_as_before(daemon: &Binary) {
     let mut client = ConnectionServiceClient::new(channel(daemon).await);
-    let listed = client.list_connections(pb::ListConnectionsRequest::default()).await.unwrap().into_inner();
-    assert!(listed.connections.is_empty(), "{} are left", listed.connections.len());
+    let listed = client
+        .list_connections(pb::ListConnectionsRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(
+        listed.connections.is_empty(),
+        "{} are left",
+        listed.connections.len()
+    );
 }
 
 async fn limited(more: &[&str]) -> Binary {
@@ -164,8 +212,15 @@ async fn overload_is_shed_and_admitted_calls_slow_at_most_fivefold() {
         let after = memory(&daemon.process());
         let again = load(&daemon, SERVED, &hello).await;
         is_as_before(&daemon).await;
-        assert!(storm.shed > storm.admitted.len() / 20, "{} were shed", storm.shed);
-        assert!(after <= before + GROWTH, "{before} MiB before, {after} MiB after");
+        assert!(
+            storm.shed > storm.admitted.len() / 20,
+            "{} were shed",
+            storm.shed
+        );
+        assert!(
+            after <= before + GROWTH,
+            "{before} MiB before, {after} MiB after"
+        );
         let (admitted, shed) = (storm.admitted.len(), storm.shed);
         let [calm, storm, again] = [calm, storm, again].map(|tally| p99(tally.admitted));
         println!(
@@ -178,20 +233,43 @@ async fn overload_is_shed_and_admitted_calls_slow_at_most_fivefold() {
             break;
         }
     }
-    assert!(best <= 5.0, "admitted calls took {best} times as long under overload");
+    assert!(
+        best <= 5.0,
+        "admitted calls took {best} times as long under overload"
+    );
 }
 
 /// Stores this many sessions in the default context.
 async fn fill(daemon: &Binary, sessions: usize) {
     let channel = channel(daemon).await;
-    let (mut connections, mut cache) =
-        (ConnectionServiceClient::new(channel.clone()), SessionServiceClient::new(channel));
+    let (mut connections, mut cache) = (
+        ConnectionServiceClient::new(channel.clone()),
+        SessionServiceClient::new(channel),
+    );
     for number in 0..sessions {
-        let made = connections.new_connection(worker(pb::Role::Server)).await.unwrap().into_inner();
+        let made = connections
+            .new_connection(worker(pb::Role::Server))
+            .await
+            .unwrap()
+            .into_inner();
         let id = made.connection.unwrap().id;
-        cache.put_session(put(&id, &format!("{number:016x}"))).await.unwrap();
-        connections.shutdown(pb::ShutdownRequest { connection_id: id.clone() }).await.unwrap();
-        connections.free(pb::FreeRequest { connection_id: id, allow_missing: false }).await.unwrap();
+        cache
+            .put_session(put(&id, &format!("{number:016x}")))
+            .await
+            .unwrap();
+        connections
+            .shutdown(pb::ShutdownRequest {
+                connection_id: id.clone(),
+            })
+            .await
+            .unwrap();
+        connections
+            .free(pb::FreeRequest {
+                connection_id: id,
+                allow_missing: false,
+            })
+            .await
+            .unwrap();
     }
 }
 
@@ -233,7 +311,10 @@ async fn stalled_readers_hold_only_their_own_answers() {
     let held = memory(&daemon.process());
     let answer = {
         let mut cache = SessionServiceClient::new(channel(&daemon).await);
-        let request = pb::ListSessionsRequest { page_size: 500, ..Default::default() };
+        let request = pb::ListSessionsRequest {
+            page_size: 500,
+            ..Default::default()
+        };
         prost_len(&cache.list_sessions(request).await.unwrap().into_inner())
     };
     let calm = p99(calm.admitted);
@@ -245,8 +326,14 @@ async fn stalled_readers_hold_only_their_own_answers() {
     // Memory holds an answer both as it was made and as it is sent, so the bound is three times the
     // bytes on the wire.
     let bound = u64::try_from(READERS * STREAMS as usize * answer * 3 / (1 << 20)).unwrap();
-    assert!(held <= before + GROWTH + bound, "{before} MiB before, {held} MiB held, {bound} MiB are answers");
-    assert!(storm <= calm * 5 + Duration::from_millis(20), "{storm:?} after {calm:?}");
+    assert!(
+        held <= before + GROWTH + bound,
+        "{before} MiB before, {held} MiB held, {bound} MiB are answers"
+    );
+    assert!(
+        storm <= calm * 5 + Duration::from_millis(20),
+        "{storm:?} after {calm:?}"
+    );
 
     drop(readers);
     let after = load(&daemon, SERVED / 2, &hello).await;
@@ -275,9 +362,18 @@ async fn mute_connections_are_cheap_and_limited() {
     let storm = load(&daemon, callers, &hello).await;
     let held = memory(&daemon.process());
     let (calm, storm) = (p99(calm.admitted), p99(storm.admitted));
-    println!("p99 {calm:?}, with {} mute connections {storm:?}; {before} MiB, {held} MiB", mute.len());
-    assert!(storm <= calm * 5 + Duration::from_millis(20), "{storm:?} after {calm:?}");
-    assert!(held <= before + GROWTH, "{before} MiB before, {held} MiB held");
+    println!(
+        "p99 {calm:?}, with {} mute connections {storm:?}; {before} MiB, {held} MiB",
+        mute.len()
+    );
+    assert!(
+        storm <= calm * 5 + Duration::from_millis(20),
+        "{storm:?} after {calm:?}"
+    );
+    assert!(
+        held <= before + GROWTH,
+        "{before} MiB before, {held} MiB held"
+    );
 
     // Sockets beyond the limit are closed at once, and the open ones go on.
     let mut beyond = Vec::new();
@@ -286,13 +382,17 @@ async fn mute_connections_are_cheap_and_limited() {
     }
     let mut closed = 0;
     for socket in beyond.iter_mut().rev().take(90) {
-        let read =
-            timeout(Duration::from_secs(20), socket.read(&mut [0; 1])).await.expect("it is not closed");
+        let read = timeout(Duration::from_secs(20), socket.read(&mut [0; 1]))
+            .await
+            .expect("it is not closed");
         closed += usize::from(matches!(read, Ok(0) | Err(_)));
     }
     assert_eq!(closed, 90);
     let mut client = ConnectionServiceClient::new(kept);
-    client.list_connections(pb::ListConnectionsRequest::default()).await.unwrap();
+    client
+        .list_connections(pb::ListConnectionsRequest::default())
+        .await
+        .unwrap();
     drop((mute, beyond));
     // The places of the closed sockets are free again.
     let freed = async {
@@ -304,7 +404,9 @@ async fn mute_connections_are_cheap_and_limited() {
             }
         }
     };
-    timeout(Duration::from_secs(20), freed).await.expect("the places are never freed");
+    timeout(Duration::from_secs(20), freed)
+        .await
+        .expect("the places are never freed");
     load(&daemon, callers, &hello).await;
     is_as_before(&daemon).await;
 }
@@ -324,12 +426,22 @@ async fn incomplete_calls_give_their_places_back() {
     }
     let begun = Instant::now();
     let full = async {
-        while client.list_connections(pb::ListConnectionsRequest::default()).await.is_ok() {
+        while client
+            .list_connections(pb::ListConnectionsRequest::default())
+            .await
+            .is_ok()
+        {
             // This call may have taken the place of one of those, which was then refused. Another
             // one takes the place before the next call comes.
-            assert!(slow.send(&[begin(places), frame(PING, 0, 0, &[0; 8])].concat()).await);
+            assert!(
+                slow.send(&[begin(places), frame(PING, 0, 0, &[0; 8])].concat())
+                    .await
+            );
             places += 1;
-            assert!(places < 2 * served, "more calls are served than there are places");
+            assert!(
+                places < 2 * served,
+                "more calls are served than there are places"
+            );
             loop {
                 match slow.next().await.unwrap().kind {
                     PING => break,
@@ -339,10 +451,15 @@ async fn incomplete_calls_give_their_places_back() {
             }
         }
     };
-    timeout(Duration::from_secs(10), full).await.expect("incomplete calls take no place");
+    timeout(Duration::from_secs(10), full)
+        .await
+        .expect("incomplete calls take no place");
     // Twenty seconds.
     for _ in refused..places {
-        timeout(Duration::from_secs(60), slow.until(HEADERS)).await.expect("no place is given back").unwrap();
+        timeout(Duration::from_secs(60), slow.until(HEADERS))
+            .await
+            .expect("no place is given back")
+            .unwrap();
     }
     println!("{places} places came back after {:?}", begun.elapsed());
     is_as_before(&daemon).await;
@@ -360,7 +477,11 @@ async fn unfinished_tls_handshakes_time_out() {
     std::fs::write(&file, text).unwrap();
     let listen = "listen.api=[\"tls://127.0.0.1:0\", \"tcp://127.0.0.1:0\"]";
     let daemon = limited(&["--config", file.to_str().unwrap(), "--set", listen]).await;
-    let tls = daemon.greeting.lines().find_map(|line| line.strip_prefix("listening on tls://")).unwrap();
+    let tls = daemon
+        .greeting
+        .lines()
+        .find_map(|line| line.strip_prefix("listening on tls://"))
+        .unwrap();
     let hello = hello(&daemon).await;
     let calm = load(&daemon, SERVED / 2, &hello).await;
     let before = memory(&daemon.process());
@@ -368,7 +489,11 @@ async fn unfinished_tls_handshakes_time_out() {
     let mut mute = Vec::new();
     for number in 0..SOCKETS {
         let mut socket = TcpStream::connect(tls).await.unwrap();
-        let said = if number % 2 == 0 { &hello[..] } else { &hello[..hello.len() / 2] };
+        let said = if number % 2 == 0 {
+            &hello[..]
+        } else {
+            &hello[..hello.len() / 2]
+        };
         socket.write_all(said).await.unwrap();
         mute.push(socket);
     }
@@ -378,8 +503,14 @@ async fn unfinished_tls_handshakes_time_out() {
     println!(
         "p99 {calm:?}, with {SOCKETS} handshakes that stay unfinished {storm:?}; {before} MiB, {held} MiB"
     );
-    assert!(storm <= calm * 5 + Duration::from_millis(20), "{storm:?} after {calm:?}");
-    assert!(held <= before + GROWTH, "{before} MiB before, {held} MiB held");
+    assert!(
+        storm <= calm * 5 + Duration::from_millis(20),
+        "{storm:?} after {calm:?}"
+    );
+    assert!(
+        held <= before + GROWTH,
+        "{before} MiB before, {held} MiB held"
+    );
     // A handshake may take ten seconds.
     for mut socket in mute {
         let mut heard = Vec::new();

@@ -48,8 +48,16 @@ struct Driven {
 impl Driven {
     async fn begin(daemon: &TestDaemon, context: &str, role: pb::Role) -> Self {
         let (events, receiver) = mpsc::channel(16);
-        events.send(event(Event::New(new(context, role)))).await.unwrap();
-        let answers = daemon.connections().drive(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+        events
+            .send(event(Event::New(new(context, role))))
+            .await
+            .unwrap();
+        let answers = daemon
+            .connections()
+            .drive(ReceiverStream::new(receiver))
+            .await
+            .unwrap()
+            .into_inner();
         Self { events, answers }
     }
 
@@ -58,13 +66,18 @@ impl Driven {
     }
 
     async fn answer(&mut self) -> Answer {
-        let answer = timeout(PATIENCE, self.answers.message()).await.expect("a Drive sends no answer");
+        let answer = timeout(PATIENCE, self.answers.message())
+            .await
+            .expect("a Drive sends no answer");
         answer.unwrap().expect("a Drive ended").event.unwrap()
     }
 
     /// Ends the requests and reads the remaining answers.
     async fn end(self) {
-        let Self { events, mut answers } = self;
+        let Self {
+            events,
+            mut answers,
+        } = self;
         drop(events);
         let rest = async { while let Ok(Some(_)) = answers.message().await {} };
         timeout(PATIENCE, rest).await.expect("a Drive does not end");
@@ -105,8 +118,12 @@ async fn drive(daemon: &TestDaemon, context: &str, closes: bool) {
         }
     }
     if closes {
-        client.send(Event::Shutdown(pb::ShutdownRequest::default())).await;
-        server.send(Event::Shutdown(pb::ShutdownRequest::default())).await;
+        client
+            .send(Event::Shutdown(pb::ShutdownRequest::default()))
+            .await;
+        server
+            .send(Event::Shutdown(pb::ShutdownRequest::default()))
+            .await;
         client.end().await;
         server.end().await;
     }
@@ -116,19 +133,44 @@ async fn drive(daemon: &TestDaemon, context: &str, closes: bool) {
 async fn attach(channel: Channel, minute: u64) {
     let (requests, receiver) = mpsc::channel(4);
     let mut client = WorkerServiceClient::new(channel);
-    let mut answers = client.attach(ReceiverStream::new(receiver)).await.unwrap().into_inner();
-    let call = |id, method| pb::Call { id, method: Some(method), alias: String::new() };
+    let mut answers = client
+        .attach(ReceiverStream::new(receiver))
+        .await
+        .unwrap()
+        .into_inner();
+    let call = |id, method| pb::Call {
+        id,
+        method: Some(method),
+        alias: String::new(),
+    };
     let mut calls = Vec::new();
     for place in 0..50 {
         let (alias, session) = (format!("@{place}"), format!("{minute:08x}{place:08x}"));
         let made = Method::New(worker(pb::Role::Server).into());
-        calls.push(pb::Call { alias: alias.clone(), ..call(0, made) });
+        calls.push(pb::Call {
+            alias: alias.clone(),
+            ..call(0, made)
+        });
         calls.push(call(0, Method::PutSession(put(&alias, &session).into())));
         if place % 2 == 0 {
-            calls.push(call(0, Method::Shutdown(pb::ShutdownRequest { connection_id: alias.clone() })));
-            calls.push(call(0, Method::Free(pb::FreeRequest { connection_id: alias, allow_missing: false })));
+            calls.push(call(
+                0,
+                Method::Shutdown(pb::ShutdownRequest {
+                    connection_id: alias.clone(),
+                }),
+            ));
+            calls.push(call(
+                0,
+                Method::Free(pb::FreeRequest {
+                    connection_id: alias,
+                    allow_missing: false,
+                }),
+            ));
         }
-        calls.push(call(place + 1, Method::LookupSession(lookup(&session).into())));
+        calls.push(call(
+            place + 1,
+            Method::LookupSession(lookup(&session).into()),
+        ));
     }
     requests.send(pb::AttachRequest { calls }).await.unwrap();
     let mut left = 50;
@@ -139,18 +181,48 @@ async fn attach(channel: Channel, minute: u64) {
 
 /// Makes refused calls, and callers that disappear in the middle of a request.
 async fn misbehave(daemon: &TestDaemon) {
-    for (id, why) in [("0", "CONNECTION_ID_MALFORMED"), (&"0".repeat(32), "CONNECTION_NOT_FOUND")] {
-        assert_eq!(reason(&daemon.exchange(id, b"", b"").await.unwrap_err()), why);
+    for (id, why) in [
+        ("0", "CONNECTION_ID_MALFORMED"),
+        (&"0".repeat(32), "CONNECTION_NOT_FOUND"),
+    ] {
+        assert_eq!(
+            reason(&daemon.exchange(id, b"", b"").await.unwrap_err()),
+            why
+        );
     }
     let server = daemon.open(pb::Role::Server).await;
-    let alert = daemon.exchange(&server, b"GET / HTTP/1.1\r\n\r\n", b"").await.unwrap().alert;
+    let alert = daemon
+        .exchange(&server, b"GET / HTTP/1.1\r\n\r\n", b"")
+        .await
+        .unwrap()
+        .alert;
     assert!(alert.is_some());
     // No caller frees the last connection. Its idle time-out does.
     let nobodys = daemon.open(pb::Role::Server).await;
-    daemon.connections().free(pb::FreeRequest { connection_id: server, allow_missing: false }).await.unwrap();
-    let request = pb::ExchangeRequest { connection_id: nobodys, ..Default::default() };
-    drop(daemon.patient_connections().exchange(within("1n", request)).await.unwrap_err());
-    for bytes in [&b""[..], b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0"] {
+    daemon
+        .connections()
+        .free(pb::FreeRequest {
+            connection_id: server,
+            allow_missing: false,
+        })
+        .await
+        .unwrap();
+    let request = pb::ExchangeRequest {
+        connection_id: nobodys,
+        ..Default::default()
+    };
+    drop(
+        daemon
+            .patient_connections()
+            .exchange(within("1n", request))
+            .await
+            .unwrap_err(),
+    );
+    for bytes in [
+        &b""[..],
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0",
+    ] {
         let mut socket = TcpStream::connect(&daemon.address).await.unwrap();
         socket.write_all(bytes).await.unwrap();
     }
@@ -158,8 +230,12 @@ async fn misbehave(daemon: &TestDaemon) {
 
 /// Runs the traffic of one minute. Returns the number of resumed handshakes.
 async fn minute(daemon: &Arc<TestDaemon>, minute: u64, configs: &[String; 2]) -> usize {
-    let mut watch =
-        daemon.sessions().watch_sessions(pb::WatchSessionsRequest::default()).await.unwrap().into_inner();
+    let mut watch = daemon
+        .sessions()
+        .watch_sessions(pb::WatchSessionsRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
     let mut running = JoinSet::new();
     for version in VERSIONS {
         let daemon = Arc::clone(daemon);
@@ -172,8 +248,11 @@ async fn minute(daemon: &Arc<TestDaemon>, minute: u64, configs: &[String; 2]) ->
             resumed
         });
     }
-    let channel =
-        Channel::from_shared(format!("http://{}", daemon.address)).unwrap().connect().await.unwrap();
+    let channel = Channel::from_shared(format!("http://{}", daemon.address))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
     attach(channel, minute).await;
     misbehave(daemon).await;
     let w = Worker(daemon);
@@ -181,7 +260,9 @@ async fn minute(daemon: &Arc<TestDaemon>, minute: u64, configs: &[String; 2]) ->
         w.lookup(lookup(&format!("{minute:08x}{place:08x}"))).await;
     }
     if minute.is_multiple_of(5) {
-        daemon.reload(&configs[usize::try_from(minute / 5 % 2).unwrap()]).unwrap();
+        daemon
+            .reload(&configs[usize::try_from(minute / 5 % 2).unwrap()])
+            .unwrap();
     }
     if minute.is_multiple_of(7) {
         let request = pb::RevokeSessionsRequest {
@@ -198,7 +279,9 @@ async fn minute(daemon: &Arc<TestDaemon>, minute: u64, configs: &[String; 2]) ->
 }
 
 fn tasks() -> usize {
-    tokio::runtime::Handle::current().metrics().num_alive_tasks()
+    tokio::runtime::Handle::current()
+        .metrics()
+        .num_alive_tasks()
 }
 
 /// Everything must be returned except the resources that the daemon started with.
@@ -250,8 +333,14 @@ async fn hour_of_mixed_traffic_leaks_nothing() {
         begun.elapsed()
     );
     assert!(resumed > 1500, "{resumed} resumed");
-    assert!(memory_after <= memory_before + GROWTH, "{memory_before} MiB before, {memory_after} MiB after");
-    assert_eq!(Arc::strong_count(&daemon.core.registry().ledger().watchers), watchers);
+    assert!(
+        memory_after <= memory_before + GROWTH,
+        "{memory_before} MiB before, {memory_after} MiB after"
+    );
+    assert_eq!(
+        Arc::strong_count(&daemon.core.registry().ledger().watchers),
+        watchers
+    );
     Arc::into_inner(daemon).unwrap().stop().await;
 }
 
@@ -263,7 +352,9 @@ async fn settle(daemon: &TestDaemon) {
             let registry = daemon.core.registry();
             let sessions: usize = registry.caches().map(|cache| cache.len()).sum();
             let held = registry.ledger().budget.held();
-            daemon.core.connections().is_empty() && sessions == 0 && (held.entries(), held.bytes()) == (0, 0)
+            daemon.core.connections().is_empty()
+                && sessions == 0
+                && (held.entries(), held.bytes()) == (0, 0)
         })
         .await;
 }

@@ -36,8 +36,17 @@ struct Told {
 }
 
 impl Connection {
-    pub(super) fn new(object: Option<(Arc<Outbox>, String)>, format: String, tallies: Arc<Tallies>) -> Self {
-        Self { object, format, tallies, told: Mutex::default() }
+    pub(super) fn new(
+        object: Option<(Arc<Outbox>, String)>,
+        format: String,
+        tallies: Arc<Tallies>,
+    ) -> Self {
+        Self {
+            object,
+            format,
+            tallies,
+            told: Mutex::default(),
+        }
     }
 
     /// Puts a session that the finished handshake made, as a callback of
@@ -52,9 +61,16 @@ impl Connection {
     /// the connection was opened without it. The first report is queued even if the queue is full.
     pub fn resumed(&self, session_id: &[u8]) {
         let mut told = self.told.lock();
-        let weight = if told.resumed { Delivery::BestEffort } else { Delivery::Required };
+        let weight = if told.resumed {
+            Delivery::BestEffort
+        } else {
+            Delivery::Required
+        };
         told.resumed |= self.tell(weight, |connection_id| {
-            Method::SetSession(pb::SetSessionRequest { connection_id, session_id: hex::string(session_id) })
+            Method::SetSession(pb::SetSessionRequest {
+                connection_id,
+                session_id: hex::string(session_id),
+            })
         });
     }
 
@@ -80,10 +96,17 @@ impl Connection {
     /// the connection is open again.
     pub fn set_shutdown(&self, sent: bool, received: bool) {
         let mut told = self.told.lock();
-        let weight = if told.sent && !sent { Delivery::Required } else { Delivery::BestEffort };
+        let weight = if told.sent && !sent {
+            Delivery::Required
+        } else {
+            Delivery::BestEffort
+        };
         let shutdown = Some(pb::ShutdownFlags { sent, received });
         let took = self.tell(weight, |connection_id| {
-            Method::SetShutdown(pb::SetShutdownRequest { connection_id, shutdown })
+            Method::SetShutdown(pb::SetShutdownRequest {
+                connection_id,
+                shutdown,
+            })
         });
         if took {
             told.sent = sent;
@@ -98,15 +121,24 @@ impl Connection {
         if code == 0 || told.alert {
             return;
         }
-        let alert = Some(pb::Alert { code: code.into(), received, ..pb::Alert::default() });
+        let alert = Some(pb::Alert {
+            code: code.into(),
+            received,
+            ..pb::Alert::default()
+        });
         told.alert = self.tell(Delivery::Required, |connection_id| {
-            Method::ReportAlert(pb::ReportAlertRequest { connection_id, alert })
+            Method::ReportAlert(pb::ReportAlertRequest {
+                connection_id,
+                alert,
+            })
         });
     }
 
     /// Queues a report. Returns whether it will be sent.
     fn tell(&self, weight: Delivery, method: impl FnOnce(String) -> Method) -> bool {
-        let Some((link, alias)) = &self.object else { return false };
+        let Some((link, alias)) = &self.object else {
+            return false;
+        };
         match link.tell(&method(alias.clone()), weight) {
             Ok(()) => true,
             Err(NotTaken::Full) => {

@@ -103,7 +103,8 @@ impl Found {
     pub(super) fn read(mut response: SecretBuffer) -> Option<Self> {
         let all = response.bytes();
         let place = |part: &[u8]| Span::of(part, all);
-        let (mut fields, mut found, mut session, mut data) = (Fields(all), false, None, Span::default());
+        let (mut fields, mut found, mut session, mut data) =
+            (Fields(all), false, None, Span::default());
         loop {
             match fields.key()? {
                 END => break,
@@ -133,9 +134,18 @@ impl Found {
         }
         let mut bytes = [0; ID_MAX];
         let id = hex::read_into(session_id, &mut bytes)?;
-        let session_id = Span { length: u32::try_from(id.len()).ok()?, ..place(session_id) };
-        let (cipher_suite, server_name) = (place(cipher_suite.as_bytes()), place(server_name.as_bytes()));
-        response.bytes_mut().get_mut(session_id.range())?.copy_from_slice(id);
+        let session_id = Span {
+            length: u32::try_from(id.len()).ok()?,
+            ..place(session_id)
+        };
+        let (cipher_suite, server_name) = (
+            place(cipher_suite.as_bytes()),
+            place(server_name.as_bytes()),
+        );
+        response
+            .bytes_mut()
+            .get_mut(session_id.range())?
+            .copy_from_slice(id);
         Some(Self {
             response,
             data,
@@ -203,7 +213,11 @@ fn time(bytes: &[u8]) -> Option<SystemTime> {
         match fields.key()? {
             END => return SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos)),
             SECONDS => seconds = fields.number()?,
-            NANOS => nanos = u32::try_from(fields.number()?).ok().filter(|&nanos| nanos < 1_000_000_000)?,
+            NANOS => {
+                nanos = u32::try_from(fields.number()?)
+                    .ok()
+                    .filter(|&nanos| nanos < 1_000_000_000)?;
+            }
             key => fields.skip(key)?,
         }
     }
@@ -240,7 +254,13 @@ mod tests {
 
     fn written(session: Option<pb::Session>, found: bool) -> Vec<u8> {
         let data = b"secret".to_vec().into();
-        pb::LookupSessionResponse { found, session, data, miss_reason: 1 }.encode_to_vec()
+        pb::LookupSessionResponse {
+            found,
+            session,
+            data,
+            miss_reason: 1,
+        }
+        .encode_to_vec()
     }
 
     fn read(response: &[u8]) -> Option<Found> {
@@ -253,10 +273,19 @@ mod tests {
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::new(seconds, 5);
         assert_eq!(found.data(), b"secret");
         assert_eq!(found.session_id(), [0, 0xff, 0x17]);
-        assert_eq!((found.version(), found.is_single_use()), (Version::Tls13, true));
-        assert_eq!((found.cipher_suite(), found.server_name()), ("TLS_AES_128_GCM_SHA256", "a.test"));
+        assert_eq!(
+            (found.version(), found.is_single_use()),
+            (Version::Tls13, true)
+        );
+        assert_eq!(
+            (found.cipher_suite(), found.server_name()),
+            ("TLS_AES_128_GCM_SHA256", "a.test")
+        );
         assert_eq!(found.peer(), session().peer.as_ref());
-        assert_eq!((found.authenticate_time(), found.expire_time()), (at(1_000_000_007), at(2_000_000_011)));
+        assert_eq!(
+            (found.authenticate_time(), found.expire_time()),
+            (at(1_000_000_007), at(2_000_000_011))
+        );
         // Fields that are empty or have the default value are not on the wire.
         let plain = pb::Session {
             version: pb::ProtocolVersion::Tls12.into(),
@@ -268,11 +297,27 @@ mod tests {
             ..session()
         };
         let found = read(&written(Some(plain), true)).unwrap();
-        assert_eq!((found.version(), found.is_single_use()), (Version::Tls12, false));
-        assert_eq!((found.session_id(), found.cipher_suite(), found.server_name()), (&[][..], "", ""));
+        assert_eq!(
+            (found.version(), found.is_single_use()),
+            (Version::Tls12, false)
+        );
+        assert_eq!(
+            (
+                found.session_id(),
+                found.cipher_suite(),
+                found.server_name()
+            ),
+            (&[][..], "", "")
+        );
         assert_eq!((found.peer(), found.data()), (None, &b"secret"[..]));
-        let longest = pb::Session { id: "a7".repeat(ID_MAX), ..session() };
-        assert_eq!(read(&written(Some(longest), true)).unwrap().session_id(), [0xa7; ID_MAX]);
+        let longest = pb::Session {
+            id: "a7".repeat(ID_MAX),
+            ..session()
+        };
+        assert_eq!(
+            read(&written(Some(longest), true)).unwrap().session_id(),
+            [0xa7; ID_MAX]
+        );
     }
 
     #[test]
@@ -301,7 +346,10 @@ mod tests {
         let whole = written(Some(session()), true);
         for text in [&b"TLS_AES"[..], b"a.test", b"CN=b", b"b.test", b"spiffe"] {
             let mut response = whole.clone();
-            let at = response.windows(text.len()).position(|part| part == text).unwrap();
+            let at = response
+                .windows(text.len())
+                .position(|part| part == text)
+                .unwrap();
             response[at] = 0xff;
             assert!(read(&response).is_none(), "{text:?}");
         }
@@ -316,7 +364,11 @@ mod tests {
                 response[at] = value;
                 for response in [&response[..], &response[..at]] {
                     if let Some(found) = read(response) {
-                        let parts = [found.data(), found.session_id(), found.cipher_suite().as_bytes()];
+                        let parts = [
+                            found.data(),
+                            found.session_id(),
+                            found.cipher_suite().as_bytes(),
+                        ];
                         assert!(parts.iter().all(|part| part.len() <= response.len()));
                     }
                 }

@@ -42,7 +42,10 @@ impl Buf for Framed {
     }
 
     fn advance(&mut self, count: usize) {
-        assert!(count <= self.remaining(), "advanced by {count}, but fewer bytes remain");
+        assert!(
+            count <= self.remaining(),
+            "advanced by {count}, but fewer bytes remain"
+        );
         self.sent += count;
     }
 }
@@ -71,11 +74,15 @@ impl Deframer {
         mut message: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         if !self.begun.bytes().is_empty() {
-            let Some(whole) = self.go_on(&mut piece)? else { return Ok(()) };
+            let Some(whole) = self.go_on(&mut piece)? else {
+                return Ok(());
+            };
             message(whole.bytes().get(PREFIX..).unwrap_or_default())?;
         }
         while let Some(length) = length(piece)? {
-            let Some((this, rest)) = piece.split_at_checked(PREFIX + length) else { break };
+            let Some((this, rest)) = piece.split_at_checked(PREFIX + length) else {
+                break;
+            };
             message(&this[PREFIX..])?;
             piece = rest;
         }
@@ -87,7 +94,9 @@ impl Deframer {
     /// complete.
     fn go_on(&mut self, piece: &mut &[u8]) -> Result<Option<SecretBuffer>, Unexpected> {
         self.take(piece, PREFIX);
-        let Some(length) = length(self.begun.bytes())? else { return Ok(None) };
+        let Some(length) = length(self.begun.bytes())? else {
+            return Ok(None);
+        };
         self.take(piece, PREFIX + length);
         let whole = self.begun.bytes().len() == PREFIX + length;
         Ok(whole.then(|| std::mem::take(&mut self.begun)))
@@ -108,7 +117,9 @@ fn append(to: &mut SecretBuffer, bytes: &[u8]) {
 
 /// Returns the length of the message that begins here. `None`: its prefix is incomplete.
 fn length(begun: &[u8]) -> Result<Option<usize>, Unexpected> {
-    let Some(&[compressed, a, b, c, d]) = begun.first_chunk() else { return Ok(None) };
+    let Some(&[compressed, a, b, c, d]) = begun.first_chunk() else {
+        return Ok(None);
+    };
     let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
     match compressed == 0 && length <= MESSAGE_MAX {
         true => Ok(Some(length)),
@@ -138,8 +149,17 @@ mod tests {
 
     #[test]
     fn messages_come_whole_and_in_order_however_the_stream_is_cut() {
-        let messages = vec![vec![7; 300], Vec::new(), b"a".to_vec(), vec![8; 70_000], Vec::new()];
-        let stream: Vec<u8> = messages.iter().flat_map(|message| framed(message)).collect();
+        let messages = vec![
+            vec![7; 300],
+            Vec::new(),
+            b"a".to_vec(),
+            vec![8; 70_000],
+            Vec::new(),
+        ];
+        let stream: Vec<u8> = messages
+            .iter()
+            .flat_map(|message| framed(message))
+            .collect();
         for piece in [1, 2, 5, 6, 7, 304, 305, 306, 310, 16_384, stream.len()] {
             assert_eq!(read(&stream, piece).as_ref(), Ok(&messages), "{piece}");
         }
@@ -155,7 +175,11 @@ mod tests {
         let too_large = prefix(MESSAGE_MAX + 1);
         for bad in [&[1, 0, 0, 0, 1, 0][..], &too_large, &[0xff; 5]] {
             for piece in [1, 64] {
-                assert_eq!(read(&[&framed(b"good"), bad].concat(), piece), Err(Unexpected), "{bad:?}");
+                assert_eq!(
+                    read(&[&framed(b"good"), bad].concat(), piece),
+                    Err(Unexpected),
+                    "{bad:?}"
+                );
             }
         }
         assert_eq!(read(&prefix(MESSAGE_MAX), 64), Ok(Vec::new()));

@@ -63,7 +63,10 @@ impl WorkerState {
     /// Stops using this stream for new calls.
     pub(crate) fn leave(&self, link: &Arc<Outbox>) {
         let mut current = self.link.write();
-        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
+        if current
+            .as_ref()
+            .is_some_and(|current| Arc::ptr_eq(current, link))
+        {
             *current = None;
         }
     }
@@ -76,13 +79,27 @@ impl WorkerState {
         waker: &Waker,
         asker: Asker,
     ) -> Option<Asked<'_>> {
-        let permitted = self.link().and_then(|link| Some((link, self.gate.admit(begun)?)));
+        let permitted = self
+            .link()
+            .and_then(|link| Some((link, self.gate.admit(begun)?)));
         let Some((link, permit)) = permitted else {
             self.tallies.away.count();
             return None;
         };
-        match link.ask(&Question { terms: &self.terms, lookup }, waker, asker) {
-            Ok(waiting) => Some(Asked { shared: self, waiting, permit, outcome: Outcome::Unknown }),
+        match link.ask(
+            &Question {
+                terms: &self.terms,
+                lookup,
+            },
+            waker,
+            asker,
+        ) {
+            Ok(waiting) => Some(Asked {
+                shared: self,
+                waiting,
+                permit,
+                outcome: Outcome::Unknown,
+            }),
             Err(not_taken) => {
                 self.gate.settle(permit, Outcome::Unknown, || begun);
                 match not_taken {
@@ -133,7 +150,11 @@ impl Asked<'_> {
 
 impl Drop for Asked<'_> {
     fn drop(&mut self) {
-        if self.shared.gate.settle(self.permit, self.outcome, Instant::now) {
+        if self
+            .shared
+            .gate
+            .settle(self.permit, self.outcome, Instant::now)
+        {
             self.shared.tallies.breaker_openings.count();
         }
     }

@@ -30,12 +30,22 @@ pub struct Lookup<'l> {
 impl<'l> Lookup<'l> {
     /// Makes a lookup of the session id that a peer offers to this server.
     pub fn server(session_id: &'l [u8]) -> Self {
-        Self { role: Role::Server, session_id, server_name: "", binding: &[] }
+        Self {
+            role: Role::Server,
+            session_id,
+            server_name: "",
+            binding: &[],
+        }
     }
 
     /// Makes a lookup of the newest session with a server.
     pub fn client(server_name: &'l str) -> Self {
-        Self { role: Role::Client, session_id: &[], server_name, binding: &[] }
+        Self {
+            role: Role::Client,
+            session_id: &[],
+            server_name,
+            binding: &[],
+        }
     }
 }
 
@@ -85,7 +95,11 @@ impl Put {
         }
     }
 
-    pub(super) fn into_request(self, connection_id: String, format: String) -> pb::PutSessionRequest {
+    pub(super) fn into_request(
+        self,
+        connection_id: String,
+        format: String,
+    ) -> pb::PutSessionRequest {
         pb::PutSessionRequest {
             connection_id,
             session_id: hex::string(&self.session_id),

@@ -47,7 +47,11 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { queued_calls: 8192, queued_bytes: 16 << 20, call_bytes: 1 << 20 }
+        Self {
+            queued_calls: 8192,
+            queued_bytes: 16 << 20,
+            call_bytes: 1 << 20,
+        }
     }
 }
 
@@ -65,7 +69,8 @@ impl Options {
     /// # Errors
     /// Fails if the endpoint has neither form.
     pub fn new(endpoint: &str, format: &str) -> Result<Self, InvalidEndpoint> {
-        let address = Address::parse(endpoint).ok_or_else(|| InvalidEndpoint(endpoint.to_owned()))?;
+        let address =
+            Address::parse(endpoint).ok_or_else(|| InvalidEndpoint(endpoint.to_owned()))?;
         Ok(Self::at(address, format))
     }
 

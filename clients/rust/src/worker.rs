@@ -52,7 +52,10 @@ impl Worker {
         let shared = Arc::new(WorkerState::new(options));
         let (held, gone) = oneshot::channel();
         tokio::spawn(reconnect::keep(Arc::clone(&shared), gone));
-        Self { shared, _held: Arc::new(held) }
+        Self {
+            shared,
+            _held: Arc::new(held),
+        }
     }
 
     /// Looks up the session that a handshake wants to resume, as a callback of
@@ -62,13 +65,17 @@ impl Worker {
     /// Must be awaited on a tokio runtime with a timer.
     pub async fn lookup(&self, lookup: Lookup<'_>) -> Option<Found> {
         let begun = Instant::now();
-        self.lookup_until(&lookup, begun, begun + self.shared.options.lookup_deadline).await
+        self.lookup_until(&lookup, begun, begun + self.shared.options.lookup_deadline)
+            .await
     }
 
     /// Returns the first session that is found. The lookups are made one after the other and share
     /// one deadline.
     #[cfg(feature = "rustls")]
-    pub(super) async fn lookup_first(&self, lookups: impl Iterator<Item = Lookup<'_>>) -> Option<Found> {
+    pub(super) async fn lookup_first(
+        &self,
+        lookups: impl Iterator<Item = Lookup<'_>>,
+    ) -> Option<Found> {
         let mut begun = Instant::now();
         let deadline = begun + self.shared.options.lookup_deadline;
         for lookup in lookups {
@@ -81,9 +88,15 @@ impl Worker {
         None
     }
 
-    async fn lookup_until(&self, lookup: &Lookup<'_>, begun: Instant, deadline: Instant) -> Option<Found> {
+    async fn lookup_until(
+        &self,
+        lookup: &Lookup<'_>,
+        begun: Instant,
+        deadline: Instant,
+    ) -> Option<Found> {
         let mut asked =
-            poll_fn(|cx| Poll::Ready(self.shared.ask(lookup, begun, cx.waker(), Asker::Task))).await?;
+            poll_fn(|cx| Poll::Ready(self.shared.ask(lookup, begun, cx.waker(), Asker::Task)))
+                .await?;
         let end = match timeout_at(deadline.into(), &mut asked.waiting).await {
             Ok(answer) => answer.ok_or(NoAnswer::Broken),
             Err(_) => Err(NoAnswer::TimedOut),
@@ -100,7 +113,9 @@ impl Worker {
         let deadline = begun + self.shared.options.lookup_deadline;
         let mut asked = self.shared.ask(&lookup, begun, &waker, Asker::Thread)?;
         let end = loop {
-            if let Poll::Ready(answer) = pin!(&mut asked.waiting).poll(&mut Context::from_waker(&waker)) {
+            if let Poll::Ready(answer) =
+                pin!(&mut asked.waiting).poll(&mut Context::from_waker(&waker))
+            {
                 break answer.ok_or(NoAnswer::Broken);
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -129,14 +144,17 @@ impl Worker {
             ..pb::NewRequest::default()
         };
         let tallies = Arc::clone(&self.shared.tallies);
-        let opened = self.shared.link().and_then(|link| match link.open(request) {
-            Ok(alias) => Some((link, alias)),
-            Err(NotTaken::Full) => {
-                tallies.reports_dropped.count();
-                None
-            }
-            Err(NotTaken::Closed) => None,
-        });
+        let opened = self
+            .shared
+            .link()
+            .and_then(|link| match link.open(request) {
+                Ok(alias) => Some((link, alias)),
+                Err(NotTaken::Full) => {
+                    tallies.reports_dropped.count();
+                    None
+                }
+                Err(NotTaken::Closed) => None,
+            });
         Connection::new(opened, options.format.clone(), tallies)
     }
 
@@ -146,7 +164,9 @@ impl Worker {
     ///
     /// Must be awaited on a tokio runtime with a timer.
     pub async fn flush(&self, within: Duration) -> bool {
-        let Some(link) = self.shared.link() else { return false };
+        let Some(link) = self.shared.link() else {
+            return false;
+        };
         let marked = poll_fn(|cx| Poll::Ready(Arc::clone(&link).mark(cx.waker()))).await;
         let Ok(marked) = marked else { return false };
         matches!(timeout(within, marked).await, Ok(Some(_)))

@@ -132,7 +132,10 @@ pub struct Now {
 impl Now {
     /// Returns a reading at which both clocks have the same value, as when the process starts.
     pub const fn from_millis(millis: u64) -> Self {
-        Self { at: Timestamp(millis), offset: WallOffset(0) }
+        Self {
+            at: Timestamp(millis),
+            offset: WallOffset(0),
+        }
     }
 
     /// Returns the time of the wall clock.
@@ -143,7 +146,10 @@ impl Now {
     /// Returns the reading a duration later, if the wall clock is not set meanwhile.
     #[must_use]
     pub fn after(self, span: Duration) -> Self {
-        Self { at: self.at.after(span), ..self }
+        Self {
+            at: self.at.after(span),
+            ..self
+        }
     }
 }
 
@@ -162,9 +168,10 @@ impl Clock {
     pub fn now(&self) -> Now {
         match self {
             Self::System => LINE.now(),
-            Self::Manual(manual) => {
-                Now { at: Timestamp(manual.0.at.load(Ordering::SeqCst)), offset: manual.offset() }
-            }
+            Self::Manual(manual) => Now {
+                at: Timestamp(manual.0.at.load(Ordering::SeqCst)),
+                offset: manual.offset(),
+            },
         }
     }
 
@@ -226,9 +233,14 @@ fn boottime() -> Duration {
 }
 
 /// Reads the wall clock. A time before 1970 gives 1970.
-#[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place that reads the wall clock"
+)]
 fn wall_clock() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
 }
 
 /// Returns `one` - `other` in nanoseconds.
@@ -260,7 +272,10 @@ impl TimeLine {
                 self.measure();
             }
         }
-        Now { at: Timestamp(millis), offset: self.offset() }
+        Now {
+            at: Timestamp(millis),
+            offset: self.offset(),
+        }
     }
 
     fn offset(&self) -> WallOffset {
@@ -274,7 +289,10 @@ impl TimeLine {
     /// Returns whether an offset in nanoseconds, measured with this error, differs from the known
     /// offset by at least [`STEP_MIN`].
     fn is_off(&self, measured: i64, error: Duration) -> bool {
-        let known = self.offset.load(Ordering::Relaxed).saturating_mul(NANOS_OF_MILLI);
+        let known = self
+            .offset
+            .load(Ordering::Relaxed)
+            .saturating_mul(NANOS_OF_MILLI);
         Duration::from_nanos(measured.abs_diff(known)) >= STEP_MIN + error
     }
 
@@ -299,7 +317,9 @@ impl TimeLine {
         if let Some((error, offset)) = best
             && self.is_off(offset, error)
         {
-            let millis = offset.saturating_add(NANOS_OF_MILLI / 2).div_euclid(NANOS_OF_MILLI);
+            let millis = offset
+                .saturating_add(NANOS_OF_MILLI / 2)
+                .div_euclid(NANOS_OF_MILLI);
             self.offset.store(millis, Ordering::Relaxed);
         }
     }
@@ -327,7 +347,10 @@ pub enum Step {
 impl ManualClock {
     /// Makes a clock whose wall clock and time line both have this value.
     pub fn starting(wall: WallTime) -> Self {
-        Self(Arc::new(Hands { at: AtomicU64::new(wall.0), offset: AtomicI64::new(0) }))
+        Self(Arc::new(Hands {
+            at: AtomicU64::new(wall.0),
+            offset: AtomicI64::new(0),
+        }))
     }
 
     /// Moves the wall clock and the time line forward.
@@ -362,23 +385,44 @@ mod tests {
             assert_eq!(offset.at(WallTime::from_millis(wall)), at);
         }
         assert_eq!(WallOffset(-6_000).wall(at), WallTime::default());
-        assert_eq!(WallOffset(6_000).at(WallTime::from_millis(5_000)), Timestamp::default());
-        assert_eq!(WallOffset(-6_000).at(WallTime::MAX), Timestamp::from_millis(u64::MAX));
-        assert_eq!(WallOffset(i64::MIN).at(WallTime::MAX), Timestamp::from_millis(u64::MAX));
-        assert_eq!(WallOffset(i64::MAX).wall(Timestamp::from_millis(u64::MAX)), WallTime::MAX);
+        assert_eq!(
+            WallOffset(6_000).at(WallTime::from_millis(5_000)),
+            Timestamp::default()
+        );
+        assert_eq!(
+            WallOffset(-6_000).at(WallTime::MAX),
+            Timestamp::from_millis(u64::MAX)
+        );
+        assert_eq!(
+            WallOffset(i64::MIN).at(WallTime::MAX),
+            Timestamp::from_millis(u64::MAX)
+        );
+        assert_eq!(
+            WallOffset(i64::MAX).wall(Timestamp::from_millis(u64::MAX)),
+            WallTime::MAX
+        );
     }
 
     #[test]
     fn line_is_near_the_wall_clock_and_keeps_its_offset() {
         let first = Clock::System.now();
         let shown = WallTime(millis(wall_clock()));
-        assert!(shown.since(first.wall()) < Duration::from_secs(5), "{shown:?} is long after {first:?}");
-        assert!(first.wall().since(shown) < STEP_MIN + NARROW, "{first:?} is after {shown:?}");
+        assert!(
+            shown.since(first.wall()) < Duration::from_secs(5),
+            "{shown:?} is long after {first:?}"
+        );
+        assert!(
+            first.wall().since(shown) < STEP_MIN + NARROW,
+            "{first:?} is after {shown:?}"
+        );
         let mut last = first;
         while last.at.since(first.at) < Duration::from_millis(50) {
             let next = Clock::System.now();
             assert!(next.at >= last.at);
-            assert_eq!(next.offset, first.offset, "a clock that nothing sets has one offset");
+            assert_eq!(
+                next.offset, first.offset,
+                "a clock that nothing sets has one offset"
+            );
             last = next;
         }
     }
@@ -387,7 +431,10 @@ mod tests {
     fn clock_says_how_long_until_a_moment() {
         let next = Clock::System.now().at.after(Duration::from_secs(60));
         let left = Clock::System.until(next).unwrap();
-        assert!(left <= Duration::from_secs(60) && left > Duration::from_secs(30), "{left:?}");
+        assert!(
+            left <= Duration::from_secs(60) && left > Duration::from_secs(30),
+            "{left:?}"
+        );
         assert_eq!(Clock::System.until(Clock::System.now().at), None);
         let manual = Clock::Manual(ManualClock::starting(WallTime::default()));
         assert_eq!(manual.until(next), None, "a manual clock stands still");

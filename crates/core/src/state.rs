@@ -22,7 +22,11 @@ impl CoreState {
     /// Makes a state without connections.
     pub fn new(contexts: Arc<Registry>, clock: Clock, most: Most) -> Self {
         let connections = Arc::new(Table::new(clock.clone(), most));
-        Self { clock, contexts: ArcSwap::new(contexts), connections }
+        Self {
+            clock,
+            contexts: ArcSwap::new(contexts),
+            connections,
+        }
     }
 
     /// Returns the connections.

@@ -33,7 +33,10 @@ pub const PIECE: usize = 2 << 10;
 
 impl<T> Half<T> {
     fn new() -> Self {
-        Self { written: Vec::new(), message: PhantomData }
+        Self {
+            written: Vec::new(),
+            message: PhantomData,
+        }
     }
 }
 
@@ -141,7 +144,9 @@ impl<U: Incoming> Decoder for Half<U> {
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         let message = buf.copy_to_bytes(buf.remaining());
-        U::read(message).map(Some).map_err(|err| Status::internal(err.to_string()))
+        U::read(message)
+            .map(Some)
+            .map_err(|err| Status::internal(err.to_string()))
     }
 
     fn buffer_settings(&self) -> BufferSettings {

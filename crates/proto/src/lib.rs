@@ -15,7 +15,12 @@ pub mod transport;
 pub mod wire;
 
 mod generated {
-    #![allow(missing_docs, unreachable_pub, clippy::all, reason = "generated; its manual is in the protos")]
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::all,
+        reason = "generated; its manual is in the protos"
+    )]
 
     #[cfg(feature = "grpc")]
     use super::codec::{Answers, Calls};

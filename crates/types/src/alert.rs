@@ -70,7 +70,10 @@ pub fn in_clear(records: &[u8]) -> Option<u8> {
 /// Returns the alert that rustls most likely sent for an error. For workers that run rustls
 /// themselves, where the alert cannot be observed.
 pub fn for_error(error: &Error) -> Alert {
-    Alert { code: described(error).into(), received: false }
+    Alert {
+        code: described(error).into(),
+        received: false,
+    }
 }
 
 fn described(error: &Error) -> AlertDescription {

@@ -112,7 +112,10 @@ pub enum Progress {
 impl FirstFlight {
     /// Makes a gatherer for the flight that answers a HelloRetryRequest.
     pub fn after_retry() -> Self {
-        Self { second: true, ..Self::default() }
+        Self {
+            second: true,
+            ..Self::default()
+        }
     }
 
     /// Returns whether the flight answers a HelloRetryRequest.
@@ -179,13 +182,17 @@ impl FirstFlight {
             if rest.first().is_some_and(|&kind| kind != HANDSHAKE) {
                 return Progress::Whole(Offer::default());
             }
-            let Some(&[_, _, _, high, low]) = rest.first_chunk() else { return Progress::Partial };
+            let Some(&[_, _, _, high, low]) = rest.first_chunk() else {
+                return Progress::Partial;
+            };
             let length = usize::from(u16::from_be_bytes([high, low]));
             // RFC 8446 section 5.1: a handshake record is never empty.
             if length == 0 || length > RECORD_MAX {
                 return Progress::Whole(Offer::default());
             }
-            let Some(payload) = rest.get(5..5 + length) else { return Progress::Partial };
+            let Some(payload) = rest.get(5..5 + length) else {
+                return Progress::Partial;
+            };
             let head = self.head.iter_mut().skip(self.message);
             head.zip(payload).for_each(|(place, &byte)| *place = byte);
             self.message += length;
@@ -209,7 +216,8 @@ impl FirstFlight {
         if self.message < HEAD {
             return None;
         }
-        let length = usize::try_from(u32::from_be_bytes([0, high, middle, low])).unwrap_or(usize::MAX);
+        let length =
+            usize::try_from(u32::from_be_bytes([0, high, middle, low])).unwrap_or(usize::MAX);
         if length > MESSAGE_MAX {
             return Some(Offer::default());
         }
@@ -268,11 +276,16 @@ fn offer(body: &[u8]) -> Option<Offer> {
     let session_id = body.vector8()?;
     let cipher_suites = u16s(body.vector16()?)?;
     let compression = body.vector8()?;
-    let session_id = (1..=SESSION_ID_MAX).contains(&session_id.len()).then(|| session_id.to_vec());
+    let session_id = (1..=SESSION_ID_MAX)
+        .contains(&session_id.len())
+        .then(|| session_id.to_vec());
     let mut offer = Offer {
         session_id,
         fallback: cipher_suites.contains(&FALLBACK_SCSV),
-        parameters: Parameters { cipher_suites, ..Parameters::default() },
+        parameters: Parameters {
+            cipher_suites,
+            ..Parameters::default()
+        },
         ..Offer::default()
     };
     if body.0.is_empty() {
@@ -296,13 +309,18 @@ fn offer(body: &[u8]) -> Option<Offer> {
             ALPN => offer.parameters.protocols = Some(protocols(&mut extension)?),
             SESSION_TICKET if !extension.0.is_empty() => offer.session_id = None,
             SUPPORTED_VERSIONS => {
-                offer.tls13 = extension.vector8()?.chunks_exact(2).any(|version| version == TLS13);
+                offer.tls13 = extension
+                    .vector8()?
+                    .chunks_exact(2)
+                    .any(|version| version == TLS13);
             }
             PSK_KEY_EXCHANGE_MODES => forward_secret = extension.vector8()?.contains(&PSK_DHE_KE),
             KEY_SHARE => offer.parameters.key_shares = key_shares(&mut extension)?,
             EARLY_DATA => offer.parameters.early_data = true,
             COMPRESS_CERTIFICATE => twice |= has_twice(&u16s(extension.vector8()?)?),
-            PRE_SHARED_KEY if extensions.0.is_empty() => offer.identities = identities(&mut extension)?,
+            PRE_SHARED_KEY if extensions.0.is_empty() => {
+                offer.identities = identities(&mut extension)?;
+            }
             PRE_SHARED_KEY => return None,
             _ => {}
         }
@@ -341,7 +359,9 @@ fn has_twice(values: &[u16]) -> bool {
 }
 
 fn u16s(bytes: &[u8]) -> Option<Vec<u16>> {
-    let (pairs, []) = bytes.as_chunks() else { return None };
+    let (pairs, []) = bytes.as_chunks() else {
+        return None;
+    };
     Some(pairs.iter().map(|&pair| u16::from_be_bytes(pair)).collect())
 }
 
@@ -363,7 +383,9 @@ fn server_name(extension: &mut Reader<'_>) -> Option<(ServerName<'static>, bool)
     }
     let name = found?;
     match pki_types::ServerName::try_from(name).ok()? {
-        pki_types::ServerName::DnsName(_) => Some((ServerName::new(name).into_owned(), name.ends_with('.'))),
+        pki_types::ServerName::DnsName(_) => {
+            Some((ServerName::new(name).into_owned(), name.ends_with('.')))
+        }
         _ => Some((ServerName::NONE, false)),
     }
 }
@@ -438,7 +460,8 @@ impl<'a> Reader<'a> {
     }
 
     fn u16(&mut self) -> Option<u16> {
-        self.bytes(2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
+        self.bytes(2)
+            .map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
     }
 
     fn vector8(&mut self) -> Option<&'a [u8]> {

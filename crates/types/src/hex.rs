@@ -32,7 +32,10 @@ fn byte(pair: u16) -> (u8, u16) {
 
 /// Writes two digits for each byte.
 pub fn write(bytes: &[u8], to: &mut impl Write) -> fmt::Result {
-    bytes.iter().flat_map(|&byte| pair(byte).to_le_bytes()).try_for_each(|digit| to.write_char(digit.into()))
+    bytes
+        .iter()
+        .flat_map(|&byte| pair(byte).to_le_bytes())
+        .try_for_each(|digit| to.write_char(digit.into()))
 }
 
 /// Writes two digits for each byte into `to`, for as many bytes as fit.
@@ -72,7 +75,9 @@ pub fn read_into<'b>(text: &[u8], bytes: &'b mut [u8]) -> Option<&'b [u8]> {
 
 /// Parses lower-case digits without colons, as the API writes ids. Returns the number of bytes.
 fn read_canonical(text: &[u8], bytes: &mut [u8]) -> Option<usize> {
-    let (pairs, []) = text.as_chunks() else { return None };
+    let (pairs, []) = text.as_chunks() else {
+        return None;
+    };
     let bytes = bytes.get_mut(..pairs.len())?;
     let mut others = 0;
     for (to, &pair) in bytes.iter_mut().zip(pairs) {
@@ -93,8 +98,14 @@ fn read_typed(text: &[u8], bytes: &mut [u8]) -> Option<usize> {
     let length = pieces.len();
     let bytes = bytes.get_mut(..length)?;
     for (place, (piece, to)) in pieces.zip(bytes).enumerate() {
-        let [high, low, colon @ ..] = piece else { return None };
-        let wanted: &[u8] = if step == 3 && place + 1 < length { b":" } else { b"" };
+        let [high, low, colon @ ..] = piece else {
+            return None;
+        };
+        let wanted: &[u8] = if step == 3 && place + 1 < length {
+            b":"
+        } else {
+            b""
+        };
         if colon != wanted {
             return None;
         }
@@ -119,9 +130,18 @@ mod tests {
         for same in ["001FA9FF", "00:1f:a9:ff", "00:1F:a9:FF"] {
             assert_eq!(super::read(same), super::read("001fa9ff"), "{same}");
         }
-        for other in
-            ["00:1fa9ff", "001f:a9ff", "00:1f:a9:ff:", ":00", "00:", "0:0", "00::1f", "00 1f", "00-1f", "é0"]
-        {
+        for other in [
+            "00:1fa9ff",
+            "001f:a9ff",
+            "00:1f:a9:ff:",
+            ":00",
+            "00:",
+            "0:0",
+            "00::1f",
+            "00 1f",
+            "00-1f",
+            "é0",
+        ] {
             assert_eq!(super::read(other), None, "{other}");
         }
         assert_eq!(super::read(""), Some(vec![]));
@@ -132,7 +152,12 @@ mod tests {
     fn all_bytes_and_all_pairs_of_characters_match_the_standard() {
         let all: Vec<u8> = (0..=u8::MAX).collect();
         let written = super::string(&all);
-        assert_eq!(written, all.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+        assert_eq!(
+            written,
+            all.iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>()
+        );
         assert_eq!(super::read(&written), Some(all));
         for pair in 0..=u16::MAX {
             let text = pair.to_le_bytes();
@@ -142,7 +167,9 @@ mod tests {
             let expected = expected.filter(|text| !text.starts_with('+'));
             assert_eq!(
                 read,
-                expected.and_then(|text| u8::from_str_radix(text, 16).ok()).map(|byte| vec![byte]),
+                expected
+                    .and_then(|text| u8::from_str_radix(text, 16).ok())
+                    .map(|byte| vec![byte]),
                 "{text:?}"
             );
         }

@@ -145,7 +145,11 @@ mod tests {
         assert_ne!(place, other.as_ptr(), "two live secrets share no memory");
         drop(first);
         let spare = SPARE.take();
-        assert_eq!((spare.as_ptr(), &*spare), (place, &[0; 40][..]), "the spare memory is overwritten");
+        assert_eq!(
+            (spare.as_ptr(), &*spare),
+            (place, &[0; 40][..]),
+            "the spare memory is overwritten"
+        );
         SPARE.set(spare);
         let next = SecretBytes::copied(&[3; 40]);
         assert_eq!((next.as_ptr(), &*next), (place, &[3; 40][..]));

@@ -28,14 +28,20 @@ impl<'t> ServerName<'t> {
     pub fn new(name: &'t str) -> Self {
         let undotted = name.trim_end_matches('.');
         // An address begins with a digit or has a colon. Few names do, so few are parsed.
-        let may_be_address = matches!(undotted.as_bytes(), [b'0'..=b'9', ..]) || undotted.contains(':');
-        if let Some(address) = may_be_address.then(|| undotted.parse::<IpAddr>().ok()).flatten() {
+        let may_be_address =
+            matches!(undotted.as_bytes(), [b'0'..=b'9', ..]) || undotted.contains(':');
+        if let Some(address) = may_be_address
+            .then(|| undotted.parse::<IpAddr>().ok())
+            .flatten()
+        {
             return Self(Text::Shared(address.to_string().into()));
         }
-        Self(match undotted.bytes().any(|byte| byte.is_ascii_uppercase()) {
-            true => Text::Shared(undotted.to_ascii_lowercase().into()),
-            false => Text::Borrowed(undotted),
-        })
+        Self(
+            match undotted.bytes().any(|byte| byte.is_ascii_uppercase()) {
+                true => Text::Shared(undotted.to_ascii_lowercase().into()),
+                false => Text::Borrowed(undotted),
+            },
+        )
     }
 
     /// Returns the same name without borrowing.
@@ -141,7 +147,10 @@ mod tests {
     #[test]
     fn canonical_name_is_not_copied() {
         for name in ["a.test", "a.test.", "1.example", ""] {
-            assert!(matches!(ServerName::new(name).0, Text::Borrowed(_)), "{name}");
+            assert!(
+                matches!(ServerName::new(name).0, Text::Borrowed(_)),
+                "{name}"
+            );
         }
     }
 }

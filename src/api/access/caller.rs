@@ -64,7 +64,13 @@ impl Caller {
         let streams = Streams::new(limits, class, totals);
         let holder = accounts.holder(peer.owner.name());
         let grants = Mutex::new((registry.version(), grants));
-        Self { peer, access: Arc::clone(access), grants, streams, holder }
+        Self {
+            peer,
+            access: Arc::clone(access),
+            grants,
+            streams,
+            holder,
+        }
     }
 
     /// Returns the account of its identity.
@@ -109,7 +115,11 @@ impl Caller {
     /// * The method is not in the table of rights.
     /// * The caller has no identity, or no role that may call the method.
     pub(crate) fn may_call(&self, path: &str, state: &CoreState) -> Result<(), Refusal> {
-        if self.peer.ends.is_some_and(|ends| ends <= state.now().wall()) {
+        if self
+            .peer
+            .ends
+            .is_some_and(|ends| ends <= state.now().wall())
+        {
             return Err(Refusal::CertificateEnded);
         }
         let roles = rights(&RIGHTS, path, crate::api::methods::serves)?;
@@ -148,7 +158,9 @@ impl Caller {
             self.audit(&refusal, None);
             return Err(refusal);
         }
-        registry.get(name).ok_or_else(|| Refusal::ContextNotFound(name.to_owned()))
+        registry
+            .get(name)
+            .ok_or_else(|| Refusal::ContextNotFound(name.to_owned()))
     }
 
     /// Writes an audit line about a refused call.
@@ -185,7 +197,9 @@ impl Caller {
     ) -> Refusal {
         let mut changed = self.access.changed.subscribe();
         let end = async {
-            let Some(ends) = self.peer.ends else { return std::future::pending().await };
+            let Some(ends) = self.peer.ends else {
+                return std::future::pending().await;
+            };
             loop {
                 let left = ends.since(state.now().wall());
                 if left.is_zero() {
@@ -225,7 +239,11 @@ mod tests {
     };
 
     fn rule(identity: IdentityPattern, contexts: &[&str], role: AccessRole) -> Rule {
-        Rule { identity, contexts: contexts.iter().map(|&name| name.to_owned()).collect(), role }
+        Rule {
+            identity,
+            contexts: contexts.iter().map(|&name| name.to_owned()).collect(),
+            role,
+        }
     }
 
     fn config(rules: &[Rule]) -> Config {
@@ -266,7 +284,9 @@ mod tests {
         let seven = caller(Peer::unix(7, 1), &now);
         assert!(seven.may(&now, Roles::OBSERVER, "web") && !seven.may(&now, Roles::WORKER, "web"));
         assert!(seven.may(&now, Roles::WORKER, "mail") && !seven.may(&now, Roles::ADMIN, "mail"));
-        assert!(seven.may(&now, Roles::ADMIN, "other") && seven.may(&now, Roles::OBSERVER, "other"));
+        assert!(
+            seven.may(&now, Roles::ADMIN, "other") && seven.may(&now, Roles::OBSERVER, "other")
+        );
         let eight = caller(Peer::unix(8, 7), &now);
         assert!(eight.may(&now, Roles::WORKER, "web"));
         assert!(!eight.may(&now, Roles::WORKER.or(Roles::ADMIN), "other"));
@@ -280,7 +300,11 @@ mod tests {
         let now = followed_by(
             &now,
             &[
-                rule(IdentityPattern::Local, &["web", "mail"], AccessRole::Observer),
+                rule(
+                    IdentityPattern::Local,
+                    &["web", "mail"],
+                    AccessRole::Observer,
+                ),
                 rule(IdentityPattern::Uid(7), &["mail"], AccessRole::Worker),
             ],
         );
@@ -292,19 +316,29 @@ mod tests {
     #[test]
     fn each_registry_is_asked_by_its_own_rules() {
         let before = registry(&[rule(IdentityPattern::Local, &["a"], AccessRole::Worker)]);
-        let after = followed_by(&before, &[rule(IdentityPattern::Local, &["b"], AccessRole::Worker)]);
+        let after = followed_by(
+            &before,
+            &[rule(IdentityPattern::Local, &["b"], AccessRole::Worker)],
+        );
         let caller = caller(Peer::local(), &before);
         // A call from before the reload may alternate with calls from after it.
         for _ in 0..2 {
-            assert!(caller.may(&before, Roles::WORKER, "a") && !caller.may(&before, Roles::WORKER, "b"));
-            assert!(caller.may(&after, Roles::WORKER, "b") && !caller.may(&after, Roles::WORKER, "a"));
+            assert!(
+                caller.may(&before, Roles::WORKER, "a") && !caller.may(&before, Roles::WORKER, "b")
+            );
+            assert!(
+                caller.may(&after, Roles::WORKER, "b") && !caller.may(&after, Roles::WORKER, "a")
+            );
         }
     }
 
     #[test]
     fn without_rules_only_a_local_caller_may_do_something() {
         let registry = registry(&[]);
-        let certificate = PeerIdentity { subject: "CN=a".into(), ..PeerIdentity::default() };
+        let certificate = PeerIdentity {
+            subject: "CN=a".into(),
+            ..PeerIdentity::default()
+        };
         assert!(caller(Peer::local(), &registry).may(&registry, Roles::ADMIN, "any"));
         let certified = caller(Peer::certified(&certificate), &registry);
         assert!(!certified.may(&registry, Roles::ALL, "any"));

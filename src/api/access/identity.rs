@@ -44,12 +44,10 @@ impl Identity {
     pub(crate) fn fits(&self, pattern: &IdentityPattern) -> bool {
         match (self, pattern) {
             (Self::Local, IdentityPattern::Local) => true,
-            (Self::Uid(id), IdentityPattern::Uid(wanted)) | (Self::Gid(id), IdentityPattern::Gid(wanted)) => {
-                id == wanted
-            }
-            (Self::Uri(name), IdentityPattern::Uri(text)) | (Self::Dns(name), IdentityPattern::Dns(text)) => {
-                text.matches(name)
-            }
+            (Self::Uid(id), IdentityPattern::Uid(wanted))
+            | (Self::Gid(id), IdentityPattern::Gid(wanted)) => id == wanted,
+            (Self::Uri(name), IdentityPattern::Uri(text))
+            | (Self::Dns(name), IdentityPattern::Dns(text)) => text.matches(name),
             (Self::Subject(name), IdentityPattern::Subject(wanted)) => name == wanted,
             _ => false,
         }
@@ -96,14 +94,19 @@ impl Peer {
 
     /// Returns a caller over a Unix socket. Its owner is the user.
     pub fn unix(uid: u32, gid: u32) -> Self {
-        Self::owned_by_first(vec![Identity::Uid(uid), Identity::Gid(gid), Identity::Local], None)
+        Self::owned_by_first(
+            vec![Identity::Uid(uid), Identity::Gid(gid), Identity::Local],
+            None,
+        )
     }
 
     /// Returns a caller with a verified certificate. Its owner is the first URI of the certificate,
     /// else the first DNS name, else the subject. A subject that is empty or not in the form of RFC
     /// 4514 is no identity.
     pub fn certified(certificate: &PeerIdentity) -> Self {
-        let subject = DistinguishedName::parse(&certificate.subject).ok().filter(|name| !name.is_empty());
+        let subject = DistinguishedName::parse(&certificate.subject)
+            .ok()
+            .filter(|name| !name.is_empty());
         let identities: Vec<_> = (certificate.uris.iter().cloned().map(Identity::Uri))
             .chain(certificate.dns_names.iter().cloned().map(Identity::Dns))
             .chain(subject.map(Identity::Subject))
@@ -113,7 +116,11 @@ impl Peer {
 
     fn owned_by_first(identities: Vec<Identity>, ends: Option<WallTime>) -> Self {
         let owner = identities.first().map_or_else(Owner::nobody, Owner::of);
-        Self { owner, identities, ends }
+        Self {
+            owner,
+            identities,
+            ends,
+        }
     }
 }
 
@@ -132,11 +139,16 @@ mod tests {
             uris: vec!["spiffe://a/b".into()],
             ..PeerIdentity::default()
         };
-        let owner = |certificate: &PeerIdentity| Peer::certified(certificate).owner.name().to_string();
+        let owner =
+            |certificate: &PeerIdentity| Peer::certified(certificate).owner.name().to_string();
         assert_eq!(owner(&certificate), "uri:spiffe://a/b");
         for uri in ["uid:0", "local", "dns:a.test"] {
             certificate.uris = vec![uri.into()];
-            assert_eq!(owner(&certificate), format!("uri:{uri}"), "the prefix tells the kinds apart");
+            assert_eq!(
+                owner(&certificate),
+                format!("uri:{uri}"),
+                "the prefix tells the kinds apart"
+            );
         }
         certificate.uris.clear();
         assert_eq!(owner(&certificate), "dns:a.test");
@@ -155,7 +167,12 @@ mod tests {
     fn subject_and_uri_that_read_alike_have_two_owners() {
         let with = |subject: &str, uris: &[&str]| {
             let uris = uris.iter().map(|&uri| uri.into()).collect();
-            Peer::certified(&PeerIdentity { subject: subject.into(), uris, ..PeerIdentity::default() }).owner
+            Peer::certified(&PeerIdentity {
+                subject: subject.into(),
+                uris,
+                ..PeerIdentity::default()
+            })
+            .owner
         };
         assert_ne!(with("CN=a://b", &[]), with("", &["subject:CN=a://b"]));
         assert_ne!(with("CN=a\\,O=b", &[]), with("CN=a,O=b", &[]));
@@ -171,7 +188,9 @@ mod tests {
             text.prop_map(Identity::Uri),
             text.prop_map(Identity::Dns),
             "CN=[a-c:/]{0,3}(,O=[a-c]{0,2})?".prop_map(|text| {
-                Identity::Subject(DistinguishedName::parse(&text).expect("the text needs no escapes"))
+                Identity::Subject(
+                    DistinguishedName::parse(&text).expect("the text needs no escapes"),
+                )
             }),
         ]
     }

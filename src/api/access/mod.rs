@@ -68,7 +68,10 @@ impl Access {
     /// Writes an audit line about a refused call.
     pub(crate) fn audit(&self, owner: &Arc<str>, refusal: &Refusal, path: Option<&str>) {
         let now = Instant::now();
-        if !self.refusals_of_one.admits(owner, now.saturating_duration_since(self.began).as_secs()) {
+        if !self
+            .refusals_of_one
+            .admits(owner, now.saturating_duration_since(self.began).as_secs())
+        {
             return self.refusals.leave_out(now);
         }
         self.refusals_of_one.count(owner);
@@ -95,7 +98,10 @@ impl Access {
     /// Logs how many audit lines were left out in the last second, unless a later line has logged
     /// it.
     pub fn tell_left_out(&self) {
-        for (budget, of) in [(&self.refusals, "refused calls"), (&self.strangers, "failed TLS handshakes")] {
+        for (budget, of) in [
+            (&self.refusals, "refused calls"),
+            (&self.strangers, "failed TLS handshakes"),
+        ] {
             if let Some(left_out) = budget.left_out(Instant::now()) {
                 tracing::info!(target: "audit", of, left_out, "audit lines left out: too many in one second");
             }

@@ -39,8 +39,14 @@ pub const RIGHTS: [(&str, Roles); 26] = [
     // These reveal only the contract and whether the daemon serves.
     ("/grpc.health.v1.Health/Check", ANYONE),
     ("/grpc.health.v1.Health/Watch", ANYONE),
-    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", ANYONE),
-    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", ANYONE),
+    (
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        ANYONE,
+    ),
+    (
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        ANYONE,
+    ),
 ];
 
 /// Returns the roles that may call a method.
@@ -66,11 +72,23 @@ mod tests {
     #[test]
     fn method_that_the_table_does_not_list_is_refused() {
         let get = "/tls.sessiond.v1.ConnectionService/GetConnection";
-        assert_eq!(rights(&RIGHTS, get, crate::api::methods::serves).unwrap(), SEES);
-        let without: Vec<_> = RIGHTS.into_iter().filter(|(path, _)| *path != get).collect();
+        assert_eq!(
+            rights(&RIGHTS, get, crate::api::methods::serves).unwrap(),
+            SEES
+        );
+        let without: Vec<_> = RIGHTS
+            .into_iter()
+            .filter(|(path, _)| *path != get)
+            .collect();
         let refused = |path| rights(&without, path, crate::api::methods::serves).unwrap_err();
         assert!(matches!(refused(get), Refusal::MethodUnlisted));
-        for path in ["/tls.sessiond.v1.ConnectionService/Get", "/other.Service/Call", "/", "", "*"] {
+        for path in [
+            "/tls.sessiond.v1.ConnectionService/Get",
+            "/other.Service/Call",
+            "/",
+            "",
+            "*",
+        ] {
             assert!(matches!(refused(path), Refusal::MethodUnknown), "{path}");
         }
         for (path, _) in RIGHTS {

@@ -15,9 +15,21 @@ impl Grants {
     pub(crate) fn of(rules: &[Rule], peer: &Peer) -> Self {
         if rules.is_empty() {
             let local = peer.identities.contains(&Identity::Local);
-            return Self(local.then_some(Grant { contexts: None, roles: Roles::ALL }).into_iter().collect());
+            return Self(
+                local
+                    .then_some(Grant {
+                        contexts: None,
+                        roles: Roles::ALL,
+                    })
+                    .into_iter()
+                    .collect(),
+            );
         }
-        let about = |rule: &&Rule| peer.identities.iter().any(|identity| identity.fits(&rule.identity));
+        let about = |rule: &&Rule| {
+            peer.identities
+                .iter()
+                .any(|identity| identity.fits(&rule.identity))
+        };
         let mut grants: Vec<Grant> = Vec::new();
         for rule in rules.iter().filter(about) {
             let every = rule.contexts.iter().any(|name| name == "*");
@@ -26,7 +38,10 @@ impl Grants {
             let new = |name: &&String| !grants.iter().any(|grant| grant.covers(name));
             let contexts: Vec<_> = rule.contexts.iter().filter(new).cloned().collect();
             if every || !contexts.is_empty() {
-                grants.push(Grant { contexts: (!every).then_some(contexts), roles: Roles::of(rule.role) });
+                grants.push(Grant {
+                    contexts: (!every).then_some(contexts),
+                    roles: Roles::of(rule.role),
+                });
             }
             if every {
                 break;
@@ -43,7 +58,10 @@ impl Grants {
     /// Returns whether one of these roles is granted in this context. The first grant that covers
     /// it decides.
     pub(crate) fn in_context(&self, roles: Roles, context: &str) -> bool {
-        self.0.iter().find(|grant| grant.covers(context)).is_some_and(|grant| grant.roles.meet(roles))
+        self.0
+            .iter()
+            .find(|grant| grant.covers(context))
+            .is_some_and(|grant| grant.roles.meet(roles))
     }
 }
 
@@ -56,6 +74,8 @@ struct Grant {
 
 impl Grant {
     fn covers(&self, context: &str) -> bool {
-        self.contexts.as_ref().is_none_or(|names| names.iter().any(|name| name == context))
+        self.contexts
+            .as_ref()
+            .is_none_or(|names| names.iter().any(|name| name == context))
     }
 }

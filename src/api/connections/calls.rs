@@ -59,12 +59,18 @@ impl Connections {
     pub(crate) fn seen(&self, by: &Caller, id: &str) -> Result<ConnectionId, Refusal> {
         let id = convert::connection_id(id)?;
         let registry = self.state().registry();
-        self.state().connections().authorize(id, |owner, context| by.sees(&registry, owner, context))?;
+        self.state()
+            .connections()
+            .authorize(id, |owner, context| by.sees(&registry, owner, context))?;
         Ok(id)
     }
 
     pub(crate) fn view(&self, id: ConnectionId) -> Result<Option<pb::Connection>, Refusal> {
-        Ok(Some(self.state().connections().inspect(id, convert::connection)?))
+        Ok(Some(
+            self.state()
+                .connections()
+                .inspect(id, convert::connection)?,
+        ))
     }
 
     pub(crate) fn clear(
@@ -73,12 +79,21 @@ impl Connections {
         request: &pb::ClearRequest,
     ) -> Result<pb::ClearResponse, Refusal> {
         let id = self.driven(by, &request.connection_id)?;
-        let (connection, removed) = self.state().connections().with_exclusive(id, |connection, now| {
-            let removed = connection.clear();
-            Ok((convert::connection(connection, Lapse::of(connection, now)), removed))
-        })?;
+        let (connection, removed) =
+            self.state()
+                .connections()
+                .with_exclusive(id, |connection, now| {
+                    let removed = connection.clear();
+                    Ok((
+                        convert::connection(connection, Lapse::of(connection, now)),
+                        removed,
+                    ))
+                })?;
         let removed_sessions = convert::removed(removed);
-        Ok(pb::ClearResponse { connection: Some(connection), removed_sessions })
+        Ok(pb::ClearResponse {
+            connection: Some(connection),
+            removed_sessions,
+        })
     }
 
     pub(crate) fn shutdown(
@@ -87,15 +102,18 @@ impl Connections {
         request: &pb::ShutdownRequest,
     ) -> Result<pb::ShutdownResponse, Refusal> {
         let id = self.driven(by, &request.connection_id)?;
-        let response = self.state().connections().with_exclusive(id, |connection, now| {
-            let mut ciphertext = Vec::new();
-            let done = connection.shutdown(&mut ciphertext)?;
-            Ok(pb::ShutdownResponse {
-                status: status(done).into(),
-                ciphertext: ciphertext.into(),
-                connection: Some(convert::connection(connection, Lapse::of(connection, now))),
-            })
-        })?;
+        let response = self
+            .state()
+            .connections()
+            .with_exclusive(id, |connection, now| {
+                let mut ciphertext = Vec::new();
+                let done = connection.shutdown(&mut ciphertext)?;
+                Ok(pb::ShutdownResponse {
+                    status: status(done).into(),
+                    ciphertext: ciphertext.into(),
+                    connection: Some(convert::connection(connection, Lapse::of(connection, now))),
+                })
+            })?;
         Ok(response)
     }
 
@@ -110,15 +128,23 @@ impl Connections {
             connection.set_shutdown(flags);
             Ok(convert::connection(connection, Lapse::of(connection, now)))
         })?;
-        Ok(pb::SetShutdownResponse { connection: Some(connection) })
+        Ok(pb::SetShutdownResponse {
+            connection: Some(connection),
+        })
     }
 
-    pub(crate) fn free(&self, by: &Caller, request: &pb::FreeRequest) -> Result<pb::FreeResponse, Refusal> {
+    pub(crate) fn free(
+        &self,
+        by: &Caller,
+        request: &pb::FreeRequest,
+    ) -> Result<pb::FreeResponse, Refusal> {
         let freed = self
             .driven(by, &request.connection_id)
             .and_then(|id| self.state().connections().free(id).map_err(Refusal::from));
         match freed {
-            Ok(removed) => Ok(pb::FreeResponse { removed_sessions: convert::removed(removed) }),
+            Ok(removed) => Ok(pb::FreeResponse {
+                removed_sessions: convert::removed(removed),
+            }),
             Err(Refusal::Connection(connection::Error::NotFound(_))) if request.allow_missing => {
                 Ok(pb::FreeResponse::default())
             }
@@ -153,14 +179,18 @@ impl Connections {
         let (mut places, mut connections) = (Vec::new(), Vec::new());
         loop {
             let before = places.len();
-            let next = self.state().connections().page(wanted, after, size - before, &mut places);
+            let next = self
+                .state()
+                .connections()
+                .page(wanted, after, size - before, &mut places);
             // A connection that was freed since then is not listed.
             let new = places[before..].iter();
-            connections.extend(
-                new.filter_map(|place| {
-                    self.state().connections().inspect(place.id, convert::connection).ok()
-                }),
-            );
+            connections.extend(new.filter_map(|place| {
+                self.state()
+                    .connections()
+                    .inspect(place.id, convert::connection)
+                    .ok()
+            }));
             if next.is_none() || places.len() == size {
                 break;
             }
@@ -170,10 +200,15 @@ impl Connections {
             yield_now().await;
         }
         let next_page_token = match places.last() {
-            Some(last) if places.len() == size => self.pages.token(&filters, &last.number.to_be_bytes()),
+            Some(last) if places.len() == size => {
+                self.pages.token(&filters, &last.number.to_be_bytes())
+            }
             _ => String::new(),
         };
-        Ok(pb::ListConnectionsResponse { connections, next_page_token })
+        Ok(pb::ListConnectionsResponse {
+            connections,
+            next_page_token,
+        })
     }
 
     pub(crate) fn set_session(
@@ -185,9 +220,19 @@ impl Connections {
         let session = convert::session_id(&request.session_id)?;
         let registry = self.state().registry();
         let within = |context: &str| by.may(&registry, SEES, context);
-        let wanted = session.as_ref().map(|id| Wanted { id, registry: &registry, within: &within });
-        let removed = self.state().connections().set_session(id, wanted, |_, removed| removed)?;
-        Ok(pb::SetSessionResponse { connection: self.view(id)?, removed_sessions: convert::removed(removed) })
+        let wanted = session.as_ref().map(|id| Wanted {
+            id,
+            registry: &registry,
+            within: &within,
+        });
+        let removed = self
+            .state()
+            .connections()
+            .set_session(id, wanted, |_, removed| removed)?;
+        Ok(pb::SetSessionResponse {
+            connection: self.view(id)?,
+            removed_sessions: convert::removed(removed),
+        })
     }
 
     pub(crate) fn get_session(
@@ -196,9 +241,14 @@ impl Connections {
         request: &pb::GetSessionRequest,
     ) -> Result<pb::GetSessionResponse, Refusal> {
         let id = self.seen(by, &request.connection_id)?;
-        let session = self.state().connections().inspect(id, |connection, lapse| {
-            connection.session().map(|session| convert::session(session, lapse.offset))
-        })?;
+        let session = self
+            .state()
+            .connections()
+            .inspect(id, |connection, lapse| {
+                connection
+                    .session()
+                    .map(|session| convert::session(session, lapse.offset))
+            })?;
         Ok(pb::GetSessionResponse { session })
     }
 
@@ -209,15 +259,30 @@ impl Connections {
     ) -> Result<pb::ReportAlertResponse, Refusal> {
         let id = self.driven(by, &request.connection_id)?;
         let alert = request.alert.as_ref().ok_or(Refusal::AlertInvalid)?;
-        let code = u8::try_from(alert.code).ok().filter(|&code| code != 0).ok_or(Refusal::AlertInvalid)?;
-        let alert = Alert { code, received: alert.received };
-        let (connection, removed) = self.state().connections().with_exclusive(id, |connection, now| {
-            let removed = connection.report_alert(alert)?;
-            tell_failure(connection);
-            Ok((convert::connection(connection, Lapse::of(connection, now)), removed))
-        })?;
+        let code = u8::try_from(alert.code)
+            .ok()
+            .filter(|&code| code != 0)
+            .ok_or(Refusal::AlertInvalid)?;
+        let alert = Alert {
+            code,
+            received: alert.received,
+        };
+        let (connection, removed) =
+            self.state()
+                .connections()
+                .with_exclusive(id, |connection, now| {
+                    let removed = connection.report_alert(alert)?;
+                    tell_failure(connection);
+                    Ok((
+                        convert::connection(connection, Lapse::of(connection, now)),
+                        removed,
+                    ))
+                })?;
         let removed_sessions = convert::removed(removed);
-        Ok(pb::ReportAlertResponse { connection: Some(connection), removed_sessions })
+        Ok(pb::ReportAlertResponse {
+            connection: Some(connection),
+            removed_sessions,
+        })
     }
 
     pub(crate) fn exchange(
@@ -233,17 +298,20 @@ impl Connections {
             plaintext: &request.plaintext,
             end_of_stream: request.end_of_stream,
         };
-        let response = self.state().connections().with_exclusive(id, |connection, now| {
-            let output = connection.exchange(input, now)?;
-            tell_failure(connection);
-            Ok(pb::ExchangeResponse {
-                ciphertext: output.ciphertext.into(),
-                plaintext: output.plaintext.into(),
-                connection: Some(convert::connection(connection, Lapse::of(connection, now))),
-                alert: output.alert.map(convert::alert),
-                removed_sessions: convert::removed(output.removed),
-            })
-        })?;
+        let response = self
+            .state()
+            .connections()
+            .with_exclusive(id, |connection, now| {
+                let output = connection.exchange(input, now)?;
+                tell_failure(connection);
+                Ok(pb::ExchangeResponse {
+                    ciphertext: output.ciphertext.into(),
+                    plaintext: output.plaintext.into(),
+                    connection: Some(convert::connection(connection, Lapse::of(connection, now))),
+                    alert: output.alert.map(convert::alert),
+                    removed_sessions: convert::removed(output.removed),
+                })
+            })?;
         Ok(response)
     }
 }

@@ -88,10 +88,26 @@ impl Drive {
         deadline: Option<Pin<Box<Sleep>>>,
         plaintext_buffer: usize,
     ) -> Self {
-        let phase = DrivePhase::Opening { late: None, _place: opening };
+        let phase = DrivePhase::Opening {
+            late: None,
+            _place: opening,
+        };
         let answers = VecDeque::new();
-        let lost = Box::pin(Arc::clone(place.caller()).loses(Roles::WORKER, None, Arc::clone(&opener.state)));
-        Self { requests, opener, place, deadline, lost, plaintext_buffer, phase, answers }
+        let lost = Box::pin(Arc::clone(place.caller()).loses(
+            Roles::WORKER,
+            None,
+            Arc::clone(&opener.state),
+        ));
+        Self {
+            requests,
+            opener,
+            place,
+            deadline,
+            lost,
+            plaintext_buffer,
+            phase,
+            answers,
+        }
     }
 
     /// Returns the reason to end the stream that did not come as a message: a deadline passed, the
@@ -106,9 +122,13 @@ impl Drive {
             return Some(refusal);
         }
         match &mut self.phase {
-            DrivePhase::Opening { late: Some(late), .. } => {
-                late.as_mut().poll(cx).is_ready().then_some(Refusal::DeadlineExceeded)
-            }
+            DrivePhase::Opening {
+                late: Some(late), ..
+            } => late
+                .as_mut()
+                .poll(cx)
+                .is_ready()
+                .then_some(Refusal::DeadlineExceeded),
             DrivePhase::Running(running) if running.driver.freed(cx.waker()) => {
                 Some(tls_sessiond_core::connection::Error::Freed.into())
             }
@@ -135,7 +155,11 @@ impl Drive {
             // There is no second check that the caller drives this connection. The stream must free
             // the connection that it made even if the caller has lost the role since.
             Some(Request::New(request)) => {
-                let made = self.opener.open(request, by)?.connection.unwrap_or_default();
+                let made = self
+                    .opener
+                    .open(request, by)?
+                    .connection
+                    .unwrap_or_default();
                 (convert::connection_id(&made.id)?, Ending::Free)
             }
             Some(Request::ConnectionId(id)) => (self.opener.driven(by, &id)?, Ending::Keep),
@@ -147,12 +171,19 @@ impl Drive {
         };
         let driver = self.opener.state.connections().drive(id, ending)?;
         if driver.inspect(|connection, _| connection.engine_kind())? == EngineKind::Worker {
-            return Err(tls_sessiond_core::connection::Error::WrongEngine(EngineKind::Daemon).into());
+            return Err(
+                tls_sessiond_core::connection::Error::WrongEngine(EngineKind::Daemon).into(),
+            );
         }
         let (opened, state, client, context) = driver.inspect(|connection, expires| {
             let client = connection.role() == tls_sessiond_types::Role::Client;
             let context = Arc::clone(&connection.context().name);
-            (convert::connection(connection, expires), connection.state(), client, context)
+            (
+                convert::connection(connection, expires),
+                connection.state(),
+                client,
+                context,
+            )
         })?;
         let core = Arc::clone(&self.opener.state);
         self.lost = Box::pin(Arc::clone(by).loses(Roles::WORKER, Some(context), core));
@@ -185,16 +216,31 @@ impl Running {
         match event {
             Some(Request::Ciphertext(ciphertext)) => {
                 within_limit("ciphertext", &ciphertext)?;
-                self.step(Input { ciphertext: &ciphertext, ..Input::default() }, answers)
+                self.step(
+                    Input {
+                        ciphertext: &ciphertext,
+                        ..Input::default()
+                    },
+                    answers,
+                )
             }
             Some(Request::Plaintext(plaintext)) => {
                 within_limit("plaintext", &plaintext)?;
                 if self.established {
-                    return self.step(Input { plaintext: &plaintext, ..Input::default() }, answers);
+                    return self.step(
+                        Input {
+                            plaintext: &plaintext,
+                            ..Input::default()
+                        },
+                        answers,
+                    );
                 }
                 let waiting = self.waiting.len() + plaintext.len();
                 if waiting > plaintext_buffer {
-                    return Err(Refusal::PlaintextBufferFull { waiting, limit: plaintext_buffer });
+                    return Err(Refusal::PlaintextBufferFull {
+                        waiting,
+                        limit: plaintext_buffer,
+                    });
                 }
                 self.counted.resize(waiting)?;
                 self.waiting.extend_from_slice(&plaintext);
@@ -208,39 +254,64 @@ impl Running {
             }
             Some(Request::EndOfStream(false)) => Err(Refusal::EndOfStreamInvalid),
             Some(Request::EndOfStream(true)) => {
-                self.step(Input { end_of_stream: true, ..Input::default() }, answers)?;
+                self.step(
+                    Input {
+                        end_of_stream: true,
+                        ..Input::default()
+                    },
+                    answers,
+                )?;
                 // Nothing more can come: the connection has failed, both sides have closed, or the
                 // handshake can never be finished.
                 Ok(true)
             }
-            Some(Request::New(_) | Request::ConnectionId(_)) => {
-                Err(Refusal::DriveEventUnexpected("`new` and `connection_id` are for the first message only"))
-            }
+            Some(Request::New(_) | Request::ConnectionId(_)) => Err(Refusal::DriveEventUnexpected(
+                "`new` and `connection_id` are for the first message only",
+            )),
             None => Err(Refusal::DriveEventUnexpected(
                 "the message has no event, or one that this daemon does not know",
             )),
         }
     }
 
-    fn step(&mut self, input: Input<'_>, answers: &mut VecDeque<Response>) -> Result<bool, Refusal> {
+    fn step(
+        &mut self,
+        input: Input<'_>,
+        answers: &mut VecDeque<Response>,
+    ) -> Result<bool, Refusal> {
         let mut output = self.driver.exchange(input)?;
-        push_bytes(answers, Response::Ciphertext, std::mem::take(&mut output.ciphertext));
-        let (state, flags) =
-            self.driver.inspect(|connection, _| (connection.state(), connection.shutdown_flags()))?;
+        push_bytes(
+            answers,
+            Response::Ciphertext,
+            std::mem::take(&mut output.ciphertext),
+        );
+        let (state, flags) = self
+            .driver
+            .inspect(|connection, _| (connection.state(), connection.shutdown_flags()))?;
         if state == State::Established && !self.established {
             self.established = true;
-            answers.push_back(Response::Established(self.driver.inspect(convert::connection)?));
+            answers.push_back(Response::Established(
+                self.driver.inspect(convert::connection)?,
+            ));
             let waiting = std::mem::take(&mut self.waiting);
             self.counted.shrink(0);
             if !waiting.is_empty() {
-                let written = self.driver.exchange(Input { plaintext: &waiting, ..Input::default() })?;
+                let written = self.driver.exchange(Input {
+                    plaintext: &waiting,
+                    ..Input::default()
+                })?;
                 push_bytes(answers, Response::Ciphertext, written.ciphertext);
             }
         }
-        push_bytes(answers, Response::Plaintext, std::mem::take(&mut output.plaintext));
+        push_bytes(
+            answers,
+            Response::Plaintext,
+            std::mem::take(&mut output.plaintext),
+        );
         let failed = state == State::Failed;
         if failed {
-            self.driver.inspect(|connection, _| tell_failure(connection))?;
+            self.driver
+                .inspect(|connection, _| tell_failure(connection))?;
         }
         if (failed || flags.received) && !self.closed {
             self.closed = true;
@@ -271,7 +342,9 @@ impl Stream for Drive {
         let this = self.get_mut();
         loop {
             if let Some(answer) = this.answers.pop_front() {
-                return Poll::Ready(Some(Ok(pb::DriveResponse { event: Some(answer) })));
+                return Poll::Ready(Some(Ok(pb::DriveResponse {
+                    event: Some(answer),
+                })));
             }
             if let DrivePhase::Ending(refusal) = &mut this.phase {
                 return Poll::Ready(refusal.take().map(|refusal| Err(refusal.into())));
@@ -283,7 +356,9 @@ impl Stream for Drive {
             let request = match Pin::new(&mut this.requests).poll_next(cx) {
                 Poll::Ready(request) => request,
                 Poll::Pending => match &mut this.phase {
-                    DrivePhase::Opening { late: late @ None, .. } => {
+                    DrivePhase::Opening {
+                        late: late @ None, ..
+                    } => {
                         *late = Some(Box::pin(sleep(OPENING_MAX)));
                         continue;
                     }

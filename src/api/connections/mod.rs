@@ -36,7 +36,10 @@ impl ConnectionService for Connections {
         answer(self.opener.open(request.into_inner(), &by))
     }
 
-    async fn clear(&self, request: Request<pb::ClearRequest>) -> Result<Response<pb::ClearResponse>, Status> {
+    async fn clear(
+        &self,
+        request: Request<pb::ClearRequest>,
+    ) -> Result<Response<pb::ClearResponse>, Status> {
         answer(self.clear(&*caller(&request)?, request.get_ref()))
     }
 
@@ -54,7 +57,10 @@ impl ConnectionService for Connections {
         answer(self.set_shutdown(&*caller(&request)?, request.get_ref()))
     }
 
-    async fn free(&self, request: Request<pb::FreeRequest>) -> Result<Response<pb::FreeResponse>, Status> {
+    async fn free(
+        &self,
+        request: Request<pb::FreeRequest>,
+    ) -> Result<Response<pb::FreeResponse>, Status> {
         answer(self.free(&*caller(&request)?, request.get_ref()))
     }
 
@@ -105,13 +111,18 @@ impl ConnectionService for Connections {
         answer(self.exchange(&*caller(&request)?, request.get_ref()))
     }
 
-    async fn drive(&self, request: Request<Streaming<pb::DriveRequest>>) -> Result<Response<Drive>, Status> {
+    async fn drive(
+        &self,
+        request: Request<Streaming<pb::DriveRequest>>,
+    ) -> Result<Response<Drive>, Status> {
         if self.draining.is_cancelled() {
             return Err(Refusal::Draining.into());
         }
         let by = caller(&request)?;
-        let deadline =
-            request.extensions().get::<Deadline>().map(|deadline| Box::pin(sleep_until(deadline.0)));
+        let deadline = request
+            .extensions()
+            .get::<Deadline>()
+            .map(|deadline| Box::pin(sleep_until(deadline.0)));
         let opening = request.extensions().get::<Place>().cloned();
         Ok(Response::new(Drive::new(
             request.into_inner(),

@@ -25,7 +25,11 @@ pub(crate) struct Opener {
 }
 
 impl Opener {
-    pub(crate) fn open(&self, request: pb::NewRequest, by: &Caller) -> Result<pb::NewResponse, Refusal> {
+    pub(crate) fn open(
+        &self,
+        request: pb::NewRequest,
+        by: &Caller,
+    ) -> Result<pb::NewResponse, Refusal> {
         // RFC 1035 section 2.3.4. A server does not need the name, but its length is limited too,
         // because answers are remembered by request id.
         if request.server_name.len() > 255 {
@@ -36,14 +40,24 @@ impl Opener {
         // are of one configuration. The role is checked before a remembered answer is returned.
         let registry = self.state.registry();
         let context = by.context(&registry, &request.context, Roles::WORKER)?;
-        self.request_ids.once(by.owner(), request, self.state.now().at, |request| {
-            let plan = plan(&request, context, by)?;
-            let session = convert::session_id(&request.session_id)?;
-            let within = |context: &str| by.may(&registry, SEES, context);
-            let wanted = session.as_ref().map(|id| Wanted { id, registry: &registry, within: &within });
-            let connection = self.state.connections().create(plan, wanted, convert::connection)?;
-            Ok(pb::NewResponse { connection: Some(connection) })
-        })
+        self.request_ids
+            .once(by.owner(), request, self.state.now().at, |request| {
+                let plan = plan(&request, context, by)?;
+                let session = convert::session_id(&request.session_id)?;
+                let within = |context: &str| by.may(&registry, SEES, context);
+                let wanted = session.as_ref().map(|id| Wanted {
+                    id,
+                    registry: &registry,
+                    within: &within,
+                });
+                let connection =
+                    self.state
+                        .connections()
+                        .create(plan, wanted, convert::connection)?;
+                Ok(pb::NewResponse {
+                    connection: Some(connection),
+                })
+            })
     }
 
     /// Parses the id of a connection that the caller drives.
@@ -54,12 +68,18 @@ impl Opener {
     pub(crate) fn driven(&self, by: &Caller, id: &str) -> Result<ConnectionId, Refusal> {
         let id = convert::connection_id(id)?;
         let registry = self.state.registry();
-        self.state.connections().authorize(id, |owner, context| by.drives(&registry, owner, context))?;
+        self.state
+            .connections()
+            .authorize(id, |owner, context| by.drives(&registry, owner, context))?;
         Ok(id)
     }
 }
 
-fn plan(request: &pb::NewRequest, context: &Arc<Context>, by: &Caller) -> Result<ConnectionPlan, Refusal> {
+fn plan(
+    request: &pb::NewRequest,
+    context: &Arc<Context>,
+    by: &Caller,
+) -> Result<ConnectionPlan, Refusal> {
     let role = convert::role(request.role)?;
     let engine = match pb::Engine::try_from(request.engine) {
         Ok(pb::Engine::Unspecified | pb::Engine::Daemon) => EngineKind::Daemon,
@@ -69,7 +89,8 @@ fn plan(request: &pb::NewRequest, context: &Arc<Context>, by: &Caller) -> Result
     let idle_timeout = match request.idle_timeout {
         None => None,
         Some(wanted) => {
-            let wanted = std::time::Duration::try_from(wanted).map_err(|_| Refusal::IdleTimeoutInvalid)?;
+            let wanted =
+                std::time::Duration::try_from(wanted).map_err(|_| Refusal::IdleTimeoutInvalid)?;
             if wanted.as_secs() < 1 || wanted > IDLE_TIMEOUT_MAX {
                 return Err(Refusal::IdleTimeoutInvalid);
             }
@@ -93,7 +114,9 @@ const PEER_ADDRESS_MAX: usize = 64;
 /// Logs that the handshake of this connection failed, if it did. The level is debug, because a peer
 /// can cause any number of these lines.
 pub(crate) fn tell_failure(connection: &connection::Connection) {
-    let Some(why) = connection.handshake_failure() else { return };
+    let Some(why) = connection.handshake_failure() else {
+        return;
+    };
     tracing::debug!(
         context = %connection.context().name,
         role = ?connection.role(),

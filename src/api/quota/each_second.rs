@@ -50,7 +50,8 @@ impl EachSecond {
             self.by_owner.clear();
         }
         let most = self.most();
-        self.all.load(Ordering::Relaxed) < most || self.by_owner.get(owner).is_none_or(|times| *times < most)
+        self.all.load(Ordering::Relaxed) < most
+            || self.by_owner.get(owner).is_none_or(|times| *times < most)
     }
 
     /// Counts one event of this owner.

@@ -24,7 +24,15 @@ struct SpanCount {
 impl LineBudget {
     /// Creates a budget of `most` lines in each `span`.
     pub(crate) fn new(most: u32, span: Duration) -> Self {
-        Self { most, span, held: Mutex::new(SpanCount { began: Instant::now(), left: most, left_out: 0 }) }
+        Self {
+            most,
+            span,
+            held: Mutex::new(SpanCount {
+                began: Instant::now(),
+                left: most,
+                left_out: 0,
+            }),
+        }
     }
 
     /// Takes one line from the budget. Returns how many lines were left out since the last one, or
@@ -52,7 +60,9 @@ impl LineBudget {
         let mut held = self.held.lock();
         self.begin(&mut held, now);
         match held.left_out {
-            left_out if left_out > 0 && held.left == self.most => Some(std::mem::take(&mut held.left_out)),
+            left_out if left_out > 0 && held.left == self.most => {
+                Some(std::mem::take(&mut held.left_out))
+            }
             _ => None,
         }
     }
@@ -78,9 +88,15 @@ mod tests {
         assert_eq!(budget.left_out(now), None, "the span has not passed");
         now += span;
         assert_eq!(budget.take(now), Some(3), "the next line reports them");
-        assert_eq!((budget.take(now), budget.take(now), budget.take(now)), (Some(0), None, None));
+        assert_eq!(
+            (budget.take(now), budget.take(now), budget.take(now)),
+            (Some(0), None, None)
+        );
         now += span;
-        assert_eq!((budget.left_out(now), budget.left_out(now)), (Some(2), None));
+        assert_eq!(
+            (budget.left_out(now), budget.left_out(now)),
+            (Some(2), None)
+        );
     }
 
     #[test]

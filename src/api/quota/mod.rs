@@ -104,7 +104,8 @@ impl<K: Eq + Hash + Clone, M: Default> Members<K, M> {
 
     /// Removes the entry of this key if its member is no longer referenced.
     fn forget(&self, key: &K) {
-        self.0.remove_if(key, |_, member| member.strong_count() == 0);
+        self.0
+            .remove_if(key, |_, member| member.strong_count() == 0);
     }
 }
 
@@ -127,7 +128,9 @@ impl Drop for Holder {
 
 impl std::fmt::Debug for Holder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Holder").field("owner", &self.owner).finish_non_exhaustive()
+        f.debug_struct("Holder")
+            .field("owner", &self.owner)
+            .finish_non_exhaustive()
     }
 }
 
@@ -150,16 +153,23 @@ impl Accounts {
 
     /// Applies the limits of a new configuration.
     pub(crate) fn resize(&self, limits: &Limits) {
-        self.calls.resize(limits.calls_in_flight, limits.calls_per_owner);
-        self.attached.resize(limits.calls_in_flight, limits.calls_per_owner);
-        self.bytes.resize(limits.request_bytes, limits.request_bytes_per_owner);
+        self.calls
+            .resize(limits.calls_in_flight, limits.calls_per_owner);
+        self.attached
+            .resize(limits.calls_in_flight, limits.calls_per_owner);
+        self.bytes
+            .resize(limits.request_bytes, limits.request_bytes_per_owner);
     }
 
     /// Returns the account of an identity, for one more of its connections.
     pub(crate) fn holder(self: &Arc<Self>, owner: &Arc<str>) -> Arc<Holder> {
         let account = self.by_owner.get(owner);
         self.connections.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Holder { accounts: Arc::clone(self), owner: Arc::clone(owner), account })
+        Arc::new(Holder {
+            accounts: Arc::clone(self),
+            owner: Arc::clone(owner),
+            account,
+        })
     }
 
     /// Counts a TLS handshake with a peer from this address until the return value is dropped.
@@ -173,7 +183,11 @@ impl Accounts {
             self.by_address.forget(&from);
             return None;
         }
-        Some(Handshake { accounts: Arc::clone(self), from, source: Some(source) })
+        Some(Handshake {
+            accounts: Arc::clone(self),
+            from,
+            source: Some(source),
+        })
     }
 }
 
@@ -227,7 +241,10 @@ impl Holder {
             Resource::Call => (&accounts.calls, &account.calls),
             Resource::Attached => (&accounts.attached, &account.attached),
             Resource::OpenCall => (&accounts.open_calls, &account.open_calls),
-            Resource::SocketWithoutRole => (&accounts.sockets_without_role, &account.sockets_without_role),
+            Resource::SocketWithoutRole => (
+                &accounts.sockets_without_role,
+                &account.sockets_without_role,
+            ),
             Resource::Watcher => (&accounts.watchers, &account.watchers),
             Resource::Bytes => (&accounts.bytes, &account.bytes),
         }
@@ -236,7 +253,11 @@ impl Holder {
     fn take(self: &Arc<Self>, what: Resource) -> Result<Held, Full> {
         let (pool, of_one) = self.place(what);
         pool.take(of_one, 1)?;
-        Ok(Held { holder: Arc::clone(self), what, amount: 1 })
+        Ok(Held {
+            holder: Arc::clone(self),
+            what,
+            amount: 1,
+        })
     }
 
     /// Takes a place for a call, held until the call is answered.
@@ -300,11 +321,19 @@ impl Holder {
     pub(crate) fn answers_room(&self, held: usize) -> usize {
         let connections = self.accounts.connections.load(Ordering::Relaxed).max(1);
         let of_one = Arc::strong_count(&self.account);
-        let share = (ANSWERS / connections).min(ANSWERS_OF_ONE / of_one).clamp(ANSWERS_LEAST, ANSWERS_MOST);
-        let left = |most: usize, taken: &AtomicUsize| most.saturating_sub(taken.load(Ordering::Relaxed));
-        let left = left(ANSWERS_OF_ONE, &self.account.answers).min(left(ANSWERS, &self.accounts.answers));
+        let share = (ANSWERS / connections)
+            .min(ANSWERS_OF_ONE / of_one)
+            .clamp(ANSWERS_LEAST, ANSWERS_MOST);
+        let left =
+            |most: usize, taken: &AtomicUsize| most.saturating_sub(taken.load(Ordering::Relaxed));
+        let left =
+            left(ANSWERS_OF_ONE, &self.account.answers).min(left(ANSWERS, &self.accounts.answers));
         let room = share.saturating_sub(held).min(left);
-        if held == 0 { room.max(ANSWERS_LEAST) } else { room }
+        if held == 0 {
+            room.max(ANSWERS_LEAST)
+        } else {
+            room
+        }
     }
 
     /// Counts bytes of an answer that HTTP/2 has accepted.
@@ -322,7 +351,11 @@ impl Holder {
     /// Returns a count of 0 bytes, for an unfinished request or an unread answer. Grows with
     /// [`Held::resize`].
     pub(crate) fn no_bytes(self: &Arc<Self>) -> Held {
-        Held { holder: Arc::clone(self), what: Resource::Bytes, amount: 0 }
+        Held {
+            holder: Arc::clone(self),
+            what: Resource::Bytes,
+            amount: 0,
+        }
     }
 }
 
@@ -368,17 +401,27 @@ mod tests {
 
     fn accounts(calls: usize, of_one: usize) -> Arc<Accounts> {
         let limits = Config::defaults().limits;
-        let limits = Limits { calls_in_flight: calls, calls_per_owner: of_one, ..limits };
+        let limits = Limits {
+            calls_in_flight: calls,
+            calls_per_owner: of_one,
+            ..limits
+        };
         Arc::new(Accounts::new(&limits))
     }
 
     #[test]
     fn one_identity_does_not_take_what_is_for_all() {
         let accounts = accounts(5, 3);
-        let (one, other) = (accounts.holder(&"one".into()), accounts.holder(&"other".into()));
+        let (one, other) = (
+            accounts.holder(&"one".into()),
+            accounts.holder(&"other".into()),
+        );
         // A second connection of one identity shares its account.
         let again = accounts.holder(&"one".into());
-        let held: Vec<_> = [one.call(), again.call(), one.call()].into_iter().map(Result::unwrap).collect();
+        let held: Vec<_> = [one.call(), again.call(), one.call()]
+            .into_iter()
+            .map(Result::unwrap)
+            .collect();
         assert!(matches!(again.call(), Err(Refusal::OwnerCallLimit(3))));
         let others = [other.call().unwrap(), other.call().unwrap()];
         assert!(matches!(other.call(), Err(Refusal::CallLimit(5))));
@@ -396,7 +439,11 @@ mod tests {
             let holder = accounts.holder(&owner);
             let held = holder.call().unwrap();
             drop(holder);
-            assert_eq!(accounts.by_owner.0.len(), 1, "a running call keeps its account");
+            assert_eq!(
+                accounts.by_owner.0.len(),
+                1,
+                "a running call keeps its account"
+            );
             drop(held);
             assert_eq!(accounts.by_owner.0.len(), 0);
         }
@@ -428,18 +475,28 @@ mod tests {
 
     #[test]
     fn bytes_are_taken_as_they_come_and_given_back() {
-        let limits = Limits { request_bytes: 100, request_bytes_per_owner: 60, ..Config::defaults().limits };
+        let limits = Limits {
+            request_bytes: 100,
+            request_bytes_per_owner: 60,
+            ..Config::defaults().limits
+        };
         let accounts = Arc::new(Accounts::new(&limits));
         let holder = accounts.holder(&"one".into());
         let mut bytes = holder.no_bytes();
         bytes.resize(40).unwrap();
-        assert!(matches!(bytes.resize(61), Err(Refusal::RequestBytesLimit(60))));
+        assert!(matches!(
+            bytes.resize(61),
+            Err(Refusal::RequestBytesLimit(60))
+        ));
         bytes.resize(60).unwrap();
         bytes.resize(10).unwrap();
         let mut others = holder.no_bytes();
         others.resize(50).unwrap();
         bytes.shrink(20);
-        assert!(bytes.resize(11).is_err(), "the first count still holds 10 bytes");
+        assert!(
+            bytes.resize(11).is_err(),
+            "the first count still holds 10 bytes"
+        );
         drop(others);
         bytes.resize(60).unwrap();
         drop(bytes);
@@ -448,8 +505,16 @@ mod tests {
 
     #[test]
     fn identities_that_take_everything_leave_each_other_one_its_reserve() {
-        let limits = Limits { request_bytes: 256, request_bytes_per_owner: 64, ..Config::defaults().limits };
-        let limits = Limits { calls_in_flight: 64, calls_per_owner: 32, ..limits };
+        let limits = Limits {
+            request_bytes: 256,
+            request_bytes_per_owner: 64,
+            ..Config::defaults().limits
+        };
+        let limits = Limits {
+            calls_in_flight: 64,
+            calls_per_owner: 32,
+            ..limits
+        };
         let accounts = Arc::new(Accounts::new(&limits));
         let holder = |name: &str| accounts.holder(&name.into());
         let hostile = ["a", "b", "c", "d"].map(|name| {
@@ -461,10 +526,18 @@ mod tests {
         honest.has_room_for_bytes().unwrap();
         let mut bytes = honest.no_bytes();
         bytes.resize(4).unwrap();
-        assert!(matches!(bytes.resize(5), Err(Refusal::RequestBytesLimit(256))));
-        assert!(matches!(honest.has_room_for_bytes(), Err(Refusal::RequestBytesLimit(256))));
-        let attached: Vec<_> =
-            ["a", "b"].iter().flat_map(|name| (0..32).map(|_| holder(name).attached().unwrap())).collect();
+        assert!(matches!(
+            bytes.resize(5),
+            Err(Refusal::RequestBytesLimit(256))
+        ));
+        assert!(matches!(
+            honest.has_room_for_bytes(),
+            Err(Refusal::RequestBytesLimit(256))
+        ));
+        let attached: Vec<_> = ["a", "b"]
+            .iter()
+            .flat_map(|name| (0..32).map(|_| holder(name).attached().unwrap()))
+            .collect();
         let mine = [honest.attached().unwrap(), honest.attached().unwrap()];
         assert!(matches!(honest.attached(), Err(Refusal::CallLimit(64))));
         drop((hostile, attached, mine, bytes));
@@ -476,7 +549,9 @@ mod tests {
     fn addresses_of_one_network_share_their_handshakes() {
         let accounts = accounts(10, 10);
         let from = |text: &str| accounts.handshake(text.parse().unwrap());
-        let held: Vec<_> = (0..HANDSHAKES_OF_ONE).map(|at| from(&format!("2001:db8::{at:x}"))).collect();
+        let held: Vec<_> = (0..HANDSHAKES_OF_ONE)
+            .map(|at| from(&format!("2001:db8::{at:x}")))
+            .collect();
         assert!(held.iter().all(Option::is_some));
         assert!(from("2001:db8::ffff:1").is_none() && from("2001:db8:0:1::1").is_some());
         assert!(from("192.0.2.1").is_some() && from("::ffff:192.0.2.1").is_some());

@@ -33,7 +33,10 @@ impl Pool {
 
     /// Creates a pool in which each identity has a reserve.
     pub(crate) const fn with_reserve(most: usize, most_of_one: usize) -> Self {
-        Self { reserves: true, ..Self::new(most, most_of_one) }
+        Self {
+            reserves: true,
+            ..Self::new(most, most_of_one)
+        }
     }
 
     /// Changes the limits. Amounts that exceed a new limit stay taken.
@@ -43,7 +46,11 @@ impl Pool {
     }
 
     fn least_of_one(&self) -> usize {
-        if self.reserves { self.most_of_one.load(Ordering::Relaxed) / LEAST_OF_ONE } else { 0 }
+        if self.reserves {
+            self.most_of_one.load(Ordering::Relaxed) / LEAST_OF_ONE
+        } else {
+            0
+        }
     }
 
     /// Takes `amount` for one identity, or nothing.
@@ -51,8 +58,10 @@ impl Pool {
     /// # Errors
     /// The limit that would be exceeded.
     pub(crate) fn take(&self, of_one: &AtomicUsize, amount: usize) -> Result<(), Full> {
-        let (most, most_of_one) =
-            (self.most.load(Ordering::Relaxed), self.most_of_one.load(Ordering::Relaxed));
+        let (most, most_of_one) = (
+            self.most.load(Ordering::Relaxed),
+            self.most_of_one.load(Ordering::Relaxed),
+        );
         if !add_within(of_one, amount, most_of_one) {
             return Err(Full::OfOne(most_of_one));
         }
@@ -74,8 +83,10 @@ impl Pool {
     /// # Errors
     /// The limit that has less room.
     pub(crate) fn has_room(&self, of_one: &AtomicUsize) -> Result<(), Full> {
-        let (most, most_of_one) =
-            (self.most.load(Ordering::Relaxed), self.most_of_one.load(Ordering::Relaxed));
+        let (most, most_of_one) = (
+            self.most.load(Ordering::Relaxed),
+            self.most_of_one.load(Ordering::Relaxed),
+        );
         let room = |taken: usize, most| taken <= most / 16 * 15;
         let of_one = of_one.load(Ordering::Relaxed);
         if !room(of_one, most_of_one) {

@@ -26,7 +26,10 @@ pub(crate) struct StreamLimits {
 
 impl StreamLimits {
     pub(crate) fn new(worker: u32, non_worker: u32) -> Self {
-        Self { worker: worker.into(), non_worker: non_worker.into() }
+        Self {
+            worker: worker.into(),
+            non_worker: non_worker.into(),
+        }
     }
 
     /// Changes the limits of later HTTP/2 connections.
@@ -104,7 +107,10 @@ impl Streams {
         let (limit, key) = match class {
             Class::Worker => (worker, "limits.streams"),
             Class::OtherRole => (non_worker, "limits.streams_non_worker"),
-            Class::NoRole => (non_worker.min(STREAMS_NO_ROLE), "fixed for callers without a role"),
+            Class::NoRole => (
+                non_worker.min(STREAMS_NO_ROLE),
+                "fixed for callers without a role",
+            ),
         };
         Self {
             class,
@@ -175,7 +181,11 @@ mod tests {
         assert_eq!((totals.connections(), totals.reached()), (1, 1));
         streams.release();
         (0..2).for_each(|_| streams.hold("test"));
-        assert_eq!((totals.connections(), totals.reached()), (1, 2), "two of eight were free");
+        assert_eq!(
+            (totals.connections(), totals.reached()),
+            (1, 2),
+            "two of eight were free"
+        );
     }
 
     #[test]
@@ -183,7 +193,9 @@ mod tests {
         let totals = Arc::new(StreamTotals::new());
         let limits = StreamLimits::new(8, 1);
         let now = Instant::now();
-        let lines = (0..100).filter(|_| totals.lines.take(now).is_some()).count();
+        let lines = (0..100)
+            .filter(|_| totals.lines.take(now).is_some())
+            .count();
         assert_eq!(lines, LINES as usize);
         for _ in 0..100 {
             let streams = Streams::new(&limits, Class::OtherRole, &totals);

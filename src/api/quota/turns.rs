@@ -41,8 +41,14 @@ impl Turns {
             queue.lists += 1;
             Arc::clone(&queue.running)
         };
-        let place = QueuedList { turns: self, owner: Arc::clone(owner) };
-        Turn { _running: running.lock_owned().await, _place: place }
+        let place = QueuedList {
+            turns: self,
+            owner: Arc::clone(owner),
+        };
+        Turn {
+            _running: running.lock_owned().await,
+            _place: place,
+        }
     }
 }
 
@@ -76,16 +82,23 @@ mod tests {
         let mut first = pin!(turns.wait(&one));
         let mut second = Box::pin(turns.wait(&one));
         let cancelled = Box::pin(turns.wait(&one));
-        let Poll::Ready(running) = first.as_mut().poll(&mut cx) else { panic!("it must not wait") };
+        let Poll::Ready(running) = first.as_mut().poll(&mut cx) else {
+            panic!("it must not wait")
+        };
         assert!(second.as_mut().poll(&mut cx).is_pending());
         let Poll::Ready(others) = pin!(turns.wait(&other)).poll(&mut cx) else {
             panic!("another caller waits")
         };
         drop(cancelled);
         drop(running);
-        let Poll::Ready(next) = second.as_mut().poll(&mut cx) else { panic!("no list runs any more") };
+        let Poll::Ready(next) = second.as_mut().poll(&mut cx) else {
+            panic!("no list runs any more")
+        };
         assert_eq!(turns.0.lock().len(), 2);
         drop((next, others));
-        assert!(turns.0.lock().is_empty(), "callers without a list have no entry");
+        assert!(
+            turns.0.lock().is_empty(),
+            "callers without a list have no entry"
+        );
     }
 }

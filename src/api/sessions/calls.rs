@@ -48,16 +48,21 @@ impl Sessions {
     ) -> Result<pb::PutSessionResponse, Refusal> {
         let id = convert::connection_id(&request.connection_id)?;
         let registry = self.state.registry();
-        self.state.connections().authorize(id, |owner, context| by.drives(&registry, owner, context))?;
+        self.state
+            .connections()
+            .authorize(id, |owner, context| by.drives(&registry, owner, context))?;
         let put = self.read_put(request)?;
-        let stored = self.state.connections().with_exclusive(id, |connection, now| {
-            match (connection.role(), &put.id) {
-                (Role::Server, None) => return Ok(Err(Refusal::SessionIdRequired)),
-                (Role::Client, Some(_)) => return Ok(Err(Refusal::SessionIdUnexpected)),
-                _ => {}
-            }
-            Ok(Ok((connection.put_session(put, now)?, now.offset)))
-        })??;
+        let stored = self
+            .state
+            .connections()
+            .with_exclusive(id, |connection, now| {
+                match (connection.role(), &put.id) {
+                    (Role::Server, None) => return Ok(Err(Refusal::SessionIdRequired)),
+                    (Role::Client, Some(_)) => return Ok(Err(Refusal::SessionIdUnexpected)),
+                    _ => {}
+                }
+                Ok(Ok((connection.put_session(put, now)?, now.offset)))
+            })??;
         Ok(match stored {
             (PutOutcome::Stored(session), offset) => pb::PutSessionResponse {
                 session: Some(convert::session(&session, offset)),
@@ -126,9 +131,20 @@ impl Sessions {
         wanted: impl Iterator<Item = LookupRef<'w>>,
     ) {
         let mut wanted = wanted.peekable();
-        let Some(&LookupRef { context: name, role: side, .. }) = wanted.peek() else { return };
-        let Ok(context) = granted(&mut moment.context, &self.state, by, name) else { return };
-        let Ok(role) = convert::role(side) else { return };
+        let Some(&LookupRef {
+            context: name,
+            role: side,
+            ..
+        }) = wanted.peek()
+        else {
+            return;
+        };
+        let Ok(context) = granted(&mut moment.context, &self.state, by, name) else {
+            return;
+        };
+        let Ok(role) = convert::role(side) else {
+            return;
+        };
         let ids = wanted
             // The limit counts malformed ids too, so that each call of a message is scanned once.
             .take(EXPECTED_MAX)
@@ -149,7 +165,11 @@ impl Sessions {
         moment: &mut LookupScratch,
         wanted: LookupRef<'_>,
     ) -> Result<LookedUp, Refusal> {
-        let &mut LookupScratch { now, ref mut context, format: ref mut last } = moment;
+        let &mut LookupScratch {
+            now,
+            ref mut context,
+            format: ref mut last,
+        } = moment;
         let context = granted(context, &self.state, by, wanted.context)?;
         let role = convert::role(wanted.role)?;
         let id = convert::session_id(wanted.session_id)?;
@@ -172,7 +192,9 @@ impl Sessions {
         }
         Ok(match (role, id) {
             (Role::Server, None) => return Err(Refusal::SessionIdRequired),
-            (Role::Client, _) if server_name.is_empty() => return Err(Refusal::LookupTargetRequired),
+            (Role::Client, _) if server_name.is_empty() => {
+                return Err(Refusal::LookupTargetRequired);
+            }
             (role, id) if context.options.no_session_cache => {
                 if let Some(id) = id {
                     let cache = context.cache(role);
@@ -183,7 +205,9 @@ impl Sessions {
             (role, Some(id)) => match context.cache(role).find(&id, &terms, now) {
                 Ok(session) => LookedUp::Found(session),
                 Err(miss) => {
-                    context.cache(role).missed(&context.stats, &id, &server_name, miss, now);
+                    context
+                        .cache(role)
+                        .missed(&context.stats, &id, &server_name, miss, now);
                     self.misses.count(by.owner());
                     LookedUp::Missed(convert::miss_reason(miss))
                 }
@@ -204,7 +228,11 @@ impl Sessions {
         Ok(match self.find(by, &mut moment, request.into())? {
             LookedUp::Found(session) => pb::LookupSessionResponse {
                 found: true,
-                data: session.secret().as_bytes().map(Bytes::copy_from_slice).unwrap_or_default(),
+                data: session
+                    .secret()
+                    .as_bytes()
+                    .map(Bytes::copy_from_slice)
+                    .unwrap_or_default(),
                 session: Some(convert::session(&session, moment.now.offset)),
                 miss_reason: pb::MissReason::Unspecified.into(),
             },
@@ -233,13 +261,16 @@ fn not_kept(why: NotKept) -> (pb::NotStoredReason, &'static str) {
         NotKept::CacheOff => (pb::NotStoredReason::CacheOff, "CACHE_OFF"),
         NotKept::Resumed => (pb::NotStoredReason::Resumed, "RESUMED"),
         NotKept::TooMany => (pb::NotStoredReason::TooMany, "TOO_MANY"),
-        NotKept::AuthenticationUnknown => {
-            (pb::NotStoredReason::AuthenticationUnknown, "AUTHENTICATION_UNKNOWN")
-        }
+        NotKept::AuthenticationUnknown => (
+            pb::NotStoredReason::AuthenticationUnknown,
+            "AUTHENTICATION_UNKNOWN",
+        ),
         NotKept::Cache(NotStored::Expired) => (pb::NotStoredReason::Expired, "EXPIRED"),
         NotKept::Cache(NotStored::TooLarge) => (pb::NotStoredReason::TooLarge, "TOO_LARGE"),
         NotKept::Cache(NotStored::IdTaken) => (pb::NotStoredReason::IdTaken, "ID_TAKEN"),
-        NotKept::Cache(NotStored::NoRandomness) => (pb::NotStoredReason::NoRandomness, "NO_RANDOMNESS"),
+        NotKept::Cache(NotStored::NoRandomness) => {
+            (pb::NotStoredReason::NoRandomness, "NO_RANDOMNESS")
+        }
         NotKept::Cache(NotStored::Revoked) => (pb::NotStoredReason::Revoked, "REVOKED"),
     }
 }

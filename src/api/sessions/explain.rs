@@ -28,14 +28,18 @@ impl Sessions {
             Known::Held(session, miss) => pb::ExplainSessionResponse {
                 resumable: miss.is_none(),
                 session: Some(convert::session(&session, now.offset)),
-                miss_reason: miss.map_or(pb::MissReason::Unspecified, convert::miss_reason).into(),
+                miss_reason: miss
+                    .map_or(pb::MissReason::Unspecified, convert::miss_reason)
+                    .into(),
                 summary: match miss {
                     None => format!(
                         "It can be resumed by a lookup or handshake with its format, binding, version and \
                          server name; it expires in {} s.",
                         session.expires().since(now.at).as_secs()
                     ),
-                    Some(Miss::Revoked) => "It is revoked, and will be removed from the cache.".into(),
+                    Some(Miss::Revoked) => {
+                        "It is revoked, and will be removed from the cache.".into()
+                    }
                     Some(_) => "It has expired, and will be removed from the cache.".into(),
                 },
                 ..Default::default()
@@ -66,7 +70,8 @@ impl Sessions {
         if context.options.no_session_cache {
             told.resumable = false;
             told.miss_reason = pb::MissReason::CacheOff.into();
-            told.summary = "The context has the option no-session-cache: no session is resumed.".into();
+            told.summary =
+                "The context has the option no-session-cache: no session is resumed.".into();
         }
         Ok(told)
     }
@@ -78,7 +83,10 @@ fn formerly_departed(departure: &Tombstone, offset: WallOffset) -> pb::ExplainSe
     let told = departed(departure, offset);
     pb::ExplainSessionResponse {
         miss_reason: pb::MissReason::Unknown.into(),
-        summary: format!("A reload has since replaced the scope of the context. {}", told.summary),
+        summary: format!(
+            "A reload has since replaced the scope of the context. {}",
+            told.summary
+        ),
         ..told
     }
 }

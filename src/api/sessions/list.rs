@@ -37,16 +37,29 @@ struct ListPosition {
 }
 
 impl ListPosition {
-    const BEGINNING: Self = Self { cache: 0, part: 0, id: Vec::new() };
+    const BEGINNING: Self = Self {
+        cache: 0,
+        part: 0,
+        id: Vec::new(),
+    };
 
     fn write(&self) -> Vec<u8> {
-        [&self.cache.to_be_bytes()[..], &self.part.to_be_bytes(), &self.id].concat()
+        [
+            &self.cache.to_be_bytes()[..],
+            &self.part.to_be_bytes(),
+            &self.id,
+        ]
+        .concat()
     }
 
     fn read(bytes: &[u8]) -> Option<Self> {
         let (cache, rest) = bytes.split_first_chunk()?;
         let (part, id) = rest.split_first_chunk()?;
-        Some(Self { cache: u32::from_be_bytes(*cache), part: u32::from_be_bytes(*part), id: id.to_vec() })
+        Some(Self {
+            cache: u32::from_be_bytes(*cache),
+            part: u32::from_be_bytes(*part),
+            id: id.to_vec(),
+        })
     }
 }
 
@@ -91,13 +104,18 @@ struct Visible<'l> {
 impl Visible<'_> {
     fn shows(&mut self, session: &Session) -> bool {
         let kind = session.kind();
-        if self.server_name.is_some_and(|wanted| kind.server_name != *wanted) {
+        if self
+            .server_name
+            .is_some_and(|wanted| kind.server_name != *wanted)
+        {
             return false;
         }
         match &self.granted {
             Some((last, may)) if Arc::ptr_eq(last, &kind.account) => *may,
             _ => {
-                let may = self.by.may(self.registry, Roles::OBSERVER, &kind.account.name);
+                let may = self
+                    .by
+                    .may(self.registry, Roles::OBSERVER, &kind.account.name);
                 self.granted.insert((Arc::clone(&kind.account), may)).1
             }
         }
@@ -119,7 +137,8 @@ impl Visible<'_> {
             // Ids are compared first, because that is cheap and most sessions of a shard are not on
             // the page. A session is cloned only if it is on the page so far.
             let id = session.id().as_bytes();
-            let late = first.len() == most && first.peek().is_some_and(|last: &ById| id >= last.id());
+            let late =
+                first.len() == most && first.peek().is_some_and(|last: &ById| id >= last.id());
             if id > behind && !late && self.shows(session) {
                 first.push(ById(Arc::clone(session)));
                 if first.len() > most {
@@ -143,20 +162,31 @@ impl Sessions {
         let registry = Arc::clone(&self.state.registry());
         let caches = caches(&registry, by, &request.context, Roles::OBSERVER)?;
         // An empty name means no filter. A name of dots alone is a filter that matches no session.
-        let server_name = Some(&*request.server_name).filter(|name| !name.is_empty()).map(ServerName::new);
-        let filters = ["sessions", request.context.as_str(), request.server_name.as_str()];
+        let server_name = Some(&*request.server_name)
+            .filter(|name| !name.is_empty())
+            .map(ServerName::new);
+        let filters = [
+            "sessions",
+            request.context.as_str(),
+            request.server_name.as_str(),
+        ];
         let mut place = match self.pages.place(&filters, &request.page_token)? {
             None => ListPosition::BEGINNING,
             Some(place) => ListPosition::read(&place).ok_or(Refusal::PageTokenInvalid)?,
         };
         let now = self.state.now();
-        let mut filter =
-            Visible { by, registry: &registry, server_name: server_name.as_ref(), granted: None };
+        let mut filter = Visible {
+            by,
+            registry: &registry,
+            server_name: server_name.as_ref(),
+            granted: None,
+        };
         let (mut listed, mut looked_at, mut ends) = (Vec::new(), 0, true);
         'page: while let Some(cache) = caches.get(place.cache as usize) {
             while (place.part as usize) < cache.shards() {
                 let room = size - listed.len();
-                let (some, looked) = filter.of_part(cache, place.part as usize, now, &place.id, room);
+                let (some, looked) =
+                    filter.of_part(cache, place.part as usize, now, &place.id, room);
                 looked_at += looked;
                 let full = some.len() == room;
                 if let Some(last) = some.last().filter(|_| full) {
@@ -167,7 +197,11 @@ impl Sessions {
                     ends = false;
                     break 'page;
                 }
-                place = ListPosition { part: place.part + 1, id: Vec::new(), ..place };
+                place = ListPosition {
+                    part: place.part + 1,
+                    id: Vec::new(),
+                    ..place
+                };
                 if looked_at >= LOOKED_AT_MAX {
                     ends = false;
                     break 'page;
@@ -175,15 +209,29 @@ impl Sessions {
                 // Yield, so that other calls are served meanwhile.
                 yield_now().await;
             }
-            place = ListPosition { cache: place.cache + 1, ..ListPosition::BEGINNING };
+            place = ListPosition {
+                cache: place.cache + 1,
+                ..ListPosition::BEGINNING
+            };
         }
-        let next_page_token = if ends { String::new() } else { self.pages.token(&filters, &place.write()) };
+        let next_page_token = if ends {
+            String::new()
+        } else {
+            self.pages.token(&filters, &place.write())
+        };
         let mut sessions = Vec::with_capacity(listed.len());
         for slice in listed.chunks(WRITTEN_AT_ONCE) {
-            sessions.extend(slice.iter().map(|listed| convert::session(&listed.0, now.offset)));
+            sessions.extend(
+                slice
+                    .iter()
+                    .map(|listed| convert::session(&listed.0, now.offset)),
+            );
             yield_now().await;
         }
-        Ok(pb::ListSessionsResponse { sessions, next_page_token })
+        Ok(pb::ListSessionsResponse {
+            sessions,
+            next_page_token,
+        })
     }
 }
 
@@ -193,8 +241,16 @@ mod tests {
 
     #[test]
     fn places_are_read_as_they_were_written() {
-        for (cache, part, id) in [(0, 0, &b""[..]), (3, 255, b"id"), (u32::MAX, u32::MAX, &[0xff; 64])] {
-            let place = ListPosition { cache, part, id: id.to_vec() };
+        for (cache, part, id) in [
+            (0, 0, &b""[..]),
+            (3, 255, b"id"),
+            (u32::MAX, u32::MAX, &[0xff; 64]),
+        ] {
+            let place = ListPosition {
+                cache,
+                part,
+                id: id.to_vec(),
+            };
             let read = ListPosition::read(&place.write()).unwrap();
             assert_eq!((read.cache, read.part, &read.id[..]), (cache, part, id));
         }

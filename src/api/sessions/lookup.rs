@@ -28,7 +28,10 @@ pub(crate) struct LookupScratch {
 
 impl LookupScratch {
     pub(crate) fn at(now: Now) -> Self {
-        Self { now, ..Self::default() }
+        Self {
+            now,
+            ..Self::default()
+        }
     }
 
     /// Sets the time for the next lookups.
@@ -92,7 +95,8 @@ pub(crate) fn granted<'l>(
 /// daemon.
 pub(crate) fn format(name: &str) -> Result<Format, Refusal> {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
-    if !(1..=32).contains(&name.len()) || !name.chars().all(plain) || name == Format::Rustls.name() {
+    if !(1..=32).contains(&name.len()) || !name.chars().all(plain) || name == Format::Rustls.name()
+    {
         return Err(Refusal::FormatInvalid);
     }
     Ok(Format::Worker(name.into()))
@@ -108,5 +112,8 @@ pub(crate) enum LookedUp {
 
 /// Builds the LookupSession response of a miss.
 pub(crate) fn missed(why: pb::MissReason) -> pb::LookupSessionResponse {
-    pb::LookupSessionResponse { miss_reason: why.into(), ..Default::default() }
+    pb::LookupSessionResponse {
+        miss_reason: why.into(),
+        ..Default::default()
+    }
 }

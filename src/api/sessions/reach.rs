@@ -19,7 +19,11 @@ pub(crate) fn caches(
     roles: Roles,
 ) -> Result<Vec<Arc<Cache>>, Refusal> {
     let contexts: Vec<_> = match name {
-        "" => registry.all().iter().filter(|context| by.may(registry, roles, &context.name)).collect(),
+        "" => registry
+            .all()
+            .iter()
+            .filter(|context| by.may(registry, roles, &context.name))
+            .collect(),
         name => vec![by.context(registry, name, roles)?],
     };
     let mut caches: Vec<Arc<Cache>> = Vec::with_capacity(2 * contexts.len());

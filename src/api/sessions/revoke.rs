@@ -40,7 +40,11 @@ impl Sessions {
                 // Round up to a whole millisecond, so that the revocation covers too many sessions
                 // rather than too few.
                 let part = told.nanos % 1_000_000 != 0;
-                if part { before.after(MILLISECOND).min(next) } else { before }
+                if part {
+                    before.after(MILLISECOND).min(next)
+                } else {
+                    before
+                }
             }
         };
         // Every cache refuses matching sessions before the first cache is scanned. The loop repeats
@@ -52,8 +56,12 @@ impl Sessions {
             }
             // A reload may have removed the context, and its sessions with it.
             let there_now =
-                self::caches(&self.state.registry(), by, &request.context, Roles::ADMIN).unwrap_or_default();
-            if there_now.iter().all(|now| caches.iter().any(|cache| Arc::ptr_eq(now, cache))) {
+                self::caches(&self.state.registry(), by, &request.context, Roles::ADMIN)
+                    .unwrap_or_default();
+            if there_now
+                .iter()
+                .all(|now| caches.iter().any(|cache| Arc::ptr_eq(now, cache)))
+            {
                 break;
             }
             caches = there_now;
@@ -123,7 +131,11 @@ fn read_selector(asked: Option<Asked>) -> Result<Selector, Refusal> {
     };
     let name = |field, told| {
         let name = ServerName::new(&text(field, told, SERVER_NAME_MAX)?).into_owned();
-        if name.is_empty() { Err(Refusal::SelectorRequired) } else { Ok(name) }
+        if name.is_empty() {
+            Err(Refusal::SelectorRequired)
+        } else {
+            Ok(name)
+        }
     };
     Ok(match asked {
         None | Some(Asked::All(false)) => return Err(Refusal::SelectorRequired),

@@ -66,7 +66,11 @@ impl Sessions {
                 && watcher.may(&state.registry(), Roles::OBSERVER, context)
         };
         let held = by.holder().watcher()?;
-        let watch = registry.ledger().watchers.watch(wanted).ok_or(Refusal::WatcherLimit(WATCHERS_MAX))?;
+        let watch = registry
+            .ledger()
+            .watchers
+            .watch(wanted)
+            .ok_or(Refusal::WatcherLimit(WATCHERS_MAX))?;
         Ok(SessionWatch {
             watch,
             state: Arc::clone(&self.state),
@@ -89,13 +93,20 @@ impl Stream for SessionWatch {
         if this.ended {
             return Poll::Ready(None);
         }
-        let expired = this.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
+        let expired = this
+            .deadline
+            .as_mut()
+            .is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
         let over = if expired {
             Some(Refusal::DeadlineExceeded)
         } else if let Poll::Ready(refusal) = this.lost.as_mut().poll(cx) {
             Some(refusal)
         } else {
-            this.draining.as_mut().poll(cx).is_ready().then_some(Refusal::Draining)
+            this.draining
+                .as_mut()
+                .poll(cx)
+                .is_ready()
+                .then_some(Refusal::Draining)
         };
         if let Some(refusal) = over {
             this.ended = true;
@@ -107,17 +118,29 @@ impl Stream for SessionWatch {
                 Poll::Pending => return Poll::Pending,
             }
         }
-        Poll::Ready(this.waiting.pop_front().map(|news| Ok(told(news, this.state.now().offset))))
+        Poll::Ready(
+            this.waiting
+                .pop_front()
+                .map(|news| Ok(told(news, this.state.now().offset))),
+        )
     }
 }
 
 fn told(news: Delivery, offset: WallOffset) -> pb::WatchSessionsResponse {
     match news {
-        Delivery::Dropped(count) => {
-            pb::WatchSessionsResponse { event: Some(Told::Dropped(count)), ..Default::default() }
-        }
+        Delivery::Dropped(count) => pb::WatchSessionsResponse {
+            event: Some(Told::Dropped(count)),
+            ..Default::default()
+        },
         Delivery::Missed(miss) => {
-            let MissEvent { at, id, role, context, server_name, why } = *miss;
+            let MissEvent {
+                at,
+                id,
+                role,
+                context,
+                server_name,
+                why,
+            } = *miss;
             let missed = pb::SessionMiss {
                 session_id_prefix: hex::string(id.prefix()),
                 context: context.to_string(),
@@ -132,12 +155,20 @@ fn told(news: Delivery, offset: WallOffset) -> pb::WatchSessionsResponse {
             }
         }
         Delivery::Event(event) => {
-            let Event { at, what, facts, open_connections, data_bytes } = *event;
+            let Event {
+                at,
+                what,
+                facts,
+                open_connections,
+                data_bytes,
+            } = *event;
             let session = convert::facts(&facts, offset, open_connections, data_bytes);
             let (event, reason) = match what {
                 EventKind::Added => (Told::Added(session), pb::RemovalReason::Unspecified),
                 EventKind::Hit => (Told::Hit(session), pb::RemovalReason::Unspecified),
-                EventKind::Removed(reason) => (Told::Removed(session), convert::removal_reason(reason)),
+                EventKind::Removed(reason) => {
+                    (Told::Removed(session), convert::removal_reason(reason))
+                }
             };
             pb::WatchSessionsResponse {
                 time: Some(convert::timestamp(offset.wall(at))),

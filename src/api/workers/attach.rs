@@ -15,7 +15,9 @@ use std::{
 
 use bytes::Bytes;
 use prost::DecodeError;
-use tls_sessiond_core::{cache::EXPECTED_MAX, connection::ConnectionId, session::Session, state::CoreState};
+use tls_sessiond_core::{
+    cache::EXPECTED_MAX, connection::ConnectionId, session::Session, state::CoreState,
+};
 use tls_sessiond_proto as pb;
 use tls_sessiond_proto::{answer::Result as Answered, call::Method, transport::wake::PollOnWake};
 use tokio::{runtime::Handle, task::yield_now, time::Sleep};
@@ -150,24 +152,33 @@ impl AttachCalls {
         match result {
             Ok(_) if id == 0 => {}
             Ok(Done::Found(session)) => to.found(id, &session, self.moment.now.offset),
-            Ok(Done::Other(result)) => to.push(&pb::Answer { id, result: Some(result) }),
+            Ok(Done::Other(result)) => to.push(&pb::Answer {
+                id,
+                result: Some(result),
+            }),
             Err(refusal) => {
                 let error = told.unwrap_or_default().with(refusal.call_error());
-                to.push(&pb::Answer { id, result: Some(Answered::Error(error)) });
+                to.push(&pb::Answer {
+                    id,
+                    result: Some(Answered::Error(error)),
+                });
             }
         }
     }
 
     /// Prefetches the sessions of the next lookups.
     fn prefetch(&mut self, batch: &BatchReader) {
-        self.sessions.prefetch(&self.by, &mut self.moment, batch.ahead());
+        self.sessions
+            .prefetch(&self.by, &mut self.moment, batch.ahead());
     }
 
     fn lookup(&mut self, wanted: LookupRef<'_>) -> Result<Done, Refusal> {
-        Ok(match self.sessions.find(&self.by, &mut self.moment, wanted)? {
-            LookedUp::Found(session) => Done::Found(session),
-            LookedUp::Missed(miss) => Done::Other(Answered::LookupSession(missed(miss).into())),
-        })
+        Ok(
+            match self.sessions.find(&self.by, &mut self.moment, wanted)? {
+                LookedUp::Found(session) => Done::Found(session),
+                LookedUp::Missed(miss) => Done::Other(Answered::LookupSession(missed(miss).into())),
+            },
+        )
     }
 
     fn call(&mut self, call: pb::Call) -> Result<Done, Refusal> {
@@ -183,7 +194,9 @@ impl AttachCalls {
         }
         Ok(Done::Other(match method {
             Method::New(request) => Answered::New(self.make(*request, call.alias)?.into()),
-            Method::Clear(request) => Answered::Clear(self.connections.clear(&self.by, &request)?.into()),
+            Method::Clear(request) => {
+                Answered::Clear(self.connections.clear(&self.by, &request)?.into())
+            }
             Method::Shutdown(request) => {
                 Answered::Shutdown(self.connections.shutdown(&self.by, &request)?.into())
             }
@@ -243,7 +256,9 @@ impl AttachCalls {
     /// stream: by their idle time-out, or by a call elsewhere.
     fn prune(&mut self) {
         for _ in 0..LOOKED_AT {
-            let Some(id) = self.order.pop_front() else { return };
+            let Some(id) = self.order.pop_front() else {
+                return;
+            };
             if !self.made.contains_key(&id) {
                 continue;
             }
@@ -260,7 +275,13 @@ impl AttachCalls {
     /// caller has lost its role by then.
     fn forget_if_gone(&mut self, id: &str) {
         if let Ok(id) = convert::connection_id(id)
-            && self.connections.opener.state.connections().inspect(id, |_, _| ()).is_err()
+            && self
+                .connections
+                .opener
+                .state
+                .connections()
+                .inspect(id, |_, _| ())
+                .is_err()
             && let Some(Some(alias)) = self.made.remove(&id)
         {
             self.aliases.remove(&alias);
@@ -273,7 +294,10 @@ impl Drop for AttachCalls {
     /// slice in a task, so that the thread can serve other workers in between.
     fn drop(&mut self) {
         let state = Arc::clone(&self.connections.opener.state);
-        let mut left = Left { state, ids: self.made.drain().map(|(id, _)| id).collect() };
+        let mut left = Left {
+            state,
+            ids: self.made.drain().map(|(id, _)| id).collect(),
+        };
         if let Ok(runtime) = Handle::try_current()
             && left.ids.len() > FREED_AT_ONCE
         {
@@ -296,7 +320,10 @@ struct Left {
 impl Left {
     /// Frees up to [`FREED_AT_ONCE`] connections. Returns whether more remain.
     fn free_some(&mut self) -> bool {
-        for id in self.ids.drain(self.ids.len().saturating_sub(FREED_AT_ONCE)..) {
+        for id in self
+            .ids
+            .drain(self.ids.len().saturating_sub(FREED_AT_ONCE)..)
+        {
             // An error means that the idle time-out or another call has freed the connection
             // before.
             let _ = self.state.connections().free(id);
@@ -322,7 +349,10 @@ struct Told {
 
 impl Told {
     fn of_lookup(id: u64) -> Option<Self> {
-        (id == 0).then(|| Self { method: "lookup_session", ..Self::default() })
+        (id == 0).then(|| Self {
+            method: "lookup_session",
+            ..Self::default()
+        })
     }
 
     fn of(call: &mut pb::Call) -> Option<Self> {
@@ -343,7 +373,11 @@ impl Told {
             Method::RemoveSession(_) => "remove_session",
             Method::ReportAlert(_) => "report_alert",
         };
-        Some(Self { method, alias: call.alias.clone(), connection_id })
+        Some(Self {
+            method,
+            alias: call.alias.clone(),
+            connection_id,
+        })
     }
 
     fn with(self, error: pb::CallError) -> pb::CallError {
@@ -380,7 +414,8 @@ impl Attach {
         let held = calls.by.holder().no_bytes();
         let deadline = deadline.map(PollOnWake::new);
         let draining = Some(PollOnWake::new(Box::pin(draining)));
-        let lost = Arc::clone(&calls.by).loses(Roles::WORKER, None, Arc::clone(&calls.sessions.state));
+        let lost =
+            Arc::clone(&calls.by).loses(Roles::WORKER, None, Arc::clone(&calls.sessions.state));
         let lost = PollOnWake::new(Box::pin(lost) as Pin<Box<dyn Future<Output = Refusal> + Send>>);
         Self {
             requests,
@@ -486,7 +521,11 @@ impl Stream for Attach {
             if let AttachPhase::Ending(status) = &mut this.phase {
                 return Poll::Ready(status.take().map(Err));
             }
-            if this.deadline.as_mut().is_some_and(|deadline| Pin::new(deadline).poll(cx).is_ready()) {
+            if this
+                .deadline
+                .as_mut()
+                .is_some_and(|deadline| Pin::new(deadline).poll(cx).is_ready())
+            {
                 this.phase = AttachPhase::Ending(Some(Refusal::DeadlineExceeded.into()));
                 continue;
             }
@@ -494,7 +533,11 @@ impl Stream for Attach {
                 this.phase = AttachPhase::Ending(Some(refusal.into()));
                 continue;
             }
-            if this.draining.as_mut().is_some_and(|draining| Pin::new(draining).poll(cx).is_ready()) {
+            if this
+                .draining
+                .as_mut()
+                .is_some_and(|draining| Pin::new(draining).poll(cx).is_ready())
+            {
                 this.draining = None;
                 return Poll::Ready(Some(Ok(BatchWriter::draining().into())));
             }

@@ -118,7 +118,9 @@ impl BatchReader {
             *left = 0;
             // Decoding the whole message gives an error that says where in the message the fault
             // is.
-            pb::AttachRequest::decode(self.message.clone()).err().unwrap_or(err)
+            pb::AttachRequest::decode(self.message.clone())
+                .err()
+                .unwrap_or(err)
         });
         Some(read.map(Next::Other))
     }
@@ -166,7 +168,9 @@ fn count(message: &[u8]) -> Option<usize> {
 fn count_among_others(message: &[u8]) -> usize {
     let (mut rest, mut count) = (message, 0);
     while !rest.is_empty() {
-        let Ok((field, wire)) = decode_key(&mut rest) else { break };
+        let Ok((field, wire)) = decode_key(&mut rest) else {
+            break;
+        };
         if skip_field(wire, field, &mut rest, DecodeContext::default()).is_err() {
             break;
         }
@@ -184,7 +188,9 @@ fn lookup(call: &[u8]) -> Option<(u64, LookupRef<'_>)> {
         rest = after;
         id = read_varint(&mut rest)?;
     }
-    let (&LOOKUP_SESSION, after) = rest.split_first()? else { return None };
+    let (&LOOKUP_SESSION, after) = rest.split_first()? else {
+        return None;
+    };
     rest = after;
     let mut fields = read_bytes(&mut rest)?;
     if !rest.is_empty() {
@@ -227,7 +233,11 @@ mod tests {
     use tls_sessiond_proto::call::Method;
 
     fn lookup_call(id: u64, request: &pb::LookupSessionRequest) -> pb::Call {
-        pb::Call { id, method: Some(Method::LookupSession(request.clone().into())), alias: String::new() }
+        pb::Call {
+            id,
+            method: Some(Method::LookupSession(request.clone().into())),
+            alias: String::new(),
+        }
     }
 
     fn full() -> pb::LookupSessionRequest {
@@ -244,13 +254,17 @@ mod tests {
     /// Returns the calls as the generated types have them, and how many of them the fast path
     /// decoded. Checks that the first lookup of `ahead` is the next call.
     fn read(message: &[u8]) -> Result<(Vec<pb::Call>, usize), String> {
-        let mut batch = BatchReader::read(message.to_vec().into()).map_err(|unread| match unread {
-            Unread::TooMany(count) => format!("{count} calls"),
-            Unread::Malformed(err) => err.to_string(),
-        })?;
+        let mut batch =
+            BatchReader::read(message.to_vec().into()).map_err(|unread| match unread {
+                Unread::TooMany(count) => format!("{count} calls"),
+                Unread::Malformed(err) => err.to_string(),
+            })?;
         let (mut calls, mut lookups) = (Vec::new(), 0);
         loop {
-            let ahead: Vec<_> = batch.ahead().map(|wanted| wanted.session_id.to_vec()).collect();
+            let ahead: Vec<_> = batch
+                .ahead()
+                .map(|wanted| wanted.session_id.to_vec())
+                .collect();
             assert!(ahead.len() <= batch.len());
             let Some(next) = batch.next() else { break };
             let comes = match &next {
@@ -279,21 +293,42 @@ mod tests {
     }
 
     fn generated(message: &[u8]) -> Result<Vec<pb::Call>, String> {
-        pb::AttachRequest::decode(message).map(|read| read.calls).map_err(|err| err.to_string())
+        pb::AttachRequest::decode(message)
+            .map(|read| read.calls)
+            .map_err(|err| err.to_string())
     }
 
     #[test]
     fn calls_are_what_the_generated_types_read() {
-        let free = pb::FreeRequest { connection_id: "0".repeat(32), allow_missing: true };
+        let free = pb::FreeRequest {
+            connection_id: "0".repeat(32),
+            allow_missing: true,
+        };
         let calls = vec![
             lookup_call(u64::MAX, &full()),
-            pb::Call { id: 7, method: Some(Method::Free(free)), alias: String::new() },
-            lookup_call(0, &pb::LookupSessionRequest { role: 2, ..Default::default() }),
-            pb::Call { alias: "@1".into(), ..lookup_call(1, &full()) },
+            pb::Call {
+                id: 7,
+                method: Some(Method::Free(free)),
+                alias: String::new(),
+            },
+            lookup_call(
+                0,
+                &pb::LookupSessionRequest {
+                    role: 2,
+                    ..Default::default()
+                },
+            ),
+            pb::Call {
+                alias: "@1".into(),
+                ..lookup_call(1, &full())
+            },
             pb::Call::default(),
             lookup_call(300, &pb::LookupSessionRequest::default()),
         ];
-        let message = pb::AttachRequest { calls: calls.clone() }.encode_to_vec();
+        let message = pb::AttachRequest {
+            calls: calls.clone(),
+        }
+        .encode_to_vec();
         assert_eq!(read(&message), Ok((calls, 3)));
         assert_eq!(read(&[]), Ok((Vec::new(), 0)));
     }
@@ -323,7 +358,11 @@ mod tests {
     fn fields_that_come_twice_or_in_another_order_count_as_they_always_do() {
         let mut request = full().encode_to_vec();
         request.extend(
-            pb::LookupSessionRequest { context: "mail".into(), ..Default::default() }.encode_to_vec(),
+            pb::LookupSessionRequest {
+                context: "mail".into(),
+                ..Default::default()
+            }
+            .encode_to_vec(),
         );
         let mut call = vec![0x4a];
         prost::encoding::encode_varint(request.len() as u64, &mut call);
@@ -332,18 +371,34 @@ mod tests {
         let mut message = vec![0x0a];
         prost::encoding::encode_varint(call.len() as u64, &mut message);
         message.extend(call);
-        let wanted = pb::LookupSessionRequest { context: "mail".into(), ..full() };
+        let wanted = pb::LookupSessionRequest {
+            context: "mail".into(),
+            ..full()
+        };
         assert_eq!(read(&message), Ok((vec![lookup_call(9, &wanted)], 0)));
     }
 
     #[test]
     fn calls_too_many_are_counted() {
-        let empty = |count| pb::AttachRequest { calls: vec![pb::Call::default(); count] }.encode_to_vec();
-        assert_eq!(read(&empty(BATCH_MAX)).map(|(calls, _)| calls.len()), Ok(BATCH_MAX));
+        let empty = |count| {
+            pb::AttachRequest {
+                calls: vec![pb::Call::default(); count],
+            }
+            .encode_to_vec()
+        };
+        assert_eq!(
+            read(&empty(BATCH_MAX)).map(|(calls, _)| calls.len()),
+            Ok(BATCH_MAX)
+        );
         assert_eq!(read(&empty(BATCH_MAX + 1)), Err("1001 calls".into()));
         // Unknown fields, keys and lengths of more bytes than they need, and a malformed end.
         let written = |call: &[u8], count: usize, end: &[u8]| [&call.repeat(count), end].concat();
-        for call in [&[0x0a, 0][..], &[0x0a, 0x80, 0], &[0x8a, 0, 0], &[0x10, 7, 0x0a, 0]] {
+        for call in [
+            &[0x0a, 0][..],
+            &[0x0a, 0x80, 0],
+            &[0x8a, 0, 0],
+            &[0x10, 7, 0x0a, 0],
+        ] {
             for end in [&[][..], &[0x10, 1], &[0x0a], &[0xff; 11]] {
                 assert_eq!(
                     read(&written(call, BATCH_MAX + 1, end)),
@@ -351,7 +406,10 @@ mod tests {
                     "{call:?} {end:?}"
                 );
             }
-            assert_eq!(read(&written(call, 3, &[])).map(|(calls, _)| calls.len()), Ok(3));
+            assert_eq!(
+                read(&written(call, 3, &[])).map(|(calls, _)| calls.len()),
+                Ok(3)
+            );
         }
     }
 }

@@ -31,13 +31,18 @@ pub(crate) struct BatchWriter {
 impl BatchWriter {
     /// Returns an empty message with capacity for `bytes` bytes.
     pub(crate) fn with_room(bytes: usize) -> Self {
-        Self { bytes: Vec::with_capacity(bytes), count: 0 }
+        Self {
+            bytes: Vec::with_capacity(bytes),
+            count: 0,
+        }
     }
 
     /// Returns a message with `draining` set and no answers.
     pub(crate) fn draining() -> Self {
         let mut answers = Self::default();
-        answers.write(wire::NUMBER_MAX, |to| to.number(attach_response::DRAINING, 1));
+        answers.write(wire::NUMBER_MAX, |to| {
+            to.number(attach_response::DRAINING, 1);
+        });
         answers
     }
 
@@ -70,8 +75,12 @@ impl BatchWriter {
             let public = to.position();
             // The length of the session comes before the session. So the session is written first,
             // and then rotated behind its head.
-            let looked = wire::number_len(1) + wire::head_len(public) + public + wire::bytes_len(data.len());
-            to.head(attach_response::ANSWERS, wire::number_len(id) + wire::head_len(looked) + looked);
+            let looked =
+                wire::number_len(1) + wire::head_len(public) + public + wire::bytes_len(data.len());
+            to.head(
+                attach_response::ANSWERS,
+                wire::number_len(id) + wire::head_len(looked) + looked,
+            );
             to.number(answer::ID, id);
             to.head(answer::LOOKUP_SESSION, looked);
             to.number(lookup_session_response::FOUND, 1);
@@ -115,19 +124,36 @@ fn session(from: &Session, offset: WallOffset, to: &mut Writer<'_>) {
     to.number(session::SINGLE_USE, kind.single_use.into());
     to.bytes(session::FORMAT, kind.format.name().as_bytes());
     timestamp(session::CREATE_TIME, offset.wall(facts.created()), to);
-    timestamp(session::AUTHENTICATE_TIME, offset.wall(facts.authenticated), to);
+    timestamp(
+        session::AUTHENTICATE_TIME,
+        offset.wall(facts.authenticated),
+        to,
+    );
     timestamp(session::EXPIRE_TIME, offset.wall(facts.expires()), to);
     to.number(session::OPEN_CONNECTIONS, from.open_connections().into());
-    to.number(session::DATA_BYTES, u32::try_from(from.secret().len()).unwrap_or(u32::MAX).into());
+    to.number(
+        session::DATA_BYTES,
+        u32::try_from(from.secret().len())
+            .unwrap_or(u32::MAX)
+            .into(),
+    );
 }
 
 /// Returns an upper bound of the bytes that [`session`] writes.
 fn session_max(from: &Session) -> usize {
     let kind = from.kind();
     let peer = kind.peer.as_deref().map_or(0, |peer| {
-        let names = peer.dns_names.iter().chain(&peer.uris).chain([&peer.subject]);
+        let names = peer
+            .dns_names
+            .iter()
+            .chain(&peer.uris)
+            .chain([&peer.subject]);
         // 64 digits of the digest with their head, and the head of the whole message.
-        names.map(|name| wire::NUMBER_MAX + name.len()).sum::<usize>() + 64 + 2 * wire::NUMBER_MAX
+        names
+            .map(|name| wire::NUMBER_MAX + name.len())
+            .sum::<usize>()
+            + 64
+            + 2 * wire::NUMBER_MAX
     });
     let texts = kind.account.name.len() + kind.cipher_suite.len() + kind.server_name.len();
     // Fourteen fields; three of them are timestamps with two fields each.
@@ -136,9 +162,16 @@ fn session_max(from: &Session) -> usize {
 
 /// Writes the message `PeerIdentity`, without its head.
 fn peer(from: &PeerIdentity, to: &mut Writer<'_>) {
-    digits(peer_identity::CERTIFICATE_SHA256, &from.certificate_sha256, to);
+    digits(
+        peer_identity::CERTIFICATE_SHA256,
+        &from.certificate_sha256,
+        to,
+    );
     to.bytes(peer_identity::SUBJECT, from.subject.as_bytes());
-    for (field, names) in [(peer_identity::DNS_NAMES, &from.dns_names), (peer_identity::URIS, &from.uris)] {
+    for (field, names) in [
+        (peer_identity::DNS_NAMES, &from.dns_names),
+        (peer_identity::URIS, &from.uris),
+    ] {
         // Proto3 encodes an empty element of a repeated field, so `Writer::bytes` does not fit
         // here.
         for name in names {
@@ -196,21 +229,31 @@ mod tests {
         PeerIdentity {
             certificate_sha256: [7; 32],
             subject: "CN=a".repeat(names),
-            dns_names: (0..names).map(|name| format!("{name}.test")).chain([String::new()]).collect(),
-            uris: (0..names).map(|name| format!("spiffe://a/{name}")).collect(),
+            dns_names: (0..names)
+                .map(|name| format!("{name}.test"))
+                .chain([String::new()])
+                .collect(),
+            uris: (0..names)
+                .map(|name| format!("spiffe://a/{name}"))
+                .collect(),
             not_after: WallTime::MAX,
         }
     }
 
     fn session(new: NewSession) -> Arc<Session> {
-        let limits = Limits { entries_max: 4, bytes_max: 1 << 20 };
+        let limits = Limits {
+            entries_max: 4,
+            bytes_max: 1 << 20,
+        };
         let plan = Plan {
             role: Role::Server,
             offering: tls_sessiond_core::cache::Offering::Shared,
             limits,
             session_bytes_max: 1 << 20,
         };
-        Cache::new(&plan, &Arc::new(SharedState::new(limits))).put(new, NOW).unwrap()
+        Cache::new(&plan, &Arc::new(SharedState::new(limits)))
+            .put(new, NOW)
+            .unwrap()
     }
 
     fn new(id: &[u8], secret: &[u8]) -> NewSession {
@@ -235,10 +278,17 @@ mod tests {
         let looked = pb::LookupSessionResponse {
             found: true,
             session: Some(convert::session(session, offset)),
-            data: session.secret().as_bytes().map(|data| data.to_vec().into()).unwrap_or_default(),
+            data: session
+                .secret()
+                .as_bytes()
+                .map(|data| data.to_vec().into())
+                .unwrap_or_default(),
             miss_reason: 0,
         };
-        pb::Answer { id, result: Some(Answered::LookupSession(looked.into())) }
+        pb::Answer {
+            id,
+            result: Some(Answered::LookupSession(looked.into())),
+        }
     }
 
     #[test]
@@ -272,11 +322,17 @@ mod tests {
                 let mut answers = BatchWriter::default();
                 answers.found(id, session, offset);
                 answers.push(&answer);
-                let same = pb::AttachResponse { answers: vec![answer.clone(), answer], draining: false };
+                let same = pb::AttachResponse {
+                    answers: vec![answer.clone(), answer],
+                    draining: false,
+                };
                 assert_eq!(answers.bytes, same.encode_to_vec());
             }
         }
-        let draining = pb::AttachResponse { answers: Vec::new(), draining: true };
+        let draining = pb::AttachResponse {
+            answers: Vec::new(),
+            draining: true,
+        };
         assert_eq!(BatchWriter::draining().bytes, draining.encode_to_vec());
     }
 
@@ -286,10 +342,24 @@ mod tests {
         let fields = |message: &str| {
             let set = prost_types::FileDescriptorSet::decode(pb::FILE_DESCRIPTOR_SET).unwrap();
             let messages = set.file.into_iter().flat_map(|file| file.message_type);
-            let found = messages.into_iter().find(|found| found.name() == message).unwrap();
-            found.field.iter().map(prost_types::FieldDescriptorProto::number).max().unwrap()
+            let found = messages
+                .into_iter()
+                .find(|found| found.name() == message)
+                .unwrap();
+            found
+                .field
+                .iter()
+                .map(prost_types::FieldDescriptorProto::number)
+                .max()
+                .unwrap()
         };
-        let known = ["AttachResponse", "LookupSessionResponse", "Session", "PeerIdentity"].map(fields);
+        let known = [
+            "AttachResponse",
+            "LookupSessionResponse",
+            "Session",
+            "PeerIdentity",
+        ]
+        .map(fields);
         assert_eq!(known, [2, 4, 14, 4]);
     }
 }

@@ -39,10 +39,21 @@ impl WorkerService for Workers {
             return Err(Refusal::Draining.into());
         }
         let by = caller(&request)?;
-        let deadline =
-            request.extensions().get::<Deadline>().map(|deadline| Box::pin(sleep_until(deadline.0)));
-        let calls = AttachCalls::new(Arc::clone(&self.connections), Arc::clone(&self.sessions), by)?;
+        let deadline = request
+            .extensions()
+            .get::<Deadline>()
+            .map(|deadline| Box::pin(sleep_until(deadline.0)));
+        let calls = AttachCalls::new(
+            Arc::clone(&self.connections),
+            Arc::clone(&self.sessions),
+            by,
+        )?;
         let draining = self.draining.clone().cancelled_owned();
-        Ok(Response::new(Attach::new(request.into_inner(), calls, deadline, draining)))
+        Ok(Response::new(Attach::new(
+            request.into_inner(),
+            calls,
+            deadline,
+            draining,
+        )))
     }
 }

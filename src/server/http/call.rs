@@ -117,10 +117,16 @@ impl Call {
     }
 
     /// Sends the headers of the answer. Returns `None` if they end the answer.
-    fn answer(&mut self, answer: Response<Body>, place: Option<Held>) -> Result<Option<Sending>, Cut> {
+    fn answer(
+        &mut self,
+        answer: Response<Body>,
+        place: Option<Held>,
+    ) -> Result<Option<Sending>, Cut> {
         let (head, body) = answer.into_parts();
         let ended = body.is_end_stream();
-        let stream = self.respond.send_response(Response::from_parts(head, ()), ended)?;
+        let stream = self
+            .respond
+            .send_response(Response::from_parts(head, ()), ended)?;
         Ok((!ended).then(|| Sending {
             stream,
             body: Box::pin(body),
@@ -205,19 +211,29 @@ impl Sending {
                     }
                     Err(frame) => {
                         if let Ok(trailers) = frame.into_trailers() {
-                            return Poll::Ready(self.stream.send_trailers(trailers).map_err(Into::into));
+                            return Poll::Ready(
+                                self.stream.send_trailers(trailers).map_err(Into::into),
+                            );
                         }
                     }
                 },
                 Some(Err(_)) => return Poll::Ready(Err(Cut::Broken)),
-                None => return Poll::Ready(self.stream.send_data(Piece::empty(), true).map_err(Into::into)),
+                None => {
+                    return Poll::Ready(
+                        self.stream
+                            .send_data(Piece::empty(), true)
+                            .map_err(Into::into),
+                    );
+                }
             }
         }
     }
 
     /// Returns whether the unsent chunk has been unread for too long.
     fn is_late(&mut self, bytes_are_short: bool, cx: &mut Context<'_>) -> bool {
-        let unread = self.unread.get_or_insert_with(|| Box::pin(sleep(UNREAD_MAX)));
+        let unread = self
+            .unread
+            .get_or_insert_with(|| Box::pin(sleep(UNREAD_MAX)));
         while unread.as_mut().poll(cx).is_ready() {
             if self.place.is_some() || bytes_are_short {
                 return true;
@@ -245,7 +261,12 @@ impl Sending {
     }
 
     /// Sends a piece that is not empty and as long as the peer's windows and `room` allow.
-    fn hand_on(&mut self, room: usize, outbox: &Arc<Outbox>, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
+    fn hand_on(
+        &mut self,
+        room: usize,
+        outbox: &Arc<Outbox>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Cut>> {
         self.stream.reserve_capacity(self.left.len().min(room));
         while self.stream.capacity() == 0 {
             match ready!(self.stream.poll_capacity(cx)) {

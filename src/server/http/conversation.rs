@@ -47,9 +47,17 @@ impl<'t, I: AsyncRead + AsyncWrite + Unpin> Conversation<'t, I> {
         turn: &'t FlushHandle,
     ) -> Result<Self, h2::Error> {
         let mut connection = protocol.handshake(socket).await?;
-        let life = connection.ping_pong().map(|pings| KeepAlive::new(pings, SILENT_MAX, ANSWER_MAX));
+        let life = connection
+            .ping_pong()
+            .map(|pings| KeepAlive::new(pings, SILENT_MAX, ANSWER_MAX));
         let outbox = Outbox::new(Arc::clone(edge.caller.holder()));
-        Ok(Self { connection, life, edge, outbox, turn })
+        Ok(Self {
+            connection,
+            life,
+            edge,
+            outbox,
+            turn,
+        })
     }
 
     /// Accepts no further calls. The connection then ends when its running calls have ended.

@@ -66,7 +66,12 @@ impl Ahead {
 impl Inbox {
     /// Creates an inbox and the body for the service.
     pub(crate) fn new(stream: RecvStream, holder: &Arc<Holder>) -> (Arc<Self>, RequestBody) {
-        let requests = Requests { stream, ahead: VecDeque::new(), taken: 0, counted: holder.no_bytes() };
+        let requests = Requests {
+            stream,
+            ahead: VecDeque::new(),
+            taken: 0,
+            counted: holder.no_bytes(),
+        };
         let inbox = Arc::new(Self(Mutex::new(Some(requests))));
         (Arc::clone(&inbox), RequestBody(inbox))
     }
@@ -78,7 +83,9 @@ impl Inbox {
     /// was read stays in the inbox.
     pub(crate) fn read_ahead(&self, cx: &mut Context<'_>) -> Result<(), Refusal> {
         let mut inbox = self.0.lock();
-        let Some(requests) = &mut *inbox else { return Ok(()) };
+        let Some(requests) = &mut *inbox else {
+            return Ok(());
+        };
         // The end and errors are reported again when the service reads.
         loop {
             match requests.stream.poll_data(cx) {
@@ -133,7 +140,12 @@ impl Requests {
                 data
             }
         };
-        Poll::Ready(Some(self.stream.flow_control().release_capacity(data.len()).map(|()| data)))
+        Poll::Ready(Some(
+            self.stream
+                .flow_control()
+                .release_capacity(data.len())
+                .map(|()| data),
+        ))
     }
 }
 
@@ -149,13 +161,19 @@ impl Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
         let mut inbox = self.0.0.lock();
-        let Some(requests) = &mut *inbox else { return Poll::Ready(None) };
-        requests.next(cx).map(|data| data.map(|data| data.map(Frame::data).map_err(Into::into)))
+        let Some(requests) = &mut *inbox else {
+            return Poll::Ready(None);
+        };
+        requests
+            .next(cx)
+            .map(|data| data.map(|data| data.map(Frame::data).map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {
         let inbox = self.0.0.lock();
-        inbox.as_ref().is_none_or(|requests| requests.ahead.is_empty() && requests.stream.is_end_stream())
+        inbox
+            .as_ref()
+            .is_none_or(|requests| requests.ahead.is_empty() && requests.stream.is_end_stream())
     }
 }
 
@@ -163,7 +181,9 @@ impl Drop for RequestBody {
     /// Discards the data read ahead and all later data, and returns their capacity to the window of
     /// the connection.
     fn drop(&mut self) {
-        let Some(mut requests) = self.0.0.lock().take() else { return };
+        let Some(mut requests) = self.0.0.lock().take() else {
+            return;
+        };
         let ahead: usize = requests.ahead.iter().map(Ahead::len).sum();
         // This cannot fail: h2 has handed out at least that many bytes of this stream.
         drop(requests.stream.flow_control().release_capacity(ahead));

@@ -166,11 +166,25 @@ impl Http {
 
     /// Returns the admission of one caller's calls.
     pub(crate) fn edge(&self, peer: Peer, beyond: Option<Beyond>) -> Admission {
-        let Gate { access, streams, stream_totals, accounts, state, .. } = &self.gate;
+        let Gate {
+            access,
+            streams,
+            stream_totals,
+            accounts,
+            state,
+            ..
+        } = &self.gate;
         Admission {
             beyond,
             services: self.services.clone(),
-            caller: Arc::new(Caller::new(peer, access, &state.registry(), streams, stream_totals, accounts)),
+            caller: Arc::new(Caller::new(
+                peer,
+                access,
+                &state.registry(),
+                streams,
+                stream_totals,
+                accounts,
+            )),
             state: Arc::clone(state),
         }
     }
@@ -182,7 +196,12 @@ impl Http {
     /// * `shutdown.abort` is cancelled.
     ///
     /// Reports each turn of the connection to `lookout`.
-    pub(crate) async fn serve(self, accepted: Accepted, shutdown: Shutdown, lookout: Arc<BusyPoll>) {
+    pub(crate) async fn serve(
+        self,
+        accepted: Accepted,
+        shutdown: Shutdown,
+        lookout: Arc<BusyPoll>,
+    ) {
         let beyond = accepted.beyond();
         // Held to the end, because the connection counts as open until then.
         let (socket, known, _counted) = match accepted.adopt() {
@@ -193,17 +212,27 @@ impl Http {
             }
         };
         let turn = socket.turn(lookout);
-        let first_bytes = if beyond.is_some() { BEYOND } else { FIRST_BYTES };
+        let first_bytes = if beyond.is_some() {
+            BEYOND
+        } else {
+            FIRST_BYTES
+        };
         match known {
             Known::Peer(peer) => {
-                let greeted = until(&shutdown, async { timeout(first_bytes, preface(socket)).await? });
+                let greeted = until(&shutdown, async {
+                    timeout(first_bytes, preface(socket)).await?
+                });
                 // A client that does not send its preface in time is closed without an answer.
-                let Some(Ok(greeted)) = greeted.await else { return };
+                let Some(Ok(greeted)) = greeted.await else {
+                    return;
+                };
                 let edge = self.edge(peer, beyond);
                 self.converse(greeted, &turn, edge, &shutdown).await;
             }
             Known::ByHandshake(from) => {
-                let Some(acceptor) = self.gate.tls.clone() else { return };
+                let Some(acceptor) = self.gate.tls.clone() else {
+                    return;
+                };
                 let Some(handshake) = self.gate.accounts.handshake(from.ip()) else {
                     return self.gate.access.audit_stranger(
                         from,
@@ -214,7 +243,10 @@ impl Http {
                     timeout(first_bytes, socket.readable()).await??;
                     let (stream, peer) = acceptor.accept(socket).await?;
                     // A client that does not send its preface in time is closed without a log line.
-                    let greeted = timeout(first_bytes, preface(stream)).await.ok().and_then(Result::ok);
+                    let greeted = timeout(first_bytes, preface(stream))
+                        .await
+                        .ok()
+                        .and_then(Result::ok);
                     Ok::<_, io::Error>(greeted.map(|stream| (stream, peer)))
                 });
                 let greeted = greeted.await;
@@ -231,8 +263,13 @@ impl Http {
         }
     }
 
-    async fn converse<I>(self, socket: Greeted<I>, turn: &FlushHandle, edge: Admission, shutdown: &Shutdown)
-    where
+    async fn converse<I>(
+        self,
+        socket: Greeted<I>,
+        turn: &FlushHandle,
+        edge: Admission,
+        shutdown: &Shutdown,
+    ) where
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         if socket.speaks_http1() {
@@ -326,10 +363,19 @@ mod tests {
     fn window_of_a_connection_has_room_for_those_of_its_streams() {
         for streams in [1, 100, 8_000, 8_190, 8_191, 50_000, 131_070] {
             let (stream, connection) = windows(streams);
-            assert!(u64::from(stream) * u64::from(streams + 1) <= u64::from(connection), "{streams}");
-            assert!((STREAM_WINDOW_MIN..=STREAM_WINDOW).contains(&stream) && connection <= WINDOW_MAX);
+            assert!(
+                u64::from(stream) * u64::from(streams + 1) <= u64::from(connection),
+                "{streams}"
+            );
+            assert!(
+                (STREAM_WINDOW_MIN..=STREAM_WINDOW).contains(&stream) && connection <= WINDOW_MAX
+            );
         }
-        assert_eq!(windows(8_190).0, STREAM_WINDOW, "the default leaves each stream its full window");
+        assert_eq!(
+            windows(8_190).0,
+            STREAM_WINDOW,
+            "the default leaves each stream its full window"
+        );
         assert_eq!(windows(u32::MAX), (STREAM_WINDOW_MIN, WINDOW_MAX));
     }
 }

@@ -44,7 +44,11 @@ pub(crate) struct Queued(Option<u64>);
 
 impl Outbox {
     pub(crate) fn new(holder: Arc<Holder>) -> Arc<Self> {
-        Arc::new(Self { held: AtomicUsize::new(0), waiting: Mutex::default(), holder })
+        Arc::new(Self {
+            held: AtomicUsize::new(0),
+            waiting: Mutex::default(),
+            holder,
+        })
     }
 
     /// Returns how many more bytes this connection may hold now.
@@ -80,7 +84,11 @@ impl Outbox {
     pub(crate) fn hold(self: &Arc<Self>, bytes: Bytes) -> Piece {
         self.held.fetch_add(bytes.len(), Ordering::Relaxed);
         self.holder.hold_answer(bytes.len());
-        Piece { counted: bytes.len(), bytes, outbox: Some(Arc::clone(self)) }
+        Piece {
+            counted: bytes.len(),
+            bytes,
+            outbox: Some(Arc::clone(self)),
+        }
     }
 
     fn release(&self, counted: usize) {
@@ -120,7 +128,11 @@ pub(crate) struct Piece {
 impl Piece {
     /// Returns a piece without bytes.
     pub(crate) fn empty() -> Self {
-        Self { bytes: Bytes::new(), counted: 0, outbox: None }
+        Self {
+            bytes: Bytes::new(),
+            counted: 0,
+            outbox: None,
+        }
     }
 }
 
@@ -167,7 +179,9 @@ mod tests {
         let accounts = Arc::new(Accounts::new(&Config::defaults().limits));
         let outbox = Outbox::new(accounts.holder(&"one".into()));
         let most = outbox.room();
-        let pieces: Vec<Piece> = (0..most / SENT).map(|_| outbox.hold(Bytes::from(vec![0; SENT]))).collect();
+        let pieces: Vec<Piece> = (0..most / SENT)
+            .map(|_| outbox.hold(Bytes::from(vec![0; SENT])))
+            .collect();
         assert_eq!(outbox.room(), 0);
         let count = Arc::new(Count::default());
         let waker = Waker::from(Arc::clone(&count));
@@ -175,17 +189,25 @@ mod tests {
         let mut queued: Vec<Queued> = (0..calls + 2).map(|_| Queued::default()).collect();
         for _ in 0..3 {
             // A call that waits again keeps one position.
-            queued.iter_mut().for_each(|queued| outbox.wait(queued, &Context::from_waker(&waker)));
+            queued
+                .iter_mut()
+                .for_each(|queued| outbox.wait(queued, &Context::from_waker(&waker)));
         }
         assert_eq!(outbox.waiting.lock().calls.len(), calls + 2);
         // Cancelled calls have none.
-        queued.iter_mut().take(2).for_each(|queued| outbox.leave(queued));
+        queued
+            .iter_mut()
+            .take(2)
+            .for_each(|queued| outbox.leave(queued));
         let woken = || count.0.load(Ordering::Relaxed);
         let mut pieces = pieces.into_iter();
         drop(pieces.next());
         assert_eq!(woken(), 1, "there is room for one");
         drop(pieces);
-        assert!(outbox.room() == most && woken() < calls, "there is room for some");
+        assert!(
+            outbox.room() == most && woken() < calls,
+            "there is room for some"
+        );
         // Each woken call wakes others, even if it does not use the room.
         for queued in queued.iter_mut().skip(2) {
             outbox.leave(queued);

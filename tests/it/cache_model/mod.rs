@@ -58,14 +58,21 @@ struct ContextPlan {
 
 impl ContextPlan {
     fn key(&self, server: bool) -> Key {
-        Key { session_id_context: self.session_id_context, alpn: self.alpn, server }
+        Key {
+            session_id_context: self.session_id_context,
+            alpn: self.alpn,
+            server,
+        }
     }
 }
 
 impl Setup {
     fn contexts(self) -> Vec<ContextPlan> {
-        let (entries_max, bytes_max, session_bytes_max) =
-            if self.small { (3, 2_300, 200) } else { (6, 4_500, 300) };
+        let (entries_max, bytes_max, session_bytes_max) = if self.small {
+            (3, 2_300, 200)
+        } else {
+            (6, 4_500, 300)
+        };
         let first = ContextPlan {
             name: "first",
             session_id_context: "first",
@@ -84,7 +91,10 @@ impl Setup {
                 bytes_max: 5_000,
                 session_bytes_max: 300,
             }),
-            Second::Sharing => Some(ContextPlan { name: "second", ..first }),
+            Second::Sharing => Some(ContextPlan {
+                name: "second",
+                ..first
+            }),
         };
         let third = self.third.then_some(ContextPlan {
             name: "third",
@@ -175,24 +185,40 @@ enum Op {
 const IDS: u8 = 8;
 
 fn setup() -> impl Strategy<Value = Setup> {
-    let second = prop_oneof![Just(Second::None), Just(Second::Apart), Just(Second::Sharing)];
-    (any::<bool>(), any::<bool>(), second, any::<bool>()).prop_map(|(moved, small, second, third)| Setup {
-        moved,
-        small,
-        second,
-        third,
-    })
+    let second = prop_oneof![
+        Just(Second::None),
+        Just(Second::Apart),
+        Just(Second::Sharing)
+    ];
+    (any::<bool>(), any::<bool>(), second, any::<bool>()).prop_map(
+        |(moved, small, second, third)| Setup {
+            moved,
+            small,
+            second,
+            third,
+        },
+    )
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let at = || (0..3_usize, prop::bool::weighted(0.6)).prop_map(|(context, server)| At { context, server });
+    let at = || {
+        (0..3_usize, prop::bool::weighted(0.6)).prop_map(|(context, server)| At { context, server })
+    };
     let id = || 0..IDS;
     let name = || 0..2_u8;
     let which = any::<prop::sample::Index>;
     let seconds = || prop_oneof![3 => Just(0_u64), 1 => 1..2_000_u64, 1 => Just(5_000)];
     let timeout = prop_oneof![4 => Just(7_200_u64), 2 => 1..2_000_u64, 1 => Just(1_000_000)];
-    let new = (id(), any::<bool>(), name(), 0..3_u8, seconds(), timeout, 1..330_usize).prop_map(
-        |(id, single_use, name, peer, ago, timeout, secret)| New {
+    let new = (
+        id(),
+        any::<bool>(),
+        name(),
+        0..3_u8,
+        seconds(),
+        timeout,
+        1..330_usize,
+    )
+        .prop_map(|(id, single_use, name, peer, ago, timeout, secret)| New {
             id,
             single_use,
             name,
@@ -200,8 +226,7 @@ fn op() -> impl Strategy<Value = Op> {
             ago,
             timeout,
             secret,
-        },
-    );
+        });
     let terms = prop_oneof![
         6 => Just(ResumeCriteria::Good),
         1 => Just(ResumeCriteria::OtherFormat),
@@ -231,10 +256,13 @@ fn random_sequences_agree_with_a_naive_cache_model() {
     let folder = tempfile::tempdir().unwrap();
     pki::localhost(folder.path());
     runner(3_000)
-        .run(&(setup(), proptest::collection::vec(op(), 1..120)), |(setup, ops)| {
-            let mut world = World::new(setup, folder.path());
-            ops.into_iter().for_each(|op| world.run(op));
-            Ok(())
-        })
+        .run(
+            &(setup(), proptest::collection::vec(op(), 1..120)),
+            |(setup, ops)| {
+                let mut world = World::new(setup, folder.path());
+                ops.into_iter().for_each(|op| world.run(op));
+                Ok(())
+            },
+        )
         .unwrap();
 }

@@ -8,7 +8,8 @@ use std::{
 use tls_sessiond_core::{
     cache::revocation::Selector,
     session::{
-        Attributes, Format, LIFETIME_MAX, Miss, OVERHEAD, PeerIdentity, RemovalReason, stats::Account,
+        Attributes, Format, LIFETIME_MAX, Miss, OVERHEAD, PeerIdentity, RemovalReason,
+        stats::Account,
     },
     store::memory::Limits,
 };
@@ -77,8 +78,9 @@ impl Peer {
 }
 
 pub(super) fn server_name(name: u8) -> &'static ServerName<'static> {
-    static NAMES: LazyLock<[ServerName<'static>; 2]> =
-        LazyLock::new(|| ["a.test", "long-name.test"].map(|name| ServerName::new(name).into_owned()));
+    static NAMES: LazyLock<[ServerName<'static>; 2]> = LazyLock::new(|| {
+        ["a.test", "long-name.test"].map(|name| ServerName::new(name).into_owned())
+    });
     &NAMES[usize::from(name)]
 }
 
@@ -111,7 +113,11 @@ impl Held {
     pub(super) fn size(&self) -> usize {
         let peer = (self.peer != Peer::Nobody).then(|| {
             let (dns_name, uri) = (self.peer.dns_name().to_owned(), self.peer.uri().to_owned());
-            Arc::new(PeerIdentity { dns_names: vec![dns_name], uris: vec![uri], ..PeerIdentity::default() })
+            Arc::new(PeerIdentity {
+                dns_names: vec![dns_name],
+                uris: vec![uri],
+                ..PeerIdentity::default()
+            })
         });
         let kind = Attributes {
             role: Role::Server,
@@ -167,7 +173,11 @@ impl ModelCache {
     }
 
     pub(super) fn role(&self) -> Role {
-        if self.key.server { Role::Server } else { Role::Client }
+        if self.key.server {
+            Role::Server
+        } else {
+            Role::Client
+        }
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -191,12 +201,17 @@ impl ModelCache {
 
     /// Returns why a lookup does not find this stored session, or `None` if it does.
     pub(super) fn miss(&self, held: &Held, now: u64) -> Option<Miss> {
-        if held.expired(now) { Some(Miss::Expired) } else { self.revoked(held).then_some(Miss::Revoked) }
+        if held.expired(now) {
+            Some(Miss::Expired)
+        } else {
+            self.revoked(held).then_some(Miss::Revoked)
+        }
     }
 
     pub(super) fn take(&mut self, serial: u32) -> Held {
         let place = self.sessions.iter().position(|held| held.serial == serial);
-        self.sessions.remove(place.unwrap_or_else(|| panic!("{serial} was not stored in {:?}", self.key)))
+        self.sessions
+            .remove(place.unwrap_or_else(|| panic!("{serial} was not stored in {:?}", self.key)))
     }
 }
 
@@ -227,7 +242,9 @@ impl Model {
 
     /// Returns the index of the cache that holds a session.
     pub(super) fn holder(&self, serial: u32) -> Option<usize> {
-        self.caches.iter().position(|cache| cache.sessions.iter().any(|held| held.serial == serial))
+        self.caches
+            .iter()
+            .position(|cache| cache.sessions.iter().any(|held| held.serial == serial))
     }
 
     /// Returns how far a cache is above its share, in entries if the total of entries is exceeded,
@@ -254,8 +271,12 @@ impl Model {
     pub(super) fn leave(&mut self, cache: usize, serial: u32, reason: RemovalReason) -> Held {
         let cache = &mut self.caches[cache];
         let held = cache.take(serial);
-        self.departures.insert((cache.number, held.id), (reason, self.told));
-        *self.removals.entry((held.account, reason as usize)).or_default() += 1;
+        self.departures
+            .insert((cache.number, held.id), (reason, self.told));
+        *self
+            .removals
+            .entry((held.account, reason as usize))
+            .or_default() += 1;
         held
     }
 
@@ -273,9 +294,18 @@ impl Model {
     /// Divides the total among the caches. Each gets its limit, or if the limits exceed the total,
     /// a share in proportion to its limit.
     pub(super) fn share(&mut self, total: &Limits) {
-        let part =
-            |limit: usize, total: usize, all: usize| if all <= total { limit } else { limit * total / all };
-        let entries = self.caches.iter().map(|cache| cache.limits.entries_max).sum();
+        let part = |limit: usize, total: usize, all: usize| {
+            if all <= total {
+                limit
+            } else {
+                limit * total / all
+            }
+        };
+        let entries = self
+            .caches
+            .iter()
+            .map(|cache| cache.limits.entries_max)
+            .sum();
         let bytes = self.caches.iter().map(|cache| cache.limits.bytes_max).sum();
         for cache in &mut self.caches {
             cache.share = Limits {

@@ -73,7 +73,12 @@ pub(super) fn selector(number: u8) -> Selector {
 }
 
 /// Returns the criteria of a lookup.
-pub(super) fn terms<'a>(terms: AskedOn, name: u8, version: Version, other: &'a Format) -> ResumeCriteria<'a> {
+pub(super) fn terms<'a>(
+    terms: AskedOn,
+    name: u8,
+    version: Version,
+    other: &'a Format,
+) -> ResumeCriteria<'a> {
     const BOTH: &[Version] = &[Version::Tls12, Version::Tls13];
     let good = ResumeCriteria {
         format: &Format::Rustls,
@@ -84,17 +89,37 @@ pub(super) fn terms<'a>(terms: AskedOn, name: u8, version: Version, other: &'a F
     };
     match terms {
         AskedOn::Good => good,
-        AskedOn::OtherFormat => ResumeCriteria { format: other, ..good },
-        AskedOn::OtherBinding => ResumeCriteria { binding: b"other", ..good },
-        AskedOn::OtherVersion if version == Version::Tls12 => ResumeCriteria { versions: &BOTH[1..], ..good },
-        AskedOn::OtherVersion => ResumeCriteria { versions: &BOTH[..1], ..good },
+        AskedOn::OtherFormat => ResumeCriteria {
+            format: other,
+            ..good
+        },
+        AskedOn::OtherBinding => ResumeCriteria {
+            binding: b"other",
+            ..good
+        },
+        AskedOn::OtherVersion if version == Version::Tls12 => ResumeCriteria {
+            versions: &BOTH[1..],
+            ..good
+        },
+        AskedOn::OtherVersion => ResumeCriteria {
+            versions: &BOTH[..1],
+            ..good
+        },
     }
 }
 
 pub(super) fn version(single_use: bool) -> Version {
-    if single_use { Version::Tls13 } else { Version::Tls12 }
+    if single_use {
+        Version::Tls13
+    } else {
+        Version::Tls12
+    }
 }
 
 pub(super) fn reason(miss: Miss) -> RemovalReason {
-    if miss == Miss::Expired { RemovalReason::Expired } else { RemovalReason::Revoked }
+    if miss == Miss::Expired {
+        RemovalReason::Expired
+    } else {
+        RemovalReason::Revoked
+    }
 }

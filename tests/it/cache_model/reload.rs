@@ -18,7 +18,11 @@ use super::{
 
 impl World {
     pub(super) fn reload(&mut self, setup: Setup) {
-        let next = self.core.registry().rebuild(&setup.config(&self.folder).settings()).unwrap();
+        let next = self
+            .core
+            .registry()
+            .rebuild(&setup.config(&self.folder).settings())
+            .unwrap();
         self.model.told = self.model.told.max(self.now());
         self.core.swap(Arc::new(next));
         let kept = self.adopt(setup);
@@ -35,7 +39,12 @@ impl World {
             }
         }
         for gone in self.model.caches.drain(kept..) {
-            assert_eq!(gone.sessions, [], "{:?} is closed but has sessions", gone.key);
+            assert_eq!(
+                gone.sessions,
+                [],
+                "{:?} is closed but has sessions",
+                gone.key
+            );
         }
         self.closed.extend(self.caches.drain(kept..));
         assert!(!self.model.caches.iter().any(ModelCache::over_limits));
@@ -53,7 +62,10 @@ impl World {
             };
             let now = self.core.now();
             self.model.told = now.at.as_millis();
-            assert_eq!(closed.put(self.new_session(&held), now).unwrap_err(), NotStored::Revoked);
+            assert_eq!(
+                closed.put(self.new_session(&held), now).unwrap_err(),
+                NotStored::Revoked
+            );
             let terms = terms(AskedOn::Good, 0, Version::Tls12, &Format::Rustls);
             assert!((0..IDS).all(|number| closed.find(&id(number), &terms, now).is_err()));
             assert!(closed.newest(&terms, now).is_none() && closed.is_empty());
@@ -72,7 +84,10 @@ impl World {
         let old: Vec<_> = gone.iter().map(|(model, _)| model.key.clone()).collect();
         for plan in setup.contexts() {
             let context = registry.get(plan.name).unwrap();
-            let known = self.accounts.iter().any(|account| Arc::ptr_eq(account, &context.stats));
+            let known = self
+                .accounts
+                .iter()
+                .any(|account| Arc::ptr_eq(account, &context.stats));
             let stays = !old.is_empty() && before.iter().any(|before| before.name == plan.name);
             assert_eq!(known, stays, "a context that stays keeps its account");
             if !known {
@@ -81,25 +96,43 @@ impl World {
             for server in [true, false] {
                 let key = plan.key(server);
                 let real = context.cache(if server { Role::Server } else { Role::Client });
-                let limits = Limits { entries_max: plan.entries_max, bytes_max: plan.bytes_max };
+                let limits = Limits {
+                    entries_max: plan.entries_max,
+                    bytes_max: plan.bytes_max,
+                };
                 if let Some(place) = self.model.caches.iter().position(|cache| cache.key == key) {
-                    assert!(Arc::ptr_eq(&self.caches[place], real), "one scope has one cache");
+                    assert!(
+                        Arc::ptr_eq(&self.caches[place], real),
+                        "one scope has one cache"
+                    );
                     continue;
                 }
                 self.caches_made += 1;
-                let mut cache = ModelCache::new(key, self.caches_made, limits, plan.session_bytes_max);
+                let mut cache =
+                    ModelCache::new(key, self.caches_made, limits, plan.session_bytes_max);
                 if let Some(place) = gone.iter().position(|(old, _)| old.key == cache.key) {
                     let (old, same) = gone.remove(place);
-                    assert!(Arc::ptr_eq(&same, real), "a scope that stays keeps its cache");
+                    assert!(
+                        Arc::ptr_eq(&same, real),
+                        "a scope that stays keeps its cache"
+                    );
                     cache.number = old.number;
                     (cache.sessions, cache.revocations) = (old.sessions, old.revocations);
                 } else {
                     if !old.is_empty() {
                         // Sessions authenticated before belong to another scope.
-                        cache.revocations.push((Selector::All, self.core.now().at.as_millis()));
+                        cache
+                            .revocations
+                            .push((Selector::All, self.core.now().at.as_millis()));
                     }
-                    let mut others = self.caches.iter().chain(gone.iter().map(|(_, cache)| cache));
-                    assert!(!others.any(|other| Arc::ptr_eq(other, real)), "two scopes share a cache");
+                    let mut others = self
+                        .caches
+                        .iter()
+                        .chain(gone.iter().map(|(_, cache)| cache));
+                    assert!(
+                        !others.any(|other| Arc::ptr_eq(other, real)),
+                        "two scopes share a cache"
+                    );
                 }
                 self.model.caches.push(cache);
                 self.caches.push(Arc::clone(real));
@@ -122,12 +155,26 @@ impl World {
     fn inherit(&mut self, setup: Setup, old: &[Key]) {
         for plan in setup.contexts().iter().chain(&setup.contexts()) {
             for server in [true, false] {
-                let had =
-                    self.setup.contexts().iter().find(|had| had.name == plan.name).map(|had| had.key(server));
+                let had = self
+                    .setup
+                    .contexts()
+                    .iter()
+                    .find(|had| had.name == plan.name)
+                    .map(|had| had.key(server));
                 let from = had.map_or(old.to_vec(), |had| vec![had]);
-                for from in self.model.caches.clone().iter().filter(|cache| from.contains(&cache.key)) {
-                    let heir =
-                        self.model.caches.iter_mut().find(|cache| cache.key == plan.key(server)).unwrap();
+                for from in self
+                    .model
+                    .caches
+                    .clone()
+                    .iter()
+                    .filter(|cache| from.contains(&cache.key))
+                {
+                    let heir = self
+                        .model
+                        .caches
+                        .iter_mut()
+                        .find(|cache| cache.key == plan.key(server))
+                        .unwrap();
                     for revocation in &from.revocations {
                         if !heir.revocations.contains(revocation) {
                             heir.revocations.push(revocation.clone());

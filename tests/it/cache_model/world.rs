@@ -27,10 +27,15 @@ use tls_sessiond_types::Version;
 use super::{
     At, BYTES, New, Op, ResumeCriteria as AskedOn, SESSIONS, Setup,
     model::{Held, Model, server_name},
-    real::{START, at, id, identity, peer, reading, reason, seconds, selector, serial, terms, version},
+    real::{
+        START, at, id, identity, peer, reading, reason, seconds, selector, serial, terms, version,
+    },
 };
 
-pub(super) const TOTAL: Limits = Limits { entries_max: SESSIONS, bytes_max: BYTES };
+pub(super) const TOTAL: Limits = Limits {
+    entries_max: SESSIONS,
+    bytes_max: BYTES,
+};
 /// How long after its expiry a session may stay, in milliseconds.
 const LATE: u64 = 4_096;
 
@@ -86,9 +91,16 @@ impl World {
     fn place(&self, which: At) -> (usize, usize) {
         let contexts = self.setup.contexts();
         let plan = &contexts[which.context % contexts.len()];
-        let cache = self.model.caches.iter().position(|cache| cache.key == plan.key(which.server));
+        let cache = self
+            .model
+            .caches
+            .iter()
+            .position(|cache| cache.key == plan.key(which.server));
         let stats = &self.core.registry().get(plan.name).unwrap().stats.clone();
-        let account = self.accounts.iter().position(|account| Arc::ptr_eq(account, stats));
+        let account = self
+            .accounts
+            .iter()
+            .position(|account| Arc::ptr_eq(account, stats));
         (cache.unwrap(), account.unwrap())
     }
 
@@ -107,7 +119,8 @@ impl World {
                 }
             }
             Op::Release(index) => {
-                if let Some((session, open)) = pick(&mut self.sessions, index).filter(|(_, open)| **open > 0)
+                if let Some((session, open)) =
+                    pick(&mut self.sessions, index).filter(|(_, open)| **open > 0)
                 {
                     session.release();
                     *open -= 1;
@@ -149,13 +162,19 @@ impl World {
         } else if held.size() > model.limits.bytes_max {
             Some(NotStored::TooLarge)
         } else {
-            there.as_ref().filter(|there| !there.expired(now)).map(|_| NotStored::IdTaken)
+            there
+                .as_ref()
+                .filter(|there| !there.expired(now))
+                .map(|_| NotStored::IdTaken)
         };
         let put = self.new_session(&held);
         let stored = self.caches[cache].put(put, reading(now));
         assert_eq!(stored.as_ref().err(), refused.as_ref(), "{held:?}");
         let Ok(session) = stored else { return };
-        assert_eq!((session.size(), session.expires()), (held.size(), at(held.expires())));
+        assert_eq!(
+            (session.size(), session.expires()),
+            (held.size(), at(held.expires()))
+        );
         self.sessions.insert(held.serial, (session, 0));
 
         let mut heard = self.heard().into_iter().peekable();
@@ -164,16 +183,33 @@ impl World {
         }
         self.model.caches[cache].sessions.push(held.clone());
         while let Some(event) = heard.next_if(|event| event.what != EventKind::Added) {
-            assert!(self.model.caches[cache].over_limits(), "an eviction was not necessary: {event:?}");
-            assert_ne!(serial(&event.facts), held.serial, "the session put last was evicted");
+            assert!(
+                self.model.caches[cache].over_limits(),
+                "an eviction was not necessary: {event:?}"
+            );
+            assert_ne!(
+                serial(&event.facts),
+                held.serial,
+                "the session put last was evicted"
+            );
             assert_eq!(self.leaves(&event, RemovalReason::CacheFull), cache);
         }
         assert!(!self.model.caches[cache].over_limits());
         let added = heard.next().unwrap();
-        assert_eq!((added.what, serial(&added.facts)), (EventKind::Added, held.serial));
+        assert_eq!(
+            (added.what, serial(&added.facts)),
+            (EventKind::Added, held.serial)
+        );
         for event in heard {
-            assert!(self.model.exceeds(&TOTAL), "an eviction was not necessary: {event:?}");
-            assert_ne!(serial(&event.facts), held.serial, "the session put last was evicted");
+            assert!(
+                self.model.exceeds(&TOTAL),
+                "an eviction was not necessary: {event:?}"
+            );
+            assert_ne!(
+                serial(&event.facts),
+                held.serial,
+                "the session put last was evicted"
+            );
             let holder = self.model.holder(serial(&event.facts)).unwrap();
             assert!(
                 self.model.gives_way(holder, &TOTAL, held.serial),
@@ -181,7 +217,8 @@ impl World {
             );
             self.leaves(&event, RemovalReason::CacheFull);
         }
-        let none = !(0..self.caches.len()).any(|cache| self.model.gives_way(cache, &TOTAL, held.serial));
+        let none =
+            !(0..self.caches.len()).any(|cache| self.model.gives_way(cache, &TOTAL, held.serial));
         assert!(none || !self.model.exceeds(&TOTAL), "no room was made");
     }
 
@@ -208,9 +245,15 @@ impl World {
         self.model.told = self.model.told.max(now);
         let held = self.model.caches[cache].by_id(session).cloned();
         let other = Format::Worker("other".into());
-        let terms = terms(on, name, version(held.as_ref().is_some_and(|held| held.single_use)), &other);
-        let found =
-            self.caches[cache].find(&id(session), &terms, reading(now)).map(|found| serial(found.facts()));
+        let terms = terms(
+            on,
+            name,
+            version(held.as_ref().is_some_and(|held| held.single_use)),
+            &other,
+        );
+        let found = self.caches[cache]
+            .find(&id(session), &terms, reading(now))
+            .map(|found| serial(found.facts()));
         let Some(held) = held else {
             assert_eq!(found, Err(self.model.miss(cache, session)));
             return;
@@ -239,21 +282,30 @@ impl World {
             self.leaves(&heard.next().unwrap(), RemovalReason::Taken);
         }
         let hit = heard.next().unwrap();
-        assert_eq!((hit.what, serial(&hit.facts)), (EventKind::Hit, held.serial));
+        assert_eq!(
+            (hit.what, serial(&hit.facts)),
+            (EventKind::Hit, held.serial)
+        );
     }
 
     fn newest(&mut self, which: At, name: u8) {
         let (cache, _) = self.place(which);
         let now = self.now();
         let terms = terms(AskedOn::Good, name, Version::Tls12, &Format::Rustls);
-        let found = self.caches[cache].newest(&terms, reading(now)).map(|found| serial(found.facts()));
+        let found = self.caches[cache]
+            .newest(&terms, reading(now))
+            .map(|found| serial(found.facts()));
         if which.server {
             assert_eq!(found, None, "servers offer nothing");
             return;
         }
         let mut heard = self.heard().into_iter();
-        let fit =
-            self.model.caches[cache].sessions.clone().into_iter().rev().filter(|held| held.name == name);
+        let fit = self.model.caches[cache]
+            .sessions
+            .clone()
+            .into_iter()
+            .rev()
+            .filter(|held| held.name == name);
         for held in fit {
             self.model.told = self.model.told.max(now);
             match self.model.caches[cache].miss(&held, now) {
@@ -277,7 +329,9 @@ impl World {
         self.model.told = self.model.told.max(now);
         let removed = self.caches[cache].remove(&id(session), reading(now));
         let held = self.model.caches[cache].by_id(session).cloned();
-        let miss = held.as_ref().and_then(|held| self.model.caches[cache].miss(held, now));
+        let miss = held
+            .as_ref()
+            .and_then(|held| self.model.caches[cache].miss(held, now));
         assert_eq!(removed, held.is_some() && miss.is_none());
         if held.is_some() {
             let [left] = self.heard().try_into().unwrap();
@@ -290,28 +344,51 @@ impl World {
         let now = self.now();
         let model = &self.model.caches[cache];
         let known = self.caches[cache].explain(&id(session), reading(now));
-        match (known, model.by_id(session), self.model.departures.get(&(model.number, session))) {
+        match (
+            known,
+            model.by_id(session),
+            self.model.departures.get(&(model.number, session)),
+        ) {
             (Known::Held(found, miss), Some(held), _) => {
-                assert_eq!((serial(found.facts()), miss), (held.serial, model.miss(held, now)));
+                assert_eq!(
+                    (serial(found.facts()), miss),
+                    (held.serial, model.miss(held, now))
+                );
             }
             (Known::Departed(found), None, Some(&(reason, when))) => {
                 assert_eq!((found.reason, found.at), (reason, at(when)));
             }
             (Known::Nothing, None, None) => {}
-            (known, held, left) => panic!("explain says {known:?} of {held:?}, removed as {left:?}"),
+            (known, held, left) => {
+                panic!("explain says {known:?} of {held:?}, removed as {left:?}")
+            }
         }
-        let alive = model.by_id(session).filter(|held| model.miss(held, now).is_none());
-        let seen = self.caches[cache].peek(&id(session), reading(now)).map(|seen| serial(seen.facts()));
+        let alive = model
+            .by_id(session)
+            .filter(|held| model.miss(held, now).is_none());
+        let seen = self.caches[cache]
+            .peek(&id(session), reading(now))
+            .map(|seen| serial(seen.facts()));
         assert_eq!(seen, alive.map(|held| held.serial));
     }
 
     fn withdraw(&mut self, which: At, index: Index, alert: bool) {
         let (cache, _) = self.place(which);
-        let reason = if alert { RemovalReason::FatalAlert } else { RemovalReason::Unclosed };
-        let Some((session, _)) = pick(&mut self.sessions, index) else { return };
+        let reason = if alert {
+            RemovalReason::FatalAlert
+        } else {
+            RemovalReason::Unclosed
+        };
+        let Some((session, _)) = pick(&mut self.sessions, index) else {
+            return;
+        };
         let session = Arc::clone(session);
         let there = self.model.holder(serial(session.facts())) == Some(cache);
-        assert_eq!(self.caches[cache].withdraw(&session, reason), there, "it removes this one only");
+        assert_eq!(
+            self.caches[cache].withdraw(&session, reason),
+            there,
+            "it removes this one only"
+        );
         if there {
             let [left] = self.heard().try_into().unwrap();
             self.leaves(&left, reason);
@@ -324,7 +401,9 @@ impl World {
         // later.
         let before = self.now() - seconds(ago) + u64::from(purge);
         self.caches[cache].revoke(selector(number), at(before));
-        self.model.caches[cache].revocations.push((selector(number), before));
+        self.model.caches[cache]
+            .revocations
+            .push((selector(number), before));
         if purge {
             let parts = 0..self.caches[cache].shards();
             let purged: usize = parts.map(|part| self.caches[cache].purge(part)).sum();
@@ -333,12 +412,19 @@ impl World {
             for event in heard {
                 assert_eq!(self.model.holder(serial(&event.facts)), Some(cache));
                 let model = &self.model.caches[cache];
-                let held = model.sessions.iter().find(|held| held.serial == serial(&event.facts)).unwrap();
+                let held = model
+                    .sessions
+                    .iter()
+                    .find(|held| held.serial == serial(&event.facts))
+                    .unwrap();
                 assert!(model.revoked(held), "{held:?} is not revoked");
                 self.leaves(&event, RemovalReason::Revoked);
             }
             let model = &self.model.caches[cache];
-            assert!(!model.sessions.iter().any(|held| model.revoked(held)), "revoked sessions are left");
+            assert!(
+                !model.sessions.iter().any(|held| model.revoked(held)),
+                "revoked sessions are left"
+            );
         }
     }
 
@@ -351,14 +437,21 @@ impl World {
             self.leaves(&event, RemovalReason::Expired);
         }
         let mut left = self.model.caches.iter().flat_map(|cache| &cache.sessions);
-        assert!(!left.any(|held| held.expires() + LATE <= now), "expired sessions are left");
+        assert!(
+            !left.any(|held| held.expires() + LATE <= now),
+            "expired sessions are left"
+        );
     }
 
     pub(super) fn heard(&self) -> Vec<Event> {
-        let Poll::Ready(news) = self.watch.poll(Waker::noop()) else { return Vec::new() };
+        let Poll::Ready(news) = self.watch.poll(Waker::noop()) else {
+            return Vec::new();
+        };
         let event = |news| match news {
             Delivery::Event(event) => *event,
-            Delivery::Missed(miss) => panic!("{miss:?} was published, but no call here publishes misses"),
+            Delivery::Missed(miss) => {
+                panic!("{miss:?} was published, but no call here publishes misses")
+            }
             Delivery::Dropped(missed) => panic!("{missed} events were dropped"),
         };
         news.into_iter().map(event).collect()
@@ -369,14 +462,27 @@ impl World {
     pub(super) fn leaves(&mut self, event: &Event, reason: RemovalReason) -> usize {
         assert_eq!(event.what, EventKind::Removed(reason));
         let serial = serial(&event.facts);
-        let cache =
-            self.model.holder(serial).unwrap_or_else(|| panic!("{event:?} reports an unknown session"));
+        let cache = self
+            .model
+            .holder(serial)
+            .unwrap_or_else(|| panic!("{event:?} reports an unknown session"));
         let held = self.model.leave(cache, serial, reason);
-        let told = (&event.facts.id, event.facts.kind.role, event.facts.expires(), event.at);
+        let told = (
+            &event.facts.id,
+            event.facts.kind.role,
+            event.facts.expires(),
+            event.at,
+        );
         let role = self.model.caches[cache].role();
-        assert_eq!(told, (&id(held.id), role, at(held.expires()), at(self.model.told)));
+        assert_eq!(
+            told,
+            (&id(held.id), role, at(held.expires()), at(self.model.told))
+        );
         let open = self.sessions[&serial].1;
-        assert_eq!((event.data_bytes, event.open_connections), (held.secret, open));
+        assert_eq!(
+            (event.data_bytes, event.open_connections),
+            (held.secret, open)
+        );
         cache
     }
 
@@ -389,17 +495,33 @@ impl World {
             let mut alive = Vec::new();
             cache.scan(reading(now), |session| alive.push(serial(session.facts())));
             alive.sort_unstable();
-            let right: Vec<_> =
-                model.sessions.iter().filter(|held| model.miss(held, now).is_none()).collect();
+            let right: Vec<_> = model
+                .sessions
+                .iter()
+                .filter(|held| model.miss(held, now).is_none())
+                .collect();
             let right: Vec<_> = right.into_iter().map(|held| held.serial).collect();
             assert_eq!(alive, right, "after {op:?} in {:?}", model.key);
         }
         let held = self.core.registry().ledger().budget.held().clone();
-        assert_eq!((held.entries(), held.bytes()), self.model.held(), "after {op:?}");
+        assert_eq!(
+            (held.entries(), held.bytes()),
+            self.model.held(),
+            "after {op:?}"
+        );
         for (place, account) in self.accounts.iter().enumerate() {
             for reason in RemovalReason::ALL {
-                let right = self.model.removals.get(&(place, reason as usize)).copied().unwrap_or(0);
-                assert_eq!(account.removals.get(reason), right, "{reason:?} after {op:?}");
+                let right = self
+                    .model
+                    .removals
+                    .get(&(place, reason as usize))
+                    .copied()
+                    .unwrap_or(0);
+                assert_eq!(
+                    account.removals.get(reason),
+                    right,
+                    "{reason:?} after {op:?}"
+                );
             }
         }
         for (session, open) in self.sessions.values() {
@@ -413,5 +535,8 @@ fn pick(
     index: Index,
 ) -> Option<(&Arc<Session>, &mut u32)> {
     let place = (!sessions.is_empty()).then(|| index.index(sessions.len()))?;
-    sessions.values_mut().nth(place).map(|(session, open)| (&*session, open))
+    sessions
+        .values_mut()
+        .nth(place)
+        .map(|(session, open)| (&*session, open))
 }

@@ -23,7 +23,8 @@ use rustls::{
     ClientConfig, ClientConnection, HandshakeKind, NamedGroup, RootCertStore, SignatureScheme,
     SupportedProtocolVersion,
     client::{
-        ClientSessionStore, ResolvesClientCert, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue,
+        ClientSessionStore, ResolvesClientCert, Resumption, Tls12ClientSessionValue,
+        Tls13ClientSessionValue,
     },
     crypto::aws_lc_rs::default_provider,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
@@ -86,7 +87,10 @@ const CERTIFICATES: [(&str, &str, &[&str]); 9] = [
 impl Site {
     /// Starts a daemon with these contexts. Unless their lines say otherwise, they trust
     /// `servers.pem` and have one `session_id_context`.
-    async fn start(version: &'static SupportedProtocolVersion, contexts: &[(&str, String)]) -> Self {
+    async fn start(
+        version: &'static SupportedProtocolVersion,
+        contexts: &[(&str, String)],
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for name in AUTHORITIES {
             let authority = Authority::new(name);
@@ -96,32 +100,67 @@ impl Site {
             }
         }
         let config = config(&folder, version, contexts);
-        Self { daemon: TestDaemon::run(&config).await, folder, version }
+        Self {
+            daemon: TestDaemon::run(&config).await,
+            folder,
+            version,
+        }
     }
 
     /// Reloads the running daemon with other contexts.
     fn reload(&self, contexts: &[(&str, String)]) {
-        self.daemon.apply(&config(&self.folder, self.version, contexts)).unwrap();
+        self.daemon
+            .apply(&config(&self.folder, self.version, contexts))
+            .unwrap();
     }
 
     /// Makes a connection.
     async fn open(&self, request: pb::NewRequest) -> pb::Connection {
-        self.daemon.connections().new_connection(request).await.unwrap().into_inner().connection.unwrap()
+        self.daemon
+            .connections()
+            .new_connection(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .connection
+            .unwrap()
     }
 
     /// Closes a connection on both sides, so that its sessions stay, and frees it.
     async fn close(&self, id: &str) {
-        let shutdown = Some(pb::ShutdownFlags { sent: true, received: true });
-        let request = pb::SetShutdownRequest { connection_id: id.into(), shutdown };
-        self.daemon.connections().set_shutdown(request).await.unwrap();
-        let request = pb::FreeRequest { connection_id: id.into(), allow_missing: false };
+        let shutdown = Some(pb::ShutdownFlags {
+            sent: true,
+            received: true,
+        });
+        let request = pb::SetShutdownRequest {
+            connection_id: id.into(),
+            shutdown,
+        };
+        self.daemon
+            .connections()
+            .set_shutdown(request)
+            .await
+            .unwrap();
+        let request = pb::FreeRequest {
+            connection_id: id.into(),
+            allow_missing: false,
+        };
         self.daemon.connections().free(request).await.unwrap();
     }
 
     /// Returns the number of misses of a context.
     async fn misses(&self, context: &str) -> u64 {
-        let request = pb::GetContextRequest { name: context.into() };
-        let context = self.daemon.contexts().get_context(request).await.unwrap().into_inner().context;
+        let request = pb::GetContextRequest {
+            name: context.into(),
+        };
+        let context = self
+            .daemon
+            .contexts()
+            .get_context(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .context;
         context.unwrap().stats.unwrap().misses
     }
 
@@ -130,13 +169,28 @@ impl Site {
         let mut rpc = self.daemon.connections();
         assert!(!session_id.is_empty());
         for engine in [pb::Engine::Daemon, pb::Engine::Worker] {
-            let request = pb::NewRequest { engine: engine.into(), ..request.clone() };
-            let named = pb::NewRequest { session_id: session_id.into(), ..request.clone() };
-            let refused = rpc.new_connection(named).await.expect_err("New attached the session");
+            let request = pb::NewRequest {
+                engine: engine.into(),
+                ..request.clone()
+            };
+            let named = pb::NewRequest {
+                session_id: session_id.into(),
+                ..request.clone()
+            };
+            let refused = rpc
+                .new_connection(named)
+                .await
+                .expect_err("New attached the session");
             assert_eq!(reason(&refused), "SESSION_OUT_OF_SCOPE", "{request:?}");
             let id = self.open(request.clone()).await.id;
-            let named = pb::SetSessionRequest { connection_id: id.clone(), session_id: session_id.into() };
-            let refused = rpc.set_session(named).await.expect_err("SetSession attached the session");
+            let named = pb::SetSessionRequest {
+                connection_id: id.clone(),
+                session_id: session_id.into(),
+            };
+            let refused = rpc
+                .set_session(named)
+                .await
+                .expect_err("SetSession attached the session");
             assert_eq!(reason(&refused), "SESSION_OUT_OF_SCOPE", "{request:?}");
             assert_eq!(self.daemon.get(&id).await.session_id, "");
             self.close(&id).await;
@@ -151,20 +205,38 @@ impl Site {
             if let Some(alert) = answer.alert {
                 return Some(alert.name);
             }
-            to_server =
-                self.daemon.exchange(client, &answer.ciphertext, b"").await.unwrap().ciphertext.to_vec();
+            to_server = self
+                .daemon
+                .exchange(client, &answer.ciphertext, b"")
+                .await
+                .unwrap()
+                .ciphertext
+                .to_vec();
         }
         None
     }
 
     async fn listed(&self, context: &str) -> Vec<pb::Session> {
-        let request = pb::ListSessionsRequest { context: context.into(), ..Default::default() };
-        self.daemon.sessions().list_sessions(request).await.unwrap().into_inner().sessions
+        let request = pb::ListSessionsRequest {
+            context: context.into(),
+            ..Default::default()
+        };
+        self.daemon
+            .sessions()
+            .list_sessions(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .sessions
     }
 
     /// Returns the number of sessions of a role in all contexts.
     async fn sessions(&self, role: pb::Role) -> usize {
-        self.listed("").await.iter().filter(|session| session.role() == role).count()
+        self.listed("")
+            .await
+            .iter()
+            .filter(|session| session.role() == role)
+            .count()
     }
 
     /// Removes a session from the cache.
@@ -174,19 +246,32 @@ impl Site {
             session_id: session.id.clone(),
             role: session.role,
         };
-        self.daemon.sessions().remove_session(request).await.unwrap();
+        self.daemon
+            .sessions()
+            .remove_session(request)
+            .await
+            .unwrap();
     }
 
     /// Removes all sessions of a role.
     async fn forget(&self, role: pb::Role) {
-        for session in self.listed("").await.iter().filter(|session| session.role() == role) {
+        for session in self
+            .listed("")
+            .await
+            .iter()
+            .filter(|session| session.role() == role)
+        {
             self.remove(session).await;
         }
     }
 
     /// Returns a session of a context by its id.
     async fn session(&self, context: &str, id: &str) -> pb::Session {
-        self.listed(context).await.into_iter().find(|session| session.id == id).expect("a stored session")
+        self.listed(context)
+            .await
+            .into_iter()
+            .find(|session| session.id == id)
+            .expect("a stored session")
     }
 
     fn certificates(&self, file: &str) -> Vec<CertificateDer<'static>> {
@@ -195,13 +280,25 @@ impl Site {
     }
 }
 
-fn config(folder: &TempDir, version: &SupportedProtocolVersion, contexts: &[(&str, String)]) -> Config {
-    let spoken = if version.version == TLS12.version { "1.2" } else { "1.3" };
+fn config(
+    folder: &TempDir,
+    version: &SupportedProtocolVersion,
+    contexts: &[(&str, String)],
+) -> Config {
+    let spoken = if version.version == TLS12.version {
+        "1.2"
+    } else {
+        "1.3"
+    };
     let mut text = String::new();
     for (name, lines) in contexts {
         text += &format!("[[context]]\nname = \"{name}\"\nversions = [\"{spoken}\"]\n{lines}\n");
         // Each key is written out, because a reload refuses to return a missing one to its default.
-        for (key, value) in [("ca", "servers.pem"), ("session_id_context", "one"), ("client_auth", "none")] {
+        for (key, value) in [
+            ("ca", "servers.pem"),
+            ("session_id_context", "one"),
+            ("client_auth", "none"),
+        ] {
             if !lines.contains(&format!("{key} = ")) {
                 text += &format!("{key} = \"{value}\"\n");
             }
@@ -220,12 +317,18 @@ fn serves(certificate: &str) -> String {
 
 /// Returns the lines of a server's context that asks clients for certificates of an authority.
 fn asks(certificate: &str, client_auth: &str, authority: &str) -> String {
-    format!("{}client_auth = \"{client_auth}\"\nca = \"{authority}.pem\"\n", serves(certificate))
+    format!(
+        "{}client_auth = \"{client_auth}\"\nca = \"{authority}.pem\"\n",
+        serves(certificate)
+    )
 }
 
 /// Returns a request for a connection. A server's connection ignores the name.
 fn at(At(context, server_name): At, role: pb::Role) -> pb::NewRequest {
-    pb::NewRequest { server_name: server_name.into(), ..new(context, role) }
+    pb::NewRequest {
+        server_name: server_name.into(),
+        ..new(context, role)
+    }
 }
 
 /// A client that offers its session to any server, which the daemon's own client never does. Away
@@ -258,7 +361,8 @@ impl Visitor {
     /// Makes a visitor with a client's certificate or without one.
     fn new(site: &Site, certificate: Option<&str>) -> Self {
         let certificate = certificate.map(|name| {
-            let key = PrivateKeyDer::from_pem_file(site.folder.path().join(format!("{name}.key"))).unwrap();
+            let key = PrivateKeyDer::from_pem_file(site.folder.path().join(format!("{name}.key")))
+                .unwrap();
             let chain = site.certificates(&format!("{name}.crt"));
             Arc::new(CertifiedKey::from_der(chain, key, &default_provider()).unwrap())
         });
@@ -324,11 +428,18 @@ impl Visitor {
             }
         }
         let resumed = client.handshake_kind() == Some(HandshakeKind::Resumed);
-        let shown =
-            client.peer_certificates().and_then(|chain| chain.first()).map(|leaf| leaf.clone().into_owned());
+        let shown = client
+            .peer_certificates()
+            .and_then(|chain| chain.first())
+            .map(|leaf| leaf.clone().into_owned());
         let seen = site.daemon.get(server).await;
         site.close(server).await;
-        Visit { server: seen, alert, resumed, shown }
+        Visit {
+            server: seen,
+            alert,
+            resumed,
+            shown,
+        }
     }
 }
 
@@ -336,8 +447,16 @@ impl Visit {
     /// Asserts that both sides finished the handshake and agree whether it was a resumption.
     #[track_caller]
     fn established(&self, resumed: bool) {
-        assert_eq!((&self.alert, self.server.state()), (&None, pb::ConnectionState::Established));
-        assert_eq!((self.resumed, self.server.session_reused), (resumed, resumed), "{:?}", self.server);
+        assert_eq!(
+            (&self.alert, self.server.state()),
+            (&None, pb::ConnectionState::Established)
+        );
+        assert_eq!(
+            (self.resumed, self.server.session_reused),
+            (resumed, resumed),
+            "{:?}",
+            self.server
+        );
     }
 
     /// Asserts that the handshake did not resume, and that it ended as expected.
@@ -348,7 +467,11 @@ impl Visit {
             Then::Refused(alert) => {
                 assert_eq!(self.alert.as_deref(), Some(alert), "{:?}", self.server);
                 assert_eq!(self.server.state(), pb::ConnectionState::Failed);
-                assert!(!self.resumed && !self.server.session_reused, "{:?}", self.server);
+                assert!(
+                    !self.resumed && !self.server.session_reused,
+                    "{:?}",
+                    self.server
+                );
             }
         }
     }
@@ -362,7 +485,9 @@ impl fmt::Debug for Bag {
 
 impl ResolvesClientCert for Bag {
     fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        self.certificate.clone().filter(|_| !self.away.load(Ordering::Relaxed))
+        self.certificate
+            .clone()
+            .filter(|_| !self.away.load(Ordering::Relaxed))
     }
 
     fn has_certs(&self) -> bool {

@@ -41,7 +41,14 @@ async fn traefik_ghsa_gv8r_9rw9_9697_exchanged_client_authorities() {
         let two = [("default", asks("ab", "require", "two"))];
         let site = Site::start(version, &one).await;
         let alice = Visitor::new(&site, Some("alice"));
-        apart(&site, &alice, &one, &two, Then::Refused("certificate_required")).await;
+        apart(
+            &site,
+            &alice,
+            &one,
+            &two,
+            Then::Refused("certificate_required"),
+        )
+        .await;
         site.daemon.stop().await;
     }
 }
@@ -60,15 +67,26 @@ async fn go_cve_2025_68121_changed_trust_in_servers_and_clients() {
         // The client's side: a change of the authorities that it trusts.
         let trusts = |authority: &str| {
             [
-                ("client", format!("ca = \"{authority}.pem\"\nsession_id_context = \"client\"\n")),
+                (
+                    "client",
+                    format!("ca = \"{authority}.pem\"\nsession_id_context = \"client\"\n"),
+                ),
                 ("default", serves("a")),
             ]
         };
         site.reload(&trusts("servers"));
         let meet = async || {
-            let client = site.open(at(At("client", "a.test"), pb::Role::Client)).await.id;
+            let client = site
+                .open(at(At("client", "a.test"), pb::Role::Client))
+                .await
+                .id;
             let server = site.open(at(HERE, pb::Role::Server)).await.id;
-            let hello = site.daemon.exchange(&client, b"", b"").await.unwrap().ciphertext;
+            let hello = site
+                .daemon
+                .exchange(&client, b"", b"")
+                .await
+                .unwrap()
+                .ciphertext;
             let offered = site.daemon.get(&client).await.session_id;
             let alert = site.carry(&client, &server, hello.to_vec()).await;
             let resumed = site.daemon.get(&server).await.session_reused;

@@ -38,7 +38,12 @@ impl ProducesTickets for Lifetime {
 
 /// Runs a handshake of the daemon's client with a rustls server whose tickets have this lifetime.
 /// Returns whether it resumed.
-fn visit(core: &CoreState, folder: &Path, version: &'static SupportedProtocolVersion, lifetime: u32) -> bool {
+fn visit(
+    core: &CoreState,
+    folder: &Path,
+    version: &'static SupportedProtocolVersion,
+    lifetime: u32,
+) -> bool {
     let mut config = plain_config(folder, &[version]);
     config.ticketer = Arc::new(Lifetime(lifetime));
     let id = open(core, Role::Client, "localhost");
@@ -62,8 +67,13 @@ fn visit(core: &CoreState, folder: &Path, version: &'static SupportedProtocolVer
         to_server = output.ciphertext;
     }
     assert_eq!(state(core, id), State::Established);
-    let reused = core.connections().inspect(id, |connection, _| connection.session_reused()).unwrap();
-    core.connections().with(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+    let reused = core
+        .connections()
+        .inspect(id, |connection, _| connection.session_reused())
+        .unwrap();
+    core.connections()
+        .with(id, |connection, _| connection.shutdown(&mut Vec::new()))
+        .unwrap();
     core.connections().free(id).unwrap();
     reused
 }
@@ -73,9 +83,13 @@ fn lives(core: &CoreState) -> Vec<u64> {
     let now = core.now();
     let mut lives = Vec::new();
     let registry = core.registry();
-    registry.get("default").unwrap().client_cache.scan(now, |session| {
-        lives.push(session.expires().since(now.at).as_secs());
-    });
+    registry
+        .get("default")
+        .unwrap()
+        .client_cache
+        .scan(now, |session| {
+            lives.push(session.expires().since(now.at).as_secs());
+        });
     lives.sort_unstable();
     lives
 }
@@ -118,7 +132,10 @@ fn renewed_ticket_of_a_tls12_resumption_is_kept() {
         lives.len() == 2 && (590..=600).contains(&lives[0]) && (1190..=1200).contains(&lives[1]),
         "{lives:?}"
     );
-    assert!(visit(&core, folder.path(), &TLS12, 1200), "the renewed ticket is offered");
+    assert!(
+        visit(&core, folder.path(), &TLS12, 1200),
+        "the renewed ticket is offered"
+    );
 }
 
 fn client_daemon(lines: &str) -> (CoreState, tempfile::TempDir) {
@@ -130,7 +147,11 @@ fn client_daemon(lines: &str) -> (CoreState, tempfile::TempDir) {
     std::fs::write(&file, format!("[[context]]\nca = \"ca.pem\"\n{lines}\n")).unwrap();
     let config = Config::load(Some(&file), std::iter::empty(), &[]).unwrap();
     (
-        CoreState::new(Arc::new(Registry::build(&config.settings()).unwrap()), Clock::System, Most::all(100)),
+        CoreState::new(
+            Arc::new(Registry::build(&config.settings()).unwrap()),
+            Clock::System,
+            Most::all(100),
+        ),
         folder,
     )
 }

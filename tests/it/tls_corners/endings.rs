@@ -39,15 +39,36 @@ fn close_notify_ends_only_a_tls13_handshake() {
         let ticket = (version == "1.3").then(|| tickets(&core, &roots, AES_128).remove(0));
         let before = cached(&core);
         let id = server(&core);
-        let hello = PskHello { tickets: Vec::new(), ..PskHello::offering(&[]) };
-        let flight = if ticket.is_some() { hello.flight() } else { old_hello(&[0xc02b]) };
+        let hello = PskHello {
+            tickets: Vec::new(),
+            ..PskHello::offering(&[])
+        };
+        let flight = if ticket.is_some() {
+            hello.flight()
+        } else {
+            old_hello(&[0xc02b])
+        };
         send(&core, id, &flight);
         let output = send(&core, id, &CLOSE_NOTIFY);
-        let flags = core.connections().inspect(id, |connection, _| connection.shutdown_flags()).unwrap();
-        assert_eq!((output.alert, output.ciphertext.len()), (None, 0), "TLS {version}");
+        let flags = core
+            .connections()
+            .inspect(id, |connection, _| connection.shutdown_flags())
+            .unwrap();
+        assert_eq!(
+            (output.alert, output.ciphertext.len()),
+            (None, 0),
+            "TLS {version}"
+        );
         if version == "1.3" {
-            assert!(flags.received && state(&core, id) == State::Failed, "TLS {version}");
-            assert!(failure(&core, id).contains("closed during the handshake"), "{}", failure(&core, id));
+            assert!(
+                flags.received && state(&core, id) == State::Failed,
+                "TLS {version}"
+            );
+            assert!(
+                failure(&core, id).contains("closed during the handshake"),
+                "{}",
+                failure(&core, id)
+            );
         } else {
             // rustls ignores it, as it ignores every unauthenticated warning.
             assert_eq!(state(&core, id), State::Handshaking);
@@ -68,8 +89,13 @@ impl Pair {
     fn with_client(versions: &str) -> Self {
         let (core, roots) = with_roots(&format!("versions = [\"{versions}\"]"));
         let id = server(&core);
-        let peer = ClientConnection::new(client(&roots, |_| true), "localhost".try_into().unwrap()).unwrap();
-        let mut pair = Self { core, id, peer: peer.into() };
+        let peer = ClientConnection::new(client(&roots, |_| true), "localhost".try_into().unwrap())
+            .unwrap();
+        let mut pair = Self {
+            core,
+            id,
+            peer: peer.into(),
+        };
         pair.settle();
         assert_eq!(state(&pair.core, id), State::Established);
         pair
@@ -126,7 +152,14 @@ fn reported_alert_is_the_one_on_the_wire() {
         let mut record = pair.said();
         *record.last_mut().unwrap() ^= 1;
         let output = send(&pair.core, pair.id, &record);
-        assert_eq!(output.alert, Some(Alert { code: 20, received: false }), "TLS {version}: bad_record_mac");
+        assert_eq!(
+            output.alert,
+            Some(Alert {
+                code: 20,
+                received: false
+            }),
+            "TLS {version}: bad_record_mac"
+        );
         let heard = pair.hears(&output.ciphertext);
         named(&pair, &output, heard, "a damaged record");
     }
@@ -134,7 +167,15 @@ fn reported_alert_is_the_one_on_the_wire() {
     // A ClientHello that TLS 1.3 refuses in the clear.
     let (core, _) = with_roots("versions = [\"1.3\"]");
     let id = server(&core);
-    let output = send(&core, id, &PskHello { suites: vec![0x1305], ..PskHello::offering(&[]) }.flight());
+    let output = send(
+        &core,
+        id,
+        &PskHello {
+            suites: vec![0x1305],
+            ..PskHello::offering(&[])
+        }
+        .flight(),
+    );
     assert_eq!(output.ciphertext, [21, 3, 3, 0, 2, 2, 40]);
     assert_eq!(output.alert.map(|alert| alert.code), Some(40));
 
@@ -142,13 +183,25 @@ fn reported_alert_is_the_one_on_the_wire() {
     let (core, _) = with_roots("versions = [\"1.3\"]\nkey_exchange = [\"X25519\"]");
     let id = server(&core);
     let groups = vec![SECP256R1, X25519];
-    let first = PskHello { groups: groups.clone(), shares: vec![SECP256R1], ..PskHello::offering(&[]) };
+    let first = PskHello {
+        groups: groups.clone(),
+        shares: vec![SECP256R1],
+        ..PskHello::offering(&[])
+    };
     send(&core, id, &first.flight());
-    let second = PskHello { groups, server_name: Some("other.test"), ..PskHello::offering(&[]) };
+    let second = PskHello {
+        groups,
+        server_name: Some("other.test"),
+        ..PskHello::offering(&[])
+    };
     let output = send(&core, id, &second.flight());
     assert_eq!((output.alert, output.ciphertext.len()), (None, 0));
     assert_eq!(state(&core, id), State::Failed);
-    assert!(!failure(&core, id).contains("alert"), "{}", failure(&core, id));
+    assert!(
+        !failure(&core, id).contains("alert"),
+        "{}",
+        failure(&core, id)
+    );
 }
 
 /// Asserts that the peer received the alert that the daemon reports as sent, or none.
@@ -164,7 +217,11 @@ fn named(pair: &Pair, output: &Output, heard: Result<(), rustls::Error>, what: &
         "{what}"
     );
     assert_eq!(state(&pair.core, pair.id), State::Failed, "{what}");
-    assert_eq!(failure(&pair.core, pair.id).contains("alert sent"), heard.is_some(), "{what}");
+    assert_eq!(
+        failure(&pair.core, pair.id).contains("alert sent"),
+        heard.is_some(),
+        "{what}"
+    );
 }
 
 #[test]
@@ -172,18 +229,30 @@ fn engine_sends_nothing_after_its_close_notify() {
     for version in ["1.2", "1.3"] {
         let mut pair = Pair::with_client(version);
         let mut close = Vec::new();
-        pair.core.connections().with(pair.id, |connection, _| connection.shutdown(&mut close)).unwrap();
+        pair.core
+            .connections()
+            .with(pair.id, |connection, _| connection.shutdown(&mut close))
+            .unwrap();
         assert!(!close.is_empty());
         // A damaged record, which rustls answers with an alert.
         pair.peer.writer().write_all(b"damaged on its way").unwrap();
         let mut record = pair.said();
         *record.last_mut().unwrap() ^= 1;
         let output = send(&pair.core, pair.id, &record);
-        assert_eq!((output.alert, output.ciphertext.len()), (None, 0), "TLS {version}");
+        assert_eq!(
+            (output.alert, output.ciphertext.len()),
+            (None, 0),
+            "TLS {version}"
+        );
     }
     // A KeyUpdate that requests one in return.
     let mut pair = Pair::with_client("1.3");
-    pair.core.connections().with(pair.id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+    pair.core
+        .connections()
+        .with(pair.id, |connection, _| {
+            connection.shutdown(&mut Vec::new())
+        })
+        .unwrap();
     pair.peer.refresh_traffic_keys().unwrap();
     let update = pair.said();
     assert!(send(&pair.core, pair.id, &update).ciphertext.is_empty());
@@ -195,15 +264,35 @@ fn warnings_and_incomplete_hellos_report_no_alert() {
     let (core, _) = with_roots("");
     let id = server(&core);
     let output = send(&core, id, &[21, 3, 3, 0, 2, 1, 90].repeat(6));
-    assert_eq!((output.alert, output.ciphertext.len(), state(&core, id)), (None, 0, State::Failed));
-    assert!(!failure(&core, id).contains("alert sent"), "{}", failure(&core, id));
+    assert_eq!(
+        (output.alert, output.ciphertext.len(), state(&core, id)),
+        (None, 0, State::Failed)
+    );
+    assert!(
+        !failure(&core, id).contains("alert sent"),
+        "{}",
+        failure(&core, id)
+    );
     let id = server(&core);
     let hello = PskHello::offering(&[]).flight();
     send(&core, id, &hello[..40]);
-    let end = Input { end_of_stream: true, ..Input::default() };
-    let output = core.connections().with(id, |connection, now| connection.exchange(end, now)).unwrap();
-    assert_eq!((output.alert, output.ciphertext.len(), state(&core, id)), (None, 0, State::Failed));
-    assert!(!failure(&core, id).contains("alert"), "{}", failure(&core, id));
+    let end = Input {
+        end_of_stream: true,
+        ..Input::default()
+    };
+    let output = core
+        .connections()
+        .with(id, |connection, now| connection.exchange(end, now))
+        .unwrap();
+    assert_eq!(
+        (output.alert, output.ciphertext.len(), state(&core, id)),
+        (None, 0, State::Failed)
+    );
+    assert!(
+        !failure(&core, id).contains("alert"),
+        "{}",
+        failure(&core, id)
+    );
 }
 
 /// The key schedule of a client with a wrong Finished. The second HMAC is the client's, the first
@@ -231,10 +320,15 @@ impl Hkdf for WrongFinished {
 
 #[test]
 fn wrong_finished_is_sent_and_reported_as_decrypt_error() {
-    let SupportedCipherSuite::Tls13(suite) = TLS13_AES_128_GCM_SHA256 else { panic!("of TLS 1.3") };
+    let SupportedCipherSuite::Tls13(suite) = TLS13_AES_128_GCM_SHA256 else {
+        panic!("of TLS 1.3")
+    };
     let wrong = Tls13CipherSuite {
         common: CipherSuiteCommon { ..suite.common },
-        hkdf_provider: Box::leak(Box::new(WrongFinished(suite.hkdf_provider, AtomicUsize::new(0)))),
+        hkdf_provider: Box::leak(Box::new(WrongFinished(
+            suite.hkdf_provider,
+            AtomicUsize::new(0),
+        ))),
         aead_alg: suite.aead_alg,
         quic: None,
     };
@@ -248,13 +342,23 @@ fn wrong_finished_is_sent_and_reported_as_decrypt_error() {
         .with_no_client_auth();
     let peer = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
     let id = server(&core);
-    let mut pair = Pair { core, id, peer: peer.into() };
+    let mut pair = Pair {
+        core,
+        id,
+        peer: peer.into(),
+    };
     let hello = pair.said();
     let flight = send(&pair.core, id, &hello).ciphertext;
     pair.hears(&flight).unwrap();
     let finished = pair.said();
     let output = send(&pair.core, id, &finished);
-    assert_eq!(output.alert, Some(Alert { code: 51, received: false }));
+    assert_eq!(
+        output.alert,
+        Some(Alert {
+            code: 51,
+            received: false
+        })
+    );
     let heard = pair.hears(&output.ciphertext);
     named(&pair, &output, heard, "a wrong Finished");
 }

@@ -5,13 +5,16 @@ use tls_sessiond_core::{
     session::{Miss, SessionId},
 };
 
-use super::{all_tickets, cached, failure, misses, offer, old_hello, plain_rustls, send, state, tickets};
+use super::{
+    all_tickets, cached, failure, misses, offer, old_hello, plain_rustls, send, state, tickets,
+};
 use crate::{
     client_hello::Extension,
     foreign_client::{server, with_roots, with_roots_in},
     pki,
     psk_hello::{
-        AES_128, AES_256, CHACHA20, PskHello, SECP256R1, Ticket, X25519, after_retry, first_message, resumed,
+        AES_128, AES_256, CHACHA20, PskHello, SECP256R1, Ticket, X25519, after_retry,
+        first_message, resumed,
     },
 };
 
@@ -20,14 +23,24 @@ fn first_suitable_ticket_of_several_is_resumed() {
     let (core, roots) = with_roots("versions = [\"1.3\"]");
     let other_suite = tickets(&core, &roots, AES_256).remove(0);
     let fits = tickets(&core, &roots, AES_128).remove(0);
-    let unknown = Ticket { identity: vec![1; 32], psk: vec![2; 32] };
+    let unknown = Ticket {
+        identity: vec![1; 32],
+        psk: vec![2; 32],
+    };
     assert_eq!(cached(&core), 4);
     // The other suite has another hash, so its binder is not checked and its ticket is not
     // consumed.
     let hello = PskHello::offering(&[&unknown, &other_suite, &fits]);
-    assert_eq!(offer(&core, &hello), (Some(2), 3), "only the resumed ticket is consumed");
+    assert_eq!(
+        offer(&core, &hello),
+        (Some(2), 3),
+        "only the resumed ticket is consumed"
+    );
     let left = all_tickets(&core);
-    assert!(left.iter().any(|ticket| ticket.identity == other_suite.identity));
+    assert!(
+        left.iter()
+            .any(|ticket| ticket.identity == other_suite.identity)
+    );
     assert!(left.iter().all(|ticket| ticket.identity != fits.identity));
 }
 
@@ -37,7 +50,10 @@ fn ticket_of_another_suite_falls_back_to_a_full_handshake() {
     // Both suites use SHA-256, so a client may offer a ticket of one and agree on the other (RFC
     // 8446 section 4.6.1). rustls resumes only with the same suite.
     let ticket = tickets(&core, &roots, AES_128).remove(0);
-    let hello = PskHello { suites: vec![CHACHA20], ..PskHello::offering(&[&ticket]) };
+    let hello = PskHello {
+        suites: vec![CHACHA20],
+        ..PskHello::offering(&[&ticket])
+    };
     assert_eq!(offer(&core, &hello), (None, 3), "no ticket is consumed");
     assert_eq!(misses(&core, Miss::Scope), 1);
     // The same client with the same suite: the tickets of a full handshake do not depend on the
@@ -50,7 +66,10 @@ fn second_hello_after_a_retry_is_read_again() {
     let (core, roots) = with_roots("versions = [\"1.3\"]\nkey_exchange = [\"X25519\"]");
     let ticket = tickets(&core, &roots, AES_128).remove(0);
     assert_eq!(cached(&core), 2);
-    let unknown = Ticket { identity: vec![1; 32], psk: vec![2; 32] };
+    let unknown = Ticket {
+        identity: vec![1; 32],
+        psk: vec![2; 32],
+    };
     let groups = vec![SECP256R1, X25519];
     let first = |offered: &Ticket| PskHello {
         groups: groups.clone(),
@@ -61,13 +80,25 @@ fn second_hello_after_a_retry_is_read_again() {
         let id = server(&core);
         let first = first(offered);
         let retry = send(&core, id, &first.flight()).ciphertext;
-        assert_eq!(cached(&core), 2, "a hello that is retried consumes no ticket");
+        assert_eq!(
+            cached(&core),
+            2,
+            "a hello that is retried consumes no ticket"
+        );
         let before = after_retry(&first.message(), first_message(&retry));
         let second = match compatible {
             // The first offer had no ticket for the suite of the retry, so the client offers
             // another one.
-            true => PskHello { groups: groups.clone(), before, ..PskHello::offering(&[&ticket]) },
-            false => PskHello { groups: groups.clone(), before, ..PskHello::offering(&[&unknown]) },
+            true => PskHello {
+                groups: groups.clone(),
+                before,
+                ..PskHello::offering(&[&ticket])
+            },
+            false => PskHello {
+                groups: groups.clone(),
+                before,
+                ..PskHello::offering(&[&unknown])
+            },
         };
         let flight = [&[20, 3, 3, 0, 1, 1][..], &second.flight()].concat();
         let mut answer = Vec::new();
@@ -103,18 +134,49 @@ fn second_hello_that_is_refused_spends_no_ticket() {
         suites: vec![AES_128, AES_256],
         ..PskHello::offering(&[&ticket])
     };
-    let second = || PskHello { shares: vec![X25519], ..first() };
+    let second = || PskHello {
+        shares: vec![X25519],
+        ..first()
+    };
     for (what, second) in [
-        ("another name", PskHello { server_name: Some("other.test"), ..second() }),
-        ("no name", PskHello { server_name: None, ..second() }),
-        ("another suite", PskHello { suites: vec![AES_256], ..second() }),
-        ("early data", PskHello { more: vec![Extension::Unknown(42, vec![])], ..second() }),
+        (
+            "another name",
+            PskHello {
+                server_name: Some("other.test"),
+                ..second()
+            },
+        ),
+        (
+            "no name",
+            PskHello {
+                server_name: None,
+                ..second()
+            },
+        ),
+        (
+            "another suite",
+            PskHello {
+                suites: vec![AES_256],
+                ..second()
+            },
+        ),
+        (
+            "early data",
+            PskHello {
+                more: vec![Extension::Unknown(42, vec![])],
+                ..second()
+            },
+        ),
     ] {
         let id = server(&core);
         let retry = send(&core, id, &first().flight()).ciphertext;
         let before = after_retry(&first().message(), first_message(&retry));
         send(&core, id, &PskHello { before, ..second }.flight());
-        assert_eq!((state(&core, id), cached(&core)), (State::Failed, 2), "{what}");
+        assert_eq!(
+            (state(&core, id), cached(&core)),
+            (State::Failed, 2),
+            "{what}"
+        );
         core.connections().free(id).unwrap();
     }
 }
@@ -127,38 +189,130 @@ fn hello_that_is_refused_spends_no_ticket() {
     let all = tickets(&core, &roots, AES_128);
     let ticket = &all[0];
     let usual = || PskHello::offering(&[ticket]);
-    let nameless = Ticket { identity: Vec::new(), psk: vec![2; 32] };
+    let nameless = Ticket {
+        identity: Vec::new(),
+        psk: vec![2; 32],
+    };
     let alpn = |name: &[u8]| {
         let list = [&[u8::try_from(name.len()).unwrap()][..], name].concat();
-        Extension::Unknown(16, [&[0, u8::try_from(list.len()).unwrap()][..], &list].concat())
+        Extension::Unknown(
+            16,
+            [&[0, u8::try_from(list.len()).unwrap()][..], &list].concat(),
+        )
     };
     let raw = |kind, body: &[u8]| Extension::Unknown(kind, body.to_vec());
     for (what, hello) in [
-        ("an identity of no bytes", PskHello::offering(&[ticket, &nameless])),
-        ("an extension twice", PskHello { more: vec![Extension::Unknown(45, vec![1, 1])], ..usual() }),
+        (
+            "an identity of no bytes",
+            PskHello::offering(&[ticket, &nameless]),
+        ),
+        (
+            "an extension twice",
+            PskHello {
+                more: vec![Extension::Unknown(45, vec![1, 1])],
+                ..usual()
+            },
+        ),
         (
             "an extension behind the pre_shared_key",
-            PskHello { behind: vec![Extension::Unknown(60_000, vec![])], ..usual() },
+            PskHello {
+                behind: vec![Extension::Unknown(60_000, vec![])],
+                ..usual()
+            },
         ),
-        ("no psk_key_exchange_modes", PskHello { modes: vec![], ..usual() }),
-        ("no protocol in common", PskHello { more: vec![alpn(b"http/1.1")], ..usual() }),
-        ("no suite in common", PskHello { suites: vec![0x1305], ..usual() }),
-        ("no group in common", PskHello { groups: vec![0x6a6a], shares: vec![0x6a6a], ..usual() }),
-        ("a share twice", PskHello { shares: vec![X25519, X25519], ..usual() }),
-        ("bytes behind the modes", PskHello { modes: vec![], more: vec![raw(45, &[1, 1, 0])], ..usual() }),
-        ("an empty list of protocols", PskHello { more: vec![raw(16, &[0, 0])], ..usual() }),
-        ("extended_master_secret with a body", PskHello { more: vec![raw(23, &[0])], ..usual() }),
-        ("early_data with a body", PskHello { more: vec![raw(42, &[0])], ..usual() }),
-        ("a malformed status_request", PskHello { more: vec![raw(5, &[1])], ..usual() }),
+        (
+            "no psk_key_exchange_modes",
+            PskHello {
+                modes: vec![],
+                ..usual()
+            },
+        ),
+        (
+            "no protocol in common",
+            PskHello {
+                more: vec![alpn(b"http/1.1")],
+                ..usual()
+            },
+        ),
+        (
+            "no suite in common",
+            PskHello {
+                suites: vec![0x1305],
+                ..usual()
+            },
+        ),
+        (
+            "no group in common",
+            PskHello {
+                groups: vec![0x6a6a],
+                shares: vec![0x6a6a],
+                ..usual()
+            },
+        ),
+        (
+            "a share twice",
+            PskHello {
+                shares: vec![X25519, X25519],
+                ..usual()
+            },
+        ),
+        (
+            "bytes behind the modes",
+            PskHello {
+                modes: vec![],
+                more: vec![raw(45, &[1, 1, 0])],
+                ..usual()
+            },
+        ),
+        (
+            "an empty list of protocols",
+            PskHello {
+                more: vec![raw(16, &[0, 0])],
+                ..usual()
+            },
+        ),
+        (
+            "extended_master_secret with a body",
+            PskHello {
+                more: vec![raw(23, &[0])],
+                ..usual()
+            },
+        ),
+        (
+            "early_data with a body",
+            PskHello {
+                more: vec![raw(42, &[0])],
+                ..usual()
+            },
+        ),
+        (
+            "a malformed status_request",
+            PskHello {
+                more: vec![raw(5, &[1])],
+                ..usual()
+            },
+        ),
         (
             "one way to compress certificates twice",
-            PskHello { more: vec![raw(27, &[4, 0, 2, 0, 2])], ..usual() },
+            PskHello {
+                more: vec![raw(27, &[4, 0, 2, 0, 2])],
+                ..usual()
+            },
         ),
-        ("a name that is none", PskHello { server_name: Some("*.b.test"), ..usual() }),
+        (
+            "a name that is none",
+            PskHello {
+                server_name: Some("*.b.test"),
+                ..usual()
+            },
+        ),
     ] {
         let id = server(&core);
         let output = send(&core, id, &hello.flight());
-        assert!(output.alert.is_some() && state(&core, id) == State::Failed, "{what}");
+        assert!(
+            output.alert.is_some() && state(&core, id) == State::Failed,
+            "{what}"
+        );
         let theirs = plain_rustls(folder.path(), &[b"h2"], &hello.flight());
         // After a ServerHello, which has another random and key, the alert is encrypted.
         match theirs.first() {
@@ -172,9 +326,19 @@ fn hello_that_is_refused_spends_no_ticket() {
     let id = server(&core);
     let message = [usual().message(), vec![1, 0, 0, 0]].concat();
     let output = send(&core, id, &crate::client_hello::records(&message, &[]));
-    assert!(output.alert.is_some() && cached(&core) == all.len(), "a message behind the hello");
-    let agreed = PskHello { more: vec![alpn(b"h2")], ..usual() };
-    assert_eq!(offer(&core, &agreed), (Some(0), all.len() - 1), "the valid hello is resumed");
+    assert!(
+        output.alert.is_some() && cached(&core) == all.len(),
+        "a message behind the hello"
+    );
+    let agreed = PskHello {
+        more: vec![alpn(b"h2")],
+        ..usual()
+    };
+    assert_eq!(
+        offer(&core, &agreed),
+        (Some(0), all.len() - 1),
+        "the valid hello is resumed"
+    );
 }
 
 #[test]
@@ -183,12 +347,21 @@ fn trailing_dot_of_a_server_name_is_ignored() {
     let ticket = tickets(&core, &roots, AES_128).remove(0);
     let before = cached(&core);
     let id = server(&core);
-    let dotted = PskHello { server_name: Some("LocalHost."), ..PskHello::offering(&[&ticket]) };
+    let dotted = PskHello {
+        server_name: Some("LocalHost."),
+        ..PskHello::offering(&[&ticket])
+    };
     let output = send(&core, id, &dotted.flight());
-    let name = core.connections().inspect(id, |connection, _| connection.server_name().to_string()).unwrap();
+    let name = core
+        .connections()
+        .inspect(id, |connection, _| connection.server_name().to_string())
+        .unwrap();
     assert_eq!((output.alert, name.as_str()), (None, "localhost"));
     // rustls compares names as they were sent and would not resume, so no ticket is consumed.
-    assert_eq!((resumed(first_message(&output.ciphertext)), cached(&core)), (None, before));
+    assert_eq!(
+        (resumed(first_message(&output.ciphertext)), cached(&core)),
+        (None, before)
+    );
 }
 
 #[test]
@@ -204,9 +377,19 @@ fn forced_fallback_to_an_older_version_is_refused() {
         let id = server(&core);
         let output = send(&core, id, &old_hello(&suites));
         if refused {
-            assert_eq!(output.alert, Some(Alert { code: 86, received: false }));
+            assert_eq!(
+                output.alert,
+                Some(Alert {
+                    code: 86,
+                    received: false
+                })
+            );
             assert_eq!(output.ciphertext, [21, 3, 3, 0, 2, 2, 86]);
-            assert!(failure(&core, id).contains("inappropriate_fallback"), "{}", failure(&core, id));
+            assert!(
+                failure(&core, id).contains("inappropriate_fallback"),
+                "{}",
+                failure(&core, id)
+            );
         } else {
             assert_eq!(
                 (output.alert, state(&core, id)),
@@ -235,13 +418,28 @@ fn invalid_server_name_is_refused_as_by_rustls() {
         ("2001:db8::1", false),
     ] {
         let id = server(&core);
-        let hello = PskHello { server_name: Some(name), ..PskHello::offering(&[]) }.flight();
+        let hello = PskHello {
+            server_name: Some(name),
+            ..PskHello::offering(&[])
+        }
+        .flight();
         let output = send(&core, id, &hello);
         let theirs = plain_rustls(folder.path(), &[], &hello);
-        assert_eq!(output.alert.map(|alert| alert.code), refused.then_some(47), "{name}");
+        assert_eq!(
+            output.alert.map(|alert| alert.code),
+            refused.then_some(47),
+            "{name}"
+        );
         if refused {
-            assert_eq!(output.ciphertext, theirs, "{name}: illegal_parameter in the clear");
-            assert!(failure(&core, id).contains("ServerName"), "{name}: {}", failure(&core, id));
+            assert_eq!(
+                output.ciphertext, theirs,
+                "{name}: illegal_parameter in the clear"
+            );
+            assert!(
+                failure(&core, id).contains("ServerName"),
+                "{name}: {}",
+                failure(&core, id)
+            );
         } else {
             assert_eq!(
                 first_message(&output.ciphertext)[0],

@@ -30,17 +30,26 @@ use crate::{
 };
 
 fn send(core: &CoreState, id: ConnectionId, ciphertext: &[u8]) -> Output {
-    let input = Input { ciphertext, ..Input::default() };
-    core.connections().with(id, |connection, now| connection.exchange(input, now)).unwrap()
+    let input = Input {
+        ciphertext,
+        ..Input::default()
+    };
+    core.connections()
+        .with(id, |connection, now| connection.exchange(input, now))
+        .unwrap()
 }
 
 fn state(core: &CoreState, id: ConnectionId) -> State {
-    core.connections().inspect(id, |connection, _| connection.state()).unwrap()
+    core.connections()
+        .inspect(id, |connection, _| connection.state())
+        .unwrap()
 }
 
 /// Returns the reason of the failure.
 fn failure(core: &CoreState, id: ConnectionId) -> String {
-    let again = core.connections().with(id, |connection, now| connection.exchange(Input::default(), now));
+    let again = core.connections().with(id, |connection, now| {
+        connection.exchange(Input::default(), now)
+    });
     again.unwrap_err().to_string()
 }
 
@@ -49,7 +58,12 @@ fn cached(core: &CoreState) -> usize {
 }
 
 fn misses(core: &CoreState, why: Miss) -> u64 {
-    core.registry().get("default").unwrap().stats.misses.get(why)
+    core.registry()
+        .get("default")
+        .unwrap()
+        .stats
+        .misses
+        .get(why)
 }
 
 /// Returns the answer of plain rustls to the same flight, as a server with the same certificate.
@@ -71,7 +85,9 @@ fn plain_rustls(folder: &Path, alpn: &[&[u8]], flight: &[u8]) -> Vec<u8> {
 
 fn plain_config(folder: &Path, versions: &[&'static SupportedProtocolVersion]) -> ServerConfig {
     let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
-    let chain = CertificateDer::pem_slice_iter(&read("tls.crt")).map(Result::unwrap).collect();
+    let chain = CertificateDer::pem_slice_iter(&read("tls.crt"))
+        .map(Result::unwrap)
+        .collect();
     let key = PrivateKeyDer::from_pem_slice(&read("tls.key")).unwrap();
     ServerConfig::builder_with_protocol_versions(versions)
         .with_no_client_auth()
@@ -84,17 +100,29 @@ fn plain_config(folder: &Path, versions: &[&'static SupportedProtocolVersion]) -
 fn tickets(core: &CoreState, roots: &RootCertStore, suite: u16) -> Vec<Ticket> {
     let before = all_tickets(core);
     let (_, id, _) = connect(core, &client(roots, |ours| ours == suite), usize::MAX);
-    core.connections().with(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+    core.connections()
+        .with(id, |connection, _| connection.shutdown(&mut Vec::new()))
+        .unwrap();
     core.connections().free(id).unwrap();
     let known = |ticket: &Ticket| before.iter().any(|other| other.identity == ticket.identity);
-    all_tickets(core).into_iter().filter(|ticket| !known(ticket)).collect()
+    all_tickets(core)
+        .into_iter()
+        .filter(|ticket| !known(ticket))
+        .collect()
 }
 
 fn all_tickets(core: &CoreState) -> Vec<Ticket> {
     let mut all = Vec::new();
-    core.registry().get("default").unwrap().server_cache.scan(core.now(), |session| {
-        all.push(Ticket::of(session.id().as_bytes(), session.secret().as_bytes().unwrap()));
-    });
+    core.registry()
+        .get("default")
+        .unwrap()
+        .server_cache
+        .scan(core.now(), |session| {
+            all.push(Ticket::of(
+                session.id().as_bytes(),
+                session.secret().as_bytes().unwrap(),
+            ));
+        });
     all
 }
 
@@ -114,5 +142,13 @@ fn offer(core: &CoreState, hello: &PskHello) -> (Option<u16>, usize) {
 fn old_hello(suites: &[u16]) -> Vec<u8> {
     let mut extensions = Extension::negotiable(&[X25519], &[], &[]);
     extensions.retain(|extension| matches!(extension, Extension::Unknown(10 | 13, _)));
-    records(&Hello { session_id: Vec::new(), suites: suites.to_vec(), extensions }.message(), &[])
+    records(
+        &Hello {
+            session_id: Vec::new(),
+            suites: suites.to_vec(),
+            extensions,
+        }
+        .message(),
+        &[],
+    )
 }

@@ -6,7 +6,8 @@ use std::{
 };
 
 use openssl::ssl::{
-    ShutdownState, SslConnector, SslMethod, SslOptions, SslSession, SslStream, SslVerifyMode, SslVersion,
+    ShutdownState, SslConnector, SslMethod, SslOptions, SslSession, SslStream, SslVerifyMode,
+    SslVersion,
 };
 use tls_sessiond_core::{
     connection::{Alert, ConnectionId, State},
@@ -53,11 +54,18 @@ fn handshake(
     const NO_EXTENDED_MASTER_SECRET: SslOptions = SslOptions::from_bits_retain(1);
     let mut connector = SslConnector::builder(SslMethod::tls_client()).unwrap();
     connector.set_verify(SslVerifyMode::NONE);
-    connector.set_max_proto_version(Some(SslVersion::TLS1_2)).unwrap();
+    connector
+        .set_max_proto_version(Some(SslVersion::TLS1_2))
+        .unwrap();
     if !extended {
         connector.set_options(NO_EXTENDED_MASTER_SECRET);
     }
-    let mut ssl = connector.build().configure().unwrap().into_ssl("localhost").unwrap();
+    let mut ssl = connector
+        .build()
+        .configure()
+        .unwrap()
+        .into_ssl("localhost")
+        .unwrap();
     if let Some(session) = session {
         // The session belongs to the same library in the same process.
         #[allow(unsafe_code, reason = "SSL_set_session has no other form")]
@@ -88,22 +96,34 @@ fn handshake(
 fn session_is_not_resumed_across_extended_master_secret() {
     let (core, _) = with_roots("versions = [\"1.2\"]");
     let closed = |id| {
-        core.connections().with(id, |connection, _| connection.shutdown(&mut Vec::new())).unwrap();
+        core.connections()
+            .with(id, |connection, _| connection.shutdown(&mut Vec::new()))
+            .unwrap();
         core.connections().free(id).unwrap();
     };
-    let reused = |id| core.connections().inspect(id, |connection, _| connection.session_reused()).unwrap();
+    let reused = |id| {
+        core.connections()
+            .inspect(id, |connection, _| connection.session_reused())
+            .unwrap()
+    };
     // RFC 7627 section 5.3: a hello with the extension makes a full handshake if the session lacks
     // it.
     let (session, id, _) = handshake(&core, false, None);
     closed(id);
     let (_, id, alert) = handshake(&core, true, session.as_ref());
-    assert_eq!((alert, reused(id), misses(&core, Miss::Scope)), (None, false, 1));
+    assert_eq!(
+        (alert, reused(id), misses(&core, Miss::Scope)),
+        (None, false, 1)
+    );
     closed(id);
     // A hello without the extension ends the handshake if the session has it.
     let (session, id, _) = handshake(&core, true, None);
     closed(id);
     let (_, id, alert) = handshake(&core, false, session.as_ref());
-    assert_eq!((alert.map(|alert| alert.code), state(&core, id)), (Some(47), State::Failed));
+    assert_eq!(
+        (alert.map(|alert| alert.code), state(&core, id)),
+        (Some(47), State::Failed)
+    );
     // If both have it, the session is resumed.
     let (_, id, alert) = handshake(&core, true, session.as_ref());
     assert_eq!((alert, reused(id)), (None, true));

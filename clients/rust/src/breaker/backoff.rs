@@ -18,7 +18,13 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     pub(crate) fn new((first, max): (Duration, Duration)) -> Self {
-        Self { first, max, next: first.min(max), jitter: RandomState::new(), count: 0 }
+        Self {
+            first,
+            max,
+            next: first.min(max),
+            jitter: RandomState::new(),
+            count: 0,
+        }
     }
 
     /// Returns the pause before the next attempt.
@@ -47,7 +53,10 @@ mod tests {
         let mut backoff = Backoff::new((seconds(2), seconds(10)));
         for whole in [2, 4, 8, 10, 10] {
             let pause = backoff.pause();
-            assert!((seconds(whole) / 2..=seconds(whole)).contains(&pause), "{whole}: {pause:?}");
+            assert!(
+                (seconds(whole) / 2..=seconds(whole)).contains(&pause),
+                "{whole}: {pause:?}"
+            );
         }
         backoff.reset();
         assert!(backoff.pause() <= seconds(2));

@@ -55,7 +55,11 @@ pub(super) enum Permit {
 
 impl Breaker {
     pub(super) fn new(threshold: u32, pauses: (Duration, Duration)) -> Self {
-        Self { state: BreakerState::Closed(0), threshold: threshold.max(1), backoff: Backoff::new(pauses) }
+        Self {
+            state: BreakerState::Closed(0),
+            threshold: threshold.max(1),
+            backoff: Backoff::new(pauses),
+        }
     }
 
     /// Admits a lookup. `None`: the breaker is open.
@@ -86,7 +90,9 @@ impl Breaker {
                 self.state = BreakerState::Open(now + self.backoff.pause());
             }
             // The probe has no result, so the next lookup is the probe.
-            (BreakerState::Probing, Permit::Probe, Outcome::Unknown) => self.state = BreakerState::Open(now),
+            (BreakerState::Probing, Permit::Probe, Outcome::Unknown) => {
+                self.state = BreakerState::Open(now);
+            }
             // A lookup that was admitted before the breaker opened does not count now.
             _ => {}
         }
@@ -145,7 +151,11 @@ mod tests {
         breaker.settle(Permit::Probe, Outcome::Unknown, later);
         assert_eq!(breaker.admit(later), Some(Permit::Probe));
         breaker.settle(Permit::Probe, Outcome::TimedOut, later);
-        assert_eq!(breaker.admit(later + PAUSE / 2), None, "the pause is 2 s, shortened by at most a half");
+        assert_eq!(
+            breaker.admit(later + PAUSE / 2),
+            None,
+            "the pause is 2 s, shortened by at most a half"
+        );
         assert_eq!(breaker.admit(later + 2 * PAUSE), Some(Permit::Probe));
     }
 
@@ -153,7 +163,12 @@ mod tests {
     fn an_answer_between_timeouts_keeps_it_closed() {
         let now = Instant::now();
         let mut breaker = Breaker::new(2, (PAUSE, PAUSE));
-        for outcome in [Outcome::TimedOut, Outcome::Answered, Outcome::TimedOut, Outcome::Unknown] {
+        for outcome in [
+            Outcome::TimedOut,
+            Outcome::Answered,
+            Outcome::TimedOut,
+            Outcome::Unknown,
+        ] {
             let permit = breaker.admit(now).unwrap();
             assert!(!breaker.settle(permit, outcome, now), "{outcome:?}");
         }

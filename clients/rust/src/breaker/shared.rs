@@ -18,7 +18,10 @@ pub(crate) struct Gate {
 
 impl Gate {
     pub(crate) fn new(threshold: u32, pauses: (Duration, Duration)) -> Self {
-        Self { breaker: Mutex::new(Breaker::new(threshold, pauses)), quiet: AtomicBool::new(true) }
+        Self {
+            breaker: Mutex::new(Breaker::new(threshold, pauses)),
+            quiet: AtomicBool::new(true),
+        }
     }
 
     /// Admits a lookup. `None`: the breaker is open.
@@ -31,7 +34,12 @@ impl Gate {
 
     /// Records the outcome of a lookup. Returns whether it opened the breaker. `now` is called only
     /// if the time matters.
-    pub(crate) fn settle(&self, permit: Permit, outcome: Outcome, now: impl FnOnce() -> Instant) -> bool {
+    pub(crate) fn settle(
+        &self,
+        permit: Permit,
+        outcome: Outcome,
+        now: impl FnOnce() -> Instant,
+    ) -> bool {
         if outcome != Outcome::TimedOut && self.quiet.load(Ordering::Relaxed) {
             return false;
         }
@@ -66,7 +74,10 @@ mod tests {
         let plain = gate.admit(now).unwrap();
         assert!(quiet() && !settle(plain, Outcome::Answered) && !settle(plain, Outcome::Unknown));
         assert!(!settle(plain, Outcome::TimedOut) && !quiet());
-        assert!(!settle(plain, Outcome::Answered) && quiet(), "the timeouts are not consecutive");
+        assert!(
+            !settle(plain, Outcome::Answered) && quiet(),
+            "the timeouts are not consecutive"
+        );
         assert!(!settle(plain, Outcome::TimedOut) && settle(plain, Outcome::TimedOut));
         assert_eq!(gate.admit(now), None);
         let probe = gate.admit(now + pause).unwrap();

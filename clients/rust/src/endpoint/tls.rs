@@ -19,7 +19,9 @@ pub(crate) struct Tls {
 // Leaves out the configuration, which has certificates and keys.
 impl std::fmt::Debug for Tls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tls").field("server", &self.server).finish_non_exhaustive()
+        f.debug_struct("Tls")
+            .field("server", &self.server)
+            .finish_non_exhaustive()
     }
 }
 
@@ -28,7 +30,10 @@ impl Tls {
     pub(crate) fn new(config: &ClientConfig, host: &str) -> Option<Self> {
         let mut config = config.clone();
         config.alpn_protocols = vec![b"h2".to_vec()];
-        Some(Self { config: Arc::new(config), server: ServerName::try_from(host.to_owned()).ok()? })
+        Some(Self {
+            config: Arc::new(config),
+            server: ServerName::try_from(host.to_owned()).ok()?,
+        })
     }
 
     /// Does the TLS handshake.
@@ -36,6 +41,8 @@ impl Tls {
     /// # Errors
     /// Errors of the socket and of the handshake.
     pub(crate) async fn connect(&self, socket: TcpStream) -> io::Result<TlsTransport> {
-        TlsConnector::from(Arc::clone(&self.config)).connect(self.server.clone(), socket).await
+        TlsConnector::from(Arc::clone(&self.config))
+            .connect(self.server.clone(), socket)
+            .await
     }
 }

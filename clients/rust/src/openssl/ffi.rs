@@ -3,7 +3,10 @@
 //!
 //! All `unsafe` code of this crate is in this file.
 
-#![expect(unsafe_code, reason = "OpenSSL is a C library; each block says why it is sound")]
+#![expect(
+    unsafe_code,
+    reason = "OpenSSL is a C library; each block says why it is sound"
+)]
 
 use std::{
     ffi::{c_int, c_long, c_uint, c_void},
@@ -102,7 +105,10 @@ fn shutdown_flags(ssl: &SslRef) -> Flags {
 }
 
 fn flags(mask: c_int) -> Flags {
-    Flags { sent: mask & SSL_SENT_SHUTDOWN != 0, received: mask & SSL_RECEIVED_SHUTDOWN != 0 }
+    Flags {
+        sent: mask & SSL_SENT_SHUTDOWN != 0,
+        received: mask & SSL_RECEIVED_SHUTDOWN != 0,
+    }
 }
 
 /// Reports the events of the context's SSLs to their [`Observed`]: SSL_CTX_set_info_callback(3).
@@ -114,7 +120,11 @@ pub(super) fn observe(context: &mut SslContextBuilder) {
 unsafe extern "C" fn happened(ssl: *const SSL, place: c_int, value: c_int) {
     let event = if place & SSL_CB_ALERT != 0 {
         let [.., level, code] = value.to_be_bytes();
-        Event::Alert { level, code, received: place & SSL_CB_READ != 0 }
+        Event::Alert {
+            level,
+            code,
+            received: place & SSL_CB_READ != 0,
+        }
     } else if place & SSL_CB_HANDSHAKE_DONE != 0 {
         Event::HandshakeDone
     } else {
@@ -150,7 +160,12 @@ pub(super) fn server_name_extension(ssl: &SslRef) -> Option<&[u8]> {
     let (mut data, mut length) = (ptr::null(), 0);
     // SAFETY: both pointers are valid, and OpenSSL sets them if the call returns 1.
     let there = unsafe {
-        SSL_client_hello_get0_ext(ssl.as_ptr(), TLSEXT_TYPE_SERVER_NAME, &mut data, &mut length) == 1
+        SSL_client_hello_get0_ext(
+            ssl.as_ptr(),
+            TLSEXT_TYPE_SERVER_NAME,
+            &mut data,
+            &mut length,
+        ) == 1
     };
     // SAFETY: the bytes belong to the ClientHello, which the SSL keeps for longer than this borrow.
     (there && !data.is_null()).then(|| unsafe { std::slice::from_raw_parts(data, length) })

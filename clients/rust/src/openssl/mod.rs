@@ -78,7 +78,8 @@ impl ServerSessions {
     ) -> Result<(), ErrorStack> {
         context.set_session_id_context(session_id_context)?;
         context.set_options(SslOptions::NO_TICKET);
-        context.set_session_cache_mode(SslSessionCacheMode::SERVER | SslSessionCacheMode::NO_INTERNAL);
+        context
+            .set_session_cache_mode(SslSessionCacheMode::SERVER | SslSessionCacheMode::NO_INTERNAL);
         let (shared, index) = observe(context, worker, session_id_context)?;
         ffi::set_get_session_callback(context, move |ssl, id| {
             if let Some(session) = ssl.ex_data(index).and_then(|observed| observed.offered(id)) {
@@ -114,7 +115,8 @@ impl ClientSessions {
         worker: Worker,
         session_id_context: &[u8],
     ) -> Result<Self, ErrorStack> {
-        context.set_session_cache_mode(SslSessionCacheMode::CLIENT | SslSessionCacheMode::NO_INTERNAL);
+        context
+            .set_session_cache_mode(SslSessionCacheMode::CLIENT | SslSessionCacheMode::NO_INTERNAL);
         let (shared, index) = observe(context, worker, session_id_context)?;
         Ok(Self { shared, index })
     }
@@ -123,7 +125,10 @@ impl ClientSessions {
     /// no session of the SSL is stored. Returns whether a session was offered.
     pub async fn offer(&self, ssl: &mut SslRef, server_name: &str) -> bool {
         let binding = self.shared.binding(ssl);
-        let newest = Lookup { binding: &binding, ..Lookup::client(server_name) };
+        let newest = Lookup {
+            binding: &binding,
+            ..Lookup::client(server_name)
+        };
         let found = self.shared.worker.lookup(newest).await;
         self.set(ssl, server_name, found)
     }
@@ -132,7 +137,10 @@ impl ClientSessions {
     /// deadline at most.
     pub fn offer_blocking(&self, ssl: &mut SslRef, server_name: &str) -> bool {
         let binding = self.shared.binding(ssl);
-        let newest = Lookup { binding: &binding, ..Lookup::client(server_name) };
+        let newest = Lookup {
+            binding: &binding,
+            ..Lookup::client(server_name)
+        };
         let found = self.shared.worker.lookup_blocking(newest);
         self.set(ssl, server_name, found)
     }
@@ -161,12 +169,17 @@ fn observe(
     session_id_context: &[u8],
 ) -> Result<(Arc<SharedSessions>, Index<Ssl, Observed>), ErrorStack> {
     let index = ffi::index()?;
-    let shared = Arc::new(SharedSessions { worker, session_id_context: session_id_context.to_vec() });
+    let shared = Arc::new(SharedSessions {
+        worker,
+        session_id_context: session_id_context.to_vec(),
+    });
     let sharing = Arc::clone(&shared);
     context.set_new_session_callback(move |ssl, session| {
         let (server, reused) = (ssl.is_server(), ssl.session_reused());
         // A session that OpenSSL cannot encode is not stored, so it is never resumed.
-        let Ok(Some(put)) = sharing.put(ssl, &session) else { return };
+        let Ok(Some(put)) = sharing.put(ssl, &session) else {
+            return;
+        };
         let observed = match server {
             true => Observed::of(ssl, index, || Observed::new(Arc::clone(&sharing), "")),
             false => ssl.ex_data_mut(index),

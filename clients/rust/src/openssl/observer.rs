@@ -45,7 +45,14 @@ const FATAL: u8 = 2;
 impl Observed {
     pub(super) fn new(shared: Arc<SharedSessions>, server_name: &str) -> Self {
         let server_name = server_name.to_owned();
-        Self { shared, server_name, found: None, connection: None, close_notify: false, ended: false }
+        Self {
+            shared,
+            server_name,
+            found: None,
+            connection: None,
+            close_notify: false,
+            ended: false,
+        }
     }
 
     /// Returns the observed state of this SSL, and makes it if there is none.
@@ -64,7 +71,11 @@ impl Observed {
     /// Stores the session that the handshake was given to resume.
     pub(super) fn offer(&mut self, found: Found) {
         let (id, authenticate_time) = (found.session_id().to_vec(), found.authenticate_time());
-        self.found = Some(Offered { id, found: Some(found), authenticate_time });
+        self.found = Some(Offered {
+            id,
+            found: Some(found),
+            authenticate_time,
+        });
     }
 
     /// Returns the session that this handshake was given before, if it has this id.
@@ -75,13 +86,27 @@ impl Observed {
 
     /// Handles an event of an SSL. An SSL without observed state has nothing to report.
     pub(super) fn see(ssl: &mut SslRef, index: Index<Ssl, Self>, event: Event, flags: Flags) {
-        let (server, reused, finished) = (ssl.is_server(), ssl.session_reused(), ssl.is_init_finished());
+        let (server, reused, finished) = (
+            ssl.is_server(),
+            ssl.session_reused(),
+            ssl.is_init_finished(),
+        );
         let tls13 = ssl.version2() == Some(SslVersion::TLS1_3);
-        let Some(observed) = ssl.ex_data_mut(index) else { return };
+        let Some(observed) = ssl.ex_data_mut(index) else {
+            return;
+        };
         match event {
             Event::HandshakeDone => observed.handshake_done(server, reused),
-            Event::Alert { code: CLOSE_NOTIFY, received: false, .. } => observed.close_notify = true,
-            Event::Alert { level, code, received } => {
+            Event::Alert {
+                code: CLOSE_NOTIFY,
+                received: false,
+                ..
+            } => observed.close_notify = true,
+            Event::Alert {
+                level,
+                code,
+                received,
+            } => {
                 // In TLS 1.3 the level has no meaning (RFC 8446 section 6).
                 let fatal = match code {
                     CLOSE_NOTIFY | USER_CANCELED => false,
@@ -127,7 +152,8 @@ impl Observed {
     fn open(&mut self, server: bool) -> &Connection {
         let resumed = self.found.as_ref().map(|found| found.id.as_slice());
         let role = if server { Role::Server } else { Role::Client };
-        self.connection.get_or_insert_with(|| self.shared.worker.open(role, &self.server_name, resumed))
+        self.connection
+            .get_or_insert_with(|| self.shared.worker.open(role, &self.server_name, resumed))
     }
 
     fn alert(&mut self, code: u8, received: bool, server: bool, resuming: bool, flags: Flags) {
@@ -152,7 +178,9 @@ impl Observed {
     /// Reports the close of an SSL that is being freed with these flags. The close is not reported
     /// earlier: if the process dies before, its connection counts as open.
     pub(super) fn end(mut self, flags: Flags) {
-        let Some(connection) = self.connection.take() else { return };
+        let Some(connection) = self.connection.take() else {
+            return;
+        };
         match (self.ended, flags.sent, self.close_notify) {
             (false, true, true) => connection.close(),
             // The SENT flag was set without a close_notify, for example by SSL_set_shutdown(3).

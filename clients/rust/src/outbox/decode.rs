@@ -75,22 +75,40 @@ mod tests {
     use tls_sessiond_proto::answer::Result as Answered;
 
     fn message() -> Vec<u8> {
-        let looked = pb::LookupSessionResponse { found: true, miss_reason: 7, ..Default::default() };
+        let looked = pb::LookupSessionResponse {
+            found: true,
+            miss_reason: 7,
+            ..Default::default()
+        };
         let results = [
             Answered::LookupSession(looked.into()),
             Answered::Free(pb::FreeResponse::default()),
             Answered::Error(pb::CallError::default()),
         ];
-        let number = |(number, result)| pb::Answer { id: number, result: Some(result) };
+        let number = |(number, result)| pb::Answer {
+            id: number,
+            result: Some(result),
+        };
         let answers = (299..).zip(results).map(number).collect();
-        pb::AttachResponse { answers, draining: true }.encode_to_vec()
+        pb::AttachResponse {
+            answers,
+            draining: true,
+        }
+        .encode_to_vec()
     }
 
     #[test]
     fn answers_come_in_order_each_with_its_number() {
         let mut all = Vec::new();
-        assert_eq!(read(&message(), |id, answer| all.push((id, answer))), Ok(true));
-        let [(299, Answer::Looked(response)), (300, Answer::Nothing), (301, Answer::Refused)] = &all[..]
+        assert_eq!(
+            read(&message(), |id, answer| all.push((id, answer))),
+            Ok(true)
+        );
+        let [
+            (299, Answer::Looked(response)),
+            (300, Answer::Nothing),
+            (301, Answer::Refused),
+        ] = &all[..]
         else {
             panic!("{} answers", all.len())
         };
@@ -103,7 +121,12 @@ mod tests {
     fn messages_that_are_cut_short_are_malformed() {
         let message = message();
         let cut = |length| read(&message[..length], |_, _| ());
-        let whole = (0..=message.len()).filter(|&length| cut(length).is_ok()).count();
-        assert_eq!(whole, 5, "cuts before the first field, after each of the three answers, and at the end");
+        let whole = (0..=message.len())
+            .filter(|&length| cut(length).is_ok())
+            .count();
+        assert_eq!(
+            whole, 5,
+            "cuts before the first field, after each of the three answers, and at the end"
+        );
     }
 }

@@ -58,7 +58,12 @@ pub(crate) struct Question<'l> {
 
 impl Question<'_> {
     fn request_size(&self) -> usize {
-        let &Lookup { role, session_id, server_name, binding } = self.lookup;
+        let &Lookup {
+            role,
+            session_id,
+            server_name,
+            binding,
+        } = self.lookup;
         let texts = [2 * session_id.len(), server_name.len(), binding.len()].map(wire::bytes_len);
         self.terms.context.len()
             + self.terms.format.len()
@@ -73,7 +78,12 @@ impl EncodeCall for Question<'_> {
     }
 
     fn write(&self, to: &mut Writer<'_>) {
-        let &Lookup { role, session_id, server_name, binding } = self.lookup;
+        let &Lookup {
+            role,
+            session_id,
+            server_name,
+            binding,
+        } = self.lookup;
         to.head(call::LOOKUP_SESSION, self.request_size());
         to.raw(&self.terms.context);
         to.number(request::ROLE, pb::Role::from(role) as u64);
@@ -123,7 +133,12 @@ mod tests {
     use super::*;
 
     fn written(id: u64, alias: &str, words: &impl EncodeCall) -> pb::Call {
-        let call = Call { id, alias, words, words_size: words.size() };
+        let call = Call {
+            id,
+            alias,
+            words,
+            words_size: words.size(),
+        };
         let mut bytes = vec![0; call.size()];
         let mut writer = Writer::new(&mut bytes);
         call.write(&mut writer);
@@ -140,13 +155,20 @@ mod tests {
             (Lookup::server(&[0xab, 0x01]), "www", pb::Role::Server),
             (Lookup::client("a.test"), "", pb::Role::Client),
             (
-                Lookup { server_name: &"n".repeat(255), binding: &[0; 1024], ..Lookup::server(&[7; 64]) },
+                Lookup {
+                    server_name: &"n".repeat(255),
+                    binding: &[0; 1024],
+                    ..Lookup::server(&[7; 64])
+                },
                 "www",
                 pb::Role::Server,
             ),
         ] {
             options.context = context.into();
-            let question = Question { terms: &LookupPrefix::of(&options), lookup: &lookup };
+            let question = Question {
+                terms: &LookupPrefix::of(&options),
+                lookup: &lookup,
+            };
             let call = written(u64::MAX, "", &question);
             let expected = pb::LookupSessionRequest {
                 context: context.into(),
@@ -170,10 +192,15 @@ mod tests {
     #[test]
     fn calls_have_their_number_and_their_alias() {
         for (id, alias) in [(0, ""), (1, ""), (0, "@7"), (300, "@1234567")] {
-            let method =
-                Method::New(Box::new(pb::NewRequest { server_name: "a".repeat(200), ..Default::default() }));
+            let method = Method::New(Box::new(pb::NewRequest {
+                server_name: "a".repeat(200),
+                ..Default::default()
+            }));
             let call = written(id, alias, &method);
-            assert_eq!((call.id, &*call.alias, call.method), (id, alias, Some(method)));
+            assert_eq!(
+                (call.id, &*call.alias, call.method),
+                (id, alias, Some(method))
+            );
         }
     }
 }

@@ -85,7 +85,10 @@ impl Outbox {
             handles: 0,
             sender: None,
         };
-        Self { state: Mutex::new(state), tallies }
+        Self {
+            state: Mutex::new(state),
+            tallies,
+        }
     }
 
     /// Queues a lookup for the caller that `waker` wakes.
@@ -101,8 +104,17 @@ impl Outbox {
     /// Queues a call whose answer shows that the daemon has done all calls before it. The call
     /// frees a connection id that no connection has.
     pub(super) fn mark(self: Arc<Self>, waker: &Waker) -> Result<Waiting, NotTaken> {
-        let request = pb::FreeRequest { connection_id: "0".repeat(32), allow_missing: true };
-        self.push_asking(Phase::Retired, Delivery::Required, &Method::Free(request), waker, Asker::Task)
+        let request = pb::FreeRequest {
+            connection_id: "0".repeat(32),
+            allow_missing: true,
+        };
+        self.push_asking(
+            Phase::Retired,
+            Delivery::Required,
+            &Method::Free(request),
+            waker,
+            Asker::Task,
+        )
     }
 
     fn push_asking(
@@ -116,9 +128,19 @@ impl Outbox {
         let words_size = words.size();
         let mut state = self.admit(until, weight, words_size)?;
         let id = state.waiting.take(waker, asker).ok_or(NotTaken::Full)?;
-        state.queue.push(&Call { id, alias: "", words, words_size });
+        state.queue.push(&Call {
+            id,
+            alias: "",
+            words,
+            words_size,
+        });
         send(state);
-        Ok(Waiting { link: self, id, fresh: true, over: false })
+        Ok(Waiting {
+            link: self,
+            id,
+            fresh: true,
+            over: false,
+        })
     }
 
     /// Queues the creation of a connection and returns its alias, which is valid on this link only.
@@ -130,7 +152,12 @@ impl Outbox {
         state.opened += 1;
         state.handles += 1;
         let alias = format!("@{}", state.opened);
-        state.queue.push(&Call { id: 0, alias: &alias, words, words_size });
+        state.queue.push(&Call {
+            id: 0,
+            alias: &alias,
+            words,
+            words_size,
+        });
         send(state);
         Ok(alias)
     }
@@ -142,7 +169,10 @@ impl Outbox {
 
     /// Queues the last call of a connection, which frees it.
     pub(super) fn free(&self, alias: String) {
-        let request = pb::FreeRequest { connection_id: alias, allow_missing: true };
+        let request = pb::FreeRequest {
+            connection_id: alias,
+            allow_missing: true,
+        };
         // If the link is closed, the daemon has freed the connection already.
         if let Ok(mut state) = self.queue(&Method::Free(request), Delivery::Required) {
             state.handles -= 1;
@@ -153,18 +183,31 @@ impl Outbox {
     /// Queues the shutdown of a connection and frees it, in one message. An error says that the
     /// shutdown was refused; the connection is freed anyway.
     pub(super) fn close_and_free(&self, alias: String) -> Result<(), NotTaken> {
-        let request = pb::ShutdownRequest { connection_id: alias.clone() };
+        let request = pb::ShutdownRequest {
+            connection_id: alias.clone(),
+        };
         // The stream is woken once, by `free`.
-        let taken = self.queue(&Method::Shutdown(request), Delivery::BestEffort).map(drop);
+        let taken = self
+            .queue(&Method::Shutdown(request), Delivery::BestEffort)
+            .map(drop);
         self.free(alias);
         taken
     }
 
     /// Queues a call without waking the stream.
-    fn queue(&self, words: &Method, weight: Delivery) -> Result<MutexGuard<'_, OutboxState>, NotTaken> {
+    fn queue(
+        &self,
+        words: &Method,
+        weight: Delivery,
+    ) -> Result<MutexGuard<'_, OutboxState>, NotTaken> {
         let words_size = words.size();
         let mut state = self.admit(Phase::Retired, weight, words_size)?;
-        state.queue.push(&Call { id: 0, alias: "", words, words_size });
+        state.queue.push(&Call {
+            id: 0,
+            alias: "",
+            words,
+            words_size,
+        });
         Ok(state)
     }
 
@@ -187,7 +230,11 @@ impl Outbox {
 
     /// Hands answers to their callers and returns whether other tasks still wait. `wake` must be
     /// empty and is empty afterwards: its memory is reused.
-    pub(super) fn answer(&self, answers: impl Iterator<Item = (u64, Answer)>, wake: &mut Vec<Waker>) -> bool {
+    pub(super) fn answer(
+        &self,
+        answers: impl Iterator<Item = (u64, Answer)>,
+        wake: &mut Vec<Waker>,
+    ) -> bool {
         let mut state = self.state.lock();
         for (id, answer) in answers {
             if matches!(answer, Answer::Refused) {
@@ -328,19 +375,26 @@ mod tests {
     fn batch(link: &Outbox) -> Poll<Option<Vec<Method>>> {
         let batch = link.poll_batch(&mut Context::from_waker(Waker::noop()));
         batch.map(|batch| {
-            let calls = pb::AttachRequest::decode(&batch?.bytes()[PREFIX..]).unwrap().calls;
+            let calls = pb::AttachRequest::decode(&batch?.bytes()[PREFIX..])
+                .unwrap()
+                .calls;
             Some(calls.into_iter().map(|call| call.method.unwrap()).collect())
         })
     }
 
     fn shutdown() -> Method {
-        Method::Shutdown(pb::ShutdownRequest { connection_id: "@".repeat(20) })
+        Method::Shutdown(pb::ShutdownRequest {
+            connection_id: "@".repeat(20),
+        })
     }
 
     fn ask(link: &Arc<Outbox>) -> Result<Waiting, NotTaken> {
         let terms = LookupPrefix::of(&Options::new("http://a:1", "openssl").unwrap());
         Arc::clone(link).ask(
-            &Question { terms: &terms, lookup: &Lookup::server(b"a") },
+            &Question {
+                terms: &terms,
+                lookup: &Lookup::server(b"a"),
+            },
             Waker::noop(),
             Asker::Task,
         )
@@ -371,8 +425,13 @@ mod tests {
         assert!(matches!(batch(&link), Poll::Ready(Some(calls)) if calls.len() == 1));
         assert!(batch(&link).is_pending());
         assert_eq!(link.close_and_free(alias), Ok(()));
-        let Poll::Ready(Some(methods)) = batch(&link) else { panic!("nothing to send") };
-        assert!(matches!(&methods[..], [Method::Shutdown(_), Method::Free(_)]), "{methods:?}");
+        let Poll::Ready(Some(methods)) = batch(&link) else {
+            panic!("nothing to send")
+        };
+        assert!(
+            matches!(&methods[..], [Method::Shutdown(_), Method::Free(_)]),
+            "{methods:?}"
+        );
         assert_eq!(link.state.lock().handles, 0);
     }
 
@@ -384,7 +443,12 @@ mod tests {
         drop(other);
         assert!(matches!(batch(&link), Poll::Ready(Some(calls)) if calls.len() == 1));
         assert!(poll(&mut one).is_pending() && poll(&mut one).is_pending());
-        link.answer([left, one.id, one.id].map(|id| (id, Answer::Nothing)).into_iter(), &mut Vec::new());
+        link.answer(
+            [left, one.id, one.id]
+                .map(|id| (id, Answer::Nothing))
+                .into_iter(),
+            &mut Vec::new(),
+        );
         assert!(matches!(poll(&mut one), Poll::Ready(Some(Answer::Nothing))));
     }
 
@@ -393,14 +457,20 @@ mod tests {
         let link = link();
         let [mut asked, mut answered] = [(); 2].map(|()| ask(&link).unwrap());
         assert!(poll(&mut asked).is_pending() && poll(&mut answered).is_pending());
-        link.answer(std::iter::once((answered.id, Answer::Nothing)), &mut Vec::new());
+        link.answer(
+            std::iter::once((answered.id, Answer::Nothing)),
+            &mut Vec::new(),
+        );
         link.close();
         assert!(matches!(poll(&mut asked), Poll::Ready(None)));
         assert!(
             matches!(poll(&mut answered), Poll::Ready(Some(_))),
             "the answer came before the link was closed"
         );
-        assert_eq!(link.tell(&shutdown(), Delivery::Required), Err(NotTaken::Closed));
+        assert_eq!(
+            link.tell(&shutdown(), Delivery::Required),
+            Err(NotTaken::Closed)
+        );
         assert_eq!(ask(&link).err(), Some(NotTaken::Closed));
         assert!(matches!(batch(&link), Poll::Ready(None)));
     }

@@ -48,7 +48,11 @@ impl Asker {
 
 impl<T> Default for PendingCalls<T> {
     fn default() -> Self {
-        Self { places: Vec::new(), free: Vec::new(), tasks: 0 }
+        Self {
+            places: Vec::new(),
+            free: Vec::new(),
+            tasks: 0,
+        }
     }
 }
 
@@ -59,8 +63,13 @@ impl<T> PendingCalls<T> {
             Some(index) => index,
             None => {
                 let index = self.places.len();
-                let number = u64::try_from(index).ok().filter(|index| index >> PLACE_BITS == 0)?;
-                self.places.push(PendingCall { number: number | 1 << PLACE_BITS, holds: Holds::Nothing });
+                let number = u64::try_from(index)
+                    .ok()
+                    .filter(|index| index >> PLACE_BITS == 0)?;
+                self.places.push(PendingCall {
+                    number: number | 1 << PLACE_BITS,
+                    holds: Holds::Nothing,
+                });
                 index
             }
         };
@@ -77,13 +86,19 @@ impl<T> PendingCalls<T> {
 
     /// Returns whether a caller still waits under this number.
     pub(crate) fn waits(&self, number: u64) -> bool {
-        let place = self.places.get(index(number)).filter(|place| place.number == number);
+        let place = self
+            .places
+            .get(index(number))
+            .filter(|place| place.number == number);
         place.is_some_and(|place| matches!(place.holds, Holds::Waiting(..)))
     }
 
     /// Stores the answer for the caller. Returns its waker if it still waits.
     pub(crate) fn answer(&mut self, number: u64, answer: T) -> Option<Waker> {
-        let place = self.places.get_mut(index(number)).filter(|place| place.number == number)?;
+        let place = self
+            .places
+            .get_mut(index(number))
+            .filter(|place| place.number == number)?;
         if !matches!(place.holds, Holds::Waiting(..)) {
             return None;
         }
@@ -98,7 +113,10 @@ impl<T> PendingCalls<T> {
 
     /// Takes the answer and frees the slot.
     pub(crate) fn poll(&mut self, number: u64) -> Poll<T> {
-        let place = self.places.get_mut(index(number)).filter(|place| place.number == number);
+        let place = self
+            .places
+            .get_mut(index(number))
+            .filter(|place| place.number == number);
         // A slot that was freed stays pending: its caller does not poll again.
         let Some(place) = place.filter(|place| matches!(place.holds, Holds::Answer(_))) else {
             return Poll::Pending;
@@ -114,7 +132,10 @@ impl<T> PendingCalls<T> {
     /// Replaces the waker. Returns the previous one, which the caller must drop without the lock:
     /// dropping it may drop a task.
     pub(crate) fn renew(&mut self, number: u64, waker: &Waker) -> Option<Waker> {
-        let place = self.places.get_mut(index(number)).filter(|place| place.number == number)?;
+        let place = self
+            .places
+            .get_mut(index(number))
+            .filter(|place| place.number == number)?;
         match &mut place.holds {
             Holds::Waiting(before, _) if !before.will_wake(waker) => {
                 Some(std::mem::replace(before, waker.clone()))
@@ -126,7 +147,10 @@ impl<T> PendingCalls<T> {
     /// Frees the slot. Returns its content, which the caller must drop without the lock, as in
     /// [`PendingCalls::renew`].
     pub(crate) fn leave(&mut self, number: u64) -> Option<impl Sized + use<T>> {
-        let place = self.places.get_mut(index(number)).filter(|place| place.number == number)?;
+        let place = self
+            .places
+            .get_mut(index(number))
+            .filter(|place| place.number == number)?;
         let holds = std::mem::replace(&mut place.holds, Holds::Nothing);
         if let Holds::Waiting(_, asker) = holds {
             self.tasks -= asker.tasks();
@@ -182,7 +206,10 @@ mod tests {
         assert_eq!(places.wakers().len(), 2);
         assert!(places.leave(other).is_some());
         assert!(places.leave(other).is_none());
-        assert!(places.wakers().len() == 1 && !places.has_tasks(), "only a thread waits");
+        assert!(
+            places.wakers().len() == 1 && !places.has_tasks(),
+            "only a thread waits"
+        );
         assert!(places.leave(again).is_some() && places.wakers().is_empty());
     }
 }

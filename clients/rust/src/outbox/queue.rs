@@ -37,7 +37,13 @@ struct Batch {
 
 impl Queue {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, batches: VecDeque::new(), calls: VecDeque::new(), bytes: 0, usual: 0 }
+        Self {
+            limits,
+            batches: VecDeque::new(),
+            calls: VecDeque::new(),
+            bytes: 0,
+            usual: 0,
+        }
     }
 
     /// Returns whether a call of this size does not fit into the limits.
@@ -51,14 +57,17 @@ impl Queue {
     pub(crate) fn push(&mut self, call: &Call<'_, impl EncodeCall>) {
         let size = call.size();
         let most = self.limits.call_bytes.min(BATCH_BYTES);
-        let goes =
-            |batch: &Batch| batch.calls < BATCH_CALLS && batch.bytes.bytes().len() - PREFIX + size <= most;
+        let goes = |batch: &Batch| {
+            batch.calls < BATCH_CALLS && batch.bytes.bytes().len() - PREFIX + size <= most
+        };
         if !self.batches.back().is_some_and(goes) {
             let mut bytes = SecretBuffer::with_capacity(self.usual.min(ROOM));
             bytes.grow(PREFIX);
             self.batches.push_back(Batch { bytes, calls: 0 });
         }
-        let Some(batch) = self.batches.back_mut() else { return };
+        let Some(batch) = self.batches.back_mut() else {
+            return;
+        };
         call.write(&mut Writer::new(batch.bytes.grow(size)));
         batch.calls += 1;
         self.calls.push_back((call.id, size));
@@ -109,8 +118,15 @@ mod tests {
     use tls_sessiond_proto::call::Method;
 
     fn push(queue: &mut Queue, id: u64) {
-        let words = Method::Shutdown(pb::ShutdownRequest { connection_id: "@".repeat(20) });
-        queue.push(&Call { id, alias: "", words: &words, words_size: words.size() });
+        let words = Method::Shutdown(pb::ShutdownRequest {
+            connection_id: "@".repeat(20),
+        });
+        queue.push(&Call {
+            id,
+            alias: "",
+            words: &words,
+            words_size: words.size(),
+        });
     }
 
     fn pop(queue: &mut Queue, wanted: impl Fn(u64) -> bool) -> Option<Vec<u64>> {
@@ -124,7 +140,10 @@ mod tests {
 
     #[test]
     fn messages_are_no_larger_than_the_largest_call_may_be() {
-        let mut queue = Queue::new(Limits { call_bytes: 100, ..Limits::default() });
+        let mut queue = Queue::new(Limits {
+            call_bytes: 100,
+            ..Limits::default()
+        });
         (0..10).for_each(|_| push(&mut queue, 0));
         let mut sizes = Vec::new();
         while let Some((bytes, calls)) = queue.pop(|_| false) {
@@ -138,16 +157,29 @@ mod tests {
     #[test]
     fn calls_that_are_not_wanted_any_more_are_left_out_and_the_others_stay_in_order() {
         let mut queue = Queue::new(Limits::default());
-        [1, 0, 2, 3, 300, 0, 4].into_iter().for_each(|id| push(&mut queue, id));
-        assert_eq!(pop(&mut queue, |id| id % 2 == 0), Some(vec![0, 2, 300, 0, 4]));
+        [1, 0, 2, 3, 300, 0, 4]
+            .into_iter()
+            .for_each(|id| push(&mut queue, id));
+        assert_eq!(
+            pop(&mut queue, |id| id % 2 == 0),
+            Some(vec![0, 2, 300, 0, 4])
+        );
         [1, 3].into_iter().for_each(|id| push(&mut queue, id));
-        assert_eq!(pop(&mut queue, |_| false), None, "a message without calls is not sent");
+        assert_eq!(
+            pop(&mut queue, |_| false),
+            None,
+            "a message without calls is not sent"
+        );
         assert_eq!(queue.bytes, 0);
     }
 
     #[test]
     fn queue_is_full_by_calls_by_bytes_and_for_what_is_too_large() {
-        let mut queue = Queue::new(Limits { queued_calls: 2, queued_bytes: 100, call_bytes: 90 });
+        let mut queue = Queue::new(Limits {
+            queued_calls: 2,
+            queued_bytes: 100,
+            call_bytes: 90,
+        });
         assert!(!queue.is_full(90) && queue.is_full(91));
         push(&mut queue, 0);
         assert!(!queue.is_full(70) && queue.is_full(80));

@@ -27,8 +27,16 @@ struct Inner {
 
 impl HandshakeStore {
     pub(super) fn new(found: Option<&Found>) -> Self {
-        let found = found.map(|found| (found.session_id().to_vec(), Zeroizing::new(found.data().to_vec())));
-        Self(Mutex::new(Inner { found, ..Inner::default() }))
+        let found = found.map(|found| {
+            (
+                found.session_id().to_vec(),
+                Zeroizing::new(found.data().to_vec()),
+            )
+        });
+        Self(Mutex::new(Inner {
+            found,
+            ..Inner::default()
+        }))
     }
 
     /// Takes the sessions that rustls stored since the last call, oldest first.
@@ -51,7 +59,10 @@ impl fmt::Debug for HandshakeStore {
 
 impl StoresServerSessions for HandshakeStore {
     fn put(&self, id: Vec<u8>, data: Vec<u8>) -> bool {
-        self.0.lock().made.push(NewSession { id, data: Zeroizing::new(data) });
+        self.0.lock().made.push(NewSession {
+            id,
+            data: Zeroizing::new(data),
+        });
         true
     }
 

@@ -88,7 +88,10 @@ impl Options {
     /// different bindings. For example, they differ in the trust anchors for client certificates,
     /// or in whether a certificate is required. A name or a digest is a good binding.
     pub fn new(binding: impl Into<Vec<u8>>) -> Self {
-        Self { binding: binding.into(), timeout: None }
+        Self {
+            binding: binding.into(),
+            timeout: None,
+        }
     }
 }
 
@@ -111,7 +114,12 @@ impl Acceptor {
         let mut config = Arc::unwrap_or_clone(config);
         config.ticketer = Arc::new(NoTickets);
         let speaks_tls13 = speaks_tls13(&config);
-        Self { worker, config: Arc::new(config), options: Arc::new(options), speaks_tls13 }
+        Self {
+            worker,
+            config: Arc::new(config),
+            options: Arc::new(options),
+            speaks_tls13,
+        }
     }
 
     /// Does a handshake.
@@ -130,7 +138,10 @@ impl Acceptor {
         let mut config = ServerConfig::clone(&self.config);
         // A resumption consumes one ticket and needs one new ticket. OpenSSL does the same, see
         // SSL_CTX_set_num_tickets(3).
-        if found.as_ref().is_some_and(|found| found.version() == Version::Tls13) {
+        if found
+            .as_ref()
+            .is_some_and(|found| found.version() == Version::Tls13)
+        {
             config.send_tls13_tickets = config.send_tls13_tickets.min(1);
             config.max_tls13_tickets = config.max_tls13_tickets.min(1);
         }
@@ -159,7 +170,10 @@ impl Acceptor {
             binding: &self.options.binding,
             ..Lookup::server(id)
         });
-        self.worker.lookup_first(lookups).await.filter(|found| found.version() == version)
+        self.worker
+            .lookup_first(lookups)
+            .await
+            .filter(|found| found.version() == version)
     }
 
     fn established<IO>(
@@ -177,7 +191,9 @@ impl Acceptor {
                 Some(rustls::ProtocolVersion::TLSv1_2) => Version::Tls12,
                 _ => Version::Tls13,
             },
-            cipher_suite: server.negotiated_cipher_suite().map_or("", |suite| iana_name(suite.suite())),
+            cipher_suite: server
+                .negotiated_cipher_suite()
+                .map_or("", |suite| iana_name(suite.suite())),
             server_name: server.server_name().unwrap_or_default().to_owned(),
             resumed: found.is_some(),
             authenticate_time: found.as_ref().map(|found| found.authenticate_time()),
@@ -186,7 +202,13 @@ impl Acceptor {
                 None => peer(server),
             },
         };
-        TlsStream::new(tls, connection, resumption, agreed, Arc::clone(&self.options))
+        TlsStream::new(
+            tls,
+            connection,
+            resumption,
+            agreed,
+            Arc::clone(&self.options),
+        )
     }
 
     /// Reports the fatal alert of a handshake that was resuming a TLS 1.2 session: the alert
@@ -211,7 +233,11 @@ async fn first_flight(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(Offe
         match flight.push(&bytes[..length]) {
             Progress::Whole(offer) => {
                 // If rustls will refuse the ClientHello, nothing is looked up and no ticket consumed.
-                let offer = if flight.is_taken_by_rustls() { offer } else { Offer::default() };
+                let offer = if flight.is_taken_by_rustls() {
+                    offer
+                } else {
+                    Offer::default()
+                };
                 return Ok((offer, flight.into_bytes()));
             }
             // rustls reports the end of the stream.
@@ -225,7 +251,11 @@ async fn first_flight(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(Offe
 /// parser for certificates.
 fn peer(server: &ServerConnection) -> Option<PeerIdentity> {
     let leaf = server.peer_certificates()?.first()?;
-    let sha256 = TLS13_AES_128_GCM_SHA256.tls13()?.common.hash_provider.hash(leaf);
+    let sha256 = TLS13_AES_128_GCM_SHA256
+        .tls13()?
+        .common
+        .hash_provider
+        .hash(leaf);
     Some(PeerIdentity {
         certificate_sha256: tls_sessiond_types::hex::string(sha256.as_ref()),
         ..PeerIdentity::default()
@@ -236,9 +266,10 @@ fn peer(server: &ServerConnection) -> Option<PeerIdentity> {
 /// without an alert.
 fn fatal_alert(err: &io::Error) -> Option<Alert> {
     match err.get_ref()?.downcast_ref()? {
-        rustls::Error::AlertReceived(description) => {
-            Some(Alert { code: (*description).into(), received: true })
-        }
+        rustls::Error::AlertReceived(description) => Some(Alert {
+            code: (*description).into(),
+            received: true,
+        }),
         error => Some(alert::for_error(error)),
     }
 }
@@ -259,9 +290,15 @@ fn speaks_tls13(config: &ServerConfig) -> bool {
     let mut config = config.clone();
     // Without a certificate the handshake goes no further.
     config.cert_resolver = Arc::new(ResolvesServerCertUsingSni::new());
-    let Ok(mut server) = ServerConnection::new(Arc::new(config)) else { return true };
+    let Ok(mut server) = ServerConnection::new(Arc::new(config)) else {
+        return true;
+    };
     let read = server.read_tls(&mut HELLO.as_slice());
-    debug_assert_eq!(read.ok(), Some(HELLO.len()), "the ClientHello fits into the buffer");
+    debug_assert_eq!(
+        read.ok(),
+        Some(HELLO.len()),
+        "the ClientHello fits into the buffer"
+    );
     let refused = rustls::Error::PeerIncompatible(PeerIncompatible::Tls12NotOfferedOrEnabled);
     server.process_new_packets().err() != Some(refused)
 }
@@ -299,7 +336,11 @@ mod tests {
 
     #[test]
     fn config_is_asked_whether_it_speaks_tls13() {
-        for (versions, speaks) in [(&[&TLS12, &TLS13][..], true), (&[&TLS13], true), (&[&TLS12], false)] {
+        for (versions, speaks) in [
+            (&[&TLS12, &TLS13][..], true),
+            (&[&TLS13], true),
+            (&[&TLS12], false),
+        ] {
             let config = ServerConfig::builder_with_protocol_versions(versions)
                 .with_no_client_auth()
                 .with_cert_resolver(Arc::new(ResolvesServerCertUsingSni::new()));

@@ -55,7 +55,13 @@ impl<IO> TlsStream<IO> {
         agreed: Agreed,
         options: Arc<Options>,
     ) -> Self {
-        let this = Self { tls, connection: Some(connection), resumption, agreed, options };
+        let this = Self {
+            tls,
+            connection: Some(connection),
+            resumption,
+            agreed,
+            options,
+        };
         this.put();
         this
     }
@@ -78,7 +84,9 @@ impl<IO> TlsStream<IO> {
     /// Puts the sessions that were made since the last call. rustls may make a TLS 1.3 ticket at
     /// any time.
     fn put(&self) {
-        let Some(connection) = &self.connection else { return };
+        let Some(connection) = &self.connection else {
+            return;
+        };
         for NewSession { id, mut data } in self.resumption.take_made() {
             connection.put(Put {
                 session_id: id,
@@ -107,7 +115,11 @@ impl<IO> TlsStream<IO> {
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<IO> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.tls).poll_read(cx, buf);
         this.put();
@@ -116,7 +128,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<IO> {
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.tls).poll_write(cx, bytes);
         this.settle(polled)

@@ -45,7 +45,9 @@ impl BusyPoll {
     /// Called when there is nothing to do. With polls left, the task is woken once the runtime has
     /// polled for I/O without blocking. Otherwise it sleeps.
     pub(crate) fn rest(&mut self, cx: &mut Context<'_>) {
-        let Some(left) = self.left.checked_sub(1) else { return };
+        let Some(left) = self.left.checked_sub(1) else {
+            return;
+        };
         self.left = left;
         if left == 0 {
             self.pass = self.looks.record(false);
@@ -85,10 +87,18 @@ mod tests {
         assert_eq!(looks(&mut busy_poll).await, LOOKS);
         busy_poll.answered(false);
         busy_poll.asked();
-        assert_eq!(looks(&mut busy_poll).await, 0, "the last answer came too late, so one batch is skipped");
+        assert_eq!(
+            looks(&mut busy_poll).await,
+            0,
+            "the last answer came too late, so one batch is skipped"
+        );
         busy_poll.asked();
         busy_poll.answered(true);
-        assert_eq!(looks(&mut busy_poll).await, LOOKS, "another answer may come at once");
+        assert_eq!(
+            looks(&mut busy_poll).await,
+            LOOKS,
+            "another answer may come at once"
+        );
         for _ in 0..2 {
             busy_poll.asked();
         }

@@ -108,7 +108,10 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
             .version(Version::HTTP_2)
             .header(TE, "trailers")
             .header(CONTENT_TYPE, GRPC)
-            .header(USER_AGENT, concat!("tls-sessiond/", env!("CARGO_PKG_VERSION")))
+            .header(
+                USER_AGENT,
+                concat!("tls-sessiond/", env!("CARGO_PKG_VERSION")),
+            )
             .body(())
             .ok()?;
         let (mut response, batches) = calls.send_request(request, false).ok()?;
@@ -132,9 +135,21 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
             answers: wakes.waker(ANSWERS),
             life: wakes.waker(LIFE),
         };
-        let batches = Batches { link: Arc::clone(&link), stream: batches, ended: false };
+        let batches = Batches {
+            link: Arc::clone(&link),
+            stream: batches,
+            ended: false,
+        };
         let answers = Answers::new(link, response.into_body());
-        Some(Self { connection, batches, answers, life, busy_poll: BusyPoll::default(), wakes, wakers })
+        Some(Self {
+            connection,
+            batches,
+            answers,
+            life,
+            busy_poll: BusyPoll::default(),
+            wakes,
+            wakers,
+        })
     }
 
     /// Runs the stream until the daemon begins to drain. `None`: the stream has ended.
@@ -166,7 +181,15 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
 
     /// Runs each part that is ready, in the order in which they wake each other.
     fn turn(&mut self, due: &mut Parts) -> Result<Poll<Draining>, Over> {
-        let Self { connection, batches, answers, life, busy_poll, wakes, wakers } = self;
+        let Self {
+            connection,
+            batches,
+            answers,
+            life,
+            busy_poll,
+            wakes,
+            wakers,
+        } = self;
         let mut is_due = |part: Parts| {
             *due |= wakes.take_ready();
             let is = *due & part != 0;
@@ -177,22 +200,37 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
             batches.send(&mut Context::from_waker(&wakers.batches), busy_poll)?;
         }
         let over = is_due(CONNECTION)
-            && Pin::new(connection).poll(&mut Context::from_waker(&wakers.connection)).is_ready();
+            && Pin::new(connection)
+                .poll(&mut Context::from_waker(&wakers.connection))
+                .is_ready();
         let mut read = Poll::Pending;
         if is_due(ANSWERS) {
             life.heard();
             read = answers.read(&mut Context::from_waker(&wakers.answers), busy_poll)?;
         }
-        if is_due(LIFE) && life.poll_dead(&mut Context::from_waker(&wakers.life)).is_ready() {
+        if is_due(LIFE)
+            && life
+                .poll_dead(&mut Context::from_waker(&wakers.life))
+                .is_ready()
+        {
             return Err(Over);
         }
         // The answers before the end have been read first.
-        if over && read.is_pending() { Err(Over) } else { Ok(read) }
+        if over && read.is_pending() {
+            Err(Over)
+        } else {
+            Ok(read)
+        }
     }
 
     /// Closes the HTTP/2 connection in an orderly way.
     pub(super) async fn close(self) {
-        let Self { connection, batches, answers, .. } = self;
+        let Self {
+            connection,
+            batches,
+            answers,
+            ..
+        } = self;
         drop((batches, answers));
         // After the timeout the connection is dropped.
         drop(timeout(CLOSE_TIMEOUT, connection).await);
@@ -204,7 +242,9 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
 fn is_taken(response: &Response<RecvStream>) -> bool {
     let headers = response.headers();
     response.status() == StatusCode::OK
-        && headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(GRPC.as_bytes()))
+        && headers
+            .get(CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(GRPC.as_bytes()))
         && !headers.contains_key("grpc-status")
 }
 
@@ -262,14 +302,29 @@ struct Answers {
 
 impl Answers {
     fn new(link: Arc<Outbox>, stream: RecvStream) -> Self {
-        Self { link, stream, pieces: Deframer::default(), read: Vec::new(), wake: Vec::new() }
+        Self {
+            link,
+            stream,
+            pieces: Deframer::default(),
+            read: Vec::new(),
+            wake: Vec::new(),
+        }
     }
 
     /// Reads all data that has arrived and hands out its answers.
-    fn read(&mut self, cx: &mut Context<'_>, busy_poll: &mut BusyPoll) -> Result<Poll<Draining>, Over> {
+    fn read(
+        &mut self,
+        cx: &mut Context<'_>,
+        busy_poll: &mut BusyPoll,
+    ) -> Result<Poll<Draining>, Over> {
         while let Poll::Ready(piece) = self.stream.poll_data(cx) {
-            let Some(Ok(piece)) = piece else { return Err(Over) };
-            self.stream.flow_control().release_capacity(piece.len()).map_err(|_| Over)?;
+            let Some(Ok(piece)) = piece else {
+                return Err(Over);
+            };
+            self.stream
+                .flow_control()
+                .release_capacity(piece.len())
+                .map_err(|_| Over)?;
             if self.hand_out(&piece, busy_poll)? {
                 return Ok(Poll::Ready(Draining));
             }
@@ -336,7 +391,10 @@ mod tests {
     }
 
     fn taken() -> Response<()> {
-        Response::builder().header(CONTENT_TYPE, GRPC).body(()).unwrap()
+        Response::builder()
+            .header(CONTENT_TYPE, GRPC)
+            .body(())
+            .unwrap()
     }
 
     /// Opens a stream to a server that sends this response. Returns the stream, and the server's
@@ -345,12 +403,21 @@ mod tests {
         link: &Arc<Outbox>,
         response: Response<()>,
         window: u32,
-    ) -> (Option<Stream<DuplexStream>>, Server, RecvStream, SendStream<Bytes>) {
+    ) -> (
+        Option<Stream<DuplexStream>>,
+        Server,
+        RecvStream,
+        SendStream<Bytes>,
+    ) {
         let (ours, theirs) = duplex(64 << 10);
         let serve = async {
-            let mut server =
-                server::Builder::new().initial_window_size(window).handshake(theirs).await.unwrap();
-            let (request, mut respond): (_, SendResponse<Bytes>) = server.accept().await.unwrap().unwrap();
+            let mut server = server::Builder::new()
+                .initial_window_size(window)
+                .handshake(theirs)
+                .await
+                .unwrap();
+            let (request, mut respond): (_, SendResponse<Bytes>) =
+                server.accept().await.unwrap().unwrap();
             assert_eq!(request.uri().path(), METHOD);
             let answers = respond.send_response(response, false).unwrap();
             (server, request.into_body(), answers)
@@ -370,16 +437,28 @@ mod tests {
     }
 
     fn answer(id: u64) -> Vec<u8> {
-        let answers = vec![pb::Answer { id, result: Some(Answered::LookupSession(Box::default())) }];
-        let message = pb::AttachResponse { answers, draining: false }.encode_to_vec();
+        let answers = vec![pb::Answer {
+            id,
+            result: Some(Answered::LookupSession(Box::default())),
+        }];
+        let message = pb::AttachResponse {
+            answers,
+            draining: false,
+        }
+        .encode_to_vec();
         [&prefix(message.len())[..], &message].concat()
     }
 
     /// Queues a lookup as its first poll does, and waits for the answer.
     async fn ask(link: &Arc<Outbox>, id: &[u8]) -> Option<Answer> {
         let terms = LookupPrefix::of(&Options::new("http://a:1", "openssl").unwrap());
-        let question = Question { terms: &terms, lookup: &Lookup::server(id) };
-        let asked = poll_fn(|cx| Poll::Ready(Arc::clone(link).ask(&question, cx.waker(), Asker::Task))).await;
+        let question = Question {
+            terms: &terms,
+            lookup: &Lookup::server(id),
+        };
+        let asked =
+            poll_fn(|cx| Poll::Ready(Arc::clone(link).ask(&question, cx.waker(), Asker::Task)))
+                .await;
         asked.ok()?.await
     }
 
@@ -388,7 +467,10 @@ mod tests {
         let mut bytes = Vec::new();
         loop {
             let piece = batches.data().await.unwrap().unwrap();
-            batches.flow_control().release_capacity(piece.len()).unwrap();
+            batches
+                .flow_control()
+                .release_capacity(piece.len())
+                .unwrap();
             bytes.extend_from_slice(&piece);
             if let Some((head, message)) = bytes.split_first_chunk()
                 && *head == prefix(message.len())
@@ -406,7 +488,9 @@ mod tests {
             Response::builder().status(404).header(CONTENT_TYPE, GRPC),
             Response::builder(),
             Response::builder().header(CONTENT_TYPE, "text/html"),
-            Response::builder().header(CONTENT_TYPE, GRPC).header("grpc-status", "7"),
+            Response::builder()
+                .header(CONTENT_TYPE, GRPC)
+                .header("grpc-status", "7"),
         ];
         for response in refusals {
             let (stream, ..) = opened(&link(), response.body(()).unwrap(), 65_535).await;
@@ -414,7 +498,10 @@ mod tests {
         }
         let (ours, theirs) = duplex(1 << 10);
         drop(theirs);
-        assert!(Stream::open(ours, uri(), link()).await.is_none(), "the transport is closed");
+        assert!(
+            Stream::open(ours, uri(), link()).await.is_none(),
+            "the transport is closed"
+        );
     }
 
     #[tokio::test]
@@ -440,7 +527,11 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_message_of_answers_is_the_end() {
-        let bad = [&[1, 0, 0, 0, 0][..], &[0, 1, 0, 0, 1], &[0, 0, 0, 0, 1, 0xff]];
+        let bad = [
+            &[1, 0, 0, 0, 0][..],
+            &[0, 1, 0, 0, 1],
+            &[0, 0, 0, 0, 1, 0xff],
+        ];
         for bad in bad {
             let link = link();
             let (stream, mut server, _batches, mut answers) = opened(&link, taken(), 65_535).await;
@@ -459,8 +550,17 @@ mod tests {
         let alias = link.open(pb::NewRequest::default()).unwrap();
         let (stream, mut server, mut batches, mut answers) = opened(&link, taken(), 65_535).await;
         let mut stream = stream.unwrap();
-        let draining = pb::AttachResponse { answers: Vec::new(), draining: true }.encode_to_vec();
-        answers.send_data([&prefix(draining.len())[..], &draining].concat().into(), false).unwrap();
+        let draining = pb::AttachResponse {
+            answers: Vec::new(),
+            draining: true,
+        }
+        .encode_to_vec();
+        answers
+            .send_data(
+                [&prefix(draining.len())[..], &draining].concat().into(),
+                false,
+            )
+            .unwrap();
         let work = async {
             assert!(stream.next().await.is_some());
             link.retire();
@@ -477,10 +577,21 @@ mod tests {
             bytes
         };
         let ((), bytes, ended) = tokio::join!(work, serve, server.accept());
-        assert!(ended.is_none(), "the connection was closed in an orderly way");
+        assert!(
+            ended.is_none(),
+            "the connection was closed in an orderly way"
+        );
         let new = u32::from_be_bytes(*bytes[1..].first_chunk().unwrap()) as usize;
-        let calls = pb::AttachRequest::decode(&bytes[5 + new + 5..]).unwrap().calls;
-        assert!(matches!(calls[..], [pb::Call { method: Some(pb::call::Method::Free(_)), .. }]));
+        let calls = pb::AttachRequest::decode(&bytes[5 + new + 5..])
+            .unwrap()
+            .calls;
+        assert!(matches!(
+            calls[..],
+            [pb::Call {
+                method: Some(pb::call::Method::Free(_)),
+                ..
+            }]
+        ));
     }
 
     #[tokio::test]
@@ -490,7 +601,13 @@ mod tests {
         let mut stream = stream.unwrap();
         let put = |size: usize| {
             let data = vec![7; size].into();
-            pb::call::Method::PutSession(pb::PutSessionRequest { data, ..Default::default() }.into())
+            pb::call::Method::PutSession(
+                pb::PutSessionRequest {
+                    data,
+                    ..Default::default()
+                }
+                .into(),
+            )
         };
         let mut told = 0;
         // Until the queue is full. The buffers behind it are bounded.

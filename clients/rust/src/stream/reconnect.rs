@@ -23,7 +23,11 @@ pub(crate) async fn keep(shared: Arc<WorkerState>, mut gone: oneshot::Receiver<I
             let begun = Instant::now();
             shared.join(&link);
             let (tell, lost) = oneshot::channel();
-            let run = Run { shared: Arc::clone(&shared), link: Arc::clone(&link), lost: Some(tell) };
+            let run = Run {
+                shared: Arc::clone(&shared),
+                link: Arc::clone(&link),
+                lost: Some(tell),
+            };
             tokio::spawn(run.through(stream));
             tokio::select! {
                 _ = &mut gone => {
@@ -49,7 +53,10 @@ pub(crate) async fn keep(shared: Arc<WorkerState>, mut gone: oneshot::Receiver<I
 async fn attach(shared: &WorkerState) -> Option<(Arc<Outbox>, Stream<Transport>)> {
     let address = &shared.options.address;
     let line = address.connect().await.ok()?;
-    let link = Arc::new(Outbox::new(shared.options.limits.clone(), Arc::clone(&shared.tallies)));
+    let link = Arc::new(Outbox::new(
+        shared.options.limits.clone(),
+        Arc::clone(&shared.tallies),
+    ));
     let stream = Stream::open(line, address.uri(METHOD), Arc::clone(&link)).await?;
     Some((link, stream))
 }

@@ -63,7 +63,9 @@ impl Text {
     pub fn matches(&self, text: &str) -> bool {
         match self {
             Self::Exactly(wanted) => text == wanted,
-            Self::Below(prefix) => text.strip_prefix(prefix.as_str()).is_some_and(|rest| !rest.is_empty()),
+            Self::Below(prefix) => text
+                .strip_prefix(prefix.as_str())
+                .is_some_and(|rest| !rest.is_empty()),
             Self::OneLabel(suffix) => text
                 .strip_suffix(suffix.as_str())
                 .is_some_and(|label| !label.is_empty() && !label.contains('.')),
@@ -85,7 +87,9 @@ impl FromStr for IdentityPattern {
     /// The error says why the text is not an identity.
     fn from_str(text: &str) -> Result<Self, PatternError> {
         let number = |digits: &str| {
-            digits.parse().map_err(|_| PatternError(format!("`{text}`: invalid number `{digits}`")))
+            digits
+                .parse()
+                .map_err(|_| PatternError(format!("`{text}`: invalid number `{digits}`")))
         };
         if text == "local" {
             return Ok(Self::Local);
@@ -121,14 +125,18 @@ fn below(text: &str) -> Result<Text, PatternError> {
     match text.split_once('*') {
         None => Ok(Text::Exactly(text.to_owned())),
         Some((prefix, "")) if prefix.ends_with('/') => Ok(Text::Below(prefix.to_owned())),
-        Some(_) => Err(PatternError(format!("`{text}`: a `*` is allowed only at the end, after a `/`"))),
+        Some(_) => Err(PatternError(format!(
+            "`{text}`: a `*` is allowed only at the end, after a `/`"
+        ))),
     }
 }
 
 fn one_label(text: &str) -> Result<Text, PatternError> {
     let text = ServerName::new(text).to_string();
     match text.split_once('*') {
-        None if text.is_empty() => Err(PatternError("a DNS name must have at least one label".into())),
+        None if text.is_empty() => Err(PatternError(
+            "a DNS name must have at least one label".into(),
+        )),
         None => Ok(Text::Exactly(text)),
         Some(("", suffix)) if suffix.starts_with('.') && !suffix.contains('*') => {
             Ok(Text::OneLabel(suffix.to_owned()))
@@ -166,10 +174,16 @@ mod tests {
                 "spiffe://example.org/ns/web/a",
                 "spiffe://example.org/ns/webs/a",
             ),
-            ("spiffe://example.org/a", "spiffe://example.org/a", "spiffe://example.org/a/b"),
+            (
+                "spiffe://example.org/a",
+                "spiffe://example.org/a",
+                "spiffe://example.org/a/b",
+            ),
             ("uri:https://a.test/", "https://a.test/", "https://a.test/x"),
         ] {
-            let IdentityPattern::Uri(text) = pattern.parse::<IdentityPattern>().unwrap() else { panic!() };
+            let IdentityPattern::Uri(text) = pattern.parse::<IdentityPattern>().unwrap() else {
+                panic!()
+            };
             assert!(text.matches(same) && !text.matches(other), "{pattern}");
         }
         for (pattern, same, other) in [
@@ -177,7 +191,9 @@ mod tests {
             ("dns:*.workers.test", "b.workers.test", ".workers.test"),
             ("dns:a.test", "a.test", "b.a.test"),
         ] {
-            let IdentityPattern::Dns(text) = pattern.parse::<IdentityPattern>().unwrap() else { panic!() };
+            let IdentityPattern::Dns(text) = pattern.parse::<IdentityPattern>().unwrap() else {
+                panic!()
+            };
             assert!(text.matches(same) && !text.matches(other), "{pattern}");
         }
     }

@@ -54,7 +54,8 @@ impl Budget {
 
     /// Changes the total. It applies from the next call of [`Self::share`] on.
     pub fn resize(&self, limits: Limits) {
-        self.entries_max.store(limits.entries_max, Ordering::Relaxed);
+        self.entries_max
+            .store(limits.entries_max, Ordering::Relaxed);
         self.bytes_max.store(limits.bytes_max, Ordering::Relaxed);
     }
 
@@ -65,9 +66,16 @@ impl Budget {
 
     /// Divides the total among these caches, and no others.
     pub fn share<'c>(&self, caches: impl Iterator<Item = &'c Arc<Cache>> + Clone) {
-        let sum =
-            |limit: fn(&Limits) -> usize| caches.clone().map(|cache| limit(&cache.limits()) as u128).sum();
-        let (entries, bytes) = (sum(|limits| limits.entries_max), sum(|limits| limits.bytes_max));
+        let sum = |limit: fn(&Limits) -> usize| {
+            caches
+                .clone()
+                .map(|cache| limit(&cache.limits()) as u128)
+                .sum()
+        };
+        let (entries, bytes) = (
+            sum(|limits| limits.entries_max),
+            sum(|limits| limits.bytes_max),
+        );
         let total = self.limits();
         let members = caches
             .map(|cache| Member {
@@ -100,8 +108,12 @@ impl Budget {
                 if !self.held.exceeds(&self.limits()) {
                     return;
                 }
-                let Some(cache) = self.furthest_above(newest.map(|(putter, _)| putter)) else { return };
-                let kept = newest.filter(|(putter, _)| ptr::eq(&*cache, *putter)).map(|(_, newest)| newest);
+                let Some(cache) = self.furthest_above(newest.map(|(putter, _)| putter)) else {
+                    return;
+                };
+                let kept = newest
+                    .filter(|(putter, _)| ptr::eq(&*cache, *putter))
+                    .map(|(_, newest)| newest);
                 let gone = cache.make_room(kept);
                 (cache, gone)
             };
@@ -123,9 +135,13 @@ impl Budget {
             };
             let puts = putter.is_some_and(|putter| ptr::eq(&*cache, putter));
             let others = cache.len() > usize::from(puts);
-            held.checked_sub(share).filter(|&above| above > 0 && others).map(|above| (above, cache))
+            held.checked_sub(share)
+                .filter(|&above| above > 0 && others)
+                .map(|above| (above, cache))
         });
-        above.max_by_key(|(above, _)| *above).map(|(_, cache)| cache)
+        above
+            .max_by_key(|(above, _)| *above)
+            .map(|(_, cache)| cache)
     }
 }
 

@@ -36,7 +36,10 @@ const LOOK_PAST_MAX: usize = 64;
 
 impl ServerNameIndex {
     pub(super) fn push(&self, session: &Arc<Session>, store: &Memory<Session>) {
-        let mut sessions = self.by_name.entry(session.kind().server_name.clone()).or_default();
+        let mut sessions = self
+            .by_name
+            .entry(session.kind().server_name.clone())
+            .or_default();
         // Checking all of them would hold up other threads with this name. A removed session behind
         // one that is still stored is left to `shrink`.
         for _ in 0..LOOKED_AT {
@@ -49,12 +52,19 @@ impl ServerNameIndex {
         self.sessions.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn newest(&self, terms: &ResumeCriteria<'_>, store: &Memory<Session>) -> Option<Arc<Session>> {
+    pub(super) fn newest(
+        &self,
+        terms: &ResumeCriteria<'_>,
+        store: &Memory<Session>,
+    ) -> Option<Arc<Session>> {
         let mut sessions = self.by_name.get_mut(&**terms.server_name)?;
         let mut place = sessions.len();
         for _ in 0..LOOK_PAST_MAX {
             place = place.checked_sub(1)?;
-            match sessions[place].upgrade().filter(|session| store.holds(session)) {
+            match sessions[place]
+                .upgrade()
+                .filter(|session| store.holds(session))
+            {
                 Some(session) if session.kind().fits(terms) => return Some(session),
                 Some(_) => {}
                 None => {
@@ -81,10 +91,13 @@ impl ServerNameIndex {
     fn retain(&self, sessions: &mut VecDeque<Weak<Session>>, store: &Memory<Session>) {
         let before = sessions.len();
         sessions.retain(|session| held(session, store));
-        self.sessions.fetch_sub(before - sessions.len(), Ordering::Relaxed);
+        self.sessions
+            .fetch_sub(before - sessions.len(), Ordering::Relaxed);
     }
 }
 
 fn held(session: &Weak<Session>, store: &Memory<Session>) -> bool {
-    session.upgrade().is_some_and(|session| store.holds(&session))
+    session
+        .upgrade()
+        .is_some_and(|session| store.holds(&session))
 }

@@ -29,8 +29,8 @@ use crate::{
     },
     clock::{Now, Timestamp},
     session::{
-        Attributes, LIFETIME_MAX, Miss, NewSession, RemovalReason, ResumeCriteria, Session, SessionId,
-        SessionInfo,
+        Attributes, LIFETIME_MAX, Miss, NewSession, RemovalReason, ResumeCriteria, Session,
+        SessionId, SessionInfo,
         events::{EventKind, MissEvent},
         stats::Account,
     },
@@ -160,7 +160,9 @@ impl Cache {
         if let Some(pool) = &self.pool {
             pool.push(&session, &self.store);
         }
-        self.ledger.watchers.publish(&session, EventKind::Added, now.at);
+        self.ledger
+            .watchers
+            .publish(&session, EventKind::Added, now.at);
         self.ledger.budget.settle(self, &session);
         Ok(session)
     }
@@ -193,16 +195,28 @@ impl Cache {
             peer: new.peer,
         };
         let kind = self.ledger.kinds.intern(kind, &id);
-        let facts = SessionInfo { id, kind, authenticated: new.authenticated, created_after, lives };
+        let facts = SessionInfo {
+            id,
+            kind,
+            authenticated: new.authenticated,
+            created_after,
+            lives,
+        };
         Ok(Session::new(facts, new.secret))
     }
 
     /// Stores a session if its id is free or belongs to an expired session.
     fn store_or_replace(&self, session: &Arc<Session>, now: Now) -> Result<(), NotStored> {
-        let put = || self.store.put(Arc::clone(session), |evicted| self.made_room(evicted));
+        let put = || {
+            self.store
+                .put(Arc::clone(session), |evicted| self.made_room(evicted))
+        };
         let mut stored = put();
         if stored == Err(Refused::Taken)
-            && let Some(old) = self.store.peek(session.id().as_bytes()).filter(|old| old.expired(now))
+            && let Some(old) = self
+                .store
+                .peek(session.id().as_bytes())
+                .filter(|old| old.expired(now))
         {
             self.withdraw(&old, RemovalReason::Expired);
             stored = put();
@@ -217,7 +231,12 @@ impl Cache {
     ///
     /// # Errors
     /// Returns [`Miss`] with the reason where there is none.
-    pub fn find(&self, id: &SessionId, terms: &ResumeCriteria<'_>, now: Now) -> Result<Arc<Session>, Miss> {
+    pub fn find(
+        &self,
+        id: &SessionId,
+        terms: &ResumeCriteria<'_>,
+        now: Now,
+    ) -> Result<Arc<Session>, Miss> {
         self.tell_time(now.at);
         let Some(session) = self.store.get(id.as_bytes()) else {
             let departure = self.ledger.tombstones.find(self.group, self.role, id);
@@ -238,7 +257,9 @@ impl Cache {
         if session.kind().single_use && !self.withdraw(&session, RemovalReason::Taken) {
             return Err(Miss::Removed);
         }
-        self.ledger.watchers.publish(&session, EventKind::Hit, now.at);
+        self.ledger
+            .watchers
+            .publish(&session, EventKind::Hit, now.at);
         Ok(session)
     }
 
@@ -291,7 +312,9 @@ impl Cache {
 
     /// Returns the session with this id, of any version, without consuming it. Not for resuming.
     pub fn peek(&self, id: &SessionId, now: Now) -> Option<Arc<Session>> {
-        self.store.peek(id.as_bytes()).filter(|session| self.alive(session, now))
+        self.store
+            .peek(id.as_bytes())
+            .filter(|session| self.alive(session, now))
     }
 
     /// Returns the state of an id without changing anything.
@@ -300,7 +323,9 @@ impl Cache {
             let miss = if session.expired(now) {
                 Some(Miss::Expired)
             } else {
-                self.revocations.cover(session.facts()).then_some(Miss::Revoked)
+                self.revocations
+                    .cover(session.facts())
+                    .then_some(Miss::Revoked)
             };
             return Known::Held(session, miss);
         }
@@ -339,7 +364,9 @@ impl Cache {
     /// revoked.
     pub fn remove(&self, id: &SessionId, now: Now) -> bool {
         self.tell_time(now.at);
-        let Some(session) = self.store.take(id.as_bytes()) else { return false };
+        let Some(session) = self.store.take(id.as_bytes()) else {
+            return false;
+        };
         let reason = if session.expired(now) {
             RemovalReason::Expired
         } else if self.revocations.cover(session.facts()) {
@@ -387,7 +414,10 @@ impl Cache {
 
     /// Removes these sessions. Returns how many of them were stored.
     pub fn withdraw_revoked(&self, sessions: &[Arc<Session>]) -> usize {
-        sessions.iter().filter(|session| self.withdraw(session, RemovalReason::Revoked)).count()
+        sessions
+            .iter()
+            .filter(|session| self.withdraw(session, RemovalReason::Revoked))
+            .count()
     }
 
     /// Closes the cache because no context has its scope any more.
@@ -415,7 +445,9 @@ impl Cache {
     /// Removes expired sessions, and what index and revocations no longer need.
     pub fn reap(&self, now: Timestamp) {
         self.ledger.tell_time(now);
-        self.store.expire(now, |session| self.departed(&session, RemovalReason::Expired));
+        self.store.expire(now, |session| {
+            self.departed(&session, RemovalReason::Expired);
+        });
         self.revocations.forget(now);
         if let Some(pool) = &self.pool {
             pool.shrink(&self.store);
@@ -466,7 +498,8 @@ impl Cache {
     /// Changes the limits on the cache and on one session. Evicts sessions until the new limits are
     /// kept.
     pub fn resize(&self, limits: Limits, session_bytes_max: usize) {
-        self.session_bytes_max.store(session_bytes_max, Ordering::Relaxed);
+        self.session_bytes_max
+            .store(session_bytes_max, Ordering::Relaxed);
         self.store.resize(limits, |evicted| self.made_room(evicted));
     }
 

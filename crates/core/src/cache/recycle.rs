@@ -12,8 +12,12 @@ thread_local! {
 
 /// Moves a session into the allocation that [`recycle`] kept last, or into a new one.
 pub(super) fn reuse(session: Session) -> Arc<Session> {
-    let Ok(Some(mut shell)) = SHELL.try_with(Cell::take) else { return Arc::new(session) };
-    let Some(place) = Arc::get_mut(&mut shell) else { return Arc::new(session) };
+    let Ok(Some(mut shell)) = SHELL.try_with(Cell::take) else {
+        return Arc::new(session);
+    };
+    let Some(place) = Arc::get_mut(&mut shell) else {
+        return Arc::new(session);
+    };
     *place = session;
     shell
 }

@@ -102,7 +102,8 @@ impl Revocations {
         }
         let mut held = self.held.write();
         held.retain(|before| before.after(LIFETIME_MAX) > now);
-        self.latest.store(held.latest().as_millis(), Ordering::SeqCst);
+        self.latest
+            .store(held.latest().as_millis(), Ordering::SeqCst);
     }
 
     /// Returns the number of selectors.
@@ -119,14 +120,21 @@ impl Revocations {
 
 impl Revoked {
     fn cover(&self, session: &SessionInfo) -> bool {
-        let covers =
-            |before: Option<&Timestamp>| before.is_some_and(|before| session.authenticated < *before);
+        let covers = |before: Option<&Timestamp>| {
+            before.is_some_and(|before| session.authenticated < *before)
+        };
         session.authenticated < self.all
             || covers(self.server_names.get(&*session.kind.server_name))
             || session.kind.peer.as_deref().is_some_and(|peer| {
                 covers(self.certificates.get(&peer.certificate_sha256))
-                    || peer.uris.iter().any(|uri| covers(self.uris.get(uri.as_str())))
-                    || peer.dns_names.iter().any(|name| covers(self.dns_names.get(name.as_str())))
+                    || peer
+                        .uris
+                        .iter()
+                        .any(|uri| covers(self.uris.get(uri.as_str())))
+                    || peer
+                        .dns_names
+                        .iter()
+                        .any(|name| covers(self.dns_names.get(name.as_str())))
             })
     }
 
@@ -145,8 +153,14 @@ impl Revoked {
     }
 
     fn moments(&self) -> impl Iterator<Item = Timestamp> {
-        let names = [&self.dns_names, &self.server_names].into_iter().flat_map(HashMap::values);
-        self.certificates.values().chain(self.uris.values()).chain(names).copied()
+        let names = [&self.dns_names, &self.server_names]
+            .into_iter()
+            .flat_map(HashMap::values);
+        self.certificates
+            .values()
+            .chain(self.uris.values())
+            .chain(names)
+            .copied()
     }
 
     fn latest(&self) -> Timestamp {

@@ -32,7 +32,9 @@ pub struct SharedState {
 
 impl std::fmt::Debug for SharedState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SharedState").field("budget", &self.budget).finish_non_exhaustive()
+        f.debug_struct("SharedState")
+            .field("budget", &self.budget)
+            .finish_non_exhaustive()
     }
 }
 
@@ -64,6 +66,7 @@ impl SharedState {
         session.kind().account.removals.count(reason);
         let at = Timestamp::from_millis(self.latest.load(Ordering::Relaxed));
         self.tombstones.record(group, session.facts(), reason, at);
-        self.watchers.publish(session, EventKind::Removed(reason), at);
+        self.watchers
+            .publish(session, EventKind::Removed(reason), at);
     }
 }

@@ -159,25 +159,47 @@ impl Tombstones {
         Group(self.next_group.fetch_add(1, Ordering::Relaxed))
     }
 
-    pub(super) fn record(&self, group: Group, session: &SessionInfo, reason: RemovalReason, at: Timestamp) {
+    pub(super) fn record(
+        &self,
+        group: Group,
+        session: &SessionInfo,
+        reason: RemovalReason,
+        at: Timestamp,
+    ) {
         let key = self.key(group, session.kind.role, &session.id);
         let kind = Arc::clone(&session.kind);
         let bytes = u32::try_from(kind.size()).unwrap_or(u32::MAX);
-        let departure = Tombstone { at, reason, kind, authenticated: session.authenticated };
+        let departure = Tombstone {
+            at,
+            reason,
+            kind,
+            authenticated: session.authenticated,
+        };
         let mut before = Displaced::default();
         {
             let mut part = self.part(key).lock();
             let number = part.number;
             part.number = number.wrapping_add(1);
             let ring = match reason {
-                RemovalReason::Expired | RemovalReason::CacheFull | RemovalReason::Taken => &mut part.usual,
+                RemovalReason::Expired | RemovalReason::CacheFull | RemovalReason::Taken => {
+                    &mut part.usual
+                }
                 RemovalReason::Unclosed
                 | RemovalReason::FatalAlert
                 | RemovalReason::Removed
                 | RemovalReason::Revoked
                 | RemovalReason::ScopeChanged => &mut part.notable,
             };
-            ring.push(key.tag, StoredTombstone { check: key.check, number, bytes, departure }, &mut before);
+            ring.push(
+                key.tag,
+                StoredTombstone {
+                    check: key.check,
+                    number,
+                    bytes,
+                    departure,
+                },
+                &mut before,
+            );
         }
         // Dropped after the lock was released: these may be the last references to their
         // attributes.
@@ -201,7 +223,10 @@ impl Tombstones {
         hasher.write_u64(group.0.wrapping_mul(2).wrapping_add(role as u64));
         hasher.write(id.as_bytes());
         let [a, b, c, d, e, f, g, h] = hasher.finish().to_le_bytes();
-        Key { tag: u32::from_le_bytes([a, b, c, d]), check: u32::from_le_bytes([e, f, g, h]) }
+        Key {
+            tag: u32::from_le_bytes([a, b, c, d]),
+            check: u32::from_le_bytes([e, f, g, h]),
+        }
     }
 
     fn part(&self, key: Key) -> &Mutex<TombstoneShard> {
@@ -292,7 +317,9 @@ mod tests {
     }
 
     fn reason(journal: &Tombstones, group: Group, id: u32) -> Option<RemovalReason> {
-        journal.find(group, Role::Server, &facts(id).id).map(|departure| departure.reason)
+        journal
+            .find(group, Role::Server, &facts(id).id)
+            .map(|departure| departure.reason)
     }
 
     #[test]
@@ -311,7 +338,10 @@ mod tests {
         assert_eq!(reason(&journal, group, 1), Some(RemovalReason::Revoked));
         // Later, with any number of removals in between: the sequence numbers wrap around.
         for number in [1 << 31, u32::MAX] {
-            journal.shards.iter().for_each(|part| part.lock().number = number);
+            journal
+                .shards
+                .iter()
+                .for_each(|part| part.lock().number = number);
             journal.record(group, &facts(1), RemovalReason::Taken, at(6));
             assert_eq!(reason(&journal, group, 1), Some(RemovalReason::Taken));
         }
@@ -332,19 +362,36 @@ mod tests {
         let group = journal.new_group();
         let named = |id: u32, length: usize| {
             let facts = facts(id);
-            let peer = PeerIdentity { subject: "n".repeat(length), ..PeerIdentity::default() };
+            let peer = PeerIdentity {
+                subject: "n".repeat(length),
+                ..PeerIdentity::default()
+            };
             let plain = Arc::into_inner(facts.kind).unwrap();
-            SessionInfo { kind: Arc::new(Attributes { peer: Some(Arc::new(peer)), ..plain }), ..facts }
+            SessionInfo {
+                kind: Arc::new(Attributes {
+                    peer: Some(Arc::new(peer)),
+                    ..plain
+                }),
+                ..facts
+            }
         };
         let held = || {
             let shards = journal.shards.iter().map(|part| {
                 let part = part.lock();
-                let kinds = part.usual.all.iter().flatten().map(|entry| entry.departure.kind.size());
-                let (count, bytes) = kinds.fold((0, 0), |(count, bytes), size| (count + 1, bytes + size));
+                let kinds = part
+                    .usual
+                    .all
+                    .iter()
+                    .flatten()
+                    .map(|entry| entry.departure.kind.size());
+                let (count, bytes) =
+                    kinds.fold((0, 0), |(count, bytes), size| (count + 1, bytes + size));
                 assert_eq!(part.usual.bytes, bytes);
                 (count, bytes)
             });
-            shards.fold((0, 0), |(count, bytes), part| (count + part.0, bytes + part.1))
+            shards.fold((0, 0), |(count, bytes), part| {
+                (count + part.0, bytes + part.1)
+            })
         };
         let at = Timestamp::from_millis(6);
         for round in 0..3 {
@@ -352,14 +399,25 @@ mod tests {
                 journal.record(group, &named(id, 9_000), RemovalReason::Taken, at);
             }
             let (count, bytes) = held();
-            assert!(bytes <= KINDS_BYTES_MAX / 2 && bytes > KINDS_BYTES_MAX / 3, "{count} of {bytes} bytes");
+            assert!(
+                bytes <= KINDS_BYTES_MAX / 2 && bytes > KINDS_BYTES_MAX / 3,
+                "{count} of {bytes} bytes"
+            );
             for id in 19_990..20_000 {
-                assert_eq!(reason(&journal, group, id), Some(RemovalReason::Taken), "{id} in round {round}");
+                assert_eq!(
+                    reason(&journal, group, id),
+                    Some(RemovalReason::Taken),
+                    "{id} in round {round}"
+                );
             }
             for id in 100_000..200_000 {
                 journal.record(group, &named(id, 20), RemovalReason::Taken, at);
             }
-            assert_eq!(held().0, TOMBSTONES_MAX, "names of ordinary length displace no tombstones");
+            assert_eq!(
+                held().0,
+                TOMBSTONES_MAX,
+                "names of ordinary length displace no tombstones"
+            );
             assert_eq!(reason(&journal, group, 19_999), None);
         }
     }
@@ -368,19 +426,41 @@ mod tests {
     fn frequent_removals_displace_no_other_tombstones() {
         let journal = Tombstones::default();
         let group = journal.new_group();
-        journal.record(group, &facts(0), RemovalReason::Revoked, Timestamp::from_millis(5));
+        journal.record(
+            group,
+            &facts(0),
+            RemovalReason::Revoked,
+            Timestamp::from_millis(5),
+        );
         for id in 1..200_000 {
-            journal.record(group, &facts(id), RemovalReason::Taken, Timestamp::from_millis(6));
+            journal.record(
+                group,
+                &facts(id),
+                RemovalReason::Taken,
+                Timestamp::from_millis(6),
+            );
             // At any position of the rings.
             let other = id.saturating_sub(id % 97 * 100).max(1);
             if id % 1009 == 0 {
-                assert_eq!(reason(&journal, group, other), Some(RemovalReason::Taken), "{other} of {id}");
+                assert_eq!(
+                    reason(&journal, group, other),
+                    Some(RemovalReason::Taken),
+                    "{other} of {id}"
+                );
             }
         }
-        let held: usize = journal.shards.iter().map(|part| part.lock().usual.all.len()).sum();
+        let held: usize = journal
+            .shards
+            .iter()
+            .map(|part| part.lock().usual.all.len())
+            .sum();
         assert!(held <= TOMBSTONES_MAX, "{held}");
         assert_eq!(reason(&journal, group, 0), Some(RemovalReason::Revoked));
-        assert_eq!(reason(&journal, group, 199_999), Some(RemovalReason::Taken), "the last is kept");
+        assert_eq!(
+            reason(&journal, group, 199_999),
+            Some(RemovalReason::Taken),
+            "the last is kept"
+        );
         assert_eq!(reason(&journal, group, 1), None, "the first was dropped");
     }
 }

@@ -45,7 +45,10 @@ impl Connection {
     /// close_notify.
     pub(super) fn close_side(&mut self, ciphertext: &mut Vec<u8>) {
         if self.context.options.quiet_shutdown {
-            self.shutdown = Shutdown { sent: true, received: true };
+            self.shutdown = Shutdown {
+                sent: true,
+                received: true,
+            };
             return;
         }
         if self.shutdown.sent {

@@ -7,8 +7,8 @@ use std::{
 };
 
 use rustls::{
-    AlertDescription, ClientConfig, ClientConnection, Connection, Error, HandshakeKind, ServerConfig,
-    ServerConnection, client::Resumption as ClientResumption, pki_types::ServerName,
+    AlertDescription, ClientConfig, ClientConnection, Connection, Error, HandshakeKind,
+    ServerConfig, ServerConnection, client::Resumption as ClientResumption, pki_types::ServerName,
 };
 use tls_sessiond_types::{Version, alert::Alert, cipher_suite::iana_name};
 
@@ -47,7 +47,10 @@ pub(super) struct Violation {
 
 impl Violation {
     fn new(error: &Error) -> Self {
-        Self { error: error.to_string(), alert: sent_alerts::take() }
+        Self {
+            error: error.to_string(),
+            alert: sent_alerts::take(),
+        }
     }
 }
 
@@ -92,7 +95,12 @@ impl Engine {
 
     /// Reads records from the peer and appends their application data to `plaintext`. Ignores all
     /// data after a close_notify (RFC 8446 section 6.1).
-    pub(super) fn read(&mut self, mut records: &[u8], now: WallTime, plaintext: &mut Vec<u8>) -> Option<End> {
+    pub(super) fn read(
+        &mut self,
+        mut records: &[u8],
+        now: WallTime,
+        plaintext: &mut Vec<u8>,
+    ) -> Option<End> {
         self.resumption.set_now(now);
         // Discards an alert that a step of another connection has noted on this thread.
         sent_alerts::take();
@@ -100,7 +108,12 @@ impl Engine {
             match self.tls.read_tls(&mut records as &mut dyn Read) {
                 Ok(0) => break,
                 Ok(_) => {}
-                Err(err) => return Some(End::Violation(Violation { error: err.to_string(), alert: None })),
+                Err(err) => {
+                    return Some(End::Violation(Violation {
+                        error: err.to_string(),
+                        alert: None,
+                    }));
+                }
             }
             let processed = self.tls.process_new_packets();
             self.drain(plaintext);
@@ -109,9 +122,14 @@ impl Engine {
                 Ok(_) => {}
                 // During a handshake rustls treats a close_notify as a warning alert, which TLS 1.3
                 // does not have.
-                Err(Error::AlertReceived(AlertDescription::CloseNotify)) => return Some(End::CloseNotify),
+                Err(Error::AlertReceived(AlertDescription::CloseNotify)) => {
+                    return Some(End::CloseNotify);
+                }
                 Err(Error::AlertReceived(description)) => {
-                    return Some(End::AlertReceived(Alert { code: description.into(), received: true }));
+                    return Some(End::AlertReceived(Alert {
+                        code: description.into(),
+                        received: true,
+                    }));
                 }
                 Err(error) => return Some(End::Violation(Violation::new(&error))),
             }
@@ -134,7 +152,11 @@ impl Engine {
     /// Encrypts application data.
     pub(super) fn write(&mut self, plaintext: &[u8]) {
         let written = std::io::Write::write(&mut self.tls.writer(), plaintext);
-        debug_assert_eq!(written.ok(), Some(plaintext.len()), "the buffer has no limit");
+        debug_assert_eq!(
+            written.ok(),
+            Some(plaintext.len()),
+            "the buffer has no limit"
+        );
     }
 
     /// Makes a close_notify. A second call has no effect.
@@ -186,7 +208,9 @@ impl Engine {
     }
 
     pub(super) fn cipher_suite(&self) -> &'static str {
-        self.tls.negotiated_cipher_suite().map_or("", |suite| iana_name(suite.suite()))
+        self.tls
+            .negotiated_cipher_suite()
+            .map_or("", |suite| iana_name(suite.suite()))
     }
 
     pub(super) fn alpn(&self) -> Option<&[u8]> {

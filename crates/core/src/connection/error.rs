@@ -11,22 +11,30 @@ use super::{ConnectionId, EngineKind};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No connection has this id.
-    #[error("no connection has the id {0}: it was freed, or idle for longer than its idle time-out")]
+    #[error(
+        "no connection has the id {0}: it was freed, or idle for longer than its idle time-out"
+    )]
     NotFound(ConnectionId),
     /// A fatal error ended the connection.
     #[error("the connection has failed: {0}; call Clear or Free")]
     Failed(String),
     /// Plaintext came too early.
-    #[error("plaintext before the handshake is finished: send it again once the connection is established")]
+    #[error(
+        "plaintext before the handshake is finished: send it again once the connection is established"
+    )]
     HandshakeNotFinished,
     /// Plaintext came after SENT.
     #[error("plaintext after this side closed: SENT is set")]
     ProtocolIsShutdown,
     /// SSL_R_SHUTDOWN_WHILE_IN_INIT.
-    #[error("the handshake is not finished, so it cannot be closed: use SetShutdown to set only the flags")]
+    #[error(
+        "the handshake is not finished, so it cannot be closed: use SetShutdown to set only the flags"
+    )]
     ShutdownInInit,
     /// SetSession was called during a handshake.
-    #[error("the session cannot change during a handshake: finish the handshake, or call Clear first")]
+    #[error(
+        "the session cannot change during a handshake: finish the handshake, or call Clear first"
+    )]
     HandshakeRunning,
     /// The call is for connections of the other engine.
     #[error("{}", wrong_engine(*.0))]
@@ -38,7 +46,9 @@ pub enum Error {
     #[error("the connection was freed, or idle for longer than its idle time-out")]
     Freed,
     /// A client needs the name of its server.
-    #[error("a client needs server_name: the DNS name or IP address that the server's certificate must show")]
+    #[error(
+        "a client needs server_name: the DNS name or IP address that the server's certificate must show"
+    )]
     ServerNameRequired,
     /// The server name is not a name.
     #[error("`{0}` is neither a DNS name nor an IP address")]
@@ -71,7 +81,9 @@ pub enum Error {
     )]
     UnansweredOfOwner(usize),
     /// The unfinished handshakes of all connections hold too many bytes.
-    #[error("unfinished handshakes may hold {0} bytes at most: they lapse after 60 s, try again then")]
+    #[error(
+        "unfinished handshakes may hold {0} bytes at most: they lapse after 60 s, try again then"
+    )]
     Unanswered(usize),
     /// The request id was used before, for a different request.
     #[error("this request_id was used within the last minute for a different request")]

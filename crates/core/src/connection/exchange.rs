@@ -79,7 +79,11 @@ impl Connection {
         let kept = self.unanswered_bytes(input.ciphertext.len(), !output.ciphertext.is_empty());
         // Counted after the step: a handshake that makes progress holds no bytes, so stalled
         // handshakes do not block it.
-        if let Some(Err(error)) = self.unanswered.as_mut().map(|lease| lease.keep(kept, now.at)) {
+        if let Some(Err(error)) = self
+            .unanswered
+            .as_mut()
+            .map(|lease| lease.keep(kept, now.at))
+        {
             self.fail(error.to_string(), None);
             return Err(error);
         }
@@ -168,10 +172,11 @@ impl Connection {
                     return Err(Error::WithoutTrust(Arc::clone(&self.context.name)));
                 };
                 let config = side.pinned(self.pin).unwrap_or_else(|| side.all());
-                let resumption = Arc::new(HandshakeStore::new(!self.context.options.no_session_cache));
+                let resumption =
+                    Arc::new(HandshakeStore::new(!self.context.options.no_session_cache));
                 resumption.offer(session.clone());
-                let engine =
-                    Engine::client(config, target.clone(), resumption, now.wall()).map_err(Error::Engine)?;
+                let engine = Engine::client(config, target.clone(), resumption, now.wall())
+                    .map_err(Error::Engine)?;
                 self.context.stats.connect.count();
                 self.attached.clone_from(&session);
                 self.offered = session;
@@ -194,7 +199,13 @@ impl Connection {
             // SSL_CTX_sess_misses(3) counts only the misses of servers.
             found
                 .inspect_err(|&why| {
-                    cache.tell_missed(&self.context.name, session.id(), self.server_name(), why, now);
+                    cache.tell_missed(
+                        &self.context.name,
+                        session.id(),
+                        self.server_name(),
+                        why,
+                        now,
+                    );
                 })
                 .ok()
         });
@@ -212,12 +223,25 @@ impl Connection {
             Some(pin) => std::slice::from_ref(pin),
             None => &self.context.versions,
         };
-        ResumeCriteria { format: &Format::Rustls, binding: &[], versions, server_name, cipher_suite: None }
+        ResumeCriteria {
+            format: &Format::Rustls,
+            binding: &[],
+            versions,
+            server_name,
+            cipher_suite: None,
+        }
     }
 
-    fn read(&mut self, ciphertext: &[u8], now: Now, output: &mut Output) -> Result<Option<End>, Error> {
+    fn read(
+        &mut self,
+        ciphertext: &[u8],
+        now: Now,
+        output: &mut Output,
+    ) -> Result<Option<End>, Error> {
         let Some(mut first_flight) = self.first_flight.take() else {
-            let Some(engine) = &mut self.engine else { return Ok(None) };
+            let Some(engine) = &mut self.engine else {
+                return Ok(None);
+            };
             return Ok(engine.read(ciphertext, now.wall(), &mut output.plaintext));
         };
         match first_flight.push(ciphertext) {
@@ -237,8 +261,14 @@ impl Connection {
                 } else {
                     self.accept(&first_flight, &offer, now)?;
                 }
-                let Some(engine) = &mut self.engine else { return Ok(None) };
-                Ok(engine.read(&first_flight.into_bytes(), now.wall(), &mut output.plaintext))
+                let Some(engine) = &mut self.engine else {
+                    return Ok(None);
+                };
+                Ok(engine.read(
+                    &first_flight.into_bytes(),
+                    now.wall(),
+                    &mut output.plaintext,
+                ))
             }
         }
     }
@@ -264,9 +294,15 @@ impl Connection {
         if self.offered.is_some() || self.context.options.no_session_cache {
             return;
         }
-        let Some(side) = &self.context.server else { return };
+        let Some(side) = &self.context.server else {
+            return;
+        };
         let config = side.pinned(self.pin).unwrap_or_else(|| side.all());
-        if !self.retry.as_ref().is_some_and(|retry| retry.goes_on_with(config, offer)) {
+        if !self
+            .retry
+            .as_ref()
+            .is_some_and(|retry| retry.goes_on_with(config, offer))
+        {
             return;
         }
         let found = self.lookup(config, flight, offer, now);
@@ -283,17 +319,24 @@ impl Connection {
         };
         let config = side.pinned(self.pin).unwrap_or_else(|| side.all());
         let caches = !self.context.options.no_session_cache;
-        let found = if caches { self.lookup(config, flight, offer, now) } else { None };
+        let found = if caches {
+            self.lookup(config, flight, offer, now)
+        } else {
+            None
+        };
         let retry = Retried::of(config, offer);
         // A resumption consumes one ticket and makes one in return (OpenSSL's
         // SSL_CTX_set_num_tickets(3)).
         let tickets = match &found {
-            Some(session) if session.kind().version == Version::Tls13 => self.context.tickets.min(1),
+            Some(session) if session.kind().version == Version::Tls13 => {
+                self.context.tickets.min(1)
+            }
             _ => self.context.tickets,
         };
         let resumption = Arc::new(HandshakeStore::new(!self.context.options.no_session_cache));
         resumption.offer(found.clone());
-        self.engine = Some(Engine::server(config, tickets, resumption, now.wall()).map_err(Error::Engine)?);
+        self.engine =
+            Some(Engine::server(config, tickets, resumption, now.wall()).map_err(Error::Engine)?);
         self.retry = Some(retry);
         self.offered = found;
         Ok(())
@@ -308,19 +351,31 @@ impl Connection {
         now: Now,
     ) -> Option<Arc<Session>> {
         let spoken = self.terms(&offer.server_name);
-        let spoken = ResumeCriteria { binding: dot(offer.dotted), ..spoken };
-        let (version, ids, cipher_suite) = if offer.tls13 && spoken.versions.contains(&Version::Tls13) {
-            let cipher_suite = outlook::tls13_suite(config, &offer.parameters)?;
-            (Version::Tls13, offer.identities.as_slice(), Some(cipher_suite))
-        } else if spoken.versions.contains(&Version::Tls12) {
-            (Version::Tls12, offer.session_id.as_slice(), None)
-        } else {
-            return None;
+        let spoken = ResumeCriteria {
+            binding: dot(offer.dotted),
+            ..spoken
         };
+        let (version, ids, cipher_suite) =
+            if offer.tls13 && spoken.versions.contains(&Version::Tls13) {
+                let cipher_suite = outlook::tls13_suite(config, &offer.parameters)?;
+                (
+                    Version::Tls13,
+                    offer.identities.as_slice(),
+                    Some(cipher_suite),
+                )
+            } else if spoken.versions.contains(&Version::Tls12) {
+                (Version::Tls12, offer.session_id.as_slice(), None)
+            } else {
+                return None;
+            };
         if ids.is_empty() || !flight.is_taken_by_rustls() {
             return None;
         }
-        let terms = ResumeCriteria { versions: &[version], cipher_suite, ..spoken };
+        let terms = ResumeCriteria {
+            versions: &[version],
+            cipher_suite,
+            ..spoken
+        };
         let cache = &self.context.server_cache;
         let mut missed = Vec::new();
         for id in ids.iter().filter_map(|id| SessionId::new(id)) {
@@ -341,7 +396,9 @@ impl Connection {
 
     /// Takes the results of the handshake and the new sessions from the engine.
     fn progress(&mut self, now: Now) {
-        let Some(engine) = self.engine.as_ref() else { return };
+        let Some(engine) = self.engine.as_ref() else {
+            return;
+        };
         if self.state == State::Handshaking {
             self.agreed.version = engine.version();
             self.agreed.cipher_suite = engine.cipher_suite().into();
@@ -365,7 +422,9 @@ impl Connection {
     /// Records that the handshake resumes the offered session.
     fn resumed(&mut self) {
         self.agreed.reused = true;
-        let Some(session) = self.offered.clone() else { return };
+        let Some(session) = self.offered.clone() else {
+            return;
+        };
         self.agreed.peer.clone_from(&session.kind().peer);
         self.agreed.authenticated = session.authenticated();
         if self.role == Role::Server {
@@ -380,16 +439,28 @@ impl Connection {
 
     /// Establishes the connection if the handshake is finished.
     fn finish(&mut self, now: Now) {
-        let Some(engine) = self.engine.as_ref().filter(|engine| !engine.is_handshaking()) else { return };
+        let Some(engine) = self
+            .engine
+            .as_ref()
+            .filter(|engine| !engine.is_handshaking())
+        else {
+            return;
+        };
         self.state = State::Established;
-        self.agreed.alpn =
-            engine.alpn().map(|protocol| String::from_utf8_lossy(protocol).into_owned()).unwrap_or_default();
+        self.agreed.alpn = engine
+            .alpn()
+            .map(|protocol| String::from_utf8_lossy(protocol).into_owned())
+            .unwrap_or_default();
         if !self.agreed.reused {
             self.agreed.authenticated = now.at;
             self.agreed.peer = engine.peer_certificate().map(identity);
         }
         // A session that was attached for this handshake is in the family now, or no longer useful.
-        if !self.attached.as_ref().is_some_and(|session| self.family.contains(session)) {
+        if !self
+            .attached
+            .as_ref()
+            .is_some_and(|session| self.family.contains(session))
+        {
             self.attached = None;
         }
         let offered = self.offered.take();
@@ -400,7 +471,13 @@ impl Connection {
                 // master secret.
                 if let Some(offered) = offered.filter(|_| !self.agreed.reused) {
                     let cache = &self.context.server_cache;
-                    cache.missed(&self.context.stats, offered.id(), self.server_name(), Miss::Scope, now);
+                    cache.missed(
+                        &self.context.stats,
+                        offered.id(),
+                        self.server_name(),
+                        Miss::Scope,
+                        now,
+                    );
                 }
             }
             Role::Client => {
@@ -415,17 +492,26 @@ impl Connection {
     /// Puts the sessions that the handshake made into the cache and the family, and attaches the
     /// last one.
     fn keep(&mut self, made: Vec<NewTicket>, now: Now) {
-        let Some(version) = self.agreed.version else { return };
+        let Some(version) = self.agreed.version else {
+            return;
+        };
         if self.context.options.no_session_cache {
             return;
         }
         // In TLS 1.2 a resumption makes no new session, but the server may give its client a new
         // ticket (RFC 5077 section 3.3).
         let resumed_itself = version == Version::Tls12 && self.agreed.reused;
-        let renewed = |made: &NewTicket| !resumed_itself || (self.role == Role::Client && made.renews);
+        let renewed =
+            |made: &NewTicket| !resumed_itself || (self.role == Role::Client && made.renews);
         let made: Vec<_> = made.into_iter().filter(renewed).collect();
         let server_name = self.server_name().clone();
-        for NewTicket { id, secret, lifetime, .. } in made {
+        for NewTicket {
+            id,
+            secret,
+            lifetime,
+            ..
+        } in made
+        {
             if self.family.len() >= TICKETS_KEPT_MAX.max(self.context.tickets) {
                 return;
             }
@@ -482,7 +568,10 @@ impl Connection {
             return self.fail(format!("after this side closed, {error}"), None);
         }
         let sent = alert.or_else(|| alert::in_clear(&output.ciphertext));
-        output.alert = sent.map(|code| Alert { code, received: false });
+        output.alert = sent.map(|code| Alert {
+            code,
+            received: false,
+        });
         let why = match output.alert {
             Some(alert) => format!("{alert}: {error}"),
             None => error,
@@ -534,7 +623,10 @@ impl Connection {
             ),
             None => String::new(),
         };
-        self.failure = Some(Failure { why: why + &pinned, in_handshake });
+        self.failure = Some(Failure {
+            why: why + &pinned,
+            in_handshake,
+        });
         if self.state == State::Handshaking {
             self.first_flight = None;
         }

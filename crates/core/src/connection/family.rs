@@ -36,7 +36,9 @@ impl Family {
     }
 
     pub(super) fn contains(&self, session: &Arc<Session>) -> bool {
-        self.0.iter().any(|member| ptr::eq(member.as_ptr(), Arc::as_ptr(session)))
+        self.0
+            .iter()
+            .any(|member| ptr::eq(member.as_ptr(), Arc::as_ptr(session)))
     }
 
     /// Returns how many sessions have joined, including those that the cache has dropped.
@@ -50,7 +52,10 @@ impl Family {
 
     /// Empties the family. The sessions stay in the cache.
     pub(super) fn release(&mut self) {
-        self.0.drain(..).filter_map(|session| session.upgrade()).for_each(|session| session.release());
+        self.0
+            .drain(..)
+            .filter_map(|session| session.upgrade())
+            .for_each(|session| session.release());
     }
 
     /// Empties the family and removes its sessions from the cache. Returns those that were still
@@ -60,7 +65,10 @@ impl Family {
         for session in self.0.drain(..).filter_map(|session| session.upgrade()) {
             session.release();
             if cache.withdraw(&session, reason) {
-                removed.push(Removed { id: session.id().clone(), reason });
+                removed.push(Removed {
+                    id: session.id().clone(),
+                    reason,
+                });
             }
         }
         removed

@@ -61,7 +61,11 @@ impl HandshakeStore {
     /// Creates the store of one connection. If `caching` is false, a server gives its peers no
     /// sessions.
     pub fn new(caching: bool) -> Self {
-        Self { now_millis: AtomicU64::new(0), caching, inner: Mutex::default() }
+        Self {
+            now_millis: AtomicU64::new(0),
+            caching,
+            inner: Mutex::default(),
+        }
     }
 
     /// Sets the time of the next step. rustls verifies certificates with it, so it is the wall
@@ -104,20 +108,29 @@ impl fmt::Debug for HandshakeStore {
 
 impl TimeProvider for HandshakeStore {
     fn current_time(&self) -> Option<UnixTime> {
-        Some(UnixTime::since_unix_epoch(Duration::from_millis(self.now_millis.load(Ordering::Relaxed))))
+        Some(UnixTime::since_unix_epoch(Duration::from_millis(
+            self.now_millis.load(Ordering::Relaxed),
+        )))
     }
 }
 
 impl StoresServerSessions for HandshakeStore {
     fn put(&self, key: Vec<u8>, value: Vec<u8>) -> bool {
         let secret = Secret::bytes(value);
-        let Some(id) = SessionId::new(&key) else { return false };
+        let Some(id) = SessionId::new(&key) else {
+            return false;
+        };
         let mut inner = self.inner.lock();
         if !self.caching || inner.room == Some(0) {
             return false;
         }
         inner.room = inner.room.map(|room| room - 1);
-        inner.made.push(NewTicket { id: Some(id), secret, lifetime: None, renews: true });
+        inner.made.push(NewTicket {
+            id: Some(id),
+            secret,
+            lifetime: None,
+            renews: true,
+        });
         true
     }
 
@@ -153,7 +166,11 @@ impl ClientSessionStore for HandshakeStore {
     fn set_tls12_session(&self, _: ServerName<'static>, value: Tls12ClientSessionValue) {
         let mut inner = self.inner.lock();
         let ticket = Ticket::of(&value);
-        let offered = match inner.found.as_ref().and_then(|found| found.secret().client()) {
+        let offered = match inner
+            .found
+            .as_ref()
+            .and_then(|found| found.secret().client())
+        {
             Some(ClientSession::Tls12(offered, _)) => Ticket::of(offered),
             Some(ClientSession::Tls13(..)) | None => Ticket::default(),
         };
@@ -161,7 +178,12 @@ impl ClientSessionStore for HandshakeStore {
         // RFC 5077 section 3.3: zero means that the server does not specify a lifetime.
         let lifetime = Some(ticket.lifetime).filter(|lifetime| !lifetime.is_zero());
         let secret = Secret::Client(Box::new(ClientSession::Tls12(value, inner.group)));
-        inner.made.push(NewTicket { id: None, secret, lifetime, renews });
+        inner.made.push(NewTicket {
+            id: None,
+            secret,
+            lifetime,
+            renews,
+        });
     }
 
     fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
@@ -184,7 +206,12 @@ impl ClientSessionStore for HandshakeStore {
         let mut inner = self.inner.lock();
         let value = Mutex::new(Some(value));
         let secret = Secret::Client(Box::new(ClientSession::Tls13(value, inner.group)));
-        inner.made.push(NewTicket { id: None, secret, lifetime: Some(lifetime), renews: true });
+        inner.made.push(NewTicket {
+            id: None,
+            secret,
+            lifetime: Some(lifetime),
+            renews: true,
+        });
     }
 
     fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
@@ -217,7 +244,10 @@ impl Ticket {
 
         impl fmt::Write for Head {
             fn write_str(&mut self, text: &str) -> fmt::Result {
-                let complete = self.0.split_once(LIFETIME).is_some_and(|(_, rest)| rest.contains(','));
+                let complete = self
+                    .0
+                    .split_once(LIFETIME)
+                    .is_some_and(|(_, rest)| rest.contains(','));
                 if complete {
                     return Err(fmt::Error);
                 }
@@ -230,9 +260,14 @@ impl Ticket {
         // An error means that the text is complete.
         let _complete = fmt::write(&mut head, format_args!("{session:?}"));
         let Head(text) = head;
-        let value = |key: &str| text.split_once(key).and_then(|(_, rest)| rest.split_once(','));
+        let value = |key: &str| {
+            text.split_once(key)
+                .and_then(|(_, rest)| rest.split_once(','))
+        };
         Self {
-            digits: value("ticket: ").map(|(digits, _)| digits.to_owned()).unwrap_or_default(),
+            digits: value("ticket: ")
+                .map(|(digits, _)| digits.to_owned())
+                .unwrap_or_default(),
             lifetime: value(LIFETIME)
                 .and_then(|(seconds, _)| seconds.parse().ok())
                 .map(Duration::from_secs)

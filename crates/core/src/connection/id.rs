@@ -104,13 +104,25 @@ mod tests {
 
     #[test]
     fn ids_differ_and_are_read_as_they_are_written() {
-        let ids: HashSet<_> = (0..10_000).map(|_| ConnectionId::random().unwrap()).collect();
+        let ids: HashSet<_> = (0..10_000)
+            .map(|_| ConnectionId::random().unwrap())
+            .collect();
         assert_eq!(ids.len(), 10_000);
         for id in ids.into_iter().take(10) {
             assert_eq!(ConnectionId::parse(&id.to_string()), Some(id));
-            assert_eq!(ConnectionId::parse(&id.to_string().to_uppercase()), Some(id));
+            assert_eq!(
+                ConnectionId::parse(&id.to_string().to_uppercase()),
+                Some(id)
+            );
         }
-        for bad in ["", "0", &"g".repeat(32), &"A".repeat(30), &"0".repeat(33), &"\u{e4}".repeat(16)] {
+        for bad in [
+            "",
+            "0",
+            &"g".repeat(32),
+            &"A".repeat(30),
+            &"0".repeat(33),
+            &"\u{e4}".repeat(16),
+        ] {
             assert_eq!(ConnectionId::parse(bad), None, "{bad}");
         }
     }

@@ -308,19 +308,29 @@ impl Connection {
             return Err(Error::SessionOutOfScope);
         }
         // Naming the session that is already attached replaces nothing, so the family stays.
-        let same = matches!((&session, &self.attached), (Some(new), Some(old)) if Arc::ptr_eq(new, old));
-        let removed = if same && self.state == State::Established { Vec::new() } else { self.leave_family() };
+        let same =
+            matches!((&session, &self.attached), (Some(new), Some(old)) if Arc::ptr_eq(new, old));
+        let removed = if same && self.state == State::Established {
+            Vec::new()
+        } else {
+            self.leave_family()
+        };
         // Contexts that share a cache may speak different versions. A session of a version that
         // this context does not speak cannot be offered. A worker that says that it resumed such a
         // session is believed.
-        let session =
-            session.filter(|session| resumed || self.context.versions.contains(&session.kind().version));
+        let session = session
+            .filter(|session| resumed || self.context.versions.contains(&session.kind().version));
         // The named session may belong to the family that was just removed. Then it is not
         // attached.
-        let session = session.filter(|session| !removed.iter().any(|removed| removed.id == *session.id()));
+        let session =
+            session.filter(|session| !removed.iter().any(|removed| removed.id == *session.id()));
         if resumed {
-            let held = session.as_ref().map(|session| (session.kind(), session.authenticated()));
-            let gone = departed.as_ref().map(|departure| (&departure.kind, departure.authenticated));
+            let held = session
+                .as_ref()
+                .map(|session| (session.kind(), session.authenticated()));
+            let gone = departed
+                .as_ref()
+                .map(|departure| (&departure.kind, departure.authenticated));
             self.resumed_by_worker(held.or(gone));
         } else {
             self.pin = session.as_ref().map(|session| session.kind().version);
@@ -341,12 +351,20 @@ impl Connection {
     }
 
     fn has_failed(&self) -> Error {
-        Error::Failed(self.failure.as_ref().map(|failure| failure.why.clone()).unwrap_or_default())
+        Error::Failed(
+            self.failure
+                .as_ref()
+                .map(|failure| failure.why.clone())
+                .unwrap_or_default(),
+        )
     }
 
     /// Returns why the handshake failed, if one failed since New or Clear.
     pub fn handshake_failure(&self) -> Option<&str> {
-        self.failure.as_ref().filter(|failure| failure.in_handshake).map(|failure| &*failure.why)
+        self.failure
+            .as_ref()
+            .filter(|failure| failure.in_handshake)
+            .map(|failure| &*failure.why)
     }
 
     /// Returns the peer's address as the worker reported it, or an empty string.

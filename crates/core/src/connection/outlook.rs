@@ -47,13 +47,18 @@ pub(super) fn tls13_suite(config: &ServerConfig, hello: &Parameters) -> Option<&
     let provider = config.crypto_provider();
     let group = hello.groups.iter().copied().find(|&group| {
         let named = |ours: &&&dyn rustls::crypto::SupportedKxGroup| u16::from(ours.name()) == group;
-        provider.kx_groups.iter().find(named).is_some_and(|ours| ours.usable_for_version(TLS13.version))
+        provider
+            .kx_groups
+            .iter()
+            .find(named)
+            .is_some_and(|ours| ours.usable_for_version(TLS13.version))
     })?;
     if !hello.key_shares.contains(&group) {
         return None;
     }
     let ours = &config.alpn_protocols;
-    let agreed = |theirs: &Vec<Vec<u8>>| ours.is_empty() || theirs.iter().any(|name| ours.contains(name));
+    let agreed =
+        |theirs: &Vec<Vec<u8>>| ours.is_empty() || theirs.iter().any(|name| ours.contains(name));
     if !hello.protocols.as_ref().is_none_or(agreed) {
         return None;
     }
@@ -64,12 +69,19 @@ pub(super) fn tls13_suite(config: &ServerConfig, hello: &Parameters) -> Option<&
 /// none.
 fn chosen(config: &ServerConfig, hello: &Parameters) -> Option<&'static str> {
     let version: &SupportedProtocolVersion = &TLS13;
-    let mut suites = config.crypto_provider().cipher_suites.iter().filter(|suite| suite.version() == version);
+    let mut suites = config
+        .crypto_provider()
+        .cipher_suites
+        .iter()
+        .filter(|suite| suite.version() == version);
     let number = |suite: &&SupportedCipherSuite| u16::from(suite.suite());
     let chosen = if config.ignore_client_order {
         suites.find(|suite| hello.cipher_suites.contains(&number(suite)))
     } else {
-        hello.cipher_suites.iter().find_map(|&theirs| suites.clone().find(|suite| number(suite) == theirs))
+        hello
+            .cipher_suites
+            .iter()
+            .find_map(|&theirs| suites.clone().find(|suite| number(suite) == theirs))
     };
     chosen.map(|suite| iana_name(suite.suite()))
 }

@@ -33,7 +33,9 @@ struct Pot {
 impl Pot {
     fn add(&self, bytes: usize) -> bool {
         let fits = |held: usize| held.checked_add(bytes).filter(|&sum| sum <= self.most);
-        self.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_ok()
+        self.bytes
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, fits)
+            .is_ok()
     }
 
     fn subtract(&self, bytes: usize) {
@@ -63,14 +65,23 @@ pub(super) struct Lease {
 
 impl Default for Unanswered {
     fn default() -> Self {
-        Self(Arc::new(Pot { bytes: AtomicUsize::new(0), most: UNANSWERED_MAX }))
+        Self(Arc::new(Pot {
+            bytes: AtomicUsize::new(0),
+            most: UNANSWERED_MAX,
+        }))
     }
 }
 
 impl Unanswered {
     pub(super) fn of_one(&self) -> UnansweredOfOne {
-        let own = Arc::new(Pot { bytes: AtomicUsize::new(0), most: UNANSWERED_OF_ONE_MAX });
-        UnansweredOfOne { all: Arc::clone(&self.0), own }
+        let own = Arc::new(Pot {
+            bytes: AtomicUsize::new(0),
+            most: UNANSWERED_OF_ONE_MAX,
+        });
+        UnansweredOfOne {
+            all: Arc::clone(&self.0),
+            own,
+        }
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -80,7 +91,11 @@ impl Unanswered {
 
 impl UnansweredOfOne {
     pub(super) fn lease(&self) -> Lease {
-        Lease { of: self.clone(), bytes: 0, since: None }
+        Lease {
+            of: self.clone(),
+            bytes: 0,
+            since: None,
+        }
     }
 }
 
@@ -152,17 +167,27 @@ mod tests {
         };
         let (first, err) = fill(&owners[0]);
         assert!(matches!(err, Error::UnansweredOfOwner(_)));
-        assert_eq!(first.len(), UNANSWERED_OF_ONE_MAX / EACH, "half is left for other owners");
+        assert_eq!(
+            first.len(),
+            UNANSWERED_OF_ONE_MAX / EACH,
+            "half is left for other owners"
+        );
         let (second, _) = fill(&owners[1]);
         assert_eq!(second.len(), first.len());
         let (third, err) = fill(&owners[2]);
         assert!(matches!(err, Error::Unanswered(_)));
-        assert_eq!(all.bytes(), (first.len() + second.len() + third.len()) * EACH);
+        assert_eq!(
+            all.bytes(),
+            (first.len() + second.len() + third.len()) * EACH
+        );
         drop((first, third));
         let mut lease = owners[0].lease();
         lease.keep(100, at(5)).unwrap();
         lease.keep(50, at(9)).unwrap();
-        assert_eq!((lease.bytes(), lease.ends()), (50, Some(at(5).after(UNANSWERED_TIMEOUT))));
+        assert_eq!(
+            (lease.bytes(), lease.ends()),
+            (50, Some(at(5).after(UNANSWERED_TIMEOUT)))
+        );
         drop(second);
         assert_eq!(all.bytes(), 50);
         lease.keep(0, at(10)).unwrap();

@@ -12,7 +12,9 @@ use super::{Agreed, Alert, Connection, EngineKind, Error, Removed, Shutdown, Sta
 use crate::{
     cache::NotStored,
     clock::{Now, Timestamp},
-    session::{Attributes, Format, NewSession, PeerIdentity, RemovalReason, Secret, Session, SessionId},
+    session::{
+        Attributes, Format, NewSession, PeerIdentity, RemovalReason, Secret, Session, SessionId,
+    },
 };
 
 /// A session that a worker's library made.
@@ -109,7 +111,11 @@ impl Connection {
             _ => server_name,
         };
         // A resumption never changes the version.
-        let version = self.agreed.version.filter(|_| resumed).unwrap_or(put.version);
+        let version = self
+            .agreed
+            .version
+            .filter(|_| resumed)
+            .unwrap_or(put.version);
         let resumed_tls12 = resumed && [version, put.version].contains(&Version::Tls12);
         self.agreed.version = Some(version);
         self.agreed.cipher_suite = put.cipher_suite.into();
@@ -144,9 +150,9 @@ impl Connection {
                 account: Arc::clone(&self.context.stats),
                 peer: self.agreed.peer.clone(),
                 authenticated,
-                timeout: put
-                    .timeout
-                    .map_or(self.context.session_timeout, |t| t.min(self.context.session_timeout)),
+                timeout: put.timeout.map_or(self.context.session_timeout, |t| {
+                    t.min(self.context.session_timeout)
+                }),
                 secret: put.secret,
             },
             now,
@@ -155,7 +161,10 @@ impl Connection {
             self.family.join(session);
             self.attached = Some(Arc::clone(session));
         }
-        Ok(stored.map_or_else(|why| PutOutcome::NotKept(NotKept::Cache(why)), PutOutcome::Stored))
+        Ok(stored.map_or_else(
+            |why| PutOutcome::NotKept(NotKept::Cache(why)),
+            PutOutcome::Stored,
+        ))
     }
 
     /// Records that a finished handshake resumed a session. The connection takes its properties
@@ -163,7 +172,10 @@ impl Connection {
     pub(super) fn resumed_by_worker(&mut self, session: Option<(&Arc<Attributes>, Timestamp)>) {
         self.establish();
         self.context.stats.hits.count();
-        self.agreed = Agreed { reused: true, ..Agreed::default() };
+        self.agreed = Agreed {
+            reused: true,
+            ..Agreed::default()
+        };
         if let Some((kind, authenticated)) = session {
             self.agreed.version = Some(kind.version);
             self.agreed.cipher_suite = kind.cipher_suite.clone();

@@ -29,7 +29,10 @@ use crate::{
 };
 
 fn refuse(key: impl Into<String>, why: impl ToString) -> Refusal {
-    Refusal { key: key.into(), why: why.to_string() }
+    Refusal {
+        key: key.into(),
+        why: why.to_string(),
+    }
 }
 
 pub(super) fn build(config: &ContextConfig, shared: &mut Interned) -> Result<Context, Refusal> {
@@ -40,21 +43,35 @@ pub(super) fn build(config: &ContextConfig, shared: &mut Interned) -> Result<Con
         false => key.to_owned(),
     };
     let certificates = load(&config.certificates, certificate_key)?;
-    named(config, &certificates, |place| certificate_key(place, "certificate"))?;
+    named(config, &certificates, |place| {
+        certificate_key(place, "certificate")
+    })?;
     let certificates = match config.self_made {
         true => vec![shared.self_made(|| self_made(&provider))?],
         false => certificates,
     };
     let client_key = |place, key: &str| format!("client_certificates[{place}].{key}");
     let client_certificates = load(&config.client_certificates, client_key)?;
-    named(config, &client_certificates, |place| client_key(place, "certificate"))?;
+    named(config, &client_certificates, |place| {
+        client_key(place, "certificate")
+    })?;
     let roots = roots(config, &certificates)?;
 
-    let versions: Vec<&'static SupportedProtocolVersion> =
-        config.versions.iter().map(|&version| supported(version)).collect();
-    if !versions.iter().all(|version| provider.cipher_suites.iter().any(|suite| suite.version() == *version))
-    {
-        return Err(refuse("cipher_suites", "one of the versions has no cipher suite in this list"));
+    let versions: Vec<&'static SupportedProtocolVersion> = config
+        .versions
+        .iter()
+        .map(|&version| supported(version))
+        .collect();
+    if !versions.iter().all(|version| {
+        provider
+            .cipher_suites
+            .iter()
+            .any(|suite| suite.version() == *version)
+    }) {
+        return Err(refuse(
+            "cipher_suites",
+            "one of the versions has no cipher suite in this list",
+        ));
     }
 
     let server_scope = server_scope(config, &certificates, &roots);
@@ -62,7 +79,10 @@ pub(super) fn build(config: &ContextConfig, shared: &mut Interned) -> Result<Con
     let plan = |role| Plan {
         role,
         offering: config.offering,
-        limits: Limits { entries_max: config.cache_entries_max, bytes_max: config.cache_bytes_max },
+        limits: Limits {
+            entries_max: config.cache_entries_max,
+            bytes_max: config.cache_bytes_max,
+        },
         session_bytes_max: config.session_bytes_max,
     };
 
@@ -85,9 +105,21 @@ pub(super) fn build(config: &ContextConfig, shared: &mut Interned) -> Result<Con
         cache_entries_max: config.cache_entries_max,
         cache_bytes_max: config.cache_bytes_max,
         tickets: config.tickets,
-        certificate_ends: certificates.iter().chain(&client_certificates).map(|held| held.not_after).min(),
+        certificate_ends: certificates
+            .iter()
+            .chain(&client_certificates)
+            .map(|held| held.not_after)
+            .min(),
         server: server(config, certificates, &roots, &provider, &versions)?,
-        client: client(config, client_certificates, &roots, &provider, &versions, client_scope, shared)?,
+        client: client(
+            config,
+            client_certificates,
+            &roots,
+            &provider,
+            &versions,
+            client_scope,
+            shared,
+        )?,
         former: shared.former(&config.name, &server_cache, &client_cache),
         server_cache,
         client_cache,
@@ -110,12 +142,18 @@ fn supported(version: Version) -> &'static SupportedProtocolVersion {
 /// names, in the order of the configuration. Without names, all of rustls are used.
 fn provider(config: &ContextConfig) -> Result<CryptoProvider, Refusal> {
     let mut provider = default_provider();
-    provider.cipher_suites = chosen("cipher_suites", &config.cipher_suites, cipher_suites(), |suite| {
-        iana_name(suite.suite()).to_owned()
-    })?;
-    provider.kx_groups = chosen("key_exchange", &config.key_exchange, provider.kx_groups, |group| {
-        group.name().as_str().unwrap_or("unknown").to_owned()
-    })?;
+    provider.cipher_suites = chosen(
+        "cipher_suites",
+        &config.cipher_suites,
+        cipher_suites(),
+        |suite| iana_name(suite.suite()).to_owned(),
+    )?;
+    provider.kx_groups = chosen(
+        "key_exchange",
+        &config.key_exchange,
+        provider.kx_groups,
+        |group| group.name().as_str().unwrap_or("unknown").to_owned(),
+    )?;
     Ok(provider)
 }
 
@@ -131,10 +169,16 @@ fn chosen<T: Copy>(
     names
         .iter()
         .map(|name| {
-            all.iter().copied().find(|item| name_of(item).eq_ignore_ascii_case(name)).ok_or_else(|| {
-                let known: Vec<_> = all.iter().map(&name_of).collect();
-                refuse(key, format!("`{name}` is not known; it may be {}", known.join(", ")))
-            })
+            all.iter()
+                .copied()
+                .find(|item| name_of(item).eq_ignore_ascii_case(name))
+                .ok_or_else(|| {
+                    let known: Vec<_> = all.iter().map(&name_of).collect();
+                    refuse(
+                        key,
+                        format!("`{name}` is not known; it may be {}", known.join(", ")),
+                    )
+                })
         })
         .collect()
 }
@@ -151,7 +195,10 @@ fn load(
             PairError::Key(err) => refuse(name(place, "key"), err),
         })?;
         Credential::new(certified).map_err(|bad| {
-            let why = format!("{}: certificate {bad} is not a valid X.509 certificate", chain.display());
+            let why = format!(
+                "{}: certificate {bad} is not a valid X.509 certificate",
+                chain.display()
+            );
             refuse(name(place, "certificate"), why)
         })
     };
@@ -160,18 +207,30 @@ fn load(
 
 /// Makes a self-signed certificate for this host only. Its key never leaves this process.
 fn self_made(provider: &CryptoProvider) -> Result<Credential, Refusal> {
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
-    let made = rcgen::generate_simple_self_signed(names).map_err(|err| refuse("certificate", err))?;
+    let names = vec![
+        "localhost".to_owned(),
+        "127.0.0.1".to_owned(),
+        "::1".to_owned(),
+    ];
+    let made =
+        rcgen::generate_simple_self_signed(names).map_err(|err| refuse("certificate", err))?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
     let certified = CertifiedKey::from_der(vec![made.cert.der().clone()], key, provider)
         .map_err(|err| refuse("certificate", err))?;
-    Credential::new(certified)
-        .map_err(|_| refuse("certificate", "the generated self-signed certificate is not valid"))
+    Credential::new(certified).map_err(|_| {
+        refuse(
+            "certificate",
+            "the generated self-signed certificate is not valid",
+        )
+    })
 }
 
 /// Returns the trust anchors of a context. The built-in context also trusts its own certificate, so
 /// that a first try needs no files.
-fn roots(config: &ContextConfig, certificates: &[Credential]) -> Result<Arc<RootCertStore>, Refusal> {
+fn roots(
+    config: &ContextConfig,
+    certificates: &[Credential],
+) -> Result<Arc<RootCertStore>, Refusal> {
     let mut roots = match &config.trust {
         Trust::System => {
             let mut roots = RootCertStore::empty();
@@ -182,7 +241,9 @@ fn roots(config: &ContextConfig, certificates: &[Credential]) -> Result<Arc<Root
     };
     if config.self_made {
         for credential in certificates {
-            roots.add(credential.chain()[0].clone()).map_err(|err| refuse("certificate", err))?;
+            roots
+                .add(credential.chain()[0].clone())
+                .map_err(|err| refuse("certificate", err))?;
         }
     }
     Ok(Arc::new(roots))
@@ -194,7 +255,10 @@ fn anchors(roots: &RootCertStore) -> Vec<u8> {
         .roots
         .iter()
         .map(|anchor| {
-            let constraints = anchor.name_constraints.as_ref().map_or(&[][..], AsRef::as_ref);
+            let constraints = anchor
+                .name_constraints
+                .as_ref()
+                .map_or(&[][..], AsRef::as_ref);
             ScopeBuilder::new("anchor")
                 .field(&anchor.subject)
                 .field(&anchor.subject_public_key_info)
@@ -216,17 +280,21 @@ fn certificates_of_scope(
 ) -> ScopeBuilder {
     if config.scope_by == ScopeBy::Certificate || config.self_made {
         let builder = builder.field((credentials.len() as u64).to_be_bytes());
-        return credentials
-            .iter()
-            .fold(builder, |builder, credential| builder.list(credential.chain().iter()));
+        return credentials.iter().fold(builder, |builder, credential| {
+            builder.list(credential.chain().iter())
+        });
     }
     // A sorted set: the order of the file does not matter, and keys of two kinds for the same names
     // count once.
     let proved: BTreeSet<_> = credentials.iter().filter_map(Credential::proves).collect();
-    let builder = builder.field("names").field((proved.len() as u64).to_be_bytes());
+    let builder = builder
+        .field("names")
+        .field((proved.len() as u64).to_be_bytes());
     proved
         .into_iter()
-        .fold(builder, |builder, (names, authority)| builder.list(names.iter()).field(authority))
+        .fold(builder, |builder, (names, authority)| {
+            builder.list(names.iter()).field(authority)
+        })
 }
 
 /// Refuses a certificate without names under `scope_by = "names"`, because such a scope could not
@@ -236,7 +304,11 @@ fn named(
     credentials: &[Credential],
     name: impl Fn(usize) -> String,
 ) -> Result<(), Refusal> {
-    let nameless = || credentials.iter().position(|credential| credential.proves().is_none());
+    let nameless = || {
+        credentials
+            .iter()
+            .position(|credential| credential.proves().is_none())
+    };
     match config.scope_by {
         ScopeBy::Names => nameless().map_or(Ok(()), |place| {
             let why = "the certificate has no subject alternative name of DNS, IP or URI, which scope_by = \"names\" needs";
@@ -246,8 +318,14 @@ fn named(
     }
 }
 
-fn server_scope(config: &ContextConfig, certificates: &[Credential], roots: &RootCertStore) -> Scope {
-    let builder = ScopeBuilder::new("server").field(&config.session_id_context).field("rustls");
+fn server_scope(
+    config: &ContextConfig,
+    certificates: &[Credential],
+    roots: &RootCertStore,
+) -> Scope {
+    let builder = ScopeBuilder::new("server")
+        .field(&config.session_id_context)
+        .field("rustls");
     let builder = certificates_of_scope(config, builder, certificates).list(config.alpn.iter());
     match config.client_auth {
         ClientAuth::None => builder.field("none").finish(),
@@ -256,8 +334,14 @@ fn server_scope(config: &ContextConfig, certificates: &[Credential], roots: &Roo
     }
 }
 
-fn client_scope(config: &ContextConfig, certificates: &[Credential], roots: &RootCertStore) -> Scope {
-    let builder = ScopeBuilder::new("client").field(&config.session_id_context).field("rustls");
+fn client_scope(
+    config: &ContextConfig,
+    certificates: &[Credential],
+    roots: &RootCertStore,
+) -> Scope {
+    let builder = ScopeBuilder::new("client")
+        .field(&config.session_id_context)
+        .field("rustls");
     certificates_of_scope(config, builder, certificates)
         .list(config.alpn.iter())
         .field(anchors(roots))
@@ -275,17 +359,27 @@ fn side<C>(
     make: impl Fn(&[&'static SupportedProtocolVersion]) -> Result<C, rustls::Error>,
 ) -> Result<Side<C>, Refusal> {
     let make = |versions: &[&'static SupportedProtocolVersion]| {
-        make(versions).map(Arc::new).map_err(|err| refuse("versions", err))
+        make(versions)
+            .map(Arc::new)
+            .map_err(|err| refuse("versions", err))
     };
     let alone = |version| match config.versions.contains(&version) {
         true => make(&[supported(version)]).map(Some),
         false => Ok(None),
     };
-    Ok(Side { all: make(versions)?, tls12: alone(Version::Tls12)?, tls13: alone(Version::Tls13)? })
+    Ok(Side {
+        all: make(versions)?,
+        tls12: alone(Version::Tls12)?,
+        tls13: alone(Version::Tls13)?,
+    })
 }
 
 fn alpn(config: &ContextConfig) -> Vec<Vec<u8>> {
-    config.alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect()
+    config
+        .alpn
+        .iter()
+        .map(|protocol| protocol.clone().into_bytes())
+        .collect()
 }
 
 fn server(
@@ -301,13 +395,17 @@ fn server(
     let verifier: Arc<dyn ClientCertVerifier> = match config.client_auth {
         ClientAuth::None => WebPkiClientVerifier::no_client_auth(),
         asks => {
-            let builder =
-                WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider));
+            let builder = WebPkiClientVerifier::builder_with_provider(
+                Arc::clone(roots),
+                Arc::clone(provider),
+            );
             let builder = match asks {
                 ClientAuth::Require => builder,
                 _ => builder.allow_unauthenticated(),
             };
-            builder.build().map_err(|err| refuse("ca", format!("client_auth needs trust anchors: {err}")))?
+            builder
+                .build()
+                .map_err(|err| refuse("ca", format!("client_auth needs trust anchors: {err}")))?
         }
     };
     let credentials: Arc<dyn ResolvesServerCert> = Arc::new(ServerCredentials::new(certificates));
@@ -336,12 +434,16 @@ fn client(
     if roots.is_empty() {
         return Ok(None);
     }
-    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider))
-        .build()
-        .map_err(|err| refuse("ca", err))?;
+    let verifier =
+        WebPkiServerVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider))
+            .build()
+            .map_err(|err| refuse("ca", err))?;
     let trust = shared.trust(
         scope,
-        ClientTrust { verifier, credentials: Arc::new(ClientCredentials::new(certificates)) },
+        ClientTrust {
+            verifier,
+            credentials: Arc::new(ClientCredentials::new(certificates)),
+        },
     )?;
     let made = side(config, versions, |versions| {
         let mut client = ClientConfig::builder_with_provider(Arc::clone(provider))

@@ -21,8 +21,14 @@ use rustls::{
 /// Returns the HKDF of a suite, over HMAC.
 pub(super) fn over_hmac(suite: &Tls13CipherSuite) -> &'static dyn Hkdf {
     match suite.common.hash_provider.algorithm() {
-        HashAlgorithm::SHA256 => &HkdfUsingHmac(&Hash { hmac: hmac::HMAC_SHA256, length: 32 }),
-        HashAlgorithm::SHA384 => &HkdfUsingHmac(&Hash { hmac: hmac::HMAC_SHA384, length: 48 }),
+        HashAlgorithm::SHA256 => &HkdfUsingHmac(&Hash {
+            hmac: hmac::HMAC_SHA256,
+            length: 32,
+        }),
+        HashAlgorithm::SHA384 => &HkdfUsingHmac(&Hash {
+            hmac: hmac::HMAC_SHA384,
+            length: 48,
+        }),
         // No suite uses another hash now. A future one keeps the key schedule of rustls.
         _ => suite.hkdf_provider,
     }
@@ -35,7 +41,10 @@ struct Hash {
 
 impl Hmac for Hash {
     fn with_key(&self, key: &[u8]) -> Box<dyn Key> {
-        Box::new(Hashed { key: hmac::Key::new(self.hmac, key), length: self.length })
+        Box::new(Hashed {
+            key: hmac::Key::new(self.hmac, key),
+            length: self.length,
+        })
     }
 
     fn hash_output_len(&self) -> usize {
@@ -74,19 +83,33 @@ mod tests {
     fn every_suite_derives_what_rustls_derives() {
         let theirs = default_provider().cipher_suites;
         let ours = cipher_suites();
-        assert_eq!(theirs, ours, "the suites and their order are those of rustls");
+        assert_eq!(
+            theirs, ours,
+            "the suites and their order are those of rustls"
+        );
         let mut compared = 0;
         for (theirs, ours) in theirs.iter().zip(&ours) {
-            let (Some(theirs), Some(ours)) = (theirs.tls13(), ours.tls13()) else { continue };
+            let (Some(theirs), Some(ours)) = (theirs.tls13(), ours.tls13()) else {
+                continue;
+            };
             compared += 1;
             let (theirs, ours) = (theirs.hkdf_provider, ours.hkdf_provider);
             let length = theirs.extract_from_zero_ikm(None).hash_len();
             let secret: Vec<u8> = (0..=u8::MAX).take(length).collect();
             let okm = OkmBlock::new(&secret);
             let expanders = [
-                (theirs.extract_from_zero_ikm(None), ours.extract_from_zero_ikm(None)),
-                (theirs.extract_from_zero_ikm(Some(b"salt")), ours.extract_from_zero_ikm(Some(b"salt"))),
-                (theirs.extract_from_secret(None, &secret), ours.extract_from_secret(None, &secret)),
+                (
+                    theirs.extract_from_zero_ikm(None),
+                    ours.extract_from_zero_ikm(None),
+                ),
+                (
+                    theirs.extract_from_zero_ikm(Some(b"salt")),
+                    ours.extract_from_zero_ikm(Some(b"salt")),
+                ),
+                (
+                    theirs.extract_from_secret(None, &secret),
+                    ours.extract_from_secret(None, &secret),
+                ),
                 (
                     theirs.extract_from_secret(Some(&[7; 200]), &secret),
                     ours.extract_from_secret(Some(&[7; 200]), &secret),
@@ -97,7 +120,10 @@ mod tests {
                 assert_eq!(theirs.hash_len(), ours.hash_len());
                 let infos: [&[&[u8]]; 3] = [&[], &[b"tls13 key"], &[b"a", b"", &[3; 300]]];
                 for info in infos {
-                    assert_eq!(theirs.expand_block(info).as_ref(), ours.expand_block(info).as_ref());
+                    assert_eq!(
+                        theirs.expand_block(info).as_ref(),
+                        ours.expand_block(info).as_ref()
+                    );
                     for length in [0, 1, 12, 32, 48, 49, 500] {
                         let (mut a, mut b) = (vec![0; length], vec![1; length]);
                         theirs.expand_slice(info, &mut a).unwrap();

@@ -53,7 +53,9 @@ impl Credential {
             authority = self::authority(&certificate);
             if ends.is_none() {
                 ends = Some(not_after(&certificate));
-                names = alternative_names(&certificate).filter_map(kind_and_name).collect();
+                names = alternative_names(&certificate)
+                    .filter_map(kind_and_name)
+                    .collect();
                 dns_names = alternative_names(&certificate)
                     .filter_map(|name| match name {
                         GeneralName::DNSName(name) => Some(ServerName::new(name).into_owned()),
@@ -101,16 +103,28 @@ fn kind_and_name(name: &GeneralName<'_>) -> Option<Vec<u8>> {
 /// Returns bytes that identify the issuer of a certificate: its name, the identifier of its key
 /// (RFC 5280 section 4.2.1.1), and the key itself if the certificate is its own issuer.
 fn authority(certificate: &X509Certificate<'_>) -> Vec<u8> {
-    let key_id = certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
-        ParsedExtension::AuthorityKeyIdentifier(authority) => {
-            authority.key_identifier.as_ref().map(|id| id.0)
-        }
-        _ => None,
-    });
+    let key_id =
+        certificate
+            .extensions()
+            .iter()
+            .find_map(|extension| match extension.parsed_extension() {
+                ParsedExtension::AuthorityKeyIdentifier(authority) => {
+                    authority.key_identifier.as_ref().map(|id| id.0)
+                }
+                _ => None,
+            });
     let own = certificate.issuer().as_raw() == certificate.subject().as_raw();
-    let key = if own { certificate.public_key().raw } else { &[] };
+    let key = if own {
+        certificate.public_key().raw
+    } else {
+        &[]
+    };
     let mut all = Vec::new();
-    for part in [certificate.issuer().as_raw(), key_id.unwrap_or_default(), key] {
+    for part in [
+        certificate.issuer().as_raw(),
+        key_id.unwrap_or_default(),
+        key,
+    ] {
         all.extend_from_slice(&(part.len() as u64).to_be_bytes());
         all.extend_from_slice(part);
     }
@@ -138,7 +152,11 @@ impl ServerCredentials {
         Self { all, by_name }
     }
 
-    fn select(&self, server_name: Option<&str>, schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+    fn select(
+        &self,
+        server_name: Option<&str>,
+        schemes: &[SignatureScheme],
+    ) -> Option<Arc<CertifiedKey>> {
         let named = server_name.map(ServerName::new).and_then(|name| {
             self.by_name.get(&*name).or_else(|| {
                 let (_, parent) = name.split_once('.')?;
@@ -178,7 +196,9 @@ impl ClientCredentials {
     /// Returns whether `other` has the same certificates, in the same order.
     pub(super) fn shows_as(&self, other: &Self) -> bool {
         let (one, other) = (self.0.load(), other.0.load());
-        one.iter().map(Credential::chain).eq(other.iter().map(Credential::chain))
+        one.iter()
+            .map(Credential::chain)
+            .eq(other.iter().map(Credential::chain))
     }
 
     /// Takes the certificates of `from` for all later handshakes.
@@ -191,14 +211,21 @@ impl ResolvesClientCert for ClientCredentials {
     /// Returns the first certificate that one of the named authorities issued and whose key the
     /// server can verify. A server that names no authority accepts any (RFC 8446 section 4.2.4).
     /// `None`: no certificate is sent.
-    fn resolve(&self, authorities: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+    fn resolve(
+        &self,
+        authorities: &[&[u8]],
+        schemes: &[SignatureScheme],
+    ) -> Option<Arc<CertifiedKey>> {
         self.0
             .load()
             .iter()
             .filter(|credential| credential.signs(schemes))
             .find(|credential| {
                 authorities.is_empty()
-                    || credential.issuers.iter().any(|issuer| authorities.contains(&issuer.as_slice()))
+                    || credential
+                        .issuers
+                        .iter()
+                        .any(|issuer| authorities.contains(&issuer.as_slice()))
             })
             .map(|credential| Arc::clone(&credential.key))
     }
@@ -217,8 +244,13 @@ mod tests {
 
     fn credential(names: &[&str], issuer: Option<&Issuer<'_, KeyPair>>) -> Credential {
         let key = KeyPair::generate().unwrap();
-        let params =
-            CertificateParams::new(names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>()).unwrap();
+        let params = CertificateParams::new(
+            names
+                .iter()
+                .map(|&name| name.to_owned())
+                .collect::<Vec<_>>(),
+        )
+        .unwrap();
         let certificate = match issuer {
             Some(issuer) => params.signed_by(&key, issuer).unwrap(),
             None => params.self_signed(&key).unwrap(),
@@ -248,7 +280,10 @@ mod tests {
             credential(&["exact.example.test"], None),
             credential(&["*.Example.test"], None),
         ];
-        let keys: Vec<_> = all.iter().map(|credential| Arc::clone(&credential.key)).collect();
+        let keys: Vec<_> = all
+            .iter()
+            .map(|credential| Arc::clone(&credential.key))
+            .collect();
         let credentials = ServerCredentials::new(all);
         for (name, place) in [
             (Some("first.test"), 0),
@@ -270,8 +305,14 @@ mod tests {
         let (one, one_name) = authority("one");
         let (two, two_name) = authority("two");
         let (_, three_name) = authority("three");
-        let all = vec![credential(&["a"], Some(&one)), credential(&["b"], Some(&two))];
-        let keys: Vec<_> = all.iter().map(|credential| Arc::clone(&credential.key)).collect();
+        let all = vec![
+            credential(&["a"], Some(&one)),
+            credential(&["b"], Some(&two)),
+        ];
+        let keys: Vec<_> = all
+            .iter()
+            .map(|credential| Arc::clone(&credential.key))
+            .collect();
         let credentials = ClientCredentials::new(all);
         let resolve = |authorities: &[&[u8]]| {
             let chosen = credentials.resolve(authorities, &SCHEMES)?;
@@ -281,6 +322,10 @@ mod tests {
         assert_eq!(resolve(&[&three_name, &two_name]), Some(1));
         assert_eq!(resolve(&[]), Some(0));
         assert_eq!(resolve(&[&three_name]), None);
-        assert!(credentials.resolve(&[], &[SignatureScheme::ED25519]).is_none());
+        assert!(
+            credentials
+                .resolve(&[], &[SignatureScheme::ED25519])
+                .is_none()
+        );
     }
 }

@@ -18,17 +18,23 @@ use crate::{access::DistinguishedName, clock::WallTime, session::PeerIdentity};
 /// proves no name, and counts as expired.
 pub fn identity(der: &[u8]) -> Arc<PeerIdentity> {
     let mut identity = PeerIdentity::default();
-    identity.certificate_sha256.copy_from_slice(digest(&SHA256, der).as_ref());
+    identity
+        .certificate_sha256
+        .copy_from_slice(digest(&SHA256, der).as_ref());
     if let Ok((_, certificate)) = X509Certificate::from_der(der) {
         let subject = DistinguishedName::from_der(certificate.subject().as_raw());
-        identity.subject = subject.map(|subject| subject.to_string()).unwrap_or_default();
+        identity.subject = subject
+            .map(|subject| subject.to_string())
+            .unwrap_or_default();
         identity.not_after = not_after(&certificate);
         for name in alternative_names(&certificate) {
             match name {
                 GeneralName::DNSName(name) => {
                     // A name that consists of dots is empty in canonical form.
                     let name = ServerName::new(name);
-                    identity.dns_names.extend((!name.is_empty()).then(|| name.to_string()));
+                    identity
+                        .dns_names
+                        .extend((!name.is_empty()).then(|| name.to_string()));
                 }
                 GeneralName::URI(uri) => identity.uris.push((*uri).to_owned()),
                 _ => {}
@@ -54,5 +60,11 @@ pub(super) fn alternative_names<'c>(
 
 /// Returns when a certificate expires: the end of its notAfter second.
 pub(super) fn not_after(certificate: &X509Certificate<'_>) -> WallTime {
-    WallTime::from_secs(certificate.validity().not_after.timestamp().saturating_add(1))
+    WallTime::from_secs(
+        certificate
+            .validity()
+            .not_after
+            .timestamp()
+            .saturating_add(1),
+    )
 }

@@ -120,7 +120,11 @@ impl Context {
     /// session.
     pub fn formerly(&self, role: Role, id: &SessionId) -> Option<Tombstone> {
         let cache = self.cache(role);
-        let mut departures = self.former.of(role).iter().filter_map(|group| cache.departure_from(*group, id));
+        let mut departures = self
+            .former
+            .of(role)
+            .iter()
+            .filter_map(|group| cache.departure_from(*group, id));
         // Another context may have had that scope as well, and may still have it.
         departures.find(|departure| departure.kind.account.name == self.name)
     }
@@ -129,7 +133,11 @@ impl Context {
     fn former_beside(&self, role: Role, next: &Arc<Cache>) -> Vec<Group> {
         let own = self.cache(role);
         let replaced = (!Arc::ptr_eq(own, next)).then(|| own.group());
-        replaced.into_iter().chain(self.former.of(role).iter().copied()).take(FORMER_MAX).collect()
+        replaced
+            .into_iter()
+            .chain(self.former.of(role).iter().copied())
+            .take(FORMER_MAX)
+            .collect()
     }
 }
 

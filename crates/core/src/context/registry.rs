@@ -50,7 +50,9 @@ pub type Dropped = BTreeMap<Arc<str>, u64>;
 
 impl std::fmt::Debug for Registry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Registry").field("contexts", &self.contexts).finish_non_exhaustive()
+        f.debug_struct("Registry")
+            .field("contexts", &self.contexts)
+            .finish_non_exhaustive()
     }
 }
 
@@ -60,7 +62,10 @@ impl Registry {
     /// # Errors
     /// The first fault of the configuration, with its key and line.
     pub fn build(settings: &Settings) -> Result<Self, ContextRefusal> {
-        let registry = Self::make(settings, Interned::new(Arc::new(SharedState::new(settings.total))))?;
+        let registry = Self::make(
+            settings,
+            Interned::new(Arc::new(SharedState::new(settings.total))),
+        )?;
         registry.share();
         Ok(registry)
     }
@@ -83,13 +88,24 @@ impl Registry {
     fn make(settings: &Settings, mut shared: Interned) -> Result<Self, ContextRefusal> {
         let mut contexts = Vec::with_capacity(settings.contexts.len());
         for (place, context) in settings.contexts.iter().enumerate() {
-            let context =
-                build::build(context, &mut shared).map_err(|refusal| ContextRefusal { place, refusal })?;
+            let context = build::build(context, &mut shared)
+                .map_err(|refusal| ContextRefusal { place, refusal })?;
             contexts.push(Arc::new(context));
         }
-        let by_name =
-            contexts.iter().enumerate().map(|(place, context)| (Arc::clone(&context.name), place)).collect();
-        let Interned { caches, trust, renewed, self_made, ledger, next_version, .. } = shared;
+        let by_name = contexts
+            .iter()
+            .enumerate()
+            .map(|(place, context)| (Arc::clone(&context.name), place))
+            .collect();
+        let Interned {
+            caches,
+            trust,
+            renewed,
+            self_made,
+            ledger,
+            next_version,
+            ..
+        } = shared;
         let version = next_version.fetch_add(1, Ordering::Relaxed);
         let rules = settings.rules.clone();
         Ok(Self {
@@ -114,7 +130,9 @@ impl Registry {
     /// * A new cache stores no session that authenticated before `since`, because that
     ///   authentication belongs to another scope.
     pub fn follow(&self, before: &Self, since: Timestamp) {
-        self.renewed.iter().for_each(|(used, fresh)| used.renew(fresh));
+        self.renewed
+            .iter()
+            .for_each(|(used, fresh)| used.renew(fresh));
         for (scope, kept) in &self.caches {
             if before.caches.contains_key(scope) {
                 kept.cache.resize(kept.limits, kept.session_bytes_max);
@@ -132,7 +150,9 @@ impl Registry {
                     Some(old) => vec![old],
                     None => before.caches().collect(),
                 };
-                from.into_iter().filter(|old| !Arc::ptr_eq(old, cache)).for_each(|old| cache.inherit(old));
+                from.into_iter()
+                    .filter(|old| !Arc::ptr_eq(old, cache))
+                    .for_each(|old| cache.inherit(old));
             }
         }
         self.share();
@@ -145,7 +165,9 @@ impl Registry {
         for (scope, kept) in &self.caches {
             if !after.caches.contains_key(scope) {
                 kept.cache.close(|session| {
-                    *dropped.entry(Arc::clone(&session.kind().account.name)).or_default() += 1;
+                    *dropped
+                        .entry(Arc::clone(&session.kind().account.name))
+                        .or_default() += 1;
                 });
             }
         }

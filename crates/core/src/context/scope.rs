@@ -39,7 +39,9 @@ pub struct ScopeBuilder(Hasher);
 impl ScopeBuilder {
     /// Begins a scope. `purpose` separates the scopes of different roles.
     pub fn new(purpose: &str) -> Self {
-        Self(Hasher::new(&SHA256)).field("tls.sessiond.v1 scope").field(purpose)
+        Self(Hasher::new(&SHA256))
+            .field("tls.sessiond.v1 scope")
+            .field(purpose)
     }
 
     /// Adds a field.
@@ -73,12 +75,20 @@ mod tests {
     #[test]
     fn fields_do_not_run_together() {
         let scope = |fields: &[&str]| {
-            fields.iter().fold(ScopeBuilder::new("server"), |scope, field| scope.field(field)).finish()
+            fields
+                .iter()
+                .fold(ScopeBuilder::new("server"), |scope, field| {
+                    scope.field(field)
+                })
+                .finish()
         };
         assert_eq!(scope(&["a", "b"]), scope(&["a", "b"]));
         assert_ne!(scope(&["ab"]), scope(&["a", "b"]));
         assert_ne!(scope(&["a", ""]), scope(&["a"]));
-        assert_ne!(scope(&["a"]), ScopeBuilder::new("client").field("a").finish());
+        assert_ne!(
+            scope(&["a"]),
+            ScopeBuilder::new("client").field("a").finish()
+        );
         let list = |values: &[&str]| ScopeBuilder::new("server").list(values.iter()).finish();
         assert_ne!(list(&["a", "b"]), scope(&["a", "b"]));
         assert_ne!(list(&[]), list(&[""]));

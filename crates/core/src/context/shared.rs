@@ -73,11 +73,22 @@ impl Interned {
     /// # Errors
     /// A context that shares the cache has other limits.
     pub(super) fn cache(&mut self, scope: Scope, plan: &Plan) -> Result<Arc<Cache>, Refusal> {
-        let Plan { limits, session_bytes_max, .. } = *plan;
+        let Plan {
+            limits,
+            session_bytes_max,
+            ..
+        } = *plan;
         let kept = self.caches.entry(scope).or_insert_with(|| {
-            let before = self.before.get(&scope).map(|before| Arc::clone(&before.cache));
+            let before = self
+                .before
+                .get(&scope)
+                .map(|before| Arc::clone(&before.cache));
             let cache = before.unwrap_or_else(|| Arc::new(Cache::new(plan, &self.ledger)));
-            Kept { cache, limits, session_bytes_max }
+            Kept {
+                cache,
+                limits,
+                session_bytes_max,
+            }
         });
         if (kept.limits, kept.session_bytes_max) != (limits, session_bytes_max) {
             return Err(Refusal {
@@ -97,8 +108,15 @@ impl Interned {
     /// # Errors
     /// A context of the scope has other client certificates. Under `scope_by = "names"` such
     /// contexts can have equal scopes.
-    pub(super) fn trust(&mut self, scope: Scope, made: ClientTrust) -> Result<ClientTrust, Refusal> {
-        let fresh = self.certificates.entry(scope).or_insert_with(|| Arc::clone(&made.credentials));
+    pub(super) fn trust(
+        &mut self,
+        scope: Scope,
+        made: ClientTrust,
+    ) -> Result<ClientTrust, Refusal> {
+        let fresh = self
+            .certificates
+            .entry(scope)
+            .or_insert_with(|| Arc::clone(&made.credentials));
         if !Arc::ptr_eq(fresh, &made.credentials) {
             return match (fresh.shows_as(&made.credentials), self.trust.get(&scope)) {
                 (true, Some(trust)) => Ok(trust.clone()),
@@ -112,7 +130,8 @@ impl Interned {
         }
         let held = match self.trust_before.get(&scope) {
             Some(held) => {
-                self.renewed.push((Arc::clone(&held.credentials), Arc::clone(&made.credentials)));
+                self.renewed
+                    .push((Arc::clone(&held.credentials), Arc::clone(&made.credentials)));
                 held.clone()
             }
             None => made,
@@ -134,18 +153,24 @@ impl Interned {
     /// Returns the statistics of a context, which continue those of the replaced registry.
     pub(super) fn account(&self, name: &str) -> Arc<Account> {
         let before = self.context_before(name);
-        before.map_or_else(|| Arc::new(Account::new(name)), |before| Arc::clone(&before.stats))
+        before.map_or_else(
+            || Arc::new(Account::new(name)),
+            |before| Arc::clone(&before.stats),
+        )
     }
 
     /// Returns the replaced caches of a context that now has the caches `server` and `client`.
     pub(super) fn former(&self, name: &str, server: &Arc<Cache>, client: &Arc<Cache>) -> Former {
-        self.context_before(name).map_or_else(Former::default, |before| Former {
-            server: before.former_beside(Role::Server, server),
-            client: before.former_beside(Role::Client, client),
-        })
+        self.context_before(name)
+            .map_or_else(Former::default, |before| Former {
+                server: before.former_beside(Role::Server, server),
+                client: before.former_beside(Role::Client, client),
+            })
     }
 
     fn context_before(&self, name: &str) -> Option<&Arc<Context>> {
-        self.contexts_before.iter().find(|context| &*context.name == name)
+        self.contexts_before
+            .iter()
+            .find(|context| &*context.name == name)
     }
 }

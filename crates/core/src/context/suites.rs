@@ -21,8 +21,12 @@ pub(super) fn cipher_suites() -> Vec<SupportedCipherSuite> {
 /// Wraps a suite of rustls. The memory is leaked: each suite is made once in the life of a process.
 fn ours(suite: &SupportedCipherSuite) -> SupportedCipherSuite {
     match suite {
-        SupportedCipherSuite::Tls13(suite) => SupportedCipherSuite::Tls13(Box::leak(Box::new(tls13(suite)))),
-        SupportedCipherSuite::Tls12(suite) => SupportedCipherSuite::Tls12(Box::leak(Box::new(tls12(suite)))),
+        SupportedCipherSuite::Tls13(suite) => {
+            SupportedCipherSuite::Tls13(Box::leak(Box::new(tls13(suite))))
+        }
+        SupportedCipherSuite::Tls12(suite) => {
+            SupportedCipherSuite::Tls12(Box::leak(Box::new(tls12(suite))))
+        }
     }
 }
 

@@ -30,17 +30,26 @@ pub fn contexts(settings: &Settings, now: WallTime) -> Vec<ContextRefusal> {
     let mut all = Vec::new();
     for (place, context) in settings.contexts.iter().enumerate() {
         let mut warn = |key: String, why: String| {
-            all.push(ContextRefusal { place, refusal: Refusal { key, why } });
+            all.push(ContextRefusal {
+                place,
+                refusal: Refusal { key, why },
+            });
         };
         limits(context, settings.total.bytes_max, &mut warn);
         anchors(context, now, &mut |why| warn("ca".into(), why));
         let several = context.certificates.len() > 1;
         for (at, (chain, _)) in context.certificates.iter().enumerate() {
-            let key = if several { format!("certificate[{at}]") } else { "certificate".into() };
+            let key = if several {
+                format!("certificate[{at}]")
+            } else {
+                "certificate".into()
+            };
             certificate(chain, now, &mut |why| warn(key.clone(), why));
         }
         for (at, (chain, _)) in context.client_certificates.iter().enumerate() {
-            certificate(chain, now, &mut |why| warn(format!("client_certificates[{at}].certificate"), why));
+            certificate(chain, now, &mut |why| {
+                warn(format!("client_certificates[{at}].certificate"), why);
+            });
         }
     }
     all
@@ -49,9 +58,16 @@ pub fn contexts(settings: &Settings, now: WallTime) -> Vec<ContextRefusal> {
 /// Warns about the settings of a context. `all_bytes`: most bytes of all caches together.
 fn limits(context: &ContextConfig, all_bytes: usize, warn: &mut impl FnMut(String, String)) {
     let options = context.options;
-    let room = context.session_bytes_max.min(context.cache_bytes_max).min(all_bytes);
+    let room = context
+        .session_bytes_max
+        .min(context.cache_bytes_max)
+        .min(all_bytes);
     if room < SESSION_LEAST {
-        let key = if room == context.session_bytes_max { "session_bytes_max" } else { "cache_bytes_max" };
+        let key = if room == context.session_bytes_max {
+            "session_bytes_max"
+        } else {
+            "cache_bytes_max"
+        };
         warn(
             key.into(),
             format!(
@@ -60,10 +76,19 @@ fn limits(context: &ContextConfig, all_bytes: usize, warn: &mut impl FnMut(Strin
         );
     }
     if options.no_session_cache {
-        warn("options".into(), "with no-session-cache no client ever resumes in this context".into());
+        warn(
+            "options".into(),
+            "with no-session-cache no client ever resumes in this context".into(),
+        );
     }
-    if context.versions == [Version::Tls13] && context.tickets == 0 && !context.certificates.is_empty() {
-        warn("tickets".into(), "TLS 1.3 without tickets: no client of this server ever resumes".into());
+    if context.versions == [Version::Tls13]
+        && context.tickets == 0
+        && !context.certificates.is_empty()
+    {
+        warn(
+            "tickets".into(),
+            "TLS 1.3 without tickets: no client of this server ever resumes".into(),
+        );
     }
     if context.close_policy == ClosePolicy::Written && options.quiet_shutdown {
         warn(
@@ -75,10 +100,14 @@ fn limits(context: &ContextConfig, all_bytes: usize, warn: &mut impl FnMut(Strin
 
 /// Warns about a chain: a leaf that is a CA certificate, and the validity of each certificate.
 pub fn certificate(chain: &Path, now: WallTime, warn: &mut impl FnMut(String)) {
-    let Ok(certificates) = pem::read_certificates(chain) else { return };
+    let Ok(certificates) = pem::read_certificates(chain) else {
+        return;
+    };
     let file = chain.display();
     for (place, der) in certificates.iter().enumerate() {
-        let Ok((_, certificate)) = X509Certificate::from_der(der) else { continue };
+        let Ok((_, certificate)) = X509Certificate::from_der(der) else {
+            continue;
+        };
         if place == 0 && certificate.is_ca() {
             warn(format!(
                 "{file}: the certificate is a CA certificate (CA:TRUE), which peers refuse from a server or a client"
@@ -102,7 +131,9 @@ fn anchors(context: &ContextConfig, now: WallTime, warn: &mut impl FnMut(String)
         Trust::System if context.self_made => {}
         Trust::System => {
             for error in rustls_native_certs::load_native_certs().errors {
-                warn(format!("trust anchors of this system cannot be read: {error}"));
+                warn(format!(
+                    "trust anchors of this system cannot be read: {error}"
+                ));
             }
         }
     }
@@ -110,9 +141,13 @@ fn anchors(context: &ContextConfig, now: WallTime, warn: &mut impl FnMut(String)
 
 /// Warns of trust anchors in a file that have expired.
 pub fn expired(anchors: &Path, now: WallTime, warn: &mut impl FnMut(String)) {
-    let Ok(certificates) = pem::read_certificates(anchors) else { return };
+    let Ok(certificates) = pem::read_certificates(anchors) else {
+        return;
+    };
     for (place, der) in certificates.iter().enumerate() {
-        let Ok((_, certificate)) = X509Certificate::from_der(der) else { continue };
+        let Ok((_, certificate)) = X509Certificate::from_der(der) else {
+            continue;
+        };
         if seconds(now) > certificate.validity().not_after.timestamp() {
             let until = certificate.validity().not_after;
             warn(format!(
@@ -132,8 +167,9 @@ fn validity(now: WallTime, certificate: &X509Certificate<'_>) -> Option<String> 
     let (now, validity) = (seconds(now), certificate.validity());
     let (begins, ends) = (validity.not_before, validity.not_after);
     let (from, to) = (begins.timestamp(), ends.timestamp());
-    let soon =
-        i64::try_from(ENDS_SOON.as_secs()).unwrap_or(i64::MAX).min(to.saturating_sub(from) / LAST_PART);
+    let soon = i64::try_from(ENDS_SOON.as_secs())
+        .unwrap_or(i64::MAX)
+        .min(to.saturating_sub(from) / LAST_PART);
     if now < from {
         Some(format!("is not valid before {begins}"))
     } else if now > to {

@@ -14,7 +14,12 @@ fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
             if length.len() > size_of::<u32>() {
                 return None;
             }
-            (length.iter().fold(0, |length, &byte| length << 8 | usize::from(byte)), rest)
+            (
+                length
+                    .iter()
+                    .fold(0, |length, &byte| length << 8 | usize::from(byte)),
+                rest,
+            )
         }
     };
     rest.split_at_checked(length).filter(|_| held == tag)

@@ -22,7 +22,9 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustls::{
     RootCertStore,
     crypto::aws_lc_rs::sign::any_supported_type,
-    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer},
+    pki_types::{
+        CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer,
+    },
     sign::CertifiedKey,
 };
 use zeroize::{Zeroize, Zeroizing};
@@ -142,10 +144,14 @@ pub fn read_pair(chain: &Path, key: &Path) -> Result<CertifiedKey, PairError> {
     let certificates = read_certificates(chain).map_err(PairError::Certificate)?;
     let private = read_key(key).map_err(PairError::Key)?;
     pair(certificates, &private).map_err(|cause| match cause {
-        PemFault::Certificate(_) | PemFault::Version1(_) => {
-            PairError::Certificate(PemError { path: chain.to_owned(), cause })
-        }
-        cause => PairError::Key(PemError { path: key.to_owned(), cause }),
+        PemFault::Certificate(_) | PemFault::Version1(_) => PairError::Certificate(PemError {
+            path: chain.to_owned(),
+            cause,
+        }),
+        cause => PairError::Key(PemError {
+            path: key.to_owned(),
+            cause,
+        }),
     })
 }
 
@@ -159,7 +165,10 @@ pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Pe
         let blocks = blocks(&read(path, CERTIFICATE_FILE_MAX)?, "x509")?;
         // Skipping such a block would silently drop certificates that the file was meant to
         // provide.
-        if let Some(lost) = blocks.iter().find(|block| block.kind.may_hold_certificates()) {
+        if let Some(lost) = blocks
+            .iter()
+            .find(|block| block.kind.may_hold_certificates())
+        {
             return Err(PemFault::NotUsed(lost.line, lost.kind.name()));
         }
         let first = blocks.first().map_or("nothing", |block| block.kind.name());
@@ -168,9 +177,16 @@ pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Pe
             .filter(|block| block.kind == BlockKind::Certificate)
             .map(|mut block| CertificateDer::from(std::mem::take(&mut *block.der)))
             .collect();
-        if certificates.is_empty() { Err(PemFault::NoCertificate(first)) } else { Ok(certificates) }
+        if certificates.is_empty() {
+            Err(PemFault::NoCertificate(first))
+        } else {
+            Ok(certificates)
+        }
     };
-    read().map_err(|cause| PemError { path: path.to_owned(), cause })
+    read().map_err(|cause| PemError {
+        path: path.to_owned(),
+        cause,
+    })
 }
 
 /// Reads the certificates of a file as trust anchors.
@@ -181,9 +197,10 @@ pub fn read_anchors(path: &Path) -> Result<RootCertStore, PemError> {
     let mut roots = RootCertStore::empty();
     for (place, certificate) in read_certificates(path)?.into_iter().enumerate() {
         // The error of rustls is dropped, because it may contain content of the file.
-        roots
-            .add(certificate)
-            .map_err(|_| PemError { path: path.to_owned(), cause: PemFault::Certificate(place + 1) })?;
+        roots.add(certificate).map_err(|_| PemError {
+            path: path.to_owned(),
+            cause: PemFault::Certificate(place + 1),
+        })?;
     }
     Ok(roots)
 }
@@ -193,7 +210,9 @@ fn read_key(path: &Path) -> Result<Zeroizing<PrivateKeyDer<'static>>, PemError> 
     let read = || {
         let blocks = blocks(&read(path, KEY_FILE_MAX)?, "pkey")?;
         let first = blocks.first().map_or("nothing", |block| block.kind.name());
-        let encrypted = blocks.iter().any(|block| block.kind == BlockKind::Encrypted);
+        let encrypted = blocks
+            .iter()
+            .any(|block| block.kind == BlockKind::Encrypted);
         let mut keys: Vec<_> = blocks.into_iter().filter_map(PemBlock::into_key).collect();
         match (keys.len(), encrypted) {
             (0, true) => Err(PemFault::NoKey(BlockKind::Encrypted.name())),
@@ -202,22 +221,34 @@ fn read_key(path: &Path) -> Result<Zeroizing<PrivateKeyDer<'static>>, PemError> 
             (more, _) => Err(PemFault::ManyKeys(more)),
         }
     };
-    read().map_err(|cause| PemError { path: path.to_owned(), cause })
+    read().map_err(|cause| PemError {
+        path: path.to_owned(),
+        cause,
+    })
 }
 
 /// Checks that a key belongs to a chain.
-fn pair(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'_>) -> Result<CertifiedKey, PemFault> {
+fn pair(
+    chain: Vec<CertificateDer<'static>>,
+    key: &PrivateKeyDer<'_>,
+) -> Result<CertifiedKey, PemFault> {
     let signing = any_supported_type(key).map_err(|_| match rsa_bits(key) {
         Some(bits) if !(2048..=8192).contains(&bits) => PemFault::RsaSize(bits),
         Some(_) | None => PemFault::Unsupported,
     })?;
-    let old = chain.iter().position(|certificate| is_version_1(certificate));
+    let old = chain
+        .iter()
+        .position(|certificate| is_version_1(certificate));
     let certified = CertifiedKey::new(chain, signing);
     match certified.keys_match() {
         // A key that cannot return its public half is not compared, as in `CertifiedKey::from_der`.
-        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(certified),
+        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {
+            Ok(certified)
+        }
         Err(rustls::Error::InconsistentKeys(_)) => Err(PemFault::Mismatch),
-        Err(_) => Err(old.map_or(PemFault::Certificate(1), |place| PemFault::Version1(place + 1))),
+        Err(_) => Err(old.map_or(PemFault::Certificate(1), |place| {
+            PemFault::Version1(place + 1)
+        })),
     }
 }
 
@@ -330,7 +361,10 @@ impl BlockKind {
     }
 
     fn is_used(self) -> bool {
-        matches!(self, Self::Certificate | Self::Pkcs8 | Self::Pkcs1 | Self::Sec1)
+        matches!(
+            self,
+            Self::Certificate | Self::Pkcs8 | Self::Pkcs1 | Self::Sec1
+        )
     }
 
     fn name(self) -> &'static str {
@@ -360,7 +394,9 @@ const END: &[u8] = b"-----END ";
 /// Returns the label of a line `-----BEGIN LABEL-----` or `-----END LABEL-----`. `start` is
 /// [`BEGIN`] or [`END`].
 fn label<'l>(line: &'l [u8], start: &[u8]) -> Option<&'l [u8]> {
-    line.strip_prefix(start)?.strip_suffix(b"-----").filter(|label| !contains(label, b"--"))
+    line.strip_prefix(start)?
+        .strip_suffix(b"-----")
+        .filter(|label| !contains(label, b"--"))
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {
@@ -377,9 +413,10 @@ fn blocks(text: &[u8], tool: &'static str) -> Result<Vec<PemBlock>, PemFault> {
     let mut body = Zeroizing::new(Vec::with_capacity(text.len()));
     // A line ends in LF, CR LF or CR. Line numbers count only LF.
     let lines = text.split(|&byte| byte == b'\n').zip(1..);
-    for (line, place) in
-        lines.flat_map(|(line, place)| line.split(|&byte| byte == b'\r').map(move |line| (line, place)))
-    {
+    for (line, place) in lines.flat_map(|(line, place)| {
+        line.split(|&byte| byte == b'\r')
+            .map(move |line| (line, place))
+    }) {
         let line = line.trim_ascii_end();
         match &mut open {
             None => {
@@ -410,7 +447,11 @@ fn blocks(text: &[u8], tool: &'static str) -> Result<Vec<PemBlock>, PemFault> {
                             return Err(PemFault::Damaged(*begin));
                         }
                     }
-                    blocks.push(PemBlock { kind: *kind, line: *begin, der });
+                    blocks.push(PemBlock {
+                        kind: *kind,
+                        line: *begin,
+                        der,
+                    });
                     open = None;
                 } else if line.starts_with(BEGIN) {
                     return Err(PemFault::Truncated(*begin));
@@ -443,7 +484,9 @@ fn encoding(text: &[u8], tool: &'static str) -> Result<(), PemFault> {
         [0xfe, 0xff, ..] | [0xff, 0xfe, ..] | [b'-', 0, ..] | [0, b'-', ..] => Err(PemFault::Utf16),
         [0xef, 0xbb, 0xbf, ..] => Err(PemFault::ByteOrderMark),
         // A DER SEQUENCE. One that begins with the INTEGER 3 is a PFX (RFC 7292 section 4).
-        [0x30, 0x82, _, _, 2, 1, 3, ..] | [0x30, 0x83, _, _, _, 2, 1, 3, ..] => Err(PemFault::Pkcs12),
+        [0x30, 0x82, _, _, 2, 1, 3, ..] | [0x30, 0x83, _, _, _, 2, 1, 3, ..] => {
+            Err(PemFault::Pkcs12)
+        }
         [0x30, 0x81..=0x84, ..] | [0x30, _, 0x02, ..] => Err(PemFault::Der(tool)),
         _ => Ok(()),
     }
@@ -461,7 +504,9 @@ fn is_body(line: &[u8]) -> bool {
     const LEAST: usize = 60;
     let line = line.trim_ascii();
     line.len() >= LEAST
-        && line.iter().all(|&byte| sextet(byte).is_some() || byte == b'=')
+        && line
+            .iter()
+            .all(|&byte| sextet(byte).is_some() || byte == b'=')
         && !line.iter().all(u8::is_ascii_hexdigit)
 }
 
@@ -471,10 +516,18 @@ fn lost(line: &[u8], place: usize) -> Option<PemFault> {
     let line = line.trim_ascii();
     let upper = line.to_ascii_uppercase();
     let names = |words: &[&[u8]]| words.iter().any(|word| contains(&upper, word));
-    let comment = line.first().is_some_and(|byte| byte.is_ascii_alphanumeric() || *byte == b'#');
-    if line.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
+    let comment = line
+        .first()
+        .is_some_and(|byte| byte.is_ascii_alphanumeric() || *byte == b'#');
+    if line
+        .iter()
+        .any(|byte| byte.is_ascii_control() && *byte != b'\t')
+    {
         Some(PemFault::NotText(place))
-    } else if !comment && names(&[b"BEGIN", b"END"]) && names(&[b"CERTIFICATE", b"PRIVATE", b"PKCS"]) {
+    } else if !comment
+        && names(&[b"BEGIN", b"END"])
+        && names(&[b"CERTIFICATE", b"PRIVATE", b"PKCS"])
+    {
         Some(PemFault::Marker(place))
     } else {
         None

@@ -51,7 +51,9 @@ impl Attributes {
             && same(&self.binding, terms.binding)
             && terms.versions.contains(&self.version)
             && self.server_name == *terms.server_name
-            && terms.cipher_suite.is_none_or(|suite| *self.cipher_suite == *suite)
+            && terms
+                .cipher_suite
+                .is_none_or(|suite| *self.cipher_suite == *suite)
     }
 
     /// Returns the number of bytes that a worker or a peer decides: binding and names.
@@ -59,7 +61,12 @@ impl Attributes {
     /// `session_bytes_max` limits them.
     pub fn told(&self) -> usize {
         let names = self.peer.as_deref().map_or(0, |peer| {
-            peer.dns_names.iter().chain(&peer.uris).chain([&peer.subject]).map(String::len).sum()
+            peer.dns_names
+                .iter()
+                .chain(&peer.uris)
+                .chain([&peer.subject])
+                .map(String::len)
+                .sum()
         });
         self.binding.len() + self.server_name.len() + names
     }
@@ -101,7 +108,11 @@ const PLACE: usize = 64;
 /// Returns an upper bound of the size of one allocation: allocators round up to size classes and to
 /// 16 bytes.
 pub(super) const fn heap(bytes: usize) -> usize {
-    if bytes == 0 { 0 } else { bytes + bytes / 8 + 16 }
+    if bytes == 0 {
+        0
+    } else {
+        bytes + bytes / 8 + 16
+    }
 }
 
 /// Returns an upper bound of the size of one allocation behind an [`Arc`].
@@ -129,9 +140,29 @@ impl Eq for Attributes {}
 /// out.
 impl Hash for Attributes {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self { role, version, cipher_suite, server_name, format, binding, single_use, account, peer } =
-            self;
-        (role, version, cipher_suite, server_name, format, binding, single_use, account, peer).hash(state);
+        let Self {
+            role,
+            version,
+            cipher_suite,
+            server_name,
+            format,
+            binding,
+            single_use,
+            account,
+            peer,
+        } = self;
+        (
+            role,
+            version,
+            cipher_suite,
+            server_name,
+            format,
+            binding,
+            single_use,
+            account,
+            peer,
+        )
+            .hash(state);
     }
 }
 
@@ -198,7 +229,12 @@ const SMALL: usize = 64;
 
 impl Default for SharedAttributes {
     fn default() -> Self {
-        Self { hasher: keyed(), shards: (0..PARTS).map(|_| AttributesShard(RwLock::default())).collect() }
+        Self {
+            hasher: keyed(),
+            shards: (0..PARTS)
+                .map(|_| AttributesShard(RwLock::default()))
+                .collect(),
+        }
     }
 }
 
@@ -241,7 +277,10 @@ impl SharedAttributes {
 
     /// Returns the number of entries, including unused ones that have yet to be removed.
     pub fn len(&self) -> usize {
-        self.shards.iter().map(|part| part.0.read().by_hash.len()).sum()
+        self.shards
+            .iter()
+            .map(|part| part.0.read().by_hash.len())
+            .sum()
     }
 
     /// Returns whether there are no entries.
@@ -253,9 +292,19 @@ impl SharedAttributes {
 impl Set {
     fn look_at(&mut self, places: usize) {
         for _ in 0..places.min(self.ring.len()) {
-            self.hand = if self.hand < self.ring.len() { self.hand } else { 0 };
-            let Some(&hash) = self.ring.get(self.hand) else { return };
-            if self.by_hash.get(&hash).is_some_and(|kind| kind.strong_count() > 0) {
+            self.hand = if self.hand < self.ring.len() {
+                self.hand
+            } else {
+                0
+            };
+            let Some(&hash) = self.ring.get(self.hand) else {
+                return;
+            };
+            if self
+                .by_hash
+                .get(&hash)
+                .is_some_and(|kind| kind.strong_count() > 0)
+            {
                 self.hand += 1;
             } else {
                 self.by_hash.remove(&hash);
@@ -294,27 +343,75 @@ mod tests {
     /// Attributes that each differ from the first in one field.
     fn variants() -> Vec<Attributes> {
         let peer = |change: fn(&mut PeerIdentity)| {
-            let mut peer = PeerIdentity { subject: "CN=a".into(), ..PeerIdentity::default() };
+            let mut peer = PeerIdentity {
+                subject: "CN=a".into(),
+                ..PeerIdentity::default()
+            };
             change(&mut peer);
             Some(Arc::new(peer))
         };
-        let like = || Attributes { peer: peer(|_| ()), ..kind(1) };
+        let like = || Attributes {
+            peer: peer(|_| ()),
+            ..kind(1)
+        };
         vec![
             like(),
-            Attributes { role: Role::Client, ..like() },
-            Attributes { version: Version::Tls13, ..like() },
-            Attributes { cipher_suite: "other".into(), ..like() },
-            Attributes { server_name: "b.test".into(), ..like() },
-            Attributes { format: Format::Worker("openssl".into()), ..like() },
-            Attributes { binding: [1].into(), ..like() },
-            Attributes { single_use: true, ..like() },
-            Attributes { account: Arc::new(Account::new("other")), ..like() },
-            Attributes { peer: None, ..like() },
-            Attributes { peer: peer(|peer| peer.certificate_sha256[31] = 1), ..like() },
-            Attributes { peer: peer(|peer| peer.subject = "CN=b".into()), ..like() },
-            Attributes { peer: peer(|peer| peer.dns_names = vec!["a".into()]), ..like() },
-            Attributes { peer: peer(|peer| peer.uris = vec!["a".into()]), ..like() },
-            Attributes { peer: peer(|peer| peer.not_after = crate::clock::WallTime::MAX), ..like() },
+            Attributes {
+                role: Role::Client,
+                ..like()
+            },
+            Attributes {
+                version: Version::Tls13,
+                ..like()
+            },
+            Attributes {
+                cipher_suite: "other".into(),
+                ..like()
+            },
+            Attributes {
+                server_name: "b.test".into(),
+                ..like()
+            },
+            Attributes {
+                format: Format::Worker("openssl".into()),
+                ..like()
+            },
+            Attributes {
+                binding: [1].into(),
+                ..like()
+            },
+            Attributes {
+                single_use: true,
+                ..like()
+            },
+            Attributes {
+                account: Arc::new(Account::new("other")),
+                ..like()
+            },
+            Attributes {
+                peer: None,
+                ..like()
+            },
+            Attributes {
+                peer: peer(|peer| peer.certificate_sha256[31] = 1),
+                ..like()
+            },
+            Attributes {
+                peer: peer(|peer| peer.subject = "CN=b".into()),
+                ..like()
+            },
+            Attributes {
+                peer: peer(|peer| peer.dns_names = vec!["a".into()]),
+                ..like()
+            },
+            Attributes {
+                peer: peer(|peer| peer.uris = vec!["a".into()]),
+                ..like()
+            },
+            Attributes {
+                peer: peer(|peer| peer.not_after = crate::clock::WallTime::MAX),
+                ..like()
+            },
         ]
     }
 
@@ -324,7 +421,10 @@ mod tests {
         for (place, one) in variants().iter().enumerate() {
             for (other_place, other) in variants().iter().enumerate() {
                 assert_eq!(one == other, place == other_place, "{place} {other_place}");
-                assert_eq!(hasher.hash_one(one) == hasher.hash_one(other), place == other_place);
+                assert_eq!(
+                    hasher.hash_one(one) == hasher.hash_one(other),
+                    place == other_place
+                );
             }
         }
     }
@@ -337,17 +437,26 @@ mod tests {
         for other in 2..100_000_u32 {
             let [last, ..] = other.to_le_bytes();
             kinds.intern(kind(other), &id(last));
-            assert!(kinds.len() <= 2 * PARTS * LOOKED_AT, "{} kinds", kinds.len());
+            assert!(
+                kinds.len() <= 2 * PARTS * LOOKED_AT,
+                "{} kinds",
+                kinds.len()
+            );
         }
         assert!(Arc::ptr_eq(&kept, &kinds.intern(kind(1), &id(1))));
-        assert!(!Arc::ptr_eq(&kept, &kinds.intern(kind(1), &id(2))), "each part has its own attributes");
+        assert!(
+            !Arc::ptr_eq(&kept, &kinds.intern(kind(1), &id(2))),
+            "each part has its own attributes"
+        );
     }
 
     #[test]
     fn unused_attributes_free_their_entries() {
         let kinds = SharedAttributes::default();
         let id = SessionId::new(&[7]).unwrap();
-        let used: Vec<_> = (0..10_000).map(|number| kinds.intern(kind(number), &id)).collect();
+        let used: Vec<_> = (0..10_000)
+            .map(|number| kinds.intern(kind(number), &id))
+            .collect();
         assert_eq!(kinds.len(), used.len(), "entries in use stay");
         drop(used);
         // Each call checks 64 entries of a part.

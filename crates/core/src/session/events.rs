@@ -133,15 +133,24 @@ impl Watchers {
     /// Starts to watch events of the contexts whose names are wanted.
     ///
     /// Returns `None` if there are [`WATCHERS_MAX`] watchers already.
-    pub fn watch(self: &Arc<Self>, wanted: impl Fn(&str) -> bool + Send + Sync + 'static) -> Option<Watch> {
-        let queue = Arc::new(Queue { wanted: Box::new(wanted), state: Mutex::default() });
+    pub fn watch(
+        self: &Arc<Self>,
+        wanted: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Option<Watch> {
+        let queue = Arc::new(Queue {
+            wanted: Box::new(wanted),
+            state: Mutex::default(),
+        });
         let mut all = self.all.write();
         if all.len() >= WATCHERS_MAX {
             return None;
         }
         all.push(Arc::clone(&queue));
         self.count.store(all.len(), Ordering::SeqCst);
-        Some(Watch { watchers: Arc::clone(self), queue })
+        Some(Watch {
+            watchers: Arc::clone(self),
+            queue,
+        })
     }
 
     #[inline]
@@ -153,15 +162,20 @@ impl Watchers {
 
     #[cold]
     fn publish_to_all(&self, session: &Session, what: EventKind, at: Timestamp) {
-        self.push(NewsKind::Change, &session.kind().account.name, session.kind().size(), || {
-            Delivery::Event(Box::new(Event {
-                at,
-                what,
-                facts: session.facts().clone(),
-                open_connections: session.open_connections(),
-                data_bytes: session.secret().len(),
-            }))
-        });
+        self.push(
+            NewsKind::Change,
+            &session.kind().account.name,
+            session.kind().size(),
+            || {
+                Delivery::Event(Box::new(Event {
+                    at,
+                    what,
+                    facts: session.facts().clone(),
+                    open_connections: session.open_connections(),
+                    data_bytes: session.secret().len(),
+                }))
+            },
+        );
     }
 
     /// Publishes a lookup that missed, if there are watchers.
@@ -181,7 +195,12 @@ impl Watchers {
     }
 
     fn push(&self, kind: NewsKind, context: &str, bytes: usize, news: impl Fn() -> Delivery) {
-        for queue in self.all.read().iter().filter(|queue| (queue.wanted)(context)) {
+        for queue in self
+            .all
+            .read()
+            .iter()
+            .filter(|queue| (queue.wanted)(context))
+        {
             if let Some(waker) = queue.push(kind, bytes, &news) {
                 waker.wake();
             }
@@ -216,7 +235,11 @@ impl Watch {
     pub fn poll(&self, waker: &Waker) -> Poll<Vec<Delivery>> {
         let mut state = self.queue.state.lock();
         if state.events.is_empty() && state.dropped + state.dropped_misses == 0 {
-            if !state.waker.as_ref().is_some_and(|held| held.will_wake(waker)) {
+            if !state
+                .waker
+                .as_ref()
+                .is_some_and(|held| held.will_wake(waker))
+            {
                 state.waker = Some(waker.clone());
             }
             return Poll::Pending;

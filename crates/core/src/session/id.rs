@@ -32,13 +32,15 @@ impl SessionId {
             return None;
         }
         let mut short = [0; SHORT_MAX];
-        Some(Self(match (short.get_mut(..bytes.len()), u8::try_from(bytes.len())) {
-            (Some(place), Ok(len)) => {
-                place.copy_from_slice(bytes);
-                Bytes::Short { len, bytes: short }
-            }
-            _ => Bytes::Long(bytes.into()),
-        }))
+        Some(Self(
+            match (short.get_mut(..bytes.len()), u8::try_from(bytes.len())) {
+                (Some(place), Ok(len)) => {
+                    place.copy_from_slice(bytes);
+                    Bytes::Short { len, bytes: short }
+                }
+                _ => Bytes::Long(bytes.into()),
+            },
+        ))
     }
 
     /// Returns an upper bound of the heap memory of the id, in bytes.
@@ -131,6 +133,8 @@ mod tests {
             padded[len - 1] = 0;
             assert!(seen.insert(SessionId::new(&padded).unwrap()));
         }
-        assert!(SessionId::new(&[]).is_none() && SessionId::new(&[7; SESSION_ID_MAX + 1]).is_none());
+        assert!(
+            SessionId::new(&[]).is_none() && SessionId::new(&[7; SESSION_ID_MAX + 1]).is_none()
+        );
     }
 }

@@ -20,6 +20,12 @@ pub enum Miss {
 
 impl Miss {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 6] =
-        [Self::Unknown, Self::Expired, Self::Removed, Self::Scope, Self::Revoked, Self::CacheOff];
+    pub const ALL: [Self; 6] = [
+        Self::Unknown,
+        Self::Expired,
+        Self::Removed,
+        Self::Scope,
+        Self::Revoked,
+        Self::CacheOff,
+    ];
 }

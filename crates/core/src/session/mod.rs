@@ -153,12 +153,14 @@ pub struct SessionInfo {
 impl SessionInfo {
     /// Returns when the handshake made the session.
     pub fn created(&self) -> Timestamp {
-        self.authenticated.after(Duration::from_millis(self.created_after.into()))
+        self.authenticated
+            .after(Duration::from_millis(self.created_after.into()))
     }
 
     /// Returns when the session expires, from its lifetime alone; see [`Self::expired`].
     pub fn expires(&self) -> Timestamp {
-        self.authenticated.after(Duration::from_millis(self.lives.into()))
+        self.authenticated
+            .after(Duration::from_millis(self.lives.into()))
     }
 
     /// Returns whether the session's lifetime or its peer's certificate has expired.
@@ -166,7 +168,12 @@ impl SessionInfo {
     /// The certificate may expire before [`Self::expires`] where the wall clock was set forward
     /// since the session was made.
     pub fn expired(&self, now: Now) -> bool {
-        now.at >= self.expires() || self.kind.peer.as_ref().is_some_and(|peer| now.wall() >= peer.not_after)
+        now.at >= self.expires()
+            || self
+                .kind
+                .peer
+                .as_ref()
+                .is_some_and(|peer| now.wall() >= peer.not_after)
     }
 }
 
@@ -199,7 +206,12 @@ pub const OVERHEAD: usize = 152;
 
 impl Session {
     pub(crate) fn new(facts: SessionInfo, secret: Secret) -> Self {
-        Self { facts, mark: EntryState::default(), open: AtomicU32::new(0), secret }
+        Self {
+            facts,
+            mark: EntryState::default(),
+            open: AtomicU32::new(0),
+            secret,
+        }
     }
 
     /// Returns the public part.
@@ -286,9 +298,20 @@ impl Entry for Session {
     /// Reads the id, which a tombstone hashes, and the secret, which is overwritten.
     fn prefetch(&self) {
         let bytes = self.secret.as_bytes().unwrap_or_default();
-        let first = self.facts.id.as_bytes().first().copied().unwrap_or_default();
+        let first = self
+            .facts
+            .id
+            .as_bytes()
+            .first()
+            .copied()
+            .unwrap_or_default();
         // A cache line has 64 bytes.
-        std::hint::black_box(bytes.iter().step_by(64).fold(first, |all, &byte| all ^ byte));
+        std::hint::black_box(
+            bytes
+                .iter()
+                .step_by(64)
+                .fold(first, |all, &byte| all ^ byte),
+        );
     }
 }
 

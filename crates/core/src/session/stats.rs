@@ -95,7 +95,11 @@ pub struct Failures {
 impl Default for Failures {
     fn default() -> Self {
         let codes = || (0..=u8::MAX).map(|_| Counter::default()).collect();
-        Self { sent: codes(), received: codes(), silent: Counter::default() }
+        Self {
+            sent: codes(),
+            received: codes(),
+            silent: Counter::default(),
+        }
     }
 }
 
@@ -104,8 +108,14 @@ impl Failures {
     pub fn count(&self, alert: Option<Alert>) {
         match alert {
             None => self.silent.count(),
-            Some(Alert { code, received: false }) => self.sent[usize::from(code)].count(),
-            Some(Alert { code, received: true }) => self.received[usize::from(code)].count(),
+            Some(Alert {
+                code,
+                received: false,
+            }) => self.sent[usize::from(code)].count(),
+            Some(Alert {
+                code,
+                received: true,
+            }) => self.received[usize::from(code)].count(),
         }
     }
 
@@ -118,7 +128,10 @@ impl Failures {
                 .zip(counters)
                 .map(move |(code, count)| (Some(Alert { code, received }), count.get()))
         };
-        let all = [(None, self.silent.get())].into_iter().chain(by_alert(false)).chain(by_alert(true));
+        let all = [(None, self.silent.get())]
+            .into_iter()
+            .chain(by_alert(false))
+            .chain(by_alert(true));
         all.filter(|(_, count)| *count > 0)
     }
 }
@@ -141,7 +154,11 @@ impl Misses {
     /// Returns SSL_CTX_sess_misses: sessions that were offered and not found, for all reasons but
     /// [`Miss::Expired`].
     pub fn all_but_expired(&self) -> u64 {
-        Miss::ALL.into_iter().filter(|&why| why != Miss::Expired).map(|why| self.get(why)).sum()
+        Miss::ALL
+            .into_iter()
+            .filter(|&why| why != Miss::Expired)
+            .map(|why| self.get(why))
+            .sum()
     }
 }
 
@@ -174,6 +191,9 @@ impl Removals {
 
     /// Returns the count of this reason.
     pub fn get(&self, why: RemovalReason) -> u64 {
-        self.0.iter().map(|stripe| stripe.0[why as usize].get()).sum()
+        self.0
+            .iter()
+            .map(|stripe| stripe.0[why as usize].get())
+            .sum()
     }
 }

@@ -50,13 +50,24 @@ mod tests {
     }
 
     fn hashes(state: &impl BuildHasher) -> usize {
-        (0..1_000).map(|number| hash(state, number)).collect::<HashSet<_>>().len()
+        (0..1_000)
+            .map(|number| hash(state, number))
+            .collect::<HashSet<_>>()
+            .len()
     }
 
     #[test]
     fn ids_chosen_against_foldhash_constants_do_not_collide() {
-        assert_eq!(hashes(&FixedState::with_seed(RandomState::new().hash_one(0))), 1, "the attack itself");
+        assert_eq!(
+            hashes(&FixedState::with_seed(RandomState::new().hash_one(0))),
+            1,
+            "the attack itself"
+        );
         assert_eq!(hashes(&keyed()), 1_000);
-        assert_ne!(hash(&keyed(), 1), hash(&keyed(), 1), "each hasher has its own seed");
+        assert_ne!(
+            hash(&keyed(), 1),
+            hash(&keyed(), 1),
+            "each hasher has its own seed"
+        );
     }
 }

@@ -25,14 +25,38 @@ use tls_sessiond_types::{Role, Version, server_name::ServerName};
 use crate::{Check, together};
 
 pub(crate) const CHECKS: &[Check] = &[
-    ("concurrent_evictions_keep_each_cache_at_its_share", concurrent_evictions_keep_each_cache_at_its_share),
-    ("ticket_is_consumed_and_reported_removed_once", ticket_is_consumed_and_reported_removed_once),
-    ("revoked_sessions_are_never_found", revoked_sessions_are_never_found),
-    ("closed_cache_is_empty_and_finds_nothing", closed_cache_is_empty_and_finds_nothing),
-    ("inherited_revocations_hold_at_once", inherited_revocations_hold_at_once),
-    ("lookup_and_withdrawal_meet_an_eviction", lookup_and_withdrawal_meet_an_eviction),
-    ("one_of_two_puts_reuses_an_expired_id", one_of_two_puts_reuses_an_expired_id),
-    ("total_holds_and_no_cache_loses_its_share", total_holds_and_no_cache_loses_its_share),
+    (
+        "concurrent_evictions_keep_each_cache_at_its_share",
+        concurrent_evictions_keep_each_cache_at_its_share,
+    ),
+    (
+        "ticket_is_consumed_and_reported_removed_once",
+        ticket_is_consumed_and_reported_removed_once,
+    ),
+    (
+        "revoked_sessions_are_never_found",
+        revoked_sessions_are_never_found,
+    ),
+    (
+        "closed_cache_is_empty_and_finds_nothing",
+        closed_cache_is_empty_and_finds_nothing,
+    ),
+    (
+        "inherited_revocations_hold_at_once",
+        inherited_revocations_hold_at_once,
+    ),
+    (
+        "lookup_and_withdrawal_meet_an_eviction",
+        lookup_and_withdrawal_meet_an_eviction,
+    ),
+    (
+        "one_of_two_puts_reuses_an_expired_id",
+        one_of_two_puts_reuses_an_expired_id,
+    ),
+    (
+        "total_holds_and_no_cache_loses_its_share",
+        total_holds_and_no_cache_loses_its_share,
+    ),
 ];
 
 const NOW: Now = Now::from_millis(1_000_000);
@@ -51,7 +75,10 @@ fn terms() -> ResumeCriteria<'static> {
 }
 
 fn limits(entries_max: usize) -> Limits {
-    Limits { entries_max, bytes_max: 100_000 }
+    Limits {
+        entries_max,
+        bytes_max: 100_000,
+    }
 }
 
 fn cache(entries_max: usize, ledger: &Arc<SharedState>) -> Arc<Cache> {
@@ -97,10 +124,14 @@ fn id(id: u8) -> SessionId {
 
 /// Returns the reported removals and their reasons.
 fn told(watch: &Watch) -> Vec<(u8, RemovalReason)> {
-    let Poll::Ready(news) = watch.poll(Waker::noop()) else { return Vec::new() };
+    let Poll::Ready(news) = watch.poll(Waker::noop()) else {
+        return Vec::new();
+    };
     let mut told = Vec::new();
     for news in news {
-        let Delivery::Event(event) = news else { panic!("events are missing") };
+        let Delivery::Event(event) = news else {
+            panic!("events are missing")
+        };
         if let EventKind::Removed(reason) = event.what {
             told.push((event.facts.id.as_bytes()[0], reason));
         }
@@ -131,7 +162,10 @@ fn ticket_is_consumed_and_reported_removed_once() {
     let counted = |reason| ticket.kind().account.removals.get(reason);
     assert_eq!(RemovalReason::ALL.map(counted).iter().sum::<u64>(), 1);
     assert_eq!(counted(told[0].1), 1);
-    assert_eq!(cache.find(&id(1), &terms(), NOW).unwrap_err(), Miss::Removed);
+    assert_eq!(
+        cache.find(&id(1), &terms(), NOW).unwrap_err(),
+        Miss::Removed
+    );
 }
 
 /// Stores sessions, ends those authenticated until now with `end`, and looks them up, all at the
@@ -145,7 +179,10 @@ fn end_while_put_and_asked(end: fn(&Cache)) {
         Box::new(move || {
             let was_ended = ended.load(Ordering::SeqCst);
             let stored = put(&cache, 2);
-            assert!(!(was_ended && stored.is_ok()), "the session was stored afterwards");
+            assert!(
+                !(was_ended && stored.is_ok()),
+                "the session was stored afterwards"
+            );
             assert!(stored.is_ok() || stored.unwrap_err() == NotStored::Revoked);
         })
     };
@@ -155,7 +192,10 @@ fn end_while_put_and_asked(end: fn(&Cache)) {
             for session in [2, 1, 2] {
                 let was_ended = ended.load(Ordering::SeqCst);
                 let found = cache.find(&id(session), &terms(), NOW).is_ok();
-                assert!(!(was_ended && found), "session {session} was found afterwards");
+                assert!(
+                    !(was_ended && found),
+                    "session {session} was found afterwards"
+                );
             }
         })
     };
@@ -169,7 +209,11 @@ fn end_while_put_and_asked(end: fn(&Cache)) {
     together([put, asked, end]);
     assert!(cache.is_empty(), "a removed session stays in the cache");
     let reasons = [RemovalReason::Revoked, RemovalReason::ScopeChanged];
-    assert!(told(&watch).iter().all(|(_, reason)| reasons.contains(reason)));
+    assert!(
+        told(&watch)
+            .iter()
+            .all(|(_, reason)| reasons.contains(reason))
+    );
 }
 
 // Invariant 15.
@@ -189,7 +233,10 @@ fn closed_cache_is_empty_and_finds_nothing() {
 fn inherited_revocations_hold_at_once() {
     let (before, ledger, _watch) = lonely(10);
     let after = cache(10, &ledger);
-    before.revoke(Selector::ServerName("a.test".into()), NOW.at.after(Duration::from_millis(1)));
+    before.revoke(
+        Selector::ServerName("a.test".into()),
+        NOW.at.after(Duration::from_millis(1)),
+    );
     let inherited = Arc::new(AtomicBool::new(false));
     let (heir, told) = (Arc::clone(&after), Arc::clone(&inherited));
     together([
@@ -200,10 +247,16 @@ fn inherited_revocations_hold_at_once() {
         Box::new(move || {
             let (cache, was_inherited) = (&after, inherited.load(Ordering::SeqCst));
             let stored = put(cache, 1).is_ok();
-            assert!(!(was_inherited && stored), "the session was stored afterwards");
+            assert!(
+                !(was_inherited && stored),
+                "the session was stored afterwards"
+            );
             let was_inherited = inherited.load(Ordering::SeqCst);
             let found = cache.find(&id(1), &terms(), NOW).is_ok();
-            assert!(!(was_inherited && found), "the session was found afterwards");
+            assert!(
+                !(was_inherited && found),
+                "the session was found afterwards"
+            );
             // Reaping forgets revocations that have expired, and must keep these.
             cache.reap(NOW.at);
         }),
@@ -226,7 +279,10 @@ fn lookup_and_withdrawal_meet_an_eviction() {
         Box::new(move || {
             for _ in 0..3 {
                 let was_gone = gone.load(Ordering::SeqCst);
-                assert!(!(was_gone && cache.find(&id(1), &terms(), NOW).is_ok()), "it was found afterwards");
+                assert!(
+                    !(was_gone && cache.find(&id(1), &terms(), NOW).is_ok()),
+                    "it was found afterwards"
+                );
             }
         })
     };
@@ -239,7 +295,10 @@ fn lookup_and_withdrawal_meet_an_eviction() {
         })
     };
     together([evict, ask, withdraw]);
-    assert_eq!((cache.len(), cache.bytes()), (1, cache.peek(&id(2), NOW).unwrap().size()));
+    assert_eq!(
+        (cache.len(), cache.bytes()),
+        (1, cache.peek(&id(2), NOW).unwrap().size())
+    );
     let told = told(&watch);
     assert!(matches!(told[..], [(1, _)]), "{told:?}");
 }
@@ -252,7 +311,10 @@ fn one_of_two_puts_reuses_an_expired_id() {
     together([(); 2].map(|()| {
         let (cache, stored) = (Arc::clone(&cache), Arc::clone(&stored));
         Box::new(move || {
-            let new = NewSession { authenticated: later.at, ..new(1, Version::Tls12) };
+            let new = NewSession {
+                authenticated: later.at,
+                ..new(1, Version::Tls12)
+            };
             match cache.put(new, later) {
                 Ok(_) => {
                     stored.fetch_add(1, Ordering::SeqCst);
@@ -277,10 +339,15 @@ fn total_holds_and_no_cache_loses_its_share() {
     put(&modest, 1).unwrap();
     let [one, two] = [3, 5].map(|first| {
         let greedy = Arc::clone(&greedy);
-        Box::new(move || (first..first + 2).for_each(|id| drop(put(&greedy, id).unwrap()))) as Box<_>
+        Box::new(move || (first..first + 2).for_each(|id| drop(put(&greedy, id).unwrap())))
+            as Box<_>
     });
     let last = Arc::clone(&modest);
-    together([one, two, Box::new(move || drop(put(&last, 2).unwrap())) as Box<dyn FnOnce() + Send>]);
+    together([
+        one,
+        two,
+        Box::new(move || drop(put(&last, 2).unwrap())) as Box<dyn FnOnce() + Send>,
+    ]);
     let held = ledger.budget.held();
     assert_eq!(held.entries(), modest.len() + greedy.len());
     assert!(held.entries() <= 4, "{} are held", held.entries());

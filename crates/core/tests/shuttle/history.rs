@@ -51,24 +51,37 @@ impl History {
         let begun = self.moment.fetch_add(1, Ordering::SeqCst);
         let answer = run();
         let ended = self.moment.fetch_add(1, Ordering::SeqCst);
-        self.events.lock().unwrap().push(Event { begun, ended, call, answer });
+        self.events.lock().unwrap().push(Event {
+            begun,
+            ended,
+            call,
+            answer,
+        });
     }
 
     /// Fails unless this is a history of a map that is empty at first.
     pub(crate) fn assert_of_a_map(&self) {
         let events = self.events.lock().unwrap();
-        assert!(explains(&events, &BTreeMap::new()), "these calls are not linearizable: {events:#?}");
+        assert!(
+            explains(&events, &BTreeMap::new()),
+            "these calls are not linearizable: {events:#?}"
+        );
     }
 }
 
 /// Returns whether a map with this content gives these answers in some order of the calls.
 fn explains(events: &[Event], map: &BTreeMap<u8, u32>) -> bool {
-    let Some(first_end) = events.iter().map(|event| event.ended).min() else { return true };
-    (0..events.len()).filter(|&place| events[place].begun < first_end).any(|place| {
-        let mut map = map.clone();
-        let Event { call, answer, .. } = events[place];
-        apply(&mut map, call) == answer && explains(&[&events[..place], &events[place + 1..]].concat(), &map)
-    })
+    let Some(first_end) = events.iter().map(|event| event.ended).min() else {
+        return true;
+    };
+    (0..events.len())
+        .filter(|&place| events[place].begun < first_end)
+        .any(|place| {
+            let mut map = map.clone();
+            let Event { call, answer, .. } = events[place];
+            apply(&mut map, call) == answer
+                && explains(&[&events[..place], &events[place + 1..]].concat(), &map)
+        })
 }
 
 fn apply(map: &mut BTreeMap<u8, u32>, call: Call) -> Answer {

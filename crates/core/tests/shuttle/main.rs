@@ -10,7 +10,10 @@
 
 // Always a test. Clippy allows `unwrap` in tests only where `cfg(test)` is written.
 #![allow(clippy::unwrap_used)]
-#![allow(clippy::disallowed_methods, reason = "the time that a check takes is printed")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the time that a check takes is printed"
+)]
 
 use std::{process::ExitCode, time::Instant};
 
@@ -28,18 +31,29 @@ type Check = (&'static str, fn());
 
 /// Runs the checks whose names contain one of the arguments, or all checks without arguments.
 fn main() -> ExitCode {
-    let wanted: Vec<_> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let wanted: Vec<_> = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with('-'))
+        .collect();
     let (mut passed, mut failed) = (0, 0);
     for (name, check) in [stores::CHECKS, caches::CHECKS].concat() {
         if wanted.is_empty() || wanted.iter().any(|part| name.contains(&**part)) {
             let start = Instant::now();
             let holds = std::panic::catch_unwind(|| schedules(check)).is_ok();
-            println!("test {name} ... {}, {:?}", if holds { "ok" } else { "FAILED" }, start.elapsed());
+            println!(
+                "test {name} ... {}, {:?}",
+                if holds { "ok" } else { "FAILED" },
+                start.elapsed()
+            );
             *(if holds { &mut passed } else { &mut failed }) += 1;
         }
     }
     println!("test result: {passed} passed; {failed} failed");
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// Runs a check under some thousand schedules: random ones, and ones that find faults with few

@@ -22,12 +22,27 @@ pub(crate) const CHECKS: &[Check] = &[
         "one_of_two_takes_a_removal_and_an_eviction_succeeds",
         one_of_two_takes_a_removal_and_an_eviction_succeeds,
     ),
-    ("one_of_two_puts_of_one_key_succeeds", one_of_two_puts_of_one_key_succeeds),
+    (
+        "one_of_two_puts_of_one_key_succeeds",
+        one_of_two_puts_of_one_key_succeeds,
+    ),
     ("store_calls_are_linearizable", store_calls_are_linearizable),
-    ("store_counters_match_its_content_and_limits_hold", store_counters_match_its_content_and_limits_hold),
-    ("reduced_limits_hold_during_concurrent_puts", reduced_limits_hold_during_concurrent_puts),
-    ("evicted_value_is_not_handed_out", evicted_value_is_not_handed_out),
-    ("prefetch_blocks_no_call_and_changes_nothing", prefetch_blocks_no_call_and_changes_nothing),
+    (
+        "store_counters_match_its_content_and_limits_hold",
+        store_counters_match_its_content_and_limits_hold,
+    ),
+    (
+        "reduced_limits_hold_during_concurrent_puts",
+        reduced_limits_hold_during_concurrent_puts,
+    ),
+    (
+        "evicted_value_is_not_handed_out",
+        evicted_value_is_not_handed_out,
+    ),
+    (
+        "prefetch_blocks_no_call_and_changes_nothing",
+        prefetch_blocks_no_call_and_changes_nothing,
+    ),
 ];
 
 struct Value {
@@ -68,7 +83,13 @@ fn value(key: u8, serial: u32) -> Arc<Value> {
 
 /// Returns a store with one shard or with two.
 fn store(entries_max: usize, bytes_max: usize, total: &Arc<Usage>) -> Arc<Memory<Value>> {
-    Arc::new(Memory::new(Limits { entries_max, bytes_max }, Arc::clone(total)))
+    Arc::new(Memory::new(
+        Limits {
+            entries_max,
+            bytes_max,
+        },
+        Arc::clone(total),
+    ))
 }
 
 const PARTS: [usize; 2] = [100, 1024];
@@ -90,7 +111,10 @@ fn assert_counted(store: &Memory<Value>, total: &Usage) {
             bytes += value.weight;
         });
     });
-    assert_eq!((store.amount().entries(), store.amount().bytes()), (entries, bytes));
+    assert_eq!(
+        (store.amount().entries(), store.amount().bytes()),
+        (entries, bytes)
+    );
     assert_eq!((total.entries(), total.bytes()), (entries, bytes));
 }
 
@@ -113,7 +137,13 @@ fn one_of_two_takes_a_removal_and_an_eviction_succeeds() {
             // The last value put stays, so the other one is evicted.
             put(store, value(2, 2)).unwrap();
             let mut evicted = false;
-            store.resize(Limits { entries_max: 1, bytes_max: 1_000 }, |value| evicted |= value.serial == 1);
+            store.resize(
+                Limits {
+                    entries_max: 1,
+                    bytes_max: 1_000,
+                },
+                |value| evicted |= value.serial == 1,
+            );
             evicted
         },
     ];
@@ -141,7 +171,10 @@ fn one_of_two_puts_of_one_key_succeeds() {
             Err(refused) => assert_eq!(refused, Refused::Taken),
         }) as Box<dyn FnOnce() + Send>
     }));
-    assert_eq!(store.get(&[1]).unwrap().serial, winner.load(Ordering::SeqCst));
+    assert_eq!(
+        store.get(&[1]).unwrap().serial,
+        winner.load(Ordering::SeqCst)
+    );
     assert_counted(&store, &total);
 }
 
@@ -164,12 +197,15 @@ fn store_calls_are_linearizable() {
         Box::new(move || {
             let mut own = None;
             for (what, key, serial) in calls {
-                let found = |value: Option<Arc<Value>>| Answer::Found(value.map(|value| value.serial));
+                let found =
+                    |value: Option<Arc<Value>>| Answer::Found(value.map(|value| value.serial));
                 match what {
                     0 | 1 => {
                         let value = value(key, serial);
                         own = Some(Arc::clone(&value));
-                        history.record(Call::Put(key, serial), || Answer::Done(put(&store, value).is_ok()));
+                        history.record(Call::Put(key, serial), || {
+                            Answer::Done(put(&store, value).is_ok())
+                        });
                     }
                     2 => history.record(Call::Get(key), || found(store.get(&[key]))),
                     3 => history.record(Call::Take(key), || found(store.take(&[key]))),
@@ -207,7 +243,10 @@ fn prefetch_blocks_no_call_and_changes_nothing() {
         let store = Arc::clone(&store);
         Box::new(move || thread(&store)) as Box<dyn FnOnce() + Send>
     }));
-    assert_eq!([1, 2, 3].map(|key| store.get(&[key]).map(|value| value.serial)), [None, Some(2), Some(3)]);
+    assert_eq!(
+        [1, 2, 3].map(|key| store.get(&[key]).map(|value| value.serial)),
+        [None, Some(2), Some(3)]
+    );
     assert_counted(&store, &total);
 }
 
@@ -240,7 +279,11 @@ fn store_counters_match_its_content_and_limits_hold() {
         Box::new(move || thread(&store)) as Box<dyn FnOnce() + Send>
     }));
     assert_counted(&store, &total);
-    assert!(!store.amount().exceeds(&store.limits()), "{:?}", store.amount());
+    assert!(
+        !store.amount().exceeds(&store.limits()),
+        "{:?}",
+        store.amount()
+    );
     store.drain(drop);
     assert_counted(&store, &total);
 }
@@ -251,7 +294,10 @@ fn reduced_limits_hold_during_concurrent_puts() {
     let store = store(any_parts(), 1_000, &total);
     put(&store, value(1, 1)).unwrap();
     put(&store, value(2, 1)).unwrap();
-    let smaller = Limits { entries_max: 1, bytes_max: 1_000 };
+    let smaller = Limits {
+        entries_max: 1,
+        bytes_max: 1_000,
+    };
     let (one, two) = (Arc::clone(&store), Arc::clone(&store));
     together([
         Box::new(move || one.resize(smaller, drop)),
@@ -271,7 +317,9 @@ fn evicted_value_is_not_handed_out() {
         move || {
             for key in 2..4 {
                 store
-                    .put(value(key, 1), |out| gone[usize::from(out.key[0])].store(true, Ordering::SeqCst))
+                    .put(value(key, 1), |out| {
+                        gone[usize::from(out.key[0])].store(true, Ordering::SeqCst)
+                    })
                     .unwrap();
             }
         }
@@ -281,7 +329,10 @@ fn evicted_value_is_not_handed_out() {
         move || {
             for key in [1, 2, 1, 2] {
                 let was_gone = gone[usize::from(key)].load(Ordering::SeqCst);
-                assert!(!(was_gone && store.get(&[key]).is_some()), "{key} was evicted");
+                assert!(
+                    !(was_gone && store.get(&[key]).is_some()),
+                    "{key} was evicted"
+                );
             }
         }
     };

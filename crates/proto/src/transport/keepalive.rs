@@ -42,7 +42,13 @@ impl KeepAlive {
     /// Makes a timer. A peer that is silent for `silent_max` is pinged, and must answer within
     /// `answer_max`.
     pub fn new(pings: PingPong, silent_max: Duration, answer_max: Duration) -> Self {
-        Self { pings, timer: Box::pin(sleep(silent_max)), life: Life::Silent, silent_max, answer_max }
+        Self {
+            pings,
+            timer: Box::pin(sleep(silent_max)),
+            life: Life::Silent,
+            silent_max,
+            answer_max,
+        }
     }
 
     /// Records that data was received.
@@ -65,7 +71,9 @@ impl KeepAlive {
             ready!(self.timer.as_mut().poll(cx));
             match self.life.due() {
                 Due::Wait => self.set(self.silent_max),
-                Due::Ask if self.pings.send_ping(Ping::opaque()).is_ok() => self.set(self.answer_max),
+                Due::Ask if self.pings.send_ping(Ping::opaque()).is_ok() => {
+                    self.set(self.answer_max);
+                }
                 Due::Ask | Due::Dead => return Poll::Ready(()),
             }
         }

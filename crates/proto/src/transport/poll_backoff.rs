@@ -17,7 +17,11 @@ pub struct PollBackoff {
 impl PollBackoff {
     /// Records whether the last poll found work. Returns how many idle moments to skip next.
     pub fn record(&mut self, found_work: bool) -> u64 {
-        self.passed = if found_work { 0 } else { (2 * self.passed + 1).min(PASSED_MAX) };
+        self.passed = if found_work {
+            0
+        } else {
+            (2 * self.passed + 1).min(PASSED_MAX)
+        };
         self.passed
     }
 }
@@ -30,7 +34,17 @@ mod tests {
     fn looking_in_vain_is_done_ever_less_and_success_makes_up_for_it() {
         let mut backoff = PollBackoff::default();
         let in_vain: Vec<u64> = (0..12).map(|_| backoff.record(false)).collect();
-        assert_eq!(in_vain, [1, 3, 7, 15, 31, 63, 127, 255, 511, 1023, 1023, 1023]);
-        assert_eq!((backoff.record(true), backoff.record(true), backoff.record(false)), (0, 0, 1));
+        assert_eq!(
+            in_vain,
+            [1, 3, 7, 15, 31, 63, 127, 255, 511, 1023, 1023, 1023]
+        );
+        assert_eq!(
+            (
+                backoff.record(true),
+                backoff.record(true),
+                backoff.record(false)
+            ),
+            (0, 0, 1)
+        );
     }
 }

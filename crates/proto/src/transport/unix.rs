@@ -33,7 +33,11 @@ impl Unix {
     /// # Errors
     /// Fails if the runtime cannot register it.
     pub fn new(stream: UnixStream) -> io::Result<Self> {
-        Ok(Self { stream: watch(stream, Interest::READABLE)?, full: None, room: ROOM_MIN })
+        Ok(Self {
+            stream: watch(stream, Interest::READABLE)?,
+            full: None,
+            room: ROOM_MIN,
+        })
     }
 
     /// Becomes ready when the peer has sent data or closed its side.
@@ -46,12 +50,18 @@ impl Unix {
 }
 
 impl AsyncRead for Unix {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         loop {
             let mut ready = ready!(this.stream.poll_read_ready(cx))?;
             let room = buf.initialize_unfilled_to(this.room.min(buf.remaining()));
-            let Ok(read) = ready.try_io(|stream| stream.get_ref().read(room)) else { continue };
+            let Ok(read) = ready.try_io(|stream| stream.get_ref().read(room)) else {
+                continue;
+            };
             let read = read?;
             // A read that does not fill the buffer has emptied the socket. Clearing the readiness
             // spares the next read a call that would block.
@@ -60,7 +70,12 @@ impl AsyncRead for Unix {
             }
             // After a full buffer more data may wait. The next message is probably about as long as
             // this one.
-            this.room = if read == room.len() { 8 * room.len() } else { 2 * read }.max(ROOM_MIN);
+            this.room = if read == room.len() {
+                8 * room.len()
+            } else {
+                2 * read
+            }
+            .max(ROOM_MIN);
             buf.advance(read);
             return Poll::Ready(Ok(()));
         }
@@ -68,7 +83,11 @@ impl AsyncRead for Unix {
 }
 
 impl AsyncWrite for Unix {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }
 
@@ -87,7 +106,9 @@ impl AsyncWrite for Unix {
                 Some(full) => full,
                 None => watch(this.stream.get_ref().try_clone()?, Interest::WRITABLE)?,
             };
-            let waits = full.poll_write_ready(cx).map_ok(|mut ready| ready.clear_ready());
+            let waits = full
+                .poll_write_ready(cx)
+                .map_ok(|mut ready| ready.clear_ready());
             this.full = Some(full);
             ready!(waits)?;
         }

@@ -27,7 +27,9 @@ impl<'m> Fields<'m> {
         if self.0.is_empty() {
             return Some(END);
         }
-        u32::try_from(read_varint(&mut self.0)?).ok().filter(|key| key >> 3 > 0)
+        u32::try_from(read_varint(&mut self.0)?)
+            .ok()
+            .filter(|key| key >> 3 > 0)
     }
 
     /// Reads the value of a number, an enum or a bool.
@@ -87,16 +89,39 @@ mod tests {
         // 1: 300, 2: "ab", 3: four bytes, 4: eight bytes, 100: 1
         let message = b"\x08\xac\x02\x12\x02ab\x1d1234\x2112345678\xa0\x06\x01";
         let mut fields = Fields(message);
-        assert_eq!((fields.key(), fields.number()), (Some(number(1)), Some(300)));
-        assert_eq!((fields.key(), fields.bytes()), (Some(bytes(2)), Some(&b"ab"[..])));
-        assert_eq!(keys(message), Some(vec![number(1), bytes(2), 3 << 3 | 5, 4 << 3 | 1, number(100)]));
+        assert_eq!(
+            (fields.key(), fields.number()),
+            (Some(number(1)), Some(300))
+        );
+        assert_eq!(
+            (fields.key(), fields.bytes()),
+            (Some(bytes(2)), Some(&b"ab"[..]))
+        );
+        assert_eq!(
+            keys(message),
+            Some(vec![
+                number(1),
+                bytes(2),
+                3 << 3 | 5,
+                4 << 3 | 1,
+                number(100)
+            ])
+        );
         let whole = [0, 3, 7, 12, 21, 24];
         for end in 0..=message.len() {
-            assert_eq!(keys(&message[..end]).is_some(), whole.contains(&end), "{end}");
+            assert_eq!(
+                keys(&message[..end]).is_some(),
+                whole.contains(&end),
+                "{end}"
+            );
         }
-        for malformed in
-            [&b"\x0b"[..], b"\x0c", b"\x00\x00", b"\x02\x00", b"\x12\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"]
-        {
+        for malformed in [
+            &b"\x0b"[..],
+            b"\x0c",
+            b"\x00\x00",
+            b"\x02\x00",
+            b"\x12\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+        ] {
             assert_eq!(keys(malformed), None);
         }
     }

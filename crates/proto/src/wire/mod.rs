@@ -21,12 +21,20 @@ pub fn head_len(length: usize) -> usize {
 
 /// Returns the size of a field of `length` bytes.
 pub fn bytes_len(length: usize) -> usize {
-    if length == 0 { 0 } else { head_len(length) + length }
+    if length == 0 {
+        0
+    } else {
+        head_len(length) + length
+    }
 }
 
 /// Returns the size of the field of a number.
 pub fn number_len(value: u64) -> usize {
-    if value == 0 { 0 } else { 1 + encoded_len_varint(value) }
+    if value == 0 {
+        0
+    } else {
+        1 + encoded_len_varint(value)
+    }
 }
 
 /// Writes fields one behind the other into a buffer.

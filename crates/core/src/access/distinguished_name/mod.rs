@@ -44,7 +44,9 @@ pub enum NameError {
     )]
     Type(String),
     /// `uid` means uniqueIdentifier in OpenSSL, and userId in RFC 4514.
-    #[error("`uid` has two meanings: write `UID` for userId, `{UNIQUE_IDENTIFIER}` for uniqueIdentifier")]
+    #[error(
+        "`uid` has two meanings: write `UID` for userId, `{UNIQUE_IDENTIFIER}` for uniqueIdentifier"
+    )]
     Uid,
     /// A character that must be escaped.
     #[error("`{0}` in a value must be escaped with a backslash")]
@@ -59,7 +61,9 @@ pub enum NameError {
     #[error("the escaped bytes of a value are not UTF-8")]
     Utf8,
     /// A value after `#` that is not the hex of one BER value.
-    #[error("`{0}` is not a BER value: expected `#` and the hex digits of tag, definite length and content")]
+    #[error(
+        "`{0}` is not a BER value: expected `#` and the hex digits of tag, definite length and content"
+    )]
     Ber(String),
 }
 
@@ -163,15 +167,26 @@ impl DistinguishedName {
 
     /// Parses a Name in DER (RFC 5280 section 4.1.2.4). Returns `None` if it is malformed.
     pub fn from_der(der: &[u8]) -> Option<Self> {
-        let (SEQUENCE, mut rest, []) = tlv(der)? else { return None };
+        let (SEQUENCE, mut rest, []) = tlv(der)? else {
+            return None;
+        };
         let mut rdns = Vec::new();
         while !rest.is_empty() {
-            let (SET, mut set, after) = tlv(rest)? else { return None };
+            let (SET, mut set, after) = tlv(rest)? else {
+                return None;
+            };
             let mut rdn = Rdn::new();
             while !set.is_empty() {
-                let (SEQUENCE, pair, more) = tlv(set)? else { return None };
-                let (OBJECT_IDENTIFIER, oid, value) = tlv(pair)? else { return None };
-                rdn.push(Attribute { oid: Oid::from_der(oid)?, value: Value::from_ber(value)? });
+                let (SEQUENCE, pair, more) = tlv(set)? else {
+                    return None;
+                };
+                let (OBJECT_IDENTIFIER, oid, value) = tlv(pair)? else {
+                    return None;
+                };
+                rdn.push(Attribute {
+                    oid: Oid::from_der(oid)?,
+                    value: Value::from_ber(value)?,
+                });
                 set = more;
             }
             if rdn.is_empty() {
@@ -214,7 +229,10 @@ impl fmt::Display for DistinguishedName {
 impl fmt::Display for Attribute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let oid = self.oid.to_string();
-        let name = TYPES.iter().find(|(_, known)| *known == oid).map(|(name, _)| *name);
+        let name = TYPES
+            .iter()
+            .find(|(_, known)| *known == oid)
+            .map(|(name, _)| *name);
         write!(f, "{}=", name.unwrap_or(&oid))?;
         match (&self.value, name) {
             (Value::Text(text), Some(_)) => write_escaped(text, f),
@@ -247,9 +265,18 @@ fn write_hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
 
 /// Parses hex digits of either case. Returns `None` for any other text.
 fn read_hex(digits: &[u8]) -> Option<Vec<u8>> {
-    let digit = |digit: u8| char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok());
-    let (pairs, []) = digits.as_chunks() else { return None };
-    pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect()
+    let digit = |digit: u8| {
+        char::from(digit)
+            .to_digit(16)
+            .and_then(|value| u8::try_from(value).ok())
+    };
+    let (pairs, []) = digits.as_chunks() else {
+        return None;
+    };
+    pairs
+        .iter()
+        .map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?))
+        .collect()
 }
 
 /// Escapes a value by RFC 4514 section 2.4. Control characters and non-ASCII bytes are written in
@@ -270,7 +297,9 @@ fn write_escaped(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 
 /// Parses one attribute. Returns it and the rest of the text, from the separator on.
 fn attribute(text: &str) -> Result<(Attribute, &str), NameError> {
-    let (name, value) = text.split_once('=').ok_or_else(|| NameError::Attribute(text.to_owned()))?;
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| NameError::Attribute(text.to_owned()))?;
     let oid = match TYPES.iter().find(|(known, _)| *known == name) {
         Some((_, dotted)) => Oid::parse(dotted),
         None if name == "uid" => return Err(NameError::Uid),
@@ -282,7 +311,10 @@ fn attribute(text: &str) -> Result<(Attribute, &str), NameError> {
             let (digits, rest) = value.split_at(value.find([',', '+']).unwrap_or(value.len()));
             let ber = read_hex(&digits.as_bytes()[1..]);
             let value = ber.and_then(|ber| Value::from_ber(&ber));
-            (value.ok_or_else(|| NameError::Ber(digits.to_owned()))?, rest)
+            (
+                value.ok_or_else(|| NameError::Ber(digits.to_owned()))?,
+                rest,
+            )
         }
         None => string(value)?,
     };
@@ -301,7 +333,10 @@ fn string(text: &str) -> Result<(Value, &str), NameError> {
             b'"' | b'<' | b'>' | b';' | 0 => return Err(NameError::Unescaped(char::from(byte))),
             b' ' if at == 0 => return Err(NameError::Space),
             b'\\' => match bytes.get(at + 1) {
-                Some(&escaped @ (b',' | b'+' | b'"' | b'\\' | b'<' | b'>' | b';' | b'=' | b'#' | b' ')) => {
+                Some(
+                    &escaped @ (b',' | b'+' | b'"' | b'\\' | b'<' | b'>' | b';' | b'=' | b'#'
+                    | b' '),
+                ) => {
                     decoded.push(escaped);
                     at += 2;
                 }
@@ -383,7 +418,11 @@ fn push_arc(mut arc: u128, to: &mut Vec<u8>) {
     let from = to.len();
     loop {
         let [low, ..] = arc.to_le_bytes();
-        to.push(if to.len() == from { low & 0x7f } else { low | 0x80 });
+        to.push(if to.len() == from {
+            low & 0x7f
+        } else {
+            low | 0x80
+        });
         arc >>= 7;
         if arc == 0 {
             break;
@@ -394,15 +433,18 @@ fn push_arc(mut arc: u128, to: &mut Vec<u8>) {
 
 /// Returns the numbers of a well-formed OID.
 fn arcs(content: &[u8]) -> impl Iterator<Item = u128> {
-    content
-        .split_inclusive(|byte| byte & 0x80 == 0)
-        .map(|arc| arc.iter().fold(0, |number, byte| number << 7 | u128::from(byte & 0x7f)))
+    content.split_inclusive(|byte| byte & 0x80 == 0).map(|arc| {
+        arc.iter()
+            .fold(0, |number, byte| number << 7 | u128::from(byte & 0x7f))
+    })
 }
 
 impl Value {
     /// Parses exactly one BER value. A string whose content does not match its type stays encoded.
     fn from_ber(ber: &[u8]) -> Option<Self> {
-        let (tag, content, []) = tlv(ber)? else { return None };
+        let (tag, content, []) = tlv(ber)? else {
+            return None;
+        };
         Some(match text(tag, content) {
             Some(text) => Self::Text(text),
             None => Self::Encoded(encoded(tag, content)),
@@ -414,17 +456,27 @@ impl Value {
 fn text(tag: u8, content: &[u8]) -> Option<String> {
     match tag {
         UTF8_STRING => String::from_utf8(content.to_vec()).ok(),
-        NUMERIC_STRING | PRINTABLE_STRING | IA5_STRING | VISIBLE_STRING => {
-            content.is_ascii().then(|| content.iter().copied().map(char::from).collect())
-        }
+        NUMERIC_STRING | PRINTABLE_STRING | IA5_STRING | VISIBLE_STRING => content
+            .is_ascii()
+            .then(|| content.iter().copied().map(char::from).collect()),
         TELETEX_STRING => Some(content.iter().copied().map(char::from).collect()),
         BMP_STRING => {
-            let (units, []) = content.as_chunks() else { return None };
-            units.iter().map(|unit| char::from_u32(u16::from_be_bytes(*unit).into())).collect()
+            let (units, []) = content.as_chunks() else {
+                return None;
+            };
+            units
+                .iter()
+                .map(|unit| char::from_u32(u16::from_be_bytes(*unit).into()))
+                .collect()
         }
         UNIVERSAL_STRING => {
-            let (units, []) = content.as_chunks() else { return None };
-            units.iter().map(|unit| char::from_u32(u32::from_be_bytes(*unit))).collect()
+            let (units, []) = content.as_chunks() else {
+                return None;
+            };
+            units
+                .iter()
+                .map(|unit| char::from_u32(u32::from_be_bytes(*unit)))
+                .collect()
         }
         _ => None,
     }
@@ -441,7 +493,12 @@ fn tlv(ber: &[u8]) -> Option<(u8, &[u8], &[u8])> {
         0..=0x7f => (usize::from(first), rest),
         0x81..=0x84 => {
             let (bytes, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
-            (bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)), rest)
+            (
+                bytes
+                    .iter()
+                    .fold(0, |length, byte| length << 8 | usize::from(*byte)),
+                rest,
+            )
         }
         _ => return None,
     };
@@ -452,7 +509,11 @@ fn tlv(ber: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 /// Encodes a value with the shortest length.
 fn encoded(tag: u8, content: &[u8]) -> Vec<u8> {
     let length = content.len().to_be_bytes();
-    let zeros = length.iter().take_while(|byte| **byte == 0).count().min(length.len() - 1);
+    let zeros = length
+        .iter()
+        .take_while(|byte| **byte == 0)
+        .count()
+        .min(length.len() - 1);
     let mut ber = vec![tag];
     match &length[zeros..] {
         [short @ 0..=0x7f] => ber.push(*short),

@@ -12,7 +12,9 @@ fn der(rdns: &[&[(&str, u8, &[u8])]]) -> Vec<u8> {
         let oid = encoded(OBJECT_IDENTIFIER, &Oid::parse(oid).unwrap().0);
         encoded(SEQUENCE, &[oid, encoded(*tag, content)].concat())
     };
-    let sets = rdns.iter().map(|rdn| encoded(SET, &rdn.iter().flat_map(attribute).collect::<Vec<_>>()));
+    let sets = rdns
+        .iter()
+        .map(|rdn| encoded(SET, &rdn.iter().flat_map(attribute).collect::<Vec<_>>()));
     encoded(SEQUENCE, &sets.flatten().collect::<Vec<_>>())
 }
 
@@ -27,7 +29,10 @@ const O: &str = "2.5.4.10";
 fn one_attribute_is_not_two() {
     let one = named(&[&[(O, UTF8_STRING, b"Admins, CN=job")]]);
     let two = named(&[&[(CN, UTF8_STRING, b"job")], &[(O, UTF8_STRING, b"Admins")]]);
-    assert_eq!((one.to_string(), two.to_string()), ("O=Admins\\, CN=job".into(), "O=Admins,CN=job".into()));
+    assert_eq!(
+        (one.to_string(), two.to_string()),
+        ("O=Admins\\, CN=job".into(), "O=Admins,CN=job".into())
+    );
     assert_eq!(parse("O=Admins\\, CN=job"), one);
     assert_eq!(parse("O=Admins,CN=job"), two);
 }
@@ -108,8 +113,14 @@ fn escapes_are_those_of_rfc_4514() {
         assert_eq!(name.0[0][0].value, Value::Text(value.into()), "{text}");
         assert_eq!(parse(&name.to_string()), name, "{text}");
     }
-    assert_eq!(parse("1.3.6.1.4.1.99999.1=#0C0161").to_string(), "1.3.6.1.4.1.99999.1=#0C0161");
-    assert_eq!(parse("1.3.6.1.4.1.99999.1=#130161").to_string(), "1.3.6.1.4.1.99999.1=#0C0161");
+    assert_eq!(
+        parse("1.3.6.1.4.1.99999.1=#0C0161").to_string(),
+        "1.3.6.1.4.1.99999.1=#0C0161"
+    );
+    assert_eq!(
+        parse("1.3.6.1.4.1.99999.1=#130161").to_string(),
+        "1.3.6.1.4.1.99999.1=#0C0161"
+    );
 }
 
 #[test]
@@ -163,9 +174,16 @@ fn other_forms_are_refused() {
 fn malformed_der_is_no_name() {
     let good = der(&[&[(CN, UTF8_STRING, b"job")]]);
     for length in 0..good.len() {
-        assert_eq!(DistinguishedName::from_der(&good[..length]), None, "{length}");
+        assert_eq!(
+            DistinguishedName::from_der(&good[..length]),
+            None,
+            "{length}"
+        );
     }
-    assert_eq!(DistinguishedName::from_der(&[&good[..], &[0]].concat()), None);
+    assert_eq!(
+        DistinguishedName::from_der(&[&good[..], &[0]].concat()),
+        None
+    );
     let with_oid = |oid: &[u8]| {
         let pair = [encoded(OBJECT_IDENTIFIER, oid), encoded(UTF8_STRING, b"a")].concat();
         let name = encoded(SEQUENCE, &encoded(SET, &encoded(SEQUENCE, &pair)));
@@ -179,15 +197,32 @@ fn malformed_der_is_no_name() {
     }
     let longest = [&[0x83][..], &[0xff; 17], &[0x7f]].concat();
     let name = with_oid(&[&[0x69][..], &longest].concat()).unwrap();
-    assert!(name.to_string().starts_with(&format!("2.25.{}=", u128::MAX)), "{name}");
+    assert!(
+        name.to_string()
+            .starts_with(&format!("2.25.{}=", u128::MAX)),
+        "{name}"
+    );
     assert_eq!(parse(&name.to_string()), name);
-    assert_eq!(DistinguishedName::from_der(&encoded(SEQUENCE, &encoded(SET, b""))), None);
-    assert!(DistinguishedName::from_der(&encoded(SEQUENCE, b"")).unwrap().is_empty());
+    assert_eq!(
+        DistinguishedName::from_der(&encoded(SEQUENCE, &encoded(SET, b""))),
+        None
+    );
+    assert!(
+        DistinguishedName::from_der(&encoded(SEQUENCE, b""))
+            .unwrap()
+            .is_empty()
+    );
 }
 
 fn names() -> impl Strategy<Value = Vec<u8>> {
     let oids = prop::sample::select(vec![CN, O, "2.25.7", UNIQUE_IDENTIFIER, "1.2.3"]);
-    let tags = prop::sample::select(vec![UTF8_STRING, PRINTABLE_STRING, TELETEX_STRING, BMP_STRING, 0x03]);
+    let tags = prop::sample::select(vec![
+        UTF8_STRING,
+        PRINTABLE_STRING,
+        TELETEX_STRING,
+        BMP_STRING,
+        0x03,
+    ]);
     let contents = prop_oneof![
         prop::collection::vec(any::<u8>(), 0..6),
         prop::collection::vec(prop::sample::select(b" #,+\\=a\"\0".to_vec()), 0..4),
@@ -197,7 +232,11 @@ fn names() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(rdn, 0..4).prop_map(|rdns| {
         let rdns: Vec<Vec<_>> = rdns
             .iter()
-            .map(|rdn| rdn.iter().map(|(oid, tag, content)| (*oid, *tag, &content[..])).collect())
+            .map(|rdn| {
+                rdn.iter()
+                    .map(|(oid, tag, content)| (*oid, *tag, &content[..]))
+                    .collect()
+            })
             .collect();
         der(&rdns.iter().map(|rdn| &rdn[..]).collect::<Vec<_>>())
     })

@@ -69,11 +69,16 @@ impl Driver {
         false
     }
 
-    fn with<R>(&self, call: impl FnOnce(&mut Connection, Now) -> Result<R, Error>) -> Result<R, Error> {
-        self.table.apply_held(&self.held, call).map_err(|err| match err {
-            Error::NotFound(_) => Error::Freed,
-            err => err,
-        })
+    fn with<R>(
+        &self,
+        call: impl FnOnce(&mut Connection, Now) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        self.table
+            .apply_held(&self.held, call)
+            .map_err(|err| match err {
+                Error::NotFound(_) => Error::Freed,
+                err => err,
+            })
     }
 }
 

@@ -38,7 +38,8 @@ impl LiveConnection {
     }
 
     pub(super) fn touch(&self, connection: &Connection, now: Now) {
-        self.expires.store(connection.lapses(now.at).as_millis(), Ordering::Release);
+        self.expires
+            .store(connection.lapses(now.at).as_millis(), Ordering::Release);
     }
 
     /// Frees the connection and returns the removed sessions. `None`: it was freed before.
@@ -64,7 +65,10 @@ pub struct Lapse {
 impl Lapse {
     /// Returns the time at which a connection that is used now lapses.
     pub fn of(connection: &Connection, now: Now) -> Self {
-        Self { at: connection.lapses(now.at), offset: now.offset }
+        Self {
+            at: connection.lapses(now.at),
+            offset: now.offset,
+        }
     }
 
     /// Returns the time that the wall clock will show then, unless it is set before.

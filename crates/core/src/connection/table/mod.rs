@@ -60,7 +60,10 @@ pub struct Most {
 impl Most {
     /// Returns limits under which one owner may have all `count` connections.
     pub fn all(count: usize) -> Self {
-        Self { all: count, of_one: count }
+        Self {
+            all: count,
+            of_one: count,
+        }
     }
 }
 
@@ -112,7 +115,10 @@ impl Table {
             count: AtomicUsize::new(0),
             owners: DashMap::new(),
             unanswered: Unanswered::default(),
-            most: LiveMost { all: most.all.into(), of_one: most.of_one.into() },
+            most: LiveMost {
+                all: most.all.into(),
+                of_one: most.of_one.into(),
+            },
             clock,
         }
     }
@@ -203,7 +209,11 @@ impl Table {
         self.apply_held(&held, |connection, now| {
             // Read under the connection's lock, which a Drive stream holds when it takes the
             // connection over.
-            if held.driven.load(Ordering::Acquire) { Err(Error::Busy) } else { call(connection, now) }
+            if held.driven.load(Ordering::Acquire) {
+                Err(Error::Busy)
+            } else {
+                call(connection, now)
+            }
         })
     }
 
@@ -224,7 +234,8 @@ impl Table {
         self.with_exclusive(id, |connection, now| {
             let named = match session {
                 Some(wanted) => {
-                    let resolved = self.resolve(connection.context(), connection.role(), wanted, now);
+                    let resolved =
+                        self.resolve(connection.context(), connection.role(), wanted, now);
                     match (resolved, attached(connection, wanted.id)) {
                         (Ok(Named::Session(session)), _) => Named::Session(session),
                         (_, Some(attached)) => Named::Session(attached),
@@ -244,7 +255,10 @@ impl Table {
     /// # Errors
     /// [`Error::NotFound`].
     pub fn free(&self, id: ConnectionId) -> Result<Vec<Removed>, Error> {
-        let removed = self.held(id)?.free(self.clock.now().at).ok_or(Error::NotFound(id))?;
+        let removed = self
+            .held(id)?
+            .free(self.clock.now().at)
+            .ok_or(Error::NotFound(id))?;
         self.forget(id);
         Ok(removed)
     }
@@ -261,15 +275,25 @@ impl Table {
             return Err(Error::Busy);
         }
         drop(connection);
-        Ok(Driver { table: Arc::clone(self), held, ending })
+        Ok(Driver {
+            table: Arc::clone(self),
+            held,
+            ending,
+        })
     }
 
     /// Frees the connections that have lapsed. Returns their number.
     pub fn sweep(&self) -> usize {
         let now = self.clock.now().at;
         let mut lapsed = Vec::new();
-        self.live.iter().filter(|held| held.expires() <= now).for_each(|held| lapsed.push(Arc::clone(&held)));
-        lapsed.into_iter().filter(|held| self.free_if_lapsed(held, now)).count()
+        self.live
+            .iter()
+            .filter(|held| held.expires() <= now)
+            .for_each(|held| lapsed.push(Arc::clone(&held)));
+        lapsed
+            .into_iter()
+            .filter(|held| self.free_if_lapsed(held, now))
+            .count()
     }
 
     fn free_if_lapsed(&self, held: &LiveConnection, now: Timestamp) -> bool {
@@ -279,7 +303,9 @@ impl Table {
         if held.expires() > now {
             return false;
         }
-        let Some(lapsed) = connection.take() else { return false };
+        let Some(lapsed) = connection.take() else {
+            return false;
+        };
         drop(connection);
         if let Some(driver) = held.driver.lock().take() {
             driver.wake();
@@ -293,7 +319,9 @@ impl Table {
     /// Frees every connection, because the daemon stops.
     pub fn free_all(&self) {
         let mut all = Vec::new();
-        self.live.iter().for_each(|held| all.push(Arc::clone(&held)));
+        self.live
+            .iter()
+            .for_each(|held| all.push(Arc::clone(&held)));
         let now = self.clock.now().at;
         for held in all {
             if held.free(now).is_some() {
@@ -326,9 +354,17 @@ impl Table {
     ///
     /// # Errors
     /// [`Error::NotFound`], also if `to` refuses: the caller cannot tell the two cases apart.
-    pub fn authorize(&self, id: ConnectionId, to: impl FnOnce(&str, &str) -> bool) -> Result<(), Error> {
+    pub fn authorize(
+        &self,
+        id: ConnectionId,
+        to: impl FnOnce(&str, &str) -> bool,
+    ) -> Result<(), Error> {
         let held = self.live.get(&id).ok_or(Error::NotFound(id))?;
-        if to(&held.owner, &held.context) { Ok(()) } else { Err(Error::NotFound(id)) }
+        if to(&held.owner, &held.context) {
+            Ok(())
+        } else {
+            Err(Error::NotFound(id))
+        }
     }
 
     /// Lists connections, oldest first.
@@ -343,7 +379,13 @@ impl Table {
         count: usize,
         found: &mut Vec<Listed>,
     ) -> Option<u64> {
-        let slice: Vec<_> = self.order.lock().after(after).take(LISTED_AT_ONCE).map(Arc::clone).collect();
+        let slice: Vec<_> = self
+            .order
+            .lock()
+            .after(after)
+            .take(LISTED_AT_ONCE)
+            .map(Arc::clone)
+            .collect();
         let mut last = None;
         let mut left = count;
         for held in &slice {
@@ -351,7 +393,10 @@ impl Table {
                 return last;
             }
             if wanted(&held.owner, &held.context) {
-                found.push(Listed { number: held.number, id: held.id });
+                found.push(Listed {
+                    number: held.number,
+                    id: held.id,
+                });
                 left -= 1;
             }
             last = Some(held.number);
@@ -366,11 +411,17 @@ impl Table {
     }
 
     fn lapse(&self, held: &LiveConnection) -> Lapse {
-        Lapse { at: held.expires(), offset: self.clock.offset() }
+        Lapse {
+            at: held.expires(),
+            offset: self.clock.offset(),
+        }
     }
 
     fn held(&self, id: ConnectionId) -> Result<Arc<LiveConnection>, Error> {
-        self.live.get(&id).map(|held| Arc::clone(&held)).ok_or(Error::NotFound(id))
+        self.live
+            .get(&id)
+            .map(|held| Arc::clone(&held))
+            .ok_or(Error::NotFound(id))
     }
 
     fn forget(&self, id: ConnectionId) {
@@ -387,10 +438,16 @@ impl Table {
         let mut held = self
             .owners
             .entry(Arc::clone(owner))
-            .or_insert_with(|| Owner { connections: 0, unanswered: self.unanswered.of_one() });
+            .or_insert_with(|| Owner {
+                connections: 0,
+                unanswered: self.unanswered.of_one(),
+            });
         held.connections += 1;
         let most = &self.most;
-        let (most, most_of_one) = (most.all.load(Ordering::Relaxed), most.of_one.load(Ordering::Relaxed));
+        let (most, most_of_one) = (
+            most.all.load(Ordering::Relaxed),
+            most.of_one.load(Ordering::Relaxed),
+        );
         let too_many = if all >= most {
             Error::TooManyConnections(most)
         } else if held.connections > most_of_one {
@@ -426,7 +483,13 @@ impl Table {
         result
     }
 
-    fn resolve(&self, context: &Context, role: Role, wanted: Wanted<'_>, now: Now) -> Result<Named, Error> {
+    fn resolve(
+        &self,
+        context: &Context,
+        role: Role,
+        wanted: Wanted<'_>,
+        now: Now,
+    ) -> Result<Named, Error> {
         let id = wanted.id;
         match context.cache(role).explain(id, now) {
             Known::Held(session, None) => return Ok(Named::Session(session)),
@@ -436,9 +499,15 @@ impl Table {
             Known::Held(_, Some(_)) | Known::Departed(_) | Known::Nothing => {}
         }
         // A session of a context that the caller may not know of counts as unknown.
-        let mut known = wanted.registry.all().iter().filter(|context| (wanted.within)(&context.name));
+        let mut known = wanted
+            .registry
+            .all()
+            .iter()
+            .filter(|context| (wanted.within)(&context.name));
         let mut held = |context: &Arc<Context>| {
-            [Role::Client, Role::Server].iter().any(|role| context.cache(*role).peek(id, now).is_some())
+            [Role::Client, Role::Server]
+                .iter()
+                .any(|role| context.cache(*role).peek(id, now).is_some())
         };
         match known.any(&mut held) {
             true => Err(Error::SessionOutOfScope),
@@ -469,5 +538,7 @@ fn may_be_on_its_way(reason: RemovalReason) -> bool {
 /// Returns the attached session of an established connection, if it has this id.
 fn attached(connection: &Connection, id: &SessionId) -> Option<Arc<Session>> {
     let attached = connection.session().filter(|attached| attached.id() == id);
-    attached.filter(|_| connection.state() == State::Established).cloned()
+    attached
+        .filter(|_| connection.state() == State::Established)
+        .cloned()
 }

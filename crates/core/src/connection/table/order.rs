@@ -23,7 +23,10 @@ const BLOCK: usize = 32;
 /// Returns the number of the block, and the place in it.
 fn split(number: u64) -> (u64, usize) {
     let block = BLOCK as u64;
-    (number / block, usize::try_from(number % block).unwrap_or_default())
+    (
+        number / block,
+        usize::try_from(number % block).unwrap_or_default(),
+    )
 }
 
 impl Order {
@@ -34,7 +37,10 @@ impl Order {
         block.count += 1;
     }
 
-    pub(super) fn remove(&mut self, number: u64) -> Option<(Arc<LiveConnection>, Option<Box<Block>>)> {
+    pub(super) fn remove(
+        &mut self,
+        number: u64,
+    ) -> Option<(Arc<LiveConnection>, Option<Box<Block>>)> {
         let (at, place) = split(number);
         let block = self.0.get_mut(&at)?;
         let held = block.held[place].take()?;
@@ -45,7 +51,10 @@ impl Order {
 
     pub(super) fn after(&self, number: Option<u64>) -> impl Iterator<Item = &Arc<LiveConnection>> {
         let first = number.map_or(0, |number| number.saturating_add(1));
-        let blocks = self.0.range(split(first).0..).flat_map(|(_, block)| &block.held);
+        let blocks = self
+            .0
+            .range(split(first).0..)
+            .flat_map(|(_, block)| &block.held);
         blocks.flatten().skip_while(move |held| held.number < first)
     }
 }

@@ -36,7 +36,11 @@ fn tag(hash: u32) -> u8 {
 
 impl<V> Bucket<V> {
     fn empty() -> Self {
-        Self { tags: [0; WAYS], passed: 0, values: array::from_fn(|_| None) }
+        Self {
+            tags: [0; WAYS],
+            passed: 0,
+            values: array::from_fn(|_| None),
+        }
     }
 
     /// Returns the places that have this tag.
@@ -54,13 +58,17 @@ impl<V> Bucket<V> {
     }
 
     fn way(&self, tag: u8, mut is: impl FnMut(&Arc<V>) -> bool) -> Option<usize> {
-        self.tagged(tag).find(|&way| self.values[way].as_ref().is_some_and(&mut is))
+        self.tagged(tag)
+            .find(|&way| self.values[way].as_ref().is_some_and(&mut is))
     }
 }
 
 impl<V> Index<V> {
     pub(super) const fn new() -> Self {
-        Self { lines: Vec::new(), len: 0 }
+        Self {
+            lines: Vec::new(),
+            len: 0,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -105,7 +113,10 @@ impl<V> Index<V> {
         // At most four fifths full, so that few values have to pass a line.
         if (self.len + 1) * 5 > self.lines.len() * WAYS * 4 {
             let lines = self.lines.len() + self.lines.len() / 8 + 1;
-            let old = std::mem::replace(&mut self.lines, (0..lines).map(|_| Bucket::empty()).collect());
+            let old = std::mem::replace(
+                &mut self.lines,
+                (0..lines).map(|_| Bucket::empty()).collect(),
+            );
             for value in old.into_iter().flat_map(|line| line.values).flatten() {
                 self.place(hash_of(&value), value);
             }
@@ -181,7 +192,9 @@ mod tests {
         for key in keys {
             let mut at = table.home(hash(key));
             lines += 1;
-            while table.lines[at].way(tag(hash(key)), |value| **value == key).is_none()
+            while table.lines[at]
+                .way(tag(hash(key)), |value| **value == key)
+                .is_none()
                 && table.lines[at].passed > 0
             {
                 at = table.next(at);

@@ -137,9 +137,13 @@ const SLICE: usize = 256;
 impl<V: Entry> Memory<V> {
     /// Creates an empty store. Its values count in `total` as well.
     pub fn new(limits: Limits, total: Arc<Usage>) -> Self {
-        let shards = (limits.entries_max / SHARD_ENTRIES).clamp(1, SHARDS_MAX).next_power_of_two();
+        let shards = (limits.entries_max / SHARD_ENTRIES)
+            .clamp(1, SHARDS_MAX)
+            .next_power_of_two();
         Self {
-            shards: (0..shards).map(|_| LockedShard(RwLock::new(Shard::new()))).collect(),
+            shards: (0..shards)
+                .map(|_| LockedShard(RwLock::new(Shard::new())))
+                .collect(),
             hasher: keyed(),
             amount: Usage::default(),
             total,
@@ -181,12 +185,16 @@ impl<V: Entry> Memory<V> {
         // limits either saw the value counted, or its limits are seen here.
         let exceeded = || self.amount.exceeds(&self.limits());
         let (place, hash) = self.place(value.key());
-        let full =
-            self.amount.entries() >= limits.entries_max || self.amount.bytes() + weight > limits.bytes_max;
+        let full = self.amount.entries() >= limits.entries_max
+            || self.amount.bytes() + weight > limits.bytes_max;
         let first = {
             let mut shard = self.shards[place].0.write();
             shard.insert(hash, value)?;
-            let first = if full { shard.evict(Newest::Stays) } else { None };
+            let first = if full {
+                shard.evict(Newest::Stays)
+            } else {
+                None
+            };
             match &first {
                 Some(first) => {
                     self.amount.exchange(first.weight(), weight);
@@ -229,7 +237,10 @@ impl<V: Entry> Memory<V> {
             let (place, hash) = self.place(key.as_ref());
             let (before, free) = held.split_at_mut(next);
             if !before.iter().flatten().any(|(other, ..)| *other == place) {
-                free[0] = self.shards[place].0.try_read().map(|shard| (place, hash, shard));
+                free[0] = self.shards[place]
+                    .0
+                    .try_read()
+                    .map(|shard| (place, hash, shard));
             }
         }
         let held = || held.iter().flatten();
@@ -250,13 +261,18 @@ impl<V: Entry> Memory<V> {
 
     /// Removes this value, not another that has its key by now. Returns whether it was stored.
     pub fn remove(&self, value: &Arc<V>) -> bool {
-        self.take_if(value.key(), |held| Arc::ptr_eq(held, value)).is_some()
+        self.take_if(value.key(), |held| Arc::ptr_eq(held, value))
+            .is_some()
     }
 
     /// Returns whether this value is stored.
     pub fn holds(&self, value: &Arc<V>) -> bool {
         let (place, hash) = self.place(value.key());
-        self.shards[place].0.read().get(hash, value.key()).is_some_and(|held| Arc::ptr_eq(held, value))
+        self.shards[place]
+            .0
+            .read()
+            .get(hash, value.key())
+            .is_some_and(|held| Arc::ptr_eq(held, value))
     }
 
     /// Evicts one value of little use, but not `newest`, which was put last. Returns `None` if
@@ -264,7 +280,10 @@ impl<V: Entry> Memory<V> {
     pub fn evict(&self, newest: Option<&V>) -> Option<Arc<V>> {
         // The number of values selects the first shard. It varies, so no shard is evicted from more
         // than others.
-        self.evict_near(self.amount.entries(), newest.map(|newest| self.place(newest.key()).0))
+        self.evict_near(
+            self.amount.entries(),
+            newest.map(|newest| self.place(newest.key()).0),
+        )
     }
 
     /// Removes the values that have expired by `now`, and passes them to `over`. A value leaves
@@ -343,7 +362,11 @@ impl<V: Entry> Memory<V> {
     fn evict_near(&self, first: usize, newest: Option<usize>) -> Option<Arc<V>> {
         (0..self.shards.len()).find_map(|step| {
             let place = (first + step) & (self.shards.len() - 1);
-            let stays = if newest == Some(place) { Newest::Stays } else { Newest::MayGo };
+            let stays = if newest == Some(place) {
+                Newest::Stays
+            } else {
+                Newest::MayGo
+            };
             self.evict_from(&mut self.shards[place].0.write(), stays)
         })
     }

@@ -29,7 +29,10 @@ struct Links {
     after: Slot,
 }
 
-const LOOSE: Links = Links { before: NONE, after: NONE };
+const LOOSE: Links = Links {
+    before: NONE,
+    after: NONE,
+};
 
 #[derive(Clone, Copy)]
 struct Place {
@@ -57,7 +60,11 @@ pub(super) struct List {
 
 impl List {
     pub(super) const fn new() -> Self {
-        Self { first: NONE, last: NONE, len: 0 }
+        Self {
+            first: NONE,
+            last: NONE,
+            len: 0,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -71,12 +78,19 @@ impl List {
 
 impl<V> Slots<V> {
     pub(super) const fn new() -> Self {
-        Self { places: Vec::new(), values: Vec::new(), free: NONE }
+        Self {
+            places: Vec::new(),
+            values: Vec::new(),
+            free: NONE,
+        }
     }
 
     /// Allocates a slot for a value, in no list. Returns `None` if the numbers are exhausted.
     pub(super) fn add(&mut self, hash: u32, value: &Arc<V>) -> Option<Slot> {
-        let fresh = Place { links: [LOOSE; 2], hash };
+        let fresh = Place {
+            links: [LOOSE; 2],
+            hash,
+        };
         let value = Some(Arc::clone(value));
         if self.free != NONE {
             let slot = self.free;
@@ -86,7 +100,9 @@ impl<V> Slots<V> {
             self.values[slot as usize] = value;
             return Some(slot);
         }
-        let slot = Slot::try_from(self.places.len()).ok().filter(|&slot| slot <= SLOT_MAX)?;
+        let slot = Slot::try_from(self.places.len())
+            .ok()
+            .filter(|&slot| slot <= SLOT_MAX)?;
         push(&mut self.places, fresh);
         push(&mut self.values, value);
         Some(slot)
@@ -122,7 +138,10 @@ impl<V> Slots<V> {
 
     /// Appends a slot to a list.
     pub(super) fn push(&mut self, list: &mut List, slot: Slot) {
-        *self.ends(slot, Chain::Eviction) = Links { before: list.last, after: NONE };
+        *self.ends(slot, Chain::Eviction) = Links {
+            before: list.last,
+            after: NONE,
+        };
         match list.last {
             NONE => list.first = slot,
             last => self.ends(last, Chain::Eviction).after = slot,
@@ -146,7 +165,10 @@ impl<V> Slots<V> {
     /// Puts a slot in front of `first`, the first slot that expires in the same bucket.
     pub(super) fn join(&mut self, first: Option<Slot>, slot: Slot) {
         let after = first.unwrap_or(NONE);
-        *self.ends(slot, Chain::Expiry) = Links { before: NONE, after };
+        *self.ends(slot, Chain::Expiry) = Links {
+            before: NONE,
+            after,
+        };
         if after != NONE {
             self.ends(after, Chain::Expiry).before = slot;
         }

@@ -56,7 +56,10 @@ impl EntryState {
     }
 
     fn set(&self, slot: Slot, in_main: bool, uses: u32) {
-        self.0.store(slot << SLOT_SHIFT | if in_main { IN_MAIN } else { 0 } | uses, Ordering::Relaxed);
+        self.0.store(
+            slot << SLOT_SHIFT | if in_main { IN_MAIN } else { 0 } | uses,
+            Ordering::Relaxed,
+        );
     }
 }
 
@@ -110,7 +113,9 @@ impl<V: Entry> Shard<V> {
     pub(super) fn get(&self, hash: u32, key: &[u8]) -> Option<&Arc<V>> {
         // A key is a capability. The comparison takes constant time, so that its duration does not
         // show how much of a key was right.
-        self.table.find(hash, |value| verify_slices_are_equal(value.key(), key).is_ok())
+        self.table.find(hash, |value| {
+            verify_slices_are_equal(value.key(), key).is_ok()
+        })
     }
 
     /// Prefetches the line of the table that a lookup will read.
@@ -139,7 +144,8 @@ impl<V: Entry> Shard<V> {
         let due = due(value.expires());
         let slot = self.slots.add(hash, &value).ok_or(Refused::TooLarge)?;
         value.mark().set(slot, false, 0);
-        self.table.insert(hash, value, |other| self.slots.hash(other.mark().slot()));
+        self.table
+            .insert(hash, value, |other| self.slots.hash(other.mark().slot()));
         self.slots.push(&mut self.trial, slot);
         let first = self.due.insert(due, slot);
         self.slots.join(first, slot);
@@ -158,8 +164,14 @@ impl<V: Entry> Shard<V> {
     }
 
     fn forget(&mut self, slot: Slot) -> Option<Arc<V>> {
-        let value = self.table.remove(self.slots.hash(slot), |value| value.mark().slot() == slot)?;
-        let turn = if value.mark().in_main() { &mut self.main } else { &mut self.trial };
+        let value = self
+            .table
+            .remove(self.slots.hash(slot), |value| value.mark().slot() == slot)?;
+        let turn = if value.mark().in_main() {
+            &mut self.main
+        } else {
+            &mut self.trial
+        };
         self.slots.unlink(turn, slot);
         if let BTreeEntry::Occupied(mut first) = self.due.entry(due(value.expires())) {
             match self.slots.part(*first.get(), slot) {
@@ -177,7 +189,11 @@ impl<V: Entry> Shard<V> {
         loop {
             let trial_max = (self.table.len() / TRIAL).max(usize::from(newest == Newest::Stays));
             let from_trial = self.trial.len() > trial_max;
-            let slot = if from_trial { self.trial.first() } else { self.main.first() }?;
+            let slot = if from_trial {
+                self.trial.first()
+            } else {
+                self.main.first()
+            }?;
             match self.ahead {
                 0 => {
                     self.ask_ahead(slot);
@@ -192,7 +208,11 @@ impl<V: Entry> Shard<V> {
             }
             rounds += 1;
             mark.set(slot, true, if from_trial { 0 } else { uses - 1 });
-            let from = if from_trial { &mut self.trial } else { &mut self.main };
+            let from = if from_trial {
+                &mut self.trial
+            } else {
+                &mut self.main
+            };
             self.slots.unlink(from, slot);
             self.slots.push(&mut self.main, slot);
         }
@@ -239,9 +259,14 @@ impl<V: Entry> Shard<V> {
             let mut next = list.first();
             while let Some(slot) = next {
                 next = self.slots.after(slot);
-                let Some(value) = self.slots.get(slot) else { continue };
+                let Some(value) = self.slots.get(slot) else {
+                    continue;
+                };
                 let uses = value.mark().uses();
-                if fresh.insert(self.slots.hash(slot), Arc::clone(value)).is_err() {
+                if fresh
+                    .insert(self.slots.hash(slot), Arc::clone(value))
+                    .is_err()
+                {
                     continue;
                 }
                 // `insert` has put it into the small queue.

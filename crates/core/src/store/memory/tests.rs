@@ -33,11 +33,22 @@ fn value(key: u32, weight: usize) -> Arc<Value> {
 
 fn lives(key: u32, weight: usize, millis: u64) -> Arc<Value> {
     let expires = Timestamp::from_millis(millis);
-    Arc::new(Value { key: key.to_be_bytes(), weight, expires, mark: EntryState::default() })
+    Arc::new(Value {
+        key: key.to_be_bytes(),
+        weight,
+        expires,
+        mark: EntryState::default(),
+    })
 }
 
 fn store(entries_max: usize, bytes_max: usize) -> Memory<Value> {
-    Memory::new(Limits { entries_max, bytes_max }, Arc::default())
+    Memory::new(
+        Limits {
+            entries_max,
+            bytes_max,
+        },
+        Arc::default(),
+    )
 }
 
 /// Puts a value. Returns the keys that were evicted.
@@ -49,7 +60,8 @@ fn put(store: &Memory<Value>, value: Arc<Value>) -> Result<Vec<u32>, Refused> {
 
 fn keys(store: &Memory<Value>) -> Vec<u32> {
     let mut keys = Vec::new();
-    (0..store.shards()).for_each(|part| store.scan(part, |value| keys.push(u32::from_be_bytes(value.key))));
+    (0..store.shards())
+        .for_each(|part| store.scan(part, |value| keys.push(u32::from_be_bytes(value.key))));
     keys.sort_unstable();
     keys
 }
@@ -87,9 +99,16 @@ fn taken_key_stays_with_its_value() {
     let first = store.get(&1_u32.to_be_bytes()).unwrap();
     assert!(store.take(&first.key).is_some());
     put(&store, value(1, 30)).unwrap();
-    assert!(!store.holds(&first) && !store.remove(&first), "the key belongs to the new value");
+    assert!(
+        !store.holds(&first) && !store.remove(&first),
+        "the key belongs to the new value"
+    );
     put(&store, value(2, 10)).unwrap();
-    assert_eq!(put(&store, value(3, 10)), Ok(vec![1]), "only the new value 1 is evicted");
+    assert_eq!(
+        put(&store, value(3, 10)),
+        Ok(vec![1]),
+        "only the new value 1 is evicted"
+    );
     assert_eq!(keys(&store), [2, 3]);
 }
 
@@ -114,9 +133,18 @@ fn limits_hold_with_one_value_per_shard() {
     for key in 0..1_000 {
         put(&store, value(key, 4)).unwrap();
         assert!(amount(&store).1 <= 10);
-        assert!(store.get(&key.to_be_bytes()).is_some(), "the newest is not evicted");
+        assert!(
+            store.get(&key.to_be_bytes()).is_some(),
+            "the newest is not evicted"
+        );
     }
-    store.resize(Limits { entries_max: 1, bytes_max: 10 }, drop);
+    store.resize(
+        Limits {
+            entries_max: 1,
+            bytes_max: 10,
+        },
+        drop,
+    );
     assert_eq!(amount(&store), (1, 4));
     assert!(store.evict(None).is_some() && store.evict(None).is_none());
 }
@@ -158,7 +186,11 @@ fn expired_values_are_removed_in_any_insertion_order() {
     let store = store(10_000, 1_000_000);
     // Later values have shorter lifetimes.
     for key in 0..5_000 {
-        put(&store, lives(key, 1, (5_000 - u64::from(key)) * FOUR_SECONDS)).unwrap();
+        put(
+            &store,
+            lives(key, 1, (5_000 - u64::from(key)) * FOUR_SECONDS),
+        )
+        .unwrap();
     }
     let mut over = 0;
     store.expire(Timestamp::from_millis(1_000 * FOUR_SECONDS), |value| {
@@ -175,20 +207,31 @@ fn emptied_store_frees_slots_and_keeps_remaining_values() {
     let store = store(100, usize::MAX);
     for round in 0..3 {
         for key in 0..95_u32 {
-            let millis = if key < 5 { u64::MAX } else { (round + 1) * FOUR_SECONDS };
+            let millis = if key < 5 {
+                u64::MAX
+            } else {
+                (round + 1) * FOUR_SECONDS
+            };
             drop(put(&store, lives(key, 1, millis)));
             store.get(&key.to_be_bytes());
         }
         store.expire(Timestamp::from_millis((round + 2) * FOUR_SECONDS), drop);
         assert_eq!(keys(&store), [0, 1, 2, 3, 4]);
-        assert!(store.shards[0].0.read().slots() <= 16, "{} slots", store.shards[0].0.read().slots());
+        assert!(
+            store.shards[0].0.read().slots() <= 16,
+            "{} slots",
+            store.shards[0].0.read().slots()
+        );
     }
 }
 
 #[test]
 fn smaller_limits_apply_at_once_and_the_total_sums_all_stores() {
     let total = Arc::new(Usage::default());
-    let limits = Limits { entries_max: 100, bytes_max: 1_000 };
+    let limits = Limits {
+        entries_max: 100,
+        bytes_max: 1_000,
+    };
     let [one, two] = [(); 2].map(|()| Memory::<Value>::new(limits, Arc::clone(&total)));
     for key in 0..50 {
         put(&one, value(key, 2)).unwrap();
@@ -196,7 +239,13 @@ fn smaller_limits_apply_at_once_and_the_total_sums_all_stores() {
     }
     assert_eq!((total.entries(), total.bytes()), (100, 250));
     let mut evicted = 0;
-    one.resize(Limits { entries_max: 10, bytes_max: 1_000 }, |_| evicted += 1);
+    one.resize(
+        Limits {
+            entries_max: 10,
+            bytes_max: 1_000,
+        },
+        |_| evicted += 1,
+    );
     assert_eq!((evicted, amount(&one), total.entries()), (40, (10, 20), 60));
     drop(two);
     assert_eq!((total.entries(), total.bytes()), (10, 20));
@@ -221,18 +270,34 @@ fn table_finds_values_with_equal_hashes_and_leaves_no_markers() {
             held.push(value);
         } else if !held.is_empty() {
             let gone = held.swap_remove(random as usize % held.len());
-            assert_eq!(table.remove(gone.0, |other| Arc::ptr_eq(other, &gone)), Some(Arc::clone(&gone)));
+            assert_eq!(
+                table.remove(gone.0, |other| Arc::ptr_eq(other, &gone)),
+                Some(Arc::clone(&gone))
+            );
             assert_eq!(table.find(gone.0, |other| Arc::ptr_eq(other, &gone)), None);
         }
-        assert_eq!((table.len(), table.values().count()), (held.len(), held.len()));
+        assert_eq!(
+            (table.len(), table.values().count()),
+            (held.len(), held.len())
+        );
         if let Some(last) = held.last() {
-            assert_eq!(table.find(last.0, |other| Arc::ptr_eq(other, last)), Some(last));
+            assert_eq!(
+                table.find(last.0, |other| Arc::ptr_eq(other, last)),
+                Some(last)
+            );
         }
     }
     for gone in &held {
-        assert!(table.remove(gone.0, |other| Arc::ptr_eq(other, gone)).is_some());
+        assert!(
+            table
+                .remove(gone.0, |other| Arc::ptr_eq(other, gone))
+                .is_some()
+        );
     }
-    assert!(table.len() == 0 && !table.is_passed(), "no line counts a removed value");
+    assert!(
+        table.len() == 0 && !table.is_passed(),
+        "no line counts a removed value"
+    );
 }
 
 #[test]
@@ -243,7 +308,10 @@ fn table_finds_values_when_a_line_counter_saturates() {
     }
     for value in (0..2_000).rev() {
         assert!(table.find(0, |held| **held == value).is_some(), "{value}");
-        assert_eq!(table.remove(0, |held| **held == value).as_deref(), Some(&value));
+        assert_eq!(
+            table.remove(0, |held| **held == value).as_deref(),
+            Some(&value)
+        );
         assert!(table.find(0, |held| **held == value).is_none());
     }
     assert_eq!(table.len(), 0);
@@ -260,7 +328,10 @@ fn prefetch_changes_nothing() {
         // More keys than are prefetched at once, some twice, and some that are not stored.
         store.prefetch(keys(0..40).chain(keys(0..4)));
         store.prefetch(keys(18..22).chain(keys(18..22)));
-        assert_eq!((self::keys(&store), amount(&store)), ((0..20).collect(), (20, 20)));
+        assert_eq!(
+            (self::keys(&store), amount(&store)),
+            ((0..20).collect(), (20, 20))
+        );
         assert!((0..20_u32).all(|key| store.peek(&key.to_be_bytes()).unwrap().mark.uses() == 0));
     }
     let store = store(2000, usize::MAX);

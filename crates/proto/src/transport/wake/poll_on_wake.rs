@@ -53,9 +53,17 @@ impl<F: Future + ?Sized> PollOnWake<F> {
     /// Wraps a future. The first poll reaches it.
     pub fn new(future: Pin<Box<F>>) -> Self {
         // The flag begins set, so that the first poll reaches the future.
-        let flag = Arc::new(WakeFlag { ready: AtomicBool::new(true), task: Mutex::default() });
+        let flag = Arc::new(WakeFlag {
+            ready: AtomicBool::new(true),
+            task: Mutex::default(),
+        });
         let waker = Waker::from(Arc::clone(&flag));
-        Self { flag, waker, task: None, future }
+        Self {
+            flag,
+            waker,
+            task: None,
+            future,
+        }
     }
 }
 
@@ -64,7 +72,11 @@ impl<F: Future + ?Sized> Future for PollOnWake<F> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = &mut *self;
-        if !this.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
+        if !this
+            .task
+            .as_ref()
+            .is_some_and(|task| task.will_wake(cx.waker()))
+        {
             this.task = Some(cx.waker().clone());
             this.flag.task.lock().clone_from(&this.task);
         }
@@ -73,7 +85,9 @@ impl<F: Future + ?Sized> Future for PollOnWake<F> {
         }
         // Reset the flag before polling, so that a wake-up during the poll sets it again.
         this.flag.ready.store(false, Ordering::Release);
-        this.future.as_mut().poll(&mut Context::from_waker(&this.waker))
+        this.future
+            .as_mut()
+            .poll(&mut Context::from_waker(&this.waker))
     }
 }
 

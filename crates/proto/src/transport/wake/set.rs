@@ -33,12 +33,18 @@ struct PartWaker {
 impl WakeSet {
     /// Makes a wake set in which `parts` are ready. No part may use the highest bit.
     pub fn new(parts: Parts) -> Arc<Self> {
-        Arc::new(Self { state: AtomicU8::new(parts), task: Mutex::default() })
+        Arc::new(Self {
+            state: AtomicU8::new(parts),
+            task: Mutex::default(),
+        })
     }
 
     /// Returns the waker of a part.
     pub fn waker(self: &Arc<Self>, part: Parts) -> Waker {
-        Waker::from(Arc::new(PartWaker { wakes: Arc::clone(self), part }))
+        Waker::from(Arc::new(PartWaker {
+            wakes: Arc::clone(self),
+            part,
+        }))
     }
 
     /// Marks the task as running and stores its waker.
@@ -61,7 +67,9 @@ impl WakeSet {
 
     /// Parks the task unless a part is ready. Returns whether it is parked.
     pub fn park(&self) -> bool {
-        self.state.compare_exchange(WORKS, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.state
+            .compare_exchange(WORKS, 0, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
     }
 
     /// Parks the task although `parts` are ready, and wakes it for them.
@@ -129,7 +137,9 @@ mod tests {
         assert!(wakes.park());
         assert_eq!(woken(), 0);
 
-        [&one, &other, &one].into_iter().for_each(Waker::wake_by_ref);
+        [&one, &other, &one]
+            .into_iter()
+            .for_each(Waker::wake_by_ref);
         assert_eq!(woken(), 1);
         wakes.begin(&Context::from_waker(&task));
         assert_eq!(wakes.take_ready(), ONE | OTHER);

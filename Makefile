@@ -10,7 +10,7 @@ run:
 check:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo test --workspace
+	RUST_TEST_THREADS=8 cargo test --workspace
 
 # Runs all checks and tests. tests/peers.sh installs these if they are missing: openssl and its
 # headers, curl, gnutls-cli, sslyze, buf, grpcurl, grpcio, grpc-js, grpc-go, typos and cargo-deny.

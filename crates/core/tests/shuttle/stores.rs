@@ -318,7 +318,7 @@ fn evicted_value_is_not_handed_out() {
             for key in 2..4 {
                 store
                     .put(value(key, 1), |out| {
-                        gone[usize::from(out.key[0])].store(true, Ordering::SeqCst)
+                        gone[usize::from(out.key[0])].store(true, Ordering::SeqCst);
                     })
                     .unwrap();
             }

@@ -247,8 +247,8 @@ impl Contract {
         let mut words = command.iter().skip(1);
         while let Some(word) = words.next() {
             match word.as_str() {
-                "-plaintext" | "-unix" => {}
-                "-authority" => {
+                "-plaintext" | "-unix" | "-emit-defaults" => {}
+                "-authority" | "-cacert" | "-cert" | "-key" => {
                     words.next();
                 }
                 "-d" => data = words.next(),

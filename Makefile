@@ -1,4 +1,5 @@
-# `make check` is for use while you work. `make test` is the whole gate, and all that CI runs.
+# `make check` is for use while you work. `make test` is the whole gate. The public workflow
+# (.github/workflows/ci.yml) runs these two, `make package` and `make dist`.
 .PHONY: run check test package dist bench demo fuzz
 
 # Runs the daemon with its built-in defaults. Needs no configuration file.
@@ -6,7 +7,7 @@ run:
 	cargo run --release
 
 # Checks the format and lints, and runs the unit tests and the integration tests that need no other
-# program. Needs a Rust toolchain and a C compiler.
+# program. Needs a Rust toolchain, a C compiler, and root: some tests change their user.
 check:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
@@ -26,6 +27,8 @@ test:
 	cargo clippy --package tls-sessiond-client --features rustls -- -D warnings
 	cargo clippy --package tls-sessiond-proto --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --workspace --features peers
+	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --all-features \
+	    --package tls-sessiond-client --package tls-sessiond-proto
 	.peers/bin/typos
 	.peers/bin/cargo-deny --locked --log-level error check licenses bans sources
 	.peers/bin/buf lint
@@ -33,6 +36,19 @@ test:
 	.peers/bin/buf breaking --against proto/v1.binpb
 	cargo test --workspace --features peers,measure
 	cargo test --package tls-sessiond-core --features shuttle --test shuttle
+
+# Packs the client and the crates that it needs, and builds each from its package alone.
+package:
+	cargo package --allow-dirty --package tls-sessiond-types --package tls-sessiond-proto \
+	    --package tls-sessiond-client
+
+# Builds the binary that is shipped: target/dist/tls-sessiond, stripped, and its symbols beside it
+# in target/dist/tls-sessiond.debug, where gdb finds them.
+dist:
+	cargo build --profile dist --bin tls-sessiond
+	objcopy --only-keep-debug target/dist/tls-sessiond target/dist/tls-sessiond.debug
+	objcopy --strip-all --add-gnu-debuglink=target/dist/tls-sessiond.debug target/dist/tls-sessiond
+	ls -l target/dist/tls-sessiond target/dist/tls-sessiond.debug
 
 # Runs all benchmarks. tests/peers.sh installs redis-server and memcached if they are missing,
 # because lookups are compared with them.

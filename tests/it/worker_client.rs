@@ -151,6 +151,31 @@ async fn rust_client_sessions_follow_the_close_rule() {
     daemon.stop().await;
 }
 
+// Invariant 1.
+#[tokio::test]
+async fn rust_client_connections_outlive_the_contexts_idle_time() {
+    let daemon = TestDaemon::start().await;
+    let worker = worker_of(&daemon).await;
+    let long = established(&worker, b"long");
+    let mut short_lived = options(&format!("http://{}", daemon.address));
+    short_lived.idle_timeout = Duration::from_secs(60);
+    let impatient = attached(short_lived).await;
+    let short = established(&impatient, b"short");
+    assert!(found(&worker, b"long").await && found(&impatient, b"short").await);
+    // An hour without a call. The idle time-out of the context is five minutes.
+    daemon.clock.advance(Duration::from_secs(3_600));
+    daemon
+        .until("one connection is idle for too long", async |daemon| {
+            daemon.core.connections().len() == 1
+        })
+        .await;
+    assert!(!found(&worker, b"short").await, "it was never closed");
+    long.shutdown();
+    drop((long, short));
+    assert!(found(&worker, b"long").await, "it was closed after an hour");
+    daemon.stop().await;
+}
+
 #[tokio::test]
 async fn rust_client_passes_on_single_use_and_bindings() {
     let daemon = TestDaemon::start().await;

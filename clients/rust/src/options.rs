@@ -21,6 +21,11 @@ pub struct Options {
     pub format: String,
     /// The longest time that a lookup waits for its answer. Later it is a miss. Default: 20 ms.
     pub lookup_deadline: Duration,
+    /// The time after which the daemon frees a connection as unclosed if this worker makes no call
+    /// for it: 1 s to 24 h. It must be longer than the longest connection, whose traffic the daemon
+    /// does not see. The end of the stream, or of the handle, frees a connection at once whatever
+    /// this time is. Default: 24 h.
+    pub idle_timeout: Duration,
     /// Limits of the queue.
     pub limits: Limits,
     /// The number of consecutive timeouts that open the breaker: lookups are then not sent for a
@@ -80,6 +85,7 @@ impl Options {
             context: String::new(),
             format: format.to_owned(),
             lookup_deadline: Duration::from_millis(20),
+            idle_timeout: Duration::from_secs(24 * 60 * 60),
             limits: Limits::default(),
             breaker_timeouts: 5,
             back_off: (Duration::from_millis(100), Duration::from_secs(5)),

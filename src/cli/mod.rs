@@ -55,8 +55,8 @@ First calls:
 
 SIGHUP reloads the configuration and its files; an error changes nothing, and names a key that needs a restart.
 SIGTERM and SIGINT stop the daemon after a drain; a second signal ends the process at once.
-Exit status: 0 stopped by a signal, 1 failed while running, 2 wrong usage, 78 bad configuration, 128 + N ended at once by a
-second signal N.
+Exit status: 0 stopped by a signal, 1 cannot listen or failed while running, 2 wrong usage, 78 bad configuration,
+128 + N ended at once by a second signal N.
 Logs go to stderr: text on a terminal, JSON otherwise. RUST_LOG=debug overrides log.level; audit lines pass every filter.";
 
 #[derive(Debug, Subcommand)]

@@ -36,7 +36,7 @@ impl Check<'_> {
         if duration < Duration::from_secs(1) || duration > max {
             return Err(self.refuse(
                 key,
-                format!("`{text}` is not between 1s and {}s", max.as_secs()),
+                format!("`{text}` is not between 1s and {}", units::shown(max)),
             ));
         }
         Ok(duration)

@@ -24,8 +24,9 @@ pub(super) fn context(
         ("session_id_context", &raw.session_id_context),
     ] {
         if name.len() > 64 || !name.chars().all(plain) || (field == "name" && name.is_empty()) {
+            let least = if field == "name" { 1 } else { 0 };
             let message = format!(
-                "invalid name `{name}`: expected 1 to 64 characters of a-z, A-Z, 0-9, `-`, `_` and `.`"
+                "invalid name `{name}`: expected {least} to 64 characters of a-z, A-Z, 0-9, `-`, `_` and `.`"
             );
             return Err(check.refuse(&key(field), message));
         }

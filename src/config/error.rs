@@ -26,12 +26,17 @@ pub enum Source {
 }
 
 impl Source {
-    /// Returns the source without key material: an argument may be a key that was pasted in the wrong place.
+    /// Returns the source without key material: an argument or a path may be a key that was pasted
+    /// in the wrong place.
     fn withheld(self) -> Self {
         match self {
             Self::Argument(key) => Self::Argument(withhold::withhold(&key)),
             Self::Variable(name) => Self::Variable(withhold::withhold(&name)),
-            other => other,
+            Self::File { path, line } => Self::File {
+                path: withhold::withhold(&path.to_string_lossy()).into(),
+                line,
+            },
+            Self::Default => Self::Default,
         }
     }
 }

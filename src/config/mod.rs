@@ -146,6 +146,29 @@ pub struct Drain {
     pub timeout: Duration,
 }
 
+/// Replaces the types of Rust in an error of serde by the words of TOML.
+fn in_words_of_toml(message: &str) -> String {
+    [
+        (
+            "expected usize",
+            "expected a whole number that is not negative",
+        ),
+        (
+            "expected u32",
+            "expected a whole number from 0 to 4294967295",
+        ),
+        ("expected path string", "expected a file name"),
+        ("expected a sequence", "expected a list"),
+        ("expected a map", "expected a table"),
+        ("invalid type: map", "invalid type: table"),
+        ("invalid type: sequence", "invalid type: list"),
+    ]
+    .iter()
+    .fold(message.to_owned(), |text, (rust, toml)| {
+        text.replace(rust, toml)
+    })
+}
+
 /// Returns whether part of a text looks like a private key. No error may print such a text.
 pub fn holds_key(text: &str) -> bool {
     withhold::holds_key(text)
@@ -191,7 +214,7 @@ impl Config {
         let raw: raw::RawFile = serde_path_to_error::deserialize(keys).map_err(|err| {
             let key = err.path().to_string();
             let what = err.into_inner();
-            ConfigError::of_key(origin.locate(&key), &key, what.message())
+            ConfigError::of_key(origin.locate(&key), &key, &in_words_of_toml(what.message()))
         })?;
         let check = Check { origin: &origin };
         let api = match &raw.listen.api {
@@ -203,6 +226,10 @@ impl Config {
                         optional: true,
                     },
                 ]
+            }
+            Some(list) if list.is_empty() => {
+                let message = "the list is empty, so no caller could reach the daemon; remove the key for the default";
+                return Err(check.refuse("listen.api", message.into()));
             }
             Some(list) => list
                 .iter()

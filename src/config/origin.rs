@@ -80,7 +80,8 @@ impl Origin {
                 Some((key, value, Source::Variable(name)))
             })
             .collect();
-        given.sort_by(|(one, ..), (other, ..)| one.cmp(other));
+        // By value too: two variables can name one key in different case.
+        given.sort_by(|one, other| (&one.0, &one.1).cmp(&(&other.0, &other.1)));
         for assignment in set {
             let (key, value) = assignment.split_once('=').ok_or_else(|| {
                 ConfigError::of_source(
@@ -150,15 +151,22 @@ impl Origin {
     }
 
     /// Returns the source of a key, or that of the nearest parent that has one.
+    ///
+    /// A key that no file has comes from an override below it: `--set limitz.sockets=1` makes
+    /// `limitz`.
     pub(super) fn locate(&self, key: &str) -> Source {
         let dotted = key.replace('[', ".").replace(']', "");
-        if let Some((_, from)) = self
-            .overrides
-            .iter()
-            .rev()
-            .find(|(set, _)| within(&dotted, set))
-        {
-            return from.clone();
+        let last = |holds: &dyn Fn(&str) -> bool| {
+            self.overrides
+                .iter()
+                .rev()
+                .find(|(set, _)| holds(set))
+                .map(|(_, from)| from.clone())
+        };
+        let above = last(&|set| within(&dotted, set));
+        let below = || last(&|set| within(set, &dotted)).filter(|_| !has(&self.own, &dotted));
+        if let Some(from) = above.or_else(below) {
+            return from;
         }
         let Some((path, text)) = &self.file else {
             return Source::Default;
@@ -171,6 +179,22 @@ impl Origin {
             line,
         }
     }
+}
+
+/// Returns whether a table has a dotted key.
+fn has(table: &Table, dotted: &str) -> bool {
+    let Some((first, rest)) = dotted.split_once('.') else {
+        return table.contains_key(dotted);
+    };
+    let mut value = table.get(first);
+    for part in rest.split('.') {
+        value = value.and_then(|value| match value {
+            Value::Table(table) => table.get(part),
+            Value::Array(list) => list.get(part.parse::<usize>().ok()?),
+            _ => None,
+        });
+    }
+    value.is_some()
 }
 
 fn is_empty(value: &Value) -> bool {

@@ -5,7 +5,11 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "the keys of a configuration"
+)]
 pub(super) struct RawFile {
     pub(super) listen: RawListen,
     pub(super) access: Option<Vec<RawAccess>>,
@@ -16,7 +20,7 @@ pub(super) struct RawFile {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a table `[listen]`")]
 pub(super) struct RawListen {
     pub(super) api: Option<Vec<String>>,
     pub(super) unix_mode: String,
@@ -36,7 +40,7 @@ impl Default for RawListen {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table `[listen.tls]`")]
 pub(super) struct RawListenTls {
     pub(super) certificate: PathBuf,
     pub(super) key: PathBuf,
@@ -44,7 +48,7 @@ pub(super) struct RawListenTls {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table `[[access]]`")]
 pub(super) struct RawAccess {
     pub(super) identity: String,
     pub(super) contexts: Vec<String>,
@@ -52,7 +56,7 @@ pub(super) struct RawAccess {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a table `[limits]`")]
 pub(super) struct RawLimits {
     pub(super) connections: usize,
     pub(super) connections_per_owner: usize,
@@ -92,7 +96,7 @@ impl Default for RawLimits {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a table `[drain]`")]
 pub(super) struct RawDrain {
     pub(super) delay: String,
     pub(super) timeout: String,
@@ -108,7 +112,7 @@ impl Default for RawDrain {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a table `[log]`")]
 pub(super) struct RawLog {
     pub(super) level: String,
     pub(super) format: String,
@@ -126,7 +130,7 @@ impl Default for RawLog {
 }
 
 #[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a table `[[context]]`")]
 pub(super) struct RawContext {
     pub(super) name: String,
     pub(super) certificate: OneOrMany,
@@ -203,7 +207,10 @@ impl OneOrMany {
 }
 
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "a table with `certificate` and `key`"
+)]
 pub(super) struct RawPair {
     pub(super) certificate: PathBuf,
     pub(super) key: PathBuf,

@@ -52,7 +52,23 @@ fn configuration_errors_name_key_and_line() {
         ),
         (
             "[limits]\nconnections = \"many\"\n",
-            "c.toml:2: limits.connections: invalid type: string \"many\"",
+            "c.toml:2: limits.connections: invalid type: string \"many\", expected a whole number that is not negative",
+        ),
+        (
+            "[limits]\nstreams = -1\n",
+            "c.toml:2: limits.streams: invalid value: integer `-1`, expected a whole number from 0 to 4294967295",
+        ),
+        (
+            "limits = 3\n",
+            "c.toml:1: limits: invalid type: integer `3`, expected a table `[limits]`",
+        ),
+        (
+            "[listen]\napi = \"tcp://127.0.0.1:1\"\n",
+            "c.toml:2: listen.api: invalid type: string \"tcp://127.0.0.1:1\", expected a list",
+        ),
+        (
+            "[listen]\napi = []\n",
+            "c.toml:2: listen.api: the list is empty, so no caller could reach the daemon",
         ),
         (
             "[limits]\n\n[\"1.3\"]\n",
@@ -100,7 +116,11 @@ fn configuration_errors_name_key_and_line() {
         ),
         (
             "[[context]]\nsession_timeout = \"8d\"\n",
-            "c.toml:2: context[0].session_timeout: `8d` is not between",
+            "c.toml:2: context[0].session_timeout: `8d` is not between 1s and 7d",
+        ),
+        (
+            "[[context]]\nidle_timeout = \"25h\"\n",
+            "c.toml:2: context[0].idle_timeout: `25h` is not between 1s and 24h",
         ),
         (
             "[[context]]\ntickets = 17\n",
@@ -118,6 +138,39 @@ fn configuration_errors_name_key_and_line() {
             "{text:?}\n said: {error}\n want: {said}"
         );
     }
+}
+
+#[test]
+fn unknown_keys_outside_the_file_are_named_by_their_source() {
+    for (variable, set, said) in [
+        (
+            None,
+            Some("limitz.sockets=1"),
+            "--set limitz.sockets: limitz: unknown field",
+        ),
+        (None, Some("bogus=1"), "--set bogus: bogus: unknown field"),
+        (
+            None,
+            Some("limits.bogus=1"),
+            "--set limits.bogus: limits.bogus: unknown field",
+        ),
+        (
+            Some("TLS_SESSIOND__LIMITZ__SOCKETS"),
+            None,
+            "environment variable TLS_SESSIOND__LIMITZ__SOCKETS: limitz: unknown field",
+        ),
+    ] {
+        let environment: Vec<_> = variable.into_iter().map(|name| (name, "1")).collect();
+        let set: Vec<_> = set.into_iter().collect();
+        let error = load_with("[limits]\n", &environment, &set).unwrap_err();
+        assert!(error.starts_with(said), "said: {error}\nwant: {said}");
+    }
+    // The file is at fault if it has the key.
+    let error = load_with("\n[limitz]\n", &[], &["limitz.sockets=1"]).unwrap_err();
+    assert!(
+        error.starts_with("c.toml:2: limitz: unknown field"),
+        "{error}"
+    );
 }
 
 const TLS: &str =

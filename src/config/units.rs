@@ -26,6 +26,17 @@ pub(super) fn duration(text: &str) -> Result<Duration, InvalidValue> {
         .ok_or_else(|| format!("`{text}` is too long for a duration").into())
 }
 
+/// Writes a duration of whole seconds as [`duration`] reads it, in the largest unit that divides it.
+pub(super) fn shown(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    [(86_400, "d"), (3_600, "h"), (60, "m")]
+        .into_iter()
+        .find(|(unit, _)| seconds > *unit && seconds.is_multiple_of(*unit))
+        .map_or(format!("{seconds}s"), |(unit, name)| {
+            format!("{}{name}", seconds / unit)
+        })
+}
+
 /// Parses the permissions of a file in octal, without execute permissions.
 pub(super) fn mode(text: &str) -> Result<u32, InvalidValue> {
     u32::from_str_radix(text, 8).ok().filter(|mode| mode & !0o666 == 0).ok_or_else(|| {

@@ -107,10 +107,10 @@ impl Listeners {
         for endpoint in endpoints {
             match endpoint {
                 Endpoint::Tcp(address) => {
-                    sockets.push(Listener::Tcp(bind_tcp(*address, endpoints)?));
+                    sockets.push(Listener::Tcp(bind_tcp("tcp", *address, endpoints)?));
                 }
                 Endpoint::Tls(address) => {
-                    sockets.push(Listener::Tls(bind_tcp(*address, endpoints)?));
+                    sockets.push(Listener::Tls(bind_tcp("tls", *address, endpoints)?));
                 }
                 Endpoint::Systemd => sockets.extend(passed(tls)?),
                 Endpoint::Unix { path, optional } => match bind_unix(path, file) {
@@ -156,7 +156,8 @@ fn named(err: io::Error, what: &dyn std::fmt::Display) -> io::Error {
     io::Error::new(err.kind(), format!("cannot listen on {what}: {err}"))
 }
 
-fn bind_tcp(address: SocketAddr, endpoints: &[Endpoint]) -> io::Result<TcpListener> {
+/// Binds an address. `scheme` is that of its endpoint, for the error.
+fn bind_tcp(scheme: &str, address: SocketAddr, endpoints: &[Endpoint]) -> io::Result<TcpListener> {
     let bind = || {
         let family = if address.is_ipv6() {
             AddressFamily::INET6
@@ -173,7 +174,7 @@ fn bind_tcp(address: SocketAddr, endpoints: &[Endpoint]) -> io::Result<TcpListen
         rustix::net::listen(&socket, BACKLOG)?;
         TcpListener::from_std(socket.into())
     };
-    bind().map_err(|err| named(err, &format_args!("tcp://{address}")))
+    bind().map_err(|err| named(err, &format_args!("{scheme}://{address}")))
 }
 
 /// Returns whether an endpoint on `[::]` must serve IPv6 only, because another endpoint names an

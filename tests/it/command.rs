@@ -131,5 +131,10 @@ fn serve_refuses_addresses_that_it_cannot_use() {
         text(&output.stderr)
     );
     let output = run(&["--set", "listen.api=[]"]);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(78));
+    assert!(
+        text(&output.stderr).contains("listen.api: the list is empty"),
+        "{}",
+        text(&output.stderr)
+    );
 }

@@ -276,9 +276,9 @@ fn options_stand_before_or_after_the_command() {
         path("good.toml", ""),
         path("bad.toml", "[limits]\nstreams = 0\n"),
     );
-    let nowhere = "listen.api=[]";
+    let nowhere = "listen.api=[\"unix:///proc/nowhere/api.sock\"]";
     for (args, status) in [
-        // Without an endpoint the daemon ends with 1 if its file is valid, and with 78 if it is
+        // If it cannot listen, the daemon ends with 1 if its file is valid, and with 78 if it is
         // invalid.
         (&["--config", &good, "--set", nowhere][..], 1),
         (&["--config", &good, "--set", nowhere, "serve"], 1),
@@ -316,7 +316,7 @@ fn options_stand_before_or_after_the_command() {
 async fn second_signal_exits_with_the_documented_status() {
     let (help, _) = run(daemon(&["--help"]).env_clear(), "").await;
     let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(words.contains("0 stopped by a signal, 1 failed while running, 2 wrong usage, 78 bad configuration, 128 + N ended at once by a second signal N"), "{help}");
+    assert!(words.contains("0 stopped by a signal, 1 cannot listen or failed while running, 2 wrong usage, 78 bad configuration, 128 + N ended at once by a second signal N"), "{help}");
     let mut child = daemon(&["--set", "drain.delay=1h"])
         .stderr(Stdio::null())
         .stdout(Stdio::piped())

@@ -12,7 +12,8 @@ use super::{ConnectionId, EngineKind};
 pub enum Error {
     /// No connection has this id.
     #[error(
-        "no connection has the id {0}: it was freed, or idle for longer than its idle time-out"
+        "no connection of this caller has the id {0}: it was freed, its stream ended, it was idle for longer than its \
+         idle_timeout, or the daemon was restarted"
     )]
     NotFound(ConnectionId),
     /// A fatal error ended the connection.

@@ -6,7 +6,8 @@
 pub struct Refusal {
     /// The key of `[[context]]` that is at fault, `key[1]` for example.
     pub key: String,
-    /// The fault, without key material.
+    /// The fault. It can quote a value of the settings, which may be a key that was pasted in the
+    /// wrong place: filter it before it is printed.
     pub why: String,
 }
 

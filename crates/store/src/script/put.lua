@@ -1,0 +1,17 @@
+local entry, beats = KEYS[1], KEYS[2]
+local holder, deadline, revision, token, head, sealed, valid_until, life = unpack(ARGV)
+
+local why = refused(beats, holder, deadline, revision)
+if why then return why end
+-- A put that the store runs late may follow the removal of its session.
+if now > tonumber(valid_until) then return { 'overdue' } end
+local hold = holder .. token
+if redis.call('SET', entry, head .. string.char(1) .. hold .. sealed, 'NX', 'PX', life) then
+  return { 'stored' }
+end
+local there = redis.call('GET', entry)
+if there:byte(1) == NOTE then return { 'gone', there:byte(2), there:sub(3) } end
+if there:byte(1) == ENTRY and there:sub(1, HEAD) == head and find_hold(there, hold) then
+  return { 'stored' }
+end
+return { 'taken' }

@@ -1,0 +1,16 @@
+local done = 0
+for i, entry in ipairs(KEYS) do
+  local reason = tonumber(ARGV[i + 1])
+  local value = redis.call('GET', entry)
+  local is_note = value and value:byte(1) == NOTE
+  if value and not is_note then
+    redis.call('DEL', entry)
+    done = done + 1
+  end
+  -- The note blocks a put of the same session that is still under way.
+  if reason > 0 and not is_note then
+    local note = string.char(NOTE, reason) .. string.format('%.0f', now)
+    redis.call('SET', entry, note, 'PX', ARGV[1])
+  end
+end
+return { 'done', done }

@@ -13,10 +13,14 @@
 //!    └─────────── the store does not have the last heartbeat, or is another ───────────┘
 //! ```
 //!
-//! After a loss, finds are refused for [`QUARANTINE`]: until then each daemon has noticed the loss,
-//! and has repeated its removals.
+//! After a loss the daemon takes another holder: the store may be as old as its file, and may have
+//! sessions again that this daemon held and removed long ago. Finds are refused for [`QUARANTINE`]:
+//! until then each daemon has noticed the loss, and has repeated its removals.
 
-use std::collections::{HashSet, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+};
 
 use aws_lc_rs::hmac;
 use zeroize::Zeroizing;
@@ -39,7 +43,8 @@ pub const UNCLOSED_MAX: u64 = LIFE + BEAT_VALID;
 pub const BEAT_EVERY: u64 = 1_000;
 /// How long finds are refused after a loss, in milliseconds.
 pub const QUARANTINE: u64 = 2_000;
-/// How long a removal is remembered, to repeat it after a loss, in milliseconds.
+/// How long before the last heartbeat a removal is remembered, to repeat it after a loss, in
+/// milliseconds.
 pub const REMEMBERED: u64 = 60_000;
 /// How late the store may run a put after it was made, in milliseconds. The daemon waits as long for
 /// the answer, and then removes the session. So no put is run after its removal, even if the note of
@@ -49,7 +54,8 @@ pub const PUT_VALID: u64 = 50;
 const RETRY: u64 = 250;
 /// How long a release waits for others, in milliseconds.
 const RELEASE_WAIT: u64 = 20;
-/// The most removals that wait, and that are remembered. Beyond the first, the life is abandoned.
+/// The most removals that wait, and the most that are remembered. A loss adds the second to the
+/// first.
 const REMOVALS_MAX: usize = 65_536;
 /// The most releases that wait. Beyond it the oldest is dropped: its session then counts as open.
 const RELEASES_MAX: usize = 65_536;
@@ -127,11 +133,27 @@ enum UnderWay {
     Releases,
 }
 
+/// 32 random bytes of one daemon and one start, from which the holders of its lives are derived.
+pub struct Seed(Zeroizing<[u8; 32]>);
+
+impl Seed {
+    /// Takes the bytes.
+    pub fn new(bytes: Zeroizing<[u8; 32]>) -> Self {
+        Self(bytes)
+    }
+}
+
+impl fmt::Debug for Seed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Seed(…)")
+    }
+}
+
 /// The state of one daemon in one bucket.
 #[derive(Debug)]
 pub struct Keeper {
     bucket: Bucket,
-    seed: Zeroizing<[u8; 32]>,
+    seed: Seed,
     lives: u64,
     holder: Holder,
     tokens: u32,
@@ -142,12 +164,10 @@ pub struct Keeper {
     revision: u64,
     /// Removals that the store has not acknowledged, oldest first.
     removals: VecDeque<(Name, Option<Reason>)>,
-    /// The names of `removals`.
-    removing: HashSet<Name>,
+    /// How often each name is in `removals`.
+    removing: HashMap<Name, u32>,
     /// Sessions that this daemon has removed or taken, with the time, oldest first.
     ring: VecDeque<(LocalTime, Name)>,
-    /// Whether the ring has lost a session of the last minute.
-    forgetful: bool,
     releases: VecDeque<(LocalTime, Name, Token)>,
     under_way: Option<(RequestId, UnderWay)>,
     sent: u64,
@@ -155,10 +175,8 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Makes the keeper of a bucket. `seed` is random, and of this daemon and this start alone: the
-    /// holders of its lives are derived from it.
-    pub fn new(bucket: Bucket, seed: [u8; 32]) -> Self {
-        let seed = Zeroizing::new(seed);
+    /// Makes the keeper of a bucket.
+    pub fn new(bucket: Bucket, seed: Seed) -> Self {
         Self {
             bucket,
             holder: holder(&seed, bucket, 0),
@@ -169,9 +187,8 @@ impl Keeper {
             ahead: None,
             revision: 0,
             removals: VecDeque::new(),
-            removing: HashSet::new(),
+            removing: HashMap::new(),
             ring: VecDeque::new(),
-            forgetful: false,
             releases: VecDeque::new(),
             under_way: None,
             sent: 0,
@@ -238,18 +255,34 @@ impl Keeper {
     /// Returns whether the removal of this session has not reached the store. This daemon does not
     /// ask for it then.
     pub fn is_removing(&self, name: Name) -> bool {
-        self.removing.contains(&name)
+        self.removing.contains_key(&name)
     }
 
-    /// Removes a session. `reason` is written into its note; without one there is no note.
+    /// Removes a session of this daemon's family. `reason` is written into its note; without one
+    /// there is no note.
     pub fn remove(&mut self, name: Name, reason: Option<Reason>) -> Removal {
-        if self.removals.len() >= REMOVALS_MAX {
-            self.abandon();
-            return Removal::Abandoned;
+        if self.removals.len() < 2 * REMOVALS_MAX {
+            self.queue(name, reason);
+            return Removal::Queued;
         }
+        // What this holder holds is not found again under another one. What others hold stays in the
+        // queue: takes, and removals that are repeated.
+        self.begin_life();
+        self.standing = Standing::Lost;
+        self.ahead = None;
+        self.under_way = None;
+        let mut kept = std::mem::take(&mut self.removals);
+        self.removing.clear();
+        kept.retain(|(_, reason)| reason.is_none());
+        for (name, reason) in kept.into_iter().take(REMOVALS_MAX) {
+            self.queue(name, reason);
+        }
+        Removal::Abandoned
+    }
+
+    fn queue(&mut self, name: Name, reason: Option<Reason>) {
         self.removals.push_back((name, reason));
-        self.removing.insert(name);
-        Removal::Queued
+        *self.removing.entry(name).or_default() += 1;
     }
 
     /// Records that this daemon has taken a single-use session, or may have taken it: also if the
@@ -260,9 +293,8 @@ impl Keeper {
         if is_present && claim.holder == self.holder {
             self.remember(name, now);
         } else {
-            // The store may have lost the take, and the removals of the last minute are repeated
-            // already.
-            self.remove(name, None);
+            // The store may have lost the take, and what it lost is being repeated already.
+            self.queue(name, None);
         }
     }
 
@@ -283,36 +315,31 @@ impl Keeper {
     }
 
     /// Records that the store has lost what it had, or that another store answers.
+    ///
+    /// Nothing that this daemon holds is found again: see the head of this module.
     pub fn lost(&mut self, now: LocalTime) {
-        if let Standing::Beating { acknowledged, .. } = self.standing
-            && (self.forgetful || now.since(acknowledged) > REMEMBERED)
-        {
-            // The store may have lost removals that are not remembered. Their sessions are found
-            // only while this holder lives.
-            self.abandon();
-        }
+        self.begin_life();
         self.standing = Standing::Lost;
         self.ahead = None;
         self.retry = now;
         // What the store acknowledged may be lost as well, also an answer that is still to come.
         self.under_way = None;
-        for (_, name) in std::mem::take(&mut self.ring) {
-            self.removals.push_back((name, None));
-            self.removing.insert(name);
+        // The newest first: a file lacks the last seconds.
+        let older = std::mem::take(&mut self.removals);
+        self.removing.clear();
+        for (_, name) in std::mem::take(&mut self.ring).into_iter().rev() {
+            self.queue(name, None);
+        }
+        for (name, reason) in older {
+            self.queue(name, reason);
         }
     }
 
     /// Takes another holder. What the last one held is not found again.
-    fn abandon(&mut self) {
+    fn begin_life(&mut self) {
         self.lives += 1;
         self.holder = holder(&self.seed, self.bucket, self.lives);
-        self.removals.clear();
-        self.removing.clear();
         self.releases.clear();
-        self.forgetful = false;
-        self.standing = Standing::Lost;
-        self.ahead = None;
-        self.under_way = None;
     }
 
     /// Returns the next request, if one is due and none is under way.
@@ -320,7 +347,7 @@ impl Keeper {
         if self.under_way.is_some() || now < self.retry {
             return None;
         }
-        self.forget(now);
+        self.forget();
         let (request, under_way) = self.next(now)?;
         self.sent += 1;
         let id = RequestId(self.sent);
@@ -374,7 +401,7 @@ impl Keeper {
             return None;
         }
         let due = match (&self.standing, self.releases.front()) {
-            _ if !self.removals.is_empty() => now,
+            _ if !self.removals.is_empty() || self.releases.len() >= ENTRIES_MAX => now,
             (Standing::Lost, _) => now,
             (Standing::Beating { next, .. }, Some((oldest, ..))) => {
                 (*next).min(oldest.after(RELEASE_WAIT))
@@ -390,14 +417,18 @@ impl Keeper {
         let under_way = self.under_way.take_if(|(sent, _)| *sent == id);
         match (under_way.map(|(_, under_way)| under_way), answer) {
             (Some(UnderWay::Removals(count)), Ok(Answer::Done(_))) => {
-                let done: Vec<_> = self
-                    .removals
-                    .drain(..count.min(self.removals.len()))
-                    .collect();
-                for (name, _) in done {
+                for _ in 0..count {
+                    let Some((name, _)) = self.removals.pop_front() else {
+                        break;
+                    };
+                    if let Some(times) = self.removing.get_mut(&name) {
+                        *times -= 1;
+                        if *times == 0 {
+                            self.removing.remove(&name);
+                        }
+                    }
                     self.remember(name, now);
                 }
-                self.removing = self.removals.iter().map(|(name, _)| *name).collect();
             }
             (
                 Some(UnderWay::Probe | UnderWay::Beat(_)),
@@ -447,22 +478,23 @@ impl Keeper {
     }
 
     fn remember(&mut self, name: Name, now: LocalTime) {
-        self.forget(now);
+        self.forget();
         if self.ring.len() >= REMOVALS_MAX {
             self.ring.pop_front();
-            self.forgetful = true;
         }
         self.ring.push_back((now, name));
     }
 
-    fn forget(&mut self, now: LocalTime) {
+    /// Forgets removals from long before the last heartbeat. While there is none, nothing is
+    /// forgotten: a store that is away for an hour may come back without its last second.
+    fn forget(&mut self) {
+        let Standing::Beating { acknowledged, .. } = self.standing else {
+            return;
+        };
         while let Some((at, _)) = self.ring.front()
-            && now.since(*at) > REMEMBERED
+            && acknowledged.since(*at) > REMEMBERED
         {
             self.ring.pop_front();
-        }
-        if self.ring.is_empty() {
-            self.forgetful = false;
         }
     }
 }
@@ -475,8 +507,8 @@ fn difference(store: u64, now: LocalTime) -> i64 {
 }
 
 /// Returns the holder of one life.
-fn holder(seed: &[u8; 32], bucket: Bucket, life: u64) -> Holder {
-    let key = hmac::Key::new(hmac::HMAC_SHA256, seed);
+fn holder(seed: &Seed, bucket: Bucket, life: u64) -> Holder {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &*seed.0);
     let mut context = hmac::Context::with_key(&key);
     context.update(&(bucket.index() as u64).to_be_bytes());
     context.update(&life.to_be_bytes());
@@ -505,7 +537,7 @@ mod tests {
     }
 
     fn keeper() -> Keeper {
-        Keeper::new(name(0).bucket(), [7; 32])
+        Keeper::new(name(0).bucket(), Seed::new(Zeroizing::new([7; 32])))
     }
 
     /// Answers a probe or a beat as the store does.
@@ -644,10 +676,10 @@ mod tests {
                 ..
             }
         ));
-        assert_eq!(
+        assert_ne!(
             keeper.holder(),
             holder,
-            "what it holds is found again once its removals are repeated"
+            "the store may be an old file, and have what this holder removed long ago"
         );
         assert_eq!(keeper.may_find(at(61_000)), Err(Away::Quarantine));
         beat(&mut keeper, at(62_500));
@@ -661,32 +693,71 @@ mod tests {
     }
 
     #[test]
-    fn life_is_abandoned_when_too_much_waits_or_was_forgotten() {
+    fn newest_removals_are_repeated_first() {
+        let mut keeper = alive(at(0));
+        let claim = keeper.may_put(at(0)).unwrap().0;
+        for number in 0..100 {
+            keeper.took(name(number), &claim, at(0));
+        }
+        keeper.remove(name(200), Some(Reason::Unclosed));
+        keeper.lost(at(0));
+        let (_, Request::Remove { entries }) = keeper.poll(at(0)).unwrap() else {
+            panic!("no removal")
+        };
+        let newest: Vec<_> = (36..100).rev().map(|number| (name(number), None)).collect();
+        assert_eq!(entries, newest);
+    }
+
+    #[test]
+    fn nothing_is_forgotten_while_the_store_is_away() {
+        let mut keeper = alive(at(0));
+        let claim = keeper.may_put(at(0)).unwrap().0;
+        keeper.took(name(1), &claim, at(0));
+        for second in 1..200 {
+            if let Some((id, _)) = keeper.poll(at(1_000 * second)) {
+                keeper.answered(id, Err(NoAnswer), at(1_000 * second));
+            }
+        }
+        keeper.lost(at(200_000));
+        assert!(keeper.is_removing(name(1)));
+        // A minute of heartbeats later it is forgotten.
+        let mut keeper = alive(at(0));
+        keeper.took(name(1), &claim, at(0));
+        for second in 1..=62 {
+            beat(&mut keeper, at(1_000 * second));
+        }
+        assert_eq!(keeper.poll(at(62_001)), None);
+        assert_eq!(keeper.ring.len(), 0);
+    }
+
+    #[test]
+    fn life_is_abandoned_when_too_much_waits() {
         let mut keeper = alive(at(0));
         let first = keeper.holder();
-        for number in 0..REMOVALS_MAX {
-            assert_eq!(keeper.remove(name(number), None), Removal::Queued);
-        }
-        assert_eq!(keeper.remove(name(0), None), Removal::Abandoned);
-        assert_ne!(keeper.holder(), first);
-        assert!(keeper.removals.is_empty() && keeper.removing.is_empty());
-        assert_eq!(keeper.may_find(at(0)), Err(Away::Lost));
-
-        let mut keeper = alive(at(0));
         let claim = keeper.may_put(at(0)).unwrap().0;
         for number in 0..=REMOVALS_MAX {
             keeper.took(name(number), &claim, at(0));
         }
         assert_eq!(keeper.ring.len(), REMOVALS_MAX);
-        keeper.lost(at(1_000));
-        assert_ne!(keeper.holder(), first, "the ring had lost a removal");
-
-        let mut keeper = alive(at(0));
-        keeper.lost(at(REMEMBERED + 1));
-        assert_ne!(keeper.holder(), first, "the last heartbeat is too old");
-        let mut keeper = alive(at(0));
-        keeper.lost(at(REMEMBERED));
-        assert_eq!(keeper.holder(), first);
+        keeper.lost(at(0));
+        let second = keeper.holder();
+        assert_ne!(second, first);
+        for number in 0..REMOVALS_MAX {
+            let reason = Some(Reason::Unclosed);
+            assert_eq!(keeper.remove(name(number), reason), Removal::Queued);
+        }
+        assert_eq!(
+            keeper.remove(name(0), Some(Reason::Unclosed)),
+            Removal::Abandoned
+        );
+        assert_ne!(keeper.holder(), second);
+        assert_eq!(
+            keeper.removals.len(),
+            REMOVALS_MAX,
+            "takes do not depend on the holder"
+        );
+        assert!(keeper.removals.iter().all(|(_, reason)| reason.is_none()));
+        assert_eq!(keeper.may_find(at(0)), Err(Away::Lost));
     }
 
     #[test]
@@ -709,6 +780,11 @@ mod tests {
             keeper.release(holder, name(1), one, at(30));
         }
         assert_eq!(keeper.releases.len(), RELEASES_MAX);
+    }
+
+    #[test]
+    fn debug_form_shows_no_seed() {
+        assert!(format!("{:?}", keeper()).contains("Seed(…)"));
     }
 
     #[test]

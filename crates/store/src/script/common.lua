@@ -18,9 +18,15 @@ end
 local ENTRY, NOTE = 1, 2
 local HEAD, HOLD = 13, 12
 
+-- Returns the value of an entry, or nil if there is none, or one of another type.
+local function read(entry)
+  local value = redis.pcall('GET', entry)
+  if type(value) == 'string' then return value end
+end
+
 -- Returns the place of the first byte of a hold, or nil.
 local function find_hold(value, hold)
-  for i = 0, value:byte(HEAD + 1) - 1 do
+  for i = 0, (value:byte(HEAD + 1) or 0) - 1 do
     local at = HEAD + 2 + HOLD * i
     if value:sub(at, at + HOLD - 1) == hold then return at end
   end

@@ -187,7 +187,7 @@ pub enum Request {
         head: Head,
         /// The sealed value.
         sealed: Vec<u8>,
-        /// From this time of the store's clock on, the put is refused. In milliseconds.
+        /// After this time of the store's clock the put is refused. In milliseconds.
         valid_until: u64,
         /// How long the session lives, in milliseconds. At least 1.
         life: u64,
@@ -214,8 +214,8 @@ pub enum Request {
         life: u64,
         /// The heartbeat that the store must have.
         expected: Expected,
-        /// From this time of the store's clock on, the heartbeat is refused. 0: only the time is
-        /// wanted. In milliseconds.
+        /// After this time of the store's clock the heartbeat is refused. 0: only the time is wanted.
+        /// In milliseconds.
         valid_until: u64,
     },
     /// Removes the heartbeat of a daemon that stops.

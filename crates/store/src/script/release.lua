@@ -1,6 +1,6 @@
 local done = 0
 for i, entry in ipairs(KEYS) do
-  local value = redis.call('GET', entry)
+  local value = read(entry)
   local at = value and value:byte(1) == ENTRY and find_hold(value, ARGV[1] .. ARGV[i + 1])
   if at then
     local left = string.char(value:byte(HEAD + 1) - 1)

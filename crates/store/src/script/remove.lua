@@ -1,11 +1,10 @@
 local done = 0
 for i, entry in ipairs(KEYS) do
   local reason = tonumber(ARGV[i + 1])
-  local value = redis.call('GET', entry)
+  local value = read(entry)
   local is_note = value and value:byte(1) == NOTE
-  if value and not is_note then
-    redis.call('DEL', entry)
-    done = done + 1
+  if not is_note then
+    done = done + redis.call('DEL', entry)
   end
   -- The note blocks a put of the same session that is still under way.
   if reason > 0 and not is_note then

@@ -715,12 +715,15 @@ fn foreign_and_broken_values_are_misses_and_can_be_removed() {
                 Mode::Peek,
             ]
         };
-        let whole = {
-            let put = one.put(name, 1, head(false));
-            assert_eq!(server.run(&put), Answer::Stored);
-            server.entry(name)
-        };
-        let cut = (0..15).map(|length| whole[..length].to_vec());
+        let entry = Layout::new(servers::PREFIX).unwrap().entry(name);
+        let sealed = keys().seal(&entry, name, &head(false), b"secret").unwrap();
+        let whole = [&head(false).to_bytes()[..], &[0], &sealed].concat();
+        server.set_entry(name, &whole);
+        assert!(matches!(
+            server.run(&one.find(name, 2, Mode::Peek)),
+            Answer::Found { .. }
+        ));
+        let cut = (0..whole.len()).map(|length| whole[..length].to_vec());
         let foreign = [
             vec![],
             b"hello".to_vec(),
@@ -737,7 +740,6 @@ fn foreign_and_broken_values_are_misses_and_can_be_removed() {
                 if let Ok(Answer::Found { head, sealed, .. }) =
                     server.try_run(&one.find(name, 2, mode.clone()))
                 {
-                    let entry = Layout::new(servers::PREFIX).unwrap().entry(name);
                     assert!(
                         keys().open(&entry, name, &head, &sealed).is_err(),
                         "{value:?} {mode:?}"
@@ -750,13 +752,32 @@ fn foreign_and_broken_values_are_misses_and_can_be_removed() {
                 Answer::Done(0 | 1)
             ));
         }
-        server.run(&remove(name, None));
+        // A key of another type, between two entries, keeps no batch from its work.
         server.set_wrong_type(name);
         assert!(
             server
                 .try_run(&one.find(name, 2, Mode::Lookup(criteria())))
                 .is_err()
         );
+        let others = [beside(name, 0), beside(name, 1)];
+        for other in others {
+            let put = one.put(other, 1, head(false));
+            assert_eq!(server.run(&put), Answer::Stored);
+        }
+        let names = [others[0], name, others[1]];
+        let release = Request::Release {
+            holder: one.claim.holder,
+            holds: names.map(|name| (name, Token(1))).into(),
+        };
+        assert_eq!(server.run(&release), Answer::Done(2));
+        let remove = Request::Remove {
+            entries: names.map(|name| (name, Some(Reason::Removed))).into(),
+        };
+        assert_eq!(server.run(&remove), Answer::Done(3));
+        assert!(matches!(
+            server.run(&one.find(name, 2, Mode::Peek)),
+            Answer::Gone { .. }
+        ));
     }
 }
 

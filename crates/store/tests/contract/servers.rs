@@ -135,13 +135,6 @@ impl RawServer {
         Answer::read(&value(answer)).map_err(|err| err.to_string())
     }
 
-    pub(crate) fn entry(&mut self, name: Name) -> Vec<u8> {
-        cmd("GET")
-            .arg(self.layout.entry(name))
-            .query(&mut self.connection)
-            .unwrap()
-    }
-
     pub(crate) fn set_entry(&mut self, name: Name, value: &[u8]) {
         cmd("SET")
             .arg(self.layout.entry(name))

@@ -169,6 +169,11 @@ impl Model {
                         revision,
                     };
                 }
+                if *expected == Expected::Any {
+                    let now = self.now;
+                    self.beats
+                        .retain(|(of, _), deadline| of != bucket || *deadline + 3_600_000 >= now);
+                }
                 let deadline = self.now + life;
                 self.beats.insert((*bucket, *holder), deadline);
                 Answer::Beaten {

@@ -155,7 +155,9 @@ async fn rust_client_sessions_follow_the_close_rule() {
 #[tokio::test]
 async fn rust_client_connections_outlive_the_contexts_idle_time() {
     let daemon = TestDaemon::start().await;
-    let worker = worker_of(&daemon).await;
+    let mut unbounded = options(&format!("http://{}", daemon.address));
+    unbounded.idle_timeout = Duration::MAX;
+    let worker = attached(unbounded).await;
     let long = established(&worker, b"long");
     let mut short_lived = options(&format!("http://{}", daemon.address));
     short_lived.idle_timeout = Duration::from_secs(60);

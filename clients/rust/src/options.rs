@@ -9,6 +9,10 @@ use crate::endpoint::tls::Tls;
 /// The longest time to connect and to begin a stream.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The bounds that the daemon sets to `idle_timeout` of New.
+const IDLE_TIMEOUT: (Duration, Duration) =
+    (Duration::from_secs(1), Duration::from_secs(24 * 60 * 60));
+
 /// The daemon's endpoint, and options of all calls of a worker.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -24,7 +28,7 @@ pub struct Options {
     /// The time after which the daemon frees a connection as unclosed if this worker makes no call
     /// for it: 1 s to 24 h. It must be longer than the longest connection, whose traffic the daemon
     /// does not see. The end of the stream, or of the handle, frees a connection at once whatever
-    /// this time is. Default: 24 h.
+    /// this time is. A time outside of these bounds counts as the nearer one. Default: 24 h.
     pub idle_timeout: Duration,
     /// Limits of the queue.
     pub limits: Limits,
@@ -85,7 +89,7 @@ impl Options {
             context: String::new(),
             format: format.to_owned(),
             lookup_deadline: Duration::from_millis(20),
-            idle_timeout: Duration::from_secs(24 * 60 * 60),
+            idle_timeout: IDLE_TIMEOUT.1,
             limits: Limits::default(),
             breaker_timeouts: 5,
             back_off: (Duration::from_millis(100), Duration::from_secs(5)),
@@ -109,6 +113,12 @@ impl Options {
         let address = Address::parse_tls(endpoint, |host| Tls::new(config, host));
         let address = address.ok_or_else(|| InvalidEndpoint(endpoint.to_owned()))?;
         Ok(Self::at(address, format))
+    }
+
+    /// Returns the idle time-out within the daemon's bounds. The daemon would refuse any other, and
+    /// no session of the worker would be stored.
+    pub(super) fn idle_timeout_within_bounds(&self) -> Duration {
+        self.idle_timeout.clamp(IDLE_TIMEOUT.0, IDLE_TIMEOUT.1)
     }
 
     /// Returns the longest time to connect and to begin a stream.

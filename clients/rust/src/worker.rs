@@ -141,8 +141,8 @@ impl Worker {
             engine: pb::Engine::Worker.into(),
             server_name: server_name.to_owned(),
             session_id: resumed.map(hex::string).unwrap_or_default(),
-            // None: the time is longer than any that a message can hold, and the context decides.
-            idle_timeout: options.idle_timeout.try_into().ok(),
+            // Always fits: it is a day at most.
+            idle_timeout: options.idle_timeout_within_bounds().try_into().ok(),
             ..pb::NewRequest::default()
         };
         let tallies = Arc::clone(&self.shared.tallies);

@@ -1,10 +1,11 @@
 //! The heartbeats of one daemon in one bucket, and the removals that must come before them.
 //!
 //! A keeper has at most one request under way. [`Keeper::poll`] returns the next one, and
-//! [`Keeper::answered`] takes its answer. After a loss, answers to earlier requests count no more. A heartbeat is made only when the store has acknowledged
-//! every removal that was decided before. So "alive" means "the store has all that this daemon knows
-//! to be bad". While a removal cannot be delivered, the heartbeat lapses, and no daemon finds a
-//! session that this one holds.
+//! [`Keeper::answered`] takes its answer. After a loss, answers to earlier requests count no more.
+//!
+//! A heartbeat is made only when the store has acknowledged every removal that was decided before. So
+//! "alive" means "the store has all that this daemon knows to be bad". While a removal cannot be
+//! delivered, the heartbeat lapses, and no daemon finds a session that this one holds.
 //!
 //! ```text
 //!             removals of the last minute      time known        heartbeat written
@@ -54,9 +55,10 @@ pub const PUT_VALID: u64 = 50;
 const RETRY: u64 = 250;
 /// How long a release waits for others, in milliseconds.
 const RELEASE_WAIT: u64 = 20;
-/// The most removals that wait, and the most that are remembered. A loss adds the second to the
-/// first.
-const REMOVALS_MAX: usize = 65_536;
+/// The most removals that are remembered. Beyond it the oldest is forgotten.
+const REMEMBERED_MAX: usize = 65_536;
+/// The most removals that wait before the life is abandoned. A loss adds those that are remembered.
+const WAITING_MAX: usize = 2 * REMEMBERED_MAX;
 /// The most releases that wait. Beyond it the oldest is dropped: its session then counts as open.
 const RELEASES_MAX: usize = 65_536;
 
@@ -261,7 +263,7 @@ impl Keeper {
     /// Removes a session of this daemon's family. `reason` is written into its note; without one
     /// there is no note.
     pub fn remove(&mut self, name: Name, reason: Option<Reason>) -> Removal {
-        if self.removals.len() < 2 * REMOVALS_MAX {
+        if self.removals.len() < WAITING_MAX {
             self.queue(name, reason);
             return Removal::Queued;
         }
@@ -274,7 +276,7 @@ impl Keeper {
         let mut kept = std::mem::take(&mut self.removals);
         self.removing.clear();
         kept.retain(|(_, reason)| reason.is_none());
-        for (name, reason) in kept.into_iter().take(REMOVALS_MAX) {
+        for (name, reason) in kept.into_iter().take(REMEMBERED_MAX) {
             self.queue(name, reason);
         }
         Removal::Abandoned
@@ -479,7 +481,7 @@ impl Keeper {
 
     fn remember(&mut self, name: Name, now: LocalTime) {
         self.forget();
-        if self.ring.len() >= REMOVALS_MAX {
+        if self.ring.len() >= REMEMBERED_MAX {
             self.ring.pop_front();
         }
         self.ring.push_back((now, name));
@@ -519,290 +521,4 @@ fn holder(seed: &Seed, bucket: Bucket, life: u64) -> Holder {
 }
 
 #[cfg(test)]
-mod tests {
-    use tls_sessiond_types::Role;
-
-    use super::*;
-    use crate::layout::NameKey;
-
-    /// The store's clock is this far ahead in these tests.
-    const AHEAD: u64 = 1_000_000;
-
-    fn at(millis: u64) -> LocalTime {
-        LocalTime(10_000 + millis)
-    }
-
-    fn name(number: usize) -> Name {
-        NameKey::new(&[1; 32]).name(b"scope", Role::Server, &number.to_be_bytes())
-    }
-
-    fn keeper() -> Keeper {
-        Keeper::new(name(0).bucket(), Seed::new(Zeroizing::new([7; 32])))
-    }
-
-    /// Answers a probe or a beat as the store does.
-    fn beaten(request: &Request, now: LocalTime) -> Answer {
-        let Request::Beat {
-            life, valid_until, ..
-        } = request
-        else {
-            panic!("not a beat: {request:?}")
-        };
-        let now = now.0 + AHEAD;
-        if now > *valid_until {
-            return Answer::Overdue {
-                now: Some(now),
-                revision: Some(0),
-            };
-        }
-        Answer::Beaten {
-            now,
-            deadline: now + life,
-            revision: 0,
-        }
-    }
-
-    fn alive(now: LocalTime) -> Keeper {
-        let mut keeper = keeper();
-        for _ in 0..2 {
-            beat(&mut keeper, now);
-        }
-        keeper
-    }
-
-    /// Answers the next request, which must be a probe or a beat.
-    fn beat(keeper: &mut Keeper, now: LocalTime) -> Request {
-        let (id, request) = keeper.poll(now).unwrap();
-        keeper.answered(id, Ok(beaten(&request, now)), now);
-        request
-    }
-
-    #[test]
-    fn first_heartbeat_comes_after_the_time_is_known() {
-        let mut keeper = keeper();
-        assert_eq!(keeper.may_find(at(0)), Err(Away::Lost));
-        assert_eq!(keeper.may_put(at(0)), Err(Away::Lost));
-        let (id, probe) = keeper.poll(at(0)).unwrap();
-        assert!(
-            matches!(probe, Request::Beat { valid_until: 0, .. }),
-            "{probe:?}"
-        );
-        assert_eq!(keeper.poll(at(1)), None, "one request at a time");
-        keeper.answered(id, Ok(beaten(&probe, at(5))), at(5));
-        let (id, first) = keeper.poll(at(5)).unwrap();
-        keeper.answered(id, Ok(beaten(&first, at(10))), at(10));
-        assert_eq!(keeper.may_find(at(10)), Err(Away::Quarantine));
-        let (claim, valid_until) = keeper.may_put(at(10)).unwrap();
-        assert_eq!(claim.deadline, at(10).0 + AHEAD + LIFE);
-        assert_eq!(valid_until, at(10).0 + AHEAD + PUT_VALID);
-        assert_eq!(keeper.poll(at(500)), None);
-        for second in 1..=3 {
-            beat(&mut keeper, at(5 + second * BEAT_EVERY));
-        }
-        assert!(keeper.may_find(at(3_100)).is_ok());
-        assert_eq!(keeper.may_find(at(3_005 + LIFE)), Err(Away::Late));
-    }
-
-    #[test]
-    fn no_heartbeat_is_made_before_the_removals_are_acknowledged() {
-        let mut keeper = alive(at(0));
-        for number in 0..100 {
-            keeper.remove(name(number), Some(Reason::Unclosed));
-        }
-        assert!(keeper.is_removing(name(99)));
-        let mut now = at(BEAT_EVERY);
-        let (mut id, first) = keeper.poll(now).unwrap();
-        assert!(
-            matches!(&first, Request::Remove { entries } if entries.len() == ENTRIES_MAX),
-            "{first:?}"
-        );
-        // The answer does not come. The same removals are sent again, and nothing else.
-        for _ in 0..5 {
-            keeper.answered(id, Err(NoAnswer), now);
-            assert_eq!(keeper.poll(now), None);
-            now = now.after(RETRY);
-            let again = keeper.poll(now).unwrap();
-            assert_eq!(again.1, first);
-            keeper.answered(id, Ok(Answer::Done(64)), now);
-            assert!(keeper.is_removing(name(0)), "an answer that came too late");
-            id = again.0;
-        }
-        keeper.answered(id, Ok(Answer::Done(64)), now);
-        assert!(!keeper.is_removing(name(0)) && keeper.is_removing(name(99)));
-        let (id, second) = keeper.poll(now).unwrap();
-        assert!(matches!(&second, Request::Remove { entries } if entries.len() == 36));
-        keeper.answered(id, Ok(Answer::Done(36)), now);
-        assert!(matches!(keeper.poll(now), Some((_, Request::Beat { .. }))));
-    }
-
-    #[test]
-    fn removals_of_the_last_minute_are_repeated_after_a_loss() {
-        let mut keeper = alive(at(0));
-        let claim = keeper.may_put(at(0)).unwrap().0;
-        keeper.took(name(1), &claim, at(0));
-        keeper.took(name(2), &claim, at(30_000));
-        keeper.remove(name(3), Some(Reason::Unclosed));
-        let (id, _) = keeper.poll(at(30_000)).unwrap();
-        keeper.answered(id, Ok(Answer::Done(1)), at(30_000));
-        beat(&mut keeper, at(30_000));
-        let holder = keeper.holder();
-        keeper.lost(at(61_000));
-        assert_eq!(keeper.may_put(at(61_000)), Err(Away::Lost));
-        // The store is lost twice: before its answer comes, and after it.
-        for _ in 0..2 {
-            let (id, again) = keeper.poll(at(61_000)).unwrap();
-            let Request::Remove { entries } = &again else {
-                panic!("{again:?}")
-            };
-            let repeated: Vec<_> = entries.iter().map(|(name, _)| *name).collect();
-            assert!(repeated.contains(&name(2)) && repeated.contains(&name(3)));
-            keeper.lost(at(61_000));
-            keeper.answered(id, Ok(Answer::Done(0)), at(61_000));
-            let (id, again) = keeper.poll(at(61_000)).unwrap();
-            assert!(matches!(&again, Request::Remove { .. }), "{again:?}");
-            keeper.answered(id, Ok(Answer::Done(0)), at(61_000));
-            assert!(!keeper.is_removing(name(3)));
-            keeper.lost(at(61_000));
-            assert!(keeper.is_removing(name(3)));
-        }
-        let (id, _) = keeper.poll(at(61_000)).unwrap();
-        keeper.answered(id, Ok(Answer::Done(0)), at(61_000));
-        beat(&mut keeper, at(61_000));
-        let first = beat(&mut keeper, at(61_000));
-        assert!(matches!(
-            first,
-            Request::Beat {
-                expected: Expected::Any,
-                ..
-            }
-        ));
-        assert_ne!(
-            keeper.holder(),
-            holder,
-            "the store may be an old file, and have what this holder removed long ago"
-        );
-        assert_eq!(keeper.may_find(at(61_000)), Err(Away::Quarantine));
-        beat(&mut keeper, at(62_500));
-        assert!(keeper.may_find(at(63_000)).is_ok());
-        // The answer of a take comes after the loss. The store may have lost the take.
-        keeper.took(name(4), &claim, at(63_000));
-        assert!(keeper.is_removing(name(4)));
-        let claim = keeper.may_find(at(63_000)).unwrap();
-        keeper.took(name(5), &claim, at(63_000));
-        assert!(!keeper.is_removing(name(5)));
-    }
-
-    #[test]
-    fn newest_removals_are_repeated_first() {
-        let mut keeper = alive(at(0));
-        let claim = keeper.may_put(at(0)).unwrap().0;
-        for number in 0..100 {
-            keeper.took(name(number), &claim, at(0));
-        }
-        keeper.remove(name(200), Some(Reason::Unclosed));
-        keeper.lost(at(0));
-        let (_, Request::Remove { entries }) = keeper.poll(at(0)).unwrap() else {
-            panic!("no removal")
-        };
-        let newest: Vec<_> = (36..100).rev().map(|number| (name(number), None)).collect();
-        assert_eq!(entries, newest);
-    }
-
-    #[test]
-    fn nothing_is_forgotten_while_the_store_is_away() {
-        let mut keeper = alive(at(0));
-        let claim = keeper.may_put(at(0)).unwrap().0;
-        keeper.took(name(1), &claim, at(0));
-        for second in 1..200 {
-            if let Some((id, _)) = keeper.poll(at(1_000 * second)) {
-                keeper.answered(id, Err(NoAnswer), at(1_000 * second));
-            }
-        }
-        keeper.lost(at(200_000));
-        assert!(keeper.is_removing(name(1)));
-        // A minute of heartbeats later it is forgotten.
-        let mut keeper = alive(at(0));
-        keeper.took(name(1), &claim, at(0));
-        for second in 1..=62 {
-            beat(&mut keeper, at(1_000 * second));
-        }
-        assert_eq!(keeper.poll(at(62_001)), None);
-        assert_eq!(keeper.ring.len(), 0);
-    }
-
-    #[test]
-    fn life_is_abandoned_when_too_much_waits() {
-        let mut keeper = alive(at(0));
-        let first = keeper.holder();
-        let claim = keeper.may_put(at(0)).unwrap().0;
-        for number in 0..=REMOVALS_MAX {
-            keeper.took(name(number), &claim, at(0));
-        }
-        assert_eq!(keeper.ring.len(), REMOVALS_MAX);
-        keeper.lost(at(0));
-        let second = keeper.holder();
-        assert_ne!(second, first);
-        for number in 0..REMOVALS_MAX {
-            let reason = Some(Reason::Unclosed);
-            assert_eq!(keeper.remove(name(number), reason), Removal::Queued);
-        }
-        assert_eq!(
-            keeper.remove(name(0), Some(Reason::Unclosed)),
-            Removal::Abandoned
-        );
-        assert_ne!(keeper.holder(), second);
-        assert_eq!(
-            keeper.removals.len(),
-            REMOVALS_MAX,
-            "takes do not depend on the holder"
-        );
-        assert!(keeper.removals.iter().all(|(_, reason)| reason.is_none()));
-        assert_eq!(keeper.may_find(at(0)), Err(Away::Lost));
-    }
-
-    #[test]
-    fn releases_go_together_and_only_for_the_present_life() {
-        let mut keeper = alive(at(0));
-        let holder = keeper.holder();
-        let (one, two) = (keeper.token(), keeper.token());
-        assert_ne!(one, two);
-        keeper.release(holder, name(1), one, at(0));
-        keeper.release(Holder([0; 8]), name(3), one, at(0));
-        assert_eq!(keeper.poll(at(1)), None);
-        assert_eq!(keeper.due(at(1)), Some(at(RELEASE_WAIT)));
-        keeper.release(holder, name(2), two, at(10));
-        let (id, sent) = keeper.poll(at(RELEASE_WAIT)).unwrap();
-        let holds = vec![(name(1), one), (name(2), two)];
-        assert_eq!(sent, Request::Release { holder, holds });
-        keeper.answered(id, Err(NoAnswer), at(RELEASE_WAIT));
-        assert!(keeper.is_flushed(), "a release is not repeated");
-        for _ in 0..=RELEASES_MAX {
-            keeper.release(holder, name(1), one, at(30));
-        }
-        assert_eq!(keeper.releases.len(), RELEASES_MAX);
-    }
-
-    #[test]
-    fn debug_form_shows_no_seed() {
-        assert!(format!("{:?}", keeper()).contains("Seed(…)"));
-    }
-
-    #[test]
-    fn heartbeat_that_came_too_late_is_made_again_with_the_right_time() {
-        let mut keeper = alive(at(0));
-        // The store's clock was set forward by a minute.
-        let (id, beat) = keeper.poll(at(BEAT_EVERY)).unwrap();
-        let told = Answer::Overdue {
-            now: Some(at(BEAT_EVERY).0 + AHEAD + 60_000),
-            revision: Some(0),
-        };
-        keeper.answered(id, Ok(told), at(BEAT_EVERY));
-        let (_, again) = keeper.poll(at(BEAT_EVERY)).unwrap();
-        let validity = |request: &Request| match request {
-            Request::Beat { valid_until, .. } => *valid_until,
-            _ => 0,
-        };
-        assert_eq!(validity(&again), validity(&beat) + 60_000);
-        assert_eq!(keeper.may_find(at(BEAT_EVERY)), Err(Away::Late));
-    }
-}
+mod tests;

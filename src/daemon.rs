@@ -1,16 +1,24 @@
 //! The life of a daemon: config → contexts → state → api → ready → wait → drain, and contexts again
 //! at a reload.
 
-use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
+use std::{fs, future::Future, io, pin::pin, sync::Arc, time::Duration};
+
+use aws_lc_rs::rand;
 
 use parking_lot::Mutex;
 use tls_sessiond_core::{
     clock::{Clock, WallTime},
     connection::{self, table::Most},
     context::{Dropped, Registry, warnings},
+    fleet::FleetStore,
     state::CoreState,
 };
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tls_sessiond_store::seal::SealingKeys;
+use tokio::{
+    sync::Notify,
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
+use zeroize::Zeroizing;
 
 use crate::{
     api::{
@@ -18,16 +26,20 @@ use crate::{
         health::Serving,
         reloads::{Outcome, Reloads},
     },
-    config::{Config, ConfigError, Endpoint, Limits},
+    config::{Config, ConfigError, Endpoint, Limits, StoreConfig},
     log::panics::caught,
     server::{Api, Ingress, LiveLimits, Memory, ServeError, listen::Listeners, tls::Acceptor},
     shutdown::Shutdown,
+    store::{Keepers, Store, Target},
 };
 
 /// Interval between two sweeps for idle connections and expired sessions.
 const SWEEP: Duration = Duration::from_millis(250);
 /// Time that sockets have to end after a hard close.
 const KILL: Duration = Duration::from_secs(5);
+
+/// How long a start waits for the shared store.
+const STORE_MAX: Duration = Duration::from_secs(5);
 
 /// Why a daemon does not run.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +68,7 @@ pub struct Reload {
     doors: Ingress,
     limits: LiveLimits,
     reloads: Arc<Reloads>,
+    store: Option<Arc<Store>>,
     /// The configuration that the daemon runs. Locked while it is replaced, so that concurrent
     /// reloads run one after the other.
     running: Arc<Mutex<Arc<Config>>>,
@@ -140,6 +153,20 @@ impl Reload {
             .rebuild(&config.settings())
             .map_err(|err| config.context_error(&err))?;
         let tls = Acceptor::reload(config)?;
+        let store = match (&self.store, &config.store) {
+            (Some(store), Some(settings)) => {
+                let keys = sealing_keys(config, settings)?;
+                if !keys.names_as(&store.fleet().keys()) {
+                    return Err(config.store_error(
+                        "redis.sealing_keys",
+                        "the key of names has changed, so no session in the store would be found: give it the id `names`, \
+                         or keep it as the last line; restart the daemon to begin an empty cache",
+                    ));
+                }
+                Some((store, keys, Target::read(config, settings)?))
+            }
+            _ => None,
+        };
         let removed = config.removed_contexts(running).len();
         let contexts = registry.all().len();
         // No step below can fail. Contexts and rules are one value, and change at once.
@@ -152,6 +179,10 @@ impl Reload {
         // accepted before.
         if let (Some(acceptor), Some(tls)) = (&self.doors.acceptor, tls) {
             acceptor.swap(tls);
+        }
+        if let Some((store, keys, target)) = store {
+            store.fleet().rotate(keys);
+            store.retarget(target);
         }
         *running = Arc::new(config.clone());
         Ok(Reloaded {
@@ -192,7 +223,58 @@ pub struct Prepared {
     config: Config,
     registry: Registry,
     acceptor: Option<Arc<Acceptor>>,
+    shared: Option<PreparedStore>,
     open_files: Option<u64>,
+}
+
+/// A store that other daemons share, before the daemon is connected to it.
+struct PreparedStore {
+    fleet: Arc<FleetStore>,
+    target: Target,
+    deadline: Duration,
+    /// Notified when there is something to send.
+    woken: Arc<Notify>,
+}
+
+impl PreparedStore {
+    fn read(config: &Config, settings: &StoreConfig) -> Result<Self, ConfigError> {
+        let keys = sealing_keys(config, settings)?;
+        let target = Target::read(config, settings)?;
+        let mut seed = Zeroizing::new([0; 32]);
+        rand::fill(&mut *seed)
+            .map_err(|_| config.store_error("kind", "the system has no random numbers"))?;
+        let woken = Arc::new(Notify::new());
+        let wakes = Arc::clone(&woken);
+        let layout = settings.layout.clone();
+        let fleet = FleetStore::new(layout, keys, &seed, settings.deadline, move || {
+            wakes.notify_one();
+        });
+        Ok(Self {
+            fleet: Arc::new(fleet),
+            target,
+            deadline: settings.deadline,
+            woken,
+        })
+    }
+}
+
+/// The most bytes of a file of sealing keys.
+const KEYS_BYTES_MAX: u64 = 16 << 10;
+
+fn sealing_keys(config: &Config, settings: &StoreConfig) -> Result<SealingKeys, ConfigError> {
+    let path = &settings.sealing_keys;
+    let refuse = |why: String| {
+        config.store_error("redis.sealing_keys", format!("{}: {why}", path.display()))
+    };
+    let metadata = fs::metadata(path).map_err(|err| refuse(err.to_string()))?;
+    if !metadata.is_file() || metadata.len() > KEYS_BYTES_MAX {
+        return Err(refuse(format!(
+            "expected a file of at most {KEYS_BYTES_MAX} bytes with a key on each line"
+        )));
+    }
+    let bytes = Zeroizing::new(fs::read(path).map_err(|err| refuse(err.to_string()))?);
+    let text = std::str::from_utf8(&bytes).map_err(|_| refuse("not UTF-8".into()))?;
+    SealingKeys::read(text).map_err(|err| refuse(err.to_string()))
 }
 
 impl Prepared {
@@ -201,13 +283,19 @@ impl Prepared {
     /// # Errors
     /// Names the file and the fault.
     pub fn read(config: Config) -> Result<Self, ConfigError> {
-        let registry =
-            Registry::build(&config.settings()).map_err(|err| config.context_error(&err))?;
+        let shared = match &config.store {
+            Some(settings) => Some(PreparedStore::read(&config, settings)?),
+            None => None,
+        };
+        let fleet = shared.as_ref().map(|shared| Arc::clone(&shared.fleet));
+        let registry = Registry::build_over(&config.settings(), fleet)
+            .map_err(|err| config.context_error(&err))?;
         let acceptor = Acceptor::load(&config)?;
         Ok(Self {
             config,
             registry,
             acceptor,
+            shared,
             open_files: None,
         })
     }
@@ -283,6 +371,8 @@ pub struct Daemon {
     api: Api,
     listeners: Listeners,
     shutdown: Shutdown,
+    store: Option<Arc<Store>>,
+    keepers: Option<Keepers>,
 }
 
 impl Daemon {
@@ -304,8 +394,23 @@ impl Daemon {
             config,
             registry,
             acceptor,
+            shared,
             ..
         } = prepared;
+        let (store, keepers) = match shared {
+            None => (None, None),
+            Some(shared) => {
+                let PreparedStore {
+                    fleet,
+                    target,
+                    deadline,
+                    woken,
+                } = shared;
+                let store = Arc::new(Store::new(fleet, target, deadline, clock.clone()));
+                let keepers = Keepers::new(Arc::clone(&store), clock.clone(), woken);
+                (Some(store), Some(keepers))
+            }
+        };
         let state = Arc::new(CoreState::new(
             Arc::new(registry),
             clock,
@@ -320,7 +425,13 @@ impl Daemon {
             sockets: sockets_max,
             ..config.limits
         };
-        let api = Api::new(Arc::clone(&state), &limits, doors.clone(), &shutdown)?;
+        let api = Api::new(
+            Arc::clone(&state),
+            &limits,
+            doors.clone(),
+            store.clone(),
+            &shutdown,
+        )?;
         let listeners = Listeners::bind(&config.api, config.unix, config.tls.is_some())?;
         let config = Arc::new(config);
         let running = Arc::new(Mutex::new(Arc::clone(&config)));
@@ -332,6 +443,8 @@ impl Daemon {
             api,
             listeners,
             shutdown,
+            store,
+            keepers,
         })
     }
 
@@ -357,8 +470,44 @@ impl Daemon {
             doors: self.doors.clone(),
             limits: self.api.live_limits(),
             reloads: self.api.reloads(),
+            store: self.store.clone(),
             running: Arc::clone(&self.running),
         }
+    }
+
+    /// Waits until the shared store can be used: after the first heartbeats, and the time in which
+    /// other daemons repeat what a store that was restored may have lost. Returns at once where no
+    /// store is shared, and after [`STORE_MAX`] if it does not answer: the daemon then serves without
+    /// resumption until the store answers.
+    ///
+    /// # Errors
+    /// The store refuses the daemon's certificate or password, or has a certificate that is not
+    /// trusted.
+    pub async fn ready(&mut self) -> Result<(), Error> {
+        let (Some(store), Some(keepers)) = (&self.store, &mut self.keepers) else {
+            return Ok(());
+        };
+        if let Err(err) = store.probe().await {
+            if !err.may_pass() {
+                let key = format!("redis.{}", err.key());
+                return Err(self.config.store_error(&key, err).into());
+            }
+            tracing::warn!(%err, "the shared store is away: the daemon serves without resumption until it answers");
+            return Ok(());
+        }
+        let is_open = keepers.open(STORE_MAX).await;
+        if is_open {
+            tracing::info!(
+                store = store.address(),
+                "sessions are shared over the store"
+            );
+        } else {
+            tracing::warn!(
+                store = store.address(),
+                "the shared store does not take heartbeats: the daemon serves without resumption until it does"
+            );
+        }
+        Ok(())
     }
 
     /// Serves until `stop` is ready. Then sets health to NOT_SERVING, waits for running calls, and
@@ -366,7 +515,8 @@ impl Daemon {
     ///
     /// # Errors
     /// The transport failed by itself.
-    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), Error> {
+        let keeping = self.keepers.take().map(Keeping::begin);
         let health = self.api.health();
         health.set(Serving::Yes);
         let sweeper = tokio::spawn(sweeps(
@@ -407,8 +557,39 @@ impl Daemon {
         };
         sweeper.abort();
         self.state.connections().free_all();
+        if let Some(keeping) = keeping {
+            keeping.stop().await;
+        }
         tracing::info!("stopped");
         Ok(result?)
+    }
+}
+
+/// The task of the keepers, which is stopped last: connections that end decide removals.
+struct Keeping {
+    stop: Arc<Notify>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Keeping {
+    fn begin(mut keepers: Keepers) -> Self {
+        let stop = Arc::new(Notify::new());
+        let stopped = Arc::clone(&stop);
+        let task = tokio::spawn(async move {
+            tokio::select! {
+                () = keepers.run() => {}
+                () = stopped.notified() => {}
+            }
+            keepers.stop().await;
+        });
+        Self { stop, task }
+    }
+
+    async fn stop(self) {
+        self.stop.notify_one();
+        if let Err(err) = self.task.await {
+            tracing::error!(%err, "the task of the shared store failed");
+        }
     }
 }
 

@@ -10,6 +10,8 @@ pub mod server; // how a call arrives: sockets, HTTP/2, admission
 
 pub mod api; // what a call means: services, rights, statuses
 
+pub mod store; // the connections to a store that several daemons share
+
 pub mod config; // file, environment and command line to a valid Config
 pub mod shutdown; // the stages of a stop
 

@@ -415,7 +415,7 @@ fn table_with(marker: &Marker) -> (CoreState, ManualClock) {
             connection.put_session(put, now)
         })
         .unwrap();
-    assert!(matches!(stored, PutOutcome::Stored(_)), "{stored:?}");
+    assert!(matches!(stored, PutOutcome::Stored(..)), "{stored:?}");
     assert!(marker.is_in_memory(), "the search does not find the secret");
     (core, clock)
 }

@@ -45,6 +45,8 @@ impl Server for Driver {
             ..Input::default()
         })
         .unwrap()
+        .done()
+        .unwrap()
         .ciphertext
     }
 

@@ -272,6 +272,7 @@ impl World {
         };
         let session = session.as_ref().map(|id| Wanted {
             id,
+            joined: None,
             registry: &self.registry,
             within: &|_| true,
         });
@@ -357,7 +358,8 @@ impl World {
         let done = self
             .core
             .connections()
-            .with_exclusive(id, |connection, now| connection.exchange(input, now));
+            .with_exclusive(id, |connection, now| connection.exchange(input, now))
+            .map(|step| step.done().expect("no store is shared"));
         let after = self.look(id);
         match done {
             Ok(output) => {
@@ -609,6 +611,7 @@ impl World {
         let session = self.known.get(usize::from(which)).map(|(_, id)| id.clone());
         let wanted = session.as_ref().map(|id| Wanted {
             id,
+            joined: None,
             registry: &self.registry,
             within: &|_| true,
         });

@@ -210,7 +210,7 @@ impl World {
             access: Arc::new(Access::new()),
             acceptor: None,
         };
-        let api = Api::new(Arc::clone(&core), limits, doors, &Shutdown::default())
+        let api = Api::new(Arc::clone(&core), limits, doors, None, &Shutdown::default())
             .expect("there are random numbers");
         let service = api.local();
         let made = Made {

@@ -149,6 +149,8 @@ pub(crate) fn miss_reason(from: Miss) -> pb::MissReason {
         Miss::Scope => pb::MissReason::Scope,
         Miss::Revoked => pb::MissReason::Revoked,
         Miss::CacheOff => pb::MissReason::CacheOff,
+        Miss::StoreUnavailable => pb::MissReason::StoreUnavailable,
+        Miss::HolderLost => pb::MissReason::HolderLost,
     }
 }
 

@@ -154,6 +154,10 @@ pub(crate) enum Refusal {
         "more than {0} lookups in a second found nothing, and limits.misses_per_second allows no more"
     )]
     MissLimit(u32),
+    #[error(
+        "the shared store did not answer: this daemon finds the session no more, and removes it from the store as soon as that answers"
+    )]
+    StoreAway,
     #[error("the deadline of the call has passed")]
     DeadlineExceeded,
     #[error(transparent)]
@@ -232,6 +236,7 @@ impl Refusal {
             Self::RequestBytesLimit(_) => (Code::ResourceExhausted, "REQUEST_BYTES_LIMIT", None),
             Self::SocketLimit(_) => (Code::ResourceExhausted, "SOCKET_LIMIT", None),
             Self::MissLimit(_) => (Code::ResourceExhausted, "MISS_LIMIT", None),
+            Self::StoreAway => (Code::Unavailable, "STORE_UNAVAILABLE", None),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", None),
             Self::Connection(error) => connection_verdict(error),
         }

@@ -89,7 +89,12 @@ async fn serve_prepared(
         hangup,
         _file_size,
     } = signals;
-    let daemon = Daemon::listen(prepared, Clock::System)?;
+    let mut daemon = Daemon::listen(prepared, Clock::System)?;
+    let (mut terminate, mut interrupt) = (terminate, interrupt);
+    tokio::select! {
+        ready = daemon.ready() => ready?,
+        _ = next(&mut terminate, &mut interrupt) => return Ok(()),
+    }
     let text = greeting(daemon.config(), &daemon.endpoints());
     // Writing to stdout may block forever; the daemon serves all the same.
     drop(aside(move || say(io::stdout(), &text))?);

@@ -21,6 +21,7 @@ mod log;
 mod omission;
 mod origin;
 mod raw;
+mod store;
 mod units;
 mod withhold;
 
@@ -29,10 +30,11 @@ use context::context;
 pub use error::{ConfigError, InvalidValue, Source};
 pub use log::{Audit, Filter, Level, LogConfig, LogFormat};
 use origin::ENV_PREFIX;
+pub use store::{StoreAddress, StoreConfig};
 use tls_sessiond_core::{
     access::{Access, AccessRole, IdentityPattern},
     context::{ContextConfig, ContextRefusal, Refusal, Settings},
-    store,
+    store::memory,
 };
 
 /// The addresses to listen on by default.
@@ -57,6 +59,8 @@ pub struct Config {
     pub drain: Drain,
     /// Settings of the log.
     pub log: LogConfig,
+    /// The store that other daemons share. `None`: sessions are in the memory of this process.
+    pub store: Option<StoreConfig>,
     /// The contexts, at least one.
     pub contexts: Vec<ContextConfig>,
     origin: origin::Origin,
@@ -312,6 +316,7 @@ impl Config {
                 log::audit(&raw.log.audit, check.origin.folder()),
             )?,
         };
+        let store = store::read(&check, &raw.store)?;
         // `context = []` says explicitly what a missing key means.
         let contexts = match raw.context.filter(|list| !list.is_empty()) {
             None => {
@@ -362,6 +367,7 @@ impl Config {
             limits,
             drain,
             log,
+            store,
             contexts,
             origin,
         })
@@ -400,6 +406,11 @@ impl Config {
                 "limits.message",
                 self.limits.message == running.limits.message,
             ),
+            (
+                "store",
+                self.store.as_ref().map(StoreConfig::fixed)
+                    == running.store.as_ref().map(StoreConfig::fixed),
+            ),
             ("log.format", self.log.format == running.log.format),
             ("log.audit", self.log.audit == running.log.audit),
         ];
@@ -435,6 +446,15 @@ impl Config {
         .refuse(&format!("listen.tls.{key}"), what.to_string())
     }
 
+    /// Returns an error about a key of `store`, found when its files were opened or the store was
+    /// asked.
+    pub fn store_error(&self, key: &str, what: impl fmt::Display) -> ConfigError {
+        Check {
+            origin: &self.origin,
+        }
+        .refuse(&format!("store.{key}"), what.to_string())
+    }
+
     /// Returns a fault of a context's settings, or a warning about them, with the line of its key.
     pub fn context_error(&self, refusal: &ContextRefusal) -> ConfigError {
         let ContextRefusal {
@@ -451,7 +471,7 @@ impl Config {
     pub fn settings(&self) -> Settings {
         Settings {
             contexts: self.contexts.clone(),
-            total: store::memory::Limits {
+            total: memory::Limits {
                 entries_max: self.limits.sessions,
                 bytes_max: self.limits.session_bytes,
             },

@@ -16,6 +16,7 @@ pub(super) struct RawFile {
     pub(super) limits: RawLimits,
     pub(super) drain: RawDrain,
     pub(super) log: RawLog,
+    pub(super) store: RawStore,
     pub(super) context: Option<Vec<RawContext>>,
 }
 
@@ -125,6 +126,54 @@ impl Default for RawLog {
             level: "info".into(),
             format: "auto".into(),
             audit: "stderr".into(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table `[store]`")]
+pub(super) struct RawStore {
+    pub(super) kind: String,
+    pub(super) deadline: String,
+    pub(super) redis: RawRedis,
+}
+
+impl Default for RawStore {
+    fn default() -> Self {
+        Self {
+            kind: "memory".into(),
+            deadline: "50ms".into(),
+            redis: RawRedis::default(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table `[store.redis]`")]
+pub(super) struct RawRedis {
+    pub(super) urls: Vec<String>,
+    pub(super) user: String,
+    pub(super) password_file: String,
+    pub(super) ca: String,
+    pub(super) certificate: String,
+    pub(super) key: String,
+    pub(super) prefix: String,
+    pub(super) sealing_keys: String,
+    pub(super) plaintext: bool,
+}
+
+impl Default for RawRedis {
+    fn default() -> Self {
+        Self {
+            urls: Vec::new(),
+            user: String::new(),
+            password_file: String::new(),
+            ca: "system".into(),
+            certificate: String::new(),
+            key: String::new(),
+            prefix: "tsd1".into(),
+            sealing_keys: String::new(),
+            plaintext: false,
         }
     }
 }

@@ -55,6 +55,7 @@ use crate::{
     config::Limits,
     log::panics::caught,
     shutdown::Shutdown,
+    store::Store,
 };
 
 mod admission;
@@ -159,6 +160,7 @@ impl Api {
         state: Arc<CoreState>,
         limits: &Limits,
         doors: Ingress,
+        store: Option<Arc<Store>>,
         shutdown: &Shutdown,
     ) -> Result<Self, Error> {
         let health = Health::new(shutdown.drain.clone());
@@ -166,6 +168,7 @@ impl Api {
         let opener = Arc::new(Opener {
             state: Arc::clone(&state),
             request_ids: RequestIds::default(),
+            store: store.clone(),
         });
         let lists = Arc::new(Turns::default());
         let connections = Arc::new(Connections {
@@ -181,6 +184,7 @@ impl Api {
             pages,
             misses: EachSecond::new(limits.misses_per_second),
             draining: shutdown.drain.clone(),
+            store,
         });
         let gate = Gate {
             access: doors.access,

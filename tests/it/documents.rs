@@ -100,6 +100,14 @@ fn configuration_reference_has_every_key() {
             keys(table["drain"].as_table().unwrap()),
         ),
         ("log.no_such_key", keys(table["log"].as_table().unwrap())),
+        (
+            "store.no_such_key",
+            keys(table["store"].as_table().unwrap()),
+        ),
+        (
+            "store.redis.no_such_key",
+            keys(table["store"]["redis"].as_table().unwrap()),
+        ),
         ("context.0.no_such_key", keys(context)),
     ];
     for (unknown, said) in sections {

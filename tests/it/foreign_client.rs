@@ -146,6 +146,8 @@ pub(crate) fn connect(
             let output = core
                 .connections()
                 .with(id, |connection, now| connection.exchange(input, now))
+                .unwrap()
+                .done()
                 .unwrap();
             assert_eq!(output.alert, None);
             let mut to_client = output.ciphertext.as_slice();

@@ -77,7 +77,19 @@ impl TestDaemon {
 
     pub(crate) async fn run(config: &Config) -> Self {
         let clock = ManualClock::starting(now());
-        let daemon = Daemon::bind(config, Clock::Manual(clock.clone())).unwrap();
+        Self::run_by(config, Clock::Manual(clock.clone()), clock).await
+    }
+
+    /// Starts a daemon by the clock of this machine, for a store that has a clock of its own.
+    /// Returns once the daemon is ready.
+    pub(crate) async fn by_real_time(config: &str) -> Self {
+        let unused = ManualClock::starting(now());
+        Self::run_by(&load(LOOPBACK, config), Clock::System, unused).await
+    }
+
+    async fn run_by(config: &Config, by: Clock, clock: ManualClock) -> Self {
+        let mut daemon = Daemon::bind(config, by).unwrap();
+        daemon.ready().await.unwrap();
         let endpoints = daemon.endpoints();
         let tcp = |endpoint: &Endpoint| match endpoint {
             Endpoint::Tcp(address) => Some(*address),

@@ -21,6 +21,8 @@ mod documents;
 mod doors;
 mod drive_close;
 mod explaining;
+#[cfg(feature = "peers")]
+mod fleet;
 mod foreign_client;
 #[path = "../load/frames.rs"]
 #[allow(dead_code, reason = "shared with the load tests")]

@@ -344,6 +344,7 @@ impl World {
             id,
             key.as_ref().map(|key| Wanted {
                 id: &key.1,
+                joined: None,
                 registry: &self.registry,
                 within: &|_| true,
             }),
@@ -444,6 +445,7 @@ impl World {
             .core
             .connections()
             .with_exclusive(id, |connection, now| connection.exchange(input, now))
+            .map(|step| step.done().expect("no store is shared"))
         {
             Ok(output) => output,
             Err(refusal) => {

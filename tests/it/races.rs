@@ -68,6 +68,8 @@ fn step(core: &CoreState, id: ConnectionId, ciphertext: &[u8]) -> Vec<u8> {
     core.connections()
         .with(id, |connection, now| connection.exchange(input, now))
         .unwrap()
+        .done()
+        .unwrap()
         .ciphertext
 }
 

@@ -226,6 +226,7 @@ impl World {
         let registry = self.core.registry();
         let named = named.as_ref().map(|id| Wanted {
             id,
+            joined: None,
             registry: &registry,
             within: &|_| true,
         });
@@ -329,6 +330,7 @@ impl World {
                     id,
                     named.as_ref().map(|id| Wanted {
                         id,
+                        joined: None,
                         registry: &registry,
                         within: &|_| true,
                     }),
@@ -507,7 +509,7 @@ impl World {
                 && !self.revoked.iter().any(covers)
                 && !self.alive.contains_key(&id)
         });
-        let stored = matches!(done.unwrap(), PutOutcome::Stored(_));
+        let stored = matches!(done.unwrap(), PutOutcome::Stored(..));
         assert_eq!(stored, kept.is_some(), "put does not match the model");
         if let Some(authenticated) = kept {
             self.serial += 1;

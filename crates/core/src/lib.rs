@@ -5,13 +5,14 @@
 //!
 //! Rooms from left to right. Each imports only rooms to its right, and `clock`, `pem` and `sync`:
 //!
-//! `state` → `connection` → `context` → `cache` → `session` → `store`; `context` → `access`
+//! `state` → `connection` → `context` → `cache` → `fleet` → `session` → `store`; `context` → `access`
 //!
 //! * [`state`]: clock, contexts and connections of one daemon
 //! * [`connection`]: SSL objects, their life cycle and the close rule
 //! * [`context`]: SSL_CTX: certificates, trust, versions, and the sessions that its connections may resume
 //! * [`access`]: rules of access, and the names in certificates that they match
 //! * [`cache`]: the sessions of one scope and role: the policy over a store
+//! * [`fleet`]: sessions in a store that several daemons share, without I/O
 //! * [`session`]: SSL_SESSION: one session, its attributes, and the events about it
 //! * [`store`]: the memory that holds sessions
 //! * [`clock`]: the one source of time
@@ -22,6 +23,7 @@ pub mod cache;
 pub mod clock;
 pub mod connection;
 pub mod context;
+pub mod fleet;
 pub mod pem;
 pub mod session;
 pub mod state;

@@ -47,10 +47,6 @@ pub const QUARANTINE: u64 = 2_000;
 /// How long before the last heartbeat a removal is remembered, to repeat it after a loss, in
 /// milliseconds.
 pub const REMEMBERED: u64 = 60_000;
-/// How late the store may run a put after it was made, in milliseconds. The daemon waits as long for
-/// the answer, and then removes the session. So no put is run after its removal, even if the note of
-/// the removal is lost.
-pub const PUT_VALID: u64 = 50;
 /// The time after a request that failed until the next one, in milliseconds.
 const RETRY: u64 = 250;
 /// How long a release waits for others, in milliseconds.
@@ -223,12 +219,15 @@ impl Keeper {
 
     /// Returns the claim of a put, and the time of the store's clock until which it is valid.
     ///
+    /// `waits`: how long the daemon waits for the answer, in milliseconds. It removes the session then.
+    /// So no put is run after its removal, even if the note of the removal is lost.
+    ///
     /// # Errors
     /// Why the put would be refused.
-    pub fn may_put(&self, now: LocalTime) -> Result<(Claim, u64), Away> {
+    pub fn may_put(&self, now: LocalTime, waits: u64) -> Result<(Claim, u64), Away> {
         let (claim, _) = self.claim(now)?;
         let store = self.store_time(now).ok_or(Away::Lost)?;
-        Ok((claim, store.saturating_add(PUT_VALID)))
+        Ok((claim, store.saturating_add(waits)))
     }
 
     fn claim(&self, now: LocalTime) -> Result<(Claim, LocalTime), Away> {

@@ -169,6 +169,12 @@ impl SealingKeys {
         })
     }
 
+    /// Returns whether both make the same names of sessions.
+    pub fn names_as(&self, other: &Self) -> bool {
+        let name = |keys: &Self| keys.names.name(b"", tls_sessiond_types::Role::Server, b"");
+        name(self) == name(other)
+    }
+
     /// Returns the key of names.
     pub fn names(&self) -> &NameKey {
         &self.names

@@ -3,10 +3,12 @@
 use std::sync::{Arc, atomic::AtomicUsize};
 
 use tls_sessiond_core::{
+    cache::Found,
     connection::{
         self, Alert, ConnectionId, Input, ShutdownStatus,
         table::{Lapse, Wanted},
     },
+    session::{Miss, SessionId},
     state::CoreState,
 };
 use tls_sessiond_proto as pb;
@@ -15,7 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{
     access::Caller,
-    connections::open::{Opener, tell_failure},
+    connections::{
+        open::{Opener, tell_failure},
+        steps::Stepped,
+    },
     convert::{self, within_limit},
     error::Refusal,
     page_token::PageTokens,
@@ -211,17 +216,47 @@ impl Connections {
         })
     }
 
-    pub(crate) fn set_session(
+    pub(crate) async fn set_session(
         &self,
         by: &Caller,
         request: &pb::SetSessionRequest,
     ) -> Result<pb::SetSessionResponse, Refusal> {
         let id = self.driven(by, &request.connection_id)?;
         let session = convert::session_id(&request.session_id)?;
+        let joined = match &session {
+            Some(session) => {
+                let (context, role) = self.state().connections().place(id)?;
+                self.opener.join(&context, role, session).await
+            }
+            None => None,
+        };
+        self.set_joined_session(by, id, session.as_ref(), joined)
+    }
+
+    /// Does what SetSession does where no store is shared.
+    pub(crate) fn set_session_in_memory(
+        &self,
+        by: &Caller,
+        request: &pb::SetSessionRequest,
+    ) -> Result<pb::SetSessionResponse, Refusal> {
+        let id = self.driven(by, &request.connection_id)?;
+        let session = convert::session_id(&request.session_id)?;
+        self.set_joined_session(by, id, session.as_ref(), None)
+    }
+
+    /// Does what SetSession does once the shared store was asked.
+    fn set_joined_session(
+        &self,
+        by: &Caller,
+        id: ConnectionId,
+        session: Option<&SessionId>,
+        joined: Option<Result<Found, Miss>>,
+    ) -> Result<pb::SetSessionResponse, Refusal> {
         let registry = self.state().registry();
         let within = |context: &str| by.may(&registry, SEES, context);
-        let wanted = session.as_ref().map(|id| Wanted {
+        let wanted = session.map(|id| Wanted {
             id,
+            joined,
             registry: &registry,
             within: &within,
         });
@@ -285,7 +320,7 @@ impl Connections {
         })
     }
 
-    pub(crate) fn exchange(
+    pub(crate) async fn exchange(
         &self,
         by: &Caller,
         request: &pb::ExchangeRequest,
@@ -298,21 +333,21 @@ impl Connections {
             plaintext: &request.plaintext,
             end_of_stream: request.end_of_stream,
         };
-        let response = self
+        let stepped = self
             .state()
             .connections()
             .with_exclusive(id, |connection, now| {
-                let output = connection.exchange(input, now)?;
-                tell_failure(connection);
-                Ok(pb::ExchangeResponse {
-                    ciphertext: output.ciphertext.into(),
-                    plaintext: output.plaintext.into(),
-                    connection: Some(convert::connection(connection, Lapse::of(connection, now))),
-                    alert: output.alert.map(convert::alert),
-                    removed_sessions: convert::removed(output.removed),
-                })
+                let step = connection.exchange(input, now)?;
+                Ok(Stepped::of(connection, step, Lapse::of(connection, now)))
             })?;
-        Ok(response)
+        let (output, connection) = self.opener.finish(id, stepped).await?;
+        Ok(pb::ExchangeResponse {
+            ciphertext: output.ciphertext.into(),
+            plaintext: output.plaintext.into(),
+            connection: Some(connection),
+            alert: output.alert.map(convert::alert),
+            removed_sessions: convert::removed(output.removed),
+        })
     }
 }
 

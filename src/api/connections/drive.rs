@@ -14,14 +14,18 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
-use tls_sessiond_core::connection::{
-    EngineKind, Input, Output, State,
-    table::{Driver, Ending},
+use tls_sessiond_core::{
+    cache::Found,
+    connection::{
+        ConnectionId, EngineKind, Input, Output, State, Step,
+        table::{Driver, Ending},
+    },
+    session::Miss,
 };
 use tls_sessiond_proto as pb;
 use tls_sessiond_proto::{drive_request::Event as Request, drive_response::Event as Response};
@@ -30,13 +34,16 @@ use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 
 use super::open::{Opener, tell_failure};
-use crate::api::{
-    call::{Place, StreamPlace},
-    convert,
-    convert::within_limit,
-    error::{Refusal, described},
-    quota::Held,
-    role::Roles,
+use crate::{
+    api::{
+        call::{Place, StreamPlace},
+        convert,
+        convert::within_limit,
+        error::{Refusal, described},
+        quota::Held,
+        role::Roles,
+    },
+    store::Store,
 };
 
 /// How long a Drive waits for its first message, which names the connection.
@@ -59,6 +66,8 @@ pub(crate) struct Drive {
 }
 
 enum DrivePhase {
+    /// The shared store is asked for the session that the first message names.
+    Joining(Pin<Box<dyn Future<Output = Joined> + Send>>),
     /// No message has come yet. Until then the Drive counts as a call in flight.
     Opening {
         late: Option<Pin<Box<Sleep>>>,
@@ -69,8 +78,26 @@ enum DrivePhase {
     Ending(Option<Refusal>),
 }
 
+/// The first message of a Drive, and the session that it names.
+type Joined = (pb::NewRequest, Result<Found, Miss>);
+
+/// What a step waits for in the shared store.
+enum Awaited {
+    /// The session that the step has asked for.
+    Found(Result<Found, Miss>),
+    /// Puts were answered.
+    Stored,
+}
+
 struct Running {
     driver: Driver,
+    store: Option<Arc<Store>>,
+    /// The present step, if it waits for the shared store. No request is read meanwhile.
+    awaits: Option<Pin<Box<dyn Future<Output = Awaited> + Send>>>,
+    /// The output of the step, while its puts are on their way.
+    output: Option<Output>,
+    /// Whether the stream ends after the present step.
+    ends: bool,
     /// Plaintext that waits for the end of the handshake.
     waiting: Vec<u8>,
     /// Counts the bytes of `waiting` for the caller's identity.
@@ -140,27 +167,55 @@ impl Drive {
         match &mut self.phase {
             DrivePhase::Opening { .. } => self.open(event),
             DrivePhase::Running(running) => {
-                if running.event(event, self.plaintext_buffer, &mut self.answers)? {
-                    self.phase = DrivePhase::Ending(None);
-                }
+                let ends = running.event(event, self.plaintext_buffer, &mut self.answers)?;
+                self.end_if(ends);
                 Ok(())
             }
-            DrivePhase::Ending(_) => Ok(()),
+            DrivePhase::Joining(_) | DrivePhase::Ending(_) => Ok(()),
+        }
+    }
+
+    /// Ends the stream after the present step, which may wait for the shared store.
+    fn end_if(&mut self, ends: bool) {
+        if let DrivePhase::Running(running) = &mut self.phase {
+            running.ends |= ends;
+            if running.ends && running.awaits.is_none() {
+                self.phase = DrivePhase::Ending(None);
+            }
+        }
+    }
+
+    /// Goes on with what waits for the shared store. Ready if nothing waits.
+    fn poll_store(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Refusal>> {
+        match &mut self.phase {
+            DrivePhase::Joining(joins) => {
+                let (request, joined) = ready!(joins.as_mut().poll(cx));
+                Poll::Ready(self.open_new(request, Some(joined)))
+            }
+            DrivePhase::Running(running) => {
+                let Some(awaits) = &mut running.awaits else {
+                    return Poll::Ready(Ok(()));
+                };
+                let awaited = ready!(awaits.as_mut().poll(cx));
+                running.awaits = None;
+                let ends = running.go_on(awaited, &mut self.answers);
+                Poll::Ready(ends.map(|ends| self.end_if(ends)))
+            }
+            DrivePhase::Opening { .. } | DrivePhase::Ending(_) => Poll::Ready(Ok(())),
         }
     }
 
     fn open(&mut self, event: Option<Request>) -> Result<(), Refusal> {
         let by = self.place.caller();
         let (id, ending) = match event {
-            // There is no second check that the caller drives this connection. The stream must free
-            // the connection that it made even if the caller has lost the role since.
             Some(Request::New(request)) => {
-                let made = self
-                    .opener
-                    .open(request, by)?
-                    .connection
-                    .unwrap_or_default();
-                (convert::connection_id(&made.id)?, Ending::Free)
+                if let Some(look) = self.opener.joining(&request, by)? {
+                    let opener = Arc::clone(&self.opener);
+                    let joins = async move { (request, opener.found(look).await) };
+                    self.phase = DrivePhase::Joining(Box::pin(joins));
+                    return Ok(());
+                }
+                return self.open_new(request, None);
             }
             Some(Request::ConnectionId(id)) => (self.opener.driven(by, &id)?, Ending::Keep),
             _ => {
@@ -169,6 +224,26 @@ impl Drive {
                 ));
             }
         };
+        self.run(id, ending)
+    }
+
+    /// Makes the connection of the stream. There is no second check that the caller drives it: the
+    /// stream must free the connection that it made even if the caller has lost the role since.
+    fn open_new(
+        &mut self,
+        request: pb::NewRequest,
+        joined: Option<Result<Found, Miss>>,
+    ) -> Result<(), Refusal> {
+        let made = self
+            .opener
+            .open_joined(request, self.place.caller(), joined)?
+            .connection
+            .unwrap_or_default();
+        self.run(convert::connection_id(&made.id)?, Ending::Free)
+    }
+
+    fn run(&mut self, id: ConnectionId, ending: Ending) -> Result<(), Refusal> {
+        let by = self.place.caller();
         let driver = self.opener.state.connections().drive(id, ending)?;
         if driver.inspect(|connection, _| connection.engine_kind())? == EngineKind::Worker {
             return Err(
@@ -191,6 +266,10 @@ impl Drive {
         let established = state == State::Established;
         let mut running = Running {
             driver,
+            store: self.opener.store.clone(),
+            awaits: None,
+            output: None,
+            ends: false,
             waiting: Vec::new(),
             counted: by.holder().no_bytes(),
             established,
@@ -279,7 +358,60 @@ impl Running {
         input: Input<'_>,
         answers: &mut VecDeque<Response>,
     ) -> Result<bool, Refusal> {
-        let mut output = self.driver.exchange(input)?;
+        let step = self.driver.exchange(input)?;
+        self.stepped(step, answers)
+    }
+
+    /// Goes on with a step that has waited for the shared store.
+    fn go_on(
+        &mut self,
+        awaited: Awaited,
+        answers: &mut VecDeque<Response>,
+    ) -> Result<bool, Refusal> {
+        match awaited {
+            Awaited::Found(found) => {
+                let step = self.driver.given(found)?;
+                self.stepped(step, answers)
+            }
+            Awaited::Stored => {
+                self.driver.puts_answered()?;
+                let output = self.output.take().unwrap_or_default();
+                self.answer(output, answers)
+            }
+        }
+    }
+
+    fn stepped(&mut self, step: Step, answers: &mut VecDeque<Response>) -> Result<bool, Refusal> {
+        let store = self.store.clone();
+        match (step, store) {
+            (Step::Ask(ask), store) => {
+                self.awaits = Some(Box::pin(async move {
+                    Awaited::Found(match store {
+                        Some(store) => store.find(ask).await,
+                        None => Err(Miss::StoreUnavailable),
+                    })
+                }));
+                Ok(false)
+            }
+            (Step::Done(mut output), Some(store)) if !output.puts.is_empty() => {
+                let puts = std::mem::take(&mut output.puts);
+                self.output = Some(output);
+                self.awaits = Some(Box::pin(async move {
+                    store.put_all(puts).await;
+                    Awaited::Stored
+                }));
+                Ok(false)
+            }
+            (Step::Done(output), _) => self.answer(output, answers),
+        }
+    }
+
+    /// Makes the answers of a step that is done. Returns whether the stream is to end.
+    fn answer(
+        &mut self,
+        mut output: Output,
+        answers: &mut VecDeque<Response>,
+    ) -> Result<bool, Refusal> {
         push_bytes(
             answers,
             Response::Ciphertext,
@@ -300,7 +432,10 @@ impl Running {
                     plaintext: &waiting,
                     ..Input::default()
                 })?;
-                push_bytes(answers, Response::Ciphertext, written.ciphertext);
+                // Writing asks for no session and makes none.
+                if let Step::Done(written) = written {
+                    push_bytes(answers, Response::Ciphertext, written.ciphertext);
+                }
             }
         }
         push_bytes(
@@ -351,6 +486,17 @@ impl Stream for Drive {
             }
             if let Some(refusal) = this.cut(cx) {
                 this.phase = DrivePhase::Ending(Some(refusal));
+                continue;
+            }
+            match this.poll_store(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(refusal)) => {
+                    this.phase = DrivePhase::Ending(Some(refusal));
+                    continue;
+                }
+                Poll::Ready(Ok(())) => {}
+            }
+            if !this.answers.is_empty() || matches!(this.phase, DrivePhase::Ending(_)) {
                 continue;
             }
             let request = match Pin::new(&mut this.requests).poll_next(cx) {

@@ -3,10 +3,12 @@
 //! * `calls`: the unary calls
 //! * `open`: opens connections
 //! * `drive`: the stream of one connection
+//! * `steps`: steps that ask the shared store
 
 mod calls;
 mod drive;
 mod open;
+mod steps;
 
 pub(crate) use calls::Connections;
 pub(crate) use open::Opener;
@@ -33,7 +35,7 @@ impl ConnectionService for Connections {
         request: Request<pb::NewRequest>,
     ) -> Result<Response<pb::NewResponse>, Status> {
         let by = caller(&request)?;
-        answer(self.opener.open(request.into_inner(), &by))
+        answer(self.opener.open(request.into_inner(), &by).await)
     }
 
     async fn clear(
@@ -87,7 +89,10 @@ impl ConnectionService for Connections {
         &self,
         request: Request<pb::SetSessionRequest>,
     ) -> Result<Response<pb::SetSessionResponse>, Status> {
-        answer(self.set_session(&*caller(&request)?, request.get_ref()))
+        answer(
+            self.set_session(&*caller(&request)?, request.get_ref())
+                .await,
+        )
     }
 
     async fn get_session(
@@ -108,7 +113,7 @@ impl ConnectionService for Connections {
         &self,
         request: Request<pb::ExchangeRequest>,
     ) -> Result<Response<pb::ExchangeResponse>, Status> {
-        answer(self.exchange(&*caller(&request)?, request.get_ref()))
+        answer(self.exchange(&*caller(&request)?, request.get_ref()).await)
     }
 
     async fn drive(

@@ -3,32 +3,92 @@
 use std::sync::Arc;
 
 use tls_sessiond_core::{
+    cache::{Found, Look},
     connection::{self, ConnectionId, ConnectionPlan, EngineKind, table::Wanted},
     context::{Context, IDLE_TIMEOUT_MAX},
+    session::{Miss, SessionId},
     state::CoreState,
 };
 use tls_sessiond_proto as pb;
+use tls_sessiond_types::Role;
 
-use crate::api::{
-    access::Caller,
-    convert,
-    convert::within,
-    error::Refusal,
-    idempotency::RequestIds,
-    role::{Roles, SEES},
+use crate::{
+    api::{
+        access::Caller,
+        convert,
+        convert::within,
+        error::Refusal,
+        idempotency::RequestIds,
+        role::{Roles, SEES},
+    },
+    store::Store,
 };
 
 /// Makes connections from requests, for New and for the first message of a Drive.
 pub(crate) struct Opener {
     pub(crate) state: Arc<CoreState>,
     pub(crate) request_ids: RequestIds,
+    /// The store that other daemons share.
+    pub(crate) store: Option<Arc<Store>>,
 }
 
 impl Opener {
-    pub(crate) fn open(
+    /// Makes a connection (New). Asks the shared store for the session that the request names.
+    pub(crate) async fn open(
         &self,
         request: pb::NewRequest,
         by: &Caller,
+    ) -> Result<pb::NewResponse, Refusal> {
+        let joined = match self.joining(&request, by)? {
+            None => None,
+            Some(look) => Some(self.found(look).await),
+        };
+        self.open_joined(request, by, joined)
+    }
+
+    /// Returns the lookup that a New needs first. `None`: it needs none.
+    pub(crate) fn joining(
+        &self,
+        request: &pb::NewRequest,
+        by: &Caller,
+    ) -> Result<Option<Look>, Refusal> {
+        if self.store.is_none() || request.session_id.is_empty() {
+            return Ok(None);
+        }
+        let registry = self.state.registry();
+        let context = by.context(&registry, &request.context, Roles::WORKER)?;
+        let role = convert::role(request.role)?;
+        Ok(convert::session_id(&request.session_id)?
+            .and_then(|id| self.state.connections().join(context, role, &id)))
+    }
+
+    /// Asks the shared store for a session that a connection of this context and role names. `None`:
+    /// it need not be asked.
+    pub(crate) async fn join(
+        &self,
+        context: &Context,
+        role: Role,
+        id: &SessionId,
+    ) -> Option<Result<Found, Miss>> {
+        let look = self.state.connections().join(context, role, id)?;
+        Some(self.found(look).await)
+    }
+
+    /// Returns the outcome of a lookup.
+    pub(crate) async fn found(&self, look: Look) -> Result<Found, Miss> {
+        match (look, &self.store) {
+            (Look::Done(found), _) => found,
+            (Look::Ask(ask), Some(store)) => store.find(ask).await,
+            (Look::Ask(_), None) => Err(Miss::StoreUnavailable),
+        }
+    }
+
+    /// Makes a connection. `joined`: the outcome of the lookup of [`Self::joining`].
+    pub(crate) fn open_joined(
+        &self,
+        request: pb::NewRequest,
+        by: &Caller,
+        joined: Option<Result<Found, Miss>>,
     ) -> Result<pb::NewResponse, Refusal> {
         // RFC 1035 section 2.3.4. A server does not need the name, but its length is limited too,
         // because answers are remembered by request id.
@@ -47,6 +107,7 @@ impl Opener {
                 let within = |context: &str| by.may(&registry, SEES, context);
                 let wanted = session.as_ref().map(|id| Wanted {
                     id,
+                    joined,
                     registry: &registry,
                     within: &within,
                 });

@@ -4,24 +4,32 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tls_sessiond_core::{
-    cache::{EXPECTED_MAX, NotStored},
-    connection::worker_engine::{NotKept, Put, PutOutcome},
-    session::{Miss, ResumeCriteria, Secret},
+    cache::{EXPECTED_MAX, Look, NotStored, PendingPut},
+    connection::{
+        ConnectionId,
+        worker_engine::{NotKept, Put, PutOutcome},
+    },
+    fleet::Purpose,
+    session::{Miss, ResumeCriteria, Secret, Session},
     state::CoreState,
 };
 use tls_sessiond_proto as pb;
+use tls_sessiond_store::script::Answer;
 use tls_sessiond_types::{Role, Version, server_name::ServerName};
 use tokio_util::sync::CancellationToken;
 
-use super::lookup::{LookedUp, LookupRef, LookupScratch, format, granted, missed};
-use crate::api::convert::within;
-use crate::api::{
-    access::Caller,
-    convert,
-    error::Refusal,
-    page_token::PageTokens,
-    quota::{each_second::EachSecond, turns::Turns},
-    role::Roles,
+use super::lookup::{AskedLookup, LookedUp, LookupRef, LookupScratch, format, granted, missed};
+use crate::{
+    api::{
+        access::Caller,
+        convert,
+        convert::within,
+        error::Refusal,
+        page_token::PageTokens,
+        quota::{each_second::EachSecond, turns::Turns},
+        role::Roles,
+    },
+    store::Store,
 };
 
 /// Holds the state that the calls of SessionService share.
@@ -32,6 +40,16 @@ pub(crate) struct Sessions {
     /// Limits the misses of each owner in a second.
     pub(crate) misses: EachSecond,
     pub(crate) draining: CancellationToken,
+    /// The store that other daemons share.
+    pub(crate) store: Option<Arc<Store>>,
+}
+
+/// The outcome of a put.
+pub(crate) enum PutDone {
+    /// The answer is known.
+    Now(pb::PutSessionResponse),
+    /// The shared store has to answer: see [`Sessions::stored`].
+    Later(Box<PendingPut>, ConnectionId, pb::PutSessionResponse),
 }
 
 /// The most bytes of a binding.
@@ -45,7 +63,7 @@ impl Sessions {
         &self,
         by: &Caller,
         request: pb::PutSessionRequest,
-    ) -> Result<pb::PutSessionResponse, Refusal> {
+    ) -> Result<PutDone, Refusal> {
         let id = convert::connection_id(&request.connection_id)?;
         let registry = self.state.registry();
         self.state
@@ -64,18 +82,51 @@ impl Sessions {
                 Ok(Ok((connection.put_session(put, now)?, now.offset)))
             })??;
         Ok(match stored {
-            (PutOutcome::Stored(session), offset) => pb::PutSessionResponse {
-                session: Some(convert::session(&session, offset)),
-                ..Default::default()
-            },
-            (PutOutcome::NotKept(why), _) => {
-                let (reason, text) = not_kept(why);
-                pb::PutSessionResponse {
-                    session: None,
-                    reason: text.into(),
-                    not_stored_reason: reason.into(),
+            (PutOutcome::Stored(session, put), offset) => {
+                let response = pb::PutSessionResponse {
+                    session: Some(convert::session(&session, offset)),
+                    ..Default::default()
+                };
+                match put {
+                    None => PutDone::Now(response),
+                    Some(put) => PutDone::Later(Box::new(put), id, response),
                 }
             }
+            (PutOutcome::NotKept(why), _) => PutDone::Now(not_stored(why)),
+        })
+    }
+
+    /// Sends a put to the shared store, and returns the response once the store has answered.
+    pub(crate) async fn stored(
+        &self,
+        put: PendingPut,
+        id: ConnectionId,
+        response: pb::PutSessionResponse,
+    ) -> pb::PutSessionResponse {
+        let stored = match &self.store {
+            Some(store) => store.put(put).await,
+            None => Err(NotStored::StoreAway),
+        };
+        let Err(why) = stored else {
+            return response;
+        };
+        // An error means that the connection was freed meanwhile.
+        let _ = self.state.connections().with(id, |connection, _| {
+            connection.puts_answered();
+            Ok(())
+        });
+        not_stored(NotKept::Cache(why))
+    }
+
+    /// Stores a session, and waits for the shared store.
+    pub(crate) async fn put_and_wait(
+        &self,
+        by: &Caller,
+        request: pb::PutSessionRequest,
+    ) -> Result<pb::PutSessionResponse, Refusal> {
+        Ok(match self.put(by, request)? {
+            PutDone::Now(response) => response,
+            PutDone::Later(put, id, response) => self.stored(*put, id, response).await,
         })
     }
 
@@ -202,16 +253,25 @@ impl Sessions {
                 }
                 LookedUp::Missed(pb::MissReason::CacheOff)
             }
-            (role, Some(id)) => match context.cache(role).find(&id, &terms, now) {
-                Ok(session) => LookedUp::Found(session),
-                Err(miss) => {
-                    context
-                        .cache(role)
-                        .missed(&context.stats, &id, &server_name, miss, now);
-                    self.misses.count(by.owner());
-                    LookedUp::Missed(convert::miss_reason(miss))
+            (role, Some(id)) => {
+                let cache = context.cache(role);
+                match cache.look(&id, &terms, Purpose::Lookup, &context.stats, now) {
+                    Look::Done(Ok(found)) => LookedUp::Found(found.session),
+                    Look::Done(Err(miss)) => {
+                        cache.missed(&context.stats, &id, &server_name, miss, now);
+                        self.misses.count(by.owner());
+                        LookedUp::Missed(convert::miss_reason(miss))
+                    }
+                    Look::Ask(ask) => LookedUp::Asked(Box::new(AskedLookup {
+                        ask,
+                        context: Arc::clone(context),
+                        role,
+                        id,
+                        server_name: server_name.into_owned(),
+                        owner: Arc::clone(by.owner()),
+                    })),
                 }
-            },
+            }
             (Role::Client, None) => match context.client_cache.newest(&terms, now) {
                 Some(session) => LookedUp::Found(session),
                 None => LookedUp::Missed(pb::MissReason::Unknown),
@@ -219,13 +279,44 @@ impl Sessions {
         })
     }
 
-    pub(crate) fn lookup(
+    /// Asks the shared store for a session. Returns the session, or the reason for the miss.
+    pub(crate) async fn asked(&self, asked: AskedLookup) -> Result<Arc<Session>, pb::MissReason> {
+        let AskedLookup {
+            ask,
+            context,
+            role,
+            id,
+            server_name,
+            owner,
+        } = asked;
+        let found = match &self.store {
+            Some(store) => store.find(ask).await,
+            None => Err(Miss::StoreUnavailable),
+        };
+        found.map(|found| found.session).map_err(|miss| {
+            let now = self.state.now();
+            let cache = context.cache(role);
+            cache.missed(&context.stats, &id, &server_name, miss, now);
+            self.misses.count(&owner);
+            convert::miss_reason(miss)
+        })
+    }
+
+    pub(crate) async fn lookup(
         &self,
         by: &Caller,
         request: &pb::LookupSessionRequest,
     ) -> Result<pb::LookupSessionResponse, Refusal> {
         let mut moment = LookupScratch::at(self.state.now());
-        Ok(match self.find(by, &mut moment, request.into())? {
+        let looked_up = match self.find(by, &mut moment, request.into())? {
+            LookedUp::Asked(asked) => match self.asked(*asked).await {
+                Ok(session) => LookedUp::Found(session),
+                Err(miss) => LookedUp::Missed(miss),
+            },
+            known => known,
+        };
+        Ok(match looked_up {
+            LookedUp::Asked(_) => missed(pb::MissReason::StoreUnavailable),
             LookedUp::Found(session) => pb::LookupSessionResponse {
                 found: true,
                 data: session
@@ -240,18 +331,41 @@ impl Sessions {
         })
     }
 
-    pub(crate) fn remove(
+    pub(crate) async fn remove(
         &self,
         by: &Caller,
         request: &pb::RemoveSessionRequest,
     ) -> Result<pb::RemoveSessionResponse, Refusal> {
-        let registry = self.state.registry();
-        let context = by.context(&registry, &request.context, Roles::ADMIN)?;
+        let context =
+            Arc::clone(by.context(&self.state.registry(), &request.context, Roles::ADMIN)?);
         let role = convert::role(request.role)?;
         let id = convert::session_id(&request.session_id)?.ok_or(Refusal::SessionIdRequired)?;
-        let removed = context.cache(role).remove(&id, self.state.now());
+        let cache = context.cache(role);
+        let mut removed = cache.remove(&id, self.state.now());
+        let mut is_delivered = true;
+        if let (Some(request), Some(store)) = (cache.removal(&id), &self.store) {
+            match store.ask(&request).await {
+                Ok(Answer::Done(count)) => removed |= count > 0,
+                _ => {
+                    cache.queue_removal(&id);
+                    is_delivered = false;
+                }
+            }
+        }
         tracing::info!(target: "audit", owner = %by.owner(), context = %context.name, session = ?id, removed, "RemoveSession");
+        if !is_delivered {
+            return Err(Refusal::StoreAway);
+        }
         Ok(pb::RemoveSessionResponse { removed })
+    }
+}
+
+fn not_stored(why: NotKept) -> pb::PutSessionResponse {
+    let (reason, text) = not_kept(why);
+    pb::PutSessionResponse {
+        session: None,
+        reason: text.into(),
+        not_stored_reason: reason.into(),
     }
 }
 
@@ -272,5 +386,8 @@ fn not_kept(why: NotKept) -> (pb::NotStoredReason, &'static str) {
             (pb::NotStoredReason::NoRandomness, "NO_RANDOMNESS")
         }
         NotKept::Cache(NotStored::Revoked) => (pb::NotStoredReason::Revoked, "REVOKED"),
+        NotKept::Cache(NotStored::StoreAway) => {
+            (pb::NotStoredReason::StoreUnavailable, "STORE_UNAVAILABLE")
+        }
     }
 }

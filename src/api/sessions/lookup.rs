@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use tls_sessiond_core::{
+    cache::Ask,
     clock::Now,
     context::Context,
-    session::{Format, Session},
+    session::{Format, Session, SessionId},
     state::CoreState,
 };
 use tls_sessiond_proto as pb;
+use tls_sessiond_types::{Role, server_name::ServerName};
 
 use crate::api::{
     access::{Caller, named},
@@ -108,6 +110,18 @@ pub(crate) enum LookedUp {
     Found(Arc<Session>),
     /// The reason why there is none.
     Missed(pb::MissReason),
+    /// The shared store must be asked.
+    Asked(Box<AskedLookup>),
+}
+
+/// A lookup that waits for the shared store.
+pub(crate) struct AskedLookup {
+    pub(super) ask: Box<Ask>,
+    pub(super) context: Arc<Context>,
+    pub(super) role: Role,
+    pub(super) id: SessionId,
+    pub(super) server_name: ServerName<'static>,
+    pub(super) owner: Arc<str>,
 }
 
 /// Builds the LookupSession response of a miss.

@@ -16,7 +16,7 @@ mod reach;
 mod revoke;
 mod watch;
 
-pub(crate) use calls::Sessions;
+pub(crate) use calls::{PutDone, Sessions};
 
 use tls_sessiond_proto as pb;
 use tls_sessiond_proto::session_service_server::SessionService;
@@ -57,21 +57,21 @@ impl SessionService for Sessions {
         request: Request<pb::PutSessionRequest>,
     ) -> Result<Response<pb::PutSessionResponse>, Status> {
         let by = caller(&request)?;
-        answer(self.put(&by, request.into_inner()))
+        answer(self.put_and_wait(&by, request.into_inner()).await)
     }
 
     async fn lookup_session(
         &self,
         request: Request<pb::LookupSessionRequest>,
     ) -> Result<Response<pb::LookupSessionResponse>, Status> {
-        answer(self.lookup(&*caller(&request)?, request.get_ref()))
+        answer(self.lookup(&*caller(&request)?, request.get_ref()).await)
     }
 
     async fn remove_session(
         &self,
         request: Request<pb::RemoveSessionRequest>,
     ) -> Result<Response<pb::RemoveSessionResponse>, Status> {
-        answer(self.remove(&*caller(&request)?, request.get_ref()))
+        answer(self.remove(&*caller(&request)?, request.get_ref()).await)
     }
 
     async fn list_sessions(

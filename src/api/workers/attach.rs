@@ -3,6 +3,10 @@
 //! Like a Drive, the stream polls its requests itself, without a task and without a queue. It reads
 //! a batch after the answers of the last one have gone out. Dropping the stream frees every
 //! connection that was made on it.
+//!
+//! A call that asks the shared store is answered when the store has answered. Later calls go on
+//! meanwhile, with one exception: they wait for a New or SetSession that names a session, because
+//! they may be about its connection.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,9 +18,13 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::stream::FuturesUnordered;
 use prost::DecodeError;
 use tls_sessiond_core::{
-    cache::EXPECTED_MAX, connection::ConnectionId, session::Session, state::CoreState,
+    cache::{EXPECTED_MAX, Found},
+    connection::ConnectionId,
+    session::{Miss, Session},
+    state::CoreState,
 };
 use tls_sessiond_proto as pb;
 use tls_sessiond_proto::{answer::Result as Answered, call::Method, transport::wake::PollOnWake};
@@ -35,13 +43,16 @@ use crate::api::{
     connections::Connections,
     convert,
     error::{Refusal, described},
+    limits::BATCH_MAX,
     quota::Held,
     role::Roles,
     sessions::{
-        Sessions,
+        PutDone, Sessions,
         lookup::{LookedUp, LookupRef, LookupScratch, missed},
     },
 };
+
+type Waits = Pin<Box<dyn Future<Output = Finished> + Send>>;
 
 /// The approximate size, in bytes, at which a message of answers ends. Many clients accept at most
 /// 4 MiB.
@@ -91,6 +102,35 @@ pub(crate) struct Attach {
     pause: bool,
     phase: AttachPhase,
     calls: AttachCalls,
+    /// Calls that wait for the shared store.
+    later: FuturesUnordered<Waits>,
+    /// Whether a New or SetSession is among them.
+    is_ordered: bool,
+}
+
+/// A call whose answer the shared store has decided.
+struct Finished {
+    id: u64,
+    told: Option<Told>,
+    then: Then,
+}
+
+/// What is left to do for such a call.
+enum Then {
+    /// The answer is known.
+    Answer(Result<Done, Refusal>),
+    /// The session that a New names was looked up.
+    New(Box<pb::NewRequest>, String, Result<Found, Miss>),
+    /// The session that a SetSession names was looked up.
+    SetSession(Box<Result<pb::SetSessionResponse, Refusal>>),
+}
+
+/// The outcome of a call.
+enum CallOutcome {
+    Done(Result<Done, Refusal>),
+    Later(Pin<Box<dyn Future<Output = Then> + Send>>),
+    /// As `Later`, and the next calls wait for it.
+    Ordered(Pin<Box<dyn Future<Output = Then> + Send>>),
 }
 
 enum AttachPhase {
@@ -143,12 +183,66 @@ impl AttachCalls {
         })
     }
 
-    /// Executes a call and appends its answer. A call with id 0 gets an answer only if it fails.
-    fn answer(&mut self, next: Next<'_>, to: &mut BatchWriter) {
-        let (id, told, result) = match next {
+    /// Executes a call and appends its answer, or returns what waits for the shared store, and
+    /// whether the next calls wait for it.
+    fn answer(&mut self, next: Next<'_>, to: &mut BatchWriter) -> Option<(Waits, bool)> {
+        let (id, told, outcome) = match next {
             Next::Lookup(id, wanted) => (id, Told::of_lookup(id), self.lookup(wanted)),
-            Next::Other(mut call) => (call.id, Told::of(&mut call), self.call(call)),
+            Next::Other(mut call) => {
+                let (id, told) = (call.id, Told::of(&mut call));
+                let outcome = self
+                    .call(call)
+                    .unwrap_or_else(|err| CallOutcome::Done(Err(err)));
+                (id, told, outcome)
+            }
         };
+        let (then, is_ordered) = match outcome {
+            CallOutcome::Done(result) => {
+                self.write(id, told, result, to);
+                return None;
+            }
+            CallOutcome::Later(then) => (then, false),
+            CallOutcome::Ordered(then) => (then, true),
+        };
+        let waits = async move {
+            Finished {
+                id,
+                told,
+                then: then.await,
+            }
+        };
+        Some((Box::pin(waits), is_ordered))
+    }
+
+    /// Appends the answer of a call that has waited. Returns whether the next calls waited for it.
+    fn finish(&mut self, finished: Finished, to: &mut BatchWriter) -> bool {
+        let Finished { id, told, then } = finished;
+        let (result, is_ordered) = match then {
+            Then::Answer(result) => (result, false),
+            Then::New(request, alias, joined) => {
+                let made = self.make(*request, alias, Some(joined));
+                (
+                    made.map(|made| Done::Other(Answered::New(made.into()))),
+                    true,
+                )
+            }
+            Then::SetSession(set) => (
+                set.map(|set| Done::Other(Answered::SetSession(set.into()))),
+                true,
+            ),
+        };
+        self.write(id, told, result, to);
+        is_ordered
+    }
+
+    /// Appends an answer. A call with id 0 gets one only if it fails.
+    fn write(
+        &self,
+        id: u64,
+        told: Option<Told>,
+        result: Result<Done, Refusal>,
+        to: &mut BatchWriter,
+    ) {
         match result {
             Ok(_) if id == 0 => {}
             Ok(Done::Found(session)) => to.found(id, &session, self.moment.now.offset),
@@ -172,16 +266,23 @@ impl AttachCalls {
             .prefetch(&self.by, &mut self.moment, batch.ahead());
     }
 
-    fn lookup(&mut self, wanted: LookupRef<'_>) -> Result<Done, Refusal> {
-        Ok(
-            match self.sessions.find(&self.by, &mut self.moment, wanted)? {
-                LookedUp::Found(session) => Done::Found(session),
-                LookedUp::Missed(miss) => Done::Other(Answered::LookupSession(missed(miss).into())),
-            },
-        )
+    fn lookup(&mut self, wanted: LookupRef<'_>) -> CallOutcome {
+        let missed = |miss| Done::Other(Answered::LookupSession(missed(miss).into()));
+        match self.sessions.find(&self.by, &mut self.moment, wanted) {
+            Err(refusal) => CallOutcome::Done(Err(refusal)),
+            Ok(LookedUp::Found(session)) => CallOutcome::Done(Ok(Done::Found(session))),
+            Ok(LookedUp::Missed(miss)) => CallOutcome::Done(Ok(missed(miss))),
+            Ok(LookedUp::Asked(asked)) => {
+                let sessions = Arc::clone(&self.sessions);
+                CallOutcome::Later(Box::pin(async move {
+                    let found = sessions.asked(*asked).await;
+                    Then::Answer(Ok(found.map_or_else(missed, Done::Found)))
+                }))
+            }
+        }
     }
 
-    fn call(&mut self, call: pb::Call) -> Result<Done, Refusal> {
+    fn call(&mut self, call: pb::Call) -> Result<CallOutcome, Refusal> {
         let mut method = call.method.ok_or(Refusal::MethodRequired)?;
         if !call.alias.is_empty() && !matches!(method, Method::New(_)) {
             return Err(Refusal::AliasMalformed);
@@ -192,8 +293,17 @@ impl AttachCalls {
             let named = self.aliases.get(id.as_str()).ok_or(Refusal::AliasUnknown)?;
             id.clone_from(named);
         }
-        Ok(Done::Other(match method {
-            Method::New(request) => Answered::New(self.make(*request, call.alias)?.into()),
+        Ok(CallOutcome::Done(Ok(Done::Other(match method {
+            Method::New(request) => {
+                if let Some(look) = self.connections.opener.joining(&request, &self.by)? {
+                    let connections = Arc::clone(&self.connections);
+                    return Ok(CallOutcome::Ordered(Box::pin(async move {
+                        let joined = connections.opener.found(look).await;
+                        Then::New(request, call.alias, joined)
+                    })));
+                }
+                Answered::New(self.make(*request, call.alias, None)?.into())
+            }
             Method::Clear(request) => {
                 Answered::Clear(self.connections.clear(&self.by, &request)?.into())
             }
@@ -209,22 +319,48 @@ impl AttachCalls {
                 Answered::Free(freed?)
             }
             Method::SetSession(request) => {
-                Answered::SetSession(self.connections.set_session(&self.by, &request)?.into())
+                if self.connections.opener.store.is_none() {
+                    let set = self.connections.set_session_in_memory(&self.by, &request);
+                    Answered::SetSession(set?.into())
+                } else {
+                    let (connections, by) = (Arc::clone(&self.connections), Arc::clone(&self.by));
+                    return Ok(CallOutcome::Ordered(Box::pin(async move {
+                        Then::SetSession(Box::new(connections.set_session(&by, &request).await))
+                    })));
+                }
             }
-            Method::PutSession(request) => {
-                Answered::PutSession(self.sessions.put(&self.by, *request)?.into())
-            }
-            Method::LookupSession(request) => return self.lookup((&*request).into()),
+            Method::PutSession(request) => match self.sessions.put(&self.by, *request)? {
+                PutDone::Now(response) => Answered::PutSession(response.into()),
+                PutDone::Later(put, id, response) => {
+                    let sessions = Arc::clone(&self.sessions);
+                    return Ok(CallOutcome::Later(Box::pin(async move {
+                        let response = sessions.stored(*put, id, response).await;
+                        Then::Answer(Ok(Done::Other(Answered::PutSession(response.into()))))
+                    })));
+                }
+            },
+            Method::LookupSession(request) => return Ok(self.lookup((&*request).into())),
             Method::RemoveSession(request) => {
-                Answered::RemoveSession(self.sessions.remove(&self.by, &request)?)
+                let (sessions, by) = (Arc::clone(&self.sessions), Arc::clone(&self.by));
+                return Ok(CallOutcome::Later(Box::pin(async move {
+                    let removed = sessions.remove(&by, &request).await;
+                    Then::Answer(
+                        removed.map(|removed| Done::Other(Answered::RemoveSession(removed))),
+                    )
+                })));
             }
             Method::ReportAlert(request) => {
                 Answered::ReportAlert(self.connections.report_alert(&self.by, &request)?.into())
             }
-        }))
+        }))))
     }
 
-    fn make(&mut self, request: pb::NewRequest, alias: String) -> Result<pb::NewResponse, Refusal> {
+    fn make(
+        &mut self,
+        request: pb::NewRequest,
+        alias: String,
+        joined: Option<Result<Found, Miss>>,
+    ) -> Result<pb::NewResponse, Refusal> {
         let alias = Some(alias).filter(|alias| !alias.is_empty());
         if let Some(alias) = &alias {
             if !alias.starts_with('@') || !(2..=ALIAS_MAX).contains(&alias.len()) {
@@ -234,7 +370,8 @@ impl AttachCalls {
                 return Err(Refusal::AliasTaken);
             }
         }
-        let made = self.connections.opener.open(request, &self.by)?;
+        let opener = &self.connections.opener;
+        let made = opener.open_joined(request, &self.by, joined)?;
         if let Some(connection) = &made.connection {
             if let Some(alias) = &alias {
                 self.aliases.insert(alias.clone(), connection.id.clone());
@@ -430,6 +567,8 @@ impl Attach {
             pause: false,
             phase: AttachPhase::Running,
             calls,
+            later: FuturesUnordered::new(),
+            is_ordered: false,
         }
     }
 
@@ -447,10 +586,11 @@ impl Attach {
         Ok(())
     }
 
-    /// Executes the next calls of the batch and returns their answers. Returns `None` if there are
-    /// no answers; calls may remain even then.
-    fn answers(&mut self) -> Option<BatchWriter> {
-        if self.batch.len() == 0 {
+    /// Executes the next calls of the batch and returns their answers, and those of earlier calls for
+    /// which the shared store has answered. Returns `None` if there are no answers; calls may remain
+    /// even then.
+    fn answers(&mut self, cx: &mut Context<'_>) -> Option<BatchWriter> {
+        if self.batch.len() == 0 && self.later.is_empty() {
             // All calls are answered, so the memory of their message is released.
             if self.held.bytes() > 0 {
                 self.batch = BatchReader::default();
@@ -461,7 +601,12 @@ impl Attach {
         self.calls.moment.begin(self.calls.sessions.state.now());
         let mut answers = BatchWriter::with_room(self.room);
         let mut begun = None;
-        while answers.count() < self.quarter && answers.len() < ANSWERS_BYTES {
+        self.finish_later(cx, &mut answers);
+        while !self.is_ordered
+            && self.later.len() < BATCH_MAX
+            && answers.count() < self.quarter
+            && answers.len() < ANSWERS_BYTES
+        {
             if self.expected == 0 && self.batch.len() >= EXPECTED_MIN {
                 self.calls.prefetch(&self.batch);
                 self.expected = EXPECTED_MAX;
@@ -472,7 +617,10 @@ impl Attach {
                     // Lookups read the clock once for each prefetched group: the group takes some
                     // microseconds, and reading the clock costs a tenth of one lookup.
                     let asks_clock = matches!(call, Next::Other(_)) || self.expected == 0;
-                    self.calls.answer(call, &mut answers);
+                    if let Some((waits, is_ordered)) = self.calls.answer(call, &mut answers) {
+                        self.later.push(waits);
+                        self.is_ordered = is_ordered;
+                    }
                     if asks_clock
                         && self.batch.len() > 0
                         && begun.get_or_insert_with(Instant::now).elapsed() >= TURN
@@ -484,6 +632,8 @@ impl Attach {
                 None => break,
             }
         }
+        // Polls what has just begun, so that it is sent, and wakes this stream.
+        self.finish_later(cx, &mut answers);
         self.calls.moment.end();
         if answers.count() == 0 {
             return None;
@@ -492,6 +642,25 @@ impl Attach {
         // the reserve for the last answer.
         self.room = (answers.len() + ROOM_MORE).min(ROOM_MAX);
         Some(answers)
+    }
+}
+
+impl Attach {
+    /// Appends the answers of calls for which the shared store has answered.
+    fn finish_later(&mut self, cx: &mut Context<'_>, answers: &mut BatchWriter) {
+        while !self.later.is_empty()
+            && answers.len() < ANSWERS_BYTES
+            && let Poll::Ready(Some(finished)) = Pin::new(&mut self.later).poll_next(cx)
+        {
+            if self.calls.finish(finished, answers) {
+                self.is_ordered = false;
+            }
+        }
+    }
+
+    /// Returns whether no call of the batch can be executed before the shared store has answered.
+    fn waits(&self) -> bool {
+        self.is_ordered || self.later.len() >= BATCH_MAX
     }
 }
 
@@ -509,16 +678,20 @@ impl Stream for Attach {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            if let Some(answers) = this.answers() {
-                this.pause = this.batch.len() > 0;
+            if let Some(answers) = this.answers(cx) {
+                this.pause = this.batch.len() > 0 && !this.waits();
                 return Poll::Ready(Some(Ok(answers.into())));
             }
             // The time is used up, and none of the calls so far has an answer.
-            if this.batch.len() > 0 && matches!(this.phase, AttachPhase::Running) {
+            if this.batch.len() > 0 && !this.waits() && matches!(this.phase, AttachPhase::Running) {
                 this.pause = true;
                 continue;
             }
             if let AttachPhase::Ending(status) = &mut this.phase {
+                // Answers of calls that came before the end go out before it.
+                if !this.later.is_empty() {
+                    return Poll::Pending;
+                }
                 return Poll::Ready(status.take().map(Err));
             }
             if this
@@ -540,6 +713,9 @@ impl Stream for Attach {
             {
                 this.draining = None;
                 return Poll::Ready(Some(Ok(BatchWriter::draining().into())));
+            }
+            if this.batch.len() > 0 && matches!(this.phase, AttachPhase::Running) {
+                return Poll::Pending;
             }
             match ready!(Pin::new(&mut this.requests).poll_next(cx)) {
                 Some(Ok(pb::codec::Calls(message))) => {

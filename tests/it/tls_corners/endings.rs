@@ -283,6 +283,8 @@ fn warnings_and_incomplete_hellos_report_no_alert() {
     let output = core
         .connections()
         .with(id, |connection, now| connection.exchange(end, now))
+        .unwrap()
+        .done()
         .unwrap();
     assert_eq!(
         (output.alert, output.ciphertext.len(), state(&core, id)),

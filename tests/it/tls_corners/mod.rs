@@ -37,6 +37,8 @@ fn send(core: &CoreState, id: ConnectionId, ciphertext: &[u8]) -> Output {
     core.connections()
         .with(id, |connection, now| connection.exchange(input, now))
         .unwrap()
+        .done()
+        .unwrap()
 }
 
 fn state(core: &CoreState, id: ConnectionId) -> State {

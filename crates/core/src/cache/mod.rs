@@ -5,6 +5,7 @@
 //!
 //! * [`budget`]: the limit on all caches together, and each cache's share of it
 //! * `by_server_name`: client sessions by server name
+//! * `fleet`: lookups and puts where a store is shared with other daemons
 //! * `recycle`: reuse of the memory of evicted sessions
 //! * [`revocation`]: sessions that may not be resumed any more, whatever the cache holds
 //! * [`shared`]: state that all caches share
@@ -40,10 +41,13 @@ use crate::{
 
 pub mod budget;
 mod by_server_name;
+mod fleet;
 mod recycle;
 pub mod revocation;
 pub mod shared;
 pub mod tombstones;
+
+pub use fleet::{Ask, Found, Kept, Look, PendingPut};
 
 /// Maximum number of lookups that [`Cache::expect`] prefetches for.
 pub use crate::store::memory::TOUCHED_MAX as EXPECTED_MAX;
@@ -71,6 +75,8 @@ pub enum NotStored {
     NoRandomness,
     /// A revocation covers the session, or a reload has replaced the scope.
     Revoked,
+    /// The shared store is away, or did not answer in time.
+    StoreAway,
 }
 
 /// The state of an id.
@@ -104,6 +110,8 @@ const FAR: usize = 50_000;
 /// The sessions of one scope and role.
 pub struct Cache {
     role: Role,
+    /// Names the cache in a shared store: two daemons with equal scopes share its sessions.
+    scope: Box<[u8]>,
     group: Group,
     session_bytes_max: AtomicUsize,
     store: Memory<Session>,
@@ -128,6 +136,7 @@ impl Cache {
         let pooled = plan.role == Role::Client && plan.offering == Offering::Shared;
         Self {
             role: plan.role,
+            scope: Box::default(),
             group: ledger.tombstones.new_group(),
             session_bytes_max: AtomicUsize::new(plan.session_bytes_max),
             store: Memory::new(plan.limits, Arc::clone(ledger.budget.held())),
@@ -137,7 +146,16 @@ impl Cache {
         }
     }
 
-    /// Stores the session that a handshake made.
+    /// Names the cache in a shared store.
+    #[must_use]
+    pub fn in_scope(self, scope: &[u8]) -> Self {
+        Self {
+            scope: scope.into(),
+            ..self
+        }
+    }
+
+    /// Stores the session that a handshake made, in the memory of this process.
     ///
     /// # Errors
     /// Returns [`NotStored`] with the reason. The handshake goes on without the session.
@@ -227,7 +245,8 @@ impl Cache {
         })
     }
 
-    /// Returns the session with this id if it matches `terms`. Consumes a single-use session.
+    /// Returns the session with this id if the memory of this process has it and it matches `terms`.
+    /// Consumes a single-use session.
     ///
     /// # Errors
     /// Returns [`Miss`] with the reason where there is none.

@@ -8,8 +8,9 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
+    fleet::FleetStore,
     session::{
-        RemovalReason, Session, SharedAttributes,
+        RemovalReason, Session, SessionInfo, SharedAttributes,
         events::{EventKind, Watchers},
     },
     store::memory::Limits,
@@ -24,6 +25,8 @@ pub struct SharedState {
     pub tombstones: Tombstones,
     /// The watchers of sessions.
     pub watchers: Arc<Watchers>,
+    /// The store that other daemons share. `None`: sessions are in the memory of this process alone.
+    pub fleet: Option<Arc<FleetStore>>,
     pub(super) kinds: SharedAttributes,
     /// The latest time that a cache recorded, in milliseconds. Every operation that removes
     /// sessions records its time first.
@@ -45,9 +48,16 @@ impl SharedState {
             budget: Budget::new(total),
             tombstones: Tombstones::default(),
             watchers: Arc::default(),
+            fleet: None,
             kinds: SharedAttributes::default(),
             latest: AtomicU64::new(0),
         }
+    }
+
+    /// Makes all caches share their sessions over this store, as far as it can have them.
+    #[must_use]
+    pub fn over(self, fleet: Option<Arc<FleetStore>>) -> Self {
+        Self { fleet, ..self }
     }
 
     /// Frees a bounded number of attributes that no session has any more. Called at every sweep.
@@ -63,10 +73,28 @@ impl SharedState {
     }
 
     pub(super) fn departed(&self, group: Group, session: &Session, reason: RemovalReason) {
-        session.kind().account.removals.count(reason);
-        let at = Timestamp::from_millis(self.latest.load(Ordering::Relaxed));
-        self.tombstones.record(group, session.facts(), reason, at);
+        let at = self.removed(group, session.facts(), reason);
         self.watchers
             .publish(session, EventKind::Removed(reason), at);
+    }
+
+    /// Records that a session of the shared store was removed by this daemon, which does not have
+    /// its secret.
+    pub(super) fn departed_from_fleet(
+        &self,
+        group: Group,
+        session: &SessionInfo,
+        reason: RemovalReason,
+    ) {
+        let at = self.removed(group, session, reason);
+        self.watchers
+            .publish_facts(session, EventKind::Removed(reason), at);
+    }
+
+    fn removed(&self, group: Group, session: &SessionInfo, reason: RemovalReason) -> Timestamp {
+        session.kind.account.removals.count(reason);
+        let at = Timestamp::from_millis(self.latest.load(Ordering::Relaxed));
+        self.tombstones.record(group, session, reason, at);
+        at
     }
 }

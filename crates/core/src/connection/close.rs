@@ -76,7 +76,7 @@ impl Connection {
         let established = self.state == State::Established;
         let removed = self.leave_family();
         if established || self.attached.is_none() {
-            self.pin = self.attached.as_ref().map(|session| session.kind().version);
+            self.pin = self.session().map(|session| session.kind().version);
         }
         self.choice = Choice::Free;
         self.shutdown = Shutdown::default();
@@ -89,6 +89,7 @@ impl Connection {
         self.retried = false;
         self.engine = None;
         self.offered = None;
+        self.asking = None;
         self.unanswered.iter_mut().for_each(Lease::release);
         removed
     }

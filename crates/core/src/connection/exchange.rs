@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rustls::{AlertDescription, ServerConfig};
+use rustls::AlertDescription;
 use tls_sessiond_types::{
     Role, Version, alert,
     client_hello::{FLIGHT_MAX, FirstFlight, Offer, Progress},
@@ -16,10 +16,12 @@ use super::{
     unanswered::Lease,
 };
 use crate::{
+    cache::{Ask, Found, Look, PendingPut},
     clock::Now,
     connection::handshake_store::{HandshakeStore, NewTicket},
     context::{ClosePolicy, identity::identity},
-    session::{Format, Miss, NewSession, RemovalReason, ResumeCriteria, Session, SessionId},
+    fleet::Purpose,
+    session::{Format, Miss, NewSession, RemovalReason, ResumeCriteria, SessionId},
 };
 
 /// The input of one step: bytes from the peer, and plaintext for the peer.
@@ -46,6 +48,60 @@ pub struct Output {
     pub alert: Option<Alert>,
     /// Sessions that were removed because the connection failed.
     pub removed: Vec<Removed>,
+    /// Puts into the shared store. The caller sends them, and waits for their answers before it
+    /// passes `ciphertext` on, so that a session is found everywhere once its client has it. Then
+    /// [`Connection::puts_answered`] is called.
+    pub puts: Vec<PendingPut>,
+}
+
+/// The outcome of a step.
+#[derive(Debug)]
+pub enum Step {
+    /// The step is done.
+    Done(Output),
+    /// The shared store must be asked for a session. The connection waits for
+    /// [`Connection::given`], and refuses other steps until then.
+    Ask(Box<Ask>),
+}
+
+impl Step {
+    /// Returns the output. `None`: the shared store must be asked first.
+    pub fn done(self) -> Option<Output> {
+        match self {
+            Self::Done(output) => Some(output),
+            Self::Ask(_) => None,
+        }
+    }
+}
+
+/// A flight of the client whose lookup waits for the shared store.
+pub(super) struct Asking {
+    flight: FirstFlight,
+    offer: Offer,
+    /// How many of the offered sessions were asked for.
+    asked: usize,
+    missed: Vec<(SessionId, Miss)>,
+    end_of_stream: bool,
+}
+
+/// Most sessions of one ClientHello that the shared store is asked for. A client offers one or two;
+/// each costs a round trip.
+const ASKED_MAX: usize = 4;
+
+/// The sessions that a client offers and rustls would resume.
+struct Resumable {
+    version: Version,
+    /// The only cipher suite that can be agreed on. `None`: any.
+    cipher_suite: Option<&'static str>,
+    ids: Vec<SessionId>,
+}
+
+/// What became of a flight of the client.
+enum Accepted {
+    /// The engine has it.
+    Read(Option<End>),
+    /// The shared store must be asked first.
+    Ask(Box<Ask>),
 }
 
 /// Most tickets that a connection keeps, unless `tickets` of its context is higher. A server may
@@ -68,15 +124,39 @@ impl Connection {
     /// * The worker runs this connection, it has failed, or plaintext came before the handshake was
     ///   finished or after SENT. The input was not used.
     /// * Unfinished handshakes hold too many bytes. This handshake, which is unfinished too, fails.
-    pub fn exchange(&mut self, input: Input<'_>, now: Now) -> Result<Output, Error> {
+    pub fn exchange(&mut self, input: Input<'_>, now: Now) -> Result<Step, Error> {
         if self.engine_kind == EngineKind::Worker {
             return Err(Error::WrongEngine(EngineKind::Daemon));
+        }
+        if self.is_asking() {
+            return Err(Error::Busy);
         }
         if !matches!(self.state, State::Before | State::Handshaking) {
             return self.step(input, now);
         }
-        let output = self.step(input, now)?;
-        let kept = self.unanswered_bytes(input.ciphertext.len(), !output.ciphertext.is_empty());
+        let step = self.step(input, now);
+        self.counted(input.ciphertext.len(), step, now)
+    }
+
+    /// Takes the session that the shared store has found, or the reason of the miss, and goes on
+    /// with the step that has asked for it.
+    ///
+    /// # Errors
+    /// Those of [`Self::exchange`]. A connection that does not wait, because it was cleared
+    /// meanwhile, drops the session and does nothing.
+    pub fn given(&mut self, found: Result<Found, Miss>, now: Now) -> Result<Step, Error> {
+        let Some(asking) = self.asking.take() else {
+            return Ok(Step::Done(Output::default()));
+        };
+        let step = self.go_on(asking, found, now);
+        self.counted(0, step, now)
+    }
+
+    /// Counts the bytes that an unfinished handshake holds after a step.
+    fn counted(&mut self, came: usize, step: Result<Step, Error>, now: Now) -> Result<Step, Error> {
+        let step = step?;
+        let answered = matches!(&step, Step::Done(output) if !output.ciphertext.is_empty());
+        let kept = self.unanswered_bytes(came, answered);
         // Counted after the step: a handshake that makes progress holds no bytes, so stalled
         // handshakes do not block it.
         if let Some(Err(error)) = self
@@ -87,7 +167,7 @@ impl Connection {
             self.fail(error.to_string(), None);
             return Err(error);
         }
-        Ok(output)
+        Ok(step)
     }
 
     /// Returns how many bytes of the peer's input an unfinished handshake holds after a step.
@@ -97,7 +177,8 @@ impl Connection {
         /// The smallest buffer that rustls reads into.
         const ENGINE_MIN: usize = 4096;
         let before = self.unanswered.as_ref().map_or(0, Lease::bytes);
-        match (&self.first_flight, self.state) {
+        let waiting = self.asking.as_ref().map(|asking| &asking.flight);
+        match (self.first_flight.as_ref().or(waiting), self.state) {
             (Some(first_flight), State::Handshaking) => first_flight.size(),
             // An upper bound: all bytes since the last answer.
             (None, State::Handshaking) if !answered && before + came > 0 => {
@@ -107,7 +188,7 @@ impl Connection {
         }
     }
 
-    fn step(&mut self, input: Input<'_>, now: Now) -> Result<Output, Error> {
+    fn step(&mut self, input: Input<'_>, now: Now) -> Result<Step, Error> {
         match self.state {
             State::Failed => {
                 return Err(self.has_failed());
@@ -123,7 +204,29 @@ impl Connection {
         }
         let mut output = Output::default();
         let had_closed = self.written;
-        let end = self.read(input.ciphertext, now, &mut output)?;
+        let end = match self.read(input.ciphertext, now, &mut output)? {
+            Accepted::Read(end) => end,
+            Accepted::Ask(ask) => {
+                if let Some(asking) = &mut self.asking {
+                    asking.end_of_stream = input.end_of_stream;
+                }
+                return Ok(Step::Ask(ask));
+            }
+        };
+        Ok(Step::Done(
+            self.finish_step(end, &input, had_closed, output, now),
+        ))
+    }
+
+    /// Does what follows after the engine has read the peer's bytes.
+    fn finish_step(
+        &mut self,
+        end: Option<End>,
+        input: &Input<'_>,
+        had_closed: bool,
+        mut output: Output,
+        now: Now,
+    ) -> Output {
         self.progress(now);
         if let Some(engine) = &mut self.engine {
             // The peer's close_notify closes only the peer's side. This side may still send (RFC
@@ -156,7 +259,44 @@ impl Connection {
         if input.end_of_stream {
             self.end_of_stream(&mut output);
         }
-        Ok(output)
+        output.puts = std::mem::take(&mut self.puts);
+        output
+    }
+
+    /// Goes on with a flight, whose lookup has this outcome.
+    fn go_on(
+        &mut self,
+        mut asking: Box<Asking>,
+        found: Result<Found, Miss>,
+        now: Now,
+    ) -> Result<Step, Error> {
+        let found = match found {
+            Ok(found) => Some(found),
+            Err(miss) => {
+                let id = self.offered_ids(&asking.flight, &asking.offer);
+                let id = id.and_then(|offered| offered.ids.into_iter().nth(asking.asked - 1));
+                asking.missed.extend(id.map(|id| (id, miss)));
+                None
+            }
+        };
+        let mut output = Output::default();
+        let end_of_stream = asking.end_of_stream;
+        match self.accepted(asking, found, now, &mut output)? {
+            Accepted::Read(end) => {
+                let input = Input {
+                    end_of_stream,
+                    ..Input::default()
+                };
+                Ok(Step::Done(self.finish_step(
+                    end,
+                    &input,
+                    self.written,
+                    output,
+                    now,
+                )))
+            }
+            Accepted::Ask(ask) => Ok(Step::Ask(ask)),
+        }
     }
 
     /// Begins a handshake. Resets the shutdown flags, as SSL_do_handshake(3) does.
@@ -174,7 +314,7 @@ impl Connection {
                 let config = side.pinned(self.pin).unwrap_or_else(|| side.all());
                 let resumption =
                     Arc::new(HandshakeStore::new(!self.context.options.no_session_cache));
-                resumption.offer(session.clone());
+                resumption.offer(session.as_ref().map(|found| Arc::clone(&found.session)));
                 let engine = Engine::client(config, target.clone(), resumption, now.wall())
                     .map_err(Error::Engine)?;
                 self.context.stats.connect.count();
@@ -191,10 +331,12 @@ impl Connection {
     /// Returns the session that a client offers: the attached session if it may still be resumed,
     /// or else the newest one of the cache, unless SetSession excludes it. Consumes a single-use
     /// session.
-    fn session_to_offer(&self, now: Now) -> Option<Arc<Session>> {
+    fn session_to_offer(&self, now: Now) -> Option<Found> {
         let cache = &self.context.client_cache;
         let terms = self.terms(self.server_name());
-        let attached = self.attached.as_ref().and_then(|session| {
+        let attached = self.session().and_then(|session| {
+            // Sessions of the daemon's own clients stay in its memory: rustls has no encoding of
+            // them.
             let found = cache.find(session.id(), &terms, now);
             // SSL_CTX_sess_misses(3) counts only the misses of servers.
             found
@@ -210,9 +352,9 @@ impl Connection {
                 .ok()
         });
         match (attached, self.choice) {
-            (Some(session), _) => Some(session),
+            (Some(session), _) => Some(Found::near(session)),
             (None, Choice::Named) => None,
-            (None, Choice::Free) => cache.newest(&terms, now),
+            (None, Choice::Free) => cache.newest(&terms, now).map(Found::near),
         }
     }
 
@@ -237,40 +379,75 @@ impl Connection {
         ciphertext: &[u8],
         now: Now,
         output: &mut Output,
-    ) -> Result<Option<End>, Error> {
+    ) -> Result<Accepted, Error> {
         let Some(mut first_flight) = self.first_flight.take() else {
-            let Some(engine) = &mut self.engine else {
-                return Ok(None);
-            };
-            return Ok(engine.read(ciphertext, now.wall(), &mut output.plaintext));
+            let engine = self.engine.as_mut();
+            let end = engine
+                .and_then(|engine| engine.read(ciphertext, now.wall(), &mut output.plaintext));
+            return Ok(Accepted::Read(end));
         };
         match first_flight.push(ciphertext) {
             Progress::Partial => {
                 self.first_flight = Some(first_flight);
-                Ok(None)
+                Ok(Accepted::Read(None))
             }
             Progress::Whole(offer) => {
-                if first_flight.is_second() {
-                    self.accept_second(&first_flight, &offer, now);
-                } else if self.falls_back(&offer) {
+                if !first_flight.is_second() && self.falls_back(&offer) {
                     output.ciphertext.extend_from_slice(&INAPPROPRIATE_FALLBACK);
-                    return Ok(Some(End::Violation(Violation {
+                    return Ok(Accepted::Read(Some(End::Violation(Violation {
                         error: "the client fell back to an older version (RFC 7507)".into(),
                         alert: Some(AlertDescription::InappropriateFallback.into()),
-                    })));
-                } else {
-                    self.accept(&first_flight, &offer, now)?;
+                    }))));
                 }
-                let Some(engine) = &mut self.engine else {
-                    return Ok(None);
-                };
-                Ok(engine.read(
-                    &first_flight.into_bytes(),
-                    now.wall(),
-                    &mut output.plaintext,
-                ))
+                let asking = Box::new(Asking {
+                    flight: first_flight,
+                    offer,
+                    asked: 0,
+                    missed: Vec::new(),
+                    end_of_stream: false,
+                });
+                self.accepted(asking, None, now, output)
             }
         }
+    }
+
+    /// Looks up the next sessions that the client offers, unless one was `found`, and passes the
+    /// flight to the engine after the last lookup.
+    fn accepted(
+        &mut self,
+        mut asking: Box<Asking>,
+        found: Option<Found>,
+        now: Now,
+        output: &mut Output,
+    ) -> Result<Accepted, Error> {
+        let is_second = asking.flight.is_second();
+        let found = match found {
+            Some(found) => Some(found),
+            None if is_second && !self.may_look_again(&asking.offer) => None,
+            None if self.context.options.no_session_cache => None,
+            None => match self.lookup(&mut asking, now) {
+                Look::Done(found) => found.ok(),
+                Look::Ask(ask) => {
+                    self.asking = Some(asking);
+                    return Ok(Accepted::Ask(ask));
+                }
+            },
+        };
+        let Asking { flight, offer, .. } = *asking;
+        if is_second {
+            if let (Some(engine), Some(found)) = (&self.engine, &found) {
+                engine.offer(Arc::clone(&found.session));
+            }
+            if found.is_some() {
+                self.offered = found;
+            }
+        } else {
+            self.accept(&offer, found, now)?;
+        }
+        let engine = self.engine.as_mut();
+        Ok(Accepted::Read(engine.and_then(|engine| {
+            engine.read(&flight.into_bytes(), now.wall(), &mut output.plaintext)
+        })))
     }
 
     /// Returns whether the client fell back from TLS 1.3 although this server speaks it. Only an
@@ -290,51 +467,35 @@ impl Connection {
         }
     }
 
-    fn accept_second(&mut self, flight: &FirstFlight, offer: &Offer, now: Now) {
-        if self.offered.is_some() || self.context.options.no_session_cache {
-            return;
-        }
-        let Some(side) = &self.context.server else {
-            return;
+    /// Returns whether the second ClientHello may offer a session that the first one did not.
+    fn may_look_again(&self, offer: &Offer) -> bool {
+        let (None, Some(side)) = (&self.offered, &self.context.server) else {
+            return false;
         };
         let config = side.pinned(self.pin).unwrap_or_else(|| side.all());
-        if !self
-            .retry
+        self.retry
             .as_ref()
             .is_some_and(|retry| retry.goes_on_with(config, offer))
-        {
-            return;
-        }
-        let found = self.lookup(config, flight, offer, now);
-        if let (Some(engine), Some(session)) = (&self.engine, &found) {
-            engine.offer(Arc::clone(session));
-        }
-        self.offered = found;
     }
 
-    /// Looks up the sessions that a client offers, and creates the server's engine.
-    fn accept(&mut self, flight: &FirstFlight, offer: &Offer, now: Now) -> Result<(), Error> {
+    /// Creates the server's engine, which resumes `found`.
+    fn accept(&mut self, offer: &Offer, found: Option<Found>, now: Now) -> Result<(), Error> {
         let Some(side) = &self.context.server else {
             return Err(Error::WithoutCertificate(Arc::clone(&self.context.name)));
         };
         let config = side.pinned(self.pin).unwrap_or_else(|| side.all());
-        let caches = !self.context.options.no_session_cache;
-        let found = if caches {
-            self.lookup(config, flight, offer, now)
-        } else {
-            None
-        };
         let retry = Retried::of(config, offer);
+        let session = found.as_ref().map(|found| Arc::clone(&found.session));
         // A resumption consumes one ticket and makes one in return (OpenSSL's
         // SSL_CTX_set_num_tickets(3)).
-        let tickets = match &found {
+        let tickets = match &session {
             Some(session) if session.kind().version == Version::Tls13 => {
                 self.context.tickets.min(1)
             }
             _ => self.context.tickets,
         };
         let resumption = Arc::new(HandshakeStore::new(!self.context.options.no_session_cache));
-        resumption.offer(found.clone());
+        resumption.offer(session);
         self.engine =
             Some(Engine::server(config, tickets, resumption, now.wall()).map_err(Error::Engine)?);
         self.retry = Some(retry);
@@ -342,56 +503,79 @@ impl Connection {
         Ok(())
     }
 
-    /// Returns the first offered session that rustls will resume. Consumes a single-use session.
-    fn lookup(
-        &self,
-        config: &ServerConfig,
-        flight: &FirstFlight,
-        offer: &Offer,
-        now: Now,
-    ) -> Option<Arc<Session>> {
-        let spoken = self.terms(&offer.server_name);
-        let spoken = ResumeCriteria {
-            binding: dot(offer.dotted),
-            ..spoken
+    /// Returns the sessions that a client offers and rustls would resume, and what they must match
+    /// besides server name and binding.
+    fn offered_ids(&self, flight: &FirstFlight, offer: &Offer) -> Option<Resumable> {
+        let side = self.context.server.as_ref()?;
+        let config = side.pinned(self.pin).unwrap_or_else(|| side.all());
+        let spoken = self.terms(&offer.server_name).versions;
+        let (version, cipher_suite, ids) = if offer.tls13 && spoken.contains(&Version::Tls13) {
+            let cipher_suite = outlook::tls13_suite(config, &offer.parameters)?;
+            (
+                Version::Tls13,
+                Some(cipher_suite),
+                offer.identities.as_slice(),
+            )
+        } else if spoken.contains(&Version::Tls12) {
+            (Version::Tls12, None, offer.session_id.as_slice())
+        } else {
+            return None;
         };
-        let (version, ids, cipher_suite) =
-            if offer.tls13 && spoken.versions.contains(&Version::Tls13) {
-                let cipher_suite = outlook::tls13_suite(config, &offer.parameters)?;
-                (
-                    Version::Tls13,
-                    offer.identities.as_slice(),
-                    Some(cipher_suite),
-                )
-            } else if spoken.versions.contains(&Version::Tls12) {
-                (Version::Tls12, offer.session_id.as_slice(), None)
-            } else {
-                return None;
-            };
         if ids.is_empty() || !flight.is_taken_by_rustls() {
             return None;
         }
+        Some(Resumable {
+            version,
+            cipher_suite,
+            ids: ids.iter().filter_map(|id| SessionId::new(id)).collect(),
+        })
+    }
+
+    /// Looks up the offered sessions that were not looked up yet. Consumes a single-use session.
+    /// Misses are counted after the last one.
+    fn lookup(&self, asking: &mut Asking, now: Now) -> Look {
+        let Asking {
+            flight,
+            offer,
+            asked,
+            missed,
+            ..
+        } = asking;
+        let Some(Resumable {
+            version,
+            cipher_suite,
+            ids,
+        }) = self.offered_ids(flight, offer)
+        else {
+            return Look::Done(Err(Miss::Unknown));
+        };
         let terms = ResumeCriteria {
+            binding: dot(offer.dotted),
             versions: &[version],
             cipher_suite,
-            ..spoken
+            ..self.terms(&offer.server_name)
         };
         let cache = &self.context.server_cache;
-        let mut missed = Vec::new();
-        for id in ids.iter().filter_map(|id| SessionId::new(id)) {
-            match cache.find(&id, &terms, now) {
-                Ok(session) => return Some(session),
-                Err(miss) => missed.push((id, miss)),
+        let most = if cache.fleet().is_some() {
+            ASKED_MAX
+        } else {
+            usize::MAX
+        };
+        for id in ids.into_iter().take(most).skip(*asked) {
+            *asked += 1;
+            match cache.look(&id, &terms, Purpose::Resume, &self.context.stats, now) {
+                Look::Done(Err(miss)) => missed.push((id, miss)),
+                look => return look,
             }
         }
-        for (id, miss) in &missed {
+        for (id, miss) in &*missed {
             cache.tell_missed(&self.context.name, id, &offer.server_name, *miss, now);
         }
         // A ClientHello counts one miss, as in SSL_CTX_sess_misses(3): that of its last ticket.
         if let Some((_, miss)) = missed.last() {
             self.context.stats.misses.count(*miss);
         }
-        None
+        Look::Done(Err(Miss::Unknown))
     }
 
     /// Takes the results of the handshake and the new sessions from the engine.
@@ -422,9 +606,10 @@ impl Connection {
     /// Records that the handshake resumes the offered session.
     fn resumed(&mut self) {
         self.agreed.reused = true;
-        let Some(session) = self.offered.clone() else {
+        let Some(found) = self.offered.clone() else {
             return;
         };
+        let session = &found.session;
         self.agreed.peer.clone_from(&session.kind().peer);
         self.agreed.authenticated = session.authenticated();
         if self.role == Role::Server {
@@ -432,8 +617,8 @@ impl Connection {
         }
         // A ticket is consumed. A TLS 1.2 session is shared by all connections that resume it.
         if session.kind().version == Version::Tls12 {
-            self.attached = Some(Arc::clone(&session));
-            self.family.join(&session);
+            self.family.join(&found);
+            self.attached = Some(found);
         }
     }
 
@@ -473,7 +658,7 @@ impl Connection {
                     let cache = &self.context.server_cache;
                     cache.missed(
                         &self.context.stats,
-                        offered.id(),
+                        offered.session.id(),
                         self.server_name(),
                         Miss::Scope,
                         now,
@@ -519,7 +704,7 @@ impl Connection {
             // authentication.
             let ends = lifetime.map(|lifetime| now.at.since(self.agreed.authenticated) + lifetime);
             let timeout = self.context.session_timeout;
-            let session = self.context.cache(self.role).put(
+            let kept = self.keep_one(
                 NewSession {
                     id,
                     version,
@@ -536,11 +721,17 @@ impl Connection {
                 },
                 now,
             );
-            if let Ok(session) = session {
-                self.family.join(&session);
-                self.attached = Some(session);
+            if let Some(found) = kept {
+                self.family.join(&found);
+                self.attached = Some(found);
             }
         }
+    }
+
+    fn keep_one(&mut self, new: NewSession, now: Now) -> Option<Found> {
+        let kept = self.context.cache(self.role).keep(new, now).ok()?;
+        self.puts.extend(kept.put);
+        Some(kept.found)
     }
 
     /// Sets RECEIVED. During a handshake this fails the connection without an answer, because the
@@ -633,6 +824,7 @@ impl Connection {
         self.family.release();
         self.engine = None;
         self.offered = None;
+        self.asking = None;
         self.unanswered.iter_mut().for_each(Lease::release);
         self.state = State::Failed;
     }

@@ -6,7 +6,8 @@ use std::{
 };
 
 use crate::{
-    cache::Cache,
+    cache::{Cache, Found},
+    fleet::Hold,
     session::{RemovalReason, Session, SessionId},
 };
 
@@ -24,21 +25,37 @@ pub struct Removed {
 /// A family does not keep a session alive that the cache has dropped. Otherwise a worker could make
 /// a connection hold any number of bytes of sessions, and no limit would count them.
 #[derive(Debug, Default)]
-pub(super) struct Family(Vec<Weak<Session>>);
+pub(super) struct Family(Vec<Member>);
+
+#[derive(Debug)]
+enum Member {
+    /// A session in the memory of this process.
+    Near(Weak<Session>),
+    /// A session of the shared store.
+    Shared(Arc<Hold>),
+}
 
 impl Family {
     /// Adds a session, unless it is in the family already.
-    pub(super) fn join(&mut self, session: &Arc<Session>) {
-        if !self.contains(session) {
-            session.hold();
-            self.0.push(Arc::downgrade(session));
+    pub(super) fn join(&mut self, found: &Found) {
+        if self.contains(found) {
+            return;
         }
+        self.0.push(match &found.hold {
+            Some(hold) => Member::Shared(Arc::clone(hold)),
+            None => {
+                found.session.hold();
+                Member::Near(Arc::downgrade(&found.session))
+            }
+        });
     }
 
-    pub(super) fn contains(&self, session: &Arc<Session>) -> bool {
-        self.0
-            .iter()
-            .any(|member| ptr::eq(member.as_ptr(), Arc::as_ptr(session)))
+    pub(super) fn contains(&self, found: &Found) -> bool {
+        self.0.iter().any(|member| match (member, &found.hold) {
+            (Member::Shared(member), Some(hold)) => member.is_same_session(hold),
+            (Member::Near(member), None) => ptr::eq(member.as_ptr(), Arc::as_ptr(&found.session)),
+            (Member::Shared(_), None) | (Member::Near(_), Some(_)) => false,
+        })
     }
 
     /// Returns how many sessions have joined, including those that the cache has dropped.
@@ -50,26 +67,45 @@ impl Family {
         self.0.is_empty()
     }
 
+    /// Drops the sessions whose holds are over: the shared store does not have them.
+    pub(super) fn drop_unstored(&mut self) {
+        self.0.retain(|member| match member {
+            Member::Near(_) => true,
+            Member::Shared(hold) => !hold.is_over(),
+        });
+    }
+
     /// Empties the family. The sessions stay in the cache.
     pub(super) fn release(&mut self) {
-        self.0
-            .drain(..)
-            .filter_map(|session| session.upgrade())
-            .for_each(|session| session.release());
+        for member in self.0.drain(..) {
+            match member {
+                Member::Near(session) => {
+                    if let Some(session) = session.upgrade() {
+                        session.release();
+                    }
+                }
+                Member::Shared(hold) => hold.release(),
+            }
+        }
     }
 
     /// Empties the family and removes its sessions from the cache. Returns those that were still
-    /// there.
+    /// there, as far as this process knows.
     pub(super) fn remove(&mut self, cache: &Cache, reason: RemovalReason) -> Vec<Removed> {
         let mut removed = Vec::new();
-        for session in self.0.drain(..).filter_map(|session| session.upgrade()) {
-            session.release();
-            if cache.withdraw(&session, reason) {
-                removed.push(Removed {
-                    id: session.id().clone(),
-                    reason,
-                });
-            }
+        for member in self.0.drain(..) {
+            let gone = match member {
+                Member::Near(session) => session.upgrade().and_then(|session| {
+                    session.release();
+                    cache
+                        .withdraw(&session, reason)
+                        .then(|| session.id().clone())
+                }),
+                Member::Shared(hold) => cache
+                    .withdraw_shared(&hold, reason)
+                    .then(|| hold.id().clone()),
+            };
+            removed.extend(gone.map(|id| Removed { id, reason }));
         }
         removed
     }

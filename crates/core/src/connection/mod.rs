@@ -53,7 +53,7 @@ use rustls::pki_types;
 use tls_sessiond_types::{Role, Version, client_hello::FirstFlight, server_name::ServerName};
 
 use crate::{
-    cache::tombstones::Tombstone,
+    cache::{Found, tombstones::Tombstone},
     clock::Timestamp,
     context::{ClosePolicy, Context},
     session::{PeerIdentity, Session},
@@ -73,13 +73,15 @@ pub mod worker_engine;
 
 pub use close::ShutdownStatus;
 pub use error::Error;
-pub use exchange::{Input, Output};
+pub use exchange::{Input, Output, Step};
 pub use family::Removed;
 pub use id::ConnectionId;
 pub use table::Table;
 pub use tls_sessiond_types::alert::Alert;
 
+use crate::cache::PendingPut;
 use daemon_engine::Engine;
+use exchange::Asking;
 use family::Family;
 use outlook::Retried;
 use unanswered::Lease;
@@ -103,7 +105,7 @@ pub enum Named {
     /// A session of this scope that left the cache, but that a lookup may have returned before.
     Departed(Tombstone),
     /// A session of this scope.
-    Session(Arc<Session>),
+    Session(Found),
 }
 
 /// The state of the handshake (SSL_get_state(3)).
@@ -209,7 +211,7 @@ pub struct Connection {
     written: bool,
     pin: Option<Version>,
     choice: Choice,
-    attached: Option<Arc<Session>>,
+    attached: Option<Found>,
     family: Family,
     agreed: Agreed,
     failure: Option<Failure>,
@@ -223,7 +225,11 @@ pub struct Connection {
     /// Whether a HelloRetryRequest was sent in this handshake.
     retried: bool,
     /// The session that the handshake was given to resume.
-    offered: Option<Arc<Session>>,
+    offered: Option<Found>,
+    /// Server: what waits for the shared store's answer to a lookup.
+    asking: Option<Box<Asking>>,
+    /// Puts into the shared store that this step has made.
+    puts: Vec<PendingPut>,
     /// Counts the bytes that an unfinished handshake holds. `None`: the connection is in no table,
     /// so its bytes are not counted.
     unanswered: Option<Lease>,
@@ -277,6 +283,8 @@ impl Connection {
             retry: None,
             retried: false,
             offered: None,
+            asking: None,
+            puts: Vec::new(),
             unanswered: None,
         })
     }
@@ -302,14 +310,13 @@ impl Connection {
             State::Failed => return Err(self.has_failed()),
             State::Before | State::Established => {}
         }
-        if let (Some(session), Some((name, _))) = (&session, &self.target)
+        if let (Some(Found { session, .. }), Some((name, _))) = (&session, &self.target)
             && session.kind().server_name != *name
         {
             return Err(Error::SessionOutOfScope);
         }
         // Naming the session that is already attached replaces nothing, so the family stays.
-        let same =
-            matches!((&session, &self.attached), (Some(new), Some(old)) if Arc::ptr_eq(new, old));
+        let same = matches!((&session, &self.attached), (Some(new), Some(old)) if new.is_same(old));
         let removed = if same && self.state == State::Established {
             Vec::new()
         } else {
@@ -318,22 +325,29 @@ impl Connection {
         // Contexts that share a cache may speak different versions. A session of a version that
         // this context does not speak cannot be offered. A worker that says that it resumed such a
         // session is believed.
-        let session = session
-            .filter(|session| resumed || self.context.versions.contains(&session.kind().version));
+        let session = session.filter(|found| {
+            resumed
+                || self
+                    .context
+                    .versions
+                    .contains(&found.session.kind().version)
+        });
         // The named session may belong to the family that was just removed. Then it is not
         // attached.
-        let session =
-            session.filter(|session| !removed.iter().any(|removed| removed.id == *session.id()));
+        let session = session.filter(|found| {
+            let id = found.session.id();
+            !removed.iter().any(|removed| removed.id == *id)
+        });
         if resumed {
             let held = session
                 .as_ref()
-                .map(|session| (session.kind(), session.authenticated()));
+                .map(|found| (found.session.kind(), found.session.authenticated()));
             let gone = departed
                 .as_ref()
                 .map(|departure| (&departure.kind, departure.authenticated));
             self.resumed_by_worker(held.or(gone));
         } else {
-            self.pin = session.as_ref().map(|session| session.kind().version);
+            self.pin = session.as_ref().map(|found| found.session.kind().version);
             self.choice = Choice::Named;
         }
         if self.state == State::Established
@@ -341,13 +355,33 @@ impl Connection {
         {
             self.family.join(session);
         }
-        self.attached = session;
+        // The hold on a session that is attached already stays the one that its family has.
+        if !same || self.state != State::Established {
+            self.attached = session;
+        }
         Ok(removed)
     }
 
     /// Returns the attached session (SSL_get_session(3)).
     pub fn session(&self) -> Option<&Arc<Session>> {
+        self.attached.as_ref().map(|found| &found.session)
+    }
+
+    /// Returns the attached session, and the hold on it.
+    pub(super) fn attached(&self) -> Option<&Found> {
         self.attached.as_ref()
+    }
+
+    /// Drops the sessions that the shared store does not have, after puts were answered.
+    pub fn puts_answered(&mut self) {
+        self.family.drop_unstored();
+        self.attached
+            .take_if(|found| found.hold.as_ref().is_some_and(|hold| hold.is_over()));
+    }
+
+    /// Returns whether the connection waits for [`Self::given`].
+    pub fn is_asking(&self) -> bool {
+        self.asking.is_some()
     }
 
     fn has_failed(&self) -> Error {

@@ -10,7 +10,7 @@ use tls_sessiond_types::{Role, Version, server_name::ServerName};
 
 use super::{Agreed, Alert, Connection, EngineKind, Error, Removed, Shutdown, State};
 use crate::{
-    cache::NotStored,
+    cache::{NotStored, PendingPut},
     clock::{Now, Timestamp},
     session::{
         Attributes, Format, NewSession, PeerIdentity, RemovalReason, Secret, Session, SessionId,
@@ -64,8 +64,8 @@ pub enum NotKept {
 /// The outcome of [`Connection::put_session`].
 #[derive(Debug)]
 pub enum PutOutcome {
-    /// The session is in the cache.
-    Stored(Arc<Session>),
+    /// The session is in the cache, or will be there once the shared store has answered the put.
+    Stored(Arc<Session>, Option<PendingPut>),
     /// The session was not stored. The handshake goes on.
     NotKept(NotKept),
 }
@@ -138,7 +138,7 @@ impl Connection {
         let Some(authenticated) = authenticated else {
             return Ok(PutOutcome::NotKept(NotKept::AuthenticationUnknown));
         };
-        let stored = self.context.cache(self.role).put(
+        let stored = self.context.cache(self.role).keep(
             NewSession {
                 id: put.id,
                 version: put.version,
@@ -157,14 +157,15 @@ impl Connection {
             },
             now,
         );
-        if let Ok(session) = &stored {
-            self.family.join(session);
-            self.attached = Some(Arc::clone(session));
-        }
-        Ok(stored.map_or_else(
-            |why| PutOutcome::NotKept(NotKept::Cache(why)),
-            PutOutcome::Stored,
-        ))
+        Ok(match stored {
+            Ok(kept) => {
+                self.family.join(&kept.found);
+                let session = Arc::clone(&kept.found.session);
+                self.attached = Some(kept.found);
+                PutOutcome::Stored(session, kept.put)
+            }
+            Err(why) => PutOutcome::NotKept(NotKept::Cache(why)),
+        })
     }
 
     /// Records that a finished handshake resumed a session. The connection takes its properties

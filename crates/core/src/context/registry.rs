@@ -20,6 +20,7 @@ use crate::{
     access::Access,
     cache::{Cache, revocation::Selector, shared::SharedState},
     clock::Timestamp,
+    fleet::FleetStore,
     store::memory::Limits,
 };
 
@@ -62,10 +63,19 @@ impl Registry {
     /// # Errors
     /// The first fault of the configuration, with its key and line.
     pub fn build(settings: &Settings) -> Result<Self, ContextRefusal> {
-        let registry = Self::make(
-            settings,
-            Interned::new(Arc::new(SharedState::new(settings.total))),
-        )?;
+        Self::build_over(settings, None)
+    }
+
+    /// Does the same as [`Self::build`], for contexts whose sessions other daemons share.
+    ///
+    /// # Errors
+    /// Those of [`Self::build`].
+    pub fn build_over(
+        settings: &Settings,
+        fleet: Option<Arc<FleetStore>>,
+    ) -> Result<Self, ContextRefusal> {
+        let ledger = SharedState::new(settings.total).over(fleet);
+        let registry = Self::make(settings, Interned::new(Arc::new(ledger)))?;
         registry.share();
         Ok(registry)
     }

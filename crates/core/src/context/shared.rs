@@ -83,7 +83,9 @@ impl Interned {
                 .before
                 .get(&scope)
                 .map(|before| Arc::clone(&before.cache));
-            let cache = before.unwrap_or_else(|| Arc::new(Cache::new(plan, &self.ledger)));
+            let cache = before.unwrap_or_else(|| {
+                Arc::new(Cache::new(plan, &self.ledger).in_scope(scope.as_bytes()))
+            });
             Kept {
                 cache,
                 limits,

@@ -39,9 +39,10 @@ pub struct Event {
     pub what: EventKind,
     /// The public part of the session.
     pub facts: SessionInfo,
-    /// Number of open connections that used the session then.
+    /// Number of open connections that used the session then. Zero if this daemon does not know it,
+    /// because the shared store has the session.
     pub open_connections: u32,
-    /// Size of its secret part.
+    /// Size of its secret part. Zero if this daemon does not have it.
     pub data_bytes: usize,
 }
 
@@ -160,21 +161,38 @@ impl Watchers {
         }
     }
 
+    /// Publishes an event of a session of which only the public part is known here.
+    #[inline]
+    pub(crate) fn publish_facts(&self, facts: &SessionInfo, what: EventKind, at: Timestamp) {
+        if self.count.load(Ordering::Relaxed) > 0 {
+            self.publish_event_to_all(Event {
+                at,
+                what,
+                facts: facts.clone(),
+                open_connections: 0,
+                data_bytes: 0,
+            });
+        }
+    }
+
     #[cold]
     fn publish_to_all(&self, session: &Session, what: EventKind, at: Timestamp) {
+        self.publish_event_to_all(Event {
+            at,
+            what,
+            facts: session.facts().clone(),
+            open_connections: session.open_connections(),
+            data_bytes: session.secret().len(),
+        });
+    }
+
+    #[cold]
+    fn publish_event_to_all(&self, event: Event) {
         self.push(
             NewsKind::Change,
-            &session.kind().account.name,
-            session.kind().size(),
-            || {
-                Delivery::Event(Box::new(Event {
-                    at,
-                    what,
-                    facts: session.facts().clone(),
-                    open_connections: session.open_connections(),
-                    data_bytes: session.secret().len(),
-                }))
-            },
+            &event.facts.kind.account.name,
+            event.facts.kind.size(),
+            || Delivery::Event(Box::new(event.clone())),
         );
     }
 

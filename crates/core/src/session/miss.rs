@@ -16,16 +16,23 @@ pub enum Miss {
     Revoked,
     /// The context keeps no sessions (SSL_SESS_CACHE_OFF).
     CacheOff,
+    /// The shared store is away, or did not answer in time, or has lost its heartbeats lately; or
+    /// what it has does not open.
+    StoreUnavailable,
+    /// A daemon that holds the session is lost: its connection may have ended unclosed.
+    HolderLost,
 }
 
 impl Miss {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Unknown,
         Self::Expired,
         Self::Removed,
         Self::Scope,
         Self::Revoked,
         Self::CacheOff,
+        Self::StoreUnavailable,
+        Self::HolderLost,
     ];
 }

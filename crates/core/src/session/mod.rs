@@ -214,6 +214,13 @@ impl Session {
         }
     }
 
+    /// Makes a session of the shared store, which `open` connections use.
+    pub(crate) fn of_fleet(facts: SessionInfo, secret: Secret, open: u32) -> Self {
+        let session = Self::new(facts, secret);
+        session.open.store(open, Ordering::Relaxed);
+        session
+    }
+
     /// Returns the public part.
     pub fn facts(&self) -> &SessionInfo {
         &self.facts

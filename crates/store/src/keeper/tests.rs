@@ -59,7 +59,7 @@ fn beat(keeper: &mut Keeper, now: LocalTime) -> Request {
 fn first_heartbeat_comes_after_the_time_is_known() {
     let mut keeper = keeper();
     assert_eq!(keeper.may_find(at(0)), Err(Away::Lost));
-    assert_eq!(keeper.may_put(at(0)), Err(Away::Lost));
+    assert_eq!(keeper.may_put(at(0), 50), Err(Away::Lost));
     let (id, probe) = keeper.poll(at(0)).unwrap();
     assert!(
         matches!(probe, Request::Beat { valid_until: 0, .. }),
@@ -70,9 +70,9 @@ fn first_heartbeat_comes_after_the_time_is_known() {
     let (id, first) = keeper.poll(at(5)).unwrap();
     keeper.answered(id, Ok(beaten(&first, at(10))), at(10));
     assert_eq!(keeper.may_find(at(10)), Err(Away::Quarantine));
-    let (claim, valid_until) = keeper.may_put(at(10)).unwrap();
+    let (claim, valid_until) = keeper.may_put(at(10), 50).unwrap();
     assert_eq!(claim.deadline, at(10).0 + AHEAD + LIFE);
-    assert_eq!(valid_until, at(10).0 + AHEAD + PUT_VALID);
+    assert_eq!(valid_until, at(10).0 + AHEAD + 50);
     assert_eq!(keeper.poll(at(500)), None);
     for second in 1..=3 {
         beat(&mut keeper, at(5 + second * BEAT_EVERY));
@@ -116,7 +116,7 @@ fn no_heartbeat_is_made_before_the_removals_are_acknowledged() {
 #[test]
 fn removals_of_the_last_minute_are_repeated_after_a_loss() {
     let mut keeper = alive(at(0));
-    let claim = keeper.may_put(at(0)).unwrap().0;
+    let claim = keeper.may_put(at(0), 50).unwrap().0;
     keeper.took(name(1), &claim, at(0));
     keeper.took(name(2), &claim, at(30_000));
     keeper.remove(name(3), Some(Reason::Unclosed));
@@ -125,7 +125,7 @@ fn removals_of_the_last_minute_are_repeated_after_a_loss() {
     beat(&mut keeper, at(30_000));
     let holder = keeper.holder();
     keeper.lost(at(61_000));
-    assert_eq!(keeper.may_put(at(61_000)), Err(Away::Lost));
+    assert_eq!(keeper.may_put(at(61_000), 50), Err(Away::Lost));
     // The store is lost twice: before its answer comes, and after it.
     for _ in 0..2 {
         let (id, again) = keeper.poll(at(61_000)).unwrap();
@@ -173,7 +173,7 @@ fn removals_of_the_last_minute_are_repeated_after_a_loss() {
 #[test]
 fn newest_removals_are_repeated_first() {
     let mut keeper = alive(at(0));
-    let claim = keeper.may_put(at(0)).unwrap().0;
+    let claim = keeper.may_put(at(0), 50).unwrap().0;
     for number in 0..100 {
         keeper.took(name(number), &claim, at(0));
     }
@@ -189,7 +189,7 @@ fn newest_removals_are_repeated_first() {
 #[test]
 fn nothing_is_forgotten_while_the_store_is_away() {
     let mut keeper = alive(at(0));
-    let claim = keeper.may_put(at(0)).unwrap().0;
+    let claim = keeper.may_put(at(0), 50).unwrap().0;
     keeper.took(name(1), &claim, at(0));
     for second in 1..200 {
         if let Some((id, _)) = keeper.poll(at(1_000 * second)) {
@@ -212,7 +212,7 @@ fn nothing_is_forgotten_while_the_store_is_away() {
 fn life_is_abandoned_when_too_much_waits() {
     let mut keeper = alive(at(0));
     let first = keeper.holder();
-    let claim = keeper.may_put(at(0)).unwrap().0;
+    let claim = keeper.may_put(at(0), 50).unwrap().0;
     for number in 0..=REMEMBERED_MAX {
         keeper.took(name(number), &claim, at(0));
     }

@@ -26,8 +26,8 @@ use std::{cmp::Reverse, collections::BTreeMap, env};
 
 use tls_sessiond_store::{
     keeper::{
-        BEAT_VALID, Keeper, LIFE, LocalTime, NoAnswer, PUT_VALID, QUARANTINE, Removal, RequestId,
-        Seed, UNCLOSED_MAX,
+        BEAT_VALID, Keeper, LIFE, LocalTime, NoAnswer, QUARANTINE, Removal, RequestId, Seed,
+        UNCLOSED_MAX,
     },
     layout::{Bucket, Fit, Name},
     script::{
@@ -47,6 +47,8 @@ mod random;
 use model::{Faults, Model};
 use random::Random;
 
+/// How long a daemon waits for the answer to a put, in milliseconds.
+const PUT_VALID: u64 = 50;
 const DAEMONS: usize = 3;
 /// Virtual milliseconds of one history.
 const LENGTH: u64 = 40_000;
@@ -394,7 +396,7 @@ impl World {
     /// Sends a heartbeat although removals wait.
     fn forge(&mut self, place: usize) {
         let now = self.local(place);
-        let Ok((claim, valid_until)) = self.daemons[place].keeper.may_put(now) else {
+        let Ok((claim, valid_until)) = self.daemons[place].keeper.may_put(now, PUT_VALID) else {
             return;
         };
         if self.now < self.daemons[place].forged + 1_000 {
@@ -525,7 +527,7 @@ impl World {
 
     fn make(&mut self, place: usize) {
         let now = self.local(place);
-        let Ok((claim, valid_until)) = self.daemons[place].keeper.may_put(now) else {
+        let Ok((claim, valid_until)) = self.daemons[place].keeper.may_put(now, PUT_VALID) else {
             return;
         };
         let Some(&name) = self.names.get(self.unused) else {
@@ -562,7 +564,7 @@ impl World {
         let now = self.local(place);
         let keeper = &self.daemons[place].keeper;
         let claim = match self.mutant {
-            Mutant::NoQuarantine => keeper.may_put(now).map(|(claim, _)| claim),
+            Mutant::NoQuarantine => keeper.may_put(now, PUT_VALID).map(|(claim, _)| claim),
             _ => keeper.may_find(now),
         };
         let Ok(claim) = claim else {
@@ -742,7 +744,7 @@ impl World {
             // The store may have it, or get it later.
             None if self.mutant == Mutant::RetryOfPutWithoutToken => {
                 let now = self.local(place);
-                if let Ok((claim, valid)) = self.daemons[place].keeper.may_put(now)
+                if let Ok((claim, valid)) = self.daemons[place].keeper.may_put(now, PUT_VALID)
                     && let Request::Put {
                         head, sealed, life, ..
                     } = put.request.clone()

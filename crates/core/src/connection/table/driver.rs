@@ -7,8 +7,10 @@ use std::{
 
 use super::{Lapse, LiveConnection, Table};
 use crate::{
+    cache::Found,
     clock::Now,
-    connection::{Connection, Error, Input, Output, close::ShutdownStatus},
+    connection::{Connection, Error, Input, Step, close::ShutdownStatus},
+    session::Miss,
 };
 
 /// Whether a connection is freed when the stream that ran it ends.
@@ -44,8 +46,27 @@ impl Driver {
     ///
     /// # Errors
     /// [`Error::Freed`], and those of [`Connection::exchange`].
-    pub fn exchange(&self, input: Input<'_>) -> Result<Output, Error> {
+    pub fn exchange(&self, input: Input<'_>) -> Result<Step, Error> {
         self.with(|connection, now| connection.exchange(input, now))
+    }
+
+    /// Goes on with the step that has asked the shared store for a session.
+    ///
+    /// # Errors
+    /// [`Error::Freed`], and those of [`Connection::given`].
+    pub fn given(&self, found: Result<Found, Miss>) -> Result<Step, Error> {
+        self.with(|connection, now| connection.given(found, now))
+    }
+
+    /// Records that puts of the connection were answered.
+    ///
+    /// # Errors
+    /// [`Error::Freed`].
+    pub fn puts_answered(&self) -> Result<(), Error> {
+        self.with(|connection, _| {
+            connection.puts_answered();
+            Ok(())
+        })
     }
 
     /// Closes this side of the connection (SSL_shutdown(3)).
@@ -85,6 +106,15 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         self.held.driver.lock().take();
+        // A step that waits for the shared store is not left behind.
+        if self.ending == Ending::Keep
+            && let Some(connection) = self.held.connection.lock().as_mut()
+            && connection.is_asking()
+        {
+            // The connection goes on without a session. No caller gets what that makes, as if the
+            // stream had ended after it.
+            let _ = connection.given(Err(Miss::StoreUnavailable), self.table.clock.now());
+        }
         if self.ending == Ending::Free && self.held.free(self.table.clock.now().at).is_some() {
             self.table.forget(self.held.id);
         }

@@ -21,16 +21,16 @@ pub use self::{
 };
 use self::{held::LiveConnection, order::Order};
 use super::{
-    Connection, ConnectionId, ConnectionPlan, Error, Named, Removed, State,
+    Connection, ConnectionId, ConnectionPlan, Error, Named, Removed, State, Step,
     unanswered::{Unanswered, UnansweredOfOne},
 };
 use tls_sessiond_types::Role;
 
 use crate::{
-    cache::Known,
+    cache::{Found, Known, Look},
     clock::{Clock, Now, Timestamp},
     context::{Context, Registry},
-    session::{RemovalReason, Session, SessionId},
+    session::{Miss, RemovalReason, SessionId},
 };
 
 /// All live connections, by id.
@@ -95,10 +95,11 @@ pub struct Listed {
 pub const LISTED_AT_ONCE: usize = 128;
 
 /// A session that a caller names, and the contexts whose sessions the caller may know of.
-#[derive(Clone, Copy)]
 pub struct Wanted<'w> {
     /// The id of the session.
     pub id: &'w SessionId,
+    /// The outcome of [`Table::join`], where the shared store was asked.
+    pub joined: Option<Result<Found, Miss>>,
     /// The contexts that the call sees.
     pub registry: &'w Registry,
     /// Returns whether the caller may know of the sessions of the context with this name.
@@ -209,7 +210,7 @@ impl Table {
         self.apply_held(&held, |connection, now| {
             // Read under the connection's lock, which a Drive stream holds when it takes the
             // connection over.
-            if held.driven.load(Ordering::Acquire) {
+            if held.driven.load(Ordering::Acquire) || connection.is_asking() {
                 Err(Error::Busy)
             } else {
                 call(connection, now)
@@ -234,9 +235,10 @@ impl Table {
         self.with_exclusive(id, |connection, now| {
             let named = match session {
                 Some(wanted) => {
+                    let id = wanted.id;
                     let resolved =
                         self.resolve(connection.context(), connection.role(), wanted, now);
-                    match (resolved, attached(connection, wanted.id)) {
+                    match (resolved, attached(connection, id)) {
                         (Ok(Named::Session(session)), _) => Named::Session(session),
                         (_, Some(attached)) => Named::Session(attached),
                         (resolved, None) => resolved?,
@@ -410,6 +412,47 @@ impl Table {
         self.most.of_one.store(most.of_one, Ordering::Relaxed);
     }
 
+    /// Asks for the session that a connection of this context and role names, where the shared store
+    /// has such sessions. `None`: it is not asked, and [`Wanted::joined`] is none.
+    pub fn join(&self, context: &Context, role: Role, id: &SessionId) -> Option<Look> {
+        let now = self.clock.now();
+        let cache = context.cache(role);
+        match cache.explain(id, now) {
+            // A lookup has returned it to the worker.
+            Known::Departed(departure) if may_be_on_its_way(departure.reason) => None,
+            Known::Held(..) | Known::Departed(_) | Known::Nothing => {
+                cache.join(id, &context.stats, now)
+            }
+        }
+    }
+
+    /// Returns the context and the role of a connection.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn place(&self, id: ConnectionId) -> Result<(Arc<Context>, Role), Error> {
+        self.inspect(id, |connection, _| {
+            (Arc::clone(connection.context()), connection.role())
+        })
+    }
+
+    /// Goes on with the step of a connection that has asked the shared store for a session; see
+    /// [`Connection::given`].
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], and those of [`Connection::given`].
+    pub fn given<R>(
+        &self,
+        id: ConnectionId,
+        found: Result<Found, Miss>,
+        see: impl FnOnce(&Connection, Step, Lapse) -> R,
+    ) -> Result<R, Error> {
+        self.with(id, |connection, now| {
+            let step = connection.given(found, now)?;
+            Ok(see(connection, step, Lapse::of(connection, now)))
+        })
+    }
+
     fn lapse(&self, held: &LiveConnection) -> Lapse {
         Lapse {
             at: held.expires(),
@@ -492,11 +535,18 @@ impl Table {
     ) -> Result<Named, Error> {
         let id = wanted.id;
         match context.cache(role).explain(id, now) {
-            Known::Held(session, None) => return Ok(Named::Session(session)),
+            Known::Held(session, None) => return Ok(Named::Session(Found::near(session))),
             Known::Departed(departure) if may_be_on_its_way(departure.reason) => {
                 return Ok(Named::Departed(departure));
             }
             Known::Held(_, Some(_)) | Known::Departed(_) | Known::Nothing => {}
+        }
+        match wanted.joined {
+            Some(Ok(found)) => return Ok(Named::Session(found)),
+            // Whether another scope has it is not asked: a session of the shared store that is not
+            // found counts as unknown.
+            Some(Err(_)) => return Ok(Named::Gone),
+            None => {}
         }
         // A session of a context that the caller may not know of counts as unknown.
         let mut known = wanted
@@ -536,8 +586,10 @@ fn may_be_on_its_way(reason: RemovalReason) -> bool {
 }
 
 /// Returns the attached session of an established connection, if it has this id.
-fn attached(connection: &Connection, id: &SessionId) -> Option<Arc<Session>> {
-    let attached = connection.session().filter(|attached| attached.id() == id);
+fn attached(connection: &Connection, id: &SessionId) -> Option<Found> {
+    let attached = connection
+        .attached()
+        .filter(|attached| attached.session.id() == id);
     attached
         .filter(|_| connection.state() == State::Established)
         .cloned()

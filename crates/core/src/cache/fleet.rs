@@ -1,0 +1,363 @@
+//! Lookups and puts of a cache whose sessions a store shares with other daemons.
+//!
+//! The store has the sessions of servers. The sessions of clients stay in the memory of this
+//! process. A lookup or a put there becomes a request for the caller to send; in memory it is done
+//! at once.
+
+use std::{fmt, sync::Arc};
+
+use tls_sessiond_store::{
+    layout::Name,
+    script::{Answer, Reason, Request},
+};
+use tls_sessiond_types::Role;
+
+use super::{Cache, NotStored};
+use crate::{
+    clock::{Now, Timestamp},
+    fleet::{Failure, Find, FindMiss, FleetStore, Hit, Hold, Purpose, Put, PutRefused, Refusal},
+    session::{
+        Attributes, LIFETIME_MAX, Miss, NewSession, RemovalReason, ResumeCriteria, Secret, Session,
+        SessionId, SessionInfo, events::EventKind, stats::Account,
+    },
+    sync::Ordering,
+};
+
+/// A session that a lookup found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The session.
+    pub session: Arc<Session>,
+    /// The hold on it, if it is of the shared store and the lookup has made one. Dropping it without
+    /// a connection releases the session.
+    pub hold: Option<Arc<Hold>>,
+}
+
+impl Found {
+    /// A session in the memory of this process.
+    pub fn near(session: Arc<Session>) -> Self {
+        Self {
+            session,
+            hold: None,
+        }
+    }
+
+    /// Returns whether both are the same session, not two that had the same id one after the other.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (&self.hold, &other.hold) {
+            (Some(one), Some(two)) => one.is_same_session(two),
+            _ => Arc::ptr_eq(&self.session, &other.session),
+        }
+    }
+}
+
+/// The outcome of [`Cache::look`].
+#[derive(Debug)]
+pub enum Look {
+    /// The lookup is done.
+    Done(Result<Found, Miss>),
+    /// The shared store must be asked.
+    Ask(Box<Ask>),
+}
+
+/// A lookup that waits for the shared store.
+pub struct Ask {
+    cache: Arc<Cache>,
+    account: Arc<Account>,
+    find: Find,
+    is_event: bool,
+}
+
+/// A session that [`Cache::keep`] has stored, or will have.
+#[derive(Debug)]
+pub struct Kept {
+    /// The session. A connection holds it from now on.
+    pub found: Found,
+    /// The put into the shared store. Until its answer, no other daemon finds the session.
+    pub put: Option<PendingPut>,
+}
+
+/// A put that waits for the shared store.
+pub struct PendingPut {
+    cache: Arc<Cache>,
+    session: Arc<Session>,
+    put: Put,
+}
+
+impl Cache {
+    /// Returns the shared store, if it has the sessions of this cache.
+    pub fn fleet(&self) -> Option<&Arc<FleetStore>> {
+        self.ledger
+            .fleet
+            .as_ref()
+            .filter(|_| self.role == Role::Server)
+    }
+
+    /// Returns the name of a session in the shared store.
+    fn name(&self, fleet: &FleetStore, id: &SessionId) -> Name {
+        let keys = fleet.keys();
+        keys.names().name(&self.scope, self.role, id.as_bytes())
+    }
+
+    /// Looks up the session with this id. A session must match `terms`.
+    pub fn look(
+        self: &Arc<Self>,
+        id: &SessionId,
+        terms: &ResumeCriteria<'_>,
+        purpose: Purpose,
+        account: &Arc<Account>,
+        now: Now,
+    ) -> Look {
+        match self.fleet() {
+            None => Look::Done(self.find(id, terms, now).map(Found::near)),
+            Some(fleet) => self.ask(fleet, id, Some(terms), purpose, account, now.at),
+        }
+    }
+
+    /// Asks the shared store for a session that a worker names, to hold it. `None`: no store shares
+    /// the sessions of this cache.
+    pub fn join(
+        self: &Arc<Self>,
+        id: &SessionId,
+        account: &Arc<Account>,
+        now: Now,
+    ) -> Option<Look> {
+        let fleet = self.fleet()?;
+        Some(self.ask(fleet, id, None, Purpose::Join, account, now.at))
+    }
+
+    /// Asks the shared store for a session, to explain it. `None`: no store shares the sessions of
+    /// this cache.
+    pub fn peek_shared(
+        self: &Arc<Self>,
+        id: &SessionId,
+        account: &Arc<Account>,
+        now: Now,
+    ) -> Option<Look> {
+        let fleet = self.fleet()?;
+        Some(self.ask(fleet, id, None, Purpose::Peek, account, now.at))
+    }
+
+    fn ask(
+        self: &Arc<Self>,
+        fleet: &Arc<FleetStore>,
+        id: &SessionId,
+        terms: Option<&ResumeCriteria<'_>>,
+        purpose: Purpose,
+        account: &Arc<Account>,
+        now: Timestamp,
+    ) -> Look {
+        self.tell_time(now);
+        match fleet.find(self.name(fleet, id), purpose, terms, now) {
+            Ok(find) => Look::Ask(Box::new(Ask {
+                cache: Arc::clone(self),
+                account: Arc::clone(account),
+                find,
+                is_event: matches!(purpose, Purpose::Lookup | Purpose::Resume),
+            })),
+            Err(Refusal::Away) => Look::Done(Err(Miss::StoreUnavailable)),
+            Err(Refusal::Removing) => Look::Done(Err(Miss::Removed)),
+        }
+    }
+
+    /// Returns the request that removes a session of the shared store, with the note `reason`.
+    /// `None`: no store shares the sessions of this cache.
+    pub fn removal(&self, id: &SessionId) -> Option<Request> {
+        let fleet = self.fleet()?;
+        Some(Request::Remove {
+            entries: vec![(self.name(fleet, id), Some(Reason::Removed))],
+        })
+    }
+
+    /// Queues the removal of a session of the shared store: it is delivered as soon as the store
+    /// answers.
+    pub fn queue_removal(&self, id: &SessionId) {
+        if let Some(fleet) = self.fleet() {
+            fleet.remove(self.name(fleet, id), Some(Reason::Removed));
+        }
+    }
+
+    /// Stores the session that a handshake made. The connection that made it holds it.
+    ///
+    /// # Errors
+    /// Returns [`NotStored`] with the reason. The handshake goes on without the session.
+    pub fn keep(self: &Arc<Self>, new: NewSession, now: Now) -> Result<Kept, NotStored> {
+        let Some(fleet) = self.fleet() else {
+            let found = Found::near(self.put(new, now)?);
+            return Ok(Kept { found, put: None });
+        };
+        self.ledger.tell_time(now.at);
+        let session = self.session(new, now)?;
+        if session.told() > self.session_bytes_max.load(Ordering::Relaxed) {
+            return Err(NotStored::TooLarge);
+        }
+        if self.revocations.cover(session.facts()) {
+            return Err(NotStored::Revoked);
+        }
+        // Sessions of a client of the daemon's engine have no bytes, and stay in memory.
+        let secret = session.secret().as_bytes().unwrap_or_default();
+        let name = self.name(fleet, session.id());
+        let put = fleet.put(name, session.facts(), secret, now)?;
+        let session = Arc::new(session);
+        let hold = Some(Arc::clone(put.hold()));
+        Ok(Kept {
+            found: Found {
+                session: Arc::clone(&session),
+                hold,
+            },
+            put: Some(PendingPut {
+                cache: Arc::clone(self),
+                session,
+                put,
+            }),
+        })
+    }
+
+    /// Ends a hold by removing its session. Returns whether the hold had not ended.
+    pub(crate) fn withdraw_shared(&self, hold: &Hold, reason: RemovalReason) -> bool {
+        let removed = hold.remove(reason);
+        if removed {
+            self.ledger
+                .departed_from_fleet(self.group, hold.facts(), reason);
+        }
+        removed
+    }
+
+    /// Makes the session that the shared store has.
+    fn take_hit(&self, hit: Hit, account: &Arc<Account>, now: Now) -> Result<Found, Miss> {
+        let Hit { value, head, .. } = &hit;
+        let id = SessionId::new(&value.id).ok_or(Miss::StoreUnavailable)?;
+        let authenticated = now.offset.at(value.authenticated);
+        let after = |moment| {
+            let span = now.offset.at(moment).since(authenticated).min(LIFETIME_MAX);
+            u32::try_from(span.as_millis()).unwrap_or(u32::MAX)
+        };
+        let kind = Attributes {
+            role: self.role,
+            version: head.version,
+            cipher_suite: value.cipher_suite.to_string().into(),
+            server_name: value.server_name.clone(),
+            format: value.format.clone(),
+            binding: (&*value.binding).into(),
+            single_use: head.single_use,
+            account: Arc::clone(account),
+            peer: value.peer.clone(),
+        };
+        let facts = SessionInfo {
+            kind: self.ledger.kinds.intern(kind, &id),
+            id,
+            authenticated,
+            created_after: after(value.created),
+            lives: after(value.expires),
+        };
+        let secret = Secret::copied(&value.secret);
+        let (open, is_taken) = (hit.holds, head.single_use);
+        let session = Session::of_fleet(facts, secret, open.into());
+        let hold = hit.into_hold(session.facts().clone()).map(Arc::new);
+        // A session that is not resumed stays for the daemons that may resume it: a revocation that
+        // this one made for a reload of its own does not concern them.
+        if session.expired(now) {
+            return Err(Miss::Expired);
+        }
+        if self.revocations.cover(session.facts()) {
+            return Err(Miss::Revoked);
+        }
+        let found = Found {
+            session: Arc::new(session),
+            hold,
+        };
+        if is_taken && found.hold.is_none() {
+            self.ledger.departed_from_fleet(
+                self.group,
+                found.session.facts(),
+                RemovalReason::Taken,
+            );
+        }
+        Ok(found)
+    }
+}
+
+impl Ask {
+    /// Returns the request to send.
+    pub fn request(&self) -> &Request {
+        self.find.request()
+    }
+
+    /// Takes the answer.
+    ///
+    /// # Errors
+    /// The reason of the miss.
+    pub fn answered(self, answer: Result<Answer, Failure>, now: Now) -> Result<Found, Miss> {
+        let Self {
+            cache,
+            account,
+            find,
+            is_event,
+        } = self;
+        cache.tell_time(now.at);
+        let hit = find.answered(answer, now.at).map_err(|why| match why {
+            FindMiss::Away | FindMiss::Unopened => Miss::StoreUnavailable,
+            FindMiss::Unknown => Miss::Unknown,
+            FindMiss::Gone(Some(Reason::Revoked)) => Miss::Revoked,
+            FindMiss::Gone(_) => Miss::Removed,
+            FindMiss::Scope => Miss::Scope,
+            FindMiss::HolderLost => Miss::HolderLost,
+        })?;
+        let found = cache.take_hit(hit, &account, now)?;
+        if is_event {
+            cache
+                .ledger
+                .watchers
+                .publish(&found.session, EventKind::Hit, now.at);
+        }
+        Ok(found)
+    }
+}
+
+impl PendingPut {
+    /// Returns the request to send. `None`: the session was removed meanwhile, so the put is not to
+    /// be sent.
+    pub fn request(&self) -> Option<&Request> {
+        self.put.is_wanted().then(|| self.put.request())
+    }
+
+    /// Takes the answer.
+    ///
+    /// # Errors
+    /// Why the session is not stored. Its connection has to drop it.
+    pub fn answered(self, answer: Result<Answer, Failure>, now: Now) -> Result<(), NotStored> {
+        let Self {
+            cache,
+            session,
+            put,
+        } = self;
+        put.answered(answer, now)?;
+        cache
+            .ledger
+            .watchers
+            .publish(&session, EventKind::Added, now.at);
+        Ok(())
+    }
+}
+
+impl From<PutRefused> for NotStored {
+    fn from(why: PutRefused) -> Self {
+        match why {
+            PutRefused::Away => Self::StoreAway,
+            PutRefused::IdTaken => Self::IdTaken,
+            PutRefused::NoRandomness => Self::NoRandomness,
+        }
+    }
+}
+
+impl fmt::Debug for Ask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.find.fmt(f)
+    }
+}
+
+impl fmt::Debug for PendingPut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.put.fmt(f)
+    }
+}

@@ -1,0 +1,181 @@
+//! The sealed part of a session as bytes: a version, and then each field behind its length.
+
+use std::{borrow::Cow, sync::Arc};
+
+use rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES;
+use tls_sessiond_types::{cipher_suite::iana_name, server_name::ServerName};
+use zeroize::Zeroizing;
+
+use super::FleetStore;
+use crate::{
+    clock::WallTime,
+    session::{Format, PeerIdentity},
+};
+
+/// The version of this form.
+const VERSION: u8 = 1;
+
+/// What the store has of a session, besides its head. Times are of the wall clock, because daemons
+/// have no other time in common.
+pub(crate) struct Value<'v> {
+    pub(crate) id: Cow<'v, [u8]>,
+    pub(crate) cipher_suite: Cow<'v, str>,
+    pub(crate) server_name: ServerName<'v>,
+    pub(crate) format: Format,
+    pub(crate) binding: Cow<'v, [u8]>,
+    pub(crate) peer: Option<Arc<PeerIdentity>>,
+    pub(crate) authenticated: WallTime,
+    pub(crate) created: WallTime,
+    pub(crate) expires: WallTime,
+    pub(crate) secret: Zeroizing<Vec<u8>>,
+}
+
+/// Returns the number of a cipher suite, from its IANA name. 0: rustls does not have it.
+pub(super) fn suite_number(name: &str) -> u16 {
+    ALL_CIPHER_SUITES
+        .iter()
+        .map(|suite| suite.suite())
+        .find(|suite| iana_name(*suite) == name)
+        .map_or(0, u16::from)
+}
+
+impl Value<'_> {
+    /// Returns the value as bytes, with the secret in `secret` instead of [`Self::secret`], which is
+    /// not read.
+    pub(super) fn encode(&self, secret: &[u8]) -> Zeroizing<Vec<u8>> {
+        let peer_bytes = self.peer.as_deref().map_or(0, |peer| {
+            let names = peer.dns_names.iter().chain(&peer.uris);
+            64 + peer.subject.len() + names.map(|name| 4 + name.len()).sum::<usize>()
+        });
+        // Room for all, so that no copy of the secret is left behind.
+        let room = 128
+            + secret.len()
+            + self.id.len()
+            + self.cipher_suite.len()
+            + self.server_name.len()
+            + self.binding.len()
+            + peer_bytes;
+        let mut out = Zeroizing::new(Vec::with_capacity(room));
+        out.push(VERSION);
+        field(&mut out, &self.id);
+        field(&mut out, self.cipher_suite.as_bytes());
+        field(&mut out, self.server_name.as_bytes());
+        field(&mut out, FleetStore::format(&self.format).as_bytes());
+        field(&mut out, &self.binding);
+        for at in [self.authenticated, self.created, self.expires] {
+            out.extend_from_slice(&at.as_millis().to_be_bytes());
+        }
+        match self.peer.as_deref() {
+            None => out.push(0),
+            Some(peer) => {
+                out.push(1);
+                field(&mut out, &peer.certificate_sha256);
+                field(&mut out, peer.subject.as_bytes());
+                for names in [&peer.dns_names, &peer.uris] {
+                    count(&mut out, names.len());
+                    for name in names {
+                        field(&mut out, name.as_bytes());
+                    }
+                }
+                out.extend_from_slice(&peer.not_after.as_millis().to_be_bytes());
+            }
+        }
+        field(&mut out, secret);
+        out
+    }
+
+    /// Reads a value. `None`: this version does not write such a value.
+    pub(super) fn decode(bytes: &[u8]) -> Option<Value<'static>> {
+        let mut rest = Reader(bytes);
+        if rest.take(1)? != [VERSION] {
+            return None;
+        }
+        let id = rest.field()?.to_vec();
+        let cipher_suite = rest.text()?;
+        let server_name = ServerName::new(&rest.text()?).into_owned();
+        let format = match rest.text()? {
+            name if name == FleetStore::format(&Format::Rustls) => Format::Rustls,
+            name => Format::Worker(name.into()),
+        };
+        let binding = rest.field()?.to_vec();
+        let (authenticated, created, expires) = (rest.time()?, rest.time()?, rest.time()?);
+        let peer = match rest.take(1)? {
+            [0] => None,
+            [1] => {
+                let certificate_sha256 = rest.field()?.try_into().ok()?;
+                let subject = rest.text()?;
+                let (dns_names, uris) = (rest.texts()?, rest.texts()?);
+                Some(Arc::new(PeerIdentity {
+                    certificate_sha256,
+                    subject,
+                    dns_names,
+                    uris,
+                    not_after: rest.time()?,
+                }))
+            }
+            _ => return None,
+        };
+        let secret = Zeroizing::new(rest.field()?.to_vec());
+        rest.0.is_empty().then_some(Value {
+            id: id.into(),
+            cipher_suite: cipher_suite.into(),
+            server_name,
+            format,
+            binding: binding.into(),
+            peer,
+            authenticated,
+            created,
+            expires,
+            secret,
+        })
+    }
+}
+
+fn count(out: &mut Vec<u8>, count: usize) {
+    // Limits on sessions keep every length far below 4 GiB.
+    let count = u32::try_from(count).unwrap_or(u32::MAX);
+    out.extend_from_slice(&count.to_be_bytes());
+}
+
+fn field(out: &mut Vec<u8>, bytes: &[u8]) {
+    count(out, bytes.len());
+    out.extend_from_slice(bytes);
+}
+
+struct Reader<'b>(&'b [u8]);
+
+impl<'b> Reader<'b> {
+    fn take(&mut self, count: usize) -> Option<&'b [u8]> {
+        let (taken, rest) = self.0.split_at_checked(count)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn count(&mut self) -> Option<usize> {
+        let count = u32::from_be_bytes(self.take(4)?.try_into().ok()?);
+        usize::try_from(count).ok()
+    }
+
+    fn field(&mut self) -> Option<&'b [u8]> {
+        let count = self.count()?;
+        self.take(count)
+    }
+
+    fn text(&mut self) -> Option<String> {
+        String::from_utf8(self.field()?.to_vec()).ok()
+    }
+
+    fn texts(&mut self) -> Option<Vec<String>> {
+        let count = self.count()?;
+        // Each has a length of four bytes, so a false count reserves no more than the value has.
+        if count > self.0.len() / 4 {
+            return None;
+        }
+        (0..count).map(|_| self.text()).collect()
+    }
+
+    fn time(&mut self) -> Option<WallTime> {
+        let millis = u64::from_be_bytes(self.take(8)?.try_into().ok()?);
+        Some(WallTime::from_millis(millis))
+    }
+}

@@ -1,0 +1,120 @@
+//! The store of a build without the feature `redis`: there is none. The configuration refuses
+//! `[store] kind = "redis"` there, so no value of these types is ever made.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use tls_sessiond_core::{
+    cache::{Ask, Found, NotStored, PendingPut},
+    clock::Clock,
+    fleet::{Failure, FleetStore},
+    session::Miss,
+};
+use tls_sessiond_store::script::{Answer, Request};
+use tokio::sync::Notify;
+
+use crate::config::{Config, ConfigError, StoreConfig};
+
+/// See the module of the same name in a build with the feature.
+#[derive(Debug)]
+pub struct NoTarget(Infallible);
+
+/// Why a connection could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("this build has no feature `redis`")]
+pub struct NoOpenError(Infallible);
+
+impl NoOpenError {
+    /// Never called.
+    pub fn key(&self) -> &'static str {
+        match self.0 {}
+    }
+
+    /// Never called.
+    pub fn may_pass(&self) -> bool {
+        match self.0 {}
+    }
+}
+
+impl NoTarget {
+    /// Refuses, because this build cannot connect.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn read(config: &Config, _: &StoreConfig) -> Result<Self, ConfigError> {
+        Err(config.store_error("kind", "this build has no feature `redis`"))
+    }
+}
+
+/// See the module of the same name in a build with the feature.
+#[derive(Debug)]
+pub struct NoStore(Infallible);
+
+#[allow(clippy::unused_async, reason = "as with the feature")]
+impl NoStore {
+    /// Never called.
+    pub fn new(_: Arc<FleetStore>, target: NoTarget, _: Duration, _: Clock) -> Self {
+        match target.0 {}
+    }
+
+    /// Never called.
+    pub fn fleet(&self) -> &Arc<FleetStore> {
+        match self.0 {}
+    }
+
+    /// Never called.
+    pub fn retarget(&self, _: NoTarget) {
+        match self.0 {}
+    }
+
+    /// Never called.
+    pub fn address(&self) -> String {
+        match self.0 {}
+    }
+
+    pub(crate) async fn probe(&self) -> Result<(), NoOpenError> {
+        match self.0 {}
+    }
+
+    pub(crate) async fn ask(&self, _: &Request) -> Result<Answer, Failure> {
+        match self.0 {}
+    }
+
+    pub(crate) async fn find(&self, _: Box<Ask>) -> Result<Found, Miss> {
+        match self.0 {}
+    }
+
+    pub(crate) async fn put_all(&self, _: Vec<PendingPut>) {
+        match self.0 {}
+    }
+
+    pub(crate) async fn put(&self, _: PendingPut) -> Result<(), NotStored> {
+        match self.0 {}
+    }
+}
+
+/// See the module of the same name in a build with the feature.
+#[derive(Debug)]
+pub struct NoKeepers(Infallible);
+
+#[allow(clippy::unused_async, reason = "as with the feature")]
+impl NoKeepers {
+    /// Never called.
+    pub fn new(store: Arc<NoStore>, _: Clock, _: Arc<Notify>) -> Self {
+        match store.0 {}
+    }
+
+    /// Never called.
+    pub async fn open(&mut self, _: Duration) -> bool {
+        match self.0 {}
+    }
+
+    /// Never called.
+    pub async fn run(&mut self) {
+        match self.0 {}
+    }
+
+    /// Never called.
+    pub async fn stop(self) {
+        match self.0 {}
+    }
+}

@@ -1,0 +1,317 @@
+//! One connection to the store, opened again after a failure.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use aws_lc_rs::rand;
+use parking_lot::Mutex;
+use redis::{Cmd, RedisError, aio::MultiplexedConnection};
+use tls_sessiond_core::{
+    clock::Clock,
+    fleet::{Failure, FleetStore},
+};
+use tls_sessiond_store::script::{Answer, Request};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout, timeout_at},
+};
+
+use super::{
+    command::{self, By},
+    target::{OpenError, Target},
+};
+
+/// How long the opening of a connection may take.
+const OPEN_MAX: Duration = Duration::from_secs(2);
+/// The shortest and the longest time between two attempts to open the connection, before jitter.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// Calls without an answer in a row after which the connection is given up. A connection that was
+/// cut without a sign would be used forever.
+const SILENT_MAX: u32 = 8;
+/// The time between two lines of the log about the same trouble.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
+
+/// What all connections of a daemon to its store have in common.
+pub(super) struct Common {
+    pub(super) fleet: Arc<FleetStore>,
+    pub(super) target: ArcSwap<Target>,
+    pub(super) clock: Clock,
+    /// When the log was last told that a connection could not be opened.
+    told: Mutex<Option<Instant>>,
+}
+
+impl Common {
+    pub(super) fn new(fleet: Arc<FleetStore>, target: Target, clock: Clock) -> Self {
+        Self {
+            fleet,
+            target: ArcSwap::from_pointee(target),
+            clock,
+            told: Mutex::default(),
+        }
+    }
+
+    /// Opens a connection, and asks which process answers. A store that is another process than
+    /// before has lost what it had.
+    pub(super) async fn open(&self) -> Result<MultiplexedConnection, OpenError> {
+        let target = self.target.load_full();
+        let opened = timeout(OPEN_MAX, async {
+            let mut connection = target.open().await?;
+            let server = identity(&mut connection)
+                .await
+                .map_err(|err| target.refused(&err))?;
+            Ok((connection, server))
+        });
+        let (connection, server) = opened.await.unwrap_or_else(|_| {
+            Err(OpenError::Unreachable {
+                address: target.address(),
+                error: std::io::ErrorKind::TimedOut.into(),
+            })
+        })?;
+        if self.fleet.connected(&server, self.clock.now().at) {
+            tracing::warn!(
+                store = target.address(),
+                "another process answers as the store: what this daemon held there is not resumed any more"
+            );
+        }
+        Ok(connection)
+    }
+
+    /// Logs that a connection could not be opened, once a minute.
+    fn tell(&self, err: &OpenError) {
+        let mut told = self.told.lock();
+        if told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
+            *told = Some(Instant::now());
+            tracing::warn!(
+                %err,
+                "the shared store is away: handshakes go on without resumption"
+            );
+        }
+    }
+}
+
+/// Returns what tells one process of the store, and one history of its data, from another.
+async fn identity(connection: &mut MultiplexedConnection) -> Result<String, RedisError> {
+    let mut all = String::new();
+    for (section, wanted) in [("server", "run_id:"), ("replication", "master_replid:")] {
+        let text: String = redis::cmd("INFO")
+            .arg(section)
+            .query_async(connection)
+            .await?;
+        let line = text.lines().find(|line| line.starts_with(wanted));
+        all += line.unwrap_or_default();
+    }
+    Ok(all)
+}
+
+enum State {
+    /// No connection. It may be opened from this time on.
+    Closed { from: Instant, wait: Duration },
+    /// A task opens the connection.
+    Opening,
+    Open {
+        connection: MultiplexedConnection,
+        number: u64,
+    },
+}
+
+/// A connection, opened when it is first used.
+pub(super) struct Link {
+    common: Arc<Common>,
+    state: Mutex<State>,
+    changed: Notify,
+    silent: AtomicU32,
+}
+
+impl Link {
+    pub(super) fn new(common: Arc<Common>) -> Arc<Self> {
+        Arc::new(Self {
+            common,
+            state: Mutex::new(State::Closed {
+                from: Instant::now(),
+                wait: BACKOFF_MIN,
+            }),
+            changed: Notify::new(),
+            silent: AtomicU32::new(0),
+        })
+    }
+
+    /// Sends a request, and waits for the answer until the deadline.
+    pub(super) async fn ask(
+        self: &Arc<Self>,
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<Answer, Failure> {
+        let layout = self.common.fleet.layout();
+        let command = command::command(request, layout, By::Hash);
+        match self.send(&command, deadline).await {
+            Ok(value) => command::answer(value),
+            Err(Unsent::Refused(err)) if command::is_unknown_script(&err) => {
+                let command = command::command(request, layout, By::Text);
+                let sent = self.send(&command, deadline).await;
+                command::answer(sent.map_err(|err| err.failure())?)
+            }
+            Err(err) => Err(err.failure()),
+        }
+    }
+
+    /// Sends a command, and waits for the answer until the deadline.
+    pub(super) async fn send(
+        self: &Arc<Self>,
+        command: &Cmd,
+        deadline: Instant,
+    ) -> Result<redis::Value, Unsent> {
+        let (mut connection, number) = timeout_at(deadline, self.connection())
+            .await
+            .unwrap_or(Err(Unsent::Closed))?;
+        let sent = timeout_at(deadline, connection.send_packed_command(command)).await;
+        match sent {
+            Ok(Ok(redis::Value::ServerError(err))) => {
+                self.silent.store(0, Ordering::Relaxed);
+                Err(Unsent::Refused(err.into()))
+            }
+            Ok(Ok(value)) => {
+                self.silent.store(0, Ordering::Relaxed);
+                Ok(value)
+            }
+            Ok(Err(err)) => {
+                if err.is_connection_dropped() || err.is_unrecoverable_error() {
+                    self.close(number);
+                }
+                Err(Unsent::Refused(err))
+            }
+            Err(_) => {
+                if self.silent.fetch_add(1, Ordering::Relaxed) + 1 >= SILENT_MAX {
+                    self.close(number);
+                }
+                Err(Unsent::Late)
+            }
+        }
+    }
+
+    /// Returns the connection, and its number. Opens it if it is time to.
+    async fn connection(self: &Arc<Self>) -> Result<(MultiplexedConnection, u64), Unsent> {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let mut state = self.state.lock();
+                match &*state {
+                    State::Open { connection, number } => {
+                        return Ok((connection.clone(), *number));
+                    }
+                    State::Closed { from, .. } if *from > Instant::now() => {
+                        return Err(Unsent::Closed);
+                    }
+                    State::Closed { wait, .. } => {
+                        let wait = *wait;
+                        *state = State::Opening;
+                        // A task, because the call that waits may be cancelled.
+                        tokio::spawn(
+                            Opening {
+                                link: Arc::clone(self),
+                                wait,
+                                is_done: false,
+                            }
+                            .run(),
+                        );
+                    }
+                    State::Opening => {}
+                }
+            }
+            changed.await;
+            if matches!(&*self.state.lock(), State::Closed { .. }) {
+                return Err(Unsent::Closed);
+            }
+        }
+    }
+
+    /// Gives up the connection with this number.
+    fn close(&self, number: u64) {
+        let mut state = self.state.lock();
+        if matches!(&*state, State::Open { number: open, .. } if *open == number) {
+            *state = closed(BACKOFF_MIN);
+            self.silent.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Returns the state after a failure: closed for a time around `wait`.
+fn closed(wait: Duration) -> State {
+    let mut byte = [0];
+    // Without random numbers there is no jitter.
+    let _ = rand::fill(&mut byte);
+    let jitter = wait.mul_f32(f32::from(byte[0]) / 256.0);
+    State::Closed {
+        from: Instant::now() + wait / 2 + jitter,
+        wait: (wait * 2).min(BACKOFF_MAX),
+    }
+}
+
+/// The opening of a connection. If its task ends early, the link is closed again.
+struct Opening {
+    link: Arc<Link>,
+    wait: Duration,
+    is_done: bool,
+}
+
+impl Opening {
+    async fn run(mut self) {
+        let opened = self.link.common.open().await;
+        let next = match opened {
+            Ok(connection) => {
+                static NUMBERS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+                State::Open {
+                    connection,
+                    number: NUMBERS.fetch_add(1, Ordering::Relaxed),
+                }
+            }
+            Err(err) => {
+                self.link.common.tell(&err);
+                closed(self.wait)
+            }
+        };
+        self.finish(next);
+    }
+
+    fn finish(&mut self, next: State) {
+        self.is_done = true;
+        *self.link.state.lock() = next;
+        self.link.changed.notify_waiters();
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if !self.is_done {
+            let wait = self.wait;
+            self.finish(closed(wait));
+        }
+    }
+}
+
+/// Why a command has no answer.
+#[derive(Debug)]
+pub(super) enum Unsent {
+    /// There is no connection.
+    Closed,
+    /// The answer did not come in time.
+    Late,
+    /// The store or the connection refused it.
+    Refused(RedisError),
+}
+
+impl Unsent {
+    pub(super) fn failure(&self) -> Failure {
+        match self {
+            Self::Closed => Failure::NotRun,
+            Self::Late => Failure::NoAnswer,
+            Self::Refused(err) => command::failure(err),
+        }
+    }
+}

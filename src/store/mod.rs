@@ -1,0 +1,34 @@
+//! The connections to a Redis or Valkey that several daemons share.
+//!
+//! The core decides what to ask, and what an answer means. This room sends requests and waits for
+//! answers, never longer than the deadline of the configuration.
+//!
+//! * `target`: where the store is, and how a connection to it is opened
+//! * `link`: one connection, opened again after a failure
+//! * `command`: requests and answers as commands of Redis
+//! * `door`: what the API asks
+//! * `keepers`: the task that sends heartbeats, removals and releases
+
+#[cfg(not(feature = "redis"))]
+mod absent;
+#[cfg(feature = "redis")]
+mod command;
+#[cfg(feature = "redis")]
+mod door;
+#[cfg(feature = "redis")]
+mod keepers;
+#[cfg(feature = "redis")]
+mod link;
+#[cfg(feature = "redis")]
+mod target;
+
+#[cfg(feature = "redis")]
+pub use self::{
+    door::Store,
+    keepers::Keepers,
+    target::{OpenError, Target},
+};
+#[cfg(not(feature = "redis"))]
+pub use absent::{
+    NoKeepers as Keepers, NoOpenError as OpenError, NoStore as Store, NoTarget as Target,
+};

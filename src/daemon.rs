@@ -397,6 +397,11 @@ impl Daemon {
             shared,
             ..
         } = prepared;
+        let state = Arc::new(CoreState::new(
+            Arc::new(registry),
+            clock.clone(),
+            most(&config.limits),
+        ));
         let (store, keepers) = match shared {
             None => (None, None),
             Some(shared) => {
@@ -407,15 +412,10 @@ impl Daemon {
                     woken,
                 } = shared;
                 let store = Arc::new(Store::new(fleet, target, deadline, clock.clone()));
-                let keepers = Keepers::new(Arc::clone(&store), clock.clone(), woken);
+                let keepers = Keepers::new(Arc::clone(&store), Arc::clone(&state), clock, woken);
                 (Some(store), Some(keepers))
             }
         };
-        let state = Arc::new(CoreState::new(
-            Arc::new(registry),
-            clock,
-            most(&config.limits),
-        ));
         let shutdown = Shutdown::default();
         let doors = Ingress {
             access: Arc::new(Access::new()),

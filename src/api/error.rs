@@ -158,6 +158,10 @@ pub(crate) enum Refusal {
         "the shared store did not answer: this daemon finds the session no more, and removes it from the store as soon as that answers"
     )]
     StoreAway,
+    #[error(
+        "the revocation is in force at this daemon, but the shared store did not take it: repeat the call, so that other daemons know of it"
+    )]
+    RevocationUndelivered,
     #[error("the deadline of the call has passed")]
     DeadlineExceeded,
     #[error(transparent)]
@@ -236,7 +240,9 @@ impl Refusal {
             Self::RequestBytesLimit(_) => (Code::ResourceExhausted, "REQUEST_BYTES_LIMIT", None),
             Self::SocketLimit(_) => (Code::ResourceExhausted, "SOCKET_LIMIT", None),
             Self::MissLimit(_) => (Code::ResourceExhausted, "MISS_LIMIT", None),
-            Self::StoreAway => (Code::Unavailable, "STORE_UNAVAILABLE", None),
+            Self::StoreAway | Self::RevocationUndelivered => {
+                (Code::Unavailable, "STORE_UNAVAILABLE", None)
+            }
             Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", None),
             Self::Connection(error) => connection_verdict(error),
         }

@@ -4,10 +4,11 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use tls_sessiond_core::{
-    cache::{Ask, Found, NotStored, PendingPut},
-    clock::Clock,
+    cache::{Ask, Cache, Found, NotStored, PendingPut, PoolSearch, revocation::Selector},
+    clock::{Clock, WallTime},
     fleet::{Failure, FleetStore},
     session::Miss,
+    state::CoreState,
 };
 use tls_sessiond_store::script::{Answer, Request};
 use tokio::sync::Notify;
@@ -83,6 +84,20 @@ impl NoStore {
         match self.0 {}
     }
 
+    pub(crate) async fn newest(&self, _: PoolSearch) -> Option<Found> {
+        match self.0 {}
+    }
+
+    pub(crate) async fn revoke(
+        &self,
+        _: &CoreState,
+        _: &[Arc<Cache>],
+        _: &Selector,
+        _: WallTime,
+    ) -> Result<(), Failure> {
+        match self.0 {}
+    }
+
     pub(crate) async fn put_all(&self, _: Vec<PendingPut>) {
         match self.0 {}
     }
@@ -99,7 +114,7 @@ pub struct NoKeepers(Infallible);
 #[allow(clippy::unused_async, reason = "as with the feature")]
 impl NoKeepers {
     /// Never called.
-    pub fn new(store: Arc<NoStore>, _: Clock, _: Arc<Notify>) -> Self {
+    pub fn new(store: Arc<NoStore>, _: Arc<CoreState>, _: Clock, _: Arc<Notify>) -> Self {
         match store.0 {}
     }
 

@@ -8,18 +8,23 @@ use std::{
 
 use dashmap::DashMap;
 use tls_sessiond_core::{
-    cache::{Ask, Found, PendingPut},
-    clock::Clock,
+    cache::{Ask, Cache, Found, PendingPut, PoolSearch, SharedRevocations, revocation::Selector},
+    clock::{Clock, WallTime},
     fleet::{Failure, FleetStore},
     session::Miss,
+    state::CoreState,
 };
 use tls_sessiond_store::script::{Answer, Request};
 use tokio::time::Instant;
 
 use super::{
     link::{Common, Link},
+    revisions::refresh,
     target::{OpenError, Target},
 };
+
+/// How long one request of an administrator's call waits for its answer.
+const ADMIN_MAX: Duration = Duration::from_secs(2);
 
 /// The shared store, as the API asks it. Each thread of the API has a connection of its own, so that
 /// no answer passes from one thread to another.
@@ -78,6 +83,55 @@ impl Store {
     pub(crate) async fn find(&self, ask: Box<Ask>) -> Result<Found, Miss> {
         let answer = self.ask(ask.request()).await;
         ask.answered(answer, self.common.clock.now())
+    }
+
+    /// Searches for the newest session of a client. Waits until the deadline for each of at most
+    /// sixteen sessions, and in all no longer than twice the deadline.
+    pub(crate) async fn newest(&self, search: PoolSearch) -> Option<Found> {
+        let ends = Instant::now() + 2 * self.deadline;
+        let answer = self.ask(search.request()).await;
+        let mut members = search.answered(answer);
+        let mut found = None;
+        while found.is_none()
+            && Instant::now() < ends
+            && let Some(ask) = members.next_lookup(self.common.clock.now())
+        {
+            let looked_up = self.find(Box::new(ask)).await;
+            found = members.looked_up(looked_up);
+        }
+        if let Some(forget) = members.forget() {
+            let link = self.link();
+            let deadline = Instant::now() + self.deadline;
+            // The caller does not wait for that.
+            tokio::spawn(async move { link.ask(&forget, deadline).await });
+        }
+        found
+    }
+
+    /// Revokes sessions of these caches at every daemon: returns once no bucket answers a daemon that
+    /// does not know of it.
+    ///
+    /// # Errors
+    /// The store did not take it, or did not answer. It may be in force.
+    pub(crate) async fn revoke(
+        &self,
+        state: &CoreState,
+        caches: &[Arc<Cache>],
+        selector: &Selector,
+        before: WallTime,
+    ) -> Result<(), Failure> {
+        let now = self.common.clock.now();
+        let request = SharedRevocations::add(self.fleet(), caches, selector, before, now)
+            .ok_or(Failure::NotRun)?;
+        match self
+            .link()
+            .ask(&request, Instant::now() + ADMIN_MAX)
+            .await?
+        {
+            Answer::Revocations { .. } => {}
+            _ => return Err(Failure::NotRun),
+        }
+        refresh(&self.link(), state).await
     }
 
     /// Sends puts together, and waits for all answers. The connection drops the sessions that are

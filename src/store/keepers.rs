@@ -6,6 +6,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tls_sessiond_core::{
     clock::{Clock, Timestamp},
     fleet::{Failure, FleetStore},
+    state::CoreState,
 };
 use tls_sessiond_store::{
     keeper::RequestId,
@@ -17,10 +18,12 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{door::Store, link::Link};
+use super::{door::Store, link::Link, revisions::refresh};
 
 /// How long a request of a keeper may wait for its answer.
 const ANSWER_MAX: Duration = Duration::from_millis(250);
+/// How long the task waits before it reads the revocations again, after the store did not answer.
+const REFRESH_AGAIN: Duration = Duration::from_millis(250);
 /// How long the task sleeps if no keeper is due.
 const IDLE: Duration = Duration::from_millis(500);
 /// The shortest sleep. Without it, releases that become due one after the other would each wake the
@@ -33,6 +36,8 @@ const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 type Sent = Pin<Box<dyn Future<Output = (Bucket, RequestId, Result<Answer, Failure>)> + Send>>;
 
+type Refresh = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
+
 /// Sends what the keepers decide.
 pub struct Keepers {
     store: Arc<Store>,
@@ -40,6 +45,11 @@ pub struct Keepers {
     clock: Clock,
     woken: Arc<Notify>,
     under_way: FuturesUnordered<Sent>,
+    state: Arc<CoreState>,
+    /// The refresh of the revocations that is under way.
+    refresh: Option<Refresh>,
+    /// When the next refresh may begin.
+    refresh_from: Instant,
     told: (Instant, Told),
 }
 
@@ -55,7 +65,7 @@ struct Told {
 
 impl Keepers {
     /// `woken` is notified when a keeper decides something.
-    pub fn new(store: Arc<Store>, clock: Clock, woken: Arc<Notify>) -> Self {
+    pub fn new(store: Arc<Store>, state: Arc<CoreState>, clock: Clock, woken: Arc<Notify>) -> Self {
         let link = Link::new(Arc::clone(&store.common));
         Self {
             store,
@@ -63,6 +73,9 @@ impl Keepers {
             clock,
             woken,
             under_way: FuturesUnordered::new(),
+            state,
+            refresh: None,
+            refresh_from: Instant::now(),
             told: (Instant::now(), Told::default()),
         }
     }
@@ -76,7 +89,7 @@ impl Keepers {
     /// store is away.
     pub async fn open(&mut self, most: Duration) -> bool {
         let until = Instant::now() + most;
-        while self.fleet().open_buckets(self.clock.now().at) < BUCKETS {
+        while self.fleet().is_stale() || self.fleet().open_buckets(self.clock.now().at) < BUCKETS {
             if Instant::now() >= until {
                 return false;
             }
@@ -99,7 +112,24 @@ impl Keepers {
         let now = self.clock.now().at;
         let sleeps = next.map_or(IDLE, |due| due.since(now)).clamp(NAP, IDLE);
         let woken = Arc::clone(&self.woken);
+        if self.fleet().is_stale() && self.refresh.is_none() && Instant::now() >= self.refresh_from
+        {
+            let (link, state) = (Arc::clone(&self.link), Arc::clone(&self.state));
+            self.refresh = Some(Box::pin(async move { refresh(&link, &state).await }));
+        }
+        let refreshes = async {
+            match &mut self.refresh {
+                Some(refresh) => refresh.await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            refreshed = refreshes => {
+                self.refresh = None;
+                if refreshed.is_err() {
+                    self.refresh_from = Instant::now() + REFRESH_AGAIN;
+                }
+            }
             Some((bucket, id, answer)) = self.under_way.next(), if !self.under_way.is_empty() => {
                 self.fleet().answered(bucket, id, answer, self.clock.now().at);
             }

@@ -142,6 +142,11 @@ impl Link {
         })
     }
 
+    /// Returns the state of this daemon in the store.
+    pub(super) fn fleet(&self) -> &Arc<FleetStore> {
+        &self.common.fleet
+    }
+
     /// Sends a request, and waits for the answer until the deadline.
     pub(super) async fn ask(
         self: &Arc<Self>,

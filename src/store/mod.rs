@@ -7,6 +7,7 @@
 //! * `link`: one connection, opened again after a failure
 //! * `command`: requests and answers as commands of Redis
 //! * `door`: what the API asks
+//! * `revisions`: revocations that all daemons know
 //! * `keepers`: the task that sends heartbeats, removals and releases
 
 #[cfg(not(feature = "redis"))]
@@ -19,6 +20,8 @@ mod door;
 mod keepers;
 #[cfg(feature = "redis")]
 mod link;
+#[cfg(feature = "redis")]
+mod revisions;
 #[cfg(feature = "redis")]
 mod target;
 

@@ -47,7 +47,7 @@ pub(crate) async fn attached(options: Options) -> Worker {
     worker
 }
 
-async fn worker_of(daemon: &TestDaemon) -> Worker {
+pub(crate) async fn worker_of(daemon: &TestDaemon) -> Worker {
     attached(options(&format!("http://{}", daemon.address))).await
 }
 

@@ -53,6 +53,11 @@ impl Bucket {
 pub struct Name([u8; 16]);
 
 impl Name {
+    /// Reads the bytes of a name.
+    pub fn read(bytes: &[u8]) -> Option<Self> {
+        Some(Self(bytes.try_into().ok()?))
+    }
+
     /// Returns the bytes of the name.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -72,9 +77,27 @@ impl fmt::Debug for Name {
     }
 }
 
+/// The newest client sessions with one server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pool([u8; 16]);
+
+impl Pool {
+    /// Returns the bucket of the pool and of its sessions.
+    pub fn bucket(&self) -> Bucket {
+        Bucket(self.0[0] % COUNT)
+    }
+
+    /// Marks the id of a new session as one of this pool.
+    pub fn mark(&self, id: &mut [u8]) {
+        if let Some(first) = id.first_mut() {
+            *first = *first / COUNT * COUNT + self.0[0] % COUNT;
+        }
+    }
+}
+
 /// A keyed hash of what a lookup must repeat: format, binding and server name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Fit(pub(crate) [u8; 8]);
+pub struct Fit(pub [u8; 8]);
 
 /// The key of names. All daemons of one store have the same.
 pub struct NameKey(hmac::Key);
@@ -85,12 +108,37 @@ impl NameKey {
     }
 
     /// Returns the name of the session with this id in a scope, for one side of the handshake.
+    ///
+    /// The daemons make the ids of client sessions, with the bucket of their pool in the first byte
+    /// ([`Pool::mark`]). So such a session lies in the bucket of its pool.
     pub fn name(&self, scope: &[u8], role: Role, id: &[u8]) -> Name {
-        let role = match role {
+        let word = match role {
             Role::Client => b"client",
             Role::Server => b"server",
         };
-        Name(self.digest(&[b"name", scope, role, id]))
+        let mut name: [u8; 16] = self.digest(&[b"name", scope, word, id]);
+        if role == Role::Client
+            && let Some(first) = id.first()
+        {
+            name[0] = *first;
+        }
+        Name(name)
+    }
+
+    /// Returns the pool of the client sessions with one server, which one library can read.
+    pub fn pool(&self, scope: &[u8], format: &str, binding: &[u8], server_name: &str) -> Pool {
+        Pool(self.digest(&[
+            b"pool",
+            scope,
+            format.as_bytes(),
+            binding,
+            server_name.as_bytes(),
+        ]))
+    }
+
+    /// Returns the name under which a revocation is sealed.
+    pub fn revocation(&self, id: &[u8]) -> Name {
+        Name(self.digest(&[b"revocation", id]))
     }
 
     /// Returns the hash of what a lookup must repeat.
@@ -150,6 +198,17 @@ impl Layout {
     pub fn entry(&self, name: Name) -> Vec<u8> {
         let (tag, name_text) = (name.bucket().tag(), hex::string(name.as_bytes()));
         format!("{}:{{{tag}}}:s:{name_text}", self.prefix).into_bytes()
+    }
+
+    /// Returns the key of a pool: a sorted set of names by the time of their put.
+    pub fn pool(&self, pool: &Pool) -> Vec<u8> {
+        let (tag, digits) = (pool.bucket().tag(), hex::string(&pool.0));
+        format!("{}:{{{tag}}}:p:{digits}", self.prefix).into_bytes()
+    }
+
+    /// Returns the key of the revocations: a hash of sealed revocations by id, and their version.
+    pub fn revocations(&self) -> Vec<u8> {
+        format!("{}:{{{}}}:r", self.prefix, TAGS[0]).into_bytes()
     }
 
     /// Returns the key of a bucket's heartbeats: a hash of deadlines by holder.
@@ -213,6 +272,15 @@ mod tests {
         assert_eq!(entry, format!("{tag}s:{}", hex::string(name.as_bytes())));
         let beats = String::from_utf8(layout.beats(name.bucket())).unwrap();
         assert_eq!(beats, format!("{tag}b"));
+        let key = NameKey::new(&[1; 32]);
+        let pool = key.pool(b"scope", "openssl", b"", "a.test");
+        let mut id = [0xff; 16];
+        pool.mark(&mut id);
+        assert_eq!(
+            key.name(b"scope", Role::Client, &id).bucket(),
+            pool.bucket()
+        );
+        assert!(id[0] >= 0xc0, "the other bits stay random");
         for bad in ["", "a:b", "a{b", "a b", "ä", &"a".repeat(33)] {
             assert!(Layout::new(bad).is_err(), "{bad}");
         }

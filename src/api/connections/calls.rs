@@ -225,8 +225,8 @@ impl Connections {
         let session = convert::session_id(&request.session_id)?;
         let joined = match &session {
             Some(session) => {
-                let (context, role) = self.state().connections().place(id)?;
-                self.opener.join(&context, role, session).await
+                let (context, role, engine) = self.state().connections().place(id)?;
+                self.opener.join(&context, role, engine, session).await
             }
             None => None,
         };

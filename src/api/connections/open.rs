@@ -57,9 +57,9 @@ impl Opener {
         }
         let registry = self.state.registry();
         let context = by.context(&registry, &request.context, Roles::WORKER)?;
-        let role = convert::role(request.role)?;
+        let (role, engine) = (convert::role(request.role)?, engine(request)?);
         Ok(convert::session_id(&request.session_id)?
-            .and_then(|id| self.state.connections().join(context, role, &id)))
+            .and_then(|id| self.state.connections().join(context, role, engine, &id)))
     }
 
     /// Asks the shared store for a session that a connection of this context and role names. `None`:
@@ -68,9 +68,10 @@ impl Opener {
         &self,
         context: &Context,
         role: Role,
+        engine: EngineKind,
         id: &SessionId,
     ) -> Option<Result<Found, Miss>> {
-        let look = self.state.connections().join(context, role, id)?;
+        let look = self.state.connections().join(context, role, engine, id)?;
         Some(self.found(look).await)
     }
 
@@ -142,11 +143,7 @@ fn plan(
     by: &Caller,
 ) -> Result<ConnectionPlan, Refusal> {
     let role = convert::role(request.role)?;
-    let engine = match pb::Engine::try_from(request.engine) {
-        Ok(pb::Engine::Unspecified | pb::Engine::Daemon) => EngineKind::Daemon,
-        Ok(pb::Engine::Worker) => EngineKind::Worker,
-        Err(_) => return Err(Refusal::EngineUnknown),
-    };
+    let engine = engine(request)?;
     let idle_timeout = match request.idle_timeout {
         None => None,
         Some(wanted) => {
@@ -167,6 +164,14 @@ fn plan(
         idle_timeout,
         peer_address: request.peer_address.clone(),
     })
+}
+
+fn engine(request: &pb::NewRequest) -> Result<EngineKind, Refusal> {
+    match pb::Engine::try_from(request.engine) {
+        Ok(pb::Engine::Unspecified | pb::Engine::Daemon) => Ok(EngineKind::Daemon),
+        Ok(pb::Engine::Worker) => Ok(EngineKind::Worker),
+        Err(_) => Err(Refusal::EngineUnknown),
+    }
 }
 
 /// The longest `peer_address`, in bytes. An IPv6 address with its zone and port is shorter.

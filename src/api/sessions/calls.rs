@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tls_sessiond_core::{
-    cache::{EXPECTED_MAX, Look, NotStored, PendingPut},
+    cache::{EXPECTED_MAX, Look, NotStored, PendingPut, PoolSearch},
     connection::{
         ConnectionId,
         worker_engine::{NotKept, Put, PutOutcome},
@@ -89,7 +89,7 @@ impl Sessions {
                 };
                 match put {
                     None => PutDone::Now(response),
-                    Some(put) => PutDone::Later(Box::new(put), id, response),
+                    Some(put) => PutDone::Later(put, id, response),
                 }
             }
             (PutOutcome::NotKept(why), _) => PutDone::Now(not_stored(why)),
@@ -272,9 +272,12 @@ impl Sessions {
                     })),
                 }
             }
-            (Role::Client, None) => match context.client_cache.newest(&terms, now) {
-                Some(session) => LookedUp::Found(session),
-                None => LookedUp::Missed(pb::MissReason::Unknown),
+            (Role::Client, None) => match context.client_cache.search(&terms, &context.stats) {
+                Some(search) => LookedUp::Searched(Box::new(search)),
+                None => match context.client_cache.newest(&terms, now) {
+                    Some(session) => LookedUp::Found(session),
+                    None => LookedUp::Missed(pb::MissReason::Unknown),
+                },
             },
         })
     }
@@ -302,6 +305,20 @@ impl Sessions {
         })
     }
 
+    /// Searches the shared store for the newest session of a client.
+    pub(crate) async fn searched(
+        &self,
+        search: PoolSearch,
+    ) -> Result<Arc<Session>, pb::MissReason> {
+        let found = match &self.store {
+            Some(store) => store.newest(search).await,
+            None => None,
+        };
+        found
+            .map(|found| found.session)
+            .ok_or(pb::MissReason::Unknown)
+    }
+
     pub(crate) async fn lookup(
         &self,
         by: &Caller,
@@ -309,15 +326,13 @@ impl Sessions {
     ) -> Result<pb::LookupSessionResponse, Refusal> {
         let mut moment = LookupScratch::at(self.state.now());
         let looked_up = match self.find(by, &mut moment, request.into())? {
-            LookedUp::Asked(asked) => match self.asked(*asked).await {
-                Ok(session) => LookedUp::Found(session),
-                Err(miss) => LookedUp::Missed(miss),
-            },
-            known => known,
+            LookedUp::Asked(asked) => self.asked(*asked).await,
+            LookedUp::Searched(search) => self.searched(*search).await,
+            LookedUp::Found(session) => Ok(session),
+            LookedUp::Missed(miss) => Err(miss),
         };
         Ok(match looked_up {
-            LookedUp::Asked(_) => missed(pb::MissReason::StoreUnavailable),
-            LookedUp::Found(session) => pb::LookupSessionResponse {
+            Ok(session) => pb::LookupSessionResponse {
                 found: true,
                 data: session
                     .secret()
@@ -327,7 +342,7 @@ impl Sessions {
                 session: Some(convert::session(&session, moment.now.offset)),
                 miss_reason: pb::MissReason::Unspecified.into(),
             },
-            LookedUp::Missed(miss) => missed(miss),
+            Err(miss) => missed(miss),
         })
     }
 

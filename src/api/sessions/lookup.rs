@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tls_sessiond_core::{
-    cache::Ask,
+    cache::{Ask, PoolSearch},
     clock::Now,
     context::Context,
     session::{Format, Session, SessionId},
@@ -112,6 +112,8 @@ pub(crate) enum LookedUp {
     Missed(pb::MissReason),
     /// The shared store must be asked.
     Asked(Box<AskedLookup>),
+    /// The shared store must be searched for the newest session of a client.
+    Searched(Box<PoolSearch>),
 }
 
 /// A lookup that waits for the shared store.

@@ -83,6 +83,13 @@ impl Sessions {
                 yield_now().await;
             }
         }
+        if let Some(store) = &self.store {
+            let before = now.offset.wall(before);
+            store
+                .revoke(&self.state, &caches, &told.selector, before)
+                .await
+                .map_err(|_| Refusal::RevocationUndelivered)?;
+        }
         // Wait until `before` has passed, so that a session that authenticates after the answer is
         // not covered.
         while let Some(left) = self.state.clock().until(before) {

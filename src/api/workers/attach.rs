@@ -272,6 +272,13 @@ impl AttachCalls {
             Err(refusal) => CallOutcome::Done(Err(refusal)),
             Ok(LookedUp::Found(session)) => CallOutcome::Done(Ok(Done::Found(session))),
             Ok(LookedUp::Missed(miss)) => CallOutcome::Done(Ok(missed(miss))),
+            Ok(LookedUp::Searched(search)) => {
+                let sessions = Arc::clone(&self.sessions);
+                CallOutcome::Later(Box::pin(async move {
+                    let found = sessions.searched(*search).await;
+                    Then::Answer(Ok(found.map_or_else(missed, Done::Found)))
+                }))
+            }
             Ok(LookedUp::Asked(asked)) => {
                 let sessions = Arc::clone(&self.sessions);
                 CallOutcome::Later(Box::pin(async move {

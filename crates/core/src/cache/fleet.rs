@@ -1,24 +1,26 @@
 //! Lookups and puts of a cache whose sessions a store shares with other daemons.
 //!
-//! The store has the sessions of servers. The sessions of clients stay in the memory of this
-//! process. A lookup or a put there becomes a request for the caller to send; in memory it is done
-//! at once.
+//! The store has the sessions of servers, and those of clients whose TLS runs in a worker. The
+//! sessions of clients of the daemon's own engine stay in the memory of this process: rustls has no
+//! encoding of them. A lookup or a put in the store becomes a request for the caller to send; in
+//! memory it is done at once.
 
-use std::{fmt, sync::Arc};
+use std::{collections::VecDeque, fmt, sync::Arc};
 
+use aws_lc_rs::rand;
 use tls_sessiond_store::{
     layout::Name,
     script::{Answer, Reason, Request},
 };
-use tls_sessiond_types::Role;
+use tls_sessiond_types::{Role, Version, server_name::ServerName};
 
 use super::{Cache, NotStored};
 use crate::{
     clock::{Now, Timestamp},
     fleet::{Failure, Find, FindMiss, FleetStore, Hit, Hold, Purpose, Put, PutRefused, Refusal},
     session::{
-        Attributes, LIFETIME_MAX, Miss, NewSession, RemovalReason, ResumeCriteria, Secret, Session,
-        SessionId, SessionInfo, events::EventKind, stats::Account,
+        Attributes, Format, LIFETIME_MAX, Miss, NewSession, RemovalReason, ResumeCriteria, Secret,
+        Session, SessionId, SessionInfo, events::EventKind, stats::Account,
     },
     sync::Ordering,
 };
@@ -85,12 +87,15 @@ pub struct PendingPut {
 }
 
 impl Cache {
-    /// Returns the shared store, if it has the sessions of this cache.
+    /// Returns the shared store, if it has sessions of this cache.
     pub fn fleet(&self) -> Option<&Arc<FleetStore>> {
-        self.ledger
-            .fleet
-            .as_ref()
-            .filter(|_| self.role == Role::Server)
+        self.ledger.fleet.as_ref()
+    }
+
+    /// Returns the shared store, if it has the sessions of this cache in this format.
+    fn fleet_of(&self, format: &Format) -> Option<&Arc<FleetStore>> {
+        let is_near = self.role == Role::Client && *format == Format::Rustls;
+        self.fleet().filter(|_| !is_near)
     }
 
     /// Returns the name of a session in the shared store.
@@ -108,21 +113,24 @@ impl Cache {
         account: &Arc<Account>,
         now: Now,
     ) -> Look {
-        match self.fleet() {
+        match self.fleet_of(terms.format) {
             None => Look::Done(self.find(id, terms, now).map(Found::near)),
             Some(fleet) => self.ask(fleet, id, Some(terms), purpose, account, now.at),
         }
     }
 
-    /// Asks the shared store for a session that a worker names, to hold it. `None`: no store shares
-    /// the sessions of this cache.
+    /// Asks the shared store for a session that a connection names, to hold it. `is_here`: whether
+    /// the daemon's engine runs the connection. `None`: no store shares such sessions.
     pub fn join(
         self: &Arc<Self>,
         id: &SessionId,
+        is_here: bool,
         account: &Arc<Account>,
         now: Now,
     ) -> Option<Look> {
-        let fleet = self.fleet()?;
+        let fleet = self
+            .fleet()
+            .filter(|_| self.role == Role::Server || !is_here)?;
         Some(self.ask(fleet, id, None, Purpose::Join, account, now.at))
     }
 
@@ -182,11 +190,24 @@ impl Cache {
     /// # Errors
     /// Returns [`NotStored`] with the reason. The handshake goes on without the session.
     pub fn keep(self: &Arc<Self>, new: NewSession, now: Now) -> Result<Kept, NotStored> {
-        let Some(fleet) = self.fleet() else {
+        let Some(fleet) = self.fleet_of(&new.format) else {
             let found = Found::near(self.put(new, now)?);
             return Ok(Kept { found, put: None });
         };
         self.ledger.tell_time(now.at);
+        let pool = (self.role == Role::Client).then(|| {
+            let keys = fleet.keys();
+            let format = FleetStore::format(&new.format);
+            keys.names()
+                .pool(&self.scope, format, &new.binding, &new.server_name)
+        });
+        let mut new = new;
+        if let Some(pool) = &pool {
+            let mut id = [0; 16];
+            rand::fill(&mut id).map_err(|_| NotStored::NoRandomness)?;
+            pool.mark(&mut id);
+            new.id = SessionId::new(&id);
+        }
         let session = self.session(new, now)?;
         if session.told() > self.session_bytes_max.load(Ordering::Relaxed) {
             return Err(NotStored::TooLarge);
@@ -197,7 +218,9 @@ impl Cache {
         // Sessions of a client of the daemon's engine have no bytes, and stay in memory.
         let secret = session.secret().as_bytes().unwrap_or_default();
         let name = self.name(fleet, session.id());
-        let put = fleet.put(name, session.facts(), secret, now)?;
+        // `Explicit` contexts offer no session that its client did not name.
+        let pool = pool.filter(|_| self.pool.is_some());
+        let put = fleet.put(name, pool, session.facts(), secret, now)?;
         let session = Arc::new(session);
         let hold = Some(Arc::clone(put.hold()));
         Ok(Kept {
@@ -274,6 +297,140 @@ impl Cache {
             );
         }
         Ok(found)
+    }
+}
+
+/// A search for the newest session of a client, in the shared store.
+pub struct PoolSearch {
+    cache: Arc<Cache>,
+    account: Arc<Account>,
+    format: Format,
+    binding: Box<[u8]>,
+    versions: Vec<Version>,
+    server_name: ServerName<'static>,
+    request: Request,
+}
+
+/// The sessions of a pool, newest first.
+pub struct PoolMembers {
+    search: PoolSearch,
+    names: VecDeque<Name>,
+    /// Sessions that the store does not have any more.
+    gone: Vec<Name>,
+}
+
+impl Cache {
+    /// Returns the search for the newest session with this server that matches `terms`. `None`: no
+    /// store shares such sessions, or the cache offers none that clients did not name.
+    pub fn search(
+        self: &Arc<Self>,
+        terms: &ResumeCriteria<'_>,
+        account: &Arc<Account>,
+    ) -> Option<PoolSearch> {
+        let fleet = self.fleet_of(terms.format)?;
+        self.pool.as_ref()?;
+        let format = FleetStore::format(terms.format);
+        let keys = fleet.keys();
+        let pool = keys
+            .names()
+            .pool(&self.scope, format, terms.binding, terms.server_name);
+        Some(PoolSearch {
+            cache: Arc::clone(self),
+            account: Arc::clone(account),
+            format: terms.format.clone(),
+            binding: terms.binding.into(),
+            versions: terms.versions.to_vec(),
+            server_name: terms.server_name.clone().into_owned(),
+            request: Request::Newest {
+                pool,
+                gone: Vec::new(),
+            },
+        })
+    }
+}
+
+impl PoolSearch {
+    /// Returns the request to send.
+    pub fn request(&self) -> &Request {
+        &self.request
+    }
+
+    /// Takes the answer.
+    pub fn answered(self, answer: Result<Answer, Failure>) -> PoolMembers {
+        let names = match answer {
+            Ok(Answer::Names(names)) => names.into(),
+            _ => VecDeque::new(),
+        };
+        PoolMembers {
+            search: self,
+            names,
+            gone: Vec::new(),
+        }
+    }
+}
+
+impl PoolMembers {
+    /// Returns the lookup of the next session. `None`: there is none left.
+    pub fn next_lookup(&mut self, now: Now) -> Option<Ask> {
+        let PoolSearch {
+            cache,
+            account,
+            format,
+            binding,
+            versions,
+            server_name,
+            ..
+        } = &self.search;
+        let fleet = cache.fleet()?;
+        let terms = ResumeCriteria {
+            format,
+            binding,
+            versions,
+            server_name,
+            cipher_suite: None,
+        };
+        while let Some(name) = self.names.pop_front() {
+            // A name that is away, or that this daemon has removed, is passed over.
+            if let Ok(find) = fleet.find(name, Purpose::Lookup, Some(&terms), now.at) {
+                self.gone.push(name);
+                return Some(Ask {
+                    cache: Arc::clone(cache),
+                    account: Arc::clone(account),
+                    find,
+                    is_event: true,
+                });
+            }
+        }
+        None
+    }
+
+    /// Takes the outcome of the last lookup. Returns the session, if it was found.
+    pub fn looked_up(&mut self, found: Result<Found, Miss>) -> Option<Found> {
+        match found {
+            Ok(found) => {
+                // One that is not single-use stays in the pool.
+                if !found.session.kind().single_use {
+                    self.gone.pop();
+                }
+                Some(found)
+            }
+            Err(Miss::Unknown | Miss::Removed) => None,
+            Err(_) => {
+                self.gone.pop();
+                None
+            }
+        }
+    }
+
+    /// Returns the request that takes out of the pool what the store does not have any more.
+    pub fn forget(self) -> Option<Request> {
+        match self.search.request {
+            Request::Newest { pool, .. } if !self.gone.is_empty() => Some(Request::Newest {
+                pool,
+                gone: self.gone,
+            }),
+            _ => None,
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 //! * `recycle`: reuse of the memory of evicted sessions
 //! * [`revocation`]: sessions that may not be resumed any more, whatever the cache holds
 //! * [`shared`]: state that all caches share
+//! * `shared_revocations`: revocations that all daemons of a shared store know
 //! * [`tombstones`]: why a session was removed
 //!
 //! Invariants:
@@ -45,9 +46,11 @@ mod fleet;
 mod recycle;
 pub mod revocation;
 pub mod shared;
+mod shared_revocations;
 pub mod tombstones;
 
-pub use fleet::{Ask, Found, Kept, Look, PendingPut};
+pub use fleet::{Ask, Found, Kept, Look, PendingPut, PoolMembers, PoolSearch};
+pub use shared_revocations::{CLOCKS_DIFFER_MAX, SharedRevocations};
 
 /// Maximum number of lookups that [`Cache::expect`] prefetches for.
 pub use crate::store::memory::TOUCHED_MAX as EXPECTED_MAX;
@@ -146,13 +149,15 @@ impl Cache {
         }
     }
 
-    /// Names the cache in a shared store.
+    /// Names the cache in a shared store, and applies the revocations that the store has for it.
     #[must_use]
     pub fn in_scope(self, scope: &[u8]) -> Self {
-        Self {
+        let cache = Self {
             scope: scope.into(),
             ..self
-        }
+        };
+        cache.ledger.revocations.apply(&cache);
+        cache
     }
 
     /// Stores the session that a handshake made, in the memory of this process.
@@ -185,7 +190,7 @@ impl Cache {
         Ok(session)
     }
 
-    fn session(&self, new: NewSession, now: Now) -> Result<Session, NotStored> {
+    fn session(&self, mut new: NewSession, now: Now) -> Result<Session, NotStored> {
         let mut expires = new.authenticated.after(new.timeout.min(LIFETIME_MAX));
         if let Some(peer) = &new.peer {
             expires = expires.min(now.offset.at(peer.not_after));
@@ -197,7 +202,7 @@ impl Cache {
         if now.at >= expires {
             return Err(NotStored::Expired);
         }
-        let id = match new.id {
+        let id = match new.id.take() {
             Some(id) => id,
             None => random_id().ok_or(NotStored::NoRandomness)?,
         };

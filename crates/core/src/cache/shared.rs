@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{
+    SharedRevocations,
     budget::Budget,
     tombstones::{Group, Tombstones},
 };
@@ -25,6 +26,8 @@ pub struct SharedState {
     pub tombstones: Tombstones,
     /// The watchers of sessions.
     pub watchers: Arc<Watchers>,
+    /// The revocations of the shared store.
+    pub revocations: SharedRevocations,
     /// The store that other daemons share. `None`: sessions are in the memory of this process alone.
     pub fleet: Option<Arc<FleetStore>>,
     pub(super) kinds: SharedAttributes,
@@ -48,6 +51,7 @@ impl SharedState {
             budget: Budget::new(total),
             tombstones: Tombstones::default(),
             watchers: Arc::default(),
+            revocations: SharedRevocations::default(),
             fleet: None,
             kinds: SharedAttributes::default(),
             latest: AtomicU64::new(0),

@@ -317,7 +317,8 @@ impl Connection {
         }
         // Naming the session that is already attached replaces nothing, so the family stays.
         let same = matches!((&session, &self.attached), (Some(new), Some(old)) if new.is_same(old));
-        let removed = if same && self.state == State::Established {
+        let stays = same && self.state == State::Established;
+        let removed = if stays {
             Vec::new()
         } else {
             self.leave_family()
@@ -356,7 +357,7 @@ impl Connection {
             self.family.join(session);
         }
         // The hold on a session that is attached already stays the one that its family has.
-        if !same || self.state != State::Established {
+        if !stays {
             self.attached = session;
         }
         Ok(removed)

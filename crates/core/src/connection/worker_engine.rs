@@ -65,7 +65,7 @@ pub enum NotKept {
 #[derive(Debug)]
 pub enum PutOutcome {
     /// The session is in the cache, or will be there once the shared store has answered the put.
-    Stored(Arc<Session>, Option<PendingPut>),
+    Stored(Arc<Session>, Option<Box<PendingPut>>),
     /// The session was not stored. The handshake goes on.
     NotKept(NotKept),
 }
@@ -162,7 +162,7 @@ impl Connection {
                 self.family.join(&kept.found);
                 let session = Arc::clone(&kept.found.session);
                 self.attached = Some(kept.found);
-                PutOutcome::Stored(session, kept.put)
+                PutOutcome::Stored(session, kept.put.map(Box::new))
             }
             Err(why) => PutOutcome::NotKept(NotKept::Cache(why)),
         })

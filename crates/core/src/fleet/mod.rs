@@ -22,15 +22,15 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tls_sessiond_store::{
     keeper::{Away, Keeper, LocalTime, NoAnswer, RequestId, Seed},
-    layout::{BUCKETS, Bucket, Layout, Name},
-    script::{Answer, Claim, Refused, Request, Token},
+    layout::{BUCKETS, Bucket, Fit, Layout, Name},
+    script::{Answer, Claim, Head, Refused, Request, Token},
     seal::SealingKeys,
 };
 use zeroize::Zeroizing;
 
 use crate::{
     clock::Timestamp,
-    session::{Format, ResumeCriteria},
+    session::{Format, ResumeCriteria, Version},
 };
 
 mod find;
@@ -58,6 +58,14 @@ pub enum Failure {
 /// Requests of a bucket that may fail in a row before the daemon stops to ask for sessions there. It
 /// asks again when the bucket has answered a heartbeat.
 pub const FAILURES_MAX: u32 = 5;
+
+/// The head with which revocations are sealed. It is the head of no session.
+const REVOCATION: Head = Head {
+    single_use: false,
+    version: Version::Tls12,
+    cipher_suite: u16::MAX,
+    fit: Fit([0xff; 8]),
+};
 
 /// Counts since the start.
 #[derive(Debug, Default)]
@@ -97,8 +105,10 @@ pub struct FleetStore {
     latest: AtomicU64,
     /// What the process of the store calls itself.
     server: Mutex<Option<Box<str>>>,
-    /// The latest version of the revocations that an answer told.
+    /// The version of the revocations that this daemon knows.
     revision: AtomicU64,
+    /// Whether a bucket has another version.
+    is_stale: AtomicBool,
     /// Counts since the start.
     pub counters: FleetCounters,
 }
@@ -140,6 +150,7 @@ impl FleetStore {
             latest: AtomicU64::new(0),
             server: Mutex::default(),
             revision: AtomicU64::new(0),
+            is_stale: AtomicBool::new(false),
             counters: FleetCounters::default(),
         }
     }
@@ -180,7 +191,7 @@ impl FleetStore {
 
     /// Returns the name of the format in the store. That of the daemon's own engine has the version
     /// of rustls, because only an equal version reads its sessions.
-    fn format(format: &Format) -> &str {
+    pub(crate) fn format(format: &Format) -> &str {
         match format {
             Format::Rustls => "rustls/0.23",
             Format::Worker(name) => name,
@@ -267,20 +278,27 @@ impl FleetStore {
     }
 
     fn told_revision(&self, revision: u64) {
-        if self.revision.fetch_max(revision, Ordering::AcqRel) < revision {
+        if revision != self.revision() && !self.is_stale.swap(true, Ordering::AcqRel) {
             self.wake();
         }
     }
 
-    /// Returns the latest version of the revocations that the store has told.
+    /// Returns whether a bucket has another version of the revocations than this daemon: one that it
+    /// has to read, or one of a store that has lost some.
+    pub fn is_stale(&self) -> bool {
+        self.is_stale.load(Ordering::Acquire)
+    }
+
+    /// Returns the version of the revocations that this daemon knows.
     pub fn revision(&self) -> u64 {
         self.revision.load(Ordering::Acquire)
     }
 
-    /// Records that this daemon knows the revocations up to a version. Until then, buckets of later
-    /// versions answer no lookup.
+    /// Records that this daemon knows the revocations of a version. Buckets of another version answer
+    /// neither lookup nor put.
     pub fn knows(&self, revision: u64) {
-        self.revision.fetch_max(revision, Ordering::AcqRel);
+        self.revision.store(revision, Ordering::Release);
+        self.is_stale.store(false, Ordering::Release);
         for part in &self.parts {
             part.keeper.lock().knows(revision);
         }
@@ -352,6 +370,27 @@ impl FleetStore {
         if let Some(revision) = revision {
             self.told_revision(revision);
         }
+    }
+
+    /// Seals a revocation. `None`: the system has no random numbers.
+    pub(crate) fn seal_revocation(&self, id: &[u8; 16], bytes: &[u8]) -> Option<Vec<u8>> {
+        let keys = self.keys();
+        let name = keys.names().revocation(id);
+        keys.seal(&self.layout.revocations(), name, &REVOCATION, bytes)
+            .ok()
+    }
+
+    /// Opens a revocation. `None`: it was sealed with a key that this daemon does not have, or was
+    /// changed.
+    pub(crate) fn open_revocation(
+        &self,
+        id: &[u8; 16],
+        sealed: &[u8],
+    ) -> Option<Zeroizing<Vec<u8>>> {
+        let keys = self.keys();
+        let name = keys.names().revocation(id);
+        keys.open(&self.layout.revocations(), name, &REVOCATION, sealed)
+            .ok()
     }
 
     /// Returns in how many buckets sessions can be found now.

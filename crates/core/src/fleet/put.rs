@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use tls_sessiond_store::{
-    layout::Name,
+    layout::{Name, Pool},
     script::{Answer, Claim, Head, Request},
 };
 
@@ -34,10 +34,12 @@ pub struct Put {
 }
 
 impl FleetStore {
-    /// Makes the put of a session, which lives until `facts.expires()`.
+    /// Makes the put of a session, which lives until `facts.expires()`. `pool`: that of a client's
+    /// session, in whose bucket `name` lies.
     pub(crate) fn put(
         self: &Arc<Self>,
         name: Name,
+        pool: Option<Pool>,
         facts: &SessionInfo,
         secret: &[u8],
         now: Now,
@@ -84,6 +86,7 @@ impl FleetStore {
             sealed,
             valid_until,
             life: u64::try_from(life).unwrap_or(u64::MAX),
+            pool,
         };
         let hold = Hold::new(self, name, claim.holder, token, facts.clone(), false);
         Ok(Put {

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use tls_sessiond_types::{Version, hex};
 
-use crate::layout::{Bucket, Fit, Layout, Name};
+use crate::layout::{Bucket, Fit, Layout, Name, Pool};
 
 /// The most entries of one [`Request::Release`] or [`Request::Remove`].
 pub const ENTRIES_MAX: usize = 64;
@@ -161,6 +161,24 @@ pub enum Expected {
     Any,
 }
 
+/// The most names that [`Request::Newest`] reads.
+pub const NEWEST_MAX: usize = 16;
+/// The most sessions of a pool. Beyond it, the oldest is found by its id alone.
+const POOL_MAX: i64 = 64;
+/// The most revocations in force.
+pub const REVOCATIONS_MAX: u64 = 4_096;
+
+/// A revocation, as the store has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revocation {
+    /// Random.
+    pub id: [u8; 16],
+    /// When it is forgotten, in milliseconds of the store's clock.
+    pub ends: u64,
+    /// Its sealed value.
+    pub sealed: Vec<u8>,
+}
+
 /// One request to the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
@@ -191,7 +209,25 @@ pub enum Request {
         valid_until: u64,
         /// How long the session lives, in milliseconds. At least 1.
         life: u64,
+        /// Client: the pool that the session joins. It is in the bucket of the session.
+        pool: Option<Pool>,
     },
+    /// Reads the newest sessions of a pool, after others were taken out of it.
+    Newest {
+        /// The pool.
+        pool: Pool,
+        /// Names that the store does not have any more. At most [`NEWEST_MAX`].
+        gone: Vec<Name>,
+    },
+    /// Adds revocations, and reads their version.
+    Revoke {
+        /// At most [`ENTRIES_MAX`].
+        entries: Vec<Revocation>,
+        /// A version that the daemon knows. The new version is not lower.
+        known: u64,
+    },
+    /// Reads all revocations and their version.
+    Revocations,
     /// Ends holds, whose connections were closed. All sessions are of one bucket.
     Release {
         /// The holder.
@@ -298,6 +334,17 @@ pub enum Answer {
         /// The version of the revocations.
         revision: u64,
     },
+    /// Newest: the names, newest first.
+    Names(Vec<Name>),
+    /// Revoke, revocations: their version, and with revocations all of them.
+    Revocations {
+        /// Later revocations have a higher one.
+        revision: u64,
+        /// All that are in force.
+        entries: Vec<Revocation>,
+    },
+    /// Revoke: there are [`REVOCATIONS_MAX`].
+    TooMany,
     /// Beat: the store does not have the expected one.
     BeatLost {
         /// Milliseconds of the store's clock.
@@ -395,6 +442,19 @@ impl Answer {
                 deadline: number(1)?,
                 revision: number(2)?,
             },
+            (b"names", _) => Self::Names(
+                rest.iter()
+                    .filter_map(|name| match name {
+                        Value::Bytes(bytes) => Name::read(bytes),
+                        _ => None,
+                    })
+                    .collect(),
+            ),
+            (b"revocations", 1..) => Self::Revocations {
+                revision: number(0)?,
+                entries: read_revocations(rest.get(1..).unwrap_or_default()),
+            },
+            (b"many", 0) => Self::TooMany,
             (b"lost", 2) => Self::BeatLost {
                 now: number(0)?,
                 revision: number(1)?,
@@ -402,6 +462,23 @@ impl Answer {
             _ => return Err(UnknownAnswer),
         })
     }
+}
+
+/// Reads pairs of an id and a value: the end in decimal digits, a colon, and the sealed value. Leaves
+/// out what no daemon has written.
+fn read_revocations(pairs: &[Value]) -> Vec<Revocation> {
+    let read = |pair: &[Value]| {
+        let [Value::Bytes(id), Value::Bytes(value)] = pair else {
+            return None;
+        };
+        let colon = value.iter().position(|byte| *byte == b':')?;
+        Some(Revocation {
+            id: id.as_slice().try_into().ok()?,
+            ends: std::str::from_utf8(&value[..colon]).ok()?.parse().ok()?,
+            sealed: value[colon + 1..].to_vec(),
+        })
+    };
+    pairs.chunks(2).filter_map(read).collect()
 }
 
 /// A script: its text, and its SHA-1 by which EVALSHA names it.
@@ -439,6 +516,10 @@ static REMOVE: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("
 static BEAT: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("beat.lua")));
 static RESIGN: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("resign.lua")));
 static REVISE: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("revise.lua")));
+static NEWEST: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("newest.lua")));
+static REVOKE: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("revoke.lua")));
+static REVOCATIONS: LazyLock<Script> =
+    LazyLock::new(|| script(ALWAYS, include_str!("revocations.lua")));
 
 impl Request {
     /// Returns the script that the store runs for the request.
@@ -451,15 +532,24 @@ impl Request {
             Self::Beat { .. } => &BEAT,
             Self::Resign { .. } => &RESIGN,
             Self::Revise { .. } => &REVISE,
+            Self::Newest { .. } => &NEWEST,
+            Self::Revoke { .. } => &REVOKE,
+            Self::Revocations => &REVOCATIONS,
         }
     }
 
     /// Returns the keys that the script uses. All are of one bucket.
     pub fn keys(&self, layout: &Layout) -> Vec<Vec<u8>> {
         match self {
-            Self::Find { name, .. } | Self::Put { name, .. } => {
+            Self::Find { name, .. } => {
                 vec![layout.entry(*name), layout.beats(name.bucket())]
             }
+            Self::Put { name, pool, .. } => [layout.entry(*name), layout.beats(name.bucket())]
+                .into_iter()
+                .chain(pool.as_ref().map(|pool| layout.pool(pool)))
+                .collect(),
+            Self::Newest { pool, .. } => vec![layout.pool(pool)],
+            Self::Revoke { .. } | Self::Revocations => vec![layout.revocations()],
             Self::Release { holds, .. } => {
                 holds.iter().map(|(name, _)| layout.entry(*name)).collect()
             }
@@ -519,6 +609,7 @@ impl Request {
                 sealed,
                 valid_until,
                 life,
+                name,
                 ..
             } => {
                 let mut all = Vec::from(claimed(claim));
@@ -528,9 +619,23 @@ impl Request {
                     sealed.clone(),
                     text(*valid_until),
                     text((*life).max(1)),
+                    name.as_bytes().to_vec(),
+                    text(POOL_MAX.unsigned_abs()),
                 ]);
                 all
             }
+            Self::Newest { gone, .. } => [text(NEWEST_MAX as u64)]
+                .into_iter()
+                .chain(gone.iter().map(|name| name.as_bytes().to_vec()))
+                .collect(),
+            Self::Revoke { entries, known } => [text(*known), text(REVOCATIONS_MAX)]
+                .into_iter()
+                .chain(entries.iter().flat_map(|entry| {
+                    let value = [&text(entry.ends)[..], b":", &entry.sealed].concat();
+                    [entry.id.to_vec(), value]
+                }))
+                .collect(),
+            Self::Revocations => Vec::new(),
             Self::Release { holder, holds } => [holder.0.to_vec()]
                 .into_iter()
                 .chain(holds.iter().map(|(_, hold)| token(hold)))

@@ -1,5 +1,6 @@
 local entry, beats = KEYS[1], KEYS[2]
-local holder, deadline, revision, token, head, sealed, valid_until, life = unpack(ARGV)
+local holder, deadline, revision, token, head, sealed, valid_until, life, name, most = unpack(ARGV)
+local pool = KEYS[3]
 
 local why = refused(beats, holder, deadline, revision)
 if why then return why end
@@ -7,6 +8,11 @@ if why then return why end
 if now > tonumber(valid_until) then return { 'overdue' } end
 local hold = holder .. token
 if redis.call('SET', entry, head .. string.char(1) .. hold .. sealed, 'NX', 'PX', life) then
+  if pool then
+    redis.call('ZADD', pool, now, name)
+    redis.call('ZREMRANGEBYRANK', pool, 0, -1 - most)
+    if redis.call('PTTL', pool) < tonumber(life) then redis.call('PEXPIRE', pool, life) end
+  end
   return { 'stored' }
 end
 local there = redis.call('GET', entry)

@@ -10,7 +10,8 @@ use tls_sessiond_store::{
     keeper::LIFE,
     layout::{Bucket, Layout, Name},
     script::{
-        Answer, Claim, Criteria, Expected, Head, Holder, Mode, Reason, Refused, Request, Token,
+        Answer, Claim, Criteria, ENTRIES_MAX, Expected, Head, Holder, Mode, NEWEST_MAX,
+        REVOCATIONS_MAX, Reason, Refused, Request, Revocation, Token,
     },
     seal::SealingKeys,
 };
@@ -148,6 +149,7 @@ impl Daemon {
             sealed: b"sealed \0\r\n\xff".to_vec(),
             valid_until: u64::MAX >> 11,
             life: LONG,
+            pool: None,
         }
     }
 
@@ -476,6 +478,7 @@ fn removed_session_leaves_a_note_that_blocks_a_late_put() {
             sealed: sealed.clone(),
             valid_until,
             life,
+            pool: None,
         };
         let late = put(store.now() - 1);
         assert_eq!(
@@ -554,6 +557,119 @@ fn batches_remove_and_release_each_entry_for_itself() {
                 "{place}: {answer:?}"
             );
         }
+    });
+}
+
+#[test]
+fn pool_has_the_newest_sessions_and_forgets_those_that_are_gone() {
+    on_every_store(|store| {
+        let keys = keys();
+        let pool = keys.names().pool(b"scope", "openssl", b"", "a.test");
+        let one = Daemon::start(store, 1, pool.bucket());
+        let name = |number: u8| {
+            let mut id = [number; 16];
+            pool.mark(&mut id);
+            keys.names().name(b"scope", Role::Client, &id)
+        };
+        let newest = |gone: Vec<Name>| Request::Newest { pool, gone };
+        assert_eq!(store.run(&newest(Vec::new())), Answer::Names(Vec::new()));
+        for number in 0..70 {
+            let Request::Put {
+                name,
+                claim,
+                token,
+                head,
+                sealed,
+                valid_until,
+                life,
+                ..
+            } = one.put(name(number), 1, head(true))
+            else {
+                unreachable!()
+            };
+            let put = Request::Put {
+                name,
+                claim,
+                token,
+                head,
+                sealed,
+                valid_until,
+                life,
+                pool: Some(pool),
+            };
+            assert_eq!(store.run(&put), Answer::Stored);
+        }
+        let Answer::Names(names) = store.run(&newest(Vec::new())) else {
+            panic!("no names")
+        };
+        assert_eq!(names.len(), NEWEST_MAX);
+        assert!(names.iter().all(|name| name.bucket() == pool.bucket()));
+        // A pool has 64 sessions, so all are gone after four times sixteen.
+        let mut gone = names;
+        for round in 2..=5 {
+            let Answer::Names(next) = store.run(&newest(gone.clone())) else {
+                panic!("no names")
+            };
+            assert!(next.iter().all(|name| !gone.contains(name)));
+            assert_eq!(next.is_empty(), round == 5, "{round}: {next:?}");
+            gone = next;
+        }
+    });
+}
+
+#[test]
+fn revocations_are_added_once_and_their_version_only_rises() {
+    on_every_store(|store| {
+        let one = |number: u8, ends: u64| Revocation {
+            id: [number; 16],
+            ends,
+            sealed: b"sealed: \0\r\n\xff".to_vec(),
+        };
+        let far = u64::MAX >> 11;
+        let read = |store: &mut dyn Store| match store.run(&Request::Revocations) {
+            Answer::Revocations {
+                revision,
+                mut entries,
+            } => {
+                entries.sort_by_key(|entry| entry.id);
+                (revision, entries)
+            }
+            other => panic!("{other:?}"),
+        };
+        let revoke = |store: &mut dyn Store, entries: Vec<Revocation>, known| match store
+            .run(&Request::Revoke { entries, known })
+        {
+            Answer::Revocations { revision, .. } => revision,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(read(store), (0, Vec::new()));
+        let first = revoke(store, vec![one(1, far)], 0);
+        assert!(first > 0);
+        assert_eq!(revoke(store, vec![one(1, far)], 0), first, "once");
+        let second = revoke(store, vec![one(2, far), one(3, 1)], 0);
+        assert!(second > first);
+        // One that has ended is forgotten with the next.
+        let third = revoke(store, vec![one(4, far)], second + 1_000_000);
+        assert!(third >= second + 1_000_000);
+        assert_eq!(
+            read(store),
+            (third, vec![one(1, far), one(2, far), one(4, far)])
+        );
+        let many: Vec<_> = (0..REVOCATIONS_MAX)
+            .map(|number| Revocation {
+                id: [number.to_be_bytes(), [9; 8]].concat().try_into().unwrap(),
+                ..one(0, far)
+            })
+            .collect();
+        let mut answers = many
+            .chunks(ENTRIES_MAX)
+            .map(|entries| {
+                let (entries, known) = (entries.to_vec(), 0);
+                store.run(&Request::Revoke { entries, known })
+            })
+            .collect::<Vec<_>>();
+        assert_eq!(answers.pop(), Some(Answer::TooMany));
+        assert!(!answers.contains(&Answer::TooMany));
     });
 }
 
@@ -811,6 +927,7 @@ fn store_shows_no_id_no_name_and_no_secret() {
             sealed,
             valid_until: u64::MAX >> 11,
             life,
+            pool: None,
         };
         assert_eq!(server.run(&put), Answer::Stored);
         let peeked = server.run(&one.find(name, 2, Mode::Peek));

@@ -4,11 +4,14 @@
 use std::collections::BTreeMap;
 
 use tls_sessiond_store::{
-    layout::{Bucket, Name},
+    layout::{Bucket, Name, Pool},
     script::{
-        Answer, Claim, Criteria, Expected, Head, Holder, Mode, Reason, Refused, Request, Token,
+        Answer, Claim, Criteria, Expected, Head, Holder, Mode, NEWEST_MAX, REVOCATIONS_MAX, Reason,
+        Refused, Request, Revocation, Token,
     },
 };
+
+const POOL_MAX: usize = 64;
 
 const NOTE_MILLIS: u64 = 600_000;
 const HOLDS_MAX: usize = 255;
@@ -45,6 +48,10 @@ pub(crate) struct Model {
     entries: BTreeMap<Name, (Entry, u64)>,
     beats: BTreeMap<(Bucket, Holder), u64>,
     revisions: BTreeMap<Bucket, u64>,
+    /// Names by the time and the order of their put.
+    pools: BTreeMap<Pool, Vec<(u64, Name)>>,
+    revocations: BTreeMap<[u8; 16], Revocation>,
+    revocations_version: u64,
 }
 
 impl Model {
@@ -76,6 +83,7 @@ impl Model {
                 sealed,
                 valid_until,
                 life,
+                pool,
             } => {
                 if let Some(refused) = self.refused(name.bucket(), claim) {
                     return Answer::Refused(refused);
@@ -95,6 +103,15 @@ impl Model {
                             sealed: sealed.clone(),
                         };
                         self.entries.insert(*name, (entry, self.now + life));
+                        if let Some(pool) = pool {
+                            let members = self.pools.entry(*pool).or_default();
+                            members.retain(|(_, member)| member != name);
+                            members.push((self.now, *name));
+                            // As a sorted set: by time, then by name.
+                            members.sort();
+                            let over = members.len().saturating_sub(POOL_MAX);
+                            members.drain(..over);
+                        }
                         Answer::Stored
                     }
                     Some((Entry::Note { reason, at }, _)) => Answer::Gone {
@@ -185,6 +202,37 @@ impl Model {
             Request::Resign { bucket, holder } => {
                 Answer::Done(self.beats.remove(&(*bucket, *holder)).is_some().into())
             }
+            Request::Newest { pool, gone } => {
+                let members = self.pools.entry(*pool).or_default();
+                members.retain(|(_, member)| !gone.contains(member));
+                let newest = members.iter().rev().take(NEWEST_MAX);
+                Answer::Names(newest.map(|(_, name)| *name).collect())
+            }
+            Request::Revoke { entries, known } => {
+                self.revocations.retain(|_, held| held.ends >= now);
+                let new = entries
+                    .iter()
+                    .filter(|entry| !self.revocations.contains_key(&entry.id))
+                    .count() as u64;
+                if self.revocations.len() as u64 + new > REVOCATIONS_MAX {
+                    return Answer::TooMany;
+                }
+                for entry in entries {
+                    self.revocations.insert(entry.id, entry.clone());
+                }
+                if new > 0 {
+                    self.revocations_version = (self.revocations_version + 1).max(now);
+                }
+                self.revocations_version = self.revocations_version.max(*known);
+                Answer::Revocations {
+                    revision: self.revocations_version,
+                    entries: Vec::new(),
+                }
+            }
+            Request::Revocations => Answer::Revocations {
+                revision: self.revocations_version,
+                entries: self.revocations.values().cloned().collect(),
+            },
             Request::Revise { bucket, revision } => {
                 let higher = *revision > self.revision(*bucket);
                 if higher {

@@ -548,6 +548,7 @@ impl World {
                 valid_until
             },
             life: 600_000,
+            pool: None,
         };
         self.send(place, put, Purpose::Put { name, token });
         let id = self.last_put();
@@ -758,6 +759,7 @@ impl World {
                         sealed,
                         valid_until: valid,
                         life,
+                        pool: None,
                     };
                     self.send(place, again, Purpose::Put { name, token });
                     let id = self.last_put();

@@ -21,7 +21,7 @@ pub use self::{
 };
 use self::{held::LiveConnection, order::Order};
 use super::{
-    Connection, ConnectionId, ConnectionPlan, Error, Named, Removed, State, Step,
+    Connection, ConnectionId, ConnectionPlan, EngineKind, Error, Named, Removed, State, Step,
     unanswered::{Unanswered, UnansweredOfOne},
 };
 use tls_sessiond_types::Role;
@@ -414,25 +414,35 @@ impl Table {
 
     /// Asks for the session that a connection of this context and role names, where the shared store
     /// has such sessions. `None`: it is not asked, and [`Wanted::joined`] is none.
-    pub fn join(&self, context: &Context, role: Role, id: &SessionId) -> Option<Look> {
+    pub fn join(
+        &self,
+        context: &Context,
+        role: Role,
+        engine: EngineKind,
+        id: &SessionId,
+    ) -> Option<Look> {
         let now = self.clock.now();
         let cache = context.cache(role);
         match cache.explain(id, now) {
             // A lookup has returned it to the worker.
             Known::Departed(departure) if may_be_on_its_way(departure.reason) => None,
             Known::Held(..) | Known::Departed(_) | Known::Nothing => {
-                cache.join(id, &context.stats, now)
+                cache.join(id, engine == EngineKind::Daemon, &context.stats, now)
             }
         }
     }
 
-    /// Returns the context and the role of a connection.
+    /// Returns the context, the role and the engine of a connection.
     ///
     /// # Errors
     /// [`Error::NotFound`].
-    pub fn place(&self, id: ConnectionId) -> Result<(Arc<Context>, Role), Error> {
+    pub fn place(&self, id: ConnectionId) -> Result<(Arc<Context>, Role, EngineKind), Error> {
         self.inspect(id, |connection, _| {
-            (Arc::clone(connection.context()), connection.role())
+            (
+                Arc::clone(connection.context()),
+                connection.role(),
+                connection.engine_kind(),
+            )
         })
     }
 

@@ -1,0 +1,75 @@
+//! The revocations in the store, and their version in every bucket.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+use tls_sessiond_core::{
+    cache::SharedRevocations,
+    fleet::{Failure, FleetStore},
+    state::CoreState,
+};
+use tls_sessiond_store::{
+    layout::Bucket,
+    script::{Answer, ENTRIES_MAX, Request, Revocation},
+};
+use tokio::time::Instant;
+
+use super::link::Link;
+
+/// How long each of the requests waits for its answer.
+const ANSWER_MAX: Duration = Duration::from_secs(1);
+
+/// Reads the revocations in the store, applies those that are new, gives back those that the store
+/// has lost, and raises the version of every bucket to that of the list.
+///
+/// # Errors
+/// The store did not answer.
+pub(super) async fn refresh(link: &Arc<Link>, state: &CoreState) -> Result<(), Failure> {
+    let ask = async |request: &Request| link.ask(request, Instant::now() + ANSWER_MAX).await;
+    let Answer::Revocations {
+        mut revision,
+        entries,
+    } = ask(&Request::Revocations).await?
+    else {
+        return Err(Failure::NoAnswer);
+    };
+    let fleet = link.fleet();
+    let lost = learn(state, fleet, entries);
+    let known = fleet.revision();
+    if !lost.is_empty() || revision < known {
+        let mut chunks: Vec<Vec<Revocation>> =
+            lost.chunks(ENTRIES_MAX).map(<[_]>::to_vec).collect();
+        if chunks.is_empty() {
+            chunks.push(Vec::new());
+        }
+        for entries in chunks {
+            match ask(&Request::Revoke { entries, known }).await? {
+                Answer::Revocations { revision: now, .. } => revision = now,
+                _ => return Err(Failure::NotRun),
+            }
+        }
+    }
+    let raised = Bucket::all().map(|bucket| async move {
+        let request = Request::Revise { bucket, revision };
+        link.ask(&request, Instant::now() + ANSWER_MAX).await
+    });
+    for answer in join_all(raised).await {
+        answer?;
+    }
+    fleet.knows(revision);
+    Ok(())
+}
+
+/// Applies revocations to the caches. Returns those that this daemon knows and the store does not
+/// have.
+fn learn(state: &CoreState, fleet: &FleetStore, entries: Vec<Revocation>) -> Vec<Revocation> {
+    let registry = state.registry();
+    let known: &SharedRevocations = &registry.ledger().revocations;
+    let now = state.now();
+    let mut lost = known.stored();
+    lost.retain(|held| {
+        held.ends > now.wall().as_millis() && entries.iter().all(|entry| entry.id != held.id)
+    });
+    known.learn(fleet, entries, registry.caches(), now);
+    lost
+}

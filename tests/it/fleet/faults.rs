@@ -1,0 +1,279 @@
+//! Connections to the store that are cut, held back or mixed up.
+
+use tls_sessiond_proto as pb;
+use tls_sessiond_store::{
+    layout::{Fit, Name},
+    script::{Claim, Criteria, Head, Holder, Mode, Request, Token},
+    seal::SealingKeys,
+};
+
+use super::{
+    Kind, StoreServer,
+    proxy::{Proxy, Way},
+    server::KEY,
+};
+use crate::{
+    calls::{Worker, lookup, put, worker},
+    harness::TestDaemon,
+    returning::Certificate,
+};
+
+/// Returns the hash that names the script of a request.
+fn hash(request: &Request) -> &'static str {
+    &request.script().sha1
+}
+
+fn some_name() -> Name {
+    let keys = SealingKeys::read(KEY).unwrap();
+    keys.names()
+        .name(b"", tls_sessiond_types::Role::Server, b"any")
+}
+
+fn claim() -> Claim {
+    Claim {
+        holder: Holder([0; 8]),
+        deadline: 0,
+        revision: 0,
+    }
+}
+
+/// The hash of the script that stores a session.
+fn put_script() -> &'static str {
+    hash(&Request::Put {
+        name: some_name(),
+        claim: claim(),
+        token: Token(0),
+        head: Head {
+            single_use: false,
+            version: tls_sessiond_types::Version::Tls12,
+            cipher_suite: 0,
+            fit: Fit([0; 8]),
+        },
+        sealed: Vec::new(),
+        valid_until: 0,
+        life: 1,
+        pool: None,
+    })
+}
+
+/// The hash of the script that finds a session.
+fn find_script() -> &'static str {
+    hash(&Request::Find {
+        name: some_name(),
+        claim: claim(),
+        token: Token(0),
+        mode: Mode::Lookup(Criteria {
+            fit: Fit([0; 8]),
+            versions: Vec::new(),
+            cipher_suite: None,
+        }),
+    })
+}
+
+/// A daemon behind a proxy, and one straight at the store.
+struct Pair {
+    behind: TestDaemon,
+    straight: TestDaemon,
+    proxy: Proxy,
+    server: StoreServer,
+}
+
+impl Pair {
+    async fn start() -> Self {
+        let (certificate, server) = (Certificate::new(), StoreServer::start(Kind::Redis));
+        let proxy = Proxy::start(server.port).await;
+        let behind = certificate.context() + &server.config_at(proxy.port, "");
+        let straight = certificate.context() + &server.config();
+        let (behind, straight) = tokio::join!(
+            TestDaemon::by_real_time(&behind),
+            TestDaemon::by_real_time(&straight)
+        );
+        Self {
+            behind,
+            straight,
+            proxy,
+            server,
+        }
+    }
+
+    /// Waits until the daemon behind the proxy stores and finds sessions again.
+    async fn settle(&self, id: &str) {
+        self.behind
+            .until("the daemon uses the store again", async |daemon| {
+                let made = Worker(daemon).open(worker(pb::Role::Server)).await.id;
+                let stored = Worker(daemon).put(put(&made, id)).await;
+                let is_found = Worker(daemon).found(id).await;
+                Worker(daemon).free(&made).await;
+                stored.reason.is_empty() && is_found
+            })
+            .await;
+    }
+}
+
+fn single_use(connection: &str, id: &str) -> pb::PutSessionRequest {
+    pb::PutSessionRequest {
+        single_use: true,
+        version: pb::ProtocolVersion::Tls13.into(),
+        ..put(connection, id)
+    }
+}
+
+#[tokio::test]
+async fn connection_cut_anywhere_hands_out_nothing_twice_and_nothing_bad() {
+    let pair = Pair::start().await;
+    let mut number = 0;
+    let mut next = || {
+        number += 1;
+        format!("{number:08x}")
+    };
+    // Before the first byte, within each part of requests and answers, and behind them.
+    for (way, places) in [
+        (
+            Way::Request,
+            [0, 1, 60, 200, 330, 420, 600, 900, 1_400, 2_000],
+        ),
+        (Way::Answer, [0, 1, 5, 20, 80, 200, 350, 420, 500, 700]),
+    ] {
+        for place in places {
+            pair.settle(&next()).await;
+            let (worker_behind, worker_straight) = (Worker(&pair.behind), Worker(&pair.straight));
+            pair.proxy.cut_after(way, place);
+            let (ticket, open) = (next(), next());
+            let made = worker_behind.open(worker(pb::Role::Server)).await.id;
+            let stored = worker_behind.put(single_use(&made, &ticket)).await;
+            let unclosed = worker_behind.open(worker(pb::Role::Server)).await.id;
+            worker_behind.put(put(&unclosed, &open)).await;
+            worker_behind.shutdown(&made).await;
+            worker_behind.free(&made).await;
+            // A connection with a session that was not stored has none to remove.
+            worker_behind.free(&unclosed).await;
+            let (one, two) = tokio::join!(
+                worker_behind.lookup(lookup(&ticket)),
+                worker_straight.found(&ticket)
+            );
+            assert!(
+                !(one.found && two),
+                "{way:?} {place}: a ticket was handed out twice"
+            );
+            if stored.not_stored_reason() != pb::NotStoredReason::Unspecified {
+                assert!(!one.found && !two, "{way:?} {place}: it was not stored");
+            }
+            pair.proxy.heal();
+            pair.straight
+                .until("the unclosed session is gone", async |daemon| {
+                    !Worker(daemon).found(&open).await
+                })
+                .await;
+            let again = Worker(&pair.straight).found(&ticket).await;
+            assert!(
+                !(again && (one.found || two)),
+                "{way:?} {place}: handed out again"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn put_that_is_held_back_is_void_after_its_removal() {
+    let pair = Pair::start().await;
+    pair.settle("01").await;
+    pair.proxy.hold(put_script());
+    let behind = Worker(&pair.behind);
+    let made = behind.open(worker(pb::Role::Server)).await.id;
+    let stored = behind.put(put(&made, "aa")).await;
+    assert!(pair.proxy.happened());
+    assert_eq!(
+        stored.not_stored_reason(),
+        pb::NotStoredReason::StoreUnavailable
+    );
+    // The daemon does not know whether the store has it, and has queued its removal.
+    behind.free(&made).await;
+    pair.straight
+        .until("the removal has left its note", async |daemon| {
+            Worker(daemon).lookup(lookup("aa")).await.miss_reason() == pb::MissReason::Removed
+        })
+        .await;
+    pair.proxy.heal();
+    pair.settle("02").await;
+    assert!(!Worker(&pair.straight).found("aa").await);
+    // Also where the note was evicted meanwhile: the put has lapsed.
+    pair.proxy.hold(put_script());
+    let made = behind.open(worker(pb::Role::Server)).await.id;
+    behind.put(put(&made, "bb")).await;
+    behind.free(&made).await;
+    pair.straight
+        .until("the removal has left its note", async |daemon| {
+            Worker(daemon).lookup(lookup("bb")).await.miss_reason() == pb::MissReason::Removed
+        })
+        .await;
+    let keys: Vec<String> = pair.server.run(&["KEYS", "*:s:*"]);
+    for key in keys {
+        let _: i64 = pair.server.run(&["DEL", &key]);
+    }
+    pair.proxy.heal();
+    pair.settle("03").await;
+    assert!(!Worker(&pair.straight).found("bb").await);
+}
+
+#[tokio::test]
+async fn answers_that_are_mixed_up_hand_out_nothing() {
+    let pair = Pair::start().await;
+    pair.settle("01").await;
+    let behind = Worker(&pair.behind);
+    let mut made = Vec::new();
+    for id in ["aa", "bb"] {
+        let connection = behind.open(worker(pb::Role::Server)).await.id;
+        let request = pb::PutSessionRequest {
+            data: format!("secret of {id}").into(),
+            ..put(&connection, id)
+        };
+        assert_eq!(behind.put(request).await.reason, "");
+        made.push(connection);
+    }
+    let mut seen = 0;
+    for round in 0..20 {
+        pair.proxy.swap();
+        let (one, two) = tokio::join!(behind.lookup(lookup("aa")), behind.lookup(lookup("bb")));
+        for (answer, id) in [(one, "aa"), (two, "bb")] {
+            if answer.found {
+                assert_eq!(answer.data, format!("secret of {id}"));
+            } else {
+                seen += usize::from(pair.proxy.happened());
+            }
+        }
+        pair.proxy.heal();
+        pair.settle(&format!("02{round:02x}")).await;
+    }
+    assert!(seen > 0, "no answers were mixed up");
+}
+
+#[tokio::test]
+async fn ten_thousand_lookups_without_a_store_fail_none() {
+    let pair = Pair::start().await;
+    pair.proxy.hold(find_script());
+    let behind = &Worker(&pair.behind);
+    for _ in 0..100 {
+        let many =
+            (0..100).map(|number| async move { behind.found(&format!("{number:04x}")).await });
+        let found = futures_util::future::join_all(many).await;
+        assert!(found.iter().all(|found| !found));
+    }
+    let stats = pair
+        .behind
+        .core
+        .registry()
+        .ledger()
+        .fleet
+        .as_ref()
+        .map(|fleet| {
+            let counters = &fleet.counters;
+            let read = |count: &std::sync::atomic::AtomicU64| {
+                count.load(std::sync::atomic::Ordering::SeqCst)
+            };
+            (read(&counters.failures), read(&counters.shed))
+        })
+        .unwrap();
+    // Each of 64 buckets has a breaker of its own. The first hundred calls were under way together.
+    assert!(stats.0 <= 64 * 5 + 100, "{stats:?}");
+    assert!(stats.1 >= 9_500, "{stats:?}");
+}

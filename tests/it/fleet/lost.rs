@@ -1,0 +1,224 @@
+//! What happens when a daemon or the store is lost, hangs, or comes back.
+
+use std::time::{Duration, Instant};
+
+use rustls::version::{TLS12, TLS13};
+use tls_sessiond_proto as pb;
+use tls_sessiond_store::keeper::UNCLOSED_MAX;
+
+use super::{
+    Kind, StoreServer,
+    sharing::{Three, by_exchange},
+};
+use crate::{
+    binary::Binary,
+    calls::{Worker, lookup, put, worker},
+    harness::TestDaemon,
+    returning::{Certificate, Returning},
+};
+
+/// A daemon in a process of its own, which a test can kill or stop.
+struct Process {
+    binary: Binary,
+    calls: TestDaemon,
+}
+
+impl Process {
+    async fn start(server: &StoreServer, certificate: &Certificate) -> Self {
+        let file = server.folder.path().join("daemon.toml");
+        std::fs::write(&file, certificate.context() + &server.config()).unwrap();
+        let binary = Binary::start(&["--config", file.to_str().unwrap()]).await;
+        let calls = TestDaemon::at(&binary.address).await;
+        Self { binary, calls }
+    }
+}
+
+/// Returns why a lookup misses, or `None` if it hits.
+async fn miss(daemon: &TestDaemon, id: &str) -> Option<pb::MissReason> {
+    let answer = Worker(daemon).lookup(lookup(id)).await;
+    (!answer.found).then(|| answer.miss_reason())
+}
+
+async fn until_missed(daemon: &TestDaemon, id: &str, why: pb::MissReason) {
+    daemon
+        .until("the session is not resumed", async |daemon| {
+            miss(daemon, id).await == Some(why)
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn killed_daemon_loses_what_it_held_open_and_nothing_that_was_closed() {
+    for kind in Kind::ALL {
+        let (certificate, server) = (Certificate::new(), StoreServer::start(kind));
+        let config = certificate.context() + &server.config();
+        let (killed, other) = tokio::join!(
+            Process::start(&server, &certificate),
+            TestDaemon::by_real_time(&config)
+        );
+        let holder = Worker(&killed.calls);
+        holder.established("aa").await;
+        let closed = holder.established("bb").await;
+        holder.shutdown(&closed).await;
+        holder.free(&closed).await;
+        assert_eq!(
+            miss(&other, "aa").await,
+            None,
+            "while its connection is open"
+        );
+        // The hold of the closed connection ends a moment later: releases go out in batches.
+        other
+            .until("the closed connection has released", async |other| {
+                let found = Worker(other).lookup(lookup("bb")).await;
+                found
+                    .session
+                    .is_some_and(|session| session.open_connections == 0)
+            })
+            .await;
+        let begun = Instant::now();
+        killed.binary.kill().await;
+        until_missed(&other, "aa", pb::MissReason::HolderLost).await;
+        // The machine may be busy; the rule itself is checked in virtual time by the simulation.
+        let took = begun.elapsed();
+        assert!(
+            took < Duration::from_millis(UNCLOSED_MAX) + Duration::from_secs(5),
+            "{took:?}"
+        );
+        assert_eq!(miss(&other, "bb").await, None);
+    }
+}
+
+#[tokio::test]
+async fn stopped_and_continued_daemon_delivers_its_removals_first() {
+    let (certificate, server) = (Certificate::new(), StoreServer::start(Kind::Valkey));
+    let config = certificate.context() + &server.config();
+    let (stopped, other) = tokio::join!(
+        Process::start(&server, &certificate),
+        TestDaemon::by_real_time(&config)
+    );
+    let holder = Worker(&stopped.calls);
+    let open = holder.established("aa").await;
+    let bad = holder.established("bb").await;
+    stopped.binary.signal("-STOP").await;
+    until_missed(&other, "aa", pb::MissReason::HolderLost).await;
+    stopped.binary.signal("-CONT").await;
+    // Continued, the daemon is alive again, and what it holds is good.
+    other
+        .until("the held session is found again", async |other| {
+            miss(other, "aa").await.is_none()
+        })
+        .await;
+    assert_eq!(holder.free(&bad).await, 1);
+    until_missed(&other, "bb", pb::MissReason::Removed).await;
+    assert_eq!(miss(&other, "aa").await, None);
+    holder.free(&open).await;
+    until_missed(&other, "aa", pb::MissReason::Removed).await;
+}
+
+#[tokio::test]
+async fn restarted_daemon_resumes_what_was_closed_and_not_what_it_held_open() {
+    for version in [&TLS12, &TLS13] {
+        let (certificate, server) = (Certificate::new(), StoreServer::start(Kind::Redis));
+        let config = certificate.context() + &server.config();
+        let daemon = TestDaemon::by_real_time(&config).await;
+        let (closed, open) = (
+            Returning::new(&certificate, version),
+            Returning::new(&certificate, version),
+        );
+        let (id, _) = by_exchange(&daemon, &closed).await;
+        Worker(&daemon).shutdown(&id).await;
+        Worker(&daemon).free(&id).await;
+        by_exchange(&daemon, &open).await;
+        daemon.stop().await;
+        let daemon = TestDaemon::by_real_time(&config).await;
+        let (_, resumed) = by_exchange(&daemon, &closed).await;
+        assert!(resumed, "{version:?}: closed before the restart");
+        let (_, resumed) = by_exchange(&daemon, &open).await;
+        assert!(!resumed, "{version:?}: open at the stop");
+    }
+}
+
+#[tokio::test]
+async fn handshakes_go_on_without_a_store_and_resume_when_it_is_back() {
+    for version in [&TLS12, &TLS13] {
+        let (certificate, mut server) = (Certificate::new(), StoreServer::start(Kind::Redis));
+        let config = certificate.context() + &server.config();
+        let daemon = TestDaemon::by_real_time(&config).await;
+        let client = Returning::new(&certificate, version);
+        let close = async |id: String| {
+            Worker(&daemon).shutdown(&id).await;
+            Worker(&daemon).free(&id).await;
+        };
+        close(by_exchange(&daemon, &client).await.0).await;
+        let (id, resumed) = by_exchange(&daemon, &client).await;
+        assert!(resumed);
+        close(id).await;
+        server.kill();
+        for _ in 0..50 {
+            let (id, resumed) = by_exchange(&daemon, &client).await;
+            assert!(!resumed, "the store is away");
+            close(id).await;
+        }
+        server.restart();
+        // The store is empty, and another process: the daemon begins a new life there.
+        daemon
+            .until("a session is resumed again", async |daemon| {
+                let (id, resumed) = by_exchange(daemon, &client).await;
+                close(id).await;
+                resumed
+            })
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn hanging_store_delays_few_calls_and_later_gives_nothing_bad() {
+    let three = Three::start(Kind::Valkey).await;
+    let daemon = &three.daemons[0];
+    let holder = Worker(daemon);
+    let bad = holder.established("aa").await;
+    three.server.signal("STOP");
+    // All lookups are of one bucket: at most five wait for their deadline, and none after.
+    let mut waited = 0;
+    for _ in 0..50 {
+        let begun = Instant::now();
+        assert_eq!(
+            miss(daemon, "bb").await,
+            Some(pb::MissReason::StoreUnavailable)
+        );
+        waited += usize::from(begun.elapsed() > Duration::from_millis(900));
+    }
+    assert!((1..=5).contains(&waited), "{waited} lookups have waited");
+    // The session ends unclosed while its removal cannot be delivered.
+    assert_eq!(holder.free(&bad).await, 1);
+    assert!(miss(daemon, "aa").await.is_some());
+    three.server.signal("CONT");
+    for other in &three.daemons {
+        until_missed(other, "aa", pb::MissReason::Removed).await;
+    }
+}
+
+#[tokio::test]
+async fn emptied_store_is_used_again_after_a_quarantine() {
+    for kind in Kind::ALL {
+        let three = Three::start(kind).await;
+        let workers: Vec<_> = three.daemons.iter().map(Worker).collect();
+        workers[0].established("aa").await;
+        let _: () = three.server.run(&["FLUSHALL"]);
+        let _: () = three.server.run(&["SCRIPT", "FLUSH"]);
+        for daemon in &three.daemons {
+            daemon
+                .until("a put is stored again", async |daemon| {
+                    let id = Worker(daemon).open(worker(pb::Role::Server)).await.id;
+                    let request = put(&id, &format!("{:032x}", std::ptr::from_ref(daemon).addr()));
+                    Worker(daemon).put(request).await.reason.is_empty()
+                })
+                .await;
+            daemon
+                .until("lookups are answered again", async |daemon| {
+                    miss(daemon, "aa").await == Some(pb::MissReason::Unknown)
+                })
+                .await;
+        }
+    }
+}

@@ -312,6 +312,33 @@ impl Prepared {
         warnings_about(&self.config, Clock::System.now().wall())
     }
 
+    /// Connects to the shared store, and checks that it can be used. Returns warnings about its
+    /// settings. Returns none at once where no store is shared. Needs a tokio runtime around it.
+    ///
+    /// # Errors
+    /// Why it cannot be used, with the key of the configuration.
+    pub async fn check_store(self) -> Result<Vec<ConfigError>, ConfigError> {
+        let Self { config, shared, .. } = self;
+        let Some(shared) = shared else {
+            return Ok(Vec::new());
+        };
+        let store = Store::new(shared.fleet, shared.target, shared.deadline, Clock::System);
+        let warnings = store
+            .check()
+            .await
+            .map_err(|err| config.store_error(&format!("redis.{}", err.key()), err))?;
+        let mut warnings: Vec<_> = warnings
+            .iter()
+            .map(|why| config.store_error("redis.urls", why))
+            .collect();
+        if config.contexts.iter().any(|context| context.self_made) {
+            let why = "the built-in context has a certificate of its own, made at each start: it shares no session \
+                       with other daemons, and none with itself after a restart";
+            warnings.push(config.store_error("kind", why));
+        }
+        Ok(warnings)
+    }
+
     /// Returns the names of the contexts, in the order of the configuration.
     pub fn context_names(&self) -> Vec<&str> {
         self.registry
@@ -487,13 +514,20 @@ impl Daemon {
         let (Some(store), Some(keepers)) = (&self.store, &mut self.keepers) else {
             return Ok(());
         };
-        if let Err(err) = store.probe().await {
-            if !err.may_pass() {
+        match store.check().await {
+            Ok(warnings) => {
+                for warning in &warnings {
+                    tracing::warn!(store = store.address(), warning, "the shared store");
+                }
+            }
+            Err(err) if err.may_pass() => {
+                tracing::warn!(%err, "the shared store is away: the daemon serves without resumption until it answers");
+                return Ok(());
+            }
+            Err(err) => {
                 let key = format!("redis.{}", err.key());
                 return Err(self.config.store_error(&key, err).into());
             }
-            tracing::warn!(%err, "the shared store is away: the daemon serves without resumption until it answers");
-            return Ok(());
         }
         let is_open = keepers.open(STORE_MAX).await;
         if is_open {

@@ -1,8 +1,14 @@
 //! Implements ContextService.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
-use tls_sessiond_core::{clock::Timestamp, state::CoreState};
+use tls_sessiond_core::{
+    clock::{Now, Timestamp},
+    state::CoreState,
+};
 use tls_sessiond_proto as pb;
 use tls_sessiond_proto::context_service_server::ContextService;
 use tonic::{Request, Response, Status, async_trait};
@@ -14,6 +20,7 @@ use super::{
     reloads::Reloads,
     role::{Roles, SEES},
 };
+use crate::store::Store;
 
 /// Holds the state that the calls of ContextService share.
 pub(crate) struct Contexts {
@@ -21,6 +28,27 @@ pub(crate) struct Contexts {
     pub(crate) started: Timestamp,
     pub(crate) stream_totals: Arc<StreamTotals>,
     pub(crate) reloads: Arc<Reloads>,
+    /// The store that other daemons share.
+    pub(crate) store: Option<Arc<Store>>,
+}
+
+fn shared_store(store: &Store, operates: bool, now: Now) -> pb::SharedStore {
+    let counters = &store.fleet().counters;
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    pb::SharedStore {
+        address: if operates {
+            store.address()
+        } else {
+            String::new()
+        },
+        open_parts: u32::try_from(store.fleet().open_buckets(now.at)).unwrap_or(u32::MAX),
+        requests: read(&counters.requests),
+        failures: read(&counters.failures),
+        shed: read(&counters.shed),
+        unopened: read(&counters.unopened),
+        losses: read(&counters.losses),
+        abandoned: read(&counters.abandoned),
+    }
 }
 
 #[async_trait]
@@ -41,8 +69,16 @@ impl ContextService for Contexts {
         let daemon = pb::DaemonStats {
             stream_limit_connections: self.stream_totals.connections(),
             stream_limit_reached: self.stream_totals.reached(),
+            shared_store: None,
         };
         let operates = by.has_any(&registry, Roles::OBSERVER);
+        let daemon = pb::DaemonStats {
+            shared_store: self
+                .store
+                .as_ref()
+                .map(|store| shared_store(store, operates, self.state.now())),
+            ..daemon
+        };
         let last_reload = self
             .reloads
             .last(|context| by.may(&registry, SEES, context), operates);

@@ -177,6 +177,7 @@ pub(crate) fn context(from: &Context, uptime: Duration) -> pb::Context {
         cache_bytes_max: from.cache_bytes_max as u64,
         scope: from.scope.to_string(),
         certificate_expire_time: from.certificate_ends.map(timestamp),
+        shared_sessions: from.server_cache.fleet().is_some(),
         stats: Some(pb::SessionStats {
             sessions: caches.iter().map(|cache| cache.len() as u64).sum(),
             session_bytes: caches.iter().map(|cache| cache.bytes() as u64).sum(),

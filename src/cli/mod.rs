@@ -63,8 +63,9 @@ Logs go to stderr: text on a terminal, JSON otherwise. RUST_LOG=debug overrides 
 enum Command {
     /// Serve. This is the default command.
     Serve,
-    /// Check a configuration and every file that it names, as serve does at start. Warnings go to
-    /// stderr; the status stays 0.
+    /// Check a configuration and every file that it names, as serve does at start. Connects to a
+    /// shared store, and runs every script there on keys of its own. Warnings go to stderr; the
+    /// status stays 0.
     Check {
         /// The configuration file. Without it, the file of --config.
         file: Option<PathBuf>,
@@ -140,11 +141,15 @@ fn check(file: &std::path::Path, set: Vec<String>) -> Result<(), Error> {
     let config = options.load()?;
     Log::check(&config.log).map_err(|err| config.audit_error(err))?;
     let prepared = Prepared::read(config)?;
-    let warnings = prepared.warnings();
+    let mut warnings = prepared.warnings();
+    let contexts = prepared.context_names().join(", ");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    warnings.extend(runtime.block_on(prepared.check_store())?);
     for warning in &warnings {
         say(io::stderr(), &format!("tls-sessiond: warning: {warning}\n"));
     }
-    let contexts = prepared.context_names().join(", ");
     let good = match warnings.len() {
         0 => format!("{}: good; contexts: {contexts}\n", file.display()),
         1 => format!(

@@ -184,7 +184,7 @@ impl Api {
             pages,
             misses: EachSecond::new(limits.misses_per_second),
             draining: shutdown.drain.clone(),
-            store,
+            store: store.clone(),
         });
         let gate = Gate {
             access: doors.access,
@@ -212,6 +212,7 @@ impl Api {
             state,
             stream_totals,
             reloads: Arc::clone(&reloads),
+            store,
         };
         let messages = MessageLimits {
             connections: limits.message,

@@ -7,7 +7,7 @@ use tls_sessiond_core::{
     cache::{Ask, Cache, Found, NotStored, PendingPut, PoolSearch, revocation::Selector},
     clock::{Clock, WallTime},
     fleet::{Failure, FleetStore},
-    session::Miss,
+    session::{Miss, RemovalReason},
     state::CoreState,
 };
 use tls_sessiond_store::script::{Answer, Request};
@@ -19,19 +19,19 @@ use crate::config::{Config, ConfigError, StoreConfig};
 #[derive(Debug)]
 pub struct NoTarget(Infallible);
 
-/// Why a connection could not be opened.
+/// Why a store cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("this build has no feature `redis`")]
-pub struct NoOpenError(Infallible);
+pub struct NoCheckError(Infallible);
 
-impl NoOpenError {
+impl NoCheckError {
     /// Never called.
-    pub fn key(&self) -> &'static str {
+    pub fn may_pass(&self) -> bool {
         match self.0 {}
     }
 
     /// Never called.
-    pub fn may_pass(&self) -> bool {
+    pub fn key(&self) -> &'static str {
         match self.0 {}
     }
 }
@@ -72,7 +72,11 @@ impl NoStore {
         match self.0 {}
     }
 
-    pub(crate) async fn probe(&self) -> Result<(), NoOpenError> {
+    /// Never called.
+    ///
+    /// # Errors
+    /// None.
+    pub async fn check(&self) -> Result<Vec<String>, NoCheckError> {
         match self.0 {}
     }
 
@@ -81,6 +85,13 @@ impl NoStore {
     }
 
     pub(crate) async fn find(&self, _: Box<Ask>) -> Result<Found, Miss> {
+        match self.0 {}
+    }
+
+    pub(crate) async fn explain(
+        &self,
+        _: Box<Ask>,
+    ) -> Result<Found, (Miss, Option<RemovalReason>)> {
         match self.0 {}
     }
 

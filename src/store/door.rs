@@ -11,16 +11,17 @@ use tls_sessiond_core::{
     cache::{Ask, Cache, Found, PendingPut, PoolSearch, SharedRevocations, revocation::Selector},
     clock::{Clock, WallTime},
     fleet::{Failure, FleetStore},
-    session::Miss,
+    session::{Miss, RemovalReason},
     state::CoreState,
 };
 use tls_sessiond_store::script::{Answer, Request};
 use tokio::time::Instant;
 
 use super::{
+    check::{CheckError, check},
     link::{Common, Link},
     revisions::refresh,
-    target::{OpenError, Target},
+    target::Target,
 };
 
 /// How long one request of an administrator's call waits for its answer.
@@ -59,9 +60,13 @@ impl Store {
         self.common.target.load().address()
     }
 
-    /// Opens a connection, to find out whether the store can be reached.
-    pub(crate) async fn probe(&self) -> Result<(), OpenError> {
-        self.common.open().await.map(drop)
+    /// Checks that the store can be used. Returns warnings about its settings.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub async fn check(&self) -> Result<Vec<String>, CheckError> {
+        self.common.open().await?;
+        check(&self.link(), self.address()).await
     }
 
     fn link(&self) -> Arc<Link> {
@@ -83,6 +88,15 @@ impl Store {
     pub(crate) async fn find(&self, ask: Box<Ask>) -> Result<Found, Miss> {
         let answer = self.ask(ask.request()).await;
         ask.answered(answer, self.common.clock.now())
+    }
+
+    /// Asks for a session, to explain it.
+    pub(crate) async fn explain(
+        &self,
+        ask: Box<Ask>,
+    ) -> Result<Found, (Miss, Option<RemovalReason>)> {
+        let answer = self.ask(ask.request()).await;
+        ask.explained(answer, self.common.clock.now())
     }
 
     /// Searches for the newest session of a client. Waits until the deadline for each of at most

@@ -166,6 +166,21 @@ impl Link {
         }
     }
 
+    /// Sends a request, and returns an error as a text.
+    pub(super) async fn ask_or_tell(
+        self: &Arc<Self>,
+        request: &Request,
+        by: By,
+        deadline: Instant,
+    ) -> Result<Answer, String> {
+        let command = command::command(request, self.common.fleet.layout(), by);
+        let value = self
+            .send(&command, deadline)
+            .await
+            .map_err(|err| err.to_string())?;
+        command::answer(value).map_err(|_| "it gave an answer that the script cannot give".into())
+    }
+
     /// Sends a command, and waits for the answer until the deadline.
     pub(super) async fn send(
         self: &Arc<Self>,
@@ -301,13 +316,16 @@ impl Drop for Opening {
 }
 
 /// Why a command has no answer.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum Unsent {
     /// There is no connection.
+    #[error("there is no connection")]
     Closed,
     /// The answer did not come in time.
+    #[error("no answer in time")]
     Late,
     /// The store or the connection refused it.
+    #[error("{0}")]
     Refused(RedisError),
 }
 

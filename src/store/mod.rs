@@ -6,12 +6,15 @@
 //! * `target`: where the store is, and how a connection to it is opened
 //! * `link`: one connection, opened again after a failure
 //! * `command`: requests and answers as commands of Redis
+//! * `check`: the check of a store before it is used
 //! * `door`: what the API asks
 //! * `revisions`: revocations that all daemons know
 //! * `keepers`: the task that sends heartbeats, removals and releases
 
 #[cfg(not(feature = "redis"))]
 mod absent;
+#[cfg(feature = "redis")]
+mod check;
 #[cfg(feature = "redis")]
 mod command;
 #[cfg(feature = "redis")]
@@ -26,12 +29,8 @@ mod revisions;
 mod target;
 
 #[cfg(feature = "redis")]
-pub use self::{
-    door::Store,
-    keepers::Keepers,
-    target::{OpenError, Target},
-};
+pub use self::{check::CheckError, door::Store, keepers::Keepers, target::Target};
 #[cfg(not(feature = "redis"))]
 pub use absent::{
-    NoKeepers as Keepers, NoOpenError as OpenError, NoStore as Store, NoTarget as Target,
+    NoCheckError as CheckError, NoKeepers as Keepers, NoStore as Store, NoTarget as Target,
 };

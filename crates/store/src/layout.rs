@@ -53,6 +53,9 @@ impl Bucket {
 pub struct Name([u8; 16]);
 
 impl Name {
+    /// The name of no session.
+    pub const ZERO: Self = Self([0; 16]);
+
     /// Reads the bytes of a name.
     pub fn read(bytes: &[u8]) -> Option<Self> {
         Some(Self(bytes.try_into().ok()?))
@@ -82,6 +85,11 @@ impl fmt::Debug for Name {
 pub struct Pool([u8; 16]);
 
 impl Pool {
+    /// Returns a pool of the bucket of this name.
+    pub fn beside(name: Name) -> Self {
+        Self(name.0)
+    }
+
     /// Returns the bucket of the pool and of its sessions.
     pub fn bucket(&self) -> Bucket {
         Bucket(self.0[0] % COUNT)

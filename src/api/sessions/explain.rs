@@ -2,11 +2,11 @@
 
 use tls_sessiond_core::{
     cache::{
-        Known,
+        Ask, Known, Look,
         tombstones::{TOMBSTONES_MAX, Tombstone},
     },
-    clock::WallOffset,
-    session::{Miss, RemovalReason},
+    clock::{Now, WallOffset},
+    session::{Miss, RemovalReason, Session},
 };
 use tls_sessiond_proto as pb;
 
@@ -14,16 +14,39 @@ use super::{calls::Sessions, reach::caches};
 use crate::api::{access::Caller, convert, error::Refusal, role::Roles};
 
 impl Sessions {
-    pub(crate) fn explain(
+    pub(crate) async fn explain(
         &self,
         by: &Caller,
         request: &pb::ExplainSessionRequest,
     ) -> Result<pb::ExplainSessionResponse, Refusal> {
+        let (told, ask) = self.explain_here(by, request)?;
+        let (Some(ask), Some(store)) = (ask, &self.store) else {
+            return Ok(told);
+        };
+        let now = self.state.now();
+        Ok(match store.explain(ask).await {
+            Ok(found) => shared(&found.session, now),
+            Err((Miss::Unknown, _)) => pb::ExplainSessionResponse {
+                summary: format!("The shared store does not have it. {}", told.summary),
+                ..told
+            },
+            Err((miss, removal)) => missed_in_store(miss, removal),
+        })
+    }
+
+    /// Explains a session by what this daemon knows. Returns the lookup in the shared store, if that
+    /// may know more.
+    fn explain_here(
+        &self,
+        by: &Caller,
+        request: &pb::ExplainSessionRequest,
+    ) -> Result<(pb::ExplainSessionResponse, Option<Box<Ask>>), Refusal> {
         let registry = self.state.registry();
         let context = by.context(&registry, &request.context, Roles::OBSERVER)?;
         let role = convert::role(request.role)?;
         let id = convert::session_id(&request.session_id)?.ok_or(Refusal::SessionIdRequired)?;
         let now = self.state.now();
+        let mut ask = None;
         let mut told = match context.cache(role).explain(&id, now) {
             Known::Held(session, miss) => pb::ExplainSessionResponse {
                 resumable: miss.is_none(),
@@ -46,6 +69,11 @@ impl Sessions {
             },
             Known::Departed(departure) => departed(&departure, now.offset),
             Known::Nothing => {
+                if let Some(Look::Ask(asks)) =
+                    context.cache(role).peek_shared(&id, &context.stats, now)
+                {
+                    ask = Some(asks);
+                }
                 let seen = caches(&registry, by, "", Roles::OBSERVER)?;
                 let foreign = seen.iter().any(|cache| cache.peek(&id, now).is_some());
                 match (foreign, context.formerly(role, &id)) {
@@ -68,12 +96,51 @@ impl Sessions {
             }
         };
         if context.options.no_session_cache {
+            ask = None;
             told.resumable = false;
             told.miss_reason = pb::MissReason::CacheOff.into();
             told.summary =
                 "The context has the option no-session-cache: no session is resumed.".into();
         }
-        Ok(told)
+        Ok((told, ask))
+    }
+}
+
+/// Explains a session that the shared store has.
+fn shared(session: &Session, now: Now) -> pb::ExplainSessionResponse {
+    let open = session.open_connections();
+    pb::ExplainSessionResponse {
+        resumable: true,
+        session: Some(convert::session(session, now.offset)),
+        summary: format!(
+            "The shared store has it, and any daemon of this scope can resume it with its format, binding, version \
+             and server name, as long as all daemons that hold it open are alive; {open} connections hold it; it \
+             expires in {} s.",
+            session.expires().since(now.at).as_secs()
+        ),
+        ..Default::default()
+    }
+}
+
+fn missed_in_store(miss: Miss, removal: Option<RemovalReason>) -> pb::ExplainSessionResponse {
+    pb::ExplainSessionResponse {
+        miss_reason: convert::miss_reason(miss).into(),
+        removal_reason: removal.map_or_else(Default::default, |why| {
+            convert::removal_reason(why).into()
+        }),
+        summary: match (miss, removal) {
+            (_, Some(why)) => format!(
+                "A daemon removed it from the shared store: {}.",
+                why_removed(why)
+            ),
+            (Miss::Removed, None) => {
+                "It was removed from the shared store: its daemon did not know whether the store had it.".into()
+            }
+            (Miss::Expired, _) => "It has expired, and the shared store will forget it.".into(),
+            (Miss::Revoked, _) => "It is revoked: the shared store has it, and no daemon resumes it.".into(),
+            _ => "The shared store did not answer, or what it has does not open with a key of this daemon.".into(),
+        },
+        ..Default::default()
     }
 }
 
@@ -99,23 +166,27 @@ fn departed(departure: &Tombstone, offset: WallOffset) -> pb::ExplainSessionResp
         summary: format!(
             "It was made under context `{}` and was removed from the cache: {}.",
             departure.kind.account.name,
-            match departure.reason {
-                RemovalReason::Unclosed => {
-                    "its connection was cleared, freed or lost while open (its SENT flag was not set)"
-                }
-                RemovalReason::FatalAlert => {
-                    "a fatal alert, or an end without close_notify, ended one of its connections"
-                }
-                RemovalReason::Expired => "it expired",
-                RemovalReason::CacheFull => "the cache was full, and it had not been used lately",
-                RemovalReason::Taken => "it is single-use and was handed out",
-                RemovalReason::Removed => "RemoveSession removed it",
-                RemovalReason::Revoked => "RevokeSessions revoked it",
-                RemovalReason::ScopeChanged => {
-                    "a reload changed the scope of the context, for example its certificate or trust anchors"
-                }
-            }
+            why_removed(departure.reason)
         ),
         ..Default::default()
+    }
+}
+
+fn why_removed(reason: RemovalReason) -> &'static str {
+    match reason {
+        RemovalReason::Unclosed => {
+            "its connection was cleared, freed or lost while open (its SENT flag was not set)"
+        }
+        RemovalReason::FatalAlert => {
+            "a fatal alert, or an end without close_notify, ended one of its connections"
+        }
+        RemovalReason::Expired => "it expired",
+        RemovalReason::CacheFull => "the cache was full, and it had not been used lately",
+        RemovalReason::Taken => "it is single-use and was handed out",
+        RemovalReason::Removed => "RemoveSession removed it",
+        RemovalReason::Revoked => "RevokeSessions revoked it",
+        RemovalReason::ScopeChanged => {
+            "a reload changed the scope of the context, for example its certificate or trust anchors"
+        }
     }
 }

@@ -41,7 +41,7 @@ impl SessionService for Sessions {
         &self,
         request: Request<pb::ExplainSessionRequest>,
     ) -> Result<Response<pb::ExplainSessionResponse>, Status> {
-        answer(self.explain(&*caller(&request)?, request.get_ref()))
+        answer(self.explain(&*caller(&request)?, request.get_ref()).await)
     }
 
     async fn watch_sessions(

@@ -3,12 +3,16 @@
 //! * `sharing`: sessions resume at any daemon
 //! * `lost`: a daemon or the store is lost
 //! * `faults`: connections to the store are cut, held back or mixed up, by a `proxy`
+//! * `reach`: what reaches every daemon: revocations, removals, new keys
+//! * `trouble`: a store that refuses, is full, or is configured wrongly
 //! * `server`: the servers that the tests start
 
 mod faults;
 mod lost;
 mod proxy;
+mod reach;
 mod server;
 mod sharing;
+mod trouble;
 
 use server::{Kind, StoreServer};

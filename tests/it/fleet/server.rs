@@ -52,7 +52,7 @@ impl StoreServer {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("keys"), KEY).unwrap();
         let arguments: Vec<String> = arguments.iter().map(|text| (*text).to_owned()).collect();
-        let port = free_port();
+        let port = Self::free_port();
         let child = run(kind, folder.path(), port, &arguments);
         let server = Self {
             kind,
@@ -63,6 +63,11 @@ impl StoreServer {
         };
         server.wait();
         server
+    }
+
+    pub(crate) fn free_port() -> u16 {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().port()
     }
 
     fn wait(&self) {
@@ -109,6 +114,15 @@ impl StoreServer {
         command.query(&mut self.client().unwrap()).unwrap()
     }
 
+    /// Sets a key to these bytes.
+    pub(crate) fn set(&self, key: &str, bytes: &[u8]) {
+        cmd("SET")
+            .arg(key)
+            .arg(bytes)
+            .exec(&mut self.client().unwrap())
+            .unwrap();
+    }
+
     /// Sends a signal to the process.
     pub(crate) fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
@@ -140,11 +154,6 @@ impl Drop for StoreServer {
         drop(self.child.kill());
         drop(self.child.wait());
     }
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 fn run(kind: Kind, folder: &Path, port: u16, arguments: &[String]) -> Child {

@@ -274,7 +274,7 @@ impl Cache {
             lives: after(value.expires),
         };
         let secret = Secret::copied(&value.secret);
-        let (open, is_taken) = (hit.holds, head.single_use);
+        let (open, is_taken) = (hit.holds, hit.is_taken());
         let session = Session::of_fleet(facts, secret, open.into());
         let hold = hit.into_hold(session.facts().clone()).map(Arc::new);
         // A session that is not resumed stays for the daemons that may resume it: a revocation that
@@ -289,7 +289,7 @@ impl Cache {
             session: Arc::new(session),
             hold,
         };
-        if is_taken && found.hold.is_none() {
+        if is_taken {
             self.ledger.departed_from_fleet(
                 self.group,
                 found.session.facts(),
@@ -445,6 +445,18 @@ impl Ask {
     /// # Errors
     /// The reason of the miss.
     pub fn answered(self, answer: Result<Answer, Failure>, now: Now) -> Result<Found, Miss> {
+        self.explained(answer, now).map_err(|(miss, _)| miss)
+    }
+
+    /// Takes the answer, and tells why the session was removed, as far as its note has it.
+    ///
+    /// # Errors
+    /// The reason of the miss.
+    pub fn explained(
+        self,
+        answer: Result<Answer, Failure>,
+        now: Now,
+    ) -> Result<Found, (Miss, Option<RemovalReason>)> {
         let Self {
             cache,
             account,
@@ -453,14 +465,16 @@ impl Ask {
         } = self;
         cache.tell_time(now.at);
         let hit = find.answered(answer, now.at).map_err(|why| match why {
-            FindMiss::Away | FindMiss::Unopened => Miss::StoreUnavailable,
-            FindMiss::Unknown => Miss::Unknown,
-            FindMiss::Gone(Some(Reason::Revoked)) => Miss::Revoked,
-            FindMiss::Gone(_) => Miss::Removed,
-            FindMiss::Scope => Miss::Scope,
-            FindMiss::HolderLost => Miss::HolderLost,
+            FindMiss::Away | FindMiss::Unopened => (Miss::StoreUnavailable, None),
+            FindMiss::Unknown => (Miss::Unknown, None),
+            FindMiss::Gone(Some(Reason::Revoked)) => (Miss::Revoked, Some(RemovalReason::Revoked)),
+            FindMiss::Gone(reason) => (Miss::Removed, reason.and_then(removal_reason)),
+            FindMiss::Scope => (Miss::Scope, None),
+            FindMiss::HolderLost => (Miss::HolderLost, None),
         })?;
-        let found = cache.take_hit(hit, &account, now)?;
+        let found = cache
+            .take_hit(hit, &account, now)
+            .map_err(|miss| (miss, None))?;
         if is_event {
             cache
                 .ledger
@@ -468,6 +482,17 @@ impl Ask {
                 .publish(&found.session, EventKind::Hit, now.at);
         }
         Ok(found)
+    }
+}
+
+/// Returns the reason that a note has. A session that was withdrawn has none: no client had it.
+fn removal_reason(note: Reason) -> Option<RemovalReason> {
+    match note {
+        Reason::Unclosed => Some(RemovalReason::Unclosed),
+        Reason::FatalAlert => Some(RemovalReason::FatalAlert),
+        Reason::Removed => Some(RemovalReason::Removed),
+        Reason::Revoked => Some(RemovalReason::Revoked),
+        Reason::Withdrawn => None,
     }
 }
 

@@ -65,6 +65,7 @@ pub struct Hit {
     pub(crate) head: Head,
     /// How many other connections hold it.
     pub(crate) holds: u8,
+    is_taken: bool,
     /// The hold that the lookup made.
     hold: Option<(Arc<FleetStore>, Name, Claim, Token)>,
 }
@@ -164,6 +165,7 @@ impl Find {
                     value,
                     head,
                     holds,
+                    is_taken,
                     hold: is_held
                         .then(|| (Arc::clone(&self.store), self.name, self.claim, self.token)),
                 });
@@ -220,6 +222,11 @@ impl Find {
 }
 
 impl Hit {
+    /// Returns whether the lookup has taken the session out of the store.
+    pub(crate) fn is_taken(&self) -> bool {
+        self.is_taken
+    }
+
     /// Returns the hold that the lookup made, with the public part of the session.
     pub(crate) fn into_hold(self, facts: SessionInfo) -> Option<Hold> {
         let (store, name, claim, token) = self.hold?;

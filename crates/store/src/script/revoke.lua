@@ -8,7 +8,9 @@ for i = 1, #all, 2 do
   end
 end
 local new = 0
-for i = 3, #ARGV, 2 do new = new + 1 - redis.call('HEXISTS', list, ARGV[i]) end
+for i = 3, #ARGV, 2 do
+  if not redis.call('HGET', list, ARGV[i]) then new = new + 1 end
+end
 if count + new > most then return { 'many' } end
 for i = 3, #ARGV, 2 do redis.call('HSET', list, ARGV[i], ARGV[i + 1]) end
 local version = tonumber(redis.call('HGET', list, 'v') or '0')

@@ -1,5 +1,6 @@
 //! Daemons that share one Redis or Valkey.
 //!
+//! * `contract`: the contract of the cache, over every store
 //! * `sharing`: sessions resume at any daemon
 //! * `lost`: a daemon or the store is lost
 //! * `faults`: connections to the store are cut, held back or mixed up, by a `proxy`
@@ -7,6 +8,7 @@
 //! * `trouble`: a store that refuses, is full, or is configured wrongly
 //! * `server`: the servers that the tests start
 
+mod contract;
 mod faults;
 mod lost;
 mod proxy;

@@ -9,6 +9,11 @@ use std::{
 
 use redis::{Connection, cmd};
 use tempfile::TempDir;
+use tls_sessiond_core::fleet::Failure;
+use tls_sessiond_store::{
+    layout::Layout,
+    script::{Answer, Request, Value},
+};
 
 use crate::process::PATIENCE;
 
@@ -114,6 +119,16 @@ impl StoreServer {
         command.query(&mut self.client().unwrap()).unwrap()
     }
 
+    /// Runs a request of a daemon.
+    pub(crate) fn ask(&self, request: &Request) -> Result<Answer, Failure> {
+        let mut command = cmd("EVAL");
+        let keys = request.keys(&Layout::new("tsd1").unwrap());
+        command.arg(&request.script().text).arg(keys.len());
+        command.arg(keys).arg(request.arguments());
+        let value = command.query(&mut self.client().unwrap());
+        Answer::read(&read(value.map_err(|_| Failure::NotRun)?)).map_err(|_| Failure::NoAnswer)
+    }
+
     /// Sets a key to these bytes.
     pub(crate) fn set(&self, key: &str, bytes: &[u8]) {
         cmd("SET")
@@ -153,6 +168,15 @@ impl Drop for StoreServer {
         // It may have ended before.
         drop(self.child.kill());
         drop(self.child.wait());
+    }
+}
+
+fn read(from: redis::Value) -> Value {
+    match from {
+        redis::Value::BulkString(bytes) => Value::Bytes(bytes),
+        redis::Value::Int(number) => Value::Integer(number),
+        redis::Value::Array(all) => Value::List(all.into_iter().map(read).collect()),
+        _ => Value::Other,
     }
 }
 

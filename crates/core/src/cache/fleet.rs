@@ -66,6 +66,8 @@ pub enum Look {
 pub struct Ask {
     cache: Arc<Cache>,
     account: Arc<Account>,
+    /// `None`: the lookup is by its place in a pool.
+    id: Option<SessionId>,
     find: Find,
     is_event: bool,
 }
@@ -160,6 +162,7 @@ impl Cache {
             Ok(find) => Look::Ask(Box::new(Ask {
                 cache: Arc::clone(self),
                 account: Arc::clone(account),
+                id: Some(id.clone()),
                 find,
                 is_event: matches!(purpose, Purpose::Lookup | Purpose::Resume),
             })),
@@ -396,6 +399,7 @@ impl PoolMembers {
                 return Some(Ask {
                     cache: Arc::clone(cache),
                     account: Arc::clone(account),
+                    id: None,
                     find,
                     is_event: true,
                 });
@@ -460,13 +464,23 @@ impl Ask {
         let Self {
             cache,
             account,
+            id,
             find,
             is_event,
         } = self;
         cache.tell_time(now.at);
         let hit = find.answered(answer, now.at).map_err(|why| match why {
             FindMiss::Away | FindMiss::Unopened => (Miss::StoreUnavailable, None),
-            FindMiss::Unknown => (Miss::Unknown, None),
+            FindMiss::Unknown => {
+                // This daemon may know more: that it has handed the session out, for example.
+                let departure = id.and_then(|id| {
+                    let tombstones = &cache.ledger.tombstones;
+                    tombstones.find(cache.group, cache.role, &id)
+                });
+                departure.map_or((Miss::Unknown, None), |departure| {
+                    (departure.miss(), Some(departure.reason))
+                })
+            }
             FindMiss::Gone(Some(Reason::Revoked)) => (Miss::Revoked, Some(RemovalReason::Revoked)),
             FindMiss::Gone(reason) => (Miss::Removed, reason.and_then(removal_reason)),
             FindMiss::Scope => (Miss::Scope, None),

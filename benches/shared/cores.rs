@@ -12,7 +12,12 @@ pub(crate) fn all() -> Vec<usize> {
 
 /// Restricts this thread to one core.
 pub(crate) fn pin(core: usize) {
-    let mut only = CpuSet::new();
-    only.set(core);
-    sched_setaffinity(None, &only).unwrap();
+    allow(&[core]);
+}
+
+/// Lets this thread use these cores.
+pub(crate) fn allow(cores: &[usize]) {
+    let mut set = CpuSet::new();
+    cores.iter().for_each(|core| set.set(*core));
+    sched_setaffinity(None, &set).unwrap();
 }

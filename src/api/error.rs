@@ -162,6 +162,10 @@ pub(crate) enum Refusal {
         "the revocation is in force at this daemon, but the shared store did not take it: repeat the call, so that other daemons know of it"
     )]
     RevocationUndelivered,
+    #[error(
+        "the revocation is in force at this daemon, but the shared store has as many revocations as it may have: use `all: true`, or wait until others end, seven days after their time"
+    )]
+    RevocationLimit,
     #[error("the deadline of the call has passed")]
     DeadlineExceeded,
     #[error(transparent)]
@@ -243,6 +247,7 @@ impl Refusal {
             Self::StoreAway | Self::RevocationUndelivered => {
                 (Code::Unavailable, "STORE_UNAVAILABLE", None)
             }
+            Self::RevocationLimit => (Code::ResourceExhausted, "REVOCATION_LIMIT", None),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", None),
             Self::Connection(error) => connection_verdict(error),
         }

@@ -4,7 +4,7 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use tls_sessiond_core::{
-    cache::{Ask, Cache, Found, NotStored, PendingPut, PoolSearch, revocation::Selector},
+    cache::{Ask, Found, NotStored, PendingPut, PoolSearch, revocation::Selector},
     clock::{Clock, WallTime},
     fleet::{Failure, FleetStore},
     session::{Miss, RemovalReason},
@@ -44,6 +44,15 @@ impl NoTarget {
     pub fn read(config: &Config, _: &StoreConfig) -> Result<Self, ConfigError> {
         Err(config.store_error("kind", "this build has no feature `redis`"))
     }
+}
+
+/// Why a revocation is in force at this daemon alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotRevokedHere {
+    /// Never.
+    Away,
+    /// Never.
+    TooMany,
 }
 
 /// See the module of the same name in a build with the feature.
@@ -102,10 +111,10 @@ impl NoStore {
     pub(crate) async fn revoke(
         &self,
         _: &CoreState,
-        _: &[Arc<Cache>],
+        _: &[&str],
         _: &Selector,
         _: WallTime,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), NotRevokedHere> {
         match self.0 {}
     }
 

@@ -6,7 +6,10 @@ use std::{sync::Arc, time::Duration};
 use aws_lc_rs::rand;
 use tls_sessiond_store::{
     layout::{Fit, Name, Pool},
-    script::{Answer, Claim, Criteria, Expected, Head, Holder, Mode, Refused, Request, Token},
+    script::{
+        Answer, Claim, Criteria, Expected, Head, Holder, Mode, REVOCATIONS_MAX, REVOCATIONS_OF_ALL,
+        Refused, Request, Token,
+    },
 };
 use tls_sessiond_types::Version;
 use tokio::time::Instant;
@@ -225,6 +228,7 @@ impl Check<'_> {
             claim,
             token: Token(2),
             mode,
+            valid_until: FAR,
         };
         let release = Request::Release {
             holder,
@@ -241,6 +245,7 @@ impl Check<'_> {
         let revoke = Request::Revoke {
             entries: Vec::new(),
             known: 0,
+            most: REVOCATIONS_MAX + REVOCATIONS_OF_ALL,
         };
         let revise = Request::Revise {
             bucket: name.bucket(),

@@ -8,7 +8,7 @@ use std::{
 
 use dashmap::DashMap;
 use tls_sessiond_core::{
-    cache::{Ask, Cache, Found, PendingPut, PoolSearch, SharedRevocations, revocation::Selector},
+    cache::{Ask, Found, PendingPut, PoolSearch, SharedRevocations, revocation::Selector},
     clock::{Clock, WallTime},
     fleet::{Failure, FleetStore},
     session::{Miss, RemovalReason},
@@ -26,6 +26,15 @@ use super::{
 
 /// How long one request of an administrator's call waits for its answer.
 const ADMIN_MAX: Duration = Duration::from_secs(2);
+
+/// Why a revocation is in force at this daemon alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotRevoked {
+    /// The store did not take it, or did not answer.
+    Away,
+    /// The store has as many as it may have.
+    TooMany,
+}
 
 /// The shared store, as the API asks it. Each thread of the API has a connection of its own, so that
 /// no answer passes from one thread to another.
@@ -122,7 +131,7 @@ impl Store {
         found
     }
 
-    /// Revokes sessions of these caches at every daemon: returns once no bucket answers a daemon that
+    /// Revokes sessions of these contexts at every daemon: returns once no bucket answers a daemon that
     /// does not know of it.
     ///
     /// # Errors
@@ -130,22 +139,20 @@ impl Store {
     pub(crate) async fn revoke(
         &self,
         state: &CoreState,
-        caches: &[Arc<Cache>],
+        contexts: &[&str],
         selector: &Selector,
         before: WallTime,
-    ) -> Result<(), Failure> {
-        let now = self.common.clock.now();
-        let request = SharedRevocations::add(self.fleet(), caches, selector, before, now)
-            .ok_or(Failure::NotRun)?;
-        match self
-            .link()
-            .ask(&request, Instant::now() + ADMIN_MAX)
-            .await?
-        {
-            Answer::Revocations { .. } => {}
-            _ => return Err(Failure::NotRun),
+    ) -> Result<(), NotRevoked> {
+        let request = SharedRevocations::add(self.fleet(), contexts, selector, before)
+            .ok_or(NotRevoked::Away)?;
+        match self.link().ask(&request, Instant::now() + ADMIN_MAX).await {
+            Ok(Answer::Revocations { .. }) => {}
+            Ok(Answer::TooMany) => return Err(NotRevoked::TooMany),
+            Ok(_) | Err(_) => return Err(NotRevoked::Away),
         }
-        refresh(&self.link(), state).await
+        refresh(&self.link(), state)
+            .await
+            .map_err(|_| NotRevoked::Away)
     }
 
     /// Sends puts together, and waits for all answers. The connection drops the sessions that are

@@ -19,10 +19,11 @@ use tokio::{
 };
 
 use super::{door::Store, link::Link, revisions::refresh};
+use crate::log::panics::caught;
 
 /// How long a request of a keeper may wait for its answer.
 const ANSWER_MAX: Duration = Duration::from_millis(250);
-/// How long the task waits before it reads the revocations again, after the store did not answer.
+/// How long the task waits before it reads the revocations again.
 const REFRESH_AGAIN: Duration = Duration::from_millis(250);
 /// How long the task sleeps if no keeper is due.
 const IDLE: Duration = Duration::from_millis(500);
@@ -98,10 +99,13 @@ impl Keepers {
         true
     }
 
-    /// Runs until it is dropped.
+    /// Runs until it is dropped. A panic in one turn does not end the next ones.
     pub async fn run(&mut self) {
         loop {
-            self.turn().await;
+            // A panic is already logged.
+            if caught(self.turn()).await.is_err() {
+                sleep(IDLE).await;
+            }
             self.tell();
         }
     }
@@ -124,11 +128,10 @@ impl Keepers {
             }
         };
         tokio::select! {
-            refreshed = refreshes => {
+            _ = refreshes => {
+                // Whether it failed or not: what is still stale then is looked at a moment later.
                 self.refresh = None;
-                if refreshed.is_err() {
-                    self.refresh_from = Instant::now() + REFRESH_AGAIN;
-                }
+                self.refresh_from = Instant::now() + REFRESH_AGAIN;
             }
             Some((bucket, id, answer)) = self.under_way.next(), if !self.under_way.is_empty() => {
                 self.fleet().answered(bucket, id, answer, self.clock.now().at);

@@ -28,10 +28,13 @@ use super::{
 };
 
 /// How long the opening of a connection may take.
-const OPEN_MAX: Duration = Duration::from_secs(2);
+const OPEN_MAX: Duration = Duration::from_secs(1);
 /// The shortest and the longest time between two attempts to open the connection, before jitter.
+///
+/// After a restart of the store, every daemon must have noticed it before others look up again: see
+/// [`QUARANTINE`](tls_sessiond_store::keeper::QUARANTINE).
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
-const BACKOFF_MAX: Duration = Duration::from_secs(2);
+const BACKOFF_MAX: Duration = Duration::from_millis(250);
 /// Calls without an answer in a row after which the connection is given up. A connection that was
 /// cut without a sign would be used forever.
 const SILENT_MAX: u32 = 8;
@@ -154,12 +157,13 @@ impl Link {
         deadline: Instant,
     ) -> Result<Answer, Failure> {
         let layout = self.common.fleet.layout();
+        let process = Some(self.common.fleet.processes());
         let command = command::command(request, layout, By::Hash);
-        match self.send(&command, deadline).await {
+        match self.send_to(process, &command, deadline).await {
             Ok(value) => command::answer(value),
             Err(Unsent::Refused(err)) if command::is_unknown_script(&err) => {
                 let command = command::command(request, layout, By::Text);
-                let sent = self.send(&command, deadline).await;
+                let sent = self.send_to(process, &command, deadline).await;
                 command::answer(sent.map_err(|err| err.failure())?)
             }
             Err(err) => Err(err.failure()),
@@ -187,9 +191,22 @@ impl Link {
         command: &Cmd,
         deadline: Instant,
     ) -> Result<redis::Value, Unsent> {
+        self.send_to(None, command, deadline).await
+    }
+
+    /// Sends a command to the store, unless another process than `process` answers now.
+    async fn send_to(
+        self: &Arc<Self>,
+        process: Option<u64>,
+        command: &Cmd,
+        deadline: Instant,
+    ) -> Result<redis::Value, Unsent> {
         let (mut connection, number) = timeout_at(deadline, self.connection())
             .await
             .unwrap_or(Err(Unsent::Closed))?;
+        if process.is_some_and(|process| process != self.common.fleet.processes()) {
+            return Err(Unsent::Closed);
+        }
         let sent = timeout_at(deadline, connection.send_packed_command(command)).await;
         match sent {
             Ok(Ok(redis::Value::ServerError(err))) => {

@@ -29,8 +29,14 @@ mod revisions;
 mod target;
 
 #[cfg(feature = "redis")]
-pub use self::{check::CheckError, door::Store, keepers::Keepers, target::Target};
+pub use self::{
+    check::CheckError,
+    door::{NotRevoked, Store},
+    keepers::Keepers,
+    target::Target,
+};
 #[cfg(not(feature = "redis"))]
 pub use absent::{
     NoCheckError as CheckError, NoKeepers as Keepers, NoStore as Store, NoTarget as Target,
+    NotRevokedHere as NotRevoked,
 };

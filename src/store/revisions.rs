@@ -10,12 +10,14 @@ use tls_sessiond_core::{
 };
 use tls_sessiond_store::{
     layout::Bucket,
-    script::{Answer, ENTRIES_MAX, Request, Revocation},
+    script::{Answer, ENTRIES_MAX, REVOCATIONS_MAX, REVOCATIONS_OF_ALL, Request, Revocation},
 };
 use tokio::time::Instant;
 
 use super::link::Link;
 
+/// How often the list is read before the refresh is tried again later: other daemons may add to it.
+const READS_MAX: usize = 4;
 /// How long each of the requests waits for its answer.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 
@@ -26,29 +28,38 @@ const ANSWER_MAX: Duration = Duration::from_secs(1);
 /// The store did not answer.
 pub(super) async fn refresh(link: &Arc<Link>, state: &CoreState) -> Result<(), Failure> {
     let ask = async |request: &Request| link.ask(request, Instant::now() + ANSWER_MAX).await;
-    let Answer::Revocations {
-        mut revision,
-        entries,
-    } = ask(&Request::Revocations).await?
-    else {
-        return Err(Failure::NoAnswer);
-    };
     let fleet = link.fleet();
-    let lost = learn(state, fleet, entries);
-    let known = fleet.revision();
-    if !lost.is_empty() || revision < known {
-        let mut chunks: Vec<Vec<Revocation>> =
-            lost.chunks(ENTRIES_MAX).map(<[_]>::to_vec).collect();
-        if chunks.is_empty() {
-            chunks.push(Vec::new());
-        }
-        for entries in chunks {
-            match ask(&Request::Revoke { entries, known }).await? {
-                Answer::Revocations { revision: now, .. } => revision = now,
-                _ => return Err(Failure::NotRun),
+    let revision = 'complete: {
+        for _ in 0..READS_MAX {
+            let Answer::Revocations { revision, entries } = ask(&Request::Revocations).await?
+            else {
+                return Err(Failure::NoAnswer);
+            };
+            let lost = learn(state, fleet, entries);
+            let known = fleet.told();
+            // Only the version of a list that was read, and that lacks nothing, is adopted.
+            if lost.is_empty() && revision >= known {
+                break 'complete revision;
+            }
+            let mut chunks: Vec<Vec<Revocation>> =
+                lost.chunks(ENTRIES_MAX).map(<[_]>::to_vec).collect();
+            if chunks.is_empty() {
+                chunks.push(Vec::new());
+            }
+            for entries in chunks {
+                let give_back = Request::Revoke {
+                    entries,
+                    known,
+                    most: REVOCATIONS_MAX + REVOCATIONS_OF_ALL,
+                };
+                match ask(&give_back).await? {
+                    Answer::Revocations { .. } => {}
+                    _ => return Err(Failure::NotRun),
+                }
             }
         }
-    }
+        return Err(Failure::NoAnswer);
+    };
     let raised = Bucket::all().map(|bucket| async move {
         let request = Request::Revise { bucket, revision };
         link.ask(&request, Instant::now() + ANSWER_MAX).await
@@ -68,8 +79,18 @@ fn learn(state: &CoreState, fleet: &FleetStore, entries: Vec<Revocation>) -> Vec
     let now = state.now();
     let mut lost = known.stored();
     lost.retain(|held| {
-        held.ends > now.wall().as_millis() && entries.iter().all(|entry| entry.id != held.id)
+        let is_there = |entry: &Revocation| entry.id == held.id && entry.ends >= held.ends;
+        held.ends > now.wall().as_millis() && !entries.iter().any(is_there)
     });
-    known.learn(fleet, entries, registry.caches(), now);
+    let caches = |name: &str| {
+        let context = registry.get(name);
+        context.map_or_else(Vec::new, |context| {
+            vec![
+                Arc::clone(&context.server_cache),
+                Arc::clone(&context.client_cache),
+            ]
+        })
+    };
+    known.learn(fleet, entries, caches, now);
     lost
 }

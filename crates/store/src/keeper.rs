@@ -49,6 +49,8 @@ pub const QUARANTINE: u64 = 2_000;
 pub const REMEMBERED: u64 = 60_000;
 /// The time after a request that failed until the next one, in milliseconds.
 const RETRY: u64 = 250;
+/// The time after a heartbeat that came too late until the next one, in milliseconds.
+const BEAT_AGAIN: u64 = 20;
 /// How long a release waits for others, in milliseconds.
 const RELEASE_WAIT: u64 = 20;
 /// The most removals that are remembered. Beyond it the oldest is forgotten.
@@ -127,8 +129,9 @@ enum UnderWay {
     Probe,
     /// A heartbeat, made at this time.
     Beat(LocalTime),
-    /// Releases. They are not repeated.
-    Releases,
+    /// Releases of this holder. They are repeated until the store has acknowledged them, or the
+    /// holder is another one.
+    Releases(Holder, Vec<(Name, Token)>),
 }
 
 /// 32 random bytes of one daemon and one start, from which the holders of its lives are derived.
@@ -205,16 +208,20 @@ impl Keeper {
         Token(self.tokens)
     }
 
-    /// Returns the claim of a find.
+    /// Returns the claim of a find, and the time of the store's clock until which it is valid.
+    ///
+    /// `waits`: how long the daemon waits for the answer, in milliseconds. It ends the hold that the
+    /// find may have made then, and no later run makes another.
     ///
     /// # Errors
     /// Why the find would miss.
-    pub fn may_find(&self, now: LocalTime) -> Result<Claim, Away> {
+    pub fn may_find(&self, now: LocalTime, waits: u64) -> Result<(Claim, u64), Away> {
         let (claim, opens) = self.claim(now)?;
         if now < opens {
             return Err(Away::Quarantine);
         }
-        Ok(claim)
+        let store = self.store_time(now).ok_or(Away::Lost)?;
+        Ok((claim, store.saturating_add(waits)))
     }
 
     /// Returns the claim of a put, and the time of the store's clock until which it is valid.
@@ -253,6 +260,12 @@ impl Keeper {
         Some(now.0.saturating_add_signed(self.ahead?))
     }
 
+    /// Returns whether a claim is of the present life. An answer to a claim of an earlier one counts as
+    /// none: the store that gave it may be an old file.
+    pub fn is_present(&self, claim: &Claim) -> bool {
+        claim.holder == self.holder
+    }
+
     /// Returns whether the removal of this session has not reached the store. This daemon does not
     /// ask for it then.
     pub fn is_removing(&self, name: Name) -> bool {
@@ -266,15 +279,19 @@ impl Keeper {
             self.queue(name, reason);
             return Removal::Queued;
         }
-        // What this holder holds is not found again under another one. What others hold stays in the
-        // queue: takes, and removals that are repeated.
+        // What this holder holds is not found again under another one. What others may hold stays in
+        // the queue: takes, removals that are repeated, and those that a caller asked for.
         self.begin_life();
         self.standing = Standing::Lost;
         self.ahead = None;
         self.under_way = None;
         let mut kept = std::mem::take(&mut self.removals);
         self.removing.clear();
-        kept.retain(|(_, reason)| reason.is_none());
+        kept.push_back((name, reason));
+        kept.retain(|(_, reason)| match reason {
+            None | Some(Reason::Removed | Reason::Revoked) => true,
+            Some(Reason::Unclosed | Reason::FatalAlert | Reason::Withdrawn) => false,
+        });
         for (name, reason) in kept.into_iter().take(REMEMBERED_MAX) {
             self.queue(name, reason);
         }
@@ -319,10 +336,10 @@ impl Keeper {
     ///
     /// Nothing that this daemon holds is found again: see the head of this module.
     pub fn lost(&mut self, now: LocalTime) {
+        self.retry = now;
         self.begin_life();
         self.standing = Standing::Lost;
         self.ahead = None;
-        self.retry = now;
         // What the store acknowledged may be lost as well, also an answer that is still to come.
         self.under_way = None;
         // The newest first: a file lacks the last seconds.
@@ -386,13 +403,14 @@ impl Keeper {
             return None;
         }
         let count = self.releases.len().min(ENTRIES_MAX);
-        let holds = self
+        let holds: Vec<_> = self
             .releases
             .drain(..count)
             .map(|(_, name, token)| (name, token))
             .collect();
         let holder = self.holder;
-        Some((Request::Release { holder, holds }, UnderWay::Releases))
+        let under_way = UnderWay::Releases(holder, holds.clone());
+        Some((Request::Release { holder, holds }, under_way))
     }
 
     /// Returns when [`Self::poll`] may have a request, if nothing else happens before. `None`: when
@@ -416,6 +434,7 @@ impl Keeper {
     /// that the request cannot have counts as none.
     pub fn answered(&mut self, id: RequestId, answer: Result<Answer, NoAnswer>, now: LocalTime) {
         let under_way = self.under_way.take_if(|(sent, _)| *sent == id);
+        let is_beat = matches!(&under_way, Some((_, UnderWay::Beat(_))));
         match (under_way.map(|(_, under_way)| under_way), answer) {
             (Some(UnderWay::Removals(count)), Ok(Answer::Done(_))) => {
                 for _ in 0..count {
@@ -437,7 +456,12 @@ impl Keeper {
                     now: Some(store),
                     revision: Some(_),
                 }),
-            ) => self.ahead = Some(difference(store, now)),
+            ) => {
+                self.ahead = Some(difference(store, now));
+                if is_beat {
+                    self.retry = now.after(BEAT_AGAIN);
+                }
+            }
             (
                 Some(UnderWay::Beat(made)),
                 Ok(Answer::Beaten {
@@ -459,8 +483,24 @@ impl Keeper {
                     acknowledged: now,
                 };
             }
-            (Some(UnderWay::Beat(_)), Ok(Answer::BeatLost { .. })) => self.lost(now),
-            (Some(UnderWay::Releases) | None, _) => {}
+            (Some(UnderWay::Beat(_)), Ok(Answer::BeatLost { .. })) => {
+                let again = matches!(self.standing, Standing::Lost);
+                self.lost(now);
+                // A store that refuses every heartbeat is not asked at its own speed.
+                if again {
+                    self.retry = now.after(RETRY);
+                }
+            }
+            (Some(UnderWay::Releases(..)), Ok(Answer::Done(_))) | (None, _) => {}
+            (Some(UnderWay::Releases(holder, holds)), _) => {
+                self.retry = now.after(RETRY);
+                if holder == self.holder {
+                    for (name, token) in holds.into_iter().rev() {
+                        self.releases.push_front((now, name, token));
+                    }
+                    self.releases.truncate(RELEASES_MAX);
+                }
+            }
             (Some(_), _) => self.retry = now.after(RETRY),
         }
     }

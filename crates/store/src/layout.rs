@@ -8,6 +8,7 @@ use std::fmt;
 
 use aws_lc_rs::hmac;
 use tls_sessiond_types::{Role, hex};
+use zeroize::Zeroizing;
 
 /// The number of buckets.
 pub const BUCKETS: usize = COUNT as usize;
@@ -115,6 +116,17 @@ impl NameKey {
         Self(hmac::Key::new(hmac::HMAC_SHA256, key))
     }
 
+    /// Returns the key that seals revocations. Every daemon has it, also while sealing keys are
+    /// replaced.
+    pub(crate) fn revocations(&self) -> Zeroizing<[u8; 32]> {
+        Zeroizing::new(self.digest(&[b"revocations"]))
+    }
+
+    /// Returns the id of a revocation of this content.
+    pub fn revocation(&self, content: &[u8]) -> [u8; 16] {
+        self.digest(&[b"revocation", content])
+    }
+
     /// Returns the name of the session with this id in a scope, for one side of the handshake.
     ///
     /// The daemons make the ids of client sessions, with the bucket of their pool in the first byte
@@ -142,11 +154,6 @@ impl NameKey {
             binding,
             server_name.as_bytes(),
         ]))
-    }
-
-    /// Returns the name under which a revocation is sealed.
-    pub fn revocation(&self, id: &[u8]) -> Name {
-        Name(self.digest(&[b"revocation", id]))
     }
 
     /// Returns the hash of what a lookup must repeat.

@@ -180,6 +180,60 @@ impl SealingKeys {
         &self.names
     }
 
+    /// Seals a revocation. All daemons can open it, whatever their sealing keys are.
+    ///
+    /// # Errors
+    /// The system has no random numbers.
+    pub fn seal_revocation(
+        &self,
+        id: &[u8; 16],
+        plaintext: &[u8],
+    ) -> Result<Vec<u8>, NoRandomness> {
+        let mut nonce = [0; NONCE_LEN];
+        rand::fill(&mut nonce).map_err(|_| NoRandomness)?;
+        let mut sealed = plaintext.to_vec();
+        self.revocation_key()
+            .ok_or(NoRandomness)?
+            .seal_in_place_append_tag(
+                Nonce::assume_unique_for_key(nonce),
+                Aad::from(id),
+                &mut sealed,
+            )
+            .map_err(|_| NoRandomness)?;
+        Ok([&[VERSION][..], &nonce, &sealed].concat())
+    }
+
+    /// Opens a revocation.
+    ///
+    /// # Errors
+    /// It was not sealed with this key of names and for this id.
+    pub fn open_revocation(&self, id: &[u8; 16], sealed: &[u8]) -> Result<Vec<u8>, Unopened> {
+        let (&[VERSION], rest) = sealed.split_first_chunk::<1>().ok_or(Unopened::Malformed)? else {
+            return Err(Unopened::Malformed);
+        };
+        let (nonce, rest) = rest
+            .split_first_chunk::<NONCE_LEN>()
+            .ok_or(Unopened::Malformed)?;
+        let mut bytes = rest.to_vec();
+        let length = self
+            .revocation_key()
+            .ok_or(Unopened::UnknownKey)?
+            .open_in_place(
+                Nonce::assume_unique_for_key(*nonce),
+                Aad::from(id),
+                &mut bytes,
+            )
+            .map_err(|_| Unopened::Changed)?
+            .len();
+        bytes.truncate(length);
+        Ok(bytes)
+    }
+
+    fn revocation_key(&self) -> Option<LessSafeKey> {
+        let key = self.names.revocations();
+        Some(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &*key).ok()?))
+    }
+
     /// Seals a value for one entry.
     ///
     /// # Errors
@@ -311,6 +365,20 @@ mod tests {
         }
         let again = keys.seal(&entry, name, &head, b"the secret").unwrap();
         assert_ne!(again, sealed, "each has a nonce of its own");
+    }
+
+    #[test]
+    fn revocations_open_under_other_sealing_keys_and_for_their_id_alone() {
+        let old = SealingKeys::read(ONE).unwrap();
+        let new = SealingKeys::read(&format!("{TWO}\nnames:{ONE}")).unwrap();
+        let sealed = old.seal_revocation(&[1; 16], b"revoked").unwrap();
+        assert_eq!(new.open_revocation(&[1; 16], &sealed).unwrap(), b"revoked");
+        assert!(new.open_revocation(&[2; 16], &sealed).is_err());
+        let other = SealingKeys::read(TWO).unwrap();
+        assert!(other.open_revocation(&[1; 16], &sealed).is_err());
+        for length in 0..sealed.len() {
+            assert!(new.open_revocation(&[1; 16], &sealed[..length]).is_err());
+        }
     }
 
     #[test]

@@ -82,10 +82,10 @@ impl Waiting<'_> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        // An error means that the connection was freed or has failed.
-        let _ = self
-            .state
-            .connections()
-            .given(self.id, Err(Miss::StoreUnavailable), Stepped::of);
+        // An error means that the connection was freed.
+        let _ = self.state.connections().with(self.id, |connection, now| {
+            connection.stop_asking(now);
+            Ok(())
+        });
     }
 }

@@ -4,17 +4,17 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tls_sessiond_core::{
-    cache::{EXPECTED_MAX, Look, NotStored, PendingPut, PoolSearch},
+    cache::{Cache, EXPECTED_MAX, Look, NotStored, PendingPut, PoolSearch},
     connection::{
         ConnectionId,
         worker_engine::{NotKept, Put, PutOutcome},
     },
-    fleet::Purpose,
-    session::{Miss, ResumeCriteria, Secret, Session},
+    fleet::{Failure, Purpose},
+    session::{Miss, ResumeCriteria, Secret, Session, SessionId},
     state::CoreState,
 };
 use tls_sessiond_proto as pb;
-use tls_sessiond_store::script::Answer;
+use tls_sessiond_store::script::{Answer, Request};
 use tls_sessiond_types::{Role, Version, server_name::ServerName};
 use tokio_util::sync::CancellationToken;
 
@@ -50,6 +50,25 @@ pub(crate) enum PutDone {
     Now(pb::PutSessionResponse),
     /// The shared store has to answer: see [`Sessions::stored`].
     Later(Box<PendingPut>, ConnectionId, pb::PutSessionResponse),
+}
+
+/// The removal of a session in the shared store.
+pub(crate) struct RemovalInStore {
+    cache: Arc<Cache>,
+    id: SessionId,
+    request: Request,
+}
+
+/// A removal that the keeper delivers when this is dropped.
+struct Queued {
+    cache: Arc<Cache>,
+    id: SessionId,
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.cache.queue_removal(&self.id);
+    }
 }
 
 /// The most bytes of a binding.
@@ -346,30 +365,53 @@ impl Sessions {
         })
     }
 
-    pub(crate) async fn remove(
+    /// Removes a session from the memory of this process. Returns the removal in the shared store, if
+    /// there is one.
+    pub(crate) fn remove_here(
         &self,
         by: &Caller,
         request: &pb::RemoveSessionRequest,
-    ) -> Result<pb::RemoveSessionResponse, Refusal> {
+    ) -> Result<(bool, Option<RemovalInStore>), Refusal> {
         let context =
             Arc::clone(by.context(&self.state.registry(), &request.context, Roles::ADMIN)?);
         let role = convert::role(request.role)?;
         let id = convert::session_id(&request.session_id)?.ok_or(Refusal::SessionIdRequired)?;
         let cache = context.cache(role);
-        let mut removed = cache.remove(&id, self.state.now());
-        let mut is_delivered = true;
-        if let (Some(request), Some(store)) = (cache.removal(&id), &self.store) {
-            match store.ask(&request).await {
-                Ok(Answer::Done(count)) => removed |= count > 0,
-                _ => {
-                    cache.queue_removal(&id);
-                    is_delivered = false;
-                }
-            }
-        }
+        let removed = cache.remove(&id, self.state.now());
         tracing::info!(target: "audit", owner = %by.owner(), context = %context.name, session = ?id, removed, "RemoveSession");
-        if !is_delivered {
-            return Err(Refusal::StoreAway);
+        let in_store = cache.removal(&id).map(|request| RemovalInStore {
+            cache: Arc::clone(cache),
+            id,
+            request,
+        });
+        Ok((removed, in_store))
+    }
+
+    /// Removes a session from the shared store. Returns whether it was there.
+    pub(crate) async fn remove_in_store(&self, removal: RemovalInStore) -> Result<bool, Refusal> {
+        let RemovalInStore { cache, id, request } = removal;
+        // Queued when the answer has come or was given up, also if this call is cancelled: then the
+        // keeper delivers it, and repeats it after a loss.
+        let queued = Queued { cache, id };
+        let answer = match &self.store {
+            Some(store) => store.ask(&request).await,
+            None => Err(Failure::NotRun),
+        };
+        drop(queued);
+        match answer {
+            Ok(Answer::Done(count)) => Ok(count > 0),
+            Ok(_) | Err(_) => Err(Refusal::StoreAway),
+        }
+    }
+
+    pub(crate) async fn remove(
+        &self,
+        by: &Caller,
+        request: &pb::RemoveSessionRequest,
+    ) -> Result<pb::RemoveSessionResponse, Refusal> {
+        let (mut removed, in_store) = self.remove_here(by, request)?;
+        if let Some(removal) = in_store {
+            removed |= self.remove_in_store(removal).await?;
         }
         Ok(pb::RemoveSessionResponse { removed })
     }

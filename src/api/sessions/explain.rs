@@ -69,10 +69,10 @@ impl Sessions {
             },
             Known::Departed(departure) => departed(&departure, now.offset),
             Known::Nothing => {
-                if let Some(Look::Ask(asks)) =
-                    context.cache(role).peek_shared(&id, &context.stats, now)
-                {
-                    ask = Some(asks);
+                match context.cache(role).peek_shared(&id, &context.stats, now) {
+                    Some(Look::Ask(asks)) => ask = Some(asks),
+                    Some(Look::Done(Err(miss))) => return Ok((missed_in_store(miss, None), None)),
+                    Some(Look::Done(Ok(_))) | None => {}
                 }
                 let seen = caches(&registry, by, "", Roles::OBSERVER)?;
                 let foreign = seen.iter().any(|cache| cache.peek(&id, now).is_some());

@@ -12,7 +12,10 @@ use super::{
     calls::{SERVER_NAME_MAX, Sessions},
     reach::caches,
 };
-use crate::api::{access::Caller, convert, convert::within, error::Refusal, role::Roles};
+use crate::{
+    api::{access::Caller, convert, convert::within, error::Refusal, role::Roles},
+    store::NotRevoked,
+};
 
 /// The resolution of the daemon's clock.
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -85,10 +88,23 @@ impl Sessions {
         }
         if let Some(store) = &self.store {
             let before = now.offset.wall(before);
+            let registry = Arc::clone(&self.state.registry());
+            let contexts: Vec<&str> = match request.context.as_str() {
+                "" => registry
+                    .all()
+                    .iter()
+                    .map(|context| &*context.name)
+                    .filter(|name| by.may(&registry, Roles::ADMIN, name))
+                    .collect(),
+                name => vec![name],
+            };
             store
-                .revoke(&self.state, &caches, &told.selector, before)
+                .revoke(&self.state, &contexts, &told.selector, before)
                 .await
-                .map_err(|_| Refusal::RevocationUndelivered)?;
+                .map_err(|why| match why {
+                    NotRevoked::Away => Refusal::RevocationUndelivered,
+                    NotRevoked::TooMany => Refusal::RevocationLimit,
+                })?;
         }
         // Wait until `before` has passed, so that a session that authenticates after the answer is
         // not covered.

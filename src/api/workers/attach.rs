@@ -348,12 +348,17 @@ impl AttachCalls {
             },
             Method::LookupSession(request) => return Ok(self.lookup((&*request).into())),
             Method::RemoveSession(request) => {
-                let (sessions, by) = (Arc::clone(&self.sessions), Arc::clone(&self.by));
+                let answered =
+                    |removed| Answered::RemoveSession(pb::RemoveSessionResponse { removed });
+                let (removed, in_store) = self.sessions.remove_here(&self.by, &request)?;
+                let Some(removal) = in_store else {
+                    return Ok(CallOutcome::Done(Ok(Done::Other(answered(removed)))));
+                };
+                let sessions = Arc::clone(&self.sessions);
                 return Ok(CallOutcome::Later(Box::pin(async move {
-                    let removed = sessions.remove(&by, &request).await;
-                    Then::Answer(
-                        removed.map(|removed| Done::Other(Answered::RemoveSession(removed))),
-                    )
+                    let in_store = sessions.remove_in_store(removal).await;
+                    let done = in_store.map(|there| Done::Other(answered(removed || there)));
+                    Then::Answer(done)
                 })));
             }
             Method::ReportAlert(request) => {

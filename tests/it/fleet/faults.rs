@@ -67,6 +67,7 @@ fn find_script() -> &'static str {
             versions: Vec::new(),
             cipher_suite: None,
         }),
+        valid_until: 0,
     })
 }
 

@@ -222,3 +222,68 @@ async fn emptied_store_is_used_again_after_a_quarantine() {
         }
     }
 }
+
+/// A worker resumes a session, and the store cannot be asked for it when New names it.
+#[tokio::test]
+async fn session_resumed_while_the_store_is_away_is_removed_if_it_ends_unclosed() {
+    let three = Three::start(Kind::Redis).await;
+    let by = Worker(&three.daemons[0]);
+    for id in ["aa", "bb"] {
+        let made = by.established(id).await;
+        by.shutdown(&made).await;
+        by.free(&made).await;
+        assert!(by.found(id).await);
+    }
+    three.server.signal("STOP");
+    let resumed = |id: &str| pb::NewRequest {
+        session_id: id.into(),
+        ..worker(pb::Role::Server)
+    };
+    let unclosed = by.open(resumed("aa")).await;
+    let closed = by.open(resumed("bb")).await;
+    assert!(unclosed.session_reused && closed.session_reused);
+    by.shutdown(&closed.id).await;
+    assert_eq!(by.free(&closed.id).await, 0);
+    assert_eq!(by.free(&unclosed.id).await, 1);
+    three.server.signal("CONT");
+    for daemon in &three.daemons {
+        until_missed(daemon, "aa", pb::MissReason::Removed).await;
+        daemon
+            .until("the closed one is found again", async |daemon| {
+                miss(daemon, "bb").await.is_none()
+            })
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn cancelled_handshake_that_waits_for_the_store_leaves_the_connection_usable() {
+    let three = Three::start(Kind::Valkey).await;
+    let daemon = &three.daemons[0];
+    let client = Returning::new(&three.certificate, &TLS13);
+    let (made, _) = by_exchange(daemon, &client).await;
+    Worker(daemon).shutdown(&made).await;
+    Worker(daemon).free(&made).await;
+    three.server.signal("STOP");
+    let id = daemon.open(pb::Role::Server).await;
+    let mut tls = client.tls();
+    let mut hello = Vec::new();
+    tls.write_tls(&mut hello).unwrap();
+    let cancelled = tokio::time::timeout(
+        Duration::from_millis(100),
+        daemon.exchange(&id, &hello, b""),
+    );
+    assert!(cancelled.await.is_err(), "it waits for the store");
+    // It is busy until the daemon has noticed, and then another call can use it.
+    daemon
+        .until("the connection is free", async |daemon| {
+            let request = pb::ClearRequest {
+                connection_id: id.clone(),
+            };
+            daemon.connections().clear(request).await.is_ok()
+        })
+        .await;
+    three.server.signal("CONT");
+    let (_, resumed) = by_exchange(daemon, &Returning::new(&three.certificate, &TLS12)).await;
+    assert!(!resumed);
+}

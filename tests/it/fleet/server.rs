@@ -138,6 +138,16 @@ impl StoreServer {
             .unwrap();
     }
 
+    /// Adds a name to a pool, as its newest.
+    pub(crate) fn add_to_pool(&self, pool: &str, name: &[u8]) {
+        cmd("ZADD")
+            .arg(pool)
+            .arg(u64::MAX >> 12)
+            .arg(name)
+            .exec(&mut self.client().unwrap())
+            .unwrap();
+    }
+
     /// Sends a signal to the process.
     pub(crate) fn signal(&self, name: &str) {
         let id = self.child.id().to_string();

@@ -432,3 +432,52 @@ async fn changed_and_moved_values_are_misses() {
         })
         .await;
 }
+
+/// The names in a pool are what the store says. One of another scope or role is not handed out.
+#[tokio::test]
+async fn session_of_another_role_is_not_found_through_a_pool() {
+    let server = StoreServer::start(Kind::Valkey);
+    let certificate = Certificate::new();
+    let daemon = TestDaemon::by_real_time(&(certificate.context() + &server.config())).await;
+    let by = Worker(&daemon);
+    let client = by.open(worker(pb::Role::Client)).await.id;
+    let request = |id: &str, data: &str| pb::PutSessionRequest {
+        session_id: id.into(),
+        data: data.to_owned().into(),
+        server_name: "localhost".into(),
+        ..put(&client, "")
+    };
+    assert_eq!(by.put(request("", "of the client")).await.reason, "");
+    let pools: Vec<String> = server.run(&["KEYS", "*:p:*"]);
+    assert_eq!(pools.len(), 1);
+    let tag = pools[0].split(['{', '}']).nth(1).unwrap().to_owned();
+    // Sessions of servers with the same name, until one lies in the bucket of the pool.
+    for number in 0..2_000 {
+        let id = by.open(worker(pb::Role::Server)).await.id;
+        let request = pb::PutSessionRequest {
+            connection_id: id,
+            ..request(&format!("{number:08x}"), "of a server")
+        };
+        assert_eq!(by.put(request).await.reason, "");
+        let keys: Vec<String> = server.run(&["KEYS", &format!("*{{{tag}}}:s:*")]);
+        if keys.len() > 1 {
+            for key in keys {
+                let name = key.rsplit(':').next().unwrap();
+                let bytes: Vec<u8> = (0..16)
+                    .map(|at| u8::from_str_radix(&name[2 * at..2 * at + 2], 16).unwrap())
+                    .collect();
+                server.add_to_pool(&pools[0], &bytes);
+            }
+            break;
+        }
+    }
+    let newest = pb::LookupSessionRequest {
+        role: pb::Role::Client.into(),
+        server_name: "localhost".into(),
+        ..lookup("")
+    };
+    for _ in 0..3 {
+        let found = by.lookup(newest.clone()).await;
+        assert_eq!(found.data, "of the client");
+    }
+}

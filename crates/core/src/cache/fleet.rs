@@ -17,7 +17,9 @@ use tls_sessiond_types::{Role, Version, server_name::ServerName};
 use super::{Cache, NotStored};
 use crate::{
     clock::{Now, Timestamp},
-    fleet::{Failure, Find, FindMiss, FleetStore, Hit, Hold, Purpose, Put, PutRefused, Refusal},
+    fleet::{
+        Failure, Find, FindMiss, FleetStore, Hit, Hold, Purpose, Put, PutRefused, Refusal, reason,
+    },
     session::{
         Attributes, Format, LIFETIME_MAX, Miss, NewSession, RemovalReason, ResumeCriteria, Secret,
         Session, SessionId, SessionInfo, events::EventKind, stats::Account,
@@ -50,6 +52,26 @@ impl Found {
             (Some(one), Some(two)) => one.is_same_session(two),
             _ => Arc::ptr_eq(&self.session, &other.session),
         }
+    }
+}
+
+/// A session that a worker has resumed while the shared store could not be asked for it.
+#[derive(Debug)]
+pub struct Unreached {
+    fleet: Arc<FleetStore>,
+    name: Name,
+    id: SessionId,
+}
+
+impl Unreached {
+    /// Returns the id of the session.
+    pub fn id(&self) -> &SessionId {
+        &self.id
+    }
+
+    /// Removes the session, if the store has it.
+    pub(crate) fn remove(&self, why: RemovalReason) {
+        self.fleet.remove(self.name, reason(why));
     }
 }
 
@@ -239,6 +261,18 @@ impl Cache {
         })
     }
 
+    /// Returns the name of a session that the shared store may have, although it could not be asked.
+    /// The connection that uses the session removes it if it ends unclosed. `None`: no store shares the
+    /// sessions of this cache.
+    pub(crate) fn unreached(&self, id: &SessionId) -> Option<Unreached> {
+        let fleet = self.fleet()?;
+        Some(Unreached {
+            fleet: Arc::clone(fleet),
+            name: self.name(fleet, id),
+            id: id.clone(),
+        })
+    }
+
     /// Ends a hold by removing its session. Returns whether the hold had not ended.
     pub(crate) fn withdraw_shared(&self, hold: &Hold, reason: RemovalReason) -> bool {
         let removed = hold.remove(reason);
@@ -251,8 +285,16 @@ impl Cache {
 
     /// Makes the session that the shared store has.
     fn take_hit(&self, hit: Hit, account: &Arc<Account>, now: Now) -> Result<Found, Miss> {
-        let Hit { value, head, .. } = &hit;
+        let Hit {
+            name, value, head, ..
+        } = &hit;
         let id = SessionId::new(&value.id).ok_or(Miss::StoreUnavailable)?;
+        // A name tells the scope, the role and the id apart. The members of a pool are names that the
+        // store gives, and may be of another scope.
+        let fleet = self.fleet().ok_or(Miss::StoreUnavailable)?;
+        if self.name(fleet, &id) != *name {
+            return Err(Miss::Scope);
+        }
         let authenticated = now.offset.at(value.authenticated);
         let after = |moment| {
             let span = now.offset.at(moment).since(authenticated).min(LIFETIME_MAX);

@@ -49,7 +49,7 @@ pub mod shared;
 mod shared_revocations;
 pub mod tombstones;
 
-pub use fleet::{Ask, Found, Kept, Look, PendingPut, PoolMembers, PoolSearch};
+pub use fleet::{Ask, Found, Kept, Look, PendingPut, PoolMembers, PoolSearch, Unreached};
 pub use shared_revocations::{CLOCKS_DIFFER_MAX, SharedRevocations};
 
 /// Maximum number of lookups that [`Cache::expect`] prefetches for.
@@ -149,15 +149,13 @@ impl Cache {
         }
     }
 
-    /// Names the cache in a shared store, and applies the revocations that the store has for it.
+    /// Names the cache in a shared store.
     #[must_use]
     pub fn in_scope(self, scope: &[u8]) -> Self {
-        let cache = Self {
+        Self {
             scope: scope.into(),
             ..self
-        };
-        cache.ledger.revocations.apply(&cache);
-        cache
+        }
     }
 
     /// Stores the session that a handshake made, in the memory of this process.

@@ -4,10 +4,12 @@
 //! RevokeSessions then. From that moment, the store refuses the lookups and puts of every daemon
 //! that has not read the revocation.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
-use aws_lc_rs::rand;
-use tls_sessiond_store::script::{Request, Revocation};
+use tls_sessiond_store::script::{REVOCATIONS_MAX, REVOCATIONS_OF_ALL, Request, Revocation};
 use tls_sessiond_types::server_name::ServerName;
 
 use super::{Cache, revocation::Selector};
@@ -26,7 +28,7 @@ pub const CLOCKS_DIFFER_MAX: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 struct Known {
     id: [u8; 16],
-    scopes: Vec<[u8; 32]>,
+    contexts: Vec<String>,
     selector: Selector,
     before: Timestamp,
     stored: Revocation,
@@ -37,69 +39,84 @@ struct Known {
 pub struct SharedRevocations(RwLock<Vec<Known>>);
 
 impl SharedRevocations {
-    /// Makes the request that adds a revocation for the caches with these scopes. `None`: the system
-    /// has no random numbers.
+    /// Makes the request that adds a revocation for the contexts with these names, at every daemon.
+    /// `None`: the system has no random numbers.
     pub fn add(
         fleet: &FleetStore,
-        caches: &[Arc<Cache>],
+        contexts: &[&str],
         selector: &Selector,
         before: WallTime,
-        now: Now,
     ) -> Option<Request> {
-        let mut id = [0; 16];
-        rand::fill(&mut id).ok()?;
-        let ends = now.wall().after(LIFETIME_MAX).after(2 * CLOCKS_DIFFER_MAX);
-        let scopes = caches.iter().map(|cache| &*cache.scope);
-        let sealed = fleet.seal_revocation(&id, &encode(scopes, selector, before))?;
+        let content = encode(contexts, selector);
+        let keys = fleet.keys();
+        // Of the same content there is one revocation: the one with the latest time.
+        let id = keys.names().revocation(&content);
+        let ends = before.after(LIFETIME_MAX).after(2 * CLOCKS_DIFFER_MAX);
+        let bytes = [&before.as_millis().to_be_bytes()[..], &content].concat();
         let entry = Revocation {
             id,
             ends: ends.as_millis(),
-            sealed,
+            sealed: keys.seal_revocation(&id, &bytes).ok()?,
         };
         Some(Request::Revoke {
             entries: vec![entry],
-            known: fleet.revision(),
+            known: fleet.told(),
+            most: match selector {
+                Selector::All => REVOCATIONS_MAX + REVOCATIONS_OF_ALL,
+                _ => REVOCATIONS_MAX,
+            },
         })
     }
 
-    /// Takes the revocations that the store has, and applies those that are new to the caches that
-    /// they name.
-    pub fn learn<'c>(
+    /// Takes the revocations that the store has, and applies those that are new. `caches` returns
+    /// those of a context.
+    pub fn learn(
         &self,
         fleet: &FleetStore,
         entries: Vec<Revocation>,
-        caches: impl Iterator<Item = &'c Arc<Cache>> + Clone,
+        caches: impl Fn(&str) -> Vec<Arc<Cache>>,
         now: Now,
     ) {
         let mut known = self.0.write();
         known.retain(|known| known.before.after(LIFETIME_MAX) > now.at);
         for stored in entries {
-            if known.iter().any(|known| known.id == stored.id) {
+            let held = known.iter().position(|known| known.id == stored.id);
+            if held.is_some_and(|place| known[place].stored.ends >= stored.ends) {
                 continue;
             }
-            // One that does not open was sealed with a key that this daemon does not have: neither
-            // has it the sessions that the other daemon has sealed.
-            let Some((scopes, selector, before)) = fleet
-                .open_revocation(&stored.id, &stored.sealed)
-                .and_then(|bytes| decode(&bytes))
+            // Every daemon has the key of names, so only what no daemon has written does not open.
+            let opened = fleet.keys().open_revocation(&stored.id, &stored.sealed);
+            let Some((contexts, selector, before)) = opened.ok().and_then(|bytes| decode(&bytes))
             else {
+                fleet.counters.unopened.fetch_add(1, Ordering::Relaxed);
                 continue;
             };
             let revocation = Known {
                 id: stored.id,
-                scopes,
+                contexts,
                 selector,
                 before: now.offset.at(before.after(CLOCKS_DIFFER_MAX)),
                 stored,
             };
-            caches.clone().for_each(|cache| revocation.apply(cache));
-            known.push(revocation);
+            for context in &revocation.contexts {
+                caches(context)
+                    .iter()
+                    .for_each(|cache| revocation.apply(cache));
+            }
+            match held {
+                Some(place) => known[place] = revocation,
+                None => known.push(revocation),
+            }
         }
     }
 
-    /// Applies all of them to a new cache.
-    pub(super) fn apply(&self, cache: &Cache) {
-        self.0.read().iter().for_each(|known| known.apply(cache));
+    /// Applies all of them to a cache of the context with this name.
+    pub fn apply(&self, context: &str, cache: &Cache) {
+        let known = self.0.read();
+        let of_context = known
+            .iter()
+            .filter(|known| known.contexts.iter().any(|name| name == context));
+        of_context.for_each(|known| known.apply(cache));
     }
 
     /// Returns all of them as the store had them, for a store that has lost some.
@@ -121,19 +138,14 @@ impl SharedRevocations {
 
 impl Known {
     fn apply(&self, cache: &Cache) {
-        if cache.fleet().is_some() && self.scopes.iter().any(|scope| *scope == *cache.scope) {
-            cache.revoke(self.selector.clone(), self.before);
-        }
+        cache.revoke(self.selector.clone(), self.before);
     }
 }
 
 const VERSION: u8 = 1;
 
-fn encode<'s>(
-    scopes: impl Iterator<Item = &'s [u8]> + Clone,
-    selector: &Selector,
-    before: WallTime,
-) -> Vec<u8> {
+/// Returns what a revocation revokes, without its time.
+fn encode(contexts: &[&str], selector: &Selector) -> Vec<u8> {
     let (kind, text): (u8, &[u8]) = match selector {
         Selector::All => (0, &[]),
         Selector::Certificate(digest) => (1, digest),
@@ -142,24 +154,38 @@ fn encode<'s>(
         Selector::ServerName(name) => (4, name.as_bytes()),
     };
     let mut out = vec![VERSION, kind];
-    out.extend_from_slice(&before.as_millis().to_be_bytes());
-    // A URI has at most 2 KiB.
-    out.extend_from_slice(&u16::try_from(text.len()).unwrap_or(u16::MAX).to_be_bytes());
-    out.extend_from_slice(text);
-    scopes.for_each(|scope| out.extend_from_slice(scope));
+    let mut field = |bytes: &[u8]| {
+        // A URI has at most 2 KiB, and names have fewer.
+        out.extend_from_slice(&u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes());
+        out.extend_from_slice(bytes);
+    };
+    field(text);
+    let mut contexts = contexts.to_vec();
+    contexts.sort_unstable();
+    contexts.dedup();
+    contexts.iter().for_each(|name| field(name.as_bytes()));
     out
 }
 
-fn decode(bytes: &[u8]) -> Option<(Vec<[u8; 32]>, Selector, WallTime)> {
-    let (&[VERSION, kind], rest) = bytes.split_first_chunk::<2>()? else {
+fn decode(bytes: &[u8]) -> Option<(Vec<String>, Selector, WallTime)> {
+    let (before, rest) = bytes.split_first_chunk::<8>()?;
+    let (&[VERSION, kind], mut rest) = rest.split_first_chunk::<2>()? else {
         return None;
     };
-    let (before, rest) = rest.split_first_chunk::<8>()?;
-    let (length, rest) = rest.split_first_chunk::<2>()?;
-    let (text, rest) = rest.split_at_checked(u16::from_be_bytes(*length).into())?;
-    let (scopes, []) = rest.as_chunks::<32>() else {
-        return None;
+    let mut field = || {
+        let (length, after) = rest.split_first_chunk::<2>()?;
+        let (field, after) = after.split_at_checked(u16::from_be_bytes(*length).into())?;
+        rest = after;
+        Some(field)
     };
+    let text = field()?;
+    let mut contexts = Vec::new();
+    while let Some(name) = field() {
+        contexts.push(String::from_utf8(name.to_vec()).ok()?);
+    }
+    if !rest.is_empty() {
+        return None;
+    }
     let name = |text| Some(ServerName::new(std::str::from_utf8(text).ok()?).into_owned());
     let selector = match kind {
         0 => Selector::All,
@@ -170,7 +196,7 @@ fn decode(bytes: &[u8]) -> Option<(Vec<[u8; 32]>, Selector, WallTime)> {
         _ => return None,
     };
     let before = WallTime::from_millis(u64::from_be_bytes(*before));
-    Some((scopes.to_vec(), selector, before))
+    Some((contexts, selector, before))
 }
 
 #[cfg(test)]
@@ -179,7 +205,6 @@ mod tests {
 
     #[test]
     fn revocations_are_read_as_they_were_written_and_no_other_way() {
-        let scopes = [[1; 32], [2; 32]];
         let before = WallTime::from_millis(1_700_000_000_123);
         for selector in [
             Selector::All,
@@ -188,17 +213,21 @@ mod tests {
             Selector::DnsName(ServerName::new("a.test").into_owned()),
             Selector::ServerName(ServerName::new("b.test").into_owned()),
         ] {
-            let bytes = encode(scopes.iter().map(|scope| &scope[..]), &selector, before);
-            assert_eq!(decode(&bytes), Some((scopes.to_vec(), selector, before)));
+            let content = encode(&["web", "mail", "web"], &selector);
+            assert_eq!(
+                content,
+                encode(&["mail", "web"], &selector),
+                "the order of names does not count"
+            );
+            let bytes = [&before.as_millis().to_be_bytes()[..], &content].concat();
+            let contexts = vec!["mail".to_owned(), "web".to_owned()];
+            assert_eq!(decode(&bytes), Some((contexts, selector, before)));
             for length in 0..bytes.len() {
-                let cut = decode(&bytes[..length]);
-                // Without its last scopes it is valid, and sealed values cannot be cut.
-                assert!(
-                    cut.is_none() || (bytes.len() - length).is_multiple_of(32),
-                    "{length}"
-                );
+                // Without its last names it is valid, and sealed values cannot be cut.
+                let names = decode(&bytes[..length]).map_or(0, |(names, ..)| names.len());
+                assert!(names < 2, "{length}");
             }
-            let other = [&[9], &bytes[1..]].concat();
+            let other = [&bytes[..8], &[9], &bytes[9..]].concat();
             assert_eq!(decode(&other), None, "another version");
         }
     }

@@ -40,8 +40,10 @@ pub enum Error {
     /// The call is for connections of the other engine.
     #[error("{}", wrong_engine(*.0))]
     WrongEngine(EngineKind),
-    /// A Drive stream runs the connection.
-    #[error("a Drive stream runs this connection: use its events, or end the stream first")]
+    /// A Drive stream runs the connection, or another call of it waits for the shared store.
+    #[error(
+        "a Drive stream or another call runs this connection: use its events, or wait for its end"
+    )]
     Busy,
     /// The connection was freed while a Drive stream ran it.
     #[error("the connection was freed, or idle for longer than its idle time-out")]

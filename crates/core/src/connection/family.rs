@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    cache::{Cache, Found},
+    cache::{Cache, Found, Unreached},
     fleet::Hold,
     session::{RemovalReason, Session, SessionId},
 };
@@ -33,6 +33,8 @@ enum Member {
     Near(Weak<Session>),
     /// A session of the shared store.
     Shared(Arc<Hold>),
+    /// A session that the shared store may have, and that it does not know to be held.
+    Unreached(Unreached),
 }
 
 impl Family {
@@ -50,11 +52,18 @@ impl Family {
         });
     }
 
+    /// Adds a session of which the shared store could not be asked.
+    pub(super) fn join_unreached(&mut self, unreached: Unreached) {
+        self.0.push(Member::Unreached(unreached));
+    }
+
     pub(super) fn contains(&self, found: &Found) -> bool {
         self.0.iter().any(|member| match (member, &found.hold) {
             (Member::Shared(member), Some(hold)) => member.is_same_session(hold),
             (Member::Near(member), None) => ptr::eq(member.as_ptr(), Arc::as_ptr(&found.session)),
-            (Member::Shared(_), None) | (Member::Near(_), Some(_)) => false,
+            (Member::Shared(_), None) | (Member::Near(_), Some(_)) | (Member::Unreached(_), _) => {
+                false
+            }
         })
     }
 
@@ -70,7 +79,7 @@ impl Family {
     /// Drops the sessions whose holds are over: the shared store does not have them.
     pub(super) fn drop_unstored(&mut self) {
         self.0.retain(|member| match member {
-            Member::Near(_) => true,
+            Member::Near(_) | Member::Unreached(_) => true,
             Member::Shared(hold) => !hold.is_over(),
         });
     }
@@ -85,6 +94,7 @@ impl Family {
                     }
                 }
                 Member::Shared(hold) => hold.release(),
+                Member::Unreached(_) => {}
             }
         }
     }
@@ -104,6 +114,10 @@ impl Family {
                 Member::Shared(hold) => cache
                     .withdraw_shared(&hold, reason)
                     .then(|| hold.id().clone()),
+                Member::Unreached(unreached) => {
+                    unreached.remove(reason);
+                    Some(unreached.id().clone())
+                }
             };
             removed.extend(gone.map(|id| Removed { id, reason }));
         }

@@ -53,10 +53,10 @@ use rustls::pki_types;
 use tls_sessiond_types::{Role, Version, client_hello::FirstFlight, server_name::ServerName};
 
 use crate::{
-    cache::{Found, tombstones::Tombstone},
-    clock::Timestamp,
+    cache::{Found, Unreached, tombstones::Tombstone},
+    clock::{Now, Timestamp},
     context::{ClosePolicy, Context},
-    session::{PeerIdentity, Session},
+    session::{Miss, PeerIdentity, Session},
 };
 
 mod close;
@@ -102,6 +102,8 @@ pub enum Named {
     Nothing,
     /// A session that is unknown, or that can no longer be resumed.
     Gone,
+    /// A session that the shared store may have, although it could not be asked.
+    Unreached(Unreached),
     /// A session of this scope that left the cache, but that a lookup may have returned before.
     Departed(Tombstone),
     /// A session of this scope.
@@ -300,10 +302,11 @@ impl Connection {
     /// The session was made with another server, a handshake is running, or the connection has failed.
     pub fn set_session(&mut self, named: Named) -> Result<Vec<Removed>, Error> {
         let resumed = self.engine_kind == EngineKind::Worker && !matches!(named, Named::Nothing);
-        let (session, departed) = match named {
-            Named::Session(session) => (Some(session), None),
-            Named::Departed(departure) => (None, Some(departure)),
-            Named::Nothing | Named::Gone => (None, None),
+        let (session, departed, unreached) = match named {
+            Named::Session(session) => (Some(session), None, None),
+            Named::Departed(departure) => (None, Some(departure), None),
+            Named::Unreached(unreached) => (None, None, Some(unreached)),
+            Named::Nothing | Named::Gone => (None, None, None),
         };
         match self.state {
             State::Handshaking => return Err(Error::HandshakeRunning),
@@ -347,6 +350,11 @@ impl Connection {
                 .as_ref()
                 .map(|departure| (&departure.kind, departure.authenticated));
             self.resumed_by_worker(held.or(gone));
+            // The worker has resumed it, whether the store has answered or not. So it is bad if this
+            // connection ends unclosed.
+            if let Some(unreached) = unreached {
+                self.family.join_unreached(unreached);
+            }
         } else {
             self.pin = session.as_ref().map(|found| found.session.kind().version);
             self.choice = Choice::Named;
@@ -378,6 +386,15 @@ impl Connection {
         self.family.drop_unstored();
         self.attached
             .take_if(|found| found.hold.as_ref().is_some_and(|hold| hold.is_over()));
+    }
+
+    /// Goes on without a session, if the connection waits for the shared store: the call that has
+    /// asked is gone. What the connection makes of it is lost, as if the call had ended later.
+    pub fn stop_asking(&mut self, now: Now) {
+        while self.is_asking() {
+            // An error fails the connection, and it asks no more.
+            let _ = self.given(Err(Miss::StoreUnavailable), now);
+        }
     }
 
     /// Returns whether the connection waits for [`Self::given`].

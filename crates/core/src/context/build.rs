@@ -88,6 +88,9 @@ pub(super) fn build(config: &ContextConfig, shared: &mut Interned) -> Result<Con
 
     let server_cache = shared.cache(server_scope, &plan(Role::Server))?;
     let client_cache = shared.cache(client_scope, &plan(Role::Client))?;
+    for cache in [&server_cache, &client_cache] {
+        shared.ledger.revocations.apply(&config.name, cache);
+    }
     Ok(Context {
         name: config.name.as_str().into(),
         versions: config.versions.clone(),

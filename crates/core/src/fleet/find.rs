@@ -61,6 +61,7 @@ pub struct Find {
 
 /// A session that the store has.
 pub struct Hit {
+    pub(crate) name: Name,
     pub(crate) value: Value<'static>,
     pub(crate) head: Head,
     /// How many other connections hold it.
@@ -85,7 +86,7 @@ impl FleetStore {
             (Purpose::Join, _) => Mode::Join,
             (Purpose::Lookup | Purpose::Resume | Purpose::Peek, _) => Mode::Peek,
         };
-        let (claim, token) = self.may_find(name, now)?;
+        let (claim, valid_until, token) = self.may_find(name, now)?;
         Ok(Find {
             store: Arc::clone(self),
             name,
@@ -97,6 +98,7 @@ impl FleetStore {
                 claim,
                 token,
                 mode,
+                valid_until,
             },
             is_settled: false,
         })
@@ -131,7 +133,8 @@ impl Find {
                 self.count_unopened();
                 Err(FindMiss::Unopened)
             }
-            Ok(Answer::Refused(_) | Answer::Full) | Err(Failure::NotRun) => Err(FindMiss::Away),
+            Ok(Answer::Refused(_) | Answer::Full | Answer::Overdue { .. })
+            | Err(Failure::NotRun) => Err(FindMiss::Away),
             Ok(_) | Err(Failure::NoAnswer) => {
                 self.outcome_unknown(now);
                 Err(FindMiss::Away)
@@ -148,6 +151,13 @@ impl Find {
             Purpose::Lookup | Purpose::Peek => false,
         };
         let mut keeper = self.store.part(self.name.bucket()).keeper.lock();
+        // The store has lost what it had since the lookup was made, so this answer may be of an old
+        // file.
+        if !keeper.is_present(&self.claim) {
+            drop(keeper);
+            self.outcome_unknown(now);
+            return Err(FindMiss::Away);
+        }
         // A connection that held it here may have ended while the lookup was under way.
         let is_removing = keeper.is_removing(self.name);
         if is_taken {
@@ -162,6 +172,7 @@ impl Find {
             Some(_) if !self.fits(&head) => FindMiss::Scope,
             Some(value) => {
                 return Ok(Hit {
+                    name: self.name,
                     value,
                     head,
                     holds,

@@ -22,15 +22,15 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tls_sessiond_store::{
     keeper::{Away, Keeper, LocalTime, NoAnswer, RequestId, Seed},
-    layout::{BUCKETS, Bucket, Fit, Layout, Name},
-    script::{Answer, Claim, Head, Refused, Request, Token},
+    layout::{BUCKETS, Bucket, Layout, Name},
+    script::{Answer, Claim, Refused, Request, Token},
     seal::SealingKeys,
 };
 use zeroize::Zeroizing;
 
 use crate::{
     clock::Timestamp,
-    session::{Format, ResumeCriteria, Version},
+    session::{Format, ResumeCriteria},
 };
 
 mod find;
@@ -41,6 +41,7 @@ mod value;
 pub(crate) use find::FindMiss;
 pub use find::{Find, Hit, Purpose};
 pub use hold::Hold;
+pub(crate) use hold::reason;
 pub use put::Put;
 pub(crate) use put::PutRefused;
 use value::Value;
@@ -58,14 +59,6 @@ pub enum Failure {
 /// Requests of a bucket that may fail in a row before the daemon stops to ask for sessions there. It
 /// asks again when the bucket has answered a heartbeat.
 pub const FAILURES_MAX: u32 = 5;
-
-/// The head with which revocations are sealed. It is the head of no session.
-const REVOCATION: Head = Head {
-    single_use: false,
-    version: Version::Tls12,
-    cipher_suite: u16::MAX,
-    fit: Fit([0xff; 8]),
-};
 
 /// Counts since the start.
 #[derive(Debug, Default)]
@@ -105,8 +98,11 @@ pub struct FleetStore {
     latest: AtomicU64,
     /// What the process of the store calls itself.
     server: Mutex<Option<Box<str>>>,
+    processes: AtomicU64,
     /// The version of the revocations that this daemon knows.
     revision: AtomicU64,
+    /// The highest version that a bucket has told.
+    told: AtomicU64,
     /// Whether a bucket has another version.
     is_stale: AtomicBool,
     /// Counts since the start.
@@ -149,7 +145,9 @@ impl FleetStore {
             woken: AtomicBool::new(false),
             latest: AtomicU64::new(0),
             server: Mutex::default(),
+            processes: AtomicU64::new(0),
             revision: AtomicU64::new(0),
+            told: AtomicU64::new(0),
             is_stale: AtomicBool::new(false),
             counters: FleetCounters::default(),
         }
@@ -211,7 +209,7 @@ impl FleetStore {
     }
 
     /// Returns the claim of a lookup, and a token for its hold.
-    fn may_find(&self, name: Name, now: Timestamp) -> Result<(Claim, Token), Refusal> {
+    fn may_find(&self, name: Name, now: Timestamp) -> Result<(Claim, u64, Token), Refusal> {
         self.tell_time(now);
         let part = self.part(name.bucket());
         if part.failures.load(Ordering::Relaxed) >= FAILURES_MAX {
@@ -221,8 +219,8 @@ impl FleetStore {
         if keeper.is_removing(name) {
             return Err(Refusal::Removing);
         }
-        match keeper.may_find(LocalTime(now.as_millis())) {
-            Ok(claim) => Ok((claim, keeper.token())),
+        match keeper.may_find(LocalTime(now.as_millis()), self.deadline) {
+            Ok((claim, valid_until)) => Ok((claim, valid_until, keeper.token())),
             Err(Away::Lost | Away::Late | Away::Quarantine) => Err(self.shed()),
         }
     }
@@ -278,6 +276,7 @@ impl FleetStore {
     }
 
     fn told_revision(&self, revision: u64) {
+        self.told.fetch_max(revision, Ordering::AcqRel);
         if revision != self.revision() && !self.is_stale.swap(true, Ordering::AcqRel) {
             self.wake();
         }
@@ -287,6 +286,12 @@ impl FleetStore {
     /// has to read, or one of a store that has lost some.
     pub fn is_stale(&self) -> bool {
         self.is_stale.load(Ordering::Acquire)
+    }
+
+    /// Returns the highest version of the revocations that the store has told. A list with a lower one
+    /// has lost something.
+    pub fn told(&self) -> u64 {
+        self.told.load(Ordering::Acquire).max(self.revision())
     }
 
     /// Returns the version of the revocations that this daemon knows.
@@ -308,16 +313,23 @@ impl FleetStore {
     /// is another one than before, what the store had is lost. Returns whether it is.
     pub fn connected(&self, server: &str, now: Timestamp) -> bool {
         self.tell_time(now);
+        // Held until all parts know: another connection of that process must not be used before.
         let mut known = self.server.lock();
-        let before = known.replace(server.into());
-        drop(known);
-        let is_other = before.is_some_and(|before| *before != *server);
+        let is_other = known.as_ref().is_some_and(|before| **before != *server);
         if is_other {
+            self.processes.fetch_add(1, Ordering::AcqRel);
             for part in &self.parts {
                 self.lost(part, None, now);
             }
         }
+        *known = Some(server.into());
         is_other
+    }
+
+    /// Returns how often another process has answered as the store. A request that was made before
+    /// such a change is not sent after it.
+    pub fn processes(&self) -> u64 {
+        self.processes.load(Ordering::Acquire)
     }
 
     /// Returns the next request of a bucket's keeper, if one is due and none is under way.
@@ -372,33 +384,12 @@ impl FleetStore {
         }
     }
 
-    /// Seals a revocation. `None`: the system has no random numbers.
-    pub(crate) fn seal_revocation(&self, id: &[u8; 16], bytes: &[u8]) -> Option<Vec<u8>> {
-        let keys = self.keys();
-        let name = keys.names().revocation(id);
-        keys.seal(&self.layout.revocations(), name, &REVOCATION, bytes)
-            .ok()
-    }
-
-    /// Opens a revocation. `None`: it was sealed with a key that this daemon does not have, or was
-    /// changed.
-    pub(crate) fn open_revocation(
-        &self,
-        id: &[u8; 16],
-        sealed: &[u8],
-    ) -> Option<Zeroizing<Vec<u8>>> {
-        let keys = self.keys();
-        let name = keys.names().revocation(id);
-        keys.open(&self.layout.revocations(), name, &REVOCATION, sealed)
-            .ok()
-    }
-
     /// Returns in how many buckets sessions can be found now.
     pub fn open_buckets(&self, now: Timestamp) -> usize {
         let now = LocalTime(now.as_millis());
         self.parts
             .iter()
-            .filter(|part| part.keeper.lock().may_find(now).is_ok())
+            .filter(|part| part.keeper.lock().may_find(now, 0).is_ok())
             .count()
     }
 

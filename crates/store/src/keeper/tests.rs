@@ -58,7 +58,7 @@ fn beat(keeper: &mut Keeper, now: LocalTime) -> Request {
 #[test]
 fn first_heartbeat_comes_after_the_time_is_known() {
     let mut keeper = keeper();
-    assert_eq!(keeper.may_find(at(0)), Err(Away::Lost));
+    assert_eq!(keeper.may_find(at(0), 50), Err(Away::Lost));
     assert_eq!(keeper.may_put(at(0), 50), Err(Away::Lost));
     let (id, probe) = keeper.poll(at(0)).unwrap();
     assert!(
@@ -69,7 +69,7 @@ fn first_heartbeat_comes_after_the_time_is_known() {
     keeper.answered(id, Ok(beaten(&probe, at(5))), at(5));
     let (id, first) = keeper.poll(at(5)).unwrap();
     keeper.answered(id, Ok(beaten(&first, at(10))), at(10));
-    assert_eq!(keeper.may_find(at(10)), Err(Away::Quarantine));
+    assert_eq!(keeper.may_find(at(10), 50), Err(Away::Quarantine));
     let (claim, valid_until) = keeper.may_put(at(10), 50).unwrap();
     assert_eq!(claim.deadline, at(10).0 + AHEAD + LIFE);
     assert_eq!(valid_until, at(10).0 + AHEAD + 50);
@@ -77,8 +77,8 @@ fn first_heartbeat_comes_after_the_time_is_known() {
     for second in 1..=3 {
         beat(&mut keeper, at(5 + second * BEAT_EVERY));
     }
-    assert!(keeper.may_find(at(3_100)).is_ok());
-    assert_eq!(keeper.may_find(at(3_005 + LIFE)), Err(Away::Late));
+    assert!(keeper.may_find(at(3_100), 50).is_ok());
+    assert_eq!(keeper.may_find(at(3_005 + LIFE), 50), Err(Away::Late));
 }
 
 #[test]
@@ -159,13 +159,13 @@ fn removals_of_the_last_minute_are_repeated_after_a_loss() {
         holder,
         "the store may be an old file, and have what this holder removed long ago"
     );
-    assert_eq!(keeper.may_find(at(61_000)), Err(Away::Quarantine));
+    assert_eq!(keeper.may_find(at(61_000), 50), Err(Away::Quarantine));
     beat(&mut keeper, at(62_500));
-    assert!(keeper.may_find(at(63_000)).is_ok());
+    assert!(keeper.may_find(at(63_000), 50).is_ok());
     // The answer of a take comes after the loss. The store may have lost the take.
     keeper.took(name(4), &claim, at(63_000));
     assert!(keeper.is_removing(name(4)));
-    let claim = keeper.may_find(at(63_000)).unwrap();
+    let (claim, _) = keeper.may_find(at(63_000), 50).unwrap();
     keeper.took(name(5), &claim, at(63_000));
     assert!(!keeper.is_removing(name(5)));
 }
@@ -235,7 +235,7 @@ fn life_is_abandoned_when_too_much_waits() {
         "takes do not depend on the holder"
     );
     assert!(keeper.removals.iter().all(|(_, reason)| reason.is_none()));
-    assert_eq!(keeper.may_find(at(0)), Err(Away::Lost));
+    assert_eq!(keeper.may_find(at(0), 50), Err(Away::Lost));
 }
 
 #[test]
@@ -252,8 +252,8 @@ fn releases_go_together_and_only_for_the_present_life() {
     let (id, sent) = keeper.poll(at(RELEASE_WAIT)).unwrap();
     let holds = vec![(name(1), one), (name(2), two)];
     assert_eq!(sent, Request::Release { holder, holds });
-    keeper.answered(id, Err(NoAnswer), at(RELEASE_WAIT));
-    assert!(keeper.is_flushed(), "a release is not repeated");
+    keeper.answered(id, Ok(Answer::Done(2)), at(RELEASE_WAIT));
+    assert!(keeper.is_flushed());
     for _ in 0..=RELEASES_MAX {
         keeper.release(holder, name(1), one, at(30));
     }
@@ -275,11 +275,59 @@ fn heartbeat_that_came_too_late_is_made_again_with_the_right_time() {
         revision: Some(0),
     };
     keeper.answered(id, Ok(told), at(BEAT_EVERY));
-    let (_, again) = keeper.poll(at(BEAT_EVERY)).unwrap();
+    assert_eq!(keeper.poll(at(BEAT_EVERY)), None);
+    let (_, again) = keeper.poll(at(BEAT_EVERY + BEAT_AGAIN)).unwrap();
     let validity = |request: &Request| match request {
         Request::Beat { valid_until, .. } => *valid_until,
         _ => 0,
     };
-    assert_eq!(validity(&again), validity(&beat) + 60_000);
-    assert_eq!(keeper.may_find(at(BEAT_EVERY)), Err(Away::Late));
+    assert_eq!(validity(&again), validity(&beat) + 60_000 + BEAT_AGAIN);
+    assert_eq!(keeper.may_find(at(BEAT_EVERY), 50), Err(Away::Late));
+}
+
+#[test]
+fn releases_are_repeated_until_the_store_has_them() {
+    let mut keeper = alive(at(0));
+    let holder = keeper.holder();
+    keeper.release(holder, name(1), Token(1), at(10));
+    keeper.release(holder, name(2), Token(2), at(10));
+    let (id, release) = keeper.poll(at(40)).unwrap();
+    assert!(matches!(&release, Request::Release { holds, .. } if holds.len() == 2));
+    keeper.answered(id, Err(NoAnswer), at(50));
+    assert!(!keeper.is_flushed());
+    assert_eq!(keeper.poll(at(51)), None);
+    let (id, again) = keeper.poll(at(400)).unwrap();
+    assert_eq!(again, release);
+    keeper.answered(id, Ok(Answer::Done(2)), at(401));
+    assert!(keeper.is_flushed());
+    // Those of an earlier holder are over.
+    keeper.release(holder, name(3), Token(3), at(410));
+    let (id, _) = keeper.poll(at(450)).unwrap();
+    keeper.lost(at(460));
+    keeper.answered(id, Err(NoAnswer), at(470));
+    assert!(matches!(
+        keeper.poll(at(1_000)),
+        Some((_, Request::Beat { .. }))
+    ));
+}
+
+#[test]
+fn store_that_refuses_every_heartbeat_is_asked_seldom() {
+    let mut keeper = alive(at(0));
+    let mut asked = 0;
+    for millis in BEAT_EVERY..BEAT_EVERY + 1_000 {
+        while let Some((id, request)) = keeper.poll(at(millis)) {
+            asked += 1;
+            assert!(asked < 100, "{millis}");
+            let answer = match request {
+                Request::Beat { valid_until: 0, .. } => beaten(&request, at(millis)),
+                _ => Answer::BeatLost {
+                    now: at(millis).0 + AHEAD,
+                    revision: 0,
+                },
+            };
+            keeper.answered(id, Ok(answer), at(millis));
+        }
+    }
+    assert!(asked > 2, "{asked}");
 }

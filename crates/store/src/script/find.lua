@@ -1,8 +1,10 @@
 local entry, beats = KEYS[1], KEYS[2]
-local holder, deadline, revision, mode, token, fit, versions, suite = unpack(ARGV)
+local holder, deadline, revision, mode, token, fit, versions, suite, valid_until = unpack(ARGV)
 
 local why = refused(beats, holder, deadline, revision)
 if why then return why end
+-- A lookup that the store runs late may make a hold after its release.
+if now > tonumber(valid_until) then return { 'overdue' } end
 local value = redis.call('GET', entry)
 if not value then return { 'none' } end
 if value:byte(1) == NOTE then return { 'gone', value:byte(2), value:sub(3) } end

@@ -167,13 +167,16 @@ pub const NEWEST_MAX: usize = 16;
 const POOL_MAX: i64 = 64;
 /// The most revocations in force.
 pub const REVOCATIONS_MAX: u64 = 4_096;
+/// How many more there may be of those that revoke all sessions of contexts.
+pub const REVOCATIONS_OF_ALL: u64 = 256;
 
 /// A revocation, as the store has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Revocation {
-    /// Random.
+    /// A keyed hash of what it revokes.
     pub id: [u8; 16],
-    /// When it is forgotten, in milliseconds of the store's clock.
+    /// When it is forgotten, in milliseconds of the store's clock. Of two with the same id, the store
+    /// keeps the one that ends later.
     pub ends: u64,
     /// Its sealed value.
     pub sealed: Vec<u8>,
@@ -192,6 +195,8 @@ pub enum Request {
         token: Token,
         /// What to do with the session.
         mode: Mode,
+        /// After this time of the store's clock the find is refused. In milliseconds.
+        valid_until: u64,
     },
     /// Stores a session, held by the daemon that stores it.
     Put {
@@ -223,8 +228,11 @@ pub enum Request {
     Revoke {
         /// At most [`ENTRIES_MAX`].
         entries: Vec<Revocation>,
-        /// A version that the daemon knows. The new version is not lower.
+        /// A version that the daemon was told. The new version is not lower.
         known: u64,
+        /// The most entries that there may be. At most [`REVOCATIONS_MAX`], except for those that
+        /// revoke all sessions of a context.
+        most: u64,
     },
     /// Reads all revocations and their version.
     Revocations,
@@ -316,11 +324,11 @@ pub enum Answer {
     Stored,
     /// Put: another session has the name.
     Taken,
-    /// Put, beat: it came after its validity. `now` is the store's time, if the script tells it.
+    /// Find, put, beat: it came after its validity. `now` is the store's time, if the script tells it.
     Overdue {
-        /// Milliseconds of the store's clock. A put does not tell it.
+        /// Milliseconds of the store's clock. Only a heartbeat tells it.
         now: Option<u64>,
-        /// The version of the revocations. A put does not tell it.
+        /// The version of the revocations. Only a heartbeat tells it.
         revision: Option<u64>,
     },
     /// Release, remove, resign, revise: how many entries were changed.
@@ -579,6 +587,7 @@ impl Request {
                 claim,
                 token: hold,
                 mode,
+                valid_until,
                 ..
             } => {
                 let (word, criteria) = match mode {
@@ -599,6 +608,7 @@ impl Request {
                     fit.unwrap_or_default(),
                     versions.unwrap_or_default(),
                     suite.map_or_else(Vec::new, |suite| suite.to_be_bytes().to_vec()),
+                    text(*valid_until),
                 ]);
                 all
             }
@@ -628,7 +638,11 @@ impl Request {
                 .into_iter()
                 .chain(gone.iter().map(|name| name.as_bytes().to_vec()))
                 .collect(),
-            Self::Revoke { entries, known } => [text(*known), text(REVOCATIONS_MAX)]
+            Self::Revoke {
+                entries,
+                known,
+                most,
+            } => [text(*known), text(*most)]
                 .into_iter()
                 .chain(entries.iter().flat_map(|entry| {
                     let value = [&text(entry.ends)[..], b":", &entry.sealed].concat();

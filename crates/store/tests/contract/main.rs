@@ -159,6 +159,7 @@ impl Daemon {
             claim: self.claim,
             token: Token(token),
             mode,
+            valid_until: u64::MAX >> 11,
         }
     }
 
@@ -636,9 +637,13 @@ fn revocations_are_added_once_and_their_version_only_rises() {
             }
             other => panic!("{other:?}"),
         };
-        let revoke = |store: &mut dyn Store, entries: Vec<Revocation>, known| match store
-            .run(&Request::Revoke { entries, known })
-        {
+        let revoke = |store: &mut dyn Store, entries: Vec<Revocation>, known| match store.run(
+            &Request::Revoke {
+                entries,
+                known,
+                most: REVOCATIONS_MAX,
+            },
+        ) {
             Answer::Revocations { revision, .. } => revision,
             other => panic!("{other:?}"),
         };
@@ -646,6 +651,11 @@ fn revocations_are_added_once_and_their_version_only_rises() {
         let first = revoke(store, vec![one(1, far)], 0);
         assert!(first > 0);
         assert_eq!(revoke(store, vec![one(1, far)], 0), first, "once");
+        assert_eq!(
+            revoke(store, vec![one(1, far - 1)], 0),
+            first,
+            "one that ends earlier replaces none"
+        );
         let second = revoke(store, vec![one(2, far), one(3, 1)], 0);
         assert!(second > first);
         // One that has ended is forgotten with the next.
@@ -664,8 +674,11 @@ fn revocations_are_added_once_and_their_version_only_rises() {
         let mut answers = many
             .chunks(ENTRIES_MAX)
             .map(|entries| {
-                let (entries, known) = (entries.to_vec(), 0);
-                store.run(&Request::Revoke { entries, known })
+                store.run(&Request::Revoke {
+                    entries: entries.to_vec(),
+                    known: 0,
+                    most: REVOCATIONS_MAX,
+                })
             })
             .collect::<Vec<_>>();
         assert_eq!(answers.pop(), Some(Answer::TooMany));

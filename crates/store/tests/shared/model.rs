@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use tls_sessiond_store::{
     layout::{Bucket, Name, Pool},
     script::{
-        Answer, Claim, Criteria, Expected, Head, Holder, Mode, NEWEST_MAX, REVOCATIONS_MAX, Reason,
-        Refused, Request, Revocation, Token,
+        Answer, Claim, Criteria, Expected, Head, Holder, Mode, NEWEST_MAX, Reason, Refused,
+        Request, Revocation, Token,
     },
 };
 
@@ -74,7 +74,15 @@ impl Model {
                 claim,
                 token,
                 mode,
-            } => self.find(*name, claim, *token, mode),
+                valid_until,
+            } => match self.refused(name.bucket(), claim) {
+                Some(refused) => Answer::Refused(refused),
+                None if self.now > *valid_until => Answer::Overdue {
+                    now: None,
+                    revision: None,
+                },
+                None => self.find(*name, claim, *token, mode),
+            },
             Request::Put {
                 name,
                 claim,
@@ -208,19 +216,28 @@ impl Model {
                 let newest = members.iter().rev().take(NEWEST_MAX);
                 Answer::Names(newest.map(|(_, name)| *name).collect())
             }
-            Request::Revoke { entries, known } => {
+            Request::Revoke {
+                entries,
+                known,
+                most,
+            } => {
                 self.revocations.retain(|_, held| held.ends >= now);
                 let new = entries
                     .iter()
                     .filter(|entry| !self.revocations.contains_key(&entry.id))
                     .count() as u64;
-                if self.revocations.len() as u64 + new > REVOCATIONS_MAX {
+                if self.revocations.len() as u64 + new > *most {
                     return Answer::TooMany;
                 }
+                let mut later = false;
                 for entry in entries {
-                    self.revocations.insert(entry.id, entry.clone());
+                    let ends = self.revocations.get(&entry.id).map_or(0, |held| held.ends);
+                    if ends < entry.ends {
+                        later = true;
+                        self.revocations.insert(entry.id, entry.clone());
+                    }
                 }
-                if new > 0 {
+                if later {
                     self.revocations_version = (self.revocations_version + 1).max(now);
                 }
                 self.revocations_version = self.revocations_version.max(*known);

@@ -565,10 +565,10 @@ impl World {
         let now = self.local(place);
         let keeper = &self.daemons[place].keeper;
         let claim = match self.mutant {
-            Mutant::NoQuarantine => keeper.may_put(now, PUT_VALID).map(|(claim, _)| claim),
-            _ => keeper.may_find(now),
+            Mutant::NoQuarantine => keeper.may_put(now, CALL_DEADLINE),
+            _ => keeper.may_find(now, CALL_DEADLINE),
         };
-        let Ok(claim) = claim else {
+        let Ok((claim, valid_until)) = claim else {
             return;
         };
         if self.unused == 0 {
@@ -598,6 +598,7 @@ impl World {
             claim,
             token,
             mode: Mode::Resume(criteria),
+            valid_until,
         };
         self.send(place, find, Purpose::Find { name });
     }
@@ -790,14 +791,17 @@ impl World {
             }
             return Ok(());
         };
+        if !self.daemons[place].keeper.is_present(&claim) {
+            // The store has lost what it had since: the answer counts as none.
+            if head.single_use {
+                self.daemons[place].keeper.took(name, &claim, now);
+            }
+            return Ok(());
+        }
         self.handed_out += 1;
         if !head.single_use {
             let hold = (claim.holder, token);
-            if self.daemons[place].keeper.holder() == claim.holder {
-                self.daemons[place].open.push(Open { name, hold, since });
-            } else {
-                self.spoil(name, place, since);
-            }
+            self.daemons[place].open.push(Open { name, hold, since });
             return Ok(());
         }
         self.daemons[place].keeper.took(name, &claim, now);

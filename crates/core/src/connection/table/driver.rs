@@ -109,11 +109,8 @@ impl Drop for Driver {
         // A step that waits for the shared store is not left behind.
         if self.ending == Ending::Keep
             && let Some(connection) = self.held.connection.lock().as_mut()
-            && connection.is_asking()
         {
-            // The connection goes on without a session. No caller gets what that makes, as if the
-            // stream had ended after it.
-            let _ = connection.given(Err(Miss::StoreUnavailable), self.table.clock.now());
+            connection.stop_asking(self.table.clock.now());
         }
         if self.ending == Ending::Free && self.held.free(self.table.clock.now().at).is_some() {
             self.table.forget(self.held.id);

@@ -273,6 +273,9 @@ impl Table {
     pub fn drive(self: &Arc<Self>, id: ConnectionId, ending: Ending) -> Result<Driver, Error> {
         let held = self.held(id)?;
         let connection = held.connection.lock();
+        if connection.as_ref().is_some_and(Connection::is_asking) {
+            return Err(Error::Busy);
+        }
         if held.driven.swap(true, Ordering::AcqRel) {
             return Err(Error::Busy);
         }
@@ -553,6 +556,11 @@ impl Table {
         }
         match wanted.joined {
             Some(Ok(found)) => return Ok(Named::Session(found)),
+            // The store may have it: it was not asked, or a daemon that holds it is not alive.
+            Some(Err(Miss::StoreUnavailable | Miss::HolderLost)) => {
+                let unreached = context.cache(role).unreached(id);
+                return Ok(unreached.map_or(Named::Gone, Named::Unreached));
+            }
             // Whether another scope has it is not asked: a session of the shared store that is not
             // found counts as unknown.
             Some(Err(_)) => return Ok(Named::Gone),

@@ -303,7 +303,7 @@ fn memory(runtime: &Runtime, ours: &Ours) {
 
 fn main() {
     let cores = cores::all();
-    let [_, second, ..] = cores[..] else {
+    let [first, second, ..] = cores[..] else {
         panic!("this bench needs two cores: one for the store, and one for daemon and client")
     };
     let mut table = Table::wanted("redis-rs", std::env::args().skip(1));
@@ -318,7 +318,7 @@ fn main() {
     // Redis inherits the core of this thread.
     cores::pin(second);
     let redis = Redis::start();
-    cores::allow(&cores);
+    cores::pin(first);
     let ours = Ours::start(&runtime, &redis);
     let straight = runtime.block_on(Straight::connect(redis.port));
     lookups(&runtime, &ours, &straight, &redis, &mut table);

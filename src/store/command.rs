@@ -26,7 +26,11 @@ pub(super) fn command(request: &Request, layout: &Layout, by: By) -> Cmd {
         By::Text => &script.text,
     });
     let keys = request.keys(layout);
-    command.arg(keys.len()).arg(keys).arg(request.arguments());
+    command.arg(keys.len());
+    for key in &keys {
+        command.arg(key.as_slice());
+    }
+    request.each_argument(&mut |argument| _ = command.arg(argument));
     command
 }
 

@@ -201,9 +201,12 @@ impl Link {
         command: &Cmd,
         deadline: Instant,
     ) -> Result<redis::Value, Unsent> {
-        let (mut connection, number) = timeout_at(deadline, self.connection())
-            .await
-            .unwrap_or(Err(Unsent::Closed))?;
+        let (mut connection, number) = match self.open_connection() {
+            Some(open) => open,
+            None => timeout_at(deadline, self.connection())
+                .await
+                .unwrap_or(Err(Unsent::Closed))?,
+        };
         if process.is_some_and(|process| process != self.common.fleet.processes()) {
             return Err(Unsent::Closed);
         }
@@ -229,6 +232,14 @@ impl Link {
                 }
                 Err(Unsent::Late)
             }
+        }
+    }
+
+    /// Returns the connection, and its number, if it is open.
+    fn open_connection(&self) -> Option<(MultiplexedConnection, u64)> {
+        match &*self.state.lock() {
+            State::Open { connection, number } => Some((connection.clone(), *number)),
+            State::Closed { .. } | State::Opening => None,
         }
     }
 

@@ -19,13 +19,17 @@ const TROUBLESHOOTING: &str = include_str!("../../docs/troubleshooting.md");
 
 /// The documents that show commands or configurations. `documents.rs` has the tests of
 /// docs/configuration.md.
-const DOCUMENTS: [(&str, &str); 6] = [
+const DOCUMENTS: [(&str, &str); 7] = [
     ("README.md", README),
     ("docs/drive.md", include_str!("../../docs/drive.md")),
     ("docs/glossary.md", GLOSSARY),
     (
         "docs/operations.md",
         include_str!("../../docs/operations.md"),
+    ),
+    (
+        "docs/shared-store.md",
+        include_str!("../../docs/shared-store.md"),
     ),
     ("docs/troubleshooting.md", TROUBLESHOOTING),
     ("docs/workers.md", include_str!("../../docs/workers.md")),
@@ -35,8 +39,8 @@ const DOCUMENTS: [(&str, &str); 6] = [
 const HISTORY: [&str; 2] = ["CHANGELOG.md", "docs/benchmarks-log.md"];
 
 /// The folders of the repository whose files the documents name.
-const FOLDERS: [&str; 8] = [
-    "benches/", "clients/", "crates/", "docs/", "fuzz/", "proto/", "src/", "tests/",
+const FOLDERS: [&str; 9] = [
+    "benches/", "clients/", "crates/", "deploy/", "docs/", "fuzz/", "proto/", "src/", "tests/",
 ];
 
 /// The maximum number of words of README.md outside of code blocks.

@@ -10,7 +10,7 @@
 //! random nonces under one key stays small. The associated data is the key of the entry and its
 //! head, so a value that was moved to another entry, or whose head was changed, does not open.
 
-use std::fmt;
+use std::{fmt, ops::Deref};
 
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
@@ -18,7 +18,7 @@ use aws_lc_rs::{
     hkdf::{HKDF_SHA256, Prk, Salt},
     rand,
 };
-use tls_sessiond_types::hex;
+use tls_sessiond_types::{hex, secret::wipe};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -78,6 +78,30 @@ pub enum Unopened {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the system has no random numbers")]
 pub struct NoRandomness;
+
+/// A value that was opened. It is overwritten when it is dropped, all at once: `Zeroizing` goes byte by
+/// byte.
+pub struct Opened(Vec<u8>);
+
+impl Deref for Opened {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        wipe(&mut self.0);
+    }
+}
+
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Opened(…)")
+    }
+}
 
 struct SealingKey {
     id: [u8; KEY_ID],
@@ -249,19 +273,18 @@ impl SealingKeys {
         rand::fill(&mut nonce).map_err(|_| NoRandomness)?;
         let first = self.keys.first().ok_or(NoRandomness)?;
         let key = first.for_name(name).ok_or(NoRandomness)?;
-        let mut secret = Zeroizing::new(plaintext.to_vec());
+        let mut sealed = Vec::with_capacity(PREAMBLE + plaintext.len() + AES_256_GCM.tag_len());
+        sealed.push(VERSION);
+        sealed.extend_from_slice(&first.id);
+        sealed.extend_from_slice(&nonce);
+        sealed.extend_from_slice(plaintext);
         let tag = key
             .seal_in_place_separate_tag(
                 Nonce::assume_unique_for_key(nonce),
                 Aad::from(associated(entry, head)),
-                &mut secret,
+                &mut sealed[PREAMBLE..],
             )
             .map_err(|_| NoRandomness)?;
-        let mut sealed = Vec::with_capacity(PREAMBLE + secret.len() + tag.as_ref().len());
-        sealed.push(VERSION);
-        sealed.extend_from_slice(&first.id);
-        sealed.extend_from_slice(&nonce);
-        sealed.extend_from_slice(&secret);
         sealed.extend_from_slice(tag.as_ref());
         Ok(sealed)
     }
@@ -276,7 +299,7 @@ impl SealingKeys {
         name: Name,
         head: &Head,
         sealed: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, Unopened> {
+    ) -> Result<Opened, Unopened> {
         let (preamble, secret) = sealed
             .split_at_checked(PREAMBLE)
             .ok_or(Unopened::Malformed)?;
@@ -295,12 +318,12 @@ impl SealingKeys {
             .for_name(name)
             .ok_or(Unopened::Changed)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| Unopened::Malformed)?;
-        let mut plaintext = Zeroizing::new(secret.to_vec());
+        let mut plaintext = Opened(secret.to_vec());
         let length = key
-            .open_in_place(nonce, Aad::from(associated(entry, head)), &mut plaintext)
+            .open_in_place(nonce, Aad::from(associated(entry, head)), &mut plaintext.0)
             .map_err(|_| Unopened::Changed)?
             .len();
-        plaintext.truncate(length);
+        plaintext.0.truncate(length);
         Ok(plaintext)
     }
 }
@@ -342,7 +365,7 @@ mod tests {
         let (entry, name, head) = place(&keys, b"one");
         let sealed = keys.seal(&entry, name, &head, b"the secret").unwrap();
         assert_eq!(
-            **keys.open(&entry, name, &head, &sealed).unwrap(),
+            *keys.open(&entry, name, &head, &sealed).unwrap(),
             *b"the secret"
         );
         assert!(!sealed.windows(10).any(|part| part == b"the secret"));

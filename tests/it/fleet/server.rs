@@ -52,6 +52,30 @@ impl StoreServer {
         Self::with(kind, &[])
     }
 
+    /// Starts a server with this configuration and this list of users.
+    pub(crate) fn by_file(kind: Kind, file: &Path, users: &Path) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let port = Self::free_port();
+        let child = Command::new(kind.program())
+            .arg(file)
+            .args(["--port", &port.to_string(), "--aclfile"])
+            .arg(users)
+            .arg("--dir")
+            .arg(folder.path())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|err| panic!("cannot start {kind:?}: {err}; run tests/peers.sh"));
+        let server = Self {
+            kind,
+            folder,
+            child,
+            port,
+            arguments: Vec::new(),
+        };
+        server.wait();
+        server
+    }
+
     /// Starts a server with further arguments.
     pub(crate) fn with(kind: Kind, arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();

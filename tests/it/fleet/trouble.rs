@@ -481,3 +481,37 @@ async fn session_of_another_role_is_not_found_through_a_pool() {
         assert_eq!(found.data, "of the client");
     }
 }
+
+/// The files of deploy/shared-store, with other ports and paths.
+#[tokio::test(flavor = "multi_thread")]
+async fn deployed_files_of_the_shared_store_work() {
+    let deployed = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/shared-store");
+    let read = |name: &str| fs::read_to_string(deployed.join(name)).unwrap();
+    let document = include_str!("../../../docs/shared-store.md");
+    let rights = |text: &str, begins: &str| {
+        let line = text.lines().find(|line| line.starts_with(begins)).unwrap();
+        line.split_once(" on ").unwrap().1.to_owned()
+    };
+    assert_eq!(
+        rights(&read("tls-sessiond.acl"), "user sessiond"),
+        rights(document, "ACL SETUSER"),
+        "the document and the file have one ACL"
+    );
+    let (authority, folder) = (Authority::new("deployed"), tempfile::tempdir().unwrap());
+    let at = |name: &str| folder.path().join(name);
+    for name in ["redis.conf", "tls-sessiond.acl", "tls-sessiond.toml"] {
+        fs::copy(deployed.join(name), at(name)).unwrap();
+    }
+    fs::write(at("store-password"), "PASSWORD\n").unwrap();
+    fs::write(at("sealing-keys"), KEY).unwrap();
+    fs::write(at("ca.pem"), &authority.pem).unwrap();
+    authority.leaf(&["localhost"]).write(folder.path(), "tls");
+    for kind in Kind::ALL {
+        let server = StoreServer::by_file(kind, &at("redis.conf"), &at("tls-sessiond.acl"));
+        let url = format!("store.redis.urls=[\"redis://127.0.0.1:{}\"]", server.port);
+        let file = at("tls-sessiond.toml");
+        let (status, text) = run(&["check", file.to_str().unwrap(), "--set", &url]);
+        assert_eq!(status, Some(0), "{kind:?}: {text}");
+        assert!(!text.contains("warning"), "{kind:?}: {text}");
+    }
+}

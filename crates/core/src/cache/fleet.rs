@@ -21,8 +21,8 @@ use crate::{
         Failure, Find, FindMiss, FleetStore, Hit, Hold, Purpose, Put, PutRefused, Refusal, reason,
     },
     session::{
-        Attributes, Format, LIFETIME_MAX, Miss, NewSession, RemovalReason, ResumeCriteria, Secret,
-        Session, SessionId, SessionInfo, events::EventKind, stats::Account,
+        Attributes, Format, LIFETIME_MAX, Miss, NewSession, RemovalReason, ResumeCriteria, Session,
+        SessionId, SessionInfo, events::EventKind, stats::Account,
     },
     sync::Ordering,
 };
@@ -284,15 +284,27 @@ impl Cache {
     }
 
     /// Makes the session that the shared store has.
-    fn take_hit(&self, hit: Hit, account: &Arc<Account>, now: Now) -> Result<Found, Miss> {
+    fn take_hit(
+        &self,
+        mut hit: Hit,
+        asked: Option<&SessionId>,
+        account: &Arc<Account>,
+        now: Now,
+    ) -> Result<Found, Miss> {
+        let secret = hit.value.secret.take();
         let Hit {
             name, value, head, ..
         } = &hit;
         let id = SessionId::new(&value.id).ok_or(Miss::StoreUnavailable)?;
-        // A name tells the scope, the role and the id apart. The members of a pool are names that the
-        // store gives, and may be of another scope.
-        let fleet = self.fleet().ok_or(Miss::StoreUnavailable)?;
-        if self.name(fleet, &id) != *name {
+        // A value opens only under its name, which is made of scope, role and id. The members of a pool
+        // are names that the store gives, and may be of another scope.
+        let is_ours = match asked {
+            Some(asked) => *asked == id,
+            None => self
+                .fleet()
+                .is_some_and(|fleet| self.name(fleet, &id) == *name),
+        };
+        if !is_ours {
             return Err(Miss::Scope);
         }
         let authenticated = now.offset.at(value.authenticated);
@@ -318,7 +330,7 @@ impl Cache {
             created_after: after(value.created),
             lives: after(value.expires),
         };
-        let secret = Secret::copied(&value.secret);
+        let secret = secret.ok_or(Miss::StoreUnavailable)?;
         let (open, is_taken) = (hit.holds, hit.is_taken());
         let session = Session::of_fleet(facts, secret, open.into());
         let hold = hit.into_hold(session.facts().clone()).map(Arc::new);
@@ -515,9 +527,9 @@ impl Ask {
             FindMiss::Away | FindMiss::Unopened => (Miss::StoreUnavailable, None),
             FindMiss::Unknown => {
                 // This daemon may know more: that it has handed the session out, for example.
-                let departure = id.and_then(|id| {
+                let departure = id.as_ref().and_then(|id| {
                     let tombstones = &cache.ledger.tombstones;
-                    tombstones.find(cache.group, cache.role, &id)
+                    tombstones.find(cache.group, cache.role, id)
                 });
                 departure.map_or((Miss::Unknown, None), |departure| {
                     (departure.miss(), Some(departure.reason))
@@ -529,7 +541,7 @@ impl Ask {
             FindMiss::HolderLost => (Miss::HolderLost, None),
         })?;
         let found = cache
-            .take_hit(hit, &account, now)
+            .take_hit(hit, id.as_ref(), &account, now)
             .map_err(|miss| (miss, None))?;
         if is_event {
             cache

@@ -59,7 +59,7 @@ impl FleetStore {
             authenticated: wall(facts.authenticated),
             created: wall(facts.created()),
             expires: wall(facts.expires()),
-            secret: zeroize::Zeroizing::default(),
+            secret: None,
         };
         let keys = self.keys();
         let format = Self::format(&kind.format);

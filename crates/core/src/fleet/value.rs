@@ -1,15 +1,14 @@
 //! The sealed part of a session as bytes: a version, and then each field behind its length.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, ops::Deref, sync::Arc};
 
 use rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES;
-use tls_sessiond_types::{cipher_suite::iana_name, server_name::ServerName};
-use zeroize::Zeroizing;
+use tls_sessiond_types::{cipher_suite::iana_name, secret::wipe, server_name::ServerName};
 
 use super::FleetStore;
 use crate::{
     clock::WallTime,
-    session::{Format, PeerIdentity},
+    session::{Format, PeerIdentity, Secret},
 };
 
 /// The version of this form.
@@ -27,7 +26,25 @@ pub(crate) struct Value<'v> {
     pub(crate) authenticated: WallTime,
     pub(crate) created: WallTime,
     pub(crate) expires: WallTime,
-    pub(crate) secret: Zeroizing<Vec<u8>>,
+    /// `None`: the value is to be encoded.
+    pub(crate) secret: Option<Secret>,
+}
+
+/// A value as bytes. It is overwritten when it is dropped, all at once.
+pub(super) struct Encoded(Vec<u8>);
+
+impl Deref for Encoded {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Encoded {
+    fn drop(&mut self) {
+        wipe(&mut self.0);
+    }
 }
 
 /// Returns the number of a cipher suite, from its IANA name. 0: rustls does not have it.
@@ -40,9 +57,8 @@ pub(super) fn suite_number(name: &str) -> u16 {
 }
 
 impl Value<'_> {
-    /// Returns the value as bytes, with the secret in `secret` instead of [`Self::secret`], which is
-    /// not read.
-    pub(super) fn encode(&self, secret: &[u8]) -> Zeroizing<Vec<u8>> {
+    /// Returns the value as bytes, with this secret.
+    pub(super) fn encode(&self, secret: &[u8]) -> Encoded {
         let peer_bytes = self.peer.as_deref().map_or(0, |peer| {
             let names = peer.dns_names.iter().chain(&peer.uris);
             64 + peer.subject.len() + names.map(|name| 4 + name.len()).sum::<usize>()
@@ -55,13 +71,18 @@ impl Value<'_> {
             + self.server_name.len()
             + self.binding.len()
             + peer_bytes;
-        let mut out = Zeroizing::new(Vec::with_capacity(room));
+        let mut out = Encoded(Vec::with_capacity(room));
+        self.write(secret, &mut out.0);
+        out
+    }
+
+    fn write(&self, secret: &[u8], out: &mut Vec<u8>) {
         out.push(VERSION);
-        field(&mut out, &self.id);
-        field(&mut out, self.cipher_suite.as_bytes());
-        field(&mut out, self.server_name.as_bytes());
-        field(&mut out, FleetStore::format(&self.format).as_bytes());
-        field(&mut out, &self.binding);
+        field(out, &self.id);
+        field(out, self.cipher_suite.as_bytes());
+        field(out, self.server_name.as_bytes());
+        field(out, FleetStore::format(&self.format).as_bytes());
+        field(out, &self.binding);
         for at in [self.authenticated, self.created, self.expires] {
             out.extend_from_slice(&at.as_millis().to_be_bytes());
         }
@@ -69,19 +90,18 @@ impl Value<'_> {
             None => out.push(0),
             Some(peer) => {
                 out.push(1);
-                field(&mut out, &peer.certificate_sha256);
-                field(&mut out, peer.subject.as_bytes());
+                field(out, &peer.certificate_sha256);
+                field(out, peer.subject.as_bytes());
                 for names in [&peer.dns_names, &peer.uris] {
-                    count(&mut out, names.len());
+                    count(out, names.len());
                     for name in names {
-                        field(&mut out, name.as_bytes());
+                        field(out, name.as_bytes());
                     }
                 }
                 out.extend_from_slice(&peer.not_after.as_millis().to_be_bytes());
             }
         }
-        field(&mut out, secret);
-        out
+        field(out, secret);
     }
 
     /// Reads a value. `None`: this version does not write such a value.
@@ -115,7 +135,7 @@ impl Value<'_> {
             }
             _ => return None,
         };
-        let secret = Zeroizing::new(rest.field()?.to_vec());
+        let secret = Some(Secret::copied(rest.field()?));
         rest.0.is_empty().then_some(Value {
             id: id.into(),
             cipher_suite: cipher_suite.into(),

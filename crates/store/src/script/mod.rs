@@ -573,19 +573,17 @@ impl Request {
 
     /// Returns the arguments of the script.
     pub fn arguments(&self) -> Vec<Vec<u8>> {
-        let text = |number: u64| number.to_string().into_bytes();
-        let claimed = |claim: &Claim| {
-            [
-                claim.holder.0.to_vec(),
-                text(claim.deadline),
-                text(claim.revision),
-            ]
-        };
-        let token = |token: &Token| token.0.to_be_bytes().to_vec();
+        let mut all = Vec::new();
+        self.each_argument(&mut |argument| all.push(argument.to_vec()));
+        all
+    }
+
+    /// Passes each argument of the script to `to`, in their order.
+    pub fn each_argument(&self, to: &mut impl FnMut(&[u8])) {
         match self {
             Self::Find {
                 claim,
-                token: hold,
+                token,
                 mode,
                 valid_until,
                 ..
@@ -596,25 +594,26 @@ impl Request {
                     Mode::Join => ("join", None),
                     Mode::Peek => ("peek", None),
                 };
-                let mut all = Vec::from(claimed(claim));
-                all.extend([word.into(), token(hold)]);
-                let fit = criteria.map(|criteria| criteria.fit.0.to_vec());
-                let versions = criteria.map(|criteria| {
-                    let versions = criteria.versions.iter();
-                    versions.map(|version| version_byte(*version)).collect()
-                });
-                let suite = criteria.and_then(|criteria| criteria.cipher_suite);
-                all.extend([
-                    fit.unwrap_or_default(),
-                    versions.unwrap_or_default(),
-                    suite.map_or_else(Vec::new, |suite| suite.to_be_bytes().to_vec()),
-                    text(*valid_until),
-                ]);
-                all
+                claimed(claim, to);
+                to(word.as_bytes());
+                to(&token.0.to_be_bytes());
+                to(criteria.map_or(&[][..], |criteria| &criteria.fit.0));
+                let mut versions = [0; 4];
+                let spoken = criteria.map_or(&[][..], |criteria| &criteria.versions);
+                let count = spoken.len().min(versions.len());
+                for (byte, version) in versions.iter_mut().zip(spoken) {
+                    *byte = version_byte(*version);
+                }
+                to(&versions[..count]);
+                match criteria.and_then(|criteria| criteria.cipher_suite) {
+                    Some(suite) => to(&suite.to_be_bytes()),
+                    None => to(&[]),
+                }
+                number(*valid_until, to);
             }
             Self::Put {
                 claim,
-                token: hold,
+                token,
                 head,
                 sealed,
                 valid_until,
@@ -622,45 +621,44 @@ impl Request {
                 name,
                 ..
             } => {
-                let mut all = Vec::from(claimed(claim));
-                all.extend([
-                    token(hold),
-                    head.to_bytes().to_vec(),
-                    sealed.clone(),
-                    text(*valid_until),
-                    text((*life).max(1)),
-                    name.as_bytes().to_vec(),
-                    text(POOL_MAX.unsigned_abs()),
-                ]);
-                all
+                claimed(claim, to);
+                to(&token.0.to_be_bytes());
+                to(&head.to_bytes());
+                to(sealed);
+                number(*valid_until, to);
+                number((*life).max(1), to);
+                to(name.as_bytes());
+                number(POOL_MAX.unsigned_abs(), to);
             }
-            Self::Newest { gone, .. } => [text(NEWEST_MAX as u64)]
-                .into_iter()
-                .chain(gone.iter().map(|name| name.as_bytes().to_vec()))
-                .collect(),
+            Self::Newest { gone, .. } => {
+                number(NEWEST_MAX as u64, to);
+                gone.iter().for_each(|name| to(name.as_bytes()));
+            }
             Self::Revoke {
                 entries,
                 known,
                 most,
-            } => [text(*known), text(*most)]
-                .into_iter()
-                .chain(entries.iter().flat_map(|entry| {
-                    let value = [&text(entry.ends)[..], b":", &entry.sealed].concat();
-                    [entry.id.to_vec(), value]
-                }))
-                .collect(),
-            Self::Revocations => Vec::new(),
-            Self::Release { holder, holds } => [holder.0.to_vec()]
-                .into_iter()
-                .chain(holds.iter().map(|(_, hold)| token(hold)))
-                .collect(),
+            } => {
+                number(*known, to);
+                number(*most, to);
+                for entry in entries {
+                    to(&entry.id);
+                    let ends = entry.ends.to_string();
+                    to(&[ends.as_bytes(), b":", &entry.sealed].concat());
+                }
+            }
+            Self::Revocations => {}
+            Self::Release { holder, holds } => {
+                to(&holder.0);
+                holds
+                    .iter()
+                    .for_each(|(_, token)| to(&token.0.to_be_bytes()));
+            }
             Self::Remove { entries } => {
-                [text(NOTE_MILLIS)]
-                    .into_iter()
-                    .chain(entries.iter().map(|(_, reason)| {
-                        text(reason.map_or(0, |reason| u64::from(reason.number())))
-                    }))
-                    .collect()
+                number(NOTE_MILLIS, to);
+                for (_, reason) in entries {
+                    number(reason.map_or(0, |reason| reason.number().into()), to);
+                }
             }
             Self::Beat {
                 holder,
@@ -668,17 +666,53 @@ impl Request {
                 expected,
                 valid_until,
                 ..
-            } => vec![
-                holder.0.to_vec(),
-                text(*life),
+            } => {
+                to(&holder.0);
+                number(*life, to);
                 match expected {
-                    Expected::Deadline(deadline) => text(*deadline),
-                    Expected::Any => b"*".to_vec(),
-                },
-                text(*valid_until),
-            ],
-            Self::Resign { holder, .. } => vec![holder.0.to_vec()],
-            Self::Revise { revision, .. } => vec![text(*revision)],
+                    Expected::Deadline(deadline) => number(*deadline, to),
+                    Expected::Any => to(b"*"),
+                }
+                number(*valid_until, to);
+            }
+            Self::Resign { holder, .. } => to(&holder.0),
+            Self::Revise { revision, .. } => number(*revision, to),
+        }
+    }
+}
+
+fn claimed(claim: &Claim, to: &mut impl FnMut(&[u8])) {
+    to(&claim.holder.0);
+    number(claim.deadline, to);
+    number(claim.revision, to);
+}
+
+/// Passes a number as decimal digits.
+fn number(number: u64, to: &mut impl FnMut(&[u8])) {
+    let mut digits = [0; 20];
+    let (mut at, mut rest) = (digits.len(), number);
+    loop {
+        at -= 1;
+        // Below ten.
+        digits[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    to(&digits[at..]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_passed_as_decimal_digits() {
+        for value in [0, 7, 10, 1_234_567_890, u64::MAX] {
+            let mut digits = Vec::new();
+            number(value, &mut |bytes| digits.extend_from_slice(bytes));
+            assert_eq!(digits, value.to_string().into_bytes());
         }
     }
 }

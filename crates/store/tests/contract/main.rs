@@ -948,7 +948,7 @@ fn store_shows_no_id_no_name_and_no_secret() {
             panic!("{peeked:?}")
         };
         let opened = keys.open(&entry, name, &head, &sealed).unwrap();
-        assert_eq!(**opened, *secret);
+        assert_eq!(*opened, *secret);
         let dump = server.dump();
         assert!(dump.len() > 100, "the dump has the entry");
         for marker in [&b"marker"[..], id, secret] {

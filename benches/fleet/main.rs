@@ -280,17 +280,23 @@ fn resident(id: u32) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-fn memory(runtime: &Runtime, ours: &Ours) {
+fn memory(runtime: &Runtime, ours: &Ours, straight: &Straight) {
     const FEW: usize = 1_000;
     const MANY: usize = 1_000_000;
     let first = 100_000_000;
     let settle = || thread::sleep(Duration::from_millis(500));
+    let before = runtime.block_on(straight.used_memory());
     runtime.block_on(ours.put(first..first + FEW, Uses::Read));
     settle();
     let few = resident(ours.daemon.id());
     runtime.block_on(ours.put(first + FEW..first + MANY, Uses::Read));
     settle();
     let many = resident(ours.daemon.id());
+    let used = runtime.block_on(straight.used_memory()) - before;
+    println!(
+        "\na session with {DATA} bytes of data takes {:.0} bytes of the store",
+        used as f64 / MANY as f64
+    );
     let more = (many as f64 - few as f64) / 1024.0;
     let verdict = if more <= 8.0 { "met" } else { "missed" };
     println!(
@@ -327,6 +333,6 @@ fn main() {
         connections(&runtime, &ours, &redis);
     }
     if table.wants("memory") {
-        memory(&runtime, &ours);
+        memory(&runtime, &ours, &straight);
     }
 }

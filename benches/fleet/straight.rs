@@ -136,6 +136,20 @@ impl Straight {
         self.run_text(&self.lookup(name, uses)).await;
     }
 
+    /// Returns the bytes that the store uses.
+    pub(crate) async fn used_memory(&self) -> u64 {
+        let mut command = redis::cmd("INFO");
+        command.arg("memory");
+        let info: String = command
+            .query_async(&mut self.connection.clone())
+            .await
+            .unwrap();
+        let line = info
+            .lines()
+            .find_map(|line| line.strip_prefix("used_memory:"));
+        line.unwrap().trim().parse().unwrap()
+    }
+
     fn lookup(&self, name: Name, uses: Uses) -> Request {
         Request::Find {
             name,

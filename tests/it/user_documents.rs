@@ -47,7 +47,7 @@ const FOLDERS: [&str; 9] = [
 const README_WORDS_MAX: usize = 1100;
 
 /// All terms of the glossary, in its order.
-const TERMS: [&str; 19] = [
+const TERMS: [&str; 20] = [
     "binding",
     "close rule",
     "connection",
@@ -56,6 +56,7 @@ const TERMS: [&str; 19] = [
     "engine",
     "family",
     "format",
+    "hold",
     "identity",
     "open",
     "owner",

@@ -3,7 +3,7 @@
 use tls_sessiond_proto as pb;
 use tls_sessiond_store::{
     layout::{Fit, Name},
-    script::{Claim, Criteria, Head, Holder, Mode, Request, Token},
+    script::{Claim, Head, Holder, Request, Token},
     seal::SealingKeys,
 };
 
@@ -53,21 +53,6 @@ fn put_script() -> &'static str {
         valid_until: 0,
         life: 1,
         pool: None,
-    })
-}
-
-/// The hash of the script that finds a session.
-fn find_script() -> &'static str {
-    hash(&Request::Find {
-        name: some_name(),
-        claim: claim(),
-        token: Token(0),
-        mode: Mode::Lookup(Criteria {
-            fit: Fit([0; 8]),
-            versions: Vec::new(),
-            cipher_suite: None,
-        }),
-        valid_until: 0,
     })
 }
 
@@ -251,7 +236,8 @@ async fn answers_that_are_mixed_up_hand_out_nothing() {
 #[tokio::test]
 async fn ten_thousand_lookups_without_a_store_fail_none() {
     let pair = Pair::start().await;
-    pair.proxy.hold(find_script());
+    // Heartbeats too: one that is answered lets a part be asked again.
+    pair.proxy.hold("EVALSHA");
     let behind = &Worker(&pair.behind);
     for _ in 0..100 {
         let many =

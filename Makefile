@@ -22,6 +22,7 @@ test:
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --workspace --all-targets --features peers,measure -- -D warnings
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --package tls-sessiond --no-default-features -- -D warnings
 	cargo clippy --package tls-sessiond-core --all-targets --features shuttle -- -D warnings
 	cargo clippy --package tls-sessiond-client -- -D warnings
 	cargo clippy --package tls-sessiond-client --features openssl -- -D warnings

@@ -287,3 +287,173 @@ async fn cancelled_handshake_that_waits_for_the_store_leaves_the_connection_usab
     let (_, resumed) = by_exchange(daemon, &Returning::new(&three.certificate, &TLS12)).await;
     assert!(!resumed);
 }
+
+/// What the server runs, line by line, from now on (MONITOR).
+struct Monitor {
+    lines: std::io::Lines<std::io::BufReader<std::net::TcpStream>>,
+}
+
+impl Monitor {
+    fn begin(server: &StoreServer) -> Self {
+        use std::io::{BufRead, Write};
+        let mut socket = std::net::TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+        socket.write_all(b"MONITOR\r\n").unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(30)))
+            .unwrap();
+        let mut lines = std::io::BufReader::new(socket).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "+OK");
+        Self { lines }
+    }
+
+    /// Returns the commands of scripts until the one that is looked for.
+    fn until(&mut self, last: impl Fn(&[String]) -> bool) -> Vec<Vec<String>> {
+        let mut all = Vec::new();
+        for line in self.lines.by_ref() {
+            let line = line.unwrap();
+            if !line.contains(" lua] ") {
+                continue;
+            }
+            let words: Vec<String> = line
+                .split('"')
+                .skip(1)
+                .step_by(2)
+                .map(str::to_owned)
+                .collect();
+            let ends = last(&words);
+            all.push(words);
+            if ends {
+                break;
+            }
+        }
+        all
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn removals_reach_the_store_before_the_next_heartbeat_and_in_order() {
+    let (certificate, server) = (Certificate::new(), StoreServer::start(Kind::Redis));
+    let proxy = super::proxy::Proxy::start(server.port).await;
+    let config = certificate.context() + &server.config_at(proxy.port, "");
+    let daemon = TestDaemon::by_real_time(&config).await;
+    let by = Worker(&daemon);
+    let mut open = Vec::new();
+    for number in 0..200 {
+        open.push(by.established(&format!("{number:08x}")).await);
+    }
+    proxy.hold("EVALSHA");
+    for id in &open {
+        by.free(id).await;
+    }
+    let mut monitor = Monitor::begin(&server);
+    proxy.heal();
+    // Every session is gone at the end, so 200 deletions are seen.
+    let mut deleted = 0;
+    let commands = tokio::task::spawn_blocking(move || {
+        let seen = std::cell::Cell::new(0);
+        monitor.until(|words| {
+            let is_removal = words[0].eq_ignore_ascii_case("DEL");
+            if is_removal && words.get(1).is_some_and(|key| key.contains(":s:")) {
+                seen.set(seen.get() + 1);
+            }
+            seen.get() == 200
+        })
+    })
+    .await
+    .unwrap();
+    let bucket = |key: &str| key.split(['{', '}']).nth(1).unwrap().to_owned();
+    let mut beaten = std::collections::HashSet::new();
+    for words in &commands {
+        let Some(key) = words.get(1) else {
+            continue;
+        };
+        let command = words[0].to_uppercase();
+        if command == "HSET" && key.ends_with(":b") {
+            beaten.insert(bucket(key));
+        }
+        if command == "DEL" && key.contains(":s:") {
+            deleted += 1;
+            assert!(
+                !beaten.contains(&bucket(key)),
+                "a heartbeat came before the removal of {key}"
+            );
+        }
+    }
+    assert_eq!(deleted, 200);
+}
+
+#[tokio::test]
+async fn evicted_heartbeats_are_a_new_life_and_hand_out_nothing_bad() {
+    let three = Three::start(Kind::Valkey).await;
+    let by = Worker(&three.daemons[0]);
+    let open = by.established("aa").await;
+    let keys: Vec<String> = three.server.run(&["KEYS", "*:b"]);
+    assert_eq!(keys.len(), 64);
+    for key in &keys {
+        let _: i64 = three.server.run(&["DEL", key]);
+    }
+    // What was held is not resumed by others: its holder has a new life.
+    for daemon in &three.daemons {
+        daemon
+            .until("the bucket is open again", async |daemon| {
+                let missed = miss(daemon, "aa").await;
+                assert!(missed.is_some(), "its holder has another life");
+                missed == Some(pb::MissReason::HolderLost)
+            })
+            .await;
+    }
+    by.shutdown(&open).await;
+    by.free(&open).await;
+    three.daemons[0]
+        .until("all buckets are open again", async |daemon| {
+            let fleet = daemon.core.registry().ledger().fleet.clone().unwrap();
+            fleet.open_buckets(daemon.core.now().at) == 64
+        })
+        .await;
+    let made = by.established("bb").await;
+    for daemon in &three.daemons {
+        daemon
+            .until("another session is found", async |daemon| {
+                miss(daemon, "bb").await.is_none()
+            })
+            .await;
+    }
+    by.free(&made).await;
+}
+
+#[tokio::test]
+async fn changed_password_is_trouble_until_a_reload_brings_the_new_one() {
+    let server = StoreServer::start(Kind::Redis);
+    let password = server.folder.path().join("password");
+    std::fs::write(&password, "first\n").unwrap();
+    let _: () = server.run(&["ACL", "SETUSER", "daemon", "on", ">first", "~*", "+@all"]);
+    let keys = format!("user = \"daemon\"\npassword_file = {password:?}");
+    let certificate = Certificate::new();
+    let config = certificate.context() + &server.config_at(server.port, &keys);
+    let daemon = TestDaemon::by_real_time(&config).await;
+    let by = Worker(&daemon);
+    let made = by.established("aa").await;
+    by.shutdown(&made).await;
+    by.free(&made).await;
+    assert!(by.found("aa").await);
+    let _: () = server.run(&["ACL", "SETUSER", "daemon", "resetpass", ">second"]);
+    let _: i64 = server.run(&["CLIENT", "KILL", "USER", "daemon"]);
+    daemon
+        .until("lookups miss", async |daemon| {
+            miss(daemon, "aa").await == Some(pb::MissReason::StoreUnavailable)
+        })
+        .await;
+    let client = Worker(&daemon).open(worker(pb::Role::Server)).await.id;
+    let refused = by.put(put(&client, "bb")).await;
+    assert_eq!(
+        refused.not_stored_reason(),
+        pb::NotStoredReason::StoreUnavailable
+    );
+    std::fs::write(&password, "second\n").unwrap();
+    daemon.reload(&config).unwrap();
+    daemon
+        .until("lookups hit again", async |daemon| {
+            miss(daemon, "aa").await.is_none()
+        })
+        .await;
+}

@@ -504,7 +504,7 @@ impl Daemon {
 
     /// Waits until the shared store can be used: after the first heartbeats, and the time in which
     /// other daemons repeat what a store that was restored may have lost. Returns at once where no
-    /// store is shared, and after [`STORE_MAX`] if it does not answer: the daemon then serves without
+    /// store is shared, and after five seconds if it does not answer: the daemon then serves without
     /// resumption until the store answers.
     ///
     /// # Errors

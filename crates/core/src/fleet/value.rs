@@ -199,3 +199,62 @@ impl<'b> Reader<'b> {
         Some(WallTime::from_millis(millis))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(peer: Option<PeerIdentity>) -> Value<'static> {
+        Value {
+            id: vec![7; 32].into(),
+            cipher_suite: "TLS_AES_128_GCM_SHA256".into(),
+            server_name: ServerName::new("a.test").into_owned(),
+            format: Format::Rustls,
+            binding: vec![1, 2, 3].into(),
+            peer: peer.map(Arc::new),
+            authenticated: WallTime::from_millis(1_700_000_000_000),
+            created: WallTime::from_millis(1_700_000_000_001),
+            expires: WallTime::from_millis(1_700_000_007_200),
+            secret: None,
+        }
+    }
+
+    #[test]
+    fn values_are_read_as_they_were_written_and_nothing_else_panics() {
+        let peer = PeerIdentity {
+            certificate_sha256: [9; 32],
+            subject: "CN=peer".into(),
+            dns_names: vec!["peer.test".into(), "other.test".into()],
+            uris: vec!["spiffe://a.test/peer".into()],
+            not_after: WallTime::from_millis(1_800_000_000_000),
+        };
+        for peer in [None, Some(peer)] {
+            let written = value(peer).encode(b"the secret");
+            let read = Value::decode(&written).unwrap();
+            let again = read.encode(read.secret.as_ref().unwrap().as_bytes().unwrap());
+            assert_eq!(*again, *written);
+            assert_eq!(read.server_name, ServerName::new("a.test"));
+            for length in 0..written.len() {
+                assert!(Value::decode(&written[..length]).is_none(), "{length}");
+            }
+            let longer = [&*written, &[0]].concat();
+            assert!(Value::decode(&longer).is_none());
+            for bit in 0..8 * written.len() {
+                let mut changed = written.to_vec();
+                changed[bit / 8] ^= 1 << (bit % 8);
+                // It may be another valid value. A false length reserves no memory.
+                drop(Value::decode(&changed));
+            }
+        }
+    }
+
+    #[test]
+    fn suites_have_their_numbers() {
+        assert_eq!(suite_number("TLS_AES_128_GCM_SHA256"), 0x1301);
+        assert_eq!(
+            suite_number("TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"),
+            0xc02f
+        );
+        assert_eq!(suite_number("unknown"), 0);
+    }
+}

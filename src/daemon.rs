@@ -30,7 +30,7 @@ use crate::{
     log::panics::caught,
     server::{Api, Ingress, LiveLimits, Memory, ServeError, listen::Listeners, tls::Acceptor},
     shutdown::Shutdown,
-    store::{Keepers, Store, Target},
+    store::{CheckError, Keepers, Store, Target},
 };
 
 /// Interval between two sweeps for idle connections and expired sessions.
@@ -521,8 +521,13 @@ impl Daemon {
                 }
             }
             Err(err) if err.may_pass() => {
-                tracing::warn!(%err, "the shared store is away: the daemon serves without resumption until it answers");
-                return Ok(());
+                tracing::warn!(
+                    %err,
+                    "the shared store is away or full: the daemon serves without resumption as far as it does not answer"
+                );
+                if matches!(err, CheckError::Open(_)) {
+                    return Ok(());
+                }
             }
             Err(err) => {
                 let key = format!("redis.{}", err.key());

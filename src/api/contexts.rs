@@ -48,6 +48,7 @@ fn shared_store(store: &Store, operates: bool, now: Now) -> pb::SharedStore {
         unopened: read(&counters.unopened),
         losses: read(&counters.losses),
         abandoned: read(&counters.abandoned),
+        keys: store.fleet().keys().names().fingerprint(),
     }
 }
 

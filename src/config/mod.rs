@@ -407,9 +407,22 @@ impl Config {
                 self.limits.message == running.limits.message,
             ),
             (
-                "store",
-                self.store.as_ref().map(StoreConfig::fixed)
-                    == running.store.as_ref().map(StoreConfig::fixed),
+                "store.kind",
+                self.store.is_some() == running.store.is_some(),
+            ),
+            (
+                "store.deadline",
+                same_in_store(self, running, |store| store.deadline),
+            ),
+            (
+                "store.redis.urls",
+                same_in_store(self, running, |store| {
+                    (store.address.clone(), store.database)
+                }),
+            ),
+            (
+                "store.redis.prefix",
+                same_in_store(self, running, |store| store.layout.clone()),
             ),
             ("log.format", self.log.format == running.log.format),
             ("log.audit", self.log.audit == running.log.audit),
@@ -478,6 +491,15 @@ impl Config {
             rules: self.access.clone(),
         }
     }
+}
+
+/// Returns whether both have the same part of the settings of their store.
+fn same_in_store<T: PartialEq>(
+    one: &Config,
+    two: &Config,
+    part: impl Fn(&StoreConfig) -> T,
+) -> bool {
+    one.store.as_ref().map(&part) == two.store.as_ref().map(&part)
 }
 
 fn endpoint(text: &str) -> Result<Endpoint, InvalidValue> {

@@ -69,13 +69,6 @@ impl fmt::Display for StoreAddress {
     }
 }
 
-impl StoreConfig {
-    /// Returns the part that cannot change at run time.
-    pub(super) fn fixed(&self) -> impl PartialEq + '_ {
-        (self.deadline, &self.address, self.database, &self.layout)
-    }
-}
-
 #[derive(Clone, Copy)]
 enum StoreKind {
     Memory,
@@ -142,6 +135,20 @@ pub(super) fn read(
             return Err(check.refuse("store.redis.certificate", message.into()));
         }
     };
+    if redis.ca.is_empty() {
+        let message = "must be `system`, or the name of a PEM file";
+        return Err(check.refuse("store.redis.ca", message.into()));
+    }
+    if !matches!(address, StoreAddress::Tls { .. }) {
+        let unused = [
+            ("ca", redis.ca != "system"),
+            ("certificate", certificate.is_some()),
+        ];
+        if let Some((key, _)) = unused.iter().find(|(_, is_set)| *is_set) {
+            let message = "used with rediss:// only: the URL of the store has no TLS";
+            return Err(check.refuse(&format!("store.redis.{key}"), message.into()));
+        }
+    }
     let user = Some(redis.user.clone()).filter(|user| !user.is_empty());
     let password_file = file(&redis.password_file);
     if user.is_some() && password_file.is_none() {

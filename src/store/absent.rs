@@ -21,18 +21,25 @@ pub struct NoTarget(Infallible);
 
 /// Why a store cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("this build has no feature `redis`")]
-pub struct NoCheckError(Infallible);
+pub enum NoCheckError {
+    /// Never.
+    #[error("this build has no feature `redis`")]
+    Open(Infallible),
+}
 
 impl NoCheckError {
     /// Never called.
     pub fn may_pass(&self) -> bool {
-        match self.0 {}
+        match self {
+            Self::Open(never) => match *never {},
+        }
     }
 
     /// Never called.
     pub fn key(&self) -> &'static str {
-        match self.0 {}
+        match self {
+            Self::Open(never) => match *never {},
+        }
     }
 }
 

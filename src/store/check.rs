@@ -27,6 +27,18 @@ const LIFE: u64 = 10_000;
 /// After every time of every store.
 const FAR: u64 = u64::MAX >> 11;
 
+/// Errors of a store that may be over in a while: it is full, reads its file, or lacks its replicas.
+const PASSING: [&str; 8] = [
+    "OOM",
+    "LOADING",
+    "BUSY",
+    "MISCONF",
+    "MASTERDOWN",
+    "READONLY",
+    "NOREPLICAS",
+    "TRYAGAIN",
+];
+
 /// Why a store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
@@ -40,9 +52,12 @@ pub enum CheckError {
         address: String,
         /// What the script does.
         script: &'static str,
-        /// What the store said.
-        why: String,
+        /// Why.
+        why: Unsent,
     },
+    /// The system has no random numbers.
+    #[error("the system has no random numbers")]
+    NoRandomness,
     /// The store is of a kind that this version does not use.
     #[error("{address}: {why}")]
     Kind {
@@ -58,14 +73,10 @@ impl CheckError {
     pub fn key(&self) -> &'static str {
         match self {
             Self::Open(err) => err.key(),
-            Self::Script { .. } if self.is_forbidden() => "user",
-            Self::Script { .. } | Self::Kind { .. } => "urls",
+            // Of the user, or of the prefix that the user may use.
+            Self::Script { why, .. } if why.code() == Some("NOPERM") => "user",
+            Self::Script { .. } | Self::Kind { .. } | Self::NoRandomness => "urls",
         }
-    }
-
-    /// Returns whether the store does not let this user run the script.
-    fn is_forbidden(&self) -> bool {
-        matches!(self, Self::Script { why, .. } if why.contains("NOPERM") || why.contains("can't run this command"))
     }
 
     /// Returns whether the store may be usable later with the same configuration: it is away, full,
@@ -73,18 +84,12 @@ impl CheckError {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Open(err) => err.may_pass(),
-            Self::Script { why, .. } => {
-                let passing = [
-                    "OOM",
-                    "LOADING",
-                    "BUSY",
-                    "MISCONF",
-                    "no answer",
-                    "no connection",
-                ];
-                passing.iter().any(|word| why.contains(word))
-            }
-            Self::Kind { .. } => false,
+            Self::Script { why, .. } => match why {
+                Unsent::Closed | Unsent::Late => true,
+                Unsent::Unreadable => false,
+                Unsent::Refused(_) => why.code().is_some_and(|code| PASSING.contains(&code)),
+            },
+            Self::Kind { .. } | Self::NoRandomness => false,
         }
     }
 }
@@ -125,12 +130,12 @@ impl Check<'_> {
         match self.send("INFO", &[]).await {
             Ok(redis::Value::BulkString(text)) => Ok(String::from_utf8_lossy(&text).into_owned()),
             Ok(redis::Value::VerbatimString { text, .. }) => Ok(text),
-            Ok(_) => Err(self.failed("INFO", "an answer that is no text".into())),
-            Err(err) => Err(self.failed("INFO", err.to_string())),
+            Ok(_) => Err(self.failed("INFO", Unsent::Unreadable)),
+            Err(err) => Err(self.failed("INFO", err)),
         }
     }
 
-    fn failed(&self, script: &'static str, why: String) -> CheckError {
+    fn failed(&self, script: &'static str, why: Unsent) -> CheckError {
         CheckError::Script {
             address: self.address.clone(),
             script,
@@ -175,10 +180,8 @@ impl Check<'_> {
     /// Runs every script, on keys that no session has.
     async fn scripts(&self) -> Result<(), CheckError> {
         let mut random = [0; 24];
-        rand::fill(&mut random)
-            .map_err(|_| self.failed("none", "the system has no random numbers".into()))?;
-        let wrong =
-            |script, answer: &Answer| Err(self.failed(script, format!("it answered {answer:?}")));
+        rand::fill(&mut random).map_err(|_| CheckError::NoRandomness)?;
+        let wrong = |script| Err(self.failed(script, Unsent::Unreadable));
         let name = Name::read(&random[..16]).unwrap_or(Name::ZERO);
         let pool = Pool::beside(name);
         let mut holder = [0; 8];
@@ -199,7 +202,7 @@ impl Check<'_> {
                 deadline,
                 revision,
             },
-            other => return wrong("beat", &other),
+            _ => return wrong("beat"),
         };
         let head = Head {
             single_use: true,
@@ -259,7 +262,7 @@ impl Check<'_> {
             Answer::Stored => {}
             // Another daemon has revoked sessions meanwhile.
             Answer::Refused(Refused::Revised(_)) => {}
-            other => return wrong("put", &other),
+            _ => return wrong("put"),
         }
         self.run("find", &find(Mode::Join)).await?;
         self.run("release", &release).await?;
@@ -295,6 +298,11 @@ fn memory_warnings(info: &str) -> Vec<String> {
             "`maxmemory-policy` is noeviction: when the memory is used up, no session is stored until others expire; \
              volatile-lru makes room instead"
                 .into(),
+        );
+    }
+    if field(info, "aof_enabled") == Some("0") {
+        warnings.push(
+            "the server has no append-only file: its restart loses all sessions since its last snapshot".into(),
         );
     }
     match policy {

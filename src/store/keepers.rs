@@ -2,7 +2,7 @@
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use tls_sessiond_core::{
     clock::{Clock, Timestamp},
     fleet::{Failure, FleetStore},
@@ -27,11 +27,13 @@ const ANSWER_MAX: Duration = Duration::from_millis(250);
 const REFRESH_AGAIN: Duration = Duration::from_millis(250);
 /// How long the task sleeps if no keeper is due.
 const IDLE: Duration = Duration::from_millis(500);
-/// The shortest sleep. Without it, releases that become due one after the other would each wake the
-/// task.
+/// The shortest sleep, and how long a removal or a release may wait for others.
 const NAP: Duration = Duration::from_millis(2);
 /// How long a stop waits until the store has everything.
 const FLUSH_MAX: Duration = Duration::from_secs(2);
+/// How often the buckets are counted, and how long some may be closed before the log is told.
+const COUNTED_EVERY: Duration = Duration::from_secs(1);
+const CLOSED_MAX: Duration = Duration::from_secs(4);
 /// How often the counts are looked at, to log what has become worse.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
 
@@ -52,6 +54,10 @@ pub struct Keepers {
     /// When the next refresh may begin.
     refresh_from: Instant,
     told: (Instant, Told),
+    /// Since when some buckets are closed, and when the log was last told so.
+    closed: Option<(Instant, Option<Instant>)>,
+    /// When the buckets were last counted.
+    counted: Instant,
 }
 
 /// The counts of which the log was told.
@@ -78,6 +84,8 @@ impl Keepers {
             refresh: None,
             refresh_from: Instant::now(),
             told: (Instant::now(), Told::default()),
+            closed: None,
+            counted: Instant::now(),
         }
     }
 
@@ -107,6 +115,47 @@ impl Keepers {
                 sleep(IDLE).await;
             }
             self.tell();
+            self.tell_closed();
+        }
+    }
+
+    /// Logs that the store takes no heartbeats in some buckets, with the reason, once a minute; and
+    /// that it takes them again.
+    fn tell_closed(&mut self) {
+        if self.counted.elapsed() < COUNTED_EVERY {
+            return;
+        }
+        self.counted = Instant::now();
+        let open = self.fleet().open_buckets(self.clock.now().at);
+        match (open, self.closed) {
+            (BUCKETS, None) => {}
+            (BUCKETS, Some((since, told))) => {
+                self.closed = None;
+                if told.is_some() {
+                    tracing::info!(
+                        store = self.store.address(),
+                        seconds = since.elapsed().as_secs(),
+                        "the shared store is used again"
+                    );
+                }
+            }
+            (_, None) => self.closed = Some((Instant::now(), None)),
+            // A store that was restarted is closed for two seconds.
+            (open, Some((since, told)))
+                if since.elapsed() >= CLOSED_MAX
+                    && told.is_none_or(|told| told.elapsed() >= TOLD_EVERY) =>
+            {
+                self.closed = Some((since, Some(Instant::now())));
+                let refusal = self.store.common.take_refusal();
+                tracing::warn!(
+                    store = self.store.address(),
+                    open,
+                    of = BUCKETS,
+                    error = refusal.as_deref().unwrap_or("no answer in time"),
+                    "the shared store does not take heartbeats: sessions are not resumed"
+                );
+            }
+            (_, Some(_)) => {}
         }
     }
 
@@ -135,8 +184,13 @@ impl Keepers {
             }
             Some((bucket, id, answer)) = self.under_way.next(), if !self.under_way.is_empty() => {
                 self.fleet().answered(bucket, id, answer, self.clock.now().at);
+                // All that have come are taken before all keepers are looked at.
+                while let Some(Some((bucket, id, answer))) = self.under_way.next().now_or_never() {
+                    self.fleet().answered(bucket, id, answer, self.clock.now().at);
+                }
             }
-            () = woken.notified() => {}
+            // A moment later, so that a thousand ends of connections wake the task a few times.
+            () = woken.notified() => sleep(NAP).await,
             () = sleep(sleeps) => {}
         }
     }

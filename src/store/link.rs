@@ -48,6 +48,8 @@ pub(super) struct Common {
     pub(super) clock: Clock,
     /// When the log was last told that a connection could not be opened.
     told: Mutex<Option<Instant>>,
+    /// The last error with which the store refused a request.
+    refusal: Mutex<Option<String>>,
 }
 
 impl Common {
@@ -57,7 +59,13 @@ impl Common {
             target: ArcSwap::from_pointee(target),
             clock,
             told: Mutex::default(),
+            refusal: Mutex::default(),
         }
+    }
+
+    /// Returns the last error with which the store refused a request since the last call.
+    pub(super) fn take_refusal(&self) -> Option<String> {
+        self.refusal.lock().take()
     }
 
     /// Opens a connection, and asks which process answers. A store that is another process than
@@ -72,15 +80,20 @@ impl Common {
             Ok((connection, server))
         });
         let (connection, server) = opened.await.unwrap_or_else(|_| {
+            let why = if target.is_tls() {
+                "no answer within a second: does this port speak TLS?"
+            } else {
+                "no answer within a second"
+            };
             Err(OpenError::Unreachable {
                 address: target.address(),
-                error: std::io::ErrorKind::TimedOut.into(),
+                error: std::io::Error::other(why),
             })
         })?;
         if self.fleet.connected(&server, self.clock.now().at) {
             tracing::warn!(
                 store = target.address(),
-                "another process answers as the store: what this daemon held there is not resumed any more"
+                "the store was restarted, or its data was replaced: what this daemon held open there is not resumed any more"
             );
         }
         Ok(connection)
@@ -170,19 +183,16 @@ impl Link {
         }
     }
 
-    /// Sends a request, and returns an error as a text.
+    /// Sends a request, and returns the error as it is.
     pub(super) async fn ask_or_tell(
         self: &Arc<Self>,
         request: &Request,
         by: By,
         deadline: Instant,
-    ) -> Result<Answer, String> {
+    ) -> Result<Answer, Unsent> {
         let command = command::command(request, self.common.fleet.layout(), by);
-        let value = self
-            .send(&command, deadline)
-            .await
-            .map_err(|err| err.to_string())?;
-        command::answer(value).map_err(|_| "it gave an answer that the script cannot give".into())
+        let value = self.send(&command, deadline).await?;
+        command::answer(value).map_err(|_| Unsent::Unreadable)
     }
 
     /// Sends a command, and waits for the answer until the deadline.
@@ -214,7 +224,11 @@ impl Link {
         match sent {
             Ok(Ok(redis::Value::ServerError(err))) => {
                 self.silent.store(0, Ordering::Relaxed);
-                Err(Unsent::Refused(err.into()))
+                let err = RedisError::from(err);
+                if !command::is_unknown_script(&err) {
+                    *self.common.refusal.lock() = Some(err.to_string());
+                }
+                Err(Unsent::Refused(err))
             }
             Ok(Ok(value)) => {
                 self.silent.store(0, Ordering::Relaxed);
@@ -223,6 +237,8 @@ impl Link {
             Ok(Err(err)) => {
                 if err.is_connection_dropped() || err.is_unrecoverable_error() {
                     self.close(number);
+                } else if !command::is_unknown_script(&err) {
+                    *self.common.refusal.lock() = Some(err.to_string());
                 }
                 Err(Unsent::Refused(err))
             }
@@ -345,7 +361,7 @@ impl Drop for Opening {
 
 /// Why a command has no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unsent {
+pub enum Unsent {
     /// There is no connection.
     #[error("there is no connection")]
     Closed,
@@ -355,13 +371,24 @@ pub(super) enum Unsent {
     /// The store or the connection refused it.
     #[error("{0}")]
     Refused(RedisError),
+    /// The answer is one that the script cannot give.
+    #[error("it gave an answer that the script cannot give")]
+    Unreadable,
 }
 
 impl Unsent {
+    /// Returns the code with which the store refused it.
+    pub(super) fn code(&self) -> Option<&str> {
+        match self {
+            Self::Refused(err) => err.code(),
+            Self::Closed | Self::Late | Self::Unreadable => None,
+        }
+    }
+
     pub(super) fn failure(&self) -> Failure {
         match self {
             Self::Closed => Failure::NotRun,
-            Self::Late => Failure::NoAnswer,
+            Self::Late | Self::Unreadable => Failure::NoAnswer,
             Self::Refused(err) => command::failure(err),
         }
     }

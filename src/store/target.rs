@@ -47,6 +47,22 @@ pub enum OpenError {
         /// What the store said.
         error: String,
     },
+    /// The store does not let this user run a command that every daemon runs.
+    #[error("{address} forbids a command: {error}")]
+    Forbidden {
+        /// The address.
+        address: String,
+        /// What the store said.
+        error: String,
+    },
+    /// The store does not accept the certificate of this daemon, or misses it.
+    #[error("TLS with {address} failed: {error}")]
+    Certificate {
+        /// The address.
+        address: String,
+        /// The error of the handshake.
+        error: String,
+    },
     /// What answers does not behave as Redis or Valkey.
     #[error("{address} does not answer as Redis 7 or Valkey does: {error}")]
     Protocol {
@@ -63,6 +79,8 @@ impl OpenError {
         match self {
             Self::Unreachable { .. } | Self::Protocol { .. } => "urls",
             Self::Tls { .. } => "ca",
+            Self::Certificate { .. } => "certificate",
+            Self::Forbidden { .. } => "user",
             Self::Password { .. } => "password_file",
         }
     }
@@ -114,6 +132,11 @@ impl Target {
         })
     }
 
+    /// Returns whether connections are over TLS.
+    pub(super) fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// Returns the address, without user and password.
     pub fn address(&self) -> String {
         self.address.to_string()
@@ -142,10 +165,7 @@ impl Target {
                     None => self.greet(stream).await,
                     Some((connector, name)) => {
                         let stream = connector.connect(name.clone(), stream).await;
-                        let stream = stream.map_err(|error| OpenError::Tls {
-                            address: self.address(),
-                            error,
-                        })?;
+                        let stream = stream.map_err(|error| self.tls_failed(error))?;
                         self.greet(stream).await
                     }
                 }
@@ -157,41 +177,77 @@ impl Target {
         &self,
         stream: impl AsyncStream + Unpin + Send + 'static,
     ) -> Result<MultiplexedConnection, OpenError> {
-        let mut info = RedisConnectionInfo::default()
-            .set_skip_set_lib_name()
-            .set_db(self.database);
-        if let Some(user) = &self.user {
-            info = info.set_username(user);
-        }
-        if let Some(password) = &self.password {
-            info = info.set_password(password.as_str());
-        }
+        // The daemon sends user, password and database itself: the crate replaces each error of AUTH by
+        // a wrong password.
+        let info = RedisConnectionInfo::default().set_skip_set_lib_name();
         let settings = AsyncConnectionConfig::new().set_response_timeout(None);
         let opened = MultiplexedConnection::new_with_config(&info, stream, settings).await;
-        let (connection, driver) = opened.map_err(|err| self.refused(&err))?;
+        let (mut connection, driver) = opened.map_err(|err| self.refused(&err))?;
         tokio::spawn(driver);
+        if let Some(password) = &self.password {
+            let mut auth = redis::cmd("AUTH");
+            if let Some(user) = &self.user {
+                auth.arg(user);
+            }
+            auth.arg(password.as_str());
+            let accepted = auth.exec_async(&mut connection).await;
+            accepted.map_err(|err| self.unaccepted(&err))?;
+        }
+        if self.database != 0 {
+            let mut select = redis::cmd("SELECT");
+            let selected = select.arg(self.database).exec_async(&mut connection).await;
+            selected.map_err(|err| self.refused(&err))?;
+        }
         Ok(connection)
+    }
+
+    /// Returns what an error of AUTH means.
+    fn unaccepted(&self, err: &redis::RedisError) -> OpenError {
+        match err.code() {
+            // Also of a server without a password, and of one that does not know users.
+            Some("ERR") if !err.to_string().contains("max number of clients") => {
+                OpenError::Password {
+                    address: self.address(),
+                    error: err.to_string(),
+                }
+            }
+            _ => self.refused(err),
+        }
+    }
+
+    /// Returns what an error of a handshake means: one of rustls stays, and one of the network may
+    /// pass.
+    fn tls_failed(&self, error: io::Error) -> OpenError {
+        let address = self.address();
+        let text = error.to_string();
+        if text.contains("received fatal alert") {
+            return OpenError::Certificate {
+                address,
+                error: text,
+            };
+        }
+        match error.kind() {
+            io::ErrorKind::InvalidData => OpenError::Tls { address, error },
+            _ => OpenError::Unreachable { address, error },
+        }
     }
 
     pub(super) fn refused(&self, err: &redis::RedisError) -> OpenError {
         let (address, error) = (self.address(), err.to_string());
-        if err.is_io_error() {
+        // A store with TLS 1.3 reports a missing or refused certificate after its handshake.
+        if self.is_tls() && error.contains("received fatal alert") {
+            return OpenError::Certificate { address, error };
+        }
+        let may_pass = err.is_io_error()
+            || error.contains("max number of clients")
+            || matches!(err.code(), Some("LOADING" | "BUSY" | "MASTERDOWN"));
+        if may_pass {
             let error = io::Error::other(error);
-            // A store with TLS 1.3 reports a missing or refused certificate after its handshake.
-            return match self.tls {
-                Some(_) => OpenError::Tls { address, error },
-                None => OpenError::Unreachable { address, error },
-            };
+            return OpenError::Unreachable { address, error };
         }
         match err.code() {
-            Some("LOADING" | "BUSY" | "MASTERDOWN") => OpenError::Unreachable {
-                address,
-                error: io::Error::other(error),
-            },
-            _ if err.kind() == redis::ErrorKind::AuthenticationFailed => {
-                OpenError::Password { address, error }
-            }
-            Some("NOAUTH" | "WRONGPASS" | "NOPERM") => OpenError::Password { address, error },
+            Some("NOPERM") => OpenError::Forbidden { address, error },
+            Some("NOAUTH" | "WRONGPASS") => OpenError::Password { address, error },
             _ => OpenError::Protocol { address, error },
         }
     }

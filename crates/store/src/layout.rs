@@ -122,6 +122,11 @@ impl NameKey {
         Zeroizing::new(self.digest(&[b"revocations"]))
     }
 
+    /// Returns eight hex digits that differ for other keys.
+    pub fn fingerprint(&self) -> String {
+        hex::string(&self.digest::<4>(&[b"fingerprint"]))
+    }
+
     /// Returns the id of a revocation of this content.
     pub fn revocation(&self, content: &[u8]) -> [u8; 16] {
         self.digest(&[b"revocation", content])

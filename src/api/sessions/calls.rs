@@ -54,20 +54,35 @@ pub(crate) enum PutDone {
 
 /// The removal of a session in the shared store.
 pub(crate) struct RemovalInStore {
-    cache: Arc<Cache>,
-    id: SessionId,
+    audit: RemovalAudit,
     request: Request,
 }
 
-/// A removal that the keeper delivers when this is dropped.
-struct Queued {
+/// The audit line of a removal. It is written when this is dropped, also if the call is cancelled. In a
+/// shared store the keeper delivers the removal then, if the store has not answered, and repeats it
+/// after a loss.
+struct RemovalAudit {
+    owner: Arc<str>,
+    context: Arc<str>,
     cache: Arc<Cache>,
     id: SessionId,
+    removed: bool,
+    /// Whether the shared store, if there is one, has answered.
+    delivered: bool,
 }
 
-impl Drop for Queued {
+impl Drop for RemovalAudit {
     fn drop(&mut self) {
         self.cache.queue_removal(&self.id);
+        tracing::info!(
+            target: "audit",
+            owner = %self.owner,
+            context = %self.context,
+            session = ?self.id,
+            removed = self.removed,
+            delivered = self.delivered,
+            "RemoveSession"
+        );
     }
 }
 
@@ -378,28 +393,35 @@ impl Sessions {
         let id = convert::session_id(&request.session_id)?.ok_or(Refusal::SessionIdRequired)?;
         let cache = context.cache(role);
         let removed = cache.remove(&id, self.state.now());
-        tracing::info!(target: "audit", owner = %by.owner(), context = %context.name, session = ?id, removed, "RemoveSession");
-        let in_store = cache.removal(&id).map(|request| RemovalInStore {
+        let mut audit = RemovalAudit {
+            owner: Arc::clone(by.owner()),
+            context: Arc::clone(&context.name),
             cache: Arc::clone(cache),
             id,
-            request,
+            removed,
+            delivered: true,
+        };
+        // Written when the value is dropped: here, or after the store has answered.
+        let in_store = cache.removal(&audit.id).map(|request| {
+            audit.delivered = false;
+            RemovalInStore { audit, request }
         });
         Ok((removed, in_store))
     }
 
     /// Removes a session from the shared store. Returns whether it was there.
     pub(crate) async fn remove_in_store(&self, removal: RemovalInStore) -> Result<bool, Refusal> {
-        let RemovalInStore { cache, id, request } = removal;
-        // Queued when the answer has come or was given up, also if this call is cancelled: then the
-        // keeper delivers it, and repeats it after a loss.
-        let queued = Queued { cache, id };
+        let RemovalInStore { mut audit, request } = removal;
         let answer = match &self.store {
             Some(store) => store.ask(&request).await,
             None => Err(Failure::NotRun),
         };
-        drop(queued);
         match answer {
-            Ok(Answer::Done(count)) => Ok(count > 0),
+            Ok(Answer::Done(count)) => {
+                audit.delivered = true;
+                audit.removed |= count > 0;
+                Ok(count > 0)
+            }
             Ok(_) | Err(_) => Err(Refusal::StoreAway),
         }
     }

@@ -108,13 +108,16 @@ impl Sessions {
 
 /// Explains a session that the shared store has.
 fn shared(session: &Session, now: Now) -> pb::ExplainSessionResponse {
-    let open = session.open_connections();
+    let open = match session.open_connections() {
+        1 => "1 open connection".to_owned(),
+        count => format!("{count} open connections"),
+    };
     pb::ExplainSessionResponse {
         resumable: true,
         session: Some(convert::session(session, now.offset)),
         summary: format!(
             "The shared store has it, and any daemon of this scope can resume it with its format, binding, version \
-             and server name, as long as all daemons that hold it open are alive; {open} connections hold it; it \
+             and server name; it is held by {open}; it \
              expires in {} s.",
             session.expires().since(now.at).as_secs()
         ),
@@ -135,6 +138,11 @@ fn missed_in_store(miss: Miss, removal: Option<RemovalReason>) -> pb::ExplainSes
             ),
             (Miss::Removed, None) => {
                 "It was removed from the shared store: its daemon did not know whether the store had it.".into()
+            }
+            (Miss::HolderLost, _) => {
+                "The shared store has it, but a daemon that holds it open has died or is cut off: its connection may \
+                 have ended unclosed. If that daemon comes back, the session can be resumed again."
+                    .into()
             }
             (Miss::Expired, _) => "It has expired, and the shared store will forget it.".into(),
             (Miss::Revoked, _) => "It is revoked: the shared store has it, and no daemon resumes it.".into(),

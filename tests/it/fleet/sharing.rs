@@ -5,6 +5,7 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 use tls_sessiond_proto as pb;
+use tls_sessiond_store::layout::Bucket;
 
 use super::{Kind, StoreServer};
 use crate::{
@@ -34,6 +35,16 @@ impl Three {
             server,
         }
     }
+}
+
+/// Waits until the store has everything that this daemon has decided.
+pub(super) async fn delivered(daemon: &TestDaemon) {
+    let fleet = daemon.core.registry().ledger().fleet.clone().unwrap();
+    daemon
+        .until("the store has everything", async |_| {
+            Bucket::all().all(|bucket| fleet.is_flushed(bucket))
+        })
+        .await;
 }
 
 /// Writes what the client has to send.
@@ -82,6 +93,7 @@ async fn closed_sessions_of_the_daemons_engine_resume_anywhere() {
             let (id, resumed) = by_exchange(daemon, &client).await;
             assert!(resumed);
             assert!(Worker(daemon).free(&id).await > 0);
+            delivered(daemon).await;
             for daemon in &three.daemons {
                 let (id, resumed) = by_exchange(daemon, &client).await;
                 assert!(

@@ -107,6 +107,16 @@ async fn wrong_store_settings_are_refused_with_their_key() {
             "store.redis.password_file",
             "No such file",
         ),
+        (
+            format!("{url}\nca = \"\""),
+            "store.redis.ca",
+            "must be `system`",
+        ),
+        (
+            format!("{url}\nca = \"ca.pem\""),
+            "store.redis.ca",
+            "with rediss:// only",
+        ),
         // The server has a password, and the daemon has none or another.
         (
             url.clone(),
@@ -246,22 +256,27 @@ async fn store_over_mutual_tls_is_used_only_if_both_are_trusted() {
     assert!(Worker(&daemon).found("aa").await);
     let wrong_authority = [("ca", "theirs.pem"), all[1], all[2]];
     let wrong_certificate = [all[0], ("certificate", "theirs.crt"), ("key", "theirs.key")];
-    for (what, config) in [
-        ("another authority", config("localhost", &wrong_authority)),
-        ("no certificate", config("localhost", &all[..1])),
+    for (what, config, key) in [
+        (
+            "another authority",
+            config("localhost", &wrong_authority),
+            "ca",
+        ),
+        (
+            "no certificate",
+            config("localhost", &all[..1]),
+            "certificate",
+        ),
         (
             "another certificate",
             config("localhost", &wrong_certificate),
+            "certificate",
         ),
-        ("another name", config("127.0.0.1", &all)),
+        ("another name", config("127.0.0.1", &all), "ca"),
     ] {
         println!("{what}");
-        refused(
-            folder.path(),
-            &config,
-            "store.redis.ca",
-            "TLS with rediss://",
-        );
+        let key = format!("store.redis.{key}");
+        refused(folder.path(), &config, &key, "TLS with rediss://");
     }
 }
 

@@ -18,12 +18,10 @@ if mode == 'lookup' or mode == 'resume' then
   end
 end
 local holds = value:byte(HEAD + 1)
-if mode ~= 'peek' then
-  for i = 0, holds - 1 do
-    local at = HEAD + 2 + HOLD * i
-    local lives = tonumber(redis.call('HGET', beats, value:sub(at, at + 7)) or '0')
-    if lives <= now then return { 'holder' } end
-  end
+for i = 0, holds - 1 do
+  local at = HEAD + 2 + HOLD * i
+  local lives = tonumber(redis.call('HGET', beats, value:sub(at, at + 7)) or '0')
+  if lives <= now then return { 'holder' } end
 end
 local head, sealed = value:sub(1, HEAD), value:sub(HEAD + 2 + HOLD * holds)
 local single_use = value:byte(2) % 2 == 1

@@ -112,7 +112,7 @@ pub enum Mode {
     Resume(Criteria),
     /// Holds the session. For a connection whose worker resumed it.
     Join,
-    /// Reads the session, whether its holders live or not.
+    /// Reads the session.
     Peek,
 }
 

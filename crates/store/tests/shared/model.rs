@@ -295,7 +295,7 @@ impl Model {
                 .get(&(name.bucket(), holder))
                 .is_some_and(|deadline| *deadline > self.now)
         };
-        if *mode != Mode::Peek && !holds.iter().all(|(holder, _)| lives(*holder)) {
+        if !holds.iter().all(|(holder, _)| lives(*holder)) {
             return Answer::HolderLost;
         }
         let answer = Answer::Found {

@@ -9,7 +9,8 @@ if now > tonumber(valid_until) then return { 'overdue' } end
 local hold = holder .. token
 if redis.call('SET', entry, head .. string.char(1) .. hold .. sealed, 'NX', 'PX', life) then
   if pool then
-    redis.call('ZADD', pool, now, name)
+    -- In microseconds, so that two sessions of a millisecond keep their order.
+    redis.call('ZADD', pool, string.format('%.0f', time[1] * 1000000 + time[2]), name)
     redis.call('ZREMRANGEBYRANK', pool, 0, -1 - most)
     if redis.call('PTTL', pool) < tonumber(life) then redis.call('PEXPIRE', pool, life) end
   end

@@ -82,6 +82,7 @@ impl TestDaemon {
 
     /// Starts a daemon by the clock of this machine, for a store that has a clock of its own.
     /// Returns once the daemon is ready.
+    #[cfg(feature = "peers")]
     pub(crate) async fn by_real_time(config: &str) -> Self {
         let unused = ManualClock::starting(now());
         Self::run_by(&load(LOOPBACK, config), Clock::System, unused).await

@@ -94,8 +94,8 @@ impl Keepers {
     }
 
     /// Returns once sessions can be found in every bucket: after the first heartbeats, and the time
-    /// in which other daemons repeat what a store that was restored has lost. Returns earlier if the
-    /// store is away.
+    /// in which other daemons repeat what a store that was restored has lost. Returns false if
+    /// that takes longer than `most`.
     pub async fn open(&mut self, most: Duration) -> bool {
         let until = Instant::now() + most;
         while self.fleet().is_stale() || self.fleet().open_buckets(self.clock.now().at) < BUCKETS {

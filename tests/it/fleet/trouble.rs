@@ -27,6 +27,14 @@ fn run(arguments: &[&str]) -> (Option<i32>, String) {
     )
 }
 
+/// Stores a session of a new connection. Returns its ID, unless the daemon did not store it.
+async fn stored(daemon: &TestDaemon) -> Option<String> {
+    let connection = Worker(daemon).open(worker(pb::Role::Server)).await.id;
+    let id = connection[..8].to_owned();
+    let response = Worker(daemon).put(put(&connection, &id)).await;
+    response.reason.is_empty().then_some(id)
+}
+
 /// Checks that `check` and a start refuse a configuration with this error.
 fn refused(folder: &Path, config: &str, key: &str, why: &str) {
     let file = folder.join("refused.toml");
@@ -369,15 +377,13 @@ async fn eviction_of_sessions_or_heartbeats_is_a_miss_and_never_worse() {
             true
         })
         .await;
-        one.until("the daemon stores and finds again", async |daemon| {
-            let id = Worker(daemon).open(worker(pb::Role::Server)).await.id;
-            Worker(daemon)
-                .put(put(&id, &id[..8]))
-                .await
-                .reason
-                .is_empty()
-                && Worker(daemon).found(&id[..8]).await
-        })
+        one.until(
+            "the daemon stores and finds again",
+            async |daemon| match stored(daemon).await {
+                Some(id) => Worker(daemon).found(&id).await,
+                None => false,
+            },
+        )
         .await;
     }
 }
@@ -438,12 +444,7 @@ async fn changed_and_moved_values_are_misses() {
     set(&keys[0], &one);
     daemon
         .until("the daemon goes on", async |daemon| {
-            let id = Worker(daemon).open(worker(pb::Role::Server)).await.id;
-            Worker(daemon)
-                .put(put(&id, &id[..8]))
-                .await
-                .reason
-                .is_empty()
+            stored(daemon).await.is_some()
         })
         .await;
 }

@@ -1,6 +1,9 @@
 //! Lookups in the shared store.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering},
+};
 
 use tls_sessiond_store::{
     keeper::LocalTime,
@@ -13,7 +16,6 @@ use crate::{
     clock::Timestamp,
     session::{ResumeCriteria, SessionInfo},
 };
-use std::sync::atomic::Ordering;
 
 /// What a lookup is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

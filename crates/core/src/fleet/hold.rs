@@ -1,6 +1,9 @@
 //! The hold of a connection on a session of the shared store.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering},
+};
 
 use parking_lot::Mutex;
 use tls_sessiond_store::{
@@ -11,7 +14,6 @@ use tls_sessiond_store::{
 
 use super::FleetStore;
 use crate::session::{RemovalReason, SessionId, SessionInfo};
-use std::sync::atomic::Ordering;
 
 /// The hold of one connection on one session. While a daemon that holds the session is not alive, no
 /// daemon finds it.

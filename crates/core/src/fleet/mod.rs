@@ -19,11 +19,11 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tls_sessiond_store::{
     keeper::{Away, Keeper, LocalTime, NoAnswer, RequestId, Seed},
     layout::{BUCKETS, Bucket, Layout, Name},
-    script::{Answer, Claim, Refused, Request, Token},
+    script::{Answer, Claim, Criteria, Refused, Request, Token},
     seal::SealingKeys,
 };
 use zeroize::Zeroizing;
@@ -88,7 +88,7 @@ pub struct FleetStore {
     layout: Layout,
     keys: ArcSwap<SealingKeys>,
     parts: Box<[Part]>,
-    /// How long the daemon waits for the answer to a put, in milliseconds.
+    /// How long the daemon waits for the answer to a lookup or a put, in milliseconds.
     deadline: u64,
     /// Wakes the task that delivers what the keepers decide.
     wake: Box<dyn Fn() + Send + Sync>,
@@ -123,8 +123,8 @@ impl FleetStore {
     /// heartbeats are in the store.
     ///
     /// `seed`: random bytes of this start. `deadline`: how long the caller waits for the answer to a
-    /// put. `wake` is called when [`Self::poll`] may have a request
-    /// that it did not have before.
+    /// lookup or a put. `wake` is called when [`Self::poll`] may have a request that it did not have
+    /// before.
     pub fn new(
         layout: Layout,
         keys: SealingKeys,
@@ -196,26 +196,32 @@ impl FleetStore {
         }
     }
 
-    fn criteria(&self, terms: &ResumeCriteria<'_>) -> tls_sessiond_store::script::Criteria {
+    fn criteria(&self, terms: &ResumeCriteria<'_>) -> Criteria {
         let fit =
             self.keys()
                 .names()
                 .fit(Self::format(terms.format), terms.binding, terms.server_name);
-        tls_sessiond_store::script::Criteria {
+        Criteria {
             fit,
             versions: terms.versions.to_vec(),
             cipher_suite: terms.cipher_suite.map(value::suite_number),
         }
     }
 
-    /// Returns the claim of a lookup, and a token for its hold.
-    fn may_find(&self, name: Name, now: Timestamp) -> Result<(Claim, u64, Token), Refusal> {
+    /// Returns the keeper of the name's bucket, unless too many requests failed there in a row.
+    fn keeper(&self, name: Name, now: Timestamp) -> Result<MutexGuard<'_, Keeper>, Refusal> {
         self.tell_time(now);
         let part = self.part(name.bucket());
         if part.failures.load(Ordering::Relaxed) >= FAILURES_MAX {
             return Err(self.shed());
         }
-        let mut keeper = part.keeper.lock();
+        Ok(part.keeper.lock())
+    }
+
+    /// Returns the claim of a lookup, the time of the store after which it may not run, and a token
+    /// for its hold.
+    fn may_find(&self, name: Name, now: Timestamp) -> Result<(Claim, u64, Token), Refusal> {
+        let mut keeper = self.keeper(name, now)?;
         if keeper.is_removing(name) {
             return Err(Refusal::Removing);
         }
@@ -225,13 +231,10 @@ impl FleetStore {
         }
     }
 
+    /// Returns the claim of a put, the time of the store after which it may not run, and a token for
+    /// its hold.
     fn may_put(&self, name: Name, now: Timestamp) -> Result<(Claim, u64, Token), Refusal> {
-        self.tell_time(now);
-        let part = self.part(name.bucket());
-        if part.failures.load(Ordering::Relaxed) >= FAILURES_MAX {
-            return Err(self.shed());
-        }
-        let mut keeper = part.keeper.lock();
+        let mut keeper = self.keeper(name, now)?;
         match keeper.may_put(LocalTime(now.as_millis()), self.deadline) {
             Ok((claim, valid_until)) => Ok((claim, valid_until, keeper.token())),
             Err(Away::Lost | Away::Late | Away::Quarantine) => Err(self.shed()),

@@ -21,7 +21,7 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use tempfile::TempDir;
-use tls_sessiond_client::{Lookup, Options, Put, Role, Version, Worker};
+use tls_sessiond_client::{Connection, Lookup, Options, Put, Role, Version, Worker};
 use tokio::runtime::Runtime;
 
 mod straight;
@@ -57,6 +57,8 @@ enum Uses {
     Take,
     /// Leaves it there.
     Read,
+    /// Holds it: a connection names the session that its worker resumed.
+    Hold,
 }
 
 /// A Redis on a loopback port.
@@ -152,7 +154,7 @@ impl Ours {
         let data = format!("{number:0DATA$}").into();
         let version = match uses {
             Uses::Take => Version::Tls13,
-            Uses::Read => Version::Tls12,
+            Uses::Read | Uses::Hold => Version::Tls12,
         };
         connection.put(Put {
             session_id: id(number),
@@ -167,6 +169,19 @@ impl Ours {
         let found = self.worker.lookup(Lookup::server(&id)).await;
         let found = found.unwrap_or_else(|| panic!("a miss: {:?}", self.worker.counters()));
         assert_eq!(found.data().len(), DATA);
+    }
+
+    /// Opens connections that name these sessions, this many at a time. Returns them.
+    async fn hold(&self, in_flight: usize, numbers: std::ops::Range<usize>) -> Vec<Connection> {
+        let mut held = Vec::with_capacity(numbers.len());
+        for some in numbers.collect::<Vec<_>>().chunks(in_flight) {
+            held.extend(
+                some.iter()
+                    .map(|number| self.worker.open(Role::Server, "", Some(&id(*number)))),
+            );
+            assert!(self.worker.flush(DEADLINE).await, "not processed");
+        }
+        held
     }
 }
 
@@ -186,12 +201,16 @@ async fn timed<F: Future<Output = ()>>(
 
 fn lookups(runtime: &Runtime, ours: &Ours, straight: &Straight, redis: &Redis, table: &mut Table) {
     let mut next = 0;
-    for uses in [Uses::Take, Uses::Read] {
+    for uses in [Uses::Take, Uses::Read, Uses::Hold] {
         for (in_flight, goal) in [
             (1, 1.0 / 1.8),
             (64, if uses == Uses::Take { 0.7 } else { 0.8 }),
         ] {
-            let word = if uses == Uses::Take { "take" } else { "read" };
+            let word = match uses {
+                Uses::Take => "take",
+                Uses::Read => "read",
+                Uses::Hold => "hold",
+            };
             let name = format!("{word}, {in_flight} in flight");
             if !table.wants(&name) {
                 continue;
@@ -206,15 +225,27 @@ fn lookups(runtime: &Runtime, ours: &Ours, straight: &Straight, redis: &Redis, t
                     // The releases of the puts go out a moment later.
                     tokio::time::sleep(Duration::from_millis(60)).await;
                     let before = [ours.daemon.id(), redis.child.id()].map(cpu::process);
-                    let seconds =
-                        timed(in_flight, numbers.clone(), |number| ours.find(number)).await;
+                    let (seconds, held) = if uses == Uses::Hold {
+                        let begun = Instant::now();
+                        let held = ours.hold(in_flight, numbers.clone()).await;
+                        (begun.elapsed().as_secs_f64() / LOOKUPS as f64, held)
+                    } else {
+                        let find = |number| ours.find(number);
+                        (timed(in_flight, numbers.clone(), find).await, Vec::new())
+                    };
                     let after = [ours.daemon.id(), redis.child.id()].map(cpu::process);
                     cpus.push(
                         [0, 1]
                             .map(|side: usize| (after[side] - before[side]) / LOOKUPS as f64 * 1e6),
                     );
-                    let plain =
-                        timed(in_flight, numbers, |number| straight.find(number, uses)).await;
+                    held.iter().for_each(Connection::shutdown);
+                    drop(held);
+                    assert!(ours.worker.flush(DEADLINE).await);
+                    let plain = if uses == Uses::Hold {
+                        straight.hold(in_flight, numbers).await
+                    } else {
+                        timed(in_flight, numbers, |number| straight.find(number, uses)).await
+                    };
                     Round {
                         ours: seconds,
                         plain,

@@ -1,6 +1,8 @@
 //! The scripts of the store, called by redis-rs without a daemon.
 
-use futures_util::{StreamExt, stream};
+use std::time::Instant;
+
+use futures_util::{StreamExt, future::join_all, stream};
 use redis::{
     AsyncConnectionConfig, Cmd, IntoConnectionInfo, aio::MultiplexedConnection,
     io::tcp::TcpSettings,
@@ -155,11 +157,14 @@ impl Straight {
             name,
             claim: self.claims[name.bucket().index()],
             token: Token(2),
-            mode: Mode::Lookup(Criteria {
-                fit: head(uses).fit,
-                versions: vec![Version::Tls12, Version::Tls13],
-                cipher_suite: None,
-            }),
+            mode: match uses {
+                Uses::Hold => Mode::Join,
+                Uses::Take | Uses::Read => Mode::Lookup(Criteria {
+                    fit: head(uses).fit,
+                    versions: vec![Version::Tls12, Version::Tls13],
+                    cipher_suite: None,
+                }),
+            },
             valid_until: FOREVER,
         }
     }
@@ -172,5 +177,16 @@ impl Straight {
             panic!("{answer:?}")
         };
         assert_eq!(parts.len(), 4, "a miss: {parts:?}");
+    }
+
+    /// Holds these sessions, this many at a time. Returns the seconds of one.
+    pub(crate) async fn hold(&self, in_flight: usize, numbers: std::ops::Range<usize>) -> f64 {
+        let count = numbers.len();
+        let begun = Instant::now();
+        for some in numbers.collect::<Vec<_>>().chunks(in_flight) {
+            let holds = some.iter().map(|number| self.find(*number, Uses::Hold));
+            join_all(holds).await;
+        }
+        begun.elapsed().as_secs_f64() / count as f64
     }
 }

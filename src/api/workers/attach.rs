@@ -5,8 +5,8 @@
 //! connection that was made on it.
 //!
 //! A call that asks the shared store is answered when the store has answered. Later calls go on
-//! meanwhile, with one exception: they wait for a New or SetSession that names a session, because
-//! they may be about its connection.
+//! meanwhile, with one exception: those about its connection wait for a New or SetSession that names
+//! a session.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -36,6 +36,7 @@ use tonic::{Status, Streaming};
 use super::{
     decode::{BatchReader, Next, Unread},
     encode::BatchWriter,
+    turns::{Turn, Turns, connection_id},
 };
 use crate::api::{
     access::Caller,
@@ -104,8 +105,8 @@ pub(crate) struct Attach {
     calls: AttachCalls,
     /// Calls that wait for the shared store.
     later: FuturesUnordered<Waits>,
-    /// Whether a New or SetSession is among them.
-    is_ordered: bool,
+    /// Calls that wait for those of them that are a New or SetSession.
+    turns: Turns,
 }
 
 /// A call whose answer the shared store has decided.
@@ -113,6 +114,7 @@ struct Finished {
     id: u64,
     told: Option<Told>,
     then: Then,
+    turn: Option<Turn>,
 }
 
 /// What is left to do for such a call.
@@ -128,9 +130,15 @@ enum Then {
 /// The outcome of a call.
 enum CallOutcome {
     Done(Result<Done, Refusal>),
-    Later(Pin<Box<dyn Future<Output = Then> + Send>>),
-    /// As `Later`, and the next calls wait for it.
-    Ordered(Pin<Box<dyn Future<Output = Then> + Send>>),
+    /// Later calls may have to wait for their turn.
+    Later(Pin<Box<dyn Future<Output = Then> + Send>>, Option<Turn>),
+}
+
+impl CallOutcome {
+    /// A call for which no later call waits.
+    fn later(then: impl Future<Output = Then> + Send + 'static) -> Self {
+        Self::Later(Box::pin(then), None)
+    }
 }
 
 enum AttachPhase {
@@ -183,9 +191,9 @@ impl AttachCalls {
         })
     }
 
-    /// Executes a call and appends its answer, or returns what waits for the shared store, and
-    /// whether the next calls wait for it.
-    fn answer(&mut self, next: Next<'_>, to: &mut BatchWriter) -> Option<(Waits, bool)> {
+    /// Executes a call and appends its answer, or returns what waits for the shared store, and which
+    /// later calls wait for it.
+    fn answer(&mut self, next: Next<'_>, to: &mut BatchWriter) -> Option<(Waits, Option<Turn>)> {
         let (id, told, outcome) = match next {
             Next::Lookup(id, wanted) => (id, Told::of_lookup(id), self.lookup(wanted)),
             Next::Other(mut call) => {
@@ -196,43 +204,37 @@ impl AttachCalls {
                 (id, told, outcome)
             }
         };
-        let (then, is_ordered) = match outcome {
+        let (then, turn) = match outcome {
             CallOutcome::Done(result) => {
                 self.write(id, told, result, to);
                 return None;
             }
-            CallOutcome::Later(then) => (then, false),
-            CallOutcome::Ordered(then) => (then, true),
+            CallOutcome::Later(then, turn) => (then, turn),
         };
+        let ends = turn.clone();
         let waits = async move {
             Finished {
                 id,
                 told,
                 then: then.await,
+                turn: ends,
             }
         };
-        Some((Box::pin(waits), is_ordered))
+        Some((Box::pin(waits), turn))
     }
 
-    /// Appends the answer of a call that has waited. Returns whether the next calls waited for it.
-    fn finish(&mut self, finished: Finished, to: &mut BatchWriter) -> bool {
-        let Finished { id, told, then } = finished;
-        let (result, is_ordered) = match then {
-            Then::Answer(result) => (result, false),
+    /// Appends the answer of a call that has waited. Returns which later calls waited for it.
+    fn finish(&mut self, finished: Finished, to: &mut BatchWriter) -> Option<Turn> {
+        let result = match finished.then {
+            Then::Answer(result) => result,
             Then::New(request, alias, joined) => {
                 let made = self.make(*request, alias, Some(joined));
-                (
-                    made.map(|made| Done::Other(Answered::New(made.into()))),
-                    true,
-                )
+                made.map(|made| Done::Other(Answered::New(made.into())))
             }
-            Then::SetSession(set) => (
-                set.map(|set| Done::Other(Answered::SetSession(set.into()))),
-                true,
-            ),
+            Then::SetSession(set) => set.map(|set| Done::Other(Answered::SetSession(set.into()))),
         };
-        self.write(id, told, result, to);
-        is_ordered
+        self.write(finished.id, finished.told, result, to);
+        finished.turn
     }
 
     /// Appends an answer. A call with id 0 gets one only if it fails.
@@ -274,22 +276,27 @@ impl AttachCalls {
             Ok(LookedUp::Missed(miss)) => CallOutcome::Done(Ok(missed(miss))),
             Ok(LookedUp::Searched(search)) => {
                 let sessions = Arc::clone(&self.sessions);
-                CallOutcome::Later(Box::pin(async move {
+                CallOutcome::later(async move {
                     let found = sessions.searched(*search).await;
                     Then::Answer(Ok(found.map_or_else(missed, Done::Found)))
-                }))
+                })
             }
             Ok(LookedUp::Asked(asked)) => {
                 let sessions = Arc::clone(&self.sessions);
-                CallOutcome::Later(Box::pin(async move {
+                CallOutcome::later(async move {
                     let found = sessions.asked(*asked).await;
                     Then::Answer(Ok(found.map_or_else(missed, Done::Found)))
-                }))
+                })
             }
         }
     }
 
-    fn call(&mut self, call: pb::Call) -> Result<CallOutcome, Refusal> {
+    fn call(&mut self, mut call: pb::Call) -> Result<CallOutcome, Refusal> {
+        // The name of the connection, before its id replaces an alias.
+        let turn = match (&call.method, &self.connections.opener.store) {
+            (Some(Method::New(_) | Method::SetSession(_)), Some(_)) => Some(Turn::of(&mut call)),
+            _ => None,
+        };
         let mut method = call.method.ok_or(Refusal::MethodRequired)?;
         if !call.alias.is_empty() && !matches!(method, Method::New(_)) {
             return Err(Refusal::AliasMalformed);
@@ -304,10 +311,11 @@ impl AttachCalls {
             Method::New(request) => {
                 if let Some(look) = self.connections.opener.joining(&request, &self.by)? {
                     let connections = Arc::clone(&self.connections);
-                    return Ok(CallOutcome::Ordered(Box::pin(async move {
+                    let then = Box::pin(async move {
                         let joined = connections.opener.found(look).await;
                         Then::New(request, call.alias, joined)
-                    })));
+                    });
+                    return Ok(CallOutcome::Later(then, turn));
                 }
                 Answered::New(self.make(*request, call.alias, None)?.into())
             }
@@ -331,19 +339,20 @@ impl AttachCalls {
                     Answered::SetSession(set?.into())
                 } else {
                     let (connections, by) = (Arc::clone(&self.connections), Arc::clone(&self.by));
-                    return Ok(CallOutcome::Ordered(Box::pin(async move {
+                    let then = Box::pin(async move {
                         Then::SetSession(Box::new(connections.set_session(&by, &request).await))
-                    })));
+                    });
+                    return Ok(CallOutcome::Later(then, turn));
                 }
             }
             Method::PutSession(request) => match self.sessions.put(&self.by, *request)? {
                 PutDone::Now(response) => Answered::PutSession(response.into()),
                 PutDone::Later(put, id, response) => {
                     let sessions = Arc::clone(&self.sessions);
-                    return Ok(CallOutcome::Later(Box::pin(async move {
+                    return Ok(CallOutcome::later(async move {
                         let response = sessions.stored(*put, id, response).await;
                         Then::Answer(Ok(Done::Other(Answered::PutSession(response.into()))))
-                    })));
+                    }));
                 }
             },
             Method::LookupSession(request) => return Ok(self.lookup((&*request).into())),
@@ -355,11 +364,11 @@ impl AttachCalls {
                     return Ok(CallOutcome::Done(Ok(Done::Other(answered(removed)))));
                 };
                 let sessions = Arc::clone(&self.sessions);
-                return Ok(CallOutcome::Later(Box::pin(async move {
+                return Ok(CallOutcome::later(async move {
                     let in_store = sessions.remove_in_store(removal).await;
                     let done = in_store.map(|there| Done::Other(answered(removed || there)));
                     Then::Answer(done)
-                })));
+                }));
             }
             Method::ReportAlert(request) => {
                 Answered::ReportAlert(self.connections.report_alert(&self.by, &request)?.into())
@@ -539,20 +548,6 @@ impl Told {
     }
 }
 
-/// Returns the field that names a connection, if the method has one.
-fn connection_id(method: &mut Method) -> Option<&mut String> {
-    match method {
-        Method::New(_) | Method::LookupSession(_) | Method::RemoveSession(_) => None,
-        Method::Clear(request) => Some(&mut request.connection_id),
-        Method::Shutdown(request) => Some(&mut request.connection_id),
-        Method::SetShutdown(request) => Some(&mut request.connection_id),
-        Method::Free(request) => Some(&mut request.connection_id),
-        Method::SetSession(request) => Some(&mut request.connection_id),
-        Method::PutSession(request) => Some(&mut request.connection_id),
-        Method::ReportAlert(request) => Some(&mut request.connection_id),
-    }
-}
-
 impl Attach {
     pub(crate) fn new(
         requests: Streaming<pb::codec::Calls>,
@@ -580,7 +575,7 @@ impl Attach {
             phase: AttachPhase::Running,
             calls,
             later: FuturesUnordered::new(),
-            is_ordered: false,
+            turns: Turns::default(),
         }
     }
 
@@ -602,7 +597,7 @@ impl Attach {
     /// which the shared store has answered. Returns `None` if there are no answers; calls may remain
     /// even then.
     fn answers(&mut self, cx: &mut Context<'_>) -> Option<BatchWriter> {
-        if self.batch.len() == 0 && self.later.is_empty() {
+        if self.left() == 0 && self.later.is_empty() {
             // All calls are answered, so the memory of their message is released.
             if self.held.bytes() > 0 {
                 self.batch = BatchReader::default();
@@ -614,27 +609,31 @@ impl Attach {
         let mut answers = BatchWriter::with_room(self.room);
         let mut begun = None;
         self.finish_later(cx, &mut answers);
-        while !self.is_ordered
-            && self.later.len() < BATCH_MAX
-            && answers.count() < self.quarter
-            && answers.len() < ANSWERS_BYTES
-        {
+        while !self.waits() && answers.count() < self.quarter && answers.len() < ANSWERS_BYTES {
             if self.expected == 0 && self.batch.len() >= EXPECTED_MIN {
                 self.calls.prefetch(&self.batch);
                 self.expected = EXPECTED_MAX;
             }
             self.expected = self.expected.saturating_sub(1);
-            match self.batch.next() {
+            let waited = self.turns.next().map(|call| Ok(Next::Other(call)));
+            match waited.or_else(|| self.batch.next()) {
                 Some(Ok(call)) => {
                     // Lookups read the clock once for each prefetched group: the group takes some
                     // microseconds, and reading the clock costs a tenth of one lookup.
                     let asks_clock = matches!(call, Next::Other(_)) || self.expected == 0;
-                    if let Some((waits, is_ordered)) = self.calls.answer(call, &mut answers) {
+                    let call = match call {
+                        Next::Other(call) => self.turns.admit(call).map(Next::Other),
+                        lookup => Some(lookup),
+                    };
+                    let outcome = call.and_then(|call| self.calls.answer(call, &mut answers));
+                    if let Some((waits, turn)) = outcome {
                         self.later.push(waits);
-                        self.is_ordered = is_ordered;
+                        if let Some(turn) = turn {
+                            self.turns.begin(&turn);
+                        }
                     }
                     if asks_clock
-                        && self.batch.len() > 0
+                        && self.left() > 0
                         && begun.get_or_insert_with(Instant::now).elapsed() >= TURN
                     {
                         break;
@@ -664,15 +663,20 @@ impl Attach {
             && answers.len() < ANSWERS_BYTES
             && let Poll::Ready(Some(finished)) = Pin::new(&mut self.later).poll_next(cx)
         {
-            if self.calls.finish(finished, answers) {
-                self.is_ordered = false;
+            if let Some(turn) = self.calls.finish(finished, answers) {
+                self.turns.end(&turn);
             }
         }
     }
 
-    /// Returns whether no call of the batch can be executed before the shared store has answered.
+    /// Returns the number of calls that are not yet begun and need not wait for others.
+    fn left(&self) -> usize {
+        self.turns.len() + self.batch.len()
+    }
+
+    /// Returns whether no call can be begun before the shared store has answered.
     fn waits(&self) -> bool {
-        self.is_ordered || self.later.len() >= BATCH_MAX
+        self.later.len() >= BATCH_MAX || (self.turns.len() == 0 && self.turns.is_blocked())
     }
 }
 
@@ -691,11 +695,11 @@ impl Stream for Attach {
                 return Poll::Pending;
             }
             if let Some(answers) = this.answers(cx) {
-                this.pause = this.batch.len() > 0 && !this.waits();
+                this.pause = this.left() > 0 && !this.waits();
                 return Poll::Ready(Some(Ok(answers.into())));
             }
             // The time is used up, and none of the calls so far has an answer.
-            if this.batch.len() > 0 && !this.waits() && matches!(this.phase, AttachPhase::Running) {
+            if this.left() > 0 && !this.waits() && matches!(this.phase, AttachPhase::Running) {
                 this.pause = true;
                 continue;
             }
@@ -726,7 +730,9 @@ impl Stream for Attach {
                 this.draining = None;
                 return Poll::Ready(Some(Ok(BatchWriter::draining().into())));
             }
-            if this.batch.len() > 0 && matches!(this.phase, AttachPhase::Running) {
+            // The calls that wait for their turn hold the memory of the message that they came in.
+            let is_idle = this.batch.len() == 0 && this.turns.is_idle();
+            if !is_idle && matches!(this.phase, AttachPhase::Running) {
                 return Poll::Pending;
             }
             match ready!(Pin::new(&mut this.requests).poll_next(cx)) {

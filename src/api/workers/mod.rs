@@ -3,6 +3,7 @@
 mod attach;
 mod decode;
 mod encode;
+mod turns;
 
 use std::sync::Arc;
 

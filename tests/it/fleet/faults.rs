@@ -1,6 +1,7 @@
 //! Connections to the store that are cut, held back or mixed up.
 
 use tls_sessiond_proto as pb;
+use tls_sessiond_proto::{call::Method, worker_service_client::WorkerServiceClient};
 use tls_sessiond_store::{
     layout::{Fit, Name},
     script::{Claim, Head, Holder, Request, Token},
@@ -94,6 +95,14 @@ impl Pair {
                 stored.reason.is_empty() && is_found
             })
             .await;
+    }
+}
+
+fn call(id: u64, alias: &str, method: Method) -> pb::Call {
+    pb::Call {
+        id,
+        method: Some(method),
+        alias: alias.into(),
     }
 }
 
@@ -269,4 +278,77 @@ async fn ten_thousand_lookups_without_a_store_fail_none() {
     // Each of 64 buckets has a breaker of its own. The first hundred calls were under way together.
     assert!(stats.0 <= 64 * 5 + 100, "{stats:?}");
     assert!(stats.1 >= 9_500, "{stats:?}");
+}
+
+#[tokio::test]
+async fn calls_of_a_connection_wait_for_its_session_and_others_go_on() {
+    let pair = Pair::start().await;
+    pair.settle("01").await;
+    let behind = Worker(&pair.behind);
+    let made = behind.open(worker(pb::Role::Server)).await.id;
+    for id in ["aa", "bb"] {
+        assert_eq!(behind.put(put(&made, id)).await.reason, "");
+    }
+    let new = |id, alias: &str, session_id: &str| {
+        let request = pb::NewRequest {
+            session_id: session_id.into(),
+            ..worker(pb::Role::Server)
+        };
+        call(id, alias, Method::New(Box::new(request)))
+    };
+    let shutdown = |id, alias: &str| {
+        let connection_id = alias.into();
+        call(
+            id,
+            "",
+            Method::Shutdown(pb::ShutdownRequest { connection_id }),
+        )
+    };
+    let free = |id, connection_id: &str| {
+        let request = pb::FreeRequest {
+            connection_id: connection_id.into(),
+            allow_missing: true,
+        };
+        call(id, "", Method::Free(request))
+    };
+    let calls = vec![
+        new(1, "@a", "aa"),
+        shutdown(2, "@a"),
+        new(3, "@b", "bb"),
+        shutdown(10, "@b"),
+        free(4, "@b"),
+        new(5, "@b", "bb"),
+        new(6, "@c", ""),
+        shutdown(7, "@c"),
+        // It names an id, which may be that of any connection: it waits for all.
+        free(8, &"0".repeat(32)),
+        shutdown(9, "@c"),
+    ];
+    pair.proxy.hold("EVALSHA");
+    let (requests, stream) = tokio::sync::mpsc::channel(1);
+    let mut answers = WorkerServiceClient::new(pair.behind.channel.clone())
+        .attach(tokio_stream::wrappers::ReceiverStream::new(stream))
+        .await
+        .unwrap()
+        .into_inner();
+    requests.send(pb::AttachRequest { calls }).await.unwrap();
+    let mut order = Vec::new();
+    while order.len() < 10 {
+        for answer in answers.message().await.unwrap().unwrap().answers {
+            assert!(
+                !matches!(answer.result, Some(pb::answer::Result::Error(_))),
+                "{answer:?}"
+            );
+            order.push(answer.id);
+        }
+        if order == [6, 7] {
+            // While the store is silent, others have gone on.
+            pair.proxy.heal();
+        }
+    }
+    assert_eq!(order[..2], [6, 7]);
+    let place = |id| order.iter().position(|seen| *seen == id).unwrap();
+    for (before, after) in [(1, 2), (3, 10), (10, 4), (4, 5), (5, 8), (2, 8), (8, 9)] {
+        assert!(place(before) < place(after), "{order:?}");
+    }
 }

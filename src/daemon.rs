@@ -5,7 +5,6 @@ use std::{fs, future::Future, io, pin::pin, sync::Arc, time::Duration};
 
 use aws_lc_rs::rand;
 
-use parking_lot::Mutex;
 use tls_sessiond_core::{
     clock::{Clock, WallTime},
     connection::{self, table::Most},
@@ -23,6 +22,7 @@ use zeroize::Zeroizing;
 use crate::{
     api::{
         access::Access,
+        admin::operator::{AppliedReload, Operator, Replacing},
         health::Serving,
         reloads::{Outcome, Reloads},
     },
@@ -69,9 +69,7 @@ pub struct Reload {
     limits: LiveLimits,
     reloads: Arc<Reloads>,
     store: Option<Arc<Store>>,
-    /// The configuration that the daemon runs. Locked while it is replaced, so that concurrent
-    /// reloads run one after the other.
-    running: Arc<Mutex<Arc<Config>>>,
+    operator: Arc<Operator>,
 }
 
 /// The outcome of a reload.
@@ -83,6 +81,20 @@ pub struct Reloaded {
     pub removed: usize,
     /// Number of sessions that the reload removed, for each context whose scope has changed.
     pub dropped: Dropped,
+    /// The keys whose values have changed.
+    pub changed: Vec<String>,
+}
+
+impl Reloaded {
+    /// Returns the answer to the caller that has asked for the reload.
+    pub fn answer(self, warnings: &[ConfigError]) -> AppliedReload {
+        AppliedReload {
+            contexts: self.contexts,
+            changed: self.changed,
+            dropped: self.dropped,
+            warnings: warnings.iter().map(ToString::to_string).collect(),
+        }
+    }
 }
 
 impl Reload {
@@ -96,7 +108,7 @@ impl Reload {
     /// The configuration is invalid, or it may not follow the running one ([`Config::can_follow`]).
     /// Nothing has changed then.
     pub fn apply(&self, config: &Config) -> Result<Reloaded, ConfigError> {
-        self.replace(config, &mut self.running.lock())
+        self.replace(config, self.operator.replacing())
     }
 
     /// Applies a configuration like [`Self::apply`], unless another reload has replaced this one.
@@ -110,10 +122,8 @@ impl Reload {
         config: &Config,
         is_wanted: impl FnOnce() -> bool,
     ) -> Result<Option<Reloaded>, ConfigError> {
-        let mut running = self.running.lock();
-        is_wanted()
-            .then(|| self.replace(config, &mut running))
-            .transpose()
+        let turn = self.operator.replacing();
+        is_wanted().then(|| self.replace(config, turn)).transpose()
     }
 
     /// Records that a reload was refused before it came here, for example because a file could not
@@ -127,8 +137,8 @@ impl Reload {
         warnings_about(config, self.state.now().wall())
     }
 
-    fn replace(&self, config: &Config, running: &mut Arc<Config>) -> Result<Reloaded, ConfigError> {
-        let reloaded = self.try_replace(config, running);
+    fn replace(&self, config: &Config, turn: Replacing<'_>) -> Result<Reloaded, ConfigError> {
+        let reloaded = self.try_replace(config, turn);
         match &reloaded {
             Ok(reloaded) => {
                 let outcome = Outcome::Applied {
@@ -141,11 +151,8 @@ impl Reload {
         reloaded
     }
 
-    fn try_replace(
-        &self,
-        config: &Config,
-        running: &mut Arc<Config>,
-    ) -> Result<Reloaded, ConfigError> {
+    fn try_replace(&self, config: &Config, turn: Replacing<'_>) -> Result<Reloaded, ConfigError> {
+        let running = &*turn.running();
         config.can_follow(running)?;
         let registry = self
             .state
@@ -168,6 +175,7 @@ impl Reload {
             _ => None,
         };
         let removed = config.removed_contexts(running).len();
+        let changed = config.changed_from(running);
         let contexts = registry.all().len();
         // No step below can fail. Contexts and rules are one value, and change at once.
         let dropped = self.state.swap(Arc::new(registry));
@@ -184,11 +192,12 @@ impl Reload {
             store.fleet().rotate(keys);
             store.retarget(target);
         }
-        *running = Arc::new(config.clone());
+        turn.finish(Arc::new(config.clone()));
         Ok(Reloaded {
             contexts,
             removed,
             dropped,
+            changed,
         })
     }
 }
@@ -392,7 +401,6 @@ fn sockets_within(open_files: usize) -> io::Result<usize> {
 /// A daemon that listens. It answers once it runs.
 pub struct Daemon {
     config: Arc<Config>,
-    running: Arc<Mutex<Arc<Config>>>,
     doors: Ingress,
     state: Arc<CoreState>,
     api: Api,
@@ -400,6 +408,7 @@ pub struct Daemon {
     shutdown: Shutdown,
     store: Option<Arc<Store>>,
     keepers: Option<Keepers>,
+    operator: Arc<Operator>,
 }
 
 impl Daemon {
@@ -452,19 +461,19 @@ impl Daemon {
             sockets: sockets_max,
             ..config.limits
         };
+        let config = Arc::new(config);
+        let operator = Arc::new(Operator::new(Arc::clone(&config)));
         let api = Api::new(
             Arc::clone(&state),
             &limits,
             doors.clone(),
             store.clone(),
+            Arc::clone(&operator),
             &shutdown,
         )?;
         let listeners = Listeners::bind(&config.api, config.unix, config.tls.is_some())?;
-        let config = Arc::new(config);
-        let running = Arc::new(Mutex::new(Arc::clone(&config)));
         Ok(Self {
             config,
-            running,
             doors,
             state,
             api,
@@ -472,7 +481,13 @@ impl Daemon {
             shutdown,
             store,
             keepers,
+            operator,
         })
+    }
+
+    /// Returns what administrators change while the daemon runs.
+    pub fn operator(&self) -> &Arc<Operator> {
+        &self.operator
     }
 
     /// Returns the configuration that the daemon was started with.
@@ -498,7 +513,7 @@ impl Daemon {
             limits: self.api.live_limits(),
             reloads: self.api.reloads(),
             store: self.store.clone(),
-            running: Arc::clone(&self.running),
+            operator: Arc::clone(&self.operator),
         }
     }
 
@@ -568,14 +583,15 @@ impl Daemon {
         let ended = tokio::select! {
             result = &mut serve => Some(result),
             () = stop => None,
+            () = self.operator.stop_asked() => None,
         };
         let result = match ended {
             Some(result) => result,
             None => {
                 tracing::info!(connections = self.state.connections().len(), "stopping");
                 // A reload may have changed the settings.
-                let drain = self.running.lock().drain;
-                health.set(Serving::No);
+                let drain = self.operator.running().drain;
+                health.set(Serving::Draining);
                 tokio::select! {
                     result = &mut serve => result?,
                     () = sleep(drain.delay) => {}

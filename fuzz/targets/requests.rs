@@ -28,7 +28,7 @@ use http::Request as HttpRequest;
 use http_body::{Body as _, Frame};
 use prost::Message;
 use tls_sessiond::{
-    api::{access::Access, error::DOMAIN},
+    api::{access::Access, admin::operator::Operator, error::DOMAIN},
     config::Config,
     server::{Api, Ingress, in_process::InProcess},
     shutdown::Shutdown,
@@ -210,8 +210,15 @@ impl World {
             access: Arc::new(Access::new()),
             acceptor: None,
         };
-        let api = Api::new(Arc::clone(&core), limits, doors, None, &Shutdown::default())
-            .expect("there are random numbers");
+        let api = Api::new(
+            Arc::clone(&core),
+            limits,
+            doors,
+            None,
+            Arc::new(Operator::new(Arc::new(config.clone()))),
+            &Shutdown::default(),
+        )
+        .expect("there are random numbers");
         let service = api.local();
         let made = Made {
             sessions: vec![SECRET_ID.into()],

@@ -32,6 +32,21 @@ pub(crate) struct Contexts {
     pub(crate) store: Option<Arc<Store>>,
 }
 
+/// Returns the counters of the daemon as a whole. `operates`: whether the caller may see the address
+/// of the store.
+pub(crate) fn daemon_stats(
+    streams: &StreamTotals,
+    store: Option<&Store>,
+    operates: bool,
+    now: Now,
+) -> pb::DaemonStats {
+    pb::DaemonStats {
+        stream_limit_connections: streams.connections(),
+        stream_limit_reached: streams.reached(),
+        shared_store: store.map(|store| shared_store(store, operates, now)),
+    }
+}
+
 fn shared_store(store: &Store, operates: bool, now: Now) -> pb::SharedStore {
     let counters = &store.fleet().counters;
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -67,19 +82,9 @@ impl ContextService for Contexts {
             .filter(|context| by.may(&registry, SEES, &context.name))
             .map(|context| convert::context(context, uptime))
             .collect();
-        let daemon = pb::DaemonStats {
-            stream_limit_connections: self.stream_totals.connections(),
-            stream_limit_reached: self.stream_totals.reached(),
-            shared_store: None,
-        };
         let operates = by.has_any(&registry, Roles::OBSERVER);
-        let daemon = pb::DaemonStats {
-            shared_store: self
-                .store
-                .as_ref()
-                .map(|store| shared_store(store, operates, self.state.now())),
-            ..daemon
-        };
+        let store = self.store.as_deref();
+        let daemon = daemon_stats(&self.stream_totals, store, operates, self.state.now());
         let last_reload = self
             .reloads
             .last(|context| by.may(&registry, SEES, context), operates);

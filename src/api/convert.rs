@@ -9,7 +9,9 @@ use tls_sessiond_core::{
         self, ConnectionId, EngineKind, Evidence, Removed, Shutdown, State, table::Lapse,
     },
     context::{ClosePolicy, Context},
-    session::{Miss, PeerIdentity, RemovalReason, Session, SessionId, SessionInfo},
+    session::{
+        Miss, PeerIdentity, RemovalReason, Session, SessionId, SessionInfo, stats::HandshakeKind,
+    },
 };
 use tls_sessiond_proto as pb;
 use tls_sessiond_types::{
@@ -54,18 +56,8 @@ pub(crate) fn connection(from: &connection::Connection, lapse: Lapse) -> pb::Con
         id: hex::string(from.id().as_bytes()),
         context: from.context().name.to_string(),
         role: pb::Role::from(from.role()).into(),
-        engine: match from.engine_kind() {
-            EngineKind::Daemon => pb::Engine::Daemon,
-            EngineKind::Worker => pb::Engine::Worker,
-        }
-        .into(),
-        state: match from.state() {
-            State::Before => pb::ConnectionState::Before,
-            State::Handshaking => pb::ConnectionState::Handshaking,
-            State::Established => pb::ConnectionState::Established,
-            State::Failed => pb::ConnectionState::Failed,
-        }
-        .into(),
+        engine: engine(from.engine_kind()).into(),
+        state: state(from.state()).into(),
         shutdown: Some(pb::ShutdownFlags {
             sent: flags.sent,
             received: flags.received,
@@ -91,6 +83,22 @@ pub(crate) fn connection(from: &connection::Connection, lapse: Lapse) -> pb::Con
         expire_time: Some(timestamp(lapse.wall())),
         owner: from.owner().to_string(),
         peer_address: from.peer_address().into(),
+    }
+}
+
+pub(crate) fn engine(from: EngineKind) -> pb::Engine {
+    match from {
+        EngineKind::Daemon => pb::Engine::Daemon,
+        EngineKind::Worker => pb::Engine::Worker,
+    }
+}
+
+pub(crate) fn state(from: State) -> pb::ConnectionState {
+    match from {
+        State::Before => pb::ConnectionState::Before,
+        State::Handshaking => pb::ConnectionState::Handshaking,
+        State::Established => pb::ConnectionState::Established,
+        State::Failed => pb::ConnectionState::Failed,
     }
 }
 
@@ -209,6 +217,16 @@ pub(crate) fn context(from: &Context, uptime: Duration) -> pb::Context {
                     count,
                 })
                 .collect(),
+            handshakes: HandshakeKind::all()
+                .map(|kind| (kind, stats.finished.get(kind)))
+                .filter(|(_, count)| *count > 0)
+                .map(|(kind, count)| pb::HandshakeCount {
+                    role: pb::Role::from(kind.role).into(),
+                    version: version_value(kind.version),
+                    resumed: kind.resumed,
+                    count,
+                })
+                .collect(),
             failures_by_alert: stats
                 .failures
                 .all()
@@ -319,7 +337,7 @@ pub(crate) fn timestamp(from: WallTime) -> PbTimestamp {
     }
 }
 
-fn duration(from: Duration) -> prost_types::Duration {
+pub(crate) fn duration(from: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(from.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(from.subsec_nanos()).unwrap_or(0),

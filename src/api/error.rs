@@ -105,6 +105,14 @@ pub(crate) enum Refusal {
     PlaintextBufferFull { waiting: usize, limit: usize },
     #[error("the daemon is about to stop and takes no new streams")]
     Draining,
+    #[error("reload refused; the configuration stays as it was: {0}")]
+    ReloadRefused(String),
+    #[error("this daemon was started without a source of its configuration: start it again")]
+    ReloadUnavailable,
+    #[error("{0}")]
+    LogLevelInvalid(String),
+    #[error("this daemon writes no log")]
+    LogUnavailable,
     #[error(
         "this caller has no identity: its certificate has neither a URI, nor a DNS name, nor a subject"
     )]
@@ -223,6 +231,10 @@ impl Refusal {
                 (Code::ResourceExhausted, "PLAINTEXT_BUFFER_FULL", None)
             }
             Self::Draining => (Code::Unavailable, "DRAINING", None),
+            Self::ReloadRefused(_) => (Code::FailedPrecondition, "RELOAD_REFUSED", None),
+            Self::ReloadUnavailable => (Code::FailedPrecondition, "RELOAD_UNAVAILABLE", None),
+            Self::LogLevelInvalid(_) => (Code::InvalidArgument, "LOG_LEVEL_INVALID", Some("level")),
+            Self::LogUnavailable => (Code::FailedPrecondition, "LOG_UNAVAILABLE", None),
             Self::Unauthenticated => (Code::Unauthenticated, "UNAUTHENTICATED", None),
             Self::CertificateEnded => (Code::Unauthenticated, "CERTIFICATE_ENDED", None),
             Self::PermissionDenied { context: None, .. } => {

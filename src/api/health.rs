@@ -9,8 +9,8 @@ use std::{
 };
 
 use tls_sessiond_proto::{
-    connection_service_server, context_service_server, session_service_server,
-    transport::wake::PollOnWake, worker_service_server,
+    admin_service_server, connection_service_server, context_service_server,
+    session_service_server, transport::wake::PollOnWake, worker_service_server,
 };
 use tokio::sync::watch;
 use tokio_stream::{Stream, wrappers::WatchStream};
@@ -24,8 +24,9 @@ use tonic_health::pb::{
 use super::error::Refusal;
 
 /// The services that have a health status. `""` is the daemon as a whole.
-const NAMES: [&str; 5] = [
+const NAMES: [&str; 6] = [
     "",
+    admin_service_server::SERVICE_NAME,
     connection_service_server::SERVICE_NAME,
     session_service_server::SERVICE_NAME,
     context_service_server::SERVICE_NAME,
@@ -35,17 +36,19 @@ const NAMES: [&str; 5] = [
 /// Whether the daemon accepts work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Serving {
+    /// NOT_SERVING, because it is starting.
+    Starting,
     /// SERVING.
     Yes,
-    /// NOT_SERVING: it is starting or stopping.
-    No,
+    /// NOT_SERVING, because it is stopping.
+    Draining,
 }
 
 impl Serving {
     fn response(self) -> HealthCheckResponse {
         let status = match self {
             Self::Yes => ServingStatus::Serving,
-            Self::No => ServingStatus::NotServing,
+            Self::Starting | Self::Draining => ServingStatus::NotServing,
         };
         HealthCheckResponse {
             status: status.into(),
@@ -53,7 +56,7 @@ impl Serving {
     }
 }
 
-/// Tells orchestrators whether to send work. The initial status is [`Serving::No`].
+/// Tells orchestrators whether to send work. The initial status is [`Serving::Starting`].
 #[derive(Clone)]
 pub struct Health {
     serving: Arc<watch::Sender<Serving>>,
@@ -61,13 +64,18 @@ pub struct Health {
 }
 
 impl Health {
-    /// Returns the service with the status [`Serving::No`]. Its streams end once `draining` is
+    /// Returns the service with the status [`Serving::Starting`]. Its streams end once `draining` is
     /// cancelled, because they would delay the stop.
     pub(crate) fn new(draining: CancellationToken) -> Self {
         Self {
-            serving: Arc::new(watch::Sender::new(Serving::No)),
+            serving: Arc::new(watch::Sender::new(Serving::Starting)),
             draining,
         }
+    }
+
+    /// Returns the status of the daemon.
+    pub fn serving(&self) -> Serving {
+        *self.serving.borrow()
     }
 
     /// Sets the status of the daemon and of each service.

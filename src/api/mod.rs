@@ -1,7 +1,7 @@
 //! The gRPC API: what a call means. Translates calls into operations on the connection table, the session caches and
 //! the contexts. This is the only room that turns errors into gRPC statuses.
 //!
-//! Each service: `connections`, `sessions`, `workers`, `contexts`, [`health`], `reflection`.
+//! Each service: `connections`, `sessions`, `workers`, `contexts`, [`admin`], [`health`], `reflection`.
 //!
 //! Shared by them:
 //!
@@ -14,6 +14,7 @@
 //! * [`reloads`]: the outcome of the last reload
 
 pub mod access;
+pub mod admin;
 pub(crate) mod call;
 pub(crate) mod connections;
 pub(crate) mod contexts;

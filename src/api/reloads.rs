@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tls_sessiond_core::{clock::WallTime, context::Dropped};
+use tls_sessiond_core::{clock::WallTime, context::Dropped, session::recent::cut};
 use tls_sessiond_proto as pb;
 
 use super::convert;
@@ -57,14 +57,10 @@ impl Reloads {
 
     /// Records a refused reload. Of the error, at most 1024 bytes are kept.
     pub fn refuse(&self, at: WallTime, error: &str) {
-        let cut = (0..=ERROR_MAX.min(error.len()))
-            .rev()
-            .find(|&at| error.is_char_boundary(at))
-            .unwrap_or(0);
         self.tell(
             at,
             Outcome::Refused {
-                error: error[..cut].into(),
+                error: cut(error, ERROR_MAX).into(),
             },
         );
     }

@@ -17,12 +17,13 @@ use std::{
 use tls_sessiond_core::clock::Clock;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::oneshot,
+    sync::{mpsc, oneshot},
     time::{sleep, timeout},
 };
 
 use super::{Options, process, say};
 use crate::{
+    api::admin::operator::{AskedReload, ReloadAnswer},
     config::{Config, ConfigError, Endpoint},
     daemon::{Daemon, Error, Prepared, Reload, Reloaded},
     log::{Log, panics::caught},
@@ -98,7 +99,12 @@ async fn serve_prepared(
     let text = greeting(daemon.config(), &daemon.endpoints());
     // Writing to stdout may block forever; the daemon serves all the same.
     drop(aside(move || say(io::stdout(), &text))?);
-    let reloading = tokio::spawn(reload_at(hangup, daemon.reload(), options, log.clone()));
+    daemon.operator().give_log(log.clone());
+    let asks = ReloadAsks {
+        hangup,
+        asked: daemon.operator().asked_reloads(),
+    };
+    let reloading = tokio::spawn(reload_at(asks, daemon.reload(), options, log.clone()));
     let ended = daemon.run(stop(terminate, interrupt, log.clone())).await;
     reloading.abort();
     ended
@@ -142,39 +148,80 @@ impl Signals {
     }
 }
 
-/// Reloads at every SIGHUP. An error is logged, and the configuration stays as it was.
-async fn reload_at(mut hangup: Signal, reload: Reload, options: Options, log: Log) {
+/// The reloads that are asked for: by SIGHUP, and by callers of AdminService.
+struct ReloadAsks {
+    hangup: Signal,
+    asked: Option<mpsc::Receiver<AskedReload>>,
+}
+
+/// One reload that is asked for.
+enum ReloadAsk {
+    Signal,
+    Call(AskedReload),
+}
+
+impl ReloadAsk {
+    /// Answers the caller, if one waits.
+    fn answer(self, answer: ReloadAnswer) {
+        if let Self::Call(tells) = self {
+            // The caller may have gone.
+            drop(tells.send(answer));
+        }
+    }
+}
+
+impl ReloadAsks {
+    /// Returns the next one. `None`: there are no more.
+    async fn next(&mut self) -> Option<ReloadAsk> {
+        let Self { hangup, asked } = self;
+        let call = async {
+            match asked {
+                Some(asked) => asked.recv().await,
+                None => None,
+            }
+        };
+        tokio::select! {
+            signal = hangup.recv() => signal.map(|()| ReloadAsk::Signal),
+            Some(call) = call => Some(ReloadAsk::Call(call)),
+        }
+    }
+}
+
+/// Reloads whenever it is asked for. An error is logged, and the configuration stays as it was.
+async fn reload_at(mut asks: ReloadAsks, reload: Reload, options: Options, log: Log) {
     let latest = Arc::new(AtomicUsize::new(0));
-    let mut asked = hangup.recv().await;
-    while asked.is_some() {
+    let mut next = asks.next().await;
+    while let Some(ask) = next {
         if Arc::strong_count(&latest) > HANGING_MAX {
             let why =
                 format!("{HANGING_MAX} earlier reloads still wait for files of the configuration");
             tracing::error!("reload refused: {why}");
             reload.refused(&why);
-            asked = hangup.recv().await;
+            ask.answer(Err(why));
+            next = asks.next().await;
             continue;
         }
         let attempt = Attempt::next(&latest);
         // A panic is already logged, and the next signal is waited for.
         let reloading = caught(reload_once(
             attempt,
+            ask,
             reload.clone(),
             options.clone(),
             log.clone(),
         ));
         tokio::select! {
-            _ = reloading => asked = hangup.recv().await,
+            _ = reloading => next = asks.next().await,
             // A file that hangs holds up its own reload only.
-            next = next_after(SLOW, &mut hangup) => asked = next,
+            later = next_after(SLOW, &mut asks) => next = later,
         }
     }
 }
 
-/// Returns at the next signal after `wait`.
-async fn next_after(wait: Duration, hangup: &mut Signal) -> Option<()> {
+/// Returns the next reload that is asked for after `wait`.
+async fn next_after(wait: Duration, asks: &mut ReloadAsks) -> Option<ReloadAsk> {
     sleep(wait).await;
-    hangup.recv().await
+    asks.next().await
 }
 
 /// One attempt at a reload. It is void once another attempt has begun.
@@ -196,7 +243,7 @@ impl Attempt {
     }
 }
 
-async fn reload_once(attempt: Attempt, reload: Reload, options: Options, log: Log) {
+async fn reload_once(attempt: Attempt, ask: ReloadAsk, reload: Reload, options: Options, log: Log) {
     let refused = reload.clone();
     let reloading = aside(move || {
         let config = options.load();
@@ -208,17 +255,20 @@ async fn reload_once(attempt: Attempt, reload: Reload, options: Options, log: Lo
         let Some(reloaded) = reload.apply_while(&config, || attempt.is_latest())? else {
             return Ok(None);
         };
-        tell_warnings(&reload.warnings(&config));
+        let warnings = reload.warnings(&config);
+        tell_warnings(&warnings);
         if let Err(err) = log.reload(&config.log) {
             tracing::error!(%err, "cannot open the audit file again; audit lines still go to the file that was open");
         }
-        Ok::<_, ConfigError>(Some(reloaded))
+        Ok::<_, ConfigError>(Some((reloaded, warnings)))
     });
     match reloading {
-        Ok(reloading) => tell(patiently(reloading).await, &refused),
+        Ok(reloading) => ask.answer(tell(patiently(reloading).await, &refused)),
         Err(err) => {
             tracing::error!(%err, "reload refused: cannot start a thread");
-            refused.refused(&format!("cannot start a thread: {err}"));
+            let why = format!("cannot start a thread: {err}");
+            refused.refused(&why);
+            ask.answer(Err(why));
         }
     }
 }
@@ -230,27 +280,28 @@ fn tell_warnings(warnings: &[ConfigError]) {
     }
 }
 
+/// What a reload that was carried out comes to: `None` if another one has replaced it.
+type ReloadDone = Option<(Reloaded, Vec<ConfigError>)>;
+
+/// Logs the outcome of a reload. Returns it for the caller that has asked.
 fn tell(
-    reloaded: Result<Result<Option<Reloaded>, ConfigError>, oneshot::error::RecvError>,
+    reloaded: Result<Result<ReloadDone, ConfigError>, oneshot::error::RecvError>,
     reload: &Reload,
-) {
+) -> ReloadAnswer {
     let refused = match reloaded {
-        Ok(Ok(None)) => return,
-        Ok(Ok(Some(Reloaded {
-            contexts,
-            removed,
-            dropped,
-        }))) => {
-            for (context, sessions) in &dropped {
+        Ok(Ok(None)) => return Err("a later reload has replaced this one".into()),
+        Ok(Ok(Some((reloaded, warnings)))) => {
+            for (context, sessions) in &reloaded.dropped {
                 tracing::warn!(
                     %context,
                     sessions,
                     "the reload changed the scope of this context: its sessions were removed"
                 );
             }
-            let dropped: u64 = dropped.values().sum();
+            let dropped: u64 = reloaded.dropped.values().sum();
+            let (contexts, removed) = (reloaded.contexts, reloaded.removed);
             tracing::info!(contexts, removed, dropped, "configuration reloaded");
-            return;
+            return Ok(reloaded.answer(&warnings));
         }
         Ok(Err(err)) => err.to_string(),
         Err(_) => {
@@ -263,6 +314,7 @@ fn tell(
         err = refused,
         "reload refused; the configuration stays as it was"
     );
+    Err(refused)
 }
 
 /// Waits for files to be read, and logs if that takes long.

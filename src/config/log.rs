@@ -1,7 +1,7 @@
 //! Settings of the log: `[log]`.
 
 use super::InvalidValue;
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
 /// The settings of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +78,7 @@ impl Filter {
     ///
     /// # Errors
     /// The error names the directive that is neither.
-    pub(super) fn read(text: &str) -> Result<Self, InvalidValue> {
+    pub fn read(text: &str) -> Result<Self, InvalidValue> {
         let mut filter = Self {
             own: Level::Info,
             targets: Vec::new(),
@@ -95,6 +95,21 @@ impl Filter {
             }
         }
         Ok(filter)
+    }
+}
+
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = |wanted: Level| {
+            LEVELS
+                .iter()
+                .find(|(_, level)| *level == wanted)
+                .map_or("", |(name, _)| *name)
+        };
+        f.write_str(name(self.own))?;
+        self.targets
+            .iter()
+            .try_for_each(|(target, level)| write!(f, ",{target}={}", name(*level)))
     }
 }
 

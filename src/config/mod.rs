@@ -16,6 +16,7 @@ use std::{
 
 mod check;
 mod context;
+mod effective;
 mod error;
 mod log;
 mod omission;
@@ -27,6 +28,7 @@ mod withhold;
 
 use check::Check;
 use context::context;
+pub use effective::EffectiveValue;
 pub use error::{ConfigError, InvalidValue, Source};
 pub use log::{Audit, Filter, Level, LogConfig, LogFormat};
 use origin::ENV_PREFIX;

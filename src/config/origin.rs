@@ -150,6 +150,11 @@ impl Origin {
         places.filter_map(|place| place.parse().ok()).collect()
     }
 
+    /// Returns whether the file, the environment or the command line sets this key.
+    pub(super) fn sets(&self, key: &str) -> bool {
+        has(&self.merged, &key.replace('[', ".").replace(']', ""))
+    }
+
     /// Returns the source of a key, or that of the nearest parent that has one.
     ///
     /// A key that no file has comes from an override below it: `--set limitz.sockets=1` makes

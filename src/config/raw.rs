@@ -1,10 +1,11 @@
-//! The keys of the file: every key is optional, and unknown keys are refused.
+//! The keys of the file: every key is optional, and unknown keys are refused. They are written again
+//! to show which values are in force.
 
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(
     default,
     deny_unknown_fields,
@@ -12,20 +13,24 @@ use serde::Deserialize;
 )]
 pub(super) struct RawFile {
     pub(super) listen: RawListen,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) access: Option<Vec<RawAccess>>,
     pub(super) limits: RawLimits,
     pub(super) drain: RawDrain,
     pub(super) log: RawLog,
     pub(super) store: RawStore,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) context: Option<Vec<RawContext>>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table `[listen]`")]
 pub(super) struct RawListen {
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) api: Option<Vec<String>>,
     pub(super) unix_mode: String,
     pub(super) unix_owner: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) tls: Option<RawListenTls>,
 }
 
@@ -40,7 +45,7 @@ impl Default for RawListen {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, expecting = "a table `[listen.tls]`")]
 pub(super) struct RawListenTls {
     pub(super) certificate: PathBuf,
@@ -48,7 +53,7 @@ pub(super) struct RawListenTls {
     pub(super) client_ca: PathBuf,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, expecting = "a table `[[access]]`")]
 pub(super) struct RawAccess {
     pub(super) identity: String,
@@ -56,7 +61,7 @@ pub(super) struct RawAccess {
     pub(super) role: String,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table `[limits]`")]
 pub(super) struct RawLimits {
     pub(super) connections: usize,
@@ -96,7 +101,7 @@ impl Default for RawLimits {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table `[drain]`")]
 pub(super) struct RawDrain {
     pub(super) delay: String,
@@ -112,7 +117,7 @@ impl Default for RawDrain {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table `[log]`")]
 pub(super) struct RawLog {
     pub(super) level: String,
@@ -130,7 +135,7 @@ impl Default for RawLog {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table `[store]`")]
 pub(super) struct RawStore {
     pub(super) kind: String,
@@ -148,7 +153,7 @@ impl Default for RawStore {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table `[store.redis]`")]
 pub(super) struct RawRedis {
     pub(super) urls: Vec<String>,
@@ -178,7 +183,7 @@ impl Default for RawRedis {
     }
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table `[[context]]`")]
 pub(super) struct RawContext {
     pub(super) name: String,
@@ -233,7 +238,7 @@ impl Default for RawContext {
 }
 
 /// `"tls.crt"` or `["a.crt", "b.crt"]`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(untagged, expecting = "expected a file name or a list of file names")]
 pub(super) enum OneOrMany {
     One(PathBuf),
@@ -255,7 +260,7 @@ impl OneOrMany {
     }
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(
     deny_unknown_fields,
     expecting = "a table with `certificate` and `key`"

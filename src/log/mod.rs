@@ -11,14 +11,15 @@
 //! * `writer`: the thread that writes lines
 //! * `panics`: logs panics
 
-use std::{io, io::IsTerminal, path::Path, sync::Arc, time::Duration};
+use std::{fmt, io, io::IsTerminal, path::Path, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use rustix::fs::Access;
 
 use tracing_subscriber::{
     Layer, Registry,
     filter::{LevelFilter, Targets, filter_fn},
-    fmt,
+    fmt as events,
     layer::SubscriberExt,
     registry::LookupSpan,
     reload,
@@ -43,6 +44,8 @@ const AUDIT: &str = "audit";
 #[derive(Clone)]
 pub struct Log {
     filter: reload::Handle<Targets, Registry>,
+    /// The filter in force.
+    level: Arc<Mutex<Filter>>,
     stderr: Arc<Writer>,
     audit: Option<Arc<Writer>>,
 }
@@ -85,6 +88,7 @@ impl Log {
         panics::tell();
         Ok(Self {
             filter: handle,
+            level: Arc::new(Mutex::new(config.filter.clone())),
             stderr,
             audit,
         })
@@ -113,6 +117,26 @@ impl Log {
         })
     }
 
+    /// Applies another filter.
+    pub fn set_level(&self, filter: &Filter) {
+        let mut level = self.level.lock();
+        // Fails only without the subscriber, which lives as long as the process.
+        drop(self.filter.reload(targets(filter)));
+        *level = filter.clone();
+    }
+
+    /// Returns the directives of the filter in force, as `log.level` has them.
+    pub fn level(&self) -> String {
+        self.level.lock().to_string()
+    }
+
+    /// Returns the number of lines that were dropped since the start.
+    pub fn dropped(&self) -> u64 {
+        let audit = self.audit.as_ref();
+        let audit = audit.filter(|audit| !Arc::ptr_eq(audit, &self.stderr));
+        self.stderr.dropped() + audit.map_or(0, |audit| audit.dropped())
+    }
+
     /// Applies another filter, and opens the audit file again, because a rotation may have renamed
     /// it.
     ///
@@ -120,8 +144,7 @@ impl Log {
     /// The file cannot be opened. The filter is applied then, and lines go to the file that was
     /// open.
     pub fn reload(&self, config: &crate::config::LogConfig) -> io::Result<()> {
-        // Fails only without the subscriber, which lives as long as the process.
-        drop(self.filter.reload(targets(&config.filter)));
+        self.set_level(&config.filter);
         match (&self.audit, &config.audit) {
             (Some(writer), Audit::File(_)) => writer.reopen(),
             _ => Ok(()),
@@ -142,13 +165,19 @@ impl Log {
     }
 }
 
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Log")
+    }
+}
+
 /// Formats events as lines. It reports no errors of its own: the library would do so on stderr, and
 /// panic if that cannot be written.
 fn layer<S>(writer: &Writer, kind: Kind, form: Form) -> impl Layer<S> + use<S>
 where
     S: tracing::Subscriber + for<'a> LookupSpan<'a>,
 {
-    fmt::layer()
+    events::layer()
         .event_format(Lines(form))
         .with_writer(writer.lines(kind))
         .log_internal_errors(false)

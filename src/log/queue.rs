@@ -24,6 +24,8 @@ pub(super) struct Queues {
     audit: Queue,
     /// Sequence number of the next line.
     number: u64,
+    /// Number of lines dropped since the start.
+    dropped_ever: u64,
 }
 
 #[derive(Debug, Default)]
@@ -51,12 +53,18 @@ impl Queues {
         let bytes = line.len() + LINE_OVERHEAD;
         if queue.bytes + bytes > BYTES_MAX {
             queue.dropped += 1;
+            self.dropped_ever += 1;
             return Pushed::Dropped;
         }
         queue.bytes += bytes;
         queue.lines.push_back((self.number, line));
         self.number += 1;
         Pushed::Waits
+    }
+
+    /// Returns the number of lines dropped since the start.
+    pub(super) fn dropped_ever(&self) -> u64 {
+        self.dropped_ever
     }
 
     /// Takes the oldest line.
@@ -135,6 +143,7 @@ mod tests {
             }
         );
         assert_eq!(queues.take_dropped(), None);
+        assert_eq!(queues.dropped_ever(), 5000 - kept as u64);
         assert!(queues.pop().is_some());
         assert_eq!(
             queues.push(Kind::Ordinary, line()),

@@ -120,6 +120,11 @@ impl Writer {
         Ok(())
     }
 
+    /// Returns the number of lines that were dropped since the start.
+    pub(super) fn dropped(&self) -> u64 {
+        self.0.state.lock().queues.dropped_ever()
+    }
+
     /// Waits until all lines are written, for at most `at_most`.
     pub(super) fn flush(&self, at_most: Duration) {
         let mut state = self.0.state.lock();

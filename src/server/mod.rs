@@ -22,7 +22,7 @@ use std::{
 
 use tls_sessiond_core::{clock::Timestamp, connection::Error, state::CoreState};
 use tls_sessiond_proto::{
-    connection_service_server::ConnectionServiceServer,
+    admin_service_server::AdminServiceServer, connection_service_server::ConnectionServiceServer,
     context_service_server::ContextServiceServer, session_service_server::SessionServiceServer,
     worker_service_server::WorkerServiceServer,
 };
@@ -36,6 +36,7 @@ use tonic_reflection::pb::{
 use crate::{
     api::{
         access::Access,
+        admin::{Admin, operator::Operator},
         connections::{Connections, Opener},
         contexts::Contexts,
         health::Health,
@@ -80,7 +81,7 @@ use self::{
 };
 /// Largest batch of an Attach, in bytes. A decoded batch takes many times the memory of its bytes.
 const BATCH_BYTES_MAX: usize = 2 << 20;
-/// Largest request of the context service, in bytes.
+/// Largest request of the context service and of the admin service, in bytes.
 const SHORT_BYTES_MAX: usize = 64 << 10;
 /// Largest request of health and reflection, in bytes. Callers without a role may call these.
 const OPEN_BYTES_MAX: usize = 16 << 10;
@@ -161,6 +162,7 @@ impl Api {
         limits: &Limits,
         doors: Ingress,
         store: Option<Arc<Store>>,
+        operator: Arc<Operator>,
         shutdown: &Shutdown,
     ) -> Result<Self, Error> {
         let health = Health::new(shutdown.drain.clone());
@@ -179,13 +181,14 @@ impl Api {
             plaintext_buffer: AtomicUsize::new(limits.plaintext_buffer),
         });
         let sessions = Arc::new(Sessions {
-            lists,
+            lists: Arc::clone(&lists),
             state: Arc::clone(&state),
             pages,
             misses: EachSecond::new(limits.misses_per_second),
             draining: shutdown.drain.clone(),
             store: store.clone(),
         });
+        let acceptor = doors.acceptor.clone();
         let gate = Gate {
             access: doors.access,
             tls: doors.acceptor,
@@ -207,6 +210,19 @@ impl Api {
             sessions: Arc::clone(&sessions),
         };
         let reloads = Arc::new(Reloads::default());
+        let admin = Arc::new(Admin {
+            lists,
+            state: Arc::clone(&state),
+            started: state.now().at,
+            accounts: Arc::clone(&gate.accounts),
+            stream_totals: Arc::clone(&stream_totals),
+            reloads: Arc::clone(&reloads),
+            store: store.clone(),
+            operator,
+            health: health.clone(),
+            sockets_max: limits.sockets,
+            listen_ends: Box::new(move || acceptor.as_ref().map(|acceptor| acceptor.ends())),
+        });
         let contexts = Contexts {
             started: state.now().at,
             state,
@@ -219,6 +235,7 @@ impl Api {
             sessions: limits.message.min(BATCH_BYTES_MAX),
             contexts: limits.message.min(SHORT_BYTES_MAX),
             workers: limits.message.min(BATCH_BYTES_MAX),
+            admin: limits.message.min(SHORT_BYTES_MAX),
             others: OPEN_BYTES_MAX,
         };
         let reflection = Reflection::new(shutdown.drain.clone());
@@ -231,6 +248,7 @@ impl Api {
             contexts: ContextServiceServer::new(contexts)
                 .max_decoding_message_size(messages.contexts),
             workers: WorkerServiceServer::new(workers).max_decoding_message_size(messages.workers),
+            admin: AdminServiceServer::from_arc(admin).max_decoding_message_size(messages.admin),
             others: Routes::new(answers)
                 .add_service(
                     v1::ServerReflectionServer::new(reflection.clone())

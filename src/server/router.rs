@@ -4,6 +4,7 @@ use std::convert::Infallible;
 
 use http::{Request, Response};
 use tls_sessiond_proto::{
+    admin_service_server::{self, AdminServiceServer},
     connection_service_server::{self, ConnectionServiceServer},
     context_service_server::{self, ContextServiceServer},
     session_service_server::{self, SessionServiceServer},
@@ -16,7 +17,8 @@ use tonic::{
 };
 
 use crate::api::{
-    connections::Connections, contexts::Contexts, sessions::Sessions, workers::Workers,
+    admin::Admin, connections::Connections, contexts::Contexts, sessions::Sessions,
+    workers::Workers,
 };
 
 /// The body of a request, from a socket or from an in-process client.
@@ -37,6 +39,7 @@ pub(crate) struct Services {
     pub(crate) sessions: SessionServiceServer<Sessions>,
     pub(crate) contexts: ContextServiceServer<Contexts>,
     pub(crate) workers: WorkerServiceServer<Workers>,
+    pub(crate) admin: AdminServiceServer<Admin>,
     /// Health and reflection.
     pub(crate) others: Routes,
     pub(crate) messages: MessageLimits,
@@ -49,6 +52,7 @@ pub(crate) struct MessageLimits {
     pub(crate) sessions: usize,
     pub(crate) contexts: usize,
     pub(crate) workers: usize,
+    pub(crate) admin: usize,
     pub(crate) others: usize,
 }
 
@@ -67,6 +71,7 @@ impl Services {
             Some(session_service_server::SERVICE_NAME) => self.messages.sessions,
             Some(context_service_server::SERVICE_NAME) => self.messages.contexts,
             Some(worker_service_server::SERVICE_NAME) => self.messages.workers,
+            Some(admin_service_server::SERVICE_NAME) => self.messages.admin,
             _ => self.messages.others,
         }
     }
@@ -80,6 +85,7 @@ impl Services {
             Some(session_service_server::SERVICE_NAME) => self.sessions.clone().call(request),
             Some(context_service_server::SERVICE_NAME) => self.contexts.clone().call(request),
             Some(worker_service_server::SERVICE_NAME) => self.workers.clone().call(request),
+            Some(admin_service_server::SERVICE_NAME) => self.admin.clone().call(request),
             _ => Box::pin(self.others.clone().call(request)),
         }
     }

@@ -9,6 +9,7 @@ use rustls::{
     sign::SingleCertAndKey, version::TLS13,
 };
 use tls_sessiond_core::{
+    clock::WallTime,
     context::identity::identity,
     pem::{self, PairError},
 };
@@ -26,7 +27,14 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Performs TLS handshakes with clients. After a reload, new handshakes use the new files. Existing
 /// connections continue.
-pub struct Acceptor(ArcSwap<ServerConfig>);
+pub struct Acceptor(ArcSwap<ApiTls>);
+
+/// The files of `[listen.tls]`, as they were read.
+pub struct ApiTls {
+    server: Arc<ServerConfig>,
+    /// When the certificate expires.
+    ends: WallTime,
+}
 
 impl Acceptor {
     /// Reads the files that the configuration names. Returns `None` if no TLS is configured.
@@ -42,7 +50,7 @@ impl Acceptor {
     ///
     /// # Errors
     /// As [`Self::load`].
-    pub fn reload(config: &Config) -> Result<Option<Arc<ServerConfig>>, ConfigError> {
+    pub fn reload(config: &Config) -> Result<Option<Arc<ApiTls>>, ConfigError> {
         config
             .tls
             .as_ref()
@@ -51,8 +59,13 @@ impl Acceptor {
     }
 
     /// Makes new handshakes use this configuration.
-    pub fn swap(&self, server: Arc<ServerConfig>) {
+    pub fn swap(&self, server: Arc<ApiTls>) {
         self.0.store(server);
+    }
+
+    /// Returns when the certificate in use expires.
+    pub fn ends(&self) -> WallTime {
+        self.0.load().ends
     }
 
     /// Performs a handshake. Returns the TLS stream and the caller that the certificate proves.
@@ -63,7 +76,7 @@ impl Acceptor {
         &self,
         mut socket: BufferedSocket,
     ) -> io::Result<(TlsStream<BufferedSocket>, Peer)> {
-        let acceptor = TlsAcceptor::from(self.0.load_full());
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.0.load().server));
         // A handshake waits for the peer's answer after each flush, and no turn ends meanwhile.
         socket.set_unbuffered();
         let mut stream = timeout(HANDSHAKE, acceptor.accept(socket)).await??;
@@ -78,11 +91,13 @@ impl Acceptor {
     }
 }
 
-fn server(config: &Config, tls: &ListenTls) -> Result<Arc<ServerConfig>, ConfigError> {
+fn server(config: &Config, tls: &ListenTls) -> Result<Arc<ApiTls>, ConfigError> {
     let certified = pem::read_pair(&tls.certificate, &tls.key).map_err(|err| match err {
         PairError::Certificate(err) => config.tls_error("certificate", err),
         PairError::Key(err) => config.tls_error("key", err),
     })?;
+    let leaf = certified.cert.first();
+    let ends = leaf.map_or_else(WallTime::default, |leaf| identity(leaf).not_after);
     let roots =
         pem::read_anchors(&tls.client_ca).map_err(|err| config.tls_error("client_ca", err))?;
     let provider = Arc::new(default_provider());
@@ -99,5 +114,6 @@ fn server(config: &Config, tls: &ListenTls) -> Result<Arc<ServerConfig>, ConfigE
     // No resumption: it would not verify the certificate again, against the current authority.
     server.send_tls13_tickets = 0;
     server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-    Ok(Arc::new(server))
+    let server = Arc::new(server);
+    Ok(Arc::new(ApiTls { server, ends }))
 }

@@ -134,13 +134,13 @@ async fn flood_of_misses_hides_no_removal_from_a_watcher() {
             &context.server_cache,
             tls_sessiond_types::server_name::ServerName::NONE,
         );
-        cache.missed(
-            &context.stats,
-            &unknown,
-            &name,
-            tls_sessiond_core::session::Miss::Unknown,
-            daemon.core.now(),
-        );
+        let missed = tls_sessiond_core::cache::Missed {
+            id: &unknown,
+            server_name: &name,
+            owner: &"local".into(),
+            why: tls_sessiond_core::session::Miss::Unknown,
+        };
+        cache.missed(&context.stats, missed, daemon.core.now());
     }
     w.free(&id).await;
     let (mut misses, mut removed, mut dropped) = (0, 0, 0);

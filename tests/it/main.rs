@@ -4,6 +4,7 @@
 // Always true here. Clippy allows `unwrap` in tests only where `cfg(test)` is written.
 #![cfg(test)]
 
+mod admin;
 mod answers;
 mod binary;
 mod cache_model;

@@ -3,7 +3,10 @@
 
 use prost::Message;
 use prost_types::FileDescriptorSet;
-use tls_sessiond::api::{access::RIGHTS, role::Roles};
+use tls_sessiond::api::{
+    access::{IN_ALL_CONTEXTS, RIGHTS},
+    role::Roles,
+};
 use tls_sessiond_proto::{self as pb, answer::Result as Answered, call::Method};
 use tonic::{Code, Request, Status, transport::Channel};
 
@@ -22,6 +25,8 @@ pub(crate) enum Right {
     Yes,
     /// Only for connections that the caller made itself.
     Own,
+    /// Only with the role in all contexts.
+    All,
     No,
 }
 
@@ -44,8 +49,9 @@ pub(crate) fn table() -> Vec<Row> {
     let right = |word: &str| match word {
         "yes" => Right::Yes,
         "own" => Right::Own,
+        "all" => Right::All,
         "no" => Right::No,
-        word => panic!("SECURITY.md: `{word}` is not yes, own or no"),
+        word => panic!("SECURITY.md: `{word}` is not yes, own, all or no"),
     };
     below
         .lines()
@@ -148,6 +154,12 @@ fn documented_rights_equal_those_of_the_code() {
             "{}: must not be open to every caller",
             row.path
         );
+        assert_eq!(
+            row.rights.contains(&Right::All),
+            IN_ALL_CONTEXTS.contains(&row.path.as_str()),
+            "{}",
+            row.path
+        );
         assert!(
             !row.rights[1..].contains(&Right::Own),
             "{}: only workers own something",
@@ -182,7 +194,8 @@ async fn each_listener_serves_each_rpc_to_the_documented_roles_only() {
                     let refusal = call(channel, path, *streams).await;
                     let code = refusal.as_ref().map_or(Code::Ok, Status::code);
                     match right {
-                        Right::No => {
+                        // The rule is about one context.
+                        Right::No | Right::All => {
                             let refusal = refusal.unwrap_or_else(|| panic!("{what}: allowed"));
                             assert_eq!((code, reason(&refusal)), denied(), "{what}");
                         }

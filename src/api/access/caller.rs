@@ -11,7 +11,7 @@ use tls_sessiond_core::{
 use super::{
     Access,
     identity::Peer,
-    rights::{RIGHTS, rights},
+    rights::{IN_ALL_CONTEXTS, RIGHTS, rights},
     rules::Grants,
 };
 use crate::api::{
@@ -88,7 +88,8 @@ impl Caller {
         self.peer.owner.name()
     }
 
-    fn grants(&self, registry: &Registry) -> Arc<Grants> {
+    /// Returns the grants to the caller by the rules of this registry.
+    pub(crate) fn grants(&self, registry: &Registry) -> Arc<Grants> {
         let version = registry.version();
         let mut held = self.grants.lock();
         if held.0 == version {
@@ -129,9 +130,11 @@ impl Caller {
         if self.peer.identities.is_empty() {
             return Err(Refusal::Unauthenticated);
         }
-        match self.has_any(&state.registry(), roles) {
-            true => Ok(()),
-            false => Err(self.denied(roles, None)),
+        let grants = self.grants(&state.registry());
+        match IN_ALL_CONTEXTS.contains(&path) {
+            true if !grants.in_all(roles) => Err(self.denied(roles, Some("*"))),
+            false if !grants.any(roles) => Err(self.denied(roles, None)),
+            _ => Ok(()),
         }
     }
 

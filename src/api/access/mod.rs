@@ -20,10 +20,13 @@ use super::{
     quota::{each_second::EachSecond, line_budget::LineBudget},
 };
 
-pub(crate) use self::caller::{Caller, named};
+pub(crate) use self::{
+    caller::{Caller, named},
+    rules::Grants,
+};
 pub use self::{
     identity::{Identity, Owner, Peer},
-    rights::RIGHTS,
+    rights::{IN_ALL_CONTEXTS, RIGHTS},
 };
 
 /// Notifies streams of changed rules, and writes the audit log. The rules themselves are part of

@@ -13,7 +13,7 @@ const ANYONE: Roles = Roles::ANYONE;
 /// The roles that may call each method. A method that is not in this table is refused to every
 /// caller. A worker sees only its own connections. SECURITY.md has the same table, and a test
 /// compares both with the daemon.
-pub const RIGHTS: [(&str, Roles); 26] = [
+pub const RIGHTS: [(&str, Roles); 34] = [
     ("/tls.sessiond.v1.ConnectionService/New", WORKER),
     ("/tls.sessiond.v1.ConnectionService/Clear", WORKER),
     ("/tls.sessiond.v1.ConnectionService/Shutdown", WORKER),
@@ -36,6 +36,14 @@ pub const RIGHTS: [(&str, Roles); 26] = [
     ("/tls.sessiond.v1.ContextService/ListContexts", SEES),
     ("/tls.sessiond.v1.ContextService/GetContext", SEES),
     ("/tls.sessiond.v1.WorkerService/Attach", WORKER),
+    ("/tls.sessiond.v1.AdminService/GetStatus", OBSERVER),
+    ("/tls.sessiond.v1.AdminService/ListMisses", OBSERVER),
+    ("/tls.sessiond.v1.AdminService/ListFailures", OBSERVER),
+    ("/tls.sessiond.v1.AdminService/FreeConnection", ADMIN),
+    ("/tls.sessiond.v1.AdminService/Reload", ADMIN),
+    ("/tls.sessiond.v1.AdminService/Drain", ADMIN),
+    ("/tls.sessiond.v1.AdminService/SetLogLevel", ADMIN),
+    ("/tls.sessiond.v1.AdminService/GetConfig", ADMIN),
     // These reveal only the contract and whether the daemon serves.
     ("/grpc.health.v1.Health/Check", ANYONE),
     ("/grpc.health.v1.Health/Watch", ANYONE),
@@ -47,6 +55,15 @@ pub const RIGHTS: [(&str, Roles); 26] = [
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         ANYONE,
     ),
+];
+
+/// The methods that a caller may call only if it has the role in every context: they change or show
+/// the daemon as a whole.
+pub const IN_ALL_CONTEXTS: [&str; 4] = [
+    "/tls.sessiond.v1.AdminService/Reload",
+    "/tls.sessiond.v1.AdminService/Drain",
+    "/tls.sessiond.v1.AdminService/SetLogLevel",
+    "/tls.sessiond.v1.AdminService/GetConfig",
 ];
 
 /// Returns the roles that may call a method.

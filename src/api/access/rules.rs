@@ -55,6 +55,13 @@ impl Grants {
         self.0.iter().any(|grant| grant.roles.meet(roles))
     }
 
+    /// Returns whether one of these roles is granted in every context, also in those of a later
+    /// configuration.
+    pub(crate) fn in_all(&self, roles: Roles) -> bool {
+        self.0.last().is_some_and(|grant| grant.contexts.is_none())
+            && self.0.iter().all(|grant| grant.roles.meet(roles))
+    }
+
     /// Returns whether one of these roles is granted in this context. The first grant that covers
     /// it decides.
     pub(crate) fn in_context(&self, roles: Roles, context: &str) -> bool {

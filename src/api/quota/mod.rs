@@ -161,6 +161,16 @@ impl Accounts {
             .resize(limits.request_bytes, limits.request_bytes_per_owner);
     }
 
+    /// Returns the number of connections whose identity is known.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of calls in flight.
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.taken()
+    }
+
     /// Returns the account of an identity, for one more of its connections.
     pub(crate) fn holder(self: &Arc<Self>, owner: &Arc<str>) -> Arc<Holder> {
         let account = self.by_owner.get(owner);

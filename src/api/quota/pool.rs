@@ -39,6 +39,11 @@ impl Pool {
         }
     }
 
+    /// Returns the amount that is taken, of all identities.
+    pub(crate) fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+
     /// Changes the limits. Amounts that exceed a new limit stay taken.
     pub(crate) fn resize(&self, most: usize, most_of_one: usize) {
         self.most.store(most, Ordering::Relaxed);

@@ -6,12 +6,16 @@
 //! at once, and are not counted.
 
 use std::{
+    cmp::Reverse,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
+
+use dashmap::DashMap;
+use tls_sessiond_proto as pb;
 
 use super::line_budget::LineBudget;
 
@@ -56,9 +60,20 @@ const STREAMS_NO_ROLE: u32 = 16;
 /// Counters over all connections since the daemon started, and the budget of log lines.
 #[derive(Debug)]
 pub(crate) struct StreamTotals {
+    /// The long streams of each open connection that has or had one.
+    open: DashMap<u64, OpenStreams>,
+    numbers: AtomicU64,
     connections: AtomicU64,
     reached: AtomicU64,
     lines: LineBudget,
+}
+
+/// The long streams of one open connection.
+#[derive(Debug)]
+struct OpenStreams {
+    owner: Arc<str>,
+    held: Arc<AtomicU32>,
+    limit: u32,
 }
 
 /// Log lines per second about a reached limit. The counters count every time.
@@ -67,10 +82,29 @@ const LINES: u32 = 10;
 impl StreamTotals {
     pub(crate) fn new() -> Self {
         Self {
+            open: DashMap::new(),
+            numbers: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             reached: AtomicU64::new(0),
             lines: LineBudget::new(LINES, Duration::from_secs(1)),
         }
+    }
+
+    /// Returns the connections with the most streams, largest first, at most this many.
+    pub(crate) fn largest(&self, most: usize) -> Vec<pb::StreamUsage> {
+        let mut open: Vec<_> = self
+            .open
+            .iter()
+            .map(|open| pb::StreamUsage {
+                owner: open.owner.to_string(),
+                streams: open.held.load(Ordering::Relaxed),
+                limit: open.limit,
+            })
+            .filter(|usage| usage.streams > 0)
+            .collect();
+        open.sort_by_key(|usage| Reverse(usage.streams));
+        open.truncate(most);
+        open
     }
 
     /// Returns the number of connections that reached their limit at least once.
@@ -91,7 +125,9 @@ pub(crate) struct Streams {
     limit: u32,
     /// The configuration key that sets the limit, or text for a limit that no key sets.
     key: &'static str,
-    held: AtomicU32,
+    /// Its key among the open connections, once it has had a stream.
+    number: OnceLock<u64>,
+    held: Arc<AtomicU32>,
     /// Whether the current reach of the limit was counted. Reset once a quarter of the limit is
     /// free.
     told: AtomicBool,
@@ -116,7 +152,8 @@ impl Streams {
             class,
             limit,
             key,
-            held: AtomicU32::new(0),
+            number: OnceLock::new(),
+            held: Arc::default(),
             told: AtomicBool::new(false),
             ever: AtomicBool::new(false),
             totals: Arc::clone(totals),
@@ -133,7 +170,17 @@ impl Streams {
         self.limit
     }
 
-    pub(crate) fn hold(&self, owner: &str) {
+    pub(crate) fn hold(&self, owner: &Arc<str>) {
+        self.number.get_or_init(|| {
+            let number = self.totals.numbers.fetch_add(1, Ordering::Relaxed);
+            let open = OpenStreams {
+                owner: Arc::clone(owner),
+                held: Arc::clone(&self.held),
+                limit: self.limit,
+            };
+            self.totals.open.insert(number, open);
+            number
+        });
         let held = self.held.fetch_add(1, Ordering::Relaxed) + 1;
         if held < self.limit || self.told.swap(true, Ordering::Relaxed) {
             return;
@@ -145,7 +192,7 @@ impl Streams {
         if let Some(left_out) = self.totals.lines.take(Instant::now()) {
             let key = self.key;
             tracing::warn!(
-                owner,
+                owner = &**owner,
                 limit = self.limit,
                 reached,
                 left_out,
@@ -163,24 +210,50 @@ impl Streams {
     }
 }
 
+impl Drop for Streams {
+    fn drop(&mut self) {
+        if let Some(number) = self.number.get() {
+            self.totals.open.remove(number);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn connections_with_streams_are_listed_until_they_end() {
+        let totals = Arc::new(StreamTotals::new());
+        let limits = StreamLimits::new(8, 2);
+        let few = Streams::new(&limits, Class::OtherRole, &totals);
+        let many = Streams::new(&limits, Class::Worker, &totals);
+        assert_eq!(totals.largest(10), []);
+        few.hold(&"few".into());
+        (0..3).for_each(|_| many.hold(&"many".into()));
+        let shown = |usage: &pb::StreamUsage| (usage.owner.clone(), usage.streams, usage.limit);
+        let listed: Vec<_> = totals.largest(10).iter().map(shown).collect();
+        assert_eq!(listed, [("many".into(), 3, 8), ("few".into(), 1, 2)]);
+        assert_eq!(totals.largest(1).len(), 1);
+        few.release();
+        drop(many);
+        assert_eq!(totals.largest(10), []);
+    }
+
+    #[test]
     fn limit_is_told_once_until_a_quarter_is_free() {
         let totals = Arc::new(StreamTotals::new());
         let streams = Streams::new(&StreamLimits::new(8, 1), Class::Worker, &totals);
-        (0..7).for_each(|_| streams.hold("test"));
+        (0..7).for_each(|_| streams.hold(&"test".into()));
         assert_eq!((totals.connections(), totals.reached()), (0, 0));
         // A place is released and taken again at the limit.
         for _ in 0..5 {
-            streams.hold("test");
+            streams.hold(&"test".into());
             streams.release();
         }
         assert_eq!((totals.connections(), totals.reached()), (1, 1));
         streams.release();
-        (0..2).for_each(|_| streams.hold("test"));
+        (0..2).for_each(|_| streams.hold(&"test".into()));
         assert_eq!(
             (totals.connections(), totals.reached()),
             (1, 2),
@@ -199,7 +272,7 @@ mod tests {
         assert_eq!(lines, LINES as usize);
         for _ in 0..100 {
             let streams = Streams::new(&limits, Class::OtherRole, &totals);
-            streams.hold("test");
+            streams.hold(&"test".into());
             streams.release();
         }
         assert_eq!((totals.connections(), totals.reached()), (100, 100));

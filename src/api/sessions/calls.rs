@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tls_sessiond_core::{
-    cache::{Cache, EXPECTED_MAX, Look, NotStored, PendingPut, PoolSearch},
+    cache::{Cache, EXPECTED_MAX, Look, Missed, NotStored, PendingPut, PoolSearch},
     connection::{
         ConnectionId,
         worker_engine::{NotKept, Put, PutOutcome},
@@ -283,7 +283,13 @@ impl Sessions {
             (role, id) if context.options.no_session_cache => {
                 if let Some(id) = id {
                     let cache = context.cache(role);
-                    cache.missed(&context.stats, &id, &server_name, Miss::CacheOff, now);
+                    let missed = Missed {
+                        id: &id,
+                        server_name: &server_name,
+                        owner: by.owner(),
+                        why: Miss::CacheOff,
+                    };
+                    cache.missed(&context.stats, missed, now);
                 }
                 LookedUp::Missed(pb::MissReason::CacheOff)
             }
@@ -292,7 +298,13 @@ impl Sessions {
                 match cache.look(&id, &terms, Purpose::Lookup, &context.stats, now) {
                     Look::Done(Ok(found)) => LookedUp::Found(found.session),
                     Look::Done(Err(miss)) => {
-                        cache.missed(&context.stats, &id, &server_name, miss, now);
+                        let missed = Missed {
+                            id: &id,
+                            server_name: &server_name,
+                            owner: by.owner(),
+                            why: miss,
+                        };
+                        cache.missed(&context.stats, missed, now);
                         self.misses.count(by.owner());
                         LookedUp::Missed(convert::miss_reason(miss))
                     }
@@ -333,7 +345,13 @@ impl Sessions {
         found.map(|found| found.session).map_err(|miss| {
             let now = self.state.now();
             let cache = context.cache(role);
-            cache.missed(&context.stats, &id, &server_name, miss, now);
+            let missed = Missed {
+                id: &id,
+                server_name: &server_name,
+                owner: &owner,
+                why: miss,
+            };
+            cache.missed(&context.stats, missed, now);
             self.misses.count(&owner);
             convert::miss_reason(miss)
         })

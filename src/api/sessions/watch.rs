@@ -139,6 +139,7 @@ fn told(news: Delivery, offset: WallOffset) -> pb::WatchSessionsResponse {
                 role,
                 context,
                 server_name,
+                owner: _,
                 why,
             } = *miss;
             let missed = pb::SessionMiss {

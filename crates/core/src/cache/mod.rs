@@ -94,6 +94,19 @@ pub enum Known {
     Nothing,
 }
 
+/// A lookup that found nothing to resume.
+#[derive(Clone, Copy, Debug)]
+pub struct Missed<'m> {
+    /// The id that was looked up.
+    pub id: &'m SessionId,
+    /// The name under which it was looked up, or none.
+    pub server_name: &'m ServerName<'m>,
+    /// The identity that looked it up, or that owns the connection.
+    pub owner: &'m Arc<str>,
+    /// The reason of the miss.
+    pub why: Miss,
+}
+
 /// The parameters of a new cache.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
@@ -285,36 +298,28 @@ impl Cache {
         Ok(session)
     }
 
-    /// Counts a lookup of this cache that missed under a context, and publishes it to watchers.
-    pub fn missed(
-        &self,
-        account: &Account,
-        id: &SessionId,
-        server_name: &ServerName<'_>,
-        why: Miss,
-        now: Now,
-    ) {
-        account.misses.count(why);
-        self.tell_missed(&account.name, id, server_name, why, now);
+    /// Counts a lookup of this cache that missed under a context, and publishes it as
+    /// [`Self::tell_missed`] does.
+    pub fn missed(&self, account: &Account, missed: Missed<'_>, now: Now) {
+        account.misses.count(missed.why);
+        self.tell_missed(&account.name, missed, now);
     }
 
-    /// Publishes a lookup of this cache that missed under a context to watchers.
-    pub fn tell_missed(
-        &self,
-        context: &Arc<str>,
-        id: &SessionId,
-        server_name: &ServerName<'_>,
-        why: Miss,
-        now: Now,
-    ) {
-        self.ledger.watchers.publish_miss(|| MissEvent {
+    /// Publishes a lookup of this cache that missed under a context: to watchers, to the list of
+    /// recent misses, and to the totals of its identity.
+    pub fn tell_missed(&self, context: &Arc<str>, missed: Missed<'_>, now: Now) {
+        let event = || MissEvent {
             at: now.at,
-            id: id.clone(),
+            id: missed.id.clone(),
             role: self.role,
             context: Arc::clone(context),
-            server_name: server_name.clone().into_owned(),
-            why,
-        });
+            server_name: missed.server_name.clone().into_owned(),
+            owner: Arc::clone(missed.owner),
+            why: missed.why,
+        };
+        self.ledger.owners.of(missed.owner).misses.count();
+        self.ledger.recent.misses.keep(now.at, event);
+        self.ledger.watchers.publish_miss(event);
     }
 
     /// Prefetches the memory that lookups of these ids, which come next, will read.
@@ -325,6 +330,11 @@ impl Cache {
         if self.len() >= FAR {
             self.store.prefetch(ids);
         }
+    }
+
+    /// Returns the state that all caches share.
+    pub fn ledger(&self) -> &Arc<SharedState> {
+        &self.ledger
     }
 
     /// Records the time `now`, so that no removal is dated before its cause.

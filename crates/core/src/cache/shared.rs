@@ -13,6 +13,8 @@ use crate::{
     session::{
         RemovalReason, Session, SessionInfo, SharedAttributes,
         events::{EventKind, Watchers},
+        owners::Owners,
+        recent::RecentEvents,
     },
     store::memory::Limits,
     sync::{AtomicU64, Ordering},
@@ -26,6 +28,10 @@ pub struct SharedState {
     pub tombstones: Tombstones,
     /// The watchers of sessions.
     pub watchers: Arc<Watchers>,
+    /// The latest misses and failures.
+    pub recent: RecentEvents,
+    /// Totals of each identity.
+    pub owners: Owners,
     /// The revocations of the shared store.
     pub revocations: SharedRevocations,
     /// The store that other daemons share. `None`: sessions are in the memory of this process alone.
@@ -51,6 +57,8 @@ impl SharedState {
             budget: Budget::new(total),
             tombstones: Tombstones::default(),
             watchers: Arc::default(),
+            recent: RecentEvents::default(),
+            owners: Owners::default(),
             revocations: SharedRevocations::default(),
             fleet: None,
             kinds: SharedAttributes::default(),
@@ -76,6 +84,11 @@ impl SharedState {
         }
     }
 
+    /// Returns the latest time that was recorded.
+    pub fn latest(&self) -> Timestamp {
+        Timestamp::from_millis(self.latest.load(Ordering::Relaxed))
+    }
+
     pub(super) fn departed(&self, group: Group, session: &Session, reason: RemovalReason) {
         let at = self.removed(group, session.facts(), reason);
         self.watchers
@@ -97,7 +110,7 @@ impl SharedState {
 
     fn removed(&self, group: Group, session: &SessionInfo, reason: RemovalReason) -> Timestamp {
         session.kind.account.removals.count(reason);
-        let at = Timestamp::from_millis(self.latest.load(Ordering::Relaxed));
+        let at = self.latest();
         self.tombstones.record(group, session, reason, at);
         at
     }

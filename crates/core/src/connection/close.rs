@@ -107,6 +107,8 @@ impl Connection {
             self.family.release();
             return Vec::new();
         }
+        let ledger = self.context.cache(self.role).ledger();
+        ledger.owners.of(&self.owner).unclosed.count();
         self.condemn(RemovalReason::Unclosed)
     }
 

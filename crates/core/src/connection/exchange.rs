@@ -16,12 +16,16 @@ use super::{
     unanswered::Lease,
 };
 use crate::{
-    cache::{Ask, Found, Look, PendingPut},
+    cache::{Ask, Found, Look, Missed, PendingPut},
     clock::Now,
     connection::handshake_store::{HandshakeStore, NewTicket},
     context::{ClosePolicy, identity::identity},
     fleet::Purpose,
-    session::{Format, Miss, NewSession, RemovalReason, ResumeCriteria, SessionId},
+    session::{
+        Format, Miss, NewSession, RemovalReason, ResumeCriteria, SessionId,
+        recent::{self, FailureEvent, REASON_MAX},
+        stats::HandshakeKind,
+    },
 };
 
 /// The input of one step: bytes from the peer, and plaintext for the peer.
@@ -341,13 +345,13 @@ impl Connection {
             // SSL_CTX_sess_misses(3) counts only the misses of servers.
             found
                 .inspect_err(|&why| {
-                    cache.tell_missed(
-                        &self.context.name,
-                        session.id(),
-                        self.server_name(),
+                    let missed = Missed {
+                        id: session.id(),
+                        server_name: self.server_name(),
+                        owner: &self.owner,
                         why,
-                        now,
-                    );
+                    };
+                    cache.tell_missed(&self.context.name, missed, now);
                 })
                 .ok()
         });
@@ -569,7 +573,13 @@ impl Connection {
             }
         }
         for (id, miss) in &*missed {
-            cache.tell_missed(&self.context.name, id, &offer.server_name, *miss, now);
+            let missed = Missed {
+                id,
+                server_name: &offer.server_name,
+                owner: &self.owner,
+                why: *miss,
+            };
+            cache.tell_missed(&self.context.name, missed, now);
         }
         // A ClientHello counts one miss, as in SSL_CTX_sess_misses(3): that of its last ticket.
         if let Some((_, miss)) = missed.last() {
@@ -649,20 +659,25 @@ impl Connection {
             self.attached = None;
         }
         let offered = self.offered.take();
+        self.context.stats.finished.count(HandshakeKind {
+            role: self.role,
+            version: self.agreed.version,
+            resumed: self.agreed.reused,
+        });
         match self.role {
             Role::Server => {
                 self.context.stats.accept_good.count();
                 // rustls refused the session, for example for its cipher suite or its extended
                 // master secret.
                 if let Some(offered) = offered.filter(|_| !self.agreed.reused) {
+                    let missed = Missed {
+                        id: offered.session.id(),
+                        server_name: self.server_name(),
+                        owner: &self.owner,
+                        why: Miss::Scope,
+                    };
                     let cache = &self.context.server_cache;
-                    cache.missed(
-                        &self.context.stats,
-                        offered.session.id(),
-                        self.server_name(),
-                        Miss::Scope,
-                        now,
-                    );
+                    cache.missed(&self.context.stats, missed, now);
                 }
             }
             Role::Client => {
@@ -798,6 +813,25 @@ impl Connection {
         self.fail("the transport ended without a close_notify".into(), None);
     }
 
+    /// Counts a handshake that failed, and keeps it among the recent failures.
+    fn tell_failed(&self, why: &str, alert: Option<Alert>) {
+        self.context.stats.failures.count(alert);
+        let ledger = self.context.cache(self.role).ledger();
+        ledger.owners.of(&self.owner).failures.count();
+        let at = ledger.latest();
+        ledger.recent.failures.keep(at, || FailureEvent {
+            at,
+            alert,
+            reason: recent::cut(why, REASON_MAX).into(),
+            context: Arc::clone(&self.context.name),
+            role: self.role,
+            in_daemon: self.engine_kind == EngineKind::Daemon,
+            server_name: self.server_name().clone().into_owned(),
+            owner: Arc::clone(&self.owner),
+            peer_address: self.peer_address.clone(),
+        });
+    }
+
     /// Fails the connection and drops its keys. Every later step is refused.
     ///
     /// `alert`: the alert that ended the connection, if one did.
@@ -805,7 +839,7 @@ impl Connection {
         // With the worker's engine the state stays Before until the handshake is finished.
         let in_handshake = matches!(self.state, State::Before | State::Handshaking);
         if in_handshake {
-            self.context.stats.failures.count(alert);
+            self.tell_failed(&why, alert);
         }
         let pinned = match self.pin.filter(|_| self.state == State::Handshaking) {
             Some(version) => format!(

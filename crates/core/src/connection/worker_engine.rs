@@ -14,6 +14,7 @@ use crate::{
     clock::{Now, Timestamp},
     session::{
         Attributes, Format, NewSession, PeerIdentity, RemovalReason, Secret, Session, SessionId,
+        stats::HandshakeKind,
     },
 };
 
@@ -95,7 +96,11 @@ impl Connection {
             Some((name, _)) => name.clone(),
             None => put.server_name,
         };
-        self.establish();
+        self.establish(HandshakeKind {
+            role: self.role,
+            version: Some(put.version),
+            resumed: false,
+        });
         let resumed = self.agreed.reused;
         let known = Some(self.agreed.authenticated).filter(|&known| known != Timestamp::default());
         let authenticated = match (put.authenticated, known) {
@@ -171,7 +176,11 @@ impl Connection {
     /// Records that a finished handshake resumed a session. The connection takes its properties
     /// from that session alone. Those of an earlier handshake no longer apply.
     pub(super) fn resumed_by_worker(&mut self, session: Option<(&Arc<Attributes>, Timestamp)>) {
-        self.establish();
+        self.establish(HandshakeKind {
+            role: self.role,
+            version: session.map(|(kind, _)| kind.version),
+            resumed: true,
+        });
         self.context.stats.hits.count();
         self.agreed = Agreed {
             reused: true,
@@ -215,7 +224,7 @@ impl Connection {
 
     /// Establishes the connection at the first report of a session. Resets the shutdown flags, as
     /// the daemon's engine does at the beginning of a handshake.
-    fn establish(&mut self) {
+    fn establish(&mut self, kind: HandshakeKind) {
         if self.state != State::Before {
             return;
         }
@@ -226,6 +235,7 @@ impl Connection {
         };
         begun.count();
         finished.count();
+        stats.finished.count(kind);
         self.shutdown = Shutdown::default();
         self.written = false;
         self.state = State::Established;

@@ -59,6 +59,8 @@ pub struct MissEvent {
     pub context: Arc<str>,
     /// The name under which it was looked up, or none.
     pub server_name: ServerName<'static>,
+    /// The identity that looked it up, or that owns the connection.
+    pub owner: Arc<str>,
     /// The reason of the miss.
     pub why: Miss,
 }

@@ -3,6 +3,8 @@
 //! * `attributes`: attributes that many sessions have in common
 //! * [`events`]: events of sessions, as they happen
 //! * `id`: session ids
+//! * [`owners`]: totals of each identity
+//! * [`recent`]: the latest lookups that missed and handshakes that failed
 //! * `miss`: the reasons why a lookup finds no session
 //! * `secret`: the part of a session that only its library can read
 //! * [`stats`]: the counters of SSL_CTX_sess_number(3), and the reasons of removals and misses
@@ -34,6 +36,8 @@ mod attributes;
 pub mod events;
 mod id;
 mod miss;
+pub mod owners;
+pub mod recent;
 mod secret;
 pub mod stats;
 

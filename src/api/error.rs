@@ -187,6 +187,12 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 type Verdict = (Code, &'static str, Option<&'static str>);
 
 impl Refusal {
+    /// Returns the reason of its ErrorInfo.
+    pub(crate) fn reason(&self) -> &'static str {
+        let (_, reason, _) = self.verdict();
+        reason
+    }
+
     fn verdict(&self) -> Verdict {
         let invalid = |reason, field| (Code::InvalidArgument, reason, Some(field));
         match self {

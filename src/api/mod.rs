@@ -12,6 +12,7 @@
 //! * `convert`, `limits`: conversion to and from messages, and the lengths of their fields
 //! * `page_token`, `idempotency`: pages of lists, and repeated requests
 //! * [`reloads`]: the outcome of the last reload
+//! * `durations`: how long calls take, and how many are refused
 
 pub mod access;
 pub mod admin;
@@ -19,6 +20,7 @@ pub(crate) mod call;
 pub(crate) mod connections;
 pub(crate) mod contexts;
 mod convert;
+pub(crate) mod durations;
 pub mod error;
 pub mod health;
 pub(crate) mod idempotency;

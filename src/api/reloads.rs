@@ -4,14 +4,30 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tls_sessiond_core::{clock::WallTime, context::Dropped, session::recent::cut};
+use tls_sessiond_core::{
+    clock::WallTime,
+    context::Dropped,
+    session::{recent::cut, stats::Counter},
+};
 use tls_sessiond_proto as pb;
 
 use super::convert;
 
-/// Holds the outcome of the last reload, and the time of the last reload that was applied.
+/// Holds the outcome of the last reload, the time of the last reload that was applied, and the numbers
+/// of both.
 #[derive(Debug, Default)]
-pub struct Reloads(Mutex<Option<Last>>);
+pub struct Reloads {
+    last: Mutex<Option<Last>>,
+    applied: Counter,
+    refused: Counter,
+}
+
+/// Numbers of reloads since the daemon started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ReloadTotals {
+    pub(crate) applied: u64,
+    pub(crate) refused: u64,
+}
 
 #[derive(Clone, Debug)]
 struct Last {
@@ -41,7 +57,11 @@ const ERROR_MAX: usize = 1024;
 impl Reloads {
     /// Records the outcome of a reload.
     pub fn tell(&self, at: WallTime, outcome: Outcome) {
-        let mut last = self.0.lock();
+        match outcome {
+            Outcome::Applied { .. } => self.applied.count(),
+            Outcome::Refused { .. } => self.refused.count(),
+        }
+        let mut last = self.last.lock();
         let before = last.as_ref().and_then(|last| last.applied);
         let applied = if matches!(outcome, Outcome::Applied { .. }) {
             Some(at)
@@ -65,6 +85,14 @@ impl Reloads {
         );
     }
 
+    /// Returns the numbers of reloads since the daemon started.
+    pub(crate) fn totals(&self) -> ReloadTotals {
+        ReloadTotals {
+            applied: self.applied.get(),
+            refused: self.refused.get(),
+        }
+    }
+
     /// Returns the last reload as a caller may see it, or `None` if there was none. The dropped
     /// sessions are those of contexts for which `shows` returns true. The error of a refused reload
     /// is included only if `operates` is set.
@@ -73,7 +101,7 @@ impl Reloads {
             at,
             outcome,
             applied,
-        } = self.0.lock().clone()?;
+        } = self.last.lock().clone()?;
         let (error, dropped) = match outcome {
             Outcome::Applied { dropped } => (None, dropped),
             Outcome::Refused { error } => (Some(error), Dropped::new()),

@@ -6,6 +6,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -24,7 +25,7 @@ use tokio::{
 use super::{Options, process, say};
 use crate::{
     api::admin::operator::{AskedReload, ReloadAnswer},
-    config::{Config, ConfigError, Endpoint},
+    config::{AdminDoor, Config, ConfigError, Endpoint},
     daemon::{Daemon, Error, Prepared, Reload, Reloaded},
     log::{Log, panics::caught},
 };
@@ -96,7 +97,7 @@ async fn serve_prepared(
         ready = daemon.ready() => ready?,
         _ = next(&mut terminate, &mut interrupt) => return Ok(()),
     }
-    let text = greeting(daemon.config(), &daemon.endpoints());
+    let text = greeting(daemon.config(), &daemon.endpoints(), daemon.admin());
     // Writing to stdout may block forever; the daemon serves all the same.
     drop(aside(move || say(io::stdout(), &text))?);
     daemon.operator().give_log(log.clone());
@@ -349,7 +350,7 @@ async fn next(terminate: &mut Signal, interrupt: &mut Signal) -> SignalKind {
 }
 
 /// Returns the greeting: the addresses that the daemon listens on, and a first command to try.
-fn greeting(config: &Config, endpoints: &[Endpoint]) -> String {
+fn greeting(config: &Config, endpoints: &[Endpoint], admin: Option<SocketAddr>) -> String {
     let mut text = format!("tls-sessiond {}\n", env!("CARGO_PKG_VERSION"));
     let mut first = None;
     for endpoint in endpoints {
@@ -372,6 +373,13 @@ fn greeting(config: &Config, endpoints: &[Endpoint]) -> String {
             }
         };
         first.get_or_insert(call);
+    }
+    if let (Some(address), Some(endpoint)) = (admin, config.admin) {
+        text += &match endpoint.door {
+            AdminDoor::Local => format!("status page at http://{address}/\n"),
+            AdminDoor::Public => format!("metrics at http://{address}/metrics\n"),
+            AdminDoor::MutualTls => format!("metrics at https://{address}/metrics\n"),
+        };
     }
     for context in config.contexts.iter().filter(|context| context.self_made) {
         text += &format!(

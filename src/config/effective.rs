@@ -4,7 +4,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use tls_sessiond_types::hex;
 use toml::{Table, Value};
 
-use super::{Config, DEFAULT_ADDRESS, DEFAULT_SOCKET, Source, raw, withhold};
+use super::{Config, DEFAULT_ADDRESS, DEFAULT_SOCKET, Source, admin::DEFAULT_ADMIN, raw, withhold};
 
 /// The value of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +76,9 @@ impl Config {
                 format!("unix://{DEFAULT_SOCKET}"),
             ]
         });
+        file.listen
+            .admin
+            .get_or_insert_with(|| format!("tcp://{DEFAULT_ADMIN}"));
         file.access.get_or_insert_default();
         if file.context.as_ref().is_none_or(Vec::is_empty) {
             file.context = Some(vec![raw::RawContext::default()]);

@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+mod admin;
 mod check;
 mod context;
 mod effective;
@@ -26,6 +27,7 @@ mod store;
 mod units;
 mod withhold;
 
+pub use admin::{AdminDoor, AdminEndpoint};
 use check::Check;
 use context::context;
 pub use effective::EffectiveValue;
@@ -51,6 +53,8 @@ pub struct Config {
     pub api: Vec<Endpoint>,
     /// Permissions and owner of the files of Unix sockets.
     pub unix: UnixFile,
+    /// The address of metrics, probes and the status page. `None`: there is none.
+    pub admin: Option<AdminEndpoint>,
     /// The files for mutual TLS, if the API is served over TLS.
     pub tls: Option<ListenTls>,
     /// The access rules; the first match counts. Empty: local callers may do everything.
@@ -250,6 +254,7 @@ impl Config {
                 units::user_and_group(&raw.listen.unix_owner),
             )?,
         };
+        let admin = admin::read(&check, &raw.listen)?;
         let tls = raw.listen.tls.as_ref().map(|tls| ListenTls {
             certificate: check.origin.folder().join(&tls.certificate),
             key: check.origin.folder().join(&tls.key),
@@ -364,6 +369,7 @@ impl Config {
         Ok(Self {
             api,
             unix,
+            admin,
             tls,
             access,
             limits,
@@ -398,6 +404,10 @@ impl Config {
             (
                 "listen.unix_mode or listen.unix_owner",
                 self.unix == running.unix,
+            ),
+            (
+                "listen.admin or listen.admin_public",
+                self.admin == running.admin,
             ),
             ("listen.tls", self.tls.is_some() == running.tls.is_some()),
             (

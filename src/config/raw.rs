@@ -31,6 +31,9 @@ pub(super) struct RawListen {
     pub(super) unix_mode: String,
     pub(super) unix_owner: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) admin: Option<String>,
+    pub(super) admin_public: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) tls: Option<RawListenTls>,
 }
 
@@ -40,6 +43,8 @@ impl Default for RawListen {
             api: None,
             unix_mode: "0660".into(),
             unix_owner: String::new(),
+            admin: None,
+            admin_public: false,
             tls: None,
         }
     }

@@ -16,7 +16,7 @@ use http::{
 };
 use tls_sessiond_core::state::CoreState;
 use tokio::time::{Instant, Sleep, sleep};
-use tonic::{Status, body::Body, codegen::BoxFuture};
+use tonic::{Code, Status, body::Body, codegen::BoxFuture};
 
 use super::{
     listen::Beyond,
@@ -26,6 +26,7 @@ use super::{
 use crate::api::{
     access::Caller,
     call::{Deadline, Place},
+    durations::{CallDurations, TimedCall},
     error::{ACCEPT_ENCODING, Refusal, described},
     quota::Held,
 };
@@ -55,6 +56,7 @@ pub(crate) struct Admission {
     pub(crate) state: Arc<CoreState>,
     /// Set if the connection is beyond the limit of sockets.
     pub(crate) beyond: Option<Beyond>,
+    pub(crate) durations: Arc<CallDurations>,
 }
 
 /// Path prefix of health and reflection. Every caller may call these, over any connection. Tools
@@ -82,11 +84,13 @@ impl Admission {
         }
         keep_few(request.headers_mut());
         let arrived = Instant::now();
+        let timed = self.durations.begin(request.uri().path(), arrived);
         let admitted = match self.admit(request.uri().path()) {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 self.caller.audit(&refusal, Some(request.uri().path()));
-                return Answer::refused(refusal);
+                self.durations.refuse(refusal.reason());
+                return Answer::refused(refusal, timed);
             }
         };
         if let Some(deadline) =
@@ -95,7 +99,7 @@ impl Admission {
             // Do not start a call that cannot be answered in time. tonic would run it and answer
             // CANCELLED.
             if deadline <= Instant::now() {
-                return Answer::refused(Refusal::DeadlineExceeded);
+                return Answer::refused(Refusal::DeadlineExceeded, timed);
             }
             request.extensions_mut().insert(Deadline(deadline));
         }
@@ -117,6 +121,7 @@ impl Admission {
             late: None,
             admitted,
             kept,
+            timed: Some(timed),
         }
     }
 }
@@ -131,6 +136,8 @@ pub struct Answer {
     admitted: Option<Held>,
     /// Whether the place is kept until the answer has been sent.
     kept: bool,
+    /// `None`: the request is not a call.
+    timed: Option<TimedCall>,
 }
 
 impl Answer {
@@ -139,13 +146,19 @@ impl Answer {
         self.admitted.take().filter(|_| self.kept)
     }
 
-    fn refused(refusal: Refusal) -> Self {
+    /// Takes the timer of this call, to end it with the answer.
+    pub(crate) fn timed(&mut self) -> Option<TimedCall> {
+        self.timed.take()
+    }
+
+    fn refused(refusal: Refusal, timed: TimedCall) -> Self {
         let answer = Box::pin(async { Ok(Status::from(refusal).into_http()) });
         Self {
             answer,
             late: None,
             admitted: None,
             kept: false,
+            timed: Some(timed),
         }
     }
 
@@ -162,6 +175,7 @@ impl Answer {
             late: None,
             admitted: None,
             kept: false,
+            timed: None,
         }
     }
 }
@@ -204,8 +218,13 @@ impl Future for Answer {
     type Output = Result<Response<Body>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Poll::Ready(answer) = self.answer.as_mut().poll(cx) {
-            return Poll::Ready(answer.map(explained));
+        if let Poll::Ready(Ok(answer)) = self.answer.as_mut().poll(cx) {
+            let answer = explained(answer);
+            if let Some(timed) = &mut self.timed {
+                // Without a status in the headers, it follows the messages.
+                timed.ends_with(status_of(answer.headers()).unwrap_or(Code::Ok));
+            }
+            return Poll::Ready(Ok(answer));
         }
         ready!(
             self.late
@@ -213,8 +232,17 @@ impl Future for Answer {
                 .as_mut()
                 .poll(cx)
         );
+        if let Some(timed) = &mut self.timed {
+            timed.ends_with(Code::DeadlineExceeded);
+        }
         Poll::Ready(Ok(Status::from(Refusal::DeadlineExceeded).into_http()))
     }
+}
+
+/// Returns the gRPC status that headers or trailers have.
+pub(crate) fn status_of(headers: &HeaderMap) -> Option<Code> {
+    let status = headers.get("grpc-status")?;
+    Some(Code::from_bytes(status.as_bytes()))
 }
 
 /// Adds an ErrorInfo to a refusal without details. Such a refusal has its status in the headers,

@@ -39,6 +39,7 @@ use crate::{
         admin::{Admin, operator::Operator},
         connections::{Connections, Opener},
         contexts::Contexts,
+        durations::CallDurations,
         health::Health,
         idempotency::RequestIds,
         page_token::PageTokens,
@@ -93,6 +94,7 @@ pub struct Api {
     memory: Memory,
     live: LiveLimits,
     reloads: Arc<Reloads>,
+    admin: Arc<Admin>,
 }
 
 /// The limits of the API that a reload may change. All clones share the same limits.
@@ -189,6 +191,7 @@ impl Api {
             store: store.clone(),
         });
         let acceptor = doors.acceptor.clone();
+        let durations = Arc::new(CallDurations::new());
         let gate = Gate {
             access: doors.access,
             tls: doors.acceptor,
@@ -196,8 +199,10 @@ impl Api {
             state: Arc::clone(&state),
             streams: Arc::new(StreamLimits::new(limits.streams, limits.streams_non_worker)),
             stream_totals: Arc::new(StreamTotals::new()),
+            durations: Arc::clone(&durations),
         };
         let workers = Workers {
+            durations: Arc::clone(&durations),
             connections: Arc::clone(&connections),
             sessions: Arc::clone(&sessions),
             draining: shutdown.drain.clone(),
@@ -220,6 +225,7 @@ impl Api {
             store: store.clone(),
             operator,
             health: health.clone(),
+            durations: Arc::clone(&durations),
             sockets_max: limits.sockets,
             listen_ends: Box::new(move || acceptor.as_ref().map(|acceptor| acceptor.ends())),
         });
@@ -248,7 +254,8 @@ impl Api {
             contexts: ContextServiceServer::new(contexts)
                 .max_decoding_message_size(messages.contexts),
             workers: WorkerServiceServer::new(workers).max_decoding_message_size(messages.workers),
-            admin: AdminServiceServer::from_arc(admin).max_decoding_message_size(messages.admin),
+            admin: AdminServiceServer::from_arc(Arc::clone(&admin))
+                .max_decoding_message_size(messages.admin),
             others: Routes::new(answers)
                 .add_service(
                     v1::ServerReflectionServer::new(reflection.clone())
@@ -269,6 +276,7 @@ impl Api {
             memory: Memory(opener),
             live,
             reloads,
+            admin,
         })
     }
 
@@ -285,6 +293,11 @@ impl Api {
     /// Returns the limits that a reload may change.
     pub fn live_limits(&self) -> LiveLimits {
         self.live.clone()
+    }
+
+    /// Returns the state of the daemon, for metrics and the status page.
+    pub(crate) fn admin(&self) -> Arc<Admin> {
+        Arc::clone(&self.admin)
     }
 
     /// Returns the record of the last reload's outcome.

@@ -5,15 +5,15 @@ use std::{io, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use rustls::{
-    ServerConfig, crypto::aws_lc_rs::default_provider, server::WebPkiClientVerifier,
-    sign::SingleCertAndKey, version::TLS13,
+    ServerConfig, crypto::aws_lc_rs::default_provider, pki_types::CertificateDer,
+    server::WebPkiClientVerifier, sign::SingleCertAndKey, version::TLS13,
 };
 use tls_sessiond_core::{
     clock::WallTime,
     context::identity::identity,
     pem::{self, PairError},
 };
-use tokio::time::timeout;
+use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::write_buffer::BufferedSocket;
@@ -31,7 +31,10 @@ pub struct Acceptor(ArcSwap<ApiTls>);
 
 /// The files of `[listen.tls]`, as they were read.
 pub struct ApiTls {
+    /// For the API.
     server: Arc<ServerConfig>,
+    /// For the admin address: the same, with HTTP/1.1 as well.
+    http: Arc<ServerConfig>,
     /// When the certificate expires.
     ends: WallTime,
 }
@@ -82,13 +85,33 @@ impl Acceptor {
         let mut stream = timeout(HANDSHAKE, acceptor.accept(socket)).await??;
         let (socket, tls) = stream.get_mut();
         socket.set_buffered();
-        // Always present, because the verifier requires a certificate.
-        let certificate = tls.peer_certificates().and_then(|chain| chain.first());
-        let certificate =
-            certificate.ok_or_else(|| io::Error::other("the client sent no certificate"))?;
-        let peer = Peer::certified(&identity(certificate));
+        let peer = peer(tls.peer_certificates())?;
         Ok((stream, peer))
     }
+
+    /// Performs a handshake of the admin address.
+    ///
+    /// # Errors
+    /// As [`Self::accept`].
+    pub(crate) async fn accept_http(
+        &self,
+        socket: TcpStream,
+    ) -> io::Result<(TlsStream<TcpStream>, Peer)> {
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.0.load().http));
+        let stream = timeout(HANDSHAKE, acceptor.accept(socket)).await??;
+        let (_, tls) = stream.get_ref();
+        let peer = peer(tls.peer_certificates())?;
+        Ok((stream, peer))
+    }
+}
+
+/// Returns the caller that a certificate chain proves.
+fn peer(chain: Option<&[CertificateDer<'static>]>) -> io::Result<Peer> {
+    // Always present, because the verifier requires a certificate.
+    let certificate = chain.and_then(|chain| chain.first());
+    let certificate =
+        certificate.ok_or_else(|| io::Error::other("the client sent no certificate"))?;
+    Ok(Peer::certified(&identity(certificate)))
 }
 
 fn server(config: &Config, tls: &ListenTls) -> Result<Arc<ApiTls>, ConfigError> {
@@ -114,6 +137,11 @@ fn server(config: &Config, tls: &ListenTls) -> Result<Arc<ApiTls>, ConfigError> 
     // No resumption: it would not verify the certificate again, against the current authority.
     server.send_tls13_tickets = 0;
     server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-    let server = Arc::new(server);
-    Ok(Arc::new(ApiTls { server, ends }))
+    let mut http = server.clone();
+    http.alpn_protocols.push(b"http/1.1".to_vec());
+    Ok(Arc::new(ApiTls {
+        server: Arc::new(server),
+        http: Arc::new(http),
+        ends,
+    }))
 }

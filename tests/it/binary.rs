@@ -30,6 +30,7 @@ impl Binary {
     pub(crate) async fn start(args: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"))
             .args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"])
+            .args(["--set", "listen.admin="])
             .args(args)
             .env_clear()
             .stdin(Stdio::null())
@@ -60,6 +61,14 @@ impl Binary {
             child,
             stdout,
         }
+    }
+
+    /// Returns the next line of standard output.
+    pub(crate) async fn line(&mut self) -> String {
+        let mut line = String::new();
+        let read = timeout(PATIENCE, self.stdout.read_line(&mut line)).await;
+        assert_ne!(read.expect("no line printed").unwrap(), 0, "no more lines");
+        line
     }
 
     /// Returns the process id, for example to read from /proc.

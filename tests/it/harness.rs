@@ -281,7 +281,8 @@ fn load(api: &str, text: &str) -> Config {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("test.toml");
     std::fs::write(&file, text).unwrap();
-    let set = [format!("listen.api={api}")];
+    // The tests of the admin address use the binary.
+    let set = [format!("listen.api={api}"), "listen.admin=".to_owned()];
     Config::load(Some(&file), std::iter::empty(), &set).unwrap()
 }
 

@@ -349,7 +349,8 @@ async fn file_size_limit_of_the_log_ends_nothing() {
     ]);
     command
         .arg(&config)
-        .args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"]);
+        .args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"])
+        .args(["--set", "listen.admin="]);
     let mut process = Process::logging(&mut command, File::create(&log).unwrap());
     let address = process.says("listening on tcp://").await;
     let mut worker = Guest::new(&over(TcpStream::connect(&address).await.unwrap()).await);

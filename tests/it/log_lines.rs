@@ -232,6 +232,7 @@ async fn environment_that_is_not_utf8_is_refused_or_ignored() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"));
     command
         .args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"])
+        .args(["--set", "listen.admin="])
         .env("UNRELATED", std::ffi::OsStr::from_bytes(b"\xff\xfe"))
         .env(std::ffi::OsStr::from_bytes(b"\xff"), "x");
     let mut daemon = Process::start(&mut command);

@@ -5,6 +5,7 @@
 #![cfg(test)]
 
 mod admin;
+mod admin_http;
 mod answers;
 mod binary;
 mod cache_model;
@@ -89,6 +90,8 @@ mod tls_corners;
 mod tour;
 mod user_documents;
 mod void_scopes;
+#[cfg(feature = "peers")]
+mod watching;
 mod worker_client;
 mod worker_engine;
 mod worker_model;

@@ -42,6 +42,7 @@ impl Limited {
         command.arg(folder.path().join("daemon.toml"));
         command
             .args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"])
+            .args(["--set", "listen.admin="])
             .env_remove("RUST_LOG")
             .stdin(Stdio::null());
         let mut process = Process::logging(&mut command, log);
@@ -207,6 +208,7 @@ async fn too_few_open_files_fail_the_start() {
     ]);
     command
         .args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"])
+        .args(["--set", "listen.admin="])
         .env_remove("RUST_LOG");
     let (written, good) = crate::process::run(&mut command, "").await;
     assert!(

@@ -35,6 +35,7 @@ fn daemon(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"));
     command
         .args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"])
+        .args(["--set", "listen.admin="])
         .args(args)
         .env_remove("RUST_LOG");
     command

@@ -4,13 +4,17 @@
 //! * `census`: live connections by context, state, role and engine
 //! * `recent`: the latest misses and failures
 //! * [`operator`]: what a caller changes while the daemon runs
+//! * `snapshot`: what metrics and the status page show
+//! * `totals`: counters over all contexts
 //! * `process`: what the process uses
 
 mod census;
 pub mod operator;
 mod process;
 mod recent;
+mod snapshot;
 mod status;
+mod totals;
 
 use std::sync::Arc;
 
@@ -23,10 +27,12 @@ use tls_sessiond_proto::admin_service_server::AdminService;
 use tonic::{Request, Response, Status, async_trait};
 
 use self::{operator::Operator, status::View};
+pub(crate) use self::{snapshot::Snapshot, totals::Totals};
 use super::{
     access::Caller,
     call::{answer, caller},
     convert,
+    durations::CallDurations,
     error::Refusal,
     health::Health,
     quota::{Accounts, streams::StreamTotals, turns::Turns},
@@ -45,6 +51,7 @@ pub(crate) struct Admin {
     pub(crate) stream_totals: Arc<StreamTotals>,
     pub(crate) reloads: Arc<Reloads>,
     pub(crate) health: Health,
+    pub(crate) durations: Arc<CallDurations>,
     /// The limit of sockets that is in force.
     pub(crate) sockets_max: usize,
     /// Returns when the certificate of `[listen.tls]` expires, if there is one.

@@ -7,7 +7,7 @@ use tls_sessiond_proto as pb;
 
 use super::{Admin, census::Census, process::ProcessUse};
 use crate::api::{
-    access::{Caller, Grants},
+    access::{Caller, Grants, Peer},
     contexts::daemon_stats,
     convert,
     health::Serving,
@@ -52,12 +52,19 @@ impl View {
         Self { registry, grants }
     }
 
+    /// Returns the part that this peer sees now.
+    pub(super) fn of_peer(peer: &Peer, state: &CoreState) -> Self {
+        let registry = Arc::clone(&state.registry());
+        let grants = Arc::new(Grants::of(registry.rules(), peer));
+        Self { registry, grants }
+    }
+
     /// Returns whether this context is shown where only `wanted` is asked for, or all if it is empty.
     pub(super) fn shows_only(&self, wanted: &str, context: &str) -> bool {
         (wanted.is_empty() || wanted == context) && self.shows(context)
     }
 
-    fn shows(&self, context: &str) -> bool {
+    pub(super) fn shows(&self, context: &str) -> bool {
         self.grants.in_context(Roles::OBSERVER, context)
     }
 
@@ -124,6 +131,7 @@ impl Admin {
             calls_max: number(running.limits.calls_in_flight),
             connections: number(self.state.connections().len()),
             connections_max: number(running.limits.connections),
+            sockets_configured: number(running.limits.sockets),
         }
     }
 
@@ -169,6 +177,7 @@ fn owners(view: &View, census: &Census) -> Vec<pb::OwnerUsage> {
             usage.unclosed = totals.unclosed.get();
             usage.failures = totals.failures.get();
             usage.misses = totals.misses.get();
+            usage.stored = totals.stored.get();
         }
     }
     let mut all: Vec<_> = all

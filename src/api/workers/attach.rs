@@ -43,6 +43,7 @@ use crate::api::{
     call::StreamPlace,
     connections::Connections,
     convert,
+    durations::CallDurations,
     error::{Refusal, described},
     limits::BATCH_MAX,
     quota::Held,
@@ -91,6 +92,8 @@ pub(crate) struct Attach {
     lost: PollOnWake<dyn Future<Output = Refusal> + Send>,
     /// The calls of the current batch that are not yet answered.
     batch: BatchReader,
+    /// When the batch arrived, until all its calls are answered.
+    arrived: Option<Instant>,
     /// Counts the bytes of the batch's message for the caller's identity.
     held: Held,
     /// How many of the next calls are prefetched.
@@ -150,6 +153,7 @@ enum AttachPhase {
 pub(crate) struct AttachCalls {
     connections: Arc<Connections>,
     sessions: Arc<Sessions>,
+    durations: Arc<CallDurations>,
     by: Arc<Caller>,
     _place: StreamPlace,
     _attached: Held,
@@ -176,11 +180,13 @@ impl AttachCalls {
     pub(crate) fn new(
         connections: Arc<Connections>,
         sessions: Arc<Sessions>,
+        durations: Arc<CallDurations>,
         by: Arc<Caller>,
     ) -> Result<Self, Refusal> {
         Ok(Self {
             connections,
             sessions,
+            durations,
             _attached: by.holder().attached()?,
             _place: StreamPlace::hold(&by),
             by,
@@ -567,6 +573,7 @@ impl Attach {
             draining,
             lost,
             batch: BatchReader::default(),
+            arrived: None,
             held,
             expected: 0,
             quarter: QUARTER_MIN,
@@ -589,6 +596,7 @@ impl Attach {
         })?;
         self.quarter = batch.len().div_ceil(4).max(QUARTER_MIN);
         self.batch = batch;
+        self.arrived = Some(Instant::now());
         self.expected = 0;
         Ok(())
     }
@@ -598,6 +606,9 @@ impl Attach {
     /// even then.
     fn answers(&mut self, cx: &mut Context<'_>) -> Option<BatchWriter> {
         if self.left() == 0 && self.later.is_empty() {
+            if let Some(arrived) = self.arrived.take() {
+                self.calls.durations.batches.count(arrived.elapsed());
+            }
             // All calls are answered, so the memory of their message is released.
             if self.held.bytes() > 0 {
                 self.batch = BatchReader::default();

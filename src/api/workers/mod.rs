@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 use super::{
     call::{Deadline, caller},
     connections::Connections,
+    durations::CallDurations,
     error::Refusal,
     sessions::Sessions,
     workers::attach::{Attach, AttachCalls},
@@ -26,6 +27,7 @@ pub(crate) struct Workers {
     pub(crate) connections: Arc<Connections>,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) draining: CancellationToken,
+    pub(crate) durations: Arc<CallDurations>,
 }
 
 #[async_trait]
@@ -47,6 +49,7 @@ impl WorkerService for Workers {
         let calls = AttachCalls::new(
             Arc::clone(&self.connections),
             Arc::clone(&self.sessions),
+            Arc::clone(&self.durations),
             by,
         )?;
         let draining = self.draining.clone().cancelled_owned();

@@ -13,16 +13,16 @@ use h2::{Reason, RecvStream, SendStream, server::SendResponse};
 use http::{Request, Response};
 use http_body::Body as _;
 use tokio::time::{Sleep, sleep};
-use tonic::body::Body;
+use tonic::{Code, body::Body};
 
 use super::{
     inbox::Inbox,
     outbox::{Outbox, Piece, Queued},
 };
 use crate::{
-    api::{access::Caller, error::Refusal, quota::Held},
+    api::{access::Caller, durations::TimedCall, error::Refusal, quota::Held},
     server::{
-        admission::{Admission, Answer},
+        admission::{Admission, Answer, status_of},
         message::LONG,
     },
 };
@@ -47,6 +47,8 @@ pub(crate) struct Call {
     state: State,
     /// Counts the memory of a call that waits to send, and of long chunks.
     waiting: Held,
+    /// Times the call from its header to its end.
+    timed: Option<TimedCall>,
     /// Whether the call waits to send. The service is not polled meanwhile, and the request is read
     /// ahead.
     read_ahead: bool,
@@ -87,6 +89,17 @@ enum Cut {
     Broken,
 }
 
+impl Cut {
+    /// Returns the status that the caller's library makes of it.
+    fn code(&self) -> Code {
+        match self {
+            Self::Gone | Self::Unread => Code::Cancelled,
+            Self::Full(_) => Code::ResourceExhausted,
+            Self::Broken => Code::Internal,
+        }
+    }
+}
+
 impl From<h2::Error> for Cut {
     fn from(_: h2::Error) -> Self {
         Self::Gone
@@ -112,6 +125,7 @@ impl Call {
             caller: Arc::clone(&edge.caller),
             state: State::Answering(answer),
             waiting,
+            timed: None,
             read_ahead: false,
         }
     }
@@ -145,6 +159,7 @@ impl Call {
                 State::Answering(answer) => match Pin::new(&mut *answer).poll(cx) {
                     Poll::Ready(answered) => {
                         let place = answer.kept_place();
+                        self.timed = answer.timed();
                         let Ok(answered) = answered;
                         match self.answer(answered, place)? {
                             Some(sending) => self.state = State::Sending(sending),
@@ -158,7 +173,7 @@ impl Call {
                     }
                 },
                 State::Sending(sending) => {
-                    let sent = sending.poll_sent(&self.outbox, cx);
+                    let sent = sending.poll_sent(&self.outbox, &mut self.timed, cx);
                     if sent.is_pending() && !sending.left.is_empty() {
                         self.read_ahead = true;
                         let kept = sending.chunk.max(sending.room);
@@ -191,7 +206,12 @@ impl Call {
 }
 
 impl Sending {
-    fn poll_sent(&mut self, outbox: &Arc<Outbox>, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
+    fn poll_sent(
+        &mut self,
+        outbox: &Arc<Outbox>,
+        timed: &mut Option<TimedCall>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Cut>> {
         loop {
             if self.stream.poll_reset(cx)?.is_ready() {
                 return Poll::Ready(Err(Cut::Gone));
@@ -211,6 +231,9 @@ impl Sending {
                     }
                     Err(frame) => {
                         if let Ok(trailers) = frame.into_trailers() {
+                            if let (Some(timed), Some(code)) = (timed, status_of(&trailers)) {
+                                timed.ends_with(code);
+                            }
                             return Poll::Ready(
                                 self.stream.send_trailers(trailers).map_err(Into::into),
                             );
@@ -293,7 +316,11 @@ impl Future for Call {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        match ready!(this.poll_answered(cx)) {
+        let answered = ready!(this.poll_answered(cx));
+        if let (Some(timed), Err(cut)) = (&mut this.timed, &answered) {
+            timed.ends_with(cut.code());
+        }
+        match answered {
             Ok(()) | Err(Cut::Gone) => {}
             // gRPC reads this reset as RESOURCE_EXHAUSTED. A status could not reach the caller,
             // which does not read its answer.

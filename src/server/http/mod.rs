@@ -44,6 +44,7 @@ use super::{
 use crate::{
     api::{
         access::{Access, Caller, Peer},
+        durations::CallDurations,
         quota::{
             Accounts,
             streams::{Class, StreamLimits, StreamTotals},
@@ -123,6 +124,7 @@ pub(crate) struct Gate {
     pub(crate) streams: Arc<StreamLimits>,
     /// Counts the connections that reached that limit.
     pub(crate) stream_totals: Arc<StreamTotals>,
+    pub(crate) durations: Arc<CallDurations>,
 }
 
 /// Serves HTTP/2 connections.
@@ -172,6 +174,7 @@ impl Http {
             stream_totals,
             accounts,
             state,
+            durations,
             ..
         } = &self.gate;
         Admission {
@@ -186,6 +189,7 @@ impl Http {
                 accounts,
             )),
             state: Arc::clone(state),
+            durations: Arc::clone(durations),
         }
     }
 

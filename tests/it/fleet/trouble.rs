@@ -17,6 +17,7 @@ fn run(arguments: &[&str]) -> (Option<i32>, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"))
         .args(arguments)
         .args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"])
+        .args(["--set", "listen.admin="])
         .env_clear()
         .output()
         .unwrap();

@@ -328,6 +328,7 @@ impl Connection {
             }
         }
         self.shutdown = Shutdown::default();
+        self.begun = now.at;
         self.state = State::Handshaking;
         Ok(())
     }
@@ -659,6 +660,8 @@ impl Connection {
             self.attached = None;
         }
         let offered = self.offered.take();
+        let duration = now.at.since(self.begun);
+        self.context.stats.durations.count(duration);
         self.context.stats.finished.count(HandshakeKind {
             role: self.role,
             version: self.agreed.version,
@@ -744,7 +747,9 @@ impl Connection {
     }
 
     fn keep_one(&mut self, new: NewSession, now: Now) -> Option<Found> {
-        let kept = self.context.cache(self.role).keep(new, now).ok()?;
+        let cache = self.context.cache(self.role);
+        let kept = cache.keep(new, now).ok()?;
+        cache.ledger().owners.of(&self.owner).stored.count();
         self.puts.extend(kept.put);
         Some(kept.found)
     }

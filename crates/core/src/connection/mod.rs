@@ -218,6 +218,8 @@ pub struct Connection {
     agreed: Agreed,
     failure: Option<Failure>,
 
+    /// When the handshake began.
+    begun: Timestamp,
     /// Server: the received bytes, until the ClientHello is complete.
     first_flight: Option<FirstFlight>,
     engine: Option<Engine>,
@@ -280,6 +282,7 @@ impl Connection {
             family: Family::default(),
             agreed: Agreed::default(),
             failure: None,
+            begun: now,
             first_flight: None,
             engine: None,
             retry: None,

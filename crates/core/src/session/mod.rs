@@ -2,6 +2,7 @@
 //!
 //! * `attributes`: attributes that many sessions have in common
 //! * [`events`]: events of sessions, as they happen
+//! * [`histogram`]: durations, counted in buckets
 //! * `id`: session ids
 //! * [`owners`]: totals of each identity
 //! * [`recent`]: the latest lookups that missed and handshakes that failed
@@ -34,6 +35,7 @@ use crate::{
 
 mod attributes;
 pub mod events;
+pub mod histogram;
 mod id;
 mod miss;
 pub mod owners;

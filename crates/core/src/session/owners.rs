@@ -19,11 +19,13 @@ pub struct OwnerTotals {
     pub failures: Counter,
     /// Lookups that missed.
     pub misses: Counter,
+    /// Sessions that were stored.
+    pub stored: Counter,
 }
 
 impl OwnerTotals {
     fn sum(&self) -> u64 {
-        self.unclosed.get() + self.failures.get() + self.misses.get()
+        self.unclosed.get() + self.failures.get() + self.misses.get() + self.stored.get()
     }
 }
 

@@ -62,7 +62,7 @@ impl<T> Default for Recent<T> {
     fn default() -> Self {
         Self {
             window: AtomicU64::new(0),
-            kept: Mutex::new(VecDeque::new()),
+            kept: Mutex::default(),
         }
     }
 }

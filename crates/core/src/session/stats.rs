@@ -7,7 +7,7 @@ use std::{
 
 use tls_sessiond_types::alert::Alert;
 
-use super::{Miss, RemovalReason, Role, Version};
+use super::{Miss, RemovalReason, Role, Version, histogram::Histogram};
 use crate::sync::{AtomicU64, Ordering};
 
 /// A counter that only increases.
@@ -53,6 +53,9 @@ pub struct Account {
     pub failures: Failures,
     /// Handshakes that finished, by role, version, and whether they resumed a session.
     pub finished: Finished,
+    /// How long finished handshakes of the daemon's engine took, from their first step to their
+    /// last. The network and the peer are part of it.
+    pub durations: Histogram,
 }
 
 impl Account {
@@ -69,6 +72,7 @@ impl Account {
             removals: Removals::default(),
             failures: Failures::default(),
             finished: Finished::default(),
+            durations: Histogram::default(),
         }
     }
 }

@@ -1,0 +1,177 @@
+//! The socket of the admin address, and the connections to it.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto::Builder,
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use super::{
+    feed::Feed,
+    history::HOUR_STEP,
+    routes::{self, Visitor},
+};
+use crate::{
+    api::admin::Admin,
+    config::{AdminDoor, AdminEndpoint},
+    log::panics::caught,
+    server::tls::Acceptor,
+};
+
+/// Most connections to the admin address. Others wait until one ends.
+const CONNECTIONS_MAX: usize = 64;
+/// How long a visitor may take for the head of a request, and for a TLS handshake. A connection
+/// without a request ends after it.
+const HEAD: Duration = Duration::from_secs(10);
+/// How long to wait after an accept failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Largest head of a request, in bytes.
+const HEAD_MAX: usize = 16 << 10;
+
+/// The bound socket of the admin address.
+pub struct AdminListener {
+    socket: TcpListener,
+    door: AdminDoor,
+    acceptor: Option<Arc<Acceptor>>,
+}
+
+impl AdminListener {
+    /// Binds the address. An optional one that cannot be bound is left out, and a log line says so.
+    /// Needs a tokio runtime around it.
+    ///
+    /// # Errors
+    /// The address cannot be bound.
+    pub fn bind(
+        endpoint: AdminEndpoint,
+        acceptor: Option<Arc<Acceptor>>,
+    ) -> io::Result<Option<Self>> {
+        let address = endpoint.address;
+        let bind = || {
+            let socket = std::net::TcpListener::bind(address)?;
+            socket.set_nonblocking(true)?;
+            TcpListener::from_std(socket)
+        };
+        match bind() {
+            Ok(socket) => Ok(Some(Self {
+                socket,
+                door: endpoint.door,
+                acceptor,
+            })),
+            Err(err) if endpoint.optional => {
+                tracing::info!(%address, %err, "cannot bind the default admin address; continuing without metrics and status page");
+                Ok(None)
+            }
+            Err(err) => Err(io::Error::new(
+                err.kind(),
+                format!("cannot listen on {address} (listen.admin): {err}"),
+            )),
+        }
+    }
+
+    /// Returns the bound address, with the port that the system chose.
+    ///
+    /// # Errors
+    /// Those of getsockname(2).
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Serves until it is dropped.
+    pub(crate) async fn serve(self, admin: Arc<Admin>) {
+        let feed = Arc::new(Feed::new(Arc::clone(&admin)));
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let steps = async {
+            let mut steps = interval(Duration::from_secs(HOUR_STEP));
+            steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            // The first tick is at once, and no step has ended then.
+            steps.tick().await;
+            loop {
+                steps.tick().await;
+                feed.step();
+            }
+        };
+        let accepts = async {
+            loop {
+                let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+                    return;
+                };
+                match self.socket.accept().await {
+                    Ok((socket, _)) => {
+                        let door = Door {
+                            admin: Arc::clone(&admin),
+                            feed: Arc::clone(&feed),
+                            kind: self.door,
+                            acceptor: self.acceptor.clone(),
+                        };
+                        // A panic is logged, and costs this connection only.
+                        tokio::spawn(caught(door.serve(socket, place)));
+                    }
+                    Err(err) => {
+                        tracing::debug!(%err, "accept failed on the admin address");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        };
+        tokio::join!(steps, accepts);
+    }
+}
+
+/// Serves one connection.
+struct Door {
+    admin: Arc<Admin>,
+    feed: Arc<Feed>,
+    kind: AdminDoor,
+    acceptor: Option<Arc<Acceptor>>,
+}
+
+impl Door {
+    async fn serve(self, socket: tokio::net::TcpStream, _place: OwnedSemaphorePermit) {
+        // An answer goes out at once. An error means that the peer is gone.
+        let _ = socket.set_nodelay(true);
+        match (self.kind, &self.acceptor) {
+            (AdminDoor::Local, _) => self.http(socket, Visitor::local()).await,
+            (AdminDoor::Public, _) => self.http(socket, Visitor::stranger()).await,
+            (AdminDoor::MutualTls, Some(acceptor)) => match acceptor.accept_http(socket).await {
+                Ok((stream, peer)) => self.http(stream, Visitor::proved(peer)).await,
+                Err(err) => {
+                    tracing::debug!(%err, "TLS handshake failed on the admin address");
+                }
+            },
+            (AdminDoor::MutualTls, None) => {}
+        }
+    }
+
+    async fn http<S>(&self, stream: S, visitor: Visitor)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let router = routes::router(Arc::clone(&self.admin), Arc::clone(&self.feed), visitor);
+        let service = TowerToHyperService::new(router);
+        let mut builder = Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD)
+            .max_buf_size(HEAD_MAX);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(16)
+            .max_header_list_size(u32::try_from(HEAD_MAX).unwrap_or(u32::MAX))
+            .keep_alive_interval(HEAD)
+            .keep_alive_timeout(HEAD);
+        // An error is the peer's: it is gone, or has sent what is not HTTP.
+        let _ = builder
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
+    }
+}

@@ -1,0 +1,529 @@
+//! Every metric: its name, its unit, its meaning and its labels.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet},
+    metrics::MetricType,
+    registry::{Registry, Unit},
+};
+use tls_sessiond_core::session::histogram::{BOUNDS_MICROS, HistogramCounts};
+use tls_sessiond_proto as pb;
+
+use crate::api::admin::Snapshot;
+
+/// The media type of an answer.
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// A kind of metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+}
+
+/// A metric. A counter gets the suffix `_total`, and a unit is the suffix before that.
+#[derive(Clone, Copy, Debug)]
+struct Metric {
+    name: &'static str,
+    kind: Kind,
+    unit: Option<&'static Unit>,
+    help: &'static str,
+}
+
+const fn metric(
+    name: &'static str,
+    kind: Kind,
+    unit: Option<&'static Unit>,
+    help: &'static str,
+) -> Metric {
+    Metric {
+        name,
+        kind,
+        unit,
+        help,
+    }
+}
+
+static BYTES_UNIT: Unit = Unit::Bytes;
+static SECONDS_UNIT: Unit = Unit::Seconds;
+const BYTES: Option<&Unit> = Some(&BYTES_UNIT);
+const SECONDS: Option<&Unit> = Some(&SECONDS_UNIT);
+
+macro_rules! metrics {
+    ($($constant:ident = $name:literal, $kind:ident, $unit:expr, $help:literal;)*) => {
+        $(const $constant: Metric = metric($name, Kind::$kind, $unit, $help);)*
+        /// All metrics, in the order in which they are written.
+        #[cfg(test)]
+        const ALL: &[Metric] = &[$($constant),*];
+    };
+}
+
+metrics! {
+    BUILD = "tls_sessiond_build", Info, None, "Version and build of the daemon";
+    READY = "tls_sessiond_ready", Gauge, None, "1 while the daemon takes work, 0 while it starts or drains";
+    HANDSHAKES = "tls_sessiond_handshakes", Counter, None, "Handshakes that finished, by role, version and kind (full or resumed)";
+    HANDSHAKE_FAILURES = "tls_sessiond_handshake_failures", Counter, None, "Handshakes that failed, by alert and by the side that sent it";
+    HANDSHAKE_DURATION = "tls_sessiond_handshake_duration", Histogram, SECONDS, "Duration of handshakes of the daemon's engine, with network and peer";
+    LOOKUPS = "tls_sessiond_lookups", Counter, None, "Sessions resumed (hit), and lookups that found nothing to resume (miss) by reason";
+    REMOVALS = "tls_sessiond_removals", Counter, None, "Sessions removed from the cache, by reason; cache_full is an eviction";
+    SESSIONS = "tls_sessiond_sessions", Gauge, None, "Sessions in the memory of this daemon";
+    SESSIONS_LIMIT = "tls_sessiond_sessions_limit", Gauge, None, "cache_entries_max of the context, for both roles together";
+    SESSION_SIZE = "tls_sessiond_session_size", Gauge, BYTES, "Bytes of the sessions in the memory of this daemon";
+    SESSION_SIZE_LIMIT = "tls_sessiond_session_size_limit", Gauge, BYTES, "cache_bytes_max of the context, for both roles together";
+    CONNECTIONS = "tls_sessiond_connections", Gauge, None, "Live connection objects by state, role and engine";
+    CONNECTIONS_LIMIT = "tls_sessiond_connections_limit", Gauge, None, "limits.connections";
+    UNCLOSED = "tls_sessiond_unclosed_connections", Counter, None, "Connections that ended unclosed, by identity; the 100 identities that use most";
+    SOCKETS = "tls_sessiond_sockets", Gauge, None, "Connections of the API whose caller is known";
+    SOCKETS_LIMIT = "tls_sessiond_sockets_limit", Gauge, None, "limits.sockets, or less if the system allows fewer open files";
+    STREAM_LIMIT_REACHED = "tls_sessiond_stream_limit_reached", Counter, None, "How often a connection of the API has reached its limit of streams";
+    CALLS = "tls_sessiond_calls_in_flight", Gauge, None, "Calls that have begun and are not answered";
+    CALLS_LIMIT = "tls_sessiond_calls_limit", Gauge, None, "limits.calls_in_flight";
+    CALLS_REFUSED = "tls_sessiond_calls_refused", Counter, None, "Calls refused before they began, by the reason of their error";
+    CALL_DURATION = "rpc_server_call_duration", Histogram, SECONDS, "Duration of calls by method and status, from the first byte to the last";
+    BATCH_DURATION = "tls_sessiond_attach_batch_duration", Histogram, SECONDS, "Duration of a message of an Attach, until its last call is answered";
+    RELOADS = "tls_sessiond_reloads", Counter, None, "Reloads of the configuration, by result";
+    LAST_RELOAD = "tls_sessiond_last_reload_time", Gauge, SECONDS, "When the last reload ended, in seconds since the Unix epoch";
+    LAST_RELOAD_APPLIED = "tls_sessiond_last_reload_applied", Gauge, None, "1 if the last reload was applied, 0 if it was refused";
+    CERTIFICATE_EXPIRY = "tls_sessiond_certificate_expiry_time", Gauge, SECONDS, "When a certificate expires, in seconds since the Unix epoch";
+    LOG_LINES_DROPPED = "tls_sessiond_log_lines_dropped", Counter, None, "Log lines dropped because they could not be written in time";
+    STORE_OPEN_PARTS = "tls_sessiond_store_open_parts", Gauge, None, "Parts of the shared store, of 64, in which sessions are found now";
+    STORE_REQUESTS = "tls_sessiond_store_requests", Counter, None, "Lookups and puts sent to the shared store";
+    STORE_FAILURES = "tls_sessiond_store_failures", Counter, None, "Lookups and puts that the shared store did not answer, or answered with an error";
+    STORE_SHED = "tls_sessiond_store_shed", Counter, None, "Lookups and puts not sent, because that part of the shared store was away";
+    STORE_UNOPENED = "tls_sessiond_store_unopened", Counter, None, "Values of the shared store that no sealing key of this daemon opens";
+    STORE_LOSSES = "tls_sessiond_store_losses", Counter, None, "How often a part of the shared store had lost the heartbeat of this daemon";
+    STORE_ABANDONED = "tls_sessiond_store_abandoned", Counter, None, "How often this daemon gave up what it held in a part of the shared store";
+    CPU = "process_cpu", Counter, SECONDS, "CPU time of the process";
+    MEMORY = "process_resident_memory", Gauge, BYTES, "Resident memory of the process";
+    VIRTUAL_MEMORY = "process_virtual_memory", Gauge, BYTES, "Virtual memory of the process";
+    OPEN_FILES = "process_open_fds", Gauge, None, "Open files of the process";
+    OPEN_FILES_LIMIT = "process_max_fds", Gauge, None, "Limit of open files of the process, 0 if there is none";
+    THREADS = "process_threads", Gauge, None, "Threads of the process";
+    STARTED = "process_start_time", Gauge, SECONDS, "When the daemon started, in seconds since the Unix epoch";
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+/// Writes all metrics in the format of OpenMetrics.
+///
+/// # Errors
+/// None: writing to a text does not fail.
+pub(crate) fn encode(snapshot: Snapshot, calls: Calls) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Everything { snapshot, calls }));
+    let mut text = String::with_capacity(64 << 10);
+    prometheus_client::encoding::text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+/// The durations of calls at one time.
+#[derive(Debug)]
+pub(crate) struct Calls {
+    pub(crate) durations: Vec<(&'static str, &'static str, HistogramCounts)>,
+    pub(crate) batches: HistogramCounts,
+    pub(crate) refused: Vec<(&'static str, u64)>,
+}
+
+struct Everything {
+    snapshot: Snapshot,
+    calls: Calls,
+}
+
+impl fmt::Debug for Everything {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Everything")
+    }
+}
+
+impl Collector for Everything {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut to = Out(encoder);
+        let status = &self.snapshot.status;
+        let build = [("version", &status.version), ("build", &status.build)];
+        to.info(BUILD, &build)?;
+        let ready = status.state() == pb::DaemonState::Serving;
+        to.gauge(READY, [(Labels::new(), u64::from(ready))])?;
+        self.contexts(&mut to)?;
+        self.api(&mut to)?;
+        self.reloads(&mut to)?;
+        if let Some(store) = status
+            .daemon
+            .as_ref()
+            .and_then(|daemon| daemon.shared_store.as_ref())
+        {
+            shared_store(store, &mut to)?;
+        }
+        self.process(&mut to)
+    }
+}
+
+impl Everything {
+    /// Adds the label of a context, where names are shown.
+    fn label(&self, context: &str, mut labels: Labels) -> Labels {
+        if self.snapshot.names {
+            labels.insert(0, ("context", context.to_owned()));
+        }
+        labels
+    }
+
+    fn contexts(&self, to: &mut Out<'_>) -> fmt::Result {
+        let contexts = &self.snapshot.status.contexts;
+        let each = |rows: &dyn Fn(&pb::SessionStats) -> Vec<(Labels, u64)>| {
+            let all = contexts.iter().filter_map(|context| {
+                let stats = context.stats.as_ref()?;
+                Some((context.name.as_str(), rows(stats)))
+            });
+            all.flat_map(|(context, rows)| {
+                rows.into_iter()
+                    .map(|(labels, count)| (self.label(context, labels), count))
+                    .collect::<Vec<_>>()
+            })
+            .collect::<Vec<_>>()
+        };
+        let of_context = |value: &dyn Fn(&pb::Context) -> u64| {
+            contexts
+                .iter()
+                .map(|context| (self.label(&context.name, Labels::new()), value(context)))
+                .collect::<Vec<_>>()
+        };
+        let stats = |value: &dyn Fn(&pb::SessionStats) -> u64| {
+            of_context(&|context| context.stats.as_ref().map_or(0, value))
+        };
+        to.counter(HANDSHAKES, each(&handshakes))?;
+        to.counter(HANDSHAKE_FAILURES, each(&failures))?;
+        let durations = contexts.iter().zip(&self.snapshot.handshakes);
+        to.histogram(
+            HANDSHAKE_DURATION,
+            durations.map(|(context, counts)| (self.label(&context.name, Labels::new()), *counts)),
+        )?;
+        to.counter(LOOKUPS, each(&lookups))?;
+        to.counter(REMOVALS, each(&removals))?;
+        to.gauge(SESSIONS, stats(&|stats| stats.sessions))?;
+        to.gauge(
+            SESSIONS_LIMIT,
+            of_context(&|context| 2 * context.cache_entries_max),
+        )?;
+        to.gauge(SESSION_SIZE, stats(&|stats| stats.session_bytes))?;
+        to.gauge(
+            SESSION_SIZE_LIMIT,
+            of_context(&|context| 2 * context.cache_bytes_max),
+        )
+    }
+
+    fn api(&self, to: &mut Out<'_>) -> fmt::Result {
+        let status = &self.snapshot.status;
+        let process = status.process.unwrap_or_default();
+        let one = |value: u32| [(Labels::new(), u64::from(value))];
+        to.gauge(
+            CONNECTIONS,
+            status.connections.iter().map(|count| {
+                let labels = vec![
+                    (
+                        "state",
+                        word(count.state().as_str_name(), "CONNECTION_STATE_"),
+                    ),
+                    ("role", word(count.role().as_str_name(), "ROLE_")),
+                    ("engine", word(count.engine().as_str_name(), "ENGINE_")),
+                ];
+                (self.label(&count.context, labels), count.count)
+            }),
+        )?;
+        to.gauge(CONNECTIONS_LIMIT, one(process.connections_max))?;
+        if self.snapshot.names {
+            let owners = status.owners.iter().filter(|owner| owner.unclosed > 0);
+            to.counter(
+                UNCLOSED,
+                owners.map(|owner| (vec![("owner", owner.owner.clone())], owner.unclosed)),
+            )?;
+        }
+        to.gauge(SOCKETS, one(process.sockets))?;
+        to.gauge(SOCKETS_LIMIT, one(process.sockets_max))?;
+        let reached = status
+            .daemon
+            .as_ref()
+            .map_or(0, |daemon| daemon.stream_limit_reached);
+        to.counter(STREAM_LIMIT_REACHED, [(Labels::new(), reached)])?;
+        to.gauge(CALLS, one(process.calls))?;
+        to.gauge(CALLS_LIMIT, one(process.calls_max))?;
+        to.counter(
+            CALLS_REFUSED,
+            self.calls
+                .refused
+                .iter()
+                .map(|(reason, count)| (vec![("reason", reason.to_lowercase())], *count)),
+        )?;
+        to.histogram(
+            CALL_DURATION,
+            self.calls.durations.iter().map(|(method, code, counts)| {
+                let labels = vec![
+                    ("rpc_method", (*method).to_owned()),
+                    ("rpc_response_status_code", (*code).to_owned()),
+                ];
+                (labels, *counts)
+            }),
+        )?;
+        to.histogram(BATCH_DURATION, [(Labels::new(), self.calls.batches)])
+    }
+
+    fn reloads(&self, to: &mut Out<'_>) -> fmt::Result {
+        let status = &self.snapshot.status;
+        let result = |result: &str, count| (vec![("result", result.to_owned())], count);
+        let totals = self.snapshot.reloads;
+        to.counter(
+            RELOADS,
+            [
+                result("applied", totals.applied),
+                result("refused", totals.refused),
+            ],
+        )?;
+        if let Some(last) = &status.last_reload {
+            to.gauge(LAST_RELOAD, [(Labels::new(), seconds(last.time.as_ref()))])?;
+            to.gauge(
+                LAST_RELOAD_APPLIED,
+                [(Labels::new(), u64::from(last.applied))],
+            )?;
+        }
+        let named = |certificate: &pb::CertificateStatus| {
+            let labels = vec![("certificate", certificate.key.clone())];
+            (labels, seconds(certificate.expire_time.as_ref()))
+        };
+        let first = || status.certificates.first().map(named);
+        let expiries: Vec<_> = match self.snapshot.names {
+            true => status.certificates.iter().map(named).collect(),
+            // Without names: the first one to expire.
+            false => first()
+                .map(|(_, expiry)| (Labels::new(), expiry))
+                .into_iter()
+                .collect(),
+        };
+        to.gauge(CERTIFICATE_EXPIRY, expiries)?;
+        to.counter(
+            LOG_LINES_DROPPED,
+            [(Labels::new(), status.log_lines_dropped)],
+        )
+    }
+
+    fn process(&self, to: &mut Out<'_>) -> fmt::Result {
+        let status = &self.snapshot.status;
+        let process = status.process.unwrap_or_default();
+        let one = |value: u64| [(Labels::new(), value)];
+        let cpu = process.cpu_time.unwrap_or_default();
+        let cpu = Duration::try_from(cpu).unwrap_or_default();
+        to.seconds_counter(CPU, cpu)?;
+        to.gauge(MEMORY, one(process.memory_bytes))?;
+        to.gauge(VIRTUAL_MEMORY, one(self.snapshot.virtual_bytes))?;
+        to.gauge(OPEN_FILES, one(process.open_files.into()))?;
+        to.gauge(OPEN_FILES_LIMIT, one(process.open_files_max))?;
+        to.gauge(THREADS, one(process.threads.into()))?;
+        to.gauge(STARTED, one(seconds(status.start_time.as_ref())))
+    }
+}
+
+fn shared_store(store: &pb::SharedStore, to: &mut Out<'_>) -> fmt::Result {
+    let one = |value: u64| [(Labels::new(), value)];
+    to.gauge(STORE_OPEN_PARTS, one(store.open_parts.into()))?;
+    to.counter(STORE_REQUESTS, one(store.requests))?;
+    to.counter(STORE_FAILURES, one(store.failures))?;
+    to.counter(STORE_SHED, one(store.shed))?;
+    to.counter(STORE_UNOPENED, one(store.unopened))?;
+    to.counter(STORE_LOSSES, one(store.losses))?;
+    to.counter(STORE_ABANDONED, one(store.abandoned))
+}
+
+fn handshakes(stats: &pb::SessionStats) -> Vec<(Labels, u64)> {
+    let row = |count: &pb::HandshakeCount| {
+        let version = match count.version() {
+            pb::ProtocolVersion::Unspecified => "unknown",
+            pb::ProtocolVersion::Tls12 => "1.2",
+            pb::ProtocolVersion::Tls13 => "1.3",
+        };
+        let kind = if count.resumed { "resumed" } else { "full" };
+        let labels = vec![
+            ("role", word(count.role().as_str_name(), "ROLE_")),
+            ("version", version.to_owned()),
+            ("kind", kind.to_owned()),
+        ];
+        (labels, count.count)
+    };
+    stats.handshakes.iter().map(row).collect()
+}
+
+fn failures(stats: &pb::SessionStats) -> Vec<(Labels, u64)> {
+    let row = |failure: &pb::AlertCount| {
+        let (alert, side) = match &failure.alert {
+            None => ("none", "none"),
+            Some(alert) if alert.received => (alert.name.as_str(), "received"),
+            Some(alert) => (alert.name.as_str(), "sent"),
+        };
+        let labels = vec![("alert", alert.to_owned()), ("side", side.to_owned())];
+        (labels, failure.count)
+    };
+    stats.failures_by_alert.iter().map(row).collect()
+}
+
+fn lookups(stats: &pb::SessionStats) -> Vec<(Labels, u64)> {
+    let labels =
+        |result: &str, reason: String| vec![("result", result.to_owned()), ("reason", reason)];
+    let hits = (labels("hit", "found".into()), stats.hits);
+    let misses = stats.misses_by_reason.iter().map(|miss| {
+        let reason = word(miss.reason().as_str_name(), "MISS_REASON_");
+        (labels("miss", reason), miss.count)
+    });
+    std::iter::once(hits).chain(misses).collect()
+}
+
+fn removals(stats: &pb::SessionStats) -> Vec<(Labels, u64)> {
+    let row = |removal: &pb::RemovalCount| {
+        let reason = word(removal.reason().as_str_name(), "REMOVAL_REASON_");
+        (vec![("reason", reason)], removal.count)
+    };
+    stats.removals_by_reason.iter().map(row).collect()
+}
+
+/// Returns the value of an enum of the contract as a label has it: in lower case, without the name
+/// of its enum.
+pub(crate) fn word(name: &str, prefix: &str) -> String {
+    name.strip_prefix(prefix).unwrap_or(name).to_lowercase()
+}
+
+fn seconds(time: Option<&prost_types::Timestamp>) -> u64 {
+    time.and_then(|time| u64::try_from(time.seconds).ok())
+        .unwrap_or(0)
+}
+
+/// Writes metrics. Rows with equal labels are added up, so that no metric has one twice.
+struct Out<'e>(DescriptorEncoder<'e>);
+
+impl Out<'_> {
+    fn begin(&mut self, metric: Metric) -> Result<MetricEncoder<'_>, fmt::Error> {
+        let kind = match metric.kind {
+            Kind::Counter => MetricType::Counter,
+            Kind::Gauge => MetricType::Gauge,
+            Kind::Histogram => MetricType::Histogram,
+            Kind::Info => MetricType::Info,
+        };
+        self.0
+            .encode_descriptor(metric.name, metric.help, metric.unit, kind)
+    }
+
+    fn info(&mut self, metric: Metric, labels: &[(&str, &String)]) -> fmt::Result {
+        self.begin(metric)?.encode_info(&labels.to_vec())
+    }
+
+    fn counter(
+        &mut self,
+        metric: Metric,
+        rows: impl IntoIterator<Item = (Labels, u64)>,
+    ) -> fmt::Result {
+        let rows = added_up(rows, |sum, count| *sum += count);
+        let mut encoder = self.begin(metric)?;
+        for (labels, count) in rows {
+            let none = None::<&prometheus_client::metrics::exemplar::Exemplar<NoLabelSet, u64>>;
+            match labels.is_empty() {
+                true => encoder.encode_counter(&count, none)?,
+                false => encoder
+                    .encode_family(&labels)?
+                    .encode_counter(&count, none)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn seconds_counter(&mut self, metric: Metric, time: Duration) -> fmt::Result {
+        let none = None::<&prometheus_client::metrics::exemplar::Exemplar<NoLabelSet, f64>>;
+        self.begin(metric)?
+            .encode_counter(&time.as_secs_f64(), none)
+    }
+
+    fn gauge(
+        &mut self,
+        metric: Metric,
+        rows: impl IntoIterator<Item = (Labels, u64)>,
+    ) -> fmt::Result {
+        let rows = added_up(rows, |sum, count| *sum += count);
+        let mut encoder = self.begin(metric)?;
+        for (labels, value) in rows {
+            match labels.is_empty() {
+                true => encoder.encode_gauge(&value)?,
+                false => encoder.encode_family(&labels)?.encode_gauge(&value)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn histogram(
+        &mut self,
+        metric: Metric,
+        rows: impl IntoIterator<Item = (Labels, HistogramCounts)>,
+    ) -> fmt::Result {
+        let rows = added_up(rows, |sum: &mut HistogramCounts, counts| sum.add(&counts));
+        let mut encoder = self.begin(metric)?;
+        for (labels, counts) in rows {
+            let bounds = BOUNDS_MICROS.iter().map(|micros| *micros as f64 / 1e6);
+            let bounds = bounds.chain([f64::INFINITY]);
+            let buckets: Vec<_> = bounds.zip(counts.buckets).collect();
+            let (sum, count) = (counts.sum.as_secs_f64(), counts.total());
+            match labels.is_empty() {
+                true => encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?,
+                false => encoder
+                    .encode_family(&labels)?
+                    .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn added_up<V: Default>(
+    rows: impl IntoIterator<Item = (Labels, V)>,
+    add: impl Fn(&mut V, V),
+) -> BTreeMap<Labels, V> {
+    let mut sums = BTreeMap::new();
+    for (labels, value) in rows {
+        add(sums.entry(labels).or_default(), value);
+    }
+    sums
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the row of a metric in docs/operations.md.
+    fn row(metric: &Metric) -> String {
+        let unit = metric.unit.map_or("", |unit| match unit {
+            Unit::Bytes => "_bytes",
+            _ => "_seconds",
+        });
+        let (suffix, kind) = match metric.kind {
+            Kind::Counter => ("_total", "counter"),
+            Kind::Gauge => ("", "gauge"),
+            Kind::Histogram => ("", "histogram"),
+            Kind::Info => ("_info", "info"),
+        };
+        format!(
+            "| `{}{unit}{suffix}` | {kind} | {} |",
+            metric.name, metric.help
+        )
+    }
+
+    #[test]
+    fn documents_have_every_metric_and_no_other() {
+        let document = include_str!("../../docs/operations.md");
+        let wanted: Vec<_> = ALL.iter().map(row).collect();
+        let begin = document
+            .split_once("| metric | kind | meaning |")
+            .expect("a table of metrics");
+        let found: Vec<_> = begin
+            .1
+            .lines()
+            .skip(2)
+            .take_while(|line| line.starts_with('|'))
+            .collect();
+        assert_eq!(found, wanted, "write these rows:\n{}", wanted.join("\n"));
+    }
+}

@@ -1,0 +1,15 @@
+//! The admin address: metrics, probes and the status page, over HTTP. Nothing can be changed here.
+//!
+//! * `listener`: the socket, and the connections to it
+//! * `routes`: the answers
+//! * [`metrics`]: every metric
+//! * `history`: handshakes and lookups of the last hour and day
+//! * `feed`: the events of the status page
+
+mod feed;
+mod history;
+mod listener;
+mod metrics;
+mod routes;
+
+pub use listener::AdminListener;

@@ -3,7 +3,7 @@
 //!
 //! The modules, in reading order. Each imports only modules below it (`ARCHITECTURE.md`):
 
-pub mod cli; // serve and check
+pub mod cli; // serve and check, and the commands that call a daemon
 pub mod daemon; // the life of the daemon, from configuration to drain
 
 pub mod admin; // metrics, probes and the status page

@@ -1,7 +1,10 @@
-//! The command line: serve and check.
+//! The command line: serve, check, and the commands that call a daemon.
 //!
 //! * `serve`: one run of the daemon, from its signals to its exit status
 //! * `process`: settings of the process before it serves
+//! * `remote`: commands that call a daemon over gRPC
+//! * `defaults`: the commented configuration of `config defaults`
+//! * `pages`: completion scripts and manual pages
 
 use std::{
     io::{self, Write},
@@ -9,7 +12,10 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
+use clap::{
+    Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, error::ErrorKind,
+    parser::ValueSource,
+};
 
 use crate::{
     config::{self, Config, ConfigError},
@@ -17,8 +23,13 @@ use crate::{
     log::Log,
 };
 
+mod defaults;
+mod pages;
 mod process;
+mod remote;
 mod serve;
+
+use remote::{RemoteCommand, RemoteOptions};
 
 /// Exit status for wrong usage, as clap has it.
 const EX_USAGE: u8 = 2;
@@ -38,6 +49,8 @@ struct Cli {
     command: Option<Command>,
     #[command(flatten)]
     options: Options,
+    #[command(flatten)]
+    remote: RemoteOptions,
 }
 
 const AFTER_HELP: &str = "\
@@ -47,6 +60,9 @@ Examples:
   tls-sessiond --set listen.api='[\"tcp://127.0.0.1:6000\"]'
   TLS_SESSIOND__LIMITS__CONNECTIONS=5000 tls-sessiond
   tls-sessiond check /etc/tls-sessiond.toml          check a file; an error names key and line
+  tls-sessiond status                                show the state of the daemon on this host
+  tls-sessiond sessions watch --kind removed,missed  print events of sessions as they happen
+  tls-sessiond connections list --output json --address unix:///run/tls-sessiond/api.sock
 
 First calls:
   grpcurl -plaintext 127.0.0.1:50551 list
@@ -56,7 +72,8 @@ First calls:
 SIGHUP reloads the configuration and its files; an error changes nothing, and names a key that needs a restart.
 SIGTERM and SIGINT stop the daemon after a drain; a second signal ends the process at once.
 Exit status: 0 stopped by a signal, 1 cannot listen or failed while running, 2 wrong usage, 78 bad configuration,
-128 + N ended at once by a second signal N.
+128 + N ended at once by a second signal N. Commands that call a daemon: 0 done, 1 the call failed or the answer is no,
+2 wrong usage, 69 the daemon cannot be reached, 78 a file of --ca, --certificate or --key cannot be used.
 Logs go to stderr: text on a terminal, JSON otherwise. RUST_LOG=debug overrides log.level; audit lines pass every filter.";
 
 #[derive(Debug, Subcommand)]
@@ -70,9 +87,72 @@ enum Command {
         /// The configuration file. Without it, the file of --config.
         file: Option<PathBuf>,
     },
+    #[command(flatten)]
+    Remote(RemoteCommand),
+    /// Print the configuration that the daemon runs, check a file, or print the defaults.
+    #[command(subcommand, after_long_help = CONFIG_EXAMPLES)]
+    Config(ConfigCommand),
+    /// Print a script with which a shell completes the command line.
+    #[command(after_long_help = COMPLETIONS_EXAMPLES)]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Write manual pages: tls-sessiond.1, and one page for each command.
+    #[command(after_long_help = MAN_EXAMPLES)]
+    Man {
+        /// The folder, which is made if it is missing.
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
 }
 
+const CONFIG_EXAMPLES: &str = "\
+Examples:
+  tls-sessiond config defaults > tls-sessiond.toml    every key with its default and a comment
+  tls-sessiond config check tls-sessiond.toml
+  tls-sessiond config print                           the values of the running daemon, with their origins
+  tls-sessiond config print -o json | jq -r .digest";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  tls-sessiond completions bash > /usr/share/bash-completion/completions/tls-sessiond
+  tls-sessiond completions zsh > /usr/local/share/zsh/site-functions/_tls-sessiond
+  tls-sessiond completions fish > ~/.config/fish/completions/tls-sessiond.fish";
+
+const MAN_EXAMPLES: &str = "\
+Examples:
+  tls-sessiond man /usr/local/share/man/man1 && man tls-sessiond-sessions-watch";
+
+/// A command about configurations.
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print the configuration that the daemon runs, each value with its origin. Needs the role
+    /// admin for all contexts.
+    #[command(after_long_help = CONFIG_EXAMPLES)]
+    Print,
+    /// Check a configuration, as `check` does.
+    #[command(after_long_help = CONFIG_EXAMPLES)]
+    Check {
+        /// The configuration file. Without it, the file of --config.
+        file: Option<PathBuf>,
+    },
+    /// Print a complete configuration: every key with its default and a comment.
+    #[command(after_long_help = CONFIG_EXAMPLES)]
+    Defaults,
+}
+
+/// The shells that `completions` knows.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+/// How to find the configuration.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Options of serve and check")]
 struct Options {
     /// The configuration file (TOML). Without it, the built-in defaults apply.
     #[arg(long, value_name = "FILE", env = "TLS_SESSIOND_CONFIG", global = true)]
@@ -81,6 +161,9 @@ struct Options {
     #[arg(long, value_name = "KEY=VALUE", global = true)]
     set: Vec<String>,
 }
+
+/// The names of [`Options`].
+const LOCAL_OPTIONS: [&str; 2] = ["config", "set"];
 
 impl Options {
     /// Reads the configuration that the options name.
@@ -95,7 +178,11 @@ impl Options {
 
 /// Runs the command that the arguments name.
 pub fn run() -> ExitCode {
-    let Cli { command, options } = match Cli::try_parse() {
+    let Cli {
+        command,
+        options,
+        remote: remote_options,
+    } = match parse() {
         Ok(cli) => cli,
         // clap quotes arguments, and one of them may be a key that was pasted.
         Err(err) if err.use_stderr() && config::holds_key(&err.to_string()) => {
@@ -107,17 +194,32 @@ pub fn run() -> ExitCode {
         }
         Err(err) => err.exit(),
     };
-    let done = match command {
-        None | Some(Command::Serve) => serve::serve(&options),
-        Some(Command::Check { file }) => match file.or(options.config) {
-            Some(file) => check(&file, options.set),
-            None => Cli::command()
-                .error(
-                    ErrorKind::MissingRequiredArgument,
-                    "check needs a file: tls-sessiond check FILE",
-                )
-                .exit(),
-        },
+    let done = match command.unwrap_or(Command::Serve) {
+        Command::Serve => serve::serve(&options),
+        Command::Check { file } | Command::Config(ConfigCommand::Check { file }) => {
+            match file.or(options.config) {
+                Some(file) => check(&file, options.set),
+                None => Cli::command()
+                    .error(
+                        ErrorKind::MissingRequiredArgument,
+                        "check needs a file: tls-sessiond check FILE",
+                    )
+                    .exit(),
+            }
+        }
+        Command::Remote(command) => return remote::run(command, remote_options),
+        Command::Config(ConfigCommand::Print) => {
+            return remote::print_configuration(remote_options);
+        }
+        Command::Config(ConfigCommand::Defaults) => {
+            say(io::stdout(), defaults::file());
+            Ok(())
+        }
+        Command::Completions { shell } => {
+            pages::completions(shell);
+            Ok(())
+        }
+        Command::Man { folder } => return manual(&folder),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -129,6 +231,40 @@ pub fn run() -> ExitCode {
                     ExitCode::FAILURE
                 }
             }
+        }
+    }
+}
+
+/// Parses the arguments of this process. An option that the command would ignore is an error.
+fn parse() -> Result<Cli, clap::Error> {
+    let matches = Cli::command().try_get_matches()?;
+    let cli = Cli::from_arg_matches(&matches)?;
+    let (ignored, by): (&[_], _) = match cli.command {
+        Some(Command::Remote(_) | Command::Config(ConfigCommand::Print)) => {
+            (&LOCAL_OPTIONS, "a command that calls a daemon")
+        }
+        _ => (&remote::OPTIONS, "this command, which calls no daemon"),
+    };
+    let given = |id: &&&str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    match ignored.iter().find(given) {
+        None => Ok(cli),
+        Some(option) => Err(Cli::command().error(
+            ErrorKind::ArgumentConflict,
+            format!("--{} has no meaning for {by}", option.replace('_', "-")),
+        )),
+    }
+}
+
+fn manual(folder: &std::path::Path) -> ExitCode {
+    match pages::manual(folder) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            let text = format!(
+                "tls-sessiond: cannot write to {}: {err}\n",
+                folder.display()
+            );
+            say(io::stderr(), &text);
+            ExitCode::FAILURE
         }
     }
 }

@@ -40,11 +40,12 @@ use tls_sessiond_core::{
     context::{ContextConfig, ContextRefusal, Refusal, Settings},
     store::memory,
 };
+pub(crate) use units::duration;
 
 /// The addresses to listen on by default.
-const DEFAULT_ADDRESS: SocketAddr =
+pub(crate) const DEFAULT_ADDRESS: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 50551);
-const DEFAULT_SOCKET: &str = "/run/tls-sessiond/api.sock";
+pub(crate) const DEFAULT_SOCKET: &str = "/run/tls-sessiond/api.sock";
 
 /// A valid configuration.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::InvalidValue;
 
 /// Parses a whole number and a unit: ms, s, m, h or d.
-pub(super) fn duration(text: &str) -> Result<Duration, InvalidValue> {
+pub(crate) fn duration(text: &str) -> Result<Duration, InvalidValue> {
     let (number, unit) = split(text)?;
     let millis = match unit {
         "ms" => 1,

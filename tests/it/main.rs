@@ -12,6 +12,7 @@ mod cache_model;
 mod calls;
 #[cfg(feature = "peers")]
 mod certificates;
+mod cli;
 mod client_hello;
 #[cfg(feature = "peers")]
 mod clients;

@@ -206,7 +206,10 @@ async fn planted_limits_are_named() {
     assert_eq!(names(&daemon).await, ["connections-full"]);
     daemon.stop().await;
 
-    let daemon = TestDaemon::with("[limits]\nstreams = 2\nstreams_non_worker = 1\n").await;
+    let daemon = TestDaemon::with(
+        "[drain]\ntimeout = \"100ms\"\n[limits]\nstreams = 2\nstreams_non_worker = 1\n",
+    )
+    .await;
     let mut guest = Guest::new(&daemon.channel);
     let _streams = (guest.attach().await, guest.attach().await);
     assert_eq!(names(&daemon).await, ["stream-limit"]);

@@ -13,7 +13,7 @@
 #   .peers/node_modules    with @grpc/grpc-js, puppeteer-core and axe-core, from npm
 #   .peers/bin/grpc-go     tests/clients/client.go, built here with Debian's Go and grpc-go
 #   openssl, curl, gnutls-cli, python3 with venv, npm, Go with grpc-go, protoc with its plugins for Go, libfaketime, chromium,
-#   prometheus:            Debian packages, if missing
+#   prometheus, zsh, fish: Debian packages, if missing
 #   pkg-config, libssl-dev: Debian packages, to build the OpenSSL adapter
 #   redis-server: a Debian package, for the tests of the shared store and the benchmarks
 #   memcached: a Debian package, for the benchmarks
@@ -59,6 +59,9 @@ bench)
     # The status page in a browser, and the metrics in a server that scrapes them.
     need chromium chromium
     need prometheus prometheus
+    # Shells that load the completion scripts.
+    need zsh zsh
+    need fish fish
     need node nodejs
     need npm npm
     need go golang-go

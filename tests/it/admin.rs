@@ -6,6 +6,7 @@ use tls_sessiond_proto::{self as pb, admin_service_client::AdminServiceClient};
 use tonic::{Code, Status, transport::Channel};
 
 use crate::{
+    admin_http::Watched,
     binary::Binary,
     calls::{Worker, lookup, put, worker},
     doors::{Guest, House, SOMEBODY, denied, not_there, rule},
@@ -435,4 +436,75 @@ async fn long_streams_are_listed_by_connection() {
         })
         .await;
     daemon.stop().await;
+}
+
+/// Sends plaintext from a client to its server through the daemon. Returns whether it arrived.
+async fn passes(daemon: &TestDaemon, [client, server]: &[String; 2]) -> bool {
+    let sent = daemon.exchange(client, b"", b"hello").await.unwrap();
+    let received = daemon
+        .exchange(server, &sent.ciphertext, b"")
+        .await
+        .unwrap();
+    received.plaintext == "hello"
+}
+
+#[tokio::test]
+async fn reloads_drop_none_of_a_thousand_connections() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("c.toml");
+    let path = file.to_str().unwrap();
+    let config = |sessions| format!("[limits]\nsessions = {sessions}\n");
+    fs::write(&file, config(1_000)).unwrap();
+    let watched = Watched::start(&["--config", path]).await;
+    let daemon = TestDaemon::at(&watched.binary.address).await;
+    let mut pairs = Vec::new();
+    for _ in 0..500 {
+        let pair = [
+            daemon.open(pb::Role::Client).await,
+            daemon.open(pb::Role::Server).await,
+        ];
+        daemon.handshake(&pair[0], &pair[1]).await;
+        pairs.push(pair);
+    }
+    let mut admin = admin(&daemon.channel);
+    fs::write(&file, config(2_000)).unwrap();
+    let applied = admin
+        .reload(pb::ReloadRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(applied.changed, ["limits.sessions"]);
+    fs::write(&file, config(3_000)).unwrap();
+    watched.binary.signal("-HUP").await;
+    daemon
+        .until("the second reload was applied", async |_| {
+            let metrics = watched.get("/metrics").await.body;
+            metrics.contains("tls_sessiond_reloads_total{result=\"applied\"} 2")
+        })
+        .await;
+    fs::write(&file, "[limits]\nsessions = \"many\"\n").unwrap();
+    let refused = admin.reload(pb::ReloadRequest {}).await.unwrap_err();
+    assert!(refused.message().contains("limits.sessions"), "{refused:?}");
+    let metrics = watched.get("/metrics").await.body;
+    assert!(
+        metrics.contains("tls_sessiond_reloads_total{result=\"refused\"} 1"),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains("tls_sessiond_last_reload_applied 0"),
+        "{metrics}"
+    );
+    let seen = status(&mut admin).await;
+    assert!(
+        seen.last_reload
+            .unwrap()
+            .error
+            .contains("c.toml:2: limits.sessions")
+    );
+    for pair in &pairs {
+        assert!(passes(&daemon, pair).await);
+    }
+    assert_eq!(seen.process.unwrap().connections, 1_000);
+    drop((admin, daemon));
+    watched.binary.kill().await;
 }

@@ -1,6 +1,8 @@
 //! The operator's command line, through the binary and against a daemon.
 
 mod admin;
+#[cfg(feature = "peers")]
+mod completions;
 mod connections;
 mod contexts;
 mod doctor;

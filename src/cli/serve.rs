@@ -24,7 +24,7 @@ use tokio::{
 
 use super::{Options, process, say};
 use crate::{
-    api::admin::operator::{AskedReload, ReloadAnswer},
+    api::admin::operator::{AskedReload, Operator, ReloadAnswer},
     config::{AdminDoor, Config, ConfigError, Endpoint},
     daemon::{Daemon, Error, Prepared, Reload, Reloaded},
     log::{Log, panics::caught},
@@ -106,7 +106,10 @@ async fn serve_prepared(
         asked: daemon.operator().asked_reloads(),
     };
     let reloading = tokio::spawn(reload_at(asks, daemon.reload(), options, log.clone()));
-    let ended = daemon.run(stop(terminate, interrupt, log.clone())).await;
+    let operator = Arc::clone(daemon.operator());
+    let ended = daemon
+        .run(stop(terminate, interrupt, operator, log.clone()))
+        .await;
     reloading.abort();
     ended
 }
@@ -330,10 +333,13 @@ async fn patiently<T>(mut reading: oneshot::Receiver<T>) -> Result<T, oneshot::e
     reading.await
 }
 
-/// Returns at the first SIGTERM or SIGINT. From then on, a second one ends the process at once,
-/// with status 128 and its number.
-async fn stop(mut terminate: Signal, mut interrupt: Signal, log: Log) {
-    next(&mut terminate, &mut interrupt).await;
+/// Returns at the first SIGTERM or SIGINT, or when a caller asks for a drain. From then on, a signal
+/// ends the process at once, with status 128 and its number.
+async fn stop(mut terminate: Signal, mut interrupt: Signal, operator: Arc<Operator>, log: Log) {
+    tokio::select! {
+        _ = next(&mut terminate, &mut interrupt) => {}
+        () = operator.stop_asked() => {}
+    }
     tokio::spawn(async move {
         let signal = next(&mut terminate, &mut interrupt).await;
         tracing::warn!("second signal: the process ends at once");

@@ -508,3 +508,18 @@ async fn reloads_drop_none_of_a_thousand_connections() {
     drop((admin, daemon));
     watched.binary.kill().await;
 }
+
+#[tokio::test]
+async fn signal_during_an_asked_drain_ends_the_daemon_at_once() {
+    let binary = Binary::start(&["--set", "drain.delay=\"300s\""]).await;
+    let daemon = TestDaemon::at(&binary.address).await;
+    let mut admin = admin(&daemon.channel);
+    admin.drain(pb::DrainRequest {}).await.unwrap();
+    assert_eq!(status(&mut admin).await.state(), pb::DaemonState::Draining);
+    // Asked again, it goes on.
+    admin.drain(pb::DrainRequest {}).await.unwrap();
+    binary.terminate().await;
+    drop((admin, daemon));
+    let (ended, _) = binary.end().await;
+    assert_eq!(ended.code(), Some(128 + 15), "{ended}");
+}

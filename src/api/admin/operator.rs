@@ -12,7 +12,8 @@ use arc_swap::ArcSwap;
 use parking_lot::{Mutex, MutexGuard};
 use tls_sessiond_core::context::Dropped;
 use tls_sessiond_proto as pb;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::error::Refusal,
@@ -53,7 +54,7 @@ pub struct Operator {
     turn: Mutex<()>,
     reloads: OnceLock<mpsc::Sender<AskedReload>>,
     log: OnceLock<Log>,
-    stop: Notify,
+    stop: CancellationToken,
 }
 
 /// The turn of one reload. Concurrent reloads run one after the other.
@@ -82,7 +83,7 @@ impl Operator {
             turn: Mutex::new(()),
             reloads: OnceLock::new(),
             log: OnceLock::new(),
-            stop: Notify::new(),
+            stop: CancellationToken::new(),
         }
     }
 
@@ -107,9 +108,9 @@ impl Operator {
         Some(asked)
     }
 
-    /// Waits until a caller asks for a drain.
+    /// Waits until a caller asks for a drain. Returns at once if one has asked before.
     pub async fn stop_asked(&self) {
-        self.stop.notified().await;
+        self.stop.cancelled().await;
     }
 
     /// Returns the directives of the log's level, or none without a log.
@@ -168,7 +169,7 @@ impl Operator {
     /// Begins a drain. Returns how long the daemon lives at most.
     pub(super) fn drain(&self, owner: &str) -> Duration {
         tracing::info!(target: "audit", owner, "drain asked for by an administrator");
-        self.stop.notify_one();
+        self.stop.cancel();
         let drain = self.running().drain;
         drain.delay + drain.timeout + END
     }

@@ -111,7 +111,7 @@ fn shared_store(store: &pb::SharedStore, findings: &mut Vec<Finding>) {
             },
             name: "store-away",
             text: format!(
-                "The shared store answers in {} of {STORE_PARTS} parts: the others resume nobody.",
+                "The shared store answers in {} of {STORE_PARTS} parts: no session is resumed in the others.",
                 store.open_parts
             ),
             remedy: "Look at the store, and at the log of the daemon for its own words.",

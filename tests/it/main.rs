@@ -70,6 +70,7 @@ mod revocation_ways;
 mod revoked_access;
 mod rights;
 mod ruled;
+mod runbook;
 mod rustls_worker;
 #[cfg(feature = "peers")]
 mod rustls_worker_peers;

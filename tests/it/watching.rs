@@ -135,8 +135,44 @@ async fn prometheus_scrapes_and_answers_queries() {
             panic!("{asked}: {}", query(asked).await);
         }
     }
+    for expression in crate::runbook::expressions() {
+        let encoded: String = expression
+            .bytes()
+            .map(|byte| format!("%{byte:02X}"))
+            .collect();
+        let answer = get(&free.to_string(), &format!("/api/v1/query?query={encoded}")).await;
+        assert!(
+            answer.body.contains("\"status\":\"success\""),
+            "{expression}: {}",
+            answer.body
+        );
+    }
     prometheus.kill().await;
     watched.binary.kill().await;
+}
+
+#[tokio::test]
+async fn alert_rules_pass_their_tests() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus");
+    for args in [
+        ["check", "rules", "rules.yaml"],
+        ["test", "rules", "rules_test.yaml"],
+    ] {
+        let promtool = Command::new("promtool")
+            .args(args)
+            .current_dir(&folder)
+            .kill_on_drop(true)
+            .output();
+        let output = timeout(LOOK, promtool)
+            .await
+            .expect("promtool does not end")
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && said.contains("SUCCESS"),
+            "{said}"
+        );
+    }
 }
 
 #[tokio::test]

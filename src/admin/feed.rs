@@ -331,34 +331,51 @@ fn connections(status: &pb::GetStatusResponse) -> Value {
 }
 
 fn contexts(snapshot: &Snapshot) -> Value {
-    let each = snapshot.status.contexts.iter().map(|context| {
+    let mut rows = Vec::new();
+    for context in &snapshot.status.contexts {
         let stats = context.stats.clone().unwrap_or_default();
-        let count = |is_resumed: bool| {
-            let kinds = stats
-                .handshakes
-                .iter()
-                .filter(|kind| kind.resumed == is_resumed);
-            kinds.map(|kind| kind.count).sum::<u64>()
+        let row = |role: pb::Role, sessions: u64, bytes: u64| {
+            let kinds = || stats.handshakes.iter().filter(|kind| kind.role() == role);
+            let count = |is_resumed| {
+                let kinds = kinds().filter(|kind| kind.resumed == is_resumed);
+                kinds.map(|kind| kind.count).sum()
+            };
+            let totals = Totals {
+                full: count(false),
+                resumed: count(true),
+                ..Totals::default()
+            };
+            let name = match (snapshot.names, role) {
+                (false, _) => String::new(),
+                (true, pb::Role::Client) => format!("{} (clients)", context.name),
+                (true, _) => context.name.clone(),
+            };
+            json!({
+                "name": name,
+                "sessions": sessions,
+                "sessions_max": context.cache_entries_max,
+                "bytes": bytes,
+                "bytes_max": context.cache_bytes_max,
+                "resumed": totals.resumption(),
+            })
         };
-        let totals = Totals {
-            full: count(false),
-            resumed: count(true),
-            ..Totals::default()
-        };
-        let name = match snapshot.names {
-            true => context.name.as_str(),
-            false => "",
-        };
-        json!({
-            "name": name,
-            "sessions": stats.sessions,
-            "sessions_max": 2 * context.cache_entries_max,
-            "bytes": stats.session_bytes,
-            "bytes_max": 2 * context.cache_bytes_max,
-            "resumed": totals.resumption(),
-        })
-    });
-    each.collect()
+        rows.push(row(
+            pb::Role::Server,
+            stats.server_sessions,
+            stats.server_session_bytes,
+        ));
+        // A context without connections of clients has no row for them.
+        if stats.connect > 0 || stats.sessions > stats.server_sessions {
+            rows.push(row(
+                pb::Role::Client,
+                stats.sessions.saturating_sub(stats.server_sessions),
+                stats
+                    .session_bytes
+                    .saturating_sub(stats.server_session_bytes),
+            ));
+        }
+    }
+    Value::Array(rows)
 }
 
 fn certificates(status: &pb::GetStatusResponse) -> Value {

@@ -70,10 +70,10 @@ metrics! {
     HANDSHAKE_DURATION = "tls_sessiond_handshake_duration", Histogram, SECONDS, "Duration of handshakes of the daemon's engine, with network and peer";
     LOOKUPS = "tls_sessiond_lookups", Counter, None, "Sessions resumed (hit), and lookups that found nothing to resume (miss) by reason";
     REMOVALS = "tls_sessiond_removals", Counter, None, "Sessions removed from the cache, by reason; cache_full is an eviction";
-    SESSIONS = "tls_sessiond_sessions", Gauge, None, "Sessions in the memory of this daemon";
-    SESSIONS_LIMIT = "tls_sessiond_sessions_limit", Gauge, None, "cache_entries_max of the context, for both roles together";
-    SESSION_SIZE = "tls_sessiond_session_size", Gauge, BYTES, "Bytes of the sessions in the memory of this daemon";
-    SESSION_SIZE_LIMIT = "tls_sessiond_session_size_limit", Gauge, BYTES, "cache_bytes_max of the context, for both roles together";
+    SESSIONS = "tls_sessiond_sessions", Gauge, None, "Sessions in the memory of this daemon, by role";
+    SESSIONS_LIMIT = "tls_sessiond_sessions_limit", Gauge, None, "cache_entries_max of the context, for each role";
+    SESSION_SIZE = "tls_sessiond_session_size", Gauge, BYTES, "Bytes of the sessions in the memory of this daemon, by role";
+    SESSION_SIZE_LIMIT = "tls_sessiond_session_size_limit", Gauge, BYTES, "cache_bytes_max of the context, for each role";
     CONNECTIONS = "tls_sessiond_connections", Gauge, None, "Live connection objects by state, role and engine";
     CONNECTIONS_LIMIT = "tls_sessiond_connections_limit", Gauge, None, "limits.connections";
     UNCLOSED = "tls_sessiond_unclosed_connections", Counter, None, "Connections that ended unclosed, by identity; the 100 identities that use most";
@@ -184,15 +184,6 @@ impl Everything {
             })
             .collect::<Vec<_>>()
         };
-        let of_context = |value: &dyn Fn(&pb::Context) -> u64| {
-            contexts
-                .iter()
-                .map(|context| (self.label(&context.name, Labels::new()), value(context)))
-                .collect::<Vec<_>>()
-        };
-        let stats = |value: &dyn Fn(&pb::SessionStats) -> u64| {
-            of_context(&|context| context.stats.as_ref().map_or(0, value))
-        };
         to.counter(HANDSHAKES, each(&handshakes))?;
         to.counter(HANDSHAKE_FAILURES, each(&failures))?;
         let durations = contexts.iter().zip(&self.snapshot.handshakes);
@@ -202,16 +193,46 @@ impl Everything {
         )?;
         to.counter(LOOKUPS, each(&lookups))?;
         to.counter(REMOVALS, each(&removals))?;
-        to.gauge(SESSIONS, stats(&|stats| stats.sessions))?;
         to.gauge(
-            SESSIONS_LIMIT,
-            of_context(&|context| 2 * context.cache_entries_max),
+            SESSIONS,
+            self.roles(|stats, _| (stats.server_sessions, stats.sessions)),
         )?;
-        to.gauge(SESSION_SIZE, stats(&|stats| stats.session_bytes))?;
-        to.gauge(
-            SESSION_SIZE_LIMIT,
-            of_context(&|context| 2 * context.cache_bytes_max),
-        )
+        let entries = |_: &pb::SessionStats, context: &pb::Context| {
+            (context.cache_entries_max, 2 * context.cache_entries_max)
+        };
+        to.gauge(SESSIONS_LIMIT, self.roles(entries))?;
+        let bytes = |stats: &pb::SessionStats, _: &pb::Context| {
+            (stats.server_session_bytes, stats.session_bytes)
+        };
+        to.gauge(SESSION_SIZE, self.roles(bytes))?;
+        let most = |_: &pb::SessionStats, context: &pb::Context| {
+            (context.cache_bytes_max, 2 * context.cache_bytes_max)
+        };
+        to.gauge(SESSION_SIZE_LIMIT, self.roles(most))
+    }
+
+    /// Returns a row for each role of each context. `of` returns the value of servers, and that of
+    /// both roles.
+    fn roles(
+        &self,
+        of: impl Fn(&pb::SessionStats, &pb::Context) -> (u64, u64),
+    ) -> Vec<(Labels, u64)> {
+        let contexts = self.snapshot.status.contexts.iter();
+        let rows = contexts.flat_map(|context| {
+            let stats = context.stats.clone().unwrap_or_default();
+            let (servers, both) = of(&stats, context);
+            [
+                ("server", servers),
+                ("client", both.saturating_sub(servers)),
+            ]
+            .map(|(role, value)| {
+                (
+                    self.label(&context.name, vec![("role", role.to_owned())]),
+                    value,
+                )
+            })
+        });
+        rows.collect()
     }
 
     fn api(&self, to: &mut Out<'_>) -> fmt::Result {
@@ -335,6 +356,20 @@ fn shared_store(store: &pb::SharedStore, to: &mut Out<'_>) -> fmt::Result {
 }
 
 fn handshakes(stats: &pb::SessionStats) -> Vec<(Labels, u64)> {
+    // A kind that has not occurred is zero, so that its first occurrence is an increase.
+    let zeros = ["server", "client"].into_iter().flat_map(|role| {
+        ["1.2", "1.3"].into_iter().flat_map(move |version| {
+            ["full", "resumed"].map(|kind| {
+                let labels = [("role", role), ("version", version), ("kind", kind)];
+                (
+                    labels
+                        .map(|(name, value)| (name, value.to_owned()))
+                        .to_vec(),
+                    0,
+                )
+            })
+        })
+    });
     let row = |count: &pb::HandshakeCount| {
         let version = match count.version() {
             pb::ProtocolVersion::Unspecified => "unknown",
@@ -349,7 +384,7 @@ fn handshakes(stats: &pb::SessionStats) -> Vec<(Labels, u64)> {
         ];
         (labels, count.count)
     };
-    stats.handshakes.iter().map(row).collect()
+    stats.handshakes.iter().map(row).chain(zeros).collect()
 }
 
 fn failures(stats: &pb::SessionStats) -> Vec<(Labels, u64)> {
@@ -373,7 +408,14 @@ fn lookups(stats: &pb::SessionStats) -> Vec<(Labels, u64)> {
         let reason = word(miss.reason().as_str_name(), "MISS_REASON_");
         (labels("miss", reason), miss.count)
     });
-    std::iter::once(hits).chain(misses).collect()
+    let all = (1..).map_while(|number| pb::MissReason::try_from(number).ok());
+    let zeros = all.map(|reason| {
+        (
+            labels("miss", word(reason.as_str_name(), "MISS_REASON_")),
+            0,
+        )
+    });
+    std::iter::once(hits).chain(misses).chain(zeros).collect()
 }
 
 fn removals(stats: &pb::SessionStats) -> Vec<(Labels, u64)> {
@@ -381,7 +423,17 @@ fn removals(stats: &pb::SessionStats) -> Vec<(Labels, u64)> {
         let reason = word(removal.reason().as_str_name(), "REMOVAL_REASON_");
         (vec![("reason", reason)], removal.count)
     };
-    stats.removals_by_reason.iter().map(row).collect()
+    let all = (1..).map_while(|number| pb::RemovalReason::try_from(number).ok());
+    let zeros = all.map(|reason| {
+        let reason = word(reason.as_str_name(), "REMOVAL_REASON_");
+        (vec![("reason", reason)], 0)
+    });
+    stats
+        .removals_by_reason
+        .iter()
+        .map(row)
+        .chain(zeros)
+        .collect()
 }
 
 /// Returns the value of an enum of the contract as a label has it: in lower case, without the name

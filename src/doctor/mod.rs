@@ -68,5 +68,5 @@ pub fn examine(evidence: &Evidence<'_>) -> Vec<Finding> {
 
 /// Returns a share in per cent, rounded down. Zero of zero is zero.
 fn percent(part: u64, whole: u64) -> u64 {
-    (part * 100).checked_div(whole).unwrap_or(0)
+    part.saturating_mul(100).checked_div(whole).unwrap_or(0)
 }

@@ -111,7 +111,10 @@ async fn metrics_count_what_the_daemon_did() {
             "tls_sessiond_removals_total{context=\"default\",reason=\"unclosed\"}",
             "1",
         ),
-        ("tls_sessiond_sessions{context=\"default\"}", "0"),
+        (
+            "tls_sessiond_sessions{context=\"default\",role=\"server\"}",
+            "0",
+        ),
         (
             "tls_sessiond_unclosed_connections_total{owner=\"local\"}",
             "1",

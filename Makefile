@@ -15,7 +15,7 @@ check:
 
 # Runs all checks and tests. tests/peers.sh installs these if they are missing: openssl and its
 # headers, curl, gnutls-cli, sslyze, buf, grpcurl, grpcio, grpc-js, grpc-go, redis-server,
-# valkey-server, typos and cargo-deny.
+# valkey-server, tmux, typos and cargo-deny.
 test:
 	tests/peers.sh
 	cargo fmt --all --check

@@ -13,7 +13,7 @@
 #   .peers/node_modules    with @grpc/grpc-js, puppeteer-core and axe-core, from npm
 #   .peers/bin/grpc-go     tests/clients/client.go, built here with Debian's Go and grpc-go
 #   openssl, curl, gnutls-cli, python3 with venv, npm, Go with grpc-go, protoc with its plugins for Go, libfaketime, chromium,
-#   prometheus, zsh, fish: Debian packages, if missing
+#   prometheus, zsh, fish, tmux: Debian packages, if missing
 #   pkg-config, libssl-dev: Debian packages, to build the OpenSSL adapter
 #   redis-server: a Debian package, for the tests of the shared store and the benchmarks
 #   memcached: a Debian package, for the benchmarks
@@ -62,6 +62,8 @@ bench)
     # Shells that load the completion scripts.
     need zsh zsh
     need fish fish
+    # A real terminal for `tls-sessiond top`.
+    need tmux tmux
     need node nodejs
     need npm npm
     need go golang-go

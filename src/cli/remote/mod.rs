@@ -34,6 +34,7 @@ mod socket;
 mod status;
 mod text;
 mod tls;
+mod top;
 mod words;
 mod yaml;
 
@@ -122,6 +123,9 @@ pub(super) enum RemoteCommand {
     /// certificates and the store.
     #[command(after_long_help = status::EXAMPLES)]
     Status,
+    /// Show the state of the daemon as a live screen in the terminal, with rates and sorted tables.
+    #[command(after_long_help = top::EXAMPLES)]
+    Top(top::TopArgs),
     /// Ask whether the daemon accepts work (grpc.health.v1), for probes.
     #[command(after_long_help = health::EXAMPLES)]
     Health(health::HealthArgs),
@@ -161,6 +165,7 @@ impl RemoteCommand {
     async fn run(self, console: &Console) -> Result<Verdict, Failure> {
         match self {
             Self::Status => status::status(console).await,
+            Self::Top(args) => top::top(console, args).await,
             Self::Health(args) => health::health(console, &args).await,
             Self::Connections(command) => command.run(console).await,
             Self::Sessions(command) => command.run(console).await,

@@ -72,6 +72,11 @@ impl Printer {
         })
     }
 
+    /// Returns whether words for states are coloured.
+    pub(super) fn is_colored(&self) -> bool {
+        self.colored
+    }
+
     /// Prints one message. `table` writes it for a person.
     ///
     /// # Errors

@@ -59,7 +59,7 @@ fn screen_of(screen: &mut Screen, status: &pb::GetStatusResponse) {
             format!("{} ({})", status.version, status.build).into(),
         ),
         ("state", state(status.state())),
-        ("uptime", uptime(status).into()),
+        ("uptime", uptime_and_start(status).into()),
         ("configuration", status.config_digest.as_str().into()),
         ("last reload", reload(status.last_reload.as_ref())),
         (
@@ -96,22 +96,30 @@ fn screen_of(screen: &mut Screen, status: &pb::GetStatusResponse) {
 }
 
 fn state(state: pb::DaemonState) -> Cell {
-    let tone = match state {
+    Cell::toned(&state.word(), tone(state))
+}
+
+/// Returns the colour of a state of the daemon.
+pub(super) fn tone(state: pb::DaemonState) -> Tone {
+    match state {
         pb::DaemonState::Serving => Tone::Good,
         pb::DaemonState::Starting | pb::DaemonState::Draining => Tone::Passing,
         pb::DaemonState::Unspecified => Tone::Plain,
-    };
-    Cell::toned(&state.word(), tone)
+    }
 }
 
-/// Returns how long the daemon has run by its own clock, and since when.
-fn uptime(status: &pb::GetStatusResponse) -> String {
-    let start = status.start_time.as_ref();
-    let ran = match (&status.time, start) {
+/// Returns how long the daemon has run by its own clock.
+pub(super) fn uptime(status: &pb::GetStatusResponse) -> String {
+    match (&status.time, &status.start_time) {
         (Some(now), Some(start)) => words::seconds(now.seconds.saturating_sub(start.seconds)),
         _ => "-".into(),
-    };
-    format!("{ran} (since {})", words::time(start))
+    }
+}
+
+/// Returns how long the daemon has run, and since when.
+fn uptime_and_start(status: &pb::GetStatusResponse) -> String {
+    let start = words::time(status.start_time.as_ref());
+    format!("{} (since {start})", uptime(status))
 }
 
 fn reload(reload: Option<&pb::Reload>) -> Cell {
@@ -322,7 +330,7 @@ mod tests {
             "reload time    1970-01-01T00:01:00Z (c.toml:2: listen.port: unknown field)",
             "log level      no log (5 lines dropped)",
             "connections    6 (2 before, 4 established)",
-            "uid:1000            4         0         0       0",
+            "uid:1000            4         0         0       0       0",
             "memory       3 MiB",
             "open files   9",
             "sockets      1 of 100",

@@ -9,6 +9,8 @@ mod doctor;
 mod reach;
 mod scripted;
 mod sessions;
+#[cfg(feature = "peers")]
+mod top;
 mod usage;
 mod watch;
 

@@ -9,8 +9,9 @@ use super::{command, finish, run, shown};
 use crate::binary::PATIENCE;
 
 /// Every command, as words.
-const COMMANDS: [&str; 29] = [
+const COMMANDS: [&str; 30] = [
     "status",
+    "top",
     "health",
     "connections",
     "connections list",
@@ -97,6 +98,9 @@ async fn wrong_use_has_status_2_and_names_the_mistake() {
             "status --output xml",
             "[possible values: table, json, yaml]",
         ),
+        ("top --interval 499ms", "expected at least 500ms"),
+        ("top --interval 1s", "use tls-sessiond status -o json"),
+        ("top --output json", "top has no form json or yaml"),
         ("status --address 127.0.0.1", "expected tcp://HOST:PORT"),
         (
             "status --address tcp://192.0.2.1:1",

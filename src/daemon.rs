@@ -621,6 +621,9 @@ impl Daemon {
         let mut serve = pin!(self.api.serve(self.listeners, &self.shutdown));
 
         let ended = tokio::select! {
+            // `stop` comes before the drain that a caller asks for, because it may wait for both and
+            // act on them.
+            biased;
             result = &mut serve => Some(result),
             () = stop => None,
             () = self.operator.stop_asked() => None,

@@ -20,6 +20,7 @@ use tokio::{
 use super::{
     history::{DAY_STEP, HOUR_STEP, History, Point},
     metrics::word,
+    places::Place,
     routes::Visitor,
 };
 use crate::{
@@ -140,6 +141,8 @@ impl Feed {
 struct Viewer {
     feed: Arc<Feed>,
     visitor: Visitor,
+    /// The place of its connection: a page that takes events uses it.
+    connection: Arc<Place>,
     _place: OwnedSemaphorePermit,
     next: Instant,
     /// The time of the last point that the page has. `None`: the page has no history yet.
@@ -148,6 +151,7 @@ struct Viewer {
 
 impl Viewer {
     async fn next(mut self) -> Option<(Result<Event, Infallible>, Self)> {
+        self.connection.touch();
         let Some(last) = self.last else {
             let (history, last) = self.feed.history();
             self.last = Some(last);
@@ -172,6 +176,7 @@ impl Viewer {
 pub(crate) async fn answer(
     Extension(feed): Extension<Arc<Feed>>,
     Extension(visitor): Extension<Visitor>,
+    Extension(connection): Extension<Arc<Place>>,
 ) -> Response {
     let Ok(place) = Arc::clone(&feed.viewers).try_acquire_owned() else {
         let why = format!("{VIEWERS_MAX} pages are open already\n");
@@ -180,6 +185,7 @@ pub(crate) async fn answer(
     let viewer = Viewer {
         feed,
         visitor,
+        connection,
         _place: place,
         next: Instant::now(),
         last: None,
@@ -375,7 +381,22 @@ fn contexts(snapshot: &Snapshot) -> Value {
             ));
         }
     }
-    Value::Array(rows)
+    if snapshot.names {
+        return Value::Array(rows);
+    }
+    let sum = |field: &str| {
+        rows.iter()
+            .filter_map(|row| row[field].as_u64())
+            .sum::<u64>()
+    };
+    json!([{
+        "name": "",
+        "sessions": sum("sessions"),
+        "sessions_max": sum("sessions_max"),
+        "bytes": sum("bytes"),
+        "bytes_max": sum("bytes_max"),
+        "resumed": null,
+    }])
 }
 
 fn certificates(status: &pb::GetStatusResponse) -> Value {

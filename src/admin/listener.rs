@@ -9,14 +9,14 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpListener,
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{MissedTickBehavior, interval, sleep},
+    net::{TcpListener, TcpStream},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
 use super::{
     feed::Feed,
     history::HOUR_STEP,
+    places::{Place, Places},
     routes::{self, Visitor},
 };
 use crate::{
@@ -26,8 +26,6 @@ use crate::{
     server::tls::Acceptor,
 };
 
-/// Most connections to the admin address. Others wait until one ends.
-const CONNECTIONS_MAX: usize = 64;
 /// How long a visitor may take for the head of a request, and for a TLS handshake. A connection
 /// without a request ends after it.
 const HEAD: Duration = Duration::from_secs(10);
@@ -66,7 +64,7 @@ impl AdminListener {
                 acceptor,
             })),
             Err(err) if endpoint.optional => {
-                tracing::info!(%address, %err, "cannot bind the default admin address; continuing without metrics and status page");
+                tracing::warn!(%address, %err, "cannot bind the default admin address; continuing without metrics and status page");
                 Ok(None)
             }
             Err(err) => Err(io::Error::new(
@@ -87,7 +85,7 @@ impl AdminListener {
     /// Serves until it is dropped.
     pub(crate) async fn serve(self, admin: Arc<Admin>) {
         let feed = Arc::new(Feed::new(Arc::clone(&admin)));
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let places = Arc::new(Places::default());
         let steps = async {
             let mut steps = interval(Duration::from_secs(HOUR_STEP));
             steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -100,9 +98,6 @@ impl AdminListener {
         };
         let accepts = async {
             loop {
-                let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-                    return;
-                };
                 match self.socket.accept().await {
                     Ok((socket, _)) => {
                         let door = Door {
@@ -111,8 +106,14 @@ impl AdminListener {
                             kind: self.door,
                             acceptor: self.acceptor.clone(),
                         };
+                        let held = places.take();
                         // A panic is logged, and costs this connection only.
-                        tokio::spawn(caught(door.serve(socket, place)));
+                        tokio::spawn(caught(async move {
+                            tokio::select! {
+                                () = door.serve(socket, held.place()) => {}
+                                () = held.ended() => {}
+                            }
+                        }));
                     }
                     Err(err) => {
                         tracing::debug!(%err, "accept failed on the admin address");
@@ -134,14 +135,18 @@ struct Door {
 }
 
 impl Door {
-    async fn serve(self, socket: tokio::net::TcpStream, _place: OwnedSemaphorePermit) {
+    async fn serve(self, socket: TcpStream, place: &Arc<Place>) {
+        // The limit of the head begins with its first byte.
+        if !matches!(timeout(HEAD, socket.readable()).await, Ok(Ok(()))) {
+            return;
+        }
         // An answer goes out at once. An error means that the peer is gone.
         let _ = socket.set_nodelay(true);
         match (self.kind, &self.acceptor) {
-            (AdminDoor::Local, _) => self.http(socket, Visitor::local()).await,
-            (AdminDoor::Public, _) => self.http(socket, Visitor::stranger()).await,
+            (AdminDoor::Local, _) => self.http(socket, Visitor::local(), place).await,
+            (AdminDoor::Public, _) => self.http(socket, Visitor::stranger(), place).await,
             (AdminDoor::MutualTls, Some(acceptor)) => match acceptor.accept_http(socket).await {
-                Ok((stream, peer)) => self.http(stream, Visitor::proved(peer)).await,
+                Ok((stream, peer)) => self.http(stream, Visitor::proved(peer), place).await,
                 Err(err) => {
                     tracing::debug!(%err, "TLS handshake failed on the admin address");
                 }
@@ -150,11 +155,12 @@ impl Door {
         }
     }
 
-    async fn http<S>(&self, stream: S, visitor: Visitor)
+    async fn http<S>(&self, stream: S, visitor: Visitor, place: &Arc<Place>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let router = routes::router(Arc::clone(&self.admin), Arc::clone(&self.feed), visitor);
+        let (admin, feed) = (Arc::clone(&self.admin), Arc::clone(&self.feed));
+        let router = routes::router(admin, feed, visitor, Arc::clone(place));
         let service = TowerToHyperService::new(router);
         let mut builder = Builder::new(TokioExecutor::new());
         builder

@@ -1,6 +1,7 @@
 //! The admin address: metrics, probes and the status page, over HTTP. Nothing can be changed here.
 //!
 //! * `listener`: the socket, and the connections to it
+//! * `places`: the places of these connections
 //! * `routes`: the answers
 //! * [`metrics`]: every metric
 //! * `history`: handshakes and lookups of the last hour and day
@@ -10,6 +11,7 @@ mod feed;
 mod history;
 mod listener;
 mod metrics;
+mod places;
 mod routes;
 
 pub use listener::AdminListener;

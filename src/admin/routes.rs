@@ -14,6 +14,7 @@ use axum::{
 use super::{
     feed::{self, Feed},
     metrics::{self, Calls},
+    places::Place,
 };
 use crate::api::{access::Peer, admin::Admin, health::Serving};
 
@@ -61,7 +62,12 @@ const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; c
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Returns the answers for one visitor.
-pub(crate) fn router(admin: Arc<Admin>, feed: Arc<Feed>, visitor: Visitor) -> Router {
+pub(crate) fn router(
+    admin: Arc<Admin>,
+    feed: Arc<Feed>,
+    visitor: Visitor,
+    place: Arc<Place>,
+) -> Router {
     let probes = Router::new()
         .route("/metrics", get(answer_metrics))
         .route("/livez", get(async || "alive\n"))
@@ -85,12 +91,19 @@ pub(crate) fn router(admin: Arc<Admin>, feed: Arc<Feed>, visitor: Visitor) -> Ro
     let routes = routes
         .with_state(admin)
         .layer(Extension(feed))
+        .layer(Extension(Arc::clone(&place)))
         .layer(Extension(visitor));
     let routes = match is_local {
         true => routes.layer(middleware::from_fn(check_host)),
         false => routes,
     };
-    routes.layer(middleware::map_response(with_headers))
+    let touch = move |request: Request| {
+        place.touch();
+        std::future::ready(request)
+    };
+    routes
+        .layer(middleware::map_request(touch))
+        .layer(middleware::map_response(with_headers))
 }
 
 const PAGE: &str = include_str!("page/page.html");
@@ -117,11 +130,12 @@ async fn with_headers(mut response: Response) -> Response {
 /// Refuses a request whose Host is not this machine: a page of another site must not read this one
 /// after it has changed its name to a loopback address (DNS rebinding).
 async fn check_host(request: Request, next: Next) -> Response {
-    let header = request.headers().get(header::HOST);
-    let host = match (request.uri().authority(), header) {
-        (Some(authority), _) => Some(authority.host().to_owned()),
-        (None, Some(host)) => host.to_str().ok().map(without_port),
-        (None, None) => None,
+    let mut headers = request.headers().get_all(header::HOST).iter();
+    let host = match (request.uri().authority(), headers.next(), headers.next()) {
+        (Some(authority), _, None) => Some(authority.host().to_owned()),
+        (None, Some(host), None) => host.to_str().ok().map(without_port),
+        // Two Hosts may mean two things to two readers.
+        (_, _, Some(_)) | (None, None, None) => None,
     };
     let local = ["localhost", "127.0.0.1", "[::1]"];
     match host {

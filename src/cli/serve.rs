@@ -165,6 +165,11 @@ enum ReloadAsk {
 }
 
 impl ReloadAsk {
+    /// Returns whether the caller has gone, and nothing need be done.
+    fn is_void(&self) -> bool {
+        matches!(self, Self::Call(tells) if tells.is_closed())
+    }
+
     /// Answers the caller, if one waits.
     fn answer(self, answer: ReloadAnswer) {
         if let Self::Call(tells) = self {
@@ -205,17 +210,22 @@ async fn reload_at(mut asks: ReloadAsks, reload: Reload, options: Options, log: 
             next = asks.next().await;
             continue;
         }
+        if ask.is_void() {
+            next = asks.next().await;
+            continue;
+        }
         let attempt = Attempt::next(&latest);
-        // A panic is already logged, and the next signal is waited for.
-        let reloading = caught(reload_once(
+        // A panic is already logged, and the next signal is waited for. The task goes on when a
+        // later reload begins: it answers its caller.
+        let mut reloading = tokio::spawn(caught(reload_once(
             attempt,
             ask,
             reload.clone(),
             options.clone(),
             log.clone(),
-        ));
+        )));
         tokio::select! {
-            _ = reloading => next = asks.next().await,
+            _ = &mut reloading => next = asks.next().await,
             // A file that hangs holds up its own reload only.
             later = next_after(SLOW, &mut asks) => next = later,
         }

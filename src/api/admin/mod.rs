@@ -134,8 +134,7 @@ impl AdminService for Admin {
         request: Request<pb::DrainRequest>,
     ) -> Result<Response<pb::DrainResponse>, Status> {
         let by = caller(&request)?;
-        let ends = self.operator.drain(by.owner());
-        let end_time = self.state.now().wall().after(ends);
+        let end_time = self.operator.drain(by.owner(), self.state.now().wall());
         Ok(Response::new(pb::DrainResponse {
             end_time: Some(convert::timestamp(end_time)),
         }))

@@ -10,7 +10,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, MutexGuard};
-use tls_sessiond_core::context::Dropped;
+use tls_sessiond_core::{clock::WallTime, context::Dropped};
 use tls_sessiond_proto as pb;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -55,6 +55,8 @@ pub struct Operator {
     reloads: OnceLock<mpsc::Sender<AskedReload>>,
     log: OnceLock<Log>,
     stop: CancellationToken,
+    /// When the daemon ends at the latest, once a caller has asked for a drain.
+    ends: OnceLock<WallTime>,
 }
 
 /// The turn of one reload. Concurrent reloads run one after the other.
@@ -84,6 +86,7 @@ impl Operator {
             reloads: OnceLock::new(),
             log: OnceLock::new(),
             stop: CancellationToken::new(),
+            ends: OnceLock::new(),
         }
     }
 
@@ -166,12 +169,15 @@ impl Operator {
         })
     }
 
-    /// Begins a drain. Returns how long the daemon lives at most.
-    pub(super) fn drain(&self, owner: &str) -> Duration {
+    /// Begins a drain, unless one has begun. Returns when the daemon ends at the latest.
+    pub(super) fn drain(&self, owner: &str, now: WallTime) -> WallTime {
         tracing::info!(target: "audit", owner, "drain asked for by an administrator");
+        let ends = *self.ends.get_or_init(|| {
+            let drain = self.running().drain;
+            now.after(drain.delay + drain.timeout + END)
+        });
         self.stop.cancel();
-        let drain = self.running().drain;
-        drain.delay + drain.timeout + END
+        ends
     }
 
     pub(super) fn set_log_level(

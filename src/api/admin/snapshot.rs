@@ -27,12 +27,12 @@ pub(crate) struct Snapshot {
 }
 
 impl Admin {
-    /// Returns what this peer sees. Without the role observer in any context, or without a peer, the
-    /// snapshot is one without names.
+    /// Returns what this peer sees. Without the role observer in all contexts, or without a peer, the
+    /// snapshot is one without names: history and totals are those of all contexts.
     pub(crate) async fn snapshot(&self, peer: Option<&Peer>) -> Snapshot {
         let registry = Arc::clone(&self.state.registry());
         let granted = peer.map(|peer| Grants::of(registry.rules(), peer));
-        let granted = granted.filter(|grants| grants.any(Roles::OBSERVER));
+        let granted = granted.filter(|grants| grants.in_all(Roles::OBSERVER));
         let names = granted.is_some();
         // Without rules, a local peer has all roles.
         let grants = granted.unwrap_or_else(|| Grants::of(&[], &Peer::local()));

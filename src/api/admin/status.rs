@@ -99,7 +99,9 @@ impl Admin {
             }
             .into(),
             config_digest: self.operator.running().digest(),
-            last_reload: self.reloads.last(|context| view.shows(context), true),
+            last_reload: self
+                .reloads
+                .last(|context| view.shows(context), view.shows_all()),
             connections: census.counts(),
             owners: owners(view, &census),
             streams: match view.shows_all() {
@@ -164,7 +166,8 @@ impl Admin {
     }
 }
 
-/// Returns the identities with the most connections, largest first. The totals are of all contexts,
+/// Returns the identities with the largest totals and those with the most connections, by connections,
+/// largest first. The totals are of all contexts,
 /// so only a caller that sees all of them gets these.
 fn owners(view: &View, census: &Census) -> Vec<pb::OwnerUsage> {
     let mut all: BTreeMap<Arc<str>, pb::OwnerUsage> = BTreeMap::new();
@@ -187,12 +190,13 @@ fn owners(view: &View, census: &Census) -> Vec<pb::OwnerUsage> {
             ..usage
         })
         .collect();
-    all.sort_by_key(|usage| {
-        Reverse((
-            usage.connections,
-            usage.unclosed + usage.failures + usage.misses,
-        ))
-    });
+    let totals = |usage: &pb::OwnerUsage| usage.unclosed + usage.failures + usage.misses;
+    all.sort_by_key(|usage| Reverse((totals(usage), usage.connections)));
+    // The worst ones stay, however many connections others have.
+    let worst = all.drain(..all.len().min(LISTED_MAX)).collect::<Vec<_>>();
+    all.sort_by_key(|usage| Reverse(usage.connections));
     all.truncate(LISTED_MAX);
+    all.extend(worst);
+    all.sort_by_key(|usage| Reverse((usage.connections, totals(usage))));
     all
 }

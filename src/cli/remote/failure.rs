@@ -54,7 +54,18 @@ impl Failure {
     /// [`Self::Unreachable`] if the transport failed before an answer.
     pub(super) fn of_call(address: &DaemonAddress, status: Status) -> Self {
         if status.source().is_none() {
-            return Self::Refused(Box::new(status));
+            // An HTTP server that is not gRPC answers without a status.
+            let is_foreign = status.get_details_error_info().is_none()
+                && status.message().contains("grpc-status header missing");
+            return match is_foreign {
+                true => Self::Unreachable {
+                    address: address.clone(),
+                    cause:
+                        "another server answers there, which is not gRPC; the API is at listen.api"
+                            .into(),
+                },
+                false => Self::Refused(Box::new(status)),
+            };
         }
         let mut causes = Vec::new();
         let mut next = status.source();

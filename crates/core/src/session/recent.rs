@@ -1,6 +1,9 @@
 //! The latest lookups that missed and handshakes that failed, for operators.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
 use tls_sessiond_types::{Role, alert::Alert, server_name::ServerName};
 
@@ -10,7 +13,7 @@ use crate::{
     sync::{AtomicU64, Mutex, Ordering},
 };
 
-/// Maximum number of events that each list keeps. The oldest one makes room for the next.
+/// Maximum number of events that each list keeps.
 pub const RECENT_MAX: usize = 256;
 /// Maximum number of events of one second that a list keeps, so that a flood does not displace all
 /// others. Threads that count at the same moment may keep one more each.
@@ -67,8 +70,27 @@ impl<T> Default for Recent<T> {
     }
 }
 
-impl<T: Clone> Recent<T> {
-    /// Keeps an event, unless its second has [`RECENT_PER_SECOND`] already.
+/// An event that [`Recent`] keeps.
+pub trait RecentEvent: Clone {
+    /// Returns the name of the context in which it was.
+    fn context(&self) -> &str;
+}
+
+impl RecentEvent for MissEvent {
+    fn context(&self) -> &str {
+        &self.context
+    }
+}
+
+impl RecentEvent for FailureEvent {
+    fn context(&self) -> &str {
+        &self.context
+    }
+}
+
+impl<T: RecentEvent> Recent<T> {
+    /// Keeps an event, unless its second has [`RECENT_PER_SECOND`] already. If there is no room, the
+    /// oldest event of the context that has the most makes room.
     pub(crate) fn keep(&self, at: Timestamp, event: impl FnOnce() -> T) {
         if !self.has_room(at.as_secs()) {
             return;
@@ -76,7 +98,7 @@ impl<T: Clone> Recent<T> {
         let event = event();
         let mut kept = self.kept.lock();
         if kept.len() == RECENT_MAX {
-            kept.pop_front();
+            remove_one(&mut kept);
         }
         kept.push_back(event);
     }
@@ -103,6 +125,22 @@ impl<T: Clone> Recent<T> {
     }
 }
 
+/// Removes the oldest event of the context that has the most.
+fn remove_one<T: RecentEvent>(kept: &mut VecDeque<T>) {
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    for event in &*kept {
+        *counts.entry(event.context()).or_default() += 1;
+    }
+    let largest = counts.into_iter().max_by_key(|(_, count)| *count);
+    let largest = largest.map(|(context, _)| context);
+    let oldest = kept
+        .iter()
+        .position(|event| Some(event.context()) == largest);
+    if let Some(oldest) = oldest {
+        kept.remove(oldest);
+    }
+}
+
 /// Returns the beginning of a text, at most this many bytes.
 pub fn cut(text: &str, most: usize) -> &str {
     let end = (0..=most.min(text.len()))
@@ -114,6 +152,26 @@ pub fn cut(text: &str, most: usize) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl RecentEvent for u64 {
+        fn context(&self) -> &str {
+            if *self >= 10_000 { "quiet" } else { "loud" }
+        }
+    }
+
+    #[test]
+    fn loud_context_displaces_its_own_events_only() {
+        let recent = Recent::default();
+        recent.keep(Timestamp::from_millis(1), || 10_000);
+        for number in 0..1000 {
+            recent.keep(Timestamp::from_millis(number * 20), || number);
+        }
+        let newest = recent.newest(usize::MAX, |_| true);
+        assert_eq!(
+            (newest.len(), newest[0], newest[RECENT_MAX - 1]),
+            (RECENT_MAX, 999, 10_000)
+        );
+    }
 
     #[test]
     fn text_is_cut_between_characters() {

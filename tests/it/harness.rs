@@ -122,7 +122,6 @@ impl TestDaemon {
 
     /// Returns the calls of a daemon in another process. Its core and its clock are not here: those of
     /// this value belong to a daemon that no test uses.
-    #[cfg(feature = "peers")]
     pub(crate) async fn at(address: &str) -> Self {
         let mut here = Self::start().await;
         here.channel = Channel::from_shared(format!("http://{address}"))

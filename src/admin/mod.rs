@@ -3,7 +3,7 @@
 //! * `listener`: the socket, and the connections to it
 //! * `places`: the places of these connections
 //! * `routes`: the answers
-//! * [`metrics`]: every metric
+//! * `metrics`: every metric
 //! * `history`: handshakes and lookups of the last hour and day
 //! * `feed`: the events of the status page
 

@@ -394,8 +394,18 @@ async fn taken_admin_address_ends_the_daemon_only_if_it_was_set() {
         said.contains("(listen.admin): Address already in use"),
         "{said}"
     );
-    // The default address: whether another process has it or not, the daemon serves.
-    let default = TcpListener::bind("127.0.0.1:9551");
+    // The daemons of other tests have the default address for a while.
+    let bind = async {
+        loop {
+            match TcpListener::bind("127.0.0.1:9551") {
+                Ok(default) => return default,
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    };
+    let default = timeout(PATIENCE, bind)
+        .await
+        .expect("the address stays taken");
     let child = tokio::process::Command::new(env!("CARGO_BIN_EXE_tls-sessiond"))
         .args(["--set", "listen.api=[\"tcp://127.0.0.1:0\"]"])
         .env_clear()

@@ -101,6 +101,7 @@ impl Daemon {
             .arg("--config")
             .arg(folder.path().join("daemon.toml"))
             .args(set)
+            .args(["--set", "listen.admin="])
             .env_remove("RUST_LOG");
         let mut process = Process::logging(&mut command, stderr);
         let tcp = process.says("listening on tcp://").await;

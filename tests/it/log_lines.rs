@@ -39,6 +39,8 @@ impl Logging {
                 "daemon.toml",
                 "--set",
                 "listen.api=[\"tcp://127.0.0.1:0\"]",
+                "--set",
+                "listen.admin=",
             ])
             .env_remove("RUST_LOG");
         if let Some(filter) = rust_log {
@@ -371,7 +373,7 @@ async fn flood_of_one_identity_hides_no_refusal_of_another() {
     command
         .arg("--config")
         .arg(&config)
-        .args(["--set", &api])
+        .args(["--set", &api, "--set", "listen.admin="])
         .env_remove("RUST_LOG");
     let mut process = Process::logging(&mut command, fs::File::create(&log).unwrap());
     let address = process.says("listening on tcp://").await;

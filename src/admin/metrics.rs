@@ -76,7 +76,7 @@ metrics! {
     SESSION_SIZE_LIMIT = "tls_sessiond_session_size_limit", Gauge, BYTES, "cache_bytes_max of the context, for each role";
     CONNECTIONS = "tls_sessiond_connections", Gauge, None, "Live connection objects by state, role and engine";
     CONNECTIONS_LIMIT = "tls_sessiond_connections_limit", Gauge, None, "limits.connections";
-    UNCLOSED = "tls_sessiond_unclosed_connections", Counter, None, "Connections that ended unclosed, by identity; the 100 identities that use most";
+    UNCLOSED = "tls_sessiond_unclosed_connections", Counter, None, "Connections that ended unclosed, by identity; at most 200 identities, those with the largest totals among them";
     SOCKETS = "tls_sessiond_sockets", Gauge, None, "Connections of the API whose caller is known";
     SOCKETS_LIMIT = "tls_sessiond_sockets_limit", Gauge, None, "limits.sockets, or less if the system allows fewer open files";
     STREAM_LIMIT_REACHED = "tls_sessiond_stream_limit_reached", Counter, None, "How often a connection of the API has reached its limit of streams";

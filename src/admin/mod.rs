@@ -10,7 +10,7 @@
 mod feed;
 mod history;
 mod listener;
-mod metrics;
+pub(crate) mod metrics;
 mod places;
 mod routes;
 

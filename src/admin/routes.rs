@@ -13,7 +13,7 @@ use axum::{
 
 use super::{
     feed::{self, Feed},
-    metrics::{self, Calls},
+    metrics::{Everything, openmetrics},
     places::Place,
 };
 use crate::api::{access::Peer, admin::Admin, health::Serving};
@@ -163,14 +163,8 @@ async fn answer_metrics(
     Extension(visitor): Extension<Visitor>,
 ) -> Response {
     let snapshot = admin.snapshot(visitor.peer()).await;
-    let durations = admin.durations();
-    let calls = Calls {
-        durations: durations.calls().collect(),
-        batches: durations.batches.counts(),
-        refused: durations.refused(),
-    };
-    match metrics::encode(snapshot, calls) {
-        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+    match openmetrics::encode(Everything::of(snapshot, &admin)) {
+        Ok(text) => ([(header::CONTENT_TYPE, openmetrics::CONTENT_TYPE)], text).into_response(),
         Err(err) => (StatusCode::INTERNAL_SERVER_ERROR, err.to_string()).into_response(),
     }
 }

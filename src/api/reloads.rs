@@ -95,8 +95,8 @@ impl Reloads {
 
     /// Returns the last reload as a caller may see it, or `None` if there was none. The dropped
     /// sessions are those of contexts for which `shows` returns true. The error of a refused reload
-    /// is included only if `operates` is set.
-    pub(crate) fn last(&self, shows: impl Fn(&str) -> bool, operates: bool) -> Option<pb::Reload> {
+    /// is included only if `sees_all` is set.
+    pub(crate) fn last(&self, shows: impl Fn(&str) -> bool, sees_all: bool) -> Option<pb::Reload> {
         let Last {
             at,
             outcome,
@@ -117,7 +117,7 @@ impl Reloads {
             time: Some(convert::timestamp(at)),
             applied: error.is_none(),
             error: error
-                .filter(|_| operates)
+                .filter(|_| sees_all)
                 .map(|error| error.to_string())
                 .unwrap_or_default(),
             dropped: dropped.collect(),

@@ -213,19 +213,31 @@ async fn last_reload_is_reported_with_time_and_result() {
 #[tokio::test]
 async fn reload_report_hides_error_and_contexts_without_role() {
     let folder = files();
-    let text = |alpn: &str| {
+    let by = |contexts: &str, role: &str, alpn: &str| {
         let one = context(folder.path(), "default", "1.2", "");
         let other = context(folder.path(), "other", "1.2", &format!("alpn = [{alpn}]"));
         format!(
-            "[[access]]\nidentity = \"local\"\ncontexts = [\"default\"]\nrole = \"worker\"\n{one}{other}"
+            "[[access]]\nidentity = \"local\"\ncontexts = [\"{contexts}\"]\nrole = \"{role}\"\n{one}{other}"
         )
     };
+    let text = |alpn: &str| by("default", "worker", alpn);
     let daemon = TestDaemon::with(&text("")).await;
-    daemon
-        .reload(&text("").replace("tls.crt", "nothing.crt"))
-        .unwrap_err();
-    let told = last_reload(&daemon).await.unwrap();
-    assert!(!told.applied && told.error.is_empty(), "{told:?}");
+    // The error names files, so an observer of one context does not see it either.
+    for (contexts, role, sees) in [
+        ("default", "worker", false),
+        ("default", "observer", false),
+        ("*", "worker", false),
+        ("*", "observer", true),
+    ] {
+        let good = by(contexts, role, "");
+        daemon.reload(&good).unwrap();
+        let refused = daemon.reload(&good.replace("tls.crt", "nothing.crt"));
+        refused.unwrap_err();
+        let told = last_reload(&daemon).await.unwrap();
+        assert_eq!(!told.error.is_empty(), sees, "{contexts} {role} {told:?}");
+        assert!(!told.applied);
+    }
+    daemon.reload(&text("")).unwrap();
     // This session is in the other context, which the caller may not see.
     let registry = daemon.core.registry();
     let other = registry.get("other").unwrap();

@@ -126,7 +126,8 @@ impl AdminService for Admin {
         request: Request<pb::ReloadRequest>,
     ) -> Result<Response<pb::ReloadResponse>, Status> {
         let by = caller(&request)?;
-        answer(self.operator.reload(by.owner()).await)
+        let refused = |why: &str| self.reloads.refuse(self.state.now().wall(), why);
+        answer(self.operator.reload(by.owner(), refused).await)
     }
 
     async fn drain(

@@ -144,13 +144,22 @@ impl Operator {
         }
     }
 
-    pub(super) async fn reload(&self, owner: &str) -> Result<pb::ReloadResponse, Refusal> {
+    /// Asks for a reload, and waits for its outcome. `refused` is called with the error if the reload
+    /// does not begin, because earlier ones still wait.
+    pub(super) async fn reload(
+        &self,
+        owner: &str,
+        refused: impl FnOnce(&str),
+    ) -> Result<pb::ReloadResponse, Refusal> {
         tracing::info!(target: "audit", owner, "reload asked for by an administrator");
         let reloads = self.reloads.get().ok_or(Refusal::ReloadUnavailable)?;
         let (tells, told) = oneshot::channel();
-        reloads
-            .try_send(tells)
-            .map_err(|_| Refusal::ReloadRefused("earlier reloads still wait".into()))?;
+        if reloads.try_send(tells).is_err() {
+            let why = "earlier reloads still wait";
+            tracing::error!("reload refused: {why}");
+            refused(why);
+            return Err(Refusal::ReloadRefused(why.into()));
+        }
         let applied = told
             .await
             .map_err(|_| Refusal::ReloadRefused("the daemon is about to stop".into()))?
@@ -192,5 +201,30 @@ impl Operator {
         log.set_level(&filter);
         tracing::info!(target: "audit", owner, %previous, level = log.level(), "level of the log changed by an administrator");
         Ok(pb::SetLogLevelResponse { previous })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn reload_behind_too_many_others_is_refused_and_told() {
+        let operator = Arc::new(Operator::new(Arc::new(Config::defaults())));
+        let waiting = operator.asked_reloads().expect("the first taker");
+        let asked: Vec<_> = (0..WAITING_MAX)
+            .map(|_| {
+                let operator = Arc::clone(&operator);
+                tokio::spawn(async move { operator.reload("one", |_| ()).await })
+            })
+            .collect();
+        while waiting.len() < WAITING_MAX {
+            tokio::task::yield_now().await;
+        }
+        let mut told = None;
+        let answer = operator.reload("other", |why| told = Some(why.to_owned()));
+        answer.await.unwrap_err();
+        assert_eq!(told.as_deref(), Some("earlier reloads still wait"));
+        asked.iter().for_each(tokio::task::JoinHandle::abort);
     }
 }

@@ -52,6 +52,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 #[command(next_help_heading = "Options of commands that call a daemon")]
 pub(super) struct RemoteOptions {
     /// The address of the daemon: tcp://HOST:PORT to this host, tls://HOST:PORT, or unix:///PATH.
+    /// http:// and https:// mean tcp:// and tls://.
     /// Default: unix:///run/tls-sessiond/api.sock if it exists, else tcp://127.0.0.1:50551.
     // Any value of the variable parses, because `serve` ignores it.
     #[arg(

@@ -1,24 +1,20 @@
 //! Every metric: its name, its unit, its meaning and its labels.
+//!
+//! * `openmetrics`: the text that Prometheus reads
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet},
-    metrics::MetricType,
-    registry::{Registry, Unit},
-};
-use tls_sessiond_core::session::histogram::{BOUNDS_MICROS, HistogramCounts};
+use prometheus_client::registry::Unit;
+use tls_sessiond_core::session::histogram::HistogramCounts;
 use tls_sessiond_proto as pb;
 
-use crate::api::admin::Snapshot;
+use crate::api::admin::{Admin, Snapshot};
 
-/// The media type of an answer.
-pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub(super) mod openmetrics;
 
 /// A kind of metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     Counter,
     Gauge,
     Histogram,
@@ -27,11 +23,24 @@ enum Kind {
 
 /// A metric. A counter gets the suffix `_total`, and a unit is the suffix before that.
 #[derive(Clone, Copy, Debug)]
-struct Metric {
-    name: &'static str,
-    kind: Kind,
-    unit: Option<&'static Unit>,
-    help: &'static str,
+pub(crate) struct Metric {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    pub(crate) unit: Option<&'static Unit>,
+    pub(crate) help: &'static str,
+}
+
+/// The values of a metric by their labels. No two have equal labels.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Values {
+    /// Those of an [`Kind::Info`]: labels alone.
+    Info(Labels),
+    /// Whole numbers of a counter or a gauge.
+    Counts(BTreeMap<Labels, u64>),
+    /// A counter of seconds, without labels.
+    Seconds(Duration),
+    /// Those of a histogram.
+    Histograms(BTreeMap<Labels, HistogramCounts>),
 }
 
 const fn metric(
@@ -106,29 +115,19 @@ metrics! {
     STARTED = "process_start_time", Gauge, SECONDS, "When the daemon started, in seconds since the Unix epoch";
 }
 
-type Labels = Vec<(&'static str, String)>;
-
-/// Writes all metrics in the format of OpenMetrics.
-///
-/// # Errors
-/// None: writing to a text does not fail.
-pub(crate) fn encode(snapshot: Snapshot, calls: Calls) -> Result<String, fmt::Error> {
-    let mut registry = Registry::default();
-    registry.register_collector(Box::new(Everything { snapshot, calls }));
-    let mut text = String::with_capacity(64 << 10);
-    prometheus_client::encoding::text::encode(&mut text, &registry)?;
-    Ok(text)
-}
+/// Names and values of labels.
+pub(crate) type Labels = Vec<(&'static str, String)>;
 
 /// The durations of calls at one time.
 #[derive(Debug)]
-pub(crate) struct Calls {
-    pub(crate) durations: Vec<(&'static str, &'static str, HistogramCounts)>,
-    pub(crate) batches: HistogramCounts,
-    pub(crate) refused: Vec<(&'static str, u64)>,
+struct Calls {
+    durations: Vec<(&'static str, &'static str, HistogramCounts)>,
+    batches: HistogramCounts,
+    refused: Vec<(&'static str, u64)>,
 }
 
-struct Everything {
+/// All metrics at one time.
+pub(crate) struct Everything {
     snapshot: Snapshot,
     calls: Calls,
 }
@@ -139,14 +138,35 @@ impl fmt::Debug for Everything {
     }
 }
 
-impl Collector for Everything {
-    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut to = Out(encoder);
+impl Everything {
+    /// Returns the metrics as `snapshot` and `admin` have them now.
+    pub(crate) fn of(snapshot: Snapshot, admin: &Admin) -> Self {
+        let durations = admin.durations();
+        let calls = Calls {
+            durations: durations.calls().collect(),
+            batches: durations.batches.counts(),
+            refused: durations.refused(),
+        };
+        Self { snapshot, calls }
+    }
+
+    /// Passes each metric on with its values, in the order of the table.
+    ///
+    /// # Errors
+    /// Those of `write`.
+    pub(crate) fn write(
+        &self,
+        write: &mut dyn FnMut(Metric, Values) -> fmt::Result,
+    ) -> fmt::Result {
+        let mut to = Out(write);
         let status = &self.snapshot.status;
-        let build = [("version", &status.version), ("build", &status.build)];
-        to.info(BUILD, &build)?;
+        let build = vec![
+            ("version", status.version.clone()),
+            ("build", status.build.clone()),
+        ];
+        to.info(BUILD, build)?;
         let ready = status.state() == pb::DaemonState::Serving;
-        to.gauge(READY, [(Labels::new(), u64::from(ready))])?;
+        to.counts(READY, [(Labels::new(), u64::from(ready))])?;
         self.contexts(&mut to)?;
         self.api(&mut to)?;
         self.reloads(&mut to)?;
@@ -159,9 +179,7 @@ impl Collector for Everything {
         }
         self.process(&mut to)
     }
-}
 
-impl Everything {
     /// Adds the label of a context, where names are shown.
     fn label(&self, context: &str, mut labels: Labels) -> Labels {
         if self.snapshot.names {
@@ -184,31 +202,31 @@ impl Everything {
             })
             .collect::<Vec<_>>()
         };
-        to.counter(HANDSHAKES, each(&handshakes))?;
-        to.counter(HANDSHAKE_FAILURES, each(&failures))?;
+        to.counts(HANDSHAKES, each(&handshakes))?;
+        to.counts(HANDSHAKE_FAILURES, each(&failures))?;
         let durations = contexts.iter().zip(&self.snapshot.handshakes);
         to.histogram(
             HANDSHAKE_DURATION,
             durations.map(|(context, counts)| (self.label(&context.name, Labels::new()), *counts)),
         )?;
-        to.counter(LOOKUPS, each(&lookups))?;
-        to.counter(REMOVALS, each(&removals))?;
-        to.gauge(
+        to.counts(LOOKUPS, each(&lookups))?;
+        to.counts(REMOVALS, each(&removals))?;
+        to.counts(
             SESSIONS,
             self.roles(|stats, _| (stats.server_sessions, stats.sessions)),
         )?;
         let entries = |_: &pb::SessionStats, context: &pb::Context| {
             (context.cache_entries_max, 2 * context.cache_entries_max)
         };
-        to.gauge(SESSIONS_LIMIT, self.roles(entries))?;
+        to.counts(SESSIONS_LIMIT, self.roles(entries))?;
         let bytes = |stats: &pb::SessionStats, _: &pb::Context| {
             (stats.server_session_bytes, stats.session_bytes)
         };
-        to.gauge(SESSION_SIZE, self.roles(bytes))?;
+        to.counts(SESSION_SIZE, self.roles(bytes))?;
         let most = |_: &pb::SessionStats, context: &pb::Context| {
             (context.cache_bytes_max, 2 * context.cache_bytes_max)
         };
-        to.gauge(SESSION_SIZE_LIMIT, self.roles(most))
+        to.counts(SESSION_SIZE_LIMIT, self.roles(most))
     }
 
     /// Returns a row for each role of each context. `of` returns the value of servers, and that of
@@ -239,7 +257,7 @@ impl Everything {
         let status = &self.snapshot.status;
         let process = status.process.unwrap_or_default();
         let one = |value: u32| [(Labels::new(), u64::from(value))];
-        to.gauge(
+        to.counts(
             CONNECTIONS,
             status.connections.iter().map(|count| {
                 let labels = vec![
@@ -253,24 +271,24 @@ impl Everything {
                 (self.label(&count.context, labels), count.count)
             }),
         )?;
-        to.gauge(CONNECTIONS_LIMIT, one(process.connections_max))?;
+        to.counts(CONNECTIONS_LIMIT, one(process.connections_max))?;
         if self.snapshot.names {
             let owners = status.owners.iter().filter(|owner| owner.unclosed > 0);
-            to.counter(
+            to.counts(
                 UNCLOSED,
                 owners.map(|owner| (vec![("owner", owner.owner.clone())], owner.unclosed)),
             )?;
         }
-        to.gauge(SOCKETS, one(process.sockets))?;
-        to.gauge(SOCKETS_LIMIT, one(process.sockets_max))?;
+        to.counts(SOCKETS, one(process.sockets))?;
+        to.counts(SOCKETS_LIMIT, one(process.sockets_max))?;
         let reached = status
             .daemon
             .as_ref()
             .map_or(0, |daemon| daemon.stream_limit_reached);
-        to.counter(STREAM_LIMIT_REACHED, [(Labels::new(), reached)])?;
-        to.gauge(CALLS, one(process.calls))?;
-        to.gauge(CALLS_LIMIT, one(process.calls_max))?;
-        to.counter(
+        to.counts(STREAM_LIMIT_REACHED, [(Labels::new(), reached)])?;
+        to.counts(CALLS, one(process.calls))?;
+        to.counts(CALLS_LIMIT, one(process.calls_max))?;
+        to.counts(
             CALLS_REFUSED,
             self.calls
                 .refused
@@ -294,7 +312,7 @@ impl Everything {
         let status = &self.snapshot.status;
         let result = |result: &str, count| (vec![("result", result.to_owned())], count);
         let totals = self.snapshot.reloads;
-        to.counter(
+        to.counts(
             RELOADS,
             [
                 result("applied", totals.applied),
@@ -302,8 +320,8 @@ impl Everything {
             ],
         )?;
         if let Some(last) = &status.last_reload {
-            to.gauge(LAST_RELOAD, [(Labels::new(), seconds(last.time.as_ref()))])?;
-            to.gauge(
+            to.counts(LAST_RELOAD, [(Labels::new(), seconds(last.time.as_ref()))])?;
+            to.counts(
                 LAST_RELOAD_APPLIED,
                 [(Labels::new(), u64::from(last.applied))],
             )?;
@@ -321,8 +339,8 @@ impl Everything {
                 .into_iter()
                 .collect(),
         };
-        to.gauge(CERTIFICATE_EXPIRY, expiries)?;
-        to.counter(
+        to.counts(CERTIFICATE_EXPIRY, expiries)?;
+        to.counts(
             LOG_LINES_DROPPED,
             [(Labels::new(), status.log_lines_dropped)],
         )
@@ -334,25 +352,25 @@ impl Everything {
         let one = |value: u64| [(Labels::new(), value)];
         let cpu = process.cpu_time.unwrap_or_default();
         let cpu = Duration::try_from(cpu).unwrap_or_default();
-        to.seconds_counter(CPU, cpu)?;
-        to.gauge(MEMORY, one(process.memory_bytes))?;
-        to.gauge(VIRTUAL_MEMORY, one(self.snapshot.virtual_bytes))?;
-        to.gauge(OPEN_FILES, one(process.open_files.into()))?;
-        to.gauge(OPEN_FILES_LIMIT, one(process.open_files_max))?;
-        to.gauge(THREADS, one(process.threads.into()))?;
-        to.gauge(STARTED, one(seconds(status.start_time.as_ref())))
+        to.seconds(CPU, cpu)?;
+        to.counts(MEMORY, one(process.memory_bytes))?;
+        to.counts(VIRTUAL_MEMORY, one(self.snapshot.virtual_bytes))?;
+        to.counts(OPEN_FILES, one(process.open_files.into()))?;
+        to.counts(OPEN_FILES_LIMIT, one(process.open_files_max))?;
+        to.counts(THREADS, one(process.threads.into()))?;
+        to.counts(STARTED, one(seconds(status.start_time.as_ref())))
     }
 }
 
 fn shared_store(store: &pb::SharedStore, to: &mut Out<'_>) -> fmt::Result {
     let one = |value: u64| [(Labels::new(), value)];
-    to.gauge(STORE_OPEN_PARTS, one(store.open_parts.into()))?;
-    to.counter(STORE_REQUESTS, one(store.requests))?;
-    to.counter(STORE_FAILURES, one(store.failures))?;
-    to.counter(STORE_SHED, one(store.shed))?;
-    to.counter(STORE_UNOPENED, one(store.unopened))?;
-    to.counter(STORE_LOSSES, one(store.losses))?;
-    to.counter(STORE_ABANDONED, one(store.abandoned))
+    to.counts(STORE_OPEN_PARTS, one(store.open_parts.into()))?;
+    to.counts(STORE_REQUESTS, one(store.requests))?;
+    to.counts(STORE_FAILURES, one(store.failures))?;
+    to.counts(STORE_SHED, one(store.shed))?;
+    to.counts(STORE_UNOPENED, one(store.unopened))?;
+    to.counts(STORE_LOSSES, one(store.losses))?;
+    to.counts(STORE_ABANDONED, one(store.abandoned))
 }
 
 fn handshakes(stats: &pb::SessionStats) -> Vec<(Labels, u64)> {
@@ -447,64 +465,25 @@ fn seconds(time: Option<&prost_types::Timestamp>) -> u64 {
         .unwrap_or(0)
 }
 
-/// Writes metrics. Rows with equal labels are added up, so that no metric has one twice.
-struct Out<'e>(DescriptorEncoder<'e>);
+/// Passes metrics on. Rows with equal labels are added up, so that no metric has one twice.
+struct Out<'w>(&'w mut dyn FnMut(Metric, Values) -> fmt::Result);
 
 impl Out<'_> {
-    fn begin(&mut self, metric: Metric) -> Result<MetricEncoder<'_>, fmt::Error> {
-        let kind = match metric.kind {
-            Kind::Counter => MetricType::Counter,
-            Kind::Gauge => MetricType::Gauge,
-            Kind::Histogram => MetricType::Histogram,
-            Kind::Info => MetricType::Info,
-        };
-        self.0
-            .encode_descriptor(metric.name, metric.help, metric.unit, kind)
+    fn info(&mut self, metric: Metric, labels: Labels) -> fmt::Result {
+        (self.0)(metric, Values::Info(labels))
     }
 
-    fn info(&mut self, metric: Metric, labels: &[(&str, &String)]) -> fmt::Result {
-        self.begin(metric)?.encode_info(&labels.to_vec())
-    }
-
-    fn counter(
+    fn counts(
         &mut self,
         metric: Metric,
         rows: impl IntoIterator<Item = (Labels, u64)>,
     ) -> fmt::Result {
         let rows = added_up(rows, |sum, count| *sum += count);
-        let mut encoder = self.begin(metric)?;
-        for (labels, count) in rows {
-            let none = None::<&prometheus_client::metrics::exemplar::Exemplar<NoLabelSet, u64>>;
-            match labels.is_empty() {
-                true => encoder.encode_counter(&count, none)?,
-                false => encoder
-                    .encode_family(&labels)?
-                    .encode_counter(&count, none)?,
-            }
-        }
-        Ok(())
+        (self.0)(metric, Values::Counts(rows))
     }
 
-    fn seconds_counter(&mut self, metric: Metric, time: Duration) -> fmt::Result {
-        let none = None::<&prometheus_client::metrics::exemplar::Exemplar<NoLabelSet, f64>>;
-        self.begin(metric)?
-            .encode_counter(&time.as_secs_f64(), none)
-    }
-
-    fn gauge(
-        &mut self,
-        metric: Metric,
-        rows: impl IntoIterator<Item = (Labels, u64)>,
-    ) -> fmt::Result {
-        let rows = added_up(rows, |sum, count| *sum += count);
-        let mut encoder = self.begin(metric)?;
-        for (labels, value) in rows {
-            match labels.is_empty() {
-                true => encoder.encode_gauge(&value)?,
-                false => encoder.encode_family(&labels)?.encode_gauge(&value)?,
-            }
-        }
-        Ok(())
+    fn seconds(&mut self, metric: Metric, time: Duration) -> fmt::Result {
+        (self.0)(metric, Values::Seconds(time))
     }
 
     fn histogram(
@@ -513,20 +492,7 @@ impl Out<'_> {
         rows: impl IntoIterator<Item = (Labels, HistogramCounts)>,
     ) -> fmt::Result {
         let rows = added_up(rows, |sum: &mut HistogramCounts, counts| sum.add(&counts));
-        let mut encoder = self.begin(metric)?;
-        for (labels, counts) in rows {
-            let bounds = BOUNDS_MICROS.iter().map(|micros| *micros as f64 / 1e6);
-            let bounds = bounds.chain([f64::INFINITY]);
-            let buckets: Vec<_> = bounds.zip(counts.buckets).collect();
-            let (sum, count) = (counts.sum.as_secs_f64(), counts.total());
-            match labels.is_empty() {
-                true => encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?,
-                false => encoder
-                    .encode_family(&labels)?
-                    .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?,
-            }
-        }
-        Ok(())
+        (self.0)(metric, Values::Histograms(rows))
     }
 }
 
@@ -565,7 +531,7 @@ mod tests {
 
     #[test]
     fn documents_have_every_metric_and_no_other() {
-        let document = include_str!("../../docs/operations.md");
+        let document = include_str!("../../../docs/operations.md");
         let wanted: Vec<_> = ALL.iter().map(row).collect();
         let begin = document
             .split_once("| metric | kind | meaning |")

@@ -23,6 +23,7 @@ test:
 	cargo clippy --workspace --all-targets --features peers,measure -- -D warnings
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --package tls-sessiond --no-default-features -- -D warnings
+	cargo clippy --package tls-sessiond --no-default-features --features otel -- -D warnings
 	cargo clippy --package tls-sessiond-core --all-targets --features shuttle -- -D warnings
 	cargo clippy --package tls-sessiond-client -- -D warnings
 	cargo clippy --package tls-sessiond-client --features openssl -- -D warnings

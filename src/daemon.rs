@@ -33,6 +33,7 @@ use crate::{
     },
     config::{Config, ConfigError, Endpoint, Limits, StoreConfig},
     log::panics::caught,
+    otlp::Telemetry,
     server::{Api, Ingress, LiveLimits, Memory, ServeError, listen::Listeners, tls::Acceptor},
     shutdown::Shutdown,
     store::{CheckError, Keepers, Store, Target},
@@ -238,6 +239,7 @@ pub struct Prepared {
     registry: Registry,
     acceptor: Option<Arc<Acceptor>>,
     shared: Option<PreparedStore>,
+    telemetry: Telemetry,
     open_files: Option<u64>,
 }
 
@@ -305,11 +307,13 @@ impl Prepared {
         let registry = Registry::build_over(&config.settings(), fleet)
             .map_err(|err| config.context_error(&err))?;
         let acceptor = Acceptor::load(&config)?;
+        let telemetry = Telemetry::read(&config)?;
         Ok(Self {
             config,
             registry,
             acceptor,
             shared,
+            telemetry,
             open_files: None,
         })
     }
@@ -415,6 +419,7 @@ pub struct Daemon {
     keepers: Option<Keepers>,
     operator: Arc<Operator>,
     admin: Option<AdminDesk>,
+    telemetry: Telemetry,
 }
 
 /// The admin address, which answers until the daemon ends.
@@ -464,6 +469,7 @@ impl Daemon {
             registry,
             acceptor,
             shared,
+            telemetry,
             ..
         } = prepared;
         let state = Arc::new(CoreState::new(
@@ -502,6 +508,7 @@ impl Daemon {
             doors.clone(),
             store.clone(),
             Arc::clone(&operator),
+            telemetry.tracer(),
             &shutdown,
         )?;
         let listeners = Listeners::bind(&config.api, config.unix, config.tls.is_some())?;
@@ -517,6 +524,7 @@ impl Daemon {
             keepers,
             operator,
             admin,
+            telemetry,
         })
     }
 
@@ -611,6 +619,7 @@ impl Daemon {
     /// The transport failed by itself.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let keeping = self.keepers.take().map(Keeping::begin);
+        let sending = self.telemetry.begin(self.api.admin());
         let health = self.api.health();
         health.set(Serving::Yes);
         let sweeper = tokio::spawn(sweeps(
@@ -658,6 +667,7 @@ impl Daemon {
         if let Some(keeping) = keeping {
             keeping.stop().await;
         }
+        sending.stop().await;
         tracing::info!("stopped");
         Ok(result?)
     }

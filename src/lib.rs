@@ -6,6 +6,8 @@
 pub mod cli; // serve and check, and the commands that call a daemon
 pub mod daemon; // the life of the daemon, from configuration to drain
 
+pub mod otlp; // traces and metrics, sent to a collector
+
 pub mod admin; // metrics, probes and the status page
 
 pub mod server; // how a call arrives: sockets, HTTP/2, admission
@@ -18,5 +20,7 @@ pub mod config; // file, environment and command line to a valid Config
 pub mod shutdown; // the stages of a stop
 
 pub mod doctor; // what is wrong, in words, and what to do
+
+pub mod trace; // spans of calls
 
 pub mod log; // lines on stderr, best effort and bounded

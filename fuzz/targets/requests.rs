@@ -216,6 +216,7 @@ impl World {
             doors,
             None,
             Arc::new(Operator::new(Arc::new(config.clone()))),
+            tls_sessiond::trace::Tracer::default(),
             &Shutdown::default(),
         )
         .expect("there are random numbers");

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use dashmap::DashMap;
+use http::HeaderMap;
 use tls_sessiond_core::session::{
     histogram::{Histogram, HistogramCounts},
     stats::Counter,
@@ -11,6 +12,7 @@ use tokio::time::Instant;
 use tonic::Code;
 
 use super::access::RIGHTS;
+use crate::trace::{CallSpan, Tracer};
 
 /// The number of gRPC status codes: 0 to 16.
 const CODES: usize = 17;
@@ -46,6 +48,7 @@ pub(crate) struct CallDurations {
     pub(crate) batches: Histogram,
     /// By reason: calls that were refused before they began.
     refused: DashMap<&'static str, Counter>,
+    tracer: Tracer,
 }
 
 /// The place of a method in the table of rights, or one after the last for any other.
@@ -54,23 +57,50 @@ fn place(path: &str) -> usize {
     listed.unwrap_or(RIGHTS.len())
 }
 
+/// Returns the full name of the method in this place, or `other`.
+fn name(place: usize) -> &'static str {
+    RIGHTS.get(place).map_or("other", |(path, _)| &path[1..])
+}
+
+/// Returns whether a call with this status failed by a fault of the daemon, as the conventions of
+/// OpenTelemetry for spans of servers say.
+fn is_fault(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::Unimplemented
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss
+    )
+}
+
 impl CallDurations {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(tracer: Tracer) -> Self {
         let calls = (0..=RIGHTS.len()).map(|_| std::array::from_fn(|_| OnceLock::new()));
         Self {
             calls: calls.collect(),
             batches: Histogram::default(),
             refused: DashMap::new(),
+            tracer,
         }
     }
 
-    /// Begins to time a call of the method with this path.
-    pub(crate) fn begin(self: &Arc<Self>, path: &str, now: Instant) -> TimedCall {
+    /// Begins to time a call of the method with this path. `headers` may name the trace of the caller.
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        path: &str,
+        headers: &HeaderMap,
+        now: Instant,
+    ) -> TimedCall {
+        let method = place(path);
         TimedCall {
             durations: Arc::clone(self),
-            method: place(path),
+            method,
             begun: now,
             code: Code::Cancelled,
+            span: self.tracer.call(name(method), headers),
         }
     }
 
@@ -85,9 +115,10 @@ impl CallDurations {
         &self,
     ) -> impl Iterator<Item = (&'static str, &'static str, HistogramCounts)> {
         self.calls.iter().enumerate().flat_map(|(method, codes)| {
-            let path = RIGHTS.get(method).map_or("other", |(path, _)| &path[1..]);
             let ended = codes.iter().zip(CODE_NAMES);
-            ended.filter_map(move |(histogram, code)| Some((path, code, histogram.get()?.counts())))
+            ended.filter_map(move |(histogram, code)| {
+                Some((name(method), code, histogram.get()?.counts()))
+            })
         })
     }
 
@@ -107,9 +138,15 @@ pub(crate) struct TimedCall {
     method: usize,
     begun: Instant,
     code: Code,
+    span: CallSpan,
 }
 
 impl TimedCall {
+    /// Returns the span of the call.
+    pub(crate) fn span(&self) -> &CallSpan {
+        &self.span
+    }
+
     /// Sets the status with which the call ends.
     pub(crate) fn ends_with(&mut self, code: Code) {
         self.code = code;
@@ -119,7 +156,9 @@ impl TimedCall {
 impl Drop for TimedCall {
     fn drop(&mut self) {
         let code = usize::try_from(i32::from(self.code)).unwrap_or(0);
-        let cell = &self.durations.calls[self.method][code.min(CODES - 1)];
+        let code = code.min(CODES - 1);
+        self.span.ends_with(CODE_NAMES[code], is_fault(self.code));
+        let cell = &self.durations.calls[self.method][code];
         cell.get_or_init(Box::default).count(self.begun.elapsed());
     }
 }
@@ -139,12 +178,12 @@ mod tests {
 
     #[test]
     fn calls_are_counted_by_method_and_status() {
-        let durations = Arc::new(CallDurations::new());
+        let durations = Arc::new(CallDurations::new(Tracer::default()));
         let (known, _) = RIGHTS[3];
-        let mut ended = durations.begin(known, Instant::now());
+        let mut ended = durations.begin(known, &HeaderMap::new(), Instant::now());
         ended.ends_with(Code::NotFound);
         drop(ended);
-        drop(durations.begin("/any.Thing/Else", Instant::now()));
+        drop(durations.begin("/any.Thing/Else", &HeaderMap::new(), Instant::now()));
         let calls: Vec<_> = durations
             .calls()
             .map(|(path, code, counts)| (path, code, counts.total()))

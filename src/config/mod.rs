@@ -22,6 +22,7 @@ mod error;
 mod log;
 mod omission;
 mod origin;
+mod otlp;
 mod raw;
 mod store;
 mod units;
@@ -34,6 +35,7 @@ pub use effective::EffectiveValue;
 pub use error::{ConfigError, InvalidValue, Source};
 pub use log::{Audit, Filter, Level, LogConfig, LogFormat};
 use origin::ENV_PREFIX;
+pub use otlp::OtlpConfig;
 pub use store::{StoreAddress, StoreConfig};
 use tls_sessiond_core::{
     access::{Access, AccessRole, IdentityPattern},
@@ -66,6 +68,8 @@ pub struct Config {
     pub drain: Drain,
     /// Settings of the log.
     pub log: LogConfig,
+    /// The collector of traces and metrics. `None`: nothing is sent.
+    pub otlp: Option<OtlpConfig>,
     /// The store that other daemons share. `None`: sessions are in the memory of this process.
     pub store: Option<StoreConfig>,
     /// The contexts, at least one.
@@ -324,6 +328,7 @@ impl Config {
                 log::audit(&raw.log.audit, check.origin.folder()),
             )?,
         };
+        let otlp = otlp::read(&check, &raw.otlp)?;
         let store = store::read(&check, &raw.store)?;
         // `context = []` says explicitly what a missing key means.
         let contexts = match raw.context.filter(|list| !list.is_empty()) {
@@ -376,6 +381,7 @@ impl Config {
             limits,
             drain,
             log,
+            otlp,
             store,
             contexts,
             origin,
@@ -439,6 +445,7 @@ impl Config {
             ),
             ("log.format", self.log.format == running.log.format),
             ("log.audit", self.log.audit == running.log.audit),
+            ("otlp", self.otlp == running.otlp),
         ];
         match fixed.into_iter().find(|(_, same)| !same) {
             None => Ok(()),
@@ -470,6 +477,14 @@ impl Config {
             origin: &self.origin,
         }
         .refuse(&format!("listen.tls.{key}"), what.to_string())
+    }
+
+    /// Returns an error about a key of `otlp`, found when its files were opened.
+    pub fn otlp_error(&self, key: &str, what: impl fmt::Display) -> ConfigError {
+        Check {
+            origin: &self.origin,
+        }
+        .refuse(&format!("otlp.{key}"), what.to_string())
     }
 
     /// Returns an error about a key of `store`, found when its files were opened or the store was

@@ -18,6 +18,7 @@ pub(super) struct RawFile {
     pub(super) limits: RawLimits,
     pub(super) drain: RawDrain,
     pub(super) log: RawLog,
+    pub(super) otlp: RawOtlp,
     pub(super) store: RawStore,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) context: Option<Vec<RawContext>>,
@@ -136,6 +137,26 @@ impl Default for RawLog {
             level: "info".into(),
             format: "auto".into(),
             audit: "stderr".into(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table `[otlp]`")]
+pub(super) struct RawOtlp {
+    pub(super) endpoint: String,
+    pub(super) ca: String,
+    pub(super) interval: String,
+    pub(super) sample: f64,
+}
+
+impl Default for RawOtlp {
+    fn default() -> Self {
+        Self {
+            endpoint: String::new(),
+            ca: "system".into(),
+            interval: "60s".into(),
+            sample: 0.0,
         }
     }
 }

@@ -84,7 +84,8 @@ impl Admission {
         }
         keep_few(request.headers_mut());
         let arrived = Instant::now();
-        let timed = self.durations.begin(request.uri().path(), arrived);
+        let (path, headers) = (request.uri().path(), request.headers());
+        let timed = self.durations.begin(path, headers, arrived);
         let admitted = match self.admit(request.uri().path()) {
             Ok(admitted) => admitted,
             Err(refusal) => {
@@ -181,11 +182,13 @@ impl Answer {
 }
 
 /// The headers that later code reads. With many other headers, a waiting call would hold 50 KiB.
-const READ: [&str; 4] = [
+const READ: [&str; 6] = [
     "content-type",
     "grpc-encoding",
     "grpc-accept-encoding",
     "grpc-timeout",
+    "traceparent",
+    "tracestate",
 ];
 /// Headers up to this number are all kept. A call of an ordinary client has fewer.
 const FEW: usize = 16;
@@ -218,7 +221,12 @@ impl Future for Answer {
     type Output = Result<Response<Body>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Poll::Ready(Ok(answer)) = self.answer.as_mut().poll(cx) {
+        let Self { answer, timed, .. } = &mut *self;
+        let polled = match timed {
+            Some(timed) => timed.span().within(|| answer.as_mut().poll(cx)),
+            None => answer.as_mut().poll(cx),
+        };
+        if let Poll::Ready(Ok(answer)) = polled {
             let answer = explained(answer);
             if let Some(timed) = &mut self.timed {
                 // Without a status in the headers, it follows the messages.

@@ -58,6 +58,7 @@ use crate::{
     log::panics::caught,
     shutdown::Shutdown,
     store::Store,
+    trace::Tracer,
 };
 
 mod admission;
@@ -165,6 +166,7 @@ impl Api {
         doors: Ingress,
         store: Option<Arc<Store>>,
         operator: Arc<Operator>,
+        tracer: Tracer,
         shutdown: &Shutdown,
     ) -> Result<Self, Error> {
         let health = Health::new(shutdown.drain.clone());
@@ -191,7 +193,7 @@ impl Api {
             store: store.clone(),
         });
         let acceptor = doors.acceptor.clone();
-        let durations = Arc::new(CallDurations::new());
+        let durations = Arc::new(CallDurations::new(tracer));
         let gate = Gate {
             access: doors.access,
             tls: doors.acceptor,

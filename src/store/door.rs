@@ -23,6 +23,7 @@ use super::{
     revisions::refresh,
     target::Target,
 };
+use crate::trace::CallSpan;
 
 /// How long one request of an administrator's call waits for its answer.
 const ADMIN_MAX: Duration = Duration::from_secs(2);
@@ -89,8 +90,13 @@ impl Store {
 
     /// Sends a request, and waits for its answer until the deadline.
     pub(crate) async fn ask(&self, request: &Request) -> Result<Answer, Failure> {
+        let span = CallSpan::of_store();
         let deadline = Instant::now() + self.deadline;
-        self.link().ask(request, deadline).await
+        let answer = self.link().ask(request, deadline).await;
+        if answer.is_err() {
+            span.fails("no answer");
+        }
+        answer
     }
 
     /// Asks for a session.
@@ -158,6 +164,7 @@ impl Store {
     /// Sends puts together, and waits for all answers. The connection drops the sessions that are
     /// not stored.
     pub(crate) async fn put_all(&self, puts: Vec<PendingPut>) {
+        let _span = CallSpan::of_store();
         let deadline = Instant::now() + self.deadline;
         let link = self.link();
         let one = |put: PendingPut| {

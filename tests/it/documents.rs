@@ -100,6 +100,7 @@ fn configuration_reference_has_every_key() {
             keys(table["drain"].as_table().unwrap()),
         ),
         ("log.no_such_key", keys(table["log"].as_table().unwrap())),
+        ("otlp.no_such_key", keys(table["otlp"].as_table().unwrap())),
         (
             "store.no_such_key",
             keys(table["store"].as_table().unwrap()),

@@ -56,6 +56,8 @@ mod mutual_tls;
 mod open_files;
 #[cfg(feature = "peers")]
 mod openssl_worker;
+#[cfg(feature = "peers")]
+mod otlp;
 mod ownership;
 mod pki;
 mod process;

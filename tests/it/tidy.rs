@@ -18,8 +18,10 @@ const CRATES: [Crate; 6] = [
     Crate {
         folder: "src/",
         name: "tls_sessiond",
-        arrow: &["main", "cli", "daemon", "admin", "server", "api", "store"],
-        leaves: &["doctor", "log", "config", "shutdown"],
+        arrow: &[
+            "main", "cli", "daemon", "otlp", "admin", "server", "api", "store",
+        ],
+        leaves: &["doctor", "trace", "log", "config", "shutdown"],
     },
     Crate {
         folder: "clients/rust/src/",
@@ -83,7 +85,7 @@ const CRATES: [Crate; 6] = [
 
 /// Words that only some files of a crate may say, where no manifest and no lint can say so. A name in the list is a room, or a file
 /// below the sources of the crate.
-const WORDS: [(&str, &[&str], &[&str]); 26] = [
+const WORDS: [(&str, &[&str], &[&str]); 29] = [
     (
         "src/",
         &[
@@ -97,27 +99,39 @@ const WORDS: [(&str, &[&str], &[&str]); 26] = [
     (
         "src/",
         &["tonic", "prost"],
-        &["server", "api", "cli/remote"],
+        &["otlp", "server", "api", "cli/remote"],
     ),
     (
         "src/",
         &["prost_types"],
-        &["admin", "server", "api", "cli/remote"],
+        &["otlp", "admin", "server", "api", "cli/remote"],
     ),
-    ("src/", &["hyper_util"], &["admin", "cli/remote"]),
-    ("src/", &["axum", "prometheus_client"], &["admin"]),
+    ("src/", &["hyper_util"], &["otlp", "admin", "cli/remote"]),
+    ("src/", &["axum"], &["admin"]),
+    ("src/", &["prometheus_client"], &["otlp", "admin"]),
+    (
+        "src/",
+        &["opentelemetry", "opentelemetry_sdk"],
+        &["otlp", "trace"],
+    ),
+    ("src/", &["opentelemetry_proto"], &["otlp"]),
     ("src/", &["prost_reflect"], &["cli/remote/message.rs"]),
     ("src/", &["h2"], &["server/http"]),
     (
         "src/",
         &["tokio_rustls"],
-        &["server/tls.rs", "store", "cli/remote/tls.rs"],
+        &[
+            "otlp/collector.rs",
+            "server/tls.rs",
+            "store",
+            "cli/remote/tls.rs",
+        ],
     ),
     ("src/", &["redis"], &["store", "config"]),
     (
         "src/",
         &["Instant::now"],
-        &["admin", "server", "api", "store", "daemon.rs"],
+        &["otlp", "admin", "server", "api", "store", "daemon.rs"],
     ),
     ("src/", &["clap"], &["cli"]),
     ("src/", &["ratatui", "crossterm"], &["cli/remote/top"]),
@@ -126,7 +140,15 @@ const WORDS: [(&str, &[&str], &[&str]); 26] = [
     (
         "src/",
         &["tokio", "async", "await"],
-        &["cli", "daemon.rs", "admin", "server", "api", "store"],
+        &[
+            "cli",
+            "daemon.rs",
+            "otlp",
+            "admin",
+            "server",
+            "api",
+            "store",
+        ],
     ),
     ("crates/core/src/", &["async", "await"], &[]),
     (

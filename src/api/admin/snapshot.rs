@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tls_sessiond_core::session::histogram::HistogramCounts;
+use tls_sessiond_core::{context::Registry, session::histogram::HistogramCounts};
 use tls_sessiond_proto as pb;
 
 use super::{Admin, status::View};
@@ -34,8 +34,23 @@ impl Admin {
         let granted = peer.map(|peer| Grants::of(registry.rules(), peer));
         let granted = granted.filter(|grants| grants.in_all(Roles::OBSERVER));
         let names = granted.is_some();
-        // Without rules, a local peer has all roles.
-        let grants = granted.unwrap_or_else(|| Grants::of(&[], &Peer::local()));
+        let grants = granted.unwrap_or_else(Self::all_grants);
+        self.snapshot_by(registry, grants, names).await
+    }
+
+    /// Returns everything, with all names. Only for a receiver that the configuration names.
+    #[cfg(feature = "otel")]
+    pub(crate) async fn whole_snapshot(&self) -> Snapshot {
+        let registry = Arc::clone(&self.state.registry());
+        self.snapshot_by(registry, Self::all_grants(), true).await
+    }
+
+    /// Without rules, a local peer has all roles.
+    fn all_grants() -> Grants {
+        Grants::of(&[], &Peer::local())
+    }
+
+    async fn snapshot_by(&self, registry: Arc<Registry>, grants: Grants, names: bool) -> Snapshot {
         let view = View {
             registry,
             grants: Arc::new(grants),

@@ -13,8 +13,8 @@ mod faults;
 mod lost;
 mod proxy;
 mod reach;
-mod server;
+pub(crate) mod server;
 mod sharing;
 mod trouble;
 
-use server::{Kind, StoreServer};
+use self::server::{Kind, StoreServer};

@@ -64,6 +64,7 @@ impl CallSpan {
     }
 
     /// Begins the span of a request to the shared store, if the call that makes it is recorded.
+    #[cfg(feature = "redis")]
     pub(crate) fn of_store() -> Self {
         let call = Context::current();
         if !call.span().is_recording() {

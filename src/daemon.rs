@@ -34,7 +34,9 @@ use crate::{
     config::{Config, ConfigError, Endpoint, Limits, StoreConfig},
     log::panics::caught,
     otlp::Telemetry,
-    server::{Api, Ingress, LiveLimits, Memory, ServeError, listen::Listeners, tls::Acceptor},
+    server::{
+        Api, Ingress, LiveLimits, Memory, Pulse, ServeError, listen::Listeners, tls::Acceptor,
+    },
     shutdown::Shutdown,
     store::{CheckError, Keepers, Store, Target},
 };
@@ -420,7 +422,11 @@ pub struct Daemon {
     operator: Arc<Operator>,
     admin: Option<AdminDesk>,
     telemetry: Telemetry,
+    started: Option<Started>,
 }
+
+/// What is done once the server threads run.
+type Started = Box<dyn FnOnce(Pulse) + Send>;
 
 /// The admin address, which answers until the daemon ends.
 struct AdminDesk {
@@ -525,7 +531,13 @@ impl Daemon {
             operator,
             admin,
             telemetry,
+            started: None,
         })
+    }
+
+    /// Sets what [`Self::run`] does once the server threads run and health answers SERVING.
+    pub fn when_started(&mut self, act: impl FnOnce(Pulse) + Send + 'static) {
+        self.started = Some(Box::new(act));
     }
 
     /// Returns the admin address, if the daemon serves it.
@@ -621,13 +633,19 @@ impl Daemon {
         let keeping = self.keepers.take().map(Keeping::begin);
         let sending = self.telemetry.begin(self.api.admin());
         let health = self.api.health();
-        health.set(Serving::Yes);
+        let (began, act) = (health.clone(), self.started.take());
+        let started = move |pulse| {
+            began.set(Serving::Yes);
+            if let Some(act) = act {
+                act(pulse);
+            }
+        };
         let sweeper = tokio::spawn(sweeps(
             Arc::clone(&self.state),
             Arc::clone(&self.doors.access),
             self.api.memory(),
         ));
-        let mut serve = pin!(self.api.serve(self.listeners, &self.shutdown));
+        let mut serve = pin!(self.api.serve(self.listeners, &self.shutdown, started));
 
         let ended = tokio::select! {
             // `stop` comes before the drain that a caller asks for, because it may wait for both and

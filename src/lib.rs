@@ -21,6 +21,8 @@ pub mod shutdown; // the stages of a stop
 
 pub mod doctor; // what is wrong, in words, and what to do
 
+pub mod supervisor; // the service manager, and what it is told
+
 pub mod trace; // spans of calls
 
 pub mod log; // lines on stderr, best effort and bounded

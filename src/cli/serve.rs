@@ -28,6 +28,8 @@ use crate::{
     config::{AdminDoor, Config, ConfigError, Endpoint},
     daemon::{Daemon, Error, Prepared, Reload, Reloaded},
     log::{Log, panics::caught},
+    server::Pulse,
+    supervisor::Supervisor,
 };
 
 /// Time that files may take to read before the log says so, and before the next SIGHUP starts a
@@ -37,6 +39,8 @@ const SLOW: Duration = Duration::from_secs(10);
 /// second signal.
 const FLUSH: Duration = Duration::from_secs(1);
 const FLUSH_AT_ONCE: Duration = Duration::from_millis(50);
+/// Time of a stop besides the drain: sockets that do not close, the shared store, the collector, the log.
+const END: Duration = Duration::from_secs(15);
 /// Maximum number of reloads that wait for files at a time.
 const HANGING_MAX: usize = 8;
 
@@ -52,6 +56,8 @@ pub(super) fn serve(options: &Options) -> Result<(), Error> {
 
 async fn run(options: Options) -> Result<(), Error> {
     let mut signals = Signals::take()?;
+    let supervisor = Supervisor::of_environment();
+    supervisor.status("reading the configuration");
     let mut reading = aside(move || {
         let prepared = options.load().map_err(Error::from).and_then(|config| {
             let log = Flushed(start_log(&config)?);
@@ -67,7 +73,9 @@ async fn run(options: Options) -> Result<(), Error> {
         read = &mut reading => read.map_err(|_| Error::Panicked)??,
         _ = next(&mut signals.terminate, &mut signals.interrupt) => return Ok(()),
     };
-    serve_prepared(prepared, signals, &log.0, options).await
+    let served = serve_prepared(prepared, signals, &log.0, options, &supervisor).await;
+    supervisor.flush(FLUSH);
+    served
 }
 
 /// A log that is flushed when it is dropped, also if an error or a panic ends the process.
@@ -84,6 +92,7 @@ async fn serve_prepared(
     signals: Signals,
     log: &Log,
     options: Options,
+    supervisor: &Supervisor,
 ) -> Result<(), Error> {
     let Signals {
         terminate,
@@ -93,6 +102,9 @@ async fn serve_prepared(
     } = signals;
     let mut daemon = Daemon::listen(prepared, Clock::System)?;
     let (mut terminate, mut interrupt) = (terminate, interrupt);
+    if daemon.config().store.is_some() {
+        supervisor.status("waiting for the shared store");
+    }
     tokio::select! {
         ready = daemon.ready() => ready?,
         _ = next(&mut terminate, &mut interrupt) => return Ok(()),
@@ -105,13 +117,38 @@ async fn serve_prepared(
         hangup,
         asked: daemon.operator().asked_reloads(),
     };
-    let reloading = tokio::spawn(reload_at(asks, daemon.reload(), options, log.clone()));
+    let told = supervisor.clone();
+    let reload = reload_at(asks, daemon.reload(), options, log.clone(), told);
+    let reloading = tokio::spawn(reload);
     let operator = Arc::clone(daemon.operator());
-    let ended = daemon
-        .run(stop(terminate, interrupt, operator, log.clone()))
-        .await;
+    let told = supervisor.clone();
+    let status = format!("serving; contexts: {}", daemon.config().contexts.len());
+    daemon.when_started(move |pulse| {
+        told.ready(&status);
+        if let Some(every) = told.watches() {
+            tokio::spawn(attest(told, every, pulse));
+        }
+    });
+    let stopped = stop(
+        terminate,
+        interrupt,
+        operator,
+        log.clone(),
+        supervisor.clone(),
+    );
+    let ended = daemon.run(stopped).await;
     reloading.abort();
     ended
+}
+
+/// Tells the service manager that the daemon lives, as often as it wants to hear it, while every server
+/// thread answers. Ends with the process.
+async fn attest(supervisor: Supervisor, every: Duration, pulse: Pulse) {
+    loop {
+        pulse.beat().await;
+        supervisor.alive();
+        sleep(every).await;
+    }
 }
 
 fn start_log(config: &Config) -> Result<Log, Error> {
@@ -197,7 +234,13 @@ impl ReloadAsks {
 }
 
 /// Reloads whenever it is asked for. An error is logged, and the configuration stays as it was.
-async fn reload_at(mut asks: ReloadAsks, reload: Reload, options: Options, log: Log) {
+async fn reload_at(
+    mut asks: ReloadAsks,
+    reload: Reload,
+    options: Options,
+    log: Log,
+    supervisor: Supervisor,
+) {
     let latest = Arc::new(AtomicUsize::new(0));
     let mut next = asks.next().await;
     while let Some(ask) = next {
@@ -206,6 +249,8 @@ async fn reload_at(mut asks: ReloadAsks, reload: Reload, options: Options, log: 
                 format!("{HANGING_MAX} earlier reloads still wait for files of the configuration");
             tracing::error!("reload refused: {why}");
             reload.refused(&why);
+            supervisor.reloading();
+            supervisor.ready(&format!("reload refused: {why}"));
             ask.answer(Err(why));
             next = asks.next().await;
             continue;
@@ -214,6 +259,7 @@ async fn reload_at(mut asks: ReloadAsks, reload: Reload, options: Options, log: 
             next = asks.next().await;
             continue;
         }
+        supervisor.reloading();
         let attempt = Attempt::next(&latest);
         // A panic is already logged, and the next signal is waited for. The task goes on when a
         // later reload begins: it answers its caller.
@@ -223,6 +269,7 @@ async fn reload_at(mut asks: ReloadAsks, reload: Reload, options: Options, log: 
             reload.clone(),
             options.clone(),
             log.clone(),
+            supervisor.clone(),
         )));
         tokio::select! {
             _ = &mut reloading => next = asks.next().await,
@@ -257,7 +304,14 @@ impl Attempt {
     }
 }
 
-async fn reload_once(attempt: Attempt, ask: ReloadAsk, reload: Reload, options: Options, log: Log) {
+async fn reload_once(
+    attempt: Attempt,
+    ask: ReloadAsk,
+    reload: Reload,
+    options: Options,
+    log: Log,
+    supervisor: Supervisor,
+) {
     let refused = reload.clone();
     let reloading = aside(move || {
         let config = options.load();
@@ -276,15 +330,30 @@ async fn reload_once(attempt: Attempt, ask: ReloadAsk, reload: Reload, options: 
         }
         Ok::<_, ConfigError>(Some((reloaded, warnings)))
     });
-    match reloading {
-        Ok(reloading) => ask.answer(tell(patiently(reloading).await, &refused)),
+    let answer = match reloading {
+        Ok(reloading) => {
+            let done = patiently(reloading).await;
+            let is_replaced = matches!(done, Ok(Ok(None)));
+            let answer = tell(done, &refused);
+            if is_replaced {
+                // The reload that has replaced this one tells the service manager.
+                ask.answer(answer);
+                return;
+            }
+            answer
+        }
         Err(err) => {
             tracing::error!(%err, "reload refused: cannot start a thread");
             let why = format!("cannot start a thread: {err}");
             refused.refused(&why);
-            ask.answer(Err(why));
+            Err(why)
         }
-    }
+    };
+    supervisor.ready(&match &answer {
+        Ok(applied) => format!("serving; contexts: {}", applied.contexts),
+        Err(why) => format!("reload refused: {why}"),
+    });
+    ask.answer(answer);
 }
 
 /// Logs one line for each warning about a configuration.
@@ -345,11 +414,19 @@ async fn patiently<T>(mut reading: oneshot::Receiver<T>) -> Result<T, oneshot::e
 
 /// Returns at the first SIGTERM or SIGINT, or when a caller asks for a drain. From then on, a signal
 /// ends the process at once, with status 128 and its number.
-async fn stop(mut terminate: Signal, mut interrupt: Signal, operator: Arc<Operator>, log: Log) {
+async fn stop(
+    mut terminate: Signal,
+    mut interrupt: Signal,
+    operator: Arc<Operator>,
+    log: Log,
+    supervisor: Supervisor,
+) {
     tokio::select! {
         _ = next(&mut terminate, &mut interrupt) => {}
         () = operator.stop_asked() => {}
     }
+    let drain = operator.running().drain;
+    supervisor.stopping(drain.delay + drain.timeout + END);
     tokio::spawn(async move {
         let signal = next(&mut terminate, &mut interrupt).await;
         tracing::warn!("second signal: the process ends at once");

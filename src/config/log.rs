@@ -17,7 +17,7 @@ pub struct LogConfig {
 /// The form of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// Text on a terminal, JSON otherwise.
+    /// Text on a terminal, fields of the journal if stderr is the journal, JSON otherwise.
     Auto,
     /// One event per line, for reading.
     Text,

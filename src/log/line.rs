@@ -23,6 +23,11 @@ use tracing_subscriber::{
 const VALUE_MAX: usize = 1024;
 /// Maximum number of values in an event; further ones are left out.
 const VALUES_MAX: usize = 16;
+/// The program's name in the journal.
+const IDENTIFIER: &str = "tls-sessiond";
+/// The names of an event's values in the journal begin with this, so that none is one of the journal's
+/// own.
+const FIELD: &str = "TLS_SESSIOND_";
 
 /// The form of every line of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +36,8 @@ pub(super) enum Form {
     Text,
     /// `{"timestamp": ..., "level": ..., "fields": {"message": ..., ...}, "target": ...}`
     Json,
+    /// `NAME=value` lines of the journal's own protocol.
+    Journal,
 }
 
 /// Formats events as lines.
@@ -104,20 +111,52 @@ impl Values {
                 escaped(&(line + "},\"target\":" + &quoted(target) + "}")) + "\n"
             }
             Form::Text => {
-                let mut line = format!("{time} {level:>5} {target}: {}", printable(&self.message));
+                format!("{time} {level:>5} {target}: {}\n", self.shown())
+            }
+            Form::Journal => {
+                let mut fields = format!(
+                    "PRIORITY={}\nSYSLOG_IDENTIFIER={IDENTIFIER}\nTARGET={}\nMESSAGE={}\n",
+                    priority(level),
+                    printable(target),
+                    self.shown()
+                );
                 for (name, value) in &self.fields {
-                    let written = match value {
-                        Value::String(text) if plain(text) => write!(line, " {name}={text}"),
-                        Value::String(text) => write!(line, " {name}=\"{}\"", printable(text)),
-                        other => write!(line, " {name}={other}"),
+                    let value = match value {
+                        Value::String(text) => printable(text),
+                        other => other.to_string(),
                     };
+                    let name = name.to_uppercase().replace('.', "_");
                     // Writing to a String does not fail.
-                    let _ = written;
+                    let _ = writeln!(fields, "{FIELD}{name}={value}");
                 }
-                line.push('\n');
-                line
+                fields
             }
         }
+    }
+
+    /// Returns the message and all values, without control characters.
+    fn shown(&self) -> String {
+        let mut line = printable(&self.message);
+        for (name, value) in &self.fields {
+            let written = match value {
+                Value::String(text) if plain(text) => write!(line, " {name}={text}"),
+                Value::String(text) => write!(line, " {name}=\"{}\"", printable(text)),
+                other => write!(line, " {name}={other}"),
+            };
+            // Writing to a String does not fail.
+            let _ = written;
+        }
+        line
+    }
+}
+
+/// The priority of syslog(3) for a level.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        Level::DEBUG | Level::TRACE => 7,
     }
 }
 
@@ -255,6 +294,25 @@ mod tests {
         assert_eq!(
             (&parsed["level"], &parsed["target"]),
             (&"INFO".into(), &"audit".into())
+        );
+    }
+
+    #[test]
+    fn event_in_the_journal_has_no_field_that_a_peer_made() {
+        let evil = "x\nPRIORITY=0\nMESSAGE=forged";
+        let fields = values(&[("name", evil), ("error.type", "a b")]);
+        let sent = fields.line(Form::Journal, Level::WARN, "audit");
+        let lines: Vec<_> = sent.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "PRIORITY=4",
+                "SYSLOG_IDENTIFIER=tls-sessiond",
+                "TARGET=audit",
+                "MESSAGE=it happened name=\"x\\nPRIORITY=0\\nMESSAGE=forged\" error.type=\"a b\"",
+                "TLS_SESSIOND_NAME=x\\nPRIORITY=0\\nMESSAGE=forged",
+                "TLS_SESSIOND_ERROR_TYPE=a b",
+            ]
         );
     }
 

@@ -6,7 +6,8 @@
 //! soon as it can write again. Lines with the target `audit` have a queue of their own and pass no
 //! filter.
 //!
-//! * `line`: an event as text or JSON, with every value cut and escaped
+//! * `line`: an event as text, JSON or fields of the journal, with every value cut and escaped
+//! * `journal`: the journal of systemd
 //! * `queue`: lines that wait, bounded in bytes
 //! * `writer`: the thread that writes lines
 //! * `panics`: logs panics
@@ -28,11 +29,13 @@ use tracing_subscriber::{
 
 use crate::config::{Audit, Filter, Level, LogFormat};
 
+mod journal;
 mod line;
 pub mod panics;
 mod queue;
 mod writer;
 
+use journal::Journal;
 use line::{Form, Lines};
 use queue::Kind;
 use writer::{Sink, Writer};
@@ -63,7 +66,12 @@ impl Log {
             LogFormat::Auto if io::stderr().is_terminal() => Form::Text,
             LogFormat::Auto => Form::Json,
         };
-        let stderr = Arc::new(Writer::start(Sink::Stderr, form)?);
+        let is_auto = matches!(config.format, LogFormat::Auto);
+        let stderr = match is_auto.then(Journal::of_stderr).flatten() {
+            Some(journal) => Writer::start(Sink::Journal(journal), Form::Journal)?,
+            None => Writer::start(Sink::Stderr, form)?,
+        };
+        let stderr = Arc::new(stderr);
         let audit = match &config.audit {
             Audit::Stderr => Some(Arc::clone(&stderr)),
             Audit::Off => None,
@@ -77,11 +85,10 @@ impl Log {
         };
         let (filter, handle) = reload::Layer::new(targets(&config.filter));
         let audited = audit.as_ref().map(|writer| {
-            layer(writer, Kind::Audit, form)
-                .with_filter(filter_fn(|metadata| metadata.target() == AUDIT))
+            layer(writer, Kind::Audit).with_filter(filter_fn(|metadata| metadata.target() == AUDIT))
         });
         tracing_subscriber::registry()
-            .with(layer(&stderr, Kind::Ordinary, form).with_filter(filter))
+            .with(layer(&stderr, Kind::Ordinary).with_filter(filter))
             .with(audited)
             .try_init()
             .map_err(io::Error::other)?;
@@ -173,12 +180,12 @@ impl fmt::Debug for Log {
 
 /// Formats events as lines. It reports no errors of its own: the library would do so on stderr, and
 /// panic if that cannot be written.
-fn layer<S>(writer: &Writer, kind: Kind, form: Form) -> impl Layer<S> + use<S>
+fn layer<S>(writer: &Writer, kind: Kind) -> impl Layer<S> + use<S>
 where
     S: tracing::Subscriber + for<'a> LookupSpan<'a>,
 {
     events::layer()
-        .event_format(Lines(form))
+        .event_format(Lines(writer.form()))
         .with_writer(writer.lines(kind))
         .log_internal_errors(false)
 }

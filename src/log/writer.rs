@@ -25,6 +25,7 @@ use rustix::{
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::{
+    journal::Journal,
     line::{Form, notice},
     queue::{Kind, Pushed, Queues},
 };
@@ -41,6 +42,7 @@ const READY: Timespec = Timespec {
 /// The destination of lines.
 pub(super) enum Sink {
     Stderr,
+    Journal(Journal),
     File { path: PathBuf, file: File },
 }
 
@@ -75,7 +77,7 @@ impl Writer {
     /// The thread cannot be started.
     pub(super) fn start(sink: Sink, form: Form) -> io::Result<Self> {
         let path = match &sink {
-            Sink::Stderr => None,
+            Sink::Stderr | Sink::Journal(_) => None,
             Sink::File { path, .. } => Some(path.clone()),
         };
         let shared = Arc::new(Shared {
@@ -96,6 +98,11 @@ impl Writer {
             .name("log".into())
             .spawn(move || thread.run())?;
         Ok(Self(shared))
+    }
+
+    /// Returns the form of its lines.
+    pub(super) fn form(&self) -> Form {
+        self.0.form
     }
 
     /// Returns the destination for lines of one kind, for the subscriber.
@@ -301,27 +308,31 @@ impl Sink {
     }
 
     fn write(&self, bytes: &[u8]) -> rustix::io::Result<usize> {
-        self.with(|fd| rustix::io::write(fd, bytes))
+        match self {
+            Self::Stderr => rustix::io::write(io::stderr(), bytes),
+            Self::File { file, .. } => rustix::io::write(file, bytes),
+            // All of an event, or an error.
+            Self::Journal(journal) => journal.send(bytes),
+        }
     }
 
     /// Waits until a non-blocking descriptor accepts more. Returns whether it does.
     fn wait(&self) -> bool {
-        self.with(|fd| {
-            let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
-            let ready = poll(&mut fds, Some(&READY));
-            // A descriptor that fails now fails at the next write, which pauses before it tries
-            // again.
-            ready.is_ok()
-                && !fds[0]
-                    .revents()
-                    .intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL)
-        })
-    }
-
-    fn with<T>(&self, act: impl FnOnce(BorrowedFd<'_>) -> T) -> T {
         match self {
-            Self::Stderr => act(io::stderr().as_fd()),
-            Self::File { file, .. } => act(file.as_fd()),
+            Self::Stderr => is_ready(io::stderr().as_fd()),
+            Self::File { file, .. } => is_ready(file.as_fd()),
+            // Its socket blocks.
+            Self::Journal(_) => false,
         }
     }
+}
+
+fn is_ready(fd: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
+    let ready = poll(&mut fds, Some(&READY));
+    // A descriptor that fails now fails at the next write, which pauses before it tries again.
+    ready.is_ok()
+        && !fds[0]
+            .revents()
+            .intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL)
 }

@@ -73,6 +73,7 @@ mod threads;
 pub mod tls;
 mod write_buffer;
 
+pub use self::threads::Pulse;
 use self::{
     http::{Gate, Http},
     in_process::InProcess,
@@ -81,6 +82,7 @@ use self::{
     threads::ServerThreads,
     tls::Acceptor,
 };
+
 /// Largest batch of an Attach, in bytes. A decoded batch takes many times the memory of its bytes.
 const BATCH_BYTES_MAX: usize = 2 << 20;
 /// Largest request of the context service and of the admin service, in bytes.
@@ -313,7 +315,8 @@ impl Api {
     }
 
     /// Serves on one server thread for each core. Returns when `shutdown.drain` is cancelled and
-    /// the last call has ended, or when `shutdown.abort` is cancelled.
+    /// the last call has ended, or when `shutdown.abort` is cancelled. Calls `started` once the threads
+    /// run.
     ///
     /// # Errors
     /// A server thread cannot be started, or all of them ended and cannot be restarted.
@@ -321,11 +324,13 @@ impl Api {
         self,
         mut listeners: Listeners,
         shutdown: &Shutdown,
+        started: impl FnOnce(Pulse),
     ) -> Result<(), ServeError> {
         let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let (http, stop) = (self.http, shutdown.clone());
         let serve = move |accepted, lookout| http.clone().serve(accepted, stop.clone(), lookout);
         let mut lanes = ServerThreads::start(cores, self.sockets_max, serve)?;
+        started(lanes.pulse());
         loop {
             tokio::select! {
                 () = shutdown.drain.cancelled() => break,

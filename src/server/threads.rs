@@ -19,7 +19,7 @@ use std::{
 
 use tokio::{
     runtime::Runtime,
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     task::{JoinError, JoinSet},
 };
 
@@ -49,8 +49,36 @@ pub(crate) struct ServerThreads {
 }
 
 struct ServerThread {
-    accepted: mpsc::Sender<Accepted>,
+    arrivals: mpsc::Sender<Arrival>,
     open: Arc<AtomicUsize>,
+}
+
+/// What arrives at a thread.
+enum Arrival {
+    Socket(Accepted),
+    /// The question whether the thread works. It answers as soon as it comes to it.
+    Question(oneshot::Sender<()>),
+}
+
+/// Asks the server threads whether they work.
+#[derive(Debug)]
+pub struct Pulse(Vec<mpsc::WeakSender<Arrival>>);
+
+impl Pulse {
+    /// Returns once every thread has answered. A thread that has ended, or that takes no more sockets
+    /// because the daemon stops, need not answer.
+    pub async fn beat(&self) {
+        for thread in &self.0 {
+            let Some(thread) = thread.upgrade() else {
+                continue;
+            };
+            let (answers, answered) = oneshot::channel();
+            if thread.send(Arrival::Question(answers)).await.is_ok() {
+                // The sender is dropped if the thread has panicked and starts again.
+                drop(answered.await);
+            }
+        }
+    }
 }
 
 /// Reports the end of its thread when dropped, also after a panic.
@@ -80,7 +108,7 @@ impl ServerThreads {
         let mut lanes = Vec::with_capacity(count);
         for number in 0..count {
             let mut runtime = Some(runtime()?);
-            let (accepted, mut arriving) = mpsc::channel(WAITING_MAX);
+            let (arrivals, mut arriving) = mpsc::channel(WAITING_MAX);
             let open = Arc::new(AtomicUsize::new(0));
             let (serve, ends) = (serve.clone(), Ends(ends.clone()));
             thread::Builder::new()
@@ -101,7 +129,7 @@ impl ServerThreads {
                         runtime = again();
                     }
                 })?;
-            lanes.push(ServerThread { accepted, open });
+            lanes.push(ServerThread { arrivals, open });
         }
         Ok(Self {
             lanes,
@@ -141,21 +169,27 @@ impl ServerThreads {
             }
             accepted.is_beyond(sockets_max);
         }
-        let alive = self.lanes.iter().filter(|lane| !lane.accepted.is_closed());
+        let alive = self.lanes.iter().filter(|lane| !lane.arrivals.is_closed());
         let Some(lane) = alive.min_by_key(|lane| lane.open.load(Ordering::Relaxed)) else {
             return;
         };
         accepted.count_on(&lane.open);
-        if lane.accepted.send(accepted).await.is_err() {
+        if lane.arrivals.send(Arrival::Socket(accepted)).await.is_err() {
             tracing::error!("a server thread of the API has ended");
         }
+    }
+
+    /// Returns a way to ask the threads whether they work. It does not keep them from ending.
+    pub(crate) fn pulse(&self) -> Pulse {
+        let weak = |lane: &ServerThread| lane.arrivals.downgrade();
+        Pulse(self.lanes.iter().map(weak).collect())
     }
 
     /// Returns how many threads run.
     pub(crate) fn alive(&self) -> usize {
         self.lanes
             .iter()
-            .filter(|lane| !lane.accepted.is_closed())
+            .filter(|lane| !lane.arrivals.is_closed())
             .count()
     }
 
@@ -186,7 +220,7 @@ fn runtime() -> io::Result<Runtime> {
 
 /// Serves the arriving sockets. Ends when the queue is closed and the last connection has ended.
 async fn lane<F: Future<Output = ()> + Send + 'static>(
-    arriving: &mut mpsc::Receiver<Accepted>,
+    arriving: &mut mpsc::Receiver<Arrival>,
     serve: &impl Fn(Accepted, Arc<BusyPoll>) -> F,
 ) {
     let lookout = Arc::new(BusyPoll::default());
@@ -197,9 +231,11 @@ async fn lane<F: Future<Output = ()> + Send + 'static>(
     loop {
         tokio::select! {
             arrived = arriving.recv() => match arrived {
-                Some(accepted) => {
+                Some(Arrival::Socket(accepted)) => {
                     connections.spawn(serve(accepted, Arc::clone(&lookout)));
                 }
+                // The daemon may have stopped to ask.
+                Some(Arrival::Question(answers)) => drop(answers.send(())),
                 None => break,
             },
             Some(ended) = connections.join_next() => report(ended),
@@ -220,7 +256,11 @@ fn report(ended: Result<(), JoinError>) {
 mod tests {
     use std::{net::SocketAddr, sync::Mutex};
 
-    use tokio::{io::AsyncReadExt, net::TcpStream};
+    use tokio::{
+        io::AsyncReadExt,
+        net::TcpStream,
+        time::{Duration, timeout},
+    };
     use tokio_stream::StreamExt;
 
     use super::*;
@@ -281,5 +321,43 @@ mod tests {
         assert_eq!(lanes.alive(), 1);
         lanes.close();
         assert_eq!(lanes.ended().await, Some(()));
+    }
+
+    #[tokio::test]
+    async fn thread_that_hangs_has_no_pulse() {
+        let here = SocketAddr::from(([127, 0, 0, 1], 0));
+        let file = UnixFile {
+            mode: 0o600,
+            owner: None,
+        };
+        let mut listeners = Listeners::bind(&[Endpoint::Tcp(here)], file, false).unwrap();
+        let [Endpoint::Tcp(address)] = listeners.endpoints()[..] else {
+            panic!("one address")
+        };
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let held = Arc::new(Mutex::new(held));
+        let serve = move |accepted: Accepted, _| {
+            let held = Arc::clone(&held);
+            async move {
+                // Planted: it blocks its thread.
+                let held = held
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+                drop((held.recv(), accepted));
+            }
+        };
+        let mut lanes = ServerThreads::start(1, 10, serve).unwrap();
+        let pulse = lanes.pulse();
+        pulse.beat().await;
+        let (caller, accepted) = tokio::join!(TcpStream::connect(address), listeners.next());
+        let _caller = caller.unwrap();
+        lanes.hand(accepted.unwrap()).await;
+        let silent = timeout(Duration::from_millis(200), pulse.beat()).await;
+        silent.expect_err("the thread hangs");
+        release.send(()).unwrap();
+        pulse.beat().await;
+        lanes.close();
+        assert_eq!(lanes.ended().await, Some(()));
+        pulse.beat().await;
     }
 }

@@ -80,6 +80,7 @@ mod scenarios;
 mod scope;
 mod script;
 mod seed;
+mod service_manager;
 mod shrunk;
 #[cfg(feature = "peers")]
 mod sockets;

@@ -21,7 +21,7 @@ const CRATES: [Crate; 6] = [
         arrow: &[
             "main", "cli", "daemon", "otlp", "admin", "server", "api", "store",
         ],
-        leaves: &["doctor", "trace", "log", "config", "shutdown"],
+        leaves: &["doctor", "supervisor", "trace", "log", "config", "shutdown"],
     },
     Crate {
         folder: "clients/rust/src/",

@@ -1,0 +1,643 @@
+//! A ring: three epochs, the members that hold them, and the phase of the rotation.
+//!
+//! Invariants, as far as members do what they acknowledge:
+//!
+//! * **I1.** A member is told to encrypt with an epoch only after every counted member has acknowledged
+//!   that it opens the epoch.
+//! * **I2.** Members are told to drop an epoch only when a ticket lifetime has passed since every counted
+//!   member acknowledged that it encrypts with a later one.
+//! * **I3.** So no two counted members are more than one epoch apart.
+//!
+//! A member counts from its first acknowledgement of the last instruction until it leaves or is fenced. A rotation waits for
+//! counted members until the key is [`Settings::max_key_age`] old. Then it fences the members that it
+//! waits for: forward secrecy comes before resumption.
+//!
+//! * `member`: what the ring knows of a server
+//! * `exploration`: all interleavings of a small fleet, in tests
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use crate::epoch::{EpochSecret, Layout, NoRandomness, TicketKey};
+
+#[cfg(test)]
+mod exploration;
+mod member;
+#[cfg(test)]
+mod tests;
+
+use member::Member;
+pub use member::{MemberView, Style};
+
+/// Most members of a ring.
+pub const MEMBERS_MAX: usize = 1024;
+/// Most bytes of the name of a member.
+pub const NAME_MAX: usize = 256;
+/// Most bytes of a member's words about a refusal that are kept.
+const WORDS_MAX: usize = 256;
+
+/// The settings of a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Time from one rotation to the next. The next one waits for [`Self::lifetime`] too.
+    pub rotate: Duration,
+    /// How long a ticket is accepted after it was made.
+    pub lifetime: Duration,
+    /// The age at which members that have not acknowledged are fenced, so that none that counts encrypts
+    /// with an epoch that is older. A phase that begins at that age has [`Self::members_wait`] more.
+    pub max_key_age: Duration,
+    /// How long a phase waits for a member before the member counts as late.
+    pub members_wait: Duration,
+}
+
+/// One epoch.
+#[derive(Clone, Debug)]
+pub(crate) struct Epoch {
+    pub(crate) number: u64,
+    pub(crate) secret: EpochSecret,
+}
+
+/// The epochs before, now and next.
+#[derive(Clone, Debug)]
+pub(crate) struct Window {
+    pub(crate) before: Epoch,
+    pub(crate) current: Epoch,
+    pub(crate) next: Epoch,
+}
+
+/// The phase of a rotation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Phase {
+    /// Members encrypt with the current epoch, and open it alone.
+    Idle,
+    /// Members learn to open the next epoch.
+    Prepare,
+    /// Members begin to encrypt with what is now the current epoch, and still open the one before.
+    Activate,
+    /// All members encrypt with the current epoch. Tickets of the one before expire.
+    Settle,
+}
+
+/// What a member is to run.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Instruction {
+    /// The number that an acknowledgement names. It grows.
+    pub sequence: u64,
+    /// The phase of the ring.
+    pub phase: Phase,
+    /// The epoch to encrypt with.
+    pub encrypt: u64,
+    /// The epochs to open, in the order in which the server takes them: for [`Style::Push`] the oldest
+    /// first, for others the one to encrypt with first.
+    pub open: Vec<u64>,
+}
+
+/// A membership. A later one of the same name replaces it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lease(u64);
+
+/// Why a member is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The name is empty or too long, or has control characters.
+    #[error("the name of a member has 1 to {NAME_MAX} bytes without control characters")]
+    Name,
+    /// The ring has as many members as it may have.
+    #[error("the ring has {MEMBERS_MAX} members")]
+    TooMany,
+    /// The lease has ended: the member was fenced, has left, or has joined again.
+    #[error("the lease has ended: the member was fenced, or has joined again elsewhere")]
+    Fenced,
+    /// The member acknowledges an instruction that it was never given.
+    #[error("there is no instruction {0}: the last one is {1}")]
+    Unknown(u64, u64),
+    /// The member acknowledges an instruction of an earlier lease. What it runs since is not known.
+    #[error("instruction {0} is of an earlier lease: the first one of this lease is {1}")]
+    Earlier(u64, u64),
+}
+
+/// What has happened in a ring, for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A phase has begun.
+    Began(Phase, u64),
+    /// A phase waits for this member longer than [`Settings::members_wait`].
+    Late(Arc<str>),
+    /// The ring no longer waits for this member, and its lease has ended.
+    Fenced(Arc<str>),
+}
+
+/// A ring of ticket keys.
+#[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
+pub struct Ring {
+    name: Arc<str>,
+    settings: Settings,
+    window: Window,
+    phase: Phase,
+    sequence: u64,
+    /// When the phase began.
+    since: Duration,
+    /// When the current epoch was activated.
+    activated: Duration,
+    /// When the epoch that members may still encrypt with was activated: the one before during
+    /// [`Phase::Activate`], else the current one.
+    oldest_in_use: Duration,
+    /// In [`Phase::Settle`]: since when all counted members encrypt with the current epoch.
+    settled_from: Option<Duration>,
+    /// Whether the rotation drops all older epochs, and waits for no member longer than
+    /// [`Settings::members_wait`].
+    is_emergency: bool,
+    /// Whether a rotation was asked for.
+    is_asked: bool,
+    members: BTreeMap<Arc<str>, Member>,
+    leases: u64,
+    rotations: u64,
+    #[cfg(test)]
+    mutant: Option<exploration::Mutant>,
+}
+
+impl Ring {
+    /// Begins a ring with new epochs.
+    ///
+    /// # Errors
+    /// The system has no random numbers.
+    pub fn new(name: &str, settings: Settings, now: Duration) -> Result<Self, NoRandomness> {
+        let epoch = |number| {
+            let secret = EpochSecret::random()?;
+            Ok(Epoch { number, secret })
+        };
+        let window = Window {
+            before: epoch(0)?,
+            current: epoch(1)?,
+            next: epoch(2)?,
+        };
+        Ok(Self::of(name, settings, window, now))
+    }
+
+    fn of(name: &str, settings: Settings, window: Window, now: Duration) -> Self {
+        Self {
+            name: name.into(),
+            settings,
+            window,
+            phase: Phase::Idle,
+            sequence: 1,
+            since: now,
+            activated: now,
+            oldest_in_use: now,
+            settled_from: None,
+            is_emergency: false,
+            is_asked: false,
+            members: BTreeMap::new(),
+            leases: 0,
+            rotations: 0,
+            #[cfg(test)]
+            mutant: None,
+        }
+    }
+
+    /// Goes on with a ring of an earlier process: its epochs, the age of the current one, and the names
+    /// of its counted members, for which it waits as for members that are away. Tickets of the epoch
+    /// before are accepted for another lifetime.
+    pub(crate) fn restored(
+        name: &str,
+        settings: Settings,
+        window: Window,
+        age: Duration,
+        members: Vec<Arc<str>>,
+        now: Duration,
+    ) -> Self {
+        let mut ring = Self::of(name, settings, window, now);
+        ring.activated = now.saturating_sub(age);
+        ring.oldest_in_use = ring.activated;
+        ring.phase = Phase::Settle;
+        for name in members.into_iter().take(MEMBERS_MAX) {
+            ring.members.insert(name, Member::away(now));
+        }
+        ring.settled_from = ring.members.is_empty().then_some(now);
+        ring
+    }
+
+    /// Returns the name.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Replaces the settings. They apply from the next [`Self::tick`] on.
+    pub fn set(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
+    /// Returns the settings.
+    pub fn settings(&self) -> Settings {
+        self.settings
+    }
+
+    /// Lets a member join, or join again. It counts once it runs the last instruction. A lease that it had ends.
+    ///
+    /// # Errors
+    /// [`Refused::Name`], [`Refused::TooMany`].
+    pub fn join(&mut self, name: &str, style: Style, now: Duration) -> Result<Lease, Refused> {
+        if name.is_empty() || name.len() > NAME_MAX || name.contains(char::is_control) {
+            return Err(Refused::Name);
+        }
+        if self.members.len() >= MEMBERS_MAX && !self.members.contains_key(name) {
+            return Err(Refused::TooMany);
+        }
+        self.leases += 1;
+        let lease = Lease(self.leases);
+        let entry = self.members.entry(name.into());
+        let member = entry.or_insert_with(|| Member::new(now));
+        member.attach(lease, style, self.sequence, now);
+        // The server may have been restarted, so it is not known what it runs.
+        if self.phase == Phase::Settle && member.counts {
+            self.settled_from = None;
+        }
+        Ok(lease)
+    }
+
+    /// Records that the way to a member is lost. The ring goes on to wait for a member that counts.
+    pub fn detach(&mut self, lease: Lease, now: Duration) {
+        let Some((name, member)) = self.of_lease(lease) else {
+            return;
+        };
+        if !member.counts {
+            let name = Arc::clone(name);
+            self.members.remove(&name);
+            return;
+        }
+        if let Some(member) = self.leased(lease) {
+            member.detach(now);
+        }
+    }
+
+    /// Removes a member that says goodbye.
+    pub fn leave(&mut self, lease: Lease, now: Duration) {
+        if let Some((name, _)) = self.of_lease(lease) {
+            let name = Arc::clone(name);
+            self.members.remove(&name);
+            self.note_settled(now);
+        }
+    }
+
+    /// Ends the membership with this name, as [`Self::leave`] does. Returns whether there was one.
+    pub fn fence(&mut self, name: &str, now: Duration) -> bool {
+        let was = self.members.remove(name).is_some();
+        self.note_settled(now);
+        was
+    }
+
+    /// Takes an acknowledgement: the member runs the instruction with this number. Earlier numbers and
+    /// repetitions change nothing.
+    ///
+    /// # Errors
+    /// [`Refused::Fenced`], [`Refused::Unknown`], [`Refused::Earlier`].
+    pub fn acknowledge(
+        &mut self,
+        lease: Lease,
+        sequence: u64,
+        now: Duration,
+    ) -> Result<(), Refused> {
+        let last = self.sequence;
+        self.answering(lease, sequence)?
+            .acknowledge(sequence, last, now);
+        self.note_settled(now);
+        Ok(())
+    }
+
+    /// Takes a refusal: the member cannot run the instruction with this number.
+    ///
+    /// # Errors
+    /// As [`Self::acknowledge`].
+    pub fn refuse(&mut self, lease: Lease, sequence: u64, why: &str) -> Result<(), Refused> {
+        let end = (0..=WORDS_MAX.min(why.len()))
+            .rev()
+            .find(|&at| why.is_char_boundary(at));
+        let words = why[..end.unwrap_or(0)].into();
+        self.answering(lease, sequence)?.trouble = Some(words);
+        Ok(())
+    }
+
+    /// Returns the member that answers this instruction.
+    fn answering(&mut self, lease: Lease, sequence: u64) -> Result<&mut Member, Refused> {
+        let last = self.sequence;
+        let member = self.leased(lease).ok_or(Refused::Fenced)?;
+        if sequence > last {
+            return Err(Refused::Unknown(sequence, last));
+        }
+        if sequence < member.first {
+            return Err(Refused::Earlier(sequence, member.first));
+        }
+        Ok(member)
+    }
+
+    /// Returns whether the lease is in force.
+    pub fn holds(&self, lease: Lease) -> bool {
+        self.of_lease(lease).is_some()
+    }
+
+    fn of_lease(&self, lease: Lease) -> Option<(&Arc<str>, &Member)> {
+        self.members
+            .iter()
+            .find(|(_, member)| member.lease == Some(lease))
+    }
+
+    fn leased(&mut self, lease: Lease) -> Option<&mut Member> {
+        let mut members = self.members.values_mut();
+        members.find(|member| member.lease == Some(lease))
+    }
+
+    /// Returns what the member of this lease is to run. `None`: the lease has ended.
+    pub fn instruction(&self, lease: Lease) -> Option<Instruction> {
+        let (_, member) = self.of_lease(lease)?;
+        Some(self.instruct(member.style))
+    }
+
+    /// Returns what members of this style are to run.
+    pub fn instruct(&self, style: Style) -> Instruction {
+        let Window {
+            before,
+            current,
+            next,
+        } = &self.window;
+        let (before, current, next) = (before.number, current.number, next.number);
+        let open = match (style, self.phase) {
+            (Style::Push, _) => vec![before, current, next],
+            (Style::Single, _) | (Style::List, Phase::Idle) => vec![current],
+            (Style::List, Phase::Prepare) => vec![current, next],
+            (Style::List, Phase::Activate | Phase::Settle) => vec![current, before],
+        };
+        Instruction {
+            sequence: self.sequence,
+            phase: self.phase,
+            encrypt: current,
+            open,
+        }
+    }
+
+    /// Returns the key of an epoch. `None`: the ring no longer has it, or not yet.
+    pub fn key(&self, number: u64, layout: Layout) -> Option<TicketKey> {
+        let epoch = self
+            .epochs()
+            .into_iter()
+            .find(|epoch| epoch.number == number)?;
+        Some(epoch.secret.key(&self.name, layout))
+    }
+
+    pub(crate) fn epochs(&self) -> [&Epoch; 3] {
+        [&self.window.before, &self.window.current, &self.window.next]
+    }
+
+    pub(crate) fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// Returns the epochs whose tickets are opened now. The daemon can open the next one as soon as any
+    /// member may be told to encrypt with it.
+    pub(crate) fn opened(&self) -> Vec<&Epoch> {
+        match self.phase {
+            Phase::Idle => vec![&self.window.current],
+            Phase::Prepare => vec![&self.window.current, &self.window.next],
+            Phase::Activate | Phase::Settle => vec![&self.window.current, &self.window.before],
+        }
+    }
+
+    /// Asks for a rotation as soon as the tickets of the epoch before have expired.
+    pub fn rotate(&mut self) {
+        self.is_asked = true;
+    }
+
+    /// Replaces all epochs at once: no ticket that exists is opened after that by a member that
+    /// acknowledges. Members that do not acknowledge within [`Settings::members_wait`] are fenced.
+    ///
+    /// # Errors
+    /// The system has no random numbers. Nothing has changed then.
+    pub fn rotate_at_once(&mut self, now: Duration) -> Result<Event, NoRandomness> {
+        let first = self.window.next.number + 1;
+        let epoch = |number| {
+            let secret = EpochSecret::random()?;
+            Ok(Epoch { number, secret })
+        };
+        self.window = Window {
+            before: epoch(first)?,
+            current: epoch(first + 1)?,
+            next: epoch(first + 2)?,
+        };
+        self.is_emergency = true;
+        self.is_asked = false;
+        self.rotations += 1;
+        self.activated = now;
+        Ok(self.begin(Phase::Activate, now))
+    }
+
+    fn begin(&mut self, phase: Phase, now: Duration) -> Event {
+        self.phase = phase;
+        self.since = now;
+        self.sequence += 1;
+        self.settled_from = None;
+        self.members
+            .values_mut()
+            .for_each(|member| member.is_late = false);
+        Event::Began(phase, self.window.current.number)
+    }
+
+    /// Returns the names of the counted members that have not acknowledged the last instruction.
+    fn behind(&self) -> Vec<Arc<str>> {
+        let behind = self.members.iter().filter(|(_, member)| {
+            #[cfg(test)]
+            if self.mutant == Some(exploration::Mutant::WaitForNobody) {
+                return false;
+            }
+            member.counts && member.acknowledged < self.sequence
+        });
+        behind.map(|(name, _)| Arc::clone(name)).collect()
+    }
+
+    fn note_settled(&mut self, now: Duration) {
+        if self.phase == Phase::Settle && self.settled_from.is_none() && self.behind().is_empty() {
+            self.settled_from = Some(now);
+        }
+    }
+
+    /// Returns when the phase gives up the members that it waits for.
+    fn gives_up(&self) -> Duration {
+        // Every member has this time, also in a phase that begins with a key that is too old.
+        let at_least = self.since + self.settings.members_wait;
+        match self.is_emergency {
+            true => at_least,
+            false => at_least.max(self.oldest_in_use + self.settings.max_key_age),
+        }
+    }
+
+    /// Goes on as far as the time and the acknowledgements allow. Returns what has happened.
+    ///
+    /// # Errors
+    /// The system has no random numbers. The ring stays in its phase then.
+    pub fn tick(&mut self, now: Duration) -> Result<Vec<Event>, NoRandomness> {
+        let mut events = Vec::new();
+        while let Some(event) = self.step(now, &mut events)? {
+            events.push(event);
+        }
+        Ok(events)
+    }
+
+    fn step(
+        &mut self,
+        now: Duration,
+        events: &mut Vec<Event>,
+    ) -> Result<Option<Event>, NoRandomness> {
+        match self.phase {
+            Phase::Idle => {
+                let is_due = self.is_asked || now >= self.activated + self.settings.rotate;
+                if !is_due {
+                    return Ok(None);
+                }
+                self.is_asked = false;
+                Ok(Some(self.begin(Phase::Prepare, now)))
+            }
+            Phase::Prepare => {
+                if !self.all_have_answered(now, events) {
+                    return Ok(None);
+                }
+                // The last step that can fail comes first.
+                let later = Epoch {
+                    number: self.window.next.number + 1,
+                    secret: self.window.next.secret.next()?,
+                };
+                let next = std::mem::replace(&mut self.window.next, later);
+                let current = std::mem::replace(&mut self.window.current, next);
+                self.window.before = current;
+                self.oldest_in_use = self.activated;
+                self.activated = now;
+                self.rotations += 1;
+                Ok(Some(self.begin(Phase::Activate, now)))
+            }
+            Phase::Activate => {
+                if !self.all_have_answered(now, events) {
+                    return Ok(None);
+                }
+                self.is_emergency = false;
+                self.oldest_in_use = self.activated;
+                let event = self.begin(Phase::Settle, now);
+                // Nothing changes for members: their acknowledgement of the activation is one of this.
+                let sequence = self.sequence;
+                for member in self.members.values_mut() {
+                    member.carry(sequence);
+                }
+                self.settled_from = Some(now);
+                Ok(Some(event))
+            }
+            Phase::Settle => {
+                let lifetime = self.settings.lifetime;
+                #[cfg(test)]
+                let lifetime = match self.mutant {
+                    Some(exploration::Mutant::DropEarly) => Duration::ZERO,
+                    _ => lifetime,
+                };
+                match self.settled_from {
+                    Some(from) if now >= from + lifetime => Ok(Some(self.begin(Phase::Idle, now))),
+                    Some(_) => Ok(None),
+                    None => {
+                        if self.all_have_answered(now, events) {
+                            self.settled_from = Some(now);
+                        }
+                        Ok(None)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns whether every counted member has acknowledged the last instruction, after it has fenced
+    /// those for which the ring may not wait longer.
+    fn all_have_answered(&mut self, now: Duration, events: &mut Vec<Event>) -> bool {
+        let behind = self.behind();
+        if behind.is_empty() {
+            return true;
+        }
+        if now >= self.gives_up() {
+            for name in behind {
+                self.members.remove(&name);
+                events.push(Event::Fenced(name));
+            }
+            return true;
+        }
+        if now >= self.since + self.settings.members_wait {
+            for name in behind {
+                if let Some(member) = self.members.get_mut(&name)
+                    && !std::mem::replace(&mut member.is_late, true)
+                {
+                    events.push(Event::Late(name));
+                }
+            }
+        }
+        false
+    }
+
+    /// Returns the next time at which [`Self::tick`] may do something without a call of a member.
+    pub fn due(&self) -> Duration {
+        let waits = || {
+            let late = self.since + self.settings.members_wait;
+            let any_in_time = self.behind().iter().any(|name| {
+                let member = self.members.get(name);
+                member.is_some_and(|member| !member.is_late)
+            });
+            match any_in_time {
+                true => late.min(self.gives_up()),
+                false => self.gives_up(),
+            }
+        };
+        match (self.phase, self.settled_from) {
+            (Phase::Idle, _) if self.is_asked => self.since,
+            (Phase::Idle, _) => self.activated + self.settings.rotate,
+            (Phase::Settle, Some(from)) => from + self.settings.lifetime,
+            (Phase::Prepare | Phase::Activate | Phase::Settle, _) => waits(),
+        }
+    }
+
+    /// Returns the state of the ring, without keys.
+    pub fn view(&self, now: Duration) -> RingView {
+        let members = self.members.iter();
+        RingView {
+            phase: self.phase,
+            sequence: self.sequence,
+            since: now.saturating_sub(self.since),
+            epoch: self.window.current.number,
+            age: now.saturating_sub(self.activated),
+            opened: self.opened().iter().map(|epoch| epoch.number).collect(),
+            rotations: self.rotations,
+            is_emergency: self.is_emergency,
+            members: members
+                .map(|(name, member)| member.view(name, self.sequence, now))
+                .collect(),
+        }
+    }
+
+    /// Returns the names of the counted members.
+    pub(crate) fn counted(&self) -> impl Iterator<Item = &Arc<str>> {
+        let counted = self.members.iter().filter(|(_, member)| member.counts);
+        counted.map(|(name, _)| name)
+    }
+}
+
+/// The state of a ring at one time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RingView {
+    /// The phase.
+    pub phase: Phase,
+    /// The number of the last instruction.
+    pub sequence: u64,
+    /// How long the phase has lasted.
+    pub since: Duration,
+    /// The epoch that the ring encrypts with.
+    pub epoch: u64,
+    /// How long ago that epoch was activated.
+    pub age: Duration,
+    /// The epochs whose tickets are opened, the current one first.
+    pub opened: Vec<u64>,
+    /// Number of rotations since the ring began.
+    pub rotations: u64,
+    /// Whether an emergency rotation is under way.
+    pub is_emergency: bool,
+    /// The members, by name.
+    pub members: Vec<MemberView>,
+}

@@ -34,8 +34,10 @@ use crate::{
     config::{Config, ConfigError, Endpoint, Limits, StoreConfig},
     log::panics::caught,
     otlp::Telemetry,
+    rings::Rings,
     server::{
-        Api, Ingress, LiveLimits, Memory, Pulse, ServeError, listen::Listeners, tls::Acceptor,
+        Api, Beside, Ingress, LiveLimits, Memory, Pulse, ServeError, listen::Listeners,
+        tls::Acceptor,
     },
     shutdown::Shutdown,
     store::{CheckError, Keepers, Store, Target},
@@ -77,6 +79,7 @@ pub struct Reload {
     limits: LiveLimits,
     reloads: Arc<Reloads>,
     store: Option<Arc<Store>>,
+    rings: Arc<Rings>,
     operator: Arc<Operator>,
 }
 
@@ -182,6 +185,7 @@ impl Reload {
             }
             _ => None,
         };
+        let rings = self.rings.prepare(config)?;
         let removed = config.removed_contexts(running).len();
         let changed = config.changed_from(running);
         let contexts = registry.all().len();
@@ -189,6 +193,7 @@ impl Reload {
         let dropped = self.state.swap(Arc::new(registry));
         self.state.connections().resize(most(&config.limits));
         self.limits.apply(&config.limits);
+        self.rings.swap(rings);
         self.doors.access.rules_changed();
         // TLS is swapped last, so that the old rules never apply to a certificate of a new
         // authority. A certificate of an old authority that is accepted until here is like one
@@ -242,6 +247,7 @@ pub struct Prepared {
     acceptor: Option<Arc<Acceptor>>,
     shared: Option<PreparedStore>,
     telemetry: Telemetry,
+    rings: Rings,
     open_files: Option<u64>,
 }
 
@@ -310,12 +316,14 @@ impl Prepared {
             .map_err(|err| config.context_error(&err))?;
         let acceptor = Acceptor::load(&config)?;
         let telemetry = Telemetry::read(&config)?;
+        let rings = Rings::read(&config, Clock::System)?;
         Ok(Self {
             config,
             registry,
             acceptor,
             shared,
             telemetry,
+            rings,
             open_files: None,
         })
     }
@@ -422,6 +430,7 @@ pub struct Daemon {
     operator: Arc<Operator>,
     admin: Option<AdminDesk>,
     telemetry: Telemetry,
+    rings: Arc<Rings>,
     started: Option<Started>,
 }
 
@@ -476,8 +485,10 @@ impl Daemon {
             acceptor,
             shared,
             telemetry,
+            rings,
             ..
         } = prepared;
+        let rings = Arc::new(rings);
         let state = Arc::new(CoreState::new(
             Arc::new(registry),
             clock.clone(),
@@ -514,7 +525,10 @@ impl Daemon {
             doors.clone(),
             store.clone(),
             Arc::clone(&operator),
-            telemetry.tracer(),
+            Beside {
+                tracer: telemetry.tracer(),
+                rings: Arc::clone(&rings),
+            },
             &shutdown,
         )?;
         let listeners = Listeners::bind(&config.api, config.unix, config.tls.is_some())?;
@@ -531,6 +545,7 @@ impl Daemon {
             operator,
             admin,
             telemetry,
+            rings,
             started: None,
         })
     }
@@ -573,6 +588,7 @@ impl Daemon {
             limits: self.api.live_limits(),
             reloads: self.api.reloads(),
             store: self.store.clone(),
+            rings: Arc::clone(&self.rings),
             operator: Arc::clone(&self.operator),
         }
     }
@@ -631,6 +647,8 @@ impl Daemon {
     /// The transport failed by itself.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let keeping = self.keepers.take().map(Keeping::begin);
+        let rings = Arc::clone(&self.rings);
+        let _rotating = AbortOnDropHandle::new(tokio::spawn(async move { rings.run().await }));
         let sending = self.telemetry.begin(self.api.admin());
         let health = self.api.health();
         let (began, act) = (health.clone(), self.started.take());

@@ -14,6 +14,8 @@ pub mod server; // how a call arrives: sockets, HTTP/2, admission
 
 pub mod api; // what a call means: services, rights, statuses
 
+pub mod rings; // ticket keys: time, log lines and files of their rings
+
 pub mod store; // the connections to a store that several daemons share
 
 pub mod config; // file, environment and command line to a valid Config

@@ -8,13 +8,14 @@ use prost_build::{Service, ServiceGenerator};
 use prost_types::FileDescriptorSet;
 
 const ROOT: &str = "proto";
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "tls/sessiond/v1/types.proto",
     "tls/sessiond/v1/connection_service.proto",
     "tls/sessiond/v1/session_service.proto",
     "tls/sessiond/v1/context_service.proto",
     "tls/sessiond/v1/worker_service.proto",
     "tls/sessiond/v1/admin_service.proto",
+    "tls/sessiond/v1/ticket_key_service.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

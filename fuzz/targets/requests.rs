@@ -216,7 +216,12 @@ impl World {
             doors,
             None,
             Arc::new(Operator::new(Arc::new(config.clone()))),
-            tls_sessiond::trace::Tracer::default(),
+            tls_sessiond::server::Beside {
+                tracer: tls_sessiond::trace::Tracer::default(),
+                rings: Arc::new(
+                    tls_sessiond::rings::Rings::read(&config, Clock::System).expect("no ring"),
+                ),
+            },
             &Shutdown::default(),
         )
         .expect("there are random numbers");

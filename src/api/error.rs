@@ -113,6 +113,22 @@ pub(crate) enum Refusal {
     LogLevelInvalid(String),
     #[error("this daemon writes no log")]
     LogUnavailable,
+    #[error("no ring of ticket keys is named `{0}`: ListRings lists the names")]
+    RingNotFound(String),
+    #[error("the ring has no member of this name: GetRing lists them")]
+    MemberNotFound,
+    #[error("{field}: {why}")]
+    MemberInvalid { field: &'static str, why: String },
+    #[error("{0}")]
+    MemberLimit(String),
+    #[error("{0}: join again")]
+    MemberFenced(String),
+    #[error("{0}")]
+    InstructionUnknown(String),
+    #[error("{0}")]
+    MemberEventUnexpected(&'static str),
+    #[error("the system has no random numbers")]
+    NoRandomness,
     #[error(
         "this caller has no identity: its certificate has neither a URI, nor a DNS name, nor a subject"
     )]
@@ -241,6 +257,14 @@ impl Refusal {
             Self::ReloadUnavailable => (Code::FailedPrecondition, "RELOAD_UNAVAILABLE", None),
             Self::LogLevelInvalid(_) => (Code::InvalidArgument, "LOG_LEVEL_INVALID", Some("level")),
             Self::LogUnavailable => (Code::FailedPrecondition, "LOG_UNAVAILABLE", None),
+            Self::RingNotFound(_) => (Code::NotFound, "RING_NOT_FOUND", Some("ring")),
+            Self::MemberNotFound => (Code::NotFound, "MEMBER_NOT_FOUND", Some("member")),
+            Self::MemberInvalid { field, .. } => invalid("MEMBER_INVALID", field),
+            Self::MemberLimit(_) => (Code::ResourceExhausted, "MEMBER_LIMIT", None),
+            Self::MemberFenced(_) => (Code::Aborted, "MEMBER_FENCED", None),
+            Self::InstructionUnknown(_) => invalid("INSTRUCTION_UNKNOWN", "sequence"),
+            Self::MemberEventUnexpected(_) => invalid("MEMBER_EVENT_UNEXPECTED", "event"),
+            Self::NoRandomness => (Code::Internal, "NO_RANDOMNESS", None),
             Self::Unauthenticated => (Code::Unauthenticated, "UNAUTHENTICATED", None),
             Self::CertificateEnded => (Code::Unauthenticated, "CERTIFICATE_ENDED", None),
             Self::PermissionDenied { context: None, .. } => {

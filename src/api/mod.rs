@@ -1,7 +1,8 @@
 //! The gRPC API: what a call means. Translates calls into operations on the connection table, the session caches and
 //! the contexts. This is the only room that turns errors into gRPC statuses.
 //!
-//! Each service: `connections`, `sessions`, `workers`, `contexts`, [`admin`], [`health`], `reflection`.
+//! Each service: `connections`, `sessions`, `workers`, `contexts`, `ticket_keys`, [`admin`], [`health`],
+//! `reflection`.
 //!
 //! Shared by them:
 //!
@@ -32,4 +33,5 @@ pub(crate) mod reflection;
 pub mod reloads;
 pub mod role;
 pub(crate) mod sessions;
+pub(crate) mod ticket_keys;
 pub(crate) mod workers;

@@ -17,7 +17,9 @@ impl Roles {
     pub const ADMIN: Self = Self(4);
     /// Every caller that has a connection, with or without a role.
     pub const ANYONE: Self = Self(8);
-    pub(crate) const ALL: Self = Self(7);
+    /// May get ticket keys, and open and seal tickets.
+    pub const KEYS: Self = Self(16);
+    pub(crate) const ALL: Self = Self(7 | 16);
 
     /// Returns the union of both sets.
     pub const fn or(self, other: Self) -> Self {
@@ -29,12 +31,18 @@ impl Roles {
         self.0 & other.0 != 0
     }
 
-    pub(crate) fn of(role: AccessRole) -> Self {
+    pub(crate) fn of(roles: &[AccessRole]) -> Self {
+        let each = roles.iter().map(|role| Self::of_one(*role));
+        each.fold(Self(0), Self::or)
+    }
+
+    fn of_one(role: AccessRole) -> Self {
         match role {
             AccessRole::Worker => Self::WORKER,
             AccessRole::Observer => Self::OBSERVER,
             // An administrator must see the sessions that it may remove.
             AccessRole::Admin => Self::OBSERVER.or(Self::ADMIN),
+            AccessRole::Keys => Self::KEYS,
         }
     }
 }
@@ -45,6 +53,7 @@ impl fmt::Display for Roles {
             (Self::WORKER, "worker"),
             (Self::OBSERVER, "observer"),
             (Self::ADMIN, "admin"),
+            (Self::KEYS, "keys"),
         ];
         let held: Vec<_> = names
             .iter()

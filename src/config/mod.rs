@@ -25,6 +25,7 @@ mod origin;
 mod otlp;
 mod raw;
 mod store;
+mod ticket_keys;
 mod units;
 mod withhold;
 
@@ -37,6 +38,7 @@ pub use log::{Audit, Filter, Level, LogConfig, LogFormat};
 use origin::ENV_PREFIX;
 pub use otlp::OtlpConfig;
 pub use store::{StoreAddress, StoreConfig};
+pub use ticket_keys::{SavedRing, TicketKeysConfig};
 use tls_sessiond_core::{
     access::{Access, AccessRole, IdentityPattern},
     context::{ContextConfig, ContextRefusal, Refusal, Settings},
@@ -72,6 +74,8 @@ pub struct Config {
     pub otlp: Option<OtlpConfig>,
     /// The store that other daemons share. `None`: sessions are in the memory of this process.
     pub store: Option<StoreConfig>,
+    /// The rings of ticket keys.
+    pub ticket_keys: Vec<TicketKeysConfig>,
     /// The contexts, at least one.
     pub contexts: Vec<ContextConfig>,
     origin: origin::Origin,
@@ -361,6 +365,7 @@ impl Config {
                 contexts
             }
         };
+        let ticket_keys = ticket_keys::read(&check, &raw.ticket_keys, &contexts)?;
         for (place, rule) in access.iter().enumerate() {
             let known =
                 |name: &String| name == "*" || contexts.iter().any(|context| context.name == *name);
@@ -383,6 +388,7 @@ impl Config {
             log,
             otlp,
             store,
+            ticket_keys,
             contexts,
             origin,
         })
@@ -477,6 +483,19 @@ impl Config {
             origin: &self.origin,
         }
         .refuse(&format!("listen.tls.{key}"), what.to_string())
+    }
+
+    /// Returns an error about a key of a ring, found when its files were opened.
+    pub fn ticket_keys_error(
+        &self,
+        place: usize,
+        key: &str,
+        what: impl fmt::Display,
+    ) -> ConfigError {
+        Check {
+            origin: &self.origin,
+        }
+        .refuse(&format!("ticket_keys[{place}].{key}"), what.to_string())
     }
 
     /// Returns an error about a key of `otlp`, found when its files were opened.
@@ -585,18 +604,33 @@ fn access(check: &Check<'_>, raw: &[raw::RawAccess]) -> Result<Vec<Access>, Conf
                         .map_err(|err| err.to_string().into()),
                 )?,
                 contexts: rule.contexts.clone(),
-                role: check.word(
-                    &key("role"),
-                    &rule.role,
-                    &[
-                        ("worker", AccessRole::Worker),
-                        ("observer", AccessRole::Observer),
-                        ("admin", AccessRole::Admin),
-                    ],
-                )?,
+                roles: roles(check, &key("role"), rule.role.words())?,
             })
         })
         .collect()
+}
+
+/// Reads the roles of a rule: at least one, each once.
+fn roles(check: &Check<'_>, key: &str, words: &[String]) -> Result<Vec<AccessRole>, ConfigError> {
+    let known = [
+        ("worker", AccessRole::Worker),
+        ("observer", AccessRole::Observer),
+        ("admin", AccessRole::Admin),
+        ("keys", AccessRole::Keys),
+    ];
+    let mut roles = Vec::with_capacity(words.len());
+    for word in words {
+        let role = check.word(key, word, &known)?;
+        if roles.contains(&role) {
+            return Err(check.refuse(key, format!("`{word}` is in the list twice")));
+        }
+        roles.push(role);
+    }
+    if roles.is_empty() {
+        let message = "must not be empty: write a role, or remove the rule";
+        return Err(check.refuse(key, message.into()));
+    }
+    Ok(roles)
 }
 
 #[cfg(test)]

@@ -20,6 +20,8 @@ pub(super) struct RawFile {
     pub(super) log: RawLog,
     pub(super) otlp: RawOtlp,
     pub(super) store: RawStore,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) ticket_keys: Vec<RawTicketKeys>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) context: Option<Vec<RawContext>>,
 }
@@ -64,7 +66,54 @@ pub(super) struct RawListenTls {
 pub(super) struct RawAccess {
     pub(super) identity: String,
     pub(super) contexts: Vec<String>,
-    pub(super) role: String,
+    pub(super) role: OneOrManyWords,
+}
+
+/// `"worker"` or `["worker", "keys"]`.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(untagged, expecting = "expected a role or a list of roles")]
+pub(super) enum OneOrManyWords {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl OneOrManyWords {
+    pub(super) fn words(&self) -> &[String] {
+        match self {
+            Self::One(word) => std::slice::from_ref(word),
+            Self::Many(words) => words,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table `[[ticket_keys]]`")]
+pub(super) struct RawTicketKeys {
+    pub(super) name: String,
+    pub(super) context: String,
+    pub(super) rule: String,
+    pub(super) rotate: String,
+    pub(super) lifetime: String,
+    pub(super) max_key_age: String,
+    pub(super) members_wait: String,
+    pub(super) state: String,
+    pub(super) credential: String,
+}
+
+impl Default for RawTicketKeys {
+    fn default() -> Self {
+        Self {
+            name: "default".into(),
+            context: String::new(),
+            rule: String::new(),
+            rotate: "1h".into(),
+            lifetime: "1h".into(),
+            max_key_age: "3h".into(),
+            members_wait: "60s".into(),
+            state: String::new(),
+            credential: String::new(),
+        }
+    }
 }
 
 #[derive(Debug, Deserialize, Serialize)]

@@ -263,7 +263,7 @@ fn listener_and_access_errors_name_key_and_line() {
         ),
         (
             rule("local", "\"*\"", "root"),
-            "c.toml:4: access[0].role: `root` is not known; it may be `worker`, `observer`, `admin`",
+            "c.toml:4: access[0].role: `root` is not known; it may be `worker`, `observer`, `admin`, `keys`",
         ),
         (
             "[[access]]\nidentity = \"local\"\n".into(),

@@ -33,12 +33,13 @@ use crate::api::{
 
 const DRIVE: &str = "/tls.sessiond.v1.ConnectionService/Drive";
 const ATTACH: &str = "/tls.sessiond.v1.WorkerService/Attach";
+const KEYS: &str = "/tls.sessiond.v1.TicketKeyService/WatchTicketKeys";
 const WATCH: &str = "/tls.sessiond.v1.SessionService/WatchSessions";
 const REFLECTION: &str = "/grpc.reflection.";
 
 /// Returns how many messages the method of this path reads.
 fn expects(path: &str) -> Expects {
-    match path == DRIVE || path == ATTACH || path.starts_with(REFLECTION) {
+    match path == DRIVE || path == ATTACH || path == KEYS || path.starts_with(REFLECTION) {
         true => Expects::Any,
         false => Expects::One,
     }
@@ -114,7 +115,7 @@ impl Admission {
         };
         let path = request.uri().path();
         let (expects, message_max) = (expects(path), self.services.message_max(path));
-        let kept = path != ATTACH && path != WATCH;
+        let kept = path != ATTACH && path != WATCH && path != KEYS;
         let request = request
             .map(|body| Whole::new(body, expects, message_max, Arc::clone(self.caller.holder())));
         Answer {

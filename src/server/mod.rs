@@ -24,7 +24,7 @@ use tls_sessiond_core::{clock::Timestamp, connection::Error, state::CoreState};
 use tls_sessiond_proto::{
     admin_service_server::AdminServiceServer, connection_service_server::ConnectionServiceServer,
     context_service_server::ContextServiceServer, session_service_server::SessionServiceServer,
-    worker_service_server::WorkerServiceServer,
+    ticket_key_service_server::TicketKeyServiceServer, worker_service_server::WorkerServiceServer,
 };
 use tokio_stream::StreamExt;
 use tonic::service::Routes;
@@ -52,10 +52,12 @@ use crate::{
         reflection::Reflection,
         reloads::Reloads,
         sessions::Sessions,
+        ticket_keys::TicketKeys,
         workers::Workers,
     },
     config::Limits,
     log::panics::caught,
+    rings::Rings,
     shutdown::Shutdown,
     store::Store,
     trace::Tracer,
@@ -143,6 +145,15 @@ pub struct Ingress {
     pub acceptor: Option<Arc<Acceptor>>,
 }
 
+/// What the API uses and does not own.
+#[derive(Clone)]
+pub struct Beside {
+    /// Begins the spans of calls.
+    pub tracer: Tracer,
+    /// The rings of ticket keys.
+    pub rings: Arc<Rings>,
+}
+
 /// Why the API stopped serving.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -168,7 +179,7 @@ impl Api {
         doors: Ingress,
         store: Option<Arc<Store>>,
         operator: Arc<Operator>,
-        tracer: Tracer,
+        Beside { tracer, rings }: Beside,
         shutdown: &Shutdown,
     ) -> Result<Self, Error> {
         let health = Health::new(shutdown.drain.clone());
@@ -218,6 +229,11 @@ impl Api {
             connections: Arc::clone(&connections),
             sessions: Arc::clone(&sessions),
         };
+        let ticket_keys = TicketKeys {
+            rings,
+            state: Arc::clone(&state),
+            draining: shutdown.drain.clone(),
+        };
         let reloads = Arc::new(Reloads::default());
         let admin = Arc::new(Admin {
             lists,
@@ -246,6 +262,7 @@ impl Api {
             contexts: limits.message.min(SHORT_BYTES_MAX),
             workers: limits.message.min(BATCH_BYTES_MAX),
             admin: limits.message.min(SHORT_BYTES_MAX),
+            ticket_keys: limits.message.min(SHORT_BYTES_MAX),
             others: OPEN_BYTES_MAX,
         };
         let reflection = Reflection::new(shutdown.drain.clone());
@@ -260,6 +277,8 @@ impl Api {
             workers: WorkerServiceServer::new(workers).max_decoding_message_size(messages.workers),
             admin: AdminServiceServer::from_arc(Arc::clone(&admin))
                 .max_decoding_message_size(messages.admin),
+            ticket_keys: TicketKeyServiceServer::new(ticket_keys)
+                .max_decoding_message_size(messages.ticket_keys),
             others: Routes::new(answers)
                 .add_service(
                     v1::ServerReflectionServer::new(reflection.clone())

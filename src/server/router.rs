@@ -8,6 +8,7 @@ use tls_sessiond_proto::{
     connection_service_server::{self, ConnectionServiceServer},
     context_service_server::{self, ContextServiceServer},
     session_service_server::{self, SessionServiceServer},
+    ticket_key_service_server::{self, TicketKeyServiceServer},
     worker_service_server::{self, WorkerServiceServer},
 };
 use tonic::{
@@ -18,7 +19,7 @@ use tonic::{
 
 use crate::api::{
     admin::Admin, connections::Connections, contexts::Contexts, sessions::Sessions,
-    workers::Workers,
+    ticket_keys::TicketKeys, workers::Workers,
 };
 
 /// The body of a request, from a socket or from an in-process client.
@@ -40,6 +41,7 @@ pub(crate) struct Services {
     pub(crate) contexts: ContextServiceServer<Contexts>,
     pub(crate) workers: WorkerServiceServer<Workers>,
     pub(crate) admin: AdminServiceServer<Admin>,
+    pub(crate) ticket_keys: TicketKeyServiceServer<TicketKeys>,
     /// Health and reflection.
     pub(crate) others: Routes,
     pub(crate) messages: MessageLimits,
@@ -53,6 +55,7 @@ pub(crate) struct MessageLimits {
     pub(crate) contexts: usize,
     pub(crate) workers: usize,
     pub(crate) admin: usize,
+    pub(crate) ticket_keys: usize,
     pub(crate) others: usize,
 }
 
@@ -72,6 +75,7 @@ impl Services {
             Some(context_service_server::SERVICE_NAME) => self.messages.contexts,
             Some(worker_service_server::SERVICE_NAME) => self.messages.workers,
             Some(admin_service_server::SERVICE_NAME) => self.messages.admin,
+            Some(ticket_key_service_server::SERVICE_NAME) => self.messages.ticket_keys,
             _ => self.messages.others,
         }
     }
@@ -86,6 +90,7 @@ impl Services {
             Some(context_service_server::SERVICE_NAME) => self.contexts.clone().call(request),
             Some(worker_service_server::SERVICE_NAME) => self.workers.clone().call(request),
             Some(admin_service_server::SERVICE_NAME) => self.admin.clone().call(request),
+            Some(ticket_key_service_server::SERVICE_NAME) => self.ticket_keys.clone().call(request),
             _ => Box::pin(self.others.clone().call(request)),
         }
     }

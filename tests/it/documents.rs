@@ -77,8 +77,12 @@ fn configuration_reference_has_every_key() {
     };
     let own: toml::Table = section("## listen.tls").parse().unwrap();
     let access: toml::Table = section("## access").parse().unwrap();
+    let rings: toml::Table = section("## ticket_keys").parse().unwrap();
     let sections = [
-        ("no_such_key", and(keys(&table), "access")),
+        (
+            "no_such_key",
+            and(and(keys(&table), "access"), "ticket_keys"),
+        ),
         (
             "listen.no_such_key",
             and(keys(table["listen"].as_table().unwrap()), "tls"),
@@ -90,6 +94,10 @@ fn configuration_reference_has_every_key() {
         (
             "access.0.no_such_key",
             keys(access["access"][0].as_table().unwrap()),
+        ),
+        (
+            "ticket_keys.0.no_such_key",
+            keys(rings["ticket_keys"][0].as_table().unwrap()),
         ),
         (
             "limits.no_such_key",

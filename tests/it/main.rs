@@ -89,6 +89,7 @@ mod stop;
 mod stream_limit;
 #[cfg(feature = "peers")]
 mod subjects;
+mod ticket_keys;
 mod tidy;
 mod tls_corners;
 #[cfg(feature = "peers")]

@@ -19,7 +19,7 @@ const CRATES: [Crate; 7] = [
         folder: "src/",
         name: "tls_sessiond",
         arrow: &[
-            "main", "cli", "daemon", "otlp", "admin", "server", "api", "store",
+            "main", "cli", "daemon", "otlp", "admin", "server", "api", "rings", "store",
         ],
         leaves: &["doctor", "supervisor", "trace", "log", "config", "shutdown"],
     },
@@ -153,6 +153,7 @@ const WORDS: [(&str, &[&str], &[&str]); 30] = [
             "admin",
             "server",
             "api",
+            "rings",
             "store",
         ],
     ),

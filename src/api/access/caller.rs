@@ -171,7 +171,37 @@ impl Caller {
         self.access.audit(self.owner(), refusal, path);
     }
 
-    fn denied(&self, roles: Roles, context: Option<&str>) -> Refusal {
+    /// Returns whether the caller has one of these roles for a ring of ticket keys: in its context, or
+    /// in all contexts if it has none.
+    pub(crate) fn may_ring(
+        &self,
+        registry: &Registry,
+        roles: Roles,
+        context: Option<&str>,
+    ) -> bool {
+        let grants = self.grants(registry);
+        match context {
+            Some(context) => grants.in_context(roles, context),
+            None => grants.in_all(roles),
+        }
+    }
+
+    /// Waits until the caller has lost all of these roles for a ring. Returns the refusal.
+    pub(crate) async fn loses_ring(
+        self: Arc<Self>,
+        roles: Roles,
+        context: Option<Arc<str>>,
+        state: Arc<CoreState>,
+    ) -> Refusal {
+        let named = context.clone().unwrap_or_else(|| "*".into());
+        let held = {
+            let (by, state) = (Arc::clone(&self), Arc::clone(&state));
+            move || by.may_ring(&state.registry(), roles, context.as_deref())
+        };
+        self.loses_what(held, roles, Some(&named), &state).await
+    }
+
+    pub(crate) fn denied(&self, roles: Roles, context: Option<&str>) -> Refusal {
         Refusal::PermissionDenied {
             owner: Arc::clone(self.owner()),
             roles,
@@ -198,6 +228,21 @@ impl Caller {
         context: Option<Arc<str>>,
         state: Arc<CoreState>,
     ) -> Refusal {
+        let held = || match &context {
+            Some(context) => self.may(&state.registry(), roles, context),
+            None => self.has_any(&state.registry(), roles),
+        };
+        self.loses_what(held, roles, context.as_deref(), &state)
+            .await
+    }
+
+    async fn loses_what(
+        &self,
+        held: impl Fn() -> bool,
+        roles: Roles,
+        context: Option<&str>,
+        state: &CoreState,
+    ) -> Refusal {
         let mut changed = self.access.changed.subscribe();
         let end = async {
             let Some(ends) = self.peer.ends else {
@@ -212,10 +257,6 @@ impl Caller {
             }
         };
         let lost = async {
-            let held = || match &context {
-                Some(context) => self.may(&state.registry(), roles, context),
-                None => self.has_any(&state.registry(), roles),
-            };
             // The rules may have changed since admission, so check once before waiting.
             while held() {
                 if changed.changed().await.is_err() {
@@ -225,7 +266,7 @@ impl Caller {
         };
         let refusal = tokio::select! {
             () = end => Refusal::CertificateEnded,
-            () = lost => self.denied(roles, context.as_deref()),
+            () = lost => self.denied(roles, context),
         };
         self.audit(&refusal, None);
         refusal
@@ -245,7 +286,7 @@ mod tests {
         Rule {
             identity,
             contexts: contexts.iter().map(|&name| name.to_owned()).collect(),
-            role,
+            roles: vec![role],
         }
     }
 

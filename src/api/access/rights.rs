@@ -8,12 +8,13 @@ use crate::api::{
 const WORKER: Roles = Roles::WORKER;
 const OBSERVER: Roles = Roles::OBSERVER;
 const ADMIN: Roles = Roles::ADMIN;
+const KEYS: Roles = Roles::KEYS;
 const ANYONE: Roles = Roles::ANYONE;
 
 /// The roles that may call each method. A method that is not in this table is refused to every
 /// caller. A worker sees only its own connections. SECURITY.md has the same table, and a test
 /// compares both with the daemon.
-pub const RIGHTS: [(&str, Roles); 34] = [
+pub const RIGHTS: [(&str, Roles); 41] = [
     ("/tls.sessiond.v1.ConnectionService/New", WORKER),
     ("/tls.sessiond.v1.ConnectionService/Clear", WORKER),
     ("/tls.sessiond.v1.ConnectionService/Shutdown", WORKER),
@@ -44,6 +45,13 @@ pub const RIGHTS: [(&str, Roles); 34] = [
     ("/tls.sessiond.v1.AdminService/Drain", ADMIN),
     ("/tls.sessiond.v1.AdminService/SetLogLevel", ADMIN),
     ("/tls.sessiond.v1.AdminService/GetConfig", ADMIN),
+    ("/tls.sessiond.v1.TicketKeyService/WatchTicketKeys", KEYS),
+    ("/tls.sessiond.v1.TicketKeyService/ListRings", OBSERVER),
+    ("/tls.sessiond.v1.TicketKeyService/GetRing", OBSERVER),
+    ("/tls.sessiond.v1.TicketKeyService/RotateRing", ADMIN),
+    ("/tls.sessiond.v1.TicketKeyService/FenceMember", ADMIN),
+    ("/tls.sessiond.v1.TicketKeyService/SealTicket", KEYS),
+    ("/tls.sessiond.v1.TicketKeyService/OpenTicket", KEYS),
     // These reveal only the contract and whether the daemon serves.
     ("/grpc.health.v1.Health/Check", ANYONE),
     ("/grpc.health.v1.Health/Watch", ANYONE),

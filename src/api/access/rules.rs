@@ -40,7 +40,7 @@ impl Grants {
             if every || !contexts.is_empty() {
                 grants.push(Grant {
                     contexts: (!every).then_some(contexts),
-                    roles: Roles::of(rule.role),
+                    roles: Roles::of(&rule.roles),
                 });
             }
             if every {

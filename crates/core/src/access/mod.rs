@@ -15,8 +15,8 @@ pub struct Access {
     pub identity: IdentityPattern,
     /// The contexts that the rule is about; `*` stands for all.
     pub contexts: Vec<String>,
-    /// The role that these callers have in these contexts.
-    pub role: AccessRole,
+    /// The roles that these callers have in these contexts.
+    pub roles: Vec<AccessRole>,
 }
 
 /// The rights of an identity in a context.
@@ -28,6 +28,8 @@ pub enum AccessRole {
     Observer,
     /// Has the rights of an observer. Removes and revokes sessions.
     Admin,
+    /// Gets ticket keys, and opens and seals tickets.
+    Keys,
 }
 
 /// The callers that a rule is about.
@@ -153,6 +155,7 @@ impl fmt::Display for AccessRole {
             Self::Worker => "worker",
             Self::Observer => "observer",
             Self::Admin => "admin",
+            Self::Keys => "keys",
         })
     }
 }

@@ -13,14 +13,14 @@
 //! waits for: forward secrecy comes before resumption.
 //!
 //! * `member`: what the ring knows of a server
-//! * `exploration`: all interleavings of a small fleet, in tests
+//! * `exploration_tests`: all interleavings of a small fleet, in tests
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::epoch::{EpochSecret, Layout, NoRandomness, TicketKey};
 
 #[cfg(test)]
-mod exploration;
+mod exploration_tests;
 mod member;
 #[cfg(test)]
 mod tests;
@@ -153,7 +153,7 @@ pub struct Ring {
     leases: u64,
     rotations: u64,
     #[cfg(test)]
-    mutant: Option<exploration::Mutant>,
+    mutant: Option<exploration_tests::Mutant>,
 }
 
 impl Ring {
@@ -444,7 +444,7 @@ impl Ring {
     fn behind(&self) -> Vec<Arc<str>> {
         let behind = self.members.iter().filter(|(_, member)| {
             #[cfg(test)]
-            if self.mutant == Some(exploration::Mutant::WaitForNobody) {
+            if self.mutant == Some(exploration_tests::Mutant::WaitForNobody) {
                 return false;
             }
             member.counts && member.acknowledged < self.sequence
@@ -530,7 +530,7 @@ impl Ring {
                 let lifetime = self.settings.lifetime;
                 #[cfg(test)]
                 let lifetime = match self.mutant {
-                    Some(exploration::Mutant::DropEarly) => Duration::ZERO,
+                    Some(exploration_tests::Mutant::DropEarly) => Duration::ZERO,
                     _ => lifetime,
                 };
                 match self.settled_from {

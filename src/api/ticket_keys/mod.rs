@@ -1,0 +1,326 @@
+//! Implements TicketKeyService.
+//!
+//! * `member`: the stream of one server
+
+mod member;
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tls_sessiond_core::{context::Registry, state::CoreState};
+use tls_sessiond_keys::{
+    epoch::{Layout, NoRandomness},
+    ring::{MemberView, Phase, Refused, Style},
+    ticket::{NotOpened, OVERHEAD},
+};
+use tls_sessiond_proto as pb;
+use tls_sessiond_proto::ticket_key_service_server::TicketKeyService;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming, async_trait};
+
+use self::member::MemberStream;
+use super::{
+    access::Caller,
+    call::{Deadline, answer, caller},
+    convert,
+    error::Refusal,
+    role::Roles,
+};
+use crate::rings::{NotOpenedHere, RingDesk, Rings};
+
+/// Longest state that is sealed, in bytes.
+const STATE_MAX: usize = 8192;
+/// Longest binding of a ticket, in bytes.
+const BINDING_MAX: usize = 1024;
+
+/// Holds the state that the calls of TicketKeyService share.
+pub(crate) struct TicketKeys {
+    pub(crate) rings: Arc<Rings>,
+    pub(crate) state: Arc<CoreState>,
+    pub(crate) draining: CancellationToken,
+}
+
+impl TicketKeys {
+    /// Returns the ring of a call, if the caller has one of these roles for it.
+    fn ring(&self, by: &Caller, name: &str, roles: Roles) -> Result<Arc<RingDesk>, Refusal> {
+        ring(&self.rings, by, &self.state.registry(), name, roles)
+    }
+
+    fn get(&self, by: &Caller, name: &str) -> Result<pb::GetRingResponse, Refusal> {
+        let ring = self.ring(by, name, Roles::OBSERVER)?;
+        Ok(pb::GetRingResponse {
+            ring: Some(shown(&ring)),
+        })
+    }
+
+    fn rotate(
+        &self,
+        by: &Caller,
+        request: &pb::RotateRingRequest,
+    ) -> Result<pb::RotateRingResponse, Refusal> {
+        let ring = self.ring(by, &request.ring, Roles::ADMIN)?;
+        tracing::info!(
+            target: "audit",
+            owner = &**by.owner(),
+            ring = request.ring,
+            emergency = request.emergency,
+            "rotation of ticket keys asked for by an administrator"
+        );
+        ring.rotate(request.emergency)
+            .map_err(|NoRandomness| Refusal::NoRandomness)?;
+        Ok(pb::RotateRingResponse {
+            ring: Some(shown(&ring)),
+        })
+    }
+
+    fn fence(
+        &self,
+        by: &Caller,
+        request: &pb::FenceMemberRequest,
+    ) -> Result<pb::FenceMemberResponse, Refusal> {
+        let ring = self.ring(by, &request.ring, Roles::ADMIN)?;
+        tracing::info!(
+            target: "audit",
+            owner = &**by.owner(),
+            ring = request.ring,
+            member = request.member,
+            "member fenced by an administrator"
+        );
+        if !ring.fence(&request.member) {
+            return Err(Refusal::MemberNotFound);
+        }
+        Ok(pb::FenceMemberResponse {
+            ring: Some(shown(&ring)),
+        })
+    }
+
+    fn seal(
+        &self,
+        by: &Caller,
+        request: &pb::SealTicketRequest,
+    ) -> Result<pb::SealTicketResponse, Refusal> {
+        let ring = self.ring(by, &request.ring, Roles::KEYS)?;
+        at_most("state", request.state.len(), STATE_MAX)?;
+        at_most("binding", request.binding.len(), BINDING_MAX)?;
+        let ticket = ring
+            .seal(&request.state, &request.binding)
+            .map_err(|NoRandomness| Refusal::NoRandomness)?;
+        Ok(pb::SealTicketResponse {
+            ticket: ticket.into(),
+            lifetime: Some(convert::duration(ring.settings().lifetime)),
+        })
+    }
+
+    fn open(
+        &self,
+        by: &Caller,
+        request: &pb::OpenTicketRequest,
+    ) -> Result<pb::OpenTicketResponse, Refusal> {
+        let ring = self.ring(by, &request.ring, Roles::KEYS)?;
+        at_most("ticket", request.ticket.len(), STATE_MAX + OVERHEAD)?;
+        at_most("binding", request.binding.len(), BINDING_MAX)?;
+        let missed = |reason: pb::MissReason| pb::OpenTicketResponse {
+            miss_reason: reason.into(),
+            ..Default::default()
+        };
+        Ok(
+            match ring.open(&request.ticket, &request.binding, request.single_use) {
+                Ok(opened) => pb::OpenTicketResponse {
+                    found: true,
+                    state: Bytes::copy_from_slice(&opened.state),
+                    epoch: opened.epoch,
+                    renew: opened.renew,
+                    ..Default::default()
+                },
+                Err(NotOpenedHere::Ticket(NotOpened::Unknown)) => missed(pb::MissReason::Unknown),
+                Err(NotOpenedHere::Ticket(NotOpened::Changed)) => missed(pb::MissReason::Scope),
+                Err(NotOpenedHere::Spent) => missed(pb::MissReason::Removed),
+            },
+        )
+    }
+}
+
+fn at_most(field: &'static str, length: usize, max: usize) -> Result<(), Refusal> {
+    match length <= max {
+        true => Ok(()),
+        false => Err(Refusal::FieldTooLong { field, length, max }),
+    }
+}
+
+/// Returns a ring, if the caller has one of these roles for it.
+fn ring(
+    rings: &Rings,
+    by: &Caller,
+    registry: &Registry,
+    name: &str,
+    roles: Roles,
+) -> Result<Arc<RingDesk>, Refusal> {
+    let ring = rings
+        .get(name)
+        .ok_or_else(|| Refusal::RingNotFound(name.into()))?;
+    let context = ring.context().map(|context| &**context);
+    match by.may_ring(registry, roles, context) {
+        true => Ok(ring),
+        false => Err(by.denied(roles, Some(context.unwrap_or("*")))),
+    }
+}
+
+#[async_trait]
+impl TicketKeyService for TicketKeys {
+    type WatchTicketKeysStream = MemberStream;
+
+    async fn watch_ticket_keys(
+        &self,
+        request: Request<Streaming<pb::WatchTicketKeysRequest>>,
+    ) -> Result<Response<MemberStream>, Status> {
+        if self.draining.is_cancelled() {
+            return Err(Refusal::Draining.into());
+        }
+        let by = caller(&request)?;
+        let deadline = request.extensions().get::<Deadline>().copied();
+        let stream = MemberStream::begin(self, by, deadline, request.into_inner())?;
+        Ok(Response::new(stream))
+    }
+
+    async fn list_rings(
+        &self,
+        request: Request<pb::ListRingsRequest>,
+    ) -> Result<Response<pb::ListRingsResponse>, Status> {
+        let by = caller(&request)?;
+        let registry = self.state.registry();
+        let all = self.rings.all();
+        let seen = all.iter().filter(|ring| {
+            let context = ring.context().map(|context| &**context);
+            by.may_ring(&registry, Roles::OBSERVER, context)
+        });
+        Ok(Response::new(pb::ListRingsResponse {
+            rings: seen.map(|ring| shown(ring)).collect(),
+        }))
+    }
+
+    async fn get_ring(
+        &self,
+        request: Request<pb::GetRingRequest>,
+    ) -> Result<Response<pb::GetRingResponse>, Status> {
+        let by = caller(&request)?;
+        answer(self.get(&by, &request.get_ref().ring))
+    }
+
+    async fn rotate_ring(
+        &self,
+        request: Request<pb::RotateRingRequest>,
+    ) -> Result<Response<pb::RotateRingResponse>, Status> {
+        let by = caller(&request)?;
+        answer(self.rotate(&by, request.get_ref()))
+    }
+
+    async fn fence_member(
+        &self,
+        request: Request<pb::FenceMemberRequest>,
+    ) -> Result<Response<pb::FenceMemberResponse>, Status> {
+        let by = caller(&request)?;
+        answer(self.fence(&by, request.get_ref()))
+    }
+
+    async fn seal_ticket(
+        &self,
+        request: Request<pb::SealTicketRequest>,
+    ) -> Result<Response<pb::SealTicketResponse>, Status> {
+        let by = caller(&request)?;
+        answer(self.seal(&by, request.get_ref()))
+    }
+
+    async fn open_ticket(
+        &self,
+        request: Request<pb::OpenTicketRequest>,
+    ) -> Result<Response<pb::OpenTicketResponse>, Status> {
+        let by = caller(&request)?;
+        answer(self.open(&by, request.get_ref()))
+    }
+}
+
+/// Returns the state of a ring as the API shows it.
+pub(crate) fn shown(ring: &RingDesk) -> pb::Ring {
+    let (view, owners) = ring.view();
+    let settings = ring.settings();
+    let lasting = |time: Duration| Some(convert::duration(time));
+    let member = |member: MemberView| pb::RingMember {
+        owner: owners
+            .get(&member.name)
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+        name: member.name.to_string(),
+        style: match member.style {
+            Style::List => pb::TicketKeyStyle::List,
+            Style::Push => pb::TicketKeyStyle::Push,
+            Style::Single => pb::TicketKeyStyle::Single,
+        }
+        .into(),
+        attached: member.is_attached,
+        counted: member.counts,
+        acknowledged_sequence: member.acknowledged,
+        behind: member.behind.and_then(lasting),
+        late: member.is_late,
+        trouble: member.trouble.as_deref().unwrap_or_default().to_owned(),
+    };
+    pb::Ring {
+        name: ring.name().to_string(),
+        context: ring.context().map(ToString::to_string).unwrap_or_default(),
+        phase: phase(view.phase).into(),
+        phase_age: lasting(view.since),
+        sequence: view.sequence,
+        epoch: view.epoch,
+        epoch_age: lasting(view.age),
+        open_epochs: view.opened,
+        rotations: view.rotations,
+        emergency: view.is_emergency,
+        members: view.members.into_iter().map(member).collect(),
+        fenced: ring.fenced.get(),
+        rotate: lasting(settings.rotate),
+        lifetime: lasting(settings.lifetime),
+        max_key_age: lasting(settings.max_key_age),
+        saved: ring.is_saved(),
+    }
+}
+
+fn phase(phase: Phase) -> pb::RingPhase {
+    match phase {
+        Phase::Idle => pb::RingPhase::Idle,
+        Phase::Prepare => pb::RingPhase::Prepare,
+        Phase::Activate => pb::RingPhase::Activate,
+        Phase::Settle => pb::RingPhase::Settle,
+    }
+}
+
+fn layout(layout: pb::TicketKeyLayout) -> Option<Layout> {
+    Some(match layout {
+        pb::TicketKeyLayout::Unspecified => return None,
+        pb::TicketKeyLayout::TicketKeyLayout80 => Layout::Bytes80,
+        pb::TicketKeyLayout::TicketKeyLayout48 => Layout::Bytes48,
+        pb::TicketKeyLayout::TicketKeyLayout32 => Layout::Bytes32,
+    })
+}
+
+fn style(style: pb::TicketKeyStyle) -> Option<Style> {
+    Some(match style {
+        pb::TicketKeyStyle::Unspecified => return None,
+        pb::TicketKeyStyle::List => Style::List,
+        pb::TicketKeyStyle::Push => Style::Push,
+        pb::TicketKeyStyle::Single => Style::Single,
+    })
+}
+
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        let why = refused.to_string();
+        match refused {
+            Refused::Name => Self::MemberInvalid {
+                field: "member",
+                why,
+            },
+            Refused::TooMany => Self::MemberLimit(why),
+            Refused::Fenced => Self::MemberFenced(why),
+            Refused::Unknown(..) | Refused::Earlier(..) => Self::InstructionUnknown(why),
+        }
+    }
+}

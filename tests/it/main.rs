@@ -20,6 +20,8 @@ mod clocks;
 mod closing;
 mod command;
 mod contract;
+#[cfg(feature = "peers")]
+mod deploy;
 mod documents;
 mod doors;
 mod drive_close;

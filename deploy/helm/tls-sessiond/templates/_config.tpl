@@ -1,0 +1,123 @@
+{{/* tls-sessiond.toml of both modes. The same files are below deploy/kubernetes. */}}
+{{- define "tls-sessiond.config" -}}
+{{- if .Values.config }}
+{{- .Values.config }}
+{{- else if eq .Values.mode "sidecar" }}
+{{- include "tls-sessiond.config.sidecar" . }}
+{{- else }}
+{{- include "tls-sessiond.config.central" . }}
+{{- end }}
+{{- end }}
+
+{{- define "tls-sessiond.config.sidecar" -}}
+{{- if .Values.sharedStore.enabled -}}
+# The daemon of one pod, with a store that all pods share. docs/configuration.md has all keys,
+# docs/shared-store.md the store.
+{{- else -}}
+# The daemon of one pod. docs/configuration.md has all keys.
+{{- end }}
+[listen]
+# No port: on loopback all containers of the pod would be one identity.
+api = ["unix:///run/tls-sessiond/api.sock"]
+# The status page, for `kubectl port-forward`.
+admin = "tcp://127.0.0.1:9551"
+
+[limits]
+# The memory limit of the container follows from these: 4,000 connections by Drive take 31 kB each, 124 MB in all.
+connections = 4_000
+connections_per_owner = 4_000
+sessions = 20_480
+session_bytes = "64MiB"
+request_bytes = "32MiB"
+request_bytes_per_owner = "32MiB"
+
+[drain]
+# The application has ended before the sidecar is stopped, so there is little left to wait for.
+timeout = "10s"
+{{ include "tls-sessiond.config.store" . }}
+# `kubectl exec` and the reload run as the user of this container. No worker may have it.
+[[access]]
+identity = "uid:50551"
+contexts = ["*"]
+role = "admin"
+
+[[access]]
+identity = "local"
+contexts = ["*"]
+role = "worker"
+
+[[context]]
+certificate = "web/tls.crt"
+key = "web/tls.key"
+# A renewed certificate for the same names keeps the sessions.
+scope_by = "names"
+{{- end }}
+
+{{- define "tls-sessiond.config.central" -}}
+{{- if .Values.sharedStore.enabled -}}
+# A daemon of the workers of one namespace, with a store that it shares. docs/configuration.md has all keys,
+# docs/shared-store.md the store.
+{{- else -}}
+# The daemon of the workers of one namespace. docs/configuration.md has all keys.
+{{- end }}
+[listen]
+# Mutual TLS for the workers. The socket is for the probes, `kubectl exec` and the reload.
+# A cluster with IPv6 alone needs tls://[::]:50551.
+api = ["tls://0.0.0.0:50551", "unix:///run/tls-sessiond/api.sock"]
+# The status page, for `kubectl port-forward`.
+admin = "tcp://127.0.0.1:9551"
+
+[listen.tls]
+certificate = "/etc/tls-sessiond-api/tls.crt"
+key = "/etc/tls-sessiond-api/tls.key"
+client_ca = "/etc/tls-sessiond-api/ca.crt"
+
+[limits]
+# The memory limit of the container follows from these: 20,000 connections by Drive take 31 kB each, 620 MB in all.
+connections = 20_000
+connections_per_owner = 10_000
+sessions = 200_000
+session_bytes = "256MiB"
+request_bytes = "128MiB"
+
+[drain]
+# Until the Service has no route to this pod any more.
+delay = "5s"
+timeout = "30s"
+{{ include "tls-sessiond.config.store" . }}
+# `kubectl exec` and the reload run as the user of this container.
+[[access]]
+identity = "uid:50551"
+contexts = ["*"]
+role = "admin"
+
+# The workers of the namespace {{ .Release.Namespace }}. The certificate names their service account.
+[[access]]
+identity = {{ printf "spiffe://%s/ns/%s/*" .Values.central.trustDomain .Release.Namespace | quote }}
+contexts = [{{ .Values.central.context | quote }}]
+role = "worker"
+
+[[context]]
+name = {{ .Values.central.context | quote }}
+certificate = "web/tls.crt"
+key = "web/tls.key"
+# A renewed certificate for the same names keeps the sessions.
+scope_by = "names"
+cache_entries_max = 200_000
+cache_bytes_max = "256MiB"
+{{- end }}
+
+{{- define "tls-sessiond.config.store" -}}
+{{- if .Values.sharedStore.enabled }}
+[store]
+kind = "redis"
+
+[store.redis]
+# TLS. Sessions are sealed before they leave the daemon; user and password are not.
+urls = [{{ .Values.sharedStore.url | quote }}]
+user = {{ .Values.sharedStore.user | quote }}
+password_file = "/etc/tls-sessiond-store/password"
+sealing_keys = "/etc/tls-sessiond-store/sealing-keys"
+ca = "/etc/tls-sessiond-store/ca.crt"
+{{ end }}
+{{- end }}

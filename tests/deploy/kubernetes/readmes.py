@@ -1,0 +1,137 @@
+"""The READMEs: their commands run word for word, and their examples inject as they say."""
+
+import copy
+import json
+import os
+import pathlib
+import re
+import shutil
+import sys
+
+import yaml
+
+import rendered
+import wiring
+from harness import ROOT, fail, run, shown, start
+from places import CHART, KUBERNETES, RUN
+from rendered import NEWEST, Schemas, helm, kustomize, load, name
+
+
+def blocks(readme, first):
+    """Returns the fenced block of a README whose first line is this one."""
+    found = re.findall(r"^```\w+\n(.*?)^```$", readme.read_text(), re.DOTALL | re.MULTILINE)
+    (block,) = [block for block in found if block.startswith(first)]
+    return block
+
+
+def commands(readme):
+    """Returns the blocks of a README that are marked to be run."""
+    return re.findall(r"^<!-- run -->\n```sh\n(.*?)^```$", readme.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def inject():
+    """The component injects into a Deployment of a user as the README says, and into no other."""
+    folder = RUN / "user"
+    folder.mkdir()
+    shutil.copytree(ROOT / "deploy", RUN / "deploy")
+    app = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "app", "labels": {"tls-sessiond/inject": "true"}},
+        "spec": {
+            "selector": {"matchLabels": {"app": "app"}},
+            "template": {
+                "metadata": {"labels": {"app": "app"}},
+                "spec": {
+                    "initContainers": [{"name": "migrate", "image": "migrate:1"}],
+                    "containers": [
+                        {"name": "app", "image": "app:1", "volumeMounts": [{"name": "data", "mountPath": "/data"}]},
+                        {"name": "other", "image": "other:1"},
+                    ],
+                    "volumes": [{"name": "data", "emptyDir": {}}],
+                },
+            },
+        },
+    }
+    plain = copy.deepcopy(app)
+    plain["metadata"] = {"name": "plain"}
+    (folder / "deployment.yaml").write_text(yaml.safe_dump_all([app, plain]))
+    (folder / "kustomization.yaml").write_text(blocks(KUBERNETES / "README.md", "# kustomization.yaml"))
+    objects = {name(one): one for one in kustomize(folder)}
+    pod = wiring.template(objects["Deployment/app"])["spec"]
+    if objects["Deployment/plain"] != plain:
+        fail("the component changes a Deployment without the label")
+    if [container["name"] for container in pod["initContainers"]] != ["tls-sessiond", "tls-sessiond-reload", "migrate"]:
+        fail("expected the sidecars before other init containers")
+    mounts = [sorted(mount["name"] for mount in container.get("volumeMounts", [])) for container in pod["containers"]]
+    if mounts != [["data", "tls-sessiond-run"], []]:
+        fail(f"expected the socket in the first container alone: {mounts}")
+    shown("the component injects into a Deployment with the label and leaves others as they are")
+    return pod
+
+
+def inject_by_chart(by_component):
+    """A chart that depends on ours injects the same containers and volumes."""
+    folder = RUN / "chart"
+    (folder / "templates").mkdir(parents=True)
+    shutil.copytree(CHART, folder / "charts/tls-sessiond")
+    readme = CHART / "README.md"
+    (folder / "Chart.yaml").write_text("apiVersion: v2\nname: web\nversion: 1.0.0\n" + blocks(readme, "# Chart.yaml"))
+    (folder / "values.yaml").write_text(blocks(readme, "# values.yaml"))
+    (folder / "templates/deployment.yaml").write_text(blocks(readme, "# templates/deployment.yaml"))
+    objects, _ = helm({}, name="shop", namespace="web", chart=folder)
+    (deployment,) = wiring.of_kind(objects, "Deployment")
+    (config,) = wiring.of_kind(objects, "ConfigMap")
+    pod = wiring.template(deployment)["spec"]
+
+    def own(spec):
+        text = json.dumps([spec["initContainers"][:2], [v for v in spec["volumes"] if v["name"].startswith("tls-sessiond")]])
+        return re.sub(r'"image": "[^"]*/?(tls-sessiond[a-z-]*):[^"]*"', r'"image": "\1"', text)
+
+    ours = json.loads(own(pod).replace("registry.example.com/", ""))
+    theirs = json.loads(own(by_component).replace('{"name": "tls-sessiond"}', f'{{"name": "{config["metadata"]["name"]}"}}'))
+    for one, other in zip(ours, theirs, strict=True):
+        if different := list(rendered.differences(rendered.ordered(other), rendered.ordered(one))):
+            fail(f"the chart injects something else:\n{different}")
+    if "tls-sessiond/inject" not in wiring.template(deployment)["metadata"]["labels"]:
+        fail("the PodMonitor does not select the pods of another chart")
+    shown("a chart that depends on ours, as in its README, injects the same containers and volumes as the component")
+
+
+def run_readmes(stack, cluster, files, objects):
+    """Runs the commands of both READMEs, word for word. kubectl and helm are stand-ins for those of a cluster."""
+    pod = cluster.pod(objects, "tls-sessiond-worker")
+    start(stack, "listening on", *pod.command("tls-sessiond"))
+    cluster_program = pathlib.Path(__file__).with_name("cluster.py")
+    programs = RUN / "programs"
+    programs.mkdir()
+    for program in ("kubectl", "helm"):
+        text = f"#!/bin/sh\nexec {sys.executable} {cluster_program} {program} \"$@\"\n"
+        (programs / program).write_text(text)
+        (programs / program).chmod(0o755)
+    (RUN / "exec.json").write_text(json.dumps({container: pod.command(container) for container in pod.containers}))
+    path = f"{programs}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "CLUSTER": str(RUN), "KUBECTL": shutil.which("kubectl")}
+    place = RUN / "readme"
+    place.mkdir()
+    shutil.copytree(ROOT / "deploy", place / "deploy")
+    for file, content in {"tls.crt": "web.crt", "tls.key": "web.key", "ca.crt": "ca.crt"}.items():
+        (place / file).write_bytes(files[content])
+    (place / "password").write_text("PASSWORD")
+    schemas, ran = Schemas(), 0
+    for readme in (KUBERNETES / "README.md", CHART / "README.md"):
+        for block in commands(readme):
+            made = RUN / "objects.yaml"
+            made.unlink(missing_ok=True)
+            run("sh", "-euc", block, cwd=place, env=environment)
+            for one in load(made.read_text()):
+                for error in schemas.errors(one, NEWEST):
+                    fail(f"{readme}: {name(one)}: {error}")
+                if "VERSION" in json.dumps(one.get("spec", {})):
+                    fail(f"{readme}: {name(one)} has no version")
+                if one["kind"] == "Secret" and set(one["data"]) != wiring.USER_SECRETS[one["metadata"]["name"]]:
+                    fail(f"{readme}: {name(one)} has {set(one['data'])}")
+            ran += 1
+    if ran != 4:
+        fail(f"expected four blocks to run, found {ran}")
+    shown(f"{ran} blocks of commands of both READMEs run word for word, with a stand-in for the cluster")

@@ -1,0 +1,305 @@
+"""Containers that run as processes: daemons, reloads and workers, with TLS clients that visit them."""
+
+import contextlib
+import copy
+import os
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+import wiring
+from harness import ROOT, fail, run, shown, start, until
+from places import RUN
+from pod import Pod
+
+# A test has no 10 s.
+PERIOD = {"PERIOD": "0.2"}
+
+
+def authority(folder):
+    """Makes an authority, and leaves of it: of TLS peers, of the API, of a worker, and of the store."""
+    folder.mkdir()
+    new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30"]
+    run(*new, "-subj", "/CN=tls-sessiond-ca", "-keyout", folder / "ca.key", "-out", folder / "ca.crt")
+
+    def leaf(file, names, usage):
+        signer = ["-CA", folder / "ca.crt", "-CAkey", folder / "ca.key", "-addext", "basicConstraints=critical,CA:FALSE"]
+        extensions = ["-addext", f"extendedKeyUsage={usage}", "-addext", f"subjectAltName={names}"]
+        output = ["-keyout", folder / f"{file}.key", "-out", folder / f"{file}.crt"]
+        run(*new, *signer, *extensions, "-subj", f"/CN={file}", *output)
+
+    leaf("web", "DNS:localhost", "serverAuth")
+    leaf("renewed", "DNS:localhost", "serverAuth")
+    for file in ("api", "api-renewed"):
+        leaf(file, "DNS:tls-sessiond,DNS:tls-sessiond.web.svc", "serverAuth")
+    leaf("worker", "URI:spiffe://example.org/ns/web/sa/worker", "clientAuth")
+    leaf("store", "DNS:valkey", "serverAuth")
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def secrets(files):
+    """Returns the Secrets as their makers write them."""
+
+    def issued(leaf):
+        return {"tls.crt": files[f"{leaf}.crt"], "tls.key": files[f"{leaf}.key"], "ca.crt": files["ca.crt"]}
+
+    web = issued("web")
+    del web["ca.crt"]
+    return {
+        "tls-sessiond-web": web,
+        "tls-sessiond-api": issued("api"),
+        "tls-sessiond-worker": issued("worker"),
+        "tls-sessiond-store": {"password": b"PASSWORD", "sealing-keys": b"ab" * 32 + b"\n", "ca.crt": files["ca.crt"]},
+    }
+
+
+def store(stack, files):
+    """Starts a Redis with TLS and the users of deploy/shared-store."""
+    folder = RUN / "store"
+    folder.mkdir()
+    for file in ("store.crt", "store.key", "ca.crt"):
+        (folder / file).write_bytes(files[file])
+    shutil.copy(ROOT / "deploy/shared-store/tls-sessiond.acl", folder)
+    lines = ["port 0", "tls-port 6379", "bind 127.0.0.1", "tls-auth-clients no", "save ''", "maxmemory-policy volatile-lru"]
+    lines += ["maxmemory 64mb", "appendonly yes", f"dir {folder}", f"aclfile {folder}/tls-sessiond.acl"]
+    lines += [f"tls-cert-file {folder}/store.crt", f"tls-key-file {folder}/store.key", f"tls-ca-cert-file {folder}/ca.crt"]
+    (folder / "redis.conf").write_text("\n".join(lines))
+    start(stack, "Ready to accept connections", "redis-server", folder / "redis.conf")
+
+
+class Cluster:
+    """Makes pods of deployments, as Kubernetes would."""
+
+    def __init__(self, images, secrets):
+        self.images = images
+        self.secrets = secrets
+        self.count = 0
+
+    def pod(self, objects, deployment="tls-sessiond", group=None):
+        """Makes a pod of a deployment, with another fsGroup if one is given."""
+        maps = {
+            one["metadata"]["name"]: {key: text.encode() for key, text in one["data"].items()}
+            for one in wiring.of_kind(objects, "ConfigMap")
+        }
+        (found,) = [one for one in wiring.of_kind(objects, "Deployment") if one["metadata"]["name"] == deployment]
+        self.count += 1
+        spec = copy.deepcopy(wiring.template(found)["spec"])
+        if group:
+            spec["securityContext"]["fsGroup"] = group
+        return Pod(RUN / f"pods/{self.count}", spec, maps, self.secrets, self.images)
+
+
+def check(cluster, found):
+    """Checks the configuration of each pod as the daemon would see it, with the files, users and variables of the pod."""
+    number = 0
+    for title, objects in found.items():
+        for deployment in wiring.of_kind(objects, "Deployment"):
+            containers = wiring.containers(wiring.template(deployment)["spec"])
+            if "tls-sessiond" not in [container["name"] for container in containers]:
+                continue
+            pod = cluster.pod(objects, deployment["metadata"]["name"])
+            if "central-spiffe" in title:
+                # What spiffe-helper would write, by its user.
+                spiffe_helper(pod, **cluster.secrets["tls-sessiond-api"])
+            output = run(*pod.command("tls-sessiond", "tls-sessiond", "check"))
+            if not re.fullmatch(r"/etc/tls-sessiond/tls-sessiond.toml: good; contexts: \S+\n", output):
+                fail(f"{title}: {output}")
+            number += 1
+    shown(f"`tls-sessiond check` finds no fault and no warning in {number} pods, with their files, users and variables")
+
+
+def spiffe_helper(pod, **files):
+    """Writes files as spiffe-helper does: by its user, and in place."""
+    for file, content in files.items():
+        path = pod.folder / "tls-sessiond-api" / file
+        path.write_bytes(content)
+        path.chmod(0o600)
+        os.chown(path, 50551, 50551)
+
+
+def visit(version, files, session=None):
+    """Gets the page of the worker as a TLS client. Returns the page, its session, whether it resumed, and the certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if session is None else session[1]
+    if session is None:
+        context.load_verify_locations(cadata=files["ca.crt"].decode())
+        context.minimum_version = context.maximum_version = version
+    page = b""
+    try:
+        with socket.create_connection(("127.0.0.1", 8443), timeout=10) as tcp:
+            with context.wrap_socket(tcp, server_hostname="localhost", session=session and session[0]) as tls:
+                tls.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                while part := tls.recv(4096):
+                    page += part
+                found = page.partition(b"\r\n\r\n")[2].decode(), (tls.session, context), tls.session_reused
+                return (*found, tls.getpeercert(binary_form=True))
+    except OSError as error:
+        fail(f"a TLS client at the worker: {error}")
+
+
+def resumes(files):
+    """A TLS client of each version makes a full handshake at the worker, and then resumes."""
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        page, session, reused, _ = visit(version, files)
+        again, _, reused_again, _ = visit(version, files, session)
+        if (reused, reused_again) != (False, True) or "resumed: false" not in page or "resumed: true" not in again:
+            fail(f"{version}: expected a full handshake and a resumption: {page} {again}")
+        if not page.startswith("pod-1: "):
+            fail(f"expected the name of the pod: {page}")
+
+
+def probe(pod, kind):
+    """Runs a probe of the daemon as Kubernetes does, until it succeeds."""
+    command = pod.command("tls-sessiond", *pod.containers["tls-sessiond"][kind]["exec"]["command"])
+    until(kind, lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0)
+
+
+def run_sidecar(stack, cluster, files, objects):
+    """Runs the containers of the sidecar's pod in the order of their start."""
+    pod = cluster.pod(objects, "tls-sessiond-worker", group=60000)
+    daemon, _ = start(stack, "listening on unix:///run/tls-sessiond/api.sock", *pod.command("tls-sessiond"))
+    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+        probe(pod, kind)
+    shown("the sidecar's daemon runs as its user, with another fsGroup than its own, and its probes succeed")
+
+    pod.extra["tls-sessiond-reload"] = PERIOD
+    reload, _ = start(stack, "reloaded", *pod.command("tls-sessiond-reload"))
+    worker, _ = start(stack, "listening on 0.0.0.0:8443", *pod.command("worker"))
+    resumes(files)
+    with socket.create_connection(("127.0.0.1", 8443)):
+        pass
+    status = run(*pod.command("tls-sessiond", "tls-sessiond", "status"))
+    if "uid:10001" not in status:
+        fail(f"expected the user of the worker as an owner:\n{status}")
+    # The worker is no admin, and its user cannot read the key.
+    refused = run(*pod.command("worker", f"{RUN}/storage/tls-sessiond", "reload"), status=1)
+    if "PERMISSION_DENIED" not in refused:
+        fail(f"the worker may reload: {refused}")
+    run(*pod.command("worker", "cat", "/etc/tls-sessiond/web/tls.key"), status=1)
+    failures = run(*pod.command("tls-sessiond", "tls-sessiond", "failures"))
+    if re.search(r"\d\d:\d\d", failures):
+        fail(f"a probe by TCP counts as a failure:\n{failures}")
+    shown("TLS clients of both versions resume at the worker in Python, which has neither key nor admin's rights")
+
+    _, session, _, before = visit(ssl.TLSVersion.TLSv1_3, files)
+    cluster.secrets["tls-sessiond-web"].update({"tls.crt": files["renewed.crt"], "tls.key": files["renewed.key"]})
+    pod.write("tls-sessiond-config")
+    until("the renewed certificate", lambda: visit(ssl.TLSVersion.TLSv1_3, files)[3] != before)
+    if not visit(ssl.TLSVersion.TLSv1_3, files, session)[2]:
+        fail("a renewed certificate for the same names has dropped the sessions")
+    shown("a renewed certificate in the volume reaches the daemon, and the session of before resumes")
+
+    cluster.secrets["tls-sessiond-web"]["tls.crt"] = files["web.crt"]
+    pod.write("tls-sessiond-config")
+    until("a refused reload", lambda: "refused" in run(*pod.command("tls-sessiond", "tls-sessiond", "status")))
+    visit(ssl.TLSVersion.TLSv1_3, files)
+    cluster.secrets["tls-sessiond-web"]["tls.key"] = files["web.key"]
+    pod.write("tls-sessiond-config")
+    until("the first certificate again", lambda: visit(ssl.TLSVersion.TLSv1_3, files)[3] == before)
+    shown("a key that does not fit is refused, the daemon goes on, and the next reload succeeds")
+
+    # The order in which Kubernetes stops a pod with native sidecars.
+    for title, process in (("worker", worker), ("reload", reload), ("daemon", daemon)):
+        process.terminate()
+        try:
+            status = process.wait(10)
+        except subprocess.TimeoutExpired:
+            status = "none within 10 s"
+        if status != 0:
+            fail(f"{title}: SIGTERM: expected status 0: {status}")
+    shown("worker, reload and daemon end with status 0 at SIGTERM")
+
+
+def run_central(stack, cluster, files, found):
+    """Runs a central daemon, and a worker that reaches it over mutual TLS."""
+    daemon = cluster.pod(found["overlays/central-cert-manager"])
+    start(stack, "listening on tls://0.0.0.0:50551", *daemon.command("tls-sessiond"))
+    worker = cluster.pod(found["examples/central-worker"], "tls-sessiond-worker")
+    start(stack, "listening on 0.0.0.0:8443", *worker.command("worker"))
+    resumes(files)
+    status = run(*daemon.command("tls-sessiond", "tls-sessiond", "status"))
+    if "uri:spiffe://example.org/ns/web/sa/worker" not in status:
+        fail(f"expected the worker as an owner:\n{status}")
+    shown("TLS clients resume at a worker that reaches the central daemon over mutual TLS, under the name of its certificate")
+
+
+def run_spiffe(stack, cluster, files, objects):
+    """Runs a central daemon whose certificate changes in place, and its reload before it."""
+    pod = cluster.pod(objects)
+    pod.extra["tls-sessiond-reload"] = PERIOD
+    spiffe_helper(pod, **cluster.secrets["tls-sessiond-api"])
+    start(stack, "cannot reach", *pod.command("tls-sessiond-reload"))
+    start(stack, "listening on tls://0.0.0.0:50551", *pod.command("tls-sessiond"))
+    context = ssl.create_default_context(cadata=files["ca.crt"].decode())
+    context.load_cert_chain(RUN / "authority/worker.crt", RUN / "authority/worker.key")
+
+    def certificate():
+        with socket.create_connection(("tls-sessiond", 50551), timeout=10) as tcp:
+            with context.wrap_socket(tcp, server_hostname="tls-sessiond") as tls:
+                return tls.getpeercert(binary_form=True)
+
+    def reloads():
+        return re.search(r"last reload +(.+)", run(*pod.command("tls-sessiond", "tls-sessiond", "status")))[1]
+
+    before = certificate()
+    until("a reload after the daemon was away", lambda: reloads() == "applied")
+    # The certificate of the next key, for longer than a look.
+    spiffe_helper(pod, **{"tls.crt": files["api-renewed.crt"]})
+    until("a refused reload", lambda: "refused" in reloads())
+    if certificate() != before:
+        fail("the daemon has a certificate without its key")
+    spiffe_helper(pod, **{"tls.key": files["api-renewed.key"]})
+    until("the renewed certificate of the API", lambda: certificate() != before)
+    shown("files that change in place and one after another reach the central daemon, once they fit")
+
+
+def run_metrics(stack, cluster, objects):
+    """Reads the metrics of a sidecar as Prometheus does, at the address of the pod and the port of the PodMonitor."""
+    run("ip", "address", "add", "192.0.2.1/32", "dev", "lo")
+    pod = cluster.pod(objects, "tls-sessiond-worker")
+    start(stack, "listening on", *pod.command("tls-sessiond"))
+    (monitor,) = wiring.of_kind(objects, "PodMonitor")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    ports = {port["name"]: port["containerPort"] for port in pod.containers["tls-sessiond"]["ports"]}
+    address = f"http://192.0.2.1:{ports[endpoint['port']]}"
+    with urllib.request.urlopen(address + endpoint["path"], timeout=10) as answer:
+        text = answer.read().decode()
+    if "tls_sessiond_ready 1\n" not in text or "context=" in text:
+        fail(f"expected metrics without names:\n{text}")
+    try:
+        urllib.request.urlopen(address + "/", timeout=10)
+        fail("the status page is there")
+    except urllib.error.HTTPError as error:
+        if error.code != 404:
+            fail(f"the status page: {error}")
+    shown("the port of the PodMonitor has metrics without names, and no status page")
+
+
+def run_store(stack, cluster, objects):
+    """Runs a sidecar that has a store with TLS."""
+    pod = cluster.pod(objects, "tls-sessiond-worker")
+    began = time.monotonic()
+    start(stack, "listening on", *pod.command("tls-sessiond"))
+    took = time.monotonic() - began
+    probe(pod, "startupProbe")
+    startup = pod.containers["tls-sessiond"]["startupProbe"]
+    if took > startup["periodSeconds"] * startup["failureThreshold"] / 2:
+        fail(f"the start with a store took {took:.0f} s")
+    shown(f"a sidecar with a store over TLS is ready after {took:.1f} s")
+
+
+def run_all(cluster, files, found):
+    """Runs one kind of pod after the other, because they have the same ports."""
+    for runs in (
+        lambda stack: run_sidecar(stack, cluster, files, found["overlays/sidecar"]),
+        lambda stack: run_central(stack, cluster, files, found),
+        lambda stack: run_spiffe(stack, cluster, files, found["overlays/central-spiffe"]),
+        lambda stack: run_metrics(stack, cluster, found["overlays/sidecar with components/pod-monitor"]),
+        lambda stack: run_store(stack, cluster, found["overlays/sidecar-shared-store"]),
+    ):
+        with contextlib.ExitStack() as stack:
+            runs(stack)

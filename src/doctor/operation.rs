@@ -44,6 +44,7 @@ pub(super) fn examine(evidence: &Evidence<'_>, findings: &mut Vec<Finding>) {
             remedy: "Let NTP set both clocks: lifetimes of sessions and revocations follow them.",
         });
     }
+    rings(status, findings);
     if status.log_lines_dropped > 0 {
         findings.push(Finding {
             level: Level::Warning,
@@ -98,6 +99,53 @@ fn certificates(status: &pb::GetStatusResponse, findings: &mut Vec<Finding>) {
             },
             remedy: "Renew it and reload. With scope_by = \"names\" a renewal keeps the cache.",
         });
+    }
+}
+
+/// Most members that a finding names.
+const NAMED_MAX: usize = 5;
+
+fn rings(status: &pb::GetStatusResponse, findings: &mut Vec<Finding>) {
+    for ring in &status.rings {
+        let name = &ring.name;
+        let late: Vec<_> = ring.members.iter().filter(|member| member.late).collect();
+        if !late.is_empty() {
+            let named: Vec<_> = late
+                .iter()
+                .take(NAMED_MAX)
+                .map(|member| match member.attached {
+                    true => format!("`{}`", member.name),
+                    false => format!("`{}` (not attached)", member.name),
+                })
+                .collect();
+            findings.push(Finding {
+                level: Level::Warning,
+                name: "ring-member-late",
+                text: format!(
+                    "The rotation of the ticket keys `{name}` waits for {} of {} members: {}{}.",
+                    late.len(),
+                    ring.members.len(),
+                    named.join(", "),
+                    if late.len() > NAMED_MAX { ", ..." } else { "" }
+                ),
+                remedy: "Look at the agent of that server. If the server is gone for good: tls-sessiond keys fence.",
+            });
+        }
+        if let Some(member) = ring
+            .members
+            .iter()
+            .find(|member| !member.trouble.is_empty())
+        {
+            findings.push(Finding {
+                level: Level::Warning,
+                name: "ring-member-refuses",
+                text: format!(
+                    "Member `{}` of the ticket keys `{name}` does not run its keys: {}",
+                    member.name, member.trouble
+                ),
+                remedy: "Correct what the member says. It goes on with the keys from before.",
+            });
+        }
     }
 }
 

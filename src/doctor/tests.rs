@@ -71,6 +71,16 @@ fn healthy() -> pb::GetStatusResponse {
         ..pb::SessionStats::default()
     };
     pb::GetStatusResponse {
+        rings: vec![pb::Ring {
+            name: "web".into(),
+            members: vec![pb::RingMember {
+                name: "nginx-1".into(),
+                attached: true,
+                counted: true,
+                ..Default::default()
+            }],
+            ..Default::default()
+        }],
         state: pb::DaemonState::Serving.into(),
         contexts: vec![pb::Context {
             name: "web".into(),
@@ -265,6 +275,12 @@ const PLANTED: &[(&str, Plant)] = &[
         status.certificates[0].days_left = 2;
     }),
     ("log-lines-dropped", |status| status.log_lines_dropped = 7),
+    ("ring-member-late", |status| {
+        status.rings[0].members[0].late = true;
+    }),
+    ("ring-member-refuses", |status| {
+        status.rings[0].members[0].trouble = "wrong length".into();
+    }),
     ("reload-refused", |status| {
         status.last_reload.as_mut().unwrap().applied = false;
     }),

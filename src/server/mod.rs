@@ -230,7 +230,7 @@ impl Api {
             sessions: Arc::clone(&sessions),
         };
         let ticket_keys = TicketKeys {
-            rings,
+            rings: Arc::clone(&rings),
             state: Arc::clone(&state),
             draining: shutdown.drain.clone(),
         };
@@ -247,6 +247,7 @@ impl Api {
             health: health.clone(),
             durations: Arc::clone(&durations),
             sockets_max: limits.sockets,
+            rings,
             listen_ends: Box::new(move || acceptor.as_ref().map(|acceptor| acceptor.ends())),
         });
         let contexts = Contexts {

@@ -336,9 +336,12 @@ mod tests {
         };
         let (release, held) = std::sync::mpsc::channel::<()>();
         let held = Arc::new(Mutex::new(held));
+        let hangs = Arc::new(tokio::sync::Notify::new());
+        let begins = Arc::clone(&hangs);
         let serve = move |accepted: Accepted, _| {
-            let held = Arc::clone(&held);
+            let (held, begins) = (Arc::clone(&held), Arc::clone(&begins));
             async move {
+                begins.notify_one();
                 // Planted: it blocks its thread.
                 let held = held
                     .lock()
@@ -352,6 +355,7 @@ mod tests {
         let (caller, accepted) = tokio::join!(TcpStream::connect(address), listeners.next());
         let _caller = caller.unwrap();
         lanes.hand(accepted.unwrap()).await;
+        hangs.notified().await;
         let silent = timeout(Duration::from_millis(200), pulse.beat()).await;
         silent.expect_err("the thread hangs");
         release.send(()).unwrap();

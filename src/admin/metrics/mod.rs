@@ -106,6 +106,12 @@ metrics! {
     STORE_UNOPENED = "tls_sessiond_store_unopened", Counter, None, "Values of the shared store that no sealing key of this daemon opens";
     STORE_LOSSES = "tls_sessiond_store_losses", Counter, None, "How often a part of the shared store had lost the heartbeat of this daemon";
     STORE_ABANDONED = "tls_sessiond_store_abandoned", Counter, None, "How often this daemon gave up what it held in a part of the shared store";
+    RING_EPOCH = "tls_sessiond_ticket_key_epoch", Gauge, None, "The epoch that a ring of ticket keys encrypts with";
+    RING_AGE = "tls_sessiond_ticket_key_age", Gauge, SECONDS, "How long ago the epoch of a ring was activated";
+    RING_AGE_MAX = "tls_sessiond_ticket_key_age_max", Gauge, SECONDS, "max_key_age of a ring";
+    RING_MEMBERS = "tls_sessiond_ticket_key_members", Gauge, None, "Members of a ring, by state: running, joining, behind, away or late";
+    RING_ROTATIONS = "tls_sessiond_ticket_key_rotations", Counter, None, "Rotations of a ring";
+    RING_FENCED = "tls_sessiond_ticket_key_members_fenced", Counter, None, "Members that a ring no longer waited for";
     CPU = "process_cpu", Counter, SECONDS, "CPU time of the process";
     MEMORY = "process_resident_memory", Gauge, BYTES, "Resident memory of the process";
     VIRTUAL_MEMORY = "process_virtual_memory", Gauge, BYTES, "Virtual memory of the process";
@@ -177,7 +183,54 @@ impl Everything {
         {
             shared_store(store, &mut to)?;
         }
+        self.rings(&mut to)?;
         self.process(&mut to)
+    }
+
+    fn rings(&self, to: &mut Out<'_>) -> fmt::Result {
+        let rings = &self.snapshot.status.rings;
+        if rings.is_empty() {
+            return Ok(());
+        }
+        let label = |ring: &pb::Ring| match self.snapshot.names {
+            true => vec![("ring", ring.name.clone())],
+            false => Labels::new(),
+        };
+        let age = |age: &Option<prost_types::Duration>| {
+            let seconds = age.as_ref().map_or(0, |age| age.seconds);
+            u64::try_from(seconds).unwrap_or(0)
+        };
+        // Numbers of several rings cannot be added up.
+        if self.snapshot.names {
+            to.counts(
+                RING_EPOCH,
+                rings.iter().map(|ring| (label(ring), ring.epoch)),
+            )?;
+            let ages = rings.iter().map(|ring| (label(ring), age(&ring.epoch_age)));
+            to.counts(RING_AGE, ages)?;
+            let most = rings
+                .iter()
+                .map(|ring| (label(ring), age(&ring.max_key_age)));
+            to.counts(RING_AGE_MAX, most)?;
+        }
+        let members = rings.iter().flat_map(|ring| {
+            MEMBER_STATES.map(|state| {
+                let mut labels = label(ring);
+                labels.push(("state", state.to_owned()));
+                let members = ring.members.iter();
+                let count = members
+                    .filter(|member| member_state(member) == state)
+                    .count();
+                (labels, count as u64)
+            })
+        });
+        to.counts(RING_MEMBERS, members.collect::<Vec<_>>())?;
+        let rotations = rings.iter().map(|ring| (label(ring), ring.rotations));
+        to.counts(RING_ROTATIONS, rotations)?;
+        to.counts(
+            RING_FENCED,
+            rings.iter().map(|ring| (label(ring), ring.fenced)),
+        )
     }
 
     /// Adds the label of a context, where names are shown.
@@ -452,6 +505,20 @@ fn removals(stats: &pb::SessionStats) -> Vec<(Labels, u64)> {
         .map(row)
         .chain(zeros)
         .collect()
+}
+
+/// The states of a member, as [`member_state`] returns them.
+const MEMBER_STATES: [&str; 5] = ["running", "joining", "behind", "away", "late"];
+
+/// Returns the state of a member in one word.
+fn member_state(member: &pb::RingMember) -> &'static str {
+    match member {
+        _ if !member.counted => "joining",
+        _ if member.late => "late",
+        _ if !member.attached => "away",
+        _ if member.behind.is_some() => "behind",
+        _ => "running",
+    }
 }
 
 /// Returns the value of an enum of the contract as a label has it: in lower case, without the name

@@ -39,7 +39,7 @@ use super::{
     reloads::Reloads,
     role::Roles,
 };
-use crate::store::Store;
+use crate::{rings::Rings, store::Store};
 
 /// Holds the state that the calls of AdminService share.
 pub(crate) struct Admin {
@@ -59,6 +59,8 @@ pub(crate) struct Admin {
     /// The store that other daemons share.
     pub(crate) store: Option<Arc<Store>>,
     pub(crate) operator: Arc<Operator>,
+    /// The rings of ticket keys.
+    pub(crate) rings: Arc<Rings>,
 }
 
 impl Admin {

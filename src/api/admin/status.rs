@@ -12,6 +12,7 @@ use crate::api::{
     convert,
     health::Serving,
     role::Roles,
+    ticket_keys,
 };
 
 /// Maximum number of identities and of HTTP/2 connections in an answer.
@@ -114,7 +115,17 @@ impl Admin {
             daemon: Some(stats),
             log_level: self.operator.log_level(),
             log_lines_dropped: self.operator.log_lines_dropped(),
+            rings: self.rings_of(view),
         }
+    }
+
+    fn rings_of(&self, view: &View) -> Vec<pb::Ring> {
+        let all = self.rings.all();
+        let seen = all.iter().filter(|ring| match ring.context() {
+            Some(context) => view.shows(context),
+            None => view.shows_all(),
+        });
+        seen.map(|ring| ticket_keys::shown(ring)).collect()
     }
 
     fn process(&self) -> pb::ProcessUsage {

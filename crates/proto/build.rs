@@ -8,6 +8,7 @@ use prost_build::{Service, ServiceGenerator};
 use prost_types::FileDescriptorSet;
 
 const ROOT: &str = "proto";
+const ENVOY: &str = "envoy";
 const FILES: [&str; 7] = [
     "tls/sessiond/v1/types.proto",
     "tls/sessiond/v1/connection_service.proto",
@@ -56,6 +57,23 @@ fn main() -> Result<(), Box<dyn Error>> {
         .boxed(".tls.sessiond.v1.Answer.result.lookup_session")
         .boxed(".tls.sessiond.v1.Answer.result.report_alert")
         .service_generator(Box::new(Services { clients, servers }))
+        .compile_fds(descriptors)?;
+
+    // What Envoy speaks is no part of the contract.
+    println!("cargo::rerun-if-changed={ENVOY}");
+    let descriptors = protox::compile(["sds.proto"], [ENVOY])?;
+    fs::write(
+        Path::new(&out).join("envoy.bin"),
+        descriptors.encode_to_vec(),
+    )?;
+    let services = tonic_prost_build::configure()
+        .codec_path("crate::codec::Codec")
+        .build_client(has("STUBS"))
+        .build_server(has("SERVER"))
+        .service_generator();
+    prost_build::Config::new()
+        .bytes(["."])
+        .service_generator(services)
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -10,8 +10,8 @@ use std::{
 
 use tls_sessiond_proto::{
     admin_service_server, connection_service_server, context_service_server,
-    session_service_server, ticket_key_service_server, transport::wake::PollOnWake,
-    worker_service_server,
+    envoy::secret_discovery_service_server, session_service_server, ticket_key_service_server,
+    transport::wake::PollOnWake, worker_service_server,
 };
 use tokio::sync::watch;
 use tokio_stream::{Stream, wrappers::WatchStream};
@@ -25,12 +25,13 @@ use tonic_health::pb::{
 use super::error::Refusal;
 
 /// The services that have a health status. `""` is the daemon as a whole.
-const NAMES: [&str; 7] = [
+const NAMES: [&str; 8] = [
     "",
     admin_service_server::SERVICE_NAME,
     connection_service_server::SERVICE_NAME,
     session_service_server::SERVICE_NAME,
     ticket_key_service_server::SERVICE_NAME,
+    secret_discovery_service_server::SERVICE_NAME,
     context_service_server::SERVICE_NAME,
     worker_service_server::SERVICE_NAME,
 ];

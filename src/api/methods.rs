@@ -11,6 +11,7 @@ use tls_sessiond_proto as proto;
 static METHODS: LazyLock<HashSet<String>> = LazyLock::new(|| {
     let sets = [
         proto::FILE_DESCRIPTOR_SET,
+        proto::envoy::FILE_DESCRIPTOR_SET,
         tonic_health::pb::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,

@@ -21,8 +21,9 @@ use tonic::{Code, Request, Response, Status, Streaming, async_trait};
 use super::error::described;
 
 /// The descriptors of all services, and of all types that their messages use.
-const SETS: [&[u8]; 5] = [
+const SETS: [&[u8]; 6] = [
     tls_sessiond_proto::FILE_DESCRIPTOR_SET,
+    tls_sessiond_proto::envoy::FILE_DESCRIPTOR_SET,
     tonic_health::pb::FILE_DESCRIPTOR_SET,
     tonic_types::pb::FILE_DESCRIPTOR_SET,
     tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,

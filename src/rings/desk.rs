@@ -268,6 +268,15 @@ impl RingDesk {
         (state.ring.view(self.now()), state.owners.clone())
     }
 
+    /// Returns the number of the last instruction and the keys of a server with a list.
+    pub(crate) fn keys_now(&self, layout: Layout) -> (u64, Vec<TicketKey>) {
+        let state = self.state.lock();
+        let instruction = state.ring.instruct(Style::List);
+        let keys = instruction.open.iter();
+        let keys = keys.filter_map(|epoch| state.ring.key(*epoch, layout));
+        (instruction.sequence, keys.collect())
+    }
+
     /// Returns the settings in force.
     pub(crate) fn settings(&self) -> Settings {
         self.state.lock().ring.settings()

@@ -34,12 +34,22 @@ use crate::api::{
 const DRIVE: &str = "/tls.sessiond.v1.ConnectionService/Drive";
 const ATTACH: &str = "/tls.sessiond.v1.WorkerService/Attach";
 const KEYS: &str = "/tls.sessiond.v1.TicketKeyService/WatchTicketKeys";
+const SECRETS: [&str; 2] = [
+    "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets",
+    "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets",
+];
 const WATCH: &str = "/tls.sessiond.v1.SessionService/WatchSessions";
 const REFLECTION: &str = "/grpc.reflection.";
 
+/// Returns whether the method of this path makes its caller a member of a ring, for as long as the stream
+/// lasts.
+fn is_member(path: &str) -> bool {
+    path == KEYS || SECRETS.contains(&path)
+}
+
 /// Returns how many messages the method of this path reads.
 fn expects(path: &str) -> Expects {
-    match path == DRIVE || path == ATTACH || path == KEYS || path.starts_with(REFLECTION) {
+    match is_member(path) || path == DRIVE || path == ATTACH || path.starts_with(REFLECTION) {
         true => Expects::Any,
         false => Expects::One,
     }
@@ -115,7 +125,7 @@ impl Admission {
         };
         let path = request.uri().path();
         let (expects, message_max) = (expects(path), self.services.message_max(path));
-        let kept = path != ATTACH && path != WATCH && path != KEYS;
+        let kept = path != ATTACH && path != WATCH && !is_member(path);
         let request = request
             .map(|body| Whole::new(body, expects, message_max, Arc::clone(self.caller.holder())));
         Answer {
@@ -303,9 +313,13 @@ mod tests {
 
     #[test]
     fn methods_read_as_many_messages_as_the_contract_says() {
-        let all = FileDescriptorSet::decode(tls_sessiond_proto::FILE_DESCRIPTOR_SET).unwrap();
+        let sets = [
+            tls_sessiond_proto::FILE_DESCRIPTOR_SET,
+            tls_sessiond_proto::envoy::FILE_DESCRIPTOR_SET,
+        ];
+        let all = sets.map(|set| FileDescriptorSet::decode(set).unwrap());
         let mut count = 0;
-        for file in &all.file {
+        for file in all.iter().flat_map(|set| &set.file) {
             for service in &file.service {
                 for method in &service.method {
                     let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());

@@ -23,7 +23,9 @@ use std::{
 use tls_sessiond_core::{clock::Timestamp, connection::Error, state::CoreState};
 use tls_sessiond_proto::{
     admin_service_server::AdminServiceServer, connection_service_server::ConnectionServiceServer,
-    context_service_server::ContextServiceServer, session_service_server::SessionServiceServer,
+    context_service_server::ContextServiceServer,
+    envoy::secret_discovery_service_server::SecretDiscoveryServiceServer,
+    session_service_server::SessionServiceServer,
     ticket_key_service_server::TicketKeyServiceServer, worker_service_server::WorkerServiceServer,
 };
 use tokio_stream::StreamExt;
@@ -229,11 +231,11 @@ impl Api {
             connections: Arc::clone(&connections),
             sessions: Arc::clone(&sessions),
         };
-        let ticket_keys = TicketKeys {
+        let ticket_keys = Arc::new(TicketKeys {
             rings: Arc::clone(&rings),
             state: Arc::clone(&state),
             draining: shutdown.drain.clone(),
-        };
+        });
         let reloads = Arc::new(Reloads::default());
         let admin = Arc::new(Admin {
             lists,
@@ -278,7 +280,9 @@ impl Api {
             workers: WorkerServiceServer::new(workers).max_decoding_message_size(messages.workers),
             admin: AdminServiceServer::from_arc(Arc::clone(&admin))
                 .max_decoding_message_size(messages.admin),
-            ticket_keys: TicketKeyServiceServer::new(ticket_keys)
+            ticket_keys: TicketKeyServiceServer::from_arc(Arc::clone(&ticket_keys))
+                .max_decoding_message_size(messages.ticket_keys),
+            secrets: SecretDiscoveryServiceServer::from_arc(ticket_keys)
                 .max_decoding_message_size(messages.ticket_keys),
             others: Routes::new(answers)
                 .add_service(

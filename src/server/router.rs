@@ -7,6 +7,7 @@ use tls_sessiond_proto::{
     admin_service_server::{self, AdminServiceServer},
     connection_service_server::{self, ConnectionServiceServer},
     context_service_server::{self, ContextServiceServer},
+    envoy::secret_discovery_service_server::{self, SecretDiscoveryServiceServer},
     session_service_server::{self, SessionServiceServer},
     ticket_key_service_server::{self, TicketKeyServiceServer},
     worker_service_server::{self, WorkerServiceServer},
@@ -42,6 +43,7 @@ pub(crate) struct Services {
     pub(crate) workers: WorkerServiceServer<Workers>,
     pub(crate) admin: AdminServiceServer<Admin>,
     pub(crate) ticket_keys: TicketKeyServiceServer<TicketKeys>,
+    pub(crate) secrets: SecretDiscoveryServiceServer<TicketKeys>,
     /// Health and reflection.
     pub(crate) others: Routes,
     pub(crate) messages: MessageLimits,
@@ -75,7 +77,10 @@ impl Services {
             Some(context_service_server::SERVICE_NAME) => self.messages.contexts,
             Some(worker_service_server::SERVICE_NAME) => self.messages.workers,
             Some(admin_service_server::SERVICE_NAME) => self.messages.admin,
-            Some(ticket_key_service_server::SERVICE_NAME) => self.messages.ticket_keys,
+            Some(
+                ticket_key_service_server::SERVICE_NAME
+                | secret_discovery_service_server::SERVICE_NAME,
+            ) => self.messages.ticket_keys,
             _ => self.messages.others,
         }
     }
@@ -91,6 +96,9 @@ impl Services {
             Some(worker_service_server::SERVICE_NAME) => self.workers.clone().call(request),
             Some(admin_service_server::SERVICE_NAME) => self.admin.clone().call(request),
             Some(ticket_key_service_server::SERVICE_NAME) => self.ticket_keys.clone().call(request),
+            Some(secret_discovery_service_server::SERVICE_NAME) => {
+                self.secrets.clone().call(request)
+            }
             _ => Box::pin(self.others.clone().call(request)),
         }
     }

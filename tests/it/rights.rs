@@ -60,7 +60,7 @@ pub(crate) fn table() -> Vec<Row> {
         .map(|line| {
             let cells: Vec<_> = line.trim_matches(['|', ' ']).split(" | ").collect();
             let name = cells[0].trim_matches('`');
-            let package = if name.starts_with("grpc.") {
+            let package = if name.starts_with("grpc.") || name.starts_with("envoy.") {
                 ""
             } else {
                 "tls.sessiond.v1."
@@ -78,6 +78,7 @@ pub(crate) fn table() -> Vec<Row> {
 fn methods() -> Vec<(String, bool)> {
     let sets = [
         pb::FILE_DESCRIPTOR_SET,
+        pb::envoy::FILE_DESCRIPTOR_SET,
         tonic_health::pb::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,

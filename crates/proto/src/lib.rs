@@ -30,6 +30,21 @@ mod generated {
 
 pub use generated::*;
 
+/// Envoy's secret discovery service, as far as it carries session ticket keys (`envoy/sds.proto`).
+pub mod envoy {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::all,
+        reason = "generated; its manual is in the proto"
+    )]
+
+    include!(concat!(env!("OUT_DIR"), "/envoy.service.secret.v3.rs"));
+
+    /// The descriptors of the service, as an encoded `FileDescriptorSet`.
+    pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/envoy.bin"));
+}
+
 /// The field numbers of all messages, by message: `tag::session::SESSION_ID`.
 pub mod tag {
     #![allow(missing_docs, reason = "generated; the names are those of the protos")]

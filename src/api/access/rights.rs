@@ -14,7 +14,7 @@ const ANYONE: Roles = Roles::ANYONE;
 /// The roles that may call each method. A method that is not in this table is refused to every
 /// caller. A worker sees only its own connections. SECURITY.md has the same table, and a test
 /// compares both with the daemon.
-pub const RIGHTS: [(&str, Roles); 41] = [
+pub const RIGHTS: [(&str, Roles); 44] = [
     ("/tls.sessiond.v1.ConnectionService/New", WORKER),
     ("/tls.sessiond.v1.ConnectionService/Clear", WORKER),
     ("/tls.sessiond.v1.ConnectionService/Shutdown", WORKER),
@@ -52,6 +52,18 @@ pub const RIGHTS: [(&str, Roles); 41] = [
     ("/tls.sessiond.v1.TicketKeyService/FenceMember", ADMIN),
     ("/tls.sessiond.v1.TicketKeyService/SealTicket", KEYS),
     ("/tls.sessiond.v1.TicketKeyService/OpenTicket", KEYS),
+    (
+        "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets",
+        KEYS,
+    ),
+    (
+        "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets",
+        KEYS,
+    ),
+    (
+        "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets",
+        KEYS,
+    ),
     // These reveal only the contract and whether the daemon serves.
     ("/grpc.health.v1.Health/Check", ANYONE),
     ("/grpc.health.v1.Health/Watch", ANYONE),

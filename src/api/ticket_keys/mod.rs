@@ -1,8 +1,10 @@
 //! Implements TicketKeyService.
 //!
 //! * `member`: the stream of one server
+//! * `sds`: Envoy's secret discovery service
 
 mod member;
+mod sds;
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,6 +36,7 @@ const STATE_MAX: usize = 8192;
 const BINDING_MAX: usize = 1024;
 
 /// Holds the state that the calls of TicketKeyService share.
+#[derive(Clone)]
 pub(crate) struct TicketKeys {
     pub(crate) rings: Arc<Rings>,
     pub(crate) state: Arc<CoreState>,
@@ -44,6 +47,15 @@ impl TicketKeys {
     /// Returns the ring of a call, if the caller has one of these roles for it.
     fn ring(&self, by: &Caller, name: &str, roles: Roles) -> Result<Arc<RingDesk>, Refusal> {
         ring(&self.rings, by, &self.state.registry(), name, roles)
+    }
+
+    /// Returns the caller and the deadline of a stream that makes its caller a member.
+    fn admitted<T>(&self, request: &Request<T>) -> Result<(Arc<Caller>, Option<Deadline>), Status> {
+        if self.draining.is_cancelled() {
+            return Err(Refusal::Draining.into());
+        }
+        let deadline = request.extensions().get::<Deadline>().copied();
+        Ok((caller(request)?, deadline))
     }
 
     fn get(&self, by: &Caller, name: &str) -> Result<pb::GetRingResponse, Refusal> {
@@ -173,11 +185,7 @@ impl TicketKeyService for TicketKeys {
         &self,
         request: Request<Streaming<pb::WatchTicketKeysRequest>>,
     ) -> Result<Response<MemberStream>, Status> {
-        if self.draining.is_cancelled() {
-            return Err(Refusal::Draining.into());
-        }
-        let by = caller(&request)?;
-        let deadline = request.extensions().get::<Deadline>().copied();
+        let (by, deadline) = self.admitted(&request)?;
         let stream = MemberStream::begin(self, by, deadline, request.into_inner())?;
         Ok(Response::new(stream))
     }

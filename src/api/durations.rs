@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tonic::Code;
 
 use super::access::RIGHTS;
-use crate::trace::{CallSpan, Tracer};
+use crate::trace::{CallSpan, SpanScope, Tracer};
 
 /// The number of gRPC status codes: 0 to 16.
 const CODES: usize = 17;
@@ -57,9 +57,9 @@ fn place(path: &str) -> usize {
     listed.unwrap_or(RIGHTS.len())
 }
 
-/// Returns the full name of the method in this place, or `other`.
+/// Returns the full name of the method in this place, or `_OTHER`, as OpenTelemetry has it.
 fn name(place: usize) -> &'static str {
-    RIGHTS.get(place).map_or("other", |(path, _)| &path[1..])
+    RIGHTS.get(place).map_or("_OTHER", |(path, _)| &path[1..])
 }
 
 /// Returns whether a call with this status failed by a fault of the daemon, as the conventions of
@@ -87,20 +87,14 @@ impl CallDurations {
         }
     }
 
-    /// Begins to time a call of the method with this path. `headers` may name the trace of the caller.
-    pub(crate) fn begin(
-        self: &Arc<Self>,
-        path: &str,
-        headers: &HeaderMap,
-        now: Instant,
-    ) -> TimedCall {
-        let method = place(path);
+    /// Begins to time a call of the method with this path.
+    pub(crate) fn begin(self: &Arc<Self>, path: &str, now: Instant) -> TimedCall {
         TimedCall {
             durations: Arc::clone(self),
-            method,
+            method: place(path),
             begun: now,
             code: Code::Cancelled,
-            span: self.tracer.call(name(method), headers),
+            span: CallSpan::default(),
         }
     }
 
@@ -110,7 +104,7 @@ impl CallDurations {
     }
 
     /// Returns the durations of the calls that have ended: the method without its first slash,
-    /// `other` for unknown ones, the name of the status, and the counts.
+    /// `_OTHER` for unknown ones, the name of the status, and the counts.
     pub(crate) fn calls(
         &self,
     ) -> impl Iterator<Item = (&'static str, &'static str, HistogramCounts)> {
@@ -142,9 +136,15 @@ pub(crate) struct TimedCall {
 }
 
 impl TimedCall {
-    /// Returns the span of the call.
-    pub(crate) fn span(&self) -> &CallSpan {
-        &self.span
+    /// Begins the span of a call that was admitted. `headers` may name the trace of the caller. A call
+    /// that is refused has none, so that a caller without rights takes no place of others.
+    pub(crate) fn trace(&mut self, headers: &HeaderMap) {
+        self.span = self.durations.tracer.call(name(self.method), headers);
+    }
+
+    /// Returns a handle for parts of the call.
+    pub(crate) fn scope(&self) -> SpanScope {
+        self.span.scope()
     }
 
     /// Sets the status with which the call ends.
@@ -180,17 +180,17 @@ mod tests {
     fn calls_are_counted_by_method_and_status() {
         let durations = Arc::new(CallDurations::new(Tracer::default()));
         let (known, _) = RIGHTS[3];
-        let mut ended = durations.begin(known, &HeaderMap::new(), Instant::now());
+        let mut ended = durations.begin(known, Instant::now());
         ended.ends_with(Code::NotFound);
         drop(ended);
-        drop(durations.begin("/any.Thing/Else", &HeaderMap::new(), Instant::now()));
+        drop(durations.begin("/any.Thing/Else", Instant::now()));
         let calls: Vec<_> = durations
             .calls()
             .map(|(path, code, counts)| (path, code, counts.total()))
             .collect();
         assert_eq!(
             calls,
-            [(&known[1..], "NOT_FOUND", 1), ("other", "CANCELLED", 1)]
+            [(&known[1..], "NOT_FOUND", 1), ("_OTHER", "CANCELLED", 1)]
         );
     }
 }

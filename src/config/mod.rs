@@ -451,7 +451,24 @@ impl Config {
             ),
             ("log.format", self.log.format == running.log.format),
             ("log.audit", self.log.audit == running.log.audit),
-            ("otlp", self.otlp == running.otlp),
+            (
+                "otlp.endpoint",
+                same_in_otlp(self, running, |otlp| {
+                    (otlp.host.clone(), otlp.port, otlp.has_tls)
+                }),
+            ),
+            (
+                "otlp.ca",
+                same_in_otlp(self, running, |otlp| otlp.ca.clone()),
+            ),
+            (
+                "otlp.interval",
+                same_in_otlp(self, running, |otlp| otlp.interval),
+            ),
+            (
+                "otlp.sample",
+                same_in_otlp(self, running, |otlp| otlp.sample),
+            ),
         ];
         match fixed.into_iter().find(|(_, same)| !same) {
             None => Ok(()),
@@ -547,6 +564,11 @@ fn same_in_store<T: PartialEq>(
     part: impl Fn(&StoreConfig) -> T,
 ) -> bool {
     one.store.as_ref().map(&part) == two.store.as_ref().map(&part)
+}
+
+/// Returns whether both have the same part of the settings of their collector.
+fn same_in_otlp<T: PartialEq>(one: &Config, two: &Config, part: impl Fn(&OtlpConfig) -> T) -> bool {
+    one.otlp.as_ref().map(&part) == two.otlp.as_ref().map(&part)
 }
 
 fn endpoint(text: &str) -> Result<Endpoint, InvalidValue> {

@@ -1,6 +1,10 @@
 //! `[otlp]`: the collector that takes traces and metrics.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use super::{ConfigError, InvalidValue, check::Check, raw};
 
@@ -41,6 +45,10 @@ pub(super) fn read(
         return Err(check.refuse("otlp.ca", message.into()));
     }
     if raw.endpoint.is_empty() {
+        if raw.ca != "system" {
+            let message = "not used: otlp.endpoint is not set";
+            return Err(check.refuse("otlp.ca", message.into()));
+        }
         return Ok(None);
     }
     if cfg!(not(feature = "otel")) {
@@ -66,6 +74,10 @@ pub(super) fn read(
 /// Reads `http://HOST[:PORT]` of a loopback address, or `https://HOST[:PORT]`.
 fn parse(url: &str) -> Result<(bool, String, u16), InvalidValue> {
     let expected = "expected https://HOST:PORT, or http://127.0.0.1:PORT";
+    if url.contains('@') {
+        // Not quoted: it may have a password.
+        return Err(format!("an endpoint has neither user nor password: {expected}").into());
+    }
     let invalid = || InvalidValue::from(format!("invalid endpoint `{url}`: {expected}"));
     let (scheme, place) = url.split_once("://").ok_or_else(invalid)?;
     let place = place.strip_suffix('/').unwrap_or(place);
@@ -80,10 +92,18 @@ fn parse(url: &str) -> Result<(bool, String, u16), InvalidValue> {
             None => (place, None),
         },
     };
-    let port = port.map_or(Ok(PORT), |port| port.parse().map_err(|_| invalid()))?;
+    let is_number = |port: &&str| port.bytes().all(|byte| byte.is_ascii_digit());
+    let port = match port {
+        None => PORT,
+        Some(port) => Some(port)
+            .filter(is_number)
+            .and_then(|port| port.parse().ok())
+            .filter(|port| *port != 0)
+            .ok_or_else(invalid)?,
+    };
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
     let is_host = match ipv6 {
-        Some(_) => host.parse::<IpAddr>().is_ok(),
+        Some(_) => host.parse::<Ipv6Addr>().is_ok(),
         None => !host.is_empty() && host.chars().all(is_plain),
     };
     if !is_host {
@@ -94,8 +114,10 @@ fn parse(url: &str) -> Result<(bool, String, u16), InvalidValue> {
         "http" => false,
         _ => return Err(invalid()),
     };
-    let is_loopback =
-        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let is_loopback = host.eq_ignore_ascii_case("localhost")
+        || host
+            .parse::<IpAddr>()
+            .is_ok_and(|ip| ip.to_canonical().is_loopback());
     if !has_tls && !is_loopback {
         return Err(format!(
             "`{host}` is not a loopback address, and http:// has no encryption: use https://"
@@ -129,6 +151,9 @@ mod tests {
             "https://[host]:1",
             "https://[::1]1",
             "http://10.0.0.1:4317",
+            "https://host:0",
+            "https://host:+80",
+            "http://[127.0.0.1]:4317",
         ] {
             assert_eq!(read(wrong), None, "{wrong}");
         }
@@ -148,6 +173,7 @@ mod tests {
             (&["otlp.sample=1.5"][..], "otlp.sample"),
             (&["otlp.interval=10ms"], "otlp.interval"),
             (&["otlp.ca="], "otlp.ca"),
+            (&["otlp.ca=ca.pem"], "otlp.ca"),
             (&["otlp.endpoint=http://192.0.2.1:4317"], "otlp.endpoint"),
             #[cfg(feature = "otel")]
             (
@@ -158,6 +184,8 @@ mod tests {
             let refused = load(set).unwrap_err();
             assert!(refused.contains(key), "{refused}");
         }
+        let secret = load(&["otlp.endpoint=https://user:hunter2@host"]).unwrap_err();
+        assert!(!secret.contains("hunter2"), "{secret}");
         let set = load(&["otlp.endpoint=https://collector.example", "otlp.sample=0.5"]);
         match cfg!(feature = "otel") {
             true => assert_eq!(set.unwrap().unwrap().sample, 0.5),

@@ -14,17 +14,18 @@ use tls_sessiond_core::pem;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, lookup_host},
+    time::timeout,
 };
 use tokio_rustls::TlsConnector;
 use tonic::{
-    Status,
+    Code, Status,
     transport::{Channel, Endpoint, Uri},
 };
 use tower::service_fn;
 
 use crate::config::{Config, ConfigError, OtlpConfig};
 
-/// How long connecting and one transmission may take.
+/// How long connecting and one transmission may take, and how often an idle connection is checked.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// What a collector has not taken of a transmission.
@@ -33,8 +34,8 @@ pub(super) enum NotTaken {
     /// The collector is away, or refuses all of it.
     #[error("{}", in_words(.0))]
     All(#[from] Status),
-    /// The collector refuses a part.
-    #[error("the collector has refused {count} of them: {why}")]
+    /// The collector refuses a part, or warns.
+    #[error("{count} were not taken: {why}")]
     Part {
         /// How many spans or values.
         count: i64,
@@ -69,6 +70,31 @@ pub(super) struct Target {
     host: Arc<str>,
     port: u16,
     tls: Option<(TlsConnector, ServerName<'static>)>,
+}
+
+impl NotTaken {
+    /// Returns whether the same may be taken later.
+    pub(super) fn may_pass(&self) -> bool {
+        let Self::All(status) = self else {
+            return false;
+        };
+        matches!(
+            status.code(),
+            Code::Cancelled
+                | Code::DeadlineExceeded
+                | Code::Aborted
+                | Code::OutOfRange
+                | Code::Unavailable
+                | Code::DataLoss
+                | Code::ResourceExhausted
+                | Code::Unknown
+        )
+    }
+
+    /// Returns whether the collector does not know this kind of message.
+    pub(super) fn is_unknown(&self) -> bool {
+        matches!(self, Self::All(status) if status.code() == Code::Unimplemented)
+    }
 }
 
 impl Target {
@@ -138,7 +164,8 @@ impl Collector {
         let channel = Endpoint::try_from(address.replacen("https:", "http:", 1))?
             .origin(origin)
             .connect_timeout(LIMIT)
-            .timeout(LIMIT)
+            .http2_keep_alive_interval(LIMIT)
+            .keep_alive_timeout(LIMIT)
             .connect_with_connector_lazy(connector);
         Ok(Self {
             traces: TraceServiceClient::new(channel.clone()),
@@ -154,12 +181,14 @@ impl Collector {
         &mut self,
         request: ExportTraceServiceRequest,
     ) -> Result<(), NotTaken> {
-        let answer = self.traces.export(request).await?.into_inner();
+        let answer = within(self.traces.export(request)).await?.into_inner();
         match answer.partial_success {
-            Some(part) if part.rejected_spans > 0 => Err(NotTaken::Part {
-                count: part.rejected_spans,
-                why: part.error_message,
-            }),
+            Some(part) if part.rejected_spans > 0 || !part.error_message.is_empty() => {
+                Err(NotTaken::Part {
+                    count: part.rejected_spans,
+                    why: part.error_message,
+                })
+            }
             _ => Ok(()),
         }
     }
@@ -172,15 +201,23 @@ impl Collector {
         &mut self,
         request: ExportMetricsServiceRequest,
     ) -> Result<(), NotTaken> {
-        let answer = self.metrics.export(request).await?.into_inner();
+        let answer = within(self.metrics.export(request)).await?.into_inner();
         match answer.partial_success {
-            Some(part) if part.rejected_data_points > 0 => Err(NotTaken::Part {
-                count: part.rejected_data_points,
-                why: part.error_message,
-            }),
+            Some(part) if part.rejected_data_points > 0 || !part.error_message.is_empty() => {
+                Err(NotTaken::Part {
+                    count: part.rejected_data_points,
+                    why: part.error_message,
+                })
+            }
             _ => Ok(()),
         }
     }
+}
+
+/// Waits for an answer, from its request to its last byte.
+async fn within<T>(answer: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    let late = |_| Status::deadline_exceeded(format!("no answer within {} s", LIMIT.as_secs()));
+    timeout(LIMIT, answer).await.map_err(late)?
 }
 
 trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}

@@ -4,6 +4,7 @@
 //! * `collector`: the connection to the collector
 //! * `queue`: the spans that wait to be sent
 //! * `points`: metrics as messages of OTLP
+//! * `trouble`: what the log says about a collector
 //! * `sender`: the task that sends both
 
 #[cfg(not(feature = "otel"))]
@@ -16,6 +17,8 @@ mod points;
 mod queue;
 #[cfg(feature = "otel")]
 mod sender;
+#[cfg(feature = "otel")]
+mod trouble;
 
 #[cfg(not(feature = "otel"))]
 pub use absent::{NoSending as Sending, NoTelemetry as Telemetry};

@@ -2,10 +2,7 @@
 
 use std::{
     fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -26,12 +23,13 @@ use opentelemetry_proto::{
 };
 use opentelemetry_sdk::{
     Resource,
+    resource::EnvResourceDetector,
     trace::{Sampler, SdkTracerProvider, SpanData},
 };
 use tokio::{
     sync::mpsc::{self, Receiver},
     task::JoinHandle,
-    time::{Instant, MissedTickBehavior, interval_at, timeout},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +37,7 @@ use super::{
     collector::{Collector, NotTaken, Target},
     points::{self, Times},
     queue::{Queue, WAITING_MAX},
+    trouble::Trouble,
 };
 use crate::{
     admin::metrics::Everything,
@@ -51,6 +50,9 @@ use crate::{
 const BATCH_MAX: usize = 512;
 /// How long a span waits for others that are sent with it.
 const LINGER: Duration = Duration::from_secs(1);
+/// Wait after a transmission that failed: initial and maximum.
+const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How long the last transmission of a stop may take.
 const STOP_MAX: Duration = Duration::from_secs(2);
 /// The scope of the daemon's metrics and spans.
@@ -91,14 +93,7 @@ impl Telemetry {
             });
         };
         let target = Target::read(config, otlp)?;
-        // OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES add to these and replace them.
-        let resource = Resource::builder_empty()
-            .with_attribute(KeyValue::new("service.name", SCOPE))
-            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
-            .with_detector(Box::new(
-                opentelemetry_sdk::resource::EnvResourceDetector::new(),
-            ))
-            .build();
+        let resource = resource();
         let (sender, spans) = mpsc::channel(WAITING_MAX);
         let dropped = Arc::new(AtomicU64::new(0));
         let sampled = Sampler::TraceIdRatioBased(otlp.sample);
@@ -134,6 +129,27 @@ impl Telemetry {
     }
 }
 
+/// Returns what describes this daemon. OTEL_RESOURCE_ATTRIBUTES adds to it and replaces it, and
+/// OTEL_SERVICE_NAME has the last word.
+fn resource() -> Resource {
+    let own = Resource::builder_empty()
+        .with_attribute(KeyValue::new("service.name", SCOPE))
+        .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+        .with_detector(Box::new(EnvResourceDetector::new()))
+        .build();
+    // An attribute without a name is none.
+    let named = own.iter().filter(|(key, _)| !key.as_str().is_empty());
+    let named = named.map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
+    let resource = Resource::builder_empty().with_attributes(named);
+    match std::env::var("OTEL_SERVICE_NAME") {
+        Ok(name) if !name.is_empty() => {
+            resource.with_attribute(KeyValue::new("service.name", name))
+        }
+        _ => resource,
+    }
+    .build()
+}
+
 impl Parts {
     fn begin(self, admin: Arc<Admin>) -> Option<(CancellationToken, JoinHandle<()>)> {
         let address = self.target.address();
@@ -144,14 +160,20 @@ impl Parts {
                 return None;
             }
         };
-        tracing::info!(address, "traces and metrics are sent by OTLP");
+        tracing::info!(
+            address,
+            "traces and metrics are sent by OTLP to this address"
+        );
+        let trouble = |signal, dropped| Trouble::new(signal, &address, dropped);
         let sender = Sender {
             collector,
             resource: (&self.resource).into(),
             admin,
-            dropped: self.dropped,
-            refused: None,
-            address,
+            batch: Vec::new(),
+            due: None,
+            pause: Duration::ZERO,
+            traces: trouble("traces", self.dropped),
+            metrics: trouble("metrics", Arc::default()),
             _provider: self.provider,
         };
         let stop = CancellationToken::new();
@@ -181,10 +203,14 @@ struct Sender {
     collector: Collector,
     resource: ResourceAttributesWithSchema,
     admin: Arc<Admin>,
-    dropped: Arc<AtomicU64>,
-    /// How many spans were lost since the collector last took something. `None`: it takes what is sent.
-    refused: Option<u64>,
-    address: String,
+    /// Spans that wait to be sent, or to be sent again.
+    batch: Vec<SpanData>,
+    /// When the batch is sent, full or not. `None`: it is empty.
+    due: Option<Instant>,
+    /// Wait after a transmission that failed.
+    pause: Duration,
+    traces: Trouble,
+    metrics: Trouble,
     _provider: SdkTracerProvider,
 }
 
@@ -197,36 +223,87 @@ impl Sender {
     ) {
         let mut ticks = interval_at(Instant::now() + interval, interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut batch = Vec::new();
         loop {
+            let due = self.due.filter(|_| !self.traces.is_unknown);
+            let is_due = async {
+                match due {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let room = BATCH_MAX - self.batch.len();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 _ = ticks.tick() => self.send_metrics().await,
-                () = gather(&mut spans, &mut batch) => self.send_spans(std::mem::take(&mut batch)).await,
+                () = is_due => {
+                    self.send_spans().await;
+                }
+                _ = spans.recv_many(&mut self.batch, room), if room > 0 => {
+                    match self.due {
+                        // A batch that the collector did not take waits for its time.
+                        _ if self.pause > Duration::ZERO && self.due.is_some() => {}
+                        _ if self.batch.len() == BATCH_MAX => self.due = Some(Instant::now()),
+                        None => self.due = Some(Instant::now() + LINGER),
+                        Some(_) => {}
+                    }
+                    if self.traces.is_unknown {
+                        self.traces.lose(self.batch.len() as u64);
+                        self.batch.clear();
+                        self.due = None;
+                    }
+                }
             }
         }
         spans.close();
-        while spans.recv_many(&mut batch, BATCH_MAX).await > 0 || !batch.is_empty() {
-            self.send_spans(std::mem::take(&mut batch)).await;
+        while !self.traces.is_unknown {
+            let room = BATCH_MAX - self.batch.len();
+            if room > 0 {
+                spans.recv_many(&mut self.batch, room).await;
+            }
+            if self.batch.is_empty() || !self.send_spans().await {
+                break;
+            }
         }
+        self.traces.lose((self.batch.len() + spans.len()) as u64);
         self.send_metrics().await;
+        self.traces.tell_the_end();
     }
 
-    async fn send_spans(&mut self, batch: Vec<SpanData>) {
+    /// Sends the batch. Returns whether the collector is there.
+    async fn send_spans(&mut self) -> bool {
+        let batch = std::mem::take(&mut self.batch);
         let count = batch.len() as u64;
-        let resource_spans = group_spans_by_resource_and_scope(batch, &self.resource);
+        let resource_spans = group_spans_by_resource_and_scope(batch.clone(), &self.resource);
         let request = ExportTraceServiceRequest { resource_spans };
         let sent = self.collector.take_spans(request).await;
-        let lost = match &sent {
-            Ok(()) => 0,
-            Err(NotTaken::All(_)) => count,
-            Err(NotTaken::Part { count, .. }) => u64::try_from(*count).unwrap_or(0),
-        };
-        self.tell(sent, lost);
+        self.due = None;
+        match sent {
+            Err(err) if err.may_pass() => {
+                self.batch = batch;
+                self.pause = (2 * self.pause).clamp(PAUSE, PAUSE_MAX);
+                self.due = Some(Instant::now() + self.pause);
+                self.traces.fails(&err);
+                return false;
+            }
+            Err(err @ NotTaken::Part { count: part, .. }) => {
+                let part = u64::try_from(part).unwrap_or(0).min(count);
+                self.traces.warns(&err, part);
+            }
+            Err(err) => {
+                self.traces.lose(count);
+                self.traces.fails(&err);
+            }
+            Ok(()) => self.traces.works(),
+        }
+        self.pause = Duration::ZERO;
+        true
     }
 
     async fn send_metrics(&mut self) {
+        if self.metrics.is_unknown {
+            return;
+        }
         // The operator has chosen the collector, so it is told all names.
         let snapshot = self.admin.whole_snapshot().await;
         let times = Times {
@@ -255,38 +332,10 @@ impl Sender {
                 ..ResourceMetrics::default()
             }],
         };
-        let sent = self.collector.take_metrics(request).await;
-        self.tell(sent, 0);
-    }
-
-    /// Logs when the collector stops or begins again to take what is sent, with the number of spans that
-    /// were lost meanwhile.
-    fn tell(&mut self, sent: Result<(), NotTaken>, lost: u64) {
-        let lost = lost + self.dropped.swap(0, Ordering::Relaxed);
-        let address = &self.address;
-        match (sent, &mut self.refused) {
-            (Ok(()), None) if lost == 0 => {}
-            (Ok(()), None) => {
-                tracing::warn!(
-                    address,
-                    spans = lost,
-                    "more spans than can be sent: these were dropped"
-                );
-            }
-            (Ok(()), Some(before)) => {
-                let spans = *before + lost;
-                tracing::info!(
-                    address,
-                    lost_spans = spans,
-                    "the collector takes traces and metrics again"
-                );
-                self.refused = None;
-            }
-            (Err(err), None) => {
-                tracing::warn!(%err, address, "the collector does not take traces and metrics; the daemon tries again");
-                self.refused = Some(lost);
-            }
-            (Err(_), Some(before)) => *before += lost,
+        match self.collector.take_metrics(request).await {
+            Ok(()) => self.metrics.works(),
+            Err(err @ NotTaken::Part { .. }) => self.metrics.warns(&err, 0),
+            Err(err) => self.metrics.fails(&err),
         }
     }
 }
@@ -298,21 +347,4 @@ fn nanoseconds(time: Option<&prost_types::Timestamp>) -> u64 {
         seconds * 1_000_000_000 + u64::try_from(time.nanos).unwrap_or(0)
     });
     nanoseconds.unwrap_or(0)
-}
-
-/// Waits for a span, and then for others that are sent with it.
-async fn gather(spans: &mut Receiver<SpanData>, batch: &mut Vec<SpanData>) {
-    if batch.is_empty() {
-        spans.recv_many(batch, BATCH_MAX).await;
-    }
-    let more = async {
-        while batch.len() < BATCH_MAX {
-            let room = BATCH_MAX - batch.len();
-            if spans.recv_many(batch, room).await == 0 {
-                break;
-            }
-        }
-    };
-    // The batch is sent as it is when the time is over.
-    let _ = timeout(LINGER, more).await;
 }

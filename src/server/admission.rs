@@ -95,8 +95,7 @@ impl Admission {
         }
         keep_few(request.headers_mut());
         let arrived = Instant::now();
-        let (path, headers) = (request.uri().path(), request.headers());
-        let timed = self.durations.begin(path, headers, arrived);
+        let mut timed = self.durations.begin(request.uri().path(), arrived);
         let admitted = match self.admit(request.uri().path()) {
             Ok(admitted) => admitted,
             Err(refusal) => {
@@ -115,6 +114,7 @@ impl Admission {
             }
             request.extensions_mut().insert(Deadline(deadline));
         }
+        timed.trace(request.headers());
         request.extensions_mut().insert(Arc::clone(&self.caller));
         let admitted = match request.uri().path() {
             DRIVE => {
@@ -234,7 +234,7 @@ impl Future for Answer {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { answer, timed, .. } = &mut *self;
         let polled = match timed {
-            Some(timed) => timed.span().within(|| answer.as_mut().poll(cx)),
+            Some(timed) => timed.scope().run(|| answer.as_mut().poll(cx)),
             None => answer.as_mut().poll(cx),
         };
         if let Poll::Ready(Ok(answer)) = polled {

@@ -7,8 +7,19 @@ use http::HeaderMap;
 pub struct NoTracer;
 
 /// A span that is not recorded.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct NoSpan;
+
+/// Runs parts of a call as they are.
+#[derive(Clone, Debug, Default)]
+pub struct NoScope;
+
+impl NoScope {
+    /// Runs `part`.
+    pub(crate) fn run<R>(&self, part: impl FnOnce() -> R) -> R {
+        part()
+    }
+}
 
 impl NoTracer {
     /// Begins nothing.
@@ -18,9 +29,9 @@ impl NoTracer {
 }
 
 impl NoSpan {
-    /// Runs `part` as it is.
-    pub(crate) fn within<R>(&self, part: impl FnOnce() -> R) -> R {
-        part()
+    /// Returns a handle that does nothing.
+    pub(crate) fn scope(&self) -> NoScope {
+        NoScope
     }
 
     /// Returns a span that is not recorded.

@@ -7,6 +7,6 @@ mod absent;
 mod spans;
 
 #[cfg(not(feature = "otel"))]
-pub use absent::{NoSpan as CallSpan, NoTracer as Tracer};
+pub use absent::{NoScope as SpanScope, NoSpan as CallSpan, NoTracer as Tracer};
 #[cfg(feature = "otel")]
-pub use spans::{CallSpan, Tracer};
+pub use spans::{CallSpan, SpanScope, Tracer};

@@ -14,7 +14,9 @@ use opentelemetry_sdk::{
 
 /// The name under which the spans of the daemon are recorded.
 const SCOPE: &str = "tls-sessiond";
-/// The longest `tracestate` that is read, in bytes. W3C Trace Context asks for at least this length.
+/// The longest headers that are read, in bytes. A `traceparent` of version 00 has 55, and later ones may be
+/// longer. W3C Trace Context asks to read a `tracestate` of at least 512.
+const PARENT_MAX: usize = 128;
 const STATE_MAX: usize = 512;
 
 /// Begins a span for each call. The default one begins none.
@@ -33,8 +35,11 @@ impl Tracer {
         let Some(tracer) = &self.0 else {
             return CallSpan(None);
         };
-        let none = Context::new();
-        let parent = TraceContextPropagator::new().extract_with_context(&none, &Headers(headers));
+        let mut parent = Context::new();
+        if headers.contains_key("traceparent") {
+            let propagator = TraceContextPropagator::new();
+            parent = propagator.extract_with_context(&parent, &Headers(headers));
+        }
         let attributes = [
             KeyValue::new("rpc.system.name", "grpc"),
             KeyValue::new("rpc.method", method),
@@ -48,7 +53,7 @@ impl Tracer {
 }
 
 /// The span of a call, or of a request to the shared store. It ends when it is dropped.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct CallSpan(Option<Context>);
 
 impl CallSpan {
@@ -57,10 +62,9 @@ impl CallSpan {
         Self(context.span().is_recording().then_some(context))
     }
 
-    /// Runs a part of the call. Requests to the store that begin meanwhile belong to this span.
-    pub(crate) fn within<R>(&self, part: impl FnOnce() -> R) -> R {
-        let _current = self.0.clone().map(Context::attach);
-        part()
+    /// Returns a handle for parts of the call.
+    pub(crate) fn scope(&self) -> SpanScope {
+        SpanScope(self.0.clone())
     }
 
     /// Begins the span of a request to the shared store, if the call that makes it is recorded.
@@ -100,6 +104,18 @@ impl CallSpan {
     }
 }
 
+/// Runs parts of a call. It does not end the span.
+#[derive(Clone, Debug, Default)]
+pub struct SpanScope(Option<Context>);
+
+impl SpanScope {
+    /// Runs a part of the call. Requests to the store that begin meanwhile belong to its span.
+    pub(crate) fn run<R>(&self, part: impl FnOnce() -> R) -> R {
+        let _current = self.0.clone().map(Context::attach);
+        part()
+    }
+}
+
 impl Drop for CallSpan {
     fn drop(&mut self) {
         if let Some(context) = &self.0 {
@@ -113,8 +129,14 @@ struct Headers<'h>(&'h HeaderMap);
 
 impl Extractor for Headers<'_> {
     fn get(&self, key: &str) -> Option<&str> {
-        let value = self.0.get(key)?.to_str().ok()?;
-        (key != "tracestate" || value.len() <= STATE_MAX).then_some(value)
+        let longest = match key {
+            "tracestate" => STATE_MAX,
+            _ => PARENT_MAX,
+        };
+        let mut values = self.0.get_all(key).iter();
+        let value = values.next()?.to_str().ok()?;
+        // Two headers may mean two things to two readers.
+        (values.next().is_none() && value.len() <= longest).then_some(value)
     }
 
     fn keys(&self) -> Vec<&str> {

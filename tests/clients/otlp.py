@@ -1,9 +1,9 @@
 """A collector for tests: takes traces and metrics by OTLP over gRPC and prints each as a line of JSON.
 
-    otlp.py [PORT] [--tls CERTIFICATE KEY] [--refuse]
+    otlp.py [PORT] [--tls CERTIFICATE KEY] [--refuse] [--no-metrics]
 
 Prints `listening on 127.0.0.1:PORT`, then `span {...}` for each span and `metrics {...}` for each message.
-With --refuse it takes nothing.
+With --refuse it takes nothing. With --no-metrics it does not know metrics.
 """
 
 import base64
@@ -52,6 +52,8 @@ class Traces(trace_service_pb2_grpc.TraceServiceServicer):
 class Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
     def Export(self, request, context):
         check(context)
+        if "--no-metrics" in sys.argv:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "unknown service")
         found = {}
         for group in MessageToDict(request)["resourceMetrics"]:
             for scope in group["scopeMetrics"]:

@@ -215,7 +215,9 @@ async fn collector_proves_its_name_over_tls() {
     let daemon = Logging::start(None, &wrong).await;
     let calls = TestDaemon::at(daemon.address()).await;
     Worker(&calls).lookup(lookup("ffff")).await;
-    daemon.until("stderr", "the collector does not take").await;
+    daemon
+        .until("stderr", "the collector does not take this signal")
+        .await;
     daemon.until("stderr", "invalid peer certificate").await;
     daemon.end().await;
     let daemon = Logging::start(None, &right).await;
@@ -239,25 +241,72 @@ async fn lost_collector_delays_no_call_and_is_told_once() {
     let calls = TestDaemon::at(daemon.address()).await;
     collector.process.kill().await;
     Worker(&calls).lookup(lookup("ffff")).await;
-    daemon.until("stderr", "the collector does not take").await;
+    daemon
+        .until("stderr", "the collector does not take this signal")
+        .await;
     // More spans than the queue has places.
     for _ in 0..5_000 {
         Worker(&calls).lookup(lookup("ffff")).await;
     }
     let mut collector = Collector::start(&[&port]).await;
-    daemon.until("stderr", "traces and metrics again").await;
+    // Those that the queue had room for come now.
+    assert_eq!(collector.span().await["name"], LOOKUP);
     collector.metrics().await;
+    daemon.until("stderr", "takes this signal again").await;
     let lines = daemon.end().await;
-    let of = |text: &str| {
+    let of = |text: &str, signal: &str| {
         let has = |line: &&Value| {
-            line["fields"]["message"]
-                .as_str()
-                .is_some_and(|said| said.contains(text))
+            let fields = &line["fields"];
+            fields["signal"] == signal
+                && fields["message"]
+                    .as_str()
+                    .is_some_and(|said| said.contains(text))
         };
         lines.iter().filter(has).count()
     };
-    assert_eq!(of("the collector does not take"), 1, "{lines:?}");
-    assert_eq!(of("traces and metrics again"), 1, "{lines:?}");
+    for signal in ["traces", "metrics"] {
+        assert_eq!(of("does not take this signal", signal), 1, "{lines:?}");
+        assert_eq!(of("takes this signal again", signal), 1, "{lines:?}");
+    }
+}
+
+#[tokio::test]
+async fn collector_that_knows_traces_alone_gets_them() {
+    let mut collector = Collector::start(&["--no-metrics"]).await;
+    let daemon = Logging::start(None, &collector.config("sample = 1.0\ninterval = \"1s\"")).await;
+    let calls = TestDaemon::at(daemon.address()).await;
+    daemon.until("stderr", "does not know this signal").await;
+    Worker(&calls).lookup(lookup("ffff")).await;
+    assert_eq!(collector.span().await["name"], LOOKUP);
+    let lines = daemon.end().await;
+    let told = lines
+        .iter()
+        .filter(|line| line["fields"]["signal"] == "metrics");
+    assert_eq!(told.count(), 1, "{lines:?}");
+}
+
+#[tokio::test]
+async fn collector_that_never_answers_is_told_and_left() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let accepts = tokio::spawn(async move {
+        let mut held = Vec::new();
+        loop {
+            held.push(listener.accept().await.unwrap());
+        }
+    });
+    let config = format!("[otlp]\nendpoint = \"http://{address}\"\nsample = 1.0\n");
+    let daemon = Logging::start(None, &config).await;
+    let calls = TestDaemon::at(daemon.address()).await;
+    Worker(&calls).lookup(lookup("ffff")).await;
+    daemon.until("stderr", "does not take this signal").await;
+    // The span is still there, and the stop does not wait for it.
+    let lines = daemon.end().await;
+    let lost = lines.iter().any(|line| {
+        line["fields"]["message"] == "the last traces and metrics were not sent in time"
+    });
+    assert!(lost, "{lines:?}");
+    accepts.abort();
 }
 
 #[tokio::test]

@@ -27,10 +27,11 @@ pub(crate) fn build() -> String {
     } else {
         "release"
     };
-    let features = if cfg!(feature = "redis") {
-        "redis"
-    } else {
-        "none"
+    let features = match (cfg!(feature = "redis"), cfg!(feature = "otel")) {
+        (true, true) => "otel, redis",
+        (true, false) => "redis",
+        (false, true) => "otel",
+        (false, false) => "none",
     };
     format!(
         "{}-{}, {profile}, features: {features}",
@@ -186,13 +187,13 @@ fn owners(view: &View, census: &Census) -> Vec<pb::OwnerUsage> {
         all.entry(Arc::clone(owner)).or_default().connections = *connections;
     }
     if view.shows_all() {
-        for (owner, totals) in view.registry.ledger().owners.all() {
-            let usage = all.entry(owner).or_default();
+        view.registry.ledger().owners.each(|owner, totals| {
+            let usage = all.entry(Arc::clone(owner)).or_default();
             usage.unclosed = totals.unclosed.get();
             usage.failures = totals.failures.get();
             usage.misses = totals.misses.get();
             usage.stored = totals.stored.get();
-        }
+        });
     }
     let mut all: Vec<_> = all
         .into_iter()

@@ -220,7 +220,8 @@ impl Sending {
                 ready!(self.poll_piece(outbox, cx))?;
             }
             self.unread = None;
-            match ready!(self.body.as_mut().poll_frame(cx)) {
+            let scope = timed.as_ref().map(TimedCall::scope).unwrap_or_default();
+            match ready!(scope.run(|| self.body.as_mut().poll_frame(cx))) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         self.chunk = data.len();

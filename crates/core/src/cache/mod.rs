@@ -317,7 +317,8 @@ impl Cache {
             owner: Arc::clone(missed.owner),
             why: missed.why,
         };
-        self.ledger.owners.of(missed.owner).misses.count();
+        let owners = &self.ledger.owners;
+        owners.count(missed.owner, |totals| totals.misses.count());
         self.ledger.recent.misses.keep(now.at, event);
         self.ledger.watchers.publish_miss(event);
     }

@@ -108,7 +108,9 @@ impl Connection {
             return Vec::new();
         }
         let ledger = self.context.cache(self.role).ledger();
-        ledger.owners.of(&self.owner).unclosed.count();
+        ledger
+            .owners
+            .count(&self.owner, |totals| totals.unclosed.count());
         self.condemn(RemovalReason::Unclosed)
     }
 

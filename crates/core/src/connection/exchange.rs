@@ -749,7 +749,8 @@ impl Connection {
     fn keep_one(&mut self, new: NewSession, now: Now) -> Option<Found> {
         let cache = self.context.cache(self.role);
         let kept = cache.keep(new, now).ok()?;
-        cache.ledger().owners.of(&self.owner).stored.count();
+        let owners = &cache.ledger().owners;
+        owners.count(&self.owner, |totals| totals.stored.count());
         self.puts.extend(kept.put);
         Some(kept.found)
     }
@@ -822,7 +823,9 @@ impl Connection {
     fn tell_failed(&self, why: &str, alert: Option<Alert>) {
         self.context.stats.failures.count(alert);
         let ledger = self.context.cache(self.role).ledger();
-        ledger.owners.of(&self.owner).failures.count();
+        ledger
+            .owners
+            .count(&self.owner, |totals| totals.failures.count());
         let at = ledger.latest();
         ledger.recent.failures.keep(at, || FailureEvent {
             at,

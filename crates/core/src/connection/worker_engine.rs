@@ -165,7 +165,9 @@ impl Connection {
         Ok(match stored {
             Ok(kept) => {
                 let ledger = self.context.cache(self.role).ledger();
-                ledger.owners.of(&self.owner).stored.count();
+                ledger
+                    .owners
+                    .count(&self.owner, |totals| totals.stored.count());
                 self.family.join(&kept.found);
                 let session = Arc::clone(&kept.found.session);
                 self.attached = Some(kept.found);

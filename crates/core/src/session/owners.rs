@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use dashmap::DashMap;
+use foldhash::fast::RandomState;
 
 use super::stats::Counter;
 
@@ -31,13 +32,14 @@ impl OwnerTotals {
 
 /// The totals of all identities.
 #[derive(Debug, Default)]
-pub struct Owners(DashMap<Arc<str>, Arc<OwnerTotals>>);
+pub struct Owners(DashMap<Arc<str>, OwnerTotals, RandomState>);
 
 impl Owners {
-    /// Returns the totals of an identity, to count in.
-    pub(crate) fn of(&self, owner: &Arc<str>) -> Arc<OwnerTotals> {
+    /// Counts for an identity. `count` counts in its totals.
+    pub(crate) fn count(&self, owner: &Arc<str>, count: impl Fn(&OwnerTotals)) {
         if let Some(totals) = self.0.get(owner) {
-            return Arc::clone(&totals);
+            count(&totals);
+            return;
         }
         // Threads that add identities at the same moment may keep one more each.
         if self.0.len() >= OWNERS_MAX
@@ -45,7 +47,7 @@ impl Owners {
         {
             self.0.remove(&least);
         }
-        Arc::clone(&self.0.entry(Arc::clone(owner)).or_default())
+        count(self.0.entry(Arc::clone(owner)).or_default().value());
     }
 
     fn least(&self) -> Option<Arc<str>> {
@@ -54,11 +56,11 @@ impl Owners {
         least.map(|entry| Arc::clone(entry.key()))
     }
 
-    /// Returns all identities with their totals.
-    pub fn all(&self) -> Vec<(Arc<str>, Arc<OwnerTotals>)> {
-        let all = self.0.iter();
-        all.map(|entry| (Arc::clone(entry.key()), Arc::clone(entry.value())))
-            .collect()
+    /// Passes all identities on with their totals.
+    pub fn each(&self, mut each: impl FnMut(&Arc<str>, &OwnerTotals)) {
+        for entry in &self.0 {
+            each(entry.key(), entry.value());
+        }
     }
 }
 
@@ -70,15 +72,16 @@ mod tests {
     fn identity_with_the_smallest_totals_makes_room() {
         let owners = Owners::default();
         for number in 0..OWNERS_MAX {
-            let totals = owners.of(&number.to_string().into());
-            totals.misses.count();
-            totals.unclosed.count();
+            owners.count(&number.to_string().into(), |totals| {
+                totals.misses.count();
+                totals.unclosed.count();
+            });
         }
         let quiet: Arc<str> = "quiet".into();
-        owners.of(&quiet).failures.count();
-        assert_eq!(owners.all().len(), OWNERS_MAX);
-        owners.of(&"loud".into());
-        assert_eq!(owners.all().len(), OWNERS_MAX);
-        assert!(owners.all().iter().all(|(owner, _)| *owner != quiet));
+        owners.count(&quiet, |totals| totals.failures.count());
+        assert_eq!(owners.0.len(), OWNERS_MAX);
+        owners.count(&"loud".into(), |totals| totals.failures.count());
+        assert_eq!(owners.0.len(), OWNERS_MAX);
+        owners.each(|owner, _| assert_ne!(*owner, quiet));
     }
 }

@@ -1,9 +1,6 @@
 //! The latest lookups that missed and handshakes that failed, for operators.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
-};
+use std::{collections::VecDeque, sync::Arc};
 
 use tls_sessiond_types::{Role, alert::Alert, server_name::ServerName};
 
@@ -58,7 +55,23 @@ pub struct RecentEvents {
 pub struct Recent<T> {
     /// The second of the last event in the upper 48 bits, and the number of its events.
     window: AtomicU64,
-    kept: Mutex<VecDeque<T>>,
+    kept: Mutex<Kept<T>>,
+}
+
+#[derive(Debug)]
+struct Kept<T> {
+    events: VecDeque<T>,
+    /// The number of events by context: few, for each is the name of a context of the configuration.
+    counts: Vec<(Box<str>, usize)>,
+}
+
+impl<T> Default for Kept<T> {
+    fn default() -> Self {
+        Self {
+            events: VecDeque::new(),
+            counts: Vec::new(),
+        }
+    }
 }
 
 impl<T> Default for Recent<T> {
@@ -97,10 +110,10 @@ impl<T: RecentEvent> Recent<T> {
         }
         let event = event();
         let mut kept = self.kept.lock();
-        if kept.len() == RECENT_MAX {
-            remove_one(&mut kept);
+        if kept.events.len() == RECENT_MAX {
+            kept.remove_one();
         }
-        kept.push_back(event);
+        kept.push(event);
     }
 
     fn has_room(&self, second: u64) -> bool {
@@ -120,24 +133,37 @@ impl<T: RecentEvent> Recent<T> {
     /// Returns up to `most` events that are wanted, newest first.
     pub fn newest(&self, most: usize, wanted: impl Fn(&T) -> bool) -> Vec<T> {
         let kept = self.kept.lock();
-        let wanted = kept.iter().rev().filter(|event| wanted(event));
+        let wanted = kept.events.iter().rev().filter(|event| wanted(event));
         wanted.take(most).cloned().collect()
     }
 }
 
-/// Removes the oldest event of the context that has the most.
-fn remove_one<T: RecentEvent>(kept: &mut VecDeque<T>) {
-    let mut counts: HashMap<&str, usize> = HashMap::new();
-    for event in &*kept {
-        *counts.entry(event.context()).or_default() += 1;
+impl<T: RecentEvent> Kept<T> {
+    fn push(&mut self, event: T) {
+        let known = self
+            .counts
+            .iter_mut()
+            .find(|(context, _)| **context == *event.context());
+        match known {
+            Some((_, count)) => *count += 1,
+            None => self.counts.push((event.context().into(), 1)),
+        }
+        self.events.push_back(event);
     }
-    let largest = counts.into_iter().max_by_key(|(_, count)| *count);
-    let largest = largest.map(|(context, _)| context);
-    let oldest = kept
-        .iter()
-        .position(|event| Some(event.context()) == largest);
-    if let Some(oldest) = oldest {
-        kept.remove(oldest);
+
+    /// Removes the oldest event of the context that has the most.
+    fn remove_one(&mut self) {
+        let largest = self.counts.iter_mut().max_by_key(|(_, count)| *count);
+        let Some((context, count)) = largest else {
+            return;
+        };
+        let mut events = self.events.iter();
+        if let Some(oldest) = events.position(|event| *event.context() == **context) {
+            self.events.remove(oldest);
+            *count -= 1;
+        }
+        // Contexts that reloads have removed do not stay.
+        self.counts.retain(|(_, count)| *count > 0);
     }
 }
 

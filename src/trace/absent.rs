@@ -4,15 +4,15 @@ use http::HeaderMap;
 
 /// See the module of the same name in a build with the feature.
 #[derive(Clone, Debug, Default)]
-pub struct NoTracer;
+pub struct NoTracer(());
 
 /// A span that is not recorded.
 #[derive(Debug, Default)]
-pub struct NoSpan;
+pub struct NoSpan(());
 
 /// Runs parts of a call as they are.
 #[derive(Clone, Debug, Default)]
-pub struct NoScope;
+pub struct NoScope(());
 
 impl NoScope {
     /// Runs `part`.
@@ -24,20 +24,20 @@ impl NoScope {
 impl NoTracer {
     /// Begins nothing.
     pub(crate) fn call(&self, _method: &'static str, _headers: &HeaderMap) -> NoSpan {
-        NoSpan
+        NoSpan(())
     }
 }
 
 impl NoSpan {
     /// Returns a handle that does nothing.
     pub(crate) fn scope(&self) -> NoScope {
-        NoScope
+        NoScope(())
     }
 
     /// Returns a span that is not recorded.
     #[cfg(feature = "redis")]
     pub(crate) fn of_store() -> Self {
-        Self
+        Self(())
     }
 
     /// Records nothing.

@@ -127,9 +127,12 @@ def tarball_is_right(package, binary):
     filled = {key: re.sub(r"\{ ([a-z-]+) \}", lambda match: words[match.group(1)], metadata[key]) for key in ("pkg-url", "bin-dir", "pkg-fmt")}
     if filled["pkg-fmt"] != "tgz" or filled["pkg-url"] != f"{words['repo']}/releases/download/v{version}/{package.name}":
         fail(f"[package.metadata.binstall]: {filled}; the tarball is {package.name}")
-    run("tar", "--extract", f"--file={package}", "--directory", SCRATCH)
-    if run(SCRATCH / filled["bin-dir"], "--version") != run(binary, "--version"):
-        fail("the binary of the tarball has another version")
+    content = SCRATCH / "tarball"
+    content.mkdir()
+    run("tar", "--extract", f"--file={package}", "--directory", content)
+    found = content / filled["bin-dir"]
+    if not found.is_file() or run(found, "--version") != run(binary, "--version"):
+        fail(f"[package.metadata.binstall]: the tarball has no daemon at bin-dir, {filled['bin-dir']}; it has {[str(path.relative_to(content)) for path in content.glob('**/tls-sessiond')]}")
     shown(f"{package.name}: the binary is where cargo binstall expects it")
 
 

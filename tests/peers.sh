@@ -77,6 +77,10 @@ bench)
     need dpkg-shlibdeps dpkg-dev
     need rpm rpm
     need mmdebstrap mmdebstrap
+    need systemd-nspawn systemd-container
+    need iptables iptables
+    need catatonit catatonit
+    need gpg gpg
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing="$missing debian-archive-keyring"
     [ -x /usr/lib/podman/netavark ] || missing="$missing netavark aardvark-dns"
     [ -x /bin/busybox ] || missing="$missing busybox-static"

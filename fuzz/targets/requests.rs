@@ -219,7 +219,7 @@ impl World {
             tls_sessiond::server::Beside {
                 tracer: tls_sessiond::trace::Tracer::default(),
                 rings: Arc::new(
-                    tls_sessiond::rings::Rings::read(&config, Clock::System).expect("no ring"),
+                    tls_sessiond::rings::Rings::read(config, Clock::System).expect("no ring"),
                 ),
             },
             &Shutdown::default(),

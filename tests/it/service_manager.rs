@@ -1,6 +1,6 @@
 //! systemd as the daemon sees it: messages to NOTIFY_SOCKET, and a journal as stderr.
 
-use std::{collections::HashMap, fs, os::unix::net::UnixDatagram, path::Path, time::Duration};
+use std::{collections::HashMap, fs, os::unix::net::UnixDatagram, time::Duration};
 
 use tempfile::TempDir;
 use tls_sessiond_proto as pb;
@@ -141,7 +141,7 @@ async fn service_manager_that_reads_nothing_delays_nothing() {
 #[cfg(feature = "peers")]
 #[tokio::test]
 async fn journal_gets_level_and_values_as_fields() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut command = Command::new("unshare");
     command
         .args(["--mount", "python3"])

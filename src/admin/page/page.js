@@ -538,6 +538,13 @@ function renderNamed(s) {
     });
   table("certificates", certificates, sentence("No certificates are configured."));
 
+  const rings = list(s.rings).map((r) => [
+    name(r.name),
+    { text: `${r.phase}, epoch ${r.epoch}`, title: `activated ${duration(r.age ?? 0)} ago` },
+    { text: r.late ? `${r.members}, ${r.late} late` : count(r.members), warn: r.late > 0 },
+  ]);
+  table("rings", rings, sentence("No ticket keys are configured."));
+
   const events = [...list(s.events)]
     .sort((a, b) => b.time - a.time)
     .slice(0, EVENTS)

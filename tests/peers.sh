@@ -14,6 +14,7 @@
 #   .peers/debian-12, -13  small Debian systems with systemd, made by tests/deploy/machines.sh
 #   .peers/node_modules    with @grpc/grpc-js, puppeteer-core and axe-core, from npm
 #   .peers/bin/grpc-go     tests/clients/client.go, built here with Debian's Go and grpc-go
+#   nginx, haproxy: Debian packages, if missing
 #   openssl, curl, gnutls-cli, python3 with venv, npm, Go with grpc-go, protoc with its plugins for Go, libfaketime, chromium,
 #   prometheus, zsh, fish, tmux: Debian packages, if missing
 #   buildah, podman, runc, iproute2, binutils, git, busybox-static, ca-certificates: Debian packages, for deploy/
@@ -60,6 +61,9 @@ bench)
     need curl curl
     need gnutls-cli gnutls-bin
     need redis-server redis-server
+    # Servers that take session ticket keys. Debian's nginx is in /usr/sbin, which a user's PATH may not have.
+    [ -x /usr/sbin/nginx ] || missing="$missing nginx-light"
+    [ -x /usr/sbin/haproxy ] || missing="$missing haproxy"
     # The status page in a browser, and the metrics in a server that scrapes them.
     need chromium chromium
     need prometheus prometheus

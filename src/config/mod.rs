@@ -44,7 +44,7 @@ use tls_sessiond_core::{
     context::{ContextConfig, ContextRefusal, Refusal, Settings},
     store::memory,
 };
-pub(crate) use units::duration;
+pub(crate) use units::{duration, mode, user_and_group};
 
 /// The addresses to listen on by default.
 pub(crate) const DEFAULT_ADDRESS: SocketAddr =

@@ -38,14 +38,14 @@ pub(super) fn shown(duration: Duration) -> String {
 }
 
 /// Parses the permissions of a file in octal, without execute permissions.
-pub(super) fn mode(text: &str) -> Result<u32, InvalidValue> {
+pub(crate) fn mode(text: &str) -> Result<u32, InvalidValue> {
     u32::from_str_radix(text, 8).ok().filter(|mode| mode & !0o666 == 0).ok_or_else(|| {
         format!("invalid mode `{text}`: expected octal permissions to read and write, as in \"0660\"").into()
     })
 }
 
 /// Parses `UID:GID`. Returns `None` for an empty text.
-pub(super) fn user_and_group(text: &str) -> Result<Option<(u32, u32)>, InvalidValue> {
+pub(crate) fn user_and_group(text: &str) -> Result<Option<(u32, u32)>, InvalidValue> {
     if text.is_empty() {
         return Ok(None);
     }

@@ -50,6 +50,8 @@ mod incidents;
 mod interop;
 #[cfg(feature = "peers")]
 mod key_files;
+#[cfg(feature = "peers")]
+mod keys_agent;
 mod language;
 mod lifecycle;
 mod live_reload;

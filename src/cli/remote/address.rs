@@ -102,12 +102,16 @@ impl HostPort {
 
     /// Returns whether the host is `localhost` or a loopback address.
     fn is_loopback(&self) -> bool {
-        self.host.eq_ignore_ascii_case("localhost")
-            || self
-                .host
-                .parse::<IpAddr>()
-                .is_ok_and(|address| address.to_canonical().is_loopback())
+        is_loopback(&self.host)
     }
+}
+
+/// Returns whether a host is `localhost` or a loopback address, without brackets.
+pub(super) fn is_loopback(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost")
+        || host
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 impl fmt::Display for HostPort {

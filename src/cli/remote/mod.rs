@@ -4,6 +4,7 @@
 //! * `failure`: why a command fails, and its exit status
 //! * `printer`, `screen`, `yaml`, `message`, `words`, `text`: the forms of an answer
 //! * `id`: ids as a person writes them
+//! * `confirmation`: questions to a person before something that cannot be undone
 //! * a file for each group of commands
 
 use std::{ffi::OsString, io, process::ExitCode, time::Duration};
@@ -18,12 +19,14 @@ use crate::config;
 mod address;
 mod channel;
 mod configuration;
+mod confirmation;
 mod connections;
 mod contexts;
 mod doctor;
 mod failure;
 mod health;
 mod id;
+mod keys;
 mod message;
 mod printer;
 mod recent;
@@ -139,6 +142,9 @@ pub(super) enum RemoteCommand {
     /// List and show contexts.
     #[command(subcommand, after_long_help = contexts::EXAMPLES)]
     Contexts(contexts::ContextsCommand),
+    /// Show, rotate and fence rings of session ticket keys, and give them to a server (agent).
+    #[command(subcommand, after_long_help = keys::EXAMPLES)]
+    Keys(keys::KeysCommand),
     /// Show recent lookups that found nothing to resume, newest first.
     #[command(after_long_help = recent::MISSES_EXAMPLES)]
     Misses(recent::MissesArgs),
@@ -171,6 +177,7 @@ impl RemoteCommand {
             Self::Connections(command) => command.run(console).await,
             Self::Sessions(command) => command.run(console).await,
             Self::Contexts(command) => command.run(console).await,
+            Self::Keys(command) => command.run(console).await,
             Self::Misses(args) => recent::misses(console, args).await,
             Self::Failures(args) => recent::failures(console, args).await,
             Self::Owners => status::owners(console).await,

@@ -46,7 +46,10 @@ words!(
     Engine "ENGINE_",
     MissReason "MISS_REASON_",
     RemovalReason "REMOVAL_REASON_",
+    RingPhase "RING_PHASE_",
     Role "ROLE_",
+    TicketKeyLayout "TICKET_KEY_LAYOUT_",
+    TicketKeyStyle "TICKET_KEY_STYLE_",
 );
 
 /// Returns the word of a number on the wire. A number of a newer daemon is shown as it is, and

@@ -6,6 +6,7 @@ mod completions;
 mod connections;
 mod contexts;
 mod doctor;
+mod keys;
 mod reach;
 mod scripted;
 mod sessions;

@@ -9,7 +9,7 @@ use super::{command, finish, run, shown};
 use crate::binary::PATIENCE;
 
 /// Every command, as words.
-const COMMANDS: [&str; 30] = [
+const COMMANDS: [&str; 35] = [
     "status",
     "top",
     "health",
@@ -27,6 +27,11 @@ const COMMANDS: [&str; 30] = [
     "contexts",
     "contexts list",
     "contexts show",
+    "keys",
+    "keys status",
+    "keys rotate",
+    "keys fence",
+    "keys agent",
     "misses",
     "failures",
     "owners",
@@ -88,6 +93,51 @@ async fn wrong_use_has_status_2_and_names_the_mistake() {
             "[possible values: added, hit, removed, missed]",
         ),
         ("sessions watch --reason bored", "possible values"),
+        ("keys rotate", "<RING>"),
+        (
+            "keys rotate web --emergency",
+            "rotate --emergency needs --yes",
+        ),
+        ("keys fence web", "<MEMBER>"),
+        (
+            "keys agent --ring web",
+            "required arguments were not provided",
+        ),
+        ("keys agent --command true", "--ring <NAME>"),
+        ("keys agent --ring web --nginx /run/x", "--pid-file <FILE>"),
+        ("keys agent --ring web --haproxy /run/x", "--socket <PATH>"),
+        (
+            "keys agent --ring web --files /run/x",
+            "--signal <PIDFILE:NAME>",
+        ),
+        (
+            "keys agent --ring web --files /run/x --signal /run/p:KILL",
+            "expected PIDFILE:HUP",
+        ),
+        (
+            "keys agent --ring web --envoy /run/x --haproxy /run/y --socket /run/s",
+            "cannot be used with",
+        ),
+        (
+            "keys agent --ring web --envoy /run/x --admin http://192.0.2.1:1",
+            "another address of loopback",
+        ),
+        (
+            "keys agent --ring web --layout 32 --nginx /run/x --pid-file /run/p",
+            "expected 48 or 80",
+        ),
+        (
+            "keys agent --ring web --layout 79 --command true",
+            "[possible values: 80, 48, 32]",
+        ),
+        (
+            "keys agent --ring web --nginx /proc/x --pid-file /run/p",
+            "/proc is on a disk",
+        ),
+        (
+            "keys agent --ring web --nginx /run/x --pid-file /run/p --owner root",
+            "expected UID:GID",
+        ),
         ("misses --reason bored", "possible values"),
         ("status --timeout 0s", "expected more than 0"),
         (
@@ -187,8 +237,12 @@ async fn shells_complete_all_commands() {
         }
     }
     let bash = run(&["completions", "bash"]).await.ok();
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("completions");
+    fs::write(&script, bash).unwrap();
     let checked = Command::new("bash")
-        .args(["-n", "-c", &bash])
+        .arg("-n")
+        .arg(&script)
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .status();

@@ -1,13 +1,11 @@
 //! Revokes all sessions that a selector matches, after a confirmation.
 
-use std::io::{self, BufRead, IsTerminal, Write};
-
 use clap::Args;
 use prost_types::Timestamp;
 use tls_sessiond_proto::{self as pb, revoke_sessions_request::Selector};
 
 use super::{
-    super::{Console, Verdict, failure::Failure, text::escaped, words},
+    super::{Console, Verdict, confirmation::answer_to, failure::Failure, words},
     stub,
 };
 
@@ -98,7 +96,8 @@ pub(super) async fn revoke(console: &Console, args: RevokeArgs) -> Result<Verdic
             "" => "every context".to_owned(),
             name => format!("context {name}"),
         };
-        if !confirmed(&format!("Revoke the sessions {selected} in {place}?"))? {
+        let question = format!("Revoke the sessions {selected} in {place}? [y/N]");
+        if !is_yes(&answer_to(&question, "revoke")?) {
             return Err(Failure::No("nothing was revoked".into()));
         }
     }
@@ -117,25 +116,6 @@ pub(super) async fn revoke(console: &Console, args: RevokeArgs) -> Result<Verdic
         ));
     })?;
     Ok(Verdict::Yes)
-}
-
-/// Asks on the terminal.
-///
-/// # Errors
-/// There is no terminal, or it cannot be read or written.
-fn confirmed(question: &str) -> Result<bool, Failure> {
-    if !io::stdin().is_terminal() {
-        return Err(Failure::Usage(
-            "stdin is not a terminal, so revoke needs --yes".into(),
-        ));
-    }
-    let mut answer = String::new();
-    let mut stderr = io::stderr();
-    write!(stderr, "{} [y/N] ", escaped(question))
-        .and_then(|()| stderr.flush())
-        .and_then(|()| io::stdin().lock().read_line(&mut answer))
-        .map_err(|err| Failure::No(format!("cannot ask for a confirmation: {err}")))?;
-    Ok(is_yes(&answer))
 }
 
 /// Returns whether a line confirms: `y` or `yes`.

@@ -1,0 +1,762 @@
+//! `keys agent` with real servers: nginx, HAProxy and Envoy share a ring, and what goes wrong is said in words.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    os::unix::{fs::PermissionsExt, net::UnixDatagram},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tls_sessiond_proto::{self as pb, ticket_key_service_client::TicketKeyServiceClient};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixListener,
+    process::Command,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    harness::TestDaemon,
+    pki,
+    process::{PATIENCE, Process, peer, run},
+};
+
+/// How long a ticket is accepted.
+const LIFETIME: Duration = Duration::from_secs(2);
+/// A ring that rotates as fast as it may.
+const RING: &str = "[[ticket_keys]]\nname = \"web\"\nrotate = \"1s\"\nlifetime = \"2s\"\nmax_key_age = \"60s\"\nmembers_wait = \"1s\"\n";
+
+/// Returns a folder in memory, with a certificate for localhost and its key.
+fn memory() -> TempDir {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    pki::localhost(folder.path());
+    let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+    fs::write(
+        folder.path().join("both.pem"),
+        read("tls.crt") + &read("tls.key"),
+    )
+    .unwrap();
+    folder
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+/// An agent, and what it writes to stderr.
+struct Agent {
+    process: Process,
+    log: PathBuf,
+}
+
+impl Agent {
+    fn start(address: &str, member: &str, args: &[&str], folder: &Path) -> Self {
+        let binary = [env!("CARGO_BIN_EXE_tls-sessiond")];
+        Self::start_within(&binary, address, member, args, folder)
+    }
+
+    /// Starts an agent with a command line that begins with `words`.
+    fn start_within(
+        words: &[&str],
+        address: &str,
+        member: &str,
+        args: &[&str],
+        folder: &Path,
+    ) -> Self {
+        let log = folder.join(format!("{member}.log"));
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .unwrap();
+        let mut command = Command::new(words[0]);
+        command
+            .args(&words[1..])
+            .args(["keys", "agent", "--ring", "web", "--member", member])
+            .args(["--address", address])
+            .args(args);
+        Self {
+            process: Process::logging(&mut command, file),
+            log,
+        }
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// A server of the fleet.
+struct Replica {
+    name: String,
+    /// Its Unix socket for TLS.
+    socket: PathBuf,
+    kind: Kind,
+    folder: PathBuf,
+    process: Option<Process>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Nginx,
+    Haproxy,
+    /// With the port of its admin address.
+    Envoy(u16),
+}
+
+impl Replica {
+    fn new(kind: Kind, name: &str, folder: &Path) -> Self {
+        let replica = Self {
+            name: name.into(),
+            socket: folder.join(format!("{name}.tls")),
+            kind,
+            folder: folder.to_owned(),
+            process: None,
+        };
+        fs::write(replica.path("conf"), replica.configuration()).unwrap();
+        replica
+    }
+
+    fn path(&self, extension: &str) -> PathBuf {
+        self.folder.join(format!("{}.{extension}", self.name))
+    }
+
+    fn configuration(&self) -> String {
+        let (socket, folder) = (self.socket.display(), self.folder.display());
+        let at = |extension: &str| text(&self.path(extension));
+        match self.kind {
+            Kind::Nginx => format!(
+                "daemon off; pid {}; error_log {}; worker_processes 2; events {{ worker_connections 64; }}\n\
+                 http {{ access_log off; server {{ listen unix:{socket} ssl; return 200 hello; keepalive_timeout 0;\n\
+                 ssl_protocols TLSv1.2 TLSv1.3; ssl_certificate {folder}/tls.crt; ssl_certificate_key {folder}/tls.key;\n\
+                 ssl_session_ticket_key {}; ssl_session_ticket_key {}; }} }}\n",
+                at("pid"),
+                at("err"),
+                at("1"),
+                at("2"),
+            ),
+            Kind::Haproxy => format!(
+                "global\n stats socket {} mode 600 level admin\ndefaults\n mode http\n timeout client 5s\n timeout server 5s\n\
+                 timeout connect 5s\nfrontend f\n bind {socket} ssl crt {folder}/both.pem tls-ticket-keys {}\n\
+                 option httpclose\n http-request return status 200\n",
+                at("admin"),
+                at("keys"),
+            ),
+            Kind::Envoy(admin) => self.envoy(admin),
+        }
+    }
+
+    /// Returns the configuration of an Envoy that reads its keys from a file.
+    fn envoy(&self, admin: u16) -> String {
+        let at = |name: &str| json!({"filename": self.folder.join(name)});
+        let extension = "type.googleapis.com/envoy.extensions";
+        let tls = json!({
+            "@type": format!("{extension}.transport_sockets.tls.v3.DownstreamTlsContext"),
+            "common_tls_context": {
+                "tls_certificates": [{"certificate_chain": at("tls.crt"), "private_key": at("tls.key")}],
+                "tls_params": {"tls_maximum_protocol_version": "TLSv1_3"},
+            },
+            "session_ticket_keys_sds_secret_config": {
+                "name": "web",
+                "sds_config": {"path_config_source": {"path": self.path("keys")}},
+            },
+        });
+        let http = json!({
+            "@type": format!("{extension}.filters.network.http_connection_manager.v3.HttpConnectionManager"),
+            "stat_prefix": "test",
+            "delayed_close_timeout": "0s",
+            "route_config": {"virtual_hosts": [{
+                "name": "all", "domains": ["*"],
+                "routes": [{"match": {"prefix": "/"}, "direct_response": {"status": 200}}],
+            }]},
+            "http_filters": [{
+                "name": "router",
+                "typed_config": {"@type": format!("{extension}.filters.http.router.v3.Router")},
+            }],
+        });
+        let configuration = json!({
+            "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": admin}}},
+            "static_resources": {"listeners": [{
+                "address": {"pipe": {"path": self.socket}},
+                "filter_chains": [{
+                    "transport_socket": {"name": "tls", "typed_config": tls},
+                    "filters": [{"name": "http", "typed_config": http}],
+                }],
+            }]},
+        });
+        configuration.to_string()
+    }
+
+    /// Starts the server. Its agent has written its keys by then.
+    async fn start(&mut self) {
+        let first = match self.kind {
+            Kind::Nginx => self.path("1"),
+            Kind::Haproxy | Kind::Envoy(_) => self.path("keys"),
+        };
+        until("the agent writes the first keys", async || first.exists()).await;
+        let configuration = self.path("conf");
+        let mut command = match self.kind {
+            Kind::Nginx => {
+                let mut command = Command::new("/usr/sbin/nginx");
+                command.arg("-p").arg(&self.folder).arg("-c");
+                command
+            }
+            Kind::Haproxy => {
+                let mut command = Command::new("/usr/sbin/haproxy");
+                command.args(["-db", "-f"]);
+                command
+            }
+            Kind::Envoy(_) => {
+                let mut command = peer("envoy");
+                command.args(["--service-node", &self.name, "--service-cluster", "test"]);
+                command.args(["--concurrency", "1", "--disable-hot-restart", "-c"]);
+                command
+            }
+        };
+        self.process = Some(Process::start(command.arg(configuration)));
+        until("the server listens", async || self.socket.exists()).await;
+    }
+
+    fn agent(&self, address: &str) -> Agent {
+        let at = |extension: &str| text(&self.path(extension));
+        let prefix = text(&self.folder.join(&self.name));
+        let args = match self.kind {
+            Kind::Nginx => ["--nginx".into(), prefix, "--pid-file".into(), at("pid")],
+            Kind::Haproxy => [
+                "--haproxy".into(),
+                at("keys"),
+                "--socket".into(),
+                at("admin"),
+            ],
+            Kind::Envoy(admin) => [
+                "--envoy".into(),
+                at("keys"),
+                "--admin".into(),
+                format!("http://127.0.0.1:{admin}"),
+            ],
+        };
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        Agent::start(address, &self.name, &args, &self.folder)
+    }
+
+    /// Adds the keys in the files of the server.
+    fn collect(&self, keys: &mut BTreeSet<Vec<u8>>) {
+        match self.kind {
+            Kind::Nginx => {
+                let files = [self.path("1"), self.path("2")];
+                keys.extend(files.iter().filter_map(|file| fs::read(file).ok()));
+            }
+            Kind::Haproxy => {
+                let lines = fs::read_to_string(self.path("keys")).unwrap_or_default();
+                keys.extend(lines.lines().map(|line| STANDARD.decode(line).unwrap()));
+            }
+            Kind::Envoy(_) => {
+                let file = fs::read(self.path("keys")).unwrap_or_default();
+                let secret: Value = serde_json::from_slice(&file).unwrap_or_default();
+                let held = &secret["resources"][0]["session_ticket_keys"]["keys"];
+                let held = held.as_array().into_iter().flatten();
+                let coded = held.filter_map(|key| key["inline_bytes"].as_str());
+                keys.extend(coded.map(|key| STANDARD.decode(key).unwrap()));
+            }
+        }
+    }
+
+    /// Makes a connection with OpenSSL. Returns whether it was resumed.
+    async fn resumes(&self, version: &str, session: [&str; 2]) -> bool {
+        let socket = text(&self.socket);
+        let args = ["s_client", "-unix", &socket, "-servername", "localhost"];
+        let mut command = Command::new("openssl");
+        command.args(args).args([version, "-ign_eof"]).args(session);
+        let request = "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let (said, _) = run(&mut command, request).await;
+        let reused = said.contains("\nReused, ");
+        assert!(
+            reused || said.contains("\nNew, TLSv1"),
+            "{}: {said}",
+            self.name
+        );
+        reused
+    }
+}
+
+/// Waits until a condition holds.
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let wait = async {
+        while !holds().await {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, wait)
+        .await
+        .unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+async fn ring(daemon: &TestDaemon) -> pb::Ring {
+    let mut client = TicketKeyServiceClient::new(daemon.channel.clone());
+    let request = pb::GetRingRequest { ring: "web".into() };
+    let got = client.get_ring(request).await.unwrap();
+    got.into_inner().ring.unwrap()
+}
+
+async fn until_ring(daemon: &TestDaemon, what: &str, holds: impl Fn(&pb::Ring) -> bool) {
+    let mut last = pb::Ring::default();
+    let wait = async {
+        loop {
+            last = ring(daemon).await;
+            if holds(&last) {
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let held = timeout(PATIENCE, wait).await.is_ok();
+    assert!(held, "never: {what}: {last:#?}");
+}
+
+fn member<'r>(ring: &'r pb::Ring, name: &str) -> Option<&'r pb::RingMember> {
+    ring.members.iter().find(|member| member.name == name)
+}
+
+/// Asserts that no part of a key is in a text, in base64 or in hex.
+fn has_no_key(said: &str, keys: &BTreeSet<Vec<u8>>) {
+    let lower = said.to_lowercase();
+    for key in keys {
+        let coded = STANDARD.encode(key);
+        let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+        for part in coded.as_bytes().chunks_exact(12) {
+            let part = std::str::from_utf8(part).unwrap();
+            assert!(!said.contains(part), "a key in: {said}");
+        }
+        for part in hex.as_bytes().chunks_exact(16) {
+            let part = std::str::from_utf8(part).unwrap();
+            assert!(!lower.contains(part), "a key in: {said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn tickets_cross_to_another_server_over_rotations() {
+    let daemon = TestDaemon::by_real_time(RING).await;
+    let address = format!("tcp://{}", daemon.address);
+    let folder = memory();
+    let kinds = [
+        ("nginx-1", Kind::Nginx),
+        ("nginx-2", Kind::Nginx),
+        ("haproxy-1", Kind::Haproxy),
+        ("haproxy-2", Kind::Haproxy),
+        ("envoy-1", Kind::Envoy(free_port())),
+        ("envoy-2", Kind::Envoy(free_port())),
+    ];
+    let mut fleet = Vec::new();
+    let mut agents = Vec::new();
+    for (name, kind) in kinds {
+        let mut replica = Replica::new(kind, name, folder.path());
+        agents.push(replica.agent(&address));
+        replica.start().await;
+        fleet.push(replica);
+    }
+    until_ring(&daemon, "all of them count", |ring| {
+        ring.members.iter().filter(|member| member.counted).count() == kinds.len()
+    })
+    .await;
+
+    // Clients return to the other server of the same kind, over three rotations. A server takes no ticket of another kind,
+    // whose session id context is another one (SSL_CTX_set_session_id_context(3)).
+    let old = |replica: &Replica| text(&replica.path("old"));
+    for replica in &fleet {
+        let session = ["-sess_out", &old(replica)];
+        assert!(!replica.resumes("-tls1_3", session).await);
+        let session = ["-sess_in", &old(replica)];
+        assert!(replica.resumes("-tls1_3", session).await);
+    }
+    let first = ring(&daemon).await.rotations;
+    let mut keys = BTreeSet::new();
+    let (mut crossed, mut pairs, mut turn) = (0, BTreeSet::new(), 0);
+    let crosses = async {
+        while ring(&daemon).await.rotations < first + 3 || pairs.len() < 2 * fleet.len() {
+            let version = ["-tls1_2", "-tls1_3"][turn % 2];
+            let from = turn / 2 % fleet.len();
+            let to = from ^ 1;
+            turn += 1;
+            fleet.iter().for_each(|replica| replica.collect(&mut keys));
+            let file = text(&folder.path().join("session"));
+            let made = Instant::now();
+            assert!(!fleet[from].resumes(version, ["-sess_out", &file]).await);
+            let resumed = fleet[to].resumes(version, ["-sess_in", &file]).await;
+            // A client that was delayed for longer has a ticket that has expired.
+            if made.elapsed() < LIFETIME {
+                assert!(
+                    resumed,
+                    "{version} from {} to {}: {:?}",
+                    fleet[from].name,
+                    fleet[to].name,
+                    ring(&daemon).await
+                );
+                crossed += 1;
+                pairs.insert((from, to, version));
+            }
+        }
+    };
+    timeout(PATIENCE, crosses).await.expect("three rotations");
+    let now = ring(&daemon).await;
+    println!(
+        "{crossed} tickets crossed, {} rotations",
+        now.rotations - first
+    );
+    assert_eq!(now.fenced, 0, "{now:?}");
+    // The servers have dropped the first keys: an agent that only says so would be seen here.
+    for replica in &fleet {
+        let session = ["-sess_in", &old(replica)];
+        let resumed = replica.resumes("-tls1_3", session).await;
+        assert!(!resumed, "{} has its first key", replica.name);
+    }
+
+    // A HAProxy that starts again reads the file, and runs what the others run.
+    drop(fleet[2].process.take());
+    fs::remove_file(&fleet[2].socket).unwrap();
+    fleet[2].start().await;
+    let file = text(&folder.path().join("session"));
+    fleet[3].resumes("-tls1_3", ["-sess_out", &file]).await;
+    assert!(fleet[2].resumes("-tls1_3", ["-sess_in", &file]).await);
+
+    // The ring waits for a killed agent, and goes on when another takes over.
+    let killed = agents.remove(0);
+    let mut said = killed.said();
+    killed.process.kill().await;
+    until_ring(&daemon, "the killed agent is late", |ring| {
+        member(ring, "nginx-1").is_some_and(|member| member.late && !member.attached)
+    })
+    .await;
+    let held = ring(&daemon).await.rotations;
+    agents.push(fleet[0].agent(&address));
+    until_ring(&daemon, "rotations go on", |ring| {
+        ring.rotations > held && member(ring, "nginx-1").is_some_and(|member| member.counted)
+    })
+    .await;
+    fleet[0].resumes("-tls1_2", ["-sess_out", &file]).await;
+    assert!(fleet[1].resumes("-tls1_2", ["-sess_in", &file]).await);
+
+    // Agents that are told to stop leave the ring.
+    fleet.iter().for_each(|replica| replica.collect(&mut keys));
+    for agent in agents {
+        said += &agent.said();
+        agent.process.signal("TERM").await;
+        assert!(agent.process.succeeds().await);
+    }
+    assert_eq!(ring(&daemon).await.members, []);
+    assert!(keys.len() >= 6, "{} keys", keys.len());
+    has_no_key(&said, &keys);
+    let mode = fs::metadata(fleet[0].path("1")).unwrap().permissions();
+    assert_eq!(mode.mode() & 0o7777, 0o600);
+    daemon.stop().await;
+}
+
+/// Answers each connection to a socket with a text, or with silence.
+fn answering(path: &Path, answer: Option<&'static str>) {
+    let listener = UnixListener::bind(path).unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut question = [0; 256];
+                drop(stream.read(&mut question).await);
+                match answer {
+                    Some(answer) => drop(stream.write_all(answer.as_bytes()).await),
+                    None => sleep(PATIENCE).await,
+                }
+            });
+        }
+    });
+}
+
+#[tokio::test]
+async fn servers_that_take_no_keys_are_named_with_words() {
+    let daemon = TestDaemon::by_real_time(RING).await;
+    let address = format!("tcp://{}", daemon.address);
+    let folder = memory();
+    let at = |name: &str| text(&folder.path().join(name));
+    fs::write(at("dead.pid"), "999999999\n").unwrap();
+    fs::write(at("self.pid"), std::process::id().to_string()).unwrap();
+    fs::write(at("empty.pid"), "\n").unwrap();
+    fs::create_dir(at("full")).unwrap();
+    answering(
+        &folder.path().join("garbage"),
+        Some("220 mail.example.org ready\n"),
+    );
+    answering(&folder.path().join("weak"), Some("Permission denied\n"));
+    answering(&folder.path().join("silent"), None);
+    answering(&folder.path().join("closes"), Some(""));
+    let mut broken = Replica::new(Kind::Nginx, "broken", folder.path());
+    let broken_agent = broken.agent(&address);
+    broken.start().await;
+    until_ring(&daemon, "nginx runs", |ring| {
+        member(ring, "broken").is_some_and(|member| member.counted)
+    })
+    .await;
+    drop(broken_agent);
+    fs::rename(at("tls.key"), at("gone.key")).unwrap();
+    let wait = ["--wait", "500ms"];
+    let mut agents = Vec::new();
+    let haproxy = |socket: &str| {
+        let file = at(&format!("{socket}.keys"));
+        vec!["--haproxy".into(), file, "--socket".into(), at(socket)]
+    };
+    let nginx =
+        |prefix: &str, pid: &str| vec!["--nginx".into(), at(prefix), "--pid-file".into(), at(pid)];
+    let shell = |script: &str| {
+        let words = ["--command", "/bin/sh", "-c", script];
+        words.map(str::to_owned).to_vec()
+    };
+    let cases = [
+        ("nothing", haproxy("nothing"), "No such file or directory"),
+        ("garbage", haproxy("garbage"), "is not that of HAProxy"),
+        ("weak", haproxy("weak"), "needs `level admin`"),
+        ("silent", haproxy("silent"), "gave no answer within 2s"),
+        ("closes", haproxy("closes"), "closed without an answer"),
+        ("dead", nginx("dead", "dead.pid"), "the server does not run"),
+        ("self", nginx("self", "self.pid"), "it is no nginx master"),
+        ("empty", nginx("empty", "empty.pid"), "has no process id"),
+        (
+            "no-pid",
+            nginx("no-pid", "none"),
+            "cannot read the pid file",
+        ),
+        ("no-folder", nginx("none/x", "none"), "cannot write"),
+        (
+            "broken",
+            nginx("broken", "broken.pid"),
+            "still has its old workers",
+        ),
+        (
+            "fails",
+            shell("echo one >&2; echo two >&2; exit 1"),
+            "/bin/sh: two",
+        ),
+        ("mute", shell("exit 7"), "exit status: 7"),
+        ("slow", shell("sleep 60"), "has not ended within 500ms"),
+        ("tells", shell("cat >&2; exit 1"), "withheld"),
+        (
+            "absent",
+            vec!["--command".into(), "/none".into()],
+            "cannot run /none",
+        ),
+        (
+            "envoy",
+            vec![
+                "--envoy".into(),
+                at("envoy.json"),
+                "--admin".into(),
+                "http://127.0.0.1:1".into(),
+            ],
+            "it does not answer",
+        ),
+    ];
+    for (name, args, _) in &cases {
+        let args = wait.iter().copied().chain(args.iter().map(String::as_str));
+        let args: Vec<_> = args.collect();
+        agents.push(Agent::start(&address, name, &args, folder.path()));
+    }
+    // A tmpfs without room, and one that is read only, in a mount namespace of the agent.
+    let binary = env!("CARGO_BIN_EXE_tls-sessiond");
+    for (name, then) in [
+        ("full", "head -c 4096 /dev/zero > \"$0\"/fill"),
+        ("read-only", "mount -o remount,ro \"$0\""),
+    ] {
+        let script = format!("mount -t tmpfs -o size=4k tmpfs \"$0\" && {then} && exec \"$@\"");
+        let mount = at("full");
+        let words = [
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+        ];
+        let words: Vec<_> = words
+            .into_iter()
+            .chain([script.as_str(), mount.as_str(), binary])
+            .collect();
+        let (prefix, pid) = (at("full/x"), at("dead.pid"));
+        let args = ["--nginx", &prefix, "--pid-file", &pid];
+        agents.push(Agent::start_within(
+            &words,
+            &address,
+            name,
+            &args,
+            folder.path(),
+        ));
+    }
+    let good = ["--command", "/bin/true"];
+    agents.push(Agent::start(&address, "good", &good, folder.path()));
+
+    let mut wanted: Vec<_> = cases.iter().map(|(name, _, said)| (*name, *said)).collect();
+    wanted.extend([
+        ("full", "No space left on device"),
+        ("read-only", "Read-only file system"),
+    ]);
+    for (name, said) in wanted {
+        until_ring(&daemon, &format!("{name}: {said}"), |ring| {
+            member(ring, name).is_some_and(|member| member.trouble.contains(said))
+        })
+        .await;
+    }
+    // The ring goes on, but for the nginx that counted once: an operator fences it.
+    let mut client = TicketKeyServiceClient::new(daemon.channel.clone());
+    let fence = pb::FenceMemberRequest {
+        ring: "web".into(),
+        member: "broken".into(),
+    };
+    client.fence_member(fence).await.unwrap();
+    let before = ring(&daemon).await.rotations;
+    until_ring(&daemon, "the ring goes on", |ring| {
+        ring.rotations > before && member(ring, "good").is_some_and(|member| member.counted)
+    })
+    .await;
+    let mut keys = BTreeSet::new();
+    broken.collect(&mut keys);
+    agents
+        .iter()
+        .for_each(|agent| has_no_key(&agent.said(), &keys));
+    // nginx goes on with its old keys, and is put right.
+    fs::rename(at("gone.key"), at("tls.key")).unwrap();
+    until_ring(&daemon, "nginx is put right", |ring| {
+        member(ring, "broken").is_some_and(|member| member.trouble.is_empty() && member.counted)
+    })
+    .await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn keys_go_to_a_disk_only_if_allowed() {
+    let daemon = TestDaemon::by_real_time(RING).await;
+    let address = format!("tcp://{}", daemon.address);
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (file, log) = (folder.path().join("keys"), folder.path());
+    let args = ["--envoy", &text(&file), "--settle", "1ms"];
+    let refused = Agent::start(&address, "refused", &args, log);
+    let said = refused.log.clone();
+    assert!(!refused.process.succeeds().await);
+    let said = fs::read_to_string(said).unwrap();
+    assert!(
+        said.contains("is on a disk, where keys can be read"),
+        "{said}"
+    );
+    assert!(said.contains("--allow-disk"), "{said}");
+    assert!(!file.exists());
+    let args = [&args[..], &["--allow-disk", "--mode", "0640"]].concat();
+    let _allowed = Agent::start(&address, "allowed", &args, log);
+    until_ring(&daemon, "the file is written", |ring| {
+        member(ring, "allowed").is_some_and(|member| member.counted)
+    })
+    .await;
+    let mode = fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o640);
+    let secret: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    assert_eq!(secret["resources"][0]["name"], "web");
+    daemon.stop().await;
+}
+
+/// Starts the daemon at a Unix socket.
+async fn serve(folder: &Path) -> Process {
+    let config = folder.join("daemon.toml");
+    let socket = folder.join("api.sock");
+    let listen = format!(
+        "[listen]\napi = [\"unix://{}\"]\nadmin = \"\"\n",
+        socket.display()
+    );
+    fs::write(&config, listen + RING).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"));
+    let mut daemon = Process::start(command.arg("--config").arg(&config));
+    daemon.says("listening on unix://").await;
+    daemon
+}
+
+#[tokio::test]
+async fn agent_outlives_its_daemon_and_tells_the_service_manager() {
+    let folder = memory();
+    let at = |name: &str| text(&folder.path().join(name));
+    let manager = UnixDatagram::bind(folder.path().join("notify")).unwrap();
+    manager.set_nonblocking(true).unwrap();
+    let address = format!("unix://{}", at("api.sock"));
+    let script = format!("cat > {}", at("given"));
+    let env = format!("NOTIFY_SOCKET={}", at("notify"));
+    let words = ["env", &env, env!("CARGO_BIN_EXE_tls-sessiond")];
+    let args = ["--layout", "32", "--command", "/bin/sh", "-c", &script];
+    let agent = Agent::start_within(&words, &address, "one", &args, folder.path());
+    let count = |words: &str| agent.said().matches(words).count();
+    until("the daemon is missed", async || {
+        count("not a member now") == 1
+    })
+    .await;
+    let mut message = [0; 1024];
+    assert!(manager.recv(&mut message).is_err());
+    let mut daemon = serve(folder.path()).await;
+    let mut told = String::new();
+    until("the agent is ready", async || {
+        while let Ok(length) = manager.recv(&mut message) {
+            told += std::str::from_utf8(&message[..length]).unwrap();
+            told += "\n";
+        }
+        told.contains("READY=1\nSTATUS=one is a member of web")
+    })
+    .await;
+    let given: Value = serde_json::from_slice(&fs::read(at("given")).unwrap()).unwrap();
+    let key = STANDARD.decode(given["keys"][0]["key"].as_str().unwrap());
+    assert_eq!(key.unwrap().len(), 32);
+    for times in 2..=3 {
+        daemon.kill().await;
+        until("the daemon is missed once", async || {
+            count("not a member now") == times
+        })
+        .await;
+        // Long enough for several attempts.
+        sleep(Duration::from_millis(1500)).await;
+        assert_eq!(count("not a member now"), times, "{}", agent.said());
+        daemon = serve(folder.path()).await;
+        until("the agent joins again", async || {
+            count("joined the ring") == times
+        })
+        .await;
+    }
+    agent.process.signal("TERM").await;
+    let log = agent.log.clone();
+    assert!(agent.process.succeeds().await);
+    let said = fs::read_to_string(log).unwrap();
+    assert!(
+        said.ends_with("left the ring ring=web member=one\n"),
+        "{said}"
+    );
+    drop(daemon);
+}
+
+#[tokio::test]
+async fn two_agents_with_one_name_are_told_so() {
+    let daemon = TestDaemon::by_real_time(RING).await;
+    let address = format!("tcp://{}", daemon.address);
+    let folder = memory();
+    let args = ["--command", "/bin/true"];
+    let first = Agent::start(&address, "same", &args, folder.path());
+    until_ring(&daemon, "the first joins", |ring| {
+        member(ring, "same").is_some_and(|member| member.counted)
+    })
+    .await;
+    let _second = Agent::start(&address, "same", &args, folder.path());
+    until("the agents say so", async || {
+        first
+            .said()
+            .contains("another agent seems to have the same name")
+    })
+    .await;
+    // Both write to one file: the first line of each, and the one above.
+    assert!(first.said().contains("the ring has ended the membership: "));
+    assert_eq!(ring(&daemon).await.members.len(), 1);
+    daemon.stop().await;
+}

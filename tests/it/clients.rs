@@ -23,8 +23,8 @@ const ANSWERS: [&str; 4] = [
     "error NOT_FOUND CONNECTION_NOT_FOUND tls.sessiond.v1",
 ];
 /// The services that reflection lists under its older name (v1alpha), which all clients support.
-const SERVICES: &str = "services grpc.health.v1.Health grpc.reflection.v1.ServerReflection grpc.reflection.v1alpha.ServerReflection tls.sessiond.v1.AdminService tls.sessiond.v1.ConnectionService \
-    tls.sessiond.v1.ContextService tls.sessiond.v1.SessionService tls.sessiond.v1.WorkerService";
+const SERVICES: &str = "services envoy.service.secret.v3.SecretDiscoveryService grpc.health.v1.Health grpc.reflection.v1.ServerReflection grpc.reflection.v1alpha.ServerReflection tls.sessiond.v1.AdminService tls.sessiond.v1.ConnectionService \
+    tls.sessiond.v1.ContextService tls.sessiond.v1.SessionService tls.sessiond.v1.TicketKeyService tls.sessiond.v1.WorkerService";
 
 /// A daemon that listens on TCP, on a Unix socket and with mutual TLS.
 struct Daemon {

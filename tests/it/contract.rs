@@ -23,7 +23,7 @@ fn protos_name_packages_for_go_java_and_csharp() {
         assert_eq!(options.csharp_namespace(), "TlsSessiond.V1");
         count += 1;
     }
-    assert_eq!(count, 6);
+    assert_eq!(count, 7);
 }
 
 #[tokio::test]

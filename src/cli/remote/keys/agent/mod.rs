@@ -64,7 +64,7 @@ The agent acknowledges the keys that the server runs, not those that it has writ
   --haproxy  the runtime socket lists exactly these keys
   --envoy    /config_dump shows the version of the file. Without --admin it is a guess, after --settle
   --files    --then COMMAND has ended with status 0. With --signal it is a guess, after --settle
-  --command  PROGRAM has ended with status 0. It gets JSON on stdin: ring, encryptEpoch, keys[].epoch, keys[].key
+  --command  PROGRAM has ended with status 0. JSON on stdin: ring, encryptEpoch, keys[].epoch, keys[].key (base64)
 
 If the server does not run them, keys status shows why, and the agent tries again. A rotation waits for it.
 If the daemon cannot be reached, the server goes on with its keys. SIGTERM: the member leaves the ring.
@@ -93,7 +93,7 @@ pub(in crate::cli) struct AgentArgs {
     /// written as in HAProxy's configuration.
     #[arg(long, value_name = "FILE", requires = "socket")]
     haproxy: Option<PathBuf>,
-    /// The runtime socket of HAProxy: `stats socket PATH level admin`.
+    /// The runtime socket of HAProxy: `stats socket PATH mode 600 level admin`.
     #[arg(long, value_name = "PATH", requires = "haproxy")]
     socket: Option<PathBuf>,
     /// Envoy: write FILE, a secret that Envoy watches.
@@ -123,7 +123,7 @@ pub(in crate::cli) struct AgentArgs {
         allow_hyphen_values = true
     )]
     program: Vec<String>,
-    /// Bytes of a key. 48 for --nginx, --files and --command, 32 for --command.
+    /// Bytes of a key: 80 for all, 48 for --nginx, --files and --command, 32 for --command.
     #[arg(
         long,
         value_name = "BYTES",

@@ -288,6 +288,25 @@ impl Replica {
     }
 }
 
+/// Stops nginx as its operator does: its workers outlive a master process that is killed.
+impl Drop for Replica {
+    fn drop(&mut self) {
+        let (Kind::Nginx, Some(master)) = (self.kind, &self.process) else {
+            return;
+        };
+        let id = master.id().to_string();
+        let told = std::process::Command::new("kill").arg(&id).status();
+        // A process that has ended and was not waited for has no command line.
+        let runs = || fs::read(format!("/proc/{id}/cmdline")).is_ok_and(|line| !line.is_empty());
+        for _ in 0..200 {
+            if told.is_err() || !runs() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
 /// Waits until a condition holds.
 async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let wait = async {

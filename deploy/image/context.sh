@@ -33,7 +33,9 @@ put() {
 }
 
 put 0755 "$binary" /daemon/usr/local/bin/tls-sessiond
-echo '# The built-in defaults. Mount a file or a folder here.' |
+# A Unix socket alone: over TCP every process of the network namespace would be `local`. A socket that is set and cannot be
+# made ends the daemon.
+printf '%s\n' '# Mount a file or a folder here.' '[listen]' 'api = ["unix:///run/tls-sessiond/api.sock"]' |
     put 0644 /dev/stdin /daemon/etc/tls-sessiond/tls-sessiond.toml
 install -d -m 0755 "$context/daemon/run" "$context/socket"
 install -d -m 0750 "$context/socket/tls-sessiond"

@@ -33,7 +33,10 @@ use tokio_stream::Stream;
 
 use super::write_buffer::BufferedSocket;
 use crate::{
-    api::{access::Peer, quota::line_budget::LineBudget},
+    api::{
+        access::{Identity, Peer},
+        quota::line_budget::LineBudget,
+    },
     config::{Endpoint, UnixFile},
 };
 
@@ -437,6 +440,17 @@ impl Accepted {
     /// Returns whether the connection came over a plaintext listener: loopback or a Unix socket.
     pub(crate) fn is_local(&self) -> bool {
         !matches!(self.socket, Waiting::Tls(..))
+    }
+
+    /// Returns whether the caller at the other end of a Unix socket is the daemon's own user, or root.
+    pub(crate) fn is_own(&self) -> bool {
+        let Waiting::Unix(_, peer) = &self.socket else {
+            return false;
+        };
+        let own = rustix::process::geteuid().as_raw();
+        let is_own =
+            |identity: &Identity| matches!(identity, Identity::Uid(uid) if [0, own].contains(uid));
+        peer.identities.iter().any(is_own)
     }
 
     /// Returns the mark of a connection beyond the limit of sockets.

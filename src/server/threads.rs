@@ -31,6 +31,9 @@ const WAITING_MAX: usize = 128;
 /// Most local sockets beyond the limit. Their callers get an error that names the limit, and may
 /// call health and reflection.
 const BEYOND: usize = 16;
+/// How many of those are for callers with the daemon's own user, or root: probes and administrators. Other
+/// users of the socket would take all of them.
+const BEYOND_OWN: usize = 4;
 /// The share of all sockets that is reserved for callers over loopback and Unix sockets: one in
 /// this many.
 const LOCAL_SHARE: usize = 8;
@@ -164,7 +167,11 @@ impl ServerThreads {
             }
             // Remote peers without a proved identity would take these places from health probes of
             // this host.
-            if !accepted.is_local() || open >= sockets_max + BEYOND {
+            let beyond = match accepted.is_own() {
+                true => BEYOND,
+                false => BEYOND - BEYOND_OWN,
+            };
+            if !accepted.is_local() || open >= sockets_max + beyond {
                 return;
             }
             accepted.is_beyond(sockets_max);

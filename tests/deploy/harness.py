@@ -10,8 +10,8 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Both are far above the time of any step, also on a busy machine: of one that is polled, and of a whole command, such as a
 # build.
-LIMIT = 20
-COMMAND_LIMIT = 120
+LIMIT = 60
+COMMAND_LIMIT = 300
 
 
 def fail(message):

@@ -47,6 +47,7 @@ def builds_are_equal(first, second):
 FILES = """
 -rwxr-xr-x root/root /usr/bin/tls-sessiond
 -rw-r--r-- root/root /etc/tls-sessiond/tls-sessiond.toml
+-rw-r--r-- root/root /usr/lib/systemd/system/tls-sessiond-keys@.service
 -rw-r--r-- root/root /usr/lib/systemd/system/tls-sessiond.service
 -rw-r--r-- root/root /usr/lib/systemd/system/tls-sessiond@.service
 -rw-r--r-- root/root /usr/lib/systemd/system/tls-sessiond.socket

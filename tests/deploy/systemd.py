@@ -22,8 +22,9 @@ def files_agree():
     unit = (UNITS / UNIT).read_text()
     expected = re.sub(r"^(Description=.*)$", r"\1 (%i)", unit, flags=re.M)
     expected = expected.replace("/etc/tls-sessiond/tls-sessiond.toml", "/etc/tls-sessiond/%i.toml")
-    expected = re.sub(r"^(RuntimeDirectory|LogsDirectory)=tls-sessiond$", r"\1=tls-sessiond-%i", expected, flags=re.M)
-    expected = expected.replace("tls-sessiond reload\n", "tls-sessiond reload --address unix:///run/tls-sessiond-%i/api.sock\n")
+    expected = re.sub(r"^(RuntimeDirectory|LogsDirectory|StateDirectory)=tls-sessiond$", r"\1=tls-sessiond-%i", expected, flags=re.M)
+    expected = expected.replace("unix:///run/tls-sessiond/", "unix:///run/tls-sessiond-%i/")
+    expected = expected.replace("/var/lib/tls-sessiond,", "/var/lib/tls-sessiond-%i,")
     if (UNITS / "tls-sessiond@.service").read_text() != expected:
         fail("tls-sessiond@.service differs from tls-sessiond.service in more than the name of the instance")
     shown("the template is the unit with the name of its instance")
@@ -270,6 +271,27 @@ def takes_credentials(machine):
     shown(f"{machine.name}: LoadCredential= gives the key to the daemon, at a start and at a reload")
 
 
+def gives_ticket_keys(machine):
+    """The unit of the agent joins a ring, is ready when its server runs the keys, and leaves at a stop."""
+    machine.put(UNITS / "tls-sessiond-keys@.service", "/etc/systemd/system/tls-sessiond-keys@.service")
+    machine.run("""
+        cp -a /etc/tls-sessiond/tls-sessiond.toml /root/before.toml
+        sed -i 's/^role = "admin"$/role = ["admin", "keys"]/' /etc/tls-sessiond/tls-sessiond.toml
+        printf '[[ticket_keys]]\nname = "web"\n' >>/etc/tls-sessiond/tls-sessiond.toml
+        printf 'KEYS_OPTIONS=--files /run/tls-sessiond-keys/web --then true\n' >/etc/tls-sessiond/keys-web.env
+        systemctl daemon-reload
+        systemctl restart tls-sessiond
+        systemctl start tls-sessiond-keys@web
+        tls-sessiond keys status web --output json | grep '"counted": true'
+        stat -c '%a %s' /run/tls-sessiond-keys/web.1 | grep -x '600 80'
+        systemctl stop tls-sessiond-keys@web
+        ! tls-sessiond keys status web --output json | grep '"counted": true'
+        systemctl stop tls-sessiond
+        cp -a /root/before.toml /etc/tls-sessiond/tls-sessiond.toml
+    """)
+    shown(f"{machine.name}: the unit of the agent gives ticket keys, and leaves the ring at a stop")
+
+
 BUSY = """
 [listen]
 api = ["tcp://127.0.0.1:50551", "unix:///run/tls-sessiond-busy/api.sock"]
@@ -367,7 +389,7 @@ def main():
     with Machine("debian-12") as old:
         old.binary, old.name = binary, "systemd 252"
         certificates(old)
-        for step in (installs, is_verified, starts, is_confined, reloads, refuses_notify_reload, restarts, stops, takes_the_socket, runs_instances,
+        for step in (installs, is_verified, starts, is_confined, reloads, refuses_notify_reload, restarts, stops, gives_ticket_keys, takes_the_socket, runs_instances,
                      takes_credentials, works_within_the_filter):
             step(old)
     with Machine("debian-13") as new:

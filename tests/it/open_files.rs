@@ -216,3 +216,65 @@ async fn too_few_open_files_fail_the_start() {
         "{written}"
     );
 }
+
+/// Connects as the user 54321 as often as it can, prints the number of connections that are open, and holds
+/// them until its standard input ends.
+const HOLDS: &str = "
+import socket, sys
+held = []
+for _ in range(40):
+    one = socket.socket(socket.AF_UNIX)
+    one.connect(sys.argv[1])
+    held.append(one)
+def is_open(one):
+    try:
+        one.sendall(b'PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n' + bytes(3) + bytes([4]) + bytes(5))
+        one.settimeout(20)
+        return one.recv(4096) != b''
+    except OSError:
+        return False
+held = [one for one in held if is_open(one)]
+print('open', len(held), flush=True)
+sys.stdin.read()
+";
+
+#[tokio::test]
+async fn other_users_leave_sockets_for_the_probe() {
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::chown(folder.path(), Some(0), Some(0)).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(folder.path(), mode).unwrap();
+    let path = folder.path().join("api.sock").display().to_string();
+    let listen = format!("listen.api=[\"tcp://127.0.0.1:0\",\"unix://{path}\"]");
+    let binary = crate::binary::Binary::start(&[
+        "--set",
+        &listen,
+        "--set",
+        "listen.unix_mode=\"0666\"",
+        "--set",
+        "limits.sockets=4",
+    ])
+    .await;
+    let mut other = tokio::process::Command::new("setpriv");
+    other
+        .args([
+            "--reuid",
+            "54321",
+            "--regid",
+            "54321",
+            "--clear-groups",
+            "/usr/bin/python3",
+            "-c",
+            HOLDS,
+        ])
+        .arg(&path);
+    let mut other = crate::process::Process::start(&mut other);
+    // Four, and those beyond the limit that are for everybody of this host.
+    let open: usize = other.says("open ").await.parse().unwrap();
+    assert_eq!(open, 4 + 12);
+    let address = format!("unix://{path}");
+    let probe = crate::command::run(&["health", "--address", &address]);
+    assert!(probe.status.success(), "{probe:?}");
+    other.kill().await;
+    binary.kill().await;
+}

@@ -3,87 +3,47 @@
 //! A task reads what the server says and sends what it is to run. A server that reads nothing gets only
 //! the newest instruction when it reads again.
 
-use std::{
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tls_sessiond_core::state::CoreState;
 use tls_sessiond_keys::epoch::Layout;
 use tls_sessiond_proto as pb;
 use tls_sessiond_proto::watch_ticket_keys_request::Event as Said;
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep_until},
-};
-use tokio_stream::{Stream, StreamExt};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio::time::{Instant, sleep_until};
+use tokio_stream::StreamExt;
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use super::{TicketKeys, layout, phase, ring, style};
+use super::{
+    TicketKeys, layout, phase, ring,
+    stream::{MemberStream, Tells},
+    style,
+};
 use crate::{
-    api::{
-        access::Caller,
-        call::{Deadline, StreamPlace},
-        convert,
-        error::Refusal,
-        quota::Held,
-        role::Roles,
-    },
+    api::{access::Caller, call::Deadline, convert, error::Refusal, role::Roles},
     rings::{Membership, RingDesk, Rings},
 };
 
-/// The stream of one server.
-pub(crate) struct MemberStream {
-    told: mpsc::Receiver<Result<pb::WatchTicketKeysResponse, Status>>,
-    _task: AbortOnDropHandle<()>,
-    _place: StreamPlace,
-    _held: Held,
-}
-
-impl Stream for MemberStream {
-    type Item = Result<pb::WatchTicketKeysResponse, Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.told.poll_recv(cx)
-    }
-}
-
-impl MemberStream {
-    /// # Errors
-    /// Too many streams of this caller are open.
-    pub(super) fn begin(
-        service: &TicketKeys,
-        by: Arc<Caller>,
-        deadline: Option<Deadline>,
-        said: Streaming<pb::WatchTicketKeysRequest>,
-    ) -> Result<Self, Refusal> {
-        let held = by.holder().attached()?;
-        let place = StreamPlace::hold(&by);
-        let (tells, told) = mpsc::channel(1);
-        let member = Member {
-            rings: Arc::clone(&service.rings),
-            state: Arc::clone(&service.state),
-            draining: service.draining.clone(),
-            by,
-            deadline: deadline.map(|Deadline(at)| at),
-            said,
-        };
-        let task = tokio::spawn(async move {
-            if let Err(status) = member.run(&tells).await {
-                // A server that has gone does not read it.
-                drop(tells.send(Err(status)).await);
-            }
-        });
-        Ok(Self {
-            told,
-            _task: AbortOnDropHandle::new(task),
-            _place: place,
-            _held: held,
-        })
-    }
+/// Begins the stream of one server.
+///
+/// # Errors
+/// Too many streams of this caller are open.
+pub(super) fn begin(
+    service: &TicketKeys,
+    by: Arc<Caller>,
+    deadline: Option<Deadline>,
+    said: Streaming<pb::WatchTicketKeysRequest>,
+) -> Result<MemberStream<pb::WatchTicketKeysResponse>, Refusal> {
+    let member = Member {
+        rings: Arc::clone(&service.rings),
+        state: Arc::clone(&service.state),
+        draining: service.draining.clone(),
+        by: Arc::clone(&by),
+        deadline: deadline.map(|Deadline(at)| at),
+        said,
+    };
+    MemberStream::begin(&by, |tells| member.run(tells))
 }
 
 /// The task of one server.
@@ -103,11 +63,9 @@ struct Joined {
     layout: Layout,
 }
 
-type Tells = mpsc::Sender<Result<pb::WatchTicketKeysResponse, Status>>;
-
 impl Member {
     /// Returns when the server leaves.
-    async fn run(mut self, tells: &Tells) -> Result<(), Status> {
+    async fn run(mut self, tells: Tells<pb::WatchTicketKeysResponse>) -> Result<(), Status> {
         let deadline = self.deadline;
         let late = async move {
             match deadline {
@@ -117,13 +75,13 @@ impl Member {
         };
         let draining = self.draining.clone();
         tokio::select! {
-            done = self.serve(tells) => done,
+            done = self.serve(&tells) => done,
             () = late => Err(Refusal::DeadlineExceeded.into()),
             () = draining.cancelled() => Err(Refusal::Draining.into()),
         }
     }
 
-    async fn serve(&mut self, tells: &Tells) -> Result<(), Status> {
+    async fn serve(&mut self, tells: &Tells<pb::WatchTicketKeysResponse>) -> Result<(), Status> {
         let Some(first) = self.said.try_next().await? else {
             return Ok(());
         };

@@ -2,9 +2,11 @@
 //!
 //! * `member`: the stream of one server
 //! * `sds`: Envoy's secret discovery service
+//! * `stream`: the answers of both
 
 mod member;
 mod sds;
+mod stream;
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,7 +22,7 @@ use tls_sessiond_proto::ticket_key_service_server::TicketKeyService;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use self::member::MemberStream;
+use self::stream::MemberStream;
 use super::{
     access::Caller,
     call::{Deadline, answer, caller},
@@ -179,14 +181,14 @@ fn ring(
 
 #[async_trait]
 impl TicketKeyService for TicketKeys {
-    type WatchTicketKeysStream = MemberStream;
+    type WatchTicketKeysStream = MemberStream<pb::WatchTicketKeysResponse>;
 
     async fn watch_ticket_keys(
         &self,
         request: Request<Streaming<pb::WatchTicketKeysRequest>>,
-    ) -> Result<Response<MemberStream>, Status> {
+    ) -> Result<Response<Self::WatchTicketKeysStream>, Status> {
         let (by, deadline) = self.admitted(&request)?;
-        let stream = MemberStream::begin(self, by, deadline, request.into_inner())?;
+        let stream = member::begin(self, by, deadline, request.into_inner())?;
         Ok(Response::new(stream))
     }
 

@@ -4,33 +4,26 @@
 //! Both streams do the same. They differ in their messages: StreamSecrets tells all secrets in each answer,
 //! DeltaSecrets those that have changed.
 
-use std::{
-    collections::BTreeMap,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use prost::Message;
 use prost_types::Any;
 use tls_sessiond_keys::{epoch::Layout, ring::Style};
 use tls_sessiond_proto::envoy::{self, secret_discovery_service_server::SecretDiscoveryService};
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep_until},
-};
-use tokio_stream::{Stream, StreamExt};
-use tokio_util::task::AbortOnDropHandle;
+use tokio::time::{Instant, sleep_until};
+use tokio_stream::StreamExt;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::{TicketKeys, ring};
+use super::{
+    TicketKeys, ring,
+    stream::{MemberStream, Tells},
+};
 use crate::{
     api::{
         access::Caller,
-        call::{Deadline, StreamPlace, caller},
+        call::{Deadline, caller},
         error::Refusal,
-        quota::Held,
         role::Roles,
     },
     rings::{Membership, RingDesk},
@@ -40,22 +33,6 @@ use crate::{
 const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
 /// Most secrets of one stream.
 const SECRETS_MAX: usize = 64;
-
-/// The answers of one stream.
-pub(crate) struct SecretStream<T> {
-    told: mpsc::Receiver<Result<T, Status>>,
-    _task: AbortOnDropHandle<()>,
-    _place: StreamPlace,
-    _held: Held,
-}
-
-impl<T> Stream for SecretStream<T> {
-    type Item = Result<T, Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.told.poll_recv(cx)
-    }
-}
 
 /// What a proxy says, in either form.
 struct Said {
@@ -289,28 +266,16 @@ impl TicketKeys {
         deadline: Option<Deadline>,
         said: Streaming<M>,
         form: Form<T>,
-    ) -> Result<SecretStream<T>, Refusal>
+    ) -> Result<MemberStream<T>, Refusal>
     where
         M: Into<Said> + Send + 'static,
         T: Send + 'static,
     {
-        let held = by.holder().attached()?;
-        let place = StreamPlace::hold(&by);
-        let (tells, told) = mpsc::channel(1);
         let service = Arc::clone(self);
         let deadline = deadline.map(|Deadline(at)| at);
-        let task = tokio::spawn(async move {
-            let served = serve(service, by, deadline, said, form, &tells);
-            if let Err(status) = served.await {
-                // A proxy that has gone does not read it.
-                drop(tells.send(Err(status)).await);
-            }
-        });
-        Ok(SecretStream {
-            told,
-            _task: AbortOnDropHandle::new(task),
-            _place: place,
-            _held: held,
+        let caller = Arc::clone(&by);
+        MemberStream::begin(&caller, |tells| {
+            serve(service, by, deadline, said, form, tells)
         })
     }
 }
@@ -321,7 +286,7 @@ async fn serve<M: Into<Said>, T>(
     deadline: Option<Instant>,
     mut said: Streaming<M>,
     form: Form<T>,
-    tells: &mpsc::Sender<Result<T, Status>>,
+    tells: Tells<T>,
 ) -> Result<(), Status> {
     let late = async move {
         match deadline {
@@ -381,8 +346,8 @@ fn missing_node() -> Refusal {
 
 #[async_trait]
 impl SecretDiscoveryService for TicketKeys {
-    type StreamSecretsStream = SecretStream<envoy::DiscoveryResponse>;
-    type DeltaSecretsStream = SecretStream<envoy::DeltaDiscoveryResponse>;
+    type StreamSecretsStream = MemberStream<envoy::DiscoveryResponse>;
+    type DeltaSecretsStream = MemberStream<envoy::DeltaDiscoveryResponse>;
 
     async fn stream_secrets(
         &self,

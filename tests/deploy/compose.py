@@ -14,6 +14,8 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
+import tomllib
 import urllib.parse
 import urllib.request
 
@@ -21,6 +23,9 @@ import compose_spec
 import yaml
 from harness import ROOT, alone, fail, run, shown, stripped_daemon, until
 from machine import SCRATCH, readme
+
+sys.path.insert(0, str(pathlib.Path(__file__).with_name("kubernetes")))
+from wiring import memory  # noqa: E402
 
 PEERS = ROOT / ".peers"
 DEPLOY = SCRATCH / "source/deploy"
@@ -92,6 +97,11 @@ def is_confined(text):
         if not re.search(r":[\w.]+$", service["image"]) or service["image"].endswith(":latest"):
             fail(f"compose.yaml: {name} names no version: {service['image']}")
     shown(f"compose.yaml is valid; {len(services)} services have a read-only root, no capability and loopback ports")
+    bound = memory(tomllib.loads((ROOT / "deploy/compose/daemon/tls-sessiond.toml").read_text())) / 2**20
+    megabytes = int(services["daemon"]["mem_limit"].removesuffix("m"))
+    if bound > megabytes:
+        fail(f"the [limits] of the daemon allow {bound:.0f} MiB, and mem_limit is {megabytes} MiB")
+    shown(f"the [limits] of the daemon allow {bound:.0f} MiB, which is below its mem_limit of {megabytes} MiB")
     return services
 
 
@@ -134,6 +144,52 @@ def serves():
     """Returns whether both workers answer a client."""
     command = "for port in 8443 8444; do echo | openssl s_client -connect localhost:$port -CAfile secrets/ca.crt -verify_return_error >/dev/null 2>&1 || exit 0; done; echo yes"
     return "yes" in shell(command)
+
+
+def are_renewed_by_their_owner():
+    """An ordinary user makes the secrets, replaces one and renews the certificates by the commands of the README."""
+    owner = 20001
+    folder = SCRATCH / "owner"
+    folder.mkdir()
+    shutil.copy(FOLDER / "secrets.sh", folder)
+    os.chown(folder, owner, owner)
+
+    def as_owner(commands):
+        return run("sh", "-euc", commands, cwd=folder, user=owner, group=owner, extra_groups=[])
+
+    def state():
+        return {path.name: (path.stat().st_mode & 0o7777, path.stat().st_ino, path.read_bytes()) for path in (folder / "secrets").iterdir()}
+
+    as_owner(COMMANDS["secrets"])
+    made = state()
+    modes = {name: oct(mode) for name, (mode, _, _) in made.items() if mode != (0o600 if name == "ca.key" else 0o644)}
+    if modes or (folder / "secrets").stat().st_mode & 0o7777 != 0o700:
+        fail(f"secrets.sh: expected files 0644, ca.key 0600, in a folder 0700: {modes}")
+    command = re.search(r"`(cat new.crt >secrets/web.crt)`", (ROOT / "deploy/compose/README.md").read_text()).group(1)
+    as_owner(f"cp secrets/daemon.crt new.crt\n{command}\ncmp new.crt secrets/web.crt")
+    as_owner(COMMANDS["renew"].split("\n")[0])
+    renewed = state()
+    changed = {name for name in made if made[name][2] != renewed[name][2]}
+    if changed != {f"{name}.{kind}" for name in ("web", "daemon", "prometheus") for kind in ("crt", "key")}:
+        fail(f"secrets.sh renew: changed {changed}")
+    # A container has mounted the file itself.
+    if {name: one[:2] for name, one in made.items()} != {name: one[:2] for name, one in renewed.items()}:
+        fail("secrets.sh renew: a file was replaced, or has another mode")
+    as_owner("openssl verify -CAfile secrets/ca.crt secrets/web.crt secrets/daemon.crt secrets/prometheus.crt")
+    shown("an ordinary user makes the secrets, replaces one, and renews the certificates")
+
+
+def renews():
+    """The commands of the README renew the certificate that clients see. Sessions stay."""
+    get = COMMANDS["resume"].split("\n")[0]
+    serial = "openssl s_client -connect localhost:8443 </dev/null 2>/dev/null | openssl x509 -noout -serial"
+    before = shell(serial)
+    shell(f"{get}\nget -connect localhost:8443 -sess_out before-renewal")
+    shell(COMMANDS["renew"])
+    until("the renewed certificate", lambda: shell(serial) != before)
+    if "resumed: true" not in shell(f"{get}\nget -connect localhost:8444 -sess_in before-renewal"):
+        fail("the renewal has lost the sessions")
+    shown("a renewed certificate reaches the clients, and a session of before resumes")
 
 
 def container(service, text):
@@ -224,6 +280,7 @@ def main():
     engine()
     services = is_confined((ROOT / "deploy/compose/compose.yaml").read_text())
     images(services, stripped_daemon())
+    are_renewed_by_their_owner()
     ids = set()
     try:
         shell(COMMANDS["secrets"])
@@ -248,6 +305,7 @@ def main():
         reload = re.search(r"`(docker compose exec daemon tls-sessiond reload)`", (FOLDER / "README.md").read_text()).group(1)
         shell(reload)
         shown("a session survives a restart of the daemon; a reload is applied")
+        renews()
         is_watched()
         grafana_is_provisioned()
         said = shell(COMMANDS["down"])

@@ -79,6 +79,7 @@ REFUSED = [
     ({"image": {"tag": "latest"}}, "'/image/tag'"),
     ({"image": {"repository": "tls-sessiond --privileged"}}, "'/image/repository'"),
     ({"certificateSecret": ""}, "'/certificateSecret'"),
+    ({"terminationGracePeriodSeconds": 40}, "'/terminationGracePeriodSeconds'"),
     ({"config": 7}, "'/config'"),
     ({"monitoring": {"enabled": "yes"}}, "'/monitoring/enabled'"),
     ({"sidecar": {"resources": {"limits": {"memory": "lots"}}}}, "'/sidecar/resources/limits"),
@@ -211,6 +212,16 @@ def compare(found, charts):
     shown(f"chart and kustomize give the same objects in {len(charts)} choices")
 
 
+def configure():
+    """A value of the chart reaches the pods of both modes."""
+    for values in (SIDECAR, CENTRAL):
+        objects, _ = helm({**values, "terminationGracePeriodSeconds": 75})
+        for deployment in wiring.of_kind(objects, "Deployment"):
+            if (found := wiring.template(deployment)["spec"]["terminationGracePeriodSeconds"]) != 75:
+                fail(f"{name(deployment)}: terminationGracePeriodSeconds is {found}, expected 75 of the values")
+    shown("the chart takes terminationGracePeriodSeconds from its values")
+
+
 def refuse():
     for values, reason in REFUSED:
         try:
@@ -253,6 +264,7 @@ def main():
         validate(found, charts)
         judge(found, charts)
         compare(found, charts)
+        configure()
         refuse()
         arguments_exist(found)
         readmes.inject_by_chart(readmes.inject())

@@ -58,6 +58,13 @@ def inject():
     (folder / "deployment.yaml").write_text(yaml.safe_dump_all([app, plain]))
     (folder / "kustomization.yaml").write_text(blocks(KUBERNETES / "README.md", "# kustomization.yaml"))
     objects = {name(one): one for one in kustomize(folder)}
+    # A patch of the user comes after the component.
+    with (folder / "kustomization.yaml").open("a") as kustomization:
+        operation = [{"op": "replace", "path": "/spec/template/spec/terminationGracePeriodSeconds", "value": 75}]
+        kustomization.write(yaml.safe_dump({"patches": [{"target": {"name": "app"}, "patch": json.dumps(operation)}]}))
+    (patched,) = [one for one in kustomize(folder) if name(one) == "Deployment/app"]
+    if wiring.template(patched)["spec"]["terminationGracePeriodSeconds"] != 75:
+        fail("a patch of the user does not set terminationGracePeriodSeconds")
     pod = wiring.template(objects["Deployment/app"])["spec"]
     if objects["Deployment/plain"] != plain:
         fail("the component changes a Deployment without the label")
@@ -66,6 +73,9 @@ def inject():
     mounts = [sorted(mount["name"] for mount in container.get("volumeMounts", [])) for container in pod["containers"]]
     if mounts != [["data", "tls-sessiond-run"], []]:
         fail(f"expected the socket in the first container alone: {mounts}")
+    writable = [mount["name"] for mount in pod["containers"][0]["volumeMounts"] if not mount.get("readOnly")]
+    if writable != ["data"]:
+        fail(f"expected a read-only mount of the socket's folder: {writable}")
     shown("the component injects into a Deployment with the label and leaves others as they are")
     return pod
 
@@ -83,6 +93,8 @@ def inject_by_chart(by_component):
     (deployment,) = wiring.of_kind(objects, "Deployment")
     (config,) = wiring.of_kind(objects, "ConfigMap")
     pod = wiring.template(deployment)["spec"]
+    if [mount.get("readOnly") for mount in pod["containers"][0]["volumeMounts"]] != [True]:
+        fail("another chart: expected a read-only mount of the socket's folder")
 
     def own(spec):
         text = json.dumps([spec["initContainers"][:2], [v for v in spec["volumes"] if v["name"].startswith("tls-sessiond")]])
@@ -132,6 +144,6 @@ def run_readmes(stack, cluster, files, objects):
                 if one["kind"] == "Secret" and set(one["data"]) != wiring.USER_SECRETS[one["metadata"]["name"]]:
                     fail(f"{readme}: {name(one)} has {set(one['data'])}")
             ran += 1
-    if ran != 4:
-        fail(f"expected four blocks to run, found {ran}")
+    if ran != 6:
+        fail(f"expected six blocks to run, found {ran}")
     shown(f"{ran} blocks of commands of both READMEs run word for word, with a stand-in for the cluster")

@@ -17,8 +17,8 @@ from harness import ROOT, fail, run, shown, start, until
 from places import RUN
 from pod import Pod
 
-# A test has no 10 s.
-PERIOD = {"PERIOD": "0.2"}
+# A test has neither 10 s nor 5 minutes.
+PERIOD = {"PERIOD": "0.2", "REPEAT": "1"}
 
 
 def authority(folder):
@@ -158,6 +158,18 @@ def probe(pod, kind):
     until(kind, lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0)
 
 
+def keeps_its_socket(pod):
+    """The user of the worker can neither remove the socket of the daemon nor make a file beside it."""
+    for command in (("rm", "-f", "/run/tls-sessiond/api.sock"), ("touch", "/run/tls-sessiond/other")):
+        refused = run(*pod.command("worker", *command), status=1)
+        if "Read-only file system" not in refused:
+            fail(f"{command}: {refused}")
+
+
+def last_reload(pod):
+    return re.search(r"last reload +(.+)", run(*pod.command("tls-sessiond", "tls-sessiond", "status")))[1]
+
+
 def run_sidecar(stack, cluster, files, objects):
     """Runs the containers of the sidecar's pod in the order of their start."""
     pod = cluster.pod(objects, "tls-sessiond-worker", group=60000)
@@ -180,10 +192,12 @@ def run_sidecar(stack, cluster, files, objects):
     if "PERMISSION_DENIED" not in refused:
         fail(f"the worker may reload: {refused}")
     run(*pod.command("worker", "cat", "/etc/tls-sessiond/web/tls.key"), status=1)
+    keeps_its_socket(pod)
     failures = run(*pod.command("tls-sessiond", "tls-sessiond", "failures"))
     if re.search(r"\d\d:\d\d", failures):
         fail(f"a probe by TCP counts as a failure:\n{failures}")
     shown("TLS clients of both versions resume at the worker in Python, which has neither key nor admin's rights")
+    shown("the worker cannot replace the socket of the daemon")
 
     _, session, _, before = visit(ssl.TLSVersion.TLSv1_3, files)
     cluster.secrets["tls-sessiond-web"].update({"tls.crt": files["renewed.crt"], "tls.key": files["renewed.key"]})
@@ -201,6 +215,16 @@ def run_sidecar(stack, cluster, files, objects):
     pod.write("tls-sessiond-config")
     until("the first certificate again", lambda: visit(ssl.TLSVersion.TLSv1_3, files)[3] == before)
     shown("a key that does not fit is refused, the daemon goes on, and the next reload succeeds")
+
+    # A cause that ends without a change of the files: their times and sizes stay.
+    key = pod.folder / "tls-sessiond-config/web/tls.key"
+    until("an applied reload", lambda: last_reload(pod) == "applied")
+    key.chmod(0)
+    os.utime(key, (0, 0))
+    until("a refused reload of a key that cannot be read", lambda: "refused" in last_reload(pod))
+    key.chmod(0o440)
+    until("the repeated reload", lambda: last_reload(pod) == "applied")
+    shown("a refused reload is repeated until it succeeds, without a change of the files")
 
     # The order in which Kubernetes stops a pod with native sidecars.
     for title, process in (("worker", worker), ("reload", reload), ("daemon", daemon)):
@@ -242,14 +266,11 @@ def run_spiffe(stack, cluster, files, objects):
             with context.wrap_socket(tcp, server_hostname="tls-sessiond") as tls:
                 return tls.getpeercert(binary_form=True)
 
-    def reloads():
-        return re.search(r"last reload +(.+)", run(*pod.command("tls-sessiond", "tls-sessiond", "status")))[1]
-
     before = certificate()
-    until("a reload after the daemon was away", lambda: reloads() == "applied")
+    until("a reload after the daemon was away", lambda: last_reload(pod) == "applied")
     # The certificate of the next key, for longer than a look.
     spiffe_helper(pod, **{"tls.crt": files["api-renewed.crt"]})
-    until("a refused reload", lambda: "refused" in reloads())
+    until("a refused reload", lambda: "refused" in last_reload(pod))
     if certificate() != before:
         fail("the daemon has a certificate without its key")
     spiffe_helper(pod, **{"tls.key": files["api-renewed.key"]})
@@ -262,6 +283,8 @@ def run_metrics(stack, cluster, objects):
     run("ip", "address", "add", "192.0.2.1/32", "dev", "lo")
     pod = cluster.pod(objects, "tls-sessiond-worker")
     start(stack, "listening on", *pod.command("tls-sessiond"))
+    # This pod has the group of the daemon, which may write to the folder.
+    keeps_its_socket(pod)
     (monitor,) = wiring.of_kind(objects, "PodMonitor")
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     ports = {port["name"]: port["containerPort"] for port in pod.containers["tls-sessiond"]["ports"]}

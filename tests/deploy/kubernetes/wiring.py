@@ -13,8 +13,9 @@ USER_SECRETS = {
 ISSUED = {"tls.crt", "tls.key", "ca.crt"}
 OWN = {"tls-sessiond", "tls-sessiond-reload", "spiffe-helper", "spiffe-helper-once"}
 UNITS = {"Mi": 2**20, "Gi": 2**30, "MiB": 2**20, "GiB": 2**30}
-# Measured: docs/benchmarks.md, and a connection by Drive.
-IDLE, CONNECTION = 12.4 * 2**20, 31_000
+# Measured, in bytes (docs/deploying.md): the daemon without work, in memory and with a shared store; a socket, that is an idle
+# HTTP/2 connection; a connection by a Drive with messages up to 72 KiB. Longer messages count as request_bytes.
+IDLE, IDLE_WITH_STORE, SOCKET, CONNECTION = 12.4 * 2**20, 27 * 2**20, 39_000, 157_000
 
 
 def of_kind(objects, *kinds):
@@ -43,6 +44,14 @@ def configuration(objects):
     """Returns the daemon's configuration in these objects."""
     (text,) = [one["data"]["tls-sessiond.toml"] for one in of_kind(objects, "ConfigMap") if "tls-sessiond.toml" in one["data"]]
     return tomllib.loads(text)
+
+
+def memory(config):
+    """Returns the memory that the limits of a configuration allow, in bytes."""
+    limits = config["limits"]
+    idle = IDLE_WITH_STORE if config.get("store", {}).get("kind") == "redis" else IDLE
+    callers = limits["sockets"] * SOCKET + limits["connections"] * CONNECTION
+    return idle + callers + size(limits["session_bytes"]) + size(limits["request_bytes"])
 
 
 def secrets(objects):
@@ -146,8 +155,7 @@ def daemon_problems(deployment, pod, config):
         if daemon[kind]["exec"]["command"] != ["tls-sessiond", "health"] or daemon[kind]["timeoutSeconds"] < 2:
             yield f"unexpected {kind}"
 
-    limits = config["limits"]
-    bound = IDLE + limits["connections"] * CONNECTION + size(limits["session_bytes"]) + size(limits["request_bytes"])
+    bound = memory(config)
     if size(daemon["resources"]["limits"]["memory"]) < bound:
         yield f"the configuration allows {bound / 2**20:.0f} MiB, which is above the memory limit"
 
@@ -164,6 +172,11 @@ def daemon_problems(deployment, pod, config):
     for container in users:
         if folder not in [mount["mountPath"] for mount in container.get("volumeMounts", [])]:
             yield f"the container {container['name']} has no mount for {folder}"
+    (run,) = [mount["name"] for mount in daemon["volumeMounts"] if mount["mountPath"] == folder]
+    for container in containers(pod):
+        for mount in container.get("volumeMounts", []):
+            if mount["name"] == run and mount.get("readOnly", False) != (container is not daemon):
+                yield f"the container {container['name']}: only the daemon may write to {folder}, and must: {mount}"
     for container in (daemon, *reload):
         if {"name": "TLS_SESSIOND_ADDRESS", "value": socket} not in container.get("env", []):
             yield f"the commands of the container {container['name']} may call another address than {socket}"

@@ -19,13 +19,13 @@
 [listen]
 # No port: on loopback all containers of the pod would be one identity.
 api = ["unix:///run/tls-sessiond/api.sock"]
-# The status page, for `kubectl port-forward`.
-admin = "tcp://127.0.0.1:9551"
 
 [limits]
-# The memory limit of the container follows from these: 4,000 connections by Drive take 31 kB each, 124 MB in all.
-connections = 4_000
-connections_per_owner = 4_000
+# All of this fits into the memory limit of the container, 320 MiB: {{ ternary "27" "12" .Values.sharedStore.enabled }} MiB without work, 39 kB a socket, 157 kB a connection
+# by Drive with long messages, session_bytes and request_bytes are {{ ternary "292" "277" .Values.sharedStore.enabled }} MiB. Raise the memory limit first.
+sockets = 500
+connections = 1_000
+connections_per_owner = 1_000
 sessions = 20_480
 session_bytes = "64MiB"
 request_bytes = "32MiB"
@@ -64,8 +64,6 @@ scope_by = "names"
 # Mutual TLS for the workers. The socket is for the probes, `kubectl exec` and the reload.
 # A cluster with IPv6 alone needs tls://[::]:50551.
 api = ["tls://0.0.0.0:50551", "unix:///run/tls-sessiond/api.sock"]
-# The status page, for `kubectl port-forward`.
-admin = "tcp://127.0.0.1:9551"
 
 [listen.tls]
 certificate = "/etc/tls-sessiond-api/tls.crt"
@@ -73,9 +71,11 @@ key = "/etc/tls-sessiond-api/tls.key"
 client_ca = "/etc/tls-sessiond-api/ca.crt"
 
 [limits]
-# The memory limit of the container follows from these: 20,000 connections by Drive take 31 kB each, 620 MB in all.
-connections = 20_000
-connections_per_owner = 10_000
+# All of this fits into the memory limit of the container, 1,280 MiB: {{ ternary "27" "12" .Values.sharedStore.enabled }} MiB without work, 39 kB a socket, 157 kB a connection
+# by Drive with long messages, session_bytes and request_bytes are {{ ternary "1,085" "1,070" .Values.sharedStore.enabled }} MiB. Raise the memory limit first.
+sockets = 2_000
+connections = 4_000
+connections_per_owner = 2_000
 sessions = 200_000
 session_bytes = "256MiB"
 request_bytes = "128MiB"

@@ -9,10 +9,14 @@ The daemon in a pod. A chart that depends on this one includes these templates w
 {{ include "tls-sessiond.reload" . }}
 {{- end }}
 
-{{/* The mount for each container that calls the daemon: unix:///run/tls-sessiond/api.sock. */}}
+{{/*
+The mount for each container that calls the daemon: unix:///run/tls-sessiond/api.sock. A container that can write to the folder
+could replace the socket, and answer in the daemon's place. A connection needs no permission to write to the folder.
+*/}}
 {{- define "tls-sessiond.volumeMounts" -}}
 - name: tls-sessiond-run
   mountPath: /run/tls-sessiond
+  readOnly: true
 {{- end }}
 
 {{/* Labels for the pods, which the PodMonitor selects. */}}
@@ -79,7 +83,9 @@ tls-sessiond/inject: "true"
   resources:
     {{- toYaml (index .Values .Values.mode).resources | nindent 4 }}
   volumeMounts:
-  {{- include "tls-sessiond.daemonMounts" . | nindent 2 }}
+  - name: tls-sessiond-run
+    mountPath: /run/tls-sessiond
+  {{- include "tls-sessiond.fileMounts" . | nindent 2 }}
 {{- end }}
 
 {{/* Reloads the daemon when its configuration or a certificate has changed. */}}
@@ -112,12 +118,12 @@ tls-sessiond/inject: "true"
     limits:
       memory: 64Mi
   volumeMounts:
-  {{- include "tls-sessiond.daemonMounts" . | nindent 2 }}
+  {{- include "tls-sessiond.volumeMounts" . | nindent 2 }}
+  {{- include "tls-sessiond.fileMounts" . | nindent 2 }}
 {{- end }}
 
-{{- define "tls-sessiond.daemonMounts" -}}
-- name: tls-sessiond-run
-  mountPath: /run/tls-sessiond
+{{/* The files of the daemon, which its reload looks at. */}}
+{{- define "tls-sessiond.fileMounts" -}}
 - name: tls-sessiond-config
   mountPath: /etc/tls-sessiond
   readOnly: true

@@ -15,7 +15,7 @@ repeat=${REPEAT:-300}
 
 # Names, inodes, sizes and times. The files are not opened: some are keys.
 state() {
-    busybox find "$@" -type f -exec busybox stat -c '%n %i %s %Y' {} + | busybox sort
+    busybox find "$@" -type f -exec busybox stat -c '%n %i %s %y' {} + | busybox sort
 }
 
 trap 'exit 0' TERM INT

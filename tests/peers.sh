@@ -77,6 +77,7 @@ bench)
     need ip iproute2
     need strip binutils
     need git git
+    need jq jq
     # Packages, and machines with a real systemd of Debian 12 and 13.
     need dpkg-shlibdeps dpkg-dev
     need rpm rpm

@@ -229,3 +229,38 @@ async fn status_page_lives_in_a_browser() {
     }
     watched.binary.kill().await;
 }
+
+/// Commands of a README that need a program of a production host: systemd, or a Grafana.
+const ELSEWHERE: [&str; 2] = ["sudo ", "curl "];
+
+#[tokio::test]
+async fn commands_for_prometheus_and_grafana_run() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut ran = Vec::new();
+    for name in ["prometheus", "grafana"] {
+        let folder = tempfile::tempdir().unwrap();
+        let deploy = root.join("deploy").join(name);
+        for file in fs::read_dir(&deploy).unwrap().map(Result::unwrap) {
+            fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+        }
+        let readme = fs::read_to_string(deploy.join("README.md")).unwrap();
+        let commands = readme.lines().filter_map(|line| line.strip_prefix("$ "));
+        for command in commands {
+            if ELSEWHERE.iter().any(|other| command.starts_with(other)) {
+                continue;
+            }
+            let mut shell = Command::new("sh");
+            shell.args(["-euc", command]).current_dir(folder.path());
+            let (said, good) = run(&mut shell, "").await;
+            assert!(good, "{command}: {said}");
+            ran.push(command.split(' ').next().unwrap().to_owned());
+        }
+        if name == "grafana" {
+            let import = fs::read(folder.path().join("import.json")).unwrap();
+            let import: serde_json::Value = serde_json::from_slice(&import).unwrap();
+            assert_eq!(import["overwrite"], true);
+            assert_eq!(import["dashboard"]["title"], "tls-sessiond");
+        }
+    }
+    assert_eq!(ran, ["promtool", "promtool", "jq"]);
+}

@@ -152,30 +152,6 @@ async fn prometheus_scrapes_and_answers_queries() {
 }
 
 #[tokio::test]
-async fn alert_rules_pass_their_tests() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus");
-    for args in [
-        ["check", "rules", "rules.yaml"],
-        ["test", "rules", "rules_test.yaml"],
-    ] {
-        let promtool = Command::new("promtool")
-            .args(args)
-            .current_dir(&folder)
-            .kill_on_drop(true)
-            .output();
-        let output = timeout(LOOK, promtool)
-            .await
-            .expect("promtool does not end")
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert!(
-            output.status.success() && said.contains("SUCCESS"),
-            "{said}"
-        );
-    }
-}
-
-#[tokio::test]
 async fn status_page_lives_in_a_browser() {
     let watched = Watched::start(&[]).await;
     let daemon = TestDaemon::at(&watched.binary.address).await;

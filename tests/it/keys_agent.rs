@@ -1,4 +1,4 @@
-//! `keys agent` with real servers: nginx, HAProxy and Envoy share a ring, and what goes wrong is said in words.
+//! `keys agent` with real servers: nginx, HAProxy, Envoy and Go share a ring, and what goes wrong is said in words.
 
 use std::{
     collections::BTreeSet,
@@ -111,6 +111,8 @@ enum Kind {
     Haproxy,
     /// With the port of its admin address.
     Envoy(u16),
+    /// tests/clients/ticket_server.go.
+    Go,
 }
 
 impl Replica {
@@ -122,7 +124,9 @@ impl Replica {
             folder: folder.to_owned(),
             process: None,
         };
-        fs::write(replica.path("conf"), replica.configuration()).unwrap();
+        if let Some(configuration) = replica.configuration() {
+            fs::write(replica.path("conf"), configuration).unwrap();
+        }
         replica
     }
 
@@ -130,10 +134,11 @@ impl Replica {
         self.folder.join(format!("{}.{extension}", self.name))
     }
 
-    fn configuration(&self) -> String {
+    /// Returns the content of its configuration file, if it has one.
+    fn configuration(&self) -> Option<String> {
         let (socket, folder) = (self.socket.display(), self.folder.display());
         let at = |extension: &str| text(&self.path(extension));
-        match self.kind {
+        Some(match self.kind {
             Kind::Nginx => format!(
                 "daemon off; pid {}; error_log {}; worker_processes 2; events {{ worker_connections 64; }}\n\
                  http {{ access_log off; server {{ listen unix:{socket} ssl; return 200 hello; keepalive_timeout 0;\n\
@@ -152,7 +157,8 @@ impl Replica {
                 at("keys"),
             ),
             Kind::Envoy(admin) => self.envoy(admin),
-        }
+            Kind::Go => return None,
+        })
     }
 
     /// Returns the configuration of an Envoy that reads its keys from a file.
@@ -196,33 +202,44 @@ impl Replica {
         configuration.to_string()
     }
 
-    /// Starts the server. Its agent has written its keys by then.
+    /// Starts the server, whose agent runs. It listens when it has its first keys.
     async fn start(&mut self) {
         let first = match self.kind {
-            Kind::Nginx => self.path("1"),
-            Kind::Haproxy | Kind::Envoy(_) => self.path("keys"),
+            Kind::Nginx => Some(self.path("1")),
+            Kind::Haproxy | Kind::Envoy(_) => Some(self.path("keys")),
+            Kind::Go => None,
         };
-        until("the agent writes the first keys", async || first.exists()).await;
+        if let Some(first) = first {
+            until("the agent writes the first keys", async || first.exists()).await;
+        }
         let configuration = self.path("conf");
         let mut command = match self.kind {
             Kind::Nginx => {
                 let mut command = Command::new("/usr/sbin/nginx");
                 command.arg("-p").arg(&self.folder).arg("-c");
+                command.arg(configuration);
                 command
             }
             Kind::Haproxy => {
                 let mut command = Command::new("/usr/sbin/haproxy");
-                command.args(["-db", "-f"]);
+                command.args(["-db", "-f"]).arg(configuration);
                 command
             }
             Kind::Envoy(_) => {
                 let mut command = peer("envoy");
                 command.args(["--service-node", &self.name, "--service-cluster", "test"]);
                 command.args(["--concurrency", "1", "--disable-hot-restart", "-c"]);
+                command.arg(configuration);
+                command
+            }
+            Kind::Go => {
+                let mut command = peer("ticket-server");
+                command.arg(self.path("control")).arg(&self.socket);
+                command.args([self.folder.join("tls.crt"), self.folder.join("tls.key")]);
                 command
             }
         };
-        self.process = Some(Process::start(command.arg(configuration)));
+        self.process = Some(Process::start(&mut command));
         until("the server listens", async || self.socket.exists()).await;
     }
 
@@ -230,22 +247,33 @@ impl Replica {
         let at = |extension: &str| text(&self.path(extension));
         let prefix = text(&self.folder.join(&self.name));
         let args = match self.kind {
-            Kind::Nginx => ["--nginx".into(), prefix, "--pid-file".into(), at("pid")],
-            Kind::Haproxy => [
+            Kind::Nginx => vec!["--nginx".into(), prefix, "--pid-file".into(), at("pid")],
+            Kind::Haproxy => vec![
                 "--haproxy".into(),
                 at("keys"),
                 "--socket".into(),
                 at("admin"),
             ],
-            Kind::Envoy(admin) => [
+            Kind::Envoy(admin) => vec![
                 "--envoy".into(),
                 at("keys"),
                 "--admin".into(),
                 format!("http://127.0.0.1:{admin}"),
             ],
+            Kind::Go => go(&format!("cat > {} && {}", at("keys"), self.push())),
         };
         let args: Vec<_> = args.iter().map(String::as_str).collect();
         Agent::start(address, &self.name, &args, &self.folder)
+    }
+
+    /// Returns a command that gives the kept keys to a server in Go, and ends when it runs them.
+    fn push(&self) -> String {
+        let at = |extension: &str| text(&self.path(extension));
+        format!(
+            "curl -sSf --unix-socket {} --data-binary @{} http://keys/",
+            at("control"),
+            at("keys")
+        )
     }
 
     /// Adds the keys in the files of the server.
@@ -265,6 +293,13 @@ impl Replica {
                 let held = &secret["resources"][0]["session_ticket_keys"]["keys"];
                 let held = held.as_array().into_iter().flatten();
                 let coded = held.filter_map(|key| key["inline_bytes"].as_str());
+                keys.extend(coded.map(|key| STANDARD.decode(key).unwrap()));
+            }
+            Kind::Go => {
+                let file = fs::read(self.path("keys")).unwrap_or_default();
+                let given: Value = serde_json::from_slice(&file).unwrap_or_default();
+                let held = given["keys"].as_array().into_iter().flatten();
+                let coded = held.filter_map(|key| key["key"].as_str());
                 keys.extend(coded.map(|key| STANDARD.decode(key).unwrap()));
             }
         }
@@ -305,6 +340,12 @@ impl Drop for Replica {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// Returns the arguments of an agent for a server in Go, whose program is a script.
+fn go(script: &str) -> Vec<String> {
+    let words = ["--layout", "32", "--command", "/bin/sh", "-c", script];
+    words.map(str::to_owned).to_vec()
 }
 
 /// Waits until a condition holds.
@@ -374,6 +415,8 @@ async fn tickets_cross_to_another_server_over_rotations() {
         ("haproxy-2", Kind::Haproxy),
         ("envoy-1", Kind::Envoy(free_port())),
         ("envoy-2", Kind::Envoy(free_port())),
+        ("go-1", Kind::Go),
+        ("go-2", Kind::Go),
     ];
     let mut fleet = Vec::new();
     let mut agents = Vec::new();
@@ -476,6 +519,48 @@ async fn tickets_cross_to_another_server_over_rotations() {
     has_no_key(&said, &keys);
     let mode = fs::metadata(fleet[0].path("1")).unwrap().permissions();
     assert_eq!(mode.mode() & 0o7777, 0o600);
+    daemon.stop().await;
+}
+
+/// An acknowledgement before a server has its keys is what every rotation without acknowledgement amounts to.
+#[tokio::test]
+async fn agents_that_acknowledge_too_early_lose_tickets() {
+    let daemon = TestDaemon::by_real_time(RING).await;
+    let address = format!("tcp://{}", daemon.address);
+    let folder = memory();
+    let mut prompt = Replica::new(Kind::Go, "prompt", folder.path());
+    let mut early = Replica::new(Kind::Go, "early", folder.path());
+    let keys = text(&early.path("keys"));
+    // The server gets its keys 800 ms after the acknowledgement.
+    let script = format!(
+        "cat > {keys}; (sleep 0.8; {}) > {keys}.log 2>&1 &",
+        early.push()
+    );
+    let args = go(&script);
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let _agents = [
+        prompt.agent(&address),
+        Agent::start(&address, "early", &args, folder.path()),
+    ];
+    prompt.start().await;
+    early.start().await;
+    let file = text(&folder.path().join("session"));
+    let (mut lost, mut resumed) = (0, 0);
+    let crosses = async {
+        while lost == 0 || resumed == 0 {
+            let made = Instant::now();
+            assert!(!prompt.resumes("-tls1_3", ["-sess_out", &file]).await);
+            let reused = early.resumes("-tls1_3", ["-sess_in", &file]).await;
+            match reused {
+                true => resumed += 1,
+                false if made.elapsed() < LIFETIME => lost += 1,
+                false => {}
+            }
+        }
+    };
+    timeout(PATIENCE, crosses)
+        .await
+        .expect("some tickets are lost, and some are not");
     daemon.stop().await;
 }
 

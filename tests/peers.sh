@@ -134,7 +134,7 @@ stamp=.peers/installed
 pins="$python_pins $node_pins"
 # Go builds again only what has changed.
 build() {
-    for name in client:grpc-go ticket_server:ticket-server; do
+    for name in client:grpc-go ticket_server:ticket-server resuming:go-resuming; do
         source=tests/clients/${name%:*}.go
         echo "peers.sh: go build $source"
         GO111MODULE=off GOPATH=$gocode GOFLAGS= GOPROXY=off GOCACHE="$PWD/.peers/go-cache" \

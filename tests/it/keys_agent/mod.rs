@@ -1,5 +1,8 @@
 //! `keys agent` with real servers: nginx, HAProxy, Envoy and Go share a ring, and what goes wrong is said in words.
 
+mod crossing;
+mod outages;
+
 use std::{
     collections::BTreeSet,
     fs::{self, File},
@@ -13,11 +16,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tls_sessiond_proto::{self as pb, ticket_key_service_client::TicketKeyServiceClient};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
-    net::{TcpListener, UnixListener, UnixStream},
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixListener,
     process::Command,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
+use tonic::transport::Channel;
 
 use crate::{
     harness::TestDaemon,
@@ -366,18 +370,18 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
         .unwrap_or_else(|_| panic!("never: {what}"));
 }
 
-async fn ring(daemon: &TestDaemon) -> pb::Ring {
-    let mut client = TicketKeyServiceClient::new(daemon.channel.clone());
+async fn ring(channel: &Channel) -> pb::Ring {
+    let mut client = TicketKeyServiceClient::new(channel.clone());
     let request = pb::GetRingRequest { ring: "web".into() };
     let got = client.get_ring(request).await.unwrap();
     got.into_inner().ring.unwrap()
 }
 
-async fn until_ring(daemon: &TestDaemon, what: &str, holds: impl Fn(&pb::Ring) -> bool) {
+async fn until_ring(channel: &Channel, what: &str, holds: impl Fn(&pb::Ring) -> bool) {
     let mut last = pb::Ring::default();
     let wait = async {
         loop {
-            last = ring(daemon).await;
+            last = ring(channel).await;
             if holds(&last) {
                 return;
             }
@@ -407,228 +411,6 @@ fn has_no_key(said: &str, keys: &BTreeSet<Vec<u8>>) {
             assert!(!lower.contains(part), "a key in: {said}");
         }
     }
-}
-
-const CLIENTS: [&str; 3] = ["openssl", "gnutls", "go"];
-/// The rotations that a fleet goes through.
-const ROTATIONS: u64 = 10;
-
-/// Connects a client to one server, and then to another. Returns whether the second connection was resumed.
-async fn returns(
-    client: &str,
-    version: &str,
-    listener: &TcpListener,
-    from: &Replica,
-    to: &Replica,
-) -> bool {
-    let address = listener.local_addr().unwrap();
-    let mut command = match client {
-        "openssl" => {
-            let version = if version == "1.2" {
-                "-tls1_2"
-            } else {
-                "-tls1_3"
-            };
-            let file = text(&from.folder.join("session"));
-            assert!(!from.resumes(version, ["-sess_out", &file]).await);
-            return to.resumes(version, ["-sess_in", &file]).await;
-        }
-        "gnutls" => {
-            let mut command = Command::new("gnutls-cli");
-            let priority = format!("NORMAL:-VERS-ALL:+VERS-TLS{version}");
-            command.args(["--resume", "--insecure", "--priority", &priority]);
-            command.args(["--port", &address.port().to_string(), "127.0.0.1"]);
-            command
-        }
-        _ => {
-            let mut command = peer("go-resuming");
-            command.args([&address.to_string(), version]);
-            command
-        }
-    };
-    // Both connections of these clients go to one address.
-    let carry = async {
-        for server in [from, to] {
-            let (mut near, _) = listener.accept().await.unwrap();
-            let mut far = UnixStream::connect(&server.socket).await.unwrap();
-            // A client may close its socket with a close_notify unread, which is a reset.
-            drop(copy_bidirectional(&mut near, &mut far).await);
-        }
-    };
-    let ((said, good), ()) = tokio::join!(run(&mut command, GET), carry);
-    assert!(good, "{client} from {} to {}: {said}", from.name, to.name);
-    match client {
-        "gnutls" => said.contains("This is a resumed session"),
-        _ => said.contains("second resumed: true"),
-    }
-}
-
-#[tokio::test]
-async fn tickets_cross_to_another_server_over_rotations() {
-    let daemon = TestDaemon::by_real_time(RING).await;
-    let address = format!("tcp://{}", daemon.address);
-    let folder = memory();
-    let kinds = [
-        ("nginx-1", Kind::Nginx),
-        ("nginx-2", Kind::Nginx),
-        ("haproxy-1", Kind::Haproxy),
-        ("haproxy-2", Kind::Haproxy),
-        ("envoy-1", Kind::Envoy(free_port())),
-        ("envoy-2", Kind::Envoy(free_port())),
-        ("go-1", Kind::Go),
-        ("go-2", Kind::Go),
-    ];
-    let mut fleet = Vec::new();
-    let mut agents = Vec::new();
-    for (name, kind) in kinds {
-        let mut replica = Replica::new(kind, name, folder.path());
-        agents.push(replica.agent(&address));
-        replica.start().await;
-        fleet.push(replica);
-    }
-    until_ring(&daemon, "all of them count", |ring| {
-        ring.members.iter().filter(|member| member.counted).count() == kinds.len()
-    })
-    .await;
-
-    // Clients return to the other server of the same kind, over ten rotations. A server takes no ticket of another kind,
-    // whose session id context is another one (SSL_CTX_set_session_id_context(3)).
-    let old = |replica: &Replica| text(&replica.path("old"));
-    for replica in &fleet {
-        let session = ["-sess_out", &old(replica)];
-        assert!(!replica.resumes("-tls1_3", session).await);
-        let session = ["-sess_in", &old(replica)];
-        assert!(replica.resumes("-tls1_3", session).await);
-    }
-    let first = ring(&daemon).await.rotations;
-    let mut keys = BTreeSet::new();
-    let (mut crossed, mut pairs, mut turn) = (0, BTreeSet::new(), 0);
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let ways = CLIENTS.len() * 2 * fleet.len() - 2;
-    let crosses = async {
-        while ring(&daemon).await.rotations < first + ROTATIONS || pairs.len() < ways {
-            let version = ["1.2", "1.3"][turn % 2];
-            let client = CLIENTS[turn / 2 % CLIENTS.len()];
-            let from = turn / 2 / CLIENTS.len() % fleet.len();
-            let to = from ^ 1;
-            turn += 1;
-            // Envoy sends tickets of TLS 1.3 with its first answer. gnutls-cli asks nothing before it resumes.
-            if (client, version) == ("gnutls", "1.3") && fleet[from].name.starts_with("envoy") {
-                continue;
-            }
-            fleet.iter().for_each(|replica| replica.collect(&mut keys));
-            let made = Instant::now();
-            let resumed = returns(client, version, &listener, &fleet[from], &fleet[to]).await;
-            // A client that was delayed for longer has a ticket that has expired.
-            if made.elapsed() < LIFETIME {
-                assert!(
-                    resumed,
-                    "{client} with {version} from {} to {}: {:?}",
-                    fleet[from].name,
-                    fleet[to].name,
-                    ring(&daemon).await
-                );
-                crossed += 1;
-                pairs.insert((from, client, version));
-            }
-        }
-    };
-    timeout(4 * PATIENCE, crosses)
-        .await
-        .expect("ten rotations, with each client");
-    let now = ring(&daemon).await;
-    println!(
-        "{crossed} tickets crossed, {} rotations",
-        now.rotations - first
-    );
-    assert_eq!(now.fenced, 0, "{now:?}");
-    // The servers have dropped the first keys: an agent that only says so would be seen here.
-    for replica in &fleet {
-        let session = ["-sess_in", &old(replica)];
-        let resumed = replica.resumes("-tls1_3", session).await;
-        assert!(!resumed, "{} has its first key", replica.name);
-    }
-
-    // A HAProxy that starts again reads the file, and runs what the others run.
-    drop(fleet[2].process.take());
-    fs::remove_file(&fleet[2].socket).unwrap();
-    fleet[2].start().await;
-    let file = text(&folder.path().join("session"));
-    fleet[3].resumes("-tls1_3", ["-sess_out", &file]).await;
-    assert!(fleet[2].resumes("-tls1_3", ["-sess_in", &file]).await);
-
-    // The ring waits for a killed agent, and goes on when another takes over.
-    let killed = agents.remove(0);
-    let mut said = killed.said();
-    killed.process.kill().await;
-    until_ring(&daemon, "the killed agent is late", |ring| {
-        member(ring, "nginx-1").is_some_and(|member| member.late && !member.attached)
-    })
-    .await;
-    let held = ring(&daemon).await.rotations;
-    agents.push(fleet[0].agent(&address));
-    until_ring(&daemon, "rotations go on", |ring| {
-        ring.rotations > held && member(ring, "nginx-1").is_some_and(|member| member.counted)
-    })
-    .await;
-    fleet[0].resumes("-tls1_2", ["-sess_out", &file]).await;
-    assert!(fleet[1].resumes("-tls1_2", ["-sess_in", &file]).await);
-
-    // Agents that are told to stop leave the ring.
-    fleet.iter().for_each(|replica| replica.collect(&mut keys));
-    for agent in agents {
-        said += &agent.said();
-        agent.process.signal("TERM").await;
-        assert!(agent.process.succeeds().await);
-    }
-    assert_eq!(ring(&daemon).await.members, []);
-    assert!(keys.len() >= 6, "{} keys", keys.len());
-    has_no_key(&said, &keys);
-    let mode = fs::metadata(fleet[0].path("1")).unwrap().permissions();
-    assert_eq!(mode.mode() & 0o7777, 0o600);
-    daemon.stop().await;
-}
-
-/// An acknowledgement before a server has its keys is what every rotation without acknowledgement amounts to.
-#[tokio::test]
-async fn agents_that_acknowledge_too_early_lose_tickets() {
-    let daemon = TestDaemon::by_real_time(RING).await;
-    let address = format!("tcp://{}", daemon.address);
-    let folder = memory();
-    let mut prompt = Replica::new(Kind::Go, "prompt", folder.path());
-    let mut early = Replica::new(Kind::Go, "early", folder.path());
-    let keys = text(&early.path("keys"));
-    // The server gets its keys 800 ms after the acknowledgement.
-    let script = format!(
-        "cat > {keys}; (sleep 0.8; {}) > {keys}.log 2>&1 &",
-        early.push()
-    );
-    let args = go(&script);
-    let args: Vec<_> = args.iter().map(String::as_str).collect();
-    let _agents = [
-        prompt.agent(&address),
-        Agent::start(&address, "early", &args, folder.path()),
-    ];
-    prompt.start().await;
-    early.start().await;
-    let file = text(&folder.path().join("session"));
-    let (mut lost, mut resumed) = (0, 0);
-    let crosses = async {
-        while lost == 0 || resumed == 0 {
-            let made = Instant::now();
-            assert!(!prompt.resumes("-tls1_3", ["-sess_out", &file]).await);
-            let reused = early.resumes("-tls1_3", ["-sess_in", &file]).await;
-            match reused {
-                true => resumed += 1,
-                false if made.elapsed() < LIFETIME => lost += 1,
-                false => {}
-            }
-        }
-    };
-    timeout(PATIENCE, crosses)
-        .await
-        .expect("some tickets are lost, and some are not");
-    daemon.stop().await;
 }
 
 /// Answers each connection to a socket with a text, or with silence.
@@ -668,7 +450,7 @@ async fn servers_that_take_no_keys_are_named_with_words() {
     let mut broken = Replica::new(Kind::Nginx, "broken", folder.path());
     let broken_agent = broken.agent(&address);
     broken.start().await;
-    until_ring(&daemon, "nginx runs", |ring| {
+    until_ring(&daemon.channel, "nginx runs", |ring| {
         member(ring, "broken").is_some_and(|member| member.counted)
     })
     .await;
@@ -774,7 +556,7 @@ async fn servers_that_take_no_keys_are_named_with_words() {
         ("read-only", "Read-only file system"),
     ]);
     for (name, said) in wanted {
-        until_ring(&daemon, &format!("{name}: {said}"), |ring| {
+        until_ring(&daemon.channel, &format!("{name}: {said}"), |ring| {
             member(ring, name).is_some_and(|member| member.trouble.contains(said))
         })
         .await;
@@ -786,8 +568,8 @@ async fn servers_that_take_no_keys_are_named_with_words() {
         member: "broken".into(),
     };
     client.fence_member(fence).await.unwrap();
-    let before = ring(&daemon).await.rotations;
-    until_ring(&daemon, "the ring goes on", |ring| {
+    let before = ring(&daemon.channel).await.rotations;
+    until_ring(&daemon.channel, "the ring goes on", |ring| {
         ring.rotations > before && member(ring, "good").is_some_and(|member| member.counted)
     })
     .await;
@@ -798,7 +580,7 @@ async fn servers_that_take_no_keys_are_named_with_words() {
         .for_each(|agent| has_no_key(&agent.said(), &keys));
     // nginx goes on with its old keys, and is put right.
     fs::rename(at("gone.key"), at("tls.key")).unwrap();
-    until_ring(&daemon, "nginx is put right", |ring| {
+    until_ring(&daemon.channel, "nginx is put right", |ring| {
         member(ring, "broken").is_some_and(|member| member.trouble.is_empty() && member.counted)
     })
     .await;
@@ -824,7 +606,7 @@ async fn keys_go_to_a_disk_only_if_allowed() {
     assert!(!file.exists());
     let args = [&args[..], &["--allow-disk", "--mode", "0640"]].concat();
     let _allowed = Agent::start(&address, "allowed", &args, log);
-    until_ring(&daemon, "the file is written", |ring| {
+    until_ring(&daemon.channel, "the file is written", |ring| {
         member(ring, "allowed").is_some_and(|member| member.counted)
     })
     .await;
@@ -836,14 +618,14 @@ async fn keys_go_to_a_disk_only_if_allowed() {
 }
 
 /// Starts the daemon at a Unix socket.
-async fn serve(folder: &Path) -> Process {
+async fn serve(folder: &Path, ring: &str) -> Process {
     let config = folder.join("daemon.toml");
     let socket = folder.join("api.sock");
     let listen = format!(
         "[listen]\napi = [\"unix://{}\"]\nadmin = \"\"\n",
         socket.display()
     );
-    fs::write(&config, listen + RING).unwrap();
+    fs::write(&config, listen + ring).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_tls-sessiond"));
     let mut daemon = Process::start(command.arg("--config").arg(&config));
     daemon.says("listening on unix://").await;
@@ -869,7 +651,7 @@ async fn agent_outlives_its_daemon_and_tells_the_service_manager() {
     .await;
     let mut message = [0; 1024];
     assert!(manager.recv(&mut message).is_err());
-    let mut daemon = serve(folder.path()).await;
+    let mut daemon = serve(folder.path(), RING).await;
     let mut told = String::new();
     until("the agent is ready", async || {
         while let Ok(length) = manager.recv(&mut message) {
@@ -891,7 +673,7 @@ async fn agent_outlives_its_daemon_and_tells_the_service_manager() {
         // Long enough for several attempts.
         sleep(Duration::from_millis(1500)).await;
         assert_eq!(count("not a member now"), times, "{}", agent.said());
-        daemon = serve(folder.path()).await;
+        daemon = serve(folder.path(), RING).await;
         until("the agent joins again", async || {
             count("joined the ring") == times
         })
@@ -915,7 +697,7 @@ async fn two_agents_with_one_name_are_told_so() {
     let folder = memory();
     let args = ["--command", "/bin/true"];
     let first = Agent::start(&address, "same", &args, folder.path());
-    until_ring(&daemon, "the first joins", |ring| {
+    until_ring(&daemon.channel, "the first joins", |ring| {
         member(ring, "same").is_some_and(|member| member.counted)
     })
     .await;
@@ -928,6 +710,6 @@ async fn two_agents_with_one_name_are_told_so() {
     .await;
     // Both write to one file: the first line of each, and the one above.
     assert!(first.said().contains("the ring has ended the membership: "));
-    assert_eq!(ring(&daemon).await.members.len(), 1);
+    assert_eq!(ring(&daemon.channel).await.members.len(), 1);
     daemon.stop().await;
 }

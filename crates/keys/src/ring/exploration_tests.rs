@@ -15,7 +15,7 @@ use super::{Instruction, Lease, Phase, Ring, Settings, Style};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mutant {
     /// Goes on without acknowledgements.
-    WaitForNobody,
+    WaitForNone,
     /// Drops an epoch at once.
     DropEarly,
 }
@@ -280,7 +280,7 @@ fn no_interleaving_loses_a_ticket() {
 #[test]
 fn rotation_without_acknowledgements_loses_tickets() {
     for style in [Style::List, Style::Push] {
-        let lost = explore([style; SERVERS], Some(Mutant::WaitForNobody));
+        let lost = explore([style; SERVERS], Some(Mutant::WaitForNone));
         lost.expect_err("it goes on without acknowledgements");
     }
 }

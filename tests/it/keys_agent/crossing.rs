@@ -10,8 +10,9 @@ use tokio::{
 };
 
 use super::{
-    Agent, GET, Kind, LIFETIME, RING, Replica, free_port, go, has_no_key, member, memory, ring,
-    text, until_ring,
+    Agent, GET, LIFETIME, RING, free_port, has_no_key, member, memory,
+    replica::{Kind, Replica, go},
+    ring, text, until_ring,
 };
 use crate::{
     harness::TestDaemon,

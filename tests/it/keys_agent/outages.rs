@@ -7,7 +7,9 @@ use tokio::net::UnixStream;
 use tonic::transport::Channel;
 
 use super::{
-    Agent, Kind, Replica, free_port, member, memory, ring, serve, text, until, until_ring,
+    Agent, free_port, member, memory,
+    replica::{Kind, Replica},
+    ring, serve, text, until, until_ring,
 };
 use crate::{doors::over, harness::TestDaemon};
 
@@ -100,7 +102,7 @@ async fn tickets_survive_a_killed_daemon_only_with_a_credential() {
 }
 
 #[tokio::test]
-async fn nobody_resumes_after_an_emergency() {
+async fn no_ticket_is_resumed_after_an_emergency() {
     let daemon = TestDaemon::by_real_time(SLOW).await;
     let folder = memory();
     let kinds = [

@@ -286,18 +286,24 @@ mod tests {
         assert!(rest.is_empty());
     }
 
-    // Invariant 24.
-    #[tokio::test]
-    async fn panic_of_a_thread_costs_its_connections_and_no_other() {
+    /// Listens on a port of its own.
+    fn bind() -> (SocketAddr, Listeners) {
         let here = SocketAddr::from(([127, 0, 0, 1], 0));
         let file = UnixFile {
             mode: 0o600,
             owner: None,
         };
-        let mut listeners = Listeners::bind(&[Endpoint::Tcp(here)], file, false).unwrap();
+        let listeners = Listeners::bind(&[Endpoint::Tcp(here)], file, false).unwrap();
         let [Endpoint::Tcp(address)] = listeners.endpoints()[..] else {
             panic!("one address")
         };
+        (address, listeners)
+    }
+
+    // Invariant 24.
+    #[tokio::test]
+    async fn panic_of_a_thread_costs_its_connections_and_no_other() {
+        let (address, mut listeners) = bind();
         let served = Arc::new(Mutex::new(0));
         let counts = Arc::clone(&served);
         let serve = move |accepted: Accepted, _| {
@@ -332,15 +338,7 @@ mod tests {
 
     #[tokio::test]
     async fn thread_that_hangs_has_no_pulse() {
-        let here = SocketAddr::from(([127, 0, 0, 1], 0));
-        let file = UnixFile {
-            mode: 0o600,
-            owner: None,
-        };
-        let mut listeners = Listeners::bind(&[Endpoint::Tcp(here)], file, false).unwrap();
-        let [Endpoint::Tcp(address)] = listeners.endpoints()[..] else {
-            panic!("one address")
-        };
+        let (address, mut listeners) = bind();
         let (release, held) = std::sync::mpsc::channel::<()>();
         let held = Arc::new(Mutex::new(held));
         let hangs = Arc::new(tokio::sync::Notify::new());

@@ -117,7 +117,7 @@ def is_confined(machine):
         machine.run(f"! {inside} setpriv --reuid=tls-sessiond --regid=tls-sessiond --clear-groups ls {hidden} 2>/dev/null")
     machine.run("useradd member; usermod -aG tls-sessiond member; useradd stranger")
     machine.run(["setpriv", "--reuid=member", "--regid=member", "--init-groups", "tls-sessiond", "health"])
-    # The daemon sees who calls: a worker may not reload.
+    # The daemon sees the user of a caller: a worker may not reload.
     machine.run(["setpriv", "--reuid=member", "--regid=member", "--init-groups", "tls-sessiond", "reload"], 1)
     caller = f"uid:{machine.run('id -u member').strip()}"
     until(f"the journal names {caller}", lambda: caller in machine.journal(UNIT))

@@ -269,7 +269,7 @@ async fn other_users_leave_sockets_for_the_probe() {
         ])
         .arg(&path);
     let mut other = crate::process::Process::start(&mut other);
-    // Four, and those beyond the limit that are for everybody of this host.
+    // Four, and those beyond the limit that are for all users of this host.
     let open: usize = other.says("open ").await.parse().unwrap();
     assert_eq!(open, 4 + 12);
     let address = format!("unix://{path}");

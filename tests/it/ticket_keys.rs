@@ -144,7 +144,7 @@ async fn members_prepare_before_any_of_them_encrypts() {
     );
     let prepare = told.sequence;
     assert_eq!(epochs(&two.runs().await), [0, 1, 2]);
-    // One has not acknowledged, so nobody encrypts with epoch 2. It is late, and named.
+    // One has not acknowledged, so no member encrypts with epoch 2. It is late, and named.
     let late = until(&daemon, |ring| {
         ring.members.iter().any(|member| member.late)
     })

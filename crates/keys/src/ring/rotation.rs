@@ -14,7 +14,7 @@ impl Ring {
     }
 
     /// Replaces all epochs at once: no ticket that exists is opened after that by a member that
-    /// acknowledges. Members that do not acknowledge within [`Settings::members_wait`] are fenced.
+    /// acknowledges. Members that do not acknowledge within [`super::Settings::members_wait`] are fenced.
     ///
     /// # Errors
     /// The system has no random numbers. Nothing has changed then.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use aws_lc_rs::rand;
 use tls_sessiond_store::{
-    layout::{Fit, Name, Pool},
+    layout::{Fit, Name, Pool, RingName},
     script::{
         Answer, Claim, Criteria, Expected, Head, Holder, Mode, REVOCATIONS_MAX, REVOCATIONS_OF_ALL,
         Refused, Request, Token,
@@ -187,6 +187,8 @@ impl Check<'_> {
         let mut holder = [0; 8];
         holder.copy_from_slice(&random[16..]);
         let holder = Holder(holder);
+        let mut ring = [0; 16];
+        ring.copy_from_slice(&random[..16]);
         let beat = Request::Beat {
             bucket: name.bucket(),
             holder,
@@ -258,6 +260,15 @@ impl Check<'_> {
             bucket: name.bucket(),
             holder,
         };
+        // The store forgets it after a moment, because nothing is written.
+        let ring = Request::Ring {
+            ring: RingName(ring),
+            daemon: holder,
+            lease: 1,
+            known: 0,
+            mark: Vec::new(),
+            write: None,
+        };
         match self.run("put", &put).await? {
             Answer::Stored => {}
             // Another daemon has revoked sessions meanwhile.
@@ -272,6 +283,7 @@ impl Check<'_> {
         self.run("revocations", &Request::Revocations).await?;
         self.run("revoke", &revoke).await?;
         self.run("revise", &revise).await?;
+        self.run("ring", &ring).await?;
         self.run("resign", &resign).await?;
         self.run_by("resign", &resign, By::Hash).await?;
         Ok(())

@@ -104,6 +104,10 @@ impl Pool {
     }
 }
 
+/// The name of a ring of ticket keys in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RingName(pub [u8; 16]);
+
 /// A keyed hash of what a lookup must repeat: format, binding and server name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fit(pub [u8; 8]);
@@ -120,6 +124,17 @@ impl NameKey {
     /// replaced.
     pub(crate) fn revocations(&self) -> Zeroizing<[u8; 32]> {
         Zeroizing::new(self.digest(&[b"revocations"]))
+    }
+
+    /// Returns the key that seals rings of ticket keys. Every daemon has it, also while sealing keys are
+    /// replaced.
+    pub(crate) fn rings(&self) -> Zeroizing<[u8; 32]> {
+        Zeroizing::new(self.digest(&[b"rings"]))
+    }
+
+    /// Returns the name of a ring of ticket keys.
+    pub fn ring(&self, ring: &str) -> RingName {
+        RingName(self.digest(&[b"ring", ring.as_bytes()]))
     }
 
     /// Returns eight hex digits that differ for other keys.
@@ -229,6 +244,13 @@ impl Layout {
     /// Returns the key of the revocations: a hash of sealed revocations by id, and their version.
     pub fn revocations(&self) -> Vec<u8> {
         format!("{}:{{{}}}:r", self.prefix, TAGS[0]).into_bytes()
+    }
+
+    /// Returns the key of a ring of ticket keys: a hash of its sealed state, its version, the daemon
+    /// that rotates it, and those that are alive.
+    pub fn ring(&self, ring: RingName) -> Vec<u8> {
+        let digits = hex::string(&ring.0);
+        format!("{}:{{{}}}:k:{digits}", self.prefix, TAGS[0]).into_bytes()
     }
 
     /// Returns the key of a bucket's heartbeats: a hash of deadlines by holder.

@@ -22,7 +22,7 @@ use tls_sessiond_types::{hex, secret::wipe};
 use zeroize::Zeroizing;
 
 use crate::{
-    layout::{Name, NameKey},
+    layout::{Name, NameKey, RingName},
     script::Head,
 };
 
@@ -213,49 +213,31 @@ impl SealingKeys {
         id: &[u8; 16],
         plaintext: &[u8],
     ) -> Result<Vec<u8>, NoRandomness> {
-        let mut nonce = [0; NONCE_LEN];
-        rand::fill(&mut nonce).map_err(|_| NoRandomness)?;
-        let mut sealed = plaintext.to_vec();
-        self.revocation_key()
-            .ok_or(NoRandomness)?
-            .seal_in_place_append_tag(
-                Nonce::assume_unique_for_key(nonce),
-                Aad::from(id),
-                &mut sealed,
-            )
-            .map_err(|_| NoRandomness)?;
-        Ok([&[VERSION][..], &nonce, &sealed].concat())
+        seal_for(&self.names.revocations(), id, plaintext)
     }
 
     /// Opens a revocation.
     ///
     /// # Errors
     /// It was not sealed with this key of names and for this id.
-    pub fn open_revocation(&self, id: &[u8; 16], sealed: &[u8]) -> Result<Vec<u8>, Unopened> {
-        let (&[VERSION], rest) = sealed.split_first_chunk::<1>().ok_or(Unopened::Malformed)? else {
-            return Err(Unopened::Malformed);
-        };
-        let (nonce, rest) = rest
-            .split_first_chunk::<NONCE_LEN>()
-            .ok_or(Unopened::Malformed)?;
-        let mut bytes = rest.to_vec();
-        let length = self
-            .revocation_key()
-            .ok_or(Unopened::UnknownKey)?
-            .open_in_place(
-                Nonce::assume_unique_for_key(*nonce),
-                Aad::from(id),
-                &mut bytes,
-            )
-            .map_err(|_| Unopened::Changed)?
-            .len();
-        bytes.truncate(length);
-        Ok(bytes)
+    pub fn open_revocation(&self, id: &[u8; 16], sealed: &[u8]) -> Result<Opened, Unopened> {
+        open_for(&self.names.revocations(), id, sealed)
     }
 
-    fn revocation_key(&self) -> Option<LessSafeKey> {
-        let key = self.names.revocations();
-        Some(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &*key).ok()?))
+    /// Seals a ring of ticket keys. All daemons can open it, whatever their sealing keys are.
+    ///
+    /// # Errors
+    /// The system has no random numbers.
+    pub fn seal_ring(&self, ring: RingName, plaintext: &[u8]) -> Result<Vec<u8>, NoRandomness> {
+        seal_for(&self.names.rings(), &ring.0, plaintext)
+    }
+
+    /// Opens a ring of ticket keys.
+    ///
+    /// # Errors
+    /// It was not sealed with this key of names and for this ring.
+    pub fn open_ring(&self, ring: RingName, sealed: &[u8]) -> Result<Opened, Unopened> {
+        open_for(&self.names.rings(), &ring.0, sealed)
     }
 
     /// Seals a value for one entry.
@@ -334,6 +316,52 @@ impl fmt::Debug for SealingKeys {
     }
 }
 
+/// Seals what all daemons of a store can open: version (1 byte) ‖ nonce (12) ‖ ciphertext ‖ tag (16).
+fn seal_for(key: &[u8; 32], id: &[u8; 16], plaintext: &[u8]) -> Result<Vec<u8>, NoRandomness> {
+    let mut nonce = [0; NONCE_LEN];
+    rand::fill(&mut nonce).map_err(|_| NoRandomness)?;
+    // Room for all, so that no copy of the plaintext is left behind.
+    let mut sealed = Vec::with_capacity(1 + NONCE_LEN + plaintext.len() + AES_256_GCM.tag_len());
+    sealed.push(VERSION);
+    sealed.extend_from_slice(&nonce);
+    sealed.extend_from_slice(plaintext);
+    let tag = shared_key(key)
+        .ok_or(NoRandomness)?
+        .seal_in_place_separate_tag(
+            Nonce::assume_unique_for_key(nonce),
+            Aad::from(id),
+            &mut sealed[1 + NONCE_LEN..],
+        )
+        .map_err(|_| NoRandomness)?;
+    sealed.extend_from_slice(tag.as_ref());
+    Ok(sealed)
+}
+
+fn open_for(key: &[u8; 32], id: &[u8; 16], sealed: &[u8]) -> Result<Opened, Unopened> {
+    let (&[VERSION], rest) = sealed.split_first_chunk::<1>().ok_or(Unopened::Malformed)? else {
+        return Err(Unopened::Malformed);
+    };
+    let (nonce, rest) = rest
+        .split_first_chunk::<NONCE_LEN>()
+        .ok_or(Unopened::Malformed)?;
+    let mut bytes = Opened(rest.to_vec());
+    let length = shared_key(key)
+        .ok_or(Unopened::UnknownKey)?
+        .open_in_place(
+            Nonce::assume_unique_for_key(*nonce),
+            Aad::from(id),
+            &mut bytes.0,
+        )
+        .map_err(|_| Unopened::Changed)?
+        .len();
+    bytes.0.truncate(length);
+    Ok(bytes)
+}
+
+fn shared_key(key: &[u8; 32]) -> Option<LessSafeKey> {
+    Some(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).ok()?))
+}
+
 fn associated(entry: &[u8], head: &Head) -> Vec<u8> {
     [entry, &head.to_bytes()].concat()
 }
@@ -395,7 +423,10 @@ mod tests {
         let old = SealingKeys::read(ONE).unwrap();
         let new = SealingKeys::read(&format!("{TWO}\nnames:{ONE}")).unwrap();
         let sealed = old.seal_revocation(&[1; 16], b"revoked").unwrap();
-        assert_eq!(new.open_revocation(&[1; 16], &sealed).unwrap(), b"revoked");
+        assert_eq!(
+            *new.open_revocation(&[1; 16], &sealed).unwrap(),
+            *b"revoked"
+        );
         assert!(new.open_revocation(&[2; 16], &sealed).is_err());
         let other = SealingKeys::read(TWO).unwrap();
         assert!(other.open_revocation(&[1; 16], &sealed).is_err());

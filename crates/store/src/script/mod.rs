@@ -9,13 +9,17 @@ use std::sync::LazyLock;
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use tls_sessiond_types::{Version, hex};
 
-use crate::layout::{Bucket, Fit, Layout, Name, Pool};
+use crate::layout::{Bucket, Fit, Layout, Name, Pool, RingName};
 
 /// The most entries of one [`Request::Release`] or [`Request::Remove`].
 pub const ENTRIES_MAX: usize = 64;
 
 /// How long the note of a removal is kept: ten minutes, in milliseconds.
 const NOTE_MILLIS: u64 = 600_000;
+
+/// How long the store keeps a ring of ticket keys after the last look of a daemon: two weeks, in
+/// milliseconds. A ticket is valid for a week at most.
+const RING_MILLIS: u64 = 14 * 24 * 3_600_000;
 
 /// One life of one daemon in one bucket: random, and never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -276,6 +280,39 @@ pub enum Request {
         /// The new version.
         revision: u64,
     },
+    /// Looks at a ring of ticket keys, and writes it if `write` says so.
+    Ring {
+        /// The ring.
+        ring: RingName,
+        /// The daemon that looks: random at each of its starts.
+        daemon: Holder,
+        /// How long a daemon counts as alive after a look, and how long it rotates the ring, in
+        /// milliseconds.
+        lease: u64,
+        /// The version of the ring that the daemon knows. The answer has the ring if the store has
+        /// another one.
+        known: u64,
+        /// The first [`MARK_BYTES`] of the sealed value that the daemon knows: it may have the same
+        /// version as another one. Empty: it knows none.
+        mark: Vec<u8>,
+        /// What to write.
+        write: Option<RingWrite>,
+    },
+}
+
+/// Bytes with which no two sealed rings begin: a version and a nonce.
+pub const MARK_BYTES: usize = 13;
+
+/// A ring of ticket keys to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RingWrite {
+    /// Its version. It is written only if it is the one after that in the store, which the daemon
+    /// knows.
+    pub version: u64,
+    /// Its sealed value.
+    pub sealed: Vec<u8>,
+    /// Whether it gives back what the store has lost: then any later version is written.
+    pub restores: bool,
 }
 
 /// Why a request found or stored nothing.
@@ -353,6 +390,8 @@ pub enum Answer {
     },
     /// Revoke: there are [`REVOCATIONS_MAX`].
     TooMany,
+    /// Ring: what the store has.
+    Ring(RingAnswer),
     /// Beat: the store does not have the expected one.
     BeatLost {
         /// Milliseconds of the store's clock.
@@ -360,6 +399,23 @@ pub enum Answer {
         /// The version of the revocations.
         revision: u64,
     },
+}
+
+/// The answer to [`Request::Ring`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RingAnswer {
+    /// Milliseconds of the store's clock.
+    pub now: u64,
+    /// The version of the ring in the store. 0: the store has none.
+    pub version: u64,
+    /// Whether the daemon that asks is the one that rotates the ring.
+    pub leads: bool,
+    /// Whether the ring was written.
+    pub is_written: bool,
+    /// Its sealed value. `None`: the daemon knows this version, or there is none.
+    pub sealed: Option<Vec<u8>>,
+    /// The daemons that are alive.
+    pub alive: Vec<Holder>,
 }
 
 /// A value of RESP, as far as scripts return it.
@@ -463,6 +519,23 @@ impl Answer {
                 entries: read_revocations(rest.get(1..).unwrap_or_default()),
             },
             (b"many", 0) => Self::TooMany,
+            (b"ring", 5..) => {
+                let Some(Value::Bytes(sealed)) = rest.get(4) else {
+                    return Err(UnknownAnswer);
+                };
+                let alive = rest.iter().skip(5).filter_map(|daemon| match daemon {
+                    Value::Bytes(id) => Some(Holder(id.as_slice().try_into().ok()?)),
+                    _ => None,
+                });
+                Self::Ring(RingAnswer {
+                    now: number(0)?,
+                    version: number(1)?,
+                    leads: number(2)? == 1,
+                    is_written: number(3)? == 1,
+                    sealed: Some(sealed.clone()).filter(|sealed| !sealed.is_empty()),
+                    alive: alive.collect(),
+                })
+            }
             (b"lost", 2) => Self::BeatLost {
                 now: number(0)?,
                 revision: number(1)?,
@@ -525,6 +598,7 @@ static BEAT: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("be
 static RESIGN: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("resign.lua")));
 static REVISE: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("revise.lua")));
 static NEWEST: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("newest.lua")));
+static RING: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("ring.lua")));
 static REVOKE: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("revoke.lua")));
 static REVOCATIONS: LazyLock<Script> =
     LazyLock::new(|| script(ALWAYS, include_str!("revocations.lua")));
@@ -543,6 +617,7 @@ impl Request {
             Self::Newest { .. } => &NEWEST,
             Self::Revoke { .. } => &REVOKE,
             Self::Revocations => &REVOCATIONS,
+            Self::Ring { .. } => &RING,
         }
     }
 
@@ -558,6 +633,7 @@ impl Request {
                 .collect(),
             Self::Newest { pool, .. } => vec![layout.pool(pool)],
             Self::Revoke { .. } | Self::Revocations => vec![layout.revocations()],
+            Self::Ring { ring, .. } => vec![layout.ring(*ring)],
             Self::Release { holds, .. } => {
                 holds.iter().map(|(name, _)| layout.entry(*name)).collect()
             }
@@ -677,6 +753,24 @@ impl Request {
             }
             Self::Resign { holder, .. } => to(&holder.0),
             Self::Revise { revision, .. } => number(*revision, to),
+            Self::Ring {
+                daemon,
+                lease,
+                known,
+                mark,
+                write,
+                ..
+            } => {
+                to(&daemon.0);
+                number(*lease, to);
+                number(*known, to);
+                to(mark);
+                number(write.as_ref().map_or(0, |write| write.version), to);
+                let restores = write.as_ref().is_some_and(|write| write.restores);
+                to(if restores { b"1" } else { b"0" });
+                to(write.as_ref().map_or(&[], |write| &write.sealed));
+                number(RING_MILLIS, to);
+            }
         }
     }
 }
@@ -726,7 +820,7 @@ mod tests {
                 .wrapping_add(1);
             state.to_be_bytes()[0] % below
         };
-        let words: [&[u8]; 16] = [
+        let words: [&[u8]; 17] = [
             b"lost",
             b"late",
             b"revised",
@@ -743,11 +837,12 @@ mod tests {
             b"beaten",
             b"names",
             b"revocations",
+            b"ring",
         ];
         let mut read = 0;
         for _ in 0..200_000 {
-            let mut parts = vec![Value::Bytes(words[usize::from(random(16))].to_vec())];
-            for _ in 0..random(5) {
+            let mut parts = vec![Value::Bytes(words[usize::from(random(17))].to_vec())];
+            for _ in 0..random(7) {
                 parts.push(match random(6) {
                     0 => Value::Integer(i64::from(random(255)) - 100),
                     1 => Value::Bytes(random(255).to_string().into()),

@@ -23,6 +23,7 @@ mod model;
 #[path = "../shared/random.rs"]
 mod random;
 mod refusals;
+mod rings;
 mod servers;
 
 use model::{Faults, Model};

@@ -10,7 +10,7 @@ use std::{
 use redis::{Cmd, Connection, RedisResult, cmd};
 use tempfile::TempDir;
 use tls_sessiond_store::{
-    layout::{Bucket, Layout, Name},
+    layout::{Bucket, Layout, Name, RingName},
     script::{Answer, Holder, Request, Value},
 };
 
@@ -95,6 +95,19 @@ impl RawServer {
             assert!(begun.elapsed() < PATIENCE, "{info}");
             std::thread::yield_now();
         }
+    }
+
+    /// Ends the look of a daemon after a ring, and its lease if it has it, as time does.
+    pub(crate) fn lapse_ring(&mut self, ring: RingName, daemon: Holder) {
+        let look = [&b"d"[..], &daemon.0].concat();
+        cmd("HSET")
+            .arg(self.layout.ring(ring))
+            .arg(look)
+            .arg("1")
+            .arg("e")
+            .arg("1")
+            .exec(&mut self.connection)
+            .unwrap();
     }
 
     pub(crate) fn flush_scripts(&mut self) {

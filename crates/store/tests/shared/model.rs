@@ -250,6 +250,8 @@ impl Model {
                 revision: self.revocations_version,
                 entries: self.revocations.values().cloned().collect(),
             },
+            // Rings have no sessions, and the simulation of sessions has no rings.
+            Request::Ring { .. } => Answer::Malformed,
             Request::Revise { bucket, revision } => {
                 let higher = *revision > self.revision(*bucket);
                 if higher {

@@ -11,6 +11,8 @@
 
 pub mod saved; // a ring on disk, sealed
 
+pub mod shared; // a ring that several daemons share
+
 pub mod ticket; // tickets that the daemon seals itself
 
 pub mod ring; // epochs, members, phases

@@ -37,6 +37,9 @@ pub enum NotRestored {
     /// The credential is another one, the file is of another ring, or it was changed.
     #[error("the file does not open: another credential, another ring, or it was changed")]
     Unopened,
+    /// The system has no random numbers.
+    #[error(transparent)]
+    NoRandomness(#[from] NoRandomness),
 }
 
 /// The key of saved rings.
@@ -138,7 +141,7 @@ impl SavingKey {
             next,
         };
         let age = Duration::from_millis(wall.saturating_sub(activated));
-        Ok(Ring::restored(name, settings, window, age, members, now))
+        Ok(Ring::restored(name, settings, window, age, members, now)?)
     }
 }
 
@@ -171,7 +174,10 @@ impl<'s> Reader<'s> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{epoch::Layout, ring::Style};
+    use crate::{
+        epoch::Layout,
+        ring::{Attachment, Style},
+    };
 
     const SECOND: Duration = Duration::from_secs(1);
     const SETTINGS: Settings = Settings {
@@ -184,9 +190,17 @@ mod tests {
     fn saved() -> (SavingKey, Ring, Vec<u8>) {
         let key = SavingKey::of(&[7; 32]).unwrap();
         let mut ring = Ring::new("web", SETTINGS, Duration::ZERO).unwrap();
-        let lease = ring.join("one", Style::List, Duration::ZERO).unwrap();
+        let lease = ring
+            .join("one", Style::List, &Attachment::default(), Duration::ZERO)
+            .unwrap();
         ring.acknowledge(lease, 1, Duration::ZERO).unwrap();
-        ring.join("silent", Style::List, Duration::ZERO).unwrap();
+        ring.join(
+            "silent",
+            Style::List,
+            &Attachment::default(),
+            Duration::ZERO,
+        )
+        .unwrap();
         let saved = key.save(&ring, 5 * SECOND, 1_000_000).unwrap();
         (key, ring, saved)
     }
@@ -208,7 +222,9 @@ mod tests {
         // Not before the member is back.
         restored.tick(130 * SECOND).unwrap();
         assert_eq!(restored.view(130 * SECOND).epoch, 1);
-        let lease = restored.join("one", Style::List, 130 * SECOND).unwrap();
+        let lease = restored
+            .join("one", Style::List, &Attachment::default(), 130 * SECOND)
+            .unwrap();
         let told = restored.instruction(lease).unwrap().sequence;
         restored.acknowledge(lease, told, 130 * SECOND).unwrap();
         restored.tick(140 * SECOND).unwrap();

@@ -52,7 +52,8 @@ fn aead(key: &TicketKey) -> Option<LessSafeKey> {
 }
 
 impl Ring {
-    /// Seals a state with the current epoch. It opens only with the same `bound`.
+    /// Seals a state with the current epoch. It opens only with the same `bound`, and in the same run of
+    /// the ring.
     ///
     /// # Errors
     /// The system has no random numbers.
@@ -71,7 +72,7 @@ impl Ring {
             .ok_or(NoRandomness)?
             .seal_in_place_separate_tag(
                 Nonce::assume_unique_for_key(nonce),
-                Aad::from([&handle, bound].concat()),
+                Aad::from([&handle, self.run(), bound].concat()),
                 &mut sealed,
             )
             .map_err(|_| NoRandomness)?;
@@ -102,7 +103,7 @@ impl Ring {
         let mut state = Zeroizing::new(sealed.to_vec());
         let opened = aead(&key).and_then(|aead| {
             let nonce = Nonce::assume_unique_for_key(*nonce);
-            let bound = Aad::from([handle, bound].concat());
+            let bound = Aad::from([handle, self.run(), bound].concat());
             let opened = aead.open_in_place(nonce, bound, &mut state).ok()?;
             Some(opened.len())
         });

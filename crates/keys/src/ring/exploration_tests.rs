@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Instruction, Lease, Phase, Ring, Settings, Style};
+use super::{Attachment, Instruction, Lease, Phase, Ring, Settings, Style};
 
 /// A defect that the exploration must find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +81,14 @@ impl Fleet {
         let mut ring = Ring::new("web", SETTINGS, Duration::ZERO).unwrap();
         ring.mutant = mutant;
         let mut join = |style, name: usize| {
-            let lease = ring.join(&name.to_string(), style, Duration::ZERO).unwrap();
+            let lease = ring
+                .join(
+                    &name.to_string(),
+                    style,
+                    &Attachment::default(),
+                    Duration::ZERO,
+                )
+                .unwrap();
             let runs = ring.instruction(lease);
             let sequence = runs.as_ref().unwrap().sequence;
             ring.acknowledge(lease, sequence, Duration::ZERO).unwrap();
@@ -187,7 +194,12 @@ impl Fleet {
                     return None;
                 }
                 let style = self.servers[server].style;
-                let joined = next.ring.join(&server.to_string(), style, at(self.now));
+                let joined = next.ring.join(
+                    &server.to_string(),
+                    style,
+                    &Attachment::default(),
+                    at(self.now),
+                );
                 next.servers[server].lease = Some(joined.unwrap());
                 next.servers[server].told = None;
             }

@@ -16,12 +16,22 @@ pub enum Style {
     Single,
 }
 
+/// The way to a member.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attachment {
+    /// The identity that owns its stream. Empty: it is of an earlier process.
+    pub owner: Arc<str>,
+    /// The daemon that has its stream.
+    pub daemon: u64,
+}
+
 /// One server.
-#[derive(Debug)]
-#[cfg_attr(test, derive(Clone))]
+#[derive(Clone, Debug)]
 pub(super) struct Member {
     /// `None`: it is away.
     pub(super) lease: Option<Lease>,
+    /// The last way to it.
+    pub(super) by: Attachment,
     pub(super) style: Style,
     /// Whether the ring waits for it: it has run the last instruction once.
     pub(super) counts: bool,
@@ -50,6 +60,7 @@ impl Member {
     pub(super) fn new(now: Duration) -> Self {
         Self {
             lease: None,
+            by: Attachment::default(),
             style: Style::List,
             counts: false,
             acknowledged: 0,
@@ -61,8 +72,16 @@ impl Member {
     }
 
     /// `first`: the number of the first instruction of the lease.
-    pub(super) fn attach(&mut self, lease: Lease, style: Style, first: u64, now: Duration) {
+    pub(super) fn attach(
+        &mut self,
+        lease: Lease,
+        style: Style,
+        by: &Attachment,
+        first: u64,
+        now: Duration,
+    ) {
         self.lease = Some(lease);
+        self.by = by.clone();
         self.first = first;
         self.style = style;
         self.acknowledged = 0;
@@ -97,6 +116,7 @@ impl Member {
         MemberView {
             name: Arc::clone(name),
             style: self.style,
+            by: self.by.clone(),
             is_attached: self.lease.is_some(),
             counts: self.counts,
             acknowledged: self.acknowledged,
@@ -115,6 +135,8 @@ pub struct MemberView {
     pub name: Arc<str>,
     /// How it takes keys.
     pub style: Style,
+    /// The last way to it.
+    pub by: Attachment,
     /// Whether it is attached. The ring goes on to wait for a counted member that is not.
     pub is_attached: bool,
     /// Whether the ring waits for it.

@@ -13,9 +13,13 @@
 //! waits for: forward secrecy comes before resumption.
 //!
 //! * `member`: what the ring knows of a server
+//! * `rotation`: the phases
+//! * `state`: a ring as bytes, for the daemons that share it
 //! * `exploration_tests`: all interleavings of a small fleet, in tests
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use aws_lc_rs::rand;
 
 use crate::epoch::{EpochSecret, Layout, NoRandomness, TicketKey};
 
@@ -23,11 +27,13 @@ use crate::epoch::{EpochSecret, Layout, NoRandomness, TicketKey};
 mod exploration_tests;
 mod member;
 mod rotation;
+mod state;
 #[cfg(test)]
 mod tests;
 
 use member::Member;
-pub use member::{MemberView, Style};
+pub use member::{Attachment, MemberView, Style};
+pub use state::STATE_MAX;
 
 /// Most members of a ring.
 pub const MEMBERS_MAX: usize = 1024;
@@ -92,6 +98,15 @@ pub struct Instruction {
     pub open: Vec<u64>,
 }
 
+/// Random bytes that tickets are bound to.
+pub(crate) type Run = [u8; 16];
+
+fn run() -> Result<Run, NoRandomness> {
+    let mut run = [0; 16];
+    rand::fill(&mut run).map_err(|_| NoRandomness)?;
+    Ok(run)
+}
+
 /// A membership. A later one of the same name replaces it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lease(u64);
@@ -128,8 +143,7 @@ pub enum Event {
 }
 
 /// A ring of ticket keys.
-#[derive(Debug)]
-#[cfg_attr(test, derive(Clone))]
+#[derive(Clone, Debug)]
 pub struct Ring {
     name: Arc<str>,
     settings: Settings,
@@ -153,6 +167,8 @@ pub struct Ring {
     members: BTreeMap<Arc<str>, Member>,
     leases: u64,
     rotations: u64,
+    /// What the tickets that the daemon seals are bound to, besides their epoch.
+    run: Run,
     #[cfg(test)]
     mutant: Option<exploration_tests::Mutant>,
 }
@@ -172,10 +188,10 @@ impl Ring {
             current: epoch(1)?,
             next: epoch(2)?,
         };
-        Ok(Self::of(name, settings, window, now))
+        Ok(Self::of(name, settings, window, run()?, now))
     }
 
-    fn of(name: &str, settings: Settings, window: Window, now: Duration) -> Self {
+    fn of(name: &str, settings: Settings, window: Window, run: Run, now: Duration) -> Self {
         Self {
             name: name.into(),
             settings,
@@ -191,6 +207,7 @@ impl Ring {
             members: BTreeMap::new(),
             leases: 0,
             rotations: 0,
+            run,
             #[cfg(test)]
             mutant: None,
         }
@@ -199,6 +216,9 @@ impl Ring {
     /// Goes on with a ring of an earlier process: its epochs, the age of the current one, and the names
     /// of its counted members, for which it waits as for members that are away. Tickets of the epoch
     /// before are accepted for another lifetime.
+    ///
+    /// # Errors
+    /// The system has no random numbers.
     pub(crate) fn restored(
         name: &str,
         settings: Settings,
@@ -206,8 +226,8 @@ impl Ring {
         age: Duration,
         members: Vec<Arc<str>>,
         now: Duration,
-    ) -> Self {
-        let mut ring = Self::of(name, settings, window, now);
+    ) -> Result<Self, NoRandomness> {
+        let mut ring = Self::of(name, settings, window, run()?, now);
         ring.activated = now.saturating_sub(age);
         ring.oldest_in_use = ring.activated;
         ring.phase = Phase::Settle;
@@ -215,7 +235,7 @@ impl Ring {
             ring.members.insert(name, Member::away(now));
         }
         ring.settled_from = ring.members.is_empty().then_some(now);
-        ring
+        Ok(ring)
     }
 
     /// Returns the name.
@@ -237,7 +257,13 @@ impl Ring {
     ///
     /// # Errors
     /// [`Refused::Name`], [`Refused::TooMany`].
-    pub fn join(&mut self, name: &str, style: Style, now: Duration) -> Result<Lease, Refused> {
+    pub fn join(
+        &mut self,
+        name: &str,
+        style: Style,
+        by: &Attachment,
+        now: Duration,
+    ) -> Result<Lease, Refused> {
         if name.is_empty() || name.len() > NAME_MAX || name.contains(char::is_control) {
             return Err(Refused::Name);
         }
@@ -248,7 +274,7 @@ impl Ring {
         let lease = Lease(self.leases);
         let entry = self.members.entry(name.into());
         let member = entry.or_insert_with(|| Member::new(now));
-        member.attach(lease, style, self.sequence, now);
+        member.attach(lease, style, by, self.sequence, now);
         // The server may have been restarted, so it is not known what it runs.
         if self.phase == Phase::Settle && member.counts {
             self.settled_from = None;
@@ -269,6 +295,33 @@ impl Ring {
         if let Some(member) = self.leased(lease) {
             member.detach(now);
         }
+    }
+
+    /// Records that the ways to members are lost: those of the daemons that are not among `alive`.
+    /// Returns whether there were any.
+    pub fn detach_others(&mut self, alive: &[u64], now: Duration) -> bool {
+        let is_lost =
+            |member: &Member| member.lease.is_some() && !alive.contains(&member.by.daemon);
+        let lost = self.members.values().filter(|member| is_lost(member));
+        let lost: Vec<_> = lost.filter_map(|member| member.lease).collect();
+        for lease in &lost {
+            self.detach(*lease, now);
+        }
+        !lost.is_empty()
+    }
+
+    /// Binds tickets that are sealed from now on to a new run. Those sealed before do not open any more,
+    /// because the list of spent ones is gone.
+    ///
+    /// # Errors
+    /// The system has no random numbers. Nothing has changed then.
+    pub fn begin_run(&mut self) -> Result<(), NoRandomness> {
+        self.run = run()?;
+        Ok(())
+    }
+
+    pub(crate) fn run(&self) -> &Run {
+        &self.run
     }
 
     /// Removes a member that says goodbye.

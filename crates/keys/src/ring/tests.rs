@@ -19,7 +19,9 @@ fn ring() -> Ring {
 
 /// Joins, and acknowledges what it is told.
 fn member(ring: &mut Ring, name: &str, now: Duration) -> Lease {
-    let lease = ring.join(name, Style::List, now).unwrap();
+    let lease = ring
+        .join(name, Style::List, &Attachment::default(), now)
+        .unwrap();
     up_to_date(ring, lease, now);
     lease
 }
@@ -74,7 +76,14 @@ fn rotation_waits_for_every_member() {
 #[test]
 fn member_that_takes_three_keys_learns_the_next_one_at_each_push() {
     let mut ring = ring();
-    let haproxy = ring.join("haproxy", Style::Push, Duration::ZERO).unwrap();
+    let haproxy = ring
+        .join(
+            "haproxy",
+            Style::Push,
+            &Attachment::default(),
+            Duration::ZERO,
+        )
+        .unwrap();
     let runs = |ring: &Ring| ring.instruction(haproxy).unwrap().open;
     assert_eq!(runs(&ring), [0, 1, 2]);
     up_to_date(&mut ring, haproxy, Duration::ZERO);
@@ -104,7 +113,9 @@ fn member_that_is_away_is_late_and_then_fenced() {
     );
     assert_eq!(ring.acknowledge(away, 1, 31 * SECOND), Err(Refused::Fenced));
     // It comes back as a new member.
-    let back = ring.join("away", Style::List, 31 * SECOND).unwrap();
+    let back = ring
+        .join("away", Style::List, &Attachment::default(), 31 * SECOND)
+        .unwrap();
     assert_eq!(ring.instruction(back).unwrap().open, [2, 1]);
     // The others have their time, although the key is too old.
     assert!(ring.tick(31 * SECOND).unwrap().is_empty());
@@ -115,7 +126,13 @@ fn member_that_is_away_is_late_and_then_fenced() {
 fn member_that_leaves_or_never_acknowledged_holds_nothing_up() {
     let mut ring = ring();
     let leaves = member(&mut ring, "leaves", Duration::ZERO);
-    ring.join("silent", Style::List, Duration::ZERO).unwrap();
+    ring.join(
+        "silent",
+        Style::List,
+        &Attachment::default(),
+        Duration::ZERO,
+    )
+    .unwrap();
     ring.tick(10 * SECOND).unwrap();
     ring.leave(leaves, 10 * SECOND);
     assert_eq!(
@@ -127,7 +144,9 @@ fn member_that_leaves_or_never_acknowledged_holds_nothing_up() {
 #[test]
 fn member_counts_from_its_first_answer_to_the_last_instruction() {
     let mut ring = ring();
-    let slow = ring.join("slow", Style::List, Duration::ZERO).unwrap();
+    let slow = ring
+        .join("slow", Style::List, &Attachment::default(), Duration::ZERO)
+        .unwrap();
     ring.tick(10 * SECOND).unwrap();
     // The ring has not waited for it. What it has done since is too little.
     ring.acknowledge(slow, 1, 11 * SECOND).unwrap();
@@ -164,7 +183,9 @@ fn lies_and_repetitions_change_nothing() {
 fn second_agent_of_a_name_takes_the_lease() {
     let mut ring = ring();
     let first = member(&mut ring, "one", Duration::ZERO);
-    let second = ring.join("one", Style::List, SECOND).unwrap();
+    let second = ring
+        .join("one", Style::List, &Attachment::default(), SECOND)
+        .unwrap();
     assert_eq!(ring.instruction(first), None);
     assert_eq!(ring.acknowledge(first, 1, SECOND), Err(Refused::Fenced));
     assert!(ring.instruction(second).is_some());
@@ -233,14 +254,24 @@ fn rotation_that_is_asked_for_waits_for_tickets_to_expire() {
 fn names_and_numbers_of_members_are_bounded() {
     let mut ring = ring();
     for name in ["", "a\nb", &"x".repeat(257)] {
-        assert_eq!(ring.join(name, Style::List, SECOND), Err(Refused::Name));
+        assert_eq!(
+            ring.join(name, Style::List, &Attachment::default(), SECOND),
+            Err(Refused::Name)
+        );
     }
     for name in 0..MEMBERS_MAX {
-        ring.join(&name.to_string(), Style::List, SECOND).unwrap();
+        ring.join(
+            &name.to_string(),
+            Style::List,
+            &Attachment::default(),
+            SECOND,
+        )
+        .unwrap();
     }
     assert_eq!(
-        ring.join("more", Style::List, SECOND),
+        ring.join("more", Style::List, &Attachment::default(), SECOND),
         Err(Refused::TooMany)
     );
-    ring.join("7", Style::List, SECOND).unwrap();
+    ring.join("7", Style::List, &Attachment::default(), SECOND)
+        .unwrap();
 }

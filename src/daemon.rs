@@ -504,6 +504,7 @@ impl Daemon {
                     woken,
                 } = shared;
                 let store = Arc::new(Store::new(fleet, target, deadline, clock.clone()));
+                rings.share(&store);
                 let keepers = Keepers::new(Arc::clone(&store), Arc::clone(&state), clock, woken);
                 (Some(store), Some(keepers))
             }

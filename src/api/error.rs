@@ -8,6 +8,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::role::Roles;
+use crate::rings::NotShared;
 
 /// `ErrorInfo.domain`.
 pub const DOMAIN: &str = "tls.sessiond.v1";
@@ -115,6 +116,8 @@ pub(crate) enum Refusal {
     LogUnavailable,
     #[error("no ring of ticket keys is named `{0}`: ListRings lists the names")]
     RingNotFound(String),
+    #[error(transparent)]
+    RingAway(NotShared),
     #[error("the ring has no member of this name: GetRing lists them")]
     MemberNotFound,
     #[error("{field}: {why}")]
@@ -127,8 +130,6 @@ pub(crate) enum Refusal {
     InstructionUnknown(String),
     #[error("{0}")]
     MemberEventUnexpected(&'static str),
-    #[error("the system has no random numbers")]
-    NoRandomness,
     #[error(
         "this caller has no identity: its certificate has neither a URI, nor a DNS name, nor a subject"
     )]
@@ -264,7 +265,6 @@ impl Refusal {
             Self::MemberFenced(_) => (Code::Aborted, "MEMBER_FENCED", None),
             Self::InstructionUnknown(_) => invalid("INSTRUCTION_UNKNOWN", "sequence"),
             Self::MemberEventUnexpected(_) => invalid("MEMBER_EVENT_UNEXPECTED", "event"),
-            Self::NoRandomness => (Code::Internal, "NO_RANDOMNESS", None),
             Self::Unauthenticated => (Code::Unauthenticated, "UNAUTHENTICATED", None),
             Self::CertificateEnded => (Code::Unauthenticated, "CERTIFICATE_ENDED", None),
             Self::PermissionDenied { context: None, .. } => {
@@ -286,7 +286,8 @@ impl Refusal {
             Self::RequestBytesLimit(_) => (Code::ResourceExhausted, "REQUEST_BYTES_LIMIT", None),
             Self::SocketLimit(_) => (Code::ResourceExhausted, "SOCKET_LIMIT", None),
             Self::MissLimit(_) => (Code::ResourceExhausted, "MISS_LIMIT", None),
-            Self::StoreAway | Self::RevocationUndelivered => {
+            Self::RingAway(NotShared::NoRandomness(_)) => (Code::Internal, "NO_RANDOMNESS", None),
+            Self::StoreAway | Self::RevocationUndelivered | Self::RingAway(_) => {
                 (Code::Unavailable, "STORE_UNAVAILABLE", None)
             }
             Self::RevocationLimit => (Code::ResourceExhausted, "REVOCATION_LIMIT", None),

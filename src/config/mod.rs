@@ -365,7 +365,7 @@ impl Config {
                 contexts
             }
         };
-        let ticket_keys = ticket_keys::read(&check, &raw.ticket_keys, &contexts)?;
+        let ticket_keys = ticket_keys::read(&check, &raw.ticket_keys, &contexts, store.is_some())?;
         for (place, rule) in access.iter().enumerate() {
             let known =
                 |name: &String| name == "*" || contexts.iter().any(|context| context.name == *name);

@@ -34,11 +34,12 @@ pub struct SavedRing {
     pub credential: PathBuf,
 }
 
-/// Checks `[[ticket_keys]]`.
+/// Checks `[[ticket_keys]]`. `is_shared`: whether rings are in a store that daemons share.
 pub(super) fn read(
     check: &Check<'_>,
     raw: &[raw::RawTicketKeys],
     contexts: &[ContextConfig],
+    is_shared: bool,
 ) -> Result<Vec<TicketKeysConfig>, ConfigError> {
     if raw.len() > RINGS_MAX {
         let message = format!(
@@ -61,6 +62,11 @@ pub(super) fn read(
             let (one, two) = (&other.saved, &ring.saved);
             one.as_ref().map(|saved| &saved.state) == two.as_ref().map(|saved| &saved.state)
         };
+        if ring.saved.is_some() && is_shared {
+            let message =
+                "not used with a shared store: the rings are in the store, sealed with its keys";
+            return Err(check.refuse(&format!("ticket_keys[{place}].state"), message.into()));
+        }
         if ring.saved.is_some()
             && let Some(other) = rings.iter().find(same)
         {

@@ -1,21 +1,21 @@
 //! One ring, as the API uses it.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
-use aws_lc_rs::rand;
 use parking_lot::Mutex;
 use tls_sessiond_core::{clock::Clock, session::stats::Counter};
 use tls_sessiond_keys::{
     epoch::{Layout, NoRandomness, TicketKey},
-    ring::{Event, Instruction, Lease, Refused, Ring, RingView, Settings, Style},
-    ticket::NotOpened,
+    ring::{Event, Lease, Ring, RingView, Settings, Style},
+    ticket::{NotOpened, OpenedTicket},
 };
 use tokio::sync::{Notify, watch};
 use zeroize::Zeroizing;
 
 use super::{
     on_the_line,
-    saving::Saving,
+    own::Own,
+    sharing::{NotShared, Sharing, StoreOfRings},
     spent::{Spending, Spent},
 };
 use crate::config::TicketKeysConfig;
@@ -26,27 +26,23 @@ pub(crate) struct RingDesk {
     name: Arc<str>,
     context: Option<Arc<str>>,
     clock: Clock,
-    state: Mutex<DeskState>,
-    /// The number of the last instruction. Closed when the ring is no longer there.
-    changed: Mutex<Option<watch::Sender<u64>>>,
+    /// This daemon, at this start.
+    daemon: u64,
+    held: Held,
+    spent: Mutex<Spent>,
+    /// Closed when the ring is no longer there.
+    changed: Mutex<Option<watch::Sender<()>>>,
     woken: Arc<Notify>,
-    saving: Option<Saving>,
-    /// Random: tickets that were sealed before a restart do not open, because the list of spent ones is
-    /// gone.
-    run: [u8; 16],
     /// Members that were fenced.
     pub(crate) fenced: Counter,
 }
 
-struct DeskState {
-    ring: Ring,
-    /// The identities of attached members.
-    owners: BTreeMap<Arc<str>, Arc<str>>,
-    spent: Spent,
-    /// Whether the ring differs from the saved one.
-    is_unsaved: bool,
-    /// Whether the last attempt to save it failed.
-    has_failed: bool,
+/// Where a ring is.
+enum Held {
+    /// In this daemon alone.
+    Own(Box<Own>),
+    /// In the shared store.
+    Shared(Box<Sharing>),
 }
 
 /// A ticket that was opened.
@@ -62,6 +58,7 @@ pub(crate) struct OpenedHere {
 pub(crate) enum NotOpenedHere {
     Ticket(NotOpened),
     Spent,
+    NotShared(NotShared),
 }
 
 impl fmt::Debug for RingDesk {
@@ -71,7 +68,7 @@ impl fmt::Debug for RingDesk {
 }
 
 impl RingDesk {
-    /// Begins a ring, or goes on with a saved one.
+    /// Begins a ring, or goes on with a saved one. `store`: that of a ring that daemons share.
     ///
     /// # Errors
     /// The key of the configuration at fault, and why.
@@ -79,40 +76,28 @@ impl RingDesk {
         config: &TicketKeysConfig,
         clock: Clock,
         woken: Arc<Notify>,
+        daemon: u64,
+        store: Option<StoreOfRings>,
     ) -> Result<Self, (&'static str, String)> {
-        let saving = match &config.saved {
-            None => None,
-            Some(saved) => Some(Saving::read(saved).map_err(|why| ("credential", why))?),
+        let name = config.name.as_str().into();
+        let held = match store {
+            None => Held::Own(Box::new(Own::begin(config, &clock)?)),
+            Some(store) => {
+                let sharing = Sharing::new(&name, config.settings, daemon, store);
+                Held::Shared(Box::new(sharing))
+            }
         };
-        let time = clock.now();
-        let now = on_the_line(time);
-        let restored = saving
-            .as_ref()
-            .and_then(|saving| restore(config, saving, now, wall(&clock)));
-        let ring = match restored {
-            Some(ring) => ring,
-            None => Ring::new(&config.name, config.settings, now)
-                .map_err(|NoRandomness| ("name", NoRandomness.to_string()))?,
-        };
-        let mut run = [0; 16];
-        rand::fill(&mut run).map_err(|_| ("name", NoRandomness.to_string()))?;
-        let (changed, _) = watch::channel(0);
+        let (changed, _) = watch::channel(());
         Ok(Self {
-            name: config.name.as_str().into(),
+            name,
             context: config.context.as_deref().map(Into::into),
             config: config.clone(),
             clock,
-            state: Mutex::new(DeskState {
-                ring,
-                owners: BTreeMap::new(),
-                spent: Spent::default(),
-                is_unsaved: true,
-                has_failed: false,
-            }),
+            daemon,
+            held,
+            spent: Mutex::default(),
             changed: Mutex::new(Some(changed)),
             woken,
-            saving,
-            run,
             fenced: Counter::default(),
         })
     }
@@ -125,7 +110,13 @@ impl RingDesk {
     }
 
     pub(super) fn set(&self, settings: Settings) {
-        self.state.lock().ring.set(settings);
+        match &self.held {
+            Held::Own(own) => {
+                let ((), events) = own.change(self.now(), |ring, _| ring.set(settings));
+                self.tell(&events);
+            }
+            Held::Shared(sharing) => sharing.set(settings),
+        }
     }
 
     /// Ends the streams of all members.
@@ -143,33 +134,110 @@ impl RingDesk {
         self.context.as_ref()
     }
 
-    /// Returns whether it survives a restart.
+    /// Returns whether it survives a restart of the daemon.
     pub(crate) fn is_saved(&self) -> bool {
-        self.saving.is_some() && !self.state.lock().has_failed
+        match &self.held {
+            Held::Own(own) => own.is_saved(),
+            Held::Shared(_) => true,
+        }
+    }
+
+    /// Returns whether this daemon rotates the ring, and how many daemons look after it. `None`: it is a
+    /// ring of this daemon alone.
+    pub(crate) fn daemons(&self) -> Option<(bool, usize)> {
+        match &self.held {
+            Held::Own(_) => None,
+            Held::Shared(sharing) => Some(sharing.daemons()),
+        }
+    }
+
+    pub(super) fn daemon(&self) -> u64 {
+        self.daemon
     }
 
     fn now(&self) -> Duration {
         on_the_line(self.clock.now())
     }
 
-    /// Goes on as far as time and acknowledgements allow. Returns when to look again.
-    ///
-    /// # Errors
-    /// The system has no random numbers.
-    pub(super) fn tick(&self) -> Result<Duration, NoRandomness> {
-        let mut state = self.state.lock();
-        self.go_on(&mut state)?;
-        Ok(state.ring.due())
+    pub(super) fn subscribe(&self) -> Option<watch::Receiver<()>> {
+        self.changed.lock().as_ref().map(watch::Sender::subscribe)
     }
 
-    fn go_on(&self, state: &mut DeskState) -> Result<(), NoRandomness> {
-        let events = state.ring.tick(self.now())?;
-        self.tell(state, &events);
-        Ok(())
+    /// Tells members that the ring has changed.
+    pub(super) fn notify(&self) {
+        if let Some(changed) = &*self.changed.lock() {
+            changed.send_modify(|()| ());
+        }
+    }
+
+    /// Reads the ring, and its time. `None`: it is in the shared store, which has not shown it yet.
+    pub(super) fn read<T>(&self, read: impl FnOnce(&Ring, Duration) -> T) -> Option<T> {
+        match &self.held {
+            Held::Own(own) => Some(own.read(|ring| read(ring, self.now()))),
+            Held::Shared(sharing) => sharing.read(self.now(), read),
+        }
+    }
+
+    /// Changes the ring, for all daemons that share it.
+    ///
+    /// # Errors
+    /// The shared store does not answer, or the system has no random numbers.
+    pub(super) async fn change<T: Send>(
+        &self,
+        change: impl Fn(&mut Ring, Duration) -> T + Send + Sync,
+    ) -> Result<T, NotShared> {
+        match &self.held {
+            Held::Own(own) => {
+                let (outcome, events) = own.change(self.now(), change);
+                self.tell(&events);
+                self.woken.notify_one();
+                Ok(outcome)
+            }
+            Held::Shared(sharing) => {
+                let outcome = sharing.change(|| self.now(), change).await;
+                self.notify();
+                self.woken.notify_one();
+                outcome
+            }
+        }
+    }
+
+    /// Records that the way to a member is lost.
+    pub(super) fn part(&self, lease: Lease) {
+        match &self.held {
+            Held::Own(own) => {
+                let ((), events) = own.change(self.now(), |ring, now| ring.detach(lease, now));
+                self.tell(&events);
+            }
+            Held::Shared(sharing) => sharing.part(lease),
+        }
+        self.woken.notify_one();
+    }
+
+    /// Goes on as far as time and acknowledgements allow. Returns how long to wait for the next look.
+    ///
+    /// # Errors
+    /// The shared store does not answer, or the system has no random numbers.
+    pub(super) async fn turn(&self) -> Result<Duration, NotShared> {
+        match &self.held {
+            Held::Own(own) => {
+                let (events, due) = own.tick(self.now())?;
+                self.tell(&events);
+                own.save(&self.clock).await;
+                Ok(due.saturating_sub(self.now()))
+            }
+            Held::Shared(sharing) => {
+                let (events, wait) = sharing.turn(|| self.now()).await?;
+                self.tell(&events);
+                // Another daemon may have changed it.
+                self.notify();
+                Ok(wait)
+            }
+        }
     }
 
     /// Logs what has happened, and tells members of a new instruction.
-    fn tell(&self, state: &mut DeskState, events: &[Event]) {
+    fn tell(&self, events: &[Event]) {
         let ring = &*self.name;
         for event in events {
             match event {
@@ -185,7 +253,6 @@ impl RingDesk {
                 }
                 Event::Fenced(member) => {
                     self.fenced.count();
-                    state.owners.remove(member);
                     tracing::error!(
                         ring,
                         member = &**member,
@@ -195,271 +262,134 @@ impl RingDesk {
             }
         }
         if !events.is_empty() {
-            state.is_unsaved = true;
-            let sequence = state.ring.view(self.now()).sequence;
-            if let Some(changed) = &*self.changed.lock() {
-                changed.send_replace(sequence);
-            }
-            self.woken.notify_one();
+            self.notify();
         }
-    }
-
-    /// Makes a server a member. Its stream holds the membership.
-    ///
-    /// # Errors
-    /// As [`Ring::join`]. `None`: the ring is no longer there.
-    pub(crate) fn join(
-        self: &Arc<Self>,
-        member: &str,
-        style: Style,
-        owner: &Arc<str>,
-    ) -> Option<Result<Membership, Refused>> {
-        let changed = self.changed.lock().as_ref()?.subscribe();
-        let mut state = self.state.lock();
-        let joined = state.ring.join(member, style, self.now());
-        Some(joined.map(|lease| {
-            state.owners.insert(member.into(), Arc::clone(owner));
-            // A stream that this one replaces must notice.
-            if let Some(changed) = &*self.changed.lock() {
-                changed.send_modify(|_| ());
-            }
-            Membership {
-                desk: Arc::clone(self),
-                lease,
-                changed,
-                has_left: false,
-            }
-        }))
     }
 
     /// Asks for a rotation, or replaces all epochs at once.
     ///
     /// # Errors
-    /// The system has no random numbers.
-    pub(crate) fn rotate(&self, is_emergency: bool) -> Result<(), NoRandomness> {
-        let mut state = self.state.lock();
+    /// The shared store does not answer, or the system has no random numbers.
+    pub(crate) async fn rotate(&self, is_emergency: bool) -> Result<(), NotShared> {
         if is_emergency {
-            let event = state.ring.rotate_at_once(self.now())?;
-            self.tell(&mut state, &[event]);
+            let event = self.change(|ring, now| ring.rotate_at_once(now)).await??;
+            self.tell(&[event]);
         } else {
-            state.ring.rotate();
+            self.change(|ring, _| ring.rotate()).await?;
         }
-        self.go_on(&mut state)?;
-        self.woken.notify_one();
         Ok(())
     }
 
     /// Ends a membership. Returns whether there was one.
-    pub(crate) fn fence(&self, member: &str) -> bool {
-        let mut state = self.state.lock();
-        let was = state.ring.fence(member, self.now());
+    ///
+    /// # Errors
+    /// The shared store does not answer.
+    pub(crate) async fn fence(&self, member: &str) -> Result<bool, NotShared> {
+        let was = self.change(|ring, now| ring.fence(member, now)).await?;
         if was {
-            let member: Arc<str> = member.into();
-            self.tell(&mut state, &[Event::Fenced(member)]);
-            // What fails here is logged at the next tick.
-            let _ = self.go_on(&mut state);
+            self.tell(&[Event::Fenced(member.into())]);
         }
-        was
+        Ok(was)
     }
 
-    /// Returns the state, and the identities of members.
-    pub(crate) fn view(&self) -> (RingView, BTreeMap<Arc<str>, Arc<str>>) {
-        let state = self.state.lock();
-        (state.ring.view(self.now()), state.owners.clone())
+    /// Returns the state. `None`: the shared store has not shown it yet.
+    pub(crate) fn view(&self) -> Option<RingView> {
+        self.read(Ring::view)
     }
 
-    /// Returns the number of the last instruction and the keys of a server with a list.
-    pub(crate) fn keys_now(&self, layout: Layout) -> (u64, Vec<TicketKey>) {
-        let state = self.state.lock();
-        let instruction = state.ring.instruct(Style::List);
-        let keys = instruction.open.iter();
-        let keys = keys.filter_map(|epoch| state.ring.key(*epoch, layout));
-        (instruction.sequence, keys.collect())
+    /// Returns the number of the last instruction and the keys of a server with a list. `None`: the
+    /// shared store has not shown them yet.
+    pub(crate) fn keys_now(&self, layout: Layout) -> Option<(u64, Vec<TicketKey>)> {
+        self.read(|ring, _| {
+            let instruction = ring.instruct(Style::List);
+            let keys = instruction.open.iter();
+            let keys = keys.filter_map(|epoch| ring.key(*epoch, layout));
+            (instruction.sequence, keys.collect())
+        })
     }
 
     /// Returns the settings in force.
     pub(crate) fn settings(&self) -> Settings {
-        self.state.lock().ring.settings()
+        match &self.held {
+            Held::Own(own) => own.read(Ring::settings),
+            Held::Shared(sharing) => sharing.settings(),
+        }
     }
 
     /// Seals a state as a ticket.
     ///
     /// # Errors
-    /// The system has no random numbers.
-    pub(crate) fn seal(&self, state: &[u8], binding: &[u8]) -> Result<Vec<u8>, NoRandomness> {
-        let bound = [&self.run, binding].concat();
-        let sealed = self.state.lock().ring.seal(state, &bound);
-        sealed.map(|(_, ticket)| ticket)
+    /// The shared store has not shown the ring yet, or the system has no random numbers.
+    pub(crate) fn seal(&self, state: &[u8], binding: &[u8]) -> Result<Vec<u8>, NotShared> {
+        let sealed = self.read(|ring, _| ring.seal(state, binding));
+        let (_, ticket) = sealed.ok_or(NotShared::NotSeen)??;
+        Ok(ticket)
     }
 
     /// Opens a ticket, and spends it if it is for single use.
     ///
     /// # Errors
     /// See [`NotOpenedHere`].
-    pub(crate) fn open(
+    pub(crate) async fn open(
         &self,
         ticket: &[u8],
         binding: &[u8],
         single_use: bool,
     ) -> Result<OpenedHere, NotOpenedHere> {
-        let now = self.now();
-        let mut state = self.state.lock();
-        let opened = state
-            .ring
-            .open(ticket, &[&self.run, binding].concat())
-            .map_err(NotOpenedHere::Ticket)?;
-        let view = state.ring.view(now);
-        let settings = state.ring.settings();
+        let (opened, current) = self.opened(ticket, binding)?;
+        let settings = self.settings();
         // It opens until the epoch is dropped: a rotation and a lifetime from now at the latest.
-        let lifetime = settings.max_key_age + settings.rotate + settings.lifetime;
-        let is_spent = match single_use {
-            true => state.spent.spend(opened.handle, now, lifetime) != Spending::Spent,
-            false => state.spent.has(&opened.handle),
-        };
-        if is_spent {
+        let life = settings.max_key_age + settings.rotate + settings.lifetime;
+        if !self.is_good(&opened, single_use, life).await? {
             return Err(NotOpenedHere::Spent);
         }
         Ok(OpenedHere {
             state: opened.state,
-            renew: opened.epoch != view.epoch,
+            renew: opened.epoch != current,
             epoch: opened.epoch,
         })
     }
 
-    /// Saves the ring, if it has changed and is to be saved.
-    pub(super) async fn save(&self) {
-        let Some(saving) = &self.saving else { return };
-        let sealed = {
-            let mut state = self.state.lock();
-            if !std::mem::take(&mut state.is_unsaved) {
-                return;
-            }
-            let time = self.clock.now();
-            saving
-                .key
-                .save(&state.ring, on_the_line(time), wall(&self.clock))
-        };
-        let writer = saving.writer();
-        let saved = match sealed {
-            Ok(sealed) => tokio::task::spawn_blocking(move || writer(&sealed))
-                .await
-                .unwrap_or_else(|err| Err(std::io::Error::other(err))),
-            Err(err) => Err(std::io::Error::other(err)),
-        };
-        let mut state = self.state.lock();
-        let failed = saved.is_err();
-        if let Err(err) = saved {
-            state.is_unsaved = true;
-            if !state.has_failed {
-                tracing::error!(
-                    ring = &*self.name,
-                    %err,
-                    file = %saving.path().display(),
-                    "ticket keys: the ring cannot be saved, and would begin anew after a restart"
-                );
-            }
-        }
-        state.has_failed = failed;
-    }
-}
-
-/// Returns the wall clock in milliseconds since the Unix epoch.
-fn wall(clock: &Clock) -> u64 {
-    clock.now().wall().as_millis()
-}
-
-/// Goes on with a saved ring, if there is one that opens. Logs why not.
-fn restore(config: &TicketKeysConfig, saving: &Saving, now: Duration, wall: u64) -> Option<Ring> {
-    let ring = config.name.as_str();
-    let file = saving.path().display();
-    let saved = match saving.load() {
-        Ok(saved) => saved?,
-        Err(err) => {
-            tracing::error!(ring, %err, %file, "ticket keys: the saved ring cannot be read; the ring begins anew, and every client makes one full handshake");
-            return None;
-        }
-    };
-    match saving.key.restore(ring, config.settings, &saved, now, wall) {
-        Ok(restored) => {
-            tracing::info!(ring, %file, "ticket keys: the ring goes on");
-            Some(restored)
-        }
-        Err(err) => {
-            tracing::error!(ring, %err, %file, "ticket keys: the saved ring is not used; the ring begins anew, and every client makes one full handshake");
-            None
-        }
-    }
-}
-
-/// The membership of a server. Dropping it means that the way to the server is lost.
-pub(crate) struct Membership {
-    desk: Arc<RingDesk>,
-    lease: Lease,
-    changed: watch::Receiver<u64>,
-    has_left: bool,
-}
-
-impl Membership {
-    /// Returns the instruction, and its keys. `None`: the lease has ended.
-    pub(crate) fn instruction(
-        &self,
-        layout: Layout,
-    ) -> Option<(Instruction, Vec<(u64, TicketKey)>)> {
-        let state = self.desk.state.lock();
-        let instruction = state.ring.instruction(self.lease)?;
-        let keys = instruction.open.iter().filter_map(|epoch| {
-            let key = state.ring.key(*epoch, layout)?;
-            Some((*epoch, key))
+    /// Opens a ticket without a look whether it is spent. Returns the current epoch too.
+    fn opened(&self, ticket: &[u8], binding: &[u8]) -> Result<(OpenedTicket, u64), NotOpenedHere> {
+        let opened = self.read(|ring, now| {
+            let opened = ring.open(ticket, binding).map_err(NotOpenedHere::Ticket)?;
+            Ok((opened, ring.view(now).epoch))
         });
-        let keys = keys.collect();
-        Some((instruction, keys))
+        opened.ok_or(NotOpenedHere::NotShared(NotShared::NotSeen))?
     }
 
-    /// Waits for a change of the ring. Returns false if the ring is no longer there.
-    pub(crate) async fn changed(&mut self) -> bool {
-        self.changed.changed().await.is_ok()
-    }
-
-    /// Takes an acknowledgement.
-    ///
-    /// # Errors
-    /// As [`Ring::acknowledge`].
-    pub(crate) fn acknowledge(&self, sequence: u64) -> Result<(), Refused> {
-        let mut state = self.desk.state.lock();
-        state
-            .ring
-            .acknowledge(self.lease, sequence, self.desk.now())?;
-        state.is_unsaved = true;
-        // What fails here is logged at the next tick.
-        let _ = self.desk.go_on(&mut state);
-        Ok(())
-    }
-
-    /// Takes a refusal.
-    ///
-    /// # Errors
-    /// As [`Ring::refuse`].
-    pub(crate) fn refuse(&self, sequence: u64, why: &str) -> Result<(), Refused> {
-        let mut state = self.desk.state.lock();
-        state.ring.refuse(self.lease, sequence, why)
-    }
-
-    /// Ends the membership for good.
-    pub(crate) fn leave(mut self) {
-        self.has_left = true;
+    async fn is_good(
+        &self,
+        opened: &OpenedTicket,
+        spends: bool,
+        life: Duration,
+    ) -> Result<bool, NotOpenedHere> {
+        let sharing = match &self.held {
+            Held::Own(_) => {
+                let mut spent = self.spent.lock();
+                return Ok(match spends {
+                    true => spent.spend(opened.handle, self.now(), life) == Spending::Spent,
+                    false => !spent.has(&opened.handle),
+                });
+            }
+            Held::Shared(sharing) => sharing,
+        };
+        match sharing.is_good(opened.handle, spends, life).await {
+            Err(NotShared::NotSeen) => {
+                // Another daemon may have changed the ring since the last look.
+                let seen = sharing.refresh(|| self.now()).await;
+                seen.map_err(NotOpenedHere::NotShared)?;
+                let asked = sharing.is_good(opened.handle, spends, life).await;
+                asked.map_err(NotOpenedHere::NotShared)
+            }
+            asked => asked.map_err(NotOpenedHere::NotShared),
+        }
     }
 }
 
-impl Drop for Membership {
-    fn drop(&mut self) {
-        let mut state = self.desk.state.lock();
-        let now = self.desk.now();
-        match self.has_left {
-            true => state.ring.leave(self.lease, now),
-            false => state.ring.detach(self.lease, now),
-        }
-        state.is_unsaved = true;
-        // What fails here is logged at the next tick.
-        let _ = self.desk.go_on(&mut state);
+impl From<NoRandomness> for NotOpenedHere {
+    fn from(why: NoRandomness) -> Self {
+        Self::NotShared(why.into())
     }
 }

@@ -1,27 +1,48 @@
 //! The rings of ticket keys of this daemon: their time, their log lines, and their files.
 //!
 //! * `desk`: one ring, as the API uses it
+//! * `membership`: a server in a ring
+//! * `own`: a ring of this daemon alone
 //! * `saving`: a ring on disk
+//! * `sharing`: a ring in the shared store
 //! * `spent`: tickets that were opened with `single_use`
 
 mod desk;
+mod membership;
+mod own;
 mod saving;
+mod sharing;
 mod spent;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
+use aws_lc_rs::rand;
+use futures_util::future::join_all;
 use tls_sessiond_core::clock::{Clock, Now};
 use tls_sessiond_keys::epoch::NoRandomness;
 use tokio::{sync::Notify, time::sleep};
 
-pub(crate) use self::desk::{Membership, NotOpenedHere, RingDesk};
-use crate::config::{Config, ConfigError, TicketKeysConfig};
+use self::sharing::StoreOfRings;
+pub(crate) use self::{
+    desk::{NotOpenedHere, RingDesk},
+    membership::{Membership, NotJoined},
+    sharing::NotShared,
+};
+use crate::{
+    config::{Config, ConfigError, TicketKeysConfig},
+    store::Store,
+};
 
 /// Longest wait between two looks at the rings: the clock may be set, or the system suspended.
 const LOOK: Duration = Duration::from_secs(5);
-/// Wait after a step that the system refused random numbers for.
+/// Wait after a step that the system refused random numbers for, and after one that the shared store
+/// did not answer.
 const AGAIN: Duration = Duration::from_secs(1);
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 
 /// The rings of the configuration, in its order.
 pub struct Rings {
@@ -29,6 +50,9 @@ pub struct Rings {
     clock: Clock,
     /// Notified when a ring may have something to do earlier than before.
     woken: Arc<Notify>,
+    /// This daemon, at this start.
+    daemon: u64,
+    store: StoreOfRings,
 }
 
 /// Returns a time on the daemon's time line, as rings count it.
@@ -42,14 +66,23 @@ impl Rings {
     /// # Errors
     /// A credential cannot be read or is too short, or the system has no random numbers.
     pub fn read(config: &Config, clock: Clock) -> Result<Self, ConfigError> {
+        let mut daemon = [0; 8];
+        rand::fill(&mut daemon).map_err(|_| config.ticket_keys_error(0, "name", NoRandomness))?;
         let rings = Self {
             desks: ArcSwap::from_pointee(Vec::new()),
             clock,
             woken: Arc::new(Notify::new()),
+            daemon: u64::from_be_bytes(daemon),
+            store: Arc::new(OnceLock::new()),
         };
         let desks = rings.prepare(config)?;
         rings.swap(desks);
         Ok(rings)
+    }
+
+    /// Gives the rings the store that they are shared over. Has no effect a second time.
+    pub(crate) fn share(&self, store: &Arc<Store>) {
+        let _shared_already = self.store.set(Arc::clone(store)).is_err();
     }
 
     /// Makes the rings of another configuration, without using them. Rings of the same name go on.
@@ -64,7 +97,9 @@ impl Rings {
                 Some(desk) => Arc::clone(desk),
                 None => {
                     let woken = Arc::clone(&self.woken);
-                    let desk = RingDesk::begin(wanted, self.clock.clone(), woken)
+                    let store = config.store.as_ref().map(|_| Arc::clone(&self.store));
+                    let clock = self.clock.clone();
+                    let desk = RingDesk::begin(wanted, clock, woken, self.daemon, store)
                         .map_err(|(key, why)| config.ticket_keys_error(place, key, why))?;
                     Arc::new(desk)
                 }
@@ -109,21 +144,18 @@ impl Rings {
     /// Goes on with all rings as time passes. Ends with the daemon.
     pub(crate) async fn run(&self) {
         loop {
-            let now = on_the_line(self.clock.now());
-            let mut wait = LOOK;
-            for desk in self.desks.load_full().iter() {
-                match desk.tick() {
-                    Ok(due) => wait = wait.min(due.saturating_sub(now)),
-                    Err(NoRandomness) => {
-                        tracing::error!(
-                            ring = &**desk.name(),
-                            "the system has no random numbers: the rotation waits"
-                        );
-                        wait = wait.min(AGAIN);
+            let desks = self.desks.load_full();
+            let waits = join_all(desks.iter().map(|desk| async {
+                match desk.turn().await {
+                    Ok(wait) => wait,
+                    Err(NotShared::Away | NotShared::NotSeen | NotShared::Contended) => ASK_AGAIN,
+                    Err(NotShared::NoRandomness(why)) => {
+                        tracing::error!(ring = &**desk.name(), "{why}: the rotation waits");
+                        AGAIN
                     }
                 }
-                desk.save().await;
-            }
+            }));
+            let wait = waits.await.into_iter().fold(LOOK, Duration::min);
             tokio::select! {
                 () = sleep(wait) => {}
                 () = self.woken.notified() => {}

@@ -8,7 +8,7 @@ use tls_sessiond_store::{
     layout::{Fit, Name, Pool, RingName},
     script::{
         Answer, Claim, Criteria, Expected, Head, Holder, Mode, REVOCATIONS_MAX, REVOCATIONS_OF_ALL,
-        Refused, Request, Token,
+        Refused, Request, RingVersion, Token,
     },
 };
 use tls_sessiond_types::Version;
@@ -187,8 +187,8 @@ impl Check<'_> {
         let mut holder = [0; 8];
         holder.copy_from_slice(&random[16..]);
         let holder = Holder(holder);
-        let mut ring = [0; 16];
-        ring.copy_from_slice(&random[..16]);
+        let mut place = [0; 16];
+        place.copy_from_slice(&random[..16]);
         let beat = Request::Beat {
             bucket: name.bucket(),
             holder,
@@ -262,12 +262,18 @@ impl Check<'_> {
         };
         // The store forgets it after a moment, because nothing is written.
         let ring = Request::Ring {
-            ring: RingName(ring),
+            ring: RingName(place),
             daemon: holder,
             lease: 1,
-            known: 0,
-            mark: Vec::new(),
+            known: RingVersion::default(),
             write: None,
+        };
+        let spend = Request::Spend {
+            ring: RingName(place),
+            known: RingVersion::default(),
+            handle: place,
+            spends: true,
+            life: LIFE,
         };
         match self.run("put", &put).await? {
             Answer::Stored => {}
@@ -284,6 +290,7 @@ impl Check<'_> {
         self.run("revoke", &revoke).await?;
         self.run("revise", &revise).await?;
         self.run("ring", &ring).await?;
+        self.run("spend", &spend).await?;
         self.run("resign", &resign).await?;
         self.run_by("resign", &resign, By::Hash).await?;
         Ok(())

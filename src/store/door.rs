@@ -99,6 +99,11 @@ impl Store {
         answer
     }
 
+    /// Sends a request that no handshake waits for.
+    pub(crate) async fn ask_patiently(&self, request: &Request) -> Result<Answer, Failure> {
+        self.link().ask(request, Instant::now() + ADMIN_MAX).await
+    }
+
     /// Asks for a session.
     pub(crate) async fn find(&self, ask: Box<Ask>) -> Result<Found, Miss> {
         let answer = self.ask(ask.request()).await;

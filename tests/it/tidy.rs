@@ -57,7 +57,7 @@ const CRATES: [Crate; 7] = [
     Crate {
         folder: "crates/keys/src/",
         name: "tls_sessiond_keys",
-        arrow: &["saved", "ticket", "ring", "epoch"],
+        arrow: &["shared", "saved", "ticket", "ring", "epoch"],
         leaves: &[],
     },
     Crate {

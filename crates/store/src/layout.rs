@@ -253,6 +253,12 @@ impl Layout {
         format!("{}:{{{}}}:k:{digits}", self.prefix, TAGS[0]).into_bytes()
     }
 
+    /// Returns the key of a ticket that is spent. It has the tag of [`Self::ring`].
+    pub fn spent(&self, handle: &[u8; 16]) -> Vec<u8> {
+        let digits = hex::string(handle);
+        format!("{}:{{{}}}:t:{digits}", self.prefix, TAGS[0]).into_bytes()
+    }
+
     /// Returns the key of a bucket's heartbeats: a hash of deadlines by holder.
     pub fn beats(&self, bucket: Bucket) -> Vec<u8> {
         format!("{}:{{{}}}:b", self.prefix, bucket.tag()).into_bytes()

@@ -93,7 +93,7 @@ impl Member {
             ring,
             mut membership,
             layout,
-        } = self.join(&join)?;
+        } = self.join(&join).await?;
         let context = ring.context().cloned();
         let lost = Arc::clone(&self.by).loses_ring(Roles::KEYS, context, Arc::clone(&self.state));
         tokio::pin!(lost);
@@ -128,18 +128,20 @@ impl Member {
                     // The server has gone without a goodbye.
                     None => return Ok(()),
                     Some(Some(Said::Leave(pb::LeaveRing {}))) => {
-                        membership.leave();
+                        membership.leave().await;
                         return Ok(());
                     }
-                    Some(said) => hear(&membership, said)?,
+                    Some(said) => hear(&membership, said).await?,
                 },
             }
         }
     }
 
-    fn join(&self, join: &pb::JoinRing) -> Result<Joined, Refusal> {
-        let registry = self.state.registry();
-        let ring = ring(&self.rings, &self.by, &registry, &join.ring, Roles::KEYS)?;
+    async fn join(&self, join: &pb::JoinRing) -> Result<Joined, Refusal> {
+        let ring = {
+            let registry = self.state.registry();
+            ring(&self.rings, &self.by, &registry, &join.ring, Roles::KEYS)?
+        };
         let missing = |field: &'static str| Refusal::MemberInvalid {
             field,
             why: "required: one of the values of the enum".into(),
@@ -148,7 +150,8 @@ impl Member {
         let style = style(join.style()).ok_or(missing("style"))?;
         let membership = ring
             .join(&join.member, style, self.by.owner())
-            .ok_or_else(|| Refusal::RingNotFound(join.ring.clone()))??;
+            .await
+            .map_err(|why| why.of_ring(&join.ring))?;
         tracing::info!(
             ring = join.ring,
             member = join.member,
@@ -164,10 +167,14 @@ impl Member {
 }
 
 /// Takes what a joined server says.
-fn hear(membership: &Membership, said: Option<Said>) -> Result<(), Refusal> {
+async fn hear(membership: &Membership, said: Option<Said>) -> Result<(), Refusal> {
     match said {
-        Some(Said::Acknowledge(acknowledge)) => Ok(membership.acknowledge(acknowledge.sequence)?),
-        Some(Said::Refuse(refuse)) => Ok(membership.refuse(refuse.sequence, &refuse.reason)?),
+        Some(Said::Acknowledge(acknowledge)) => {
+            Ok(membership.acknowledge(acknowledge.sequence).await??)
+        }
+        Some(Said::Refuse(refuse)) => {
+            Ok(membership.refuse(refuse.sequence, &refuse.reason).await??)
+        }
         Some(Said::Join(_)) => {
             let why = "`join` is allowed as the first message only";
             Err(Refusal::MemberEventUnexpected(why))

@@ -13,8 +13,8 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use tls_sessiond_core::{context::Registry, state::CoreState};
 use tls_sessiond_keys::{
-    epoch::{Layout, NoRandomness},
-    ring::{MemberView, Phase, Refused, Style},
+    epoch::Layout,
+    ring::{MemberView, Phase, Refused, RingView, Style},
     ticket::{NotOpened, OVERHEAD},
 };
 use tls_sessiond_proto as pb;
@@ -30,7 +30,7 @@ use super::{
     error::Refusal,
     role::Roles,
 };
-use crate::rings::{NotOpenedHere, RingDesk, Rings};
+use crate::rings::{NotJoined, NotOpenedHere, NotShared, RingDesk, Rings};
 
 /// Longest state that is sealed, in bytes.
 const STATE_MAX: usize = 8192;
@@ -67,7 +67,7 @@ impl TicketKeys {
         })
     }
 
-    fn rotate(
+    async fn rotate(
         &self,
         by: &Caller,
         request: &pb::RotateRingRequest,
@@ -80,14 +80,13 @@ impl TicketKeys {
             emergency = request.emergency,
             "rotation of ticket keys asked for by an administrator"
         );
-        ring.rotate(request.emergency)
-            .map_err(|NoRandomness| Refusal::NoRandomness)?;
+        ring.rotate(request.emergency).await?;
         Ok(pb::RotateRingResponse {
             ring: Some(shown(&ring)),
         })
     }
 
-    fn fence(
+    async fn fence(
         &self,
         by: &Caller,
         request: &pb::FenceMemberRequest,
@@ -100,7 +99,7 @@ impl TicketKeys {
             member = request.member,
             "member fenced by an administrator"
         );
-        if !ring.fence(&request.member) {
+        if !ring.fence(&request.member).await? {
             return Err(Refusal::MemberNotFound);
         }
         Ok(pb::FenceMemberResponse {
@@ -116,16 +115,14 @@ impl TicketKeys {
         let ring = self.ring(by, &request.ring, Roles::KEYS)?;
         at_most("state", request.state.len(), STATE_MAX)?;
         at_most("binding", request.binding.len(), BINDING_MAX)?;
-        let ticket = ring
-            .seal(&request.state, &request.binding)
-            .map_err(|NoRandomness| Refusal::NoRandomness)?;
+        let ticket = ring.seal(&request.state, &request.binding)?;
         Ok(pb::SealTicketResponse {
             ticket: ticket.into(),
             lifetime: Some(convert::duration(ring.settings().lifetime)),
         })
     }
 
-    fn open(
+    async fn open(
         &self,
         by: &Caller,
         request: &pb::OpenTicketRequest,
@@ -137,20 +134,20 @@ impl TicketKeys {
             miss_reason: reason.into(),
             ..Default::default()
         };
-        Ok(
-            match ring.open(&request.ticket, &request.binding, request.single_use) {
-                Ok(opened) => pb::OpenTicketResponse {
-                    found: true,
-                    state: Bytes::copy_from_slice(&opened.state),
-                    epoch: opened.epoch,
-                    renew: opened.renew,
-                    ..Default::default()
-                },
-                Err(NotOpenedHere::Ticket(NotOpened::Unknown)) => missed(pb::MissReason::Unknown),
-                Err(NotOpenedHere::Ticket(NotOpened::Changed)) => missed(pb::MissReason::Scope),
-                Err(NotOpenedHere::Spent) => missed(pb::MissReason::Removed),
+        let opened = ring.open(&request.ticket, &request.binding, request.single_use);
+        Ok(match opened.await {
+            Ok(opened) => pb::OpenTicketResponse {
+                found: true,
+                state: Bytes::copy_from_slice(&opened.state),
+                epoch: opened.epoch,
+                renew: opened.renew,
+                ..Default::default()
             },
-        )
+            Err(NotOpenedHere::Ticket(NotOpened::Unknown)) => missed(pb::MissReason::Unknown),
+            Err(NotOpenedHere::Ticket(NotOpened::Changed)) => missed(pb::MissReason::Scope),
+            Err(NotOpenedHere::Spent) => missed(pb::MissReason::Removed),
+            Err(NotOpenedHere::NotShared(why)) => return Err(why.into()),
+        })
     }
 }
 
@@ -221,7 +218,7 @@ impl TicketKeyService for TicketKeys {
         request: Request<pb::RotateRingRequest>,
     ) -> Result<Response<pb::RotateRingResponse>, Status> {
         let by = caller(&request)?;
-        answer(self.rotate(&by, request.get_ref()))
+        answer(self.rotate(&by, request.get_ref()).await)
     }
 
     async fn fence_member(
@@ -229,7 +226,7 @@ impl TicketKeyService for TicketKeys {
         request: Request<pb::FenceMemberRequest>,
     ) -> Result<Response<pb::FenceMemberResponse>, Status> {
         let by = caller(&request)?;
-        answer(self.fence(&by, request.get_ref()))
+        answer(self.fence(&by, request.get_ref()).await)
     }
 
     async fn seal_ticket(
@@ -245,20 +242,53 @@ impl TicketKeyService for TicketKeys {
         request: Request<pb::OpenTicketRequest>,
     ) -> Result<Response<pb::OpenTicketResponse>, Status> {
         let by = caller(&request)?;
-        answer(self.open(&by, request.get_ref()))
+        answer(self.open(&by, request.get_ref()).await)
     }
 }
 
-/// Returns the state of a ring as the API shows it.
+/// Returns the state of a ring as the API shows it. One that the shared store has not shown yet has
+/// neither phase nor members.
 pub(crate) fn shown(ring: &RingDesk) -> pb::Ring {
-    let (view, owners) = ring.view();
     let settings = ring.settings();
-    let lasting = |time: Duration| Some(convert::duration(time));
-    let member = |member: MemberView| pb::RingMember {
-        owner: owners
-            .get(&member.name)
-            .map(ToString::to_string)
-            .unwrap_or_default(),
+    let view = ring.view();
+    let shared = ring.daemons();
+    pb::Ring {
+        name: ring.name().to_string(),
+        context: ring.context().map(ToString::to_string).unwrap_or_default(),
+        fenced: ring.fenced.get(),
+        rotate: lasting(settings.rotate),
+        lifetime: lasting(settings.lifetime),
+        max_key_age: lasting(settings.max_key_age),
+        saved: ring.is_saved(),
+        shared: shared.is_some(),
+        rotates_here: shared.is_none_or(|(leads, _)| leads),
+        daemons: shared.map_or(1, |(_, daemons)| u32::try_from(daemons).unwrap_or(u32::MAX)),
+        ..view.map(shown_view).unwrap_or_default()
+    }
+}
+
+fn lasting(time: Duration) -> Option<prost_types::Duration> {
+    Some(convert::duration(time))
+}
+
+fn shown_view(view: RingView) -> pb::Ring {
+    pb::Ring {
+        phase: phase(view.phase).into(),
+        phase_age: lasting(view.since),
+        sequence: view.sequence,
+        epoch: view.epoch,
+        epoch_age: lasting(view.age),
+        open_epochs: view.opened,
+        rotations: view.rotations,
+        emergency: view.is_emergency,
+        members: view.members.into_iter().map(shown_member).collect(),
+        ..Default::default()
+    }
+}
+
+fn shown_member(member: MemberView) -> pb::RingMember {
+    pb::RingMember {
+        owner: member.by.owner.to_string(),
         name: member.name.to_string(),
         style: match member.style {
             Style::List => pb::TicketKeyStyle::List,
@@ -272,24 +302,6 @@ pub(crate) fn shown(ring: &RingDesk) -> pb::Ring {
         behind: member.behind.and_then(lasting),
         late: member.is_late,
         trouble: member.trouble.as_deref().unwrap_or_default().to_owned(),
-    };
-    pb::Ring {
-        name: ring.name().to_string(),
-        context: ring.context().map(ToString::to_string).unwrap_or_default(),
-        phase: phase(view.phase).into(),
-        phase_age: lasting(view.since),
-        sequence: view.sequence,
-        epoch: view.epoch,
-        epoch_age: lasting(view.age),
-        open_epochs: view.opened,
-        rotations: view.rotations,
-        emergency: view.is_emergency,
-        members: view.members.into_iter().map(member).collect(),
-        fenced: ring.fenced.get(),
-        rotate: lasting(settings.rotate),
-        lifetime: lasting(settings.lifetime),
-        max_key_age: lasting(settings.max_key_age),
-        saved: ring.is_saved(),
     }
 }
 
@@ -318,6 +330,23 @@ fn style(style: pb::TicketKeyStyle) -> Option<Style> {
         pb::TicketKeyStyle::Push => Style::Push,
         pb::TicketKeyStyle::Single => Style::Single,
     })
+}
+
+impl From<NotShared> for Refusal {
+    fn from(why: NotShared) -> Self {
+        Self::RingAway(why)
+    }
+}
+
+impl NotJoined {
+    /// Returns the refusal of a member of the ring with this name.
+    fn of_ring(self, ring: &str) -> Refusal {
+        match self {
+            Self::Gone => Refusal::RingNotFound(ring.into()),
+            Self::Refused(refused) => refused.into(),
+            Self::NotShared(why) => why.into(),
+        }
+    }
 }
 
 impl From<Refused> for Refusal {

@@ -26,7 +26,7 @@ use crate::{
         error::Refusal,
         role::Roles,
     },
-    rings::{Membership, RingDesk},
+    rings::{Membership, NotShared, RingDesk},
 };
 
 /// The type of a secret.
@@ -153,7 +153,7 @@ const OPEN_MAX: usize = 16;
 
 impl Proxy {
     /// Takes a message. Returns whether there may be something new to tell.
-    fn hear(&mut self, said: Said) -> Result<bool, Refusal> {
+    async fn hear(&mut self, said: Said) -> Result<bool, Refusal> {
         if !said.type_url.is_empty() && said.type_url != SECRET {
             return Err(Refusal::MemberInvalid {
                 field: "type_url",
@@ -168,8 +168,8 @@ impl Proxy {
             for (name, sequence) in answer {
                 if let Some(subscription) = self.rings.get(&name) {
                     match &said.error {
-                        None => subscription.membership.acknowledge(sequence)?,
-                        Some(why) => subscription.membership.refuse(sequence, why)?,
+                        None => subscription.membership.acknowledge(sequence).await??,
+                        Some(why) => subscription.membership.refuse(sequence, why).await??,
                     }
                 }
             }
@@ -192,7 +192,8 @@ impl Proxy {
             let ring = self.service.ring(&self.by, &name, Roles::KEYS)?;
             let membership = ring
                 .join(&self.member, Style::List, self.by.owner())
-                .ok_or_else(|| Refusal::RingNotFound(name.clone()))??;
+                .await
+                .map_err(|why| why.of_ring(&name))?;
             tracing::info!(
                 ring = name,
                 member = self.member,
@@ -331,7 +332,7 @@ async fn serve<M: Into<Said>, T>(
                         nonces: 0,
                     },
                 };
-                proxy.insert(known).hear(message)?;
+                proxy.insert(known).hear(message).await?;
             }
         }
     }
@@ -381,7 +382,8 @@ impl SecretDiscoveryService for TicketKeys {
         for name in names {
             let registry = self.state.registry();
             let ring: Arc<RingDesk> = ring(&self.rings, &by, &registry, name, Roles::KEYS)?;
-            let (sequence, keys) = ring.keys_now(Layout::Bytes80);
+            let now = ring.keys_now(Layout::Bytes80);
+            let (sequence, keys) = now.ok_or(Refusal::RingAway(NotShared::NotSeen))?;
             let keys = keys.iter().map(|key| Bytes::copy_from_slice(key.bytes()));
             secrets.push(ToldSecret {
                 secret: secret(name, keys),

@@ -291,13 +291,33 @@ pub enum Request {
         lease: u64,
         /// The version of the ring that the daemon knows. The answer has the ring if the store has
         /// another one.
-        known: u64,
-        /// The first [`MARK_BYTES`] of the sealed value that the daemon knows: it may have the same
-        /// version as another one. Empty: it knows none.
-        mark: Vec<u8>,
+        known: RingVersion,
         /// What to write.
         write: Option<RingWrite>,
     },
+    /// Looks whether a ticket that the daemons of a ring have sealed is spent, and spends it if it is
+    /// not.
+    Spend {
+        /// The ring.
+        ring: RingName,
+        /// The version that the daemon knows. The store must have it.
+        known: RingVersion,
+        /// The handle of the ticket.
+        handle: [u8; 16],
+        /// Whether to spend it.
+        spends: bool,
+        /// How long to remember that it is spent, in milliseconds. At least 1.
+        life: u64,
+    },
+}
+
+/// The version of a ring of ticket keys that a daemon knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RingVersion {
+    /// Its number. 0: the daemon knows none.
+    pub number: u64,
+    /// The first [`MARK_BYTES`] of the sealed value: another value may have the same number.
+    pub mark: Vec<u8>,
 }
 
 /// Bytes with which no two sealed rings begin: a version and a nonce.
@@ -357,10 +377,12 @@ pub enum Answer {
     Full,
     /// Find: the entry has a form that no version of this layout writes.
     Malformed,
-    /// Put: the session is stored.
+    /// Put: the session is stored. Spend: the ticket was not spent before.
     Stored,
-    /// Put: another session has the name.
+    /// Put: another session has the name. Spend: the ticket is spent.
     Taken,
+    /// Spend: the daemon knows another version of the ring than the store.
+    Behind,
     /// Find, put, beat: it came after its validity. `now` is the store's time, if the script tells it.
     Overdue {
         /// Milliseconds of the store's clock. Only a heartbeat tells it.
@@ -492,6 +514,7 @@ impl Answer {
             }
             (b"stored", 0) => Self::Stored,
             (b"taken", 0) => Self::Taken,
+            (b"behind", 0) => Self::Behind,
             (b"overdue", 0) => Self::Overdue {
                 now: None,
                 revision: None,
@@ -598,6 +621,7 @@ static BEAT: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("be
 static RESIGN: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("resign.lua")));
 static REVISE: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("revise.lua")));
 static NEWEST: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("newest.lua")));
+static SPEND: LazyLock<Script> = LazyLock::new(|| script(WITHIN_MEMORY, include_str!("spend.lua")));
 static RING: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("ring.lua")));
 static REVOKE: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("revoke.lua")));
 static REVOCATIONS: LazyLock<Script> =
@@ -618,6 +642,7 @@ impl Request {
             Self::Revoke { .. } => &REVOKE,
             Self::Revocations => &REVOCATIONS,
             Self::Ring { .. } => &RING,
+            Self::Spend { .. } => &SPEND,
         }
     }
 
@@ -634,6 +659,7 @@ impl Request {
             Self::Newest { pool, .. } => vec![layout.pool(pool)],
             Self::Revoke { .. } | Self::Revocations => vec![layout.revocations()],
             Self::Ring { ring, .. } => vec![layout.ring(*ring)],
+            Self::Spend { ring, handle, .. } => vec![layout.ring(*ring), layout.spent(handle)],
             Self::Release { holds, .. } => {
                 holds.iter().map(|(name, _)| layout.entry(*name)).collect()
             }
@@ -757,19 +783,29 @@ impl Request {
                 daemon,
                 lease,
                 known,
-                mark,
                 write,
                 ..
             } => {
                 to(&daemon.0);
                 number(*lease, to);
-                number(*known, to);
-                to(mark);
+                number(known.number, to);
+                to(&known.mark);
                 number(write.as_ref().map_or(0, |write| write.version), to);
                 let restores = write.as_ref().is_some_and(|write| write.restores);
                 to(if restores { b"1" } else { b"0" });
                 to(write.as_ref().map_or(&[], |write| &write.sealed));
                 number(RING_MILLIS, to);
+            }
+            Self::Spend {
+                known,
+                spends,
+                life,
+                ..
+            } => {
+                number(known.number, to);
+                to(&known.mark);
+                to(if *spends { b"1" } else { b"0" });
+                number((*life).max(1), to);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use tls_sessiond_store::{
     layout::RingName,
-    script::{Answer, Holder, MARK_BYTES, Request, RingAnswer, RingWrite},
+    script::{Answer, Holder, MARK_BYTES, Request, RingAnswer, RingVersion, RingWrite},
 };
 
 use super::{
@@ -30,9 +30,25 @@ impl Known {
             ring: ring(),
             daemon,
             lease: LONG,
-            known: self.version,
-            mark: self.sealed.iter().take(MARK_BYTES).copied().collect(),
+            known: self.version(),
             write,
+        }
+    }
+
+    fn version(&self) -> RingVersion {
+        RingVersion {
+            number: self.version,
+            mark: self.sealed.iter().take(MARK_BYTES).copied().collect(),
+        }
+    }
+
+    fn spend(&self, handle: [u8; 16], spends: bool) -> Request {
+        Request::Spend {
+            ring: ring(),
+            known: self.version(),
+            handle,
+            spends,
+            life: LONG,
         }
     }
 
@@ -149,5 +165,26 @@ fn lost_ring_is_given_back_and_the_later_version_wins() {
         assert_eq!((late.version, late.sealed.as_deref()), (5, Some(new)));
         store.empty();
         assert_eq!(run(store, &Known::default().look(TWO, None)).version, 0);
+    });
+}
+
+#[test]
+fn ticket_is_spent_once_and_only_for_the_ring_that_the_store_has() {
+    on_every_server(|store| {
+        let none = Known::default();
+        assert_eq!(store.run(&none.spend([1; 16], true)), Answer::Stored);
+        let first = none.next(b"the first value \0\xff");
+        run(store, &none.look(ONE, Some(first.clone())));
+        let known = Known {
+            version: 1,
+            sealed: first.sealed,
+        };
+        assert_eq!(store.run(&none.spend([2; 16], true)), Answer::Behind);
+        assert_eq!(store.run(&known.spend([2; 16], false)), Answer::Stored);
+        assert_eq!(store.run(&known.spend([2; 16], true)), Answer::Stored);
+        assert_eq!(store.run(&known.spend([2; 16], true)), Answer::Taken);
+        assert_eq!(store.run(&known.spend([2; 16], false)), Answer::Taken);
+        store.empty();
+        assert_eq!(store.run(&known.spend([2; 16], true)), Answer::Behind);
     });
 }

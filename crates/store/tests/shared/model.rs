@@ -251,7 +251,7 @@ impl Model {
                 entries: self.revocations.values().cloned().collect(),
             },
             // Rings have no sessions, and the simulation of sessions has no rings.
-            Request::Ring { .. } => Answer::Malformed,
+            Request::Ring { .. } | Request::Spend { .. } => Answer::Malformed,
             Request::Revise { bucket, revision } => {
                 let higher = *revision > self.revision(*bucket);
                 if higher {

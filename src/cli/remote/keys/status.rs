@@ -120,12 +120,28 @@ pub(super) fn one_ring(screen: &mut Screen, ring: &pb::Ring) {
             words::duration(ring.max_key_age.as_ref()).into(),
         ),
         ("saved", words::yes_no(ring.saved).into()),
+        ("daemons", daemons(ring).into()),
     ]);
     let of_ring = ring.members.iter();
     members(screen, of_ring.map(|member| (ring.name.as_str(), member)));
 }
 
+/// Returns how many daemons share the ring, and whether this one rotates it.
+fn daemons(ring: &pb::Ring) -> String {
+    match (ring.shared, ring.rotates_here) {
+        (false, _) => "this one alone".to_owned(),
+        (true, true) => format!("{} over the shared store; this one rotates", ring.daemons),
+        (true, false) => format!(
+            "{} over the shared store; another one rotates",
+            ring.daemons
+        ),
+    }
+}
+
 fn phase(ring: &pb::Ring) -> String {
+    if ring.phase() == pb::RingPhase::Unspecified {
+        return "not read from the shared store yet".to_owned();
+    }
     let phase = words::word::<pb::RingPhase>(ring.phase);
     match ring.emergency {
         true => format!("{phase} (emergency)"),

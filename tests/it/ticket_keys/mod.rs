@@ -1,14 +1,18 @@
 //! TicketKeyService: rings, members, rotations, rights, restarts.
+//!
+//! * `member`: a server, played by a test
+//! * `shared`: daemons that share a ring
+
+mod member;
+#[cfg(feature = "peers")]
+mod shared;
 
 use std::{fs, path::Path, time::Duration};
 
-use tls_sessiond_proto::{
-    self as pb, ticket_key_service_client::TicketKeyServiceClient,
-    watch_ticket_keys_request::Event as Said,
-};
-use tokio::{sync::mpsc, time::timeout};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming, transport::Channel};
+use member::{Member, client, epochs, ring, until};
+use tls_sessiond_proto::{self as pb, watch_ticket_keys_request::Event as Said};
+use tokio::time::timeout;
+use tonic::{Code, Status};
 
 use crate::{
     harness::{TestDaemon, reason},
@@ -19,105 +23,6 @@ use crate::{
 const QUICK: &str = "[[ticket_keys]]\nname = \"web\"\nrotate = \"1s\"\nlifetime = \"1s\"\nmax_key_age = \"60s\"\nmembers_wait = \"1s\"\n";
 /// A ring that rotates only if it is asked to.
 const SLOW: &str = "[[ticket_keys]]\nname = \"web\"\nrotate = \"7d\"\nlifetime = \"1s\"\nmax_key_age = \"7d\"\nmembers_wait = \"1s\"\n";
-
-fn client(daemon: &TestDaemon) -> TicketKeyServiceClient<Channel> {
-    TicketKeyServiceClient::new(daemon.channel.clone())
-}
-
-/// A server that does what it is told when the test says so.
-struct Member {
-    says: mpsc::Sender<pb::WatchTicketKeysRequest>,
-    told: Streaming<pb::WatchTicketKeysResponse>,
-}
-
-impl Member {
-    async fn join(daemon: &TestDaemon, name: &str, style: pb::TicketKeyStyle) -> Self {
-        Self::join_with(daemon, name, style, pb::TicketKeyLayout::TicketKeyLayout80).await
-    }
-
-    async fn join_with(
-        daemon: &TestDaemon,
-        name: &str,
-        style: pb::TicketKeyStyle,
-        layout: pb::TicketKeyLayout,
-    ) -> Self {
-        let (says, said) = mpsc::channel(8);
-        let join = pb::JoinRing {
-            ring: "web".into(),
-            member: name.into(),
-            layout: layout.into(),
-            style: style.into(),
-        };
-        let event = Some(Said::Join(join));
-        says.send(pb::WatchTicketKeysRequest { event })
-            .await
-            .unwrap();
-        let mut client = client(daemon);
-        let watch = client.watch_ticket_keys(ReceiverStream::new(said));
-        let told = watch.await.unwrap().into_inner();
-        Self { says, told }
-    }
-
-    async fn told(&mut self) -> Result<pb::WatchTicketKeysResponse, Status> {
-        let told = timeout(PATIENCE, self.told.message()).await;
-        told.expect("nothing told")
-            .map(|told| told.expect("the stream ended"))
-    }
-
-    async fn says(&self, event: Said) {
-        let event = Some(event);
-        self.says
-            .send(pb::WatchTicketKeysRequest { event })
-            .await
-            .unwrap();
-    }
-
-    async fn acknowledges(&self, sequence: u64) {
-        self.says(Said::Acknowledge(pb::AcknowledgeKeys { sequence }))
-            .await;
-    }
-
-    /// Takes an instruction and acknowledges it.
-    async fn runs(&mut self) -> pb::WatchTicketKeysResponse {
-        let told = self.told().await.unwrap();
-        self.acknowledges(told.sequence).await;
-        told
-    }
-
-    async fn refused(mut self) -> String {
-        loop {
-            if let Err(status) = self.told().await {
-                return reason(&status);
-            }
-        }
-    }
-}
-
-async fn ring(daemon: &TestDaemon) -> pb::Ring {
-    let request = pb::GetRingRequest { ring: "web".into() };
-    let got = client(daemon).get_ring(request).await.unwrap();
-    got.into_inner().ring.unwrap()
-}
-
-/// Waits until the ring is as `wanted` says.
-async fn until(daemon: &TestDaemon, wanted: impl Fn(&pb::Ring) -> bool) -> pb::Ring {
-    let wait = async {
-        loop {
-            let ring = ring(daemon).await;
-            if wanted(&ring) {
-                return ring;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, wait)
-        .await
-        .expect("the ring never was so")
-}
-
-fn epochs(told: &pb::WatchTicketKeysResponse) -> Vec<u64> {
-    told.keys.iter().map(|key| key.epoch).collect()
-}
 
 #[tokio::test]
 async fn members_prepare_before_any_of_them_encrypts() {

@@ -7,7 +7,10 @@ use tls_parser::{
     parse_tls_plaintext,
 };
 use tls_sessiond_types::{
-    client_hello::{FirstFlight, IDENTITIES_MAX, Offer, Parameters, Progress, SESSION_ID_MAX},
+    client_hello::{
+        FirstFlight, IDENTITIES_MAX, Offer, Parameters, Progress, SESSION_ID_MAX, TICKET_MAX,
+        TICKETS_MAX,
+    },
     server_name::ServerName,
 };
 
@@ -130,7 +133,14 @@ impl Hello {
                 Extension::ServerName(name) => {
                     offer.server_name = ServerName::new(name).into_owned();
                 }
-                Extension::Ticket(ticket) if !ticket.is_empty() => offer.session_id = None,
+                Extension::Ticket(ticket) => {
+                    offer.tickets.taken = true;
+                    if !ticket.is_empty() {
+                        offer.session_id = None;
+                    }
+                    offer.tickets.tls12 =
+                        Some(ticket.clone()).filter(|ticket| ticket.len() > SESSION_ID_MAX);
+                }
                 Extension::Versions(versions) => offer.tls13 = versions.contains(&0x0304),
                 Extension::Identities(identities) => {
                     let ours = |identity: &&Vec<u8>| (1..=SESSION_ID_MAX).contains(&identity.len());
@@ -140,11 +150,15 @@ impl Hello {
                         .take(IDENTITIES_MAX)
                         .cloned()
                         .collect();
+                    let longer = identities
+                        .iter()
+                        .filter(|identity| identity.len() > SESSION_ID_MAX);
+                    offer.tickets.tls13 = longer.take(TICKETS_MAX).cloned().collect();
                 }
                 // The strategy makes only one body for each of these.
                 Extension::Unknown(10, _) => offer.parameters.groups = vec![29],
                 Extension::Unknown(51, _) => offer.parameters.key_shares = vec![29],
-                Extension::Ticket(_) | Extension::Unknown(..) => {}
+                Extension::Unknown(..) => {}
             }
         }
         offer
@@ -265,7 +279,14 @@ fn oracle(record: &[u8]) -> Offer {
                 let name = str::from_utf8(names[0].1).unwrap();
                 offer.server_name = ServerName::new(name).into_owned();
             }
-            TlsExtension::SessionTicket(ticket) if !ticket.is_empty() => offer.session_id = None,
+            TlsExtension::SessionTicket(ticket) => {
+                offer.tickets.taken = true;
+                if !ticket.is_empty() {
+                    offer.session_id = None;
+                }
+                offer.tickets.tls12 =
+                    Some(ticket.to_vec()).filter(|ticket| ticket.len() > SESSION_ID_MAX);
+            }
             TlsExtension::SupportedVersions(versions) => {
                 offer.tls13 = versions.iter().any(|version| version.0 == 0x0304);
             }
@@ -297,6 +318,7 @@ proptest! {
         let Progress::Whole(mut read) = reader.push(&records(&message, &[])) else { panic!("not whole") };
         // tls-parser leaves PSK identities as raw bytes.
         read.identities.clear();
+        read.tickets.tls13.clear();
         read.parameters = Parameters::default();
         read.fallback = false;
         prop_assert_eq!(read, oracle(&records(&message, &[])));
@@ -327,6 +349,7 @@ proptest! {
         let mut reader = FirstFlight::default();
         if let Progress::Whole(offer) = reader.push(&flight) {
             prop_assert!(offer.identities.len() <= IDENTITIES_MAX);
+            prop_assert!(offer.tickets.tls13.len() <= TICKETS_MAX);
         }
     }
 }
@@ -393,6 +416,44 @@ fn hello_that_every_server_refuses_offers_nothing() {
     }
     let psk_alone = with(&|all| all[4] = Extension::Unknown(45, vec![1, 0]));
     assert!(psk_alone.identities.is_empty(), "psk_ke alone");
+}
+
+#[test]
+fn offered_tickets_have_limits() {
+    let read = |extensions: Vec<Extension>| {
+        let hello = Hello {
+            session_id: vec![3; 32],
+            suites: vec![0x1301],
+            extensions,
+        };
+        match FirstFlight::default().push(&records(&hello.message(), &[])) {
+            Progress::Whole(offer) => offer.tickets,
+            Progress::Partial => panic!("the hello is complete"),
+        }
+    };
+    assert!(!read(Vec::new()).taken);
+    for (length, is_read) in [
+        (0, false),
+        (SESSION_ID_MAX, false),
+        (SESSION_ID_MAX + 1, true),
+        (TICKET_MAX, true),
+        (TICKET_MAX + 1, false),
+    ] {
+        let ticket = vec![7; length];
+        let offered = read(vec![Extension::Ticket(ticket.clone())]);
+        assert!(offered.taken);
+        assert_eq!(offered.tls12, is_read.then_some(ticket), "{length}");
+    }
+    let mut all = Extension::negotiable(&[29], &[29], &[1]);
+    let ticket = |last: u8| [vec![7; SESSION_ID_MAX], vec![last]].concat();
+    let mut identities = vec![vec![1; 32], vec![9; TICKET_MAX + 1]];
+    identities.extend((0..9).map(ticket));
+    all.push(Extension::Identities(identities));
+    let first: Vec<_> = (0..9).map(ticket).take(TICKETS_MAX).collect();
+    assert_eq!(read(all.clone()).tls13, first);
+    // Without psk_key_exchange_modes.
+    all.remove(4);
+    assert!(read(all).tls13.is_empty());
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub struct Offer {
     /// resume a session, for example because a required extension is missing or psk_dhe_ke is not
     /// offered.
     pub identities: Vec<Vec<u8>>,
+    /// The tickets that have a session in them.
+    pub tickets: Tickets,
     /// The SNI, or [`ServerName::NONE`].
     pub server_name: ServerName<'static>,
     /// Whether the SNI has a trailing dot, against RFC 6066 section 3.
@@ -40,6 +42,30 @@ pub struct Offer {
     pub fallback: bool,
     /// The parameters that decide how a TLS 1.3 server answers.
     pub parameters: Parameters,
+}
+
+/// The tickets of a ClientHello that are longer than the session ids of the daemon, so that a session
+/// can be sealed in them.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Tickets {
+    /// Whether the client takes tickets in TLS 1.2: it sent session_ticket (RFC 5077 section 3.2).
+    pub taken: bool,
+    /// The ticket of TLS 1.2. `None`: the client offers none, or one that is shorter or longer than
+    /// [`SESSION_ID_MAX`] and [`TICKET_MAX`] allow.
+    pub tls12: Option<Vec<u8>>,
+    /// Those of TLS 1.3, in the order of the client: at most [`TICKETS_MAX`], each of at most
+    /// [`TICKET_MAX`] bytes. Empty where [`Offer::identities`] must be.
+    pub tls13: Vec<Vec<u8>>,
+}
+
+/// Most tickets of one ClientHello that are opened. Clients offer one or two.
+pub const TICKETS_MAX: usize = 4;
+/// The longest ticket that is opened, in bytes.
+pub const TICKET_MAX: usize = 16 << 10;
+
+/// Returns whether a session can be sealed in a ticket of this many bytes.
+fn is_sealed_size(length: usize) -> bool {
+    (SESSION_ID_MAX + 1..=TICKET_MAX).contains(&length)
 }
 
 /// The parameters by which a TLS 1.3 server chooses a cipher suite and a group, in the order of the
@@ -307,7 +333,15 @@ fn offer(body: &[u8]) -> Option<Offer> {
             SUPPORTED_GROUPS => offer.parameters.groups = u16s(extension.vector16()?)?,
             SIGNATURE_ALGORITHMS => signatures = true,
             ALPN => offer.parameters.protocols = Some(protocols(&mut extension)?),
-            SESSION_TICKET if !extension.0.is_empty() => offer.session_id = None,
+            SESSION_TICKET => {
+                offer.tickets.taken = true;
+                if !extension.0.is_empty() {
+                    offer.session_id = None;
+                }
+                if is_sealed_size(extension.0.len()) {
+                    offer.tickets.tls12 = Some(extension.0.to_vec());
+                }
+            }
             SUPPORTED_VERSIONS => {
                 offer.tls13 = extension
                     .vector8()?
@@ -319,7 +353,7 @@ fn offer(body: &[u8]) -> Option<Offer> {
             EARLY_DATA => offer.parameters.early_data = true,
             COMPRESS_CERTIFICATE => twice |= has_twice(&u16s(extension.vector8()?)?),
             PRE_SHARED_KEY if extensions.0.is_empty() => {
-                offer.identities = identities(&mut extension)?;
+                (offer.identities, offer.tickets.tls13) = identities(&mut extension)?;
             }
             PRE_SHARED_KEY => return None,
             _ => {}
@@ -328,6 +362,7 @@ fn offer(body: &[u8]) -> Option<Offer> {
     twice |= has_twice(&offer.parameters.key_shares);
     if !(signatures && forward_secret && compression == NO_COMPRESSION) || twice {
         offer.identities.clear();
+        offer.tickets.tls13.clear();
     }
     Some(offer)
 }
@@ -411,15 +446,16 @@ fn protocols(extension: &mut Reader<'_>) -> Option<Vec<Vec<u8>>> {
     Some(protocols)
 }
 
-/// Parses the pre_shared_key extension (RFC 8446 section 4.2.11): returns the identities.
+/// Parses the pre_shared_key extension (RFC 8446 section 4.2.11): returns the identities that may be
+/// session ids of the daemon, and those that are longer.
 ///
-/// Skips an identity that is too long for a session id of the daemon, because it is the ticket of
-/// another server, and those after the first [`IDENTITIES_MAX`]. Returns no identity if the number
-/// of identities differs from that of the binders, because TLS 1.3 servers refuse that. `None`: the
-/// extension does not parse, or an identity or a binder is empty.
-fn identities(extension: &mut Reader<'_>) -> Option<Vec<Vec<u8>>> {
+/// Skips identities after the first [`IDENTITIES_MAX`] and [`TICKETS_MAX`], and those of more than
+/// [`TICKET_MAX`] bytes. Returns no identity if the number of identities differs from that of the
+/// binders, because TLS 1.3 servers refuse that. `None`: the extension does not parse, or an identity
+/// or a binder is empty.
+fn identities(extension: &mut Reader<'_>) -> Option<(Vec<Vec<u8>>, Vec<Vec<u8>>)> {
     let mut list = Reader(extension.vector16()?);
-    let (mut identities, mut count) = (Vec::new(), 0);
+    let (mut identities, mut tickets, mut count) = (Vec::new(), Vec::new(), 0);
     while !list.0.is_empty() {
         let identity = list.vector16()?;
         list.bytes(4)?;
@@ -427,8 +463,12 @@ fn identities(extension: &mut Reader<'_>) -> Option<Vec<Vec<u8>>> {
         if identity.is_empty() {
             return None;
         }
-        if identities.len() < IDENTITIES_MAX && identity.len() <= SESSION_ID_MAX {
-            identities.push(identity.to_vec());
+        if identity.len() <= SESSION_ID_MAX {
+            if identities.len() < IDENTITIES_MAX {
+                identities.push(identity.to_vec());
+            }
+        } else if tickets.len() < TICKETS_MAX && is_sealed_size(identity.len()) {
+            tickets.push(identity.to_vec());
         }
     }
     let (mut list, mut binders) = (Reader(extension.vector16()?), 0);
@@ -439,9 +479,9 @@ fn identities(extension: &mut Reader<'_>) -> Option<Vec<Vec<u8>>> {
         }
     }
     if binders != count {
-        identities.clear();
+        return Some((Vec::new(), Vec::new()));
     }
-    Some(identities)
+    Some((identities, tickets))
 }
 
 /// Takes values off the front of a slice. `None`: too few bytes are left.

@@ -52,32 +52,55 @@ fn aead(key: &TicketKey) -> Option<LessSafeKey> {
 }
 
 impl Ring {
-    /// Seals a state with the current epoch. It opens only with the same `bound`, and in the same run of
-    /// the ring.
+    /// Seals a state with the current epoch, under a random handle. It opens only with the same
+    /// `bound`, and in the same run of the ring.
     ///
     /// # Errors
     /// The system has no random numbers.
     pub fn seal(&self, state: &[u8], bound: &[u8]) -> Result<(Handle, Vec<u8>), NoRandomness> {
+        let mut handle = [0; HANDLE_BYTES];
+        rand::fill(&mut handle).map_err(|_| NoRandomness)?;
+        let ticket = self.seal_as(&handle, state, bound)?;
+        Ok((handle, ticket))
+    }
+
+    /// Does the same as [`Self::seal`], under this handle. Tickets with equal handles are one to a list
+    /// of tickets that are no longer good.
+    ///
+    /// # Errors
+    /// The system has no random numbers.
+    pub fn seal_as(
+        &self,
+        handle: &Handle,
+        state: &[u8],
+        bound: &[u8],
+    ) -> Result<Vec<u8>, NoRandomness> {
         let key = self
             .window()
             .current
             .secret
             .key(self.name(), Layout::Sealed);
-        let mut handle = [0; HANDLE_BYTES];
         let mut nonce = [0; NONCE_LEN];
-        rand::fill(&mut handle).map_err(|_| NoRandomness)?;
         rand::fill(&mut nonce).map_err(|_| NoRandomness)?;
         let mut sealed = Zeroizing::new(state.to_vec());
         let tag = aead(&key)
             .ok_or(NoRandomness)?
             .seal_in_place_separate_tag(
                 Nonce::assume_unique_for_key(nonce),
-                Aad::from([&handle, self.run(), bound].concat()),
+                Aad::from([handle, self.run(), bound].concat()),
                 &mut sealed,
             )
             .map_err(|_| NoRandomness)?;
-        let ticket = [key.name(), &handle, &nonce, &sealed, tag.as_ref()].concat();
-        Ok((handle, ticket))
+        Ok([key.name(), handle, &nonce, &sealed, tag.as_ref()].concat())
+    }
+
+    /// Returns the handle that a ticket names, whether the ticket opens or not. `None`: it is too short
+    /// for a ticket.
+    pub fn named_handle(ticket: &[u8]) -> Option<Handle> {
+        let rest = ticket
+            .get(NAME_BYTES..)
+            .filter(|_| ticket.len() >= OVERHEAD)?;
+        rest.first_chunk().copied()
     }
 
     /// Opens a ticket of an epoch that the ring opens now.
@@ -148,6 +171,17 @@ mod tests {
         assert_eq!(opened.epoch, 1);
         ring.tick(20 * SECOND).unwrap();
         assert_eq!(ring.open(&ticket, b"scope").err(), Some(NotOpened::Unknown));
+    }
+
+    #[test]
+    fn renewed_ticket_keeps_its_handle() {
+        let mut ring = ring();
+        let (handle, _) = ring.seal(b"state", b"scope").unwrap();
+        ring.rotate_at_once(SECOND).unwrap();
+        let renewed = ring.seal_as(&handle, b"state", b"scope").unwrap();
+        assert_eq!(ring.open(&renewed, b"scope").unwrap().handle, handle);
+        assert_eq!(Ring::named_handle(&renewed), Some(handle));
+        assert_eq!(Ring::named_handle(&renewed[..OVERHEAD - 1]), None);
     }
 
     #[test]

@@ -128,6 +128,10 @@ pub struct FirstFlight {
 
 /// Whether the ClientHello is complete.
 #[derive(Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a flight has one offer, which is moved once"
+)]
 pub enum Progress {
     /// More bytes are needed.
     Partial,
@@ -353,7 +357,7 @@ fn offer(body: &[u8]) -> Option<Offer> {
             EARLY_DATA => offer.parameters.early_data = true,
             COMPRESS_CERTIFICATE => twice |= has_twice(&u16s(extension.vector8()?)?),
             PRE_SHARED_KEY if extensions.0.is_empty() => {
-                (offer.identities, offer.tickets.tls13) = identities(&mut extension)?;
+                identities(&mut extension, &mut offer)?;
             }
             PRE_SHARED_KEY => return None,
             _ => {}
@@ -446,14 +450,14 @@ fn protocols(extension: &mut Reader<'_>) -> Option<Vec<Vec<u8>>> {
     Some(protocols)
 }
 
-/// Parses the pre_shared_key extension (RFC 8446 section 4.2.11): returns the identities that may be
-/// session ids of the daemon, and those that are longer.
+/// Parses the pre_shared_key extension (RFC 8446 section 4.2.11): adds the identities that may be
+/// session ids of the daemon to the offer, and those that are longer.
 ///
 /// Skips identities after the first [`IDENTITIES_MAX`] and [`TICKETS_MAX`], and those of more than
-/// [`TICKET_MAX`] bytes. Returns no identity if the number of identities differs from that of the
+/// [`TICKET_MAX`] bytes. Adds no identity if the number of identities differs from that of the
 /// binders, because TLS 1.3 servers refuse that. `None`: the extension does not parse, or an identity
 /// or a binder is empty.
-fn identities(extension: &mut Reader<'_>) -> Option<(Vec<Vec<u8>>, Vec<Vec<u8>>)> {
+fn identities(extension: &mut Reader<'_>, offer: &mut Offer) -> Option<()> {
     let mut list = Reader(extension.vector16()?);
     let (mut identities, mut tickets, mut count) = (Vec::new(), Vec::new(), 0);
     while !list.0.is_empty() {
@@ -478,10 +482,11 @@ fn identities(extension: &mut Reader<'_>) -> Option<(Vec<Vec<u8>>, Vec<Vec<u8>>)
             return None;
         }
     }
-    if binders != count {
-        return Some((Vec::new(), Vec::new()));
+    if binders == count {
+        offer.identities = identities;
+        offer.tickets.tls13 = tickets;
     }
-    Some((identities, tickets))
+    Some(())
 }
 
 /// Takes values off the front of a slice. `None`: too few bytes are left.

@@ -35,6 +35,8 @@ pub struct Found {
     /// The hold on it, if it is of the shared store and the lookup has made one. Dropping it without
     /// a connection releases the session.
     pub hold: Option<Arc<Hold>>,
+    /// Whether it is sealed in the ticket of its client, and stored nowhere.
+    pub is_sealed: bool,
 }
 
 impl Found {
@@ -43,6 +45,15 @@ impl Found {
         Self {
             session,
             hold: None,
+            is_sealed: false,
+        }
+    }
+
+    /// A session that is sealed in the ticket of its client.
+    pub fn sealed(session: Arc<Session>) -> Self {
+        Self {
+            is_sealed: true,
+            ..Self::near(session)
         }
     }
 
@@ -252,6 +263,7 @@ impl Cache {
             found: Found {
                 session: Arc::clone(&session),
                 hold,
+                is_sealed: false,
             },
             put: Some(PendingPut {
                 cache: Arc::clone(self),
@@ -345,6 +357,7 @@ impl Cache {
         let found = Found {
             session: Arc::new(session),
             hold,
+            is_sealed: false,
         };
         if is_taken {
             self.ledger.departed_from_fleet(

@@ -6,7 +6,9 @@
 //! * [`budget`]: the limit on all caches together, and each cache's share of it
 //! * `by_server_name`: client sessions by server name
 //! * `fleet`: lookups and puts where a store is shared with other daemons
+//! * `handles`: handles of sealed sessions that may not be resumed any more
 //! * `recycle`: reuse of the memory of evicted sessions
+//! * [`sealed`]: sessions that are sealed in the tickets of their clients
 //! * [`revocation`]: sessions that may not be resumed any more, whatever the cache holds
 //! * [`shared`]: state that all caches share
 //! * `shared_revocations`: revocations that all daemons of a shared store know
@@ -25,6 +27,7 @@ use tls_sessiond_types::{Role, server_name::ServerName};
 use crate::{
     cache::{
         by_server_name::ServerNameIndex,
+        handles::RefusedHandles,
         revocation::{Revocations, Selector},
         shared::SharedState,
         tombstones::{Group, Tombstone},
@@ -43,8 +46,10 @@ use crate::{
 pub mod budget;
 mod by_server_name;
 mod fleet;
+mod handles;
 mod recycle;
 pub mod revocation;
+pub mod sealed;
 pub mod shared;
 mod shared_revocations;
 pub mod tombstones;
@@ -133,6 +138,8 @@ pub struct Cache {
     store: Memory<Session>,
     pool: Option<ServerNameIndex>,
     revocations: Revocations,
+    /// Sealed sessions that are not good any more.
+    refused: RefusedHandles,
     ledger: Arc<SharedState>,
 }
 
@@ -150,6 +157,8 @@ impl Cache {
     /// Creates an empty cache.
     pub fn new(plan: &Plan, ledger: &Arc<SharedState>) -> Self {
         let pooled = plan.role == Role::Client && plan.offering == Offering::Shared;
+        let refused = RefusedHandles::default();
+        refused.resize(plan.limits.bytes_max);
         Self {
             role: plan.role,
             scope: Box::default(),
@@ -158,6 +167,7 @@ impl Cache {
             store: Memory::new(plan.limits, Arc::clone(ledger.budget.held())),
             pool: pooled.then(ServerNameIndex::default),
             revocations: Revocations::default(),
+            refused,
             ledger: Arc::clone(ledger),
         }
     }
@@ -482,6 +492,7 @@ impl Cache {
             self.departed(&session, RemovalReason::Expired);
         });
         self.revocations.forget(now);
+        self.forget_handles(now);
         if let Some(pool) = &self.pool {
             pool.shrink(&self.store);
         }
@@ -533,6 +544,7 @@ impl Cache {
     pub fn resize(&self, limits: Limits, session_bytes_max: usize) {
         self.session_bytes_max
             .store(session_bytes_max, Ordering::Relaxed);
+        self.refused.resize(limits.bytes_max);
         self.store.resize(limits, |evicted| self.made_room(evicted));
     }
 

@@ -13,10 +13,11 @@ use rustls::{
 use tls_sessiond_types::{Version, alert::Alert, cipher_suite::iana_name};
 
 use crate::{
-    clock::WallTime,
+    cache::Found,
+    clock::Now,
     connection::handshake_store::{HandshakeStore, NewTicket},
     context::sent_alerts,
-    session::Session,
+    session::SessionInfo,
 };
 
 /// Runs one handshake and the traffic after it.
@@ -61,11 +62,12 @@ impl Engine {
         config: &ServerConfig,
         tickets: usize,
         resumption: Arc<HandshakeStore>,
-        now: WallTime,
+        now: Now,
     ) -> Result<Self, Error> {
         resumption.set_now(now);
         let mut config = config.clone();
         config.session_storage = resumption.clone();
+        config.ticketer = resumption.clone();
         config.time_provider = resumption.clone();
         config.send_tls13_tickets = tickets;
         let tls = ServerConnection::new(Arc::new(config))?.into();
@@ -77,7 +79,7 @@ impl Engine {
         config: &ClientConfig,
         server: ServerName<'static>,
         resumption: Arc<HandshakeStore>,
-        now: WallTime,
+        now: Now,
     ) -> Result<Self, Error> {
         resumption.set_now(now);
         let mut config = config.clone();
@@ -98,7 +100,7 @@ impl Engine {
     pub(super) fn read(
         &mut self,
         mut records: &[u8],
-        now: WallTime,
+        now: Now,
         plaintext: &mut Vec<u8>,
     ) -> Option<End> {
         self.resumption.set_now(now);
@@ -180,14 +182,23 @@ impl Engine {
 
     /// Passes a server the session that the ClientHello after a HelloRetryRequest offers, and
     /// limits the new tickets to the one that a resumption makes.
-    pub(super) fn offer(&self, session: Arc<Session>) {
-        self.resumption.offer(Some(session));
+    pub(super) fn offer(&self, found: &Found) {
+        let session = Arc::clone(&found.session);
+        match found.is_sealed {
+            true => self.resumption.offer_sealed(session),
+            false => self.resumption.offer(Some(session)),
+        }
         self.resumption.limit_tickets(1);
     }
 
     /// Returns the sessions that the handshake made since the last call.
     pub(super) fn take_made(&self) -> Vec<NewTicket> {
         self.resumption.take_made()
+    }
+
+    /// Returns the sessions that were sealed in tickets since the last call.
+    pub(super) fn take_sealed(&self) -> Vec<SessionInfo> {
+        self.resumption.take_sealed()
     }
 
     pub(super) fn is_handshaking(&self) -> bool {

@@ -13,6 +13,7 @@ use super::{
     Alert, Choice, Connection, EngineKind, Error, Failure, Removed, Shutdown, State,
     daemon_engine::{End, Engine, Violation},
     outlook::{self, Retried},
+    sealing::{TicketSealer, dot},
     unanswered::Lease,
 };
 use crate::{
@@ -22,7 +23,7 @@ use crate::{
     context::{ClosePolicy, identity::identity},
     fleet::Purpose,
     session::{
-        Format, Miss, NewSession, RemovalReason, ResumeCriteria, SessionId,
+        Format, Miss, NewSession, RemovalReason, ResumeCriteria, Session, SessionId, SessionInfo,
         recent::{self, FailureEvent, REASON_MAX},
         stats::HandshakeKind,
     },
@@ -98,6 +99,8 @@ struct Resumable {
     /// The only cipher suite that can be agreed on. `None`: any.
     cipher_suite: Option<&'static str>,
     ids: Vec<SessionId>,
+    /// Tickets with a session in them. Empty where the context seals none.
+    tickets: Vec<Vec<u8>>,
 }
 
 /// What became of a flight of the client.
@@ -114,12 +117,6 @@ const TICKETS_KEPT_MAX: usize = 8;
 
 /// The record of the unencrypted alert inappropriate_fallback (RFC 7507).
 const INAPPROPRIATE_FALLBACK: [u8; 7] = [21, 3, 3, 0, 2, 2, 86];
-
-/// Returns the binding that tells sessions apart by the trailing dot of their SNI. rustls resumes a
-/// session only with the identical SNI, and [`ServerName`] does not keep the dot.
-fn dot(dotted: bool) -> &'static [u8] {
-    if dotted { b"." } else { b"" }
-}
 
 impl Connection {
     /// Runs one step. The first step begins the handshake.
@@ -319,7 +316,7 @@ impl Connection {
                 let resumption =
                     Arc::new(HandshakeStore::new(!self.context.options.no_session_cache));
                 resumption.offer(session.as_ref().map(|found| Arc::clone(&found.session)));
-                let engine = Engine::client(config, target.clone(), resumption, now.wall())
+                let engine = Engine::client(config, target.clone(), resumption, now)
                     .map_err(Error::Engine)?;
                 self.context.stats.connect.count();
                 self.attached.clone_from(&session);
@@ -387,8 +384,7 @@ impl Connection {
     ) -> Result<Accepted, Error> {
         let Some(mut first_flight) = self.first_flight.take() else {
             let engine = self.engine.as_mut();
-            let end = engine
-                .and_then(|engine| engine.read(ciphertext, now.wall(), &mut output.plaintext));
+            let end = engine.and_then(|engine| engine.read(ciphertext, now, &mut output.plaintext));
             return Ok(Accepted::Read(end));
         };
         match first_flight.push(ciphertext) {
@@ -441,7 +437,7 @@ impl Connection {
         let Asking { flight, offer, .. } = *asking;
         if is_second {
             if let (Some(engine), Some(found)) = (&self.engine, &found) {
-                engine.offer(Arc::clone(&found.session));
+                engine.offer(found);
             }
             if found.is_some() {
                 self.offered = found;
@@ -451,7 +447,7 @@ impl Connection {
         }
         let engine = self.engine.as_mut();
         Ok(Accepted::Read(engine.and_then(|engine| {
-            engine.read(&flight.into_bytes(), now.wall(), &mut output.plaintext)
+            engine.read(&flight.into_bytes(), now, &mut output.plaintext)
         })))
     }
 
@@ -499,10 +495,17 @@ impl Connection {
             }
             _ => self.context.tickets,
         };
-        let resumption = Arc::new(HandshakeStore::new(!self.context.options.no_session_cache));
-        resumption.offer(session);
+        let sealer = TicketSealer::of(&self.context);
+        let resumption = HandshakeStore::new(!self.context.options.no_session_cache);
+        let resumption = Arc::new(resumption.sealing(sealer, offer.tickets.taken));
+        match session {
+            Some(session) if found.as_ref().is_some_and(|found| found.is_sealed) => {
+                resumption.offer_sealed(session);
+            }
+            session => resumption.offer(session),
+        }
         self.engine =
-            Some(Engine::server(config, tickets, resumption, now.wall()).map_err(Error::Engine)?);
+            Some(Engine::server(config, tickets, resumption, now).map_err(Error::Engine)?);
         self.retry = Some(retry);
         self.offered = found;
         Ok(())
@@ -514,25 +517,33 @@ impl Connection {
         let side = self.context.server.as_ref()?;
         let config = side.pinned(self.pin).unwrap_or_else(|| side.all());
         let spoken = self.terms(&offer.server_name).versions;
-        let (version, cipher_suite, ids) = if offer.tls13 && spoken.contains(&Version::Tls13) {
-            let cipher_suite = outlook::tls13_suite(config, &offer.parameters)?;
-            (
-                Version::Tls13,
-                Some(cipher_suite),
-                offer.identities.as_slice(),
-            )
-        } else if spoken.contains(&Version::Tls12) {
-            (Version::Tls12, None, offer.session_id.as_slice())
-        } else {
-            return None;
+        let (version, cipher_suite, ids, tickets) =
+            if offer.tls13 && spoken.contains(&Version::Tls13) {
+                let cipher_suite = outlook::tls13_suite(config, &offer.parameters)?;
+                (
+                    Version::Tls13,
+                    Some(cipher_suite),
+                    offer.identities.as_slice(),
+                    offer.tickets.tls13.as_slice(),
+                )
+            } else if spoken.contains(&Version::Tls12) {
+                let (id, ticket) = (&offer.session_id, &offer.tickets.tls12);
+                (Version::Tls12, None, id.as_slice(), ticket.as_slice())
+            } else {
+                return None;
+            };
+        let tickets = match self.context.sealing {
+            Some(_) => tickets.to_vec(),
+            None => Vec::new(),
         };
-        if ids.is_empty() || !flight.is_taken_by_rustls() {
+        if (ids.is_empty() && tickets.is_empty()) || !flight.is_taken_by_rustls() {
             return None;
         }
         Some(Resumable {
             version,
             cipher_suite,
             ids: ids.iter().filter_map(|id| SessionId::new(id)).collect(),
+            tickets,
         })
     }
 
@@ -550,6 +561,7 @@ impl Connection {
             version,
             cipher_suite,
             ids,
+            tickets,
         }) = self.offered_ids(flight, offer)
         else {
             return Look::Done(Err(Miss::Unknown));
@@ -571,6 +583,17 @@ impl Connection {
             match cache.look(&id, &terms, Purpose::Resume, &self.context.stats, now) {
                 Look::Done(Err(miss)) => missed.push((id, miss)),
                 look => return look,
+            }
+        }
+        if let Some(sealer) = TicketSealer::of(&self.context) {
+            for ticket in &tickets {
+                match sealer.open(ticket, &terms, now) {
+                    Ok(found) => return Look::Done(Ok(found)),
+                    Err(miss) => {
+                        let id = sealer.named_handle(ticket);
+                        missed.extend(id.map(|id| (id, miss)));
+                    }
+                }
             }
         }
         for (id, miss) in &*missed {
@@ -602,14 +625,16 @@ impl Connection {
                 self.agreed.server_name = name.map(|name| ServerName::new(name).into_owned());
                 self.agreed.dotted = name.is_some_and(|name| name.ends_with('.'));
             }
-            let made = engine.take_made();
+            let (made, sealed) = (engine.take_made(), engine.take_sealed());
             if engine.resumed() && !self.agreed.reused {
                 self.resumed();
             }
             self.finish(now);
+            self.keep_sealed(sealed, now);
             self.keep(made, now);
         } else if self.state == State::Established {
-            let made = engine.take_made();
+            let (made, sealed) = (engine.take_made(), engine.take_sealed());
+            self.keep_sealed(sealed, now);
             self.keep(made, now);
         }
     }
@@ -689,6 +714,20 @@ impl Connection {
                     self.context.stats.hits.count();
                 }
             }
+        }
+    }
+
+    /// Takes the sessions that were sealed in tickets into the family, and attaches the last one. All of
+    /// them are on their way to the client, so none is left out.
+    fn keep_sealed(&mut self, sealed: Vec<SessionInfo>, now: Now) {
+        let cache = Arc::clone(self.context.cache(self.role));
+        for session in sealed {
+            cache.sealed(&session, now);
+            let owners = &cache.ledger().owners;
+            owners.count(&self.owner, |totals| totals.stored.count());
+            let found = Found::sealed(Arc::new(Session::without_secret(session)));
+            self.family.join(&found);
+            self.attached = Some(found);
         }
     }
 

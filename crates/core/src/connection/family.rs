@@ -8,7 +8,7 @@ use std::{
 use crate::{
     cache::{Cache, Found, Unreached},
     fleet::Hold,
-    session::{RemovalReason, Session, SessionId},
+    session::{RemovalReason, Session, SessionId, SessionInfo},
 };
 
 /// A session that was removed from the cache.
@@ -33,6 +33,8 @@ enum Member {
     Near(Weak<Session>),
     /// A session of the shared store.
     Shared(Arc<Hold>),
+    /// A session that is sealed in the ticket of its client.
+    Sealed(SessionInfo),
     /// A session that the shared store may have, and that it does not know to be held.
     Unreached(Unreached),
 }
@@ -45,6 +47,7 @@ impl Family {
         }
         self.0.push(match &found.hold {
             Some(hold) => Member::Shared(Arc::clone(hold)),
+            None if found.is_sealed => Member::Sealed(found.session.facts().clone()),
             None => {
                 found.session.hold();
                 Member::Near(Arc::downgrade(&found.session))
@@ -61,9 +64,10 @@ impl Family {
         self.0.iter().any(|member| match (member, &found.hold) {
             (Member::Shared(member), Some(hold)) => member.is_same_session(hold),
             (Member::Near(member), None) => ptr::eq(member.as_ptr(), Arc::as_ptr(&found.session)),
-            (Member::Shared(_), None) | (Member::Near(_), Some(_)) | (Member::Unreached(_), _) => {
-                false
-            }
+            (Member::Sealed(member), None) => found.is_sealed && member.id == *found.session.id(),
+            (Member::Shared(_), None)
+            | (Member::Near(_) | Member::Sealed(_), Some(_))
+            | (Member::Unreached(_), _) => false,
         })
     }
 
@@ -79,7 +83,7 @@ impl Family {
     /// Drops the sessions whose holds are over: the shared store does not have them.
     pub(super) fn drop_unstored(&mut self) {
         self.0.retain(|member| match member {
-            Member::Near(_) | Member::Unreached(_) => true,
+            Member::Near(_) | Member::Sealed(_) | Member::Unreached(_) => true,
             Member::Shared(hold) => !hold.is_over(),
         });
     }
@@ -94,7 +98,7 @@ impl Family {
                     }
                 }
                 Member::Shared(hold) => hold.release(),
-                Member::Unreached(_) => {}
+                Member::Sealed(_) | Member::Unreached(_) => {}
             }
         }
     }
@@ -114,6 +118,9 @@ impl Family {
                 Member::Shared(hold) => cache
                     .withdraw_shared(&hold, reason)
                     .then(|| hold.id().clone()),
+                Member::Sealed(session) => cache
+                    .withdraw_sealed(&session, reason)
+                    .then_some(session.id),
                 Member::Unreached(unreached) => {
                     unreached.remove(reason);
                     Some(unreached.id().clone())

@@ -19,13 +19,14 @@ use rustls::{
     NamedGroup,
     client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSessionValue},
     pki_types::{ServerName, UnixTime},
-    server::StoresServerSessions,
+    server::{ProducesTickets, StoresServerSessions},
     time_provider::TimeProvider,
 };
 
+use super::sealing::{Handed, TicketSealer};
 use crate::{
-    clock::WallTime,
-    session::{ClientSession, Secret, Session, SessionId},
+    clock::Now,
+    session::{ClientSession, Secret, Session, SessionId, SessionInfo},
 };
 
 /// A session that rustls wants stored.
@@ -45,13 +46,25 @@ pub struct HandshakeStore {
     now_millis: AtomicU64,
     /// Whether a server keeps sessions at all (SSL_SESS_CACHE_OFF).
     caching: bool,
+    /// Seals the sessions of a server in tickets. `None`: they are stored.
+    sealer: Option<TicketSealer>,
+    /// Whether the client takes tickets in TLS 1.2.
+    takes_tickets: bool,
     inner: Mutex<Inner>,
 }
 
 #[derive(Default)]
 struct Inner {
+    now: Now,
     found: Option<Arc<Session>>,
+    /// Whether `found` was sealed in a ticket.
+    is_sealed: bool,
+    /// The session that a ticket of the client has opened.
+    handed: Option<Handed>,
     made: Vec<NewTicket>,
+    sealed: Vec<SessionInfo>,
+    /// How long the client may use the last ticket.
+    lifetime: Duration,
     group: Option<NamedGroup>,
     /// Server: how many more sessions it may make. `None`: no limit.
     room: Option<usize>,
@@ -64,20 +77,48 @@ impl HandshakeStore {
         Self {
             now_millis: AtomicU64::new(0),
             caching,
+            sealer: None,
+            takes_tickets: false,
             inner: Mutex::default(),
         }
     }
 
-    /// Sets the time of the next step. rustls verifies certificates with it, so it is the wall
-    /// clock's.
-    pub fn set_now(&self, now: WallTime) {
-        self.now_millis.store(now.as_millis(), Ordering::Relaxed);
+    /// Makes the store seal the sessions of a server in tickets. In TLS 1.2, only a client that
+    /// `takes_tickets` gets one.
+    #[must_use]
+    pub(super) fn sealing(self, sealer: Option<TicketSealer>, takes_tickets: bool) -> Self {
+        Self {
+            sealer,
+            takes_tickets,
+            ..self
+        }
+    }
+
+    /// Sets the time of the next step. rustls verifies certificates with that of the wall clock.
+    pub fn set_now(&self, now: Now) {
+        let wall = now.wall().as_millis();
+        self.now_millis.store(wall, Ordering::Relaxed);
+        self.inner.lock().now = now;
     }
 
     /// Sets the session that the handshake may resume. A single-use session must have been removed
     /// from the cache before.
     pub fn offer(&self, session: Option<Arc<Session>>) {
-        self.inner.lock().found = session;
+        let mut inner = self.inner.lock();
+        inner.found = session;
+        inner.is_sealed = false;
+    }
+
+    /// Sets the session of a ticket that the client offers, like [`Self::offer`].
+    pub(super) fn offer_sealed(&self, session: Arc<Session>) {
+        let mut inner = self.inner.lock();
+        inner.found = Some(session);
+        inner.is_sealed = true;
+    }
+
+    /// Returns the sessions that were sealed in tickets since the last call, oldest first.
+    pub(super) fn take_sealed(&self) -> Vec<SessionInfo> {
+        std::mem::take(&mut self.inner.lock().sealed)
     }
 
     /// Limits the number of tickets that a server makes from now on.
@@ -146,8 +187,64 @@ impl StoresServerSessions for HandshakeStore {
         Some(bytes)
     }
 
+    /// Returns whether a server of TLS 1.2 gives its client a session id. A client that gets a ticket
+    /// has no use for one.
     fn can_cache(&self) -> bool {
-        self.caching
+        self.caching && !(self.sealer.is_some() && self.takes_tickets)
+    }
+}
+
+impl ProducesTickets for HandshakeStore {
+    fn enabled(&self) -> bool {
+        self.sealer.is_some()
+    }
+
+    /// Returns the lifetime of the last ticket, in seconds.
+    fn lifetime(&self) -> u32 {
+        // In TLS 1.2, zero would mean that the server does not specify one.
+        let seconds = self.inner.lock().lifetime.as_secs().max(1);
+        u32::try_from(seconds).unwrap_or(u32::MAX)
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        let sealer = self.sealer.as_ref()?;
+        let (now, handed) = {
+            let mut inner = self.inner.lock();
+            if inner.room == Some(0) {
+                return None;
+            }
+            inner.room = inner.room.map(|room| room - 1);
+            (inner.now, inner.handed.clone())
+        };
+        let sealed = sealer.seal(plain, handed.as_ref(), now)?;
+        let mut inner = self.inner.lock();
+        inner.lifetime = sealed.lifetime;
+        inner.sealed.extend(sealed.session);
+        Some(sealed.ticket)
+    }
+
+    /// Returns the session that was opened and checked before the step, if this is its ticket. A ticket
+    /// of TLS 1.3 may also be the id of a stored session.
+    ///
+    /// A ticket that was changed has the session of the handle that it names. Only its client has the
+    /// secret that rustls then asks a proof of.
+    fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+        let sealer = self.sealer.as_ref()?;
+        let mut inner = self.inner.lock();
+        let session = Arc::clone(inner.found.as_ref()?);
+        let is_asked = match inner.is_sealed {
+            true => sealer.named_handle(ticket).as_ref() == Some(session.id()),
+            false => session.id().as_bytes() == ticket,
+        };
+        let plain = session.secret().as_bytes().filter(|_| is_asked)?.to_vec();
+        if session.kind().single_use {
+            inner.found = None;
+        }
+        inner.handed = Some(Handed {
+            session,
+            is_sealed: inner.is_sealed,
+        });
+        Some(plain)
     }
 }
 

@@ -6,6 +6,8 @@
 //! * `error`: the errors of calls on connections
 //! * `daemon_engine`: connections whose TLS runs here: rustls over memory
 //! * [`handshake_store`]: the storage traits of rustls, for one connection at a time
+//! * `sealing`: sessions in the tickets of clients
+//! * `session_form`: the form that rustls gives a session
 //! * `outlook`: predicts how rustls answers a ClientHello
 //! * [`worker_engine`]: connections whose TLS runs in the worker
 //! * `id`: connection ids
@@ -67,6 +69,8 @@ mod family;
 pub mod handshake_store;
 mod id;
 mod outlook;
+mod sealing;
+mod session_form;
 pub mod table;
 pub mod unanswered;
 pub mod worker_engine;

@@ -15,7 +15,7 @@ use rustls::{
 use tls_sessiond_types::{Role, Version, cipher_suite::iana_name};
 
 use super::{
-    Context, Refusal, Side,
+    Context, Refusal, Sealing, Side,
     credentials::{ClientCredentials, Credential, ServerCredentials},
     scope::{Scope, ScopeBuilder},
     shared::{ClientTrust, Interned},
@@ -108,6 +108,7 @@ pub(super) fn build(config: &ContextConfig, shared: &mut Interned) -> Result<Con
         cache_entries_max: config.cache_entries_max,
         cache_bytes_max: config.cache_bytes_max,
         tickets: config.tickets,
+        sealing: sealing(config, shared)?,
         certificate_ends: certificates
             .iter()
             .chain(&client_certificates)
@@ -132,6 +133,23 @@ pub(super) fn build(config: &ContextConfig, shared: &mut Interned) -> Result<Con
             .finish(),
         stats: shared.account(&config.name),
     })
+}
+
+/// Returns the ring that seals the sessions of a context's servers.
+fn sealing(config: &ContextConfig, shared: &Interned) -> Result<Option<Sealing>, Refusal> {
+    let Some(ring) = &config.ticket_ring else {
+        return Ok(None);
+    };
+    match shared.sealers.get(ring.as_str()) {
+        Some(sealer) => Ok(Some(Sealing {
+            ring: ring.as_str().into(),
+            sealer: Arc::clone(sealer),
+        })),
+        None => {
+            let why = format!("there is no ring `{ring}`");
+            Err(refuse("ticket_ring", why))
+        }
+    }
 }
 
 fn supported(version: Version) -> &'static SupportedProtocolVersion {

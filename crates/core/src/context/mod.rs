@@ -22,7 +22,7 @@ use crate::{
         tombstones::{Group, Tombstone},
     },
     clock::WallTime,
-    session::{SessionId, stats::Account},
+    session::{SessionId, sealing::SealsTickets, stats::Account},
 };
 
 mod build;
@@ -69,6 +69,8 @@ pub struct Context {
     pub cache_bytes_max: usize,
     /// How many TLS 1.3 tickets a full handshake makes.
     pub tickets: usize,
+    /// The ring that seals the sessions of servers in tickets. `None`: they are stored.
+    pub sealing: Option<Sealing>,
     /// When the first of its certificates expires, by the wall clock.
     pub certificate_ends: Option<WallTime>,
     /// The configuration of rustls for servers. `None`: the context has no certificate.
@@ -85,6 +87,15 @@ pub struct Context {
     pub stats: Arc<Account>,
     /// The caches that reloads replaced under this context's name.
     former: Former,
+}
+
+/// A ring that seals sessions.
+#[derive(Clone, Debug)]
+pub struct Sealing {
+    /// Its name.
+    pub ring: Box<str>,
+    /// Its keys.
+    pub sealer: Arc<dyn SealsTickets>,
 }
 
 /// Most replaced caches of each role that a context remembers.

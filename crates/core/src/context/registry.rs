@@ -97,6 +97,7 @@ impl Registry {
 
     fn make(settings: &Settings, mut shared: Interned) -> Result<Self, ContextRefusal> {
         let mut contexts = Vec::with_capacity(settings.contexts.len());
+        shared.sealers.clone_from(&settings.sealers);
         for (place, context) in settings.contexts.iter().enumerate() {
             let context = build::build(context, &mut shared)
                 .map_err(|refusal| ContextRefusal { place, refusal })?;
@@ -221,9 +222,16 @@ impl Registry {
     }
 
     /// Removes expired sessions from every cache, and frees the shared state that they no longer
-    /// use.
-    pub fn reap(&self, now: Timestamp) {
-        self.caches().for_each(|cache| cache.reap(now));
+    /// use. Returns the number of caches whose list of refused tickets was full since the last call.
+    pub fn reap(&self, now: Timestamp) -> usize {
+        let overflows = self
+            .caches()
+            .filter(|cache| {
+                cache.reap(now);
+                cache.take_overflow()
+            })
+            .count();
         self.ledger().reap();
+        overflows
     }
 }

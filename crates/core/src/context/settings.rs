@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use tls_sessiond_types::Version;
 
 use crate::cache::Offering;
-use crate::{access::Access, store::memory::Limits};
+use crate::{access::Access, session::sealing::Sealers, store::memory::Limits};
 
 /// The settings of all contexts, and of all that they share.
 #[derive(Clone, Debug)]
@@ -16,6 +16,8 @@ pub struct Settings {
     pub total: Limits,
     /// The rules of access to the contexts, in the order in which they are tried.
     pub rules: Vec<Access>,
+    /// The rings that contexts with [`ContextConfig::ticket_ring`] name.
+    pub sealers: Sealers,
 }
 
 /// Whether a server asks its clients for a certificate.
@@ -107,6 +109,8 @@ pub struct ContextConfig {
     pub offering: Offering,
     /// Number of TLS 1.3 tickets after a full handshake.
     pub tickets: usize,
+    /// The ring that seals the sessions of servers in tickets. `None`: they are stored.
+    pub ticket_ring: Option<String>,
     /// How strictly the close rule is applied.
     pub close_policy: ClosePolicy,
     /// Lifetime of a session, counted from its authentication.

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     cache::{Cache, Plan, shared::SharedState},
-    session::stats::Account,
+    session::{sealing::Sealers, stats::Account},
     store::memory::Limits,
 };
 
@@ -50,6 +50,7 @@ pub(super) struct Interned {
     pub(super) self_made: Option<Credential>,
     pub(super) contexts_before: Vec<Arc<Context>>,
     pub(super) next_version: Arc<AtomicU64>,
+    pub(super) sealers: Sealers,
 }
 
 impl Interned {
@@ -65,6 +66,7 @@ impl Interned {
             self_made: None,
             contexts_before: Vec::new(),
             next_version: Arc::default(),
+            sealers: Sealers::new(),
         }
     }
 

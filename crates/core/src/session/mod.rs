@@ -7,6 +7,7 @@
 //! * [`owners`]: totals of each identity
 //! * [`recent`]: the latest lookups that missed and handshakes that failed
 //! * `miss`: the reasons why a lookup finds no session
+//! * [`sealing`]: sessions that are sealed in the ticket of their client
 //! * `secret`: the part of a session that only its library can read
 //! * [`stats`]: the counters of SSL_CTX_sess_number(3), and the reasons of removals and misses
 //!
@@ -40,6 +41,7 @@ mod id;
 mod miss;
 pub mod owners;
 pub mod recent;
+pub mod sealing;
 mod secret;
 pub mod stats;
 
@@ -200,7 +202,7 @@ impl fmt::Debug for SessionInfo {
 /// come first, so that they take two cache lines, rarely three.
 #[repr(C)]
 pub struct Session {
-    facts: SessionInfo,
+    pub(crate) facts: SessionInfo,
     mark: EntryState,
     open: AtomicU32,
     pub(crate) secret: Secret,
@@ -218,6 +220,11 @@ impl Session {
             open: AtomicU32::new(0),
             secret,
         }
+    }
+
+    /// Makes a sealed session whose ticket alone has its secret.
+    pub(crate) fn without_secret(facts: SessionInfo) -> Self {
+        Self::new(facts, Secret::copied(&[]))
     }
 
     /// Makes a session of the shared store, which `open` connections use.

@@ -59,7 +59,7 @@ impl Secret {
         }
     }
 
-    /// Returns whether the size is zero. A session always has a secret.
+    /// Returns whether the size is zero: the secret is in a ticket alone.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

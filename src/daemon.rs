@@ -8,7 +8,7 @@ use aws_lc_rs::rand;
 use tls_sessiond_core::{
     clock::{Clock, WallTime},
     connection::{self, table::Most},
-    context::{Dropped, Registry, warnings},
+    context::{Dropped, Registry, Settings, warnings},
     fleet::FleetStore,
     state::CoreState,
 };
@@ -165,10 +165,15 @@ impl Reload {
     fn try_replace(&self, config: &Config, turn: Replacing<'_>) -> Result<Reloaded, ConfigError> {
         let running = &*turn.running();
         config.can_follow(running)?;
+        let rings = self.rings.prepare(config)?;
+        let settings = Settings {
+            sealers: rings.sealers(),
+            ..config.settings()
+        };
         let registry = self
             .state
             .registry()
-            .rebuild(&config.settings())
+            .rebuild(&settings)
             .map_err(|err| config.context_error(&err))?;
         let tls = Acceptor::reload(config)?;
         let store = match (&self.store, &config.store) {
@@ -185,7 +190,6 @@ impl Reload {
             }
             _ => None,
         };
-        let rings = self.rings.prepare(config)?;
         let removed = config.removed_contexts(running).len();
         let changed = config.changed_from(running);
         let contexts = registry.all().len();
@@ -312,11 +316,15 @@ impl Prepared {
             None => None,
         };
         let fleet = shared.as_ref().map(|shared| Arc::clone(&shared.fleet));
-        let registry = Registry::build_over(&config.settings(), fleet)
-            .map_err(|err| config.context_error(&err))?;
+        let rings = Rings::read(&config, Clock::System)?;
+        let settings = Settings {
+            sealers: rings.sealers(),
+            ..config.settings()
+        };
+        let registry =
+            Registry::build_over(&settings, fleet).map_err(|err| config.context_error(&err))?;
         let acceptor = Acceptor::load(&config)?;
         let telemetry = Telemetry::read(&config)?;
-        let rings = Rings::read(&config, Clock::System)?;
         Ok(Self {
             config,
             registry,
@@ -757,7 +765,13 @@ fn sweep(state: &CoreState, access: &Access, memory: &Memory) {
         tracing::debug!(freed, "idle connections freed as unclosed");
     }
     let now = state.now().at;
-    state.registry().reap(now);
+    let overflows = state.registry().reap(now);
+    if overflows > 0 {
+        tracing::warn!(
+            caches = overflows,
+            "sealed tickets: the list of tickets that are no longer good was full, so no earlier ticket of the cache is resumed; raise cache_bytes_max"
+        );
+    }
     memory.expire(now);
     access.tell_left_out();
 }

@@ -188,6 +188,11 @@ pub(crate) fn context(from: &Context, uptime: Duration) -> pb::Context {
         shared_sessions: from.server_cache.fleet().is_some(),
         tickets: u32::try_from(from.tickets).unwrap_or(u32::MAX),
         options: options(from.options),
+        ticket_ring: from
+            .sealing
+            .as_ref()
+            .map(|sealing| sealing.ring.to_string())
+            .unwrap_or_default(),
         stats: Some(pb::SessionStats {
             sessions: caches.iter().map(|cache| cache.len() as u64).sum(),
             session_bytes: caches.iter().map(|cache| cache.bytes() as u64).sum(),

@@ -86,6 +86,18 @@ pub(super) fn context(
     if raw.tickets > 16 {
         return Err(check.refuse(&key("tickets"), format!("{} is more than 16", raw.tickets)));
     }
+    let is_sealed = check.word(
+        &key("ticket_kind"),
+        &raw.ticket_kind,
+        &[("stateful", false), ("sealed", true)],
+    )?;
+    if is_sealed == raw.ticket_ring.is_empty() {
+        let message = match is_sealed {
+            true => "required with ticket_kind = \"sealed\": the name of a [[ticket_keys]]",
+            false => "used with ticket_kind = \"sealed\" only",
+        };
+        return Err(check.refuse(&key("ticket_ring"), message.into()));
+    }
     Ok(ContextConfig {
         name: raw.name.clone(),
         certificates: chains
@@ -140,6 +152,7 @@ pub(super) fn context(
             ],
         )?,
         tickets: raw.tickets,
+        ticket_ring: is_sealed.then(|| raw.ticket_ring.clone()),
         close_policy: check.word(
             &key("close_policy"),
             &raw.close_policy,

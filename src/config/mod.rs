@@ -42,6 +42,7 @@ pub use ticket_keys::{SavedRing, TicketKeysConfig};
 use tls_sessiond_core::{
     access::{Access, AccessRole, IdentityPattern},
     context::{ContextConfig, ContextRefusal, Refusal, Settings},
+    session::sealing::Sealers,
     store::memory,
 };
 pub(crate) use units::{duration, mode, user_and_group};
@@ -366,6 +367,7 @@ impl Config {
             }
         };
         let ticket_keys = ticket_keys::read(&check, &raw.ticket_keys, &contexts, store.is_some())?;
+        ticket_keys::check_sealing(&check, &contexts, &ticket_keys, store.is_some())?;
         for (place, rule) in access.iter().enumerate() {
             let known =
                 |name: &String| name == "*" || contexts.iter().any(|context| context.name == *name);
@@ -544,7 +546,8 @@ impl Config {
         .refuse(&format!("context[{place}].{key}"), why.clone())
     }
 
-    /// Returns the settings that contexts are made from.
+    /// Returns the settings that contexts are made from, for contexts that store their sessions.
+    /// [`Settings::sealers`] is empty, and a context that seals sessions needs its ring there.
     pub fn settings(&self) -> Settings {
         Settings {
             contexts: self.contexts.clone(),
@@ -553,6 +556,7 @@ impl Config {
                 bytes_max: self.limits.session_bytes,
             },
             rules: self.access.clone(),
+            sealers: Sealers::new(),
         }
     }
 }

@@ -402,3 +402,66 @@ fn error_has_its_source_and_key() {
     let error = load(std::slice::from_ref(&pasted));
     assert!(!format!("{error:?} {error}").contains(&pasted), "{error:?}");
 }
+
+// Invariant 6.
+#[test]
+fn context_with_sealed_tickets_names_a_ring_of_its_own() {
+    let with = |context: &str, ring: &str, rest: &str| {
+        load(&format!(
+            "[[context]]\n{context}\n[[context]]\nname = \"b\"\n[[ticket_keys]]\nname = \"web\"\n{ring}\n{rest}"
+        ))
+    };
+    let sealed = "ticket_kind = \"sealed\"\nticket_ring = \"web\"";
+    let waived = |context: &str| format!("context = \"{context}\"\nrule = \"waived\"");
+    for ring in ["", &waived("default")] {
+        let config = with(sealed, ring, "").unwrap();
+        let rings: Vec<_> = config
+            .contexts
+            .iter()
+            .map(|of| of.ticket_ring.clone())
+            .collect();
+        assert_eq!(rings, [Some("web".into()), None]);
+    }
+    let redis = "[store]\nkind = \"redis\"\n[store.redis]\nurls = [\"redis://127.0.0.1:1\"]\nsealing_keys = \"k\"\nplaintext = true\n";
+    for (context, ring, rest, said) in [
+        (
+            "ticket_kind = \"sealed\"",
+            "",
+            "",
+            "c.toml:1: context[0].ticket_ring: required with ticket_kind",
+        ),
+        (
+            "ticket_ring = \"web\"",
+            "",
+            "",
+            "c.toml:2: context[0].ticket_ring: used with ticket_kind = \"sealed\" only",
+        ),
+        (
+            "ticket_kind = \"stateless\"",
+            "",
+            "",
+            "c.toml:2: context[0].ticket_kind: `stateless` is not known; it may be `stateful`, `sealed`",
+        ),
+        (
+            "ticket_kind = \"sealed\"\nticket_ring = \"other\"",
+            "",
+            "",
+            "c.toml:3: context[0].ticket_ring: unknown ring `other`",
+        ),
+        (
+            sealed,
+            &waived("b"),
+            "",
+            "c.toml:3: context[0].ticket_ring: the ring `web` belongs to context `b`",
+        ),
+        (
+            sealed,
+            "",
+            redis,
+            "c.toml:2: context[0].ticket_kind: `sealed` is not possible with [store] kind = \"redis\"",
+        ),
+    ] {
+        let refused = with(context, ring, rest).unwrap_err();
+        assert!(refused.starts_with(said), "{refused}");
+    }
+}

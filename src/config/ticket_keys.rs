@@ -78,6 +78,39 @@ pub(super) fn read(
     Ok(rings)
 }
 
+/// Checks the rings that contexts with sealed tickets name.
+pub(super) fn check_sealing(
+    check: &Check<'_>,
+    contexts: &[ContextConfig],
+    rings: &[TicketKeysConfig],
+    is_shared: bool,
+) -> Result<(), ConfigError> {
+    for (place, context) in contexts.iter().enumerate() {
+        let Some(name) = &context.ticket_ring else {
+            continue;
+        };
+        let refuse = |key: &str, message: String| {
+            Err(check.refuse(&format!("context[{place}].{key}"), message))
+        };
+        let Some(ring) = rings.iter().find(|ring| ring.name == *name) else {
+            let message = format!("unknown ring `{name}`: expected the name of a [[ticket_keys]]");
+            return refuse("ticket_ring", message);
+        };
+        if let Some(other) = ring.context.as_ref().filter(|of| **of != context.name) {
+            let message = format!(
+                "the ring `{name}` belongs to context `{other}`: name another ring, or leave out its `context`"
+            );
+            return refuse("ticket_ring", message);
+        }
+        if is_shared {
+            let message = "`sealed` is not possible with [store] kind = \"redis\": the list of tickets that are no longer good \
+                           is in the memory of one daemon. Write \"stateful\", or kind = \"memory\"";
+            return refuse("ticket_kind", message.into());
+        }
+    }
+    Ok(())
+}
+
 fn ring(
     check: &Check<'_>,
     place: usize,

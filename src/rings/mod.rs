@@ -4,6 +4,7 @@
 //! * `membership`: a server in a ring
 //! * `own`: a ring of this daemon alone
 //! * `saving`: a ring on disk
+//! * `sealer`: a ring that seals sessions of the daemon's engine
 //! * `sharing`: a ring in the shared store
 //! * `spent`: tickets that were opened with `single_use`
 
@@ -11,6 +12,7 @@ mod desk;
 mod membership;
 mod own;
 mod saving;
+mod sealer;
 mod sharing;
 mod spent;
 
@@ -22,16 +24,19 @@ use std::{
 use arc_swap::ArcSwap;
 use aws_lc_rs::rand;
 use futures_util::future::join_all;
-use tls_sessiond_core::clock::{Clock, Now};
+use tls_sessiond_core::{
+    clock::{Clock, Now},
+    session::sealing::{Sealers, SealsTickets},
+};
 use tls_sessiond_keys::epoch::NoRandomness;
 use tokio::{sync::Notify, time::sleep};
 
-use self::sharing::StoreOfRings;
 pub(crate) use self::{
     desk::{NotOpenedHere, RingDesk},
     membership::{Membership, NotJoined},
     sharing::NotShared,
 };
+use self::{sealer::RingSealer, sharing::StoreOfRings};
 use crate::{
     config::{Config, ConfigError, TicketKeysConfig},
     store::Store,
@@ -135,6 +140,11 @@ impl Rings {
         self.desks.load_full()
     }
 
+    /// Returns what seals sessions with the rings.
+    pub(crate) fn sealers(&self) -> Sealers {
+        sealers(self.desks.load().iter())
+    }
+
     /// Returns a ring by its name.
     pub(crate) fn get(&self, name: &str) -> Option<Arc<RingDesk>> {
         let desks = self.desks.load();
@@ -166,3 +176,20 @@ impl Rings {
 
 /// Rings that can be used without a step that fails.
 pub(crate) struct PreparedRings(Vec<(Arc<RingDesk>, tls_sessiond_keys::ring::Settings)>);
+
+impl PreparedRings {
+    /// Returns what seals sessions with the rings.
+    pub(crate) fn sealers(&self) -> Sealers {
+        sealers(self.0.iter().map(|(desk, _)| desk))
+    }
+}
+
+fn sealers<'d>(desks: impl Iterator<Item = &'d Arc<RingDesk>>) -> Sealers {
+    let sealer = |desk: &Arc<RingDesk>| -> (Box<str>, Arc<dyn SealsTickets>) {
+        (
+            (&**desk.name()).into(),
+            Arc::new(RingSealer(Arc::clone(desk))),
+        )
+    };
+    desks.map(sealer).collect()
+}

@@ -410,7 +410,9 @@ impl Sessions {
         let role = convert::role(request.role)?;
         let id = convert::session_id(&request.session_id)?.ok_or(Refusal::SessionIdRequired)?;
         let cache = context.cache(role);
-        let removed = cache.remove(&id, self.state.now());
+        let now = self.state.now();
+        let is_sealed = role == Role::Server && context.sealing.is_some();
+        let removed = cache.remove(&id, now) || (is_sealed && cache.remove_sealed(&id, now));
         let mut audit = RemovalAudit {
             owner: Arc::clone(by.owner()),
             context: Arc::clone(&context.name),

@@ -118,6 +118,7 @@ fn fields(screen: &mut Screen, context: &pb::Context) {
             "session timeout",
             words::duration(context.session_timeout.as_ref()).into(),
         ),
+        ("ticket ring", words::or_dash(&context.ticket_ring).into()),
         ("scope", context.scope.as_str().into()),
         (
             "certificate expires",

@@ -1,0 +1,40 @@
+//! A ring that seals sessions of the daemon's engine.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use tls_sessiond_core::session::sealing::{Handle, OpenedState, SealsTickets};
+use tls_sessiond_keys::ring::Ring;
+
+use super::RingDesk;
+
+/// Seals with the keys of a ring, and lets no key out.
+pub(super) struct RingSealer(pub(super) Arc<RingDesk>);
+
+impl fmt::Debug for RingSealer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl SealsTickets for RingSealer {
+    fn seal(&self, handle: &Handle, state: &[u8], bound: &[u8]) -> Option<Vec<u8>> {
+        let sealed = self.0.read(|ring, _| ring.seal_as(handle, state, bound));
+        sealed?.ok()
+    }
+
+    fn open(&self, ticket: &[u8], bound: &[u8]) -> Option<OpenedState> {
+        let opened = self.0.read(|ring, _| ring.open(ticket, bound))?.ok()?;
+        Some(OpenedState {
+            handle: opened.handle,
+            state: opened.state,
+        })
+    }
+
+    fn named_handle(&self, ticket: &[u8]) -> Option<Handle> {
+        Ring::named_handle(ticket)
+    }
+
+    fn lifetime(&self) -> Duration {
+        self.0.settings().lifetime
+    }
+}

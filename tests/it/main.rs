@@ -85,6 +85,7 @@ mod rustls_worker_peers;
 mod scenarios;
 mod scope;
 mod script;
+mod sealed_tickets;
 mod seed;
 mod service_manager;
 mod shrunk;

@@ -1,0 +1,195 @@
+//! The rules of stored sessions.
+
+use std::{sync::Arc, time::Duration};
+
+use rustls::version::{TLS12, TLS13};
+use tls_sessiond_proto::{self as pb, revoke_sessions_request::Selector};
+
+use super::{Client, House, SEALED, VERSIONS, config};
+use crate::{harness::TestDaemon, pki::Authority};
+
+#[tokio::test]
+async fn sealed_session_is_resumed_and_not_stored() {
+    let house = House::new().await;
+    for version in VERSIONS {
+        // Far more sessions than the cache has room for.
+        let mut clients = Vec::new();
+        for _ in 0..8 {
+            let client = house.client(version);
+            let (id, resumed) = client.visits(&house.daemon).await;
+            assert!(!resumed);
+            let session = house.daemon.get(&id).await.session_id;
+            assert_eq!(session.len(), 32, "the handle");
+            house.shut(&id).await;
+            clients.push(client);
+        }
+        for client in &clients {
+            for _ in 0..3 {
+                let (id, resumed) = client.visits(&house.daemon).await;
+                assert!(resumed, "{version:?}");
+                house.shut(&id).await;
+            }
+        }
+    }
+    assert_eq!(house.daemon.server_cache_len(), 0);
+    let stats = house.stats().await;
+    assert_eq!((stats.hits, stats.misses), (48, 0));
+    house.daemon.stop().await;
+}
+
+// Invariant 1.
+#[tokio::test]
+async fn ticket_of_an_unclosed_connection_is_refused() {
+    for version in VERSIONS {
+        let house = House::new().await;
+        let client = house.client(version);
+        let (id, _) = client.visits(&house.daemon).await;
+        let session = house.daemon.get(&id).await.session_id;
+        let removed = house.free(&id).await;
+        assert!(removed.contains(&session));
+        let tickets = if version.version == TLS13.version {
+            2
+        } else {
+            1
+        };
+        assert_eq!(removed.len(), tickets, "the whole family");
+        let (id, resumed) = client.visits(&house.daemon).await;
+        assert!(!resumed, "{version:?}");
+        assert_eq!(house.misses(pb::MissReason::Removed).await, 1);
+        let explained = pb::ExplainSessionRequest {
+            role: pb::Role::Server.into(),
+            session_id: session,
+            ..Default::default()
+        };
+        let mut sessions = house.daemon.sessions();
+        let explained = sessions.explain_session(explained);
+        assert_eq!(
+            explained.await.unwrap().into_inner().removal_reason(),
+            pb::RemovalReason::Unclosed
+        );
+        // The sessions of that handshake are good.
+        house.shut(&id).await;
+        assert!(client.visits(&house.daemon).await.1);
+        house.daemon.stop().await;
+    }
+}
+
+// Invariant 1: a renewed ticket of TLS 1.2 is the same session.
+#[tokio::test]
+async fn renewed_ticket_of_tls12_is_removed_with_the_first_one() {
+    let house = House::new().await;
+    let client = house.client(&TLS12);
+    let (first, _) = client.visits(&house.daemon).await;
+    let (second, resumed) = client.visits(&house.daemon).await;
+    assert!(resumed);
+    let session = house.daemon.get(&first).await.session_id;
+    assert_eq!(house.daemon.get(&second).await.session_id, session);
+    house.shut(&second).await;
+    let (third, resumed) = client.visits(&house.daemon).await;
+    assert!(resumed);
+    house.shut(&third).await;
+    assert_eq!(house.free(&first).await, [session]);
+    assert!(!client.visits(&house.daemon).await.1);
+    house.daemon.stop().await;
+}
+
+// Invariant 15.
+#[tokio::test]
+async fn revocation_reaches_sealed_sessions() {
+    for version in VERSIONS {
+        let house = House::new().await;
+        let client = house.client(version);
+        let (id, _) = client.visits(&house.daemon).await;
+        house.shut(&id).await;
+        house.daemon.clock.advance(Duration::from_millis(2));
+        house
+            .revoke(Selector::ServerName("other.test".into()))
+            .await;
+        let (id, resumed) = client.visits(&house.daemon).await;
+        assert!(resumed, "another name");
+        house.shut(&id).await;
+        house.daemon.clock.advance(Duration::from_millis(2));
+        // The last ticket was made just now, for an authentication of before.
+        house.revoke(Selector::ServerName("localhost".into())).await;
+        // It covers authentications of its own millisecond.
+        house.daemon.clock.advance(Duration::from_millis(2));
+        let (id, resumed) = client.visits(&house.daemon).await;
+        assert!(!resumed);
+        assert_eq!(house.misses(pb::MissReason::Revoked).await, 1);
+        house.shut(&id).await;
+        assert!(client.visits(&house.daemon).await.1, "a later one");
+        house.daemon.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn identity_of_a_client_survives_in_its_ticket() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new("test");
+    std::fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
+    authority.leaf(&["localhost"]).write(folder.path(), "tls");
+    let leaf = authority.leaf(&["job.test", "spiffe://a.test/job"]);
+    for version in VERSIONS {
+        let lines = format!("{SEALED}client_auth = \"require\"\nalpn = [\"h2\"]\n");
+        let daemon = TestDaemon::with(&config(folder.path(), &lines)).await;
+        let client = Client::new(authority.pem.as_bytes(), version, Some(&leaf));
+        let mut alpn = Arc::unwrap_or_clone(client.0);
+        alpn.alpn_protocols = vec![b"h2".to_vec()];
+        let client = Client(Arc::new(alpn));
+        let house = House {
+            folder: tempfile::tempdir().unwrap(),
+            daemon,
+        };
+        let (id, _) = client.visits(&house.daemon).await;
+        let proved = house.daemon.get(&id).await.peer.unwrap();
+        assert_eq!(proved.dns_names, ["job.test"]);
+        assert_eq!(proved.uris, ["spiffe://a.test/job"]);
+        house.shut(&id).await;
+        for _ in 0..2 {
+            let (id, resumed) = client.visits(&house.daemon).await;
+            assert!(resumed);
+            assert_eq!(house.daemon.get(&id).await.peer.as_ref(), Some(&proved));
+            house.shut(&id).await;
+        }
+        house.daemon.clock.advance(Duration::from_millis(2));
+        let selector = Selector::CertificateSha256(proved.certificate_sha256);
+        house.revoke(selector).await;
+        assert!(!client.visits(&house.daemon).await.1);
+        house.daemon.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn removed_handle_is_refused() {
+    for version in VERSIONS {
+        let house = House::new().await;
+        let client = house.client(version);
+        let (id, _) = client.visits(&house.daemon).await;
+        let session = house.daemon.get(&id).await.session_id;
+        house.shut(&id).await;
+        assert!(house.remove(&session).await);
+        assert!(!house.remove(&session).await, "it was removed before");
+        // The daemon does not know which of the handles exist, but no such id does.
+        assert!(!house.remove("0102").await);
+        // rustls offers the newest ticket first, and that is the one.
+        assert!(!client.visits(&house.daemon).await.1, "{version:?}");
+        assert_eq!(house.misses(pb::MissReason::Removed).await, 1);
+        house.daemon.stop().await;
+    }
+}
+
+// Invariant 5.
+#[tokio::test]
+async fn resumption_by_tickets_does_not_extend_an_authentication() {
+    for version in VERSIONS {
+        let house = House::with("session_timeout = \"1m\"\n").await;
+        let client = house.client(version);
+        for (seconds, wanted) in [(0, false), (25, true), (25, true), (9, true), (1, false)] {
+            house.daemon.clock.advance(Duration::from_secs(seconds));
+            let (id, resumed) = client.visits(&house.daemon).await;
+            assert_eq!(resumed, wanted, "{version:?}");
+            house.shut(&id).await;
+        }
+        house.daemon.stop().await;
+    }
+}

@@ -1,5 +1,7 @@
 //! Rotations, restarts and reloads.
 
+use std::time::Duration;
+
 use rustls::version::TLS12;
 use tls_sessiond_proto as pb;
 
@@ -169,4 +171,26 @@ async fn session_stored_before_a_reload_is_resumed_after_it() {
         }
         house.daemon.stop().await;
     }
+}
+
+// Invariant 5: what a ticket was given by an earlier configuration stays.
+#[tokio::test]
+async fn longer_timeout_of_a_reload_extends_no_session_of_tls12() {
+    let house = House::with("session_timeout = \"1m\"\n").await;
+    let client = house.client(&TLS12);
+    let (id, _) = client.visits(&house.daemon).await;
+    house.shut(&id).await;
+    let longer = config(
+        house.folder.path(),
+        &format!("{SEALED}session_timeout = \"1h\"\n"),
+    );
+    house.daemon.reload(&longer).unwrap();
+    for (seconds, wanted) in [(30, true), (29, true), (1, false)] {
+        house.daemon.clock.advance(Duration::from_secs(seconds));
+        let (id, resumed) = client.visits(&house.daemon).await;
+        assert_eq!(resumed, wanted);
+        house.shut(&id).await;
+    }
+    assert_eq!(house.misses(pb::MissReason::Expired).await, 1);
+    house.daemon.stop().await;
 }

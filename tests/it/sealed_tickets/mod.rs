@@ -215,8 +215,12 @@ impl Client {
 
     /// Runs a handshake with a new connection of the daemon. Returns its id, and whether it resumed.
     async fn visits(&self, daemon: &TestDaemon) -> (String, bool) {
+        self.visits_in("", daemon).await
+    }
+
+    async fn visits_in(&self, context: &str, daemon: &TestDaemon) -> (String, bool) {
         let mut tls = self.tls();
-        let id = daemon.open(pb::Role::Server).await;
+        let id = daemon.open_in(context, pb::Role::Server).await;
         carry(daemon, &id, &mut tls).await;
         assert!(!tls.is_handshaking());
         let resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);

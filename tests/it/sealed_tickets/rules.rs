@@ -5,8 +5,11 @@ use std::{sync::Arc, time::Duration};
 use rustls::version::{TLS12, TLS13};
 use tls_sessiond_proto::{self as pb, revoke_sessions_request::Selector};
 
-use super::{Client, House, SEALED, VERSIONS, config};
-use crate::{harness::TestDaemon, pki::Authority};
+use super::{Client, House, RING, SEALED, VERSIONS, config};
+use crate::{
+    harness::TestDaemon,
+    pki::{self, Authority},
+};
 
 #[tokio::test]
 async fn sealed_session_is_resumed_and_not_stored() {
@@ -91,6 +94,69 @@ async fn renewed_ticket_of_tls12_is_removed_with_the_first_one() {
     assert_eq!(house.free(&first).await, [session]);
     assert!(!client.visits(&house.daemon).await.1);
     house.daemon.stop().await;
+}
+
+// Invariant 1.
+#[tokio::test]
+async fn ticket_of_a_connection_with_a_fatal_alert_is_refused() {
+    for version in VERSIONS {
+        let house = House::new().await;
+        let client = house.client(version);
+        let (id, _) = client.visits(&house.daemon).await;
+        let session = house.daemon.get(&id).await.session_id;
+        let garbage = [&[23, 3, 3, 0, 40][..], &[7; 40]].concat();
+        let failed = house.daemon.exchange(&id, &garbage, b"").await.unwrap();
+        assert!(failed.alert.is_some());
+        let mut removed = failed.removed_sessions.iter();
+        assert!(removed.any(|removed| removed.session_id == session));
+        assert!(!client.visits(&house.daemon).await.1, "{version:?}");
+        assert_eq!(house.misses(pb::MissReason::Removed).await, 1);
+        house.daemon.stop().await;
+    }
+}
+
+// Invariant 3.
+#[tokio::test]
+async fn tickets_are_of_a_scope_and_a_ring() {
+    let folder = tempfile::tempdir().unwrap();
+    pki::localhost(folder.path());
+    let more = |name: &str, lines: &str| {
+        let own = config(folder.path(), lines).replace(RING, "");
+        own.replace("[[context]]", &format!("[[context]]\nname = {name:?}"))
+    };
+    let shared = "session_id_context = \"shared\"\n";
+    let all = [
+        config(folder.path(), &format!("{SEALED}{shared}")),
+        more("same", &format!("{SEALED}{shared}")),
+        more("other-scope", SEALED),
+        more(
+            "other-ring",
+            &format!("{SEALED}{shared}").replace("\"web\"", "\"two\""),
+        ),
+        more(
+            "stateful",
+            &format!("{shared}cache_entries_max = 1\ncache_bytes_max = \"1KiB\"\n"),
+        ),
+        RING.replace("\"web\"", "\"two\""),
+    ];
+    for version in VERSIONS {
+        let daemon = TestDaemon::with(&all.concat()).await;
+        let pem = std::fs::read(folder.path().join("ca.pem")).unwrap();
+        for (context, wanted) in [
+            ("same", true),
+            ("other-scope", false),
+            ("other-ring", false),
+            ("stateful", false),
+        ] {
+            let client = Client::new(&pem, version, None);
+            let (id, _) = client.visits_in("default", &daemon).await;
+            let request = pb::ShutdownRequest { connection_id: id };
+            daemon.connections().shutdown(request).await.unwrap();
+            let (_, resumed) = client.visits_in(context, &daemon).await;
+            assert_eq!(resumed, wanted, "{version:?} {context}");
+        }
+        daemon.stop().await;
+    }
 }
 
 // Invariant 15.

@@ -1,8 +1,11 @@
 //! `keys agent` with real servers: nginx, HAProxy, Envoy and Go share a ring, and what goes wrong is said in words.
 
 mod crossing;
+mod fleet;
 mod outages;
+mod relay;
 mod replica;
+mod slow;
 
 use std::{
     collections::BTreeSet,

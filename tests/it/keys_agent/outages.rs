@@ -7,7 +7,9 @@ use tokio::net::UnixStream;
 use tonic::transport::Channel;
 
 use super::{
-    Agent, free_port, member, memory,
+    Agent, RING,
+    fleet::{Fleet, two_of_each},
+    free_port, member, memory,
     replica::{Kind, Replica},
     ring, serve, text, until, until_ring,
 };
@@ -99,6 +101,73 @@ async fn tickets_survive_a_killed_daemon_only_with_a_credential() {
     assert!(!takes(&fleet[0], &old).await && !takes(&fleet[1], &old).await);
     let new = session(&fleet[0]).await;
     assert!(takes(&fleet[1], &new).await);
+}
+
+/// The daemon is killed in each phase of a rotation that waits for members, and in the one that waits for tickets.
+#[tokio::test]
+async fn no_ticket_of_a_fleet_is_lost_when_the_daemon_is_killed() {
+    let mut fleet = Fleet::new().await;
+    let folder = fleet.folder.path().to_owned();
+    let at = |name: &str| text(&folder.join(name));
+    fs::write(at("credential"), [7; 32]).unwrap();
+    let saved = format!(
+        "{RING}state = \"{}\"\ncredential = \"{}\"\n",
+        at("ring"),
+        at("credential")
+    );
+    let reach = async || over(UnixStream::connect(at("api.sock")).await.unwrap()).await;
+    let address = format!("unix://{}", at("api.sock"));
+    let mut daemon = serve(&folder, &saved).await;
+    let servers = two_of_each();
+    fleet.start(&address, &servers).await;
+    let all_count = |ring: &pb::Ring| {
+        let counts = |member: &&pb::RingMember| member.attached && member.counted;
+        ring.members.iter().filter(counts).count() == servers.len()
+    };
+    until_ring(&reach().await, "all of them count", all_count).await;
+    let first = ring(&reach().await).await.epoch;
+    let logs: Vec<_> = fleet.members.iter().map(|m| m.agent.log.clone()).collect();
+    let mut killed = 0;
+    for phase in [
+        pb::RingPhase::Prepare,
+        pb::RingPhase::Activate,
+        pb::RingPhase::Settle,
+    ] {
+        let outage = async {
+            let channel = reach().await;
+            until_ring(&channel, "a phase", |ring| ring.phase() == phase).await;
+            daemon.kill().await;
+            killed += 1;
+            until("the agents miss the daemon", async || {
+                logs.iter().all(|log| {
+                    let said = fs::read_to_string(log).unwrap();
+                    said.matches("not a member now").count() == killed
+                })
+            })
+            .await;
+            let daemon = serve(&folder, &saved).await;
+            let channel = reach().await;
+            until_ring(&channel, "all of them count again", all_count).await;
+            let again = ring(&channel).await.epoch;
+            until_ring(&channel, "two rotations", |ring| {
+                all_count(ring) && ring.epoch >= again + 2
+            })
+            .await;
+            daemon
+        };
+        daemon = fleet.carry(outage).await;
+    }
+    fleet.visit_all_ways().await;
+    let now = ring(&reach().await).await;
+    assert_eq!(now.fenced, 0, "{now:?}");
+    println!(
+        "{} rotations and {killed} killed daemons",
+        now.epoch - first
+    );
+    // A ring that begins anew has the first epoch again.
+    assert!(now.epoch >= first + 6, "{now:?}");
+    fleet.report("daemons that are killed");
+    fleet.has_lost_none();
 }
 
 #[tokio::test]

@@ -49,6 +49,16 @@ impl Replica {
         replica
     }
 
+    /// Returns the name of its kind.
+    pub(super) fn kind_name(&self) -> &'static str {
+        match self.kind {
+            Kind::Nginx => "nginx",
+            Kind::Haproxy => "haproxy",
+            Kind::Envoy(_) => "envoy",
+            Kind::Go => "go",
+        }
+    }
+
     pub(super) fn path(&self, extension: &str) -> PathBuf {
         self.folder.join(format!("{}.{extension}", self.name))
     }

@@ -38,10 +38,12 @@ async fn tickets_cross_to_another_server_over_rotations() {
     }
     let first = ring(&daemon.channel).await.rotations;
     let rotated = async |times| {
-        until_ring(&daemon.channel, "rotations", |ring| {
-            ring.rotations >= first + times
-        })
-        .await;
+        for rotation in 1..=times {
+            until_ring(&daemon.channel, "a rotation", |ring| {
+                ring.rotations >= first + rotation
+            })
+            .await;
+        }
     };
     fleet.carry(rotated(3)).await;
     for (name, kind) in [("nginx-3", Kind::Nginx), ("haproxy-3", Kind::Haproxy)] {

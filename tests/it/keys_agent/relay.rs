@@ -26,9 +26,9 @@ use tonic::{
     transport::{Channel, Server},
 };
 
-/// How late a slow member gets an instruction. Without acknowledgements a ring rotates every 2 s, and a HAProxy already has
+/// How late a slow member gets an instruction. Without acknowledgements a ring rotates every 2 to 3 s, and a HAProxy already has
 /// the keys of the next rotation: only a longer delay loses a ticket there.
-const DELAY: Duration = Duration::from_secs(3);
+const DELAY: Duration = Duration::from_secs(4);
 /// Messages that may wait.
 const WAITING_MAX: usize = 64;
 

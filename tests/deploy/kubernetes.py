@@ -4,7 +4,8 @@
   kubernetes-validate knows. Pods pass the restricted Pod Security Standard (kubernetes/policy.py). The parts fit together
   (kubernetes/wiring.py). Chart and kustomize give the same objects.
 * Containers run as processes with the users, groups, files and probes of their pods (kubernetes/pod.py): TLS clients resume at
-  the worker in Python, a renewed certificate reaches the daemon, and workers reach a central daemon over mutual TLS.
+  the worker in Python, a renewed certificate reaches the daemon, workers reach a central daemon over mutual TLS, and an agent of
+  ticket keys reloads the nginx of its pod.
 * The commands of both READMEs run word for word, with a stand-in for the cluster (kubernetes/cluster.py).
 
 There is no cluster here: nothing shows that one accepts the objects. The images of the daemon and of its reload are built,
@@ -64,7 +65,7 @@ CHOICES = [
 ]
 SERVICE_MONITOR = "overlays/central-cert-manager with components/service-monitor"
 # Kustomizations that the chart does not have.
-OTHERS = ["base", "examples/central-worker", "examples/rust-workers"]
+OTHERS = ["base", "examples/central-worker", "examples/nginx-keys", "examples/rust-workers"]
 # Values that the schema of the chart refuses, and a part of the reason.
 REFUSED = [
     ({"mode": "node"}, "'/mode'"),
@@ -93,7 +94,7 @@ def prerequisites():
     version = json.loads(kubectl("version", "--client", "--output", "json"))["clientVersion"]
     if (int(version["major"]), int(re.match(r"\d+", version["minor"])[0])) < (1, 28):
         fail(f"kubectl is {version['gitVersion']}: expected 1.28 or later")
-    for program in ("busybox", "buildah", "redis-server", "openssl", "hadolint", "ip", "strip"):
+    for program in ("busybox", "buildah", "redis-server", "openssl", "hadolint", "ip", "nginx", "strip"):
         if not shutil.which(program):
             fail(f"{program} is missing: run tests/peers.sh")
 
@@ -146,8 +147,8 @@ def render():
             fail(f"the chart as {title} has no notes: {notes}")
     tried = {str(path.parent.relative_to(KUBERNETES)) for path in KUBERNETES.rglob("kustomization.yaml")}
     known = {*OTHERS, *(part for overlay, component, _ in CHOICES for part in (overlay, component))}
-    # These are parts of all overlays.
-    if missing := tried - known - {"components/sidecar", "components/central"}:
+    # These are parts of all overlays, and of an example.
+    if missing := tried - known - {"components/sidecar", "components/central", "components/keys-agent"}:
         fail(f"the test does not render {missing}")
     shown(f"kubectl kustomize renders {len(found)} sets of objects without a warning, and the chart {len(charts)}")
     return found, charts
@@ -268,6 +269,7 @@ def main():
         refuse()
         arguments_exist(found)
         readmes.inject_by_chart(readmes.inject())
+        readmes.inject_agent()
 
         files = running.authority(RUN / "authority")
         cluster = running.Cluster(images(), running.secrets(files))

@@ -57,7 +57,7 @@ async fn pods_share_sessions_over_a_socket_and_mutual_tls() {
 
 #[tokio::test]
 async fn kubernetes_and_helm_give_the_same_valid_objects() {
-    tries("kubernetes.py", 20).await;
+    tries("kubernetes.py", 30).await;
 }
 
 #[tokio::test]

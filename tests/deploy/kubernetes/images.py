@@ -19,7 +19,13 @@ def images():
     storage.mkdir()
     lines = ["[storage]", 'driver = "vfs"', f'graphroot = "{storage}/graph"', f'runroot = "{storage}/run"']
     (storage / "storage.conf").write_text("\n".join(lines))
-    os.environ |= {"CONTAINERS_STORAGE_CONF": str(storage / "storage.conf"), "BUILDAH_ISOLATION": "chroot"}
+    # buildah warns otherwise that the plugins of the other backend are not there.
+    (storage / "containers.conf").write_text('[network]\nnetwork_backend = "netavark"\n')
+    os.environ |= {
+        "CONTAINERS_CONF": str(storage / "containers.conf"),
+        "CONTAINERS_STORAGE_CONF": str(storage / "storage.conf"),
+        "BUILDAH_ISOLATION": "chroot",
+    }
     # The base image, which no registry here has: the same program, of Debian.
     base = run("buildah", "from", "scratch").strip()
     run("buildah", "copy", base, shutil.which("busybox"), "/bin/busybox")
@@ -44,7 +50,9 @@ def images():
             "entrypoint": config["Entrypoint"],
             "environment": dict(variable.split("=", 1) for variable in config["Env"]),
         }
-    return {**found, "tls-sessiond-python-worker": python_image()}
+    # Debian's nginx on the root of this machine.
+    nginx = {"root": "/", "entrypoint": ["nginx"], "environment": {"PATH": "/usr/sbin:/usr/bin:/bin"}}
+    return {**found, "tls-sessiond-python-worker": python_image(), "nginx": nginx}
 
 
 def python_image():

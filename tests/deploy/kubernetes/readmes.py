@@ -80,6 +80,30 @@ def inject():
     return pod
 
 
+def inject_agent():
+    """The component injects an agent into a Deployment of a user as the README says, and into no other."""
+    folder = RUN / "user-of-keys"
+    folder.mkdir()
+    (folder / "kustomization.yaml").write_text(blocks(KUBERNETES / "README.md", "# my-own-nginx/kustomization.yaml"))
+    container = {"image": "nginx:1", "volumeMounts": [{"name": "data", "mountPath": "/data"}]}
+    spec = {"initContainers": [{"name": "migrate"}], "containers": [{"name": "own", **container}, {"name": "other"}]}
+    template = {"metadata": {"labels": {"app": "app"}}, "spec": {**spec, "volumes": [{"name": "data", "emptyDir": {}}]}}
+    labels = {"app": {"tls-sessiond/keys": "nginx"}, "plain": {"tls-sessiond/inject": "true"}}
+    kind = {"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"template": template}}
+    made = [{**kind, "metadata": {"name": one, "labels": found}} for one, found in labels.items()]
+    (folder / "deployment.yaml").write_text(yaml.safe_dump_all(copy.deepcopy(made)))
+    objects = {name(one): one for one in kustomize(folder)}
+    if len(objects) != 2 or objects["Deployment/plain"] != made[1]:
+        fail(f"the component changes a Deployment without the label, or adds objects: {objects}")
+    pod = wiring.template(objects["Deployment/app"])["spec"]
+    if [container["name"] for container in pod["initContainers"]] != ["tls-sessiond-keys", "migrate"]:
+        fail("expected the agent before other init containers")
+    mounts = [{m["name"]: m.get("readOnly", False) for m in one.get("volumeMounts", [])} for one in pod["containers"]]
+    if mounts != [{"data": False, "tls-sessiond-keys": True, "tls-sessiond-keys-pid": False}, {}]:
+        fail(f"expected the folders of the agent in the first container alone: {mounts}")
+    shown("the component of ticket keys injects an agent into a Deployment with its label, and leaves others as they are")
+
+
 def inject_by_chart(by_component):
     """A chart that depends on ours injects the same containers and volumes."""
     folder = RUN / "chart"
@@ -144,6 +168,6 @@ def run_readmes(stack, cluster, files, objects):
                 if one["kind"] == "Secret" and set(one["data"]) != wiring.USER_SECRETS[one["metadata"]["name"]]:
                     fail(f"{readme}: {name(one)} has {set(one['data'])}")
             ran += 1
-    if ran != 6:
-        fail(f"expected six blocks to run, found {ran}")
+    if ran != 7:
+        fail(f"expected seven blocks to run, found {ran}")
     shown(f"{ran} blocks of commands of both READMEs run word for word, with a stand-in for the cluster")

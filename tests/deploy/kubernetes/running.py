@@ -2,11 +2,15 @@
 
 import contextlib
 import copy
+import json
 import os
+import pathlib
 import re
 import shutil
+import signal
 import socket
 import ssl
+import stat
 import subprocess
 import time
 import urllib.error
@@ -38,6 +42,7 @@ def authority(folder):
     for file in ("api", "api-renewed"):
         leaf(file, "DNS:tls-sessiond,DNS:tls-sessiond.web.svc", "serverAuth")
     leaf("worker", "URI:spiffe://example.org/ns/web/sa/worker", "clientAuth")
+    leaf("keys", "URI:spiffe://example.org/ns/web/sa/nginx", "clientAuth")
     leaf("store", "DNS:valkey", "serverAuth")
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -54,6 +59,7 @@ def secrets(files):
         "tls-sessiond-web": web,
         "tls-sessiond-api": issued("api"),
         "tls-sessiond-worker": issued("worker"),
+        "tls-sessiond-keys": issued("keys"),
         "tls-sessiond-store": {"password": b"PASSWORD", "sealing-keys": b"ab" * 32 + b"\n", "ca.crt": files["ca.crt"]},
     }
 
@@ -132,7 +138,7 @@ def visit(version, files, session=None):
     try:
         with socket.create_connection(("127.0.0.1", 8443), timeout=10) as tcp:
             with context.wrap_socket(tcp, server_hostname="localhost", session=session and session[0]) as tls:
-                tls.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                tls.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
                 while part := tls.recv(4096):
                     page += part
                 found = page.partition(b"\r\n\r\n")[2].decode(), (tls.session, context), tls.session_reused
@@ -302,6 +308,97 @@ def run_metrics(stack, cluster, objects):
     shown("the port of the PodMonitor has metrics without names, and no status page")
 
 
+def run_keys(stack, cluster, files, objects):
+    """Runs a central daemon with a ring, an agent of ticket keys, and then its nginx."""
+    daemon = cluster.pod(objects)
+    start(stack, "listening on tls://0.0.0.0:50551", *daemon.command("tls-sessiond"))
+    pod = cluster.pod(objects, "nginx")
+    keys = pod.folder / "tls-sessiond-keys"
+
+    def status(*command):
+        return run(*daemon.command("tls-sessiond", "tls-sessiond", "keys", *command))
+
+    def ring():
+        (found,) = json.loads(status("status", "--output", "json"))["rings"]
+        return found
+
+    def runs_all():
+        found = ring()
+        members = found.get("members", [])
+        done = [one.get("counted") and one["acknowledgedSequence"] == found["sequence"] for one in members]
+        return found if done == [True] else None
+
+    def workers():
+        master = (pod.folder / "tls-sessiond-keys-pid/nginx.pid").read_text().strip()
+        return set(pathlib.Path(f"/proc/{master}/task/{master}/children").read_text().split())
+
+    # Kubernetes starts nginx when this probe has succeeded.
+    command = pod.command("tls-sessiond-keys", *pod.containers["tls-sessiond-keys"]["startupProbe"]["exec"]["command"])
+    run(*command, status=1)
+    refused = run(*pod.command("nginx"), status=1)
+    if "web.1" not in refused:
+        fail(f"nginx does not start for another reason than its missing keys: {refused}")
+    agent, _ = start(stack, "joined the ring", *pod.command("tls-sessiond-keys"))
+    until("the startup probe of the agent", lambda: subprocess.run(command, check=False).returncode == 0)
+    nginx = subprocess.Popen(pod.command("nginx"), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    stack.callback(stop_nginx, nginx)
+    until("nginx runs the first keys", runs_all)
+    for path in keys.iterdir():
+        found = path.stat()
+        if (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) != (101, 101, 0o600):
+            fail(f"{path}: {found}")
+    for file in ("rm", "-f", "/run/tls-sessiond-keys/web.1"), ("cat", "/etc/tls-sessiond-keys/tls.key"):
+        run(*pod.command("nginx", *file), status=1)
+    shown("nginx starts once its agent has written the keys, as its user, and may neither write keys nor read the certificate")
+
+    before, first, old = ring(), {path.name: path.read_bytes() for path in keys.iterdir()}, workers()
+    sessions = {}
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        page, sessions[version], reused, _ = visit(version, files)
+        if reused or page != "hello\n":
+            fail(f"expected a full handshake and the page: {page}")
+    status("rotate", "web")
+    until("nginx encrypts with the next epoch", lambda: (found := runs_all()) and int(found["epoch"]) > int(before["epoch"]))
+    if (keys / "web.1").read_bytes() in first.values() or (keys / "web.2").read_bytes() != first["web.1"]:
+        fail("expected a new key that encrypts, and the first one after it")
+    if workers() & old or not workers():
+        fail("nginx has its old workers")
+    for version, session in sessions.items():
+        if not visit(version, files, session)[2]:
+            fail(f"{version}: a rotation has lost a ticket")
+    status("rotate", "web", "--emergency", "--yes")
+    until("nginx runs the keys of the emergency", lambda: not ring().get("emergency") and runs_all())
+    for version, session in sessions.items():
+        if visit(version, files, session)[2]:
+            fail(f"{version}: a ticket is resumed after an emergency")
+        again = visit(version, files)[1]
+        if not visit(version, files, again)[2]:
+            fail(f"{version}: a ticket of the new key is not resumed")
+    peak = int(re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path(f"/proc/{agent.pid}/status").read_text())[1])
+    if peak << 10 > wiring.size(pod.containers["tls-sessiond-keys"]["resources"]["limits"]["memory"]) * 3 // 4:
+        fail(f"the agent takes {peak} kB, which is too near to its limit")
+    shown("a rotation reloads nginx in the other container without a lost ticket, and an emergency ends all tickets")
+    shown(f"the agent has taken {peak >> 10} MiB at most")
+
+    # The order in which Kubernetes stops the pod.
+    nginx.send_signal(signal.SIGQUIT)
+    if (code := nginx.wait(10)) != 0:
+        fail(f"nginx: SIGQUIT: expected status 0: {code}")
+    agent.terminate()
+    if (code := agent.wait(10)) != 0:
+        fail(f"the agent: SIGTERM: expected status 0: {code}")
+    if ring().get("members"):
+        fail("the agent has not left the ring")
+    shown("nginx ends first, and then the agent leaves the ring with status 0")
+
+
+def stop_nginx(nginx):
+    """Ends nginx, whose workers outlive a master process that is killed."""
+    if nginx.poll() is None:
+        nginx.terminate()
+        nginx.wait(10)
+
+
 def run_store(stack, cluster, objects):
     """Runs a sidecar that has a store with TLS."""
     pod = cluster.pod(objects, "tls-sessiond-worker")
@@ -322,6 +419,7 @@ def run_all(cluster, files, found):
         lambda stack: run_central(stack, cluster, files, found),
         lambda stack: run_spiffe(stack, cluster, files, found["overlays/central-spiffe"]),
         lambda stack: run_metrics(stack, cluster, found["overlays/sidecar with components/pod-monitor"]),
+        lambda stack: run_keys(stack, cluster, files, found["examples/nginx-keys"]),
         lambda stack: run_store(stack, cluster, found["overlays/sidecar-shared-store"]),
     ):
         with contextlib.ExitStack() as stack:

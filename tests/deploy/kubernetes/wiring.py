@@ -1,5 +1,6 @@
 """What must fit together in a set of objects, beyond the schema of each."""
 
+import itertools
 import pathlib
 import re
 import tomllib
@@ -85,6 +86,8 @@ def pod_problems(deployment, objects):
     yield from volume_problems(pod, objects)
     for container in containers(pod):
         yield from (f"{container['name']}: {found}" for found in container_problems(container))
+    if any(container["name"] == "tls-sessiond-keys" for container in containers(pod)):
+        yield from agent_problems(pod)
     if any(container["name"] == "tls-sessiond" for container in containers(pod)):
         yield from daemon_problems(deployment, pod, configuration(objects))
 
@@ -128,6 +131,36 @@ def container_problems(container):
     for mount in container.get("volumeMounts", []):
         if mount["mountPath"].startswith("/etc/") and not mount.get("readOnly") and not container["name"].startswith("spiffe"):
             yield f"{mount['mountPath']} can be written"
+
+
+def agent_problems(pod):
+    """Yields what is wrong with an agent of ticket keys and its server, the first container."""
+    agent, server = pod["initContainers"][0], pod["containers"][0]
+    if agent["name"] != "tls-sessiond-keys" or agent.get("restartPolicy") != "Always" or not agent.get("startupProbe"):
+        yield "expected the agent as the first init container, a native sidecar with a startup probe"
+        return
+    if pod.get("shareProcessNamespace") is not True:
+        yield "the agent does not see the processes of its server"
+    if agent["securityContext"]["runAsUser"] != server["securityContext"]["runAsUser"]:
+        yield "the agent may not send a signal to its server"
+    arguments = dict(itertools.pairwise(agent["args"]))
+    folders = {option: str(pathlib.PurePath(arguments[option]).parent) for option in ("--nginx", "--pid-file")}
+    if agent["startupProbe"]["exec"]["command"][-1] != arguments["--nginx"] + ".1":
+        yield "the startup probe does not wait for the file that is written last"
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    for container in containers(pod):
+        for mount in container.get("volumeMounts", []):
+            owner = {folders["--nginx"]: agent, folders["--pid-file"]: server}.get(mount["mountPath"])
+            if owner and mount.get("readOnly", False) != (container is not owner):
+                yield f"only {owner['name']} may write to {mount['mountPath']}, and must: {container['name']}: {mount}"
+            if owner and volumes[mount["name"]].get("emptyDir", {}).get("medium") != "Memory":
+                yield f"{mount['mountPath']} is not in memory"
+    for container in (agent, server):
+        if missing := set(folders.values()) - {mount["mountPath"] for mount in container["volumeMounts"]}:
+            yield f"{container['name']} has no mount for {missing}"
+    (secret,) = [mount["name"] for mount in agent["volumeMounts"] if mount["mountPath"] not in folders.values()]
+    if secret in [mount["name"] for mount in server["volumeMounts"]]:
+        yield "the server has the certificate of the agent"
 
 
 def daemon_problems(deployment, pod, config):
@@ -244,6 +277,6 @@ def certificate_problems(objects):
             if not services & set(spec.get("dnsNames", [])):
                 yield f"Certificate {name}: no name is that of the Service"
         if "client auth" in spec.get("usages", []):
-            rules = [rule["identity"] for rule in configuration(objects)["access"] if rule["role"] == "worker"]
+            rules = [rule["identity"] for rule in configuration(objects)["access"] if rule["role"] in ("worker", "keys")]
             if not any(uri.startswith(rule.removesuffix("*")) for uri in spec.get("uris", []) for rule in rules):
                 yield f"Certificate {name}: no [[access]] rule names it"

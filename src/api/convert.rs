@@ -198,6 +198,8 @@ pub(crate) fn context(from: &Context, uptime: Duration) -> pb::Context {
             session_bytes: caches.iter().map(|cache| cache.bytes() as u64).sum(),
             server_sessions: from.server_cache.len() as u64,
             server_session_bytes: from.server_cache.bytes() as u64,
+            refused_tickets: from.server_cache.refused_handles() as u64,
+            refused_tickets_max: from.server_cache.refused_handles_max() as u64,
             accept: stats.accept.get(),
             accept_good: stats.accept_good.get(),
             connect: stats.connect.get(),

@@ -83,6 +83,8 @@ metrics! {
     SESSIONS_LIMIT = "tls_sessiond_sessions_limit", Gauge, None, "cache_entries_max of the context, for each role";
     SESSION_SIZE = "tls_sessiond_session_size", Gauge, BYTES, "Bytes of the sessions in the memory of this daemon, by role";
     SESSION_SIZE_LIMIT = "tls_sessiond_session_size_limit", Gauge, BYTES, "cache_bytes_max of the context, for each role";
+    REFUSED_TICKETS = "tls_sessiond_refused_tickets", Gauge, None, "Sealed tickets that are remembered because they are no longer good, of contexts with ticket_kind sealed";
+    REFUSED_TICKETS_LIMIT = "tls_sessiond_refused_tickets_limit", Gauge, None, "How many of them there is room for; one more, and no ticket of before is resumed";
     CONNECTIONS = "tls_sessiond_connections", Gauge, None, "Live connection objects by state, role and engine";
     CONNECTIONS_LIMIT = "tls_sessiond_connections_limit", Gauge, None, "limits.connections";
     UNCLOSED = "tls_sessiond_unclosed_connections", Counter, None, "Connections that ended unclosed, by identity; at most 200 identities, those with the largest totals among them";
@@ -279,7 +281,22 @@ impl Everything {
         let most = |_: &pb::SessionStats, context: &pb::Context| {
             (context.cache_bytes_max, 2 * context.cache_bytes_max)
         };
-        to.counts(SESSION_SIZE_LIMIT, self.roles(most))
+        to.counts(SESSION_SIZE_LIMIT, self.roles(most))?;
+        let sealed = |of: &dyn Fn(&pb::SessionStats) -> u64| {
+            let contexts = contexts
+                .iter()
+                .filter(|context| !context.ticket_ring.is_empty());
+            let rows = contexts.filter_map(|context| {
+                let stats = context.stats.as_ref()?;
+                Some((self.label(&context.name, Labels::new()), of(stats)))
+            });
+            rows.collect::<Vec<_>>()
+        };
+        to.counts(REFUSED_TICKETS, sealed(&|stats| stats.refused_tickets))?;
+        to.counts(
+            REFUSED_TICKETS_LIMIT,
+            sealed(&|stats| stats.refused_tickets_max),
+        )
     }
 
     /// Returns a row for each role of each context. `of` returns the value of servers, and that of

@@ -37,6 +37,18 @@ async fn sealed_session_is_resumed_and_not_stored() {
     assert_eq!(house.daemon.server_cache_len(), 0);
     let stats = house.stats().await;
     assert_eq!((stats.hits, stats.misses), (48, 0));
+    // The spent tickets of TLS 1.3.
+    assert_eq!(
+        (stats.refused_tickets, stats.refused_tickets_max),
+        (24, 65_536)
+    );
+    house.daemon.clock.advance(Duration::from_secs(7_201));
+    house
+        .daemon
+        .until("expired tickets are forgotten", async |_| {
+            house.stats().await.refused_tickets == 0
+        })
+        .await;
     house.daemon.stop().await;
 }
 

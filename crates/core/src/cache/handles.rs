@@ -129,6 +129,11 @@ impl RefusedHandles {
         self.list.lock().until.len()
     }
 
+    /// Returns how many handles there is room for.
+    pub(super) fn most(&self) -> usize {
+        self.list.lock().most.max(HANDLES_MIN)
+    }
+
     /// Returns whether the list was full since the last call.
     pub(super) fn take_overflow(&self) -> bool {
         std::mem::take(&mut self.list.lock().has_overflowed)

@@ -176,6 +176,11 @@ impl Cache {
         self.refused.len()
     }
 
+    /// Returns how many handles there is room for.
+    pub fn refused_handles_max(&self) -> usize {
+        self.refused.most()
+    }
+
     /// Returns whether there was no room for another handle since the last call, so that no ticket was
     /// good any more.
     pub fn take_overflow(&self) -> bool {

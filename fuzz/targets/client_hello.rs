@@ -25,7 +25,9 @@ use tls_parser::{
     TlsExtension, TlsMessage, TlsMessageHandshake, parse_tls_client_hello_extensions,
 };
 use tls_sessiond_types::{
-    client_hello::{FirstFlight, IDENTITIES_MAX, Offer, Progress, SESSION_ID_MAX},
+    client_hello::{
+        FirstFlight, IDENTITIES_MAX, Offer, Progress, SESSION_ID_MAX, TICKET_MAX, TICKETS_MAX,
+    },
     server_name::ServerName,
 };
 
@@ -55,6 +57,11 @@ pub(crate) fn run(data: &[u8]) {
         assert!(offer.identities.len() <= IDENTITIES_MAX);
         let ids = offer.identities.iter().chain(&offer.session_id);
         ids.for_each(|id| assert!((1..=SESSION_ID_MAX).contains(&id.len())));
+        assert!(offer.tickets.tls13.len() <= TICKETS_MAX);
+        let tickets = offer.tickets.tls13.iter().chain(&offer.tickets.tls12);
+        tickets.for_each(|ticket| {
+            assert!((SESSION_ID_MAX + 1..=TICKET_MAX).contains(&ticket.len()));
+        });
         // tls-parser reads past some lengths that do not fit, and rustls refuses them.
         if taken {
             second_parser(&flight, offer);
@@ -185,6 +192,7 @@ fn second_parser(flight: &[u8], read: &Offer) {
                 0
             }
             TlsExtension::SessionTicket(ticket) => {
+                offer.tickets.taken = true;
                 if !ticket.is_empty() {
                     offer.session_id = None;
                 }
@@ -205,7 +213,8 @@ fn second_parser(flight: &[u8], read: &Offer) {
     if rest.is_empty() {
         assert_eq!(read.tls13, offer.tls13, "tls-parser reads other versions");
         assert_eq!(
-            read.session_id, offer.session_id,
+            (&read.session_id, read.tickets.taken),
+            (&offer.session_id, offer.tickets.taken),
             "tls-parser reads another session id"
         );
         assert_eq!(

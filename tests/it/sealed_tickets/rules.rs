@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use rustls::version::{TLS12, TLS13};
+use tls_sessiond_core::session::SessionId;
 use tls_sessiond_proto::{self as pb, revoke_sessions_request::Selector};
 
 use super::{Client, House, RING, SEALED, VERSIONS, config};
@@ -169,6 +170,39 @@ async fn tickets_are_of_a_scope_and_a_ring() {
         }
         daemon.stop().await;
     }
+}
+
+// Invariants 1 and 6.
+#[tokio::test]
+async fn full_list_of_a_daemon_ends_all_earlier_tickets() {
+    let house = House::new().await;
+    let (bad, good) = (house.client(&TLS12), house.client(&TLS12));
+    let (id, _) = bad.visits(&house.daemon).await;
+    assert_eq!(house.free(&id).await.len(), 1);
+    let (id, _) = good.visits(&house.daemon).await;
+    house.shut(&id).await;
+    let cache = Arc::clone(
+        &house
+            .daemon
+            .core
+            .registry()
+            .get("default")
+            .unwrap()
+            .server_cache,
+    );
+    let now = house.daemon.core.now();
+    // One handle is on the list already.
+    for number in 1..=65_536_u128 {
+        let id = SessionId::new(&number.to_le_bytes()).unwrap();
+        assert!(cache.remove_sealed(&id, now));
+    }
+    assert_eq!(cache.refused_handles(), 0);
+    for client in [&bad, &good] {
+        assert!(!client.visits(&house.daemon).await.1);
+        assert!(client.visits(&house.daemon).await.1, "a later session");
+    }
+    assert_eq!(house.misses(pb::MissReason::Unknown).await, 2);
+    house.daemon.stop().await;
 }
 
 // Invariant 15.

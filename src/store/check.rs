@@ -275,6 +275,14 @@ impl Check<'_> {
             spends: true,
             life: LIFE,
         };
+        let ticket = Request::Ticket {
+            name,
+            claim,
+            sealer: holder,
+            spends: false,
+            life: LIFE,
+            valid_until: FAR,
+        };
         match self.run("put", &put).await? {
             Answer::Stored => {}
             // Another daemon has revoked sessions meanwhile.
@@ -285,6 +293,7 @@ impl Check<'_> {
         self.run("release", &release).await?;
         self.run("find", &find(Mode::Resume(criteria))).await?;
         self.run("remove", &remove).await?;
+        self.run("ticket", &ticket).await?;
         self.run("newest", &newest).await?;
         self.run("revocations", &Request::Revocations).await?;
         self.run("revoke", &revoke).await?;

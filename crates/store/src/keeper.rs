@@ -28,7 +28,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     layout::{Bucket, Name},
-    script::{Answer, Claim, ENTRIES_MAX, Expected, Holder, Reason, Request, Token},
+    script::{Answer, Claim, ENTRIES_MAX, Expected, Holder, Note, Reason, Request, Token},
 };
 
 /// How long a heartbeat lasts by the store's clock, in milliseconds.
@@ -164,11 +164,12 @@ pub struct Keeper {
     ahead: Option<i64>,
     revision: u64,
     /// Removals that the store has not acknowledged, oldest first.
-    removals: VecDeque<(Name, Option<Reason>)>,
+    removals: VecDeque<(Name, Option<Note>)>,
     /// How often each name is in `removals`.
     removing: HashMap<Name, u32>,
-    /// Sessions that this daemon has removed or taken, with the time, oldest first.
-    ring: VecDeque<(LocalTime, Name)>,
+    /// Sessions that this daemon has removed or taken, with the time, oldest first. Those of tickets have
+    /// their note: the store has nothing else of them.
+    ring: VecDeque<(LocalTime, Name, Option<Note>)>,
     releases: VecDeque<(LocalTime, Name, Token)>,
     under_way: Option<(RequestId, UnderWay)>,
     sent: u64,
@@ -275,8 +276,13 @@ impl Keeper {
     /// Removes a session of this daemon's family. `reason` is written into its note; without one
     /// there is no note.
     pub fn remove(&mut self, name: Name, reason: Option<Reason>) -> Removal {
+        self.remove_noted(name, reason.map(Note::from))
+    }
+
+    /// Removes a session of this daemon's family, and writes this note.
+    pub fn remove_noted(&mut self, name: Name, note: Option<Note>) -> Removal {
         if self.removals.len() < WAITING_MAX {
-            self.queue(name, reason);
+            self.queue(name, note);
             return Removal::Queued;
         }
         // What this holder holds is not found again under another one. What others may hold stays in
@@ -287,32 +293,37 @@ impl Keeper {
         self.under_way = None;
         let mut kept = std::mem::take(&mut self.removals);
         self.removing.clear();
-        kept.push_back((name, reason));
-        kept.retain(|(_, reason)| match reason {
-            None | Some(Reason::Removed | Reason::Revoked) => true,
+        kept.push_back((name, note));
+        kept.retain(|(_, note)| match note.map(|note| note.reason) {
+            None | Some(Reason::Removed | Reason::Revoked | Reason::Spent) => true,
             Some(Reason::Unclosed | Reason::FatalAlert | Reason::Withdrawn) => false,
         });
-        for (name, reason) in kept.into_iter().take(REMEMBERED_MAX) {
-            self.queue(name, reason);
+        for (name, note) in kept.into_iter().take(REMEMBERED_MAX) {
+            self.queue(name, note);
         }
         Removal::Abandoned
     }
 
-    fn queue(&mut self, name: Name, reason: Option<Reason>) {
-        self.removals.push_back((name, reason));
+    fn queue(&mut self, name: Name, note: Option<Note>) {
+        self.removals.push_back((name, note));
         *self.removing.entry(name).or_default() += 1;
     }
 
     /// Records that this daemon has taken a single-use session, or may have taken it: also if the
     /// answer did not come. `claim` is that of the find.
     pub fn took(&mut self, name: Name, claim: &Claim, now: LocalTime) {
+        self.spent(name, None, claim, now);
+    }
+
+    /// Records that this daemon has spent the session of a ticket, or may have spent it, with this note.
+    pub fn spent(&mut self, name: Name, note: Option<Note>, claim: &Claim, now: LocalTime) {
         let is_present =
             matches!(self.standing, Standing::Beating { first, .. } if claim.deadline >= first);
         if is_present && claim.holder == self.holder {
-            self.remember(name, now);
+            self.remember(name, note, now);
         } else {
             // The store may have lost the take, and what it lost is being repeated already.
-            self.queue(name, None);
+            self.queue(name, note);
         }
     }
 
@@ -345,11 +356,11 @@ impl Keeper {
         // The newest first: a file lacks the last seconds.
         let older = std::mem::take(&mut self.removals);
         self.removing.clear();
-        for (_, name) in std::mem::take(&mut self.ring).into_iter().rev() {
-            self.queue(name, None);
+        for (_, name, note) in std::mem::take(&mut self.ring).into_iter().rev() {
+            self.queue(name, note);
         }
-        for (name, reason) in older {
-            self.queue(name, reason);
+        for (name, note) in older {
+            self.queue(name, note);
         }
     }
 
@@ -438,7 +449,7 @@ impl Keeper {
         match (under_way.map(|(_, under_way)| under_way), answer) {
             (Some(UnderWay::Removals(count)), Ok(Answer::Done(_))) => {
                 for _ in 0..count {
-                    let Some((name, _)) = self.removals.pop_front() else {
+                    let Some((name, note)) = self.removals.pop_front() else {
                         break;
                     };
                     if let Some(times) = self.removing.get_mut(&name) {
@@ -447,7 +458,9 @@ impl Keeper {
                             self.removing.remove(&name);
                         }
                     }
-                    self.remember(name, now);
+                    // The note of a stored session need not be repeated.
+                    let note = note.filter(|note| note.ticket_life.is_some());
+                    self.remember(name, note, now);
                 }
             }
             (
@@ -518,12 +531,12 @@ impl Keeper {
         self.removals.is_empty() && self.releases.is_empty() && self.under_way.is_none()
     }
 
-    fn remember(&mut self, name: Name, now: LocalTime) {
+    fn remember(&mut self, name: Name, note: Option<Note>, now: LocalTime) {
         self.forget();
         if self.ring.len() >= REMEMBERED_MAX {
             self.ring.pop_front();
         }
-        self.ring.push_back((now, name));
+        self.ring.push_back((now, name, note));
     }
 
     /// Forgets removals from long before the last heartbeat. While there is none, nothing is
@@ -532,7 +545,7 @@ impl Keeper {
         let Standing::Beating { acknowledged, .. } = self.standing else {
             return;
         };
-        while let Some((at, _)) = self.ring.front()
+        while let Some((at, ..)) = self.ring.front()
             && acknowledged.since(*at) > REMEMBERED
         {
             self.ring.pop_front();

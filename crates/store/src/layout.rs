@@ -259,6 +259,12 @@ impl Layout {
         format!("{}:{{{}}}:t:{digits}", self.prefix, TAGS[0]).into_bytes()
     }
 
+    /// Returns the key of a holder that has ended with everything delivered.
+    pub fn resigned(&self, bucket: Bucket, holder: [u8; 8]) -> Vec<u8> {
+        let digits = hex::string(&holder);
+        format!("{}:{{{}}}:e:{digits}", self.prefix, bucket.tag()).into_bytes()
+    }
+
     /// Returns the key of a bucket's heartbeats: a hash of deadlines by holder.
     pub fn beats(&self, bucket: Bucket) -> Vec<u8> {
         format!("{}:{{{}}}:b", self.prefix, bucket.tag()).into_bytes()

@@ -16,6 +16,8 @@ end
 -- holds (a holder of 8 bytes and a token of 4), and the sealed value. A note is 2, a reason, and the
 -- time of the removal.
 local ENTRY, NOTE = 1, 2
+-- The reason of a ticket that is spent.
+local SPENT = 6
 local HEAD, HOLD = 13, 12
 
 -- Returns the value of an entry, or nil if there is none, or one of another type.

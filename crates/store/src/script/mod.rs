@@ -14,8 +14,12 @@ use crate::layout::{Bucket, Fit, Layout, Name, Pool, RingName};
 /// The most entries of one [`Request::Release`] or [`Request::Remove`].
 pub const ENTRIES_MAX: usize = 64;
 
-/// How long the note of a removal is kept: ten minutes, in milliseconds.
+/// How long the note of a stored session is kept: ten minutes, in milliseconds.
 const NOTE_MILLIS: u64 = 600_000;
+
+/// How long the store knows that a daemon has stopped with everything delivered: as long as a ticket may
+/// live that it has sealed, in milliseconds.
+const RESIGNED_MILLIS: u64 = 7 * 24 * 3_600_000;
 
 /// How long the store keeps a ring of ticket keys after the last look of a daemon: two weeks, in
 /// milliseconds. A ticket is valid for a week at most.
@@ -133,15 +137,44 @@ pub enum Reason {
     Revoked,
     /// A daemon did not know whether its put had reached the store.
     Withdrawn,
+    /// It was sealed in a ticket of single use, and resumed.
+    Spent,
+}
+
+/// What the store keeps of a session that was removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// Why it was removed.
+    pub reason: Reason,
+    /// How long the note is kept, in milliseconds: until the ticket has expired that the session is sealed
+    /// in. `None`: it was stored, and the note is kept for ten minutes.
+    pub ticket_life: Option<u64>,
+}
+
+impl From<Reason> for Note {
+    fn from(reason: Reason) -> Self {
+        Self {
+            reason,
+            ticket_life: None,
+        }
+    }
+}
+
+impl Note {
+    /// Returns how long the note is kept, in milliseconds.
+    pub fn life(&self) -> u64 {
+        self.ticket_life.unwrap_or(NOTE_MILLIS).max(1)
+    }
 }
 
 impl Reason {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Unclosed,
         Self::FatalAlert,
         Self::Removed,
         Self::Revoked,
         Self::Withdrawn,
+        Self::Spent,
     ];
 
     /// Returns the number of the reason in a note.
@@ -152,6 +185,8 @@ impl Reason {
             Self::Removed => 3,
             Self::Revoked => 4,
             Self::Withdrawn => 5,
+            // SPENT in common.lua.
+            Self::Spent => 6,
         }
     }
 }
@@ -247,10 +282,25 @@ pub enum Request {
         /// At most [`ENTRIES_MAX`] sessions, each with its hold.
         holds: Vec<(Name, Token)>,
     },
-    /// Removes sessions of one bucket, and writes the notes of those with a reason.
+    /// Removes sessions of one bucket, and writes the notes of those with one.
     Remove {
         /// At most [`ENTRIES_MAX`].
-        entries: Vec<(Name, Option<Reason>)>,
+        entries: Vec<(Name, Option<Note>)>,
+    },
+    /// Looks whether the session of a ticket that opened is still good, and spends a single-use one.
+    Ticket {
+        /// The session.
+        name: Name,
+        /// The last heartbeat of this daemon.
+        claim: Claim,
+        /// The holder that sealed the ticket, in the bucket of the session.
+        sealer: Holder,
+        /// Whether to spend it.
+        spends: bool,
+        /// How long the ticket lives, in milliseconds. At least 1.
+        life: u64,
+        /// After this time of the store's clock the look is refused. In milliseconds.
+        valid_until: u64,
     },
     /// Writes a heartbeat.
     Beat {
@@ -362,7 +412,7 @@ pub enum Answer {
     },
     /// Find: there is no such session.
     None,
-    /// Find, put: the session was removed, for this reason, at this time of the store's clock.
+    /// Find, put, ticket: the session was removed, for this reason, at this time of the store's clock.
     Gone {
         /// The reason, if this daemon knows it.
         reason: Option<Reason>,
@@ -371,7 +421,8 @@ pub enum Answer {
     },
     /// Find: the session does not match the criteria. It stays.
     Scope,
-    /// Find: a daemon that holds the session is not alive. The session stays.
+    /// Find: a daemon that holds the session is not alive. The session stays. Ticket: the daemon that
+    /// sealed it has ended, and may have known more of it than the store.
     HolderLost,
     /// Find: the session has as many holds as it can have.
     Full,
@@ -379,6 +430,8 @@ pub enum Answer {
     Malformed,
     /// Put: the session is stored. Spend: the ticket was not spent before.
     Stored,
+    /// Ticket: its session is good, and spent now if it was to be.
+    Good,
     /// Put: another session has the name. Spend: the ticket is spent.
     Taken,
     /// Spend: the daemon knows another version of the ring than the store.
@@ -514,6 +567,7 @@ impl Answer {
             }
             (b"stored", 0) => Self::Stored,
             (b"taken", 0) => Self::Taken,
+            (b"good", 0) => Self::Good,
             (b"behind", 0) => Self::Behind,
             (b"overdue", 0) => Self::Overdue {
                 now: None,
@@ -621,6 +675,7 @@ static BEAT: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("be
 static RESIGN: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("resign.lua")));
 static REVISE: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("revise.lua")));
 static NEWEST: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("newest.lua")));
+static TICKET: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("ticket.lua")));
 static SPEND: LazyLock<Script> = LazyLock::new(|| script(WITHIN_MEMORY, include_str!("spend.lua")));
 static RING: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("ring.lua")));
 static REVOKE: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("revoke.lua")));
@@ -643,6 +698,7 @@ impl Request {
             Self::Revocations => &REVOCATIONS,
             Self::Ring { .. } => &RING,
             Self::Spend { .. } => &SPEND,
+            Self::Ticket { .. } => &TICKET,
         }
     }
 
@@ -667,9 +723,20 @@ impl Request {
                 .iter()
                 .map(|(name, _)| layout.entry(*name))
                 .collect(),
-            Self::Beat { bucket, .. }
-            | Self::Resign { bucket, .. }
-            | Self::Revise { bucket, .. } => vec![layout.beats(*bucket)],
+            Self::Beat { bucket, .. } | Self::Revise { bucket, .. } => {
+                vec![layout.beats(*bucket)]
+            }
+            Self::Resign { bucket, holder } => {
+                vec![layout.beats(*bucket), layout.resigned(*bucket, holder.0)]
+            }
+            Self::Ticket { name, sealer, .. } => {
+                let bucket = name.bucket();
+                vec![
+                    layout.entry(*name),
+                    layout.beats(bucket),
+                    layout.resigned(bucket, sealer.0),
+                ]
+            }
         }
     }
 
@@ -757,9 +824,9 @@ impl Request {
                     .for_each(|(_, token)| to(&token.0.to_be_bytes()));
             }
             Self::Remove { entries } => {
-                number(NOTE_MILLIS, to);
-                for (_, reason) in entries {
-                    number(reason.map_or(0, |reason| reason.number().into()), to);
+                for (_, note) in entries {
+                    number(note.map_or(0, |note| note.reason.number().into()), to);
+                    number(note.map_or(1, |note| note.life()), to);
                 }
             }
             Self::Beat {
@@ -777,7 +844,24 @@ impl Request {
                 }
                 number(*valid_until, to);
             }
-            Self::Resign { holder, .. } => to(&holder.0),
+            Self::Resign { holder, .. } => {
+                to(&holder.0);
+                number(RESIGNED_MILLIS, to);
+            }
+            Self::Ticket {
+                claim,
+                sealer,
+                spends,
+                life,
+                valid_until,
+                ..
+            } => {
+                claimed(claim, to);
+                to(&sealer.0);
+                to(if *spends { b"1" } else { b"0" });
+                number((*life).max(1), to);
+                number(*valid_until, to);
+            }
             Self::Revise { revision, .. } => number(*revision, to),
             Self::Ring {
                 daemon,
@@ -856,7 +940,7 @@ mod tests {
                 .wrapping_add(1);
             state.to_be_bytes()[0] % below
         };
-        let words: [&[u8]; 17] = [
+        let words: [&[u8]; 18] = [
             b"lost",
             b"late",
             b"revised",
@@ -874,10 +958,11 @@ mod tests {
             b"names",
             b"revocations",
             b"ring",
+            b"good",
         ];
         let mut read = 0;
         for _ in 0..200_000 {
-            let mut parts = vec![Value::Bytes(words[usize::from(random(17))].to_vec())];
+            let mut parts = vec![Value::Bytes(words[usize::from(random(18))].to_vec())];
             for _ in 0..random(7) {
                 parts.push(match random(6) {
                     0 => Value::Integer(i64::from(random(255)) - 100),

@@ -10,7 +10,7 @@ use tls_sessiond_store::{
     keeper::LIFE,
     layout::{Bucket, Name},
     script::{
-        Answer, Claim, Criteria, ENTRIES_MAX, Expected, Head, Holder, Mode, NEWEST_MAX,
+        Answer, Claim, Criteria, ENTRIES_MAX, Expected, Head, Holder, Mode, NEWEST_MAX, Note,
         REVOCATIONS_MAX, Reason, Refused, Request, Revocation, Token,
     },
     seal::SealingKeys,
@@ -25,6 +25,7 @@ mod random;
 mod refusals;
 mod rings;
 mod servers;
+mod tickets;
 
 use model::{Faults, Model};
 use random::Random;
@@ -183,7 +184,7 @@ fn found(head: Head, holds: u8) -> Answer {
 
 fn remove(name: Name, reason: Option<Reason>) -> Request {
     Request::Remove {
-        entries: vec![(name, reason)],
+        entries: vec![(name, reason.map(Note::from))],
     }
 }
 
@@ -542,8 +543,8 @@ fn batches_remove_and_release_each_entry_for_itself() {
         assert_eq!(store.run(&release), Answer::Done(32));
         assert_eq!(store.run(&release), Answer::Done(0));
         let entries = names.iter().enumerate().map(|(place, name)| {
-            let reason = Some(Reason::Revoked).filter(|_| place % 4 == 0);
-            (*name, reason)
+            let note = Some(Reason::Revoked.into()).filter(|_: &Note| place % 4 == 0);
+            (*name, note)
         });
         let remove = Request::Remove {
             entries: entries.collect(),
@@ -704,7 +705,7 @@ fn random_request(random: &mut Random, daemons: &[Daemon], names: &[Name]) -> Re
         cipher_suite: Some(0x1302).filter(|_| random.once_in(8)),
     };
     let reason = Some(Reason::Unclosed).filter(|_| random.once_in(2));
-    match random.below(12) {
+    match random.below(13) {
         0..=2 => by.put(name, token, head(random.once_in(2))),
         3 | 4 => by.find(name, token, Mode::Lookup(criteria)),
         5 | 6 => by.find(name, token, Mode::Resume(criteria)),
@@ -712,6 +713,7 @@ fn random_request(random: &mut Random, daemons: &[Daemon], names: &[Name]) -> Re
         8 => by.find(name, token, Mode::Peek),
         9 => remove(name, reason),
         10 => by.release(name, token),
+        11 => by.ticket(name, Holder([random.below(4) as u8; 8]), random.once_in(2)),
         _ => Request::Revise {
             bucket: by.bucket,
             revision: random.below(2) * random.below(4),

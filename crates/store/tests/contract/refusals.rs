@@ -147,7 +147,9 @@ fn foreign_and_broken_values_are_misses_and_can_be_removed() {
         };
         assert_eq!(server.run(&release), Answer::Done(2));
         let remove = Request::Remove {
-            entries: names.map(|name| (name, Some(Reason::Removed))).into(),
+            entries: names
+                .map(|name| (name, Some(Reason::Removed.into())))
+                .into(),
         };
         assert_eq!(server.run(&remove), Answer::Done(3));
         assert!(matches!(

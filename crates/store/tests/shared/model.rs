@@ -1,19 +1,18 @@
 //! The meaning of the scripts, as a store in memory. The contract suite compares it with real
 //! servers, and the simulation runs daemons on it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tls_sessiond_store::{
     layout::{Bucket, Name, Pool},
     script::{
-        Answer, Claim, Criteria, Expected, Head, Holder, Mode, NEWEST_MAX, Reason, Refused,
+        Answer, Claim, Criteria, Expected, Head, Holder, Mode, NEWEST_MAX, Note, Reason, Refused,
         Request, Revocation, Token,
     },
 };
 
 const POOL_MAX: usize = 64;
 
-const NOTE_MILLIS: u64 = 600_000;
 const HOLDS_MAX: usize = 255;
 
 #[derive(Clone, Debug)]
@@ -47,6 +46,7 @@ pub(crate) struct Model {
     pub(crate) faults: Faults,
     entries: BTreeMap<Name, (Entry, u64)>,
     beats: BTreeMap<(Bucket, Holder), u64>,
+    resigned: BTreeSet<(Bucket, Holder)>,
     revisions: BTreeMap<Bucket, u64>,
     /// Names by the time and the order of their put.
     pools: BTreeMap<Pool, Vec<(u64, Name)>>,
@@ -152,18 +152,14 @@ impl Model {
             }
             Request::Remove { entries } => {
                 let mut done = 0;
-                for (name, reason) in entries {
+                for (name, note) in entries {
                     let is_note = matches!(self.entries.get(name), Some((Entry::Note { .. }, _)));
                     if is_note {
                         continue;
                     }
                     done += u64::from(self.entries.remove(name).is_some());
-                    if let Some(reason) = reason {
-                        let note = Entry::Note {
-                            reason: *reason,
-                            at: self.now,
-                        };
-                        self.entries.insert(*name, (note, self.now + NOTE_MILLIS));
+                    if let Some(note) = note {
+                        self.note(*name, *note);
                     }
                 }
                 Answer::Done(done)
@@ -208,8 +204,27 @@ impl Model {
                 }
             }
             Request::Resign { bucket, holder } => {
-                Answer::Done(self.beats.remove(&(*bucket, *holder)).is_some().into())
+                let resigned = self.beats.remove(&(*bucket, *holder)).is_some();
+                if resigned {
+                    self.resigned.insert((*bucket, *holder));
+                }
+                Answer::Done(resigned.into())
             }
+            Request::Ticket {
+                name,
+                claim,
+                sealer,
+                spends,
+                life,
+                valid_until,
+            } => match self.refused(name.bucket(), claim) {
+                Some(refused) => Answer::Refused(refused),
+                None if self.now > *valid_until => Answer::Overdue {
+                    now: None,
+                    revision: None,
+                },
+                None => self.ticket(*name, *sealer, spends.then_some(*life)),
+            },
             Request::Newest { pool, gone } => {
                 let members = self.pools.entry(*pool).or_default();
                 members.retain(|(_, member)| !gone.contains(member));
@@ -260,6 +275,43 @@ impl Model {
                 Answer::Done(higher.into())
             }
         }
+    }
+
+    fn note(&mut self, name: Name, note: Note) {
+        let entry = Entry::Note {
+            reason: note.reason,
+            at: self.now,
+        };
+        self.entries.insert(name, (entry, self.now + note.life()));
+    }
+
+    fn ticket(&mut self, name: Name, sealer: Holder, spent_for: Option<u64>) -> Answer {
+        match self.entries.get(&name) {
+            Some((Entry::Note { reason, at }, _)) => {
+                return Answer::Gone {
+                    reason: Some(*reason),
+                    at: *at,
+                };
+            }
+            Some((Entry::Session { .. }, _)) => return Answer::Malformed,
+            None => {}
+        }
+        let sealer = (name.bucket(), sealer);
+        let lives = self
+            .beats
+            .get(&sealer)
+            .is_some_and(|deadline| *deadline > self.now);
+        if !lives && !self.resigned.contains(&sealer) {
+            return Answer::HolderLost;
+        }
+        if spent_for.is_some() {
+            let note = Note {
+                reason: Reason::Spent,
+                ticket_life: spent_for,
+            };
+            self.note(name, note);
+        }
+        Answer::Good
     }
 
     fn find(&mut self, name: Name, claim: &Claim, token: Token, mode: &Mode) -> Answer {

@@ -1,0 +1,91 @@
+//! The contract of sealed tickets: what the store knows of a ticket's session.
+
+use tls_sessiond_store::{
+    layout::Name,
+    script::{Answer, Holder, Note, Reason, Refused, Request},
+};
+
+use super::{Daemon, LONG, name, on_every_store};
+
+impl Daemon {
+    pub(super) fn ticket(&self, name: Name, sealer: Holder, spends: bool) -> Request {
+        Request::Ticket {
+            name,
+            claim: self.claim,
+            sealer,
+            spends,
+            life: LONG,
+            valid_until: u64::MAX >> 11,
+        }
+    }
+}
+
+fn is_gone(answer: &Answer, why: Reason) -> bool {
+    matches!(answer, Answer::Gone { reason: Some(reason), .. } if *reason == why)
+}
+
+#[test]
+fn ticket_is_good_until_it_is_spent_or_removed() {
+    on_every_store(|store| {
+        let (single, shared) = (name(b"single"), name(b"shared"));
+        let one = Daemon::start(store, 1, single.bucket());
+        let sealer = one.claim.holder;
+        assert_eq!(store.run(&one.ticket(single, sealer, false)), Answer::Good);
+        assert_eq!(store.run(&one.ticket(single, sealer, true)), Answer::Good);
+        let again = store.run(&one.ticket(single, sealer, true));
+        assert!(is_gone(&again, Reason::Spent), "{again:?}");
+        let one = Daemon::start(store, 1, shared.bucket());
+        assert_eq!(store.run(&one.ticket(shared, sealer, false)), Answer::Good);
+        let note = Note {
+            reason: Reason::Unclosed,
+            ticket_life: Some(LONG),
+        };
+        let entries = vec![(shared, Some(note))];
+        store.run(&Request::Remove { entries });
+        let gone = store.run(&one.ticket(shared, sealer, false));
+        assert!(is_gone(&gone, Reason::Unclosed), "{gone:?}");
+    });
+}
+
+#[test]
+fn ticket_of_a_daemon_that_died_is_not_good_and_of_one_that_stopped_is() {
+    on_every_store(|store| {
+        let name = name(b"one");
+        let died = Daemon::start(store, 1, name.bucket());
+        let stopped = Daemon::start(store, 2, name.bucket());
+        let asks = Daemon::start(store, 3, name.bucket());
+        let resign = Request::Resign {
+            bucket: name.bucket(),
+            holder: stopped.claim.holder,
+        };
+        assert_eq!(store.run(&resign), Answer::Done(1));
+        store.lapse(name.bucket(), died.claim.holder);
+        let ask = |by: &Daemon, sealer: &Daemon| by.ticket(name, sealer.claim.holder, false);
+        assert_eq!(store.run(&ask(&asks, &died)), Answer::HolderLost);
+        assert_eq!(store.run(&ask(&asks, &stopped)), Answer::Good);
+        // A heartbeat that is not there any more cannot be given up well.
+        store.lose_beat(name.bucket(), died.claim.holder);
+        let resign = Request::Resign {
+            bucket: name.bucket(),
+            holder: died.claim.holder,
+        };
+        assert_eq!(store.run(&resign), Answer::Done(0));
+        assert_eq!(store.run(&ask(&asks, &died)), Answer::HolderLost);
+        // A daemon without its own heartbeat, or without the last revocations, is told nothing.
+        store.lose_beat(name.bucket(), asks.claim.holder);
+        assert_eq!(
+            store.run(&ask(&asks, &stopped)),
+            Answer::Refused(Refused::Lost)
+        );
+        let asks = Daemon::start(store, 3, name.bucket());
+        let revise = Request::Revise {
+            bucket: name.bucket(),
+            revision: 7,
+        };
+        store.run(&revise);
+        assert_eq!(
+            store.run(&ask(&asks, &stopped)),
+            Answer::Refused(Refused::Revised(7))
+        );
+    });
+}

@@ -4,10 +4,12 @@
 //! * `rules`: the rules of stored sessions
 //! * `changes`: rotations, restarts and reloads
 //! * `flights`: tickets as they are on the wire: sent twice, changed, cut, made up
+//! * `histories`: random histories of clients
 //! * `peers`: clients of OpenSSL
 
 mod changes;
 mod flights;
+mod histories;
 #[cfg(feature = "peers")]
 mod peers;
 mod rules;

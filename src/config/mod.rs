@@ -367,7 +367,7 @@ impl Config {
             }
         };
         let ticket_keys = ticket_keys::read(&check, &raw.ticket_keys, &contexts, store.is_some())?;
-        ticket_keys::check_sealing(&check, &contexts, &ticket_keys, store.is_some())?;
+        ticket_keys::check_sealing(&check, &contexts, &ticket_keys)?;
         for (place, rule) in access.iter().enumerate() {
             let known =
                 |name: &String| name == "*" || contexts.iter().any(|context| context.name == *name);

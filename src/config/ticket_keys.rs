@@ -83,7 +83,6 @@ pub(super) fn check_sealing(
     check: &Check<'_>,
     contexts: &[ContextConfig],
     rings: &[TicketKeysConfig],
-    is_shared: bool,
 ) -> Result<(), ConfigError> {
     for (place, context) in contexts.iter().enumerate() {
         let Some(name) = &context.ticket_ring else {
@@ -101,11 +100,6 @@ pub(super) fn check_sealing(
                 "the ring `{name}` belongs to context `{other}`: name another ring, or leave out its `context`"
             );
             return refuse("ticket_ring", message);
-        }
-        if is_shared {
-            let message = "`sealed` is not possible with [store] kind = \"redis\": the list of tickets that are no longer good \
-                           is in the memory of one daemon. Write \"stateful\", or kind = \"memory\"";
-            return refuse("ticket_kind", message.into());
         }
     }
     Ok(())

@@ -67,13 +67,15 @@ struct RemovalAudit {
     cache: Arc<Cache>,
     id: SessionId,
     removed: bool,
+    /// Whether the id may be that of a session in a ticket.
+    may_be_sealed: bool,
     /// Whether the shared store, if there is one, has answered.
     delivered: bool,
 }
 
 impl Drop for RemovalAudit {
     fn drop(&mut self) {
-        self.cache.queue_removal(&self.id);
+        self.cache.queue_removal(&self.id, self.may_be_sealed);
         tracing::info!(
             target: "audit",
             owner = %self.owner,
@@ -419,10 +421,11 @@ impl Sessions {
             cache: Arc::clone(cache),
             id,
             removed,
+            may_be_sealed: is_sealed,
             delivered: true,
         };
         // Written when the value is dropped: here, or after the store has answered.
-        let in_store = cache.removal(&audit.id).map(|request| {
+        let in_store = cache.removal(&audit.id, is_sealed).map(|request| {
             audit.delivered = false;
             RemovalInStore { audit, request }
         });

@@ -409,7 +409,7 @@ fn contract(world: &mut World) {
     assert_eq!(world.keep(session(b"d")), Ok(()));
     let id = SessionId::new(b"d").unwrap();
     let cache = Arc::clone(&world.context(TWO).server_cache);
-    let removed = match cache.removal(&id) {
+    let removed = match cache.removal(&id, false) {
         Some(request) => world.backend.run(&request) == Ok(Answer::Done(1)),
         None => cache.remove(&id, world.now),
     };

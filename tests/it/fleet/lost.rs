@@ -18,15 +18,19 @@ use crate::{
 };
 
 /// A daemon in a process of its own, which a test can kill or stop.
-struct Process {
-    binary: Binary,
-    calls: TestDaemon,
+pub(super) struct Process {
+    pub(super) binary: Binary,
+    pub(super) calls: TestDaemon,
 }
 
 impl Process {
     async fn start(server: &StoreServer, certificate: &Certificate) -> Self {
+        Self::with(server, &(certificate.context() + &server.config())).await
+    }
+
+    pub(super) async fn with(server: &StoreServer, config: &str) -> Self {
         let file = server.folder.path().join("daemon.toml");
-        std::fs::write(&file, certificate.context() + &server.config()).unwrap();
+        std::fs::write(&file, config).unwrap();
         let binary = Binary::start(&["--config", file.to_str().unwrap()]).await;
         let calls = TestDaemon::at(&binary.address).await;
         Self { binary, calls }

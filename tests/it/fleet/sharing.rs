@@ -48,7 +48,7 @@ pub(super) async fn delivered(daemon: &TestDaemon) {
 }
 
 /// Writes what the client has to send.
-fn written(tls: &mut ClientConnection) -> Vec<u8> {
+pub(super) fn written(tls: &mut ClientConnection) -> Vec<u8> {
     let mut bytes = Vec::new();
     while tls.wants_write() {
         tls.write_tls(&mut bytes).unwrap();

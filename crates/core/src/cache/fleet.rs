@@ -10,7 +10,7 @@ use std::{collections::VecDeque, fmt, sync::Arc};
 use aws_lc_rs::rand;
 use tls_sessiond_store::{
     layout::Name,
-    script::{Answer, Reason, Request},
+    script::{Answer, Note, Reason, Request},
 };
 use tls_sessiond_types::{Role, Version, server_name::ServerName};
 
@@ -18,7 +18,8 @@ use super::{Cache, NotStored};
 use crate::{
     clock::{Now, Timestamp},
     fleet::{
-        Failure, Find, FindMiss, FleetStore, Hit, Hold, Purpose, Put, PutRefused, Refusal, reason,
+        Failure, Find, FindMiss, FleetStore, Hit, Hold, Purpose, Put, PutRefused, Refusal,
+        TicketLook, reason,
     },
     session::{
         Attributes, Format, LIFETIME_MAX, Miss, NewSession, RemovalReason, ResumeCriteria, Session,
@@ -101,8 +102,34 @@ pub struct Ask {
     account: Arc<Account>,
     /// `None`: the lookup is by its place in a pool.
     id: Option<SessionId>,
-    find: Find,
+    question: Question,
     is_event: bool,
+}
+
+/// What the store is asked.
+enum Question {
+    /// For a session that it has.
+    Find(Find),
+    /// Whether the session of a ticket is still good.
+    Ticket(TicketLook, Session),
+}
+
+impl Ask {
+    /// Asks whether the session of a ticket is still good.
+    pub(super) fn of_ticket(
+        cache: &Arc<Cache>,
+        account: Arc<Account>,
+        look: TicketLook,
+        session: Session,
+    ) -> Self {
+        Self {
+            cache: Arc::clone(cache),
+            account,
+            id: Some(session.id().clone()),
+            question: Question::Ticket(look, session),
+            is_event: true,
+        }
+    }
 }
 
 /// A session that [`Cache::keep`] has stored, or will have.
@@ -134,7 +161,7 @@ impl Cache {
     }
 
     /// Returns the name of a session in the shared store.
-    fn name(&self, fleet: &FleetStore, id: &SessionId) -> Name {
+    pub(super) fn name(&self, fleet: &FleetStore, id: &SessionId) -> Name {
         let keys = fleet.keys();
         keys.names().name(&self.scope, self.role, id.as_bytes())
     }
@@ -196,7 +223,7 @@ impl Cache {
                 cache: Arc::clone(self),
                 account: Arc::clone(account),
                 id: Some(id.clone()),
-                find,
+                question: Question::Find(find),
                 is_event: matches!(purpose, Purpose::Lookup | Purpose::Resume),
             })),
             Err(Refusal::Away) => Look::Done(Err(Miss::StoreUnavailable)),
@@ -204,20 +231,21 @@ impl Cache {
         }
     }
 
-    /// Returns the request that removes a session of the shared store, with the note `reason`.
-    /// `None`: no store shares the sessions of this cache.
-    pub fn removal(&self, id: &SessionId) -> Option<Request> {
+    /// Returns the request that removes a session of the shared store, and writes its note. `may_be_sealed`:
+    /// whether the id may be that of a session in a ticket. `None`: no store shares the sessions of this
+    /// cache.
+    pub fn removal(&self, id: &SessionId, may_be_sealed: bool) -> Option<Request> {
         let fleet = self.fleet()?;
         Some(Request::Remove {
-            entries: vec![(self.name(fleet, id), Some(Reason::Removed))],
+            entries: vec![(self.name(fleet, id), Some(note_of(may_be_sealed)))],
         })
     }
 
     /// Queues the removal of a session of the shared store: it is delivered as soon as the store
     /// answers.
-    pub fn queue_removal(&self, id: &SessionId) {
+    pub fn queue_removal(&self, id: &SessionId, may_be_sealed: bool) {
         if let Some(fleet) = self.fleet() {
-            fleet.remove(self.name(fleet, id), Some(Reason::Removed));
+            fleet.remove_noted(self.name(fleet, id), note_of(may_be_sealed));
         }
     }
 
@@ -467,7 +495,7 @@ impl PoolMembers {
                     cache: Arc::clone(cache),
                     account: Arc::clone(account),
                     id: None,
-                    find,
+                    question: Question::Find(find),
                     is_event: true,
                 });
             }
@@ -508,7 +536,10 @@ impl PoolMembers {
 impl Ask {
     /// Returns the request to send.
     pub fn request(&self) -> &Request {
-        self.find.request()
+        match &self.question {
+            Question::Find(find) => find.request(),
+            Question::Ticket(look, _) => look.request(),
+        }
     }
 
     /// Takes the answer.
@@ -532,11 +563,11 @@ impl Ask {
             cache,
             account,
             id,
-            find,
+            question,
             is_event,
         } = self;
         cache.tell_time(now.at);
-        let hit = find.answered(answer, now.at).map_err(|why| match why {
+        let missed = |why| match why {
             FindMiss::Away | FindMiss::Unopened => (Miss::StoreUnavailable, None),
             FindMiss::Unknown => {
                 // This daemon may know more: that it has handed the session out, for example.
@@ -552,7 +583,17 @@ impl Ask {
             FindMiss::Gone(reason) => (Miss::Removed, reason.and_then(removal_reason)),
             FindMiss::Scope => (Miss::Scope, None),
             FindMiss::HolderLost => (Miss::HolderLost, None),
-        })?;
+        };
+        let find = match question {
+            Question::Find(find) => find,
+            Question::Ticket(look, session) => {
+                look.answered(answer, now.at).map_err(missed)?;
+                return cache
+                    .admit_shared(session, now)
+                    .map_err(|miss| (miss, None));
+            }
+        };
+        let hit = find.answered(answer, now.at).map_err(missed)?;
         let found = cache
             .take_hit(hit, id.as_ref(), &account, now)
             .map_err(|miss| (miss, None))?;
@@ -566,6 +607,16 @@ impl Ask {
     }
 }
 
+/// Returns the note of a session that a caller removes. The lifetime of a ticket that is elsewhere is not
+/// known.
+fn note_of(may_be_sealed: bool) -> Note {
+    let longest = u64::try_from(LIFETIME_MAX.as_millis()).unwrap_or(u64::MAX);
+    Note {
+        reason: Reason::Removed,
+        ticket_life: may_be_sealed.then_some(longest),
+    }
+}
+
 /// Returns the reason that a note has. A session that was withdrawn has none: no client had it.
 fn removal_reason(note: Reason) -> Option<RemovalReason> {
     match note {
@@ -573,6 +624,7 @@ fn removal_reason(note: Reason) -> Option<RemovalReason> {
         Reason::FatalAlert => Some(RemovalReason::FatalAlert),
         Reason::Removed => Some(RemovalReason::Removed),
         Reason::Revoked => Some(RemovalReason::Revoked),
+        Reason::Spent => Some(RemovalReason::Taken),
         Reason::Withdrawn => None,
     }
 }
@@ -615,7 +667,10 @@ impl From<PutRefused> for NotStored {
 
 impl fmt::Debug for Ask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.find.fmt(f)
+        match &self.question {
+            Question::Find(find) => find.fmt(f),
+            Question::Ticket(look, _) => look.fmt(f),
+        }
     }
 }
 

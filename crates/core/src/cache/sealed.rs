@@ -5,12 +5,14 @@
 
 use std::sync::Arc;
 
+use tls_sessiond_store::script::{Holder, Note, Reason};
 use tls_sessiond_types::Version;
 
 pub use super::handles::Run;
-use super::{Cache, Found, NotStored, handles::NotAdmitted};
+use super::{Ask, Cache, Found, Look, NotStored, handles::NotAdmitted};
 use crate::{
     clock::{Now, Timestamp},
+    fleet::{Refusal, reason},
     session::{
         Attributes, LIFETIME_MAX, Miss, NewSession, RemovalReason, ResumeCriteria, Session,
         SessionId, SessionInfo,
@@ -30,13 +32,28 @@ pub struct OpenedSession {
     pub created_after: u32,
     /// Milliseconds from the authentication until the session expires.
     pub lives: u32,
+    /// The daemon that sealed it, where a store has the list of bad handles.
+    pub sealer: Holder,
 }
 
 impl Cache {
     /// Returns the run that tickets are bound to when they are sealed. `None`: the system has no random
     /// numbers.
     pub fn run(&self) -> Option<Run> {
-        self.refused.run()
+        match self.fleet() {
+            // The list is in the store, and lasts as long as the life of the daemon that sealed a ticket.
+            Some(_) => Some(Run::default()),
+            None => self.refused.run(),
+        }
+    }
+
+    /// Returns what a ticket says of the daemon that seals it. `None`: the store that has the list of bad
+    /// handles is away.
+    pub fn sealer(&self, id: &SessionId, now: Timestamp) -> Option<Holder> {
+        match self.fleet() {
+            Some(fleet) => fleet.sealer(self.name(fleet, id), now).ok(),
+            None => Some(Holder([0; 8])),
+        }
     }
 
     /// Returns what a ticket of this cache is bound to in this run: its scope and its role.
@@ -76,27 +93,52 @@ impl Cache {
     }
 
     /// Returns the session of a ticket that has opened, if it matches `terms`. Puts a single-use session
-    /// on the list.
-    ///
-    /// # Errors
-    /// Returns [`Miss`] with the reason where it may not be resumed.
+    /// on the list. Where a store has the list, that is asked.
     pub fn admit(
+        self: &Arc<Self>,
+        opened: OpenedSession,
+        terms: &ResumeCriteria<'_>,
+        now: Now,
+    ) -> Look {
+        self.tell_time(now.at);
+        let (run, sealer) = (opened.run, opened.sealer);
+        let account = Arc::clone(&opened.session.account);
+        let session = match self.checked(opened, terms, now) {
+            Ok(session) => session,
+            Err(miss) => return Look::Done(Err(miss)),
+        };
+        let Some(fleet) = self.fleet() else {
+            return Look::Done(self.admit_here(&run, session, now));
+        };
+        let facts = session.facts();
+        let asked = fleet.look_at_ticket(
+            self.name(fleet, &facts.id),
+            sealer,
+            facts.kind.single_use,
+            life(facts, now.at),
+            now.at,
+        );
+        match asked {
+            Ok(look) => Look::Ask(Box::new(Ask::of_ticket(self, account, look, session))),
+            Err(Refusal::Away) => Look::Done(Err(Miss::StoreUnavailable)),
+            Err(Refusal::Removing) => Look::Done(Err(Miss::Removed)),
+        }
+    }
+
+    /// Makes the session of a ticket, and checks all that the ticket has.
+    fn checked(
         &self,
         opened: OpenedSession,
         terms: &ResumeCriteria<'_>,
         now: Now,
-    ) -> Result<Found, Miss> {
-        self.tell_time(now.at);
+    ) -> Result<Session, Miss> {
         let OpenedSession {
-            run,
             session: new,
             created_after,
             lives,
+            ..
         } = opened;
         let Some(id) = new.id.clone() else {
-            return Err(Miss::Unknown);
-        };
-        let Some(handle) = handle(&id) else {
             return Err(Miss::Unknown);
         };
         let secret = new.secret;
@@ -121,43 +163,73 @@ impl Cache {
             created_after,
             lives,
         };
-        if facts.expired(now) {
+        let session = Session::new(facts, secret);
+        self.still_good(&session, now).map(|()| session)
+    }
+
+    /// Returns whether a session has neither expired nor is revoked.
+    fn still_good(&self, session: &Session, now: Now) -> Result<(), Miss> {
+        if session.expired(now) {
             return Err(Miss::Expired);
         }
-        if self.revocations.cover(&facts) {
-            return Err(Miss::Revoked);
+        match self.revocations.cover(session.facts()) {
+            true => Err(Miss::Revoked),
+            false => Ok(()),
         }
-        let single_use = facts.kind.single_use;
-        let spent_until = single_use.then(|| facts.expires());
-        match self.refused.admit(&run, &handle, spent_until) {
-            Ok(()) => {}
-            Err(NotAdmitted::OtherRun) => return Err(Miss::Unknown),
+    }
+
+    /// Admits a session by the list of this daemon.
+    fn admit_here(&self, run: &Run, session: Session, now: Now) -> Result<Found, Miss> {
+        let facts = session.facts();
+        let handle = handle(&facts.id).ok_or(Miss::Unknown)?;
+        let spent_until = facts.kind.single_use.then(|| facts.expires());
+        match self.refused.admit(run, &handle, spent_until) {
+            Ok(()) => Ok(self.admitted(session, now)),
+            Err(NotAdmitted::OtherRun) => Err(Miss::Unknown),
             Err(NotAdmitted::Listed) => {
-                let tombstone = self
-                    .ledger
-                    .tombstones
-                    .find(self.group, self.role, &facts.id);
-                return Err(tombstone.map_or(Miss::Removed, |tombstone| tombstone.miss()));
+                let tombstones = &self.ledger.tombstones;
+                let tombstone = tombstones.find(self.group, self.role, &facts.id);
+                Err(tombstone.map_or(Miss::Removed, |tombstone| tombstone.miss()))
             }
         }
+    }
+
+    /// Admits a session by the list of the store.
+    pub(super) fn admit_shared(&self, session: Session, now: Now) -> Result<Found, Miss> {
+        self.still_good(&session, now)?;
+        Ok(self.admitted(session, now))
+    }
+
+    fn admitted(&self, session: Session, now: Now) -> Found {
+        let facts = session.facts();
         let watchers = &self.ledger.watchers;
-        watchers.publish_facts(&facts, EventKind::Hit, now.at);
-        if single_use {
+        watchers.publish_facts(facts, EventKind::Hit, now.at);
+        if facts.kind.single_use {
             self.ledger
-                .departed_from_fleet(self.group, &facts, RemovalReason::Taken);
+                .departed_from_fleet(self.group, facts, RemovalReason::Taken);
         }
-        Ok(Found::sealed(Arc::new(Session::new(facts, secret))))
+        Found::sealed(Arc::new(session))
     }
 
     /// Removes a sealed session: its ticket is not resumed any more. Returns whether it was good.
-    pub fn withdraw_sealed(&self, session: &SessionInfo, reason: RemovalReason) -> bool {
+    pub fn withdraw_sealed(&self, session: &SessionInfo, why: RemovalReason) -> bool {
         let expires = session.expires();
         let Some(handle) = handle(&session.id).filter(|_| expires > self.ledger.latest()) else {
             return false;
         };
-        let removed = self.refused.refuse(&handle, expires);
+        let removed = match self.fleet() {
+            None => self.refused.refuse(&handle, expires),
+            Some(fleet) => {
+                let note = Note {
+                    reason: reason(why).unwrap_or(Reason::Removed),
+                    ticket_life: Some(life(session, self.ledger.latest())),
+                };
+                fleet.remove_noted(self.name(fleet, &session.id), note);
+                true
+            }
+        };
         if removed {
-            self.ledger.departed_from_fleet(self.group, session, reason);
+            self.ledger.departed_from_fleet(self.group, session, why);
         }
         removed
     }
@@ -165,6 +237,10 @@ impl Cache {
     /// Removes the sealed session with this id, if there is one. Returns whether the id can be that of a
     /// sealed session and was not removed before.
     pub fn remove_sealed(&self, id: &SessionId, now: Now) -> bool {
+        if self.fleet().is_some() {
+            // The store has the list.
+            return handle(id).is_some();
+        }
         // The ticket is elsewhere, so only the longest lifetime is known.
         let until = now.at.after(LIFETIME_MAX);
         handle(id).is_some_and(|handle| self.refused.refuse(&handle, until))
@@ -190,6 +266,11 @@ impl Cache {
     pub(super) fn forget_handles(&self, now: Timestamp) {
         self.refused.forget(now);
     }
+}
+
+/// Returns how long the ticket of a session lives from now on, in milliseconds.
+fn life(session: &SessionInfo, now: Timestamp) -> u64 {
+    u64::try_from(session.expires().since(now).as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Returns the handle of a sealed session. `None`: no sealed session has this id.

@@ -98,9 +98,25 @@ struct Resumable {
     version: Version,
     /// The only cipher suite that can be agreed on. `None`: any.
     cipher_suite: Option<&'static str>,
-    ids: Vec<SessionId>,
-    /// Tickets with a session in them. Empty where the context seals none.
-    tickets: Vec<Vec<u8>>,
+    candidates: Vec<Candidate>,
+}
+
+/// A session that a client offers.
+enum Candidate {
+    /// One that is looked up by its id.
+    Stored(SessionId),
+    /// One in a ticket.
+    Sealed(Arc<TicketSealer>, Vec<u8>),
+}
+
+impl Candidate {
+    /// Returns the id of the session. `None`: the ticket names none.
+    fn id(&self) -> Option<SessionId> {
+        match self {
+            Self::Stored(id) => Some(id.clone()),
+            Self::Sealed(sealer, ticket) => sealer.named_handle(ticket),
+        }
+    }
 }
 
 /// What became of a flight of the client.
@@ -274,8 +290,10 @@ impl Connection {
         let found = match found {
             Ok(found) => Some(found),
             Err(miss) => {
-                let id = self.offered_ids(&asking.flight, &asking.offer);
-                let id = id.and_then(|offered| offered.ids.into_iter().nth(asking.asked - 1));
+                let offered = self.offered_sessions(&asking.flight, &asking.offer);
+                let asked = offered
+                    .and_then(|offered| offered.candidates.into_iter().nth(asking.asked - 1));
+                let id = asked.and_then(|asked| asked.id());
                 asking.missed.extend(id.map(|id| (id, miss)));
                 None
             }
@@ -495,7 +513,17 @@ impl Connection {
             }
             _ => self.context.tickets,
         };
-        let sealer = TicketSealer::of(&self.context);
+        let is_tls13 = offer.tls13
+            && self
+                .terms(&offer.server_name)
+                .versions
+                .contains(&Version::Tls13);
+        let version = if is_tls13 {
+            Version::Tls13
+        } else {
+            Version::Tls12
+        };
+        let sealer = TicketSealer::of(&self.context, version);
         let resumption = HandshakeStore::new(!self.context.options.no_session_cache);
         let resumption = Arc::new(resumption.sealing(sealer, offer.tickets.taken));
         match session {
@@ -513,7 +541,7 @@ impl Connection {
 
     /// Returns the sessions that a client offers and rustls would resume, and what they must match
     /// besides server name and binding.
-    fn offered_ids(&self, flight: &FirstFlight, offer: &Offer) -> Option<Resumable> {
+    fn offered_sessions(&self, flight: &FirstFlight, offer: &Offer) -> Option<Resumable> {
         let side = self.context.server.as_ref()?;
         let config = side.pinned(self.pin).unwrap_or_else(|| side.all());
         let spoken = self.terms(&offer.server_name).versions;
@@ -532,18 +560,22 @@ impl Connection {
             } else {
                 return None;
             };
-        let tickets = match self.context.sealing {
-            Some(_) => tickets.to_vec(),
-            None => Vec::new(),
-        };
-        if (ids.is_empty() && tickets.is_empty()) || !flight.is_taken_by_rustls() {
+        let stored = ids.iter().filter_map(|id| SessionId::new(id));
+        let mut candidates: Vec<_> = stored.map(Candidate::Stored).collect();
+        if let Some(sealer) = TicketSealer::of(&self.context, version).map(Arc::new) {
+            let sealed = tickets.iter().cloned();
+            candidates.extend(sealed.map(|ticket| Candidate::Sealed(Arc::clone(&sealer), ticket)));
+        }
+        if candidates.is_empty() || !flight.is_taken_by_rustls() {
             return None;
+        }
+        if self.context.server_cache.fleet().is_some() {
+            candidates.truncate(ASKED_MAX);
         }
         Some(Resumable {
             version,
             cipher_suite,
-            ids: ids.iter().filter_map(|id| SessionId::new(id)).collect(),
-            tickets,
+            candidates,
         })
     }
 
@@ -560,9 +592,8 @@ impl Connection {
         let Some(Resumable {
             version,
             cipher_suite,
-            ids,
-            tickets,
-        }) = self.offered_ids(flight, offer)
+            candidates,
+        }) = self.offered_sessions(flight, offer)
         else {
             return Look::Done(Err(Miss::Unknown));
         };
@@ -573,27 +604,17 @@ impl Connection {
             ..self.terms(&offer.server_name)
         };
         let cache = &self.context.server_cache;
-        let most = if cache.fleet().is_some() {
-            ASKED_MAX
-        } else {
-            usize::MAX
-        };
-        for id in ids.into_iter().take(most).skip(*asked) {
+        for candidate in candidates.into_iter().skip(*asked) {
             *asked += 1;
-            match cache.look(&id, &terms, Purpose::Resume, &self.context.stats, now) {
-                Look::Done(Err(miss)) => missed.push((id, miss)),
-                look => return look,
-            }
-        }
-        if let Some(sealer) = TicketSealer::of(&self.context) {
-            for ticket in &tickets {
-                match sealer.open(ticket, &terms, now) {
-                    Ok(found) => return Look::Done(Ok(found)),
-                    Err(miss) => {
-                        let id = sealer.named_handle(ticket);
-                        missed.extend(id.map(|id| (id, miss)));
-                    }
+            let look = match &candidate {
+                Candidate::Stored(id) => {
+                    cache.look(id, &terms, Purpose::Resume, &self.context.stats, now)
                 }
+                Candidate::Sealed(sealer, ticket) => sealer.open(ticket, &terms, now),
+            };
+            match look {
+                Look::Done(Err(miss)) => missed.extend(candidate.id().map(|id| (id, miss))),
+                look => return look,
             }
         }
         for (id, miss) in &*missed {

@@ -1,8 +1,12 @@
 //! Sealed sessions: a server's session in the ticket of its client, sealed by a ring.
 //!
 //! ```text
-//! version (1 byte) ‖ authenticated (8) ‖ created after (4) ‖ lives (4) ‖ the session as rustls writes it
+//! version (1 byte) ‖ sealer (8) ‖ authenticated (8) ‖ created after (4) ‖ lives (4) ‖ the session as
+//! rustls writes it
 //! ```
+//!
+//! `authenticated` is a time of the daemon, or of the wall clock where several daemons open the ticket.
+//! `sealer` is the holder in the shared store that sealed it.
 //!
 //! rustls' form of a session has the version, the suite, the SNI and the client's certificate. So a
 //! ticket has all that the checks of a lookup need.
@@ -10,14 +14,15 @@
 use std::{sync::Arc, time::Duration};
 
 use aws_lc_rs::{constant_time::verify_slices_are_equal, rand};
+use tls_sessiond_store::script::Holder;
 use tls_sessiond_types::{Version, client_hello::TICKET_MAX, server_name::ServerName};
 use zeroize::Zeroizing;
 
 use super::session_form::SessionForm;
 use crate::{
-    cache::{Cache, Found, sealed::OpenedSession},
-    clock::{Now, Timestamp},
-    context::{Context, identity::identity},
+    cache::{Cache, Look, sealed::OpenedSession},
+    clock::{Now, Timestamp, WallTime},
+    context::{ClosePolicy, Context, identity::identity},
     session::{
         Format, Miss, NewSession, ResumeCriteria, Secret, Session, SessionId, SessionInfo,
         sealing::{HANDLE_BYTES, Handle, SealsTickets},
@@ -28,7 +33,7 @@ use crate::{
 /// The version of the form above.
 const VERSION: u8 = 1;
 /// Bytes of a state before the session.
-const HEAD: usize = 1 + 8 + 4 + 4;
+const HEAD: usize = 1 + 8 + 8 + 4 + 4;
 
 /// Returns the binding that tells sessions apart by the trailing dot of their SNI. rustls resumes a
 /// session only with the identical SNI, and [`ServerName`] does not keep the dot.
@@ -61,10 +66,18 @@ pub(super) struct SealedTicket {
 }
 
 impl TicketSealer {
-    /// Returns the sealer of a context's servers. `None`: the context keeps no sessions, or stores them.
-    pub(super) fn of(context: &Context) -> Option<Self> {
+    /// Returns the sealer of a context's servers, for sessions of one version. `None`: the context keeps no
+    /// sessions, or stores them.
+    ///
+    /// Where several daemons open tickets, sessions of TLS 1.2 are stored unless `close_policy` is
+    /// `errors-only`: any number of connections may resume one. If a daemon dies, its connections were not
+    /// closed, and no other daemon would know which sessions they have resumed.
+    pub(super) fn of(context: &Context, version: Version) -> Option<Self> {
         let sealing = context.sealing.as_ref()?;
-        (!context.options.no_session_cache).then(|| Self {
+        let is_known = version == Version::Tls13
+            || context.server_cache.fleet().is_none()
+            || context.close_policy == ClosePolicy::ErrorsOnly;
+        (is_known && !context.options.no_session_cache).then(|| Self {
             cache: Arc::clone(&context.server_cache),
             sealer: Arc::clone(&sealing.sealer),
             account: Arc::clone(&context.stats),
@@ -108,7 +121,13 @@ impl TicketSealer {
         let lives_max = renewed.map(|handed| handed.session.facts().lives);
         let session = self.cache.to_seal(new, lives_max, now).ok()?;
         let run = self.cache.run()?;
-        let state = encode(session.facts(), plain);
+        let sealer = self.cache.sealer(session.id(), now.at)?;
+        let state = encode(
+            session.facts(),
+            self.time(authenticated, now),
+            sealer,
+            plain,
+        );
         let ticket = self.sealer.seal(&handle, &state, &self.cache.bound(&run))?;
         let left = session.expires().since(now.at);
         (ticket.len() <= TICKET_MAX).then(|| SealedTicket {
@@ -119,35 +138,47 @@ impl TicketSealer {
     }
 
     /// Opens a ticket, and returns its session if that matches `terms`. Spends a single-use session.
-    ///
-    /// # Errors
-    /// The reason of the miss.
-    pub(super) fn open(
-        &self,
-        ticket: &[u8],
-        terms: &ResumeCriteria<'_>,
-        now: Now,
-    ) -> Result<Found, Miss> {
-        let run = self.cache.run().ok_or(Miss::Unknown)?;
-        let opened = self
-            .sealer
-            .open(ticket, &self.cache.bound(&run))
-            .ok_or(Miss::Unknown)?;
-        let state = decode(&opened.state).ok_or(Miss::Unknown)?;
-        let form = SessionForm::read(state.plain).ok_or(Miss::Unknown)?;
+    /// Where a store has the list of bad handles, that is to be asked.
+    pub(super) fn open(&self, ticket: &[u8], terms: &ResumeCriteria<'_>, now: Now) -> Look {
+        match self.opened(ticket, now) {
+            Some(opened) => self.cache.admit(opened, terms, now),
+            None => Look::Done(Err(Miss::Unknown)),
+        }
+    }
+
+    fn opened(&self, ticket: &[u8], now: Now) -> Option<OpenedSession> {
+        let run = self.cache.run()?;
+        let opened = self.sealer.open(ticket, &self.cache.bound(&run))?;
+        let state = decode(&opened.state)?;
+        let form = SessionForm::read(state.plain)?;
         let name = form.server_name.unwrap_or_default();
         let session = NewSession {
             id: SessionId::new(&opened.handle),
             secret: Secret::copied(state.plain),
-            ..self.session(&form, name, state.authenticated)
+            ..self.session(&form, name, self.local_time(state.authenticated, now))
         };
-        let opened = OpenedSession {
+        Some(OpenedSession {
             run,
             session,
             created_after: state.created_after,
             lives: state.lives,
-        };
-        self.cache.admit(opened, terms, now)
+            sealer: state.sealer,
+        })
+    }
+
+    /// Returns a time as tickets have it.
+    fn time(&self, at: Timestamp, now: Now) -> u64 {
+        match self.cache.fleet() {
+            Some(_) => now.offset.wall(at).as_millis(),
+            None => at.as_millis(),
+        }
+    }
+
+    fn local_time(&self, time: u64, now: Now) -> Timestamp {
+        match self.cache.fleet() {
+            Some(_) => now.offset.at(WallTime::from_millis(time)),
+            None => Timestamp::from_millis(time),
+        }
     }
 
     /// Returns a session without its id and its secret.
@@ -190,11 +221,17 @@ fn random_handle() -> Option<Handle> {
     Some(handle)
 }
 
-fn encode(facts: &SessionInfo, plain: &[u8]) -> Zeroizing<Vec<u8>> {
+fn encode(
+    facts: &SessionInfo,
+    authenticated: u64,
+    Holder(sealer): Holder,
+    plain: &[u8],
+) -> Zeroizing<Vec<u8>> {
     // Room for all, so that no copy of the secret is left behind.
     let mut state = Zeroizing::new(Vec::with_capacity(HEAD + plain.len()));
     state.push(VERSION);
-    state.extend_from_slice(&facts.authenticated.as_millis().to_be_bytes());
+    state.extend_from_slice(&sealer);
+    state.extend_from_slice(&authenticated.to_be_bytes());
     state.extend_from_slice(&facts.created_after.to_be_bytes());
     state.extend_from_slice(&facts.lives.to_be_bytes());
     state.extend_from_slice(plain);
@@ -202,7 +239,8 @@ fn encode(facts: &SessionInfo, plain: &[u8]) -> Zeroizing<Vec<u8>> {
 }
 
 struct SealedState<'s> {
-    authenticated: Timestamp,
+    sealer: Holder,
+    authenticated: u64,
     created_after: u32,
     lives: u32,
     plain: &'s [u8],
@@ -212,11 +250,13 @@ fn decode(state: &[u8]) -> Option<SealedState<'_>> {
     let (&[VERSION], rest) = state.split_first_chunk()? else {
         return None;
     };
+    let (sealer, rest) = rest.split_first_chunk()?;
     let (authenticated, rest) = rest.split_first_chunk()?;
     let (created_after, rest) = rest.split_first_chunk()?;
     let (lives, plain) = rest.split_first_chunk()?;
     Some(SealedState {
-        authenticated: Timestamp::from_millis(u64::from_be_bytes(*authenticated)),
+        sealer: Holder(*sealer),
+        authenticated: u64::from_be_bytes(*authenticated),
         created_after: u32::from_be_bytes(*created_after),
         lives: u32::from_be_bytes(*lives),
         plain,

@@ -7,6 +7,7 @@
 //! * `find`: lookups
 //! * `hold`: the hold of a connection on a session
 //! * `put`: sessions on their way to the store
+//! * `ticket`: sessions that are sealed in the tickets of their clients
 //! * `value`: the sealed part of a session as bytes
 
 use std::{
@@ -36,6 +37,7 @@ use crate::{
 mod find;
 mod hold;
 mod put;
+mod ticket;
 mod value;
 
 pub(crate) use find::FindMiss;
@@ -44,6 +46,7 @@ pub use hold::Hold;
 pub(crate) use hold::reason;
 pub use put::Put;
 pub(crate) use put::PutRefused;
+pub use ticket::TicketLook;
 use value::Value;
 
 /// Why a request has no answer.

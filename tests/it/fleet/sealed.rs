@@ -197,10 +197,13 @@ async fn tickets_of_a_daemon_that_stopped_resume_and_of_one_that_died_do_not() {
             clients.push(client);
         }
     }
+    let open = Returning::new(&certificate, &TLS13);
+    by_exchange(&stops.calls, &open).await;
     stops.binary.terminate().await;
     stops.binary.end().await;
     dies.binary.kill().await;
     let (of_stopped, of_dead) = clients.split_at(24);
+    assert!(!visits(&stays, &open).await, "open when its daemon stopped");
     let mut refused = false;
     for client in of_dead {
         // Its heartbeats lapse within UNCLOSED_MAX.

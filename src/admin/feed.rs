@@ -1,6 +1,8 @@
 //! The events of the status page, as server-sent events: the history once, then a snapshot every two
 //! seconds.
 
+mod rings;
+
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
@@ -265,7 +267,7 @@ fn shown(snapshot: &Snapshot, totals: &Totals, evidence: &Evidence<'_>) -> Value
     });
     if snapshot.names {
         value["certificates"] = certificates(status);
-        value["rings"] = rings(status);
+        value["rings"] = rings::rings(status);
         value["unclosed"] = unclosed(status);
         value["events"] = events_of(evidence);
     }
@@ -407,21 +409,6 @@ fn certificates(status: &pb::GetStatusResponse) -> Value {
             "key": certificate.key,
             "days_left": certificate.days_left,
             "expires": time(certificate.expire_time.as_ref()),
-        })
-    });
-    each.collect()
-}
-
-fn rings(status: &pb::GetStatusResponse) -> Value {
-    let each = status.rings.iter().map(|ring| {
-        let seconds = |age: &Option<prost_types::Duration>| age.as_ref().map(|age| age.seconds);
-        json!({
-            "name": ring.name,
-            "phase": word(ring.phase().as_str_name(), "RING_PHASE_"),
-            "epoch": ring.epoch,
-            "age": seconds(&ring.epoch_age),
-            "members": ring.members.len(),
-            "late": ring.members.iter().filter(|member| member.late).count(),
         })
     });
     each.collect()

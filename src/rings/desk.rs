@@ -17,6 +17,7 @@ use super::{
     own::Own,
     sharing::{NotShared, Sharing, StoreOfRings},
     spent::{Spending, Spent},
+    tally::{Tally, Tickets},
 };
 use crate::config::TicketKeysConfig;
 
@@ -35,6 +36,7 @@ pub(crate) struct RingDesk {
     woken: Arc<Notify>,
     /// Members that were fenced.
     pub(crate) fenced: Counter,
+    pub(super) tally: Tally,
 }
 
 /// Where a ring is.
@@ -99,6 +101,7 @@ impl RingDesk {
             changed: Mutex::new(Some(changed)),
             woken,
             fenced: Counter::default(),
+            tally: Tally::default(),
         })
     }
 
@@ -308,6 +311,11 @@ impl RingDesk {
         })
     }
 
+    /// Returns how many tickets this daemon has sealed and opened, in all and with the latest epochs.
+    pub(crate) fn tickets(&self) -> (Tickets, Vec<(u64, Tickets)>) {
+        self.tally.view()
+    }
+
     /// Returns the settings in force.
     pub(crate) fn settings(&self) -> Settings {
         match &self.held {
@@ -321,8 +329,12 @@ impl RingDesk {
     /// # Errors
     /// The shared store has not shown the ring yet, or the system has no random numbers.
     pub(crate) fn seal(&self, state: &[u8], binding: &[u8]) -> Result<Vec<u8>, NotShared> {
-        let sealed = self.read(|ring, _| ring.seal(state, binding));
-        let (_, ticket) = sealed.ok_or(NotShared::NotSeen)??;
+        let sealed = self.read(|ring, _| {
+            let (_, ticket) = ring.seal(state, binding)?;
+            Ok::<_, NoRandomness>((ticket, ring.epoch()))
+        });
+        let (ticket, epoch) = sealed.ok_or(NotShared::NotSeen)??;
+        self.tally.sealed(epoch);
         Ok(ticket)
     }
 
@@ -343,6 +355,7 @@ impl RingDesk {
         if !self.is_good(&opened, single_use, life).await? {
             return Err(NotOpenedHere::Spent);
         }
+        self.tally.opened(opened.epoch);
         Ok(OpenedHere {
             state: opened.state,
             renew: opened.epoch != current,
@@ -352,9 +365,9 @@ impl RingDesk {
 
     /// Opens a ticket without a look whether it is spent. Returns the current epoch too.
     fn opened(&self, ticket: &[u8], binding: &[u8]) -> Result<(OpenedTicket, u64), NotOpenedHere> {
-        let opened = self.read(|ring, now| {
+        let opened = self.read(|ring, _| {
             let opened = ring.open(ticket, binding).map_err(NotOpenedHere::Ticket)?;
-            Ok((opened, ring.view(now).epoch))
+            Ok((opened, ring.epoch()))
         });
         opened.ok_or(NotOpenedHere::NotShared(NotShared::NotSeen))?
     }

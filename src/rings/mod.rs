@@ -7,6 +7,7 @@
 //! * `sealer`: a ring that seals sessions of the daemon's engine
 //! * `sharing`: a ring in the shared store
 //! * `spent`: tickets that were opened with `single_use`
+//! * `tally`: how many tickets were sealed and opened
 
 mod desk;
 mod membership;
@@ -15,6 +16,7 @@ mod saving;
 mod sealer;
 mod sharing;
 mod spent;
+mod tally;
 
 use std::{
     sync::{Arc, OnceLock},
@@ -35,6 +37,7 @@ pub(crate) use self::{
     desk::{NotOpenedHere, RingDesk},
     membership::{Membership, NotJoined},
     sharing::NotShared,
+    tally::Tickets,
 };
 use self::{sealer::RingSealer, sharing::StoreOfRings};
 use crate::{

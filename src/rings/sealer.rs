@@ -18,12 +18,18 @@ impl fmt::Debug for RingSealer {
 
 impl SealsTickets for RingSealer {
     fn seal(&self, handle: &Handle, state: &[u8], bound: &[u8]) -> Option<Vec<u8>> {
-        let sealed = self.0.read(|ring, _| ring.seal_as(handle, state, bound));
-        sealed?.ok()
+        let sealed = self.0.read(|ring, _| {
+            let ticket = ring.seal_as(handle, state, bound).ok()?;
+            Some((ticket, ring.epoch()))
+        });
+        let (ticket, epoch) = sealed??;
+        self.0.tally.sealed(epoch);
+        Some(ticket)
     }
 
     fn open(&self, ticket: &[u8], bound: &[u8]) -> Option<OpenedState> {
         let opened = self.0.read(|ring, _| ring.open(ticket, bound))?.ok()?;
+        self.0.tally.opened(opened.epoch);
         Some(OpenedState {
             handle: opened.handle,
             state: opened.state,

@@ -114,6 +114,8 @@ metrics! {
     RING_MEMBERS = "tls_sessiond_ticket_key_members", Gauge, None, "Members of a ring, by state: running, joining, behind, away or late";
     RING_ROTATIONS = "tls_sessiond_ticket_key_rotations", Counter, None, "Rotations of a ring";
     RING_FENCED = "tls_sessiond_ticket_key_members_fenced", Counter, None, "Members that a ring no longer waited for";
+    RING_SEALED = "tls_sessiond_ticket_key_tickets_sealed", Counter, None, "Tickets that this daemon has sealed with a ring";
+    RING_OPENED = "tls_sessiond_ticket_key_tickets_opened", Counter, None, "Tickets that this daemon has opened with a ring";
     CPU = "process_cpu", Counter, SECONDS, "CPU time of the process";
     MEMORY = "process_resident_memory", Gauge, BYTES, "Resident memory of the process";
     VIRTUAL_MEMORY = "process_virtual_memory", Gauge, BYTES, "Virtual memory of the process";
@@ -229,10 +231,12 @@ impl Everything {
         to.counts(RING_MEMBERS, members.collect::<Vec<_>>())?;
         let rotations = rings.iter().map(|ring| (label(ring), ring.rotations));
         to.counts(RING_ROTATIONS, rotations)?;
-        to.counts(
-            RING_FENCED,
-            rings.iter().map(|ring| (label(ring), ring.fenced)),
-        )
+        let fenced = rings.iter().map(|ring| (label(ring), ring.fenced));
+        to.counts(RING_FENCED, fenced)?;
+        let sealed = rings.iter().map(|ring| (label(ring), ring.tickets_sealed));
+        to.counts(RING_SEALED, sealed)?;
+        let opened = rings.iter().map(|ring| (label(ring), ring.tickets_opened));
+        to.counts(RING_OPENED, opened)
     }
 
     /// Adds the label of a context, where names are shown.

@@ -541,9 +541,24 @@ function renderNamed(s) {
   const rings = list(s.rings).map((r) => [
     name(r.name),
     { text: `${r.phase}, epoch ${r.epoch}`, title: `activated ${duration(r.age ?? 0)} ago` },
-    { text: r.late ? `${r.members}, ${r.late} late` : count(r.members), warn: r.late > 0 },
+    {
+      text: r.late ? `${r.members}, ${r.late} late` : count(r.members),
+      title: `this daemon sealed ${count(r.sealed)} tickets and opened ${count(r.opened)}`,
+      warn: r.late > 0,
+    },
   ]);
   table("rings", rings, sentence("No ticket keys are configured."));
+  const waits = list(s.rings).flatMap((r) =>
+    list(r.waits).map((m) => [
+      name(`${r.name}: ${m.name}`),
+      { text: m.behind === null ? "-" : duration(m.behind) },
+      {
+        text: m.trouble || (m.late ? "late" : m.attached ? "acknowledges soon" : "not attached"),
+        warn: m.late || m.trouble !== "",
+      },
+    ]),
+  );
+  table("waits", waits, sentence("No rotation waits."));
 
   const events = [...list(s.events)]
     .sort((a, b) => b.time - a.time)

@@ -30,7 +30,7 @@ use super::{
     error::Refusal,
     role::Roles,
 };
-use crate::rings::{NotJoined, NotOpenedHere, NotShared, RingDesk, Rings};
+use crate::rings::{NotJoined, NotOpenedHere, NotShared, RingDesk, Rings, Tickets};
 
 /// Longest state that is sealed, in bytes.
 const STATE_MAX: usize = 8192;
@@ -252,6 +252,12 @@ pub(crate) fn shown(ring: &RingDesk) -> pb::Ring {
     let settings = ring.settings();
     let view = ring.view();
     let shared = ring.daemons();
+    let (tickets, by_epoch) = ring.tickets();
+    let of_epoch = |(epoch, tickets): (u64, Tickets)| pb::EpochTickets {
+        epoch,
+        sealed: tickets.sealed,
+        opened: tickets.opened,
+    };
     pb::Ring {
         name: ring.name().to_string(),
         context: ring.context().map(ToString::to_string).unwrap_or_default(),
@@ -263,6 +269,9 @@ pub(crate) fn shown(ring: &RingDesk) -> pb::Ring {
         shared: shared.is_some(),
         rotates_here: shared.is_none_or(|(leads, _)| leads),
         daemons: shared.map_or(1, |(_, daemons)| u32::try_from(daemons).unwrap_or(u32::MAX)),
+        tickets_sealed: tickets.sealed,
+        tickets_opened: tickets.opened,
+        tickets: by_epoch.into_iter().map(of_epoch).collect(),
         ..view.map(shown_view).unwrap_or_default()
     }
 }

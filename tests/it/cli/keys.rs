@@ -73,6 +73,8 @@ async fn rings_are_shown_with_their_members() {
         "lifetime     1s",
         "max key age  7d",
         "saved        no",
+        "daemons      this one alone",
+        "tickets      none by this daemon",
         "MEMBERS",
         "RING  MEMBER  STYLE  ATTACHED  COUNTED  RUNS  BEHIND  LATE  OWNER  TROUBLE",
         "web   good    list   yes       yes         1  -       no    local  -",

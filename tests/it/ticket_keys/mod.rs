@@ -284,6 +284,14 @@ async fn tickets_are_sealed_and_opened_without_a_key() {
         (unknown.found, unknown.miss_reason()),
         (false, pb::MissReason::Unknown)
     );
+    let counted = ring(&daemon).await;
+    assert_eq!((counted.tickets_sealed, counted.tickets_opened), (1, 2));
+    let of_epoch = pb::EpochTickets {
+        epoch: 1,
+        sealed: 1,
+        opened: 2,
+    };
+    assert_eq!(counted.tickets, [of_epoch]);
     daemon.stop().await;
 }
 

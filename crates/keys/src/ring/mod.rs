@@ -437,6 +437,11 @@ impl Ring {
         Some(epoch.secret.key(&self.name, layout))
     }
 
+    /// Returns the number of the current epoch.
+    pub fn epoch(&self) -> u64 {
+        self.window.current.number
+    }
+
     pub(crate) fn epochs(&self) -> [&Epoch; 3] {
         [&self.window.before, &self.window.current, &self.window.next]
     }

@@ -121,9 +121,25 @@ pub(super) fn one_ring(screen: &mut Screen, ring: &pb::Ring) {
         ),
         ("saved", words::yes_no(ring.saved).into()),
         ("daemons", daemons(ring).into()),
+        ("tickets", tickets(ring).into()),
     ]);
     let of_ring = ring.members.iter();
     members(screen, of_ring.map(|member| (ring.name.as_str(), member)));
+}
+
+/// Returns how many tickets the daemon itself has sealed and opened, by epoch.
+fn tickets(ring: &pb::Ring) -> String {
+    let each = ring.tickets.iter().map(|of| {
+        format!(
+            "epoch {}: {} sealed, {} opened",
+            of.epoch, of.sealed, of.opened
+        )
+    });
+    let all: Vec<_> = each.collect();
+    match all.is_empty() {
+        true => "none by this daemon".to_owned(),
+        false => all.join("; "),
+    }
 }
 
 /// Returns how many daemons share the ring, and whether this one rotates it.

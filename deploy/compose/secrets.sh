@@ -49,7 +49,7 @@ openssl rand -hex 12 >grafana-password
 # The commands that the daemon uses (docs/shared-store.md). Every other user can only ask whether the store lives.
 cat >store.acl <<EOF
 user default on nopass -@all +ping
-user sessiond on >$(cat store-password) resetkeys ~tsd1:* resetchannels -@all +info +eval +evalsha +get +set +del +hget +hset +hdel +hgetall +zadd +zrem +zrevrange +zremrangebyrank +pttl +pexpire +time
+user sessiond on >$(cat store-password) resetkeys ~tsd1:* resetchannels -@all +info +eval +evalsha +get +set +del +hget +hset +hdel +hgetall +zadd +zrem +zrevrange +zscore +zremrangebyrank +zremrangebyscore +pttl +pexpire +persist +time
 EOF
 chmod 0644 ./*
 chmod 0600 ca.key

@@ -108,6 +108,14 @@ const NAMED_MAX: usize = 5;
 fn rings(status: &pb::GetStatusResponse, findings: &mut Vec<Finding>) {
     for ring in &status.rings {
         let name = &ring.name;
+        if !ring.trouble.is_empty() {
+            findings.push(Finding {
+                level: Level::Warning,
+                name: "ring-away",
+                text: format!("The ticket keys `{name}` are not rotated: {}.", ring.trouble),
+                remedy: "Look at the store, at the rights of its user and at the other daemons. Servers go on with their keys.",
+            });
+        }
         let late: Vec<_> = ring.members.iter().filter(|member| member.late).collect();
         if !late.is_empty() {
             let named: Vec<_> = late

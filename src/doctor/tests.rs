@@ -275,6 +275,9 @@ const PLANTED: &[(&str, Plant)] = &[
         status.certificates[0].days_left = 2;
     }),
     ("log-lines-dropped", |status| status.log_lines_dropped = 7),
+    ("ring-away", |status| {
+        status.rings[0].trouble = "the shared store does not answer".into();
+    }),
     ("ring-member-late", |status| {
         status.rings[0].members[0].late = true;
     }),

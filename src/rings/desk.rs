@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tls_sessiond_core::{clock::Clock, session::stats::Counter};
 use tls_sessiond_keys::{
     epoch::{Layout, NoRandomness, TicketKey},
-    ring::{Event, Lease, Ring, RingView, Settings, Style},
+    ring::{Event, Lease, Refused, Ring, RingView, Settings, Style},
     ticket::{NotOpened, OpenedTicket},
 };
 use tokio::sync::{Notify, watch};
@@ -205,6 +205,37 @@ impl RingDesk {
         }
     }
 
+    /// Makes a server a member.
+    ///
+    /// # Errors
+    /// As [`Self::change`].
+    pub(super) async fn make_member(
+        &self,
+        join: impl Fn(&mut Ring, Duration) -> Result<Lease, Refused> + Send + Sync,
+    ) -> Result<Result<Lease, Refused>, NotShared> {
+        match &self.held {
+            Held::Own(_) => self.change(join).await,
+            Held::Shared(sharing) => {
+                let joined = sharing.join(|| self.now(), join).await;
+                self.notify();
+                self.woken.notify_one();
+                joined
+            }
+        }
+    }
+
+    /// Removes a member that says goodbye.
+    pub(super) async fn leave(&self, lease: Lease) {
+        let left = self.change(|ring, now| ring.leave(lease, now)).await;
+        if let Held::Shared(sharing) = &self.held {
+            match left {
+                Ok(()) => sharing.part(lease),
+                Err(_) => sharing.leave(lease),
+            }
+        }
+        self.woken.notify_one();
+    }
+
     /// Records that the way to a member is lost.
     pub(super) fn part(&self, lease: Lease) {
         match &self.held {
@@ -259,7 +290,7 @@ impl RingDesk {
                     tracing::error!(
                         ring,
                         member = &**member,
-                        "ticket keys: the key is too old to wait for this member; its clients make full handshakes until it joins again"
+                        "ticket keys: the ring no longer waits for this member; its clients make full handshakes until it joins again"
                     );
                 }
             }
@@ -277,6 +308,10 @@ impl RingDesk {
         if is_emergency {
             let event = self.change(|ring, now| ring.rotate_at_once(now)).await??;
             self.tell(&[event]);
+            if let Held::Shared(sharing) = &self.held {
+                // Until then another daemon may open a ticket from before.
+                sharing.confirm(|| self.now()).await?;
+            }
         } else {
             self.change(|ring, _| ring.rotate()).await?;
         }
@@ -324,13 +359,21 @@ impl RingDesk {
         }
     }
 
+    /// Returns why the ring cannot be read or changed. `None`: it can.
+    pub(crate) fn trouble(&self) -> Option<Arc<str>> {
+        match &self.held {
+            Held::Own(_) => None,
+            Held::Shared(sharing) => sharing.trouble(),
+        }
+    }
+
     /// Seals a state as a ticket.
     ///
     /// # Errors
     /// The shared store has not shown the ring yet, or the system has no random numbers.
     pub(crate) fn seal(&self, state: &[u8], binding: &[u8]) -> Result<Vec<u8>, NotShared> {
         let sealed = self.read(|ring, _| {
-            let (_, ticket) = ring.seal(state, binding)?;
+            let (_, ticket) = ring.seal(state, &of_calls(binding))?;
             Ok::<_, NoRandomness>((ticket, ring.epoch()))
         });
         let (ticket, epoch) = sealed.ok_or(NotShared::NotSeen)??;
@@ -348,13 +391,19 @@ impl RingDesk {
         binding: &[u8],
         single_use: bool,
     ) -> Result<OpenedHere, NotOpenedHere> {
-        let (opened, current) = self.opened(ticket, binding)?;
         let settings = self.settings();
         // It opens until the epoch is dropped: a rotation and a lifetime from now at the latest.
         let life = settings.max_key_age + settings.rotate + settings.lifetime;
-        if !self.is_good(&opened, single_use, life).await? {
-            return Err(NotOpenedHere::Spent);
-        }
+        let (opened, current) = match self.good(ticket, binding, single_use, life).await {
+            // Another daemon may have changed the ring since the last look. The ticket is opened again then:
+            // it may be one from before an emergency.
+            Err(NotOpenedHere::NotShared(NotShared::NotSeen) | NotOpenedHere::Ticket(_))
+                if self.refresh().await? =>
+            {
+                self.good(ticket, binding, single_use, life).await?
+            }
+            done => done?,
+        };
         self.tally.opened(opened.epoch);
         Ok(OpenedHere {
             state: opened.state,
@@ -366,39 +415,56 @@ impl RingDesk {
     /// Opens a ticket without a look whether it is spent. Returns the current epoch too.
     fn opened(&self, ticket: &[u8], binding: &[u8]) -> Result<(OpenedTicket, u64), NotOpenedHere> {
         let opened = self.read(|ring, _| {
-            let opened = ring.open(ticket, binding).map_err(NotOpenedHere::Ticket)?;
+            let opened = ring
+                .open(ticket, &of_calls(binding))
+                .map_err(NotOpenedHere::Ticket)?;
             Ok((opened, ring.epoch()))
         });
         opened.ok_or(NotOpenedHere::NotShared(NotShared::NotSeen))?
     }
 
-    async fn is_good(
+    /// Opens a ticket, and spends it if `spends`.
+    async fn good(
         &self,
-        opened: &OpenedTicket,
+        ticket: &[u8],
+        binding: &[u8],
         spends: bool,
         life: Duration,
-    ) -> Result<bool, NotOpenedHere> {
-        let sharing = match &self.held {
+    ) -> Result<(OpenedTicket, u64), NotOpenedHere> {
+        let (opened, current) = self.opened(ticket, binding)?;
+        let is_good = match &self.held {
             Held::Own(_) => {
                 let mut spent = self.spent.lock();
-                return Ok(match spends {
+                match spends {
                     true => spent.spend(opened.handle, self.now(), life) == Spending::Spent,
                     false => !spent.has(&opened.handle),
-                });
+                }
             }
-            Held::Shared(sharing) => sharing,
+            Held::Shared(sharing) => sharing
+                .is_good(opened.handle, spends, life)
+                .await
+                .map_err(NotOpenedHere::NotShared)?,
         };
-        match sharing.is_good(opened.handle, spends, life).await {
-            Err(NotShared::NotSeen) => {
-                // Another daemon may have changed the ring since the last look.
-                let seen = sharing.refresh(|| self.now()).await;
-                seen.map_err(NotOpenedHere::NotShared)?;
-                let asked = sharing.is_good(opened.handle, spends, life).await;
-                asked.map_err(NotOpenedHere::NotShared)
-            }
-            asked => asked.map_err(NotOpenedHere::NotShared),
+        match is_good {
+            true => Ok((opened, current)),
+            false => Err(NotOpenedHere::Spent),
         }
     }
+
+    /// Looks at a ring in the shared store. Returns false for a ring of this daemon alone.
+    async fn refresh(&self) -> Result<bool, NotOpenedHere> {
+        let Held::Shared(sharing) = &self.held else {
+            return Ok(false);
+        };
+        let seen = sharing.refresh(|| self.now()).await;
+        seen.map_err(NotOpenedHere::NotShared)?;
+        Ok(true)
+    }
+}
+
+/// Returns what the tickets of callers are bound to. No ticket of the daemon's engine is bound to that.
+fn of_calls(binding: &[u8]) -> Vec<u8> {
+    [b"SealTicket\0", binding].concat()
 }
 
 impl From<NoRandomness> for NotOpenedHere {

@@ -45,7 +45,7 @@ impl RingDesk {
             owner: Arc::clone(owner),
             daemon: self.daemon(),
         };
-        let joined = self.change(|ring, now| ring.join(member, style, &by, now));
+        let joined = self.make_member(|ring, now| ring.join(member, style, &by, now));
         let lease = joined
             .await
             .map_err(NotJoined::NotShared)?
@@ -113,10 +113,10 @@ impl Membership {
         change.await
     }
 
-    /// Ends the membership for good. If the ring is not reached, the member is away.
+    /// Ends the membership for good. If the ring is not reached, it ends as soon as it is.
     pub(crate) async fn leave(mut self) {
-        let left = self.desk.change(|ring, now| ring.leave(self.lease, now));
-        self.has_left = left.await.is_ok();
+        self.has_left = true;
+        self.desk.leave(self.lease).await;
     }
 }
 

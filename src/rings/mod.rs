@@ -161,11 +161,11 @@ impl Rings {
             let waits = join_all(desks.iter().map(|desk| async {
                 match desk.turn().await {
                     Ok(wait) => wait,
-                    Err(NotShared::Away | NotShared::NotSeen | NotShared::Contended) => ASK_AGAIN,
                     Err(NotShared::NoRandomness(why)) => {
                         tracing::error!(ring = &**desk.name(), "{why}: the rotation waits");
                         AGAIN
                     }
+                    Err(_) => ASK_AGAIN,
                 }
             }));
             let wait = waits.await.into_iter().fold(LOOK, Duration::min);

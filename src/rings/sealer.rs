@@ -19,7 +19,7 @@ impl fmt::Debug for RingSealer {
 impl SealsTickets for RingSealer {
     fn seal(&self, handle: &Handle, state: &[u8], bound: &[u8]) -> Option<Vec<u8>> {
         let sealed = self.0.read(|ring, _| {
-            let ticket = ring.seal_as(handle, state, bound).ok()?;
+            let ticket = ring.seal_as(handle, state, &of_engine(bound)).ok()?;
             Some((ticket, ring.epoch()))
         });
         let (ticket, epoch) = sealed??;
@@ -28,7 +28,10 @@ impl SealsTickets for RingSealer {
     }
 
     fn open(&self, ticket: &[u8], bound: &[u8]) -> Option<OpenedState> {
-        let opened = self.0.read(|ring, _| ring.open(ticket, bound))?.ok()?;
+        let opened = self
+            .0
+            .read(|ring, _| ring.open(ticket, &of_engine(bound)))?
+            .ok()?;
         self.0.tally.opened(opened.epoch);
         Some(OpenedState {
             handle: opened.handle,
@@ -43,4 +46,9 @@ impl SealsTickets for RingSealer {
     fn lifetime(&self) -> Duration {
         self.0.settings().lifetime
     }
+}
+
+/// Returns what the tickets of the engine are bound to. No ticket of a caller is bound to that.
+fn of_engine(bound: &[u8]) -> Vec<u8> {
+    [b"engine\0", bound].concat()
 }

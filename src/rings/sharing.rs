@@ -1,15 +1,15 @@
 //! A ring in the shared store, as this daemon knows it.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use parking_lot::Mutex;
-use tls_sessiond_core::fleet::Failure;
 use tls_sessiond_keys::{
     epoch::NoRandomness,
-    ring::{Event, Lease, Phase, Ring, Settings},
+    ring::{Event, Lease, Phase, Refused, Ring, Settings},
     shared::{Change, NotNow, Seen, SharedRing, Shown},
     ticket::Handle,
 };
@@ -27,14 +27,19 @@ const LOOK: Duration = Duration::from_millis(500);
 const LOOK_SOON: Duration = Duration::from_millis(150);
 /// How often a change is tried that other daemons' changes have come before.
 const ATTEMPTS: usize = 16;
+/// What is wrong with a ring that does not open.
+const UNREADABLE: &str = "the ring in the shared store cannot be read: a later version of the daemon has written it, or it was changed. \
+                          Servers go on with the keys that they have";
 /// How long the store may be away before the log is told.
 const AWAY: Duration = Duration::from_secs(3);
 
 /// Why a ring in the shared store was not changed or asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotShared {
-    /// The store did not answer.
-    #[error("the ring is in the shared store, which does not answer: try again")]
+    /// The store did not answer, or refused.
+    #[error(
+        "the ring is in the shared store, which does not answer, or refuses: try again; `trouble` of the ring says more"
+    )]
     Away,
     /// The store has not shown the ring to this daemon yet, or has lost it a moment ago.
     #[error(
@@ -44,6 +49,11 @@ pub(crate) enum NotShared {
     /// Changes of other daemons came before this one again and again.
     #[error("other daemons are changing the ring: try again")]
     Contended,
+    /// The change is in the store, and other daemons have not seen it in time.
+    #[error(
+        "the ring has changed, but not every daemon has confirmed that it knows: repeat the call"
+    )]
+    Unconfirmed,
     /// The system has no random numbers.
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
@@ -58,14 +68,11 @@ impl From<NotNow> for NotShared {
     }
 }
 
-impl From<Failure> for NotShared {
-    fn from(_: Failure) -> Self {
-        Self::Away
-    }
-}
-
 /// The shared store of all rings, once the daemon has it.
 pub(super) type StoreOfRings = Arc<OnceLock<Arc<Store>>>;
+
+/// The turn of a task to talk with the store about a ring.
+type Turn<'t> = tokio::sync::MutexGuard<'t, ()>;
 
 /// A ring in the shared store.
 pub(super) struct Sharing {
@@ -82,14 +89,22 @@ struct State {
     copy: SharedRing,
     /// The beginning of the sealed value that this daemon knows.
     mark: Vec<u8>,
-    /// Ways to members that were lost since the last look.
-    parted: Vec<Lease>,
+    /// The leases of the streams that are open here. Members with another lease of this daemon are away.
+    live: BTreeSet<Lease>,
+    /// Leases of members that said goodbye while the ring could not be changed.
+    leaving: Vec<Lease>,
     /// Since when, in local time, the store does not answer, and whether the log was told.
     away: Option<(Duration, bool)>,
+    /// Why the ring cannot be read or changed. `None`: it can.
+    trouble: Option<Arc<str>>,
     /// Whether the log was told of a value that cannot be read.
     is_unreadable: bool,
+    /// The lowest version that a daemon knew when it looked last.
+    least: u64,
     /// Whether the log was told that this daemon rotates the ring.
     leads: bool,
+    /// Whether the log was told that another daemon has other settings.
+    differs: bool,
 }
 
 impl Sharing {
@@ -106,10 +121,14 @@ impl Sharing {
             state: Mutex::new(State {
                 copy: SharedRing::new(name, settings),
                 mark: Vec::new(),
-                parted: Vec::new(),
+                live: BTreeSet::new(),
+                leaving: Vec::new(),
                 away: None,
+                trouble: None,
                 is_unreadable: false,
+                least: 0,
                 leads: false,
+                differs: false,
             }),
             turn: tokio::sync::Mutex::default(),
         }
@@ -140,9 +159,62 @@ impl Sharing {
         state.copy.ring().map(|ring| read(ring, now))
     }
 
+    /// Returns why the ring cannot be read or changed. `None`: it can.
+    pub(super) fn trouble(&self) -> Option<Arc<str>> {
+        self.state.lock().trouble.clone()
+    }
+
     /// Records that the way to a member is lost. The next turn tells the other daemons.
     pub(super) fn part(&self, lease: Lease) {
-        self.state.lock().parted.push(lease);
+        self.state.lock().live.remove(&lease);
+    }
+
+    /// Records that a member has left, although the ring could not be changed. The next turn tells the other
+    /// daemons.
+    pub(super) fn leave(&self, lease: Lease) {
+        let mut state = self.state.lock();
+        state.live.remove(&lease);
+        state.leaving.push(lease);
+    }
+
+    /// Makes a server a member. A join whose caller does not wait for it ends again: its lease is not live.
+    ///
+    /// # Errors
+    /// See [`Self::change`].
+    pub(super) async fn join(
+        &self,
+        local: impl Fn() -> Duration + Send + Sync,
+        join: impl Fn(&mut Ring, Duration) -> Result<Lease, Refused> + Send + Sync,
+    ) -> Result<Result<Lease, Refused>, NotShared> {
+        let turn = self.turn.lock().await;
+        let joined = self.change_in_turn(&turn, local, join).await?;
+        if let Ok(lease) = &joined {
+            self.state.lock().live.insert(*lease);
+        }
+        Ok(joined)
+    }
+
+    /// Waits until every daemon that looks after the ring knows its present version.
+    ///
+    /// # Errors
+    /// A daemon has not looked again while its lease could last.
+    pub(super) async fn confirm(
+        &self,
+        local: impl Fn() -> Duration + Send + Sync,
+    ) -> Result<(), NotShared> {
+        let wanted = self.known().number;
+        let until = local() + 2 * LEASE;
+        while local() < until {
+            {
+                let turn = self.turn.lock().await;
+                self.look::<()>(&turn, &local, None).await?;
+            }
+            if self.state.lock().least >= wanted {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK_SOON / 3).await;
+        }
+        Err(NotShared::Unconfirmed)
     }
 
     /// Changes the ring for all daemons.
@@ -154,10 +226,19 @@ impl Sharing {
         local: impl Fn() -> Duration + Send + Sync,
         change: impl Fn(&mut Ring, Duration) -> T + Send + Sync,
     ) -> Result<T, NotShared> {
-        let _turn = self.turn.lock().await;
+        let turn = self.turn.lock().await;
+        self.change_in_turn(&turn, local, change).await
+    }
+
+    async fn change_in_turn<T: Send>(
+        &self,
+        turn: &Turn<'_>,
+        local: impl Fn() -> Duration + Send + Sync,
+        change: impl Fn(&mut Ring, Duration) -> T + Send + Sync,
+    ) -> Result<T, NotShared> {
         for _ in 0..ATTEMPTS {
             let made = self.state.lock().copy.change(local(), &change)?;
-            if let Some(outcome) = self.look(&local, Some(made)).await? {
+            if let Some(outcome) = self.look(turn, &local, Some(made)).await? {
                 return Ok(outcome);
             }
         }
@@ -173,13 +254,13 @@ impl Sharing {
         &self,
         local: impl Fn() -> Duration + Send + Sync,
     ) -> Result<(Vec<Event>, Duration), NotShared> {
-        let _turn = self.turn.lock().await;
-        self.look::<()>(&local, None).await?;
+        let turn = self.turn.lock().await;
+        self.look::<()>(&turn, &local, None).await?;
         let mend = self.state.lock().copy.mend(local())?;
         if let Some(mend) = mend {
-            self.look(&local, Some(mend)).await?;
+            self.look(&turn, &local, Some(mend)).await?;
         }
-        self.tell_parted(&local).await?;
+        self.tell_gone(&turn, &local).await?;
         let tick = match self.state.lock().copy.tick(local()) {
             Ok(tick) => tick,
             Err(NotNow::NotSeen) => None,
@@ -187,7 +268,10 @@ impl Sharing {
         };
         let events = match tick {
             // A change of another daemon may have come before: then the next turn does it.
-            Some(tick) => self.look(&local, Some(tick)).await?.unwrap_or_default(),
+            Some(tick) => self
+                .look(&turn, &local, Some(tick))
+                .await?
+                .unwrap_or_default(),
             None => Vec::new(),
         };
         Ok((events, self.wait(local())))
@@ -209,25 +293,38 @@ impl Sharing {
         }
     }
 
-    async fn tell_parted(
+    /// Tells the other daemons of members that have left, and of those whose streams are not open here any more.
+    async fn tell_gone(
         &self,
+        turn: &Turn<'_>,
         local: &(impl Fn() -> Duration + Send + Sync),
     ) -> Result<(), NotShared> {
-        let parted = self.state.lock().parted.clone();
-        if parted.is_empty() {
-            return Ok(());
-        }
-        let detach = |ring: &mut Ring, now| {
-            parted.iter().for_each(|lease| ring.detach(*lease, now));
+        let (live, leaving) = {
+            let state = self.state.lock();
+            (state.live.clone(), state.leaving.clone())
         };
-        let made = match self.state.lock().copy.change(local(), detach) {
-            Ok(made) => made,
-            Err(NotNow::NotSeen) => return Ok(()),
-            Err(NotNow::NoRandomness(why)) => return Err(why.into()),
-        };
-        if self.look(local, Some(made)).await?.is_some() {
-            self.state.lock().parted.drain(..parted.len());
+        let is_gone = |lease: Lease| lease.daemon() == self.daemon && !live.contains(&lease);
+        let is_any = self
+            .read(local(), |ring, now| {
+                let left = leaving.iter().any(|lease| ring.holds(*lease));
+                left || ring.clone().detach_all(is_gone, now)
+            })
+            .unwrap_or(false);
+        if is_any {
+            let tell = |ring: &mut Ring, now| {
+                leaving.iter().for_each(|lease| ring.leave(*lease, now));
+                ring.detach_all(is_gone, now);
+            };
+            let made = match self.state.lock().copy.change(local(), tell) {
+                Ok(made) => made,
+                Err(NotNow::NotSeen) => return Ok(()),
+                Err(NotNow::NoRandomness(why)) => return Err(why.into()),
+            };
+            if self.look(turn, local, Some(made)).await?.is_none() {
+                return Ok(());
+            }
         }
+        self.state.lock().leaving.drain(..leaving.len());
         Ok(())
     }
 
@@ -243,6 +340,7 @@ impl Sharing {
     /// store has taken it.
     async fn look<T: Send>(
         &self,
+        _turn: &Turn<'_>,
         local: &(impl Fn() -> Duration + Send + Sync),
         change: Option<Change<T>>,
     ) -> Result<Option<T>, NotShared> {
@@ -255,7 +353,7 @@ impl Sharing {
                 sealed: store
                     .fleet()
                     .keys()
-                    .seal_ring(ring, &change.state())
+                    .seal_ring(ring, change.version(), &change.state())
                     .map_err(|_| NoRandomness)?,
                 restores: change.restores(),
             }),
@@ -268,12 +366,13 @@ impl Sharing {
             known: self.known(),
             write,
         };
-        let Ok(Answer::Ring(answer)) = store.ask_patiently(&request).await else {
-            self.tell_away(local());
-            return Err(NotShared::Away);
+        let answer = match store.ask_patiently(&request).await {
+            Ok(Answer::Ring(answer)) => answer,
+            Ok(_) => return Err(self.away(local(), Some("an answer that no script gives".into()))),
+            Err(refusal) => return Err(self.away(local(), refusal)),
         };
         let opened = answer.sealed.as_deref().map(|sealed| {
-            let opened = store.fleet().keys().open_ring(ring, sealed);
+            let opened = store.fleet().keys().open_ring(ring, answer.version, sealed);
             (mark(sealed), opened.ok())
         });
         let seen = Seen {
@@ -293,6 +392,7 @@ impl Sharing {
         };
         let mut state = self.state.lock();
         let shown = state.copy.saw(&seen, local());
+        state.least = answer.least;
         match (&opened, shown) {
             (Some((mark, _)), Shown::New) => state.mark.clone_from(mark),
             (_, Shown::Lost) => tracing::warn!(
@@ -317,15 +417,23 @@ impl Sharing {
         }
     }
 
-    fn tell_away(&self, local: Duration) {
+    /// Records that the store did not answer, or how it refused, and logs that after a while.
+    fn away(&self, local: Duration, refusal: Option<String>) -> NotShared {
         let mut state = self.state.lock();
+        let why: Arc<str> = match refusal {
+            Some(refusal) => format!("the shared store refuses: {refusal}").into(),
+            None => "the shared store does not answer".into(),
+        };
+        state.trouble = Some(Arc::clone(&why));
         let away = state.away.get_or_insert((local, false));
         if local.saturating_sub(away.0) >= AWAY && !std::mem::replace(&mut away.1, true) {
             tracing::warn!(
                 ring = &*self.name,
-                "ticket keys: the shared store does not answer; servers go on with the keys that they have"
+                why = &*why,
+                "ticket keys: the ring cannot be read or changed; servers go on with the keys that they have"
             );
         }
+        NotShared::Away
     }
 
     /// Looks whether a ticket is spent, and spends it if `spends`. Returns whether it was good.
@@ -346,11 +454,11 @@ impl Sharing {
             spends,
             life: u64::try_from(life.as_millis()).unwrap_or(u64::MAX),
         };
-        match store.ask_patiently(&request).await? {
-            Answer::Stored => Ok(true),
-            Answer::Taken => Ok(false),
-            Answer::Behind => Err(NotShared::NotSeen),
-            _ => Err(NotShared::Away),
+        match store.ask_patiently(&request).await {
+            Ok(Answer::Stored) => Ok(true),
+            Ok(Answer::Taken) => Ok(false),
+            Ok(Answer::Behind) => Err(NotShared::NotSeen),
+            Ok(_) | Err(_) => Err(NotShared::Away),
         }
     }
 
@@ -362,8 +470,8 @@ impl Sharing {
         &self,
         local: impl Fn() -> Duration + Send + Sync,
     ) -> Result<(), NotShared> {
-        let _turn = self.turn.lock().await;
-        self.look::<()>(&local, None).await.map(|_| ())
+        let turn = self.turn.lock().await;
+        self.look::<()>(&turn, &local, None).await.map(|_| ())
     }
 }
 
@@ -375,11 +483,9 @@ impl State {
             tracing::info!(ring, seconds, "ticket keys: the shared store answers again");
         }
         let is_unreadable = shown == Shown::Unreadable;
+        self.trouble = is_unreadable.then(|| UNREADABLE.into());
         if is_unreadable && !self.is_unreadable {
-            tracing::error!(
-                ring,
-                "ticket keys: the ring in the shared store cannot be read: a later version of the daemon has written it, or it was changed"
-            );
+            tracing::error!(ring, "ticket keys: {UNREADABLE}");
         }
         self.is_unreadable = is_unreadable;
         let leads = self.copy.leads();
@@ -387,6 +493,14 @@ impl State {
             tracing::info!(ring, "ticket keys: this daemon rotates the ring");
         }
         self.leads = leads;
+        let differs = self.copy.differs();
+        if differs && !self.differs {
+            tracing::warn!(
+                ring,
+                "ticket keys: another daemon has other settings for this ring; the daemon that rotates applies its own"
+            );
+        }
+        self.differs = differs;
     }
 }
 

@@ -100,7 +100,7 @@ impl NoStore {
         match self.0 {}
     }
 
-    pub(crate) async fn ask_patiently(&self, _: &Request) -> Result<Answer, Failure> {
+    pub(crate) async fn ask_patiently(&self, _: &Request) -> Result<Answer, Option<String>> {
         match self.0 {}
     }
 

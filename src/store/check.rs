@@ -259,6 +259,7 @@ impl Check<'_> {
         let resign = Request::Resign {
             bucket: name.bucket(),
             holder,
+            server: "check".into(),
         };
         // The store forgets it after a moment, because nothing is written.
         let ring = Request::Ring {
@@ -279,7 +280,8 @@ impl Check<'_> {
             name,
             claim,
             sealer: holder,
-            spends: false,
+            server: "check".into(),
+            spends: true,
             life: LIFE,
             valid_until: FAR,
         };

@@ -15,7 +15,7 @@ use tls_sessiond_core::{
     state::CoreState,
 };
 use tls_sessiond_store::script::{Answer, Request};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::{
     check::{CheckError, check},
@@ -27,6 +27,9 @@ use crate::trace::CallSpan;
 
 /// How long one request of an administrator's call waits for its answer.
 const ADMIN_MAX: Duration = Duration::from_secs(2);
+
+/// The time from one attempt to the next.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Why a revocation is in force at this daemon alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,9 +102,25 @@ impl Store {
         answer
     }
 
-    /// Sends a request that no handshake waits for.
-    pub(crate) async fn ask_patiently(&self, request: &Request) -> Result<Answer, Failure> {
-        self.link().ask(request, Instant::now() + ADMIN_MAX).await
+    /// Sends a request that no handshake waits for. While the store has not run it, for want of a connection
+    /// for example, it is sent again. The error is that with which the store refused a request meanwhile, if it
+    /// did.
+    pub(crate) async fn ask_patiently(&self, request: &Request) -> Result<Answer, Option<String>> {
+        let begun = Instant::now();
+        let until = begun + ADMIN_MAX;
+        loop {
+            let answer = self.link().ask(request, until).await;
+            let refusal = || self.common.refusal_since(begun);
+            match answer {
+                Ok(answer) => return Ok(answer),
+                Err(Failure::NotRun)
+                    if refusal().is_none() && Instant::now() + ASK_AGAIN < until =>
+                {
+                    sleep(ASK_AGAIN).await;
+                }
+                Err(_) => return Err(refusal()),
+            }
+        }
     }
 
     /// Asks for a session.

@@ -49,7 +49,7 @@ pub(super) struct Common {
     /// When the log was last told that a connection could not be opened.
     told: Mutex<Option<Instant>>,
     /// The last error with which the store refused a request.
-    refusal: Mutex<Option<String>>,
+    refusal: Mutex<Option<(Instant, String)>>,
 }
 
 impl Common {
@@ -65,7 +65,18 @@ impl Common {
 
     /// Returns the last error with which the store refused a request since the last call.
     pub(super) fn take_refusal(&self) -> Option<String> {
-        self.refusal.lock().take()
+        self.refusal.lock().take().map(|(_, refusal)| refusal)
+    }
+
+    fn refused(&self, err: &RedisError) {
+        *self.refusal.lock() = Some((Instant::now(), err.to_string()));
+    }
+
+    /// Returns the last error with which the store refused a request since this time.
+    pub(super) fn refusal_since(&self, at: Instant) -> Option<String> {
+        let refusal = self.refusal.lock();
+        let recent = refusal.as_ref().filter(|(refused, _)| *refused >= at);
+        recent.map(|(_, refusal)| refusal.clone())
     }
 
     /// Opens a connection, and asks which process answers. A store that is another process than
@@ -226,7 +237,7 @@ impl Link {
                 self.silent.store(0, Ordering::Relaxed);
                 let err = RedisError::from(err);
                 if !command::is_unknown_script(&err) {
-                    *self.common.refusal.lock() = Some(err.to_string());
+                    self.common.refused(&err);
                 }
                 Err(Unsent::Refused(err))
             }
@@ -238,7 +249,7 @@ impl Link {
                 if err.is_connection_dropped() || err.is_unrecoverable_error() {
                     self.close(number);
                 } else if !command::is_unknown_script(&err) {
-                    *self.common.refusal.lock() = Some(err.to_string());
+                    self.common.refused(&err);
                 }
                 Err(Unsent::Refused(err))
             }

@@ -6,7 +6,8 @@ use aws_lc_rs::{
     hkdf::{HKDF_SHA256, KeyType, Prk, Salt},
     rand,
 };
-use tls_sessiond_types::secret::wipe;
+use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD as BASE64};
+use tls_sessiond_types::{hex, secret::wipe};
 use zeroize::Zeroizing;
 
 /// Bytes of a secret.
@@ -152,6 +153,24 @@ impl TicketKey {
     /// library makes the name.
     pub fn name(&self) -> &[u8] {
         &self.0[..NAME_BYTES]
+    }
+}
+
+/// Bytes of a key that a text may not show.
+const SHOWN_BYTES: usize = 12;
+
+impl TicketKey {
+    /// Returns whether lower-case hex digits, or letters of Base64, show a part of the key.
+    pub(crate) fn is_shown_in(&self, hex: &str, base64: &str) -> bool {
+        let parts = self.0.chunks_exact(SHOWN_BYTES);
+        let mut parts = parts.map(|part| Zeroizing::new(hex::string(part)));
+        // Base64 has three bytes in four letters, so a part that begins at a third byte has letters of its
+        // own.
+        let mut letters = (0..3).flat_map(|from| {
+            let parts = self.0[from..].chunks_exact(SHOWN_BYTES);
+            parts.map(|part| Zeroizing::new(BASE64.encode(part)))
+        });
+        parts.any(|part| hex.contains(&**part)) || letters.any(|part| base64.contains(&**part))
     }
 }
 

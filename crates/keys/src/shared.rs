@@ -104,7 +104,14 @@ pub struct SharedRing {
     ahead: Duration,
     leads: bool,
     alive: Vec<u64>,
+    /// The highest number of a lease that this daemon has seen.
+    leases: u64,
+    /// Whether the daemon that wrote the ring has other settings.
+    differs: bool,
 }
+
+/// Above the versions that a ring reaches in any time. The store counts in numbers that are exact up to 2^53.
+const VERSION_MAX: u64 = 1 << 50;
 
 impl SharedRing {
     /// A ring that the store has not shown yet.
@@ -119,6 +126,8 @@ impl SharedRing {
             ahead: Duration::ZERO,
             leads: false,
             alive: Vec::new(),
+            leases: 0,
+            differs: false,
         }
     }
 
@@ -143,6 +152,11 @@ impl SharedRing {
     /// Returns the version that it knows.
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// Returns whether the daemon that wrote the ring has other settings for it.
+    pub fn differs(&self) -> bool {
+        self.differs
     }
 
     /// Returns whether this daemon rotates the ring.
@@ -207,6 +221,8 @@ impl SharedRing {
             Some(ring) if !is_quiet && !self.is_lost => ring.clone(),
             _ => return Err(NotNow::NotSeen),
         };
+        // A ring that the store went back to must not give a lease of this daemon to another member.
+        ring.pass_leases(self.leases);
         let outcome = change(&mut ring, self.time(local));
         Ok(Change {
             ring,
@@ -226,7 +242,7 @@ impl SharedRing {
             return Ok(None);
         }
         let change = self.change(local, |ring, now| {
-            let parted = ring.detach_others(&self.alive, now);
+            let parted = ring.detach_all(|lease| !self.alive.contains(&lease.daemon()), now);
             let events = ring.tick(now)?;
             Ok::<_, NoRandomness>((parted, events))
         })?;
@@ -243,7 +259,9 @@ impl SharedRing {
     /// Takes a change that the store has written. Call [`Self::saw`] before.
     pub fn written<T>(&mut self, change: Change<T>) -> T {
         self.version = change.version;
+        self.leases = self.leases.max(change.ring.leases());
         self.ring = Some(change.ring);
+        self.differs = false;
         change.outcome
     }
 
@@ -270,8 +288,12 @@ impl SharedRing {
             self.quiet_until = Some(local + QUIET);
         }
         match seen.state {
-            Some(state) => match Ring::decode(&self.name, self.settings, state) {
-                Some(ring) => {
+            Some(_) if seen.version > VERSION_MAX => Shown::Unreadable,
+            Some(state) => match Ring::decode(&self.name, state) {
+                Some(mut ring) => {
+                    self.differs = ring.settings() != self.settings;
+                    ring.set(self.settings);
+                    self.leases = self.leases.max(ring.leases());
                     self.ring = Some(ring);
                     self.version = seen.version;
                     Shown::New

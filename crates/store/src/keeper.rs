@@ -518,11 +518,13 @@ impl Keeper {
         }
     }
 
-    /// Returns the request that ends the life of this daemon in the bucket.
-    pub fn resign(&self) -> Request {
+    /// Returns the request that ends the life of this daemon in the bucket. `server`: what the process of
+    /// the store calls itself.
+    pub fn resign(&self, server: &str) -> Request {
         Request::Resign {
             bucket: self.bucket,
             holder: self.holder,
+            server: server.into(),
         }
     }
 

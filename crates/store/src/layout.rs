@@ -253,10 +253,15 @@ impl Layout {
         format!("{}:{{{}}}:k:{digits}", self.prefix, TAGS[0]).into_bytes()
     }
 
-    /// Returns the key of a ticket that is spent. It has the tag of [`Self::ring`].
-    pub fn spent(&self, handle: &[u8; 16]) -> Vec<u8> {
-        let digits = hex::string(handle);
+    /// Returns the key of the spent tickets of a ring. It has the tag of [`Self::ring`].
+    pub fn spent(&self, ring: RingName) -> Vec<u8> {
+        let digits = hex::string(&ring.0);
         format!("{}:{{{}}}:t:{digits}", self.prefix, TAGS[0]).into_bytes()
+    }
+
+    /// Returns the key of a bucket's list: the sessions of tickets that are not good any more.
+    pub fn tickets(&self, bucket: Bucket) -> Vec<u8> {
+        format!("{}:{{{}}}:l", self.prefix, bucket.tag()).into_bytes()
     }
 
     /// Returns the key of a holder that has ended with everything delivered.

@@ -224,20 +224,30 @@ impl SealingKeys {
         open_for(&self.names.revocations(), id, sealed)
     }
 
-    /// Seals a ring of ticket keys. All daemons can open it, whatever their sealing keys are.
+    /// Seals a version of a ring of ticket keys. All daemons can open it, whatever their sealing keys are.
     ///
     /// # Errors
     /// The system has no random numbers.
-    pub fn seal_ring(&self, ring: RingName, plaintext: &[u8]) -> Result<Vec<u8>, NoRandomness> {
-        seal_for(&self.names.rings(), &ring.0, plaintext)
+    pub fn seal_ring(
+        &self,
+        ring: RingName,
+        version: u64,
+        plaintext: &[u8],
+    ) -> Result<Vec<u8>, NoRandomness> {
+        seal_for(&self.names.rings(), &of_version(ring, version), plaintext)
     }
 
     /// Opens a ring of ticket keys.
     ///
     /// # Errors
-    /// It was not sealed with this key of names and for this ring.
-    pub fn open_ring(&self, ring: RingName, sealed: &[u8]) -> Result<Opened, Unopened> {
-        open_for(&self.names.rings(), &ring.0, sealed)
+    /// It was not sealed with this key of names, for this ring and this version.
+    pub fn open_ring(
+        &self,
+        ring: RingName,
+        version: u64,
+        sealed: &[u8],
+    ) -> Result<Opened, Unopened> {
+        open_for(&self.names.rings(), &of_version(ring, version), sealed)
     }
 
     /// Seals a value for one entry.
@@ -316,8 +326,16 @@ impl fmt::Debug for SealingKeys {
     }
 }
 
+/// Returns what a sealed ring is bound to: the store cannot show it as another version.
+fn of_version(ring: RingName, version: u64) -> [u8; 24] {
+    let mut bound = [0; 24];
+    bound[..16].copy_from_slice(&ring.0);
+    bound[16..].copy_from_slice(&version.to_be_bytes());
+    bound
+}
+
 /// Seals what all daemons of a store can open: version (1 byte) ‖ nonce (12) ‖ ciphertext ‖ tag (16).
-fn seal_for(key: &[u8; 32], id: &[u8; 16], plaintext: &[u8]) -> Result<Vec<u8>, NoRandomness> {
+fn seal_for(key: &[u8; 32], id: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, NoRandomness> {
     let mut nonce = [0; NONCE_LEN];
     rand::fill(&mut nonce).map_err(|_| NoRandomness)?;
     // Room for all, so that no copy of the plaintext is left behind.
@@ -337,7 +355,7 @@ fn seal_for(key: &[u8; 32], id: &[u8; 16], plaintext: &[u8]) -> Result<Vec<u8>, 
     Ok(sealed)
 }
 
-fn open_for(key: &[u8; 32], id: &[u8; 16], sealed: &[u8]) -> Result<Opened, Unopened> {
+fn open_for(key: &[u8; 32], id: &[u8], sealed: &[u8]) -> Result<Opened, Unopened> {
     let (&[VERSION], rest) = sealed.split_first_chunk::<1>().ok_or(Unopened::Malformed)? else {
         return Err(Unopened::Malformed);
     };

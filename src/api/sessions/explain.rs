@@ -6,9 +6,11 @@ use tls_sessiond_core::{
         tombstones::{TOMBSTONES_MAX, Tombstone},
     },
     clock::{Now, WallOffset},
-    session::{Miss, RemovalReason, Session},
+    context::Context,
+    session::{Miss, RemovalReason, Session, SessionId, sealing::HANDLE_BYTES},
 };
 use tls_sessiond_proto as pb;
+use tls_sessiond_types::Role;
 
 use super::{calls::Sessions, reach::caches};
 use crate::api::{access::Caller, convert, error::Refusal, role::Roles};
@@ -84,6 +86,13 @@ impl Sessions {
                         ..Default::default()
                     },
                     (false, Some(departure)) => formerly_departed(&departure, now.offset),
+                    (false, None) if may_be_sealed(context, role, &id) => {
+                        pb::ExplainSessionResponse {
+                            miss_reason: pb::MissReason::Unknown.into(),
+                            summary: SEALED_ELSEWHERE.into(),
+                            ..Default::default()
+                        }
+                    }
                     (false, None) => pb::ExplainSessionResponse {
                         miss_reason: pb::MissReason::Unknown.into(),
                         summary: format!(
@@ -104,6 +113,15 @@ impl Sessions {
         }
         Ok((told, ask))
     }
+}
+
+/// What is told of a session that may be in a ticket.
+const SEALED_ELSEWHERE: &str = "The context seals sessions in the tickets of its clients, and the daemon has none of these: the session may be good. It is \
+                                not among the removals that the daemon remembers.";
+
+/// Returns whether an id may be that of a session in a ticket.
+fn may_be_sealed(context: &Context, role: Role, id: &SessionId) -> bool {
+    role == Role::Server && context.sealing.is_some() && id.as_bytes().len() == HANDLE_BYTES
 }
 
 /// Explains a session that the shared store has.

@@ -269,6 +269,7 @@ pub(crate) fn shown(ring: &RingDesk) -> pb::Ring {
         shared: shared.is_some(),
         rotates_here: shared.is_none_or(|(leads, _)| leads),
         daemons: shared.map_or(1, |(_, daemons)| u32::try_from(daemons).unwrap_or(u32::MAX)),
+        trouble: ring.trouble().as_deref().unwrap_or_default().to_owned(),
         tickets_sealed: tickets.sealed,
         tickets_opened: tickets.opened,
         tickets: by_epoch.into_iter().map(of_epoch).collect(),

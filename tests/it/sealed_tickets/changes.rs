@@ -194,3 +194,31 @@ async fn longer_timeout_of_a_reload_extends_no_session_of_tls12() {
     assert_eq!(house.misses(pb::MissReason::Expired).await, 1);
     house.daemon.stop().await;
 }
+
+/// Both tickets have one handle. The first one lives longer, so the handle is bad for as long as that.
+// Invariant 1.
+#[tokio::test]
+async fn unclosed_connection_of_a_renewed_ticket_ends_the_longer_one_too() {
+    let house = House::with("session_timeout = \"1h\"\n").await;
+    let client = house.client(&TLS12);
+    let (id, _) = client.visits(&house.daemon).await;
+    house.shut(&id).await;
+    let first = said(&mut client.tls());
+    let shorter = config(
+        house.folder.path(),
+        &format!("{SEALED}session_timeout = \"3s\"\n"),
+    );
+    house.daemon.reload(&shorter).unwrap();
+    let (id, resumed) = client.visits(&house.daemon).await;
+    assert!(resumed);
+    house.shut(&id).await;
+    let (id, resumed) = client.visits(&house.daemon).await;
+    assert!(resumed, "by the renewed ticket");
+    assert_eq!(house.free(&id).await.len(), 1, "unclosed");
+    for _ in 0..3 {
+        house.daemon.clock.advance(Duration::from_secs(4));
+        house.answers(&first).await;
+    }
+    assert_eq!(house.misses(pb::MissReason::Removed).await, 3);
+    house.daemon.stop().await;
+}

@@ -53,6 +53,33 @@ async fn sealed_session_is_resumed_and_not_stored() {
     house.daemon.stop().await;
 }
 
+#[tokio::test]
+async fn good_sealed_session_is_explained_as_one_that_may_be_good() {
+    let house = House::new().await;
+    let client = house.client(&TLS13);
+    let (id, _) = client.visits(&house.daemon).await;
+    let session = house.daemon.get(&id).await.session_id;
+    house.shut(&id).await;
+    let explain = pb::ExplainSessionRequest {
+        role: pb::Role::Server.into(),
+        session_id: session,
+        ..Default::default()
+    };
+    let mut sessions = house.daemon.sessions();
+    let explained = sessions
+        .explain_session(explain)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(explained.miss_reason(), pb::MissReason::Unknown);
+    assert!(
+        explained.summary.contains("may be good"),
+        "{}",
+        explained.summary
+    );
+    house.daemon.stop().await;
+}
+
 // Invariant 1.
 #[tokio::test]
 async fn ticket_of_an_unclosed_connection_is_refused() {

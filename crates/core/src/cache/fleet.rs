@@ -36,8 +36,9 @@ pub struct Found {
     /// The hold on it, if it is of the shared store and the lookup has made one. Dropping it without
     /// a connection releases the session.
     pub hold: Option<Arc<Hold>>,
-    /// Whether it is sealed in the ticket of its client, and stored nowhere.
-    pub is_sealed: bool,
+    /// It is sealed in tickets of its client, and stored nowhere: when the last of them expires. `None`: it is
+    /// stored.
+    pub sealed_until: Option<Timestamp>,
 }
 
 impl Found {
@@ -46,14 +47,14 @@ impl Found {
         Self {
             session,
             hold: None,
-            is_sealed: false,
+            sealed_until: None,
         }
     }
 
-    /// A session that is sealed in the ticket of its client.
-    pub fn sealed(session: Arc<Session>) -> Self {
+    /// A session that is sealed in tickets of its client, of which the last one expires at this time.
+    pub fn sealed(session: Arc<Session>, until: Timestamp) -> Self {
         Self {
-            is_sealed: true,
+            sealed_until: Some(until),
             ..Self::near(session)
         }
     }
@@ -111,7 +112,7 @@ enum Question {
     /// For a session that it has.
     Find(Find),
     /// Whether the session of a ticket is still good.
-    Ticket(TicketLook, Session),
+    Ticket(TicketLook, Session, Timestamp),
 }
 
 impl Ask {
@@ -121,12 +122,13 @@ impl Ask {
         account: Arc<Account>,
         look: TicketLook,
         session: Session,
+        until: Timestamp,
     ) -> Self {
         Self {
             cache: Arc::clone(cache),
             account,
             id: Some(session.id().clone()),
-            question: Question::Ticket(look, session),
+            question: Question::Ticket(look, session, until),
             is_event: true,
         }
     }
@@ -236,16 +238,18 @@ impl Cache {
     /// cache.
     pub fn removal(&self, id: &SessionId, may_be_sealed: bool) -> Option<Request> {
         let fleet = self.fleet()?;
-        Some(Request::Remove {
-            entries: vec![(self.name(fleet, id), Some(note_of(may_be_sealed)))],
-        })
+        let name = self.name(fleet, id);
+        let notes = notes_of(id, may_be_sealed);
+        let entries = notes.map(|note| (name, Some(note))).collect();
+        Some(Request::Remove { entries })
     }
 
     /// Queues the removal of a session of the shared store: it is delivered as soon as the store
     /// answers.
     pub fn queue_removal(&self, id: &SessionId, may_be_sealed: bool) {
         if let Some(fleet) = self.fleet() {
-            fleet.remove_noted(self.name(fleet, id), note_of(may_be_sealed));
+            let name = self.name(fleet, id);
+            notes_of(id, may_be_sealed).for_each(|note| fleet.remove_noted(name, note));
         }
     }
 
@@ -291,7 +295,7 @@ impl Cache {
             found: Found {
                 session: Arc::clone(&session),
                 hold,
-                is_sealed: false,
+                sealed_until: None,
             },
             put: Some(PendingPut {
                 cache: Arc::clone(self),
@@ -385,7 +389,7 @@ impl Cache {
         let found = Found {
             session: Arc::new(session),
             hold,
-            is_sealed: false,
+            sealed_until: None,
         };
         if is_taken {
             self.ledger.departed_from_fleet(
@@ -538,7 +542,7 @@ impl Ask {
     pub fn request(&self) -> &Request {
         match &self.question {
             Question::Find(find) => find.request(),
-            Question::Ticket(look, _) => look.request(),
+            Question::Ticket(look, ..) => look.request(),
         }
     }
 
@@ -586,10 +590,10 @@ impl Ask {
         };
         let find = match question {
             Question::Find(find) => find,
-            Question::Ticket(look, session) => {
+            Question::Ticket(look, session, until) => {
                 look.answered(answer, now.at).map_err(missed)?;
                 return cache
-                    .admit_shared(session, now)
+                    .admit_shared(session, until, now)
                     .map_err(|miss| (miss, None));
             }
         };
@@ -607,14 +611,18 @@ impl Ask {
     }
 }
 
-/// Returns the note of a session that a caller removes. The lifetime of a ticket that is elsewhere is not
-/// known.
-fn note_of(may_be_sealed: bool) -> Note {
+/// Returns the notes of a session that a caller removes: as a stored one, and as one in a ticket if it may be
+/// that. The lifetime of a ticket that is elsewhere is not known.
+fn notes_of(id: &SessionId, may_be_sealed: bool) -> impl Iterator<Item = Note> + use<> {
     let longest = u64::try_from(LIFETIME_MAX.as_millis()).unwrap_or(u64::MAX);
-    Note {
+    let of_ticket = may_be_sealed && super::sealed::may_be_sealed(id);
+    let lives = [None, Some(longest)]
+        .into_iter()
+        .take(1 + usize::from(of_ticket));
+    lives.map(|ticket_life| Note {
         reason: Reason::Removed,
-        ticket_life: may_be_sealed.then_some(longest),
-    }
+        ticket_life,
+    })
 }
 
 /// Returns the reason that a note has. A session that was withdrawn has none: no client had it.
@@ -669,7 +677,7 @@ impl fmt::Debug for Ask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.question {
             Question::Find(find) => find.fmt(f),
-            Question::Ticket(look, _) => look.fmt(f),
+            Question::Ticket(look, ..) => look.fmt(f),
         }
     }
 }

@@ -106,17 +106,23 @@ impl RefusedHandles {
     pub(super) fn forget(&self, now: Timestamp) {
         // Rounded down: a ticket that expires within this second may still be good.
         let now = u32::try_from(now.as_secs()).unwrap_or(u32::MAX);
+        let mut later = Vec::new();
         let mut list = self.list.lock();
+        let list = &mut *list;
         while let Some(due) = list.due.first_entry()
             && *due.key() <= now
         {
             for key in due.remove() {
-                if let Entry::Occupied(held) = list.until.entry(key)
-                    && *held.get() <= now
-                {
-                    held.remove();
+                if let Entry::Occupied(held) = list.until.entry(key) {
+                    match *held.get() {
+                        until if until <= now => drop(held.remove()),
+                        until => later.push((until, key)),
+                    }
                 }
             }
+        }
+        for (until, key) in later {
+            list.due.entry(until).or_default().push(key);
         }
         let (held, room) = (list.until.len(), list.until.capacity());
         if room > HANDLES_MIN && held < room / 4 {
@@ -144,12 +150,11 @@ fn refuse(list: &mut RefusedList, handle: &Handle, until: Timestamp) -> bool {
     let (key, until) = (key(handle), second(until));
     let full = list.until.len() >= list.most.max(HANDLES_MIN);
     match list.until.entry(key) {
-        // It stays for the longer of both times. Its old place among the seconds has no effect.
+        // It stays for the longer of both times.
         Entry::Occupied(mut held) => {
-            if until > *held.get() {
-                held.insert(until);
-                list.due.entry(until).or_default().push(key);
-            }
+            // Its place among the seconds is moved when its second comes.
+            let longer = until.max(*held.get());
+            held.insert(longer);
             return false;
         }
         Entry::Vacant(_) if full => {

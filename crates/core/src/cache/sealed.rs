@@ -3,13 +3,13 @@
 //! A ticket has all that a lookup checks. So the cache has no sealed session, only the
 //! handles of those that are not good any more.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tls_sessiond_store::script::{Holder, Note, Reason};
 use tls_sessiond_types::Version;
 
 pub use super::handles::Run;
-use super::{Ask, Cache, Found, Look, NotStored, handles::NotAdmitted};
+use super::{Ask, CLOCKS_DIFFER_MAX, Cache, Found, Look, NotStored, handles::NotAdmitted};
 use crate::{
     clock::{Now, Timestamp},
     fleet::{Refusal, reason},
@@ -32,6 +32,8 @@ pub struct OpenedSession {
     pub created_after: u32,
     /// Milliseconds from the authentication until the session expires.
     pub lives: u32,
+    /// Milliseconds from the authentication until the last ticket of its handle expires.
+    pub handle_lives: u32,
     /// The daemon that sealed it, where a store has the list of bad handles.
     pub sealer: Holder,
 }
@@ -102,24 +104,28 @@ impl Cache {
     ) -> Look {
         self.tell_time(now.at);
         let (run, sealer) = (opened.run, opened.sealer);
+        let lives = Duration::from_millis(opened.handle_lives.into());
+        let until = opened.session.authenticated.after(lives);
         let account = Arc::clone(&opened.session.account);
         let session = match self.checked(opened, terms, now) {
             Ok(session) => session,
             Err(miss) => return Look::Done(Err(miss)),
         };
         let Some(fleet) = self.fleet() else {
-            return Look::Done(self.admit_here(&run, session, now));
+            return Look::Done(self.admit_here(&run, session, until, now));
         };
         let facts = session.facts();
         let asked = fleet.look_at_ticket(
             self.name(fleet, &facts.id),
             sealer,
             facts.kind.single_use,
-            life(facts, now.at),
+            life(until, now.at),
             now.at,
         );
         match asked {
-            Ok(look) => Look::Ask(Box::new(Ask::of_ticket(self, account, look, session))),
+            Ok(look) => Look::Ask(Box::new(Ask::of_ticket(
+                self, account, look, session, until,
+            ))),
             Err(Refusal::Away) => Look::Done(Err(Miss::StoreUnavailable)),
             Err(Refusal::Removing) => Look::Done(Err(Miss::Removed)),
         }
@@ -179,12 +185,18 @@ impl Cache {
     }
 
     /// Admits a session by the list of this daemon.
-    fn admit_here(&self, run: &Run, session: Session, now: Now) -> Result<Found, Miss> {
+    fn admit_here(
+        &self,
+        run: &Run,
+        session: Session,
+        until: Timestamp,
+        now: Now,
+    ) -> Result<Found, Miss> {
         let facts = session.facts();
         let handle = handle(&facts.id).ok_or(Miss::Unknown)?;
-        let spent_until = facts.kind.single_use.then(|| facts.expires());
+        let spent_until = facts.kind.single_use.then_some(until);
         match self.refused.admit(run, &handle, spent_until) {
-            Ok(()) => Ok(self.admitted(session, now)),
+            Ok(()) => Ok(self.admitted(session, until, now)),
             Err(NotAdmitted::OtherRun) => Err(Miss::Unknown),
             Err(NotAdmitted::Listed) => {
                 let tombstones = &self.ledger.tombstones;
@@ -195,12 +207,17 @@ impl Cache {
     }
 
     /// Admits a session by the list of the store.
-    pub(super) fn admit_shared(&self, session: Session, now: Now) -> Result<Found, Miss> {
+    pub(super) fn admit_shared(
+        &self,
+        session: Session,
+        until: Timestamp,
+        now: Now,
+    ) -> Result<Found, Miss> {
         self.still_good(&session, now)?;
-        Ok(self.admitted(session, now))
+        Ok(self.admitted(session, until, now))
     }
 
-    fn admitted(&self, session: Session, now: Now) -> Found {
+    fn admitted(&self, session: Session, until: Timestamp, now: Now) -> Found {
         let facts = session.facts();
         let watchers = &self.ledger.watchers;
         watchers.publish_facts(facts, EventKind::Hit, now.at);
@@ -208,21 +225,28 @@ impl Cache {
             self.ledger
                 .departed_from_fleet(self.group, facts, RemovalReason::Taken);
         }
-        Found::sealed(Arc::new(session))
+        Found::sealed(Arc::new(session), until)
     }
 
     /// Removes a sealed session: its ticket is not resumed any more. Returns whether it was good.
-    pub fn withdraw_sealed(&self, session: &SessionInfo, why: RemovalReason) -> bool {
-        let expires = session.expires();
-        let Some(handle) = handle(&session.id).filter(|_| expires > self.ledger.latest()) else {
+    ///
+    /// `until`: when the last of its tickets expires.
+    pub fn withdraw_sealed(
+        &self,
+        session: &SessionInfo,
+        until: Timestamp,
+        why: RemovalReason,
+    ) -> bool {
+        let now = self.ledger.latest();
+        let Some(handle) = handle(&session.id).filter(|_| until > now) else {
             return false;
         };
         let removed = match self.fleet() {
-            None => self.refused.refuse(&handle, expires),
+            None => self.refused.refuse(&handle, until),
             Some(fleet) => {
                 let note = Note {
                     reason: reason(why).unwrap_or(Reason::Removed),
-                    ticket_life: Some(life(session, self.ledger.latest())),
+                    ticket_life: Some(life(until, now)),
                 };
                 fleet.remove_noted(self.name(fleet, &session.id), note);
                 true
@@ -235,11 +259,10 @@ impl Cache {
     }
 
     /// Removes the sealed session with this id, if there is one. Returns whether the id can be that of a
-    /// sealed session and was not removed before.
+    /// sealed session and was not removed before. Not where a store has the list: see [`Self::removal`].
     pub fn remove_sealed(&self, id: &SessionId, now: Now) -> bool {
         if self.fleet().is_some() {
-            // The store has the list.
-            return handle(id).is_some();
+            return false;
         }
         // The ticket is elsewhere, so only the longest lifetime is known.
         let until = now.at.after(LIFETIME_MAX);
@@ -268,9 +291,16 @@ impl Cache {
     }
 }
 
-/// Returns how long the ticket of a session lives from now on, in milliseconds.
-fn life(session: &SessionInfo, now: Timestamp) -> u64 {
-    u64::try_from(session.expires().since(now).as_millis()).unwrap_or(u64::MAX)
+/// Returns how long a store has to know that a ticket is bad which expires at `until`, in milliseconds: also
+/// daemons whose clocks are behind must find it expired then.
+fn life(until: Timestamp, now: Timestamp) -> u64 {
+    let life = until.since(now) + CLOCKS_DIFFER_MAX;
+    u64::try_from(life.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Returns whether the id can be that of a sealed session.
+pub(super) fn may_be_sealed(id: &SessionId) -> bool {
+    handle(id).is_some()
 }
 
 /// Returns the handle of a sealed session. `None`: no sealed session has this id.

@@ -14,7 +14,7 @@ use tls_sessiond_types::{Version, alert::Alert, cipher_suite::iana_name};
 
 use crate::{
     cache::Found,
-    clock::Now,
+    clock::{Now, Timestamp},
     connection::handshake_store::{HandshakeStore, NewTicket},
     context::sent_alerts,
     session::SessionInfo,
@@ -184,9 +184,9 @@ impl Engine {
     /// limits the new tickets to the one that a resumption makes.
     pub(super) fn offer(&self, found: &Found) {
         let session = Arc::clone(&found.session);
-        match found.is_sealed {
-            true => self.resumption.offer_sealed(session),
-            false => self.resumption.offer(Some(session)),
+        match found.sealed_until {
+            Some(until) => self.resumption.offer_sealed(session, until),
+            None => self.resumption.offer(Some(session)),
         }
         self.resumption.limit_tickets(1);
     }
@@ -196,8 +196,8 @@ impl Engine {
         self.resumption.take_made()
     }
 
-    /// Returns the sessions that were sealed in tickets since the last call.
-    pub(super) fn take_sealed(&self) -> Vec<SessionInfo> {
+    /// Returns the sessions that were sealed in tickets since the last call, and when their tickets expire.
+    pub(super) fn take_sealed(&self) -> Vec<(SessionInfo, Timestamp)> {
         self.resumption.take_sealed()
     }
 

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     cache::{Ask, Found, Look, Missed, PendingPut},
-    clock::Now,
+    clock::{Now, Timestamp},
     connection::handshake_store::{HandshakeStore, NewTicket},
     context::{ClosePolicy, identity::identity},
     fleet::Purpose,
@@ -526,11 +526,9 @@ impl Connection {
         let sealer = TicketSealer::of(&self.context, version);
         let resumption = HandshakeStore::new(!self.context.options.no_session_cache);
         let resumption = Arc::new(resumption.sealing(sealer, offer.tickets.taken));
-        match session {
-            Some(session) if found.as_ref().is_some_and(|found| found.is_sealed) => {
-                resumption.offer_sealed(session);
-            }
-            session => resumption.offer(session),
+        match (session, found.as_ref().and_then(|found| found.sealed_until)) {
+            (Some(session), Some(until)) => resumption.offer_sealed(session, until),
+            (session, _) => resumption.offer(session),
         }
         self.engine =
             Some(Engine::server(config, tickets, resumption, now).map_err(Error::Engine)?);
@@ -740,13 +738,13 @@ impl Connection {
 
     /// Takes the sessions that were sealed in tickets into the family, and attaches the last one. All of
     /// them are on their way to the client, so none is left out.
-    fn keep_sealed(&mut self, sealed: Vec<SessionInfo>, now: Now) {
+    fn keep_sealed(&mut self, sealed: Vec<(SessionInfo, Timestamp)>, now: Now) {
         let cache = Arc::clone(self.context.cache(self.role));
-        for session in sealed {
+        for (session, until) in sealed {
             cache.sealed(&session, now);
             let owners = &cache.ledger().owners;
             owners.count(&self.owner, |totals| totals.stored.count());
-            let found = Found::sealed(Arc::new(Session::without_secret(session)));
+            let found = Found::sealed(Arc::new(Session::without_secret(session)), until);
             self.family.join(&found);
             self.attached = Some(found);
         }

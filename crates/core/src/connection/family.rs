@@ -7,6 +7,7 @@ use std::{
 
 use crate::{
     cache::{Cache, Found, Unreached},
+    clock::Timestamp,
     fleet::Hold,
     session::{RemovalReason, Session, SessionId, SessionInfo},
 };
@@ -33,8 +34,8 @@ enum Member {
     Near(Weak<Session>),
     /// A session of the shared store.
     Shared(Arc<Hold>),
-    /// A session that is sealed in the ticket of its client.
-    Sealed(SessionInfo),
+    /// A session that is sealed in tickets of its client, of which the last one expires at this time.
+    Sealed(SessionInfo, Timestamp),
     /// A session that the shared store may have, and that it does not know to be held.
     Unreached(Unreached),
 }
@@ -47,11 +48,13 @@ impl Family {
         }
         self.0.push(match &found.hold {
             Some(hold) => Member::Shared(Arc::clone(hold)),
-            None if found.is_sealed => Member::Sealed(found.session.facts().clone()),
-            None => {
-                found.session.hold();
-                Member::Near(Arc::downgrade(&found.session))
-            }
+            None => match found.sealed_until {
+                Some(until) => Member::Sealed(found.session.facts().clone(), until),
+                None => {
+                    found.session.hold();
+                    Member::Near(Arc::downgrade(&found.session))
+                }
+            },
         });
     }
 
@@ -64,9 +67,11 @@ impl Family {
         self.0.iter().any(|member| match (member, &found.hold) {
             (Member::Shared(member), Some(hold)) => member.is_same_session(hold),
             (Member::Near(member), None) => ptr::eq(member.as_ptr(), Arc::as_ptr(&found.session)),
-            (Member::Sealed(member), None) => found.is_sealed && member.id == *found.session.id(),
+            (Member::Sealed(member, _), None) => {
+                found.sealed_until.is_some() && member.id == *found.session.id()
+            }
             (Member::Shared(_), None)
-            | (Member::Near(_) | Member::Sealed(_), Some(_))
+            | (Member::Near(_) | Member::Sealed(..), Some(_))
             | (Member::Unreached(_), _) => false,
         })
     }
@@ -83,7 +88,7 @@ impl Family {
     /// Drops the sessions whose holds are over: the shared store does not have them.
     pub(super) fn drop_unstored(&mut self) {
         self.0.retain(|member| match member {
-            Member::Near(_) | Member::Sealed(_) | Member::Unreached(_) => true,
+            Member::Near(_) | Member::Sealed(..) | Member::Unreached(_) => true,
             Member::Shared(hold) => !hold.is_over(),
         });
     }
@@ -98,7 +103,7 @@ impl Family {
                     }
                 }
                 Member::Shared(hold) => hold.release(),
-                Member::Sealed(_) | Member::Unreached(_) => {}
+                Member::Sealed(..) | Member::Unreached(_) => {}
             }
         }
     }
@@ -118,8 +123,8 @@ impl Family {
                 Member::Shared(hold) => cache
                     .withdraw_shared(&hold, reason)
                     .then(|| hold.id().clone()),
-                Member::Sealed(session) => cache
-                    .withdraw_sealed(&session, reason)
+                Member::Sealed(session, until) => cache
+                    .withdraw_sealed(&session, until, reason)
                     .then_some(session.id),
                 Member::Unreached(unreached) => {
                     unreached.remove(reason);

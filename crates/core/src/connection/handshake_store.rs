@@ -25,7 +25,7 @@ use rustls::{
 
 use super::sealing::{Handed, TicketSealer};
 use crate::{
-    clock::Now,
+    clock::{Now, Timestamp},
     session::{ClientSession, Secret, Session, SessionId, SessionInfo},
 };
 
@@ -57,12 +57,12 @@ pub struct HandshakeStore {
 struct Inner {
     now: Now,
     found: Option<Arc<Session>>,
-    /// Whether `found` was sealed in a ticket.
-    is_sealed: bool,
+    /// `found` is sealed in tickets: when the last of them expires.
+    sealed_until: Option<Timestamp>,
     /// The session that a ticket of the client has opened.
     handed: Option<Handed>,
     made: Vec<NewTicket>,
-    sealed: Vec<SessionInfo>,
+    sealed: Vec<(SessionInfo, Timestamp)>,
     /// How long the client may use the last ticket.
     lifetime: Duration,
     group: Option<NamedGroup>,
@@ -106,18 +106,19 @@ impl HandshakeStore {
     pub fn offer(&self, session: Option<Arc<Session>>) {
         let mut inner = self.inner.lock();
         inner.found = session;
-        inner.is_sealed = false;
+        inner.sealed_until = None;
     }
 
-    /// Sets the session of a ticket that the client offers, like [`Self::offer`].
-    pub(super) fn offer_sealed(&self, session: Arc<Session>) {
+    /// Sets the session of a ticket that the client offers, like [`Self::offer`]. `until`: when the last of
+    /// its tickets expires.
+    pub(super) fn offer_sealed(&self, session: Arc<Session>, until: Timestamp) {
         let mut inner = self.inner.lock();
         inner.found = Some(session);
-        inner.is_sealed = true;
+        inner.sealed_until = Some(until);
     }
 
     /// Returns the sessions that were sealed in tickets since the last call, oldest first.
-    pub(super) fn take_sealed(&self) -> Vec<SessionInfo> {
+    pub(super) fn take_sealed(&self) -> Vec<(SessionInfo, Timestamp)> {
         std::mem::take(&mut self.inner.lock().sealed)
     }
 
@@ -232,7 +233,7 @@ impl ProducesTickets for HandshakeStore {
         let sealer = self.sealer.as_ref()?;
         let mut inner = self.inner.lock();
         let session = Arc::clone(inner.found.as_ref()?);
-        let is_asked = match inner.is_sealed {
+        let is_asked = match inner.sealed_until.is_some() {
             true => sealer.named_handle(ticket).as_ref() == Some(session.id()),
             false => session.id().as_bytes() == ticket,
         };
@@ -242,7 +243,7 @@ impl ProducesTickets for HandshakeStore {
         }
         inner.handed = Some(Handed {
             session,
-            is_sealed: inner.is_sealed,
+            sealed_until: inner.sealed_until,
         });
         Some(plain)
     }

@@ -1,8 +1,8 @@
 //! Sealed sessions: a server's session in the ticket of its client, sealed by a ring.
 //!
 //! ```text
-//! version (1 byte) ‖ sealer (8) ‖ authenticated (8) ‖ created after (4) ‖ lives (4) ‖ the session as
-//! rustls writes it
+//! version (1 byte) ‖ sealer (8) ‖ authenticated (8) ‖ created after (4) ‖ lives (4) ‖ handle lives (4) ‖ the
+//! session as rustls writes it
 //! ```
 //!
 //! `authenticated` is a time of the daemon, or of the wall clock where several daemons open the ticket.
@@ -22,7 +22,7 @@ use super::session_form::SessionForm;
 use crate::{
     cache::{Cache, Look, sealed::OpenedSession},
     clock::{Now, Timestamp, WallTime},
-    context::{ClosePolicy, Context, identity::identity},
+    context::{Context, identity::identity},
     session::{
         Format, Miss, NewSession, ResumeCriteria, Secret, Session, SessionId, SessionInfo,
         sealing::{HANDLE_BYTES, Handle, SealsTickets},
@@ -33,7 +33,7 @@ use crate::{
 /// The version of the form above.
 const VERSION: u8 = 1;
 /// Bytes of a state before the session.
-const HEAD: usize = 1 + 8 + 8 + 4 + 4;
+const HEAD: usize = 1 + 8 + 8 + 4 + 4 + 4;
 
 /// Returns the binding that tells sessions apart by the trailing dot of their SNI. rustls resumes a
 /// session only with the identical SNI, and [`ServerName`] does not keep the dot.
@@ -53,7 +53,8 @@ pub(super) struct TicketSealer {
 #[derive(Clone)]
 pub(super) struct Handed {
     pub(super) session: Arc<Session>,
-    pub(super) is_sealed: bool,
+    /// It is sealed in tickets: when the last of them expires.
+    pub(super) sealed_until: Option<Timestamp>,
 }
 
 /// A sealed session.
@@ -61,22 +62,21 @@ pub(super) struct SealedTicket {
     pub(super) ticket: Vec<u8>,
     /// How long the client may use it.
     pub(super) lifetime: Duration,
-    /// `None`: it renews the ticket of the session that the handshake resumes.
-    pub(super) session: Option<SessionInfo>,
+    /// The session, and when the last of its tickets expires. `None`: the ticket renews that of the session
+    /// that the handshake resumes.
+    pub(super) session: Option<(SessionInfo, Timestamp)>,
 }
 
 impl TicketSealer {
     /// Returns the sealer of a context's servers, for sessions of one version. `None`: the context keeps no
     /// sessions, or stores them.
     ///
-    /// Where several daemons open tickets, sessions of TLS 1.2 are stored unless `close_policy` is
-    /// `errors-only`: any number of connections may resume one. If a daemon dies, its connections were not
-    /// closed, and no other daemon would know which sessions they have resumed.
+    /// Where several daemons open tickets, sessions of TLS 1.2 are stored: any number of connections may
+    /// resume one. If a daemon dies or is cut off, no other daemon would know which sessions its connections
+    /// have resumed, and how these have ended.
     pub(super) fn of(context: &Context, version: Version) -> Option<Self> {
         let sealing = context.sealing.as_ref()?;
-        let is_known = version == Version::Tls13
-            || context.server_cache.fleet().is_none()
-            || context.close_policy == ClosePolicy::ErrorsOnly;
+        let is_known = version == Version::Tls13 || context.server_cache.fleet().is_none();
         (is_known && !context.options.no_session_cache).then(|| Self {
             cache: Arc::clone(&context.server_cache),
             sealer: Arc::clone(&sealing.sealer),
@@ -104,9 +104,12 @@ impl TicketSealer {
         // that both are removed together.
         let renewed = resumed.filter(|_| form.version == Version::Tls12);
         let handle = match renewed {
-            Some(Handed { session, is_sealed }) => {
+            Some(Handed {
+                session,
+                sealed_until,
+            }) => {
                 // A stored session is found by its id. In a ticket it would be another one.
-                Some(session.id().as_bytes()).filter(|_| *is_sealed)?;
+                (*sealed_until)?;
                 session.id().as_bytes().try_into().ok()?
             }
             None => random_handle()?,
@@ -120,10 +123,15 @@ impl TicketSealer {
         };
         let lives_max = renewed.map(|handed| handed.session.facts().lives);
         let session = self.cache.to_seal(new, lives_max, now).ok()?;
+        // The handle of a renewed ticket is bad until the longest-lived of its tickets has expired.
+        let until = renewed
+            .and_then(|handed| handed.sealed_until)
+            .map_or(session.expires(), |until| until.max(session.expires()));
         let run = self.cache.run()?;
         let sealer = self.cache.sealer(session.id(), now.at)?;
         let state = encode(
             session.facts(),
+            until,
             self.time(authenticated, now),
             sealer,
             plain,
@@ -133,7 +141,7 @@ impl TicketSealer {
         (ticket.len() <= TICKET_MAX).then(|| SealedTicket {
             ticket,
             lifetime: left.min(self.sealer.lifetime()),
-            session: renewed.is_none().then(|| session.facts().clone()),
+            session: renewed.is_none().then(|| (session.facts().clone(), until)),
         })
     }
 
@@ -162,6 +170,7 @@ impl TicketSealer {
             session,
             created_after: state.created_after,
             lives: state.lives,
+            handle_lives: state.handle_lives,
             sealer: state.sealer,
         })
     }
@@ -223,6 +232,7 @@ fn random_handle() -> Option<Handle> {
 
 fn encode(
     facts: &SessionInfo,
+    until: Timestamp,
     authenticated: u64,
     Holder(sealer): Holder,
     plain: &[u8],
@@ -234,6 +244,9 @@ fn encode(
     state.extend_from_slice(&authenticated.to_be_bytes());
     state.extend_from_slice(&facts.created_after.to_be_bytes());
     state.extend_from_slice(&facts.lives.to_be_bytes());
+    let handle_lives = until.since(facts.authenticated).as_millis();
+    let handle_lives = u32::try_from(handle_lives).unwrap_or(u32::MAX);
+    state.extend_from_slice(&handle_lives.to_be_bytes());
     state.extend_from_slice(plain);
     state
 }
@@ -243,6 +256,7 @@ struct SealedState<'s> {
     authenticated: u64,
     created_after: u32,
     lives: u32,
+    handle_lives: u32,
     plain: &'s [u8],
 }
 
@@ -253,12 +267,14 @@ fn decode(state: &[u8]) -> Option<SealedState<'_>> {
     let (sealer, rest) = rest.split_first_chunk()?;
     let (authenticated, rest) = rest.split_first_chunk()?;
     let (created_after, rest) = rest.split_first_chunk()?;
-    let (lives, plain) = rest.split_first_chunk()?;
+    let (lives, rest) = rest.split_first_chunk()?;
+    let (handle_lives, plain) = rest.split_first_chunk()?;
     Some(SealedState {
         sealer: Holder(*sealer),
         authenticated: u64::from_be_bytes(*authenticated),
         created_after: u32::from_be_bytes(*created_after),
         lives: u32::from_be_bytes(*lives),
+        handle_lives: u32::from_be_bytes(*handle_lives),
         plain,
     })
 }

@@ -332,6 +332,11 @@ impl FleetStore {
         is_other
     }
 
+    /// Returns what the process of the store calls itself. Empty: there was no connection yet.
+    fn server(&self) -> Box<str> {
+        self.server.lock().clone().unwrap_or_default()
+    }
+
     /// Returns how often another process has answered as the store. A request that was made before
     /// such a change is not sent after it.
     pub fn processes(&self) -> u64 {
@@ -406,7 +411,7 @@ impl FleetStore {
 
     /// Returns the request that ends the life of this daemon in a bucket.
     pub fn resign(&self, bucket: Bucket) -> Request {
-        self.part(bucket).keeper.lock().resign()
+        self.part(bucket).keeper.lock().resign(&self.server())
     }
 }
 

@@ -59,6 +59,7 @@ impl FleetStore {
                 name,
                 claim,
                 sealer,
+                server: self.server(),
                 spends,
                 life,
                 valid_until,

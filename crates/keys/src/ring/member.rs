@@ -41,6 +41,8 @@ pub(super) struct Member {
     pub(super) first: u64,
     /// When it acknowledged the last time.
     pub(super) seen: Duration,
+    /// When it joined the last time: the ring waits for it from then on at the earliest.
+    pub(super) joined: Duration,
     /// Why it did not run an instruction, in its own words.
     pub(super) trouble: Option<Arc<str>>,
     /// Whether it was told to be late in this phase.
@@ -66,6 +68,7 @@ impl Member {
             acknowledged: 0,
             first: 0,
             seen: now,
+            joined: now,
             trouble: None,
             is_late: false,
         }
@@ -86,7 +89,9 @@ impl Member {
         self.style = style;
         self.acknowledged = 0;
         self.seen = now;
+        self.joined = now;
         self.trouble = None;
+        self.is_late = false;
     }
 
     pub(super) fn detach(&mut self, now: Duration) {
@@ -102,6 +107,7 @@ impl Member {
         self.counts |= sequence == last;
         if sequence == last {
             self.trouble = None;
+            self.is_late = false;
         }
     }
 

@@ -107,9 +107,17 @@ fn run() -> Result<Run, NoRandomness> {
     Ok(run)
 }
 
-/// A membership. A later one of the same name replaces it.
+/// A membership. A later one of the same name replaces it. It has the number of the membership, and the daemon
+/// that gave it: a ring that went back to an earlier state may give a number again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Lease(u64);
+pub struct Lease(u64, u64);
+
+impl Lease {
+    /// Returns the daemon that gave it.
+    pub fn daemon(self) -> u64 {
+        self.1
+    }
+}
 
 /// Why a member is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -271,7 +279,7 @@ impl Ring {
             return Err(Refused::TooMany);
         }
         self.leases += 1;
-        let lease = Lease(self.leases);
+        let lease = Lease(self.leases, by.daemon);
         let entry = self.members.entry(name.into());
         let member = entry.or_insert_with(|| Member::new(now));
         member.attach(lease, style, by, self.sequence, now);
@@ -297,17 +305,24 @@ impl Ring {
         }
     }
 
-    /// Records that the ways to members are lost: those of the daemons that are not among `alive`.
-    /// Returns whether there were any.
-    pub fn detach_others(&mut self, alive: &[u64], now: Duration) -> bool {
-        let is_lost =
-            |member: &Member| member.lease.is_some() && !alive.contains(&member.by.daemon);
-        let lost = self.members.values().filter(|member| is_lost(member));
-        let lost: Vec<_> = lost.filter_map(|member| member.lease).collect();
+    /// Records that the ways to members are lost whose leases are not good any more. Returns whether there
+    /// were any.
+    pub fn detach_all(&mut self, is_lost: impl Fn(Lease) -> bool, now: Duration) -> bool {
+        let leases = self.members.values().filter_map(|member| member.lease);
+        let lost: Vec<_> = leases.filter(|lease| is_lost(*lease)).collect();
         for lease in &lost {
             self.detach(*lease, now);
         }
         !lost.is_empty()
+    }
+
+    /// Gives no lease a number that is not higher than this one.
+    pub(crate) fn pass_leases(&mut self, number: u64) {
+        self.leases = self.leases.max(number);
+    }
+
+    pub(crate) fn leases(&self) -> u64 {
+        self.leases
     }
 
     /// Binds tickets that are sealed from now on to a new run. Those sealed before do not open any more,
@@ -324,7 +339,7 @@ impl Ring {
         &self.run
     }
 
-    /// Removes a member that says goodbye.
+    /// Removes a member that says goodbye. A lease that has ended changes nothing.
     pub fn leave(&mut self, lease: Lease, now: Duration) {
         if let Some((name, _)) = self.of_lease(lease) {
             let name = Arc::clone(name);
@@ -366,7 +381,10 @@ impl Ring {
         let end = (0..=WORDS_MAX.min(why.len()))
             .rev()
             .find(|&at| why.is_char_boundary(at));
-        let words = why[..end.unwrap_or(0)].into();
+        let words = match self.shows_key(why) {
+            true => "its words are withheld: they have a key".into(),
+            false => why[..end.unwrap_or(0)].into(),
+        };
         self.answering(lease, sequence)?.trouble = Some(words);
         Ok(())
     }
@@ -435,6 +453,25 @@ impl Ring {
             .into_iter()
             .find(|epoch| epoch.number == number)?;
         Some(epoch.secret.key(&self.name, layout))
+    }
+
+    /// Returns whether a text has a part of a key, as hex or as Base64.
+    fn shows_key(&self, text: &str) -> bool {
+        let letters = |keep: fn(&char) -> bool| text.chars().filter(keep).collect::<String>();
+        let hex = letters(char::is_ascii_hexdigit).to_ascii_lowercase();
+        let base64 = letters(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '-' | '_'));
+        let base64 = base64.replace('-', "+").replace('_', "/");
+        let layouts = [
+            Layout::Bytes80,
+            Layout::Bytes48,
+            Layout::Bytes32,
+            Layout::Sealed,
+        ];
+        let epochs = self.epochs();
+        let mut keys = epochs
+            .iter()
+            .flat_map(|epoch| layouts.map(|layout| epoch.secret.key(&self.name, layout)));
+        keys.any(|key| key.is_shown_in(&hex, &base64))
     }
 
     /// Returns the number of the current epoch.

@@ -4,8 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 #[cfg(test)]
 use super::exploration_tests;
-use super::{Epoch, Event, Phase, Ring, Window};
+use super::{Epoch, Event, Phase, Ring, Window, member::Member};
 use crate::epoch::{EpochSecret, NoRandomness};
+
+/// Returns when a member counts as late, if the ring waits for it since the phase began or since it joined.
+fn late_from(member: &Member, since: Duration, wait: Duration) -> Duration {
+    since.max(member.joined) + wait
+}
 
 impl Ring {
     /// Asks for a rotation as soon as the tickets of the epoch before have expired.
@@ -168,13 +173,13 @@ impl Ring {
             }
             return true;
         }
-        if now >= self.since + self.settings.members_wait {
-            for name in behind {
-                if let Some(member) = self.members.get_mut(&name)
-                    && !std::mem::replace(&mut member.is_late, true)
-                {
-                    events.push(Event::Late(name));
-                }
+        let (since, wait) = (self.since, self.settings.members_wait);
+        for name in behind {
+            if let Some(member) = self.members.get_mut(&name)
+                && now >= late_from(member, since, wait)
+                && !std::mem::replace(&mut member.is_late, true)
+            {
+                events.push(Event::Late(name));
             }
         }
         false
@@ -183,15 +188,14 @@ impl Ring {
     /// Returns the next time at which [`Self::tick`] may do something without a call of a member.
     pub fn due(&self) -> Duration {
         let waits = || {
-            let late = self.since + self.settings.members_wait;
-            let any_in_time = self.behind().iter().any(|name| {
-                let member = self.members.get(name);
-                member.is_some_and(|member| !member.is_late)
-            });
-            match any_in_time {
-                true => late.min(self.gives_up()),
-                false => self.gives_up(),
-            }
+            let behind = self.behind();
+            let members = behind.iter().filter_map(|name| self.members.get(name));
+            let in_time = members.filter(|member| !member.is_late);
+            let wait = self.settings.members_wait;
+            let late = in_time
+                .map(|member| late_from(member, self.since, wait))
+                .min();
+            late.map_or(self.gives_up(), |late| late.min(self.gives_up()))
         };
         match (self.phase, self.settled_from) {
             (Phase::Idle, _) if self.is_asked => self.since,

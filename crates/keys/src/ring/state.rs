@@ -24,7 +24,7 @@ const PHASES: [Phase; 4] = [Phase::Idle, Phase::Prepare, Phase::Activate, Phase:
 const STYLES: [Style; 3] = [Style::List, Style::Push, Style::Single];
 
 impl Ring {
-    /// Returns the whole state of the ring, apart from its name and its settings.
+    /// Returns the whole state of the ring, apart from its name.
     pub fn encode(&self) -> Zeroizing<Vec<u8>> {
         let texts = self.members.iter().map(|(name, member)| {
             let trouble = member.trouble.as_ref().map_or(0, |trouble| trouble.len());
@@ -34,6 +34,15 @@ impl Ring {
         let room = 256 + 3 * (8 + SECRET_BYTES) + texts.sum::<usize>();
         let mut out = Writer(Zeroizing::new(Vec::with_capacity(room)));
         out.byte(VERSION);
+        let Settings {
+            rotate,
+            lifetime,
+            max_key_age,
+            members_wait,
+        } = self.settings;
+        for time in [rotate, lifetime, max_key_age, members_wait] {
+            out.time(time);
+        }
         for epoch in self.epochs() {
             out.number(epoch.number);
             out.bytes(epoch.secret.bytes());
@@ -53,20 +62,22 @@ impl Ring {
             out.text(name);
             out.text(&member.by.owner);
             out.number(member.by.daemon);
-            out.option(member.lease, |out, Lease(lease)| out.number(lease));
+            out.option(member.lease, |out, Lease(number, _)| out.number(number));
             out.place(STYLES.iter().position(|style| *style == member.style));
             out.flag(member.counts);
             out.flag(member.is_late);
             out.number(member.acknowledged);
             out.number(member.first);
             out.time(member.seen);
+            out.time(member.joined);
             out.option(member.trouble.as_deref(), Writer::text);
         }
         out.0
     }
 
-    /// Reads a ring. `None`: no version of this form writes that.
-    pub fn decode(name: &str, settings: Settings, bytes: &[u8]) -> Option<Self> {
+    /// Reads a ring, with the settings of the daemon that wrote it. `None`: no version of this form writes
+    /// that.
+    pub fn decode(name: &str, bytes: &[u8]) -> Option<Self> {
         if bytes.len() > STATE_MAX {
             return None;
         }
@@ -74,6 +85,12 @@ impl Ring {
         if from.byte()? != VERSION {
             return None;
         }
+        let settings = Settings {
+            rotate: from.time()?,
+            lifetime: from.time()?,
+            max_key_age: from.time()?,
+            members_wait: from.time()?,
+        };
         let window = Window {
             before: from.epoch()?,
             current: from.epoch()?,
@@ -203,15 +220,19 @@ impl<'s> Reader<'s> {
                 owner: self.text()?,
                 daemon: self.number()?,
             };
+            let daemon = by.daemon;
             let member = Member {
                 by,
-                lease: self.option(Self::number)?.map(Lease),
+                lease: self
+                    .option(Self::number)?
+                    .map(|number| Lease(number, daemon)),
                 style: *STYLES.get(usize::from(self.byte()?))?,
                 counts: self.flag()?,
                 is_late: self.flag()?,
                 acknowledged: self.number()?,
                 first: self.number()?,
                 seen: self.time()?,
+                joined: self.time()?,
                 trouble: self.option(Self::text)?,
             };
             let is_new = members.insert(Arc::clone(&name), member).is_none();
@@ -271,20 +292,20 @@ mod tests {
     fn ring_is_read_as_it_was_written_and_nothing_else_panics() {
         for ring in rings() {
             let bytes = ring.encode();
-            let read = Ring::decode("web", SETTINGS, &bytes).unwrap();
+            let read = Ring::decode("web", &bytes).unwrap();
             assert_eq!(*read.encode(), *bytes);
             assert_eq!(read.view(70 * SECOND), ring.view(70 * SECOND));
             assert_eq!(read.due(), ring.due());
             for length in 0..bytes.len() {
                 // A state that ends before a member is one with fewer members.
-                drop(Ring::decode("web", SETTINGS, &bytes[..length]));
+                drop(Ring::decode("web", &bytes[..length]));
             }
             for bit in 0..8 * bytes.len() {
                 let mut changed = bytes.to_vec();
                 changed[bit / 8] ^= 1 << (bit % 8);
-                drop(Ring::decode("web", SETTINGS, &changed));
+                drop(Ring::decode("web", &changed));
             }
-            assert!(Ring::decode("web", SETTINGS, &[]).is_none());
+            assert!(Ring::decode("web", &[]).is_none());
         }
     }
 
@@ -302,6 +323,6 @@ mod tests {
         }
         let bytes = ring.encode();
         assert!(bytes.len() <= STATE_MAX, "{}", bytes.len());
-        assert!(Ring::decode("web", SETTINGS, &bytes).is_some());
+        assert!(Ring::decode("web", &bytes).is_some());
     }
 }

@@ -275,3 +275,62 @@ fn names_and_numbers_of_members_are_bounded() {
     ring.join("7", Style::List, &Attachment::default(), SECOND)
         .unwrap();
 }
+
+#[test]
+fn member_that_joins_again_is_late_from_then_on_and_not_after_its_acknowledgement() {
+    let mut ring = ring();
+    let one = member(&mut ring, "one", Duration::ZERO);
+    ring.tick(10 * SECOND).unwrap();
+    up_to_date(&mut ring, one, 10 * SECOND);
+    ring.tick(10 * SECOND).unwrap();
+    up_to_date(&mut ring, one, 10 * SECOND);
+    ring.tick(10 * SECOND).unwrap();
+    assert_eq!(ring.view(15 * SECOND).phase, Phase::Settle);
+    let is_late = |ring: &Ring, now| ring.view(now).members[0].is_late;
+    // The phase is older than members_wait, but the ring waits for this member only now.
+    let again = ring
+        .join("one", Style::List, &Attachment::default(), 15 * SECOND)
+        .unwrap();
+    ring.tick(16 * SECOND).unwrap();
+    assert!(!is_late(&ring, 16 * SECOND));
+    assert_eq!(ring.due(), 17 * SECOND);
+    assert_eq!(ring.tick(17 * SECOND).unwrap(), [Event::Late("one".into())]);
+    assert!(is_late(&ring, 17 * SECOND));
+    up_to_date(&mut ring, again, 18 * SECOND);
+    assert!(!is_late(&ring, 18 * SECOND));
+}
+
+#[test]
+fn words_of_a_member_that_show_a_key_are_withheld() {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    let mut ring = ring();
+    let lease = member(&mut ring, "one", Duration::ZERO);
+    let key = ring.key(1, Layout::Bytes80).unwrap();
+    let hex: String = key
+        .bytes()
+        .iter()
+        .map(|byte| format!("{byte:02X}"))
+        .collect();
+    let spaced: String = hex.chars().flat_map(|digit| [digit, ' ']).collect();
+    let base64 = STANDARD.encode(key.bytes());
+    let shifted = STANDARD.encode([b"ab", key.bytes()].concat());
+    for words in [
+        &*hex,
+        &spaced,
+        &hex[20..80],
+        &base64,
+        &base64[8..60],
+        &shifted,
+    ] {
+        ring.refuse(lease, 1, &format!("bad key {words}!")).unwrap();
+        let trouble = ring.view(SECOND).members[0].trouble.clone().unwrap();
+        assert!(trouble.contains("withheld"), "{words}: {trouble}");
+    }
+    ring.refuse(lease, 1, "cannot open /run/keys/0123456789abcdef")
+        .unwrap();
+    let trouble = ring.view(SECOND).members[0].trouble.clone();
+    assert_eq!(
+        trouble.as_deref(),
+        Some("cannot open /run/keys/0123456789abcdef")
+    );
+}

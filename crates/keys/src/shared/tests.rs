@@ -363,3 +363,40 @@ fn state_of_a_later_version_is_not_replaced() {
         Some(NotNow::NotSeen)
     );
 }
+
+/// The store goes back to a state in which the last lease was not given yet.
+#[test]
+fn ring_that_went_back_gives_no_lease_again() {
+    let now = 10 * SECOND;
+    let mut store = Store::default();
+    let mut daemon = Daemon::start(1, SECOND);
+    daemon.turn(&mut store, SECOND);
+    daemon.turn(&mut store, SECOND + QUIET);
+    let (version, state) = (store.version, store.state.clone());
+    let by = Attachment {
+        owner: "owner".into(),
+        daemon: 1,
+    };
+    let join = |name: &'static str| {
+        let by = by.clone();
+        move |ring: &mut Ring, now| ring.join(name, Style::List, &by, now).unwrap()
+    };
+    let lost = daemon.change(&mut store, now, join("lost")).unwrap();
+    let mut other = Daemon::start(2, now);
+    (store.version, store.state) = (version + 5, state);
+    for daemon in [&mut daemon, &mut other] {
+        daemon.turn(&mut store, now);
+    }
+    let given = daemon.change(&mut store, now, join("next")).unwrap();
+    assert_ne!(given, lost);
+    assert!(!daemon.copy.ring().unwrap().holds(lost));
+    // Another daemon may give the same number, and its leases are others.
+    let elsewhere = other.change(&mut store, now, |ring, now| {
+        let by = Attachment {
+            owner: "owner".into(),
+            daemon: 2,
+        };
+        ring.join("elsewhere", Style::List, &by, now).unwrap()
+    });
+    assert_ne!(elsewhere.unwrap(), lost);
+}

@@ -8,7 +8,7 @@ if expected == '*' then
   -- The first heartbeat of a life clears away those of lives that ended an hour ago.
   local all = redis.call('HGETALL', beats)
   for i = 1, #all, 2 do
-    if all[i] ~= 'r' and tonumber(all[i + 1]) < now - 3600000 then
+    if #all[i] == 8 and tonumber(all[i + 1]) < now - 3600000 then
       redis.call('HDEL', beats, all[i])
     end
   end

@@ -18,6 +18,38 @@ end
 local ENTRY, NOTE = 1, 2
 -- The reason of a ticket that is spent.
 local SPENT = 6
+
+-- The sessions of tickets that are not good any more: a sorted set by 8 times the time of the ticket's end, plus
+-- the reason. It has no expiry, so no store evicts it alone under a policy for keys with one. It has a member
+-- of no session, so that it is there as long as the bucket says.
+
+-- Returns whether the store has lost the list. All heartbeats are gone then, so no ticket from before is good.
+local function lost_list(list, beats)
+  local is_lost = redis.call('HGET', beats, 'g') and not redis.call('ZSCORE', list, '')
+  if is_lost then redis.call('DEL', beats) end
+  return is_lost
+end
+
+-- Returns the reason for which a session is on the list, or nil.
+local function listed(list, name)
+  local score = tonumber(redis.call('ZSCORE', list, name) or '0')
+  if score > now * 8 then return score % 8 end
+end
+
+-- Puts a session on the list for so many milliseconds, or longer if it is there for longer. Returns whether it
+-- was not there.
+local function put_on_list(list, beats, name, reason, life)
+  lost_list(list, beats)
+  redis.call('HSET', beats, 'g', '1')
+  redis.call('ZREMRANGEBYSCORE', list, '-inf', string.format('%.0f', now * 8))
+  local before = tonumber(redis.call('ZSCORE', list, name) or '0')
+  local score = (now + tonumber(life)) * 8
+  if before == 0 then score = score + reason else score = score + before % 8 end
+  if score > before then
+    redis.call('ZADD', list, 'inf', '', string.format('%.0f', score), name)
+  end
+  return before == 0
+end
 local HEAD, HOLD = 13, 12
 
 -- Returns the value of an entry, or nil if there is none, or one of another type.

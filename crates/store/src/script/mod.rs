@@ -21,10 +21,6 @@ const NOTE_MILLIS: u64 = 600_000;
 /// live that it has sealed, in milliseconds.
 const RESIGNED_MILLIS: u64 = 7 * 24 * 3_600_000;
 
-/// How long the store keeps a ring of ticket keys after the last look of a daemon: two weeks, in
-/// milliseconds. A ticket is valid for a week at most.
-const RING_MILLIS: u64 = 14 * 24 * 3_600_000;
-
 /// One life of one daemon in one bucket: random, and never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Holder(pub [u8; 8]);
@@ -282,7 +278,8 @@ pub enum Request {
         /// At most [`ENTRIES_MAX`] sessions, each with its hold.
         holds: Vec<(Name, Token)>,
     },
-    /// Removes sessions of one bucket, and writes the notes of those with one.
+    /// Removes sessions of one bucket, and writes the notes of those with one. Sessions of tickets are put
+    /// on the list of those that are not good any more.
     Remove {
         /// At most [`ENTRIES_MAX`].
         entries: Vec<(Name, Option<Note>)>,
@@ -295,6 +292,8 @@ pub enum Request {
         claim: Claim,
         /// The holder that sealed the ticket, in the bucket of the session.
         sealer: Holder,
+        /// What the process of the store calls itself.
+        server: Box<str>,
         /// Whether to spend it.
         spends: bool,
         /// How long the ticket lives, in milliseconds. At least 1.
@@ -316,12 +315,14 @@ pub enum Request {
         /// In milliseconds.
         valid_until: u64,
     },
-    /// Removes the heartbeat of a daemon that stops.
+    /// Removes the heartbeat of a daemon that stops, and remembers that it had delivered everything.
     Resign {
         /// The bucket.
         bucket: Bucket,
         /// The holder.
         holder: Holder,
+        /// What the process of the store calls itself.
+        server: Box<str>,
     },
     /// Raises the version of the revocations.
     Revise {
@@ -443,7 +444,8 @@ pub enum Answer {
         /// The version of the revocations. Only a heartbeat tells it.
         revision: Option<u64>,
     },
-    /// Release, remove, resign, revise: how many entries were changed.
+    /// Release, remove, resign, revise: how many entries were changed. Remove: or are on the list now, and
+    /// were not.
     Done(u64),
     /// Beat: it is written.
     Beaten {
@@ -487,6 +489,8 @@ pub struct RingAnswer {
     pub leads: bool,
     /// Whether the ring was written.
     pub is_written: bool,
+    /// The lowest version that a daemon knew at its last look.
+    pub least: u64,
     /// Its sealed value. `None`: the daemon knows this version, or there is none.
     pub sealed: Option<Vec<u8>>,
     /// The daemons that are alive.
@@ -596,11 +600,11 @@ impl Answer {
                 entries: read_revocations(rest.get(1..).unwrap_or_default()),
             },
             (b"many", 0) => Self::TooMany,
-            (b"ring", 5..) => {
-                let Some(Value::Bytes(sealed)) = rest.get(4) else {
+            (b"ring", 6..) => {
+                let Some(Value::Bytes(sealed)) = rest.get(5) else {
                     return Err(UnknownAnswer);
                 };
-                let alive = rest.iter().skip(5).filter_map(|daemon| match daemon {
+                let alive = rest.iter().skip(6).filter_map(|daemon| match daemon {
                     Value::Bytes(id) => Some(Holder(id.as_slice().try_into().ok()?)),
                     _ => None,
                 });
@@ -609,6 +613,7 @@ impl Answer {
                     version: number(1)?,
                     leads: number(2)? == 1,
                     is_written: number(3)? == 1,
+                    least: number(4)?,
                     sealed: Some(sealed.clone()).filter(|sealed| !sealed.is_empty()),
                     alive: alive.collect(),
                 })
@@ -676,7 +681,7 @@ static RESIGN: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("
 static REVISE: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("revise.lua")));
 static NEWEST: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("newest.lua")));
 static TICKET: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("ticket.lua")));
-static SPEND: LazyLock<Script> = LazyLock::new(|| script(WITHIN_MEMORY, include_str!("spend.lua")));
+static SPEND: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("spend.lua")));
 static RING: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("ring.lua")));
 static REVOKE: LazyLock<Script> = LazyLock::new(|| script(ALWAYS, include_str!("revoke.lua")));
 static REVOCATIONS: LazyLock<Script> =
@@ -715,24 +720,29 @@ impl Request {
             Self::Newest { pool, .. } => vec![layout.pool(pool)],
             Self::Revoke { .. } | Self::Revocations => vec![layout.revocations()],
             Self::Ring { ring, .. } => vec![layout.ring(*ring)],
-            Self::Spend { ring, handle, .. } => vec![layout.ring(*ring), layout.spent(handle)],
+            Self::Spend { ring, .. } => vec![layout.ring(*ring), layout.spent(*ring)],
             Self::Release { holds, .. } => {
                 holds.iter().map(|(name, _)| layout.entry(*name)).collect()
             }
-            Self::Remove { entries } => entries
-                .iter()
-                .map(|(name, _)| layout.entry(*name))
-                .collect(),
+            Self::Remove { entries } => {
+                let key = |(name, note): &(Name, Option<Note>)| match is_ticket(note) {
+                    true => layout.tickets(name.bucket()),
+                    false => layout.entry(*name),
+                };
+                let bucket = entries.first().map(|(name, _)| name.bucket());
+                let beats = bucket.map(|bucket| layout.beats(bucket));
+                entries.iter().map(key).chain(beats).collect()
+            }
             Self::Beat { bucket, .. } | Self::Revise { bucket, .. } => {
                 vec![layout.beats(*bucket)]
             }
-            Self::Resign { bucket, holder } => {
+            Self::Resign { bucket, holder, .. } => {
                 vec![layout.beats(*bucket), layout.resigned(*bucket, holder.0)]
             }
             Self::Ticket { name, sealer, .. } => {
                 let bucket = name.bucket();
                 vec![
-                    layout.entry(*name),
+                    layout.tickets(bucket),
                     layout.beats(bucket),
                     layout.resigned(bucket, sealer.0),
                 ]
@@ -824,9 +834,14 @@ impl Request {
                     .for_each(|(_, token)| to(&token.0.to_be_bytes()));
             }
             Self::Remove { entries } => {
-                for (_, note) in entries {
+                for (name, note) in entries {
                     number(note.map_or(0, |note| note.reason.number().into()), to);
                     number(note.map_or(1, |note| note.life()), to);
+                    to(if is_ticket(note) {
+                        name.as_bytes()
+                    } else {
+                        &[]
+                    });
                 }
             }
             Self::Beat {
@@ -844,20 +859,24 @@ impl Request {
                 }
                 number(*valid_until, to);
             }
-            Self::Resign { holder, .. } => {
+            Self::Resign { holder, server, .. } => {
                 to(&holder.0);
+                to(server.as_bytes());
                 number(RESIGNED_MILLIS, to);
             }
             Self::Ticket {
+                name,
                 claim,
                 sealer,
+                server,
                 spends,
                 life,
                 valid_until,
-                ..
             } => {
                 claimed(claim, to);
+                to(name.as_bytes());
                 to(&sealer.0);
+                to(server.as_bytes());
                 to(if *spends { b"1" } else { b"0" });
                 number((*life).max(1), to);
                 number(*valid_until, to);
@@ -878,21 +897,27 @@ impl Request {
                 let restores = write.as_ref().is_some_and(|write| write.restores);
                 to(if restores { b"1" } else { b"0" });
                 to(write.as_ref().map_or(&[], |write| &write.sealed));
-                number(RING_MILLIS, to);
             }
             Self::Spend {
                 known,
+                handle,
                 spends,
                 life,
                 ..
             } => {
                 number(known.number, to);
                 to(&known.mark);
+                to(handle);
                 to(if *spends { b"1" } else { b"0" });
                 number((*life).max(1), to);
             }
         }
     }
+}
+
+/// Returns whether a session is one of a ticket.
+fn is_ticket(note: &Option<Note>) -> bool {
+    note.is_some_and(|note| note.ticket_life.is_some())
 }
 
 fn claimed(claim: &Claim, to: &mut impl FnMut(&[u8])) {

@@ -39,6 +39,9 @@ trait Store {
     fn lapse(&mut self, bucket: Bucket, holder: Holder);
     fn lose_beat(&mut self, bucket: Bucket, holder: Holder);
     fn lose_entry(&mut self, name: Name);
+    fn lose_list(&mut self, bucket: Bucket);
+    /// Lets a moment pass.
+    fn tick(&mut self);
 }
 
 impl Store for Model {
@@ -60,6 +63,14 @@ impl Store for Model {
 
     fn lose_entry(&mut self, name: Name) {
         Self::lose_entry(self, name);
+    }
+
+    fn lose_list(&mut self, bucket: Bucket) {
+        Self::lose_list(self, bucket);
+    }
+
+    fn tick(&mut self) {
+        self.now += 1;
     }
 }
 
@@ -409,6 +420,7 @@ fn heartbeats_count(store: &mut dyn Store) {
     let resign = Request::Resign {
         bucket: knowing.bucket,
         holder: knowing.claim.holder,
+        server: "process 1".into(),
     };
     assert_eq!(store.run(&resign), Answer::Done(1));
     assert_eq!(store.run(&resign), Answer::Done(0));

@@ -117,7 +117,18 @@ fn of_two_writes_after_one_version_the_second_is_refused() {
             &known.look(ONE, Some(known.next(b"too late, as it is"))),
         );
         assert!(!behind.is_written);
-        assert_eq!((behind.version, behind.sealed), (2, Some(second.sealed)));
+        assert_eq!(
+            (behind.version, behind.sealed),
+            (2, Some(second.sealed.clone()))
+        );
+        // The first daemon has looked, and knows the first version.
+        assert_eq!(behind.least, 1);
+        let later = Known {
+            version: 2,
+            sealed: second.sealed,
+        };
+        assert_eq!(run(store, &later.look(ONE, None)).least, 1);
+        assert_eq!(run(store, &later.look(TWO, None)).least, 2);
     });
 }
 
@@ -184,6 +195,10 @@ fn ticket_is_spent_once_and_only_for_the_ring_that_the_store_has() {
         assert_eq!(store.run(&known.spend([2; 16], true)), Answer::Stored);
         assert_eq!(store.run(&known.spend([2; 16], true)), Answer::Taken);
         assert_eq!(store.run(&known.spend([2; 16], false)), Answer::Taken);
+        // Without the list of spent tickets, the ring is gone too.
+        store.lose_spent(ring());
+        assert_eq!(store.run(&known.spend([3; 16], true)), Answer::Behind);
+        assert_eq!(run(store, &known.look(ONE, None)).version, 0);
         store.empty();
         assert_eq!(store.run(&known.spend([2; 16], true)), Answer::Behind);
     });

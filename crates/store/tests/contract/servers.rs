@@ -103,9 +103,17 @@ impl RawServer {
         cmd("HSET")
             .arg(self.layout.ring(ring))
             .arg(look)
-            .arg("1")
+            .arg("1:0")
             .arg("e")
             .arg("1")
+            .exec(&mut self.connection)
+            .unwrap();
+    }
+
+    /// Loses the list of the spent tickets of a ring, as an eviction does.
+    pub(crate) fn lose_spent(&mut self, ring: RingName) {
+        cmd("DEL")
+            .arg(self.layout.spent(ring))
             .exec(&mut self.connection)
             .unwrap();
     }
@@ -202,6 +210,17 @@ impl Store for RawServer {
             .arg(&holder.0)
             .exec(&mut self.connection)
             .unwrap();
+    }
+
+    fn lose_list(&mut self, bucket: Bucket) {
+        cmd("DEL")
+            .arg(self.layout.tickets(bucket))
+            .exec(&mut self.connection)
+            .unwrap();
+    }
+
+    fn tick(&mut self) {
+        std::thread::yield_now();
     }
 
     fn lose_entry(&mut self, name: Name) {

@@ -13,6 +13,7 @@ impl Daemon {
             name,
             claim: self.claim,
             sealer,
+            server: "process 1".into(),
             spends,
             life: LONG,
             valid_until: u64::MAX >> 11,
@@ -57,6 +58,7 @@ fn ticket_of_a_daemon_that_died_is_not_good_and_of_one_that_stopped_is() {
         let resign = Request::Resign {
             bucket: name.bucket(),
             holder: stopped.claim.holder,
+            server: "process 1".into(),
         };
         assert_eq!(store.run(&resign), Answer::Done(1));
         store.lapse(name.bucket(), died.claim.holder);
@@ -68,6 +70,7 @@ fn ticket_of_a_daemon_that_died_is_not_good_and_of_one_that_stopped_is() {
         let resign = Request::Resign {
             bucket: name.bucket(),
             holder: died.claim.holder,
+            server: "process 1".into(),
         };
         assert_eq!(store.run(&resign), Answer::Done(0));
         assert_eq!(store.run(&ask(&asks, &died)), Answer::HolderLost);
@@ -87,5 +90,55 @@ fn ticket_of_a_daemon_that_died_is_not_good_and_of_one_that_stopped_is() {
             store.run(&ask(&asks, &stopped)),
             Answer::Refused(Refused::Revised(7))
         );
+    });
+}
+
+/// A note that lasts longer is kept, whichever comes first: several tickets may have one session.
+#[test]
+fn session_is_on_the_list_for_the_longest_of_its_notes() {
+    on_every_store(|store| {
+        let name = name(b"one");
+        let one = Daemon::start(store, 1, name.bucket());
+        let put = |life| Request::Remove {
+            entries: vec![(
+                name,
+                Some(Note {
+                    reason: Reason::Removed,
+                    ticket_life: Some(life),
+                }),
+            )],
+        };
+        assert_eq!(store.run(&put(1)), Answer::Done(1));
+        assert_eq!(store.run(&put(LONG)), Answer::Done(0));
+        assert_eq!(store.run(&put(1)), Answer::Done(0));
+        // What is removed as a stored session is another session.
+        store.run(&super::remove(name, Some(Reason::Unclosed)));
+        let start = store.now();
+        while store.now() < start + 3 {
+            store.tick();
+        }
+        let gone = store.run(&one.ticket(name, one.claim.holder, false));
+        assert!(is_gone(&gone, Reason::Removed), "{gone:?}");
+    });
+}
+
+/// A store that evicts the list has lost which tickets are bad.
+#[test]
+fn no_ticket_is_good_after_the_list_was_lost() {
+    on_every_store(|store| {
+        let (spent, other) = (name(b"one"), super::beside(name(b"one"), 0));
+        let one = Daemon::start(store, 1, spent.bucket());
+        let sealer = one.claim.holder;
+        assert_eq!(store.run(&one.ticket(spent, sealer, true)), Answer::Good);
+        store.lose_list(spent.bucket());
+        for name in [spent, other] {
+            let answer = store.run(&one.ticket(name, sealer, false));
+            assert_eq!(answer, Answer::Refused(Refused::Lost));
+        }
+        let again = Daemon::start(store, 2, spent.bucket());
+        let answer = store.run(&again.ticket(spent, sealer, false));
+        assert_eq!(answer, Answer::HolderLost);
+        let holder = again.claim.holder;
+        assert_eq!(store.run(&again.ticket(other, holder, true)), Answer::Good);
     });
 }

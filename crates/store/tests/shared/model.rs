@@ -1,7 +1,7 @@
 //! The meaning of the scripts, as a store in memory. The contract suite compares it with real
 //! servers, and the simulation runs daemons on it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use tls_sessiond_store::{
     layout::{Bucket, Name, Pool},
@@ -46,7 +46,9 @@ pub(crate) struct Model {
     pub(crate) faults: Faults,
     entries: BTreeMap<Name, (Entry, u64)>,
     beats: BTreeMap<(Bucket, Holder), u64>,
-    resigned: BTreeSet<(Bucket, Holder)>,
+    resigned: BTreeMap<(Bucket, Holder), Box<str>>,
+    /// Sessions of tickets that are not good, each with the end of its ticket.
+    list: BTreeMap<Name, (Reason, u64)>,
     revisions: BTreeMap<Bucket, u64>,
     /// Names by the time and the order of their put.
     pools: BTreeMap<Pool, Vec<(u64, Name)>>,
@@ -153,6 +155,10 @@ impl Model {
             Request::Remove { entries } => {
                 let mut done = 0;
                 for (name, note) in entries {
+                    if let Some(note) = note.filter(|note| note.ticket_life.is_some()) {
+                        done += u64::from(self.put_on_list(*name, note));
+                        continue;
+                    }
                     let is_note = matches!(self.entries.get(name), Some((Entry::Note { .. }, _)));
                     if is_note {
                         continue;
@@ -203,10 +209,14 @@ impl Model {
                     revision,
                 }
             }
-            Request::Resign { bucket, holder } => {
+            Request::Resign {
+                bucket,
+                holder,
+                server,
+            } => {
                 let resigned = self.beats.remove(&(*bucket, *holder)).is_some();
                 if resigned {
-                    self.resigned.insert((*bucket, *holder));
+                    self.resigned.insert((*bucket, *holder), server.clone());
                 }
                 Answer::Done(resigned.into())
             }
@@ -214,6 +224,7 @@ impl Model {
                 name,
                 claim,
                 sealer,
+                server,
                 spends,
                 life,
                 valid_until,
@@ -223,7 +234,7 @@ impl Model {
                     now: None,
                     revision: None,
                 },
-                None => self.ticket(*name, *sealer, spends.then_some(*life)),
+                None => self.ticket(*name, *sealer, server, spends.then_some(*life)),
             },
             Request::Newest { pool, gone } => {
                 let members = self.pools.entry(*pool).or_default();
@@ -285,23 +296,36 @@ impl Model {
         self.entries.insert(name, (entry, self.now + note.life()));
     }
 
-    fn ticket(&mut self, name: Name, sealer: Holder, spent_for: Option<u64>) -> Answer {
-        match self.entries.get(&name) {
-            Some((Entry::Note { reason, at }, _)) => {
-                return Answer::Gone {
-                    reason: Some(*reason),
-                    at: *at,
-                };
-            }
-            Some((Entry::Session { .. }, _)) => return Answer::Malformed,
-            None => {}
+    /// Returns whether the session was not on the list.
+    fn put_on_list(&mut self, name: Name, note: Note) -> bool {
+        let (now, until) = (self.now, self.now + note.life());
+        self.list.retain(|_, (_, until)| *until > now);
+        let is_new = !self.list.contains_key(&name);
+        let (_, held) = self.list.entry(name).or_insert((note.reason, until));
+        *held = until.max(*held);
+        is_new
+    }
+
+    fn ticket(
+        &mut self,
+        name: Name,
+        sealer: Holder,
+        server: &str,
+        spent_for: Option<u64>,
+    ) -> Answer {
+        let held = self.list.get(&name).filter(|(_, until)| *until > self.now);
+        if let Some((reason, _)) = held {
+            return Answer::Gone {
+                reason: Some(*reason),
+                at: 0,
+            };
         }
         let sealer = (name.bucket(), sealer);
         let lives = self
             .beats
             .get(&sealer)
             .is_some_and(|deadline| *deadline > self.now);
-        if !lives && !self.resigned.contains(&sealer) {
+        if !lives && self.resigned.get(&sealer).is_none_or(|of| **of != *server) {
             return Answer::HolderLost;
         }
         if spent_for.is_some() {
@@ -309,7 +333,7 @@ impl Model {
                 reason: Reason::Spent,
                 ticket_life: spent_for,
             };
-            self.note(name, note);
+            self.put_on_list(name, note);
         }
         Answer::Good
     }
@@ -408,6 +432,12 @@ impl Model {
     /// Loses an entry, as its expiry or an eviction does.
     pub(crate) fn lose_entry(&mut self, name: Name) {
         self.entries.remove(&name);
+    }
+
+    /// Loses the list of tickets, and with it what vouches for them.
+    pub(crate) fn lose_list(&mut self, bucket: Bucket) {
+        self.list.retain(|name, _| name.bucket() != bucket);
+        self.beats.retain(|(of, _), _| *of != bucket);
     }
 
     /// Loses every heartbeat.

@@ -122,6 +122,7 @@ pub(super) fn one_ring(screen: &mut Screen, ring: &pb::Ring) {
         ("saved", words::yes_no(ring.saved).into()),
         ("daemons", daemons(ring).into()),
         ("tickets", tickets(ring).into()),
+        ("trouble", words::or_dash(&ring.trouble).into()),
     ]);
     let of_ring = ring.members.iter();
     members(screen, of_ring.map(|member| (ring.name.as_str(), member)));

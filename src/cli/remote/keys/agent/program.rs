@@ -3,6 +3,7 @@
 use std::{process::Stdio, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     process::{Child, Command},
@@ -61,15 +62,34 @@ impl Program {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
+            .process_group(0)
             .kill_on_drop(true)
             .spawn();
         let child = spawned.map_err(|err| NotRun(format!("cannot run {name}: {err}")))?;
+        let mut group = Group(child.id());
         match timeout(self.wait, ended(child, input)).await {
-            Ok(done) => done.map_err(|why| NotRun(format!("{name}: {why}"))),
+            Ok(done) => {
+                // What the program has started and left behind, such as a server, goes on.
+                group.0 = None;
+                done.map_err(|why| NotRun(format!("{name}: {why}")))
+            }
             Err(_) => Err(NotRun(format!(
-                "{name}: it has not ended within {:?}, and was killed",
+                "{name}: it has not ended within {:?}, and was killed with the processes that it had started",
                 self.wait
             ))),
+        }
+    }
+}
+
+/// The processes of a program. They are killed when it is dropped.
+struct Group(Option<u32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let id = self.0.and_then(|id| i32::try_from(id).ok());
+        if let Some(group) = id.and_then(Pid::from_raw) {
+            // It may have ended.
+            let _ = kill_process_group(group, Signal::KILL);
         }
     }
 }

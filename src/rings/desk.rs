@@ -13,9 +13,10 @@ use tokio::sync::{Notify, watch};
 use zeroize::Zeroizing;
 
 use super::{
+    not_shared::NotShared,
     on_the_line,
     own::Own,
-    sharing::{NotShared, Sharing, StoreOfRings},
+    sharing::{Sharing, StoreOfRings},
     spent::{Spending, Spent},
     tally::{Tally, Tickets},
 };

@@ -8,7 +8,7 @@ use tls_sessiond_keys::{
 };
 use tokio::sync::watch;
 
-use super::{desk::RingDesk, sharing::NotShared};
+use super::{desk::RingDesk, not_shared::NotShared};
 
 /// The membership of a server. Dropping it means that the way to the server is lost.
 pub(crate) struct Membership {

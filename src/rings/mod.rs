@@ -2,6 +2,7 @@
 //!
 //! * `desk`: one ring, as the API uses it
 //! * `membership`: a server in a ring
+//! * `not_shared`: why a ring in the shared store was not reached
 //! * `own`: a ring of this daemon alone
 //! * `saving`: a ring on disk
 //! * `sealer`: a ring that seals sessions of the daemon's engine
@@ -11,6 +12,7 @@
 
 mod desk;
 mod membership;
+mod not_shared;
 mod own;
 mod saving;
 mod sealer;
@@ -36,7 +38,7 @@ use tokio::{sync::Notify, time::sleep};
 pub(crate) use self::{
     desk::{NotOpenedHere, RingDesk},
     membership::{Membership, NotJoined},
-    sharing::NotShared,
+    not_shared::NotShared,
     tally::Tickets,
 };
 use self::{sealer::RingSealer, sharing::StoreOfRings};

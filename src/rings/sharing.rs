@@ -18,6 +18,7 @@ use tls_sessiond_store::{
     script::{Answer, Holder, MARK_BYTES, Request, RingVersion, RingWrite},
 };
 
+use super::not_shared::NotShared;
 use crate::store::Store;
 
 /// How long a daemon counts as alive after a look, and has the lease to rotate.
@@ -32,41 +33,6 @@ const UNREADABLE: &str = "the ring in the shared store cannot be read: a later v
                           Servers go on with the keys that they have";
 /// How long the store may be away before the log is told.
 const AWAY: Duration = Duration::from_secs(3);
-
-/// Why a ring in the shared store was not changed or asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum NotShared {
-    /// The store did not answer, or refused.
-    #[error(
-        "the ring is in the shared store, which does not answer, or refuses: try again; `trouble` of the ring says more"
-    )]
-    Away,
-    /// The store has not shown the ring to this daemon yet, or has lost it a moment ago.
-    #[error(
-        "the shared store has not shown the ring to this daemon yet, or has lost it a moment ago: try again"
-    )]
-    NotSeen,
-    /// Changes of other daemons came before this one again and again.
-    #[error("other daemons are changing the ring: try again")]
-    Contended,
-    /// The change is in the store, and other daemons have not seen it in time.
-    #[error(
-        "the ring has changed, but not every daemon has confirmed that it knows: repeat the call"
-    )]
-    Unconfirmed,
-    /// The system has no random numbers.
-    #[error(transparent)]
-    NoRandomness(#[from] NoRandomness),
-}
-
-impl From<NotNow> for NotShared {
-    fn from(why: NotNow) -> Self {
-        match why {
-            NotNow::NotSeen => Self::NotSeen,
-            NotNow::NoRandomness(why) => Self::NoRandomness(why),
-        }
-    }
-}
 
 /// The shared store of all rings, once the daemon has it.
 pub(super) type StoreOfRings = Arc<OnceLock<Arc<Store>>>;

@@ -14,6 +14,8 @@
 //!
 //! * `member`: what the ring knows of a server
 //! * `rotation`: the phases
+//! * `view`: what is shown of a ring
+//! * `words`: why a member does not run an instruction
 //! * `state`: a ring as bytes, for the daemons that share it
 //! * `exploration_tests`: all interleavings of a small fleet, in tests
 
@@ -30,18 +32,18 @@ mod rotation;
 mod state;
 #[cfg(test)]
 mod tests;
+mod view;
+mod words;
 
 use member::Member;
 pub use member::{Attachment, MemberView, Style};
 pub use state::STATE_MAX;
+pub use view::RingView;
 
 /// Most members of a ring.
 pub const MEMBERS_MAX: usize = 1024;
 /// Most bytes of the name of a member.
 pub const NAME_MAX: usize = 256;
-/// Most bytes of a member's words about a refusal that are kept.
-const WORDS_MAX: usize = 256;
-
 /// The settings of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -373,22 +375,6 @@ impl Ring {
         Ok(())
     }
 
-    /// Takes a refusal: the member cannot run the instruction with this number.
-    ///
-    /// # Errors
-    /// As [`Self::acknowledge`].
-    pub fn refuse(&mut self, lease: Lease, sequence: u64, why: &str) -> Result<(), Refused> {
-        let end = (0..=WORDS_MAX.min(why.len()))
-            .rev()
-            .find(|&at| why.is_char_boundary(at));
-        let words = match self.shows_key(why) {
-            true => "its words are withheld: they have a key".into(),
-            false => why[..end.unwrap_or(0)].into(),
-        };
-        self.answering(lease, sequence)?.trouble = Some(words);
-        Ok(())
-    }
-
     /// Returns the member that answers this instruction.
     fn answering(&mut self, lease: Lease, sequence: u64) -> Result<&mut Member, Refused> {
         let last = self.sequence;
@@ -455,25 +441,6 @@ impl Ring {
         Some(epoch.secret.key(&self.name, layout))
     }
 
-    /// Returns whether a text has a part of a key, as hex or as Base64.
-    fn shows_key(&self, text: &str) -> bool {
-        let letters = |keep: fn(&char) -> bool| text.chars().filter(keep).collect::<String>();
-        let hex = letters(char::is_ascii_hexdigit).to_ascii_lowercase();
-        let base64 = letters(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '-' | '_'));
-        let base64 = base64.replace('-', "+").replace('_', "/");
-        let layouts = [
-            Layout::Bytes80,
-            Layout::Bytes48,
-            Layout::Bytes32,
-            Layout::Sealed,
-        ];
-        let epochs = self.epochs();
-        let mut keys = epochs
-            .iter()
-            .flat_map(|epoch| layouts.map(|layout| epoch.secret.key(&self.name, layout)));
-        keys.any(|key| key.is_shown_in(&hex, &base64))
-    }
-
     /// Returns the number of the current epoch.
     pub fn epoch(&self) -> u64 {
         self.window.current.number
@@ -497,50 +464,9 @@ impl Ring {
         }
     }
 
-    /// Returns the state of the ring, without keys.
-    pub fn view(&self, now: Duration) -> RingView {
-        let members = self.members.iter();
-        RingView {
-            phase: self.phase,
-            sequence: self.sequence,
-            since: now.saturating_sub(self.since),
-            epoch: self.window.current.number,
-            age: now.saturating_sub(self.activated),
-            opened: self.opened().iter().map(|epoch| epoch.number).collect(),
-            rotations: self.rotations,
-            is_emergency: self.is_emergency,
-            members: members
-                .map(|(name, member)| member.view(name, self.sequence, now))
-                .collect(),
-        }
-    }
-
     /// Returns the names of the counted members.
     pub(crate) fn counted(&self) -> impl Iterator<Item = &Arc<str>> {
         let counted = self.members.iter().filter(|(_, member)| member.counts);
         counted.map(|(name, _)| name)
     }
-}
-
-/// The state of a ring at one time.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RingView {
-    /// The phase.
-    pub phase: Phase,
-    /// The number of the last instruction.
-    pub sequence: u64,
-    /// How long the phase has lasted.
-    pub since: Duration,
-    /// The epoch that the ring encrypts with.
-    pub epoch: u64,
-    /// How long ago that epoch was activated.
-    pub age: Duration,
-    /// The epochs whose tickets are opened, the current one first.
-    pub opened: Vec<u64>,
-    /// Number of rotations since the ring began.
-    pub rotations: u64,
-    /// Whether an emergency rotation is under way.
-    pub is_emergency: bool,
-    /// The members, by name.
-    pub members: Vec<MemberView>,
 }

@@ -259,15 +259,10 @@ impl Layout {
         format!("{}:{{{}}}:t:{digits}", self.prefix, TAGS[0]).into_bytes()
     }
 
-    /// Returns the key of a bucket's list: the sessions of tickets that are not good any more.
+    /// Returns the key of a bucket's list: the sessions of tickets that are not good any more, and the holders
+    /// that have ended with everything delivered.
     pub fn tickets(&self, bucket: Bucket) -> Vec<u8> {
         format!("{}:{{{}}}:l", self.prefix, bucket.tag()).into_bytes()
-    }
-
-    /// Returns the key of a holder that has ended with everything delivered.
-    pub fn resigned(&self, bucket: Bucket, holder: [u8; 8]) -> Vec<u8> {
-        let digits = hex::string(&holder);
-        format!("{}:{{{}}}:e:{digits}", self.prefix, bucket.tag()).into_bytes()
     }
 
     /// Returns the key of a bucket's heartbeats: a hash of deadlines by holder.

@@ -36,7 +36,13 @@ local function listed(list, name)
   if score > now * 8 then return score % 8 end
 end
 
--- Puts a session on the list for so many milliseconds, or longer if it is there for longer. Returns whether it
+-- Returns the member of a holder that has ended with everything delivered to a process of the store. It is in the
+-- list, so that it is lost with it.
+local function mark(holder, server)
+  return 'm:' .. holder .. server
+end
+
+-- Puts a session or a mark on the list for so many milliseconds, or longer if it is there for longer. Returns whether it
 -- was not there.
 local function put_on_list(list, beats, name, reason, life)
   lost_list(list, beats)

@@ -482,16 +482,12 @@ impl Request {
             Self::Beat { bucket, .. } | Self::Revise { bucket, .. } => {
                 vec![layout.beats(*bucket)]
             }
-            Self::Resign { bucket, holder, .. } => {
-                vec![layout.beats(*bucket), layout.resigned(*bucket, holder.0)]
+            Self::Resign { bucket, .. } => {
+                vec![layout.beats(*bucket), layout.tickets(*bucket)]
             }
-            Self::Ticket { name, sealer, .. } => {
+            Self::Ticket { name, .. } => {
                 let bucket = name.bucket();
-                vec![
-                    layout.tickets(bucket),
-                    layout.beats(bucket),
-                    layout.resigned(bucket, sealer.0),
-                ]
+                vec![layout.tickets(bucket), layout.beats(bucket)]
             }
         }
     }

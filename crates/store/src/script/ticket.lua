@@ -1,4 +1,4 @@
-local list, beats, resigned = KEYS[1], KEYS[2], KEYS[3]
+local list, beats = KEYS[1], KEYS[2]
 local holder, deadline, revision, name, sealer, server, spends, life, valid_until = unpack(ARGV)
 
 local why = refused(beats, holder, deadline, revision)
@@ -10,6 +10,6 @@ if reason then return { 'gone', reason, 0 } end
 -- The daemon that sealed the ticket lives, or has ended with everything delivered to this process of the store.
 -- Otherwise the store may lack what that daemon knew of the ticket's connection.
 local lives = tonumber(redis.call('HGET', beats, sealer) or '0') > now
-if not lives and redis.call('GET', resigned) ~= server then return { 'holder' } end
+if not lives and not listed(list, mark(sealer, server)) then return { 'holder' } end
 if spends == '1' then put_on_list(list, beats, name, SPENT, life) end
 return { 'good' }

@@ -65,6 +65,12 @@ fn ticket_of_a_daemon_that_died_is_not_good_and_of_one_that_stopped_is() {
         let ask = |by: &Daemon, sealer: &Daemon| by.ticket(name, sealer.claim.holder, false);
         assert_eq!(store.run(&ask(&asks, &died)), Answer::HolderLost);
         assert_eq!(store.run(&ask(&asks, &stopped)), Answer::Good);
+        // A store that was restarted is another process, and may be older than what was told to it.
+        let mut restarted = ask(&asks, &stopped);
+        if let Request::Ticket { server, .. } = &mut restarted {
+            *server = "process 2".into();
+        }
+        assert_eq!(store.run(&restarted), Answer::HolderLost);
         // A heartbeat that is not there any more cannot be given up well.
         store.lose_beat(name.bucket(), died.claim.holder);
         let resign = Request::Resign {
@@ -131,6 +137,12 @@ fn no_ticket_is_good_after_the_list_was_lost() {
         let sealer = one.claim.holder;
         assert_eq!(store.run(&one.ticket(spent, sealer, true)), Answer::Good);
         store.lose_list(spent.bucket());
+        let resign = Request::Resign {
+            bucket: spent.bucket(),
+            holder: sealer,
+            server: "process 1".into(),
+        };
+        assert_eq!(store.run(&resign), Answer::Done(0));
         for name in [spent, other] {
             let answer = store.run(&one.ticket(name, sealer, false));
             assert_eq!(answer, Answer::Refused(Refused::Lost));

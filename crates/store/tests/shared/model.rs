@@ -37,6 +37,8 @@ pub(crate) struct Faults {
     pub(crate) deletion_before_scope_check: bool,
     /// A heartbeat counts if it is there, whatever its value is.
     pub(crate) presence_instead_of_value: bool,
+    /// A ticket is good although the daemon that sealed it is not alive.
+    pub(crate) tickets_of_the_dead: bool,
 }
 
 /// A store in memory. Its clock stands still until a test moves it.
@@ -325,6 +327,7 @@ impl Model {
             .beats
             .get(&sealer)
             .is_some_and(|deadline| *deadline > self.now);
+        let lives = lives || self.faults.tickets_of_the_dead;
         if !lives && self.resigned.get(&sealer).is_none_or(|of| **of != *server) {
             return Answer::HolderLost;
         }
@@ -437,6 +440,7 @@ impl Model {
     /// Loses the list of tickets, and with it what vouches for them.
     pub(crate) fn lose_list(&mut self, bucket: Bucket) {
         self.list.retain(|name, _| name.bucket() != bucket);
+        self.resigned.retain(|(of, _), _| *of != bucket);
         self.beats.retain(|(of, _), _| *of != bucket);
     }
 

@@ -17,8 +17,8 @@ use aws_lc_rs::{
 use zeroize::Zeroizing;
 
 use crate::{
-    epoch::{EpochSecret, NoRandomness, SECRET_BYTES},
-    ring::{Epoch, MEMBERS_MAX, NAME_MAX, Ring, Settings, Window},
+    epoch::{NoRandomness, SECRET_BYTES},
+    ring::{MEMBERS_MAX, NAME_MAX, Reader, Ring, Settings, Window},
 };
 
 /// The version of the sealed form.
@@ -124,17 +124,13 @@ impl SavingKey {
             .0
             .open_in_place(nonce, Aad::from(name.as_bytes()), &mut state)
             .map_err(|_| NotRestored::Unopened)?;
-        let mut reader = Reader(opened);
+        let mut reader = Reader::new(opened);
         let activated = reader.number().ok_or(NotRestored::Malformed)?;
-        let mut epoch = || {
-            let number = reader.number()?;
-            let secret = EpochSecret::of(reader.take()?);
-            Some(Epoch { number, secret })
-        };
-        let (Some(before), Some(current), Some(next)) = (epoch(), epoch(), epoch()) else {
+        let epochs = (reader.epoch(), reader.epoch(), reader.epoch());
+        let (Some(before), Some(current), Some(next)) = epochs else {
             return Err(NotRestored::Malformed);
         };
-        let members = reader.names().ok_or(NotRestored::Malformed)?;
+        let members = names(&mut reader).ok_or(NotRestored::Malformed)?;
         let window = Window {
             before,
             current,
@@ -145,30 +141,13 @@ impl SavingKey {
     }
 }
 
-/// Reads a state from its beginning.
-struct Reader<'s>(&'s [u8]);
-
-impl<'s> Reader<'s> {
-    fn take<const N: usize>(&mut self) -> Option<&'s [u8; N]> {
-        let (taken, rest) = self.0.split_first_chunk()?;
-        self.0 = rest;
-        Some(taken)
+/// Reads the names of members up to the end. `None`: the bytes have another form.
+fn names(reader: &mut Reader<'_>) -> Option<Vec<Arc<str>>> {
+    let mut names = Vec::new();
+    while !reader.is_empty() {
+        names.push(reader.text()?);
     }
-
-    fn number(&mut self) -> Option<u64> {
-        Some(u64::from_be_bytes(*self.take()?))
-    }
-
-    fn names(&mut self) -> Option<Vec<Arc<str>>> {
-        let mut names = Vec::new();
-        while !self.0.is_empty() {
-            let length = usize::from(u16::from_be_bytes(*self.take()?));
-            let (name, rest) = self.0.split_at_checked(length)?;
-            self.0 = rest;
-            names.push(std::str::from_utf8(name).ok()?.into());
-        }
-        (names.len() <= MEMBERS_MAX).then_some(names)
-    }
+    (names.len() <= MEMBERS_MAX).then_some(names)
 }
 
 #[cfg(test)]

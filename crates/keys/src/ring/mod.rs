@@ -37,6 +37,7 @@ mod words;
 
 use member::Member;
 pub use member::{Attachment, MemberView, Style};
+pub(crate) use state::Reader;
 pub use state::STATE_MAX;
 pub use view::RingView;
 

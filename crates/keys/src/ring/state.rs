@@ -162,10 +162,18 @@ impl Writer {
     }
 }
 
-/// Reads a state from its beginning.
-struct Reader<'s>(&'s [u8]);
+/// Reads a state from its beginning. Each value is `None` if the bytes have another form.
+pub(crate) struct Reader<'s>(&'s [u8]);
 
 impl<'s> Reader<'s> {
+    pub(crate) fn new(bytes: &'s [u8]) -> Self {
+        Self(bytes)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn take<const N: usize>(&mut self) -> Option<&'s [u8; N]> {
         let (taken, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
@@ -184,7 +192,7 @@ impl<'s> Reader<'s> {
         }
     }
 
-    fn number(&mut self) -> Option<u64> {
+    pub(crate) fn number(&mut self) -> Option<u64> {
         Some(u64::from_be_bytes(*self.take()?))
     }
 
@@ -192,13 +200,13 @@ impl<'s> Reader<'s> {
         self.number().map(Duration::from_millis)
     }
 
-    fn epoch(&mut self) -> Option<Epoch> {
+    pub(crate) fn epoch(&mut self) -> Option<Epoch> {
         let number = self.number()?;
         let secret = EpochSecret::of(self.take()?);
         Some(Epoch { number, secret })
     }
 
-    fn text(&mut self) -> Option<Arc<str>> {
+    pub(crate) fn text(&mut self) -> Option<Arc<str>> {
         let length = usize::from(u16::from_be_bytes(*self.take()?));
         let (text, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;

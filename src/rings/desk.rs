@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tls_sessiond_core::{clock::Clock, session::stats::Counter};
 use tls_sessiond_keys::{
     epoch::{Layout, NoRandomness, TicketKey},
-    ring::{Event, Lease, Refused, Ring, RingView, Settings, Style},
+    ring::{Event, Lease, News, Refused, Ring, RingView, Settings, Style},
     ticket::{NotOpened, OpenedTicket},
 };
 use tokio::sync::{Notify, watch};
@@ -34,6 +34,8 @@ pub(crate) struct RingDesk {
     spent: Mutex<Spent>,
     /// Closed when the ring is no longer there.
     changed: Mutex<Option<watch::Sender<()>>>,
+    /// What members of a ring that daemons share were told of.
+    told: Mutex<News>,
     woken: Arc<Notify>,
     /// Members that were fenced.
     pub(crate) fenced: Counter,
@@ -100,6 +102,7 @@ impl RingDesk {
             held,
             spent: Mutex::default(),
             changed: Mutex::new(Some(changed)),
+            told: Mutex::default(),
             woken,
             fenced: Counter::default(),
             tally: Tally::default(),
@@ -167,6 +170,15 @@ impl RingDesk {
         self.changed.lock().as_ref().map(watch::Sender::subscribe)
     }
 
+    /// Tells members of a ring that daemons share what has changed since they were told.
+    fn tell_news(&self) {
+        let news = self.read(|ring, _| ring.news()).unwrap_or_default();
+        let told = std::mem::replace(&mut *self.told.lock(), news.clone());
+        if told != news {
+            self.notify();
+        }
+    }
+
     /// Tells members that the ring has changed.
     pub(super) fn notify(&self) {
         if let Some(changed) = &*self.changed.lock() {
@@ -199,7 +211,7 @@ impl RingDesk {
             }
             Held::Shared(sharing) => {
                 let outcome = sharing.change(|| self.now(), change).await;
-                self.notify();
+                self.tell_news();
                 self.woken.notify_one();
                 outcome
             }
@@ -218,7 +230,7 @@ impl RingDesk {
             Held::Own(_) => self.change(join).await,
             Held::Shared(sharing) => {
                 let joined = sharing.join(|| self.now(), join).await;
-                self.notify();
+                self.tell_news();
                 self.woken.notify_one();
                 joined
             }
@@ -264,8 +276,7 @@ impl RingDesk {
             Held::Shared(sharing) => {
                 let (events, wait) = sharing.turn(|| self.now()).await?;
                 self.tell(&events);
-                // Another daemon may have changed it.
-                self.notify();
+                self.tell_news();
                 Ok(wait)
             }
         }
@@ -311,7 +322,9 @@ impl RingDesk {
             self.tell(&[event]);
             if let Held::Shared(sharing) = &self.held {
                 // Until then another daemon may open a ticket from before.
-                sharing.confirm(|| self.now()).await?;
+                let confirmed = sharing.confirm(|| self.now()).await;
+                self.tell_news();
+                confirmed?;
             }
         } else {
             self.change(|ring, _| ring.rotate()).await?;
@@ -458,6 +471,7 @@ impl RingDesk {
             return Ok(false);
         };
         let seen = sharing.refresh(|| self.now()).await;
+        self.tell_news();
         seen.map_err(NotOpenedHere::NotShared)?;
         Ok(true)
     }

@@ -271,9 +271,8 @@ impl Sharing {
         };
         let is_gone = |lease: Lease| lease.daemon() == self.daemon && !live.contains(&lease);
         let is_any = self
-            .read(local(), |ring, now| {
-                let left = leaving.iter().any(|lease| ring.holds(*lease));
-                left || ring.clone().detach_all(is_gone, now)
+            .read(local(), |ring, _| {
+                ring.has_lease(|lease| is_gone(lease) || leaving.contains(&lease))
             })
             .unwrap_or(false);
         if is_any {

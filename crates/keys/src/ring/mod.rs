@@ -39,7 +39,7 @@ use member::Member;
 pub use member::{Attachment, MemberView, Style};
 pub(crate) use state::Reader;
 pub use state::STATE_MAX;
-pub use view::RingView;
+pub use view::{News, RingView};
 
 /// Most members of a ring.
 pub const MEMBERS_MAX: usize = 1024;
@@ -317,6 +317,12 @@ impl Ring {
             self.detach(*lease, now);
         }
         !lost.is_empty()
+    }
+
+    /// Returns whether a member has such a lease.
+    pub fn has_lease(&self, is_such: impl Fn(Lease) -> bool) -> bool {
+        let mut leases = self.members.values().filter_map(|member| member.lease);
+        leases.any(is_such)
     }
 
     /// Gives no lease a number that is not higher than this one.

@@ -27,7 +27,26 @@ pub struct RingView {
     pub members: Vec<MemberView>,
 }
 
+/// What members have to hear of: a new instruction, leases that have ended, other keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct News {
+    sequence: u64,
+    leases: u64,
+    members: usize,
+    run: [u8; 16],
+}
+
 impl Ring {
+    /// Returns what members have to hear of. It differs from that of before if there is something new.
+    pub fn news(&self) -> News {
+        News {
+            sequence: self.sequence,
+            leases: self.leases,
+            members: self.members.len(),
+            run: self.run,
+        }
+    }
+
     /// Returns the state of the ring, without keys.
     pub fn view(&self, now: Duration) -> RingView {
         let members = self.members.iter();

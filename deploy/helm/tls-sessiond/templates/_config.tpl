@@ -21,7 +21,7 @@
 api = ["unix:///run/tls-sessiond/api.sock"]
 
 [limits]
-# All of this fits into the memory limit of the container, 320 MiB: {{ ternary "27" "12" .Values.sharedStore.enabled }} MiB without work, 39 kB a socket, 157 kB a connection
+# All of this fits into the memory limit of the container, 320 MiB: {{ ternary "27" "13" .Values.sharedStore.enabled }} MiB without work, 39 kB a socket, 157 kB a connection
 # by Drive with long messages, session_bytes and request_bytes are {{ ternary "292" "277" .Values.sharedStore.enabled }} MiB. Raise the memory limit first.
 sockets = 500
 connections = 1_000
@@ -71,7 +71,7 @@ key = "/etc/tls-sessiond-api/tls.key"
 client_ca = "/etc/tls-sessiond-api/ca.crt"
 
 [limits]
-# All of this fits into the memory limit of the container, 1,280 MiB: {{ ternary "27" "12" .Values.sharedStore.enabled }} MiB without work, 39 kB a socket, 157 kB a connection
+# All of this fits into the memory limit of the container, 1,280 MiB: {{ ternary "27" "13" .Values.sharedStore.enabled }} MiB without work, 39 kB a socket, 157 kB a connection
 # by Drive with long messages, session_bytes and request_bytes are {{ ternary "1,085" "1,070" .Values.sharedStore.enabled }} MiB. Raise the memory limit first.
 sockets = 2_000
 connections = 4_000

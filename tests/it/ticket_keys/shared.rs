@@ -316,6 +316,8 @@ async fn store_that_lost_the_ring_gets_it_back() {
     let mut there = Member::join(&two.two, "there", pb::TicketKeyStyle::List).await;
     let before = here.runs().await;
     there.runs().await;
+    // Each daemon has seen both before the store goes.
+    counted(&two.one, 2).await;
     counted(&two.two, 2).await;
     let seal = pb::SealTicketRequest {
         ring: "web".into(),

@@ -635,6 +635,28 @@ async fn end_in_a_handshake_ends_the_drive() {
 }
 
 #[tokio::test]
+async fn empty_ciphertext_is_echoed_after_all_earlier_answers() {
+    let stage = Stage::start("").await;
+    let echo = || Request::Ciphertext(Vec::new().into());
+    let is_echo = |answer: &Answer| matches!(answer, Answer::Ciphertext(none) if none.is_empty());
+    let mut wire = stage.server().await;
+    wire.send(echo()).await;
+    assert!(is_echo(&wire.next().await.unwrap().unwrap()));
+    let mut tls = Returning::new(&stage.certificate, &TLS13).tls();
+    wire.meet(&mut tls).await;
+    wire.send(Request::Plaintext("more".into())).await;
+    wire.send(Request::Shutdown(pb::ShutdownRequest::default()))
+        .await;
+    wire.send(echo()).await;
+    let mut answers = Vec::new();
+    while !answers.last().is_some_and(is_echo) {
+        answers.push(wire.next().await.unwrap().unwrap());
+    }
+    answers.pop();
+    assert_eq!(close_notify(&mut tls, &answers), b"more");
+}
+
+#[tokio::test]
 async fn end_of_stream_that_is_false_is_refused() {
     let stage = Stage::start("").await;
     let id = stage.open(pb::Role::Server).await;

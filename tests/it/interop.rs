@@ -188,7 +188,7 @@ async fn sslyze_resumes_where_unexpected_eof_is_ignored() {
 }
 
 /// Starts `openssl s_server`. Returns the process and its address.
-async fn s_server(certificate: &Certificate, args: &[&str]) -> (Process, String) {
+pub(crate) async fn s_server(certificate: &Certificate, args: &[&str]) -> (Process, String) {
     let mut command = Command::new("openssl");
     command
         .args(["s_server", "-accept", "127.0.0.1:0"])
@@ -214,7 +214,7 @@ fn tls_client(daemon: &TestDaemon, address: &str) -> Command {
     command
 }
 
-async fn client_sessions(daemon: &TestDaemon) -> usize {
+pub(crate) async fn client_sessions(daemon: &TestDaemon) -> usize {
     let listed = daemon
         .sessions()
         .list_sessions(pb::ListSessionsRequest::default())

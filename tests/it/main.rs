@@ -25,6 +25,7 @@ mod deploy;
 mod documents;
 mod doors;
 mod drive_close;
+mod engine_client;
 #[cfg(feature = "peers")]
 mod envoy;
 mod explaining;

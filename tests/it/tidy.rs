@@ -29,6 +29,7 @@ const CRATES: [Crate; 7] = [
         arrow: &[
             "openssl",
             "rustls",
+            "engine",
             "worker",
             "connection",
             "stream",

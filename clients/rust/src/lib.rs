@@ -21,6 +21,9 @@
 //! A [`Worker`] uses one stream for all its calls and connections, on an HTTP/2 connection of its
 //! own. It opens no further connection, so the daemon's `limits.streams` never limits it.
 //!
+//! An [`engine::Engine`] is for clients whose TLS the daemon runs: plaintext here, records on the
+//! caller's socket. It opens as many HTTP/2 connections as its connections need.
+//!
 //! Cargo features: `rustls` adds an acceptor for tokio-rustls, and TLS to a remote daemon. `openssl` adds the adapter for
 //! OpenSSL.
 //!
@@ -29,6 +32,7 @@
 //! * `worker`: looks sessions up and opens connections
 //! * `connection`: the handle of one connection object
 //! * `lookup`: a lookup, from the breaker over the outbox to the answer
+//! * `engine`: connections whose TLS the daemon runs, over Drive
 //! * `message`, `found`: the sessions that are looked up and put, and those that are found
 //! * `options`, `counters`
 //! * `endpoint`: the daemon's address and the transport to it
@@ -41,6 +45,7 @@ mod breaker;
 mod connection;
 mod counters;
 mod endpoint;
+pub mod engine;
 mod found;
 mod framing;
 mod lookup;

@@ -118,11 +118,16 @@ impl Options {
     /// Returns the idle time-out within the daemon's bounds. The daemon would refuse any other, and
     /// no session of the worker would be stored.
     pub(super) fn idle_timeout_within_bounds(&self) -> Duration {
-        self.idle_timeout.clamp(IDLE_TIMEOUT.0, IDLE_TIMEOUT.1)
+        within_bounds(self.idle_timeout)
     }
 
     /// Returns the longest time to connect and to begin a stream.
     pub(super) fn connect_timeout(&self) -> Duration {
         CONNECT_TIMEOUT
     }
+}
+
+/// Returns the nearest idle time-out that the daemon accepts.
+pub(super) fn within_bounds(idle_timeout: Duration) -> Duration {
+    idle_timeout.clamp(IDLE_TIMEOUT.0, IDLE_TIMEOUT.1)
 }

@@ -1,10 +1,10 @@
 //! The options of a worker: the daemon's endpoint, deadlines and limits.
 
-use std::time::Duration;
+use std::{io, os::unix::net::UnixStream, sync::Arc, time::Duration};
 
-use crate::endpoint::Address;
 #[cfg(feature = "rustls")]
 use crate::endpoint::tls::Tls;
+use crate::endpoint::{Address, Inside};
 
 /// The longest time to connect and to begin a stream.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -81,6 +81,15 @@ impl Options {
         let address =
             Address::parse(endpoint).ok_or_else(|| InvalidEndpoint(endpoint.to_owned()))?;
         Ok(Self::at(address, format))
+    }
+
+    /// Makes options for a daemon of this process. `connect` returns one end of a new pair of
+    /// sockets, whose other end the daemon serves.
+    pub fn inside(
+        connect: impl Fn() -> io::Result<UnixStream> + Send + Sync + 'static,
+        format: &str,
+    ) -> Self {
+        Self::at(Address::Inside(Inside(Arc::new(connect))), format)
     }
 
     fn at(address: Address, format: &str) -> Self {

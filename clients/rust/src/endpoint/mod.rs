@@ -4,9 +4,12 @@
 pub(crate) mod tls;
 
 use std::{
+    fmt,
     io::{self, IoSlice},
+    os::unix::net::UnixStream as StdUnixStream,
     path::PathBuf,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -28,8 +31,19 @@ use tls_sessiond_proto::transport::Unix;
 pub(super) enum Address {
     Tcp(Authority),
     Unix(PathBuf),
+    Inside(Inside),
     #[cfg(feature = "rustls")]
     Tls(Authority, Tls),
+}
+
+/// Makes connected sockets to a daemon of this process.
+#[derive(Clone)]
+pub(super) struct Inside(pub(super) Arc<dyn Fn() -> io::Result<StdUnixStream> + Send + Sync>);
+
+impl fmt::Debug for Inside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Inside")
+    }
 }
 
 impl Address {
@@ -54,7 +68,7 @@ impl Address {
         let (scheme, authority) = match self {
             Self::Tcp(authority) => (Scheme::HTTP, authority.clone()),
             // A Unix socket has no host name.
-            Self::Unix(_) => (Scheme::HTTP, Authority::from_static("localhost")),
+            Self::Unix(_) | Self::Inside(_) => (Scheme::HTTP, Authority::from_static("localhost")),
             #[cfg(feature = "rustls")]
             Self::Tls(authority, _) => (Scheme::HTTPS, authority.clone()),
         };
@@ -74,6 +88,11 @@ impl Address {
             Self::Tcp(authority) => tcp(authority, 80).await.map(Transport::Tcp),
             Self::Unix(path) => {
                 let stream = UnixStream::connect(path).await?.into_std()?;
+                Unix::new(stream).map(Transport::Unix)
+            }
+            Self::Inside(Inside(connect)) => {
+                let stream = connect()?;
+                stream.set_nonblocking(true)?;
                 Unix::new(stream).map(Transport::Unix)
             }
             #[cfg(feature = "rustls")]

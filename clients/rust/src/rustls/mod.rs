@@ -32,16 +32,23 @@
 //! first flight is read beforehand, as in the daemon, and the sessions that it offers are looked
 //! up. Then rustls gets all bytes.
 //!
+//! * `incoming`: a client whose first bytes were read
 //! * `stream`: the connection and its reports
-//! * `replay`: a stream that first returns the bytes that were read beforehand
-//! * `resumption`: rustls' session storage for one handshake
+//! * `rewind`: a stream that first returns the bytes that were read beforehand
+//! * `handshake_store`: rustls' session storage for one handshake
 
 mod handshake_store;
+mod incoming;
 mod rewind;
 mod stream;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
+pub use incoming::Incoming;
 pub use rewind::Rewind;
 use rustls::{
     HandshakeKind, PeerIncompatible, ServerConfig, ServerConnection,
@@ -49,7 +56,7 @@ use rustls::{
     server::{ProducesTickets, ResolvesServerCertUsingSni},
 };
 pub use stream::TlsStream;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 
 use self::{handshake_store::HandshakeStore, stream::Agreed};
@@ -57,7 +64,7 @@ use crate::{Found, Lookup, PeerIdentity, Role, Version, Worker};
 use tls_sessiond_types::{
     alert::{self, Alert},
     cipher_suite::iana_name,
-    client_hello::{FirstFlight, Offer, Progress},
+    client_hello::Offer,
 };
 
 /// The name of the encoding of sessions by this version of rustls, for [`crate::Options::new`].
@@ -74,10 +81,23 @@ pub struct Options {
     /// The binding: everything that must agree for a resumption to be safe, at most 1 KiB. A
     /// session is found only with the binding that it was made with.
     pub binding: Vec<u8>,
-    /// The longest lifetime of a session, if it is shorter than the context's. The acceptor does
-    /// not read when a client's certificate expires. With client certificates, set this to the time
-    /// for which a session may outlive its certificate.
+    /// The longest lifetime of a session, if it is shorter than the context's. Without
+    /// [`Self::read_certificate`] the acceptor does not know when a client's certificate expires.
+    /// With client certificates, set this to the time for which a session may outlive its
+    /// certificate.
     pub timeout: Option<Duration>,
+    /// Reads the certificate of a client that rustls has verified, in DER. `None`: sessions have the
+    /// digest of the certificate only, so they cannot be revoked by its names.
+    pub read_certificate: Option<fn(&[u8]) -> ClientCertificate>,
+}
+
+/// The contents of a client's certificate that decide about its sessions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientCertificate {
+    /// Its digest and its names, which a revocation may select.
+    pub identity: PeerIdentity,
+    /// When it expires. No session of it lives longer.
+    pub not_after: SystemTime,
 }
 
 impl Options {
@@ -91,6 +111,7 @@ impl Options {
         Self {
             binding: binding.into(),
             timeout: None,
+            read_certificate: None,
         }
     }
 }
@@ -131,9 +152,26 @@ impl Acceptor {
     /// Errors of the stream and of TLS, as tokio-rustls returns them. The daemon never causes one.
     pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
         &self,
-        mut stream: IO,
+        stream: IO,
     ) -> io::Result<TlsStream<IO>> {
-        let (offer, flight) = first_flight(&mut stream).await?;
+        self.accept_incoming(Incoming::read(stream).await?).await
+    }
+
+    /// Does the handshake of a client whose first bytes were read before, like [`Self::accept`]. A
+    /// server with several configs reads them first, and chooses the acceptor by the server name.
+    ///
+    /// # Errors
+    /// As [`Self::accept`].
+    pub async fn accept_incoming<IO: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        incoming: Incoming<IO>,
+    ) -> io::Result<TlsStream<IO>> {
+        let Incoming {
+            offer,
+            first: flight,
+            stream,
+            ..
+        } = incoming;
         let found = self.find(&offer).await;
         let mut config = ServerConfig::clone(&self.config);
         // A resumption consumes one ticket and needs one new ticket. OpenSSL does the same, see
@@ -197,11 +235,10 @@ impl Acceptor {
             server_name: server.server_name().unwrap_or_default().to_owned(),
             resumed: found.is_some(),
             authenticate_time: found.as_ref().map(|found| found.authenticate_time()),
-            peer: match found {
-                Some(found) => found.peer().cloned(),
-                None => peer(server),
-            },
+            timeout: self.options.timeout,
+            peer: None,
         };
+        let agreed = self.with_client(agreed, server, found.as_ref());
         TlsStream::new(
             tls,
             connection,
@@ -209,6 +246,38 @@ impl Acceptor {
             agreed,
             Arc::clone(&self.options),
         )
+    }
+
+    /// Adds the client's certificate, which the session of a resumption has as well.
+    fn with_client(
+        &self,
+        agreed: Agreed,
+        server: &ServerConnection,
+        found: Option<&Found>,
+    ) -> Agreed {
+        let Some(read) = self.options.read_certificate else {
+            let peer = match found {
+                Some(found) => found.peer().cloned(),
+                None => peer(server),
+            };
+            return Agreed { peer, ..agreed };
+        };
+        let leaf = server.peer_certificates().and_then(<[_]>::first);
+        let Some(ClientCertificate {
+            identity,
+            not_after,
+        }) = leaf.map(|leaf| read(leaf))
+        else {
+            return agreed;
+        };
+        // Lifetimes count from the authentication.
+        let begin = agreed.authenticate_time.unwrap_or_else(SystemTime::now);
+        let left = not_after.duration_since(begin).unwrap_or_default();
+        Agreed {
+            peer: Some(identity),
+            timeout: Some(agreed.timeout.map_or(left, |timeout| timeout.min(left))),
+            ..agreed
+        }
     }
 
     /// Reports the fatal alert of a handshake that was resuming a TLS 1.2 session: the alert
@@ -219,30 +288,6 @@ impl Acceptor {
         if let (Some(found), Some(alert)) = (handed, fatal_alert(err)) {
             let connection = self.worker.open(Role::Server, "", Some(found.session_id()));
             connection.alert(alert.code, alert.received);
-        }
-    }
-}
-
-/// Reads until the ClientHello is complete or cannot become complete. Its size is bounded by
-/// [`FirstFlight`].
-async fn first_flight(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(Offer, Vec<u8>)> {
-    let mut flight = FirstFlight::default();
-    let mut bytes = [0; 2048];
-    loop {
-        let length = stream.read(&mut bytes).await?;
-        match flight.push(&bytes[..length]) {
-            Progress::Whole(offer) => {
-                // If rustls will refuse the ClientHello, nothing is looked up and no ticket consumed.
-                let offer = if flight.is_taken_by_rustls() {
-                    offer
-                } else {
-                    Offer::default()
-                };
-                return Ok((offer, flight.into_bytes()));
-            }
-            // rustls reports the end of the stream.
-            Progress::Partial if length == 0 => return Ok((Offer::default(), flight.into_bytes())),
-            Progress::Partial => {}
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -44,6 +44,8 @@ pub(super) struct Agreed {
     pub(super) server_name: String,
     pub(super) resumed: bool,
     pub(super) authenticate_time: Option<SystemTime>,
+    /// The longest lifetime of a session. Zero: none is stored.
+    pub(super) timeout: Option<Duration>,
     pub(super) peer: Option<PeerIdentity>,
 }
 
@@ -76,6 +78,16 @@ impl<IO> TlsStream<IO> {
         self.agreed.cipher_suite
     }
 
+    /// Returns the negotiated version.
+    pub fn version(&self) -> Version {
+        self.agreed.version
+    }
+
+    /// Returns the client's certificate, if it has shown one.
+    pub fn peer(&self) -> Option<&PeerIdentity> {
+        self.agreed.peer.as_ref()
+    }
+
     /// Returns the stream of tokio-rustls, with the socket and the negotiated parameters.
     pub fn get_ref(&self) -> &server::TlsStream<Rewind<IO>> {
         &self.tls
@@ -87,10 +99,13 @@ impl<IO> TlsStream<IO> {
         let Some(connection) = &self.connection else {
             return;
         };
-        for NewSession { id, mut data } in self.resumption.take_made() {
+        let made = self.resumption.take_made();
+        // The daemon refuses a lifetime of zero: the certificate of the client has expired.
+        let is_expired = self.agreed.timeout.is_some_and(|timeout| timeout.is_zero());
+        for NewSession { id, mut data } in made.into_iter().filter(|_| !is_expired) {
             connection.put(Put {
                 session_id: id,
-                timeout: self.options.timeout,
+                timeout: self.agreed.timeout,
                 cipher_suite: self.agreed.cipher_suite.to_owned(),
                 server_name: self.agreed.server_name.clone(),
                 binding: self.options.binding.clone(),

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, task::Waker, time::Instant};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::{
@@ -29,6 +29,8 @@ pub(crate) struct WorkerState {
     link: RwLock<Option<Arc<Outbox>>>,
     /// Notified when a stream begins.
     joined: watch::Sender<()>,
+    /// Why the last attempt to begin a stream failed. `None`: it did not.
+    trouble: Mutex<Option<String>>,
 }
 
 impl WorkerState {
@@ -40,6 +42,7 @@ impl WorkerState {
             tallies: Arc::default(),
             link: RwLock::new(None),
             joined: watch::Sender::new(()),
+            trouble: Mutex::default(),
         }
     }
 
@@ -56,8 +59,17 @@ impl WorkerState {
     pub(crate) fn join(&self, link: &Arc<Outbox>) {
         self.tallies.streams.count();
         self.gate.close();
+        *self.trouble.lock() = None;
         *self.link.write() = Some(Arc::clone(link));
         self.joined.send_replace(());
+    }
+
+    pub(crate) fn set_trouble(&self, why: &str) {
+        *self.trouble.lock() = Some(why.to_owned());
+    }
+
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.trouble.lock().clone()
     }
 
     /// Stops using this stream for new calls.

@@ -192,6 +192,12 @@ impl Worker {
         self.shared.link().is_some()
     }
 
+    /// Returns why the last attempt to begin a stream failed, in words for people. `None`: it did not fail,
+    /// or none was made yet.
+    pub fn trouble(&self) -> Option<String> {
+        self.shared.trouble()
+    }
+
     /// Returns the counters.
     pub fn counters(&self) -> Counters {
         self.shared.tallies.read()

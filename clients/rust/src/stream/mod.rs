@@ -92,8 +92,12 @@ struct Wakers {
 }
 
 impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
-    /// Begins a stream. `None`: the daemon refused it, or the transport failed.
-    pub(super) async fn open(line: L, uri: Uri, link: Arc<Outbox>) -> Option<Self> {
+    /// Begins a stream.
+    ///
+    /// # Errors
+    /// Why the daemon refused it, or how the transport failed, in words.
+    pub(super) async fn open(line: L, uri: Uri, link: Arc<Outbox>) -> Result<Self, String> {
+        let failed = |err: h2::Error| format!("the HTTP/2 connection failed: {err}");
         let (mut calls, mut connection) = Builder::new()
             .enable_push(false)
             .initial_window_size(WINDOW)
@@ -102,8 +106,11 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
             .max_send_buffer_size(SEND_BUFFER)
             .handshake(line)
             .await
-            .ok()?;
-        let life = KeepAlive::new(connection.ping_pong()?, SILENT_MAX, ANSWER_MAX);
+            .map_err(failed)?;
+        let pings = connection
+            .ping_pong()
+            .ok_or("the HTTP/2 connection has no pings")?;
+        let life = KeepAlive::new(pings, SILENT_MAX, ANSWER_MAX);
         let request = Request::post(uri)
             .version(Version::HTTP_2)
             .header(TE, "trailers")
@@ -113,19 +120,19 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
                 concat!("tls-sessiond/", env!("CARGO_PKG_VERSION")),
             )
             .body(())
-            .ok()?;
-        let (mut response, batches) = calls.send_request(request, false).ok()?;
+            .map_err(|err| err.to_string())?;
+        let (mut response, batches) = calls.send_request(request, false).map_err(failed)?;
         let response = poll_fn(|cx| {
             let over = Pin::new(&mut connection).poll(cx).is_ready();
             match Pin::new(&mut response).poll(cx) {
                 Poll::Pending if !over => Poll::Pending,
-                Poll::Ready(Ok(response)) => Poll::Ready(Some(response)),
-                _ => Poll::Ready(None),
+                Poll::Ready(response) => Poll::Ready(response.map_err(failed)),
+                Poll::Pending => Poll::Ready(Err("the HTTP/2 connection has ended".into())),
             }
         })
         .await?;
         if !is_taken(&response) {
-            return None;
+            return Err(refusal(&response));
         }
         // No part was polled yet, so all are ready.
         let wakes = WakeSet::new(BATCHES | CONNECTION | ANSWERS | LIFE);
@@ -141,7 +148,7 @@ impl<L: AsyncRead + AsyncWrite + Unpin> Stream<L> {
             ended: false,
         };
         let answers = Answers::new(link, response.into_body());
-        Some(Self {
+        Ok(Self {
             connection,
             batches,
             answers,
@@ -246,6 +253,33 @@ fn is_taken(response: &Response<RecvStream>) -> bool {
             .get(CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(GRPC.as_bytes()))
         && !headers.contains_key("grpc-status")
+}
+
+/// Returns why the daemon refused the stream, in the words of its status.
+fn refusal(response: &Response<RecvStream>) -> String {
+    /// The longest message that is shown, in characters.
+    const MESSAGE_MAX: usize = 200;
+    let header = |name: &str| {
+        let text = response
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok());
+        text.unwrap_or_default()
+            .chars()
+            .take(MESSAGE_MAX)
+            .collect::<String>()
+    };
+    match header("grpc-status").as_str() {
+        "" => format!(
+            "no daemon answers there (HTTP status {})",
+            response.status().as_u16()
+        ),
+        // The message is percent-encoded, and mostly readable as it is.
+        code => format!(
+            "the daemon refused the stream: {} (gRPC status {code})",
+            header("grpc-message").replace("%20", " ")
+        ),
+    }
 }
 
 /// The sending part.
@@ -433,7 +467,7 @@ mod tests {
             stream = open => stream,
             _ = server.accept() => panic!("there is one call only"),
         };
-        (stream, server, batches, answers)
+        (stream.ok(), server, batches, answers)
     }
 
     fn answer(id: u64) -> Vec<u8> {
@@ -499,7 +533,7 @@ mod tests {
         let (ours, theirs) = duplex(1 << 10);
         drop(theirs);
         assert!(
-            Stream::open(ours, uri(), link()).await.is_none(),
+            Stream::open(ours, uri(), link()).await.is_err(),
             "the transport is closed"
         );
     }

@@ -19,7 +19,11 @@ pub(crate) async fn keep(shared: Arc<WorkerState>, mut gone: oneshot::Receiver<I
             _ = &mut gone => return,
             attached = timeout(shared.options.connect_timeout(), attach(&shared)) => attached,
         };
-        if let Ok(Some((link, stream))) = attached {
+        let attached = attached.unwrap_or_else(|_| Err("the daemon does not answer".into()));
+        if let Err(why) = &attached {
+            shared.set_trouble(why);
+        }
+        if let Ok((link, stream)) = attached {
             let begun = Instant::now();
             shared.join(&link);
             let (tell, lost) = oneshot::channel();
@@ -50,15 +54,16 @@ pub(crate) async fn keep(shared: Arc<WorkerState>, mut gone: oneshot::Receiver<I
     }
 }
 
-async fn attach(shared: &WorkerState) -> Option<(Arc<Outbox>, Stream<Transport>)> {
+/// Returns the error in words.
+async fn attach(shared: &WorkerState) -> Result<(Arc<Outbox>, Stream<Transport>), String> {
     let address = &shared.options.address;
-    let line = address.connect().await.ok()?;
+    let line = address.connect().await.map_err(|err| err.to_string())?;
     let link = Arc::new(Outbox::new(
         shared.options.limits.clone(),
         Arc::clone(&shared.tallies),
     ));
     let stream = Stream::open(line, address.uri(METHOD), Arc::clone(&link)).await?;
-    Some((link, stream))
+    Ok((link, stream))
 }
 
 /// A running stream. When it is dropped, for any reason and also with its runtime, the outbox is

@@ -127,6 +127,7 @@ pub(super) fn build(config: &ContextConfig, shared: &mut Interned) -> Result<Con
         former: shared.former(&config.name, &server_cache, &client_cache),
         server_cache,
         client_cache,
+        server_scope,
         scope: ScopeBuilder::new("context")
             .field(server_scope.as_bytes())
             .field(client_scope.as_bytes())

@@ -44,6 +44,14 @@ pub fn identity(der: &[u8]) -> Arc<PeerIdentity> {
     Arc::new(identity)
 }
 
+/// Returns the common name of a DER certificate's subject, the last one if it has several. `None`: it
+/// has none, or one that is not text.
+pub fn common_name(der: &[u8]) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let names = certificate.subject().iter_common_name();
+    names.last()?.as_str().ok().map(str::to_owned)
+}
+
 /// Returns the subject alternative names of a certificate.
 pub(super) fn alternative_names<'c>(
     certificate: &'c X509Certificate<'_>,

@@ -83,6 +83,8 @@ pub struct Context {
     pub client_cache: Arc<Cache>,
     /// The digest of the scopes of both roles.
     pub scope: Scope,
+    /// The digest of everything that decides which sessions its servers may resume.
+    pub server_scope: Scope,
     /// Statistics of the connections.
     pub stats: Arc<Account>,
     /// The caches that reloads replaced under this context's name.

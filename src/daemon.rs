@@ -36,7 +36,8 @@ use crate::{
     otlp::Telemetry,
     rings::Rings,
     server::{
-        Api, Beside, Ingress, LiveLimits, Memory, Pulse, ServeError, listen::Listeners,
+        Api, Beside, Ingress, LiveLimits, Memory, Pulse, ServeError,
+        listen::{Inside, Listeners},
         tls::Acceptor,
     },
     shutdown::Shutdown,
@@ -460,7 +461,7 @@ impl AdminDesk {
         let Some(endpoint) = config.admin else {
             return Ok(None);
         };
-        let Some(listener) = AdminListener::bind(endpoint, acceptor)? else {
+        let Some(listener) = AdminListener::bind("listen.admin", endpoint, acceptor)? else {
             return Ok(None);
         };
         let address = listener.address()?;
@@ -486,6 +487,21 @@ impl Daemon {
     /// # Errors
     /// The daemon cannot listen on an address, or the system allows too few open files.
     pub fn listen(prepared: Prepared, clock: Clock) -> Result<Self, Error> {
+        let config = &prepared.config;
+        let listeners = Listeners::bind(&config.api, config.unix, config.tls.is_some())?;
+        Self::serving(listeners, prepared, clock)
+    }
+
+    /// Opens no socket: the daemon serves this process alone. Needs a tokio runtime around it.
+    ///
+    /// # Errors
+    /// As [`Self::listen`].
+    pub fn inside(prepared: Prepared, clock: Clock) -> Result<(Self, Inside), Error> {
+        let (listeners, inside) = Listeners::inside();
+        Ok((Self::serving(listeners, prepared, clock)?, inside))
+    }
+
+    fn serving(listeners: Listeners, prepared: Prepared, clock: Clock) -> Result<Self, Error> {
         let sockets_max = prepared.sockets_max()?;
         let Prepared {
             config,
@@ -540,7 +556,6 @@ impl Daemon {
             },
             &shutdown,
         )?;
-        let listeners = Listeners::bind(&config.api, config.unix, config.tls.is_some())?;
         let admin = AdminDesk::open(&config, doors.acceptor.clone(), api.admin())?;
         Ok(Self {
             config,

@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use axum::Router;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
@@ -43,11 +44,12 @@ pub struct AdminListener {
 
 impl AdminListener {
     /// Binds the address. An optional one that cannot be bound is left out, and a log line says so.
-    /// Needs a tokio runtime around it.
+    /// `key` names it in an error. Needs a tokio runtime around it.
     ///
     /// # Errors
     /// The address cannot be bound.
     pub fn bind(
+        key: &str,
         endpoint: AdminEndpoint,
         acceptor: Option<Arc<Acceptor>>,
     ) -> io::Result<Option<Self>> {
@@ -64,12 +66,12 @@ impl AdminListener {
                 acceptor,
             })),
             Err(err) if endpoint.optional => {
-                tracing::warn!(%address, %err, "cannot bind the default admin address; continuing without metrics and status page");
+                tracing::warn!(%address, %err, "cannot bind the default admin address; continuing without metrics and probes");
                 Ok(None)
             }
             Err(err) => Err(io::Error::new(
                 err.kind(),
-                format!("cannot listen on {address} (listen.admin): {err}"),
+                format!("cannot listen on {address} ({key}): {err}"),
             )),
         }
     }
@@ -82,10 +84,10 @@ impl AdminListener {
         self.socket.local_addr()
     }
 
-    /// Serves until it is dropped.
+    /// Serves the daemon's metrics, probes and status page until it is dropped.
     pub(crate) async fn serve(self, admin: Arc<Admin>) {
         let feed = Arc::new(Feed::new(Arc::clone(&admin)));
-        let places = Arc::new(Places::default());
+        let fed = Arc::clone(&feed);
         let steps = async {
             let mut steps = interval(Duration::from_secs(HOUR_STEP));
             steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -96,40 +98,47 @@ impl AdminListener {
                 feed.step();
             }
         };
-        let accepts = async {
-            loop {
-                match self.socket.accept().await {
-                    Ok((socket, _)) => {
-                        let door = Door {
-                            admin: Arc::clone(&admin),
-                            feed: Arc::clone(&feed),
-                            kind: self.door,
-                            acceptor: self.acceptor.clone(),
-                        };
-                        let held = places.take();
-                        // A panic is logged, and costs this connection only.
-                        tokio::spawn(caught(async move {
-                            tokio::select! {
-                                () = door.serve(socket, held.place()) => {}
-                                () = held.ended() => {}
-                            }
-                        }));
-                    }
-                    Err(err) => {
-                        tracing::debug!(%err, "accept failed on the admin address");
-                        sleep(ACCEPT_PAUSE).await;
-                    }
+        let routes: Routes = Arc::new(move |visitor, place| {
+            routes::router(Arc::clone(&admin), Arc::clone(&fed), visitor, place)
+        });
+        tokio::join!(steps, self.serve_routes(routes));
+    }
+
+    /// Serves until it is dropped. `routes` makes the answers for each connection.
+    pub(crate) async fn serve_routes(self, routes: Routes) {
+        let places = Arc::new(Places::default());
+        loop {
+            match self.socket.accept().await {
+                Ok((socket, _)) => {
+                    let door = Door {
+                        routes: Arc::clone(&routes),
+                        kind: self.door,
+                        acceptor: self.acceptor.clone(),
+                    };
+                    let held = places.take();
+                    // A panic is logged, and costs this connection only.
+                    tokio::spawn(caught(async move {
+                        tokio::select! {
+                            () = door.serve(socket, held.place()) => {}
+                            () = held.ended() => {}
+                        }
+                    }));
+                }
+                Err(err) => {
+                    tracing::debug!(%err, "accept failed on the admin address");
+                    sleep(ACCEPT_PAUSE).await;
                 }
             }
-        };
-        tokio::join!(steps, accepts);
+        }
     }
 }
 
+/// Makes the answers for one visitor, at its place.
+pub(crate) type Routes = Arc<dyn Fn(Visitor, Arc<Place>) -> Router + Send + Sync>;
+
 /// Serves one connection.
 struct Door {
-    admin: Arc<Admin>,
-    feed: Arc<Feed>,
+    routes: Routes,
     kind: AdminDoor,
     acceptor: Option<Arc<Acceptor>>,
 }
@@ -159,8 +168,7 @@ impl Door {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (admin, feed) = (Arc::clone(&self.admin), Arc::clone(&self.feed));
-        let router = routes::router(admin, feed, visitor, Arc::clone(place));
+        let router = (self.routes)(visitor, Arc::clone(place));
         let service = TowerToHyperService::new(router);
         let mut builder = Builder::new(TokioExecutor::new());
         builder

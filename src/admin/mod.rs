@@ -15,3 +15,5 @@ mod places;
 mod routes;
 
 pub use listener::AdminListener;
+pub(crate) use listener::Routes;
+pub(crate) use routes::guarded;

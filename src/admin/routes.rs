@@ -51,6 +51,11 @@ impl Visitor {
         }
     }
 
+    /// Returns whether the visitor came over a loopback address.
+    pub(crate) fn is_local(&self) -> bool {
+        self.is_local
+    }
+
     /// Returns the peer whose rights decide what is shown.
     pub(crate) fn peer(&self) -> Option<&Peer> {
         self.peer.as_deref()
@@ -92,8 +97,14 @@ pub(crate) fn router(
         .with_state(admin)
         .layer(Extension(feed))
         .layer(Extension(Arc::clone(&place)))
-        .layer(Extension(visitor));
-    let routes = match is_local {
+        .layer(Extension(visitor.clone()));
+    guarded(routes, &visitor, place)
+}
+
+/// Adds what holds for all answers: the check of the Host of local visitors, security headers, and the
+/// record of use.
+pub(crate) fn guarded(routes: Router, visitor: &Visitor, place: Arc<Place>) -> Router {
+    let routes = match visitor.is_local {
         true => routes.layer(middleware::from_fn(check_host)),
         false => routes,
     };

@@ -12,7 +12,7 @@ use opentelemetry_proto::tonic::{
 use prometheus_client::registry::Unit;
 use tls_sessiond_core::session::histogram::{BOUNDS_MICROS, HistogramCounts};
 
-use crate::admin::metrics::{Everything, Kind, Labels, Metric, Values};
+use crate::admin::metrics::{Everything, Kind, Labels, Metric, Metrics, Values};
 
 /// When counting began and when it was read, in nanoseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug)]

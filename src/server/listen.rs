@@ -2,36 +2,31 @@
 //! systemd passes.
 
 use std::{
-    fs, io,
+    io,
     net::SocketAddr,
-    os::unix::{
-        fs::{FileTypeExt, MetadataExt, PermissionsExt, chown},
-        net::UnixStream as StdUnixStream,
-    },
-    path::{Path, PathBuf},
+    os::unix::net::UnixStream as StdUnixStream,
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
-    thread,
     time::{Duration, Instant},
 };
 
-use rustix::{
-    fs::{FlockOperation, Mode, flock},
-    io::Errno,
-    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with, sockopt},
-    process::umask,
-};
+use rustix::process::{getegid, geteuid};
 use tokio::{
     net::{TcpListener, UnixListener},
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     time::{Sleep, sleep},
 };
 use tokio_stream::Stream;
 
-use super::write_buffer::BufferedSocket;
+use super::{
+    bind::{self, SocketFile},
+    passed::{PassedSocket, PassedSockets},
+    write_buffer::BufferedSocket,
+};
 use crate::{
     api::{
         access::{Identity, Peer},
@@ -44,10 +39,6 @@ use crate::{
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Shortest interval between two log lines about failed accepts.
 const ACCEPT_LINE: Duration = Duration::from_secs(10);
-/// Most sockets that the daemon takes from systemd.
-const PASSED_MAX: u32 = 64;
-/// Most connections that the system queues until they are accepted (listen(2)).
-const BACKLOG: i32 = 1024;
 
 /// The bound sockets, as a stream of accepted connections.
 pub struct Listeners {
@@ -65,41 +56,41 @@ enum Listener {
     /// The file comes first, so it is dropped first. While the socket is open, no other file can
     /// have the inode number of its file.
     Unix(SocketFile, UnixListener),
+    /// Sockets that this process makes.
+    Inside(UnboundedReceiver<StdUnixStream>),
 }
 
-/// The file of a Unix socket. Dropping it removes the file if the daemon created it.
-struct SocketFile {
-    path: PathBuf,
-    made: Option<FileNumber>,
-}
+/// Makes connections to a daemon of the same process. Clones reach the same daemon.
+#[derive(Clone, Debug)]
+pub struct Inside(UnboundedSender<StdUnixStream>);
 
-/// Device and inode number of a file. They tell whether the file at a path is still the same one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FileNumber(u64, u64);
-
-impl FileNumber {
-    fn of(path: &Path) -> io::Result<Self> {
-        fs::symlink_metadata(path).map(|there| Self(there.dev(), there.ino()))
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let Some(made) = self.made else { return };
-        let removed = match FileNumber::of(&self.path) {
-            Ok(there) if there == made => fs::remove_file(&self.path),
-            // Another daemon has created its own socket there since.
-            Ok(_) => Ok(()),
-            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(err) => Err(err),
-        };
-        if let Err(err) = removed {
-            tracing::warn!(path = %self.path.display(), %err, "cannot remove the file of the Unix socket");
-        }
+impl Inside {
+    /// Returns one end of a new pair of sockets, whose other end the daemon serves.
+    ///
+    /// # Errors
+    /// Those of socketpair(2), or the daemon has ended.
+    pub fn connect(&self) -> io::Result<StdUnixStream> {
+        let (ours, theirs) = StdUnixStream::pair()?;
+        theirs.set_nonblocking(true)?;
+        let sent = self.0.send(theirs);
+        sent.map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the daemon has ended"))?;
+        Ok(ours)
     }
 }
 
 impl Listeners {
+    /// Returns listeners that serve this process alone, and the way to them.
+    pub fn inside() -> (Self, Inside) {
+        let (sender, receiver) = unbounded_channel();
+        let listeners = Self {
+            sockets: vec![Listener::Inside(receiver)],
+            next: 0,
+            pause: None,
+            errors: LineBudget::new(1, ACCEPT_LINE),
+        };
+        (listeners, Inside(sender))
+    }
+
     /// Binds all endpoints. An optional Unix socket that cannot be bound is left out, unless
     /// another daemon listens on it.
     ///
@@ -110,13 +101,21 @@ impl Listeners {
         for endpoint in endpoints {
             match endpoint {
                 Endpoint::Tcp(address) => {
-                    sockets.push(Listener::Tcp(bind_tcp("tcp", *address, endpoints)?));
+                    sockets.push(Listener::Tcp(bind::tcp(
+                        "tcp",
+                        *address,
+                        leaves_ipv4(*address, endpoints),
+                    )?));
                 }
                 Endpoint::Tls(address) => {
-                    sockets.push(Listener::Tls(bind_tcp("tls", *address, endpoints)?));
+                    sockets.push(Listener::Tls(bind::tcp(
+                        "tls",
+                        *address,
+                        leaves_ipv4(*address, endpoints),
+                    )?));
                 }
                 Endpoint::Systemd => sockets.extend(passed(tls)?),
-                Endpoint::Unix { path, optional } => match bind_unix(path, file) {
+                Endpoint::Unix { path, optional } => match bind::unix(path, file) {
                     Ok((file, listener)) => sockets.push(Listener::Unix(file, listener)),
                     Err(err) if *optional && err.kind() != io::ErrorKind::AddrInUse => {
                         tracing::info!(%err, "cannot bind the default Unix socket; continuing without it");
@@ -144,40 +143,16 @@ impl Listeners {
         self.sockets
             .iter()
             .filter_map(|listener| match listener {
+                Listener::Inside(_) => None,
                 Listener::Tcp(tcp) => tcp.local_addr().ok().map(Endpoint::Tcp),
                 Listener::Tls(tcp) => tcp.local_addr().ok().map(Endpoint::Tls),
                 Listener::Unix(file, _) => Some(Endpoint::Unix {
-                    path: file.path.clone(),
+                    path: file.path().to_owned(),
                     optional: false,
                 }),
             })
             .collect()
     }
-}
-
-fn named(err: io::Error, what: &dyn std::fmt::Display) -> io::Error {
-    io::Error::new(err.kind(), format!("cannot listen on {what}: {err}"))
-}
-
-/// Binds an address. `scheme` is that of its endpoint, for the error.
-fn bind_tcp(scheme: &str, address: SocketAddr, endpoints: &[Endpoint]) -> io::Result<TcpListener> {
-    let bind = || {
-        let family = if address.is_ipv6() {
-            AddressFamily::INET6
-        } else {
-            AddressFamily::INET
-        };
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let socket = socket_with(family, SocketType::STREAM, flags, None)?;
-        sockopt::set_socket_reuseaddr(&socket, true)?;
-        if address.is_ipv6() && leaves_ipv4(address, endpoints) {
-            sockopt::set_ipv6_v6only(&socket, true)?;
-        }
-        rustix::net::bind(&socket, &address)?;
-        rustix::net::listen(&socket, BACKLOG)?;
-        TcpListener::from_std(socket.into())
-    };
-    bind().map_err(|err| named(err, &format_args!("{scheme}://{address}")))
 }
 
 /// Returns whether an endpoint on `[::]` must serve IPv6 only, because another endpoint names an
@@ -196,39 +171,15 @@ fn leaves_ipv4(address: SocketAddr, endpoints: &[Endpoint]) -> bool {
 /// Takes the sockets that systemd has bound. A TCP socket on another address than loopback is
 /// served with TLS, and is an error if no TLS is configured.
 fn passed(tls: bool) -> io::Result<Vec<Listener>> {
-    // listenfd adds to this number without a check, so a large one would overflow.
-    let count = std::env::var("LISTEN_FDS")
-        .ok()
-        .and_then(|count| count.parse::<u32>().ok());
-    if count.is_some_and(|count| count > PASSED_MAX) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("invalid LISTEN_FDS: at most {PASSED_MAX} sockets can be taken from systemd"),
-        ));
-    }
-    let mut passed = listenfd::ListenFd::from_env();
     let mut sockets = Vec::new();
-    for number in 0..passed.len() {
-        if let Ok(Some(listener)) = passed.take_unix_listener(number) {
-            let path = listener
-                .local_addr()?
-                .as_pathname()
-                .map(Path::to_owned)
-                .unwrap_or_default();
-            listener.set_nonblocking(true)?;
-            let file = SocketFile { path, made: None };
-            sockets.push(Listener::Unix(file, UnixListener::from_std(listener)?));
-            continue;
-        }
-        let taken = passed.take_tcp_listener(number)?;
-        let Some(listener) = taken else { continue };
-        let address = listener.local_addr()?;
-        listener.set_nonblocking(true)?;
-        let listener = TcpListener::from_std(listener)?;
-        sockets.push(match (address.ip().is_loopback(), tls) {
-            (true, _) => Listener::Tcp(listener),
-            (false, true) => Listener::Tls(listener),
-            (false, false) => {
+    for socket in PassedSockets::of_environment()?.into_all() {
+        sockets.push(match socket {
+            PassedSocket::Unix(file, listener) => Listener::Unix(file, listener),
+            PassedSocket::Tcp(listener, address) if address.ip().is_loopback() => {
+                Listener::Tcp(listener)
+            }
+            PassedSocket::Tcp(listener, _) if tls => Listener::Tls(listener),
+            PassedSocket::Tcp(_, address) => {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidInput,
                     format!("systemd passed tcp://{address}, which is not loopback: that needs [listen.tls]"),
@@ -245,87 +196,6 @@ fn passed(tls: bool) -> io::Result<Vec<Listener>> {
     Ok(sockets)
 }
 
-/// Binds a Unix socket with the configured owner and mode. Replaces the socket file of a dead
-/// daemon, but not a socket that a process listens on.
-fn bind_unix(path: &Path, file: UnixFile) -> io::Result<(SocketFile, UnixListener)> {
-    let bind = || {
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        // The lock orders two daemons that start at once. The later one then sees the socket of the
-        // earlier.
-        let _looking = lock_folder(path)?;
-        if let Ok(there) = fs::symlink_metadata(path) {
-            if !there.file_type().is_socket() {
-                return Err(io::Error::new(
-                    io::ErrorKind::AlreadyExists,
-                    "the path exists and is not a socket",
-                ));
-            }
-            match is_served(path)? {
-                true => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::AddrInUse,
-                        "another daemon answers there",
-                    ));
-                }
-                false => fs::remove_file(path)?,
-            }
-        }
-        // No client may connect before the file has its owner and mode.
-        let others = umask(Mode::from_raw_mode(0o777));
-        let listener = UnixListener::bind(path);
-        umask(others);
-        let listener = listener?;
-        // From here on, an error drops this value and so removes the file.
-        let made = SocketFile {
-            path: path.to_owned(),
-            made: Some(FileNumber::of(path)?),
-        };
-        if let Some((user, group)) = file.owner {
-            chown(path, Some(user), Some(group))?;
-        }
-        fs::set_permissions(path, fs::Permissions::from_mode(file.mode))?;
-        Ok((made, listener))
-    };
-    bind().map_err(|err| named(err, &format_args!("unix://{}", path.display())))
-}
-
-/// Returns whether a process listens on a socket's file. Does not block. A socket whose backlog is
-/// full has a listener.
-fn is_served(path: &Path) -> io::Result<bool> {
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
-        Ok(()) | Err(Errno::AGAIN | Errno::INPROGRESS) => Ok(true),
-        Err(Errno::CONNREFUSED) => Ok(false),
-        Err(err) => Err(err.into()),
-    }
-}
-
-/// How long to wait for the lock of the folder.
-const LOCKED: Duration = Duration::from_secs(2);
-
-/// Locks the folder of a socket's file with flock(2). The lock is held until the returned file is
-/// dropped.
-fn lock_folder(path: &Path) -> io::Result<fs::File> {
-    let folder = fs::File::open(path.parent().unwrap_or(Path::new("/")))?;
-    let until = Instant::now() + LOCKED;
-    loop {
-        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(folder),
-            Err(Errno::WOULDBLOCK) if Instant::now() < until => thread::sleep(LOCKED / 100),
-            Err(Errno::WOULDBLOCK) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::AddrInUse,
-                    "another process holds the lock of the folder of the socket",
-                ));
-            }
-            Err(err) => return Err(err.into()),
-        }
-    }
-}
-
 impl Stream for Listeners {
     type Item = Accepted;
 
@@ -335,12 +205,21 @@ impl Stream for Listeners {
             ready!(pause.as_mut().poll(cx));
             this.pause = None;
         }
-        let (before, from) = this.sockets.split_at(this.next);
-        for listener in from.iter().chain(before) {
+        let count = this.sockets.len();
+        let (before, from) = this.sockets.split_at_mut(this.next);
+        for listener in from.iter_mut().chain(before) {
             // The next poll begins with the listener after this one, so that a flood at one
             // endpoint does not starve another.
-            this.next = (this.next + 1) % this.sockets.len();
+            this.next = (this.next + 1) % count;
             let accepted = match listener {
+                Listener::Inside(made) => match made.poll_recv(cx) {
+                    Poll::Ready(Some(stream)) => {
+                        let (user, group) = (geteuid().as_raw(), getegid().as_raw());
+                        Poll::Ready(Ok(Waiting::Unix(stream, Peer::unix(user, group))))
+                    }
+                    // Without a sender, no connection will come.
+                    Poll::Ready(None) | Poll::Pending => Poll::Pending,
+                },
                 Listener::Tcp(tcp) | Listener::Tls(tcp) => tcp.poll_accept(cx).map(|accepted| {
                     let (stream, peer) = accepted?;
                     // With Nagle's algorithm, an answer that waits for an acknowledgement delays a
@@ -447,7 +326,7 @@ impl Accepted {
         let Waiting::Unix(_, peer) = &self.socket else {
             return false;
         };
-        let own = rustix::process::geteuid().as_raw();
+        let own = geteuid().as_raw();
         let is_own =
             |identity: &Identity| matches!(identity, Identity::Uid(uid) if [0, own].contains(uid));
         peer.identities.iter().any(is_own)

@@ -1,6 +1,6 @@
 //! The rim: how a call arrives, from a socket to a service of [`crate::api`].
 //!
-//! * [`listen`]: the listening sockets
+//! * [`listen`]: the listening sockets, over `bind` and `passed`
 //! * [`tls`]: mutual TLS for API connections
 //! * `preface`: the first bytes of a connection
 //! * `http`: one HTTP/2 connection, over `write_buffer`, the buffered socket
@@ -66,11 +66,13 @@ use crate::{
 };
 
 mod admission;
+pub(crate) mod bind;
 mod busy_poll;
 mod http;
 pub mod in_process;
 pub mod listen;
 mod message;
+pub(crate) mod passed;
 mod preface;
 mod router;
 mod threads;

@@ -2,7 +2,7 @@
 //!
 //! * `openmetrics`: the text that Prometheus reads
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Unit;
 use tls_sessiond_core::session::histogram::HistogramCounts;
@@ -10,7 +10,7 @@ use tls_sessiond_proto as pb;
 
 use crate::api::admin::{Admin, Snapshot};
 
-pub(super) mod openmetrics;
+pub(crate) mod openmetrics;
 
 /// A kind of metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,22 @@ pub(crate) enum Values {
     Histograms(BTreeMap<Labels, HistogramCounts>),
 }
 
-const fn metric(
+/// Metrics at one time.
+pub(crate) trait Metrics: fmt::Debug + Send + Sync + 'static {
+    /// Passes each metric on with its values, in the order in which they are written.
+    ///
+    /// # Errors
+    /// Those of `write`.
+    fn write(&self, write: &mut dyn FnMut(Metric, Values) -> fmt::Result) -> fmt::Result;
+}
+
+impl<M: Metrics> Metrics for Arc<M> {
+    fn write(&self, write: &mut dyn FnMut(Metric, Values) -> fmt::Result) -> fmt::Result {
+        M::write(self, write)
+    }
+}
+
+pub(crate) const fn metric(
     name: &'static str,
     kind: Kind,
     unit: Option<&'static Unit>,
@@ -59,12 +74,12 @@ const fn metric(
 
 static BYTES_UNIT: Unit = Unit::Bytes;
 static SECONDS_UNIT: Unit = Unit::Seconds;
-const BYTES: Option<&Unit> = Some(&BYTES_UNIT);
-const SECONDS: Option<&Unit> = Some(&SECONDS_UNIT);
+pub(crate) const BYTES: Option<&Unit> = Some(&BYTES_UNIT);
+pub(crate) const SECONDS: Option<&Unit> = Some(&SECONDS_UNIT);
 
 macro_rules! metrics {
     ($($constant:ident = $name:literal, $kind:ident, $unit:expr, $help:literal;)*) => {
-        $(const $constant: Metric = metric($name, Kind::$kind, $unit, $help);)*
+        $(pub(crate) const $constant: Metric = metric($name, Kind::$kind, $unit, $help);)*
         /// All metrics, in the order in which they are written.
         #[cfg(test)]
         const ALL: &[Metric] = &[$($constant),*];
@@ -159,15 +174,10 @@ impl Everything {
         };
         Self { snapshot, calls }
     }
+}
 
-    /// Passes each metric on with its values, in the order of the table.
-    ///
-    /// # Errors
-    /// Those of `write`.
-    pub(crate) fn write(
-        &self,
-        write: &mut dyn FnMut(Metric, Values) -> fmt::Result,
-    ) -> fmt::Result {
+impl Metrics for Everything {
+    fn write(&self, write: &mut dyn FnMut(Metric, Values) -> fmt::Result) -> fmt::Result {
         let mut to = Out(write);
         let status = &self.snapshot.status;
         let build = vec![
@@ -190,7 +200,9 @@ impl Everything {
         self.rings(&mut to)?;
         self.process(&mut to)
     }
+}
 
+impl Everything {
     fn rings(&self, to: &mut Out<'_>) -> fmt::Result {
         let rings = &self.snapshot.status.rings;
         if rings.is_empty() {
@@ -554,14 +566,14 @@ fn seconds(time: Option<&prost_types::Timestamp>) -> u64 {
 }
 
 /// Passes metrics on. Rows with equal labels are added up, so that no metric has one twice.
-struct Out<'w>(&'w mut dyn FnMut(Metric, Values) -> fmt::Result);
+pub(crate) struct Out<'w>(pub(crate) &'w mut dyn FnMut(Metric, Values) -> fmt::Result);
 
 impl Out<'_> {
-    fn info(&mut self, metric: Metric, labels: Labels) -> fmt::Result {
+    pub(crate) fn info(&mut self, metric: Metric, labels: Labels) -> fmt::Result {
         (self.0)(metric, Values::Info(labels))
     }
 
-    fn counts(
+    pub(crate) fn counts(
         &mut self,
         metric: Metric,
         rows: impl IntoIterator<Item = (Labels, u64)>,
@@ -570,7 +582,7 @@ impl Out<'_> {
         (self.0)(metric, Values::Counts(rows))
     }
 
-    fn seconds(&mut self, metric: Metric, time: Duration) -> fmt::Result {
+    pub(crate) fn seconds(&mut self, metric: Metric, time: Duration) -> fmt::Result {
         (self.0)(metric, Values::Seconds(time))
     }
 
@@ -595,27 +607,28 @@ fn added_up<V: Default>(
     sums
 }
 
+/// Returns the row of a metric in its document.
+#[cfg(test)]
+pub(crate) fn row(metric: &Metric) -> String {
+    let unit = metric.unit.map_or("", |unit| match unit {
+        Unit::Bytes => "_bytes",
+        _ => "_seconds",
+    });
+    let (suffix, kind) = match metric.kind {
+        Kind::Counter => ("_total", "counter"),
+        Kind::Gauge => ("", "gauge"),
+        Kind::Histogram => ("", "histogram"),
+        Kind::Info => ("_info", "info"),
+    };
+    format!(
+        "| `{}{unit}{suffix}` | {kind} | {} |",
+        metric.name, metric.help
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Returns the row of a metric in docs/operations.md.
-    fn row(metric: &Metric) -> String {
-        let unit = metric.unit.map_or("", |unit| match unit {
-            Unit::Bytes => "_bytes",
-            _ => "_seconds",
-        });
-        let (suffix, kind) = match metric.kind {
-            Kind::Counter => ("_total", "counter"),
-            Kind::Gauge => ("", "gauge"),
-            Kind::Histogram => ("", "histogram"),
-            Kind::Info => ("_info", "info"),
-        };
-        format!(
-            "| `{}{unit}{suffix}` | {kind} | {} |",
-            metric.name, metric.help
-        )
-    }
 
     #[test]
     fn documents_have_every_metric_and_no_other() {

@@ -10,7 +10,7 @@ use prometheus_client::{
 };
 use tls_sessiond_core::session::histogram::{BOUNDS_MICROS, HistogramCounts};
 
-use super::{Everything, Kind, Labels, Metric, Values};
+use super::{Kind, Labels, Metric, Metrics, Values};
 
 /// The media type of the text.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -19,17 +19,22 @@ pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 ///
 /// # Errors
 /// None: writing to a text does not fail.
-pub(crate) fn encode(everything: Everything) -> Result<String, fmt::Error> {
+pub(crate) fn encode(metrics: impl Metrics) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(everything));
+    registry.register_collector(Box::new(Collected(metrics)));
     let mut written = String::with_capacity(64 << 10);
     text::encode(&mut written, &registry)?;
     Ok(written)
 }
 
-impl Collector for Everything {
+/// Metrics, as prometheus-client collects them.
+#[derive(Debug)]
+struct Collected<M>(M);
+
+impl<M: Metrics> Collector for Collected<M> {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        self.write(&mut |metric, values| write(&mut encoder, metric, values))
+        self.0
+            .write(&mut |metric, values| write(&mut encoder, metric, values))
     }
 }
 

@@ -10,7 +10,7 @@
 
 mod census;
 pub mod operator;
-mod process;
+pub(crate) mod process;
 mod recent;
 mod snapshot;
 mod status;
@@ -26,6 +26,7 @@ use tls_sessiond_proto as pb;
 use tls_sessiond_proto::admin_service_server::AdminService;
 use tonic::{Request, Response, Status, async_trait};
 
+pub(crate) use self::status::build;
 use self::{operator::Operator, status::View};
 pub(crate) use self::{snapshot::Snapshot, totals::Totals};
 use super::{

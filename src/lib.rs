@@ -4,6 +4,8 @@
 //! The modules, in reading order. Each imports only modules below it (`ARCHITECTURE.md`):
 
 pub mod cli; // serve and check, and the commands that call a daemon
+pub mod proxy; // TLS for programs that speak plaintext
+
 pub mod daemon; // the life of the daemon, from configuration to drain
 
 pub mod otlp; // traces and metrics, sent to a collector

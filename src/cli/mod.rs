@@ -1,6 +1,7 @@
-//! The command line: serve, check, and the commands that call a daemon.
+//! The command line: serve, proxy, check, and the commands that call a daemon.
 //!
 //! * `serve`: one run of the daemon, from its signals to its exit status
+//! * `proxy`: the same for the proxies
 //! * `process`: settings of the process before it serves
 //! * `remote`: commands that call a daemon over gRPC
 //! * `defaults`: the commented configuration of `config defaults`
@@ -26,6 +27,7 @@ use crate::{
 mod defaults;
 mod pages;
 mod process;
+mod proxy;
 mod remote;
 mod serve;
 
@@ -87,6 +89,10 @@ enum Command {
         /// The configuration file. Without it, the file of --config.
         file: Option<PathBuf>,
     },
+    /// Terminate TLS for a backend that speaks plaintext, or originate TLS for local programs, with
+    /// sessions that all proxies share. Serves no API.
+    #[command(after_long_help = proxy::EXAMPLES)]
+    Proxy(Box<proxy::ProxyOptions>),
     #[command(flatten)]
     Remote(RemoteCommand),
     /// Print the configuration that the daemon runs, check a file, or print the defaults.
@@ -196,6 +202,9 @@ pub fn run() -> ExitCode {
     };
     let done = match command.unwrap_or(Command::Serve) {
         Command::Serve => serve::serve(&options),
+        Command::Proxy(one) => proxy::with_proxy(options, &one)
+            .map_err(Error::from)
+            .and_then(|options| proxy::run(&options)),
         Command::Check { file } | Command::Config(ConfigCommand::Check { file }) => {
             match file.or(options.config) {
                 Some(file) => check(&file, options.set),
@@ -239,13 +248,22 @@ pub fn run() -> ExitCode {
 fn parse() -> Result<Cli, clap::Error> {
     let matches = Cli::command().try_get_matches()?;
     let cli = Cli::from_arg_matches(&matches)?;
-    let (ignored, by): (&[_], _) = match cli.command {
-        Some(Command::Remote(_) | Command::Config(ConfigCommand::Print)) => {
+    let of_proxy_health = match &cli.command {
+        Some(Command::Remote(command)) => command.ignored_options(),
+        _ => None,
+    };
+    let (ignored, by): (&[_], _) = match (&cli.command, of_proxy_health) {
+        (_, Some(ignored)) => (ignored, "health --proxy, which calls no daemon"),
+        (Some(Command::Remote(_) | Command::Config(ConfigCommand::Print)), _) => {
             (&LOCAL_OPTIONS, "a command that calls a daemon")
         }
         _ => (&remote::OPTIONS, "this command, which calls no daemon"),
     };
-    let given = |id: &&&str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    let is_own = |id: &&str| {
+        matches!(cli.command, Some(Command::Proxy(_))) && proxy::SHARED_OPTIONS.contains(id)
+    };
+    let given =
+        |id: &&&str| matches.value_source(id) == Some(ValueSource::CommandLine) && !is_own(id);
     match ignored.iter().find(given) {
         None => Ok(cli),
         Some(option) => Err(Cli::command().error(
@@ -276,9 +294,15 @@ fn check(file: &std::path::Path, set: Vec<String>) -> Result<(), Error> {
     };
     let config = options.load()?;
     Log::check(&config.log).map_err(|err| config.audit_error(err))?;
+    let count = config.proxies.len();
+    let proxies = crate::proxy::PreparedProxies::check(&config)?;
     let prepared = Prepared::read(config)?;
     let mut warnings = prepared.warnings();
-    let contexts = prepared.context_names().join(", ");
+    warnings.extend(proxies);
+    let mut contexts = prepared.context_names().join(", ");
+    if count > 0 {
+        contexts += &format!("; proxies: {count}");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

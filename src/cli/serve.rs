@@ -34,13 +34,13 @@ use crate::{
 
 /// Time that files may take to read before the log says so, and before the next SIGHUP starts a
 /// reload of its own.
-const SLOW: Duration = Duration::from_secs(10);
+pub(super) const SLOW: Duration = Duration::from_secs(10);
 /// Time that the end of the process waits for unwritten lines of the log, normally and after a
 /// second signal.
-const FLUSH: Duration = Duration::from_secs(1);
-const FLUSH_AT_ONCE: Duration = Duration::from_millis(50);
+pub(super) const FLUSH: Duration = Duration::from_secs(1);
+pub(super) const FLUSH_AT_ONCE: Duration = Duration::from_millis(50);
 /// Time of a stop besides the drain: sockets that do not close, the shared store, the collector, the log.
-const END: Duration = Duration::from_secs(15);
+pub(super) const END: Duration = Duration::from_secs(15);
 /// Maximum number of reloads that wait for files at a time.
 const HANGING_MAX: usize = 8;
 
@@ -79,7 +79,7 @@ async fn run(options: Options) -> Result<(), Error> {
 }
 
 /// A log that is flushed when it is dropped, also if an error or a panic ends the process.
-struct Flushed(Log);
+pub(super) struct Flushed(pub(super) Log);
 
 impl Drop for Flushed {
     fn drop(&mut self) {
@@ -151,12 +151,12 @@ async fn attest(supervisor: Supervisor, every: Duration, pulse: Pulse) {
     }
 }
 
-fn start_log(config: &Config) -> Result<Log, Error> {
+pub(super) fn start_log(config: &Config) -> Result<Log, Error> {
     Log::start(&config.log).map_err(|err| config.audit_error(err).into())
 }
 
 /// Runs `act` on a thread of its own. The end of the process does not wait for the thread.
-fn aside<T: Send + 'static>(
+pub(super) fn aside<T: Send + 'static>(
     act: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<oneshot::Receiver<T>> {
     let (tells, told) = oneshot::channel();
@@ -169,17 +169,17 @@ fn aside<T: Send + 'static>(
 
 /// The signals that this process handles. From [`Signals::take`] on, none of them ends the process
 /// by itself. A signal that arrives before it is waited for is kept.
-struct Signals {
+pub(super) struct Signals {
     /// Makes write(2) beyond the limit of a file's size an error instead of the end of the process.
     /// Nothing waits for this signal.
     _file_size: Signal,
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
+    pub(super) terminate: Signal,
+    pub(super) interrupt: Signal,
+    pub(super) hangup: Signal,
 }
 
 impl Signals {
-    fn take() -> io::Result<Self> {
+    pub(super) fn take() -> io::Result<Self> {
         Ok(Self {
             _file_size: signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?,
             hangup: signal(SignalKind::hangup())?,
@@ -218,7 +218,7 @@ impl ReloadAsk {
 
 impl ReloadAsks {
     /// Returns the next one. `None`: there are no more.
-    async fn next(&mut self) -> Option<ReloadAsk> {
+    pub(super) async fn next(&mut self) -> Option<ReloadAsk> {
         let Self { hangup, asked } = self;
         let call = async {
             match asked {
@@ -357,7 +357,7 @@ async fn reload_once(
 }
 
 /// Logs one line for each warning about a configuration.
-fn tell_warnings(warnings: &[ConfigError]) {
+pub(super) fn tell_warnings(warnings: &[ConfigError]) {
     for warning in warnings {
         tracing::warn!(%warning, "the configuration is valid, but may not be what was intended");
     }
@@ -401,7 +401,9 @@ fn tell(
 }
 
 /// Waits for files to be read, and logs if that takes long.
-async fn patiently<T>(mut reading: oneshot::Receiver<T>) -> Result<T, oneshot::error::RecvError> {
+pub(super) async fn patiently<T>(
+    mut reading: oneshot::Receiver<T>,
+) -> Result<T, oneshot::error::RecvError> {
     if let Ok(read) = timeout(SLOW, &mut reading).await {
         return read;
     }
@@ -435,7 +437,7 @@ async fn stop(
     });
 }
 
-async fn next(terminate: &mut Signal, interrupt: &mut Signal) -> SignalKind {
+pub(super) async fn next(terminate: &mut Signal, interrupt: &mut Signal) -> SignalKind {
     tokio::select! {
         _ = terminate.recv() => SignalKind::terminate(),
         _ = interrupt.recv() => SignalKind::interrupt(),

@@ -6,6 +6,8 @@ use super::{ConfigError, check::Check, raw};
 
 /// The admin address while none is set.
 pub(super) const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9551);
+/// The admin address of the command `proxy` while none is set.
+pub const DEFAULT_PROXY_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9552);
 
 /// The address of metrics, probes and the status page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,11 +37,36 @@ pub(super) fn read(
     check: &Check<'_>,
     raw: &raw::RawListen,
 ) -> Result<Option<AdminEndpoint>, ConfigError> {
-    let refuse = |message: String| Err(check.refuse("listen.admin", message));
-    let text = match raw.admin.as_deref() {
+    endpoint(
+        check,
+        raw,
+        "listen.admin",
+        raw.admin.as_deref(),
+        DEFAULT_ADMIN,
+    )
+}
+
+/// Checks `listen.proxy_admin`. `None`: it is off.
+pub(super) fn read_proxy(
+    check: &Check<'_>,
+    raw: &raw::RawListen,
+) -> Result<Option<AdminEndpoint>, ConfigError> {
+    let text = raw.proxy_admin.as_deref();
+    endpoint(check, raw, "listen.proxy_admin", text, DEFAULT_PROXY_ADMIN)
+}
+
+fn endpoint(
+    check: &Check<'_>,
+    raw: &raw::RawListen,
+    key: &str,
+    text: Option<&str>,
+    default: SocketAddr,
+) -> Result<Option<AdminEndpoint>, ConfigError> {
+    let refuse = |message: String| Err(check.refuse(key, message));
+    let text = match text {
         None => {
             return Ok(Some(AdminEndpoint {
-                address: DEFAULT_ADMIN,
+                address: default,
                 door: AdminDoor::Local,
                 optional: true,
             }));

@@ -11,13 +11,13 @@ use tls_sessiond_types::Version;
 
 use super::{ConfigError, check::Check, raw};
 
-/// Checks one context. Opens no file.
+/// Checks one context. `table` names its table in errors. Opens no file.
 pub(super) fn context(
     check: &Check<'_>,
-    place: usize,
+    table: &str,
     raw: &raw::RawContext,
 ) -> Result<ContextConfig, ConfigError> {
-    let key = |name: &str| format!("context[{place}].{name}");
+    let key = |name: &str| format!("{table}.{name}");
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     for (field, name) in [
         ("name", &raw.name),

@@ -23,13 +23,14 @@ mod log;
 mod omission;
 mod origin;
 mod otlp;
+mod proxy;
 mod raw;
 mod store;
 mod ticket_keys;
 mod units;
 mod withhold;
 
-pub use admin::{AdminDoor, AdminEndpoint};
+pub use admin::{AdminDoor, AdminEndpoint, DEFAULT_PROXY_ADMIN};
 use check::Check;
 use context::context;
 pub use effective::EffectiveValue;
@@ -37,6 +38,10 @@ pub use error::{ConfigError, InvalidValue, Source};
 pub use log::{Audit, Filter, Level, LogConfig, LogFormat};
 use origin::ENV_PREFIX;
 pub use otlp::OtlpConfig;
+pub use proxy::{
+    Away, Destination, Network, Originate, ProxyConfig, ProxyListen, ProxyRole, ServerNamePattern,
+    SessionsAt, SessionsTls, Site, Terminate,
+};
 pub use store::{StoreAddress, StoreConfig};
 pub use ticket_keys::{SavedRing, TicketKeysConfig};
 use tls_sessiond_core::{
@@ -79,6 +84,10 @@ pub struct Config {
     pub ticket_keys: Vec<TicketKeysConfig>,
     /// The contexts, at least one.
     pub contexts: Vec<ContextConfig>,
+    /// The proxies, which the command `proxy` runs.
+    pub proxies: Vec<ProxyConfig>,
+    /// The address of metrics and probes of the command `proxy`. `None`: there is none.
+    pub proxy_admin: Option<AdminEndpoint>,
     origin: origin::Origin,
 }
 
@@ -340,13 +349,13 @@ impl Config {
             None => {
                 vec![ContextConfig {
                     self_made: true,
-                    ..context(&check, 0, &raw::RawContext::default())?
+                    ..context(&check, "context[0]", &raw::RawContext::default())?
                 }]
             }
             Some(list) => {
                 let mut contexts: Vec<ContextConfig> = Vec::with_capacity(list.len());
                 for (place, raw) in list.iter().enumerate() {
-                    let context = context(&check, place, raw)?;
+                    let context = context(&check, &format!("context[{place}]"), raw)?;
                     if contexts.iter().any(|other| other.name == context.name) {
                         let message = format!(
                             "a context named `{}` is defined above; names must be unique",
@@ -379,6 +388,8 @@ impl Config {
                 return Err(check.refuse(&format!("access[{place}].contexts[{at}]"), message));
             }
         }
+        let proxies = proxy::read(&check, &raw.proxy)?;
+        let proxy_admin = admin::read_proxy(&check, &raw.listen)?;
         Ok(Self {
             api,
             unix,
@@ -392,6 +403,8 @@ impl Config {
             store,
             ticket_keys,
             contexts,
+            proxies,
+            proxy_admin,
             origin,
         })
     }
@@ -480,6 +493,41 @@ impl Config {
         }
     }
 
+    /// Checks whether a reload of the proxies may replace `running` by this configuration. Listeners
+    /// and the place of the sessions are fixed, and no key may return to its default because it is
+    /// missing.
+    ///
+    /// # Errors
+    /// Names the first key that is missing, or the first one that differs and cannot change at run
+    /// time.
+    pub fn proxies_can_follow(&self, running: &Self) -> Result<(), ConfigError> {
+        omission::check(self, running)?;
+        let admin = match self.proxy_admin == running.proxy_admin {
+            true => Ok(()),
+            false => Err("listen.proxy_admin".to_owned()),
+        };
+        let same = admin.and_then(|()| proxy::can_follow(&self.proxies, &running.proxies));
+        same.map_err(|key| {
+            ConfigError::whole(&format!(
+                "{key} cannot change at run time; restart the proxy to apply it. Nothing of the new configuration is used"
+            ))
+        })
+    }
+
+    /// Returns the error of a command that needs a proxy.
+    pub fn no_proxy(&self) -> ConfigError {
+        ConfigError::whole(
+            "there is no proxy to run: write a [[proxy]], or say where it goes with --backend or --connect",
+        )
+    }
+
+    /// Returns the error of a proxy that flags describe beside those of the configuration.
+    pub fn proxies_twice(&self) -> ConfigError {
+        ConfigError::whole(
+            "the configuration has [[proxy]] already: leave out the flags that describe one, or set a key with --set proxy.0.KEY=VALUE",
+        )
+    }
+
     /// Returns an error about `log.audit`, found when the file was opened.
     pub fn audit_error(&self, what: impl fmt::Display) -> ConfigError {
         Check {
@@ -515,6 +563,14 @@ impl Config {
             origin: &self.origin,
         }
         .refuse(&format!("ticket_keys[{place}].{key}"), what.to_string())
+    }
+
+    /// Returns an error about a key of a proxy, found when its files were opened.
+    pub fn proxy_error(&self, place: usize, key: &str, what: impl fmt::Display) -> ConfigError {
+        Check {
+            origin: &self.origin,
+        }
+        .refuse(&format!("proxy[{place}].{key}"), what.to_string())
     }
 
     /// Returns an error about a key of `otlp`, found when its files were opened.

@@ -9,6 +9,8 @@
 //!
 //! * Contexts are matched by name. If a context is missing while others are there, it is removed:
 //!   its users lose it. A context with a new name is taken as it is written.
+//! * Proxies are matched by their place, because a reload changes neither their number nor their
+//!   order. Their routes are matched by their place if there are as many as before.
 //! * Access rules may be fewer. All of their keys are required, and the first match counts, so a
 //!   file that ends early grants less. Removing a rule that stands before others is an edit: no
 //!   omission looks like it.
@@ -71,6 +73,14 @@ pub(super) fn check(next: &Config, running: &Config) -> Result<(), ConfigError> 
             }
         }
     }
+    compare_items(
+        old,
+        new,
+        &["proxy", "route"],
+        &mut Vec::new(),
+        "",
+        &mut missing,
+    );
     for place in next.origin.overridden_contexts() {
         let at = |config: &Config| {
             config
@@ -153,6 +163,39 @@ fn compare<'r>(
     }
 }
 
+/// Compares the items of two lists of tables by their place, and in each pair the lists of the further
+/// names.
+fn compare_items<'r>(
+    old: &'r Table,
+    new: &Table,
+    lists: &[&str],
+    path: &mut Vec<String>,
+    key: &str,
+    missing: &mut Vec<Missing<'r>>,
+) {
+    let Some((list, within)) = lists.split_first() else {
+        return;
+    };
+    let (Some(Value::Array(old)), Some(Value::Array(new))) = (old.get(*list), new.get(*list))
+    else {
+        return;
+    };
+    // A list that has another length was edited. No item has to stand at its place then.
+    if old.len() != new.len() {
+        return;
+    }
+    for (place, (old, new)) in old.iter().zip(new).enumerate() {
+        let (Value::Table(old), Value::Table(new)) = (old, new) else {
+            continue;
+        };
+        let key = format!("{key}{list}[{place}].");
+        path.extend([(*list).to_owned(), place.to_string()]);
+        compare(old, new, path, &key, missing);
+        compare_items(old, new, within, path, &key, missing);
+        path.truncate(path.len() - 2);
+    }
+}
+
 fn contexts(keys: &Table) -> Option<&Vec<Value>> {
     keys.get("context")?.as_array()
 }
@@ -167,12 +210,16 @@ fn name(context: &Value) -> &str {
 /// Returns those missing keys whose absence would change the running configuration. Returns `None`
 /// if their absence changes nothing.
 fn returned<'m, 'r>(missing: &'m [Missing<'r>], running: &Config) -> Option<Vec<&'m Missing<'r>>> {
+    let read = |keys: Table| Config::check(running.origin.clone(), keys).ok();
+    // The daemon of a proxy runs with other values than those that were read.
+    let whole = read(running.origin.merged().clone());
     let matters = |left_out: &[&Missing<'_>]| {
         let mut keys = running.origin.merged().clone();
         left_out
             .iter()
             .for_each(|missing| remove(&mut keys, &missing.path));
-        Config::check(running.origin.clone(), keys).map_or(true, |without| without != *running)
+        let without = read(keys);
+        without.is_none() || without != whole
     };
     let all: Vec<_> = missing.iter().collect();
     if all.is_empty() || !matters(&all) {

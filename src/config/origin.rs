@@ -264,9 +264,7 @@ fn assign(table: &mut Table, key: &str, value: Value) -> Result<(), InvalidValue
                 table.insert(part.to_owned(), value);
                 return Ok(());
             }
-            Value::Table(table) => table
-                .entry(part)
-                .or_insert_with(|| Value::Table(Table::new())),
+            Value::Table(table) => table.entry(part).or_insert_with(|| empty(parts.peek())),
             Value::Array(list) => {
                 // An empty list is like a missing key: `context = []` means the built-in context.
                 if list.is_empty() && part == "0" {

@@ -24,6 +24,8 @@ pub(super) struct RawFile {
     pub(super) ticket_keys: Vec<RawTicketKeys>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) context: Option<Vec<RawContext>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) proxy: Vec<RawProxy>,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -37,6 +39,8 @@ pub(super) struct RawListen {
     pub(super) admin: Option<String>,
     pub(super) admin_public: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) proxy_admin: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) tls: Option<RawListenTls>,
 }
 
@@ -48,6 +52,7 @@ impl Default for RawListen {
             unix_owner: String::new(),
             admin: None,
             admin_public: false,
+            proxy_admin: None,
             tls: None,
         }
     }
@@ -314,6 +319,79 @@ impl Default for RawContext {
             idle_timeout: "5m".into(),
         }
     }
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table `[[proxy]]`")]
+pub(super) struct RawProxy {
+    pub(super) listen: String,
+    pub(super) backend: String,
+    pub(super) plaintext: bool,
+    pub(super) route: Vec<RawRoute>,
+    pub(super) connect: String,
+    pub(super) server_name: String,
+    pub(super) certificate: OneOrMany,
+    pub(super) key: OneOrMany,
+    pub(super) client_ca: String,
+    pub(super) client_auth: String,
+    pub(super) versions: Vec<String>,
+    pub(super) cipher_suites: Vec<String>,
+    pub(super) key_exchange: Vec<String>,
+    pub(super) alpn: Vec<String>,
+    pub(super) proxy_protocol: String,
+    pub(super) proxy_protocol_from: Vec<String>,
+    pub(super) backend_away: String,
+    pub(super) handshake_timeout: String,
+    pub(super) connect_timeout: String,
+    pub(super) idle_timeout: String,
+    pub(super) connections: usize,
+    pub(super) sessions: String,
+    pub(super) sessions_ca: String,
+    pub(super) sessions_certificate: String,
+    pub(super) sessions_key: String,
+    pub(super) context: String,
+}
+
+impl Default for RawProxy {
+    fn default() -> Self {
+        Self {
+            listen: "tls://127.0.0.1:8443".into(),
+            backend: String::new(),
+            plaintext: false,
+            route: Vec::new(),
+            connect: String::new(),
+            server_name: String::new(),
+            certificate: OneOrMany::default(),
+            key: OneOrMany::default(),
+            client_ca: String::new(),
+            client_auth: "none".into(),
+            versions: vec!["1.2".into(), "1.3".into()],
+            cipher_suites: Vec::new(),
+            key_exchange: Vec::new(),
+            alpn: Vec::new(),
+            proxy_protocol: "off".into(),
+            proxy_protocol_from: vec!["127.0.0.0/8".into(), "::1/128".into()],
+            backend_away: "close".into(),
+            handshake_timeout: "10s".into(),
+            connect_timeout: "5s".into(),
+            idle_timeout: "5m".into(),
+            connections: 5_000,
+            sessions: "own".into(),
+            sessions_ca: "system".into(),
+            sessions_certificate: String::new(),
+            sessions_key: String::new(),
+            context: "default".into(),
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table `[[proxy.route]]`")]
+pub(super) struct RawRoute {
+    pub(super) server_names: Vec<String>,
+    pub(super) backend: String,
+    pub(super) certificate: OneOrMany,
+    pub(super) key: OneOrMany,
 }
 
 /// `"tls.crt"` or `["a.crt", "b.crt"]`.

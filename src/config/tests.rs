@@ -48,7 +48,7 @@ fn configuration_errors_name_key_and_line() {
         ),
         (
             "[listen]\n\nadress = 1\n",
-            "c.toml:3: listen.adress: unknown field `adress`, expected one of `api`, `unix_mode`, `unix_owner`, `admin`, `admin_public`, `tls`",
+            "c.toml:3: listen.adress: unknown field `adress`, expected one of `api`, `unix_mode`, `unix_owner`, `admin`, `admin_public`, `proxy_admin`, `tls`",
         ),
         (
             "[limits]\nconnections = \"many\"\n",

@@ -78,10 +78,12 @@ fn configuration_reference_has_every_key() {
     let own: toml::Table = section("## listen.tls").parse().unwrap();
     let access: toml::Table = section("## access").parse().unwrap();
     let rings: toml::Table = section("## ticket_keys").parse().unwrap();
+    let proxies: toml::Table = section("## proxy").parse().unwrap();
+    let proxy = proxies["proxy"][0].as_table().unwrap();
     let sections = [
         (
             "no_such_key",
-            and(and(keys(&table), "access"), "ticket_keys"),
+            and(and(and(keys(&table), "access"), "ticket_keys"), "proxy"),
         ),
         (
             "listen.no_such_key",
@@ -98,6 +100,11 @@ fn configuration_reference_has_every_key() {
         (
             "ticket_keys.0.no_such_key",
             keys(rings["ticket_keys"][0].as_table().unwrap()),
+        ),
+        ("proxy.0.no_such_key", keys(proxy)),
+        (
+            "proxy.0.route.0.no_such_key",
+            keys(proxy["route"][0].as_table().unwrap()),
         ),
         (
             "limits.no_such_key",
@@ -133,6 +140,17 @@ fn configuration_reference_has_every_key() {
             .collect();
         assert_eq!(said, real, "{unknown}");
     }
+}
+
+// Invariant 13.
+#[test]
+fn reference_of_the_proxy_shows_the_defaults() {
+    let text = section("## proxy");
+    let (without_routes, _) = text.split_once("\n# Clients by server name").unwrap();
+    let said = load(without_routes, &[]).unwrap();
+    let backend = "[[proxy]]\nbackend = \"tcp://127.0.0.1:8080\"\n";
+    assert_eq!(said.proxies, load(backend, &[]).unwrap().proxies);
+    load(text, &[]).unwrap();
 }
 
 /// Returns the names of tests in the last column of a document's tables.

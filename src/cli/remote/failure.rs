@@ -32,6 +32,9 @@ pub(super) enum Failure {
         address: DaemonAddress,
         cause: String,
     },
+    /// A proxy cannot be reached, or does not answer in time.
+    #[error("cannot reach the proxy at {address}: {cause}")]
+    ProxyUnreachable { address: String, cause: String },
     /// The daemon answered with an error.
     #[error("{}", refusal(.0))]
     Refused(Box<Status>),
@@ -95,7 +98,7 @@ impl Failure {
         match self {
             Self::Usage(_) => EX_USAGE,
             Self::File { .. } => EX_CONFIG,
-            Self::Unreachable { .. } => EX_UNAVAILABLE,
+            Self::Unreachable { .. } | Self::ProxyUnreachable { .. } => EX_UNAVAILABLE,
             Self::Stdout(err) if err.kind() == io::ErrorKind::BrokenPipe => 0,
             Self::Refused(_)
             | Self::No(_)

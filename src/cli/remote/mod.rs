@@ -2,6 +2,7 @@
 //!
 //! * `address`, `tls`, `socket`, `channel`: the way to the daemon
 //! * `failure`: why a command fails, and its exit status
+//! * `http`: requests to a program of this host that speaks HTTP
 //! * `printer`, `screen`, `yaml`, `message`, `words`, `text`: the forms of an answer
 //! * `id`: ids as a person writes them
 //! * `confirmation`: questions to a person before something that cannot be undone
@@ -25,6 +26,7 @@ mod contexts;
 mod doctor;
 mod failure;
 mod health;
+mod http;
 mod id;
 mod keys;
 mod message;
@@ -111,6 +113,17 @@ pub(super) const OPTIONS: [&str; 8] = [
     "color",
 ];
 
+/// The options that `health --proxy` does not use.
+const IGNORED_BY_PROXY_HEALTH: [&str; 7] = [
+    "config",
+    "set",
+    "address",
+    "ca",
+    "certificate",
+    "key",
+    "tls_server_name",
+];
+
 /// Parses a duration of the configuration that is more than 0.
 fn timeout(text: &str) -> Result<Duration, String> {
     let duration = config::duration(text).map_err(|err| err.to_string())?;
@@ -130,7 +143,7 @@ pub(super) enum RemoteCommand {
     /// Show the state of the daemon as a live screen in the terminal, with rates and sorted tables.
     #[command(after_long_help = top::EXAMPLES)]
     Top(top::TopArgs),
-    /// Ask whether the daemon accepts work (grpc.health.v1), for probes.
+    /// Ask whether the daemon (grpc.health.v1) or a proxy accepts work, for probes.
     #[command(after_long_help = health::EXAMPLES)]
     Health(health::HealthArgs),
     /// List, show and free connections.
@@ -169,6 +182,14 @@ pub(super) enum RemoteCommand {
 }
 
 impl RemoteCommand {
+    /// Returns the names of the options that a command would ignore because it calls no daemon.
+    pub(super) fn ignored_options(&self) -> Option<&'static [&'static str]> {
+        match self {
+            Self::Health(args) if args.asks_a_proxy() => Some(&IGNORED_BY_PROXY_HEALTH),
+            _ => None,
+        }
+    }
+
     async fn run(self, console: &Console) -> Result<Verdict, Failure> {
         match self {
             Self::Status => status::status(console).await,

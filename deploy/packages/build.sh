@@ -39,7 +39,7 @@ cp "$root/deploy/packages/tls-sessiond.toml" "$root/LICENSE-APACHE" "$root/LICEN
 cp -r "$root/deploy/packages/scripts" .
 mkdir -p systemd completions doc/docs doc/deploy/systemd
 cp "$root/deploy/systemd/tls-sessiond.service" "$root/deploy/systemd/tls-sessiond@.service" \
-    "$root/deploy/systemd/tls-sessiond-keys@.service" \
+    "$root/deploy/systemd/tls-sessiond-keys@.service" "$root/deploy/systemd/tls-sessiond-proxy.service" \
     "$root/deploy/systemd/tls-sessiond.socket" systemd
 cp "$root/deploy/systemd/sysusers.d/tls-sessiond.conf" sysusers.conf
 cp "$root/deploy/systemd/tmpfiles.d/tls-sessiond.conf" tmpfiles.conf

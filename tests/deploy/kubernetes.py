@@ -52,6 +52,7 @@ SPIFFE = {"certificates": "spiffe", "spiffeHelperImage": {"tag": "VERSION"}}
 TWO = {"central": {"replicas": 2}}
 STORE = {"sharedStore": {"enabled": True}}
 METRICS = {"monitoring": {"enabled": True}}
+PROXY = {"proxy": {"enabled": True, "example": {"enabled": True, "image": image("python")}}}
 # Kustomization, component, and the values of the chart that give the same objects.
 CHOICES = [
     ("overlays/sidecar", None, SIDECAR),
@@ -62,7 +63,11 @@ CHOICES = [
     ("overlays/sidecar", "components/pod-monitor", {**SIDECAR, **METRICS}),
     ("overlays/central-cert-manager", "components/service-monitor", {**CENTRAL, **METRICS}),
     ("overlays/central-shared-store", "components/service-monitor", {**CENTRAL, **STORE, **METRICS, **TWO}),
+    ("examples/plain-backend", None, {**CENTRAL, **PROXY}),
+    ("examples/plain-backend-sidecar", None, {**IMAGE_VALUES, **PROXY}),
 ]
+# This component changes examples/plain-backend, as monitoring.enabled of the chart does beside the metrics of the daemon.
+PROXY_METRICS = "examples/plain-backend with components/proxy-monitor"
 SERVICE_MONITOR = "overlays/central-cert-manager with components/service-monitor"
 # Kustomizations that the chart does not have.
 OTHERS = ["base", "examples/central-worker", "examples/nginx-keys", "examples/rust-workers"]
@@ -85,6 +90,10 @@ REFUSED = [
     ({"monitoring": {"enabled": "yes"}}, "'/monitoring/enabled'"),
     ({"sidecar": {"resources": {"limits": {"memory": "lots"}}}}, "'/sidecar/resources/limits"),
     ({"imagePullSecrets": ["registry"]}, "'/imagePullSecrets/0'"),
+    ({"proxy": {"enabled": "yes"}}, "'/proxy/enabled'"),
+    ({"proxy": {"backendPort": 0}}, "'/proxy/backendPort'"),
+    ({"proxy": {"backend": "tcp://10.0.0.1:80"}}, "'backend' not allowed"),
+    ({"proxy": {"enabled": True}, "sidecar": {"example": {"enabled": True}}}, "'not' failed"),
 ]
 
 
@@ -145,10 +154,13 @@ def render():
         charts[title], notes = helm(values)
         if "kubectl" not in notes:
             fail(f"the chart as {title} has no notes: {notes}")
+    folder = RUN / "kustomize-proxy-monitor"
+    found[PROXY_METRICS] = rendered.kustomize_with(folder, *(os.path.relpath(KUBERNETES / part, folder) for part in PROXY_METRICS.split(" with ")))
     tried = {str(path.parent.relative_to(KUBERNETES)) for path in KUBERNETES.rglob("kustomization.yaml")}
     known = {*OTHERS, *(part for overlay, component, _ in CHOICES for part in (overlay, component))}
-    # These are parts of all overlays, and of an example.
-    if missing := tried - known - {"components/sidecar", "components/central", "components/keys-agent"}:
+    # These are parts of overlays and examples.
+    parts = {"sidecar", "central", "keys-agent", "proxy-sidecar", "proxy-sidecar-socket", "proxy-monitor"}
+    if missing := tried - known - {f"components/{part}" for part in parts} - {"examples/plain-backend-application"}:
         fail(f"the test does not render {missing}")
     shown(f"kubectl kustomize renders {len(found)} sets of objects without a warning, and the chart {len(charts)}")
     return found, charts
@@ -270,13 +282,14 @@ def main():
         arguments_exist(found)
         readmes.inject_by_chart(readmes.inject())
         readmes.inject_agent()
+        readmes.inject_proxy()
 
         files = running.authority(RUN / "authority")
         cluster = running.Cluster(images(), running.secrets(files))
         running.store(stack, files)
         running.check(cluster, dict(both(found, charts)))
         running.run_all(cluster, files, found)
-        readmes.run_readmes(stack, cluster, files, found["overlays/sidecar"])
+        readmes.run_readmes(stack, cluster, files, found["overlays/sidecar"], found["examples/plain-backend"])
 
 
 main()

@@ -48,6 +48,7 @@ FILES = """
 -rwxr-xr-x root/root /usr/bin/tls-sessiond
 -rw-r--r-- root/root /etc/tls-sessiond/tls-sessiond.toml
 -rw-r--r-- root/root /usr/lib/systemd/system/tls-sessiond-keys@.service
+-rw-r--r-- root/root /usr/lib/systemd/system/tls-sessiond-proxy.service
 -rw-r--r-- root/root /usr/lib/systemd/system/tls-sessiond.service
 -rw-r--r-- root/root /usr/lib/systemd/system/tls-sessiond@.service
 -rw-r--r-- root/root /usr/lib/systemd/system/tls-sessiond.socket
@@ -178,7 +179,7 @@ def lives(package):
         state = [machine.property("tls-sessiond", name) for name in ("ActiveState", "UnitFileState")]
         if state != ["inactive", "disabled"]:
             fail(f"after the installation the unit is {state}")
-        said = machine.run(["systemd-analyze", "verify", "--man=no", "tls-sessiond.service", "tls-sessiond@web.service", "tls-sessiond.socket"])
+        said = machine.run(["systemd-analyze", "verify", "--man=no", "tls-sessiond.service", "tls-sessiond@web.service", "tls-sessiond-proxy.service", "tls-sessiond.socket"])
         if said:
             fail(f"systemd-analyze verify printed\n{said}")
         machine.run(f"cd /root/first; {COMMANDS['install']}")
@@ -186,10 +187,13 @@ def lives(package):
         shown("the package starts nothing; then the commands of the README start it")
 
         pid = machine.property("tls-sessiond", "MainPID")
+        # A proxy beside it, with sessions of its own.
+        machine.write("/etc/tls-sessiond/proxy.toml", '[[proxy]]\nbackend = "tcp://127.0.0.1:1"\n')
+        machine.run("systemctl start tls-sessiond-proxy; tls-sessiond health --proxy")
         machine.run(f"echo '# mine' >>{CONFIGURATION}; touch /etc/tls-sessiond/tls.key /var/log/tls-sessiond/audit.log")
         upgrade, restart = COMMANDS["upgrade"].strip().split("\n")
         said = machine.run(f"cd /root/second; {upgrade}")
-        if "tls-sessiond.service runs the old version" not in said or machine.property("tls-sessiond", "MainPID") != pid:
+        if any(f"{unit}.service runs the old version" not in said for unit in ("tls-sessiond", "tls-sessiond-proxy")) or machine.property("tls-sessiond", "MainPID") != pid:
             fail(f"an upgrade has restarted the daemon, or did not name it\n{said}")
         machine.run(f"grep -x '# mine' {CONFIGURATION}; {restart}; tls-sessiond health")
         if machine.property("tls-sessiond", "MainPID") == pid:

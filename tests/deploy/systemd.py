@@ -15,6 +15,7 @@ PEERS = ROOT / ".peers"
 COMMANDS = readme(UNITS / "README.md")
 SOCKET = "/run/tls-sessiond/api.sock"
 UNIT = "tls-sessiond.service"
+PROXY = "tls-sessiond-proxy.service"
 
 
 def files_agree():
@@ -48,11 +49,11 @@ def installs(machine):
 
 def is_verified(machine):
     """systemd-analyze prints nothing, and the exposure is at most 1.5."""
-    units = [f"/etc/systemd/system/{name}" for name in (UNIT, "tls-sessiond@web.service", "tls-sessiond.socket")]
+    units = [f"/etc/systemd/system/{name}" for name in (UNIT, "tls-sessiond@web.service", PROXY, "tls-sessiond.socket")]
     said = machine.run(["systemd-analyze", "verify", "--man=no", *units])
     if said:
         fail(f"{machine.name}: systemd-analyze verify printed\n{said}")
-    for unit in (UNIT, "tls-sessiond@.service"):
+    for unit in (UNIT, "tls-sessiond@.service", PROXY):
         exposure = exposed(machine, f"/etc/systemd/system/{unit}")
         shown(f"{machine.name}: systemd-analyze verify prints nothing; exposure of {unit} is {exposure}")
 
@@ -242,7 +243,7 @@ def takes_the_socket(machine):
 def runs_instances(machine):
     """Two instances of the template run at the same time, each with its own files."""
     machine.run(COMMANDS["instance"])
-    machine.run(COMMANDS["instance"].replace("web", "mail").replace("9552", "9553"))
+    machine.run(COMMANDS["instance"].replace("web", "mail").replace("9561", "9562"))
     for name in ("web", "mail"):
         is_active(machine, f"tls-sessiond@{name}")
         machine.run(f"test -d /var/log/tls-sessiond-{name}; stat -c '%a %U' /run/tls-sessiond-{name} | grep -x '750 tls-sessiond'")
@@ -290,6 +291,71 @@ def gives_ticket_keys(machine):
         cp -a /root/before.toml /etc/tls-sessiond/tls-sessiond.toml
     """)
     shown(f"{machine.name}: the unit of the agent gives ticket keys, and leaves the ring at a stop")
+
+
+def visit_proxy(machine, *session):
+    """Visits the proxy as a TLS client. Returns what openssl printed: the kind of the handshake, and the page."""
+    inside = ["nsenter", f"--target={machine.leader}", "--net", "--"]
+    request = b"GET /livez HTTP/1.0\r\nHost: localhost\r\n\r\n"
+    client = ["openssl", "s_client", "-ign_eof", "-connect", "127.0.0.1:443", "-CAfile", machine.root / "root/ca.crt", "-verify_return_error"]
+    return run(*inside, *client, *session, input=request, stdin=None)
+
+
+def runs_proxies(machine):
+    """The proxy of the README before a backend that speaks plaintext: the admin address of the daemon."""
+    machine.run(f"systemctl start {UNIT}")
+    machine.run(f"cd /root; {COMMANDS['proxy'].replace('8080', '9551')}")
+    is_active(machine, PROXY)
+    pid = main_pid(machine, PROXY)
+    status = dict(re.findall(r"^(\w+):\s+(.*)$", machine.run(f"cat /proc/{pid}/status"), re.M))
+    user = machine.run("id -u tls-sessiond-proxy").strip()
+    # CAP_NET_BIND_SERVICE alone.
+    expected = {"Uid": "\t".join([user] * 4), "NoNewPrivs": "1", "Seccomp": "2", "CapEff": f"{1 << 10:016x}", "CapBnd": f"{1 << 10:016x}"}
+    if different := {name: status[name] for name, value in expected.items() if status[name] != value}:
+        fail(f"/proc/PID/status of the proxy: {different}, expected {expected}")
+    # Several, because a lookup that misses its deadline on a busy machine consumes one.
+    sessions = [machine.root / f"root/session-{number}" for number in range(4)]
+    said = [visit_proxy(machine, "-sess_out", session) for session in sessions][0]
+    if "New, TLSv1.3" not in said or "alive" not in said:
+        fail(f"the first visit printed\n{said}\n{machine.journal(PROXY)}")
+
+    machine.run(COMMANDS["proxy-reload"])
+    machine.run("sed -i 's/^key = .*/key = \"proxy.crt\"/' /etc/tls-sessiond/proxy.toml")
+    machine.run(f"systemctl reload {PROXY}", 1)
+    if "proxy[0].key" not in machine.journal(PROXY):
+        fail(f"the journal does not name the key\n{machine.journal(PROXY)}")
+    machine.run("sed -i 's/^key = .*/key = \"proxy.key\"/' /etc/tls-sessiond/proxy.toml")
+    machine.run("cat /root/client.crt >/etc/tls-sessiond/proxy.crt; cat /root/client.key >/etc/tls-sessiond/proxy.key")
+    machine.run(f"systemctl reload {PROXY}")
+    until("the proxy has the other certificate", lambda: re.search("CN ?= ?client", visit_proxy(machine)))
+    machine.run("cat /root/tls.crt >/etc/tls-sessiond/proxy.crt; cat /root/tls.key >/etc/tls-sessiond/proxy.key")
+    if main_pid(machine, PROXY) != pid:
+        fail("a reload has replaced the process of the proxy")
+    shown(f"{machine.name}: the proxy serves as its user on port 443; a reload takes a certificate, and one with an error fails the job")
+
+    # The key as a credential, from a start on.
+    machine.run(f"""
+        install -d -m 0700 /etc/tls-sessiond/private
+        mv /etc/tls-sessiond/proxy.key /etc/tls-sessiond/private/proxy.key
+        chmod 0400 /etc/tls-sessiond/private/proxy.key
+        install -D -m 0644 /source/deploy/systemd/proxy-credentials.conf /etc/systemd/system/{PROXY}.d/proxy-credentials.conf
+        systemctl daemon-reload
+        systemctl restart {PROXY}
+    """)
+    until("the proxy has its daemon", lambda: machine.run("tls-sessiond health --proxy") == "serving\n")
+    said = [visit_proxy(machine, "-sess_in", session) for session in sessions]
+    if not any("Reused, TLSv1.3" in one for one in said):
+        fail(f"after a restart of the proxy no client resumes\n{said[-1]}\n{machine.journal(PROXY)}")
+    machine.run(f"printf wrong >>/etc/tls-sessiond/proxy.toml; systemctl restart {PROXY}", 1)
+    found = [machine.property(PROXY, name) for name in ("ActiveState", "ExecMainStatus", "NRestarts")]
+    if found != ["failed", "78", "0"]:
+        fail(f"state, status and restarts of the proxy after a wrong configuration: {found}")
+    machine.run(f"sed -i 's/^wrong//' /etc/tls-sessiond/proxy.toml; systemctl start {PROXY}; systemctl stop {PROXY} {UNIT}")
+    found = [machine.property(PROXY, name) for name in ("ActiveState", "Result", "ExecMainStatus")]
+    if found != ["inactive", "success", "0"]:
+        fail(f"state, result and status of the proxy after a stop: {found}\n{machine.journal(PROXY)}")
+    machine.run(f"rm -r /etc/systemd/system/{PROXY}.d /etc/tls-sessiond/private /etc/tls-sessiond/proxy.*; systemctl daemon-reload")
+    shown(f"{machine.name}: a client resumes after a restart of the proxy, whose key is a credential; a wrong configuration ends with 78; a stop with 0")
 
 
 BUSY = """
@@ -389,7 +455,7 @@ def main():
     with Machine("debian-12") as old:
         old.binary, old.name = binary, "systemd 252"
         certificates(old)
-        for step in (installs, is_verified, starts, is_confined, reloads, refuses_notify_reload, restarts, stops, gives_ticket_keys, takes_the_socket, runs_instances,
+        for step in (installs, is_verified, starts, is_confined, reloads, refuses_notify_reload, restarts, stops, runs_proxies, gives_ticket_keys, takes_the_socket, runs_instances,
                      takes_credentials, works_within_the_filter):
             step(old)
     with Machine("debian-13") as new:

@@ -57,12 +57,12 @@ async fn pods_share_sessions_over_a_socket_and_mutual_tls() {
 
 #[tokio::test]
 async fn kubernetes_and_helm_give_the_same_valid_objects() {
-    tries("kubernetes.py", 30).await;
+    tries("kubernetes.py", 36).await;
 }
 
 #[tokio::test]
 async fn units_run_under_real_systemds() {
-    tries("systemd.py", 20).await;
+    tries("systemd.py", 24).await;
 }
 
 #[tokio::test]

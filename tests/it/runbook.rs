@@ -150,7 +150,8 @@ fn panels_have_a_unit_and_a_description_and_name_metrics_that_exist() {
             "{title}"
         );
     }
-    let documented: BTreeSet<_> = between(&read("docs/operations.md"), "\n| `", "`")
+    let documents = read("docs/operations.md") + &read("docs/proxy.md");
+    let documented: BTreeSet<_> = between(&documents, "\n| `", "`")
         .map(ToOwned::to_owned)
         .collect();
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';

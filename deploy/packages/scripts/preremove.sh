@@ -3,6 +3,6 @@
 set -e
 case $1 in remove | 0) ;; *) exit 0 ;; esac
 if [ -d /run/systemd/system ]; then
-    systemctl stop tls-sessiond.socket tls-sessiond.service 'tls-sessiond@*.service'
+    systemctl stop tls-sessiond-proxy.service tls-sessiond.socket tls-sessiond.service 'tls-sessiond@*.service'
 fi
-systemctl --quiet --no-reload disable tls-sessiond.socket tls-sessiond.service tls-sessiond@.service 2>/dev/null || true
+systemctl --quiet --no-reload disable tls-sessiond-proxy.service tls-sessiond.socket tls-sessiond.service tls-sessiond@.service 2>/dev/null || true

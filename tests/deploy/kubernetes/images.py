@@ -52,7 +52,9 @@ def images():
         }
     # Debian's nginx on the root of this machine.
     nginx = {"root": "/", "entrypoint": ["nginx"], "environment": {"PATH": "/usr/sbin:/usr/bin:/bin"}}
-    return {**found, "tls-sessiond-python-worker": python_image(), "nginx": nginx}
+    worker = python_image()
+    python = {**worker, "entrypoint": [], "environment": {**worker["environment"], "PATH": f"{RUN}/python-worker/python/bin:/usr/bin:/bin"}}
+    return {**found, "tls-sessiond-python-worker": worker, "python": python, "nginx": nginx}
 
 
 def python_image():

@@ -104,6 +104,45 @@ def inject_agent():
     shown("the component of ticket keys injects an agent into a Deployment with its label, and leaves others as they are")
 
 
+def inject_proxy():
+    """The component injects a proxy into a Deployment of a user as the README says, and into no other. So does the chart."""
+    folder = RUN / "user-of-proxy"
+    folder.mkdir()
+    (folder / "kustomization.yaml").write_text(blocks(KUBERNETES / "README.md", "# my-own-backend/kustomization.yaml"))
+    spec = {"containers": [{"name": "own", "image": "own:1"}], "initContainers": [{"name": "migrate"}]}
+    kind = {"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"template": {"metadata": {"labels": {"app": "app"}}, "spec": spec}}}
+    labels = {"app": {"tls-sessiond/proxy": "true"}, "plain": {"tls-sessiond/inject": "true"}}
+    made = [{**kind, "metadata": {"name": one, "labels": found}} for one, found in labels.items()]
+    (folder / "deployment.yaml").write_text(yaml.safe_dump_all(copy.deepcopy(made)))
+    objects = {name(one): one for one in kustomize(folder)}
+    if set(objects) != {"Deployment/app", "Deployment/plain", "ConfigMap/tls-sessiond-proxy"} or objects["Deployment/plain"] != made[1]:
+        fail(f"the component changes a Deployment without the label, or adds objects: {objects}")
+    pod = wiring.template(objects["Deployment/app"])["spec"]
+    if [one["name"] for one in pod["initContainers"]] != ["tls-sessiond-proxy", "tls-sessiond-proxy-reload", "migrate"]:
+        fail("expected the proxy before other init containers")
+    if pod["containers"] != spec["containers"]:
+        fail(f"the component changes the application: {pod['containers']}")
+    in_pods = {**made[0], "metadata": {"name": "app", "labels": {**labels["app"], "tls-sessiond/inject": "proxy"}}}
+    (folder / "deployment.yaml").write_text(yaml.safe_dump(copy.deepcopy(in_pods)))
+    (folder / "kustomization.yaml").write_text(blocks(KUBERNETES / "README.md", "# my-own-pods/kustomization.yaml"))
+    (deployment,) = wiring.of_kind(kustomize(folder), "Deployment")
+    in_pods = wiring.template(deployment)["spec"]
+    if in_pods["containers"] != spec["containers"] or len(in_pods["initContainers"]) != 5:
+        fail(f"expected a daemon, a proxy, their reloads, and an application without the socket: {in_pods}")
+    # The chart of inject_by_chart, which depends on ours.
+    chart = RUN / "chart"
+    (chart / "templates/deployment.yaml").write_text(blocks(CHART / "README.md", "# templates/backend.yaml"))
+    values = {"tls-sessiond": {"mode": "central", "proxy": {"enabled": True}}}
+    found, _ = helm(values, name="shop", namespace="web", chart=chart)
+    (deployment,) = [one for one in wiring.of_kind(found, "Deployment") if name(one).endswith("-backend")]
+    ours = {one["name"]: one for one in wiring.template(deployment)["spec"]["initContainers"]}
+    for one in pod["initContainers"][:2]:
+        for key in ("args", "securityContext", "resources", "volumeMounts"):
+            if rendered.ordered(one[key]) != rendered.ordered(ours[one["name"]][key]):
+                fail(f"the chart injects another {key} of {one['name']}: {ours[one['name']][key]}")
+    shown("a proxy is injected into a Deployment with its label, by the component and by a chart that depends on ours")
+
+
 def inject_by_chart(by_component):
     """A chart that depends on ours injects the same containers and volumes."""
     folder = RUN / "chart"
@@ -134,10 +173,12 @@ def inject_by_chart(by_component):
     shown("a chart that depends on ours, as in its README, injects the same containers and volumes as the component")
 
 
-def run_readmes(stack, cluster, files, objects):
+def run_readmes(stack, cluster, files, objects, backend):
     """Runs the commands of both READMEs, word for word. kubectl and helm are stand-ins for those of a cluster."""
     pod = cluster.pod(objects, "tls-sessiond-worker")
     start(stack, "listening on", *pod.command("tls-sessiond"))
+    backend = cluster.pod(backend, "tls-sessiond-application")
+    start(stack, "listening on tls://", *backend.command("tls-sessiond-proxy"))
     cluster_program = pathlib.Path(__file__).with_name("cluster.py")
     programs = RUN / "programs"
     programs.mkdir()
@@ -145,7 +186,8 @@ def run_readmes(stack, cluster, files, objects):
         text = f"#!/bin/sh\nexec {sys.executable} {cluster_program} {program} \"$@\"\n"
         (programs / program).write_text(text)
         (programs / program).chmod(0o755)
-    (RUN / "exec.json").write_text(json.dumps({container: pod.command(container) for container in pod.containers}))
+    running = {container: one.command(container) for one in (backend, pod) for container in one.containers}
+    (RUN / "exec.json").write_text(json.dumps(running))
     path = f"{programs}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "CLUSTER": str(RUN), "KUBECTL": shutil.which("kubectl")}
     place = RUN / "readme"
@@ -168,6 +210,6 @@ def run_readmes(stack, cluster, files, objects):
                 if one["kind"] == "Secret" and set(one["data"]) != wiring.USER_SECRETS[one["metadata"]["name"]]:
                     fail(f"{readme}: {name(one)} has {set(one['data'])}")
             ran += 1
-    if ran != 7:
-        fail(f"expected seven blocks to run, found {ran}")
+    if ran != 9:
+        fail(f"expected nine blocks to run, found {ran}")
     shown(f"{ran} blocks of commands of both READMEs run word for word, with a stand-in for the cluster")

@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 
+import proxies
 import wiring
 from harness import ROOT, fail, run, shown, start, until
 from places import RUN
@@ -128,15 +129,15 @@ def spiffe_helper(pod, **files):
         os.chown(path, 50551, 50551)
 
 
-def visit(version, files, session=None):
-    """Gets the page of the worker as a TLS client. Returns the page, its session, whether it resumed, and the certificate."""
+def visit(version, files, session=None, address=("127.0.0.1", 8443)):
+    """Gets the page of the worker or proxy at this address as a TLS client. Returns the page, its session, whether it resumed, and the certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if session is None else session[1]
     if session is None:
         context.load_verify_locations(cadata=files["ca.crt"].decode())
         context.minimum_version = context.maximum_version = version
     page = b""
     try:
-        with socket.create_connection(("127.0.0.1", 8443), timeout=10) as tcp:
+        with socket.create_connection(address, timeout=10) as tcp:
             with context.wrap_socket(tcp, server_hostname="localhost", session=session and session[0]) as tls:
                 tls.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
                 while part := tls.recv(4096):
@@ -421,6 +422,8 @@ def run_all(cluster, files, found):
         lambda stack: run_metrics(stack, cluster, found["overlays/sidecar with components/pod-monitor"]),
         lambda stack: run_keys(stack, cluster, files, found["examples/nginx-keys"]),
         lambda stack: run_store(stack, cluster, found["overlays/sidecar-shared-store"]),
+        lambda stack: proxies.run_central(stack, cluster, files, found["examples/plain-backend"], visit, PERIOD),
+        lambda stack: proxies.run_socket(stack, cluster, files, found["examples/plain-backend-sidecar"], visit),
     ):
         with contextlib.ExitStack() as stack:
             runs(stack)

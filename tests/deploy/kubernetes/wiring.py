@@ -5,6 +5,8 @@ import pathlib
 import re
 import tomllib
 
+import proxies
+
 # Secrets that the user makes: deploy/kubernetes/README.md.
 USER_SECRETS = {
     "tls-sessiond-web": {"tls.crt", "tls.key"},
@@ -88,6 +90,8 @@ def pod_problems(deployment, objects):
         yield from (f"{container['name']}: {found}" for found in container_problems(container))
     if any(container["name"] == "tls-sessiond-keys" for container in containers(pod)):
         yield from agent_problems(pod)
+    if any(container["name"] == "tls-sessiond-proxy" for container in containers(pod)):
+        yield from proxies.problems(pod, objects)
     if any(container["name"] == "tls-sessiond" for container in containers(pod)):
         yield from daemon_problems(deployment, pod, configuration(objects))
 
@@ -177,7 +181,7 @@ def daemon_problems(deployment, pod, config):
     drain = seconds(config["drain"].get("delay", "0s")) + seconds(config["drain"]["timeout"])
     grace = pod["terminationGracePeriodSeconds"]
     # In a pod with an application, that ends first, and Kubernetes gives it 30 s unless its owner says otherwise.
-    before = 30 if deployment["metadata"]["labels"].get("tls-sessiond/inject") == "true" else 0
+    before = 30 if deployment["metadata"]["labels"].get("tls-sessiond/inject") in ("true", "proxy") else 0
     if grace <= before + drain:
         yield f"terminationGracePeriodSeconds is {grace}, and {before} s and a drain of {drain} s are before its end"
     alive = daemon["livenessProbe"]
@@ -197,7 +201,12 @@ def daemon_problems(deployment, pod, config):
     reload = [container for container in containers(pod) if container["name"] == "tls-sessiond-reload"]
     users = [daemon, *reload]
     if before:
-        users.append(pod["containers"][0])
+        # The proxy, if there is one, or else the application.
+        workers = [container for container in containers(pod) if container["name"] == "tls-sessiond-proxy"] or pod["containers"][:1]
+        users += workers
+        others = [container for container in pod["containers"] if container not in users]
+        if workers != pod["containers"][:1] and any(folder == mount["mountPath"] for one in others for mount in one["volumeMounts"]):
+            yield "the application has the socket that only the proxy needs"
         if [c["name"] for c in pod["initContainers"][:2]] != ["tls-sessiond", "tls-sessiond-reload"]:
             yield "the sidecars are not the first init containers"
         if any(container.get("restartPolicy") != "Always" for container in users[:2]):
@@ -257,8 +266,9 @@ def selector_problems(objects):
         }[one["kind"]]
         yield from (f"{name}: there is no port {port}" for port in set(wanted) - known)
         for endpoint in [*spec.get("podMetricsEndpoints", []), *spec.get("endpoints", [])]:
-            if {"targetLabel": "job", "replacement": "tls-sessiond"} not in endpoint["relabelings"]:
-                yield f"{name}: the rules of deploy/prometheus need the job tls-sessiond"
+            job = "tls-sessiond-proxy" if endpoint["port"] == "proxy-metrics" else "tls-sessiond"
+            if {"targetLabel": "job", "replacement": job} not in endpoint["relabelings"]:
+                yield f"{name}: the rules of deploy/prometheus need the job {job}"
 
 
 def certificate_problems(objects):

@@ -14,7 +14,7 @@
 # The daemon of one pod, with a store that all pods share. docs/configuration.md has all keys,
 # docs/shared-store.md the store.
 {{- else -}}
-# The daemon of one pod. docs/configuration.md has all keys.
+# The daemon of one pod{{ if .Values.proxy.enabled }} with a proxy{{ end }}. docs/configuration.md has all keys.
 {{- end }}
 [listen]
 # No port: on loopback all containers of the pod would be one identity.
@@ -41,8 +41,14 @@ identity = "uid:50551"
 contexts = ["*"]
 role = "admin"
 
+{{ if .Values.proxy.enabled -}}
+# The proxy alone: the application cannot look sessions up.
+[[access]]
+identity = "uid:50553"
+{{- else -}}
 [[access]]
 identity = "local"
+{{- end }}
 contexts = ["*"]
 role = "worker"
 

@@ -43,7 +43,7 @@ impl Watched {
 
 /// An answer over HTTP.
 pub(crate) struct Answer {
-    status: u16,
+    pub(crate) status: u16,
     headers: String,
     pub(crate) body: String,
 }

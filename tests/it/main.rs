@@ -20,6 +20,7 @@ mod clocks;
 mod closing;
 mod command;
 mod contract;
+mod demo;
 #[cfg(feature = "peers")]
 mod deploy;
 mod documents;
@@ -68,6 +69,9 @@ mod otlp;
 mod ownership;
 mod pki;
 mod process;
+#[cfg(feature = "peers")]
+mod proxy;
+mod proxy_ends;
 mod psk_hello;
 mod races;
 mod reflection;

@@ -7,6 +7,7 @@ mod connections;
 mod contexts;
 mod doctor;
 mod keys;
+mod proxy_health;
 mod reach;
 mod scripted;
 mod sessions;

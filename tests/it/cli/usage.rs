@@ -84,6 +84,15 @@ async fn wrong_use_has_status_2_and_names_the_mistake() {
         ),
         ("connections list --limit many", "--limit"),
         ("connections show xyz", "expected an id or its first digits"),
+        (
+            "health --proxy http://192.0.2.1:1",
+            "another address of loopback",
+        ),
+        ("health --proxy --service x", "cannot be used with"),
+        (
+            "health --proxy --address tcp://127.0.0.1:1",
+            "--address has no meaning for health --proxy",
+        ),
         ("sessions revoke", "required arguments were not provided"),
         ("sessions revoke --all --uri x", "cannot be used with"),
         ("sessions revoke --all --before soon", "--before"),

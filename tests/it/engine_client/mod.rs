@@ -1,9 +1,12 @@
 //! Clients whose TLS the daemon runs, with the client's engine: real daemons and real TLS servers.
 
+mod closing;
+mod flow;
+
 use std::{io::ErrorKind, sync::Arc};
 
 use rustls::{
-    AlertDescription, ServerConfig, SupportedProtocolVersion,
+    ServerConfig, SupportedProtocolVersion,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     version::{TLS12, TLS13},
 };
@@ -12,11 +15,7 @@ use tls_sessiond_client::{
     engine::{ClientConnection, Engine, EngineError, EngineStream, FORMAT},
 };
 use tokio::{
-    io::{
-        AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, copy_bidirectional,
-        duplex, split,
-    },
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, server};
@@ -24,7 +23,7 @@ use tokio_rustls::{TlsAcceptor, server};
 use crate::{
     binary::Binary,
     harness::TestDaemon,
-    pki::{Authority, Leaf},
+    pki::Leaf,
     process::{GET, PATIENCE},
     returning::Certificate,
 };
@@ -32,10 +31,6 @@ use crate::{
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 /// The bytes that a socket of these tests holds.
 const SOCKET: usize = 16 << 10;
-/// A transfer that fits into no buffer.
-const LONG: usize = 8 << 20;
-/// More bytes than all buffers of one direction hold.
-const HELD_MAX: usize = 3 << 19;
 
 fn engine(daemon: &TestDaemon) -> Engine {
     engine_at(&format!("tcp://{}", daemon.address))
@@ -184,14 +179,6 @@ fn pattern(length: usize) -> Vec<u8> {
     (0..=250).cycle().take(length).collect()
 }
 
-/// Writes all bytes and counts those that were taken.
-async fn write_counted(stream: &mut (impl AsyncWrite + Unpin), bytes: &[u8], count: &mut usize) {
-    while *count < bytes.len() {
-        *count += stream.write(&bytes[*count..]).await.unwrap();
-    }
-    stream.flush().await.unwrap();
-}
-
 #[tokio::test]
 async fn second_connection_resumes_also_through_another_engine() {
     for version in VERSIONS {
@@ -215,168 +202,6 @@ async fn stream_tells_what_was_agreed() {
             .is_some_and(|peer| peer.dns_names == ["localhost"])
     );
     assert_eq!(near.connection_id().len(), 32);
-}
-
-#[tokio::test]
-async fn end_without_close_notify_is_an_error_and_removes_the_sessions() {
-    for version in VERSIONS {
-        let stage = Stage::start(version).await;
-        let (mut near, far) = stage.open_pair().await;
-        drop(far);
-        let error = read_error(&mut near).await;
-        assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{error}");
-        let error = near.shutdown().await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{error}");
-        stage.ended(false).await;
-    }
-}
-
-#[tokio::test]
-async fn reset_is_an_error_and_removes_the_sessions() {
-    for version in VERSIONS {
-        let stage = Stage::start(version).await;
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let socket = TcpStream::connect(listener.local_addr().unwrap());
-        let (near, far) = tokio::join!(socket, listener.accept());
-        let far = far.unwrap().0;
-        far.set_zero_linger().unwrap();
-        let connect = stage.engine.connect(near.unwrap(), localhost());
-        let (near, far) = tokio::join!(connect, stage.acceptor.accept(far));
-        let (mut near, mut far) = (near.unwrap(), far.unwrap());
-        far.write_all(b"!").await.unwrap();
-        assert_eq!(read(&mut near, 1).await, b"!");
-        assert!(stage.sessions() > 0);
-        drop(far);
-        let error = read_error(&mut near).await;
-        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
-        stage.ended(false).await;
-    }
-}
-
-#[tokio::test]
-async fn stream_that_is_dropped_open_removes_the_sessions() {
-    for version in VERSIONS {
-        let stage = Stage::start(version).await;
-        let (near, _far) = stage.open_pair().await;
-        drop(near);
-        stage.ended(false).await;
-    }
-}
-
-#[tokio::test]
-async fn stream_that_was_shut_down_keeps_the_sessions() {
-    for version in VERSIONS {
-        let stage = Stage::start(version).await;
-        let (mut near, mut far) = stage.open_pair().await;
-        timeout(PATIENCE, near.shutdown()).await.unwrap().unwrap();
-        assert!(rest(&mut far).await.is_empty(), "the close_notify has come");
-        let error = near.write_all(b"late").await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::BrokenPipe);
-        drop(near);
-        stage.ended(true).await;
-    }
-}
-
-#[tokio::test]
-async fn each_side_writes_after_the_other_has_closed() {
-    for version in VERSIONS {
-        let stage = Stage::start(version).await;
-        let data = pattern(200 << 10);
-
-        // The server has closed, and its socket has ended.
-        let (mut near, mut far) = stage.open_pair().await;
-        far.shutdown().await.unwrap();
-        assert!(rest(&mut near).await.is_empty());
-        let write = async {
-            near.write_all(&data).await.unwrap();
-            near.shutdown().await.unwrap();
-        };
-        let ((), heard) = tokio::join!(write, rest(&mut far));
-        assert!(heard == data, "{version:?}");
-        assert!(rest(&mut near).await.is_empty());
-
-        // The engine has closed.
-        let (mut near, mut far) = stage.open_pair().await;
-        near.shutdown().await.unwrap();
-        let write = async {
-            far.write_all(&data).await.unwrap();
-            far.shutdown().await.unwrap();
-        };
-        let ((), heard) = tokio::join!(write, rest(&mut near));
-        assert!(heard == data, "{version:?}");
-        assert!(stage.daemon.core.connections().is_empty());
-        stage.ended(true).await;
-    }
-}
-
-#[tokio::test]
-async fn server_that_goes_after_its_close_notify_leaves_the_sessions() {
-    for version in VERSIONS {
-        let stage = Stage::start(version).await;
-        let (mut near, mut far) = stage.open_pair().await;
-        far.shutdown().await.unwrap();
-        drop(far);
-        assert!(rest(&mut near).await.is_empty());
-        // The socket takes no close_notify any more.
-        timeout(PATIENCE, near.shutdown()).await.unwrap().unwrap();
-        drop(near);
-        stage.ended(true).await;
-    }
-}
-
-#[tokio::test]
-async fn refused_certificate_is_told_to_the_server_and_the_caller() {
-    for version in VERSIONS {
-        let stage = Stage::start(version).await;
-        let stranger = Authority::new("a stranger").leaf(&["localhost"]);
-        let stranger = acceptor_of(&stranger, version);
-        let (near, far) = duplex(SOCKET);
-        let connect = stage.engine.connect(near, localhost());
-        let (refused, told) = tokio::join!(connect, stranger.accept(far));
-        let refused = refused.err().expect("the certificate is not trusted");
-        let text = "this side sent the fatal alert unknown_ca (48)";
-        assert_eq!(refused.to_string(), text, "{version:?}");
-        let told = told.expect_err("an alert");
-        let told: &rustls::Error = told.get_ref().unwrap().downcast_ref().unwrap();
-        let alert = rustls::Error::AlertReceived(AlertDescription::UnknownCA);
-        assert_eq!(*told, alert, "{version:?}");
-    }
-}
-
-#[tokio::test]
-async fn alert_of_the_server_is_named() {
-    let stage = Stage::start(&TLS13).await;
-    let (mut near, far) = stage.open_pair().await;
-    // A record that no key decrypts makes the engine send an alert.
-    let (mut socket, _) = far.into_inner();
-    let junk = [&[23, 3, 3, 0, 32][..], &[7; 32]].concat();
-    socket.write_all(&junk).await.unwrap();
-    let error = read_error(&mut near).await;
-    assert!(
-        error
-            .to_string()
-            .contains("this side sent the fatal alert bad_record_mac")
-    );
-    assert!(!rest_of(&mut socket, near).await.is_empty(), "the alert");
-    stage.ended(false).await;
-
-    // A server that speaks no version of the client.
-    let (near, mut far) = duplex(SOCKET);
-    let refuse = async {
-        read(&mut far, 5).await;
-        far.write_all(&[21, 3, 3, 0, 2, 2, 40]).await.unwrap();
-        far
-    };
-    let (refused, _far) = tokio::join!(stage.engine.connect(near, localhost()), refuse);
-    let refused = refused.err().expect("a refusal");
-    let text = "the peer sent the fatal alert handshake_failure (40)";
-    assert_eq!(refused.to_string(), text);
-}
-
-/// Drops a stream, and returns what its peer still gets.
-async fn rest_of(socket: &mut DuplexStream, stream: Near) -> Vec<u8> {
-    drop(stream);
-    rest(socket).await
 }
 
 #[tokio::test]
@@ -440,6 +265,19 @@ async fn lost_daemon_is_an_error_and_its_successor_is_found() {
 }
 
 #[tokio::test]
+async fn open_stream_outlives_the_begin_of_a_stop_and_ends_with_it() {
+    let mut stage = Stage::with(&TLS13, "[drain]\ntimeout = \"2s\"\n").await;
+    let (mut near, mut far) = stage.open_pair().await;
+    stage.daemon.begin_stop();
+    near.write_all(b"?").await.unwrap();
+    near.flush().await.unwrap();
+    assert_eq!(read(&mut far, 1).await, b"?");
+    let error = read_error(&mut near).await;
+    let kinds = [ErrorKind::ConnectionReset, ErrorKind::ConnectionAborted];
+    assert!(kinds.contains(&error.kind()), "{error}");
+}
+
+#[tokio::test]
 async fn connections_beyond_the_stream_limit_use_further_channels() {
     const COUNT: usize = 250;
     let stage = Stage::with(&TLS13, "[limits]\nstreams = 16\nstreams_non_worker = 16\n").await;
@@ -464,100 +302,6 @@ async fn connections_beyond_the_stream_limit_use_further_channels() {
     assert!(stage.fetch(&stage.engine).await);
 }
 
-#[tokio::test]
-async fn server_that_is_not_read_is_held_up_while_this_side_writes() {
-    for version in VERSIONS {
-        let stage = Stage::start(version).await;
-        let (mut near, far) = stage.open_pair().await;
-        let data = pattern(LONG);
-        let (mut reads, mut writes) = split(far);
-        let mut written = 0;
-        {
-            let mut serve = std::pin::pin!(write_counted(&mut writes, &data, &mut written));
-            let upload = async {
-                near.write_all(&data).await.unwrap();
-                near.flush().await.unwrap();
-            };
-            let both = async { tokio::join!(upload, read(&mut reads, LONG)) };
-            let heard = tokio::select! {
-                ((), heard) = both => heard,
-                () = &mut serve => panic!("everything was buffered"),
-            };
-            assert!(heard == data, "{version:?}");
-            // The server goes on once it is read.
-            let ((), heard) = tokio::join!(serve, read(&mut near, LONG));
-            assert!(heard == data, "{version:?}");
-        }
-        assert_eq!(written, LONG);
-    }
-}
-
-#[tokio::test]
-async fn writer_is_held_up_by_a_server_that_does_not_read() {
-    for version in VERSIONS {
-        let stage = Stage::start(version).await;
-        let (near, mut far) = stage.open_pair().await;
-        let data = pattern(LONG);
-        // The two halves are polled by two tasks.
-        let (mut reads, mut writes) = split(near);
-        let reader = tokio::spawn(async move { (read(&mut reads, LONG).await, reads) });
-        let (taken, upload) = (
-            Arc::new(std::sync::atomic::AtomicUsize::new(0)),
-            data.clone(),
-        );
-        let count = Arc::clone(&taken);
-        let writer = tokio::spawn(async move {
-            for piece in upload.chunks(10_000) {
-                writes.write_all(piece).await.unwrap();
-                count.fetch_add(piece.len(), std::sync::atomic::Ordering::Relaxed);
-            }
-            writes.shutdown().await.unwrap();
-        });
-        timeout(PATIENCE, far.write_all(&data))
-            .await
-            .unwrap()
-            .unwrap();
-        far.flush().await.unwrap();
-        let (heard, mut reads) = timeout(PATIENCE, reader).await.unwrap().unwrap();
-        assert!(heard == data, "{version:?}");
-        let taken = taken.load(std::sync::atomic::Ordering::Relaxed);
-        assert!(taken < HELD_MAX, "{version:?}: {taken}");
-        // The records of the upload are all read, and the peer's tickets too.
-        assert!(rest(&mut far).await == data, "{version:?}");
-        far.shutdown().await.unwrap();
-        assert!(rest(&mut reads).await.is_empty());
-        timeout(PATIENCE, writer).await.unwrap().unwrap();
-        stage.ended(true).await;
-    }
-}
-
-#[tokio::test]
-async fn copy_bidirectional_carries_half_closes() {
-    for version in VERSIONS {
-        let stage = Stage::start(version).await;
-        let (mut near, mut far) = stage.pair().await;
-        let (mut local, mut proxied) = duplex(SOCKET);
-        let data = pattern(1 << 20);
-        let proxy = async { copy_bidirectional(&mut proxied, &mut near).await.unwrap() };
-        let serve = async {
-            let heard = rest(&mut far).await;
-            far.write_all(&heard).await.unwrap();
-            far.shutdown().await.unwrap();
-        };
-        let client = async {
-            local.write_all(&data).await.unwrap();
-            local.shutdown().await.unwrap();
-            rest(&mut local).await
-        };
-        let all = async { tokio::join!(proxy, serve, client) };
-        let (copied, (), heard) = timeout(PATIENCE, all).await.expect("an end");
-        assert_eq!(copied, (1 << 20, 1 << 20));
-        assert!(heard == data);
-        drop(near);
-        stage.ended(true).await;
-    }
-}
-
 #[cfg(feature = "peers")]
 #[tokio::test]
 async fn engines_resume_at_openssl_and_a_killed_server_leaves_no_session() {
@@ -566,7 +310,7 @@ async fn engines_resume_at_openssl_and_a_killed_server_leaves_no_session() {
         let daemon = TestDaemon::with(&certificate.context()).await;
         let (server, address) = crate::interop::s_server(&certificate, &["-www", version]).await;
         for resumed in [false, true, true] {
-            let socket = TcpStream::connect(&address).await.unwrap();
+            let socket = tokio::net::TcpStream::connect(&address).await.unwrap();
             let mut tls = engine(&daemon).connect(socket, localhost()).await.unwrap();
             assert_eq!(tls.resumed(), resumed, "{version}");
             tls.write_all(GET.as_bytes()).await.unwrap();
@@ -574,7 +318,7 @@ async fn engines_resume_at_openssl_and_a_killed_server_leaves_no_session() {
             assert!(page.contains("s_server"), "{page}");
             timeout(PATIENCE, tls.shutdown()).await.unwrap().unwrap();
         }
-        let socket = TcpStream::connect(&address).await.unwrap();
+        let socket = tokio::net::TcpStream::connect(&address).await.unwrap();
         let mut tls = engine(&daemon).connect(socket, localhost()).await.unwrap();
         let ((), error) = tokio::join!(server.kill(), read_error(&mut tls));
         // The killed process may have left bytes unread.

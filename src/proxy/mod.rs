@@ -26,6 +26,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tls_sessiond_core::clock::{Clock, WallTime};
@@ -162,7 +163,9 @@ struct ProxiesState {
     proxies: Vec<Arc<ProxyDoor>>,
     keepers: Vec<Keeper>,
     desks: Vec<SessionsDesk>,
-    loaded: Mutex<Loaded>,
+    loaded: ArcSwap<Loaded>,
+    /// Held by the one reload that runs.
+    turn: Mutex<()>,
     own: Option<daemon::Reload>,
     open_files: Option<u64>,
     started: WallTime,
@@ -258,9 +261,10 @@ impl Proxies {
             refused: AtomicU64::new(0),
             last_reload: Mutex::new(None),
             log: OnceLock::new(),
-            loaded: Mutex::new(loaded),
+            loaded: ArcSwap::from_pointee(loaded),
+            turn: Mutex::default(),
         });
-        let endpoint = shared.loaded.lock().config.proxy_admin;
+        let endpoint = shared.loaded.load().config.proxy_admin;
         let listener = match endpoint {
             Some(endpoint) => AdminListener::bind("listen.proxy_admin", endpoint, admin)?,
             None => None,
@@ -287,7 +291,7 @@ impl Proxies {
 
     /// Returns the addresses that the proxies listen on, and where each sends its connections.
     pub fn ways(&self) -> Vec<(ProxyListen, String)> {
-        let loaded = self.shared.loaded.lock();
+        let loaded = self.shared.loaded.load();
         let to = loaded.config.proxies.iter().map(settings::destination);
         self.listeners
             .iter()
@@ -357,7 +361,7 @@ impl Proxies {
             () = own_stops.cancelled(), if own.is_some() => {}
         }
         self.shared.is_ready.store(false, Ordering::Relaxed);
-        let drain = self.shared.loaded.lock().config.drain;
+        let drain = self.shared.loaded.load().config.drain;
         tracing::info!(connections = tracker.len(), "stopping");
         sleep(drain.delay).await;
         self.drain.cancel();

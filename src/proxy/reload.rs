@@ -103,7 +103,9 @@ impl ProxiesReload {
 
     fn try_apply(&self, config: &Config) -> Result<Vec<ConfigError>, ConfigError> {
         let shared = &self.0;
-        let mut running = shared.loaded.lock();
+        // Files may hang. Nothing but another reload waits for the turn.
+        let _turn = shared.turn.lock();
+        let running = shared.loaded.load_full();
         config.proxies_can_follow(&running.config)?;
         let mut loaded = Loaded::read(config, Some(&running))?;
         let mut lives = Vec::with_capacity(shared.proxies.len());
@@ -118,8 +120,9 @@ impl ProxiesReload {
             proxy.swap(live);
         }
         loaded.take_over(&running);
-        *running = loaded;
-        Ok(running.warnings(Clock::System.now().wall()))
+        let warnings = loaded.warnings(Clock::System.now().wall());
+        shared.loaded.store(Arc::new(loaded));
+        Ok(warnings)
     }
 }
 

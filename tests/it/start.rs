@@ -27,7 +27,7 @@ use crate::{
     process::{PATIENCE, Process, example, run},
 };
 
-fn fifo(path: &Path) {
+pub(crate) fn fifo(path: &Path) {
     mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
 }
 
@@ -53,7 +53,7 @@ async fn signal(id: u32, name: &str) {
 }
 
 /// Opens a pipe for writing. That waits for its reader.
-async fn open_for(reader: &Path) -> fs::File {
+pub(crate) async fn open_for(reader: &Path) -> fs::File {
     let path = reader.to_owned();
     let open =
         tokio::task::spawn_blocking(move || fs::File::options().write(true).open(path).unwrap());

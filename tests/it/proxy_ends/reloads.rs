@@ -1,5 +1,7 @@
 //! SIGHUP: certificates are renewed under open connections, and no reload loosens by omission.
 
+use std::fs;
+
 use rustls::{
     pki_types::CertificateDer,
     version::{TLS12, TLS13},
@@ -10,7 +12,10 @@ use tokio::{
 };
 
 use super::world::{BOTH, Backend, Client, Daemon, Home, Proxies, Tls, fetch};
-use crate::pki::Authority;
+use crate::{
+    pki::Authority,
+    start::{fifo, open_for},
+};
 
 fn certificate(tls: &Tls) -> CertificateDer<'static> {
     tls.get_ref().1.peer_certificates().unwrap()[0].clone()
@@ -217,4 +222,22 @@ async fn reload_that_needs_a_restart_or_leaves_a_key_out_is_refused() {
     assert!(proxies.log().contains("configuration reloaded"));
     let leaf = home.issue("client", &["client.test"]);
     fetch(&home.client_with(&TLS13, &leaf, &[]), &proxies.at[0]).await;
+}
+
+// Invariant 24.
+#[tokio::test]
+async fn file_that_hangs_delays_no_connection_and_no_stop() {
+    let home = Home::new();
+    let backend = Backend::answering("answer").await;
+    let proxies = Proxies::start(&home.proxy(&backend, "own", "")).await;
+    let file = proxies.file();
+    fs::remove_file(&file).unwrap();
+    fifo(&file);
+    proxies.process.signal("HUP").await;
+    let held = open_for(&file).await;
+    let (answer, _) = fetch(&home.client(&TLS13), &proxies.at[0]).await;
+    assert_eq!(answer, "answer");
+    proxies.process.signal("TERM").await;
+    assert!(proxies.process.succeeds().await);
+    drop(held);
 }

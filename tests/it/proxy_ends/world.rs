@@ -1,6 +1,6 @@
 //! The parts of a test: certificates, clients, daemons, backends and proxies.
 
-use std::{fs, net::SocketAddr, process::Stdio, sync::Arc, time::Duration};
+use std::{fs, net::SocketAddr, path::PathBuf, process::Stdio, sync::Arc, time::Duration};
 
 use rustls::{
     ClientConfig, HandshakeKind, ProtocolVersion, RootCertStore, SupportedProtocolVersion,
@@ -416,6 +416,11 @@ impl Proxies {
                 .await;
         }
         late
+    }
+
+    /// Returns the path of its configuration.
+    pub(super) fn file(&self) -> PathBuf {
+        self.folder.path().join("proxy.toml")
     }
 
     pub(super) fn log(&self) -> String {
